@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 
 from serve_app.cli.progress import progress
 from serve_app.cli.server import Server
-from serve_app.cli.submit import follow
+from serve_app.cli.submit import VIEW, files_of, follow
 from serve_app.errors import RefusedError
 
 AMPLIFIED = 16
@@ -46,12 +46,12 @@ def compare(server: Server, body: Mapping[str, Any], pools: Sequence[str], toler
     if not alike:
         print(f"outputs differ: {', '.join(sorted(left))} of {pools[0]}, {', '.join(sorted(right))} of {pools[1]}")
     for node_id in sorted(left.keys() & right.keys()):
-        ours, theirs = list(_files(left[node_id])), list(_files(right[node_id]))
+        ours, theirs = list(files_of(left[node_id])), list(files_of(right[node_id]))
         if len(ours) != len(theirs):
             alike = False
             print(f"node {node_id}: {len(ours)} files of {pools[0]}, {len(theirs)} of {pools[1]}")
         for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-            found = difference(server.download("/view", **one), server.download("/view", **other))
+            found = difference(server.download(VIEW, **one), server.download(VIEW, **other))
             alike &= found.within(tolerance)
             where = ""
             if found.picture is not None:
@@ -109,11 +109,3 @@ def _line(found: Difference, tolerance: float) -> str:
 
 def _size(image: Image.Image) -> str:
     return f"{image.width}×{image.height}"
-
-
-def _files(ui: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Yield every file that a node shows, of whatever kind."""
-    for items in ui.values():
-        for item in items if isinstance(items, list) else ():
-            if isinstance(item, Mapping) and "filename" in item and "type" in item:
-                yield {name: str(item.get(name, "")) for name in ("filename", "subfolder", "type")}

@@ -1,4 +1,4 @@
-"""`serve-app submit` and `watch`: queue a workflow, follow a job to its end, save its images."""
+"""`serve-app submit` and `watch`: queue a workflow, follow a job to its end, save its images, videos and sounds."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from serve_app.errors import FileMissingError, ServeAppError, UnreachableError
 
 POLL_S = 20
 CANCEL_PATIENCE_S = 5.0
+VIEW = "/api/view"
+"""Answers files of every kind; the contract's own /view answers images alone."""
 
 
 def submit(server: Server, body: Mapping[str, Any], directory: Path, *, detach: bool = False) -> int:
-    """Run the body's job, print where its images are, return the exit status. Ctrl-C cancels the job.
+    """Run the body's job, print where its files are, return the exit status. Ctrl-C cancels the job.
 
     detach: print the job's id once it is queued, and leave it to `watch`. The job's id is chosen here, so a request
     that is sent again after a lost connection queues nothing twice.
@@ -46,7 +48,7 @@ def watch(server: Server, job_id: str, directory: Path) -> int:
 
 
 def _saved(server: Server, job_id: str, directory: Path) -> int:
-    """Save an ended job's images and print where; return the exit status."""
+    """Save an ended job's files and print where; return the exit status."""
     entry = server.get(f"/history/{job_id}").get(job_id)
     if entry is None:
         raise UnreachableError(f"{server.url} no longer knows the job {job_id}")
@@ -54,8 +56,8 @@ def _saved(server: Server, job_id: str, directory: Path) -> int:
     if not status["completed"]:
         print(f"serve-app: {status['status_str']}: {'; '.join(status['messages'])}", file=sys.stderr)
         return 1
-    for image in images(entry["outputs"]):
-        print(save(server.download("/view", **image), image, directory))
+    for file in files(entry["outputs"]):
+        print(save(server.download(VIEW, **file), file, directory))
     return 0
 
 
@@ -70,24 +72,31 @@ def follow(server: Server, job_id: str, show: Show) -> None:
         last = stretch["last"]
 
 
-def images(outputs: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Yield {filename, subfolder, type} of every image in a job's outputs, each once."""
-    seen = set()
-    for output in outputs.values():
-        for item in [*output.get("images", ()), *output.get("gifs", ())]:
-            image = (str(item["filename"]), str(item.get("subfolder", "")), str(item["type"]))
-            if image not in seen:
-                seen.add(image)
-                yield dict(zip(("filename", "subfolder", "type"), image, strict=True))
+def files(outputs: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield {filename, subfolder, type} of every file that a job's nodes show, each once."""
+    seen: list[dict[str, str]] = []
+    for ui in outputs.values():
+        for file in files_of(ui):
+            if file not in seen:
+                seen.append(file)
+                yield file
 
 
-def save(data: bytes, image: Mapping[str, str], directory: Path) -> Path:
-    """Write an image under its server's name and return the path.
+def files_of(ui: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield every file that a node shows, of whatever kind, as `files`."""
+    for items in ui.values():
+        for item in items if isinstance(items, list) else ():
+            if isinstance(item, Mapping) and "filename" in item and "type" in item:
+                yield {name: str(item.get(name, "")) for name in ("filename", "subfolder", "type")}
 
-    A file that is already there stays: the same image is not written again, another one gets a number after its name.
+
+def save(data: bytes, file: Mapping[str, str], directory: Path) -> Path:
+    """Write a file under its server's name and return the path.
+
+    One that is already there stays: the same file is not written again, another one gets a number after its name.
     Errors: FileMissingError for a name that leaves the directory.
     """
-    named = f"{image['subfolder']}/{image['filename']}".lstrip("/")
+    named = f"{file['subfolder']}/{file['filename']}".lstrip("/")
     root = directory.resolve()
     try:
         target = (root / named).resolve()
@@ -99,8 +108,8 @@ def save(data: bytes, image: Mapping[str, str], directory: Path) -> Path:
     path, count = target, 1
     while True:
         try:
-            with path.open("xb") as file:
-                file.write(data)
+            with path.open("xb") as written:
+                written.write(data)
             return path
         except FileExistsError:
             if path.is_file() and path.read_bytes() == data:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -79,15 +79,17 @@ def workflow(tmp_path: Path, example: dict[str, Any]) -> Path:
     return path
 
 
-def makes(volume: Volume, data: bytes = b"image") -> Callable[[ScriptedReplica, str], Awaitable[None]]:
-    """Return work that saves one image."""
+def makes(
+    volume: Volume, data: bytes = b"image", shown: str = "images", file: Mapping[str, str] = IMAGE
+) -> Callable[[ScriptedReplica, str], Awaitable[None]]:
+    """Return work that saves one file, an image. shown: under which name a node shows it."""
 
     async def work(replica: ScriptedReplica, job_id: str) -> None:
         for step in (1, 10, 20):
             await replica.progress(job_id, "3", step, 20)
-        volume.write(FileRef("output", IMAGE["subfolder"], IMAGE["filename"]), data)
+        volume.write(FileRef("output", file["subfolder"], file["filename"]), data)
         [target] = (await replica.jobs())[job_id].outputs_to_execute
-        await replica.succeed(job_id, {target: {"images": [IMAGE, IMAGE]}})
+        await replica.succeed(job_id, {target: {shown: [file, file]}})
 
     return work
 

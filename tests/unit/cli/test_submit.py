@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from serve_app.cli import main
-from serve_app.cli.submit import images, save
+from serve_app.cli.submit import files, save
 from serve_app.errors import FileMissingError, QueueFullError
 from tests.unit.cli.conftest import IMAGE, fails, makes
 
@@ -27,6 +27,15 @@ def test_a_workflow_is_run_and_its_images_saved_where_asked(url, server, volume,
     lines = printed.err.splitlines()
     steps = [f"KSampler 3: {n}/20" for n in (1, 10, 20)]
     assert lines == [f"job {job_id}", "queued", "started", "cached", *steps, "success"]
+
+
+@pytest.mark.parametrize(("shown", "name"), [("images", "a_00001_.mp4"), ("audio", "a_00001_.flac")])
+def test_videos_and_sounds_are_saved_too(url, server, volume, workflow, tmp_path, capsys, shown, name):
+    server.next_job(makes(volume, b"moves", shown, {**IMAGE, "filename": name}))
+    out = tmp_path / "out"
+    assert main(["submit", str(workflow), "--server", url, "--out", str(out)]) == 0
+    assert capsys.readouterr().out == f"{out / 'sub' / name}\n"
+    assert (out / "sub" / name).read_bytes() == b"moves"
 
 
 def test_a_job_is_left_to_itself_and_watched_later(url, server, volume, workflow, tmp_path, capsys):
@@ -192,7 +201,7 @@ def test_ctrl_c_cancels_the_job(url, server, workflow):
 def test_every_image_is_listed_once_whatever_node_shows_it():
     other = {"filename": "b.gif", "type": "temp"}
     outputs = {"6": {"images": [IMAGE]}, "7": {"images": [IMAGE], "gifs": [other], "text": ["x"]}, "8": {}}
-    assert list(images(outputs)) == [IMAGE, {**other, "subfolder": ""}]
+    assert list(files(outputs)) == [IMAGE, {**other, "subfolder": ""}]
 
 
 @pytest.mark.parametrize(
