@@ -117,7 +117,13 @@ def frames_and_mask(
 
 
 def _frames_resized(frames: Tensor, latents: Tensor) -> Tensor:
-    """Return frames (N,C,F,h,w) at the size of latents. Errors: NodeError for more frames than latents have."""
+    """Return frames (N,C,F,h,w) at the size of latents.
+
+    Errors: NodeError for what has no axis of time, or more frames than latents have.
+    """
+    if frames.ndim != latents.ndim:
+        given = ",".join(map(str, frames.shape))
+        raise NodeError(f"what goes beside the latents is ({given}); a video's is (batch,channels,time,height,width)")
     batch, channels, count = frames.shape[:3]
     if count > latents.shape[2]:
         raise NodeError(f"what goes beside the latents has {count} latent frames, and they have {latents.shape[2]}")

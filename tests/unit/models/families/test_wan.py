@@ -77,6 +77,16 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
     ("net", "options", "message"),
     [
         ("i2v", {"concat_latent_image": torch.zeros(1, 16, 3, 4, 6)}, "has 3 latent frames, and they have 2"),
+        (
+            "i2v",
+            {"concat_latent_image": torch.zeros(1, 16, 4, 6)},
+            r"is \(1,16,4,6\); a video's is \(batch,channels,time",
+        ),
+        (
+            "i2v",
+            {"concat_latent_image": torch.zeros(1, 16, 2, 4, 6), "concat_mask": torch.zeros(1, 1, 32, 48)},
+            r"is \(1,1,32,48\); a video's is",
+        ),
         ("control_22", {"concat_latent_image": torch.zeros(1, 16, 2, 4, 6)}, "have 16 channels, .* is fed 32 with"),
         (
             "i2v",
