@@ -293,6 +293,11 @@ class Wan(Transformer):
         frames = [x.new_zeros(1, VACE_FRAMES, *x.shape[2:])] if given is None else given
         masks: Sequence[Tensor] = options.get("vace_mask") or [x.new_ones(1, VACE_MASK, *x.shape[2:])] * len(frames)
         strengths: Sequence[float] = options.get("vace_strength") or [1.0] * len(frames)
+        if not len(frames) == len(masks) == len(strengths):
+            raise NodeError(
+                f"VACE is shown {len(frames)} videos with {len(masks)} masks and {len(strengths)} strengths; each has "
+                "one of both"
+            )
         shown = []
         for one, mask, strength in zip(frames, masks, strengths, strict=True):
             if one.shape[2:] != x.shape[2:]:

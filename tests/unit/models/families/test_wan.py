@@ -100,6 +100,11 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
         ),
         ("control_22", {"reference_latents": [torch.zeros(1, 16, 1, 4, 4)]}, r"reference is \(4, 4\) latent cells"),
         ("vace", {"vace_frames": [torch.zeros(1, 32, 3, 4, 6)]}, r"is shown \(3, 4, 6\) latent frames, rows and"),
+        (
+            "vace",
+            {"vace_frames": [torch.zeros(1, 32, 2, 4, 6)] * 2, "vace_strength": [1.0]},
+            "is shown 2 videos with 2 masks and 1 strengths",
+        ),
         ("vace", {"vace_frames": [torch.zeros(1, 16, 2, 4, 6)]}, "is shown 80 channels, and this Wan reads 96"),
     ],
 )
