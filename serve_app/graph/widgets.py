@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from serve_app.graph.dynamic import DYNAMIC_COMBO, DYNAMIC_GROUP
+from serve_app.graph.page_scripts import scripted
 from serve_app.graph.spec import SECTIONS
 
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -30,6 +31,7 @@ WIDGETS: Mapping[str, Any] = {
     "CURVE": {"points": [[0.0, 0.0], [1.0, 1.0]], "interpolation": "monotone_cubic"},
     "RANGE": {"min": 0.0, "max": 1.0},
     "PAINTER": "",
+    "LOAD_3D": "",
     DYNAMIC_COMBO: None,
     DYNAMIC_GROUP: 0,
 }
@@ -39,6 +41,8 @@ UNSAVED: Mapping[str, Any] = {"IMAGECOMPARE": {}}
 SEEDS = frozenset({"seed", "noise_seed"})
 """Integers that have a control widget even where their class does not ask for one; not those of a dynamic input."""
 
+BUTTONS_3D = {"upload 3d model": "upload3dmodel", "upload extra resources": "uploadExtraResources", "clear": "clear"}
+"""The buttons in front of the picture of a 3D model, which the page saves and sends as if they were widgets."""
 CUSTOM_COMBO = "CustomCombo"
 """The class whose list the page lets its user write, in widgets of which the class knows nothing."""
 OPTION = "option"
@@ -75,7 +79,32 @@ def widget_values(node: JsonObject, info: JsonObject) -> dict[str, Any]:
     if node["type"] == CUSTOM_COMBO:
         options = enumerate(saved.values[2:], 1)
         found |= {f"{OPTION}{number}": value for number, value in options}
-    return found
+    return found | scripted(node)
+
+
+def widget_names(node: JsonObject, info: JsonObject) -> list[str | None]:
+    """Return what each of the values that a node saves by position is for; None for widgets of the page's own."""
+    widgets = _widgets(info["input"], info.get("input_order") or {}, _Saved(node))
+    return [widget.name for widget in widgets if widget.saved and not widget.forced]
+
+
+def page_inputs(info: JsonObject) -> list[dict[str, Any]]:
+    """Return the inputs of a class's node in the page's order: its sockets, then those of its widgets.
+
+    Without those that dynamic inputs bring, which stand behind them as they are saved.
+    """
+    sockets, of_widgets = [], []
+    orders = info.get("input_order") or {}
+    for section in SECTIONS:
+        declared = info["input"].get(section) or {}
+        for name in orders.get(section) or list(declared):
+            kind, options = _declared(declared[name])
+            slot = {"name": name, "type": kind}
+            if _widget_type(kind, options) not in WIDGETS or options.get("forceInput"):
+                sockets.append(slot)
+            elif not options.get("socketless"):
+                of_widgets.append({**slot, "widget": {"name": name}})
+    return [*sockets, *of_widgets]
 
 
 def place_in_list(inputs: Mapping[str, Any]) -> int:
@@ -118,13 +147,15 @@ def _widgets(
 
 
 def _of_input(name: str, config: Sequence[Any], saved: _Saved, index: int) -> Iterator[Widget]:
-    kind, options = config[0], config[1] if len(config) > 1 else {}
-    choices = kind if isinstance(kind, list) else options.get("options") or ()
-    kind = "COMBO" if isinstance(kind, list) else options.get("widgetType", kind)
+    kind, options = _declared(config)
+    choices = config[0] if isinstance(config[0], list) else options.get("options") or ()
+    kind = _widget_type(kind, options)
     if kind in UNSAVED:
         yield Widget(name, UNSAVED[kind], saved=False)
     if kind not in WIDGETS:
         return
+    if (kind, name) == ("LOAD_3D", "image"):
+        yield from (Widget(label, value) for label, value in BUTTONS_3D.items())
     if kind == DYNAMIC_COMBO:
         inner = {option["key"]: option.get("inputs") or {} for option in choices}
         widget = Widget(name, next(iter(inner), None))
@@ -143,7 +174,24 @@ def _of_input(name: str, config: Sequence[Any], saved: _Saved, index: int) -> It
         return
     default = choices[0] if kind == "COMBO" and choices else WIDGETS[kind]
     forced = bool(options.get("forceInput"))
-    yield Widget(name, options.get("default", default), forced)
+    widget = Widget(name, options.get("default", default), forced)
+    yield widget
+    # VideoHelperSuite's choices of a format to write, of which each has widgets of its own.
+    of_format = options.get("formats", {}).get(str(saved.at(index, widget)))
+    for place, (own, *config_of_own) in enumerate(of_format if isinstance(of_format, list) else (), 1):
+        yield from _of_input(own, config_of_own, saved, index + place)
     if not forced and options.get("control_after_generate", kind == "INT" and name in SEEDS):
         # A choice's control has a filter beside it.
         yield from [Widget(None, None)] * (2 if kind == "COMBO" else 1)
+
+
+def _declared(config: Sequence[Any]) -> tuple[str, JsonObject]:
+    """Return the type and the options of a declared input; a list of choices is a COMBO."""
+    kind = "COMBO" if isinstance(config[0], list) else str(config[0])
+    return kind, config[1] if len(config) > 1 and isinstance(config[1], Mapping) else {}
+
+
+def _widget_type(kind: str, options: JsonObject) -> str:
+    """Return which widget an input has: the one that its class asks for, if the page has it, else that of its type."""
+    wanted = str(options.get("widgetType"))
+    return wanted if wanted in WIDGETS else kind
