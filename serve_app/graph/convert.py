@@ -8,24 +8,38 @@ queues, `{red|blue}` in a text, stays as it is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from serve_app.errors import WorkflowFileError, did_you_mean
+from serve_app.graph import broadcasts
+from serve_app.graph.file_names import file_name
+from serve_app.graph.group_nodes import PREFIXES, unfolded
+from serve_app.graph.page_nodes import GETTERS, PAGE_ONLY, PRIMITIVE, REROUTE
 from serve_app.graph.parse import WRAPPED
+from serve_app.graph.saved_links import Link, linked, links_of
+from serve_app.graph.subgraphs import separated
 from serve_app.graph.validate import unknown_class
-from serve_app.graph.widgets import CUSTOM_COMBO, place_in_list, widget_values
+from serve_app.graph.widgets import CUSTOM_COMBO, page_inputs, place_in_list, widget_values
 
 NEVER, BYPASS = 2, 4
 """The modes of a muted node and of a bypassed one."""
-PAGE_ONLY = frozenset({"Reroute", "PrimitiveNode", "Note", "MarkdownNote"})
-"""Node types that exist in the page alone."""
 SUBGRAPH_INPUT, SUBGRAPH_OUTPUT = "-10", "-20"
 """The ids of the two ends of a subgraph in its own links."""
+CALLED = "Node name for S&R"
+"""The property of a node by which names of files refer to it."""
 OWN = "-1"
 """In `proxyWidgets`: the host's own input, not a widget of a node inside."""
+PACK_KEYS = {
+    "cnr_id": re.compile(r"[\w.-]{1,100}", re.ASCII),
+    "aux_id": re.compile(r"[\w-]{1,39}/[\w.-]{1,100}", re.ASCII),
+    "ver": re.compile(r"unknown|[0-9a-fA-F]{4,40}|\d+\.\d+\.\d+([-+][\w.+-]+)?", re.ASCII),
+}
+"""What a node may say of its pack: its name in the registry, its repository, its version or commit; in which form."""
 
 JsonObject: TypeAlias = Mapping[str, Any]
 
@@ -47,20 +61,19 @@ Source: TypeAlias = tuple[str, int] | Constant | None
 class Level:
     """One graph on the page: the workflow itself, or one use of a subgraph.
 
-    links: id -> (origin id, slot). path: the ids of the hosts around it. entries: the names of its inputs, of which a
-    saved host may hold fewer. ends: an output's position -> the link to it.
-    shown: an input's name -> the value that the host shows for it. widgets: an input's name -> (node id, widget) of the
-    first widget inside that it is linked to, whose value it has where the host has none of its own.
-    overrides: (node id, widget) -> the value that the host shows instead.
+    nodes: as saved and in that order, their inputs as the page has them, each with its `link` as a Link or None.
+    path: the ids of the hosts around it. entries: the names of its inputs, of which a saved host may hold fewer.
+    ends: an output's position -> the link to it. shown: an input's name -> the value that the host shows for it.
+    widgets: an input's name -> (node id, widget) of the first widget inside that it is linked to, whose value it has
+    where the host has none of its own. overrides: (node id, widget) -> the value that the host shows instead.
     """
 
     nodes: Mapping[str, JsonObject]
-    links: Mapping[Any, tuple[str, int]]
     path: tuple[str, ...] = ()
     host: JsonObject | None = None
     outer: Level | None = None
     entries: Sequence[str] = ()
-    ends: Mapping[int, tuple[str, int]] = field(default_factory=dict)
+    ends: Mapping[int, Link] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
     widgets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     overrides: Mapping[tuple[str, str], Any] = field(default_factory=dict)
@@ -79,25 +92,30 @@ def convert(
     workflow: JsonObject,
     classes: Mapping[str, JsonObject],
     unsupported: Mapping[str, str] = MappingProxyType({}),
+    now: datetime | None = None,
 ) -> dict[str, Any]:
     """Return the workflow in API format.
 
     classes: what /object_info answers. unsupported: why there is no such class, as of `validate`, whose words these
-    are too. Errors: WorkflowFileError naming the nodes of unknown classes, or what in the file leads nowhere.
+    are too. now: the local time that names of files may have in them, if not the present one.
+    Errors: WorkflowFileError naming the nodes of unknown classes, or what in the file leads nowhere.
     """
     try:
-        return _Conversion(workflow, classes, unsupported).result()
+        return _Conversion(workflow, classes, unsupported, now or datetime.now()).result()
     except (AttributeError, TypeError, ValueError, LookupError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise WorkflowFileError(f"the workflow is not as the web page saves one: {reason}") from error
 
 
 class _Conversion:
-    def __init__(self, workflow: JsonObject, classes: Mapping[str, JsonObject], unsupported: Mapping[str, str]) -> None:
-        self._classes, self._unsupported = classes, unsupported
-        self._subgraphs = {str(found["id"]): found for found in _definitions(workflow)}
+    def __init__(
+        self, workflow: JsonObject, classes: Mapping[str, JsonObject], unsupported: Mapping[str, str], now: datetime
+    ) -> None:
+        self._classes, self._unsupported, self._now = classes, unsupported, now
+        workflow, self._subgraphs = separated(unfolded(workflow, classes))
+        self._in_subgraphs = [graph["nodes"] for graph in self._subgraphs.values()]
         self._inner: dict[tuple[str, ...], Level] = {}
-        self._top = _level(workflow)
+        self._top = self._level(workflow)
 
     def result(self) -> dict[str, Any]:
         found = list(self._running(self._top))
@@ -114,13 +132,13 @@ class _Conversion:
         return f"{'nodes' if nodes[1:] else 'node'} {', '.join(nodes)}: {reason}"
 
     def _running(self, level: Level) -> Iterator[tuple[Level, str, JsonObject]]:
-        for node_id, node in level.nodes.items():
+        for node_id, node in sorted(level.nodes.items(), key=lambda item: _rank(item[0])):
             kind = node["type"]
-            if node.get("mode") in (NEVER, BYPASS) or kind in PAGE_ONLY:
+            if node.get("mode") in (NEVER, BYPASS) or kind in PAGE_ONLY or self._only_sends(kind):
                 continue
-            if kind.startswith(("workflow/", "workflow>")):
+            if kind.startswith(PREFIXES):
                 where = f"node {level.name(node_id)} is the group node {kind!r}"
-                raise WorkflowFileError(f"{where}; open the workflow in the web page and convert it to a subgraph")
+                raise WorkflowFileError(f"{where}, which the file does not define under extra.groupNodes")
             if kind in self._subgraphs:
                 yield from self._running(self._inside(level, node_id))
             else:
@@ -136,7 +154,7 @@ class _Conversion:
                 if around.host is not None and around.host["type"] == host["type"]:
                     raise WorkflowFileError(f"node {outer.name(node_id)} is a subgraph that holds itself")
                 around = around.outer
-            self._inner[path] = _level(definition, path, host, outer)
+            self._inner[path] = self._level(definition, path, host, outer)
         return self._inner[path]
 
     def _rendered(self, level: Level, node_id: str, node: JsonObject) -> dict[str, Any]:
@@ -144,28 +162,35 @@ class _Conversion:
         inputs = widget_values(node, info)
         inputs |= {name: value for (owner, name), value in level.overrides.items() if owner == node_id}
         inputs = {name: {WRAPPED: value} if isinstance(value, list) else value for name, value in inputs.items()}
-        for index, given in enumerate(node.get("inputs") or ()):
+        for index, given in enumerate(node["inputs"]):
             source = self._source(level, node_id, index, given["type"])
             if isinstance(source, Constant):
                 inputs[given["name"]] = {WRAPPED: source.value} if isinstance(source.value, list) else source.value
             elif source is not None:
                 inputs[given["name"]] = list(source)
+        if isinstance(prefix := inputs.get("filename_prefix"), str):
+            inputs["filename_prefix"] = file_name(node["type"], prefix, self._now, self._widget)
         if node["type"] == CUSTOM_COMBO:
             inputs["index"] = place_in_list(inputs)
-        title = node.get("title") or info.get("display_name") or node["type"]
-        return {"inputs": inputs, "class_type": node["type"], "_meta": {"title": title}}
+        return {"inputs": inputs, "class_type": node["type"], "_meta": {"title": self._title(node)} | _pack(node)}
+
+    def _only_sends(self, kind: str) -> bool:
+        """Whether a node's class does nothing but broadcast, and there is no such class here that would be queued."""
+        return kind in broadcasts.KINDS and kind not in self._classes
 
     def _source(self, level: Level, node_id: str, index: int, wanted: str, seen: Seen = frozenset()) -> Source:
         """Follow the link into an input. wanted: the type that what passes it on has to fit."""
-        inputs = level.nodes[node_id].get("inputs") or ()
-        if index >= len(inputs) or inputs[index].get("link") is None:
+        inputs = level.nodes[node_id]["inputs"]
+        if index >= len(inputs) or inputs[index]["link"] is None:
             return None
-        origin, slot = level.links[inputs[index]["link"]]
-        if origin != SUBGRAPH_INPUT or level.host is None or level.outer is None:
-            return self._output(level, origin, slot, wanted, seen)
-        name = level.entries[slot]
-        for position, outside in enumerate(level.host.get("inputs") or ()):
-            if outside["name"] == name and outside.get("link") is not None:
+        link: Link = inputs[index]["link"]
+        if link.origin != SUBGRAPH_INPUT or level.host is None or level.outer is None:
+            return self._output(level, link.origin, link.slot, wanted, seen)
+        if link.slot >= len(level.entries):
+            return None
+        name = level.entries[link.slot]
+        for position, outside in enumerate(level.host["inputs"]):
+            if outside["name"] == name and outside["link"] is not None:
                 return self._source(level.outer, level.path[-1], position, outside["type"], seen)
         return self._shown(level, name)
 
@@ -189,50 +214,104 @@ class _Conversion:
         place = (level.path, node_id, slot)
         if place in seen:
             raise WorkflowFileError(f"node {level.name(node_id)} passes on what it is given by itself")
-        seen |= {place}
-        node = level.nodes[node_id]
-        kind = node["type"]
-        if node.get("mode") == NEVER:
+        node = level.nodes.get(node_id)
+        if node is None or node.get("mode") == NEVER:
             return None
+        kind = node["type"]
         if node.get("mode") == BYPASS:
             index = _passed_on(node, slot, wanted)
-            return None if index is None else self._source(level, node_id, index, node["inputs"][index]["type"], seen)
-        if kind == "PrimitiveNode":
-            values = node.get("widgets_values") or ()
-            return Constant(values[0]) if values else None
+            passed = seen | {place}
+            return None if index is None else self._source(level, node_id, index, node["inputs"][index]["type"], passed)
+        if kind == PRIMITIVE or self._only_sends(kind):
+            values = node.get("widgets_values")
+            return Constant(values[0]) if values and _written(level, seen) else None
+        seen |= {place}
+        if kind in GETTERS:
+            return self._named(level, node, slot, wanted, seen)
         if kind in PAGE_ONLY:
             return self._source(level, node_id, slot, wanted, seen)
         if kind in self._subgraphs:
             inner = self._inside(level, node_id)
-            return self._output(inner, *inner.ends[slot], wanted, seen) if slot in inner.ends else None
+            end = inner.ends.get(slot)
+            return None if end is None else self._output(inner, end.origin, end.slot, wanted, seen)
         return level.name(node_id), slot
 
+    def _named(self, level: Level, getter: JsonObject, slot: int, wanted: str, seen: Seen) -> Source:
+        """Return what a node gives by the name of another one, in its own graph or in one around that."""
+        name, around = (getter.get("widgets_values") or [""])[0], level
+        while name:
+            for node_id, node in around.nodes.items():
+                if node["type"] == GETTERS[getter["type"]] and (node.get("widgets_values") or [None])[0] == name:
+                    return self._source(around, node_id, slot, wanted, seen)
+            if around.outer is None:
+                break
+            around = around.outer
+        return None
 
-def _definitions(workflow: JsonObject) -> Iterator[JsonObject]:
-    for subgraph in (workflow.get("definitions") or {}).get("subgraphs") or ():
-        yield subgraph
-        yield from _definitions(subgraph)
+    def _level(
+        self,
+        graph: JsonObject,
+        path: tuple[str, ...] = (),
+        host: JsonObject | None = None,
+        outer: Level | None = None,
+    ) -> Level:
+        nodes = broadcasts.broadcast(linked(graph, self._inputs), graph, self._title)
+        by_id: dict[str, JsonObject] = {}
+        for node in nodes:
+            by_id.setdefault(str(node["id"]), node)
+        entries = [] if host is None else [entry["name"] for entry in graph.get("inputs") or ()]
+        widgets = {} if host is None else _widgets(graph, nodes, entries)
+        promoted = [] if host is None else list(_promoted(host, widgets))
+        return Level(
+            by_id,
+            path,
+            host,
+            outer,
+            entries,
+            {link.target_slot: link for link in links_of(graph) if link.target == SUBGRAPH_OUTPUT},
+            {name: value for owner, name, value in promoted if owner == OWN},
+            widgets,
+            {(owner, name): value for owner, name, value in promoted if owner != OWN},
+        )
+
+    def _inputs(self, node: JsonObject) -> Sequence[JsonObject]:
+        """Return a saved node's inputs as the page has them: its class's or its subgraph's, then what else is saved."""
+        saved = [slot for slot in node.get("inputs") or () if slot]
+        if node["type"] in self._subgraphs:
+            own = list(self._subgraphs[node["type"]].get("inputs") or ())
+        elif node["type"] in self._classes:
+            own = page_inputs(self._classes[node["type"]])
+        else:
+            return saved
+        by_name = {slot["name"]: {**slot, "saved": True} for slot in saved}
+        kept = [{**slot, **by_name.pop(slot["name"], {}), "type": slot.get("type", "*")} for slot in own]
+        return [*kept, *by_name.values()]
+
+    def _widget(self, name: str, widget: str) -> Any:
+        """Return the value of a widget of the first node that is called so. Errors: LookupError."""
+        nodes = [node for graph in (self._top.nodes.values(), *self._in_subgraphs) for node in graph]
+        called = [n for n in nodes if (n.get("properties") or {}).get(CALLED, n["type"]) == name]
+        node = (called or [n for n in nodes if self._title(n) == name])[0]
+        if node["type"] == PRIMITIVE:
+            return (node.get("widgets_values") or [])[0]
+        return widget_values(node, self._classes[node["type"]])[widget]
+
+    def _title(self, node: JsonObject) -> str:
+        info = self._classes.get(node["type"], {})
+        return str(node.get("title") or info.get("display_name") or node["type"])
 
 
-def _level(
-    graph: JsonObject, path: tuple[str, ...] = (), host: JsonObject | None = None, outer: Level | None = None
-) -> Level:
-    links = [_link(given) for given in graph.get("links") or ()]
-    nodes = {str(node["id"]): node for node in graph["nodes"]}
-    promoted = [] if host is None else list(_promoted(host, graph))
-    widgets = {} if host is None else _widgets(graph)
-    return Level(
-        dict(sorted(nodes.items(), key=lambda item: _rank(item[0]))),
-        {link: (origin, slot) for link, origin, slot, _, _ in links},
-        path,
-        host,
-        outer,
-        [] if host is None else [entry["name"] for entry in graph.get("inputs") or ()],
-        {end: (origin, slot) for _, origin, slot, target, end in links if target == SUBGRAPH_OUTPUT},
-        {name: value for owner, name, value in promoted if owner == OWN},
-        widgets,
-        {(owner, name): value for owner, name, value in promoted if owner != OWN},
-    )
+def _written(level: Level, seen: Seen) -> bool:
+    """Whether a value that went through these outputs reaches its widget: it does through core reroutes alone."""
+    return all(path == level.path and level.nodes[node_id]["type"] == REROUTE for path, node_id, _ in seen)
+
+
+def _pack(node: JsonObject) -> dict[str, Any]:
+    """Return what a saved node says of the pack that its class comes from, as the page repeats it."""
+    properties = node.get("properties") or {}
+    given = {key: str(properties.get(key) or "") for key in PACK_KEYS}
+    given["ver"] = given["ver"].removeprefix("v")
+    return {key: given[key] for key, form in PACK_KEYS.items() if form.fullmatch(given[key])}
 
 
 def _rank(node_id: str) -> tuple[bool, int]:
@@ -240,17 +319,11 @@ def _rank(node_id: str) -> tuple[bool, int]:
     return not node_id.isdecimal(), int(node_id) if node_id.isdecimal() else 0
 
 
-def _link(given: Any) -> tuple[Any, str, int, str, int]:
-    """Return a link as (id, origin, slot, target, slot); it is saved as a list or, in newer files, as an object."""
-    if isinstance(given, Mapping):
-        given = [given[key] for key in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
-    return given[0], str(given[1]), int(given[2]), str(given[3]), int(given[4])
-
-
 def _passed_on(node: JsonObject, slot: int, wanted: str) -> int | None:
     """Return which input a bypassed node passes on as one of its outputs, None for none that fits."""
-    types = [given["type"] for given in node.get("inputs") or ()]
-    made = node["outputs"][slot]["type"]
+    types = [given["type"] for given in node["inputs"]]
+    outputs = node.get("outputs") or ()
+    made = outputs[slot]["type"] if slot < len(outputs) else "*"
     if wanted in ("*", ""):
         return slot if slot < len(types) else 0 if types else None
     fitting = [index for index, kind in enumerate(types) if _fits(kind, made) and _fits(kind, wanted)]
@@ -265,25 +338,30 @@ def _fits(one: Any, other: Any) -> bool:
     return bool(ones & others) or "*" in ones | others or not (one and other)
 
 
-def _promoted(host: JsonObject, definition: JsonObject) -> Iterator[tuple[str, str, Any]]:
-    """Yield (node id inside or OWN, widget, value) for the widgets that a subgraph's host shows."""
+def _promoted(host: JsonObject, widgets: Mapping[str, tuple[str, str]]) -> Iterator[tuple[str, str, Any]]:
+    """Yield (node id inside or OWN, widget, value) for the widgets that a subgraph's host shows.
+
+    widgets: those of the subgraph. A host saves a value of each, in this order. It may leave inputs out, but no value.
+    """
     proxies = (host.get("properties") or {}).get("proxyWidgets")
     if proxies is None:
-        proxies = [(OWN, name) for name in _widgets(definition)]
+        proxies = [(OWN, name) for name in widgets]
     # Without values of its own a host shows those of the nodes inside.
     for (owner, name, *_), value in zip(proxies, host.get("widgets_values") or (), strict=False):
         if value is not None:
             yield str(owner), str(name), value
 
 
-def _widgets(definition: JsonObject) -> dict[str, tuple[str, str]]:
-    """Return the first widget inside, (node id, name), of each input of a subgraph that is linked to any, by its name.
-
-    A host saves a value of each of them, in this order. It may leave inputs out, but no value.
-    """
-    inside = {str(node["id"]): node.get("inputs") or () for node in definition["nodes"]}
+def _widgets(graph: JsonObject, nodes: Sequence[JsonObject], entries: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Return the first widget inside, (node id, name), of each input of a subgraph that is linked to any."""
+    linked_to = {
+        slot["link"]: (str(node["id"]), slot["widget"].get("name", slot["name"]))
+        for node in nodes
+        for slot in node["inputs"]
+        if slot["link"] is not None and slot.get("widget")
+    }
     found: dict[int, tuple[str, str]] = {}
-    for _, origin, slot, target, end in map(_link, definition.get("links") or ()):
-        if origin == SUBGRAPH_INPUT and end < len(inside.get(target, ())) and (at := inside[target][end]).get("widget"):
-            found.setdefault(slot, (target, at["widget"].get("name", at["name"])))
-    return {entry["name"]: found[slot] for slot, entry in enumerate(definition.get("inputs") or ()) if slot in found}
+    for link in links_of(graph):
+        if link.origin == SUBGRAPH_INPUT and link in linked_to:
+            found.setdefault(link.slot, linked_to[link])
+    return {name: found[slot] for slot, name in enumerate(entries) if slot in found}

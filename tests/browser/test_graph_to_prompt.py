@@ -80,7 +80,8 @@ def test_convert_unfolds_the_subgraphs_that_the_page_makes(url: str, tab: Any) -
 
 def varied(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return what a user may have made of the first workflow, by what it is about."""
-    found = {name: copy.deepcopy(plain) for name in ("muted", "bypassed", "primitive and reroute")}
+    kinds = ("muted", "bypassed", "primitive and reroute", "damaged links", "group node")
+    found = {name: copy.deepcopy(plain) for name in kinds}
     nodes = {name: {str(node["id"]): node for node in workflow["nodes"]} for name, workflow in found.items()}
 
     nodes["muted"]["5"]["mode"] = 2
@@ -112,6 +113,21 @@ def varied(plain: dict[str, Any]) -> dict[str, dict[str, Any]]:
     steps["link"] = 21
     mixed["links"] += [[21, 20, 0, 3, sampler["inputs"].index(steps), "INT"], [23, 22, 0, 3, 3, "LATENT"]]
     _input(sampler, "latent_image")["link"] = 23
+
+    damaged = found["damaged links"]
+    damaged["links"] = [link for link in damaged["links"] if link[0] != 1]
+    damaged["links"].append([24, 5, 0, 3, 3, "LATENT"])
+
+    group = found["group node"]
+    inside = [{**nodes["group node"][name], "id": -1} for name in ("8", "9")]
+    host = saved_node(
+        30, "workflow>Saves", [("samples", "LATENT", 7), ("vae", "VAE", 8)], [], widgets_values=["grouped"]
+    )
+    group["nodes"] = [node for node in group["nodes"] if node["id"] not in (8, 9)] + [host]
+    group["links"] = [[*link[:3], 30, link[4], link[5]] if link[3] == 8 else link for link in group["links"]]
+    group["links"] = [link for link in group["links"] if link[3] != 9]
+    group["extra"] = {"groupNodes": {"Saves": {"nodes": inside, "links": [[0, 0, 1, 0, 8, "IMAGE"]], "external": []}}}
+    group["last_node_id"] = 30
     return found
 
 

@@ -184,26 +184,26 @@ def test_what_a_subgraphs_host_shows_counts_before_what_is_inside(properties):
 def test_an_input_of_a_subgraph_that_is_a_widget_inside_gives_its_value_to_all_that_are_linked_to_it(
     nested, shown, value
 ):
-    def holding(name, widget):
+    def holding(name, widget, other):
         inner = subgraph(
             name,
             widget,
-            node(6, "Forced", {"text": ("*", 2)}),
-            links={1: (-10, 0, 5, 0), 2: (-10, 0, 6, 0)},
+            node(other, "Forced", {"text": ("*", 2)}),
+            links={1: (-10, 0, widget["id"], 0), 2: (-10, 0, other, 0)},
             inputs=("strength",),
         )
         inner["nodes"][0]["inputs"][0]["widget"] = {"name": "strength"}
         return inner
 
     patch = node(5, "Patch", {"strength": ("FLOAT", 1)}, widgets_values=[0.75])
-    definitions = [holding("s", patch)]
+    definitions = [holding("s", patch, 6)]
     if nested:
-        definitions.append(holding("o", node(5, "s", {"strength": ("FLOAT", 1)}, (), **shown)))
+        definitions.append(holding("o", node(7, "s", {"strength": ("FLOAT", 1)}, (), **shown), 8))
     host = node(3, definitions[-1]["name"], {}, ())
     prompt = convert(workflow(host, links={}, definitions={"subgraphs": definitions}), CLASSES)
     given = {name: made["inputs"] for name, made in prompt.items()}
-    path = "3:5" if nested else "3"
-    assert (given[f"{path}:5"]["strength"], given[f"{path}:6"]["text"], given["3:6"]["text"]) == (value,) * 3
+    path, other = ("3:7", "3:8") if nested else ("3", "3:6")
+    assert (given[f"{path}:5"]["strength"], given[f"{path}:6"]["text"], given[other]["text"]) == (value,) * 3
 
 
 def test_a_host_that_leaves_inputs_out_has_a_value_of_each_widget_inside():
@@ -246,11 +246,17 @@ def test_subgraphs_nest():
     ("saved", "said"),
     [
         (workflow(node(2, "Sampel"), links={}), "node 2: no node class 'Sampel' is installed; did you mean 'Sample'?"),
-        (workflow(node(2, "workflow>mine"), links={}), "node 2 is the group node 'workflow>mine'; open the workflow"),
-        (workflow(node(2, "Load", {"a": ("*", 9)}), links={}), "not as the web page saves one: KeyError: 9"),
+        (
+            workflow(node(2, "workflow>mine"), links={}),
+            "node 2 is the group node 'workflow>mine', which the file does not",
+        ),
         ({"nodes": [{}]}, "not as the web page saves one: KeyError: 'id'"),
         (
-            workflow(node(1, "Reroute", {"": ("*", 1)}), node(2, "Patch", {"model": MODEL}), links={1: (1, 0, 1, 0)}),
+            workflow(
+                node(1, "Reroute", {"": ("*", 1)}),
+                node(2, "Patch", {"model": ("MODEL", 2)}),
+                links={1: (1, 0, 1, 0), 2: (1, 0, 2, 0)},
+            ),
             "node 1 passes on what it is given by itself",
         ),
         (
@@ -350,7 +356,8 @@ DYNAMIC: dict[str, Any] = {
 
 
 def dynamic_inputs(kind, **keys):
-    saved = workflow(node(1, "Load"), node(2, kind, **keys), links={1: (1, 0, 2, 0)})
+    links = {1: (1, 0, 2, 0)} if "inputs" in keys else {}
+    saved = workflow(node(1, "Load"), node(2, kind, **keys), links=links)
     return convert(saved, {**CLASSES, **DYNAMIC})["2"]["inputs"]
 
 
