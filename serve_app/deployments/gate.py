@@ -16,6 +16,8 @@ from typing import Any, TypeAlias
 
 from starlette.middleware import Middleware
 
+from serve_app.deployments import http_protocol
+
 Message: TypeAlias = MutableMapping[str, Any]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -88,5 +90,6 @@ async def _unavailable(send: Send, detail: str) -> None:
 
 
 def middlewares() -> list[Middleware]:
-    """Return what Serve's proxy is to put around itself."""
+    """Return what Serve's proxy is to put around itself. Its server is made later, and drops trailers too."""
+    http_protocol.install()
     return [Middleware(Gate)]

@@ -19,7 +19,7 @@ from serve_app.api.comfy import page
 from serve_app.api.identity import Identity
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
-from serve_app.deployments import metrics
+from serve_app.deployments import http_protocol, metrics
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.haproxy import socket_path
 from serve_app.deployments.listener import Listener
@@ -48,6 +48,8 @@ class Ingress:
     def __init__(self, config: AppConfig, sockets: Path | None, *pools: Any) -> None:
         log.configure(config.logs)
         keep_to_the_node()
+        # Behind Serve's own HAProxy each replica listens by a server of Serve's, which is made after this.
+        http_protocol.install()
         self._config, self._sockets = config, sockets
         self._listener: Listener | None = None
         self._identity: Identity | None = None

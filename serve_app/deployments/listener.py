@@ -15,6 +15,8 @@ from pathlib import Path
 import uvicorn
 from starlette.types import ASGIApp
 
+from serve_app.deployments.http_protocol import PROTOCOL
+
 KEEP_ALIVE_S = 600
 """How long a connection of HAProxy's stays without a request: longer than HAProxy keeps one it does not use."""
 
@@ -28,6 +30,7 @@ class Listener:
         listening.bind(str(path))
         config = uvicorn.Config(
             app,
+            http=PROTOCOL,
             # Serve runs the application's own start and end.
             lifespan="off",
             proxy_headers=False,
