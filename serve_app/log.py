@@ -1,4 +1,7 @@
-"""Logging set-up: one line an event to standard error, as text or as JSON, each with the job and task it belongs to."""
+"""Logging set-up: one line an event to standard error, as text or as JSON, each with the job and task it belongs to.
+
+What a line quotes cannot pass for another line, nor control a terminal (`printable.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ import logging
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
+
+from serve_app.printable import printable
 
 Form: TypeAlias = Literal["text", "json"]
 
@@ -50,7 +55,11 @@ class Text(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line, without a traceback."""
         ids = "".join(f" {name}={value}" for name, value in (_about.get() or {}).items())
-        return super().formatMessage(record) + ids
+        return printable(super().formatMessage(record) + ids)
+
+    def formatException(self, ei: Any) -> str:
+        """Return a traceback, whose lines are indented: none of a message in it begins as a log line does."""
+        return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 class Json(logging.Formatter):
@@ -67,4 +76,4 @@ class Json(logging.Formatter):
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return printable(json.dumps(line, ensure_ascii=False))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from serve_app.cli.lines import say
 from serve_app.errors import ServeAppError
 
 LOCAL_CONFIG = Path("configs/local.yaml")
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.command(arguments)
     except ServeAppError as error:
-        print(f"serve-app: {error}", file=sys.stderr)
+        say(f"serve-app: {error}", error=True)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -350,7 +351,7 @@ def _cancel(arguments: argparse.Namespace) -> int:
 
     with Server(arguments.server, arguments.patience) as server:
         cancelled = server.post(f"/jobs/{arguments.job}/cancel", {})["cancelled"]
-    print("cancelled" if cancelled else f"{arguments.job} has ended already, or no job has this id")
+    say("cancelled" if cancelled else f"{arguments.job} has ended already, or no job has this id")
     return 0 if cancelled else 1
 
 
@@ -360,7 +361,7 @@ def _warm(arguments: argparse.Namespace) -> int:
     asked = {"models": arguments.models, **({} if arguments.pool is None else {"pool": arguments.pool})}
     with Server(arguments.server, arguments.patience) as server:
         replicas = server.post("/warm", asked)["replicas"]
-    print(f"loading in {', '.join(replicas)}" if replicas else "no replica is there that holds models")
+    say(f"loading in {', '.join(replicas)}" if replicas else "no replica is there that holds models")
     return 0
 
 
@@ -372,7 +373,7 @@ def _add_model(arguments: argparse.Namespace) -> int:
     folder, _, name = arguments.model.partition("/")
     with Server(arguments.server, arguments.patience) as server:
         made = server.put(f"/models/{quote(folder)}/{quote(name or arguments.file.name)}", arguments.file)
-    print(f"{made['folder']}/{made['name']}: {made['size']} bytes")
+    say(f"{made['folder']}/{made['name']}: {made['size']} bytes")
     return 0
 
 
@@ -381,7 +382,7 @@ def _remove_model(arguments: argparse.Namespace) -> int:
 
     with Server(arguments.server, arguments.patience) as server:
         server.delete(f"/models/{quote(arguments.model)}")
-    print(f"{arguments.model} is deleted")
+    say(f"{arguments.model} is deleted")
     return 0
 
 
@@ -391,7 +392,7 @@ def _pause(arguments: argparse.Namespace) -> int:
     which = {kind: name for kind in ("pool", "tenant") if (name := getattr(arguments, kind)) is not None}
     with Server(arguments.server, arguments.patience) as server:
         paused = server.post(f"/{arguments.name}", which)["paused"]
-    print(f"paused: {', '.join(paused)}" if paused else "nothing is paused")
+    say(f"paused: {', '.join(paused)}" if paused else "nothing is paused")
     return 0
 
 
@@ -403,7 +404,7 @@ def _show(arguments: argparse.Namespace) -> int:
         job = f"/{arguments.job}" if "job" in arguments else ""
         answer = server.get(f"/{arguments.path}{job}")
     for line in getattr(pages, arguments.page)(answer):
-        print(line)
+        say(line)
     return 0
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from datetime import datetime
 from pathlib import Path
 
+from serve_app.cli.lines import say
 from serve_app.config import AppConfig
 from serve_app.errors import BackupError, ConfigError
 from serve_app.replica.files import open_store
@@ -24,7 +24,7 @@ def backup(config: AppConfig, file: Path, *, files: bool) -> int:
         raise BackupError(f"{file} cannot be written: {error}") from error
     finally:
         jobs.close()
-    print(f"{file}: {_said(summary)}")
+    say(f"{file}: {_said(summary)}")
     return 0
 
 
@@ -45,15 +45,15 @@ def restore(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) ->
     finally:
         jobs.close()
     made = datetime.fromtimestamp(summary.made_s).isoformat(" ", "seconds")
-    print(f"restored as of {made}: {_said(summary)}", file=sys.stderr)
+    say(f"restored as of {made}: {_said(summary)}", error=True)
     if summary.ended_keys:
-        print(
+        say(
             f"{summary.ended_keys} of its API keys hold no longer, since they may have been revoked after it was made; "
             "make new ones, or restore with --keep-keys",
-            file=sys.stderr,
+            error=True,
         )
     for area, path in summary.absent or ():
-        print(f"{area}/{path} is missing, or of another size")
+        say(f"{area}/{path} is missing, or of another size")
     return 1 if summary.absent else 0
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
+from serve_app.cli.lines import say
 from serve_app.config import AppConfig
 from serve_app.errors import ConfigError
 from serve_app.replica.files import open_store
@@ -28,9 +28,9 @@ def check(config: AppConfig, *, mend: bool) -> int:
                 raise ConfigError("a server works on this database; stop it before mending")
         left = 0
         for difference in differences(jobs, open_store(config), mend=mend):
-            print(difference.what + ("; removed" if difference.mended else ""), flush=True)
+            say(difference.what + ("; removed" if difference.mended else ""))
             left += not difference.mended
-        print(f"{left} differences" if left else "the database and the stored files agree", file=sys.stderr)
+        say(f"{left} differences" if left else "the database and the stored files agree", error=True)
     finally:
         jobs.close()
     return 1 if left else 0

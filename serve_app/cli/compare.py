@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from serve_app.cli.lines import say
 from serve_app.cli.progress import progress
 from serve_app.cli.server import Server
 from serve_app.cli.submit import VIEW, files_of, follow
@@ -44,12 +44,12 @@ def compare(server: Server, body: Mapping[str, Any], pools: Sequence[str], toler
     left, right = (run(server, body, pool) for pool in pools)
     alike = left.keys() == right.keys()
     if not alike:
-        print(f"outputs differ: {', '.join(sorted(left))} of {pools[0]}, {', '.join(sorted(right))} of {pools[1]}")
+        say(f"outputs differ: {', '.join(sorted(left))} of {pools[0]}, {', '.join(sorted(right))} of {pools[1]}")
     for node_id in sorted(left.keys() & right.keys()):
         ours, theirs = list(files_of(left[node_id])), list(files_of(right[node_id]))
         if len(ours) != len(theirs):
             alike = False
-            print(f"node {node_id}: {len(ours)} files of {pools[0]}, {len(theirs)} of {pools[1]}")
+            say(f"node {node_id}: {len(ours)} files of {pools[0]}, {len(theirs)} of {pools[1]}")
         for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
             found = difference(server.download(VIEW, **one), server.download(VIEW, **other))
             alike &= found.within(tolerance)
@@ -59,10 +59,10 @@ def compare(server: Server, body: Mapping[str, Any], pools: Sequence[str], toler
                 path.parent.mkdir(parents=True, exist_ok=True)
                 found.picture.save(path)
                 where = f"  {path}"
-            print(f"node {node_id}, file {number}: {_line(found, tolerance)}{where}")
+            say(f"node {node_id}, file {number}: {_line(found, tolerance)}{where}")
         if not ours and not theirs and left[node_id] != right[node_id]:
             alike = False
-            print(f"node {node_id}: what is shown differs")
+            say(f"node {node_id}: what is shown differs")
     return int(not alike)
 
 
@@ -71,7 +71,7 @@ def run(server: Server, body: Mapping[str, Any], pool: str) -> dict[str, Any]:
     job_id = str(uuid.uuid4())
     extra_data = {**(body.get("extra_data") or {}), "pool": pool}
     server.post("/prompt", {**body, "prompt_id": job_id, "extra_data": extra_data})
-    print(f"pool {pool}: job {job_id}", file=sys.stderr)
+    say(f"pool {pool}: job {job_id}", error=True)
     with progress(body["prompt"]) as show:
         follow(server, job_id, show)
     entry = server.get(f"/history/{job_id}")[job_id]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from serve_app.cli.lines import say
 from serve_app.cli.server import Server
 from serve_app.cli.submit import submit
 from serve_app.errors import ServeAppError, UnreachableError
@@ -56,11 +57,11 @@ def demo() -> int:
     provide(MODELS)
     port = _free_port()
     log = Path("demo.log")
-    print(f"starting a server on port {port}; its log is {log.absolute()}")
+    say(f"starting a server on port {port}; its log is {log.absolute()}")
     with _running(port, log), Server(f"http://127.0.0.1:{port}", START_S) as server:
         status = submit(server, {"prompt": WORKFLOW}, OUTPUT)
     if status == 0:
-        print(f"that file shows: {WISH}. To keep a server: serve-app up; to use it: serve-app submit workflow.json")
+        say(f"that file shows: {WISH}. To keep a server: serve-app up; to use it: serve-app submit workflow.json")
     return status
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from serve_app.cli.lines import say
 from serve_app.nodes.call import PACKS
 from serve_app.nodes.pack_requirements import requirements, unmet, write_lock
 from serve_app.nodes.packs import Packs, load
@@ -25,17 +26,18 @@ def packs(packs_dir: Path, *, markdown: bool = False) -> int:
         for folder in folders.values():
             folder.mkdir()
         found = load(packs_dir, Path(root, "models"), folders)  # type: ignore[arg-type]
-    print("\n".join(table(found) if markdown else lines(found)))
+    for line in table(found) if markdown else lines(found):
+        say(line)
     return 1 if found.failures else 0
 
 
 def lock(packs_dir: Path) -> int:
     """Write the lock of what the packs need, and say where; return 1 if this installation does not meet it."""
     written = write_lock(packs_dir)
-    print(f"{written}: what {len(requirements(packs_dir))} packs need, together")
+    say(f"{written}: what {len(requirements(packs_dir))} packs need, together")
     missing = unmet(packs_dir)
     for line in missing:
-        print(f"not met: {line}")
+        say(f"not met: {line}")
     return 1 if missing else 0
 
 

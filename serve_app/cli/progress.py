@@ -10,6 +10,9 @@ from typing import Any, TypeAlias
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from serve_app.cli.lines import say
+from serve_app.printable import printable
+
 Show: TypeAlias = Callable[[str, Mapping[str, Any]], None]
 """Shows one event, given its kind and data."""
 
@@ -23,7 +26,7 @@ def progress(prompt: Mapping[str, Any]) -> Iterator[Show]:
     if not sys.stderr.isatty():
         yield Lines(prompt).show
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as display:
         yield Bars(prompt, display).show
 
@@ -41,13 +44,13 @@ class Lines:
             name, tenth = _name(self._prompt, data["node"]), 10 * data["value"] // max(data["max"], 1)
             if self._shown.get(data["node"]) != tenth:
                 self._shown[data["node"]] = tenth
-                print(f"{name}: {data['value']}/{data['max']}", file=sys.stderr)
+                say(f"{name}: {data['value']}/{data['max']}", error=True)
         elif kind == "executing":
-            print(_name(self._prompt, data["node"]), file=sys.stderr)
+            say(_name(self._prompt, data["node"]), error=True)
         elif kind == "blocked":
-            print(f"{_name(self._prompt, data['node'])} is passed over: {data['message']}", file=sys.stderr)
+            say(f"{_name(self._prompt, data['node'])} is passed over: {data['message']}", error=True)
         elif kind not in OF_NODES:
-            print(kind, file=sys.stderr)
+            say(kind, error=True)
 
 
 class Bars:
@@ -68,10 +71,11 @@ class Bars:
         elif kind == "executing":
             self._display.update(self._state, description=_name(self._prompt, data["node"]))
         elif kind not in OF_NODES:
-            self._display.update(self._state, description=kind)
+            self._display.update(self._state, description=printable(kind))
 
 
 def _name(prompt: Mapping[str, Any], node: str) -> str:
     """Return a node as people know it, e.g. "KSampler 3"."""
     known = prompt.get(node)
-    return f"{known['class_type']} {node}" if isinstance(known, dict) and "class_type" in known else f"node {node}"
+    is_known = isinstance(known, dict) and "class_type" in known
+    return printable(f"{known['class_type']} {node}" if is_known else f"node {node}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from serve_app.cli.lines import say
 from serve_app.errors import RefusedError, UnreachableError
 
 LONGEST_PAUSE_S = 5.0
@@ -99,7 +99,7 @@ class Server:
             if time.monotonic() + pause_s > until:
                 raise UnreachableError(f"{self.url} did not take the request for {self._patience_s:g} s: {reason}")
             if reason != told:
-                print(f"waiting for {self.url}: {reason}", file=sys.stderr)
+                say(f"waiting for {self.url}: {reason}", error=True)
                 told = reason
             time.sleep(pause_s)
 

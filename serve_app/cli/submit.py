@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from serve_app.cli.lines import say
 from serve_app.cli.progress import Show, progress
 from serve_app.cli.server import Server
 from serve_app.errors import FileMissingError, ServeAppError, UnreachableError
@@ -28,9 +28,9 @@ def submit(server: Server, body: Mapping[str, Any], directory: Path, *, detach: 
     try:
         server.post("/prompt", {**body, "prompt_id": job_id})
         if detach:
-            print(job_id)
+            say(job_id)
             return 0
-        print(f"job {job_id}", file=sys.stderr)
+        say(f"job {job_id}", error=True)
         with progress(body["prompt"]) as show:
             follow(server, job_id, show)
     except KeyboardInterrupt:
@@ -54,10 +54,10 @@ def _saved(server: Server, job_id: str, directory: Path) -> int:
         raise UnreachableError(f"{server.url} no longer knows the job {job_id}")
     status = entry["status"]
     if not status["completed"]:
-        print(f"serve-app: {status['status_str']}: {'; '.join(status['messages'])}", file=sys.stderr)
+        say(f"serve-app: {status['status_str']}: {'; '.join(status['messages'])}", error=True)
         return 1
     for file in files(entry["outputs"]):
-        print(save(server.download(VIEW, **file), file, directory))
+        say(str(save(server.download(VIEW, **file), file, directory)))
     return 0
 
 
@@ -123,6 +123,6 @@ def _cancel(server: Server, job_id: str) -> None:
     try:
         with Server(server.url, CANCEL_PATIENCE_S) as impatient:
             cancelled = impatient.post(f"/jobs/{job_id}/cancel", {})["cancelled"]
-        print(f"job {job_id} {'cancelled' if cancelled else 'had ended already'}", file=sys.stderr)
+        say(f"job {job_id} {'cancelled' if cancelled else 'had ended already'}", error=True)
     except ServeAppError as error:
-        print(f"serve-app: job {job_id} may still run: {error}", file=sys.stderr)
+        say(f"serve-app: job {job_id} may still run: {error}", error=True)

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from serve_app import config
+from serve_app.cli.lines import say
 from serve_app.cli.server import Server
 from serve_app.errors import InvalidSubmissionError, RefusedError
 from serve_app.limits import Quotas
@@ -91,7 +92,7 @@ def _done(arguments: argparse.Namespace, ask: Callable[[Inquiry[Any]], Any], quo
 
 def _print(lines: Iterator[str]) -> None:
     for line in lines:
-        print(line, flush=True)
+        say(line)
 
 
 def _scopes(arguments: argparse.Namespace) -> list[str]:

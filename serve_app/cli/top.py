@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.cli.server import Server
+from serve_app.printable import printable
 
 Status = Mapping[str, Any]
 """What `GET /status` answers."""
@@ -49,18 +50,18 @@ def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
     if earlier is not None and since_s > 0 and earlier["epoch"] == now["epoch"]:
         more = sum(load["ended"].values()) - sum(earlier["load"]["ended"].values())
         line += f" · {60 * more / since_s:.1f} a minute"
-    return Text(line, style="bold")
+    return Text(printable(line), style="bold")
 
 
 def _paused(now: Status) -> list[Text]:
     held = ", ".join(f"{pause['kind']} {pause['name']}".rstrip() for pause in now["paused"])
-    return [Text(f"paused: {held}", style="bold yellow")] if held else []
+    return [Text(printable(f"paused: {held}"), style="bold yellow")] if held else []
 
 
 def _pools(now: Status) -> Table:
     table = _table("pool", "replicas", "waiting", "running")
     for pool in now["load"]["pools"]:
-        table.add_row(pool["pool"], *(str(pool[key]) for key in ("replicas", "waiting", "running")))
+        _add(table, pool["pool"], *(str(pool[key]) for key in ("replicas", "waiting", "running")))
     return table
 
 
@@ -68,24 +69,28 @@ def _replicas(now: Status) -> Table:
     table = _table("replica", "pool", "tasks", "holds")
     for replica in now["replicas"]:
         tasks = f"{replica['running']}/{replica['slots']}"
-        table.add_row(replica["replica_id"], replica["pool"], tasks, ", ".join(replica["recipes"]) or "no model")
+        _add(table, replica["replica_id"], replica["pool"], tasks, ", ".join(replica["recipes"]) or "no model")
     return table
 
 
 def _hosts(now: Status) -> Table:
     table = _table("host", "device", "used", "of MB")
     for host in now["hosts"]:
-        table.add_row(
-            host["host"], "memory", _share(host["ram_used_mb"], host["ram_total_mb"]), str(host["ram_total_mb"])
-        )
+        used = _share(host["ram_used_mb"], host["ram_total_mb"])
+        _add(table, host["host"], "memory", used, str(host["ram_total_mb"]))
         for gpu in host["gpus"]:
             used = _share(gpu["vram_used_mb"], gpu["vram_total_mb"])
-            table.add_row("", gpu["name"], used, str(gpu["vram_total_mb"]))
+            _add(table, "", gpu["name"], used, str(gpu["vram_total_mb"]))
     return table
 
 
 def _share(used: int, total: int) -> str:
     return f"{100 * used / total:.0f} %" if total else "–"
+
+
+def _add(table: Table, *cells: str) -> None:
+    """Add a row of plain text, in which rich looks for no markup."""
+    table.add_row(*(Text(printable(cell)) for cell in cells))
 
 
 def _table(*columns: str) -> Table:
