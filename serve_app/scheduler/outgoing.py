@@ -1,8 +1,9 @@
 """What this server sends of its own accord: signed messages to URLs that clients name, and to which addresses it may.
 
-A name is resolved once and the connection goes to an address that was looked at, so that no second answer of its DNS
-leads elsewhere. Redirects are not followed and no proxy is used. Sources: the Standard Webhooks specification;
-Python's `ipaddress` for the registries of IANA that say which addresses are global.
+Clients are told that an address is not allowed, and nothing else: not what a name resolves to, nor whether it does. The
+log has it for the operator. A name is resolved once and the connection goes to an address that was looked at, so that
+no second answer of its DNS leads elsewhere. Redirects are not followed and no proxy is used. Sources: the Standard
+Webhooks specification; Python's `ipaddress` for the registries of IANA that say which addresses are global.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
 
+from serve_app import log
 from serve_app.errors import InvalidSubmissionError, OutgoingError, shown
 
 if TYPE_CHECKING:
@@ -32,7 +34,11 @@ URL_LENGTH = 2000
 SECRET = "whsec_"
 SECRET_BYTES = (24, 64)
 """How long the key in a secret may be, as the specification says."""
+NAME_LENGTH = 253
+NOT_ALLOWED = "its address is not allowed; see webhooks.allowed_networks of the configuration"
+"""All that a client is told of an address that is neither the Internet's nor among `webhooks.allowed_networks`."""
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_log = log.get("scheduler")
 
 
 def new_secret() -> str:
@@ -74,14 +80,26 @@ def check_url(url: Any, allowed: Iterable[Network]) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise InvalidSubmissionError(f"'url' {shown(url)}: {error}") from None
+    if not _is_name(host or ""):
+        raise InvalidSubmissionError(
+            f"'url' {shown(url)}: its host is no name, which has 1 to 63 characters between dots, 253 in all"
+        )
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or " " in url or "\\" in url:
         raise InvalidSubmissionError(f"'url' must be like https://example.com/path, without a user, not {shown(url)}")
     address = _literal(host)
     if host == "localhost" or host.endswith(".localhost"):
         address = ipaddress.IPv4Address("127.0.0.1")
     if address is not None and not is_allowed(address, allowed):
-        raise InvalidSubmissionError(f"'url' {shown(url)}: {_refusal(address)}")
+        raise InvalidSubmissionError(f"'url' {shown(url)}: {NOT_ALLOWED}")
     return url
+
+
+def _is_name(host: str) -> bool:
+    """Whether a name can be looked up: the names that `socket` makes of text are those of this codec."""
+    try:
+        return len(host.encode("idna")) <= NAME_LENGTH
+    except UnicodeError:
+        return False
 
 
 def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
@@ -114,10 +132,6 @@ def _literal(host: str) -> Address | None:
         return ipaddress.ip_address(host)
     except ValueError:
         return None
-
-
-def _refusal(address: Address) -> str:
-    return f"{address} is no address of the Internet, nor among webhooks.allowed_networks"
 
 
 class Outgoing:
@@ -166,11 +180,20 @@ def _backend(allowed: Sequence[Network]) -> httpcore.AsyncNetworkBackend:
             local_address: str | None = None,
             socket_options: Any = None,
         ) -> httpcore.AsyncNetworkStream:
-            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            try:
+                found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except (OSError, UnicodeError) as error:
+                _log.warning("webhooks: %s: %s", host, error)
+                raise OutgoingError(NOT_ALLOWED) from None
             addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
             free = [address for address in dict.fromkeys(addresses) if is_allowed(address, allowed)]
             if not free:
-                raise OutgoingError(f"{host}: {_refusal(addresses[0])}")
+                _log.warning(
+                    "webhooks: %s is %s, no address of the Internet nor among webhooks.allowed_networks",
+                    host,
+                    addresses[0],
+                )
+                raise OutgoingError(NOT_ALLOWED)
             for last, address in enumerate(free, 1 - len(free)):
                 try:
                     return await httpcore.AnyIOBackend().connect_tcp(str(address), port, timeout, local_address)

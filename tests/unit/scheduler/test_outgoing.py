@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
+import logging
 import socket
 import threading
 from collections.abc import AsyncIterator
@@ -17,7 +18,15 @@ import pytest
 
 from serve_app.errors import InvalidSubmissionError, OutgoingError
 from serve_app.scheduler.courier import Courier, CourierThread
-from serve_app.scheduler.outgoing import Outgoing, check_secret, check_url, is_allowed, new_secret, signed
+from serve_app.scheduler.outgoing import (
+    NOT_ALLOWED,
+    Outgoing,
+    check_secret,
+    check_url,
+    is_allowed,
+    new_secret,
+    signed,
+)
 
 LOOPBACK = [ipaddress.ip_network("127.0.0.0/8")]
 INSIDE = [
@@ -32,7 +41,7 @@ INSIDE = [
 def test_an_address_that_is_not_the_internets_may_not_be_sent_to(address):
     assert not is_allowed(ipaddress.ip_address(address), ())
     shown = f"[{address}]" if ":" in address else address
-    with pytest.raises(InvalidSubmissionError, match="no address of the Internet"):
+    with pytest.raises(InvalidSubmissionError, match="its address is not allowed"):
         check_url(f"http://{shown}:8080/x", ())
 
 
@@ -55,6 +64,10 @@ def test_a_network_that_the_configuration_allows_may_and_no_other():
         *(
             "http://a.localhost",
             "http://[::1",
+            "https://a..b/",
+            "https://.a/",
+            f"https://{'a' * 64}.example/",
+            f"https://{'a.' * 130}example/",
             "http://x:99999/",
             "http://exa mple.com/",
             "http://a\\b/",
@@ -162,22 +175,29 @@ async def test_no_answer_and_one_that_is_no_http_are_errors(answer, problem):
         await Outgoing(LOOPBACK, 5).post(f"http://127.0.0.1:{port}/", {}, b"{}")
 
 
-async def test_a_name_is_asked_for_once_and_its_address_is_looked_at(monkeypatch):
+async def test_a_name_is_asked_for_once_and_its_address_is_looked_at(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("serve_app"), "propagate", True)
     asked: list[str] = []
     answers = {"outside.example": "127.0.0.1", "both.example": "10.0.0.9"}
 
     async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
         asked.append(host)
+        if host not in answers:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
         first = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (answers[host], port))]
         return first + [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))] * (host == "both.example")
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo)
-    with pytest.raises(OutgoingError, match=r"127\.0\.0\.1 is no address of the Internet"):
-        await Outgoing([], 5).post("https://outside.example/", {}, b"{}")
+    for unreachable in ("outside.example", "unknown.example"):
+        with pytest.raises(OutgoingError) as refused:
+            await Outgoing([], 5).post(f"https://{unreachable}/", {}, b"{}")
+        assert str(refused.value) == NOT_ALLOWED, "whether a name resolves, and to what, is not told"
+    assert "outside.example is 127.0.0.1" in caplog.text
+    assert "unknown.example: [Errno -2] no such name" in caplog.text
     async with listening(b"HTTP/1.1 204 No Content\r\n\r\n") as (listener, port):
         assert await Outgoing(LOOPBACK, 5).post(f"http://both.example:{port}/", {}, b"{}") == 204
     assert len(listener.requests) == 1
-    assert asked == ["outside.example", "both.example"]
+    assert asked == ["outside.example", "unknown.example", "both.example"]
 
 
 async def test_a_couriers_thread_wakes_and_ends():
