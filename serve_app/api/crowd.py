@@ -20,9 +20,11 @@ from serve_app.limits import refused
 
 BODIES = 200
 LISTENERS = 1000
+LOGINS = 50
 PACK_STREAMS = 50
 MODEL_FILES = 2
 BODY_S = 120.0
+LOGIN_S = 10.0
 RETRY_AFTER_S = 5
 _ARRIVING = "arriving"
 """The key of an ASGI scope that has its body on the way."""
@@ -58,6 +60,7 @@ class Crowd:
     """The rooms, and how long a body may take to arrive.
 
     listeners: websockets and event polls. pack_streams: of node packs, which take as many calls of a replica as well.
+    logins: bodies of those who have no credentials yet, who must not keep others from the room of bodies.
     model_files: those that are uploaded, each of which takes a thread.
     """
 
@@ -68,25 +71,34 @@ class Crowd:
         body_s: float = BODY_S,
         pack_streams: int = PACK_STREAMS,
         model_files: int = MODEL_FILES,
+        logins: int = LOGINS,
+        login_s: float = LOGIN_S,
     ) -> None:
         self.bodies = Room("bodies that are still arriving", "ingress.max_bodies", bodies)
         self.listeners = Room("websockets and event polls", "ingress.max_listeners", listeners)
         streams = "long answers and websockets of node packs"
         self.pack_streams = Room(streams, "ingress.max_pack_streams", pack_streams)
         self.model_files = Room("model files that are still arriving", "model_changes.at_once", model_files)
-        self.body_s = body_s
+        self.logins = Room("logins that are still arriving", "ingress.max_logins", logins)
+        self.body_s, self.login_s = body_s, login_s
 
     @property
     def use(self) -> dict[str, float]:
         """How full each room is, 0 to 1, by its key."""
-        return dict(room.use for room in (self.bodies, self.listeners, self.pack_streams, self.model_files))
+        rooms = (self.bodies, self.listeners, self.pack_streams, self.model_files, self.logins)
+        return dict(room.use for room in rooms)
 
 
-def allow(request: Request, body_s: float, key: str) -> None:
-    """Let a request's body, of which nothing is read yet, take so long to arrive. key: of the configuration."""
+def allow(request: Request, body_s: float, key: str, room: Room | None = None) -> None:
+    """Let a request's body, of which nothing is read yet, take so long to arrive, in a room of its own if one is given.
+
+    key: of the configuration, which says how long.
+    """
     arriving: _Arriving | None = request.scope.get(_ARRIVING)
     if arriving is not None:
         arriving.body_s, arriving.key = body_s, key
+        if room is not None:
+            arriving.place = room.taken()
 
 
 class Crowded:
@@ -116,7 +128,7 @@ class _Arriving:
     def __init__(self, crowd: Crowd, receive: Receive) -> None:
         self._receive = receive
         self.body_s, self.key = crowd.body_s, "ingress.body_s"
-        self._place = crowd.bodies.taken()
+        self.place = crowd.bodies.taken()
         self._until_s = 0.0
         self._state = "unread"
 
@@ -130,7 +142,7 @@ class _Arriving:
         if self._state == "whole":
             return await self._receive()
         if self._state == "unread":
-            self._place.__enter__()
+            self.place.__enter__()
             self._state, self._until_s = "arriving", asyncio.get_running_loop().time() + self.body_s
         try:
             # Not wait_for: before Python 3.12 it makes a task of what it waits for.
@@ -146,7 +158,7 @@ class _Arriving:
 
     def _leave(self) -> None:
         if self._state == "arriving":
-            self._place.__exit__(None, None, None)
+            self.place.__exit__(None, None, None)
         self._state = "whole"
 
 

@@ -1,15 +1,16 @@
 """Who asks: credentials in a request become its principal, or the request is refused.
 
-A credential is an API key or a token, given as a bearer, in X-API-Key, as `?token=`, or in the page's cookie. What
-comes behind sees none of them. Keys are known for KEY_S; one that is in use is looked up again before that is over, so
-that nobody waits for it. Another site's page cannot use the cookie: `Door` refuses its requests, and
-browsers send none along.
+A credential is an API key or a token, given as a bearer, in X-API-Key or as `?token=`, or a session in the page's
+cookie. What comes behind sees none of them. Keys are known for KEY_S; one that is in use is looked up again before that
+is over, so that nobody waits for it. What lasts longer has a lease (`lease.py`). Another site's page cannot use the
+cookie: `Door` refuses its requests, and browsers send none along.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from serve_app.api.audit import AuditLog
+from serve_app.api.lease import READS, Leased, Leases
 from serve_app.api.principal import OPERATOR, PRINCIPAL, Principal
 from serve_app.api.problems import Answer
 from serve_app.api.request import REQUESTS_LEFT
@@ -37,7 +39,7 @@ from serve_app.errors import (
     UnavailableError,
 )
 from serve_app.service import Service
-from serve_app.store.api_keys import ApiKey, FindKey, parts
+from serve_app.store.api_keys import AddKey, ApiKey, EndKey, FindKeys, new_session, parts
 from serve_app.store.tenants import is_tenant
 
 if TYPE_CHECKING:
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 K = TypeVar("K")
 V = TypeVar("V")
 
-KEY_S = 5.0
+KEY_S = 3.0
 """How long what is known of a key counts: a key that was revoked is refused everywhere once this has passed."""
 AWAY_S = 60.0
 """How long it goes on to count while the scheduler cannot be asked; no key can be revoked meanwhile."""
@@ -58,12 +60,13 @@ LOOKUPS, CHECKS = 8, 2
 """Keys that are looked up, and tokens that are checked at once: whoever makes some up must not keep others from the
 database, or from this process's threads, in which the provider may be waited for."""
 
-COOKIE = "serve_app_key"
+COOKIE = "serve_app_session"
 LOGIN, LOGOUT = "/login", "/logout"
 OPEN = frozenset({LOGIN, "/healthz", "/readyz"})
 """Paths that ask nobody who they are."""
 METERED = frozenset({"/status", "/metrics"})
 """Paths that tell how the whole server does, for those with the scope metrics."""
+ENDED = "has expired or was revoked"
 NOBODY = Principal("", "", frozenset())
 EVERYONE = "*"
 """As whom the operator asks for what is everyone's."""
@@ -91,7 +94,8 @@ class Identity:
         self._tokens = tokens
         self._keys: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
         self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
-        self._held: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._held: OrderedDict[str, tuple[float, Principal]] = OrderedDict()
+        self.leases = Leases(self._look_again)
         self._lookups = asyncio.Semaphore(LOOKUPS)
         self._checks = asyncio.Semaphore(CHECKS)
 
@@ -118,9 +122,11 @@ class Identity:
         if key is None:
             raise UnauthenticatedError("the key is unknown")
         if not key.holds(secret, now_s):
-            why = "has expired or was revoked" if key.ended(now_s) else "is wrong"
+            why = ENDED if key.ended(now_s) else "is wrong"
             raise UnauthenticatedError(f"the key {key.shown} {why}")
-        return Principal(key.tenant, f"{key.shown} {key.name}".strip(), frozenset(key.scopes))  # type: ignore[arg-type]
+        lease = self.leases.grant(key_id, key_id, math.inf if key.ends_s is None else key.ends_s)
+        session = "" if key.session_of is None else key_id
+        return Principal(key.tenant, key.title, frozenset(key.scopes), lease, session)  # type: ignore[arg-type]
 
     def _asked(self, key_id: str) -> asyncio.Task[ApiKey | None]:
         """Return the look-up of a key, which all who wait for it share."""
@@ -132,19 +138,50 @@ class Identity:
     def _answered(self, key_id: str, asking: asyncio.Task[ApiKey | None]) -> None:
         self._asking.pop(key_id, None)
         if not asking.cancelled() and asking.exception() is None:
-            _keep(self._keys, key_id, (time.monotonic(), asking.result()))
+            self._learn(key_id, asking.result())
 
     async def _ask(self, key_id: str) -> ApiKey | None:
         async with self._lookups:
-            return await self._service().inquire(FindKey(key_id))
+            found = await self._service().inquire(FindKeys((key_id,)))
+        return found[0] if found else None
+
+    async def _look_again(self, key_ids: Sequence[str]) -> None:
+        found = {key.key_id: key for key in await self._service().inquire(FindKeys(tuple(key_ids)))}
+        for key_id in key_ids:
+            self._learn(key_id, found.get(key_id))
+
+    def _learn(self, key_id: str, key: ApiKey | None) -> None:
+        _keep(self._keys, key_id, (time.monotonic(), key))
+        if key is None or key.ended(time.time()):
+            self.leases.end(key_id, "the key is unknown" if key is None else f"the key {key.shown} {ENDED}")
+
+    async def open_session(self, credential: str) -> tuple[Principal, str, float]:
+        """Return whose a key or token is, a session that ends with it, and in how many seconds that ends by itself.
+
+        Errors: UnauthenticatedError, UnavailableError.
+        """
+        principal = await self.principal(credential)
+        if principal.session:
+            raise UnauthenticatedError("a session is no key: log in with the key that it is of")
+        session, text = new_session(
+            principal.lease.key_id, principal.tenant, principal.name, principal.scopes, principal.lease.until_s
+        )
+        await self._service().inquire(AddKey(session))
+        return principal, text, (session.ends_s or 0.0) - time.time()
+
+    async def end_session(self, session: str) -> None:
+        """End a session everywhere, here at once. Errors: UnavailableError."""
+        await self._service().inquire(EndKey(session))
+        await self._look_again((session,))
 
     async def _of_token(self, tokens: Tokens, text: str) -> Principal:
-        name = hashlib.sha256(text.encode(errors="replace")).digest()
+        name = hashlib.sha256(text.encode(errors="replace")).hexdigest()
         until_s, principal = self._held.get(name, (0.0, NOBODY))
         if until_s <= time.time():
             async with self._checks:
                 token = await asyncio.to_thread(tokens.check, text)
-            principal = Principal(token.tenant, token.subject, frozenset(token.scopes))  # type: ignore[arg-type]
+            lease = self.leases.grant(name, "", token.until_s)
+            principal = Principal(token.tenant, token.subject, frozenset(token.scopes), lease)  # type: ignore[arg-type]
             _keep(self._held, name, (min(token.until_s, time.time() + TOKEN_S), principal))
         return principal
 
@@ -181,11 +218,13 @@ class Identified:
             await self._refuse(connection, error, receive, send)
             return
         seen = {**without_credentials(scope), PRINCIPAL: principal, REQUESTS_LEFT: left}
-        if scope["type"] == "websocket" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        if scope["type"] == "websocket" or scope["method"] in READS:
             told: Send = send
         else:
             told = self._noting(scope, principal, send)
-        await self._app(seen, receive, told)
+        leased = Leased(self._identity.leases, principal.lease, scope, receive, told)
+        if await leased.pass_on(self._app, seen, lambda error: self._refuse(connection, error, receive, send)):
+            self._note(scope, principal, 401, principal.lease.ended)
 
     async def _asking(self, connection: HTTPConnection) -> Principal:
         given = credential(connection)
@@ -201,8 +240,8 @@ class Identified:
         left = None if principal.may("admin") else self._identity.rate.take(principal.tenant)
         if connection.scope["path"] in METERED:
             principal.require("metrics")
-        else:
-            reads = connection.scope["type"] == "websocket" or connection.scope["method"] in ("GET", "HEAD", "OPTIONS")
+        elif connection.scope["path"] != LOGOUT:
+            reads = connection.scope["type"] == "websocket" or connection.scope["method"] in READS
             principal.require("read" if reads else "submit")
         return left
 

@@ -1,6 +1,7 @@
-"""The page that asks for a key and keeps it in a cookie, so that ComfyUI's page works as it is; logging out again.
+"""The page that asks for a key and opens a session, so that ComfyUI's page works as it is; logging out again.
 
-The cookie is out of scripts' reach, is not sent along from other sites, and goes over TLS alone where the page came so.
+The cookie has the session, never the key. It is out of scripts' reach, is not sent along from other sites, and goes
+over TLS alone where the page came so.
 Sources: RFC 6265bis (cookies), CSP level 3.
 """
 
@@ -11,8 +12,9 @@ from html import escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from serve_app.api.crowd import Crowd, allow
 from serve_app.api.identity import COOKIE, LOGIN, LOGOUT, Identity
-from serve_app.api.principal import Principal, principal_of
+from serve_app.api.principal import principal_of
 from serve_app.api.request import Current, bounded
 from serve_app.api.routing import Routes
 from serve_app.api.source import source
@@ -20,7 +22,6 @@ from serve_app.errors import UnauthenticatedError
 
 router = Routes()
 
-COOKIE_S = 30 * 86_400
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; "
     "frame-ancestors 'none'; base-uri 'none'",
@@ -45,27 +46,32 @@ async def get_login() -> Response:
 
 @router.post(LOGIN)
 async def post_login(request: Request, service: Current) -> Response:
-    """Keep a key that holds in the page's cookie."""
+    """Open a session for a key or token that holds, and keep that in the page's cookie."""
     identity: Identity = request.app.state.identity
+    crowd: Crowd = request.app.state.crowd
+    allow(request, crowd.login_s, "ingress.login_s", crowd.logins)
     async with bounded(request, service.limits.command).form(max_files=0, max_fields=3) as form:
         key = str(form.get("key", "")).strip()
     nobody, what, where = principal_of(request), f"POST {LOGIN}", source(request.scope, identity.proxies)
     try:
-        principal: Principal = await identity.principal(key)
+        principal, session, seconds = await identity.open_session(key)
     except UnauthenticatedError as error:
         identity.audit.note(nobody, what, where, 401, str(error))
         return _page(str(error), 401)
     identity.audit.note(principal, what, where, 303)
     answer = RedirectResponse("/", 303, {"Cache-Control": "no-store"})
     answer.set_cookie(
-        COOKIE, key, max_age=COOKIE_S, path="/", secure=_is_secure(request), httponly=True, samesite="lax"
+        COOKIE, session, max_age=int(seconds), path="/", secure=_is_secure(request), httponly=True, samesite="lax"
     )
     return answer
 
 
 @router.post(LOGOUT)
 async def post_logout(request: Request) -> Response:
-    """Forget the key in the page's cookie."""
+    """End the session in the page's cookie, and forget it."""
+    if session := principal_of(request).session:
+        identity: Identity = request.app.state.identity
+        await identity.end_session(session)
     answer = RedirectResponse(LOGIN, 303, {"Cache-Control": "no-store"})
     answer.delete_cookie(COOKIE, path="/", secure=_is_secure(request), httponly=True, samesite="lax")
     return answer

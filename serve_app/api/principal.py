@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypeAlias, get_args
 
 from starlette.requests import HTTPConnection, Request
 
+from serve_app.api.lease import UNLIMITED, Lease
 from serve_app.api.routing import Given
 from serve_app.errors import ForbiddenError
 
@@ -21,11 +22,16 @@ PRINCIPAL = "principal"
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """tenant: whose jobs and files it has; "" is the operator's, who has all. name: of its key, as people gave it."""
+    """tenant: whose jobs and files it has; "" is the operator's, who has all. name: of its key, as people gave it.
+
+    lease: how long its credential holds. session: the id of the session that the credential is of, "" for another.
+    """
 
     tenant: str
     name: str
     scopes: frozenset[KeyScope]
+    lease: Lease = field(default=UNLIMITED, compare=False)
+    session: str = ""
 
     def may(self, scope: KeyScope) -> bool:
         """Whether it has a scope; an admin has all."""

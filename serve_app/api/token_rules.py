@@ -13,7 +13,8 @@ Algorithm: TypeAlias = Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES3
 class TokenRules:
     """Which tokens hold. jwks: the provider's keys, a URL or a file. tenant_claim, scopes_claim: where a token says so.
 
-    roles: what each value of the scopes' claim allows; a value that is a scope itself needs no entry.
+    roles: what each value of the scopes' claim allows; submit and read need no entry. What reaches beyond the tenant,
+    admin and metrics, is of those alone who have a role with it: providers have scopes of their own of these names.
     """
 
     issuer: str

@@ -31,7 +31,9 @@ FRESH_S = 300.0
 AGAIN_S, AWAY_S = 10.0, 1.0
 """How long after the provider was asked it may be asked again: for a key that is not known; where none is known yet."""
 LEEWAY_S = 30.0
-"""By how much clocks may differ."""
+"""By how much the provider's clock may be ahead: tokens that were just issued hold at once."""
+EXPIRY_LEEWAY_S = 2.0
+"""By how much it may be behind. Whatever a token has open ends within five seconds of its `exp`."""
 SMALLEST_RSA = 2048
 KINDS: Mapping[str, tuple[str, str | None]] = {
     "R": ("RSA", None),
@@ -89,6 +91,8 @@ class Tokens:
                 continue
             except jwt.InvalidTokenError as error:
                 raise _refused(CLAIMS.get(type(error), str(error))) from error
+            except OverflowError as error:
+                raise _refused("a time in it is beyond all times") from error
         raise _refused("its signature is of no key of the issuer's")
 
     def _claims(self, text: str, key: Mapping[str, Any], algorithm: str) -> Mapping[str, Any]:
@@ -105,15 +109,18 @@ class Tokens:
         tenant = claims.get(self._rules.tenant_claim)
         if not is_tenant(tenant):
             raise _refused(f"its claim {self._rules.tenant_claim!r} is no tenant's name")
+        until_s = float(claims["exp"]) + EXPIRY_LEEWAY_S
+        if until_s <= time.time():
+            raise _refused(CLAIMS[jwt.ExpiredSignatureError])
         subject = str(claims.get("sub", ""))[:150]
-        return Token(str(tenant), subject, self._scopes(claims), float(claims["exp"]) + LEEWAY_S)
+        return Token(str(tenant), subject, self._scopes(claims), until_s)
 
     def _scopes(self, claims: Mapping[str, Any]) -> tuple[str, ...]:
         given = claims.get(self._rules.scopes_claim)
         if given is None:
             return USUAL_SCOPES
         words = given.split() if isinstance(given, str) else given if isinstance(given, list) else []
-        own = {scope: (scope,) for scope in KEY_SCOPES}
+        own = {scope: (scope,) for scope in USUAL_SCOPES}
         allowed = {s for word in map(str, words) for s in {**own, **self._rules.roles}.get(word, ())}
         return tuple(scope for scope in KEY_SCOPES if scope in allowed)
 

@@ -137,7 +137,13 @@ class AppConfig(Section):
         """The rooms of one ingress replica."""
         ingress, models = self.ingress, self.model_changes or ModelChangeLimits()
         return Crowd(
-            ingress.max_bodies, ingress.max_listeners, ingress.body_s, ingress.max_pack_streams, models.at_once
+            ingress.max_bodies,
+            ingress.max_listeners,
+            ingress.body_s,
+            ingress.max_pack_streams,
+            models.at_once,
+            ingress.max_logins,
+            ingress.login_s,
         )
 
     @property
@@ -195,7 +201,7 @@ class AppConfig(Section):
             # A host whose clients' files are in a bucket may have no disk to make their directories on.
             remote = isinstance(self.store, S3Config) and name in ("input_dir", "output_dir", "temp_dir")
             if name != "models_dir" and not remote:
-                path.mkdir(parents=True, exist_ok=True)
+                path.mkdir(0o700, parents=True, exist_ok=True)
             update[name] = path
         update["pools"] = tuple(
             pool if pool.comfyui is None else pool.model_copy(update={"comfyui": pool.comfyui.absolute()})
@@ -206,7 +212,7 @@ class AppConfig(Section):
         scheme, separator, path = self.database_url.partition("sqlite:///")
         if separator and not scheme and path and path != ":memory:":
             file = Path(path).expanduser().absolute()
-            file.parent.mkdir(parents=True, exist_ok=True)
+            file.parent.mkdir(0o700, parents=True, exist_ok=True)
             update["database_url"] = f"sqlite:///{file}"
         return self.model_copy(update=update)
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, PACK_STREAMS
+from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, LOGIN_S, LOGINS, PACK_STREAMS
 from serve_app.api.dialect import ROOT_DIALECT, Dialect
 from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.config.section import Section
@@ -31,6 +31,10 @@ class IngressConfig(Section):
     """Bodies that may be arriving at one replica at once; one more is answered 503."""
     body_s: Annotated[float, Field(gt=0)] = BODY_S
     """How long a body may take to arrive; then it is answered 408."""
+    max_logins: Annotated[int, Field(ge=1)] = LOGINS
+    """Bodies of POST /login that may be arriving at one replica at once; one more is answered 503."""
+    login_s: Annotated[float, Field(gt=0)] = LOGIN_S
+    """How long a body of POST /login may take to arrive."""
     max_listeners: Annotated[int, Field(ge=1)] = LISTENERS
     """Websockets and event polls that one replica has at once; one more is answered 503, a handshake too."""
     max_pack_streams: Annotated[int, Field(ge=1)] = PACK_STREAMS

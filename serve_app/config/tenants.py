@@ -26,7 +26,10 @@ class JwtConfig(Section):
     scopes_claim: str = "scope"
     """What lists scopes or roles; a token without it has submit and read."""
     roles: Mapping[str, tuple[KeyScope, ...]] = {}
-    """Scopes of each role. A role that is not here and no scope itself allows nothing."""
+    """Scopes of each role, or value of the scopes' claim. One that is not here allows nothing, but for submit and read.
+
+    admin and metrics, which reach beyond the tenant, are given here alone: `roles: {image-admins: [admin]}`.
+    """
 
     @property
     def rules(self) -> TokenRules:

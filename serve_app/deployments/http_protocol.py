@@ -1,8 +1,9 @@
 """uvicorn's HTTP/1.1 protocol, with a request's headers frozen once they are complete.
 
 A chunked body may end with trailer fields (RFC 9112, section 7.1.2). uvicorn's httptools protocol appends them to the
-request's headers, where they would count as credentials, Host or X-Forwarded-For that no proxy has looked at; HAProxy 2.8
-has no rule for them. Here they are dropped, as RFC 9110, section 6.5.1, asks. uvicorn's h11 protocol drops them itself.
+request's headers, where they would count as credentials, Host or X-Forwarded-For that no proxy has looked at; HAProxy
+2.8 has no rule for them. Here they are dropped, as RFC 9110, section 6.5.1, asks. uvicorn's h11 protocol drops them
+itself.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 A key is "sa_ID_SECRET". The id is shown and finds the key; of the secret, 256 random bits, only a hash is kept: one
 that takes long to compute is for what people think up. A key holds until it ends; to revoke one is to end it now, and
 one that is rotated ends once its successor has had time to spread.
+
+A session is a key that a browser keeps in place of the key or token that was given at the page's login: it ends by
+itself, with that key, or when its user logs out.
 """
 
 from __future__ import annotations
@@ -12,8 +15,8 @@ import hmac
 import re
 import secrets
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
@@ -32,11 +35,18 @@ USUAL_SCOPES = ("submit", "read")
 GRACE_S = 3600.0
 """How long a key holds beside its successor, unless it is said otherwise."""
 NAME_LENGTH = 100
+SESSION_S = 7 * 86_400.0
+"""How long a session lasts at most."""
+SESSIONS = 100
+"""How many sessions one key may have, and one user of tokens; the newest replaces the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret. tenant: "" is the operator's. name: people's word for it. ends_s: Unix time."""
+    """A key without its secret. tenant: "" is the operator's. name: people's word for it. ends_s: Unix time.
+
+    session_of: the id of the key that a session is of, "" for a token's; None for what is no session.
+    """
 
     key_id: str
     tenant: str
@@ -45,11 +55,17 @@ class ApiKey:
     scopes: tuple[str, ...]
     created_s: float
     ends_s: float | None = None
+    session_of: str | None = None
 
     @property
     def shown(self) -> str:
         """Return what may be shown of it."""
         return f"{PREFIX}_{self.key_id}_…"
+
+    @property
+    def title(self) -> str:
+        """Return what the audit log calls it; a session, as what was given at the login."""
+        return f"{self.shown} {self.name}".strip() if self.session_of is None else self.name
 
     def holds(self, secret: str, at_s: float) -> bool:
         """Whether a secret is its own, and it has not ended."""
@@ -83,15 +99,32 @@ def minted(tenant: str, name: str, scopes: Sequence[str], ends_s: float | None) 
     return ApiKey(key_id, tenant, name, _hash(secret), kept, time.time(), ends_s), f"{PREFIX}_{key_id}_{secret}"
 
 
+def new_session(of: str, tenant: str, name: str, scopes: Collection[str], until_s: float) -> tuple[ApiKey, str]:
+    """Return a session and its text. of: the key's id, "" for a token; until_s: when what it is of ends."""
+    key_id, secret = secrets.token_hex(6), secrets.token_urlsafe(32)
+    kept = tuple(scope for scope in KEY_SCOPES if scope in scopes)
+    now_s = time.time()
+    ends_s = min(until_s, now_s + SESSION_S)
+    session = ApiKey(key_id, tenant, name[:NAME_LENGTH], _hash(secret), kept, now_s, ends_s, of)
+    return session, f"{PREFIX}_{key_id}_{secret}"
+
+
 def parts(text: str) -> tuple[str, str] | None:
     """Return the id and the secret of a key's text; None if it has not the form of one."""
     found = KEY.fullmatch(text)
     return None if found is None else (found[1], found[2])
 
 
+_OWNERS = API_KEYS.alias("owners")
+_COLUMNS = tuple(column.name for column in API_KEYS.c)
+
+
 @dataclass(frozen=True, slots=True)
 class AddKey(OfServer):
-    """Keep a new key. replaces: the id of one that holds until `grace_s` from now at most."""
+    """Keep a new key or session. replaces: the id of a key that holds until `grace_s` from now at most.
+
+    Sessions that have ended go, and the oldest beyond SESSIONS.
+    """
 
     writes: ClassVar[bool] = True
 
@@ -105,11 +138,13 @@ class AddKey(OfServer):
         insert_once(connection, API_KEYS, ("key_id",), [row])
         if self.replaces is not None:
             _end(connection, self.replaces, self.key.created_s + self.grace_s)
+        if self.key.session_of is not None:
+            _tidy_sessions(connection, self.key)
 
 
 @dataclass(frozen=True, slots=True)
 class EndKey(OfServer):
-    """Revoke a key."""
+    """Revoke a key, with its sessions, or end a session."""
 
     writes: ClassVar[bool] = True
 
@@ -118,12 +153,12 @@ class EndKey(OfServer):
     def carry_out(self, connection: sa.Connection) -> bool:
         """Return whether there is such a key."""
         _end(connection, self.key_id, time.time())
-        return FindKey(self.key_id).carry_out(connection) is not None
+        return bool(FindKeys((self.key_id,)).carry_out(connection))
 
 
 @dataclass(frozen=True, slots=True)
 class FindKey(OfServer):
-    """One key by its id."""
+    """One key by its id, no session."""
 
     writes: ClassVar[bool] = False
 
@@ -131,19 +166,36 @@ class FindKey(OfServer):
 
     def carry_out(self, connection: sa.Connection) -> ApiKey | None:
         """Return it."""
-        row = connection.execute(sa.select(API_KEYS).where(API_KEYS.c.key_id == self.key_id)).first()
-        return None if row is None else _key(row)
+        found = FindKeys((self.key_id,)).carry_out(connection)
+        return found[0] if found and found[0].session_of is None else None
+
+
+@dataclass(frozen=True, slots=True)
+class FindKeys(OfServer):
+    """Keys and sessions by their ids."""
+
+    writes: ClassVar[bool] = False
+
+    key_ids: tuple[str, ...]
+
+    def carry_out(self, connection: sa.Connection) -> tuple[ApiKey, ...]:
+        """Return those that there are, in any order; a session with the end of its key, if that is sooner."""
+        whose = API_KEYS.outerjoin(_OWNERS, API_KEYS.c.session_of == _OWNERS.c.key_id)
+        found = sa.select(API_KEYS, _OWNERS.c.key_id.label("owner"), _OWNERS.c.ends_s.label("owner_ends_s"))
+        rows = connection.execute(found.select_from(whose).where(API_KEYS.c.key_id.in_(self.key_ids)))
+        return tuple(map(_as_it_holds, rows))
 
 
 @dataclass(frozen=True, slots=True)
 class ListKeys(OfServer):
-    """All keys."""
+    """All keys, without sessions."""
 
     writes: ClassVar[bool] = False
 
     def carry_out(self, connection: sa.Connection) -> tuple[ApiKey, ...]:
         """Return them, a tenant's together, the newest last."""
-        ordered = sa.select(API_KEYS).order_by(API_KEYS.c.tenant, API_KEYS.c.created_s, API_KEYS.c.key_id)
+        keys = sa.select(API_KEYS).where(API_KEYS.c.session_of.is_(None))
+        ordered = keys.order_by(API_KEYS.c.tenant, API_KEYS.c.created_s, API_KEYS.c.key_id)
         return tuple(_key(row) for row in connection.execute(ordered))
 
 
@@ -158,8 +210,27 @@ def _hash(secret: str) -> str:
 
 
 def _values(key: ApiKey) -> dict[str, Any]:
-    return {column.name: getattr(key, column.name) for column in API_KEYS.c}
+    return {name: getattr(key, name) for name in _COLUMNS}
 
 
 def _key(row: Any) -> ApiKey:
-    return ApiKey(**{**row._mapping, "scopes": tuple(row.scopes.split())})
+    return ApiKey(**{name: row._mapping[name] for name in _COLUMNS} | {"scopes": tuple(row.scopes.split())})
+
+
+def _as_it_holds(row: Any) -> ApiKey:
+    """Return a key; a session ends with the key that it is of, at once where that is gone."""
+    key = _key(row)
+    if not key.session_of:
+        return key
+    owner_ends_s = row.owner_ends_s if row.owner is not None else 0.0
+    return replace(key, ends_s=min(end for end in (key.ends_s, owner_ends_s) if end is not None))
+
+
+def _tidy_sessions(connection: sa.Connection, newest: ApiKey) -> None:
+    """Delete sessions that have ended, and of the newest one's owner the oldest beyond SESSIONS."""
+    c = API_KEYS.c
+    connection.execute(sa.delete(API_KEYS).where(c.session_of.is_not(None) & (c.ends_s <= newest.created_s)))
+    own = (c.session_of == newest.session_of) & (c.tenant == newest.tenant) & (c.name == newest.name)
+    by_age = sa.select(c.key_id).where(own).order_by(c.created_s.desc(), c.key_id).offset(SESSIONS)
+    if old := connection.execute(by_age).scalars().all():
+        connection.execute(sa.delete(API_KEYS).where(c.key_id.in_(old)))

@@ -216,6 +216,7 @@ API_KEYS = sa.Table(
     sa.Column("scopes", sa.String(100), nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("ends_s", sa.Float),
+    sa.Column("session_of", sa.String(16)),
 )
 # Each ingress process numbers what it writes, so that what is written twice is there once.
 AUDIT = sa.Table(
@@ -384,6 +385,7 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "(tenant, \"order\", ended_seq, state, started_s, ended_s, job_id) WHERE tenant != ''",
     ),
     24: ("DROP INDEX jobs_unfinished",),
+    25: ("ALTER TABLE api_keys ADD COLUMN session_of VARCHAR(16)",),
 }
 """What makes a database of this version out of one of the version before."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ipaddress
 import json
 import time
@@ -13,14 +14,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import httpx
 import pytest
 import sqlalchemy as sa
+import websockets
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
 from serve_app import service as services
 from serve_app.api import identity as identities
 from serve_app.api import tokens as token_checks
+from serve_app.api.crowd import Room
+from serve_app.api.lease import Lease, Leased, Leases
 from serve_app.api.token_rules import TokenRules
 from serve_app.api.tokens import Tokens
 from serve_app.errors import InvalidSubmissionError, UnauthenticatedError, UnavailableError
@@ -28,19 +33,20 @@ from serve_app.limits import Quota, Quotas
 from serve_app.request_limits import Limits
 from serve_app.scheduler.client import SchedulerClient
 from serve_app.service import Service
-from serve_app.store import usage
-from serve_app.store.api_keys import AddKey, EndKey, minted, parts
+from serve_app.store import api_keys, usage
+from serve_app.store.api_keys import AddKey, EndKey, FindKeys, minted, parts
 from serve_app.store.audit import ReadAudit
 from serve_app.store.changes import TenantUsed
 from serve_app.store.tenant_list import DAY_S
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 from serve_app.store.whose import OfServer
-from tests.unit.api.tenant_world import World, world
+from tests.unit.api.tenant_world import WORKFLOW, World, world
 
 RSA_KEY = rsa.generate_private_key(65537, 2048)
 EC_KEY = ec.generate_private_key(ec.SECP256R1())
 ED_KEY = ed25519.Ed25519PrivateKey.generate()
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
 def b64(data: bytes) -> str:
@@ -288,7 +294,9 @@ async def test_the_page_logs_in_by_a_cookie_that_scripts_do_not_see(made):
         assert "secure" not in cookie
         secure = await browser.post("/login", data={"key": made.keys["a"]}, headers={"X-Forwarded-Proto": "https"})
         assert "secure" in secure.headers["set-cookie"].lower()
-        browser.cookies.set(identities.COOKIE, made.keys["a"])
+        assert made.keys["a"] not in entered.headers["set-cookie"]
+        browser.cookies.clear()
+        browser.cookies.set(identities.COOKIE, entered.cookies[identities.COOKIE])
         assert (await browser.get("/")).text == "the page"
         other = await browser.post("/api/interrupt", headers={"Origin": "https://other.example"})
         assert other.status_code == 403
@@ -343,3 +351,154 @@ async def test_the_audit_log_has_who_is_connected_unless_that_is_a_trusted_proxy
     await made.app.state.identity.audit.close()
     entries = await made.service.inquire(ReadAudit(9))
     assert [entry.source for entry in reversed(entries)] == ["127.0.0.1"] * 2 + ["198.51.100.7"] * 2
+
+
+def websocket(made: World, credential: str, client_id: str) -> websockets.connect:
+    """Return a websocket that is opened with a credential."""
+    headers = {"Authorization": f"Bearer {credential}"}
+    return websockets.connect(f"{made.url.replace('http', 'ws')}/ws?clientId={client_id}", additional_headers=headers)
+
+
+async def closed(socket: websockets.ClientConnection) -> tuple[int, str]:
+    """Return code and reason that a websocket is closed with, once it is."""
+    async with asyncio.timeout(60):
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                await socket.recv()
+    assert socket.close_code is not None
+    return socket.close_code, socket.close_reason or ""
+
+
+async def arriving(pieces: int, go_on: asyncio.Event) -> AsyncIterator[bytes]:
+    """Yield a body whose end waits for a word."""
+    yield b"x" * pieces
+    await go_on.wait()
+    yield b"y"
+
+
+async def test_whatever_a_key_has_open_ends_with_it_and_nothing_of_others(made):
+    made.service.limits = replace(made.service.limits, poll_s=60.0)
+    key, other = await made.key("c"), made.keys["b"]
+    (key_id, _), revoked = parts(key) or ("", ""), "has expired or was revoked"
+    go_on = asyncio.Event()
+    async with made.client(key) as c, websocket(made, key, "c") as mine, websocket(made, other, "b") as others:
+        job = (await c.post("/prompt", json={"prompt": WORKFLOW})).json()["prompt_id"]
+        heard = (await c.get(f"/jobs/{job}/events", params={"timeout_s": 0})).json()["events"][-1]["seq"]
+        poll = asyncio.create_task(c.get(f"/jobs/{job}/events", params={"after": heard, "timeout_s": 50}))
+        upload = asyncio.create_task(c.post("/userdata/large", content=arriving(10, go_on)))
+        async with c.stream("GET", f"/api/v2/jobs/{job}/events") as stream:
+            assert stream.status_code == 200
+            await made.service.inquire(EndKey(key_id))
+            assert [chunk async for chunk in stream.aiter_text()], "the stream ends as a whole answer does"
+        code, reason = await closed(mine)
+        assert (code, revoked in reason) == (1008, True)
+        answer = await poll
+        assert (answer.status_code, revoked in answer.text) == (401, True)
+        go_on.set()
+        assert (await upload).status_code == 401
+        assert (await c.get("/queue")).status_code == 401
+        async with made.client(made.keys["root"]) as root:
+            assert (await root.get("/userdata/large", headers={"X-Tenant": "c"})).status_code == 404
+        async with asyncio.timeout(60):
+            await (await others.ping())
+
+
+async def test_what_a_token_has_open_ends_as_it_expires(made, monkeypatch):
+    monkeypatch.setattr(token_checks, "EXPIRY_LEEWAY_S", 0.0)
+    async with websocket(made, token(exp=int(time.time()) + 2), "t") as socket:
+        assert await closed(socket) == (1008, "the credentials have expired")
+
+
+async def test_an_answer_that_is_cut_off_is_not_taken_for_a_whole_one():
+    lease, sent = Lease(), []
+    leases = Leases(lambda ids: asyncio.sleep(0))
+
+    async def download(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"image/png")]})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        lease.end("over")
+        leases.watch(leased)
+        await asyncio.sleep(60)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    leased = Leased(leases, lease, {"type": "http", "method": "GET"}, cast(Any, None), send)
+    assert await leased.pass_on(download, {}, cast(Any, None))
+    assert [message.get("more_body") for message in sent] == [None, True]
+
+
+async def test_a_session_is_no_key_and_ends_at_the_logout_and_with_its_key(made):
+    key = await made.key("c")
+    found = parts(key)
+    assert found is not None
+
+    async def refused(browser: httpx.AsyncClient, session: str) -> None:
+        async with asyncio.timeout(60):
+            cookies = {"Cookie": f"{identities.COOKIE}={session}"}
+            while (await browser.get("/api/queue", headers=cookies)).status_code != 401:
+                await asyncio.sleep(0.05)
+
+    async with made.client(None) as one, made.client(None) as two, made.client(made.keys["root"]) as root:
+        for browser in (one, two):
+            assert (await browser.post("/login", data={"key": key})).status_code == 303
+        sessions = [browser.cookies[identities.COOKIE] for browser in (one, two)]
+        assert key not in sessions
+        assert (await one.get("/api/queue")).status_code == 200
+        assert (await one.post("/login", data={"key": sessions[0]})).status_code == 401
+        listed = (await root.get("/tenants/keys")).json()["keys"]
+        assert [each["key_id"] for each in listed if each["tenant"] == "c"] == [found[0]]
+        rotation = await root.post(f"/tenants/keys/{(parts(sessions[0]) or ('',))[0]}/rotate", json={})
+        assert rotation.status_code == 404
+        await one.post("/logout")
+        await refused(one, sessions[0])
+        assert (await two.get("/api/queue")).status_code == 200
+        await made.service.inquire(EndKey(found[0]))
+        await refused(two, sessions[1])
+
+
+async def test_a_session_of_a_token_ends_as_the_token_does_and_the_oldest_makes_room(made, monkeypatch):
+    monkeypatch.setattr(api_keys, "SESSIONS", 2)
+    async with made.client(None) as browser:
+        text = token(exp=int(time.time()) + 1000)
+        sessions = []
+        for _ in range(3):
+            entered = await browser.post("/login", data={"key": text})
+            sessions.append(browser.cookies[identities.COOKIE])
+        age = int(entered.headers["set-cookie"].lower().partition("max-age=")[2].partition(";")[0])
+        assert 900 < age <= 1000 + token_checks.EXPIRY_LEEWAY_S
+        found = await made.service.inquire(FindKeys(tuple((parts(each) or ("",))[0] for each in sessions)))
+        assert len(found) == 2
+        assert {each.session_of for each in found} == {""}
+
+
+@pytest.mark.parametrize("text", ["1" + "0" * 400, "1e400"])
+def test_a_time_beyond_all_times_is_no_time(tokens, text):
+    claims = json.dumps({"iss": "https://id.example", "aud": "images", "tenant": "a"})[:-1] + f', "exp": {text}}}'
+    signed_text = f"{b64(json.dumps({'alg': 'RS256', 'kid': 'r'}).encode())}.{b64(claims.encode())}"
+    with pytest.raises(UnauthenticatedError):
+        tokens.check(f"{signed_text}.{b64(signed('RS256', signed_text.encode()))}")
+
+
+def test_no_scope_of_a_providers_reaches_beyond_the_tenant_but_by_a_role(tokens, tmp_path):
+    assert tokens.check(token(roles=["admin", "metrics", "read", "submit"])).scopes == ("submit", "read")
+    mapped = TokenRules(
+        "https://id.example", "images", str(tmp_path / "jwks.json"), scopes_claim="roles", roles={"boss": ("admin",)}
+    )
+    assert Tokens(mapped).check(token(roles=["boss"])).scopes == ("admin",)
+
+
+async def test_unfinished_logins_keep_no_other_body_out(made):
+    made.app.state.crowd.logins = Room("logins", "ingress.max_logins", 1)
+    go_on = asyncio.Event()
+    async with made.client(None) as nobody, made.client(made.keys["a"]) as a:
+        slow = asyncio.create_task(nobody.post("/login", content=arriving(4, go_on), headers=FORM))
+        async with asyncio.timeout(60):
+            while made.app.state.crowd.logins.use[1] < 1:
+                await asyncio.sleep(0.01)
+        assert (await nobody.post("/login", data={"key": "x"})).status_code == 503
+        assert (await a.post("/settings", json={"mine": 1})).status_code == 200
+        assert (await nobody.get("/healthz")).status_code == 200
+        assert made.app.state.crowd.bodies.use[1] == 0
+        go_on.set()
+        assert (await slow).status_code == 401
