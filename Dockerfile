@@ -41,7 +41,8 @@ COPY --chown=app:app configs /app/configs
 USER 1000:1000
 EXPOSE 8188
 HEALTHCHECK --interval=10s --start-period=120s --retries=6 CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8188/readyz"]
-CMD ["serve-app", "up", "--insecure", "--host", "0.0.0.0"]
+# Refused without tenants in the configuration: who has the image running says who comes in, or --insecure.
+CMD ["serve-app", "up", "--host", "0.0.0.0"]
 
 FROM base AS cuda
 RUN pip install --no-deps --require-hashes --only-binary :all: --requirement /src/requirements.lock \
@@ -55,4 +56,4 @@ ENV NVIDIA_VISIBLE_DEVICES=all \
 USER 1000:1000
 EXPOSE 8188
 HEALTHCHECK --interval=10s --start-period=120s --retries=6 CMD ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8188/readyz"]
-CMD ["serve-app", "up", "--insecure", "--host", "0.0.0.0", "--config", "configs/gpu.yaml"]
+CMD ["serve-app", "up", "--host", "0.0.0.0", "--config", "configs/gpu.yaml"]

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 
+import pytest
 import yaml
 
 from serve_app.cli import _parser
+from serve_app.config import AppConfig
+from serve_app.deployments.up import check_exposure
+from serve_app.errors import ConfigError
 from tests.unit.k8s.manifests import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -17,7 +21,7 @@ def service(file: str = "compose.yaml") -> dict:
     return yaml.safe_load((ROOT / file).read_text())["services"]["serve-app"]
 
 
-def test_both_targets_end_as_a_user_without_privileges_and_start_a_command_that_exists():
+def test_both_targets_end_as_a_user_without_privileges_and_let_nobody_in_unasked():
     stages = {stage.split()[0]: stage for stage in re.split(r"\nFROM \S+ AS ", DOCKERFILE)[1:]}
     assert set(stages) == {"base", "cpu", "cuda"}
     for name in ("cpu", "cuda"):
@@ -25,7 +29,10 @@ def test_both_targets_end_as_a_user_without_privileges_and_start_a_command_that_
         [command] = re.findall(r"^CMD (.*)$", stages[name], re.MULTILINE)
         program, *arguments = yaml.safe_load(command)
         assert program == "serve-app"
-        assert _parser().parse_args(arguments).host == "0.0.0.0"
+        asked = _parser().parse_args(arguments)
+        assert asked.host == "0.0.0.0"
+        with pytest.raises(ConfigError, match="turn on tenants"):
+            check_exposure(asked.host, AppConfig(), insecure=asked.insecure)
 
 
 def test_what_the_image_copies_is_there_and_is_let_through():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import ipaddress
 import os
 import shutil
 import socket
@@ -157,7 +158,22 @@ def test_what_goes_out_is_listed_for_every_pod(overlay):
     limited = [p["podSelector"]["matchLabels"] for p in policies(overlay) if "Egress" in p["policyTypes"]]
     assert all(any(wanted.items() <= had.items() for wanted in limited) for had in labels)
     rules = [rule for policy in policies(overlay) for rule in policy.get("egress", [])]
-    assert all(rule["ports"] for rule in rules if "to" not in rule)
+    assert all(rule["to"] and rule["ports"] for rule in rules if not any("podSelector" in to for to in rule["to"]))
+    blocks = [ipaddress.ip_network(to["ipBlock"]["cidr"]) for rule in rules for to in rule["to"] if "ipBlock" in to]
+    assert overlay == "s3" or all(block.is_private for block in blocks)
+
+
+def test_the_internet_is_reached_from_head_and_cpu_workers_by_a_component_alone_and_nothing_private_by_it():
+    policy = yaml.safe_load((ROOT / "k8s" / "components" / "internet" / "network.yaml").read_text())
+    kubernetes_validate.validate(policy, VERSION, strict=True)
+    [rule] = policy["spec"]["egress"]
+    [block] = [to["ipBlock"] for to in rule["to"]]
+    closed = [ipaddress.ip_network(cidr) for cidr in block["except"]]
+    inside = ("10.1.1.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "127.0.0.1", "224.0.0.1")
+    assert all(any(ipaddress.ip_address(each) in network for network in closed) for each in inside)
+    assert not any(ipaddress.ip_address("1.1.1.1") in network for network in closed)
+    groups = policy["spec"]["podSelector"]["matchExpressions"][0]["values"]
+    assert set(groups) <= {"headgroup", *pods("volume")}
 
 
 def test_the_other_ingress_controllers_http_comes_from_its_own_namespace_too():
