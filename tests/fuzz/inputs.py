@@ -96,6 +96,14 @@ KEYS = (
     *("clear", "job_ids", "unload_models", "free_memory", "username", "class_type", "inputs", "is_changed", "strict"),
     *("extra_pnginfo", "workflow", "auth_token_comfy_org", "__value__", "_meta", "metadata", "webhook_url", "__type"),
 )
+TRAILING = "trailing.example"
+"""A host that nothing but trailers names."""
+TRAILERS = (
+    *((b"Host", TRAILING.encode()), (b"Origin", f"http://{TRAILING}".encode()), (b"Sec-Fetch-Site", b"cross-site")),
+    *((b"X-API-Key", b"x"), (b"Authorization", b"Bearer x"), (b"Cookie", b"a=b"), (b"X-Tenant", b"b")),
+    *((b"X-Forwarded-For", b"192.0.2.1"), (b"Content-Length", b"5"), (b"Transfer-Encoding", b"gzip")),
+    *((b"Connection", b"upgrade"), (b"Upgrade", b"websocket"), (b"Expect", b"100-continue"), (b"X", b"y" * 9000)),
+)
 PACK_PATH = "/pack/{id}"
 """A route of a node pack, where the server has one."""
 OTHER_METHODS = ("PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "GET", "POST", "TRACE", "BREW")
@@ -103,12 +111,13 @@ OTHER_METHODS = ("PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "GET", "POST", "TR
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. target: the path, percent-encoded, with its query."""
+    """One request. target: the path, percent-encoded, with its query. trailers: behind the body, to a server alone."""
 
     method: str
     target: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
+    trailers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +171,10 @@ class Inputs:
         while self._one_in(3):
             value = self._random.choice(HEADER_VALUES).encode("latin-1")
             headers.append((self._random.choice(HEADERS).lower().encode(), value))
-        return Request(method, target, tuple(headers), body)
+        trailers: list[tuple[bytes, bytes]] = []
+        if body and self._one_in(3):
+            trailers = [TRAILERS[1], *self._random.sample(TRAILERS, self._random.randrange(4))]
+        return Request(method, target, tuple(headers), body, tuple(trailers))
 
     def _session(self) -> Session:
         messages: list[str | bytes] = []

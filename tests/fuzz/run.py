@@ -22,7 +22,8 @@ from serve_app.service import Service
 from serve_app.store.catalog import Catalog
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
-from tests.fuzz.inputs import PACK_PATH, Inputs, Request, Session
+from tests.fuzz import trailers
+from tests.fuzz.inputs import PACK_PATH, TRAILING, Inputs, Request, Session
 from tests.unit.api.scripted_replica import POOL, scripted
 
 HANG_S = 60.0
@@ -42,10 +43,15 @@ class Outcome:
     wrong: list[str] = field(default_factory=list)
 
     def take(self, request: Request, answer: httpx.Response) -> None:
-        """Count an answer: 5xx may only be a refusal that says when to come back, and none has a cookie or CANARY."""
+        """Count an answer: 5xx may only be a refusal that says when to come back, and none has a cookie or CANARY.
+
+        Nor does one show that a trailer was taken for a header.
+        """
         self.statuses[answer.status_code] += 1
         if answer.status_code >= 500 and not (answer.status_code == 503 and "retry-after" in answer.headers):
             self.wrong.append(f"{answer.status_code} {answer.text[:200]} {request!r}"[:3000])
+        if TRAILING.encode() in answer.content:
+            self.wrong.append(f"a trailer counts: {answer.status_code} {answer.text[:200]} {request!r}"[:3000])
         if "set-cookie" in answer.headers or CANARY.encode() in answer.content:
             self.wrong.append(f"cookie or canary: {answer.status_code} {answer.headers!r} {request!r}"[:3000])
 
@@ -94,6 +100,8 @@ async def fuzz(count: int, seed: int, url: str = "", app: Starlette | None = Non
                     if isinstance(sent, Session):
                         await (_say(url, sent) if app is None else _say_to(app, sent))
                         outcome.sessions += 1
+                    elif sent.trailers and app is None:
+                        outcome.take(sent, await trailers.send(url, sent))
                     else:
                         raw = sent.target.encode("ascii")
                         asked = client.build_request(

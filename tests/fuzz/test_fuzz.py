@@ -6,10 +6,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from uvicorn import config
 
+from serve_app.deployments import http_protocol
 from serve_app.store.store import AREAS
 from tests.fuzz.inputs import Inputs, Request, table
 from tests.fuzz.run import CANARY, Outcome, application, fuzz
+from tests.unit.api.http_server import listening
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -19,6 +22,16 @@ async def test_no_request_is_answered_by_a_failure_of_the_server(tmp_path: Path,
     assert outcome.wrong == []
     assert outcome.sessions
     assert {200, 400, 404} <= outcome.statuses.keys()
+
+
+async def test_no_trailer_counts_at_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(config.HTTP_PROTOCOLS, "auto", config.HTTP_PROTOCOLS["auto"])
+    http_protocol.install()
+    async with application(tmp_path) as app, listening(app) as url:
+        outcome = await fuzz(400, 4, url)
+    assert outcome.wrong == []
+    sent = [one for one, _ in zip(Inputs(4), range(400), strict=False)]
+    assert sum(bool(one.trailers) for one in sent if isinstance(one, Request)) > 20
 
 
 SPELLINGS = (
