@@ -43,15 +43,31 @@ def _close(path: Path) -> None:
 
 
 def _folder() -> Path:
-    """Return a folder of the user's own, made if need be. Its path is short: those of sockets in it must be."""
-    path = Path(tempfile.gettempdir()) / f"serve-app-{os.getuid()}"
+    """Return a folder that only this user enters, made if need be, in RAY_TMPDIR or where temporary files are.
+
+    Ray opens what it makes to everybody, whatever the umask says. The path is short: those of sockets in it must be.
+    """
+    within = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
+    if _is_own(within) and not within.stat().st_mode & OTHERS:
+        return within
+    path = within / f"serve-app-{os.getuid()}"
     try:
-        path.mkdir(0o700)
+        path.mkdir(0o700, parents=True)
     except FileExistsError:
-        found = path.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        if not _is_own(path):
             raise ConfigError(
                 f"{path} is not this user's own folder; remove it, or name another in RAY_TMPDIR"
             ) from None
         path.chmod(0o700)
+    except OSError as error:
+        raise ConfigError(f"Ray's folder {path} cannot be made: {error.strerror}; see RAY_TMPDIR") from None
     return path
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a path is a folder of this user's, and no link to one."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()

@@ -86,7 +86,7 @@ def up(arguments: argparse.Namespace) -> int:
             _check_port(arguments.host, arguments.port)
             folder = private.prepare(settings.database_url)
             quiet = QUIET_RAY if arguments.dashboard else QUIET_RAY | WITHOUT_DASHBOARD
-            environment = {**OWN_RAY, **quiet, "RAY_TMPDIR": str(folder), **os.environ, SERVES_HAPROXY: "0"}
+            environment = {**OWN_RAY, **quiet, **os.environ, "RAY_TMPDIR": str(folder), SERVES_HAPROXY: "0"}
             check_readable(settings.database_url)
     except (ConfigError, DatabaseDamagedError) as error:
         print(f"serve-app up: {error}", file=sys.stderr)

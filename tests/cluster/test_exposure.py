@@ -46,6 +46,7 @@ def test_what_the_server_writes_is_its_users_alone(served: Server):
     named = [served.root / "state" / "jobs.sqlite", served.root / ".ray" / "auth_token"]
     written = [*named, *served.root.glob("output/*.png"), *_logs(Path(served.processes.environment["RAY_TMPDIR"]))]
     assert len(written) > 10
+    written += [served.root / folder for folder in ("state", "input", "output", "temp", "user")]
     open_to_others = [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077]
     assert open_to_others == []
 

@@ -18,7 +18,9 @@ from serve_app.errors import ConfigError
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A home and a directory for temporary files of the test's own, and the umask as it was afterwards."""
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    tmp_path.chmod(0o755)
     before = os.umask(0o022)
     yield tmp_path
     os.umask(before)
@@ -56,6 +58,21 @@ def test_rays_folder_is_the_users_own_and_made_so_again(home: Path):
     folder.chmod(0o777)
     assert private.prepare("sqlite:///x") == folder
     assert mode(folder) == 0o700
+
+
+def test_a_folder_that_the_user_names_is_rays_if_it_is_closed_and_else_one_inside_it_that_is(home: Path, monkeypatch):
+    named = home / "named"
+    named.mkdir(0o700)
+    monkeypatch.setenv("RAY_TMPDIR", str(named))
+    assert private.prepare("sqlite:///x") == named
+    named.chmod(0o755)
+    folder = private.prepare("sqlite:///x")
+    assert (folder.parent, mode(folder), mode(named)) == (named, 0o700, 0o755)
+    monkeypatch.setenv("RAY_TMPDIR", str(home / "none"))
+    assert private.prepare("sqlite:///x").parent == home / "none"
+    monkeypatch.setenv("RAY_TMPDIR", "/dev/null")
+    with pytest.raises(ConfigError, match="RAY_TMPDIR"):
+        private.prepare("sqlite:///x")
 
 
 @pytest.mark.parametrize("made", [lambda path: path.symlink_to("/tmp"), lambda path: path.write_text("")])
