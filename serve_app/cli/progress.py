@@ -77,5 +77,6 @@ class Bars:
 def _name(prompt: Mapping[str, Any], node: str) -> str:
     """Return a node as people know it, e.g. "KSampler 3"."""
     known = prompt.get(node)
-    is_known = isinstance(known, dict) and "class_type" in known
-    return printable(f"{known['class_type']} {node}" if is_known else f"node {node}")
+    if isinstance(known, dict) and "class_type" in known:
+        return printable(f"{known['class_type']} {node}")
+    return printable(f"node {node}")
