@@ -46,6 +46,16 @@ def configure(form: Form = "text", level: int = logging.INFO) -> None:
     logger.propagate = False
 
 
+def escape(name: str) -> None:
+    """Escape what another package's logger writes, as Serve's, which writes down paths as clients sent them."""
+    logging.getLogger(name).addFilter(_escaped)
+
+
+def _escaped(record: logging.LogRecord) -> bool:
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True
+
+
 class Text(logging.Formatter):
     """Lines for people: the ids stand after the message as key=value pairs."""
 

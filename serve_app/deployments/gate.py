@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from starlette.middleware import Middleware
 
+from serve_app import log
 from serve_app.deployments import http_protocol
 
 Message: TypeAlias = MutableMapping[str, Any]
@@ -25,6 +26,7 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 STARTING_S = 3.0
 """How long a request may wait for its first byte until the application has answered once."""
 RETRY_AFTER_S = 1
+SERVES_LOGGER = "ray.serve"
 
 
 class Gate:
@@ -92,4 +94,5 @@ async def _unavailable(send: Send, detail: str) -> None:
 def middlewares() -> list[Middleware]:
     """Return what Serve's proxy is to put around itself. Its server is made later, and drops trailers too."""
     http_protocol.install()
+    log.escape(SERVES_LOGGER)
     return [Middleware(Gate)]

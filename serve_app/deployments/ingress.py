@@ -20,6 +20,7 @@ from serve_app.api.identity import Identity
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.deployments import http_protocol, metrics
+from serve_app.deployments.gate import SERVES_LOGGER
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.haproxy import socket_path
 from serve_app.deployments.listener import Listener
@@ -50,6 +51,7 @@ class Ingress:
         keep_to_the_node()
         # Behind Serve's own HAProxy each replica listens by a server of Serve's, which is made after this.
         http_protocol.install()
+        log.escape(SERVES_LOGGER)
         self._config, self._sockets = config, sockets
         self._listener: Listener | None = None
         self._identity: Identity | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from serve_app import log
 from serve_app.cli import lines, tenants
 from serve_app.cli.top import screen
 from serve_app.log import Json, Text
@@ -40,6 +41,14 @@ def test_no_log_line_is_forged_by_what_it_quotes(form: logging.Formatter):
     first, *rest = form.format(record).split("\n")
     assert is_one_plain_line(first)
     assert all(line.startswith("    ") and is_one_plain_line(line) for line in rest)
+
+
+def test_another_packages_logger_is_escaped_once(caplog):
+    logger = logging.getLogger("another.package")
+    for _ in range(2):
+        log.escape(logger.name)
+    logger.warning("%s %s", HOSTILE, 200)
+    assert caplog.messages == [f"{printable(HOSTILE)} 200"]
 
 
 def test_the_command_line_prints_each_entry_as_one_plain_line(capsys):
