@@ -39,7 +39,8 @@ def test_a_visitor_logs_in_by_key_draws_a_picture_of_its_own_and_logs_out(site, 
     log_in(tab, site, "a")
     keep("logged-in")
     [cookie] = [cookie for cookie in tab.context.cookies() if cookie["name"] == COOKIE]
-    assert (cookie["value"], cookie["httpOnly"], cookie["sameSite"]) == (site.keys["a"], True, "Lax")
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Lax")
+    assert cookie["value"] not in ("", site.keys["a"])
     assert COOKIE not in tab.evaluate("document.cookie")
 
     tab.get_by_test_id("queue-button").click()

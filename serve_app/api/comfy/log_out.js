@@ -1,4 +1,4 @@
-// Puts "Log out" into the page's menu: the server takes the key out of the page's cookie, which no script can.
+// Puts "Log out" into the page's menu: the server ends the session in the page's cookie, which no script can.
 import { app } from "../../scripts/app.js";
 
 const LOG_OUT = "serve_app.LogOut";
