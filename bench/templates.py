@@ -20,7 +20,8 @@ from typing import Any
 
 from serve_app.cli.convert import own_classes
 from serve_app.errors import WorkflowFileError
-from serve_app.graph.convert import PAGE_ONLY, convert
+from serve_app.graph.convert import convert
+from serve_app.graph.page_nodes import PAGE_ONLY
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.nodes.later import NOT_THERE

@@ -20,11 +20,10 @@ def sender(node_id, values, kind="Anything Everywhere", settings=NEW, **keys):
 
 def models(*senders, links=None, **keys):
     """Return which node's model the Patches 2 and 3 have, of Loads 1 and 4 that are broadcast by link 1 and 2."""
-    place = {"size": [10, 10], "color": "#111"}
     saved = workflow(
         node(1, "Load"),
         node(4, "Load"),
-        node(2, "Patch", {"model": ("MODEL", None)}, title="First", pos=[0, 100], **place),
+        node(2, "Patch", {"model": ("MODEL", None)}, title="First", pos=[0, 100], size=[10, 10], color="#111"),
         node(3, "Patch", {"model": ("MODEL", None)}, title="Second", pos=[500, 100], size=[10, 10]),
         *senders,
         links=links or {1: (1, 0, 5, 0), 2: (4, 0, 6, 0)},

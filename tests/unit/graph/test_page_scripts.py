@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from serve_app.graph.convert import convert
 from tests.unit.graph.page_workflows import node, workflow
 
 FORMATS = {"video/webm": [["crf", "INT", {"default": 20}], ["pix_fmt", ["yuv", "rgb"]]], "image/gif": []}
-CLASSES = {
+CLASSES: dict[str, Any] = {
     "Power Lora Loader (rgthree)": {"input": {"required": {}, "optional": {"model": ["MODEL"]}}},
     "VHS_VideoCombine": {
         "input": {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.graph.convert import PAGE_ONLY
+from serve_app.graph.page_nodes import PAGE_ONLY
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.nodes.later import NOT_THERE
