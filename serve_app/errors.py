@@ -5,7 +5,6 @@ An error says what was given, what was allowed and where. It knows no transport:
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,12 +12,37 @@ from typing import Any
 
 
 def did_you_mean(given: object, allowed: Iterable[str]) -> str:
-    """Return "; did you mean 'X'?" for the nearest allowed word, "" if none is near. Ends an error's sentence."""
+    """Return "; did you mean 'X'?" for the nearest allowed word that is a typing error away, else "".
+
+    Ends an error's sentence. One edit is a typing error in a short word, up to three are in a long one; capitals count
+    as nothing.
+    """
     # Comparing costs the product of the lengths, and what a client sends may be megabytes long.
     if not isinstance(given, str) or len(given) > 100:
         return ""
-    near = difflib.get_close_matches(given, list(allowed), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    most, plain = min(max(1, len(given) // 6), 3), given.casefold()
+    letters = set(plain)
+    near = [
+        (_edits(plain, word.casefold()), word)
+        for word in allowed
+        if abs(len(word) - len(given)) <= most and len(letters - set(word.casefold())) <= most
+    ]
+    edits, word = min(near, default=(most + 1, ""), key=lambda found: found[0])
+    return f"; did you mean {word!r}?" if edits <= most else ""
+
+
+def _edits(one: str, other: str) -> int:
+    """Return how many letters to insert, drop, replace or swap with the next make one word the other."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, 1):
+        before, above, row = row, before, [i]
+        for j, wanted in enumerate(other, 1):
+            edits = min(row[j - 1] + 1, before[j] + 1, before[j - 1] + (letter != wanted))
+            if i > 1 and j > 1 and (letter, one[i - 2]) == (other[j - 2], wanted):
+                edits = min(edits, above[j - 2] + 1)
+            row.append(edits)
+    return row[-1]
 
 
 def shown(value: Any) -> str:
@@ -59,8 +83,14 @@ class Problem:
 class InvalidGraphError(ServeAppError):
     """The graph cannot run; carries every problem found, not only the first."""
 
+    SHOWN = 20
+    """How many problems its words name before they count the others."""
+
     def __init__(self, problems: Sequence[Problem]) -> None:
-        super().__init__("; ".join(map(str, problems)))
+        more = len(problems) - self.SHOWN
+        super().__init__(
+            "; ".join(map(str, problems[: self.SHOWN])) + (f"; and {more} more problems" if more > 0 else "")
+        )
         self.problems = tuple(problems)
 
     def __reduce__(self) -> tuple[type[InvalidGraphError], tuple[tuple[Problem, ...]]]:
