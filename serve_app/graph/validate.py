@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
@@ -25,6 +26,9 @@ SOCKET_TYPES = frozenset(
 """Types no widget can write: an input of one takes a link only. Other types may belong to a pack's own widget."""
 
 CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin")
+"""Suffixes of model files that are not read but in folders that list them."""
 
 SUGGESTION_LIMIT = 50
 """How many unknown words are compared with the known ones; a hostile graph may hold a hundred thousand."""
@@ -214,9 +218,11 @@ class _Check:
             if chosen in allowed or (declared.folder == "input" and _is_path(chosen)):
                 continue
             near = self._suggest(declared.folder or (node.class_type, declared.name), chosen, map(str, allowed))
-            message = f"{declared.name} {shown(chosen)} is not in the list{near}"
             details = f"(list of length {len(allowed)})" if len(allowed) > 20 else f"allowed: {_listed(allowed)}"
-            self._refuse(node, declared, "value_not_in_list", message, value, details=details)
+            unread = "" if declared.folder in (None, "input") else unread_format(chosen, allowed)
+            message = f"{declared.name} {shown(chosen)} is not in the list{unread or near}"
+            extra = {"format_not_read": unread.removeprefix("; ")} if unread else None
+            self._refuse(node, declared, "value_not_in_list", message, value, details=details, extra=extra)
 
     def _allowed(self, declared: Input) -> Sequence[Any] | None:
         if declared.folder is None:
@@ -259,6 +265,16 @@ def unknown_class(class_type: str, reason: str | None, suggest: Callable[[], str
     if reason is not None:
         return f"node class {shown(class_type)} is not supported: {reason}"
     return f"no node class {shown(class_type)} is installed{suggest()}"
+
+
+def unread_format(name: Any, listed: Sequence[Any]) -> str:
+    """Return "; …" on a model file of a format that is in no list because it is not read, else ""."""
+    suffix = PurePosixPath(name).suffix.lower() if isinstance(name, str) else ""
+    if suffix not in PICKLES or any(str(other).lower().endswith(PICKLES) for other in listed):
+        return ""
+    safe = str(PurePosixPath(name).with_suffix(".safetensors"))
+    instead = f"there is {safe!r}" if safe in listed else "save its tensors as .safetensors"
+    return f"; a {suffix} file is a pickle, which can run code when it is read, so it is not: {instead}"
 
 
 def out_of_bounds(declared: Input, value: Any) -> tuple[str, str] | None:

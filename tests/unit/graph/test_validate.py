@@ -56,6 +56,8 @@ def test_a_right_workflow_has_no_problem_and_its_output_runs() -> None:
         ("5", {"width": 2000}, "value_bigger_than_max", "Empty 5: width is 2000, bigger than the maximum 1024"),
         ("5", {"width": "15"}, "value_smaller_than_min", "width is 15, smaller than the minimum 16"),
         ("4", {"ckpt_name": "sd51.safetensors"}, "value_not_in_list", "did you mean 'sd15.safetensors'?"),
+        ("4", {"ckpt_name": "sd15.ckpt"}, "value_not_in_list", "so it is not: there is 'sd15.safetensors'"),
+        ("4", {"ckpt_name": "a/b.CKPT"}, "value_not_in_list", "a .ckpt file is a pickle, which can run code when"),
         ("4", {"ckpt_name": 3}, "value_not_in_list", "ckpt_name 3 is not in the list"),
         ("3", {"model": 5}, "invalid_input_type", "model is 5; MODEL comes by a link"),
         ("3", {"model": None}, "invalid_input_type", "model is None; MODEL comes by a link"),
