@@ -22,6 +22,7 @@ from serve_app.graph.files import FEW_NODES, is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.job_size import within_quota
 from serve_app.graph.latent_size import within_cells
+from serve_app.graph.missing_classes import with_packs
 from serve_app.graph.model_files import with_known_files
 from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
@@ -69,7 +70,10 @@ class SubmissionCheck:
         its own.
         """
         self._check_pool(submission.extra_data)
-        pool, validated = await self._settle(submission, targets, partial=partial)
+        try:
+            pool, validated = await self._settle(submission, targets, partial=partial)
+        except InvalidGraphError as error:
+            raise InvalidGraphError(with_packs(error.problems, submission.prompt)) from None
         if pool != SHARED:
             # Kept with the job, so that it is planned again as it was checked.
             submission = replace(submission, extra_data={**submission.extra_data, "pool": pool})

@@ -8,7 +8,6 @@ queues, `{red|blue}` in a text, stays as it is written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -19,6 +18,7 @@ from serve_app.errors import WorkflowFileError, did_you_mean
 from serve_app.graph import broadcasts
 from serve_app.graph.file_names import file_name
 from serve_app.graph.group_nodes import PREFIXES, unfolded
+from serve_app.graph.missing_classes import MissingClass, described, of_pack, pack_of, said_of_pack
 from serve_app.graph.page_nodes import GETTERS, PAGE_ONLY, PRIMITIVE, REROUTE
 from serve_app.graph.parse import WRAPPED
 from serve_app.graph.saved_links import Link, linked, links_of
@@ -34,12 +34,6 @@ CALLED = "Node name for S&R"
 """The property of a node by which names of files refer to it."""
 OWN = "-1"
 """In `proxyWidgets`: the host's own input, not a widget of a node inside."""
-PACK_KEYS = {
-    "cnr_id": re.compile(r"[\w.-]{1,100}", re.ASCII),
-    "aux_id": re.compile(r"[\w-]{1,39}/[\w.-]{1,100}", re.ASCII),
-    "ver": re.compile(r"unknown|[0-9a-fA-F]{4,40}|\d+\.\d+\.\d+([-+][\w.+-]+)?", re.ASCII),
-}
-"""What a node may say of its pack: its name in the registry, its repository, its version or commit; in which form."""
 
 JsonObject: TypeAlias = Mapping[str, Any]
 
@@ -119,17 +113,19 @@ class _Conversion:
 
     def result(self) -> dict[str, Any]:
         found = list(self._running(self._top))
-        unknown: dict[str, list[str]] = {}
-        for level, node_id, node in found:
-            if (kind := node["type"]) not in self._classes:
-                unknown.setdefault(kind, []).append(level.name(node_id))
+        unknown: dict[str, list[tuple[Level, str, JsonObject]]] = {}
+        for one in found:
+            if (kind := one[2]["type"]) not in self._classes:
+                unknown.setdefault(kind, []).append(one)
         if unknown:
-            raise WorkflowFileError("; ".join(self._missing(kind, nodes) for kind, nodes in unknown.items()))
+            raise WorkflowFileError(described([self._missing(kind, nodes) for kind, nodes in unknown.items()]))
         return {level.name(node_id): self._rendered(level, node_id, node) for level, node_id, node in found}
 
-    def _missing(self, kind: str, nodes: list[str]) -> str:
+    def _missing(self, kind: str, found: Sequence[tuple[Level, str, JsonObject]]) -> MissingClass:
+        packs = (pack_of(node.get("properties")) for _, _, node in found)
+        pack = next((pack for pack in packs if pack is not None), None)
         reason = unknown_class(kind, self._unsupported.get(kind), lambda: did_you_mean(kind, self._classes))
-        return f"{'nodes' if nodes[1:] else 'node'} {', '.join(nodes)}: {reason}"
+        return MissingClass(kind, [level.name(node_id) for level, node_id, _ in found], pack, reason + of_pack(pack))
 
     def _running(self, level: Level) -> Iterator[tuple[Level, str, JsonObject]]:
         for node_id, node in sorted(level.nodes.items(), key=lambda item: _rank(item[0])):
@@ -172,7 +168,8 @@ class _Conversion:
             inputs["filename_prefix"] = file_name(node["type"], prefix, self._now, self._widget)
         if node["type"] == CUSTOM_COMBO:
             inputs["index"] = place_in_list(inputs)
-        return {"inputs": inputs, "class_type": node["type"], "_meta": {"title": self._title(node)} | _pack(node)}
+        meta = {"title": self._title(node), **said_of_pack(node.get("properties"))}
+        return {"inputs": inputs, "class_type": node["type"], "_meta": meta}
 
     def _only_sends(self, kind: str) -> bool:
         """Whether a node's class does nothing but broadcast, and there is no such class here that would be queued."""
@@ -304,14 +301,6 @@ class _Conversion:
 def _written(level: Level, seen: Seen) -> bool:
     """Whether a value that went through these outputs reaches its widget: it does through core reroutes alone."""
     return all(path == level.path and level.nodes[node_id]["type"] == REROUTE for path, node_id, _ in seen)
-
-
-def _pack(node: JsonObject) -> dict[str, Any]:
-    """Return what a saved node says of the pack that its class comes from, as the page repeats it."""
-    properties = node.get("properties") or {}
-    given = {key: str(properties.get(key) or "") for key in PACK_KEYS}
-    given["ver"] = given["ver"].removeprefix("v")
-    return {key: given[key] for key, form in PACK_KEYS.items() if form.fullmatch(given[key])}
 
 
 def _rank(node_id: str) -> tuple[bool, int]:

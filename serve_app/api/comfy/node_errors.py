@@ -81,7 +81,7 @@ class NodeErrors:
                 title = title or class_type or problem.node_id
                 message = f"Node '{title}' not found. The custom node may not be installed."
                 info = {"node_id": problem.node_id, "class_type": class_type, "node_title": title}
-                return _worded(problem.type, message, f"Node ID '#{problem.node_id}'", info)
+                return _worded(problem.type, message, f"Node ID '#{problem.node_id}': {problem.message}", info)
             case "prompt_no_outputs":
                 return _worded(problem.type, "Prompt has no outputs")
             case "dependency_cycle":
@@ -126,6 +126,7 @@ class NodeErrors:
                 listed = given[0] if given else []
                 few = len(listed) <= LISTED
                 details = f"{name}: '{received}' not in {listed if few else f'(list of length {len(listed)})'}"
+                details += f"; {extra['format_not_read']}" if "format_not_read" in extra else ""
                 given = given if few else None
             case "custom_validation_failed":
                 details = problem.details or details

@@ -147,18 +147,25 @@ async def test_a_link_to_nothing_is_an_exception_of_the_node_that_has_it(client,
 
 
 async def test_an_unknown_class_is_answered_alone_even_beside_a_good_output(client, replica, example):
-    example["prompt"]["9"] = {"class_type": "Nope", "inputs": {}, "_meta": {"title": "My node"}}
+    example["prompt"]["9"] = {"class_type": "Nope", "inputs": {}, "_meta": {"title": "My node", "cnr_id": "nopes"}}
     answer = await refused(client, example)
     assert answer == {
         "error": {
             "type": "missing_node_type",
             "message": "Node 'My node' not found. The custom node may not be installed.",
-            "details": "Node ID '#9'",
+            "details": "Node ID '#9': no node class 'Nope' is installed; it is of the pack 'nopes'",
             "extra_info": {"node_id": "9", "class_type": "Nope", "node_title": "My node"},
         },
         "node_errors": {},
     }
     assert (await replica.jobs()) == {}
+
+
+async def test_a_model_of_a_format_that_is_not_read_is_said_to_be_so(client, example):
+    example["prompt"]["1"]["inputs"]["ckpt_name"] = "sd15.ckpt"
+    [error] = (await refused(client, example))["node_errors"]["1"]["errors"]
+    assert error["type"] == "value_not_in_list"
+    assert "a .ckpt file is a pickle" in error["details"]
 
 
 @pytest.mark.parametrize("targets", [[], ["5"]])

@@ -1,0 +1,93 @@
+"""Classes that a workflow names and that are not here: which packs they are of, in few words however many there are.
+
+A node says which pack its class is of, by the pack's name in ComfyUI's registry (`cnr_id`) or by its repository
+(`aux_id`): in its properties where the page saved it, in `_meta` where the page queued it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+from serve_app.errors import Problem
+
+JsonObject: TypeAlias = Mapping[str, Any]
+
+_FORMS = {
+    "cnr_id": re.compile(r"[\w.-]{1,100}", re.ASCII),
+    "aux_id": re.compile(r"[\w-]{1,39}/[\w.-]{1,100}", re.ASCII),
+    "ver": re.compile(r"unknown|[0-9a-fA-F]{4,40}|\d+\.\d+\.\d+([-+][\w.+-]+)?", re.ASCII),
+}
+"""What a node may say of its pack: its name, its repository, its version or commit; in which form."""
+CORE = "comfy-core"
+"""What nodes of ComfyUI itself say."""
+GROUPS, CLASSES, NODES = 10, 8, 5
+"""How many packs, classes of one, and nodes of a class are named before the others are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class MissingClass:
+    """A class and the nodes that ask for it. pack: None if they do not say. reason: what is wrong, as a sentence."""
+
+    name: str
+    nodes: Sequence[str]
+    pack: str | None
+    reason: str
+
+
+def said_of_pack(says: Any) -> dict[str, str]:
+    """Return what a node's properties, or its `_meta`, say of its pack and that has the right form."""
+    if not isinstance(says, Mapping):
+        return {}
+    given = {key: value if isinstance(value := says.get(key), str) else "" for key in _FORMS}
+    given["ver"] = given["ver"].removeprefix("v")
+    return {key: given[key] for key, form in _FORMS.items() if form.fullmatch(given[key])}
+
+
+def pack_of(says: Any) -> str | None:
+    """Return the pack that a node says its class is of, None for ComfyUI's own and for nodes that say nothing."""
+    said = said_of_pack(says)
+    pack = said.get("cnr_id") or said.get("aux_id")
+    return None if pack == CORE else pack
+
+
+def described(missing: Sequence[MissingClass]) -> str:
+    """Return what is missing: classes of one pack together, any others by their reasons."""
+    packs: dict[str | None, list[MissingClass]] = {}
+    for one in missing:
+        packs.setdefault(one.pack, []).append(one)
+    several = {pack: found for pack, found in packs.items() if pack is not None and len(found) > 1}
+    parts = [f"{_nodes(one.nodes)}: {one.reason}" for one in missing if one.pack not in several]
+    parts += [
+        f"not installed, of the pack {pack!r}: "
+        + _few([f"{one.name} ({_nodes(one.nodes)})" for one in found], CLASSES, "classes")
+        for pack, found in several.items()
+    ]
+    return _few(parts, GROUPS, "packs or classes", "; ")
+
+
+def with_packs(problems: Iterable[Problem], prompt: JsonObject) -> list[Problem]:
+    """Return the problems of a prompt, those of missing classes with the packs that their nodes name."""
+    return [_with_pack(problem, prompt.get(problem.node_id or "")) for problem in problems]
+
+
+def of_pack(pack: str | None) -> str:
+    """Return the end of a sentence on a missing class."""
+    return "" if pack is None else f"; it is of the pack {pack!r}"
+
+
+def _with_pack(problem: Problem, node: Any) -> Problem:
+    if problem.type != "missing_node_type" or not isinstance(node, Mapping):
+        return problem
+    return replace(problem, message=f"{problem.message}{of_pack(pack_of(node.get('_meta')))}")
+
+
+def _nodes(nodes: Sequence[str]) -> str:
+    return f"{'nodes' if nodes[1:] else 'node'} {_few(nodes, NODES, 'nodes')}"
+
+
+def _few(parts: Sequence[str], most: int, what: str, separator: str = ", ") -> str:
+    shown, more = parts[:most], len(parts) - most
+    return separator.join(shown) + (f"{separator}and {more} more {what}" if more > 0 else "")
