@@ -5,10 +5,11 @@ And the one place where a process counts how often each limit, by its key, has r
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_serializer
 
@@ -93,6 +94,14 @@ class SizeLimits(BaseModel):
     """Of what the nodes of one task show its client, which the scheduler, the database and the history carry."""
     graph_nodes: Annotated[int, Field(ge=1)] = 20_000
     """Nodes of one workflow, those that its nodes make among them."""
+    levels: Annotated[int, Field(ge=1)] = 100_000
+    """Levels of noise of one schedule: a sampler's steps, over its denoise; see `levels_of`."""
+    conditionings: Annotated[int, Field(ge=1)] = 1_000
+    """Entries of one CONDITIONING; each is a row of every forward of its sampler."""
+    batch: Annotated[int, Field(ge=1)] = 16_384
+    """Images, masks or latents of one batch, the frames of a video among them."""
+    sample_rate: Annotated[int, Field(ge=1)] = 768_000
+    """Samples a second of one sound; the filters by which it gets another rate grow with it."""
     renders: Annotated[int, Field(ge=1)] = 2
     """Images that one ingress draws at once for GET /view with a preview or a channel; more wait for one of them."""
 
@@ -101,6 +110,40 @@ class SizeLimits(BaseModel):
         value_bytes = self.value_bytes or memory_bytes // VALUE_SHARE
         task_bytes = self.task_bytes or max(value_bytes, memory_bytes // TASK_SHARE)
         return self.model_copy(update={"value_bytes": value_bytes, "task_bytes": task_bytes})
+
+    def excess(self, key: str, count: int, unit: str) -> str | None:
+        """Return what an error says of a count beyond the limit of this key, and note it as refused; None within it."""
+        most: int = getattr(self, key)
+        if not most or count <= most:
+            return None
+        refused(f"limits.{key}")
+        return f"{count:,} {unit}; limits.{key} of the configuration allows {most:,}"
+
+
+class LatentBounds(NamedTuple):
+    """How many cells the latents of one sampler may have, and how many pairs of those may attend to each other."""
+
+    cells: int
+    pairs: int
+
+
+MOST_COUNTED = 10**15
+"""As what a larger number counts, so that none has more digits than can be shown."""
+
+
+def levels_of(steps: int, denoise: float = 1.0) -> int:
+    """Return how many levels the schedule of a run has: its steps, and below a denoise of 1 those before them too.
+
+    A run of denoise 0.25 makes a schedule four times as long and steps over its last quarter. Without denoise, none.
+    """
+    if not denoise > 0.0:
+        return 0
+    return min(MOST_COUNTED, max(0, steps) if denoise >= 1.0 else math.ceil(min(max(0, steps) / denoise, MOST_COUNTED)))
+
+
+def made_of_levels(steps: int, denoise: float) -> str:
+    """Return the levels of a run as the beginning of an error: what is given, and of what it makes too many."""
+    return f"steps {steps} and denoise {denoise:g} make a schedule of"
 
 
 Count = Annotated[int, Field(ge=0)]

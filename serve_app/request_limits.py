@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from serve_app.limits import NO_QUOTAS, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.limits import NO_QUOTAS, LatentBounds, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
 from serve_app.store.retention_rules import RetentionRules
 
 COMMAND_BYTES, IDS = 1_000_000, 1000
@@ -25,7 +25,7 @@ class Limits:
 
     body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
     other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
-    the request, or is drawn for it. latent_cells: what a sampler of the shared pools may work on; None is no limit.
+    the request, or is drawn for it. latents: what a sampler of the shared pools may work on; None is no limit.
     queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds. webhooks: how many, and where.
     retention: how long what is told of jobs is kept. quotas: of tenants. model_changes: of model files that admins
     upload; None where nobody may.
@@ -37,7 +37,7 @@ class Limits:
     ids: int = IDS
     poll_s: float = 60.0
     sizes: SizeLimits = field(default_factory=SizeLimits)
-    latent_cells: int | None = None
+    latents: LatentBounds | None = None
     queue_items: int = QUEUE_ITEMS
     queue_bytes: int = QUEUE_BYTES
     webhooks: WebhookLimits = field(default_factory=WebhookLimits)

@@ -17,11 +17,11 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, Problem, UnavailableError
+from serve_app.graph.bounds import within_bounds
 from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.files import FEW_NODES, is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.job_size import within_quota
-from serve_app.graph.latent_size import within_cells
 from serve_app.graph.missing_classes import with_packs
 from serve_app.graph.model_files import with_known_files
 from serve_app.graph.parse import parse, render
@@ -111,8 +111,8 @@ class SubmissionCheck:
             quick = is_quick(graph, known[name])
             # Reading the choices lists directories, which may be slow on a shared volume.
             validated = check() if quick else await asyncio.to_thread(check)
-            if name == SHARED and self._limits.latent_cells is not None:
-                validated = within_cells(validated, self._limits.latent_cells)
+            if name == SHARED:
+                validated = within_bounds(validated, known[name], self._limits.sizes, self._limits.latents)
             if name == SHARED and not quick:
                 refusal = self._model_check.refusal
                 validated = await asyncio.to_thread(with_known_files, validated, known[name], refusal)

@@ -24,7 +24,7 @@ from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
-from serve_app.limits import EventLimits, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.limits import EventLimits, LatentBounds, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
 from serve_app.request_limits import Limits
 from serve_app.scheduler.admission import AdmissionRules
 from serve_app.store.location import Location
@@ -127,10 +127,11 @@ class AppConfig(Section):
         )
 
     @property
-    def latent_cells(self) -> int | None:
-        """The most cells that a sampler may work on in some pool that shares workflows; None where there is none."""
+    def latents(self) -> LatentBounds | None:
+        """What a sampler may work on in some pool that shares workflows; None where there is none."""
         pools = (pool for pool in self.pools if pool.runtime and pool.comfyui is None)
-        return max((pool.cells(cuda=pool.gpus > 0 and pool.device != "cpu") for pool in pools), default=None)
+        bounds = [pool.latents(cuda=pool.gpus > 0 and pool.device != "cpu") for pool in pools]
+        return LatentBounds(max(b.cells for b in bounds), max(b.pairs for b in bounds)) if bounds else None
 
     @property
     def crowd(self) -> Crowd:
@@ -155,7 +156,7 @@ class AppConfig(Section):
             command_bytes=self.ingress.max_command_bytes,
             ids=self.ingress.max_ids,
             sizes=self.limits,
-            latent_cells=self.latent_cells,
+            latents=self.latents,
             queue_items=self.ingress.queue_items,
             queue_bytes=self.ingress.queue_bytes,
             webhooks=self.webhooks,

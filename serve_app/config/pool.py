@@ -11,10 +11,14 @@ from pydantic import Field
 from serve_app.config.comfyui import ComfyUIConfig
 from serve_app.config.section import Seconds, Section
 from serve_app.graph.plan import EVERY_CLASS, Pool
+from serve_app.limits import LatentBounds
 from serve_app.recipe import WARM_FORM, warm_recipes
 
-CELLS = {"cuda": 1_048_576, "cpu": 131_072}
-"""What `latent_cells` of a pool is where it says nothing, by device."""
+LATENTS = {
+    "cuda": LatentBounds(1_048_576, 400_000_000_000),
+    "cpu": LatentBounds(131_072, 20_000_000_000),
+}
+"""What `latent_cells` and `latent_pairs` of a pool are where it says nothing, by device."""
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 
 
@@ -91,6 +95,11 @@ class PoolConfig(Section):
 
     An image has a cell for 8×8 pixels. 0 is 1,048,576 on a GPU, which is 64 images of 1024×1024, and 131,072 on a CPU.
     """
+    latent_pairs: Annotated[int, Field(ge=0)] = 0
+    """Pairs of cells that attend to each other in those latents: for each image or video the square of its cells.
+
+    0 is 400e9 on a GPU, which is a video of 1280×720 and 165 frames, and 20e9 on a CPU, one of 640×640 and 81 frames.
+    """
     memory_bytes: Annotated[int, Field(ge=0)] = 0
     """Memory of its own that a replica's process may use before it is ended and replaced; 0 is 80 % of what there is.
 
@@ -147,9 +156,10 @@ class PoolConfig(Section):
         """The pool as the planner sees it."""
         return Pool(self.name, self.runtime, self.accepts, self.comfyui is not None, self.prefers)
 
-    def cells(self, *, cuda: bool) -> int:
-        """Return its `latent_cells` on a device."""
-        return self.latent_cells or CELLS["cuda" if cuda else "cpu"]
+    def latents(self, *, cuda: bool) -> LatentBounds:
+        """Return its `latent_cells` and `latent_pairs` on a device."""
+        default = LATENTS["cuda" if cuda else "cpu"]
+        return LatentBounds(self.latent_cells or default.cells, self.latent_pairs or default.pairs)
 
     @property
     def takes_a_gpu(self) -> bool:

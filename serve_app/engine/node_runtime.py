@@ -15,7 +15,7 @@ from torch import Tensor
 
 from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.errors import DeviceMemoryError, NodeError
-from serve_app.limits import refused
+from serve_app.limits import levels_of, made_of_levels, refused
 from serve_app.models.families.family import Family, VideoVaeFamily
 from serve_app.models.safetensors_file import SafetensorsFile
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_moments
@@ -25,7 +25,7 @@ from serve_app.sampling.conditioning import with_options, with_tensors
 from serve_app.sampling.hooks import changes, clip_ranges
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.levels import Levels
-from serve_app.sampling.request import Sampled, SamplingRequest
+from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.transfer import kept
 from serve_app.values import (
     ClipVisionOutput,
@@ -142,8 +142,10 @@ class NodeRuntime:
         return await asyncio.to_thread(self._weights.family, recipe)
 
     async def sample(self, request: SamplingRequest) -> Sampled:
-        """Run a sampler. Reports a progress value a step."""
+        """Run a sampler. Reports a progress value a step. Errors: NodeError for what would take too long."""
+        self._check_levels(request.sigmas)
         self._check_cells(request.latents, request.factor)
+        self._check_pairs(request.latents, request.factor)
         self._check_attended(request)
         return await self._shared.sample(
             request,
@@ -253,14 +255,30 @@ class NodeRuntime:
 
         factor: pixels along a side of a cell of empty ones, which a model with smaller cells has more of.
         """
-        most, cells = self._shared.latent_cells, latents[:, 0].numel()
-        if factor is not None:
-            cells = max(cells, cells * factor**2 // PIXELS_A_CELL)
+        most, cells = self._shared.latent_cells, _cells(latents, factor)
         if most is not None and cells > most:
             raise NodeError(
                 f"latents of shape {'×'.join(map(str, latents.shape))} are {cells:,} cells at once; "
                 f"latent_cells of this pool allows {most:,}"
             )
+
+    def _check_pairs(self, latents: Tensor, factor: int | None) -> None:
+        """Refuse latents (B,C,…) with too many pairs of cells that attend to each other. Errors: NodeError."""
+        most, cells = self._shared.latent_pairs, _cells(latents[:1], factor)
+        if most is not None and (pairs := len(latents) * cells**2) > most:
+            raise NodeError(
+                f"{len(latents)} latents of {cells:,} cells each have {pairs:,} pairs of cells that attend to each "
+                f"other; latent_pairs of this pool allows {most:,}"
+            )
+
+    def _check_levels(self, sigmas: Steps | Tensor) -> None:
+        """Refuse a run of too many levels before its schedule is made. Errors: NodeError."""
+        if isinstance(sigmas, Steps):
+            what, levels = made_of_levels(sigmas.count, sigmas.denoise), levels_of(sigmas.count, sigmas.denoise)
+        else:
+            what, levels = "sigmas are", sigmas.numel() - 1
+        if (excess := self._shared.limits.excess("levels", levels, "levels")) is not None:
+            raise NodeError(f"{what} {excess}")
 
     def _check_attended(self, request: SamplingRequest) -> None:
         """Refuse references and texts beside which a forward would take too long. Errors: NodeError."""
@@ -355,6 +373,12 @@ class NodeRuntime:
             self._progress,
             self._loading,
         )
+
+
+def _cells(latents: Tensor, factor: int | None) -> int:
+    """Return how many cells latents (B,C,…) have. factor: as `NodeRuntime._check_cells`'s."""
+    cells = latents[:, 0].numel()
+    return cells if factor is None else max(cells, cells * factor**2 // PIXELS_A_CELL)
 
 
 def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:

@@ -76,7 +76,8 @@ class EngineRuntime:
     """A replica's engine and weights, as nodes share them.
 
     latent_cells: the most cells that one run's latents may have, and its references beside them; None sets no limit.
-    limits: how long the texts may be that models read and generate.
+    latent_pairs: the most pairs of those cells that attend to each other.
+    limits: how long schedules may be, and the texts that models read and generate.
     """
 
     def __init__(
@@ -85,9 +86,10 @@ class EngineRuntime:
         weights: Weights,
         *,
         latent_cells: int | None = None,
+        latent_pairs: int | None = None,
         limits: SizeLimits | None = None,
     ) -> None:
-        self.latent_cells = latent_cells
+        self.latent_cells, self.latent_pairs = latent_cells, latent_pairs
         self.limits = limits or SizeLimits()
         self._engine = engine
         self.weights = weights

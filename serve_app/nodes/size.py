@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from serve_app.errors import NodeError
-from serve_app.limits import SizeLimits, refused
+from serve_app.limits import SizeLimits, levels_of, made_of_levels
 from serve_app.nodes.executing import executing
 
 FLOAT_BYTES = 4
@@ -25,8 +25,8 @@ PIXEL_BYTES = 4
 OBJECT_BYTES = 32
 """What any Python object counts, beside what it holds."""
 _NUMBERS = frozenset({type(None), bool, int, float})
-IMAGE_SLOTS = frozenset({"IMAGE", "MASK", "LATENT"})
-"""Types of which an empty batch is of no use to any node."""
+FEWEST_DIMENSIONS = {"IMAGE": 3, "MASK": 2, "LATENT": 3}
+"""Dimensions of one of a batch, by type. An empty batch of these is of no use to any node."""
 
 
 def limits() -> SizeLimits:
@@ -38,16 +38,21 @@ def limits() -> SizeLimits:
 def allow(*shape: int) -> None:
     """Refuse a tensor of this shape that would be too large. Errors: NodeError."""
     size = math.prod(shape) * FLOAT_BYTES
-    what, most = f"would make a tensor of {'×'.join(map(str, shape))}", limits()
-    _refuse(what, size, "bytes", "value_bytes", most.value_bytes)
+    what, most = f"it would make a tensor of {'×'.join(map(str, shape))}:", limits()
+    _refuse(what, size, "bytes", "value_bytes", most)
     if (call := executing()) is not None and call.made_bytes:
-        what = f"{what}, with what the nodes before it have made"
-        _refuse(what, call.made_bytes + size, "bytes", "task_bytes", most.task_bytes)
+        what = f"{what[:-1]}, with what the nodes before it have made:"
+        _refuse(what, call.made_bytes + size, "bytes", "task_bytes", most)
 
 
 def allow_text(characters: int) -> None:
     """Refuse a text that would be too long. Errors: NodeError."""
-    _refuse("would make a text", characters, "characters", "text_characters", limits().text_characters)
+    _refuse("it would make a text:", characters, "characters", "text_characters", limits())
+
+
+def allow_levels(steps: int, denoise: float = 1.0) -> None:
+    """Refuse a schedule of too many levels. Errors: NodeError."""
+    _refuse(made_of_levels(steps, denoise), levels_of(steps, denoise), "levels", "levels", limits())
 
 
 def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
@@ -56,7 +61,7 @@ def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
     before: what the same task has shown so far. Errors: NodeError.
     """
     size = before + size_of(value)
-    _refuse("shows, with what was shown before," if before else "shows", size, "bytes", "shown_bytes", most.shown_bytes)
+    _refuse(f"it shows{', with what was shown before' if before else ''}:", size, "bytes", "shown_bytes", most)
     return size
 
 
@@ -65,15 +70,30 @@ def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeL
 
     slots: the types of the values, for which an empty batch is refused as well.
     """
-    _refuse("has made values", size_of(calls), "bytes", "value_bytes", most.value_bytes)
+    _refuse("it has made values:", size_of(calls), "bytes", "value_bytes", most)
     for values in calls:
         for value in values:
             if isinstance(value, str):
-                _refuse("has made a text", len(value), "characters", "text_characters", most.text_characters)
+                _refuse("it has made a text:", len(value), "characters", "text_characters", most)
         for slot, value in zip(slots, values, strict=False):
-            tensor = value.get("samples") if isinstance(value, Mapping) else value
-            if slot in IMAGE_SLOTS and isinstance(tensor, torch.Tensor) and not tensor.numel():
+            _check_count(slot, value, most)
+
+
+def _check_count(slot: str, value: Any, most: SizeLimits) -> None:
+    """Refuse a value of few bytes that the nodes after it would have too much work with. Errors: NodeError."""
+    tensor = value.get("samples") if isinstance(value, Mapping) else value
+    match slot, value:
+        case (("IMAGE" | "MASK" | "LATENT"), _) if isinstance(tensor, torch.Tensor):
+            if not tensor.numel():
                 raise NodeError(f"it has made an empty {slot}, of shape {'×'.join(map(str, tensor.shape))}")
+            if tensor.ndim > FEWEST_DIMENSIONS[slot]:
+                _refuse(f"it has made {slot} of", len(tensor), "in a batch", "batch", most)
+        case "CONDITIONING", list():
+            _refuse("it has made CONDITIONING of", len(value), "conditionings", "conditionings", most)
+        case "SIGMAS", torch.Tensor():
+            _refuse("it has made SIGMAS of", max(0, value.numel() - 1), "levels", "levels", most)
+        case "AUDIO", Mapping():
+            _refuse("it has made AUDIO of", int(value.get("sample_rate", 0)), "Hz", "sample_rate", most)
 
 
 def allow_calls(returned: object, most: SizeLimits, before: int, seen: set[int]) -> int:
@@ -82,7 +102,7 @@ def allow_calls(returned: object, most: SizeLimits, before: int, seen: set[int])
     before: the bytes so far. seen: as of `size_of`. Errors: NodeError.
     """
     size = before + size_of(returned, seen)
-    _refuse("has made values", size, "bytes", "value_bytes", most.value_bytes)
+    _refuse("it has made values:", size, "bytes", "value_bytes", most)
     return size
 
 
@@ -92,7 +112,7 @@ def allow_task(made: Sequence[Sequence[Any]], most: SizeLimits, before: int, see
     before: the bytes so far. seen: as of `size_of`, so that a value that is passed on counts once. Errors: NodeError.
     """
     size = before + size_of(made, seen)
-    _refuse("has made, with the nodes before it, values", size, "bytes", "task_bytes", most.task_bytes)
+    _refuse("it has made, with the nodes before it, values:", size, "bytes", "task_bytes", most)
     return size
 
 
@@ -134,7 +154,6 @@ def size_of(value: object, seen: set[int] | None = None) -> int:
     return total
 
 
-def _refuse(what: str, size: int, unit: str, key: str, most: int) -> None:
-    if most and size > most:
-        refused(f"limits.{key}")
-        raise NodeError(f"it {what}: {size:,} {unit}; limits.{key} of the configuration allows {most:,}")
+def _refuse(what: str, count: int, unit: str, key: str, most: SizeLimits) -> None:
+    if (excess := most.excess(key, count, unit)) is not None:
+        raise NodeError(f"{what} {excess}")

@@ -202,7 +202,9 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
             fp8_matmul=pool.fp8_matmul,
         )
         engine = Engine(pool.max_cells, timeline_of(device), memory, beside=weights)
-        cells = pool.cells(cuda=device.type == "cuda")
-        return EngineRuntime(engine, weights, latent_cells=cells, limits=config.limits)
+        latents = pool.latents(cuda=device.type == "cuda")
+        return EngineRuntime(
+            engine, weights, latent_cells=latents.cells, latent_pairs=latents.pairs, limits=config.limits
+        )
 
     return make

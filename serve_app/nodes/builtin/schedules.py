@@ -10,6 +10,7 @@ from torch import Tensor
 
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.runtime import Runtime
+from serve_app.nodes.size import allow_levels
 from serve_app.recipe import Recipe
 from serve_app.sampling.gits import picked
 from serve_app.sampling.schedules import (
@@ -56,6 +57,7 @@ class BasicScheduler:
         """Return the last steps + 1 sigmas of a schedule that is longer by 1 / denoise."""
         if denoise <= 0.0:
             return (torch.empty(0),)
+        allow_levels(steps, denoise)
         whole = int(steps / denoise) if denoise < 1.0 else steps
         return (SCHEDULES[scheduler](await runtime.levels(model), whole)[-(steps + 1) :],)
 

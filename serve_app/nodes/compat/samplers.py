@@ -20,6 +20,7 @@ from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.pack_sampler import run_in_thread
 from serve_app.nodes.compat.schedules import HANDLERS, calculate_sigmas
 from serve_app.nodes.compat.waiting import runtime, wait
+from serve_app.nodes.size import allow_levels
 from serve_app.recipe import PackFunctions, Recipe
 from serve_app.sampling.noise import drawn
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
@@ -292,8 +293,9 @@ def sample(
 def sigmas_of(model: ModelPatcher, sampler_name: str, steps: Steps) -> Tensor:
     """Return the levels of a window of a schedule, the server's or one that a pack has added.
 
-    A sampler that a pack has added takes the levels as they are, as euler does.
+    A sampler that a pack has added takes the levels as they are, as euler does. Errors: NodeError for too many.
     """
+    allow_levels(steps.count, steps.denoise)
     model_sampling = model.get_model_object("model_sampling")
     schedule = {steps.schedule: lambda _, count: calculate_sigmas(model_sampling, steps.schedule, count)}
     sampler = SAMPLERS[sampler_name if sampler_name in SAMPLERS else "euler"]

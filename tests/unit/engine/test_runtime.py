@@ -272,3 +272,18 @@ async def test_latents_too_large_to_stop_are_refused_before_anything_is_loaded(e
         await runtime.encode(recipe("vae"), torch.zeros(1, 72, 64, 3))
     assert shared.resident() == ()
     assert (await runtime.decode(recipe("vae"), torch.zeros(2, 4, 8, 8))).shape == (2, 64, 64, 3)
+
+
+async def test_runs_of_too_many_levels_or_pairs_are_refused_before_their_schedule_is_made(engine, catalog):
+    shared = EngineRuntime(engine, cpu_weights(catalog), latent_pairs=3 * 16**2, limits=SizeLimits(levels=1000))
+    runtime = shared.bind(ignore)
+    words = "steps 10 and denoise 1e-07 make a schedule of 100,000,000 levels; limits.levels of the configuration"
+    with pytest.raises(NodeError, match=words):
+        await runtime.sample(replace(request([]), sigmas=Steps("beta", 10, 1e-7)))
+    with pytest.raises(NodeError, match="sigmas are 1,001 levels"):
+        await runtime.sample(replace(request([]), sigmas=torch.zeros(1002)))
+    with pytest.raises(
+        NodeError, match="4 latents of 16 cells each have 1,024 pairs .* latent_pairs of this pool allows"
+    ):
+        await runtime.sample(request([], latents=torch.zeros(4, 4, 4, 4)))
+    assert shared.resident() == ()

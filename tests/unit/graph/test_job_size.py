@@ -1,4 +1,4 @@
-"""Steps and pixels of a job, counted from its graph and held against its tenant's quotas."""
+"""Levels and pixels of a job, counted from its graph and held against its tenant's quotas."""
 
 from __future__ import annotations
 
@@ -39,7 +39,17 @@ SIGMAS = {
 }
 
 
-@pytest.mark.parametrize(("prompt", "steps"), [(SAMPLED, 25), (SIGMAS, 8 + 24)])
+LONGER = SAMPLED | {
+    "d": node("PrimitiveFloat", value=0.25),
+    "s": node("KSampler", steps=20, denoise=0.1, latent_image=["e", 0]),
+    "s2": node("KSampler", steps=5, denoise=["d", 0], latent_image=["s", 0]),
+}
+OF_TABLES = SIGMAS | {"sigmas": node("AlignYourStepsScheduler", steps=8, denoise=0.5)}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "steps"), [(SAMPLED, 25), (SIGMAS, 8 + 24), (LONGER, 200 + 20), (OF_TABLES, 8 + 24)]
+)
 def test_the_steps_of_all_samplers_that_outputs_need_are_counted(prompt: dict[str, Any], steps: int) -> None:
     check(prompt, "s2", steps_a_job=steps)
     before = REFUSALS["quotas.steps_a_job"]
@@ -59,6 +69,18 @@ def test_the_pixels_of_whatever_is_made_by_a_width_and_a_height_are_counted() ->
     [problem] = caught.value.problems
     assert (problem.type, problem.node_id) == ("quota_exceeded", None)
     assert problem.extra == {"quota": "pixels_a_job", "limit": pixels - 1}
+
+
+def test_the_pixels_of_what_is_repeated_and_enlarged_are_counted_where_they_are_known() -> None:
+    prompt = {
+        "e": node("EmptyImage", width=10, height=10, batch_size=2),
+        "r": node("RepeatImageBatch", image=["e", 0], amount=4),
+        "u": node("ImageScaleBy", image=["r", 0], scale_by=2.0),
+    }
+    pixels = 200 + 800 + 3200
+    check(prompt, "u", pixels_a_job=pixels)
+    with pytest.raises(InvalidGraphError, match=f"with scale_by of ImageScaleBy u the job is for {pixels:,} or more"):
+        check(prompt, "u", pixels_a_job=pixels - 1)
 
 
 def test_a_number_by_a_link_is_known_if_it_is_a_constant_and_else_refused() -> None:

@@ -21,7 +21,7 @@ from serve_app.nodes.execute import Execution, NodeFailedError
 from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.result_cache import ResultCache
-from serve_app.nodes.size import allow, size_of
+from serve_app.nodes.size import allow, allow_levels, check_made, size_of
 from serve_app.recipe import Recipe
 from tests.unit.nodes.one_replica import Node, OneReplica, task
 
@@ -76,6 +76,35 @@ def test_a_node_refuses_a_value_over_the_limits_before_it_takes_the_memory(
     node = BUILTIN[class_type]()
     with pytest.raises(NodeError, match=r"limits\.\w+ of the configuration allows"):
         limited(lambda: getattr(node, node.FUNCTION)(**inputs))  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("slot", "fits", "excess", "words"),
+    [
+        ("CONDITIONING", [(IMAGE, {})] * 1000, [(IMAGE, {})] * 1001, "CONDITIONING of 1,001 conditionings"),
+        ("SIGMAS", torch.zeros(100_001), torch.zeros(100_002), "SIGMAS of 100,001 levels"),
+        ("IMAGE", torch.zeros(16_384, 1, 1, 3), torch.zeros(16_385, 1, 1, 3), "IMAGE of 16,385 in a batch"),
+        ("LATENT", {"samples": torch.zeros(1, 4, 1, 1)}, {"samples": torch.zeros(16_385, 4, 1, 1)}, "LATENT of 16,385"),
+        ("MASK", torch.zeros(20_000, 1), torch.zeros(16_385, 1, 1), "MASK of 16,385"),
+        ("AUDIO", {"sample_rate": 768_000}, {"sample_rate": 20_000_003}, "AUDIO of 20,000,003 Hz"),
+    ],
+)
+def test_values_that_are_small_and_yet_too_much_work_are_refused_whoever_makes_them(
+    slot: str, fits: Any, excess: Any, words: str
+) -> None:
+    most = SizeLimits()
+    check_made([[fits]], [slot], most)
+    with pytest.raises(NodeError, match=rf"it has made {words}.*; limits\.\w+ of the configuration allows"):
+        check_made([[excess]], [slot], most)
+
+
+def test_a_schedule_is_refused_where_its_denoise_comes_to_be_known() -> None:
+    words = "steps 10 and denoise 1e-07 make a schedule of 100,000,000 levels; limits.levels of the configuration"
+    scheduler = BUILTIN["BasicScheduler"]()
+    with pytest.raises(NodeError, match=words):
+        asyncio.run(scheduler.get_sigmas(None, "beta", 10, 1e-7, runtime=None))  # type: ignore[attr-defined]
+    with pytest.raises(NodeError, match=words):
+        allow_levels(10, 1e-7)
 
 
 class OfVideos:

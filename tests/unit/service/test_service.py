@@ -8,7 +8,7 @@ import pytest
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReadyError
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
-from serve_app.limits import Quota, Quotas, SizeLimits
+from serve_app.limits import LatentBounds, Quota, Quotas, SizeLimits
 from serve_app.scheduler.client import Accepted, SchedulerClient, Submission
 from serve_app.service import Service
 from serve_app.store.api_keys import ListKeys
@@ -99,9 +99,9 @@ async def test_a_graph_of_more_nodes_than_the_limit_is_refused(service, example)
 async def test_empty_latents_that_no_pool_may_sample_are_refused_before_they_are_queued(service, example):
     empty = next(node["inputs"] for node in example["prompt"].values() if node["class_type"] == "EmptyLatentImage")
     cells = empty["width"] * empty["height"] * empty["batch_size"] // 64
-    service.limits = replace(service.limits, latent_cells=cells)
+    service.limits = replace(service.limits, latents=LatentBounds(cells, 10**9))
     await service.submit(example)
-    service.limits = replace(service.limits, latent_cells=cells - 1)
+    service.limits = replace(service.limits, latents=LatentBounds(cells - 1, 10**9))
     with pytest.raises(InvalidGraphError, match=rf"make latents of {cells:,} cells, which KSampler 3 would sample"):
         await service.submit(example)
 
