@@ -5,7 +5,8 @@ The templates come in packages of their own and are not part of this project:
     pip download --no-deps -d DIR comfyui-workflow-templates-json && unzip -d DIR DIR/*.whl
     python -m bench.templates DIR > docs/templates.md
 
-A template passes if it converts and validates with every model file that it names there; whether such a file is of a
+A template passes if it converts, validates with every model file that it names there, and is within the default
+bounds of a GPU; whether such a file is of a
 family that runs here, only the file says.
 """
 
@@ -19,11 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.cli.convert import own_classes
+from serve_app.config.pool import LATENTS
 from serve_app.errors import WorkflowFileError
+from serve_app.graph.bounds import within_bounds
 from serve_app.graph.convert import convert
 from serve_app.graph.page_nodes import PAGE_ONLY
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
+from serve_app.limits import SizeLimits
 from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.registry import specs
 
@@ -43,7 +47,8 @@ def problems(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> tuple[l
     except WorkflowFileError as error:
         return [], [str(error)]
     named = {v for node in prompt.values() for v in node["inputs"].values() if isinstance(v, str)}
-    found = validate(parse(prompt), specs(), lambda folder: sorted(named), None, NOT_THERE).problems
+    validated = validate(parse(prompt), specs(), lambda folder: sorted(named), None, NOT_THERE)
+    found = within_bounds(validated, specs(), SizeLimits(), LATENTS["cuda"]).problems
     return [], [f"{problem.class_type or 'the graph'}: {problem.message}" for problem in found]
 
 

@@ -120,6 +120,22 @@ class SizeLimits(BaseModel):
         return f"{count:,} {unit}; limits.{key} of the configuration allows {most:,}"
 
 
+class BackoffRules(BaseModel):
+    """How long the next jobs wait of a tenant whose job has ended a replica, or of a client where there are no tenants.
+
+    Others' jobs do not wait.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    first_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
+    """After its first loss; twice as long after each further one. 0: nobody waits."""
+    longest_s: Annotated[float, Field(ge=0, le=86_400)] = 900.0
+    """However many there were."""
+    forgiven_s: Annotated[float, Field(gt=0, le=864_000)] = 900.0
+    """After so long without another one loss counts no more, and after as long again the next."""
+
+
 class LatentBounds(NamedTuple):
     """How many cells the latents of one sampler may have, and how many pairs of those may attend to each other."""
 

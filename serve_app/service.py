@@ -345,8 +345,11 @@ class Service:
         return JobEvents(tuple(await self._scheduler.events(job_id, after, 0.0, self.tenant)), True)
 
     async def cluster(self) -> ClusterView:
-        """Return the cluster's hosts and replicas."""
-        return await self._scheduler.cluster()
+        """Return the cluster's hosts and replicas; of who has ended replicas, a tenant is told of itself alone."""
+        view = await self._scheduler.cluster()
+        if not self.tenant:
+            return view
+        return replace(view, backoffs=tuple(one for one in view.backoffs if one.tenant == self.tenant))
 
     async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
         """Return what happened to an unfinished job lately; as `SchedulerClient.story`."""

@@ -6,6 +6,7 @@ Bodies are read as JSON whatever their content type, and no further than the lim
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -87,10 +88,14 @@ async def parsed(body: bytes, parse: Callable[[bytes], T]) -> T:
 def lengths(queue: QueueView) -> dict[str, str]:
     """Return the headers that tell how long the queue is, of which an answer may carry the beginning only.
 
-    They say too what of it is paused, if anything is.
+    They say too what of it is paused, if anything is, and for how long jobs wait because one has ended a replica.
     """
-    counts = {"X-Queue-Running": str(queue.count.running), "X-Queue-Pending": str(queue.count.pending)}
-    return {**counts, "X-Queue-Paused": ", ".join(map(str, queue.paused))} if queue.paused else counts
+    told = {"X-Queue-Running": str(queue.count.running), "X-Queue-Pending": str(queue.count.pending)}
+    if queue.paused:
+        told["X-Queue-Paused"] = ", ".join(map(str, queue.paused))
+    if queue.wait_s > 0:
+        told["X-Queue-Backoff"] = str(math.ceil(queue.wait_s))
+    return told
 
 
 def number(request: Request, name: str, kind: type[int] | type[float], default: float) -> float:

@@ -33,6 +33,7 @@ def status(answer: Mapping[str, Any]) -> Iterator[str]:
     for pause in answer["paused"]:
         since = datetime.fromtimestamp(pause["since_s"]).isoformat(" ", "seconds")
         yield f"paused since {since}: {pause['kind']} {pause['name']}".rstrip()
+    yield from map(backoff, answer["backoffs"])
     for host in answer["hosts"]:
         yield f"host {host['host']}: {host['ram_available_mb']} of {host['ram_total_mb']} MB memory available"
         for gpu in host["gpus"]:
@@ -41,10 +42,18 @@ def status(answer: Mapping[str, Any]) -> Iterator[str]:
         held = ", ".join(replica["recipes"]) or "no model"
         running = f"{replica['running']} of {replica['slots']} tasks"
         kept = f", kept for job {replica['quarantined']} alone" if replica["quarantined"] else ""
+        kept += ", drains as a node does not stop" if replica["draining"] else ""
         yield f"replica {replica['replica_id']} ({replica['pool']}): {running}, holds {held}{kept}"
         yield from (f"  {note}" for note in replica["notes"])
     for trouble in answer["troubles"]:
         yield f"replica {trouble['replica_id']} ({trouble['pool']}) cannot work: {trouble['why']}"
+
+
+def backoff(one: Mapping[str, Any]) -> str:
+    """Return who has ended replicas, and what their next jobs wait for."""
+    whose = f"tenant {one['tenant']}" if one["tenant"] else f"client {one['client_id'] or '(without an id)'}"
+    waits = f"its jobs wait {one['wait_s']:.0f} s" if one["wait_s"] > 0 else "its jobs wait no longer"
+    return f"{whose} has ended {one['losses']} replicas: {waits}{', and run alone' if one['alone'] else ''}"
 
 
 def story(answer: Mapping[str, Any]) -> Iterator[str]:

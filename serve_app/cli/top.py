@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from serve_app.cli.pages import backoff
 from serve_app.cli.server import Server
 from serve_app.printable import printable
 
@@ -55,7 +56,9 @@ def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
 
 def _paused(now: Status) -> list[Text]:
     held = ", ".join(f"{pause['kind']} {pause['name']}".rstrip() for pause in now["paused"])
-    return [Text(printable(f"paused: {held}"), style="bold yellow")] if held else []
+    waiting = [backoff(one) for one in now["backoffs"] if one["wait_s"] > 0]
+    lines = [f"paused: {held}"] if held else []
+    return [Text(printable(line), style="bold yellow") for line in (*lines, *waiting)]
 
 
 def _pools(now: Status) -> Table:

@@ -24,7 +24,15 @@ from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.errors import ConfigError
 from serve_app.graph.destination import SHARED
-from serve_app.limits import EventLimits, LatentBounds, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.limits import (
+    BackoffRules,
+    EventLimits,
+    LatentBounds,
+    ModelChangeLimits,
+    Quotas,
+    SizeLimits,
+    WebhookLimits,
+)
 from serve_app.request_limits import Limits
 from serve_app.scheduler.admission import AdmissionRules
 from serve_app.store.location import Location
@@ -90,6 +98,8 @@ class AppConfig(Section):
     limits: SizeLimits = SizeLimits()
     events: EventLimits = EventLimits()
     webhooks: WebhookLimits = WebhookLimits()
+    backoff: BackoffRules = BackoffRules()
+    """How long the jobs wait of whoever has ended a replica."""
     quotas: Quotas = Quotas()
     """What each tenant may have; see Quota."""
     ingress: IngressConfig = IngressConfig()

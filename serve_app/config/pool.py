@@ -124,6 +124,8 @@ class PoolConfig(Section):
     """
     stop_s: Seconds = 10.0
     """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""
+    finish_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """How long other tasks may go on in a replica that is to be ended for a node beyond stop_s; it takes no more."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
     """How long a replica beyond min_replicas stays without work."""
     drain_s: Seconds = 30.0

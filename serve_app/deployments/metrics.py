@@ -103,6 +103,7 @@ METRICS = (
         "As `ray_serve_app_jobs`, of each tenant that has quotas of its own, and of all `other`",
     ),
     Metric("serve_app_tenant_gpu_seconds", "counter", "s", ("tenant",), "GPU-seconds that those tenants have used"),
+    Metric("serve_app_tenant_lost_replicas", "counter", "short", ("tenant",), "Replicas that those tenants have ended"),
 )
 
 
@@ -175,6 +176,7 @@ def tenant_figures(loads: Mapping[str, TenantLoad]) -> Iterator[Figure]:
         yield "serve_app_tenant_jobs", load.queued, {"tenant": tenant, "state": "queued"}
         yield "serve_app_tenant_jobs", load.running, {"tenant": tenant, "state": "running"}
         yield "serve_app_tenant_gpu_seconds", load.gpu_s, {"tenant": tenant}
+        yield "serve_app_tenant_lost_replicas", load.lost_replicas, {"tenant": tenant}
 
 
 async def show(figures: Callable[[], Iterable[Figure]]) -> None:

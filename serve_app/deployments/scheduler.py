@@ -206,6 +206,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         deadline_s=config.deadline_s,
         files=KeptFiles(store, config.temp_age_s, config.retention.rules, UserData(config.user_dir)),
         events=config.events,
+        backoff=config.backoff,
         webhooks=config.webhooks,
     )
 

@@ -72,7 +72,8 @@ class Task:
     nodes: by id, including none of other pools. signatures: of every node of the prompt, as a subgraph may link to any.
     remote: signatures that another replica holds or is computing; the replica asks the scheduler for these.
     prompt, extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time.
-    tenant: whose job it is, and whose files its nodes see; "" for those of a server without tenants.
+    tenant: whose job it is, and whose files its nodes see; "" for those of a server without tenants. client_id: of the
+    submission.
     patient: nobody is told of its end unasked, and others may follow it, so it and word of its end may wait a moment.
     """
 
@@ -86,6 +87,7 @@ class Task:
     created_s: float = 0.0
     tenant: str = ""
     patient: bool = False
+    client_id: str | None = None
 
     @property
     def strict(self) -> bool:

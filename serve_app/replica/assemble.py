@@ -80,6 +80,7 @@ def assemble(
         limits=config.limits.within(pool.memory_bytes or memory_bytes()),
         node_limits=NodeLimits(pool.name, pool.node_time_s, pool.runtime_node_time_s),
         stop_s=pool.stop_s,
+        finish_s=pool.finish_s,
         exit=exit,
         warm=pool.warm,
     )

@@ -129,6 +129,11 @@ class Membership:
             self._cancel_timer()
             self._timer, self._timer_s = loop.call_at(due_s, self._due.set), due_s
 
+    async def tell(self, report: Report) -> None:
+        """Let the scheduler know at once, and return once it does, or is another that does not know this replica."""
+        with contextlib.suppress(StaleEpochError, UnavailableError):
+            await self._scheduler.report(self._info.replica_id, self._epoch, [report], None)
+
     def unsay(self) -> None:
         """Forget what has not gone out yet."""
         self._outbox.clear()

@@ -45,6 +45,7 @@ from serve_app.scheduler.messages import (
     ClientTold,
     Compute,
     Deliver,
+    Draining,
     Evicted,
     Export,
     Exported,
@@ -54,6 +55,7 @@ from serve_app.scheduler.messages import (
     Message,
     NodePreviewed,
     Prefetch,
+    Reopened,
     ReplicaInfo,
     Report,
     SchedulerForReplicas,
@@ -74,6 +76,8 @@ _log = log.get("replica")
 
 RETRY_S = 0.3
 """How long to wait before asking again for a value that did not arrive."""
+LOOK_S = 0.1
+"""How often one that drains looks whether it may stay."""
 LEAVE_S = 5.0
 """How long a replica that must end waits for the scheduler to take its tasks back."""
 
@@ -83,8 +87,9 @@ class Runner:
 
     models: makes them, in a thread and once the replica has joined, since it takes seconds; tasks that need them wait.
     warm: models to load as it starts. limits: how large its values may be. node_limits: how long its nodes may take.
-    stop_s: how long a node may go on that nobody waits for; then the replica hands its other tasks back and ends its
-    process by `exit`, since a thread cannot be ended otherwise.
+    stop_s: how long a node may go on that nobody waits for. Then the replica takes no more tasks; unless the node stops
+    within finish_s after all, or as soon as nothing else runs, it hands its other tasks back and ends its process by
+    `exit`, since a thread cannot be ended otherwise.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Runner:
         limits: SizeLimits,
         node_limits: NodeLimits,
         stop_s: float,
+        finish_s: float = 0.0,
         exit: Callable[[int], object],
         warm: tuple[str, ...] = (),
     ) -> None:
@@ -114,11 +120,14 @@ class Runner:
         self._scheduler = scheduler
         self._previews = previews
         self.node_limits = node_limits
-        self._stop_s = stop_s
+        self._stop_s, self._finish_s = stop_s, finish_s
         self._exit = exit
         # By run of a task or check, also of one that is over while something of it goes on. Not by the id of the task,
         # which a scheduler that has forgotten it gives again.
         self._underway: dict[asyncio.Task[None], Underway] = {}
+        self._tasks: dict[asyncio.Task[None], Task] = {}
+        self._stuck: set[asyncio.Task[None]] = set()
+        self._blamed: set[Draining] = set()
         self._replacing: asyncio.Task[None] | None = None
         self._classes = classes
         self._specs = specs
@@ -175,12 +184,15 @@ class Runner:
     async def drop_all(self) -> None:
         """Stop every task and forget what was to be said of it."""
         running = [*self._running.values(), *self._errands]
+        # Nobody has asked for the end of these jobs: none is to blame for what of them goes on.
+        self._tasks.clear()
         for task in running:
             task.cancel()
         if running:
             _, left = await asyncio.wait(running, timeout=self._stop_s)
             if left:
-                self._replace()
+                self._stuck |= left
+                self._replace(Draining(by_job=False))
         self._wanted.clear()
         self._membership.unsay()
 
@@ -264,7 +276,7 @@ class Runner:
         # What the task starts, threads too, inherits what it is about.
         with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
-        self._underway[running] = execution.underway
+        self._underway[running], self._tasks[running] = execution.underway, task
         # Not at the end of a coroutine: one that is cancelled before its first step never gets there.
         running.add_done_callback(partial(self._ended, task))
 
@@ -329,25 +341,55 @@ class Runner:
         if self._underway.get(run):
             asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, run)
         else:
-            self._underway.pop(run, None)
+            self._forget(run)
 
     def _see_stopped(self, run: asyncio.Task[None]) -> None:
         if self._underway.get(run):
-            self._replace()
+            self._stuck.add(run)
+            task = self._tasks.get(run)
+            self._replace(Draining(by_job=False) if task is None else Draining(task.tenant, task.client_id))
         else:
-            self._underway.pop(run, None)
+            self._forget(run)
 
-    def _replace(self) -> None:
+    def _forget(self, run: asyncio.Task[None]) -> None:
+        """Note that nothing goes on of a run that is over."""
+        self._underway.pop(run, None)
+        self._tasks.pop(run, None)
+        self._stuck.discard(run)
+
+    def _replace(self, because: Draining) -> None:
         """Make room for another replica: a node goes on that nobody waits for, and a thread cannot be ended."""
-        if self._replacing is None:
-            self._replacing = asyncio.create_task(self._give_way())
+        if because not in self._blamed:
+            self._blamed.add(because)
+            told = asyncio.create_task(self._membership.tell(because))
+            self._replacing = self._replacing or asyncio.create_task(self._give_way(told))
 
-    async def _give_way(self) -> None:
+    async def _give_way(self, told: asyncio.Task[None]) -> None:
         why = f"a node goes on {self._stop_s:g} s after it had to stop"
+        _log.warning("taking no more tasks: %s; running: %s", why, ", ".join(self.underway()))
+        await asyncio.wait([told], timeout=LEAVE_S)
+        if await self._stops_while_others_finish():
+            _log.info("taking tasks again: what went on has stopped")
+            return
         _log.warning("leaving, for another replica to take over: %s; running: %s", why, ", ".join(self.underway()))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.leave(), self._stop_s + LEAVE_S)
         end(REPLACED, why, self.underway, self._exit)
+
+    async def _stops_while_others_finish(self) -> bool:
+        """Let other tasks go on for finish_s; return whether what went on has stopped meanwhile."""
+        loop = asyncio.get_running_loop()
+        end_s = loop.time() + self._finish_s
+        while loop.time() < end_s and set(self._running.values()) - self._stuck and not self._membership.leaving:
+            await asyncio.sleep(LOOK_S)
+            for run in [run for run in self._stuck if not self._underway.get(run)]:
+                self._forget(run)
+            if not self._stuck:
+                self._blamed.clear()
+                self._replacing = None
+                self.say(Reopened())
+                return True
+        return False
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
         """Ask the scheduler for a value; None means that this replica must compute it."""

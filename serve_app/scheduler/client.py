@@ -166,13 +166,14 @@ class QueueView:
     """Unfinished jobs: running in the order they started, pending in the order they will start.
 
     Within the bounds that were asked for: the first are whole, the next are named, the rest are in `count` only.
-    paused: what is held back.
+    paused: what is held back. wait_s: for how long no job begins of those that have ended a replica.
     """
 
     running: tuple[QueueItem, ...]
     pending: tuple[QueueItem, ...]
     count: QueueCount
     paused: tuple[Pause, ...] = ()
+    wait_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from serve_app.scheduler.admission import AdmissionRules
-from serve_app.scheduler.cluster_view import ClusterView, HostStats, Load, Paused, PoolLoad, ReplicaView, TenantLoad
+from serve_app.scheduler.cluster_view import (
+    BackedOff,
+    ClusterView,
+    HostStats,
+    Load,
+    Paused,
+    PoolLoad,
+    ReplicaView,
+    TenantLoad,
+)
 from serve_app.scheduler.job_counters import JobCounters
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.published_jobs import PublishedJobs
@@ -41,14 +50,27 @@ class ClusterStatus:
     def view(self, paused: Mapping[Pause, float]) -> ClusterView:
         """Return all of it. paused: what is held back, each with since when."""
         replicas = tuple(
-            ReplicaView(name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined, r.info.notes)
+            ReplicaView(
+                name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined, r.info.notes, r.draining
+            )
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._registry.hosts()]}
         uptime_s = max(0.0, time.time() - self._tenure.started_s)
         troubles = tuple(self._registry.troubles())
         held = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in paused.items())
-        return ClusterView(tuple(hosts.values()), replicas, uptime_s, self._tenure.epoch, self.load(), troubles, held)
+        backoffs = tuple(self.backoffs())
+        return ClusterView(
+            tuple(hosts.values()), replicas, uptime_s, self._tenure.epoch, self.load(), troubles, held, backoffs
+        )
+
+    def backoffs(self) -> list[BackedOff]:
+        """Return who has ended replicas and has not been forgiven."""
+        now_s = time.time()
+        return [
+            BackedOff(tenant, client_id, losses.count, max(0.0, losses.until_s - now_s), losses.alone)
+            for (tenant, client_id), losses in self._machine.backoff.standing()
+        ]
 
     def load(self) -> Load:
         """Return how long the queue is and what the pools have in hand."""
@@ -65,7 +87,7 @@ class ClusterStatus:
 
     def tenant_loads(self) -> dict[str, TenantLoad]:
         """Return what tenants have, as `Usage.loads`."""
-        return self._machine.usage.loads(self._rules.quotas)
+        return self._machine.usage.loads(self._rules.quotas, self._machine.backoff.totals)
 
     def use(self) -> dict[str, float]:
         """Return how full the queue and what is kept of events are, 0 to 1, by the limit's key."""

@@ -58,18 +58,22 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class TenantLoad:
-    """What a tenant has at one moment: jobs that wait and run. gpu_s: what it has used since this scheduler began."""
+    """What a tenant has at one moment: jobs that wait and run.
+
+    gpu_s: what it has used since this scheduler began; lost_replicas: how many replicas it has ended.
+    """
 
     queued: int = 0
     running: int = 0
     gpu_s: float = 0.0
+    lost_replicas: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
     """One replica, for operators: what it runs, what it holds, what to know of it.
 
-    quarantined: the job that it is kept for alone.
+    quarantined: the job that it is kept for alone. draining: whether it takes no more tasks, as it is to be ended.
     """
 
     replica_id: str
@@ -79,6 +83,7 @@ class ReplicaView:
     recipes: tuple[str, ...]
     quarantined: str | None = None
     notes: tuple[str, ...] = ()
+    draining: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,20 @@ class Trouble:
     replica_id: str
     pool: str
     why: str
+
+
+@dataclass(frozen=True, slots=True)
+class BackedOff:
+    """Whose jobs have ended replicas: a tenant, or without one a client. losses: those not forgiven yet.
+
+    wait_s: for how long their next jobs wait. alone: whether those then run where no other job does.
+    """
+
+    tenant: str
+    client_id: str | None
+    losses: int
+    wait_s: float
+    alone: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +122,7 @@ class Paused:
 class ClusterView:
     """The cluster at one moment: hosts (each once), replicas, seconds since the server started, what is wrong.
 
-    paused: what is held back.
+    paused: what is held back. backoffs: who has ended replicas.
     """
 
     hosts: tuple[HostStats, ...]
@@ -113,3 +132,4 @@ class ClusterView:
     load: Load = field(default_factory=Load)
     troubles: tuple[Trouble, ...] = ()
     paused: tuple[Paused, ...] = ()
+    backoffs: tuple[BackedOff, ...] = ()

@@ -114,7 +114,7 @@ class Dispatch:
         owed_s = 0.0 if file in there else PATIENCE * self._costs.load_s(pool, file) * replica.info.slots
         charged_s = self._shares[pool].start(job.tenant, self.expected_s(pool, job, task))
         due_s = at_s + work_s + sum(self._costs.load_s(pool, name) for name in files if name not in replica.held)
-        return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s, due_s)
+        return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s, due_s, job.owner)
 
     def expected_s(self, pool: str, job: JobRecord, task: TaskRecord) -> float:
         """Return how long a task is expected to have a device of a pool."""

@@ -35,8 +35,11 @@ def of_cancelled(job: JobRecord) -> Failure:
     return replace(failure_of(job), current_outputs=()) if job.executing else Failure()
 
 
-def of_lost_replicas(job: JobRecord, pool: str, why: str) -> Failure:
-    """Return what a job ends with that has lost too many replicas alone. why: what is known of the last one's end."""
+def of_lost_replicas(job: JobRecord, pool: str, why: str, wait_s: float) -> Failure:
+    """Return what a job ends with that has lost too many replicas alone.
+
+    why: what is known of the last one's end. wait_s: for how long its owner's next jobs wait because of that.
+    """
     first = next(targets_of(job, task)[0] for task in job.tasks if task.state == "running")
     where = failure_of(job, "" if job.executing else first)
     message = (
@@ -46,6 +49,9 @@ def of_lost_replicas(job: JobRecord, pool: str, why: str) -> Failure:
     )
     if why:
         message += f". Of the last: {why}"
+    if wait_s > 0:
+        whose = "this tenant" if job.tenant else "this client"
+        message += f". The next jobs of {whose} wait {wait_s:.0f} s because of it"
     return replace(where, exception_type="ReplicaLost", message=message)
 
 

@@ -10,12 +10,14 @@ Rules:
    where no other job runs, and waits for no other job's work. So is one whose node got no memory. One that
    loses max_attempts replicas on which it ran alone is given up. So no job is given up because of another, and each
    replica lost brings a job nearer to its end.
+   A replica that drains, as a node there does not stop, is given no more tasks; what runs there goes on meanwhile, and
+   is charged with nothing.
 3. A signature is computed by one task at a time in the whole cluster. Who else needs it asks (Want) and is sent it
    (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
 4. An output recorded for a job is never computed again for that job.
 5. A job ends once: success when its outputs are recorded, error or cancelled otherwise. Nothing follows its end.
-6. A job that has not started stays so while the queue, its tenant or a pool that it needs is paused;
-   one that has goes on.
+6. A job that has not started stays so while the queue, its tenant or a pool that it needs is paused, and while its
+   owner waits for having ended a replica (`backoff.py`); one that has goes on.
 7. Whatever clients are told for good is a Persist with the same cursor, in front of the Publish that tells them
    (`journal.py`). The shell commits every Persist of a batch before it carries any command of it out.
 
@@ -31,9 +33,10 @@ from typing import Any
 from serve_app.events import Ending, Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
-from serve_app.limits import NO_QUOTAS, Quota
+from serve_app.limits import NO_QUOTAS, BackoffRules, Quota
 from serve_app.scheduler import failures, node_reports
 from serve_app.scheduler.ahead import Ahead
+from serve_app.scheduler.backoff import Backoff, Owner
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.device_time import DeviceTime
@@ -45,6 +48,7 @@ from serve_app.scheduler.messages import (
     ClientTold,
     Compute,
     Deliver,
+    Draining,
     Evicted,
     Export,
     Exported,
@@ -58,6 +62,7 @@ from serve_app.scheduler.messages import (
     NodeSaid,
     NodesCached,
     NodeStarted,
+    Reopened,
     Report,
     Resident,
     SlotVacated,
@@ -116,7 +121,8 @@ class Machine:
     max_attempts: replicas that a job may lose while it runs alone on them. costs: what work has taken in earlier lives.
     quota: of a tenant, by which its share of each pool goes, and how many jobs of it run. gpus: of a replica, by pool,
     else 1. usage: what tenants have used, counted on.
-    queued: how many jobs of each client have not started. pauses: what is held back.
+    queued: how many jobs of each client have not started. pauses: what is held back. backoff: who waits for having
+    ended replicas.
     """
 
     def __init__(
@@ -127,11 +133,13 @@ class Machine:
         quota: Callable[[str], Quota] = NO_QUOTAS.of,
         gpus: Mapping[str, float] | None = None,
         usage: Usage | None = None,
+        backoff: BackoffRules | None = None,
     ) -> None:
         self.jobs: dict[str, JobRecord] = {}
         self.queued: Counter[tuple[str, str | None]] = Counter()
         self.usage = Usage() if usage is None else usage
         self.pauses: frozenset[Pause] = frozenset()
+        self.backoff = Backoff(backoff or BackoffRules())
         self.replicas = Replicas()
         self.results = Results()
         self.costs = Costs() if costs is None else costs
@@ -155,6 +163,9 @@ class Machine:
         self._device_time.advance(at_s)
         self.usage.advance(at_s)
         self._story.note(stimulus, at_s)
+        for owner in self.backoff.advance(at_s):
+            for job in self._unstarted(owner):
+                self._wake(job)
         match stimulus:
             case JobArrived(row, plan, claims):
                 self._job_arrived(row, plan, claims)
@@ -229,6 +240,7 @@ class Machine:
             losses=row.losses,
             lone_losses=row.lone_losses,
         )
+        job.alone = self.backoff.of(job.owner).alone
         self.jobs[row.job_id] = job
         self._count(job, 1)
         if job.tenant:
@@ -265,7 +277,7 @@ class Machine:
         """Whether a job must not start."""
         if job.started_s is not None:
             return False
-        if self._running_limit.holds(job):
+        if self._running_limit.holds(job) or self.backoff.holds(job.owner):
             return True
         if not self.pauses:
             return False
@@ -318,6 +330,9 @@ class Machine:
             self._journal.used(self.usage.total(job.tenant, job.row.job_id))
         del self.jobs[job.row.job_id]
         self._count(job, -1)
+        if job.losses and not job.lone_losses and state != "success":
+            # Nobody will know whether it is what ended its replicas: else who cancels in time would never be found out.
+            self._charge_owner(job.owner)
         self._story.forget(job.row.job_id)
         self._journal.ended(job.row.job_id, state, failure, job.started_s or job.row.created_s)
         for task in job.tasks:
@@ -477,6 +492,12 @@ class Machine:
                 self.results.evict(replica_id, signatures)
                 for signature in signatures:
                     self._resolve(signature, self._waiters.pop(signature, []))
+            case Draining(tenant, client_id, by_job):
+                self.replicas.drain(replica, draining=True)
+                if by_job:
+                    self._charge_owner((tenant, None if tenant else client_id))
+            case Reopened():
+                self.replicas.drain(replica, draining=False)
             case Resident(recipes, loads):
                 self.costs.learn_loads(replica.info.pool, load_times(loads))
                 self.replicas.hold(replica, recipes)
@@ -590,10 +611,12 @@ class Machine:
     def _charge(self, replica_id: str, *, checking: bool, why: str) -> None:
         """Hold a replica's death against the jobs that ran on it; give up the one that no other can have killed."""
         replica = self.replicas.get(replica_id)
-        if replica is None:
+        if replica is None or replica.draining:
             return
         present = {task_id.job_id for task_id in replica.running}
         alone = len(present) == 1 and not checking
+        if alone:
+            self._charge_owner(next(iter(replica.work.values())).owner)
         ran = {task_id.job_id for task_id in replica.running if self.is_current(task_id)}
         for job in (self.jobs[job_id] for job_id in sorted(ran)):
             if alone:
@@ -601,9 +624,21 @@ class Machine:
             else:
                 job.losses += 1
             if job.lone_losses >= self._max_attempts:
-                self._end(job, "error", failures.of_lost_replicas(job, replica.info.pool, why))
+                wait_s = self.backoff.of(job.owner).until_s - self._journal.at_s
+                self._end(job, "error", failures.of_lost_replicas(job, replica.info.pool, why, wait_s))
             else:
                 self._journal.lost_replica(job)
+
+    def _charge_owner(self, owner: Owner) -> None:
+        """Have the next jobs of whoever has ended a replica wait, and run alone if it was not the first."""
+        alone = self.backoff.charge(owner, self._journal.at_s).alone
+        for job in self._unstarted(owner):
+            # Those that are queued are put among the suspects as their turn comes.
+            job.alone = job.alone or alone
+            self._put_back(job)
+
+    def _unstarted(self, owner: Owner) -> list[JobRecord]:
+        return [job for job in self.jobs.values() if job.started_s is None and job.owner == owner]
 
     def _suspect(self, job: JobRecord, task: TaskRecord) -> None:
         """Try again alone what others on its replica may have robbed of memory: they may be gone by now."""

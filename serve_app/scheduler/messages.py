@@ -297,6 +297,23 @@ class Resident:
     loads: tuple[tuple[str, float], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """A node goes on that had to stop, so this replica takes no more tasks, and ends once those of others are done.
+
+    tenant, client_id: whose job the node is of. by_job False: of none.
+    """
+
+    tenant: str = ""
+    client_id: str | None = None
+    by_job: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """The node has stopped after all: the replica stays, and takes tasks again."""
+
+
 Report: TypeAlias = (
     NodeStarted
     | NodeProgressed
@@ -316,6 +333,8 @@ Report: TypeAlias = (
     | Evicted
     | Resident
     | Checked
+    | Draining
+    | Reopened
 )
 
 

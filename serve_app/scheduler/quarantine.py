@@ -20,7 +20,7 @@ def keep_for(
     pools one is in quarantine at a time: two could each wait for a replica that is kept for the other.
     """
     job_id = job.row.job_id
-    if own := next((record for record in pool.quarantined.values() if record.quarantined == job_id), None):
+    if own := next((record for record in pool.of_suspects() if record.quarantined == job_id), None):
         return own
     if not len(pool.open) or len(pool.quarantined) >= max(1, len(pool.records) // 2):
         return None
@@ -53,4 +53,4 @@ def open_to_awaited(pool: PoolReplicas, jobs: Mapping[str, JobRecord]) -> LeastB
         job = jobs.get(job_id or "")
         return job is not None and any(task.state == "ready" for task in job.tasks)
 
-    return pool.open if len(pool.open) else LeastBusy(r for r in pool.quarantined.values() if waits(r.quarantined))
+    return pool.open if len(pool.open) else LeastBusy(r for r in pool.of_suspects() if waits(r.quarantined))

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.scheduler.backoff import Owner, owner_of
 from serve_app.scheduler.model_files import ModelFiles
 from serve_app.store.changes import JobRow
 
@@ -47,7 +48,8 @@ class JobRecord:
     files: the model files that its nodes name.
     wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
     in the order they began, each with the submitted node that it goes back to. losses: replicas lost while other jobs
-    ran there too; lone_losses: while it ran there alone. expected_s: GPU-seconds that it is expected to take.
+    ran there too; lone_losses: while it ran there alone. alone: whether it runs alone for what its owner's other jobs
+    have done. expected_s: GPU-seconds that it is expected to take.
     """
 
     row: JobRow
@@ -64,6 +66,7 @@ class JobRecord:
     progress: dict[str, float] = field(default_factory=dict)
     losses: int = 0
     lone_losses: int = 0
+    alone: bool = False
     expected_s: float = 0.0
 
     @property
@@ -72,9 +75,14 @@ class JobRecord:
         return self.row.tenant
 
     @property
+    def owner(self) -> Owner:
+        """Whose losses of replicas it counts among."""
+        return owner_of(self.row)
+
+    @property
     def suspect(self) -> bool:
         """Whether it may be what ended its replicas, and must run where it can harm no other."""
-        return self.losses >= SHARED_LOSSES
+        return self.alone or self.losses >= SHARED_LOSSES
 
     @property
     def spans_pools(self) -> bool:
@@ -139,6 +147,7 @@ def assignment(
         extra_data=job.row.extra_data,
         created_s=job.row.created_s,
         tenant=job.row.tenant,
+        client_id=job.row.client_id,
         patient=job.row.feed is None and room,
     )
 

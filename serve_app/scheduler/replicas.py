@@ -12,6 +12,7 @@ from itertools import chain, islice
 from typing import NamedTuple
 
 from serve_app.graph.plan import TaskId
+from serve_app.scheduler.backoff import Owner
 from serve_app.scheduler.messages import ReplicaInfo
 from serve_app.scheduler.model_files import files_in
 
@@ -22,6 +23,7 @@ class Work(NamedTuple):
     work_s: how long it is expected to take a slot. files: the model files it names, where replicas load any; they are
     loaded before another task can start, or are now. owed_s: how long its replica is to work with what it loads for it.
     charged_s: what its tenant has been charged for it in advance. due_s: the Unix time at which it is expected to end.
+    owner: whose losses of replicas it counts among.
     """
 
     file: str
@@ -32,6 +34,7 @@ class Work(NamedTuple):
     tenant: str
     charged_s: float
     due_s: float
+    owner: Owner
 
 
 @dataclass(slots=True)
@@ -41,7 +44,7 @@ class ReplicaRecord:
     vacated: those of the running tasks that take no slot any more. work: what is known of the running tasks. held: the
     model files of the recipes; models: those without LoRAs. owed_s: for how long it should work with what it has loaded
     before it loads for others. ahead: the file that it has been told to load while it works; overdue: whether nobody
-    waits for that any longer. quarantined: the job that it is kept for alone.
+    waits for that any longer. quarantined: the job that it is kept for alone. draining: whether it takes no more tasks.
     """
 
     info: ReplicaInfo
@@ -55,11 +58,17 @@ class ReplicaRecord:
     ahead: frozenset[str] = frozenset()
     overdue: bool = False
     quarantined: str | None = None
+    draining: bool = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is kept for no job and takes tasks."""
+        return self.quarantined is None and not self.draining
 
     @property
     def free(self) -> bool:
         """Whether it can take one more task of any job."""
-        return self.quarantined is None and len(self.running) - len(self.vacated) < self.info.slots
+        return self.is_open and len(self.running) - len(self.vacated) < self.info.slots
 
     @property
     def occupied(self) -> int:
@@ -128,11 +137,12 @@ class LeastBusy:
 
 
 class _Filed(NamedTuple):
-    """What the indexes go by of a replica. is_open: it is kept for no job."""
+    """What the indexes go by of a replica."""
 
     running: int
     occupied: int
     free: bool
+    quarantined: bool
     is_open: bool
     ready: frozenset[str]
     files: frozenset[str]
@@ -141,10 +151,10 @@ class _Filed(NamedTuple):
 class PoolReplicas:
     """The replicas of one pool. slots: how many tasks they run at once. occupied: how many they do run.
 
-    open: those that are kept for no job. free: those that can take one more task of any job. changed: those that have
-    become free, or come to hold other weights while free, since somebody took them out. most_models: of how many models
-    one has held weights at once. crowded: whether one has let weights go for others, so that it is known how many
-    fit.
+    open: those that are kept for no job and take tasks. free: those that can take one more task of any job. changed:
+    those that have become free, or come to hold other weights while free, since somebody took them out. most_models: of
+    how many models one has held weights at once. crowded: whether one has let weights go for others, so that it is
+    known how many fit.
     """
 
     def __init__(self) -> None:
@@ -170,6 +180,10 @@ class PoolReplicas:
         """Return those, kept for no job, that hold a model file's weights or will."""
         return self._holders.get(file, _NONE)
 
+    def of_suspects(self) -> Iterator[ReplicaRecord]:
+        """Yield those that are kept for jobs and take tasks of these."""
+        return (record for record in self.quarantined.values() if not record.draining)
+
     def slots_with(self, file: str) -> int:
         """Return how many tasks those run at once that hold a model file's weights."""
         return self._slots_with.get(file, 0)
@@ -183,7 +197,15 @@ class PoolReplicas:
         name = record.info.replica_id
         ready = record.ready
         files = ready | record.ahead
-        now = _Filed(len(record.running), record.occupied, record.free, record.quarantined is None, ready, files)
+        now = _Filed(
+            len(record.running),
+            record.occupied,
+            record.free,
+            record.quarantined is not None,
+            record.is_open,
+            ready,
+            files,
+        )
         if self._filed.get(name) == now:
             return False
         self.unfile(name)
@@ -196,6 +218,7 @@ class PoolReplicas:
             self._slots_with[file] += record.info.slots
         if record.quarantined is not None:
             self.quarantined[name] = record
+        if not record.is_open:
             return True
         self.open.put(record)
         for file in files:
@@ -260,7 +283,7 @@ class Replicas(Mapping[str, ReplicaRecord]):
     def least_busy(self, pool: str) -> ReplicaRecord | None:
         """Return the replica of a pool that runs least; one that is kept for a job where there is no other."""
         there = self._pools[pool]
-        return next(chain(there.open, there.quarantined.values()), None)
+        return next(chain(there.open, there.of_suspects()), None)
 
     def quarantined(self) -> Iterator[str]:
         """Yield the jobs that replicas of any pool are kept for."""
@@ -320,6 +343,11 @@ class Replicas(Mapping[str, ReplicaRecord]):
     def wait_no_longer(self, record: ReplicaRecord) -> None:
         """Let tasks start on a replica although it has not said that it has loaded what it was told to load ahead."""
         record.overdue = True
+        self._file(record)
+
+    def drain(self, record: ReplicaRecord, *, draining: bool) -> None:
+        """Note whether a replica takes no more tasks, also not of a job that it is kept for."""
+        record.draining = draining
         self._file(record)
 
     def keep(self, record: ReplicaRecord, job_id: str | None) -> None:

@@ -26,7 +26,7 @@ from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import EventLimits, WebhookLimits
+from serve_app.limits import BackoffRules, EventLimits, WebhookLimits
 from serve_app.nodes.routes import PackRoute
 from serve_app.scheduler.abilities import Abilities
 from serve_app.scheduler.acceptance import Acceptance
@@ -100,7 +100,8 @@ class Scheduler:
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. files: what it keeps in order.
-    events: what is kept of them. webhooks: where those may be, and how long they are tried.
+    events: what is kept of them. backoff: how long whoever has ended a replica waits. webhooks: where those may be, and
+    how long they are tried.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class Scheduler:
         deadline_s: float | None = None,
         files: KeptFiles | None = None,
         events: EventLimits | None = None,
+        backoff: BackoffRules | None = None,
         webhooks: WebhookLimits | None = None,
     ) -> None:
         self._events = events
@@ -131,6 +133,7 @@ class Scheduler:
         self._pools = tuple(pools)
         self._host = host
         self._max_attempts = max_attempts
+        self._backoff = backoff
         self._database = Threads("database")
         self._reading = Threads("reading")
         self._in_database = self._database.call
@@ -156,7 +159,7 @@ class Scheduler:
         costs = Costs(await self._in_database(self._jobs.costs))
         usage = Usage(await self._in_database(self._jobs.usage, int(time.time() // DAY_S)))
         quota, gpus = self._rules.quotas.of, self._rules.gpus
-        self._machine = Machine(self.epoch, self._max_attempts, costs, quota, gpus, usage)
+        self._machine = Machine(self.epoch, self._max_attempts, costs, quota, gpus, usage, self._backoff)
         shared = [pool for pool in self._pools if not pool.whole]
         self._validation = RemoteValidation(shared, self._machine.replicas.least_busy, self._mail)
         self.registry = ReplicaRegistry(
@@ -286,7 +289,8 @@ class Scheduler:
 
     async def queue(self, bounds: QueueBounds, tenant: str = "") -> QueueView:
         self._check_ready()
-        return queue_view(self._published.unended.within(tenant), bounds, self._administration.paused)
+        wait_s = max((one.wait_s for one in self.status.backoffs() if one.tenant == tenant), default=0.0)
+        return queue_view(self._published.unended.within(tenant), bounds, self._administration.paused, wait_s)
 
     async def job(self, job_id: str, tenant: str = "") -> JobView | None:
         self._check_ready()

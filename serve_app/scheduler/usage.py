@@ -6,7 +6,7 @@ A day is one of UTC. What is used is kept in the database as a total of each day
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from serve_app.errors import QuotaError, QuotaLeft
@@ -75,13 +75,17 @@ class Usage:
         """Return whoever has anything."""
         return {*self.queued, *self.running, *self._used, *self._expected_s}
 
-    def loads(self, quotas: Quotas) -> dict[str, TenantLoad]:
-        """Return what tenants have, by their label: each that is configured, and "other". Without the operator."""
+    def loads(self, quotas: Quotas, lost: Mapping[str, int]) -> dict[str, TenantLoad]:
+        """Return what tenants have, by their label: each that is configured, and "other". Without the operator.
+
+        lost: replicas that each has ended.
+        """
         found = {label: TenantLoad() for label in (*quotas.tenants, OTHER)}
-        for tenant in filter(None, {*self.queued, *self.running, *self.spent_s}):
+        for tenant in filter(None, {*self.queued, *self.running, *self.spent_s, *lost}):
             had, label = found[quotas.label(tenant)], quotas.label(tenant)
             queued, running = had.queued + self.queued[tenant], had.running + self.running[tenant]
-            found[label] = TenantLoad(queued, running, had.gpu_s + self.spent_s[tenant])
+            ended = had.lost_replicas + lost.get(tenant, 0)
+            found[label] = TenantLoad(queued, running, had.gpu_s + self.spent_s[tenant], ended)
         return found
 
     def left(self, tenant: str, quota: Quota, stored: int, at_s: float) -> tuple[QuotaLeft, ...]:

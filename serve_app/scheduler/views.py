@@ -16,12 +16,14 @@ from serve_app.store.credentials import without_credentials
 from serve_app.store.pauses import Pause
 
 
-def queue_view(jobs: UnfinishedJobs, bounds: QueueBounds, paused: Iterable[Pause] = ()) -> QueueView:
+def queue_view(
+    jobs: UnfinishedJobs, bounds: QueueBounds, paused: Iterable[Pause] = (), wait_s: float = 0.0
+) -> QueueView:
     """Return the queue's beginning. It costs what it carries, however many jobs wait."""
     count = QueueCount(len(jobs.running), len(jobs.waiting))
     running = min(count.running, bounds.items)
     items = _items(islice(chain(jobs.running, jobs.waiting), bounds.items), bounds.bytes)
-    return QueueView(tuple(islice(items, running)), tuple(items), count, tuple(paused))
+    return QueueView(tuple(islice(items, running)), tuple(items), count, tuple(paused), wait_s)
 
 
 def _items(jobs: Iterable[JobRecord], left_bytes: int) -> Iterator[QueueItem]:

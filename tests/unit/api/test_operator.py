@@ -95,7 +95,9 @@ async def test_status_counts_the_jobs(client, replica, example):
     first, _ = await queued(client, example), await queued(client, example)
     await replica.start(first)
     status = (await client.get("/status")).json()
-    assert status.keys() == {"hosts", "replicas", "uptime_s", "epoch", "load", "jobs", "troubles", "paused"}
+    assert status.keys() == {
+        *("hosts", "replicas", "uptime_s", "epoch", "load", "jobs", "troubles", "paused", "backoffs")
+    }
     assert [host["host"] for host in status["hosts"]] == ["host"]
     busy = [(r["pool"], r["slots"], r["running"]) for r in status["replicas"]]
     assert busy == [("cpu", 0, 0), ("cpu", 1, 1)]
@@ -113,6 +115,18 @@ async def test_the_queue_and_a_pool_are_paused_and_resumed_and_clients_can_see_i
     assert (await client.post("/resume", json={})).json() == {"paused": ["pool cpu"]}
     assert (await client.post("/resume", json={"pool": "cpu"})).json() == {"paused": []}
     assert "X-Queue-Paused" not in (await client.get("/queue")).headers
+
+
+async def test_whose_jobs_wait_for_having_ended_a_replica_is_shown(client, replica, example):
+    await replica.start(await queued(client, example))
+    assert "X-Queue-Backoff" not in (await client.get("/queue")).headers
+    name = next(name for name, record in replica.scheduler._machine.replicas.items() if record.running)
+    await replica.scheduler.lost(name)
+    for path in ("/queue", "/api/queue"):
+        assert 1 <= int((await client.get(path)).headers["X-Queue-Backoff"]) <= 5
+    [shown] = (await client.get("/status")).json()["backoffs"]
+    assert (shown["losses"], shown["alone"]) == (1, False)
+    assert 0.0 < shown["wait_s"] <= 5.0
 
 
 @pytest.mark.parametrize("body", [{"pool": 1}, {"pool": ""}, {"pools": "cpu"}, {"pool": "gpx"}])

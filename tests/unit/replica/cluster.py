@@ -14,6 +14,7 @@ from serve_app.config.pool import PoolConfig
 from serve_app.deployments.scheduler import make_scheduler
 from serve_app.errors import NotReadyError
 from serve_app.events import Event, Kind
+from serve_app.limits import BackoffRules
 from serve_app.replica.assemble import assemble
 from serve_app.replica.comfyui_assemble import assemble_comfyui
 from serve_app.replica.comfyui_runner import ComfyUIRunner
@@ -114,7 +115,11 @@ class Cluster:
 
 @contextlib.asynccontextmanager
 async def cluster(root: Path, pools: tuple[PoolConfig, ...], **settings: Any) -> AsyncIterator[Cluster]:
-    """Run a cluster over directories in `root`, with one replica a pool named after it."""
+    """Run a cluster over directories in `root`, with one replica a pool named after it.
+
+    Unless the settings say otherwise, nobody waits for long for having ended a replica.
+    """
+    settings.setdefault("backoff", BackoffRules(first_s=0.05))
     config = AppConfig(
         models_dir=root / "models",
         input_dir=root / "input",

@@ -12,6 +12,7 @@ import pytest
 
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
+from serve_app.limits import BackoffRules
 from serve_app.replica.watchdog import REPLACED
 from serve_app.scheduler import remote_validation
 from serve_app.scheduler.client import JobView
@@ -109,6 +110,11 @@ class Deaf(Node):
 class Waits(Node):
     async def go(self, error):
         await asyncio.sleep(60)
+
+class Naps(Node):
+    async def go(self, error):
+        await asyncio.sleep(1.5)
+        return {}
 
 class EndlessValidation(Node):
     @classmethod
@@ -230,8 +236,8 @@ async def test_what_cannot_leave_the_process_fails_its_node_alone(tmp_path: Path
         await c.check()
 
 
-def impatient(stop_s: float = 0.3, **settings: Any) -> tuple[PoolConfig, ...]:
-    return (PoolConfig(name="cpu", runtime=False, threads=1, stop_s=stop_s, **settings),)
+def impatient(stop_s: float = 0.3, finish_s: float = 0.0, **settings: Any) -> tuple[PoolConfig, ...]:
+    return (PoolConfig(name="cpu", runtime=False, threads=1, stop_s=stop_s, finish_s=finish_s, **settings),)
 
 
 @pytest.mark.parametrize("kind", ["Endless", "Deaf"])
@@ -250,6 +256,41 @@ async def test_a_cancelled_node_that_goes_on_costs_its_replica_and_no_other_job(
         assert (await c.run("Node", "fine")).state == "success"
         view = await asyncio.wait_for(c.running.finish(innocent), 60)
         assert view.failure.exception_type == "JobTimeError", "it went on with the second replica, to its own limit"
+
+
+async def test_others_finish_before_a_replica_is_ended_and_the_owner_of_what_goes_on_waits(tmp_path: Path) -> None:
+    async with client(tmp_path, impatient(finish_s=30.0), backoff=BackoffRules(first_s=60.0)) as c:
+        innocent = await c.started("Naps")
+        guilty = await c.started("Endless")
+        assert await c.running.scheduler.cancel(guilty)
+        async with asyncio.timeout(60):
+            while not (await c.running.scheduler.cluster()).backoffs:
+                await asyncio.sleep(0.01)
+        [replica] = (await c.running.scheduler.cluster()).replicas
+        assert (replica.draining, c.running.exits) == (True, [])
+        assert (await c.running.finish(innocent)).state == "success", "where it began, as there is no other replica"
+        async with asyncio.timeout(60):
+            while not c.running.exits:
+                await asyncio.sleep(0.01)
+        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        await c.running.replica("second", impatient()[0])
+        waits = await c.submit("Node", "waits")
+        await asyncio.sleep(0.3)
+        assert (await c.running.scheduler.job(waits)).state == "queued"
+
+
+async def test_a_replica_stays_whose_node_stops_while_others_finish(tmp_path: Path) -> None:
+    async with client(tmp_path, impatient(finish_s=60.0)) as c:
+        innocent = await c.started("Waits")
+        guilty = await c.started("Endless")
+        assert await c.running.scheduler.cancel(guilty)
+        async with asyncio.timeout(60):
+            while not (await c.running.scheduler.cluster()).replicas[0].draining:
+                await asyncio.sleep(0.01)
+            c.running.runners["cpu"]._classes["Endless"].stop.set()
+            assert (await c.run("Node", "fine")).state == "success"
+        assert c.running.exits == []
+        assert (await c.running.scheduler.job(innocent)).state == "running"
 
 
 async def test_a_node_that_goes_on_is_seen_also_where_a_new_scheduler_has_its_task_run_again(tmp_path: Path) -> None:

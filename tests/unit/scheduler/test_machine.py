@@ -8,6 +8,7 @@ from serve_app.events import Failure
 from serve_app.scheduler.messages import (
     Compute,
     Deliver,
+    Draining,
     Evicted,
     Export,
     Exported,
@@ -15,6 +16,7 @@ from serve_app.scheduler.messages import (
     NodeFinished,
     NodeProgressed,
     NodeStarted,
+    Reopened,
     Resident,
     SlotVacated,
     TaskFailed,
@@ -32,6 +34,7 @@ from serve_app.scheduler.stimuli import (
     Publish,
     ReplicaLeft,
     ReplicaLost,
+    TimePassed,
 )
 from serve_app.store.changes import JobAccepted, JobEnded, JobLostReplica, OutputRecorded
 from serve_app.store.pauses import THE_QUEUE, Pause
@@ -568,3 +571,110 @@ def test_a_higher_priority_goes_before_any_number_and_within_one_the_number_deci
         started.append(task.id.job_id)
         script.run("r1", task)
     assert started == ["first", "second", "plain", "of before priorities were looked at", "low"]
+
+
+def lone_loss(script: Script, job_id: str, replica: str, seed: object, tenant: str = "guilty") -> None:
+    """Have a job of a tenant end a replica on which it runs alone, and finish on another."""
+    script.replica(replica)
+    [(_, first)] = assigned(script.job(job_id, seed=seed, tenant=tenant))
+    script.feed(ReplicaLost(replica))
+    [(_, again)] = assigned(script.replica(f"{replica} again"))
+    assert again.id.job_id == first.id.job_id == job_id
+    script.run(f"{replica} again", again)
+    script.feed(ReplicaLeft(f"{replica} again"))
+
+
+def test_the_next_jobs_of_whoever_ended_a_replica_wait_longer_each_time_and_nobody_elses():
+    script = Script()
+    for n, wait_s in enumerate((5.0, 10.0, 20.0)):
+        lone_loss(script, f"guilty {n}", f"r{n}", seed=f"g{n}")
+        script.replica(f"s{n}", slots=4)
+        assert assigned(script.job(f"waits {n}", seed=f"w{n}", tenant="guilty")) == []
+        [(name, other)] = assigned(script.job(f"other {n}", seed=f"o{n}", tenant="innocent"))
+        script.run(name, other)
+        script.at_s += wait_s - 0.1
+        assert assigned(script.feed(TimePassed())) == []
+        script.at_s += 0.2
+        [(name, task)] = assigned(script.feed(TimePassed()))
+        assert task.id.job_id == f"waits {n}"
+        script.run(name, task)
+        script.feed(ReplicaLeft(f"s{n}"))
+
+
+def test_from_its_second_loss_on_the_jobs_of_an_owner_run_alone_until_it_is_forgiven():
+    script = Script()
+    for n in range(2):
+        lone_loss(script, f"guilty {n}", f"r{n}", seed=f"g{n}")
+        script.at_s += 60.0
+    script.replica("big", slots=4)
+    script.replica("other", slots=4)
+    [(kept, alone)] = assigned(script.job("g", seed="g", tenant="guilty"))
+    assert script.machine.replicas[kept].quarantined == "g"
+    [(name, _)] = assigned(script.job("i", seed="i", tenant="innocent"))
+    assert name != kept
+    script.run(kept, alone)
+    script.at_s += 2000.0
+    assert len(assigned(script.job("h", seed="h", tenant="guilty"))) == 1
+    assert not script.machine.jobs["h"].suspect
+
+
+def test_without_tenants_it_is_a_client_that_waits():
+    script = Script()
+    script.replica("r1")
+    script.job("a", seed="a", client_id="me")
+    script.feed(ReplicaLost("r1"))
+    script.run("r2", assigned(script.replica("r2", slots=4))[0][1])
+    assert assigned(script.job("b", seed="b", client_id="me")) == []
+    assert len(assigned(script.job("c", seed="c", client_id="you"))) == 1
+    assert len(assigned(script.job("d", seed="d"))) == 1
+
+
+def test_a_replica_that_drains_takes_nothing_more_and_what_runs_there_is_charged_with_nothing():
+    script = Script()
+    script.replica("r1", slots=4)
+    [(_, guilty)] = assigned(script.job("guilty", seed="g", tenant="guilty"))
+    script.job("innocent", seed="i", tenant="innocent")
+    script.feed(CancelAsked("guilty"))
+    script.report("r1", TaskStopped(guilty.id))
+    script.report("r1", Draining("guilty"))
+    assert assigned(script.job("next", seed="n", tenant="innocent")) == []
+    [(name, other)] = assigned(script.replica("r2"))
+    assert (name, other.id.job_id) == ("r2", "next")
+    script.run("r2", other)
+    assert assigned(script.job("guilty too", seed="g2", tenant="guilty")) == [], "its tenant waits"
+    lost = script.feed(ReplicaLost("r1"))
+    assert changes(lost, JobLostReplica) == []
+    [(name, again)] = assigned(lost)
+    assert (name, again.id.job_id) == ("r2", "innocent")
+    assert script.machine.jobs["innocent"].lone_losses == 0
+
+
+def test_a_replica_whose_node_has_stopped_after_all_takes_tasks_again():
+    script = Script()
+    script.replica("r1", slots=2)
+    script.report("r1", Draining(by_job=False))
+    assert assigned(script.job("a")) == []
+    [(name, _)] = assigned(script.report("r1", Reopened()))
+    assert name == "r1"
+    assert len(assigned(script.job("b", seed=2))) == 1, "nobody is to blame"
+
+
+def test_who_ends_a_job_before_it_has_shown_that_it_ended_no_replica_waits_as_if_it_had():
+    script = Script()
+    script.replica("r1", slots=2)
+    script.job("guilty", seed="g", tenant="guilty")
+    script.job("innocent", seed="i", tenant="innocent")
+    script.feed(ReplicaLost("r1"))
+    script.feed(CancelAsked("guilty"))
+    [(name, innocent)] = assigned(script.replica("r2", slots=2))
+    script.run(name, innocent)
+    assert assigned(script.job("g2", seed="g2", tenant="guilty")) == []
+    assert len(assigned(script.job("i2", seed="i2", tenant="innocent"))) == 1, "its job has succeeded"
+
+
+def test_a_job_that_is_given_up_says_how_long_the_next_ones_wait():
+    script = Script(max_attempts=1)
+    script.replica("r1")
+    script.job("a", tenant="guilty")
+    [end] = changes(script.feed(ReplicaLost("r1")), JobEnded)
+    assert end.failure.message.endswith("The next jobs of this tenant wait 5 s because of it")

@@ -19,11 +19,13 @@ from serve_app.scheduler.messages import (
     Assign,
     Compute,
     Deliver,
+    Draining,
     Evicted,
     Export,
     Exported,
     Interrupt,
     NodeFinished,
+    Reopened,
     SlotVacated,
     TaskFailed,
     TaskFinished,
@@ -31,7 +33,16 @@ from serve_app.scheduler.messages import (
     Want,
 )
 from serve_app.scheduler.records import SHARED_LOSSES
-from serve_app.scheduler.stimuli import CancelAsked, PausesChanged, Persist, Publish, ReplicaLost, Send, TimePassed
+from serve_app.scheduler.stimuli import (
+    CancelAsked,
+    PausesChanged,
+    Persist,
+    Publish,
+    ReplicaLeft,
+    ReplicaLost,
+    Send,
+    TimePassed,
+)
 from serve_app.store.changes import JobEnded, OutputRecorded
 from serve_app.store.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, branches, chain, changes
@@ -100,6 +111,7 @@ class World(RuleBasedStateMachine):
         replica = self.replicas[name]
         match message:
             case Assign(task):
+                assert not self.script.machine.replicas[name].draining
                 running = [work for other in self.replicas.values() for work in other.work]
                 if any(work.wanted and work.task.id.job_id == task.id.job_id for work in running):
                     self.awaited.add(task.id)
@@ -210,6 +222,28 @@ class World(RuleBasedStateMachine):
             self.script.feed(ReplicaLost(name))
             self.deliver()
 
+    @rule(data=st.data(), tenant=st.sampled_from(["", "one", "two"]), by_job=st.booleans())
+    def drain(self, data: st.DataObject, tenant: str, by_job: bool) -> None:
+        """A node does not stop; perhaps it does after all, or its replica goes."""
+        if self.replicas:
+            name = data.draw(st.sampled_from(sorted(self.replicas)))
+            self.report(name, Draining(tenant, by_job=by_job))
+
+    @rule(data=st.data(), stops=st.booleans())
+    def end_draining(self, data: st.DataObject, stops: bool) -> None:
+        draining = sorted(name for name in self.replicas if self.script.machine.replicas[name].draining)
+        if draining:
+            name = data.draw(st.sampled_from(draining))
+            if stops:
+                self.report(name, Reopened())
+            else:
+                self.leave(name)
+
+    def leave(self, name: str) -> None:
+        del self.replicas[name]
+        self.script.feed(ReplicaLeft(name))
+        self.deliver()
+
     @rule(data=st.data())
     def work(self, data: st.DataObject) -> None:
         busy = [(name, work) for name, r in sorted(self.replicas.items()) for work in r.work]
@@ -254,7 +288,15 @@ class World(RuleBasedStateMachine):
             assert pool.slots == sum(record.info.slots for record in here.values())
             assert {record.info.replica_id for record in pool.free} == {k for k, r in here.items() if r.free}
             assert pool.quarantined == {k: r for k, r in here.items() if r.quarantined is not None}
-            assert {record.info.replica_id for record in pool.open} == here.keys() - pool.quarantined.keys()
+            draining = {key for key, record in here.items() if record.draining}
+            assert {record.info.replica_id for record in pool.open} == here.keys() - pool.quarantined.keys() - draining
+
+    @invariant()
+    def nobody_runs_beside_a_job_whose_owner_has_ended_replicas_but_what_it_waits_for(self) -> None:
+        machine = self.script.machine
+        for record in machine.replicas.values():
+            jobs = {task_id.job_id for task_id in record.running - self.awaited}
+            assert len(jobs) < 2 or not any(machine.jobs[j].alone for j in jobs if j in machine.jobs)
 
     @invariant()
     def every_turn_is_of_a_tenant_that_waits_and_every_device_is_had_by_what_runs(self) -> None:
@@ -307,12 +349,15 @@ class World(RuleBasedStateMachine):
                 seen[command.event.job_id] = (command.event.seq, command.event.last)
 
     def teardown(self) -> None:
-        """With a working replica in every pool, and nothing paused, whatever is left finishes."""
+        """With a working replica in every pool, nothing paused and nobody waiting for long, what is left finishes."""
         self.script.feed(PausesChanged(frozenset()))
         self.deliver()
+        for name in [name for name in self.replicas if self.script.machine.replicas[name].draining]:
+            self.leave(name)
         for pool in self.pools:
             self.start_replica(f"last-{pool.name}", pool.name, 1)
         for _ in range(40 * (len(self.accepted) + 1)):
+            self.wait(30.0)
             for name, replica in list(self.replicas.items()):
                 for work in list(replica.work):
                     if work in replica.work:

@@ -172,5 +172,7 @@ def test_metrics_name_the_tenants_of_the_configuration_and_sum_up_the_others():
         usage.add(tenant, seconds)
     usage.running["ann"] += 2
     usage.advance(2 * DAY_S)
-    loads = usage.loads(Quotas(tenants={"studio": Quota(), "idle": Quota()}))
-    assert loads == {"studio": TenantLoad(1, 0, 1.0), "idle": TenantLoad(), "other": TenantLoad(2, 2, 6.0)}
+    lost = {"": 9, "ann": 1, "eve": 2, "idle": 3}
+    loads = usage.loads(Quotas(tenants={"studio": Quota(), "idle": Quota()}), lost)
+    idle = TenantLoad(lost_replicas=3)
+    assert loads == {"studio": TenantLoad(1, 0, 1.0), "idle": idle, "other": TenantLoad(2, 2, 6.0, 3)}
