@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.errors import NodeError
 from serve_app.limits import SizeLimits
 from serve_app.nodes.time_limit import TimeLimit
 
@@ -93,6 +94,12 @@ _current: ContextVar[Executing | None] = ContextVar("executing", default=None)
 def executing() -> Executing | None:
     """Return the call that runs here, or None outside any."""
     return _current.get()
+
+
+def check_wanted() -> None:
+    """Stop work that takes long, between its parts. Errors: NodeError once nobody waits for the call that runs here."""
+    if (call := executing()) is not None and call.stopped.is_set():
+        raise NodeError("it is waited for no more")
 
 
 def enter(call: Executing) -> None:

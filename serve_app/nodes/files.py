@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import re2
 
 from serve_app.errors import FileMissingError, NodeError
-from serve_app.nodes.executing import executing
+from serve_app.nodes.executing import check_wanted
 from serve_app.nodes.runtime import Saved
 from serve_app.openmp import end_team
 from serve_app.store.input_folders import files_below
@@ -185,6 +185,5 @@ def _made(saved: Saved) -> Content:
     """Return a content. Errors: NodeError for one that nobody waits for any more."""
     if not callable(saved):
         return saved
-    if (call := executing()) is not None and call.stopped.is_set():
-        raise NodeError("what it saves is waited for no more")
+    check_wanted()
     return saved()

@@ -18,6 +18,8 @@ from tests.chaos.jobs import POISON, Draw, Job
 from tests.chaos.site import SLOTS, Setting, Site
 
 CLIENTS = 6
+POISONER = "poisoner"
+"""The client that sends all poison: its jobs come to wait, and to run alone."""
 TELL_S = 30.0
 STUCK_S = 420.0
 """How long no job may end before the campaign is over."""
@@ -37,10 +39,15 @@ class Plan:
     kinds: Sequence[str] = POISON
 
     def drawn(self, draw: Draw, rng: random.Random) -> list[Job]:
-        """Return the jobs: innocents, poison of every kind in turn, and those that will be cancelled."""
+        """Return the jobs: innocents, poison of every kind in turn, and those that will be cancelled.
+
+        For each whose node is endless there is another that its client cancels.
+        """
         count = round(self.jobs * self.poison)
         poison = [self.kinds[i % len(self.kinds)] for i in range(count)] if self.kinds else []
-        jobs = draw.mixed(self.jobs - self.cancels, poison) + [draw.cancelled(8.0) for _ in range(self.cancels)]
+        abandoned = poison.count("PoisonEndless")
+        jobs = draw.mixed(self.jobs - self.cancels - abandoned, poison) + [draw.abandoned() for _ in range(abandoned)]
+        jobs += [draw.cancelled(8.0) for _ in range(self.cancels)]
         rng.shuffle(jobs)
         return jobs
 
@@ -105,9 +112,10 @@ def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report)
     until_s = time.monotonic() + 60 * plan.minutes
     strikes = schedule(rng, faults(site, short=plan.short), plan.kills, len(jobs))
     injector = Injector(site, book, strikes, rng, until_s)
-    names = [f"client-{i}" for i in range(CLIENTS)]
-    listeners = {name: Listener(site.url, name, book) for name in names}
-    clients = [Client(name, site.url, jobs[i::CLIENTS], book, until_s) for i, name in enumerate(names)]
+    innocents, guilty = [job for job in jobs if not job.poison], [job for job in jobs if job.poison]
+    of_clients = {f"client-{i}": innocents[i::CLIENTS] for i in range(CLIENTS)} | {POISONER: guilty}
+    listeners = {name: Listener(site.url, name, book) for name in of_clients}
+    clients = [Client(name, site.url, own, book, until_s) for name, own in of_clients.items()]
     Watcher(site.url, book)
     for thread in (*clients, injector):
         thread.start()

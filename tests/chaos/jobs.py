@@ -55,9 +55,8 @@ class Job:
     @property
     def allowed(self) -> frozenset[Outcome]:
         """How it may end."""
-        if self.cancel is not None:
-            return frozenset({"success", "cancelled"})
-        return frozenset({"error"} if self.poison else {"success"})
+        by_itself: Outcome = "error" if self.poison else "success"
+        return frozenset({by_itself} if self.cancel is None else {by_itself, "cancelled"})
 
 
 class Draw:
@@ -97,6 +96,12 @@ class Draw:
         """Return a job whose client cancels it at some moment, also before it starts or after it ended."""
         door: Door = self._rng.choices(("jobs", "interrupt", "queue"), (6, 2, 2))[0]
         return self.innocent(Cancel(self._rng.random() ** 2 * longest_s, door))
+
+    def abandoned(self) -> Job:
+        """Return a job whose node does not stop, which its client cancels while that runs."""
+        cancel = Cancel(1.0 + 3.0 * self._rng.random(), "jobs")
+        prompt = {"9": _node("PoisonEndless", seed=self._fresh())}
+        return Job("abandoned", prompt, self._job_id(), poison="PoisonEndless", cancel=cancel)
 
     def plain(self) -> Job:
         """Return the cheapest job that saves a file."""

@@ -10,11 +10,14 @@ from torch.nn.functional import interpolate
 
 from serve_app import images
 from serve_app.images import Crop
+from serve_app.nodes.executing import check_wanted
 from serve_app.nodes.runtime import Runtime
 from serve_app.nodes.size import allow
 from serve_app.recipe import Recipe
 
 PIXELS_PER_LATENT = 8
+AT_ONCE = 1 << 24
+"""How many numbers are made at a time of a batch that is resized: in between it can stop."""
 
 
 def fit_batch(x: Tensor, count: int) -> Tensor:
@@ -28,7 +31,15 @@ def fit_batch(x: Tensor, count: int) -> Tensor:
 def resize(x: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
     """Return images (B,H,W,C) at (B,height,width,C), as `images.resize` does. Errors: NodeError."""
     allow(x.shape[0], height, width, x.shape[-1])
-    return images.resize(x, width, height, method, crop)
+    parts = x.split(max(1, AT_ONCE // max(1, height * width * x.shape[-1])))
+    if len(parts) <= 1:
+        return images.resize(x, width, height, method, crop)
+    made, done = x.new_empty(x.shape[0], height, width, x.shape[-1]), 0
+    for part in parts:
+        check_wanted()
+        made[done : done + len(part)] = images.resize(part, width, height, method, crop)
+        done += len(part)
+    return made
 
 
 async def allow_decoded(latents: Tensor, vae: Recipe, runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import io
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 from serve_app.errors import NodeError
+from serve_app.nodes.builtin import match_size
+from serve_app.nodes.executing import Executing, enter
 from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN
 from serve_app.store.reserved import Contents
@@ -114,3 +117,22 @@ def test_a_weak_edge_is_one_only_where_it_touches_a_strong_one() -> None:
 def test_a_low_threshold_above_the_high_one_is_an_error() -> None:
     with pytest.raises(NodeError, match=r"low_threshold 0\.9 is above high_threshold 0\.5"):
         run("Canny", image=half_black(), low_threshold=0.9, high_threshold=0.5)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "lanczos"])
+def test_a_batch_that_is_resized_stops_between_its_parts_and_is_the_same_in_parts(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = torch.rand(5, 6, 4, 3, generator=torch.Generator().manual_seed(1))
+    whole = match_size.resize(images, 8, 9, method, "center")
+    monkeypatch.setattr(match_size, "AT_ONCE", 2 * 9 * 8 * 3)
+    assert torch.equal(match_size.resize(images, 8, 9, method, "center"), whole)
+
+    def unwanted() -> None:
+        call = Executing("job", "1")
+        call.stopped.set()
+        enter(call)
+        match_size.resize(images, 8, 9, method)
+
+    with pytest.raises(NodeError, match="waited for no more"):
+        contextvars.copy_context().run(unwanted)
