@@ -8,14 +8,17 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.fuzz.run import Outcome, application, fuzz
+from tests.fuzz.run import Outcome, application, fuzz, with_tenants
 
 
-async def run(count: int, seed: int, url: str) -> Outcome:
+async def run(count: int, seed: int, url: str, key: str, *, tenants: bool) -> Outcome:
     """Fuzz the server at a URL, or an application made for it."""
     if url:
-        return await fuzz(count, seed, url)
+        return await fuzz(count, seed, url, key=key)
     with tempfile.TemporaryDirectory() as directory:
+        if tenants:
+            async with with_tenants(Path(directory)) as (app, key):
+                return await fuzz(count, seed, app=app, key=key)
         async with application(Path(directory)) as app:
             return await fuzz(count, seed, app=app)
 
@@ -26,8 +29,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--url", default="", help="of a running server; without it, an application in this process")
-    arguments = parser.parse_args()
-    outcome = asyncio.run(run(arguments.requests, arguments.seed, arguments.url.rstrip("/")))
+    parser.add_argument("--tenants", action="store_true", help="an application with tenants, asked as one of them")
+    parser.add_argument("--key", default="", help="of a tenant of the running server")
+    asked = parser.parse_args()
+    outcome = asyncio.run(run(asked.requests, asked.seed, asked.url.rstrip("/"), asked.key, tenants=asked.tenants))
     print(*outcome.wrong, sep="\n")
     answers = ", ".join(f"{count} × {status or 'no answer'}" for status, count in sorted(outcome.statuses.items()))
     print(f"{outcome.statuses.total()} answers: {answers}; {outcome.sessions} websockets; {len(outcome.wrong)} wrong")

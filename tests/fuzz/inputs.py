@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from starlette.routing import Route
 
-from serve_app.api import operator
+from serve_app.api import admin, login, operator
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
 from serve_app.api.routing import Routes
@@ -84,6 +84,7 @@ QUERIES = (
 HEADERS = (
     *("X-Comfy-Dialect", "Comfy-User", "Comfy-Usage-Source", "Range", "If-Range", "If-None-Match", "If-Modified-Since"),
     *("Idempotency-Key", "Content-Type", "Accept", "Origin", "Sec-Fetch-Site", "Accept-Encoding"),
+    *("X-Tenant", "X-API-Key", "Cookie", "X-Forwarded-For"),
 )
 HEADER_VALUES = (
     *("comfy", "contract", "default", "bytes=0-9", "bytes=9-0", "bytes=-1", "bytes=0-1,2-3", "*", '"x"', "W/x"),
@@ -104,6 +105,11 @@ TRAILERS = (
     *((b"X-Forwarded-For", b"192.0.2.1"), (b"Content-Length", b"5"), (b"Transfer-Encoding", b"gzip")),
     *((b"Connection", b"upgrade"), (b"Upgrade", b"websocket"), (b"Expect", b"100-continue"), (b"X", b"y" * 9000)),
 )
+COSTLY_RUNS = (
+    *({"steps": 10, "denoise": denoise, "scheduler": "karras"} for denoise in (1e-7, 1e-300, 5e-324)),
+    {"steps": 10_000, "denoise": 1e-4, "scheduler": "normal"},
+)
+COSTLY_LATENTS = ({"width": 16384, "height": 16384, "batch_size": 4096}, {"width": 8, "height": 8, "batch_size": 4096})
 PACK_PATH = "/pack/{id}"
 """A route of a node pack, where the server has one."""
 OTHER_METHODS = ("PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "GET", "POST", "TRACE", "BREW")
@@ -111,13 +117,17 @@ OTHER_METHODS = ("PUT", "PATCH", "DELETE", "OPTIONS", "HEAD", "GET", "POST", "TR
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. target: the path, percent-encoded, with its query. trailers: behind the body, to a server alone."""
+    """One request. target: the path, percent-encoded, with its query. trailers: behind the body, to a server alone.
+
+    refused: whether it must be answered 400.
+    """
 
     method: str
     target: str
     headers: tuple[tuple[bytes, bytes], ...] = ()
     body: bytes = b""
     trailers: tuple[tuple[bytes, bytes], ...] = ()
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +144,7 @@ def table() -> list[tuple[str, str]]:
     under_api = _routes([*native.ROUTERS, *native.PREFIXED])
     under_api += [(method, f"/v2{path}") for method, path in _routes(v2.ROUTERS)]
     root: Sequence[Routes] = [routes.router, document.router, operator.router, *native.UNPREFIXED, *native.ROUTERS]
+    root = [*root, admin.router, login.router]
     return [(method, f"/api{path}") for method, path in under_api] + _routes(root) + [("GET", "/"), ("POST", PACK_PATH)]
 
 
@@ -156,6 +167,8 @@ class Inputs:
                 yield self._request(method, path)
                 if self._random.random() < 0.05:
                     yield self._session()
+                if self._random.random() < 0.02:
+                    yield self._costly()
 
     def _request(self, method: str, path: str) -> Request:
         if self._one_in(15):
@@ -183,6 +196,15 @@ class Inputs:
             text = json.dumps(said) if self._one_in(2) else self._text().replace("\ud800", "")
             messages.append(text if self._one_in(2) else text.encode("utf-8", "replace"))
         return Session(self._pick(["/ws", "/api/ws", "/wss", "/"]) + "?" + self._query(), tuple(messages))
+
+    def _costly(self) -> Request:
+        """Return a small submission of too much work."""
+        graph: Any = copy.deepcopy(GRAPH)
+        graph["3"]["inputs"] |= self._pick(COSTLY_RUNS)
+        graph["4"]["inputs"] |= self._pick(({}, *COSTLY_LATENTS))
+        path = self._pick(["/prompt", "/api/prompt"])
+        kind = ((b"content-type", b"application/json"),)
+        return Request("POST", path, kind, json.dumps({"prompt": graph}).encode(), refused=True)
 
     # Places -----------------------------------------------------------------------------------------------------------
 

@@ -4,32 +4,42 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import random
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import httpx
 import websockets
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
+from serve_app.api.audit import AuditLog
+from serve_app.api.identity import LOGIN, LOGOUT, OPEN, Identity
 from serve_app.nodes.routes import ANY, PackAnswer, PackCall, PackRoute, Piece
 from serve_app.request_limits import Limits
 from serve_app.service import Service
+from serve_app.store.api_keys import AddKey, minted
 from serve_app.store.catalog import Catalog
 from serve_app.store.userdata import UserData
 from serve_app.store.volume import Volume
 from tests.fuzz import trailers
-from tests.fuzz.inputs import PACK_PATH, TRAILING, Inputs, Request, Session
+from tests.fuzz.inputs import GRAPH, IDS, PACK_PATH, TRAILING, Inputs, Request, Session
 from tests.unit.api.scripted_replica import POOL, scripted
 
+Key: TypeAlias = Callable[[str], Awaitable[str]]
+"""Makes a key of a tenant."""
 HANG_S = 60.0
 """Longer than anything a server may take that does not hang."""
 
 
+WRONG_KEYS = ("", "sa_0123456789abcdef_" + "0" * 43, "x" * 5000, "eyJhbGciOiJub25lIn0.e30.")
+TAKEN = frozenset({b"authorization", b"x-api-key", b"cookie"})
+"""Headers that may hold a credential."""
 CANARY = "canary-5f0d2c"
 """What lies in files beside those that clients may read."""
 
@@ -42,23 +52,61 @@ class Outcome:
     sessions: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def take(self, request: Request, answer: httpx.Response) -> None:
+    def take(self, request: Request, answer: httpx.Response, *, known: bool = True) -> None:
         """Count an answer: 5xx may only be a refusal that says when to come back, and none has a cookie or CANARY.
 
-        Nor does one show that a trailer was taken for a header.
+        Nor does one show that a trailer was taken for a header. What costs too much is refused, and so is whoever is
+        not known, but on paths that ask nobody.
         """
         self.statuses[answer.status_code] += 1
+        path = request.target.partition("?")[0]
+        if request.refused and known and answer.status_code not in (400, 429, 503):
+            self.wrong.append(f"accepted: {answer.status_code} {answer.text[:200]} {request!r}"[:3000])
+        if not known and answer.status_code < 400 and path not in OPEN and not _to_login(answer):
+            self.wrong.append(f"let in without a key: {answer.status_code} {request!r}"[:3000])
         if answer.status_code >= 500 and not (answer.status_code == 503 and "retry-after" in answer.headers):
             self.wrong.append(f"{answer.status_code} {answer.text[:200]} {request!r}"[:3000])
         if TRAILING.encode() in answer.content:
             self.wrong.append(f"a trailer counts: {answer.status_code} {answer.text[:200]} {request!r}"[:3000])
-        if "set-cookie" in answer.headers or CANARY.encode() in answer.content:
+        cookie = "set-cookie" in answer.headers and path not in (LOGIN, LOGOUT)
+        if cookie or CANARY.encode() in answer.content:
             self.wrong.append(f"cookie or canary: {answer.status_code} {answer.headers!r} {request!r}"[:3000])
+
+
+def _to_login(answer: httpx.Response) -> bool:
+    """Whether an answer sends a browser to the page that asks for a key."""
+    return answer.status_code == 303 and answer.headers.get("location", "").startswith(LOGIN)
 
 
 @asynccontextmanager
 async def application(root: Path) -> AsyncIterator[Starlette]:
     """Yield the application over a scheduler whose jobs wait for ever, with files below a directory."""
+    async with _application(root) as (app, _):
+        yield app
+
+
+@asynccontextmanager
+async def with_tenants(root: Path) -> AsyncIterator[tuple[Starlette, str]]:
+    """Yield the same with tenants, of which one has CANARY in its jobs, files and settings, and another one's key."""
+    async with _application(root, tenants=True) as (app, key):
+        transport = httpx.ASGITransport(app=app)
+        mine = {"Authorization": f"Bearer {await key('ann')}"}
+        async with httpx.AsyncClient(transport=transport, base_url="http://test", headers=mine) as ann:
+            graph = json.loads(json.dumps(GRAPH).replace("a beautiful landscape", CANARY))
+            body = {"prompt": graph, "client_id": "a", "prompt_id": IDS[0], "extra_data": {"extra_pnginfo": CANARY}}
+            made = [
+                await ann.post("/prompt", json=body),
+                await ann.post("/upload/image", files={"image": ("a.png", CANARY.encode(), "image/png")}),
+                await ann.post("/userdata/a.json", content=CANARY.encode()),
+                await ann.post("/settings", json={"a": CANARY}),
+                await ann.post("/api/v2/assets", files={"file": ("a.png", CANARY.encode(), "image/png")}),
+            ]
+            assert all(answer.is_success for answer in made), [answer.text for answer in made]
+        yield app, await key("ben")
+
+
+@asynccontextmanager
+async def _application(root: Path, *, tenants: bool = False) -> AsyncIterator[tuple[Starlette, Key]]:
     for area in ("input", "output", "temp", "models", "user"):
         (root / area).mkdir()
     (root / "output" / "a.png").write_bytes(b"no picture")
@@ -75,8 +123,17 @@ async def application(root: Path) -> AsyncIterator[Starlette]:
             user_data=UserData(root / "user"),
             relay=_echo,
         )
-        app = create_app(service)
-        yield app
+        audit = AuditLog(lambda: service, 1.0)
+        app = create_app(service, identity=Identity(lambda: service, audit) if tenants else None)
+
+        async def key(tenant: str) -> str:
+            made, text = minted(tenant, "fuzz", ("submit", "read"), None)
+            await service.inquire(AddKey(made))
+            return text
+
+        yield app, key
+        if tenants:
+            await audit.close()
         # What feeds its websockets would go on.
         running = app.state.subscriptions._running
         if running is not None:
@@ -89,19 +146,27 @@ async def _echo(pool: str, call: PackCall) -> AsyncGenerator[str | Piece]:
     yield PackAnswer(200, (), call.body)
 
 
-async def fuzz(count: int, seed: int, url: str = "", app: Starlette | None = None) -> Outcome:
-    """Send as many requests to a server, or to an application, and return what came of it."""
-    outcome = Outcome()
+async def fuzz(count: int, seed: int, url: str = "", app: Starlette | None = None, key: str = "") -> Outcome:
+    """Send as many requests to a server, or to an application, and return what came of it.
+
+    key: of a tenant, with which some are sent; others have a wrong one or none.
+    """
+    outcome, whose = Outcome(), random.Random(seed)
     transport = None if app is None else httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url=url or "http://test", timeout=None) as client:
         for n, sent in enumerate(itertools.islice(Inputs(seed), count)):
             try:
                 async with asyncio.timeout(HANG_S):
+                    known = not key or whose.random() < 0.7
+                    shown = [(b"authorization", f"Bearer {key if known else whose.choice(WRONG_KEYS)}".encode())]
+                    if key:
+                        # What is drawn to be sent beside it may be another credential.
+                        sent = replace(sent, headers=(*(h for h in sent.headers if h[0] not in TAKEN), *shown))
                     if isinstance(sent, Session):
                         await (_say(url, sent) if app is None else _say_to(app, sent))
                         outcome.sessions += 1
                     elif sent.trailers and app is None:
-                        outcome.take(sent, await trailers.send(url, sent))
+                        outcome.take(sent, await trailers.send(url, sent), known=known)
                     else:
                         raw = sent.target.encode("ascii")
                         asked = client.build_request(
@@ -110,7 +175,7 @@ async def fuzz(count: int, seed: int, url: str = "", app: Starlette | None = Non
                             headers=list(sent.headers),
                             content=sent.body,
                         )
-                        outcome.take(sent, await client.send(asked))
+                        outcome.take(sent, await client.send(asked), known=known)
             except TimeoutError:
                 outcome.wrong.append(f"hang: {sent!r}"[:3000])
             except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -126,7 +191,9 @@ async def fuzz(count: int, seed: int, url: str = "", app: Starlette | None = Non
 async def _say(url: str, session: Session) -> None:
     """Open a server's websocket, say all, and leave; a refused handshake is an answer too."""
     with suppress(websockets.exceptions.WebSocketException, OSError):
-        async with websockets.connect(f"ws{url.removeprefix('http')}{session.target}", open_timeout=HANG_S) as socket:
+        where = f"ws{url.removeprefix('http')}{session.target}"
+        headers = {name.decode(): value.decode() for name, value in session.headers}
+        async with websockets.connect(where, open_timeout=HANG_S, additional_headers=headers) as socket:
             for message in session.messages:
                 await socket.send(message)
             await asyncio.wait_for(socket.recv(), HANG_S)

@@ -11,7 +11,7 @@ from uvicorn import config
 from serve_app.deployments import http_protocol
 from serve_app.store.store import AREAS
 from tests.fuzz.inputs import Inputs, Request, table
-from tests.fuzz.run import CANARY, Outcome, application, fuzz
+from tests.fuzz.run import CANARY, Outcome, application, fuzz, with_tenants
 from tests.unit.api.http_server import listening
 
 
@@ -32,6 +32,14 @@ async def test_no_trailer_counts_at_a_server(tmp_path: Path, monkeypatch: pytest
     assert outcome.wrong == []
     sent = [one for one, _ in zip(Inputs(4), range(400), strict=False)]
     assert sum(bool(one.trailers) for one in sent if isinstance(one, Request)) > 20
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+async def test_no_request_shows_a_tenant_what_another_has_or_is_let_in_without_a_key(tmp_path: Path, seed: int) -> None:
+    async with with_tenants(tmp_path) as (app, key):
+        outcome = await fuzz(500, seed, app=app, key=key)
+    assert outcome.wrong == []
+    assert {200, 400, 401, 403, 404} <= outcome.statuses.keys()
 
 
 SPELLINGS = (
