@@ -416,7 +416,9 @@ class PoisonWorld(World):
         if work.task.nodes.get(node_id) is not None and work.task.nodes[node_id].class_type == "Sample":
             job_id = work.task.id.job_id
             if self.seeds[job_id] in self.poison and work in self.replicas[name].work:
-                self.deaths.append(job_id)
+                # The end of one that drains is charged to nobody there.
+                if not self.script.machine.replicas[name].draining:
+                    self.deaths.append(job_id)
                 raise Death(name)
             if self.seeds[job_id] == self.hog and work in self.replicas[name].work:
                 raise Full(name)
