@@ -240,6 +240,7 @@ class Machine:
             losses=row.losses,
             lone_losses=row.lone_losses,
         )
+        job.unexplained = row.losses > 0 and not row.lone_losses
         job.alone = self.backoff.of(job.owner).alone
         self.jobs[row.job_id] = job
         self._count(job, 1)
@@ -330,7 +331,7 @@ class Machine:
             self._journal.used(self.usage.total(job.tenant, job.row.job_id))
         del self.jobs[job.row.job_id]
         self._count(job, -1)
-        if job.losses and not job.lone_losses and state != "success":
+        if job.unexplained and state != "success":
             # Nobody will know whether it is what ended its replicas: else who cancels in time would never be found out.
             self._charge_owner(job.owner)
         self._story.forget(job.row.job_id)
@@ -619,6 +620,7 @@ class Machine:
             self._charge_owner(next(iter(replica.work.values())).owner)
         ran = {task_id.job_id for task_id in replica.running if self.is_current(task_id)}
         for job in (self.jobs[job_id] for job_id in sorted(ran)):
+            job.unexplained = not alone
             if alone:
                 job.lone_losses += 1
             else:

@@ -49,7 +49,8 @@ class JobRecord:
     wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
     in the order they began, each with the submitted node that it goes back to. losses: replicas lost while other jobs
     ran there too; lone_losses: while it ran there alone. alone: whether it runs alone for what its owner's other jobs
-    have done. expected_s: GPU-seconds that it is expected to take.
+    have done. unexplained: whether it may be what ended a replica on which others ran too. expected_s:
+    GPU-seconds that it is expected to take.
     """
 
     row: JobRow
@@ -67,6 +68,7 @@ class JobRecord:
     losses: int = 0
     lone_losses: int = 0
     alone: bool = False
+    unexplained: bool = False
     expected_s: float = 0.0
 
     @property

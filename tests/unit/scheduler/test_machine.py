@@ -678,3 +678,15 @@ def test_a_job_that_is_given_up_says_how_long_the_next_ones_wait():
     script.job("a", tenant="guilty")
     [end] = changes(script.feed(ReplicaLost("r1")), JobEnded)
     assert end.failure.message.endswith("The next jobs of this tenant wait 5 s because of it")
+
+
+def test_a_job_that_gets_no_memory_has_ended_no_replica_and_its_owner_does_not_wait():
+    script = Script()
+    script.replica("r1", slots=2)
+    [(name, task)] = assigned(script.job("a", seed="a", tenant="poor"))
+    for _ in range(2):
+        out = TaskFailed(task.id, "2", "Sample", "MemoryError", "", (), out_of_memory=True)
+        if again := assigned(script.report(name, out)):
+            [(name, task)] = again
+    assert "a" not in script.machine.jobs
+    assert len(assigned(script.job("b", seed="b", tenant="poor"))) == 1
