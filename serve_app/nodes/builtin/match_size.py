@@ -5,7 +5,7 @@ What would be too large is refused before memory is taken for it.
 
 from __future__ import annotations
 
-from torch import Tensor, arange
+from torch import Tensor, arange, split
 from torch.nn.functional import interpolate
 
 from serve_app import images
@@ -31,7 +31,7 @@ def fit_batch(x: Tensor, count: int) -> Tensor:
 def resize(x: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
     """Return images (B,H,W,C) at (B,height,width,C), as `images.resize` does. Errors: NodeError."""
     allow(x.shape[0], height, width, x.shape[-1])
-    parts = x.split(max(1, AT_ONCE // max(1, height * width * x.shape[-1])))
+    parts = split(x, max(1, AT_ONCE // max(1, height * width * x.shape[-1])))
     if len(parts) <= 1:
         return images.resize(x, width, height, method, crop)
     made, done = x.new_empty(x.shape[0], height, width, x.shape[-1]), 0
