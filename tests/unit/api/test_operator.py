@@ -120,8 +120,8 @@ async def test_the_queue_and_a_pool_are_paused_and_resumed_and_clients_can_see_i
 async def test_whose_jobs_wait_for_having_ended_a_replica_is_shown(client, replica, example):
     await replica.start(await queued(client, example))
     assert "X-Queue-Backoff" not in (await client.get("/queue")).headers
-    name = next(name for name, record in replica.scheduler._machine.replicas.items() if record.running)
-    await replica.scheduler.lost(name)
+    [busy] = [each for each in (await client.get("/status")).json()["replicas"] if each["running"]]
+    await replica.scheduler.lost(busy["replica_id"])
     for path in ("/queue", "/api/queue"):
         assert 1 <= int((await client.get(path)).headers["X-Queue-Backoff"]) <= 5
     [shown] = (await client.get("/status")).json()["backoffs"]
