@@ -17,11 +17,18 @@ Lookup: TypeAlias = Callable[[str, str], Any]
 SAVES = frozenset(
     {"SaveImage", "SaveImageAdvanced", "SaveSVGNode", "SaveVideo", "SaveAnimatedWEBP", "SaveAnimatedPNG", "SaveWEBM"}
     | {"SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "SaveAudioAdvanced", "SaveGLB", "Save3DAdvanced"}
-    | {"SaveGaussianSplat", "SavePointCloud", "CLIPSave", "VAESave", "ModelSave", "LoraSave", "SaveLatent"}
+    | {
+        "VHS_VideoCombine",
+        "SaveGaussianSplat",
+        "SavePointCloud",
+        "CLIPSave",
+        "VAESave",
+        "ModelSave",
+        "LoraSave",
+        "SaveLatent",
+    }
 )
-"""The classes whose `filename_prefix` may have both."""
-DATED = frozenset({"VHS_VideoCombine"})
-"""Those whose `filename_prefix` may have a time alone."""
+"""The classes whose `filename_prefix` is written so."""
 
 _TOKEN = re.compile(r"%([^%]+)%")
 _TIME = re.compile("dd?|MM?|hh?|mm?|ss?|yyy?y?")
@@ -37,14 +44,14 @@ def file_name(kind: str, prefix: str, now: datetime, value: Lookup) -> str:
         if token.startswith("date:"):
             return _TIME.sub(lambda part: _part(part[0], now), token.removeprefix("date:"))
         node, dot, widget = token.partition(".")
-        if kind not in SAVES or not dot or "." in widget:
+        if not dot or "." in widget:
             return match[0]
         try:
             return _UNFIT.sub("_", str(value(node, widget)))
         except LookupError:
             return match[0]
 
-    return _TOKEN.sub(written, prefix) if kind in SAVES | DATED else prefix
+    return _TOKEN.sub(written, prefix) if kind in SAVES else prefix
 
 
 def _part(token: str, now: datetime) -> str:

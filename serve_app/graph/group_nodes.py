@@ -62,12 +62,7 @@ class _Inside:
             {**node, "id": f"{host_id}:{last + place}", "inputs": [{**slot, "link": None} for slot in _slots(node)]}
             for place, node in enumerate(group["nodes"], 1)
         ]
-        values = list(host.get("widgets_values") or ())
-        # Pages that give every widget an input save its value; older ones save none of a widget made into an input.
-        whole = len(values) >= sum(len(self._shown(node, True)) for node in self.nodes)
-        shown = iter(values)
-        for node in self.nodes:
-            self._give_values(node, shown, whole)
+        self._give_values(iter(host.get("widgets_values") or ()))
 
     def linked(self, links: dict[Any, list[Any]]) -> Sequence[JsonObject]:
         """Return the nodes, linked to one another and to what the group node was. links: the workflow's, changed."""
@@ -97,22 +92,41 @@ class _Inside:
             slots.append({"name": name, "type": "*"})
         return names.index(name) if name in names else len(names)
 
-    def _shown(self, node: JsonObject, whole: bool) -> Sequence[str | None]:
-        """Return what the values are for that the group node has saved for one inside, None for the page's own."""
-        if node["type"] == PRIMITIVE and node.get("outputs"):
-            return ["value", *[None] * CONTROLS.get(node["outputs"][0]["type"], 0)]
-        if (info := self._classes.get(node["type"])) is None:
-            return ()
-        inputs = set() if whole else {slot["name"] for slot in node["inputs"] if slot.get("widget")}
-        return [name for name in widget_names(node, info) if name not in inputs]
+    def _give_values(self, shown: Iterator[Any]) -> None:
+        """Give the nodes what the group node has saved: of widgets first, then of those that were made into inputs."""
+        taken = {(link[2], link[3]) for link in self._links}
+        given: list[dict[str, Any]] = [{} for _ in self.nodes]
+        for of_inputs in (False, True):
+            for place, node in enumerate(self.nodes):
+                inputs = self._made_into_inputs(node)
+                for name, controls in self._widgets(node):
+                    if (name in inputs) == of_inputs and (place, inputs.get(name)) not in taken:
+                        value, *_ = [next(shown, None) for _ in range(1 + controls)]
+                        given[place] |= {} if value is None else {name: value}
+        for node, values in zip(self.nodes, given, strict=True):
+            if node["type"] == PRIMITIVE:
+                node["widgets_values"] = list(values.values()) or node.get("widgets_values")
+            elif (info := self._classes.get(node["type"])) is not None:
+                node["widgets_values"] = widget_values(node, info) | values
 
-    def _give_values(self, node: dict[str, Any], shown: Iterator[Any], whole: bool) -> None:
-        values = zip(self._shown(node, whole), shown, strict=False)
-        given = {name: value for name, value in values if name is not None and value is not None}
-        if node["type"] == PRIMITIVE:
-            node["widgets_values"] = [given["value"]] if given else node.get("widgets_values")
-        elif (info := self._classes.get(node["type"])) is not None:
-            node["widgets_values"] = widget_values(node, info) | given
+    def _widgets(self, node: JsonObject) -> list[tuple[str, int]]:
+        """Return the widgets of a node inside, each with how many behind it change its value by themselves."""
+        if node["type"] == PRIMITIVE and node.get("outputs"):
+            return [("value", CONTROLS.get(node["outputs"][0]["type"], 0))]
+        found: list[tuple[str, int]] = []
+        info = self._classes.get(node["type"])
+        for name in [] if info is None else widget_names(node, info):
+            if name is not None:
+                found.append((name, 0))
+            elif found:
+                found[-1] = (found[-1][0], found[-1][1] + 1)
+        return found
+
+    def _made_into_inputs(self, node: JsonObject) -> dict[str, int]:
+        """Return the widgets of a node that its user made into inputs, with their places; newer pages make all so."""
+        names = {name for name, _ in self._widgets(node)}
+        inputs = {slot["name"]: place for place, slot in enumerate(node["inputs"]) if slot.get("widget")}
+        return {} if names <= inputs.keys() else inputs
 
     def _entries(self) -> Iterator[tuple[int, str]]:
         """Yield (place of the node, name) of the inputs that the group node shows: all sockets, then all widgets."""

@@ -23,6 +23,7 @@ _RGTHREE = (
     "Mute / Bypass Relay",
     "Mute / Bypass Repeater",
     "Node Collector",
+    "Node Combiner",
     "Random Unmuter",
     "Reroute",
 )

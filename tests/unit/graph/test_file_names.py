@@ -36,7 +36,7 @@ def test_a_name_of_files_has_times_and_values_of_widgets_in_it(prefix, written):
     assert prompt["9"]["inputs"]["filename_prefix"] == written
 
 
-def test_other_classes_write_times_alone_or_nothing():
+def test_names_of_other_classes_stay_as_they_are():
     nodes = [
         node(place, kind, widgets_values=["%date:yyyy%%9.x%"]) for place, kind in ((1, "VHS_VideoCombine"), (2, "Own"))
     ]

@@ -53,15 +53,26 @@ def test_an_output_that_goes_outside_too_is_shown_beside_the_others():
     assert convert(saved, OWN)["2"]["inputs"]["model"] == ["10:9", 0]
 
 
-def test_a_widget_made_into_an_input_stands_behind_the_sockets_and_has_no_value():
+def test_a_widget_made_into_an_input_stands_behind_the_others_as_an_input_and_with_its_value():
     first = node(0, "Patch", {"model": ("MODEL", None), "strength": ("FLOAT", None)}, widgets_values=[0.5])
     first["inputs"][1]["widget"] = {"name": "strength"}
     inputs = {"model": ("MODEL", 1), "strength": ("FLOAT", 3)}
-    saved = grouped(first, PATCHES[1], values=[0.75], links=[(0, 0, 1, 0)], inputs=inputs)
+    sized = {**OWN["Patch"]["input"]["required"], "size": ["INT", {"default": 1, "control_after_generate": True}]}
+    classes = {**OWN, "Patch": {"input": {"required": sized}, "output": ["MODEL"]}}
+    values = [8, "fixed", 0.75, 9, "fixed", 0.875]
+    saved = grouped(first, PATCHES[1], values=values, links=[(0, 0, 1, 0)], inputs=inputs)
+    assert convert(saved, classes)["10:8"]["inputs"] == {"model": ["1", 0], "strength": 0.875, "size": 8}
     saved["links"].append([3, 1, 1, 7, 1, "FLOAT"])
-    prompt = convert(saved, OWN)
-    assert prompt["10:8"]["inputs"] == {"model": ["1", 0], "strength": ["1", 1]}
-    assert prompt["10:9"]["inputs"]["strength"] == 0.75
+    prompt = convert(saved, classes)
+    assert prompt["10:8"]["inputs"] == {"model": ["1", 0], "strength": ["1", 1], "size": 8}
+    assert prompt["10:9"]["inputs"] == {"model": ["10:8", 0], "strength": 0.75, "size": 9}
+
+
+def test_newer_pages_save_an_input_of_every_widget_and_the_values_in_order():
+    first = node(0, "Patch", {"model": ("MODEL", None), "strength": ("FLOAT", None)}, widgets_values=[0.5])
+    first["inputs"][1]["widget"] = {"name": "strength"}
+    prompt = convert(grouped(first, PATCHES[1], values=[0.125, 0.75], links=[(0, 0, 1, 0)]), OWN)
+    assert [prompt[name]["inputs"]["strength"] for name in ("10:8", "10:9")] == [0.125, 0.75]
 
 
 def test_reroutes_and_primitives_inside_pass_on():
