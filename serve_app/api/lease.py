@@ -161,7 +161,7 @@ class Leased:
             message["type"] == "http.response.body" and not message.get("more_body", False)
         )
         await self._send(message)
-        if self.lease.ended and not self._over:
+        if self.lease.ended and message.get("more_body", False):
             self.cut()
 
     async def _end(self, refuse: Refuse) -> None:

@@ -428,6 +428,30 @@ async def test_an_answer_that_is_cut_off_is_not_taken_for_a_whole_one():
     assert [message.get("more_body") for message in sent] == [None, True]
 
 
+async def test_a_change_that_is_under_way_is_answered_and_no_more_streamed_of_it():
+    lease, sent = Lease(), []
+    leases = Leases(lambda ids: asyncio.sleep(0))
+
+    async def change(scope: Any, receive: Any, send: Any) -> None:
+        leases.watch(leased)
+        lease.end("over")
+        await asyncio.sleep(0)
+        await send({"type": "http.response.start", "status": 200})
+        await asyncio.sleep(0)
+        for more in scope:
+            await send({"type": "http.response.body", "more_body": more})
+            await asyncio.sleep(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    for pieces in ([False], [True, True]):
+        sent.clear()
+        leased = Leased(leases, lease, {"type": "http", "method": "POST"}, cast(Any, None), send)
+        was_cut = await leased.pass_on(change, cast(Any, pieces), cast(Any, None))
+        assert (was_cut, len(sent)) == (pieces[0], 2)
+
+
 async def test_a_session_is_no_key_and_ends_at_the_logout_and_with_its_key(made):
     key = await made.key("c")
     found = parts(key)
