@@ -134,8 +134,9 @@ def _restore(
 def _settle_keys(connection: sa.Connection, known: list[dict[str, Any]], *, keep: bool) -> int:
     """Leave the keys that the database knew as they were; end others unless `keep`, and return how many those are.
 
-    A copy does not know which keys were revoked after it was made.
+    A copy does not know which keys were revoked after it was made, nor who has logged out: its sessions go.
     """
+    connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.session_of.is_not(None)))
     for key in known:
         connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.key_id == key["key_id"]))
     now_s, ended = time.time(), 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import stat
 import time
@@ -18,7 +19,7 @@ from serve_app.cli import backup as command
 from serve_app.cli import main
 from serve_app.errors import BackupError, StaleEpochError
 from serve_app.events import Failure
-from serve_app.store.api_keys import AddKey, EndKey, FindKey, ListKeys, minted
+from serve_app.store.api_keys import AddKey, EndKey, FindKey, FindKeys, ListKeys, minted, new_session
 from serve_app.store.audit import AuditEntry, ReadAudit, WriteAudit
 from serve_app.store.backup import restore_backup, write_backup
 from serve_app.store.changes import Claims, JobAccepted, JobEnded, JobStarted, OutputRecorded
@@ -139,16 +140,23 @@ def test_what_is_restored_revives_no_key_that_was_revoked_since_and_loses_none(d
     rotated, gone = (replace(KEY, key_id=name, name=name, ends_s=None) for name in ("rotated", "gone"))
     for key in (rotated, gone):
         jobs.inquire(1, AddKey(key))
+    logged_out, _ = new_session("later", "a", "", ("read",), math.inf)
+    jobs.inquire(1, AddKey(logged_out))
     write_backup(jobs, copy, None)
     later = replace(KEY, key_id="later", created_s=200.0, ends_s=None)
     jobs.inquire(1, AddKey(later, rotated.key_id, grace_s=1e9))
     jobs.inquire(1, EndKey(gone.key_id))
+    jobs.inquire(1, EndKey(logged_out.key_id))
+    kept, _ = new_session("later", "a", "", ("read",), math.inf)
+    jobs.inquire(1, AddKey(kept))
     later_seen = replace(SEEN, number=2, at_s=9.0, what="POST /tenants/keys/gone/revoke")
     jobs.inquire(1, WriteAudit((later_seen,), 0.0))
     before = jobs.inquire(0, ListKeys())
-    for keep_keys in (False, True):
+    for keep_keys in (True, False):
         assert restore_backup(jobs, copy, volume, replace=True, keep_keys=keep_keys).ended_keys == 0
         assert jobs.inquire(0, ListKeys()) == before
+    sessions = jobs.inquire(0, FindKeys((kept.key_id, logged_out.key_id)))
+    assert [session.key_id for session in sessions if not session.ended(time.time())] == [kept.key_id]
     assert jobs.inquire(0, FindKey(gone.key_id)).ended(time.time())
     assert jobs.inquire(0, ReadAudit(9)) == (later_seen, SEEN), "what was done since is not forgotten"
     jobs.close()
