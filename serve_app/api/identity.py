@@ -169,6 +169,11 @@ class Identity:
         await self._service().inquire(AddKey(session))
         return principal, text, (session.ends_s or 0.0) - time.time()
 
+    async def close(self) -> None:
+        """Write what of the audit log waits, and look at no lease any more."""
+        self.leases.close()
+        await self.audit.close()
+
     async def end_session(self, session: str) -> None:
         """End a session everywhere, here at once. Errors: UnavailableError."""
         await self._service().inquire(EndKey(session))

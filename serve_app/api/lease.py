@@ -91,6 +91,11 @@ class Leases:
         if not connection.lease.connections:
             self._open.discard(connection.lease)
 
+    def close(self) -> None:
+        """Look at nothing any more."""
+        if self._watching is not None:
+            self._watching.cancel()
+
     async def _watch(self) -> None:
         asking: asyncio.Task[None] | None = None
         while self._open:

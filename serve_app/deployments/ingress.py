@@ -100,7 +100,7 @@ class Ingress:
 
     async def __del__(self) -> None:
         if self._identity is not None:
-            await self._identity.audit.close()
+            await self._identity.close()
         if self._listener is not None:
             await self._listener.close()
 

@@ -43,7 +43,7 @@ def opened(request: pytest.FixtureRequest, tab: Any, tmp_path: Path) -> Iterator
             tab.wait_for_function(SHOWN)
             yield tab
         if identity is not None:
-            background.run(identity.audit.close())
+            background.run(identity.close())
 
 
 def test_the_menu_logs_out_where_somebody_can_be_logged_in(opened, keep):

@@ -214,4 +214,4 @@ async def world(
             try:
                 yield made
             finally:
-                await identity.audit.close()
+                await identity.close()
