@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 from serve_app.graph.page_nodes import PRIMITIVE, REROUTE
 from serve_app.graph.saved_links import links_of
+from serve_app.graph.subgraphs import last_id
 from serve_app.graph.widgets import page_inputs, widget_names, widget_values
 
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -32,7 +33,7 @@ def unfolded(workflow: JsonObject, classes: Mapping[str, JsonObject]) -> JsonObj
     if not hosts:
         return workflow
     numbers = [node["id"] for node in workflow["nodes"] if isinstance(node["id"], int)]
-    last = max([*numbers, int(workflow.get("last_node_id") or 0)])
+    last = max([*numbers, last_id(workflow)])
     links = {link.id: [link.id, link.origin, link.slot, link.target, link.target_slot] for link in links_of(workflow)}
     nodes = [node for node in workflow["nodes"] if _name(node) not in groups]
     for host in hosts:

@@ -1,7 +1,7 @@
 """What scripts in the page make of what single classes save, beyond the page's own widgets: the one table of it.
 
 Most classes leave that to the page. Facts: the scripts of rgthree-comfy, ComfyUI-VideoHelperSuite,
-ComfyUI-Impact-Pack and ComfyUI-Custom-Scripts; of ComfyUI's frontend 1.58 for Preview3D.
+ComfyUI-Impact-Pack and ComfyUI-Custom-Scripts; of ComfyUI's frontend 1.58 for 3D.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _saves(node: JsonObject) -> dict[str, Any]:
 
 _VALUES: Mapping[str, Callable[[JsonObject], dict[str, Any]]] = {
     "Power Lora Loader (rgthree)": _loras,
-    "Preview3D": lambda node: {"image": ""},
+    **dict.fromkeys(("Preview3D", "SaveGLB"), lambda node: {"image": ""}),
     "PreviewBridge": _preview,
     "PreviewBridgeLatent": _preview,
     "CheckpointLoader|pysssss": _contents,

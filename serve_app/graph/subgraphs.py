@@ -15,7 +15,8 @@ JsonObject: TypeAlias = Mapping[str, Any]
 def separated(workflow: JsonObject) -> tuple[JsonObject, dict[str, JsonObject]]:
     """Return the workflow and its subgraphs by id, the nodes of each under ids of their own."""
     used = {str(node["id"]) for node in workflow["nodes"]}
-    last = max((int(node_id) for node_id in used if node_id.isdecimal()), default=0)
+    numbers = [int(node_id) for node_id in used if node_id.isdecimal()]
+    last = max([*numbers, last_id(workflow)])
     renamed: dict[str, dict[str, str]] = {}
     graphs: dict[str, JsonObject] = {}
     for graph in _definitions(workflow):
@@ -32,6 +33,12 @@ def separated(workflow: JsonObject) -> tuple[JsonObject, dict[str, JsonObject]]:
     if not any(renamed.values()):
         return workflow, graphs
     return _with_hosts(workflow, renamed), {name: _with_hosts(graph, renamed) for name, graph in graphs.items()}
+
+
+def last_id(workflow: JsonObject) -> int:
+    """Return the highest number that a node of the workflow has had, as it is saved; 0 if it is not."""
+    saved = workflow.get("last_node_id") or (workflow.get("state") or {}).get("lastNodeId")
+    return int(saved) if isinstance(saved, int) else 0
 
 
 def _definitions(workflow: JsonObject) -> Iterator[JsonObject]:
