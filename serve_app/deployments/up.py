@@ -32,6 +32,8 @@ OWN_RAY = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve_app.deployments.gate:middlewares",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's own is 15: replicas would yield to all else on this machine, and a busy one would starve them.
+    "RAY_worker_niceness": "0",
     # What pools ask for: all processes have it, so that the first replicas need none of their own.
     **ENVIRONMENT,
 }

@@ -15,6 +15,7 @@ import os
 import resource
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -48,6 +49,7 @@ class Watchdog:
     turns: the numbers of the engine's turn and of the load that is under way, 0 for none; turn_s: how long each may
     take.
     relieve: frees what can be, in the loop. underway: which nodes run, for the log; asked in the watchdog's thread.
+    waited_s: how long a thread has waited for a processor since it began.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Watchdog:
         turn_s: float = 0.0,
         exit: Callable[[int], object] = os._exit,
         own_bytes: Callable[[], int] | None = None,
+        waited_s: Callable[[int], float] | None = None,
     ) -> None:
         self._loop = loop
         self._hang_s = hang_s
@@ -72,6 +75,8 @@ class Watchdog:
         self._in_turns: list[tuple[int, float]] = []
         self._exit = exit
         self._own_bytes = own_bytes or partial(_own_bytes, psutil.Process())
+        self._waited_s = waited_s or _waited_s
+        self._loop_thread, self._waited_before_s, self._looked_s = 0, 0.0, time.monotonic()
         self._ticked = threading.Event()
         self._ticked.set()
         self._missed_s = self._above_s = 0.0
@@ -98,25 +103,38 @@ class Watchdog:
         """Look once, LOOK_S after the last time.
 
         Time is counted in looks and not by a clock: a process that was stopped, or a call that let no thread run, has
-        kept the watchdog from looking as well, and the loop may answer as soon as both can run.
+        kept the watchdog from looking as well, and the loop may answer as soon as both can run. Nor does the time count
+        for which the loop's thread waited for a processor: on a busy machine it is late, and not blocked.
         """
+        ran_s = LOOK_S * self._share_of_loop()
         if self._ticked.is_set():
             self._missed_s = 0.0
             self._ticked.clear()
             try:
-                self._loop.call_soon_threadsafe(self._ticked.set)
+                self._loop.call_soon_threadsafe(self._tick)
             except RuntimeError:  # the loop is closed, and with it whatever there was to watch
                 self._ticked.set()
                 self.stop()
                 return
         else:
-            self._missed_s += LOOK_S
+            self._missed_s += ran_s
         if self._missed_s >= self._hang_s:
             self._end(BLOCKED, f"the event loop has been blocked for {self._hang_s:g} s")
             return
         if self._memory_bytes:
             self._look_at_memory()
         self._look_at_the_engine()
+
+    def _tick(self) -> None:
+        self._loop_thread = threading.get_native_id()
+        self._ticked.set()
+
+    def _share_of_loop(self) -> float:
+        """Return for which share of the time since the last look the loop's thread did not wait for a processor."""
+        now_s, waited_s = time.monotonic(), self._waited_s(self._loop_thread)
+        passed_s, waited_now_s = now_s - self._looked_s, waited_s - self._waited_before_s
+        self._looked_s, self._waited_before_s = now_s, waited_s
+        return 1.0 - min(1.0, max(0.0, waited_now_s / passed_s)) if passed_s > 0 else 1.0
 
     def _look_at_the_engine(self) -> None:
         turns = self._turns()
@@ -204,6 +222,17 @@ def _own_bytes(process: psutil.Process) -> int:
     """Return the memory in use that is the process's alone: not Ray's shared memory, nor files it has mapped."""
     memory = process.memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))
+
+
+def _waited_s(thread: int) -> float:
+    """Return for how long a thread of this process was ready to run and had no processor; 0 where that is unknown.
+
+    Source: the kernel's documentation, scheduler/sched-stats.
+    """
+    try:
+        return int(Path(f"/proc/self/task/{thread}/schedstat").read_bytes().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _vm_data_bytes() -> int:

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cluster.server import Server, configure, wait_for
@@ -161,6 +162,10 @@ def test_what_a_node_raises_to_end_the_process_ends_its_job_alone(jobs: Jobs, ki
     assert jobs.message(jobs.submit(kind))["exception_type"] == error
     jobs.check(innocents)
     assert pid(jobs.server) == process
+
+
+def test_a_replica_yields_to_others_no_more_than_its_server(server: Server) -> None:
+    assert psutil.Process(pid(server)).nice() == os.nice(0), "the server is a child of this process"
 
 
 def test_what_a_node_computes_in_a_thread_of_the_loops_leaves_no_team_of_openmp(jobs: Jobs) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -25,7 +26,10 @@ class Watched:
         self.exits: list[int] = []
         self.relieved = threading.Event()
         self.bytes = self.turn = self.load = 0
-        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+        self.waited_s = 0.0
+        """How long the loop's thread has had no processor."""
+        self.running = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self.running.start()
         self.watchdog = Watchdog(
             self.loop,
             **{"hang_s": 2 * LOOK_S, "memory_bytes": 0, **settings},
@@ -35,7 +39,12 @@ class Watched:
             turn_s=3 * LOOK_S,
             exit=self.exits.append,
             own_bytes=lambda: self.bytes,
+            waited_s=lambda thread: self.waited_s if thread == self.thread else 0.0,
         )
+
+    @property
+    def thread(self) -> int | None:
+        return self.running.native_id
 
     def look(self, times: int) -> None:
         for _ in range(times):
@@ -83,6 +92,39 @@ def test_a_loop_that_answers_in_between_is_not_blocked() -> None:
         go()
         watched.settle()
     assert watched.exits == []
+
+
+def test_a_loop_that_has_no_processor_is_not_blocked_and_one_that_has_is() -> None:
+    watched = Watched()
+    watched.look(2)
+    go = watched.block()
+    for _ in range(20):
+        watched.waited_s += 3600
+        watched.look(1)
+    assert watched.exits == [], "on a busy machine it is late"
+    watched.look(4)
+    go()
+    assert watched.exits[0] == BLOCKED
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="the figure is Linux's")
+def test_a_thread_that_others_keep_from_its_processor_has_waited() -> None:
+    done = process(
+        """
+import os, subprocess, sys, threading, time
+from serve_app.replica.watchdog import _waited_s
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+me, before_s = threading.get_native_id(), _waited_s(threading.get_native_id())
+other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+try:
+    while _waited_s(me) - before_s < 0.1: pass
+finally:
+    other.kill()
+time.sleep(0.05)
+print(_waited_s(0), "waited")
+"""
+    )
+    assert done.stdout.strip() == "0.0 waited", done.stderr
 
 
 def test_memory_above_its_limit_is_first_freed_and_ends_the_process_only_if_that_did_not_help() -> None:
