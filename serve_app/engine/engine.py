@@ -11,15 +11,20 @@ longer than a forward is not split here.
 A GPU is asked ahead of its work, but by no more than two forwards: so a job that comes joins, and one that is cancelled
 leaves, within two. Durations are the device's own, and progress and results are told when it has come to them. Calls
 that no run depends on go beside forwards there (`Timeline.beside`), and take none of their time but the host's.
+
+Once everybody has cancelled what a forward or a call is for, it ends between two operations of a CPU (`stopping`). What
+several jobs share goes on as long as one of them waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Hashable, Iterable, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
+from time import perf_counter
 from typing import Any, TypeAlias, TypeVar
 
 import torch
@@ -32,6 +37,7 @@ from serve_app.engine.flights import Flight, Flights, News, Run
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import Beside, Memory
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
+from serve_app.engine.stopping import Asked, Stoppable, StoppedError, unwanted
 from serve_app.engine.timeline import Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
@@ -49,6 +55,11 @@ W = TypeVar("W")
 
 IN_FLIGHT = 2
 """How many turns of forwards the device is asked for at most before it has done the first of them; calls beside too."""
+
+BRIEF_S = 0.5
+"""What has been in a forward that took less is no reason to have one end before its time: that costs some microseconds
+an operation, of which small networks have hundreds in some tens of milliseconds.
+"""
 
 OVERTAKES = 16
 """How many forwards are asked for at most while a call beside them is not done; then they wait for it."""
@@ -79,7 +90,9 @@ class Engine:
         self.counters = Counters()
         self.memory = memory
         self.turn = 0
-        """The number of the forward or call that its thread is in, from 1; 0 in between."""
+        """What its thread does, numbered from 1: a run that joins, a forward, a call; 0 while it waits for work."""
+        self._turns = 0
+        self._at_work_for: tuple[Asked[Any], ...] = ()
         self.pool = BesidePool(memory, beside) if timeline.beside is not None else BesidePool()
         """Of what is asked for beside forwards."""
         self._forwards = Forwards(max_cells, self.counters, memory, beside, self.pool)
@@ -103,14 +116,21 @@ class Engine:
         """Whether it answers: neither has it closed, nor has its thread ended."""
         return self._thread.is_alive() and not self._closed
 
+    @property
+    def unwanted_turn(self) -> int:
+        """The number of its turn where all that its thread computes in it was cancelled; else 0."""
+        at_work_for, turn = self._at_work_for, self.turn
+        return turn if at_work_for and unwanted(at_work_for) else 0
+
     def submit(self, trajectory: Trajectory) -> Future[Sampled]:
         """Let a trajectory join at the next forward; the future holds what it ended with.
 
-        Once the future is cancelled, the run leaves before its next evaluation. Errors, in the future: UnavailableError
+        Once the future is cancelled, the run leaves before its next evaluation, and the forward ends that it has alone.
+        Errors, in the future: UnavailableError
         if the engine closes first, DeviceMemoryError if one of its pieces does not fit the device alone, and whatever
         the run itself raises.
         """
-        future: Future[Sampled] = Future()
+        future: Asked[Sampled] = Asked()
         self._send(Run(trajectory, future))
         return future
 
@@ -122,13 +142,13 @@ class Engine:
         used there or on the host. keeps: what is kept until the device has done it, weights it uses for one.
         Errors, in the future: the function's.
         """
-        future: Future[T] = Future()
+        future: Asked[T] = Asked()
         self._send(Call(lambda _: [function()], future, beside=beside, keeps=keeps))
         return future
 
     def work(self, steps: Generator[None, None, T]) -> Future[T]:
         """Run a generator to its end in the engine's thread; what waits may run where it yields, as after a `call`."""
-        future: Future[T] = Future()
+        future: Asked[T] = Asked()
 
         def advance(_: object) -> Sequence[Any]:
             try:
@@ -157,7 +177,7 @@ class Engine:
         past durations of the key; the oldest is asked regardless. answers: the same for all of a key. If it fails for
         several, each is asked alone.
         """
-        future: Future[A] = Future()
+        future: Asked[A] = Asked()
         self._send(Call(answers, future, question, key, cost, most, beside=True, keeps=keeps))
         return future
 
@@ -180,13 +200,11 @@ class Engine:
         # No run or call is a local here: while the loop waits, it would keep their models in use.
         try:
             with torch.inference_mode(), self.timeline.asked():
-                busy, turns = False, 0
+                busy = False
                 while self._receive(wait=not busy):
-                    turns += 1
-                    self.turn = turns
+                    self._begin_turn()
                     busy = self._run_a_call() or self._run_a_forward()
                     self._keep_pace()
-                    self.turn = 0
                 self._flights.land_all()
                 self._beside.land_all()
         except (DeviceLostError, RuntimeError) as error:
@@ -196,14 +214,36 @@ class Engine:
             log.error("the engine closes: %s", str(error).partition("\n")[0])
         finally:
             self._abandon()
+            self.turn = 0
+
+    def _begin_turn(self) -> None:
+        self._turns += 1
+        self.turn = self._turns
+
+    @contextmanager
+    def _work_for(self, answers: Iterable[Asked[Any]], *, brief: bool = False) -> Iterator[Callable[[], None]]:
+        """Let what is computed inside end by StoppedError once all these were cancelled. Gives what raises it then.
+
+        brief: it ends soon by itself, and does without.
+        """
+        self._at_work_for = wanted = tuple(answers)
+        stoppable = Stoppable(partial(unwanted, wanted))
+        try:
+            with nullcontext() if brief or not self.timeline.at_once else stoppable:
+                yield stoppable.check
+        finally:
+            self._at_work_for = ()
 
     def _receive(self, wait: bool) -> bool:
         """Take in what has arrived; False once the engine is closed. wait: for something."""
         while True:
+            if wait:
+                self.turn = 0
             try:
                 item = self._inbox.get(wait)
             except Empty:
                 return True
+            self._begin_turn()
             wait = False
             if isinstance(item, _Close):
                 return False
@@ -218,7 +258,8 @@ class Engine:
         run.since = self.counters.forwards
         began = self.timeline.mark()
         try:
-            run.trajectory.start()
+            with self._work_for([run.future]):
+                run.trajectory.start()
         except BaseException as error:
             if is_lost(error):
                 # Told with all others, once it is known that the engine has closed.
@@ -271,7 +312,8 @@ class Engine:
         """Ask for calls that were taken together."""
         with timeline.asked():
             began = timeline.mark()
-            answers = waiting.run(calls)
+            with self._work_for(call.future for call in calls):
+                answers = waiting.run(calls)
             ended = timeline.mark()
         keeps = tuple(call.keeps for call in calls)
         return Flight(began, ended, waiting.learn(calls), News(answers=answers), False, self.counters.forwards, keeps)
@@ -293,8 +335,9 @@ class Engine:
             size, forwards = sum(run.cost for run in groups[0]), self.counters.forwards
             while groups:
                 groups += self._answer(groups.pop(), news)
-            # Of several forwards it is not known which took how much.
-            learn = partial(self._took_by_size, key, size) if self.counters.forwards == forwards + 1 else self._took
+            # Of several forwards it is not known which took how much, and none that was stopped is done.
+            done = self.counters.forwards - forwards
+            learn = partial(self._took_by_size, key, size) if done == 1 else self._took if done else _learn_nothing
             self._flights.add(Flight(began, self.timeline.mark(), learn, news, is_forward=True))
             self._runs = [run for run in self._runs if not run.over]
         return True
@@ -324,17 +367,22 @@ class Engine:
         """Answer the evaluations of these runs together, and return []. news: takes what they come to.
 
         If that fails, return the halves of the runs, to be answered the last one first: so only those fail that fail
-        alone.
+        alone. Nothing is answered where all were cancelled meanwhile.
         """
+        began_s = perf_counter()
         try:
-            answers = self._forwards.answer([run.trajectory.pieces for run in runs])
-            # Guidance that does more than add up needs numbers.
-            compute(
-                latents
-                for run, answered in zip(runs, answers, strict=True)
-                if not run.trajectory.is_sum and not isinstance(answered, DeviceMemoryError)
-                for latents in answered
-            )
+            with self._work_for((run.future for run in runs), brief=all(run.is_brief for run in runs)) as check_wanted:
+                answers = self._forwards.answer([run.trajectory.pieces for run in runs], check_wanted)
+                # Guidance that does more than add up needs numbers.
+                compute(
+                    latents
+                    for run, answered in zip(runs, answers, strict=True)
+                    if not run.trajectory.is_sum and not isinstance(answered, DeviceMemoryError)
+                    for latents in answered
+                )
+        except StoppedError:
+            self.counters.stopped += 1
+            return []
         except BaseException as error:
             self.counters.failures += 1
             check(error)
@@ -344,6 +392,9 @@ class Engine:
             # The error's text alone: whoever keeps log records would keep the failed forward's tensors with it.
             log.warning("a forward failed and is tried in halves: evaluations=%d error=%s", len(runs), repr(error))
             return [runs[len(runs) // 2 :], runs[: len(runs) // 2]]
+        if self.timeline.at_once and perf_counter() - began_s < BRIEF_S:
+            for run in runs:
+                run.was_brief()
         for run, answered in zip(runs, answers, strict=True):
             if isinstance(answered, DeviceMemoryError):
                 _fail(run, answered)
@@ -369,7 +420,9 @@ class Engine:
     def _own(self, run: Run, step: Callable[[], None]) -> None:
         """Take a step of one run; what it raises is its own."""
         try:
-            step()
+            # A sampler's own operations are few; one of a node pack that goes on is for the watchdog.
+            with self._work_for([run.future], brief=True):
+                step()
         except BaseException as error:
             check(error)
             _fail(run, error)

@@ -6,7 +6,7 @@ A forward of runs or a call is in flight from the moment the engine has asked fo
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from serve_app.engine.device_lost import check
+from serve_app.engine.stopping import Asked
 from serve_app.engine.timeline import Mark
 from serve_app.engine.trajectory import Trajectory
 from serve_app.log import get
@@ -27,9 +28,22 @@ class Run:
     """A trajectory in the engine, as the batcher sees it. over: it has ended, or its future has its error."""
 
     trajectory: Trajectory
-    future: Future[Sampled]
+    future: Asked[Sampled]
     since: int = 0
     over: bool = False
+    _brief: set[Hashable] = field(default_factory=set)
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether all that its trajectory waits for has been in a forward that was brief."""
+        return self._brief.issuperset(self._asked())
+
+    def was_brief(self) -> None:
+        """Note that what its trajectory waits for was."""
+        self._brief.update(self._asked())
+
+    def _asked(self) -> Iterator[Hashable]:
+        return ((id(piece.inputs), piece.group_key) for piece in self.trajectory.pieces)
 
     @property
     def key(self) -> Hashable:

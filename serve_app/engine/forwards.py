@@ -8,7 +8,7 @@ if that is not enough, it fails.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,13 +29,14 @@ log = get("engine")
 class Counters:
     """What an engine has done since it began: evaluations answered, forwards run and rows in them, forwards failed.
 
-    seconds: spent in forwards that are done.
+    stopped: forwards that ended since all their jobs were cancelled. seconds: spent in forwards that are done.
     """
 
     evaluations: int = 0
     forwards: int = 0
     rows: int = 0
     failures: int = 0
+    stopped: int = 0
     seconds: float = 0.0
 
 
@@ -70,10 +71,13 @@ class Forwards:
             rows -= 1
         return rows * of_row
 
-    def answer(self, evaluations: Sequence[Sequence[Piece]]) -> list[list[Latents] | DeviceMemoryError]:
+    def answer(
+        self, evaluations: Sequence[Sequence[Piece]], check_wanted: Callable[[], None] = lambda: None
+    ) -> list[list[Latents] | DeviceMemoryError]:
         """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself.
 
-        They are still to be computed, as those of `denoised_by`.
+        They are still to be computed, as those of `denoised_by`. check_wanted: called before each forward; errors are
+        its own.
         """
         pieces = [piece for asked in evaluations for piece in asked]
         owners = [i for i, asked in enumerate(evaluations) for _ in asked]
@@ -82,6 +86,7 @@ class Forwards:
         failed: dict[int, DeviceMemoryError] = {}
         left = list(range(len(pieces)))
         while left:
+            check_wanted()
             first = pieces[left[0]]
             limit = self.limit(first)
             smallest = _group(pieces, left, 0)

@@ -17,6 +17,7 @@ import torch
 from serve_app import log
 from serve_app.engine.batcher import share
 from serve_app.engine.device_lost import check, is_lost
+from serve_app.engine.stopping import Asked, StoppedError
 
 _log = log.get("engine")
 
@@ -35,7 +36,7 @@ class Call:
     """
 
     answers: Callable[[list[Any]], Sequence[Any]]
-    future: Future[Any]
+    future: Asked[Any]
     question: Any = None
     key: Hashable = None
     cost: int = 1
@@ -81,7 +82,8 @@ class Calls:
     def run(self, calls: Sequence[Call]) -> list[tuple[Future[Any], Any]]:
         """Run calls that were taken together; return the futures and their answers, which the device may still make.
 
-        If that fails for several, each waits again, to be run alone. Errors: DeviceLostError.
+        If that fails for several, each waits again, to be run alone, unless all were cancelled meanwhile.
+        Errors: DeviceLostError.
         """
         answered: list[tuple[Future[Any], Any]] = []
         try:
@@ -97,8 +99,9 @@ class Calls:
             if is_lost(error):
                 self._waiting.extendleft(calls)
             check(error)
-            if len(calls) == 1:
-                fail(calls[0].future, error)
+            if len(calls) == 1 or isinstance(error, StoppedError):
+                for call in calls:
+                    fail(call.future, error)
                 return []
             _log.warning("work done together failed and is done one by one: calls=%d error=%s", len(calls), repr(error))
             for call in reversed(calls):
@@ -146,6 +149,9 @@ def fail(future: Future[Any], error: BaseException) -> None:
     if isinstance(error, StopIteration):
         # An event loop that waits for the future would never hear of this one.
         error = RuntimeError(f"it raised {error!r}")
+    if isinstance(error, StoppedError):
+        # Nobody hears of it, and its frames would keep the models that it was raised in.
+        error = StoppedError()
     if _starts(future):
         future.set_exception(error)
 

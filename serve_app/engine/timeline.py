@@ -42,6 +42,11 @@ class Timeline(Protocol):
     """What one device is asked for, in order."""
 
     @property
+    def at_once(self) -> bool:
+        """Whether the device has done what it is asked for by the time that it has been asked, as a CPU has."""
+        ...
+
+    @property
     def beside(self) -> Timeline | None:
         """What the device is asked for meanwhile, at a lower priority; None where it does all in one order."""
         ...
@@ -70,6 +75,7 @@ def timeline_of(device: torch.device) -> Timeline:
 class HostTimeline:
     """Of a device that does what it is asked for at once, as a CPU does."""
 
+    at_once = True
     beside = None
 
     def asked(self) -> AbstractContextManager[None]:
@@ -104,6 +110,8 @@ FORWARDS, BESIDE = -1, 0
 
 class _CudaTimeline:
     """A stream of a GPU. before: the one whose work goes first, if it is beside another."""
+
+    at_once = False
 
     def __init__(self, device: torch.device, before: _CudaTimeline | None = None) -> None:
         self._before = before

@@ -95,7 +95,11 @@ class Draw:
     def cancelled(self, longest_s: float) -> Job:
         """Return a job whose client cancels it at some moment, also before it starts or after it ended."""
         door: Door = self._rng.choices(("jobs", "interrupt", "queue"), (6, 2, 2))[0]
-        return self.innocent(Cancel(self._rng.random() ** 2 * longest_s, door))
+        after_s = self._rng.random() ** 2 * longest_s
+        if self._rng.random() < 0.1:
+            # Under an id of its own and by the door that always counts: what is not cancelled would never end.
+            return Job("huge", self._huge(), self._uuid(), cancel=Cancel(after_s, "jobs"))
+        return self.innocent(Cancel(after_s, door))
 
     def abandoned(self) -> Job:
         """Return a job whose node does not stop, which its client cancels while that runs."""
@@ -129,6 +133,13 @@ class Draw:
         prompt = self._sampled(["4", 0], denoise=1.0)
         prompt["4"] = _node("EmptyLatentImage", width=64, height=64, batch_size=1)
         return "txt2img", prompt, 1
+
+    def _huge(self) -> dict[str, Any]:
+        """Return a job that does not end in a campaign's time, whose every forward takes minutes."""
+        prompt = self._sampled(["4", 0], denoise=1.0)
+        prompt["3"]["inputs"]["steps"] = 1000
+        prompt["4"] = _node("EmptyLatentImage", width=8192, height=1024, batch_size=1)
+        return prompt
 
     def _img2img(self) -> tuple[str, dict[str, Any], int]:
         prompt = self._sampled(["4", 0], denoise=0.6)

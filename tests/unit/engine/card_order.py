@@ -150,6 +150,8 @@ def record(tensor: object, stream: str) -> None:
 class CardTimeline:
     """An honest card's stream, as the engine asks it. `beside` is one of lower priority, of the forwards' stream."""
 
+    at_once = False
+
     def __init__(self, order: Order, stream: str = FORWARDS) -> None:
         self.order, self.stream = order, stream
         self.beside = CardTimeline(order, BESIDE) if stream == FORWARDS else None

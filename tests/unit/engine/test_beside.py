@@ -82,6 +82,8 @@ class Device:
 class Stream:
     """One of its streams, as the engine asks it."""
 
+    at_once = False
+
     def __init__(self, device: Device, *, beside: bool = False) -> None:
         self.device, self.is_beside = device, beside
         self.beside: Timeline | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 
 import pytest
 from hypothesis import given
@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.side_work import Call, Calls
+from serve_app.engine.stopping import Asked
 from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
@@ -137,15 +138,15 @@ def test_work_that_has_begun_fails_when_the_engine_closes():
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=12), st.integers(1, 20))
 def test_everything_is_answered_once_and_within_as_many_turns_as_calls_wait(asked, most):
     calls, answered = Calls(), []
-    futures = [Future() for _ in asked]
+    futures = [Asked() for _ in asked]
     for n, ((key, rows), future) in enumerate(zip(asked, futures, strict=True)):
         calls.add(Call(lambda numbers: answered.append(numbers) or numbers, future, n, key, rows, most))
     for _ in asked:
         if taken := calls.take(None):
             assert len({call.key for call in taken}) == 1
             assert len(taken) == 1 or sum(call.cost for call in taken) <= most
-            for future, answer in calls.run(taken):
-                future.set_result(answer)
+            for running, answer in calls.run(taken):
+                running.set_result(answer)
     assert not calls
     assert [future.result(0) for future in futures] == list(range(len(asked)))
     assert sorted(n for together in answered for n in together) == list(range(len(asked)))

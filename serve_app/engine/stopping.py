@@ -1,0 +1,95 @@
+"""Ends work of the engine's thread that nobody waits for any more. A thread cannot be ended from outside.
+
+What a CPU computes ends between two operations, and within an attention over many tokens, which is done in parts. A GPU
+has been asked for a forward before it computes it: there nothing more is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+T = TypeVar("T")
+
+ATTENTION_AT_ONCE = 1 << 32
+"""Products of queries and keys, times a head's width, that a thread of a CPU computes at once: some tenths of a second.
+"""
+QUERIES = 1024
+"""An attention in parts has at least so many queries in each: torch's kernel rounds those of fewer otherwise."""
+
+
+class StoppedError(BaseException):
+    """The work ends because nobody waits for it. No `Exception`, so that code which goes on after those ends too."""
+
+
+class Asked(Future[T]):
+    """An answer of the engine's that somebody waits for. unwanted: it was cancelled, also while its work is under way.
+
+    `Future.cancelled` says that of work which has not begun alone.
+    """
+
+    unwanted = False
+
+    def cancel(self) -> bool:
+        """As `Future.cancel`."""
+        self.unwanted = True
+        return super().cancel()
+
+
+def unwanted(answers: Iterable[Asked[Any]]) -> bool:
+    """Whether nobody waits for any of these."""
+    return all(answer.unwanted for answer in answers)
+
+
+class Stoppable(TorchFunctionMode):
+    """Has the operations of torch that its thread asks for inside raise StoppedError once `stopped` says so.
+
+    What is computed is the same, to the bit.
+    """
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        super().__init__()
+        self._stopped = stopped
+
+    def check(self) -> None:
+        """Errors: StoppedError."""
+        if self._stopped():
+            raise StoppedError("nobody waits for this any more")
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Do one operation, as torch asks for it."""
+        self.check()
+        if func is scaled_dot_product_attention:
+            return self._attention(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _attention(
+        self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """Return what queries (…,N,d) find, in parts where they are many. attn_mask: (…,N,M) or (…,1,M)."""
+        count = query.shape[-2]
+        of_one = query.numel() // max(count, 1) * key.shape[-2]
+        most = max(QUERIES, ATTENTION_AT_ONCE * torch.get_num_threads() // max(of_one, 1) // QUERIES * QUERIES)
+        # A causal mask counts queries from the first, and what is dropped is drawn for all at once.
+        if count < 2 * most or args or kwargs.get("is_causal") or kwargs.get("dropout_p"):
+            return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
+        # The last part has what is left beside its own.
+        starts = range(0, count - most + 1, most)
+        found = []
+        for start, stop in zip(starts, [*starts[1:], count], strict=True):
+            self.check()
+            mask = attn_mask if attn_mask is None or attn_mask.shape[-2] == 1 else attn_mask[..., start:stop, :]
+            found.append(scaled_dot_product_attention(query[..., start:stop, :], key, value, mask, **kwargs))
+        return torch.cat(found, dim=-2)
