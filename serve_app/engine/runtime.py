@@ -42,6 +42,7 @@ from serve_app.models.residency import Hold
 from serve_app.models.tiling import Tiles
 from serve_app.models.weights import LoadCounters, Weights
 from serve_app.recipe import HookChange, PackFunctions, Recipe, tiny_vae
+from serve_app.sampling.beginning import Beginning, beginning_of
 from serve_app.sampling.hooks import changes, hooks_of
 from serve_app.sampling.latents import LatentFormat
 from serve_app.sampling.request import Sampled, SamplingRequest
@@ -110,6 +111,11 @@ class EngineRuntime:
     def turns(self) -> tuple[int, int]:
         """The numbers of the engine's turn and of the load that is under way, 0 where there is none."""
         return self._engine.turn, self._loads.turn
+
+    @property
+    def unwanted_turn(self) -> int:
+        """The number of the engine's turn where all that it computes in it was cancelled; else 0."""
+        return self._engine.unwanted_turn
 
     @property
     def replays(self) -> ReplayCounters:
@@ -231,7 +237,7 @@ class EngineRuntime:
         def need() -> Need:
             return self.weights.need(*needed(fitted()))
 
-        def begin(hold: Hold) -> Generator[None, None, Future[Sampled]]:
+        def begin(hold: Hold, beginning: Beginning) -> Generator[None, None, Future[Sampled]]:
             def variant(further: tuple[HookChange, ...], _held: Hold = hold) -> Backbone:
                 backbone = self.weights.backbone(fitted().with_patches(further))
                 return backbone.exclusive() if strict else backbone
@@ -248,21 +254,39 @@ class EngineRuntime:
             conds = backbone.activated(guider.conds, nets, encoders, patches)
             controlled = replace(request, guider=replace(guider, conds=conds))
             nonlocal running_now
-            trajectory = Trajectory(backbone, controlled, on_step, variant if hooked else None, *others)
+            changing = variant if hooked else None
+            trajectory = Trajectory(backbone, controlled, on_step, changing, *others, beginning=beginning)
             running_now = ref(trajectory)
             return self._engine.submit(trajectory)
 
         # Begun in the engine's thread, a run joins the very next forward. Its beginning holds the models until then,
         # and from then on the trajectory alone.
-        beginning = self._engine.work(begin(await self._ready(need, loading)))
+        hold = await self._ready(need, loading)
         try:
-            running = await self._answer(beginning)
+            begins_with = await asyncio.to_thread(self._beginning, request, fitted())
+            started = self._engine.work(begin(hold, begins_with))
+        finally:
+            del hold
+        try:
+            running = await self._answer(started)
         except asyncio.CancelledError:
-            beginning.add_done_callback(_cancel_run)
+            started.add_done_callback(_cancel_run)
             raise
         for text in remarks:
             remark(text)
         return await self._answer(running)
+
+    def _beginning(self, request: SamplingRequest, backbone: Recipe) -> Beginning:
+        """Return what a run of a backbone that is held begins with. An error keeps none of the weights."""
+        try:
+            lent = self.weights.backbone(backbone)
+            levels, latent_format = lent.levels, lent.latent_format
+            del lent
+            with torch.no_grad():
+                return beginning_of(request, levels, latent_format)
+        except BaseException as error:
+            clear_frames(error.__traceback__)
+            raise
 
     def _picture(self, latent_format: LatentFormat, shown: Tensor, *, decoded: bool) -> Tensor | None:
         """Return latents as `picture` does; decoded, if that is wished for and their tiny VAE is here."""

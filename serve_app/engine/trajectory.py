@@ -10,24 +10,22 @@ from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.recipe import EasyCache
+from serve_app.sampling.beginning import Beginning, beginning_of
 from serve_app.sampling.combination import Combination, Latents, compute, value
 from serve_app.sampling.disagreement import Disagreement
-from serve_app.sampling.evaluation import Evaluation, Sampler, SamplerSpec
+from serve_app.sampling.evaluation import Evaluation, Sampler
 from serve_app.sampling.forward import Backbone, Canvas, Piece, Reading, readings
 from serve_app.sampling.guidance import Guidance
 from serve_app.sampling.hooks import HookSchedule, Variant
 from serve_app.sampling.inpaint import Inpainting, changing_mask, latent_mask
 from serve_app.sampling.layers import LayerPatches
-from serve_app.sampling.noise import after_noise, drawn, noise
-from serve_app.sampling.request import Sampled, SamplingRequest, Steps
+from serve_app.sampling.noise import after_noise
+from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.sampling.rules import rule_of
-from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import sigmas_for
 from serve_app.sampling.transfer import brought, sent
 
 OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
@@ -42,7 +40,7 @@ class Trajectory:
     results and what is shown hold their numbers once it has. on_step: called with (steps done, steps in all) after each
     step was asked for, in whichever thread settles it; what it returns is to be called once the step is done
     (`take_told`). variant: gives the backbone with further LoRAs, for conditionings that have hooks. negative: answers
-    for the negative, if that is another backbone.
+    for the negative, if that is another backbone. beginning: what it begins with; made as it starts if it is not given.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -62,6 +60,8 @@ class Trajectory:
         on_step: OnStep | None = None,
         variant: Variant | None = None,
         negative: Backbone | None = None,
+        *,
+        beginning: Beginning | None = None,
     ) -> None:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
@@ -80,6 +80,7 @@ class Trajectory:
         self._on_step = on_step
         self._variant = variant
         self._negative = negative
+        self._beginning = beginning
         self._told: list[Callable[[], object]] = []
         self._steps_done = 0
         self._seen_step = (-1, 0)
@@ -91,11 +92,9 @@ class Trajectory:
 
     def start(self) -> None:
         """Run to the first evaluation. Errors: NodeError for an unknown sampler, schedule or guider."""
-        r = self._request
-        spec = self._spec()
-        sigmas = self._sigmas(spec)
-        levels, latent_format = self.backbone.levels, self.backbone.latent_format
-        given = latent_format.accept(r.latents.to("cpu", torch.float32), r.factor)
+        r, levels, latent_format = self._request, self.backbone.levels, self.backbone.latent_format
+        beginning, self._beginning = self._beginning or beginning_of(r, levels, latent_format), None
+        spec, sigmas, given = beginning.spec, beginning.sigmas, beginning.latents
         if not len(sigmas):
             self.result = Sampled(given, given)
             return
@@ -104,13 +103,13 @@ class Trajectory:
         # Empty latents are of no image, so they are not moved by the mean of those of images.
         placed = sent(given, device)
         latents = latent_format.to_model(placed) if given.any() else placed
-        added = sent(drawn(r.noise, given, r.batch_index), device)
+        added = sent(beginning.noise, device)
         x = levels.start(latents, added, sigma)
         canvas = Canvas(latents, added, seed=r.noise.seed)
         if r.noise_mask is not None:
             mask = latent_mask(r.noise_mask, latents)
             canvas = replace(canvas, mask=mask)
-            kept_noise = sent(noise(given.shape, r.noise.seed + 1), device) if spec.fresh_inpaint_noise else added
+            kept_noise = added if beginning.kept_noise is None else sent(beginning.kept_noise, device)
             changing = changing_mask(mask, r.guider.backbone.patches, levels, sigmas)
             held_at = None if self.backbone.keeps_clean else levels
             self._inpainting = Inpainting(mask, latents, kept_noise, held_at, changing)
@@ -131,19 +130,6 @@ class Trajectory:
         self._last_sigma = float(sigmas[-1])
         self._advance(None)
         self.settle()
-
-    def _spec(self) -> SamplerSpec:
-        sampler, seed, levels = self._request.sampler, self._request.noise.seed, self.backbone.levels
-        start = sampler.start
-        if start is None:
-            return SAMPLERS[sampler.name]
-        return SamplerSpec(lambda x, sigmas, **_: start(value(x), sigmas, seed, levels))
-
-    def _sigmas(self, spec: SamplerSpec) -> Tensor:
-        given = self._request.sigmas
-        if isinstance(given, Steps):
-            return sigmas_for(self.backbone.levels, given, spec)
-        return given.to("cpu", torch.float32)
 
     @property
     def shown(self) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from functools import partial
 from itertools import islice
-from math import sqrt
+from math import prod, sqrt
 from threading import Lock
 from weakref import ref
 
@@ -28,6 +28,11 @@ from serve_app.values import Noise
 
 SEEDS = 2**64
 """Seeds are taken modulo this."""
+
+MOST_DRAWN = 2**28
+"""How many numbers are drawn at most for latents that take theirs from further on in a seed's sequence: 4,096 images of
+1024×1024 with four channels. That is some seconds' work of a CPU.
+"""
 
 AHEAD = 4
 """How many draws of a run are made before they are asked for: about two forwards' worth."""
@@ -52,8 +57,18 @@ def after_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | No
 def _drawn(shape: Sequence[int], generator: torch.Generator, batch_index: Sequence[int] | None) -> Tensor:
     if batch_index is None:
         return torch.randn(tuple(shape), generator=generator)
-    drawn = [torch.randn((1, *shape[1:]), generator=generator) for _ in range(max(batch_index) + 1)]
-    return torch.cat([drawn[i] for i in batch_index])
+    count, wanted = max(batch_index) + 1, set(batch_index)
+    if (values := count * prod(shape[1:])) > MOST_DRAWN:
+        raise NodeError(
+            f"the batch_index of latents has {max(batch_index):,}: the noise up to that is of {values:,} numbers, "
+            f"and {MOST_DRAWN:,} are drawn at most"
+        )
+    drawn: dict[int, Tensor] = {}
+    for index in range(count):
+        of_one = torch.randn((1, *shape[1:]), generator=generator)
+        if index in wanted:
+            drawn[index] = of_one
+    return torch.cat([drawn[index] for index in batch_index])
 
 
 def drawn(given: Noise, latents: Tensor, batch_index: Sequence[int] | None = None) -> Tensor:

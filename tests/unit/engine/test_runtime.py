@@ -1,6 +1,6 @@
 import asyncio
 from dataclasses import replace
-from threading import get_ident
+from threading import Event, get_ident
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ from serve_app.recipe import Recipe
 from serve_app.sampling import latent_formats
 from serve_app.sampling.request import Steps
 from serve_app.store.catalog import Catalog
-from serve_app.values import GenerationRequest, IllustratedText, Texts
+from serve_app.values import GenerationRequest, IllustratedText, Noise, Texts
 from tests.unit.engine import mixes
 from tests.unit.engine.test_engine import arrived, held
 from tests.unit.models.sample import cpu_weights, random_tensors
@@ -159,6 +159,23 @@ async def test_a_cancelled_node_leaves_and_others_go_on(shared):
     with pytest.raises(asyncio.CancelledError):
         await endless
     assert (await shared.bind(ignore).sample(request(conditioning))).latents.shape == (1, 4, 4, 4)
+
+
+async def test_what_a_run_begins_with_is_made_while_the_engine_does_other_work(shared):
+    drawing, go = Event(), Event()
+
+    def draw(latents, batch_index):
+        drawing.set()
+        assert go.wait(30)
+        return torch.ones_like(latents)
+
+    conditioning = [(torch.zeros(1, 77, 64), {})]
+    slow = replace(request(conditioning), noise=Noise(1, draw=draw))
+    task = asyncio.create_task(shared.bind(ignore).sample(slow))
+    assert await asyncio.to_thread(drawing.wait, 30)
+    await asyncio.wait_for(shared.bind(ignore).sample(request(conditioning)), 30)
+    go.set()
+    assert (await task).latents.shape == (1, 4, 4, 4)
 
 
 async def test_a_checkpoint_that_does_not_fit_waits_for_the_one_in_use(engine, catalog):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from serve_app.errors import NodeError
 from serve_app.sampling import draws
 from serve_app.sampling import noise as module
 from serve_app.sampling.draws import THREADS, HostDraws
@@ -34,6 +35,11 @@ def test_noise_does_not_depend_on_or_change_torchs_own_random_state():
     assert torch.equal(noise(SHAPE, 42), first)
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_noise_from_too_far_on_in_a_seeds_sequence_is_refused_before_it_is_drawn():
+    with pytest.raises(NodeError, match=r"batch_index of latents has 9,999,999.*1,280,000,000 numbers"):
+        noise((1, 2, 8, 8), 7, [9_999_999])
 
 
 def test_a_batch_index_picks_the_noise_that_latent_has_in_a_whole_batch():

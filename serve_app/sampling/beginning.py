@@ -1,0 +1,61 @@
+"""What a run begins with, made of its request alone: its levels, latents and noise. All of it on the CPU, float32.
+
+How long that takes is for the request to say, so it is made beside the thread that has the forwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from serve_app.sampling.combination import value
+from serve_app.sampling.evaluation import SamplerSpec
+from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.levels import Levels
+from serve_app.sampling.noise import drawn, noise
+from serve_app.sampling.request import SamplingRequest, Steps
+from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.sigmas import sigmas_for
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Beginning:
+    """sigmas: (n+1,). latents, noise: (B,C,…), unscaled; kept_noise: of what a mask keeps, None as of the rest."""
+
+    spec: SamplerSpec
+    sigmas: Tensor
+    latents: Tensor
+    noise: Tensor
+    kept_noise: Tensor | None = None
+
+
+def beginning_of(request: SamplingRequest, levels: Levels, latent_format: LatentFormat) -> Beginning:
+    """Return what a run of a backbone with these levels and latents begins with.
+
+    Errors: NodeError for an unknown sampler or schedule, latents of another format, and noise of too many latents.
+    """
+    spec = _spec(request, levels)
+    sigmas = _sigmas(request, levels, spec)
+    latents = latent_format.accept(request.latents.to("cpu", torch.float32), request.factor)
+    if not len(sigmas):
+        return Beginning(spec, sigmas, latents, latents)
+    added, kept = drawn(request.noise, latents, request.batch_index), None
+    if request.noise_mask is not None and spec.fresh_inpaint_noise:
+        kept = noise(latents.shape, request.noise.seed + 1)
+    return Beginning(spec, sigmas, latents, added, kept)
+
+
+def _spec(request: SamplingRequest, levels: Levels) -> SamplerSpec:
+    sampler, seed = request.sampler, request.noise.seed
+    start = sampler.start
+    if start is None:
+        return SAMPLERS[sampler.name]
+    return SamplerSpec(lambda x, sigmas, **_: start(value(x), sigmas, seed, levels))
+
+
+def _sigmas(request: SamplingRequest, levels: Levels, spec: SamplerSpec) -> Tensor:
+    if isinstance(request.sigmas, Steps):
+        return sigmas_for(levels, request.sigmas, spec)
+    return request.sigmas.to("cpu", torch.float32)
