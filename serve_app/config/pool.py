@@ -120,7 +120,12 @@ class PoolConfig(Section):
     forward_time_s: Seconds = 1800.0
     """How long one forward of a model may take, or loading one, before the replica's process is ended and replaced.
 
-    What it bounds is a computation that never returns, on a broken device say; nothing else can stop one.
+    What it bounds is a computation that never returns, on a broken device say.
+    """
+    cancelled_time_s: Seconds = 60.0
+    """How long the engine may go on with what was cancelled, before its replica hands its tasks back and is replaced.
+
+    What it computes on a CPU ends between two operations; of a GPU's work, what it has asked for already is done.
     """
     stop_s: Seconds = 10.0
     """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""

@@ -199,8 +199,8 @@ class SchedulerHandle:
     async def leave(self, replica_id: str, epoch: int) -> None:
         await self._call("leave", replica_id, epoch)
 
-    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
-        await self._call("trouble", replica_id, pool, why)
+    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
+        await self._call("trouble", replica_id, pool, why, lost)
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """Call the scheduler, finding it again if it died. Errors: the method's own; NotReadyError after PATIENCE_S."""

@@ -60,6 +60,8 @@ class Replica:
             underway=self._runner.underway,
             turns=lambda: () if self._runner.models is None else self._runner.models.turns,
             turn_s=pool.forward_time_s,
+            unwanted_turn=lambda: 0 if self._runner.models is None else self._runner.models.unwanted_turn,
+            unwanted=self._runner.computes_unwanted,
         )
         # Not before: what is imported and loaded until here may hold up the loop for as long as it takes.
         self._watchdog.start()

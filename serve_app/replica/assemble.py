@@ -81,6 +81,7 @@ def assemble(
         node_limits=NodeLimits(pool.name, pool.node_time_s, pool.runtime_node_time_s),
         stop_s=pool.stop_s,
         finish_s=pool.finish_s,
+        cancelled_time_s=pool.cancelled_time_s,
         exit=exit,
         warm=pool.warm,
     )

@@ -38,6 +38,9 @@ class Models(Protocol):
     def turns(self) -> tuple[int, ...]: ...
 
     @property
+    def unwanted_turn(self) -> int: ...
+
+    @property
     def counters(self) -> Counters: ...
 
     @property

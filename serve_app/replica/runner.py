@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, get_args
 
 from serve_app import log
-from serve_app.errors import CancelledJobError
+from serve_app.errors import CancelledJobError, ServeAppError
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
@@ -78,6 +78,8 @@ RETRY_S = 0.3
 """How long to wait before asking again for a value that did not arrive."""
 LOOK_S = 0.1
 """How often one that drains looks whether it may stay."""
+TELL_S = 5.0
+"""How often the scheduler is told that the engine computes what was cancelled."""
 LEAVE_S = 5.0
 """How long a replica that must end waits for the scheduler to take its tasks back."""
 
@@ -89,7 +91,8 @@ class Runner:
     warm: models to load as it starts. limits: how large its values may be. node_limits: how long its nodes may take.
     stop_s: how long a node may go on that nobody waits for. Then the replica takes no more tasks; unless the node stops
     within finish_s after all, or as soon as nothing else runs, it hands its other tasks back and ends its process by
-    `exit`, since a thread cannot be ended otherwise.
+    `exit`, since a thread cannot be ended otherwise. cancelled_time_s: how long the engine may go on with what was
+    cancelled; then it does so at once.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Runner:
         node_limits: NodeLimits,
         stop_s: float,
         finish_s: float = 0.0,
+        cancelled_time_s: float,
         exit: Callable[[int], object],
         warm: tuple[str, ...] = (),
     ) -> None:
@@ -120,7 +124,8 @@ class Runner:
         self._scheduler = scheduler
         self._previews = previews
         self.node_limits = node_limits
-        self._stop_s, self._finish_s = stop_s, finish_s
+        self._stop_s, self._finish_s, self._cancelled_time_s = stop_s, finish_s, cancelled_time_s
+        self._telling: asyncio.Task[None] | None = None
         self._exit = exit
         # By run of a task or check, also of one that is over while something of it goes on. Not by the id of the task,
         # which a scheduler that has forgotten it gives again.
@@ -371,6 +376,24 @@ class Runner:
         if await self._stops_while_others_finish():
             _log.info("taking tasks again: what went on has stopped")
             return
+        await self._hand_over(why)
+
+    def computes_unwanted(self, seconds: float) -> None:
+        """Note for how long the engine has been computing what was cancelled: nothing else is computed meanwhile."""
+        why = f"the engine has been computing for {seconds:g} s what was cancelled"
+        if seconds >= self._cancelled_time_s:
+            self._replacing = self._replacing or asyncio.create_task(self._hand_over(why))
+        elif seconds >= self._stop_s and (self._telling is None or self._telling.done()):
+            self._telling = self._run_errand(self._tell(why))
+
+    async def _tell(self, why: str) -> None:
+        _log.warning("%s; running: %s", why, ", ".join(self.underway()) or "no node")
+        with contextlib.suppress(ServeAppError):
+            await self._membership.trouble(why)
+        await asyncio.sleep(TELL_S)
+
+    async def _hand_over(self, why: str) -> None:
+        """Hand all tasks back, for another replica to take over, and end this process."""
         _log.warning("leaving, for another replica to take over: %s; running: %s", why, ", ".join(self.underway()))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.leave(), self._stop_s + LEAVE_S)

@@ -47,7 +47,8 @@ class Watchdog:
 
     hang_s: how long the loop may do nothing else than one thing. memory_bytes: as `own_bytes`; 0 is no limit.
     turns: the numbers of the engine's turn and of the load that is under way, 0 for none; turn_s: how long each may
-    take.
+    take. unwanted_turn: that of the engine's turn if all it is for was cancelled, 0 if not; unwanted: told in the loop
+    for how many seconds that has been so, again and again.
     relieve: frees what can be, in the loop. underway: which nodes run, for the log; asked in the watchdog's thread.
     waited_s: how long a thread has waited for a processor since it began.
     """
@@ -62,6 +63,8 @@ class Watchdog:
         underway: Callable[[], list[str]],
         turns: Callable[[], tuple[int, ...]] = tuple,
         turn_s: float = 0.0,
+        unwanted_turn: Callable[[], int] = int,
+        unwanted: Callable[[float], object] = lambda seconds: None,
         exit: Callable[[int], object] = os._exit,
         own_bytes: Callable[[], int] | None = None,
         waited_s: Callable[[int], float] | None = None,
@@ -73,6 +76,8 @@ class Watchdog:
         self._underway = underway
         self._turns, self._turn_s = turns, turn_s
         self._in_turns: list[tuple[int, float]] = []
+        self._unwanted_turn, self._unwanted = unwanted_turn, unwanted
+        self._in_unwanted = 0, 0.0
         self._exit = exit
         self._own_bytes = own_bytes or partial(_own_bytes, psutil.Process())
         self._waited_s = waited_s or _waited_s
@@ -145,6 +150,11 @@ class Watchdog:
         ]
         if any(lasted_s >= self._turn_s for turn, lasted_s in self._in_turns if turn):
             self._end(STUCK, f"one forward, or the loading of a model, has taken longer than {self._turn_s:g} s")
+        last, lasted_s = self._in_unwanted
+        turn = self._unwanted_turn()
+        self._in_unwanted = turn, lasted_s + LOOK_S if turn and turn == last else 0.0
+        if turn and turn == last:
+            self._loop.call_soon_threadsafe(self._unwanted, self._in_unwanted[1])
 
     def _look_at_memory(self) -> None:
         used = self._own_bytes()

@@ -125,12 +125,12 @@ class ReplicaRegistry:
         _log.warning("replica %s is lost%s", replica_id, why and f": {why}")
         await self._gone(replica_id, ReplicaLost(replica_id, self._validation.under_way(replica_id), why))
 
-    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
+    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
         self._tenure.check()
         now_s = time.monotonic()
         self._troubles = {name: said for name, said in self._troubles.items() if now_s - said[0] < TROUBLE_S}
         self._troubles[replica_id] = (now_s, Trouble(replica_id, pool, why))
-        if replica_id in self._mailboxes:
+        if lost and replica_id in self._mailboxes:
             await self.lost(replica_id, why)
 
     def troubles(self) -> Iterator[Trouble]:

@@ -426,8 +426,8 @@ class Scheduler:
     async def leave(self, replica_id: str, epoch: int) -> None:
         await self.registry.leave(replica_id, epoch)
 
-    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
-        await self.registry.trouble(replica_id, pool, why)
+    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
+        await self.registry.trouble(replica_id, pool, why, lost)
 
     # Recovering -------------------------------------------------------------------------------------------------------
 

@@ -321,6 +321,33 @@ async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) 
         assert c.running.exits == []
 
 
+async def test_an_engine_that_computes_what_was_cancelled_is_told_of_and_then_replaced_at_no_others_cost(
+    tmp_path: Path,
+) -> None:
+    async with client(tmp_path, impatient(cancelled_time_s=9)) as c:
+        innocent = await c.started("Waits", job_time_s=5)
+        runner = c.running.runners["cpu"]
+        runner.computes_unwanted(0.2)
+        assert (await c.running.scheduler.cluster()).troubles == ()
+        runner.computes_unwanted(0.5)
+        async with asyncio.timeout(60):
+            while not (troubles := (await c.running.scheduler.cluster()).troubles):
+                await asyncio.sleep(0.01)
+        assert [(t.pool, t.why) for t in troubles] == [
+            ("cpu", "the engine has been computing for 0.5 s what was cancelled")
+        ]
+        assert "cpu" in await c.running.replicas(), "it is to go on"
+        assert (await c.running.scheduler.job(innocent)).state == "running"
+        runner.computes_unwanted(9.0)
+        async with asyncio.timeout(60):
+            while not c.running.exits:
+                await asyncio.sleep(0.01)
+        assert c.running.exits == [REPLACED]
+        await c.running.replica("second", impatient()[0])
+        view = await asyncio.wait_for(c.running.finish(innocent), 60)
+        assert view.failure.exception_type == "JobTimeError", "it went on with the second replica, to its own limit"
+
+
 @pytest.mark.parametrize("kind", ["Endless", "Waits", "Deaf"])
 async def test_a_node_over_its_time_ends_its_job_saying_which_and_what_limit(tmp_path: Path, kind: str) -> None:
     async with client(tmp_path, impatient(node_time_s=0.4)) as c:

@@ -25,7 +25,8 @@ class Watched:
         self.loop = asyncio.new_event_loop()
         self.exits: list[int] = []
         self.relieved = threading.Event()
-        self.bytes = self.turn = self.load = 0
+        self.bytes = self.turn = self.load = self.unwanted = 0
+        self.told_s: list[float] = []
         self.waited_s = 0.0
         """How long the loop's thread has had no processor."""
         self.running = threading.Thread(target=self.loop.run_forever, daemon=True)
@@ -37,6 +38,8 @@ class Watched:
             underway=lambda: ["node 7 (Sleep) of job j"],
             turns=lambda: (self.turn, self.load),
             turn_s=3 * LOOK_S,
+            unwanted_turn=lambda: self.unwanted,
+            unwanted=self.told_s.append,
             exit=self.exits.append,
             own_bytes=lambda: self.bytes,
             waited_s=lambda thread: self.waited_s if thread == self.thread else 0.0,
@@ -162,6 +165,17 @@ def test_a_turn_of_the_engine_that_does_not_end_ends_the_process_with_last_words
     assert watched.exits == [STUCK]
     assert "node 7 (Sleep) of job j" in caplog.text
     assert "Thread 0x" in capfd.readouterr().err
+
+
+def test_a_turn_that_nobody_waits_for_is_told_in_the_loop_for_as_long_as_it_lasts() -> None:
+    watched = Watched()
+    watched.unwanted = 7
+    watched.look(3)
+    watched.unwanted = 8
+    watched.look(2)
+    watched.unwanted = 0
+    watched.look(1)
+    assert watched.told_s == [LOOK_S, 2 * LOOK_S, LOOK_S]
 
 
 def test_a_load_that_does_not_end_ends_the_process_though_the_engine_goes_on() -> None:
