@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-serving test-keeping-time test-computing check bench chaos lock sbom clients format clean
+.PHONY: demo test test-all test-serving test-keeping-time test-computing check bench chaos lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
@@ -16,15 +16,19 @@ KEEPING_TIME := $(addprefix tests/unit/,replica scheduler store)
 test: $(VENV)/installed
 	$(MAKE) --jobs=2 test-serving test-keeping-time
 
+# The long forms too: pictures at their own sizes, and more examples of every property.
+test-all:
+	$(MAKE) test PYTEST_ARGUMENTS="-m 'not full_size and not comfyui' --hypothesis-profile=long"
+
 # Ray would run its workers at nice 15, after those that compute.
 test-serving: $(VENV)/installed
-	RAY_worker_niceness=0 $(RUN)/python -m pytest $(SERVING)
+	RAY_worker_niceness=0 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS) $(SERVING)
 
 test-keeping-time: test-computing
-	$(RUN)/python -m pytest $(KEEPING_TIME)
+	$(RUN)/python -m pytest $(PYTEST_ARGUMENTS) $(KEEPING_TIME)
 
 test-computing: $(VENV)/installed
-	OMP_NUM_THREADS=1 nice -n 10 $(RUN)/python -m pytest $(addprefix --ignore=,$(SERVING) $(KEEPING_TIME))
+	OMP_NUM_THREADS=1 nice -n 10 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS) $(addprefix --ignore=,$(SERVING) $(KEEPING_TIME))
 
 check: $(VENV)/installed
 	$(RUN)/ruff check .

@@ -16,7 +16,7 @@ contract.config.generation.update(modes=[GenerationMode.POSITIVE, GenerationMode
 
 
 @contract.include(path="/prompt").parametrize()
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_a_body_that_fits_the_document_is_refused_only_for_its_graph(case, base_url):
     response = case.call(base_url=base_url)
     # The document cannot say which node classes exist, so a graph that fits it may still be one that cannot run.
@@ -28,7 +28,7 @@ def test_a_body_that_fits_the_document_is_refused_only_for_its_graph(case, base_
 
 
 @contract.include(path="/history/{prompt_id}").parametrize()
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_an_id_that_is_no_uuid_has_an_empty_history(case, base_url):
     response = case.call(base_url=base_url)
     # The document has no 4xx here: an id that cannot exist is one that is not found.
@@ -38,6 +38,6 @@ def test_an_id_that_is_no_uuid_has_an_empty_history(case, base_url):
 
 
 @contract.exclude(path=["/prompt", "/history/{prompt_id}"]).parametrize()
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_every_other_answer_is_one_the_document_describes(case, base_url):
     case.call_and_validate(base_url=base_url)

@@ -25,6 +25,10 @@ SAME = 1e-6
 """How far a CPU's results may be from its own, where rows of a forward are others."""
 
 
+# `python -m tests.gpu.measure --check` is the same by hand.
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture(scope="module")
 def found():
     figures = list(measured(Bench(torch.device("cpu"), small=True)))

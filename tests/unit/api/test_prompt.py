@@ -203,7 +203,7 @@ KEYS = ["client_id", "extra_data", "prompt_id", "number", "front", "partial_exec
 BODIES = st.fixed_dictionaries({"prompt": PROMPTS | JSON}, optional=dict.fromkeys(KEYS, JSON)) | JSON
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=BODIES.map(lambda body: json.dumps(body).encode()) | st.binary())
 async def test_no_body_whatsoever_is_answered_by_anything_but_200_or_400(client, body):
     response = await client.post("/prompt", content=body)

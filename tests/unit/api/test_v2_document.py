@@ -104,7 +104,7 @@ def test_every_code_of_the_contract_is_there_or_is_left_out_with_a_reason():
 
 
 @v2.exclude(path="/jobs/{job_id}/events").parametrize()
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_that_the_document_describes(case, base_url):
     response = case.call(base_url=base_url)
     # A path that no route has, or a query that is none, is answered before the dialect's routes are reached.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from math import prod
 from threading import Lock
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
@@ -73,7 +73,6 @@ def check_mix(mix, backbone, max_cells):
     assert all(rows * prod(sides) <= largest for rows, _, *sides in backbone.calls[first:])
 
 
-@settings(max_examples=200)
 @given(st.lists(jobs(), min_size=1, max_size=6), st.sampled_from([1, 48, 72, 160, 1000]))
 def test_any_mix_of_jobs_in_any_order_gives_each_what_it_gets_alone(mix, max_cells):
     check_mix(mix, TinyBackbone(), max_cells)
@@ -83,7 +82,6 @@ OF_VIDEO = ((3, 1, 4, 4), (3, 2, 4, 6))
 OF_A_FLOW = (1.0, 0.97, 0.8, 0.6, 0.35, 0.2, 0.05)
 
 
-@settings(max_examples=200)
 @given(st.lists(jobs(OF_VIDEO, levels=OF_A_FLOW), min_size=1, max_size=6), st.sampled_from([1, 48, 72, 160, 1000]))
 def test_so_does_any_mix_on_a_flow_of_latents_in_time(mix, max_cells):
     check_mix(mix, tiny_flow(), max_cells)

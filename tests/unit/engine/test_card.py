@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
@@ -33,6 +33,7 @@ from serve_app.recipe import (
 from serve_app.sampling.latent_formats import SD
 from serve_app.sampling.samplers import SAMPLERS
 from serve_app.values import PerpNeg
+from tests.examples import fewer
 from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card, MixedDevicesError
 from tests.unit.engine.card_draws import draw_on
@@ -234,7 +235,7 @@ def test_a_decoded_picture_takes_one_copy_to_the_host_which_waits_for_nothing(ca
     assert torch.equal(shown, wanted)
 
 
-@settings(max_examples=15)
+@fewer(5)
 @given(st.lists(jobs(), min_size=1, max_size=5))
 def test_any_mix_gives_what_a_cpu_gives_to_the_bit_and_nothing_waits(card, engine, on_cpu, mix):
     wanted = [job.request for job in mix]

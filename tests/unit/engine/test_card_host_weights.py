@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from serve_app.models.upload import ALIGNED, HostCopies, Ring
 from serve_app.models.weights import STREAMED, Weights
 from serve_app.recipe import Part, Recipe
 from serve_app.store.catalog import Catalog
+from tests.examples import fewer
 from tests.unit.engine.card import CARD, Card, OnCard
 from tests.unit.engine.test_card_loading import Network, held, uploaded
 from tests.unit.models.sample import random_tensors
@@ -211,7 +212,8 @@ def test_of_two_models_that_take_turns_no_file_is_read_again(root: Path) -> None
 ASKED = st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from("ab")), min_size=2, max_size=7)
 
 
-@settings(max_examples=5, deadline=None)
+@fewer(10)
+@fewer(3)
 @given(ASKED, st.integers(0, 2 * ONE), st.integers(0, 3 * ONE), st.booleans())
 def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_its_bound(
     root: Path, asked: list[tuple[Part, str]], budget: int, host_bytes: int, releases: bool
@@ -245,7 +247,6 @@ def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_
 SIZES = st.lists(st.integers(0, 600), max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
 @given(SIZES, st.sampled_from([64, 256, 1024]))
 def test_no_two_tensors_share_a_byte_and_little_memory_is_lost(sizes: list[int], chunk_bytes: int) -> None:
     chunks = _Places(sizes, chunk_bytes)
@@ -264,7 +265,7 @@ def test_no_two_tensors_share_a_byte_and_little_memory_is_lost(sizes: list[int],
 MOVES = st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12)
 
 
-@settings(max_examples=15, deadline=None)
+@fewer(5)
 @given(MOVES, st.integers(0, 4))
 def test_whatever_comes_and_goes_the_bound_is_kept_and_what_fits_is_found(
     moves: list[tuple[int, bool]], room: int

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -207,7 +207,6 @@ def test_a_layer_of_a_block_has_weights_of_its_own_whatever_is_in_the_slot() -> 
 SIZES = st.lists(st.lists(st.integers(1, 300), min_size=1, max_size=4), min_size=1, max_size=30)
 
 
-@settings(max_examples=100, deadline=None)
 @given(SIZES, st.integers(0, 40_000))
 def test_what_stays_and_the_slots_are_within_the_room_and_no_more_streams_than_has_to(
     sizes: list[list[int]], room: int

@@ -13,7 +13,7 @@ from math import ceil, log2
 from typing import Any, cast
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -174,7 +174,6 @@ SIZES = st.lists(st.integers(1, 40 * UNIT), min_size=2 * PARTS, max_size=2 * PAR
 RATES = st.lists(st.integers(1, 4 * CELL_BYTES), min_size=PARTS, max_size=PARTS)
 
 
-@settings(max_examples=60, deadline=None)
 @given(JOBS, st.integers(8 * UNIT, 100 * UNIT), SIZES, RATES)
 def test_every_job_ends_and_only_what_has_no_room_fails_and_nothing_is_loaded_twice_for_one(
     jobs, planned, sizes, rates
@@ -199,7 +198,6 @@ def test_every_job_ends_and_only_what_has_no_room_fails_and_nothing_is_loaded_tw
     assert card.counters.failures <= networks * ceil(log2(MAX_ROWS)) + 2 * failed * ceil(log2(2 * 4))
 
 
-@settings(max_examples=40, deadline=None)
 @given(JOBS, st.lists(st.integers(1, 5 * UNIT), min_size=2 * PARTS, max_size=2 * PARTS), st.integers(1, CELL_BYTES))
 def test_where_all_weights_fit_each_is_loaded_once_and_no_memory_runs_out(jobs, sizes, rate):
     card = Card(sum(sizes) + MAX_ROWS * UNIT, sizes, [rate] * PARTS)
@@ -220,7 +218,6 @@ MANY = st.lists(
 """Jobs of two networks, more than a card has room for at once."""
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     MANY,
     st.integers(16 * UNIT, 32 * UNIT),
@@ -234,7 +231,6 @@ def test_forwards_are_only_as_large_as_there_is_room_beside_weights_that_come_an
     assert (card.counters.failures, card.failed_loads) == (0, 0)
 
 
-@settings(max_examples=40, deadline=None)
 @given(
     MANY,
     st.integers(16 * UNIT, 32 * UNIT),
@@ -261,7 +257,6 @@ class Streaming(Card):
         return Need({(job.network, share): taken, PARTS + job.beside: beside})
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     JOBS,
     st.integers(16 * UNIT, 100 * UNIT),

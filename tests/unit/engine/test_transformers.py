@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -27,6 +27,7 @@ from serve_app.recipe import Lora, Recipe, ReferenceMethod
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipVisionOutput, Conditioning
+from tests.examples import fewer
 from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine import mixes
@@ -179,7 +180,7 @@ def jobs(draw: st.DrawFn, net: str) -> SamplingRequest:
 
 
 @pytest.mark.parametrize("net", LAYER)
-@settings(max_examples=15, deadline=None)
+@fewer(10)
 @given(data=st.data())
 def test_any_mix_of_jobs_gives_each_what_it_gets_alone(shared: EngineRuntime, net: str, data: st.DataObject) -> None:
     mix = data.draw(st.lists(jobs(net), min_size=2, max_size=5))

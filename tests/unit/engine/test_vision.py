@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -31,6 +31,7 @@ from serve_app.nodes.builtin.vision import (
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.catalog import Catalog
 from serve_app.values import ClipVisionOutput, Conditioning
+from tests.examples import fewer
 from tests.parity.dit_cases import noise, weights
 from tests.unit.engine import mixes
 from tests.unit.models.sample import SAMPLE, cpu_weights, random_tensors, write_sample_checkpoint
@@ -160,7 +161,7 @@ def jobs(draw: st.DrawFn) -> SamplingRequest:
     )
 
 
-@settings(max_examples=15, deadline=None)
+@fewer(5)
 @given(mix=st.lists(jobs(), min_size=2, max_size=4))
 def test_any_mix_of_jobs_gives_each_what_it_gets_alone(shared: EngineRuntime, mix: list[SamplingRequest]) -> None:
     async def alone_and_together() -> tuple[list[Any], list[Any]]:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidGraphError
@@ -123,7 +123,6 @@ def workflows(draw: st.DrawFn) -> dict[str, Any]:
     return prompt
 
 
-@settings(max_examples=400)
 @given(workflows(), POOLS, st.data())
 def test_any_plan_runs_every_needed_node_once_and_each_task_after_what_it_needs(
     prompt: dict[str, Any], pools: list[Pool], data: st.DataObject

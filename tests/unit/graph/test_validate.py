@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import InvalidGraphError, Problem
@@ -270,7 +270,6 @@ ABSURD = st.recursive(
 )
 
 
-@settings(max_examples=300)
 @given(
     st.dictionaries(
         st.sampled_from(["3", "4", "5", "6", "8", "9", "x"]),

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import NodeError
@@ -119,7 +119,6 @@ def mixes(draw):
     return draw(st.lists(made, min_size=1, max_size=5))
 
 
-@settings(max_examples=25)
 @given(mix=mixes())
 def test_any_mix_of_controls_in_one_forward_is_as_each_alone(nets, unet, mix):
     answering = Backbone(Network("tiny", ARCHITECTURE, unet, Discrete()))

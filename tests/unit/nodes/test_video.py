@@ -16,7 +16,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import NodeError
@@ -35,6 +35,7 @@ from serve_app.store.reserved import Contents
 from serve_app.store.store import AREAS, FileRef
 from serve_app.store.volume import Volume
 from serve_app.values import Audio
+from tests.examples import fewer
 
 PROMPT = {"1": {"class_type": "SaveVideo"}}
 EXTRA = {"workflow": {"nodes": [1]}}
@@ -220,7 +221,6 @@ def test_ten_bits_are_asked_for_where_the_video_is_created() -> None:
     assert run("GetVideoComponents", video=deep)[3] == 10
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     start=st.integers(-COUNT * 2, COUNT * 2),
     duration=st.integers(0, COUNT * 2),
@@ -255,7 +255,7 @@ def test_a_part_has_the_frames_and_the_sound_that_its_times_say(
         assert waveform.shape[-1] == pytest.approx((end - begin) * half * 8000, abs=1)
 
 
-@settings(deadline=None, max_examples=20)
+@fewer(2)
 @given(first=st.integers(0, 5), length=st.integers(3, 6), second=st.integers(0, 2))
 def test_a_part_of_a_part_stays_within_it_also_once_it_is_a_file(first: int, length: int, second: int) -> None:
     part = ENCODED.as_trimmed(first / FPS, length / FPS).as_trimmed(second / FPS, 99.0, strict_duration=False)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 from serve_app.scheduler.fair_share import LEAST_S, FairShare, Ranking
 
@@ -61,7 +61,6 @@ class Pool:
     longest_s=st.floats(0.1, 20.0),
     seed=st.integers(0, 10_000),
 )
-@settings(max_examples=150, deadline=None)
 def test_of_two_tenants_that_wait_neither_is_ahead_by_more_than_a_task_and_what_is_under_way(
     tenants: list[str], servers: int, longest_s: float, seed: int
 ) -> None:
@@ -84,7 +83,6 @@ def test_of_two_tenants_that_wait_neither_is_ahead_by_more_than_a_task_and_what_
 
 
 @given(servers=st.integers(1, 4), floods=st.integers(1, 4), seed=st.integers(0, 10_000))
-@settings(max_examples=100, deadline=None)
 def test_who_comes_while_others_flood_is_served_once_each_of_them_has_been(
     servers: int, floods: int, seed: int
 ) -> None:

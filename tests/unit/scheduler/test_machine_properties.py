@@ -468,7 +468,7 @@ class LazyWorld(SplitWorld):
 
 
 TestOnePool = World.TestCase
-TestOnePool.settings = settings(max_examples=100, stateful_step_count=40)
+TestOnePool.settings = settings(stateful_step_count=40)
 TestPoison = PoisonWorld.TestCase
 TestPoison.settings = TestOnePool.settings
 TestSplitPoison = SplitPoisonWorld.TestCase
