@@ -213,7 +213,6 @@ ASKED = st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from("ab")), min_s
 
 
 @fewer(10)
-@fewer(3)
 @given(ASKED, st.integers(0, 2 * ONE), st.integers(0, 3 * ONE), st.booleans())
 def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_its_bound(
     root: Path, asked: list[tuple[Part, str]], budget: int, host_bytes: int, releases: bool
