@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any, get_args
@@ -80,6 +81,8 @@ LOOK_S = 0.1
 """How often one that drains looks whether it may stay."""
 TELL_S = 5.0
 """How often the scheduler is told that the engine computes what was cancelled."""
+CANCELLED, CANCELLED_S = 64, 1.0
+"""How many cancellations are remembered, and how much later than one it is seen that the engine computes in vain."""
 LEAVE_S = 5.0
 """How long a replica that must end waits for the scheduler to take its tasks back."""
 
@@ -133,6 +136,8 @@ class Runner:
         self._tasks: dict[asyncio.Task[None], Task] = {}
         self._stuck: set[asyncio.Task[None]] = set()
         self._blamed: set[Draining] = set()
+        # When tasks were cancelled lately, and whose they were.
+        self._cancelled: deque[tuple[float, Draining]] = deque(maxlen=CANCELLED)
         self._replacing: asyncio.Task[None] | None = None
         self._classes = classes
         self._specs = specs
@@ -210,6 +215,8 @@ class Runner:
                 self._start(task)
             case Interrupt(task_id):
                 if running := self._running.get(task_id):
+                    if (task := self._tasks.get(running)) is not None:
+                        self._cancelled.append((asyncio.get_running_loop().time(), _whose(task)))
                     running.cancel()
                     asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, running)
             case Free():
@@ -351,8 +358,7 @@ class Runner:
     def _see_stopped(self, run: asyncio.Task[None]) -> None:
         if self._underway.get(run):
             self._stuck.add(run)
-            task = self._tasks.get(run)
-            self._replace(Draining(by_job=False) if task is None else Draining(task.tenant, task.client_id))
+            self._replace(_whose(self._tasks.get(run)))
         else:
             self._forget(run)
 
@@ -382,9 +388,20 @@ class Runner:
         """Note for how long the engine has been computing what was cancelled: nothing else is computed meanwhile."""
         why = f"the engine has been computing for {seconds:g} s what was cancelled"
         if seconds >= self._cancelled_time_s:
-            self._replacing = self._replacing or asyncio.create_task(self._hand_over(why))
+            if self._replacing is None:
+                self._replacing = asyncio.create_task(self._give_way_at_once(why, self._cancelled_before(seconds)))
         elif seconds >= self._stop_s and (self._telling is None or self._telling.done()):
             self._telling = self._run_errand(self._tell(why))
+
+    def _cancelled_before(self, seconds: float) -> Draining:
+        """Return whose job was the last that was cancelled before that time: whose the engine computes."""
+        began_s = asyncio.get_running_loop().time() - seconds + CANCELLED_S
+        return next((whose for at_s, whose in reversed(self._cancelled) if at_s <= began_s), Draining(by_job=False))
+
+    async def _give_way_at_once(self, why: str, because: Draining) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._membership.tell(because), LEAVE_S)
+        await self._hand_over(why)
 
     async def _tell(self, why: str) -> None:
         _log.warning("%s; running: %s", why, ", ".join(self.underway()) or "no node")
@@ -483,3 +500,8 @@ class Runner:
     def fingerprint(self, folder: str, name: str, tenant: str) -> str:
         """Return what changes when that file's content does, of uploads a tenant's."""
         return self._fingerprint(folder, name, tenant) if tenant else self._fingerprint(folder, name)
+
+
+def _whose(task: Task | None) -> Draining:
+    """Return whose task it is that goes on; None of nobody's."""
+    return Draining(by_job=False) if task is None else Draining(task.tenant, task.client_id)

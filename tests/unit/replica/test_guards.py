@@ -326,6 +326,7 @@ async def test_an_engine_that_computes_what_was_cancelled_is_told_of_and_then_re
 ) -> None:
     async with client(tmp_path, impatient(cancelled_time_s=9)) as c:
         innocent = await c.started("Waits", job_time_s=5)
+        assert await c.running.scheduler.cancel(await c.started("Naps"))
         runner = c.running.runners["cpu"]
         runner.computes_unwanted(0.2)
         assert (await c.running.scheduler.cluster()).troubles == ()
@@ -338,11 +339,16 @@ async def test_an_engine_that_computes_what_was_cancelled_is_told_of_and_then_re
         ]
         assert "cpu" in await c.running.replicas(), "it is to go on"
         assert (await c.running.scheduler.job(innocent)).state == "running"
+        assert (await c.running.scheduler.cluster()).backoffs == ()
+        while not runner._cancelled:
+            await asyncio.sleep(0.01)
+        runner._cancelled[0] = (runner._cancelled[0][0] - 9.0, runner._cancelled[0][1])
         runner.computes_unwanted(9.0)
         async with asyncio.timeout(60):
             while not c.running.exits:
                 await asyncio.sleep(0.01)
         assert c.running.exits == [REPLACED]
+        assert [one.losses for one in (await c.running.scheduler.cluster()).backoffs] == [1], "whoever cancelled waits"
         await c.running.replica("second", impatient()[0])
         view = await asyncio.wait_for(c.running.finish(innocent), 60)
         assert view.failure.exception_type == "JobTimeError", "it went on with the second replica, to its own limit"
