@@ -215,8 +215,8 @@ class Runner:
                 self._start(task)
             case Interrupt(task_id):
                 if running := self._running.get(task_id):
-                    if (task := self._tasks.get(running)) is not None:
-                        self._cancelled.append((asyncio.get_running_loop().time(), _whose(task)))
+                    whose = _whose(self._tasks.get(running))
+                    self._cancelled.append((asyncio.get_running_loop().time(), whose))
                     running.cancel()
                     asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, running)
             case Free():
