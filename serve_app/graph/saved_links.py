@@ -44,12 +44,9 @@ def links_of(graph: JsonObject) -> list[Link]:
 
 def linked(graph: JsonObject, inputs: Inputs) -> list[dict[str, Any]]:
     """Return a saved graph's nodes with the inputs they have on the page, each with its `link` as a Link or None."""
-    links = links_of(graph)
-    known = {str(node["id"]) for node in graph["nodes"]}
     into: dict[str, list[Link]] = {}
-    for link in links:
-        if link.origin in known or link.origin.startswith("-"):
-            into.setdefault(link.target, []).append(link)
+    for link in links_of(graph):
+        into.setdefault(link.target, []).append(link)
     return [_linked(node, inputs(node), into.get(str(node["id"]), ())) for node in graph["nodes"]]
 
 

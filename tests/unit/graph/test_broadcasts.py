@@ -18,11 +18,11 @@ def sender(node_id, values, kind="Anything Everywhere", settings=NEW, **keys):
     return node(node_id, kind, values, (), properties=properties, **keys)
 
 
-def models(*senders, links=None, **keys):
+def models(*senders, links=None, muted=False, **keys):
     """Return which node's model the Patches 2 and 3 have, of Loads 1 and 4 that are broadcast by link 1 and 2."""
     saved = workflow(
         node(1, "Load"),
-        node(4, "Load"),
+        node(4, "Load", mode=2 if muted else 0),
         node(2, "Patch", {"model": ("MODEL", None)}, title="First", pos=[0, 100], size=[10, 10], color="#111"),
         node(3, "Patch", {"model": ("MODEL", None)}, title="Second", pos=[500, 100], size=[10, 10]),
         *senders,
@@ -151,3 +151,21 @@ def test_a_subgraph_broadcasts_in_itself_alone():
     prompt = convert(saved, MORE)
     assert prompt["3:9"]["inputs"]["model"] == ["3:7", 0]
     assert "model" not in prompt["2"]["inputs"]
+
+
+def test_a_node_takes_nothing_of_its_own_and_a_muted_source_sends_nothing():
+    def models_of(mode):
+        saved = workflow(node(2, "Patch", mode=mode), node(3, "Patch"), sender(5, ONE), links={1: (2, 0, 5, 0)})
+        saved["links"][0][5] = "MODEL"
+        return {name: made["inputs"].get("model") for name, made in convert(saved, MORE).items()}
+
+    assert models_of(0) == {"2": None, "3": ["2", 0]}
+    assert models_of(2) == {"3": None}
+    assert models(sender(5, ONE), sender(6, OTHER), muted=True) == ["1", "1"]
+
+
+def test_a_collapsed_node_is_where_its_title_is():
+    one = sender(
+        5, ONE, settings={**NEW, "group_restricted": 1}, pos=[50, 20], size=[10, 900], flags={"collapsed": True}
+    )
+    assert models(one, groups=[{"title": "left", "bounding": [-20, -20, 200, 200]}]) == ["1", None]

@@ -90,3 +90,9 @@ def test_a_class_that_is_missing_inside_is_named():
     saved = grouped(node(0, "Nowhere", {"model": ("MODEL", None)}), values=[], links=[])
     with pytest.raises(WorkflowFileError, match="node 9:8: no node class 'Nowhere' is installed"):
         convert(saved, OWN)
+
+
+def test_the_ids_of_a_second_group_node_stand_behind_those_of_the_first():
+    saved = grouped(*PATCHES, values=[], links=[(0, 0, 1, 0)])
+    saved["nodes"].append(node(6, "workflow>mine"))
+    assert list(convert(saved, OWN)) == ["1", "2", "10:8", "10:9", "13:11", "13:12"]

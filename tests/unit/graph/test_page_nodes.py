@@ -49,6 +49,10 @@ def test_a_name_is_looked_for_in_the_subgraph_first_and_then_around_it():
         definitions={"subgraphs": [inner]},
     )
     assert convert(saved, CLASSES)["3:8"]["inputs"]["model"] == ["1", 0]
+    saved["definitions"]["subgraphs"].append(subgraph("outer", node(4, "s"), links={}))
+    saved["nodes"][2] = node(3, "outer")
+    assert convert(saved, CLASSES)["3:4:8"]["inputs"]["model"] == ["1", 0]
+    saved["nodes"][2] = node(3, "s")
     inner["nodes"] += [node(9, "Load"), node(10, "SetNode", {"MODEL": ("MODEL", 2)}, widgets_values=["m"])]
     inner["links"].append({"id": 2, "origin_id": 9, "origin_slot": 0, "target_id": 10, "target_slot": 0, "type": "*"})
     assert convert(saved, CLASSES)["3:8"]["inputs"]["model"] == ["3:9", 0]
@@ -86,3 +90,20 @@ def test_a_primitives_value_does_not_go_by_name():
         links={1: (1, 0, 5, 0), 2: (6, 0, 2, 1)},
     )
     assert convert(saved, CLASSES)["2"]["inputs"]["strength"] == 0.75
+
+
+def test_a_primitives_value_does_not_go_through_a_reroute_into_a_subgraph():
+    inner = subgraph(
+        "s",
+        node(7, "Reroute", {"": ("*", 1)}),
+        node(8, "Patch", {"strength": ("FLOAT", 2)}, widgets_values=[0.75]),
+        links={1: (-10, 0, 7, 0), 2: (7, 0, 8, 1)},
+        inputs=("strength",),
+    )
+    saved = workflow(
+        node(1, "PrimitiveNode", makes=("FLOAT",), widgets_values=[0.25]),
+        node(3, "s", {"strength": ("FLOAT", 1)}),
+        links={1: (1, 0, 3, 0)},
+        definitions={"subgraphs": [inner]},
+    )
+    assert convert(saved, CLASSES)["3:8"]["inputs"]["strength"] == 0.75

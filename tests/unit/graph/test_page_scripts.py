@@ -81,3 +81,11 @@ def test_the_buttons_of_a_3d_model_are_saved_and_sent_as_widgets():
     given = inputs("Load3D", ["a.glb", *buttons.values(), "", 640, 480])
     assert given == {"model_file": "a.glb", **buttons, "image": "", "width": 640, "height": 480}
     assert inputs("Preview3D", ["a.glb"]) == {"model_file": "a.glb", "image": ""}
+
+
+def test_a_widget_that_a_packs_page_alone_has_is_read_as_one_of_its_type():
+    classes = {"Cut": {"input": {"required": {"at": ["FLOAT", {"widgetType": "TIMESTAMP"}], "n": ["INT"]}}}}
+    assert convert(workflow(node(4, "Cut", widgets_values=[1.5, 7]), links={}), classes)["4"]["inputs"] == {
+        "at": 1.5,
+        "n": 7,
+    }
