@@ -60,14 +60,20 @@ class Postgres:
     def database(self) -> str:
         """Make a new, empty database and return its URL."""
         name = f"t{uuid.uuid4().hex}"
-        self._execute(f'CREATE DATABASE "{name}"')
+        self.execute(f'CREATE DATABASE "{name}"')
         return f"postgresql://postgres@/{name}?host={self._root}"
 
     def drop(self, url: str) -> None:
         """Delete a database, whoever is connected to it."""
-        self._execute(f'DROP DATABASE "{urlsplit(url).path[1:]}" WITH (FORCE)')
+        self.execute(f'DROP DATABASE "{urlsplit(url).path[1:]}" WITH (FORCE)')
 
-    def _execute(self, statement: LiteralString) -> None:
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self._root / ".s.PGSQL.5432"
+
+    def execute(self, statement: LiteralString) -> None:
+        """Carry a statement out, as the superuser in a database that no test uses."""
         with psycopg.connect(host=str(self._root), user="postgres", dbname="postgres", autocommit=True) as connection:
             connection.execute(statement)
 

@@ -67,6 +67,8 @@ class AppConfig(Section):
     tenants: TenantsConfig | None = None
     """None lets everyone in who reaches the port, and all have everything together."""
     database_url: str = "sqlite:///state/jobs.sqlite"
+    database_statement_s: Seconds = 30.0
+    """How long PostgreSQL may take to answer one statement; then the connection is given up and another one tries."""
     max_queue: Annotated[int, Field(ge=1)] = 1000
     """Jobs that may wait; one more is answered 503."""
     client_share: Annotated[float, Field(gt=0, le=1)] = 0.8

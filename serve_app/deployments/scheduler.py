@@ -192,7 +192,7 @@ def ensure(config: AppConfig) -> None:
 
 def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     """Build the scheduler over the configured database, model files and inputs."""
-    jobs, store = Jobs(config.database_url), open_store(config)
+    jobs, store = Jobs(config.database_url, config.database_statement_s), open_store(config)
     return Scheduler(
         jobs,
         [pool.pool for pool in config.pools],

@@ -57,7 +57,7 @@ from serve_app.store.schema import (
     UNFINISHED,
     migrate,
 )
-from serve_app.store.sqlite_file import SqliteFile, unreadable
+from serve_app.store.sqlite_file import SqliteFile, damage, unreadable
 from serve_app.store.sqlite_log import SqliteLog
 from serve_app.store.store import FileRef
 from serve_app.store.tenants import placed
@@ -66,14 +66,8 @@ from serve_app.store.webhooks import Webhook
 T = TypeVar("T")
 _log = log.get("store")
 
-WAITS = {
-    "connect_timeout": 5,
-    "tcp_user_timeout": 20_000,
-    "keepalives_idle": 5,
-    "keepalives_interval": 5,
-    "keepalives_count": 3,
-}
-"""How long PostgreSQL's host may be silent, in libpq's keys: a host that is cut off closes no connection."""
+STATEMENT_S = 30.0
+"""How long PostgreSQL may take to answer one statement."""
 
 REFUSALS = (
     *(sa.exc.IntegrityError, sa.exc.DataError),
@@ -96,16 +90,19 @@ class Jobs:
     """The database by URL: `sqlite:///state/jobs.sqlite`, or `postgresql://user@host/name` with psycopg 3.
 
     Opening it makes its tables, or brings those of an older release to this one's. A password that the URL leaves out
-    comes from PGPASSWORD or PGPASSFILE. Errors: ConfigError, DatabaseAwayError.
+    comes from PGPASSWORD or PGPASSFILE. statement_s: how long PostgreSQL may take to answer one statement.
+    Errors: ConfigError, DatabaseAwayError.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = _engine(url)
+    def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
+        self._engine = _engine(url, statement_s)
         self._shown = self._engine.url.render_as_string()
         self._webhooks: tuple[Webhook, ...] | None = None
         """As they are while this process holds the lease, whose holder alone changes them; None is not known."""
         self._file: SqliteFile | None = None
         self._log: SqliteLog | None = None
+        self._damage = ""
+        """What is wrong with the file, from when that is seen: what is written to it then may be lost with it."""
         if self._engine.dialect.name == "sqlite":
             self._file = file = SqliteFile(self._engine.url)
             if file.path is not None:
@@ -247,7 +244,7 @@ class Jobs:
     @contextlib.contextmanager
     def replacing(self) -> Iterator[sa.Connection]:
         """Open a transaction that may change everything, whoever holds the lease; all of it happens, or nothing."""
-        with self._transaction() as connection:
+        with self._transaction() as connection, _unlimited(connection):
             # Whoever works on the database waits for this, and then finds that it has lost the lease.
             connection.execute(sa.update(LEASE).values(beat=LEASE.c.beat + 1))
             yield connection
@@ -371,17 +368,47 @@ class Jobs:
         return [_row(dict(row._mapping), outputs.get(row.job_id, {})) for row in rows]
 
     def check_there(self) -> None:
-        """Check that the database's file is where it was opened. Errors: DatabaseGoneError, which a write may mend."""
+        """Check that the database's file is where it was opened, and sound as far as is known.
+
+        Errors: DatabaseGoneError, which a write may mend; DatabaseDamagedError.
+        """
+        self._check_sound()
         if self._file is not None:
             self._file.check()
+
+    def inspect(self) -> None:
+        """Look at each page of SQLite's file; once one is spoilt, whatever is to be written is refused."""
+        path = None if self._file is None else self._file.path
+        if path is not None and not self._damage and (found := damage(path)):
+            self._damage = found
+            _log.error("%s", self._damaged())
+
+    def _check_sound(self) -> None:
+        if self._damage:
+            raise self._damaged()
+
+    def _damaged(self) -> DatabaseDamagedError:
+        return DatabaseDamagedError(
+            f"the database {self._shown} is damaged, and nothing more is written to it: {self._damage}; stop the "
+            "server, put a backup in its place with `serve-app restore --replace BACKUP`, or move it away, with its "
+            "-wal and -shm, to begin anew; then start the server",
+            retry_after_s=5,
+        )
 
     @contextlib.contextmanager
     def _transaction(self, changes: int = 1) -> Iterator[sa.Connection]:
         with self._answering():
+            self._check_sound()
             if self._file is not None:
                 self._file.restore(self._engine)
-            with self._engine.begin() as connection:
-                yield connection
+            try:
+                with self._engine.begin() as connection:
+                    yield connection
+            except sa.exc.SQLAlchemyError as error:
+                if not _for_good(error):
+                    # Whatever ails the database, as a change of its server's role, ails all sessions from before.
+                    self._engine.dispose()
+                raise
             if self._log is not None:
                 self._log.wrote(changes)
             # Whatever went into a file that is gone meanwhile has not been written.
@@ -399,8 +426,8 @@ class Jobs:
             yield
         except sa.exc.SQLAlchemyError as error:
             if unreadable(error):
-                restore = "put a copy of it there, or move it away to begin anew"
-                raise DatabaseDamagedError(f"the database {self._shown}: {_reason(error)}; {restore}", 2) from error
+                self._damage = _reason(error)
+                raise self._damaged() from error
             raise DatabaseAwayError(f"the database {self._shown}: {_reason(error)}", retry_after_s=2) from error
 
 
@@ -429,7 +456,7 @@ def _stale(epoch: int) -> StaleEpochError:
     return StaleEpochError(f"epoch {epoch} no longer holds the scheduler's lease; a newer scheduler does")
 
 
-def _engine(url: str) -> sa.Engine:
+def _engine(url: str, statement_s: float) -> sa.Engine:
     """Make the engine of a database. Errors: ConfigError for a URL that is none, or a driver that is not there."""
     try:
         parsed = sa.make_url(url)
@@ -443,12 +470,27 @@ def _engine(url: str) -> sa.Engine:
             engine = sa.create_engine(parsed, pool_use_lifo=True, paramstyle="named")
             sa.event.listen(engine, "connect", sqlite_connection.prepare)
             return engine
+        from serve_app.store import postgres_connection  # whose driver is optional
+
+        def connected(_dialect: object, _record: object, arguments: Any, parameters: Any) -> Any:
+            parameters = {**postgres_connection.PARAMETERS, **parameters}
+            return postgres_connection.connect(arguments, parameters, statement_s)
+
         # A connection that the server has dropped meanwhile is noticed before it is used, and replaced.
-        waits = {name: value for name, value in WAITS.items() if name not in parsed.query}
-        return sa.create_engine(parsed, pool_pre_ping=True, connect_args=waits)
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+        sa.event.listen(engine, "do_connect", connected)
+        return engine
     except (sa.exc.ArgumentError, ImportError) as error:
         hint = "; pip install 'serve-app[postgres]'" if isinstance(error, ImportError) else ""
         raise ConfigError(f"database_url cannot be used: {error}{hint}") from error
+
+
+def _unlimited(connection: sa.Connection) -> contextlib.AbstractContextManager[None]:
+    if connection.dialect.name == "sqlite":
+        return contextlib.nullcontext()
+    from serve_app.store.postgres_connection import unlimited
+
+    return unlimited(connection)
 
 
 @contextlib.contextmanager

@@ -434,7 +434,9 @@ def _unwritten_version(connection: sa.Connection) -> int:
 def _alone(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open one transaction that no other migration runs beside, and that takes statements which change tables."""
     if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
+        from serve_app.store.postgres_connection import unlimited  # whose driver is optional
+
+        with engine.begin() as connection, unlimited(connection):
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(LOCK)))
             yield connection
         return
