@@ -43,7 +43,7 @@ from serve_app.scheduler.client import (
     SchedulerClient,
     Standing,
 )
-from serve_app.scheduler.cluster_view import ClusterView
+from serve_app.scheduler.cluster_view import ClusterView, Trouble
 from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.shown_jobs import Show, ShownJobs, without_secrets
 from serve_app.store.catalog import Catalog
@@ -350,6 +350,10 @@ class Service:
         if not self.tenant:
             return view
         return replace(view, backoffs=tuple(one for one in view.backoffs if one.tenant == self.tenant))
+
+    async def ready(self) -> Sequence[Trouble]:
+        """Return which replicas cannot work. Errors: UnavailableError's kinds while no job could be committed."""
+        return await self._scheduler.ready()
 
     async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
         """Return what happened to an unfinished job lately; as `SchedulerClient.story`."""

@@ -103,11 +103,11 @@ async def get_health() -> Response:
 
 @router.read("/readyz")
 async def get_ready(service: Current) -> Response:
-    """Return that a job can be submitted, and which replicas cannot work.
+    """Return that a job can be submitted, shown by a commit in the last seconds, and which replicas cannot work.
 
     Errors: UnavailableError's kinds, answered 503, as long as none can.
     """
-    troubles = [{"pool": trouble.pool, "why": trouble.why} for trouble in (await service.cluster()).troubles]
+    troubles = [{"pool": trouble.pool, "why": trouble.why} for trouble in await service.ready()]
     return Json({"status": "ready", **({"troubles": troubles} if troubles else {})})
 
 

@@ -42,7 +42,7 @@ from serve_app.scheduler.client import (
     Submission,
     Unfinished,
 )
-from serve_app.scheduler.cluster_view import ClusterView, HostStats
+from serve_app.scheduler.cluster_view import ClusterView, HostStats, Trouble
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.store.changes import JobQuery
@@ -177,6 +177,9 @@ class SchedulerHandle:
 
     async def cluster(self) -> ClusterView:
         return await self._call("cluster")  # type: ignore[no-any-return]
+
+    async def ready(self) -> Sequence[Trouble]:
+        return await self._call("ready")  # type: ignore[no-any-return]
 
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
         return await self._call("join", info, specs, host, self._me)  # type: ignore[no-any-return]

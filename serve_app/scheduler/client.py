@@ -14,7 +14,7 @@ from serve_app.events import Event, Failure, JobState
 from serve_app.graph.graph import Graph
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.routes import PackRoute
-from serve_app.scheduler.cluster_view import ClusterView
+from serve_app.scheduler.cluster_view import ClusterView, Trouble
 from serve_app.scheduler.messages import Free, SocketSaid
 from serve_app.store.changes import NO_CLAIMS, Claims, JobKey, JobQuery
 
@@ -338,6 +338,10 @@ class SchedulerClient(Protocol):
         ...
 
     async def cluster(self) -> ClusterView: ...
+
+    async def ready(self) -> Sequence[Trouble]:
+        """Return which replicas cannot work, once a change has been committed."""
+        ...
 
     async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
         """Return what the scheduler was told of an unfinished job lately, as (Unix time, what); [] for any other."""

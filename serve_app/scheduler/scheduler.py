@@ -48,9 +48,10 @@ from serve_app.scheduler.client import (
     Unfinished,
 )
 from serve_app.scheduler.cluster_status import ClusterStatus
-from serve_app.scheduler.cluster_view import ClusterView, HostStats
+from serve_app.scheduler.cluster_view import ClusterView, HostStats, Trouble
 from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.courier import Courier, CourierThread
+from serve_app.scheduler.database_health import DatabaseHealth
 from serve_app.scheduler.demand import Demand
 from serve_app.scheduler.ended_jobs import EndedJobs
 from serve_app.scheduler.housekeeping import Housekeeping, KeptFiles
@@ -150,12 +151,13 @@ class Scheduler:
         post = Outgoing(limits.allowed_networks, limits.timeout_s).post
         self._courier = CourierThread(lambda: Courier(self._asked, post, limits))
         self._writer = Writer(self._record, self._carry_out, self._refused, self._tenure.lose)
+        self._health = DatabaseHealth(jobs, self._writer, self._stamp)
 
     async def start(self) -> None:
         """Take the lease, plan every unfinished job again and begin to work."""
         await self._tenure.take()
         self.epoch = self._tenure.epoch
-        self._tasks = [asyncio.create_task(self._tenure.keep())]
+        self._tasks = [asyncio.create_task(work()) for work in (self._tenure.keep, self._health.inspect)]
         costs = Costs(await self._in_database(self._jobs.costs))
         usage = Usage(await self._in_database(self._jobs.usage, int(time.time() // DAY_S)))
         quota, gpus = self._rules.quotas.of, self._rules.gpus
@@ -397,6 +399,16 @@ class Scheduler:
         self._check_ready()
         return self.status.view(self._administration.paused)
 
+    async def ready(self) -> Sequence[Trouble]:
+        """Return which replicas cannot work. Errors: UnavailableError's kinds while no job could be committed."""
+        self._check_ready()
+        try:
+            await self._health.check()
+        except StaleEpochError as error:
+            self._tenure.lose(error)
+            self._check_alive()
+        return list(self.registry.troubles())
+
     async def backlog(self, pool: str) -> Demand:
         """Return what the pool is asked for; what autoscaling goes by.
 
@@ -452,6 +464,9 @@ class Scheduler:
     async def _record(self, changes: Sequence[Change]) -> None:
         if await self._in_database(self._jobs.write, self.epoch, changes):
             self._courier.wake()
+
+    async def _stamp(self) -> None:
+        await self._in_database(self._jobs.stamp, self.epoch)
 
     def _refused(self, error: ChangeRefusedError) -> list[Command]:
         return self._machine.handle(JobRefused(error.job_id, Failure.of(error)), time.time())

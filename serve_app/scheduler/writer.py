@@ -68,6 +68,8 @@ class Writer:
         self._writing = False
         self._given_up: set[str] = set()
         self._wrote_s = float("-inf")
+        self.failure = ""
+        """Why the newest try to write has failed, while it is tried again."""
 
     def idle_s(self) -> float:
         """Return the seconds since the database last took a change."""
@@ -111,7 +113,7 @@ class Writer:
         """Make a batch durable, but for jobs that are refused; False once a newer scheduler holds the lease."""
         while changes := [c.change for commands, _ in batch for c in commands if isinstance(c, Persist)]:
             try:
-                await persistently(partial(self._write, changes))
+                await persistently(partial(self._try, changes))
                 self._wrote_s = time.monotonic()
                 break
             except StaleEpochError as error:
@@ -122,6 +124,14 @@ class Writer:
                     _log.error("job %s ends: %s", error.job_id, error)
                 self._refuse(batch, error)
         return True
+
+    async def _try(self, changes: Sequence[Change]) -> None:
+        try:
+            await self._write(changes)
+        except UnavailableError as error:
+            self.failure = str(error)
+            raise
+        self.failure = ""
 
     def _refuse(self, batch: Batch, error: ChangeRefusedError) -> None:
         """Take all that was to be written and told of a job out of the batch and out of what waits; end the job."""

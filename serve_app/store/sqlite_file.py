@@ -113,6 +113,19 @@ class SqliteFile:
         return [] if self.path is None else sorted(self.path.parent.glob(f"{self.path.name}{RESCUED}-*"))
 
 
+def damage(path: Path) -> str:
+    """Return what is wrong with the pages of a file, "" if nothing or if another process has it to itself.
+
+    It reads all of it. What numbers and texts hold is not looked at. Source: SQLite's "PRAGMA quick_check".
+    """
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
+            [found] = connection.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.DatabaseError as error:
+        return "" if isinstance(error, sqlite3.OperationalError) else str(error)
+    return "" if found == "ok" else " ".join(found.split())
+
+
 def unreadable(error: BaseException) -> bool:
     """Whether an error of the driver says that the file is no database, or a damaged one."""
     code = getattr(getattr(error, "orig", None), "sqlite_errorname", "") or ""

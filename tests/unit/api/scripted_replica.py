@@ -35,7 +35,7 @@ from serve_app.scheduler.messages import (
 )
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.changes import JobQuery
-from serve_app.store.jobs import Jobs
+from serve_app.store.jobs import STATEMENT_S, Jobs
 from serve_app.store.retention_rules import RetentionRules
 from serve_app.store.store import WholeStore
 from serve_app.store.userdata import UserData
@@ -187,15 +187,16 @@ async def scripted(
     files: tuple[WholeStore, UserData] | None = None,
     database_url: str | None = None,
     retention: RetentionRules | None = None,
+    statement_s: float = STATEMENT_S,
 ) -> AsyncIterator[ScriptedReplica]:
     """Start a scheduler with replicas that run nothing by themselves.
 
     routes: by pool; host: the scheduler's own. files: what it counts, where quotas ask for that, and deletes.
-    database_url: None is a database of its own. retention: how much is kept; None is all.
+    database_url: None is a database of its own. retention: how much is kept; None is all. statement_s: as `Jobs`.
     """
     pools = {POOL: ()} if routes is None else routes
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
-        jobs = Jobs(database_url or f"sqlite:///{folder}/jobs.sqlite")
+        jobs = Jobs(database_url or f"sqlite:///{folder}/jobs.sqlite", statement_s)
         planned = [Pool(pool, runtime=False) for pool in pools]
         scheduler = Scheduler(
             jobs,

@@ -212,4 +212,5 @@ def test_up_ends_with_one_line_when_its_database_is_damaged(tmp_path, capsys):
     assert main(["up", "--port", "0", "--database-url", f"sqlite:///{database}", *directories]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(database) in line
-    assert "put a copy of it there, or move it away" in line
+    assert "serve-app restore --replace BACKUP" in line
+    assert "-wal and -shm" in line
