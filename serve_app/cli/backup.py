@@ -8,11 +8,12 @@ from pathlib import Path
 
 from serve_app.cli.lines import say
 from serve_app.config import AppConfig
-from serve_app.errors import BackupError, ConfigError
+from serve_app.errors import BackupError, ConfigError, DatabaseDamagedError
 from serve_app.replica.files import open_store
 from serve_app.scheduler.tenure import BEAT_S
-from serve_app.store.backup import Summary, restore_backup, write_backup
+from serve_app.store.backup import Summary, restore_backup, restore_over_damaged, write_backup
 from serve_app.store.jobs import Jobs
+from serve_app.store.store import WholeStore
 
 
 def backup(config: AppConfig, file: Path, *, files: bool) -> int:
@@ -33,17 +34,18 @@ def restore(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) ->
 
     Errors: BackupError, ConfigError, and `restore_backup`'s. A server is noticed as `serve-app check` does.
     """
-    jobs = Jobs(config.database_url)
+    store = open_store(config)
     try:
-        before = jobs.beat()
-        time.sleep(2 * BEAT_S)
-        if jobs.beat() != before:
-            raise ConfigError("a server works on this database; stop it before restoring")
-        summary = restore_backup(jobs, file, open_store(config), replace=replace, keep_keys=keep_keys)
+        try:
+            summary = _restored(config.database_url, file, store, replace=replace, keep_keys=keep_keys)
+        except DatabaseDamagedError as error:
+            if not replace:
+                raise
+            say(str(error), error=True)
+            summary, aside = restore_over_damaged(config.database_url, file, store, keep_keys=keep_keys)
+            say(f"the damaged file is now {aside}, likewise its -wal and -shm", error=True)
     except OSError as error:
         raise BackupError(f"{file} cannot be read: {error}") from error
-    finally:
-        jobs.close()
     made = datetime.fromtimestamp(summary.made_s).isoformat(" ", "seconds")
     say(f"restored as of {made}: {_said(summary)}", error=True)
     if summary.ended_keys:
@@ -55,6 +57,20 @@ def restore(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) ->
     for area, path in summary.absent or ():
         say(f"{area}/{path} is missing, or of another size")
     return 1 if summary.absent else 0
+
+
+def _restored(url: str, file: Path, store: WholeStore, *, replace: bool, keep_keys: bool) -> Summary:
+    jobs = Jobs(url)
+    try:
+        before = jobs.beat()
+        time.sleep(2 * BEAT_S)
+        if jobs.beat() != before:
+            raise ConfigError("a server works on this database; stop it before restoring")
+        jobs.inspect()
+        jobs.check_there()
+        return restore_backup(jobs, file, store, replace=replace, keep_keys=keep_keys)
+    finally:
+        jobs.close()
 
 
 def _said(summary: Summary) -> str:

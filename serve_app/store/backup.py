@@ -8,6 +8,7 @@ the database does, credentials of jobs that have not ended among it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import json
@@ -27,9 +28,12 @@ from serve_app.store.insert_once import insert_once
 from serve_app.store.jobs import Jobs
 from serve_app.store.named_files import Place
 from serve_app.store.schema import API_KEYS, AUDIT, JOBS, LEASE, METADATA, SCHEMA, VERSION
+from serve_app.store.sqlite_file import COMPANIONS
 from serve_app.store.store import AREAS, WholeStore
 
 FORM = "serve-app backup 1"
+RESTORING = ".restoring"
+"""What follows the path in the name of a file that is to take the place of a damaged one."""
 ROWS = 500
 """How many rows are read and written at once."""
 
@@ -81,6 +85,31 @@ def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool, 
     except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise BackupError(f"{path} is no whole backup: {error}; nothing is changed") from error
     return summary if files is None else dataclasses.replace(summary, absent=_absent(files, store))
+
+
+def restore_over_damaged(url: str, path: Path, store: WholeStore, *, keep_keys: bool = False) -> tuple[Summary, Path]:
+    """Put a copy in the place of SQLite's file that can no longer be read; return also where that file is now.
+
+    The copy is whole before anything is moved. What of API keys and of the audit log was in the damaged file is not
+    taken over. Errors: as `restore_backup`.
+    """
+    damaged = Path(str(sa.make_url(url).database)).absolute()
+    fresh, aside = (damaged.with_name(f"{damaged.name}{end}") for end in (RESTORING, f".damaged-{int(time.time())}"))
+    for end in ("", *COMPANIONS):
+        fresh.with_name(fresh.name + end).unlink(missing_ok=True)
+    jobs = Jobs(f"sqlite:///{fresh}")
+    try:
+        summary = restore_backup(jobs, path, store, replace=False, keep_keys=keep_keys)
+    except BaseException:
+        jobs.close()
+        fresh.unlink()
+        raise
+    jobs.close()  # which leaves all in one file
+    for end in ("", *COMPANIONS):
+        with contextlib.suppress(FileNotFoundError):
+            damaged.with_name(damaged.name + end).rename(aside.with_name(aside.name + end))
+    fresh.rename(damaged)
+    return summary, aside
 
 
 def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[Any]:

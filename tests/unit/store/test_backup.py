@@ -239,3 +239,43 @@ def test_the_command_line_copies_restores_and_names_files_that_are_missing(tmp_p
     assert main(["restore", "copy.gz", "--replace", "--keep-keys", "--database-url", other]) == 1
     assert capsys.readouterr().out == "output/sub/ä.png is missing, or of another size\n"
     assert main(["restore", "none.gz", "--database-url", other]) == 1
+
+
+def everything(path: Path) -> None:
+    path.write_bytes(b"no database" * 1000)
+
+
+def a_page_in_the_middle(path: Path) -> None:
+    with path.open("r+b") as file:
+        for page in range(8, path.stat().st_size // 4096, 3):
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+
+
+@pytest.mark.parametrize("spoil", [everything, a_page_in_the_middle])
+def test_a_copy_takes_the_place_of_a_damaged_file_whose_own_companions_do_no_harm(tmp_path, monkeypatch, capsys, spoil):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "BEAT_S", 0.01)
+    path = tmp_path / "jobs.sqlite"
+    url = f"sqlite:///{path}"
+    filled(url).close()
+    assert main(["backup", "copy.gz", "--database-url", url]) == 0
+    spoil(path)
+    spoilt = path.read_bytes()
+    for companion in ("-wal", "-shm"):
+        path.with_name(path.name + companion).write_bytes(os.urandom(40_000))
+
+    assert main(["restore", "copy.gz", "--database-url", url]) == 1
+    assert "serve-app restore --replace BACKUP" in capsys.readouterr().err
+    (tmp_path / "half.gz").write_bytes((tmp_path / "copy.gz").read_bytes()[:200])
+    assert main(["restore", "half.gz", "--replace", "--database-url", url]) == 1
+    assert path.read_bytes() == spoilt, "nothing is changed"
+
+    assert main(["restore", "copy.gz", "--replace", "--database-url", url]) == 0
+    [aside] = tmp_path.glob("jobs.sqlite.damaged-*[0-9]")
+    assert aside.read_bytes() == spoilt
+    assert str(aside) in capsys.readouterr().err
+    restored = Jobs(url)
+    assert [row.job_id for row in restored.rows(["done", "runs"])] == ["done", "runs"]
+    restored.close()
+    assert [*tmp_path.glob("*.restoring*")] == []
