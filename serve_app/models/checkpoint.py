@@ -1,7 +1,7 @@
 """A model file opened: its tensors' names and shapes, and one part of it as a network with weights.
 
-The file is mapped, not read: listing costs its header, loading a part touches that part alone, and no tensor is in
-memory twice.
+Listing costs the file's header. A part that is loaded is still in the file: its tensors are read as they are moved to
+where they are computed with (`file_tensor`), so no tensor is in memory twice.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from serve_app import log
 from serve_app.errors import ModelFileError
 from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families.family import BackboneFamily, Family
+from serve_app.models.file_tensor import held
 from serve_app.models.kept import WIDE, KeptLinear, KeptWeight, may_go_to
 from serve_app.models.layout import placed
 from serve_app.models.parts import PART_NAMES, FoundPart, find_part
@@ -41,14 +42,14 @@ class Checkpoint:
         self.shapes: Mapping[str, Shape] = self._file.shapes
 
     def tensor(self, name: str) -> Tensor:
-        """Return one tensor, mapped from the file, or wide in float32 if it is stored with scales.
+        """Return one tensor, or wide in float32 if it is stored with scales.
 
-        Errors: ModelFileError if it is not of floats.
+        Errors: ModelFileError if it is not of floats, or the file was changed.
         """
         return self._file.tensor(name)
 
     def raw(self, name: str) -> Tensor:
-        """Return one tensor, mapped from the file, whatever it holds."""
+        """Return one tensor, whatever it holds. Errors: ModelFileError if the file was changed."""
         return self._file.raw(name)
 
     def kept(self, name: str, rounded: EightBit | None = None) -> KeptWeight | None:
@@ -59,7 +60,12 @@ class Checkpoint:
         kept = self._file.kept(name)
         if rounded is None or (kept is not None and kept.saved_as == WIDE):
             return kept
-        return EightBitWeight(self.tensor(name).to(getattr(torch, rounded)))
+        return EightBitWeight(self._file.unread(name).to(getattr(torch, rounded)))
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What else the file says."""
+        return self._file.metadata
 
     def find(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> FoundPart:
         """Return what the part is and where its tensors are.
@@ -126,14 +132,15 @@ class Checkpoint:
     ) -> tuple[Family, nn.Module]:
         """Return what the part is and its network, the file's tensors in it.
 
-        They stay mapped, on the CPU and in the file's dtype; `packing.move_to` brings them to another. Linear layers
-        keep weights that the file stores in few bits. rounded: the eight-bit dtype whose numbers all are rounded to.
-        Errors: ModelFileError as `find`.
+        They are unread, on the CPU and in the file's dtype; `packing.move_to` reads them and brings them to another.
+        Linear layers keep weights that the file stores in few bits. rounded: the eight-bit dtype whose numbers all are
+        rounded to. Errors: ModelFileError as `find`.
         """
         files = (self, *beside)
         found = self.find(part, beside, loaded_as)
         module = found.family.empty()
         wanted, linear = module.state_dict(), _linear_weights(module)
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         state: dict[str, Tensor] = {}
         kept: dict[str, KeptWeight] = {}
         unused = list(found.unused)
@@ -146,7 +153,7 @@ class Checkpoint:
             weight = file.kept(source.name, rounded) if may_stay else None
             if weight is not None:
                 kept[ours] = weight.part(source.place)
-            tensor = None if weight is not None else placed(file.tensor(source.name), source.place)
+            tensor = None if weight is not None else placed(file._file.unread(source.name), source.place)
             # A VAE's attention is 1×1 convolutions in the file, linear in the network: the same numbers.
             shape = wanted[ours].shape
             if _without_ones(kept[ours].shape if tensor is None else tensor.shape) != _without_ones(shape):
@@ -157,7 +164,8 @@ class Checkpoint:
                 continue
             if rounded is not None:
                 tensor = tensor.to(getattr(torch, rounded))
-            state[ours] = tensor.reshape(shape)
+            # Nobody moves buffers, such as the bytes of a tokeniser's file.
+            state[ours] = tensor.reshape(shape) if ours in parameters else held(tensor.reshape(shape))
         if missing := sorted(set(wanted) - set(state) - set(kept)):
             raise ModelFileError(
                 f"{self.where} lacks {len(missing)} tensors of its {PART_NAMES[part]}, '{missing[0]}' first"

@@ -1,10 +1,11 @@
 """An open GGUF file: its tensors by the names that families know, kept in ggml's blocks until they are wanted wide.
 
-The file is mapped. Source: ggml's GGUF specification. It is read by the package `gguf`, which is optional.
+Source: ggml's GGUF specification. Its header is read by the package `gguf`, which is optional.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import ModelFileError
+from serve_app.models.file_tensor import OpenFile, held
 from serve_app.models.ggml_blocks import TYPES, BlockWeight, widened
 from serve_app.models.kept import KeptWeight
-from serve_app.models.mapping import make_room
 from serve_app.models.tensors import Shape
+from serve_app.store import gguf_header
 from serve_app.store.gguf_header import ARCHITECTURE, SHAPE, renamed
 
 PLAIN: Mapping[str, torch.dtype] = {
@@ -46,7 +48,9 @@ class GgufFile:
 
     def __init__(self, path: Path) -> None:
         self.where = f"'{path.name}'"
-        reader = _reader(path)
+        self.metadata: Mapping[str, str] = {}
+        self._file = OpenFile(path)
+        reader = _reader(self._file)
         self.architecture: str = _field(reader, ARCHITECTURE) or ""
         self._heads = [_field(reader, f"{_INTERLEAVED}.attention.head_count{of}") for of in ("", "_kv")]
         self._tensors = {renamed(tensor.name, self.architecture): _stored(reader, tensor) for tensor in reader.tensors}
@@ -55,8 +59,9 @@ class GgufFile:
                 known = ", ".join((*PLAIN, *TYPES))
                 raise ModelFileError(f"{self.where}: tensor '{name}' is {stored.kind}; supported are {known}")
         self.shapes: dict[str, Shape] = {name: stored.shape for name, stored in self._tensors.items()}
-        # A mapping of its own: the package's may not be written to, of which torch would warn.
-        self._bytes = torch.from_file(str(path), shared=False, size=path.stat().st_size, dtype=torch.uint8)
+        ends = max((stored.offset + stored.nbytes for stored in self._tensors.values()), default=0)
+        if self._file.nbytes < ends:
+            raise ModelFileError(f"{self.where} is cut off: it has {self._file.nbytes:,} of {ends:,} bytes")
 
     def raw(self, name: str) -> Tensor:
         """Return a tensor as `tensor` does."""
@@ -64,9 +69,14 @@ class GgufFile:
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor, one in blocks widened to float32."""
+        tensor: Tensor = held(self.unread(name))
+        return tensor
+
+    def unread(self, name: str) -> Tensor:
+        """As `tensor`; what is in no blocks is read each time something is computed with it."""
         stored = self._tensors[name]
         own = self._own(stored)
-        wide = widened(own, stored.kind) if stored.kind in TYPES else own.view(PLAIN[stored.kind])
+        wide = widened(held(own), stored.kind) if stored.kind in TYPES else own.view(PLAIN[stored.kind])
         return self._in_order(name, wide.view(stored.shape))
 
     def kept(self, name: str) -> KeptWeight | None:
@@ -77,7 +87,7 @@ class GgufFile:
         return BlockWeight(self._in_order(name, self._own(stored).view(stored.shape[0], -1)), stored.kind)
 
     def _own(self, stored: _Stored) -> Tensor:
-        return self._bytes[stored.offset : stored.offset + stored.nbytes]
+        return self._file.tensor(stored.offset, (stored.nbytes,), torch.uint8)
 
     def _in_order(self, name: str, rows: Tensor) -> Tensor:
         """Return a weight (out,…) with its rows in the network's order. Errors: ModelFileError."""
@@ -101,15 +111,24 @@ def _field(reader: Any, name: str) -> Any:
     return None if field is None else field.contents()
 
 
-def _reader(path: Path) -> Any:
+def _reader(opened: OpenFile) -> Any:
     try:
         import gguf
     except ImportError as error:
         raise ModelFileError(
-            f"'{path.name}' is a GGUF file; reading it takes the package gguf: pip install 'serve-app[gguf]'"
+            f"{opened.where} is a GGUF file; reading it takes the package gguf: pip install 'serve-app[gguf]'"
         ) from error
     try:
-        make_room(path)
-        return gguf.GGUFReader(path)
+        # The package maps the file, and a file that is mapped must not be shortened: so it gets one of its own.
+        with opened.from_start() as file, tempfile.NamedTemporaryFile() as header:
+            gguf_header.shapes(file)
+            length = file.tell()
+            file.seek(0)
+            header.write(file.read(length))
+            header.truncate(opened.nbytes)
+            header.flush()
+            return gguf.GGUFReader(header.name)
+    except ModelFileError as error:
+        raise ModelFileError(f"{opened.where} cannot be read as a GGUF file: it {error}") from error
     except (ValueError, OSError, IndexError, KeyError, UnicodeDecodeError) as error:
-        raise ModelFileError(f"'{path.name}' cannot be read as a GGUF file: {error}") from error
+        raise ModelFileError(f"{opened.where} cannot be read as a GGUF file: {error}") from error

@@ -8,9 +8,7 @@ Textual inversion: vectors that take the place of tokens, read from small files 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from safetensors import safe_open
 from torch import Tensor
 
 from serve_app import log
@@ -54,8 +52,7 @@ class Lexicon:
         """Return a saved conditioning's tensors and its metadata. Errors: ModelFileError."""
         path = self._catalog.path("embeddings", name)
         file = Checkpoint(path)
-        opened: Any = safe_open(str(path), framework="pt")
-        return {key: file.raw(key).clone() for key in file.shapes}, dict(opened.metadata() or {})
+        return {key: file.raw(key) for key in file.shapes}, dict(file.metadata)
 
     def _path(self, name: str) -> Path | None:
         for suffix in ("", *SUFFIXES):

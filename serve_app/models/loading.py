@@ -38,7 +38,7 @@ from serve_app.models.lora_layouts import read
 from serve_app.models.mixture import Adapted, Mixture, added
 from serve_app.models.model_control import ModelPatch
 from serve_app.models.network import Network
-from serve_app.models.packing import move_to, parameter_shape, upload
+from serve_app.models.packing import move_to, parameter_shape, replace_parameters, upload
 from serve_app.models.parts import PART_NAMES
 from serve_app.models.recipes import Change, Files
 from serve_app.models.sixteen_bits import ITEMSIZE, keep, round_weights
@@ -205,8 +205,7 @@ class Loader:
         assert self._ring is not None, "only weights of a GPU stream"
         if stay := {id(parameter) for parameter in staying}:
             # Of such a network few weights are in another dtype: they are converted here.
-            for parameter in module.parameters():
-                parameter.data = parameter.data if id(parameter) in stay else parameter.data.to(dtype)
+            replace_parameters(module.modules(), lambda p: p.data if id(p) in stay else p.data.to(dtype))
         converted = None if stay else dtype
         streaming = stream(module, converted, name)
         upload(streaming.resident, converted, self._ring)

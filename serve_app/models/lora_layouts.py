@@ -67,8 +67,7 @@ class Read(NamedTuple):
 def read(file: Checkpoint, names: Table, part: Part) -> Read:
     """Return what a file has for a part. names: layers' names in LoRA files -> what they change.
 
-    names are as `Family.lora_names` has them. Tensors stay mapped from the file. Errors: ModelFileError for a tensor
-    that is not a plain float tensor.
+    names are as `Family.lora_names` has them. Errors: ModelFileError for a tensor that is not a plain float tensor.
     """
     layers: dict[str, dict[str, str]] = {}
     meant = {key for key in file.shapes if key.startswith(_TEXT_MARKS) == (part == "clip")}

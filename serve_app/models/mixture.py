@@ -1,6 +1,6 @@
 """The weights that a recipe stands for, a tensor at a time: those of its files, changed by LoRAs and by other recipes'.
 
-Nothing is held but mapped files, so a mixture of many models takes the memory of what is made of it. The arithmetic is
+Nothing is held but open files, so a mixture of many models takes the memory of what is made of it. The arithmetic is
 ComfyUI's: in single precision, in the order of the changes.
 """
 

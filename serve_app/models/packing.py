@@ -9,12 +9,13 @@ convolution, one of 640 channels takes 20 ms over two rows of 8×8 on a CPU with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any, Protocol, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
+from serve_app.models.file_tensor import held
 from serve_app.models.kept import KeptLinear
 from serve_app.models.upload import Ring, Upload
 from serve_app.models.upsampling import PackedUpsampling, Upsampling
@@ -121,11 +122,13 @@ def move_to(
         return
     for layer in network.modules():
         if isinstance(layer, KeptLinear):
-            layer.move_to(lambda tensor: tensor.to(device), device, dtype)
+            layer.move_to(lambda tensor: held(tensor.to(device)), device, dtype)
     if device.type == "cpu" and dtype == torch.float32:
         _pack(network)
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(device, parameter.dtype if id(parameter) in stay else dtype)
+    replace_parameters(
+        network.modules(),
+        lambda parameter: held(parameter.data.to(device, parameter.dtype if id(parameter) in stay else dtype)),
+    )
 
 
 def upload(layers: Iterable[nn.Module], dtype: torch.dtype | None, ring: Ring, stay: Set[int] = frozenset()) -> None:
@@ -152,17 +155,28 @@ def move_weights(
 
     dtype: that they run in there; None: as they do here. stay: the ids of parameters that keep theirs.
     """
-    sent: dict[int, nn.Parameter] = {}
+
+    def sent(parameter: nn.Parameter) -> Tensor:
+        return send(parameter.data, None if id(parameter) in stay else dtype)
+
+    def moved() -> Iterator[nn.Module]:
+        for layer in layers:
+            if isinstance(layer, KeptLinear):
+                layer.move_to(send, device, dtype or layer.weight.dtype)
+            yield layer
+
+    replace_parameters(moved(), sent)
+
+
+def replace_parameters(layers: Iterable[nn.Module], made: Callable[[nn.Parameter], Tensor]) -> None:
+    """Put other tensors in the place of the layers' parameters; one that several layers share stays shared."""
+    replaced: dict[int, nn.Parameter] = {}
     for layer in layers:
-        if isinstance(layer, KeptLinear):
-            layer.move_to(send, device, dtype or layer.weight.dtype)
         for name, parameter in layer._parameters.items():
-            # One that several layers share stays shared.
-            if parameter is not None and id(parameter) not in sent:
-                data = send(parameter.data, None if id(parameter) in stay else dtype)
-                sent[id(parameter)] = nn.Parameter(data, requires_grad=False)
+            if parameter is not None and id(parameter) not in replaced:
+                replaced[id(parameter)] = nn.Parameter(made(parameter), requires_grad=False)
             if parameter is not None:
-                layer._parameters[name] = sent[id(parameter)]
+                layer._parameters[name] = replaced[id(parameter)]
 
 
 def weights_of(layers: Iterable[nn.Module], dtype: torch.dtype | None = None) -> list[Tensor]:

@@ -10,6 +10,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from serve_app.models.file_tensor import held
+
 NAMES: Mapping[torch.dtype, str] = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -62,7 +64,7 @@ class SafetensorsFile:
     def __iter__(self) -> Iterator[bytes | memoryview]:
         yield self._header()
         for done, written in enumerate(self.tensors, 1):
-            tensor = written.make().to(written.dtype).reshape(written.shape).contiguous()
+            tensor = held(written.make()).to(written.dtype).reshape(written.shape).contiguous()
             yield tensor.flatten().view(torch.uint8).numpy().data
             self._progress(done, len(self.tensors))
 

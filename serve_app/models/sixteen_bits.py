@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from serve_app.models.kept import KeptLinear, KeptWeight
 from serve_app.models.layout import Place, placed
+from serve_app.models.packing import replace_parameters
 
 ITEMSIZE = torch.float16.itemsize
 
@@ -63,9 +64,12 @@ def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
 
     Layers that keep theirs do.
     """
-    for parameter in network.parameters():
-        if parameter.dtype.itemsize > dtype.itemsize or parameter.dtype.itemsize < ITEMSIZE:
-            parameter.data = parameter.data.to(dtype)
+
+    def rounded(parameter: nn.Parameter) -> Tensor:
+        fits = ITEMSIZE <= parameter.dtype.itemsize <= dtype.itemsize
+        return parameter.data if fits else parameter.data.to(dtype)
+
+    replace_parameters(network.modules(), rounded)
 
 
 def names(network: nn.Module) -> set[str]:

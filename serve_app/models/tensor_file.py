@@ -1,4 +1,4 @@
-"""An open file of tensors: their names and shapes, and each of them, mapped from the file rather than read.
+"""An open file of tensors: their names and shapes, and each of them, read or still to be read (`file_tensor`).
 
 A file is of safetensors or GGUF; others are pickles, which can run code when they are opened. What a file says of how a
 tensor is stored is read here, so that callers see a weight and not its scales. Source: safetensors' format description.
@@ -8,21 +8,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
 from serve_app.errors import ModelFileError
+from serve_app.models.file_tensor import OpenFile, held
 from serve_app.models.gguf_file import GgufFile
 from serve_app.models.kept import KeptWeight
-from serve_app.models.mapping import make_room
 from serve_app.models.quantization import encodings, is_beside, weight_of
 from serve_app.models.tensors import Shape
 from serve_app.store.gguf_header import SUFFIX
+from serve_app.store.model_header import entries
 
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 _DTYPES = ("F16", "BF16", "F32", "F8_E4M3", "F8_E5M2", "U8")
+_TORCH_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 class TensorFile(Protocol):
@@ -36,8 +55,13 @@ class TensorFile(Protocol):
         """The shapes of the tensors, by name."""
         ...
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What else the file says."""
+        ...
+
     def raw(self, name: str) -> Tensor:
-        """Return one tensor, whatever it holds."""
+        """Return one tensor, whatever it holds. Errors: ModelFileError, of each that reads, if the file was changed."""
         ...
 
     def tensor(self, name: str) -> Tensor:
@@ -47,8 +71,12 @@ class TensorFile(Protocol):
         """
         ...
 
+    def unread(self, name: str) -> Tensor:
+        """As `tensor`, but what is as it is stored is read each time something is computed with it."""
+        ...
+
     def kept(self, name: str) -> KeptWeight | None:
-        """Return a weight that can be kept as it is stored, None for another tensor. Errors: ModelFileError."""
+        """Return a weight that can be kept as it is stored, unread; None for another tensor. Errors: ModelFileError."""
         ...
 
 
@@ -68,16 +96,16 @@ class SafetensorsTensors:
     def __init__(self, path: Path) -> None:
         self.where = f"'{path.name}'"
         try:
-            make_room(path)
-            file: Any = safe_open(str(path), framework="pt", device="cpu")
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+            self._file = OpenFile(path)
+            with self._file.from_start() as file:
+                found, self.metadata = entries(file, self._file.nbytes)
+        except (ModelFileError, OSError) as error:
             raise ModelFileError(f"'{path.name}' cannot be read as a safetensors file: {error}") from error
-        self._file: Any = file
-        self._dtypes: dict[str, str] = {name: s.get_dtype() for name, s in slices.items()}
-        self._encodings = encodings(self._dtypes, file.metadata() or {}, file.get_tensor, self.where)
+        self._entries = found
+        self._dtypes: dict[str, str] = {name: entry.dtype for name, entry in found.items()}
+        self._encodings = encodings(self._dtypes, self.metadata, self.raw, self.where)
         self.shapes: dict[str, Shape] = {
-            name: self._shape(name, tuple(s.get_shape())) for name, s in slices.items() if not is_beside(name)
+            name: self._shape(name, entry.shape) for name, entry in found.items() if not is_beside(name)
         }
 
     def _shape(self, name: str, stored: Shape) -> Shape:
@@ -85,17 +113,27 @@ class SafetensorsTensors:
         return stored if encoding is None else encoding.shape(stored)
 
     def raw(self, name: str) -> Tensor:
-        tensor: Tensor = self._file.get_tensor(name)
+        tensor: Tensor = held(self._stored(name))
         return tensor
 
     def tensor(self, name: str) -> Tensor:
+        tensor: Tensor = held(self.unread(name))
+        return tensor
+
+    def unread(self, name: str) -> Tensor:
         encoding = self._encodings.get(name)
         if encoding is not None and encoding.scale is not None:
-            return weight_of(name, encoding, self.raw, self.where).wide()
+            return weight_of(name, encoding, self._stored, self.where).wide()
         if (dtype := self._dtypes[name]) not in _DTYPES:
             raise ModelFileError(f"{self.where}: tensor '{name}' is {dtype}; supported are {', '.join(_DTYPES)}")
-        return self.raw(name)
+        return self._stored(name)
 
     def kept(self, name: str) -> KeptWeight | None:
         encoding = self._encodings.get(name)
-        return None if encoding is None else weight_of(name, encoding, self.raw, self.where)
+        return None if encoding is None else weight_of(name, encoding, self._stored, self.where)
+
+    def _stored(self, name: str) -> Tensor:
+        entry = self._entries[name]
+        if (dtype := _TORCH_DTYPES.get(entry.dtype)) is None:
+            raise ModelFileError(f"{self.where}: tensor '{name}' is {entry.dtype}, which is not read")
+        return self._file.tensor(entry.start, entry.shape, dtype)

@@ -1,3 +1,4 @@
+import os
 import pickle
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import AutoencoderKL
+from serve_app.models.file_tensor import FileTensor
 from serve_app.models.layout import places
 from serve_app.models.packing import move_to
 from tests.unit.models.sample import SAMPLE, random_tensors, write_sample_checkpoint
@@ -107,14 +109,25 @@ def test_a_text_encoder_without_the_text_model_prefix_is_read(sample, tmp_path):
     assert same(weights_of(module), weights_of(expected))
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's list of mappings")
-def test_weights_in_the_files_own_format_stay_mapped(tmp_path):
+def test_a_file_that_is_cut_while_its_network_is_read_is_an_error_and_no_signal(tmp_path):
     path = tmp_path / "vae.safetensors"
     save_file(random_tensors(VAE, torch.float32), path)
     _, module = Checkpoint(path).load("vae")
-    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
-    mapped = [[int(end, 16) for end in line[0].split("-")] for line in lines]
-    assert all(any(low <= p.data_ptr() < high for low, high in mapped) for p in module.parameters())
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(ModelFileError, match=r"'vae\.safetensors' was changed while it was read"):
+        move_to(module, torch.device("cpu"), torch.float32)
+
+
+def test_a_network_that_was_moved_needs_its_file_no_more(tmp_path):
+    path = tmp_path / "vae.safetensors"
+    tensors = random_tensors(VAE, torch.float32)
+    save_file(tensors, path)
+    _, module = Checkpoint(path).load("vae")
+    move_to(module, torch.device("cpu"), torch.bfloat16)
+    assert str(path) not in (Path("/proc/self/maps").read_text() if Path("/proc/self/maps").exists() else "")
+    path.write_bytes(b"")
+    assert not any(isinstance(tensor, FileTensor) for tensor in module.state_dict().values())
+    assert sum(float(p.float().abs().sum()) for p in module.parameters()) > 0
 
 
 def test_a_pickle_is_refused_unopened(tmp_path):

@@ -1,0 +1,139 @@
+"""Tensors in a file that are read when something is computed with them, so that a network is opened without memory.
+
+A file that is mapped into memory ends the whole process by SIGBUS once somebody shortens it, even long after it was
+opened. Reading it fails instead, and as an error of whoever reads. Source: PyTorch's "Extending PyTorch", wrapper
+subclasses; mmap(2).
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from serve_app.errors import ModelFileError
+
+
+class OpenFile:
+    """A file, open until nothing of it is used any more. where: what errors call it. Errors: ModelFileError."""
+
+    def __init__(self, path: Path) -> None:
+        self.where = f"'{path.name}'"
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ModelFileError(f"{self.where} cannot be read: {error.strerror}") from error
+        weakref.finalize(self, os.close, self._descriptor)
+        self._state = self._look()
+        self.nbytes = self._state[0]
+
+    def from_start(self) -> BinaryIO:
+        """Return it to be read from its first byte on, by one at a time."""
+        file = open(self._descriptor, "rb", closefd=False)  # noqa: SIM115
+        file.seek(0)
+        return file
+
+    def fill(self, memory: Tensor, at: int) -> None:
+        """Read from a byte on until contiguous memory is full.
+
+        Errors: ModelFileError where the file ends before that, or is no longer what was opened.
+        """
+        left = memory.reshape(-1).view(torch.uint8).numpy().data
+        while left:
+            if not (count := os.preadv(self._descriptor, [left], at)):
+                break
+            left, at = left[count:], at + count
+        if left or self._look() != self._state:
+            size = os.fstat(self._descriptor).st_size
+            raise ModelFileError(
+                f"{self.where} was changed while it was read: it had {self.nbytes:,} bytes and has {size:,}; put files "
+                "in place whole, by renaming them, and submit the job again"
+            )
+
+    def tensor(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> FileTensor:
+        """Return the tensor that begins at a byte."""
+        return FileTensor(self, at, torch.empty(shape, dtype=dtype, device="meta"))
+
+    def _look(self) -> tuple[int, int]:
+        found = os.fstat(self._descriptor)
+        return found.st_size, found.st_mtime_ns
+
+
+class FileTensor(Tensor):
+    """A tensor of the CPU, or a view of one, whose numbers are in a file. layout: where they are, without numbers.
+
+    Views of it are such tensors too; whatever else is computed reads it first.
+    """
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls: type[FileTensor], file: OpenFile, at: int, layout: Tensor) -> FileTensor:
+        made: FileTensor = torch.Tensor._make_wrapper_subclass(
+            cls, layout.shape, strides=layout.stride(), dtype=layout.dtype, device=torch.device("cpu")
+        )
+        return made
+
+    def __init__(self, file: OpenFile, at: int, layout: Tensor) -> None:
+        self._file, self._at, self._layout = file, at, layout
+
+    def read(self) -> Tensor:
+        """Return it in memory of its own. Errors: ModelFileError."""
+        layout = self._layout
+        last = sum((size - 1) * stride for size, stride in zip(layout.shape, layout.stride(), strict=True))
+        memory = torch.empty(last + 1 if layout.numel() else 0, dtype=layout.dtype)
+        self._file.fill(memory, self._begin)
+        return memory.as_strided(layout.shape, layout.stride())
+
+    def read_into(self, memory: Tensor) -> None:
+        """Read it into a contiguous tensor that is as large. Errors: ModelFileError."""
+        self._file.fill(memory, self._begin)
+
+    @property
+    def _begin(self) -> int:
+        return self._at + int(self._layout.storage_offset()) * self._layout.dtype.itemsize
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # In inference mode operations arrive that are made of others, such as `to`, which may be a view or none.
+        if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
+            return made
+        if _is_view(func):
+            [whole] = [argument for argument in args if isinstance(argument, FileTensor)]
+            made = func(*tree_map(_layout, args), **kwargs)
+            return tree_map(lambda view: FileTensor(whole._file, whole._at, view), made)
+        if func is torch.ops.aten.copy_.default and _copies_plainly(args[0], args[1]):
+            args[1].read_into(args[0])
+            return args[0]
+        return func(*tree_map(held, args), **tree_map(held, kwargs))
+
+
+def held(value: Any) -> Any:
+    """Return a tensor in memory if it is in a file, anything else as it is. Errors: ModelFileError."""
+    return value.read() if isinstance(value, FileTensor) else value
+
+
+def _layout(value: Any) -> Any:
+    return value._layout if isinstance(value, FileTensor) else value
+
+
+def _is_view(func: Any) -> bool:
+    aliases = [returned.alias_info for returned in func._schema.returns]
+    return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _copies_plainly(target: Any, source: Any) -> bool:
+    alike = isinstance(source, FileTensor) and not isinstance(target, FileTensor) and target.device.type == "cpu"
+    return alike and (
+        (target.shape, target.dtype) == (source.shape, source.dtype)
+        and target.is_contiguous()
+        and source._layout.is_contiguous()
+    )
