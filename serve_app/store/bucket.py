@@ -9,8 +9,12 @@ overwrites with conditional writes".
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import mimetypes
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,6 +23,7 @@ from typing import Any, TypeVar
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
+from botocore.parsers import ResponseParserError
 
 from serve_app.errors import StoreError
 from serve_app.store.location import Location
@@ -38,6 +43,14 @@ _ACCESS = frozenset({"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoes
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 _UNKNOWN = frozenset({"501", "NotImplemented"})
 _TAKEN = frozenset({"412", "PreconditionFailed", "ConditionalRequestConflict"})
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_PAGE = "text/html"
+
+
+class ForeignAnswerError(BotoCoreError):  # type: ignore[misc]
+    """Something else answers in the store's place, as a captive portal or a proxy's login page does with 200."""
+
+    fmt = "the answer is not S3's: {reason}; a proxy or a login page answers in its place"
 
 
 class Bucket:
@@ -50,15 +63,17 @@ class Bucket:
         public = location.public_endpoint
         self._signing = self._client if public is None else _client(location, public)
         self._conditional = True
+        self._tags_are_md5 = True
+        """Whether tags of contents that came in one request are their MD5, as far as is known."""
 
     def stat(self, key: str) -> FileStat:
         """Return a key's size, time and tag. Errors: FileNotFoundError, StoreError."""
         try:
-            return _stat(self._ask("look at", key, lambda: self._client.head_object(**self._at(key))))
+            return self._ask("look at", key, lambda: _stat(_no_page(self._client.head_object(**self._at(key)), key)))
         except FileNotFoundError:
             # An answer without a body does not say whether it is the key or the bucket that is absent.
             asked = {"Bucket": self.location.bucket, "Prefix": self._prefix + key, "MaxKeys": 1}
-            self._ask("look at", key, lambda: self._client.list_objects_v2(**asked))
+            self._ask("look at", key, lambda: _listed(self._client.list_objects_v2(**asked)))
             raise
 
     def get(self, key: str, span: range | None = None, etag: str | None = None) -> dict[str, Any]:
@@ -69,7 +84,12 @@ class Bucket:
         asked = self._at(key) | ({} if span is None else {"Range": f"bytes={span.start}-{span.stop - 1}"})
         if etag is not None:
             asked["IfMatch"] = f'"{etag}"'
-        return self._ask("read", key, lambda: self._client.get_object(**asked))
+        return self._ask("read", key, lambda: _has(self._client.get_object(**asked), "ETag", "LastModified"))
+
+    def is_md5(self, answer: dict[str, Any]) -> bool:
+        """Whether the tag of the content that an answer is about is its MD5."""
+        encrypted = "SSECustomerAlgorithm" in answer or "kms" in answer.get("ServerSideEncryption", "")
+        return self._tags_are_md5 and not encrypted and _MD5.fullmatch(tag(answer)) is not None
 
     def put(self, key: str, data: bytes, content_type: str, *, replace: bool = True) -> None:
         """Store a content, whole or not at all; it is durable when this returns.
@@ -77,7 +97,9 @@ class Bucket:
         Without `replace`, the store itself sees to it that the name is new; one that cannot is asked first, which does
         not stop another who writes at the same moment. Errors: FileExistsError, StoreError.
         """
-        asked = {**self._at(key), "Body": data, "ContentType": content_type}
+        md5 = hashlib.md5(data, usedforsecurity=False)
+        said = base64.b64encode(md5.digest()).decode()
+        asked = {**self._at(key), "Body": data, "ContentType": content_type, "ContentMD5": said}
         tries = 0
 
         def put_once() -> None:
@@ -85,7 +107,8 @@ class Bucket:
             tries += 1
             if not replace and not self._conditional and self._there(key):
                 raise FileExistsError(key)
-            self._client.put_object(**asked, **({"IfNoneMatch": "*"} if not replace and self._conditional else {}))
+            unless_there = {"IfNoneMatch": "*"} if not replace and self._conditional else {}
+            self._check_stored(key, self._client.put_object(**asked, **unless_there), md5.hexdigest(), len(data))
 
         try:
             self._ask("write", key, put_once)
@@ -99,6 +122,17 @@ class Bucket:
             self._conditional = False
             self.put(key, data, content_type, replace=False)
 
+    def _check_stored(self, key: str, answer: dict[str, Any], md5: str, size: int) -> None:
+        """Check that an answer to a write is of a store that has the content. Errors: ForeignAnswerError, boto3's."""
+        if (stored := tag(_has(_no_page(answer, key), "ETag"))) == md5:
+            return
+        # The tag of a content that is encrypted, or in parts, is none that could be worked out here.
+        found = _stat(_no_page(self._client.head_object(**self._at(key)), key))
+        if (found.etag, found.size) != (stored, size):
+            raise ForeignAnswerError(reason=f"{size} bytes were written, and {found.size} are there")
+        if self.is_md5(answer):
+            self._tags_are_md5 = False
+
     def put_parts(
         self, key: str, data: Iterable[bytes | memoryview], content_type: str, *, replace: bool = True
     ) -> None:
@@ -107,26 +141,33 @@ class Bucket:
         What is stored of a content that is not finished goes again. Errors: as `put`.
         """
         at = self._at(key)
-        begun = self._ask("write", key, lambda: self._client.create_multipart_upload(**at, ContentType=content_type))
+        create = partial(self._client.create_multipart_upload, **at, ContentType=content_type)
+        begun = self._ask("write", key, lambda: _has(create(), "UploadId"))
         upload = {**at, "UploadId": begun["UploadId"]}
         try:
-            parts = []
+            parts, size = [], 0
             for number, part in enumerate(_parts(data), 1):
-                sent = {**upload, "PartNumber": number, "Body": part}
-                answer = self._ask("write", key, partial(self._client.upload_part, **sent))
+                said = base64.b64encode(hashlib.md5(part, usedforsecurity=False).digest()).decode()
+                sent = {**upload, "PartNumber": number, "Body": part, "ContentMD5": said}
+                answer = self._ask("write", key, partial(self._upload_part, **sent))
                 parts.append({"PartNumber": number, "ETag": answer["ETag"]})
-            self._complete(key, {**upload, "MultipartUpload": {"Parts": parts}}, replace=replace)
+                size += len(part)
+            self._complete(key, {**upload, "MultipartUpload": {"Parts": parts}}, size, replace=replace)
         except BaseException:
             with contextlib.suppress(Exception):
                 self._client.abort_multipart_upload(**upload)
             raise
 
-    def _complete(self, key: str, asked: dict[str, Any], *, replace: bool) -> None:
+    def _upload_part(self, **sent: Any) -> dict[str, Any]:
+        return _has(self._client.upload_part(**sent), "ETag")
+
+    def _complete(self, key: str, asked: dict[str, Any], size: int, *, replace: bool) -> None:
         def complete() -> None:
             if not replace and not self._conditional and self._there(key):
                 raise FileExistsError(key)
             unless_there = {"IfNoneMatch": "*"} if not replace and self._conditional else {}
-            self._client.complete_multipart_upload(**asked, **unless_there)
+            answer = self._client.complete_multipart_upload(**asked, **unless_there)
+            self._check_stored(key, answer, "", size)
 
         try:
             self._ask("write", key, complete)
@@ -134,7 +175,7 @@ class Bucket:
             if replace or not self._conditional or _code(error.__cause__) not in _UNKNOWN:
                 raise
             self._conditional = False
-            self._complete(key, asked, replace=False)
+            self._complete(key, asked, size, replace=False)
 
     def list(self, start: str, *, deep: bool = False) -> Iterator[tuple[str, FileStat]]:
         """Yield (rest of the key, what is known of it) for every key that starts so. deep: also where the rest has "/".
@@ -143,7 +184,7 @@ class Bucket:
         """
         asked = {"Bucket": self.location.bucket, "Prefix": self._prefix + start, **({} if deep else {"Delimiter": "/"})}
         while True:
-            page = self._ask("list", start, lambda: self._client.list_objects_v2(**asked))
+            page = self._ask("list", start, lambda: _listed(self._client.list_objects_v2(**asked)))
             for found in page.get("Contents", ()):
                 yield found["Key"].removeprefix(asked["Prefix"]), _stat(found)
             if not page.get("IsTruncated"):
@@ -189,7 +230,7 @@ class Bucket:
         pause_s = FIRST_PAUSE_S
         while True:
             try:
-                return ask()
+                return _no_page(_asked(ask), key)
             except (ClientError, BotoCoreError) as error:
                 code = _code(error)
                 if code in _ABSENT:
@@ -209,6 +250,33 @@ class Bucket:
             hint = "; credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or a role"
         reason = f"{code}: {words}" if words else code
         return StoreError(f"could not {what} {key[:300]!r} in {self.location}: {reason}{hint}", retry_after_s=5)
+
+
+def _asked(ask: Callable[[], T]) -> T:
+    try:
+        return ask()
+    except ResponseParserError as error:
+        raise ForeignAnswerError(reason="it is no XML") from error
+
+
+def _no_page(answer: T, key: str) -> T:
+    """Return an answer that is no page of HTML, or is of a file that is. Errors: ForeignAnswerError."""
+    if isinstance(answer, dict) and mimetypes.guess_type(key)[0] != _PAGE:
+        headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        if headers.get("content-type", "").startswith(_PAGE):
+            raise ForeignAnswerError(reason="it is a page of HTML")
+    return answer
+
+
+def _has(answer: dict[str, Any], *needed: str) -> dict[str, Any]:
+    """Return an answer that has what S3's always have. Errors: ForeignAnswerError."""
+    if lacking := [name for name in needed if name not in answer]:
+        raise ForeignAnswerError(reason=f"it has no {lacking[0]}")
+    return answer
+
+
+def _listed(answer: dict[str, Any]) -> dict[str, Any]:
+    return _has(answer, "IsTruncated")
 
 
 def _parts(data: Iterable[bytes | memoryview]) -> Iterator[bytes]:
@@ -246,7 +314,8 @@ def _client(location: Location, endpoint: str | None) -> Any:
 
 
 def _stat(answer: dict[str, Any]) -> FileStat:
-    """Return what HEAD, GET or a listing says of a key."""
+    """Return what HEAD, GET or a listing says of a key. Errors: ForeignAnswerError."""
+    _has(answer, "LastModified", "ETag")
     size = answer["ContentLength"] if "ContentLength" in answer else answer["Size"]
     return FileStat(int(size), answer["LastModified"].timestamp(), tag(answer))
 
@@ -271,4 +340,4 @@ def _may_pass(error: ClientError | BotoCoreError) -> bool:
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return (status >= 500 and _code(error) not in _UNKNOWN) or status in (408, 429)
-    return isinstance(error, HTTPClientError | ConnectionError)
+    return isinstance(error, HTTPClientError | ConnectionError | ForeignAnswerError)

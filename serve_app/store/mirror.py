@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import io
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -34,7 +33,6 @@ STREAMS, SPAN_BYTES, CHUNK_BYTES = 8, 64 * 1024**2, 1024**2
 """A file is fetched in so many requests at once, each of one span, and written in chunks."""
 UNFINISHED = ".part"
 
-_MD5 = re.compile(r"[0-9a-f]{32}")
 _log = log.get("store")
 
 
@@ -79,7 +77,8 @@ class Mirror:
                     self._make_room(found.size)
                     self._fetch(name, found, copy)
         with contextlib.suppress(OSError):  # used now; if another process has just let it go, the reader will say so
-            os.utime(copy)
+            # Its time of change stays: who reads a copy takes another for another content.
+            os.utime(copy, ns=(time.time_ns(), copy.stat().st_mtime_ns))
         return copy
 
     def copies(self) -> dict[str, Path]:
@@ -132,7 +131,7 @@ class Mirror:
                 list(streams.map(lambda span: self._copy(name, found, span, file.fileno()), spans))
                 os.fsync(file.fileno())
             # The tag of what was put in one request is its MD5; that of several is none that could be checked here.
-            if _MD5.fullmatch(found.etag) and not self._encrypted(name) and _md5(unfinished) != found.etag:
+            if self._is_md5(name) and _md5(unfinished) != found.etag:
                 raise self._bucket.error("fetch", name, "Damaged", "what arrived is not what its tag says")
             if unfinished.stat().st_size != found.size:
                 raise self._bucket.error("fetch", name, "Damaged", f"{found.size} bytes were to arrive")
@@ -153,11 +152,10 @@ class Mirror:
                     return
                 os.pwrite(descriptor, buffer[:count], at)
 
-    def _encrypted(self, name: str) -> bool:
-        """Whether the store keeps the file under a key, which makes of its tag something else than an MD5."""
+    def _is_md5(self, name: str) -> bool:
         answer = self._bucket.get(name, range(1))
         answer["Body"].close()
-        return "ServerSideEncryption" in answer or "SSECustomerAlgorithm" in answer
+        return self._bucket.is_md5(answer)
 
     def _make_room(self, size: int) -> None:
         """Let copies go, least recently used first, until so many bytes fit. Who reads one may go on reading."""
@@ -165,7 +163,7 @@ class Mirror:
             return
         copies = [(path.stat(), path) for path in self._cache.rglob("*") if path.is_file() and path.name[0] != "."]
         kept = sum(found.st_size for found, _ in copies)
-        for found, path in sorted(copies, key=lambda copy: copy[0].st_mtime):
+        for found, path in sorted(copies, key=lambda copy: copy[0].st_atime):
             if kept + size <= self._budget_bytes:
                 return
             path.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any, BinaryIO
+from math import prod
+from typing import Any, BinaryIO, NamedTuple
 
 from serve_app.errors import ModelFileError
 from serve_app.store.kinds import Shapes
@@ -17,6 +18,14 @@ HEADER_BYTES = 100_000_000
 """The longest header that a file may have, as the format says."""
 
 _LENGTH_BYTES = 8
+
+
+class Entry(NamedTuple):
+    """Where a tensor is. dtype: safetensors' name of it; start: the byte of the file at which it begins."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
 
 
 def header(file: BinaryIO) -> dict[str, Any]:
@@ -58,6 +67,33 @@ def described(file: BinaryIO) -> tuple[Shapes, int]:
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise ModelFileError("is no safetensors file: its header has no shapes of tensors") from error
     return found, start + ends
+
+
+def entries(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """Return where a safetensors file of a size in bytes has each tensor, and its metadata.
+
+    Errors: ModelFileError if it is none, is cut off, or has a tensor of other bytes than its shape takes.
+    """
+    said = header(file)
+    start = file.tell()
+    found: dict[str, Entry] = {}
+    try:
+        metadata = {str(key): str(value) for key, value in (said.pop("__metadata__", None) or {}).items()}
+        for name, entry in said.items():
+            begin, end = map(int, entry["data_offsets"])
+            found[name] = Entry(str(entry["dtype"]), tuple(map(int, entry["shape"])), start + begin)
+            bits = int("".join(filter(str.isdigit, entry["dtype"].partition("_")[0])) or 8)
+            if (
+                begin < 0
+                or min(found[name].shape, default=0) < 0
+                or (end - begin) * 8 != prod(found[name].shape) * bits
+            ):
+                raise ModelFileError(f"tensor '{name}' has {end - begin:,} bytes, which are not those of its shape")
+            if start + end > size:
+                raise ModelFileError(f"is cut off: it has {size:,} bytes, and '{name}' ends at {start + end:,}")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelFileError("is no safetensors file: its header does not say where tensors are") from error
+    return found, metadata
 
 
 def checked(pieces: Iterable[bytes]) -> Iterator[bytes]:

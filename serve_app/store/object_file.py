@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
 from typing import Any
@@ -22,6 +23,8 @@ class ObjectFile(io.RawIOBase):
         self._bucket, self._key = bucket, key
         self._at = 0 if span is None else span.start
         self._answer: dict[str, Any] | None = None
+        self._read: Any = None
+        """The MD5 of all that was read, as long as that is in order and can be compared with the tag."""
         if span is not None and not span:
             found = bucket.stat(key)
             self._size, self.etag = found.size, found.etag
@@ -30,6 +33,8 @@ class ObjectFile(io.RawIOBase):
         self.etag = tag(self._answer)
         _, _, whole = self._answer.get("ContentRange", "").rpartition("/")
         self._size = int(whole) if whole.isdigit() else int(self._answer["ContentLength"])
+        if span is None and bucket.is_md5(self._answer):
+            self._read = hashlib.md5(usedforsecurity=False)
 
     def readable(self) -> bool:
         return True
@@ -45,6 +50,7 @@ class ObjectFile(io.RawIOBase):
         if at < 0:
             raise ValueError(f"position {at} lies before the file")
         if at != self._at:
+            self._read = None
             self._let_go()
             self._at = at
         return at
@@ -61,12 +67,21 @@ class ObjectFile(io.RawIOBase):
             if data:
                 buffer[: len(data)] = data
                 self._at += len(data)
+                self._check(data)
                 return len(data)
             # Nothing while bytes are left: the stretch that was asked for is read, or the connection has broken off.
             self._let_go()
             if attempt:
                 time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
         raise self._bucket.error("read", self._key, f"byte {self._at} of {self._size}", reason)
+
+    def _check(self, data: bytes) -> None:
+        """Check at the end that all that was read is what the tag says. Errors: StoreError."""
+        if self._read is None:
+            return
+        self._read.update(data)
+        if self._at == self._size and self._read.hexdigest() != self.etag:
+            raise self._bucket.error("read", self._key, "Damaged", "what arrived is not what its tag says")
 
     def close(self) -> None:
         self._let_go()

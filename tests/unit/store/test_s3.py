@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from serve_app.errors import StoreError
 from serve_app.store.bucket import Bucket
 from serve_app.store.s3 import S3
 from serve_app.store.store import FileRef
+from tests.captive_portal import HTML, XHTML, CaptivePortal
 from tests.seaweed import SECRET
 
 REF = FileRef("output", "sub", "x.png")
@@ -79,6 +81,38 @@ def test_a_store_that_is_away_is_an_error_once_patience_ends(bucket_of):
     for ask in everything(store):
         with pytest.raises(StoreError, match="EndpointConnectionError"):
             ask()
+
+
+@pytest.mark.parametrize("page", [HTML, XHTML])
+def test_a_page_of_html_in_the_stores_place_is_an_error_whatever_is_asked(bucket_of, page):
+    portal = CaptivePortal(page)
+    store = S3(bucket_of("bucket", endpoint=portal.endpoint, patience_s=0.0))
+    for ask in [*everything(store), lambda: store.delete(REF), lambda: store.write(REF, iter([b"x"]))]:
+        # botocore itself takes some answers for a failure of the store's.
+        with pytest.raises(StoreError, match=r"the answer is not S3's|500: Internal Server Error"):
+            ask()
+    portal.close()
+
+
+def test_a_file_is_stored_only_once_the_answer_has_its_tag(bucket_of):
+    portal = CaptivePortal(b"", "application/octet-stream")
+    store = S3(bucket_of("bucket", endpoint=portal.endpoint, patience_s=0.0))
+    with pytest.raises(StoreError, match="the answer is not S3's"):
+        store.write(REF, b"xyz")
+    portal.close()
+
+
+def test_a_content_that_is_not_what_its_tag_says_is_an_error_at_its_end(bucket, monkeypatch):
+    S3(bucket).write(REF, CONTENT)
+    get = bucket.get
+
+    def spoilt(key, span=None, etag=None):
+        answer = get(key, span, etag)
+        return {**answer, "Body": io.BytesIO(answer["Body"].read()[:-1] + b"?")}
+
+    monkeypatch.setattr(bucket, "get", spoilt)
+    with S3(bucket).open(REF) as file, pytest.raises(StoreError, match="not what its tag says"):
+        file.read()
 
 
 def test_a_store_killed_in_the_middle_of_writes_has_every_file_that_was_reported_stored(bucket, bucket_of, seaweed):
