@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from serve_app import log
 
@@ -26,8 +28,15 @@ HEADERS_S = 60
 HEAD_BYTES = 65_536
 """Of a request's head, as much as the ingress's own server takes."""
 DESCRIPTORS = 40_000
-"""Four a client's connection. Where the machine allows fewer, HAProxy makes do with those."""
+"""As many as it takes. Where the machine allows fewer, it makes do with those."""
+OF_A_CLIENT = 4
+"""Descriptors of a client's connection: its own, both ends of that to the inside, and that to the ingress."""
+RESERVED = 40
+"""Descriptors that are no client's."""
+SOCKETS_SHARE = 0.75
+"""How much of the room websockets may take, which stay; the rest is for requests, among them probes."""
 RETRY_AFTER_S = 1
+FULL_RETRY_AFTER_S = 5
 START_S = 5.0
 AGAIN_S = 1.0
 """A HAProxy that has died is started again, at most so often."""
@@ -56,7 +65,7 @@ def find() -> str | None:
 def error_pages(folder: Path) -> Iterable[str]:
     """Write what HAProxy answers by itself, and return the lines of its configuration that name the files."""
     for status, (shown, error, detail) in _ANSWERS.items():
-        body = json.dumps({"error": error, "detail": detail, "status_code": shown})
+        body = json.dumps(_answer(error, detail, shown))
         head = [f"HTTP/1.1 {shown} {error}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
         if shown == 503:
             head.append(f"Retry-After: {RETRY_AFTER_S}")
@@ -65,13 +74,35 @@ def error_pages(folder: Path) -> Iterable[str]:
         yield f"errorfile {status} {path}"
 
 
+def _answer(error: str, detail: str, status: int = 503) -> dict[str, object]:
+    return {"error": error, "detail": detail, "status_code": status}
+
+
 def socket_path(folder: Path, rank: int) -> Path:
     """Return where the ingress replica of a rank listens."""
     return folder / f"{rank}.sock"
 
 
+class Room(NamedTuple):
+    """How many clients may be connected at once, and how many of them by websockets."""
+
+    clients: int
+    sockets: int
+
+
+def room() -> Room:
+    """Return what fits the descriptors that a process may have open here."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, DESCRIPTORS)
+    clients = max(4, (limit - RESERVED) // OF_A_CLIENT)
+    return Room(clients, int(clients * SOCKETS_SHARE))
+
+
 def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
     inside = folder / "inside.sock"
+    fits = room()
+    full = json.dumps(_answer("Too many websockets", f"this server has room for {fits.sockets} at once (ulimit -n)"))
+    refusal = f"status 503 content-type application/json hdr Retry-After {FULL_RETRY_AFTER_S} string '{full}'"
     servers = [f"server {rank} unix@{socket_path(folder, rank)}" for rank in range(replicas)]
     sections = {
         # One thread carries thousands of requests a second, and many wake for nothing.
@@ -94,10 +125,20 @@ def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
             "option redispatch 1",
             *error_pages(folder),
         ],
-        "frontend http": [f"bind ipv4@{host}:{port} proto h1", "option forwardfor", "default_backend inside"],
+        "frontend http": [
+            f"bind ipv4@{host}:{port} proto h1",
+            f"maxconn {fits.clients}",
+            "option forwardfor",
+            "acl socket req.hdr(upgrade) -i websocket",
+            f"http-request return {refusal} if socket {{ be_conn(sockets) ge {fits.sockets} }}",
+            "use_backend sockets if socket",
+            "default_backend inside",
+        ],
         # When a server dies with a request that is not the first of its client's connection, HAProxy closes that
         # connection without a word. So each request goes through HAProxy once more, on a connection of its own.
         "backend inside": ["option http-server-close", "http-reuse never", f"server inside unix@{inside}"],
+        # Counted apart, so that there is room for requests.
+        "backend sockets": ["http-reuse never", f"server inside unix@{inside}"],
         "frontend inside": [f"bind unix@{inside} mode 600 proto h1", "default_backend ingress"],
         # What only reads is asked of another replica where one dies with it before it has said anything.
         "backend ingress": [

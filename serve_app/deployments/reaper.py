@@ -24,18 +24,31 @@ def marked(mark: str) -> dict[str, str]:
     return {MARK: mark, "SPT_NOENV": "1"}
 
 
-def watch(mark: str) -> int:
-    """Start a reaper for this process's mark; it acts when this process has died. Returns the descriptor it watches."""
+class Reaper:
+    """One that is running. It acts when the process that started it has died, or lets it go."""
+
+    def __init__(self, process: subprocess.Popen[bytes], watched: int) -> None:
+        self._process = process
+        self._watched = watched
+
+    def close(self) -> None:
+        """Have it act, and return once it has ended."""
+        os.close(self._watched)
+        self._process.wait()
+
+
+def watch(mark: str) -> Reaper:
+    """Start a reaper for this process's mark."""
     read, write = os.pipe()
     with open(os.devnull) as nowhere:
-        subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-P", "-m", "serve_app.deployments.reaper", str(read), mark],
             pass_fds=[read],
             stdin=nowhere,
             start_new_session=True,
         )
     os.close(read)
-    return write
+    return Reaper(process, write)
 
 
 def reap(mark: str, patience_s: float = 5.0, spared: Container[int | None] = ()) -> int:

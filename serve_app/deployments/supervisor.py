@@ -74,7 +74,7 @@ def supervise(
     1 if it never was and either says that it never will be or has failed TRIES times.
     """
     mark = str(uuid.uuid4())
-    watched = reaper.watch(mark)
+    reaping = reaper.watch(mark)
     environment = {**environment, **reaper.marked(mark)}
     try:
         if haproxy is not None:
@@ -84,7 +84,7 @@ def supervise(
         if haproxy is not None:
             haproxy.end()
         reaper.reap(mark)
-        os.close(watched)
+        reaping.close()
 
 
 def _keep(

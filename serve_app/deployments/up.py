@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import socket
 import sys
@@ -70,12 +71,15 @@ WITHOUT_DASHBOARD = {
 }
 SERVES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 """Serve's own HAProxy is never wanted here, for its replicas listen on every interface; 0 keeps ours off too."""
+DESCRIPTORS = 65_536
+"""Files that a process may open, if its hard limit allows that."""
 _log = log.get("up")
 
 
 def up(arguments: argparse.Namespace) -> int:
     """Start the server, block until SIGTERM or Ctrl-C, stop it. Returns the exit status."""
     log.configure()
+    raise_descriptors()
     own = "RAY_ADDRESS" not in os.environ
     try:
         settings = _settings(arguments)
@@ -107,6 +111,14 @@ def up(arguments: argparse.Namespace) -> int:
     return serve_on_cluster(settings, arguments.host, arguments.port, stop)
 
 
+def raise_descriptors() -> None:
+    """Let this process and its children open as many files as it may allow itself, up to DESCRIPTORS."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
 def _haproxy(folder: Path, host: str, port: int, replicas: int) -> tuple[str, str, str, int, int] | None:
     """Return what makes the HAProxy that is to listen; None leaves that to Serve's own proxy, which is slower."""
     if os.environ.get(SERVES_HAPROXY) == "0":
@@ -116,6 +128,13 @@ def _haproxy(folder: Path, host: str, port: int, replicas: int) -> tuple[str, st
     else:
         sockets = folder / f"http-{host}-{port}"
         if (refusal := HAProxy(binary, sockets, host, port, replicas).refusal()) is None:
+            fits = haproxy.room()
+            _log.info(
+                "there is room for %d clients at once, %d of them by websockets (ulimit -n is %d)",
+                fits.clients,
+                fits.sockets,
+                resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+            )
             return binary, str(sockets), host, port, replicas
         reason = refusal
     _log.warning("Serve's own proxy listens, for HAProxy cannot: %s", reason)

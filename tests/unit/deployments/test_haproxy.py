@@ -17,6 +17,7 @@ import httpx
 import psutil
 import pytest
 from starlette.types import Receive, Scope, Send
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from serve_app.deployments import haproxy
@@ -277,6 +278,27 @@ def test_one_that_has_died_is_started_again(site: Site, monkeypatch: pytest.Monk
     wait_for(lambda: site.haproxy.keep() is None and site.haproxy.pid != before)
     wait_for(site.listens)
     assert site.http.get("/").status_code == 200
+
+
+def test_where_few_files_may_be_open_websockets_are_refused_and_probes_are_answered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+):
+    monkeypatch.setattr(haproxy, "DESCRIPTORS", 256)
+    site = Site(tmp_path_factory.mktemp("h"))
+    site.add(0)
+    with contextlib.ExitStack() as held:
+        held.callback(site.close)
+        url = f"ws://127.0.0.1:{site.port}/ws"
+        sockets = [held.enter_context(connect(url)) for _ in range(haproxy.room().sockets)]
+        with pytest.raises(InvalidStatus) as refused:
+            connect(url)
+        assert refused.value.response.status_code == 503
+        assert refused.value.response.headers["Retry-After"] == "5"
+        assert "Too many websockets" in refused.value.response.body.decode()
+        for _ in range(2 * haproxy.room().clients):
+            assert httpx.get(f"http://127.0.0.1:{site.port}/readyz", timeout=PATIENCE_S).status_code == 200
+        sockets.pop().close()
+        wait_for(lambda: held.enter_context(connect(url)).id is not None)
 
 
 def test_why_it_would_not_start_is_said(tmp_path: Path):

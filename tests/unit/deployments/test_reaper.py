@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -51,3 +52,12 @@ def test_a_parent_that_is_killed_takes_its_marked_children_with_it():
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_reaper_that_is_let_go_of_has_ended_its_processes_and_itself():
+    mark = str(uuid.uuid4())
+    reaping, marked = reaper.watch(mark), start(mark)
+    reaping.close()
+    marked.wait(60)
+    assert marked.returncode == -signal.SIGKILL
+    assert not [child for child in psutil.Process().children() if "reaper" in " ".join(child.cmdline())]
