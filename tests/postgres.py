@@ -74,7 +74,9 @@ class Postgres:
 
     def execute(self, statement: LiteralString) -> None:
         """Carry a statement out, as the superuser in a database that no test uses."""
-        with psycopg.connect(host=str(self._root), user="postgres", dbname="postgres", autocommit=True) as connection:
+        writes = "-c default_transaction_read_only=off"
+        at = f"host={self._root} user=postgres dbname=postgres options='{writes}'"
+        with psycopg.connect(at, autocommit=True) as connection:
             connection.execute(statement)
 
     def close(self) -> None:

@@ -82,6 +82,7 @@ def faults(site: Site, *, short: bool) -> list[Fault]:
         found.append(Fault("database", "lock", _lock_database, 2))
     else:
         found += [Fault("database", "kill", _kill_postgres, 3), Fault("database", "terminate", _terminate_backends, 3)]
+        found.append(Fault("database", "read-only", _demote, 2))
     if site.seaweed is not None:
         found.append(Fault("store", "kill", _kill_seaweed, 3))
     elif os.geteuid() != 0 or shutil.which("chattr"):
@@ -214,6 +215,12 @@ def _terminate_backends(site: Site, rng: random.Random) -> bool:
     for _ in range(rng.randint(1, 10)):
         site.terminate_backends()
         time.sleep(rng.uniform(0, 0.5))
+    return True
+
+
+def _demote(site: Site, rng: random.Random) -> bool:
+    with site.read_only_database():
+        time.sleep(rng.uniform(2, 8))
     return True
 
 

@@ -134,6 +134,18 @@ class Site:
             yield
             other.execute("ROLLBACK")
 
+    @contextlib.contextmanager
+    def read_only_database(self) -> Iterator[None]:
+        """Have PostgreSQL take no writes, in sessions that are there too, as after a demotion."""
+        assert self.postgres is not None
+        self.postgres.execute("ALTER SYSTEM SET default_transaction_read_only = on")
+        self.postgres.execute("SELECT pg_reload_conf()")
+        try:
+            yield
+        finally:
+            self.postgres.execute("ALTER SYSTEM RESET default_transaction_read_only")
+            self.postgres.execute("SELECT pg_reload_conf()")
+
     def terminate_backends(self) -> None:
         """End every connection to the PostgreSQL database."""
         assert self.postgres is not None
