@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.cli.lines import say
@@ -41,48 +42,61 @@ def lock(packs_dir: Path) -> int:
     return 1 if missing else 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A pack that was loaded. classes: all that it lists. able: those that can run here. missing: what others use.
+
+    left_out: classes that could not be loaded, each with the reason.
+    """
+
+    classes: int
+    able: int
+    missing: str
+    left_out: tuple[str, ...]
+
+
 def lines(found: Packs) -> Iterator[str]:
     """Yield the table: pack, its classes, those that can run here, and what the others use that is missing."""
-    by_pack = _by_pack(found)
-    width = max(map(len, [*by_pack, *found.failures, "pack"]))
+    rows = _rows(found)
+    width = max(map(len, [*rows, *found.failures, "pack"]))
     yield f"{'pack':{width}}  classes  run here  missing"
-    for pack, lacks in sorted(by_pack.items()):
-        more = _most(lacks)
-        yield f"{pack:{width}}  {len(lacks):7}  {sum(not names for names in lacks):8}  {more}".rstrip()
+    for pack, row in sorted(rows.items()):
+        yield f"{pack:{width}}  {row.classes:7}  {row.able:8}  {row.missing}".rstrip()
+        yield from (f"{'':{width}}  {reason}" for reason in row.left_out)
     for pack, reason in sorted(found.failures.items()):
         yield f"{pack:{width}}  left out: {reason}"
-    able, every = _sums(by_pack)
+    able, every = sum(row.able for row in rows.values()), sum(row.classes for row in rows.values())
     share = f" ({able / every:.0%})" if every else ""
     yield f"{able} of {every} classes can run here{share}; {len(found.failures)} packs are left out"
 
 
 def table(found: Packs) -> Iterator[str]:
     """Yield the same as a table in Markdown, packs that were left out among the others."""
-    by_pack = _by_pack(found)
+    rows = _rows(found)
     yield "| pack | classes | run here | missing, by classes |"
     yield "|---|---|---|---|"
-    for pack in sorted({*by_pack, *found.failures}, key=str.lower):
+    for pack in sorted({*rows, *found.failures}, key=str.lower):
         if pack in found.failures:
             yield f"| {pack} | | | left out: {found.failures[pack]} |"
             continue
-        lacks = by_pack[pack]
-        yield f"| {pack} | {len(lacks)} | {sum(not names for names in lacks)} | {_most(lacks)} |"
-    able, every = _sums(by_pack)
-    yield f"| **{len(by_pack)} packs** | **{every}** | **{able} ({able / max(every, 1):.1%})** | |"
+        row = rows[pack]
+        yield f"| {pack} | {row.classes} | {row.able} | {'; '.join(filter(None, (row.missing, *row.left_out)))} |"
+    able, every = sum(row.able for row in rows.values()), sum(row.classes for row in rows.values())
+    yield f"| **{len(rows)} packs** | **{every}** | **{able} ({able / max(every, 1):.1%})** | |"
 
 
-def _by_pack(found: Packs) -> dict[str, list[tuple[str, ...]]]:
-    """Return what each class of a pack lacks, by pack; the server's own of the same name lack nothing."""
-    by_pack: dict[str, list[tuple[str, ...]]] = {pack: [()] * count for pack, count in found.superseded.items()}
+def _rows(found: Packs) -> dict[str, _Row]:
+    """Return what there is to say of each pack that was loaded; the server's own of the same name lack nothing."""
+    lacks: dict[str, list[tuple[str, ...]]] = {pack: [()] * count for pack, count in found.superseded.items()}
+    lacks |= {pack: lacks.get(pack, []) for pack in found.left_out}
     for spec in found.specs.values():
-        by_pack.setdefault(spec.python_module.removeprefix(PACKS), []).append(spec.lacks)
-    return by_pack
+        lacks.setdefault(spec.python_module.removeprefix(PACKS), []).append(spec.lacks)
+    return {pack: _row(of_pack, found.left_out.get(pack, {})) for pack, of_pack in lacks.items()}
 
 
-def _sums(by_pack: dict[str, list[tuple[str, ...]]]) -> tuple[int, int]:
-    """Return how many classes can run here, and how many there are."""
-    every = [names for lacks in by_pack.values() for names in lacks]
-    return sum(not names for names in every), len(every)
+def _row(lacks: list[tuple[str, ...]], left_out: Mapping[str, str]) -> _Row:
+    reasons = tuple(f"{name} is left out: {reason}" for name, reason in sorted(left_out.items()))
+    return _Row(len(lacks) + len(left_out), sum(not names for names in lacks), _most(lacks), reasons)
 
 
 def _most(lacks: list[tuple[str, ...]]) -> str:

@@ -213,7 +213,9 @@ async def call(
 
     Errors: whatever the function raises; NodeError for a result of a shape that is not supported.
     """
-    function = getattr(node, str(node.FUNCTION))  # type: ignore[attr-defined]
+    if (name := getattr(node, "FUNCTION", None)) is None:
+        raise NodeError(f"{spec.class_type} has no FUNCTION, so it cannot run")
+    function = getattr(node, name)
     skip = bool(getattr(node, "SKIPS_BLOCKED", False))
     results = await map_over_lists(
         function,

@@ -23,7 +23,7 @@ from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.call import PACKS
 from serve_app.nodes.compat import install, values
-from serve_app.nodes.compat.missing import loading
+from serve_app.nodes.compat.missing import loading, missing_name
 from serve_app.nodes.compat.node import adapted, is_v3
 from serve_app.nodes.compat.server import PromptServer
 from serve_app.nodes.contained import said
@@ -47,6 +47,7 @@ class Packs:
     pack's specs name, and why packs were left out, by pack.
 
     superseded: how many of a pack's classes have the name of one of the server's own, which stands; by pack.
+    left_out: why single classes were, by pack and class.
     """
 
     classes: dict[str, type] = field(default_factory=dict)
@@ -54,6 +55,7 @@ class Packs:
     routes: dict[str, tuple[PackRoute, ...]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     superseded: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 def load(
@@ -123,7 +125,15 @@ def _add(found: Packs, path: Path) -> None:
             found.specs[class_type] = replace(spec, lacks=uses.lacks, models=models)
             found.classes[class_type] = node_class
         except BaseException as error:
-            _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, said(error))
+            reason = _extended(node_class) or said(error)
+            found.left_out.setdefault(pack, {})[class_type] = reason
+            _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, reason)
+
+
+def _extended(node_class: type) -> str:
+    """Return that a class extends one that is not here, "" for any other."""
+    name = missing_name(node_class)
+    return f"it extends {name} of ComfyUI, which is not here" if name else ""
 
 
 def _classes(module: ModuleType) -> Iterator[tuple[str, type, str]]:

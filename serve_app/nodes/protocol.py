@@ -36,7 +36,8 @@ def spec_of(node_class: type, class_type: str, display_name: str = "") -> NodeSp
         names = getattr(node_class, "RETURN_NAMES", None) or outputs
         lists = getattr(node_class, "OUTPUT_IS_LIST", None) or (False,) * len(outputs)
         function = getattr(node_class, "FUNCTION", None)
-        if not isinstance(function, str) or not callable(getattr(node_class, function, None)):
+        # A class without one shows widgets to its reader, as a legend beside a graph does, and never runs.
+        if function is not None and not (isinstance(function, str) and callable(getattr(node_class, function, None))):
             raise TypeError(f"FUNCTION is {function!r}; it must name a method of the class")
         return NodeSpec(
             class_type=class_type,

@@ -10,14 +10,13 @@ import dis
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.util import find_spec
 from inspect import getattr_static
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from serve_app.nodes.compat.library import needs_models
-from serve_app.nodes.compat.missing import ROOTS, missing_member, missing_name
+from serve_app.nodes.compat.missing import MODULES, missing_member, missing_name
 
 _UNKNOWN = object()
 """What an expression comes to that this reading does not follow."""
@@ -147,7 +146,7 @@ def _module(name: str, level: int, members: Any, names: dict[str, Any]) -> Any:
         name = ".".join([*parts, name] if name else parts)
     root = name.partition(".")[0]
     # Nothing is run by it: what is found here is either loaded or has no code.
-    if name not in sys.modules and root in ROOTS and not level and find_spec(name) is not None:
+    if name not in sys.modules and name in MODULES:
         __import__(name)
     return sys.modules.get(name if members else root, _UNKNOWN)
 

@@ -31,7 +31,7 @@ def _lay_over(below: Tensor, above: Tensor, x: int, y: int, weight: Tensor | Non
     return out
 
 
-def _composite(below: Tensor, above: Tensor, x: int, y: int, mask: Tensor | None, fill: bool) -> Tensor:
+def paste(below: Tensor, above: Tensor, x: int, y: int, mask: Tensor | None, fill: bool) -> Tensor:
     """Return below with above at (x, y) where the mask is 1; fill: above is first resized to below's size."""
     if fill:
         above = interpolate(above, size=below.shape[-2:], mode="bilinear")
@@ -113,7 +113,7 @@ class LatentCompositeMasked:
         self, destination: Latent, source: Latent, x: int, y: int, resize_source: bool, mask: Tensor | None = None
     ) -> tuple[Latent]:
         """Return the destination with the source at (x, y) pixels; the mask is resized to the source."""
-        laid = _composite(destination["samples"], source["samples"], x // 8, y // 8, mask, resize_source)
+        laid = paste(destination["samples"], source["samples"], x // 8, y // 8, mask, resize_source)
         return ({**destination, "samples": laid},)
 
 
@@ -147,7 +147,7 @@ class ImageCompositeMasked:
         """
         extra = destination.shape[-1] - source.shape[-1]
         source = pad(source, (0, extra), value=1.0) if extra > 0 else source[..., : destination.shape[-1]]
-        laid = _composite(destination.movedim(-1, 1), source.movedim(-1, 1), x, y, mask, resize_source)
+        laid = paste(destination.movedim(-1, 1), source.movedim(-1, 1), x, y, mask, resize_source)
         return (laid.movedim(1, -1),)
 
 

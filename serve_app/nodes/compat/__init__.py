@@ -21,6 +21,7 @@ from serve_app.nodes.compat import (
     clip_vision,
     comfy_types,
     controlnet,
+    extras,
     folder_paths,
     graph_utils,
     k_diffusion,
@@ -56,7 +57,7 @@ def install(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> No
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
-    missing.install({**sys.modules["nodes"].NODE_CLASS_MAPPINGS, **sample.EXTRA_NODES})
+    missing.install({**sys.modules["nodes"].NODE_CLASS_MAPPINGS, **extras.COMFY_EXTRAS})
 
 
 def _modules() -> dict[str, ModuleType]:
@@ -100,6 +101,7 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.supported_models": _made("comfy.supported_models", model_base.CONFIGS),
         "comfy.k_diffusion": _made("comfy.k_diffusion"),
         "comfy.k_diffusion.sampling": k_diffusion,
+        "comfy.k_diffusion.utils": _made("comfy.k_diffusion.utils", extras.K_DIFFUSION_UTILS),
         "comfy.ldm": _made("comfy.ldm"),
         "comfy.ldm.modules": _made("comfy.ldm.modules"),
         "comfy.ldm.modules.attention": _made("comfy.ldm.modules.attention", networks.ATTENTION),

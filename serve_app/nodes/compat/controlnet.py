@@ -99,6 +99,10 @@ class ControlNet:
         raise MissingMemberError(f"comfy.controlnet.ControlNet.{name}")
 
 
+class T2IAdapter(ControlNet):
+    """A type that no value has: on a link a T2I-Adapter is a ControlNet, whichever of the two its file holds."""
+
+
 def load_controlnet(ckpt_path: Any, model: Any = None, model_options: Any = None) -> ControlNet:
     """Return the ControlNet of a file."""
     return ControlNet(Recipe("controlnet", *place_of(ckpt_path, "controlnet")))

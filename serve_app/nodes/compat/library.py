@@ -22,6 +22,9 @@ from serve_app.sampling.request import Steps
 from serve_app.sampling.sigmas import SCHEDULES
 from serve_app.values import Cfg, Guider, Noise
 
+CHOICES_AS_MEMBERS = {"upscale_method": "upscale_methods", "crop": "crop_methods"}
+"""Choices of an input that ComfyUI's classes have as a member too, where packs read them."""
+
 
 def library(classes: Mapping[str, type]) -> dict[str, type]:
     """Return the classes as packs call, subclass and look them up, by name."""
@@ -62,13 +65,16 @@ def needs_models(value: object) -> bool:
 
 
 def _callable(class_type: str, node_class: type) -> type:
-    hidden = spec_of(node_class, class_type).hidden
+    spec = spec_of(node_class, class_type)
+    hidden = spec.hidden
     function = str(node_class.FUNCTION)  # type: ignore[attr-defined]
 
     def called(self: object, *values: Any, **named: Any) -> Any:
         return _run(class_type, getattr(super(made, self), function), hidden, values, named)
 
     body: dict[str, Any] = {function: called, "_asks_for_runtime": "RUNTIME" in hidden.values()}
+    choices = {i.name: list(i.choices) for i in spec.inputs if i.choices is not None}
+    body |= {member: choices[name] for name, member in CHOICES_AS_MEMBERS.items() if name in choices}
     if function != "execute":
         body["execute"] = _Executed(function)
     made = type(class_type, (node_class,), {**body, "__module__": "nodes", "__doc__": node_class.__doc__})

@@ -2,23 +2,49 @@
 
 A pack's top names far more of ComfyUI than any one of its classes runs, and a class that runs none of what is missing
 is as good here as there. So a missing name is no reason to leave a pack out; `reach.py` tells which classes need it.
+
+Which names there are is read from `comfyui_names.json` (made by `tests.unit.nodes.comfyui_names`): what ComfyUI's
+module does not hold, this server's does not either, so that `hasattr` and `except ImportError` take the branch that
+they take there, and what a module there imports from elsewhere, as `server.uuid`, is had from there.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from abc import ABCMeta
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
 
 from serve_app.errors import NodeError
 
-ROOTS = ("comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "latent_preview", "node_helpers")
-"""The modules beneath which any name can be imported."""
+ROOTS = (
+    "comfy",
+    "comfy_api",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "nodes",
+    "server",
+)
+"""The modules of ComfyUI that packs import from, and from what is beneath them."""
+
+NAMES_FILE = Path(__file__).with_name("comfyui_names.json")
+NAMES: Mapping[str, Mapping[str, str | None]] = json.loads(NAMES_FILE.read_text())
+"""What ComfyUI's modules hold: None for what a module makes, "module" or "module:name" for what it imports."""
+
+MODULES = frozenset(
+    ".".join(parts[:depth]) for parts in (name.split(".") for name in NAMES) for depth in range(1, len(parts) + 1)
+)
+"""ComfyUI's modules, and the packages that they lie in."""
 
 
 class MissingNameError(NodeError):
@@ -102,45 +128,51 @@ def missing_name(value: object) -> str | None:
 
 
 def fill(module: ModuleType, called: str, known: Mapping[str, Any] = MappingProxyType({})) -> ModuleType:
-    """Let a module answer for names that it has not, and return it.
+    """Let a module answer for names of ComfyUI's module that it has not, and return it.
 
     called: ComfyUI's name for it. known: what it answers with, by name, before anything is missing.
     """
+    names = NAMES.get(called, {})
 
     def absent(name: str) -> Any:
-        # What Python itself asks modules for must stay unknown, and what packs leave there for one another.
-        if name.startswith("__"):
+        if name == "__all__":  # asked for by `from module import *`, which takes what ComfyUI's module holds
+            return sorted(public for public in {**names, **vars(module)} if not public.startswith("_"))
+        if name in known:
+            return known[name]
+        if f"{called}.{name}" in MODULES:
+            return import_module(f"{called}.{name}")
+        if name not in names:
             raise AttributeError(f"module {called!r} has no attribute {name!r}")
-        return known[name] if name in known else missing(f"{called}.{name}")
+        source = names[name]
+        return missing(f"{called}.{name}") if source is None else _imported(source, f"{called}.{name}")
 
     module.__getattr__ = absent  # type: ignore[method-assign]
     return module
 
 
+def _imported(source: str, called: str) -> Any:
+    """Return what a module of ComfyUI's imports; what stands for a missing name where that is not installed."""
+    module, _, name = source.partition(":")
+    try:
+        found: Any = import_module(module)
+        return getattr(found, name) if name else found
+    except (ImportError, AttributeError):
+        return missing(called)
+
+
 def missing_member(module: ModuleType, name: str, default: Any) -> Any:
-    """Return what a filled module answers for a name that it has not; the default for any other module."""
+    """Return what a filled module answers for a name that it has not; the default for any other module or name."""
     answer = vars(module).get("__getattr__")
-    if answer is None or getattr(answer, "__module__", None) != __name__ or name.startswith("__"):
+    if answer is None or getattr(answer, "__module__", None) != __name__:
         return default
-    return answer(name)
-
-
-class _Submodules(dict[str, ModuleType]):
-    """The modules of a package that consists of them, each imported as it is asked for."""
-
-    def __init__(self, package: str) -> None:
-        super().__init__()
-        self._package = package
-
-    def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.startswith("nodes_")
-
-    def __getitem__(self, name: str) -> ModuleType:
-        return import_module(f"{self._package}.{name}")
+    try:
+        return answer(name)
+    except AttributeError:
+        return default
 
 
 class Finder:
-    """Finds any module beneath ROOTS that nobody else finds. It stands last in `sys.meta_path`.
+    """Finds the modules of ComfyUI's that nobody else finds. It stands last in `sys.meta_path`.
 
     nodes: the server's own classes by name, which modules of `comfy_extras` then have.
     """
@@ -152,15 +184,13 @@ class Finder:
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec of a module without members, or None for a name that is not ComfyUI's."""
-        if fullname.partition(".")[0] not in ROOTS:
+        if fullname not in MODULES:
             return None
         return ModuleSpec(fullname, self, is_package=True)  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         """Return the module."""
         module = ModuleType(spec.name, "A module of ComfyUI's that is not here.")
-        if spec.name == "comfy_extras":
-            return fill(module, spec.name, _Submodules(spec.name))
         return fill(module, spec.name, self.nodes if spec.name.startswith("comfy_extras.") else {})
 
     def exec_module(self, module: ModuleType) -> None:

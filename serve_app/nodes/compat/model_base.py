@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.nodes.compat.missing import MissingMemberError, missing
+from serve_app.nodes.compat.missing import MissingMemberError
 from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 from serve_app.sampling import latent_formats
@@ -439,19 +439,4 @@ MODEL_SAMPLING: Mapping[str, Any] = {
     "ModelSamplingFlux": ModelSamplingFlux,
     "time_snr_shift": time_snr_shift,
     "flux_time_shift": flux_time_shift,
-    # `from comfy.model_sampling import *` takes what the module holds: what is missing is held as missing.
-    **{
-        name: missing(f"comfy.model_sampling.{name}")
-        for name in (
-            "COSMOS_RFLOW",
-            "IMG_TO_IMG",
-            "IMG_TO_IMG_FLOW",
-            "ModelSamplingAV",
-            "ModelSamplingCosmosRFlow",
-            "ModelSamplingDiscreteEDM",
-            "V_PREDICTION_DDPM",
-            "rescale_zero_terminal_snr_sigmas",
-            "reshape_sigma",
-        )
-    },
 }

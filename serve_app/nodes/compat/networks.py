@@ -5,7 +5,8 @@ Source: the facts of ComfyUI 0.33's modules.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 import torch
@@ -34,6 +35,24 @@ def optimized_attention(
     return out if skip_output_reshape else out.transpose(1, 2).flatten(-2)
 
 
+def wrap_attn(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return an attention that calls the override in its `transformer_options`, if there is one, and not within it.
+
+    An override is given the attention itself, then what that was called with.
+    """
+
+    @wraps(function)
+    def attention(*given: Any, _inside_attn_wrapper: bool = False, **options: Any) -> Tensor:
+        override = (options.get("transformer_options") or {}).get("optimized_attention_override")
+        options["_inside_attn_wrapper"] = True
+        if override is None or _inside_attn_wrapper:
+            return function(*given, **options)
+        made: Tensor = override(function, *given, **options)
+        return made
+
+    return attention
+
+
 def optimized_attention_for_device(device: Any, mask: bool = False, small_input: bool = False) -> Any:
     """Return the attention for a device."""
     return optimized_attention
@@ -42,6 +61,7 @@ def optimized_attention_for_device(device: Any, mask: bool = False, small_input:
 _KINDS = ("optimized_attention", "optimized_attention_masked", "attention_pytorch", "attention_basic")
 ATTENTION: Mapping[str, Any] = {
     **dict.fromkeys((*_KINDS, "attention_sub_quad", "attention_split"), optimized_attention),
+    "wrap_attn": wrap_attn,
     "optimized_attention_for_device": optimized_attention_for_device,
 }
 """What `comfy.ldm.modules.attention` has."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from serve_app.nodes.compat import samplers
 from serve_app.nodes.compat.model_patcher import ModelPatcher
 from serve_app.nodes.compat.samplers import Callback, CFGGuider, KSampler
 from serve_app.nodes.compat.utils import repeat_to_batch_size
@@ -181,14 +180,3 @@ HELPERS: Mapping[str, Any] = {
 
 PREVIEW: Mapping[str, Any] = {made.__name__: made for made in (LatentPreviewMethod, get_previewer, prepare_callback)}
 """What `latent_preview` has."""
-
-EXTRA_NODES: Mapping[str, Any] = {
-    made.__name__: made
-    for made in (
-        samplers.Noise_RandomNoise,
-        samplers.Noise_EmptyNoise,
-        samplers.Guider_Basic,
-        samplers.Guider_DualCFG,
-    )
-}
-"""What modules of `comfy_extras` have beside node classes."""

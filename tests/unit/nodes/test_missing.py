@@ -97,7 +97,7 @@ INNER = """
     import comfy.gligen
 
     def helper(n):
-        return n and comfy.gligen.load(n)
+        return n and comfy.gligen.load_gligen(n)
 
     class Inner:
         @property
@@ -114,7 +114,7 @@ LACKS = {
     "Free": (),
     "Direct": ("comfy.ldm.modules.attention.CrossAttention",),
     "ByModule": ("comfy.sd.load_gligen",),
-    "ByHelper": ("comfy.gligen.load",),
+    "ByHelper": ("comfy.gligen.load_gligen",),
     "ByClass": ("comfy.gligen.Gligen",),
     "ByImport": ("comfy.samplers.KSamplerX0Inpaint",),
     "ByClosure": ("comfy.model_patcher.AutoPatcherEjector",),
