@@ -48,7 +48,7 @@ def spec_of(node_class: type, class_type: str, display_name: str = "") -> NodeSp
             hidden={str(name): _hidden_kind(kind) for name, kind in declared.get("hidden", {}).items()},
             output_node=bool(getattr(node_class, "OUTPUT_NODE", False)),
             input_is_list=bool(getattr(node_class, "INPUT_IS_LIST", False)),
-            accept_all_inputs=bool(getattr(node_class, "ACCEPT_ALL_INPUTS", False)),
+            accept_all_inputs=bool(getattr(node_class, "ACCEPT_ALL_INPUTS", False)) or _holds_any_name(declared),
             not_idempotent=bool(getattr(node_class, "NOT_IDEMPOTENT", False)),
             category=str(getattr(node_class, "CATEGORY", "sd")),
             display_name=display_name or class_type,
@@ -87,6 +87,11 @@ def _inputs(declared: Mapping[str, Any]) -> Iterable[Input]:
             if isinstance(choices, FolderChoice):
                 found = replace(found, choices=None, folder=choices.folder)
             yield found
+
+
+def _holds_any_name(declared: Mapping[str, Any]) -> bool:
+    """Whether a section is a dict of a pack's own that says it holds every name, to be given undeclared constants."""
+    return any("a name that nobody declares" in declared.get(section, {}) for section in (*SECTIONS, "hidden"))
 
 
 def _validator(node_class: type) -> tuple[str, ...] | None:

@@ -93,3 +93,21 @@ def test_only_the_nodes_that_use_models_ask_for_the_runtime() -> None:
     asking = {name for name, spec in specs().items() if spec.runtime}
     assert {"CLIPTextEncode", "KSampler", "KSamplerAdvanced", "VAEDecode", "VAEEncode"} <= asking
     assert not {"CheckpointLoaderSimple", "LoraLoader", "EmptyLatentImage", "ImageScale", "SaveImage"} & asking
+
+
+class EveryName(dict[str, Any]):
+    """The trick packs use to be given what a page adds to a node, one widget more at a time."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("section", ["required", "optional", "hidden"])
+def test_a_class_whose_section_says_it_holds_every_name_is_given_undeclared_constants(section: str) -> None:
+    class Flexible(Odd):
+        @classmethod
+        def INPUT_TYPES(cls) -> dict[str, Any]:
+            return {**super().INPUT_TYPES(), section: EveryName()}
+
+    assert spec_of(Flexible, "Flexible").uses("lora_1")
+    assert not spec_of(Odd, "Odd").uses("lora_1")
