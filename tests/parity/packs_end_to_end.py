@@ -379,7 +379,7 @@ def _impact_sampler(pipe: str, **options: Any) -> dict[str, Any]:
 
 
 def efficiency_high_res() -> Prompt:
-    """efficiency workflows/HiResFix Script.png: 64 pixels a side, 4 and 3 steps, the checkpoint's own VAE."""
+    """efficiency workflows/HiResFix Script.png: 64 pixels a side, 4 and 3 steps, no detector."""
     return {
         "110": _efficient_loader("masterpiece, best quality, 1girl, floating in the sky, (close-up:1.1)"),
         "111": node(
@@ -394,10 +394,8 @@ def efficiency_high_res() -> Prompt:
             hires_steps=3,
             denoise=0.56,
             iterations=1,
-            use_controlnet=False,
             control_net_name="controlnet.safetensors",
             strength=1.0,
-            preprocessor="CannyEdgePreprocessor",
             preprocessor_imgs=False,
         ),
         "55": _efficient_sampler("111", seed=1106939166727686, cfg=7.5, sampler_name="dpmpp_2m"),
@@ -406,13 +404,13 @@ def efficiency_high_res() -> Prompt:
 
 
 def efficiency_tiled() -> Prompt:
-    """efficiency workflows/EFF_TiledscriptWorkflow.png: 2 steps, without its ControlNet."""
+    """efficiency workflows/EFF_TiledscriptWorkflow.png: tiles of 256 pixels, 2 steps, without its ControlNet."""
     return {
-        "110": _efficient_loader("Large Moss beast redwood forest landscape", side=512),
+        "110": _efficient_loader("Large Moss beast redwood forest landscape", side=256),
         "129": node(
             "Tiled Upscaler Script",
             upscale_by=1.25,
-            tile_size=512,
+            tile_size=256,
             tiling_strategy="random",
             tiling_steps=2,
             seed=7,

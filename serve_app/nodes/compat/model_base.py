@@ -17,7 +17,7 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.nodes.compat.missing import MissingMemberError
 from serve_app.nodes.compat.model_management import get_torch_device
-from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
+from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Recipe, Training
 from serve_app.sampling import latent_formats
 from serve_app.sampling.combination import value
 from serve_app.sampling.denoiser import trained
@@ -227,8 +227,10 @@ CONFIGS: Mapping[str, type[ModelConfig]] = {name: type(name, (ModelConfig,), {})
 class BaseModel:
     """A model as packs look into it: `ModelPatcher.model`, and the model that their functions are given.
 
-    branches: of the run, where there is one.
+    branches: of the run, where there is one. recipe: what it is of, where a ModelPatcher gave it out.
     """
+
+    recipe: Recipe | None = None
 
     def __init__(
         self, family: Any, levels: Callable[[], Levels], latents: Latents, branches: Branches | None = None

@@ -16,17 +16,24 @@ import torch
 from serve_app.errors import NodeError
 from serve_app.nodes.compat import model_options as options_of
 from serve_app.nodes.compat.missing import MissingMemberError
-from serve_app.nodes.compat.model_base import ModelSampling, class_of
+from serve_app.nodes.compat.model_base import BaseModel, ModelSampling, class_of
 from serve_app.nodes.compat.model_management import get_torch_device
 from serve_app.nodes.compat.waiting import runtime, wait
 from serve_app.recipe import DifferentialDiffusion, Lora, PackFunctions, Recipe, Training
 from serve_app.sampling.denoiser import trained
 
 
+def without_functions(recipe: Recipe) -> Recipe:
+    """Return a recipe without the functions of packs."""
+    kept = tuple(patch for patch in recipe.patches if not isinstance(patch, PackFunctions))
+    return Recipe(recipe.part, recipe.folder, recipe.name, kept, recipe.beside)
+
+
 class ModelPatcher:
     """A MODEL. model_options: ComfyUI's, to be changed in place or by the methods.
 
-    Made by a pack itself, of a network of its own, it is only what holds that network and says where it belongs.
+    Made by a pack itself, of a network of its own, it is only what holds that network and says where it belongs; of
+    another one's `model` it is that MODEL without the functions that were put on it.
     """
 
     recipe: Recipe | None = None
@@ -35,6 +42,8 @@ class ModelPatcher:
         self, model: Any, load_device: Any = None, offload_device: Any = None, size: int = 0, **options: Any
     ) -> None:
         self._model = model
+        if isinstance(model, BaseModel) and model.recipe is not None:
+            self.recipe = without_functions(model.recipe)
         self.load_device = get_torch_device() if load_device is None else load_device
         self.offload_device = torch.device("cpu") if offload_device is None else offload_device
         self.size = size
@@ -71,11 +80,9 @@ class ModelPatcher:
             recipe = recipe.with_patch(training)
         if list(options_of.leaves(self.model_options)) == self._before:
             return recipe
-        others = tuple(patch for patch in recipe.patches if not isinstance(patch, PackFunctions))
         found = options_of.functions(self.model_options)
-        return Recipe(
-            recipe.part, recipe.folder, recipe.name, others if found is None else (*others, found), recipe.beside
-        )
+        bare = without_functions(recipe)
+        return bare if found is None else bare.with_patch(found)
 
     def clone(self, *arguments: Any, **options: Any) -> ModelPatcher:
         """Return a copy, on which patches are put without changing this one."""
@@ -101,6 +108,7 @@ class ModelPatcher:
             recipe, models = self.recipe, runtime("ModelPatcher.model")
             family = wait(models.family(recipe), "ModelPatcher.model")
             self._model = class_of(family)(family, self._levels, family.latent_format)
+            self._model.recipe = self.plain_training()
         return self._model
 
     def _levels(self) -> Any:

@@ -240,6 +240,13 @@ PACK = """
         noise = Noise_RandomNoise(5).generate_noise(latent)
         return ({"samples": guider.sample(noise, latent["samples"], comfy.samplers.sampler_object("euler"), sigmas)},)
 
+    @node("LATENT", **SAMPLING)
+    def Repatched(model, positive, negative, latent):
+        patcher = comfy.model_patcher.ModelPatcher(model.model, load_device=model.load_device)
+        sampler = comfy.samplers.KSampler(patcher, 3, sampler="euler", scheduler="normal", denoise=1.0)
+        noise = comfy.sample.prepare_noise(latent["samples"], 5)
+        return ({"samples": sampler.sample(noise, positive, negative, 4.0, latent["samples"], seed=5)},)
+
     @node("SAMPLER")
     def OwnSampler():
         def steps(model, x, sigmas, extra_args=None, callback=None, disable=None, scale=0.5):
@@ -526,7 +533,7 @@ async def test_a_checkpoint_is_loaded_by_its_path_and_goes_through_a_pipe(stack:
     assert torch.equal(theirs, await samples(stack, **sampled(["checkpoint", 0])))
 
 
-@pytest.mark.parametrize("way", ["Sampled", "CommonSampled", "LibrarySampled", "Guided"])
+@pytest.mark.parametrize("way", ["Sampled", "CommonSampled", "LibrarySampled", "Guided", "Repatched"])
 async def test_every_way_to_sample_gives_what_ksampler_gives(stack: Stack, way: str) -> None:
     links = {"model": ["checkpoint", 0], "latent": ["latent", 0], **LINKS}
     theirs = await samples(stack, k=(way, links))
