@@ -31,6 +31,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.parity.checkpoints import models_dir
+from tests.parity.packs_beside import write_image_encoder, write_ipadapter
 from tests.parity.tiled_cases import esrgan
 
 Prompt: TypeAlias = dict[str, dict[str, Any]]
@@ -494,6 +495,111 @@ def _efficient_sampler(script: str, loader: str = "110", steps: int = 4, **optio
     )
 
 
+def ip_adapter(apply: dict[str, Any], batch: int = 1, conditioned: str = "", **more: dict[str, Any]) -> Prompt:
+    """A workflow of IPAdapter_plus' examples: 64 pixels a side, 4 steps, an adapter and an encoder of random weights.
+
+    apply: the node "a", which changes the model. conditioned: the node that has the conditioning.
+    """
+    image = {"ipadapter": ("15", 0), "clip_vision": ("16", 0)}
+    needed = {name: link for name, link in image.items() if apply["class_type"] != "IPAdapterEmbeds"}
+    text = {"positive": (conditioned, 1), "negative": (conditioned, 2)} if conditioned else {}
+    return {
+        **_checkpoint("a woman wearing a white shirt is sitting in a park on a bench"),
+        "5": node("EmptyLatentImage", width=64, height=64, batch_size=batch),
+        "12": node("LoadImage", image="face.png"),
+        "15": node("IPAdapterModelLoader", ipadapter_file="seen.safetensors"),
+        "16": node("CLIPVisionLoader", clip_name="vit_l.safetensors"),
+        **more,
+        "a": node(apply["class_type"], **{"model": ("4", 0), **needed, "ipadapter": ("15", 0)}, **apply["inputs"]),
+        "3": node(
+            "KSampler",
+            **{"model": ("a", 0), "positive": ("6", 0), "negative": ("7", 0), **text, "latent_image": ("5", 0)},
+            seed=2,
+            **KSAMPLER,
+        ),
+        "8": node("VAEDecode", samples=("3", 0), vae=("4", 2)),
+        "9": node("SaveImage", images=("8", 0), filename_prefix="IPAdapter"),
+    }
+
+
+def ip_adapter_regional() -> Prompt:
+    """IPAdapter_plus examples/ipadapter_regional_conditioning.json with two of its three regions."""
+    regions = {
+        str(number): node(
+            "IPAdapterRegionalConditioning",
+            image=("12", 0),
+            mask=(f"m{number}", 0),
+            positive=("6", 0),
+            negative=("7", 0),
+            image_weight=0.7,
+            prompt_weight=1.0,
+            weight_type="linear",
+            start_at=0.0,
+            end_at=1.0,
+        )
+        for number in (79, 80)
+    }
+    masks = {
+        f"m{number}": node("LoadImageMask", image="mask.png", channel=channel)
+        for number, channel in ((79, "red"), (80, "green"))
+    }
+    combined = node("IPAdapterCombineParams", params_1=("79", 0), params_2=("80", 0))
+    given = {"ipadapter_params": ("87", 0), "combine_embeds": "concat", "embeds_scaling": "V only"}
+    return ip_adapter(node("IPAdapterFromParams", **given), conditioned="79", **regions, **masks, **{"87": combined})
+
+
+def ip_adapters() -> dict[str, Prompt]:
+    """Return workflows of IPAdapter_plus' examples by name, each for other classes."""
+    prepared = node(
+        "PrepImageForClipVision", image=("12", 0), interpolation="LANCZOS", crop_position="top", sharpening=0.15
+    )
+    encoder = {"ipadapter": ("15", 0), "image": ("12", 0), "clip_vision": ("16", 0)}
+    return {
+        "IPAdapter|tiled": ip_adapter(node("IPAdapterTiled", image=("12", 0), weight=0.7, weight_type="ease in")),
+        "IPAdapter|weighted embeds": ip_adapter(
+            node("IPAdapterEmbeds", pos_embed=("18", 0), neg_embed=("16e", 1), clip_vision=("16", 0), weight=0.8),
+            **{
+                "16e": node("IPAdapterEncoder", **encoder, weight=0.6),
+                "17e": node("IPAdapterEncoder", **encoder, weight=1.5),
+                "18": node("IPAdapterCombineEmbeds", embed1=("16e", 0), embed2=("17e", 0), method="average"),
+            },
+        ),
+        "IPAdapter|weights": ip_adapter(
+            node("IPAdapterBatch", image=("17", 0), weight=("22", 0)),
+            batch=3,
+            **{
+                "17": prepared,
+                "22": node("IPAdapterWeights", weights="1.0, 0.0", timing="linear", frames=3, method="full batch"),
+            },
+        ),
+        "IPAdapter|noise injection": ip_adapter(
+            node("IPAdapterAdvanced", image=("17", 0), image_negative=("18", 0), weight=0.7),
+            **{
+                "17": prepared,
+                "18": node("IPAdapterNoise", image_optional=("17", 0), type="fade", strength=0.3, blur=5),
+            },
+        ),
+        "IPAdapter|regional": ip_adapter_regional(),
+        "IPAdapter|mad scientist": ip_adapter(
+            node("IPAdapterMS", image=("12", 0), weight_type="composition", layer_weights="0:0.5, 1:0, 4:0.8")
+        ),
+        "IPAdapter|style and composition": ip_adapter(
+            node("IPAdapterStyleComposition", image_style=("12", 0), image_composition=("12", 0), weight_style=1.2)
+        ),
+        "IPAdapter|precise composition": ip_adapter(
+            node("IPAdapterPreciseComposition", image=("12", 0), weight=0.8, composition_boost=0.35)
+        ),
+        "IPAdapter|enhancer": ip_adapter(
+            node("IPAdapterClipVisionEnhancer", image=("29", 0), enhance_tiles=2, enhance_ratio=0.8),
+            **{
+                "29": node(
+                    "ImageScale", image=("12", 0), upscale_method="lanczos", width=448, height=448, crop="disabled"
+                )
+            },
+        ),
+    }
+
+
 def examples(inputs: Path) -> dict[str, Prompt]:
     """Return the workflows by name. inputs: the folder of uploaded files."""
     return {
@@ -509,6 +615,7 @@ def examples(inputs: Path) -> dict[str, Prompt]:
         "efficiency|high-res fix": efficiency_high_res(),
         "efficiency|plot": efficiency_plot(),
         "efficiency|tiled": efficiency_tiled(),
+        **ip_adapters(),
     }
 
 
@@ -521,6 +628,8 @@ def write_models(root: Path) -> None:
             (root / folder / file.name).symlink_to(file)
     (root / "upscale_models").mkdir()
     save_file(esrgan(), root / "upscale_models" / "esrgan.safetensors")
+    write_ipadapter(root / "ipadapter" / "seen.safetensors", 768)
+    write_image_encoder(root / "clip_vision" / "vit_l.safetensors")
 
 
 def write_inputs(root: Path) -> None:

@@ -81,7 +81,7 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.utils": utils,
         "comfy.model_management": model_management,
         "comfy.comfy_types": comfy_types,
-        "comfy.comfy_types.node_typing": comfy_types,
+        "comfy.comfy_types.node_typing": _copied("comfy.comfy_types.node_typing", comfy_types),
         "comfy.cli_args": _made(
             "comfy.cli_args", {"args": arguments, "LatentPreviewMethod": sample.LatentPreviewMethod}
         ),
@@ -110,13 +110,14 @@ def _modules() -> dict[str, ModuleType]:
         "latent_preview": _made("latent_preview", sample.PREVIEW),
         "comfy_execution": _made("comfy_execution"),
         "comfy_execution.graph_utils": graph_utils,
-        "comfy_execution.graph": graph_utils,
+        "comfy_execution.graph": _copied("comfy_execution.graph", graph_utils),
         "comfy_execution.utils": _made("comfy_execution.utils", {"get_executing_context": executing}),
         "comfy_api": _made("comfy_api"),
     }
     for version in ("latest", "v0_0_2", "v0_0_1"):
         name = f"comfy_api.{version}"
-        modules |= {name: latest, f"{name}._io": _made(f"{name}._io", vars(latest.io)), f"{name}._ui": ui}
+        modules[name] = _copied(name, latest)
+        modules |= {f"{name}._io": _made(f"{name}._io", vars(latest.io)), f"{name}._ui": _copied(f"{name}._ui", ui)}
     inputs = {f"{name}Input": kind for name, kind in vars(latest.Input).items()}
     modules["comfy_api.input"] = _made("comfy_api.input", {**vars(latest.Input), **inputs})
     modules["comfy_api.input_impl"] = _made("comfy_api.input_impl", vars(latest.InputImpl))
@@ -150,6 +151,11 @@ def _names() -> dict[str, Any]:
         "k_diffusion_sampling": k_diffusion,
         **schedules.NAMES,
     }
+
+
+def _copied(name: str, module: ModuleType) -> ModuleType:
+    """Return a module with the members of another: each answers for the names of its own module of ComfyUI's."""
+    return _made(name, {member: value for member, value in vars(module).items() if not member.startswith("__")})
 
 
 def _made(name: str, members: Mapping[str, Any] | None = None) -> ModuleType:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
@@ -161,6 +160,21 @@ async def test_a_name_or_module_of_another_version_is_not_there(packs: Packs) ->
     assert await value(packs, "OfAnotherVersion") == ["not in this version", None]
     assert not hasattr(sys.modules["nodes"], "a_name_of_nobodys")
     assert hasattr(sys.modules["comfy.samplers"], "KSamplerX0Inpaint")  # ComfyUI's own, which is missing here
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "other"),
+    [
+        ("comfy_api.latest", "Caching", "comfy_api.v0_0_1"),
+        ("comfy_execution.graph", "DynamicPrompt", "comfy_execution.graph_utils"),
+        ("comfy.comfy_types", "UnetParams", "comfy.comfy_types.node_typing"),
+    ],
+)
+def test_modules_that_have_members_in_common_each_have_their_own_names(
+    packs: Packs, module: str, name: str, other: str
+) -> None:
+    assert hasattr(sys.modules[module], name)
+    assert not hasattr(sys.modules[other], name)
 
 
 async def test_types_that_packs_ask_for_are_there(packs: Packs) -> None:
