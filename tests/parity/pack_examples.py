@@ -467,10 +467,11 @@ def _efficient_sampler(script: str, loader: str = "110", steps: int = 4, **optio
     )
 
 
-def ip_adapter(apply: dict[str, Any], batch: int = 1, conditioned: str = "", **more: dict[str, Any]) -> Prompt:
+def ip_adapter(apply: dict[str, Any], more: Prompt | None = None, batch: int = 1, conditioned: str = "") -> Prompt:
     """A workflow of IPAdapter_plus' examples: 64 pixels a side, 4 steps, an adapter and an encoder of random weights.
 
-    apply: the node "a", which changes the model. conditioned: the node that has the conditioning.
+    apply: the node "a", which changes the model. more: nodes that it needs beside the usual ones. batch: images.
+    conditioned: the node that has the conditioning.
     """
     image = {"ipadapter": ("15", 0), "clip_vision": ("16", 0)}
     needed = {name: link for name, link in image.items() if apply["class_type"] != "IPAdapterEmbeds"}
@@ -481,7 +482,7 @@ def ip_adapter(apply: dict[str, Any], batch: int = 1, conditioned: str = "", **m
         "12": node("LoadImage", image="face.png"),
         "15": node("IPAdapterModelLoader", ipadapter_file="seen.safetensors"),
         "16": node("CLIPVisionLoader", clip_name="vit_l.safetensors"),
-        **more,
+        **(more or {}),
         "a": node(apply["class_type"], **{"model": ("4", 0), **needed, "ipadapter": ("15", 0)}, **apply["inputs"]),
         "3": node(
             "KSampler",
@@ -517,7 +518,7 @@ def ip_adapter_regional() -> Prompt:
     }
     combined = node("IPAdapterCombineParams", params_1=("79", 0), params_2=("80", 0))
     given = {"ipadapter_params": ("87", 0), "combine_embeds": "concat", "embeds_scaling": "V only"}
-    return ip_adapter(node("IPAdapterFromParams", **given), conditioned="79", **regions, **masks, **{"87": combined})
+    return ip_adapter(node("IPAdapterFromParams", **given), {**regions, **masks, "87": combined}, conditioned="79")
 
 
 def ip_adapters() -> dict[str, Prompt]:
@@ -530,7 +531,7 @@ def ip_adapters() -> dict[str, Prompt]:
         "IPAdapter|tiled": ip_adapter(node("IPAdapterTiled", image=("12", 0), weight=0.7, weight_type="ease in")),
         "IPAdapter|weighted embeds": ip_adapter(
             node("IPAdapterEmbeds", pos_embed=("18", 0), neg_embed=("16e", 1), clip_vision=("16", 0), weight=0.8),
-            **{
+            {
                 "16e": node("IPAdapterEncoder", **encoder, weight=0.6),
                 "17e": node("IPAdapterEncoder", **encoder, weight=1.5),
                 "18": node("IPAdapterCombineEmbeds", embed1=("16e", 0), embed2=("17e", 0), method="average"),
@@ -538,15 +539,15 @@ def ip_adapters() -> dict[str, Prompt]:
         ),
         "IPAdapter|weights": ip_adapter(
             node("IPAdapterBatch", image=("17", 0), weight=("22", 0)),
-            batch=3,
-            **{
+            {
                 "17": prepared,
                 "22": node("IPAdapterWeights", weights="1.0, 0.0", timing="linear", frames=3, method="full batch"),
             },
+            batch=3,
         ),
         "IPAdapter|noise injection": ip_adapter(
             node("IPAdapterAdvanced", image=("17", 0), image_negative=("18", 0), weight=0.7),
-            **{
+            {
                 "17": prepared,
                 "18": node("IPAdapterNoise", image_optional=("17", 0), type="fade", strength=0.3, blur=5),
             },

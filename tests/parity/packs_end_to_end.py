@@ -178,7 +178,7 @@ def decoded(content: bytes, name: str) -> tuple[np.ndarray, float]:
     with av.open(io.BytesIO(content)) as film:
         if not film.streams.audio:
             return frames, 0.0
-        heard = sum(frame.samples / frame.sample_rate for frame in film.decode(audio=0))
+        heard = sum((frame.samples / frame.sample_rate for frame in film.decode(audio=0)), 0.0)
     return frames, heard
 
 

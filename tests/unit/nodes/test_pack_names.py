@@ -166,7 +166,7 @@ async def test_a_name_or_module_of_another_version_is_not_there(packs: Packs) ->
     ("module", "name", "other"),
     [
         ("comfy_api.latest", "Caching", "comfy_api.v0_0_1"),
-        ("comfy_execution.graph", "DynamicPrompt", "comfy_execution.graph_utils"),
+        ("comfy_execution.graph", "TopologicalSort", "comfy_execution.graph_utils"),
         ("comfy.comfy_types", "UnetParams", "comfy.comfy_types.node_typing"),
     ],
 )
