@@ -95,12 +95,12 @@ class SafetensorsTensors:
 
     def __init__(self, path: Path) -> None:
         self.where = f"'{path.name}'"
+        self._file = OpenFile(path)
         try:
-            self._file = OpenFile(path)
             with self._file.from_start() as file:
                 found, self.metadata = entries(file, self._file.nbytes)
-        except (ModelFileError, OSError) as error:
-            raise ModelFileError(f"'{path.name}' cannot be read as a safetensors file: {error}") from error
+        except ModelFileError as error:
+            raise ModelFileError(f"{self.where} cannot be read as a safetensors file: it {error}") from error
         self._entries = found
         self._dtypes: dict[str, str] = {name: entry.dtype for name, entry in found.items()}
         self._encodings = encodings(self._dtypes, self.metadata, self.raw, self.where)

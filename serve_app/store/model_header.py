@@ -88,7 +88,9 @@ def entries(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, str]
                 or min(found[name].shape, default=0) < 0
                 or (end - begin) * 8 != prod(found[name].shape) * bits
             ):
-                raise ModelFileError(f"tensor '{name}' has {end - begin:,} bytes, which are not those of its shape")
+                raise ModelFileError(
+                    f"has a tensor '{name}' of {end - begin:,} bytes, which are not those of its shape"
+                )
             if start + end > size:
                 raise ModelFileError(f"is cut off: it has {size:,} bytes, and '{name}' ends at {start + end:,}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,3 +1,4 @@
+import json
 import os
 import pickle
 from pathlib import Path
@@ -142,6 +143,14 @@ def test_a_damaged_file_is_refused(tmp_path, content):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(content)
     with pytest.raises(ModelFileError, match=r"'damaged\.safetensors' cannot be read as a safetensors file"):
+        Checkpoint(path)
+
+
+def test_a_tensor_of_other_bytes_than_its_shape_is_refused(tmp_path):
+    header = json.dumps({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 12]}}).encode()
+    path = tmp_path / "wrong.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(ModelFileError, match=r"it has a tensor 'a' of 12 bytes, which are not those of its shape"):
         Checkpoint(path)
 
 
