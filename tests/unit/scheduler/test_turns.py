@@ -12,7 +12,7 @@ from serve_app.scheduler.costs import Costs
 from serve_app.scheduler.dispatch import PATIENCE
 from serve_app.scheduler.machine import Machine
 from serve_app.scheduler.messages import Resident
-from serve_app.scheduler.stimuli import CancelAsked, ReplicaLost, TimePassed
+from serve_app.scheduler.stimuli import CancelAsked, ReplicaLeft, TimePassed
 from tests.unit.scheduler.script import Script, assigned
 from tests.unit.scheduler.test_dispatch import COSTS, LOAD_S, STEP_S, Loaded
 
@@ -126,7 +126,7 @@ def test_what_a_cancelled_job_was_expected_to_take_is_given_back() -> None:
     script.submit("long", "a", 1000, tenant="flood")
     script.submit("next", "a", tenant="small")
     script.feed(CancelAsked("long"))
-    script.feed(ReplicaLost("r1"))
+    script.feed(ReplicaLeft("r1"))
     for job_id, tenant in (("f1", "flood"), ("s1", "small"), ("f2", "flood"), ("s2", "small"), ("f3", "flood")):
         script.submit(job_id, "a", tenant=tenant)
     script.having_loaded("r2", "a")
