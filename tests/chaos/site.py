@@ -223,7 +223,7 @@ class Site:
             **places,
             "database_url": self._database_url,
             "pools": [pool],
-            "backoff": {"first_s": 1.0, "longest_s": 5.0},
+            "backoff": {"first_s": 1.0, "longest_s": 5.0, "forgiven_s": 60.0},
         }
         if self.seaweed is not None:
             self._bucket().create_bucket(Bucket=BUCKET)
