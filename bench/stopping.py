@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import argparse
 from contextlib import nullcontext
-from functools import partial
 from statistics import median
 from time import thread_time
 from typing import Any
 
 import torch
 
-from serve_app.engine.stopping import Asked, Stoppable, unwanted
+from serve_app.engine.stopping import Asked, Stoppable
 from serve_app.models.families.family import Rows
 from serve_app.models.shipped import CHECKPOINT, SHIPPED
 from serve_app.models.weights import Weights
@@ -46,7 +45,7 @@ def main() -> None:
         for _ in range(asked.rounds):
             for kind, of_kind in took_ms.items():
                 began_s = thread_time()
-                with Stoppable(partial(unwanted, jobs)) if kind == "with" else nullcontext():
+                with Stoppable(jobs) if kind == "with" else nullcontext():
                     backbone.network.answer(rows)
                 of_kind.append((thread_time() - began_s) * 1000)
     for kind, of_kind in took_ms.items():

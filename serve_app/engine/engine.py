@@ -166,19 +166,20 @@ class Engine:
         answers: Callable[[list[Q]], Sequence[A]],
         key: Hashable,
         *,
-        cost: int = 1,
+        cost: int | None = None,
         most: int,
         keeps: object = None,
     ) -> Future[A]:
         """Have a question answered together with others of its key that wait; as `call`, beside forwards.
 
-        cost: how much work it is, in a unit of its key (1 a text, pixels for a VAE); at most `most` of it is answered
-        together. While trajectories wait, no more is than fits into what is left of the time between two forwards, by
-        past durations of the key; the oldest is asked regardless. answers: the same for all of a key. If it fails for
-        several, each is asked alone.
+        cost: how much work it is, in a unit of its key (pixels for a VAE), 1 where nobody knows (a text); at most
+        `most` of it is answered together. While trajectories wait, no more is than fits into what is left of the time
+        between two forwards, by past durations of the key; the oldest is asked regardless. answers: the same for all of
+        a key. If it fails for several, each is asked alone.
         """
         future: Asked[A] = Asked()
-        self._send(Call(answers, future, question, key, cost, most, beside=True, keeps=keeps))
+        even, cost = cost is not None, 1 if cost is None else cost
+        self._send(Call(answers, future, question, key, cost, most, even, beside=True, keeps=keeps))
         return future
 
     def close(self) -> None:
@@ -227,7 +228,7 @@ class Engine:
         brief: it ends soon by itself, and does without.
         """
         self._at_work_for = wanted = tuple(answers)
-        stoppable = Stoppable(partial(unwanted, wanted))
+        stoppable = Stoppable(wanted)
         try:
             with nullcontext() if brief or not self.timeline.at_once else stoppable:
                 yield stoppable.check
@@ -312,7 +313,7 @@ class Engine:
         """Ask for calls that were taken together."""
         with timeline.asked():
             began = timeline.mark()
-            with self._work_for(call.future for call in calls):
+            with self._work_for((call.future for call in calls), brief=0 < waiting.takes_s(calls) < BRIEF_S):
                 answers = waiting.run(calls)
             ended = timeline.mark()
         keeps = tuple(call.keeps for call in calls)

@@ -360,7 +360,7 @@ class EngineRuntime:
         question: Q,
         key: Hashable,
         *,
-        cost: int = 1,
+        cost: int | None = None,
         most: int,
         loading: Loading = uncounted,
     ) -> T:

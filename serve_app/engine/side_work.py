@@ -32,7 +32,7 @@ class Call:
     """Work, as the batcher sees it. answers: from the questions of calls of one key to an answer for each.
 
     key: what it can be done together by; None: it goes alone. cost: how much work it is, in a unit of its key (texts,
-    pixels); most: how much of it is done at once. beside, keeps: as `Engine.call`.
+    pixels); most: how much of it is done at once; even: a unit takes as long in any. beside, keeps: as `Engine.call`.
     """
 
     answers: Callable[[list[Any]], Sequence[Any]]
@@ -41,6 +41,7 @@ class Call:
     key: Hashable = None
     cost: int = 1
     most: int = 1
+    even: bool = False
     beside: bool = False
     keeps: object = None
     since: int = field(default=0, init=False)
@@ -125,6 +126,10 @@ class Calls:
     def expected_s(self, calls: Sequence[Call]) -> float:
         """Return how long calls take together by past durations of their key; 0 if there are none."""
         return self._paces_s.get(calls[0].key, 0.0) * _cost(calls)
+
+    def takes_s(self, calls: Sequence[Call]) -> float:
+        """Return what `expected_s` does of calls whose cost says how long they take; 0 of others."""
+        return self.expected_s(calls) if calls[0].even else 0.0
 
     def fail(self, error: BaseException) -> None:
         """Fail every call that waits."""

@@ -48,19 +48,22 @@ def unwanted(answers: Iterable[Asked[Any]]) -> bool:
 
 
 class Stoppable(TorchFunctionMode):
-    """Has the operations of torch that its thread asks for inside raise StoppedError once `stopped` says so.
+    """Has the operations of torch that its thread asks for inside raise StoppedError once nobody waits for answers.
 
     What is computed is the same, to the bit.
     """
 
-    def __init__(self, stopped: Callable[[], bool]) -> None:
+    def __init__(self, answers: Sequence[Asked[Any]]) -> None:
         super().__init__()
-        self._stopped = stopped
+        self._answers = answers
 
     def check(self) -> None:
         """Errors: StoppedError."""
-        if self._stopped():
-            raise StoppedError("nobody waits for this any more")
+        # As `unwanted`, without what a generator takes before each operation.
+        for answer in self._answers:
+            if not answer.unwanted:
+                return
+        raise StoppedError("nobody waits for this any more")
 
     def __torch_function__(
         self,
@@ -73,7 +76,7 @@ class Stoppable(TorchFunctionMode):
         self.check()
         if func is scaled_dot_product_attention:
             return self._attention(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs) if kwargs else func(*args)
 
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
 from threading import Event
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from serve_app.engine import engine as engine_module
 from serve_app.engine import stopping
 from serve_app.engine.engine import Engine
-from serve_app.engine.stopping import Stoppable, StoppedError
+from serve_app.engine.stopping import Asked, Stoppable, StoppedError
 from serve_app.engine.trajectory import Trajectory
 from serve_app.values import SamplerChoice
 from tests.unit.engine.mixes import TinyBackbone, alone, relative_error, request
@@ -35,27 +35,39 @@ def endless(*_: Any) -> None:
             continue
 
 
+class Looked(Asked[None]):
+    """Counts how often it is asked whether it is wanted, and is no longer after so many times."""
+
+    def __init__(self, most: int = 1000) -> None:
+        super().__init__()
+        self.looks, self._most = 0, most
+
+    @property
+    def unwanted(self) -> bool:  # type: ignore[override]
+        self.looks += 1
+        return self.looks > self._most
+
+
 @pytest.mark.parametrize("mask", [None, (1, 1, 1, 2600), (1, 1, 3300, 2600)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_attention_in_parts_is_what_it_is_as_one_to_the_bit(
     monkeypatch: pytest.MonkeyPatch, mask: tuple[int, ...] | None, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(stopping, "ATTENTION_AT_ONCE", 1)
-    looks: list[None] = []
+    asked = Looked()
     generator = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(1, 2, n, 40, generator=generator).to(dtype) for n in (3300, 2600, 2600))
     seen = None if mask is None else torch.randn(mask, generator=generator).to(dtype)
-    with Stoppable(lambda: bool(looks.append(None))):
+    with Stoppable([asked]):
         parts = scaled_dot_product_attention(query, key, value, attn_mask=seen)
-    assert len(looks) > 3, "it was done in parts"
+    assert asked.looks > 3, "it was done in parts"
     assert torch.equal(parts, scaled_dot_product_attention(query, key, value, attn_mask=seen))
 
 
 def test_an_attention_ends_between_two_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stopping, "ATTENTION_AT_ONCE", 1)
-    looks: list[None] = []
     x = torch.zeros(1, 1, 8 * stopping.QUERIES, 8)
-    with pytest.raises(StoppedError), Stoppable(lambda: bool(looks.append(None)) or len(looks) > 4):
+    with pytest.raises(StoppedError), Stoppable([Looked(most=4)]):
         scaled_dot_product_attention(x, x, x)
 
 
@@ -145,6 +157,19 @@ def test_a_call_and_work_done_together_end_once_nobody_waits_for_them(engine: En
         together[1].result(0.2)
     together[1].cancel()
     assert engine.gather(0, answers, "key", most=8).result(30) == 0
+
+
+def test_work_whose_cost_says_that_it_is_brief_is_not_looked_after_and_any_other_is(engine: Engine) -> None:
+    looked: list[bool] = []
+
+    def answers(questions: list[int]) -> list[int]:
+        looked.append(bool(_get_current_function_mode_stack()))
+        sleep(0.01)
+        return questions
+
+    for cost in (10, 10, 10_000, 10, None, None):
+        engine.gather(0, answers, "pixels" if cost else "text", cost=cost, most=16).result(30)
+    assert looked == [True, False, True, False, True, True]
 
 
 def sampler(first: Callable[[], object]) -> SamplerChoice:
