@@ -30,6 +30,8 @@ from serve_app.store.stored_bytes import StoredBytes, refusal
 
 PROBE_S = 0.2
 """A database that has taken a change this lately is not asked whether it is there."""
+LOOK_S = 1.0
+"""How often whoever waits for a commit looks whether one can still be made."""
 
 
 class Acceptance:
@@ -49,7 +51,7 @@ class Acceptance:
         admission: Admission,
         quotas: Quotas,
         *,
-        feed: Callable[[JobArrived], Awaitable[None]],
+        feed: Callable[[JobArrived], asyncio.Future[None]],
         in_database: Callable[..., Awaitable[Any]],
     ) -> None:
         self._jobs = jobs
@@ -68,7 +70,7 @@ class Acceptance:
         """Accept a job; one that was accepted before is answered again.
 
         Errors: InvalidSubmissionError for the id of another job; ClaimRefusedError; InvalidGraphError, NotReadyError,
-        QueueFullError, DrainingError, DatabaseAwayError.
+        QueueFullError, DrainingError, DatabaseAwayError; DatabaseDamagedError, also while it waits for the commit.
         """
         try:
             self._jobs.check_there()
@@ -99,7 +101,7 @@ class Acceptance:
         if arriving := self._machine.jobs.get(row.job_id):
             self._published.arrives(arriving)
         try:
-            await accepted
+            await self._durable(accepted)
         except ChangeRefusedError as error:
             self._published.dismiss(row.job_id)
             if isinstance(error, ClaimRefusedError):
@@ -109,6 +111,14 @@ class Acceptance:
         if row.feed is not None and not feeds.is_read(row.feed):
             feeds.release(row.job_id)  # whom nobody tells anything needs no word that the client knows the job
         return Accepted(row.job_id, row.number, self._left(row.tenant, stored), feeds.holds(row.job_id))
+
+    async def _durable(self, accepted: asyncio.Future[None]) -> None:
+        """Wait until a job is in the database. Errors: DatabaseDamagedError once it cannot come to be there."""
+        while not accepted.done():
+            await asyncio.wait([accepted], timeout=LOOK_S)
+            if not accepted.done():
+                self._jobs.check_sound()
+        await accepted
 
     async def _stored_by(self, tenant: str) -> int:
         """Return the bytes that a tenant with a quota of them has stored; 0 for another."""

@@ -372,7 +372,7 @@ class Jobs:
 
         Errors: DatabaseGoneError, which a write may mend; DatabaseDamagedError.
         """
-        self._check_sound()
+        self.check_sound()
         if self._file is not None:
             self._file.check()
 
@@ -383,7 +383,8 @@ class Jobs:
             self._damage = found
             _log.error("%s", self._damaged())
 
-    def _check_sound(self) -> None:
+    def check_sound(self) -> None:
+        """Check that nothing is known to be wrong with the file. Errors: DatabaseDamagedError."""
         if self._damage:
             raise self._damaged()
 
@@ -398,7 +399,7 @@ class Jobs:
     @contextlib.contextmanager
     def _transaction(self, changes: int = 1) -> Iterator[sa.Connection]:
         with self._answering():
-            self._check_sound()
+            self.check_sound()
             if self._file is not None:
                 self._file.restore(self._engine)
             try:

@@ -122,6 +122,13 @@ async def test_a_server_whose_database_commits_nothing_is_not_ready_until_it_doe
         await ready_again(client)
 
 
+def spoil(path: Path) -> None:
+    with path.open("r+b") as file:
+        for page in range(8, path.stat().st_size // 4096):
+            file.seek(page * 4096)
+            file.write(os.urandom(4096))
+
+
 async def test_a_server_whose_database_has_spoilt_pages_takes_no_job_and_is_not_ready(
     tmp_path: Path, example: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,10 +139,12 @@ async def test_a_server_whose_database_has_spoilt_pages_takes_no_job_and_is_not_
         await ready_again(client)
         with contextlib.closing(sqlite3.connect(path)) as other:
             other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        with path.open("r+b") as file:
-            for page in range(8, path.stat().st_size // 4096):
-                file.seek(page * 4096)
-                file.write(os.urandom(4096))
+        with locked(path):
+            waiting = asyncio.create_task(client.post("/prompt", json=example))
+            await asyncio.sleep(0.2)
+            assert not waiting.done()
+            spoil(path)
+            assert (await waiting).status_code == 503
         async with asyncio.timeout(60):
             while (await client.get("/readyz")).status_code == 200:
                 await asyncio.sleep(0.1)
