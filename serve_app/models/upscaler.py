@@ -1,12 +1,11 @@
 """A network that enlarges images: ESRGAN and its many successors, told apart by spandrel from the tensors' names.
 
-Files are .safetensors, or pickles of nothing but tensors: those are opened by PyTorch's `weights_only` unpickler, which
-runs no code of the file's. spandrel itself is given tensors, never a file.
+Files are .safetensors, or pickles of nothing but tensors (`tensor_pickle`). spandrel itself is given tensors, never a
+file.
 """
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
+from serve_app.models.tensor_pickle import load_tensors
 from serve_app.models.tiling import Tiles, in_passes
 from serve_app.sampling.transfer import sent
 
@@ -97,11 +97,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         if path.suffix.lower() in (".safetensors", ".sft"):
             tensors: dict[str, Any] = load_file(path)
             return tensors
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        return state
-    except pickle.UnpicklingError as error:
-        raise ModelFileError(
-            f"'{path.name}' holds more than tensors, which could run code; it is not opened"
-        ) from error
-    except (SafetensorError, OSError, RuntimeError, EOFError) as error:
+    except (SafetensorError, OSError) as error:
         raise ModelFileError(f"'{path.name}' cannot be read: {error}") from error
+    state: dict[str, Any] = load_tensors(path)
+    return state

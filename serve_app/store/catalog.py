@@ -41,7 +41,7 @@ OLD_NAMES: Mapping[str, str] = {"clip": "text_encoders", "unet": "diffusion_mode
 # The other formats ComfyUI lists (.ckpt, .pt, .bin, .pth) are pickles: reading one runs code from it.
 SUFFIXES = (".safetensors", ".sft")
 
-TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt")}
+TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt"), "embeddings": (".pt", ".bin")}
 """Folders whose models are mostly published as pickles of nothing but tensors, which are read without running code."""
 
 GGUF: Mapping[str, tuple[str, ...]] = {"unet_gguf": (".gguf",), "clip_gguf": (*SUFFIXES, ".gguf")}

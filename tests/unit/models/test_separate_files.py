@@ -1,5 +1,7 @@
 """Parts in files of their own, in several files, in diffusers' names; and what a file says of its training."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -128,6 +130,42 @@ def test_an_embedding_gives_each_encoder_its_own_vectors(tmp_path):
         vectors = found.vectors("both", 64, key)
         assert vectors is not None
         assert torch.equal(vectors, own)
+
+
+VECTORS = torch.arange(128.0).reshape(2, 64)
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"string_to_token": {"*": 265}, "string_to_param": {"*": torch.nn.Parameter(VECTORS)}, "name": "x", "step": 3},
+        {"string_to_param": torch.nn.ParameterDict({"*": torch.nn.Parameter(VECTORS)})},
+        {"<x>": VECTORS, "other": torch.ones(1, 32)},
+        [{"a": VECTORS[:1]}, {"b": torch.ones(1, 32)}, {"c": VECTORS[1:]}],
+    ],
+    ids=["web UI", "its first trainer", "diffusers", "a list"],
+)
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_an_embedding_may_be_a_pickle_of_tensors(tmp_path, held, suffix):
+    (tmp_path / "embeddings").mkdir()
+    torch.save(held, tmp_path / "embeddings" / f"style{suffix}")
+    vectors = Lexicon(Catalog(tmp_path)).vectors("style", 64)
+    assert vectors is not None
+    assert torch.equal(vectors, VECTORS)
+
+
+def test_an_embedding_that_would_run_code_is_an_error_and_runs_none(tmp_path):
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return Path.touch, (ran,)
+
+    (tmp_path / "embeddings").mkdir()
+    torch.save({"*": VECTORS, "more": Evil()}, tmp_path / "embeddings" / "style.pt")
+    with pytest.raises(ModelFileError, match=r"'style\.pt' holds more than tensors"):
+        Lexicon(Catalog(tmp_path)).vectors("style", 64)
+    assert not ran.exists()
 
 
 @pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
