@@ -387,7 +387,9 @@ class Machine:
         self._journal.started(job)
         for node_id in job.cached:
             for rest, ui in self.results.made(job.plan.signatures[node_id]).items():
-                self._record_made(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
+                self._record_beside(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
+            if node_id not in job.plan.outputs and (shown := self.results.ui(job.plan.signatures[node_id])):
+                self._record_beside(job, node_id, shown, None)
 
     def _unmade(self, job: JobRecord, node_id: str) -> bool:
         if node_id in job.plan.outputs:
@@ -515,21 +517,20 @@ class Machine:
         origin: Origin | None,
         computed: bool,
     ) -> None:
-        """Note that a node is done; keep what it shows if the job wants that, or if it is part of a subgraph."""
+        """Note that a node is done; keep what it shows, whether or not the job waits for it."""
         job.finished.add(node_id)
         job.executing.pop(node_id, None)
         if node_id in job.plan.outputs:
             self._record(job, node_id, ui or {}, by)
-        elif origin is None or not ui:
-            if computed:
-                self._journal.told(job, "finished", placed(node_id, origin))
-        else:
-            self._record_made(job, node_id, ui, origin)
-            if node_id.startswith(origin.real):
+        elif ui:
+            self._record_beside(job, node_id, ui, origin)
+            if origin is not None and node_id.startswith(origin.real):
                 self.results.add_made(job.plan.signatures[origin.real], node_id.removeprefix(origin.real), ui)
+        elif computed:
+            self._journal.told(job, "finished", placed(node_id, origin))
 
-    def _record_made(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], origin: Origin) -> None:
-        """Record what a node shows that another one made; no job waits for it."""
+    def _record_beside(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], origin: Origin | None) -> None:
+        """Record what a node shows that is no output of the job, which no job waits for. origin: of a made one."""
         if node_id in job.outputs:
             return
         self._journal.output(job, node_id, ui, placed(node_id, origin))
