@@ -12,6 +12,7 @@ from serve_app.graph.plan import Pool
 from serve_app.scheduler.messages import Free, Warm
 from serve_app.scheduler.replica_registry import ReplicaRegistry
 from serve_app.scheduler.replicas import Replicas
+from serve_app.scheduler.results import Results
 from serve_app.scheduler.stimuli import PausesChanged
 from serve_app.store.inquiries import Inquiry
 from serve_app.store.pauses import AllPauses, Pause, SetPause
@@ -23,12 +24,13 @@ Held: TypeAlias = Mapping[Pause, float]
 
 
 class Administration:
-    """One a scheduler's life. replicas: as the machine knows them. feed: lets the machine decide."""
+    """One a scheduler's life. replicas, results: as the machine knows them. feed: lets the machine decide."""
 
     def __init__(
         self,
         pools: Sequence[Pool],
         replicas: Replicas,
+        results: Results,
         registry: ReplicaRegistry,
         *,
         feed: Callable[[PausesChanged], Any],
@@ -37,6 +39,7 @@ class Administration:
         self.paused: Held = {}
         self._pools = pools
         self._replicas = replicas
+        self._results = results
         self._registry = registry
         self._feed = feed
         self._inquire = inquire
@@ -72,6 +75,8 @@ class Administration:
 
     def free(self, wish: Free) -> None:
         """As `SchedulerClient.free`."""
+        if wish.results:
+            self._results.forget_all_shown()
         self._registry.mail_all(wish)
 
     def _check_pool(self, name: str) -> None:

@@ -51,6 +51,11 @@ class Remembered(Generic[Value]):
         if (entry := self._values.pop(signature, None)) is not None:
             self._bytes -= entry[1]
 
+    def clear(self) -> None:
+        """Forget every value."""
+        self._values.clear()
+        self._bytes = 0
+
     def put(self, signature: str, value: Value, size: int) -> None:
         """Remember a value in the place of an earlier one. size: the bytes that it takes."""
         self.pop(signature)
@@ -125,6 +130,11 @@ class Results:
             for replica_id in self._holders.get(signature, ()):
                 held[replica_id].append(signature)
         return held
+
+    def forget_all_shown(self) -> None:
+        """Forget everything that nodes showed, so that it is made again."""
+        self._ui.clear()
+        self._made.clear()
 
     def add_made(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
         """Note what a node showed that one of this signature made. rest: its id less its maker's."""

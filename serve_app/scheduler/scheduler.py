@@ -176,7 +176,12 @@ class Scheduler:
             silenced=self.silenced,
         )
         self._administration = Administration(
-            self._pools, self._machine.replicas, self.registry, feed=self._feed, inquire=self.inquire
+            self._pools,
+            self._machine.replicas,
+            self._machine.results,
+            self.registry,
+            feed=self._feed,
+            inquire=self.inquire,
         )
         await self._abilities.recall()
         next_order = await self._in_database(self._jobs.next_order)

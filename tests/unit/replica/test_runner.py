@@ -25,6 +25,7 @@ from serve_app.replica import assemble as assembling
 from serve_app.replica import membership
 from serve_app.scheduler import replica_registry
 from serve_app.scheduler.client import Reader, Submission
+from serve_app.scheduler.messages import Free
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
@@ -194,6 +195,31 @@ async def test_the_same_workflow_again_makes_no_second_file(root):
         second = await running.finish(await running.submit(txt2img(1), ("6",)))
         assert second.outputs == first.outputs
         assert files(running) == ["out_00001_.png"]
+
+
+async def test_once_results_are_freed_the_same_workflow_is_computed_again(root):
+    async with cluster(root, ONE) as running:
+        await running.finish(await running.submit(preview(1), ("2",)))
+        await running.scheduler.free(Free(weights=False, results=True))
+        job_id = await running.submit(preview(1), ("2",))
+        await running.finish(job_id)
+        assert {e.data["node"] for e in await running.events(job_id) if e.kind == "executing"} == {"1", "2"}
+
+
+async def test_a_node_that_is_no_output_node_shows_what_it_has_to_show_and_from_the_cache_too(root):
+    region = {"x": 0, "y": 0, "width": 8, "height": 8}
+    prompt = {
+        **preview(1),
+        "crop": {"class_type": "ImageCropV2", "inputs": {"image": ["1", 0], "crop_region": region}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["crop", 0], "filename_prefix": "cut"}},
+    }
+    async with cluster(root, ONE) as running:
+        for times in (1, 2):
+            job_id = await running.submit(prompt, ("2",))
+            view = await running.finish(job_id)
+            executed = [e.data["node"] for e in await running.events(job_id) if e.kind == "executed"]
+            assert executed == ["crop", "2"], times
+            assert view.outputs["crop"]["images"][0]["type"] == "temp"
 
 
 async def test_a_changed_seed_computes_the_text_encoding_only_once(root):
@@ -396,7 +422,11 @@ async def test_a_job_that_asks_for_too_much_by_a_link_ends_in_error_and_the_repl
         }
 
     async with cluster(root, ONE, limits=SizeLimits(value_bytes=1_000_000)) as running:
-        for count, reason in ((0, "batch_size is 0, smaller than the minimum 1"), (4096, "allows 1,000,000")):
+        for count, reason in (
+            (0, "has made an empty IMAGE"),
+            (9999, "bigger than the maximum 4096"),
+            (4096, "allows 1,000,000"),
+        ):
             view = await running.finish(await running.submit(batch(count), ("3",)))
             assert (view.state, view.failure.node) == ("error", "2")
             assert reason in view.failure.message
