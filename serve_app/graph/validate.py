@@ -30,6 +30,9 @@ CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Suffixes of model files that are not read but in folders that list them."""
 
+UPLOADED = ("image", "audio", "video")
+"""What the option of an input that chooses an uploaded file begins with."""
+
 SUGGESTION_LIMIT = 50
 """How many unknown words are compared with the known ones; a hostile graph may hold a hundred thousand."""
 
@@ -217,12 +220,28 @@ class _Check:
         for chosen in value if several else [value]:
             if chosen in allowed or (declared.folder == "input" and _is_path(chosen)):
                 continue
+            if declared.folder == "input":
+                self._uploaded(node, declared, chosen, allowed)
+                continue
             near = self._suggest(declared.folder or (node.class_type, declared.name), chosen, map(str, allowed))
             details = f"(list of length {len(allowed)})" if len(allowed) > 20 else f"allowed: {_listed(allowed)}"
             unread = "" if declared.folder in (None, "input") else unread_format(chosen, allowed)
             message = f"{declared.name} {shown(chosen)} is not in the list{unread or near}"
             extra = {"format_not_read": unread.removeprefix("; ")} if unread else None
             self._refuse(node, declared, "value_not_in_list", message, value, details=details, extra=extra)
+
+    def _uploaded(self, node: Node, declared: Input, chosen: Any, allowed: Sequence[Any]) -> None:
+        """Refuse a file that was not uploaded, in ComfyUI's words: its classes look for the file themselves."""
+        if not isinstance(chosen, str):
+            message = f"{declared.name} is {shown(chosen)}; it must be the name of an uploaded file"
+            self._refuse(node, declared, "exception_during_validation", message, chosen)
+            return
+        near = self._suggest("input", chosen, map(str, allowed))
+        kind = next((kind for kind in UPLOADED if declared.options.get(f"{kind}_upload")), declared.name)
+        details = f"{declared.name} - Invalid {kind} file: {chosen}"
+        message = f"{declared.name} {shown(chosen)} has not been uploaded{near}"
+        extra = {"input_name": declared.name}
+        self._add(node, Problem("custom_validation_failed", message, details, extra=extra))
 
     def _allowed(self, declared: Input) -> Sequence[Any] | None:
         if declared.folder is None:

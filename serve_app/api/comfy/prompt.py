@@ -16,10 +16,12 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidGraphError
 from serve_app.service import Service
-from serve_app.submissions import KEYS
+from serve_app.submissions import KEYS, is_job_id
 
 router = Routes()
 
+JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
+"""A job's id as it may be."""
 USAGE_SOURCE = "comfy_usage_source"
 
 
@@ -37,6 +39,10 @@ async def post_prompt(request: Request, service: Current) -> Response:
     extra_data = body.get("extra_data", {})
     if (source := request.headers.get("comfy-usage-source")) and isinstance(extra_data, Mapping):
         body["extra_data"] = {USAGE_SOURCE: source, **extra_data}
+    given = body.get("prompt_id", JOB_ID)
+    if not is_job_id(given) or given != given.lower():
+        details = f"prompt_id must be a UUID such as {JOB_ID}, in lower case; without one the server makes it"
+        return failure(400, "invalid_prompt_id", "prompt_id must be a valid UUID", details)
     if "prompt" not in body:
         return failure(400, "no_prompt", "No prompt provided", "No prompt provided")
     try:

@@ -1,4 +1,4 @@
-"""POST /prompt in ComfyUI's words. The bodies expected here are what ComfyUI 0.3.64 answers to the same graphs."""
+"""POST /prompt in ComfyUI's words. The bodies expected here are what ComfyUI 0.33.0 answers to the same graphs."""
 
 from __future__ import annotations
 
@@ -139,11 +139,68 @@ async def test_the_details_repeat_what_is_wrong_with_the_output_nodes_themselves
     assert (await refused(client, example))["error"]["details"] == "Required input is missing: images"
 
 
-async def test_a_link_to_nothing_is_an_exception_of_the_node_that_has_it(client, example):
-    example["prompt"]["6"]["inputs"]["images"] = ["99", 0]
+@pytest.mark.parametrize("link", [["99", 0], ["5", 7], ["5", "0"], [None, 0]])
+async def test_a_link_to_nothing_is_an_exception_of_the_output_that_has_it_and_all_that_is_known_of_it(
+    client, example, link
+):
+    example["prompt"]["6"]["inputs"] = {"images": link}
     [error] = (await refused(client, example))["node_errors"]["6"]["errors"]
     assert error["type"] == "exception_during_validation"
-    assert "99" in error["details"]
+    assert "images" in error["details"]
+    assert error["extra_info"].keys() == {"exception_type", "traceback"}
+
+
+async def test_an_exception_of_another_node_names_the_input_that_it_was_looked_at_for(client, example):
+    example["prompt"]["5"]["inputs"]["samples"] = ["99", 0]
+    [error] = (await refused(client, example))["node_errors"]["5"]["errors"]
+    assert error["type"] == "exception_during_inner_validation"
+    assert (error["extra_info"]["input_name"], error["extra_info"]["linked_node"]) == ("images", [5, 0])
+
+
+@pytest.mark.parametrize("value", [None, 3, 10**30, {"a": 1}, [1, 2]])
+async def test_what_is_refused_is_repeated_as_it_was_given(client, example, value):
+    wrapped = {"__value__": value} if isinstance(value, list) else value
+    example["prompt"]["3"]["inputs"]["sampler_name"] = wrapped
+    [error] = (await refused(client, example))["node_errors"]["3"]["errors"]
+    assert error["details"] == f"sampler_name: {value!r} not in ['euler', 'heun']"
+    assert error["extra_info"]["received_value"] == value
+
+
+async def test_a_value_too_long_to_be_repeated_is_shown_in_short(client, example):
+    example["prompt"]["3"]["inputs"]["sampler_name"] = "x" * 8_000
+    assert len(json.dumps(await refused(client, example))) < 2000
+
+
+async def test_a_circle_is_an_error_of_each_of_its_nodes(client, example):
+    inputs = {"samples": ["8", 0], "vae": ["1", 2]}
+    example["prompt"]["5"]["inputs"] = {"samples": ["8", 0], "vae": ["1", 2]}
+    example["prompt"]["8"] = {"class_type": "VAEDecode", "inputs": {**inputs, "samples": ["5", 0]}}
+    errors = (await refused(client, example))["node_errors"]
+    for node_id in ("5", "8"):
+        [cycle] = [error for error in errors[node_id]["errors"] if error["type"] == "dependency_cycle"]
+        assert cycle["message"] == "Dependency cycle detected"
+        assert cycle["details"].count(" (VAEDecode)") == 3
+        assert cycle["extra_info"] == {"node_id": node_id, "cycle_nodes": cycle["extra_info"]["cycle_nodes"]}
+
+
+@pytest.mark.parametrize(("title", "named"), [("Mine", "Mine"), (None, "ID #5")])
+async def test_a_node_without_a_class_is_named_by_its_title_or_id(client, example, title, named):
+    example["prompt"]["5"] = {"inputs": {}, **({"_meta": {"title": title}} if title else {})}
+    error = (await refused(client, example))["error"]
+    why = "has no class_type. The workflow may be corrupted or a custom node is missing."
+    assert (error["type"], error["message"]) == ("missing_node_type", f"Node '{named}' {why}")
+    assert error["extra_info"] == {"node_id": "5", "class_type": None, "node_title": title}
+
+
+async def test_a_missing_class_is_told_before_missing_outputs(client, example):
+    example["prompt"] = {"1": example["prompt"]["1"], "2": {"class_type": "Nope", "inputs": {}}}
+    assert (await refused(client, example))["error"]["type"] == "missing_node_type"
+
+
+@pytest.mark.parametrize("job_id", ["x", JOB.upper(), 3])
+async def test_an_id_of_another_form_is_refused_by_its_own_name(client, example, job_id):
+    error = (await refused(client, {**example, "prompt_id": job_id}))["error"]
+    assert (error["type"], error["message"]) == ("invalid_prompt_id", "prompt_id must be a valid UUID")
 
 
 async def test_an_unknown_class_is_answered_alone_even_beside_a_good_output(client, replica, example):

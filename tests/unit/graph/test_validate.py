@@ -180,13 +180,14 @@ def test_each_circle_is_one_problem_that_names_its_nodes() -> None:
 
 
 def test_an_uploaded_file_is_looked_for_by_its_bare_name_only() -> None:
-    def load(name: str) -> list[str]:
+    def load(name: Any) -> list[tuple[str, str]]:
         prompt = {"1": {"class_type": "Load", "inputs": {"image": name}}, "2": wire()["9"]}
         prompt["2"]["inputs"]["images"] = ["1", 0]
-        return [p.type for p in check(prompt).problems]
+        return [(p.type, p.details) for p in check(prompt).problems]
 
     assert load("cat.png") == load("sub/dog.png") == load("dog.png [output]") == []
-    assert load("dog.png") == ["value_not_in_list"]
+    assert load("dog.png") == [("custom_validation_failed", "image - Invalid image file: dog.png")]
+    assert load(3) == [("exception_during_validation", "")]
 
 
 @pytest.mark.parametrize(
