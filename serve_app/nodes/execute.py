@@ -201,7 +201,7 @@ class Execution:
             self._observer.started(node.id, self._prompt.origin(node.id))
             instance = node_class()
             await self._lazy(node, spec, instance, inputs, lazy, executing, group)
-            _check_numbers(node, spec, inputs)
+            _check_counts(node, spec, inputs)
             # Only now: the nodes that it waited for have made something.
             executing = replace(executing, made_bytes=self._made_bytes)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
@@ -406,18 +406,20 @@ def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[st
     return {name: values for name, values in inputs.items() if spec is not None and spec.input(name) is not None}
 
 
-def _check_numbers(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:
-    """Hold linked numbers to the bounds that validation holds constants to. Errors: NodeError.
+def _check_counts(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse linked whole numbers above their declared maximum, which bounds a node's work. Errors: NodeError.
 
-    Not for packs: ComfyUI checks no value of a link, and theirs may be made for that.
+    ComfyUI checks no value of a link, and every other number outside its declared range runs here as it does there.
+    Those of packs too: their classes may be made for that.
     """
     if spec.python_module.startswith(PACKS):
         return
     for declared in spec.inputs:
-        if isinstance(node.inputs.get(declared.name), Link) and not spec.validates(declared.name):
+        if declared.type == "INT" and isinstance(node.inputs.get(declared.name), Link):
             for value in inputs.get(declared.name, ()):
-                if (outside := out_of_bounds(declared, value)) is not None:
-                    raise NodeError(outside[1])
+                problem, message = out_of_bounds(declared, value) or ("", "")
+                if problem == "value_bigger_than_max":
+                    raise NodeError(message)
 
 
 def _slot(name: str, link: Link, found: Mapping[str, Sequence[list[Any]]]) -> list[Any]:
