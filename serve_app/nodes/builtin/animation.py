@@ -59,7 +59,7 @@ class SaveAnimatedWEBP:
         extra_pnginfo: list[Any],
         store: list[Files],
     ) -> dict[str, Any]:
-        """Store every batch as one file and show where; `animated` is False if each has a single frame."""
+        """Store every batch as one file and show where."""
         text = workflow_text(prompt, extra_pnginfo)
         files = []
         for i, frames in enumerate(images):
@@ -74,8 +74,7 @@ class SaveAnimatedWEBP:
             )
             files.append((at(filename_prefix, i), frames.shape[1:3], webp))
         saved = await save_together(store[0], "output", ".webp", files)
-        animated = any(len(frames) > 1 for frames in images)
-        return {"ui": {"images": saved, "animated": (animated,)}, "result": (images,)}
+        return {"ui": _shown(saved, images), "result": (images,)}
 
 
 class SaveAnimatedPNG:
@@ -124,7 +123,13 @@ class SaveAnimatedPNG:
             )
             files.append((at(filename_prefix, i), frames.shape[1:3], png))
         saved = await save_together(store[0], "output", ".png", files)
-        return {"ui": {"images": saved, "animated": (True,)}, "result": (images,)}
+        return {"ui": _shown(saved, images), "result": (images,)}
+
+
+def _shown(saved: list[dict[str, Any]], images: list[torch.Tensor]) -> dict[str, Any]:
+    """Return what the page is told of the files: which move, by a True for each, and nothing where none does."""
+    animated = (True,) * sum(len(frames) > 1 for frames in images)
+    return {"images": saved, "animated": animated} if animated else {"images": saved}
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

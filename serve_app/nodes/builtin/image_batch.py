@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.builtin.match_size import resize
@@ -25,7 +26,9 @@ class ImageBatch:
         return {"required": {"image1": ("IMAGE",), "image2": ("IMAGE",)}}
 
     def batch(self, image1: torch.Tensor, image2: torch.Tensor) -> tuple[torch.Tensor]:
-        """Return both, the second cropped and resized to the first's size."""
+        """Return both, the second cropped and resized to the first's size; one without alpha becomes opaque."""
+        channels = max(image1.shape[-1], image2.shape[-1])
+        image1, image2 = (pad(image, (0, channels - image.shape[-1]), value=1.0) for image in (image1, image2))
         if image1.shape[1:] != image2.shape[1:]:
             image2 = resize(image2, image1.shape[2], image1.shape[1], "bilinear", "center")
         return (torch.cat([image1, image2]),)

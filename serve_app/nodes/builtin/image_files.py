@@ -76,7 +76,7 @@ class SaveImageAdvanced:
         for index, batch in enumerate(images):
             prefix, size = at(filename_prefix, index), batch.shape[1:3]
             files += [(prefix, size, await asyncio.to_thread(encoded, image)) for image in batch]
-        shown = await save_together(store[0], "output", f".{kind}", files)
+        shown = await save_together(store[0], "output", f".{kind}", files, mark="")
         return {"ui": {"images": shown}, "result": (images,)}
 
 

@@ -26,7 +26,8 @@ from serve_app.nodes.size import allow, limits
 async def _preview(images: Tensor, store: Files) -> dict[str, Any]:
     pngs = [await asyncio.to_thread(to_png, image, {}, QUICK_PNG_LEVEL) for image in images]
     prefix = own_prefix("ComfyUI_temp")
-    return {"images": await save_together(store, "temp", ".png", [(prefix, images.shape[1:3], png) for png in pngs])}
+    saved = await save_together(store, "temp", ".png", [(prefix, images.shape[1:3], png) for png in pngs])
+    return {"images": saved, "animated": (False,)}
 
 
 class ImageCropV2:

@@ -248,7 +248,7 @@ class MaskPreview(PreviewImage):
         """Store every mask as a grey image, show where, and pass the masks on."""
         images = [MaskToImage().mask_to_image(batch)[0] for batch in mask]
         shown = await self.save_images(images, prompt, extra_pnginfo, store)
-        return {**shown, "result": (mask,)}
+        return {"ui": {**shown["ui"], "animated": (False,) * len(mask)}, "result": (mask,)}
 
 
 class LoadImageMask:

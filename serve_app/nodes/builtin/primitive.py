@@ -7,6 +7,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
+
+EDGE_ITEMS = 6
+"""How many values at each end of a tensor its text has."""
+
 
 class PrimitiveString:
     """A line of text."""
@@ -66,6 +71,8 @@ class PreviewAny:
 
     def main(self, source: Any = None) -> dict[str, Any]:
         """Show text and numbers as they are, None as "None", what JSON can write as JSON, all else as Python's str."""
+        # The whole process's, as ComfyUI has it from its first preview on: every node's str of a tensor is the same.
+        torch.set_printoptions(edgeitems=EDGE_ITEMS)  # type: ignore[no-untyped-call]
         text = _text(source)
         return {"ui": {"text": (text,)}, "result": (text,)}
 
@@ -73,8 +80,10 @@ class PreviewAny:
 def _text(value: Any) -> str:
     if value is None or isinstance(value, str | int | float):
         return str(value)
+    if isinstance(value, list):  # the pairs of a conditioning are lists in ComfyUI
+        value = [list(one) if isinstance(one, tuple) else one for one in value]
     try:
-        return json.dumps(value)
+        return json.dumps(value, indent=4, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         return str(value)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, tensor
 
-from serve_app.errors import NodeError, shown
+from serve_app.errors import NodeError
 from serve_app.nodes.runtime import Runtime
 from serve_app.recipe import Recipe
 from serve_app.sampling.schedules import SPACINGS, extended
@@ -170,11 +170,8 @@ class ManualSigmas:
         return {"required": {"sigmas": ("STRING", {"default": "1, 0.5", "multiline": False})}}
 
     def read(self, sigmas: str) -> tuple[Tensor]:
-        """Return the numbers of the text, whatever stands between them. Errors: NodeError for one without any."""
-        numbers = [float(number) for number in re.findall(r"[-+]?(?:\d*\.)?\d+", sigmas)]
-        if not numbers:
-            raise NodeError(f"{shown(sigmas)} holds no number")
-        return (tensor(numbers),)
+        """Return the numbers of the text, whatever stands between them; none, with which no step is made, of others."""
+        return (tensor([float(number) for number in re.findall(r"[-+]?(?:\d*\.)?\d+", sigmas)]),)
 
 
 _NODES = (

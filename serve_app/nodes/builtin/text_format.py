@@ -152,7 +152,7 @@ class SaveText:
             contents.setdefault(prefix, []).append((_laid_out(one) if format[0] == "json" else one).encode())
         files: list[dict[str, Any]] = []
         for prefix, written in contents.items():
-            files += await store[0].save("output", prefix, f".{format[0]}", written, width=1, height=1)
+            files += await store[0].save("output", prefix, f".{format[0]}", written, width=1, height=1, mark="")
         return {"ui": {"text": list(text), "files": files}, "result": (text,)}
 
 

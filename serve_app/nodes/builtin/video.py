@@ -193,7 +193,7 @@ class SaveVideo:
             made = await asyncio.to_thread(one.encoded, style)
             files.append((at(filename_prefix, index), (height, width), made))
         shown = await save_together(store[0], "output", f".{style.suffix}", files)
-        return {"ui": {"images": shown, "animated": (True,)}, "result": (video,)}
+        return {"ui": {"images": shown, "animated": (True,) * len(shown)}, "result": (video,)}
 
 
 class SaveWEBM:
@@ -244,7 +244,7 @@ class SaveWEBM:
             made = await asyncio.to_thread(webm_from_frames, batch, rate, at(codec, i), at(crf, i), text)
             files.append((at(filename_prefix, i), batch.shape[1:3], made))
         shown = await save_together(store[0], "output", ".webm", files)
-        return {"ui": {"images": shown, "animated": (True,)}, "result": (images,)}
+        return {"ui": {"images": shown, "animated": (True,) * len(shown)}, "result": (images,)}
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

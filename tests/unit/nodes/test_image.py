@@ -136,3 +136,8 @@ def test_a_batch_that_is_resized_stops_between_its_parts_and_is_the_same_in_part
 
     with pytest.raises(NodeError, match="waited for no more"):
         contextvars.copy_context().run(unwanted)
+
+
+def test_of_two_batches_one_without_alpha_becomes_opaque() -> None:
+    (joined,) = BUILTIN["ImageBatch"]().batch(torch.zeros(1, 2, 2, 3), torch.zeros(1, 2, 2, 4))
+    assert joined[..., 3].tolist() == [[[1.0, 1.0]] * 2, [[0.0, 0.0]] * 2]

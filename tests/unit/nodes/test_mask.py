@@ -90,6 +90,7 @@ async def test_a_preview_shows_every_mask_as_grey(volume: Volume, files: NodeFil
         with volume.open(FileRef("temp", item["subfolder"], item["filename"])) as file:
             greys.append(Image.open(io.BytesIO(file.read())).getpixel((3, 2)))
     assert greys == [(0, 0, 0), (127, 127, 127)]
+    assert shown["ui"]["animated"] == (False,)
 
 
 def test_a_colour_is_found_as_it_rounds_to_eight_bits() -> None:
