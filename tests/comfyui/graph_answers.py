@@ -137,6 +137,9 @@ def _error(error: Any) -> Any:
     if error.get("type") == "prompt_outputs_failed_validation":
         # Python's own words of an exception are nobody's contract.
         lines = [line for line in lines if not line.startswith("Exception when")]
+    if error.get("type") == "missing_node_type":
+        # Ours go on with the reason.
+        lines = [line.split("': ")[0].removesuffix("'") for line in lines]
     return {**error, "details": lines}
 
 

@@ -336,7 +336,8 @@ def _places(graph: Graph, info: Mapping[str, Any], *kinds: str) -> list[tuple[di
 
 
 def _links(graph: Graph) -> list[tuple[dict[str, Any], str]]:
-    return [(n["inputs"], name) for n in graph.values() for name, v in n["inputs"].items() if isinstance(v, list)]
+    inputs = ((node["inputs"], name, value) for node in graph.values() for name, value in node["inputs"].items())
+    return [(given, name) for given, name, value in inputs if isinstance(value, list) and len(value) == 2]
 
 
 def _constants(*kinds: str, to: Callable[[Mapping[str, Any], random.Random], Any]) -> Mistake:
