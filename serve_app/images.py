@@ -1,7 +1,7 @@
-"""IMAGE tensors to and from files, and resizing: float (B,H,W,C) in 0…1, as ComfyUI's nodes pass them.
+"""IMAGE tensors to files, and resizing: float (B,H,W,C) in 0…1, as ComfyUI's nodes pass them.
 
-Roundings, masks and interpolation are those of ComfyUI 0.3.64 (SaveImage, LoadImage, `common_upscale`), so that the
-same workflow gives the same pixels.
+Roundings and interpolation are those of ComfyUI (SaveImage, `common_upscale`), so that the same workflow gives the same
+pixels. Files are read in `media.loading`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, ImageSequence, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from serve_app.errors import NodeError
-from serve_app.limits import SizeLimits, refused
-
 Crop = Literal["disabled", "center"]
-
-NO_MASK = (64, 64)
-"""The size of the all-zero mask of an image without alpha."""
-
-
-TENSOR_PIXEL_BYTES = 12
-"""What a pixel takes once it is loaded: three float32."""
 
 PNG_LEVEL, QUICK_PNG_LEVEL = 4, 1
 """How hard zlib works at a picture that is kept, and at one that is only looked at."""
@@ -80,36 +70,6 @@ def to_animated_webp(
     return _animated(frames, "WEBP", duration=duration_ms, lossless=lossless, quality=quality, method=method, exif=exif)
 
 
-def from_bytes(data: bytes, limits: SizeLimits | None = None) -> tuple[Tensor, Tensor]:
-    """Return images (B,H,W,3) and masks (B,H,W) of an image file; B > 1 for an animation.
-
-    The mask is 1 − alpha; (B,64,64) zeros without alpha. EXIF orientation is applied; frames of another size than the
-    first are left out; of an MPO (a camera's several views) only the first is taken. Errors: NodeError for data that
-    no decoder reads, and for an image over the limits, which are looked at before a frame is decoded.
-    """
-    images: list[Tensor] = []
-    masks: list[Tensor] = []
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)
-            check_pixels(file, limits, frames)
-            for number, raw in enumerate(ImageSequence.Iterator(file), 1):
-                # What the head says of frames may be wrong, and their sizes may differ.
-                check_pixels(raw, limits, number)
-                frame = ImageOps.exif_transpose(raw)
-                pixels = _pixels(frame)
-                if not images or pixels.shape == images[0].shape:
-                    images.append(pixels)
-                    masks.append(_mask(frame))
-                if file.format == "MPO":
-                    break
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise NodeError(f"the file is no image that can be read: {error}") from error
-    if len(images) == 1:
-        return images[0][None], masks[0][None]
-    return torch.stack(images), torch.stack(masks)
-
-
 def to_be_seen(
     images: Tensor, size: int, mean: Sequence[float], spread: Sequence[float], *, crop: bool = True
 ) -> Tensor:
@@ -129,41 +89,6 @@ def to_be_seen(
     planes = (planes * 255).clamp(0, 255).round() / 255
     middle, wide = (torch.tensor(numbers, device=planes.device)[:, None, None] for numbers in (mean, spread))
     return (planes - middle) / wide
-
-
-def check_pixels(image: Image.Image, limits: SizeLimits | None, frames: int = 1) -> None:
-    """Refuse an image that is opened, but not decoded yet, over the limits. Errors: NodeError."""
-    pixels = image.width * image.height
-    if limits is not None and pixels > limits.image_pixels:
-        refused("limits.image_pixels")
-        raise NodeError(
-            f"the image has {image.width}×{image.height} pixels; "
-            f"limits.image_pixels of the configuration allows {limits.image_pixels:,}"
-        )
-    if limits is not None and limits.value_bytes and frames * pixels * TENSOR_PIXEL_BYTES > limits.value_bytes:
-        refused("limits.value_bytes")
-        raise NodeError(
-            f"the image has {frames} frames of {image.width}×{image.height} pixels, "
-            f"{frames * pixels * TENSOR_PIXEL_BYTES:,} bytes as tensors; "
-            f"limits.value_bytes of the configuration allows {limits.value_bytes:,}"
-        )
-
-
-def mask_from_bytes(data: bytes, channel: str, limits: SizeLimits | None = None) -> Tensor:
-    """Return a channel of an image file's first frame (1,H,W): "red", "green", "blue", or 1 − "alpha".
-
-    EXIF orientation is applied. Errors: NodeError for data that no decoder reads, and for an image over the limits.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            check_pixels(file, limits)
-            frame = ImageOps.exif_transpose(file)
-            if frame.mode == "I":
-                frame = frame.point(lambda value: value * (1 / 255))
-            values = _unit(frame.convert("RGBA").getchannel(channel[0].upper()))
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise NodeError(f"the file is no image that can be read: {error}") from error
-    return (1.0 - values if channel == "alpha" else values).unsqueeze(0)
 
 
 def resize(images: Tensor, width: int, height: int, method: str, crop: Crop = "disabled") -> Tensor:
@@ -200,22 +125,6 @@ def _unit(image: Image.Image) -> Tensor:
     values = np.asarray(image).astype(np.float32)
     values /= 255.0  # in place: a second copy would be the largest thing in memory
     return torch.from_numpy(values)
-
-
-def _pixels(frame: Image.Image) -> Tensor:
-    if frame.mode.startswith("I;16"):
-        frame = frame.convert("I")  # straight to RGB, Pillow would cut 16-bit grey off at 255 instead of scaling it
-    if frame.mode == "I":
-        frame = frame.point(lambda value: value * (1 / 255))
-    return _unit(frame.convert("RGB"))
-
-
-def _mask(frame: Image.Image) -> Tensor:
-    if "A" in frame.getbands():
-        return 1.0 - _unit(frame.getchannel("A"))
-    if frame.mode == "P" and "transparency" in frame.info:
-        return 1.0 - _unit(frame.convert("RGBA").getchannel("A"))
-    return torch.zeros(NO_MASK)
 
 
 def _cut_to_aspect(x: Tensor, aspect: float) -> Tensor:

@@ -105,6 +105,11 @@ class SizeLimits(BaseModel):
     renders: Annotated[int, Field(ge=1)] = 2
     """Images that one ingress draws at once for GET /view with a preview or a channel; more wait for one of them."""
 
+    decoder_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = 2 * 1024**3
+    """Memory that the process that decodes one file may take: an image, a sound, a video that is read or rewritten."""
+    decoder_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 600.0
+    """How long one file may take to be decoded, or rewritten."""
+
     def within(self, memory_bytes: int) -> SizeLimits:
         """Return them for a process that has so much memory."""
         value_bytes = self.value_bytes or memory_bytes // VALUE_SHARE

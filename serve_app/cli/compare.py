@@ -17,6 +17,7 @@ from serve_app.cli.progress import progress
 from serve_app.cli.server import Server
 from serve_app.cli.submit import VIEW, files_of, follow
 from serve_app.errors import RefusedError
+from serve_app.media.pictures import FORMATS
 
 AMPLIFIED = 16
 """How many times larger than it is the difference is drawn, for an eye to see it."""
@@ -85,7 +86,7 @@ def run(server: Server, body: Mapping[str, Any], pool: str) -> dict[str, Any]:
 def difference(one: bytes, other: bytes) -> Difference:
     """Return how far two files differ."""
     try:
-        left, right = (Image.open(io.BytesIO(data)).convert("RGBA") for data in (one, other))
+        left, right = (Image.open(io.BytesIO(data), formats=FORMATS).convert("RGBA") for data in (one, other))
     except (UnidentifiedImageError, OSError):
         same = one == other
         words = f"{len(one)} and {len(other)} bytes, {'equal' if same else 'different'}"

@@ -1,4 +1,5 @@
-"""Audio and video files: their samples and pictures as tensors, and back. Knows no nodes.
+"""Files of images, sound and video: their pixels and samples as tensors, and back. Knows no nodes.
 
-Coding is FFmpeg's, through PyAV, which is an extra (`pip install 'serve-app[media]'`) and imported once it is needed.
+Files that clients send are read by `decoder`'s processes alone, whose code imports no torch; `loading` asks them.
+Coding is FFmpeg's, through PyAV, and Pillow's.
 """

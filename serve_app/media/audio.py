@@ -1,20 +1,16 @@
-"""AUDIO to and from files of sound: waveforms (B,C,T) float32, usually in −1…1, and their sample rate."""
+"""Files of sound, read: samples (C,T) of float32, usually in −1…1; and what codecs are told of them."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.media.container import Allow, encoding, layout_of, opened, pyav
-from serve_app.media.resampling import resample
+from serve_app.media.container import layout_of, opened, pyav
 
-Samples = np.ndarray[tuple[int, ...], np.dtype[np.float32]]
+Samples: TypeAlias = "np.ndarray[Any, np.dtype[np.float32]]"
 
 ENCODERS = {"flac": "flac", "mp3": "libmp3lame", "opus": "libopus", "aac": "aac"}
 """FFmpeg's encoder by codec; the first three are formats of files too."""
@@ -28,28 +24,26 @@ FRAME = 1024
 """How many samples are handed to an encoder at a time."""
 
 
-def decode(data: bytes, allow: Allow) -> tuple[Tensor, int]:
-    """Return the first sound of a file, (1,C,T), and its sample rate.
+TOGETHER = 1 << 20
+"""So many samples of a sound travel together."""
 
-    Errors: NodeError for data that holds no sound, and by `allow` once it has more samples than that lets pass.
+
+def decoded(data: bytes, what: str, pixels: int) -> Iterator[dict[str, Any] | Samples]:
+    """Yield {rate, shape} of a file's first sound, the shape as far as the file says it, then pieces (C,n).
+
+    Errors: NodeError for a file that holds no sound.
     """
-    with opened(data, "the file of sound") as container:
-        if not container.streams.audio:
-            raise NodeError("the file has no sound in it")
-        stream = container.streams.audio[0]
-        if stream.duration and stream.time_base and stream.codec_context is not None:
-            allow(1, stream.channels, int(stream.duration * stream.time_base * stream.sample_rate))
-        pieces = list(counted((samples for samples, _, _ in sound(container, stream)), allow))
+    with opened(data, what) as container:
+        if not container.streams.audio or (stream := container.streams.audio[0]).codec_context is None:
+            raise NodeError(f"{what} has no sound in it that can be read here")
         rate = int(stream.codec_context.sample_rate)
-    if not pieces:
-        raise NodeError("the file's sound has no samples")
-    return torch.from_numpy(np.concatenate(pieces, axis=1))[None], rate
+        length = int(stream.duration * stream.time_base * rate) if stream.duration and stream.time_base else 0
+        yield {"rate": rate, "shape": [stream.channels, length]}
+        yield from together(samples for samples, _, _ in sound(container, stream))
 
 
 def sound(container: Any, stream: Any) -> Iterator[tuple[Samples, float, int]]:
     """Yield pieces (C,n) of a stream, the second each begins at, and the sample rate."""
-    if stream.codec_context is None:
-        raise NodeError("the file's sound is of a codec that is not known here")
     resampler = pyav().AudioResampler(format="fltp")
     for packet in container.demux(stream):
         for frame in packet.decode():
@@ -58,13 +52,18 @@ def sound(container: Any, stream: Any) -> Iterator[tuple[Samples, float, int]]:
                 yield piece.to_ndarray(), start_s, int(piece.sample_rate)
 
 
-def counted(pieces: Iterable[Samples], allow: Allow) -> Iterator[Samples]:
-    """Yield the pieces (C,n), asking before each whether all so far may be kept."""
-    length = 0
+def together(pieces: Iterable[Samples]) -> Iterator[Samples]:
+    """Yield pieces (C,n) joined to larger ones."""
+    held: list[Samples] = []
+    count = 0
     for piece in pieces:
-        length += piece.shape[1]
-        allow(1, piece.shape[0], length)
-        yield piece
+        held.append(piece)
+        count += piece.size
+        if count >= TOGETHER:
+            yield np.concatenate(held, axis=1)
+            held, count = [], 0
+    if held:
+        yield np.concatenate(held, axis=1)
 
 
 def rate_for(codec: str, rate: int) -> int:
@@ -73,33 +72,8 @@ def rate_for(codec: str, rate: int) -> int:
     return next((known for known in rates if known >= rate), rates[-1])
 
 
-def encode(waveform: Tensor, rate: int, format: str, quality: str | None, text: Mapping[str, str]) -> bytes:
-    """Return a file of a sound (C,T), values outside −1…1 clipped, with the text as its tags.
-
-    format: flac (of 16 bits), mp3 or opus. quality: bits a second as "128k", or "V0", mp3's best variable rate; None is
-    the encoder's own. A rate that the format has not becomes another. Errors: NodeError for a number of channels that
-    the format has not.
-    """
-    made = rate_for(format, rate)
-    waveform = resample(waveform, rate, made)
-    buffer = io.BytesIO()
-    what = f"a {format} file of {len(waveform)} channels at {made} Hz"
-    with encoding(what), pyav().open(buffer, mode="w", format=format) as container:
-        container.metadata.update(text)
-        stream = container.add_stream(ENCODERS[format], rate=made, layout=layout_of(len(waveform)))
-        if quality == "V0":
-            stream.codec_context.qscale = True
-        elif quality is not None:
-            stream.bit_rate = int(quality.removesuffix("k")) * 1000
-        for start in range(0, waveform.shape[1], FRAME):
-            container.mux(stream.encode(frame(waveform[:, start : start + FRAME], made, start)))
-        container.mux(stream.encode(None))
-    return buffer.getvalue()
-
-
-def frame(samples: Tensor, rate: int, pts: int) -> Any:
+def frame(samples: Samples, rate: int, pts: int) -> Any:
     """Return PyAV's frame of samples (C,n). pts: where they begin, in samples."""
-    values = samples.detach().float().cpu().contiguous().numpy()
-    made = pyav().AudioFrame.from_ndarray(values, format="fltp", layout=layout_of(len(values)))
+    made = pyav().AudioFrame.from_ndarray(np.ascontiguousarray(samples), format="fltp", layout=layout_of(len(samples)))
     made.sample_rate, made.pts = rate, pts
     return made

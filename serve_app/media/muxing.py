@@ -11,8 +11,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from serve_app.media import audio
 from serve_app.media.container import encoding, layout_of, pyav
 from serve_app.media.priority import priority_kept
@@ -45,7 +43,7 @@ class Pictures:
 class Sound:
     """Pieces (C,n) of a sound."""
 
-    pieces: Iterable[Tensor]
+    pieces: Iterable[audio.Samples]
     rate: int
     channels: int
 

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from serve_app.errors import NodeError
-from serve_app.limits import refused
 from serve_app.media import audio
-from serve_app.media.container import Allow, opened, pyav
-from serve_app.media.filters import Filters
-
-WHAT = "the video"
+from serve_app.media.container import opened, pyav
+from serve_app.media.frames import Conversion, Frame, together
+from serve_app.media.pictures import check_pixels
 
 TRANSFERS = {"sRGB": 13, "HDR": 18, "HDR PQ": 16}
 """Transfer characteristics (ITU-T H.273) by name: sRGB, hybrid log-gamma, perceptual quantiser."""
 SPACES = {1: "sRGB", **{number: name for name, number in TRANSFERS.items()}}
 """The names of transfer characteristics, BT.709 among them."""
 
-EIGHT_BIT_FORMATS = frozenset({"yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8"})
-"""Pixel formats that are read as 8-bit colours; all others become float colours, as ComfyUI reads them."""
 WARM_UP_S = 0.25
 """How much sound is decoded before what is wanted: a packet of most codecs completes the one before it."""
-ALIGNED = 32
-"""Wide rows of so many pixels are converted alike wherever they lie in memory; others first get more pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +60,25 @@ class Facts:
     container: str
     codec: str
 
+    def as_values(self) -> dict[str, Any]:
+        """Return them as JSON has them."""
+        return {**asdict(self), "frame_rate": str(self.frame_rate)}
 
-def facts(data: bytes) -> Facts:
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Facts:
+        """Return them from what `as_values` returned."""
+        return cls(**{**values, "frame_rate": Fraction(values["frame_rate"])})
+
+
+def told(data: bytes, what: str, pixels: int) -> Iterator[dict[str, Any]]:
+    """Yield what a file says of itself. Errors: NodeError for data that holds no pictures."""
+    yield facts(data, what).as_values()
+
+
+def facts(data: bytes, what: str) -> Facts:
     """Return what a file says of itself, without decoding. Errors: NodeError for data that holds no pictures."""
-    with opened(data, WHAT) as container:
-        stream = pictures_of(container)
+    with opened(data, what) as container:
+        stream = pictures_of(container, what)
         rate = Fraction(stream.average_rate) if stream.average_rate else Fraction(1)
         if container.duration is not None:
             duration_s = container.duration / 1_000_000
@@ -88,48 +92,44 @@ def facts(data: bytes) -> Facts:
         return Facts(context.width, context.height, rate, stream.frames, duration_s, *named)
 
 
-def decode(data: bytes, window: Window, allow: Allow, pixels: int) -> tuple[Tensor, tuple[Tensor, int] | None]:
-    """Return the frames (B,H,W,3) in 0…1 of a window, and its sound (1,C,T) with its rate, None for a mute one.
+def decoded(
+    data: bytes, what: str, pixels: int, start_s: float, duration_s: float
+) -> Iterator[dict[str, Any] | Frame | audio.Samples]:
+    """Yield the file's facts, the frames (n,H,W,3|4) of a window, {rate} of its sound and that in pieces (C,n).
 
-    pixels: the most that a frame may have. Errors: NodeError for a file without pictures there, of changing size or of
-    larger ones, and by `allow` for more than that lets pass: before it is decoded if the file says so, else on the way.
+    The rate is None for a mute one. Errors: NodeError for a file without pictures, of changing size or of larger ones
+    than `pixels`.
     """
-    known = facts(data)
-    _check_pixels(known.width, known.height, pixels)
-    expected = int(window.within(known.duration_s) * known.frame_rate)
-    allow(expected if window or not known.frames else known.frames, known.height, known.width, 3)
-    images: list[Tensor] = []
-    with opened(data, WHAT) as container:
-        filters = Filters(pictures_of(container))
-        for frame in frames(container, window, pixels):
-            image = _image(frame, filters)
-            if images and image.shape != images[0].shape:
-                size, first = (f"{shape[1]}×{shape[0]}" for shape in (image.shape, images[0].shape))
-                raise NodeError(f"the video's frames change from {first} to {size}; one batch has one size")
-            allow(len(images) + 1, *image.shape)
-            images.append(image)
-    if not images:
-        raise NodeError(f"the video has no frames from second {window.start_s:g} on")
-    scale = 255.0 if images[0].dtype == torch.uint8 else 1.0
-    return torch.stack(images).float().div_(scale), decode_sound(data, window, allow)
-
-
-def decode_sound(data: bytes, window: Window, allow: Allow) -> tuple[Tensor, int] | None:
-    """Return the sound (1,C,T) of a window and its rate, None for a mute video. Errors: as `decode`."""
-    with opened(data, WHAT) as container:
+    window, known = Window(start_s, duration_s), facts(data, what)
+    check_pixels(known.width, known.height, what, pixels)
+    yield known.as_values()
+    with opened(data, what) as container:
+        yield from together(_arrays(container, window, what, pixels))
+    with opened(data, what) as container:
         stream = sound_of(container)
         if stream is None:
-            return None
-        rate = int(stream.codec_context.sample_rate)
-        pieces = list(audio.counted((samples for samples, _ in sound(container, stream, window)), allow))
-    return (torch.from_numpy(np.concatenate(pieces, axis=1))[None], rate) if pieces else None
+            yield {"rate": None}
+            return
+        yield {"rate": int(stream.codec_context.sample_rate)}
+        yield from audio.together(samples for samples, _ in sound(container, stream, window))
 
 
-def pictures_of(container: Any) -> Any:
+def _arrays(container: Any, window: Window, what: str, pixels: int) -> Iterator[Frame]:
+    conversion, first = Conversion(pictures_of(container, what)), None
+    for frame in frames(container, window, what, pixels):
+        array = conversion.array(frame)
+        first = array.shape if first is None else first
+        if array.shape != first:
+            size, before = (f"{shape[1]}×{shape[0]}" for shape in (array.shape, first))
+            raise NodeError(f"{what} has frames that change from {before} to {size}; one batch has one size")
+        yield array
+
+
+def pictures_of(container: Any, what: str) -> Any:
     """Return the first stream of pictures. Errors: NodeError if there is none."""
     streams = [stream for stream in container.streams.video if stream.codec_context is not None]
     if not streams:
-        raise NodeError("the file has no pictures in it that can be read here")
+        raise NodeError(f"{what} has no pictures in it that can be read here")
     return streams[0]
 
 
@@ -138,29 +138,28 @@ def sound_of(container: Any) -> Any:
     return next((stream for stream in reversed(container.streams.audio) if stream.codec_context is not None), None)
 
 
-def frames(container: Any, window: Window, pixels: int) -> Iterator[Any]:
-    """Yield the frames of a window, turned upright: those that begin in it. Damaged ones are left out.
+def frames(container: Any, window: Window, what: str, pixels: int) -> Iterator[Any]:
+    """Yield PyAV's frames of a window: those that begin in it. Damaged ones are left out.
 
     pixels: the most that one may have. Errors: NodeError for a larger one.
     """
-    stream, origin_s = pictures_of(container), begin_s(container)
+    stream, origin_s = pictures_of(container, what), begin_s(container)
     first = int((window.start_s + origin_s) / stream.time_base) if window.start_s else None
     end = int((window.end_s + origin_s) / stream.time_base) if window.duration_s else None
     if first is not None:
         container.seek(first, stream=stream)
-    filters = Filters(stream)
     for packet in container.demux(stream):
         try:
             decoded = packet.decode()
         except pyav().error.InvalidDataError:
             continue
         for frame in decoded:
-            _check_pixels(frame.width, frame.height, pixels)
+            check_pixels(frame.width, frame.height, what, pixels)
             if first is not None and frame.pts is not None and frame.pts < first:
                 continue
             if end is not None and frame.pts is not None and frame.pts >= end:
                 return
-            yield filters.upright(frame)
+            yield frame
 
 
 def sound(container: Any, stream: Any, window: Window) -> Iterator[tuple[audio.Samples, int]]:
@@ -190,22 +189,3 @@ def sound(container: Any, stream: Any, window: Window) -> Iterator[tuple[audio.S
 def begin_s(container: Any) -> float:
     """Return the second that a file's own times start at, which streams of broadcasts do not at 0."""
     return (container.start_time or 0) / 1_000_000
-
-
-def _check_pixels(width: int, height: int, pixels: int) -> None:
-    if width * height > pixels:
-        refused("limits.image_pixels")
-        raise NodeError(
-            f"the video has frames of {width}×{height} pixels; "
-            f"limits.image_pixels of the configuration allows {pixels:,}"
-        )
-
-
-def _image(frame: Any, filters: Filters) -> Tensor:
-    """Return a frame (H,W,3): bytes, or float in 0…1."""
-    if frame.format.name in EIGHT_BIT_FORMATS:
-        return torch.from_numpy(frame.to_ndarray(format="rgb24"))
-    width, height = frame.width, frame.height
-    if width % ALIGNED:
-        frame = filters.padded(frame, ALIGNED)
-    return torch.from_numpy(np.ascontiguousarray(frame.to_ndarray(format="gbrpf32le")[:height, :width]))

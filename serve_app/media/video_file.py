@@ -6,16 +6,19 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from serve_app.errors import NodeError
 from serve_app.media import video
 from serve_app.media.container import opened, pyav
+from serve_app.media.filters import Filters
 from serve_app.media.muxing import FORMATS, Pictures, Sound, codecs, colored, output, written
 from serve_app.media.video import TRANSFERS, Facts, Window
+
+if TYPE_CHECKING:
+    from torch import Tensor  # decoders, which rewrite files, do without
 
 ENCODERS = {"h264": "h264", "av1": "libsvtav1"}
 COLOR = ("color_primaries", "color_trc", "colorspace", "color_range")
@@ -78,13 +81,13 @@ def from_frames(
     matrix, deep = (BT709, bit_depth >= 10) if space == "sRGB" else (BT2020, True)
     color = dict(zip(COLOR, (matrix, TRANSFERS[space], matrix, LIMITED), strict=True))
     format = "yuv420p10le" if deep else "yuv420p"
-    frames = (_frame(image, deep).reformat(format=format, dst_colorspace=matrix) for image in images[..., :3])
+    frames = (_frame(image, deep).reformat(format=format, dst_colorspace=matrix) for image in _arrays(images[..., :3]))
     shown = _numbered(frames, color)
     pictures = Pictures(shown, ENCODERS[style.made], style.options, (width, height), format, rate, 1 / rate, color)
     heard = None
     if sound is not None:
         waveform, sample_rate = sound
-        heard = Sound([waveform], sample_rate, len(waveform))
+        heard = Sound([waveform.detach().float().cpu().numpy()], sample_rate, len(waveform))
     return written(style.suffix, style.text, pictures, heard)
 
 
@@ -94,25 +97,32 @@ def webm_from_frames(images: Tensor, rate: Fraction, codec: str, crf: float, tex
     format = "yuva420p" if transparent else "yuv420p10le" if codec == "av1" else "yuv420p"
     encoder, more = {"vp9": ("libvpx-vp9", {}), "av1": ("libsvtav1", {"preset": "6"})}[codec]
     height, width = images.shape[1:3]
-    frames = (_frame(image).reformat(format=format) for image in (images if transparent else images[..., :3]))
+    shown = _arrays(images if transparent else images[..., :3])
+    frames = (_frame(image).reformat(format=format) for image in shown)
     pictures = Pictures(_numbered(frames), encoder, {"crf": str(crf), **more}, (width, height), format, rate, 1 / rate)
     return written("webm", text, pictures, None)
 
 
-def from_file(data: bytes, window: Window, style: Style, pixels: int) -> bytes:
-    """Return a video of another's window, with its tags beneath the style's.
+def rewritten(
+    data: bytes, what: str, pixels: int, start_s: float, duration_s: float, style: Mapping[str, Any]
+) -> Iterator[bytes]:
+    """Yield a video of a window of another, with its tags beneath those of the style, the fields of a `Style`.
 
     pixels: the most that a frame may have. Errors: NodeError for odd sides, for a file without pictures in the window,
     and for a colour space that is not the file's, which would have to be converted.
     """
-    known = video.facts(data)
+    yield _rewritten(data, Window(start_s, duration_s), Style(**style), what, pixels)
+
+
+def _rewritten(data: bytes, window: Window, style: Style, what: str, pixels: int) -> bytes:
+    known = video.facts(data, what)
     if style.color_space is not None and known.color_space not in (None, style.color_space):
         raise NodeError(f"the video is {known.color_space} and is not converted to {style.color_space}; choose auto")
-    with opened(data, video.WHAT) as source:
+    with opened(data, what) as source:
         text = {**source.metadata, **style.text}
         if not window and _fits(source, known, style):
             return _copied(source, style.suffix, text)
-        return _transcoded(data, source, known, window, style, text, pixels)
+        return _transcoded(data, source, known, window, style, text, what, pixels)
 
 
 def _fits(source: Any, known: Facts, style: Style) -> bool:
@@ -143,14 +153,22 @@ def _copied(source: Any, suffix: str, text: Mapping[str, str]) -> bytes:
 
 
 def _transcoded(
-    data: bytes, source: Any, known: Facts, window: Window, style: Style, text: Mapping[str, str], pixels: int
+    data: bytes,
+    source: Any,
+    known: Facts,
+    window: Window,
+    style: Style,
+    text: Mapping[str, str],
+    what: str,
+    pixels: int,
 ) -> bytes:
     """Encode one frame after the other, so that memory does not grow with the length."""
-    stream = video.pictures_of(source)
-    frames = video.frames(source, window, pixels)
+    stream = video.pictures_of(source, what)
+    filters = Filters(stream)
+    frames = map(filters.upright, video.frames(source, window, what, pixels))
     first = next(frames, None)
     if first is None:
-        raise NodeError(f"the video has no frames from second {window.start_s:g} on")
+        raise NodeError(f"{what} has no frames from second {window.start_s:g} on")
     _check_even(first.width, first.height, style)
     space = known.color_space or style.color_space
     deep = known.bit_depth >= 10 or space in ("HDR", "HDR PQ")
@@ -168,15 +186,14 @@ def _transcoded(
         *(known.frame_rate, stream.time_base, color),
         reorders=False,  # MP4 counts durations in the order of decoding, which would move frames of uneven ones
     )
-    with opened(data, video.WHAT) as again:
+    with opened(data, what) as again:
         heard = None
         track = video.sound_of(again)
         pieces = iter(()) if track is None else video.sound(again, track, window)
         begin = next(pieces, None)
         if begin is not None:
             samples, rate = begin
-            rest = (torch.from_numpy(piece) for piece, _ in pieces)
-            heard = Sound(itertools.chain([torch.from_numpy(samples)], rest), rate, len(samples))
+            heard = Sound(itertools.chain([samples], (piece for piece, _ in pieces)), rate, len(samples))
         return written(style.suffix, text, pictures, heard)
 
 
@@ -215,12 +232,14 @@ def _check_even(width: int, height: int, style: Style) -> None:
         raise NodeError(f"the frames are of {width}×{height} pixels; {style.made} takes even sides only")
 
 
-def _frame(image: Tensor, deep: bool = False) -> Any:
+def _arrays(images: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
+    return (image.detach().float().cpu().numpy() for image in images)
+
+
+def _frame(image: np.ndarray[Any, np.dtype[np.float32]], deep: bool = False) -> Any:
     """Return PyAV's frame of one image (H,W,3|4), of 8 or 16 bits."""
     # Cut off, not rounded, as pictures are that become PNG.
     most = 65535 if deep else 255
-    values = (image.detach().float().cpu() * most).clamp(0, most)
-    array = values.to(torch.int32).numpy().astype("uint16") if deep else values.to(torch.uint8).numpy()
-    return pyav().VideoFrame.from_ndarray(
-        array, format="rgb48le" if deep else "rgba" if image.shape[-1] == 4 else "rgb24"
-    )
+    array = np.clip(image * np.float32(most), 0, most).astype(np.uint16 if deep else np.uint8)
+    format = "rgb48le" if deep else "rgba" if image.shape[-1] == 4 else "rgb24"
+    return pyav().VideoFrame.from_ndarray(array, format=format)

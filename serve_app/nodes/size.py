@@ -18,6 +18,7 @@ from PIL import Image
 
 from serve_app.errors import NodeError
 from serve_app.limits import SizeLimits, levels_of, made_of_levels
+from serve_app.media.decoder import Bounds
 from serve_app.nodes.executing import executing
 
 FLOAT_BYTES = 4
@@ -33,6 +34,12 @@ def limits() -> SizeLimits:
     """Return the limits of the call that runs here; outside any, the defaults."""
     call = executing()
     return SizeLimits() if call is None else call.limits
+
+
+def bounds() -> Bounds:
+    """Return what decoding a file may take for the call that runs here, which ends with it."""
+    call = executing()
+    return Bounds(limits()) if call is None else Bounds(call.limits, call.stopped.is_set)
 
 
 def allow(*shape: int) -> None:

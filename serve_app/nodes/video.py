@@ -13,17 +13,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.media import video, video_file
+from serve_app.media import loading, video_file
 from serve_app.media.muxing import FORMATS
 from serve_app.media.video import Facts, Window
 from serve_app.media.video_file import Style
-from serve_app.nodes.size import allow, limits
+from serve_app.nodes.size import allow, bounds
 from serve_app.values import Audio
 
 ROUNDING_S = 1e-6
@@ -32,7 +33,7 @@ ROUNDING_S = 1e-6
 
 @dataclass
 class VideoComponents:
-    """A video in parts. images: (B,H,W,3) in 0…1. audio: None for a mute one. alpha, metadata: packs' own."""
+    """A video in parts. images: (B,H,W,3) in 0…1. alpha: (B,H,W,1). audio: None for a mute one. metadata: packs'."""
 
     images: torch.Tensor
     frame_rate: Fraction
@@ -125,31 +126,40 @@ class Video(ABC):
 
 @dataclass(frozen=True, init=False, eq=False)
 class VideoFromFile(Video):
-    """The part of an encoded file that is in a window."""
+    """The part of an encoded file that is in a window. name: the file's, for messages."""
 
     data: bytes
     window: Window
+    name: str
 
-    def __init__(self, file: bytes | str | Path | io.BytesIO, *, start_time: float = 0, duration: float = 0) -> None:
+    def __init__(
+        self, file: bytes | str | Path | io.BytesIO, *, start_time: float = 0, duration: float = 0, name: str = ""
+    ) -> None:
         if isinstance(file, str | Path):
             file = Path(file).read_bytes()
         object.__setattr__(self, "data", file if isinstance(file, bytes) else file.getvalue())
         object.__setattr__(self, "window", Window())
+        object.__setattr__(self, "name", name)
         if start_time or duration:
             cut = self._window(start_time, duration, strict=False)
             if cut is None:
                 raise NodeError(f"the video ends before second {start_time:g}")
             object.__setattr__(self, "window", cut)
 
-    @property
+    @cached_property
     def _facts(self) -> Facts:
-        return video.facts(self.data)
+        return loading.facts(self.data, self._what, bounds())
+
+    @property
+    def _what(self) -> str:
+        return f"the video '{self.name}'" if self.name else "the video"
 
     def get_components(self) -> VideoComponents:
         """Decode it. Errors: NodeError for more than the limits allow, and for a file without pictures."""
-        images, sound = video.decode(self.data, self.window, allow, limits().image_pixels)
+        images, alpha, sound = loading.video(self.data, self._what, self.window, bounds(), allow)
         audio = None if sound is None else {"waveform": sound[0], "sample_rate": sound[1]}
-        return VideoComponents(images, self.get_frame_rate(), audio)
+        clear = None if alpha is None else alpha[..., None]
+        return VideoComponents(images, self.get_frame_rate(), audio, alpha=clear)
 
     def get_dimensions(self) -> tuple[int, int]:
         """Return (width, height) as the file says."""
@@ -193,7 +203,7 @@ class VideoFromFile(Video):
 
     def encoded(self, style: Style) -> bytes:
         """Return a file of the window; of the whole, with its streams as they are where the style lets them be."""
-        return video_file.from_file(self.data, self.window, style, limits().image_pixels)
+        return loading.rewritten(self.data, self._what, self.window, style, bounds())
 
     def as_trimmed(
         self, start_time: float = 0, duration: float = 0, strict_duration: bool = True
@@ -204,7 +214,7 @@ class VideoFromFile(Video):
             return None
         # What follows ends where this window does.
         length = cut.duration_s or (self.window.duration_s and self.window.duration_s - cut.start_s)
-        trimmed = VideoFromFile(self.data)
+        trimmed = VideoFromFile(self.data, name=self.name)
         object.__setattr__(trimmed, "window", Window(self.window.start_s + cut.start_s, length))
         return trimmed
 

@@ -18,6 +18,7 @@ from serve_app.events import data_bytes
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.limits import refused
+from serve_app.media.pictures import FORMATS
 from serve_app.nodes.files import NodeFiles
 from serve_app.replica.comfyui_failure import CancelledThereError, GraphFailedError, SavingFailedError
 from serve_app.replica.node_times import NodeTimes
@@ -187,5 +188,5 @@ def _jpeg(image: bytes) -> bytes:
     if image.startswith(b"\xff\xd8"):
         return image
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(image)).convert("RGB").save(buffer, "JPEG", quality=95)
+    Image.open(io.BytesIO(image), formats=FORMATS).convert("RGB").save(buffer, "JPEG", quality=95)
     return buffer.getvalue()

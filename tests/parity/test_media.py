@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from serve_app.media import audio
+from serve_app.media import audio_file, loading
 from serve_app.media.video_file import Style
 from serve_app.nodes.registry import BUILTIN
-from serve_app.nodes.size import allow
+from serve_app.nodes.size import allow, bounds
 from serve_app.nodes.video import VideoComponents, VideoFromComponents, VideoFromFile
 from tests.parity.audio_cases import CASES, Sound, sound
 from tests.parity.figures import Figures
@@ -76,8 +76,8 @@ def test_a_video_is_written_as_comfyui_writes_it(name: str) -> None:
 @pytest.mark.parametrize("format", SOUND_FILES)
 def test_a_sound_is_written_as_comfyui_writes_it(format: str) -> None:
     given = sound(*VIDEO_SOUND)
-    made = audio.encode(given["waveform"][0], given["sample_rate"], format, SOUND_FILES[format], {})
-    ours, theirs = audio.decode(made, allow), audio.decode(file(format), allow)
+    made = audio_file.encode(given["waveform"][0], given["sample_rate"], format, SOUND_FILES[format], {})
+    ours, theirs = (loading.sound(data, "the file", bounds(), allow) for data in (made, file(format)))
     assert ours[1] == theirs[1]
     tolerance = 0.0 if format == "flac" else 0.01
     assert ours[0].shape == theirs[0].shape

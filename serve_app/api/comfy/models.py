@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -11,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
-from serve_app.api.comfy.view import opened
+from serve_app.api.comfy.view import drawn
 from serve_app.api.content import DISARMED
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
@@ -66,10 +65,8 @@ async def get_picture(request: Request, service: Current) -> Response:
         file = service.catalog.picture(folder, int(index), name)
         if file is None:
             return None
-        buffer = io.BytesIO()
-        with file, opened(file, name, service.limits.sizes.image_pixels) as image:
-            image.save(buffer, format="webp")
-        return buffer.getvalue()
+        with file:
+            return drawn(service, "preview", [file], name, format="webp", quality=80, colours=False)
 
     async with service.rendering:
         data = await asyncio.to_thread(make)

@@ -6,19 +6,17 @@ A name that is taken gets the file only if its content is the same or `overwrite
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import posixpath
 from pathlib import PurePosixPath
 from typing import Any
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
-from serve_app.api.comfy.view import check_pixels, named
+from serve_app.api.comfy.view import drawn, named
 from serve_app.api.request import Current, bounded
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
@@ -56,8 +54,7 @@ async def _upload(request: Request, service: Service, *, masked: bool) -> Respon
                 if isinstance(original, int):
                     return empty(original)
                 async with service.rendering:
-                    most = service.limits.sizes.image_pixels
-                    data = await asyncio.to_thread(_with_alpha, service.store, original, data, most)
+                    data = await asyncio.to_thread(_with_alpha, service, original, data)
             overwrite = _text(form, "overwrite") in ("true", "1")
             name = await asyncio.to_thread(store, service.store, wanted, data, overwrite=overwrite)
         except FileMissingError:
@@ -122,20 +119,7 @@ def _original(text: str) -> FileRef | int:
         return 400
 
 
-def _with_alpha(files: Store, original: FileRef, mask: bytes, most_pixels: int) -> bytes:
+def _with_alpha(service: Service, original: FileRef, mask: bytes) -> bytes:
     """Return the original as a PNG with the mask's alpha and the original's own text. Errors: FileMissingError."""
-    with files.open(original) as file:
-        try:
-            with Image.open(file) as image, Image.open(io.BytesIO(mask)) as drawn:
-                check_pixels(image, most_pixels)
-                check_pixels(drawn, most_pixels)
-                texts = PngImagePlugin.PngInfo()
-                for key, value in getattr(image, "text", {}).items():
-                    texts.add_text(key, value)
-                painted = image.convert("RGBA")
-                painted.putalpha(drawn.convert("RGBA").getchannel("A"))
-        except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
-            raise FileMissingError(f"no image and mask of one size: {error}") from error
-    buffer = io.BytesIO()
-    painted.save(buffer, format="PNG", compress_level=4, pnginfo=texts)
-    return buffer.getvalue()
+    with service.store.open(original) as file:
+        return drawn(service, "with_alpha", [file, mask], original.filename)

@@ -6,13 +6,10 @@ It answers 400 for names that could leave a directory, 403 for subfolders that d
 from __future__ import annotations
 
 import asyncio
-import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,14 +18,16 @@ from serve_app.api.content import DISARMED, content_type, disposition
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.stored_file import stored_file
-from serve_app.errors import FileMissingError
-from serve_app.limits import refused
+from serve_app.errors import FileMissingError, NodeError
+from serve_app.media.decoder import Bounds, File, decoding
 from serve_app.service import Service
 from serve_app.store.store import AREAS, FileRef
 
 router = Routes()
 
 QUALITY = 90
+DRAW_S = 30.0
+"""How long it may take to draw an image anew."""
 
 
 @router.read("/view")
@@ -41,9 +40,10 @@ async def get_view(request: Request, service: Current) -> Response:
     if isinstance(ref, int):
         return empty(ref)
     if "preview" in query:
-        return await _rendered(service, ref, lambda image: _preview(image, query["preview"], query.get("channel", "")))
+        asked = _preview(query["preview"], query.get("channel", ""))
+        return await _rendered(service, ref, f"image/{asked['format']}", "preview", **asked)
     if (channel := query.get("channel", "rgba")) in ("rgb", "a"):
-        return await _rendered(service, ref, lambda image: _channel(image, channel))
+        return await _rendered(service, ref, "image/png", "channel", alpha=channel == "a")
     kind = content_type(ref.filename)
     return await stored_file(service, ref, kind, disposition(ref.filename), request.method, request.headers)
 
@@ -65,54 +65,29 @@ def named(filename: str, subfolder: str, area: str) -> FileRef | int:
     return FileRef(known, subfolder, name) if name else 400
 
 
-@contextmanager
-def opened(file: BinaryIO, name: str, most: int) -> Iterator[Image.Image]:
-    """Open an image of at most so many pixels, to draw it anew. Errors: FileMissingError for what is none."""
+def drawn(service: Service, task: str, files: Sequence[File], name: str, **asked: Any) -> bytes:
+    """Return what a decoder draws of image files by a task of `media.pictures`. Errors: FileMissingError."""
     try:
-        with Image.open(file) as image:
-            check_pixels(image, most)
-            yield image
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
-        raise FileMissingError(f"'{name[:80]}' is no image") from error
+        what = f"'{name[:80]}'"
+        with decoding(task, files, what, Bounds(service.limits.sizes, seconds=DRAW_S), **asked) as answers:
+            return b"".join(answer for answer in answers if isinstance(answer, bytes))
+    except NodeError as error:
+        raise FileMissingError(str(error)) from error
 
 
-async def _rendered(service: Service, ref: FileRef, render: Callable[[Image.Image], tuple[bytes, str]]) -> Response:
-    def make() -> tuple[bytes, str]:
-        with service.store.open(ref) as file, opened(file, ref.filename, service.limits.sizes.image_pixels) as image:
-            return render(image)
+async def _rendered(service: Service, ref: FileRef, media_type: str, task: str, **asked: Any) -> Response:
+    def make() -> bytes:
+        with service.store.open(ref) as file:
+            return drawn(service, task, [file], ref.filename, **asked)
 
     async with service.rendering:
-        data, kind = await asyncio.to_thread(make)
-    return Response(data, media_type=kind, headers={"Content-Disposition": disposition(ref.filename), **DISARMED})
+        data = await asyncio.to_thread(make)
+    return Response(data, media_type=media_type, headers={"Content-Disposition": disposition(ref.filename), **DISARMED})
 
 
-def check_pixels(image: Image.Image, most: int) -> None:
-    """Refuse an image whose pixels would fill the memory, before they are decoded. Errors: FileMissingError."""
-    if image.width * image.height > most:
-        refused("limits.image_pixels")
-        size = f"{image.width}×{image.height}"
-        raise FileMissingError(f"the image has {size} pixels; limits.image_pixels of the configuration allows {most:,}")
-
-
-def _preview(image: Image.Image, asked: str, channel: str) -> tuple[bytes, str]:
-    """Return a smaller file of the image; asked: a format, then maybe a quality, as "webp;90"."""
-    kind, *_, last = [*asked.split(";"), ""] if ";" not in asked else asked.split(";")
-    kind = "jpeg" if kind == "jpeg" and "a" not in channel else "webp"
+def _preview(asked: str, channel: str) -> dict[str, Any]:
+    """Return what a smaller file of the image is to be; asked: a format, then maybe a quality, as "webp;90"."""
+    format, *_, last = [*asked.split(";"), ""] if ";" not in asked else asked.split(";")
+    format = "jpeg" if format == "jpeg" and "a" not in channel else "webp"
     quality = min(100, int(last)) if last.isascii() and last.isdigit() else QUALITY
-    drawn = image.convert("RGB") if kind == "jpeg" or channel == "rgb" else image
-    buffer = io.BytesIO()
-    drawn.save(buffer, format=kind, quality=quality)
-    return buffer.getvalue(), f"image/{kind}"
-
-
-def _channel(image: Image.Image, channel: str) -> tuple[bytes, str]:
-    """Return a PNG of the colours alone, or of the alpha alone: black, and as opaque as the image is."""
-    if channel == "rgb":
-        drawn = image.convert("RGB")
-    else:
-        alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
-        drawn = Image.new("RGBA", image.size)
-        drawn.putalpha(alpha)
-    buffer = io.BytesIO()
-    drawn.save(buffer, format="PNG")
-    return buffer.getvalue(), "image/png"
+    return {"format": format, "quality": quality, "colours": channel == "rgb"}

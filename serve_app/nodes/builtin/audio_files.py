@@ -11,13 +11,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve_app.errors import NodeError
-from serve_app.media.audio import decode, encode, rate_for
+from serve_app.media import loading
+from serve_app.media.audio import rate_for
+from serve_app.media.audio_file import encode
 from serve_app.media.resampling import length_at
 from serve_app.nodes.builtin.image import at, save_together, workflow_text
 from serve_app.nodes.dynamic_inputs import combo, dynamic_combo
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
-from serve_app.nodes.size import allow
+from serve_app.nodes.size import allow, bounds
 from serve_app.store.store import Area
 from serve_app.values import Audio
 
@@ -42,7 +44,8 @@ class LoadAudio:
 
     async def load(self, audio: str, store: Files) -> tuple[Audio]:
         """Decode the file's first sound. Errors: NodeError for a file without one, and for one over the limits."""
-        waveform, rate = await asyncio.to_thread(decode, await store.read(audio), allow)
+        data = await store.read(audio)
+        waveform, rate = await asyncio.to_thread(loading.sound, data, f"the file '{audio}'", bounds(), allow)
         return ({"waveform": waveform, "sample_rate": rate},)
 
 

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.images import from_bytes
+from serve_app.media import loading
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
-from serve_app.nodes.size import allow, limits
+from serve_app.nodes.size import allow, bounds
 from serve_app.nodes.video import Video, VideoFromFile
 from serve_app.store.input_folders import INPUT_FOLDERS
 
@@ -123,8 +123,8 @@ async def _images(store: Files, folder: str, names: Sequence[str]) -> list[torch
     held: dict[str, torch.Tensor] = {}
     pixels = 0
     for name in dict.fromkeys(names):
-        image, _ = await asyncio.to_thread(from_bytes, await store.read(f"{folder}/{name}"), limits())
-        held[name] = image[:1]
+        data = await store.read(f"{folder}/{name}")
+        held[name] = await asyncio.to_thread(loading.picture, data, f"the file '{folder}/{name}'", bounds(), allow)
         pixels += held[name].numel()
         allow(pixels)
     return [held[name] for name in names]
@@ -139,7 +139,7 @@ async def _videos(store: Files, folder: str, names: Sequence[str]) -> list[Video
         data = await store.read(f"{folder}/{name}")
         size += len(data)
         allow(-(-size // 4))
-        held[name] = VideoFromFile(data)
+        held[name] = VideoFromFile(data, name=f"{folder}/{name}")
     return [held[name] for name in names]
 
 

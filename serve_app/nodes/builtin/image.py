@@ -10,12 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, from_bytes, to_png
+from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, to_png
+from serve_app.media import loading
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.executing import executing
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Saved
-from serve_app.nodes.size import allow, limits
+from serve_app.nodes.size import allow, bounds
 from serve_app.store.store import Area
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class LoadImage:
 
     async def load_image(self, image: str, store: Files) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every frame (B,H,W,3) and its mask (B,H,W), 1 where the file is transparent."""
-        return await asyncio.to_thread(from_bytes, await store.read(image), limits())
+        return await asyncio.to_thread(loading.images, await store.read(image), f"the file '{image}'", bounds(), allow)
 
 
 class LoadImageOutput(LoadImage):

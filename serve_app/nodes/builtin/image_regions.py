@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -14,13 +13,13 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.images import QUICK_PNG_LEVEL, check_pixels, to_png
-from serve_app.limits import SizeLimits
+from serve_app.images import QUICK_PNG_LEVEL, to_png
+from serve_app.media import loading
 from serve_app.nodes.builtin.image import own_prefix, save_together
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.dynamic_inputs import combo
 from serve_app.nodes.runtime import Files
-from serve_app.nodes.size import allow, limits
+from serve_app.nodes.size import allow, bounds
 
 
 async def _preview(images: Tensor, store: Files) -> dict[str, Any]:
@@ -92,12 +91,14 @@ class Painter:
             allow(1, height, width, 3)
             base = torch.tensor(rgb(bg_color)).repeat(1, height, width, 1)
         height, width = base.shape[1:3]
-        painted = torch.zeros(1, height, width, 4)
+        colours, alpha = torch.zeros(1, height, width, 3), torch.zeros(1, height, width)
         if mask.strip():
-            painted = await asyncio.to_thread(_painting, await store.read(mask), width, height, limits())
-        colours, alpha = painted[..., :3], painted[..., 3:]
-        drawn = colours * alpha + base * (1.0 - alpha)
-        return {"ui": await _preview(drawn, store), "result": (drawn, alpha[..., 0].clone())}
+            size, what = (width, height), f"the painting '{mask}'"
+            colours, alpha = await asyncio.to_thread(
+                loading.painting, await store.read(mask), what, size, bounds(), allow
+            )
+        drawn = colours * alpha[..., None] + base * (1.0 - alpha[..., None])
+        return {"ui": await _preview(drawn, store), "result": (drawn, alpha)}
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
@@ -108,19 +109,6 @@ def rgb(colour: str) -> tuple[float, float, float]:
     except ValueError:
         return (0.0, 0.0, 0.0)
     return (red, green, blue) if len(digits) == 6 else (0.0, 0.0, 0.0)
-
-
-def _painting(data: bytes, width: int, height: int, most: SizeLimits) -> Tensor:
-    """Return an image file as (1,height,width,4) in 0…1. Errors: NodeError for data that no decoder reads."""
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            check_pixels(file, most)
-            image = file.convert("RGBA")
-    except (Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise NodeError(f"the painting is no image that can be read: {error}") from error
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.LANCZOS)
-    return torch.from_numpy(np.asarray(image).astype(np.float32) / 255.0)[None]
 
 
 class TextOverlay:

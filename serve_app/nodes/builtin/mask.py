@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.images import PNG_LEVEL, mask_from_bytes
-from serve_app.nodes.builtin.image import PreviewImage
+from serve_app.images import PNG_LEVEL
+from serve_app.nodes.builtin.image import LoadImage, PreviewImage
 from serve_app.nodes.builtin.latent import MAX_RESOLUTION
 from serve_app.nodes.builtin.match_size import as_planes, fit_batch
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files
-from serve_app.nodes.size import allow, limits
+from serve_app.nodes.size import allow
 
 PIXELS = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 1}
 CHANNELS = ["red", "green", "blue", "alpha"]
@@ -269,8 +268,9 @@ class LoadImageMask:
         }
 
     async def load_image_mask(self, image: str, channel: str, store: Files) -> tuple[torch.Tensor]:
-        """Return the channel of the first frame (1,H,W); of alpha, what is missing to opaque."""
-        return (await asyncio.to_thread(mask_from_bytes, await store.read(image), channel, limits()),)
+        """Return the channel of every frame (B,H,W); of alpha, the masks that LoadImage makes."""
+        images, masks = await LoadImage().load_image(image, store)
+        return (masks if channel == "alpha" else images[..., CHANNELS.index(channel)].clone(),)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

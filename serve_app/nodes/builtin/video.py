@@ -36,7 +36,7 @@ class LoadVideo:
 
     async def load(self, file: str, store: Files) -> tuple[Video]:
         """Return the file as it is; it is decoded where its frames are asked for."""
-        return (VideoFromFile(await store.read(file)),)
+        return (VideoFromFile(await store.read(file), name=file),)
 
 
 class CreateVideo:

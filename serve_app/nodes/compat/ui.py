@@ -12,7 +12,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.images import PNG_LEVEL
-from serve_app.media.audio import encode
+from serve_app.media.audio_file import encode
 from serve_app.nodes.compat import folder_paths
 from serve_app.nodes.compat.saving import SaveImage, carried, write_new
 from serve_app.values import Audio

@@ -113,6 +113,18 @@ async def test_a_preview_of_what_is_no_image_is_404(client, stored):
     assert (await client.get("/api/view?filename=page.html&type=input&preview=webp")).status_code == 404
 
 
+async def test_a_format_that_another_program_would_run_is_no_image(client, volume):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(buffer, "EPS")
+    volume.write(FileRef("input", "", "eps.png"), buffer.getvalue())
+    volume.write(FileRef("input", "", "a.png"), png())
+    for query in ("preview=webp", "channel=rgb", "channel=a"):
+        assert (await client.get(f"/api/view?filename=eps.png&type=input&{query}")).status_code == 404
+    for original, mask in (("eps.png", png()), ("a.png", buffer.getvalue())):
+        reference = json.dumps({"filename": original, "type": "input"})
+        assert (await upload(client, mask, "m.png", "mask", original_ref=reference)).status_code == 400
+
+
 # Uploading ------------------------------------------------------------------------------------------------------------
 
 

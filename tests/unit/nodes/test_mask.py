@@ -63,7 +63,7 @@ async def test_a_file_without_alpha_masks_nothing(volume: Volume, files: NodeFil
     upload(volume, Image.new("RGB", (7, 5), (255, 0, 51)))
     (alpha,) = await LoadImageMask().load_image_mask("a.png", "alpha", files)
     (blue,) = await LoadImageMask().load_image_mask("a.png", "blue", files)
-    assert torch.equal(alpha, torch.zeros(1, 5, 7))
+    assert torch.equal(alpha, torch.zeros(1, 64, 64))
     assert torch.equal(blue, torch.full((1, 5, 7), 0.2))
 
 

@@ -23,7 +23,7 @@ from serve_app.errors import NodeError
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.limits import SizeLimits
-from serve_app.media.audio import encode
+from serve_app.media.audio_file import encode
 from serve_app.media.muxing import Pictures, codecs, written
 from serve_app.media.video_file import Style
 from serve_app.nodes.executing import Executing
@@ -315,11 +315,11 @@ def test_a_video_travels_whole_and_counts_what_it_takes() -> None:
 
 def test_a_video_over_the_limits_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch, limit: Limit) -> None:
     limit(value_bytes=200_000)
-    monkeypatch.setattr("serve_app.media.video.frames", None)
+    monkeypatch.setattr("serve_app.media.decoder.Pending.read", None)
     with pytest.raises(NodeError, match=r"12×32×48×3: 221,184 bytes; limits\.value_bytes .* allows 200,000"):
         run("GetVideoComponents", video=ENCODED)
     limit(image_pixels=1000)
-    with pytest.raises(NodeError, match=r"frames of 48×32 pixels; limits\.image_pixels .* allows 1,000"):
+    with pytest.raises(NodeError, match=r"the video has 48×32 pixels; limits\.image_pixels .* allows 1,000"):
         run("GetVideoComponents", video=ENCODED)
 
 
@@ -336,7 +336,7 @@ def test_a_head_that_says_too_little_does_not_hide_the_frames(limit: Limit) -> N
     short = VideoFromFile(bytes(data))
     assert short.get_duration() == 0.001
     limit(value_bytes=200_000)
-    with pytest.raises(NodeError, match=r"11×32×48×3: 202,752 bytes; limits\.value_bytes"):
+    with pytest.raises(NodeError, match=r"12×32×48×3: 221,184 bytes; limits\.value_bytes"):
         run("GetVideoComponents", video=short)
 
 
@@ -357,7 +357,7 @@ def test_what_cannot_be_written_is_an_error_that_says_why() -> None:
     with pytest.raises(NodeError, match="a WebM file holds no"):
         Style("webm", "h264")
     heard = VideoFromFile(encode(sound()["waveform"][0], 8000, "flac", None, {}))
-    with pytest.raises(NodeError, match="the file has no pictures"):
+    with pytest.raises(NodeError, match="the video has no pictures"):
         heard.get_components()
 
 

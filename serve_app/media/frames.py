@@ -1,0 +1,140 @@
+"""The frames of image files as ComfyUI 0.33 decodes them: by PyAV; by Pillow what that reads no frame of.
+
+Its figures, and those of the alignment by which pixels do not depend on memory: `tests/parity/file_cases.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any, TypeAlias
+
+import numpy as np
+from PIL import ImageOps, ImageSequence
+
+from serve_app.errors import NodeError
+from serve_app.media import pictures
+from serve_app.media.container import opened, pyav
+from serve_app.media.filters import Filters
+from serve_app.media.pictures import TooManyPixelsError, check_pixels
+
+Frame: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
+"""(H,W,3|4), of bytes or of float32 in 0…1, with alpha or without."""
+
+EIGHT_BIT_FORMATS = frozenset({"yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8"})
+"""Pixel formats that are read as 8-bit colours; all others become float colours, as ComfyUI reads them."""
+ALIGNED = 32
+"""Wide rows of so many pixels are converted alike wherever they lie in memory; others first get more pixels."""
+ONE_FRAME = frozenset({"JPEG", "MPO"})
+"""Formats of one image; FFmpeg takes a camera's second view for the next frame of a video."""
+TOGETHER_BYTES, TOGETHER = 4 << 20, 1024
+"""Small frames travel together up to so many bytes, and so many."""
+
+
+def decoded(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
+    """Yield the frames of an image file, those of one size together: (n,H,W,3|4).
+
+    Frames of another size than the first are left out. pixels: the most that one may have. Errors: NodeError for a file
+    that no decoder reads, and for a larger frame.
+    """
+    # FFmpeg decodes a frame of most formats as it opens them, before it says how large that is.
+    format = _head(data, what, pixels)
+    found = _by_pyav(data, what, pixels)
+    if format in ONE_FRAME:
+        found = islice(found, 1)
+    first = _first(found)
+    if first is None:
+        found = _by_pillow(data, what, pixels)
+        first = next(found)
+    yield from together(_alike(first, found))
+
+
+class Conversion:
+    """How the frames of one stream become arrays, which the first of them decides."""
+
+    def __init__(self, stream: Any) -> None:
+        self._filters = Filters(stream)
+        self._format = ""
+
+    def array(self, frame: Any) -> Frame:
+        """Return a frame, turned by quarters as its display matrix says."""
+        if not self._format:
+            self._format = _format(frame)
+        width, height, rotation = frame.width, frame.height, frame.rotation
+        if self._format.endswith("f32le") and width % ALIGNED:
+            frame = self._filters.padded(frame, ALIGNED)
+        array: Frame = frame.to_ndarray(format=self._format)[:height, :width]
+        return np.rot90(array, k=int(rotation // 90), axes=(0, 1))
+
+
+def together(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Yield frames (H,W,C) of one shape as batches (n,H,W,C): of several where they are small."""
+    batch: list[Frame] = []
+    for frame in frames:
+        batch.append(frame)
+        if len(batch) * frame.nbytes >= TOGETHER_BYTES or len(batch) == TOGETHER:
+            yield np.stack(batch) if len(batch) > 1 else batch[0][None]
+            batch = []
+    if batch:
+        yield np.stack(batch)
+
+
+def _head(data: bytes, what: str, pixels: int) -> str | None:
+    """Return the format by Pillow's name, None if it knows none. Errors: TooManyPixelsError."""
+    try:
+        with pictures.opened(data, what, pixels) as image:
+            return image.format
+    except TooManyPixelsError:
+        raise
+    except NodeError:
+        return None
+
+
+def _first(found: Iterator[Frame]) -> Frame | None:
+    """Return the first frame; None if there is none that can be read."""
+    try:
+        return next(found, None)
+    except TooManyPixelsError:
+        raise
+    except NodeError:
+        return None
+
+
+def _format(frame: Any) -> str:
+    alpha = frame.format.name == "pal8" or any(part.is_alpha for part in frame.format.components)
+    if frame.format.name in EIGHT_BIT_FORMATS:
+        return "rgba" if alpha else "rgb24"
+    return "gbrapf32le" if alpha else "gbrpf32le"
+
+
+def _alike(first: Frame, rest: Iterable[Frame]) -> Iterator[Frame]:
+    yield first
+    yield from (frame for frame in rest if frame.shape == first.shape)
+
+
+def _by_pyav(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
+    with opened(data, what) as container:
+        if not container.streams.video or container.streams.video[0].codec_context is None:
+            return
+        stream = container.streams.video[0]
+        conversion = Conversion(stream)
+        for packet in container.demux(stream):
+            try:
+                decoded = packet.decode()
+            except pyav().error.InvalidDataError:
+                continue
+            for frame in decoded:
+                check_pixels(frame.width, frame.height, what, pixels)
+                yield conversion.array(frame)
+
+
+def _by_pillow(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
+    with pictures.opened(data, what, pixels) as file:
+        transparent: bool | None = None
+        for raw in ImageSequence.Iterator(file):
+            # What the head says may be wrong, and frames may be larger than the first.
+            check_pixels(raw.width, raw.height, what, pixels)
+            frame = ImageOps.exif_transpose(raw)
+            if transparent is None:
+                transparent = "A" in frame.getbands()
+            yield np.asarray(frame.convert("RGBA" if transparent else "RGB"))
