@@ -27,6 +27,8 @@ from tests.parity.checkpoints import models_dir
 from tests.parity.comfyui import ComfyUI
 from tests.parity.declared import WORDED_OTHERWISE, theirs
 from tests.parity.figures import FLOWS, GOLDEN, thinned
+from tests.parity.file_cases import BY_CHANNEL, CHANNELS
+from tests.parity.file_cases import FILES as IMAGE_FILES
 from tests.parity.flow_cases import FLOW_CASES
 from tests.parity.generation_cases import CASES as GENERATIONS
 from tests.parity.image_cases import CASES as IMAGES
@@ -185,6 +187,17 @@ def media(comfyui: ComfyUI) -> None:
     _save("media", comfyui.run("comfyui_media.py", {**asked, "waveform": waveform.tolist(), "sounds": SOUND_FILES}))
 
 
+def files(comfyui: ComfyUI) -> None:
+    """Make files.npz: files of images, and what is loaded of them."""
+    with TemporaryDirectory() as folder:
+        made = {name: make() for name, make in IMAGE_FILES.items()}
+        for name, data in made.items():
+            (Path(folder) / name).write_bytes(data)
+        asked = {"files": list(made), "channels": dict.fromkeys(BY_CHANNEL, CHANNELS)}
+        loaded = comfyui.run("comfyui_files.py", asked, Path(folder))
+    _save("files", loaded | {f"{name}|file": np.frombuffer(data, np.uint8) for name, data in made.items()})
+
+
 def mini15(comfyui: ComfyUI) -> None:
     """Make mini15.npz."""
     _save("mini15", comfyui.workflows(MINI15, models_dir("mini15")))
@@ -240,7 +253,7 @@ def conditioning(comfyui: ComfyUI) -> None:
 _MAKERS = (
     *(mini15, sd15, nodes_tiled, taesd, model_sampling, conditioning),
     *(samplers, grid, flow_grid, flow_runs, sampler_options, wan_workflows),
-    *(nodes, sounds, media, texts, generations),
+    *(nodes, sounds, media, files, texts, generations),
 )
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {
     **{make.__name__: make for make in _MAKERS},
