@@ -9,7 +9,7 @@ import re
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,7 +120,14 @@ def differences(theirs: Answer, ours: Answer, graph: Mapping[str, Any]) -> Itera
     if _end(theirs.entry)[:1] != _end(ours.entry)[:1] or _end(theirs.entry)[1:]:
         yield from _ends(theirs.entry, ours.entry)
         return
-    yield from _unequal("messages", _messages(theirs, graph), _messages(ours, graph))
+    twins = {
+        f"node {message['data']['node']} has run"
+        for message in theirs.messages
+        if message["type"] == "executed" and not message["data"]["output"]
+    }
+    said = [_messages(answer, graph) for answer in (theirs, ours)]
+    # ComfyUI tells of a node whose equal has run by an `executed` without output, and here nobody is told of it.
+    yield from _unequal("messages", *({what: n for what, n in one.items() if what not in twins} for one in said))
     yield from _outputs(theirs.entry["outputs"], ours.entry["outputs"], graph)
     yield from _unequal("meta", theirs.entry["meta"], ours.entry["meta"])
 
@@ -203,9 +210,7 @@ def _messages(answer: Answer, graph: Mapping[str, Any]) -> Counter[str]:
     begun: set[str] = set()
     for message in answer.messages:
         kind, data = message["type"], message["data"]
-        if kind == "executed" and not data["output"]:
-            begun.add(f"node {data['node']} has run")
-        elif kind in COUNTED:
+        if kind in COUNTED and not (kind == "executed" and not data["output"]):
             said[f"{kind} {data.get('node', '')}"] += 1
         elif kind == "executing" and data["node"] is not None:
             begun.add(f"node {data['node']} has run")
@@ -312,6 +317,7 @@ def _short(value: Any) -> Any:
     return text if len(text) < 1500 else f"{text[:1500]}…"
 
 
+CONSEQUENCES = ("messages", "meta", "only one shows", "error")
 TEXT_LISTS = {"StripWhitespace", "TextToLowercase", "TextToUppercase", "TruncateText", "AddTextPrefix", "AddTextSuffix"}
 TEXT_LISTS |= {"ReplaceText", "MergeTextLists"}
 
@@ -321,7 +327,7 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
     what, theirs, ours = difference.what, str(difference.theirs), str(difference.ours)
     if what == "dependent_outputs" and set(difference.ours) <= set(difference.theirs):
         return "ComfyUI names outputs that failed after a node, whether they need it or not"
-    if what == "status of the POST" and "comes by a link" in ours:
+    if what in ("status of the POST", "a node that is wrong for one only") and "comes by a link" in ours:
         return "a constant for a socket is refused before the job, and fails in the job there"
     if what == "ends in success, ours in error" and "it has made an empty" in ours:
         return "empty images, masks and latents are refused where they are made"
@@ -346,6 +352,19 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
     if "avcodec_open2" in theirs or "Video" in what:
         return "its PyAV has an encoder that refuses the size"
     return ""
+
+
+def unexplained(found: Sequence[Difference], graph: Mapping[str, Any]) -> tuple[set[str], list[Difference]]:
+    """Return the reasons that there are for differences, and the differences without any.
+
+    Where an output is refused for a reason, that it shows nothing is none of its own.
+    """
+    reasons = [deliberate(difference, graph) for difference in found]
+    rest = [difference for difference, reason in zip(found, reasons, strict=True) if not reason]
+    refused = (d for d, reason in zip(found, reasons, strict=True) if reason)
+    if any(difference.what.startswith(("error", "a node that is wrong")) for difference in refused):
+        rest = [difference for difference in rest if not difference.what.startswith(CONSEQUENCES)]
+    return set(reasons) - {""}, rest
 
 
 def _links(graph: Mapping[str, Any]) -> list[list[Any]]:

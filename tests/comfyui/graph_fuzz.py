@@ -20,14 +20,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from tests.comfyui.graph_answers import Answer, Difference, Server, deliberate, differences
+from tests.comfyui.graph_answers import Answer, Difference, Server, differences, unexplained
 from tests.comfyui.graph_folders import prepare
 from tests.comfyui.pools import free_port
 from tests.comfyui.random_graphs import Generator, Graph, inputs_of, kind_of
@@ -35,7 +35,7 @@ from tests.comfyui.random_graphs import Generator, Graph, inputs_of, kind_of
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_S = 300.0
 DATA_BYTES = 6 << 30
-"""What each process of a server may have."""
+"""What ComfyUI may have; this server bounds its own values."""
 TRIALS = 40
 """How many smaller graphs are tried for a difference."""
 KEPT_CHARACTERS = 6000
@@ -116,12 +116,17 @@ def _without(graph: Graph, node_id: str, name: str, *instead: Any) -> Graph:
 
 @asynccontextmanager
 async def server(
-    command: list[str], cwd: Path, url: str, log: Path, environment: Mapping[str, str]
+    command: list[str],
+    cwd: Path,
+    url: str,
+    log: Path,
+    environment: Mapping[str, str],
+    bound: Callable[[], None] | None = None,
 ) -> AsyncIterator[str]:
     """Run a server until this ends; it is there once it tells its classes."""
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=cwd, env={**os.environ, **environment}, stdout=out, stderr=out, preexec_fn=_bounded
+            *command, cwd=cwd, env={**os.environ, **environment}, stdout=out, stderr=out, preexec_fn=bound
         )
         try:
             deadline = time.monotonic() + START_S
@@ -162,7 +167,7 @@ async def both(directory: Path, python: Path, root: Path) -> AsyncIterator[tuple
     own += ["--custom-nodes-dir", str(homes[1] / "custom_nodes"), "--database-url", f"sqlite:///{root}/ours.sqlite"]
     threads = {"OMP_NUM_THREADS": "1"}
     async with (
-        server(comfyui, directory, urls[0], root / "theirs.log", {**threads, "PYTHONPATH": ""}),
+        server(comfyui, directory, urls[0], root / "theirs.log", {**threads, "PYTHONPATH": ""}, _bounded),
         server(own, REPOSITORY, urls[1], root / "ours.log", {**threads, "PYTHONPATH": str(REPOSITORY)}),
     ):
         yield urls[0], urls[1]
@@ -234,9 +239,8 @@ async def one(fuzz: Fuzz, found: Found, number: int, graph: Graph, about: str, w
     """Compare one graph, and count and shrink what it differs in."""
     answer, differ = await fuzz.compare(graph)
     group = "wrong" if wrong else "right"
-    reasons = [deliberate(difference, graph) for difference in differ]
-    found.counts.update(f"deliberate: {reason}" for reason in set(reasons) - {""})
-    differ = [difference for difference, reason in zip(differ, reasons, strict=True) if not reason]
+    reasons, differ = unexplained(differ, graph)
+    found.counts.update(f"deliberate: {reason}" for reason in reasons)
     ended = answer.entry.get("status", {}).get("status_str", f"refused {answer.status}")
     found.counts[f"{group}, {ended}"] += 1
     found.counts[f"{group}, {'differs' if differ else 'agrees'}"] += 1
@@ -246,7 +250,7 @@ async def one(fuzz: Fuzz, found: Found, number: int, graph: Graph, about: str, w
         if found.kinds[difference.what] == 1 and fuzz.trials:
             smallest = await fuzz.shrunk(graph, difference.what)
         found.write(number, about, smallest[1], graph=smallest[0])
-    if not differ and not any(reasons):
+    if not differ and not reasons:
         found.keep(graph, answer)
 
 
