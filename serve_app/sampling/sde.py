@@ -133,12 +133,13 @@ def er_sde(
     s_noise: float = 1.0,
     stages: int = 3,
     eta: float | None = None,
+    power: float = 1.0,
 ) -> Sampler:
     """ER-SDE-Solver of up to third order; one evaluation a step, of lower order on the first two.
 
     Arguments and results as `dpmpp_sde`. eta: solve the reverse-time SDE with this share of noise, 0 being the ODE;
-    None: the extended one with the paper's noise scale ER SDE 5. Source: Cui et al. 2023, arXiv:2309.06169, Algorithm 2
-    with its integrals as sums over 200 points.
+    None: the extended one with the paper's noise scale ER SDE 5, its second factor to a power, with 0 the ODE too.
+    Source: Cui et al. 2023, arXiv:2309.06169, Algorithm 2 with its integrals as sums over 200 points.
     """
     levels = sigmas.tolist()
     previous: Latents | None = None
@@ -147,7 +148,7 @@ def er_sde(
     def phi(sigma: float | np.ndarray) -> np.ndarray:
         if eta is not None:
             return np.power(sigma, eta + 1)
-        return sigma * (np.exp(np.power(sigma, 0.3)) + 10)
+        return sigma * np.power(np.exp(np.power(sigma, 0.3)) + 10, power)
 
     for i, (sigma, following) in enumerate(pairwise(levels)):
         denoised: Latents = yield Evaluation(x, sigma, step=i)

@@ -61,11 +61,10 @@ def _integer(default: int, least: int, most: int) -> tuple[str, dict[str, Any]]:
 
 
 def _er_sde(solver_type: str, max_stage: int, eta: float, s_noise: float) -> SamplerChoice:
-    options: dict[str, Any] = {"stages": max_stage, "s_noise": s_noise}
-    if solver_type != "ER-SDE":
-        eta = 0.0 if solver_type == "ODE" else eta
-        options |= {"eta": eta, "s_noise": s_noise if eta else 0.0}
-    return SamplerChoice("er_sde", options)
+    if solver_type == "ODE" or eta == 0:
+        eta, s_noise, solver_type = 0.0, 0.0, "ODE"
+    scale = {"power": eta} if solver_type == "ER-SDE" else {"eta": eta}
+    return SamplerChoice("er_sde", {"stages": max_stage, "s_noise": s_noise, **scale})
 
 
 NOISE = {"eta": _number(1.0), "s_noise": _number(1.0)}
@@ -166,9 +165,7 @@ NODE_CLASS_MAPPINGS: Mapping[str, type] = {
         {
             "solver_type": ("COMBO", {"options": ["ER-SDE", "Reverse-time SDE", "ODE"]}),
             "max_stage": _integer(3, 1, 3),
-            "eta": _number(
-                1.0, 10.0, tooltip="How much noise the reverse-time SDE has; 0 makes it the ODE. ER-SDE has its own."
-            ),
+            "eta": _number(1.0, 10.0, tooltip="How much noise there is; 0 makes it the ODE."),
             "s_noise": _number(1.0),
         },
     ),

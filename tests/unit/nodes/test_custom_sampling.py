@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from serve_app.nodes.builtin.custom_sampling import AddNoise
+from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.runtime import Runtime
 from serve_app.recipe import Recipe
 from serve_app.sampling.latents import LatentFormat
@@ -48,3 +49,19 @@ def test_on_a_flow_empty_latents_count_as_the_middle_of_those_of_images(added):
     empty = torch.zeros(1, 16, 2, 2)
     drawn = noise(empty.shape, 3) if added else empty
     torch.testing.assert_close(noisy({"samples": empty}, [1.0], added=added), drawn / 0.5 + 1.0)
+
+
+@pytest.mark.parametrize(
+    ("solver", "eta", "options"),
+    [
+        ("ER-SDE", 1.0, {"s_noise": 0.5, "power": 1.0}),
+        ("ER-SDE", 0.4, {"s_noise": 0.5, "power": 0.4}),
+        ("Reverse-time SDE", 0.4, {"s_noise": 0.5, "eta": 0.4}),
+        ("ODE", 0.4, {"s_noise": 0.0, "eta": 0.0}),
+        ("ER-SDE", 0.0, {"s_noise": 0.0, "eta": 0.0}),
+    ],
+)
+def test_er_sdes_noise_is_scaled_by_eta_on_either_sde_and_none_makes_it_the_ode(solver, eta, options) -> None:
+    node = BUILTIN["SamplerER_SDE"]()
+    (choice,) = getattr(node, node.FUNCTION)(solver_type=solver, max_stage=2, eta=eta, s_noise=0.5)
+    assert choice.options == {"stages": 2, **options}
