@@ -148,7 +148,8 @@ def er_sde(
     def phi(sigma: float | np.ndarray) -> np.ndarray:
         if eta is not None:
             return np.power(sigma, eta + 1)
-        return sigma * np.power(np.exp(np.power(sigma, 0.3)) + 10, power)
+        scale: np.ndarray = np.power(np.exp(np.power(sigma, 0.3)) + 10, power)
+        return sigma * scale
 
     for i, (sigma, following) in enumerate(pairwise(levels)):
         denoised: Latents = yield Evaluation(x, sigma, step=i)
