@@ -41,7 +41,8 @@ def euler(x: Latents, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool
         if alternative:
             x = x + (x - denoised + unguided - denoised) * ((following - sigma) / sigma)
         else:
-            x = denoised + (x - unguided) * (following / sigma)
+            # Schedules that end at zero may be given a zero more: a step from there to itself is to the image.
+            x = denoised + (x - unguided) * (following / sigma if following else 0.0)
     return x
 
 

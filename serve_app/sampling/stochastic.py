@@ -28,7 +28,7 @@ def ancestral_step(sigma: float, following: float, eta: float = 1.0) -> tuple[fl
     down² + up² = following². eta: 0 is deterministic, 1 the posterior's full variance.
     Source: Song et al. 2020, arXiv:2011.13456, ancestral sampling of the variance-exploding process.
     """
-    if eta == 0:
+    if eta == 0 or following == 0:
         return following, 0.0
     # In single precision, as ComfyUI: after a long step `down` is the root of a difference that is nearly all rounding,
     # and samplers that evaluate between sigma and down show it. (Tensor powers round otherwise than NumPy's roots.)

@@ -301,6 +301,13 @@ def test_er_sde_with_another_power_ends_with_the_variance_of_the_data_too_and_is
     torch.testing.assert_close(pure_noise(partial(sde.er_sde, s_noise=0.0, power=0.0), 5), ode)
 
 
+@pytest.mark.parametrize("name", ["euler", "euler_cfg_pp", "euler_ancestral"])
+def test_a_schedule_with_a_second_zero_ends_on_what_the_image_at_zero_is_told_to_be(name):
+    x, twice = torch.ones(1, 1, 2, 2), torch.tensor([8.0, 1.0, 0.0, 0.0])
+    final, evaluations = run(name, x, twice, lambda asked: torch.full((1, 1, 2, 2), 1.0 + asked.sigma))
+    assert (final.unique().tolist(), [asked.sigma for asked in evaluations]) == ([1.0], [8.0, 1.0, 0.0])
+
+
 def test_sa_solver_ends_with_the_variance_of_the_data_and_the_noise_left_over():
     variance = float(pure_noise(partial(sa_solver, interval=(TOP, 0.0)), 100).var())
     assert variance == pytest.approx(S**2 + BOTTOM**2, rel=0.05)
