@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.utils._pytree import tree_map
 
 from serve_app.errors import ModelFileError
@@ -82,6 +83,22 @@ class FileTensor(Tensor):
     def __init__(self, file: OpenFile, at: int, layout: Tensor) -> None:
         self._file, self._at, self._layout = file, at, layout
 
+    @property
+    def data(self) -> Tensor:
+        """As torch's. What is assigned takes this tensor's place everywhere, as in a module whose dtype is changed."""
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
+
+    @data.setter
+    def data(self, made: Tensor) -> None:
+        # Torch would change what is behind this object and leave its class, which reads the file.
+        swapped = _as_parameter(made) if isinstance(self, Parameter) else made
+        torch.utils.swap_tensors(self, swapped)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """Return another tensor of the same numbers in the same file."""
+        made = FileTensor(self._file, self._at, self._layout)
+        return _as_parameter(made) if isinstance(self, Parameter) else made
+
     def read(self) -> Tensor:
         """Return it in memory of its own. Errors: ModelFileError."""
         layout = self._layout
@@ -114,6 +131,10 @@ class FileTensor(Tensor):
             args[1].read_into(args[0])
             return args[0]
         return func(*tree_map(held, args), **tree_map(held, kwargs))
+
+
+def _as_parameter(tensor: Tensor) -> Tensor:
+    return Parameter(tensor, requires_grad=False)
 
 
 def held(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,3 +86,13 @@ def test_a_file_that_another_took_the_place_of_is_read_to_its_end(path: Path, nu
     path.with_name("new").write_bytes(b"")
     path.with_name("new").rename(path)
     assert torch.equal(held(tensor), numbers)
+
+
+def test_a_module_of_such_tensors_is_copied_and_changes_its_dtype(path: Path, numbers: Tensor) -> None:
+    module = torch.nn.Linear(8, 6, bias=False, device="meta")
+    module.load_state_dict({"weight": OpenFile(path).tensor(AT, (6, 8), torch.float32)}, assign=True)
+    copied = copy.deepcopy(module)
+    for one in (module, copied):
+        assert isinstance(one.weight, FileTensor)
+        assert type(one.half().weight) is torch.nn.Parameter
+        assert torch.equal(one.weight, numbers.half())
