@@ -126,7 +126,9 @@ class FileTensor(Tensor):
         if _is_view(func):
             [whole] = [argument for argument in args if isinstance(argument, FileTensor)]
             made = func(*tree_map(_layout, args), **kwargs)
-            return tree_map(lambda view: FileTensor(whole._file, whole._at, view), made)
+            # Torch lets a view of a tensor that counts its versions count them too, in inference mode as well.
+            with torch.inference_mode(whole.is_inference()):
+                return tree_map(lambda view: FileTensor(whole._file, whole._at, view), made)
         if func is torch.ops.aten.copy_.default and _copies_plainly(args[0], args[1]):
             args[1].read_into(args[0])
             return args[0]

@@ -65,6 +65,12 @@ def test_a_view_is_of_the_file_too(path: Path, numbers: Tensor, view: Callable[[
     assert torch.equal(held(made), view(numbers))
 
 
+def test_a_file_opened_outside_of_inference_mode_is_viewed_inside(path: Path, numbers: Tensor) -> None:
+    with torch.inference_mode(False):
+        tensor = OpenFile(path).tensor(AT, (6, 8), torch.float32)
+    assert torch.equal(held(tensor[:, 2:].mT), numbers[:, 2:].mT)
+
+
 @pytest.mark.parametrize("compute", COMPUTED)
 def test_what_is_computed_is_in_memory(path: Path, numbers: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
     made = compute(OpenFile(path).tensor(AT, (6, 8), torch.float32))
