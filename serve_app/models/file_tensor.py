@@ -19,6 +19,9 @@ from torch.utils._pytree import tree_map
 
 from serve_app.errors import ModelFileError
 
+PIECE = 1 << 21
+"""How many numbers are read at once where their dtype changes: as much stays in a processor's cache."""
+
 
 class OpenFile:
     """A file, open until nothing of it is used any more. where: what errors call it. Errors: ModelFileError."""
@@ -107,6 +110,20 @@ class FileTensor(Tensor):
         self._file.fill(memory, self._begin)
         return memory.as_strided(layout.shape, layout.stride())
 
+    def read_as(self, dtype: torch.dtype) -> Tensor:
+        """Return it in memory of its own, in another dtype. Errors: ModelFileError."""
+        if not self._layout.is_contiguous():
+            return self.read().to(dtype)
+        made = torch.empty(self.shape, dtype=dtype)
+        piece = torch.empty(min(PIECE, self.numel()), dtype=self.dtype)
+        at = self._begin
+        for target in torch.split(made.view(-1), PIECE):
+            source = piece[: len(target)]
+            self._file.fill(source, at)
+            target.copy_(source)
+            at += source.nbytes
+        return made
+
     def read_into(self, memory: Tensor) -> None:
         """Read it into a contiguous tensor that is as large. Errors: ModelFileError."""
         self._file.fill(memory, self._begin)
@@ -132,6 +149,8 @@ class FileTensor(Tensor):
         if func is torch.ops.aten.copy_.default and _copies_plainly(args[0], args[1]):
             args[1].read_into(args[0])
             return args[0]
+        if func is torch.ops.aten._to_copy.default and _changes_dtype_alone(kwargs):
+            return args[0].read_as(kwargs["dtype"])
         return func(*tree_map(held, args), **tree_map(held, kwargs))
 
 
@@ -151,6 +170,13 @@ def _layout(value: Any) -> Any:
 def _is_view(func: Any) -> bool:
     aliases = [returned.alias_info for returned in func._schema.returns]
     return bool(aliases) and all(alias is not None and not alias.is_write for alias in aliases)
+
+
+def _changes_dtype_alone(asked: dict[str, Any]) -> bool:
+    """Whether `Tensor.to` is asked for another dtype in plain memory of the CPU."""
+    device, others = asked.get("device"), ("layout", "pin_memory", "memory_format")
+    on_cpu = device is None or torch.device(device).type == "cpu"
+    return asked.get("dtype") is not None and on_cpu and not any(asked.get(name) for name in others)
 
 
 def _copies_plainly(target: Any, source: Any) -> bool:

@@ -72,7 +72,10 @@ def test_a_file_opened_outside_of_inference_mode_is_viewed_inside(path: Path, nu
 
 
 @pytest.mark.parametrize("compute", COMPUTED)
-def test_what_is_computed_is_in_memory(path: Path, numbers: Tensor, compute: Callable[[Tensor], Tensor]) -> None:
+def test_what_is_computed_is_in_memory(
+    path: Path, numbers: Tensor, compute: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve_app.models.file_tensor.PIECE", 5)
     made = compute(OpenFile(path).tensor(AT, (6, 8), torch.float32))
     assert type(made) is Tensor
     assert torch.equal(made, compute(numbers))
