@@ -87,6 +87,7 @@ POOL = {
     "num_cpus": 1,
     "hang_s": 3,
     "stop_s": 2,
+    "finish_s": 3,
     "memory_bytes": 2 << 30,
 }
 INNOCENTS = 6
