@@ -345,7 +345,7 @@ class Service:
         return JobEvents(tuple(await self._scheduler.events(job_id, after, 0.0, self.tenant)), True)
 
     async def cluster(self) -> ClusterView:
-        """Return the cluster's hosts and replicas; of who has ended replicas, a tenant is told of itself alone."""
+        """Return the cluster's hosts and replicas; of those who have ended replicas, a tenant sees itself alone."""
         view = await self._scheduler.cluster()
         if not self.tenant:
             return view

@@ -64,7 +64,7 @@ class Leases:
         self._watching: asyncio.Task[None] | None = None
 
     def grant(self, name: str, key_id: str, until_s: float) -> Lease:
-        """Return the lease of a credential that holds. name: tells it from all others."""
+        """Return the lease of a valid credential. name: unique to it."""
         lease = self._leases.get(name)
         if lease is None or lease.ended:
             lease = self._leases[name] = Lease(key_id)

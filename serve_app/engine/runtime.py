@@ -277,7 +277,7 @@ class EngineRuntime:
         return await self._answer(running)
 
     def _beginning(self, request: SamplingRequest, backbone: Recipe) -> Beginning:
-        """Return what a run of a backbone that is held begins with. An error keeps none of the weights."""
+        """Return the initial state of a run on a resident backbone. An error keeps no reference to the weights."""
         try:
             lent = self.weights.backbone(backbone)
             levels, latent_format = lent.levels, lent.latent_format

@@ -21,7 +21,7 @@ ATTENTION_AT_ONCE = 1 << 32
 """Products of queries and keys, times a head's width, that a thread of a CPU computes at once: some tenths of a second.
 """
 QUERIES = 1024
-"""An attention in parts has at least so many queries in each: torch's kernel rounds those of fewer otherwise."""
+"""Least queries in each part of an attention: torch's kernel rounds smaller parts differently."""
 
 
 class StoppedError(BaseException):

@@ -1,4 +1,4 @@
-"""Files of sound, read: samples (C,T) of float32, usually in −1…1; and what codecs are told of them."""
+"""Audio files, decoded: samples (C,T) of float32, usually in −1…1; and the parameters that codecs are given."""
 
 from __future__ import annotations
 

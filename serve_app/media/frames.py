@@ -24,11 +24,11 @@ Frame: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 EIGHT_BIT_FORMATS = frozenset({"yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8"})
 """Pixel formats that are read as 8-bit colours; all others become float colours, as ComfyUI reads them."""
 ALIGNED = 32
-"""Wide rows of so many pixels are converted alike wherever they lie in memory; others first get more pixels."""
+"""Rows padded to a multiple of this many pixels are converted alike wherever they lie in memory."""
 ONE_FRAME = frozenset({"JPEG", "MPO"})
 """Formats of one image; FFmpeg takes a camera's second view for the next frame of a video."""
 TOGETHER_BYTES, TOGETHER = 4 << 20, 1024
-"""Small frames travel together up to so many bytes, and so many."""
+"""Small frames are sent together, up to this many bytes and this many frames."""
 
 
 def decoded(data: bytes, what: str, pixels: int) -> Iterator[Frame]:

@@ -80,7 +80,7 @@ RETRY_S = 0.3
 LOOK_S = 0.1
 """How often one that drains looks whether it may stay."""
 TELL_S = 5.0
-"""How often the scheduler is told that the engine computes what was cancelled."""
+"""Interval of reports to the scheduler while the engine computes cancelled work."""
 CANCELLED, CANCELLED_S = 64, 1.0
 """How many cancellations are remembered, and how much later than one it is seen that the engine computes in vain."""
 LEAVE_S = 5.0

@@ -36,7 +36,7 @@ SECRET_BYTES = (24, 64)
 """How long the key in a secret may be, as the specification says."""
 NAME_LENGTH = 253
 NOT_ALLOWED = "its address is not allowed; see webhooks.allowed_networks of the configuration"
-"""All that a client is told of an address that is neither the Internet's nor among `webhooks.allowed_networks`."""
+"""The whole message to a client about an address outside the Internet and `webhooks.allowed_networks`."""
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _log = log.get("scheduler")
 

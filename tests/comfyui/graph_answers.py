@@ -126,7 +126,7 @@ def differences(theirs: Answer, ours: Answer, graph: Mapping[str, Any]) -> Itera
         if message["type"] == "executed" and not message["data"]["output"]
     }
     said = [_messages(answer, graph) for answer in (theirs, ours)]
-    # ComfyUI tells of a node whose equal has run by an `executed` without output, and here nobody is told of it.
+    # ComfyUI sends `executed` without output for a node whose equal has run; this server sends nothing.
     yield from _unequal("messages", *({what: n for what, n in one.items() if what not in twins} for one in said))
     yield from _outputs(theirs.entry["outputs"], ours.entry["outputs"], graph)
     yield from _unequal("meta", theirs.entry["meta"], ours.entry["meta"])
@@ -165,7 +165,7 @@ def _unequal_nodes(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterat
 
 
 def _key(error: Mapping[str, Any]) -> Any:
-    # ComfyUI looks at outputs, and at inputs, in the order of a set: which of two consumers an exception is told of,
+    # ComfyUI looks at outputs, and at inputs, in the order of a set: which of two consumers an exception names,
     # and whether as an output's own, differs from start to start.
     if error["type"].startswith("exception_during"):
         return ("exception",)

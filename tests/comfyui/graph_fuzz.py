@@ -123,7 +123,7 @@ async def server(
     environment: Mapping[str, str],
     bound: Callable[[], None] | None = None,
 ) -> AsyncIterator[str]:
-    """Run a server until this ends; it is there once it tells its classes."""
+    """Run a server until this ends; it is ready once it lists its classes."""
     with log.open("wb") as out:
         process = await asyncio.create_subprocess_exec(
             *command, cwd=cwd, env={**os.environ, **environment}, stdout=out, stderr=out, preexec_fn=bound

@@ -64,7 +64,7 @@ def animated(format: str, images: list[Image.Image], **options: Any) -> bytes:
 
 
 def turned(orientation: int) -> bytes:
-    """Return a JPEG as a camera held so writes it."""
+    """Return a JPEG with this EXIF orientation, as a camera writes it."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return saved(rgb(), "JPEG", quality=92, exif=exif)

@@ -14,7 +14,7 @@ from tests.parity.file_cases import BY_CHANNEL, CHANNELS, FILES
 FIGURES = Figures("files")
 STEP = 1 / 255
 TOLERANCE = {"tga.tga": 1.1 * STEP}
-"""What differs: FFmpeg knows such a file by its name alone, which decoders are not told, so Pillow reads it."""
+"""What differs: FFmpeg recognises such a file by its name alone, which decoders do not get, so Pillow reads it."""
 THEIRS = {name.rpartition("|")[0] for name in FIGURES.names if name.endswith("|images")}
 
 

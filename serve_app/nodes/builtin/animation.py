@@ -127,7 +127,7 @@ class SaveAnimatedPNG:
 
 
 def _shown(saved: list[dict[str, Any]], images: list[torch.Tensor]) -> dict[str, Any]:
-    """Return what the page is told of the files: which move, by a True for each, and nothing where none does."""
+    """Return the page's `animated` flags of files: True for each that moves; empty where none does."""
     animated = (True,) * sum(len(frames) > 1 for frames in images)
     return {"images": saved, "animated": animated} if animated else {"images": saved}
 

@@ -36,7 +36,7 @@ def endless(*_: Any) -> None:
 
 
 class Looked(Asked[None]):
-    """Counts how often it is asked whether it is wanted, and is no longer after so many times."""
+    """Counts the checks of whether it is wanted, and is unwanted after a number of them."""
 
     def __init__(self, most: int = 1000) -> None:
         super().__init__()

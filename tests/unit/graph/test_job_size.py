@@ -1,4 +1,4 @@
-"""Levels and pixels of a job, counted from its graph and held against its tenant's quotas."""
+"""Levels and pixels of a job, counted from its graph and compared with its tenant's quotas."""
 
 from __future__ import annotations
 
