@@ -118,14 +118,19 @@ def _by_pyav(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
             return
         stream = container.streams.video[0]
         conversion = Conversion(stream)
-        for packet in container.demux(stream):
-            try:
-                decoded = packet.decode()
-            except pyav().error.InvalidDataError:
-                continue
-            for frame in decoded:
-                check_pixels(frame.width, frame.height, what, pixels)
-                yield conversion.array(frame)
+        yield from map(conversion.array, undamaged(container, stream, what, pixels))
+
+
+def undamaged(container: Any, stream: Any, what: str, pixels: int) -> Iterator[Any]:
+    """Yield a stream's frames, as PyAV's, without damaged ones. Errors: NodeError for one of more pixels."""
+    for packet in container.demux(stream):
+        try:
+            decoded = packet.decode()
+        except pyav().error.InvalidDataError:
+            continue
+        for frame in decoded:
+            check_pixels(frame.width, frame.height, what, pixels)
+            yield frame
 
 
 def _by_pillow(data: bytes, what: str, pixels: int) -> Iterator[Frame]:

@@ -9,8 +9,8 @@ from typing import Any
 
 from serve_app.errors import NodeError
 from serve_app.media import audio
-from serve_app.media.container import opened, pyav
-from serve_app.media.frames import Conversion, Frame, together
+from serve_app.media.container import opened
+from serve_app.media.frames import Conversion, Frame, together, undamaged
 from serve_app.media.pictures import check_pixels
 
 TRANSFERS = {"sRGB": 13, "HDR": 18, "HDR PQ": 16}
@@ -148,18 +148,12 @@ def frames(container: Any, window: Window, what: str, pixels: int) -> Iterator[A
     end = int((window.end_s + origin_s) / stream.time_base) if window.duration_s else None
     if first is not None:
         container.seek(first, stream=stream)
-    for packet in container.demux(stream):
-        try:
-            decoded = packet.decode()
-        except pyav().error.InvalidDataError:
+    for frame in undamaged(container, stream, what, pixels):
+        if first is not None and frame.pts is not None and frame.pts < first:
             continue
-        for frame in decoded:
-            check_pixels(frame.width, frame.height, what, pixels)
-            if first is not None and frame.pts is not None and frame.pts < first:
-                continue
-            if end is not None and frame.pts is not None and frame.pts >= end:
-                return
-            yield frame
+        if end is not None and frame.pts is not None and frame.pts >= end:
+            return
+        yield frame
 
 
 def sound(container: Any, stream: Any, window: Window) -> Iterator[tuple[audio.Samples, int]]:
