@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._pytree import tree_map
 
 from serve_app.errors import ModelFileError
 
@@ -142,16 +142,16 @@ class FileTensor(Tensor):
             return made
         if _is_view(func):
             [whole] = [argument for argument in args if isinstance(argument, FileTensor)]
-            made = func(*tree_map(_layout, args), **kwargs)
+            made = func(*(_each(_layout, argument) for argument in args), **kwargs)
             # Torch lets a view of a tensor that counts its versions count them too, in inference mode as well.
             with torch.inference_mode(whole.is_inference()):
-                return tree_map(lambda view: FileTensor(whole._file, whole._at, view), made)
+                return _each(lambda view: FileTensor(whole._file, whole._at, view), made)
         if func is torch.ops.aten.copy_.default and _copies_plainly(args[0], args[1]):
             args[1].read_into(args[0])
             return args[0]
         if func is torch.ops.aten._to_copy.default and _changes_dtype_alone(kwargs):
             return args[0].read_as(kwargs["dtype"])
-        return func(*tree_map(held, args), **tree_map(held, kwargs))
+        return func(*(_each(held, one) for one in args), **{name: _each(held, one) for name, one in kwargs.items()})
 
 
 def _as_parameter(tensor: Tensor) -> Tensor:
@@ -161,6 +161,11 @@ def _as_parameter(tensor: Tensor) -> Tensor:
 def held(value: Any) -> Any:
     """Return a tensor in memory if it is in a file, anything else as it is. Errors: ModelFileError."""
     return value.read() if isinstance(value, FileTensor) else value
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return what an operation takes or gives, changed: one value, or each of several."""
+    return [change(one) for one in value] if isinstance(value, list | tuple) else change(value)
 
 
 def _layout(value: Any) -> Any:
