@@ -364,7 +364,7 @@ class SchedulerForReplicas(Protocol):
     async def leave(self, replica_id: str, epoch: int) -> None: ...
 
     async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
-        """Note that the replica cannot work, and why; clients are told for a while, or until it joins.
+        """Note that the replica cannot work, and why; clients see it for a while, or until it joins.
 
         lost: what ran there is lost as if it had died.
         """
