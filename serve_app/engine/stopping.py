@@ -1,4 +1,4 @@
-"""Ends work of the engine's thread that nobody waits for any more. A thread cannot be ended from outside.
+"""Cooperative cancellation of the engine's forwards and calls: they end once no job waits for their answer.
 
 What a CPU computes ends between two operations, and within an attention over many tokens, which is done in parts. A GPU
 has been asked for a forward before it computes it: there nothing more is asked for.
@@ -29,7 +29,7 @@ class StoppedError(BaseException):
 
 
 class Asked(Future[T]):
-    """An answer of the engine's that somebody waits for. unwanted: it was cancelled, also while its work is under way.
+    """A future of the engine that also records a cancellation while its work runs. unwanted: it was cancelled.
 
     `Future.cancelled` says that of work which has not begun alone.
     """
@@ -48,7 +48,7 @@ def unwanted(answers: Iterable[Asked[Any]]) -> bool:
 
 
 class Stoppable(TorchFunctionMode):
-    """Has the operations of torch that its thread asks for inside raise StoppedError once nobody waits for answers.
+    """A torch function mode: the next operation in it raises StoppedError once no job waits for any of the answers.
 
     What is computed is the same, to the bit.
     """
