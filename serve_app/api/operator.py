@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.principal import Admin
+from serve_app.api.principal import Admin, principal_of
 from serve_app.api.request import Current, number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
@@ -102,12 +102,14 @@ async def get_health() -> Response:
 
 
 @router.read("/readyz")
-async def get_ready(service: Current) -> Response:
+async def get_ready(request: Request, service: Current) -> Response:
     """Return that a job can be submitted, shown by a commit in the last seconds, and which replicas cannot work.
 
-    Errors: UnavailableError's kinds, answered 503, as long as none can.
+    Anybody may ask, so where there are tenants it names the pools alone: `GET /status` tells operators why. Errors:
+    UnavailableError's kinds, answered 503, as long as none can.
     """
-    troubles = [{"pool": trouble.pool, "why": trouble.why} for trouble in await service.ready()]
+    whys = principal_of(request).may("admin")
+    troubles = [{"pool": t.pool, **({"why": t.why} if whys else {})} for t in await service.ready()]
     return Json({"status": "ready", **({"troubles": troubles} if troubles else {})})
 
 

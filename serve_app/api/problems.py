@@ -16,9 +16,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import log
+from serve_app.api.principal import principal_of
 from serve_app.api.strict_json import Json
 from serve_app.errors import (
     BodyTooLargeError,
+    DatabaseAwayError,
     DrainingError,
     FileMissingError,
     ForbiddenError,
@@ -66,6 +68,9 @@ _ANSWERS: dict[type[Exception], tuple[int, str]] = {
 }
 """Status code and `error` text by class; a subclass without its own entry takes its parent's."""
 
+DATABASE_AWAY = "the job database cannot be used; the server's log says why"
+"""What all but operators are told of a DatabaseAwayError."""
+
 _ROUTING = {404: "Not found", 405: "Method not allowed"}
 
 
@@ -85,7 +90,15 @@ def answer(request: Request, error: Exception) -> Response:
     if known is None:
         log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
         return problem(500, "Server error", "the request failed for a reason that is in the server's log")
-    return problem(*known, str(error), headers_of(error))
+    return problem(*known, reason_for(request, error), headers_of(error))
+
+
+def reason_for(request: Request, error: Exception) -> str:
+    """Return why a request failed, as its caller may know it: operators alone learn where the database is."""
+    if not isinstance(error, DatabaseAwayError) or principal_of(request).may("admin"):
+        return str(error)
+    log.get("api").warning("%s %s: %s", request.method, request.url.path, error)
+    return DATABASE_AWAY
 
 
 def headers_of(error: Exception) -> dict[str, str]:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from serve_app.errors import NotReadyError
+from serve_app.errors import DatabaseAwayError, NotReadyError
 from serve_app.scheduler.writer import Writer
 from serve_app.store.jobs import Jobs
 
@@ -37,7 +37,7 @@ class DatabaseHealth:
         """
         self._jobs.check_there()
         if self._writer.failure:
-            raise NotReadyError(self._writer.failure, retry_after_s=2)
+            raise DatabaseAwayError(self._writer.failure, retry_after_s=2)
         if self._writer.idle_s() < FRESH_S:
             return
         if self._commit is None or (self._commit.done() and time.monotonic() - self._began_s > FRESH_S):

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from serve_app import log
 from serve_app.api.comfy.asset_items import RefusedError, refused
 from serve_app.api.comfy.body import empty
-from serve_app.api.problems import headers_of
+from serve_app.api.problems import headers_of, reason_for
 from serve_app.api.strict_json import Json
 from serve_app.errors import (
     BodyTooLargeError,
@@ -75,6 +75,6 @@ def answer(request: Request, error: Exception) -> Response:
             return empty(_EMPTY[kind])
         if kind in _WORDED:
             status_code, type_, message = _WORDED[kind]
-            return failure(status_code, type_, message, str(error), headers=headers_of(error))
+            return failure(status_code, type_, message, reason_for(request, error), headers=headers_of(error))
     log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
     return failure(500, "server_error", "The request failed for a reason that is in the server's log")

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import log
-from serve_app.api.problems import headers_of
+from serve_app.api.problems import headers_of, reason_for
 from serve_app.api.strict_json import Json
 from serve_app.errors import (
     BodyTooLargeError,
@@ -120,7 +120,7 @@ def answer(request: Request, error: Exception) -> Response:
         if kind in _KINDS:
             code = _KINDS[kind]
             details = {"node_errors": node_errors(error, {})} if isinstance(error, InvalidGraphError) else None
-            return _failure(CODES[code], code, str(error), details, headers_of(error))
+            return _failure(CODES[code], code, reason_for(request, error), details, headers_of(error))
     log.get("api").error("%s %s failed", request.method, request.url.path, exc_info=error)
     return _failure(500, "upstream_error", "the request failed for a reason that is in the server's log")
 

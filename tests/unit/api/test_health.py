@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.errors import NotReadyError
+from serve_app.errors import DatabaseAwayError, NotReadyError
 from serve_app.request_limits import Limits
 from serve_app.scheduler import database_health
 from serve_app.service import Service
@@ -23,6 +23,7 @@ from tests.postgres import Postgres
 from tests.relay import Relay
 from tests.unit.api.conftest import FILES
 from tests.unit.api.scripted_replica import scripted
+from tests.unit.api.tenant_world import world
 
 
 async def test_a_server_that_can_take_jobs_is_alive_and_ready(client):
@@ -44,6 +45,27 @@ async def test_a_server_whose_scheduler_is_away_is_alive_but_not_ready(client, s
     answer = await client.get("/readyz")
     assert (answer.status_code, answer.json()["detail"]) == (503, "the scheduler is not there")
     assert int(answer.headers["Retry-After"]) > 0
+
+
+async def test_nobody_but_an_operator_is_told_where_the_database_is(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    secret = "the database postgresql://db.internal.example/jobs: connection refused"
+    doors = ("/readyz", "/queue", "/api/queue", "/api/v2/jobs")
+    async with world(tmp_path) as made:
+        clients = [made.client(key) for key in (made.keys["a"], made.keys["root"], None)]
+        async with clients[0] as a, clients[1] as root, clients[2] as anyone:
+            await made.replica.scheduler.trouble("r9", "comfyui", "http://gpu.internal.example refuses")
+            assert (await anyone.get("/readyz")).json()["troubles"] == [{"pool": "comfyui"}]
+            for client in (a, root):  # so that their keys are known
+                await client.get("/queue")
+            made.replica.scheduler.refusal = DatabaseAwayError(secret)
+            for client, path in [(anyone, "/readyz"), *((a, path) for path in doors)]:
+                answer = await client.get(path)
+                assert answer.status_code == 503
+                assert "internal.example" not in answer.text
+                assert "job database" in answer.text
+            for path in doors[1:]:
+                assert "db.internal.example" in (await root.get(path)).text
+    assert f"GET /readyz: {secret}" in caplog.text
 
 
 async def test_a_process_that_has_not_found_its_service_yet_is_alive():
