@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 from typing import Any
 
 from serve_app.media.container import pyav
@@ -18,10 +19,10 @@ TURNS: dict[int, Steps] = {
 
 
 class Filters:
-    """Filters for the frames of one stream, each made once for a size and format."""
+    """Filters for the frames of one stream, of a time base, each made once for a size and format."""
 
-    def __init__(self, stream: Any) -> None:
-        self._time_base = stream.time_base
+    def __init__(self, time_base: Fraction) -> None:
+        self._time_base = time_base
         self._graphs: dict[tuple[Steps, int, int, str], tuple[Any, Any, Any]] = {}
 
     def upright(self, frame: Any) -> Any:

@@ -1,20 +1,23 @@
 """The frames of image files as ComfyUI 0.33 decodes them: by PyAV; by Pillow what that reads no frame of.
 
+A name chooses the decoder of TGA alone, which has no mark of its own; FFmpeg knows all others by their bytes.
+
 Its figures, and those of the alignment by which pixels do not depend on memory: `tests/parity/file_cases.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from fractions import Fraction
 from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import ImageOps, ImageSequence
+from PIL import ImageOps, ImageSequence, TgaImagePlugin
 
 from serve_app.errors import NodeError
 from serve_app.media import pictures
-from serve_app.media.container import opened, pyav
+from serve_app.media.container import opened, pyav, reading
 from serve_app.media.filters import Filters
 from serve_app.media.pictures import TooManyPixelsError, check_pixels
 
@@ -25,21 +28,24 @@ EIGHT_BIT_FORMATS = frozenset({"yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgb
 """Pixel formats that are read as 8-bit colours; all others become float colours, as ComfyUI reads them."""
 ALIGNED = 32
 """Rows padded to a multiple of this many pixels are converted alike wherever they lie in memory."""
+TARGA = ".tga"
+"""How names of the files end that FFmpeg reads as TGA."""
 ONE_FRAME = frozenset({"JPEG", "MPO"})
 """Formats of one image; FFmpeg takes a camera's second view for the next frame of a video."""
 TOGETHER_BYTES, TOGETHER = 4 << 20, 1024
 """Small frames are sent together, up to this many bytes and this many frames."""
 
 
-def decoded(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
+def decoded(data: bytes, what: str, pixels: int, name: str = "") -> Iterator[Frame]:
     """Yield the frames of an image file, those of one size together: (n,H,W,3|4).
 
-    Frames of another size than the first are left out. pixels: the most that one may have. Errors: NodeError for a file
-    that no decoder reads, and for a larger frame.
+    Frames of another size than the first are left out. pixels: the most that one may have. name: the file's own.
+    Errors: NodeError for a file that no decoder reads, and for a larger frame.
     """
     # FFmpeg decodes a frame of most formats as it opens them, before it says how large that is.
     format = _head(data, what, pixels)
-    found = _by_pyav(data, what, pixels)
+    targa = format == TgaImagePlugin.TgaImageFile.format and name.lower().endswith(TARGA)
+    found = (_targa if targa else _by_pyav)(data, what, pixels)
     if format in ONE_FRAME:
         found = islice(found, 1)
     first = _first(found)
@@ -50,10 +56,10 @@ def decoded(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
 
 
 class Conversion:
-    """How the frames of one stream become arrays, which the first of them decides."""
+    """How the frames of one stream, of a time base, become arrays, which the first of them decides."""
 
-    def __init__(self, stream: Any) -> None:
-        self._filters = Filters(stream)
+    def __init__(self, time_base: Fraction) -> None:
+        self._filters = Filters(time_base)
         self._format = ""
 
     def array(self, frame: Any) -> Frame:
@@ -117,8 +123,15 @@ def _by_pyav(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
         if not container.streams.video or container.streams.video[0].codec_context is None:
             return
         stream = container.streams.video[0]
-        conversion = Conversion(stream)
+        conversion = Conversion(stream.time_base)
         yield from map(conversion.array, undamaged(container, stream, what, pixels))
+
+
+def _targa(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
+    with reading(what):
+        (frame,) = pyav().CodecContext.create("targa", "r").decode(pyav().Packet(data))
+    check_pixels(frame.width, frame.height, what, pixels)
+    yield Conversion(Fraction(1)).array(frame)
 
 
 def undamaged(container: Any, stream: Any, what: str, pixels: int) -> Iterator[Any]:

@@ -24,14 +24,15 @@ Allow: TypeAlias = Callable[..., None]
 """Refuses a float32 tensor of this shape that would be too large. Errors: NodeError."""
 
 
-def images(data: bytes, what: str, bounds: Bounds, allow: Allow) -> tuple[Tensor, Tensor]:
+def images(data: bytes, what: str, bounds: Bounds, allow: Allow, name: str = "") -> tuple[Tensor, Tensor]:
     """Return the frames (B,H,W,3) in 0…1 of an image file and their masks (B,H,W), 1 where it is transparent.
 
     Masks are (B,64,64) zeros without alpha. Pixels, frames and orientation are ComfyUI's. what: the file, as messages
-    name it. Errors: NodeError, as `decoding`, and by `allow` for more than that lets pass.
+    name it. name: its own, by which TGA is known. Errors: NodeError, as `decoding`, and by `allow` for more than that
+    lets pass.
     """
     stack = _Stack(allow, masked=True)
-    with decoding("frames", [data], what, bounds) as answers:
+    with decoding("frames", [data], what, bounds, name=name) as answers:
         _fill(stack, answers)
     colours, alpha = stack.tensors()
     return colours, torch.zeros(len(colours), *NO_MASK) if alpha is None else alpha.neg_().add_(1.0)

@@ -115,7 +115,7 @@ def decoded(
 
 
 def _arrays(container: Any, window: Window, what: str, pixels: int) -> Iterator[Frame]:
-    conversion, first = Conversion(pictures_of(container, what)), None
+    conversion, first = Conversion(pictures_of(container, what).time_base), None
     for frame in frames(container, window, what, pixels):
         array = conversion.array(frame)
         first = array.shape if first is None else first

@@ -164,7 +164,7 @@ def _transcoded(
 ) -> bytes:
     """Encode one frame after the other, so that memory does not grow with the length."""
     stream = video.pictures_of(source, what)
-    filters = Filters(stream)
+    filters = Filters(stream.time_base)
     frames = map(filters.upright, video.frames(source, window, what, pixels))
     first = next(frames, None)
     if first is None:

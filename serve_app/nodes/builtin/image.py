@@ -17,7 +17,7 @@ from serve_app.nodes.executing import executing
 from serve_app.nodes.protocol import FolderChoice
 from serve_app.nodes.runtime import Files, Saved
 from serve_app.nodes.size import allow, bounds
-from serve_app.store.store import Area
+from serve_app.store.store import Area, FileRef
 
 T = TypeVar("T")
 
@@ -38,7 +38,8 @@ class LoadImage:
 
     async def load_image(self, image: str, store: Files) -> tuple[torch.Tensor, torch.Tensor]:
         """Return every frame (B,H,W,3) and its mask (B,H,W), 1 where the file is transparent."""
-        return await asyncio.to_thread(loading.images, await store.read(image), f"the file '{image}'", bounds(), allow)
+        data, name = await store.read(image), FileRef.parse(image).filename
+        return await asyncio.to_thread(loading.images, data, f"the file '{image}'", bounds(), allow, name)
 
 
 class LoadImageOutput(LoadImage):

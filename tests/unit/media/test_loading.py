@@ -27,8 +27,8 @@ def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> byte
     return buffer.getvalue()
 
 
-def load(data: bytes, **limits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return loading.images(data, WHAT, Bounds(SizeLimits(**limits)), allow)
+def load(data: bytes, name: str = "", **limits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return loading.images(data, WHAT, Bounds(SizeLimits(**limits)), allow, name)
 
 
 @pytest.fixture
@@ -61,8 +61,8 @@ def test_every_frame_of_an_animation_is_an_image() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_pixels_are_the_same_whatever_process_decodes_them(name: str) -> None:
     data = FILES[name]()
-    here = np.concatenate(list(frames.decoded(data, name, 10_000))).astype(np.float32)
-    images, masks = load(data)
+    here = np.concatenate(list(frames.decoded(data, name, 10_000, name))).astype(np.float32)
+    images, masks = load(data, name)
     scale = 255 if here.max() > 1 else 1
     assert torch.equal(images, torch.from_numpy(here[..., :3]) / scale)
     if here.shape[-1] == 4:
