@@ -182,8 +182,8 @@ class Service:
 
     @property
     def _check(self) -> SubmissionCheck:
-        parts = (self._scheduler, self._choices, self._pools, self.limits, self._model_check, self.tenant)
-        return SubmissionCheck(*parts)
+        files = (self._choices, self.store)
+        return SubmissionCheck(self._scheduler, *files, self._pools, self.limits, self._model_check, self.tenant)
 
     async def submit(
         self,

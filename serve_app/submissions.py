@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from serve_app.errors import InvalidGraphError, InvalidSubmissionError, Problem, UnavailableError
+from serve_app.errors import FileMissingError, InvalidGraphError, InvalidSubmissionError, Problem, UnavailableError
 from serve_app.graph.bounds import within_bounds
 from serve_app.graph.destination import SHARED, destinations
 from serve_app.graph.files import FEW_NODES, is_quick
@@ -27,6 +27,7 @@ from serve_app.graph.model_files import with_known_files
 from serve_app.graph.parse import parse, render
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
+from serve_app.graph.uploads import with_uploads
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
 from serve_app.limits import refused
 from serve_app.nodes.later import NOT_THERE
@@ -35,6 +36,7 @@ from serve_app.request_limits import Limits
 from serve_app.scheduler.client import SchedulerClient, Submission
 from serve_app.scheduler.time_limit import LONGEST_DEADLINE_S
 from serve_app.store.model_check import ModelCheck
+from serve_app.store.store import FileRef, Store
 
 KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
 """What a submission may hold: the contract's two keys and ComfyUI's other five."""
@@ -43,12 +45,13 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class SubmissionCheck:
-    """Finds where workflows can run, as one tenant has the server. choices, pools: as `Service`'s."""
+    """Finds where workflows can run, as one tenant has the server. choices, store, pools: as `Service`'s."""
 
     def __init__(
         self,
         scheduler: SchedulerClient,
         choices: Callable[[str], Sequence[str]],
+        store: Store,
         pools: Sequence[Pool],
         limits: Limits,
         model_check: ModelCheck,
@@ -56,6 +59,7 @@ class SubmissionCheck:
     ) -> None:
         self._scheduler = scheduler
         self._choices = choices
+        self._store = store
         self._pools = pools
         self._limits = limits
         self._model_check = model_check
@@ -111,6 +115,8 @@ class SubmissionCheck:
             quick = is_quick(graph, known[name])
             # Reading the choices lists directories, which may be slow on a shared volume.
             validated = check() if quick else await asyncio.to_thread(check)
+            if not quick:
+                validated = await asyncio.to_thread(with_uploads, validated, known[name], self._exists)
             if name == SHARED:
                 validated = within_bounds(validated, known[name], self._limits.sizes, self._limits.latents)
             if name == SHARED and not quick:
@@ -125,6 +131,13 @@ class SubmissionCheck:
                 return name, validated
             found.append((name, validated))
         raise InvalidGraphError(found[0][1].problems)
+
+    def _exists(self, name: str) -> bool:
+        try:
+            self._store.stat(FileRef.parse(name))
+        except FileMissingError:
+            return False
+        return True
 
     async def known(self) -> tuple[dict[str, Mapping[str, NodeSpec]], dict[str, UnavailableError]]:
         """Return the node classes by destination, and why those of some are not known."""

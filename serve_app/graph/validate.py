@@ -30,8 +30,10 @@ CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 """Suffixes of model files that are not read but in folders that list them."""
 
-UPLOADED = ("image", "audio", "video")
-"""What the option of an input that chooses an uploaded file begins with."""
+UPLOADED = {"image": "image", "audio": "audio", "video": "video", "file": "3D model"}
+"""What an input's uploaded files are called, by what the option that says so begins with."""
+NO_MODEL = ("", "none")
+"""What an input for the file of a 3D model may say instead of one."""
 
 SUGGESTION_LIMIT = 50
 """How many unknown words are compared with the known ones; a hostile graph may hold a hundred thousand."""
@@ -218,7 +220,7 @@ class _Check:
             return
         several = bool(declared.options.get("multiselect")) and isinstance(value, list)
         for chosen in value if several else [value]:
-            if chosen in allowed or (declared.folder == "input" and _is_path(chosen)):
+            if chosen in allowed:
                 continue
             if declared.folder == "input":
                 self._uploaded(node, declared, chosen, allowed)
@@ -231,17 +233,12 @@ class _Check:
             self._refuse(node, declared, "value_not_in_list", message, value, details=details, extra=extra)
 
     def _uploaded(self, node: Node, declared: Input, chosen: Any, allowed: Sequence[Any]) -> None:
-        """Refuse a file that was not uploaded, in ComfyUI's words: its classes look for the file themselves."""
+        """Refuse a file that is not in the input folder itself, unless its name says that it is elsewhere."""
         if not isinstance(chosen, str):
             message = f"{declared.name} is {shown(chosen)}; it must be the name of an uploaded file"
             self._refuse(node, declared, "exception_during_validation", message, chosen)
-            return
-        near = self._suggest("input", chosen, map(str, allowed))
-        kind = next((kind for kind in UPLOADED if declared.options.get(f"{kind}_upload")), declared.name)
-        details = f"{declared.name} - Invalid {kind} file: {chosen}"
-        message = f"{declared.name} {shown(chosen)} has not been uploaded{near}"
-        extra = {"input_name": declared.name}
-        self._add(node, Problem("custom_validation_failed", message, details, extra=extra))
+        elif not is_path(chosen) and not (declared.options.get("file_upload") and chosen in NO_MODEL):
+            self._add(node, not_uploaded(declared, chosen, self._suggest("input", chosen, map(str, allowed))))
 
     def _allowed(self, declared: Input) -> Sequence[Any] | None:
         if declared.folder is None:
@@ -370,9 +367,20 @@ def _downstream(graph: Graph, wrong: set[str]) -> set[str]:
     return tainted
 
 
-def _is_path(value: Any) -> bool:
-    """Whether an uploaded file's name says more than a list of one folder can hold; its node looks it up instead."""
+def is_path(value: Any) -> bool:
+    """Whether an uploaded file's name says more than a list of one folder can hold, as `uploads` looks it up."""
     return isinstance(value, str) and ("/" in value or value.endswith("]"))
+
+
+def not_uploaded(declared: Input, name: str, near: str = "") -> Problem:
+    """Return what is wrong with a file that is not there, in ComfyUI's words. near: a guess at the one that is meant.
+
+    Its classes look for the file themselves, so it calls that a validation of their own.
+    """
+    kind = next((said for option, said in UPLOADED.items() if declared.options.get(f"{option}_upload")), declared.name)
+    message = f"{declared.name} {shown(name)} has not been uploaded{near}"
+    details = f"{declared.name} - Invalid {kind} file: {name}"
+    return Problem("custom_validation_failed", message, details, extra={"input_name": declared.name})
 
 
 def _listed(allowed: Sequence[Any]) -> str:

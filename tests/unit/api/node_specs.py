@@ -54,6 +54,9 @@ SPECS = {
             ("LATENT",),
         ),
         _spec("VAEDecode", [Input("samples", "LATENT"), Input("vae", "VAE")], ("IMAGE",)),
+        _spec(
+            "LoadImage", [Input("image", "COMBO", folder="input", options={"image_upload": True})], ("IMAGE", "MASK")
+        ),
         _spec("SaveImage", [Input("images", "IMAGE"), Input("filename_prefix", "STRING")], output_node=True),
     ]
 }

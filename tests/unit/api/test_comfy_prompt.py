@@ -7,6 +7,8 @@ import json
 
 import pytest
 
+from serve_app.store.store import FileRef
+
 JOB = "550e8400-e29b-41d4-a716-446655440000"
 
 
@@ -257,3 +259,17 @@ async def test_get_prompt_counts_what_has_not_ended(client, replica, example):
     assert (await client.get("/api/prompt")).json() == {"exec_info": {"queue_remaining": 1}}
     await replica.succeed(JOB, {})
     assert (await client.get("/api/prompt")).json() == {"exec_info": {"queue_remaining": 0}}
+
+
+@pytest.mark.parametrize("name", ["sub/x.png", "x.png [output]", "sub/x.png [temp]", "../input/sub/x.png"])
+async def test_a_file_in_a_folder_or_an_area_is_refused_unless_it_is_there(client, volume, name):
+    prompt = {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "y"}},
+    }
+    answer = await refused(client, {"prompt": prompt})
+    [error] = answer["node_errors"]["1"]["errors"]
+    assert (error["type"], error["details"]) == ("custom_validation_failed", f"image - Invalid image file: {name}")
+    if not name.startswith(".."):
+        volume.write(FileRef.parse(name), b"x")
+        assert (await client.post("/api/prompt", json={"prompt": prompt})).status_code == 200

@@ -179,7 +179,7 @@ def test_each_circle_is_one_problem_that_names_its_nodes() -> None:
     assert result.outputs == ("fine",)
 
 
-def test_an_uploaded_file_is_looked_for_by_its_bare_name_only() -> None:
+def test_an_uploaded_file_is_looked_for_here_by_its_bare_name_only() -> None:
     def load(name: Any) -> list[tuple[str, str]]:
         prompt = {"1": {"class_type": "Load", "inputs": {"image": name}}, "2": wire()["9"]}
         prompt["2"]["inputs"]["images"] = ["1", 0]
