@@ -11,8 +11,8 @@ from typing import Any
 
 from serve_app.events import Failure
 from serve_app.graph.spec import NodeSpec
-from serve_app.store.changes import Change, JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
-from serve_app.store.jobs import Jobs
+from serve_app.store.database.changes import Change, JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
+from serve_app.store.database.jobs import Jobs
 
 PORTION = 1000
 HOUR_S = 3600.0

@@ -14,10 +14,10 @@ from unittest.mock import patch
 import torch
 
 from bench.series import Ratio, Series, ratio
-from serve_app.deployments.torch_environment import ENVIRONMENT
-from serve_app.models.weights import Weights
+from serve_app.deployments.process.torch_environment import ENVIRONMENT
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Part, Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 
 NAME = "loading"
 WARM_UP = 4

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from serve_app.models.families import Flux
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.ggml_blocks import TYPES
-from serve_app.models.layout import joined, origins
-from serve_app.models.safetensors_file import SafetensorsFile, Written
-from serve_app.models.weights import Weights
+from serve_app.models.files.layout import joined, origins
+from serve_app.models.files.safetensors_file import SafetensorsFile, Written
+from serve_app.models.quantization.ggml_blocks import TYPES
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Discrete, Recipe
 from serve_app.sampling.forward import Canvas
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 
 FLUX = Flux(width=3072, heads=24, doubles=1, singles=2, text_width=4096, pooled_width=768)
 SIDE, TOKENS = 16, 32

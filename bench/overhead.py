@@ -26,10 +26,10 @@ from serve_app.engine.timeline import timeline_of
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import Rows
 from serve_app.models.network import Network
-from serve_app.models.weights import Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Guider, Noise, SamplerChoice
 
 NAME = "overhead"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.errors import WorkflowFileError
-from serve_app.graph.convert import convert, is_saved_by_page
+from serve_app.graph.saved.convert import convert, is_saved_by_page
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-unsafe-swiftshader"]
 READY = "window.comfyAPI?.app?.app?.graph?.nodes?.length > 0"

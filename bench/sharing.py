@@ -20,12 +20,12 @@ from bench.workflows import CFG, NEGATIVE, SIDE, STEPS, TEXTS
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
-from serve_app.models.weights import Weights
-from serve_app.nodes.builtin.controlnet import ControlNetApplyAdvanced
-from serve_app.nodes.runtime import Runtime
+from serve_app.execution.runtime import Runtime
+from serve_app.models.weights.weights import Weights
+from serve_app.nodes.conditioning.controlnet import ControlNetApplyAdvanced
 from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Conditioning, Guider, Noise, SamplerChoice
 from tests.parity.make_checkpoint import MAKERS
 

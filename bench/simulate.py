@@ -23,7 +23,7 @@ from bench.report import RESULTS
 from bench.traces import flood, four_models, production
 from bench.virtual import Cluster, Outcome, fifo
 from serve_app.replica import collector
-from serve_app.scheduler.demand import Demand, replicas_by_count, replicas_by_seconds
+from serve_app.scheduler.core.demand import Demand, replicas_by_count, replicas_by_seconds
 
 MEMORY_GB = 70.0
 """What a card of 80 GB has for weights."""

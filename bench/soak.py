@@ -23,7 +23,7 @@ import psutil
 from bench.client import Client
 from bench.servers import Contender, Server, running
 from bench.workflows import noop
-from serve_app.scheduler.tidying import EVERY_S
+from serve_app.scheduler.housekeeping.tidying import EVERY_S
 
 POINTS = 20
 WARM_UP = 0.25

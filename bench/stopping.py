@@ -17,10 +17,10 @@ import torch
 from serve_app.engine.stopping import Asked, Stoppable
 from serve_app.models.families.family import Rows
 from serve_app.models.shipped import CHECKPOINT, SHIPPED
-from serve_app.models.weights import Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
 from serve_app.sampling.forward import Canvas
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 
 
 def main() -> None:

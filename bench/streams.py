@@ -23,11 +23,11 @@ import psutil
 import uvicorn
 
 from serve_app.api.app import create_app
-from serve_app.api.crowd import Crowd
-from serve_app.request_limits import Limits
-from serve_app.service import Service
-from serve_app.store.store import AREAS
-from serve_app.store.volume import Volume
+from serve_app.api.concurrency_limits import Crowd
+from serve_app.service.request_limits import Limits
+from serve_app.service.service import Service
+from serve_app.store.files.store import AREAS
+from serve_app.store.files.volume import Volume
 from tests.unit.api.scripted_replica import scripted
 from tests.workflows import txt2img
 

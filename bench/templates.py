@@ -23,12 +23,12 @@ from serve_app.cli.convert import own_classes
 from serve_app.config.pool import LATENTS
 from serve_app.errors import WorkflowFileError
 from serve_app.graph.bounds import within_bounds
-from serve_app.graph.convert import convert
-from serve_app.graph.page_nodes import PAGE_ONLY
 from serve_app.graph.parse import parse
+from serve_app.graph.saved.convert import convert
+from serve_app.graph.saved.page_nodes import PAGE_ONLY
 from serve_app.graph.validate import validate
 from serve_app.limits import SizeLimits
-from serve_app.nodes.later import NOT_THERE
+from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import specs
 
 MOST_CLASSES = 4

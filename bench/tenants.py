@@ -27,13 +27,13 @@ from starlette.types import ASGIApp, Message, Scope
 from bench.series import Ratio, Series, ratio
 from serve_app import log
 from serve_app.api.app import create_app
-from serve_app.api.audit import AuditLog
-from serve_app.api.identity import Identity
-from serve_app.request_limits import Limits
-from serve_app.service import Service
-from serve_app.store.api_keys import AddKey, minted
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.api.auth.identity import Identity
+from serve_app.api.operator.audit import AuditLog
+from serve_app.service.request_limits import Limits
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
+from serve_app.store.page.userdata import UserData
+from serve_app.store.tenants.api_keys import AddKey, minted
 from tests.unit.api.conftest import EXAMPLE
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted
 

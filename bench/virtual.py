@@ -22,10 +22,21 @@ from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
 from serve_app.limits import Quota, Quotas
 from serve_app.recipe import Lora, Recipe
-from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.demand import Demand
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.core.costs import Costs
+from serve_app.scheduler.core.demand import Demand
+from serve_app.scheduler.core.events import (
+    JobArrived,
+    Publish,
+    ReplicaJoined,
+    ReplicaLeft,
+    ReplicaLost,
+    Reported,
+    Send,
+    Stimulus,
+    TimePassed,
+)
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.protocol.messages import (
     Assign,
     Compute,
     Deliver,
@@ -43,19 +54,8 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.scheduler.stimuli import (
-    JobArrived,
-    Publish,
-    ReplicaJoined,
-    ReplicaLeft,
-    ReplicaLost,
-    Reported,
-    Send,
-    Stimulus,
-    TimePassed,
-)
-from serve_app.store.changes import JobRow
-from serve_app.store.costs import Cost
+from serve_app.store.database.changes import JobRow
+from serve_app.store.database.costs import Cost
 
 POOL = "gpu"
 KEPT = 64

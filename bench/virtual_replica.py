@@ -1,7 +1,7 @@
 """What a replica in virtual time holds and loads: one file at a time, beside what it runs, the oldest in use out first.
 
-As `engine/loads.py` and `models/residency.py` have it: what a job needs is loaded before what is loaded ahead, unless
-that has been begun; and a LoRA is held for the weights that it is on, so it goes with them.
+As `engine/loads.py` and `models/weights/residency.py` have it: what a job needs is loaded before what is loaded
+ahead, unless that has been begun; and a LoRA is held for the weights that it is on, so it goes with them.
 """
 
 from __future__ import annotations

@@ -383,7 +383,7 @@ class NormalizedAttention:
 
 @dataclass(frozen=True, slots=True)
 class OperatedGuidance:
-    """Put guidance through an operation on latents, as `sampling/latent_operations.py` has them."""
+    """Put guidance through an operation on latents, as `sampling/latents/latent_operations.py` has them."""
 
     operation: Callable[..., Any]
 
@@ -471,10 +471,10 @@ class ReferenceMethod:
 class PackFunctions:
     """Functions of a node pack around a backbone and within it. They are of one process; equal only to themselves.
 
-    before, instead, after: change guidance as the patches of `sampling/guidance_patches.py` do, which call them. both:
-    the negative is evaluated at scale 1 too. mask: (mask (B,1,h,w), sigma, the run's sigmas, the model's levels) to the
-    mask of that level. network: what a family's forward runs for the recipe's rows, in ComfyUI's words. options: all of
-    it as packs see it.
+    before, instead, after: change guidance as the patches of `sampling/guidance/guidance_patches.py` do, which call
+    them. both: the negative is evaluated at scale 1 too. mask: (mask (B,1,h,w), sigma, the run's sigmas, the
+    model's levels) to the mask of that level. network: what a family's forward runs for the recipe's rows, in
+    ComfyUI's words. options: all of it as packs see it.
     """
 
     before: tuple[Callable[[Any], Any], ...] = ()

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from serve_app.sampling import latent_formats
+from serve_app.sampling.latents import latent_formats
 from training.parts import VAE, averaged, load_state, record, save_state, untrained
 from training.scenes import FRAME, SIDE, draw_scene, render
 

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from serve_app.models.families.unet import HEADS, NORM_GROUPS
-from serve_app.models.layout import reverse, translate
+from serve_app.models.families.unet.unet import HEADS, NORM_GROUPS
+from serve_app.models.files.layout import reverse, translate
 from training.diffusion import noise_loss
 from training.frozen import Frozen
 from training.parts import UNET

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from serve_app.models.families.clip import TextEncoder
+from serve_app.models.families.text.clip import TextEncoder
 from serve_app.models.tokenizers.clip import END, START, token_ids
 from serve_app.sampling.denoiser import EPS
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.schedules.levels import TableLevels
 from training.autoencoder import ENCODED_FROM, normalised, to_pixels
 from training.parts import (
     TEXT,

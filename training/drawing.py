@@ -13,15 +13,15 @@ import torch
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
-from serve_app.models.weights import Weights
-from serve_app.nodes.builtin.conditioning import CLIPTextEncode
-from serve_app.nodes.builtin.controlnet import ControlNetApplyAdvanced, ControlNetLoader
-from serve_app.nodes.builtin.latent import VAEDecode, VAEEncode
-from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
-from serve_app.nodes.builtin.loaders_lora import LoraLoaderModelOnly
-from serve_app.nodes.builtin.sampling import KSampler
-from serve_app.nodes.runtime import Runtime
-from serve_app.store.catalog import Catalog
+from serve_app.execution.runtime import Runtime
+from serve_app.models.weights.weights import Weights
+from serve_app.nodes.conditioning.controlnet import ControlNetApplyAdvanced, ControlNetLoader
+from serve_app.nodes.conditioning.encode import CLIPTextEncode
+from serve_app.nodes.latent.latents import VAEDecode, VAEEncode
+from serve_app.nodes.loaders.lora import LoraLoaderModelOnly
+from serve_app.nodes.loaders.models import CheckpointLoaderSimple
+from serve_app.nodes.sampling.ksampler import KSampler
+from serve_app.store.models.catalog import Catalog
 from training.scenes import SIDE, Array
 
 STEPS = 20

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import ClipText
-from serve_app.models.families.clip import TextEncoder
 from serve_app.models.families.family import Vectors
-from serve_app.sampling import latent_formats
-from serve_app.sampling.levels import TableLevels
+from serve_app.models.families.text.clip import TextEncoder
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.sampling.latents import latent_formats
+from serve_app.sampling.schedules.levels import TableLevels
 from training.autoencoder import to_pixels
 from training.scenes import Array
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.families.family import Family
-from serve_app.models.layout import reverse, translate
+from serve_app.models.files.layout import reverse, translate
 
 UNET = Sd(channels=(64, 96, 96), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64)
 VAE = AutoencoderKL(channels=(32, 32, 64, 96), res_blocks=1, latent_channels=4, image_channels=3, quantized=True)

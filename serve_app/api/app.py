@@ -18,18 +18,22 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve_app.api import admin, login, model_changes, operator, problems, webhooks
-from serve_app.api.comfy import failures, pack_routes, page, websocket
+from serve_app.api import problems, webhooks
+from serve_app.api.auth import login
+from serve_app.api.auth.identity import Identified, Identity
+from serve_app.api.auth.origin import EVERYONE, Allowed, Door
+from serve_app.api.comfy import failures
 from serve_app.api.comfy import routes as native
+from serve_app.api.comfy.jobs import websocket
+from serve_app.api.comfy.page import pack_routes, page
+from serve_app.api.concurrency_limits import Crowd, Crowded
 from serve_app.api.contract import document, routes
-from serve_app.api.crowd import Crowd, Crowded
 from serve_app.api.dialect import ROOT_DIALECT, Dialect
-from serve_app.api.identity import Identified, Identity
-from serve_app.api.origin import EVERYONE, Allowed, Door
+from serve_app.api.operator import admin, model_changes, operator
 from serve_app.api.routing import Routes, Table, under
 from serve_app.api.v2 import failures as v2_failures
 from serve_app.api.v2 import routes as v2
-from serve_app.service import Service
+from serve_app.service.service import Service
 
 HEADER = b"x-comfy-dialect"
 """The request header that names the dialect of a root route."""

@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import log
-from serve_app.api.principal import principal_of
+from serve_app.api.auth.principal import principal_of
 from serve_app.api.strict_json import Json
 from serve_app.errors import (
     BodyTooLargeError,

@@ -13,14 +13,14 @@ from typing import Annotated, Any, TypeVar
 from starlette.requests import HTTPConnection, Request
 from starlette.types import Message
 
-from serve_app.api.principal import principal_of
+from serve_app.api.auth.principal import principal_of
 from serve_app.api.routing import Given
 from serve_app.api.strict_json import parse_object
 from serve_app.errors import BodyTooLargeError, InvalidSubmissionError, QuotaLeft
 from serve_app.limits import refused
-from serve_app.request_limits import BodyBound
-from serve_app.scheduler.client import QueueView
-from serve_app.service import Service, Submitted
+from serve_app.scheduler.protocol.client import QueueView
+from serve_app.service.request_limits import BodyBound
+from serve_app.service.service import Service, Submitted
 
 T = TypeVar("T")
 

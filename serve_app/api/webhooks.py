@@ -20,9 +20,10 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import InvalidSubmissionError, shown
 from serve_app.limits import refused
-from serve_app.scheduler.outgoing import check_secret, check_url, new_secret
-from serve_app.service import Service
-from serve_app.store.webhooks import (
+from serve_app.scheduler.webhooks.outgoing import check_secret, check_url, new_secret
+from serve_app.service.service import Service
+from serve_app.service.submissions import is_job_id
+from serve_app.store.database.webhooks import (
     EVENTS,
     AddWebhook,
     DeleteWebhook,
@@ -33,7 +34,6 @@ from serve_app.store.webhooks import (
     Webhook,
     Webhooks,
 )
-from serve_app.submissions import is_job_id
 
 router = Routes()
 

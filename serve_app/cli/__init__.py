@@ -285,7 +285,7 @@ def _asking(
 
 
 def _up(arguments: argparse.Namespace) -> int:
-    from serve_app.deployments.up import up
+    from serve_app.deployments.process.up import up
 
     return up(arguments)
 

@@ -10,10 +10,10 @@ from serve_app.cli.lines import say
 from serve_app.config import AppConfig
 from serve_app.errors import BackupError, ConfigError, DatabaseDamagedError
 from serve_app.replica.files import open_store
-from serve_app.scheduler.tenure import BEAT_S
-from serve_app.store.backup import Summary, restore_backup, restore_over_damaged, write_backup
-from serve_app.store.jobs import Jobs
-from serve_app.store.store import WholeStore
+from serve_app.scheduler.durability.lease import BEAT_S
+from serve_app.store.database.backup import Summary, restore_backup, restore_over_damaged, write_backup
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.store import WholeStore
 
 
 def backup(config: AppConfig, file: Path, *, files: bool) -> int:

@@ -8,9 +8,9 @@ from serve_app.cli.lines import say
 from serve_app.config import AppConfig
 from serve_app.errors import ConfigError
 from serve_app.replica.files import open_store
-from serve_app.scheduler.tenure import BEAT_S
-from serve_app.store.check import check as differences
-from serve_app.store.jobs import Jobs
+from serve_app.scheduler.durability.lease import BEAT_S
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.check import check as differences
 
 
 def check(config: AppConfig, *, mend: bool) -> int:

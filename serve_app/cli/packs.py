@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serve_app.cli.lines import say
-from serve_app.nodes.call import PACKS
-from serve_app.nodes.pack_requirements import requirements, unmet, write_lock
-from serve_app.nodes.packs import Packs, load
+from serve_app.execution.call import PACKS
+from serve_app.packs.loading import Packs, load
+from serve_app.packs.requirements import requirements, unmet, write_lock
 
 SHOWN_NAMES = 3
 """How many missing names a line holds, those that most classes use first."""

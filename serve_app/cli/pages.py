@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from serve_app.store.catalog import DRAWING, NO_MODELS
+from serve_app.store.models.catalog import DRAWING, NO_MODELS
 
 
 def models(answer: Mapping[str, list[str]]) -> Iterator[str]:

@@ -14,11 +14,11 @@ from serve_app.cli.lines import say
 from serve_app.cli.server import Server
 from serve_app.errors import InvalidSubmissionError, RefusedError
 from serve_app.limits import Quotas
-from serve_app.store.api_keys import PREFIX, USUAL_SCOPES, AddKey, EndKey, FindKey, ListKeys, minted
-from serve_app.store.audit import ReadAudit
-from serve_app.store.inquiries import Inquiry
-from serve_app.store.jobs import Jobs
-from serve_app.store.tenant_list import ListTenants, with_quotas
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.database.queries import Inquiry
+from serve_app.store.tenants.api_keys import PREFIX, USUAL_SCOPES, AddKey, EndKey, FindKey, ListKeys, minted
+from serve_app.store.tenants.audit import ReadAudit
+from serve_app.store.tenants.listing import ListTenants, with_quotas
 
 T = TypeVar("T")
 DAY_S = 86_400.0

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.errors import WorkflowFileError, did_you_mean
-from serve_app.graph.convert import convert, is_saved_by_page
-from serve_app.nodes.later import NOT_THERE
+from serve_app.graph.saved.convert import convert, is_saved_by_page
+from serve_app.nodes.newer_than_reference import NOT_THERE
 
 
 def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

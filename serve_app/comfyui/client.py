@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from serve_app.errors import ComfyUIError, FileMissingError
-from serve_app.store.store import FileRef
+from serve_app.store.files.store import FileRef
 
 ANSWER_S = 60.0
 """How long it may take to answer anything but a file: it answers from the thread that runs no nodes."""

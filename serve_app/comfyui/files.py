@@ -18,8 +18,8 @@ from serve_app.comfyui.client import Client
 from serve_app.errors import FileMissingError
 from serve_app.graph.graph import Link
 from serve_app.graph.plan import Task
-from serve_app.store.store import AREAS, Area, FileRef, Store
-from serve_app.store.tenants import store_of
+from serve_app.store.files.store import AREAS, Area, FileRef, Store
+from serve_app.store.tenants.tenants import store_of
 
 _FILE = re.compile(r"[^\n]{0,500}\.[A-Za-z0-9]{1,8}(?: \[(?:input|output|temp)\])?")
 """What a constant looks like that may be a file's name."""

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
-from serve_app.scheduler.messages import NodeFinished, NodeProgressed, NodesCached, NodeStarted, Report
+from serve_app.scheduler.protocol.messages import NodeFinished, NodeProgressed, NodesCached, NodeStarted, Report
 
 PREVIEW, TEXT, DESCRIBED_PREVIEW = 1, 3, 4
 """Kinds of its binary frames."""

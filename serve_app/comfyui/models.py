@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from serve_app import log
-from serve_app.store.catalog import FOLDERS
+from serve_app.store.models.catalog import FOLDERS
 
 WHOLE = ("embeddings", "vae_approx")
 """Directories whose files are small, and named within texts or by part of their names: all are fetched."""

@@ -21,7 +21,7 @@ from serve_app import log
 from serve_app.comfyui import guard
 from serve_app.comfyui.models import LinkedModels, Mirror
 from serve_app.errors import ComfyUIError, StoreError
-from serve_app.store.store import AREAS, Area
+from serve_app.store.files.store import AREAS, Area
 
 _log = log.get("comfyui")
 

@@ -15,7 +15,7 @@ import yaml
 from pydantic import Field
 
 from serve_app import log
-from serve_app.api.crowd import Crowd
+from serve_app.api.concurrency_limits import Crowd
 from serve_app.config.ingress import IngressConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.config.retention import RetentionConfig
@@ -33,10 +33,10 @@ from serve_app.limits import (
     SizeLimits,
     WebhookLimits,
 )
-from serve_app.request_limits import Limits
-from serve_app.scheduler.admission import AdmissionRules
-from serve_app.store.location import Location
-from serve_app.store.store import Area
+from serve_app.scheduler.jobs.admission import AdmissionRules
+from serve_app.service.request_limits import Limits
+from serve_app.store.files.location import Location
+from serve_app.store.files.store import Area
 from serve_app.values import PreviewMethod
 
 

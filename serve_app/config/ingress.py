@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from serve_app.api.crowd import BODIES, BODY_S, LISTENERS, LOGIN_S, LOGINS, PACK_STREAMS
+from serve_app.api.auth.origin import LOOPBACK, Allowed
+from serve_app.api.concurrency_limits import BODIES, BODY_S, LISTENERS, LOGIN_S, LOGINS, PACK_STREAMS
 from serve_app.api.dialect import ROOT_DIALECT, Dialect
-from serve_app.api.origin import LOOPBACK, Allowed
 from serve_app.config.section import Section
-from serve_app.request_limits import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS
+from serve_app.service.request_limits import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS
 
 
 class IngressConfig(Section):

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from serve_app.config.section import Seconds, Section
-from serve_app.store.retention_rules import Bounds, Kind, RetentionRules
+from serve_app.store.retention.rules import Bounds, Kind, RetentionRules
 
 
 class KeepConfig(Section):

@@ -9,7 +9,7 @@ import pydantic
 from pydantic import Field
 
 from serve_app.config.section import Endpoint, Section
-from serve_app.store.location import Location
+from serve_app.store.files.location import Location
 
 
 class BucketConfig(Section):

@@ -8,8 +8,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from serve_app.api.principal import KeyScope
-from serve_app.api.token_rules import Algorithm, TokenRules
+from serve_app.api.auth.principal import KeyScope
+from serve_app.api.auth.token_rules import Algorithm, TokenRules
 from serve_app.config.section import Section
 
 

@@ -15,9 +15,9 @@ from serve_app.config import AppConfig, parse
 from serve_app.config.pool import PoolConfig
 from serve_app.deployments.comfyui_replica import ComfyUIReplica
 from serve_app.deployments.ingress import Ingress
+from serve_app.deployments.process.torch_environment import ENVIRONMENT
 from serve_app.deployments.replica import Replica
 from serve_app.deployments.scaling import Backlog
-from serve_app.deployments.torch_environment import ENVIRONMENT
 
 CALLS = 100
 """Calls of node packs' routes that a replica runs at once; more wait for one of them to end."""

@@ -14,10 +14,10 @@ from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle, own_actor
-from serve_app.deployments.loopback import keep_to_the_node
+from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.deployments.replica import ObjectStore
 from serve_app.limits import REFUSALS
-from serve_app.nodes.routes import PackCall, Piece
+from serve_app.packs.routes import PackCall, Piece
 
 
 class ComfyUIReplica:

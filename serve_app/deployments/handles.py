@@ -26,8 +26,9 @@ from serve_app.events import Event
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.routes import PackRoute
-from serve_app.scheduler.client import (
+from serve_app.packs.routes import PackRoute
+from serve_app.scheduler.core.demand import Demand
+from serve_app.scheduler.protocol.client import (
     Accepted,
     Attached,
     JobKeys,
@@ -42,16 +43,15 @@ from serve_app.scheduler.client import (
     Submission,
     Unfinished,
 )
-from serve_app.scheduler.cluster_view import ClusterView, HostStats, Trouble
-from serve_app.scheduler.demand import Demand
-from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
-from serve_app.store.changes import JobQuery
-from serve_app.store.reserved import Contents
+from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, Trouble
+from serve_app.scheduler.protocol.messages import Free, Message, ReplicaInfo, Report, SocketSaid
+from serve_app.store.database.changes import JobQuery
+from serve_app.store.files.reserved import Contents
 
 # Here and not above: whoever only names them needs no database.
 if TYPE_CHECKING:
-    from serve_app.store.inquiries import Inquiry
-    from serve_app.store.pauses import Pause
+    from serve_app.store.database.queries import Inquiry
+    from serve_app.store.tenants.pauses import Pause
 
 T = TypeVar("T")
 

@@ -14,28 +14,29 @@ from ray import serve
 
 from serve_app import log
 from serve_app.api.app import create_app
-from serve_app.api.audit import AuditLog
-from serve_app.api.comfy import page
-from serve_app.api.identity import Identity
+from serve_app.api.auth.identity import Identity
+from serve_app.api.comfy.page import page
+from serve_app.api.operator.audit import AuditLog
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
-from serve_app.deployments import http_protocol, metrics
-from serve_app.deployments.gate import SERVES_LOGGER
+from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle
-from serve_app.deployments.haproxy import socket_path
-from serve_app.deployments.listener import Listener
-from serve_app.deployments.loopback import keep_to_the_node
+from serve_app.deployments.proxy import http_protocol
+from serve_app.deployments.proxy.gate import SERVES_LOGGER
+from serve_app.deployments.proxy.haproxy import socket_path
+from serve_app.deployments.proxy.listener import Listener
+from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
 from serve_app.limits import REFUSALS
 from serve_app.replica import collector
 from serve_app.replica.files import open_catalog, open_store
-from serve_app.service import Service
-from serve_app.store.extensions import Extensions
-from serve_app.store.input_folders import choices
-from serve_app.store.pack_content import PackContent
-from serve_app.store.userdata import UserData
+from serve_app.service.service import Service
+from serve_app.store.files.input_folders import choices
+from serve_app.store.page.extensions import Extensions
+from serve_app.store.page.pack_content import PackContent
+from serve_app.store.page.userdata import UserData
 
 
 @serve.ingress()
@@ -109,7 +110,7 @@ def _identity(service: Service, tenants: TenantsConfig) -> Identity:
     tokens = None
     if tenants.jwt is not None:
         # Here and not above: who has keys alone needs no cryptography.
-        from serve_app.api.tokens import Tokens
+        from serve_app.api.auth.tokens import Tokens
 
         tokens = Tokens(tenants.jwt.rules)
     audit = AuditLog(lambda: service, tenants.audit_days)

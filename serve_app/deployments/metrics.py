@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from ray.util import metrics as ray_metrics
 
 from serve_app.replica.node_times import NodeTimes
-from serve_app.scheduler.cluster_view import Load, TenantLoad
-from serve_app.scheduler.job_counters import JobCounters, read
+from serve_app.scheduler.events.job_counters import JobCounters, read
+from serve_app.scheduler.protocol.cluster_view import Load, TenantLoad
 
 if TYPE_CHECKING:
     # It imports torch, which the scheduler's process has no need of.

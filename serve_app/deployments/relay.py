@@ -10,7 +10,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import RayServeException
 
 from serve_app.errors import NotReadyError
-from serve_app.nodes.routes import PackCall, Piece
+from serve_app.packs.routes import PackCall, Piece
 
 REPLICA_S = 30.0
 """How long a call waits for a replica to take it: of a pool at zero, one is started for it."""

@@ -21,9 +21,9 @@ from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import SchedulerHandle, own_actor
-from serve_app.deployments.loopback import keep_to_the_node
+from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.limits import REFUSALS
-from serve_app.nodes.routes import PackCall, Piece
+from serve_app.packs.routes import PackCall, Piece
 from serve_app.replica import collector
 from serve_app.replica.host import own_limit
 from serve_app.replica.watchdog import Watchdog, limit_allocations
@@ -43,9 +43,9 @@ class Replica:
         self._replica_id = replica_id
         with collector.starting():
             # Here and not above, so that who only deploys this class needs no torch.
-            from serve_app.nodes.compat.server import PromptServer
-            from serve_app.nodes.route_server import RouteServer
             from serve_app.openmp import Executor
+            from serve_app.packs.route_server import RouteServer
+            from serve_app.packs.server import PromptServer
             from serve_app.replica.assemble import assemble
 
             self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())

@@ -13,7 +13,7 @@ from ray.serve.config import AutoscalingContext
 
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.errors import ServeAppError
-from serve_app.scheduler.demand import Demand, replicas_by_seconds
+from serve_app.scheduler.core.demand import Demand, replicas_by_seconds
 
 
 class Backlog:

@@ -18,19 +18,20 @@ from ray.exceptions import RayActorError
 
 from serve_app import __version__, log
 from serve_app.config import AppConfig
-from serve_app.deployments import clock, metrics
+from serve_app.deployments import metrics
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
+from serve_app.deployments.process import clock
 from serve_app.deployments.rpc import Address, Peer, Server
 from serve_app.limits import REFUSALS
 from serve_app.replica import collector
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats
-from serve_app.scheduler.housekeeping import KeptFiles
-from serve_app.scheduler.messages import ReplicaInfo
+from serve_app.scheduler.durability.succession import Succession
+from serve_app.scheduler.housekeeping.housekeeping import KeptFiles
+from serve_app.scheduler.protocol.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.scheduler.succession import Succession
-from serve_app.store.jobs import Jobs
-from serve_app.store.userdata import UserData
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.page.userdata import UserData
 
 ORPHANED_S = 120.0
 """How long a scheduler that nobody calls stays: longer than any restart of its callers."""

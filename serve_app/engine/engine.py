@@ -30,21 +30,21 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 
 from serve_app.engine.batcher import in_turn, share
-from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.curve import Curves
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
-from serve_app.engine.flights import Flight, Flights, News, Run
 from serve_app.engine.forwards import Counters, Forwards
+from serve_app.engine.in_flight import Flight, Flights, News, Run
 from serve_app.engine.memory import Beside, Memory
+from serve_app.engine.side_stream_pool import BesidePool
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
 from serve_app.engine.stopping import Asked, Stoppable, StoppedError, unwanted
 from serve_app.engine.timeline import Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.log import get
-from serve_app.sampling.combination import compute
-from serve_app.sampling.disagreement import read
+from serve_app.sampling.lazy_sum import compute
 from serve_app.sampling.request import Sampled
+from serve_app.sampling.samplers.error_estimate import read
 
 log = get("engine")
 

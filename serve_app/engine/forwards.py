@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.budget import Budget
 from serve_app.engine.memory import MB, Beside, Memory, room_bytes
+from serve_app.engine.side_stream_pool import BesidePool
 from serve_app.errors import DeviceMemoryError
 from serve_app.log import get
-from serve_app.sampling.combination import Latents
 from serve_app.sampling.forward import Piece, answered, denoised_by
+from serve_app.sampling.lazy_sum import Latents
 
 log = get("engine")
 

@@ -22,9 +22,9 @@ import torch
 
 from serve_app.engine.side_work import fail
 from serve_app.engine.timeline import Timeline
-from serve_app.models.recipes import Need
-from serve_app.models.residency import Hold
-from serve_app.models.weights import Weights
+from serve_app.models.weights.recipes import Need
+from serve_app.models.weights.residency import Hold
+from serve_app.models.weights.weights import Weights
 from serve_app.openmp import end_team
 
 T = TypeVar("T")

@@ -17,15 +17,15 @@ from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.limits import levels_of, made_of_levels, refused
 from serve_app.models.families.family import Family, VideoVaeFamily
-from serve_app.models.safetensors_file import SafetensorsFile
+from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_moments
 from serve_app.models.vision import ImageEncoder
 from serve_app.recipe import ClipHooks, Recipe
-from serve_app.sampling.conditioning import with_options, with_tensors
-from serve_app.sampling.hooks import changes, clip_ranges
-from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import Levels
+from serve_app.sampling.guidance.conditioning import with_options, with_tensors
+from serve_app.sampling.guidance.hooks import changes, clip_ranges
+from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
+from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import kept
 from serve_app.values import (
     ClipVisionOutput,
@@ -49,7 +49,7 @@ PIXELS_A_CELL = 64
 
 
 class NodeRuntime:
-    """RUNTIME for one node, as serve_app.nodes.runtime.Runtime describes it."""
+    """RUNTIME for one node, as serve_app.execution.runtime.Runtime describes it."""
 
     def __init__(
         self,

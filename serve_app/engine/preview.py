@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
-from serve_app.engine.beside_pool import BesidePool
+from serve_app.engine.side_stream_pool import BesidePool
 from serve_app.engine.timeline import Mark, Timeline
-from serve_app.sampling.latents import LatentFormat, PreviewMap
+from serve_app.sampling.latents.latents import LatentFormat, PreviewMap
 from serve_app.sampling.transfer import brought, sent
 
 

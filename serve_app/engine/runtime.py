@@ -33,18 +33,19 @@ from serve_app.engine.text_generation import TEXTS_TOGETHER, Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, ModelFileError, UnavailableError
 from serve_app.limits import SizeLimits
-from serve_app.models import control, gligen
 from serve_app.models.backbone import Backbone
-from serve_app.models.cuda_graphs import replays_of
+from serve_app.models.control import control
 from serve_app.models.forward import ReplayCounters
-from serve_app.models.recipes import Need
-from serve_app.models.residency import Hold
+from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.tiling import Tiles
-from serve_app.models.weights import LoadCounters, Weights
+from serve_app.models.unet_patches import gligen
+from serve_app.models.weights.recipes import Need
+from serve_app.models.weights.residency import Hold
+from serve_app.models.weights.weights import LoadCounters, Weights
 from serve_app.recipe import HookChange, PackFunctions, Recipe, tiny_vae
 from serve_app.sampling.beginning import Beginning, beginning_of
-from serve_app.sampling.hooks import changes, hooks_of
-from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.guidance.hooks import changes, hooks_of
+from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.values import (
     Cfg,

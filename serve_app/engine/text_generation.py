@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serve_app.engine.side_work import PAUSED
-from serve_app.models.families.generation import Generation
+from serve_app.models.families.text.generation import Generation
 from serve_app.models.text_encoder import Clip
 from serve_app.values import GenerationRequest
 

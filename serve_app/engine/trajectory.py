@@ -15,17 +15,17 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.recipe import EasyCache
 from serve_app.sampling.beginning import Beginning, beginning_of
-from serve_app.sampling.combination import Combination, Latents, compute, value
-from serve_app.sampling.disagreement import Disagreement
-from serve_app.sampling.evaluation import Evaluation, Sampler
 from serve_app.sampling.forward import Backbone, Canvas, Piece, Reading, readings
-from serve_app.sampling.guidance import Guidance
-from serve_app.sampling.hooks import HookSchedule, Variant
-from serve_app.sampling.inpaint import Inpainting, changing_mask, latent_mask
-from serve_app.sampling.layers import LayerPatches
+from serve_app.sampling.guidance.guidance import Guidance
+from serve_app.sampling.guidance.hooks import HookSchedule, Variant
+from serve_app.sampling.guidance.layers import LayerPatches
+from serve_app.sampling.guidance.rules import rule_of
+from serve_app.sampling.latents.inpaint import Inpainting, changing_mask, latent_mask
+from serve_app.sampling.lazy_sum import Combination, Latents, compute, value
 from serve_app.sampling.noise import after_noise
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.sampling.rules import rule_of
+from serve_app.sampling.samplers.error_estimate import Disagreement
+from serve_app.sampling.samplers.evaluation import Evaluation, Sampler
 from serve_app.sampling.transfer import brought, sent
 
 OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]

@@ -3,7 +3,7 @@
 The one place where that is counted before a job runs: `bounds.py` refuses what is too much, `job_size.py` charges it to
 a tenant. A number that comes by a link from a node which only gives out its constant (PrimitiveInt) is known too. What
 comes by other ways (images, files, computed numbers, classes that are not named here) is not known, and is measured as
-the job runs (`nodes/size.py`, `engine/node_runtime.py`).
+the job runs (`execution/size.py`, `engine/node_runtime.py`).
 """
 
 from __future__ import annotations

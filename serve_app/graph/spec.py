@@ -1,4 +1,4 @@
-"""A node class as data: what `nodes/protocol.py` reads off a class, and all the control plane knows of it.
+"""A node class as data: what `execution/protocol.py` reads off a class, and all the control plane knows of it.
 
 Specs are made where node code may run (workers and replicas) and travel as JSON; validation needs nothing else.
 """

@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.models import control, gligen
-from serve_app.models.control import Autoencoder, ControlNet
+from serve_app.models.control import control
+from serve_app.models.control.control import Autoencoder, ControlNet
+from serve_app.models.control.model_control import ActiveModelControl, ModelPatch
 from serve_app.models.families.family import Rows
-from serve_app.models.lora_layers import LoraSet
-from serve_app.models.model_control import ActiveModelControl, ModelPatch
+from serve_app.models.lora.layers import LoraSet
 from serve_app.models.network import Network
-from serve_app.models.rows_apart import rows_apart
+from serve_app.models.split_batch import rows_apart
+from serve_app.models.unet_patches import gligen
 from serve_app.recipe import PackFunctions, Recipe, ReferenceMethod, Training
 from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
-from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import Levels
+from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning
 

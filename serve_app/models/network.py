@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.cuda_graphs import replays_of
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.families.one_call import OneCall
+from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import Replays
-from serve_app.models.lora_forward import with_loras
+from serve_app.models.kernels.cuda_graphs import replays_of
+from serve_app.models.lora.forward import with_loras
 from serve_app.recipe import DeepShrink, Training
 from serve_app.sampling.forward import Piece
 

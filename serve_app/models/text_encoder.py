@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.errors import NodeError
-from serve_app.models.families.decoder import DecoderEncoder
 from serve_app.models.families.family import Encoder, TokenEncoder
-from serve_app.models.families.generation import Generation
+from serve_app.models.families.text.decoder import DecoderEncoder
+from serve_app.models.families.text.generation import Generation
 from serve_app.recipe import T5Padding
-from serve_app.sampling.conditioning import with_tensors
+from serve_app.sampling.guidance.conditioning import with_tensors
 from serve_app.sampling.transfer import brought
 from serve_app.values import Conditioning, GenerationRequest, Text
 

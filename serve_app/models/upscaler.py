@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.tensor_pickle import load_tensors
+from serve_app.models.files.tensor_pickle import load_tensors
 from serve_app.models.tiling import Tiles, in_passes
 from serve_app.sampling.transfer import sent
 

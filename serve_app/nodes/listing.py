@@ -10,7 +10,7 @@ from itertools import groupby
 
 from serve_app import COMFYUI_VERSION
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.later import NOT_THERE
+from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import specs
 from serve_app.nodes.unsupported import PAID
 

@@ -4,86 +4,69 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from serve_app.execution.protocol import spec_of
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.builtin import (
-    alpha,
-    animation,
-    attention_scale,
-    audio,
-    audio_files,
-    batches,
-    bounding_boxes,
-    camera,
-    color_transfer,
-    compositing,
-    conditioning,
-    conditioning_edit,
-    conditioning_files,
-    conditioning_flux,
-    conditioning_properties,
-    conditioning_qwen,
-    conditioning_qwen21,
-    conditioning_region,
-    conditioning_sdxl,
-    conditioning_texts,
-    conditioning_wan,
-    conditioning_wan_control,
-    controlnet,
-    curve,
-    custom_sampling,
-    dataset_folders,
-    dataset_images,
-    dataset_lists,
-    dataset_saving,
-    devices,
-    gligen,
-    guidance_patches,
-    guiders,
-    hooks,
-    image,
-    image_batch,
-    image_edges,
-    image_files,
-    image_post,
-    image_regions,
-    image_scale,
-    image_transform,
-    inpaint,
-    latent,
-    latent_batch,
-    latent_empty,
-    latent_math,
-    latent_transform,
-    layer_patches,
-    layers,
-    loaders,
-    loaders_gguf,
-    loaders_lora,
-    logic,
-    loops,
-    mask,
-    mask_crop,
-    model_controls,
-    model_merging,
-    model_patches,
-    model_sampling,
-    model_saving,
-    morphology,
-    number,
-    primitive,
-    samplers,
-    sampling,
-    schedules,
-    sigmas,
-    text,
-    text_format,
-    text_generate,
-    tiled,
-    video,
-    video_frames,
-    vision,
-)
-from serve_app.nodes.protocol import spec_of
+from serve_app.nodes.audio import files as audio_files
+from serve_app.nodes.audio import sounds as audio
+from serve_app.nodes.conditioning import controlnet, gligen, hooks, vision
+from serve_app.nodes.conditioning import edit as conditioning_edit
+from serve_app.nodes.conditioning import encode as conditioning
+from serve_app.nodes.conditioning import files as conditioning_files
+from serve_app.nodes.conditioning import flux as conditioning_flux
+from serve_app.nodes.conditioning import properties as conditioning_properties
+from serve_app.nodes.conditioning import qwen as conditioning_qwen
+from serve_app.nodes.conditioning import qwen21 as conditioning_qwen21
+from serve_app.nodes.conditioning import region as conditioning_region
+from serve_app.nodes.conditioning import sdxl as conditioning_sdxl
+from serve_app.nodes.conditioning import text_encoders as conditioning_texts
+from serve_app.nodes.conditioning import wan as conditioning_wan
+from serve_app.nodes.conditioning import wan_control as conditioning_wan_control
+from serve_app.nodes.dataset import folders as dataset_folders
+from serve_app.nodes.dataset import images as dataset_images
+from serve_app.nodes.dataset import lists as dataset_lists
+from serve_app.nodes.dataset import saving as dataset_saving
+from serve_app.nodes.image import alpha, animation, batches, bounding_boxes, color_transfer, compositing
+from serve_app.nodes.image import batch as image_batch
+from serve_app.nodes.image import curves as curve
+from serve_app.nodes.image import edges as image_edges
+from serve_app.nodes.image import files as image_files
+from serve_app.nodes.image import filters as image_post
+from serve_app.nodes.image import images as image
+from serve_app.nodes.image import regions as image_regions
+from serve_app.nodes.image import scale as image_scale
+from serve_app.nodes.image import transform as image_transform
+from serve_app.nodes.latent import batch as latent_batch
+from serve_app.nodes.latent import empty as latent_empty
+from serve_app.nodes.latent import inpaint, tiled
+from serve_app.nodes.latent import latents as latent
+from serve_app.nodes.latent import math as latent_math
+from serve_app.nodes.latent import transform as latent_transform
+from serve_app.nodes.layers import layers
+from serve_app.nodes.loaders import gguf as loaders_gguf
+from serve_app.nodes.loaders import lora as loaders_lora
+from serve_app.nodes.loaders import models as loaders
+from serve_app.nodes.logic import loops
+from serve_app.nodes.logic import numbers as number
+from serve_app.nodes.logic import primitives as primitive
+from serve_app.nodes.logic import switches as logic
+from serve_app.nodes.mask import crop as mask_crop
+from serve_app.nodes.mask import masks as mask
+from serve_app.nodes.mask import morphology
+from serve_app.nodes.model import attention_scale, devices, guidance_patches, layer_patches
+from serve_app.nodes.model import controls as model_controls
+from serve_app.nodes.model import merging as model_merging
+from serve_app.nodes.model import patches as model_patches
+from serve_app.nodes.model import saving as model_saving
+from serve_app.nodes.model import training as model_sampling
+from serve_app.nodes.sampling import custom as custom_sampling
+from serve_app.nodes.sampling import guiders, samplers, schedules, sigmas
+from serve_app.nodes.sampling import ksampler as sampling
+from serve_app.nodes.text import camera
+from serve_app.nodes.text import format as text_format
+from serve_app.nodes.text import generate as text_generate
+from serve_app.nodes.text import strings as text
+from serve_app.nodes.video import frames as video_frames
+from serve_app.nodes.video import videos as video
 
 _MODULES = (
     loaders,

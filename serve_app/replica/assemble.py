@@ -14,13 +14,13 @@ from serve_app.config.pool import PoolConfig
 from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_weights_bytes, offload_bytes
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
+from serve_app.execution.time_limit import NodeLimits
 from serve_app.graph.plan import takes_pack
-from serve_app.models.cuda_graphs import replays_of
-from serve_app.models.dtypes import dtype_of
-from serve_app.nodes.compat.server import PromptServer
-from serve_app.nodes.packs import Packs, load
+from serve_app.models.kernels.cuda_graphs import replays_of
+from serve_app.models.weights.dtypes import dtype_of
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.nodes.time_limit import NodeLimits
+from serve_app.packs.loading import Packs, load
+from serve_app.packs.server import PromptServer
 from serve_app.replica import collector
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import gpu_count, host_stats, memory_bytes, own_limit
@@ -28,8 +28,8 @@ from serve_app.replica.models import Models
 from serve_app.replica.runner import Runner
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import ends_within
-from serve_app.scheduler.messages import ReplicaInfo, SchedulerForReplicas
-from serve_app.store.catalog import Catalog
+from serve_app.scheduler.protocol.messages import ReplicaInfo, SchedulerForReplicas
+from serve_app.store.models.catalog import Catalog
 
 _log = log.get("replica")
 
@@ -192,7 +192,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
         with collector.starting():
             from serve_app.engine.engine import Engine
             from serve_app.engine.runtime import EngineRuntime
-            from serve_app.models.weights import Weights
+            from serve_app.models.weights.weights import Weights
 
         weights = Weights(
             catalog,

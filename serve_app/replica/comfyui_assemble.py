@@ -6,13 +6,13 @@ from serve_app.comfyui.process import Installation
 from serve_app.config import AppConfig
 from serve_app.config.comfyui import ComfyUIConfig
 from serve_app.config.pool import PoolConfig
-from serve_app.nodes.routes import ANY, PackRoute
+from serve_app.packs.routes import ANY, PackRoute
 from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.replica.files import open_mirror, open_store
 from serve_app.replica.host import host_stats
 from serve_app.replica.transfer import Transfer
-from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import SchedulerForReplicas
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import SchedulerForReplicas
 
 ROUTES = (PackRoute(ANY, "/(?!-/).+"),)
 """A ComfyUI does not say which routes its packs have, so its pool answers for whatever no route of ours takes."""

@@ -9,8 +9,8 @@ from serve_app.comfyui.client import RefusedGraphError
 from serve_app.errors import ServeAppError
 from serve_app.graph.plan import Task
 from serve_app.replica.failure import CHARACTERS, LINES, named
-from serve_app.scheduler.messages import TaskFailed
-from serve_app.store.credentials import scrubbed
+from serve_app.scheduler.protocol.messages import TaskFailed
+from serve_app.store.tenants.credentials import scrubbed
 
 
 class CancelledThereError(ServeAppError):

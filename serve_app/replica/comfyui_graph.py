@@ -15,15 +15,15 @@ from serve_app.comfyui.files import Carrier
 from serve_app.comfyui.frames import Ended, Narration, Pictured, Said, Shown
 from serve_app.errors import FileMissingError, NodeError, ServeAppError
 from serve_app.events import data_bytes
+from serve_app.execution.files import NodeFiles
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.limits import refused
 from serve_app.media.pictures import FORMATS
-from serve_app.nodes.files import NodeFiles
 from serve_app.replica.comfyui_failure import CancelledThereError, GraphFailedError, SavingFailedError
 from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.transfer import Transfer
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.protocol.messages import (
     NodeFinished,
     NodePreviewed,
     NodeSaid,
@@ -31,10 +31,10 @@ from serve_app.scheduler.messages import (
     Report,
     SchedulerForReplicas,
 )
-from serve_app.store.credentials import scrubbed
-from serve_app.store.reserved import Contents
-from serve_app.store.store import Store
-from serve_app.store.tenants import placed_key, store_of
+from serve_app.store.files.reserved import Contents
+from serve_app.store.files.store import Store
+from serve_app.store.tenants.credentials import scrubbed
+from serve_app.store.tenants.tenants import placed_key, store_of
 
 _log = log.get("replica.comfyui")
 

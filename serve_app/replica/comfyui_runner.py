@@ -25,8 +25,8 @@ from serve_app.comfyui.specs import specs
 from serve_app.errors import ComfyUIError, ServeAppError, StoreError
 from serve_app.graph.plan import Task, TaskId
 from serve_app.limits import SizeLimits
-from serve_app.nodes.route_server import relay, relay_client, relay_socket
-from serve_app.nodes.routes import PackAnswer, PackCall, PackFrame, PackRoute, Piece
+from serve_app.packs.route_server import relay, relay_client, relay_socket
+from serve_app.packs.routes import PackAnswer, PackCall, PackFrame, PackRoute, Piece
 from serve_app.replica.comfyui_failure import (
     CancelledThereError,
     GraphFailedError,
@@ -39,8 +39,8 @@ from serve_app.replica.failure import failed
 from serve_app.replica.membership import Membership
 from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.transfer import Transfer
-from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import (
     Assign,
     Check,
     Checked,
@@ -60,8 +60,8 @@ from serve_app.scheduler.messages import (
     TaskFinished,
     TaskStopped,
 )
-from serve_app.store.store import Store
-from serve_app.store.volume import Volume
+from serve_app.store.files.store import Store
+from serve_app.store.files.volume import Volume
 
 _log = log.get("deployments.comfyui")
 

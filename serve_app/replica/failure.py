@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from serve_app.execution.contained import said
 from serve_app.graph.plan import Task
-from serve_app.nodes.contained import said
-from serve_app.scheduler.messages import TaskFailed
-from serve_app.store.credentials import scrubbed
+from serve_app.scheduler.protocol.messages import TaskFailed
+from serve_app.store.tenants.credentials import scrubbed
 
 _FILE = re.compile(r'(?m)^(\s*File ")([^"\n]*)(?=", line )')
 _PARTS = 3

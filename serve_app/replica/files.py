@@ -9,14 +9,14 @@ from serve_app import log
 from serve_app.config import AppConfig
 from serve_app.config.storage import S3Config
 from serve_app.errors import StoreError
-from serve_app.store.catalog import Catalog
-from serve_app.store.input_folders import INPUT_FOLDERS, folder_tag
-from serve_app.store.store import FileRef, Store, WholeStore
-from serve_app.store.tenants import store_of
-from serve_app.store.volume import Volume
+from serve_app.store.files.input_folders import INPUT_FOLDERS, folder_tag
+from serve_app.store.files.store import FileRef, Store, WholeStore
+from serve_app.store.files.volume import Volume
+from serve_app.store.models.catalog import Catalog
+from serve_app.store.tenants.tenants import store_of
 
 if TYPE_CHECKING:
-    from serve_app.store.mirror import Mirror
+    from serve_app.store.models.mirror import Mirror
 
 _log = log.get("replica")
 
@@ -26,8 +26,8 @@ def open_store(config: AppConfig, *, patient: bool = True) -> WholeStore:
     if not isinstance(config.store, S3Config):
         return Volume(config.directories)
     # Here and not above, as below: who keeps files on a volume needs no client of S3.
-    from serve_app.store.bucket import Bucket
-    from serve_app.store.s3 import S3
+    from serve_app.store.files.bucket import Bucket
+    from serve_app.store.files.s3 import S3
 
     location = config.store.location if patient else config.store.location.hurried
     return S3(Bucket(location), config.store.link_s if config.store.presigned_redirects else None)
@@ -42,8 +42,8 @@ def open_mirror(config: AppConfig) -> Mirror | None:
     """Return the bucket that model files are in, as copied to this host; None if they are on a volume."""
     if (location := config.models_location) is None:
         return None
-    from serve_app.store.bucket import Bucket
-    from serve_app.store.mirror import Mirror
+    from serve_app.store.files.bucket import Bucket
+    from serve_app.store.models.mirror import Mirror
 
     return Mirror(Bucket(location), config.models_dir, config.models_cache_bytes)
 

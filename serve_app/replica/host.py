@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pynvml
 
-from serve_app.scheduler.cluster_view import Gpu, HostStats
+from serve_app.scheduler.protocol.cluster_view import Gpu, HostStats
 
 MB = 1024 * 1024
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

@@ -17,8 +17,8 @@ from typing import Protocol
 from serve_app import log
 from serve_app.errors import NotReadyError, StaleEpochError, UnavailableError
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import (
     Evicted,
     Message,
     NodeFinished,

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from serve_app import log
 from serve_app.errors import ServeAppError, UnavailableError
-from serve_app.nodes.runtime import Runtime
+from serve_app.execution.runtime import Runtime
 from serve_app.recipe import Lora, Recipe, warm_recipes
-from serve_app.scheduler.messages import Report, Resident
-from serve_app.scheduler.model_files import files_in
+from serve_app.scheduler.core.model_files import files_in
+from serve_app.scheduler.protocol.messages import Report, Resident
 from serve_app.values import PreviewMethod
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from serve_app.engine.forwards import Counters
     from serve_app.engine.loads import AheadCounters
     from serve_app.models.forward import ReplayCounters
-    from serve_app.models.weights import LoadCounters
+    from serve_app.models.weights.weights import LoadCounters
 
 _log = log.get("replica")
 

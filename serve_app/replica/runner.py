@@ -14,22 +14,22 @@ from typing import Any, get_args
 
 from serve_app import log
 from serve_app.errors import CancelledJobError, ServeAppError
+from serve_app.execution.call import PACKS
+from serve_app.execution.contained import raised
+from serve_app.execution.execute import Execution, LostValueError, NodeFailedError
+from serve_app.execution.executing import Underway
+from serve_app.execution.files import NodeFiles
+from serve_app.execution.prevalidation import checked
+from serve_app.execution.result_cache import ResultCache
+from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.size import allow_shown
+from serve_app.execution.time_limit import NodeLimits, TimeLimit
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import SizeLimits
-from serve_app.nodes.call import PACKS
-from serve_app.nodes.contained import raised
-from serve_app.nodes.execute import Execution, LostValueError, NodeFailedError
-from serve_app.nodes.executing import Underway
-from serve_app.nodes.files import NodeFiles
-from serve_app.nodes.prevalidation import checked
-from serve_app.nodes.result_cache import ResultCache
-from serve_app.nodes.routes import PackFrame
-from serve_app.nodes.runtime import Files, Runtime
-from serve_app.nodes.size import allow_shown
-from serve_app.nodes.time_limit import NodeLimits, TimeLimit
+from serve_app.packs.routes import PackFrame
 from serve_app.replica.failure import failed
 from serve_app.replica.membership import Membership
 from serve_app.replica.models import Models, ReplicaModels
@@ -38,8 +38,9 @@ from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import REPLACED, end, free_unused
 from serve_app.replica.work_time import WorkTime
-from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.jobs.remote_validation import CHECK_S
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import (
     Assign,
     Check,
     Checked,
@@ -67,10 +68,9 @@ from serve_app.scheduler.messages import (
     Want,
     Warm,
 )
-from serve_app.scheduler.remote_validation import CHECK_S
-from serve_app.store.reserved import Contents
-from serve_app.store.store import AREAS, Store
-from serve_app.store.tenants import placed_key, store_of
+from serve_app.store.files.reserved import Contents
+from serve_app.store.files.store import AREAS, Store
+from serve_app.store.tenants.tenants import placed_key, store_of
 from serve_app.values import PreviewMethod
 
 _log = log.get("replica")

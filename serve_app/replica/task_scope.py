@@ -8,15 +8,15 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from serve_app.execution.executing import Progress, Say
+from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.time_limit import TimeLimit
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
-from serve_app.nodes.executing import Progress, Say
-from serve_app.nodes.runtime import Files, Runtime
-from serve_app.nodes.time_limit import TimeLimit
-from serve_app.scheduler.messages import NodeBlocked, NodeFinished, NodeProgressed, NodeSaid, NodeStarted
-from serve_app.store.credentials import scrubbed
+from serve_app.scheduler.protocol.messages import NodeBlocked, NodeFinished, NodeProgressed, NodeSaid, NodeStarted
+from serve_app.store.tenants.credentials import scrubbed
 
 if TYPE_CHECKING:
     from serve_app.replica.runner import Runner

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from serve_app.sampling.combination import value
-from serve_app.sampling.evaluation import SamplerSpec
-from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import Levels
+from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.lazy_sum import value
 from serve_app.sampling.noise import drawn, noise
 from serve_app.sampling.request import SamplingRequest, Steps
-from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import sigmas_for
+from serve_app.sampling.samplers.evaluation import SamplerSpec
+from serve_app.sampling.samplers.samplers import SAMPLERS
+from serve_app.sampling.schedules.levels import Levels
+from serve_app.sampling.schedules.sigmas import sigmas_for
 
 
 @dataclass(frozen=True, slots=True, eq=False)

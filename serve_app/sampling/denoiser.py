@@ -15,7 +15,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
-from serve_app.sampling.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, Levels, TableLevels
+from serve_app.sampling.schedules.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, Levels, TableLevels
 
 
 class Scaling(NamedTuple):

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from serve_app.recipe import PackFunctions
-from serve_app.sampling.combination import Combination, Latents, compute, value
 from serve_app.sampling.denoiser import Prediction
-from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import Levels
+from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.lazy_sum import Combination, Latents, compute, value
+from serve_app.sampling.schedules.levels import Levels
 
 Area = tuple[int, int, int, int]
 """(height, width, y, x) in latent cells."""

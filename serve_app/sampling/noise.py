@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.brownian import BrownianPath
 from serve_app.sampling.draws import draws_of, thread
-from serve_app.sampling.evaluation import DrawnNoise
+from serve_app.sampling.samplers.brownian import BrownianPath
+from serve_app.sampling.samplers.evaluation import DrawnNoise
 from serve_app.sampling.transfer import sent
 from serve_app.values import Noise
 

@@ -9,13 +9,13 @@ from typing import Any, TypeAlias
 from serve_app import log
 from serve_app.errors import InvalidSubmissionError, did_you_mean, shown
 from serve_app.graph.plan import Pool
-from serve_app.scheduler.messages import Free, Warm
-from serve_app.scheduler.replica_registry import ReplicaRegistry
-from serve_app.scheduler.replicas import Replicas
-from serve_app.scheduler.results import Results
-from serve_app.scheduler.stimuli import PausesChanged
-from serve_app.store.inquiries import Inquiry
-from serve_app.store.pauses import AllPauses, Pause, SetPause
+from serve_app.scheduler.core.events import PausesChanged
+from serve_app.scheduler.core.replicas import Replicas
+from serve_app.scheduler.core.results import Results
+from serve_app.scheduler.protocol.messages import Free, Warm
+from serve_app.scheduler.replicas.registry import ReplicaRegistry
+from serve_app.store.database.queries import Inquiry
+from serve_app.store.tenants.pauses import AllPauses, Pause, SetPause
 
 _log = log.get("scheduler")
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from serve_app.scheduler.admission import AdmissionRules
-from serve_app.scheduler.cluster_view import (
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.events.job_counters import JobCounters
+from serve_app.scheduler.events.published_jobs import PublishedJobs
+from serve_app.scheduler.jobs.admission import AdmissionRules
+from serve_app.scheduler.protocol.cluster_view import (
     BackedOff,
     ClusterView,
     HostStats,
@@ -16,12 +20,8 @@ from serve_app.scheduler.cluster_view import (
     ReplicaView,
     TenantLoad,
 )
-from serve_app.scheduler.job_counters import JobCounters
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.published_jobs import PublishedJobs
-from serve_app.scheduler.replica_registry import ReplicaRegistry
-from serve_app.scheduler.tenure import Tenure
-from serve_app.store.pauses import Pause
+from serve_app.scheduler.replicas.registry import ReplicaRegistry
+from serve_app.store.tenants.pauses import Pause
 
 
 class ClusterStatus:

@@ -27,12 +27,38 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import BackoffRules, EventLimits, WebhookLimits
-from serve_app.nodes.routes import PackRoute
-from serve_app.scheduler.abilities import Abilities
-from serve_app.scheduler.acceptance import Acceptance
+from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.administration import Administration
-from serve_app.scheduler.admission import Admission, AdmissionRules
-from serve_app.scheduler.client import (
+from serve_app.scheduler.cluster_status import ClusterStatus
+from serve_app.scheduler.core.costs import Costs
+from serve_app.scheduler.core.demand import Demand
+from serve_app.scheduler.core.events import (
+    CancelAsked,
+    Command,
+    JobArrived,
+    JobRefused,
+    Persist,
+    Publish,
+    Send,
+    Stimulus,
+    Tell,
+)
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.core.time_limit import Overtime
+from serve_app.scheduler.durability.database_health import DatabaseHealth
+from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.writer import Writer, persistently
+from serve_app.scheduler.events.job_counters import JobCounters
+from serve_app.scheduler.events.published_jobs import PublishedJobs
+from serve_app.scheduler.housekeeping.housekeeping import Housekeeping, KeptFiles
+from serve_app.scheduler.jobs.acceptance import Acceptance
+from serve_app.scheduler.jobs.admission import Admission, AdmissionRules
+from serve_app.scheduler.jobs.ended_jobs import EndedJobs
+from serve_app.scheduler.jobs.job_lookup import JobLookup
+from serve_app.scheduler.jobs.remote_validation import RemoteValidation
+from serve_app.scheduler.jobs.usage import DAY_S, Usage
+from serve_app.scheduler.jobs.views import queue_view
+from serve_app.scheduler.protocol.client import (
     Accepted,
     Attached,
     JobKeys,
@@ -47,44 +73,18 @@ from serve_app.scheduler.client import (
     Submission,
     Unfinished,
 )
-from serve_app.scheduler.cluster_status import ClusterStatus
-from serve_app.scheduler.cluster_view import ClusterView, HostStats, Trouble
-from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.courier import Courier, CourierThread
-from serve_app.scheduler.database_health import DatabaseHealth
-from serve_app.scheduler.demand import Demand
-from serve_app.scheduler.ended_jobs import EndedJobs
-from serve_app.scheduler.housekeeping import Housekeeping, KeptFiles
-from serve_app.scheduler.job_counters import JobCounters
-from serve_app.scheduler.job_lookup import JobLookup
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import Free, Message, ReplicaInfo, Report, SocketSaid
-from serve_app.scheduler.outgoing import Outgoing
-from serve_app.scheduler.published_jobs import PublishedJobs
-from serve_app.scheduler.remote_validation import RemoteValidation
-from serve_app.scheduler.replica_registry import ReplicaRegistry
-from serve_app.scheduler.stimuli import (
-    CancelAsked,
-    Command,
-    JobArrived,
-    JobRefused,
-    Persist,
-    Publish,
-    Send,
-    Stimulus,
-    Tell,
-)
-from serve_app.scheduler.tenure import Tenure
-from serve_app.scheduler.time_limit import Overtime
-from serve_app.scheduler.usage import DAY_S, Usage
-from serve_app.scheduler.views import queue_view
+from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, Trouble
+from serve_app.scheduler.protocol.messages import Free, Message, ReplicaInfo, Report, SocketSaid
+from serve_app.scheduler.replicas.abilities import Abilities
+from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
-from serve_app.scheduler.writer import Writer, persistently
-from serve_app.store.changes import Change, JobQuery, JobRow
-from serve_app.store.inquiries import Inquiry
-from serve_app.store.jobs import Jobs
-from serve_app.store.pauses import Pause
-from serve_app.store.reserved import Contents
+from serve_app.scheduler.webhooks.outgoing import Outgoing
+from serve_app.scheduler.webhooks.sender import Courier, CourierThread
+from serve_app.store.database.changes import Change, JobQuery, JobRow
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.database.queries import Inquiry
+from serve_app.store.files.reserved import Contents
+from serve_app.store.tenants.pauses import Pause
 from serve_app.threads import Threads
 
 T = TypeVar("T")

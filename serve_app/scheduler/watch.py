@@ -9,12 +9,12 @@ from typing import Any
 
 from serve_app import log
 from serve_app.events import Event
-from serve_app.scheduler.client_feeds import Feeds
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.records import JobRecord
-from serve_app.scheduler.replica_registry import ReplicaRegistry
-from serve_app.scheduler.stimuli import Command, JobRefused, TimePassed
-from serve_app.scheduler.time_limit import Overtime
+from serve_app.scheduler.core.events import Command, JobRefused, TimePassed
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.core.records import JobRecord
+from serve_app.scheduler.core.time_limit import Overtime
+from serve_app.scheduler.events.client_feeds import Feeds
+from serve_app.scheduler.replicas.registry import ReplicaRegistry
 
 _log = log.get("scheduler")
 

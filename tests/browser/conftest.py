@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from serve_app.api.comfy import page as web_page
+from serve_app.api.comfy.page import page as web_page
 
 T = TypeVar("T")
 CHROMIUM = shutil.which("chromium")

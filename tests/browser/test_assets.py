@@ -14,14 +14,14 @@ import pytest
 from PIL import Image
 
 from serve_app.api.app import create_app
-from serve_app.api.comfy import page
+from serve_app.api.comfy.page import page
 from serve_app.nodes.registry import specs
-from serve_app.service import Service
-from serve_app.store.catalog import Catalog
-from serve_app.store.input_folders import choices
-from serve_app.store.store import FileRef
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.service.service import Service
+from serve_app.store.files.input_folders import choices
+from serve_app.store.files.store import FileRef
+from serve_app.store.files.volume import Volume
+from serve_app.store.models.catalog import Catalog
+from serve_app.store.page.userdata import UserData
 from tests.browser.conftest import EXECUTE, SHOWN, refusals, wait_in
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted

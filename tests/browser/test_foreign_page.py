@@ -12,11 +12,11 @@ from starlette.responses import HTMLResponse
 
 from serve_app.api.app import create_app
 from serve_app.config.ingress import IngressConfig
-from serve_app.service import Service
-from serve_app.store.catalog import Catalog
-from serve_app.store.store import FileRef
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.service.service import Service
+from serve_app.store.files.store import FileRef
+from serve_app.store.files.volume import Volume
+from serve_app.store.models.catalog import Catalog
+from serve_app.store.page.userdata import UserData
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted
 from tests.usual_limits import LIMITS

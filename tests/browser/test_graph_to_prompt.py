@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.comfy import page
+from serve_app.api.comfy.page import page
 from serve_app.cli.convert import own_classes
-from serve_app.graph.convert import convert
+from serve_app.graph.saved.convert import convert
 from serve_app.nodes.registry import specs
-from serve_app.service import Service
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
+from serve_app.store.page.userdata import UserData
 from tests.browser.conftest import SHOWN
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted

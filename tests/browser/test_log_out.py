@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.audit import AuditLog
-from serve_app.api.comfy import page
-from serve_app.api.identity import COOKIE, Identity
+from serve_app.api.auth.identity import COOKIE, Identity
+from serve_app.api.comfy.page import page
+from serve_app.api.operator.audit import AuditLog
 from serve_app.nodes.registry import specs
-from serve_app.service import Service
-from serve_app.store.api_keys import AddKey, minted
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
+from serve_app.store.page.userdata import UserData
+from serve_app.store.tenants.api_keys import AddKey, minted
 from tests.browser.conftest import EXECUTE, SHOWN
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted

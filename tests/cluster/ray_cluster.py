@@ -32,7 +32,7 @@ class RayCluster(Application):
         self.processes = Processes()
         # Serve's proxy loads the gate by its environment, as docs/operations.md says for clusters.
         self.processes.environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = (
-            "serve_app.deployments.gate:middlewares"
+            "serve_app.deployments.proxy.gate:middlewares"
         )
         if haproxy:
             self.processes.environment.update(self._haproxy())
@@ -55,7 +55,7 @@ class RayCluster(Application):
 
     def _haproxy(self) -> dict[str, str]:
         program = self.root / "serve-app-haproxy"
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m serve_app.deployments.haproxy_serve "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m serve_app.deployments.proxy.haproxy_serve "$@"\n')
         program.chmod(0o755)
         folder = self.processes.environment["RAY_TMPDIR"]
         files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}

@@ -26,7 +26,7 @@ import httpx
 import psutil
 import yaml
 
-from serve_app.store.atomic_write import UNFINISHED
+from serve_app.store.files.atomic_write import UNFINISHED
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 

@@ -28,7 +28,9 @@ def part(server: Server, name: str) -> psutil.Process:
     """Return the process of that name, or the one that started Ray, which the supervisor has for a child."""
     if name == "server":
         return next(
-            p for p in psutil.Process(server.up.pid).children() if "serve_app.deployments.serving" in p.cmdline()
+            p
+            for p in psutil.Process(server.up.pid).children()
+            if "serve_app.deployments.process.serving" in p.cmdline()
         )
     return next(p for p in server.processes.found() if p.name() == name)
 
@@ -66,7 +68,7 @@ def test_the_server_comes_back_when_what_it_rests_on_is_killed(victim: str, step
     staying = {
         server.up.pid,
         haproxy.pid,
-        *(p.pid for p in server.processes.found() if "serve_app.deployments.reaper" in p.cmdline()),
+        *(p.pid for p in server.processes.found() if "serve_app.deployments.process.reaper" in p.cmdline()),
     }
     before = [p for p in server.processes.found() if p.pid not in staying]
     killed = part(server, victim)

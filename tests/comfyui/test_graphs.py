@@ -17,9 +17,9 @@ import httpx
 from serve_app.api.app import create_app
 from serve_app.config.pool import PoolConfig
 from serve_app.replica.files import open_catalog, open_store
-from serve_app.service import Service
-from serve_app.store.input_folders import choices
-from serve_app.store.userdata import UserData
+from serve_app.service.service import Service
+from serve_app.store.files.input_folders import choices
+from serve_app.store.page.userdata import UserData
 from tests.comfyui.graph_answers import Answer, differences, unexplained
 from tests.comfyui.graph_folders import prepare
 from tests.unit.api.scripted_replica import Reached

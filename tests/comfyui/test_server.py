@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from serve_app.replica.comfyui_assemble import memory_share
-from serve_app.scheduler.cluster_view import Gpu, HostStats
+from serve_app.scheduler.protocol.cluster_view import Gpu, HostStats
 from tests.cluster.server import Server, wait_for
 from tests.comfyui.pools import ARGUMENTS, HOME, PYTHON
 from tests.comfyui.test_real import txt2img

@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.shipped import CHECKPOINT, SHIPPED
 
 FILE = SHIPPED / "checkpoints" / CHECKPOINT

@@ -7,10 +7,10 @@ import torch
 
 from serve_app.models.shipped import CHECKPOINT as TINY
 from serve_app.models.shipped import SHIPPED
-from serve_app.nodes.builtin.conditioning import CLIPTextEncode
-from serve_app.nodes.builtin.latent import VAEDecode, VAEEncode
-from serve_app.nodes.builtin.loaders import CheckpointLoaderSimple
-from serve_app.nodes.builtin.sampling import KSampler
+from serve_app.nodes.conditioning.encode import CLIPTextEncode
+from serve_app.nodes.latent.latents import VAEDecode, VAEEncode
+from serve_app.nodes.loaders.models import CheckpointLoaderSimple
+from serve_app.nodes.sampling.ksampler import KSampler
 from training.classifier import hollow, judge, shape_shown
 from training.control import placeless
 from training.drawing import Wish, draw_all

@@ -17,9 +17,10 @@ from urllib.parse import quote
 
 from starlette.routing import Route
 
-from serve_app.api import admin, login, operator
+from serve_app.api.auth import login
 from serve_app.api.comfy import routes as native
 from serve_app.api.contract import document, routes
+from serve_app.api.operator import admin, operator
 from serve_app.api.routing import Routes
 from serve_app.api.v2 import routes as v2
 

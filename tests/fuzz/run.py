@@ -18,15 +18,15 @@ import websockets
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
-from serve_app.api.audit import AuditLog
-from serve_app.api.identity import LOGIN, LOGOUT, OPEN, Identity
-from serve_app.nodes.routes import ANY, PackAnswer, PackCall, PackRoute, Piece
-from serve_app.request_limits import Limits
-from serve_app.service import Service
-from serve_app.store.api_keys import AddKey, minted
-from serve_app.store.catalog import Catalog
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.api.auth.identity import LOGIN, LOGOUT, OPEN, Identity
+from serve_app.api.operator.audit import AuditLog
+from serve_app.packs.routes import ANY, PackAnswer, PackCall, PackRoute, Piece
+from serve_app.service.request_limits import Limits
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
+from serve_app.store.models.catalog import Catalog
+from serve_app.store.page.userdata import UserData
+from serve_app.store.tenants.api_keys import AddKey, minted
 from tests.fuzz import trailers
 from tests.fuzz.inputs import GRAPH, IDS, PACK_PATH, TRAILING, Inputs, Request, Session
 from tests.unit.api.scripted_replica import POOL, scripted

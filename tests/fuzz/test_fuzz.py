@@ -8,8 +8,8 @@ import httpx
 import pytest
 from uvicorn import config
 
-from serve_app.deployments import http_protocol
-from serve_app.store.store import AREAS
+from serve_app.deployments.proxy import http_protocol
+from serve_app.store.files.store import AREAS
 from tests.fuzz.inputs import Inputs, Request, table
 from tests.fuzz.run import CANARY, Outcome, application, fuzz, with_tenants
 from tests.unit.api.http_server import listening

@@ -17,7 +17,7 @@ from torch import Tensor
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
-from serve_app.models.weights import Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest
 from tests.gpu.bench import Bench, Figure

@@ -13,9 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from serve_app.models.backbone import Backbone
 from serve_app.models.forward import EAGER, Replays
-from serve_app.models.lora import LowRank
-from serve_app.models.lora_layers import LoraSet
-from serve_app.models.upload import Ring, Upload, copies_of
+from serve_app.models.lora.adapters import LowRank
+from serve_app.models.lora.layers import LoraSet
+from serve_app.models.weights.upload import Ring, Upload, copies_of
 from serve_app.sampling.forward import denoise
 from tests.gpu.bench import Bench, Figure
 from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, streamed, vae

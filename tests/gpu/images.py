@@ -16,10 +16,10 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
-from serve_app.models.weights import Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
 from serve_app.sampling.transfer import brought, kept
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.gpu.bench import Bench, Figure
 from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, vae
 

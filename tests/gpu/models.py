@@ -13,20 +13,20 @@ from torch import nn
 from serve_app.models.backbone import Backbone
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Sdxl
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
-from serve_app.models.families.sdxl import SdxlText
+from serve_app.models.families.unet.sdxl import SdxlText
 from serve_app.models.forward import Replays
-from serve_app.models.host_weights import HostWeights
-from serve_app.models.lexicon import Lexicon
+from serve_app.models.kernels.packing import move_to, upload
 from serve_app.models.network import Network
-from serve_app.models.packing import move_to, upload
-from serve_app.models.streaming import Streaming
 from serve_app.models.text_encoder import Clip
-from serve_app.models.upload import Ring
+from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.vae import Vae
+from serve_app.models.weights.host_weights import HostWeights
+from serve_app.models.weights.streaming import Streaming
+from serve_app.models.weights.upload import Ring
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas, Piece
 from serve_app.sampling.request import SamplingRequest
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.unit.engine.mixes import request
 
 TOKENS = 77

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from serve_app.models.weights import Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.sampling.forward import denoise
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.gpu.bench import Bench, Figure
 from tests.parity.beside import Fixed
 from tests.parity.cases import CASES, MINI15, Case

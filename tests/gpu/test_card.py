@@ -19,14 +19,14 @@ from serve_app.engine.timeline import HostTimeline, timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models import forward
 from serve_app.models.backbone import Backbone
-from serve_app.models.cuda_graphs import GraphRecorder
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
+from serve_app.models.kernels.cuda_graphs import GraphRecorder
 from serve_app.models.network import Network
-from serve_app.models.upload import Ring, Upload
+from serve_app.models.weights.upload import Ring, Upload
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
-from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.samplers.samplers import SAMPLERS
 from tests.gpu.models import FULL, SMALL, random_weights, streamed
 from tests.philox import CardNoise
 from tests.unit.engine.mixes import relative_error

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from serve_app.models.families.gemma import Gemma2Text
-from serve_app.models.families.qwen import Qwen3Text
+from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.qwen import Qwen3Text
 from serve_app.values import GenerationRequest, TokenSampling
 from tests.parity.text_cases import DECODER_SIZES, EMBEDDING, TextCase
 

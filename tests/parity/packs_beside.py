@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from serve_app.nodes.packs import load
+from serve_app.packs.loading import load
 from tests.parity.beside import Fixed, ours
 from tests.parity.cases import Case
 from tests.parity.checkpoints import models_dir

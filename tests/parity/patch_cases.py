@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from serve_app.models.families import Sd
-from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import SCHEDULES
+from serve_app.sampling.samplers.samplers import SAMPLERS
+from serve_app.sampling.schedules.sigmas import SCHEDULES
 from tests.parity.cases import MINI15, Case, sampled
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import LATER_SAMPLERS

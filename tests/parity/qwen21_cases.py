@@ -18,13 +18,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
+from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
+from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.family import BackboneFamily, VaeFamily
-from serve_app.models.families.qwen import Qwen3Text
-from serve_app.models.families.qwen3_vl import Tower
-from serve_app.models.families.qwen_image21 import QwenImage21
-from serve_app.models.families.qwen_image21_vae import QwenImage21Vae
-from serve_app.models.families.qwen_vl import patches
-from serve_app.models.layout import reverse, translate
+from serve_app.models.families.text.qwen import Qwen3Text
+from serve_app.models.families.text.qwen3_vl import Tower
+from serve_app.models.families.text.qwen_vl import patches
+from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import qwen
 from serve_app.models.tokenizers.vocabularies import no_file
 from tests.parity import text_cases

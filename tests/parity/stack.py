@@ -9,22 +9,22 @@ from typing import Any
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
+from serve_app.execution.execute import Execution
+from serve_app.execution.executing import Progress, Say
+from serve_app.execution.files import NodeFiles
+from serve_app.execution.protocol import spec_of
+from serve_app.execution.result_cache import ResultCache
+from serve_app.execution.runtime import Runtime
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.validate import validate
-from serve_app.models.weights import Weights
-from serve_app.nodes.execute import Execution
-from serve_app.nodes.executing import Progress, Say
-from serve_app.nodes.files import NodeFiles
-from serve_app.nodes.protocol import spec_of
+from serve_app.models.weights.weights import Weights
 from serve_app.nodes.registry import BUILTIN
-from serve_app.nodes.result_cache import ResultCache
-from serve_app.nodes.runtime import Runtime
-from serve_app.store.catalog import Catalog
-from serve_app.store.reserved import Contents
-from serve_app.store.store import AREAS
-from serve_app.store.volume import Volume
+from serve_app.store.files.reserved import Contents
+from serve_app.store.files.store import AREAS
+from serve_app.store.files.volume import Volume
+from serve_app.store.models.catalog import Catalog
 from tests.unit.engine.mixes import MAX_CELLS
 from tests.unit.models.sample import cpu_weights
 

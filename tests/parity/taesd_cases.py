@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.models.families import Taesd
-from serve_app.sampling import latent_formats as formats
+from serve_app.sampling.latents import latent_formats as formats
 from tests.parity.cases import Case
 from tests.parity.workflow import Nodes
 

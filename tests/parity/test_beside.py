@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.store.store import FileRef
+from serve_app.store.files.store import FileRef
 from tests.parity.beside import OWN, WORKFLOWS, ours
 from tests.parity.figures import TOLERANCE, Figures
 from tests.parity.patch_cases import models

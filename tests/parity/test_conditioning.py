@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.models.families.unet import UnetInputs
-from serve_app.sampling.combination import value
-from serve_app.sampling.evaluation import Evaluation
+from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.sampling.forward import Backbone, Canvas
-from serve_app.sampling.guidance import Guidance
-from serve_app.sampling.guidance_patches import GuidancePatches
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.guidance.guidance import Guidance
+from serve_app.sampling.guidance.guidance_patches import GuidancePatches
+from serve_app.sampling.lazy_sum import value
+from serve_app.sampling.samplers.evaluation import Evaluation
+from serve_app.sampling.schedules.levels import TableLevels
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "conditioning.json").read_text())

@@ -8,13 +8,13 @@ at one level (its CPU, float32): what they add inside the backbone, one after an
 import pytest
 import torch
 
-from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.control import Controlled, activated
-from serve_app.models.controlnet_file import ControlFile
-from serve_app.models.families.unet import UnetCall, arguments, residuals
+from serve_app.models.control.control import Controlled, activated
+from serve_app.models.control.controlnet_file import ControlFile
+from serve_app.models.families.unet.unet import UnetCall, arguments, residuals
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.recipe import HintKind, Recipe
 from serve_app.sampling.denoiser import EPS
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.schedules.levels import TableLevels
 from serve_app.values import Control
 from tests.parity import control_files
 from tests.parity.figures import Figures

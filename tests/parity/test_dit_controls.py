@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.control import activated
-from serve_app.models.dit_control_file import open_control
+from serve_app.models.control.control import activated
+from serve_app.models.control.dit_control_file import open_control
 from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.recipe import Discrete, Flow, HintKind, Recipe
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Canvas

@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.layout import places
-from serve_app.models.lora_forward import with_loras
-from serve_app.models.lora_layers import LoraSet, parameters
-from serve_app.models.lora_layouts import read
-from serve_app.models.packing import move_to
-from serve_app.models.parts import find_part
-from serve_app.models.tensors import Tensors
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.layout import places
+from serve_app.models.files.parts import find_part
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.kernels.packing import move_to
+from serve_app.models.lora.forward import with_loras
+from serve_app.models.lora.layers import LoraSet, parameters
+from serve_app.models.lora.layouts import read
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas
 from tests.parity.dit_cases import CASES, asked, noise, weights

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import ClipText, SdxlText
-from serve_app.models.families.clip import TextEncoder
-from serve_app.models.families.sdxl import DualTextEncoder
+from serve_app.models.families.text.clip import TextEncoder
+from serve_app.models.families.unet.sdxl import DualTextEncoder
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.text_encoder import Clip
 from serve_app.values import Texts
 from tests.parity import families

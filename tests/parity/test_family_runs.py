@@ -13,7 +13,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Recipe, Training
 from serve_app.sampling.request import SamplingRequest, Steps
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Guider, Noise, SamplerChoice
 from tests.parity import families
 from tests.parity.figures import TOLERANCE, Figures

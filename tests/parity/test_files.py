@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from serve_app.execution.size import allow, bounds
 from serve_app.media import loading
-from serve_app.nodes.builtin.mask import LoadImageMask
-from serve_app.nodes.size import allow, bounds
+from serve_app.nodes.mask.masks import LoadImageMask
 from tests.parity.figures import Figures
 from tests.parity.file_cases import BY_CHANNEL, CHANNELS, FILES
 

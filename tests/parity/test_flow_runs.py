@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import BackboneFamily, File, Rows
-from serve_app.models.layout import Table
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
 from serve_app.models.network import Network
-from serve_app.models.recipes import Need
-from serve_app.models.residency import Hold
-from serve_app.models.tensors import Tensors
-from serve_app.models.weights import Weights
+from serve_app.models.weights.recipes import Need
+from serve_app.models.weights.residency import Hold
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Flow, FluxFlow, Recipe, Training
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Area, Canvas, to_batch
-from serve_app.sampling.latent_formats import FLUX, FLUX2, WAN
-from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import Levels
+from serve_app.sampling.latents.latent_formats import FLUX, FLUX2, WAN
+from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.schedules.levels import Levels
 from tests.parity.beside import Fixed, ours
 from tests.parity.figures import GOLDEN, TOLERANCE, thinned
 from tests.parity.flow_cases import FLOW_CASES

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import Flux2Vae
-from serve_app.models.packing import move_to
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.kernels.packing import move_to
 from tests.parity.dit_cases import autoencoder, noise
 from tests.parity.figures import GOLDEN, Figures
 

@@ -8,7 +8,7 @@ import torch
 
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.recipe import LoadedAs, Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.parity.figures import Figures
 from tests.parity.generation_cases import CASES
 from tests.parity.text_cases import write

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.nodes.builtin.layer_blending import MODES
-from serve_app.nodes.builtin.layers import ImageCompositor
+from serve_app.nodes.layers.blending import MODES
+from serve_app.nodes.layers.layers import ImageCompositor
 from tests.parity.figures import GOLDEN
 from tests.parity.layer_cases import MODES as THEIRS
 from tests.parity.layer_cases import STACKS

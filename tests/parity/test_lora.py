@@ -5,7 +5,7 @@ import torch
 
 from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.forward import Canvas, Piece, denoise
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS
 from tests.unit.models.sample import cpu_weights

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import ClipText
-from serve_app.models.layout import reverse
-from serve_app.models.lora import merged
-from serve_app.models.lora_layouts import read
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.layout import reverse
+from serve_app.models.lora.adapters import merged
+from serve_app.models.lora.layouts import read
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import GOLDEN
 from tests.parity.lora_cases import STRENGTHS, cases, drawn

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from serve_app.execution.size import allow, bounds
 from serve_app.media import audio_file, loading
 from serve_app.media.video_file import Style
 from serve_app.nodes.registry import BUILTIN
-from serve_app.nodes.size import allow, bounds
-from serve_app.nodes.video import VideoComponents, VideoFromComponents, VideoFromFile
+from serve_app.nodes.video.value import VideoComponents, VideoFromComponents, VideoFromFile
 from tests.parity.audio_cases import CASES, Sound, sound
 from tests.parity.figures import Figures
 from tests.parity.media_cases import FILES, SOUND_FILES, VIDEO_RATE, VIDEO_SOUND, WINDOWS, video_images

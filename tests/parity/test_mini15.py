@@ -6,10 +6,10 @@ What is measured is far closer: text, network and VAE 3e-6 or better.
 import pytest
 import torch
 
-from serve_app.models.families.unet import UnetInputs
+from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.recipe import ClipSkip, Recipe
 from serve_app.sampling.forward import Piece, denoise
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.parity.cases import IMAGE
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from serve_app.recipe import Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.parity.checkpoints import models_dir
 from tests.unit.engine.mixes import Job, conditioning, request
 from tests.unit.engine.test_any_mix import check_mix

@@ -13,10 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.dit_control_file import open_model_patch
+from serve_app.models.control.dit_control_file import open_model_patch
+from serve_app.models.control.model_control import ActiveModelControl, ModelPatch, activated
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.model_control import ActiveModelControl, ModelPatch, activated
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.recipe import Discrete, ModelControl, Recipe
 from serve_app.sampling.forward import Canvas
 from tests.parity.dit_cases import weights

@@ -9,10 +9,10 @@ import torch
 
 from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete
 from serve_app.sampling.denoiser import trained
-from serve_app.sampling.evaluation import SamplerSpec
 from serve_app.sampling.request import Steps
-from serve_app.sampling.samplers import euler
-from serve_app.sampling.sigmas import sigmas_for
+from serve_app.sampling.samplers.evaluation import SamplerSpec
+from serve_app.sampling.samplers.samplers import euler
+from serve_app.sampling.schedules.sigmas import sigmas_for
 from tests.parity.figures import Figures
 
 TOLERANCE = 1e-6

@@ -13,15 +13,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families.family import BackboneFamily, Rows, VaeFamily
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.models.vae import Vae
-from serve_app.nodes.builtin.conditioning_qwen21 import TextEncodeQwenImage21
+from serve_app.nodes.conditioning.qwen21 import TextEncodeQwenImage21
 from serve_app.recipe import Discrete, LoadedAs, Recipe
 from serve_app.sampling.forward import Canvas
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import Conditioning, Text
 from tests.parity import qwen21_cases
 from tests.parity.dit_cases import noise

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.sampling.combination import Combination, compute, value
-from serve_app.sampling.evaluation import next_evaluation
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.lazy_sum import Combination, compute, value
 from serve_app.sampling.noise import noise
-from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.samplers.evaluation import next_evaluation
+from serve_app.sampling.samplers.samplers import SAMPLERS
+from serve_app.sampling.schedules.levels import TableLevels
 from tests.parity.test_samplers import cond, relative_error, uncond
 
 GOLDEN = Path(__file__).parent / "golden"

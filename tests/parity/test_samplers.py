@@ -20,14 +20,14 @@ import pytest
 import torch
 
 from serve_app.recipe import Flow, FluxFlow
-from serve_app.sampling.combination import Combination, compute, value
 from serve_app.sampling.denoiser import trained
-from serve_app.sampling.evaluation import next_evaluation
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.lazy_sum import Combination, compute, value
 from serve_app.sampling.noise import noise
 from serve_app.sampling.request import Steps
-from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
+from serve_app.sampling.samplers.evaluation import next_evaluation
+from serve_app.sampling.samplers.samplers import SAMPLERS
+from serve_app.sampling.schedules.levels import TableLevels
+from serve_app.sampling.schedules.sigmas import SCHEDULES, sigmas_for
 from tests.parity.figures import FLOWS, GOLDEN, LATER_SAMPLERS
 
 CASES = [tuple(row) for row in json.loads((GOLDEN / "samplers.json").read_text())]

@@ -6,11 +6,11 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.families import Taesd
-from serve_app.models.families.taesd import TinyVae
-from serve_app.nodes.builtin.loaders import VAELoader
+from serve_app.models.families.autoencoders.taesd import TinyVae
+from serve_app.nodes.loaders.models import VAELoader
 from serve_app.recipe import Recipe
-from serve_app.sampling import latent_formats as formats
-from serve_app.store.catalog import Catalog
+from serve_app.sampling.latents import latent_formats as formats
+from serve_app.store.models.catalog import Catalog
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import Figures
 from tests.parity.mini15_cases import value

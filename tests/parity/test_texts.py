@@ -6,10 +6,10 @@ How the figures were made: golden/README.md. They need the vocabularies; without
 import pytest
 import torch
 
-from serve_app.models.families.sequences import SequenceEncoder
+from serve_app.models.families.text.sequences import SequenceEncoder
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.recipe import ClipSkip, LoadedAs, Recipe, T5Padding
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import IllustratedText, Texts
 from tests.parity.figures import Figures
 from tests.parity.text_cases import CASES, SMALL, image, write
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch):
-    monkeypatch.setattr("serve_app.models.families.qwen.WIDTH_06B", SMALL)
+    monkeypatch.setattr("serve_app.models.families.text.qwen.WIDTH_06B", SMALL)
 
 
 @pytest.fixture(scope="module")

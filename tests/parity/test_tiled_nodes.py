@@ -14,10 +14,10 @@ from torch import Tensor
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
+from serve_app.execution.runtime import Runtime
 from serve_app.nodes.registry import BUILTIN
-from serve_app.nodes.runtime import Runtime
 from serve_app.recipe import Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.parity import tiled_cases
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import Figures

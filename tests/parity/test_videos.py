@@ -18,8 +18,8 @@ from serve_app.models.families import Wan22Vae, WanVae
 from serve_app.models.families.family import VaeFamily
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import Recipe
-from serve_app.sampling import latent_formats
-from serve_app.store.catalog import Catalog
+from serve_app.sampling.latents import latent_formats
+from serve_app.store.models.catalog import Catalog
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import GOLDEN, Figures, thinned
 from tests.parity.video_cases import CASES, CELL, OPERATIONS, Case

@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import Sdxl, Unclip
 from serve_app.models.families.family import BackboneFamily, Family, Rows, StyleFamily, VisionFamily
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.vision import ImageEncoder, StyleModel
-from serve_app.nodes.builtin.vision import StyleModelApply, unCLIPConditioning
+from serve_app.nodes.conditioning.vision import StyleModelApply, unCLIPConditioning
 from serve_app.recipe import Discrete, Part, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ClipVisionOutput, Conditioning

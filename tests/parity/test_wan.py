@@ -10,7 +10,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, ClipVisionOutput, Guider, Noise, SamplerChoice
 from tests.parity import wan_cases
 from tests.parity.figures import Figures

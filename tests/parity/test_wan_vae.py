@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import WanVae
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.vae import Vae
 from serve_app.values import Tiling
 from tests.parity.dit_cases import FRAMES, noise, weights

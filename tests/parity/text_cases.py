@@ -20,21 +20,21 @@ from safetensors.torch import save_file
 from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 from torch import Tensor
 
-from serve_app.models.families.anima import AnimaText
-from serve_app.models.families.auraflow import PileT5Text
-from serve_app.models.families.clip import ClipText
+from serve_app.models.families.dit.anima import AnimaText
+from serve_app.models.families.dit.auraflow import PileT5Text
+from serve_app.models.families.dit.omnigen2 import OmniGen2Text
 from serve_app.models.families.family import TextFamily
-from serve_app.models.families.gemma import Gemma2Text
-from serve_app.models.families.mistral import MistralText
-from serve_app.models.families.omnigen2 import OmniGen2Text
-from serve_app.models.families.qwen import Qwen3Text, QwenImage21Text
-from serve_app.models.families.qwen3_vl import QWEN_IMAGE_21
-from serve_app.models.families.qwen3_vl import Tower as DeepTower
-from serve_app.models.families.qwen_vl import QwenVlText, Tower
-from serve_app.models.families.t5 import T5Text, UMT5Text
-from serve_app.models.layout import reverse, translate
+from serve_app.models.families.text.clip import ClipText
+from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.mistral import MistralText
+from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
+from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21
+from serve_app.models.families.text.qwen3_vl import Tower as DeepTower
+from serve_app.models.families.text.qwen_vl import QwenVlText, Tower
+from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers.vocabularies import packaged
-from serve_app.nodes.builtin.conditioning_qwen import SEEN, TEMPLATE
+from serve_app.nodes.conditioning.qwen import SEEN, TEMPLATE
 from tests.parity.figures import GOLDEN
 
 AWKWARD: list[str] = json.loads((GOLDEN / "text_prompts.json").read_text())

@@ -19,40 +19,40 @@ from torch import Tensor
 
 from serve_app.graph.spec import NodeSpec
 from serve_app.media.video_file import Style
-from serve_app.models.dit_control import SideFamily
+from serve_app.models.control.dit_control import SideFamily
+from serve_app.models.control.qwen_controlnet import QwenControlFamily, QwenFunControlFamily
+from serve_app.models.control.qwen_diffsynth import QwenDiffSynth
+from serve_app.models.control.uso import Uso
+from serve_app.models.control.zimage_control import ZImageControl
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Redux, Sdxl
-from serve_app.models.families.anima import Adapter, Anima, AnimaText
+from serve_app.models.families.autoencoders.flux2 import Flux2Vae
+from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
+from serve_app.models.families.autoencoders.wan import WanVae
+from serve_app.models.families.autoencoders.wan22 import Wan22Vae
+from serve_app.models.families.dit.anima import Adapter, Anima, AnimaText
+from serve_app.models.families.dit.flux import Flux
+from serve_app.models.families.dit.flux2 import Flux2
+from serve_app.models.families.dit.hidream import HiDream
+from serve_app.models.families.dit.krea2 import Attention, Krea2
+from serve_app.models.families.dit.omnigen2 import OmniGen2, OmniGen2Text
+from serve_app.models.families.dit.qwen_image import NEGATIVE_INDEX, QwenImage
+from serve_app.models.families.dit.qwen_image21 import QwenImage21
+from serve_app.models.families.dit.sd3 import Sd3
+from serve_app.models.families.dit.wan import Wan, Wan22
+from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
-from serve_app.models.families.flux import Flux
-from serve_app.models.families.flux2 import Flux2
-from serve_app.models.families.flux2_vae import Flux2Vae
-from serve_app.models.families.hidream import HiDream
-from serve_app.models.families.krea2 import Attention, Krea2
-from serve_app.models.families.llama import LlamaText
-from serve_app.models.families.mistral import MistralText
-from serve_app.models.families.omnigen2 import OmniGen2, OmniGen2Text
-from serve_app.models.families.qwen import Qwen3Text, QwenImage21Text
-from serve_app.models.families.qwen3_vl import Tower as DeepTower
-from serve_app.models.families.qwen_image import NEGATIVE_INDEX, QwenImage
-from serve_app.models.families.qwen_image21 import QwenImage21
-from serve_app.models.families.qwen_image21_vae import QwenImage21Vae
-from serve_app.models.families.qwen_vl import QwenVlText, Tower
-from serve_app.models.families.references import INDEX_TIMESTEP_ZERO
-from serve_app.models.families.sd3 import Sd3
-from serve_app.models.families.t5 import T5Text, UMT5Text
-from serve_app.models.families.wan import Wan, Wan22
-from serve_app.models.families.wan22_vae import Wan22Vae
-from serve_app.models.families.wan_vae import WanVae
-from serve_app.models.families.zimage import ZImage
-from serve_app.models.layout import reverse, translate
-from serve_app.models.qwen_controlnet import QwenControlFamily, QwenFunControlFamily
-from serve_app.models.qwen_diffsynth import QwenDiffSynth
+from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
+from serve_app.models.families.text.llama import LlamaText
+from serve_app.models.families.text.mistral import MistralText
+from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
+from serve_app.models.families.text.qwen3_vl import Tower as DeepTower
+from serve_app.models.families.text.qwen_vl import QwenVlText, Tower
+from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
-from serve_app.models.uso import Uso
-from serve_app.models.zimage_control import ZImageControl
-from serve_app.nodes.video import VideoComponents, VideoFromComponents
-from serve_app.store.catalog import FOLDERS
+from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
+from serve_app.store.models.catalog import FOLDERS
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.qwen21_cases import drawn, file_of

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.store.bucket import Bucket
-from serve_app.store.location import Location
-from serve_app.store.s3 import S3
-from serve_app.store.store import AREAS, WholeStore
-from serve_app.store.volume import Volume
+from serve_app.store.files.bucket import Bucket
+from serve_app.store.files.location import Location
+from serve_app.store.files.s3 import S3
+from serve_app.store.files.store import AREAS, WholeStore
+from serve_app.store.files.volume import Volume
 from tests import postgres
 from tests.seaweed import ACCESS, SECRET, Seaweed
 

@@ -11,7 +11,7 @@ from serve_app.api.request import parsed, read_body
 from serve_app.api.strict_json import parse_value
 from serve_app.errors import InvalidSubmissionError, shown
 from serve_app.limits import refused
-from serve_app.request_limits import BodyBound
+from serve_app.service.request_limits import BodyBound
 
 
 def empty(status_code: int = 200) -> Response:

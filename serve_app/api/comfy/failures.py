@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app import log
-from serve_app.api.comfy.asset_items import RefusedError, refused
+from serve_app.api.comfy.assets.items import RefusedError, refused
 from serve_app.api.comfy.body import empty
 from serve_app.api.problems import headers_of, reason_for
 from serve_app.api.strict_json import Json

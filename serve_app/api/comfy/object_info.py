@@ -15,12 +15,12 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.content import kind as kind_of
+from serve_app.api.files.content import kind as kind_of
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.graph.spec import OWN_KINDS, Input, NodeSpec
-from serve_app.service import Service
+from serve_app.service.service import Service
 
 KINDS = {"image_upload": ("image", ""), "audio_upload": ("audio", "video"), "video_upload": ("video",)}
 """The kinds of files that an input lists by what may be uploaded to it; "" are those whose names do not say theirs."""

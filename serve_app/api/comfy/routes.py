@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from serve_app.api.comfy import (
-    asset_uploads,
-    assets,
-    exports,
-    extensions,
-    history,
-    jobs,
-    models,
-    object_info,
-    pack_content,
-    prompt,
-    queue,
-    system,
-    uploads,
-    userdata,
-    view,
-)
-from serve_app.api.comfy import websocket as socket
+from serve_app.api.comfy import object_info, system
+from serve_app.api.comfy.assets import assets, exports
+from serve_app.api.comfy.assets import uploads as asset_uploads
+from serve_app.api.comfy.files import models, uploads, userdata, view
+from serve_app.api.comfy.jobs import history, jobs, prompt, queue
+from serve_app.api.comfy.jobs import websocket as socket
+from serve_app.api.comfy.page import extensions, pack_content
 
 ROUTERS = (
     prompt.router,

@@ -12,19 +12,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app import COMFYUI_VERSION
+from serve_app.api.auth.principal import Admin
 from serve_app.api.comfy.body import empty, read_members
-from serve_app.api.comfy.log_lines import SIZE
-from serve_app.api.comfy.subscriptions import Subscriptions
-from serve_app.api.principal import Admin
+from serve_app.api.comfy.jobs.log_lines import SIZE
+from serve_app.api.comfy.jobs.subscriptions import Subscriptions
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
 from serve_app.nodes.replacements import REPLACEMENTS
-from serve_app.scheduler.cluster_view import ClusterView
-from serve_app.service import Service
-from serve_app.store.catalog import FOLDERS
-from serve_app.store.store import AREAS, FileRef, Store
+from serve_app.scheduler.protocol.cluster_view import ClusterView
+from serve_app.service.service import Service
+from serve_app.store.files.store import AREAS, FileRef, Store
+from serve_app.store.models.catalog import FOLDERS
 
 router = Routes()
 internal = Routes("/internal")

@@ -15,14 +15,14 @@ from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.content import IMAGE_TYPES
+from serve_app.api.files.content import IMAGE_TYPES
+from serve_app.api.files.stored_file import file_ref, stored_file
 from serve_app.api.request import Current, lengths, quota_headers, read_object
 from serve_app.api.routing import Routes
-from serve_app.api.stored_file import file_ref, stored_file
 from serve_app.api.strict_json import Json
 from serve_app.errors import FileMissingError
-from serve_app.scheduler.client import JobView
-from serve_app.scheduler.cluster_view import ClusterView
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.scheduler.protocol.cluster_view import ClusterView
 
 router = Routes()
 

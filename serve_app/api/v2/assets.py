@@ -12,21 +12,21 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serve_app.api.content import SHOWN_TYPES, disposition
-from serve_app.api.content import content_type as type_by_name
-from serve_app.api.new_asset import CONTROL, asset_hash, asset_name, asset_type, keep
+from serve_app.api.files.content import SHOWN_TYPES, disposition
+from serve_app.api.files.content import content_type as type_by_name
+from serve_app.api.files.new_asset import CONTROL, asset_hash, asset_name, asset_type, keep
+from serve_app.api.files.stored_file import stored_file
 from serve_app.api.request import Current, bounded, read_object
 from serve_app.api.routing import Routes
-from serve_app.api.stored_file import stored_file
 from serve_app.api.strict_json import Json
 from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.shapes import asset_shape
 from serve_app.api.v2.submission import idempotency_key
 from serve_app.errors import FileMissingError, shown
-from serve_app.service import Service
-from serve_app.store.assets import Asset, DeleteAsset, FindAssets, HasBytes, MintAsset
-from serve_app.store.blobs import FilePieces, content_hash, new_file
-from serve_app.submissions import is_job_id
+from serve_app.service.service import Service
+from serve_app.service.submissions import is_job_id
+from serve_app.store.files.blobs import FilePieces, content_hash, new_file
+from serve_app.store.page.assets import Asset, DeleteAsset, FindAssets, HasBytes, MintAsset
 
 router = Routes()
 

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve_app.api.crowd import Room
+from serve_app.api.concurrency_limits import Room
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.v2.failures import CodedError
@@ -26,7 +26,7 @@ from serve_app.api.v2.outputs import outputs_of
 from serve_app.api.v2.shapes import STATES, progress_shape
 from serve_app.errors import CrowdedError, JobMissingError, UnavailableError
 from serve_app.events import ENDINGS, Event
-from serve_app.service import JobEvents, Service
+from serve_app.service.service import JobEvents, Service
 
 router = Routes()
 

@@ -27,10 +27,10 @@ from serve_app.api.v2.shapes import job_shape, listed_shape
 from serve_app.api.v2.submission import extra_data, idempotency_key, workflow
 from serve_app.errors import AssetMissingError, InvalidGraphError, JobMissingError, shown
 from serve_app.graph.ancestry import ancestry
-from serve_app.scheduler.client import JobView
-from serve_app.service import Service
-from serve_app.store.changes import Claims
-from serve_app.store.inquiries import ListJobs
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.service.service import Service
+from serve_app.store.database.changes import Claims
+from serve_app.store.database.queries import ListJobs
 
 router = Routes()
 

@@ -13,9 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from serve_app import log
 from serve_app.errors import ServeAppError
-from serve_app.service import Service
-from serve_app.store.assets import Asset, SetHash
-from serve_app.store.blobs import FilePieces, content_hash
+from serve_app.service.service import Service
+from serve_app.store.files.blobs import FilePieces, content_hash
+from serve_app.store.page.assets import Asset, SetHash
 
 WAITING = 1000
 """How many of a tenant may wait; of more a client sees the hash once it looks again later."""

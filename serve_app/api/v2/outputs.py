@@ -13,15 +13,15 @@ from typing import Any
 
 from starlette.requests import Request
 
-from serve_app.api.content import content_type, kind
-from serve_app.api.shown_outputs import Shown, shown_by
+from serve_app.api.files.content import content_type, kind
+from serve_app.api.files.shown_outputs import Shown, shown_by
 from serve_app.api.v2.late_hashes import LateHashes
 from serve_app.api.v2.shapes import output_shape
 from serve_app.errors import FileMissingError
-from serve_app.service import Service
-from serve_app.store.assets import Asset, OutputsOf, RecordOutputs
-from serve_app.store.blobs import FilePieces, content_hash
-from serve_app.store.store import Store
+from serve_app.service.service import Service
+from serve_app.store.files.blobs import FilePieces, content_hash
+from serve_app.store.files.store import Store
+from serve_app.store.page.assets import Asset, OutputsOf, RecordOutputs
 
 HASHED_BYTES = 32 * 1024 * 1024
 """Outputs of so many bytes are read as a job is first looked at; the others are shown without their hash at first."""

@@ -7,9 +7,9 @@ from typing import Any
 
 from serve_app.api.v2.failures import CodedError
 from serve_app.errors import shown
-from serve_app.service import Service
-from serve_app.store.assets import Asset, FindAssets
-from serve_app.submissions import is_job_id
+from serve_app.service.service import Service
+from serve_app.service.submissions import is_job_id
+from serve_app.store.page.assets import Asset, FindAssets
 
 TYPE = "core/ASSET"
 

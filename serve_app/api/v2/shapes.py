@@ -10,9 +10,9 @@ from typing import Any
 from starlette.requests import Request
 
 from serve_app.events import Failure
-from serve_app.scheduler.client import JobView, Standing
-from serve_app.store.assets import Asset
-from serve_app.store.inquiries import ListedJob
+from serve_app.scheduler.protocol.client import JobView, Standing
+from serve_app.store.database.queries import ListedJob
+from serve_app.store.page.assets import Asset
 
 PREFIX = "/api/v2"
 STATES: Mapping[str, str] = {

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from serve_app.models.families.anima import Anima, AnimaText
-from serve_app.models.families.auraflow import AuraFlow, PileT5Text
-from serve_app.models.families.autoencoder import AutoencoderKL
-from serve_app.models.families.chroma import Chroma
-from serve_app.models.families.clip import ClipText
-from serve_app.models.families.clip_vision import ClipVision
+from serve_app.models.families.autoencoders.flux2 import Flux2Vae
+from serve_app.models.families.autoencoders.kl import AutoencoderKL
+from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
+from serve_app.models.families.autoencoders.taesd import Taesd
+from serve_app.models.families.autoencoders.wan import WanVae
+from serve_app.models.families.autoencoders.wan22 import Wan22Vae
+from serve_app.models.families.dit.anima import Anima, AnimaText
+from serve_app.models.families.dit.auraflow import AuraFlow, PileT5Text
+from serve_app.models.families.dit.chroma import Chroma
+from serve_app.models.families.dit.flux import Flux
+from serve_app.models.families.dit.flux2 import Flux2
+from serve_app.models.families.dit.hidream import HiDream
+from serve_app.models.families.dit.krea2 import Krea2
+from serve_app.models.families.dit.lumina2 import Lumina2
+from serve_app.models.families.dit.omnigen2 import OmniGen2, OmniGen2Text
+from serve_app.models.families.dit.pixart import PixArt, PixArtAlpha
+from serve_app.models.families.dit.qwen_image import QwenImage
+from serve_app.models.families.dit.qwen_image21 import QwenImage21
+from serve_app.models.families.dit.sd3 import Sd3
+from serve_app.models.families.dit.wan import Wan, Wan22
+from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import (
     BackboneFamily,
     StyleFamily,
@@ -18,37 +33,22 @@ from serve_app.models.families.family import (
     VaeFamily,
     VisionFamily,
 )
-from serve_app.models.families.flux import Flux
-from serve_app.models.families.flux2 import Flux2
-from serve_app.models.families.flux2_vae import Flux2Vae
-from serve_app.models.families.flux_text import FluxText
-from serve_app.models.families.gemma import Gemma2Text
-from serve_app.models.families.hidream import HiDream
-from serve_app.models.families.hidream_text import HiDreamText
-from serve_app.models.families.krea2 import Krea2
-from serve_app.models.families.llama import LlamaText
-from serve_app.models.families.lumina2 import Lumina2
-from serve_app.models.families.mistral import MistralText
-from serve_app.models.families.omnigen2 import OmniGen2, OmniGen2Text
-from serve_app.models.families.pixart import PixArt, PixArtAlpha
-from serve_app.models.families.qwen import Qwen3Text
-from serve_app.models.families.qwen_image import QwenImage
-from serve_app.models.families.qwen_image21 import QwenImage21
-from serve_app.models.families.qwen_image21_vae import QwenImage21Vae
-from serve_app.models.families.qwen_vl import QwenVlText
-from serve_app.models.families.sd import Sd
-from serve_app.models.families.sd3 import Sd3
-from serve_app.models.families.sd3_text import Sd3Text
-from serve_app.models.families.sdxl import Sdxl, SdxlRefiner, SdxlText
-from serve_app.models.families.style_models import Redux, StyleAdapter
-from serve_app.models.families.t5 import T5Text, UMT5Text
-from serve_app.models.families.taesd import Taesd
-from serve_app.models.families.unclip import Unclip
-from serve_app.models.families.unet import Unet
-from serve_app.models.families.wan import Wan, Wan22
-from serve_app.models.families.wan22_vae import Wan22Vae
-from serve_app.models.families.wan_vae import WanVae
-from serve_app.models.families.zimage import ZImage
+from serve_app.models.families.text.clip import ClipText
+from serve_app.models.families.text.flux_text import FluxText
+from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.hidream_text import HiDreamText
+from serve_app.models.families.text.llama import LlamaText
+from serve_app.models.families.text.mistral import MistralText
+from serve_app.models.families.text.qwen import Qwen3Text
+from serve_app.models.families.text.qwen_vl import QwenVlText
+from serve_app.models.families.text.sd3_text import Sd3Text
+from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.unet.sd import Sd
+from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
+from serve_app.models.families.unet.unclip import Unclip
+from serve_app.models.families.unet.unet import Unet
+from serve_app.models.families.vision.clip_vision import ClipVision
+from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
 UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (

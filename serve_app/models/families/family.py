@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
+from serve_app.models.control.model_control import ActiveModelControl
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.forward import Bare
-from serve_app.models.layout import Table
-from serve_app.models.lora_layers import LoraSet
-from serve_app.models.model_control import ActiveModelControl
-from serve_app.models.tensors import Shape, Tensors
+from serve_app.models.lora.layers import LoraSet
 from serve_app.recipe import T5Padding, Training
 from serve_app.sampling.forward import Canvas, Inputs
-from serve_app.sampling.latents import LatentFormat
-from serve_app.store.kinds import BACKBONE_PREFIXES
+from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.store.models.kinds import BACKBONE_PREFIXES
 from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, Text, TokenizedText
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]

@@ -11,11 +11,11 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.request_limits import Limits
-from serve_app.service import Service
-from serve_app.store.catalog import Catalog
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.service.request_limits import Limits
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
+from serve_app.store.models.catalog import Catalog
+from serve_app.store.page.userdata import UserData
 from tests.unit.api.scripted_replica import Reached, ScriptedReplica, scripted
 
 DOCUMENT: dict[str, Any] = json.loads(files("serve_app.api.contract").joinpath("openapi.json").read_text())

@@ -18,11 +18,11 @@ from serve_app.graph.plan import Pool, Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import NO_QUOTAS, Quotas, WebhookLimits
-from serve_app.nodes.routes import PackRoute
-from serve_app.scheduler.client import JobView, SchedulerClient
-from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.housekeeping import KeptFiles
-from serve_app.scheduler.messages import (
+from serve_app.packs.routes import PackRoute
+from serve_app.scheduler.housekeeping.housekeeping import KeptFiles
+from serve_app.scheduler.protocol.client import JobView, SchedulerClient
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import (
     Assign,
     Message,
     NodeFinished,
@@ -34,11 +34,11 @@ from serve_app.scheduler.messages import (
     TaskFailed,
 )
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.store.changes import JobQuery
-from serve_app.store.jobs import STATEMENT_S, Jobs
-from serve_app.store.retention_rules import RetentionRules
-from serve_app.store.store import WholeStore
-from serve_app.store.userdata import UserData
+from serve_app.store.database.changes import JobQuery
+from serve_app.store.database.jobs import STATEMENT_S, Jobs
+from serve_app.store.files.store import WholeStore
+from serve_app.store.page.userdata import UserData
+from serve_app.store.retention.rules import RetentionRules
 from tests.unit.api.node_specs import SPECS
 from tests.unit.scheduler.job_pages import page
 

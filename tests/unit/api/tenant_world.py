@@ -14,19 +14,19 @@ import httpx
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
-from serve_app.api.audit import AuditLog
-from serve_app.api.identity import Identity
-from serve_app.api.tokens import Tokens
+from serve_app.api.auth.identity import Identity
+from serve_app.api.auth.tokens import Tokens
+from serve_app.api.operator.audit import AuditLog
 from serve_app.graph.spec import Input, NodeSpec
 from serve_app.limits import NO_QUOTAS, ModelChangeLimits, Quotas
-from serve_app.request_limits import Limits
-from serve_app.service import Service
-from serve_app.store.api_keys import AddKey, minted
-from serve_app.store.catalog import Catalog
-from serve_app.store.retention_rules import RetentionRules
-from serve_app.store.store import WholeStore
-from serve_app.store.userdata import UserData
-from serve_app.store.volume import Volume
+from serve_app.service.request_limits import Limits
+from serve_app.service.service import Service
+from serve_app.store.files.store import WholeStore
+from serve_app.store.files.volume import Volume
+from serve_app.store.models.catalog import Catalog
+from serve_app.store.page.userdata import UserData
+from serve_app.store.retention.rules import RetentionRules
+from serve_app.store.tenants.api_keys import AddKey, minted
 from tests.unit.api.http_server import listening
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted
 
@@ -160,8 +160,8 @@ class World:
 
 
 def _placed(tenant: str, area: Any, name: str) -> Any:
-    from serve_app.store.store import FileRef
-    from serve_app.store.tenants import placed
+    from serve_app.store.files.store import FileRef
+    from serve_app.store.tenants.tenants import placed
 
     return placed(FileRef(area, "", name), tenant)
 

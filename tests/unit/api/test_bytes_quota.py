@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from serve_app.limits import Quota, Quotas
-from serve_app.scheduler import storage_count
-from serve_app.store.store import FileRef
+from serve_app.scheduler.housekeeping import storage_count
+from serve_app.store.files.store import FileRef
 from tests.unit.api.tenant_world import WORKFLOW, World, world
 
 MOST = 1000

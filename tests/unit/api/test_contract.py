@@ -10,8 +10,8 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.errors import NotReadyError, UnavailableError
-from serve_app.scheduler.cluster_view import Gpu, HostStats
-from serve_app.service import Service
+from serve_app.scheduler.protocol.cluster_view import Gpu, HostStats
+from serve_app.service.service import Service
 from tests.unit.api.conftest import DOCUMENT
 from tests.unit.api.scripted_replica import scripted
 from tests.usual_limits import LIMITS

@@ -15,10 +15,10 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.errors import DatabaseAwayError, NotReadyError
-from serve_app.request_limits import Limits
-from serve_app.scheduler import database_health
-from serve_app.service import Service
-from serve_app.store.volume import Volume
+from serve_app.scheduler.durability import database_health
+from serve_app.service.request_limits import Limits
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
 from tests.postgres import Postgres
 from tests.relay import Relay
 from tests.unit.api.conftest import FILES

@@ -11,8 +11,8 @@ import zlib
 import pytest
 from PIL import Image
 
-from serve_app.store import userdata
-from serve_app.store.store import FileRef
+from serve_app.store.files.store import FileRef
+from serve_app.store.page import userdata
 
 JOB, OTHER = (f"550e8400-e29b-41d4-a716-44665544000{i}" for i in range(2))
 BRACKETS = b'{"a": ' + b"[" * 60_000 + b"]" * 60_000 + b"}"

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.crowd import Crowd
+from serve_app.api.concurrency_limits import Crowd
 from serve_app.limits import REFUSALS
-from tests.unit.api.test_crowd import Asked, waiting
+from tests.unit.api.test_concurrency_limits import Asked, waiting
 
 IDS = [f"550e8400-e29b-41d4-a716-4466554400{number:02}" for number in range(20)]
 

@@ -11,7 +11,7 @@ from serve_app.api import request_rate
 from serve_app.api.request_rate import RequestRate
 from serve_app.errors import QuotaError
 from serve_app.limits import Quota, Quotas
-from serve_app.store.audit import ReadAudit
+from serve_app.store.tenants.audit import ReadAudit
 from tests.unit.api.tenant_world import WORKFLOW, world
 
 

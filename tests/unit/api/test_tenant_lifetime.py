@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.store import retention
-from serve_app.store.backup import restore_backup, write_backup
-from serve_app.store.jobs import Jobs
-from serve_app.store.retention_rules import Bounds, RetentionRules
+from serve_app.store.database.backup import restore_backup, write_backup
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.retention import retention
+from serve_app.store.retention.rules import Bounds, RetentionRules
 from tests.unit.api.tenant_world import PICTURE, World, world
 
 KEPT = ("/history", "/api/assets?tags_any=output,input", "/api/webhooks", "/settings", "/userdata?dir=notes")

@@ -20,7 +20,7 @@ import websockets
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from serve_app.api.app import create_app
-from serve_app.api.identity import LOGOUT
+from serve_app.api.auth.identity import LOGOUT
 from tests.unit.api.tenant_world import CLIENT, NOTHING, PICTURE, WORKFLOW, Has, World, world
 
 
@@ -376,7 +376,7 @@ async def test_anothers_things_are_as_if_they_were_not_there(two, table):
 
 
 def _placed(area: Any, name: str) -> Any:
-    from serve_app.store.store import FileRef
+    from serve_app.store.files.store import FileRef
 
     return FileRef(area, "@a", name)
 

@@ -20,9 +20,9 @@ from starlette.routing import Route
 
 from serve_app.api.app import create_app
 from serve_app.limits import WebhookLimits
-from serve_app.request_limits import Limits
-from serve_app.service import Service
-from serve_app.store.webhooks import EVENTS
+from serve_app.service.request_limits import Limits
+from serve_app.service.service import Service
+from serve_app.store.database.webhooks import EVENTS
 from tests.unit.api.http_server import listening
 from tests.unit.api.scripted_replica import scripted
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.service import Service
-from serve_app.store.store import FileRef
-from serve_app.store.volume import Volume
+from serve_app.service.service import Service
+from serve_app.store.files.store import FileRef
+from serve_app.store.files.volume import Volume
 from tests.unit.api.conftest import FILES, example, volume
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted

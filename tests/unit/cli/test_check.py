@@ -12,13 +12,13 @@ import pytest
 from serve_app.cli import check as command
 from serve_app.cli import main
 from serve_app.events import Failure
-from serve_app.nodes.files import NodeFiles
-from serve_app.scheduler import tenure
-from serve_app.store.changes import JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
-from serve_app.store.jobs import Jobs
-from serve_app.store.reserved import Contents
-from serve_app.store.store import AREAS
-from serve_app.store.volume import Volume
+from serve_app.execution.files import NodeFiles
+from serve_app.scheduler.durability import lease as tenure
+from serve_app.store.database.changes import JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.reserved import Contents
+from serve_app.store.files.store import AREAS
+from serve_app.store.files.volume import Volume
 from tests.unit.store import reserving
 
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)

@@ -75,7 +75,7 @@ def test_a_server_without_a_model_that_draws_says_where_to_put_one():
 
 
 def test_up_demo_brings_the_models_that_ship_where_the_server_looks(monkeypatch, tmp_path, capsys):
-    up = importlib.import_module("serve_app.deployments.up")
+    up = importlib.import_module("serve_app.deployments.process.up")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(up.supervisor, "become", lambda *_: sys.exit("supervising"))
     with pytest.raises(SystemExit, match="supervising"):
@@ -92,7 +92,7 @@ def test_up_demo_says_why_it_can_bring_none(monkeypatch, tmp_path, capsys):
 
 
 def test_up_passes_its_options_on(monkeypatch, tmp_path):
-    module = importlib.import_module("serve_app.deployments.up")
+    module = importlib.import_module("serve_app.deployments.process.up")
     monkeypatch.chdir(tmp_path)
     passed = {}
     monkeypatch.setattr(module, "up", lambda arguments: passed.update(vars(arguments)) or 7)
@@ -105,7 +105,7 @@ def test_up_passes_its_options_on(monkeypatch, tmp_path):
 def test_asking_a_server_imports_neither_torch_nor_ray_nor_the_servers_own_code():
     code = (
         "import sys, serve_app.cli.submit, serve_app.cli.workflow, serve_app.cli.pages\n"
-        "print(sorted({'torch', 'ray', 'fastapi', 'serve_app.service'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'ray', 'fastapi', 'serve_app.service.service'} & sys.modules.keys()))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
 

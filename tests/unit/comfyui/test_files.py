@@ -8,8 +8,8 @@ import pytest
 
 from serve_app.comfyui.client import Client
 from serve_app.comfyui.files import Carrier, prune
-from serve_app.store.store import Area, FileRef
-from serve_app.store.volume import Volume
+from serve_app.store.files.store import Area, FileRef
+from serve_app.store.files.volume import Volume
 
 
 class Readable:

@@ -7,7 +7,7 @@ from typing import Any
 from serve_app.comfyui.frames import Ended, Narration, Pictured, Said, Shown
 from serve_app.graph.graph import Node, Origin
 from serve_app.graph.plan import Task, TaskId
-from serve_app.scheduler.messages import NodeFinished, NodeProgressed, NodesCached, NodeStarted
+from serve_app.scheduler.protocol.messages import NodeFinished, NodeProgressed, NodesCached, NodeStarted
 
 ID = TaskId("job", 0, 0)
 TASK = Task(

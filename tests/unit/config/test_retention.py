@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.config import AppConfig, parse
 from serve_app.errors import ConfigError
-from serve_app.store.retention_rules import KINDS, Bounds
+from serve_app.store.retention.rules import KINDS, Bounds
 
 
 def test_retention_is_off_and_a_tenants_bounds_of_a_kind_replace_everyones() -> None:

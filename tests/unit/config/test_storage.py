@@ -9,7 +9,7 @@ import pytest
 from serve_app import config
 from serve_app.config import AppConfig
 from serve_app.errors import ConfigError
-from serve_app.store.location import Location
+from serve_app.store.files.location import Location
 
 location = partial(Location, patience_s=30.0, timeout_s=30.0)
 S3 = {"kind": "s3", "bucket": "images", "endpoint": "http://store:9000", "path_style": True}

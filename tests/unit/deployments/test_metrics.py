@@ -103,8 +103,8 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
 
 
 def test_a_job_that_waits_makes_the_queue_older(monkeypatch):
-    from serve_app.scheduler.cluster_view import Load
-    from serve_app.scheduler.job_counters import JobCounters
+    from serve_app.scheduler.events.job_counters import JobCounters
+    from serve_app.scheduler.protocol.cluster_view import Load
 
     figures = list(scheduler_figures(Load(1, 0, 12.5, ()), JobCounters()))
     assert ("serve_app_queue_oldest_seconds", 12.5, {}) in figures

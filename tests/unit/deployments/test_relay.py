@@ -13,7 +13,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from serve_app.deployments import relay
 from serve_app.deployments.relay import Relay
 from serve_app.errors import NotReadyError
-from serve_app.nodes.routes import PackAnswer, PackCall
+from serve_app.packs.routes import PackAnswer, PackCall
 
 CALL = PackCall("GET", "/mine", (), b"")
 ANSWER = PackAnswer(200, (), b"mine")

@@ -15,11 +15,11 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.families.unet import UnetInputs, stack_contexts
+from serve_app.models.families.unet.unet import UnetInputs, stack_contexts
 from serve_app.models.network import Network
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas, Inputs, to_batch
-from serve_app.sampling.latent_formats import SD
+from serve_app.sampling.latents.latent_formats import SD
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.sampling.transfer import sent
 from tests.unit.engine.card import CARD, Card, Counts

@@ -14,18 +14,18 @@ from typing import Any, TypeAlias
 import torch
 from hypothesis import strategies as st
 
-from serve_app.models.families.unet import UnetInputs, stack_contexts
-from serve_app.models.rows_apart import rows_apart
+from serve_app.models.families.unet.unet import UnetInputs, stack_contexts
+from serve_app.models.split_batch import rows_apart
 from serve_app.recipe import PackFunctions, Recipe
-from serve_app.sampling.conditioning import area_of, resolved, weight_of
 from serve_app.sampling.denoiser import ImgToImg
-from serve_app.sampling.evaluation import next_evaluation
 from serve_app.sampling.forward import Piece, denoise, to_batch
-from serve_app.sampling.latents import LatentFormat
-from serve_app.sampling.levels import FlowLevels, Levels, TableLevels
+from serve_app.sampling.guidance.conditioning import area_of, resolved, weight_of
+from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.request import SamplingRequest, Steps
-from serve_app.sampling.samplers import SAMPLERS
-from serve_app.sampling.sigmas import SCHEDULES, sigmas_for
+from serve_app.sampling.samplers.evaluation import next_evaluation
+from serve_app.sampling.samplers.samplers import SAMPLERS
+from serve_app.sampling.schedules.levels import FlowLevels, Levels, TableLevels
+from serve_app.sampling.schedules.sigmas import SCHEDULES, sigmas_for
 from serve_app.sampling.transfer import sent
 from serve_app.values import Cfg, DualCfg, Guider, Noise, PerpNeg, SamplerChoice
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.engine import IN_FLIGHT, OVERTAKES, Engine
 from serve_app.engine.preview import Pictures
+from serve_app.engine.side_stream_pool import BesidePool
 from serve_app.engine.timeline import Mark, Timeline
 from serve_app.engine.trajectory import Trajectory
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from serve_app.engine.engine import Engine
 from serve_app.engine.preview import picture
 from serve_app.engine.timeline import HostTimeline
-from serve_app.models.families.taesd import Taesd
+from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.vae import Vae
 from serve_app.recipe import (
     AdaptiveProjection,
@@ -30,8 +30,8 @@ from serve_app.recipe import (
     TangentialDamping,
     TemporalRescaling,
 )
-from serve_app.sampling.latent_formats import SD
-from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.latents.latent_formats import SD
+from serve_app.sampling.samplers.samplers import SAMPLERS
 from serve_app.values import PerpNeg
 from tests.examples import fewer
 from tests.unit.engine import card_costs

@@ -14,9 +14,9 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
 from serve_app.sampling import noise
-from serve_app.sampling.evaluation import Foreseen
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.samplers.evaluation import Foreseen
+from serve_app.sampling.samplers.samplers import SAMPLERS
 from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card, Counts
 from tests.unit.engine.card_draws import CardDraws, CardGenerator, draw_on

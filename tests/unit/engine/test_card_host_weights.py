@@ -14,19 +14,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from serve_app.errors import DeviceMemoryError
-from serve_app.models.eight_bit import EightBitWeight
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
-from serve_app.models.host_weights import HostWeights, _Places
-from serve_app.models.loading import Loaded
-from serve_app.models.lora_slots import Pair, Slots, Slotted
-from serve_app.models.packing import weights_of
-from serve_app.models.recipes import Need
-from serve_app.models.residency import Hold
-from serve_app.models.streaming import with_own_weights
-from serve_app.models.upload import ALIGNED, HostCopies, Ring
-from serve_app.models.weights import STREAMED, Weights
+from serve_app.models.kernels.packing import weights_of
+from serve_app.models.lora.slots import Pair, Slots, Slotted
+from serve_app.models.quantization.eight_bit import EightBitWeight
+from serve_app.models.weights.host_weights import HostWeights, _Places
+from serve_app.models.weights.loading import Loaded
+from serve_app.models.weights.recipes import Need
+from serve_app.models.weights.residency import Hold
+from serve_app.models.weights.streaming import with_own_weights
+from serve_app.models.weights.upload import ALIGNED, HostCopies, Ring
+from serve_app.models.weights.weights import STREAMED, Weights
 from serve_app.recipe import Part, Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.examples import fewer
 from tests.unit.engine.card import CARD, Card, OnCard
 from tests.unit.engine.test_card_loading import Network, held, uploaded

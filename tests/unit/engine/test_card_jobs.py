@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from serve_app.engine.autoencoding import Autoencoding
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.families import ClipText, ClipVision, Taesd
-from serve_app.models.families.hidream_text import HiDreamText
-from serve_app.models.families.llama import LlamaText
-from serve_app.models.families.sd3_text import Sd3Text
-from serve_app.models.families.sdxl import SdxlText
-from serve_app.models.families.t5 import T5Text
-from serve_app.models.kept import KeptLinear
-from serve_app.models.sixteen_bits import keep, round_weights
+from serve_app.models.families.text.hidream_text import HiDreamText
+from serve_app.models.families.text.llama import LlamaText
+from serve_app.models.families.text.sd3_text import Sd3Text
+from serve_app.models.families.text.t5 import T5Text
+from serve_app.models.families.unet.sdxl import SdxlText
+from serve_app.models.quantization.half_precision_text import keep, round_weights
+from serve_app.models.quantization.packed_linear import KeptLinear
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder
 from serve_app.recipe import Recipe
-from serve_app.sampling.latent_formats import SD
+from serve_app.sampling.latents.latent_formats import SD
 from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card
 from tests.unit.engine.card_order import FORWARDS, UnorderedError

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.eight_bit import EightBitWeight
-from serve_app.models.kept import KeptLinear
-from serve_app.models.packing import move_to
-from serve_app.models.upload import BUFFERS, HostCopies, Ring, Upload
+from serve_app.models.kernels.packing import move_to
+from serve_app.models.quantization.eight_bit import EightBitWeight
+from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.weights.upload import BUFFERS, HostCopies, Ring, Upload
 from tests.unit.engine.card import CARD, Card
 
 BUFFER = 4096

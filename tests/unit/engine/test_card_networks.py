@@ -12,10 +12,10 @@ from torch import Tensor
 
 from serve_app.models.backbone import Backbone
 from serve_app.models.families.family import Rows
-from serve_app.models.families.unet import UnetInputs
+from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
-from serve_app.models.lora import Difference, LowRank
-from serve_app.models.lora_layers import LoraSet
+from serve_app.models.lora.adapters import Difference, LowRank
+from serve_app.models.lora.layers import LoraSet
 from serve_app.models.network import Network
 from serve_app.recipe import (
     DeepShrink,

@@ -13,20 +13,20 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import DeviceMemoryError
-from serve_app.models import host_weights
 from serve_app.models.backbone import Backbone
 from serve_app.models.families import ClipText, Sd
-from serve_app.models.families.hidream import STATES
+from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.forward import EAGER, Replays
-from serve_app.models.host_weights import HostWeights
-from serve_app.models.loading import Loaded
 from serve_app.models.network import Network
-from serve_app.models.streaming import Streaming
-from serve_app.models.upload import HostCopies, Ring
-from serve_app.models.weights import Weights
+from serve_app.models.weights import host_weights
+from serve_app.models.weights.host_weights import HostWeights
+from serve_app.models.weights.loading import Loaded
+from serve_app.models.weights.streaming import Streaming
+from serve_app.models.weights.upload import HostCopies, Ring
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Discrete, LoadedAs, Lora, Part, Recipe, Streams
 from serve_app.sampling.forward import Canvas, Piece, denoise
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import Control
 from tests.parity import control_files
 from tests.parity.dit_cases import LLAMA_STATES, TEXT_WIDTH, noise, weights

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from serve_app.models.eight_bit import EightBitWeight
-from serve_app.models.host_weights import HostWeights
-from serve_app.models.kept import KeptLinear
-from serve_app.models.packing import upload, weights_of
-from serve_app.models.streaming import SLOTS, Streaming, streamed_blocks, with_own_weights
-from serve_app.models.upload import HostCopies, Ring
+from serve_app.models.kernels.packing import upload, weights_of
+from serve_app.models.quantization.eight_bit import EightBitWeight
+from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.weights.host_weights import HostWeights
+from serve_app.models.weights.streaming import SLOTS, Streaming, streamed_blocks, with_own_weights
+from serve_app.models.weights.upload import HostCopies, Ring
 from tests.unit.engine.card import CARD, Card
 from tests.unit.engine.card_order import COPIES, CardCopies, UnorderedError
 from tests.unit.engine.test_card_loading import held

@@ -16,7 +16,7 @@ from serve_app.engine.trajectory import Trajectory
 from serve_app.models.families import Taesd
 from serve_app.models.text_encoder import Clip
 from serve_app.models.vae import Vae
-from serve_app.sampling.latent_formats import SD
+from serve_app.sampling.latents.latent_formats import SD
 from serve_app.sampling.request import SamplingRequest
 from tests.unit.engine.card import CARD, Card
 from tests.unit.engine.card_order import BESIDE, FORWARDS, CardTimeline, UnorderedError

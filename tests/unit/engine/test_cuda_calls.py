@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.timeline import timeline_of
-from serve_app.models.cuda_graphs import GraphRecorder
-from serve_app.models.upload import CudaCopies
+from serve_app.models.kernels.cuda_graphs import GraphRecorder
+from serve_app.models.weights.upload import CudaCopies
 from serve_app.sampling.draws import CudaDraws
 
 CARD = torch.device("cuda", 0)

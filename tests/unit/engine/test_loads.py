@@ -20,12 +20,12 @@ from serve_app.engine.loads import Loads
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import ModelFileError, UnavailableError
-from serve_app.models.recipes import Need
-from serve_app.models.residency import Hold, Resident
-from serve_app.models.weights import Weights
+from serve_app.models.weights.recipes import Need
+from serve_app.models.weights.residency import Hold, Resident
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.request import SamplingRequest
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.unit.engine.test_runtime import ONE, TEXT, UNET, VAE, ignore, recipe, request
 from tests.unit.models.sample import cpu_weights, random_tensors
 

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from serve_app.engine.batcher import share
-from serve_app.engine.beside_pool import BesidePool
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import CELL_BYTES, CardShare
+from serve_app.engine.side_stream_pool import BesidePool
 from serve_app.errors import DeviceMemoryError
-from serve_app.models.families.unet import UnetInputs
-from serve_app.models.recipes import Need
-from serve_app.models.residency import Hold, Residency, Resident
-from serve_app.models.streaming import stream_share
+from serve_app.models.families.unet.unet import UnetInputs
+from serve_app.models.weights.recipes import Need
+from serve_app.models.weights.residency import Hold, Residency, Resident
+from serve_app.models.weights.streaming import stream_share
 from serve_app.sampling.forward import Piece
 from tests.unit.engine.allocator import Allocator, OnAllocator
 

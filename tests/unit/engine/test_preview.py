@@ -11,8 +11,8 @@ from PIL import Image
 
 from serve_app.engine.preview import in_eight_bits, picture
 from serve_app.images import to_preview
-from serve_app.sampling import latent_formats as formats
-from serve_app.sampling.latents import LatentFormat
+from serve_app.sampling.latents import latent_formats as formats
+from serve_app.sampling.latents.latents import LatentFormat
 
 
 @pytest.mark.parametrize(

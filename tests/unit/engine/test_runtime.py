@@ -11,11 +11,11 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.limits import SizeLimits
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd
-from serve_app.models.weights import Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
-from serve_app.sampling import latent_formats
+from serve_app.sampling.latents import latent_formats
 from serve_app.sampling.request import Steps
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import GenerationRequest, IllustratedText, Noise, Texts
 from tests.unit.engine import mixes
 from tests.unit.engine.test_engine import arrived, held

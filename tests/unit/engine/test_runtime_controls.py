@@ -9,7 +9,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.recipe import Recipe, Streams
 from serve_app.sampling.request import SamplingRequest, Steps
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Control, Guider, Noise, SamplerChoice
 from tests.parity import control_files
 from tests.unit.models.sample import cpu_weights

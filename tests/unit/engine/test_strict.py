@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.recipe import Lora, Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors
 

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
-from serve_app.models.weights import Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe import ClipSkip
 from serve_app.values import Texts
 from tests.unit.engine import mixes

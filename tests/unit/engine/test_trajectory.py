@@ -7,9 +7,9 @@ import torch
 
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import NodeError
-from serve_app.sampling.combination import compute
-from serve_app.sampling.disagreement import read
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.lazy_sum import compute
+from serve_app.sampling.samplers.error_estimate import read
+from serve_app.sampling.schedules.levels import TableLevels
 from tests.unit.engine.mixes import TinyBackbone, request, tiny_flow
 
 

@@ -18,14 +18,14 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families import AutoencoderKL, Wan
-from serve_app.models.families.anima import IDS, WEIGHTS
-from serve_app.models.families.hidream import STATES
-from serve_app.nodes.builtin.latent import VAEDecode
-from serve_app.nodes.builtin.loaders import UNETLoader, VAELoader
-from serve_app.nodes.builtin.sampling import KSampler
+from serve_app.models.families.dit.anima import IDS, WEIGHTS
+from serve_app.models.families.dit.hidream import STATES
+from serve_app.nodes.latent.latents import VAEDecode
+from serve_app.nodes.loaders.models import UNETLoader, VAELoader
+from serve_app.nodes.sampling.ksampler import KSampler
 from serve_app.recipe import Lora, Recipe, ReferenceMethod
 from serve_app.sampling.request import SamplingRequest
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import ClipVisionOutput, Conditioning
 from tests.examples import fewer
 from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights

@@ -20,7 +20,7 @@ from serve_app.models.families import Wan22Vae, WanVae
 from serve_app.models.families.family import VaeFamily
 from serve_app.models.vae import Vae
 from serve_app.recipe import Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from tests.unit.engine.allocator import Allocator, IdleWeights
 from tests.unit.engine.test_strict import ignore
 from tests.unit.engine.test_together import Counting, at_once

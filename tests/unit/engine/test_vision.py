@@ -19,17 +19,17 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Unclip
-from serve_app.nodes.builtin.conditioning import CLIPTextEncode
-from serve_app.nodes.builtin.latent import VAEDecode
-from serve_app.nodes.builtin.sampling import KSampler
-from serve_app.nodes.builtin.vision import (
+from serve_app.nodes.conditioning.encode import CLIPTextEncode
+from serve_app.nodes.conditioning.vision import (
     CLIPVisionEncode,
     CLIPVisionLoader,
     unCLIPCheckpointLoader,
     unCLIPConditioning,
 )
+from serve_app.nodes.latent.latents import VAEDecode
+from serve_app.nodes.sampling.ksampler import KSampler
 from serve_app.sampling.request import SamplingRequest
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import ClipVisionOutput, Conditioning
 from tests.examples import fewer
 from tests.parity.dit_cases import noise, weights

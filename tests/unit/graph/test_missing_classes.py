@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from serve_app.errors import Problem, WorkflowFileError
-from serve_app.graph.convert import convert
 from serve_app.graph.missing_classes import with_packs
+from serve_app.graph.saved.convert import convert
 from tests.unit.graph.page_workflows import CLASSES, node, workflow
 
 

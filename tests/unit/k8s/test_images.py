@@ -10,7 +10,7 @@ import yaml
 
 from serve_app.cli import _parser
 from serve_app.config import AppConfig
-from serve_app.deployments.up import check_exposure
+from serve_app.deployments.process.up import check_exposure
 from serve_app.errors import ConfigError
 from tests.unit.k8s.manifests import ROOT
 

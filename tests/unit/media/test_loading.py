@@ -11,11 +11,11 @@ import torch
 from PIL import EpsImagePlugin, Image
 
 from serve_app.errors import NodeError
+from serve_app.execution.executing import Executing
+from serve_app.execution.size import allow
 from serve_app.limits import SizeLimits
 from serve_app.media import frames, loading
 from serve_app.media.decoder import Bounds
-from serve_app.nodes.executing import Executing
-from serve_app.nodes.size import allow
 from tests.parity.file_cases import FILES
 
 WHAT = "the file 'x.png'"
@@ -34,7 +34,7 @@ def load(data: bytes, name: str = "", **limits: int) -> tuple[torch.Tensor, torc
 @pytest.fixture
 def limit(monkeypatch: pytest.MonkeyPatch) -> None:
     call = Executing("job", "1", limits=SizeLimits(value_bytes=1_000_000))
-    monkeypatch.setattr("serve_app.nodes.size.executing", lambda: call)
+    monkeypatch.setattr("serve_app.execution.size.executing", lambda: call)
 
 
 def test_an_image_without_alpha_has_an_empty_mask_of_64_by_64() -> None:

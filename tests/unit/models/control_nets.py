@@ -7,10 +7,10 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from serve_app.models.control import ControlNet
-from serve_app.models.controlnet import ControlNetwork
+from serve_app.models.control.control import ControlNet
+from serve_app.models.control.controlnet import ControlNetwork
+from serve_app.models.control.t2i_adapter import T2iNetwork, T2iSize
 from serve_app.models.families import Sd
-from serve_app.models.t2i_adapter import T2iNetwork, T2iSize
 
 N = TypeVar("N", bound=nn.Module)
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
-from serve_app.models.layout import reverse, translate
-from serve_app.models.weights import Weights
-from serve_app.store.catalog import Catalog
+from serve_app.models.files.layout import reverse, translate
+from serve_app.models.weights.weights import Weights
+from serve_app.store.models.catalog import Catalog
 
 SAMPLE: tuple[Family, ...] = (
     Sd(channels=(32, 64, 128), res_blocks=(1, 1, 1), depths=(0, 1, 1), middle_depth=1, context_dim=64),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.models import forward
 from serve_app.models.families.family import Rows
-from serve_app.models.families.unet import UnetInputs
+from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Bare, Replays
 from serve_app.models.network import Network
 from serve_app.recipe import DeepShrink, Discrete, FreeU

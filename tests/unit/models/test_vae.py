@@ -2,8 +2,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import AutoencoderKL
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.vae import Vae
 from tests.unit.models.sample import random_tensors
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import ClipVision, Flux, Redux, StyleAdapter
-from serve_app.models.families.attention_bias import attention_bias
 from serve_app.models.families.family import Family, VisionFamily
-from serve_app.models.families.unclip import seen_vector
-from serve_app.models.parts import find_part
-from serve_app.models.tensors import Tensors
+from serve_app.models.families.shared.attention_bias import attention_bias
+from serve_app.models.families.unet.unclip import seen_vector
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.parts import find_part
+from serve_app.models.files.tensors import Tensors
 from serve_app.models.vision import LONGEST, ImageEncoder, StyleModel
 from serve_app.recipe import Flow, Part
 from serve_app.sampling.forward import Canvas

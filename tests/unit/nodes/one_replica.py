@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from serve_app.execution.call import NodeResult
+from serve_app.execution.execute import Execution
+from serve_app.execution.protocol import spec_of
+from serve_app.execution.result_cache import ResultCache
 from serve_app.graph.graph import Origin
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
-from serve_app.nodes.call import NodeResult
-from serve_app.nodes.execute import Execution
-from serve_app.nodes.protocol import spec_of
-from serve_app.nodes.result_cache import ResultCache
 
 
 class Node:

@@ -15,20 +15,20 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from serve_app.execution.execute import Execution, NodeFailedError
+from serve_app.execution.files import NodeFiles
+from serve_app.execution.result_cache import ResultCache
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.validate import validate
 from serve_app.images import resize
-from serve_app.nodes.execute import Execution, NodeFailedError
-from serve_app.nodes.files import NodeFiles
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.nodes.result_cache import ResultCache
 from serve_app.recipe import ClipSkip, Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
-from serve_app.store.reserved import Contents
-from serve_app.store.store import AREAS, FileRef
-from serve_app.store.volume import Volume
+from serve_app.store.files.reserved import Contents
+from serve_app.store.files.store import AREAS, FileRef
+from serve_app.store.files.volume import Volume
 from serve_app.values import Cfg, Noise, SamplerChoice
 
 

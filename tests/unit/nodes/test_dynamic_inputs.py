@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
+from serve_app.execution.prevalidation import checked
 from serve_app.graph.graph import Node as GraphNode
-from serve_app.nodes.prevalidation import checked
 from tests.unit.nodes.one_replica import Constant, Node, OneReplica, Range, task
 
 NUMBERS = {"template": {"input": {"required": {"n": ("INT", {})}}, "prefix": "n", "min": 1, "max": 5}}

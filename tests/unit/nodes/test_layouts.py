@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.lexicon import Lexicon
+from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import Lora, Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 
 
 def run(class_type: str, **inputs: Any) -> Any:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.nodes.builtin.conditioning_edit import InstructPixToPixConditioning
-from serve_app.nodes.builtin.conditioning_sdxl import CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner
-from serve_app.nodes.builtin.loaders import (
+from serve_app.nodes.conditioning.edit import InstructPixToPixConditioning
+from serve_app.nodes.conditioning.sdxl import CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner
+from serve_app.nodes.loaders.models import (
     CheckpointLoader,
     CLIPLoader,
     DiffusersLoader,
@@ -21,11 +21,7 @@ from serve_app.nodes.builtin.loaders import (
     UNETLoader,
     VAELoader,
 )
-from serve_app.nodes.builtin.model_sampling import (
-    ModelSamplingContinuousEDM,
-    ModelSamplingContinuousV,
-    ModelSamplingDiscrete,
-)
+from serve_app.nodes.model.training import ModelSamplingContinuousEDM, ModelSamplingContinuousV, ModelSamplingDiscrete
 from serve_app.recipe import ClipSkip, ContinuousEdm, ContinuousV, Discrete, LoadedAs, Recipe, Rounded
 from serve_app.values import Texts
 

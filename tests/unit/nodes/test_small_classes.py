@@ -11,7 +11,7 @@ import torch
 from serve_app.errors import NodeError
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import Recipe, Scale, Share, SkipLayerGuidance, SkippedBlocks, WeakNegative
-from serve_app.sampling.levels import TableLevels
+from serve_app.sampling.schedules.levels import TableLevels
 
 MODEL, OTHER = (Recipe("backbone", "checkpoints", name) for name in ("a.safetensors", "b.safetensors"))
 CLIP, CLIP2 = (Recipe("clip", "checkpoints", name) for name in ("a.safetensors", "b.safetensors"))

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 
+from serve_app.execution.call import ExecutionBlocker
+from serve_app.execution.execute import NodeFailedError
+from serve_app.execution.expansion import DependencyCycleError, DuplicateNodeError, DynamicPrompt
+from serve_app.execution.protocol import FolderChoice
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
-from serve_app.nodes.call import ExecutionBlocker
-from serve_app.nodes.compat.graph_utils import GraphBuilder, add_graph_prefix, is_link
-from serve_app.nodes.execute import NodeFailedError
-from serve_app.nodes.expansion import DependencyCycleError, DuplicateNodeError, DynamicPrompt
-from serve_app.nodes.protocol import FolderChoice
+from serve_app.packs.graph_utils import GraphBuilder, add_graph_prefix, is_link
 from tests.unit.nodes.one_replica import Add, Constant, Node, OneReplica, Range, Show, task
 
 

@@ -15,17 +15,17 @@ import torch
 from PIL import Image
 
 from serve_app.errors import NodeError
+from serve_app.execution.executing import Executing, enter
+from serve_app.execution.files import NodeFiles
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.images_deep import to_deep_png, to_exr
 from serve_app.limits import SizeLimits
-from serve_app.nodes.executing import Executing, enter
-from serve_app.nodes.files import NodeFiles
-from serve_app.nodes.later import NOT_THERE
+from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.store.reserved import Contents
-from serve_app.store.store import AREAS, Area, FileRef
-from serve_app.store.volume import Volume
+from serve_app.store.files.reserved import Contents
+from serve_app.store.files.store import AREAS, Area, FileRef
+from serve_app.store.files.volume import Volume
 from tests.unit.nodes.today_cases import CASES, decoded, encoded
 
 THEIRS: list[Any] = json.loads(Path(__file__).with_name("today.json").read_text())

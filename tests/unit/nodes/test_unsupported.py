@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.graph.page_nodes import PAGE_ONLY
 from serve_app.graph.parse import parse
+from serve_app.graph.saved.page_nodes import PAGE_ONLY
 from serve_app.graph.validate import validate
-from serve_app.nodes.later import NOT_THERE
 from serve_app.nodes.listing import listing
+from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.unsupported import UNSUPPORTED
 

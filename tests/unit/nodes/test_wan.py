@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.execution.executing import Executing, enter
 from serve_app.limits import SizeLimits
-from serve_app.nodes.builtin.latent_transform import TrimVideoLatent
-from serve_app.nodes.executing import Executing, enter
+from serve_app.nodes.latent.transform import TrimVideoLatent
 from serve_app.nodes.registry import BUILTIN
 from serve_app.values import Conditioning
 

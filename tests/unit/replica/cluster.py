@@ -19,7 +19,7 @@ from serve_app.replica.assemble import assemble
 from serve_app.replica.comfyui_assemble import assemble_comfyui
 from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.replica.runner import Runner
-from serve_app.scheduler.client import JobView, Submission
+from serve_app.scheduler.protocol.client import JobView, Submission
 from serve_app.scheduler.scheduler import Scheduler
 
 

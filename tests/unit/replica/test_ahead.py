@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from serve_app.config.pool import PoolConfig
 from serve_app.recipe import warm_recipes
-from serve_app.scheduler.messages import Prefetch
+from serve_app.scheduler.protocol.messages import Prefetch
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster

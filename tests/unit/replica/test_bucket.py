@@ -12,10 +12,11 @@ from PIL import Image
 
 from serve_app.config.pool import PoolConfig
 from serve_app.config.storage import BucketConfig, S3Config
-from serve_app.store import mirror, s3
-from serve_app.store.mirror import Mirror
-from serve_app.store.s3 import S3
-from serve_app.store.store import FileRef
+from serve_app.store.files import s3
+from serve_app.store.files.s3 import S3
+from serve_app.store.files.store import FileRef
+from serve_app.store.models import mirror
+from serve_app.store.models.mirror import Mirror
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import cluster
 from tests.unit.replica.test_runner import txt2img

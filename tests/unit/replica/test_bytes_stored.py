@@ -12,9 +12,9 @@ import pytest
 from serve_app.config.storage import S3Config
 from serve_app.errors import QuotaError
 from serve_app.limits import Quota, Quotas
-from serve_app.scheduler import storage_count
-from serve_app.scheduler.client import JobView, Submission
-from serve_app.store.stored_bytes import StoredBytes
+from serve_app.scheduler.housekeeping import storage_count
+from serve_app.scheduler.protocol.client import JobView, Submission
+from serve_app.store.tenants.stored_bytes import StoredBytes
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.replica.test_bucket import CPU, drawing, place
 

@@ -18,9 +18,9 @@ from PIL import Image
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import NotReadyError
 from serve_app.replica.comfyui_runner import ComfyUIRunner
-from serve_app.scheduler.client import Submission
-from serve_app.store.store import FileRef
-from serve_app.store.volume import Volume
+from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.files.store import FileRef
+from serve_app.store.files.volume import Volume
 from tests.comfyui.pools import STANDIN, graph, standin
 from tests.unit.replica.cluster import Cluster, cluster
 
@@ -251,7 +251,7 @@ async def test_memory_is_freed_on_request_and_resident_models_are_told(tmp_path:
         await running.finish(await submit(running, graph(StandInModel={"name": "a.safetensors"})))
         [replica] = (await running.scheduler.cluster()).replicas
         assert replica.recipes == ("a.safetensors",)
-        from serve_app.scheduler.messages import Free
+        from serve_app.scheduler.protocol.messages import Free
 
         await running.scheduler.free(Free(weights=True, results=True))
         while (await running.scheduler.cluster()).replicas[0].recipes:

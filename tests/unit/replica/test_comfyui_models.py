@@ -12,9 +12,9 @@ from PIL import Image
 
 from serve_app.config.storage import BucketConfig
 from serve_app.replica import comfyui_runner
-from serve_app.scheduler.client import Submission
-from serve_app.store import mirror
-from serve_app.store.bucket import Bucket
+from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.files.bucket import Bucket
+from serve_app.store.models import mirror
 from tests.comfyui.pools import standin
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.replica.test_bucket import place

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from serve_app.config.pool import PoolConfig
-from serve_app.scheduler.client import Submission
-from serve_app.store.credentials import HIDDEN
+from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.tenants.credentials import HIDDEN
 from tests.unit.replica.cluster import Cluster, cluster
 
 TOKEN, KEY = "token-of-'somebody'-5f2c", "key-9d81c6"

@@ -7,7 +7,7 @@ import torch
 
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import ConfigError
-from serve_app.models.cuda_graphs import replays_of
+from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.replica.assemble import device_of, host_bytes_of, memory_of, set_arithmetic
 
 MB = 1024**2

@@ -14,11 +14,11 @@ from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
 from serve_app.limits import BackoffRules
 from serve_app.replica.watchdog import REPLACED
-from serve_app.scheduler import remote_validation
-from serve_app.scheduler.client import JobView
-from serve_app.service import Service
-from serve_app.store.pauses import THE_QUEUE
-from serve_app.store.volume import Volume
+from serve_app.scheduler.jobs import remote_validation
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
+from serve_app.store.tenants.pauses import THE_QUEUE
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.usual_limits import LIMITS
 

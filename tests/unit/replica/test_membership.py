@@ -11,8 +11,8 @@ import pytest
 from serve_app.graph.plan import TaskId
 from serve_app.replica import membership
 from serve_app.replica.membership import Membership
-from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import (
     Free,
     Message,
     NodeFinished,

@@ -15,12 +15,12 @@ from PIL import Image
 
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
-from serve_app.nodes.compat.server import PromptServer
-from serve_app.nodes.routes import PackRoute
-from serve_app.scheduler import remote_validation
-from serve_app.scheduler.client import JobView, Reader
-from serve_app.service import Service
-from serve_app.store.volume import Volume
+from serve_app.packs.routes import PackRoute
+from serve_app.packs.server import PromptServer
+from serve_app.scheduler.jobs import remote_validation
+from serve_app.scheduler.protocol.client import JobView, Reader
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.usual_limits import LIMITS
 

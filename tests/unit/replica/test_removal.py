@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config.pool import PoolConfig
-from serve_app.scheduler import tidying
-from serve_app.store import retention
+from serve_app.scheduler.housekeeping import tidying
+from serve_app.store.retention import retention
 from tests.unit.replica.cluster import Cluster, cluster
 
 POOLS = (PoolConfig(name="cpu", runtime=False, threads=1), PoolConfig(name="other", runtime=False, threads=1))
@@ -52,7 +52,9 @@ async def test_a_store_that_is_away_is_left_for_later(tmp_path: Path, monkeypatc
         job_id, name = await saved(running)
         away = monkeypatch.context()
         with away as patch:
-            patch.setattr("serve_app.store.volume.Volume.delete", lambda *_: (_ for _ in ()).throw(OSError("away")))
+            patch.setattr(
+                "serve_app.store.files.volume.Volume.delete", lambda *_: (_ for _ in ()).throw(OSError("away"))
+            )
             assert await running.scheduler.remove([job_id]) == (1, ())
         assert there(running) == [name]
         await running.restart_scheduler()

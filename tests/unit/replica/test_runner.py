@@ -23,9 +23,9 @@ from serve_app.images import to_png
 from serve_app.limits import SizeLimits
 from serve_app.replica import assemble as assembling
 from serve_app.replica import membership
-from serve_app.scheduler import replica_registry
-from serve_app.scheduler.client import Reader, Submission
-from serve_app.scheduler.messages import Free
+from serve_app.scheduler.protocol.client import Reader, Submission
+from serve_app.scheduler.protocol.messages import Free
+from serve_app.scheduler.replicas import registry as replica_registry
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
@@ -238,7 +238,7 @@ async def test_pictures_are_encoded_in_neither_the_engines_thread_nor_the_event_
         threads.append(threading.current_thread())
         return to_png(*given)
 
-    monkeypatch.setattr("serve_app.nodes.builtin.image.to_png", encoded)
+    monkeypatch.setattr("serve_app.nodes.image.images.to_png", encoded)
     async with cluster(root, ONE) as running:
         view = await running.finish(await running.submit(txt2img(1), ("6",)))
     assert view.state == "success", view.failure

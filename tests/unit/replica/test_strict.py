@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.scheduler.client import JobView, Submission
+from serve_app.scheduler.protocol.client import JobView, Submission
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.replica.test_runner import ONE, txt2img

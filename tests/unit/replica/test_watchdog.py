@@ -256,7 +256,7 @@ def test_model_files_are_opened_beyond_the_limit_of_allocations_which_stays(tmp_
 import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from serve_app.models.checkpoint import Checkpoint
+from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.replica import watchdog
 path = Path(sys.argv[1]) / "large.safetensors"
 save_file({"a": torch.zeros(1 << 26, dtype=torch.bfloat16)}, path)

@@ -7,11 +7,11 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.recipe import ContinuousEdm, Discrete, Flow, FluxFlow
-from serve_app.sampling.combination import value
 from serve_app.sampling.denoiser import EPS, X0, Edm, ImgToImg, Lcm, V, Velocity, trained
-from serve_app.sampling.evaluation import Evaluation
-from serve_app.sampling.inpaint import Inpainting, latent_mask
-from serve_app.sampling.levels import FlowLevels, TableLevels
+from serve_app.sampling.latents.inpaint import Inpainting, latent_mask
+from serve_app.sampling.lazy_sum import value
+from serve_app.sampling.samplers.evaluation import Evaluation
+from serve_app.sampling.schedules.levels import FlowLevels, TableLevels
 
 
 def denoised(prediction, x, output, sigma):

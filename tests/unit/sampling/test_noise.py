@@ -15,9 +15,9 @@ from serve_app.errors import NodeError
 from serve_app.sampling import draws
 from serve_app.sampling import noise as module
 from serve_app.sampling.draws import THREADS, HostDraws
-from serve_app.sampling.evaluation import _asked
 from serve_app.sampling.noise import BrownianNoise, brownian_noise, gaussian_noise, noise
-from serve_app.sampling.samplers import SAMPLERS
+from serve_app.sampling.samplers.evaluation import _asked
+from serve_app.sampling.samplers.samplers import SAMPLERS
 from tests.philox import CardNoise, philox
 
 SHAPE = (3, 4, 8, 8)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from serve_app.scheduler.client import JobView
+from serve_app.scheduler.protocol.client import JobView
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.store.changes import JobQuery
+from serve_app.store.database.changes import JobQuery
 
 
 class JobPage(NamedTuple):

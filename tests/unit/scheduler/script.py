@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Pool, Task, TaskId, plan
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import Assign, Message, NodeFinished, ReplicaInfo, TaskFinished
-from serve_app.scheduler.stimuli import Command, JobArrived, Persist, Publish, ReplicaJoined, Reported, Send
-from serve_app.store.changes import JobRow
+from serve_app.scheduler.core.events import Command, JobArrived, Persist, Publish, ReplicaJoined, Reported, Send
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.protocol.messages import Assign, Message, NodeFinished, ReplicaInfo, TaskFinished
+from serve_app.store.database.changes import JobRow
 
 T = TypeVar("T")
 LAZY = {"lazy": True}

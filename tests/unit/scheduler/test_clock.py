@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from serve_app.scheduler import time_limit
-from serve_app.scheduler.stimuli import CancelAsked
-from serve_app.scheduler.time_limit import Overtime
-from serve_app.store.changes import JobEnded, JobStarted
+from serve_app.scheduler.core import time_limit
+from serve_app.scheduler.core.events import CancelAsked
+from serve_app.scheduler.core.time_limit import Overtime
+from serve_app.store.database.changes import JobEnded, JobStarted
 from tests.unit.scheduler.script import Script, assigned, changes
 
 HOUR_S = 3600.0

@@ -7,10 +7,10 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Pool, Task, plan
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.scheduler.messages import Compute, Deliver, Export, Exported, NodeFinished, TaskFinished, Want
-from serve_app.scheduler.records import SHARED_LOSSES
-from serve_app.scheduler.stimuli import JobArrived, ReplicaLost
-from serve_app.store.changes import JobRow
+from serve_app.scheduler.core.events import JobArrived, ReplicaLost
+from serve_app.scheduler.core.records import SHARED_LOSSES
+from serve_app.scheduler.protocol.messages import Compute, Deliver, Export, Exported, NodeFinished, TaskFinished, Want
+from serve_app.store.database.changes import JobRow
 from tests.unit.scheduler.script import Script, assigned, events, sent
 
 LAZY = {"lazy": True}

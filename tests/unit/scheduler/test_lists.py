@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from serve_app.errors import InvalidSubmissionError
-from serve_app.scheduler import list_counts
-from serve_app.scheduler.client import Submission
-from serve_app.store import list_statements
-from serve_app.store.changes import JobAccepted, JobQuery, JobRow, Sort
+from serve_app.scheduler.jobs import list_counts
+from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database import list_statements
+from serve_app.store.database.changes import JobAccepted, JobQuery, JobRow, Sort
 from tests.unit.scheduler.job_pages import page
 from tests.unit.scheduler.test_scheduler import UNSTORABLE, Life, impatient, life, living
 

@@ -14,8 +14,19 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from serve_app.events import ENDINGS
 from serve_app.graph.plan import Pool, Task, TaskId
 from serve_app.limits import Quota, Quotas
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import (
+from serve_app.scheduler.core.events import (
+    CancelAsked,
+    PausesChanged,
+    Persist,
+    Publish,
+    ReplicaLeft,
+    ReplicaLost,
+    Send,
+    TimePassed,
+)
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.core.records import SHARED_LOSSES
+from serve_app.scheduler.protocol.messages import (
     Assign,
     Compute,
     Deliver,
@@ -32,25 +43,14 @@ from serve_app.scheduler.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.scheduler.records import SHARED_LOSSES
-from serve_app.scheduler.stimuli import (
-    CancelAsked,
-    PausesChanged,
-    Persist,
-    Publish,
-    ReplicaLeft,
-    ReplicaLost,
-    Send,
-    TimePassed,
-)
-from serve_app.store.changes import JobEnded, OutputRecorded
-from serve_app.store.pauses import THE_QUEUE, Pause
+from serve_app.store.database.changes import JobEnded, OutputRecorded
+from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import ONE_POOL, TWO_POOLS, Script, branches, chain, changes
 
 
 @dataclass
 class Work:
-    """A task on a replica, as `nodes/execute.py` would evaluate it: on demand, from the targets down."""
+    """A task on a replica, as `execution/execute.py` would evaluate it: on demand, from the targets down."""
 
     task: Task
     wanted: set[str] = field(default_factory=set)

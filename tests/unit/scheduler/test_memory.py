@@ -7,11 +7,11 @@ import tracemalloc
 
 from serve_app.events import Event, data_bytes
 from serve_app.limits import REFUSALS, EventLimits
-from serve_app.scheduler.client_feeds import Feed, Feeds
-from serve_app.scheduler.published_jobs import PublishedJobs
-from serve_app.scheduler.results import Results
-from serve_app.scheduler.stimuli import Publish
-from serve_app.store.changes import JobRow
+from serve_app.scheduler.core.events import Publish
+from serve_app.scheduler.core.results import Results
+from serve_app.scheduler.events.client_feeds import Feed, Feeds
+from serve_app.scheduler.events.published_jobs import PublishedJobs
+from serve_app.store.database.changes import JobRow
 from tests.unit.scheduler.script import Script
 
 UI = {"text": ["a" * 10_000]}

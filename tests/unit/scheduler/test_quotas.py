@@ -13,11 +13,11 @@ from serve_app.api.v2 import failures as v2
 from serve_app.config import AppConfig, parse
 from serve_app.errors import ConfigError, QuotaError
 from serve_app.limits import Quota, Quotas
-from serve_app.scheduler.cluster_view import TenantLoad
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.stimuli import CancelAsked, TimePassed
-from serve_app.scheduler.usage import DAY_S, Usage
-from serve_app.store.changes import TenantUsed
+from serve_app.scheduler.core.events import CancelAsked, TimePassed
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.jobs.usage import DAY_S, Usage
+from serve_app.scheduler.protocol.cluster_view import TenantLoad
+from serve_app.store.database.changes import TenantUsed
 from tests.unit.scheduler.script import Script, assigned, changes, events
 
 

@@ -15,22 +15,23 @@ from typing import Any
 
 import pytest
 
-from serve_app.api.comfy import history
+from serve_app.api.comfy.jobs import history
 from serve_app.config import AppConfig
 from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError, QueueFullError, StaleAttemptError
 from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.scheduler import watch, writer
-from serve_app.scheduler.client import JobView, QueueBounds, QueueCount, Reader, Submission
-from serve_app.scheduler.cluster_view import HostStats
-from serve_app.scheduler.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
+from serve_app.scheduler import watch
+from serve_app.scheduler.durability import writer
+from serve_app.scheduler.jobs.views import row_view
+from serve_app.scheduler.protocol.client import JobView, QueueBounds, QueueCount, Reader, Submission
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.scheduler.views import row_view
-from serve_app.store.changes import JobQuery
-from serve_app.store.jobs import Jobs
-from serve_app.store.pauses import THE_QUEUE, Pause
-from serve_app.store.reserved import Contents
+from serve_app.store.database.changes import JobQuery
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.reserved import Contents
+from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.job_pages import page
 from tests.unit.store.lost_commits import losing_commits
 

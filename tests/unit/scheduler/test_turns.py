@@ -8,13 +8,13 @@ from collections import defaultdict
 import pytest
 
 from serve_app.limits import Quota, Quotas
-from serve_app.scheduler.costs import Costs
-from serve_app.scheduler.dispatch import PATIENCE
-from serve_app.scheduler.machine import Machine
-from serve_app.scheduler.messages import Resident
-from serve_app.scheduler.stimuli import CancelAsked, ReplicaLeft, TimePassed
+from serve_app.scheduler.core.costs import Costs
+from serve_app.scheduler.core.dispatch import PATIENCE
+from serve_app.scheduler.core.events import CancelAsked, ReplicaLeft, TimePassed
+from serve_app.scheduler.core.machine import Machine
+from serve_app.scheduler.protocol.messages import Resident
+from tests.unit.scheduler.core.test_dispatch import COSTS, LOAD_S, STEP_S, Loaded
 from tests.unit.scheduler.script import Script, assigned
-from tests.unit.scheduler.test_dispatch import COSTS, LOAD_S, STEP_S, Loaded
 
 LONGEST = 9
 WEIGHTS = {"flood": 1.0, "small": 1.0, "large": 3.0}

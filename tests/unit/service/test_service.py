@@ -9,11 +9,11 @@ from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReady
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
 from serve_app.limits import LatentBounds, Quota, Quotas, SizeLimits
-from serve_app.scheduler.client import Accepted, SchedulerClient, Submission
-from serve_app.service import Service
-from serve_app.store.api_keys import ListKeys
-from serve_app.store.stored_bytes import NoteFiles, StoredBytes
-from serve_app.submissions import KEYS
+from serve_app.scheduler.protocol.client import Accepted, SchedulerClient, Submission
+from serve_app.service.service import Service
+from serve_app.service.submissions import KEYS
+from serve_app.store.tenants.api_keys import ListKeys
+from serve_app.store.tenants.stored_bytes import NoteFiles, StoredBytes
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume
 from tests.unit.api.node_specs import SPECS
 from tests.usual_limits import LIMITS

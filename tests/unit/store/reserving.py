@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from serve_app.store.changes import CountersReserved
-from serve_app.store.jobs import Jobs
-from serve_app.store.reserved import Contents
+from serve_app.store.database.changes import CountersReserved
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.reserved import Contents
 
 
 def reserve(

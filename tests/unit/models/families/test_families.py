@@ -8,9 +8,9 @@ import pytest
 from serve_app.errors import ModelFileError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Sdxl, SdxlRefiner, Unclip
 from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFamily
-from serve_app.models.layout import translate
-from serve_app.models.parts import find_part
-from serve_app.models.tensors import Tensors
+from serve_app.models.files.layout import translate
+from serve_app.models.files.parts import find_part
+from serve_app.models.files.tensors import Tensors
 from serve_app.recipe import Part
 from tests.unit.models.sample import SAMPLE, random_tensors
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from serve_app.models.families.dit import Passing, passed
 from serve_app.models.families.family import Rows
+from serve_app.models.families.shared.dit import Passing, passed
 from serve_app.recipe import FreeU, SkippedBlocks
 
 TEXT, IMAGE = torch.zeros(3, 2, 4), torch.ones(3, 5, 4)

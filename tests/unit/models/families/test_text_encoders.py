@@ -7,17 +7,16 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models import lexicon
-from serve_app.models.checkpoint import Checkpoint
-from serve_app.models.families.generation import Generation
-from serve_app.models.families.qwen import KLEIN, Z_IMAGE
-from serve_app.models.families.t5 import MASKED, UNPADDED
-from serve_app.models.tokenizers import qwen, t5
+from serve_app.models.families.text.generation import Generation
+from serve_app.models.families.text.qwen import KLEIN, Z_IMAGE
+from serve_app.models.families.text.t5 import MASKED, UNPADDED
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.tokenizers import lexicon, qwen, t5
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.models.tokenizers.tekken import tokenizer as tekken
 from serve_app.models.tokenizers.vocabularies import no_file
 from serve_app.recipe import LoadedAs, Recipe
-from serve_app.store.catalog import Catalog
+from serve_app.store.models.catalog import Catalog
 from serve_app.values import GenerationRequest, IllustratedText, Texts
 from tests.parity.text_cases import CASES, tensors
 from tests.unit.models.sample import cpu_weights

@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.checkpoint import Checkpoint
 from serve_app.models.families import (
     Anima,
     AuraFlow,
@@ -29,16 +28,17 @@ from serve_app.models.families import (
     Sd3,
     ZImage,
 )
-from serve_app.models.families.anima import Adapter
+from serve_app.models.families.dit.anima import Adapter
+from serve_app.models.families.dit.flux import FluxInputs
+from serve_app.models.families.dit.krea2 import Attention
 from serve_app.models.families.family import BackboneFamily
-from serve_app.models.families.flux import FluxInputs
-from serve_app.models.families.krea2 import Attention
-from serve_app.models.layout import placed, places
-from serve_app.models.parts import find_part
-from serve_app.models.tensors import Tensors
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.layout import placed, places
+from serve_app.models.files.parts import find_part
+from serve_app.models.files.tensors import Tensors
 from serve_app.recipe import Discrete, Flow, FluxFlow
 from serve_app.sampling.forward import Canvas
-from serve_app.store.kinds import BACKBONE_PREFIXES, refusal
+from serve_app.store.models.kinds import BACKBONE_PREFIXES, refusal
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, weights
 from tests.parity.figures import GOLDEN
 

@@ -1,0 +1,1 @@
+"""ComfyUI's dialect of files: uploads, views, models, user data."""

@@ -1,0 +1,1 @@
+"""ComfyUI's dialect of jobs: prompt, queue, history, websocket."""

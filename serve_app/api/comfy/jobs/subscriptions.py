@@ -1,0 +1,233 @@
+"""The sockets of this process and the one long poll that feeds them all.
+
+The poll says how far each socket has sent, which is what the scheduler takes for received; so the next poll begins as
+soon as the sockets have sent what the last one brought. A socket that is slow is left out of polls until it is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from serve_app import log
+from serve_app.api.comfy.jobs.frames import Frame, Story, frame, status
+from serve_app.api.comfy.jobs.log_lines import SIZE, entries
+from serve_app.errors import ServeAppError
+from serve_app.events import Event
+from serve_app.scheduler.protocol.client import Attached, News, QueueMark, Reader
+from serve_app.service.service import Service
+from serve_app.store.database.changes import feed_of
+
+KEEPALIVE_S = 4.0
+"""A client that hears nothing for ten seconds takes the connection for dead, so the queue's length is told again."""
+SOON_S = 0.05
+"""How long the other sockets wait for one that is slow to send."""
+STATUS_S = 0.1
+"""How often clients are told the length of the queue that other clients' jobs change."""
+SEND_S = 30.0
+"""How long a frame waits for a client that does not read; then the client is let go of."""
+RETRY_S = 0.5
+_log = log.get("api.websocket")
+
+Send = Callable[[Frame], Awaitable[None]]
+
+
+class Socket:
+    """One client's connection.
+
+    feed: what its events are known by. sent: the seq of the last event whose frames are out. logs: whether it wants the
+    log.
+    """
+
+    def __init__(self, client_id: str, send: Send, tenant: str = "") -> None:
+        self.client_id, self.tenant, self.token = client_id, tenant, uuid.uuid4().hex
+        self.feed = feed_of(tenant, client_id)
+        self.sent = 0
+        self.queue_version = -1
+        self.spoke_s = time.monotonic()
+        self.sending: asyncio.Task[None] | None = None
+        self.features: dict[str, Any] = {}
+        self.logs = False
+        self.stories: dict[str, Story] = {}
+        self.dropped = asyncio.Event()
+        self._send = send
+
+    async def say(self, frames: Iterable[Frame]) -> None:
+        """Send frames in order. Errors: TimeoutError for a client that does not read."""
+        for sent in frames:
+            async with asyncio.timeout(SEND_S):
+                await self._send(sent)
+            self.spoke_s = time.monotonic()
+
+    async def show(self, queue: QueueMark) -> None:
+        """Tell the queue's length."""
+        self.queue_version = queue.version
+        await self.say([status(queue.left(self.tenant))])
+
+    async def tell(self, events: tuple[Event, ...], queue: QueueMark) -> None:
+        """Send what is new. A job's end is followed by the queue without it, and that by the end of its execution."""
+        if queue.version != self.queue_version and not any(event.last for event in events):
+            await self.show(queue)
+        for event in events:
+            story = self.stories.setdefault(event.job_id, Story(event.job_id))
+            await self.say(story.tell(event, self.features))
+            if self.logs and (lines := entries(event, story.started_s)):
+                await self.say([frame("logs", {"entries": lines, "size": SIZE})])
+            if event.last:
+                await self.show(queue)
+                await self.say(story.end())
+                del self.stories[event.job_id]
+            self.sent = event.seq
+
+
+class Subscriptions:
+    """Every socket of this process, by its feed. The poll is the operator's: what it brings goes by feeds."""
+
+    def __init__(self) -> None:
+        self._sockets: dict[str, Socket] = {}
+        self._parted: dict[str, Reader] = {}
+        self._joined = asyncio.Event()
+        self._running: asyncio.Task[None] | None = None
+        self._queue_version = -1
+        self._shown_s = float("-inf")
+
+    async def join(self, socket: Socket, service: Service, attached: Attached) -> None:
+        """Greet a client and feed it from here on; an earlier socket of it hears nothing any more."""
+        socket.sent, socket.queue_version = attached.after, attached.queue.version
+        if (earlier := self._sockets.pop(socket.feed, None)) is not None:
+            if earlier.sending is not None:
+                earlier.sending.cancel()
+            socket.sent = max(socket.sent, earlier.sent)
+        if (parted := self._parted.pop(socket.feed, None)) is not None:
+            socket.sent = max(socket.sent, parted.after)
+        await socket.say([status(attached.queue.left(socket.tenant), socket.client_id)])
+        await self._catch_up(socket, service, attached.running)
+        self._sockets[socket.feed] = socket
+        self._joined.set()
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._feed(service.within("")))
+
+    def leave(self, socket: Socket) -> None:
+        """Feed a socket no longer; the scheduler is told how far it came."""
+        if self._sockets.get(socket.feed) is socket:
+            del self._sockets[socket.feed]
+            self._parted[socket.feed] = Reader(socket.token, socket.sent)
+            self._joined.set()
+
+    def log_to(self, feed: str, *, wanted: bool) -> None:
+        """Show a client's log to it or not, if its socket is one of this process."""
+        if feed in self._sockets:
+            self._sockets[feed].logs = wanted
+
+    async def _catch_up(self, socket: Socket, service: Service, running: Iterable[str]) -> None:
+        """Learn what an earlier socket of the client was told of jobs that still run, and show how they stand."""
+        for job_id in running:
+            story = await _story(service, job_id, socket.sent)
+            socket.stories[job_id] = story
+            if story.running:
+                await socket.say([story.state()])
+
+    async def _feed(self, service: Service) -> None:
+        while self._sockets or self._parted:
+            try:
+                if (news := await self._news(service)) is not None:
+                    await self._deliver(news, service)
+            except ServeAppError as error:
+                _log.info("sockets wait: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _news(self, service: Service) -> News | None:
+        """Ask for news; None if a socket has come, left or caught up meanwhile, so that another question is due."""
+        self._joined.clear()
+        parted, self._parted = self._parted, {}
+        free = [socket for socket in self._sockets.values() if socket.sending is None]
+        readers = parted | {socket.feed: Reader(socket.token, socket.sent) for socket in free}
+        wait_s = KEEPALIVE_S / 2
+        if any(socket.queue_version != self._queue_version for socket in free):
+            wait_s = max(0.0, self._shown_s + STATUS_S - time.monotonic())
+        asked = asyncio.ensure_future(service.news(readers, self._queue_version, 0.0 if parted else wait_s))
+        joined = asyncio.ensure_future(self._joined.wait())
+        try:
+            await asyncio.wait({asked, joined}, return_when=asyncio.FIRST_COMPLETED)
+            # What has parted is told to the scheduler for certain: there is no other time to say it.
+            return await asked if asked.done() or parted else None
+        except ServeAppError:
+            self._parted = parted | self._parted
+            raise
+        finally:
+            asked.cancel()
+            joined.cancel()
+
+    async def _deliver(self, news: News, service: Service) -> None:
+        for feed in news.replaced:
+            self._sockets.pop(feed, None)
+        tellings = []
+        self._queue_version, now_s = news.queue.version, time.monotonic()
+        if due := now_s - self._shown_s >= STATUS_S:
+            self._shown_s = now_s
+        for socket in list(self._sockets.values()):
+            events = news.events.get(socket.feed, ())
+            if socket.sending is None:
+                silent = now_s - socket.spoke_s > KEEPALIVE_S / 2
+                if events or silent or (due and news.queue.version != socket.queue_version):
+                    socket.sending = asyncio.create_task(self._tell(socket, service, events, news.queue, silent))
+                    tellings.append(socket.sending)
+        if tellings:
+            await asyncio.wait(tellings, timeout=SOON_S)
+
+    async def _tell(
+        self, socket: Socket, service: Service, events: tuple[Event, ...], queue: QueueMark, silent: bool
+    ) -> None:
+        try:
+            for event in _unknown(socket, events):
+                socket.stories[event.job_id] = await _story(service, event.job_id, event.seq - 1)
+            events = await _with_images(events, service)
+            if silent and not events:
+                await socket.show(queue)
+            else:
+                await socket.tell(events, queue)
+        except Exception as error:
+            # The connection is gone, or its client does not read; it may come back and hear the rest.
+            _log.info("client %s: %r", socket.client_id, error)
+            self.leave(socket)
+            socket.dropped.set()
+        finally:
+            socket.sending = None
+            self._joined.set()
+
+
+async def _with_images(events: tuple[Event, ...], service: Service) -> tuple[Event, ...]:
+    """Return the events with their pictures in them; a picture that is lost is left out."""
+    found: list[Event] = []
+    for event in events:
+        if event.kind != "preview":
+            found.append(event)
+        elif (image := await service.fetch(event.data["image"])) is not None:
+            found.append(replace(event, data={**event.data, "image": image}))
+    return tuple(found)
+
+
+def _unknown(socket: Socket, events: tuple[Event, ...]) -> Iterator[Event]:
+    """Yield the first event of each job that the socket has not followed from its start."""
+    seen = set(socket.stories)
+    for event in events:
+        if event.job_id not in seen and event.kind not in ("queued", "started"):
+            yield event
+        seen.add(event.job_id)
+
+
+async def _story(service: Service, job_id: str, until: int) -> Story:
+    """Return a job's story as it stood after the event with this seq."""
+    story = Story(job_id)
+    try:
+        told = (await service.events(job_id, 0, 0.0)).events
+    except ServeAppError:
+        return story
+    for event in told:
+        if event.seq <= until:
+            list(story.tell(event))
+    return story

@@ -1,0 +1,105 @@
+"""The websocket: a client's events, in ComfyUI's frames.
+
+The handler listens for the little a client says; `subscriptions` speaks. A server that is not ready refuses the
+connection, because clients try again after that and after nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import Coroutine
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from serve_app.api.comfy.jobs.frames import Frame, frame
+from serve_app.api.comfy.jobs.subscriptions import Socket, Subscriptions
+from serve_app.api.comfy.system import features
+from serve_app.api.request import service_of
+from serve_app.api.routing import Routes
+from serve_app.api.strict_json import encode
+from serve_app.errors import ServeAppError
+from serve_app.service.service import Service
+
+router = Routes()
+
+SAID_CHARACTERS = 100_000
+"""How long a message of a client may be to be looked at."""
+
+
+def install(app: Starlette) -> None:
+    """Give an application its subscriptions."""
+    app.state.subscriptions = Subscriptions()
+
+
+@router.websocket("/ws")
+async def websocket(connection: WebSocket) -> None:
+    """Serve one client until it goes."""
+    try:
+        service = service_of(connection)
+        client_id = connection.query_params.get("clientId") or uuid.uuid4().hex
+        socket = Socket(client_id, _sender(connection), service.tenant)
+        attached = await service.attach(socket.client_id, socket.token)
+    except ServeAppError:
+        await connection.close()
+        return
+    subscriptions: Subscriptions = connection.app.state.subscriptions
+    try:
+        await connection.accept()
+        await subscriptions.join(socket, service, attached)
+        await _until_dropped(socket, _listen(connection, socket, service))
+    except (WebSocketDisconnect, TimeoutError):
+        pass
+    finally:
+        subscriptions.leave(socket)
+
+
+async def _until_dropped(socket: Socket, listening: Coroutine[Any, Any, None]) -> None:
+    """Listen until the client goes, or until it has been given up: leaving the handler then ends the connection."""
+    dropped, listener = asyncio.ensure_future(socket.dropped.wait()), asyncio.ensure_future(listening)
+    try:
+        await asyncio.wait({dropped, listener}, return_when=asyncio.FIRST_COMPLETED)
+        if listener.done():
+            await listener
+    finally:
+        dropped.cancel()
+        listener.cancel()
+
+
+async def _listen(connection: WebSocket, socket: Socket, service: Service) -> None:
+    """Read what the client says; only flags in its first message mean anything."""
+    first = True
+    while True:
+        message = await connection.receive()
+        if message["type"] == "websocket.disconnect":
+            raise WebSocketDisconnect(message.get("code", 1000))
+        text = message.get("text")
+        if text is None or not first:
+            continue
+        said = _parsed(text) if len(text) <= SAID_CHARACTERS else {}
+        if said.get("type") == "feature_flags":
+            flags = said.get("data")
+            socket.features = flags if isinstance(flags, dict) else {}
+            await socket.say([frame("feature_flags", features(service))])
+        first = False
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _sender(connection: WebSocket) -> Any:
+    async def send(sent: Frame) -> None:
+        if isinstance(sent, bytes):
+            await connection.send_bytes(sent)
+        else:
+            await connection.send_text(encode(sent).decode())
+
+    return send

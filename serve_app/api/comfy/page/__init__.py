@@ -1,0 +1,1 @@
+"""ComfyUI's web page, and what node packs add to it."""

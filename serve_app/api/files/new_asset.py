@@ -1,0 +1,65 @@
+"""What uploading an asset is in every dialect: the fields that say what it is, and its bytes kept once.
+
+Errors of fields: InvalidSubmissionError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from serve_app.errors import InvalidSubmissionError, KeyReusedError, shown
+from serve_app.service.service import Service
+from serve_app.store.files.blobs import HASH, FilePieces
+from serve_app.store.files.store import FileRef
+from serve_app.store.page.assets import Asset, HasBytes, MintAsset, Minted
+
+NAME_LENGTH = 1024
+
+CONTROL = re.compile("[\0-\x1f\x7f]")
+_TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(; ?[\w.+-]+=[\w.+\"-]+){0,3}", re.ASCII)
+
+
+def asset_name(given: Any, field: str) -> str:
+    """Return the path that a client gives its asset, which is its own word for it."""
+    if not isinstance(given, str) or not 1 <= len(given) <= NAME_LENGTH or CONTROL.search(given) or "\\" in given:
+        raise InvalidSubmissionError(f"{field} must be a relative path, not {shown(given)}")
+    parts = given.split("/")
+    if given.startswith("/") or ".." in parts or not parts[-1] or re.match(r"[A-Za-z]:", given):
+        raise InvalidSubmissionError(f"{field} must be relative and stay in its folder, not {shown(given)}")
+    if parts[0] == "models":
+        raise InvalidSubmissionError("model files cannot be uploaded here: put them where the server loads them")
+    return given
+
+
+def asset_type(given: Any, field: str) -> str:
+    """Return a content type."""
+    if not isinstance(given, str) or not _TYPE.fullmatch(given):
+        raise InvalidSubmissionError(f"{field} must be like image/png, not {shown(given)}")
+    return given
+
+
+def asset_hash(given: Any) -> str:
+    """Return a hash."""
+    if not isinstance(given, str) or not HASH.fullmatch(given):
+        raise InvalidSubmissionError(f"a hash is blake3: and 64 of 0-9 a-f, not {shown(given)}")
+    return given
+
+
+async def keep(service: Service, asset: Asset, ref: FileRef, content: FilePieces, key: str | None) -> Minted:
+    """Keep an asset, and its bytes in `ref` unless others have them. Errors: KeyReusedError."""
+    if await service.inquire(HasBytes(asset.hash or "")):
+        minted = await service.inquire(MintAsset(asset, stored=False, key=key))
+        if minted is not None:
+            return minted
+    await asyncio.to_thread(service.store.write, ref, content)
+    try:
+        minted = await service.inquire(MintAsset(asset, stored=True, key=key))
+        assert minted is not None, "an asset that came with its bytes is kept"
+    except KeyReusedError:
+        await asyncio.to_thread(service.store.delete, ref)
+        raise
+    if minted.asset.path != asset.path:  # another upload of the same bytes was first
+        await asyncio.to_thread(service.store.delete, ref)
+    return minted

@@ -1,0 +1,64 @@
+"""What nodes show, as assets: each file and each text, under an id that says which it is.
+
+So whoever makes an asset of an output makes the same.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from serve_app.errors import FileMissingError
+from serve_app.store.files.store import AREAS, FileRef
+from serve_app.store.page.assets import FOLDER
+
+FLAGS = frozenset({"animated"})
+"""What nodes say of their files beside them, and is none itself."""
+
+_IDS = uuid.UUID("6b0f2f0e-6f53-4a55-9d5b-6a4f0c1f7d2e")
+"""The namespace of outputs' ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One thing that a node shows: a file, or a text."""
+
+    asset_id: str
+    node_id: str
+    ref: FileRef
+    text: str | None
+
+
+def shown_by(job_id: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[Shown]:
+    """Yield what a node of a job shows. ui: by its own words for it."""
+    for key, values in ui.items():
+        if key in FLAGS:
+            continue
+        for place, value in enumerate(values if isinstance(values, list | tuple) else [values]):
+            if value is None or isinstance(value, bool):
+                continue
+            asset_id = str(uuid.uuid5(_IDS, json.dumps([job_id, node_id, key, place])))
+            if (ref := _file(value)) is not None:
+                yield Shown(asset_id, node_id, ref, None)
+            else:
+                text = value if isinstance(value, str) else json.dumps(value)
+                yield Shown(asset_id, node_id, FileRef("output", FOLDER, f"{asset_id}.txt"), text)
+
+
+def _file(value: Any) -> FileRef | None:
+    """Return the file that a value names, or None."""
+    if not isinstance(value, Mapping) or not isinstance(value.get("filename"), str):
+        return None
+    area = next((known for known in AREAS if known == value.get("type", "output")), None)
+    if area is None:
+        return None
+    subfolder, _, filename = f"{value.get('subfolder') or ''}/{value['filename']}".lstrip("/").rpartition("/")
+    ref = FileRef(area, subfolder, filename)
+    try:
+        _ = ref.path
+    except FileMissingError:
+        return None
+    return ref

@@ -1,0 +1,1 @@
+"""Routes for operators: jobs, models, tenants, the audit log, probes."""

@@ -1,0 +1,469 @@
+"""Running one task on one replica: demand-driven, memoised evaluation of its targets.
+
+Nodes of a task that do not need each other run at the same time. Where a value comes from is decided here: held by this
+replica, held or being made by another, or computed. A node's lazy inputs are evaluated when it asks for them, and the
+nodes of a subgraph that it returns in its place. Knows no scheduler: it tells an observer and asks a fetch function.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+import uuid
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any, NoReturn, Protocol
+
+from serve_app.errors import CancelledJobError, NodeError, ServeAppError
+from serve_app.execution.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
+from serve_app.execution.contained import contained, is_cancelled, raised, said
+from serve_app.execution.executing import Executing, Progress, Say, Underway, silent
+from serve_app.execution.expansion import DependencyCycleError, DynamicPrompt, linked
+from serve_app.execution.prevalidation import constants, fingerprint
+from serve_app.execution.protocol import spec_of
+from serve_app.execution.result_cache import ResultCache
+from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.size import allow_shown, allow_task, check_made
+from serve_app.execution.time_limit import TimeLimit
+from serve_app.graph.dynamic import opened
+from serve_app.graph.graph import Link, Node, Origin
+from serve_app.graph.plan import Task
+from serve_app.graph.signature import salt_of, signature
+from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
+from serve_app.graph.validate import out_of_bounds
+from serve_app.limits import SizeLimits, refused
+
+SHOWN_CHARACTERS = 2000
+"""How much of an input's text a failure carries."""
+SHOWN_VALUES = 100
+"""How many of an input's values, likewise."""
+
+
+class NodeFailedError(ServeAppError):
+    """A node raised: which submitted node it belongs to, what it raised, and what it was given, as text."""
+
+    def __init__(
+        self,
+        node_id: str,
+        class_type: str,
+        exception: BaseException,
+        inputs: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        super().__init__(f"{class_type} {node_id}: {said(exception) or type(exception).__name__}")
+        self.node_id, self.class_type, self.exception = node_id, class_type, exception
+        self.inputs = inputs or {}
+
+    def __reduce__(self) -> tuple[type[NodeFailedError], tuple[Any, ...]]:
+        return (NodeFailedError, (self.node_id, self.class_type, self.exception, self.inputs))
+
+
+class LostValueError(ServeAppError):
+    """A value that another task made is gone, and this task may not make it: that task has to run again."""
+
+
+class Capabilities(Protocol):
+    """What this replica gives to nodes that ask. Each is bound to one node."""
+
+    def runtime(self, node_id: str) -> Runtime | None: ...
+
+    def files(self, node_id: str) -> Files: ...
+
+    def progress(self, node_id: str) -> Progress: ...
+
+    def say(self, node_id: str) -> Say: ...
+
+    def fingerprint(self, folder: str, name: str) -> str:
+        """Return what changes when that file's content does."""
+        ...
+
+    def time_limit(self, spec: NodeSpec) -> TimeLimit | None:
+        """Return how long a call of such a node may take."""
+        ...
+
+
+class Observer(Protocol):
+    """Who is told of the task's progress. origin: of a node that another one made."""
+
+    def started(self, node_id: str, origin: Origin | None) -> None: ...
+
+    def finished(
+        self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
+    ) -> None:
+        """A node is done. computed: it ran here just now."""
+        ...
+
+    def blocked(self, node_id: str, class_type: str, message: str) -> None:
+        """A node was not run, for a reason that the client should know."""
+        ...
+
+
+Fetch = Callable[[str], Awaitable[NodeResult | None]]
+"""Asks for the value of a remote signature. None: nobody has it or makes it any more."""
+
+
+class Execution:
+    """One run of one task. `started` is told of nodes computed here, `finished` of these and of every target."""
+
+    def __init__(
+        self,
+        task: Task,
+        classes: Mapping[str, type],
+        held: ResultCache,
+        capabilities: Capabilities,
+        observer: Observer,
+        fetch: Fetch,
+        limits: SizeLimits | None = None,
+    ) -> None:
+        self._task = task
+        self._limits = limits or SizeLimits()
+        self._shown_bytes = 0
+        self._made_bytes = 0
+        self._counted: set[int] = set()
+        # What is counted by its id has to stay; it does so anyway, as the values of the task's nodes.
+        self._made: list[Sequence[Sequence[Any]]] = []
+        self._targets = frozenset(task.targets)
+        self._classes = classes
+        self._held = held
+        self._capabilities = capabilities
+        self._observer = observer
+        self._fetch = fetch
+        self._prompt = DynamicPrompt(task.prompt)
+        self._nodes = dict(task.nodes)
+        self._signatures = dict(task.signatures)
+        self._values: dict[str, asyncio.Task[NodeResult]] = {}
+        self._awaited: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self._stopped = threading.Event()
+        self.underway = Underway()
+        """What runs of it, also after its end."""
+
+    async def run(self) -> None:
+        """Evaluate every target; the results are then held. Cancelling this cancels all that it started.
+
+        Errors: NodeFailedError for the first node that fails, after its siblings have stopped; CancelledJobError when
+        the job is cancelled; LostValueError.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                for node_id in self._task.targets:
+                    self._start(node_id, group)
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from failures.exceptions[0].__cause__
+        finally:
+            # Threads cannot be cancelled; nodes that look can stop.
+            self._stopped.set()
+
+    def _start(self, node_id: str, group: asyncio.TaskGroup) -> asyncio.Task[NodeResult]:
+        if node_id not in self._values:
+            self._values[node_id] = group.create_task(self._evaluated(node_id, group))
+        return self._values[node_id]
+
+    async def _evaluated(self, node_id: str, group: asyncio.TaskGroup) -> NodeResult:
+        # Values are looked at outside their nodes too, and may be of a class with code of its own.
+        with contained():
+            return await self._evaluate(node_id, group)
+
+    async def _evaluate(self, node_id: str, group: asyncio.TaskGroup) -> NodeResult:
+        signature = self._signatures[node_id]
+        computed = False
+
+        async def make() -> NodeResult:
+            nonlocal computed
+            if signature in self._task.remote or node_id not in self._nodes:
+                fetched = await self._fetch(signature)
+                if fetched is not None:
+                    return fetched
+            if node_id not in self._nodes:
+                raise LostValueError(f"the value of node {node_id} is gone, and its node is not in this task")
+            computed = True
+            return await self._compute(self._nodes[node_id], group)
+
+        result = await self._held.make(signature, make)
+        if computed or node_id in self._targets:
+            self._observer.finished(node_id, signature, result.ui, self._prompt.origin(node_id), computed=computed)
+        return result
+
+    # Computing one node -----------------------------------------------------------------------------------------------
+
+    async def _compute(self, node: Node, group: asyncio.TaskGroup) -> NodeResult:
+        inputs: dict[str, list[Any]] = {}
+        spec: NodeSpec | None = None
+        try:
+            node_class, spec = self._class(node)
+            executing = self._call(node, spec, self._capabilities.progress(node.id), self._capabilities.say(node.id))
+            inputs.update(constants(spec, node))
+            lazy = await self._eager(node, spec, inputs, group)
+            asked = {name: kind for name, kind in spec.hidden.items() if kind in HIDDEN_KINDS}
+            inputs.update({name: [self._hidden(kind, node)] for name, kind in asked.items()})
+            self._observer.started(node.id, self._prompt.origin(node.id))
+            instance = node_class()
+            await self._lazy(node, spec, instance, inputs, lazy, executing, group)
+            _check_counts(node, spec, inputs)
+            # Only now: the nodes that it waited for have made something.
+            executing = replace(executing, made_bytes=self._made_bytes)
+            returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
+            slots = () if spec.python_module.startswith(PACKS) else spec.outputs
+            made = [one.values or () for one in returned]
+            check_made(made, slots, self._limits)
+            self._made.append(made)
+            self._made_bytes = allow_task(made, self._limits, self._made_bytes, self._counted)
+            for one in returned:
+                if one.ui is not None:
+                    self._shown_bytes = allow_shown(one.ui, self._limits, self._shown_bytes)
+            result = merge(await self._expanded(node, returned, group), spec)
+            return result if result.ui is None else replace(result, ui=_plain(result.ui))
+        except (CancelledJobError, NodeFailedError, LostValueError):
+            raise
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and is_cancelled():
+                raise
+            self._fail(node, raised(error), _declared(inputs, spec))
+
+    def _call(self, node: Node, spec: NodeSpec, progress: Progress = silent, say: Say = silent) -> Executing:
+        return Executing(
+            self._task.id.job_id,
+            node.id,
+            node.class_type,
+            progress=progress,
+            say=say,
+            stopped=self._stopped,
+            underway=self.underway,
+            limits=self._limits,
+            time_limit=self._capabilities.time_limit(spec),
+            hidden=lambda kind: self._hidden(kind, node),
+            loop=asyncio.get_running_loop(),
+        )
+
+    def _class(self, node: Node) -> tuple[type, NodeSpec]:
+        node_class = self._classes.get(node.class_type)
+        if node_class is None:
+            raise NodeError(f"this replica has no node class {node.class_type!r}")
+        # A pack's class may say something else each time it is asked.
+        own = not str(getattr(node_class, "RELATIVE_PYTHON_MODULE", "")).startswith(PACKS)
+        spec = _spec_of_own(node_class, node.class_type) if own else spec_of(node_class, node.class_type)
+        return node_class, opened(spec, node.inputs)
+
+    def _fail(self, node: Node, error: BaseException, inputs: Mapping[str, Sequence[Any]]) -> NoReturn:
+        real = self._prompt.get_real_node_id(node.id)
+        class_type = node.class_type if real == node.id else str(self._prompt.get_node(real)["class_type"])
+        given = {name: [_shown(value) for value in values[:SHOWN_VALUES]] for name, values in inputs.items()}
+        raise NodeFailedError(real, class_type, error, given) from error
+
+    def _blocked(self, node: Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
+        if blocker.message is None:
+            return blocker
+        self._observer.blocked(node.id, node.class_type, said(blocker.message)[:SHOWN_CHARACTERS])
+        return ExecutionBlocker()
+
+    # Inputs -----------------------------------------------------------------------------------------------------------
+
+    async def _eager(
+        self, node: Node, spec: NodeSpec, inputs: dict[str, list[Any]], group: asyncio.TaskGroup
+    ) -> dict[str, Link]:
+        """Wait for every link that is not lazy, declared or not; return the lazy ones, whose inputs are None so far.
+
+        What a raw link names is waited for too, as its node may look at it.
+        """
+        lazy: dict[str, Link] = {}
+        eager: dict[str, Link] = {}
+        for name, link in node.links():
+            declared = spec.input(name)
+            (lazy if declared is not None and declared.lazy else eager)[name] = link
+        inputs.update({name: [None] for name in lazy if name not in inputs})
+        found = await self._await(node.id, eager.values(), group)
+        inputs.update({name: _slot(name, link, found) for name, link in eager.items() if name not in inputs})
+        return {name: link for name, link in lazy.items() if inputs[name] == [None]}
+
+    async def _lazy(
+        self,
+        node: Node,
+        spec: NodeSpec,
+        instance: Any,
+        inputs: dict[str, list[Any]],
+        lazy: dict[str, Link],
+        executing: Executing,
+        group: asyncio.TaskGroup,
+    ) -> None:
+        """Ask the node which lazy inputs it needs, until it has them all."""
+        while (ask := getattr(instance, "check_lazy_status", None)) is not None:
+            whole = bool(getattr(instance, "INPUT_IS_LIST", False))
+            alone = str(getattr(instance, "RELATIVE_PYTHON_MODULE", "")).startswith(PACKS)
+            told = None if spec.nesting is None else partial(spec.nesting.nested, named=True)
+            answers = await map_over_lists(ask, inputs, executing, whole=whole, alone=alone, nested=told)
+            asked = {name for answer in answers if isinstance(answer, list) for name in answer if isinstance(name, str)}
+            unknown = sorted(asked - inputs.keys())
+            if unknown:
+                raise NodeError(f"check_lazy_status asks for {unknown[0]!r}, which is no input of this node")
+            wanted = {name: lazy.pop(name) for name in sorted(asked & lazy.keys())}
+            if not wanted:
+                return
+            found = await self._await(node.id, wanted.values(), group)
+            inputs.update({name: _slot(name, link, found) for name, link in wanted.items()})
+
+    async def _await(self, node_id: str, links: Iterable[Link], group: asyncio.TaskGroup) -> dict[str, list[list[Any]]]:
+        """Return the outputs of the linked nodes. All are started before the first is awaited, so that they overlap."""
+        sources = list(dict.fromkeys(link.node_id for link in links))
+        for source in sources:
+            self._check_circle(node_id, source)
+        with self._waiting(node_id, sources):
+            started = {source: self._start(source, group) for source in sources}
+            return {source: list((await task).outputs) for source, task in started.items()}
+
+    @contextlib.contextmanager
+    def _waiting(self, node_id: str, sources: Sequence[str]) -> Iterator[None]:
+        self._awaited[node_id].update(sources)
+        try:
+            yield
+        finally:
+            self._awaited[node_id].subtract(sources)
+
+    def _check_circle(self, node_id: str, source: str) -> None:
+        """Refuse to wait for what waits for this node: a circle through a subgraph, as submitted ones are refused."""
+        seen: set[str] = set()
+        # Only a made node can close a circle, and looking costs all that the source waits for.
+        stack = [source] if self._prompt.grown else []
+        while stack:
+            waiting = stack.pop()
+            if waiting == node_id:
+                raise DependencyCycleError("Dependency cycle detected")
+            if waiting not in seen:
+                seen.add(waiting)
+                stack.extend(needed for needed, times in self._awaited[waiting].items() if times > 0)
+        if source not in self._signatures:
+            raise NodeError(f"it needs node {source!r}, which is not in the prompt")
+
+    def _hidden(self, kind: str, node: Node) -> Any:
+        if kind == "RUNTIME":
+            runtime = self._capabilities.runtime(node.id)
+            if runtime is None:
+                raise NodeError("it needs models, and this replica holds none")
+            return runtime
+        if kind == "STORE":
+            return self._capabilities.files(node.id)
+        if kind == "PROMPT":
+            return self._task.prompt
+        if kind == "DYNPROMPT":
+            return self._prompt
+        if kind == "UNIQUE_ID":
+            return node.id
+        return self._task.extra_data.get(kind.lower())
+
+    # Subgraphs --------------------------------------------------------------------------------------------------------
+
+    async def _expanded(self, node: Node, returned: Sequence[Returned], group: asyncio.TaskGroup) -> Sequence[Returned]:
+        """Evaluate the subgraphs that were returned and put their values where the results link to them."""
+        if all(one.expand is None for one in returned):
+            return returned
+        wanted: list[Link] = []
+        for one in returned:
+            if one.expand is not None:
+                wanted += await self._add(node, one.expand)
+                wanted += [link for link in map(linked, one.values or ()) if isinstance(link, Link)]
+        found = await self._await(node.id, wanted, group)
+        return [one if one.expand is None else Returned(_resolved(one.values or (), found), one.ui) for one in returned]
+
+    async def _add(self, parent: Node, subgraph: Mapping[str, Any]) -> list[Link]:
+        """Add a subgraph's nodes to this task; return links to those that show something, which run in any case."""
+        count, most = len(self._nodes) + len(subgraph), self._limits.graph_nodes
+        if count > most:
+            refused("limits.graph_nodes")
+            raise NodeError(f"the graph grows to {count} nodes; limits.graph_nodes of the configuration allows {most}")
+        added = {node.id: node for node in self._prompt.expand(parent.id, subgraph)}
+        specs: dict[str, NodeSpec] = {}
+        for node in added.values():
+            specs[node.id] = self._class(node)[1]
+            self._nodes[node.id] = node
+        for node_id in _sources_first(added):
+            self._signatures[node_id] = await self._sign(added[node_id], specs[node_id])
+        return [Link(node_id, 0) for node_id, spec in specs.items() if spec.output_node]
+
+    async def _sign(self, node: Node, spec: NodeSpec) -> str:
+        """Return a made node's signature. What cannot be told from other work, such as a tensor, makes it unique."""
+        try:
+            if spec.fingerprinted:
+                changes = await fingerprint(self._classes[node.class_type], spec, node, self._call(node, spec))
+                node = Node(node.id, node.class_type, node.inputs, changes)
+            salt = salt_of(self._task.tenant, strict=self._task.strict)
+            # In a thread: a store that is away is asked for as long as it has patience.
+            found = await asyncio.to_thread(
+                signature, node, spec, self._signatures, self._capabilities.fingerprint, salt
+            )
+        except (KeyError, TypeError, ValueError):
+            return f"unique-{uuid.uuid4().hex}"
+        # A copy of its own maker would wait for itself.
+        lineage = {self._signatures[maker] for maker in self._prompt.lineage(node.id)}
+        return f"{found}-{uuid.uuid4().hex}" if found in lineage else found
+
+
+_spec_of_own = lru_cache(1024)(spec_of)
+
+
+def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[str, list[Any]]:
+    """Return the inputs that a client gave: hidden ones hold credentials and what is the server's own."""
+    return {name: values for name, values in inputs.items() if spec is not None and spec.input(name) is not None}
+
+
+def _check_counts(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse linked whole numbers above their declared maximum, which bounds a node's work. Errors: NodeError.
+
+    ComfyUI checks no value of a link, and every other number outside its declared range runs here as it does there.
+    Those of packs too: their classes may be made for that.
+    """
+    if spec.python_module.startswith(PACKS):
+        return
+    for declared in spec.inputs:
+        if declared.type == "INT" and isinstance(node.inputs.get(declared.name), Link):
+            for value in inputs.get(declared.name, ()):
+                problem, message = out_of_bounds(declared, value) or ("", "")
+                if problem == "value_bigger_than_max":
+                    raise NodeError(message)
+
+
+def _slot(name: str, link: Link, found: Mapping[str, Sequence[list[Any]]]) -> list[Any]:
+    outputs = found[link.node_id]
+    if not 0 <= link.slot < len(outputs):
+        raise NodeError(f"{name} links to slot {link.slot} of node {link.node_id}, which made {len(outputs)} values")
+    return outputs[link.slot]
+
+
+def _resolved(values: Sequence[Any], found: Mapping[str, Sequence[list[Any]]]) -> tuple[Any, ...]:
+    """Put values in the place of links. A link to a list takes as many places as it has elements, as in ComfyUI."""
+    resolved: list[Any] = []
+    for value in values:
+        link = linked(value)
+        resolved += _slot("the result", link, found) if isinstance(link, Link) else [value]
+    return tuple(resolved)
+
+
+def _sources_first(nodes: Mapping[str, Node]) -> list[str]:
+    """Return the ids with each after those it links to, as far as there is no circle."""
+    order: dict[str, None] = {}
+    entered: set[str] = set()
+    stack = [(node_id, False) for node_id in reversed(list(nodes))]
+    while stack:
+        node_id, ready = stack.pop()
+        if ready:
+            order[node_id] = None
+        elif node_id not in entered:
+            entered.add(node_id)
+            stack.append((node_id, True))
+            stack.extend((link.node_id, False) for _, link in nodes[node_id].links() if link.node_id in nodes)
+    return list(order)
+
+
+def _plain(ui: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a node shows as JSON has it, which leaves this process. Errors: NodeError."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(ui))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise NodeError(f"what it shows is no JSON: {error}") from error
+    return plain
+
+
+def _shown(value: Any) -> Any:
+    if value is None or type(value) in (bool, int, float):
+        return value
+    return said(value)[:SHOWN_CHARACTERS]

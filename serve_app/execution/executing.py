@@ -1,0 +1,107 @@
+"""Which node runs here: a context variable that threads and coroutines of one call share, set before each call.
+
+Nodes that do not ask for capabilities still report progress and make subgraphs by it, as ComfyUI's do by its globals.
+Source: the facts of ComfyUI 0.3.64's `comfy_execution/utils.py` and `graph_utils.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from asyncio import AbstractEventLoop
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.errors import NodeError
+from serve_app.execution.time_limit import TimeLimit
+from serve_app.limits import SizeLimits
+
+Progress = Callable[[float, float, Any], None]
+"""(value, maximum, preview or None) -> nothing. Callable from any thread."""
+
+
+Say = Callable[[str, Any], None]
+"""(type, data) -> nothing: a message of a pack's own for the job's client. Callable from any thread."""
+
+
+def silent(*told: Any) -> None:
+    """Tell nobody."""
+
+
+class Underway:
+    """The calls that run now, each until its function has ended, waited for or not. Usable from any thread."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, Executing] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._calls)
+
+    @contextmanager
+    def noted(self, call: Executing) -> Iterator[None]:
+        """Count a call among them in this block."""
+        self._calls[id(call)] = call
+        try:
+            yield
+        finally:
+            del self._calls[id(call)]
+
+    def names(self) -> list[str]:
+        """Return which nodes of which jobs they are."""
+        return sorted({f"{call.name} of job {call.job_id}" for call in list(self._calls.values())})
+
+
+@dataclass(frozen=True, slots=True)
+class Executing:
+    """One call of one node. index: which element of its lists. stopped: set once nobody waits for it any more.
+
+    limits: how large what it makes may be; made_bytes: what its task had made before it. time_limit: how long it may
+    take. underway: where it is noted while it runs.
+    hidden: gives what a hidden kind stands for. loop: where it may have coroutines run. Neither outside an execution.
+    """
+
+    job_id: str
+    node_id: str
+    class_type: str = ""
+    index: int = 0
+    progress: Progress = silent
+    say: Say = silent
+    stopped: threading.Event = field(default_factory=threading.Event)
+    limits: SizeLimits = field(default_factory=SizeLimits)
+    made_bytes: int = 0
+    time_limit: TimeLimit | None = None
+    underway: Underway = field(default_factory=Underway)
+    subgraphs: Iterator[int] = field(default_factory=itertools.count)
+    hidden: Callable[[str], Any] | None = None
+    loop: AbstractEventLoop | None = None
+
+    @property
+    def name(self) -> str:
+        """The node as messages name it."""
+        return f"node {self.node_id} ({self.class_type})"
+
+    def prefix(self) -> str:
+        """Return a new prefix for the ids of a subgraph that this call makes: NODE.INDEX.COUNT, deterministic."""
+        return f"{self.node_id}.{self.index}.{next(self.subgraphs)}."
+
+
+_current: ContextVar[Executing | None] = ContextVar("executing", default=None)
+
+
+def executing() -> Executing | None:
+    """Return the call that runs here, or None outside any."""
+    return _current.get()
+
+
+def check_wanted() -> None:
+    """Stop work that takes long, between its parts. Errors: NodeError once nobody waits for the call that runs here."""
+    if (call := executing()) is not None and call.stopped.is_set():
+        raise NodeError("it is waited for no more")
+
+
+def enter(call: Executing) -> None:
+    """Say which call runs in this context from now on."""
+    _current.set(call)

@@ -1,0 +1,164 @@
+"""The capabilities a node can ask for as hidden inputs: RUNTIME (models) and STORE (files). Protocols only.
+
+Nodes reach models through this module and nothing else; `engine/runtime.py` implements RUNTIME, `execution/files.py`
+STORE. Both are bound to one node of one task, so progress, cancelling and file names need no further argument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from serve_app.recipe import Recipe
+from serve_app.sampling.request import Sampled, SamplingRequest
+from serve_app.store.files.store import Area, Content, Pieces
+from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, Text, Tiling
+
+if TYPE_CHECKING:
+    import torch
+
+    from serve_app.sampling.latents.latents import LatentFormat
+    from serve_app.sampling.schedules.levels import Levels
+
+
+class Runtime(Protocol):
+    """RUNTIME: what a replica's models can do. Every method may be awaited by many nodes at once; the engine batches.
+
+    Errors: ModelFileError for a file that cannot be used, CancelledJobError once the job is cancelled.
+    """
+
+    async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
+        """Return a text's conditioning. Errors: NodeError for texts or images that the encoder does not read."""
+        ...
+
+    async def tokens(self, clip: Recipe, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
+        """Return a text's chunks by encoder, "l", "h" or "g": (token or vector, weight, number of its run, 0 of none).
+
+        None where tokens are the encoder's own affair, of all but CLIP's alone and SDXL's two.
+        """
+        ...
+
+    async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
+        """Return what a language model generates after a text. Reports a progress value a token.
+
+        Errors: NodeError for a text encoder that generates none.
+        """
+        ...
+
+    async def levels(self, backbone: Recipe) -> Levels:
+        """Return the noise levels a backbone knows. Loads no weights."""
+        ...
+
+    async def latent_format(self, backbone: Recipe) -> LatentFormat:
+        """Return how a backbone samples an autoencoder's latents. Loads no weights."""
+        ...
+
+    async def family(self, recipe: Recipe) -> Any:
+        """Return of which family and size a recipe's network is, a value of `models/families`. Loads no weights.
+
+        A VAE's says `latent_channels`, `factor` (pixels a latent cell covers along one side) and `frames` (images of a
+        video that one latent covers; 0 for a VAE of images alone).
+        """
+        ...
+
+    async def sample(self, request: SamplingRequest) -> Sampled:
+        """Run a sampler. Reports a progress value a step."""
+        ...
+
+    async def decode(self, vae: Recipe, latents: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
+        """Return images (B,H,W,C) float32 in 0…1 from unscaled latents (B,c,h,w).
+
+        Of an autoencoder of videos (B,F,H,W,C) from (B,c,T,h,w). tiling: None works on the whole.
+        """
+        ...
+
+    async def encode(self, vae: Recipe, images: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
+        """Return unscaled latents (B,c,h,w) from images (B,H,W,C) in 0…1; of an autoencoder of videos (1,c,T,h,w).
+
+        What is over a multiple of the pixels that a cell covers is cut off, half on each side.
+        """
+        ...
+
+    async def see(self, encoder: Recipe, images: torch.Tensor, *, crop: bool) -> ClipVisionOutput:
+        """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed.
+
+        Errors: NodeError for images that are too long to be cropped.
+        """
+        ...
+
+    async def see_pixels(self, encoder: Recipe, pixels: torch.Tensor) -> ClipVisionOutput:
+        """Return what an image encoder sees in images that were made ready elsewhere, (B,3,S,S).
+
+        Errors: NodeError for another size than the encoder's.
+        """
+        ...
+
+    async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> torch.Tensor:
+        """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images.
+
+        Errors: NodeError for what another image encoder sees.
+        """
+        ...
+
+    async def saved_conditioning(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
+        """Return the tensors and the metadata of a file of the folder "embeddings"."""
+        ...
+
+    async def upscale(self, upscaler: Recipe, images: torch.Tensor) -> torch.Tensor:
+        """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale. Reports a progress value a tile."""
+        ...
+
+    async def model_files(
+        self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]
+    ) -> Mapping[str, Pieces]:
+        """Return the safetensors files that parts of models are saved as, by what their names have after the prefix.
+
+        With a model all parts go into one; text encoders alone have a file each. Reports a progress value a tensor.
+        Errors: ModelFileError for parts that are not saved.
+        """
+        ...
+
+    async def lora_file(self, model: Recipe | None, clip: Recipe | None, asked: Extraction) -> Pieces:
+        """Return the safetensors file of the LoRA that weights are, as differences of models are some.
+
+        Reports a progress value a tensor. Errors: ModelFileError for parts that are not saved.
+        """
+        ...
+
+
+Saved: TypeAlias = Content | Callable[[], bytes]
+"""What a node saves. A function makes it in the thread that stores it, which spares a call in a thread of its own."""
+
+
+class Files(Protocol):
+    """STORE: the files a node may read and write."""
+
+    async def read(self, name: str) -> bytes:
+        """Return a file's bytes. name: "sub/a.png", in the input area unless it ends " [output]" or " [temp]"."""
+        ...
+
+    async def below(self, folder: str) -> list[str]:
+        """Return the paths of all files below a folder of the input area, counted from it, sorted."""
+        ...
+
+    async def save(
+        self,
+        area: Area,
+        prefix: str,
+        suffix: str,
+        contents: Sequence[Saved],
+        *,
+        width: int = 0,
+        height: int = 0,
+        mark: str = "_",
+    ) -> list[dict[str, Any]]:
+        """Store the contents under ComfyUI's names and return [{"filename", "subfolder", "type"}] in order.
+
+        Name: PREFIX_00001_SUFFIX (suffix with its dot; mark: what stands between it and the counter); the prefix may
+        hold a subfolder and %width%, %height%, %year%, %month%, %day%, %hour%, %minute%, %second%; in `contents` order,
+        %batch_num% is the index. Counters go on from the highest in the folder; a retry of the same node of the same
+        job gets the same names again, so nothing is saved twice, and two replicas never get the same name. A suffix
+        ".png|.txt" is that of files which share a counter, in turn.
+        Errors: NodeError for a prefix that leaves the area.
+        """
+        ...

@@ -1,0 +1,166 @@
+"""How large a node's values are, and which are too large: asked before memory is taken, and measured after each call.
+
+A node that makes a value of a size it is given calls `allow` first, or resizes and repeats by `builtin/match_size.py`,
+which does. The limits are those of the call that runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from serve_app.errors import NodeError
+from serve_app.execution.executing import executing
+from serve_app.limits import SizeLimits, levels_of, made_of_levels
+from serve_app.media.decoder import Bounds
+
+FLOAT_BYTES = 4
+PIXEL_BYTES = 4
+OBJECT_BYTES = 32
+"""What any Python object counts, beside what it holds."""
+_NUMBERS = frozenset({type(None), bool, int, float})
+FEWEST_DIMENSIONS = {"IMAGE": 3, "MASK": 2, "LATENT": 3}
+"""Dimensions of one of a batch, by type. An empty batch of these is of no use to any node."""
+
+
+def limits() -> SizeLimits:
+    """Return the limits of the call that runs here; outside any, the defaults."""
+    call = executing()
+    return SizeLimits() if call is None else call.limits
+
+
+def bounds() -> Bounds:
+    """Return what decoding a file may take for the call that runs here, which ends with it."""
+    call = executing()
+    return Bounds(limits()) if call is None else Bounds(call.limits, call.stopped.is_set)
+
+
+def allow(*shape: int) -> None:
+    """Refuse a tensor of this shape that would be too large. Errors: NodeError."""
+    size = math.prod(shape) * FLOAT_BYTES
+    what, most = f"it would make a tensor of {'×'.join(map(str, shape))}:", limits()
+    _refuse(what, size, "bytes", "value_bytes", most)
+    if (call := executing()) is not None and call.made_bytes:
+        what = f"{what[:-1]}, with what the nodes before it have made:"
+        _refuse(what, call.made_bytes + size, "bytes", "task_bytes", most)
+
+
+def allow_text(characters: int) -> None:
+    """Refuse a text that would be too long. Errors: NodeError."""
+    _refuse("it would make a text:", characters, "characters", "text_characters", limits())
+
+
+def allow_levels(steps: int, denoise: float = 1.0) -> None:
+    """Refuse a schedule of too many levels. Errors: NodeError."""
+    _refuse(made_of_levels(steps, denoise), levels_of(steps, denoise), "levels", "levels", limits())
+
+
+def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
+    """Refuse what is shown to clients if it is too large to be carried to them; return the bytes shown with it.
+
+    before: what the same task has shown so far. Errors: NodeError.
+    """
+    size = before + size_of(value)
+    _refuse(f"it shows{', with what was shown before' if before else ''}:", size, "bytes", "shown_bytes", most)
+    return size
+
+
+def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeLimits) -> None:
+    """Refuse what a node's calls have made if it is too large. Errors: NodeError.
+
+    slots: the types of the values, for which an empty batch is refused as well.
+    """
+    _refuse("it has made values:", size_of(calls), "bytes", "value_bytes", most)
+    for values in calls:
+        for value in values:
+            if isinstance(value, str):
+                _refuse("it has made a text:", len(value), "characters", "text_characters", most)
+        for slot, value in zip(slots, values, strict=False):
+            _check_count(slot, value, most)
+
+
+def _check_count(slot: str, value: Any, most: SizeLimits) -> None:
+    """Refuse a value of few bytes that the nodes after it would have too much work with. Errors: NodeError."""
+    tensor = value.get("samples") if isinstance(value, Mapping) else value
+    match slot, value:
+        case (("IMAGE" | "MASK" | "LATENT"), _) if isinstance(tensor, torch.Tensor):
+            if not tensor.numel():
+                raise NodeError(f"it has made an empty {slot}, of shape {'×'.join(map(str, tensor.shape))}")
+            if tensor.ndim > FEWEST_DIMENSIONS[slot]:
+                _refuse(f"it has made {slot} of", len(tensor), "in a batch", "batch", most)
+        case "CONDITIONING", list():
+            _refuse("it has made CONDITIONING of", len(value), "conditionings", "conditionings", most)
+        case "SIGMAS", torch.Tensor():
+            _refuse("it has made SIGMAS of", max(0, value.numel() - 1), "levels", "levels", most)
+        case "AUDIO", Mapping():
+            _refuse("it has made AUDIO of", int(value.get("sample_rate", 0)), "Hz", "sample_rate", most)
+
+
+def allow_calls(returned: object, most: SizeLimits, before: int, seen: set[int]) -> int:
+    """Refuse what one more of a node's calls has returned if all of them have made too much; return the bytes of all.
+
+    before: the bytes so far. seen: as of `size_of`. Errors: NodeError.
+    """
+    size = before + size_of(returned, seen)
+    _refuse("it has made values:", size, "bytes", "value_bytes", most)
+    return size
+
+
+def allow_task(made: Sequence[Sequence[Any]], most: SizeLimits, before: int, seen: set[int]) -> int:
+    """Refuse a task's next values if all it has made would fill the memory; return the bytes of all with them.
+
+    before: the bytes so far. seen: as of `size_of`, so that a value that is passed on counts once. Errors: NodeError.
+    """
+    size = before + size_of(made, seen)
+    _refuse("it has made, with the nodes before it, values:", size, "bytes", "task_bytes", most)
+    return size
+
+
+def size_of(value: object, seen: set[int] | None = None) -> int:
+    """Return about how many bytes a value takes, however nested: tensors, arrays, images and text; each once.
+
+    seen: the ids of what has been counted before, to which this is added; all of it must be alive.
+    """
+    seen = set() if seen is None else seen
+    total = 0
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        total += OBJECT_BYTES
+        if type(item) in _NUMBERS or id(item) in seen:
+            continue
+        seen.add(id(item))
+        # What is most common first, as every value of every job is counted.
+        if isinstance(item, str):
+            total += len(item) if item.isascii() else 4 * len(item)
+        elif isinstance(item, dict):
+            stack.extend(item)
+            stack.extend(item.values())
+        elif isinstance(item, list | tuple):
+            stack.extend(item)
+        elif isinstance(item, torch.Tensor | np.ndarray):
+            total += item.nbytes
+        elif isinstance(item, bytes | bytearray):
+            total += len(item)
+        elif isinstance(item, Image.Image):
+            total += item.width * item.height * PIXEL_BYTES
+        elif isinstance(item, Mapping):
+            stack.extend(item.keys())
+            stack.extend(item.values())
+        elif isinstance(item, set | frozenset | deque):
+            stack.extend(item)
+        elif is_dataclass(item) and not isinstance(item, type):
+            stack.extend(getattr(item, f.name) for f in fields(item))
+    return total
+
+
+def _refuse(what: str, count: int, unit: str, key: str, most: SizeLimits) -> None:
+    if (excess := most.excess(key, count, unit)) is not None:
+        raise NodeError(f"{what} {excess}")

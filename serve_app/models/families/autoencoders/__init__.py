@@ -1,0 +1,1 @@
+"""Autoencoders between images or videos and latents."""

@@ -1,0 +1,1 @@
+"""Families with a diffusion transformer, one file each."""

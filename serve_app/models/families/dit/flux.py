@@ -1,0 +1,381 @@
+"""Flux.1: dev, schnell and what was trained from them, to fill, to follow outlines or depth, and to edit (Kontext).
+
+Read off the authors' single file or diffusers'; run by the layers of diffusers' FluxTransformer2DModel.
+Source: Black Forest Labs 2024, FLUX.1; the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from torch import Tensor, nn
+
+from serve_app.errors import NodeError
+from serve_app.models.control.control import ActiveControl
+from serve_app.models.control.model_control import text_tokens
+from serve_app.models.families.dit import flux_names
+from serve_app.models.families.family import File, Rows
+from serve_app.models.families.shared.attention_bias import AttentionBias, added_logits, attention_bias
+from serve_app.models.families.shared.concat import image_to_edit, mask_as_channels
+from serve_app.models.families.shared.dit import (
+    DOUBLES,
+    PATCH,
+    SINGLES,
+    Passing,
+    Transformer,
+    added_after,
+    attended,
+    by_heads,
+    check_text,
+    control_answers,
+    from_tokens,
+    grid,
+    lengths,
+    passed,
+    pooled_text,
+    positions,
+    stacked,
+    there,
+    to_tokens,
+    within,
+)
+from serve_app.models.families.shared.one_call import present
+from serve_app.models.families.shared.references import (
+    check_method,
+    reference_positions,
+    references_of,
+    references_together,
+    scaled_references,
+)
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.forward import Inputs
+from serve_app.recipe import Flow, FluxFlow, Training
+from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.sampling.latents.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
+
+MU = 1.15
+GUIDANCE = 3.5
+"""What a network that is told guidance is told where a conditioning says nothing of it."""
+AXES = (2, 7, 7)
+"""Sixteenths of a head that turn by plane, row and column."""
+TIMES = 1000.0
+
+EXTRA_CHANNELS = {0: "x alone", 16: "an image beside x", 80: "a masked image and its mask"}
+"""What is fed beside x, by its channels."""
+
+_MARKS = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
+_DIFFUSERS_MARKS: tuple[str, ...] = ("single_transformer_blocks.0.attn.norm_k.weight",)
+_OTHERS = ("distilled_guidance_layer.", "double_stream_modulation_img.", "controlnet_blocks.")
+_READS_POOLED = ("vector_in.in_layer.weight", "time_text_embed.text_embedder.linear_1.weight")
+_MODULES = (
+    *("x_embedder", "context_embedder", "time_text_embed", "transformer_blocks", "single_transformer_blocks"),
+    *("norm_out", "proj_out"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FluxInputs:
+    """What a network is told beside x and sigma, for B rows.
+
+    text: (B,T,D); pooled: (B,P); guidance: (B,), None for none. concat: (B,C,h,w), channels beside x. references:
+    (B,C,h,w) each, scaled; method: how they are placed. controls: all that act. bias: of attention, None for none.
+    """
+
+    text: Tensor
+    pooled: Tensor
+    guidance: Tensor | None = None
+    concat: Tensor | None = None
+    references: tuple[Tensor, ...] = ()
+    method: str = ""
+    controls: tuple[ActiveControl, ...] = ()
+    bias: AttentionBias | None = None
+
+    def within(self, area: Area | None) -> FluxInputs:
+        """Return the inputs of an area of the canvas; references stay whole."""
+        if area is None or self.concat is None:
+            return self
+        return replace(self, concat=crop(self.concat, area))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FluxCall:
+    """What one forward is given for R rows, as its ControlNets are too.
+
+    x: (R,C,h,w), without what goes beside it. level: (R,). text: (R,T,D); there: which of it counts, (R,T), None if all
+    does. pooled: (R,P). guidance: (R,), None for none.
+    """
+
+    x: Tensor
+    level: Tensor
+    text: Tensor
+    there: Tensor | None
+    pooled: Tensor
+    guidance: Tensor | None
+
+    @classmethod
+    def of(cls, given: Inputs) -> FluxCall:
+        """Return it of tensors by these names."""
+        x, level, text, pooled = (given[name] for name in ("x", "level", "text", "pooled"))
+        return cls(x, level, text, given.get("there"), pooled, given.get("guidance"))
+
+    def time(self, embed: Any, dtype: torch.dtype) -> Tensor:
+        """Return what blocks are modulated by, (R,width): time, guidance and pooled text together.
+
+        embed: a network's `time_text_embed`.
+        """
+        # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
+        time: Tensor = embed.timestep_embedder(embed.time_proj(self.level * TIMES).to(dtype))
+        if self.guidance is not None and hasattr(embed, "guidance_embedder"):
+            guidance = self.guidance.to(dtype) * TIMES
+            time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
+        pooled: Tensor = embed.text_embedder(self.pooled.to(dtype))
+        return time + pooled
+
+
+@dataclass(frozen=True, slots=True)
+class Flux(Transformer):
+    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+
+    text_width, pooled_width: of what is read. extra_channels: what is fed beside x. guided: it is told guidance.
+    """
+
+    title = "Flux.1"
+    marks = (*_MARKS, *_DIFFUSERS_MARKS)
+    latent_format = FLUX
+    dtypes = (torch.bfloat16, torch.float16)
+
+    width: int
+    heads: int
+    doubles: int
+    singles: int
+    text_width: int
+    pooled_width: int
+    latent_channels: int = 16
+    extra_channels: int = 0
+    guided: bool = True
+
+    @classmethod
+    def recognises(cls, tensors: Tensors) -> bool:
+        return any(name in tensors.shapes for name in _READS_POOLED) and not any(map(tensors.has, _OTHERS))
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> Flux:
+        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        if _by_diffusers(tensors):
+            first, last, text = "x_embedder", "proj_out", "context_embedder"
+            pooled, guidance = (f"time_text_embed.{name}_embedder.linear_1" for name in ("text", "guidance"))
+            doubles, singles = "transformer_blocks.", "single_transformer_blocks."
+            norms: tuple[str, ...] = ("transformer_blocks.0.attn.norm_k.weight",)
+        else:
+            first, last, text = "img_in", "final_layer.linear", "txt_in"
+            pooled, guidance = "vector_in.in_layer", "guidance_in.in_layer"
+            doubles, singles, norms = "double_blocks.", "single_blocks.", _MARKS
+        width, fed = tensors.shape(f"{first}.weight")
+        head = next(tensors.shapes[name][0] for name in norms if name in tensors.shapes)
+        channels = tensors.shape(f"{last}.weight")[0] // PATCH**2
+        extra = fed // PATCH**2 - channels
+        if head % 32 or width % head or extra not in EXTRA_CHANNELS:
+            known = " or ".join(str(channels + more) for more in EXTRA_CHANNELS)
+            raise tensors.unsupported(
+                f"has a Flux backbone {width} wide with heads of {head} and {fed // PATCH**2} input channels; "
+                f"supported are heads of a multiple of 32, and {known} channels"
+            )
+        return cls(
+            width,
+            width // head,
+            tensors.count(doubles),
+            tensors.count(singles),
+            tensors.shape(f"{text}.weight")[1],
+            tensors.shape(f"{pooled}.weight")[1],
+            channels,
+            extra,
+            f"{guidance}.weight" in tensors.shapes,
+        )
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        if tensors is not None and _by_diffusers(tensors):
+            return {name: name for name in _MODULES}
+        table = dict(flux_names.ends()) | dict(flux_names.embedders())
+        for number in range(self.doubles):
+            table |= flux_names.double_block(number, self.width)
+        for number in range(self.singles):
+            table |= flux_names.single_block(number, self.width, 4 * self.width)
+        return table | dict(flux_names.modulation(self.doubles, self.singles))
+
+    def build(self) -> nn.Module:
+        head = self.width // self.heads
+        network: nn.Module = FluxTransformer2DModel(
+            in_channels=(self.latent_channels + self.extra_channels) * PATCH**2,
+            out_channels=self.latent_channels * PATCH**2,
+            num_layers=self.doubles,
+            num_single_layers=self.singles,
+            attention_head_dim=head,
+            num_attention_heads=self.heads,
+            joint_attention_dim=self.text_width,
+            pooled_projection_dim=self.pooled_width,
+            guidance_embeds=self.guided,
+            axes_dims_rope=tuple(head // 16 * share for share in AXES),
+        )
+        return network
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        return flux_names.lora_names(parameters, self.table(), self.singles)
+
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        """Return dev's, or schnell's for a network that is not told guidance."""
+        return FluxFlow(MU) if self.guided else Flow(1.0, 1.0)
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> FluxInputs:
+        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+
+        Errors: NodeError for a conditioning of another family's text encoder, or for references or a bias of attention
+        that it cannot be told.
+        """
+        check_text(cond, self.text_width, self.title)
+        rows = canvas.rows
+        guidance: float | None = options.get("guidance", GUIDANCE)
+        if self.extra_channels and options.get("reference_latents"):
+            raise NodeError(f"this {self.title} backbone is fed {self._beside} and reads no reference latents")
+        references = scaled_references(options, self.latent_format, rows, device)
+        concat = self._concat(options, canvas)
+        return FluxInputs(
+            to_batch(sent(cond, device).float(), rows),
+            to_batch(sent(pooled_text(options, self.pooled_width, self.title), device), rows),
+            torch.full((rows,), float(guidance), device=device) if self.guided and guidance is not None else None,
+            None if concat is None else sent(concat, device),
+            references,
+            check_method(options.get("reference_latents_method", "offset"), self.title) if references else "",
+            options.get("control") or (),
+            attention_bias(options, cond.shape[1], rows, device),
+        )
+
+    @property
+    def _beside(self) -> str:
+        return EXTRA_CHANNELS[self.extra_channels]
+
+    def _concat(self, options: Mapping[str, Any], canvas: Canvas) -> Tensor | None:
+        if not self.extra_channels:
+            return None
+        image = image_to_edit(options, canvas.latents, self.latent_format)
+        if self.extra_channels == self.latent_channels:
+            return image
+        mask = mask_as_channels(options, canvas.latents, canvas.mask, self.latent_format.factor)
+        return torch.cat([image, mask], dim=1)
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return the shapes of x and the references, and whether guidance is told and attention biased.
+
+        A bias is as large as attention's logits, and one row's has the others have one too.
+        """
+        shapes = tuple(reference.shape[1:] for reference in inputs.references)
+        return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None, inputs.bias is None
+
+    def cells(self, x: Tensor, inputs: Any) -> int:
+        """Return the cells of x and the references, and as many as a bias of attention takes the memory of.
+
+        A token's four cells are as wide as twelve times the network in its blocks, in half precision; a number of the
+        bias is there in single precision and once more in half, which is as much as three of those.
+        """
+        cells = super(Flux, self).cells(x, inputs)
+        if inputs.bias is None:
+            return cells
+        images = (x, *inputs.references)
+        attended: int = inputs.bias.text + sum(math.prod(grid(*image.shape[-2:])) for image in images)
+        return cells + x.shape[0] * attended**2 // self.width
+
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows.
+
+        They may differ in level, guidance, text and its length, references, controls, LoRAs and biases of attention.
+        """
+        dtype, inputs, size = network.x_embedder.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
+        texts, concats = [i.text.to(dtype) for i in inputs], [i.concat for i in inputs if i.concat is not None]
+        text, x = stacked(texts), torch.cat([r.x for r in rows]).to(dtype)
+        behind, known = _behind(rows, text, there(texts), self.width)
+        length = text.shape[1] + (0 if behind is None else behind.shape[1])
+        of_image = positions(size)
+        beside = reference_positions((size[0], size[1]), inputs[0].references, inputs[0].method)
+        at = torch.cat([torch.zeros(length, 3), of_image, *beside])
+        biases = [(r.count, r.inputs.bias) for r in rows]
+        bias = added_logits(known, length, size, len(at) - length - len(of_image), biases)
+        told = {
+            "x": x,
+            "level": torch.cat([r.timestep for r in rows]),
+            "text": text,
+            "there": there(texts),
+            "pooled": torch.cat([i.pooled for i in inputs]),
+            "guidance": None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
+            "behind": behind,
+            "concat": torch.cat(concats).to(dtype) if concats else None,
+            "at": sent(at, x.device),
+            "mask": by_heads(attended(known, len(at) - length)) if bias is None else bias.to(dtype),
+        }
+        given = present(told) | references_together(inputs, dtype)
+        return given | control_answers(rows, x, partial(FluxCall.of, given)) | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        call, size = FluxCall.of(given), given["x"].shape[-2:]
+        time = call.time(network.time_text_embed, call.x.dtype)
+        text = network.context_embedder(call.text)
+        if "behind" in given:
+            text = torch.cat([text, given["behind"]], dim=1)
+        images = [torch.cat([call.x, given["concat"]], dim=1) if "concat" in given else call.x, *references_of(given)]
+        tokens = [*map(to_tokens, images)]
+        count, image = tokens[0].shape[1], network.x_embedder(torch.cat(tokens, dim=1))
+        told = {
+            "temb": time,
+            "image_rotary_emb": network.pos_embed(given["at"]),
+            "joint_attention_kwargs": told_mask(given.get("mask")),
+        }
+        for kind, blocks in ((DOUBLES, network.transformer_blocks), (SINGLES, network.single_transformer_blocks)):
+            passing = Passing(rows, kind, given)
+            for number, block in enumerate(blocks):
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **told)
+                text, image = passing.through(number, call_block, text, image)
+                for residual in added_after(given, kind, number):
+                    image = torch.cat([image[:, :count] + residual.to(image.dtype), image[:, count:]], dim=1)
+        return from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
+
+
+def _behind(
+    rows: Sequence[Rows], text: Tensor, there: Tensor | None, width: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return what model controls say behind a text (R,T,D), (R,t,width), None for nothing.
+
+    And which tokens of both there are, (R,T+t), None for all. there: of the text, (R,T). What is said lies at one
+    place, so its order says nothing.
+    """
+    if not any(r.controls for r in rows):
+        return None, there
+    empty = text.new_zeros(1, 0, width)
+    said = [torch.cat([empty.expand(r.count, -1, -1), *text_tokens(r)], dim=1).to(text.dtype) for r in rows]
+    counts, behind = lengths(said), stacked(said)
+    if there is not None or min(counts) < max(counts):
+        of_text = torch.ones_like(text[..., 0], dtype=torch.bool) if there is None else there
+        there = torch.cat([of_text, within(counts, max(counts), text.device)], dim=1)
+    return behind, there
+
+
+def told_mask(mask: Tensor | None) -> dict[str, Tensor] | None:
+    """Return how blocks are told a mask of attention; None for none."""
+    return None if mask is None else {"attention_mask": mask}
+
+
+def _by_diffusers(tensors: Tensors) -> bool:
+    return tensors.has("transformer_blocks.")

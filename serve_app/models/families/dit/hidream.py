@@ -1,0 +1,260 @@
+"""HiDream-I1 and E1: text and image in streams of their own and then in one, through layers with several experts.
+
+Each block is told another of Llama's states. Files have diffusers' names; run by the layers of diffusers'
+HiDreamImageTransformer2DModel. Source: Cai et al. 2025, arXiv:2505.22705; the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_hidream_image import (
+    HiDreamImageFeedForwardSwiGLU,
+    HiDreamImageTransformer2DModel,
+)
+from torch import Tensor, nn
+
+from serve_app.errors import NodeError
+from serve_app.models.families.family import BackboneFamily, File, Rows
+from serve_app.models.families.shared.dit import (
+    PATCH,
+    check_text,
+    from_tokens,
+    lora_names,
+    pooled_text,
+    positions,
+    to_tokens,
+)
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
+from serve_app.recipe import Flow, Training
+from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.sampling.latents.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
+
+HEAD = 128
+"""How wide every head is."""
+AXES = (64, 32, 32)
+"""Numbers of a head that turn by plane, row and column."""
+ACTIVE = 2
+"""How many experts a token goes to."""
+TIMES = 1000.0
+STATES = "conditioning_llama3"
+"""The option of a conditioning that holds Llama's states, by ComfyUI's name."""
+
+_MODULES = (
+    *("t_embedder", "p_embedder", "x_embedder", "double_stream_blocks", "single_stream_blocks"),
+    *("final_layer", "caption_projection"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HiDreamInputs:
+    """What a network is told beside x and sigma, for B rows.
+
+    text: T5's states (B,T,D); states: Llama's (B,L,S,D), of every layer; pooled: (B,P). beside: an image to edit,
+    (B,C,h,w), scaled, to the right of x; None for none.
+    """
+
+    text: Tensor
+    states: Tensor
+    pooled: Tensor
+    beside: Tensor | None = None
+
+    def within(self, area: Area | None) -> HiDreamInputs:
+        """Return the inputs of an area of the canvas."""
+        if area is None or self.beside is None:
+            return self
+        return replace(self, beside=crop(self.beside, area))
+
+
+@dataclass(frozen=True, slots=True)
+class HiDream(BackboneFamily):
+    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+
+    text_width, states_width, pooled_width: of what T5, Llama and both CLIPs say. experts: how many a block has.
+
+    A forward is not one call that could be recorded (`Experts`).
+    """
+
+    title = "HiDream"
+    marks = ("caption_projection.0.linear.weight",)
+    latent_format = FLUX
+    dtypes = (torch.bfloat16,)
+
+    width: int
+    doubles: int
+    singles: int
+    text_width: int
+    states_width: int
+    pooled_width: int
+    experts: int = 4
+    latent_channels: int = 16
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> HiDream:
+        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        width, columns = tensors.shape("x_embedder.proj.weight")
+        doubles, singles = (tensors.count(f"{kind}_stream_blocks.") for kind in ("double", "single"))
+        if width % HEAD or tensors.count("caption_projection.") != doubles + singles + 1:
+            raise tensors.unsupported(
+                f"has a HiDream backbone {width} wide that is told {tensors.count('caption_projection.')} texts in "
+                f"{doubles + singles} blocks; supported are multiples of {HEAD} wide, told one a block and one more"
+            )
+        return cls(
+            width,
+            doubles,
+            singles,
+            tensors.shape(f"caption_projection.{doubles + singles}.linear.weight")[1],
+            tensors.shape("caption_projection.0.linear.weight")[1],
+            tensors.shape("p_embedder.pooled_embedder.linear_1.weight")[1],
+            tensors.count("double_stream_blocks.0.block.ff_i.experts."),
+            columns // PATCH**2,
+        )
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return {name: name for name in _MODULES}
+
+    def build(self) -> nn.Module:
+        network = HiDreamImageTransformer2DModel(
+            patch_size=PATCH,
+            in_channels=self.latent_channels,
+            out_channels=self.latent_channels,
+            num_layers=self.doubles,
+            num_single_layers=self.singles,
+            attention_head_dim=HEAD,
+            num_attention_heads=self.width // HEAD,
+            caption_channels=[self.text_width, self.states_width],
+            text_emb_dim=self.pooled_width,
+            num_routed_experts=0,
+            axes_dims_rope=AXES,
+            llama_layers=[],
+        )
+        for stacked in (network.double_stream_blocks, network.single_stream_blocks):
+            for layer in stacked:
+                layer.block.ff_i = Experts(self.width, self.experts)
+        built: nn.Module = network
+        return built
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        return lora_names(parameters, self.table())
+
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        return Flow(1.0, TIMES)
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> HiDreamInputs:
+        """Return the texts, and the image to edit where there is one: ComfyUI's options, by its names.
+
+        Errors: NodeError for a conditioning of another family's text encoders, or an image of another height.
+        """
+        check_text(cond, self.text_width, self.title)
+        states: Tensor | None = options.get(STATES)
+        if states is None:
+            raise NodeError(f"the conditioning has no states of Llama's, which {self.title} is told")
+        check_text(states, self.states_width, self.title)
+        rows, beside = canvas.rows, options.get("concat_latent_image")
+        if beside is not None:
+            self.latent_format.check(beside.shape)
+            if beside.shape[-2] != canvas.latents.shape[-2]:
+                raise NodeError(
+                    f"the image to edit is {beside.shape[-2]} latent cells high, and what is drawn beside it "
+                    f"{canvas.latents.shape[-2]}"
+                )
+            beside = to_batch(self.latent_format.to_model(sent(beside, device).float()), rows)
+        pooled = pooled_text(options, self.pooled_width, self.title)
+        return HiDreamInputs(
+            to_batch(sent(cond, device).float(), rows),
+            to_batch(sent(states, device).float(), rows),
+            to_batch(sent(pooled, device), rows),
+            beside,
+        )
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return the shapes of x, of what is beside it and of the texts, for which the attention takes no mask."""
+        beside = None if inputs.beside is None else inputs.beside.shape[1:]
+        return tuple(x.shape[1:]), beside, inputs.text.shape[1], tuple(inputs.states.shape[1:3])
+
+    def cells(self, x: Tensor, inputs: Any) -> int:
+        """Return the cells of x and of what is beside it."""
+        beside = 0 if inputs.beside is None else inputs.beside[:, 0].numel()
+        return super(HiDream, self).cells(x, inputs) + beside
+
+    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for each of the rows, which may differ in level, what texts say and LoRAs."""
+        dtype, inputs, size = network.x_embedder.proj.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
+        x = torch.cat([r.x for r in rows])
+        if inputs[0].beside is not None:
+            x = torch.cat([x, torch.cat([i.beside for i in inputs])], dim=-1)
+        image = network.x_embedder(to_tokens(x.to(dtype), channels_last=True))
+        count = image.shape[1]
+        # Time reaches the sinusoids in single precision, as in ComfyUI.
+        time = network.t_embedder(torch.cat([r.timestep for r in rows]), dtype)
+        time = time + network.p_embedder(torch.cat([i.pooled for i in inputs]).to(dtype))
+        *told, of_t5 = self._told(network, inputs, dtype)
+        text = torch.cat([of_t5, told[-1]], dim=1)
+        kept, own = text.shape[1], told[0].shape[1]
+        at = sent(torch.cat([positions(x.shape[-2:]), torch.zeros(kept + own, 3)]), image.device)
+        turns = network.pe_embedder(at[None])
+        for block, state in zip(network.double_stream_blocks, told, strict=False):
+            image, text = block(image, None, torch.cat([text, state], dim=1), time, turns)
+            text = text[:, :kept]
+        both = torch.cat([image, text], dim=1)
+        for block, state in zip(network.single_stream_blocks, told[self.doubles :], strict=True):
+            both = block(torch.cat([both, state], dim=1), None, None, time, turns)[:, : count + kept]
+        made = network.final_layer(both[:, :count], time)
+        output = from_tokens(made, *x.shape[-2:], channels_last=True)[..., : size[1]]
+        return list(torch.split(-output.float(), [r.count for r in rows]))
+
+    def _told(self, network: Any, inputs: Sequence[HiDreamInputs], dtype: torch.dtype) -> list[Tensor]:
+        """Return what each block is told (R,S,width), the last of Llama's states where it has too few, then T5's."""
+        states = torch.cat([i.states for i in inputs]).to(dtype)
+        last = states.shape[1] - 1
+        *of_blocks, of_t5 = network.caption_projection
+        told: list[Tensor] = [project(states[:, min(number, last)]) for number, project in enumerate(of_blocks)]
+        told.append(of_t5(torch.cat([i.text for i in inputs]).to(dtype)))
+        return told
+
+
+class Experts(nn.Module):
+    """Layers of which each token goes to a few, beside one for all. Rows stay along dim 0, as LoRAs by row want it.
+
+    The gate says on the device how many tokens each expert is given, and the sizes of its products follow from that:
+    the host waits to learn it, once an expert and block. A recording has its sizes for good. With sizes that are enough
+    whatever the gate says, all tokens, experts would do `count` / ACTIVE times the work; with less, tokens would be
+    dropped. Products of grouped sizes, which a device reads itself, know neither layers of eight bits, nor those that
+    stream, nor LoRAs by row.
+    """
+
+    def __init__(self, width: int, count: int) -> None:
+        super().__init__()
+        self.shared_experts = HiDreamImageFeedForwardSwiGLU(width, 2 * width)
+        self.experts = nn.ModuleList(HiDreamImageFeedForwardSwiGLU(width, 4 * width) for _ in range(count))
+        self.gate = nn.Linear(width, count, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what the experts make of tokens (R,n,D)."""
+        shares, chosen = self.gate(x).softmax(dim=-1).topk(ACTIVE, dim=-1)
+        made: Tensor = self.shared_experts(x)
+        for number, expert in enumerate(self.experts):
+            share = torch.where(chosen == number, shares, 0).sum(dim=-1)
+            taken = share > 0
+            most = int(taken.sum(dim=1).max())
+            if not most:
+                continue
+            # Each row's tokens for this expert come first; what fills up the shorter rows counts for nothing.
+            index = taken.int().argsort(dim=1, descending=True, stable=True)[:, :most, None]
+            answer = expert(x.gather(1, index.expand(-1, -1, x.shape[-1])))
+            answer = answer * share[..., None].gather(1, index)
+            made = made.scatter_add(1, index.expand_as(answer), answer.to(made.dtype))
+        return made

@@ -1,0 +1,484 @@
+"""Wan 2.1 and 2.2: videos from a text, a first image, a first and a last one, or frames to keep or follow (Fun, VACE).
+
+Read off the authors' single file; run by the layers of diffusers' WanTransformer3DModel.
+Source: Wan team 2025, arXiv:2503.20314; Jiang et al. 2025 (VACE), arXiv:2503.07598; the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.embeddings import apply_rotary_emb
+from diffusers.models.normalization import FP32LayerNorm
+from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
+from torch import Tensor, addcmul, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from serve_app.errors import NodeError
+from serve_app.models.families.family import File, Rows
+from serve_app.models.families.shared.concat import frames_and_mask
+from serve_app.models.families.shared.dit import (
+    DOUBLES,
+    PATCH,
+    Passing,
+    Transformer,
+    angles,
+    by_heads,
+    check_text,
+    from_tokens,
+    grid,
+    lora_names,
+    passed,
+    positions,
+    stacked,
+    there,
+    whole_patches,
+)
+from serve_app.models.families.shared.references import scaled_references
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.forward import Inputs
+from serve_app.recipe import Flow, Training
+from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.sampling.latents.latent_formats import WAN, WAN_22
+from serve_app.sampling.transfer import sent
+from serve_app.store.models.kinds import ROLES
+from serve_app.values import ClipVisionOutput
+
+SHIFT = 8.0
+THETA = 10000.0
+HEAD = 128
+"""How wide each head is."""
+AXES = (44, 42, 42)
+"""How many of a head's numbers turn by frame, row and column."""
+VACE_FRAMES, VACE_MASK = 32, 64
+"""Channels of what VACE is shown: frames to change and frames to keep, and which pixels of a cell are which."""
+
+_FLAT = "lora_unet_"
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_OF_IMAGE = {"k_img": "add_k_proj", "v_img": "add_v_proj", "norm_k_img": "norm_added_k"}
+_ENDS = {
+    "patch_embedding": "patch_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "img_emb.emb_pos": "condition_embedder.image_embedder.pos_embed",
+    "img_emb.proj.0": "condition_embedder.image_embedder.norm1",
+    "img_emb.proj.1": "condition_embedder.image_embedder.ff.net.0.proj",
+    "img_emb.proj.3": "condition_embedder.image_embedder.ff.net.2",
+    "img_emb.proj.4": "condition_embedder.image_embedder.norm2",
+    "head.head": "proj_out",
+    "head.modulation": "scale_shift_table",
+    "ref_conv": "ref_conv",
+    "vace_patch_embedding": "vace_patch_embedding",
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """What VACE is shown, for B rows. frames: (B,E,F,h,w), scaled, and their masks; strength: (B,1,1)."""
+
+    frames: Tensor
+    strength: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WanInputs:
+    """What a network is told beside x and sigma, for B rows.
+
+    text: (B,T,D). beside: (B,E,F,h,w), channels beside x. seen: (B,N,V), what is seen in images. noisy: (B,F), how much
+    of each frame is noise; None for all of it. reference: (B,C,h,w), a frame before the first, scaled. shown: to VACE.
+    """
+
+    text: Tensor
+    beside: Tensor | None = None
+    seen: Tensor | None = None
+    noisy: Tensor | None = None
+    reference: Tensor | None = None
+    shown: tuple[Shown, ...] = ()
+
+    def within(self, area: Area | None) -> WanInputs:
+        """Return the inputs of an area of the canvas, in all frames."""
+        if area is None:
+            return self
+        beside, reference = (None if rows is None else crop(rows, area) for rows in (self.beside, self.reference))
+        shown = tuple(replace(one, frames=crop(one.frames, area)) for one in self.shown)
+        return replace(self, beside=beside, reference=reference, shown=shown)
+
+
+@dataclass(frozen=True, slots=True)
+class Wan(Transformer):
+    """A backbone. width: of a token in the network; inside: of its blocks' last layers; text_width: of what is read.
+
+    fed: channels of x and of what is beside it. seen_width: of what is seen in images, None if it is not told; places:
+    how many of what is seen have a place of their own. reference_channels: of a reference, 0 if none is looked at.
+    vace: how many blocks of VACE's there are; vace_channels: of what those are shown.
+    """
+
+    title = "Wan"
+    marks = ("head.modulation",)
+    latent_format = WAN
+    dtypes = (torch.float16, torch.bfloat16)
+
+    width: int
+    layers: int
+    inside: int
+    text_width: int
+    fed: int = 16
+    seen_width: int | None = None
+    places: int | None = None
+    reference_channels: int = 0
+    vace: int = 0
+    vace_channels: int = 0
+
+    @classmethod
+    def recognises(cls, tensors: Tensors) -> bool:
+        kind = ROLES["backbone"].kind(tensors.shapes)
+        made = tensors.shape("head.head.weight")[0]
+        return kind is not None and kind.known and made == cls.latent_format.channels * PATCH**2
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> Wan:
+        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        width, fed = tensors.shape("patch_embedding.weight")[:2]
+        if width % HEAD:
+            raise tensors.unsupported(f"has a Wan backbone {width} wide; supported are multiples of {HEAD}")
+        layers, vace = tensors.count("blocks."), tensors.count("vace_blocks.")
+        if vace and (vace > layers or layers % vace):
+            raise tensors.unsupported(
+                f"has {vace} blocks of VACE for {layers} of Wan; supported is one for each so many"
+            )
+        return cls(
+            width,
+            layers,
+            tensors.shape("blocks.0.ffn.0.weight")[0],
+            tensors.shape("text_embedding.0.weight")[1],
+            fed,
+            _side(tensors, "img_emb.proj.0.bias", 0),
+            _side(tensors, "img_emb.emb_pos", 1),
+            _side(tensors, "ref_conv.weight", 1) or 0,
+            vace,
+            _side(tensors, "vace_patch_embedding.weight", 1) or 0,
+        )
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        table = dict(_ENDS)
+        for kind, count in (("blocks", self.layers), ("vace_blocks", self.vace)):
+            for block in (f"{kind}.{number}" for number in range(count)):
+                for theirs, ours, names in (
+                    ("self_attn", "attn1", _ATTENTION),
+                    ("cross_attn", "attn2", _ATTENTION | _OF_IMAGE),
+                ):
+                    table |= {f"{block}.{theirs}.{a}": f"{block}.{ours}.{b}" for a, b in names.items()}
+                table |= {
+                    f"{block}.norm3": f"{block}.norm2",
+                    f"{block}.ffn.0": f"{block}.ffn.net.0.proj",
+                    f"{block}.ffn.2": f"{block}.ffn.net.2",
+                    f"{block}.modulation": f"{block}.scale_shift_table",
+                    f"{block}.before_proj": f"{block}.before_proj",
+                    f"{block}.after_proj": f"{block}.after_proj",
+                }
+        return table
+
+    def build(self) -> nn.Module:
+        heads = self.width // HEAD
+        network = WanTransformer3DModel(
+            num_attention_heads=heads,
+            attention_head_dim=HEAD,
+            in_channels=self.fed,
+            out_channels=self.latent_format.channels,
+            text_dim=self.text_width,
+            ffn_dim=self.inside,
+            num_layers=self.layers,
+            image_dim=self.seen_width,
+            added_kv_proj_dim=None if self.seen_width is None else self.width,
+            pos_embed_seq_len=self.places,
+        )
+        if self.reference_channels:
+            network.ref_conv = nn.Conv2d(self.reference_channels, self.width, PATCH, PATCH)
+        if self.vace:
+            patch = (1, PATCH, PATCH)
+            network.vace_patch_embedding = nn.Conv3d(self.vace_channels, self.width, patch, patch)
+            network.vace_blocks = nn.ModuleList(
+                WanTransformerBlock(self.width, self.inside, heads, cross_attn_norm=True) for _ in range(self.vace)
+            )
+            network.vace_blocks[0].before_proj = nn.Linear(self.width, self.width)
+            for block in network.vace_blocks:
+                block.after_proj = nn.Linear(self.width, self.width)
+        for layer in network.modules():
+            if isinstance(layer, FP32LayerNorm):
+                # Torch's own counts in single precision too, without a copy of all tokens in it.
+                layer.__class__ = nn.LayerNorm
+        built: nn.Module = network
+        return built
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        names = dict(lora_names(parameters, self.table()))
+        # Wan Fun's own trainer puts one more stroke behind the prefix.
+        flat = {name: changed for name, changed in names.items() if name.startswith(_FLAT)}
+        return names | {f"{_FLAT}_{name.removeprefix(_FLAT)}": changed for name, changed in flat.items()}
+
+    def training(self, file: File, names: Mapping[str, str]) -> Training:
+        return Flow(SHIFT)
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> WanInputs:
+        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+
+        Errors: NodeError for a conditioning of another family's text encoder, or for images, frames or masks that do
+        not fit the latents or the network.
+        """
+        check_text(cond, self.text_width, self.title)
+        rows, extra = canvas.rows, self.fed - self.latent_format.channels
+        beside = frames_and_mask(options, canvas.latents, canvas.mask, extra, self.latent_format) if extra else None
+        return WanInputs(
+            to_batch(sent(cond, device).float(), rows),
+            None if beside is None else sent(beside, device),
+            self._seen(options.get("clip_vision_output"), rows, device),
+            self._noisy(canvas, device),
+            self._reference(options, canvas, device),
+            self._shown(options, canvas, device) if self.vace else (),
+        )
+
+    def _seen(self, output: ClipVisionOutput | None, rows: int, device: torch.device) -> Tensor | None:
+        if output is None or self.seen_width is None:
+            return None
+        states = output.penultimate_hidden_states
+        if states.shape[-1] != self.seen_width:
+            raise NodeError(
+                f"the CLIP vision output is {states.shape[-1]} wide, and this {self.title} reads one {self.seen_width} "
+                "wide"
+            )
+        if self.places is not None and states.shape[1] > self.places:
+            raise NodeError(
+                f"the CLIP vision output has {states.shape[1]} tokens, and this {self.title} has places for "
+                f"{self.places}"
+            )
+        return to_batch(sent(states, device).float(), rows)
+
+    def _noisy(self, canvas: Canvas, device: torch.device) -> Tensor | None:
+        """Return how much of each frame is noise where the network is told it frame by frame."""
+        return None
+
+    def _reference(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> Tensor | None:
+        """Return the first frame of the last reference, where the network looks at one."""
+        references = scaled_references(options, self.latent_format, canvas.rows, device)
+        if not self.reference_channels or not references:
+            return None
+        reference, size = references[-1][:, :, 0], canvas.latents.shape[-2:]
+        if reference.shape[-2:] != size:
+            raise NodeError(
+                f"the reference is {tuple(reference.shape[-2:])} latent cells, and the latents to sample are "
+                f"{tuple(size)}: {self.title} has it for a frame before the first"
+            )
+        return reference
+
+    def _shown(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> tuple[Shown, ...]:
+        x, rows = canvas.latents, canvas.rows
+        given: Sequence[Tensor] | None = options.get("vace_frames")
+        frames = [x.new_zeros(1, VACE_FRAMES, *x.shape[2:])] if given is None else given
+        masks: Sequence[Tensor] = options.get("vace_mask") or [x.new_ones(1, VACE_MASK, *x.shape[2:])] * len(frames)
+        strengths: Sequence[float] = options.get("vace_strength") or [1.0] * len(frames)
+        if not len(frames) == len(masks) == len(strengths):
+            raise NodeError(
+                f"VACE is shown {len(frames)} videos with {len(masks)} masks and {len(strengths)} strengths; each has "
+                "one of both"
+            )
+        shown = []
+        for one, mask, strength in zip(frames, masks, strengths, strict=True):
+            if one.shape[2:] != x.shape[2:]:
+                raise NodeError(
+                    f"VACE is shown {tuple(one.shape[2:])} latent frames, rows and columns, and the latents to sample "
+                    f"have {tuple(x.shape[2:])}"
+                )
+            videos = torch.split(sent(one, device).float(), x.shape[1], dim=1)
+            scaled = [*map(self.latent_format.to_model, videos), sent(mask, device).float()]
+            if (channels := sum(part.shape[1] for part in scaled)) != self.vace_channels:
+                raise NodeError(f"VACE is shown {channels} channels, and this {self.title} reads {self.vace_channels}")
+            both = to_batch(torch.cat(scaled, dim=1), rows)
+            shown.append(Shown(both, torch.full((rows, 1, 1), float(strength), device=device)))
+        return tuple(shown)
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return the shapes of x, of what is seen and of a reference, and what else is told."""
+        shapes = (None if told is None else told.shape[1:] for told in (inputs.seen, inputs.reference))
+        return tuple(x.shape[1:]), *shapes, inputs.noisy is None, len(inputs.shown)
+
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return what blocks are told of the rows. They may differ in level, text and its length, images and LoRAs."""
+        dtype, inputs, size = network.proj_out.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
+        texts, first = [i.text.to(dtype) for i in inputs], inputs[0]
+        x = torch.cat([r.x for r in rows])
+        level = torch.cat([r.timestep for r in rows])[:, None]
+
+        def together(name: str) -> Tensor | None:
+            own = [getattr(i, name) for i in inputs]
+            return None if own[0] is None else torch.cat(own).to(dtype)
+
+        # A reference is a frame before the first.
+        frames = range(size[0] + (first.reference is not None))
+        told: dict[Any, Tensor | None] = {
+            "x": x.to(dtype),
+            "level": level if first.noisy is None else level * torch.cat([i.noisy for i in inputs]),
+            "text": stacked(texts),
+            "mask": by_heads(there(texts)),
+            "at": sent(torch.cat([positions(size[1:], frame) for frame in frames]), x.device),
+            "beside": together("beside"),
+            "seen": together("seen"),
+            "reference": together("reference"),
+        }
+        by_number = zip(*(i.shown for i in inputs), strict=True)
+        for number, shown in enumerate(by_number):
+            told[OfVace("frames", number)] = torch.cat([one.frames for one in shown]).to(dtype)
+            told[OfVace("strength", number)] = torch.cat([one.strength for one in shown]).to(dtype)
+        return told | passed(rows)
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, size, embed = given["x"], given["x"].shape[2:], network.condition_embedder
+        fed = torch.cat([x, given["beside"]], dim=1) if "beside" in given else x
+        image = _tokens(network.patch_embedding(whole_patches(fed)))
+        if "reference" in given:
+            image = torch.cat([_tokens(network.ref_conv(whole_patches(given["reference"]))), image], dim=1)
+        count = image.shape[1]
+        # Time reaches the sinusoids in single precision, as in ComfyUI. (R,G,W): of all tokens, or of each frame's.
+        time = embed.time_embedder(embed.timesteps_proj(given["level"].flatten()).to(x.dtype))
+        time = time.view(*given["level"].shape, -1)
+        text = embed.text_embedder(given["text"])
+        read = [(text, given.get("mask"))]
+        if self.seen_width is not None:
+            # Where nothing is seen, the text stands for it, as in ComfyUI.
+            read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
+        by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
+        tell = partial(_block, time=by_block, read=read, turns=_turns(given["at"]))
+        hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.shown))]
+        shown, beginning = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints], image
+        every = self.layers // self.vace if self.vace else 0
+        passing = Passing(rows, DOUBLES, given)
+        for number, block in enumerate(network.blocks):
+            (image,) = passing.through(number, partial(tell, block, image), image)
+            if not every or number % every:
+                continue
+            of_vace = network.vace_blocks[number // every]
+            for i, hint in enumerate(shown):
+                shown[i] = tell(of_vace, of_vace.before_proj(hint) + beginning if number == 0 else hint)
+                image = addcmul(image, of_vace.after_proj(shown[i]), given[OfVace("strength", i)])
+        shift, scale = (_by_token(part, count) for part in _modulation(network, time[:, :, None]))
+        made = network.proj_out(addcmul(shift, network.norm_out(image), 1 + scale))
+        by_frame = made[:, -size[0] * prod(grid(size[1], size[2])) :].reshape(len(x) * size[0], -1, made.shape[2])
+        frames = from_tokens(by_frame, size[1], size[2], channels_last=True)
+        return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
+
+
+@dataclass(frozen=True, slots=True)
+class Wan22(Wan):
+    """Wan 2.2 of 5 B, from texts and images alike: it is told frame by frame how much is noise.
+
+    What a mask keeps it sees without noise.
+    """
+
+    title = "Wan 2.2"
+    latent_format = WAN_22
+    keeps_clean = True
+
+    def _noisy(self, canvas: Canvas, device: torch.device) -> Tensor | None:
+        return None if canvas.mask is None else sent(canvas.mask.mean(dim=(1, 3, 4)), device)
+
+
+def _side(tensors: Tensors, name: str, axis: int) -> int | None:
+    """Return a side of a tensor; None if it is not there."""
+    shape = tensors.shapes.get(name)
+    return None if shape is None else shape[axis]
+
+
+class OfVace(NamedTuple):
+    """The name by which a call is given what VACE is shown: "frames", (R,E,F,h,w), and their "strength", (R,1,1)."""
+
+    what: str
+    number: int
+
+
+def _block(
+    block: Any,
+    image: Tensor,
+    time: Tensor,
+    read: Sequence[tuple[Tensor, Tensor | None]],
+    turns: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Return what a block makes of tokens (R,n,W). time: (R,G,6,W).
+
+    read: the text (R,T,W), and what is seen in images where the network is told that; each with its mask, as
+    `_attended` has it.
+    """
+    count = image.shape[1]
+    shift, scale, gate, inner_shift, inner_scale, inner_gate = (
+        _by_token(part, count) for part in _modulation(block, time)
+    )
+    # Videos are long: each sum and product by itself would be another pass over all tokens.
+    own, others, modulated = block.attn1, block.attn2, addcmul(shift, block.norm1(image), 1 + scale)
+    q, k = (
+        apply_rotary_emb(_heads(norm(to(modulated))), turns)
+        for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k))
+    )
+    image = addcmul(image, own.to_out[0](_attended(q, k, _heads(own.to_v(modulated)))), gate)
+    q = _heads(others.norm_q(others.to_q(block.norm2(image))))
+    text, *seen = read
+    found = _attended(q, _heads(others.norm_k(others.to_k(text[0]))), _heads(others.to_v(text[0])), text[1])
+    for tokens, mask in seen:
+        k = others.norm_added_k(others.add_k_proj(tokens))
+        found = found + _attended(q, _heads(k), _heads(others.add_v_proj(tokens)), mask)
+    image = image + others.to_out[0](found)
+    return addcmul(image, block.ffn(addcmul(inner_shift, block.norm3(image), 1 + inner_scale)), inner_gate)
+
+
+def _modulation(layer: Any, time: Tensor) -> tuple[Tensor, ...]:
+    """Return a layer's shifts, scales and gates, (R,G,W) each. time: (R,G,K,W) or (R,G,1,W)."""
+    return torch.unbind(layer.scale_shift_table + time, dim=2)
+
+
+def _by_token(of_groups: Tensor, count: int) -> Tensor:
+    """Return numbers of groups of tokens (R,G,W) for each of so many tokens; of one group as they are."""
+    groups = of_groups.shape[1]
+    return of_groups if groups == 1 else of_groups.repeat_interleave(-(-count // groups), dim=1)[:, :count]
+
+
+def _heads(tokens: Tensor) -> Tensor:
+    """Return tokens (R,n,W) by heads, (R,H,n,d)."""
+    return tokens.view(*tokens.shape[:2], -1, HEAD).transpose(1, 2)
+
+
+def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return what queries (R,H,n,d) find, (R,n,W). mask: (R,1,1,m), which of the m there are; None for all."""
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+
+def _of_images(embedder: Any, seen: Tensor) -> Tensor:
+    """Return tokens (R,N,W) of what is seen in images (R,N,V)."""
+    if embedder.pos_embed is not None:
+        seen = seen + embedder.pos_embed[:, : seen.shape[1]]
+    tokens: Tensor = embedder.norm2(embedder.ff(embedder.norm1(seen)))
+    return tokens
+
+
+def _tokens(cells: Tensor) -> Tensor:
+    """Return patches (R,W,…) as tokens (R,n,W)."""
+    return cells.flatten(2).transpose(1, 2)
+
+
+def _turns(at: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines (n,d) by which positions (n,3) turn the pairs of a head."""
+    turned = angles(at, AXES, THETA).float().repeat_interleave(2, dim=1)
+    return turned.cos(), turned.sin()

@@ -1,0 +1,279 @@
+"""What diffusion transformers share: latents as tokens, rows of several lengths in one forward, positions, names.
+
+Source of the networks: Peebles and Xie 2023, arXiv:2212.09748; of rotary positions: Su et al. 2021, arXiv:2104.09864.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from serve_app.errors import NodeError
+from serve_app.models.control.control import Controlled, Spread, control_residuals
+from serve_app.models.families.family import Rows
+from serve_app.models.families.shared.one_call import OneCall
+from serve_app.models.files.layout import Place, Table, reverse, translate
+from serve_app.models.forward import Inputs
+from serve_app.recipe import SkippedBlocks
+from serve_app.sampling.transfer import sent
+
+PATCH = 2
+"""A token stands for so many latent cells along each side."""
+
+DOUBLES, SINGLES = "doubles", "singles"
+"""The kinds of block where a network has two: text and image apart, and both as one stream."""
+
+WHOLE_EPS = float(torch.finfo(torch.float32).eps)
+"""What the norms of queries and keys add to the variance where a file's authors gave torch no number."""
+
+
+class Transformer(OneCall):
+    """A family of diffusion transformers whose forward is one call of tensors."""
+
+    steady = (SkippedBlocks,)
+
+    def lora_names(self, parameters: Sequence[str]) -> Table:
+        """As `Family.lora_names`: by the published single file and by the network."""
+        return lora_names(parameters, self.table())
+
+
+def grid(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
+    """Return the rows and columns of tokens of latents of a size in cells."""
+    return -(-height // patch), -(-width // patch)
+
+
+def whole_patches(latents: Tensor) -> Tensor:
+    """Return latents (B,C,…,h,w) with even sides: an odd one goes on with its own beginning."""
+    height, width = latents.shape[-2:]
+    if not height % PATCH and not width % PATCH:
+        return latents
+    beyond = (0, width % PATCH, 0, height % PATCH) + (0, 0) * (latents.ndim - 4)
+    return pad(latents, beyond, mode="circular")
+
+
+def to_tokens(latents: Tensor, *, channels_last: bool = False) -> Tensor:
+    """Return latents (B,C,h,w) as tokens (B,n,4C), row by row, an odd side as `whole_patches` has it.
+
+    channels_last: in a token, the channels of one cell lie together; else the cells of one channel do.
+    """
+    batch, channels = latents.shape[:2]
+    rows, columns = grid(*latents.shape[-2:])
+    latents = whole_patches(latents)
+    cut = latents.view(batch, channels, rows, PATCH, columns, PATCH)
+    order = (0, 2, 4, 3, 5, 1) if channels_last else (0, 2, 4, 1, 3, 5)
+    return cut.permute(order).reshape(batch, rows * columns, PATCH * PATCH * channels)
+
+
+def from_tokens(tokens: Tensor, height: int, width: int, *, channels_last: bool = False) -> Tensor:
+    """Return tokens (B,n,4C) as latents (B,C,height,width): undo `to_tokens`."""
+    batch, (rows, columns) = tokens.shape[0], grid(height, width)
+    channels = tokens.shape[2] // PATCH**2
+    if channels_last:
+        cut = tokens.view(batch, rows, columns, PATCH, PATCH, channels).permute(0, 5, 1, 3, 2, 4)
+    else:
+        cut = tokens.view(batch, rows, columns, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+    return cut.reshape(batch, channels, rows * PATCH, columns * PATCH)[..., :height, :width]
+
+
+def positions(size: Sequence[int], first: float = 0, y: int = 0, x: int = 0, *, patch: int = PATCH) -> Tensor:
+    """Return the positions (n,3) of the tokens of latents of a size (h,w): `first`, the token's row and column.
+
+    y, x: where the rows and columns begin, in tokens.
+    """
+    height, width = size
+    rows, columns = grid(height, width, patch)
+    at = torch.empty(rows, columns, 3)
+    at[..., 0] = first
+    at[..., 1] = torch.arange(y, y + rows)[:, None]
+    at[..., 2] = torch.arange(x, x + columns)
+    return at.view(-1, 3)
+
+
+def angles(at: Tensor, axes: Sequence[int], theta: float) -> Tensor:
+    """Return by what positions (…,3) turn each pair of a head's numbers, (…,D/2), radians in double precision.
+
+    axes: how many of a head's D numbers each coordinate turns.
+    """
+    turned = []
+    for axis, width in enumerate(axes):
+        steps = torch.arange(0, width, 2, dtype=torch.float64, device=at.device) / width
+        turned.append(at[..., axis, None].double() * theta**-steps)
+    return torch.cat(turned, dim=-1)
+
+
+def stacked(rows: Sequence[Tensor]) -> Tensor:
+    """Return rows (B_i,T_i,…) as one (R,T,…), the shorter ones followed by zeros."""
+    longest = max(row.shape[1] for row in rows)
+    return torch.cat([pad(row, (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows])
+
+
+def lengths(rows: Sequence[Tensor]) -> list[int]:
+    """Return how long each row of rows (B_i,T_i,…) is, R in all."""
+    return [row.shape[1] for row in rows for _ in range(row.shape[0])]
+
+
+def within(counts: Sequence[int], longest: int, device: torch.device) -> Tensor:
+    """Return which of `longest` places a row of each count has, (R,longest)."""
+    return torch.arange(longest, device=device) < sent(torch.tensor(counts), device)[:, None]
+
+
+def thirds(width: int, *names: str) -> tuple[Place, ...]:
+    """Return where a fused layer goes whose outputs are those of several, each `width` wide, one after another."""
+    return tuple(Place(name, rows=(i * width, (i + 1) * width)) for i, name in enumerate(names))
+
+
+class Passed(NamedTuple):
+    """The name by which a call is given which rows pass by a block, (R,1,1)."""
+
+    kind: str
+    number: int
+
+
+def passed(rows: Sequence[Rows]) -> dict[Any, Tensor]:
+    """Return which rows pass by blocks, by Passed, for those that some of the rows pass by."""
+    device, made = rows[0].x.device, {}
+    for kind in (DOUBLES, SINGLES):
+        by_row = _passed(rows, kind)
+        for number in sorted(set().union(*by_row)):
+            which = sent(torch.tensor([number in numbers for numbers in by_row]), device)
+            made[Passed(kind, number)] = which[:, None, None]
+    return made
+
+
+def _passed(rows: Sequence[Rows], kind: str) -> list[set[int]]:
+    """Return which blocks each of R rows passes by. kind: the field of SkippedBlocks that has their numbers."""
+    return [
+        {number for patch in r.layers if isinstance(patch, SkippedBlocks) for number in getattr(patch, kind)}
+        for r in rows
+        for _ in range(r.count)
+    ]
+
+
+class Passing:
+    """Which rows pass by which blocks of a kind. given: with what `passed` says."""
+
+    def __init__(self, rows: Sequence[Rows], kind: str, given: Inputs) -> None:
+        self._by_row = _passed(rows, kind)
+        self._kind, self._given = kind, given
+
+    def through(self, number: int, block: Callable[[], Any], *streams: Tensor) -> tuple[Any, ...]:
+        """Return what a block makes of streams (R,…), but for the rows that pass by it, which stay as they are."""
+        passing = [number in numbers for numbers in self._by_row]
+        if all(passing):
+            return streams
+        made = block()
+        made = made if isinstance(made, tuple) else (made,)
+        if not any(passing):
+            return made
+        which = self._given[Passed(self._kind, number)]
+        # A last block makes nothing of the text.
+        return tuple(None if m is None else torch.where(which, s, m) for s, m in zip(streams, made, strict=True))
+
+
+class Answer(NamedTuple):
+    """The name by which a call is given an answer of ControlNets. spreads: where those go; number: which it is."""
+
+    spreads: tuple[Spread, ...]
+    number: int
+
+
+def control_answers(rows: Sequence[Rows], x: Tensor, call: Callable[[], Any]) -> dict[Any, Tensor]:
+    """Return what ControlNets add to the rows of x (R,C,…), by Answer. call: makes what they are given."""
+    controlled = [Controlled(r.count, r.sigma, r.inputs.controls, r.exclusive) for r in rows]
+    if not any(control.acts(row.sigma) for row in controlled for control in row.controls):
+        return {}
+    sums = control_residuals(controlled, call(), x)
+    return {Answer(spreads, number): made for spreads, all_made in sums.items() for number, made in enumerate(all_made)}
+
+
+def added_after(given: Inputs, kind: str, block: int) -> Iterator[Tensor]:
+    """Yield what ControlNets add after a block of a kind. given: with what `control_answers` says."""
+    for spreads in dict.fromkeys(name.spreads for name in given if isinstance(name, Answer)):
+        for spread in spreads:
+            if spread.kind == kind and (number := spread.answer(block)) is not None:
+                yield given[Answer(spreads, number)]
+
+
+def attended(of_text: Tensor | None, more: int) -> Tensor | None:
+    """Return which tokens there are of a text and of so many behind it, (R,T+more), None if all are.
+
+    of_text: of the text, (R,T), None if all are: attention is faster without a mask.
+    """
+    return None if of_text is None else pad(of_text, (0, more), value=True)
+
+
+def by_heads(mask: Tensor | None) -> Tensor | None:
+    """Return a mask of tokens (R,L) as attention with heads takes it, (R,1,1,L)."""
+    return None if mask is None else mask[:, None, None]
+
+
+def there(texts: Sequence[Tensor]) -> Tensor | None:
+    """Return which tokens of texts (B_i,T_i,D) there are, (R,T); None if all are."""
+    counts = lengths(texts)
+    return None if min(counts) == max(counts) else within(counts, max(counts), texts[0].device)
+
+
+def by_token(first: Tensor, tokens: int, then: Tensor, more: int) -> Tensor:
+    """Return modulations (R,D) for so many tokens, and others for so many after them, (R,tokens+more,D)."""
+    return torch.cat([first[:, None].expand(-1, tokens, -1), then[:, None].expand(-1, more, -1)], dim=1)
+
+
+def check_text(cond: Tensor, width: int, title: str) -> None:
+    """Errors: NodeError for a text (N,T,D) of another family's encoder."""
+    if cond.shape[-1] != width:
+        raise NodeError(
+            f"the conditioning is {cond.shape[-1]} wide, and {title} reads text {width} wide: they are of different "
+            "families"
+        )
+
+
+def pooled_text(options: Mapping[str, Any], width: int, title: str) -> Tensor:
+    """Return a conditioning's pooled text (N,P) float32, zeros without one.
+
+    Errors: NodeError for one that is too narrow.
+    """
+    pooled: Tensor | None = options.get("pooled_output")
+    if pooled is None:
+        return torch.zeros(1, width)
+    if pooled.shape[-1] < width:
+        raise NodeError(f"the conditioning has a pooled output {pooled.shape[-1]} wide; {title} reads one {width} wide")
+    return pooled[:, :width].float()
+
+
+def lora_names(parameters: Sequence[str], table: Table) -> dict[str, str | tuple[Place, ...]]:
+    """Return layers' names in LoRA files -> what they change: a parameter of the network, or parts of several.
+
+    table: of the published single file, whose names most trainers use; others use the network's.
+    """
+    to_file, known = reverse(table), set(parameters)
+    names: dict[str, str | tuple[Place, ...]] = {}
+    for theirs, fused in table.items():
+        for leaf in ("weight", "bias"):
+            changed = tuple(place._replace(name=f"{place.name}.{leaf}") for place in fused if isinstance(place, Place))
+            if changed and all(place.name in known for place in changed):
+                _name(names, f"{theirs}.{leaf}", changed)
+    for ours in parameters:
+        if (in_file := translate(ours, to_file)) is not None:
+            _name(names, in_file, ours)
+        layer, _, leaf = ours.rpartition(".")
+        if leaf == "weight":
+            flat = layer.replace(".", "_")
+            prefixed = (f"{prefix}{layer}" for prefix in ("", "transformer.", "diffusion_model.", "base_model.model."))
+            for name in (*prefixed, f"lora_transformer_{flat}", f"lora_unet_{flat}", f"lycoris_{flat}"):
+                names.setdefault(name, ours)
+    return names
+
+
+def _name(names: dict[str, Any], theirs: str, changed: str | tuple[Place, ...]) -> None:
+    """Add the names in LoRA files that are made of a parameter's name in the single file."""
+    layer, _, leaf = theirs.rpartition(".")
+    if leaf != "weight":
+        names[f"diffusion_model.{theirs}"] = changed
+        return
+    flat = layer.replace(".", "_")
+    for name in (layer, f"diffusion_model.{layer}", f"lora_unet_{flat}", f"lycoris_{flat}"):
+        names[name] = changed

@@ -1,0 +1,225 @@
+"""One stream of tokens in which text and image attend to each other, as Lumina 2 and Z-Image have it.
+
+Text and image go through a few layers apart, and then through the others together; how long either is differs by row.
+Source: Qin et al. 2025, arXiv:2503.21758.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from serve_app.models.control.model_control import AtWork, all_at_work
+from serve_app.models.families.family import Rows
+from serve_app.models.families.shared.dit import (
+    Transformer,
+    angles,
+    check_text,
+    from_tokens,
+    grid,
+    lengths,
+    positions,
+    stacked,
+    to_tokens,
+    within,
+)
+from serve_app.models.forward import Inputs
+from serve_app.recipe import Training
+from serve_app.sampling.forward import Area, Canvas, to_batch
+from serve_app.sampling.latents.latent_formats import FLUX
+from serve_app.sampling.transfer import sent
+
+REFINERS, LAYERS = "refiners", "layers"
+"""The stacks of layers that model controls add to: the image's own, and those of both."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamCall:
+    """What model controls are told of a forward's R rows. time: what layers are modulated by, (R,W).
+
+    turns: how each of the image's tokens turns queries and keys, (R,S,d/2).
+    """
+
+    time: Tensor
+    turns: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextInputs:
+    """What a network is told beside x and time, for B rows. text: (B,T,D)."""
+
+    text: Tensor
+
+    def within(self, area: Area | None) -> TextInputs:
+        return self
+
+
+class OneStream(Transformer):
+    """A family of such backbones.
+
+    Rows of any text may share a forward, and rows of any size whose cells, rounded up to a power of two, are as many.
+    theta: of the positions; multiple: text and image are filled up to so many tokens.
+    """
+
+    latent_format = FLUX
+    dtypes = (torch.bfloat16,)
+    theta: ClassVar[float]
+    multiple: ClassVar[int] = 1
+
+    text_width: int
+
+    @property
+    @abstractmethod
+    def axes(self) -> tuple[int, ...]:
+        """How many numbers of a head turn by the text's token, by row and by column."""
+
+    @abstractmethod
+    def time(self, network: Any, time: Tensor) -> Tensor:
+        """Return what the layers are modulated by, of times 0…1 from noise to image, (R,) float32."""
+
+    @abstractmethod
+    def embedded_image(self, network: Any) -> tuple[nn.Module, Tensor | None]:
+        """Return the layer that reads the image's tokens, and what they are filled up with."""
+
+    @abstractmethod
+    def embedded_text(self, network: Any) -> tuple[nn.Module, Tensor | None]:
+        """Return the same of the text's."""
+
+    @abstractmethod
+    def last(self, network: Any, tokens: Tensor, time: Tensor) -> Tensor:
+        """Return the output's tokens."""
+
+    def text_at(self, count: int) -> Tensor:
+        """Return the positions (n,3) of a text's tokens with those that fill them up, from 1 on."""
+        return pad(torch.arange(1.0, _filled(count, self.multiple) + 1)[:, None], (0, 2))
+
+    def image_at(self, x: Tensor, inputs: Any) -> Tensor:
+        """Return the positions (n,3) of an image's tokens, which come after the text's."""
+        return positions(x.shape[-2:], _filled(inputs.text.shape[1], self.multiple) + 1)
+
+    def beside(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
+        """Return what else the image and the text attend to; nothing by default."""
+        return None
+
+    def inputs(
+        self,
+        cond: Tensor,
+        options: Mapping[str, Any],
+        role: str,
+        canvas: Canvas,
+        device: torch.device,
+        trained_as: Training,
+    ) -> TextInputs:
+        check_text(cond, self.text_width, self.title)
+        return TextInputs(to_batch(sent(cond, device).float(), canvas.rows))
+
+    def group_key(self, x: Tensor, inputs: Any) -> Hashable:
+        """Return the power of two that holds the cells: smaller ones are filled up, so less than half is in vain."""
+        return x.shape[1], (x.shape[-2] * x.shape[-1] - 1).bit_length()
+
+    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return the streams of rows, which may differ in all but their number of channels."""
+        dtype = next(network.parameters()).dtype
+        texts = [r.inputs.text.to(dtype) for r in rows]
+        images = [to_tokens(r.x.to(dtype), channels_last=True) for r in rows]
+        return {
+            # The network counts time from noise to image; told it in half precision, it would hear another one.
+            "time": 1 - torch.cat([r.timestep for r in rows]),
+            **self.told("image", images, [self.image_at(r.x, r.inputs) for r in rows]),
+            **self.told("text", texts, [self.text_at(text.shape[1]) for text in texts]),
+        }
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        """Return the tokens of all rows, (R,S,F), the image's first."""
+        time = self.time(network, given["time"])
+        image = self.stream(given, "image", *self.embedded_image(network))
+        controls = all_at_work(rows, StreamCall(time, image.turns))
+        image = image.through_all(network.noise_refiner, time, REFINERS, controls)
+        text = self.stream(given, "text", *self.embedded_text(network))
+        for layer in network.context_refiner:
+            text = text.through(layer)
+        beside = self.beside(network, given, time)
+        whole = (image if beside is None else image.followed_by(beside)).followed_by(text)
+        whole = whole.through_all(network.layers, time, LAYERS, controls)
+        return self.last(network, whole.tokens, time)
+
+    def answers(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
+        answers, counts = [], [r.count for r in rows]
+        for tokens, r in zip(torch.split(made, counts), rows, strict=True):
+            size = r.x.shape[-2:]
+            answers.append(-from_tokens(tokens[:, : prod(grid(*size))], *size, channels_last=True))
+        return answers
+
+    def told(self, name: str, pieces: Sequence[Tensor], at: Sequence[Tensor]) -> dict[str, Tensor | None]:
+        """Return what a call is given of a stream, for `stream`.
+
+        Pieces (B_i,n_i,F) are each filled up, at positions (≥n_i,3); what is filled in is at 0.
+        """
+        counts = lengths(pieces)
+        filled = [_filled(count, self.multiple) for count in counts]
+        longest, device = max(filled), pieces[0].device
+        padded = (pad(a, (0, 0, 0, longest - len(a))) for a in at)
+        placed = torch.cat([a.expand(len(piece), -1, -1) for a, piece in zip(padded, pieces, strict=True)])
+        return {
+            name: stacked(pieces),
+            f"{name} at": sent(placed, device),
+            f"{name} its own": within(counts, longest, device) if min(counts) < longest else None,
+            # Without a mask attention takes its faster kernels.
+            f"{name} there": None if min(filled) == longest else within(filled, longest, device),
+        }
+
+    def stream(
+        self, given: Inputs, name: str, embed: Callable[[Tensor], Tensor], filling: Tensor | None = None
+    ) -> Stream:
+        """Return a stream that a call is given, embedded. filling: what it is filled up with; None where that is 0."""
+        at, own = given[f"{name} at"], given.get(f"{name} its own")
+        tokens = embed(given[name])
+        tokens = pad(tokens, (0, 0, 0, at.shape[1] - tokens.shape[1]))
+        if filling is not None and own is not None:
+            tokens = torch.where(own[..., None], tokens, filling)
+        turns = angles(at, self.axes, self.theta)
+        turns = torch.polar(torch.ones_like(turns), turns).to(torch.complex64)
+        return Stream(tokens, turns, given.get(f"{name} there"))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stream:
+    """Tokens (R,S,D), how each turns queries and keys (R,S,d/2), and which of them there are (R,S); None: all."""
+
+    tokens: Tensor
+    turns: Tensor
+    there: Tensor | None
+
+    def through(self, layer: Any, time: Tensor | None = None) -> Stream:
+        return replace(self, tokens=layer(self.tokens, self.there, self.turns, time))
+
+    def through_all(self, layers: Iterable[Any], time: Tensor, stack: str, controls: Sequence[AtWork]) -> Stream:
+        """Return what a stack of layers makes of it. controls: what acts on the image's tokens, which come first."""
+        for control in controls:
+            control.before(stack, self.tokens)
+        stream = self
+        for number, layer in enumerate(layers):
+            stream = stream.through(layer, time)
+            for control in controls:
+                control.after(stack, number, stream.tokens)
+        return stream
+
+    def followed_by(self, other: Stream) -> Stream:
+        tokens, turns = (torch.cat(pair, dim=1) for pair in ((self.tokens, other.tokens), (self.turns, other.turns)))
+        if self.there is None and other.there is None:
+            return Stream(tokens, turns, None)
+        there = [
+            tokens.new_ones(s.tokens.shape[:2], dtype=torch.bool) if s.there is None else s.there for s in (self, other)
+        ]
+        return Stream(tokens, turns, torch.cat(there, dim=1))
+
+
+def _filled(count: int, multiple: int) -> int:
+    return -(-count // multiple) * multiple

@@ -1,0 +1,322 @@
+"""Language models, as text encoders and as generators of text. Which there are stands in `qwen`, `gemma` and so on.
+
+The layers are transformers'; positions, masks and which states are taken are here, so that rows of many texts, each of
+its own length, share a forward. Source: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from serve_app.errors import NodeError
+from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
+from serve_app.models.families.text.generation import Cache, Generation, as_cache
+from serve_app.models.families.text.sequences import Reading, SequenceEncoder, embedded, whole_names
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.tokenizers import Tokenizer
+from serve_app.models.tokenizers.prompt import Weighted
+from serve_app.models.weights.dtypes import dtype_of
+from serve_app.recipe import T5Padding
+from serve_app.sampling.transfer import sent
+from serve_app.values import GenerationRequest
+
+_FIRST = "layers.0.self_attn.q_proj.weight"
+_ROOTS = ("model.", "model.language_model.")
+_HEADS = ("lm_head", "model.lm_head")
+_VOCABULARIES = ("spiece_model", "tekken_model", "tokenizer_json")
+VOCABULARY = "vocabulary"
+"""The buffer of a network that holds the bytes of its tokeniser's file."""
+
+F = TypeVar("F", bound="DecoderText")
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderText(TextFamily):
+    """A language model. final_norm: whether its last norm is there; vocabulary_bytes: how large its tokeniser is, 0
+    where the file brings none; separate_head: whether the file has a last layer of its own, beside the tokens' vectors.
+
+    head_width: of a head where no norm's length says it. theta: of the rotation of positions; eps: of norms. sections:
+    how many of a head's frequencies count along each axis of an image; interleaved: these take turns. scaled: tokens'
+    vectors times √width. stop: the tokens that end a generated text; none for one that generates none.
+    """
+
+    prefixes: ClassVar[tuple[str, ...]]
+    head_width: ClassVar[int] = 128
+    theta: ClassVar[float]
+    eps: ClassVar[float] = 1e-6
+    sections: ClassVar[tuple[int, ...]] = ()
+    interleaved: ClassVar[bool] = False
+    scaled: ClassVar[bool] = False
+    stop: ClassVar[tuple[int, ...]] = ()
+    vocabulary_name: ClassVar[str] = "tokenizer_json"
+    """What a file calls its tokeniser that is saved."""
+
+    layers: int
+    width: int
+    hidden_width: int
+    heads: int
+    kv_heads: int
+    head: int
+    tokens: int
+    final_norm: bool = True
+    vocabulary_bytes: int = 0
+    separate_head: bool = False
+    reading: Reading | None = None
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        for number, whole in enumerate(files):
+            found = marked(whole, cls.prefixes, [root + _FIRST for root in _ROOTS])
+            if found is not None and cls.recognises(_inner(found[1])):
+                prefix, tensors = found
+                yield Located(cls.probe(tensors), tensors, number, prefix)
+
+    @classmethod
+    @abstractmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        """Whether the language model is of this kind. inner: its tensors, the names beginning with "layers."."""
+
+    @classmethod
+    def probe(cls: type[F], tensors: Tensors) -> F:
+        """Read the network off its tensors. Errors: ModelFileError for another layout."""
+        inner = _inner(tensors)
+        tokens, width = inner.shape("embed_tokens.weight")
+        attention = "layers.0.self_attn"
+        head = inner.shapes.get(f"{attention}.q_norm.weight", (cls.head_width,))[0]
+        return cls(
+            layers=inner.count("layers."),
+            width=width,
+            hidden_width=inner.shape("layers.0.mlp.gate_proj.weight")[0],
+            heads=inner.shape(f"{attention}.q_proj.weight")[0] // head,
+            kv_heads=inner.shape(f"{attention}.k_proj.weight")[0] // head,
+            head=head,
+            tokens=tokens,
+            final_norm="norm.weight" in inner.shapes,
+            vocabulary_bytes=next((tensors.shapes[name][0] for name in _VOCABULARIES if name in tensors.shapes), 0),
+            separate_head=bool(cls.stop) and any(f"{name}.weight" in tensors.shapes for name in _HEADS),
+        )
+
+    @property
+    def key(self) -> str:
+        return (self.reading or self.reading_for("")).key
+
+    def published(self, prefix: str) -> Table:
+        others = [name for name in _VOCABULARIES if name != self.vocabulary_name]
+        return {theirs: ours for theirs, ours in self.table().items() if theirs not in others}
+
+    def as_type(self: F, loaded_as: str) -> F:
+        return replace(self, reading=self.reading_for(loaded_as))
+
+    @abstractmethod
+    def reading_for(self, loaded_as: str) -> Reading:
+        """Return how a loader's type wants texts read. Errors: ModelFileError for one that it is not for."""
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        parts = ("embed_tokens", "layers", "norm")
+        names = {root + part: part for root in reversed(_ROOTS) for part in parts}
+        head = dict.fromkeys(_HEADS, "lm_head") if self.separate_head else {}
+        return names | head | dict.fromkeys(_VOCABULARIES, VOCABULARY)
+
+    def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> dict[str, str]:
+        key = self.key
+        names: dict[str, str] = {}
+        for ours in parameters:
+            layer, _, ending = ours.rpartition(".")
+            if ending == "weight" and layer.startswith("layers."):
+                names |= dict.fromkeys(
+                    (*whole_names(key, f"model.{layer}"), f"lora_te_{layer.replace('.', '_')}"), ours
+                )
+        return names
+
+    def build(self) -> nn.Module:
+        network: nn.Module = Decoder(self, *self.parts())
+        if self.vocabulary_bytes:
+            network.register_buffer(VOCABULARY, torch.empty(self.vocabulary_bytes, dtype=torch.uint8))
+        return network
+
+    @abstractmethod
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        """Return what makes a layer of a number, and the final norm."""
+
+    def sizes(self) -> dict[str, Any]:
+        """Return what transformers' configurations of decoders are told."""
+        return {
+            "vocab_size": self.tokens,
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden_width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head,
+            "rms_norm_eps": self.eps,
+            "attn_implementation": "sdpa",
+        }
+
+    @abstractmethod
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+        """Return the tokeniser. vocabulary: the file that the network's file brings. Errors: ModelFileError."""
+
+    def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
+        brought = network.get_buffer(VOCABULARY).cpu().numpy().tobytes() if self.vocabulary_bytes else None
+        reading = self.reading or self.reading_for("")
+        return DecoderEncoder(self, reading, self.tokenizer(brought, lexicon), network, lexicon.vectors)
+
+
+def _inner(tensors: Tensors) -> Tensors:
+    return next(tensors.within(root) for root in _ROOTS if root + _FIRST in tensors.shapes)
+
+
+class Decoder(nn.Module):
+    """A language model. Its last layer, which says the next token, is there if the file has one of its own."""
+
+    def __init__(self, family: DecoderText, layer: Callable[[int], nn.Module], norm: nn.Module) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(family.tokens, family.width)
+        self.layers = nn.ModuleList([layer(i) for i in range(family.layers)])
+        self.norm = norm if family.final_norm else nn.Identity()
+        if family.separate_head:
+            self.lm_head = nn.Linear(family.width, family.tokens, bias=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        last: int,
+        cache: Cache | None = None,
+        deeper: Sequence[Tensor] = (),
+    ) -> Iterator[Tensor]:
+        """Yield the states (N,T,D): what goes into the first layer, and what comes out of each up to number `last`.
+
+        x: (N,T,D); mask: (N,1,T,S), true where a row's token sees another, None for all; rotation: cosines and sines
+        (…,T,head). cache: the keys and values of the tokens before, which are S−T. deeper: what is added to what comes
+        out of the first layers, (N,T,D) each.
+        """
+        yield x
+        for number, layer in enumerate(self.layers[:last]):
+            out = layer(x, attention_mask=mask, position_embeddings=rotation, **as_cache(cache))
+            x = out[0] if isinstance(out, tuple) else out
+            if number < len(deeper):
+                x = x + deeper[number]
+            yield x
+
+
+class DecoderEncoder(SequenceEncoder):
+    """A language model on its device, read as a text encoder."""
+
+    def __init__(
+        self, family: DecoderText, reading: Reading, tokenizer: Tokenizer, network: Any, vectors: Vectors
+    ) -> None:
+        super().__init__(reading, tokenizer, network.embed_tokens.weight, vectors)
+        self.family = family
+        self.network = network
+        self.tokenizer = tokenizer
+        # Texts that are generated are computed in another dtype than those that are read, as in ComfyUI.
+        self._generates_in = dtype_of("auto", "clip", self._table.device, (torch.bfloat16,))
+
+    def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+        return self.states(self.scaled(x), seen, positions, stop_at)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """Return tokens' vectors as the first layer reads them."""
+        return x * self.family.width**0.5 if self.family.scaled else x
+
+    def generation(self, request: GenerationRequest) -> Generation:
+        """Return a text that is not begun yet. Errors: NodeError if the model generates none."""
+        if not self.family.stop:
+            raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3-VL or Gemma 2")
+        if not self.family.final_norm:
+            raise NodeError(f"the file of {self.family.title} ends before the last layer and generates no text")
+        prompt = [token for token, _ in self.prompt(request)]
+        return Generation(request, prompt, frozenset(self.family.stop), self.tokenizer.decode, self._table.device)
+
+    def prompt(self, request: GenerationRequest) -> Weighted:
+        """Return the tokens that a text is to follow. As in ComfyUI, most models know one template and one mode."""
+        return self.framed(self.around(request.text, None), T5Padding(pads=0, length=1))
+
+    def generate(self, generations: Sequence[Generation]) -> None:
+        """Add a token to each, in one forward; but where some have not read their prompts, the first of those does."""
+        unread = next((one for one in generations if not one.cache), None)
+        rows = generations if unread is None else (unread,)
+        lengths = [one.length for one in rows]
+        x = self.scaled(embedded(self._table, [one.unread for one in rows], self.reading.pad)).to(self._generates_in)
+        count, most = x.shape[1], max(lengths)
+        device = x.device
+        positions = sent(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
+        mask = None
+        if count > 1:
+            mask = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, None]
+        elif min(lengths) != most:
+            there = [torch.arange(most, device=device) >= most - length for length in lengths]
+            mask = pad(torch.stack(there), (0, count), value=True)[:, None, None]
+        cache = Cache([one.cache for one in rows])
+        rotation = rotated(positions, self.family.head, self.family.theta, self.family.sections, x.dtype)
+        for states in self.network(x, mask, rotation, self.family.layers, cache):
+            last = states
+        last = self.network.norm(last[:, -1])
+        logits = self.network.lm_head(last) if self.family.separate_head else linear(last, self._table.to(last.dtype))
+        for one, of_one, caches in zip(rows, logits.split(1), cache.grown(), strict=True):
+            one.add(of_one, caches)
+
+    def states(
+        self,
+        x: Tensor,
+        seen: Tensor | None,
+        positions: Tensor,
+        stop_at: int | None,
+        deeper: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """Return the states that the reading takes. positions: (1 or N,T), or (axes,N,T) where images have several.
+
+        deeper: as `Decoder.forward` has it.
+        """
+        length, count = x.shape[1], self.family.layers
+        mask = causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None, None]
+        if seen is not None:
+            mask = causal & seen[:, None, None]
+            # A token before which all is hidden sees it none the less: a text that is nothing but pads.
+            mask = mask | (causal & ~mask.any(dim=-1, keepdim=True))
+        taps = self.reading.taps
+        if len(taps) == 1 and stop_at is not None:
+            taps = (stop_at,) if -count <= stop_at < 0 else ()
+        wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]
+        family = self.family
+        rotation = rotated(positions, family.head, family.theta, family.sections, x.dtype, family.interleaved)
+        states = self.network(x, mask, rotation, max(wanted), deeper=deeper)
+        kept = {i: state for i, state in enumerate(states) if i in wanted}
+        # One state that is asked for by number is taken as it is; the last of several, or by default, is normed.
+        if count in kept and len(taps) != 1:
+            kept[count] = self.network.norm(kept[count])
+        return torch.cat([kept[i] for i in wanted], dim=-1)
+
+
+def rotated(
+    positions: Tensor, head: int, theta: float, sections: Sequence[int], dtype: torch.dtype, interleaved: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines (N,T,head) by which a head's pairs are turned at positions (N,T) or (axes,N,T).
+
+    sections: how many frequencies count along each axis, where there are several; interleaved: the axes take turns, and
+    the first has what is left over. Source: Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2511.21631.
+    """
+    frequencies = theta ** (-torch.arange(0, head, 2, device=positions.device, dtype=torch.float32) / head)
+    angles = positions[..., None].float() * frequencies
+    if positions.ndim > 2 and interleaved:
+        mixed = angles[0].clone()
+        for axis, count in enumerate(sections[1:], 1):
+            turns = slice(axis, count * len(sections), len(sections))
+            mixed[..., turns] = angles[axis][..., turns]
+        angles = mixed
+    elif positions.ndim > 2:
+        parts = torch.split(angles, list(sections), dim=-1)
+        angles = torch.cat([part[axis] for axis, part in enumerate(parts)], dim=-1)
+    angles = torch.cat([angles, angles], dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)

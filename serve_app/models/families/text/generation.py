@@ -1,0 +1,118 @@
+"""A text that a language model is generating, and the keys and values of what it has read.
+
+A generation keeps its own keys and values, so that it joins and leaves a forward at any token. A forward changes none
+of them: they grow after it, and one that failed may be run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from inspect import signature
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+
+from serve_app.models.tokenizers.prompt import Token
+from serve_app.sampling.tokens import next_token
+from serve_app.values import GenerationRequest
+
+KeysValues: TypeAlias = "tuple[Tensor, Tensor]"
+"""Of one layer for one text, (1,H,T,D) each."""
+
+_ARGUMENT = "cache" if "cache" in signature(Qwen2DecoderLayer.forward).parameters else "past_key_values"
+"""What this version of transformers calls the cache that a layer is given."""
+
+
+class Cache:
+    """The keys and values of a forward's texts, as transformers' layers ask for them. texts: of each, by layer."""
+
+    def __init__(self, texts: Sequence[Sequence[KeysValues]]) -> None:
+        self._texts = texts
+        self._added: list[KeysValues] = []
+
+    def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> KeysValues:
+        """Return a layer's keys and values of all tokens (N,H,S,D). Shorter texts are filled up at their beginning."""
+        self._added.append((keys, values))
+        before = [text[layer] for text in self._texts if text]
+        if not before:
+            return keys, values
+        return (
+            torch.cat([_aligned([k for k, _ in before]), keys], dim=2),
+            torch.cat([_aligned([v for _, v in before]), values], dim=2),
+        )
+
+    def grown(self) -> list[list[KeysValues]]:
+        """Return each text's keys and values, by layer, with those that a forward has added."""
+        return [
+            [
+                _joined(text[layer] if text else None, k[i : i + 1], v[i : i + 1])
+                for layer, (k, v) in enumerate(self._added)
+            ]
+            for i, text in enumerate(self._texts)
+        ]
+
+
+def as_cache(cache: Cache | None) -> dict[str, Cache]:
+    """Return the arguments by which a layer is given a cache."""
+    return {} if cache is None else {_ARGUMENT: cache}
+
+
+def _aligned(tensors: Sequence[Tensor]) -> Tensor:
+    """Return tensors (1,H,T_i,D) as rows (N,H,T,D) that end together."""
+    longest = max(tensor.shape[2] for tensor in tensors)
+    return torch.cat([pad(tensor, (0, 0, longest - tensor.shape[2], 0)) for tensor in tensors])
+
+
+def _joined(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValues:
+    if before is None:
+        return keys.clone(), values.clone()
+    return torch.cat([before[0], keys], dim=2), torch.cat([before[1], values], dim=2)
+
+
+class Generation:
+    """A text being generated after a prompt. stop: the tokens that end it; decode: from tokens to text."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        prompt: Sequence[Token],
+        stop: frozenset[int],
+        decode: Callable[[Sequence[int]], str],
+        device: torch.device,
+    ) -> None:
+        self.request = request
+        self.tokens: list[int] = []
+        self.cache: list[KeysValues] = []
+        self._prompt = prompt
+        self._stop = stop
+        self._decode = decode
+        sampling = request.sampling
+        self._generator = None if sampling is None else torch.Generator(device).manual_seed(sampling.seed)
+
+    @property
+    def length(self) -> int:
+        """How many tokens are in the cache."""
+        return self.cache[0][0].shape[2] if self.cache else 0
+
+    @property
+    def unread(self) -> Sequence[Token]:
+        """The tokens that the model has yet to read: the prompt, or the last token."""
+        return self.tokens[-1:] if self.cache else self._prompt
+
+    @property
+    def over(self) -> bool:
+        """Whether the text has its last token."""
+        return len(self.tokens) >= self.request.max_tokens or bool(self._stop.intersection(self.tokens[-1:]))
+
+    @property
+    def text(self) -> str:
+        """The text so far."""
+        return self._decode(self.tokens)
+
+    def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
+        """Add the next token. logits: (1,V); cache: with what was unread."""
+        self.tokens.append(next_token(logits, self.request.sampling, self.tokens, self._generator))
+        self.cache = cache

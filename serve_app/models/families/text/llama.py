@@ -1,0 +1,44 @@
+"""Llama 3.1 8B as text encoder, of which HiDream is told every layer's states. Source: arXiv:2407.21783."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from serve_app.models.families.family import Lexicon
+from serve_app.models.families.text.decoder import DecoderText
+from serve_app.models.families.text.mistral import llama_parts, plain_llama
+from serve_app.models.families.text.sequences import Reading
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.tokenizers import Tokenizer, llama
+
+HIDREAM = Reading(
+    "llama", start=llama.START, pad=llama.PAD, least=128, empty=(llama.START,), masked=True, tells_mask=False
+)
+VOCABULARIES = (128256, 128320)
+"""How many tokens its tables have: as published, and with those of a model that sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaText(DecoderText):
+    """Llama 3.1, known by its vocabulary."""
+
+    name = "Llama 3.1"
+    prefixes = ("text_encoders.llama.transformer.", "")
+    theta = 5e5
+    eps = 1e-5
+
+    @classmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        return inner.shape("embed_tokens.weight")[0] in VOCABULARIES and plain_llama(inner)
+
+    def reading_for(self, loaded_as: str) -> Reading:
+        return replace(HIDREAM, taps=tuple(range(1, self.layers + 1)))
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        return llama_parts(self)
+
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+        return llama.tokenizer(lexicon.vocabulary)

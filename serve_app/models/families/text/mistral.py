@@ -1,0 +1,64 @@
+"""Mistral Small 3 24B, which Flux.2 dev reads, whole or cut off after 30 layers. Its file brings its tokeniser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.models.llama.configuration_llama import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
+
+from serve_app.models.families.family import Lexicon
+from serve_app.models.families.text.decoder import DecoderText
+from serve_app.models.families.text.sequences import Reading
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.tokenizers import Tokenizer, tekken
+
+FLUX2 = Reading(
+    "mistral3_24b",
+    template="[SYSTEM_PROMPT]You are an AI that reasons about image descriptions. You give structured responses "
+    "focusing on object relationships, object\nattribution and actions without speculation.[/SYSTEM_PROMPT]"
+    "[INST]{}[/INST]",
+    weighs=False,
+    start=tekken.START,
+    masked=True,
+    tells_mask=True,
+    taps=(10, 20, 30),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class MistralText(DecoderText):
+    """Mistral Small 3, known by its vocabulary."""
+
+    name = "Mistral 3"
+    prefixes = ("text_encoders.mistral3_24b.transformer.", "")
+    theta = 1e9
+    eps = 1e-5
+    vocabulary_name = "tekken_model"
+
+    @classmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        return inner.shape("embed_tokens.weight")[0] == tekken.TOKENS and plain_llama(inner)
+
+    def reading_for(self, loaded_as: str) -> Reading:
+        return FLUX2
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        return llama_parts(self)
+
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+        return tekken.tokenizer(vocabulary, lexicon.vocabulary)
+
+
+def plain_llama(inner: Tensors) -> bool:
+    """Whether the layers are Llama's, without what later models have added."""
+    added = ("self_attn.q_norm.weight", "self_attn.k_proj.bias", "post_feedforward_layernorm.weight")
+    return not any(f"layers.0.{name}" in inner.shapes for name in added)
+
+
+def llama_parts(family: DecoderText) -> tuple[Callable[[int], nn.Module], nn.Module]:
+    """Return what makes Llama's layers, and its norm."""
+    config = LlamaConfig(**family.sizes(), attention_bias=False)
+    return lambda i: LlamaDecoderLayer(config, i), LlamaRMSNorm(family.width, family.eps)

@@ -1,0 +1,144 @@
+"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B; Qwen3-VL for Krea 2 and Qwen-Image 2.1.
+
+Source: Yang et al. 2025, arXiv:2505.09388.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
+
+from serve_app.models.families.family import Lexicon
+from serve_app.models.families.text.decoder import DecoderText
+from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21, QwenImage21Encoder, Tower, tower
+from serve_app.models.families.text.qwen_vl import QWEN_IMAGE, QwenImageEncoder
+from serve_app.models.families.text.sequences import Reading
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.tokenizers import Tokenizer, qwen
+from serve_app.models.tokenizers.prompt import Weighted
+from serve_app.recipe import T5Padding
+from serve_app.values import GenerationRequest
+
+_USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+PLAIN = Reading("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
+Z_IMAGE = replace(PLAIN, template=_USER, taps=(-2,))
+_NO_THOUGHT = "<think>\n\n</think>\n\n"
+"""What makes the model answer at once."""
+KLEIN = replace(PLAIN, template=_USER + _NO_THOUGHT, least=512, taps=(9, 18, 27))
+
+KREA2 = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True, taps=tuple(range(2, 36, 3)))
+
+WIDTH_06B, _WIDTH_OVIS = 1024, 2048
+"""How wide those are that are read otherwise: Anima's, and one of a family that is not known here."""
+_WIDTH_8B = 4096
+"""From this width on it is the model that Flux.2 klein 9B reads, whatever the type."""
+
+
+@dataclass(frozen=True, slots=True)
+class Qwen3Text(DecoderText):
+    """A Qwen3, or a Qwen3-VL. tower: the part that sees, None if the file has none; one reader of several uses it."""
+
+    name = "Qwen3"
+    prefixes: ClassVar[tuple[str, ...]] = (
+        *(f"text_encoders.{key}.transformer." for key in ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b")),
+        "",
+    )
+    theta = 1e6
+    stop: ClassVar[tuple[int, ...]] = qwen.STOP
+
+    for_others = {  # noqa: RUF012
+        "ideogram4": "Ideogram 4",
+        "boogu": "Boogu-Image",
+        "joyimage": "JoyImage",
+        "mage": "Mage-Flow",
+    }
+
+    tower: Tower | None = None
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> Qwen3Text:
+        """Read the network off its tensors. Errors: ModelFileError for another layout or edition."""
+        probed = replace(super(Qwen3Text, cls).probe(tensors), tower=Tower.probe(tensors))
+        if probed.width == _WIDTH_OVIS and probed.tower is None:
+            raise tensors.unsupported("holds the text encoder of Ovis-Image, a family that is not supported")
+        return probed
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return {**super(Qwen3Text, self).table(tensors), "model.visual": "visual", "visual": "visual"}
+
+    @classmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        attention, norm = "layers.0.self_attn.q_norm.weight", "layers.0.post_feedforward_layernorm.weight"
+        if attention not in inner.shapes or norm in inner.shapes:
+            return False
+        return cls.reads(inner.shape("embed_tokens.weight")[1])
+
+    @classmethod
+    def reads(cls, width: int) -> bool:
+        """Whether it is a model of this width that is read as this kind does it."""
+        return width != WIDTH_06B
+
+    def as_type(self, loaded_as: str) -> Qwen3Text:
+        readers = {"krea2": (Krea2Text, KREA2), "qwen_image": (QwenImage21Text, QWEN_IMAGE_21)}
+        if loaded_as in readers:
+            kind, reading = readers[loaded_as]
+            made = {field.name: getattr(self, field.name) for field in fields(self)}
+            return kind(**{**made, "reading": reading})
+        return replace(self, reading=self.reading_for(loaded_as))
+
+    def reading_for(self, loaded_as: str) -> Reading:
+        if self.width >= _WIDTH_8B:
+            return replace(KLEIN, key="qwen3_8b")
+        return KLEIN if loaded_as in ("flux", "flux2") else Z_IMAGE
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        config = Qwen3Config(**self.sizes(), attention_bias=False)
+        return lambda i: Qwen3DecoderLayer(config, i), Qwen3RMSNorm(self.width, self.eps)
+
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+        return qwen.tokenizer(lexicon.vocabulary)
+
+
+@dataclass(frozen=True, slots=True)
+class Krea2Text(Qwen3Text):
+    """Qwen3-VL as Krea 2 reads it, which turns positions more slowly. It sees no images."""
+
+    theta = 5e6
+
+    def encoder(self, network: Any, lexicon: Lexicon) -> Krea2Encoder:
+        return Krea2Encoder(self, KREA2, self.tokenizer(None, lexicon), network, lexicon.vectors)
+
+
+class Krea2Encoder(QwenImageEncoder):
+    """Qwen3-VL on its device. It is told whether to think first, but in a template that its text brings."""
+
+    def prompt(self, request: GenerationRequest) -> Weighted:
+        own = not request.use_template or request.text.startswith("<|im_start|>")
+        text = request.text if own else self.reading.around(request.text)
+        thought = "" if own or request.thinking else _NO_THOUGHT
+        return self.framed(text + thought, T5Padding(pads=0, length=1))
+
+
+@dataclass(frozen=True, slots=True)
+class QwenImage21Text(Qwen3Text):
+    """Qwen3-VL as Qwen-Image 2.1 reads it, with what it sees."""
+
+    theta = 5e6
+    sections = (24, 20, 20)
+    interleaved = True
+
+    def build(self) -> nn.Module:
+        network = super(QwenImage21Text, self).build()
+        if self.tower is not None:
+            network.visual = tower(self.tower, self.width)
+        return network
+
+    def encoder(self, network: Any, lexicon: Lexicon) -> QwenImage21Encoder:
+        return QwenImage21Encoder(self, QWEN_IMAGE_21, self.tokenizer(None, lexicon), network, lexicon.vectors)

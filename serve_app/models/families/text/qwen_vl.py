@@ -1,0 +1,262 @@
+"""Qwen2.5-VL 7B, which Qwen-Image reads, with the tower by which it sees the images that are to be edited.
+
+Source: Bai et al. 2025, arXiv:2502.13923; the templates are Qwen-Image's, arXiv:2508.02324.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer, Qwen2RMSNorm
+from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
+
+from serve_app.errors import NodeError
+from serve_app.models.families.family import Lexicon
+from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
+from serve_app.models.families.text.sequences import Encoded, Reading, embedded
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.tokenizers import Tokenizer, qwen
+from serve_app.models.tokenizers.prompt import Weighted
+from serve_app.recipe import T5Padding
+from serve_app.sampling.transfer import sent
+from serve_app.values import Conditioning, IllustratedText, Text
+
+_USER = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_SYSTEM = "<|im_start|>system\n"
+
+QWEN_IMAGE = Reading(
+    "qwen25_7b",
+    template=f"{_SYSTEM}Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
+    f"relationships of the objects and background:{_USER}",
+    embeds=False,
+    weighs=False,
+    pad=qwen.PAD,
+    masked=True,
+    tells_mask=True,
+)
+KEYS_3B = 256
+"""How wide the keys of the model are that OmniGen2 reads."""
+_IMAGE_PAD, IM_START, _USER_WORD, _NEW_LINE = 151655, 151644, 872, 198
+_OWN_TEMPLATES = ("<|im_start|>", "<|start_header_id|>")
+
+# Of the tower: a patch's side, patches a token covers along one side, frames, a head's width, blocks that see all.
+_PATCH, _MERGED, _FRAMES, _HEAD, _WHOLE_EVERY = 14, 2, 2, 80, 8
+_LEAST_PIXELS, _MOST_PIXELS = 3136, 12845056
+_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_SPREAD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class Tower(NamedTuple):
+    """How large the part that sees is."""
+
+    layers: int
+    width: int
+    hidden_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class QwenVlText(DecoderText):
+    """Qwen2.5-VL. tower: None if the file has none, and the encoder then sees no images."""
+
+    name = "Qwen2.5-VL"
+    prefixes = ("text_encoders.qwen25_7b.transformer.", "")
+    theta = 1e6
+    sections = (16, 24, 24)
+
+    tower: Tower | None = None
+
+    @classmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        bias = inner.shapes.get("layers.0.self_attn.k_proj.bias")
+        return bias is not None and cls.reads(bias[0])
+
+    @classmethod
+    def reads(cls, keys: int) -> bool:
+        """Whether it is a model whose keys are so wide that is read as this kind does it."""
+        return keys != KEYS_3B
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> QwenVlText:
+        found = super(QwenVlText, cls).probe(tensors)
+        if not tensors.has("visual.blocks."):
+            return found
+        hidden_width, width = tensors.shape("visual.blocks.0.mlp.gate_proj.weight")
+        return replace(found, tower=Tower(tensors.count("visual.blocks."), width, hidden_width))
+
+    def reading_for(self, loaded_as: str) -> Reading:
+        return QWEN_IMAGE
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return {**super(QwenVlText, self).table(tensors), "visual": "visual"}
+
+    def build(self) -> nn.Module:
+        network = super(QwenVlText, self).build()
+        if self.tower is not None:
+            network.visual = Qwen2_5_VisionTransformerPretrainedModel(self._vision(self.tower))
+        return network
+
+    def _vision(self, tower: Tower) -> Any:
+        return Qwen2_5_VLVisionConfig(
+            depth=tower.layers,
+            hidden_size=tower.width,
+            intermediate_size=tower.hidden_width,
+            num_heads=tower.width // _HEAD,
+            out_hidden_size=self.width,
+            patch_size=_PATCH,
+            spatial_merge_size=_MERGED,
+            temporal_patch_size=_FRAMES,
+            fullatt_block_indexes=[*range(_WHOLE_EVERY - 1, tower.layers, _WHOLE_EVERY)],
+            attn_implementation="sdpa",
+        )
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        config = Qwen2Config(**self.sizes())
+        return lambda i: Qwen2DecoderLayer(config, i), Qwen2RMSNorm(self.width, self.eps)
+
+    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+        return qwen.tokenizer(lexicon.vocabulary)
+
+    def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
+        tokenize = self.tokenizer(None, lexicon)
+        return QwenVlEncoder(self, self.reading or QWEN_IMAGE, tokenize, network, lexicon.vectors)
+
+
+class QwenImageEncoder(DecoderEncoder):
+    """A language model told what Qwen-Image is. The states of what stands before the user's words are left out."""
+
+    def around(self, text: str, template: str | None) -> str:
+        """Return a text within a template, the usual if None, unless it brings one of its own."""
+        return text if text.startswith(_OWN_TEMPLATES) else self.reading.around(text, template)
+
+    def before(self, tokens: Sequence[Any]) -> int:
+        """Return how many of a text's tokens come before what the model is told."""
+        return _before_words(tokens, len(tokens))
+
+    def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
+        cut = self.before([token for token, _ in encoded.tokens])
+        cond, options = super().entry(replace(encoded, states=encoded.states[cut:], seen=encoded.seen[cut:]))
+        return cond, {} if bool(encoded.seen[cut:].all()) else options
+
+
+class Seen(NamedTuple):
+    """What is seen in an image: a vector for each token (N,D), row by row, and what is added to these deeper, as many.
+
+    rows, columns: of tokens.
+    """
+
+    vectors: Tensor
+    rows: int
+    columns: int
+    deeper: Sequence[Tensor] = ()
+
+
+class QwenVlEncoder(QwenImageEncoder):
+    """Qwen2.5-VL on its device."""
+
+    def encode(
+        self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
+    ) -> list[Conditioning]:
+        """Encode each text, those without images in one forward, those with images one by one; as `Encoder.encode`."""
+        illustrated = [isinstance(text, IllustratedText) and bool(text.images) for text in texts]
+        plain = [self.row(text, padding) for text, seen in zip(texts, illustrated, strict=True) if not seen]
+        encoded = iter(self.encode_rows(plain, stop_at) if plain else ())
+        return [
+            [
+                self.illustrated(text, stop_at)
+                if isinstance(text, IllustratedText) and seen
+                else self.entry(next(encoded))
+            ]
+            for text, seen in zip(texts, illustrated, strict=True)
+        ]
+
+    def illustrated(self, text: IllustratedText, stop_at: int | None) -> tuple[Tensor, dict[str, Any]]:
+        """Return what a conditioning says of a text with images. Errors: NodeError for a file without a tower."""
+        return self.entry(self.seeing(text, stop_at)[0])
+
+    def seeing(self, text: IllustratedText, stop_at: int | None) -> tuple[Encoded, list[tuple[int, int]]]:
+        """Encode a text with images; return where each begins and ends as well. Errors: NodeError without a tower."""
+        if not hasattr(self.network, "visual"):
+            raise NodeError("the text encoder's file has no part that sees images, 'visual.'; use one that has it")
+        row = self.framed(self.around(text.text, text.template))
+        images = iter(text.images)
+        tokens: Weighted = []
+        positions: list[tuple[int, int, int]] = []
+        spans: list[tuple[int, int]] = []
+        deeper: list[Sequence[Tensor]] = []
+        at = 0
+        for token, weight in row:
+            image = next(images, None) if token == _IMAGE_PAD else None
+            if image is None:
+                tokens.append((token, weight))
+                positions.append((at, at, at))
+                at += 1
+                continue
+            seen = self.see(image)
+            spans.append((len(tokens), len(tokens) + len(seen.vectors)))
+            tokens += [(vector, 1.0) for vector in seen.vectors]
+            deeper.append(seen.deeper)
+            positions += [(at, at + y, at + x) for y in range(seen.rows) for x in range(seen.columns)]
+            at += max(seen.rows, seen.columns)
+        x = embedded(self._table, [[token for token, _ in tokens]], self.reading.pad)
+        of_axes = sent(torch.tensor(positions), x.device).t()[:, None]
+        added = [torch.zeros_like(x) for _ in (deeper[0] if deeper else ())]
+        for (start, end), of_image in zip(spans, deeper, strict=True):
+            for where, vectors in zip(added, of_image, strict=True):
+                where[0, start:end] = vectors
+        states = self.states(x, None, of_axes, stop_at, added)[0].float()
+        return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool)), spans
+
+    def see(self, image: Tensor) -> Seen:
+        """Return what is seen in an image (1,H,W,3)."""
+        rows, columns, seen = self.looked(*patches(image, _PATCH, _MEAN, _SPREAD))
+        return Seen(seen.pooler_output, rows, columns)
+
+    def looked(self, cut: Tensor, rows: int, columns: int) -> tuple[int, int, Any]:
+        """Return the rows and columns of tokens of an image as patches, and what the tower says of it."""
+        visual = self.network.visual
+        if next(visual.rotary_pos_emb.buffers()).is_meta:
+            # Its frequencies are in no file, and were not worked out where the network was built.
+            visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
+        grid = sent(torch.tensor([[1, rows, columns]]), self._table.device)
+        return rows // _MERGED, columns // _MERGED, visual(sent(cut, self._table.device), grid_thw=grid)
+
+
+def _before_words(tokens: Sequence[Any], length: int) -> int:
+    """Return how many tokens come before the user's words: up to the second turn's "user" and its new line."""
+    starts = [i for i, token in enumerate(tokens) if isinstance(token, int) and token == IM_START][:2]
+    at = starts[-1] if starts else -1
+    following = tokens[at + 1 : at + 3]
+    if length > at + 3 and all(isinstance(token, int) for token in following):
+        return at + 3 if following == [_USER_WORD, _NEW_LINE] else at
+    return at
+
+
+def patches(image: Tensor, patch: int, mean: Sequence[float], spread: Sequence[float]) -> tuple[Tensor, int, int]:
+    """Return an image (1,H,W,3) in 0…1 as patches (N,3·2·patch²), those of a token together, and the rows and columns.
+
+    Its sides become multiples of two patches, its pixels neither too few nor too many. mean, spread: of its channels.
+    """
+    height, width = image.shape[1:3]
+    unit = patch * _MERGED
+    rows, columns = (round(side / unit) for side in (height, width))
+    if rows * columns * unit**2 > _MOST_PIXELS:
+        shrunk = math.sqrt(height * width / _MOST_PIXELS)
+        rows, columns = (max(1, math.floor(side / shrunk / unit)) for side in (height, width))
+    elif rows * columns * unit**2 < _LEAST_PIXELS:
+        grown = math.sqrt(_LEAST_PIXELS / (height * width))
+        rows, columns = (math.ceil(side * grown / unit) for side in (height, width))
+    planes = interpolate(image[:1, ..., :3].movedim(-1, 1).float(), (rows * unit, columns * unit), mode="bilinear")
+    planes = (planes - torch.tensor(mean)[:, None, None]) / torch.tensor(spread)[:, None, None]
+    # (C, rows, 2, p, columns, 2, p) → (rows, columns, 2, 2, C, frames, p, p): a still image is two equal frames.
+    cut = planes[0].reshape(3, rows, _MERGED, patch, columns, _MERGED, patch).permute(1, 4, 2, 5, 0, 3, 6)
+    cut = cut[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, _FRAMES, -1, -1)
+    return cut.reshape(rows * columns * _MERGED**2, -1), rows * _MERGED, columns * _MERGED

@@ -1,0 +1,179 @@
+"""Texts of any length as one row of tokens each, as T5 and decoders read them; CLIP reads chunks of one length.
+
+How a family of backbones wants its texts read is a `Reading`. The texts of many jobs go through one forward: the
+shorter are padded, and what is padded is hidden from the network. Weights and padding are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.models.families.family import Vectors, own_text
+from serve_app.models.tokenizers import Tokenize
+from serve_app.models.tokenizers.prompt import Token, Weighted, runs
+from serve_app.recipe import T5Padding
+from serve_app.sampling.transfer import sent
+from serve_app.values import Conditioning, IllustratedText, Text
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How an encoder reads a text, and what of it makes a conditioning.
+
+    key: what embeddings' files and `Texts` call the encoder. template: what stands around a text, which takes the
+    place of {}. weighs: whether brackets weigh; embeds: whether embeddings are looked for. start, end, pad: tokens
+    around every text, None for none; least: how many in all. empty: how the text begins that weights are measured from.
+    masked: pads are hidden from the network; tells_mask: the conditioning says which tokens they are; zeroed: their
+    states are zeros. taps: the states that are taken, side by side; 0 is what goes into the first layer, -1 what comes
+    out of the last; () the last through the final norm.
+    """
+
+    key: str
+    template: str = "{}"
+    weighs: bool = True
+    embeds: bool = True
+    start: int | None = None
+    end: int | None = None
+    pad: int = 0
+    least: int = 1
+    empty: tuple[int, ...] = ()
+    masked: bool = False
+    tells_mask: bool = False
+    zeroed: bool = False
+    taps: tuple[int, ...] = ()
+
+    def around(self, text: str, template: str | None = None) -> str:
+        """Return a text within the template."""
+        return (template or self.template).replace("{}", text)
+
+    def framed(self, tokens: Weighted, padding: T5Padding | None) -> Weighted:
+        """Return a text's tokens with those around them."""
+        row = [(token, 1.0) for token in (self.start,) if token is not None] + tokens
+        row += [(token, 1.0) for token in (self.end,) if token is not None]
+        pads, least = (0, self.least) if padding is None else (padding.pads, padding.length)
+        return row + [(self.pad, 1.0)] * max(pads, least - len(row))
+
+    def seen(self, row: Weighted) -> list[bool]:
+        """Return which of a row's tokens the network sees: up to the first end, else to the first pad."""
+        mark = self.pad if self.end is None else self.end
+        at = next((i for i, (token, _) in enumerate(row) if isinstance(token, int) and token == mark), len(row))
+        count = at if self.end is None else at + 1
+        return [self.masked is False or i < count for i in range(len(row))]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Encoded:
+    """A text encoded. states: (T,D) float32, on the device; seen: (T,), which tokens the network saw, on the host."""
+
+    tokens: Weighted
+    states: Tensor
+    seen: Tensor
+
+
+class SequenceEncoder(ABC):
+    """A text encoder on its device. table: its tokens' vectors (V,D)."""
+
+    def __init__(self, reading: Reading, tokenize: Tokenize, table: Tensor, vectors: Vectors) -> None:
+        self.reading = reading
+        self._tokenize = tokenize
+        self._table = table
+        self._vectors = vectors
+
+    def encode(
+        self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
+    ) -> list[Conditioning]:
+        """Encode each text, all in one forward; as `Encoder.encode`. Errors: NodeError for what it does not read."""
+        rows = [self.row(text, padding) for text in texts]
+        return [[self.entry(encoded)] for encoded in self.encode_rows(rows, stop_at)]
+
+    def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
+        """Return what a conditioning says of a text."""
+        seen = encoded.seen.long()[None]
+        return encoded.states[None], {"attention_mask": seen} if self.reading.tells_mask else {}
+
+    def row(self, text: Text, padding: T5Padding | None = None) -> Weighted:
+        """Return a text's tokens with their weights, framed. Errors: NodeError for what it does not read."""
+        template = text.template if isinstance(text, IllustratedText) else None
+        return self.framed(self.around(own_text(text, self.reading.key), template), padding)
+
+    def around(self, text: str, template: str | None) -> str:
+        """Return a text within a template, the usual if None."""
+        return self.reading.around(text, template)
+
+    def framed(self, text: str, padding: T5Padding | None = None) -> Weighted:
+        """Return the tokens of a text within its template, with those around them."""
+        lookup = self._embedding if self.reading.embeds else None
+        of_text = runs(text, self._tokenize, lookup, weighs=self.reading.weighs)
+        return self.reading.framed([token for run in of_text for token in run], padding)
+
+    def encode_rows(self, rows: Sequence[Weighted], stop_at: int | None = None) -> list[Encoded]:
+        """Encode rows, all in one forward. Weights move a token's state along the line from the empty text's."""
+        lengths = {self.length(row) for row in rows if any(weight != 1.0 for _, weight in row)}
+        empty = {length: len(rows) + i for i, length in enumerate(sorted(lengths))}
+        batch = [*rows, *(self._empty(length) for length in empty)]
+        states, seen = self._states(batch, stop_at)
+        encoded = []
+        for i, row in enumerate(rows):
+            of_row = states[i]
+            if (reference := empty.get(self.length(row))) is not None and any(weight != 1.0 for _, weight in row):
+                weights = sent(torch.tensor([weight for _, weight in row]), of_row.device)[:, None]
+                moved = (of_row - states[reference]) * weights + states[reference]
+                of_row = torch.where(weights == 1.0, of_row, moved)
+            encoded.append(Encoded(row, of_row, seen[i]))
+        return encoded
+
+    def length(self, row: Weighted) -> int:
+        """Return how many states a row has."""
+        return len(row)
+
+    def _empty(self, length: int) -> Weighted:
+        reading = self.reading
+        begun: Weighted = [(token, 1.0) for token in reading.empty[:length]]
+        return begun + [(reading.pad, 1.0)] * (length - len(begun))
+
+    def _states(self, batch: Sequence[Weighted], stop_at: int | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Return each row's states (…,T,D) and which of them are seen (T,), as `Encoded` has them."""
+        longest = max(map(len, batch))
+        seen = [torch.tensor(self.reading.seen(row)) for row in batch]
+        filled = torch.zeros(len(batch), longest, dtype=torch.bool)
+        for i, of_row in enumerate(seen):
+            filled[i, : len(of_row)] = of_row
+        x = embedded(self._table, [[token for token, _ in row] for row in batch], self.reading.pad)
+        hidden = None if bool(filled.all()) else sent(filled, x.device)
+        states = self.forward(x, hidden, stop_at).float()
+        if self.reading.zeroed and hidden is not None:
+            states = states * hidden[..., None]
+        return [states[i, ..., : len(row), :] for i, row in enumerate(batch)], seen
+
+    @abstractmethod
+    def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
+        """Return the states (N,…,T,D) of rows of vectors (N,T,W). seen: (N,T), None for all."""
+
+    def _embedding(self, name: str) -> Sequence[Tensor] | None:
+        vectors = self._vectors(name, self._table.shape[1], self.reading.key)
+        return None if vectors is None else list(vectors)
+
+
+def whole_names(key: str, layer: str) -> tuple[str, str]:
+    """Return what LoRA files that write names out call a layer of an encoder. layer: its name in the encoder's file."""
+    return f"text_encoders.{key}.transformer.{layer}", f"text_encoders.transformer.{layer}"
+
+
+def embedded(table: Tensor, batch: Sequence[Sequence[Token]], fill: int) -> Tensor:
+    """Return rows of tokens as vectors (N,T,D) of a table (V,D), in float32; the shorter filled up with a token."""
+    longest = max(map(len, batch))
+    ids = torch.full((len(batch), longest), fill)
+    for i, row in enumerate(batch):
+        ids[i, : len(row)] = torch.tensor([token if isinstance(token, int) else fill for token in row])
+    x = table[sent(ids, table.device)].float()
+    for i, row in enumerate(batch):
+        for j, token in enumerate(row):
+            if not isinstance(token, int):
+                x[i, j] = sent(token, table.device).to(x.dtype)
+    return x

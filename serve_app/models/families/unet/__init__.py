@@ -1,0 +1,1 @@
+"""Families with Stable Diffusion's UNet."""

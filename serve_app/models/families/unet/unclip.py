@@ -1,0 +1,102 @@
+"""unCLIP: UNets that are told what an image encoder sees, beside the text. SD 2.1 unCLIP, after CLIP's ViT-L or ViT-H.
+
+What is seen is noised first, and the network told how much. Sources: Ramesh et al. 2022, arXiv:2204.06125; Stability AI
+2023, Stable Diffusion 2.1 unCLIP; the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from math import cos, pi
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.errors import NodeError
+from serve_app.models.families.unet.sd import Sd
+from serve_app.models.families.unet.unet import sinusoids
+from serve_app.sampling.forward import Canvas
+
+MERGED_NOISE = 0.05
+"""How much what is seen in several images is noised once more when it has been added up, by SD 2.1 unCLIP.
+
+SDXL adds none; "unclip_noise_augment_merge" of a conditioning says it otherwise for the former.
+"""
+_VECTORS = {768: 1536, 1024: 2048}
+"""Width of the vector by that of what is seen: the other half of it says how much that is noised."""
+_READS = {768: "CLIP's ViT-L", 1024: "CLIP's ViT-H", 1280: "CLIP's ViT-bigG"}
+"""Whose vectors are so wide."""
+_CONTEXT = 1024
+_STEPS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Unclip(Sd):
+    """A backbone of SD 2.1 unCLIP."""
+
+    title = "Stable Diffusion 2.1 unCLIP"
+
+    @classmethod
+    def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
+        # SDXL's sizes alone are as wide as the narrower one.
+        return vector_dim == _VECTORS[768] or (context_dim, vector_dim) == (_CONTEXT, _VECTORS[1024])
+
+    def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
+        """Return what is seen and how much it is noised, zeros where a conditioning says nothing of images.
+
+        Errors: NodeError for what another image encoder sees.
+        """
+        if not options.get("unclip_conditioning"):
+            return torch.zeros(1, self.vector_dim)
+        merged = options.get("unclip_noise_augment_merge", MERGED_NOISE)
+        return seen_vector(options, self.vector_dim // 2, canvas.seed, merged)
+
+
+def seen_vector(options: Mapping[str, Any], width: int, seed: int, merged: float = 0.0) -> Tensor:
+    """Return what the images of "unclip_conditioning" are together, (1,2·width): the noised vector, and its level.
+
+    seed: of the run. merged: how much the sum of several is noised once more. Errors: NodeError for vectors of another
+    width.
+    """
+    made: list[Tensor] = []
+    # The same noise for each: ComfyUI seeds it so.
+    generator = torch.Generator()
+    for told in options["unclip_conditioning"]:
+        seen: Tensor = told["clip_vision_output"].image_embeds
+        if seen.shape[1:] != (width,):
+            raise NodeError(
+                f"what is seen in an image is of shape {'×'.join(map(str, seen.shape[1:]))}; this backbone reads a "
+                f"vector {width} wide, of {_READS.get(width, 'another image encoder')}"
+            )
+        for one in seen:
+            generator.manual_seed(seed - 10)
+            made.append(_noised(one.float()[None], told["noise_augmentation"], generator) * told["strength"])
+    if len(made) == 1:
+        return made[0]
+    return _noised(torch.stack(made).sum(0)[:, :width], merged, generator)
+
+
+def _noised(seen: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return a vector (1,D) at a share of the noise levels, with the level beside it, (1,2D)."""
+    level = round((_STEPS - 1) * share)
+    kept, noise = _scales()
+    at = sinusoids(torch.tensor([level], dtype=torch.float32), seen.shape[1])
+    drawn = torch.randn(seen.shape, generator=generator)
+    return torch.cat([seen * kept[level] + drawn * noise[level], at], dim=1)
+
+
+@cache
+def _scales() -> tuple[Sequence[float], Sequence[float]]:
+    """Return by what image and noise are multiplied at each level.
+
+    Source: Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17.
+    """
+    remains = [cos((step / _STEPS + 0.008) / 1.008 * pi / 2) ** 2 for step in range(_STEPS + 1)]
+    betas = torch.tensor([min(1 - b / a, 0.999) for a, b in pairwise(remains)], dtype=torch.float64)
+    left = torch.cumprod(1 - betas, dim=0)
+    kept, noise = left.sqrt().float(), (1 - left).sqrt().float()
+    return kept.tolist(), noise.tolist()

@@ -1,0 +1,1 @@
+"""Model files: opening them, their tensors by name, which part of a model they hold, and writing them."""

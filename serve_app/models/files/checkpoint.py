@@ -1,0 +1,187 @@
+"""A model file opened: its tensors' names and shapes, and one part of it as a network with weights.
+
+Listing costs the file's header. A part that is loaded is still in the file: its tensors are read as they are moved to
+where they are computed with (`file_tensor`), so no tensor is in memory twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from serve_app import log
+from serve_app.errors import ModelFileError
+from serve_app.models.families.family import BackboneFamily, Family
+from serve_app.models.files.file_tensor import held
+from serve_app.models.files.layout import placed
+from serve_app.models.files.parts import PART_NAMES, FoundPart, find_part
+from serve_app.models.files.tensor_file import TensorFile, open_tensors
+from serve_app.models.files.tensors import Shape, Tensors
+from serve_app.models.quantization.eight_bit import EightBitWeight
+from serve_app.models.quantization.half_precision_text import ITEMSIZE, names
+from serve_app.models.quantization.packed_linear import WIDE, KeptLinear, KeptWeight, may_go_to
+from serve_app.recipe import EightBit, Part, Training
+
+_SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight", "num_batches_tracked")
+
+_log = log.get("models")
+
+
+class Checkpoint:
+    """An open model file. Errors: ModelFileError if it is of a format that is not read, or is damaged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.where = f"'{path.name}'"
+        self._file: TensorFile = open_tensors(path)
+        self.shapes: Mapping[str, Shape] = self._file.shapes
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor, or wide in float32 if it is stored with scales.
+
+        Errors: ModelFileError if it is not of floats, or the file was changed.
+        """
+        return self._file.tensor(name)
+
+    def raw(self, name: str) -> Tensor:
+        """Return one tensor, whatever it holds. Errors: ModelFileError if the file was changed."""
+        return self._file.raw(name)
+
+    def kept(self, name: str, rounded: EightBit | None = None) -> KeptWeight | None:
+        """Return a weight that is kept as the file has it, None for another.
+
+        rounded: what weights without scales are rounded to. Errors: as `tensor`.
+        """
+        kept = self._file.kept(name)
+        if rounded is None or (kept is not None and kept.saved_as == WIDE):
+            return kept
+        return EightBitWeight(self._file.unread(name).to(getattr(torch, rounded)))
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """What else the file says."""
+        return self._file.metadata
+
+    def find(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> FoundPart:
+        """Return what the part is and where its tensors are.
+
+        beside: further files of it. loaded_as: what text encoders are loaded for, as `values.LoadedAs`.
+
+        Errors: ModelFileError if the files hold no such part or one of another family.
+        """
+        return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *beside)], loaded_as)
+
+    def family(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> Family:
+        """Return what the part is; as `find`."""
+        return self.find(part, beside, loaded_as).family
+
+    def nbytes(
+        self,
+        part: Part,
+        beside: Sequence[Checkpoint] = (),
+        *,
+        dtype: torch.dtype,
+        rounded: EightBit | None = None,
+        loaded_as: str = "",
+        mixed: bool = False,
+        sixteen_bits: bool = False,
+    ) -> int:
+        """Return how many bytes the part takes in a dtype, as `load` and `packing.move_to` make it.
+
+        mixed: other numbers take the place of the file's, which are kept in eight bits where these are kept.
+        sixteen_bits: what `sixteen_bits.keep` says stays in them. Errors: ModelFileError as `find`.
+        """
+        files = (self, *beside)
+        found = self.find(part, beside, loaded_as)
+        empty = found.family.empty()
+        linear, narrow = _linear_weights(empty), names(empty) if sixteen_bits else set()
+        total, seen = 0, set()
+        for ours, (number, name, place) in found.sources.items():
+            if (number, name) in seen:
+                continue
+            seen.add((number, name))
+            elements = prod(files[number].shapes[name])
+            kept = files[number]._file.kept(name) if ours in linear and may_go_to(place) else None
+            if kept is not None and not mixed:
+                total += kept.nbytes
+            else:
+                wide = ITEMSIZE if ours in narrow else dtype.itemsize
+                total += elements * (wide if kept is None and not (rounded and ours in linear) else 1)
+        return total
+
+    def training(self) -> Training:
+        """Return what the backbone in the file was trained to predict, and on which noise levels.
+
+        Errors: ModelFileError as `find`.
+        """
+        found = self.find("backbone")
+        assert isinstance(found.family, BackboneFamily)
+        return found.family.training(self, {ours: source.name for ours, source in found.sources.items()})
+
+    def load(
+        self,
+        part: Part,
+        beside: Sequence[Checkpoint] = (),
+        rounded: EightBit | None = None,
+        loaded_as: str = "",
+    ) -> tuple[Family, nn.Module]:
+        """Return what the part is and its network, the file's tensors in it.
+
+        They are unread, on the CPU and in the file's dtype; `packing.move_to` reads them and brings them to another.
+        Linear layers keep weights that the file stores in few bits. rounded: the eight-bit dtype whose numbers all are
+        rounded to. Errors: ModelFileError as `find`.
+        """
+        files = (self, *beside)
+        found = self.find(part, beside, loaded_as)
+        module = found.family.empty()
+        wanted, linear = module.state_dict(), _linear_weights(module)
+        parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+        state: dict[str, Tensor] = {}
+        kept: dict[str, KeptWeight] = {}
+        unused = list(found.unused)
+        for ours, source in found.sources.items():
+            file = files[source.file]
+            if ours not in wanted:
+                unused.append(source.name)
+                continue
+            may_stay = ours in linear and may_go_to(source.place)
+            weight = file.kept(source.name, rounded) if may_stay else None
+            if weight is not None:
+                kept[ours] = weight.part(source.place)
+            tensor = None if weight is not None else placed(file._file.unread(source.name), source.place)
+            # A VAE's attention is 1×1 convolutions in the file, linear in the network: the same numbers.
+            shape = wanted[ours].shape
+            if _without_ones(kept[ours].shape if tensor is None else tensor.shape) != _without_ones(shape):
+                raise ModelFileError(
+                    f"{file.where} has '{source.name}' of shape {file.shapes[source.name]}, expected {tuple(shape)}"
+                )
+            if tensor is None:
+                continue
+            if rounded is not None:
+                tensor = tensor.to(getattr(torch, rounded))
+            # Nobody moves buffers, such as the bytes of a tokeniser's file.
+            state[ours] = tensor.reshape(shape) if ours in parameters else held(tensor.reshape(shape))
+        if missing := sorted(set(wanted) - set(state) - set(kept)):
+            raise ModelFileError(
+                f"{self.where} lacks {len(missing)} tensors of its {PART_NAMES[part]}, '{missing[0]}' first"
+            )
+        if unused := [name for name in unused if not name.endswith(_SAFELY_UNUSED)]:
+            _log.warning("%s: %d tensors are not used, '%s' first", self.where, len(unused), unused[0])
+        module.load_state_dict(state, assign=True, strict=False)
+        for ours, weight in kept.items():
+            layer: Any = module.get_submodule(ours.removesuffix(".weight"))
+            module.set_submodule(ours.removesuffix(".weight"), KeptLinear(weight, layer.bias))
+        return found.family, module
+
+
+def _linear_weights(network: nn.Module) -> set[str]:
+    return {f"{name}.weight" for name, layer in network.named_modules() if type(layer) is nn.Linear}
+
+
+def _without_ones(shape: Sequence[int]) -> tuple[int, ...]:
+    return (*shape[:2], *shape[2:]) if any(size != 1 for size in shape[2:]) else tuple(shape[:2])

@@ -1,0 +1,118 @@
+"""Which tensors of one or more files make up a part of a model, and what the part is. Pure: names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from serve_app.errors import ModelFileError
+from serve_app.models.families import (
+    BACKBONES,
+    IMAGE_ENCODERS,
+    STYLE_MODELS,
+    TEXT_ENCODERS,
+    TEXT_ENSEMBLES,
+    VAES,
+)
+from serve_app.models.families.family import Family, Located, TextFamily
+from serve_app.models.files.layout import Place, places
+from serve_app.models.files.tensors import Tensors
+from serve_app.recipe import Part
+
+PART_NAMES: Mapping[Part, str] = {
+    "backbone": "diffusion network",
+    "vae": "VAE",
+    "clip": "text encoder",
+    "clip_vision": "image encoder",
+    "style_model": "style model",
+}
+"""What errors call the parts."""
+
+_FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
+    "backbone": BACKBONES,
+    "vae": VAES,
+    "clip_vision": IMAGE_ENCODERS,
+    "style_model": STYLE_MODELS,
+}
+
+
+class Source(NamedTuple):
+    """Where a tensor of a network comes from: which of the files, under which name, and how it is placed."""
+
+    file: int
+    name: str
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class FoundPart:
+    """A part found. sources: by the network's names. unused: names of the part that the network has no place for.
+
+    located: the networks that it is made of.
+    """
+
+    family: Family
+    sources: Mapping[str, Source]
+    unused: tuple[str, ...]
+    located: tuple[Located, ...]
+
+
+def find_part(part: Part, files: Sequence[Tensors], loaded_as: str = "") -> FoundPart:
+    """Return what the files hold of a part. loaded_as: what text encoders are loaded for, as `values.LoadedAs`.
+
+    Errors: ModelFileError if they hold none, or one of another family.
+    """
+    if part == "clip":
+        return _text(files, loaded_as)
+    for family in _FAMILIES[part]:
+        if found := list(family.find(files)):
+            return _merged(found[0].family, found)
+    raise _absent(part, files[0])
+
+
+def _absent(part: Part, whole: Tensors) -> ModelFileError:
+    titles = sorted(title for family in _FAMILIES[part] if (title := getattr(family, "title", "")))
+    known = f"; supported are {', '.join(titles)}" if titles else ""
+    return whole.unsupported(f"holds no {PART_NAMES[part]} of a known layout{whole.family()}{known}")
+
+
+def _merged(family: Family, found: Sequence[Located]) -> FoundPart:
+    sources: dict[str, Source] = {}
+    unused: list[str] = []
+    for one in found:
+        table = one.family.table(one.tensors)
+        for name in one.tensors.shapes:
+            here = places(name, table)
+            sources |= {one.module + place.name: Source(one.file, one.prefix + name, place) for place in here}
+            if not here:
+                unused.append(one.prefix + name)
+    return FoundPart(family, sources, tuple(unused), tuple(found))
+
+
+def _text(files: Sequence[Tensors], loaded_as: str) -> FoundPart:
+    found = [one for family in TEXT_ENCODERS for one in family.find(files)]
+    for number, whole in enumerate(files):
+        if not any(one.file == number for one in found):
+            known = ", ".join(family.name for family in TEXT_ENCODERS)
+            raise ModelFileError(
+                f"{whole.where} holds no text encoder of a known layout{whole.family()}; known are {known}"
+            )
+    encoders = [one.family for one in found if isinstance(one.family, TextFamily)]
+    for one, encoder in zip(found, encoders, strict=True):
+        if (other := encoder.for_others.get(loaded_as)) is not None:
+            raise files[one.file].unsupported(
+                f"is {encoder.title}, which type '{loaded_as}' reads as {other} does, a family that is not supported"
+            )
+    titles = [family.title for family in encoders]
+    for ensemble in TEXT_ENSEMBLES:
+        if ensemble.fits(titles, loaded_as):
+            names = [ensemble.takes[title] for title in titles]
+            placed = [one._replace(module=f"{name}.") for one, name in zip(found, names, strict=True)]
+            return _merged(ensemble(**dict(zip(names, encoders, strict=True))), placed)
+    if len(found) == 1:
+        return _merged(encoders[0].as_type(loaded_as), found)
+    known = ", ".join(f"{' and '.join(ensemble.takes)} ({ensemble.name})" for ensemble in TEXT_ENSEMBLES)
+    where = " and ".join(whole.where for whole in files)
+    asked = f", which type '{loaded_as}' does not read together" if loaded_as else ""
+    raise ModelFileError(f"{where} hold {' and '.join(titles)}{asked}; text encoders that go together are {known}")

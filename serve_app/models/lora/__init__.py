@@ -1,0 +1,1 @@
+"""LoRAs: their files, what they change, and forwards whose rows have different ones."""

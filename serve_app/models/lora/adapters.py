@@ -1,0 +1,325 @@
+"""The kinds of LoRA: what an adapter does to one weight, and several of them merged into it.
+
+A kind is how a small file writes down a large change: a product of thin matrices, of Kronecker or Hadamard factors, a
+rotation. It knows neither files nor networks; `lora_layouts` reads kinds from files, `adapters` uses them on a network.
+Where the papers leave room, and where ComfyUI departs from them, the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from serve_app import log
+from serve_app.models.files.layout import Place, placed
+from serve_app.sampling.transfer import sent
+
+_log = log.get("models")
+
+
+class Adapter(ABC):
+    """One change of one weight."""
+
+    of_file: ClassVar[bool] = False
+    """Whether what it changes the weight by depends on what the file has, not on what others have made of it."""
+
+    @abstractmethod
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        """Return what is added to a float32 weight at a strength. Errors: RuntimeError if it does not fit the weight.
+
+        It may depend on the weight, and on the strength otherwise than in proportion.
+        """
+
+    def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
+        """Return (down (r,n), up (out,r), scale) if the change is strength·scale·up·down for any weight, else None.
+
+        n is how many weights one output has: in, or in·k·k.
+        """
+        return None
+
+    def part(self, place: Place, rows: int) -> Adapter:
+        """Return what this does to the part of a weight that goes to a place. rows: of the whole weight."""
+        return Part(self, place, rows)
+
+
+def merged(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
+    """Return the weight with each (adapter, strength) applied in order, in float32, rounded once to its own format.
+
+    An adapter that does not fit the weight is left out with a warning.
+    """
+    own = result = weight.float()
+    for adapter, strength in adapters:
+        seen = own if adapter.of_file else result
+        try:
+            result = result + adapter.change(seen, strength).reshape(result.shape)
+        except RuntimeError as error:
+            _log.warning("a %s does not fit a weight of %s: %s", type(adapter).__name__, tuple(weight.shape), error)
+    return result.to(weight.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank(Adapter):
+    """LoRA and LoCon: up·down. up: (out,r,…), down: (r,in,…). magnitude: DoRA's, or None.
+
+    Source: Hu et al. 2021, arXiv:2106.09685.
+    """
+
+    up: Tensor
+    down: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        product = _f32(self.up, weight).flatten(1) @ _f32(self.down, weight).flatten(1)
+        return _scaled(weight, product, self.scale, self.magnitude, strength)
+
+    def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
+        return None if self.magnitude is not None else (self.down.flatten(1), self.up.flatten(1), self.scale)
+
+    def part(self, place: Place, rows: int) -> Adapter:
+        if self.magnitude is None:
+            return replace(self, up=placed(self.up, place))
+        if self.magnitude.shape[0] == rows:
+            return replace(self, up=placed(self.up, place), magnitude=placed(self.magnitude, place))
+        return Part(self, place, rows)
+
+
+@dataclass(frozen=True, eq=False)
+class Hadamard(Adapter):
+    """LoHa: the elementwise product of two products a (·,r) · b (r,·), for convolutions with a core (r,r,k,k).
+
+    Source: Hyeon-Woo et al. 2021, arXiv:2108.06098; Yeh et al. 2023, arXiv:2309.14859.
+    """
+
+    first: tuple[Tensor, Tensor, Tensor | None]
+    second: tuple[Tensor, Tensor, Tensor | None]
+    scale: float
+    magnitude: Tensor | None = None
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        product = _factor(self.first, weight) * _factor(self.second, weight)
+        return _scaled(weight, product, self.scale, self.magnitude, strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Kronecker(Adapter):
+    """LoKr: the Kronecker product of two factors, each whole or itself of low rank (a, b, core as in `Hadamard`).
+
+    Source: Yeh et al. 2023, arXiv:2309.14859.
+    """
+
+    first: Tensor | tuple[Tensor, Tensor, Tensor | None]
+    second: Tensor | tuple[Tensor, Tensor, Tensor | None]
+    scale: float
+    magnitude: Tensor | None = None
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        first, second = _factor(self.first, weight), _factor(self.second, weight)
+        if second.dim() == 4:
+            first = first[..., None, None]
+        # torch.kron refuses some factors whose strides are permuted, as einsum leaves a core's.
+        return _scaled(
+            weight, torch.kron(first.contiguous(), second.contiguous()), self.scale, self.magnitude, strength
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Generalized(Adapter):
+    """GLoRA: W·a1·a2 + b1·b2; files of LyCORIS before 2.0 keep each pair the other way round.
+
+    Source: Chavan et al. 2023, arXiv:2306.07967.
+    """
+
+    a1: Tensor
+    a2: Tensor
+    b1: Tensor
+    b2: Tensor
+    alpha: float | None
+    magnitude: Tensor | None = None
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        a1, a2, b1, b2 = (_f32(t, weight).flatten(1) for t in (self.a1, self.a2, self.b1, self.b2))
+        # Which way round they lie shows only in the shapes, and for a square weight of the same rank not even there.
+        old = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
+        rank = a1.shape[0] if old else a2.shape[0]
+        if b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]:
+            old = old and a2.shape[0] == weight.shape[0] == weight.shape[1]
+            rank = rank if old else a2.shape[0]
+        if old:
+            product = b2 @ b1 + weight.flatten(1) @ a2 @ a1
+        else:
+            along_inputs = torch.einsum("oi...,ij,jk->ok...", weight, a1, a2)
+            product = along_inputs + (b1 @ b2).reshape(weight.shape)
+        scale = 1.0 if self.alpha is None else self.alpha / rank
+        return _scaled(weight, product, scale, self.magnitude, strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Rotation(Adapter):
+    """OFT: each block of outputs rotated by its own matrix. blocks: (n,b,b). limit: of the blocks' norm; 0 for none.
+
+    The strength counts twice, as in ComfyUI. Source: Qiu et al. 2023, arXiv:2306.07280.
+    """
+
+    blocks: Tensor
+    limit: float
+    magnitude: Tensor | None = None
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        rotation = _rotations(_f32(self.blocks, weight), self.limit)
+        number, size, _ = rotation.shape
+        turn = strength * (rotation - torch.eye(size, device=weight.device))
+        grouped = weight.reshape(number, size, *weight.shape[1:])
+        product = torch.einsum("knm,kn...->km...", turn, grouped).reshape(weight.shape)
+        if self.magnitude is None:
+            return strength * product
+        return _decomposed(weight, product, self.limit, self.magnitude, strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Butterfly(Adapter):
+    """BOFT: outputs rotated in m rounds, paired over twice the distance each round. blocks: (m,n,b,b).
+
+    limit: of the blocks' norm; 0 none. rescale: factors of the outputs, or None. The strength counts in each round and
+    once more, as in ComfyUI. Source: Liu et al. 2023, arXiv:2311.06243.
+    """
+
+    blocks: Tensor
+    limit: float
+    rescale: Tensor | None = None
+    magnitude: Tensor | None = None
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        rotations = _rotations(_f32(self.blocks, weight), self.limit)
+        size = rotations.shape[-1]
+        identity = torch.eye(size, device=weight.device)
+        turned, rest = weight, weight.shape[1:]
+        for index, rotation in enumerate(rotations):
+            stride = 2**index * (size // 2)
+            partly = rotation * strength + (1 - strength) * identity
+            turned = turned.reshape(-1, 2, stride, *rest).transpose(1, 2).reshape(-1, size, *rest)
+            turned = torch.einsum("bij,bj...->bi...", partly, turned)
+            turned = turned.reshape(-1, stride, 2, *rest).transpose(1, 2).reshape(weight.shape)
+        if self.rescale is not None:
+            turned = turned * _f32(self.rescale, weight)
+        if self.magnitude is None:
+            return strength * (turned - weight)
+        return _decomposed(weight, turned - weight, self.limit, self.magnitude, strength)
+
+
+@dataclass(frozen=True, eq=False)
+class Difference(Adapter):
+    """The whole change of a weight, a bias or a norm."""
+
+    difference: Tensor
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        if self.difference.shape != weight.shape:
+            raise RuntimeError(f"the difference is {tuple(self.difference.shape)}")
+        return strength * _f32(self.difference, weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Replacement(Adapter):
+    """Another weight in place of the first, whatever the strength."""
+
+    value: Tensor
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        return _f32(self.value, weight) - weight
+
+
+@dataclass(frozen=True, eq=False)
+class Other(Adapter):
+    """Another model's weight, towards which this one goes. weight: reads it."""
+
+    of_file: ClassVar[bool] = True
+
+    weight: Callable[[], Tensor]
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        return (_f32(self.weight(), weight) - weight) * strength
+
+
+@dataclass(frozen=True, eq=False)
+class Scaling(Adapter):
+    """The weight times a factor, whatever the strength."""
+
+    factor: float
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        return weight * (self.factor - 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Part(Adapter):
+    """A part of what another adapter does to a weight of so many rows, only some of which are this weight.
+
+    The other must not look at the weight, for the rest of it is not here.
+    """
+
+    whole: Adapter
+    place: Place
+    rows: int
+
+    def change(self, weight: Tensor, strength: float) -> Tensor:
+        if not isinstance(self.whole, Hadamard | Kronecker | Difference | Replacement) or (
+            getattr(self.whole, "magnitude", None) is not None
+        ):
+            raise RuntimeError("it changes a weight that is several here by the whole of it")
+        alike = weight.new_zeros(self.rows or weight.shape[0], *weight.shape[1:])
+        change = placed(self.whole.change(alike, strength), self.place)
+        return change - weight if isinstance(self.whole, Replacement) else change
+
+
+def _f32(tensor: Tensor, beside: Tensor) -> Tensor:
+    return sent(tensor, beside.device).to(torch.float32)
+
+
+def _factor(parts: Tensor | tuple[Tensor, Tensor, Tensor | None], beside: Tensor) -> Tensor:
+    if isinstance(parts, Tensor):
+        return _f32(parts, beside)
+    a, b, core = parts
+    if core is None:
+        return _f32(a, beside) @ _f32(b, beside)
+    return torch.einsum("ijkl,jr,ip->prkl", _f32(core, beside), _f32(b, beside), _f32(a, beside))
+
+
+def _rotations(blocks: Tensor, limit: float) -> Tensor:
+    """Return Cayley's orthogonal matrix (1+Q)(1−Q)⁻¹ of each block's skew part Q, held to the limit as a whole."""
+    skew = blocks - blocks.transpose(-1, -2)
+    norm = float(skew.norm()) + 1e-8
+    if limit > 0 and norm > limit:
+        skew = skew * limit / norm
+    identity = torch.eye(blocks.shape[-1], device=blocks.device)
+    inverse: Tensor = torch.linalg.inv(identity - skew)
+    return (identity + skew) @ inverse
+
+
+def _scaled(weight: Tensor, product: Tensor, scale: float, magnitude: Tensor | None, strength: float) -> Tensor:
+    product = product.reshape(weight.shape)
+    if magnitude is None:
+        return strength * scale * product
+    return _decomposed(weight, product, scale, magnitude, strength)
+
+
+def _decomposed(weight: Tensor, product: Tensor, scale: float, magnitude: Tensor, strength: float) -> Tensor:
+    """Return DoRA's change: the moved weight brought to the trained magnitude, a share `strength` of the way.
+
+    A magnitude (out,1,…) is an output's and divides by the norms of the weight before the move, as in ComfyUI; a
+    magnitude (1,in,…) is an input's and divides by those after it. Source: Liu et al. 2024, arXiv:2402.09353.
+    """
+    magnitude = _f32(magnitude, weight)
+    moved = weight + scale * product
+    dims = [d for d in range(weight.dim()) if d != (0 if magnitude.shape[0] == weight.shape[0] else 1)]
+    of = weight if dims[0] != 0 else moved
+    norm: Tensor = torch.linalg.vector_norm(of, dim=dims, keepdim=True) + torch.finfo(torch.float32).eps
+    change = strength * (moved * (magnitude / norm) - weight)
+    if change.shape != weight.shape:
+        raise RuntimeError(f"the magnitude is {tuple(magnitude.shape)}")
+    return change

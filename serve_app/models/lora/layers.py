@@ -1,0 +1,259 @@
+"""A set of LoRAs on one network: what it changes in each layer, in the two forms that a forward can use.
+
+The thin form of a change is a layer of its own, the low-rank pair, whose output is added to the shared layer's. The
+whole form is the layer with merged weights, to be used in its place; changes that are not of low rank have no other.
+The network itself is never written to. This module knows neither files nor recipes, nor who shares a forward.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from math import prod
+from typing import Any, TypeAlias, cast
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from serve_app import log
+from serve_app.models.kernels.packing import Packed, packed, plain, weight_shape
+from serve_app.models.lora.adapters import Adapter, merged
+from serve_app.models.lora.merging import MergePolicy
+from serve_app.models.lora.slots import Pair, Slots, slots_of
+from serve_app.models.quantization.packed_linear import KeptLinear, KeptWeight
+from serve_app.models.weights.streaming import with_own_weights
+
+Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
+"""Of one layer: "weight" or "bias" -> the adapters of it with their strengths, in order."""
+
+MERGED_AT_ONCE = 16
+"""How many layers are merged in one go: merging all of them takes longer than a forward of few rows."""
+
+_log = log.get("models")
+
+
+class LoraSet:
+    """A set of LoRAs on one network. key: equal for equal files in equal order at equal strengths.
+
+    stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter the network lacks is left
+    out. may_take: whether so many bytes are free for merged weights. stored_as: the format merged weights are rounded
+    to, if it is not the network's.
+    """
+
+    def __init__(
+        self,
+        key: Hashable,
+        network: nn.Module,
+        stack: Sequence[tuple[Mapping[str, Adapter], float]],
+        *,
+        may_take: Callable[[int], bool] = lambda nbytes: True,
+        stored_as: torch.dtype | None = None,
+    ) -> None:
+        self.key = key
+        self.slots: Slots | None = None
+        """Those of the last forward on a GPU whose first set this was, unless another's first set has them now."""
+        self.slots_of_network = slots_of(network)
+        self._may_take = may_take
+        self._policy = MergePolicy()
+        by_layer: dict[str, dict[str, list[tuple[Adapter, float]]]] = {}
+        for adapters, strength in stack:
+            for parameter, adapter in adapters.items():
+                name, _, kind = parameter.rpartition(".")
+                by_layer.setdefault(name, {}).setdefault(kind, []).append((adapter, strength))
+        modules = dict(network.named_modules())
+        self.layers: dict[str, LoraLayer] = {}
+        for name, changes in by_layer.items():
+            base = modules.get(name)
+            known = {kind: of for kind, of in changes.items() if getattr(base, kind, None) is not None}
+            if base is not None and known:
+                self.layers[name] = LoraLayer(base, known, stored_as)
+
+    @property
+    def nbytes(self) -> int:
+        """How much memory the set takes beside the network."""
+        merged = (layer.whole_bytes for layer in self.layers.values() if layer.can_unmerge)
+        return self.needed_bytes + sum(merged) + (0 if (slots := self.slots) is None else slots.nbytes)
+
+    @property
+    def needed_bytes(self) -> int:
+        """How much memory the set cannot do without."""
+        return sum(layer.needed_bytes for layer in self.layers.values())
+
+    @property
+    def merged_bytes(self) -> int:
+        """How much memory the whole layers take, made or not."""
+        return sum(layer.whole_bytes for layer in self.layers.values())
+
+    def prepared(self) -> Iterator[None]:
+        """Make the form that each layer cannot do without, which the first forward would wait for; yield in between."""
+        left = [layer for layer in self.layers.values() if not layer.is_ready]
+        whole = [layer for layer in left if layer.thin() is None]
+        for first in range(0, len(whole), MERGED_AT_ONCE):
+            for layer in whole[first : first + MERGED_AT_ONCE]:
+                layer.whole()
+            if first + MERGED_AT_ONCE < len(whole):
+                yield
+
+    def merge(self, alone: bool) -> None:
+        """Note a forward, which the set has to itself or not; merge a few layers once it is time to, or unmerge all."""
+        if not self._policy.forward(alone):
+            self.unmerge()
+            return
+        left = [layer for layer in self.layers.values() if not layer.is_merged]
+        if alone and left and self._may_take(sum(layer.whole_bytes for layer in left)):
+            for layer in left[:MERGED_AT_ONCE]:
+                layer.whole()
+
+    def keep(self, slots: Slots) -> None:
+        """Keep slots, as whoever has kept them does no longer, in place of others."""
+        slots.let_go()
+        self.slots, slots.keeper = slots, ref(self)
+
+    def unmerge(self) -> None:
+        """Let go of merged weights, and of slots, that the set can do without."""
+        self.slots = None
+        for layer in self.layers.values():
+            layer.unmerge()
+
+
+class LoraLayer:
+    """One layer of a network with what a set changes in it; its forms are made when they are first asked for."""
+
+    def __init__(self, base: nn.Module, changes: Changes, stored_as: torch.dtype | None = None) -> None:
+        self.base = base
+        self._changes = changes
+        self._stored_as = stored_as
+        self._pairs = _pairs(base, changes)
+        self._thin: nn.Module | None = None
+        self._whole: nn.Module | None = None
+
+    @property
+    def needed_bytes(self) -> int:
+        """How much memory the thin layer takes, or the whole one if there is no other; made or not."""
+        if self._pairs is None:
+            return self.whole_bytes
+        itemsize = _parameter(self.base, "weight").dtype.itemsize
+        return sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the layer's weights are on a GPU."""
+        return _parameter(self.base, "weight").device.type == "cuda"
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the form is there that the layer cannot do without."""
+        return (self._whole if self._pairs is None else self._thin) is not None
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether the layer with merged weights is there, or is the only form there is."""
+        return self._whole is not None or self._pairs is None
+
+    @property
+    def can_unmerge(self) -> bool:
+        """Whether the layer holds merged weights that it can do without."""
+        return self._whole is not None and self._pairs is not None
+
+    @property
+    def whole_bytes(self) -> int:
+        """How much memory the merged weights take, made or not."""
+        return sum(p.numel() * p.dtype.itemsize for p in (_parameter(self.base, kind) for kind in self._changes))
+
+    def thin(self) -> nn.Module | None:
+        """Return the layer whose output is added to the shared one's, or None if the change is not of low rank."""
+        if self._thin is None and self._pairs is not None:
+            self._thin = _thin(self.base, self._pairs)
+        return self._thin
+
+    def pair(self) -> Pair:
+        """Return what the thin layer multiplies by, of a layer that has one and is not packed."""
+        thin: Any = self.thin()
+        return Pair(thin[0].weight, thin[1].weight)
+
+    def whole(self) -> nn.Module:
+        """Return the layer with merged weights. Another thread may let go of them meanwhile."""
+        if (whole := self._whole) is None:
+            whole = self._whole = _whole(self.base, self._changes, self._stored_as)
+        return whole
+
+    def unmerge(self) -> None:
+        """Let go of them."""
+        if self.can_unmerge:
+            self._whole = None
+
+
+def parameters(network: nn.Module) -> list[str]:
+    """Return the names of a network's weights and biases, packed ones among them."""
+    layers = ((name, layer, kind) for name, layer in network.named_modules() for kind in ("weight", "bias"))
+    return [f"{name}.{kind}" for name, layer, kind in layers if isinstance(getattr(layer, kind, None), Tensor)]
+
+
+def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
+    """Return the network with whole layers where the set changes it; all its other tensors are shared."""
+    members = (member for module in network.modules() for member in _members(module))
+    shared = (member for member in members if isinstance(member, Tensor | KeptWeight))
+    changed = copy.deepcopy(network, {id(member): member for member in shared})
+    for name, layer in loras.layers.items():
+        changed.set_submodule(name, layer.whole())
+    return changed
+
+
+def _pairs(base: nn.Module, changes: Changes) -> list[tuple[Tensor, Tensor, float]] | None:
+    """Return the (down (r,n), up (out,r), factor) that together are the change of a layer, or None if none are."""
+    plainly = isinstance(base, nn.Linear | Packed | KeptLinear) or (
+        isinstance(base, nn.Conv2d) and base.padding_mode == "zeros" and isinstance(base.padding, tuple)
+    )
+    if not plainly or getattr(base, "groups", 1) != 1 or set(changes) != {"weight"}:
+        return None
+    out, *inside = weight_shape(base)
+    pairs: list[tuple[Tensor, Tensor, float]] = []
+    for adapter, strength in changes["weight"]:
+        if (found := adapter.low_rank()) is None:
+            return None
+        down, up, scale = found
+        if down.shape[1] != prod(inside) or up.shape != (out, down.shape[0]):
+            shapes = f"{tuple(up.shape)}·{tuple(down.shape)}"
+            _log.warning("a LoRA of %s does not fit a weight of %s", shapes, (out, *inside))
+            continue
+        pairs.append((down, up, scale * strength))
+    return pairs or None
+
+
+def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.Module:
+    weight = _parameter(base, "weight")
+    down = torch.cat([down.to(weight.device, torch.float32) for down, _, _ in pairs])
+    up = torch.cat([up.to(weight.device, torch.float32) * factor for _, up, factor in pairs], dim=1)
+    rank, (out, *inside) = len(down), weight_shape(base)
+    with torch.device("meta"):
+        if inside[1:]:
+            like: Any = base
+            where = {"stride": like.stride, "padding": like.padding, "dilation": like.dilation}
+            first: nn.Module = nn.Conv2d(inside[0], rank, (inside[1], inside[2]), bias=False, **where)
+            second: nn.Module = nn.Conv2d(rank, out, 1, bias=False)
+        else:
+            first, second = nn.Linear(inside[0], rank, bias=False), nn.Linear(rank, out, bias=False)
+    first.weight = nn.Parameter(down.reshape(rank, *inside).to(weight.dtype), requires_grad=False)
+    second.weight = nn.Parameter(up.reshape(out, rank, *[1] * len(inside[1:])).to(weight.dtype), requires_grad=False)
+    return nn.Sequential(packed(first), packed(second)).eval()
+
+
+def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None) -> nn.Module:
+    layer = copy.copy(plain(with_own_weights(base)))
+    layer._parameters = dict(layer._parameters)
+    for kind, adapters in changes.items():
+        own = _parameter(layer, kind)
+        weight = merged(own, adapters)
+        if stored_as is not None:
+            weight = weight.to(stored_as).to(own.dtype)
+        layer._parameters[kind] = nn.Parameter(weight, requires_grad=False)
+    return packed(layer) if isinstance(base, Packed) else layer
+
+
+def _parameter(layer: nn.Module, kind: str) -> Tensor:
+    return cast(Tensor, getattr(layer, kind))
+
+
+def _members(module: nn.Module) -> list[Any]:
+    return [*vars(module).values(), *module._parameters.values(), *module._buffers.values()]

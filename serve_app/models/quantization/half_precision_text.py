@@ -1,0 +1,96 @@
+"""Text encoders as ComfyUI runs them on every device: numbers of sixteen bits, arithmetic in single precision.
+
+Those that take memory stay in sixteen bits, and each layer widens its own as it runs. Facts: ComfyUI 0.33.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from serve_app.models.files.layout import Place, placed
+from serve_app.models.kernels.packing import replace_parameters
+from serve_app.models.quantization.packed_linear import KeptLinear, KeptWeight
+
+ITEMSIZE = torch.float16.itemsize
+
+_TABLES = ("embed_tokens", "token_embedding")
+"""What transformers' networks call the vectors of tokens, of which rows are taken and widened."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SixteenBitWeight(KeptWeight):
+    """A weight (out,in) in float16 or bfloat16."""
+
+    stored: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.stored.shape[0], self.stored.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.numel() * ITEMSIZE
+
+    @property
+    def saved_as(self) -> torch.dtype:
+        return self.stored.dtype
+
+    def part(self, place: Place) -> SixteenBitWeight:
+        return SixteenBitWeight(placed(self.stored, place))
+
+    def sent(self, send: Callable[[Tensor], Tensor]) -> SixteenBitWeight:
+        return SixteenBitWeight(send(self.stored))
+
+    def wide(self) -> Tensor:
+        return self.stored.float()
+
+    def widened(self, dtype: torch.dtype) -> Tensor:
+        return self.stored.to(dtype)
+
+    def widened_by_rows(self, dtype: torch.dtype) -> Tensor:
+        # Nothing is made in between.
+        return self.widened(dtype)
+
+    def holding(self, wide: Tensor) -> SixteenBitWeight:
+        return SixteenBitWeight(wide.to(self.stored.dtype))
+
+
+def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
+    """Round a network's numbers of more bits than a dtype has, in place, and widen those of eight to it.
+
+    Layers that keep theirs do.
+    """
+
+    def rounded(parameter: nn.Parameter) -> Tensor:
+        fits = ITEMSIZE <= parameter.dtype.itemsize <= dtype.itemsize
+        return parameter.data if fits else parameter.data.to(dtype)
+
+    replace_parameters(network.modules(), rounded)
+
+
+def names(network: nn.Module) -> set[str]:
+    """Return the names of a network's tensors that stay in sixteen bits."""
+    return {f"{name}.weight" for name, _ in _staying(network)}
+
+
+def keep(network: nn.Module) -> list[nn.Parameter]:
+    """Have a network's linear layers keep their weights of sixteen bits, in place; return what else stays in them."""
+    others: list[nn.Parameter] = []
+    for name, layer in list(_staying(network)):
+        if isinstance(layer, nn.Linear):
+            network.set_submodule(name, KeptLinear(SixteenBitWeight(layer.weight.data), layer.bias))
+        else:
+            others += layer.parameters()
+    return others
+
+
+def _staying(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the layers whose weights stay, but those that keep them already; the others want inputs of their dtype."""
+    for name, layer in network.named_modules():
+        # Language models' norms multiply whatever they are given; T5's would round it first.
+        if type(layer) is nn.Linear or name.endswith(_TABLES) or type(layer).__name__.endswith("RMSNorm"):
+            yield name, layer

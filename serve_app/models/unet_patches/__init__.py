@@ -1,0 +1,1 @@
+"""What patches change inside a UNet, row by row."""

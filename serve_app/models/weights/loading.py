@@ -1,0 +1,342 @@
+"""From files to networks on the device: a part of a recipe, and what a set of LoRAs or a merge makes of it.
+
+It holds nothing: `residency` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from serve_app import log
+from serve_app.errors import ModelFileError
+from serve_app.models.control.controlnet_file import ControlFile, ControlModule
+from serve_app.models.control.dit_control import DitControlNetwork
+from serve_app.models.control.dit_control_file import DitControlFile, SideFile, open_control, open_model_patch
+from serve_app.models.control.model_control import ModelPatch
+from serve_app.models.families.family import (
+    BackboneFamily,
+    Family,
+    Lexicon,
+    StyleFamily,
+    TextFamily,
+    VaeFamily,
+    VisionFamily,
+)
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.layout import reverse, translate
+from serve_app.models.files.parts import PART_NAMES
+from serve_app.models.kernels.packing import move_to, parameter_shape, replace_parameters, upload
+from serve_app.models.lora.adapters import Adapter, Other, Scaling
+from serve_app.models.lora.layers import LoraSet, parameters, with_merged
+from serve_app.models.lora.layouts import read
+from serve_app.models.network import Network
+from serve_app.models.quantization.half_precision_text import ITEMSIZE, keep, round_weights
+from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.upscaler import Upscaler, UpscalerFile
+from serve_app.models.vae import Vae
+from serve_app.models.vision import ImageEncoder, StyleModel
+from serve_app.models.weights.dtypes import dtype_of
+from serve_app.models.weights.mixture import Adapted, Mixture, added
+from serve_app.models.weights.recipes import Change, Files
+from serve_app.models.weights.streaming import Streaming
+from serve_app.models.weights.upload import Ring
+from serve_app.recipe import (
+    DEFAULT_DTYPE,
+    ComputedIn,
+    Discrete,
+    EightBit,
+    Lora,
+    Merge,
+    Part,
+    Recipe,
+    Rounded,
+    Scale,
+    Towards,
+    Training,
+    WeightChange,
+)
+from serve_app.store.models.catalog import Catalog
+
+_log = log.get("models")
+
+Stream: TypeAlias = Callable[[nn.Module, torch.dtype | None, str], Streaming]
+"""Takes blocks of a network, as its file has them, into host memory, to run in a dtype. The name is for errors."""
+
+UNSAID = Discrete()
+"""What a part that is no backbone was trained on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Loaded:
+    """A part on the device. key: of its weights. family: what it is, None where its module says it.
+
+    module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
+    should know of the weights. streaming: of a network that is not all on the device.
+    """
+
+    key: Hashable
+    name: str
+    part: Part
+    module: Any
+    family: Family | None = None
+    trained_as: Training = UNSAID
+    remarks: tuple[str, ...] = ()
+    streaming: Streaming | None = None
+
+    def model(self, lexicon: Lexicon) -> Any:
+        """Return what callers use: a Network, an Encoder, a Vae, an ImageEncoder, a ControlNet and so on."""
+        match self.family:
+            case BackboneFamily() as family:
+                return Network(self.key, family, self.module, self.trained_as, streamed=self.streaming is not None)
+            case TextFamily() as family:
+                return family.encoder(self.module, lexicon)
+            case VaeFamily() as family:
+                return Vae(family, self.module)
+            case VisionFamily() as family:
+                return ImageEncoder(family, self.module)
+            case StyleFamily() as family:
+                return StyleModel(family, self.module)
+        if self.part == "controlnet":
+            module: ControlModule | DitControlNetwork = self.module
+            return module.control_net(self.key, self.name)
+        if self.part == "model_patch":
+            return ModelPatch(self.name, self.module)
+        return Upscaler(self.module)
+
+
+class Loader:
+    """Loads onto one device. dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype.
+
+    Text encoders compute in float32 whatever it is, as ComfyUI's; their numbers are rounded to it, for auto to float16.
+
+    fp8_matmul: layers of backbones that are kept in fp8 multiply in it.
+
+    Errors: ConfigError for those; of what reads files: ModelFileError.
+    """
+
+    def __init__(self, device: torch.device, dtype: str, vae_dtype: str, fp8_matmul: bool = False) -> None:
+        self.device = device
+        self._fp8_matmul = fp8_matmul
+        self._dtypes: dict[Part, str] = {
+            "backbone": dtype,
+            "clip": dtype,
+            "vae": vae_dtype,
+            "controlnet": dtype,
+            "clip_vision": dtype,
+            "style_model": dtype,
+            "model_patch": dtype,
+            "upscaler": "fp32",
+        }
+        for part, name in self._dtypes.items():
+            dtype_of(name, part, device)
+        self._text_dtype = torch.float16 if dtype == "auto" else dtype_of(dtype, "clip", device)
+        self._ring = Ring(device) if device.type == "cuda" else None
+
+    def nbytes(self, recipe: Recipe, files: Files) -> int:
+        """Return how many bytes a part will take."""
+        match _open(recipe, files.paths):
+            case UpscalerFile() as file, _:
+                return file.elements() * self._dtype(recipe).itemsize
+            case (ControlFile() | SideFile()) as file, _:
+                return file.elements() * self._side_dtype(file).itemsize
+            case Checkpoint() as file, beside:
+                dtype = self._dtype(recipe, file.family(recipe.part, beside, recipe.loaded_as))
+                return file.nbytes(
+                    recipe.part,
+                    beside,
+                    dtype=dtype,
+                    rounded=_rounded(recipe),
+                    loaded_as=recipe.loaded_as,
+                    mixed=bool(files.changes),
+                    sixteen_bits=self._keeps(recipe),
+                )
+        raise AssertionError
+
+    def load(self, recipe: Recipe, files: Files, stream: Stream | None = None) -> Loaded:
+        """Return a part on the device; all of it but what `stream` takes, of a backbone or text encoder.
+
+        Errors: of `stream`.
+        """
+        name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.beside))}"
+        loaded = Loaded(files.key, name, recipe.part, None)
+        file, _ = _open(recipe, files.paths)
+        match file:
+            case UpscalerFile():
+                # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
+                return replace(loaded, module=file.load(self.device, self._dtype(recipe)))
+            case ControlFile() | SideFile():
+                dtype = self._side_dtype(file)
+                module: nn.Module = file.load(self.device, dtype)
+                move_to(module, self.device, dtype, self._ring)
+                return replace(loaded, module=module)
+        training = file.training() if recipe.part == "backbone" else UNSAID
+        mixed = mixture(recipe, files)
+        dtype = self._dtype(recipe, mixed.family)
+        is_text = recipe.part == "clip"
+        mixed_on = self.device if stream is None else torch.device("cpu")
+        module = mixed.settle(mixed_on, self._text_dtype if is_text else dtype) if files.changes else mixed.module
+        if is_text:
+            round_weights(module, self._text_dtype)
+        staying = keep(module) if self._keeps(recipe) else ()
+        streaming = None
+        if stream is None:
+            move_to(module, self.device, dtype, self._ring, staying)
+        else:
+            streaming = self._streamed(module, dtype, staying, stream, name)
+        if self._fp8_matmul and recipe.part == "backbone":
+            for layer in module.modules():
+                if isinstance(layer, KeptLinear):
+                    layer.in_eight_bits = True
+        remarks = tuple(mixed.remarks)
+        return replace(
+            loaded, module=module, family=mixed.family, trained_as=training, remarks=remarks, streaming=streaming
+        )
+
+    def _streamed(
+        self, module: nn.Module, dtype: torch.dtype, staying: Sequence[nn.Parameter], stream: Stream, name: str
+    ) -> Streaming:
+        assert self._ring is not None, "only weights of a GPU stream"
+        if stay := {id(parameter) for parameter in staying}:
+            # Of such a network few weights are in another dtype: they are converted here.
+            replace_parameters(module.modules(), lambda p: p.data if id(p) in stay else p.data.to(dtype))
+        converted = None if stay else dtype
+        streaming = stream(module, converted, name)
+        upload(streaming.resident, converted, self._ring)
+        streaming.settle()
+        return streaming
+
+    def lora_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
+        """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""
+        file, beside = _open(recipe, files.paths)
+        assert isinstance(file, Checkpoint)
+        family = file.family(recipe.part, beside, recipe.loaded_as)
+        empty = family.empty().to(self._dtype(recipe, family))
+        stack, _ = _stack(recipe.part, of_set.changes, family, empty)
+        loras = LoraSet(files.key, empty, stack)
+        return loras.needed_bytes if recipe.part == "backbone" else loras.merged_bytes
+
+    def lora_set(
+        self, recipe: Recipe, base: Loaded, files: Files, may_take: Callable[[int], bool]
+    ) -> tuple[LoraSet, str, tuple[str, ...]]:
+        """Return a recipe's set of LoRAs on its part, what it is called, and remarks on what of it fits nowhere.
+
+        may_take: as `LoraSet`.
+        """
+        assert base.family is not None
+        stack, remarks = _stack(recipe.part, files.changes, base.family, base.module)
+        stored_as = self._text_dtype if recipe.part == "clip" else None
+        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as)
+        return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
+
+    def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
+        """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
+        return replace(base, module=with_merged(base.module, loras))
+
+    def _keeps(self, recipe: Recipe) -> bool:
+        """Whether a part's weights stay in sixteen bits though it computes in more."""
+        return recipe.part == "clip" and self._text_dtype.itemsize == ITEMSIZE
+
+    def _side_dtype(self, file: ControlFile | SideFile) -> torch.dtype:
+        return dtype_of(self._dtypes["controlnet"], "controlnet", self.device, file.dtypes)
+
+    def _dtype(self, recipe: Recipe, family: Family | None = None) -> torch.dtype:
+        if recipe.part == "clip":
+            return torch.float32
+        preferred = (torch.float16,) if family is None else family.dtypes
+        asked, part = recipe.last(ComputedIn), recipe.part
+        name = self._dtypes[part] if asked is None or asked.dtype == DEFAULT_DTYPE else asked.dtype
+        return dtype_of(name, part, self.device, preferred)
+
+
+def control_file(catalog: Catalog, recipe: Recipe) -> ControlFile | DitControlFile:
+    """Return a ControlNet's file, opened. Errors: ModelFileError."""
+    return open_control(Checkpoint(catalog.paths(recipe.folder, recipe.name, recipe.part)[0]))
+
+
+def _open(
+    recipe: Recipe, paths: Sequence[Path]
+) -> tuple[Checkpoint | UpscalerFile | ControlFile | SideFile, Sequence[Checkpoint]]:
+    """Return a part's file, and those beside it."""
+    beside = [Checkpoint(path) for path in paths[1:]]
+    if recipe.part == "upscaler":
+        return UpscalerFile(paths[0]), beside
+    file = Checkpoint(paths[0])
+    if recipe.part == "model_patch":
+        return open_model_patch(file), beside
+    return (open_control(file, beside) if recipe.part == "controlnet" else file), beside
+
+
+def _rounded(recipe: Recipe) -> EightBit | None:
+    rounded = recipe.last(Rounded)
+    return None if rounded is None else rounded.to
+
+
+def mixture(recipe: Recipe, files: Files) -> Mixture:
+    """Return the weights that a recipe's files make, with all changes of `files` in them. Errors: ModelFileError."""
+    file, beside = _open(recipe, files.paths)
+    if not isinstance(file, Checkpoint):
+        raise ModelFileError(f"weights of '{recipe.name}', a model of the kind {recipe.part}, are not merged or saved")
+    family, module = file.load(recipe.part, beside, _rounded(recipe), recipe.loaded_as)
+    made = Mixture(" + ".join(one.where for one in (file, *beside)), family, module)
+    for change in files.changes:
+        match change.patch:
+            case Merge(other=other, shares=shares):
+                beneath = mixture(other, change.files)
+                made.add(added(made, beneath, shares))
+                made.remarks += beneath.remarks
+            case _:
+                [(adapters, strength)], remarks = _stack(recipe.part, [change], family, module)
+                made.add(Adapted(adapters, strength))
+                made.remarks += remarks
+    return made
+
+
+def _stack(
+    part: Part, changes: Sequence[Change], family: Family, module: nn.Module
+) -> tuple[list[tuple[dict[str, Adapter], float]], tuple[str, ...]]:
+    """Return what each LoRA or scaling has for a part's network and its strength, and remarks on what fits nowhere."""
+    of_network = parameters(module)
+    stack: list[tuple[dict[str, Adapter], float]] = []
+    remarks: list[str] = []
+    for change in changes:
+        match change.patch:
+            case Lora(strength=strength):
+                found = read(Checkpoint(change.files.paths[0]), family.lora_names(of_network), part)
+                stack.append((found.adapters, strength))
+                remarks += [found.remark] if found.remark else []
+            case Towards(other=other, strength=strength):
+                beneath = mixture(other, change.files)
+                names = set(beneath.names)
+                fits = [n for n in of_network if n in names and beneath.shape(n) == parameter_shape(module, n)]
+                stack.append(({name: Other(partial(beneath.tensor, name)) for name in fits}, strength))
+                if len(fits) < len(of_network):
+                    of = f"{len(fits)} of the {len(of_network)} weights of this {PART_NAMES[part]}"
+                    remarks.append(f"'{other.name}' has {of}; the others stay as they are")
+            case Scale(factors=factors):
+                scaled = {
+                    name: Scaling(by)
+                    for name, known_as in _comfyui_names(part, family, of_network)
+                    for end, by in factors
+                    if known_as.rpartition(".")[0].endswith(end)
+                }
+                stack.append((dict(scaled), 1.0))
+                remarks += [] if scaled else [f"no layer of this {PART_NAMES[part]} is one that attention is scaled in"]
+    return stack, tuple(remarks)
+
+
+def _comfyui_names(part: Part, family: Family, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield names of a network and those of ComfyUI's, which for a backbone are the published file's."""
+    published = reverse(family.table()) if part == "backbone" else {}
+    for name in names:
+        yield name, (translate(name, published) or "") if published else name
+
+
+def _shown(patch: WeightChange) -> str:
+    return f"{patch.name} {patch.strength:g}" if isinstance(patch, Lora) else type(patch).__name__.lower()

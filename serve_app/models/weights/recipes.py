@@ -1,0 +1,123 @@
+"""What a recipe stands for: its files, and the identity of the weights they make.
+
+Recipes that differ in where a text encoder stops, in training, guidance, FreeU or how references are placed have equal
+weights; those that differ in LoRAs share a part's weights, and have a set of LoRAs each beside them. What is merged
+with other models has weights of its own, in which all changes up to the last merge are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from serve_app.recipe import (
+    DEFAULT_DTYPE,
+    ComputedIn,
+    Difference,
+    Lora,
+    Merge,
+    Recipe,
+    Rounded,
+    Scale,
+    Streams,
+    Towards,
+    WeightChange,
+)
+from serve_app.store.models.catalog import Catalog
+
+
+class Files(NamedTuple):
+    """Files of weights, and a key that is equal for equal ones. A file that is replaced under its name is another.
+
+    changes: what is done to the weights, in order.
+    """
+
+    paths: tuple[Path, ...]
+    key: Hashable
+    changes: tuple[Change, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of weights, and the files of the LoRA or the other model."""
+
+    patch: WeightChange
+    files: Files
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for equal changes."""
+        match self.patch:
+            case Lora(strength=strength) | Towards(strength=strength):
+                return self.files.key, strength
+            case Merge(shares=shares):
+                return self.files.key, shares
+        return self.patch
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The weights that a piece of work needs at once: how many bytes they take, by key, and the recipes they are of."""
+
+    nbytes: Mapping[Hashable, int]
+    recipes: tuple[Recipe, ...] = ()
+
+
+def merged_in(recipe: Recipe) -> tuple[WeightChange, ...]:
+    """Return the changes that are in the weights of a recipe's part themselves: all up to its last merge."""
+    changes: tuple[WeightChange, ...] = recipe.all(WeightChange)
+    last = max((i for i, change in enumerate(changes) if isinstance(change, Merge)), default=-1)
+    return changes[: last + 1]
+
+
+def set_beside(recipe: Recipe) -> tuple[Lora | Towards | Scale, ...]:
+    """Return the changes that go beside the weights of a recipe's part: those after its last merge."""
+    return recipe.all(WeightChange)[len(merged_in(recipe)) :]
+
+
+def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Files:
+    """Return the files of a recipe's part, those of a backbone whose weights it changes last.
+
+    whole: with all changes of its weights, not only those that are in the weights themselves.
+    Errors: ModelFileError for a file that is not there.
+    """
+    names = (recipe.name, *recipe.beside)
+    paths = [path for name in names for path in catalog.paths(recipe.folder, name, recipe.part)]
+    if (changed := recipe.last(Difference)) is not None:
+        paths += part_files(catalog, changed.backbone).paths
+    rounded, computed = recipe.last(Rounded), recipe.last(ComputedIn)
+    dtypes = (rounded and rounded.to, computed.dtype if computed is not None else DEFAULT_DTYPE)
+    streams = recipe.last(Streams)
+    changes = _changes(catalog, recipe.all(WeightChange) if whole else merged_in(recipe))
+    of_changes = (change.key for change in changes)
+    key = (recipe.part, recipe.loaded_as, *dtypes, streams, *map(version, paths), *of_changes)
+    return Files(tuple(paths), key, changes)
+
+
+def set_files(catalog: Catalog, part: Hashable, changes: Sequence[Lora | Towards | Scale]) -> Files:
+    """Return the files of a set of changes beside a part. Errors: ModelFileError for one that is not there."""
+    found = _changes(catalog, changes)
+    paths = tuple(path for change in found for path in change.files.paths)
+    return Files(paths, (part, tuple(change.key for change in found)), found)
+
+
+def _changes(catalog: Catalog, patches: Sequence[WeightChange]) -> tuple[Change, ...]:
+    return tuple(Change(patch, _files(catalog, patch)) for patch in patches)
+
+
+def _files(catalog: Catalog, patch: WeightChange) -> Files:
+    match patch:
+        case Lora(name=name):
+            path = catalog.path("loras", name)
+            return Files((path,), version(path))
+        case Merge(other=other) | Towards(other=other):
+            return part_files(catalog, other, whole=True)
+    return Files((), None)
+
+
+def version(path: Path) -> Hashable:
+    """Return what changes when a file is replaced under its name."""
+    stat = path.stat()
+    return str(path), stat.st_mtime_ns, stat.st_size

@@ -1,0 +1,497 @@
+"""The weights of one replica: recipes made real, as its engine asks for them.
+
+`recipes` says which weights a recipe stands for, `loading` makes them, `residency` holds them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from threading import Lock
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from serve_app import log
+from serve_app.errors import DeviceMemoryError
+from serve_app.models.backbone import Backbone
+from serve_app.models.control.control import ControlNet
+from serve_app.models.control.model_control import ModelPatch, activated
+from serve_app.models.families.family import BackboneFamily, Encoder, Family
+from serve_app.models.files import saving
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.safetensors_file import SafetensorsFile
+from serve_app.models.lora import extraction
+from serve_app.models.network import Network
+from serve_app.models.text_encoder import Clip
+from serve_app.models.tokenizers.lexicon import Lexicon
+from serve_app.models.upscaler import Upscaler
+from serve_app.models.vae import Vae
+from serve_app.models.vision import ImageEncoder, StyleModel
+from serve_app.models.weights.host_weights import HostWeights
+from serve_app.models.weights.loading import Loader, control_file
+from serve_app.models.weights.recipes import Files, Need, part_files, set_beside, set_files, version
+from serve_app.models.weights.residency import Hold, Residency, Resident
+from serve_app.models.weights.streaming import stream_share
+from serve_app.recipe import (
+    ClipSkip,
+    Difference,
+    ModelControl,
+    PackFunctions,
+    Part,
+    Recipe,
+    ReferenceMethod,
+    Scale,
+    Streams,
+    T5Padding,
+    Training,
+    WeightChange,
+)
+from serve_app.sampling.denoiser import trained
+from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.schedules.levels import Levels
+from serve_app.store.models.catalog import Catalog
+from serve_app.values import Extraction
+
+MB = 1024**2
+SIZES_KEPT = 1024
+"""Of how many parts and sets it is remembered how many bytes they take, which files have to be opened for."""
+
+STREAMED: frozenset[Part] = frozenset({"backbone", "clip"})
+"""Parts that stream where they are too large."""
+
+_log = log.get("models")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadCounters:
+    """What weights have come and gone since a replica began, and what it holds.
+
+    seconds: spent loading. releases: of the evictions, those made for work rather than for other weights. host_bytes:
+    held in host memory, since they were evicted or stream; host_hits, host_misses: loads that found weights there, and
+    that did not. streamed_bytes: copied to the device for networks that do not fit it, as these ran.
+    """
+
+    loads: int = 0
+    seconds: float = 0.0
+    evictions: int = 0
+    releases: int = 0
+    held_bytes: int = 0
+    host_bytes: int = 0
+    host_hits: int = 0
+    host_misses: int = 0
+    streamed_bytes: int = 0
+
+
+class Weights:
+    """Recipes made real on one device. Every method may be called from any thread; loading blocks its caller.
+
+    dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
+    `Loader`.
+    budget_bytes: what is kept before the least recently used is evicted; on a GPU, a network of more streams.
+    host_bytes: what is kept in host memory there, of those that were evicted or stream.
+    Errors: ConfigError for dtypes; of what reads files: ModelFileError.
+    """
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        device: torch.device,
+        *,
+        dtype: str,
+        vae_dtype: str,
+        budget_bytes: int,
+        host_bytes: int = 0,
+        fp8_matmul: bool = False,
+    ) -> None:
+        self.device = device
+        self._catalog = catalog
+        self._loader = Loader(device, dtype, vae_dtype, fp8_matmul)
+        self._lexicon = Lexicon(catalog)
+        self._residency = Residency(budget_bytes)
+        self._host = HostWeights(device, host_bytes)
+        self._sizes: dict[Hashable, int] = {}
+        self._lock = Lock()
+        # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
+        self._loading = Lock()
+        # Held until what was evicted has left the device.
+        self._leaving = Lock()
+
+    def backbone(self, recipe: Recipe) -> Backbone:
+        """Return the recipe's backbone, loading its network, and those that control it, if they are not resident.
+
+        Errors: NodeError for a control that does not go with it.
+        """
+        network, resident = self._lend(recipe, Network)
+        training, references = recipe.last(Training), recipe.last(ReferenceMethod)
+        controls = tuple(
+            activated(
+                control,
+                self._lend(control.recipe, ModelPatch)[0],
+                None if control.vae is None else self.vae(control.vae),
+                network.family,
+            )
+            for control in recipe.all(ModelControl)
+        )
+        functions = recipe.all(PackFunctions)
+        return Backbone(network, training, resident.loras, references, controls, functions=functions)
+
+    def levels(self, recipe: Recipe) -> Levels:
+        """Return the noise levels of the recipe's backbone, without loading it."""
+        training: Training | None = recipe.last(Training)
+        if training is None:
+            training = Checkpoint(part_files(self._catalog, recipe).paths[0]).training()
+        return trained(training)[0]
+
+    def family(self, recipe: Recipe) -> Family:
+        """Return of which family and size the recipe's network is, without loading it."""
+        file, *beside = (Checkpoint(path) for path in part_files(self._catalog, recipe).paths)
+        return file.family(recipe.part, beside, recipe.loaded_as)
+
+    def latent_format(self, recipe: Recipe) -> LatentFormat:
+        """Return how the recipe's backbone samples an autoencoder's latents, without loading it."""
+        family = self.family(recipe)
+        assert isinstance(family, BackboneFamily)
+        return family.latent_format
+
+    def clip(self, recipe: Recipe) -> Clip:
+        """Return the recipe's text encoder, and how it is used."""
+        skip = recipe.last(ClipSkip)
+        stop_at = None if skip is None else skip.stop_at
+        return Clip(self._lend(recipe, Encoder)[0], stop_at, recipe.last(T5Padding))
+
+    def vae(self, recipe: Recipe) -> Vae:
+        """Return the recipe's VAE, loading it if it is not resident."""
+        vae: Vae = self._lend(recipe, Vae)[0]
+        return vae
+
+    def image_encoder(self, recipe: Recipe) -> ImageEncoder:
+        """Return the recipe's image encoder, loading it if it is not resident."""
+        encoder: ImageEncoder = self._lend(recipe, ImageEncoder)[0]
+        return encoder
+
+    def style_model(self, recipe: Recipe) -> StyleModel:
+        """Return the recipe's style model, loading it if it is not resident."""
+        style: StyleModel = self._lend(recipe, StyleModel)[0]
+        return style
+
+    def upscaler(self, recipe: Recipe) -> Upscaler:
+        """Return the recipe's upscaler, loading it if it is not resident."""
+        upscaler: Upscaler = self._lend(recipe, Upscaler)[0]
+        return upscaler
+
+    def control_net(self, recipe: Recipe) -> ControlNet:
+        """Return the ControlNet or T2I-Adapter of a recipe that `with_base` gave, loading it if it is not resident."""
+        net: ControlNet = self._lend(recipe, ControlNet)[0]
+        return net
+
+    def model_patch(self, recipe: Recipe) -> ModelPatch:
+        """Return a network of a model patch's file, loading it if it is not resident."""
+        patch: ModelPatch = self._lend(recipe, ModelPatch)[0]
+        return patch
+
+    def with_base(self, control_net: Recipe, backbone: Recipe) -> Recipe:
+        """Return a ControlNet's recipe with the backbone whose weights its file changes, or with none.
+
+        backbone: what it controls, whose weights a control-LoRA changes. Errors: ModelFileError.
+        """
+        file = control_file(self._catalog, control_net)
+        changed = control_net.last(Difference) if file.has_differences else None
+        if file.needs_base:
+            changed = Difference(backbone)
+        own = tuple(patch for patch in control_net.patches if not isinstance(patch, Difference))
+        return replace(control_net, patches=own if changed is None else (*own, changed))
+
+    def fitted(self, backbone: Recipe, *others: Recipe) -> Recipe:
+        """Return a backbone's recipe for work that needs others at once: one that streams where not all are to fit.
+
+        It opens files that have not been asked about before. Errors: ModelFileError.
+        """
+        if self.device.type != "cuda":
+            return backbone
+        files, budget = self._files(backbone)[0], self._residency.budget_bytes
+        beside = sum(self.need(backbone, *others).nbytes.values()) - self._device_bytes(backbone, files)
+        nbytes = self._part_bytes(backbone, files)
+        share = stream_share(nbytes, beside, budget)
+        alone = stream_share(nbytes, 0, budget)
+        return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
+
+    def remarks(self, recipe: Recipe) -> tuple[str, ...]:
+        """Return what users should know of a recipe that is held: which LoRAs or merges change not all they name."""
+        if not recipe.all(WeightChange):
+            return ()
+        files, of_set = self._files(recipe)
+        return self._residency.remarks(files.key) + (() if of_set is None else self._residency.remarks(of_set.key))
+
+    def encodes_hint(self, control_net: Recipe) -> bool:
+        """Whether a ControlNet reads its hint as latents. Errors: ModelFileError."""
+        return control_file(self._catalog, control_net).reads_latents
+
+    def files(
+        self,
+        model: Recipe | None,
+        clip: Recipe | None,
+        vae: Recipe | None,
+        metadata: Mapping[str, str],
+        progress: saving.Progress,
+    ) -> Mapping[str, SafetensorsFile]:
+        """Return the files that parts of models are saved as, by what their names have after the prefix; as `saving`.
+
+        With a model all parts go into one. Nothing is loaded: they are read off the model files.
+        Errors: ModelFileError.
+        """
+        if model is not None:
+            return {"": saving.checkpoint_file(self._catalog, model, clip, vae, metadata, progress)}
+        if clip is not None:
+            return saving.text_files(self._catalog, clip, metadata, progress)
+        return {} if vae is None else {"": saving.vae_file(self._catalog, vae, metadata, progress)}
+
+    def saved_conditioning(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Return the tensors and the metadata of a file of the folder "embeddings". Errors: ModelFileError."""
+        return self._lexicon.conditioning(name)
+
+    def lora_file(
+        self, model: Recipe | None, clip: Recipe | None, asked: Extraction, progress: saving.Progress
+    ) -> SafetensorsFile:
+        """Return the LoRA that a backbone's and text encoders' weights are. Errors: ModelFileError."""
+        return extraction.lora_file(self._catalog, model, clip, asked, self.device, progress)
+
+    def need(self, *recipes: Recipe) -> Need:
+        """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
+        nbytes: dict[Hashable, int] = {}
+        shown = (control for recipe in recipes for control in recipe.all(ModelControl))
+        beside = (found for control in shown for found in (control.recipe, control.vae) if found is not None)
+        wanted = tuple(dict.fromkeys((*recipes, *beside)))
+        for recipe in wanted:
+            files, of_set = self._files(recipe)
+            nbytes[files.key] = self._device_bytes(recipe, files)
+            if of_set is not None:
+                nbytes[of_set.key] = self._set_bytes(recipe, files, of_set)
+        return Need(nbytes, wanted)
+
+    def hold(self, need: Need) -> Hold | None:
+        """Return what keeps all that is needed in use, and room for what is absent; None if that does not fit now.
+
+        Never waits for a load.
+        """
+        with self._evicting() as residency:
+            if not residency.fits(need):
+                return None
+            hold = Hold(need)
+            residency.expect(need.nbytes, hold)
+            return hold
+
+    def hold_ahead(self, need: Need, spared: Callable[[str], bool]) -> Hold | None:
+        """Return what `hold` does, for what nobody has asked for; None unless it fits beside all that may be needed.
+
+        spared: says of a name, as `resident` has it, whether those idle weights are not to make way.
+        """
+        with self._lock:
+            if not self._residency.has_room_ahead(need, spared):
+                return None
+            hold = Hold(need)
+            self._residency.expect(need.nbytes, hold)
+            return hold
+
+    def is_held(self, key: Hashable) -> bool:
+        """Whether weights are held, by their key in a Need. Never waits for a load."""
+        return self._residency.has(key)
+
+    def is_loaded(self, hold: Hold) -> bool:
+        """Whether nothing of what is held has to be loaded. Never waits for a load."""
+        with self._lock:
+            return self._residency.holds(hold.need)
+
+    def load(self, hold: Hold) -> None:
+        """Load what is absent of what is held, with all that a first forward would wait for."""
+        for recipe in hold.need.recipes:
+            if (loras := self._resident(recipe, hold).loras) is not None:
+                for _ in loras.prepared():
+                    pass
+
+    def fits(self, need: Need) -> bool:
+        """Whether all that is needed can be had at once now, as `Residency.fits`."""
+        with self._lock:
+            return self._residency.fits(need)
+
+    def resident(self) -> tuple[str, ...]:
+        """Return "part folder/name" of what is held, least recently used first. Never waits for a load."""
+        return self._residency.names
+
+    @property
+    def held_bytes(self) -> int:
+        """How much is held, merged LoRAs included. Never waits for a load."""
+        return self._residency.nbytes
+
+    @property
+    def coming_bytes(self) -> int:
+        """How much has been given room and is not held yet. Never waits for a load."""
+        with self._lock:
+            return self._residency.coming_bytes
+
+    @property
+    def counters(self) -> LoadCounters:
+        """What weights have come and gone, and what is held. Never waits for a load."""
+        held, host = self._residency, self._host
+        return LoadCounters(
+            *(held.loads, held.seconds, held.evictions, held.releases, held.nbytes),
+            *(host.nbytes, host.hits, host.misses, host.streamed.nbytes),
+        )
+
+    def load_times(self) -> tuple[tuple[str, float], ...]:
+        """Return what was loaded since this was last asked, as `resident` names it, and how many seconds it took."""
+        times = self._residency.times
+        return tuple(times.popleft() for _ in range(len(times)))
+
+    def release(self, nbytes: int | None = None) -> int:
+        """Evict what is not in use until so many bytes have gone, or all of it; as `Residency.release`."""
+        with self._evicting() as residency:
+            return residency.release(nbytes)
+
+    def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, Resident]:
+        """Return a recipe's model, and what is held of it."""
+        hold = Hold(Need({}))
+        resident = self._resident(recipe, hold)
+        loaded = resident.loaded
+        with self._lock:
+            model = self._residency.lend(resident, lambda: loaded.model(self._lexicon))
+        if not isinstance(model, kind):
+            raise TypeError(f"{recipe} was asked for as {kind.__name__}")
+        return model, resident
+
+    def _resident(self, recipe: Recipe, hold: Hold) -> Resident:
+        """Return what is held of a recipe, in use by `hold`; loaded if it is absent."""
+        files, of_set = self._files(recipe)
+        resident = self._get(
+            files.key, hold, partial(self._device_bytes, recipe, files), partial(self._load, recipe, files)
+        )
+        if of_set is not None:
+            load = partial(self._load_set, recipe, resident, of_set)
+            resident = self._get(of_set.key, hold, partial(self._set_bytes, recipe, files, of_set), load)
+        return resident
+
+    def _get(self, key: Hashable, hold: Hold, nbytes: Callable[[], int], load: Callable[[], Resident]) -> Resident:
+        with self._lock:
+            if (resident := self._residency.get(key, hold)) is not None:
+                return resident
+        with self._loading:
+            with self._lock:
+                if (resident := self._residency.get(key, hold)) is not None:
+                    return resident
+            began, room = perf_counter(), nbytes()
+            try:
+                with self._evicting() as residency:
+                    residency.expect({key: room}, hold)
+                resident = self._in_room(load, room)
+                with self._lock:
+                    self._residency.put(key, resident, perf_counter() - began)
+                return resident
+            finally:
+                with self._lock:
+                    self._residency.give_up(key, hold)
+
+    def _in_room(self, load: Callable[[], Resident], nbytes: int) -> Resident:
+        """Load what takes so many bytes; where the device runs out of memory, again without what nobody uses.
+
+        Errors: DeviceMemoryError.
+        """
+        while True:
+            try:
+                return load()
+            except torch.OutOfMemoryError as error:
+                said = DeviceMemoryError.figures(error)
+            # Only here has the error let go of what was loaded by then.
+            if not self.release():
+                held_mb, needed_mb = self.held_bytes / MB, nbytes / MB
+                raise DeviceMemoryError(
+                    f"weights of {needed_mb:,.0f} MB do not fit the device's memory beside {held_mb:,.0f} MB of "
+                    "weights that are in use. " + said
+                )
+
+    def _load(self, recipe: Recipe, files: Files) -> Resident:
+        loaded = self._host.take(files.key)
+        if loaded is None:
+            room = self._stream_bytes(recipe, files)
+            stream = None if room is None else partial(self._host.stream, room)
+            loaded = self._loader.load(recipe, files, stream)
+        streaming = loaded.streaming
+        nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes
+        _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.held_bytes + nbytes) >> 20)
+        return Resident(loaded, loaded.name, nbytes, remarks=loaded.remarks)
+
+    def _load_set(self, recipe: Recipe, base: Resident, files: Files) -> Resident:
+        """Return what LoRAs make of a part: thin layers beside a backbone, a text encoder with merged weights."""
+        key = base.loaded.key
+        loras, name, remarks = self._loader.lora_set(recipe, base.loaded, files, self._has_room)
+        if recipe.part == "backbone":
+            return Resident(base.loaded, name, 0, key, loras, remarks)
+        return Resident(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
+
+    def _files(self, recipe: Recipe) -> tuple[Files, Files | None]:
+        """Return the files of a recipe's part, and of the changes that go beside it, if there are any.
+
+        A text encoder that streams has them in it: merged layers beside it would take the room that it has not got.
+        """
+        files, changes = part_files(self._catalog, recipe), set_beside(recipe)
+        if not changes:
+            return files, None
+        if recipe.part != "backbone" and self._stream_bytes(recipe, files) is not None:
+            return part_files(self._catalog, recipe, whole=True), None
+        return files, set_files(self._catalog, files.key, changes)
+
+    def _stream_bytes(self, recipe: Recipe, files: Files) -> int | None:
+        """Return how much of a GPU a part takes that streams: as its recipe says, or for it is too large; else None."""
+        if self.device.type != "cuda" or recipe.part not in STREAMED:
+            return None
+        budget, said = self._residency.budget_bytes, recipe.last(Streams)
+        share = stream_share(self._part_bytes(recipe, files), 0, budget) if said is None else said.share
+        return None if share is None else int(budget * share)
+
+    def _device_bytes(self, recipe: Recipe, files: Files) -> int:
+        room = self._stream_bytes(recipe, files)
+        return self._part_bytes(recipe, files) if room is None else room
+
+    def _part_bytes(self, recipe: Recipe, files: Files) -> int:
+        return self._size(files.key, lambda: self._loader.nbytes(recipe, files))
+
+    def _set_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
+        # Strengths do not matter, and there is no end of them.
+        scaled = (end for change in set_beside(recipe) if isinstance(change, Scale) for end, _ in change.factors)
+        size_key = (files.key, *map(version, of_set.paths), *scaled)
+        return self._size(size_key, lambda: self._loader.lora_bytes(recipe, files, of_set))
+
+    def _size(self, key: Hashable, measure: Callable[[], int]) -> int:
+        if (size := self._sizes.get(key)) is None:
+            size = measure()
+            with self._lock:
+                self._sizes[key] = size
+                if len(self._sizes) > SIZES_KEPT:
+                    del self._sizes[next(iter(self._sizes))]
+        return size
+
+    def _has_room(self, nbytes: int) -> bool:
+        with self._lock:
+            return self._residency.has_room(nbytes)
+
+    @contextmanager
+    def _evicting(self) -> Iterator[Residency]:
+        """Give what is held to whoever may evict some of it, which has left the device once this ends."""
+        with self._leaving:
+            with self._lock:
+                yield self._residency
+                evicted = self._residency.evicted()
+            if not evicted:
+                return
+            for resident in evicted:
+                if resident.base is None:
+                    self._host.keep(resident.loaded)
+            evicted.clear()
+            del resident
+            # A network may hold cycles; without collecting, its memory would come back at some later time.
+            gc.collect()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""Node classes that load, make, change and save AUDIO."""

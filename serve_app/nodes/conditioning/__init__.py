@@ -1,0 +1,1 @@
+"""Node classes that make CONDITIONING and change it."""

@@ -1,0 +1,1 @@
+"""Node classes that load, prepare and save datasets for training."""

@@ -1,0 +1,1 @@
+"""Node classes that make, change, decode, save and load LATENT."""

@@ -1,0 +1,229 @@
+"""The nodes of layers: pictures with places, modes and opacities, stacked on a canvas, which the page arranges."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from math import radians
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.execution.runtime import Files
+from serve_app.images import QUICK_PNG_LEVEL, to_png
+from serve_app.nodes.image.bounding_boxes import read_boxes
+from serve_app.nodes.image.images import own_prefix, save_together, workflow_text
+from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.layers.arrangement import Arrangement
+from serve_app.nodes.layers.blending import MODES
+from serve_app.nodes.layers.drawing import composed, extent, outputs
+from serve_app.nodes.layers.stack import Document, Layer, frame_mask, layers_of, size_of, stacked, whole
+
+
+class AddLayer:
+    """One more layer, or as many as a batch has."""
+
+    RETURN_TYPES = ("LAYERS",)
+    FUNCTION = "add"
+    CATEGORY = "image"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        place = {"default": 0, "min": -MAX_RESOLUTION, "max": MAX_RESOLUTION}
+        side = {"default": 0, "min": 0, "max": MAX_RESOLUTION}
+        return {
+            "required": {"image": ("IMAGE", {})},
+            "optional": {
+                "layers": ("LAYERS", {}),
+                "mask": ("MASK", {}),
+                "name": ("STRING", {"default": "", "multiline": False}),
+                "x": ("INT", place),
+                "y": ("INT", place),
+                "opacity": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01}),
+                "blend_mode": ("COMBO", {"default": "normal", "multiselect": False, "options": list(MODES)}),
+                "rotation": ("FLOAT", {"default": 0.0, "min": -360.0, "max": 360.0, "step": 1.0}),
+                "width": ("INT", side),
+                "height": ("INT", side),
+                "z_index": ("INT", {"default": 0, "min": -1000, "max": 1000}),
+                "flip_h": ("BOOLEAN", {"default": False}),
+                "flip_v": ("BOOLEAN", {"default": False}),
+            },
+        }
+
+    def add(
+        self,
+        image: Tensor,
+        layers: Document | None = None,
+        mask: Tensor | None = None,
+        name: str = "",
+        x: int = 0,
+        y: int = 0,
+        opacity: float = 1.0,
+        blend_mode: str = "normal",
+        rotation: float = 0.0,
+        width: int = 0,
+        height: int = 0,
+        z_index: int = 0,
+        flip_h: bool = False,
+        flip_v: bool = False,
+    ) -> tuple[Document]:
+        """Return the stack with the layer on top of those of its z_index. rotation: degrees, clockwise."""
+        item: dict[str, Any] = {"image": image, "type": "raster", "x": x, "y": y, "z_index": z_index}
+        unusual = {
+            "mask": (mask, None),
+            "name": (name, ""),
+            "opacity": (opacity, 1.0),
+            "blend_mode": (blend_mode, "normal"),
+            "rotation": (radians(rotation), 0.0),
+            "w": (width, 0),
+            "h": (height, 0),
+            "flip_h": (flip_h, False),
+            "flip_v": (flip_v, False),
+        }
+        item |= {key: value for key, (value, usual) in unusual.items() if value is not usual and value != usual}
+        return (stacked(layers, [item]),)
+
+
+class LayersFromBoundingBoxes:
+    """Each picture of a batch as a layer, where its box says."""
+
+    RETURN_TYPES = ("LAYERS",)
+    FUNCTION = "stack"
+    CATEGORY = "image"
+    EXPERIMENTAL = True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        side = {"default": 0, "min": 0, "max": MAX_RESOLUTION}
+        return {
+            "required": {"image": ("IMAGE", {}), "bboxes": ("BOUNDING_BOX,ARRAY,STRING", {})},
+            "optional": {
+                "mask": ("MASK", {}),
+                "layers": ("LAYERS", {}),
+                "crop_to_content": ("BOOLEAN", {"default": True}),
+                "canvas_width": ("INT", side),
+                "canvas_height": ("INT", side),
+            },
+        }
+
+    def stack(
+        self,
+        image: Tensor,
+        bboxes: Any,
+        mask: Tensor | None = None,
+        layers: Document | None = None,
+        crop_to_content: bool = True,
+        canvas_width: int = 0,
+        canvas_height: int = 0,
+    ) -> tuple[Document]:
+        """Return the stack with a layer for each picture; one without a box lies at the origin.
+
+        crop_to_content: cut to metadata.content_rect of the box. Errors: NodeError for boxes that cannot be read.
+        """
+        boxes = read_boxes(bboxes, canvas_width, canvas_height)
+        before = (layers or {}).get("layers") or []
+        lowest = max((whole(item.get("z_index")) for item in before), default=-1) + 1
+        items = []
+        for number in range(len(image)):
+            box = boxes[number] if number < len(boxes) else {}
+            item = _boxed(image[number : number + 1], frame_mask(mask, number), box, crop=crop_to_content)
+            told = box.get("metadata")
+            z_index = told.get("z_index") if isinstance(told, Mapping) else None
+            items.append({**item, "z_index": whole(z_index, lowest + number)})
+        document = stacked(layers, items)
+        if canvas_width > 0 and canvas_height > 0:
+            document["canvas"] = (canvas_width, canvas_height)
+        return (document,)
+
+
+class ImageCompositor:
+    """A stack as one picture: as its layers say, or as it was arranged on the page."""
+
+    RETURN_TYPES = ("IMAGE", "MASK")
+    FUNCTION = "compose"
+    CATEGORY = "image"
+    EXPERIMENTAL = True
+    OUTPUT_NODE = True
+    HAS_INTERMEDIATE_OUTPUT = True
+    SEARCH_ALIASES = ("compositor", "composite", "layer", "layers", "layer editor", "psd")
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"layers": ("LAYERS", {}), "compositor": ("COMPOSITOR", {"default": {}, "socketless": True})},
+            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "store": "STORE"},
+        }
+
+    async def compose(
+        self, layers: Document, prompt: Any, extra_pnginfo: Any, store: Files, compositor: Any = None
+    ) -> dict[str, Any]:
+        """Return the picture (1,H,W,3|4) and where it is transparent, and show it and each layer.
+
+        compositor: an arrangement of the page, which counts while the layers are those that it was made of.
+        """
+        stack = list(layers_of(layers))
+        digests = [layer.digest() for layer in stack]
+        arrangement = Arrangement.read(compositor)
+        kept = arrangement is not None and bool(stack) and arrangement.inputs == digests
+        if arrangement is not None and kept:
+            arranged, canvas, ground = arrangement.of(stack), arrangement.canvas, arrangement.ground
+        else:
+            arranged, canvas, ground = stack, size_of(layers) or extent(stack), None
+        if stack:
+            image, mask = outputs(await asyncio.to_thread(composed, arranged, canvas, ground))
+        else:
+            image, mask = torch.zeros(1, 64, 64, 3), torch.zeros(1, 64, 64)
+        text = workflow_text([prompt], [extra_pnginfo])
+        previews = [image[0], *(_preview(layer) for layer in stack)]
+        pngs = [await asyncio.to_thread(to_png, preview, text, QUICK_PNG_LEVEL) for preview in previews]
+        prefix = own_prefix("comfy.compositor")
+        files = [(prefix, preview.shape[:2], png) for preview, png in zip(previews, pngs, strict=True)]
+        shown = await save_together(store, "temp", ".png", files)
+        ui: dict[str, Any] = {"images": shown[:1], "animated": (False,), "compositor_layers": shown[1:]}
+        ui |= {"compositor_inputs": digests, "compositor_bboxes": [layer.shown() for layer in stack]}
+        if compositor not in (None, "", "{}", {}) and not kept:
+            ui["compositor_state_stale"] = [True]
+        return {"ui": ui, "result": (image, mask)}
+
+
+def _boxed(image: Tensor, mask: Tensor | None, box: Mapping[str, Any], *, crop: bool) -> dict[str, Any]:
+    """Return the item of one picture, where its box says, and as large unless it is cut."""
+    told = box.get("metadata")
+    told = told if isinstance(told, Mapping) else {}
+    x, y, width, height = (whole(box.get(key)) for key in ("x", "y", "width", "height"))
+    item: dict[str, Any] = {"type": "raster"}
+    cut = told.get("content_rect")
+    rows, columns = image.shape[1:3]
+    if crop and isinstance(cut, list | tuple) and len(cut) == 4:
+        left, top, wide, high = (max(whole(value), 0) for value in cut)
+        left, top = min(left, columns), min(top, rows)
+        inside = slice(top, top + min(high, rows - top)), slice(left, left + min(wide, columns - left))
+        if (part := image[:, inside[0], inside[1]]).numel():
+            image, mask = part, None if mask is None else mask[:, inside[0], inside[1]]
+            x, y, width, height = x + left, y + top, 0, 0
+    item |= {"image": image, "x": x, "y": y}
+    item |= {key: value for key, value in (("w", width), ("h", height)) if value > 0}
+    if mask is not None:
+        item["mask"] = mask
+    name = next((told[key] for key in ("name", "desc") if isinstance(told.get(key), str) and told[key]), None)
+    return item if name is None else {**item, "name": name}
+
+
+def _preview(layer: Layer) -> Tensor:
+    colours = layer.image[0, :, :, :3]
+    return colours if layer.alpha is None else torch.cat([colours, layer.alpha[0][..., None]], dim=-1)
+
+
+NODE_CLASS_MAPPINGS: Mapping[str, type] = {
+    "AddLayer": AddLayer,
+    "LayersFromBoundingBoxes": LayersFromBoundingBoxes,
+    "ImageCompositor": ImageCompositor,
+}
+
+NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
+    "AddLayer": "Add Layer",
+    "LayersFromBoundingBoxes": "Layers From Bounding Boxes",
+    "ImageCompositor": "Create Layered Image",
+}

@@ -1,0 +1,1 @@
+"""Node classes that name model files. They make recipes; weights are read elsewhere (`models`)."""

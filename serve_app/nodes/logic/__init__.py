@@ -1,0 +1,1 @@
+"""Node classes of control and numbers: switches, loops, arithmetic, and plain values."""

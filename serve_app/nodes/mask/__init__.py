@@ -1,0 +1,1 @@
+"""Node classes that make and change MASK."""

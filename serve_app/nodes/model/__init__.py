@@ -1,0 +1,1 @@
+"""Node classes that change a MODEL: patches, merges, training parameters; and those that save one."""

@@ -1,0 +1,1 @@
+"""Node classes that sample, and that make SAMPLER, SIGMAS, NOISE and GUIDER."""

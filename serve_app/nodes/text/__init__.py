@@ -1,0 +1,1 @@
+"""Node classes that join, search, format and generate text."""

@@ -1,0 +1,1 @@
+"""Node classes of VIDEO, and the value that they hand on."""

@@ -1,0 +1,1 @@
+"""Node packs of other people: loading them, what their code may import, and their HTTP routes."""

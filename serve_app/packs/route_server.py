@@ -1,0 +1,258 @@
+"""Running the HTTP handlers of node packs: a replica's own aiohttp server, behind a socket that only it can reach.
+
+It has a thread and an event loop of its own, so that a handler that blocks holds up other handlers and no job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+from aiohttp import web
+from yarl import URL
+
+from serve_app import log
+from serve_app.errors import ServeAppError
+from serve_app.execution.contained import contained, raised
+from serve_app.packs.routes import Headers, PackAnswer, PackCall, PackFrame, Piece
+
+_log = log.get("nodes.packs")
+
+T = TypeVar("T")
+
+_CONNECTION = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
+)
+"""Headers about the connection that they came by, and not about what it carried."""
+SAID_KEPT = 64
+"""Messages of one client that wait for a handler to read them."""
+UNREAD = 1008
+"""The code that a websocket is closed with whose messages nobody reads (RFC 6455, 7.4.1)."""
+_CHUNK_BYTES = 1 << 20
+"""Answers that say they are no longer than this come whole."""
+
+
+class BrokenAnswerError(ServeAppError):
+    """An answer ended before it was whole; its beginning has been passed on."""
+
+
+class RouteServer:
+    """Answers calls to the routes of an application that nothing serves yet; starts with the first of them."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._app = app
+        self._starting = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._client: Future[aiohttp.ClientSession]
+        self._opened = AsyncExitStack()
+        self._said: dict[str, asyncio.Queue[PackFrame]] = {}
+
+    async def answer(self, call: PackCall) -> AsyncGenerator[Piece]:
+        """Run the handler of a call, which may come from any loop; its failures are answers too."""
+        with self._starting:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=_run, args=(self._loop,), name="pack-routes", daemon=True).start()
+                self._client = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
+        # Shielded: a caller that goes must not take the start away from the others.
+        client = await asyncio.shield(asyncio.wrap_future(self._client))
+        loop, there = self._loop, "http://pack"
+        if call.socket is None:
+            pieces = relay(client, there, call)
+        else:
+            pieces = relay_socket(client, there, call, self._said.setdefault(call.socket, asyncio.Queue(SAID_KEPT)))
+        try:
+            while (piece := await _in(loop, anext(pieces, None))) is not None:
+                yield piece
+        finally:
+            self._said.pop(call.socket or "", None)
+            await _in(loop, pieces.aclose())
+
+    def hear(self, socket: str, frame: PackFrame) -> None:
+        """Pass on what a client has said on its websocket, which may be over."""
+        said = self._said.get(socket)
+        if said is not None and self._loop is not None:
+            self._loop.call_soon_threadsafe(_keep, said, frame)
+
+    async def close(self) -> None:
+        """Answer nothing more."""
+        if self._loop is not None:
+            await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._opened.aclose(), self._loop))
+            self._loop.call_soon_threadsafe(self._loop.stop)
+
+    async def _start(self) -> aiohttp.ClientSession:
+        """Serve the application on a socket in a directory that only this user may enter; return its client."""
+        self._app.middlewares.insert(0, _guarded)
+        directory = self._opened.enter_context(tempfile.TemporaryDirectory(prefix="serve-app-"))
+        socket = str(Path(directory) / "routes")
+        runner = web.AppRunner(self._app, access_log=None, shutdown_timeout=0)
+        await runner.setup()
+        self._opened.push_async_callback(runner.cleanup)
+        await web.UnixSite(runner, socket).start()
+        client = relay_client(aiohttp.UnixConnector(socket, limit=0))
+        return await self._opened.enter_async_context(client)
+
+
+def _keep(said: asyncio.Queue[PackFrame], frame: PackFrame) -> None:
+    """Add a message; where the handler does not read them the last that fits is that the websocket ends."""
+    if said.qsize() < SAID_KEPT - 1:
+        said.put_nowait(frame)
+    elif not said.full():
+        said.put_nowait(PackFrame(UNREAD))
+
+
+async def _in(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[T]) -> T:
+    """Await something in another loop."""
+
+    async def awaited() -> T:
+        return await awaitable
+
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(awaited(), loop))
+
+
+async def relay(client: aiohttp.ClientSession, at: str, call: PackCall) -> AsyncGenerator[Piece]:
+    """Yield what the server at a URL answers to a call, a long body in pieces as they come.
+
+    client: made by `relay_client`.
+    """
+    begun = False
+    try:
+        async with client.request(
+            call.method, _url(at, call), headers=_headers(call), data=call.body or None, allow_redirects=False
+        ) as response:
+            length = response.content_length
+            if response.method == "HEAD" or response.status in (204, 304):
+                yield PackAnswer(response.status, _kept(response), b"")
+                return
+            if length is not None and length <= _CHUNK_BYTES:
+                yield PackAnswer(response.status, _kept(response), await response.read())
+                return
+            yield PackAnswer(response.status, _kept(response), b"", more=True)
+            begun = True
+            async for piece in response.content.iter_any():
+                yield piece
+    except aiohttp.ClientError as error:
+        # A handler that ends the connection itself, or a request that aiohttp's server cannot read.
+        _log.warning("%s %s of a node pack has no answer: %r", call.method, call.target, error)
+        if begun:
+            raise BrokenAnswerError("the node pack's handler broke off its answer") from error
+        yield _problem(502, "the node pack's handler broke off its answer")
+
+
+async def relay_socket(
+    client: aiohttp.ClientSession, at: str, call: PackCall, said: asyncio.Queue[PackFrame]
+) -> AsyncGenerator[Piece]:
+    """Yield what the server at a URL says on a websocket, and tell it what a client says there.
+
+    Yielded first is whether there is one: status 101, or why there is none.
+    """
+    protocols = next((value for name, value in call.headers if name == b"sec-websocket-protocol"), b"")
+    asked = [protocol.strip() for protocol in protocols.decode("latin-1").split(",") if protocol.strip()]
+    try:
+        socket = await client.ws_connect(_url(at, call), headers=_headers(call), protocols=asked, max_msg_size=0)
+    except aiohttp.WSServerHandshakeError as error:
+        yield _problem(error.status, f"the node pack's handler takes no websocket: {error.message}")
+        return
+    except aiohttp.ClientError as error:
+        _log.warning("websocket %s of a node pack has no answer: %r", call.target, error)
+        yield _problem(502, "the node pack's handler broke off its answer")
+        return
+    telling = asyncio.create_task(_tell(socket, said))
+    try:
+        agreed = ((b"sec-websocket-protocol", socket.protocol.encode()),) if socket.protocol else ()
+        yield PackAnswer(101, agreed, b"", more=True)
+        async for message in socket:
+            yield PackFrame(message.data)
+        yield PackFrame(socket.close_code or 1006)
+    finally:
+        telling.cancel()
+        await socket.close()
+
+
+async def _tell(socket: aiohttp.ClientWebSocketResponse, said: asyncio.Queue[PackFrame]) -> None:
+    with suppress(ConnectionError, aiohttp.ClientError):
+        while True:
+            match (await said.get()).content:
+                case str() as text:
+                    await socket.send_str(text)
+                case bytes() as content:
+                    await socket.send_bytes(content)
+                case int() as code:
+                    await socket.close(code=code)
+                    return
+
+
+def _url(at: str, call: PackCall) -> URL:
+    return URL(f"{at}{call.target}", encoded=True)
+
+
+def _headers(call: PackCall) -> list[tuple[str, str]]:
+    return [
+        (name.decode("latin-1"), value.decode(errors="replace"))
+        for name, value in call.headers
+        if name not in _CONNECTION and name != b"content-length" and not name.startswith(b"sec-websocket-")
+    ]
+
+
+def relay_client(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
+    """Return a client that passes requests and answers on as they are."""
+    return aiohttp.ClientSession(
+        connector=connector,
+        # What one client is given to keep is not another's.
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None),
+        auto_decompress=False,
+        skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+    )
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped, whatever a task that a handler started raises."""
+    while True:
+        try:
+            loop.run_forever()
+        except BaseException as error:
+            _log.error("a task of a node pack's handler tried to end the process", exc_info=error)
+        else:
+            return
+
+
+def _kept(response: aiohttp.ClientResponse) -> Headers:
+    """Return the headers that are about the answer."""
+    dropped = _CONNECTION | {b"server", b"date"}
+    return tuple((name.lower(), value) for name, value in response.raw_headers if name.lower() not in dropped)
+
+
+@web.middleware
+async def _guarded(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Answer 500 for a handler that raises, with its traceback in the log."""
+    try:
+        with contained():
+            response: object = await handler(request)
+        if not isinstance(response, web.StreamResponse):
+            raise TypeError(f"the handler returned {type(response).__name__} and no response")
+        return response
+    except web.HTTPException:
+        raise
+    except Exception as failure:
+        error = raised(failure)
+        _log.error("%s %s of a node pack failed", request.method, request.path, exc_info=error)
+        failed = _problem(500, f"{type(error).__name__} in the node pack's handler; the server's log says more")
+        return web.Response(status=failed.status, body=failed.body, content_type="application/json")
+
+
+def _problem(status: int, detail: str) -> PackAnswer:
+    """Return a failure with the body that this server's failures have."""
+    body = json.dumps({"error": "Node pack failed", "detail": detail, "status_code": status}).encode()
+    headers = ((b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()))
+    return PackAnswer(status, headers, body)

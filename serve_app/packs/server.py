@@ -1,0 +1,150 @@
+"""`server` for node packs: PromptServer.instance, which takes their routes in, and their messages to the job's client.
+
+What it takes in is served by `route_server.py`, for the ingress; docs/plugins.md says what that means for packs.
+Source: the facts of ComfyUI 0.3.64's module of this name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+from aiohttp import web
+
+from serve_app import log
+from serve_app.execution.executing import executing
+from serve_app.packs.routes import ON_PROMPT, PackRoute
+
+_log = log.get("nodes.packs")
+
+MESSAGE_CHARACTERS = 1_000_000
+"""How long a message may be as JSON."""
+
+
+class BinaryEventTypes:
+    """The kinds of binary websocket messages."""
+
+    PREVIEW_IMAGE = 1
+    UNENCODED_PREVIEW_IMAGE = 2
+    TEXT = 3
+    PREVIEW_IMAGE_WITH_METADATA = 4
+
+
+class PromptServer:
+    """The server as packs see it."""
+
+    instance: PromptServer
+
+    def __init__(self) -> None:
+        self.routes = web.RouteTableDef()
+        # Bodies are bounded before they come here, by the ingress.
+        self.app = web.Application(client_max_size=0)
+        self._taken = 0
+        self._known: set[web.AbstractRoute] = set()
+        self.tell: Callable[[str, str, Any], None] | None = None
+        """(client id, type, data) -> nothing: brings a client a message outside any job. Callable from any thread."""
+        self.client_id: str | None = None
+        self.last_prompt_id: str | None = None
+        self.supports = ["custom_nodes_from_web"]
+        self.on_prompt_handlers: list[Callable[[Any], Any]] = []
+        self.prompt_queue = SimpleNamespace(
+            currently_running={},
+            history={},
+            queue=[],
+            get_tasks_remaining=lambda: 0,
+            get_current_queue=lambda: ([], []),
+        )
+
+    def registered(self) -> tuple[PackRoute, ...]:
+        """Return the routes that have come since this was last asked; those of `routes` are then in `app` too.
+
+        They are there twice, the second time under /api, but for static ones. One that is there already is left out.
+        """
+        for route in self.routes[self._taken :]:
+            self._add(route)
+            if isinstance(route, web.RouteDef):
+                # A name is for one route only.
+                options = {key: value for key, value in route.kwargs.items() if key != "name"}
+                self._add(web.RouteDef(route.method, f"/api{route.path}", route.handler, options))
+        self._taken = len(self.routes)
+        fresh = [route for route in self.app.router.routes() if route not in self._known]
+        self._known.update(fresh)
+        return tuple(PackRoute(route.method, _pattern(route)) for route in fresh)
+
+    def _add(self, route: web.AbstractRouteDef) -> None:
+        try:
+            self.app.add_routes([route])
+        except Exception as error:
+            _log.warning("%r of a node pack is not served: %s", route, error)
+
+    @property
+    def last_node_id(self) -> str | None:
+        """The node that runs here."""
+        call = executing()
+        return None if call is None else call.node_id
+
+    def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
+        """Send a message to the client of the job that runs here, whichever is named; outside a job, to the one named.
+
+        What is no JSON, or huge, is dropped, and so is what is for nobody.
+        """
+        call = executing()
+        try:
+            text = json.dumps(data, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            text = ""
+        sendable = isinstance(event, str) and 0 < len(text) <= MESSAGE_CHARACTERS
+        if sendable and call is not None:
+            call.say(event, json.loads(text))
+        elif sendable and isinstance(sid, str) and self.tell is not None:
+            self.tell(sid, event, json.loads(text))
+        else:
+            _log.warning("a node pack's message %.80r is dropped", event)
+
+    async def send(self, event: str, data: Any, sid: str | None = None) -> None:
+        """Send a message, as send_sync."""
+        self.send_sync(event, data, sid)
+
+    async def send_json(self, event: str, data: Any, sid: str | None = None) -> None:
+        """Send a message, as send_sync."""
+        self.send_sync(event, data, sid)
+
+    def send_progress_text(self, text: str | bytes, node_id: str, sid: str | None = None) -> None:
+        """Show a text beside the node that runs here, whichever is named; outside a job it is dropped."""
+        if executing() is not None:
+            self.send_sync("progress_text", {"text": text if isinstance(text, str) else text.decode(errors="replace")})
+
+    def add_on_prompt_handler(self, handler: Callable[[Any], Any]) -> None:
+        """Let a handler change each submission (ComfyUI's dict of POST /prompt) before it is checked."""
+        if not self.on_prompt_handlers:
+            self.app.router.add_post(ON_PROMPT, self._on_prompt)
+        self.on_prompt_handlers.append(handler)
+
+    def trigger_on_prompt(self, json_data: Any) -> Any:
+        """Return a submission as the handlers leave it. One that fails is passed over."""
+        for handler in self.on_prompt_handlers:
+            try:
+                changed = handler(json_data)
+                json.dumps(changed, allow_nan=False)
+            except Exception as error:
+                _log.warning("a node pack's prompt handler failed", exc_info=error)
+            else:
+                json_data = changed
+        return json_data
+
+    async def _on_prompt(self, request: web.Request) -> web.Response:
+        return web.json_response(self.trigger_on_prompt(await request.json()))
+
+
+def _pattern(route: web.AbstractRoute) -> str:
+    """Return a regular expression for the paths that a route is at."""
+    info = {} if route.resource is None else route.resource.get_info()
+    if "pattern" in info:
+        return info["pattern"].pattern
+    return f"{re.escape(info['prefix'])}/.*" if "prefix" in info else re.escape(info.get("path", ""))
+
+
+PromptServer.instance = PromptServer()

@@ -1,0 +1,1 @@
+"""Guidance: which rows an evaluation asks for, and how the answers are combined."""

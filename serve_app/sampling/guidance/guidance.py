@@ -1,0 +1,353 @@
+"""Guidance: which rows one evaluation asks of the network, and how the answers become one `denoised`.
+
+Each entry of a conditioning is a piece of rows of its own; the pieces of a branch are averaged by weight, then a rule
+combines the branches. `conditioning` says where and when an entry counts, `rules` what is made of the branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from serve_app.errors import NodeError
+from serve_app.recipe import EasyCache, Hooks, PackFunctions, SelfAttentionGuidance
+from serve_app.sampling.forward import (
+    Area,
+    Backbone,
+    Canvas,
+    Inputs,
+    Piece,
+    Reading,
+    crop,
+    denoise,
+    reads_alike,
+    to_batch,
+)
+from serve_app.sampling.guidance.conditioning import area_of, resolved, weight_of
+from serve_app.sampling.guidance.hooks import HookSchedule
+from serve_app.sampling.guidance.layers import AttentionMap, LayerPatches, Opposed
+from serve_app.sampling.guidance.perturbation import blurrable, blurred
+from serve_app.sampling.guidance.rules import Rule
+from serve_app.sampling.guidance.step_cache import BranchCache, WholeCache
+from serve_app.sampling.lazy_sum import Combination, Latents, value
+from serve_app.sampling.samplers.evaluation import Evaluation
+from serve_app.sampling.schedules.levels import single
+from serve_app.values import Conditioning
+
+TINY = 1e-37
+"""Added to a cell's weights, so that a cell without any comes out as zero."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Entry:
+    """One entry of a conditioning, ready for every evaluation of a run.
+
+    weight: its share, one number or (N,1,h,w) over its area, (N,1,1,h,w) where there is time. It takes part from sigma
+    `above` down to sigma `below`. default: its weight is instead what the branch's other entries leave of 1. hooks: by
+    which its weights differ.
+    """
+
+    role: str
+    inputs: Inputs
+    weight: Tensor | float
+    area: Area | None
+    above: float
+    below: float
+    default: bool = False
+    hooks: Hooks | None = None
+
+    def takes_part(self, sigma: float) -> bool:
+        """Whether it counts at a level."""
+        return self.below <= single(sigma) <= self.above
+
+
+def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: Canvas) -> tuple[Entry, ...]:
+    """Return a resolved conditioning's entries for the rows of a canvas."""
+    height, width = canvas.latents.shape[-2:]
+    made = []
+    for cond, options in conditioning:
+        area = area_of(options, height, width)
+        start, end = _range(options)
+        above = inf if start is None else backbone.levels.at_progress(start)
+        below = 0.0 if end is None else backbone.levels.at_progress(end)
+        # Every branch beside the positive one counts as negative.
+        kind = "positive" if role == "positive" else "negative"
+        inputs = backbone.inputs(cond, options, kind, canvas).within(area)
+        weight = weight_of(options, height, width, backbone.device)
+        if isinstance(weight, Tensor) and canvas.latents.ndim == 5:
+            weight = weight.unsqueeze(2)
+        default, hooks = bool(options.get("default")), options.get("hooks")
+        made.append(Entry(role, inputs, weight, area, above, below, default, hooks))
+    return tuple(made)
+
+
+def _range(options: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return between which shares of the sampling an entry takes part, None where nothing says it."""
+    start, end = options.get("start_percent"), options.get("end_percent")
+    if "clip_start_percent" not in options:
+        return start, end
+    first, last = options["clip_start_percent"], options["clip_end_percent"]
+    return max(first, start or 0.0), min(last, 1.0 if end is None else end)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """A piece, the entry it is of, and what its answer counts to: a branch's role, or the patch that asks for it."""
+
+    to: Any
+    entry: Entry
+    piece: Piece
+
+
+class Guidance:
+    """The guidance of one run: its branches, by role, and the rule that combines them.
+
+    layers: what the layers do otherwise for all its rows, nothing if not given. caches: of `step_cache`. hooks: gives
+    the backbones of entries that have any. others: the backbones of branches, by role, that have one of their own.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        conds: Mapping[str, Conditioning],
+        rule: Rule,
+        canvas: Canvas,
+        layers: LayerPatches | None = None,
+        caches: Sequence[EasyCache] = (),
+        hooks: HookSchedule | None = None,
+        others: Mapping[str, Backbone] = MappingProxyType({}),
+    ) -> None:
+        self.backbone = backbone
+        self._others = others
+        self._rule = rule
+        self._layers = layers
+        self._hooks = hooks
+        # Of several of a kind the last one counts, as in ComfyUI.
+        self._branches: BranchCache | None = None
+        self._whole: WholeCache | None = None
+        for patch in caches:
+            if patch.whole:
+                self._whole = WholeCache(patch, backbone.levels)
+            else:
+                self._branches = BranchCache(patch, backbone.levels)
+        height, width = canvas.latents.shape[-2:]
+        self._entries: dict[str, tuple[Entry, ...]] = {}
+        # A loop, not a comprehension: an error that is kept would keep what that closes over, and with it the backbone.
+        placed = resolved(conds, height, width)
+        for role in others:
+            # A branch with a network of its own owes the others nothing, as in ComfyUI.
+            placed |= resolved({role: conds[role]}, height, width)
+        for role, conditioning in placed.items():
+            self._entries[role] = entries(role, conditioning, others.get(role, backbone), canvas)
+            if role in others and any(entry.hooks for entry in self._entries[role]):
+                raise NodeError(f"the {role} has a model of its own, for which hooks are not supported")
+        self._asked: list[_Asked] = []
+        self._answers: dict[int, Latents] = {}
+        self._reading: Reading | None = None
+        self._shared: dict[Any, tuple[Sequence[Entry], Sequence[Tensor | float]]] = {}
+        self._attention = AttentionMap()
+        self._reused: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether answers are only added up, so that they need not be computed before they are taken."""
+        placed = any(entry.area is not None for branch in self._entries.values() for entry in branch)
+        return self._rule.linear and self._branches is None and self._whole is None and not placed
+
+    def pieces(self, evaluation: Evaluation, reading: Reading | None = None) -> tuple[Piece, ...]:
+        """Return what the network has to answer for an evaluation; () if no entry takes part.
+
+        reading: what the backbone reads of the evaluation's x, if it is computed already.
+        """
+        self._asked, self._answers, self._reading = [], {}, reading
+        self._reused = None if self._whole is None else self._whole.known(evaluation)
+        if self._reused is not None:
+            return ()
+        self._asked += self._usual(evaluation)
+        positive, _ = self._rule.ends
+        for look in self._rule.patches.looks(evaluation.sigma):
+            for entry in _taking_part(self._entries.get(positive, ()), evaluation):
+                piece = self._piece(entry, evaluation, look.layers, reading=reading)
+                self._asked.append(_Asked(look.patch, entry, piece))
+        if self._branches is not None:
+            self._answers = {**self._branches.known(self._by_branch())}
+        return self._unanswered()
+
+    def take(self, evaluation: Evaluation, answers: Sequence[Latents]) -> tuple[Piece, ...]:
+        """Take the answers to the pieces returned last, in their order; return what is to be answered after them.
+
+        That is what the branch that is led away from comes to once it is blurred where it attends to most.
+        """
+        computed = [place for place in range(len(self._asked)) if place not in self._answers]
+        self._answers |= dict(zip(computed, answers, strict=True))
+        if any(isinstance(asked.to, _Blurred) for asked in self._asked):
+            return ()
+        if computed and self._branches is not None:
+            known = {place: value(answer) for place, answer in self._answers.items()}
+            self._branches.note(self._by_branch(), known, computed)
+        _, negative = self._rule.ends
+        blurring = dict.fromkeys(self._rule.patches.blurring)
+        if not (blurring and blurrable(evaluation.latents) and any(asked.to == negative for asked in self._asked)):
+            return ()
+        uncond = value(self._means(evaluation)[negative])
+        for patch in blurring:
+            to = _Blurred(patch, blurred(uncond, self._attention, patch.blur))
+            seen = replace(evaluation, x=to.degraded + evaluation.latents - uncond)
+            for entry in _taking_part(self._entries[negative], evaluation):
+                self._asked.append(_Asked(to, entry, self._piece(entry, seen)))
+        return self._unanswered()
+
+    def combine(self, evaluation: Evaluation) -> tuple[Latents, Latents]:
+        """Return (denoised, uncond) once all is answered.
+
+        uncond is what the rule led away from. A branch that has no entries at this level, or no weight, is zero.
+        """
+        if self._reused is not None:
+            return self._reused
+        means = self._means(evaluation)
+        for asked in [key for key in means if isinstance(key, _Blurred)]:
+            means[asked.patch] = asked.degraded - means.pop(asked)
+        denoised, uncond = self._rule.combine(means, evaluation, self)
+        if self._whole is not None:
+            self._whole.note(evaluation, value(denoised), value(uncond))
+        return denoised, uncond
+
+    def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
+        """Return a branch's denoised for any x (B,C,…) and level, from a forward of its own; zero without entries.
+
+        functions: take the place of the backbone's.
+        """
+        evaluation = Evaluation(x, sigma, 0)
+        answered: list[tuple[Entry, Latents]] = []
+        for entry in _taking_part(self._entries.get(role, ()), evaluation):
+            piece = self._piece(entry, evaluation)
+            if functions is not None:
+                piece = replace(piece, backbone=piece.backbone.with_functions(functions))
+            answered += [(entry, denoised) for denoised in denoise([piece])]
+        return value(self._mean(role, x, answered))
+
+    def _by_branch(self) -> list[tuple[Any, Piece]]:
+        return [((asked.to, id(asked.entry.inputs)), asked.piece) for asked in self._asked]
+
+    def _unanswered(self) -> tuple[Piece, ...]:
+        return tuple(asked.piece for place, asked in enumerate(self._asked) if place not in self._answers)
+
+    def _usual(self, evaluation: Evaluation) -> Iterator[_Asked]:
+        """Yield what the rule's branches are asked."""
+        patches, (positive, negative) = self._rule.patches, self._rule.ends
+        tie = object() if patches.opposing else None
+        for role in self._rule.asks(evaluation):
+            branch = _taking_part(self._entries.get(role, ()), evaluation)
+            # Of several entries the last one is looked at, as in ComfyUI.
+            last = next((entry for entry in reversed(branch) if entry.area is None), None)
+            for entry in branch:
+                layers: list[Any] = []
+                if role == negative:
+                    layers += patches.of_negative(evaluation.sigma)
+                    if entry is last and patches.blurring:
+                        layers.append(self._attention)
+                tied = tie is not None and entry is last and role in (positive, negative)
+                if tied:
+                    layers += [Opposed(patch, tie, role == positive) for patch in patches.opposing]
+                yield _Asked(role, entry, self._piece(entry, evaluation, layers, tie if tied else None, self._reading))
+
+    def _piece(
+        self,
+        entry: Entry,
+        evaluation: Evaluation,
+        layers: Sequence[Any] = (),
+        tie: object | None = None,
+        reading: Reading | None = None,
+    ) -> Piece:
+        x, sigma = evaluation.latents, evaluation.sigma
+        of_all = () if self._layers is None else self._layers.at(sigma)
+        backbone = self._others.get(entry.role, self.backbone)
+        if entry.hooks is not None and self._hooks is not None:
+            backbone = self._hooks.backbone(entry.hooks, sigma)
+        if reading is not None and not reads_alike(backbone, self.backbone):
+            reading = None
+        if entry.area is not None:
+            x = crop(x, entry.area)
+            reading = reading and replace(reading, fed=crop(value(reading.fed), entry.area))
+        return Piece(backbone, x, sigma, entry.inputs, entry.role, (*of_all, *layers), tie, reading)
+
+    def _means(self, evaluation: Evaluation) -> dict[Any, Latents]:
+        """Return the mean of each branch that was asked, by role, and of what patches asked for, by them."""
+        answered: dict[Any, list[tuple[Entry, Latents]]] = {
+            role: [] for role in self._rule.asks(evaluation) if role in self._entries
+        }
+        for place, asked in enumerate(self._asked):
+            answered.setdefault(asked.to, []).append((asked.entry, self._answers[place]))
+        return {to: self._mean(to, evaluation.latents, of) for to, of in answered.items()}
+
+    def _mean(self, to: Any, x: Tensor, answered: Sequence[tuple[Entry, Latents]]) -> Latents:
+        """Return the mean of a branch's answers, by weight, shaped as x; zero where nothing has any."""
+        match answered:
+            case [(Entry(weight=float(weight), area=None), answer)] if weight:
+                return answer
+        total: Latents = Combination.zero(x)
+        shares = self._shares(to, [entry for entry, _ in answered], x)
+        for (entry, answer), share in zip(answered, shares, strict=True):
+            placed = answer if entry.area is None else _placed(value(answer), entry.area, x)
+            total = total + Combination.of(placed) * share
+        return total
+
+    def _shares(self, to: Any, taking: Sequence[Entry], x: Tensor) -> Sequence[Tensor | float]:
+        """Return what each entry's weight is of all of a branch. Those of the last step are kept: most are the same."""
+        known, shares = self._shared.get(to, ((), ()))
+        if len(taking) != len(known) or any(a is not b for a, b in zip(taking, known, strict=True)):
+            wide = [_spread(entry, x) for entry in taking]
+            whole = sum(wide) + TINY
+            shares = [weight / whole for weight in wide]
+            self._shared[to] = taking, shares
+        return shares
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Blurred:
+    """What the answers to blurred latents count to. degraded: those, without noise."""
+
+    patch: SelfAttentionGuidance
+    degraded: Tensor
+
+
+def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[Entry]:
+    """Return the entries that count for an evaluation; what the others leave over is the default ones' weight."""
+    taking = [entry for entry in branch if entry.takes_part(evaluation.sigma)]
+    others = [entry for entry in taking if not entry.default]
+    if len(others) == len(taking):
+        return taking
+    x = evaluation.latents
+    left = torch.ones((x.shape[0], 1, *x.shape[2:]), dtype=x.dtype, device=x.device)
+    for entry in others:
+        weight = entry.weight
+        part = left if entry.area is None else crop(left, entry.area)
+        part -= to_batch(weight, x.shape[0]) if isinstance(weight, Tensor) else weight
+    left = left.clamp(min=0)
+    if not bool(left.any()):
+        return others
+    filling = [
+        replace(entry, weight=left if entry.area is None else crop(left, entry.area))
+        for entry in taking
+        if entry.default
+    ]
+    return [*others, *filling]
+
+
+def _spread(entry: Entry, x: Tensor) -> Tensor | float:
+    """Return an entry's weight in all cells of x, zero where its area is not."""
+    weight = to_batch(entry.weight, x.shape[0]) if isinstance(entry.weight, Tensor) else entry.weight
+    return weight if entry.area is None else _placed(weight, entry.area, x[:, :1])
+
+
+def _placed(part: Tensor | float, area: Area, x: Tensor) -> Tensor:
+    """Return zeros shaped as x with a part in an area of it."""
+    whole = torch.zeros_like(x)
+    crop(whole, area).add_(part)
+    return whole

@@ -1,0 +1,1 @@
+"""Latents: formats by autoencoder, operations, and inpainting."""

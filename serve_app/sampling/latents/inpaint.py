@@ -1,0 +1,109 @@
+"""Inpainting: where a mask is 0 the latents are kept, where it is 1 they are sampled.
+
+What is kept is held at the sampler's noise level before each evaluation and restored after it, so that the network sees
+one consistent picture. Source: Lugmayr et al. 2022, arXiv:2201.09865, without resampling, as ComfyUI does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from serve_app.recipe import DifferentialDiffusion, PackFunctions, Patch
+from serve_app.sampling.forward import to_batch
+from serve_app.sampling.lazy_sum import Combination, Latents, mixed
+from serve_app.sampling.samplers.evaluation import Evaluation
+from serve_app.sampling.schedules.levels import Levels
+from serve_app.sampling.transfer import sent
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inpainting:
+    """What one run keeps. mask: (B,1,…), 1 where to sample; latents, noise: (B,C,…), clean and unit-variance.
+
+    levels: say what latents are like at a level; None: what is kept is held clean. at: gives the mask of a noise level,
+    if it changes.
+    """
+
+    mask: Tensor
+    latents: Tensor
+    noise: Tensor
+    levels: Levels | None
+    at: Callable[[float], Tensor] | None = None
+
+    def hold(self, evaluation: Evaluation) -> Evaluation:
+        """Return the evaluation with the kept region replaced by the latents at its noise level."""
+        latents = Combination.of(self.latents)
+        if self.levels is None:
+            kept: Latents = latents
+        else:
+            kept = self.levels.noised(latents, Combination.of(self.noise), evaluation.sigma)
+        return replace(evaluation, x=mixed(kept, evaluation.x, self._mask(evaluation.sigma)))
+
+    def restore(self, denoised: Latents, sigma: float) -> Latents:
+        """Return denoised, which was evaluated at sigma, with the kept region replaced by the clean latents."""
+        return mixed(Combination.of(self.latents), denoised, self._mask(sigma))
+
+    def _mask(self, sigma: float) -> Tensor:
+        return self.mask if self.at is None else self.at(sigma)
+
+
+def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -> Callable[[Tensor, float], Tensor]:
+    """Return what gives the mask of a level: 1 where the run's mask reaches the share of the timesteps still to come.
+
+    strength: how far it goes from the run's mask to that; 0 goes as far as 1, as in ComfyUI.
+    Source: Levin and Fried 2023, arXiv:2306.00950, Algorithm 1.
+    """
+    lowest = max(levels.sigma_min, float(sigmas[-1]))
+    first, last = (float(t) for t in levels.timestep(torch.tensor([float(sigmas[0]), lowest])))
+
+    def at(mask: Tensor, sigma: float) -> Tensor:
+        # In single precision, as ComfyUI: masks drawn in a few shades meet thresholds exactly.
+        share = (levels.timestep(torch.tensor([sigma])).float() - last) / (first - last)
+        sharp = (mask >= float(share)).to(mask.dtype)
+        return sharp if patch.strength in (0, 1) else mask.lerp(sharp, patch.strength)
+
+    return at
+
+
+def changing_mask(
+    mask: Tensor, patches: Iterable[Patch], levels: Levels, sigmas: Tensor
+) -> Callable[[float], Tensor] | None:
+    """Return what gives the mask of a level from that of the run, by the last patch that says so; None if none does.
+
+    That of the latest level is kept: latents are held and restored at the same one.
+    """
+    for patch in reversed(tuple(patches)):
+        if isinstance(patch, DifferentialDiffusion):
+            return lru_cache(maxsize=1)(partial(differential(patch, levels, sigmas), mask))
+        if isinstance(patch, PackFunctions) and (function := patch.mask) is not None:
+            return lru_cache(maxsize=1)(partial(_by_function, function, levels, sigmas, mask))
+    return None
+
+
+def _by_function(
+    function: Callable[[Tensor, float, Tensor, Levels], Tensor],
+    levels: Levels,
+    sigmas: Tensor,
+    mask: Tensor,
+    sigma: float,
+) -> Tensor:
+    return function(mask, sigma, sigmas, levels)
+
+
+def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:
+    """Return a mask (H,W), (N,H,W) or (N,1,H,W) of pixels as (B,1,h,w), repeated or cut to the latents' batch.
+
+    For latents with an axis of time, N is that axis, and the mask is (B,1,T,h,w).
+    """
+    planes = mask.float().reshape(-1, 1, *mask.shape[-2:])
+    if latents.ndim == 5:
+        scaled = interpolate(planes.movedim(0, 1)[None], size=latents.shape[2:], mode="trilinear")
+    else:
+        scaled = interpolate(planes, size=latents.shape[2:], mode="bilinear")
+    return sent(to_batch(scaled, latents.shape[0]), latents.device)

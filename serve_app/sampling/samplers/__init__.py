@@ -1,0 +1,1 @@
+"""Samplers: generators that yield the model evaluations they need."""

@@ -1,0 +1,78 @@
+"""How far two orders of a sampler's step disagree: a number that the host has to read before the sampler can go on.
+
+For that the host waits for a GPU. So it is written down first, as sums are; then the numbers of all runs of a forward
+are computed by the same few operations, and read at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+from serve_app.sampling.lazy_sum import Latents, value
+from serve_app.sampling.transfer import sent
+
+
+@dataclass(slots=True, eq=False)
+class Disagreement:
+    """How far low and high differ by what they may, in the mean: √mean(((low − high) / allowed)²).
+
+    low, high, before: latents (B,C,…), there or still to be computed. allowed is rtol·max(|low|, |before|), and at
+    least atol.
+    """
+
+    low: Latents
+    high: Latents
+    before: Latents
+    rtol: float
+    atol: float
+    _number: float | None = field(default=None, init=False)
+
+    @property
+    def number(self) -> float:
+        """The number, computed and read alone if it is not there."""
+        if self._number is None:
+            read([self])
+        assert self._number is not None, "read gives all that it is given a number"
+        return self._number
+
+    def settle(self, number: float) -> None:
+        """Take the number."""
+        self._number = number
+
+
+def read(disagreements: Iterable[Disagreement]) -> None:
+    """Give all a number, those of equally shaped rows by the same operations; a GPU is waited for once.
+
+    The bits of each depend on its own latents alone.
+    """
+    groups: dict[Hashable, list[Disagreement]] = {}
+    for one in disagreements:
+        low = value(one.low)
+        groups.setdefault((low.shape[1:], low.dtype, low.device), []).append(one)
+    if not groups:
+        return
+    norms = torch.stack([norm for group in groups.values() for norm in _norms(group)])
+    ordered = (one for group in groups.values() for one in group)
+    for one, norm in zip(ordered, norms.tolist(), strict=True):
+        one.settle(norm / sqrt(value(one.low).numel()))
+
+
+def _norms(group: Sequence[Disagreement]) -> list[Tensor]:
+    """Return ‖(low − high) / allowed‖ of each; their rows are shaped alike."""
+    rows = [value(one.low).shape[0] for one in group]
+    kinds = zip(*((one.low, one.before, one.high) for one in group), strict=True)
+    latents = torch.cat([value(of_one) for kind in kinds for of_one in kind])
+    latents = latents.view(3, -1, *latents.shape[1:])
+    limits = [(one.rtol, one.atol) for one, count in zip(group, rows, strict=True) for _ in range(count)]
+    table = sent(torch.tensor(limits, dtype=latents.dtype), latents.device)
+    rtol, atol = table.view(-1, 2, *(1,) * (latents.ndim - 2)).unbind(1)
+    of_low, of_before = latents[:2].abs()
+    allowed = (of_low.maximum(of_before) * rtol).maximum(atol)
+    relative = (latents[0] - latents[2]) / allowed
+    # Each is added up by itself: the order in which a library does that depends on the shape, which so is the run's.
+    return [own.norm() for own in relative.split(rows)]

@@ -1,0 +1,162 @@
+"""What a sampler is: a generator that yields the model evaluations it needs and is sent the results.
+
+It never sees the model, so whoever drives it may answer evaluations of many samplers with one forward.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from serve_app.sampling.lazy_sum import Combination, Latents, value
+from serve_app.sampling.samplers.error_estimate import Disagreement
+from serve_app.sampling.schedules.levels import Interpolation, Levels
+
+Sampler: TypeAlias = Generator["Evaluation | Disagreement", Any, Latents]
+"""Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted. Yields
+Disagreement; is sent its number.
+
+Given tensors it computes as it goes. Given a Combination it writes down a step, which whoever drives it computes.
+"""
+
+NoiseSource: TypeAlias = Callable[[float, float], Latents]
+"""Called with two noise levels (from, to); returns unit-variance noise, shaped as x."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One D(x, sigma) that a sampler waits for.
+
+    x: noisy latents (B,C,h,w) at `sigma`. step: the index in sigmas it belongs to; several evaluations may share one.
+    want_uncond: send (denoised, uncond's denoised) instead of denoised alone. substep: counts the steps of its own that
+    a sampler takes within one of sigmas. kept: what else is computed with x, for later steps start from it.
+    """
+
+    x: Latents
+    sigma: float
+    step: int
+    want_uncond: bool = False
+    substep: int = 0
+    kept: tuple[Latents, ...] = ()
+
+    @property
+    def latents(self) -> Tensor:
+        """The numbers of x."""
+        return value(self.x)
+
+
+def next_evaluation(sampler: Sampler, answer: Any) -> Evaluation:
+    """Send a sampler an answer, and return the next evaluation that it waits for; what disagrees is read alone.
+
+    Errors: StopIteration at its end, with the latents, and whatever it raises.
+    """
+    asked = sampler.send(answer)
+    while isinstance(asked, Disagreement):
+        asked = sampler.send(asked.number)
+    return asked
+
+
+def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, tuple[Latents, Latents]]:
+    """Wait for an evaluation and return (denoised, unguided), the second without guidance if cfg_pp, else the same.
+
+    A CFG++ sampler is the plain one that takes the noise in x from `unguided`: x then leaves the guided image towards
+    the noise that the unguided model sees. Source: Chung et al. 2024, arXiv:2406.08070, Algorithm 2.
+    """
+    if cfg_pp:
+        denoised, uncond = yield replace(evaluation, want_uncond=True)
+        return denoised, uncond
+    denoised = yield evaluation
+    return denoised, denoised
+
+
+DrawnNoise: TypeAlias = Callable[[float, float], Tensor]
+"""A NoiseSource whose noise is there."""
+
+NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], DrawnNoise]
+"""Called with (x, sigmas, seed) as a run starts."""
+
+
+@runtime_checkable
+class Foreseen(Protocol):
+    """A NoiseSource that can make ready what it will be asked for."""
+
+    def expect(self, pairs: Iterable[tuple[float, float]]) -> None:
+        """Make ready the noise between these levels, in this order, if there is need of it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class SamplerSpec:
+    """A sampler under its name, and what has to be arranged around it.
+
+    function: (x, sigmas), and a NoiseSource third if `noise` makes one. discards_penultimate: the schedule is made one
+    step longer and its last level above zero is left out. fresh_inpaint_noise: kept regions of an inpainting get noise
+    of the seed after the job's, instead of the job's own noise. for_levels: keyword arguments that the model decides.
+    on_flow: from the function to what runs on a flow's levels in its place; None: the same does.
+    """
+
+    function: Callable[..., Sampler]
+    noise: NoiseFactory | None = None
+    discards_penultimate: bool = False
+    fresh_inpaint_noise: bool = False
+    for_levels: Callable[[Levels], dict[str, Any]] | None = None
+    on_flow: Callable[[Callable[..., Sampler], Interpolation], Callable[..., Sampler]] | None = None
+
+    def start(
+        self,
+        x: Latents,
+        sigmas: Tensor,
+        seed: int,
+        levels: Levels,
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Sampler:
+        """Return the sampler over x (B,C,h,w), which is at sigmas[0].
+
+        seed: of its own noise, if it draws any. options: keyword arguments of the function.
+        """
+        decided = {} if self.for_levels is None else self.for_levels(levels)
+        function = self.function
+        if self.on_flow is not None and isinstance(levels, Interpolation):
+            function = self.on_flow(function, levels)
+        given = {**decided, **options}
+        if self.noise is None:
+            return function(x, sigmas, **given)
+        source = self.noise(value(x), sigmas, seed)
+        if isinstance(source, Foreseen):
+            source.expect(_asked(function, sigmas, given))
+        if isinstance(x, Tensor):
+            return function(x, sigmas, source, **given)
+        return function(x, sigmas, lambda sigma, following: Combination.of(source(sigma, following)), **given)
+
+
+def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+    """Yield between which levels a sampler will ask for noise, by running it over latents of no size.
+
+    Its levels do not depend on latents, but for samplers whose noise is not foreseen.
+    """
+    asked: deque[tuple[float, float]] = deque()
+    nothing = torch.empty(0)
+
+    def note(sigma: float, following: float) -> Tensor:
+        asked.append((sigma, following))
+        return nothing
+
+    sampler = function(nothing, sigmas, note, **given)
+    answer: Any = None
+    while True:
+        try:
+            evaluation: Evaluation | None = next_evaluation(sampler, answer)
+        except (ValueError, ZeroDivisionError, StopIteration):
+            # What it raises it will raise again, where that is told.
+            evaluation = None
+        while asked:
+            yield asked.popleft()
+        if evaluation is None:
+            return
+        answer = (nothing, nothing) if evaluation.want_uncond else nothing

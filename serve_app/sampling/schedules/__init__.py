@@ -1,0 +1,1 @@
+"""Noise levels: schedules, and which levels a model knows."""

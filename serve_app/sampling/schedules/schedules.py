@@ -1,0 +1,146 @@
+"""Schedules that ask for their own numbers, beside those of `sigmas.SCHEDULES`, and what is made of sigmas afterwards.
+
+All give sigmas (n+1,), float32 on the CPU. The tables of levels are numbers that their authors published.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from math import log, pi
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from serve_app.errors import NodeError
+from serve_app.sampling.schedules.levels import FluxLevels, Levels, SigmaRange, single
+from serve_app.sampling.schedules.sigmas import ending_at_zero
+
+ALIGN_YOUR_STEPS: Mapping[str, Sequence[float]] = {
+    "SD1": (
+        *(14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092),
+        *(0.9642583904, 0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582),
+    ),
+    "SDXL": (
+        *(14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141),
+        *(0.5550693289, 0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582),
+    ),
+    "SVD": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
+}
+"""Levels of ten steps by kind of model. Source: Sabour et al. 2024, arXiv:2404.14507, and the page beside it."""
+
+
+OPTIMAL_STEPS: Mapping[str, Sequence[float]] = {
+    "FLUX": (0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001),
+    "Wan": (
+        *(1.0, 0.997, 0.995, 0.993, 0.991, 0.989, 0.987, 0.985, 0.98, 0.975, 0.973),
+        *(0.968, 0.96, 0.946, 0.927, 0.902, 0.864, 0.776, 0.539, 0.208, 0.001),
+    ),
+    "Chroma": (
+        *(0.992, 0.99, 0.988, 0.985, 0.982, 0.978, 0.973, 0.968, 0.961, 0.953, 0.943, 0.931, 0.917, 0.9),
+        *(0.881, 0.858, 0.832, 0.802, 0.769, 0.731, 0.69, 0.646, 0.599, 0.55, 0.501, 0.451, 0.402, 0.355),
+        *(0.311, 0.27, 0.232, 0.199, 0.169, 0.143, 0.12, 0.101, 0.084, 0.07, 0.058, 0.048, 0.001),
+    ),
+}
+"""Levels of flows by kind of model. Source: Pei et al. 2025, arXiv:2503.21774, and the code beside it."""
+
+
+class Ends:
+    """Two levels in single precision, as a model's are: all that some schedules have to know (a SigmaRange)."""
+
+    def __init__(self, sigma_max: float, sigma_min: float) -> None:
+        self.sigma_max, self.sigma_min = single(sigma_max), single(sigma_min)
+
+    def positive(self) -> Ends:
+        """Return these. Errors: NodeError if one of them is zero, which has no logarithm."""
+        if min(self.sigma_min, self.sigma_max) <= 0:
+            raise NodeError(f"sigma_max {self.sigma_max:g} and sigma_min {self.sigma_min:g} must be above 0")
+        return self
+
+
+def polyexponential(ends: SigmaRange, steps: int, rho: float = 1.0) -> Tensor:
+    """Levels spaced by a power of the share of log sigma that is left; rho 1 is `exponential`.
+
+    Source: Crowson's k-diffusion.
+    """
+    low, high = log(ends.sigma_min), log(ends.sigma_max)
+    return ending_at_zero((torch.linspace(1, 0, steps) ** rho * (high - low) + low).exp())
+
+
+def laplace(ends: SigmaRange, steps: int, mu: float = 0.0, beta: float = 0.5) -> Tensor:
+    """Log levels spaced as quantiles of a Laplace distribution about mu, cut to the ends; zero is not among them.
+
+    Source: Hang et al. 2024, arXiv:2407.03297, Table 1.
+    """
+    from_middle = 0.5 - torch.linspace(0, 1, steps)
+    # The ends' quantiles are infinite; ComfyUI moves them inwards by this much.
+    logs = mu - beta * from_middle.sign() * (1 - 2 * from_middle.abs() + 1e-5).log()
+    return logs.exp().clamp(ends.sigma_min, ends.sigma_max)
+
+
+def variance_preserving(steps: int, beta_d: float = 19.9, beta_min: float = 0.1, end: float = 1e-3) -> Tensor:
+    """Times of the variance-preserving process equally spaced from 1 to `end`.
+
+    Source: Song et al. 2020, arXiv:2011.13456, equation 32, as Karras et al. 2022, arXiv:2206.00364, Table 1 has it.
+    """
+    t = torch.linspace(1, end, steps)
+    return ending_at_zero(torch.expm1(beta_d * t**2 / 2 + beta_min * t).sqrt())
+
+
+def turbo(levels: Levels, steps: int, denoise: float = 1.0) -> Tensor:
+    """The tenths of a thousand timesteps, from the one that a share of `denoise` begins at.
+
+    Source: Sauer et al. 2023, arXiv:2311.17042: the timesteps that SD-Turbo and SDXL-Turbo are distilled on.
+    """
+    first = 10 - int(10 * denoise)
+    timesteps = torch.arange(999, 0, -100)[first : first + steps]
+    return ending_at_zero(levels.sigma(timesteps))
+
+
+def flux_2(steps: int, tokens: int) -> Tensor:
+    """Times equally spaced, shifted as FLUX's levels by a mu that was fitted to sizes and numbers of steps.
+
+    tokens: the latent cells of an image. Source: Black Forest Labs 2025, FLUX.2's sampling code.
+    """
+    at_200 = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return FluxLevels(at_200).sigma(torch.linspace(1, 0, steps + 1))
+    at_10 = 8.73809524e-05 * tokens + 1.89833333
+    slope = (at_200 - at_10) / 190.0
+    return FluxLevels(slope * steps + (at_200 - 200.0 * slope)).sigma(torch.linspace(1, 0, steps + 1))
+
+
+def from_table(table: Sequence[float], steps: int, denoise: float = 1.0) -> Tensor:
+    """Return a table's levels, spread log-linearly over other numbers of steps, and of them the share to be run.
+
+    The last level becomes 0. A share of no step at all is that 0 alone.
+    """
+    if denoise <= 0.0:
+        return torch.empty(0)
+    kept = round(steps * denoise) if denoise < 1.0 else steps
+    sigmas = np.asarray(table)
+    if len(sigmas) != steps + 1:
+        # Counted from the low end, as the tables' authors do; the high end would round otherwise.
+        places = np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(sigmas))
+        sigmas = np.exp(np.interp(*places, np.log(sigmas[::-1])))[::-1]
+    return ending_at_zero(torch.tensor(sigmas[-(kept + 1) : -1].copy(), dtype=torch.float32))
+
+
+SPACINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda x: x,
+    "cosine": lambda x: (x * (pi / 2)).sin(),
+    "sine": lambda x: 1 - (x * (pi / 2)).cos(),
+}
+"""How a step is divided: shares of its width from equal shares."""
+
+
+def extended(sigmas: Tensor, steps: int, highest: float, lowest: float, spacing: str) -> Tensor:
+    """Return sigmas with each step that begins from `highest` down to `lowest` divided into several."""
+    shares = SPACINGS[spacing](torch.linspace(0, 1, steps + 1)[1:-1])
+    made = []
+    for sigma, following in pairwise(sigmas):
+        made.append(sigma[None])
+        if lowest <= sigma <= highest:
+            made.append(sigma + shares * (following - sigma))
+    return torch.cat([*made, sigmas[-1:]]).float()

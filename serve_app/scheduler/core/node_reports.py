@@ -1,0 +1,39 @@
+"""What a replica reports of a node under way, as the event that clients see; its job remembers what matters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from serve_app.events import Kind
+from serve_app.scheduler.core.records import JobRecord, placed
+from serve_app.scheduler.protocol.messages import (
+    NodeBlocked,
+    NodePreviewed,
+    NodeProgressed,
+    NodeSaid,
+    NodesCached,
+    NodeStarted,
+)
+
+NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeSaid | NodePreviewed
+
+
+def told(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
+    """Take a report into the job's record; return the kind and data of its event."""
+    match report:
+        case NodeStarted(_, node_id, origin):
+            job.executing[node_id] = node_id if origin is None else origin.real
+            return "executing", placed(node_id, origin)
+        case NodesCached(_, nodes):
+            job.finished.update(nodes)
+            return "cached", {"nodes": list(nodes)}
+        case NodeProgressed(_, node_id, value, maximum, origin):
+            job.progress[node_id] = min(1.0, value / maximum) if maximum > 0 else 0.0
+            return "progress", {**placed(node_id, origin), "value": value, "max": maximum}
+        case NodeBlocked(_, node_id, class_type, message):
+            return "blocked", {"node": node_id, "class_type": class_type, "message": message}
+        case NodeSaid(_, node_id, type_, data):
+            return "message", {"node": node_id, "type": type_, "data": data}
+        case NodePreviewed(_, node_id, image, origin):
+            return "preview", {**placed(node_id, origin), "image": image}

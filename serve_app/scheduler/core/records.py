@@ -1,0 +1,159 @@
+"""What the machine knows of unfinished jobs and their tasks, and how it names them to others. Decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from serve_app.graph.graph import Origin
+from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
+from serve_app.scheduler.core.backoff import Owner, owner_of
+from serve_app.scheduler.core.model_files import ModelFiles
+from serve_app.store.database.changes import JobRow
+
+SHARED_LOSSES = 2
+"""Replicas that a job may lose together with others before it is a suspect. Hosts go away more often than jobs kill."""
+
+
+Priority: TypeAlias = tuple[int, float, int]
+"""A job's place in the queue, the lower the sooner: less the priority it asks for, its number, its order."""
+
+
+def priority_of(extra_data: Mapping[str, Any]) -> int:
+    """Return the priority that a submission asks for; 0 if it asks for none."""
+    asked = extra_data.get("priority", 0)
+    return asked if isinstance(asked, int) and not isinstance(asked, bool) else 0
+
+
+@dataclass(slots=True)
+class TaskRecord:
+    """steps: how many its nodes have between them, by which its duration is judged; at least one.
+
+    stops: attempts that ended because the replica stopped them, though nobody had asked for it.
+    """
+
+    plan: TaskPlan
+    steps: int = 1
+    attempt: int = 0
+    stops: int = 0
+    state: Literal["waiting", "ready", "running", "done"] = "waiting"
+    replica_id: str | None = None
+
+
+@dataclass(slots=True)
+class JobRecord:
+    """An unfinished job. row is as it was accepted; what has happened since is beside it.
+
+    files: the model files that its nodes name.
+    wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
+    in the order they began, each with the submitted node that it goes back to. losses: replicas lost while other jobs
+    ran there too; lone_losses: while it ran there alone. alone: whether it runs alone for what its owner's other jobs
+    have done. unexplained: whether it may be what ended a replica on which others ran too. expected_s:
+    GPU-seconds that it is expected to take.
+    """
+
+    row: JobRow
+    plan: Plan
+    tasks: list[TaskRecord]
+    started_s: float | None
+    outputs: dict[str, Mapping[str, Any]]
+    missing: set[str]
+    files: ModelFiles
+    wanted: frozenset[str] = frozenset()
+    executing: dict[str, str] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
+    cached: tuple[str, ...] = ()
+    progress: dict[str, float] = field(default_factory=dict)
+    losses: int = 0
+    lone_losses: int = 0
+    alone: bool = False
+    unexplained: bool = False
+    expected_s: float = 0.0
+
+    @property
+    def tenant(self) -> str:
+        """Whose it is, as JobRow."""
+        return self.row.tenant
+
+    @property
+    def owner(self) -> Owner:
+        """Whose losses of replicas it counts among."""
+        return owner_of(self.row)
+
+    @property
+    def suspect(self) -> bool:
+        """Whether it may be what ended its replicas, and must run where it can harm no other."""
+        return self.alone or self.losses >= SHARED_LOSSES
+
+    @property
+    def spans_pools(self) -> bool:
+        """Whether its tasks need replicas of several pools."""
+        return len({task.plan.pool for task in self.tasks}) > 1
+
+    @property
+    def priority(self) -> Priority:
+        """The lower, the sooner."""
+        return (-priority_of(self.row.extra_data), self.row.number, self.row.order)
+
+    @property
+    def percent(self) -> int:
+        """Work done so far, 0–99; a node with a `steps` constant counts that many times."""
+        weights = {node_id: _steps(self.plan, node_id) for task in self.plan.tasks for node_id in task.nodes}
+        total = sum(weights.values())
+        done = sum(w * (1.0 if n in self.finished else self.progress.get(n, 0.0)) for n, w in weights.items())
+        return 0 if total == 0 else min(99, int(100 * done / total))
+
+
+def steps_of(plan: Plan, nodes: Iterable[str]) -> int:
+    """Return how many steps these nodes have between them; one if none has any."""
+    return max(1, sum(_steps(plan, node_id) for node_id in nodes if "steps" in plan.graph.nodes[node_id].inputs))
+
+
+def targets_of(job: JobRecord, task: TaskRecord) -> tuple[str, ...]:
+    """Return what the task is to evaluate: its targets, and what another one has asked for."""
+    asked = job.wanted.intersection(task.plan.nodes)
+    return (*task.plan.targets, *sorted(asked.difference(task.plan.targets)))
+
+
+def elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
+    """Return the nodes of the job's other tasks that make this value."""
+    others = (node_id for other in job.tasks if other is not task for node_id in other.plan.nodes)
+    return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
+
+
+def placed(node_id: str, origin: Origin | None) -> dict[str, Any]:
+    """Return how events name a node; one that another made says where it belongs."""
+    if origin is None:
+        return {"node": node_id}
+    made = {"display_node": origin.display, "parent_node": origin.parent, "real_node": origin.real}
+    return {"node": node_id, **made}
+
+
+def id_of(job: JobRecord, task: TaskRecord) -> TaskId:
+    """Return the task's current attempt."""
+    return TaskId(job.row.job_id, task.plan.index, task.attempt)
+
+
+def assignment(
+    job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str], *, room: bool
+) -> Task:
+    """Return the task as its replica is sent it. room: whether the replica can be sent others beside it."""
+    return Task(
+        id=id_of(job, task),
+        nodes={node_id: job.plan.graph.nodes[node_id] for node_id in task.plan.nodes},
+        targets=targets,
+        signatures=job.plan.signatures,
+        remote=remote,
+        prompt=job.row.prompt,
+        extra_data=job.row.extra_data,
+        created_s=job.row.created_s,
+        tenant=job.row.tenant,
+        client_id=job.row.client_id,
+        patient=job.row.feed is None and room,
+    )
+
+
+def _steps(plan: Plan, node_id: str) -> int:
+    steps = plan.graph.nodes[node_id].inputs.get("steps", 1)
+    return max(1, steps) if isinstance(steps, int) else 1

@@ -1,0 +1,1 @@
+"""What clients are told of jobs: journal, event streams, feeds and counters."""

@@ -1,0 +1,81 @@
+"""What the machine was told of each unfinished job, lately: for an operator who asks why one is stuck.
+
+Kept short: names and ids, no values. Progress and previews, which come by the thousand, are left out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from typing import NamedTuple
+
+from serve_app.scheduler.core.events import (
+    CancelAsked,
+    JobArrived,
+    JobRefused,
+    ReplicaJoined,
+    ReplicaLeft,
+    ReplicaLost,
+    Reported,
+    Stimulus,
+)
+from serve_app.scheduler.protocol.messages import NodePreviewed, NodeProgressed
+
+LINES_A_JOB = 100
+CLUSTER_LINES = 200
+"""Of the comings and goings of replicas, which concern every job."""
+
+
+class Line(NamedTuple):
+    """One stimulus. number: its place among all; the clock may go back."""
+
+    number: int
+    at_s: float
+    what: str
+
+
+class Story:
+    """The stimuli of one life of the scheduler, as far as they are remembered."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count()
+        # Not deques: an empty one takes as much as seventy places, and thousands of jobs that wait have one line each.
+        self._jobs: dict[str, list[Line]] = {}
+        self._cluster: deque[Line] = deque(maxlen=CLUSTER_LINES)
+
+    def note(self, stimulus: Stimulus, at_s: float) -> None:
+        """Remember a stimulus. at_s: Unix time."""
+        match stimulus:
+            case JobArrived(row, _):
+                self._jobs[row.job_id] = []
+                self._add(row.job_id, at_s, "arrived")
+            case CancelAsked(job_id) | JobRefused(job_id):
+                self._add(job_id, at_s, type(stimulus).__name__)
+            case ReplicaJoined(info):
+                what = f"replica {info.replica_id} joined pool {info.pool}"
+                self._cluster.append(Line(next(self._numbers), at_s, what))
+            case ReplicaLeft(replica_id) | ReplicaLost(replica_id, _, _):
+                what = f"{type(stimulus).__name__} {replica_id}"
+                self._cluster.append(Line(next(self._numbers), at_s, what))
+            case Reported(_, NodeProgressed() | NodePreviewed()):
+                pass
+            case Reported(replica_id, report):
+                if (task_id := getattr(report, "task_id", None)) is not None:
+                    what = getattr(report, "node_id", "") or getattr(report, "signature", "")
+                    task = f"task {task_id.index}.{task_id.attempt}"
+                    self._add(task_id.job_id, at_s, f"{type(report).__name__} {what} {task} on {replica_id}")
+
+    def forget(self, job_id: str) -> None:
+        """Forget a job that has ended."""
+        self._jobs.pop(job_id, None)
+
+    def of(self, job_id: str) -> list[tuple[float, str]]:
+        """Return what is remembered of a job and, since it came, of replicas: (Unix time, what), in order."""
+        own = self._jobs.get(job_id, [])
+        around = [line for line in self._cluster if own and line.number > own[0].number]
+        return [(line.at_s, line.what) for line in sorted([*own, *around])]
+
+    def _add(self, job_id: str, at_s: float, what: str) -> None:
+        if (lines := self._jobs.get(job_id)) is not None:
+            lines.append(Line(next(self._numbers), at_s, what))
+            del lines[:-LINES_A_JOB]

@@ -1,0 +1,80 @@
+"""Keeps a store in order beside all other work: sweeps, lets go of what is beyond its retention, counts its bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.housekeeping.expiry import Expiry
+from serve_app.scheduler.housekeeping.storage_count import StorageCount
+from serve_app.scheduler.housekeeping.tidying import Tidying
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.store import WholeStore
+from serve_app.store.page.userdata import UserData
+from serve_app.store.retention.named_files import Place
+from serve_app.store.retention.rules import KINDS, RetentionRules
+from serve_app.store.retention.sweep import Sweep
+
+
+@dataclass(frozen=True, slots=True)
+class KeptFiles:
+    """The files of a server. temp_age_s: how old previews may get. user_data: what is counted beside the store."""
+
+    store: WholeStore
+    temp_age_s: float
+    retention: RetentionRules = field(default_factory=RetentionRules)
+    user_data: UserData | None = None
+
+
+class Housekeeping:
+    """files: what is kept in order. count_bytes: whether anybody has a quota of bytes. in_database: as `Tenure`'s.
+
+    results: as `Tidying`'s; forgotten, forget_files: as `Expiry`'s.
+    """
+
+    def __init__(
+        self,
+        files: KeptFiles,
+        jobs: Jobs,
+        tenure: Tenure,
+        in_database: Callable[..., Awaitable[Any]],
+        *,
+        count_bytes: bool,
+        results: Callable[[], Iterable[Any]],
+        forgotten: Callable[[Sequence[str]], Awaitable[None]],
+        forget_files: Callable[[Sequence[Place]], Awaitable[None]],
+    ) -> None:
+        store = files.store
+        self._count = StorageCount(count_bytes, jobs, store, files.user_data, tenure, in_database)
+        deleted = self._count.deleted
+        self._tidying = Tidying(Sweep(jobs, store, files.temp_age_s, deleted), jobs, tenure, results, in_database)
+        self._expiry: Expiry | None = None
+        if files.retention.concern(*KINDS):
+            self._expiry = Expiry(
+                files.retention,
+                jobs,
+                store,
+                tenure,
+                in_database,
+                forgotten=forgotten,
+                forget_files=forget_files,
+                deleted=deleted,
+            )
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """Begin to work; return what works, until it is cancelled."""
+        works = [self._count.run, self._tidying.run]
+        if self._expiry is not None:
+            works.append(self._expiry.run)
+        return [asyncio.create_task(work()) for work in works]
+
+    def saved(self, ui: Mapping[str, Any], tenant: str) -> None:
+        """Take in what a tenant's node has shown."""
+        self._count.saved(ui, tenant)
+
+    async def doomed(self) -> None:
+        """Delete the files of jobs that are gone, unless another has them."""
+        await self._tidying.doomed()

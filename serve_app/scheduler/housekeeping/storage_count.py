@@ -1,0 +1,120 @@
+"""Counts what tenants have stored, where a quota of bytes asks for it: notes what jobs save and what is deleted here.
+
+All files are looked at as a scheduler's life begins and every hour, which corrects the count by what nobody noted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from itertools import groupby, islice
+from typing import Any
+
+from serve_app.errors import FileMissingError
+from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.housekeeping.rounds import repeat
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.database.queries import Inquiry
+from serve_app.store.files.atomic_write import UNFINISHED
+from serve_app.store.files.reserved import shown
+from serve_app.store.files.store import AREAS, FileRef, WholeStore
+from serve_app.store.page.userdata import UserData
+from serve_app.store.retention.named_files import Place, places, ref_of, tenant_of
+from serve_app.store.retention.removal import PORTION
+from serve_app.store.tenants.stored_bytes import ForgetUnseen, NoteFiles, name_of
+
+EVERY_S = 1.0
+"""How often what has changed is noted."""
+COUNT_S = 3600.0
+"""How often all files are looked at."""
+
+
+class StorageCount:
+    """needed: whether anybody has a quota of bytes; if not, nothing is counted. in_database: as `Tenure`'s."""
+
+    def __init__(
+        self,
+        needed: bool,
+        jobs: Jobs,
+        store: WholeStore,
+        user_data: UserData | None,
+        tenure: Tenure,
+        in_database: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._needed = needed
+        self._jobs = jobs
+        self._store = store
+        self._user_data = user_data
+        self._tenure = tenure
+        self._in_database = in_database
+        self._changed: deque[Place] = deque()
+        self._counted_s = -math.inf
+
+    def saved(self, ui: Mapping[str, Any], tenant: str) -> None:
+        """Take in what a tenant's node has shown."""
+        if self._needed and tenant:
+            self._changed.extend(places(shown(ui), tenant))
+
+    def deleted(self, ref: FileRef) -> None:
+        """Take in that a file is gone; from any thread."""
+        if self._needed and tenant_of(place := (ref.area, ref.path)):
+            self._changed.append(place)
+
+    async def run(self) -> None:
+        """Count until cancelled; an earlier count that nobody needs any more goes."""
+        work = self.once if self._needed else self._forget
+        await repeat(work, EVERY_S, "what tenants have stored is not counted for now")
+
+    async def once(self) -> None:
+        """Note what has changed, and look at all files if that is due."""
+        while self._changed:
+            portion = [self._changed.popleft() for _ in range(min(PORTION, len(self._changed)))]
+            try:
+                sizes = await asyncio.to_thread(self._sizes, dict.fromkeys(portion))
+                await self._note(sizes)
+            except BaseException:
+                self._changed.extend(portion)
+                raise
+        if time.monotonic() >= self._counted_s + COUNT_S:
+            await self._count()
+            self._counted_s = time.monotonic()
+
+    async def _forget(self) -> bool:
+        await self._ask(ForgetUnseen(math.inf))
+        return True
+
+    async def _count(self) -> None:
+        started_s, found = time.time(), self._all()
+        while portion := await asyncio.to_thread(lambda: list(islice(found, PORTION))):
+            await self._note(portion)
+        await self._ask(ForgetUnseen(started_s))
+
+    async def _note(self, sizes: Iterable[tuple[str, str, int | None]]) -> None:
+        for tenant, files in groupby(sizes, key=lambda each: each[0]):
+            await self._ask(NoteFiles({name: size for _, name, size in files}, tenant))
+
+    async def _ask(self, inquiry: Inquiry[Any]) -> None:
+        await self._in_database(self._jobs.inquire, self._tenure.epoch, inquiry)
+
+    def _sizes(self, changed: Iterable[Place]) -> list[tuple[str, str, int | None]]:
+        """Return whose each is, its name in the count, and how large it is now."""
+        found: list[tuple[str, str, int | None]] = []
+        for place in changed:
+            size: int | None = None
+            with contextlib.suppress(FileMissingError):
+                size = self._store.stat(ref_of(place)).size
+            found.append((tenant_of(place), name_of(*place), size))
+        return found
+
+    def _all(self) -> Iterator[tuple[str, str, int]]:
+        """Yield every tenant's files, as `_sizes`."""
+        for area in AREAS:
+            for ref, size, _ in self._store.inventory(area):
+                if (tenant := tenant_of((area, ref.path))) and not ref.filename.endswith(UNFINISHED):
+                    yield tenant, name_of(area, ref.path), size
+        if self._user_data is not None:
+            yield from self._user_data.counted()

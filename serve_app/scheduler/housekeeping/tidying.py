@@ -1,0 +1,90 @@
+"""Keeps the store as the database has it: sweeps now and then, beside all other work, and never for an older epoch."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.housekeeping.rounds import repeat
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.reserved import shown
+from serve_app.store.files.store import FileRef
+from serve_app.store.page.assets import ExpireAssets
+from serve_app.store.retention.removal import Doomed, SettleDoomed
+from serve_app.store.retention.sweep import BATCH_SIZE, SETTLED_S, Sweep
+
+EVERY_S = 60.0
+"""How often is swept."""
+LOOK_S = 3600.0
+"""How often it is looked for files of processes that were killed as they wrote."""
+
+
+class Tidying:
+    """results: what output nodes have shown whose results may be used again. in_database: as `Tenure`'s."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        jobs: Jobs,
+        tenure: Tenure,
+        results: Callable[[], Iterable[Any]],
+        in_database: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._sweep = sweep
+        self._jobs = jobs
+        self._tenure = tenure
+        self._results = results
+        self._in_database = in_database
+        self._dooming = asyncio.Lock()
+        self._looked_s = -math.inf
+
+    async def run(self) -> None:
+        """Sweep until cancelled."""
+        started_s = self._tenure.started_s if self._tenure.anew else None
+
+        async def sweep() -> None:
+            nonlocal started_s
+            await self.once(started_s)
+            started_s = None
+
+        await repeat(sweep, EVERY_S, "files that nobody needs stay for now")
+
+    async def once(self, started_s: float | None = None) -> None:
+        """Sweep. started_s: when the server started, if that was just now."""
+        needed = await asyncio.to_thread(self._jobs.shown_unfinished)
+        # Whole areas are listed for it.
+        if started_s is not None or time.monotonic() >= self._looked_s + LOOK_S:
+            await asyncio.to_thread(self._sweep.half_written)
+            await asyncio.to_thread(self._sweep.abandoned_uploads)
+            self._looked_s = time.monotonic()
+        expired = await self._in_database(self._jobs.inquire, self._tenure.epoch, ExpireAssets())
+        await asyncio.to_thread(self._sweep.delete, expired)
+        await self.doomed()
+        await asyncio.to_thread(self._sweep.previews, started_s, chain(needed, self._kept()))
+        while True:
+            await self._in_database(self._jobs.stamp, self._tenure.epoch)
+            before_s = time.time() - SETTLED_S
+            done = await asyncio.to_thread(self._sweep.unrecorded, before_s, self._kept())
+            if done:
+                await self._in_database(self._jobs.settle, self._tenure.epoch, done)
+            if len(done) < BATCH_SIZE:
+                return
+
+    async def doomed(self) -> None:
+        """Delete the files of jobs that are gone, unless another has them."""
+        async with self._dooming:
+            while True:
+                files = await self._in_database(self._jobs.inquire, self._tenure.epoch, Doomed())
+                if not files:
+                    return
+                await asyncio.to_thread(self._sweep.doomed, files)
+                await self._in_database(self._jobs.inquire, self._tenure.epoch, SettleDoomed(files))
+
+    def _kept(self) -> Iterator[FileRef]:
+        """Yield, in any thread, the files of results that are remembered at the time of this call."""
+        return (ref for ui in self._results() for ref in shown(ui))

@@ -1,0 +1,158 @@
+"""How a submission becomes a job: its limits, its number, its signatures and its plan, from one parse of its prompt.
+
+Decides from what it is given; the scheduler makes what comes out durable. The home of whatever bounds who may submit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from serve_app.errors import InvalidSubmissionError, QueueFullError
+from serve_app.graph.destination import SHARED, own_signatures, plan_whole
+from serve_app.graph.files import is_quick
+from serve_app.graph.graph import Graph
+from serve_app.graph.parse import built, parse
+from serve_app.graph.plan import Plan, Pool, is_strict, plan
+from serve_app.graph.signature import salt_of, signatures
+from serve_app.graph.spec import NodeSpec
+from serve_app.limits import NO_QUOTAS, Quotas, refused
+from serve_app.scheduler.core.records import priority_of
+from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import JobRow
+
+
+@dataclass(frozen=True, slots=True)
+class AdmissionRules:
+    """What bounds who may submit. Where a new one goes; the configuration makes them.
+
+    max_queue: how many jobs may wait; client_share: how much of it one client's may take. client_priority: whether
+    clients may say `front`, `number` and a priority; max_priority: how far from 0 that may be. share_results: whether
+    a job may use what another one made; across_tenants: also one of another tenant's, where that is impersonal.
+    strict: whether jobs are that do not say. quotas: of tenants.
+    gpus: of a replica, by pool.
+    """
+
+    max_queue: int
+    client_share: float
+    client_priority: bool
+    max_priority: int
+    share_results: bool
+    strict: bool
+    quotas: Quotas = NO_QUOTAS
+    across_tenants: bool = False
+    gpus: Mapping[str, float] = field(default_factory=dict)
+
+
+class Admission:
+    """One a scheduler's life.
+
+    pools: as the planner sees them. specs: the node classes that they run now. fingerprint: (folder, name,
+    tenant) -> a tag that changes with the file, of uploads a tenant's. next_order: the next job's place in the order
+    of submission.
+    """
+
+    def __init__(
+        self,
+        rules: AdmissionRules,
+        pools: Sequence[Pool],
+        specs: Callable[[], Mapping[str, NodeSpec]],
+        fingerprint: Callable[..., str],
+        next_order: int,
+    ) -> None:
+        self.rules = rules
+        self._pools = pools
+        self._whole = frozenset(pool.name for pool in pools if pool.whole)
+        self._specs = specs
+        self._fingerprint = fingerprint
+        self._next_order = next_order
+
+    async def admit(
+        self,
+        submission: Submission,
+        waiting: Callable[[str], Mapping[tuple[str, str | None], int]],
+        next_seq: Callable[[], int],
+    ) -> tuple[JobRow, Plan]:
+        """Return the job that a submission becomes.
+
+        waiting: how many jobs of each tenant's each client wait, for a tenant that may submit.
+        next_seq: the cursor of its event.
+
+        Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError, QuotaError.
+        """
+        priority = priority_of(submission.extra_data)
+        if not self.rules.client_priority and (submission.front or submission.number is not None or priority):
+            raise InvalidSubmissionError(
+                "this server serves jobs in the order in which they come: no 'front', 'number', 'priority'"
+            )
+        if abs(priority) > (most := self.rules.max_priority):
+            raise InvalidSubmissionError(
+                f"'priority' in 'extra_data' is {priority}; max_priority of the configuration allows {-most} to {most}"
+            )
+        # Kept with the job, so that another configuration leaves what is queued as it is.
+        extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
+        # Before the job has its number: the store may be slow to answer.
+        graph = built(submission.prompt)
+        signed = await self._signed(submission.job_id, graph, extra_data, submission.tenant)
+        self._check_room(submission, waiting(submission.tenant))
+        order = self._next_order
+        planned = self._plan(graph, submission.outputs, signed, extra_data)
+        number = submission.number
+        row = JobRow(
+            job_id=submission.job_id,
+            number=float(-order if submission.front else order) if number is None else number,
+            order=order,
+            prompt=submission.prompt,
+            targets=tuple(submission.outputs),
+            client_id=submission.client_id,
+            extra_data=extra_data,
+            created_s=time.time(),
+            queued_seq=next_seq(),
+            labels=submission.labels,
+            tenant=submission.tenant,
+        )
+        self._next_order += 1
+        return row, planned
+
+    async def readmit(self, row: JobRow) -> Plan:
+        """Plan what a job of an earlier life still has to produce. Errors: InvalidGraphError."""
+        graph = parse(row.prompt)
+        signed = await self._signed(row.job_id, graph, row.extra_data, row.tenant)
+        left = [node_id for node_id in row.targets if node_id not in row.outputs]
+        return self._plan(graph, left, signed, row.extra_data)
+
+    def _plan(
+        self, graph: Graph, outputs: Sequence[str], signed: Mapping[str, str], extra_data: Mapping[str, object]
+    ) -> Plan:
+        """Plan a job for the one pool that it names, or for those that share workflows. Errors: InvalidGraphError."""
+        pool = str(extra_data.get("pool", SHARED))
+        if pool in self._whole:
+            return plan_whole(graph, outputs, signed, pool)
+        pools = [p for p in self._pools if not p.whole and pool in (SHARED, p.name)]
+        return plan(graph, self._specs(), outputs, signed, pools)
+
+    def _check_room(self, submission: Submission, waiting: Mapping[tuple[str, str | None], int]) -> None:
+        if (everyones := sum(waiting.values())) >= self.rules.max_queue:
+            refused("max_queue")
+            raise QueueFullError(f"{everyones} jobs wait, as many as max_queue allows", retry_after_s=5)
+        allowed = math.ceil(self.rules.max_queue * self.rules.client_share)
+        if (own := waiting.get((submission.tenant, submission.client_id), 0)) >= allowed:
+            refused("client_share")
+            whose = "without a client_id" if submission.client_id is None else "of this client"
+            raise QueueFullError(
+                f"{own} jobs {whose} wait, as many as client_share of max_queue allows", retry_after_s=5
+            )
+
+    async def _signed(self, job_id: str, graph: Graph, extra_data: Mapping[str, object], tenant: str) -> dict[str, str]:
+        if extra_data.get("pool") in self._whole:
+            return own_signatures(graph, job_id)
+        own, strict = "" if self.rules.share_results else job_id, is_strict(extra_data)
+        salt = own + salt_of(tenant, strict=strict)
+        everyones = own + salt_of("", strict=strict) if self.rules.across_tenants else None
+        fingerprint = partial(self._fingerprint, tenant=tenant) if tenant else self._fingerprint
+        sign = partial(signatures, graph, self._specs(), fingerprint, salt, everyones)
+        return sign() if is_quick(graph, self._specs()) else await asyncio.to_thread(sign)

@@ -1,0 +1,50 @@
+"""Whether a submission is one that was accepted before, sent again: by a client whose answer was lost on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from serve_app.errors import InvalidSubmissionError
+from serve_app.graph.parse import FINGERPRINT
+from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import JobRow
+from serve_app.store.tenants.credentials import without_credentials
+
+
+def check_repeat(row: JobRow, submission: Submission) -> None:
+    """Check that a submission under a job's id asks for what the job does.
+
+    That is the prompt with its constants converted, without what classes said of the world as it was checked; the
+    output nodes; and extra_data, without credentials and a `strict` that the configuration has set. Who asks, and for
+    which place in the queue, makes no difference. Errors: InvalidSubmissionError.
+    """
+    if row.tenant != submission.tenant:
+        raise InvalidSubmissionError(f"prompt_id {row.job_id} cannot be given; give another, or none")
+    # A job that has ended has no credentials any more.
+    accepted_data, given_data = without_credentials(row.extra_data), without_credentials(submission.extra_data)
+    differing = [
+        name
+        for name, accepted, given in (
+            ("prompt", _plain(row.prompt), _plain(submission.prompt)),
+            ("outputs", _text(row.targets), _text(submission.outputs)),
+            ("extra_data", _text(accepted_data), _text(given_data)),
+        )
+        if accepted != given
+    ]
+    if differing == ["extra_data"] and _text(accepted_data) == _text({"strict": True, **given_data}):
+        return
+    if differing:
+        raise InvalidSubmissionError(
+            f"prompt_id {row.job_id} is that of a job with another {' and '.join(differing)}; give a new one, or none"
+        )
+
+
+def _plain(prompt: Mapping[str, Any]) -> str:
+    return _text({n: {key: v for key, v in node.items() if key != FINGERPRINT} for n, node in prompt.items()})
+
+
+def _text(value: Any) -> str:
+    """As text, so that NaN is equal to itself, and what has been JSON to what will be."""
+    return json.dumps(value, sort_keys=True)

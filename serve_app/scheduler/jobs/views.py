@@ -1,0 +1,122 @@
+"""Jobs as clients may see them: unfinished ones from the machine's records, ended ones from their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain, islice
+from typing import Any
+
+from serve_app.events import Event, JobState, data_bytes
+from serve_app.scheduler.core.records import JobRecord
+from serve_app.scheduler.jobs.unfinished_jobs import UnfinishedJobs
+from serve_app.scheduler.protocol.client import JobView, QueueBounds, QueueCount, QueueItem, QueueView, Standing
+from serve_app.store.database.changes import JobQuery, JobRow
+from serve_app.store.tenants.credentials import without_credentials
+from serve_app.store.tenants.pauses import Pause
+
+
+def queue_view(
+    jobs: UnfinishedJobs, bounds: QueueBounds, paused: Iterable[Pause] = (), wait_s: float = 0.0
+) -> QueueView:
+    """Return the queue's beginning. It costs what it carries, however many jobs wait."""
+    count = QueueCount(len(jobs.running), len(jobs.waiting))
+    running = min(count.running, bounds.items)
+    items = _items(islice(chain(jobs.running, jobs.waiting), bounds.items), bounds.bytes)
+    return QueueView(tuple(islice(items, running)), tuple(items), count, tuple(paused), wait_s)
+
+
+def _items(jobs: Iterable[JobRecord], left_bytes: int) -> Iterator[QueueItem]:
+    """Yield jobs as the queue lists them: whole until the next one would take more than is left."""
+    whole = True
+    for row in (job.row for job in jobs):
+        if whole:
+            left_bytes -= data_bytes([row.prompt, row.targets, row.client_id, row.extra_data], left_bytes)
+            whole = left_bytes >= 0
+        if whole:
+            rest = (row.prompt, row.targets, row.client_id, row.extra_data)
+            yield QueueItem(row.job_id, row.number, row.created_s, *rest)
+        else:
+            yield QueueItem(row.job_id, row.number, row.created_s)
+
+
+def brief(view: JobView) -> JobView:
+    """Return a job without its prompt, and of its extra_data the id of the saved workflow alone."""
+    try:
+        saved: Any = {"extra_pnginfo": {"workflow": {"id": view.extra_data["extra_pnginfo"]["workflow"]["id"]}}}
+    except (KeyError, TypeError):
+        saved = {}
+    return replace(view, prompt={}, extra_data=saved)
+
+
+def unfinished_window(jobs: UnfinishedJobs, query: JobQuery) -> tuple[list[JobRecord], int] | None:
+    """Return what a query for unfinished jobs in the order of their creation finds; None of any other query."""
+    states = frozenset(query.states)
+    if not states <= {"queued", "running"} or query.sort != "created" or query.workflow_id is not None:
+        return None
+    listed, total = jobs.within(query.tenant).by_arrival(states, descending=query.descending)
+    stop = None if query.limit is None else query.offset + query.limit
+    return list(islice(listed, query.offset, stop)), total
+
+
+def live_view(job: JobRecord) -> JobView:
+    """Return an unfinished job as it is now."""
+    state: JobState
+    state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
+    return _view(job.row, state, job.started_s, percent, job.outputs, job.cached)
+
+
+def standing(job: JobRecord, position: int | None, events: Sequence[Event]) -> Standing:
+    """Return how a job stands. position: in the queue, from 1. events: what clients have been told of it."""
+    nodes = {node_id for task in job.plan.tasks for node_id in task.nodes}
+    done = len(nodes & {*job.finished, *job.cached, *job.outputs})
+    node = next(reversed(job.executing.values()), None)
+    if node is None:
+        return Standing(position, job.percent, done, len(nodes))
+    said = next((e.data for e in reversed(events) if e.kind in ("progress", "executing")), {})
+    # The last word may be of another node that runs.
+    stepping = "max" in said and node in (said.get("node"), said.get("display_node"))
+    steps = (int(said["value"]), int(said["max"])) if stepping else (None, None)
+    class_type = job.plan.graph.nodes[node].class_type if node in job.plan.graph.nodes else None
+    return Standing(position, job.percent, done, len(nodes), node, class_type, *steps)
+
+
+def success_view(job: JobRecord, ended_s: float) -> JobView:
+    """Return a job as its row says it once its success is durable."""
+    view = _view(job.row, "success", job.started_s, 100, dict(job.outputs), job.cached)
+    return replace(view, extra_data=without_credentials(job.row.extra_data), ended_s=ended_s)
+
+
+def row_view(row: JobRow) -> JobView:
+    """Return a job as the database has it."""
+    percent = 100 if row.state == "success" else 0
+    outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
+    return _view(row, row.state, row.started_s, percent, outputs, row.cached)
+
+
+def _view(
+    row: JobRow,
+    state: JobState,
+    started_s: float | None,
+    percent: int,
+    outputs: Mapping[str, Any],
+    cached: tuple[str, ...],
+) -> JobView:
+    return JobView(
+        job_id=row.job_id,
+        number=row.number,
+        state=state,
+        prompt=row.prompt,
+        outputs_to_execute=row.targets,
+        client_id=row.client_id,
+        extra_data=row.extra_data,
+        created_s=row.created_s,
+        started_s=started_s,
+        ended_s=row.ended_s,
+        percent=percent,
+        outputs=outputs,
+        failure=row.failure,
+        cached=cached,
+        labels=row.labels,
+        tenant=row.tenant,
+    )

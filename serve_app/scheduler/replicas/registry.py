@@ -1,0 +1,185 @@
+"""The scheduler's side towards replicas: who is there, what waits for them, what they report, and when they are lost.
+
+Every message waits in a replica's mailbox, behind a cursor, until the replica has polled past it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
+
+from serve_app import log
+from serve_app.errors import CrowdedError, StaleAttemptError, StaleEpochError
+from serve_app.graph.plan import TaskId
+from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.core.events import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
+from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.jobs.remote_validation import RemoteValidation
+from serve_app.scheduler.protocol.cluster_view import HostStats, Trouble
+from serve_app.scheduler.protocol.messages import Checked, Message, ReplicaInfo, Report, SocketSaid
+from serve_app.scheduler.replicas.abilities import Abilities
+from serve_app.scheduler.replicas.mailbox import Mailbox
+from serve_app.store.database.changes import Change, CountersReserved
+from serve_app.store.files.reserved import Contents
+
+POLL_S = 5.0
+"""How long a replica's poll waits for a message before it is answered empty."""
+TROUBLE_S = 60.0
+"""How long what a replica said is wrong with it counts; it says so again well before."""
+_log = log.get("scheduler")
+
+
+class ReplicaRegistry:
+    """One a scheduler's life. Implements SchedulerForReplicas.
+
+    feed: lets the machine decide; its future is done when that is durable. record: makes a change durable with
+    whatever else has gathered. is_current: whether an attempt is the one that runs now. silence_s: how long a replica
+    may say nothing before it counts as lost; silenced: told of one that is about to be, whose process may live.
+    """
+
+    def __init__(
+        self,
+        tenure: Tenure,
+        pools: Collection[str],
+        abilities: Abilities,
+        *,
+        validation: RemoteValidation,
+        feed: Callable[[Stimulus], asyncio.Future[None]],
+        record: Callable[[Change], Awaitable[None]],
+        is_current: Callable[[TaskId], bool],
+        silence_s: float,
+        silenced: Callable[[str], None],
+    ) -> None:
+        self._tenure = tenure
+        self._pools = pools
+        self._abilities = abilities
+        self._feed = feed
+        self._record = record
+        self._is_current = is_current
+        self._silence_s = silence_s
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._hosts: dict[str, HostStats] = {}
+        self._troubles: dict[str, tuple[float, Trouble]] = {}
+        self._validation = validation
+        self._silenced = silenced
+
+    async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
+        self._tenure.check()
+        if info.pool not in self._pools:
+            raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
+        await self._abilities.learn(self._tenure.epoch, info.pool, specs, info.routes)
+        self._validation.lost(info.replica_id)
+        self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
+        self._hosts[info.replica_id] = host
+        self._troubles.pop(info.replica_id, None)
+        await self._feed(ReplicaJoined(info))
+        _log.info("replica %s joined pool %s with %d slots", info.replica_id, info.pool, info.slots)
+        return self._tenure.epoch
+
+    async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
+        mailbox = self._mailbox(replica_id, epoch)
+        mailbox.read(after)
+        if not mailbox.due.is_set():
+            with contextlib.suppress(TimeoutError):
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
+                async with asyncio.timeout(POLL_S):
+                    await mailbox.due.wait()
+        self._mailbox(replica_id, epoch)
+        return mailbox.tell()
+
+    async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
+        """Take a replica's reports in, in order, and return once they are durable."""
+        self._mailbox(replica_id, epoch)
+        if host is not None:
+            self._hosts[replica_id] = host
+        for report in reports:
+            if isinstance(report, Checked):
+                self._validation.answered(report)
+        fed = [self._feed(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
+        # Most of what nodes do waits for nothing to become durable.
+        if waiting := [durable for durable in fed if not durable.done() or durable.exception() is not None]:
+            await asyncio.gather(*waiting)
+
+    async def reserve(
+        self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
+    ) -> tuple[int, bool]:
+        self._tenure.check()
+        if not self._is_current(task_id):
+            raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
+        change = CountersReserved(task_id.job_id, node_id, key, at_least, contents)
+        await self._record(change)
+        # A job that the database refuses is taken out of a transaction that had filled its changes in.
+        if change.again is None or not self._is_current(task_id):
+            raise StaleAttemptError(f"job {task_id.job_id} has ended meanwhile")
+        return change.first, change.again
+
+    async def leave(self, replica_id: str, epoch: int) -> None:
+        if epoch == self._tenure.epoch:
+            _log.info("replica %s leaves", replica_id)
+            await self._gone(replica_id, ReplicaLeft(replica_id))
+
+    async def lost(self, replica_id: str, why: str = "") -> None:
+        """The replica has died or is silent: hand its tasks to others, and hold it against those that ran there."""
+        _log.warning("replica %s is lost%s", replica_id, why and f": {why}")
+        await self._gone(replica_id, ReplicaLost(replica_id, self._validation.under_way(replica_id), why))
+
+    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
+        self._tenure.check()
+        now_s = time.monotonic()
+        self._troubles = {name: said for name, said in self._troubles.items() if now_s - said[0] < TROUBLE_S}
+        self._troubles[replica_id] = (now_s, Trouble(replica_id, pool, why))
+        if lost and replica_id in self._mailboxes:
+            await self.lost(replica_id, why)
+
+    def troubles(self) -> Iterator[Trouble]:
+        """Yield what is wrong with replicas that still say so; those that say nothing any more are gone."""
+        return (trouble for said_s, trouble in self._troubles.values() if time.monotonic() - said_s < TROUBLE_S)
+
+    async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
+        if self._mailboxes.pop(replica_id, None) is not None:
+            self._hosts.pop(replica_id, None)
+            self._validation.lost(replica_id)
+            await self._feed(stimulus)
+
+    def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:
+        self._tenure.check()
+        mailbox = self._mailboxes.get(replica_id)
+        if mailbox is None or epoch != self._tenure.epoch:
+            raise StaleEpochError(
+                f"replica {replica_id} is not registered in epoch {self._tenure.epoch} and must join again"
+            )
+        mailbox.heard_s = time.monotonic()
+        return mailbox
+
+    def mail(self, replica_id: str, message: Message) -> None:
+        """Put a message into a replica's mailbox, if it is there."""
+        if mailbox := self._mailboxes.get(replica_id):
+            mailbox.put(message)
+
+    def pass_on(self, replica_id: str, said: SocketSaid) -> None:
+        """Put what a client has said into a replica's mailbox, if it is there. Errors: CrowdedError if it is full."""
+        if (mailbox := self._mailboxes.get(replica_id)) is not None:
+            if not mailbox.has_room():
+                raise CrowdedError(f"replica {replica_id} does not read what clients say", retry_after_s=5)
+            mailbox.put(said)
+
+    def mail_all(self, message: Message) -> None:
+        """Put a message into every mailbox."""
+        for mailbox in self._mailboxes.values():
+            mailbox.put(message)
+
+    def hosts(self) -> Iterable[HostStats]:
+        """Return the hosts as their replicas saw them last."""
+        return self._hosts.values()
+
+    async def lose_silent(self, late_s: float) -> None:
+        """Take replicas for lost that have said nothing for silence_s. late_s: how long this process was away."""
+        for mailbox in self._mailboxes.values():
+            mailbox.heard_s += late_s
+        now_s = time.monotonic()
+        for replica_id in [name for name, box in self._mailboxes.items() if now_s - box.heard_s > self._silence_s]:
+            _log.error("replica %s has said nothing for %g s", replica_id, self._silence_s)
+            self._silenced(replica_id)
+            await self.lost(replica_id)

@@ -1,0 +1,1 @@
+"""Sending webhooks, and to which addresses they may go."""

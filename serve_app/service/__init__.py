@@ -1,0 +1,1 @@
+"""What every dialect renders: submissions, jobs, files and models behind one object. No HTTP."""

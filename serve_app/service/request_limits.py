@@ -1,0 +1,61 @@
+"""What one request of a client may ask for: how large its body, how many things it may name, how long it may wait."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from serve_app.limits import NO_QUOTAS, LatentBounds, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.store.retention.rules import RetentionRules
+
+COMMAND_BYTES, IDS = 1_000_000, 1000
+QUEUE_ITEMS, QUEUE_BYTES = 2000, 1_000_000
+
+
+class BodyBound(NamedTuple):
+    """How large a body may be, and the key of the configuration that says so."""
+
+    bytes: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may ask for.
+
+    body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
+    other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
+    the request, or is drawn for it. latents: what a sampler of the shared pools may work on; None is no limit.
+    queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds. webhooks: how many, and where.
+    retention: how long what is told of jobs is kept. quotas: of tenants. model_changes: of model files that admins
+    upload; None where nobody may.
+    """
+
+    body_bytes: int
+    upload_bytes: int
+    command_bytes: int = COMMAND_BYTES
+    ids: int = IDS
+    poll_s: float = 60.0
+    sizes: SizeLimits = field(default_factory=SizeLimits)
+    latents: LatentBounds | None = None
+    queue_items: int = QUEUE_ITEMS
+    queue_bytes: int = QUEUE_BYTES
+    webhooks: WebhookLimits = field(default_factory=WebhookLimits)
+    retention: RetentionRules = field(default_factory=RetentionRules)
+    quotas: Quotas = NO_QUOTAS
+    model_changes: ModelChangeLimits | None = None
+
+    @property
+    def body(self) -> BodyBound:
+        """Of a submission, or of a user's file."""
+        return BodyBound(self.body_bytes, "ingress.max_body_bytes")
+
+    @property
+    def upload(self) -> BodyBound:
+        """Of an upload, its whole form."""
+        return BodyBound(self.upload_bytes, "ingress.max_upload_bytes")
+
+    @property
+    def command(self) -> BodyBound:
+        """Of any other body."""
+        return BodyBound(self.command_bytes, "ingress.max_command_bytes")

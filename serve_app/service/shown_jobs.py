@@ -1,0 +1,68 @@
+"""Lists of jobs as bytes: what is shown of an ended job never changes, so it is made once."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from serve_app.scheduler.protocol.client import JobView, SchedulerClient
+from serve_app.store.database.changes import JobKey, JobQuery
+from serve_app.store.tenants.credentials import without_credentials
+
+KEPT_BYTES = 32 * 1024 * 1024
+CHUNK = 200
+"""How many jobs are asked for at once, so that a long list does not hold up whoever else asks."""
+
+Show: TypeAlias = Callable[[JobView], bytes]
+"""What a list shows of a job; one function a kind of list, the same each time."""
+
+
+class ShownJobs:
+    """Keeps what was shown of ended jobs last, KEPT_BYTES of it. An id may be used again once its job is forgotten; the
+    cursor of its end, which is never used again, tells the two apart.
+    """
+
+    def __init__(self, scheduler: SchedulerClient) -> None:
+        self._scheduler = scheduler
+        self._kept: OrderedDict[tuple[Show, JobKey], bytes] = OrderedDict()
+        self._bytes = 0
+
+    async def list(self, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
+        """Return what is shown of the jobs that a query finds, by id and in its order, and how many it finds in all."""
+        found = await self._scheduler.keys(query)
+        shown: dict[str, bytes] = {}
+        missing: list[JobKey] = []
+        for key in found.keys:
+            if (kept := self._kept.get((show, key))) is None:
+                missing.append(key)
+            else:
+                self._kept.move_to_end((show, key))
+                shown[key[0]] = kept
+        for start in range(0, len(missing), CHUNK):
+            shown |= await self._made(missing[start : start + CHUNK], query, show)
+        return {job_id: shown[job_id] for job_id, _ in found.keys if job_id in shown}, found.total
+
+    async def _made(self, keys: Sequence[JobKey], query: JobQuery, show: Show) -> Mapping[str, bytes]:
+        ends = dict(keys)
+        made: dict[str, bytes] = {}
+        for view in await self._scheduler.views(tuple(ends), query.brief, query.tenant):
+            end = ends[view.job_id]
+            if end is not None and view.ended_s is None:  # forgotten meanwhile, and its id another job's
+                continue
+            made[view.job_id] = show(without_secrets(view))
+            if end is not None:
+                self._keep((show, (view.job_id, end)), made[view.job_id])
+        return made
+
+    def _keep(self, key: tuple[Show, JobKey], text: bytes) -> None:
+        self._bytes += len(text) - len(self._kept.pop(key, b""))
+        self._kept[key] = text
+        while self._bytes > KEPT_BYTES:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+
+
+def without_secrets(view: JobView) -> JobView:
+    """Return a job without its credentials."""
+    return replace(view, extra_data=without_credentials(view.extra_data))

@@ -1,0 +1,1 @@
+"""The job database: schema, connections, statements, backups, on SQLite and PostgreSQL."""

@@ -1,0 +1,234 @@
+"""Copies of the database as one file that either kind of database takes back, and the list of what the store held.
+
+Written in one transaction that sees the database as it is at one moment, while a server works on it. Gzipped JSON, a
+value a line: what it is; for each table its name and columns, then its rows; for each area of files its name, then
+[path, bytes, Unix time of the last change]; and how many rows there were, without which it is not whole. It holds what
+the database does, credentials of jobs that have not ended among it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gzip
+import json
+import os
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import sqlalchemy as sa
+
+from serve_app.errors import BackupError
+from serve_app.store.database.insert_once import insert_once
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.database.schema import API_KEYS, AUDIT, JOBS, LEASE, METADATA, SCHEMA, VERSION
+from serve_app.store.database.sqlite_file import COMPANIONS
+from serve_app.store.files.store import AREAS, WholeStore
+from serve_app.store.retention.named_files import Place
+
+FORM = "serve-app backup 1"
+RESTORING = ".restoring"
+"""What follows the path in the name of a file that is to take the place of a damaged one."""
+ROWS = 500
+"""How many rows are read and written at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a copy holds: rows by table, files by area. made_s: Unix time.
+
+    absent: files that the store has not, or of another size; None where none are listed. ended_keys: how many of its
+    API keys no longer hold, since it is restored.
+    """
+
+    made_s: float
+    rows: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
+    absent: tuple[Place, ...] | None = None
+    ended_keys: int = 0
+
+
+def write_backup(jobs: Jobs, path: Path, store: WholeStore | None) -> Summary:
+    """Write a copy of the database, and the list of a store's files if that is given. Only its owner can read it.
+
+    Errors: OSError; DatabaseAwayError, StoreError. What was at the path stays until the copy is whole.
+    """
+    summary, part = Summary(time.time()), path.with_name(f"{path.name}.part")
+    try:
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as raw:
+            with gzip.open(raw, "wt", encoding="utf-8", compresslevel=5) as file:
+                for line in _lines(jobs, store, summary):
+                    file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            raw.flush()
+            os.fsync(raw.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    return summary
+
+
+def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool, keep_keys: bool = False) -> Summary:
+    """Put a copy in the place of all that a database holds, all of it or nothing, and compare its files with a store's.
+
+    A server that works on the database loses its lease. replace: whether jobs that are there may go. keep_keys: whether
+    API keys of the copy hold that the database does not know; those that it knows stay as they are. Errors: OSError;
+    BackupError for what is no whole copy, or of other tables; DatabaseAwayError, StoreError.
+    """
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file, jobs.replacing() as connection:
+            summary, files = _restore(connection, file, replace=replace, keep_keys=keep_keys)
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BackupError(f"{path} is no whole backup: {error}; nothing is changed") from error
+    return summary if files is None else dataclasses.replace(summary, absent=_absent(files, store))
+
+
+def restore_over_damaged(url: str, path: Path, store: WholeStore, *, keep_keys: bool = False) -> tuple[Summary, Path]:
+    """Put a copy in the place of SQLite's file that can no longer be read; return also where that file is now.
+
+    The copy is whole before anything is moved. What of API keys and of the audit log was in the damaged file is not
+    taken over. Errors: as `restore_backup`.
+    """
+    damaged = Path(str(sa.make_url(url).database)).absolute()
+    fresh, aside = (damaged.with_name(f"{damaged.name}{end}") for end in (RESTORING, f".damaged-{int(time.time())}"))
+    for end in ("", *COMPANIONS):
+        fresh.with_name(fresh.name + end).unlink(missing_ok=True)
+    jobs = Jobs(f"sqlite:///{fresh}")
+    try:
+        summary = restore_backup(jobs, path, store, replace=False, keep_keys=keep_keys)
+    except BaseException:
+        jobs.close()
+        fresh.unlink()
+        raise
+    jobs.close()  # which leaves all in one file
+    for end in ("", *COMPANIONS):
+        with contextlib.suppress(FileNotFoundError):
+            damaged.with_name(damaged.name + end).rename(aside.with_name(aside.name + end))
+    fresh.rename(damaged)
+    return summary, aside
+
+
+def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[Any]:
+    yield {"form": FORM, "schema": VERSION, "made_s": summary.made_s}
+    with jobs.snapshot() as connection:
+        for table in _tables():
+            yield {"table": table.name, "columns": table.c.keys()}
+            for row in connection.execution_options(yield_per=ROWS).execute(sa.select(table)):
+                summary.rows[table.name] += 1
+                yield list(row)
+    for area in AREAS if store is not None else ():
+        yield {"area": area}
+        for ref, size, modified_s in store.inventory(area) if store is not None else ():
+            summary.files[area] += 1
+            yield [ref.path, size, modified_s]
+    yield {"rows": dict(summary.rows), "files": dict(summary.files)}
+
+
+def _restore(
+    connection: sa.Connection, file: IO[str], *, replace: bool, keep_keys: bool
+) -> tuple[Summary, dict[Place, int] | None]:
+    """Return what has been put into the database, and the bytes of each file that is listed."""
+    lines: Iterator[Any] = map(json.loads, file)
+    head = next(lines, None)
+    if not isinstance(head, dict) or head.get("form") != FORM:
+        raise BackupError(f"{file.name} is no backup of this server's; nothing is changed")
+    if head["schema"] != VERSION:
+        raise BackupError(
+            f"{file.name} has tables of version {head['schema']}, this release has {VERSION}: restore it with the "
+            "release that made it, which this one then brings up to date; nothing is changed"
+        )
+    if not replace and connection.execute(sa.select(JOBS.c.job_id).limit(1)).first() is not None:
+        raise BackupError("the database has jobs already, which --replace lets go; nothing is changed")
+    earlier = connection.execute(sa.select(sa.func.max(LEASE.c.epoch))).scalar() or 0
+    keys = [dict(row._mapping) for row in connection.execute(sa.select(API_KEYS))]
+    for table in reversed(_tables()):
+        if table is not AUDIT:  # which is added to, so that no copy takes back what was done since
+            connection.execute(sa.delete(table))
+    reading = _Reading(connection, Summary(head["made_s"]))
+    for line in lines:
+        reading.take(line)
+    if not reading.whole:
+        raise BackupError(f"{file.name} is no whole backup: it ends too soon, or rows are missing; nothing is changed")
+    # Whoever works on the database notices, and events' cursors go on growing.
+    epoch = max(earlier, connection.execute(sa.select(sa.func.max(LEASE.c.epoch))).scalar() or 0) + 1
+    connection.execute(sa.update(LEASE).values(epoch=epoch, holder=""))
+    ended = _settle_keys(connection, keys, keep=keep_keys)
+    return dataclasses.replace(reading.summary, ended_keys=ended), reading.files
+
+
+def _settle_keys(connection: sa.Connection, known: list[dict[str, Any]], *, keep: bool) -> int:
+    """Leave the keys that the database knew as they were; end others unless `keep`, and return how many those are.
+
+    A copy does not know which keys were revoked after it was made, nor who has logged out: its sessions go.
+    """
+    connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.session_of.is_not(None)))
+    for key in known:
+        connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.key_id == key["key_id"]))
+    now_s, ended = time.time(), 0
+    if not keep:
+        holds = API_KEYS.c.ends_s.is_(None) | (API_KEYS.c.ends_s > now_s)
+        ended = connection.execute(sa.update(API_KEYS).where(holds).values(ends_s=now_s)).rowcount
+    if known:
+        connection.execute(sa.insert(API_KEYS), known)
+    return ended
+
+
+class _Reading:
+    """A copy as it is read, line by line, into a database. files: the bytes of each that is listed; None without."""
+
+    def __init__(self, connection: sa.Connection, summary: Summary) -> None:
+        self._connection = connection
+        self._tables = {table.name: table for table in _tables()}
+        self._section: dict[str, Any] = {}
+        self._lines: list[list[Any]] = []
+        self.summary = summary
+        self.files: dict[Place, int] | None = None
+        self.whole = False
+
+    def take(self, line: Any) -> None:
+        """Take a line in. Errors: BackupError."""
+        if isinstance(line, list):
+            self._lines.append(line)
+            if len(self._lines) == ROWS:
+                self._put()
+            return
+        self._put()
+        self._section = line
+        if "area" in line:
+            self.files = self.files or {}
+        elif "table" in line:
+            table = self._tables.get(line["table"])
+            if table is None or line["columns"] != table.c.keys():
+                raise BackupError(f"table {line['table']} of the backup is not this release's; nothing is changed")
+        else:
+            self.whole = (line["rows"], line["files"]) == (dict(self.summary.rows), dict(self.summary.files))
+
+    def _put(self) -> None:
+        lines, self._lines = self._lines, []
+        if lines and "table" in self._section:
+            table = self._tables[self._section["table"]]
+            rows = [dict(zip(self._section["columns"], line, strict=True)) for line in lines]
+            if table is AUDIT:
+                insert_once(self._connection, table, ("at_s",), rows)
+            else:
+                self._connection.execute(sa.insert(table), rows)
+            self.summary.rows[table.name] += len(rows)
+        elif lines and self.files is not None:
+            area = self._section["area"]
+            self.files.update({(area, path): size for path, size, _ in lines})
+            self.summary.files[area] += len(lines)
+
+
+def _tables() -> list[sa.Table]:
+    return [table for table in METADATA.sorted_tables if table is not SCHEMA]
+
+
+def _absent(files: dict[Place, int], store: WholeStore) -> tuple[Place, ...]:
+    there: dict[Place, int] = {}
+    for area in AREAS:
+        there.update({(area, ref.path): size for ref, size, _ in store.inventory(area)})
+    return tuple(sorted(place for place, size in files.items() if there.get(place) != size))

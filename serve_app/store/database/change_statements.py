@@ -1,0 +1,147 @@
+"""Changes of jobs as SQL: one statement for all changes of a kind, whose text is made once.
+
+Every change may be applied twice, for the answer to its COMMIT may have been lost: one that is there already changes
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from serve_app.errors import ChangeRefusedError
+from serve_app.store.database.changes import (
+    Change,
+    CountersReserved,
+    JobAccepted,
+    JobEnded,
+    JobLostReplica,
+    JobStarted,
+    OutputRecorded,
+    TenantUsed,
+)
+from serve_app.store.database.execute import execute
+from serve_app.store.database.idempotency_keys import KeyClaim, claim_keys
+from serve_app.store.database.insert_once import Values, insert_once
+from serve_app.store.database.reservation_statements import reserve
+from serve_app.store.database.schema import JOBS, LABELS, OUTPUTS, UNFINISHED
+from serve_app.store.page.assets import AssetUse, use
+from serve_app.store.tenants import usage
+from serve_app.store.tenants.credentials import CREDENTIALS, without_credentials
+
+T = TypeVar("T")
+
+JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached", "labels")
+"""The columns of a job that hold JSON."""
+
+ACCEPTED_COLUMNS = ("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq", "tenant")
+"""What a job's row has from the start and keeps."""
+
+VARIABLES = 500
+"""How many values one statement may name; every database takes this many."""
+
+_THE_JOB = JOBS.c.job_id == sa.bindparam("the_job")
+
+
+def _update(*columns: str) -> sa.Update:
+    return sa.update(JOBS).where(_THE_JOB).values({column: sa.bindparam(f"new_{column}") for column in columns})
+
+
+_START = _update("state", "started_s", "started_seq", "cached")
+_LOSE = _update("losses", "lone_losses")
+_END = _update("state", "ended_s", "ended_seq", "failure")
+_CLEAR = _update("extra_data")
+_HOLDING = sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(
+    UNFINISHED,
+    sa.or_(*(JOBS.c.extra_data.contains(f'"{name}"', autoescape=True) for name in sorted(CREDENTIALS))),
+)
+"""Which unfinished jobs hold credentials."""
+
+
+def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
+    """Apply changes, kind by kind. Errors: ChangeRefusedError for a row that differs from what is to be there.
+
+    A job is accepted, starts, loses replicas, shows outputs and ends in this order, whatever other jobs do meanwhile.
+    """
+    accepted = _of(JobAccepted, changes)
+    _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in accepted])
+    _claim(connection, accepted)
+    execute(
+        connection,
+        _START,
+        [
+            _new(c.job_id, state="running", started_s=c.at_s, started_seq=c.seq, cached=json.dumps(c.cached))
+            for c in _of(JobStarted, changes)
+        ],
+    )
+    execute(
+        connection,
+        _LOSE,
+        [_new(c.job_id, losses=c.losses, lone_losses=c.lone_losses) for c in _of(JobLostReplica, changes)],
+    )
+    reserve(connection, _of(CountersReserved, changes))
+    outputs = [
+        {"job_id": c.job_id, "node_id": c.node_id, "ui": json.dumps(c.ui), "seq": c.seq}
+        for c in _of(OutputRecorded, changes)
+    ]
+    _insert(connection, OUTPUTS, tuple(OUTPUTS.c.keys()), outputs)
+    ended = _of(JobEnded, changes)
+    execute(
+        connection,
+        _END,
+        [
+            _new(c.job_id, state=c.state, ended_s=c.at_s, ended_seq=c.seq, failure=json.dumps(c.failure.to_json()))
+            for c in ended
+        ],
+    )
+    usage.write(connection, _of(TenantUsed, changes))
+
+
+def _claim(connection: sa.Connection, accepted: Sequence[JobAccepted]) -> None:
+    """Give new jobs what they claim and the index their labels; a job that has neither costs no statement."""
+    labels = [
+        {"key": key, "value": value, "order": change.row.order}
+        for change in accepted
+        for key, value in change.row.labels.items()
+    ]
+    insert_once(connection, LABELS, ("key", "value", "order"), labels)
+    use(connection, [AssetUse(c.job_id, asset_id, c.row.tenant) for c in accepted for asset_id in c.claims.assets])
+    keyed = [(change, key) for change in accepted if (key := change.claims.key) is not None]
+    claim_keys(connection, [KeyClaim(c.job_id, key, c.row.created_s, c.row.tenant) for c, key in keyed])
+
+
+def _of(kind: type[T], changes: Iterable[object]) -> list[T]:
+    return [change for change in changes if isinstance(change, kind)]
+
+
+def _row_of(change: JobAccepted) -> Values:
+    """Return a new job as its row: credentials are never written down."""
+    row = change.row
+    values = {column: getattr(row, column) for column in row.__slots__ if column != "outputs"}
+    values["failure"] = row.failure.to_json()
+    values["extra_data"] = without_credentials(row.extra_data)
+    for column in JSON_COLUMNS:
+        values[column] = json.dumps(values[column])
+    return values
+
+
+def _new(job_id: str, **columns: Any) -> Values:
+    return {"the_job": job_id, **{f"new_{column}": value for column, value in columns.items()}}
+
+
+def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: list[Values]) -> None:
+    """Insert rows unless they are there. Errors: ChangeRefusedError if one that differs in `same` has a place."""
+    if (refused := insert_once(connection, table, same, rows)) is not None:
+        raise ChangeRefusedError(
+            refused["job_id"], f"another row of {table.name} has the place of what the job is to record"
+        )
+
+
+def clear_credentials(connection: sa.Connection) -> None:
+    """Remove what earlier releases kept with jobs until those ended."""
+    found = connection.execute(_HOLDING).all()
+    cleared = [(row.job_id, without_credentials(json.loads(row.extra_data))) for row in found]
+    execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])

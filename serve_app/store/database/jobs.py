@@ -1,0 +1,527 @@
+"""The job database: one row a job, one a recorded output, and the lease that says who may write.
+
+SQLAlchemy Core over SQLite or PostgreSQL; the tables are in `schema.py`. Every write belongs to an epoch and happens
+only while that epoch holds the lease, so of two schedulers alive at once only the newer one can change anything (a
+fencing token, Kleppmann 2016).
+Synchronous; one thread at a time writes, others may read.
+
+A database that does not answer, or refuses for reasons of its own, is DatabaseAwayError: ask again. One that will never
+take a change because of what is in it is ChangeRefusedError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from serve_app import log
+from serve_app.errors import (
+    ChangeRefusedError,
+    ConfigError,
+    DatabaseAwayError,
+    DatabaseDamagedError,
+    DatabaseGoneError,
+    FileMissingError,
+    StaleEpochError,
+)
+from serve_app.events import Failure
+from serve_app.store.database import costs, sqlite_connection, webhooks
+from serve_app.store.database.change_statements import JSON_COLUMNS, VARIABLES, apply, clear_credentials
+from serve_app.store.database.changes import Change, JobKey, JobQuery, JobRow, ListCount, TenantUsed
+from serve_app.store.database.costs import Cost
+from serve_app.store.database.execute import execute
+from serve_app.store.database.list_statements import ENDLESS, containing, counting, counting_ends, window_of
+from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.reservation_statements import let_go, reservation_of
+from serve_app.store.database.schema import JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, UNFINISHED, migrate
+from serve_app.store.database.sqlite_file import SqliteFile, damage, unreadable
+from serve_app.store.database.sqlite_log import SqliteLog
+from serve_app.store.database.webhooks import Webhook
+from serve_app.store.files.reserved import Reservation, shown
+from serve_app.store.files.store import FileRef
+from serve_app.store.retention.removal import delete_jobs
+from serve_app.store.tenants import usage
+from serve_app.store.tenants.tenants import placed
+
+T = TypeVar("T")
+_log = log.get("store")
+
+STATEMENT_S = 30.0
+"""How long PostgreSQL may take to answer one statement."""
+
+REFUSALS = (
+    *(sa.exc.IntegrityError, sa.exc.DataError),
+    *(UnicodeError, OverflowError, RecursionError, TypeError, ValueError),
+)
+"""What a statement fails with because of the values in it, however often it is sent."""
+
+REFUSAL_STATES = ("22", "23", "54")
+"""Classes of SQLSTATE that say the same: data exception, constraint violation, program limit exceeded."""
+
+
+# What every job needs is made once: SQLAlchemy takes longer to make a statement than to carry it out.
+_HOLD_LEASE = sa.update(LEASE).where(LEASE.c.epoch == sa.bindparam("held")).values(epoch=sa.bindparam("held"))
+_ONE_JOB = sa.select(JOBS).where(JOBS.c.job_id == sa.bindparam("the_job"))
+_SHOWN = sa.select(JOBS.c.tenant, OUTPUTS.c.ui).join(JOBS, JOBS.c.job_id == OUTPUTS.c.job_id)
+_ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_job")).order_by(OUTPUTS.c.seq)
+
+
+class Jobs:
+    """The database by URL: `sqlite:///state/jobs.sqlite`, or `postgresql://user@host/name` with psycopg 3.
+
+    Opening it makes its tables, or brings those of an older release to this one's. A password that the URL leaves out
+    comes from PGPASSWORD or PGPASSFILE. statement_s: how long PostgreSQL may take to answer one statement.
+    Errors: ConfigError, DatabaseAwayError.
+    """
+
+    def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
+        self._engine = _engine(url, statement_s)
+        self._shown = self._engine.url.render_as_string()
+        self._webhooks: tuple[Webhook, ...] | None = None
+        """As they are while this process holds the lease, whose holder alone changes them; None is not known."""
+        self._file: SqliteFile | None = None
+        self._log: SqliteLog | None = None
+        self._damage = ""
+        """What is wrong with the file, from when that is seen: what is written to it then may be lost with it."""
+        if self._engine.dialect.name == "sqlite":
+            self._file = file = SqliteFile(self._engine.url)
+            if file.path is not None:
+                self._log = SqliteLog(file.path)
+            # A connection to a path that is free would make an empty database there.
+            sa.event.listen(self._engine, "do_connect", lambda *_: file.check())
+            sa.event.listen(self._engine, "connect", lambda *_: file.connected())
+        with self._answering():
+            migrate(self._engine)
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        if self._log is not None:
+            self._log.close()
+        if self._file is not None:
+            with contextlib.suppress(DatabaseGoneError):
+                self._file.restore(self._engine)
+            self._file.close()
+        self._engine.dispose()
+
+    # The lease ----------------------------------------------------------------------------------------------------
+
+    def acquire(self, holder: str) -> int:
+        """Take the lease, whoever had it, and return the new epoch. The newest scheduler always wins.
+
+        holder: the server this scheduler belongs to; the same one again, as after a crash, has not started anew.
+        """
+        with self._transaction() as connection:
+            earlier = connection.execute(sa.select(LEASE).with_for_update()).one()
+            started_s = earlier.started_s if earlier.holder == holder else time.time()
+            taken = {"epoch": earlier.epoch + 1, "holder": holder, "started_s": started_s}
+            connection.execute(sa.update(LEASE).values(taken))
+            clear_credentials(connection)
+            self._webhooks = None
+            return int(earlier.epoch) + 1
+
+    def started_s(self) -> float:
+        """Return the Unix time at which the server that holds the lease started."""
+        with self._reading() as connection:
+            return float(connection.execute(sa.select(LEASE.c.started_s)).scalar_one())
+
+    def stamp(self, epoch: int) -> None:
+        """Show that the epoch's scheduler lives. Errors: StaleEpochError when another epoch holds the lease."""
+        with self._transaction() as connection:
+            held = connection.execute(sa.update(LEASE).where(LEASE.c.epoch == epoch).values(beat=LEASE.c.beat + 1))
+            if held.rowcount == 0:
+                raise _stale(epoch)
+
+    def beat(self) -> tuple[int, int]:
+        """Return the epoch that holds the lease, and how often it has been stamped."""
+        with self._reading() as connection:
+            held = connection.execute(sa.select(LEASE.c.epoch, LEASE.c.beat)).one()
+            return int(held.epoch), int(held.beat)
+
+    def _fence(self, connection: sa.Connection, epoch: int) -> None:
+        """Lock the lease row for this transaction. Errors: StaleEpochError when another epoch holds it."""
+        if execute(connection, _HOLD_LEASE, [{"held": epoch}]) == 0:
+            raise _stale(epoch)
+
+    # Writing ------------------------------------------------------------------------------------------------------
+
+    def write(self, epoch: int, changes: Sequence[Change]) -> bool:
+        """Apply the changes in order, all or none; return whether webhooks are to be told of some.
+
+        Errors: StaleEpochError; ChangeRefusedError naming the first job.
+        """
+        try:
+            return self._apply(epoch, [changes])
+        except ChangeRefusedError:
+            # Which of them will never be taken shows once each is a statement of its own.
+            return self._apply(epoch, [[change] for change in changes])
+
+    def _apply(self, epoch: int, batches: Sequence[Sequence[Change]]) -> bool:
+        with self._transaction(changes=sum(map(len, batches))) as connection:
+            self._fence(connection, epoch)
+            for batch in batches:
+                with _refusing(batch[0].job_id):
+                    apply(connection, batch)
+            if self._webhooks is None:
+                self._webhooks = webhooks.known(connection)
+            return webhooks.enclose(connection, self._webhooks, chain.from_iterable(batches))
+
+    def settle(self, epoch: int, reservations: Sequence[Reservation]) -> None:
+        """Let go of reservations whose files are recorded or gone."""
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            let_go(connection, reservations)
+
+    def save_specs(
+        self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, str]]
+    ) -> None:
+        """Remember what a pool can run and the routes it answers for, while it has no replica too."""
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            connection.execute(sa.delete(POOL_SPECS).where(POOL_SPECS.c.pool == pool))
+            connection.execute(
+                sa.insert(POOL_SPECS).values(pool=pool, specs=json.dumps(list(specs)), routes=json.dumps(list(routes)))
+            )
+
+    def save_costs(self, epoch: int, learned: Sequence[Cost]) -> None:
+        """Remember what work takes, each figure in the place of an earlier one."""
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            costs.write(connection, learned)
+
+    def forget(self, epoch: int, job_ids: Sequence[str] | None, tenant: str = "") -> None:
+        """Delete ended jobs, these or all, with their outputs. tenant: only those of one, "" for everyone's."""
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            ended: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None)
+            if job_ids is not None:
+                ended &= JOBS.c.job_id.in_(job_ids)
+            if tenant:
+                ended &= JOBS.c.tenant == tenant
+            delete_jobs(connection, ended)
+
+    def inquire(self, epoch: int, inquiry: Inquiry[T]) -> T:
+        """Return what an inquiry is answered; one that writes does so for the epoch."""
+        if not inquiry.writes:
+            with self._reading() as connection:
+                return inquiry.carry_out(connection)
+        self._webhooks = None
+        with self._transaction() as connection:
+            self._fence(connection, epoch)
+            return inquiry.carry_out(connection)
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[sa.Connection]:
+        """Open a transaction that sees the database as it is at its first statement, whatever is written meanwhile."""
+        sqlite = self._engine.dialect.name == "sqlite"
+        level = "AUTOCOMMIT" if sqlite else "REPEATABLE READ"
+        with self._answering(), self._engine.connect().execution_options(isolation_level=level) as connection:
+            if sqlite:  # its driver opens none for what only reads
+                connection.exec_driver_sql("BEGIN")
+            yield connection
+            if sqlite:
+                connection.exec_driver_sql("COMMIT")
+
+    @contextlib.contextmanager
+    def replacing(self) -> Iterator[sa.Connection]:
+        """Open a transaction that may change everything, whoever holds the lease; all of it happens, or nothing."""
+        with self._transaction() as connection, _unlimited(connection):
+            # Whoever works on the database waits for this, and then finds that it has lost the lease.
+            connection.execute(sa.update(LEASE).values(beat=LEASE.c.beat + 1))
+            yield connection
+
+    def administer(self, inquiry: Inquiry[T]) -> T:
+        """Carry out an inquiry that concerns no job, whoever holds the lease: as the command line does with keys."""
+        with self._transaction() as connection:
+            return inquiry.carry_out(connection)
+
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    def specs(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the classes that `save_specs` remembered, by pool."""
+        with self._reading() as connection:
+            return {row.pool: json.loads(row.specs) for row in connection.execute(sa.select(POOL_SPECS))}
+
+    def routes(self) -> dict[str, list[dict[str, str]]]:
+        """Return the routes that `save_specs` remembered, by pool."""
+        with self._reading() as connection:
+            return {row.pool: json.loads(row.routes) for row in connection.execute(sa.select(POOL_SPECS))}
+
+    def costs(self) -> list[Cost]:
+        """Return what `save_costs` remembered."""
+        with self._reading() as connection:
+            return costs.read(connection)
+
+    def usage(self, since_day: int) -> list[TenantUsed]:
+        """Return what tenants have used on a day, by its number since 1970 in UTC, and on those after it."""
+        with self._reading() as connection:
+            return usage.read(connection, since_day)
+
+    def job(self, job_id: str) -> JobRow | None:
+        """Return a job with its outputs, or None."""
+        with self._reading() as connection:
+            if (row := connection.execute(_ONE_JOB, {"the_job": job_id}).first()) is None:
+                return None
+            outputs = connection.execute(_ITS_OUTPUTS, {"the_job": job_id})
+            return _row(dict(row._mapping), {o.node_id: (o.seq, json.loads(o.ui)) for o in outputs})
+
+    def unfinished(self) -> list[JobRow]:
+        """Return every job that has not ended, in submission order."""
+        return self._rows(UNFINISHED)
+
+    def ended_counts(self, until_seq: int) -> list[ListCount]:
+        """Return how many listed jobs have ended up to a cursor, by what lists count them by."""
+        with self._reading() as connection:
+            return [ListCount(*row) for row in connection.execute(counting_ends(), {"until": until_seq})]
+
+    def page(self, query: JobQuery) -> tuple[list[JobRow], int]:
+        """Return the jobs a query finds, in its order, and how many there are without its window."""
+        return self.rows([job_id for job_id, _ in self.keys(query)], brief=query.brief), self.count(query)
+
+    def count(self, query: JobQuery) -> int:
+        """Return how many jobs a query finds without its window. It looks at each."""
+        by, asked = _asked(query)
+        with self._reading() as connection:
+            return int(connection.execute(counting(*by), asked).scalar_one())
+
+    def keys(self, query: JobQuery) -> list[JobKey]:
+        """Return which jobs a query finds, in its order. It looks at each that its offset passes over."""
+        by, asked = _asked(query)
+        start = query.start if query.start is not None else ENDLESS if query.descending else 0
+        most = ENDLESS if query.limit is None else query.limit
+        window = window_of(query.sort, query.descending, *by)
+        with self._reading() as connection:
+            found = connection.execute(window, {**asked, "start": start, "skipped": query.offset, "most": most})
+            return [(row.job_id, row.ended_seq) for row in found]
+
+    def rows(self, job_ids: Sequence[str], *, brief: bool = False) -> list[JobRow]:
+        """Return jobs with their outputs, in the order of the ids; unknown ones are left out. brief: see JobQuery."""
+        found: dict[str, JobRow] = {}
+        for start in range(0, len(job_ids), VARIABLES):
+            rows = self._rows(JOBS.c.job_id.in_(job_ids[start : start + VARIABLES]), brief=brief)
+            found.update((row.job_id, row) for row in rows)
+        return [found[job_id] for job_id in job_ids if job_id in found]
+
+    def unsettled(self, ended_before_s: float, limit: int | None) -> list[Reservation]:
+        """Return reservations of jobs that ended before a moment, whose files may not all be recorded."""
+        ended = sa.select(RESERVATIONS).join(JOBS, JOBS.c.job_id == RESERVATIONS.c.job_id)
+        ended = ended.where(JOBS.c.ended_s < ended_before_s).limit(limit)
+        with self._reading() as connection:
+            return [reservation_of(row) for row in connection.execute(ended)]
+
+    def shown(self, job_ids: Sequence[str]) -> set[FileRef]:
+        """Return the files that these jobs' recorded outputs name, where they lie."""
+        files: set[FileRef] = set()
+        with self._reading() as connection:
+            for start in range(0, len(job_ids), VARIABLES):
+                theirs = OUTPUTS.c.job_id.in_(job_ids[start : start + VARIABLES])
+                for tenant, ui in connection.execute(_SHOWN.where(theirs)):
+                    files.update(_placed(ui, tenant))
+        return files
+
+    def shown_unfinished(self) -> set[FileRef]:
+        """Return the files that the recorded outputs of jobs that have not ended name, as tenants name them."""
+        with self._reading() as connection:
+            outputs = connection.execute(_SHOWN.where(UNFINISHED))
+            return {ref for _, ui in outputs for ref in shown(json.loads(ui))}
+
+    def is_shown(self, ref: FileRef) -> bool:
+        """Whether any job's recorded outputs name the file."""
+        likely = OUTPUTS.c.ui.contains(json.dumps(ref.filename), autoescape=True)
+        with self._reading() as connection:
+            return any(ref in _placed(ui, tenant) for tenant, ui in connection.execute(_SHOWN.where(likely)))
+
+    def next_order(self) -> int:
+        """Return one more than the highest submission order so far."""
+        with self._reading() as connection:
+            highest = connection.execute(sa.select(sa.func.max(JOBS.c.order))).scalar()
+            return 0 if highest is None else int(highest) + 1
+
+    def _rows(self, where: sa.ColumnElement[bool], *, brief: bool = False) -> list[JobRow]:
+        columns = [sa.literal("{}").label("prompt") if brief and c is JOBS.c.prompt else c for c in JOBS.c]
+        with self._reading() as connection:
+            rows = connection.execute(sa.select(*columns).where(where).order_by(JOBS.c.order)).all()
+            outputs: dict[str, dict[str, tuple[int, Any]]] = {}
+            for start in range(0, len(rows), VARIABLES):
+                theirs = OUTPUTS.c.job_id.in_([row.job_id for row in rows[start : start + VARIABLES]])
+                for output in connection.execute(sa.select(OUTPUTS).where(theirs).order_by(OUTPUTS.c.seq)):
+                    outputs.setdefault(output.job_id, {})[output.node_id] = (output.seq, json.loads(output.ui))
+        return [_row(dict(row._mapping), outputs.get(row.job_id, {})) for row in rows]
+
+    def check_there(self) -> None:
+        """Check that the database's file is where it was opened, and sound as far as is known.
+
+        Errors: DatabaseGoneError, which a write may mend; DatabaseDamagedError.
+        """
+        self.check_sound()
+        if self._file is not None:
+            self._file.check()
+
+    def inspect(self) -> None:
+        """Look at each page of SQLite's file; once one is spoilt, whatever is to be written is refused."""
+        path = None if self._file is None else self._file.path
+        if path is not None and not self._damage and (found := damage(path)):
+            self._damage = found
+            _log.error("%s", self._damaged())
+
+    def check_sound(self) -> None:
+        """Check that nothing is known to be wrong with the file. Errors: DatabaseDamagedError."""
+        if self._damage:
+            raise self._damaged()
+
+    def _damaged(self) -> DatabaseDamagedError:
+        return DatabaseDamagedError(
+            f"the database {self._shown} is damaged, and nothing more is written to it: {self._damage}; stop the "
+            "server, put a backup in its place with `serve-app restore --replace BACKUP`, or move it away, with its "
+            "-wal and -shm, to begin anew; then start the server",
+            retry_after_s=5,
+        )
+
+    @contextlib.contextmanager
+    def _transaction(self, changes: int = 1) -> Iterator[sa.Connection]:
+        with self._answering():
+            self.check_sound()
+            if self._file is not None:
+                self._file.restore(self._engine)
+            try:
+                with self._engine.begin() as connection:
+                    yield connection
+            except sa.exc.SQLAlchemyError as error:
+                if not _for_good(error):
+                    # Whatever ails the database, as a change of its server's role, ails all sessions from before.
+                    self._engine.dispose()
+                raise
+            if self._log is not None:
+                self._log.wrote(changes)
+            # Whatever went into a file that is gone meanwhile has not been written.
+            self.check_there()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with self._answering(), self._engine.connect() as connection:
+            yield connection
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        """Turn what the driver says of a database that is away into DatabaseAwayError."""
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            if unreadable(error):
+                self._damage = _reason(error)
+                raise self._damaged() from error
+            raise DatabaseAwayError(f"the database {self._shown}: {_reason(error)}", retry_after_s=2) from error
+
+
+def check_readable(url: str) -> None:
+    """Check that a database can be used, or may come to be without anybody's doing. Errors: see `Jobs`."""
+    try:
+        Jobs(url).close()
+    except DatabaseDamagedError:
+        raise
+    except DatabaseAwayError as error:
+        _log.warning("%s; going on without it until it answers", error)
+
+
+def _asked(query: JobQuery) -> tuple[tuple[bool, bool], dict[str, Any]]:
+    """Return whether a query goes by workflow and by tenant, and the parameters of what it finds."""
+    asked: dict[str, Any] = {"states": sorted(query.states)}
+    if query.workflow_id is not None:
+        # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
+        asked["saved"] = containing(f'"id": {json.dumps(query.workflow_id)}')
+    if query.tenant:
+        asked["owner"] = query.tenant
+    return ("saved" in asked, "owner" in asked), asked
+
+
+def _stale(epoch: int) -> StaleEpochError:
+    return StaleEpochError(f"epoch {epoch} no longer holds the scheduler's lease; a newer scheduler does")
+
+
+def _engine(url: str, statement_s: float) -> sa.Engine:
+    """Make the engine of a database. Errors: ConfigError for a URL that is none, or a driver that is not there."""
+    try:
+        parsed = sa.make_url(url)
+        if parsed.drivername in ("postgres", "postgresql"):
+            parsed = parsed.set(drivername="postgresql+psycopg")
+        if parsed.get_backend_name() == "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise ConfigError(f"database_url names no file: {url!r}; each thread would have a database of its own")
+            # A connection drops the pages it has cached once another has written, so all writes go to the same one.
+            # Parameters are named, as with PostgreSQL's driver: `execute` passes rows to either unchanged.
+            engine = sa.create_engine(parsed, pool_use_lifo=True, paramstyle="named")
+            sa.event.listen(engine, "connect", sqlite_connection.prepare)
+            return engine
+        from serve_app.store.database import postgres_connection  # whose driver is optional
+
+        def connected(_dialect: object, _record: object, arguments: Any, parameters: Any) -> Any:
+            parameters = {**postgres_connection.PARAMETERS, **parameters}
+            return postgres_connection.connect(arguments, parameters, statement_s)
+
+        # A connection that the server has dropped meanwhile is noticed before it is used, and replaced.
+        engine = sa.create_engine(parsed, pool_pre_ping=True)
+        sa.event.listen(engine, "do_connect", connected)
+        return engine
+    except (sa.exc.ArgumentError, ImportError) as error:
+        hint = "; pip install 'serve-app[postgres]'" if isinstance(error, ImportError) else ""
+        raise ConfigError(f"database_url cannot be used: {error}{hint}") from error
+
+
+def _unlimited(connection: sa.Connection) -> contextlib.AbstractContextManager[None]:
+    if connection.dialect.name == "sqlite":
+        return contextlib.nullcontext()
+    from serve_app.store.database.postgres_connection import unlimited
+
+    return unlimited(connection)
+
+
+@contextlib.contextmanager
+def _refusing(job_id: str) -> Iterator[None]:
+    """Turn what a database will say for good of a statement into ChangeRefusedError for the job it concerns."""
+    try:
+        yield
+    except Exception as error:
+        if _for_good(error):
+            raise ChangeRefusedError(
+                job_id, f"the database refuses what the job is to record: {_reason(error)}"
+            ) from error
+        raise
+
+
+def _for_good(error: Exception) -> bool:
+    if isinstance(error, REFUSALS):
+        return True
+    if isinstance(error, sa.exc.StatementError) and not isinstance(error, sa.exc.DBAPIError):
+        return True  # a value that could not even be sent
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    if state is None:  # of the driver's own making: it knows no way to send a value of that type
+        return isinstance(error, sa.exc.ProgrammingError | sa.exc.InterfaceError)
+    return state[:2] in REFUSAL_STATES
+
+
+def _reason(error: Exception) -> str:
+    """Return the driver's own words: SQLAlchemy's hold the statement with all its values."""
+    words = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
+    return words.splitlines()[0][:500]
+
+
+def _placed(ui: str, tenant: str) -> set[FileRef]:
+    """Return where the files lie that what a job of the tenant's shows names."""
+    found = set()
+    for ref in shown(json.loads(ui)):
+        with contextlib.suppress(FileMissingError):
+            found.add(placed(ref, tenant))
+    return found
+
+
+def _row(columns: Mapping[str, Any], outputs: Mapping[str, tuple[int, Any]]) -> JobRow:
+    values: dict[str, Any] = dict(columns)
+    for column in JSON_COLUMNS:
+        values[column] = json.loads(values[column])
+    lists = {column: tuple(values[column]) for column in ("targets", "cached")}
+    return JobRow(**{**values, **lists, "failure": Failure.from_json(values["failure"]), "outputs": outputs})

@@ -1,0 +1,73 @@
+"""What the ingress asks of the database beside the course of jobs: data that the scheduler is sent and carries out.
+
+Only its process has the database. An inquiry that writes does so under the scheduler's lease, and may be
+carried out twice, for its answer may have been lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, TypeVar
+
+import sqlalchemy as sa
+
+from serve_app.events import JobState
+from serve_app.store.database.list_statements import of_tenant
+from serve_app.store.database.query_scope import OfTenant
+from serve_app.store.database.schema import JOBS, LABELS
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Inquiry(Protocol[T_co]):
+    """One question or change. writes: whether it changes something. Whose it is, it says by a type of `whose.py`."""
+
+    writes: ClassVar[bool]
+
+    def carry_out(self, connection: sa.Connection) -> T_co:
+        """Return the answer, within one transaction."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ListedJob:
+    """A job in a list of all. order: its place in the order of submission. Times are Unix seconds."""
+
+    job_id: str
+    order: int
+    state: JobState
+    created_s: float
+    started_s: float | None
+    ended_s: float | None
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ListJobs(OfTenant):
+    """The newest jobs, also those that were cancelled before they started: at most `limit`, submitted before `before`.
+
+    labels: which they all have. tenant: who asks, "" for the operator, who may know of all.
+    """
+
+    writes: ClassVar[bool] = False
+
+    limit: int
+    before: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[ListedJob, ...]:
+        """Return them, the newest first."""
+        columns = (JOBS.c.job_id, JOBS.c.order, JOBS.c.state, JOBS.c.created_s, JOBS.c.started_s, JOBS.c.ended_s)
+        listed = sa.select(*columns, JOBS.c.labels).order_by(JOBS.c.order.desc()).limit(self.limit)
+        if self.tenant:
+            listed = listed.where(of_tenant(self.tenant))
+        if self.before is not None:
+            listed = listed.where(JOBS.c.order < self.before)
+        for key, value in self.labels.items():
+            having = sa.select(LABELS.c.order).where((LABELS.c.key == key) & (LABELS.c.value == value))
+            listed = listed.where(JOBS.c.order.in_(having))
+        rows = connection.execute(listed).all()
+        return tuple(ListedJob(*row[:-1], labels=json.loads(row.labels)) for row in rows)

@@ -1,0 +1,397 @@
+"""Webhooks, and the outbox of what they are still to be told: a delivery for each event of a job that one asks for.
+
+Deliveries are written in the transaction that makes their event durable, so none is lost and none tells of what did not
+happen. One is due once no earlier one of its webhook and job is pending, which keeps a job's events in order.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+import sqlalchemy as sa
+
+from serve_app.events import Failure
+from serve_app.store.database.changes import Change, JobAccepted, JobEnded, JobStarted
+from serve_app.store.database.insert_once import insert_once
+from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.schema import DELIVERIES, JOBS, OUTPUTS, WEBHOOKS
+
+EVENTS = ("job.queued", "job.running", "job.succeeded", "job.failed", "job.canceled")
+"""What a webhook may ask to be told."""
+PAYLOAD_BYTES = 65_536
+"""How large a payload may be; a larger one goes without the job's outputs."""
+MESSAGE_CHARACTERS = 2_000
+"""Of what a job failed with."""
+
+State: TypeAlias = Literal["pending", "delivered", "failed"]
+
+_ENDINGS: Mapping[str, str] = {"success": "job.succeeded", "error": "job.failed", "cancelled": "job.canceled"}
+_IDS = uuid.UUID("2d0b9d53-9a5c-4f0e-8f43-0d6a3c4f7a11")
+"""The namespace of deliveries' ids."""
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Where somebody wants to be told of jobs. secret: as given, "whsec_" and base64. disabled: why it is told nothing.
+
+    tenant: of whose jobs; "" is the operator's, of everyone's.
+    """
+
+    webhook_id: str
+    url: str
+    events: tuple[str, ...]
+    secret: str
+    created_s: float
+    tenant: str = ""
+    disabled: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One event on its way to one webhook.
+
+    place: the event's cursor, by which those of a job are in order. asked_s: since when it is to be sent. attempts,
+    status, problem: how often it was sent, and what the last time came to: an HTTP status, or a reason for none.
+    """
+
+    delivery_id: str
+    webhook_id: str
+    job_id: str
+    place: int
+    event: str
+    payload: str
+    state: State
+    attempts: int
+    due_s: float
+    asked_s: float
+    ended_s: float | None
+    status: int | None
+    problem: str
+
+
+class _Told(NamedTuple):
+    """An event that webhooks may ask for."""
+
+    job_id: str
+    event: str
+    at_s: float
+    place: int
+
+
+def known(connection: sa.Connection) -> tuple[Webhook, ...]:
+    """Return every webhook, the oldest first."""
+    rows = connection.execute(sa.select(WEBHOOKS).order_by(WEBHOOKS.c.created_s, WEBHOOKS.c.webhook_id))
+    return tuple(map(_webhook, rows))
+
+
+def enclose(connection: sa.Connection, webhooks: Sequence[Webhook], changes: Iterable[Change]) -> bool:
+    """Put what webhooks ask for of these changes, which are applied already, into the outbox; False for nothing."""
+    active = [webhook for webhook in webhooks if not webhook.disabled]
+    asked = {event for webhook in active for event in webhook.events}
+    events = [told for told in _told(changes) if told.event in asked] if asked else []
+    if not events:
+        return False
+    rows = []
+    jobs = _jobs(connection, [told.job_id for told in events])
+    for told in events:
+        job = jobs.get(told.job_id)
+        if job is None:
+            continue
+        payload = _payload(connection, told, job)
+        for webhook in active:
+            if told.event in webhook.events and webhook.tenant in ("", job.tenant):
+                rows.append(_row(webhook, told, payload))
+    insert_once(connection, DELIVERIES, ("delivery_id",), rows)
+    return bool(rows)
+
+
+def _told(changes: Iterable[Change]) -> Iterator[_Told]:
+    for change in changes:
+        if isinstance(change, JobAccepted):
+            yield _Told(change.job_id, "job.queued", change.row.created_s, change.row.queued_seq)
+        elif isinstance(change, JobStarted):
+            yield _Told(change.job_id, "job.running", change.at_s, change.seq)
+        elif isinstance(change, JobEnded):
+            yield _Told(change.job_id, _ENDINGS[change.state], change.at_s, change.seq)
+
+
+def _jobs(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, Any]:
+    columns = (
+        JOBS.c.job_id,
+        JOBS.c.created_s,
+        JOBS.c.started_s,
+        JOBS.c.ended_s,
+        JOBS.c.labels,
+        JOBS.c.failure,
+        JOBS.c.tenant,
+    )
+    found = {}
+    for start in range(0, len(job_ids), 500):
+        rows = connection.execute(sa.select(*columns).where(JOBS.c.job_id.in_(job_ids[start : start + 500])))
+        found.update({row.job_id: row for row in rows})
+    return found
+
+
+def _payload(connection: sa.Connection, told: _Told, job: Any) -> str:
+    """Return what is sent of an event: the job as it was then, in the members that clients of v2 know."""
+    status = told.event.removeprefix("job.")
+    ended = told.event in _ENDINGS.values()
+    data: dict[str, Any] = {
+        "id": told.job_id,
+        "status": status,
+        "created_at": _moment(job.created_s),
+        "started_at": None if status == "queued" else _moment(job.started_s),
+        "completed_at": _moment(job.ended_s) if ended else None,
+        "metadata": json.loads(job.labels),
+    }
+    if told.event == "job.failed":
+        failure = Failure.from_json(json.loads(job.failure))
+        message = failure.message[:MESSAGE_CHARACTERS]
+        named = {"node_id": failure.node or None, "class_type": failure.class_type or None}
+        data["error"] = {"type": failure.exception_type, "message": message, **named}
+    if ended:
+        theirs = sa.select(OUTPUTS.c.node_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id == told.job_id)
+        outputs = {row.node_id: json.loads(row.ui) for row in connection.execute(theirs.order_by(OUTPUTS.c.seq))}
+        whole = json.dumps(_message(told, {**data, "outputs": outputs}))
+        if len(whole) <= PAYLOAD_BYTES:
+            return whole
+        data["outputs"] = None
+    return json.dumps(_message(told, data))
+
+
+def _message(told: _Told, data: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": told.event, "timestamp": _moment(told.at_s), "data": data}
+
+
+def _row(webhook: Webhook, told: _Told, payload: str) -> dict[str, Any]:
+    delivery_id = str(uuid.uuid5(_IDS, f"{webhook.webhook_id} {told.job_id} {told.place}"))
+    fresh = Delivery(
+        *(delivery_id, webhook.webhook_id, told.job_id, told.place, told.event, payload, "pending"),
+        attempts=0,
+        due_s=told.at_s,
+        asked_s=told.at_s,
+        ended_s=None,
+        status=None,
+        problem="",
+    )
+    return asdict(fresh)
+
+
+def _moment(unix_s: float | None) -> str | None:
+    return None if unix_s is None else datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
+
+
+# What the ingress asks ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AddWebhook(OfTenant):
+    """Keep a new webhook, unless its tenant has `most` already."""
+
+    writes: ClassVar[bool] = True
+
+    webhook: Webhook
+    most: int
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> bool:
+        """Return whether it is kept."""
+        new = replace(self.webhook, tenant=self.tenant) if self.tenant else self.webhook
+        others = (WEBHOOKS.c.webhook_id != new.webhook_id) & (WEBHOOKS.c.tenant == new.tenant)
+        counted = sa.select(sa.func.count()).select_from(WEBHOOKS).where(others)
+        if connection.execute(counted).scalar_one() >= self.most:
+            return False
+        insert_once(connection, WEBHOOKS, ("webhook_id",), [{**asdict(new), "events": json.dumps(new.events)}])
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Webhooks(OfTenant):
+    """The webhooks of a tenant; "" for everyone's."""
+
+    writes: ClassVar[bool] = False
+
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[Webhook, ...]:
+        """Return them, the oldest first."""
+        return tuple(webhook for webhook in known(connection) if self.tenant in ("", webhook.tenant))
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteWebhook(OfTenant):
+    """Forget a webhook and its deliveries, those that are pending too."""
+
+    writes: ClassVar[bool] = True
+
+    webhook_id: str
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> bool:
+        """Return whether it was there."""
+        gone = connection.execute(sa.delete(WEBHOOKS).where(_is_its(self.webhook_id, self.tenant))).rowcount > 0
+        if gone:
+            connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.webhook_id == self.webhook_id))
+        return gone
+
+
+@dataclass(frozen=True, slots=True)
+class Deliveries(OfTenant):
+    """A webhook's deliveries, the newest first: at most `limit`, with places before `before`, in one state or any."""
+
+    writes: ClassVar[bool] = False
+
+    webhook_id: str
+    limit: int
+    before: int | None = None
+    state: State | None = None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[Delivery, ...]:
+        """Return them."""
+        asked = sa.select(DELIVERIES).where(_are_its(self.webhook_id, self.tenant))
+        if self.before is not None:
+            asked = asked.where(DELIVERIES.c.place < self.before)
+        if self.state is not None:
+            asked = asked.where(DELIVERIES.c.state == self.state)
+        return tuple(map(_delivery, connection.execute(asked.order_by(DELIVERIES.c.place.desc()).limit(self.limit))))
+
+
+@dataclass(frozen=True, slots=True)
+class SendAgain(OfTenant):
+    """Let a delivery be sent anew, whatever came of it; one that is pending, at once. Its webhook is enabled again."""
+
+    writes: ClassVar[bool] = True
+
+    webhook_id: str
+    delivery_id: str
+    at_s: float
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> Delivery | None:
+        """Return it as it is then; None where there is no such delivery."""
+        its = _are_its(self.webhook_id, self.tenant) & (DELIVERIES.c.delivery_id == self.delivery_id)
+        anew = {"state": "pending", "attempts": 0, "due_s": self.at_s, "asked_s": self.at_s, "ended_s": None}
+        connection.execute(sa.update(DELIVERIES).where(its).values(anew))
+        row = connection.execute(sa.select(DELIVERIES).where(its)).first()
+        if row is None:
+            return None
+        connection.execute(sa.update(WEBHOOKS).where(WEBHOOKS.c.webhook_id == self.webhook_id).values(disabled=""))
+        return _delivery(row)
+
+
+def _is_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
+    """Whether a webhook is the one with an id, and a tenant's."""
+    its = WEBHOOKS.c.webhook_id == webhook_id
+    return its & (WEBHOOKS.c.tenant == tenant) if tenant else its
+
+
+def _are_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
+    """Whether deliveries are those of such a webhook."""
+    its = DELIVERIES.c.webhook_id == webhook_id
+    own = sa.exists(sa.select(sa.literal(1)).select_from(WEBHOOKS).where(_is_its(webhook_id, tenant)))
+    return its & own if tenant else its
+
+
+# What the courier asks ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Heads(OfServer):
+    """Of each of a webhook's jobs the first delivery that is pending: at most `limit`, the next to be due first."""
+
+    writes: ClassVar[bool] = False
+
+    webhook_id: str
+    limit: int
+
+    def carry_out(self, connection: sa.Connection) -> tuple[Delivery, ...]:
+        """Return them."""
+        earlier = DELIVERIES.alias("earlier")
+        same = (earlier.c.job_id == DELIVERIES.c.job_id) & (earlier.c.webhook_id == DELIVERIES.c.webhook_id)
+        before = same & (earlier.c.place < DELIVERIES.c.place) & (earlier.c.state == "pending")
+        pending = (DELIVERIES.c.webhook_id == self.webhook_id) & (DELIVERIES.c.state == "pending")
+        first = ~sa.exists(sa.select(sa.literal(1)).select_from(earlier).where(before))
+        asked = sa.select(DELIVERIES).where(pending & first).order_by(DELIVERIES.c.due_s, DELIVERIES.c.place)
+        return tuple(map(_delivery, connection.execute(asked.limit(self.limit))))
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What sending a delivery has come to. attempts: how many there were. due_s: of the next, while it is pending.
+
+    gone: why its webhook is to be told nothing more, "" where it goes on.
+    """
+
+    delivery: Delivery
+    state: State
+    attempts: int
+    at_s: float
+    due_s: float
+    status: int | None
+    problem: str
+    gone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RecordAttempts(OfServer):
+    """Note what was sent."""
+
+    writes: ClassVar[bool] = True
+
+    attempts: tuple[Attempt, ...]
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Change what is pending still; what waits behind a delivery waits as long as it does."""
+        for attempt in self.attempts:
+            sent = attempt.delivery
+            ended_s = None if attempt.state == "pending" else attempt.at_s
+            came = {"state": attempt.state, "attempts": attempt.attempts, "due_s": attempt.due_s, "ended_s": ended_s}
+            its = (DELIVERIES.c.delivery_id == sent.delivery_id) & (DELIVERIES.c.state == "pending")
+            # Who has asked meanwhile to have it sent anew is not answered by what was under way.
+            its &= DELIVERIES.c.asked_s == sent.asked_s
+            noted = {"status": attempt.status, "problem": attempt.problem}
+            connection.execute(sa.update(DELIVERIES).where(its).values(**came, **noted))
+            pending = (DELIVERIES.c.webhook_id == sent.webhook_id) & (DELIVERIES.c.state == "pending")
+            if attempt.state == "pending":
+                behind = pending & (DELIVERIES.c.job_id == sent.job_id) & (DELIVERIES.c.due_s < attempt.due_s)
+                connection.execute(sa.update(DELIVERIES).where(behind).values(due_s=attempt.due_s))
+            if attempt.gone:
+                connection.execute(
+                    sa.update(WEBHOOKS).where(WEBHOOKS.c.webhook_id == sent.webhook_id).values(disabled=attempt.gone)
+                )
+                failed = {"state": "failed", "ended_s": attempt.at_s, "problem": attempt.gone}
+                connection.execute(sa.update(DELIVERIES).where(pending).values(failed))
+
+
+@dataclass(frozen=True, slots=True)
+class TidyDeliveries(OfServer):
+    """Give up what was to be sent before `asked_before_s`, and forget what ended before `ended_before_s`."""
+
+    writes: ClassVar[bool] = True
+
+    asked_before_s: float
+    ended_before_s: float
+    at_s: float
+    problem: str
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Change and delete them."""
+        late = (DELIVERIES.c.state == "pending") & (DELIVERIES.c.asked_s < self.asked_before_s)
+        failed = {"state": "failed", "ended_s": self.at_s, "problem": self.problem}
+        connection.execute(sa.update(DELIVERIES).where(late).values(failed))
+        connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.ended_s < self.ended_before_s))
+
+
+def _webhook(row: Any) -> Webhook:
+    events = tuple(json.loads(row.events))
+    return Webhook(row.webhook_id, row.url, events, row.secret, row.created_s, row.tenant, row.disabled)
+
+
+def _delivery(row: Any) -> Delivery:
+    return Delivery(**{f.name: getattr(row, f.name) for f in fields(Delivery)})

@@ -1,0 +1,47 @@
+"""The folders of uploaded files, where nodes read all files of one.
+
+Folders are not kept: there are those that files lie in, and those around them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+
+from serve_app.store.files.store import Store
+from serve_app.store.models.catalog import Catalog
+
+INPUT_FOLDERS = "input folders"
+"""As which a choice of these folders names where it is from, beside the catalog's folders and "input"."""
+
+
+def choices(store: Store, catalog: Catalog, folder: str) -> list[str]:
+    """Return what a choice from a folder may be: of the catalog, "input" for uploaded files, or INPUT_FOLDERS."""
+    if folder == INPUT_FOLDERS:
+        return input_folders(store)
+    return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
+
+
+def input_folders(store: Store) -> list[str]:
+    """Return every folder below the input area, "a/b", sorted."""
+    holding = {PurePosixPath(ref.subfolder) for ref, _ in store.files("input") if ref.subfolder}
+    return sorted({str(path) for folder in holding for path in (folder, *folder.parents) if path.name})
+
+
+def files_below(store: Store, folder: str) -> list[str]:
+    """Return the paths of all files below a folder of the input area, counted from it, sorted."""
+    return sorted(path for path, _ in _below(store, folder))
+
+
+def folder_tag(store: Store, folder: str) -> str:
+    """Return what changes when a file below a folder comes, goes or changes."""
+    said = sorted(f"{path} {changed_s}" for path, changed_s in _below(store, folder))
+    return hashlib.sha256("\n".join(said).encode(errors="replace")).hexdigest()
+
+
+def _below(store: Store, folder: str) -> Iterator[tuple[str, float]]:
+    for ref, changed_s in store.files("input"):
+        path = f"{ref.subfolder}/{ref.filename}"
+        if path.startswith(f"{folder}/"):
+            yield path.removeprefix(f"{folder}/"), changed_s

@@ -1,0 +1,256 @@
+"""The model files, in ComfyUI's folder layout: which there are, by folder and name, wherever they are kept."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from serve_app.errors import InvalidSubmissionError, ModelFileError, did_you_mean
+from serve_app.store.files.store import FileStat
+from serve_app.store.models.files import DEPTH_LIMIT, ModelFiles, ModelFolder
+from serve_app.store.models.header import checked
+
+FOLDERS: Mapping[str, tuple[str, ...]] = {
+    "checkpoints": ("checkpoints",),
+    "loras": ("loras",),
+    "vae": ("vae",),
+    "text_encoders": ("text_encoders", "clip"),
+    "diffusion_models": ("unet", "diffusion_models"),
+    "clip_vision": ("clip_vision",),
+    "style_models": ("style_models",),
+    "embeddings": ("embeddings",),
+    "vae_approx": ("vae_approx",),
+    "controlnet": ("controlnet", "t2i_adapter"),
+    "gligen": ("gligen",),
+    "upscale_models": ("upscale_models",),
+    "hypernetworks": ("hypernetworks",),
+    "photomaker": ("photomaker",),
+    "model_patches": ("model_patches",),
+    "audio_encoders": ("audio_encoders",),
+    "diffusers": ("diffusers",),
+    "unet_gguf": ("unet", "diffusion_models"),
+    "clip_gguf": ("text_encoders", "clip"),
+}
+"""Every folder of model files, and the directories it is made of; the first that has a file wins."""
+
+OLD_NAMES: Mapping[str, str] = {"clip": "text_encoders", "unet": "diffusion_models"}
+"""Folder names that older workflows and node packs use."""
+
+# The other formats ComfyUI lists (.ckpt, .pt, .bin, .pth) are pickles: reading one runs code from it.
+SUFFIXES = (".safetensors", ".sft")
+
+TENSOR_PICKLES: Mapping[str, tuple[str, ...]] = {"upscale_models": (".pth", ".pt"), "embeddings": (".pt", ".bin")}
+"""Folders whose models are mostly published as pickles of nothing but tensors, which are read without running code."""
+
+GGUF: Mapping[str, tuple[str, ...]] = {"unet_gguf": (".gguf",), "clip_gguf": (*SUFFIXES, ".gguf")}
+"""The folders' names by which nodes of GGUF files list them, and the suffixes that they list."""
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
+"""Suffixes of the pictures of models that users keep beside them."""
+
+DRAWING = ("checkpoints", "diffusion_models", "diffusers")
+"""Folders one of which must have a model before any picture can be drawn."""
+NO_MODELS = (
+    "no model can draw yet: put a checkpoint into models/checkpoints, such as models/checkpoints/sd15.safetensors; "
+    "`serve-app up --demo` brings a tiny one"
+)
+"""What a first visitor is told while those are empty."""
+
+TINY_VAES = ("taesd", "taesdxl", "taesd3", "taef1", "taef2")
+"""VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
+
+DIFFUSERS_PARTS: Mapping[str, tuple[str, ...]] = {
+    "backbone": ("unet/diffusion_pytorch_model",),
+    "clip": ("text_encoder/model", "text_encoder_2/model"),
+    "vae": ("vae/diffusion_pytorch_model",),
+}
+"""The files of a part in a folder in diffusers' layout, without what follows. Those after the first may be absent."""
+
+DIFFUSERS_MARK = "model_index.json"
+NAME_BYTES = 200
+"""How long a part of a new file's name may be; with what is put before and after it, disks take it."""
+_PLAIN = re.compile(r'\w[^\\:*?"<>|\x00-\x1f\x7f]*')
+_DIFFUSERS_ENDS = (".fp16.safetensors", ".safetensors")
+
+
+class Catalog:
+    """What model files there are, in a directory or wherever `files` says. Errors of a bucket: StoreError."""
+
+    def __init__(self, files: Path | ModelFiles) -> None:
+        self._files: ModelFiles = ModelFolder(files) if isinstance(files, Path) else files
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of a folder's models, sorted, subfolders with forward slashes.
+
+        They are its files; in "diffusers" the folders with a model's parts; in "vae" the TAESDs beside the files.
+        Errors: ModelFileError for a folder the layout does not have.
+        """
+        suffixes = (DIFFUSERS_MARK,) if folder == "diffusers" else _suffixes(folder)
+        found = {name for directory in self._directories(folder) for name in self._files.names(directory, suffixes)}
+        if folder == "diffusers":
+            found = {name.removesuffix(f"/{DIFFUSERS_MARK}") for name in found if "/" in name}
+        elif folder == "vae":
+            halves = set(self.names("vae_approx"))
+            found |= {n for n in TINY_VAES if {f"{n}_encoder.safetensors", f"{n}_decoder.safetensors"} <= halves}
+        return sorted(found)
+
+    def path(self, folder: str, name: str) -> Path:
+        """Return where a model file is on this host; one of a bucket is fetched if need be.
+
+        Errors: ModelFileError for a file that is absent or of another format.
+        """
+        return self._files.path(self._existing(folder, name))
+
+    def beside(self, folder: str, name: str) -> Path | None:
+        """Return where a file that is no model lies beside a folder's models, None if it does not."""
+        found = self._find(folder, name)
+        return None if found is None else self._files.path(found)
+
+    def open(self, folder: str, name: str) -> BinaryIO:
+        """Open a model file where it is kept, to read a little of it. Errors: as `path`."""
+        return self._files.open(self._existing(folder, name))
+
+    def picture(self, folder: str, index: int, name: str) -> BinaryIO | None:
+        """Open the picture that lies beside a model in the folder's directory of that number; None without one.
+
+        It is called as the model, with an image's suffix or ".preview" and one. Errors: ModelFileError for an unknown
+        folder.
+        """
+        directories = self._directories(folder)
+        parts = name.split("/")
+        if "\0" in name or name.startswith("/") or ".." in parts or not 0 <= index < len(directories):
+            return None
+        stem = f"{directories[index]}/{PurePosixPath(name).with_suffix('')}" if parts[-1] else ""
+        found = (stem + end + suffix for end in ("", ".preview") for suffix in PICTURES)
+        there = next((picture for picture in found if stem and self._files.stat(picture) is not None), None)
+        return None if there is None else self._files.open(there)
+
+    def stat(self, folder: str, name: str) -> FileStat:
+        """Return a model file's size, time and tag. Errors: as `path`."""
+        found = self._files.stat(self._existing(folder, name))
+        if found is None:  # taken away just now
+            raise self._absent(folder, name)
+        return found
+
+    def fetch(self, folder: str, name: str) -> None:
+        """See that all files of a model are on this host. Errors: as `path`, but none for what is absent."""
+        for found in self._all(folder, name):
+            if found is not None and found.lower().endswith(_suffixes(folder)):
+                self._files.path(found)
+
+    def _existing(self, folder: str, name: str) -> str:
+        if not name.lower().endswith(_suffixes(folder)):
+            allowed = ", ".join(_suffixes(folder))
+            raise ModelFileError(f"{_shown(folder, name)} has a format that is not read; allowed: {allowed}")
+        found = self._find(folder, name)
+        if found is None:
+            raise self._absent(folder, name)
+        return found
+
+    def _absent(self, folder: str, name: str) -> ModelFileError:
+        near = did_you_mean(name, self.names(folder))
+        return ModelFileError(f"{_shown(folder, name)} is not in {self._files}{near}")
+
+    def paths(self, folder: str, name: str, part: str) -> list[Path]:
+        """Return the files of a part of a model: one, or more of a folder in diffusers' layout. Errors: as `path`."""
+        if folder != "diffusers":
+            return [self.path(folder, name)]
+        found = self._diffusers(name, part)
+        if not found:
+            wanted = DIFFUSERS_PARTS[part][0] + _DIFFUSERS_ENDS[-1]
+            raise ModelFileError(f"diffusers folder {name[:300]!r} in {self._files} has no {wanted}")
+        return list(map(self._files.path, found))
+
+    def _diffusers(self, name: str, part: str) -> list[str]:
+        found: list[str] = []
+        for stem in DIFFUSERS_PARTS[part]:
+            candidates = (self._find("diffusers", f"{name}/{stem}{end}") for end in _DIFFUSERS_ENDS)
+            found += [path for path in candidates if path is not None][:1]
+        return found
+
+    def put(self, folder: str, name: str, data: Iterable[bytes]) -> None:
+        """Store a new safetensors file in a folder, whole or not at all; `data` is read to its end.
+
+        Errors: InvalidSubmissionError for a name that cannot be and for what is no such file; ModelFileError for an
+        unknown folder; FileExistsError; OSError; StoreError; what data raises.
+        """
+        directories = self._directories(folder)
+        parts = name.split("/")
+        plain = all(_PLAIN.fullmatch(part) and len(part.encode(errors="replace")) <= NAME_BYTES for part in parts)
+        if len(parts) > DEPTH_LIMIT or not plain:
+            raise InvalidSubmissionError(
+                f"{_shown(folder, name)} cannot be a name: parts between slashes begin with a letter, digit or _, have "
+                f'none of \\ : * ? " < > | and at most {NAME_BYTES} bytes'
+            )
+        if folder == "diffusers" or not name.lower().endswith(SUFFIXES):
+            allowed = ", ".join(SUFFIXES)
+            raise InvalidSubmissionError(f"{_shown(folder, name)} cannot be uploaded; allowed are files in {allowed}")
+        if self._find(folder, name) is not None:
+            raise FileExistsError(name)
+        own = OLD_NAMES.get(folder, folder)
+        directory = own if own in directories else directories[0]
+        try:
+            self._files.put(f"{directory}/{name}", checked(data))
+        except ModelFileError as error:
+            raise InvalidSubmissionError(f"{_shown(folder, name)} {error}") from error
+
+    def delete(self, folder: str, name: str) -> None:
+        """Remove a model file. Errors: as `path`; OSError."""
+        self._files.delete(self._existing(folder, name))
+
+    def fingerprint(self, folder: str, name: str) -> str:
+        """Return text that changes when the file's content does; "absent" if there is no such file.
+
+        It never fails for a missing file: the node that reads the file says so, with its id.
+        """
+        return " ".join(map(self._fingerprint, self._all(folder, name)))
+
+    def _all(self, folder: str, name: str) -> list[str | None]:
+        """Return every file of a model, None for one that is absent."""
+        if folder == "diffusers":
+            return [found for part in DIFFUSERS_PARTS for found in self._diffusers(name, part)]
+        if folder == "vae" and name in TINY_VAES:
+            return [self._find("vae_approx", f"{name}_{half}.safetensors") for half in ("encoder", "decoder")]
+        return [self._find(folder, name)]
+
+    def _fingerprint(self, name: str | None) -> str:
+        found = self._files.stat(name) if name is not None else None
+        return found.etag if found is not None else "absent"
+
+    def directories(self, folder: str) -> list[str]:
+        """Return the directories a folder is made of, below `models`: where that is, is nothing to clients.
+
+        Errors: ModelFileError for an unknown folder.
+        """
+        return [f"models/{directory}" for directory in self._directories(folder)]
+
+    def directory_index(self, folder: str, name: str) -> int:
+        """Return which of the folder's directories a file is read from. Errors: as `path`."""
+        found = self._existing(folder, name)
+        return next(i for i, directory in enumerate(self._directories(folder)) if found == f"{directory}/{name}")
+
+    def _find(self, folder: str, name: str) -> str | None:
+        parts = name.split("/")
+        if "\0" in name or name.startswith("/") or ".." in parts:
+            return None
+        candidates = (f"{directory}/{name}" for directory in self._directories(folder))
+        return next((found for found in candidates if self._files.stat(found) is not None), None)
+
+    def _directories(self, folder: str) -> tuple[str, ...]:
+        known = FOLDERS.get(OLD_NAMES.get(folder, folder))
+        if known is None:
+            near = did_you_mean(folder, FOLDERS)
+            raise ModelFileError(
+                f"there is no folder {folder[:100]!r} of model files{near}; there are {', '.join(FOLDERS)}"
+            )
+        return known
+
+
+def _suffixes(folder: str) -> tuple[str, ...]:
+    return GGUF.get(folder, SUFFIXES + TENSOR_PICKLES.get(folder, ()))
+
+
+def _shown(folder: str, name: str) -> str:
+    return f"{folder} file {name[:300]!r}"

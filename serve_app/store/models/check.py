@@ -1,0 +1,58 @@
+"""Whether model files can be what loaders want of them, as far as their headers tell: names and shapes of tensors.
+
+A header is read once for a file's size and time. Knows no torch.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from threading import Lock
+
+from serve_app.errors import ModelFileError
+from serve_app.store.models import gguf_header
+from serve_app.store.models.catalog import TINY_VAES, Catalog
+from serve_app.store.models.header import shapes
+from serve_app.store.models.kinds import refusal
+
+FILES_KEPT = 4096
+"""Of how many files it is remembered what was found."""
+
+
+class ModelCheck:
+    """What is wrong with the files of a catalog. Every method may be called from any thread."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self._found: OrderedDict[tuple[str, str, str, str], str | None] = OrderedDict()
+        self._lock = Lock()
+
+    def refusal(self, part: str, folder: str, name: str) -> str | None:
+        """Return why a file cannot be a part of a model, None if it may. An absent one is left to who reads it."""
+        if folder == "diffusers" or (folder == "vae" and name in TINY_VAES):
+            return None
+        try:
+            stat = self._catalog.stat(folder, name)
+        except ModelFileError:
+            return None
+        key = (part, folder, name, stat.etag)
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        found = self._read(part, folder, name, stat.size)
+        with self._lock:
+            self._found[key] = found
+            if len(self._found) > FILES_KEPT:
+                self._found.popitem(last=False)
+        return found
+
+    def _read(self, part: str, folder: str, name: str, size: int) -> str | None:
+        try:
+            with self._catalog.open(folder, name) as file:
+                gguf = name.lower().endswith(gguf_header.SUFFIX)
+                found = gguf_header.shapes(file) if gguf else shapes(file, size)
+        except ModelFileError as error:
+            return str(error)
+        except OSError as error:
+            return f"cannot be read: {error.strerror or type(error).__name__}"
+        return refusal(part, found)

@@ -1,0 +1,1 @@
+"""What the web page keeps and lists: assets, gallery, exports, user data, pages of node packs."""

@@ -1,0 +1,94 @@
+"""Exports: which files a client has asked to be given as one archive, kept for a while.
+
+An export is a list; its archive is made as it is read (`archive.py`), so it takes no room and leaves nothing behind.
+Each is one tenant's. A new one takes the place of those that are too old or too many.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+
+from serve_app.store.database.insert_once import insert_once
+from serve_app.store.database.query_scope import OfTenant
+from serve_app.store.database.schema import EXPORTS
+from serve_app.store.files.archive import Member
+from serve_app.store.files.store import AREAS, FileRef
+
+KEPT_S = 86_400.0
+"""How long one can be read."""
+KEPT = 20
+"""How many of a tenant can be read, the newest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """members: what is in the archive. missing: ids that were asked for and were not there. created_s: Unix time."""
+
+    export_id: str
+    created_s: float
+    members: tuple[Member, ...]
+    missing: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeepExport(OfTenant):
+    """Keep an export."""
+
+    writes: ClassVar[bool] = True
+
+    export: Export
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Insert it, and delete what has had its time."""
+        export = self.export
+        members = [[*_place(member.ref), member.name, member.size, member.changed_s] for member in export.members]
+        row = {
+            "export_id": export.export_id,
+            "tenant": self.tenant,
+            "created_s": export.created_s,
+            "members": json.dumps(members),
+            "missing": json.dumps(export.missing),
+        }
+        insert_once(connection, EXPORTS, ("export_id",), [row])
+        own = EXPORTS.c.tenant == self.tenant
+        newest = sa.select(EXPORTS.c.export_id).where(own).order_by(EXPORTS.c.created_s.desc()).limit(KEPT)
+        kept = connection.execute(newest).scalars().all()
+        over = own & EXPORTS.c.export_id.not_in(kept)
+        connection.execute(sa.delete(EXPORTS).where(over | (EXPORTS.c.created_s < time.time() - KEPT_S)))
+
+
+@dataclass(frozen=True, slots=True)
+class FindExport(OfTenant):
+    """A tenant's export by its id."""
+
+    writes: ClassVar[bool] = False
+
+    export_id: str
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> Export | None:
+        """Return it; None if it is not there, or has had its time."""
+        wanted = (EXPORTS.c.export_id == self.export_id) & (EXPORTS.c.tenant == self.tenant)
+        row = connection.execute(
+            sa.select(EXPORTS).where(wanted & (EXPORTS.c.created_s >= time.time() - KEPT_S))
+        ).first()
+        if row is None:
+            return None
+        members = tuple(_member(*values) for values in json.loads(row.members))
+        return Export(row.export_id, row.created_s, members, tuple(json.loads(row.missing)))
+
+
+def _place(ref: FileRef) -> Sequence[Any]:
+    return ref.area, ref.path
+
+
+def _member(area: str, path: str, name: str, size: int, changed_s: float) -> Member:
+    subfolder, _, filename = path.rpartition("/")
+    return Member(FileRef(next(known for known in AREAS if known == area), subfolder, filename), name, size, changed_s)

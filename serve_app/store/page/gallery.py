@@ -1,0 +1,197 @@
+"""What the web page's gallery lists: outputs of ended jobs, and uploads. Both stretch by stretch, the newest first.
+
+A stretch is of the tenant who asks; the operator's is of what is its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import sqlalchemy as sa
+
+from serve_app.store.database.list_statements import of_tenant
+from serve_app.store.database.query_scope import OfTenant
+from serve_app.store.database.schema import ASSETS, JOBS, OUTPUTS
+from serve_app.store.page.assets import Asset, select_assets
+
+CHARACTERS = 4_000_000
+"""Of what jobs have shown, as JSON, in one answer; one job's is there whole."""
+
+
+class EndedJob(NamedTuple):
+    """place: the cursor of its end. outputs: ui dict by node id."""
+
+    place: int
+    job_id: str
+    ended_s: float
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+class EndedJobs(NamedTuple):
+    """following: the place of the job that comes next; None where none does."""
+
+    jobs: tuple[EndedJob, ...]
+    following: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EndedOutputs(OfTenant):
+    """What jobs have shown that ended up to a place, the last first: of at most `limit` jobs."""
+
+    writes: ClassVar[bool] = False
+
+    limit: int
+    until: int | None = None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> EndedJobs:
+        """Return them, without those that have shown nothing."""
+        ended = JOBS.c.ended_seq.is_not(None) & sa.exists().where(OUTPUTS.c.job_id == JOBS.c.job_id)
+        ended &= of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
+        if self.until is not None:
+            ended &= JOBS.c.ended_seq <= self.until
+        listed = sa.select(JOBS.c.ended_seq, JOBS.c.job_id, JOBS.c.ended_s).where(ended)
+        found: list[EndedJob] = []
+        left = CHARACTERS
+        rows = connection.execute(listed.order_by(JOBS.c.ended_seq.desc()).limit(self.limit + 1)).all()
+        for place, job_id, ended_s in rows:
+            if len(found) == self.limit:
+                return EndedJobs(tuple(found), place)
+            texts = _texts(connection, job_id)
+            left -= sum(map(len, texts.values()))
+            if left < 0 and found:
+                return EndedJobs(tuple(found), place)
+            found.append(EndedJob(place, job_id, ended_s, _parsed(texts)))
+        return EndedJobs(tuple(found), None)
+
+
+class ShownJob(NamedTuple):
+    """outputs: ui dict by node id, of a job that has not ended as far as they are there."""
+
+    job_id: str
+    created_s: float
+    outputs: Mapping[str, Mapping[str, Any]]
+
+
+class ShownJobs(NamedTuple):
+    """jobs: those that are there. asked: how many of the ids they are the answer to, the first of them."""
+
+    jobs: tuple[ShownJob, ...]
+    asked: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutputs(OfTenant):
+    """What some jobs have shown, as many of them as one answer holds."""
+
+    writes: ClassVar[bool] = False
+
+    job_ids: tuple[str, ...]
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> ShownJobs:
+        """Return it, of the first of the jobs at least."""
+        own = of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
+        found: list[ShownJob] = []
+        left = CHARACTERS
+        for place, job_id in enumerate(self.job_ids):
+            created_s = connection.execute(sa.select(JOBS.c.created_s).where(own & (JOBS.c.job_id == job_id))).scalar()
+            if created_s is None:
+                continue
+            texts = _texts(connection, job_id)
+            left -= sum(map(len, texts.values()))
+            if left < 0 and found:
+                return ShownJobs(tuple(found), place)
+            found.append(ShownJob(job_id, created_s, _parsed(texts)))
+        return ShownJobs(tuple(found), len(self.job_ids))
+
+
+def _texts(connection: sa.Connection, job_id: str) -> dict[str, str]:
+    """Return the JSON of what each node of a job has shown, by its id."""
+    shown = sa.select(OUTPUTS.c.node_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id == job_id)
+    return {row.node_id: row.ui for row in connection.execute(shown.order_by(OUTPUTS.c.seq))}
+
+
+def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
+    return {node_id: json.loads(ui) for node_id, ui in texts.items()}
+
+
+class UploadsEnd(NamedTuple):
+    """Where a stretch of uploads ends."""
+
+    created_s: float
+    asset_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads(OfTenant):
+    """Assets that clients have uploaded, at most `limit`, past the end of an earlier stretch."""
+
+    writes: ClassVar[bool] = False
+
+    limit: int
+    past: UploadsEnd | None = None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[Asset, ...]:
+        """Return them."""
+        where = ASSETS.c.job_id.is_(None) & (ASSETS.c.tenant == self.tenant)
+        place = sa.tuple_(ASSETS.c.created_s, ASSETS.c.asset_id)
+        if self.past is not None:
+            where &= place < sa.tuple_(*map(sa.literal, self.past))
+        return tuple(
+            select_assets(connection, where, (ASSETS.c.created_s.desc(), ASSETS.c.asset_id.desc()), self.limit)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeTags(OfTenant):
+    """Give an asset tags, and take some from it. most: how many it may have."""
+
+    writes: ClassVar[bool] = True
+
+    asset_id: str
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    most: int
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> tuple[str, ...] | None:
+        """Return its tags, as they are now if it would have too many; None if it is not there."""
+        where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
+        found = select_assets(connection, where, (), 1)
+        if not found:
+            return None
+        kept = [tag for tag in found[0].tags if tag not in self.removed]
+        tags = tuple(dict.fromkeys((*kept, *self.added)))
+        if len(tags) > self.most:
+            return found[0].tags
+        connection.execute(sa.update(ASSETS).where(where).values(tags=json.dumps(tags)))
+        return tags
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAsset(OfTenant):
+    """Call an asset otherwise, and change what its client keeps with it; None leaves that as it is."""
+
+    writes: ClassVar[bool] = True
+
+    asset_id: str
+    name: str | None
+    user_metadata: Mapping[str, Any] | None
+    preview_id: str | None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> Asset | None:
+        """Return it as it is now; None if it is not there."""
+        where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
+        values = {"name": self.name, "preview_id": self.preview_id}
+        if self.user_metadata is not None:
+            values["user_metadata"] = json.dumps(self.user_metadata)
+        if changed := {column: value for column, value in values.items() if value is not None}:
+            connection.execute(sa.update(ASSETS).where(where).values(changed))
+        found = select_assets(connection, where, (), 1)
+        return found[0] if found else None

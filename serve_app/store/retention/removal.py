@@ -1,0 +1,123 @@
+"""Removing ended jobs together with their files, so that a process which ends halfway leaves nothing behind.
+
+The transaction that takes jobs out of the tables writes down their files, and whoever deletes those takes them off the
+list after that. What another job shows, or an asset refers to, only leaves the list.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import sqlalchemy as sa
+
+from serve_app.store.database.insert_once import Values, insert_once
+from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.schema import ASSET_USES, DELIVERIES, DOOMED_FILES, JOBS, LABELS, OUTPUTS, RESERVATIONS
+from serve_app.store.files.reserved import shown
+from serve_app.store.retention.named_files import Place, places
+
+PORTION = 200
+"""How many jobs, or files, one transaction concerns."""
+DELETED_AREAS = ("output", "temp")
+"""Whose files are jobs' own: what a node shows of the input area, its client has put there."""
+
+
+class Removed(NamedTuple):
+    """ended: jobs that are gone. unfinished: jobs that are there and have not ended. more: whether some are left.
+
+    files: what those that are gone have shown.
+    """
+
+    ended: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    files: tuple[Place, ...]
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveJobs(OfTenant):
+    """Take ended jobs out, these or all, at most PORTION of them. tenant: whose; "" for anyone's."""
+
+    writes: ClassVar[bool] = True
+
+    job_ids: tuple[str, ...] | None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> Removed:
+        """Return which, and which of those that were named have not ended."""
+        wanted: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None) if self.job_ids is None else sa.true()
+        if self.job_ids is not None:
+            wanted = JOBS.c.job_id.in_(self.job_ids[:PORTION])
+        if self.tenant:
+            wanted &= JOBS.c.tenant == self.tenant
+        columns = (JOBS.c.job_id, JOBS.c.tenant, JOBS.c.ended_s)
+        rows = connection.execute(sa.select(*columns).where(wanted).order_by(JOBS.c.order).limit(PORTION)).all()
+        ended = [row for row in rows if row.ended_s is not None]
+        files = _shown_by(connection, ended)
+        _doom(connection, files)
+        delete_jobs(connection, JOBS.c.job_id.in_([row.job_id for row in ended]))
+        more = len(rows) == PORTION if self.job_ids is None else len(self.job_ids) > PORTION
+        left = tuple(row.job_id for row in rows if row.ended_s is None)
+        return Removed(tuple(row.job_id for row in ended), left, tuple(files), more)
+
+
+@dataclass(frozen=True, slots=True)
+class Doomed(OfServer):
+    """Files that are to be deleted, at most PORTION of them."""
+
+    writes: ClassVar[bool] = False
+
+    def carry_out(self, connection: sa.Connection) -> tuple[Place, ...]:
+        """Return where they lie."""
+        rows = connection.execute(sa.select(DOOMED_FILES.c.area, DOOMED_FILES.c.path).limit(PORTION))
+        return tuple((row.area, row.path) for row in rows)
+
+
+@dataclass(frozen=True, slots=True)
+class SettleDoomed(OfServer):
+    """Take files off the list: they are gone, or another has them."""
+
+    writes: ClassVar[bool] = True
+
+    files: tuple[Place, ...]
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Delete their rows."""
+        for area, path in self.files:
+            place = (DOOMED_FILES.c.area == area) & (DOOMED_FILES.c.path == path)
+            connection.execute(sa.delete(DOOMED_FILES).where(place))
+
+
+def delete_jobs(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
+    """Delete jobs with all that belongs to them in the tables, but for keys and what webhooks are yet to be told.
+
+    which: the rows of the table of jobs.
+    """
+    gone = sa.select(JOBS.c.job_id).where(which)
+    for table in (OUTPUTS, RESERVATIONS, ASSET_USES):
+        connection.execute(sa.delete(table).where(table.c.job_id.in_(gone)))
+    told = DELIVERIES.c.ended_s.is_not(None) & DELIVERIES.c.job_id.in_(gone)
+    connection.execute(sa.delete(DELIVERIES).where(told))
+    labelled = sa.select(JOBS.c.order).where(which & (JOBS.c.labels != "{}"))
+    connection.execute(sa.delete(LABELS).where(LABELS.c.order.in_(labelled)))
+    connection.execute(sa.delete(JOBS).where(which))
+
+
+def _shown_by(connection: sa.Connection, jobs: Sequence[Any]) -> list[Place]:
+    tenants = {job.job_id: job.tenant for job in jobs}
+    found = sa.select(OUTPUTS.c.job_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id.in_(list(tenants)))
+    files = {
+        place
+        for job_id, ui in connection.execute(found)
+        for place in places(shown(json.loads(ui)), tenants[job_id])
+        if place[0] in DELETED_AREAS
+    }
+    return sorted(files)
+
+
+def _doom(connection: sa.Connection, files: Sequence[Place]) -> None:
+    rows: list[Values] = [{"area": area, "path": path} for area, path in files]
+    insert_once(connection, DOOMED_FILES, ("area", "path"), rows)

@@ -1,0 +1,128 @@
+"""Removing files that nobody will ask for: saved by jobs that ended before it was recorded, old previews, half-written.
+
+Only what is certainly ours goes: by a reserved name and a content that its node meant to save, or by a name that only
+our own code gives. Everything is synchronous and slow where the store is; callers use a thread.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+
+from serve_app import log
+from serve_app.errors import FileMissingError
+from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.atomic_write import UNFINISHED
+from serve_app.store.files.reserved import Reservation, is_own
+from serve_app.store.files.store import AREAS, FileRef, Store
+from serve_app.store.page.assets import FOLDER, NAME, KnownFiles
+from serve_app.store.retention.named_files import NeededFiles, Place, ref_of
+from serve_app.store.tenants.tenants import named_by_tenant
+
+SETTLED_S = 90.0
+"""How long after a job's end nothing of it is still on its way: longer than a silent replica is waited for."""
+BATCH_SIZE = 200
+"""Reservations that are looked at in one go."""
+UNFINISHED_S = 3600.0
+"""No file takes so long to write."""
+PREVIEW = re.compile(r"_[a-z]{12}_[0-9]{5,}_[^/]*$")
+_HALF = re.compile(r"\.[0-9a-f]{32}" + re.escape(UNFINISHED))
+_log = log.get("store")
+
+
+class Sweep:
+    """temp_age_s: how old previews may get. deleted: told of each file that is gone."""
+
+    def __init__(
+        self, jobs: Jobs, store: Store, temp_age_s: float, deleted: Callable[[FileRef], None] = lambda ref: None
+    ) -> None:
+        self._jobs = jobs
+        self._store = store
+        self._temp_age_s = temp_age_s
+        self._deleted = deleted
+
+    def unrecorded(self, ended_before_s: float, kept: Iterable[FileRef]) -> list[Reservation]:
+        """Remove what ended jobs saved and nobody recorded; return the reservations that are thereby done with.
+
+        kept: files that may still come to be recorded, by a job that is given another one's results; as tenants
+        name them.
+        """
+        reservations = self._jobs.unsettled(ended_before_s, BATCH_SIZE)
+        recorded = self._jobs.shown([reservation.job_id for reservation in reservations])
+        unrecorded = [
+            (reservation, [(ref, digests) for ref, digests in reservation.files() if ref not in recorded])
+            for reservation in reservations
+        ]
+        kept = _among({named_by_tenant(ref) for _, left in unrecorded for ref, _ in left}, kept)
+        done = []
+        for reservation, left in unrecorded:
+            if any(named_by_tenant(ref) in kept for ref, _ in left):
+                continue
+            for ref, digests in left:
+                self._remove(reservation.job_id, ref, digests)
+            done.append(reservation)
+        return done
+
+    def previews(self, started_s: float | None, kept: Iterable[FileRef]) -> int:
+        """Remove previews that are too old, or as a server starts all from before `started_s`; return how many."""
+        before_s = time.time() - self._temp_age_s if started_s is None else started_s
+        return self._aged("temp", PREVIEW, before_s, kept)
+
+    def abandoned_uploads(self) -> int:
+        """Remove uploads that no asset refers to: a process ended before one did, or after the last one went."""
+        before_s, known = time.time() - UNFINISHED_S, self._jobs.inquire(0, KnownFiles())
+        found = [(r, at_s) for r, at_s in self._store.files("input") if named_by_tenant(r).subfolder == FOLDER]
+        # No two uploads have one name, so whose one is makes no difference.
+        old = [r for r, at_s in found if at_s < before_s and NAME.fullmatch(r.filename) and r.filename not in known]
+        self.delete(old)
+        return len(old)
+
+    def delete(self, refs: Iterable[FileRef]) -> None:
+        """Remove files that the database does not name any more."""
+        for ref in refs:
+            self._delete(ref)
+
+    def doomed(self, files: tuple[Place, ...]) -> None:
+        """Remove files of jobs that are gone, but for those that another job shows or that are needed otherwise."""
+        needed = self._jobs.inquire(0, NeededFiles(files))
+        for ref in (ref_of(place) for place in files if place not in needed):
+            if not self._jobs.is_shown(ref):
+                self._delete(ref)
+
+    def half_written(self) -> int:
+        """Remove what a process that was killed was about to write; return how many files that were."""
+        before_s = time.time() - UNFINISHED_S
+        return sum(self._aged(area, _HALF, before_s, ()) for area in AREAS)
+
+    def _aged(self, area: str, pattern: re.Pattern[str], before_s: float, kept: Iterable[FileRef]) -> int:
+        found = self._store.files(next(known for known in AREAS if known == area))
+        aged = [ref for ref, at_s in found if at_s < before_s and pattern.search(ref.filename)]
+        kept = _among({named_by_tenant(ref) for ref in aged}, kept)
+        old = [ref for ref in aged if named_by_tenant(ref) not in kept]
+        for ref in old:
+            self._delete(ref)
+        return len(old)
+
+    def _delete(self, ref: FileRef) -> None:
+        self._store.delete(ref)
+        self._deleted(ref)
+
+    def _remove(self, job_id: str, ref: FileRef, digests: frozenset[str]) -> None:
+        try:
+            if not is_own(self._store, ref, digests):
+                _log.info(
+                    "%s stays: job %s was to save under this name, but the content is another's", ref.path, job_id
+                )
+                return
+        except FileMissingError:
+            return
+        # Looked up last and only for files that are there: it reads what every job has shown.
+        if not self._jobs.is_shown(ref):
+            self._delete(ref)
+            _log.info("%s is removed: job %s saved it and ended before that was recorded", ref.path, job_id)
+
+
+def _among(files: set[FileRef], kept: Iterable[FileRef]) -> set[FileRef]:
+    """Return which of the files are kept. Many more may be, so those are gone through one by one."""
+    return {ref for ref in kept if ref in files} if files else set()

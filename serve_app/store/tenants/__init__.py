@@ -1,0 +1,1 @@
+"""Tenants in the store: keys, audit log, files apart, bytes and usage."""

@@ -1,0 +1,65 @@
+"""What an operator holds back: the whole queue, the jobs that need a pool, or those of a tenant.
+
+Kept in the database until it is resumed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, TypeAlias
+
+import sqlalchemy as sa
+
+from serve_app.store.database.insert_once import insert_once
+from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.schema import PAUSES
+
+Kind: TypeAlias = Literal["queue", "pool", "tenant"]
+KINDS: tuple[Kind, ...] = ("queue", "pool", "tenant")
+
+
+class Pause(NamedTuple):
+    """What is held back. name: of the pool or tenant; "" for the queue."""
+
+    kind: Kind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".rstrip()
+
+
+THE_QUEUE = Pause("queue")
+"""Everything that has not started."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPause(OfServer):
+    """Pause, or resume: both say how it is to be, and may be said again."""
+
+    writes: ClassVar[bool] = True
+
+    pause: Pause
+    paused: bool
+
+    def carry_out(self, connection: sa.Connection) -> Mapping[Pause, float]:
+        """Return what is paused after that, each with the Unix time since when."""
+        kind, name = self.pause
+        if self.paused:
+            insert_once(connection, PAUSES, ("kind", "name"), [{"kind": kind, "name": name, "since_s": time.time()}])
+        else:
+            connection.execute(sa.delete(PAUSES).where((PAUSES.c.kind == kind) & (PAUSES.c.name == name)))
+        return AllPauses().carry_out(connection)
+
+
+@dataclass(frozen=True, slots=True)
+class AllPauses(OfServer):
+    """What is paused."""
+
+    writes: ClassVar[bool] = False
+
+    def carry_out(self, connection: sa.Connection) -> Mapping[Pause, float]:
+        """Return it, each with the Unix time since when."""
+        rows = connection.execute(sa.select(PAUSES).order_by(PAUSES.c.since_s, PAUSES.c.kind, PAUSES.c.name))
+        return {Pause(row.kind, row.name): float(row.since_s) for row in rows}

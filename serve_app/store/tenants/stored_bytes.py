@@ -1,0 +1,160 @@
+"""How many bytes each tenant has stored: a row for each of its files, and their sum.
+
+Whoever writes or deletes a file notes what lies there now, so that a note may be made twice. What nobody has noted, as
+a file that a node pack wrote by itself, is found where all files are looked at: see
+`scheduler/housekeeping/storage_count.py`. An upload claims its bytes before it is written, so that two at a time do not
+pass the quota together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from serve_app.errors import QuotaError
+from serve_app.limits import refused
+from serve_app.store.database.insert_once import insert_once
+from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.schema import STORED_BYTES, STORED_FILES
+
+CLAIM_S = 3600.0
+"""How long a claim counts whose upload never ended; no upload takes so long."""
+RETRY_S = 60
+"""When a tenant may ask again for what deletion and retention decide."""
+BATCH = 500
+"""How many rows one statement names."""
+
+
+def name_of(area: str, path: str) -> str:
+    """Return what a file is known by here, however long its path."""
+    return hashlib.sha256(f"{area}/{path}".encode(errors="replace")).hexdigest()
+
+
+def new_claim() -> str:
+    """Return a name that no file has."""
+    return f"claim {secrets.token_hex(16)}"
+
+
+def refusal(most: int, stored: int, size: int = 0) -> QuotaError:
+    """Return the refusal of `size` more bytes, or of a job, to a tenant that has stored so many; counts it."""
+    refused("quotas.bytes_stored")
+    more = f", and this is {size} more" if size else ""
+    reason = f"this tenant has stored {stored} bytes{more}; its quota 'bytes_stored' allows {most}"
+    return QuotaError(reason, RETRY_S, "bytes_stored", most, max(0, most - stored))
+
+
+class Claimed(NamedTuple):
+    """stored: what the tenant has stored beside it."""
+
+    granted: bool
+    stored: int
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimBytes(OfTenant):
+    """Count bytes that are about to be written, if there is room. replaced: the file in whose place they go, if any."""
+
+    writes: ClassVar[bool] = True
+
+    claim: str
+    size: int
+    most: int
+    replaced: str | None = None
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> Claimed:
+        """Return whether there is room."""
+        named = [self.claim, *([] if self.replaced is None else [self.replaced])]
+        there = _sizes(connection, named)
+        stored = _total(connection, self.tenant) - there.get(self.claim, 0)
+        more = self.size - there.get(self.replaced or "", 0)
+        if more > 0 and stored + more > self.most:
+            return Claimed(False, stored)
+        _put(connection, self.tenant, {self.claim: max(0, more)}, time.time() + CLAIM_S)
+        return Claimed(True, stored)
+
+
+@dataclass(frozen=True, slots=True)
+class NoteFiles(OfTenant):
+    """Take in what lies where a tenant's files do. sizes: bytes by `name_of`; None where there is no file."""
+
+    writes: ClassVar[bool] = True
+
+    sizes: Mapping[str, int | None]
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Change the rows and the sum."""
+        _put(connection, self.tenant, self.sizes, time.time())
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetUnseen(OfServer):
+    """Forget files that nobody has noted since a time, and add up anew; with `inf`, all of it."""
+
+    writes: ClassVar[bool] = True
+
+    before_s: float
+
+    def carry_out(self, connection: sa.Connection) -> None:
+        """Delete their rows."""
+        connection.execute(sa.delete(STORED_FILES).where(STORED_FILES.c.seen_s < self.before_s))
+        connection.execute(sa.delete(STORED_BYTES))
+        added = sa.select(STORED_FILES.c.tenant, sa.func.sum(STORED_FILES.c.size)).group_by(STORED_FILES.c.tenant)
+        connection.execute(sa.insert(STORED_BYTES).from_select(["tenant", "bytes"], added))
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBytes(OfTenant):
+    """What a tenant has stored."""
+
+    writes: ClassVar[bool] = False
+
+    tenant: str = ""
+
+    def carry_out(self, connection: sa.Connection) -> int:
+        """Return the bytes."""
+        return _total(connection, self.tenant)
+
+
+def totals(connection: sa.Connection) -> dict[str, int]:
+    """Return the bytes of each tenant that has some."""
+    return {row.tenant: int(row.bytes) for row in connection.execute(sa.select(STORED_BYTES)) if row.bytes}
+
+
+def _total(connection: sa.Connection, tenant: str) -> int:
+    found = connection.execute(sa.select(STORED_BYTES.c.bytes).where(STORED_BYTES.c.tenant == tenant)).scalar()
+    return int(found or 0)
+
+
+def _sizes(connection: sa.Connection, names: Iterable[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for some in _batches(tuple(names)):
+        rows = connection.execute(sa.select(STORED_FILES).where(STORED_FILES.c.name.in_(some)))
+        found.update({row.name: int(row.size) for row in rows})
+    return found
+
+
+def _put(connection: sa.Connection, tenant: str, sizes: Mapping[str, int | None], seen_s: float) -> None:
+    before = _sizes(connection, sizes)
+    for some in _batches(tuple(before)):
+        connection.execute(sa.delete(STORED_FILES).where(STORED_FILES.c.name.in_(some)))
+    there = {name: size for name, size in sizes.items() if size is not None}
+    rows = [{"name": name, "tenant": tenant, "size": size, "seen_s": seen_s} for name, size in there.items()]
+    insert_once(connection, STORED_FILES, ("name",), rows)
+    if more := sum(there.values()) - sum(before.values()):
+        insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+        adding = insert(STORED_BYTES).values(tenant=tenant, bytes=more)
+        summed = STORED_BYTES.c.bytes + adding.excluded.bytes
+        connection.execute(adding.on_conflict_do_update(index_elements=["tenant"], set_={"bytes": summed}))
+
+
+def _batches(names: Sequence[str]) -> Iterable[Sequence[str]]:
+    return (names[start : start + BATCH] for start in range(0, len(names), BATCH))

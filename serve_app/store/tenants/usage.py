@@ -1,0 +1,29 @@
+"""What tenants have used of the cluster, as a row for each tenant and day of UTC, written with the ends of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from serve_app.store.database.changes import TenantUsed
+from serve_app.store.database.schema import USAGE
+
+
+def write(connection: sa.Connection, used: Sequence[TenantUsed]) -> None:
+    """Keep totals, each in the place of an earlier one; of several of a tenant and day the last."""
+    totals = {(each.tenant, each.day): {"tenant": each.tenant, "day": each.day, "gpu_s": each.gpu_s} for each in used}
+    if not totals:
+        return
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    statement = insert(USAGE)
+    newer = {"gpu_s": statement.excluded.gpu_s}
+    statement = statement.on_conflict_do_update(index_elements=["tenant", "day"], set_=newer)
+    connection.execute(statement, list(totals.values()))
+
+
+def read(connection: sa.Connection, since_day: int) -> list[TenantUsed]:
+    """Return the totals of a day and those after it."""
+    rows = connection.execute(sa.select(USAGE).where(USAGE.c.day >= since_day).order_by(USAGE.c.day, USAGE.c.tenant))
+    return [TenantUsed("", row.tenant, int(row.day), float(row.gpu_s)) for row in rows]

@@ -1,0 +1,21 @@
+from serve_app.models.lora.merging import MergePolicy
+
+
+def decisions(policy, forwards):
+    return "".join("M" if policy.forward(mark == "a") else "." for mark in forwards)
+
+
+def test_a_set_that_has_many_forwards_to_itself_is_merged():
+    assert decisions(MergePolicy(after=3), "aaaaaa") == "...MMM"
+
+
+def test_one_forward_with_others_begins_the_count_anew():
+    assert decisions(MergePolicy(after=3), "aaaxaaaaa") == ".......MM"
+
+
+def test_a_set_that_has_long_been_with_others_is_merged_no_more():
+    assert decisions(MergePolicy(after=3), "aaaaxxxxxx") == "...MMMM..."
+
+
+def test_a_guest_of_a_few_forwards_changes_nothing():
+    assert decisions(MergePolicy(after=3), "aaaaxxxaxxx") == "...MMMMMMMM"

@@ -1,0 +1,333 @@
+import gc
+import os
+import threading
+import weakref
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from serve_app.errors import ConfigError, DeviceMemoryError, ModelFileError
+from serve_app.models.families import AutoencoderKL, ClipText, Sd
+from serve_app.models.families.unet.unet import UnetInputs
+from serve_app.models.weights.dtypes import dtype_of
+from serve_app.models.weights.loading import Loader
+from serve_app.recipe import ClipSkip, Recipe
+from serve_app.sampling.forward import Piece, denoise
+from serve_app.store.models.catalog import Catalog
+from tests.unit.models.sample import cpu_weights, random_tensors
+
+CPU = torch.device("cpu")
+UNET = Sd((32,), (1,), (1,), 1, 64)
+VAE = AutoencoderKL((32, 32), 1, 4, 3, True)
+TEXT = ClipText(1, 64, 64, 77)
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    (root / "checkpoints").mkdir()
+    (root / "vae").mkdir()
+    tensors = random_tensors(UNET) | random_tensors(VAE) | random_tensors(TEXT)
+    for name in ("a", "b", "c"):
+        save_file(tensors, root / "checkpoints" / f"{name}.safetensors")
+    save_file(random_tensors(VAE), root / "vae" / "own.safetensors")
+    return Catalog(root)
+
+
+def backbone(name):
+    return Recipe("backbone", "checkpoints", f"{name}.safetensors")
+
+
+def nbytes(architecture):
+    return sum(t.numel() for t in random_tensors(architecture).values()) * 4
+
+
+ONE = nbytes(UNET)
+
+
+def weights(catalog, budget_bytes=10**9):
+    return cpu_weights(catalog, budget_bytes=budget_bytes)
+
+
+def names(held):
+    return [name.rpartition("/")[2].removesuffix(".safetensors") for name in held.resident()]
+
+
+def test_each_part_of_a_checkpoint_is_loaded_alone(catalog):
+    held = weights(catalog)
+    held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
+    assert held.resident() == ("vae checkpoints/a.safetensors",)
+    held.backbone(backbone("a"))
+    assert held.resident() == ("vae checkpoints/a.safetensors", "backbone checkpoints/a.safetensors")
+
+
+def test_a_vae_of_its_own_file_is_loaded(catalog):
+    assert weights(catalog).vae(Recipe("vae", "vae", "own.safetensors")).factor == 2
+
+
+def test_what_is_resident_is_not_loaded_again(catalog):
+    held = weights(catalog)
+    first = held.backbone(backbone("a"))
+    module = weakref.ref(first.network.module)
+    del first
+    assert held.backbone(backbone("a")).network.module is module()
+
+
+def test_backbones_of_one_file_have_equal_keys_and_of_two_files_unequal_ones(catalog):
+    held = weights(catalog)
+    assert held.backbone(backbone("a")).key == held.backbone(backbone("a")).key
+    assert held.backbone(backbone("a")).key != held.backbone(backbone("b")).key
+
+
+def test_recipes_that_differ_only_in_clip_skip_share_their_weights(catalog):
+    held = weights(catalog)
+    clip = Recipe("clip", "checkpoints", "a.safetensors")
+    plain, skipping = held.clip(clip), held.clip(clip.with_patch(ClipSkip(-1)).with_patch(ClipSkip(-2)))
+    assert plain.encoder is skipping.encoder
+    assert (plain.stop_at, skipping.stop_at) == (None, -2)
+    assert len(held.resident()) == 1
+
+
+def test_what_was_used_least_recently_goes_first(catalog):
+    held = weights(catalog, 2 * ONE)
+    held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    held.backbone(backbone("a"))
+    held.backbone(backbone("c"))
+    assert names(held) == ["a", "c"]
+
+
+def test_what_goes_gives_its_memory_back(catalog):
+    held = weights(catalog, ONE)
+    module = weakref.ref(held.backbone(backbone("a")).network.module)
+    held.backbone(backbone("b"))
+    assert module() is None
+
+
+def test_what_is_in_use_stays_and_what_is_not_goes(catalog):
+    held = weights(catalog, 2 * ONE)
+    in_use = held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    held.backbone(backbone("c"))
+    assert names(held) == ["a", "c"]
+    assert held.backbone(backbone("a")).network is in_use.network
+
+
+def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog):
+    held = weights(catalog, ONE - 1)
+    held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
+    held.backbone(backbone("a"))
+    assert held.resident() == ("backbone checkpoints/a.safetensors",)
+
+
+def test_weights_fit_if_resident_or_if_room_can_be_made_beside_what_is_in_use(catalog):
+    held = weights(catalog, 2 * ONE)
+    a, b = held.backbone(backbone("a")), held.backbone(backbone("b"))
+    assert held.fits(held.need(backbone("a")))
+    assert not held.fits(held.need(backbone("c")))
+    del b
+    gc.collect()
+    assert held.fits(held.need(backbone("c")))
+    assert a.key is not None
+
+
+def test_a_part_larger_than_the_budget_fits_once_nothing_is_in_use(catalog):
+    held = weights(catalog, ONE - 1)
+    vae = held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
+    assert not held.fits(held.need(backbone("a")))
+    del vae
+    assert held.fits(held.need(backbone("a")))
+
+
+def test_a_file_replaced_under_its_name_is_loaded_anew(tmp_path):
+    (tmp_path / "vae").mkdir()
+    path = tmp_path / "vae" / "v.safetensors"
+    held = weights(Catalog(tmp_path))
+    recipe = Recipe("vae", "vae", "v.safetensors")
+    latents = torch.ones(1, 4, 2, 2)
+    save_file(random_tensors(VAE), path)
+    before = held.vae(recipe).decode(latents)
+    zeroed = {name: torch.zeros_like(tensor) for name, tensor in random_tensors(VAE).items()}
+    save_file(zeroed, tmp_path / "new")
+    os.replace(tmp_path / "new", path)
+    after = held.vae(recipe).decode(latents)
+    assert torch.equal(after, torch.full_like(after, 0.5))
+    assert not torch.equal(before, after)
+
+
+def test_what_is_released_is_no_longer_said_to_be_held(catalog):
+    held = weights(catalog)
+    in_use = held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    assert (held.counters.held_bytes, held.counters.loads) == (2 * ONE, 2)
+    held.release()
+    assert names(held) == ["a"]
+    assert (held.held_bytes, held.counters.held_bytes, held.counters.evictions) == (ONE, ONE, 1)
+    del in_use
+    held.release()
+    assert (held.resident(), held.held_bytes) == ((), 0)
+
+
+def test_asking_again_whether_weights_fit_touches_no_file(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "a.safetensors"
+    save_file(random_tensors(UNET), path)
+    held = weights(Catalog(tmp_path))
+    need = held.need(backbone("a"))
+    path.unlink()
+    assert held.fits(need)
+
+
+def test_what_a_file_takes_is_read_off_it_once(catalog, monkeypatch):
+    read, nbytes = [], Loader.nbytes
+
+    def counted(loader, recipe, files):
+        read.append(recipe.name)
+        return nbytes(loader, recipe, files)
+
+    monkeypatch.setattr(Loader, "nbytes", counted)
+    held = weights(catalog)
+    for _ in range(3):
+        held.backbone(backbone("a"))
+        assert held.need(backbone("a")).nbytes
+    assert len(read) == 1
+
+
+def test_a_failed_load_leaves_the_others_resident(catalog):
+    held = weights(catalog)
+    held.backbone(backbone("a"))
+    with pytest.raises(ModelFileError, match="holds no diffusion network"):
+        held.backbone(Recipe("backbone", "vae", "own.safetensors"))
+    with pytest.raises(ModelFileError, match="missing"):
+        held.backbone(backbone("missing"))
+    assert names(held) == ["a"]
+
+
+def test_threads_that_ask_at_once_share_one_load(catalog):
+    held = weights(catalog)
+    got = []
+    threads = [threading.Thread(target=lambda: got.append(held.backbone(backbone("a")))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(model.network.module) for model in got}) == 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_a_network_of_any_format_denoises_close_to_the_full_one(catalog, dtype):
+    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    context = torch.randn(2, 5, 64, generator=torch.Generator().manual_seed(1))
+    full, model = weights(catalog).backbone(backbone("a")), cpu_weights(catalog, dtype=dtype).backbone(backbone("a"))
+
+    def both(by):
+        rows = [(x[:1], 7.0, context[:1]), (x[1:], 0.5, context[1:])]
+        return torch.cat(denoise([Piece(by, x, sigma, UnetInputs(cond)) for x, sigma, cond in rows]))
+
+    with torch.inference_mode():
+        exact, denoised = both(full), both(model)
+    assert denoised.dtype == torch.float32
+    assert float((denoised - exact).norm() / exact.norm()) < {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.05}[dtype]
+
+
+def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu(monkeypatch):
+    gpu = torch.device("cuda")
+    assert dtype_of("auto", "backbone", CPU) == dtype_of("auto", "vae", CPU, AutoencoderKL.dtypes) == torch.float32
+    assert dtype_of("auto", "backbone", gpu) == torch.float16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.bfloat16
+    # As a card of compute capability 7.5 answers, which emulates it.
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.float32
+    with pytest.raises(ConfigError, match="this GPU does not do bf16"):
+        dtype_of("bf16", "vae", gpu)
+
+
+def test_an_unknown_format_is_refused_with_those_allowed():
+    with pytest.raises(ConfigError, match="'fp8' of the clip is unknown; allowed are auto, fp32, fp16, bf16"):
+        dtype_of("fp8", "clip", CPU)
+
+
+class Tight:
+    """A device with room for so many networks' weights, counting those that `held` has."""
+
+    def __init__(self, monkeypatch, held, room):
+        self.failures = 0
+        self._held, self._room, self._load = held, room, held._loader.load
+        monkeypatch.setattr(held._loader, "load", self.load)
+
+    def load(self, recipe, files, stream=None):
+        if len(self._held.resident()) >= self._room:
+            self.failures += 1
+            raise torch.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2 MiB. If reserved but unallocated memory is large try setting"
+            )
+        return self._load(recipe, files)
+
+
+def test_weights_that_run_out_of_memory_are_loaded_again_without_idle_ones(catalog, monkeypatch):
+    held = weights(catalog)
+    device = Tight(monkeypatch, held, 2)
+    in_use = held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    assert held.backbone(backbone("c")).network is not None
+    assert (names(held), device.failures) == (["a", "c"], 1)
+    del in_use
+
+
+def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave_no_room_taken(catalog, monkeypatch):
+    held = weights(catalog)
+    Tight(monkeypatch, held, 1)
+    in_use = held.backbone(backbone("a"))
+    megabytes = f"{ONE / 2**20:,.0f}"
+    with pytest.raises(DeviceMemoryError) as raised:
+        held.backbone(backbone("b"))
+    assert str(raised.value) == (
+        f"weights of {megabytes} MB do not fit the device's memory beside {megabytes} MB of weights that are in use. "
+        "CUDA out of memory. Tried to allocate 2 MiB."
+    )
+    assert (names(held), held.coming_bytes) == (["a"], 0)
+    del in_use
+    assert held.backbone(backbone("b")).network is not None
+
+
+def test_room_that_was_given_is_known_until_the_weights_are_there(catalog):
+    held = weights(catalog)
+    hold = held.hold(held.need(backbone("a")))
+    assert (held.coming_bytes, held.held_bytes) == (ONE, 0)
+    held.load(hold)
+    assert (held.coming_bytes, held.held_bytes) == (0, ONE)
+    other = held.hold(held.need(backbone("b")))
+    assert held.coming_bytes == ONE
+    del other
+    assert held.coming_bytes == 0
+
+
+def test_as_much_is_released_as_is_asked_for_oldest_first(catalog):
+    held = weights(catalog)
+    for name in "abc":
+        held.backbone(backbone(name))
+    assert held.release(ONE + 1) == 2 * ONE
+    assert names(held) == ["c"]
+    assert (held.release(0), names(held)) == (0, ["c"])
+    assert (held.release(), held.release(), names(held)) == (ONE, 0, [])
+    assert (held.counters.evictions, held.counters.releases) == (3, 3)
+
+
+def test_what_goes_for_other_weights_is_no_release(catalog):
+    held = weights(catalog, ONE)
+    held.backbone(backbone("a"))
+    held.backbone(backbone("b"))
+    assert (held.counters.evictions, held.counters.releases) == (1, 0)
+
+
+def test_a_text_encoder_of_a_wider_file_has_its_numbers_in_half_precision(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    wide = random_tensors(TEXT, torch.float32)
+    for name, tensors in (("wide", wide), ("half", {key: tensor.half() for key, tensor in wide.items()})):
+        save_file(tensors, tmp_path / "checkpoints" / f"{name}.safetensors")
+    held = weights(Catalog(tmp_path))
+    wide, half = (held.clip(Recipe("clip", "checkpoints", f"{name}.safetensors")) for name in ("wide", "half"))
+    [(ours, _)], [(theirs, _)] = wide.encode(["a fox"])[0], half.encode(["a fox"])[0]
+    assert torch.equal(ours, theirs)

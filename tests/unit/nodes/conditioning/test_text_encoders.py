@@ -1,0 +1,108 @@
+"""The nodes that give each text encoder its own text, and the one that has a text generated."""
+
+from dataclasses import asdict, fields
+from typing import Any
+
+import pytest
+import torch
+
+from serve_app.errors import NodeError
+from serve_app.graph.dynamic import opened
+from serve_app.nodes.conditioning.qwen import SEEN, TEMPLATE, TextEncodeQwenImageEdit, TextEncodeQwenImageEditPlus
+from serve_app.nodes.conditioning.text_encoders import (
+    SYSTEM_PROMPTS,
+    CLIPTextEncodeFlux,
+    CLIPTextEncodeLumina2,
+    CLIPTextEncodePixArtAlpha,
+    CLIPTextEncodeSD3,
+    T5TokenizerOptions,
+)
+from serve_app.nodes.registry import specs
+from serve_app.nodes.text.generate import TextGenerate
+from serve_app.recipe import Recipe, T5Padding
+from serve_app.values import GenerationRequest, Texts, TokenSampling
+
+CLIP = Recipe("clip", "text_encoders", "a.safetensors")
+VAE = Recipe("vae", "vae", "v.safetensors")
+
+
+class Oracle:
+    """A runtime that answers with what it was asked."""
+
+    async def encode_text(self, clip, text):
+        return [(torch.zeros(1, 7, 8), {"asked": text})]
+
+    async def generate_text(self, clip, request):
+        return request
+
+    async def encode(self, vae, images):
+        return images
+
+
+ORACLE: Any = Oracle()
+
+
+async def said(made):
+    ((_, options),) = (await made)[0]
+    return options
+
+
+async def test_each_encoder_is_given_its_text_with_what_the_model_is_told_beside_it():
+    flux = await said(CLIPTextEncodeFlux().encode(CLIP, "short", "long", 2.5, ORACLE))
+    assert flux == {"asked": Texts(l="short", t5xxl="long"), "guidance": 2.5}
+    left_out = await said(CLIPTextEncodeSD3().encode(CLIP, "l", "g", "", "none", ORACLE))
+    assert left_out == {"asked": Texts(l="l", g="g", t5xxl="", skip_empty=True)}
+    kept = await said(CLIPTextEncodeSD3().encode(CLIP, "l", "g", "", "empty_prompt", ORACLE))
+    assert kept == {"asked": Texts(l="l", g="g", t5xxl="")}
+    pixart = await said(CLIPTextEncodePixArtAlpha().encode(CLIP, 640, 480, "a fox", ORACLE))
+    assert pixart == {"asked": "a fox", "width": 640, "height": 480}
+
+
+async def test_lumina_is_told_a_sentence_before_the_text():
+    options = await said(CLIPTextEncodeLumina2().encode(CLIP, "a fox", "superior", ORACLE))
+    assert options == {"asked": f"{SYSTEM_PROMPTS['superior']} <Prompt Start> a fox"}
+
+
+def test_how_t5s_texts_are_filled_up_is_put_on_the_recipe():
+    assert T5TokenizerOptions().set_options(CLIP, 1, 3) == (CLIP.with_patch(T5Padding(1, 3)),)
+
+
+def test_how_tokens_are_sampled_is_told_where_they_are():
+    spec = specs()["TextGenerate"]
+    on, off = ({declared.name for declared in opened(spec, {"sampling_mode": mode}).inputs} for mode in ("on", "off"))
+    assert on - off == {f"sampling_mode.{field.name}" for field in fields(TokenSampling)}
+
+
+async def test_a_language_model_is_asked_for_a_text_in_the_numbers_of_the_node():
+    sampling = TokenSampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.1, repetition_penalty=1.1, seed=5)
+    on = {"sampling_mode": "on", **asdict(sampling)}
+    modes: Any = {"thinking": True, "use_default_template": False}
+    sampled: Any = await TextGenerate().generate(CLIP, "a fox", 9, on, ORACLE, **modes)
+    assert sampled == (GenerationRequest("a fox", 9, sampling, thinking=True, use_template=False),)
+    greedy: Any = await TextGenerate().generate(CLIP, "a fox", 9, {"sampling_mode": "off"}, ORACLE)
+    assert greedy == (GenerationRequest("a fox", 9),)
+    with pytest.raises(NodeError, match="language models read text alone here; 'image' is linked"):
+        await TextGenerate().generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, image=torch.zeros(1, 8, 8, 3))
+
+
+async def test_an_image_to_edit_is_seen_and_referred_to_at_about_a_megapixel():
+    image = torch.rand(1, 300, 500, 4)
+    options = await said(TextEncodeQwenImageEdit().encode(CLIP, "make it red", ORACLE, vae=VAE, image=image))
+    assert options["asked"].text == "make it red"
+    assert options["asked"].template == TEMPLATE.replace("{}", f"{SEEN}{{}}")
+    (seen,) = options["asked"].images
+    assert seen.shape == (1, 793, 1322, 3)
+    assert torch.equal(options["reference_latents"][0], seen)
+    assert await said(TextEncodeQwenImageEdit().encode(CLIP, "a fox", ORACLE)) == {"asked": "a fox"}
+
+
+async def test_several_images_are_numbered_as_they_are_linked_and_seen_small():
+    images = {"image1": torch.rand(1, 300, 500, 3), "image3": torch.rand(1, 64, 64, 3)}
+    options = await said(TextEncodeQwenImageEditPlus().encode(CLIP, "join them", ORACLE, vae=VAE, **images))
+    assert options["asked"].text == f"Picture 1: {SEEN}Picture 3: {SEEN}join them"
+    assert options["asked"].template == TEMPLATE
+    assert [tuple(seen.shape) for seen in options["asked"].images] == [(1, 297, 496, 3), (1, 384, 384, 3)]
+    assert [tuple(r.shape) for r in options["reference_latents"]] == [(1, 792, 1320, 3), (1, 1024, 1024, 3)]
+    none = await said(TextEncodeQwenImageEditPlus().encode(CLIP, "a fox", ORACLE, vae=VAE))
+    assert (none["asked"].images, none["asked"].template) == ((), TEMPLATE)
+    assert "reference_latents" not in none

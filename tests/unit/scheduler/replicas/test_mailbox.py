@@ -1,0 +1,85 @@
+"""When a replica's messages are due, and how much of what clients say waits for one."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from serve_app.graph.plan import Task, TaskId
+from serve_app.packs.routes import PackFrame
+from serve_app.scheduler.protocol.messages import Assign, Free, SocketSaid
+from serve_app.scheduler.replicas import mailbox as module
+from serve_app.scheduler.replicas.mailbox import SAID_BYTES, Mailbox
+
+FREE = Free(weights=True, results=True)
+
+
+def task(*, patient: bool) -> Assign:
+    return Assign(Task(TaskId("job", 0, 1), {}, (), {}, frozenset(), {}, {}, patient=patient))
+
+
+def test_what_clients_say_waits_up_to_a_size_and_messages_of_the_scheduler_count_for_nothing() -> None:
+    mailbox = Mailbox()
+    for _ in range(1000):
+        mailbox.put(FREE)
+    while mailbox.has_room():
+        mailbox.put(SocketSaid("socket", PackFrame(bytes(1_000_000))))
+    said = [m for _, m in mailbox.messages if isinstance(m, SocketSaid)]
+    assert len(said) == -(-SAID_BYTES // 1_000_000)
+    mailbox.read(mailbox.cursor - 1)
+    assert mailbox.has_room()
+
+
+async def test_a_patient_task_waits_a_moment_if_something_has_just_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHER_S", 3600.0)
+    mailbox = Mailbox()
+    mailbox.put(task(patient=True))
+    assert mailbox.due.is_set(), "nothing has gone yet"
+    mailbox.read(mailbox.tell()[-1][0])
+    mailbox.put(task(patient=True))
+    mailbox.put(task(patient=True))
+    assert not mailbox.due.is_set()
+    assert len(mailbox.tell()) == 2
+    monkeypatch.setattr(module, "GATHER_S", 0.0)
+    mailbox.put(task(patient=True))
+    assert mailbox.due.is_set(), "the moment is over"
+
+
+async def test_a_patient_task_waits_no_longer_than_that() -> None:
+    mailbox = Mailbox()
+    mailbox.tell()
+    mailbox.put(task(patient=True))
+    await asyncio.wait_for(mailbox.due.wait(), 60)
+
+
+@pytest.mark.parametrize("message", [FREE, task(patient=False)])
+async def test_what_somebody_waits_for_is_due_at_once_and_takes_patient_tasks_along(
+    monkeypatch: pytest.MonkeyPatch, message: Free | Assign
+) -> None:
+    monkeypatch.setattr(module, "GATHER_S", 3600.0)
+    mailbox = Mailbox()
+    mailbox.tell()
+    mailbox.put(task(patient=True))
+    assert not mailbox.due.is_set()
+    mailbox.put(message)
+    assert mailbox.due.is_set()
+    assert [told for _, told in mailbox.tell()] == [task(patient=True), message]
+    assert not mailbox.due.is_set()
+
+
+async def test_what_was_told_and_has_not_arrived_is_due_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GATHER_S", 3600.0)
+    mailbox = Mailbox()
+    mailbox.put(FREE)
+    [(cursor, _)] = mailbox.tell()
+    mailbox.put(task(patient=True))
+    mailbox.read(cursor)
+    assert not mailbox.due.is_set()
+    mailbox.read(0)
+    assert not mailbox.due.is_set(), "what is read is forgotten"
+    mailbox.put(FREE)
+    told = mailbox.tell()
+    mailbox.read(told[0][0])
+    assert mailbox.due.is_set()
+    assert mailbox.tell() == told[1:]

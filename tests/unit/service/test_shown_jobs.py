@@ -1,0 +1,99 @@
+"""What is shown of ended jobs is made once, and forgotten where it takes too much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from serve_app.events import Failure
+from serve_app.scheduler.protocol.client import JobKeys, JobView
+from serve_app.service import shown_jobs
+from serve_app.service.shown_jobs import ShownJobs
+from serve_app.store.database.changes import JobKey, JobQuery
+
+QUERY = JobQuery(("success", "running"), "ended")
+SECRETS = {"auth_token_comfy_org": "secret", "kept": 1}
+
+
+def view(job_id: str, ended_s: float | None = 2.0) -> JobView:
+    return JobView(
+        job_id=job_id,
+        number=0.0,
+        state="running" if ended_s is None else "success",
+        prompt={},
+        outputs_to_execute=(),
+        client_id=None,
+        extra_data=SECRETS,
+        created_s=0.0,
+        started_s=1.0,
+        ended_s=ended_s,
+        percent=0,
+        outputs={},
+        failure=Failure(),
+        cached=(),
+    )
+
+
+class Lists:
+    """A scheduler with these jobs, which notes whose views it was asked for."""
+
+    def __init__(self, *jobs: tuple[JobKey, JobView]) -> None:
+        self.jobs = dict(jobs)
+        self.asked: list[str] = []
+
+    async def keys(self, query: JobQuery) -> JobKeys:
+        return JobKeys(tuple(self.jobs), len(self.jobs))
+
+    async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
+        self.asked += job_ids
+        return tuple(view for view in self.jobs.values() if view.job_id in job_ids)
+
+
+def lists_and_shown(*jobs: tuple[JobKey, JobView]) -> tuple[Lists, ShownJobs]:
+    scheduler: Any = Lists(*jobs)
+    return scheduler, ShownJobs(scheduler)
+
+
+def show(job: JobView) -> bytes:
+    return f"{job.job_id} {job.state} {dict(job.extra_data)}".encode()
+
+
+async def test_an_ended_job_is_asked_for_once_and_one_that_runs_each_time() -> None:
+    scheduler, shown = lists_and_shown((("a", 7), view("a")), (("b", None), view("b", None)), (("c", 9), view("c")))
+    first, total = await shown.list(QUERY, show)
+    assert (list(first), total) == (["a", "b", "c"], 3)
+    assert b"secret" not in b"".join(first.values())
+    assert await shown.list(QUERY, show) == (first, 3)
+    assert scheduler.asked == ["a", "b", "c", "b"]
+    await shown.list(QUERY, lambda job: b"shown otherwise")
+    assert scheduler.asked[4:] == ["a", "b", "c"]
+
+
+async def test_an_id_used_again_after_its_job_was_forgotten_is_the_new_job() -> None:
+    scheduler, shown = lists_and_shown((("a", 7), view("a")))
+    before, _ = await shown.list(QUERY, show)
+    scheduler.jobs = {("a", 12): replace(view("a"), state="error")}
+    after, _ = await shown.list(QUERY, show)
+    assert (before["a"], after["a"]) == (b"a success {'kept': 1}", b"a error {'kept': 1}")
+
+
+async def test_a_job_forgotten_while_it_is_listed_is_left_out_whoever_has_its_id_now() -> None:
+    _, shown = lists_and_shown((("a", 7), view("a", None)), (("b", 8), view("b")))
+    found, _ = await shown.list(QUERY, show)
+    assert list(found) == ["b"]
+
+
+async def test_what_was_not_asked_for_longest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shown_jobs, "KEPT_BYTES", 2 * len(show(shown_jobs.without_secrets(view("a")))))
+    scheduler, shown = lists_and_shown(*(((job_id, 1), view(job_id)) for job_id in "abc"))
+    await shown.list(QUERY, show)
+    scheduler.asked.clear()
+    scheduler.jobs = {("c", 1): view("c"), ("b", 1): view("b")}
+    await shown.list(QUERY, show)
+    assert scheduler.asked == []
+    scheduler.jobs = {("a", 1): view("a")}
+    await shown.list(QUERY, show)
+    assert scheduler.asked == ["a"]
