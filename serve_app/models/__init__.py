@@ -1,0 +1,1 @@
+"""Recipes made real: networks, their weights and files. No nodes, no HTTP."""

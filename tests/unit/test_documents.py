@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from docs import modules
+
 ROOT = Path(__file__).parents[2]
 TEXTS = [
     *(ROOT / "configs").glob("*.yaml"),
@@ -35,12 +37,14 @@ def test_links_lead_to_files_that_are_there(path: Path):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("folder", ["sampling", "models", "models/families", "scheduler"])
-def test_the_architecture_lists_every_file(folder: str):
-    prose = re.sub(r"```.*?```", "", (ROOT / "ARCHITECTURE.md").read_text(), flags=re.DOTALL)
-    listed = {Path(name).stem for name in re.findall(r"`([^`]+)`", prose)}
-    there = {path.stem for path in (ROOT / "serve_app" / folder).glob("*.py")} - {"__init__"}
-    assert sorted(there - listed) == []
+def test_the_page_of_modules_is_made_from_their_docstrings():
+    assert (ROOT / "docs" / "modules.md").read_text() == modules.page(), "python -m docs.modules writes it"
+
+
+def test_no_folder_has_more_than_about_twenty_modules():
+    folders = {path.parent for path in (ROOT / "serve_app").rglob("*.py")}
+    counts = {str(folder.relative_to(ROOT)): len(list(folder.glob("[!_]*.py"))) for folder in folders}
+    assert {folder: count for folder, count in counts.items() if count > 22} == {}
 
 
 def test_decisions_are_numbered_without_a_gap_as_their_titles_say():

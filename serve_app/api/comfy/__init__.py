@@ -1,0 +1,1 @@
+"""ComfyUI's own HTTP and websocket dialect."""

@@ -1,0 +1,1 @@
+"""The OpenAPI document that the root's dialect keeps, and its pages."""

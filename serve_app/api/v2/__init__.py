@@ -1,0 +1,1 @@
+"""Comfy API v2: jobs, assets and events under /api/v2."""
