@@ -14,7 +14,7 @@ from tests.unit.cli.conftest import makes
 def saved(tmp_path: Path) -> Path:
     """ComfyUI's default workflow as the web page saves it."""
     path = tmp_path / "saved.json"
-    data = json.loads(files("serve_app.api.comfy").joinpath("first_workflow.json").read_text())
+    data = json.loads(files("serve_app.api.comfy.page").joinpath("first_workflow.json").read_text())
     next(node for node in data["nodes"] if node["id"] == 4)["widgets_values"] = ["sd15.safetensors"]
     path.write_text(json.dumps(data))
     return path

@@ -24,7 +24,7 @@ def inputs(saved, node_id="2"):
 
 
 def test_comfyuis_default_workflow_runs_as_converted():
-    saved = json.loads(files("serve_app.api.comfy.page.page").joinpath("first_workflow.json").read_text())
+    saved = json.loads(files("serve_app.api.comfy.page").joinpath("first_workflow.json").read_text())
     prompt = convert(saved, own_classes())
     assert prompt["3"] == {
         "inputs": {
