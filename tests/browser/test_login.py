@@ -60,7 +60,7 @@ def test_a_visitor_logs_in_by_key_draws_a_picture_of_its_own_and_logs_out(site, 
     assert tab.evaluate(SEEN, source) == 404
 
 
-def test_a_key_that_does_not_hold_is_told_so_on_the_page(site, tab, keep):
+def test_the_page_says_that_a_key_is_wrong(site, tab, keep):
     tab.goto(f"{site.server.url}/login")
     tab.get_by_label("Key or token").fill(site.keys["a"][:-3] + "xyz")
     tab.get_by_role("button", name="Log in").click()

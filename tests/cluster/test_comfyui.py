@@ -64,7 +64,7 @@ def victim(server: Server, kind: str) -> int:
     return wait_for(lambda: server.processes.found(title), f"a {kind}")[0].pid
 
 
-def test_what_keeps_a_pool_from_working_is_told_and_the_others_go_on(server: Server) -> None:
+def test_the_status_says_what_keeps_a_pool_from_working_and_the_others_go_on(server: Server) -> None:
     [trouble] = wait_for(lambda: server.get("/readyz").get("troubles"), "a pool's trouble")
     assert trouble["pool"] == "broken"
     assert "has no main.py" in trouble["why"]
@@ -88,7 +88,7 @@ def test_every_job_of_either_pool_ends_once_after_a_kill(kind: str, server: Serv
     wait_for(lambda: len(members(server)) == 2, "both replicas again")
 
 
-def test_nothing_is_saved_that_no_job_tells_of(server: Server) -> None:
+def test_every_saved_file_is_an_output_of_a_job(server: Server) -> None:
     history = server.http.get("/api/history").json()
     told = {
         image["filename"]

@@ -107,7 +107,7 @@ def test_requests_reach_the_pack_and_answers_the_client_by_either_ingress(server
     assert server.http.get(f"{prefix}/mine/file").content == bytes(range(256)) * (LARGE // 256)
 
 
-def test_what_goes_wrong_in_a_pack_is_told_as_it_is(server: Server) -> None:
+def test_errors_of_a_pack_are_passed_on(server: Server) -> None:
     refused = server.http.get("/mine/refuses")
     assert (refused.status_code, refused.text) == (400, "never 7")
     raised = server.http.get("/api/mine/raises")

@@ -121,7 +121,7 @@ async def test_images_are_the_processs_own_byte_for_byte_metadata_too(pool: Clus
     assert names == ["fox_00001_.png", "fox_00002_.png"]
 
 
-async def test_steps_are_told_and_a_second_run_is_cached(pool: Cluster) -> None:
+async def test_steps_are_reported_and_a_second_run_is_cached(pool: Cluster) -> None:
     job = await through(pool, txt2img(8, steps=3), "7")
     events = await pool.events(job.job_id)
     assert {"node": "5", "value": 3, "max": 3} in [e.data for e in events if e.kind == "progress"]
@@ -166,7 +166,7 @@ async def test_films_and_sound_are_kept(pool: Cluster) -> None:
     assert stored(pool, sound)[:4] == b"fLaC"
 
 
-async def test_what_it_refuses_and_what_fails_is_told(pool: Cluster) -> None:
+async def test_refusals_and_failures_are_reported(pool: Cluster) -> None:
     refused = await through(pool, txt2img(1, sampler="no such sampler"), "7")
     assert refused.state == "error"
     assert "sampler_name" in refused.failure.message

@@ -113,7 +113,7 @@ def succeeded(server: Server, job_id: str) -> bool:
         ("old", "is 0.3.40; 0.3.64 or newer is needed"),
     ],
 )
-def test_what_keeps_a_pool_from_working_is_told(pool: str, why: str, server: Server) -> None:
+def test_the_status_says_what_keeps_a_pool_from_working(pool: str, why: str, server: Server) -> None:
     def told() -> str:
         return "\n".join(t["why"] for t in server.get("/readyz").get("troubles", ()) if t["pool"] == pool)
 
@@ -123,7 +123,7 @@ def test_what_keeps_a_pool_from_working_is_told(pool: str, why: str, server: Ser
     assert why in shown
 
 
-def test_a_pack_that_cannot_be_imported_is_told_and_its_replica_works(server: Server) -> None:
+def test_a_pack_that_cannot_be_imported_is_reported_and_its_replica_works(server: Server) -> None:
     assert {note for replica in members(server, "comfyui") for note in replica["notes"]} == {
         "node pack broken could not be imported"
     }

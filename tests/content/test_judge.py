@@ -12,7 +12,7 @@ from training.scenes import COLOURS, PLACES, draw_scene, is_held_out, render, si
 HELD_OUT = [scene for scene in single_scenes() if is_held_out(scene)]
 
 
-def test_every_rendered_scene_is_told_from_its_pixels():
+def test_every_rendered_scene_is_recognized_by_its_pixels():
     random = Random("judge")
     for scene in [*HELD_OUT[::4], *(draw_scene(random) for _ in range(40))]:
         verdict = judge(render(scene, random), scene)
@@ -20,7 +20,7 @@ def test_every_rendered_scene_is_told_from_its_pixels():
         assert min(*verdict.things, verdict.background) > 0.95
 
 
-def test_every_rendered_shape_is_told_from_the_others():
+def test_every_rendered_shape_is_distinguished_from_the_others():
     random = Random("shapes")
     for scene in HELD_OUT[::3]:
         assert shape_shown(render(scene, random), scene.things[0]) == scene.things[0].shape

@@ -77,7 +77,7 @@ def test_a_running_job_is_in_the_queue_and_its_history_counts_up(server: Server)
     assert server.get("/queue") == {"queue_pending": [], "queue_running": None, "running": []}
 
 
-def test_the_event_stream_tells_the_whole_story_in_order(server: Server):
+def test_the_event_stream_has_every_event_of_a_job_in_order(server: Server):
     job_id = server.submit(txt2img(2, steps=8, text="a story"))
     story = events(server, job_id)
     kinds = [event["kind"] for event in story]

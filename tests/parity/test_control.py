@@ -118,7 +118,7 @@ def test_a_shuffle_controlnet_says_the_same_everywhere(bench):
 
 
 @pytest.mark.parametrize("kind", [None, 0, 2])
-def test_a_union_controlnet_is_told_the_kind_of_hint(bench, kind):
+def test_a_union_controlnet_is_given_the_kind_of_hint(bench, kind):
     net = bench.net("union.diffusers", "sdxl")
     named = recipe("net", HintKind(1), HintKind(kind))
     control = Control(named, H1, 1.0)

@@ -135,7 +135,7 @@ def test_a_control_of_another_family_says_what_each_is(folder: Path) -> None:
         activated(conds, {recipe: control_net(1)}, sd3, LEVELS)
 
 
-def test_a_kind_of_hint_that_a_control_does_not_tell_apart_is_refused(folder: Path) -> None:
+def test_a_kind_of_hint_that_a_control_does_not_know_is_refused(folder: Path) -> None:
     family, _ = backbone(folder, "flux")
     recipe = Recipe("controlnet", "controlnet", "union", (HintKind(7),))
     control = Control(recipe, torch.zeros(1, 8, 8, 3), 1, vae=VAE)

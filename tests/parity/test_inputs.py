@@ -62,7 +62,7 @@ def test_a_conditioning_of_another_familys_text_encoder_is_refused(options, give
         SDXL.vector(options, CANVAS, "positive")
 
 
-def test_a_backbone_that_reads_text_alone_is_told_nothing_else():
+def test_a_backbone_that_reads_text_alone_gets_no_other_conditioning():
     plain = backbone()
     assert plain.vector({}, CANVAS, "positive") is None
     assert plain.concat({}, FIGURES["latents"], None, Discrete()) is None

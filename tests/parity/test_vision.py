@@ -170,7 +170,7 @@ def told_of_images(name: str, width: int) -> Mapping[str, Any]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", UNCLIP)
-def test_unclip_is_told_of_images_as_comfyuis(name: str, width: int) -> None:
+def test_unclip_is_conditioned_on_images_as_comfyuis(name: str, width: int) -> None:
     family = Unclip((320, 640), (2, 2), (0, 1), 1, 1024, linear=True, vector_dim=2 * width)
     x = torch.zeros(1, 4, 64, 96)
     told = family.vector(told_of_images(name, width), Canvas(x, x, seed=SEED), "positive")
@@ -179,7 +179,7 @@ def test_unclip_is_told_of_images_as_comfyuis(name: str, width: int) -> None:
 
 
 @pytest.mark.parametrize("name", UNCLIP)
-def test_sdxl_is_told_of_images_in_place_of_the_pooled_text_as_comfyuis(name: str) -> None:
+def test_sdxl_is_conditioned_on_images_in_place_of_the_pooled_text_as_comfyuis(name: str) -> None:
     family = Sdxl((320, 640), (2, 2), (0, 1), 1, 2048, linear=True, vector_dim=2816)
     x = torch.zeros(1, 4, 64, 96)
     told = family.vector(told_of_images(name, POOLED), Canvas(x, x, seed=SEED), "positive")

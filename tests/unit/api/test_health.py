@@ -32,7 +32,7 @@ async def test_a_server_that_can_take_jobs_is_alive_and_ready(client):
     assert (await client.head("/readyz")).status_code == 200
 
 
-async def test_readiness_tells_of_replicas_that_cannot_work(scheduler, client):
+async def test_readiness_names_replicas_that_cannot_work(scheduler, client):
     await scheduler.trouble("r9", "comfyui", "it has no main.py")
     answer = await client.get("/readyz")
     assert answer.status_code == 200

@@ -64,7 +64,7 @@ async def test_a_large_body_is_read_beside_the_event_loop(client, monkeypatch):
 @pytest.mark.parametrize(
     ("path", "key"), [("/api/queue", "delete"), ("/api/history", "delete"), ("/api/jobs/cancel", "job_ids")]
 )
-async def test_a_request_that_names_too_many_jobs_is_told_how_many_it_may(client, service, path, key):
+async def test_the_error_of_a_request_for_too_many_jobs_names_the_limit(client, service, path, key):
     answer = await client.post(path, json={key: [JOB] * 1001})
     assert answer.status_code == 400
     assert "1000" in answer.text

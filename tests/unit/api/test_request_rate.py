@@ -88,7 +88,7 @@ async def test_beyond_it_each_dialect_answers_429_and_the_audit_log_has_it(tmp_p
         assert "requests_a_minute" in entries[0].reason
 
 
-async def test_an_accepted_job_is_told_of_the_quota_that_is_nearest_to_its_end_in_each_dialect(tmp_path: Path) -> None:
+async def test_an_accepted_job_gets_the_most_exhausted_quota_in_each_dialect(tmp_path: Path) -> None:
     quotas = Quotas(
         tenants={
             "a": Quota(queued=10, gpu_s_a_day=1_000_000, requests_a_minute=8),

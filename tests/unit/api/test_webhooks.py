@@ -102,7 +102,7 @@ async def test_deliveries_are_paged_by_state_and_sent_again(client, example, rep
         assert (await client.post(f"{path}/{missing}/send")).status_code == 404
 
 
-async def test_a_receiver_is_told_of_a_job_with_signatures_that_fit(volume, example):
+async def test_a_receiver_gets_the_events_of_a_job_with_valid_signatures(volume, example):
     taken: asyncio.Queue[tuple[dict[str, str], bytes]] = asyncio.Queue()
 
     async def take(request: Request) -> Response:

@@ -56,7 +56,7 @@ def test_status_shows_gpus_and_what_replicas_hold():
     ]
 
 
-def test_a_jobs_story_is_told_line_by_line():
+def test_trace_prints_a_line_for_each_thing_that_happened_to_a_job():
     answer = {"job_id": "j", "state": "running", "percent": 50, "story": [{"at_s": 0.5, "what": "arrived"}]}
     first, second = story(answer)
     assert first == "job j: running, 50 %"

@@ -92,7 +92,7 @@ def test_a_file_too_few_is_a_difference(tmp_path: Path, capsys: Any) -> None:
     assert "2 files of shared, 1 of comfyui" in capsys.readouterr().out
 
 
-def test_a_job_that_fails_is_told(tmp_path: Path) -> None:
+def test_compare_reports_a_job_that_fails(tmp_path: Path) -> None:
     server = TwoPools(shared=[], comfyui=[])
     server.states["comfyui"] = "error"
     with pytest.raises(RefusedError, match="on pool comfyui ended as error: the reason"):

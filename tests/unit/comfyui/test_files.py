@@ -56,7 +56,7 @@ def file(name: str, subfolder: str = "", area: str = "output", **more: Any) -> d
         (file("a_00001_.png", format="image/png", fullpath="/opt/a.png"), file("a_00100_.png", format="image/png")),
     ],
 )
-async def test_files_of_any_kind_are_told_by_the_names_we_give(
+async def test_files_of_any_kind_are_found_by_the_names_we_give(
     tmp_path: Path, theirs: dict[str, Any], ours: dict[str, Any]
 ) -> None:
     assert await taken(tmp_path, {"images": [theirs]}) == {"images": [ours]}

@@ -30,7 +30,7 @@ def told(*frames: tuple[str, dict[str, Any]]) -> list[Any]:
     ]
 
 
-def test_a_graph_is_told_in_order() -> None:
+def test_the_events_of_a_graph_come_in_order() -> None:
     assert told(
         ("execution_start", {}),
         ("execution_cached", {"nodes": ["1"]}),
@@ -60,7 +60,7 @@ def test_other_graphs_and_nodes_of_none_are_passed_over() -> None:
     assert [*narration.text("no JSON"), *narration.text("[]"), *narration.binary(b"\x00")] == []
 
 
-def test_an_output_that_shows_nothing_is_told_at_the_end() -> None:
+def test_an_output_without_ui_is_reported_at_the_end() -> None:
     narration = Narration(TASK)
     assert list(narration.unsaid()) == [Shown("out", {}, None, True)]
 
@@ -80,7 +80,7 @@ def test_a_made_node_says_where_it_comes_from() -> None:
     ]
 
 
-def test_pictures_and_lines_of_text_are_told_of_both_forms() -> None:
+def test_previews_and_progress_texts_are_read_in_both_forms() -> None:
     narration = Narration(TASK)
     list(narration.text(json.dumps({"type": "executing", "data": {"node": "2", "prompt_id": "job"}})))
     assert list(narration.binary(struct.pack(">II", 1, 1) + b"\xff\xd8jpeg")) == [Pictured("2", b"\xff\xd8jpeg", None)]

@@ -67,7 +67,7 @@ def test_when_the_guard_is_killed_the_process_dies_with_it(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("code", "status"), [("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 247)])
-def test_how_it_ended_is_told(tmp_path: Path, code: str, status: int) -> None:
+def test_the_error_says_how_the_process_ended(tmp_path: Path, code: str, status: int) -> None:
     read, write = os.pipe()
     command = [sys.executable, guard.__file__, str(read), str(tmp_path / "none"), sys.executable, "-c", code]
     assert subprocess.run(command, pass_fds=[read], check=False).returncode == status

@@ -95,7 +95,7 @@ async def test_an_answer_without_end_ends_with_whoever_reads_it() -> None:
 
 
 @pytest.mark.parametrize("error", [ActorDiedError(), DeploymentUnavailableError("gone")])
-async def test_a_replica_that_dies_with_the_call_is_told_as_that(error: Exception) -> None:
+async def test_a_replica_that_dies_with_the_call_has_an_error_of_its_own(error: Exception) -> None:
     async def dying(call: PackCall) -> AsyncIterator[str]:
         yield "replica"
         raise error

@@ -105,7 +105,7 @@ async def test_answers_and_errors_come_back_as_they_are() -> None:
         connection.close()
 
 
-async def test_what_is_told_is_done_and_not_answered() -> None:
+async def test_one_way_calls_are_made_and_not_answered() -> None:
     async with served() as (scheduler, _, address):
         connection = await Connection.open(address)
         received = []

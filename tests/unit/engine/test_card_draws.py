@@ -131,7 +131,7 @@ def test_what_does_not_fit_beside_a_forward_is_drawn_where_it_is_asked_for(card,
 
 
 @pytest.mark.parametrize("error", [ValueError("no such seed"), torch.OutOfMemoryError("CUDA out of memory.")])
-def test_what_a_draw_raises_is_told_to_its_run_alone(card, engine, monkeypatch, error):
+def test_an_error_of_a_noise_draw_fails_its_run_alone(card, engine, monkeypatch, error):
     with monkeypatch.context() as patch:
         patch.setattr(CardDraws, "made", raising(error))
         failed, done = together(engine, [Trajectory(on_card(card), r) for r in (requested(OURS), requested("euler"))])

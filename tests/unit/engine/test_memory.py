@@ -65,7 +65,7 @@ def test_processes_that_share_a_card_plan_with_no_more_than_it_has(parts, total,
         assert share.planned_bytes - weights >= min(max_cells * CELL_BYTES, share.planned_bytes // WORKING_SHARE)
 
 
-def test_weights_that_are_asked_for_have_room_on_the_card_or_the_figures_are_told():
+def test_weights_have_room_on_the_card_or_the_error_has_the_figures():
     share = card_share(24 * GB, 24 * GB, 0.2)
     assert share.weights_bytes(3 * GB, MAX_CELLS) == 3 * GB
     planned = f"{share.planned_bytes:,}"

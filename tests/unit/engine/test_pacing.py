@@ -168,7 +168,7 @@ def test_a_job_that_is_cancelled_leaves_within_two_forwards(engine, device):
     assert last_s - at_s <= 2 * takes_s(16)
 
 
-def test_a_step_is_told_when_the_device_has_done_it(engine, device):
+def test_a_step_is_reported_when_the_device_has_done_it(engine, device):
     backbone, told = Slow(device), []
 
     def on_step(done, steps):

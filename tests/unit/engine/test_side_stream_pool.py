@@ -40,7 +40,7 @@ def test_it_holds_the_most_that_was_taken_at_once_until_it_is_given_back() -> No
     assert (pool.let_go(), allocator.emptied) == (False, 1)
 
 
-def test_what_is_taken_while_weights_are_loaded_is_not_told_from_theirs() -> None:
+def test_memory_taken_while_weights_are_loaded_counts_as_theirs() -> None:
     allocator = Allocator(100)
     weights = IdleWeights(allocator, [], coming_bytes=50)
     pool = BesidePool(allocator, weights)

@@ -168,7 +168,7 @@ def test_whatever_a_call_raises_is_its_own_and_the_engine_goes_on(engine, error)
     assert engine.call(lambda: 7).result(30) == 7
 
 
-def test_a_call_that_raises_stop_iteration_fails_so_that_a_loop_can_tell(engine):
+def test_a_call_that_raises_stop_iteration_fails_with_an_error_that_futures_accept(engine):
     with pytest.raises(RuntimeError, match="StopIteration"):
         engine.call(lambda: next(iter(()))).result(30)
 

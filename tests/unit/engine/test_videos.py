@@ -148,7 +148,7 @@ def test_a_video_of_which_no_moment_fits_is_given_up_at_once_the_next_time(
     assert autoencoding.failures == 1
 
 
-def test_the_file_of_each_is_told_by_its_tensors(catalog: Catalog) -> None:
+def test_the_file_of_each_is_recognized_by_its_tensors(catalog: Catalog) -> None:
     weights = cpu_weights(catalog)
     assert [weights.family(recipe(name)) for name in FAMILIES] == list(FAMILIES.values())
 

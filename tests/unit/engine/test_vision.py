@@ -72,7 +72,7 @@ def images(seed: int, count: int = 1, side: int = 20) -> torch.Tensor:
     return torch.rand(count, side, 30, 3, generator=torch.Generator().manual_seed(seed))
 
 
-async def test_a_checkpoint_of_unclip_draws_what_it_is_told_of_an_image(shared: EngineRuntime) -> None:
+async def test_a_checkpoint_of_unclip_draws_what_an_image_conditions_it_on(shared: EngineRuntime) -> None:
     runtime: Any = shared.bind(ignore)
     model, clip, vae, encoder = PARTS
     (positive,) = await CLIPTextEncode().encode(clip, "a fox", runtime)

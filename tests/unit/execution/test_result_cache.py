@@ -130,7 +130,7 @@ async def test_cancelling_one_that_waits_leaves_the_one_computing_alone() -> Non
     assert isinstance(await computing, NodeResult)
 
 
-def test_beside_what_running_tasks_may_use_only_so_many_results_stay() -> None:
+def test_only_a_limited_number_of_results_stays_beyond_those_of_running_tasks() -> None:
     gone = Gone()
     held = ResultCache(10**9, gone, entries=2)
     for name in "abcde":

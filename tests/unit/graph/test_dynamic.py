@@ -114,7 +114,7 @@ def test_dynamic_inputs_nest_in_each_other() -> None:
     }
 
 
-def test_a_lazy_node_is_told_the_name_of_each_value() -> None:
+def test_a_lazy_node_gets_the_name_of_each_value() -> None:
     given = {"mode": "to", "mode.width": None, "n": None}
     assert nested(given, named=True) == {
         "images": {},
@@ -163,7 +163,7 @@ def test_what_another_option_was_given_may_stay_behind() -> None:
     assert list(strays(SPEC, {"mode": "by", "mode.width": LINK})) == ["mode.width"]
 
 
-def test_values_of_dynamic_inputs_tell_work_apart() -> None:
+def test_values_of_dynamic_inputs_are_part_of_the_cache_key() -> None:
     def signed(**given: Any) -> str:
         prompt = {"2": {"class_type": "Dynamic", "inputs": given}}
         return signatures(parse(prompt), {"Dynamic": SPEC}, lambda folder, name: "")["2"]

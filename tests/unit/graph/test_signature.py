@@ -57,7 +57,7 @@ def test_another_class_with_the_same_inputs_has_another_signature() -> None:
     assert signed["One"] != signed["Other"]
 
 
-def test_types_of_constants_are_told_apart() -> None:
+def test_types_of_constants_are_part_of_the_signature() -> None:
     assert len({sign(changed("3", seed=value))["3"] for value in (1, True, 1.0, "1")}) == 4
 
 
@@ -69,7 +69,7 @@ def test_equal_work_under_other_ids_has_the_same_signature() -> None:
 
 
 @pytest.mark.parametrize(("class_type", "same"), [("Random", False), ("Named", False), ("Any", True)])
-def test_ids_enter_only_where_the_class_may_tell_nodes_apart(class_type: str, same: bool) -> None:
+def test_ids_are_part_of_the_signature_only_where_the_class_uses_them(class_type: str, same: bool) -> None:
     prompt = {i: {"class_type": class_type, "inputs": {"seed": 1}} for i in "ab"}
     signed = sign(prompt)
     assert (signed["a"] == signed["b"]) is same

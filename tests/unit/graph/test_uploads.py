@@ -52,7 +52,7 @@ def test_every_kind_of_file_is_refused_in_comfyuis_words(kind: str, input_name: 
     assert problem.details == f"{input_name} - Invalid {what} file: sub/x [temp]"
 
 
-def test_a_file_is_asked_for_once_and_only_so_many_of_a_workflow() -> None:
+def test_a_file_is_looked_up_once_and_a_limited_number_of_a_workflow() -> None:
     asked: list[str] = []
     prompt, outputs = loads(*[f"sub/{number}" for number in range(LOOK_UPS + 50)], "sub/0", "sub/0")
     with_uploads(Validated(parse(prompt), outputs, ()), SPECS, lambda name: not asked.append(name))

@@ -56,7 +56,7 @@ def test_compose_serves_the_contracts_port_to_this_host_alone():
     assert not served.keys() & {"networks", "labels", "network_mode"}
 
 
-def test_traefik_is_told_that_port_and_must_be_told_who_authenticates():
+def test_traefik_has_that_port_and_requires_an_authenticator():
     labels = service("compose.traefik.yaml")["labels"]
     assert labels["traefik.http.services.serve-app.loadbalancer.server.port"] == "8188"
     assert labels["traefik.docker.network"] in service("compose.traefik.yaml")["networks"]

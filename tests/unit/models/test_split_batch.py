@@ -39,7 +39,7 @@ def control(images: int) -> ActiveControl:
     return ActiveControl(cast(Any, None), Control(recipe, hint, 1.0), Hint(hint), 10.0, 0.0)
 
 
-def test_each_row_has_its_part_of_all_that_it_is_told():
+def test_each_row_has_its_part_of_the_batch_inputs():
     bias = AttentionBias(normal(ROWS, 6, 6), 2, (2, 2))
     told = FluxInputs(normal(ROWS, 2, 5), normal(ROWS, 7), None, None, (normal(ROWS, 4, 2, 2),), "index", (), bias)
     rows: list[Any] = [row.inputs for row in rows_apart(piece(told))]

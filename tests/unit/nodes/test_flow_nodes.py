@@ -80,7 +80,7 @@ def test_a_schedule_of_flux_2_for_ten_steps_and_above_its_largest_size_is_as_pub
         assert float(middle) == pytest.approx(exp(mu) / (exp(mu) + 1))
 
 
-def test_what_flux_is_told_travels_with_the_text():
+def test_fluxs_guidance_is_kept_in_the_conditioning():
     told = run("FluxGuidance", conditioning=TEXT, guidance=2.5)
     assert told[0][1] == {**TEXT[0][1], "guidance": 2.5}
     assert run("FluxDisableGuidance", conditioning=told)[0][1]["guidance"] is None

@@ -241,7 +241,7 @@ async def test_a_strict_job_finds_equal_nodes_of_strict_jobs_subgraphs_only() ->
     assert await started("y", "strict") == 0
 
 
-async def test_a_store_that_is_slow_to_tell_of_a_subgraphs_file_holds_up_nothing_else() -> None:
+async def test_a_store_that_is_slow_to_find_a_subgraphs_file_delays_nothing_else() -> None:
     loop, others_run = asyncio.get_running_loop(), threading.Event()
 
     class Slow(Replica):
@@ -318,7 +318,7 @@ async def test_a_circle_in_a_subgraph_fails_the_node_that_made_it() -> None:
     assert caught.value.node_id == "c"
 
 
-async def test_a_failure_in_a_subgraph_is_told_of_the_submitted_node_with_what_was_given() -> None:
+async def test_a_failure_in_a_subgraph_names_the_submitted_node_and_its_inputs() -> None:
     def make(value: int, **hidden: Any) -> Any:
         graph = GraphBuilder()
         return {"result": (graph.node("Add", a=value, b="x").out(0),), "expand": graph.finalize()}
@@ -363,7 +363,7 @@ async def test_a_silent_blocker_stops_what_follows_and_nothing_else() -> None:
     assert replica.blocked_nodes == []
 
 
-async def test_a_blocker_with_a_reason_is_told_once_by_the_first_node_it_stops() -> None:
+async def test_the_reason_of_a_blocker_is_reported_once_by_the_first_node_it_stops() -> None:
     replica = Replica()
     nodes = {
         "x": ("Block", {"value": 1, "when": 1, "message": "no face"}),

@@ -38,7 +38,7 @@ def test_the_page_of_nodes_is_what_the_registry_and_the_table_say():
     assert page.read_text() == listing(), "python -m serve_app.nodes.listing > docs/nodes.md writes it"
 
 
-def test_a_workflow_with_an_unsupported_class_is_told_why():
+def test_the_error_of_an_unsupported_class_says_why():
     prompt = {"1": {"class_type": "TorchCompileModel", "inputs": {}}}
     problems = validate(parse(prompt), specs(), lambda folder: [], None, UNSUPPORTED).problems
     assert [p.message for p in problems if p.type == "missing_node_type"] == [

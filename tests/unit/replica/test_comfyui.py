@@ -246,7 +246,7 @@ async def test_jobs_go_on_through_restarts_of_the_scheduler(tmp_path: Path) -> N
         assert len(list((tmp_path / "output").iterdir())) == 5
 
 
-async def test_memory_is_freed_on_request_and_resident_models_are_told(tmp_path: Path) -> None:
+async def test_memory_is_freed_on_request_and_resident_models_are_reported(tmp_path: Path) -> None:
     async with pool(tmp_path) as running:
         await running.finish(await submit(running, graph(StandInModel={"name": "a.safetensors"})))
         [replica] = (await running.scheduler.cluster()).replicas
@@ -268,11 +268,13 @@ async def test_memory_is_freed_on_request_and_resident_models_are_told(tmp_path:
         (("--unheard-of",), "unrecognized arguments"),
     ],
 )
-async def test_what_keeps_it_from_starting_is_told(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
+async def test_the_error_says_what_keeps_it_from_starting(
+    tmp_path: Path, arguments: tuple[str, ...], words: str
+) -> None:
     assert words in await trouble(tmp_path, standin("comfyui", *arguments))
 
 
-async def test_a_directory_without_comfyui_is_told(tmp_path: Path) -> None:
+async def test_a_directory_without_comfyui_is_reported(tmp_path: Path) -> None:
     assert f"{tmp_path} has no main.py" in await trouble(tmp_path, standin(directory=tmp_path))
 
 

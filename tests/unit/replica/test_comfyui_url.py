@@ -70,7 +70,7 @@ async def joined(running: Cluster) -> None:
     assert not (await running.scheduler.cluster()).troubles
 
 
-async def test_one_that_is_not_there_is_told_of_and_used_once_it_is(tmp_path: Path) -> None:
+async def test_a_comfyui_that_is_away_is_reported_and_used_once_it_is_there(tmp_path: Path) -> None:
     port = free_port()
     async with server(tmp_path, port) as running:
         assert "does not answer" in await told(running)

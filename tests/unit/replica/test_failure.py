@@ -23,7 +23,7 @@ TASK = Task(TaskId("job", 0, 0), {}, (), {}, frozenset(), {}, {})
     ],
     ids=["python", "system", "torch", "a mapped file"],
 )
-def test_a_node_that_got_no_memory_of_the_process_is_told_apart(cause: Exception) -> None:
+def test_a_failed_allocation_of_the_process_has_an_error_of_its_own(cause: Exception) -> None:
     assert failed(TASK, "1", "Show", cause).out_of_memory
 
 
@@ -38,7 +38,7 @@ def test_torch_says_that_it_got_no_memory_in_the_words_that_are_looked_for() -> 
     assert failed(TASK, "1", "Show", raised.value).out_of_memory
 
 
-def test_of_an_exception_that_holds_a_giant_value_only_a_part_is_told() -> None:
+def test_a_giant_message_of_an_exception_is_truncated() -> None:
     report = failed(TASK, "1", "Show", ValueError("a" * 10_000_000))
     assert len(report.message) == CHARACTERS
     assert sum(map(len, report.traceback)) <= LINES * CHARACTERS

@@ -321,7 +321,7 @@ async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) 
         assert c.running.exits == []
 
 
-async def test_an_engine_that_computes_what_was_cancelled_is_told_of_and_then_replaced_at_no_others_cost(
+async def test_an_engine_stuck_in_a_cancelled_job_is_reported_and_replaced_at_no_others_cost(
     tmp_path: Path,
 ) -> None:
     async with client(tmp_path, impatient(cancelled_time_s=9)) as c:

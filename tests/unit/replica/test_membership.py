@@ -138,7 +138,7 @@ class OneMessage(OneEpoch):
 
 
 @pytest.mark.parametrize(("ask_s", "reports"), [(3600.0, True), (0.0, False)])
-async def test_who_was_told_something_asks_for_more_with_its_next_report_or_soon(
+async def test_a_replica_that_got_a_message_polls_again_with_its_next_report_or_soon(
     monkeypatch: pytest.MonkeyPatch, ask_s: float, reports: bool
 ) -> None:
     monkeypatch.setattr(membership, "ASK_S", ask_s)

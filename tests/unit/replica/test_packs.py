@@ -216,7 +216,7 @@ async def test_a_failure_says_what_ran_and_what_the_node_was_given(tmp_path: Pat
         assert view.failure.executed == ("n",)
 
 
-async def test_a_blocker_with_a_reason_is_told_and_the_job_succeeds(tmp_path: Path) -> None:
+async def test_the_reason_of_a_blocker_is_reported_and_the_job_succeeds(tmp_path: Path) -> None:
     async with client(tmp_path) as c:
         view, events = await c.run(n=("Stop", {"n": 4}), s=show("n"))
         assert view.state == "success"

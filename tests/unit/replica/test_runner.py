@@ -137,7 +137,7 @@ async def test_a_job_may_say_whether_its_steps_are_shown(root, configured, asked
     assert ("preview" in kinds) is shown
 
 
-async def test_a_job_is_told_of_a_lora_that_changes_nothing(root):
+async def test_a_lora_that_changes_nothing_is_reported(root):
     shared = (root / "models").resolve()
     (root / "models").unlink()
     (root / "models" / "loras").mkdir(parents=True)
@@ -160,7 +160,7 @@ async def test_a_job_is_told_of_a_lora_that_changes_nothing(root):
     assert "LoRA 'flux.safetensors' changes nothing of this diffusion network" in said["data"]["text"]
 
 
-async def test_events_tell_the_whole_story_in_order(root):
+async def test_events_of_a_job_are_complete_and_in_order(root):
     async with cluster(root, ONE) as running:
         job_id = await running.submit(txt2img(1), ("6",))
         await running.finish(job_id)

@@ -64,7 +64,7 @@ async def test_text_encoders_are_loaded_ahead_as_the_loader_of_a_job_asks_for_th
         assert running.runners["gpu"].models.loads.loads == loads
 
 
-async def test_a_job_goes_to_the_replica_that_was_told_to_load_its_model(root: Path) -> None:
+async def test_a_job_goes_to_the_replica_that_was_warmed_for_it(root: Path) -> None:
     async with cluster(root, (POOL,)) as running:
         assert await running.scheduler.warm([TINY], "gpu") == ("gpu",)
         await held(running, "gpu", 3)

@@ -167,7 +167,7 @@ def test_a_turn_of_the_engine_that_does_not_end_ends_the_process_with_last_words
     assert "Thread 0x" in capfd.readouterr().err
 
 
-def test_a_turn_that_nobody_waits_for_is_told_in_the_loop_for_as_long_as_it_lasts() -> None:
+def test_a_blocking_turn_of_the_loop_is_reported_for_as_long_as_it_lasts() -> None:
     watched = Watched()
     watched.unwanted = 7
     watched.look(3)

@@ -161,7 +161,7 @@ async def test_a_job_is_in_the_database_when_its_id_is_answered_and_its_outputs_
     assert [e.kind for e in await life.events(job_id)][-1] == "success"
 
 
-async def test_what_has_just_succeeded_is_told_as_the_database_has_it_without_asking_it(life, monkeypatch):
+async def test_a_recent_success_is_answered_from_memory_as_the_database_has_it(life, monkeypatch):
     secret = {"api_key_comfy_org": "secret", "strict": True}
     job_id = await life.submit("1", "2", client_id="me", extra_data=secret)
     view = await life.finish(job_id)
@@ -183,7 +183,7 @@ async def test_credentials_are_given_to_the_jobs_nodes_and_never_written_down(li
     await life.finish(job_id)
 
 
-async def test_what_did_not_succeed_is_told_as_the_database_has_it(life):
+async def test_a_failed_job_is_answered_as_the_database_has_it(life):
     bad = await life.submit("1", "unsayable")
     assert await life.finish(bad) == row_view(life.jobs.job(bad))
     life.free.clear()
@@ -297,7 +297,7 @@ async def test_an_older_life_writes_nothing_once_a_newer_one_has_the_lease(life,
     newer.close()
 
 
-async def test_a_store_that_is_slow_to_tell_of_a_file_holds_up_no_other_job(tmp_path):
+async def test_a_store_that_is_slow_to_find_a_file_delays_no_other_job(tmp_path):
     answered = threading.Event()
 
     def fingerprint(folder: str, name: str) -> str:
@@ -383,7 +383,7 @@ async def test_an_id_that_is_posted_again_while_the_first_post_is_refused_is_acc
     assert life.jobs.next_order() == 1
 
 
-async def test_a_job_is_held_only_for_a_client_whose_sockets_could_be_told_of_it(life):
+async def test_a_job_is_delayed_only_for_a_client_with_open_sockets(life):
     jobs = [
         Submission(str(uuid.uuid4()), {"1": {"class_type": "Save", "inputs": {"seed": n}}}, ("1",), "me")
         for n in range(2)

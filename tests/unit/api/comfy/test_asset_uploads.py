@@ -97,7 +97,7 @@ async def test_a_body_that_is_no_form_or_has_no_file_is_refused(client):
     assert (await post(client, bytes(200_001))).status_code == 413
 
 
-async def test_an_asset_is_renamed_and_told_what_to_keep(client, replica, volume, example):
+async def test_an_asset_is_renamed_and_its_metadata_is_changed(client, replica, volume, example):
     await drawn(client, replica, volume, example, "a.png")
     [output] = await listed(client, OUTPUTS)
     preview = (await post(client, b"preview")).json()

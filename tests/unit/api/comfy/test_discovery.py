@@ -107,7 +107,7 @@ def test_hidden_inputs_that_only_this_server_knows_are_not_shown():
     assert described["deprecated"] is False
 
 
-async def test_a_client_that_has_the_description_is_told_so(client):
+async def test_a_client_with_the_current_description_gets_304(client):
     first = await client.get("/api/object_info")
     again = await client.get("/api/object_info", headers={"If-None-Match": first.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
@@ -192,7 +192,7 @@ async def test_a_file_whose_header_cannot_be_read_is_404(client, models, tmp_pat
 # The machine ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_cluster_is_told_as_one_machine_with_a_device_for_every_card():
+def test_the_cluster_is_described_as_one_machine_with_a_device_for_every_card():
     cards = tuple(Gpu(f"uuid-{i}", f"card {i}", 1000, 600, 400) for i in range(2))
     hosts = (HostStats("a", 100, 40, 60, cards), HostStats("b", 50, 20, 30, cards[:1]))
     stats = system_stats(ClusterView(hosts, (), 1.0, 1))
@@ -211,7 +211,7 @@ def test_without_a_card_the_processor_is_the_device():
     assert (device["type"], device["vram_total"]) == ("cpu", 100 * 1024 * 1024)
 
 
-async def test_the_page_is_told_what_replaces_classes_that_went(client):
+async def test_the_page_gets_the_replacements_of_removed_classes(client):
     [scaled] = (await get(client, "/api/node_replacements"))["ImageScaleBy"]
     assert scaled == {
         "new_node_id": "ResizeImageMaskNode",
@@ -227,7 +227,7 @@ async def test_the_page_is_told_what_replaces_classes_that_went(client):
     }
 
 
-async def test_the_page_is_told_what_the_server_can(client):
+async def test_the_page_gets_the_servers_features(client):
     assert await get(client, "/api/i18n") == {}
     features = await get(client, "/api/features")
     for name in ("supports_preview_metadata", "assets", "supports_model_type_tags", "node_replacements"):
@@ -235,7 +235,7 @@ async def test_the_page_is_told_what_the_server_can(client):
     assert features["max_upload_size"] == 200_000
 
 
-async def test_replicas_are_told_what_to_free(client, replica):
+async def test_free_is_passed_on_to_replicas(client, replica):
     for body in ({"unload_models": True}, {"free_memory": True, "unload_models": False}, {}):
         response = await client.post("/api/free", json=body)
         assert (response.status_code, response.content) == (200, b"")

@@ -330,7 +330,7 @@ async def test_a_cookie_is_for_the_client_that_was_given_it(client: httpx.AsyncC
     assert (await client.get("/mine/things/a")).json()["cookies"] == {}
 
 
-async def test_a_handler_that_raises_is_500_in_short_and_told_whole_in_the_log(
+async def test_a_handler_that_raises_is_a_500_and_its_traceback_is_in_the_log(
     client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.ERROR):

@@ -50,7 +50,7 @@ async def test_the_root_is_the_page(client):
         ("assets/a-1234.js", "public, max-age=31536000, immutable"),
     ],
 )
-async def test_its_files_are_served_and_kept_for_good_where_their_name_tells_their_content(client, path, kept):
+async def test_its_files_are_served_and_are_immutable_where_their_name_has_a_hash(client, path, kept):
     answer = await client.get(f"/{path}")
     assert (answer.text, answer.headers["Cache-Control"]) == (f"this is {path}", kept)
     assert (await client.head(f"/{path}")).headers["Content-Length"] == str(len(answer.content))

@@ -119,7 +119,9 @@ async def test_a_missing_input_is_filed_under_its_node_with_the_outputs_that_nee
         ),
     ],
 )
-async def test_a_wrong_input_is_told_in_comfyuis_words(client, example, node, name, value, type_, message, details):
+async def test_the_error_of_a_wrong_input_has_comfyuis_form(
+    client, example, node, name, value, type_, message, details
+):
     example["prompt"][node]["inputs"][name] = value
     [error] = (await refused(client, example))["node_errors"][node]["errors"]
     assert (error["type"], error["message"], error["details"]) == (type_, message, details)
@@ -194,7 +196,7 @@ async def test_a_node_without_a_class_is_named_by_its_title_or_id(client, exampl
     assert error["extra_info"] == {"node_id": "5", "class_type": None, "node_title": title}
 
 
-async def test_a_missing_class_is_told_before_missing_outputs(client, example):
+async def test_a_missing_class_is_reported_before_missing_outputs(client, example):
     example["prompt"] = {"1": example["prompt"]["1"], "2": {"class_type": "Nope", "inputs": {}}}
     assert (await refused(client, example))["error"]["type"] == "missing_node_type"
 

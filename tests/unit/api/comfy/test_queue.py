@@ -92,7 +92,7 @@ async def test_a_job_is_in_the_history_from_its_end_on(client, replica, submit):
     assert await get(client, "/api/history") == {JOB: entry}
 
 
-async def test_a_failure_is_told_as_the_error_event_was(client, replica, submit):
+async def test_a_failure_in_the_history_is_that_of_the_error_event(client, replica, submit):
     await submit(JOB)
     await replica.start(JOB)
     await replica.fail(JOB, FAILURE)

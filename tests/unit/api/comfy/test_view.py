@@ -198,7 +198,7 @@ async def test_a_replaced_file_has_another_tag(client, volume, image):
     assert (await client.get(image)).headers["etag"] != before
 
 
-async def test_head_tells_what_get_would_send_and_has_no_ranges(client, image):
+async def test_head_has_the_headers_of_get_and_no_ranges(client, image):
     get = await client.get(image)
     head = await client.head(image, headers={"Range": "bytes=0-9"})
     assert (head.status_code, head.content) == (200, b"")

@@ -182,7 +182,7 @@ async def test_others_hear_the_queues_length_and_nothing_of_the_job(server, repl
         assert kinds([await other.frame()]) == [("status", 0)]
 
 
-async def test_a_job_without_a_client_is_told_to_nobody(server, replica, example):
+async def test_no_client_hears_of_a_job_without_a_client(server, replica, example):
     async with client(server) as me:
         await me.frame()
         await submit(server, example, client_id=None)
@@ -289,7 +289,7 @@ async def test_a_picture_is_the_kind_of_frame_the_kind_of_image_and_the_image(se
     assert await picture(server, replica, example, flags) == struct.pack(">II", 1, 1) + b"a JPEG"
 
 
-async def test_a_client_that_wants_to_know_is_told_of_which_node_the_picture_is(server, replica, example):
+async def test_a_client_that_asks_for_metadata_gets_the_node_of_a_preview(server, replica, example):
     frame = await picture(server, replica, example, {"supports_preview_metadata": True})
     kind, length = struct.unpack(">II", frame[:8])
     assert (kind, frame[8 + length :]) == (4, b"a JPEG")

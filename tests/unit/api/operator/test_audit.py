@@ -45,7 +45,7 @@ async def test_refusals_of_one_minute_are_written_up_to_a_number_and_then_counte
     assert [entry.what for entry in database.entries if not entry.result] == ["40 more refusals in a minute"]
 
 
-async def test_what_was_left_out_is_told_as_the_process_ends() -> None:
+async def test_the_number_of_dropped_entries_is_logged_as_the_process_ends() -> None:
     database: Any = Database()
     log = AuditLog(lambda: database, 90.0)
     for _ in range(REFUSALS + 3):

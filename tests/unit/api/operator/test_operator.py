@@ -82,7 +82,7 @@ async def test_node_classes_and_model_files_are_listed(client):
     assert (await client.get("/catalog")).json() == {"checkpoints": ["sd15.safetensors"]}
 
 
-async def test_a_job_that_has_not_ended_tells_its_story(client, scheduler, example):
+async def test_the_trace_of_an_unfinished_job_is_available(client, scheduler, example):
     job_id = await queued(client, example)
     answer = (await client.get(f"/status/{job_id}")).json()
     [arrived] = answer.pop("story")

@@ -71,7 +71,7 @@ async def test_the_document_is_served_with_its_address_and_is_one(client: httpx.
         jsonschema.Draft202012Validator.check_schema(schema)
 
 
-def test_every_code_is_told_of_some_route_or_of_all():
+def test_every_error_code_is_documented_for_a_route_or_for_all():
     told = {
         code
         for operations in PATHS.values()

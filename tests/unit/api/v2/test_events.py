@@ -87,7 +87,7 @@ async def test_a_stream_begins_with_how_things_stand_and_ends_with_the_job(clien
         assert (await told.rest())[-1] == ("status", {"status": "succeeded", "queue_position": None})
 
 
-async def test_outputs_are_told_before_the_end(client, replica, volume, example):
+async def test_outputs_are_sent_before_the_end(client, replica, volume, example):
     pytest.importorskip("blake3")
     volume.write(FileRef("output", "", "a.png"), b"picture")
     job_id = await queued(client, example)
@@ -101,7 +101,7 @@ async def test_outputs_are_told_before_the_end(client, replica, volume, example)
     assert (await client.get(output["url"])).content == b"picture"
 
 
-async def test_who_comes_later_is_told_the_latest_first(client, replica, example):
+async def test_a_late_subscriber_gets_the_latest_state_first(client, replica, example):
     job_id = await queued(client, example)
     await replica.start(job_id)
     await replica.executing(job_id, "3")
@@ -111,7 +111,7 @@ async def test_who_comes_later_is_told_the_latest_first(client, replica, example
         assert (await told.next())[1]["step"] == 10
 
 
-async def test_pictures_are_told_the_newest_alone_and_once(client, replica, example, monkeypatch):
+async def test_only_the_newest_preview_is_sent_and_once(client, replica, example, monkeypatch):
     monkeypatch.setattr(events, "PROGRESS_S", 0.05)
     job_id = await queued(client, example)
     await replica.start(job_id)
@@ -129,7 +129,7 @@ async def test_pictures_are_told_the_newest_alone_and_once(client, replica, exam
     assert await replica.scheduler.preview(job_id) is None
 
 
-async def test_of_an_ended_job_the_outputs_are_told_and_then_its_end(client, replica, volume, example):
+async def test_an_ended_jobs_outputs_are_sent_and_then_its_end(client, replica, volume, example):
     volume.write(FileRef("output", "", "a.png"), b"picture")
     job_id = await queued(client, example)
     await replica.succeed(job_id, {"6": {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]}})
@@ -138,14 +138,14 @@ async def test_of_an_ended_job_the_outputs_are_told_and_then_its_end(client, rep
     assert (first, output["name"], last[1]["status"]) == ("output", "a.png", "succeeded")
 
 
-async def test_of_an_ended_job_the_end_is_told(client, replica, example):
+async def test_an_ended_jobs_end_is_sent(client, replica, example):
     job_id = await queued(client, example)
     await client.post(f"/api/v2/jobs/{job_id}/cancel")
     async with stream(client, job_id) as told:
         assert await told.rest() == [("status", {"status": "canceled", "queue_position": None})]
 
 
-async def test_a_job_that_moves_up_is_told_its_place(client, example, monkeypatch):
+async def test_a_job_that_moves_up_the_queue_gets_its_position(client, example, monkeypatch):
     monkeypatch.setattr(events, "MOVES_S", 0.05)
     first, second = await queued(client, example), await queued(client, example)
     async with stream(client, second) as told:
@@ -162,7 +162,7 @@ async def test_a_silent_stream_is_kept_alive(client, replica, example, monkeypat
         assert await told.next() == ("", ": ping")
 
 
-async def test_a_stream_more_than_there_is_room_for_is_told_to_come_back(client, example):
+async def test_one_stream_more_than_the_limit_gets_a_429_with_retry_after(client, example):
     job_id = await queued(client, example)
     async with stream(client, job_id) as first, stream(client, job_id) as second:
         await first.next()

@@ -334,7 +334,7 @@ async def test_a_page_of_another_site_is_refused(client):
     assert code(answer) == (403, "forbidden_origin")
 
 
-async def test_more_bodies_than_there_is_room_for_are_told_to_come_back(service):
+async def test_more_bodies_than_the_limit_get_a_429_with_retry_after(service):
     app = create_app(service, crowd=Crowd(bodies=1))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
         with app.state.crowd.bodies.taken():

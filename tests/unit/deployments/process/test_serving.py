@@ -79,7 +79,7 @@ def test_a_gpu_that_is_asked_for_and_absent_ends_the_start_with_what_to_say_inst
     assert "pool gpu asks for num_gpus: 0.5, and this machine has 0; `num_gpus: auto`" in capsys.readouterr().err
 
 
-def test_replicas_are_told_of_cublas_and_of_torchs_memory_before_they_start(monkeypatch):
+def test_replicas_start_with_the_environment_for_cublas_and_torchs_allocator(monkeypatch):
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     pool = build._pool(PoolConfig(name="gpu", num_gpus=1), 10.0)

@@ -61,7 +61,7 @@ async def test_an_error_in_plain_text_that_the_application_answers_passes_unchan
     assert (status, headers[b"content-type"], body) == (400, b"text/plain; charset=utf-8", b"never 7")
 
 
-async def test_a_request_whose_replica_died_is_told_to_come_back():
+async def test_a_request_whose_replica_died_gets_a_503_with_retry_after():
     async def silent(scope, receive, send):
         pass
 
@@ -76,7 +76,7 @@ async def test_the_applications_answers_pass_unchanged(status):
     assert await ask(Gate(app(status))) == (status, {b"content-type": b"application/json"}, b"from the application")
 
 
-async def test_a_request_that_would_wait_for_a_replica_is_told_to_come_back(monkeypatch):
+async def test_a_request_that_would_wait_for_a_replica_gets_a_503_with_retry_after(monkeypatch):
     monkeypatch.setattr(gate, "STARTING_S", 0.01)
     assert_unavailable(await ask(Gate(app(delay_s=5.0))))
 

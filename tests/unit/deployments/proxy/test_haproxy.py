@@ -215,7 +215,7 @@ def test_frames_of_a_websocket_pass_both_ways_while_another_replica_comes_and_go
                 assert websocket.recv(PATIENCE_S) == b"z" * size
 
 
-def test_a_client_that_leaves_is_told_to_the_replica(site: Site):
+def test_the_replica_learns_that_a_client_has_left(site: Site):
     site.add(0)
     GONE.clear()
     with socket.create_connection(("127.0.0.1", site.port), PATIENCE_S) as connection:

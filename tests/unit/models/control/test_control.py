@@ -196,7 +196,7 @@ def test_the_controlnets_of_all_chains_are_found_once_each():
         (U.with_patch(HintKind(7)), 3, ARCHITECTURE, "tells 3 kinds of hint apart, and kind 7"),
     ],
 )
-def test_what_does_not_go_together_is_told_apart_before_the_run(nets, recipe, channels, architecture, says):
+def test_incompatible_controls_are_refused_before_the_run(nets, recipe, channels, architecture, says):
     known = {**nets, U.with_patch(HintKind(7)): nets[U]}
     control = Control(recipe, torch.zeros(1, 8, 8, channels), 1.0)
     with pytest.raises(NodeError, match=says):

@@ -106,7 +106,7 @@ def test_a_backbone_of_unknown_input_channels_is_refused():
         Sd.probe(changed("unet_mini", **{"input_blocks.0.0.weight": (320, 5, 3, 3)}))
 
 
-def test_the_vector_tells_sdxl_from_its_refiner_and_from_unclip():
+def test_the_width_of_the_vector_distinguishes_sdxl_its_refiner_and_unclip():
     def told(context_dim, width):
         attention = "transformer_blocks.0.attn2.to_k.weight"
         shapes = {f"middle_block.1.{attention}": (640, context_dim), "label_emb.0.0.weight": (1280, width)}
@@ -119,7 +119,7 @@ def test_the_vector_tells_sdxl_from_its_refiner_and_from_unclip():
         told(1024, 768)
 
 
-def test_text_encoders_are_told_apart_as_comfyui_does_by_their_depth():
+def test_text_encoders_are_distinguished_by_their_depth_as_by_comfyui():
     def kind(layers):
         names = {f"text_model.encoder.layers.{i}.mlp.fc1.weight": (256, 64) for i in range(layers)}
         names |= {"text_model.embeddings.token_embedding.weight": (49408, 64)}

@@ -203,7 +203,7 @@ def test_another_build_is_refused_with_what_was_found(
         ("flux", {"pooled_output": torch.zeros(1, 8)}, "a pooled output 8 wide; Flux.1 reads one 32 wide"),
     ],
 )
-def test_what_a_network_cannot_be_told_is_refused(net: str, options: dict[str, object], message: str) -> None:
+def test_conditioning_that_a_network_cannot_take_is_refused(net: str, options: dict[str, object], message: str) -> None:
     latents = torch.zeros(1, 16, 8, 8)
     with pytest.raises(NodeError, match=message):
         TINY[net].inputs(

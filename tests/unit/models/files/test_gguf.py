@@ -264,7 +264,7 @@ def test_what_is_no_gguf_or_of_a_kind_that_is_not_read_is_refused_by_name(tmp_pa
         Checkpoint(tmp_path / "c.gguf")
 
 
-def test_a_header_alone_tells_what_a_file_holds(catalog: Catalog, tmp_path: Path) -> None:
+def test_the_kind_of_a_file_follows_from_its_header_alone(catalog: Catalog, tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "text_encoders" / "a.gguf", "qwen3")
     writer.add_token_list(["a", "b"])
     writer.add_token_scores([0.5, 1.0])

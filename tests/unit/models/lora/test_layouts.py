@@ -47,7 +47,7 @@ def test_names_as_peft_writes_them_are_known_though_comfyui_passes_them_over(tmp
     assert set(adapters) == {f"{OUT}.weight"}
 
 
-def test_sdxls_text_encoders_are_told_apart():
+def test_each_of_sdxls_text_encoders_has_names_of_its_own_in_a_lora():
     text, larger = ClipText(1, 64, 64, 77), ClipText(1, 64, 64, 77, "g")
     parameter = "encoder.layers.0.mlp.fc1.weight"
     names = SdxlText(text, larger).lora_names([f"l.{parameter}", f"g.{parameter}"])

@@ -70,7 +70,7 @@ def answered(network: Any, *asked: Rows) -> list[Tensor]:
         return UNET.forward(network, asked)
 
 
-def test_only_rows_with_boxes_are_told_of_them(network: Any, patch: ModelPatch) -> None:
+def test_only_rows_with_boxes_are_conditioned_on_them(network: Any, patch: ModelPatch) -> None:
     boxed, other, plain = rows(1, patch), rows(2, patch, boxes=5), rows(3)
     together = answered(network, boxed, plain, other)
     for made, alone in zip(together, [boxed, plain, other], strict=True):
@@ -113,7 +113,7 @@ def test_what_does_not_go_together_is_refused(patch: ModelPatch, network: Any) -
         active({}, ModelPatch("other", torch.nn.Identity()), network)  # type: ignore[arg-type]
 
 
-def test_a_file_is_told_by_its_names(file: Path, tmp_path: Path) -> None:
+def test_a_file_is_recognized_by_its_tensor_names(file: Path, tmp_path: Path) -> None:
     tensors = load_file(file)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     assert refusal("model_patch", shapes) is None

@@ -47,7 +47,7 @@ async def said(made):
     return options
 
 
-async def test_each_encoder_is_given_its_text_with_what_the_model_is_told_beside_it():
+async def test_each_encoder_gets_its_text_and_the_models_other_conditioning():
     flux = await said(CLIPTextEncodeFlux().encode(CLIP, "short", "long", 2.5, ORACLE))
     assert flux == {"asked": Texts(l="short", t5xxl="long"), "guidance": 2.5}
     left_out = await said(CLIPTextEncodeSD3().encode(CLIP, "l", "g", "", "none", ORACLE))
@@ -58,7 +58,7 @@ async def test_each_encoder_is_given_its_text_with_what_the_model_is_told_beside
     assert pixart == {"asked": "a fox", "width": 640, "height": 480}
 
 
-async def test_lumina_is_told_a_sentence_before_the_text():
+async def test_luminas_text_is_preceded_by_a_system_prompt():
     options = await said(CLIPTextEncodeLumina2().encode(CLIP, "a fox", "superior", ORACLE))
     assert options == {"asked": f"{SYSTEM_PROMPTS['superior']} <Prompt Start> a fox"}
 
@@ -67,7 +67,7 @@ def test_how_t5s_texts_are_filled_up_is_put_on_the_recipe():
     assert T5TokenizerOptions().set_options(CLIP, 1, 3) == (CLIP.with_patch(T5Padding(1, 3)),)
 
 
-def test_how_tokens_are_sampled_is_told_where_they_are():
+def test_options_of_token_sampling_apply_only_where_tokens_are_sampled():
     spec = specs()["TextGenerate"]
     on, off = ({declared.name for declared in opened(spec, {"sampling_mode": mode}).inputs} for mode in ("on", "off"))
     assert on - off == {f"sampling_mode.{field.name}" for field in fields(TokenSampling)}

@@ -141,7 +141,7 @@ def test_a_text_of_another_kind_is_refused(given: Conditioning, message: str) ->
         styled(given, 0.5, "attn_bias")
 
 
-def test_unclip_adds_to_what_a_conditioning_tells() -> None:
+def test_unclip_adds_to_what_a_conditioning_has() -> None:
     given = text(guidance=1.0)
     (once,) = unCLIPConditioning().apply_adm(given, SEEN, 0.5, 0.1)
     (twice,) = unCLIPConditioning().apply_adm(once, SEEN, 1.0, 0.2)

@@ -121,14 +121,14 @@ def test_several_masks_are_laid_over_as_many_and_no_more() -> None:
     assert out.tolist() == [[[0, 0.25]], [[0, 0.5]]]
 
 
-def test_edges_fade_in_over_so_many_pixels() -> None:
+def test_edges_fade_in_over_the_given_number_of_pixels() -> None:
     (out,) = FeatherMask().feather(torch.ones(1, 1, 8), left=4, top=0, right=0, bottom=0)
     assert out[0, 0].tolist() == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("tapered", [True, False])
 @pytest.mark.parametrize("expand", [1, 3, 30])
-def test_a_point_grows_to_all_that_lies_within_so_many_steps(expand: int, tapered: bool) -> None:
+def test_a_point_grows_to_all_within_the_given_number_of_steps(expand: int, tapered: bool) -> None:
     mask = torch.zeros(1, 9, 13)
     mask[0, 2, 5] = 0.75
     (out,) = GrowMask().expand_mask(mask, expand, tapered)

@@ -56,7 +56,7 @@ def test_a_deterministic_step_by_ratio_is_the_one_along_the_flow():
     torch.testing.assert_close(asked[0].x, x)
 
 
-def test_a_sampler_by_ratio_is_told_how_far_its_orders_disagree():
+def test_a_sampler_by_ratio_gets_an_error_estimate():
     image = torch.randn(1, 16, 2, 2, generator=torch.Generator().manual_seed(1))
     x = LEVELS.start(image, noise(image.shape, 2), 0.9)
     expected, _ = run(euler(x, DOWN[1:-1]), image)

@@ -165,7 +165,7 @@ def to_zero(steps):
 
 
 @pytest.mark.parametrize("name", sorted(set(SAMPLERS) - ENDS_AT_THE_LAST_LEVEL_ABOVE_ZERO))
-def test_a_sampler_that_is_always_told_the_same_picture_ends_on_it(name):
+def test_a_sampler_with_a_constant_prediction_ends_on_it(name):
     picture = torch.randn(2, 4, 4, 4)
     x, _ = run(name, torch.randn(2, 4, 4, 4) * TOP, to_zero(6), lambda _: picture)
     # UniPC ends at a level of 0.001.
@@ -173,7 +173,7 @@ def test_a_sampler_that_is_always_told_the_same_picture_ends_on_it(name):
 
 
 @pytest.mark.parametrize("name", sorted(ENDS_AT_THE_LAST_LEVEL_ABOVE_ZERO))
-def test_these_samplers_that_are_always_told_the_same_picture_leave_the_last_levels_noise_on_it(name):
+def test_these_samplers_with_a_constant_prediction_leave_the_last_levels_noise_on_it(name):
     picture, x = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4) * TOP
     final, _ = run(name, x, to_zero(6), lambda _: picture)
     torch.testing.assert_close(final, picture + (x - picture) * (BOTTOM / TOP), rtol=1e-4, atol=1e-4)
@@ -302,7 +302,7 @@ def test_er_sde_with_another_power_ends_with_the_variance_of_the_data_too_and_is
 
 
 @pytest.mark.parametrize("name", ["euler", "euler_cfg_pp", "euler_ancestral"])
-def test_a_schedule_with_a_second_zero_ends_on_what_the_image_at_zero_is_told_to_be(name):
+def test_a_schedule_with_a_second_zero_ends_on_the_prediction_at_zero(name):
     x, twice = torch.ones(1, 1, 2, 2), torch.tensor([8.0, 1.0, 0.0, 0.0])
     final, evaluations = run(name, x, twice, lambda asked: torch.full((1, 1, 2, 2), 1.0 + asked.sigma))
     assert (final.unique().tolist(), [asked.sigma for asked in evaluations]) == ([1.0], [8.0, 1.0, 0.0])

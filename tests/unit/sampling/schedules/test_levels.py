@@ -113,7 +113,7 @@ def test_a_shift_of_three_moves_the_middle_of_time_to_three_quarters():
     assert FLOWS["unshifted"].at_progress(0.5) == 0.5
 
 
-def test_a_flow_is_told_its_level_in_its_own_unit():
+def test_a_flow_gets_its_timestep_in_its_own_unit():
     sigma = torch.tensor([0.25, 1.0])
     assert FLOWS["flow"].timestep(sigma).tolist() == [250.0, 1000.0]
     assert FLOWS["unshifted"].timestep(sigma).tolist() == FLOWS["flux"].timestep(sigma).tolist() == [0.25, 1.0]

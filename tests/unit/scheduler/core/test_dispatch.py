@@ -266,7 +266,7 @@ def test_what_work_takes_is_learned_from_reports() -> None:
     assert script.machine.costs.take_changed() == []
 
 
-def test_the_backlog_is_told_in_seconds_of_each_model() -> None:
+def test_the_backlog_of_each_model_is_in_seconds() -> None:
     script = Loaded()
     script.submit("one", "a", steps=3)
     script.submit("two", "a", steps=4)

@@ -41,7 +41,7 @@ from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id, two_outputs
 
 
-def test_a_job_is_persisted_before_anyone_is_told_of_it():
+def test_a_job_is_persisted_before_it_is_announced():
     commands = Script().job("a")
     assert isinstance(commands[0], Persist)
     assert isinstance(commands[0].change, JobAccepted)
@@ -67,7 +67,7 @@ def test_a_task_that_fills_its_replica_up_is_not_patient():
     assert [task.patient for _, task in assigned(script.run("r1", tasks[0]))] == [False], "it takes the slot left"
 
 
-def test_a_task_is_patient_if_no_socket_is_told_of_its_job():
+def test_a_task_is_deferrable_if_no_socket_follows_its_job():
     script = Script()
     script.replica("r1", slots=8)
     clients = {None: True, "": True, "me": False}
@@ -472,7 +472,7 @@ def test_a_task_that_waits_for_a_value_does_not_outlive_its_job():
     assert sent(script.report(waiting, Want(second.id, "save-7")), Interrupt) == [(waiting, Interrupt(second.id))]
 
 
-def test_what_is_told_about_nodes_of_a_cancelled_job_reaches_nobody():
+def test_node_events_of_a_cancelled_job_are_dropped():
     script = Script()
     script.replica("r1")
     [(_, task)] = assigned(script.job("a"))
@@ -497,7 +497,7 @@ def test_a_job_that_cannot_be_recorded_ends_in_error_and_what_runs_of_it_is_stop
     assert sent(commands, Interrupt) == [("r1", Interrupt(task_id("a")))]
 
 
-def test_an_end_that_could_not_be_recorded_is_told_as_an_error_instead():
+def test_an_end_that_could_not_be_recorded_is_reported_as_an_error():
     script = Script()
     script.replica("r1")
     [(_, task)] = assigned(script.job("a"))

@@ -78,7 +78,7 @@ def model(name: str) -> tuple[Recipe, ...]:
     return (Recipe("backbone", "checkpoints", f"sub/{name}.safetensors"),)
 
 
-def test_a_busy_replica_is_told_once_of_the_next_model() -> None:
+def test_a_busy_replica_prefetches_the_next_model_once() -> None:
     script = Named()
     script.busy("r1", "a")
     script.submit("next", "b")
@@ -99,7 +99,7 @@ def test_what_queued_jobs_need_is_to_be_spared() -> None:
     assert message == Prefetch(model("b"), ("a.safetensors", "b.safetensors"))
 
 
-def test_a_replica_is_told_nothing_while_its_own_line_comes_before() -> None:
+def test_a_replica_prefetches_nothing_while_its_own_models_queue_is_first() -> None:
     script = Named()
     script.busy("r1", "a")
     script.submit("same", "a")
@@ -127,7 +127,7 @@ def test_unless_it_has_room_and_will_have_done_its_own_line_before_loading_would
     assert script.told() == [(name, model(file)) for name, file in told], "what runs takes a second more"
 
 
-def test_then_it_is_told_also_while_it_has_to_work_for_what_it_loaded() -> None:
+def test_it_prefetches_again_while_jobs_of_the_model_it_loaded_run() -> None:
     script = Named()
     with_room(script, "r1")
     script.submit("running on r1", "b")
@@ -179,7 +179,7 @@ def test_it_is_called_off_where_another_replica_takes_the_line() -> None:
     assert "b.safetensors" not in script.machine.replicas["r1"].files
 
 
-def test_once_it_holds_the_file_its_job_is_as_any_other_and_the_next_is_told_of() -> None:
+def test_once_it_has_the_file_the_next_model_is_prefetched() -> None:
     script = Named()
     script.busy("r1", "a")
     script.submit("next", "b")
@@ -193,7 +193,7 @@ def test_once_it_holds_the_file_its_job_is_as_any_other_and_the_next_is_told_of(
     )
 
 
-def test_a_replica_without_a_line_of_its_own_is_told_first() -> None:
+def test_a_replica_whose_models_have_no_queue_prefetches_first() -> None:
     script = Named()
     script.busy("r1", "a")
     script.busy("r2", "b")
@@ -202,7 +202,7 @@ def test_a_replica_without_a_line_of_its_own_is_told_first() -> None:
     assert script.told() == [("r2", model("c"))]
 
 
-def test_each_replica_is_told_of_one() -> None:
+def test_each_replica_prefetches_one_model() -> None:
     script = Named()
     script.busy("r1", "a")
     script.busy("r2", "b")
@@ -220,7 +220,7 @@ def test_a_plan_that_changes_is_called_off() -> None:
     assert script.told()[-1] == ("r1", model("c"))
 
 
-def test_where_the_told_replica_is_lost_another_is_told() -> None:
+def test_another_replica_prefetches_after_a_replica_is_lost() -> None:
     script = Named()
     script.busy("r1", "a")
     script.busy("r2", "b")
@@ -231,7 +231,7 @@ def test_where_the_told_replica_is_lost_another_is_told() -> None:
     assert script.told()[-1] == ("r2", model("a"))
 
 
-def test_nothing_is_told_of_what_starts_at_once_or_of_what_some_replica_holds() -> None:
+def test_nothing_is_prefetched_for_what_starts_at_once_or_is_loaded_somewhere() -> None:
     script = Named()
     script.replica("r1")
     assert script.submit("first", "a") == ["r1"]
@@ -252,7 +252,7 @@ class WithLoras(Named):
         self.graph = with_lora
 
 
-def test_a_lora_of_the_next_task_is_told_of_once_where_it_is_lacking() -> None:
+def test_a_lora_of_the_next_task_is_prefetched_once_where_it_is_missing() -> None:
     script = WithLoras()
     script.busy("r1", "a")
     script.submit("next", "a+l")
@@ -267,7 +267,7 @@ def test_a_lora_of_the_next_task_is_told_of_once_where_it_is_lacking() -> None:
     assert len(script.told()) == 2, "what is held is not told of"
 
 
-def test_the_replica_that_is_expected_to_be_free_first_is_told_of_the_lora() -> None:
+def test_the_replica_that_is_expected_to_be_free_first_prefetches_the_lora() -> None:
     script = WithLoras()
     for name in ("r1", "r2", "r3"):
         script.holding(name, "a" if name != "r3" else "b")
@@ -278,7 +278,7 @@ def test_the_replica_that_is_expected_to_be_free_first_is_told_of_the_lora() -> 
     assert script.told() == [("r2", lora("l", "a"))]
 
 
-def test_each_of_the_next_tasks_of_a_line_has_its_lora_told_of_where_it_is_expected_to_start() -> None:
+def test_loras_of_a_queues_next_tasks_are_prefetched_where_each_is_expected_to_start() -> None:
     script = WithLoras()
     for number, steps in enumerate((50, 10, 30)):
         script.holding(f"r{number}", "a")
@@ -329,7 +329,7 @@ def test_a_line_with_much_to_do_is_loaded_for_ahead_by_one_more_replica_that_has
     ("earlier", "told"),
     [(["x", "z"], []), (["xy", "z"], [("r1", model("b"))]), (["x", "", "z"], [("r1", model("b"))])],
 )
-def test_once_a_replica_has_let_weights_go_for_others_those_alone_are_told_that_hold_less_than_one_did(
+def test_after_an_eviction_only_replicas_with_less_weights_prefetch(
     earlier: list[str], told: list[tuple[str, tuple[Recipe, ...]]]
 ) -> None:
     script = Named()
@@ -343,7 +343,7 @@ def test_once_a_replica_has_let_weights_go_for_others_those_alone_are_told_that_
     assert script.finish("r1") == ["next"]
 
 
-def test_nothing_is_told_where_loading_takes_no_time_as_far_as_is_known() -> None:
+def test_nothing_is_prefetched_where_loading_is_known_to_take_no_time() -> None:
     script = Named()
     script.machine = Machine(epoch=1, max_attempts=3)
     script.busy("r1", "a")
@@ -364,7 +364,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     return asked
 
 
-def test_a_graph_of_which_nothing_can_be_told_is_looked_through_once(asked: list[Graph]) -> None:
+def test_a_graph_without_models_is_searched_once(asked: list[Graph]) -> None:
     script = Named()
     script.busy("r1", "a")
     script.graph = unnamed
@@ -412,7 +412,7 @@ def test_loaders_that_name_their_files_outright_say_which_models_they_load(
     assert recipes_of(graph, ["1", "2"]) == (() if found is None else (found,))
 
 
-def test_models_are_told_of_as_they_are_used_with_their_loras() -> None:
+def test_models_are_prefetched_with_their_loras() -> None:
     both = {"lora_name": "l.safetensors", "strength_model": 0.5, "strength_clip": 0, "model": Link("1", 0)}
     more = {"lora_name": "m.safetensors", "strength_model": Link("9", 0), "model": Link("2", 0)}
     graph = Graph({
@@ -429,7 +429,7 @@ def test_models_are_told_of_as_they_are_used_with_their_loras() -> None:
     assert (files.all, files.whole) == (("a.safetensors", "l.safetensors", "m.safetensors"), ("a.safetensors",))
 
 
-def test_a_chain_of_thousands_of_loras_is_not_told_of() -> None:
+def test_a_chain_of_thousands_of_loras_is_not_prefetched() -> None:
     length = 5000
     nodes = {"0": Node("0", "UNETLoader", {"unet_name": "a.safetensors"})}
     for n in range(1, length + 1):

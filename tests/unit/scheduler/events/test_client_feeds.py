@@ -87,7 +87,7 @@ async def test_a_jobs_beginning_waits_no_longer_than_that():
         assert [e.seq for e in (await asyncio.wait_for(poll, 30)).events["c"]] == [seq]
 
 
-async def test_a_job_that_is_held_back_until_a_node_runs_is_told_of_at_once(monkeypatch: pytest.MonkeyPatch):
+async def test_a_delayed_start_event_is_sent_as_soon_as_a_node_runs(monkeypatch: pytest.MonkeyPatch):
     feeds = Feeds(epoch=1)
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     feeds.hold("a", "c")
@@ -143,7 +143,7 @@ async def test_a_socket_begins_where_the_one_before_it_was():
     assert feeds.attach("c", "second").after == 5
 
 
-async def test_the_socket_that_a_newer_one_replaces_is_told_so_and_given_nothing():
+async def test_a_socket_that_a_newer_one_replaces_is_closed_and_gets_no_events():
     feeds = Feeds(epoch=1)
     feeds.attach("c", "old")
     poll = asyncio.create_task(news(feeds, "old", timeout_s=5))

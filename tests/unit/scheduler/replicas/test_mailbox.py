@@ -68,7 +68,7 @@ async def test_what_somebody_waits_for_is_due_at_once_and_takes_patient_tasks_al
     assert not mailbox.due.is_set()
 
 
-async def test_what_was_told_and_has_not_arrived_is_due_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unacknowledged_message_is_due_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     mailbox = Mailbox()
     mailbox.put(FREE)

@@ -170,7 +170,7 @@ def test_each_event_arrives_at_once_and_once_where_all_goes_well(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [away, status(500), status(302), status(429), status(404)])
-def test_who_is_away_or_wrong_is_told_all_in_order_once_it_is_well_again(tmp_path, wrong):
+def test_a_receiver_that_was_away_or_wrong_gets_all_events_in_order_once_it_recovers(tmp_path, wrong):
     async def story(site: Site) -> None:
         receiver = site.webhook("a", wrong)
         site.job("1")
@@ -207,7 +207,7 @@ def test_one_that_never_answers_well_is_given_up_is_listed_and_may_be_sent_again
     lived(story, tmp_path, attempts=3)
 
 
-def test_who_says_gone_is_told_nothing_more(tmp_path):
+def test_a_receiver_that_answers_410_gets_nothing_more(tmp_path):
     async def story(site: Site) -> None:
         receiver = site.webhook("a", status(410))
         site.job("1")

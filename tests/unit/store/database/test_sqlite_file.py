@@ -165,7 +165,7 @@ def test_a_file_that_is_no_database_is_said_to_be_damaged_and_left_alone(tmp_pat
     assert path.read_bytes() == content
 
 
-def test_a_damaged_page_is_told_from_a_database_that_is_away(tmp_path):
+def test_a_damaged_page_is_distinguished_from_a_database_that_is_away(tmp_path):
     path = tmp_path / "jobs.sqlite"
     Jobs(f"sqlite:///{path}").close()
     path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (path.stat().st_size - 4096))

@@ -48,14 +48,14 @@ def told(jobs: Jobs, hook: Webhook = HOOK) -> list[tuple[str, str]]:
     return [(d.event, d.state) for d in reversed(jobs.inquire(1, Deliveries(hook.webhook_id, 100)))]
 
 
-def test_who_has_no_webhook_is_told_nothing(jobs):
+def test_without_a_webhook_nothing_is_written_to_the_outbox(jobs):
     assert jobs.write(1, LIFE) is False
     jobs.inquire(1, AddWebhook(HOOK, 10))
     assert told(jobs) == []
 
 
 @pytest.mark.parametrize("at_once", [True, False])
-def test_each_event_that_is_asked_for_is_told_once_however_often_it_is_written(jobs, at_once):
+def test_each_subscribed_event_is_in_the_outbox_once_however_often_it_is_written(jobs, at_once):
     jobs.inquire(1, AddWebhook(HOOK, 10))
     some = replace(HOOK, webhook_id="some", events=("job.succeeded",))
     jobs.inquire(1, AddWebhook(some, 10))
@@ -78,7 +78,7 @@ def test_each_event_that_is_asked_for_is_told_once_however_often_it_is_written(j
     assert last["data"]["outputs"] == {"1": {"images": [{"filename": "x.png"}]}}
 
 
-def test_a_change_that_is_not_made_is_not_told(jobs, database_url):
+def test_a_change_that_is_not_made_is_not_in_the_outbox(jobs, database_url):
     jobs.inquire(1, AddWebhook(HOOK, 10))
     other = Jobs(database_url)
     other.acquire("newer")
@@ -90,7 +90,7 @@ def test_a_change_that_is_not_made_is_not_told(jobs, database_url):
     other.close()
 
 
-def test_a_tenant_is_told_of_its_own_jobs_and_the_operator_of_everyones(jobs):
+def test_a_tenant_gets_events_of_its_own_jobs_and_the_operator_of_everyones(jobs):
     hooks = [replace(HOOK, webhook_id=f"of {tenant}", tenant=tenant) for tenant in ("", "x", "y")]
     for hook in hooks:
         jobs.inquire(1, AddWebhook(hook, 10))
@@ -100,7 +100,7 @@ def test_a_tenant_is_told_of_its_own_jobs_and_the_operator_of_everyones(jobs):
     assert jobs.inquire(1, Webhooks()) == tuple(hooks)
 
 
-def test_a_failure_is_told_without_its_traceback_and_outputs_only_as_far_as_they_fit(jobs):
+def test_a_failure_is_sent_without_its_traceback_and_outputs_up_to_a_size(jobs):
     jobs.inquire(1, AddWebhook(HOOK, 10))
     failure = Failure(node="1", class_type="X", exception_type="E", message="m" * 9999, traceback=("secret",))
     large = OutputRecorded("a", "1", {"text": ["x" * PAYLOAD_BYTES]}, 4)
@@ -140,7 +140,7 @@ def test_what_is_sent_again_is_not_answered_by_what_was_under_way(jobs):
     assert jobs.inquire(1, SendAgain("hook", "other", 20.0)) is None
 
 
-def test_a_webhook_whose_receiver_has_gone_is_told_nothing_until_something_is_sent_again(jobs):
+def test_a_disabled_webhook_gets_nothing_until_a_delivery_is_sent_again(jobs):
     jobs.inquire(1, AddWebhook(HOOK, 10))
     jobs.write(1, LIFE)
     head = jobs.inquire(1, Heads("hook", 1))[0]

@@ -64,7 +64,7 @@ def test_a_family_that_is_known_and_lacking_is_refused_by_name(
     assert reason.startswith(f"holds a {wanted} of {title}, which is not supported; supported are ")
 
 
-def test_a_text_encoder_is_told_from_a_like_one_by_its_width(models: Path) -> None:
+def test_similar_text_encoders_are_distinguished_by_their_width(models: Path) -> None:
     names = ("model.layers.0.post_attention_layernorm.weight", "model.layers.0.self_attn.q_norm.weight")
     assert written(models, "clip", *names, rows=2560) is None
     assert "Ovis-Image, which is not supported" in str(written(models, "clip", *names, rows=2048))

@@ -53,7 +53,7 @@ def test_the_published_networks_have_the_size_of_their_files() -> None:
     assert sum(p.numel() for p in vae.parameters()) * 2 / 2**20 == pytest.approx(644.2, abs=0.1)
 
 
-def test_an_autoencoder_is_told_from_wan_22s_by_its_flat_convolutions() -> None:
+def test_an_autoencoder_is_distinguished_from_wan_22s_by_its_flat_convolutions() -> None:
     tensors = file_of(VAE, drawn(VAE))
     assert find_part("vae", [named(tensors)]).family == VAE
     found = find_part("vae", [named(tensors, "", {"decoder.head.2.weight": (12, 16, 3, 3, 3)})])

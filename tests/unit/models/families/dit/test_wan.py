@@ -108,7 +108,7 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
         ("vace", {"vace_frames": [torch.zeros(1, 16, 2, 4, 6)]}, "is shown 80 channels, and this Wan reads 96"),
     ],
 )
-def test_what_an_edition_cannot_be_told_is_refused(net: str, options: dict[str, Any], message: str) -> None:
+def test_conditioning_that_an_edition_cannot_take_is_refused(net: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(NodeError, match=message):
         inputs(NETS[net], options)
 
@@ -131,7 +131,7 @@ def test_what_lies_beside_x_goes_with_the_area_it_is_for() -> None:
         assert torch.equal(part, whole[..., 1:3, 2:5])
 
 
-def test_the_small_model_is_told_how_much_of_each_frame_is_noise() -> None:
+def test_the_small_model_gets_a_timestep_for_each_frame() -> None:
     mask = torch.ones(1, 1, 2, 4, 6)
     mask[:, :, 0] = 0.0
     mask[:, :, 1, :2] = 0.5
