@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import Any
 
 from serve_app.printable import printable
 
@@ -10,3 +12,8 @@ from serve_app.printable import printable
 def say(line: str, *, error: bool = False) -> None:
     """Print a line at once to standard output, or to standard error."""
     print(printable(line), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def say_json(value: Any) -> None:
+    """Print a JSON value, for programs to read; control characters are escaped as JSON escapes them."""
+    print(json.dumps(value, indent=2), flush=True)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
+from serve_app.cli.lines import say, say_json
 from serve_app.store.models.catalog import DRAWING, NO_MODELS
+
+
+def show(page: Callable[[Any], Iterator[str]], answer: Any, *, as_json: bool) -> int:
+    """Print an answer line by line, or as it is; return the exit status."""
+    if as_json:
+        say_json(answer)
+    else:
+        for line in page(answer):
+            say(line)
+    return 0
 
 
 def models(answer: Mapping[str, list[str]]) -> Iterator[str]:

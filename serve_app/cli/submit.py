@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from serve_app.cli.lines import say
+from serve_app.cli.lines import say, say_json
 from serve_app.cli.progress import Show, progress
 from serve_app.cli.server import Server
 from serve_app.errors import FileMissingError, ServeAppError, UnreachableError
@@ -18,17 +18,22 @@ VIEW = "/api/view"
 """Answers files of every kind; the contract's own /view answers images alone."""
 
 
-def submit(server: Server, body: Mapping[str, Any], directory: Path, *, detach: bool = False) -> int:
+def submit(
+    server: Server, body: Mapping[str, Any], directory: Path, *, detach: bool = False, as_json: bool = False
+) -> int:
     """Run the body's job, print where its files are, return the exit status. Ctrl-C cancels the job.
 
-    detach: print the job's id once it is queued, and leave it to `watch`. The job's id is chosen here, so a request
-    that is sent again after a lost connection queues nothing twice.
+    detach: print the job's id once it is queued, and leave it to `watch`. as_json: print {job_id, files} instead. The
+    job's id is chosen here, so a request that is sent again after a lost connection queues nothing twice.
     """
     job_id = body.get("prompt_id", str(uuid.uuid4()))
     try:
         server.post("/prompt", {**body, "prompt_id": job_id})
         if detach:
-            say(job_id)
+            if as_json:
+                say_json({"job_id": job_id})
+            else:
+                say(job_id)
             return 0
         say(f"job {job_id}", error=True)
         with progress(body["prompt"]) as show:
@@ -36,18 +41,18 @@ def submit(server: Server, body: Mapping[str, Any], directory: Path, *, detach: 
     except KeyboardInterrupt:
         _cancel(server, job_id)
         raise
-    return _saved(server, job_id, directory)
+    return _saved(server, job_id, directory, as_json=as_json)
 
 
-def watch(server: Server, job_id: str, directory: Path) -> int:
+def watch(server: Server, job_id: str, directory: Path, *, as_json: bool = False) -> int:
     """Follow a job that somebody has queued, from its beginning; as `submit`, but that Ctrl-C leaves it alone."""
     graph = server.get(f"/api/v2/jobs/{job_id}/workflow")["workflow"]
     with progress(graph) as show:
         follow(server, job_id, show)
-    return _saved(server, job_id, directory)
+    return _saved(server, job_id, directory, as_json=as_json)
 
 
-def _saved(server: Server, job_id: str, directory: Path) -> int:
+def _saved(server: Server, job_id: str, directory: Path, *, as_json: bool) -> int:
     """Save an ended job's files and print where; return the exit status."""
     entry = server.get(f"/history/{job_id}").get(job_id)
     if entry is None:
@@ -56,8 +61,12 @@ def _saved(server: Server, job_id: str, directory: Path) -> int:
     if not status["completed"]:
         say(f"serve-app: {status['status_str']}: {'; '.join(status['messages'])}", error=True)
         return 1
-    for file in files(entry["outputs"]):
-        say(str(save(server.download(VIEW, **file), file, directory)))
+    paths = (str(save(server.download(VIEW, **file), file, directory)) for file in files(entry["outputs"]))
+    if as_json:
+        say_json({"job_id": job_id, "files": list(paths)})
+        return 0
+    for path in paths:
+        say(path)
     return 0
 
 

@@ -53,7 +53,7 @@ def test_another_packages_logger_is_escaped_once(caplog):
 
 def test_the_command_line_prints_each_entry_as_one_plain_line(capsys):
     entry: dict[str, Any] = {"at_s": 0.0, "tenant": "a", "who": HOSTILE, "what": HOSTILE, "result": 404}
-    tenants._print(iter([tenants._entry_line({**entry, "source": HOSTILE, "reason": HOSTILE})]))
+    lines.say(tenants.entry_line({**entry, "source": HOSTILE, "reason": HOSTILE}))
     lines.say(HOSTILE, error=True)
     printed = capsys.readouterr()
     for text in (printed.out, printed.err):

@@ -6,14 +6,16 @@ and go on at the next start.
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from serve_app import config, log
 from serve_app.api.auth.origin import LOOPBACK
@@ -77,7 +79,26 @@ DESCRIPTORS = 65_536
 _log = log.get("up")
 
 
-def up(arguments: argparse.Namespace) -> int:
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What the command line says. changed: configuration keys with new values, None for those that stay.
+
+    demo: provide the models that ship. insecure: listen beyond this machine without tenants.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8188
+    insecure: bool = False
+    dashboard: bool = False
+    demo: bool = False
+    config: Path | None = None
+    root_dialect: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    changed: Mapping[str, Any] = field(default_factory=dict)
+
+
+def up(arguments: UpOptions) -> int:
     """Start the server, block until SIGTERM or Ctrl-C, stop it. Returns the exit status."""
     log.configure()
     raise_descriptors()
@@ -149,24 +170,22 @@ def _haproxy(folder: Path, host: str, port: int, replicas: int) -> tuple[str, st
     return None
 
 
-def _settings(arguments: argparse.Namespace) -> AppConfig:
-    """Return the file's configuration with the command line's paths over it. Errors: ConfigError."""
-    settings = config.load(Path(arguments.config)) if arguments.config else AppConfig()
-    directories = ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir", "custom_nodes_dir")
-    names = (*directories, "database_url", "cache", "preview_method")
-    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
+def _settings(arguments: UpOptions) -> AppConfig:
+    """Return the file's configuration with the command line's changes. Errors: ConfigError."""
+    settings = config.load(arguments.config) if arguments.config else AppConfig()
+    changed = {name: value for name, value in arguments.changed.items() if value is not None}
     ingress = settings.ingress.model_dump()
     if arguments.root_dialect is not None:
         ingress["root_dialect"] = arguments.root_dialect
-    ingress["allowed_origins"] = getattr(arguments, "allowed_origin", None) or ingress["allowed_origins"]
-    if given_hosts := getattr(arguments, "allowed_host", None):
-        ingress["allowed_hosts"] = given_hosts
+    ingress["allowed_origins"] = arguments.allowed_origins or ingress["allowed_origins"]
+    if arguments.allowed_hosts:
+        ingress["allowed_hosts"] = arguments.allowed_hosts
     elif "allowed_hosts" not in settings.ingress.model_fields_set:
         if arguments.host.startswith("127."):
             ingress["allowed_hosts"] = (*ingress["allowed_hosts"], arguments.host)
         elif arguments.host not in ingress["allowed_hosts"]:
             ingress["allowed_hosts"] = ("*",)
-    return config.parse({**settings.model_dump(), **given, "ingress": ingress}, "command line").resolved()
+    return config.parse({**settings.model_dump(), **changed, "ingress": ingress}, "command line").resolved()
 
 
 def check_exposure(host: str, settings: AppConfig, *, insecure: bool) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,31 @@ def test_models_nodes_and_status_are_listed(url, capsys):
     assert re.fullmatch(r"up \d+ s, 0 jobs running, 0 waiting", first)
     assert host == "host host: 48000 of 64000 MB memory available"
     assert replica == "replica cpu-at-rest (cpu): 0 of 0 tasks, holds no model"
+
+
+def test_answers_are_printed_as_json_for_programs(url, capsys):
+    for command, key in (("models", "checkpoints"), ("nodes", "KSampler"), ("status", "replicas")):
+        assert main([command, "--json", "--server", url]) == 0
+        assert key in json.loads(capsys.readouterr().out)
+    assert main(["pause", "--json", "--server", url]) == 0
+    assert json.loads(capsys.readouterr().out) == {"paused": ["queue"]}
+
+
+def test_wrong_arguments_end_with_2_and_say_what_is_allowed(capsys):
+    assert main(["up", "--root-dialect", "webui"]) == 2
+    said = capsys.readouterr().err
+    assert "webui" in said
+    assert "'contract', 'comfy'" in said
+    assert main(["pause", "--pool", "a", "--tenant", "b"]) == 2
+    assert main(["no-such-command"]) == 2
+
+
+def test_a_shell_is_offered_the_commands(monkeypatch, capsys):
+    monkeypatch.setenv("_SERVE_APP_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "serve-app sub")
+    monkeypatch.setenv("COMP_CWORD", "1")
+    assert main([]) == 0
+    assert "submit" in capsys.readouterr().out
 
 
 def test_cancelling_what_does_not_run_says_so_and_fails(url, capsys):
@@ -95,7 +122,7 @@ def test_up_passes_its_options_on(monkeypatch, tmp_path):
     module = importlib.import_module("serve_app.deployments.process.up")
     monkeypatch.chdir(tmp_path)
     passed = {}
-    monkeypatch.setattr(module, "up", lambda arguments: passed.update(vars(arguments)) or 7)
+    monkeypatch.setattr(module, "up", lambda options: passed.update(asdict(options), **options.changed) or 7)
     assert main(["up", "--port", "9000", "--models-dir", "m", "--database-url", "sqlite:///x"]) == 7
     expected = {"host": "127.0.0.1", "port": 9000, "models_dir": Path("m"), "database_url": "sqlite:///x"}
     unset = dict.fromkeys(["input_dir", "output_dir", "temp_dir", "config"])

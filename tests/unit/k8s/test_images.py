@@ -8,9 +8,10 @@ import shlex
 import pytest
 import yaml
 
-from serve_app.cli import _parser
+from serve_app.cli import main
 from serve_app.config import AppConfig
-from serve_app.deployments.process.up import check_exposure
+from serve_app.deployments.process import up
+from serve_app.deployments.process.up import UpOptions, check_exposure
 from serve_app.errors import ConfigError
 from tests.unit.k8s.manifests import ROOT
 
@@ -21,6 +22,15 @@ def service(file: str = "compose.yaml") -> dict:
     return yaml.safe_load((ROOT / file).read_text())["services"]["serve-app"]
 
 
+def up_options(arguments: list[str]) -> UpOptions:
+    """Return what `serve-app` passes on of these arguments."""
+    given: list[UpOptions] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(up, "up", lambda options: given.append(options) or 0)
+        assert main(arguments) == 0
+    return given[0]
+
+
 def test_both_targets_end_as_a_user_without_privileges_and_let_nobody_in_unasked():
     stages = {stage.split()[0]: stage for stage in re.split(r"\nFROM \S+ AS ", DOCKERFILE)[1:]}
     assert set(stages) == {"base", "cpu", "cuda"}
@@ -29,7 +39,7 @@ def test_both_targets_end_as_a_user_without_privileges_and_let_nobody_in_unasked
         [command] = re.findall(r"^CMD (.*)$", stages[name], re.MULTILINE)
         program, *arguments = yaml.safe_load(command)
         assert program == "serve-app"
-        asked = _parser().parse_args(arguments)
+        asked = up_options(arguments)
         assert asked.host == "0.0.0.0"
         with pytest.raises(ConfigError, match="turn on tenants"):
             check_exposure(asked.host, AppConfig(), insecure=asked.insecure)
@@ -50,7 +60,7 @@ def test_the_image_needs_no_registry_but_that_of_its_base():
 
 def test_compose_serves_the_contracts_port_to_this_host_alone():
     served = service()
-    arguments = _parser().parse_args(served["command"][1:])
+    arguments = up_options(served["command"][1:])
     assert arguments.port == 8188
     assert served["ports"] == ["127.0.0.1:8188:8188"]
     assert not served.keys() & {"networks", "labels", "network_mode"}
@@ -65,9 +75,9 @@ def test_traefik_has_that_port_and_requires_an_authenticator():
 
 
 def test_the_server_goes_by_this_hosts_names_and_behind_traefik_by_any_that_traefik_lets_through():
-    for file, names in (("compose.yaml", ["localhost", "127.0.0.1"]), ("compose.traefik.yaml", ["*"])):
-        arguments = _parser().parse_args(service(file)["command"][1:])
-        assert (arguments.host, arguments.port, arguments.allowed_host) == ("0.0.0.0", 8188, names)
+    for file, names in (("compose.yaml", ("localhost", "127.0.0.1")), ("compose.traefik.yaml", ("*",))):
+        arguments = up_options(service(file)["command"][1:])
+        assert (arguments.host, arguments.port, arguments.allowed_hosts) == ("0.0.0.0", 8188, names)
 
 
 def test_a_container_is_bounded_and_writes_to_mounts_alone():

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 import httpx
 import pytest
 
 from serve_app.api.app import create_app
 from serve_app.api.auth.origin import Allowed
 from serve_app.config.ingress import IngressConfig
-from serve_app.deployments.process.up import _settings
+from serve_app.deployments.process.up import UpOptions, _settings
 from serve_app.packs.routes import PackRoute
 
 HERE = "http://127.0.0.1:8188"
@@ -152,19 +150,18 @@ async def test_pages_may_be_framed_by_the_servers_own_pages_only(service):
 @pytest.mark.parametrize(
     ("host", "file", "given", "names"),
     [
-        ("127.0.0.1", "", None, {"localhost", "127.0.0.1", "::1"}),
-        ("127.0.0.2", "", None, {"localhost", "127.0.0.1", "::1", "127.0.0.2"}),
-        ("0.0.0.0", "", None, {"*"}),
-        ("0.0.0.0", "", ["a", "b"], {"a", "b"}),
-        ("0.0.0.0", "ingress: {allowed_hosts: [images.example]}", None, {"images.example"}),
-        ("0.0.0.0", "ingress: {allowed_hosts: [images.example]}", ["a"], {"a"}),
+        ("127.0.0.1", "", (), {"localhost", "127.0.0.1", "::1"}),
+        ("127.0.0.2", "", (), {"localhost", "127.0.0.1", "::1", "127.0.0.2"}),
+        ("0.0.0.0", "", (), {"*"}),
+        ("0.0.0.0", "", ("a", "b"), {"a", "b"}),
+        ("0.0.0.0", "ingress: {allowed_hosts: [images.example]}", (), {"images.example"}),
+        ("0.0.0.0", "ingress: {allowed_hosts: [images.example]}", ("a",), {"a"}),
     ],
 )
 def test_what_up_listens_on_decides_the_names_that_the_file_leaves_out(tmp_path, monkeypatch, host, file, given, names):
     monkeypatch.chdir(tmp_path)
     config = tmp_path / "config.yaml"
     config.write_text(f"applications:\n  - args:\n      {file or 'max_queue: 5'}\n")
-    arguments = argparse.Namespace(config=str(config), host=host, root_dialect=None)
-    arguments.allowed_host, arguments.allowed_origin = given, ["https://app.example"]
+    arguments = UpOptions(host, config=config, allowed_hosts=given, allowed_origins=("https://app.example",))
     assert set(_settings(arguments).ingress.allowed_hosts) == names
     assert _settings(arguments).ingress.allowed_origins == ("https://app.example",)

@@ -1,0 +1,30 @@
+"""The commands as users type them: names, arguments and help. What they do is in the modules of `cli`."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from serve_app.cli.commands import cluster, database, jobs, packs, serving, tenants
+
+
+class _Commands(TyperGroup):
+    """Ends with what the command returns as its exit status."""
+
+    def invoke(self, ctx: Any) -> NoReturn:
+        raise typer.Exit(super().invoke(ctx) or 0)
+
+
+app = typer.Typer(
+    name="serve-app",
+    cls=_Commands,
+    help="ComfyUI workflows on Ray Serve.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for group in (serving.app, jobs.app, cluster.app, database.app, packs.app, tenants.app):
+    app.add_typer(group)
+app.add_typer(tenants.keys, name="keys")

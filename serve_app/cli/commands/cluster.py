@@ -1,0 +1,171 @@
+"""Commands for operators of a running server: what there is, model files, pauses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+import typer
+
+from serve_app.cli.commands import options
+from serve_app.cli.commands.options import PATIENCE_S, SERVER
+from serve_app.cli.lines import say, say_json
+from serve_app.errors import ServeAppError
+
+app = typer.Typer()
+Pool = Annotated[str | None, typer.Option(metavar="NAME", help="only jobs that need this pool")]
+Tenant = Annotated[str | None, typer.Option(metavar="NAME", help="only this tenant's jobs")]
+
+
+@app.command()
+def models(
+    as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
+) -> int:
+    """List the model files."""
+    return _show("models", "/catalog", as_json, server, patience)
+
+
+@app.command()
+def nodes(
+    as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
+) -> int:
+    """List the node classes."""
+    return _show("nodes", "/nodes", as_json, server, patience)
+
+
+@app.command()
+def status(
+    as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
+) -> int:
+    """Show the cluster."""
+    return _show("status", "/status", as_json, server, patience)
+
+
+@app.command()
+def top(
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="between looks")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="look once")] = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Watch the cluster: queue, pools, replicas, hosts."""
+    from serve_app.cli.server import Server
+    from serve_app.cli.top import top
+
+    with Server(server, patience) as asked:
+        return top(asked, max(0.1, every), once=once)
+
+
+@app.command()
+def warm(
+    models: Annotated[
+        list[str], typer.Argument(metavar="MODEL...", help="as models lists them: checkpoints/sd15.safetensors")
+    ],
+    pool: Annotated[str | None, typer.Option(metavar="NAME", help="only replicas of this pool")] = None,
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Have replicas load models before a job asks for them."""
+    from serve_app.cli.server import Server
+
+    body = {"models": models, **({} if pool is None else {"pool": pool})}
+    with Server(server, patience) as asked:
+        answer = asked.post("/warm", body)
+    replicas = ", ".join(answer["replicas"])
+    if as_json:
+        say_json(answer)
+    else:
+        say(f"loading in {replicas}" if replicas else "no replica is there that holds models")
+    return 0
+
+
+@app.command("add-model")
+def add_model(
+    file: Annotated[Path, typer.Argument(help="a safetensors file")],
+    model: Annotated[
+        str, typer.Argument(metavar="FOLDER[/NAME]", help="as models lists it (default: the file's own name)")
+    ],
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Upload a model file, where the configuration lets admins."""
+    from serve_app.cli.server import Server
+
+    if not file.is_file():
+        raise ServeAppError(f"{file} is no file")
+    folder, _, name = model.partition("/")
+    with Server(server, patience) as asked:
+        made = asked.put(f"/models/{quote(folder)}/{quote(name or file.name)}", file)
+    if as_json:
+        say_json(made)
+    else:
+        say(f"{made['folder']}/{made['name']}: {made['size']} bytes")
+    return 0
+
+
+@app.command("remove-model")
+def remove_model(
+    model: Annotated[
+        str, typer.Argument(metavar="FOLDER/NAME", help="as models lists it: checkpoints/sd15.safetensors")
+    ],
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Delete a model file that no unfinished job names."""
+    from serve_app.cli.server import Server
+
+    with Server(server, patience) as asked:
+        asked.delete(f"/models/{quote(model)}")
+    say(f"{model} is deleted")
+    return 0
+
+
+@app.command()
+def pause(
+    pool: Pool = None,
+    tenant: Tenant = None,
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Start no more jobs; what runs goes on, also over restarts."""
+    return _pause("/pause", pool, tenant, as_json, server, patience)
+
+
+@app.command()
+def resume(
+    pool: Pool = None,
+    tenant: Tenant = None,
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Take back a pause."""
+    return _pause("/resume", pool, tenant, as_json, server, patience)
+
+
+def _show(page: str, path: str, as_json: bool, server: str, patience: float) -> int:
+    from serve_app.cli import pages
+    from serve_app.cli.server import Server
+
+    with Server(server, patience) as asked:
+        return pages.show(getattr(pages, page), asked.get(path), as_json=as_json)
+
+
+def _pause(path: str, pool: str | None, tenant: str | None, as_json: bool, server: str, patience: float) -> int:
+    from serve_app.cli.server import Server
+
+    if pool is not None and tenant is not None:
+        raise typer.BadParameter("give --pool or --tenant, not both")
+    which = {kind: name for kind, name in (("pool", pool), ("tenant", tenant)) if name is not None}
+    with Server(server, patience) as asked:
+        answer = asked.post(path, which)
+    paused = ", ".join(answer["paused"])
+    if as_json:
+        say_json(answer)
+    else:
+        say(f"paused: {paused}" if paused else "nothing is paused")
+    return 0

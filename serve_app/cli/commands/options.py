@@ -1,0 +1,42 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from serve_app.config import AppConfig
+
+LOCAL_CONFIG = Path("configs/local.yaml")
+
+Server = Annotated[str, typer.Option(envvar="SERVE_APP_URL", metavar="URL", help="the server to ask")]
+Patience = Annotated[
+    float, typer.Option(metavar="SECONDS", help="how long to try a server that does not answer", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="print the answer as JSON")]
+Config = Annotated[
+    Path | None, typer.Option(metavar="FILE", help=f"a Serve config file (default: {LOCAL_CONFIG}, if it is there)")
+]
+DatabaseUrl = Annotated[str | None, typer.Option(metavar="URL", help="where jobs are kept (default: as configured)")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="where to save")]
+
+SERVER = "http://127.0.0.1:8188"
+PATIENCE_S = 60.0
+
+
+def config_file(given: Path | None) -> Path | None:
+    """Return the configuration file to read: the one given, else the local one where it exists."""
+    return given or (LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None)
+
+
+def settings(given: Path | None, **changed: Any) -> AppConfig:
+    """Return the configuration with what the command line changes of it. None changes nothing. Errors: ConfigError."""
+    from serve_app import config
+
+    file = config_file(given)
+    read = config.load(file) if file else config.AppConfig()
+    named = {name: value for name, value in changed.items() if value is not None}
+    return config.parse({**read.model_dump(), **named}, "command line").resolved()

@@ -1,0 +1,104 @@
+"""`serve-app up` and `demo`: starting a server on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from serve_app.cli.commands import options
+
+app = typer.Typer()
+
+
+def _folder(what: str) -> typer.models.OptionInfo:
+    return typer.Option(metavar="DIR", help=f"{what} (default: as configured)")  # type: ignore[no-any-return]
+
+
+@app.command()
+def up(
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8188,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            help="listen beyond this machine without tenants: whoever reaches the address may do everything",
+        ),
+    ] = False,
+    models_dir: Annotated[Path | None, _folder("model files in ComfyUI's folders")] = None,
+    input_dir: Annotated[Path | None, _folder("uploaded files")] = None,
+    output_dir: Annotated[Path | None, _folder("saved images")] = None,
+    temp_dir: Annotated[Path | None, _folder("previews")] = None,
+    user_dir: Annotated[Path | None, _folder("settings and files of the web page's users")] = None,
+    custom_nodes_dir: Annotated[Path | None, _folder("node packs to load")] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="RULE", help="results kept for later jobs: classic, lru:N or none")
+    ] = None,
+    root_dialect: Annotated[
+        Literal["contract", "comfy"] | None,
+        typer.Option(help="whose form the root's routes have that both dialects know (default: as configured)"),
+    ] = None,
+    dashboard: Annotated[
+        bool, typer.Option("--dashboard", help="start Ray's dashboard too, which is nine processes more")
+    ] = False,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help='a name that browsers reach the server by, "*" for any; may be repeated (default: as configured)',
+        ),
+    ] = None,
+    allowed_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help='an origin, such as https://app.example, whose pages may use the server, "*" for any; may be repeated',
+        ),
+    ] = None,
+    preview_method: Annotated[
+        Literal["none", "latent2rgb", "taesd", "auto"] | None,
+        typer.Option(help="how clients see a picture while it is sampled (default: as configured)"),
+    ] = None,
+    database_url: options.DatabaseUrl = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="put the tiny models that ship into the folder of models first")
+    ] = False,
+    config: options.Config = None,
+) -> int:
+    """Start the server on this machine, or on the Ray cluster of RAY_ADDRESS."""
+    from serve_app.deployments.process.up import UpOptions, up
+
+    return up(
+        UpOptions(
+            host=host,
+            port=port,
+            insecure=insecure,
+            dashboard=dashboard,
+            demo=demo,
+            config=options.config_file(config),
+            root_dialect=root_dialect,
+            allowed_hosts=tuple(allowed_host or ()),
+            allowed_origins=tuple(allowed_origin or ()),
+            changed={
+                "models_dir": models_dir,
+                "input_dir": input_dir,
+                "output_dir": output_dir,
+                "temp_dir": temp_dir,
+                "user_dir": user_dir,
+                "custom_nodes_dir": custom_nodes_dir,
+                "database_url": database_url,
+                "cache": cache,
+                "preview_method": preview_method,
+            },
+        )
+    )
+
+
+@app.command("demo")
+def draw() -> int:
+    """Start a server here, draw a picture with the models that ship, stop it."""
+    from serve_app.cli.demo import demo
+
+    return demo()

@@ -1,0 +1,149 @@
+"""Commands for tenants: keys, the audit log, and who there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from serve_app.cli.commands import options
+from serve_app.cli.lines import say, say_json
+
+if TYPE_CHECKING:
+    from serve_app.cli.tenants import Tenants
+
+app = typer.Typer()
+keys = typer.Typer(help="Make, list, rotate and revoke the keys of tenants.", no_args_is_help=True)
+Asked = Annotated[
+    str | None, typer.Option("--server", metavar="URL", help="ask this server, with the admin's key in SERVE_APP_KEY")
+]
+Key = Annotated[str, typer.Argument(help="the id, or what list shows of the key")]
+
+
+class Scope(StrEnum):
+    """What a key allows."""
+
+    SUBMIT = "submit"
+    READ = "read"
+    ADMIN = "admin"
+    METRICS = "metrics"
+
+
+@keys.command()
+def create(
+    tenant: Annotated[str, typer.Argument(help='whose it is; "" for the operator')],
+    name: Annotated[str, typer.Option(help="what people call it")] = "",
+    scope: Annotated[list[Scope] | None, typer.Option(help="what it allows; may be repeated")] = None,
+    days: Annotated[
+        float | None, typer.Option(metavar="N", help="how long it holds (default: until it is revoked)")
+    ] = None,
+    as_json: options.Json = False,
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+    server: Asked = None,
+) -> int:
+    """Make a key and print it, this once."""
+    from serve_app.store.tenants.api_keys import USUAL_SCOPES
+
+    with _opened(server, config, database_url) as tenants:
+        return _say_key(tenants.create(tenant, name, list(map(str, scope or USUAL_SCOPES)), days), as_json)
+
+
+@keys.command()
+def rotate(
+    key: Key,
+    grace: Annotated[float, typer.Option(metavar="SECONDS", help="how long the old one holds")] = 3600.0,
+    as_json: options.Json = False,
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+    server: Asked = None,
+) -> int:
+    """Make a key's successor and print it, this once."""
+    with _opened(server, config, database_url) as tenants:
+        return _say_key(tenants.rotate(key, grace), as_json)
+
+
+@keys.command()
+def revoke(
+    key: Key,
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+    server: Asked = None,
+) -> int:
+    """End a key."""
+    with _opened(server, config, database_url) as tenants:
+        tenants.revoke(key)
+    return 0
+
+
+@keys.command("list")
+def list_keys(
+    as_json: options.Json = False,
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+    server: Asked = None,
+) -> int:
+    """List the keys."""
+    from serve_app.cli.tenants import key_line
+
+    with _opened(server, config, database_url) as tenants:
+        return _say_rows(tenants.keys(), key_line, as_json)
+
+
+@app.command("tenants")
+def list_tenants(
+    as_json: options.Json = False,
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+    server: Asked = None,
+) -> int:
+    """List the tenants: keys, jobs, GPU-seconds, quotas."""
+    from serve_app.cli.tenants import tenant_line
+
+    with _opened(server, config, database_url) as tenants:
+        return _say_rows(tenants.tenants(), tenant_line, as_json)
+
+
+@app.command()
+def audit(
+    limit: Annotated[int, typer.Option(metavar="N", help="entries")] = 50,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="only of one")] = None,
+    as_json: options.Json = False,
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+    server: Asked = None,
+) -> int:
+    """Show the audit log, the newest first."""
+    from serve_app.cli.tenants import entry_line
+
+    with _opened(server, config, database_url) as tenants:
+        return _say_rows(tenants.audit(limit, tenant), entry_line, as_json)
+
+
+@contextmanager
+def _opened(server: str | None, config: Any, database_url: str | None) -> Iterator[Tenants]:
+    from serve_app.cli.tenants import of_database, of_server
+
+    opened = of_server(server) if server else of_database(options.settings(config, database_url=database_url))
+    with opened as tenants:
+        yield tenants
+
+
+def _say_key(text: str, as_json: bool) -> int:
+    if as_json:
+        say_json({"key": text})
+    else:
+        say(text)
+    return 0
+
+
+def _say_rows(rows: Sequence[dict[str, Any]], line: Callable[[dict[str, Any]], str], as_json: bool) -> int:
+    if as_json:
+        say_json(list(rows))
+    else:
+        for row in rows:
+            say(line(row))
+    return 0
