@@ -36,7 +36,7 @@ def test_a_parent_that_is_killed_takes_its_marked_children_with_it():
     mark = str(uuid.uuid4())
     program = (
         "import os, subprocess, sys, time\n"
-        "from serve_app.deployments import reaper\n"
+        "from serve_app.deployments.process import reaper\n"
         f"reaper.watch({mark!r})\n"
         f"os.environ[reaper.MARK] = {mark!r}\n"
         f"child = subprocess.Popen({SLEEPER!r}, start_new_session=True)\n"

@@ -33,7 +33,7 @@ def test_it_imports_no_torch():
         ("scheduler", {"ray.serve", "fastapi", "numpy", "PIL", "torch"}),
         ("ingress", {"scipy", "torch", "aiohttp", "botocore", "cryptography"}),
         ("replica", {"sqlalchemy", "torch"}),
-        ("reaper", {"ray", "pydantic", "sqlalchemy"}),
+        ("process.reaper", {"ray", "pydantic", "sqlalchemy"}),
     ],
 )
 def test_a_process_imports_nothing_it_does_not_need(module: str, needless: set[str]):

@@ -151,7 +151,7 @@ def test_a_process_that_becomes_a_supervisor_keeps_its_pid_and_nothing_it_has_im
     lives, program = tmp_path / "lives", PROGRAM + "part('raylet'); " + SLEEP
     code = (
         "import os, sys, sqlalchemy\n"
-        "from serve_app.deployments import supervisor\n"
+        "from serve_app.deployments.process import supervisor\n"
         "supervisor.become(sys.argv[1:], b'hello', os.environ | {'TOLD': 'yes'}, None)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, sys.executable, "-c", program, str(lives)])
