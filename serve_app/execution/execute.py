@@ -13,7 +13,7 @@ import json
 import threading
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NoReturn, Protocol
@@ -26,6 +26,7 @@ from serve_app.execution.expansion import DependencyCycleError, DynamicPrompt, l
 from serve_app.execution.prevalidation import constants, fingerprint
 from serve_app.execution.protocol import spec_of
 from serve_app.execution.result_cache import ResultCache
+from serve_app.execution.rounds import Rounds, dependents
 from serve_app.execution.runtime import Files, Runtime
 from serve_app.execution.size import allow_shown, allow_task, check_made
 from serve_app.execution.time_limit import TimeLimit
@@ -137,24 +138,55 @@ class Execution:
         self._values: dict[str, asyncio.Task[NodeResult]] = {}
         self._awaited: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._stopped = threading.Event()
+        self._rounds = Rounds(task, lambda node: self._class(node)[1])
+        self._objects: dict[str, Any] = {}
+        self._lasting = dependents(task.nodes, [n.id for n in task.nodes.values() if self._returns_itself(n)])
+        self._ended: dict[str, tuple[NodeResult, bool]] = {}
         self.underway = Underway()
         """What runs of it, also after its end."""
 
-    async def run(self) -> None:
-        """Evaluate every target; the results are then held. Cancelling this cancels all that it started.
+    @property
+    def lasts(self) -> bool:
+        """Whether a node gives others its own object, which may last for several rounds."""
+        return bool(self._lasting)
 
-        Errors: NodeFailedError for the first node that fails, after its siblings have stopped; CancelledJobError when
-        the job is cancelled; LostValueError.
+    async def run(self) -> None:
+        """Evaluate every target, in as many rounds as its nodes queue; the results are then held.
+
+        Cancelling this cancels all that it started. Errors: NodeFailedError for the first node that fails, after its
+        siblings have stopped; CancelledJobError when the job is cancelled; LostValueError.
         """
         try:
-            async with asyncio.TaskGroup() as group:
-                for node_id in self._task.targets:
-                    self._start(node_id, group)
+            await self._run_round()
+            while again := self._rounds.begin_next():
+                self._forget(again)
+                await self._run_round()
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
         finally:
             # Threads cannot be cancelled; nodes that look can stop.
             self._stopped.set()
+            # What is open in a node's object is closed with it.
+            self._held.forget(tuple(self._signatures[node_id] for node_id in self._lasting))
+        for node_id, (result, computed) in self._ended.items():
+            self._held.put(self._task.signatures[node_id], result)
+            self._tell_finished(node_id, self._task.signatures[node_id], result, computed=computed)
+
+    async def _run_round(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for node_id in self._task.targets:
+                self._start(node_id, group)
+
+    def _forget(self, again: Collection[str]) -> None:
+        """Let go of what the last round made of these nodes; the next one makes it under signatures of its own."""
+        self._held.forget(tuple(self._signatures[node_id] for node_id in again))
+        self._prompt, self._nodes = DynamicPrompt(self._rounds.prompt), dict(self._task.nodes)
+        for node_id in again:
+            self._values.pop(node_id, None)
+            self._signatures[node_id] = f"{self._task.signatures[node_id]}-round{self._rounds.count}"
+        self._made.clear()
+        self._counted.clear()
+        self._made_bytes = 0
 
     def _start(self, node_id: str, group: asyncio.TaskGroup) -> asyncio.Task[NodeResult]:
         if node_id not in self._values:
@@ -182,9 +214,22 @@ class Execution:
             return await self._compute(self._nodes[node_id], group)
 
         result = await self._held.make(signature, make)
-        if computed or node_id in self._targets:
-            self._observer.finished(node_id, signature, result.ui, self._prompt.origin(node_id), computed=computed)
+        if node_id in self._targets and (node_id in self._lasting or self._rounds.queued):
+            self._ended[node_id] = self._joined(node_id, result), computed
+        elif computed or node_id in self._targets:
+            self._tell_finished(node_id, signature, result, computed=computed)
         return result
+
+    def _joined(self, node_id: str, result: NodeResult) -> NodeResult:
+        """Return a target's result with what it has shown in all rounds so far, end to end."""
+        earlier = self._ended[node_id][0].ui if node_id in self._ended else None
+        shown = [ui for ui in (earlier, result.ui) if ui is not None]
+        names = dict.fromkeys(name for ui in shown for name in ui)
+        ui = {name: [item for one in shown for item in one.get(name, ())] for name in names} if shown else None
+        return replace(result, ui=ui)
+
+    def _tell_finished(self, node_id: str, signature: str, result: NodeResult, *, computed: bool) -> None:
+        self._observer.finished(node_id, signature, result.ui, self._prompt.origin(node_id), computed=computed)
 
     # Computing one node -----------------------------------------------------------------------------------------------
 
@@ -199,7 +244,11 @@ class Execution:
             asked = {name: kind for name, kind in spec.hidden.items() if kind in HIDDEN_KINDS}
             inputs.update({name: [self._hidden(kind, node)] for name, kind in asked.items()})
             self._observer.started(node.id, self._prompt.origin(node.id))
-            instance = node_class()
+            if self._returns_itself(node) and node.id in self._targets and not spec.output_node:
+                raise NodeError(
+                    f"{node.class_type} gives others its own object, so one pool has to run all that needs it"
+                )
+            instance = self._object(node, node_class)
             await self._lazy(node, spec, instance, inputs, lazy, executing, group)
             _check_counts(node, spec, inputs)
             # Only now: the nodes that it waited for have made something.
@@ -235,7 +284,17 @@ class Execution:
             time_limit=self._capabilities.time_limit(spec),
             hidden=lambda kind: self._hidden(kind, node),
             loop=asyncio.get_running_loop(),
+            rounds=self._rounds,
         )
+
+    def _object(self, node: Node, node_class: type) -> Any:
+        """Return the object that a node's function is called on, the same one in all rounds."""
+        if node.id not in self._objects:
+            self._objects[node.id] = node_class()
+        return self._objects[node.id]
+
+    def _returns_itself(self, node: Node) -> bool:
+        return bool(getattr(self._classes.get(node.class_type), "RETURNS_ITSELF", False))
 
     def _class(self, node: Node) -> tuple[type, NodeSpec]:
         node_class = self._classes.get(node.class_type)
@@ -342,9 +401,11 @@ class Execution:
                 raise NodeError("it needs models, and this replica holds none")
             return runtime
         if kind == "STORE":
-            return self._capabilities.files(node.id)
+            # A second save of one node under one name would be taken for a retry of the first.
+            count = self._rounds.count
+            return self._capabilities.files(node.id if count == 1 else f"{node.id} round {count}")
         if kind == "PROMPT":
-            return self._task.prompt
+            return self._rounds.prompt
         if kind == "DYNPROMPT":
             return self._prompt
         if kind == "UNIQUE_ID":

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from serve_app.errors import NodeError
+from serve_app.execution.rounds import Rounds
 from serve_app.execution.time_limit import TimeLimit
 from serve_app.limits import SizeLimits
 
@@ -60,7 +61,8 @@ class Executing:
 
     limits: how large what it makes may be; made_bytes: what its task had made before it. time_limit: how long it may
     take. underway: where it is noted while it runs.
-    hidden: gives what a hidden kind stands for. loop: where it may have coroutines run. Neither outside an execution.
+    hidden: gives what a hidden kind stands for. loop: where it may have coroutines run. rounds: of its task. None of
+    them outside an execution.
     """
 
     job_id: str
@@ -77,6 +79,7 @@ class Executing:
     subgraphs: Iterator[int] = field(default_factory=itertools.count)
     hidden: Callable[[str], Any] | None = None
     loop: AbstractEventLoop | None = None
+    rounds: Rounds | None = None
 
     @property
     def name(self) -> str:

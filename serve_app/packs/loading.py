@@ -27,6 +27,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.registry import BUILTIN
 from serve_app.packs import values
 from serve_app.packs.comfy_api.node import adapted, is_v3
+from serve_app.packs.lasting import mark_lasting, returns_itself
 from serve_app.packs.missing import loading, missing_name
 from serve_app.packs.modules import install
 from serve_app.packs.requirements import unmet
@@ -120,6 +121,8 @@ def _add(found: Packs, path: Path) -> None:
                 node_class = adapted(node_class, python_module)
             node_class.RELATIVE_PYTHON_MODULE = python_module  # type: ignore[attr-defined]
             node_class.VIEWS = values  # type: ignore[attr-defined]
+            if returns_itself(node_class):
+                mark_lasting(node_class)
             spec = spec_of(node_class, class_type, title)
             uses = reach(node_class, path.parent)
             models = uses.models or any(kind in MODEL_TYPES for kind in (*spec.outputs, *(i.type for i in spec.inputs)))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 from aiohttp import web
 
 from serve_app import log
+from serve_app.errors import NodeError
 from serve_app.execution.executing import executing
 from serve_app.packs.routes import ON_PROMPT, PackRoute
 
@@ -31,6 +32,48 @@ class BinaryEventTypes:
     UNENCODED_PREVIEW_IMAGE = 2
     TEXT = 3
     PREVIEW_IMAGE_WITH_METADATA = 4
+
+
+class PromptQueue:
+    """The queue as packs see it: the job that runs here alone. What a node puts in is another round of that job."""
+
+    def __init__(self) -> None:
+        self.mutex = threading.RLock()
+        self.queue: list[tuple[Any, ...]] = []
+        self.history: dict[str, Any] = {}
+
+    @property
+    def currently_running(self) -> dict[int, tuple[Any, ...]]:
+        """The job that runs here, as ComfyUI's item of six, which may be changed; nothing outside a job."""
+        call = executing()
+        return {} if call is None or call.rounds is None else {0: call.rounds.item()}
+
+    def put(self, item: Any) -> None:
+        """Have the workflow of the job that runs here run once more when it has ended, as part of that job.
+
+        item: (number, id, prompt, …) as ComfyUI's, of which the prompt alone counts.
+        Errors: NodeError outside a running node, and as `Rounds.queue`.
+        """
+        call = executing()
+        if call is None or call.rounds is None:
+            raise NodeError("a job can be queued by a running node alone; submit it over HTTP, POST /prompt")
+        if not isinstance(item, tuple | list) or len(item) < 3:
+            raise NodeError(f"what is queued must be (number, id, prompt, …), not {type(item).__name__}")
+        call.rounds.queue(item[2])
+
+    def get_current_queue(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """Return what runs, and what waits, which is not told."""
+        return list(self.currently_running.values()), []
+
+    get_current_queue_volatile = get_current_queue
+
+    def get_tasks_remaining(self) -> int:
+        """Return how many jobs packs see."""
+        return len(self.currently_running)
+
+    def get_history(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Return that nothing is known of ended jobs."""
+        return {}
 
 
 class PromptServer:
@@ -50,13 +93,8 @@ class PromptServer:
         self.last_prompt_id: str | None = None
         self.supports = ["custom_nodes_from_web"]
         self.on_prompt_handlers: list[Callable[[Any], Any]] = []
-        self.prompt_queue = SimpleNamespace(
-            currently_running={},
-            history={},
-            queue=[],
-            get_tasks_remaining=lambda: 0,
-            get_current_queue=lambda: ([], []),
-        )
+        self.prompt_queue = PromptQueue()
+        self.number = 0
 
     def registered(self) -> tuple[PackRoute, ...]:
         """Return the routes that have come since this was last asked; those of `routes` are then in `app` too.

@@ -138,6 +138,7 @@ class Runner:
         self._blamed: set[Draining] = set()
         # When tasks were cancelled lately, and whose they were.
         self._cancelled: deque[tuple[float, Draining]] = deque(maxlen=CANCELLED)
+        self._lasting = asyncio.Lock()
         self._replacing: asyncio.Task[None] | None = None
         self._classes = classes
         self._specs = specs
@@ -298,7 +299,9 @@ class Runner:
                 await self._models.wait()
         named = sorted(named_files(task.nodes.values(), self._specs))
         await self._models.fetch((folder, name) for folder, name in named if folder not in AREAS)
-        await execution.run()
+        # Packs keep what lasts for several rounds by job in their modules, where ComfyUI runs one job at a time.
+        async with self._lasting if execution.lasts else contextlib.nullcontext():
+            await execution.run()
 
     def _may_need_models(self, task: Task) -> bool:
         """Whether a node asks for RUNTIME, or is of a pack, whose code may ask for it and return nodes that do."""

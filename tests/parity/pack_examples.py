@@ -56,6 +56,30 @@ def video_helper_audio(inputs: Path) -> Prompt:
     }
 
 
+def video_helper_batches(inputs: Path) -> Prompt:
+    """VideoHelperSuite tests/batch4x4.json: a film of the tests in place of its own, a quarter as large."""
+    film = {"video": str(inputs / "clip.mp4"), "force_rate": 8, "frame_load_cap": 16, "skip_first_frames": 0}
+    film |= {"select_every_nth": 1, "format": "None", "meta_batch": ("18", 0)}
+    combined = _combined(save_output=False, meta_batch=("18", 0))
+    return {
+        "18": node("VHS_BatchManager", frames_per_batch=4),
+        "10": node("VHS_LoadVideoPath", custom_width=128, custom_height=128, **film),
+        "14": node("VHS_LoadVideoPath", custom_width=96, custom_height=128, **film),
+        "16": node("SolidMask", value=1, width=128, height=128),
+        "15": node(
+            "ImageCompositeMasked",
+            destination=("10", 0),
+            source=("14", 0),
+            mask=("16", 0),
+            x=0,
+            y=0,
+            resize_source=False,
+        ),
+        "11": node("VHS_VideoCombine", images=("15", 0), audio=("10", 2), format="video/h264-mp4", crf=19, **combined),
+        "17": node("VHS_VideoCombine", images=("10", 0), format="video/webm", crf=20, **combined),
+    }
+
+
 def _combined(**more: Any) -> dict[str, Any]:
     return {
         "frame_rate": 8,
@@ -567,6 +591,7 @@ def examples(inputs: Path) -> dict[str, Prompt]:
     return {
         "VideoHelperSuite|simple": video_helper_simple(),
         "VideoHelperSuite|audio": video_helper_audio(inputs),
+        "VideoHelperSuite|batches": video_helper_batches(inputs),
         "KJNodes|image to video": kjnodes_image_to_video(),
         "KJNodes|masks": kjnodes_masks(),
         "rgthree|context": rgthree_context(),

@@ -110,23 +110,33 @@ class Asked:
                 job = json.load(answer)["prompt_id"]
         except urllib.error.HTTPError as error:
             raise RuntimeError(error.read().decode()[:2000]) from error
-        until = time.monotonic() + PATIENCE_S
-        while not (entry := json.loads(self.get(f"/history/{job}"))):
-            if time.monotonic() > until:
-                raise RuntimeError("it takes too long")
-            time.sleep(0.5)
-        status = entry[job]["status"]
+        entry = self._ended(job)
+        while any("unfinished_batch" in shown and "gifs" not in shown for shown in entry["outputs"].values()):
+            # VHS_BatchManager has queued the next batch, which ComfyUI runs under an id that nobody is told.
+            while any(json.loads(self.get("/queue")).values()):
+                time.sleep(0.5)
+            entry = list(json.loads(self.get("/history")).values())[-1]
+        status = entry["status"]
         if status["status_str"] != "success":
             errors = [told for kind, told in status["messages"] if kind == "execution_error"]
             raise RuntimeError(json.dumps(errors)[:3000])
         files = {}
-        for node_id, shown in entry[job]["outputs"].items():
+        for node_id, shown in entry["outputs"].items():
             for member, values in shown.items():
                 for number, file in enumerate(v for v in values if isinstance(v, Mapping) and "filename" in v):
                     query = urllib.parse.urlencode({key: file[key] for key in ("filename", "subfolder", "type")})
                     suffix = Path(file["filename"]).suffix
                     files[f"{node_id}/{member}/{number}{suffix}"] = self.get(f"/view?{query}")
         return files
+
+    def _ended(self, job: str) -> dict[str, Any]:
+        until = time.monotonic() + PATIENCE_S
+        while not (entry := json.loads(self.get(f"/history/{job}"))):
+            if time.monotonic() > until:
+                raise RuntimeError("it takes too long")
+            time.sleep(0.5)
+        ended: dict[str, Any] = entry[job]
+        return ended
 
 
 @contextmanager
