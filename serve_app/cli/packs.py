@@ -65,6 +65,8 @@ def lines(found: Packs) -> Iterator[str]:
         yield from (f"{'':{width}}  {reason}" for reason in row.left_out)
     for pack, reason in sorted(found.failures.items()):
         yield f"{pack:{width}}  left out: {reason}"
+    for pack, commands in sorted(found.installs.items()):
+        yield f"{pack:{width}}  refused to run: {'; '.join(commands)}"
     able, every = sum(row.able for row in rows.values()), sum(row.classes for row in rows.values())
     share = f" ({able / every:.0%})" if every else ""
     yield f"{able} of {every} classes can run here{share}; {len(found.failures)} packs are left out"

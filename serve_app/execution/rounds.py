@@ -18,7 +18,7 @@ from serve_app.graph.graph import Link, Node
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task
 from serve_app.graph.spec import NodeSpec
-from serve_app.store.credentials import without_credentials
+from serve_app.store.tenants.credentials import without_credentials
 
 _NUMBERS = itertools.count()
 

@@ -27,6 +27,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.registry import BUILTIN
 from serve_app.packs import values
 from serve_app.packs.comfy_api.node import adapted, is_v3
+from serve_app.packs.installs import without_installs
 from serve_app.packs.lasting import mark_lasting, returns_itself
 from serve_app.packs.missing import loading, missing_name
 from serve_app.packs.modules import install
@@ -49,7 +50,7 @@ class Packs:
     pack's specs name, and why packs were left out, by pack.
 
     superseded: how many of a pack's classes have the name of one of the server's own, which stands; by pack.
-    left_out: why single classes were, by pack and class.
+    left_out: why single classes were, by pack and class. installs: which commands of pip packs were refused, by pack.
     """
 
     classes: dict[str, type] = field(default_factory=dict)
@@ -58,6 +59,7 @@ class Packs:
     failures: dict[str, str] = field(default_factory=dict)
     superseded: dict[str, int] = field(default_factory=dict)
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    installs: dict[str, list[str]] = field(default_factory=dict)
 
 
 def load(
@@ -95,6 +97,14 @@ def _paths(packs_dir: Path) -> Iterator[Path]:
 
 
 def _guarded(found: Packs, path: Path, step: Callable[[], None]) -> None:
+    with without_installs() as refused:
+        _tried(found, path, step)
+    if refused:
+        found.installs.setdefault(path.stem, []).extend(refused)
+        _log.warning("node pack %s was refused to run %s", path.name, "; ".join(refused))
+
+
+def _tried(found: Packs, path: Path, step: Callable[[], None]) -> None:
     try:
         step()
     # A pack may also try to end the process, and others are not to pay for it.

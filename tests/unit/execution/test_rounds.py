@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from serve_app.execution.execute import NodeFailedError
 from serve_app.graph.plan import Task
-from serve_app.nodes.compat.server import PromptServer
-from serve_app.nodes.execute import NodeFailedError
 from serve_app.packs.lasting import mark_lasting, returns_itself
+from serve_app.packs.server import PromptServer
 from tests.unit.nodes.one_replica import Constant, Node, OneReplica, Show, task
 
 FILM = [1, 2, 3, 4, 5]

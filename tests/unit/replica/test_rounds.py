@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config.pool import PoolConfig
-from serve_app.scheduler.client import JobView
-from serve_app.service import Service
-from serve_app.store.volume import Volume
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.service.service import Service
+from serve_app.store.files.volume import Volume
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.usual_limits import LIMITS
 
