@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
+
+from cachetools import LRUCache
 
 from serve_app.errors import QuotaError, QuotaLeft
 from serve_app.limits import refused
@@ -23,7 +24,7 @@ class RequestRate:
 
     def __init__(self, quota: Callable[[str], int | None], clock: Callable[[], float] = time.monotonic) -> None:
         self._quota, self._clock = quota, clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(TENANTS)
 
     def take(self, tenant: str) -> QuotaLeft | None:
         """Count one request and return what is left; None without a quota.
@@ -38,9 +39,6 @@ class RequestRate:
         left = min(float(most), left + (now_s - at_s) * most / 60)
         enough = left >= 1
         self._buckets[tenant] = (left - enough, now_s)
-        self._buckets.move_to_end(tenant)
-        while len(self._buckets) > TENANTS:
-            self._buckets.popitem(last=False)
         if enough:
             full_s = math.ceil((most - left + 1) * 60 / most)
             return QuotaLeft(KEY, most, math.floor(left - 1), full_s)

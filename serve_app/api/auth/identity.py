@@ -12,12 +12,12 @@ import asyncio
 import hashlib
 import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlencode
 
+from cachetools import LRUCache
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -45,8 +45,6 @@ from serve_app.store.tenants.tenants import is_tenant
 if TYPE_CHECKING:
     from serve_app.api.auth.tokens import Tokens
 
-K = TypeVar("K")
-V = TypeVar("V")
 
 KEY_S = 3.0
 """How long what is known of a key counts: a key that was revoked is refused everywhere once this has passed."""
@@ -92,9 +90,9 @@ class Identity:
         self.rate = RequestRate(lambda tenant: service().limits.quotas.of(tenant).requests_a_minute)
         self._service = service
         self._tokens = tokens
-        self._keys: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
+        self._keys: LRUCache[str, tuple[float, ApiKey | None]] = LRUCache(KNOWN)
         self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
-        self._held: OrderedDict[str, tuple[float, Principal]] = OrderedDict()
+        self._principals: LRUCache[str, tuple[float, Principal]] = LRUCache(KNOWN)
         self.leases = Leases(self._look_again)
         self._lookups = asyncio.Semaphore(LOOKUPS)
         self._checks = asyncio.Semaphore(CHECKS)
@@ -151,7 +149,7 @@ class Identity:
             self._learn(key_id, found.get(key_id))
 
     def _learn(self, key_id: str, key: ApiKey | None) -> None:
-        _keep(self._keys, key_id, (time.monotonic(), key))
+        self._keys[key_id] = (time.monotonic(), key)
         if key is None or key.ended(time.time()):
             self.leases.end(key_id, "the key is unknown" if key is None else f"the key {key.shown} {ENDED}")
 
@@ -181,21 +179,14 @@ class Identity:
 
     async def _of_token(self, tokens: Tokens, text: str) -> Principal:
         name = hashlib.sha256(text.encode(errors="replace")).hexdigest()
-        until_s, principal = self._held.get(name, (0.0, NOBODY))
+        until_s, principal = self._principals.get(name, (0.0, NOBODY))
         if until_s <= time.time():
             async with self._checks:
                 token = await asyncio.to_thread(tokens.check, text)
             lease = self.leases.grant(name, "", token.until_s)
             principal = Principal(token.tenant, token.subject, frozenset(token.scopes), lease)  # type: ignore[arg-type]
-            _keep(self._held, name, (min(token.until_s, time.time() + TOKEN_S), principal))
+            self._principals[name] = (min(token.until_s, time.time() + TOKEN_S), principal)
         return principal
-
-
-def _keep(kept: OrderedDict[K, V], key: K, value: V) -> None:
-    kept[key] = value
-    kept.move_to_end(key)
-    while len(kept) > KNOWN:
-        kept.popitem(last=False)
 
 
 class Identified:

@@ -11,15 +11,16 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import hashlib
-import hmac
 import ipaddress
 import secrets
 import socket
 import ssl
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import urlsplit
+
+from standardwebhooks import Webhook
 
 from serve_app import log
 from serve_app.errors import InvalidSubmissionError, OutgoingError, shown
@@ -56,9 +57,8 @@ def check_secret(secret: Any) -> str:
 
 def signed(secret: str, message_id: str, at_s: int, body: bytes) -> dict[str, str]:
     """Return the headers that say which message a body is, when it was sent, and that who knows the secret sent it."""
-    text = b".".join([message_id.encode(), str(at_s).encode(), body])
-    signature = base64.b64encode(hmac.digest(_key(secret), text, hashlib.sha256)).decode()
-    return {"webhook-id": message_id, "webhook-timestamp": str(at_s), "webhook-signature": f"v1,{signature}"}
+    signature = Webhook(secret).sign(message_id, datetime.fromtimestamp(at_s, UTC), body.decode())
+    return {"webhook-id": message_id, "webhook-timestamp": str(at_s), "webhook-signature": signature}
 
 
 def _key(secret: str) -> bytes:

@@ -5,8 +5,9 @@ A header is read once for a file's size and time. Knows no torch.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from threading import Lock
+
+from cachetools import LRUCache
 
 from serve_app.errors import ModelFileError
 from serve_app.store.models import gguf_header
@@ -23,7 +24,7 @@ class ModelCheck:
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._found: OrderedDict[tuple[str, str, str, str], str | None] = OrderedDict()
+        self._found: LRUCache[tuple[str, str, str, str], str | None] = LRUCache(FILES_KEPT)
         self._lock = Lock()
 
     def refusal(self, part: str, folder: str, name: str) -> str | None:
@@ -37,13 +38,10 @@ class ModelCheck:
         key = (part, folder, name, stat.etag)
         with self._lock:
             if key in self._found:
-                self._found.move_to_end(key)
                 return self._found[key]
         found = self._read(part, folder, name, stat.size)
         with self._lock:
             self._found[key] = found
-            if len(self._found) > FILES_KEPT:
-                self._found.popitem(last=False)
         return found
 
     def _read(self, part: str, folder: str, name: str, size: int) -> str | None:
