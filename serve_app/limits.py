@@ -69,8 +69,10 @@ class WebhookLimits(BaseModel):
     """Networks that may be sent to beside the Internet's addresses, as 10.1.0.0/16 or 127.0.0.1/32."""
     timeout_s: Annotated[float, Field(gt=0, le=300)] = 15.0
     """How long a webhook may take to answer."""
+    retry_s: Annotated[float, Field(gt=0, le=14_400)] = 5.0
+    """After how long what failed is sent again; four times as long after each further failure, at most 4 hours."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 12
-    """How often something is sent before it is given up: after 5 s, 20 s, 80 s and so on, at most 4 hours."""
+    """How often something is sent before it is given up."""
 
 
 class SizeLimits(BaseModel):

@@ -43,8 +43,8 @@ CONCURRENT, CONCURRENT_EACH = 32, 4
 Of a tenant's, no more than what is left for others: half of all for one alone, a third each for two, and so on, so that
 there is room at once for whoever has nothing under way. Source: Choudhury and Hahne, "Dynamic queue length thresholds".
 """
-FIRST_S, GROWTH, LONGEST_S = 5.0, 4.0, 14_400.0
-"""After a first failure, by what factor longer after each further one, and at most: when a delivery is sent again."""
+GROWTH, LONGEST_S = 4.0, 14_400.0
+"""By what factor a delivery waits longer after each further failure, and at most how long."""
 REST_S = 60.0
 """How long a webhook that fails is left alone at most, whatever else is due to it."""
 GATHER_S = 0.02
@@ -205,7 +205,7 @@ class Courier:
                 "webhook %s: %s of job %s is given up: %s", webhook.webhook_id, sent.event, sent.job_id, problem
             )
             return Attempt(sent, "failed", attempts, now_s, sent.due_s, status, problem)
-        delay_s = min(LONGEST_S, FIRST_S * GROWTH ** (attempts - 1)) * (1.0 + 0.2 * self._jitter())
+        delay_s = min(LONGEST_S, self._limits.retry_s * GROWTH ** (attempts - 1)) * (1.0 + 0.2 * self._jitter())
         return Attempt(sent, "pending", attempts, now_s, now_s + delay_s, status, problem)
 
 

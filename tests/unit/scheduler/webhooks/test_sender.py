@@ -84,10 +84,10 @@ async def away() -> int:
 class Site:
     """A database, receivers by URL, and one life of the courier after another. Made inside the virtual loop."""
 
-    def __init__(self, folder: Path, attempts: int = 12) -> None:
+    def __init__(self, folder: Path, **limits: int) -> None:
         self.jobs = Jobs(f"sqlite:///{folder}/jobs.sqlite")
         self.receivers: dict[str, Receiver] = {}
-        self._attempts = attempts
+        self._limits = WebhookLimits.model_validate(limits)
         self._orders = 0
         self._seq = 0
         self.lives = 0
@@ -97,9 +97,7 @@ class Site:
     def begin(self) -> None:
         """Begin a life: a new epoch, and a courier for it."""
         self.epoch = self.jobs.acquire("me")
-        self._courier = Courier(
-            self._ask, self._post, WebhookLimits(attempts=self._attempts), asyncio.get_running_loop().time, lambda: 0.5
-        )
+        self._courier = Courier(self._ask, self._post, self._limits, asyncio.get_running_loop().time, lambda: 0.5)
         self._working = asyncio.create_task(self._courier.run())
         self.lives += 1
 
@@ -286,6 +284,20 @@ def test_no_tenants_slow_receivers_hold_up_another_tenants(tmp_path, slow_tenant
         assert min(shares) > 0, "of those who are slow none is starved"
 
     lived(story, tmp_path)
+
+
+def test_the_first_retry_comes_when_the_configuration_says(tmp_path):
+    async def story(site: Site) -> None:
+        receiver = site.webhook("a", away)
+        site.job("1")
+        tried = []
+        for _ in range(3):
+            await asyncio.sleep(100)
+            tried.append(len(receiver.tried))
+        # The jitter of these tests adds a tenth.
+        assert tried == [1, 1, 2]
+
+    lived(story, tmp_path, retry_s=200)
 
 
 def test_what_waits_for_days_is_given_up(tmp_path):
