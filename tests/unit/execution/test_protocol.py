@@ -83,10 +83,11 @@ def test_a_class_without_its_function_is_refused_by_name() -> None:
         spec_of(int, "Int")
 
 
-@pytest.mark.parametrize("class_type", sorted(BUILTIN))
-def test_a_spec_survives_the_trip_through_json(class_type: str) -> None:
-    spec = specs()[class_type]
-    assert NodeSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+def test_specs_survive_the_trip_through_json() -> None:
+    described = specs()
+    assert described.keys() >= BUILTIN.keys()
+    read = {name: NodeSpec.from_json(json.loads(json.dumps(spec.to_json()))) for name, spec in described.items()}
+    assert [name for name, spec in described.items() if read[name] != spec] == []
 
 
 def test_only_the_nodes_that_use_models_ask_for_the_runtime() -> None:
