@@ -16,6 +16,7 @@ import pytest
 
 from tests.cluster.server import PATIENCE_S, Server, running, txt2img, wait_for
 
+JOBS = 6
 HANG_S = 30.0
 NOBODY = "00000000-0000-0000-0000-000000000000"
 ROUTES = (
@@ -27,12 +28,26 @@ ROUTES = (
 )
 
 
-@pytest.fixture
-def starting(tmp_path: Path) -> Iterator[Server]:
-    """A server at the first moment of its start."""
-    server = Server(tmp_path)
-    yield server
-    server.close()
+class Place:
+    """A directory, and the server that runs over it at the moment: each test goes on with what the one before left."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.server = Server(root)
+
+    def start(self) -> Server:
+        """Start the server again, once nothing is left of the one before."""
+        self.server.close()
+        self.server = Server(self.root)
+        return self.server
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """A place whose server is at the first moment of its start."""
+    place = Place(tmp_path_factory.mktemp("place"))
+    yield place
+    place.server.close()
 
 
 class Poller(threading.Thread):
@@ -69,7 +84,8 @@ class Poller(threading.Thread):
         self.join(2 * HANG_S)
 
 
-def test_until_a_job_can_run_the_server_refuses_or_answers_503(starting: Server):
+def test_until_a_job_can_run_the_server_refuses_or_answers_503(place: Place):
+    starting = place.server
     pollers = [Poller(starting.url, method, path) for method, path in ROUTES]
     wait_for(lambda: 200 in pollers[0].statuses, "an answer")
     for poller in pollers:
@@ -83,40 +99,66 @@ def test_until_a_job_can_run_the_server_refuses_or_answers_503(starting: Server)
     job_id = starting.submit(txt2img(2))
     assert starting.finished(job_id)["status"]["completed"]
 
-    starting.up.send_signal(signal.SIGTERM)
 
-    assert starting.up.wait(PATIENCE_S) == 0
-    wait_for(lambda: not starting.processes.found(), "the end of the reaper, the last one")
-    assert "Traceback" not in starting.log.read_text()
+def test_jobs_that_sigkill_interrupts_finish_after_the_next_start(place: Place):
+    server = place.server
+    jobs = [server.submit(txt2img(seed, steps=60, side=128, prefix="killed/image")) for seed in range(JOBS)]
+    wait_for(lambda: server.get("/queue")["running"], "a job that runs")
+
+    os.kill(server.up.pid, signal.SIGKILL)
+
+    assert server.up.wait(PATIENCE_S) == -signal.SIGKILL
+    wait_for(lambda: not server.processes.found(), "the end of every process")
+    with pytest.raises(httpx.ConnectError):
+        server.http.get("/queue")
+    server = place.start()
+    server.wait_until_ready()
+    names = set()
+    for job_id in jobs:
+        entry = server.finished(job_id)
+        assert entry["status"]["status_str"] == "success"
+        names |= {image["filename"] for image in entry["outputs"]["6"]["images"]}
+    assert names == server.saved("killed")
+    assert len(names) == len(jobs)
 
 
-def test_a_stop_while_starting_is_obeyed_too(starting: Server):
+def test_the_older_of_two_servers_works_again_when_the_newer_has_gone_and_jobs_of_both_are_there(place: Place):
+    older = place.server
+    first = older.submit(txt2img(11))
+    older.finished(first)
+    with running(place.root) as newer:
+        wait_for(lambda: not older.answers(), "the older server to notice")
+        second = newer.submit(txt2img(12))
+        newer.finished(second)
+        assert not older.answers()
+    wait_for(older.answers, "the older server to work again")
+    older.finished(older.submit(txt2img(13)))
+    assert {first, second} <= older.get("/history").keys()
+
+
+def test_jobs_are_there_again_though_the_databases_file_was_deleted(place: Place):
+    server = place.server
+    before = server.get("/history").keys()
+    (place.root / "state" / "jobs.sqlite").unlink()
+    job_id = server.submit(txt2img(14))
+    server.kill("scheduler")
+    server.finished(job_id)
+    assert {job_id, *before} <= server.get("/history").keys()
+
+
+def test_a_server_that_is_stopped_ends_well_and_leaves_no_process(place: Place):
+    place.server.up.send_signal(signal.SIGTERM)
+    assert place.server.up.wait(PATIENCE_S) == 0
+    wait_for(lambda: not place.server.processes.found(), "the end of the reaper, the last one")
+    assert "Traceback" not in place.server.log.read_text()
+
+
+def test_a_stop_while_starting_is_obeyed_too(place: Place):
+    starting = place.start()
     wait_for(lambda: starting.processes.found("ray::ServeController"), "Serve's controller")
     starting.up.send_signal(signal.SIGTERM)
     assert starting.up.wait(PATIENCE_S) == 0
     wait_for(lambda: not starting.processes.found(), "the end of the reaper, the last one")
-
-
-def test_jobs_that_sigkill_interrupts_finish_after_the_next_start(tmp_path: Path):
-    with running(tmp_path) as server:
-        jobs = [server.submit(txt2img(seed, steps=100, side=128)) for seed in range(6)]
-        wait_for(lambda: server.get("/queue")["running"], "a job that runs")
-
-        os.kill(server.up.pid, signal.SIGKILL)
-
-        assert server.up.wait(PATIENCE_S) == -signal.SIGKILL
-        wait_for(lambda: not server.processes.found(), "the end of every process")
-        with pytest.raises(httpx.ConnectError):
-            server.http.get("/queue")
-
-    with running(tmp_path) as server:
-        names = set()
-        for job_id in jobs:
-            entry = server.finished(job_id)
-            assert entry["status"]["status_str"] == "success"
-            names |= {image["filename"] for image in entry["outputs"]["6"]["images"]}
-        assert names == {path.name for path in (tmp_path / "output").glob("*.png")}
-        assert len(names) == len(jobs)
 
 
 def test_a_port_in_use_is_said_before_anything_starts(tmp_path: Path):
