@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import yaml
 
-from tests.cluster.server import PATIENCE_S, Application, Processes, free_port, provide_checkpoint, wait_for
+from tests.cluster.server import PATIENCE_S, Application, Processes, free_port, free_ports, provide_checkpoint, wait_for
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -42,7 +42,7 @@ class RayCluster(Application):
         self.processes.environment.update(self.credentials)
         # Ray would let its workers yield to all else on this machine, and a busy one would starve them.
         self.processes.environment["RAY_worker_niceness"] = "0"
-        gcs, dashboard, client, agent, self.metrics_port = (free_port() for _ in range(5))
+        gcs, dashboard, client, agent, self.metrics_port = free_ports(5)
         self.address = f"127.0.0.1:{gcs}"
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self._run(

@@ -220,12 +220,20 @@ def provide_checkpoint(root: Path) -> None:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nobody listens on. Linux gives those from 32768 on to whatever connects."""
-    while True:
+    """Return a port of this machine that nobody listens on."""
+    [port] = free_ports(1)
+    return port
+
+
+def free_ports(count: int) -> list[int]:
+    """Return so many different ones. Linux gives those from 32768 on to whatever connects."""
+    ports: set[int] = set()
+    while len(ports) < count:
         port = 20_000 + secrets.randbelow(12_768)
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
-            return port
+            ports.add(port)
+    return list(ports)
 
 
 def wait_for(look: Callable[[], T | None], what: str, patience_s: float = PATIENCE_S) -> T:

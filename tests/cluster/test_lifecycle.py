@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from tests.cluster.server import PATIENCE_S, Server, running, txt2img, wait_for
@@ -84,6 +85,12 @@ class Poller(threading.Thread):
         self.join(2 * HANG_S)
 
 
+def libraries(pid: int) -> set[str]:
+    """Return the names of the packages whose libraries a process has loaded."""
+    paths = [line.split(maxsplit=5)[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if ".so" in line]
+    return {path.partition("site-packages/")[2].partition("/")[0] for path in paths}
+
+
 def test_until_a_job_can_run_the_server_refuses_or_answers_503(place: Place):
     starting = place.server
     pollers = [Poller(starting.url, method, path) for method, path in ROUTES]
@@ -98,6 +105,16 @@ def test_until_a_job_can_run_the_server_refuses_or_answers_503(place: Place):
         assert poller.wrong == []
     job_id = starting.submit(txt2img(2))
     assert starting.finished(job_id)["status"]["completed"]
+
+
+def test_each_process_has_loaded_only_what_it_needs(place: Place):
+    server = place.server
+    assert "torch" in libraries(server.processes.pid("replica"))
+    assert not libraries(server.processes.pid("ingress")) & {"torch", "scipy", "aiohttp"}
+    assert not libraries(server.processes.pid("scheduler")) & {"torch", "scipy", "aiohttp", "PIL", "numpy"}
+    assert libraries(server.up.pid) == {"", "psutil"}
+    [driver] = [p for p in psutil.Process(server.up.pid).children() if "serve_app.deployments.serving" in p.cmdline()]
+    wait_for(lambda: libraries(driver.pid) == {""}, "the driver to leave")
 
 
 def test_jobs_that_sigkill_interrupts_finish_after_the_next_start(place: Place):
