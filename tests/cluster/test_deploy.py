@@ -86,7 +86,7 @@ def test_serve_deploy_runs_the_shipped_configuration(cluster: RayCluster):
 
 
 def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster: RayCluster):
-    jobs = [cluster.submit(txt2img(seed, steps=60, prefix="upgraded")) for seed in range(20)]
+    jobs = [cluster.submit(txt2img(seed, steps=60, prefix="upgraded")) for seed in range(12)]
     wait_for(lambda: cluster.get("/queue")["running"], "a job that runs")
     before = {p.pid for kind in ("SchedulerActor", "ServeReplica") for p in cluster.processes.found(f"ray::{kind}")}
     with Clients(cluster) as clients:
@@ -105,6 +105,7 @@ def test_an_upgrade_under_load_ends_every_job_once_and_fails_no_request(cluster:
     assert clients.failures == []
 
 
+@pytest.mark.parametrize("cluster", ["proxy"], indirect=True)
 def test_a_pool_of_half_a_gpu_starts_from_zero_and_shares_a_job_with_a_cpu_pool(cluster: RayCluster):
     pools = [
         {"name": "gpu", "num_gpus": 0.5, "accepts": MODEL_NODES, "min_replicas": 0, "idle_s": 2},

@@ -87,7 +87,7 @@ POOL = {
     "num_cpus": 1,
     "hang_s": 3,
     "stop_s": 2,
-    "finish_s": 3,
+    "finish_s": 2,
     "memory_bytes": 2 << 30,
 }
 INNOCENTS = 6
@@ -100,8 +100,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     (root / "packs" / "bad.py").write_text(PACK)
     # All jobs are one client's, and most end a replica.
     nobody_waits = {"first_s": 0, "forgiven_s": 0.1}
-    arguments = {"custom_nodes_dir": str(root / "packs"), "silence_s": 8, "pools": [POOL], "backoff": nobody_waits}
-    configure(root, arguments)
+    arguments = {"silence_s": 8, "max_attempts": 1, "pools": [POOL], "backoff": nobody_waits}
+    configure(root, {"custom_nodes_dir": str(root / "packs"), **arguments})
     server = Server(root)
     try:
         server.wait_until_ready()

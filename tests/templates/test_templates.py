@@ -112,7 +112,7 @@ SMALL = {
 """The largest numbers that short tests leave in inputs, or nodes, of these names: templates' own sizes take minutes."""
 SMALL_SIDE = 400
 """The longest side of a picture of 0.1 megapixels or less, of any template."""
-STEPS = 4
+STEPS = 2
 """How many steps samplers take at most, where a number says it and no window is cut of them: forty take too long."""
 BYPASSED = 4
 """The mode of a node that is passed over. Here those that load images are not: a template tells how to turn them on."""

@@ -255,7 +255,7 @@ def test_a_part_has_the_frames_and_the_sound_that_its_times_say(
         assert waveform.shape[-1] == pytest.approx((end - begin) * half * 8000, abs=1)
 
 
-@fewer(2)
+@fewer(6)
 @given(first=st.integers(0, 5), length=st.integers(3, 6), second=st.integers(0, 2))
 def test_a_part_of_a_part_stays_within_it_also_once_it_is_a_file(first: int, length: int, second: int) -> None:
     part = ENCODED.as_trimmed(first / FPS, length / FPS).as_trimmed(second / FPS, 99.0, strict_duration=False)
