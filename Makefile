@@ -3,32 +3,39 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all test-serving test-keeping-time test-computing check bench chaos lock sbom clients format clean
+.PHONY: demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
 
-# Tests that start servers, or keep time, mostly wait. Those that compute run beside them on what processors are left; they
-# are done sooner, so others that keep time come after them.
-SERVING := $(addprefix tests/,browser chaos clients cluster contract fuzz $(addprefix unit/,api cli comfyui deployments))
+# Four groups of tests, each of which waits for a third of its time: three at once keep two processors busy. Those that share
+# one server are in one group, and so in one process. Those that keep time begin when another group has ended, and before all
+# others have a processor.
+ONE_SERVER := $(addprefix tests/,browser clients contract $(addprefix cluster/test_,kills.py sockets.py supervision.py webhooks.py))
+ONE_SERVER += $(addprefix tests/unit/,api cli comfyui)
+SERVERS := $(addprefix tests/,chaos cluster fuzz unit/deployments)
 KEEPING_TIME := $(addprefix tests/unit/,replica scheduler store)
+# Ray would run its workers at nice 15, after those that compute.
+PYTEST := RAY_worker_niceness=0 OMP_NUM_THREADS=1 nice -n 5 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test: $(VENV)/installed
-	$(MAKE) --jobs=2 test-serving test-keeping-time
+	$(MAKE) --jobs=3 --keep-going test-servers test-computing test-one-server test-keeping-time
 
 # The long forms too: pictures at their own sizes, and more examples of every property.
 test-all:
 	$(MAKE) test PYTEST_ARGUMENTS="-m 'not full_size and not comfyui' --hypothesis-profile=long"
 
-# Ray would run its workers at nice 15, after those that compute.
-test-serving: $(VENV)/installed
-	RAY_worker_niceness=0 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS) $(SERVING)
-
-test-keeping-time: test-computing
-	$(RUN)/python -m pytest $(PYTEST_ARGUMENTS) $(KEEPING_TIME)
+test-servers: $(VENV)/installed
+	$(PYTEST) $(addprefix --ignore=,$(ONE_SERVER)) $(SERVERS)
 
 test-computing: $(VENV)/installed
-	OMP_NUM_THREADS=1 nice -n 10 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS) $(addprefix --ignore=,$(SERVING) $(KEEPING_TIME))
+	$(PYTEST) $(addprefix --ignore=,$(ONE_SERVER) $(SERVERS) $(KEEPING_TIME))
+
+test-one-server: $(VENV)/installed
+	$(PYTEST) $(ONE_SERVER)
+
+test-keeping-time: $(VENV)/installed
+	$(RUN)/python -m pytest $(PYTEST_ARGUMENTS) $(KEEPING_TIME)
 
 check: $(VENV)/installed
 	$(RUN)/ruff check .

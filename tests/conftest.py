@@ -3,10 +3,35 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
 
 from tests import examples
+
+if TYPE_CHECKING:
+    from tests.cluster.server import Server
 
 # A shell that runs the tests in its background has them ignore SIGINT, and the commands they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 examples.register()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The one real server of all tests that ask nothing particular of its configuration; those that kill parts mend it.
+
+    It has the checkpoint that comes with the package beside that of tests.
+    """
+    # These import torch, which most tests of the control plane do without.
+    from serve_app.models.shipped import provide
+    from tests.cluster.server import configure, running
+
+    root = tmp_path_factory.mktemp("server")
+    provide(root / "models")
+    webhooks = {"allowed_networks": ["127.0.0.1/32"], "retry_s": 0.05}
+    configure(root, {"webhooks": webhooks, "pools": [{"name": "gpu", "threads": 1}]})
+    with running(root) as server:
+        yield server

@@ -22,7 +22,7 @@ def site(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Ten
     """A server with the checkpoint that comes with the package. Without a browser none is started."""
     root = tmp_path_factory.mktemp("server")
     provide(root / "models")
-    with running(root, "a", "b") as site:
+    with running(root, "a", "b", pools=[{"name": "gpu", "threads": 1}]) as site:
         yield site
 
 
@@ -43,6 +43,7 @@ def test_a_visitor_logs_in_by_key_draws_a_picture_of_its_own_and_logs_out(site, 
     assert cookie["value"] not in ("", site.keys["a"])
     assert COOKIE not in tab.evaluate("document.cookie")
 
+    tab.evaluate("window.comfyAPI.app.app.graph.getNodeById(3).widgets.find(w => w.name === 'steps').value = 2")
     tab.get_by_test_id("queue-button").click()
     tab.wait_for_function(PICTURE)
     keep("own-picture")

@@ -3,25 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from serve_app.models.shipped import CHECKPOINT, provide
+from serve_app.models.shipped import CHECKPOINT
 from tests.browser.conftest import SHOWN, refusals, wait_in
-from tests.cluster.server import Server, running, wait_for
+from tests.cluster.server import Server, wait_for
 
 PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Server]:
-    """A server with the checkpoint that comes with the package. Without a browser none is started."""
-    root = tmp_path_factory.mktemp("server")
-    provide(root / "models")
-    with running(root) as server:
-        yield server
 
 
 @pytest.fixture
@@ -42,12 +32,18 @@ def refused(tab: Any, server: Server) -> list[str]:
     return refusals(tab, server.url)
 
 
-def jobs(server: Server, status: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = server.get("/api/jobs", status=status)["jobs"]
-    return found
+@pytest.fixture
+def earlier(server: Server) -> set[str]:
+    """The jobs that other tests have submitted."""
+    return {job["id"] for job in server.get("/api/jobs")["jobs"]}
 
 
-def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server, tab, told, refused, keep):
+def jobs(server: Server, status: str, earlier: set[str]) -> list[dict[str, Any]]:
+    """Return the jobs of this test that are in a state."""
+    return [job for job in server.get("/api/jobs", status=status)["jobs"] if job["id"] not in earlier]
+
+
+def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server, earlier, tab, told, refused, keep):
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
     keep("1-first-workflow")
@@ -57,7 +53,7 @@ def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server
     tab.get_by_test_id("queue-button").click()
     tab.wait_for_function(PICTURE)
     keep("2-picture")
-    [job] = wait_for(lambda: jobs(server, "completed"), "a job that has ended")
+    [job] = wait_for(lambda: jobs(server, "completed", earlier), "a job that has ended")
     steps = {message["data"]["value"] for message in told if message["type"] == "progress"}
     assert steps & set(range(1, 20)), "no step between was told"
     source = tab.evaluate("window.comfyAPI.app.app.graph.getNodeById(9).imgs[0].src")
@@ -73,14 +69,14 @@ def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server
     assert refused == []
 
 
-def test_a_visitor_cancels_the_job_that_runs(server, tab, told, refused, keep):
+def test_a_visitor_cancels_the_job_that_runs(server, earlier, tab, told, refused, keep):
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
     tab.evaluate("window.comfyAPI.app.app.graph.getNodeById(3).widgets.find(w => w.name === 'steps').value = 9999")
     tab.get_by_test_id("queue-button").click()
-    [job] = wait_for(lambda: jobs(server, "in_progress"), "the job")
+    [job] = wait_for(lambda: jobs(server, "in_progress", earlier), "the job")
     tab.get_by_role("button", name="Cancel current run").click()
-    assert wait_for(lambda: jobs(server, "cancelled"), "its end")[0]["id"] == job["id"]
+    assert wait_for(lambda: jobs(server, "cancelled", earlier), "its end")[0]["id"] == job["id"]
     wait_in(tab, lambda: "execution_interrupted" in [message["type"] for message in told], "word of it")
     keep("4-cancelled")
     assert refused == []

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from serve_app.models.shipped import provide
 from tests.browser.conftest import EXECUTE, SHOWN, refusals
-from tests.cluster.server import Server, running
+from tests.cluster.server import Server
 
 SHELVES = (
     "Comfy.ShowSettingsDialog",
@@ -21,14 +19,6 @@ SHELVES = (
     "Comfy.Queue.ToggleOverlay",
 )
 QUIET_MS = 1500
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Server]:
-    root = tmp_path_factory.mktemp("server")
-    provide(root / "models")
-    with running(root) as server:
-        yield server
 
 
 @pytest.fixture

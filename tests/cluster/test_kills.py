@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from serve_app.cli import server as client
 from serve_app.cli.submit import follow
-from tests.cluster.server import PATIENCE_S, TITLES, Server, running, txt2img, wait_for
+from tests.cluster.server import PATIENCE_S, TITLES, Server, txt2img, wait_for
 
-JOBS = 20
-STEPS = 30
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for every kill: each test begins with what the one before left mended."""
-    with running(tmp_path_factory.mktemp("server")) as server:
-        yield server
+JOBS = 12
+STEPS = 20
 
 
 class Follower(threading.Thread):

@@ -5,23 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from tests.cluster.server import Server, running, txt2img, wait_for
+from tests.cluster.server import Server, txt2img, wait_for
 
 JOBS = 8
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for every kill: each test begins with what the one before left mended."""
-    with running(tmp_path_factory.mktemp("server")) as server:
-        yield server
 
 
 def part(server: Server, name: str) -> psutil.Process:
@@ -42,21 +33,6 @@ def successor(server: Server, name: str, killed: psutil.Process) -> psutil.Proce
     except (StopIteration, psutil.NoSuchProcess):
         return None
     return None if found == killed else found
-
-
-def libraries(pid: int) -> set[str]:
-    """Return the names of the packages whose libraries a process has loaded."""
-    paths = [line.split(maxsplit=5)[5] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if ".so" in line]
-    return {path.partition("site-packages/")[2].partition("/")[0] for path in paths}
-
-
-def test_each_process_has_loaded_only_what_it_needs(server: Server):
-    assert server.finished(server.submit(txt2img(1)))["status"]["status_str"] == "success"
-    assert "torch" in libraries(server.processes.pid("replica"))
-    assert not libraries(server.processes.pid("ingress")) & {"torch", "scipy", "aiohttp"}
-    assert not libraries(server.processes.pid("scheduler")) & {"torch", "scipy", "aiohttp", "PIL", "numpy"}
-    assert libraries(server.up.pid) == {"", "psutil"}
-    wait_for(lambda: libraries(part(server, "server").pid) == {""}, "the driver to leave")
 
 
 @pytest.mark.parametrize(("victim", "steps"), [("gcs_server", 30), ("raylet", 31), ("server", 32)])

@@ -1,22 +1,13 @@
-"""Where the contract is tested: a real server of its own, `serve-app up` on Ray Serve."""
+"""Where the contract is tested: a real server, `serve-app up` on Ray Serve."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
-from tests.cluster.server import Server, running
+from tests.cluster.server import Server
 from tests.unit.api.conftest import example
 
 __all__ = ["example"]
-
-
-@pytest.fixture(scope="package")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for every test of the contract."""
-    with running(tmp_path_factory.mktemp("server")) as server:
-        yield server
 
 
 @pytest.fixture(scope="package")
