@@ -113,8 +113,9 @@ def test_each_process_has_loaded_only_what_it_needs(place: Place):
     assert not libraries(server.processes.pid("ingress")) & {"torch", "scipy", "aiohttp"}
     assert not libraries(server.processes.pid("scheduler")) & {"torch", "scipy", "aiohttp", "PIL", "numpy"}
     assert libraries(server.up.pid) == {"", "psutil"}
-    [driver] = [p for p in psutil.Process(server.up.pid).children() if "serve_app.deployments.serving" in p.cmdline()]
-    wait_for(lambda: libraries(driver.pid) == {""}, "the driver to leave")
+    children = psutil.Process(server.up.pid).children()
+    [driver] = [child.pid for child in children if "serve_app.deployments.process.serving" in child.cmdline()]
+    wait_for(lambda: libraries(driver) == {""}, "the driver to leave")
 
 
 def test_jobs_that_sigkill_interrupts_finish_after_the_next_start(place: Place):
