@@ -36,6 +36,8 @@ ABSENT = re.compile(
     r"|/api/userdata\?dir=(workflows|subgraphs)&.*"
 )
 """What ComfyUI answers 404 to as well until its user has saved something."""
+COMMANDS = "window.comfyAPI.app.app.extensionManager.command.commands.map(command => command.id)"
+LOG_OUT = "serve_app.LogOut"
 EXECUTE = "id => { window.comfyAPI.app.app.extensionManager.command.execute(id) }"
 """Begins a command of the page: some of them wait for what their dialog is told."""
 
@@ -57,6 +59,11 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def tab(browser: Any) -> Iterator[Any]:
     """A tab of a user who was never here."""
+    yield from new_tab(browser)
+
+
+def new_tab(browser: Any) -> Iterator[Any]:
+    """Yield such a tab; close it afterwards. To load the page takes seconds, so a module's tests may share one."""
     context = browser.new_context(viewport={"width": 1400, "height": 900})
     context.set_default_timeout(PATIENCE_MS)
     yield context.new_page()

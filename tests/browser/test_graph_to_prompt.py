@@ -17,7 +17,7 @@ from serve_app.nodes.registry import specs
 from serve_app.service.service import Service
 from serve_app.store.files.volume import Volume
 from serve_app.store.page.userdata import UserData
-from tests.browser.conftest import SHOWN
+from tests.browser.conftest import SHOWN, new_tab
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted
 from tests.usual_limits import LIMITS
@@ -49,6 +49,15 @@ def url(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]
         yield from serve(create_app(service, page_dir=page.installed()), background)
 
 
+@pytest.fixture(scope="module")
+def opened(browser: Any, url: str) -> Iterator[Any]:
+    """A tab with the page in it."""
+    for tab in new_tab(browser):
+        tab.goto(url)
+        tab.wait_for_function(SHOWN)
+        yield tab
+
+
 def saved_node(
     node_id: int, kind: str, inputs: list[tuple[str, str, int | None]], makes: list[str], **keys: Any
 ) -> dict[str, Any]:
@@ -58,20 +67,16 @@ def saved_node(
     return {"id": node_id, "type": kind, "inputs": slots, "outputs": made, **place, **keys}
 
 
-def test_convert_makes_of_a_workflow_what_the_page_would_queue(url: str, tab: Any) -> None:
-    tab.goto(url)
-    tab.wait_for_function(SHOWN)
-    plain = tab.evaluate("() => window.comfyAPI.app.app.graph.serialize()")
+def test_convert_makes_of_a_workflow_what_the_page_would_queue(opened: Any) -> None:
+    plain = opened.evaluate("() => window.comfyAPI.app.app.graph.serialize()")
     for name, workflow in {"plain": plain, **varied(plain)}.items():
-        queued = tab.evaluate(LOAD_AND_ASK, workflow)
+        queued = opened.evaluate(LOAD_AND_ASK, workflow)
         assert convert(workflow, own_classes()) == queued, name
 
 
-def test_convert_unfolds_the_subgraphs_that_the_page_makes(url: str, tab: Any) -> None:
-    tab.goto(url)
-    tab.wait_for_function(SHOWN)
+def test_convert_unfolds_the_subgraphs_that_the_page_makes(opened: Any) -> None:
     for inside in ([8], [3, 8], [3, 6]):
-        made = tab.evaluate(FOLD_AND_ASK, inside)
+        made = opened.evaluate(FOLD_AND_ASK, inside)
         assert "definitions" in made["saved"]
         converted = convert(made["saved"], own_classes())
         assert converted == made["queued"], inside

@@ -20,7 +20,7 @@ from serve_app.service.service import Service
 from serve_app.store.files.store import FileRef
 from serve_app.store.files.volume import Volume
 from serve_app.store.page.userdata import UserData
-from tests.browser.conftest import EXECUTE, SHOWN, refusals, wait_in
+from tests.browser.conftest import EXECUTE, SHOWN, new_tab, refusals, wait_in
 from tests.unit.api.http_server import Background, serve
 from tests.unit.api.scripted_replica import scripted
 from tests.usual_limits import LIMITS
@@ -68,12 +68,17 @@ def url(browser: Any, root: Path) -> Iterator[str]:
         yield from serve(create_app(service, page_dir=page.installed()), background)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def tab(browser: Any) -> Iterator[Any]:
+    yield from new_tab(browser)
+
+
+@pytest.fixture(scope="module")
 def refused(tab: Any, url: str) -> list[str]:
     return refusals(tab, url)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def opened(tab: Any, url: str, refused: list[str]) -> Any:
     """The tab with the page in it."""
     tab.goto(url)

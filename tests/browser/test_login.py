@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.api.auth.identity import COOKIE
 from serve_app.models.shipped import provide
-from tests.browser.conftest import SHOWN, refusals
+from tests.browser.conftest import COMMANDS, EXECUTE, LOG_OUT, SHOWN, refusals
 from tests.cluster.server import wait_for
 from tests.cluster.tenants import TenantServer, running
 
@@ -54,7 +54,11 @@ def test_a_visitor_logs_in_by_key_draws_a_picture_of_its_own_and_logs_out(site, 
         assert b.get("/api/jobs")["jobs"] == []
     assert refused == []
 
-    tab.evaluate("fetch('/logout', {method: 'POST'})")
+    assert LOG_OUT in tab.evaluate(COMMANDS)
+    tab.on("dialog", lambda dialog: dialog.accept())
+    tab.evaluate(EXECUTE, LOG_OUT)
+    tab.wait_for_url("**/login")
+    keep("logged-out")
     wait_for(lambda: COOKIE not in {cookie["name"] for cookie in tab.context.cookies()}, "the end of the cookie")
     assert tab.evaluate(SEEN, source) == 401
     log_in(tab, site, "b")

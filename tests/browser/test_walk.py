@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import EXECUTE, SHOWN, refusals
+from tests.browser.conftest import COMMANDS, EXECUTE, LOG_OUT, SHOWN, new_tab, refusals
 from tests.cluster.server import Server
 
 SHELVES = (
@@ -21,42 +22,53 @@ SHELVES = (
 QUIET_MS = 1500
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
+def tab(browser: Any) -> Iterator[Any]:
+    yield from new_tab(browser)
+
+
+@pytest.fixture(scope="module")
 def refused(tab: Any, server: Server) -> list[str]:
     return refusals(tab, server.url)
 
 
-def test_nothing_that_the_page_asks_for_is_refused(server, tab, refused, keep):
+@pytest.fixture(scope="module")
+def opened(tab: Any, server: Server, refused: list[str]) -> Any:
+    """The tab with the page in it."""
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
-    for command in SHELVES:
-        tab.evaluate(EXECUTE, command)
-        tab.wait_for_timeout(QUIET_MS)
-        keep(f"shelf-{command.split('.')[-1]}")
-        tab.keyboard.press("Escape")
+    return tab
+
+
+def test_a_node_shows_its_help(opened, refused, keep):
+    opened.evaluate("() => { const app = window.comfyAPI.app.app; app.canvas.selectNode(app.graph.getNodeById(3)); }")
+    opened.get_by_test_id("info-button").click()
+    opened.get_by_text("The KSampler works like this").wait_for()
+    opened.wait_for_timeout(QUIET_MS)
+    keep("help")
     assert refused == []
 
 
-def test_a_template_opens_from_its_picture(server, tab, refused, keep):
-    tab.goto(server.url)
-    tab.wait_for_function(SHOWN)
-    tab.evaluate(EXECUTE, "Comfy.BrowseTemplates")
-    card = tab.locator("[data-testid^='template-workflow-']").filter(has_text="Z-Image-Turbo: Text to Image").first
+def test_nothing_that_the_page_asks_for_is_refused(opened, refused, keep):
+    for command in SHELVES:
+        opened.evaluate(EXECUTE, command)
+        opened.wait_for_timeout(QUIET_MS)
+        keep(f"shelf-{command.split('.')[-1]}")
+        opened.keyboard.press("Escape")
+    assert refused == []
+
+
+def test_where_nobody_can_log_in_the_menu_says_nothing_of_logging_out(opened):
+    assert LOG_OUT not in opened.evaluate(COMMANDS)
+
+
+def test_a_template_opens_from_its_picture(opened, refused, keep):
+    opened.evaluate(EXECUTE, "Comfy.BrowseTemplates")
+    card = opened.locator("[data-testid^='template-workflow-']").filter(has_text="Z-Image-Turbo: Text to Image").first
     card.locator("img").first.wait_for()
     keep("templates")
     card.click()
-    tab.wait_for_function("window.comfyAPI.app.app.graph.nodes.some(node => node.type === 'MarkdownNote')")
-    tab.wait_for_timeout(QUIET_MS)
+    opened.wait_for_function("window.comfyAPI.app.app.graph.nodes.some(node => node.type === 'MarkdownNote')")
+    opened.wait_for_timeout(QUIET_MS)
     keep("template")
-    assert refused == []
-
-
-def test_a_node_shows_its_help(server, tab, refused, keep):
-    tab.goto(server.url)
-    tab.wait_for_function(SHOWN)
-    tab.evaluate("() => { const app = window.comfyAPI.app.app; app.canvas.selectNode(app.graph.getNodeById(3)); }")
-    tab.get_by_test_id("info-button").click()
-    tab.get_by_text("The KSampler works like this").wait_for()
-    tab.wait_for_timeout(QUIET_MS)
-    keep("help")
     assert refused == []
