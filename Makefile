@@ -8,12 +8,11 @@ RUN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
 
-# Four groups of tests, each of which waits for a third of its time: three at once keep two processors busy. Those that share
-# one server are in one group, and so in one process. Those that keep time begin when another group has ended, and before all
-# others have a processor.
+# Four groups of tests: three at once keep two processors busy, for those with servers wait for much of their time. Tests that
+# share one server are one group, and so one process. It ends first; then those that keep time begin, which have a processor
+# before all others.
 ONE_SERVER := $(addprefix tests/,browser clients contract $(addprefix cluster/test_,kills.py sockets.py supervision.py webhooks.py))
-ONE_SERVER += $(addprefix tests/unit/,api cli comfyui)
-SERVERS := $(addprefix tests/,chaos cluster fuzz unit/deployments)
+SERVERS := $(addprefix tests/,chaos cluster fuzz $(addprefix unit/,api cli comfyui deployments))
 KEEPING_TIME := $(addprefix tests/unit/,replica scheduler store)
 # Ray would run its workers at nice 15, after those that compute.
 PYTEST := RAY_worker_niceness=0 OMP_NUM_THREADS=1 nice -n 5 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS)

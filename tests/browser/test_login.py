@@ -14,7 +14,6 @@ from tests.cluster.server import wait_for
 from tests.cluster.tenants import TenantServer, running
 
 PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
-SEEN = "async path => (await fetch(path)).status"
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +59,9 @@ def test_a_visitor_logs_in_by_key_draws_a_picture_of_its_own_and_logs_out(site, 
     tab.wait_for_url("**/login")
     keep("logged-out")
     wait_for(lambda: COOKIE not in {cookie["name"] for cookie in tab.context.cookies()}, "the end of the cookie")
-    assert tab.evaluate(SEEN, source) == 401
+    assert tab.context.request.get(source).status == 401
     log_in(tab, site, "b")
-    assert tab.evaluate(SEEN, source) == 404
+    assert tab.context.request.get(source).status == 404
 
 
 def test_the_page_says_that_a_key_is_wrong(site, tab, keep):

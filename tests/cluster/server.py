@@ -58,6 +58,8 @@ class Processes:
             "RAY_TMPDIR": str(self._ray),
             "RAY_AUTH_MODE": "disabled",
             "RAY_USAGE_STATS_ENABLED": "0",
+            # Threads that wait for tensor work would spin on processors that other tests use.
+            "OMP_WAIT_POLICY": "PASSIVE",
             # Keeps the environment readable in processes that Ray renames.
             "SPT_NOENV": "1",
             "PYTHONUNBUFFERED": "1",

@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.server import Server, txt2img, wait_for
 
-JOBS = 8
+JOBS = 5
 
 
 def part(server: Server, name: str) -> psutil.Process:
