@@ -54,7 +54,7 @@ class Reached:
     """A scheduler as an ingress reaches it: while `refusal` is set, every call raises it, as if it were away."""
 
     def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
+        self.scheduler = scheduler
         self.refusal: UnavailableError | None = None
         self.refused = asyncio.Event()
         """Set once a call was refused."""
@@ -65,7 +65,7 @@ class Reached:
         return cast(SchedulerClient, self)
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._scheduler, name)
+        method = getattr(self.scheduler, name)
 
         async def call(*arguments: Any, **named: Any) -> Any:
             if self.refusal is not None:

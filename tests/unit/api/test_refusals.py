@@ -70,7 +70,7 @@ async def test_more_nodes_than_a_workflow_may_have(client, service, example, cou
     ("rule", "key"), [({"max_queue": 2}, "max_queue"), ({"max_queue": 4, "client_share": 0.5}, "client_share")]
 )
 async def test_more_jobs_than_may_wait(client, replica, example, counted, rule, key):
-    admission = replica.scheduler._scheduler.admission
+    admission = replica.scheduler.scheduler.admission
     admission.rules = replace(admission.rules, **{"client_share": 1.0, **rule})
     answers = [await client.post("/prompt", json={**example, "prompt_id": job_id}) for job_id in IDS[:3]]
     assert [answer.status_code for answer in answers] == [200, 200, 503]

@@ -70,9 +70,9 @@ def test_images_come_with_their_captions_and_those_inside_as_often_as_their_fold
     assert texts == ["ein blaues Plättchen"] * 2 + ["", "a red tile"]
 
 
-def test_videos_come_with_their_captions_undecoded(store: Volume) -> None:
+def test_videos_come_with_their_captions_undecoded(store: Volume, tmp_path: Path) -> None:
     for name, data in (("v.mp4", b"one"), ("v.txt", b"first"), ("u.mkv", b"two")):
-        (store._roots["input"] / "set" / name).write_bytes(data)
+        (tmp_path / "input" / "set" / name).write_bytes(data)
     (alone,) = run("LoadVideoDataSetFromFolder", store)
     assert [video.data for video in alone] == [b"two", b"one"]
     videos, texts = run("LoadVideoTextDataSetFromFolder", store)
@@ -85,8 +85,8 @@ def test_a_folder_without_any_is_an_error(store: Volume, class_type: str) -> Non
         run(class_type, store, "other")
 
 
-def test_a_caption_that_is_no_text_is_named(store: Volume) -> None:
-    (store._roots["input"] / "other" / "notes.png").write_bytes(png((0, 0, 0)))
+def test_a_caption_that_is_no_text_is_named(store: Volume, tmp_path: Path) -> None:
+    (tmp_path / "input" / "other" / "notes.png").write_bytes(png((0, 0, 0)))
     with pytest.raises(NodeError, match=r"caption 'other/notes.txt' is no text in UTF-8"):
         run("LoadImageTextDataSetFromFolder", store, "other")
 
@@ -117,7 +117,7 @@ def test_a_folder_is_another_once_a_file_in_it_is(store: Volume, tmp_path: Path)
     tag = fingerprints(Catalog(tmp_path / "models"), store)
     before, inside = tag(INPUT_FOLDERS, "set"), tag(INPUT_FOLDERS, "set/2_cats")
     assert tag(INPUT_FOLDERS, "set") == before
-    (store._roots["input"] / "set" / "b.txt").unlink()
+    (tmp_path / "input" / "set" / "b.txt").unlink()
     assert tag(INPUT_FOLDERS, "set") != before
     assert tag(INPUT_FOLDERS, "set/2_cats") == inside
 
@@ -134,19 +134,19 @@ def saved(store: Volume, class_type: str, first: int, **inputs: Any) -> dict[str
     return made
 
 
-def test_images_are_saved_into_a_folder(store: Volume) -> None:
+def test_images_are_saved_into_a_folder(store: Volume, tmp_path: Path) -> None:
     images = [torch.zeros(2, 3, 2, 3), torch.ones(1, 3, 2, 3)]
     shown = saved(store, "SaveImageDataSetToFolder", 4, images=images)
     assert [file["filename"] for file in shown["images"]] == [f"image_0000{i}.png" for i in (4, 5, 6)]
     assert {file["subfolder"] for file in shown["images"]} == {"set"}
-    with Image.open(store._roots["output"] / "set" / "image_00006.png") as image:
+    with Image.open(tmp_path / "output" / "set" / "image_00006.png") as image:
         assert (image.getpixel((0, 0)), image.info) == ((255, 255, 255), {})
 
 
-def test_a_caption_has_the_name_of_its_image(store: Volume) -> None:
+def test_a_caption_has_the_name_of_its_image(store: Volume, tmp_path: Path) -> None:
     images = [torch.zeros(2, 3, 2, 3)]
     shown = saved(store, "SaveImageTextDataSetToFolder", 1, images=images, texts=["ein Plättchen"])
-    folder = store._roots["output"] / "set"
+    folder = tmp_path / "output" / "set"
     assert sorted(path.name for path in folder.iterdir()) == [
         f"image_0000{i}.{end}" for i in (1, 2) for end in ("png", "txt")
     ]
