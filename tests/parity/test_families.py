@@ -82,7 +82,7 @@ def sdxl_encoder(folder):
 
 
 @pytest.mark.parametrize(("g", "l"), [(0, 1), (3, 0), (0, 3)])
-def test_two_texts_go_to_an_encoder_each_the_shorter_filled_with_empty_chunks(folder, g, l):  # noqa: E741
+def test_two_texts_go_to_an_encoder_each_the_shorter_padded_with_empty_chunks(folder, g, l):  # noqa: E741
     with torch.inference_mode():
         (((cond, options),),) = sdxl_encoder(folder).encode([Texts(g=TEXTS[g], l=TEXTS[l])])
     for name, text, rows in (("l", l, cond[..., :64]), ("g", g, cond[..., 64:])):

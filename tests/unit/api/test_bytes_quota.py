@@ -67,7 +67,7 @@ async def test_uploads_at_the_same_time_never_pass_it_together(limited: World) -
     assert await stored(limited) == sum(size for _, size, _ in limited.store.inventory("input")) <= MOST
 
 
-async def test_who_has_used_it_up_submits_nothing_until_something_is_deleted(limited: World) -> None:
+async def test_a_tenant_with_no_bytes_left_submits_nothing_until_something_is_deleted(limited: World) -> None:
     async with limited.client(limited.keys["a"]) as a, limited.client(limited.keys["b"]) as b:
         made = await a.post("/api/v2/assets", files={"file": ("a.png", b"y" * MOST, "image/png")})
         assert made.status_code == 201

@@ -85,7 +85,7 @@ async def test_more_jobs_than_may_wait(client, replica, example, counted, rule, 
         (Crowd(listeners=1), "websocket", "/ws", "ingress.max_listeners"),
     ],
 )
-async def test_one_more_that_lasts_than_there_is_room_for(service, counted, crowd, kind, path, key):
+async def test_one_long_request_more_than_the_limit_is_refused_and_counted(service, counted, crowd, kind, path, key):
     app = create_app(service, crowd=crowd)
     [first] = await waiting([Asked(app, "POST", path, kind)])
     if kind == "websocket":

@@ -38,7 +38,7 @@ def routes() -> list[Route | Mount]:
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 @pytest.mark.parametrize("path", ["/a/b", "/a/c/d", "/api/a/b", "/api/a/c", "/api", "/files/x", "/files", "/ab", "/c"])
-async def test_it_finds_what_a_router_of_all_routes_finds(method: str, path: str) -> None:
+async def test_the_route_table_finds_what_starlettes_router_finds(method: str, path: str) -> None:
     answers = []
     for router in (Table(routes()), Router(routes(), redirect_slashes=False)):
         app = Starlette()
@@ -49,7 +49,7 @@ async def test_it_finds_what_a_router_of_all_routes_finds(method: str, path: str
     assert answers[0] == answers[1]
 
 
-async def test_it_tries_only_routes_that_begin_as_the_path_does(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_route_table_tries_only_routes_with_the_paths_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     matches = Route.matches
     monkeypatch.setattr(Route, "matches", lambda route, scope: tried.append(route.path) or matches(route, scope))

@@ -34,7 +34,7 @@ UNIX = None
         (UNIX, [], ""),
     ],
 )
-def test_it_is_read_from_the_end_as_far_as_trusted_proxies_wrote_it(
+def test_forwarded_for_is_read_from_the_end_as_far_as_trusted_proxies_wrote_it(
     peer: str | None, forwarded: list[str], found: str
 ) -> None:
     headers = [(b"x-forwarded-for", each.encode()) for each in forwarded]

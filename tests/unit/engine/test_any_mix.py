@@ -83,5 +83,5 @@ OF_A_FLOW = (1.0, 0.97, 0.8, 0.6, 0.35, 0.2, 0.05)
 
 
 @given(st.lists(jobs(OF_VIDEO, levels=OF_A_FLOW), min_size=1, max_size=6), st.sampled_from([1, 48, 72, 160, 1000]))
-def test_so_does_any_mix_on_a_flow_of_latents_in_time(mix, max_cells):
+def test_any_mix_of_jobs_on_a_video_flow_gives_each_what_it_gets_alone(mix, max_cells):
     check_mix(mix, tiny_flow(), max_cells)

@@ -267,7 +267,7 @@ class FilledUp(OnAllocator):
 
 
 @pytest.mark.parametrize(("room", "most"), [(16, 10), (12, 10), (11, 8), (8, 8), (7, 6), (5, 4), (3, 2), (1, 1)])
-def test_forwards_that_are_filled_up_fit_so_and_are_learned_by_what_they_were_filled_up_to(room, most):
+def test_padded_forwards_fit_and_their_durations_are_learned_by_padded_size(room, most):
     """Five jobs of two rows each, where ten rows are run as twelve."""
     backbone = FilledUp(allocator := Allocator(room * CELLS * CELL_BYTES), CELL_BYTES)
     engine = Engine(MAX_CELLS, HostTimeline(), memory=allocator)

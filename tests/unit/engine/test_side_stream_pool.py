@@ -30,7 +30,7 @@ def piece(allocator: Allocator, a_cell: int = CELL_BYTES) -> Piece:
     return Piece(backbone, torch.zeros(1, 4, 4, 4), 1.0, UnetInputs(torch.zeros(1, 3, 6)))
 
 
-def test_it_holds_the_most_that_was_taken_at_once_until_it_is_given_back() -> None:
+def test_the_pool_holds_the_most_that_was_taken_at_once_until_it_is_freed() -> None:
     pool = BesidePool(allocator := Allocator(100, held=10))
     worked(pool, allocator, 20, 40, 30)
     assert pool.nbytes == 40
@@ -66,7 +66,7 @@ def test_forwards_have_what_it_leaves(kept: int, rows: int) -> None:
     assert forwards.limit(piece(allocator)) == rows * CELLS
 
 
-def test_it_makes_way_for_a_piece_before_idle_weights_do() -> None:
+def test_the_pool_is_freed_for_an_allocation_before_idle_weights_are() -> None:
     allocator = Allocator(8 * ROW)
     idle = IdleWeights(allocator, [6 * ROW])
     pool = BesidePool(allocator, idle)

@@ -229,7 +229,7 @@ async def test_cancelling_a_run_cancels_every_node_it_started() -> None:
     assert replica.finished_nodes == []
 
 
-async def test_hidden_inputs_are_filled_from_the_task_and_the_replica() -> None:
+async def test_hidden_inputs_come_from_the_task_and_the_replica() -> None:
     replica, task = Replica(), task_of("h", h=("Hidden", {}))
     await replica.run(task)
     assert replica.value(task, "h") == ["h", task.prompt, {"workflow": 1}, "files of h"]

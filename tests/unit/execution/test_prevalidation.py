@@ -72,12 +72,12 @@ async def test_false_is_a_problem_without_a_reason() -> None:
     assert problem.details == "a"
 
 
-async def test_it_may_be_async() -> None:
+async def test_validate_inputs_may_be_async() -> None:
     [problem], _ = await check(picky(lambda a: later("later")), a=9, b=2)
     assert problem.details == "a - later"
 
 
-async def test_it_is_given_only_the_inputs_it_names_and_links_as_none() -> None:
+async def test_validate_inputs_gets_only_the_inputs_it_names_and_links_as_none() -> None:
     seen: list[Any] = []
     await check(picky(lambda b: seen.append(b) or True), a=1, b=["s", 0])
     assert seen == [None]

@@ -67,7 +67,7 @@ async def test_two_that_need_one_signature_compute_it_once() -> None:
     assert all(one is made[0] for one in made)
 
 
-async def test_one_that_waits_gets_the_result_even_if_it_was_evicted_at_once() -> None:
+async def test_a_waiter_gets_the_result_even_if_it_was_evicted_at_once() -> None:
     held = ResultCache(1, Gone())
 
     async def compute() -> NodeResult:

@@ -43,7 +43,7 @@ def test_the_client_chooses() -> None:
     assert going(wire(), GPU, EAGER, eager=SPECS, asked="gpu") == [SHARED]
 
 
-def test_one_that_no_pool_has_all_of_is_refused_with_who_lacks_what() -> None:
+def test_a_workflow_that_no_pool_can_run_is_refused_with_what_each_lacks() -> None:
     with pytest.raises(InvalidGraphError) as refused:
         going(film() | {"x": {"class_type": "Nobody", "inputs": {}}}, GPU, THEIRS, comfyui=FILM)
     problems = {problem.class_type: problem for problem in refused.value.problems}

@@ -48,7 +48,7 @@ def counted(replays: Replays) -> tuple[int, int, int]:
 
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (3, 4), (5, 6), (9, 12), (17, 24), (32, 32), (33, 33)])
-def test_rows_are_filled_up_to_the_next_bucket(replays, rows, bucket):
+def test_rows_are_padded_to_the_next_bucket(replays, rows, bucket):
     assert replays.filled(rows) == bucket
     assert Replays().filled(rows) == rows
 
@@ -211,7 +211,7 @@ def test_within_a_bucket_the_bits_of_a_row_do_not_depend_on_its_neighbours(modul
     assert torch.equal(answered(module, replays, [row(9, 2), row(1), row(3)])[1], alone)
 
 
-def test_a_forward_is_filled_up_and_its_rows_alone_are_answered(module, replays):
+def test_a_forward_is_padded_and_only_its_own_rows_are_returned(module, replays):
     seen: list[int] = []
     hook = module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     made = answered(module, replays, [row(1, 2), row(2), row(3, 2)])
@@ -248,7 +248,7 @@ def test_freeu_is_replayed_for_the_rows_that_have_it(module, replays):
 @pytest.mark.parametrize(
     "change", [{"layers": (DeepShrink(1, 2.0, 1.0, 0.0, True, "bicubic", "bicubic"),)}, {"exclusive": True}]
 )
-def test_what_changes_the_structure_and_strict_jobs_are_neither_filled_up_nor_replayed(module, replays, change):
+def test_structural_patches_and_strict_jobs_are_neither_padded_nor_replayed(module, replays, change):
     network, seen = Network("unet", ARCHITECTURE, module, Discrete(), replays), []
     hook = module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     with torch.inference_mode():

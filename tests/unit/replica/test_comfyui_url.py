@@ -80,7 +80,7 @@ async def test_a_comfyui_that_is_away_is_reported_and_used_once_it_is_there(tmp_
             assert (await running.finish(await submit(running, "theirs", graph()))).state == "success"
 
 
-async def test_one_that_is_killed_and_started_again_goes_on_with_the_job_it_had(tmp_path: Path) -> None:
+async def test_a_comfyui_that_is_killed_and_restarted_goes_on_with_its_job(tmp_path: Path) -> None:
     port = free_port()
     async with server(tmp_path, port) as running:
         async with started(tmp_path / "first", port):
@@ -98,7 +98,7 @@ async def test_one_that_is_killed_and_started_again_goes_on_with_the_job_it_had(
             assert second.returncode is None
 
 
-async def test_one_that_gives_no_sign_of_life_counts_as_gone_until_it_does(
+async def test_a_comfyui_that_does_not_answer_counts_as_gone_until_it_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(comfyui_runner, "HEARTBEAT_S", 0.5)

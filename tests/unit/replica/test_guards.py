@@ -258,7 +258,7 @@ async def test_a_cancelled_node_that_goes_on_costs_its_replica_and_no_other_job(
         assert view.failure.exception_type == "JobTimeError", "it went on with the second replica, to its own limit"
 
 
-async def test_others_finish_before_a_replica_is_ended_and_the_owner_of_what_goes_on_waits(tmp_path: Path) -> None:
+async def test_other_jobs_finish_before_a_replica_is_ended_and_the_owner_of_the_stuck_job_waits(tmp_path: Path) -> None:
     async with client(tmp_path, impatient(finish_s=30.0), backoff=BackoffRules(first_s=60.0)) as c:
         innocent = await c.started("Naps")
         guilty = await c.started("Endless")

@@ -109,7 +109,7 @@ async def test_an_end_does_not_wait_for_more_progress_and_takes_what_waits_along
     ]
 
 
-async def test_a_patient_task_s_end_waits_for_others_once_a_call_has_been_made(
+async def test_a_deferrable_tasks_end_waits_for_others_once_a_call_has_been_made(
     monkeypatch: pytest.MonkeyPatch, scheduler_and_member: tuple[Any, Membership]
 ) -> None:
     monkeypatch.setattr(membership, "GATHER_S", 3600.0)

@@ -533,7 +533,7 @@ def late(monkeypatch):
     made.set()
 
 
-async def test_a_patient_task_s_end_waits_for_others_only_while_others_run(root, late, monkeypatch):
+async def test_a_deferrable_tasks_end_waits_for_others_only_while_others_run(root, late, monkeypatch):
     monkeypatch.setattr(membership, "GATHER_S", 3600.0)
     monkeypatch.setattr(membership, "HOST_S", 3600.0)
     async with cluster(root, ONE) as running:

@@ -22,7 +22,7 @@ A, B = normal(1, 2, 4, 3, 5), normal(2, 2, 4, 3, 5)
 MASK = torch.rand(1, 1, 3, 5, generator=torch.Generator().manual_seed(3))
 
 
-def test_it_is_computed_as_tensors_are():
+def test_a_lazy_sum_is_computed_as_tensors_are():
     a, b = Combination.of(A), Combination.of(B)
     written = (a * 2 - b / 3 + (-a) * 0.25) * 0.5 + B * 4 + B - b
     torch.testing.assert_close(value(written), (A * 2 - B / 3 - A * 0.25) * 0.5 + B * 4)

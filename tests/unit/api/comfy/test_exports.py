@@ -125,7 +125,7 @@ async def test_the_newest_exports_are_kept_for_a_while(client, replica, volume, 
     assert (await client.get(f"/api/tasks/{tasks[2]}")).json()["error"]["code"] == "TASK_NOT_FOUND"
 
 
-async def test_who_goes_in_the_midst_of_an_archive_leaves_no_file_open(client, service, volume, replica, example):
+async def test_a_client_that_leaves_during_a_download_leaves_no_file_open(client, service, volume, replica, example):
     job_id = await drawn(client, replica, volume, example, "a.png")
     size = 64 * 1024 * 1024
     with (volume.resolve(FileRef("output", "", "a.png"))).open("wb") as file:

@@ -172,7 +172,7 @@ async def test_the_history_is_there_when_the_end_is_heard(server, replica, examp
         assert (await http.get(f"/api/history/{JOB}")).json()[JOB]["status"]["completed"] is True
 
 
-async def test_others_hear_the_queues_length_and_nothing_of_the_job(server, replica, example):
+async def test_other_clients_get_the_queues_length_and_nothing_of_the_job(server, replica, example):
     async with client(server, "other") as other, client(server) as me:
         await other.frame()
         await submit(server, example)

@@ -171,7 +171,7 @@ async def test_a_client_that_goes_away_leaves_nothing(service, tmp_path):
     assert left(tmp_path) == []
 
 
-async def test_one_that_an_unfinished_job_names_stays_until_that_has_ended(client, replica, example):
+async def test_a_model_that_an_unfinished_job_names_stays_until_that_has_ended(client, replica, example):
     body = safetensors()
     name = example["prompt"]["1"]["inputs"]["ckpt_name"]
     assert (await client.put(f"/models/checkpoints/{name}", content=body)).status_code == 201

@@ -161,7 +161,7 @@ async def test_a_key_whose_workflow_was_refused_is_free(client, example):
     assert (await create(client, example, "k")).status_code == 201
 
 
-async def test_others_are_accepted_beside_a_key_that_is_refused(client, replica, example):
+async def test_other_jobs_of_a_batch_are_accepted_when_one_idempotency_key_is_refused(client, replica, example):
     await create(client, example, "k")
     answers = await asyncio.gather(*(create(client, example, key) for key in ("k", None, "l", "k", None)))
     assert [answer.status_code for answer in answers] == [422, 201, 201, 422, 201]

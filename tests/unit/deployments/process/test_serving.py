@@ -21,7 +21,7 @@ from serve_app.deployments.replica import Replica
 from serve_app.errors import UnavailableError
 
 
-def test_it_imports_no_torch():
+def test_the_serving_process_imports_no_torch():
     code = "import sys, serve_app.deployments.process.serving; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout == "False\n"

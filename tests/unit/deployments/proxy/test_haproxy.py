@@ -261,13 +261,13 @@ def test_a_head_of_48_kib_passes(site: Site):
     assert site.http.get("/", headers={"X": "y" * 48_000}).status_code == 200
 
 
-def test_it_listens_on_the_given_address_and_nowhere_else(site: Site):
+def test_haproxy_listens_on_the_given_address_and_nowhere_else(site: Site):
     found = psutil.Process(site.haproxy.pid).net_connections("inet")
     found = [c for c in found if c.status == psutil.CONN_LISTEN or c.type.name != "SOCK_STREAM"]
     assert [tuple(c.laddr) for c in found] == [("127.0.0.1", site.port)]
 
 
-def test_one_that_has_died_is_started_again(site: Site, monkeypatch: pytest.MonkeyPatch):
+def test_a_haproxy_that_has_died_is_started_again(site: Site, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(haproxy, "AGAIN_S", 0.0)
     site.add(0)
     before = site.haproxy.pid

@@ -166,12 +166,12 @@ def of_unet(folder: Path, replays: Replays, count: int, **changes: Any) -> list[
     return seen
 
 
-def test_rows_of_a_controlnet_are_filled_up_to_the_next_bucket(folder: Path) -> None:
+def test_rows_of_a_controlnet_are_padded_to_the_next_bucket(folder: Path) -> None:
     assert of_unet(folder, Replays(None, ROW_BUCKETS), 5) == [6] * (EAGER + 2)
     assert of_unet(folder, Replays(), 5) == [5] * (EAGER + 2)
 
 
-def test_of_strict_jobs_a_controlnet_is_neither_filled_up_nor_recorded(folder: Path) -> None:
+def test_a_controlnet_of_strict_jobs_is_neither_padded_nor_recorded(folder: Path) -> None:
     replays = replayed()
     assert of_unet(folder, replays, 3, exclusive=True) == [3] * (EAGER + 2)
     assert replays.counters.recordings == 0

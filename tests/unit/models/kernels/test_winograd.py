@@ -48,7 +48,7 @@ def test_bands_of_any_height_make_the_same_picture(numbers, monkeypatch):
     torch.testing.assert_close(PackedWinograd(layer)(x), layer(x), rtol=1e-5, atol=1e-5)
 
 
-def test_it_is_as_exact_as_oneDNN_over_as_many_channels_as_there_are():
+def test_winograd_is_as_exact_as_onednn_over_the_most_channels_there_are():
     layer, x = plain(512, WIDEST), cells((1, 16, 16), 512)
     exact = nn.functional.conv2d(x.double(), layer.weight.double(), layer.bias.double(), padding=1)
     # Of numbers up to 3. With the points ±1 and ±2 it would be 2e-5.

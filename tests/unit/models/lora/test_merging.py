@@ -9,7 +9,7 @@ def test_a_set_that_has_many_forwards_to_itself_is_merged():
     assert decisions(MergePolicy(after=3), "aaaaaa") == "...MMM"
 
 
-def test_one_forward_with_others_begins_the_count_anew():
+def test_one_shared_forward_restarts_the_count():
     assert decisions(MergePolicy(after=3), "aaaxaaaaa") == ".......MM"
 
 

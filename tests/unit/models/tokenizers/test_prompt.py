@@ -41,7 +41,7 @@ def test_brackets_may_nest_as_deep_as_the_text_is_long():
     assert (len(letters), weight) == (deep, 1.0)
 
 
-def test_a_short_text_is_one_chunk_filled_up_with_the_end_token():
+def test_a_short_text_is_one_chunk_padded_with_the_end_token():
     (chunk,) = chunks("a photo of a cat", 77, none)
     assert [token for token, _ in chunk] == [START, 320, 1125, 539, 320, 2368, *[END] * 71]
     assert {weight for _, weight in chunk} == {1.0}

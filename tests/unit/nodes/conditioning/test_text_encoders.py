@@ -63,7 +63,7 @@ async def test_luminas_text_is_preceded_by_a_system_prompt():
     assert options == {"asked": f"{SYSTEM_PROMPTS['superior']} <Prompt Start> a fox"}
 
 
-def test_how_t5s_texts_are_filled_up_is_put_on_the_recipe():
+def test_the_padding_of_t5s_texts_is_put_on_the_recipe():
     assert T5TokenizerOptions().set_options(CLIP, 1, 3) == (CLIP.with_patch(T5Padding(1, 3)),)
 
 

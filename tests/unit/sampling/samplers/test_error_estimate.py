@@ -21,7 +21,7 @@ def disagreement(seed, *shape, rtol=0.05, atol=0.0078):
     return Disagreement(low, low + normal(seed + 2, *shape) / 10, before, rtol, atol)
 
 
-def test_it_is_the_mean_of_what_differs_by_what_may():
+def test_an_error_estimate_is_the_mean_of_differences_over_tolerances():
     asked = disagreement(1, 2, 4, 3, 5)
     low, high, before = (latents.double() for latents in (asked.low, asked.high, asked.before))
     allowed = torch.maximum(torch.maximum(low.abs(), before.abs()) * 0.05, torch.tensor(0.0078))

@@ -86,7 +86,7 @@ def test_where_loading_takes_no_time_as_far_as_is_known_order_is_strict() -> Non
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_the_first_of_a_line_waits_while_each_replica_works_at_most_once_as_long_for_each_line(seed: int) -> None:
+def test_the_first_of_a_models_queue_waits_at_most_for_one_turn_of_every_other_queue(seed: int) -> None:
     """The bound on waiting, for up to four lines: PATIENCE loads and a task of work, times the lines, for each slot."""
     chance = random.Random(seed)
     script, slots, longest = Loaded(), chance.randint(1, 5), 9
@@ -136,7 +136,7 @@ def test_a_job_that_goes_to_the_front_waits_until_a_replica_has_worked_ten_times
     assert script.finish("r1") == ["front"]
 
 
-def test_a_line_that_is_much_longer_than_another_is_given_its_replicas() -> None:
+def test_a_model_queue_that_is_much_longer_than_another_gets_its_replicas() -> None:
     script = Loaded()
     for number, model in enumerate("aaab"):
         script.holding(f"r{number}", model)
@@ -161,7 +161,7 @@ def test_a_task_waits_for_a_busy_replica_rather_than_load_on_a_free_one_if_that_
     assert script.finish("r1") == ["second"]
 
 
-def test_but_no_longer_than_is_worth_it() -> None:
+def test_a_task_waits_for_the_replica_with_its_model_no_longer_than_is_worth_it() -> None:
     script = Loaded()
     script.holding("r1", "a")
     script.holding("r2", "b")
@@ -193,7 +193,7 @@ def test_a_free_replica_that_holds_nothing_loads_unless_it_need_not_within_a_par
         (3, 1, [2, 1], [[], ["r2"]]),
     ],
 )
-def test_a_free_replica_with_room_loads_unless_one_that_holds_the_file_is_due_sooner_and_can_do_the_line_for_all_free(
+def test_a_free_replica_with_room_loads_unless_one_with_the_file_is_free_sooner_and_can_serve_the_queue(
     free: int, running: int, waiting: list[int], given: list[list[str]]
 ) -> None:
     script = Loaded()
@@ -204,7 +204,7 @@ def test_a_free_replica_with_room_loads_unless_one_that_holds_the_file_is_due_so
     assert [script.submit(f"j{number}", "a", steps=steps) for number, steps in enumerate(waiting)] == given
 
 
-def test_but_it_loads_once_they_are_late_by_as_long_as_that_takes() -> None:
+def test_a_free_replica_loads_once_waiting_tasks_are_late_by_the_time_of_a_load() -> None:
     script = Loaded()
     script.holding("r1", "a")
     with_room(script, "r2")

@@ -83,7 +83,7 @@ def test_of_two_tenants_that_wait_neither_is_ahead_by_more_than_a_task_and_what_
 
 
 @given(servers=st.integers(1, 4), floods=st.integers(1, 4), seed=st.integers(0, 10_000))
-def test_who_comes_while_others_flood_is_served_once_each_of_them_has_been(
+def test_a_new_tenant_among_flooding_ones_is_served_after_one_turn_of_each(
     servers: int, floods: int, seed: int
 ) -> None:
     """Nobody starves: a tenant that had nothing waits for one task of each other, as many as run at once beside it."""

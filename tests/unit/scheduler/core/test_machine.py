@@ -59,7 +59,7 @@ def test_a_job_waits_for_a_replica_and_then_runs_to_success():
     assert "a" not in script.machine.jobs
 
 
-def test_a_task_that_fills_its_replica_up_is_not_patient():
+def test_a_task_that_takes_a_replicas_last_slot_is_not_deferrable():
     script = Script()
     script.replica("r1", slots=3)
     tasks = [task for seed in range(4) for _, task in assigned(script.job(f"job {seed}", seed=seed))]
@@ -659,7 +659,7 @@ def test_a_replica_whose_node_has_stopped_after_all_takes_tasks_again():
     assert len(assigned(script.job("b", seed=2))) == 1, "nobody is to blame"
 
 
-def test_who_ends_a_job_before_it_has_shown_that_it_ended_no_replica_waits_as_if_it_had():
+def test_an_owner_that_cancels_a_suspect_job_waits_as_if_it_had_ended_the_replica():
     script = Script()
     script.replica("r1", slots=2)
     script.job("guilty", seed="g", tenant="guilty")

@@ -113,7 +113,7 @@ def test_a_replica_prefetches_nothing_while_its_own_models_queue_is_first() -> N
     ("room", "own_s", "told"),
     [(True, LOAD_S - 2, [("r1", "c")]), (True, LOAD_S - 1, []), (False, LOAD_S - 2, [])],
 )
-def test_unless_it_has_room_and_will_have_done_its_own_line_before_loading_would_be_over(
+def test_a_replica_with_room_prefetches_another_model_once_its_own_queue_ends_before_the_load(
     room: bool, own_s: float, told: list[tuple[str, str]]
 ) -> None:
     script = Named()
@@ -137,7 +137,7 @@ def test_it_prefetches_again_while_jobs_of_the_model_it_loaded_run() -> None:
     assert script.told() == [("r1", model("c"))]
 
 
-def test_what_has_no_model_is_no_line_that_it_goes_on_with() -> None:
+def test_tasks_without_a_model_are_not_a_queue_that_a_replica_stays_with() -> None:
     script = Named()
     with_room(script, "r1")
     script.graph = without_model
@@ -169,7 +169,7 @@ def test_no_mix_of_jobs_and_replicas_has_the_machine_fail() -> None:
             script.machine.replicas[name].owed_s = chance.choice([0.0, LOAD_S, PATIENCE * LOAD_S])
 
 
-def test_it_is_called_off_where_another_replica_takes_the_line() -> None:
+def test_a_prefetch_is_cancelled_where_another_replica_takes_the_queue() -> None:
     script = Named()
     script.busy("r1", "a")
     script.submit("next", "b")
@@ -288,14 +288,14 @@ def test_loras_of_a_queues_next_tasks_are_prefetched_where_each_is_expected_to_s
     assert script.told() == [("r1", lora("first", "a")), ("r0", lora("third", "a"))]
 
 
-def test_a_lora_that_nobody_knows_makes_no_line_of_its_own() -> None:
+def test_an_unknown_lora_makes_no_queue_of_its_own() -> None:
     script = WithLoras()
     script.busy("r1", "a")
     script.submit("next", "a+never seen")
     assert script.machine.backlog("gpu").waiting_s.keys() == {"a.safetensors"}
 
 
-def test_a_replica_goes_on_with_its_own_line_while_it_loads_ahead_for_another_but_not_for_long() -> None:
+def test_a_replica_serves_its_own_queue_while_it_prefetches_for_another_but_not_for_long() -> None:
     script = Named()
     script.busy("r1", "a")
     script.submit("next", "b")
@@ -308,7 +308,7 @@ def test_a_replica_goes_on_with_its_own_line_while_it_loads_ahead_for_another_bu
     assert script.finish("r1") == ["next"]
 
 
-def test_a_line_with_much_to_do_is_loaded_for_ahead_by_one_more_replica_that_has_room() -> None:
+def test_a_long_queue_is_prefetched_for_by_one_more_replica_with_room() -> None:
     script = Named()
     script.holding("r1", "a")
     assert script.submit("running on r1", "a") == ["r1"]
@@ -375,7 +375,7 @@ def test_a_graph_without_models_is_searched_once(asked: list[Graph]) -> None:
     assert (script.told(), len(asked)) == ([], 1)
 
 
-def test_of_many_lines_few_are_looked_at(asked: list[Graph]) -> None:
+def test_of_many_model_queues_few_are_looked_at(asked: list[Graph]) -> None:
     script = Named()
     for number in range(3 * LOOKED_AT):
         script.busy(f"r{number}", f"held {number}")

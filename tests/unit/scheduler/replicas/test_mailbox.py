@@ -31,7 +31,9 @@ def test_what_clients_say_waits_up_to_a_size_and_messages_of_the_scheduler_count
     assert mailbox.has_room()
 
 
-async def test_a_patient_task_waits_a_moment_if_something_has_just_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_deferrable_message_waits_a_moment_if_something_has_just_been_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     mailbox = Mailbox()
     mailbox.put(task(patient=True))
@@ -46,7 +48,7 @@ async def test_a_patient_task_waits_a_moment_if_something_has_just_gone(monkeypa
     assert mailbox.due.is_set(), "the moment is over"
 
 
-async def test_a_patient_task_waits_no_longer_than_that() -> None:
+async def test_a_deferrable_message_waits_no_longer_than_that() -> None:
     mailbox = Mailbox()
     mailbox.tell()
     mailbox.put(task(patient=True))
@@ -54,7 +56,7 @@ async def test_a_patient_task_waits_no_longer_than_that() -> None:
 
 
 @pytest.mark.parametrize("message", [FREE, task(patient=False)])
-async def test_what_somebody_waits_for_is_due_at_once_and_takes_patient_tasks_along(
+async def test_an_urgent_message_is_due_at_once_and_takes_deferrable_ones_along(
     monkeypatch: pytest.MonkeyPatch, message: Free | Assign
 ) -> None:
     monkeypatch.setattr(module, "GATHER_S", 3600.0)

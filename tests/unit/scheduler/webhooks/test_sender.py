@@ -186,7 +186,7 @@ def test_a_receiver_that_was_away_or_wrong_gets_all_events_in_order_once_it_reco
     lived(story, tmp_path)
 
 
-def test_one_that_never_answers_well_is_given_up_is_listed_and_may_be_sent_again(tmp_path):
+def test_a_delivery_that_always_fails_is_given_up_is_listed_and_may_be_sent_again(tmp_path):
     async def story(site: Site) -> None:
         receiver = site.webhook("a", status(500))
         site.job("1")
@@ -315,7 +315,7 @@ def test_what_waits_for_days_is_given_up(tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_all_arrives_and_in_order_whatever_receivers_the_database_and_the_courier_do(tmp_path, seed):
+def test_every_event_arrives_in_order_whatever_receivers_the_database_and_the_sender_do(tmp_path, seed):
     async def story(site: Site) -> None:
         chance = random.Random(seed)
 
@@ -357,7 +357,7 @@ def test_all_arrives_and_in_order_whatever_receivers_the_database_and_the_courie
     lived(story, tmp_path, attempts=100)
 
 
-def test_a_courier_ends_when_a_newer_scheduler_holds_the_lease(tmp_path):
+def test_the_sender_ends_when_a_newer_scheduler_holds_the_lease(tmp_path):
     async def story(site: Site) -> None:
         site.webhook("a", status(204, 1.0))
         site.job("1")
@@ -370,7 +370,7 @@ def test_a_courier_ends_when_a_newer_scheduler_holds_the_lease(tmp_path):
     lived(story, tmp_path)
 
 
-def test_who_is_well_again_is_asked_within_a_minute(tmp_path):
+def test_a_receiver_that_has_recovered_is_tried_within_a_minute(tmp_path):
     async def story(site: Site) -> None:
         receiver = site.webhook("a", away)
         for number in range(40):

@@ -88,7 +88,7 @@ def _plainly(*_: Any) -> Iterator[None]:
         HyperTile(4, 4, 1, False),
     ],
 )
-def test_so_are_those_of_patched_layers(patch):
+def test_a_forward_of_patched_layers_is_that_of_diffusers_blocks(patch):
     family = FAMILIES["SD 1"]
     slim, theirs = made(family)
     given, found = asked(family, torch.float32), []
