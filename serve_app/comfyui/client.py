@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,11 +12,21 @@ import aiohttp
 
 from serve_app.errors import ComfyUIError, FileMissingError
 from serve_app.store.files.store import FileRef
+from serve_app.store.tenants.tenants import MARK
 
 ANSWER_S = 60.0
 """How long it may take to answer anything but a file: it answers from the thread that runs no nodes."""
 OLDEST = (0, 3, 64)
 """The first version whose protocol this is."""
+
+
+_IDS = uuid.UUID("0b6f6c52-6c5e-4a57-9a5e-5d0f7b1d6f0a")
+"""The namespace of ids of tenants' graphs."""
+
+
+def graph_id(job_id: str) -> str:
+    """Return what a job's graph is called there, where an id is a UUID: one of its own for a tenant's job."""
+    return str(uuid.uuid5(_IDS, job_id)) if MARK in job_id else job_id
 
 
 class RefusedGraphError(ComfyUIError):

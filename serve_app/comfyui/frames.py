@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from serve_app.comfyui.client import graph_id
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.scheduler.protocol.messages import NodeFinished, NodeProgressed, NodesCached, NodeStarted, Report
@@ -60,6 +61,7 @@ class Narration:
 
     def __init__(self, task: Task) -> None:
         self._task = task
+        self._graph_id = graph_id(task.id.job_id)
         self._origins: dict[str, Origin] = {}
         self._cached: set[str] = set()
         self._finished: set[str] = set()
@@ -73,7 +75,7 @@ class Narration:
             kind, data = message["type"], message.get("data") or {}
         except (ValueError, KeyError, TypeError, AttributeError):
             return
-        if not isinstance(data, Mapping) or data.get("prompt_id") not in (None, self._task.id.job_id):
+        if not isinstance(data, Mapping) or data.get("prompt_id") not in (None, self._graph_id):
             return
         match kind:
             case "execution_cached":
@@ -119,7 +121,7 @@ class Narration:
                     (length,) = struct.unpack_from(">I", frame, 4)
                     about = json.loads(frame[8 : 8 + length])
                     node_id = str(about.get("node_id"))
-                    if about.get("prompt_id") == self._task.id.job_id and self._known(node_id, about):
+                    if about.get("prompt_id") == self._graph_id and self._known(node_id, about):
                         yield Pictured(node_id, frame[8 + length :], self._origin(node_id))
                 case 3:
                     yield from self._said(frame)
@@ -136,7 +138,7 @@ class Narration:
                 break
             fields.append(frame[at + 4 : at + 4 + length].decode(errors="replace"))
             at += 4 + length
-            if len(fields) == 1 and fields[0] != self._task.id.job_id:
+            if len(fields) == 1 and fields[0] != self._graph_id:
                 break
         node_id = fields[-1] if fields else ""
         if self._known(node_id, {}):

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from serve_app import log
-from serve_app.comfyui.client import Client
+from serve_app.comfyui.client import Client, graph_id
 from serve_app.comfyui.files import Carrier
 from serve_app.comfyui.frames import Ended, Narration, Pictured, Said, Shown
 from serve_app.errors import FileMissingError, NodeError, ServeAppError
@@ -85,7 +85,7 @@ class GraphRun:
         data = {key: value for key, value in task.extra_data.items() if key not in OURS}
         if previews != "none":
             data.setdefault("preview_method", previews)
-        await self._client.submit(task.prompt, task.id.job_id, client_id, data, task.targets)
+        await self._client.submit(task.prompt, graph_id(task.id.job_id), client_id, data, task.targets)
         shown: asyncio.Queue[Shown | None] = asyncio.Queue()
         following = asyncio.create_task(self._follow(frames, shown))
         storing = asyncio.create_task(self._store_all(shown))
@@ -132,7 +132,7 @@ class GraphRun:
     async def _show_rest(self, shown: asyncio.Queue[Shown | None]) -> None:
         """Hand on outputs of which no frame has come: of nodes that show nothing."""
         rest = list(self._narration.unsaid())
-        history = await self._client.outputs(self._task.id.job_id) if rest else None
+        history = await self._client.outputs(graph_id(self._task.id.job_id)) if rest else None
         outputs = (history or {}).get("outputs", {})
         for told in rest:
             shown.put_nowait(Shown(told.node_id, outputs.get(told.node_id) or {}, None, told.computed))

@@ -18,7 +18,7 @@ from functools import partial
 import aiohttp
 
 from serve_app import log
-from serve_app.comfyui.client import Client, RefusedGraphError, check_version
+from serve_app.comfyui.client import Client, RefusedGraphError, check_version, graph_id
 from serve_app.comfyui.files import Carrier, constants, prune
 from serve_app.comfyui.process import Installation, Process
 from serve_app.comfyui.specs import specs
@@ -387,7 +387,7 @@ class ComfyUIRunner:
         except BaseException:
             # Cancelled, or its files cannot be had: what still runs there must end before the next.
             if task.id not in self._vacated:
-                await self._stop(client, task.id.job_id)
+                await self._stop(client, graph_id(task.id.job_id))
             raise
 
     def _vacate(self, task_id: TaskId) -> None:
@@ -395,12 +395,12 @@ class ComfyUIRunner:
         self._vacated.add(task_id)
         self._say(SlotVacated(task_id))
 
-    async def _stop(self, client: Client, job_id: str) -> None:
+    async def _stop(self, client: Client, graph: str) -> None:
         """Stop a graph; have the process replaced if it does not stop in time."""
         try:
             async with asyncio.timeout(self._stop_s):
-                await client.withdraw([job_id])
-                while job_id in await client.unfinished():
+                await client.withdraw([graph])
+                while graph in await client.unfinished():
                     await asyncio.sleep(LOOK_S)
         except TimeoutError:
             _log.warning("the process is replaced: a graph goes on %g s after it had to stop", self._stop_s)
@@ -466,7 +466,7 @@ class ComfyUIRunner:
                 made = [process.areas["output"], process.areas["temp"]]
                 self._errand(asyncio.to_thread(prune, made, self._keep_bytes))
         # Only now: it is in the history only a moment after its end is told.
-        self._past.append(task.id.job_id)
+        self._past.append(graph_id(task.id.job_id))
         models = [name for name in sorted(constants(task)) if name.lower().endswith(WEIGHTS)]
         resident = tuple(dict.fromkeys([*models, *self._resident]))[:RESIDENT]
         if resident != self._resident:

@@ -46,7 +46,8 @@ from serve_app.scheduler.protocol.cluster_view import ClusterView, Trouble
 from serve_app.scheduler.protocol.messages import Free, SocketSaid
 from serve_app.service.request_limits import Limits
 from serve_app.service.shown_jobs import Show, ShownJobs, without_secrets
-from serve_app.service.submissions import SubmissionCheck, as_said, is_job_id, read
+from serve_app.service.submissions import SubmissionCheck, as_said, read
+from serve_app.service.tenant_jobs import TenantJobs
 from serve_app.store.database.changes import NO_CLAIMS, Claims, JobQuery, feed_of
 from serve_app.store.database.queries import Inquiry
 from serve_app.store.database.query_scope import OfServer, OfTenant
@@ -131,15 +132,19 @@ class Service:
         self.fetch = fetch or _as_it_is
         self.relay = relay
         self.user_data = user_data or UserData(Path("user"))
-        self._shown_jobs = ShownJobs(scheduler)
+        self._shown_jobs = ShownJobs()
         self._scheduler = scheduler
+        self._jobs = TenantJobs(scheduler, "")
         self._choices = choices
         self._pools = pools
         self.shared_packs = shared_packs
         self._operators = self
         self._tenants: OrderedDict[str, Service] = OrderedDict()
-        self.tenant = ""
+
+    @property
+    def tenant(self) -> str:
         """Whose it is: "" is the operator's, who sees what is everyone's."""
+        return self._jobs.tenant
 
     def within(self, tenant: str) -> Service:
         """Return the service as one tenant has it: what others have is not there; "" is the operator."""
@@ -155,7 +160,7 @@ class Service:
 
     def _bound(self, tenant: str) -> Service:
         bound, whole = copy.copy(self), self
-        bound.tenant = tenant
+        bound._jobs = TenantJobs(whole._scheduler, tenant)
         bound.store = bound.job_store = store_of(whole.store, tenant)
         meter = None
         if whole.limits.quotas.count_bytes:
@@ -200,31 +205,35 @@ class Service:
         InvalidSubmissionError for the keys, InvalidGraphError with every problem of the graph, ClaimRefusedError.
         """
         submission, targets = read(body)
-        submission = replace(submission, labels=labels or {}, claims=claims, tenant=self.tenant)
+        submission = replace(submission, labels=labels or {}, claims=claims)
         submission, problems = await self._check.settled(submission, targets, partial=partial)
-        accepted = await self._scheduler.submit(submission)
+        accepted = await self._jobs.submit(submission)
         return Submitted(accepted.job_id, accepted.number, tuple(problems), accepted.held, accepted.left)
 
     async def answered(self, submitted: Submitted) -> None:
         """Note that the client has been answered: from here on its sockets are told of the job."""
         if submitted.held:
-            await self._scheduler.answered(submitted.job_id)
+            await self._jobs.answered(submitted.job_id)
+
+    def is_job_id(self, value: object) -> bool:
+        """Whether a value has the form of a job's id; operators say ID@TENANT of a tenant's."""
+        return self._jobs.is_id(value)
 
     async def cancel(self, job_id: str) -> bool:
         """Cancel a job; False if it has ended or is unknown."""
-        return is_job_id(job_id) and await self._scheduler.cancel(job_id, self.tenant)
+        return await self._jobs.cancel(job_id)
 
     async def cancel_all(self, job_ids: Sequence[str]) -> bool:
         """Cancel jobs, whether they wait or run; False if all have ended or are unknown."""
-        return await self._scheduler.cancel_all(job_ids, None, self.tenant) > 0
+        return await self._jobs.cancel_all(job_ids) > 0
 
     async def interrupt(self, job_id: str | None = None) -> None:
         """Cancel the running job of this id, or every running job."""
-        await self._scheduler.cancel_all(None if job_id is None else [job_id], "running", self.tenant)
+        await self._jobs.cancel_all(None if job_id is None else [job_id], "running")
 
     async def withdraw(self, job_ids: Sequence[str] | None = None) -> None:
         """Cancel jobs that wait: these, or all."""
-        await self._scheduler.cancel_all(job_ids, "queued", self.tenant)
+        await self._jobs.cancel_all(job_ids, "queued")
 
     async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         """Have replicas load models ahead; as `SchedulerClient.warm`. Errors: also for models that are not there."""
@@ -250,7 +259,7 @@ class Service:
 
     async def forget(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs: these, or all."""
-        await self._scheduler.forget(job_ids, self.tenant)
+        await self._jobs.forget(job_ids)
 
     def feed(self, client_id: str) -> str:
         """Return what a client's events are known by."""
@@ -258,11 +267,11 @@ class Service:
 
     async def remove(self, job_ids: Sequence[str] | None = None) -> None:
         """Forget ended jobs, these or all, and delete their files."""
-        await self._scheduler.remove(job_ids, self.tenant)
+        await self._jobs.remove(job_ids)
 
     async def delete(self, job_id: str) -> None:
         """Delete a job and its files. Errors: JobMissingError, JobUnfinishedError."""
-        count, unfinished = await self._scheduler.remove([job_id], self.tenant) if is_job_id(job_id) else (0, ())
+        count, unfinished = await self._jobs.remove([job_id]) if self.is_job_id(job_id) else (0, ())
         if unfinished:
             raise JobUnfinishedError(f"job {job_id} has not ended; cancel it before it is deleted")
         if not count:
@@ -278,12 +287,12 @@ class Service:
 
     async def job(self, job_id: str) -> JobView | None:
         """Return a job without its credentials, or None."""
-        view = await self._scheduler.job(job_id, self.tenant) if is_job_id(job_id) else None
+        view = await self._jobs.job(job_id)
         return None if view is None else without_secrets(view)
 
     async def standing(self, job_id: str) -> Standing | None:
         """Return how a job stands; as `SchedulerClient.standing`."""
-        return await self._scheduler.standing(job_id, self.tenant) if is_job_id(job_id) else None
+        return await self._jobs.standing(job_id)
 
     @property
     def history_s(self) -> float | None:
@@ -292,7 +301,7 @@ class Service:
 
     async def preview(self, job_id: str) -> tuple[str, bytes] | None:
         """Return the newest picture of a job that runs, a JPEG, and the node it is of; None if there is none."""
-        event = await self._scheduler.preview(job_id, self.tenant) if is_job_id(job_id) else None
+        event = await self._jobs.preview(job_id)
         image = None if event is None else await self.fetch(event.data["image"])
         return None if event is None or image is None else (str(event.data["node"]), image)
 
@@ -313,7 +322,7 @@ class Service:
     async def queue(self) -> QueueView:
         """Return the first of the unfinished jobs without their credentials, as far as one answer goes."""
         bounds = QueueBounds(self.limits.queue_items, self.limits.queue_bytes)
-        view = await self._scheduler.queue(bounds, self.tenant)
+        view = await self._jobs.queue(bounds)
         running, pending = (tuple(map(_listed, items)) for items in (view.running, view.pending))
         items = [*running, *pending]
         if len(items) < view.count.running + view.count.pending:
@@ -324,7 +333,7 @@ class Service:
 
     async def list_jobs(self, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
         """Return what is shown of the jobs that a query finds; as `ShownJobs.list`."""
-        return await self._shown_jobs.list(replace(query, tenant=self.tenant), show)
+        return await self._shown_jobs.list(self._jobs, query, show)
 
     async def count(self) -> QueueCount:
         """Return how many jobs have not ended."""
@@ -332,9 +341,7 @@ class Service:
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> JobEvents:
         """Return the job's events past the cursor, waiting for the first. Errors: JobMissingError."""
-        if not is_job_id(job_id):
-            raise JobMissingError(f"no job has the id {as_said(job_id)}")
-        if found := await self._scheduler.events(job_id, after, min(timeout_s, self.limits.poll_s), self.tenant):
+        if found := await self._jobs.events(job_id, after, min(timeout_s, self.limits.poll_s)):
             return JobEvents(tuple(found), any(event.last for event in found))
         # Asked for only now, as a job is as large as its prompt. An ending since then is in the events.
         view = await self.job(job_id)
@@ -342,7 +349,7 @@ class Service:
             raise JobMissingError(f"no job has the id {as_said(job_id)}")
         if view.state not in ENDINGS:
             return JobEvents((), False)
-        return JobEvents(tuple(await self._scheduler.events(job_id, after, 0.0, self.tenant)), True)
+        return JobEvents(tuple(await self._jobs.events(job_id, after, 0.0)), True)
 
     async def cluster(self) -> ClusterView:
         """Return the cluster's hosts and replicas; of those who have ended replicas, a tenant sees itself alone."""
@@ -357,7 +364,7 @@ class Service:
 
     async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
         """Return what happened to an unfinished job lately; as `SchedulerClient.story`."""
-        return await self._scheduler.story(job_id, self.tenant)
+        return await self._jobs.story(job_id)
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         """Return every node class some pool can run; of one that pools differ in, as the shared ones have it."""

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from serve_app.scheduler.protocol.client import JobView, SchedulerClient
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.service.tenant_jobs import TenantJobs
 from serve_app.store.database.changes import JobKey, JobQuery
 from serve_app.store.tenants.credentials import without_credentials
 
@@ -24,14 +25,13 @@ class ShownJobs:
     cursor of its end, which is never used again, tells the two apart.
     """
 
-    def __init__(self, scheduler: SchedulerClient) -> None:
-        self._scheduler = scheduler
+    def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Show, JobKey], bytes] = OrderedDict()
         self._bytes = 0
 
-    async def list(self, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
+    async def list(self, jobs: TenantJobs, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
         """Return what is shown of the jobs that a query finds, by id and in its order, and how many it finds in all."""
-        found = await self._scheduler.keys(query)
+        found = await jobs.keys(query)
         shown: dict[str, bytes] = {}
         missing: list[JobKey] = []
         for key in found.keys:
@@ -41,13 +41,13 @@ class ShownJobs:
                 self._kept.move_to_end((show, key))
                 shown[key[0]] = kept
         for start in range(0, len(missing), CHUNK):
-            shown |= await self._made(missing[start : start + CHUNK], query, show)
+            shown |= await self._made(jobs, missing[start : start + CHUNK], query, show)
         return {job_id: shown[job_id] for job_id, _ in found.keys if job_id in shown}, found.total
 
-    async def _made(self, keys: Sequence[JobKey], query: JobQuery, show: Show) -> Mapping[str, bytes]:
+    async def _made(self, jobs: TenantJobs, keys: Sequence[JobKey], query: JobQuery, show: Show) -> Mapping[str, bytes]:
         ends = dict(keys)
         made: dict[str, bytes] = {}
-        for view in await self._scheduler.views(tuple(ends), query.brief, query.tenant):
+        for view in await jobs.views(tuple(ends), brief=query.brief):
             end = ends[view.job_id]
             if end is not None and view.ended_s is None:  # forgotten meanwhile, and its id another job's
                 continue

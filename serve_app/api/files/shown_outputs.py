@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.errors import FileMissingError
 from serve_app.store.files.store import AREAS, FileRef
 from serve_app.store.page.assets import FOLDER
+from serve_app.store.tenants.tenants import job_id_of
 
 FLAGS = frozenset({"animated"})
 """What nodes say of their files beside them, and is none itself."""
@@ -24,28 +25,39 @@ _IDS = uuid.UUID("6b0f2f0e-6f53-4a55-9d5b-6a4f0c1f7d2e")
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """One thing that a node shows: a file, or a text."""
+    """One thing that a node shows: a file, or a text.
+
+    former_id: under which it is kept if it is a tenant's of a time when one id was one job's in the whole server.
+    """
 
     asset_id: str
+    former_id: str
     node_id: str
     ref: FileRef
     text: str | None
 
+    def kept_in(self, kept: Container[str]) -> Shown:
+        """Return it under the id that is kept, of these."""
+        return replace(self, asset_id=self.former_id) if self.former_id in kept else self
 
-def shown_by(job_id: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[Shown]:
-    """Yield what a node of a job shows. ui: by its own words for it."""
+
+def shown_by(job_id: str, tenant: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[Shown]:
+    """Yield what a node of a tenant's job shows. ui: by its own words for it."""
     for key, values in ui.items():
         if key in FLAGS:
             continue
         for place, value in enumerate(values if isinstance(values, list | tuple) else [values]):
             if value is None or isinstance(value, bool):
                 continue
-            asset_id = str(uuid.uuid5(_IDS, json.dumps([job_id, node_id, key, place])))
+            asset_id, former_id = (
+                str(uuid.uuid5(_IDS, json.dumps([job, node_id, key, place])))
+                for job in (job_id_of(job_id, tenant), job_id)
+            )
             if (ref := _file(value)) is not None:
-                yield Shown(asset_id, node_id, ref, None)
+                yield Shown(asset_id, former_id, node_id, ref, None)
             else:
                 text = value if isinstance(value, str) else json.dumps(value)
-                yield Shown(asset_id, node_id, FileRef("output", FOLDER, f"{asset_id}.txt"), text)
+                yield Shown(asset_id, former_id, node_id, FileRef("output", FOLDER, f"{asset_id}.txt"), text)
 
 
 def _file(value: Any) -> FileRef | None:

@@ -26,7 +26,9 @@ from serve_app.api.v2.outputs import outputs_of
 from serve_app.api.v2.shapes import STATES, progress_shape
 from serve_app.errors import CrowdedError, JobMissingError, UnavailableError
 from serve_app.events import ENDINGS, Event
+from serve_app.scheduler.protocol.client import JobView
 from serve_app.service.service import JobEvents, Service
+from serve_app.store.tenants.tenants import prompt_id_of
 
 router = Routes()
 
@@ -49,7 +51,7 @@ _MOVING = frozenset({"cached", "executing", "progress", "finished", "executed"})
 async def get_events(request: Request, service: Current) -> Response:
     """Stream a job's events until it has ended."""
     view = await job(service, request.path_params["job_id"])
-    return _Stream(_Told(request, service, view.job_id).frames(), request.app.state.crowd.listeners)
+    return _Stream(_Told(request, service, view).frames(), request.app.state.crowd.listeners)
 
 
 class _Stream(StreamingResponse):
@@ -73,8 +75,9 @@ class _Stream(StreamingResponse):
 class _Told:
     """One job as one client is told of it."""
 
-    def __init__(self, request: Request, service: Service, job_id: str) -> None:
-        self._request, self._service, self._job_id = request, service, job_id
+    def __init__(self, request: Request, service: Service, view: JobView) -> None:
+        self._request, self._service, self._job_id = request, service, view.job_id
+        self._owner = service.within(view.tenant)
         self._cursor = 0
         self._state = "queued"
         self._position: int | None = None
@@ -138,7 +141,7 @@ class _Told:
 
     async def _outputs(self, events: Sequence[Event]) -> AsyncGenerator[str]:
         shown = {event.data["node"]: event.data["output"] for event in events if event.kind == "executed"}
-        for output in await outputs_of(self._request, self._service, self._job_id, shown):
+        for output in await outputs_of(self._request, self._owner, prompt_id_of(self._job_id), shown):
             yield _frame("output", output)
 
     def _take(self, events: Sequence[Event]) -> None:

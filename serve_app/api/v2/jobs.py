@@ -31,6 +31,7 @@ from serve_app.scheduler.protocol.client import JobView
 from serve_app.service.service import Service
 from serve_app.store.database.changes import Claims
 from serve_app.store.database.queries import ListJobs
+from serve_app.store.tenants.tenants import prompt_id_of
 
 router = Routes()
 
@@ -105,7 +106,7 @@ async def job(service: Service, job_id: str) -> JobView:
 async def shown_job(request: Request, service: Service, view: JobView) -> dict[str, Any]:
     """Return a job as a request is answered it."""
     standing = await service.standing(view.job_id) if view.ended_s is None else None
-    outputs = await outputs_of(request, service.within(view.tenant), view.job_id, view.outputs)
+    outputs = await outputs_of(request, service.within(view.tenant), prompt_id_of(view.job_id), view.outputs)
     return job_shape(view, standing, outputs, request.scope.get("root_path", ""), service.history_s)
 
 

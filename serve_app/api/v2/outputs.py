@@ -33,10 +33,11 @@ async def outputs_of(
     request: Request, service: Service, job_id: str, outputs: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return what nodes of a job have shown, without what its client has deleted. outputs: ui dict by node id."""
-    items = [item for node_id, ui in outputs.items() for item in shown_by(job_id, node_id, ui)]
+    items = [item for node_id, ui in outputs.items() for item in shown_by(job_id, service.tenant, node_id, ui)]
     if not items:
         return []
     kept = await service.inquire(OutputsOf((job_id,)))
+    items = [item.kept_in(kept) for item in items]
     new = [item for item in items if item.asset_id not in kept]
     made: list[Asset] = []
     if new:

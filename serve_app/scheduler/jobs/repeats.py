@@ -11,6 +11,7 @@ from serve_app.graph.parse import FINGERPRINT
 from serve_app.scheduler.protocol.client import Submission
 from serve_app.store.database.changes import JobRow
 from serve_app.store.tenants.credentials import without_credentials
+from serve_app.store.tenants.tenants import prompt_id_of
 
 
 def check_repeat(row: JobRow, submission: Submission) -> None:
@@ -20,8 +21,6 @@ def check_repeat(row: JobRow, submission: Submission) -> None:
     output nodes; and extra_data, without credentials and a `strict` that the configuration has set. Who asks, and for
     which place in the queue, makes no difference. Errors: InvalidSubmissionError.
     """
-    if row.tenant != submission.tenant:
-        raise InvalidSubmissionError(f"prompt_id {row.job_id} cannot be given; give another, or none")
     # A job that has ended has no credentials any more.
     accepted_data, given_data = without_credentials(row.extra_data), without_credentials(submission.extra_data)
     differing = [
@@ -37,7 +36,8 @@ def check_repeat(row: JobRow, submission: Submission) -> None:
         return
     if differing:
         raise InvalidSubmissionError(
-            f"prompt_id {row.job_id} is that of a job with another {' and '.join(differing)}; give a new one, or none"
+            f"prompt_id {prompt_id_of(row.job_id)} is that of a job with another {' and '.join(differing)}; "
+            "give a new one, or none"
         )
 
 

@@ -17,6 +17,7 @@ from serve_app.events import JobState
 from serve_app.store.database.list_statements import of_tenant
 from serve_app.store.database.query_scope import OfTenant
 from serve_app.store.database.schema import JOBS, LABELS
+from serve_app.store.tenants.tenants import prompt_id_of
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -70,4 +71,5 @@ class ListJobs(OfTenant):
             having = sa.select(LABELS.c.order).where((LABELS.c.key == key) & (LABELS.c.value == value))
             listed = listed.where(JOBS.c.order.in_(having))
         rows = connection.execute(listed).all()
-        return tuple(ListedJob(*row[:-1], labels=json.loads(row.labels)) for row in rows)
+        named = prompt_id_of if self.tenant else str
+        return tuple(ListedJob(named(row.job_id), *row[1:-1], labels=json.loads(row.labels)) for row in rows)

@@ -2,21 +2,24 @@
 
 The table `schema` says which version a database is of. A new version is a new entry in MIGRATIONS, in SQL that SQLite
 and PostgreSQL both take, and the same change in the tables here: a new database is made from the tables, an older one
-step by step, and both are then equal.
+step by step, and both are then equal. What only PostgreSQL needs is in WIDER.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 
 from serve_app.errors import ConfigError
 from serve_app.store.files.reserved import LONGEST_KEY
+from serve_app.store.tenants.tenants import JOB_ID_LENGTH
 
 METADATA = sa.MetaData()
+JOB_ID = sa.String(JOB_ID_LENGTH).with_variant(sa.String(64), "sqlite")
+"""A job's id, as `tenants.job_id_of` makes it. SQLite takes texts of any length, and changes no column's type."""
 
 SCHEMA = sa.Table("schema", METADATA, sa.Column("version", sa.Integer, nullable=False))
 LEASE = sa.Table(
@@ -31,7 +34,7 @@ LEASE = sa.Table(
 JOBS = sa.Table(
     "jobs",
     METADATA,
-    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("job_id", JOB_ID, primary_key=True),
     sa.Column("number", sa.Float, nullable=False),
     sa.Column("order", sa.BigInteger, nullable=False, unique=True),
     sa.Column("state", sa.String(16), nullable=False),
@@ -66,7 +69,7 @@ sa.Index("jobs_of_tenant_by_order", JOBS.c.tenant, JOBS.c.order, JOBS.c.ended_se
 OUTPUTS = sa.Table(
     "outputs",
     METADATA,
-    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("job_id", JOB_ID, primary_key=True),
     sa.Column("node_id", sa.String(255), primary_key=True),
     sa.Column("ui", sa.Text, nullable=False),
     sa.Column("seq", sa.BigInteger, nullable=False),
@@ -84,7 +87,7 @@ sa.Index("labels_by_job", LABELS.c.order)
 IDEMPOTENCY_KEYS = sa.Table(
     "idempotency_keys",
     METADATA,
-    sa.Column("holder", sa.String(64), primary_key=True),
+    sa.Column("holder", JOB_ID, primary_key=True),
     sa.Column("key", sa.String(255), nullable=False),
     sa.Column("claimed_s", sa.Float, nullable=False),
     sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
@@ -105,7 +108,7 @@ ASSETS = sa.Table(
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("expires_s", sa.Float),
     sa.Column("deleted_s", sa.Float),
-    sa.Column("job_id", sa.String(64)),
+    sa.Column("job_id", JOB_ID),
     sa.Column("node_id", sa.String(255)),
     sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
     sa.Column("user_metadata", sa.Text, nullable=False, server_default="{}"),
@@ -116,7 +119,7 @@ for _column in ("hash", "expires_s", "job_id"):
 ASSET_USES = sa.Table(
     "asset_uses",
     METADATA,
-    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("job_id", JOB_ID, primary_key=True),
     sa.Column("asset_id", sa.String(36), primary_key=True),
 )
 sa.Index("asset_uses_by_asset", ASSET_USES.c.asset_id)
@@ -129,7 +132,7 @@ COUNTERS = sa.Table(
 RESERVATIONS = sa.Table(
     "reservations",
     METADATA,
-    sa.Column("job_id", sa.String(64), primary_key=True),
+    sa.Column("job_id", JOB_ID, primary_key=True),
     sa.Column("node_id", sa.String(255), primary_key=True),
     sa.Column("key", sa.String(LONGEST_KEY), primary_key=True),
     sa.Column("first", sa.BigInteger, nullable=False),
@@ -172,7 +175,7 @@ DELIVERIES = sa.Table(
     METADATA,
     sa.Column("delivery_id", sa.String(36), primary_key=True),
     sa.Column("webhook_id", sa.String(36), nullable=False),
-    sa.Column("job_id", sa.String(64), nullable=False),
+    sa.Column("job_id", JOB_ID, nullable=False),
     sa.Column("place", sa.BigInteger, nullable=False),
     sa.Column("event", sa.String(16), nullable=False),
     sa.Column("payload", sa.Text, nullable=False),
@@ -386,14 +389,42 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
     ),
     24: ("DROP INDEX jobs_unfinished",),
     25: ("ALTER TABLE api_keys ADD COLUMN session_of VARCHAR(16)",),
+    26: (
+        *(
+            f"UPDATE {table} SET job_id = job_id || '@' || "
+            f"(SELECT tenant FROM jobs WHERE jobs.job_id = {table}.job_id) "
+            "WHERE job_id IN (SELECT job_id FROM jobs WHERE tenant <> '')"
+            for table in ("outputs", "asset_uses", "reservations", "deliveries")
+        ),
+        "UPDATE idempotency_keys SET holder = holder || '@' || tenant "
+        "WHERE tenant <> '' AND holder IN (SELECT job_id FROM jobs)",
+        "UPDATE assets SET job_id = job_id || '@' || tenant WHERE tenant <> '' AND job_id IS NOT NULL",
+        "UPDATE jobs SET job_id = job_id || '@' || tenant WHERE tenant <> ''",
+    ),
 }
 """What makes a database of this version out of one of the version before."""
+
+WIDER: Mapping[int, tuple[str, ...]] = {
+    26: tuple(
+        f"ALTER TABLE {table} ALTER COLUMN {column} TYPE VARCHAR(100)"
+        for table, column in (
+            *((table, "job_id") for table in ("jobs", "outputs", "assets", "asset_uses", "reservations", "deliveries")),
+            ("idempotency_keys", "holder"),
+        )
+    ),
+}
+"""What comes before on PostgreSQL, which keeps texts to their column's length."""
 
 VERSION = max(MIGRATIONS)
 """The version that the tables here are of."""
 
 LOCK = 0x5E27EA99
 """PostgreSQL's advisory lock that a migration holds; any number that nobody else in the database uses."""
+
+
+def steps(version: int, dialect: str) -> Sequence[str]:
+    """Return the statements that make a database of a version out of one of the version before."""
+    return (*WIDER.get(version, ()), *MIGRATIONS[version]) if dialect == "postgresql" else MIGRATIONS[version]
 
 
 def migrate(engine: sa.Engine) -> None:
@@ -414,7 +445,7 @@ def migrate(engine: sa.Engine) -> None:
                 f"made by a newer release; this one knows versions up to {VERSION}"
             )
         for number in range(version + 1, VERSION + 1):
-            for statement in MIGRATIONS[number]:
+            for statement in steps(number, engine.dialect.name):
                 connection.exec_driver_sql(statement)
         connection.execute(sa.delete(SCHEMA))
         connection.execute(sa.insert(SCHEMA).values(version=VERSION))

@@ -20,6 +20,7 @@ from serve_app.store.database.changes import Change, JobAccepted, JobEnded, JobS
 from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.query_scope import OfServer, OfTenant
 from serve_app.store.database.schema import DELIVERIES, JOBS, OUTPUTS, WEBHOOKS
+from serve_app.store.tenants.tenants import prompt_id_of
 
 EVENTS = ("job.queued", "job.running", "job.succeeded", "job.failed", "job.canceled")
 """What a webhook may ask to be told."""
@@ -102,10 +103,10 @@ def enclose(connection: sa.Connection, webhooks: Sequence[Webhook], changes: Ite
         job = jobs.get(told.job_id)
         if job is None:
             continue
-        payload = _payload(connection, told, job)
-        for webhook in active:
-            if told.event in webhook.events and webhook.tenant in ("", job.tenant):
-                rows.append(_row(webhook, told, payload))
+        hearing = [w for w in active if told.event in w.events and w.tenant in ("", job.tenant)]
+        for tenant in {webhook.tenant for webhook in hearing}:
+            payload = _payload(connection, told, job, prompt_id_of(told.job_id) if tenant else told.job_id)
+            rows += [_row(webhook, told, payload) for webhook in hearing if webhook.tenant == tenant]
     insert_once(connection, DELIVERIES, ("delivery_id",), rows)
     return bool(rows)
 
@@ -137,12 +138,15 @@ def _jobs(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _payload(connection: sa.Connection, told: _Told, job: Any) -> str:
-    """Return what is sent of an event: the job as it was then, in the members that clients of v2 know."""
+def _payload(connection: sa.Connection, told: _Told, job: Any, job_id: str) -> str:
+    """Return what is sent of an event: the job as it was then, in the members that clients of v2 know.
+
+    job_id: as who is told calls it.
+    """
     status = told.event.removeprefix("job.")
     ended = told.event in _ENDINGS.values()
     data: dict[str, Any] = {
-        "id": told.job_id,
+        "id": job_id,
         "status": status,
         "created_at": _moment(job.created_s),
         "started_at": None if status == "queued" else _moment(job.started_s),
@@ -259,7 +263,8 @@ class Deliveries(OfTenant):
             asked = asked.where(DELIVERIES.c.place < self.before)
         if self.state is not None:
             asked = asked.where(DELIVERIES.c.state == self.state)
-        return tuple(map(_delivery, connection.execute(asked.order_by(DELIVERIES.c.place.desc()).limit(self.limit))))
+        rows = connection.execute(asked.order_by(DELIVERIES.c.place.desc()).limit(self.limit))
+        return tuple(_delivery(row, self.tenant) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +287,7 @@ class SendAgain(OfTenant):
         if row is None:
             return None
         connection.execute(sa.update(WEBHOOKS).where(WEBHOOKS.c.webhook_id == self.webhook_id).values(disabled=""))
-        return _delivery(row)
+        return _delivery(row, self.tenant)
 
 
 def _is_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
@@ -393,5 +398,7 @@ def _webhook(row: Any) -> Webhook:
     return Webhook(row.webhook_id, row.url, events, row.secret, row.created_s, row.tenant, row.disabled)
 
 
-def _delivery(row: Any) -> Delivery:
-    return Delivery(**{f.name: getattr(row, f.name) for f in fields(Delivery)})
+def _delivery(row: Any, tenant: str = "") -> Delivery:
+    """Return a delivery as a tenant has it, or the server."""
+    delivery = Delivery(**{f.name: getattr(row, f.name) for f in fields(Delivery)})
+    return replace(delivery, job_id=prompt_id_of(delivery.job_id)) if tenant else delivery

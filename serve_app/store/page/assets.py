@@ -24,7 +24,7 @@ from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.query_scope import OfServer, OfTenant
 from serve_app.store.database.schema import ASSET_USES, ASSETS, JOBS, UNFINISHED
 from serve_app.store.files.store import AREAS, FileRef
-from serve_app.store.tenants.tenants import placed
+from serve_app.store.tenants.tenants import job_id_of, placed, prompt_id_of
 
 FOLDER = "assets"
 """Of the input area: where uploaded bytes lie."""
@@ -127,7 +127,8 @@ class RecordOutputs(OfTenant):
 
     def carry_out(self, connection: sa.Connection) -> None:
         """Insert them."""
-        _insert(connection, [replace(asset, tenant=self.tenant) for asset in self.assets])
+        theirs = [(asset, job_id_of(asset.job_id or "", self.tenant)) for asset in self.assets]
+        _insert(connection, [replace(asset, job_id=job_id, tenant=self.tenant) for asset, job_id in theirs])
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +167,10 @@ class OutputsOf(OfTenant):
 
     def carry_out(self, connection: sa.Connection) -> dict[str, OutputAsset]:
         """Return them."""
-        theirs = ASSETS.c.job_id.in_(self.job_ids) & (ASSETS.c.tenant == self.tenant)
+        job_ids = [job_id_of(job_id, self.tenant) for job_id in self.job_ids]
+        theirs = ASSETS.c.job_id.in_(job_ids) & (ASSETS.c.tenant == self.tenant)
         rows = connection.execute(sa.select(ASSETS).where(theirs)).all()
-        return {row.asset_id: OutputAsset(_asset(row), row.deleted_s is not None) for row in rows}
+        return {row.asset_id: OutputAsset(_asset(row, self.tenant), row.deleted_s is not None) for row in rows}
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,18 +322,26 @@ def _select(connection: sa.Connection, where: sa.ColumnElement[bool], tenant: st
     if tenant:
         where &= ASSETS.c.tenant == tenant
     rows = connection.execute(sa.select(ASSETS).where(where).order_by(ASSETS.c.created_s, ASSETS.c.asset_id))
-    return [_asset(row) for row in rows]
+    return [_asset(row, tenant) for row in rows]
 
 
 def select_assets(
-    connection: sa.Connection, where: sa.ColumnElement[bool], order: Sequence[sa.ColumnElement[Any]], limit: int
+    connection: sa.Connection,
+    where: sa.ColumnElement[bool],
+    order: Sequence[sa.ColumnElement[Any]],
+    limit: int,
+    tenant: str,
 ) -> list[Asset]:
-    """Return the first assets that are live, in an order."""
-    rows = connection.execute(sa.select(ASSETS).where(where & _live()).order_by(*order).limit(limit))
-    return [_asset(row) for row in rows]
+    """Return the first assets that are live, in an order; of those of one tenant's, "" for the operator's own."""
+    own = where & _live() & (ASSETS.c.tenant == tenant)
+    rows = connection.execute(sa.select(ASSETS).where(own).order_by(*order).limit(limit))
+    return [_asset(row, tenant) for row in rows]
 
 
-def _asset(row: Any) -> Asset:
+def _asset(row: Any, tenant: str) -> Asset:
+    """Return an asset as a tenant has it, or the operator."""
     values = {f.name: getattr(row, f.name) for f in fields(Asset)}
+    if tenant and row.job_id is not None:
+        values["job_id"] = prompt_id_of(row.job_id)
     read = {"tags": tuple(json.loads(row.tags)), "user_metadata": json.loads(row.user_metadata)}
     return Asset(**{**values, **read})

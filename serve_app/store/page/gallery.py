@@ -16,6 +16,7 @@ from serve_app.store.database.list_statements import of_tenant
 from serve_app.store.database.query_scope import OfTenant
 from serve_app.store.database.schema import ASSETS, JOBS, OUTPUTS
 from serve_app.store.page.assets import Asset, select_assets
+from serve_app.store.tenants.tenants import job_id_of, prompt_id_of
 
 CHARACTERS = 4_000_000
 """Of what jobs have shown, as JSON, in one answer; one job's is there whole."""
@@ -64,7 +65,8 @@ class EndedOutputs(OfTenant):
             left -= sum(map(len, texts.values()))
             if left < 0 and found:
                 return EndedJobs(tuple(found), place)
-            found.append(EndedJob(place, job_id, ended_s, _parsed(texts)))
+            named = prompt_id_of(job_id) if self.tenant else job_id
+            found.append(EndedJob(place, named, ended_s, _parsed(texts)))
         return EndedJobs(tuple(found), None)
 
 
@@ -97,7 +99,8 @@ class JobOutputs(OfTenant):
         own = of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
         found: list[ShownJob] = []
         left = CHARACTERS
-        for place, job_id in enumerate(self.job_ids):
+        for place, named in enumerate(self.job_ids):
+            job_id = job_id_of(named, self.tenant)
             created_s = connection.execute(sa.select(JOBS.c.created_s).where(own & (JOBS.c.job_id == job_id))).scalar()
             if created_s is None:
                 continue
@@ -105,7 +108,7 @@ class JobOutputs(OfTenant):
             left -= sum(map(len, texts.values()))
             if left < 0 and found:
                 return ShownJobs(tuple(found), place)
-            found.append(ShownJob(job_id, created_s, _parsed(texts)))
+            found.append(ShownJob(named, created_s, _parsed(texts)))
         return ShownJobs(tuple(found), len(self.job_ids))
 
 
@@ -138,13 +141,12 @@ class Uploads(OfTenant):
 
     def carry_out(self, connection: sa.Connection) -> tuple[Asset, ...]:
         """Return them."""
-        where = ASSETS.c.job_id.is_(None) & (ASSETS.c.tenant == self.tenant)
+        where: sa.ColumnElement[bool] = ASSETS.c.job_id.is_(None)
         place = sa.tuple_(ASSETS.c.created_s, ASSETS.c.asset_id)
         if self.past is not None:
             where &= place < sa.tuple_(*map(sa.literal, self.past))
-        return tuple(
-            select_assets(connection, where, (ASSETS.c.created_s.desc(), ASSETS.c.asset_id.desc()), self.limit)
-        )
+        order = (ASSETS.c.created_s.desc(), ASSETS.c.asset_id.desc())
+        return tuple(select_assets(connection, where, order, self.limit, self.tenant))
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,7 @@ class ChangeTags(OfTenant):
     def carry_out(self, connection: sa.Connection) -> tuple[str, ...] | None:
         """Return its tags, as they are now if it would have too many; None if it is not there."""
         where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
-        found = select_assets(connection, where, (), 1)
+        found = select_assets(connection, where, (), 1, self.tenant)
         if not found:
             return None
         kept = [tag for tag in found[0].tags if tag not in self.removed]
@@ -193,5 +195,5 @@ class ChangeAsset(OfTenant):
             values["user_metadata"] = json.dumps(self.user_metadata)
         if changed := {column: value for column, value in values.items() if value is not None}:
             connection.execute(sa.update(ASSETS).where(where).values(changed))
-        found = select_assets(connection, where, (), 1)
+        found = select_assets(connection, where, (), 1, self.tenant)
         return found[0] if found else None

@@ -1,4 +1,4 @@
-"""Tenants in the store: each one's files lie in a folder of its own in every area, and it sees no others.
+"""Tenants in the store: each one's files lie in a folder of its own in every area, and its jobs have ids of its own.
 
 The operator, tenant "", has the areas themselves, and so the tenants' folders too.
 """
@@ -17,7 +17,9 @@ NAME = re.compile(r"[a-z0-9]+([._-][a-z0-9]+)*")
 LENGTH = 63
 """How long a tenant's name may be."""
 MARK = "@"
-"""What a tenant's folder begins with, and no tenant's name."""
+"""What a tenant's folder begins with, and its name in the ids of its jobs; no tenant's name has it."""
+JOB_ID_LENGTH = 36 + len(MARK) + LENGTH
+"""How long a job's id may be: a UUID and a tenant's name."""
 
 
 def is_tenant(name: object) -> bool:
@@ -48,6 +50,16 @@ def named_by_tenant(ref: FileRef) -> FileRef:
     """Return a file as its tenant names it, without the tenant's folder."""
     first, _, rest = ref.subfolder.partition("/")
     return FileRef(ref.area, rest, ref.filename) if first.startswith(MARK) else ref
+
+
+def job_id_of(prompt_id: str, tenant: str) -> str:
+    """Return the id in the whole server of the job that a tenant calls so: what clients call theirs may be alike."""
+    return f"{prompt_id}{MARK}{tenant}" if tenant else prompt_id
+
+
+def prompt_id_of(job_id: str) -> str:
+    """Return what its tenant calls a job."""
+    return job_id.partition(MARK)[0]
 
 
 def store_of(store: Store, tenant: str) -> Store:

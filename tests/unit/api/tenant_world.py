@@ -27,6 +27,7 @@ from serve_app.store.models.catalog import Catalog
 from serve_app.store.page.userdata import UserData
 from serve_app.store.retention.rules import RetentionRules
 from serve_app.store.tenants.api_keys import AddKey, minted
+from serve_app.store.tenants.tenants import job_id_of
 from tests.unit.api.http_server import listening
 from tests.unit.api.scripted_replica import ScriptedReplica, scripted
 
@@ -113,8 +114,8 @@ class World:
         picture = "drawn_00001_.png"
         self.store.write(_placed(tenant, "output", picture), PICTURE)
         shown = {"images": [{"filename": picture, "subfolder": "", "type": "output"}]}
-        await self.replica.succeed(job, {"2": shown})
-        await self.replica.start(running)
+        await self.replica.succeed(job_id_of(job, tenant), {"2": shown})
+        await self.replica.start(job_id_of(running, tenant))
         asset = await client.post("/api/v2/assets", files={"file": ("a.png", PICTURE + b"asset", "image/png")})
         assert asset.status_code == 201, asset.text
         upload = await client.post("/upload/image", files={"image": ("mine.png", PICTURE, "image/png")})

@@ -13,6 +13,7 @@ import pytest
 from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.housekeeping import storage_count
 from serve_app.store.files.store import FileRef
+from serve_app.store.tenants.tenants import job_id_of
 from tests.unit.api.tenant_world import WORKFLOW, World, world
 
 MOST = 1000
@@ -91,7 +92,7 @@ async def test_what_a_job_saves_counts_and_is_never_refused(limited: World, monk
         job = (await a.post("/prompt", json={"prompt": WORKFLOW})).json()["prompt_id"]
         limited.store.write(FileRef("output", "@a", "drawn_00001_.png"), b"x" * 1500)
         shown = {"filename": "drawn_00001_.png", "subfolder": "", "type": "output"}
-        await limited.replica.succeed(job, {"2": {"images": [shown], "text": ["said"]}})
+        await limited.replica.succeed(job_id_of(job, "a"), {"2": {"images": [shown], "text": ["said"]}})
         async with asyncio.timeout(60):
             while await stored(limited) < 1500:
                 await asyncio.sleep(0.01)

@@ -15,6 +15,7 @@ from serve_app.store.database.backup import restore_backup, write_backup
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.retention import retention
 from serve_app.store.retention.rules import Bounds, RetentionRules
+from serve_app.store.tenants.tenants import job_id_of
 from tests.unit.api.tenant_world import PICTURE, World, world
 
 KEPT = ("/history", "/api/assets?tags_any=output,input", "/api/webhooks", "/settings", "/userdata?dir=notes")
@@ -52,8 +53,8 @@ async def shows(client: httpx.AsyncClient, picture: str) -> bool:
 async def test_a_tenant_deletes_a_job_with_its_files_and_nobody_elses(tmp_path, database_url, store):
     async with two(tmp_path, database_url=database_url, store=store) as (made, a, b):
         theirs = await made.fill(a, "a")
-        await made.replica.succeed(theirs.running, {})
-        await made.replica.succeed(theirs.waiting, {})
+        await made.replica.succeed(job_id_of(theirs.running, "a"), {})
+        await made.replica.succeed(job_id_of(theirs.waiting, "a"), {})
         own = await made.fill(b, "b")
         assert own.picture == theirs.picture
         before = await made.seen(a)
@@ -76,8 +77,8 @@ async def test_a_tenant_that_keeps_less_loses_its_own_alone(tmp_path, database_u
     rules = RetentionRules({}, {"b": {"history": nothing, "outputs": nothing, "uploads": nothing}}, every_s=0.2)
     async with two(tmp_path, database_url=database_url, store=store) as (made, a, b):
         theirs = await made.fill(a, "a")
-        await made.replica.succeed(theirs.running, {})
-        await made.replica.succeed(theirs.waiting, {})
+        await made.replica.succeed(job_id_of(theirs.running, "a"), {})
+        await made.replica.succeed(job_id_of(theirs.waiting, "a"), {})
         own = await made.fill(b, "b")
         before = await made.seen(a)
     async with two(tmp_path, database_url=database_url, store=store, retention=rules) as (made, a, b):
@@ -103,8 +104,8 @@ async def test_a_restored_server_gives_each_tenant_what_it_had(tmp_path, databas
         for tenant in ("a", "b"):
             async with made.client(keys[tenant]) as client:
                 has = await made.fill(client, tenant)
-                await made.replica.succeed(has.running, {})
-                await made.replica.start(has.waiting)
+                await made.replica.succeed(job_id_of(has.running, tenant), {})
+                await made.replica.start(job_id_of(has.waiting, tenant))
                 seen[tenant] = [(await client.get(path)).text for path in KEPT]
         reading = Jobs(database_url)
         await asyncio.to_thread(write_backup, reading, copy, store)
@@ -118,5 +119,5 @@ async def test_a_restored_server_gives_each_tenant_what_it_had(tmp_path, databas
                 assert [(await client.get(path)).text for path in KEPT] == seen[tenant]
                 assert await shows(client, "drawn_00001_.png")
                 [unfinished] = (await client.get("/api/jobs?status=in_progress")).json()["jobs"]
-                await made.replica.succeed(unfinished["id"], {})
+                await made.replica.succeed(job_id_of(unfinished["id"], tenant), {})
                 assert (await client.get(f"/api/jobs/{unfinished['id']}")).json()["status"] == "completed"

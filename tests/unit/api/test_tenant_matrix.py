@@ -21,6 +21,7 @@ from starlette.routing import Mount, Route, WebSocketRoute
 
 from serve_app.api.app import create_app
 from serve_app.api.auth.identity import LOGOUT
+from serve_app.store.tenants.tenants import job_id_of
 from tests.unit.api.tenant_world import CLIENT, NOTHING, PICTURE, WORKFLOW, Has, World, world
 
 
@@ -420,7 +421,7 @@ async def test_websockets_are_a_tenants_own(two):
         async with asyncio.timeout(60):
             for event in joined.values():
                 await event.wait()
-        await made.replica.succeed(has.running, {})
+        await made.replica.succeed(job_id_of(has.running, "a"), {})
         async with asyncio.timeout(60):
             while not any(m["type"] == "execution_success" for m in heard["a"]):
                 await asyncio.sleep(0.05)

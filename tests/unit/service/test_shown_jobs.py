@@ -11,7 +11,8 @@ import pytest
 from serve_app.events import Failure
 from serve_app.scheduler.protocol.client import JobKeys, JobView
 from serve_app.service import shown_jobs
-from serve_app.service.shown_jobs import ShownJobs
+from serve_app.service.shown_jobs import Show, ShownJobs
+from serve_app.service.tenant_jobs import TenantJobs
 from serve_app.store.database.changes import JobKey, JobQuery
 
 QUERY = JobQuery(("success", "running"), "ended")
@@ -52,9 +53,19 @@ class Lists:
         return tuple(view for view in self.jobs.values() if view.job_id in job_ids)
 
 
-def lists_and_shown(*jobs: tuple[JobKey, JobView]) -> tuple[Lists, ShownJobs]:
-    scheduler: Any = Lists(*jobs)
-    return scheduler, ShownJobs(scheduler)
+class Shown:
+    """What is shown of one scheduler's jobs to the operator."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self._jobs, self._shown = TenantJobs(scheduler, ""), ShownJobs()
+
+    async def list(self, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
+        return await self._shown.list(self._jobs, query, show)
+
+
+def lists_and_shown(*jobs: tuple[JobKey, JobView]) -> tuple[Lists, Shown]:
+    scheduler = Lists(*jobs)
+    return scheduler, Shown(scheduler)
 
 
 def show(job: JobView) -> bytes:

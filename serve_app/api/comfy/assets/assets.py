@@ -23,7 +23,6 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
 from serve_app.errors import shown
 from serve_app.service.service import Service
-from serve_app.service.submissions import is_job_id
 from serve_app.store.page.assets import DeleteAsset
 from serve_app.store.page.gallery import ChangeTags, JobOutputs
 from serve_app.store.retention.named_files import NeededFiles, places
@@ -119,11 +118,11 @@ async def post_prune() -> Response:
 async def get_job_assets(request: Request, service: Current) -> Response:
     """List the files that a job has shown."""
     job_id = request.path_params["job_id"]
-    found = (await service.inquire(JobOutputs((job_id,)))).jobs if is_job_id(job_id) else ()
+    found = (await service.inquire(JobOutputs((job_id,)))).jobs if service.is_job_id(job_id) else ()
     if not found:
         raise RefusedError(404, "JOB_NOT_FOUND", f"no job has the id {shown(job_id)}")
     limit, offset = _limit(request), int(number(request, "offset", int, 0))
-    files = files_shown(*found[0])
+    files = files_shown(service, *found[0])
     assets = await assets_of(service, files[offset : offset + limit])
     more = {"offset": offset, "limit": limit, "total": len(files), "has_more": offset + limit < len(files)}
     listed = [{**shape(item_of(asset)), "node_id": asset.node_id} for asset in assets]

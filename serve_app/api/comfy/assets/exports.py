@@ -186,7 +186,7 @@ async def _of_jobs(service: Service, wish: Wish) -> tuple[dict[str, Found], list
         left = left[asked:]
         known.update(job.job_id for job in jobs)
         created = {job.job_id: job.created_s for job in jobs}
-        files = [file for job in jobs for file in files_shown(*job)]
+        files = [file for job in jobs for file in files_shown(service, *job)]
         if len(files) > FILES:
             raise RefusedError(400, "TOO_MANY_ASSETS", f"the jobs show {len(files)} files; an export may have {FILES}")
         for asset in await assets_of(service, files):

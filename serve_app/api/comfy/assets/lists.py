@@ -104,7 +104,7 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
     listed: list[Output] = []
     following = None if place is None else f"{place}-0"
     for job in jobs:
-        files = files_shown(job.job_id, job.ended_s, job.outputs)
+        files = files_shown(service, job.job_id, job.ended_s, job.outputs)
         start = skip if job.place == until else 0
         room = limit - len(listed)
         listed += files[start : start + room]
@@ -119,6 +119,7 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
 async def assets_of(service: Service, outputs: Sequence[Output]) -> list[Asset]:
     """Return outputs of at most BATCH jobs as records, which are kept; without what is deleted or gone."""
     kept = await service.inquire(OutputsOf(tuple(dict.fromkeys(output.job_id for output in outputs))))
+    outputs = [output._replace(shown=output.shown.kept_in(kept)) for output in outputs]
     left = [o for o in outputs if o.shown.asset_id not in kept or not kept[o.shown.asset_id].deleted]
     stats = await stats_of(service, [output.shown.ref for output in left])
     assets = [
@@ -186,9 +187,9 @@ def _model_items(catalog: Catalog, limit: int, past: tuple[str, ...]) -> Stretch
 # Items ----------------------------------------------------------------------------------------------------------------
 
 
-def files_shown(job_id: str, at_s: float, outputs: Mapping[str, Mapping[str, Any]]) -> list[Output]:
+def files_shown(service: Service, job_id: str, at_s: float, outputs: Mapping[str, Mapping[str, Any]]) -> list[Output]:
     """Return the files that a job has shown. outputs: ui dict by node id."""
-    items = [item for node, ui in outputs.items() for item in shown_by(job_id, node, ui)]
+    items = [item for node, ui in outputs.items() for item in shown_by(job_id, service.tenant, node, ui)]
     return [Output(item, job_id, at_s) for item in items if item.text is None and item.ref.area in OUTPUT_TAGS]
 
 

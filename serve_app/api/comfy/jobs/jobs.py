@@ -20,7 +20,6 @@ from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json, JsonText, encode
 from serve_app.scheduler.protocol.client import JobView
-from serve_app.service.submissions import is_job_id
 from serve_app.store.database.changes import JobQuery
 
 router = Routes()
@@ -103,7 +102,7 @@ async def post_cancel_many(request: Request, service: Current) -> Response:
         return _refused("job_ids must be a list of ids")
     if len(job_ids) > most:
         return _refused(str(too_many_ids("job_ids", len(job_ids), most)))
-    if invalid := [job_id for job_id in job_ids if not is_job_id(job_id)]:
+    if invalid := [job_id for job_id in job_ids if not service.is_job_id(job_id)]:
         return Json({"error": "job_ids must be UUIDs", "invalid_ids": invalid}, 400)
     return Json({"cancelled": await service.cancel_all(job_ids)})
 

@@ -21,6 +21,7 @@ from serve_app.events import Event
 from serve_app.scheduler.protocol.client import Attached, News, QueueMark, Reader
 from serve_app.service.service import Service
 from serve_app.store.database.changes import feed_of
+from serve_app.store.tenants.tenants import prompt_id_of
 
 KEEPALIVE_S = 4.0
 """A client that hears nothing for ten seconds takes the connection for dead, so the queue's length is told again."""
@@ -73,7 +74,7 @@ class Socket:
         if queue.version != self.queue_version and not any(event.last for event in events):
             await self.show(queue)
         for event in events:
-            story = self.stories.setdefault(event.job_id, Story(event.job_id))
+            story = self.stories.setdefault(event.job_id, Story(prompt_id_of(event.job_id)))
             await self.say(story.tell(event, self.features))
             if self.logs and (lines := entries(event, story.started_s)):
                 await self.say([frame("logs", {"entries": lines, "size": SIZE})])
@@ -85,7 +86,10 @@ class Socket:
 
 
 class Subscriptions:
-    """Every socket of this process, by its feed. The poll is the operator's: what it brings goes by feeds."""
+    """Every socket of this process, by its feed. The poll is the operator's: what it brings goes by feeds.
+
+    So ids of jobs are those of the whole server here; a client is told its own.
+    """
 
     def __init__(self) -> None:
         self._sockets: dict[str, Socket] = {}
@@ -105,11 +109,12 @@ class Subscriptions:
         if (parted := self._parted.pop(socket.feed, None)) is not None:
             socket.sent = max(socket.sent, parted.after)
         await socket.say([status(attached.queue.left(socket.tenant), socket.client_id)])
-        await self._catch_up(socket, service, attached.running)
+        everyones = service.within("")
+        await self._catch_up(socket, everyones, attached.running)
         self._sockets[socket.feed] = socket
         self._joined.set()
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._feed(service.within("")))
+            self._running = asyncio.create_task(self._feed(everyones))
 
     def leave(self, socket: Socket) -> None:
         """Feed a socket no longer; the scheduler is told how far it came."""
@@ -222,7 +227,7 @@ def _unknown(socket: Socket, events: tuple[Event, ...]) -> Iterator[Event]:
 
 async def _story(service: Service, job_id: str, until: int) -> Story:
     """Return a job's story as it stood after the event with this seq."""
-    story = Story(job_id)
+    story = Story(prompt_id_of(job_id))
     try:
         told = (await service.events(job_id, 0, 0.0)).events
     except ServeAppError:

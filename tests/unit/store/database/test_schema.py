@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from serve_app.errors import ConfigError
 from serve_app.store.database.changes import JobRow
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.database.schema import MIGRATIONS, SCHEMA, VERSION
+from serve_app.store.database.schema import SCHEMA, VERSION, steps
 from serve_app.store.files.reserved import Contents
 from tests.unit.store.reserving import reserve
 
@@ -65,8 +65,8 @@ def of_version(url: str, version: int) -> None:
     """Make a database of an older version, without the table that says so if it may be that old."""
     opened = engine(url)
     with opened.begin() as connection:
-        steps = [s for n in range(2, version + 1) for s in MIGRATIONS[n]]
-        for statement in [*filter(str.strip, FIRST.split(";")), *steps]:
+        later = [s for n in range(2, version + 1) for s in steps(n, opened.dialect.name)]
+        for statement in [*filter(str.strip, FIRST.split(";")), *later]:
             connection.exec_driver_sql(statement)
         if version > LAST_UNWRITTEN:
             SCHEMA.create(connection)
@@ -111,6 +111,33 @@ def test_a_database_brought_up_from_the_first_version_is_made_as_a_new_one_is(da
         fresh = request.getfixturevalue("postgres_server").database()
     Jobs(fresh).close()
     assert shape(database_url) == shape(fresh)
+
+
+def test_what_tenants_jobs_have_from_before_their_ids_were_their_own_stays_theirs(database_url):
+    of_version(database_url, 25)
+    opened = engine(database_url)
+    rows = {
+        "jobs": "SELECT 'b', 4, 4, state, client_id, prompt, targets, extra_data, created_s, started_s, ended_s, "
+        "failure, queued_seq, started_seq, ended_seq, cached, losses, lone_losses, labels, 'studio' FROM jobs",
+        "assets": "SELECT 'asset', NULL, 'output', 'x', 1, '', NULL, '[]', 1, NULL, NULL, 'b', '1', 'studio', '', NULL",
+        "deliveries": "SELECT 'd', 'hook', 'b', 4, '', '', 'pending', 0, 1, 1, NULL, NULL, ''",
+        "outputs": "SELECT 'b', '1', '{}', 4",
+        "asset_uses": "SELECT 'b', 'asset'",
+        "idempotency_keys": "SELECT 'b', 'key', 1, 'studio' UNION ALL SELECT 'asset', 'other', 1, 'studio'",
+        "reservations": "SELECT 'b', '1', 'output/x', 7, 1, '', '[]'",
+    }
+    with opened.begin() as connection:
+        for table, values in rows.items():
+            connection.exec_driver_sql(f"INSERT INTO {table} {values}")
+    jobs = Jobs(database_url)
+    assert [(job.job_id, sorted(job.outputs)) for job in jobs.unfinished()] == [("a", ["1"]), ("b@studio", ["1"])]
+    with opened.connect() as connection:
+        for table in ("asset_uses", "assets", "deliveries", "reservations"):
+            assert connection.exec_driver_sql(f"SELECT job_id FROM {table}").scalars().all() == ["b@studio"]
+        holders = connection.exec_driver_sql("SELECT holder FROM idempotency_keys").scalars().all()
+        assert sorted(holders) == ["asset", "b@studio"]
+    jobs.close()
+    opened.dispose()
 
 
 def test_opening_again_changes_nothing(database_url):
