@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from serve_app.limits import SizeLimits
+from serve_app.config.limits import SizeLimits
 from serve_app.media import decoder, frames, loading
 from serve_app.media.decoder import Bounds
 from serve_app.media.video_file import Style, from_frames

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.cli.convert import own_classes
+from serve_app.config.limits import SizeLimits
 from serve_app.config.pool import LATENTS
 from serve_app.errors import WorkflowFileError
 from serve_app.graph.bounds import within_bounds
@@ -27,7 +28,6 @@ from serve_app.graph.parse import parse
 from serve_app.graph.saved.convert import convert
 from serve_app.graph.saved.page_nodes import PAGE_ONLY
 from serve_app.graph.validate import validate
-from serve_app.limits import SizeLimits
 from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import specs
 

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from serve_app.config import AppConfig
+from serve_app.service.request_limits import Limits
 
-LIMITS = AppConfig().request_limits
+LIMITS = Limits.of(AppConfig())

@@ -28,11 +28,11 @@ from serve_app.api.comfy.jobs import websocket
 from serve_app.api.comfy.page import pack_routes, page
 from serve_app.api.concurrency_limits import Crowd, Crowded
 from serve_app.api.contract import document, routes
-from serve_app.api.dialect import ROOT_DIALECT, Dialect
 from serve_app.api.operator import admin, model_changes, operator
 from serve_app.api.routing import Routes, Table, under
 from serve_app.api.v2 import failures as v2_failures
 from serve_app.api.v2 import routes as v2
+from serve_app.config.ingress import ROOT_DIALECT, Dialect
 from serve_app.service.service import Service
 
 HEADER = b"x-comfy-dialect"

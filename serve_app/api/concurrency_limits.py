@@ -15,16 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from serve_app.api.problems import problem
+from serve_app.config import AppConfig
+from serve_app.config.ingress import BODIES, BODY_S, LISTENERS, LOGIN_S, LOGINS, PACK_STREAMS
+from serve_app.config.limits import ModelChangeLimits
 from serve_app.errors import CrowdedError, SlowBodyError
 from serve_app.limits import refused
 
-BODIES = 200
-LISTENERS = 1000
-LOGINS = 50
-PACK_STREAMS = 50
 MODEL_FILES = 2
-BODY_S = 120.0
-LOGIN_S = 10.0
 RETRY_AFTER_S = 5
 _ARRIVING = "arriving"
 """The key of an ASGI scope that has its body on the way."""
@@ -81,6 +78,20 @@ class Crowd:
         self.model_files = Room("model files that are still arriving", "model_changes.at_once", model_files)
         self.logins = Room("logins that are still arriving", "ingress.max_logins", logins)
         self.body_s, self.login_s = body_s, login_s
+
+    @classmethod
+    def of(cls, config: AppConfig) -> Crowd:
+        """Return the rooms of one ingress replica, as the configuration has them."""
+        ingress, models = config.ingress, config.model_changes or ModelChangeLimits()
+        return cls(
+            ingress.max_bodies,
+            ingress.max_listeners,
+            ingress.body_s,
+            ingress.max_pack_streams,
+            models.at_once,
+            ingress.max_logins,
+            ingress.login_s,
+        )
 
     @property
     def use(self) -> dict[str, float]:

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from serve_app.cli.server import Server
 from serve_app.config import AppConfig
+from serve_app.config.quotas import Quotas
 from serve_app.errors import InvalidSubmissionError, RefusedError
-from serve_app.limits import Quotas
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.tenants.api_keys import PREFIX, AddKey, EndKey, FindKey, ListKeys, minted
 from serve_app.store.tenants.audit import ReadAudit

@@ -5,38 +5,31 @@ The whole is here, each section in a file of its own.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import floor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 import yaml
 from pydantic import Field
 
 from serve_app import log
-from serve_app.api.concurrency_limits import Crowd
 from serve_app.config.ingress import IngressConfig
-from serve_app.config.pool import PoolConfig
+from serve_app.config.limits import (
+    BackoffRules,
+    EventLimits,
+    LatentBounds,
+    ModelChangeLimits,
+    SizeLimits,
+    WebhookLimits,
+)
+from serve_app.config.pool import SHARED, PoolConfig
+from serve_app.config.quotas import Quotas
 from serve_app.config.retention import RetentionConfig
 from serve_app.config.section import Seconds, Section
 from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.errors import ConfigError
-from serve_app.graph.destination import SHARED
-from serve_app.limits import (
-    BackoffRules,
-    EventLimits,
-    LatentBounds,
-    ModelChangeLimits,
-    Quotas,
-    SizeLimits,
-    WebhookLimits,
-)
-from serve_app.scheduler.jobs.admission import AdmissionRules
-from serve_app.service.request_limits import Limits
-from serve_app.store.files.location import Location
-from serve_app.store.files.store import Area
 from serve_app.values import PreviewMethod
 
 
@@ -124,58 +117,11 @@ class AppConfig(Section):
         return self
 
     @property
-    def admission(self) -> AdmissionRules:
-        """Who may submit what."""
-        return AdmissionRules(
-            self.max_queue,
-            self.client_share,
-            self.client_priority,
-            max_priority=self.max_priority,
-            share_results=self.cache != "none",
-            strict=self.strict,
-            quotas=self.quotas,
-            across_tenants=self.tenants is not None and self.tenants.shared_results,
-            gpus={pool.name: pool.gpus or float(pool.runtime) for pool in self.pools},
-        )
-
-    @property
     def latents(self) -> LatentBounds | None:
         """What a sampler may work on in some pool that shares workflows; None where there is none."""
         pools = (pool for pool in self.pools if pool.runtime and pool.comfyui is None)
         bounds = [pool.latents(cuda=pool.gpus > 0 and pool.device != "cpu") for pool in pools]
         return LatentBounds(max(b.cells for b in bounds), max(b.pairs for b in bounds)) if bounds else None
-
-    @property
-    def crowd(self) -> Crowd:
-        """The rooms of one ingress replica."""
-        ingress, models = self.ingress, self.model_changes or ModelChangeLimits()
-        return Crowd(
-            ingress.max_bodies,
-            ingress.max_listeners,
-            ingress.body_s,
-            ingress.max_pack_streams,
-            models.at_once,
-            ingress.max_logins,
-            ingress.login_s,
-        )
-
-    @property
-    def request_limits(self) -> Limits:
-        """How much one request may hold."""
-        return Limits(
-            body_bytes=self.ingress.max_body_bytes,
-            upload_bytes=self.ingress.max_upload_bytes,
-            command_bytes=self.ingress.max_command_bytes,
-            ids=self.ingress.max_ids,
-            sizes=self.limits,
-            latents=self.latents,
-            queue_items=self.ingress.queue_items,
-            queue_bytes=self.ingress.queue_bytes,
-            webhooks=self.webhooks,
-            retention=self.retention.rules,
-            quotas=self.quotas,
-            model_changes=self.model_changes,
-        )
 
     @property
     def results_entries(self) -> int | None:
@@ -184,15 +130,7 @@ class AppConfig(Section):
         return int(count) if kind == "lru" else None
 
     @property
-    def models_location(self) -> Location | None:
-        """The bucket of the model files, if they are in one; it is with the store's unless it says where."""
-        if self.models is None or self.models.endpoint is not None or not isinstance(self.store, S3Config):
-            return None if self.models is None else self.models.location
-        store = self.store
-        return replace(self.models.location, endpoint=store.endpoint, region=store.region, path_style=store.path_style)
-
-    @property
-    def directories(self) -> dict[Area, Path]:
+    def directories(self) -> dict[Literal["input", "output", "temp"], Path]:
         """The three directories clients know."""
         return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
 

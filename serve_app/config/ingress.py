@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field
 
-from serve_app.api.auth.origin import LOOPBACK, Allowed
-from serve_app.api.concurrency_limits import BODIES, BODY_S, LISTENERS, LOGIN_S, LOGINS, PACK_STREAMS
-from serve_app.api.dialect import ROOT_DIALECT, Dialect
 from serve_app.config.section import Section
-from serve_app.service.request_limits import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS
+
+Dialect: TypeAlias = Literal["contract", "comfy"]
+ROOT_DIALECT: Dialect = "contract"
+"""Whose routes the root has, of those that both dialects have, unless the configuration says otherwise."""
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+"""The names of this machine for itself."""
+COMMAND_BYTES, IDS = 1_000_000, 1000
+QUEUE_ITEMS, QUEUE_BYTES = 2000, 1_000_000
+BODIES, LISTENERS, LOGINS, PACK_STREAMS = 200, 1000, 50, 50
+BODY_S, LOGIN_S = 120.0, 10.0
 
 
 class IngressConfig(Section):
@@ -56,8 +62,3 @@ class IngressConfig(Section):
     """
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may use this server beside its own, as https://app.example; "*" for any."""
-
-    @property
-    def allowed(self) -> Allowed:
-        """What the server's door goes by."""
-        return Allowed(tuple(map(str.lower, self.allowed_hosts)), self.allowed_origins)

@@ -9,11 +9,14 @@ import pydantic
 from pydantic import Field
 
 from serve_app.config.comfyui import ComfyUIConfig
+from serve_app.config.limits import LatentBounds
 from serve_app.config.section import Seconds, Section
-from serve_app.graph.plan import EVERY_CLASS, Pool
-from serve_app.limits import LatentBounds
 from serve_app.recipe import WARM_FORM, warm_recipes
 
+EVERY_CLASS = ("*",)
+"""The patterns of a pool that takes nodes of every class."""
+SHARED = "shared"
+"""The pools that share a workflow's nodes, as a destination; any other is the name of a pool that takes it whole."""
 LATENTS = {
     "cuda": LatentBounds(1_048_576, 400_000_000_000),
     "cpu": LatentBounds(131_072, 20_000_000_000),
@@ -157,11 +160,6 @@ class PoolConfig(Section):
     def memory_fraction(self) -> float | None:
         """The share of a card's memory that one replica may take; None for all of it."""
         return self.gpus if 0 < self.gpus < 1 else None
-
-    @property
-    def pool(self) -> Pool:
-        """The pool as the planner sees it."""
-        return Pool(self.name, self.runtime, self.accepts, self.comfyui is not None, self.prefers)
 
     def latents(self, *, cuda: bool) -> LatentBounds:
         """Return its `latent_cells` and `latent_pairs` on a device."""

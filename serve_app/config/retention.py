@@ -8,7 +8,6 @@ from typing import Annotated
 from pydantic import Field
 
 from serve_app.config.section import Seconds, Section
-from serve_app.store.retention.rules import Bounds, Kind, RetentionRules
 
 
 class KeepConfig(Section):
@@ -17,11 +16,6 @@ class KeepConfig(Section):
     age_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     count: Annotated[int, Field(ge=0)] | None = None
     bytes: Annotated[int, Field(ge=0)] | None = None
-
-    @property
-    def bounds(self) -> Bounds:
-        """The same, as the database and the store go by it."""
-        return Bounds(self.age_s, self.count, self.bytes)
 
 
 class KeptConfig(Section):
@@ -38,17 +32,6 @@ class KeptConfig(Section):
     temp: KeepConfig | None = None
     """Whatever else is in temp_dir."""
 
-    def by_kind(self) -> dict[Kind, Bounds]:
-        """The bounds that are given."""
-        given: dict[Kind, KeepConfig | None] = {
-            "history": self.history,
-            "outputs": self.outputs,
-            "previews": self.previews,
-            "uploads": self.uploads,
-            "temp": self.temp,
-        }
-        return {kind: keep.bounds for kind, keep in given.items() if keep is not None}
-
 
 class RetentionConfig(KeptConfig):
     """How much is kept. The bounds of a kind are each tenant's, but for those with bounds of their own for it."""
@@ -56,9 +39,3 @@ class RetentionConfig(KeptConfig):
     tenants: Mapping[str, KeptConfig] = {}
     every_s: Seconds = 300.0
     """How often it is looked whether something must go."""
-
-    @property
-    def rules(self) -> RetentionRules:
-        """The same, as the scheduler goes by it."""
-        tenants = {tenant: kept.by_kind() for tenant, kept in self.tenants.items()}
-        return RetentionRules(self.by_kind(), tenants, self.every_s)

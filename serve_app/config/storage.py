@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field
 
 from serve_app.config.section import Endpoint, Section
-from serve_app.store.files.location import Location
 
 
 class BucketConfig(Section):
@@ -32,11 +30,6 @@ class BucketConfig(Section):
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
     """How long one request may stay without an answer."""
 
-    @property
-    def location(self) -> Location:
-        """The bucket as its client sees it."""
-        return Location(**self.model_dump(include=set(BucketConfig.model_fields)))
-
 
 class S3Config(BucketConfig):
     """Clients' files in a bucket."""
@@ -48,11 +41,6 @@ class S3Config(BucketConfig):
     """What such links name, where clients reach the store by another address than the servers."""
     link_s: Annotated[int, Field(ge=1, le=604_800)] = 300
     """How long such a link is good."""
-
-    @property
-    def location(self) -> Location:
-        """The bucket as its client sees it."""
-        return replace(super().location, public_endpoint=self.public_endpoint)
 
 
 class VolumeConfig(Section):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
-from typing import Annotated
+from typing import Annotated, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
-from serve_app.api.auth.principal import KeyScope
-from serve_app.api.auth.token_rules import Algorithm, TokenRules
 from serve_app.config.section import Section
+
+KeyScope: TypeAlias = Literal["submit", "read", "admin", "metrics"]
+"""What a key or a token allows."""
+SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
+Algorithm: TypeAlias = Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES384", "EdDSA"]
 
 
 class JwtConfig(Section):
@@ -30,11 +33,6 @@ class JwtConfig(Section):
 
     admin and metrics, which reach beyond the tenant, are given here alone: `roles: {image-admins: [admin]}`.
     """
-
-    @property
-    def rules(self) -> TokenRules:
-        """Which tokens hold."""
-        return TokenRules(**self.model_dump())
 
 
 class TenantsConfig(Section):

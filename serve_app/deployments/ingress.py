@@ -15,7 +15,9 @@ from ray import serve
 from serve_app import log
 from serve_app.api.app import create_app
 from serve_app.api.auth.identity import Identity
+from serve_app.api.auth.origin import Allowed
 from serve_app.api.comfy.page import page
+from serve_app.api.concurrency_limits import Crowd
 from serve_app.api.operator.audit import AuditLog
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
@@ -29,9 +31,11 @@ from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.deployments.relay import Relay
 from serve_app.deployments.replica import ObjectStore
 from serve_app.deployments.scheduler import ensure
+from serve_app.graph.plan import Pool
 from serve_app.limits import REFUSALS
 from serve_app.replica import collector
 from serve_app.replica.files import open_catalog, open_store
+from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.files.input_folders import choices
 from serve_app.store.page.extensions import Extensions
@@ -56,7 +60,7 @@ class Ingress:
         self._config, self._sockets = config, sockets
         self._listener: Listener | None = None
         self._identity: Identity | None = None
-        self._crowd = config.crowd
+        self._crowd = Crowd.of(config)
         self._showing: asyncio.Task[None] | None = None
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)
@@ -81,20 +85,20 @@ class Ingress:
             SchedulerHandle(),
             store,
             partial(choices, store, catalog),
-            config.request_limits,
+            Limits.of(config),
             catalog=catalog,
             user_data=users,
             extensions=Extensions(config.custom_nodes_dir),
             pack_content=PackContent(config.custom_nodes_dir),
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None and not any(p.comfyui for p in config.pools) else self._relay,
-            pools=[pool.pool for pool in config.pools],
+            pools=[Pool.of(pool) for pool in config.pools],
             shared_packs=config.tenants is not None and config.tenants.shared_packs,
         )
         ingress = config.ingress
         identity = None if config.tenants is None else _identity(service, config.tenants)
         self._identity = identity
-        app = create_app(service, ingress.root_dialect, page.installed(), ingress.allowed, self._crowd, identity)
+        app = create_app(service, ingress.root_dialect, page.installed(), Allowed.of(ingress), self._crowd, identity)
         if self._sockets is not None:
             self._listener = Listener(app, socket_path(self._sockets, serve.get_replica_context().rank.rank))
         return app
@@ -112,6 +116,6 @@ def _identity(service: Service, tenants: TenantsConfig) -> Identity:
         # Here and not above: who has keys alone needs no cryptography.
         from serve_app.api.auth.tokens import Tokens
 
-        tokens = Tokens(tenants.jwt.rules)
+        tokens = Tokens(tenants.jwt)
     audit = AuditLog(lambda: service, tenants.audit_days)
     return Identity(lambda: service, audit, tokens, tenants.trusted_proxies)

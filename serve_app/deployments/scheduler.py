@@ -22,16 +22,19 @@ from serve_app.deployments import metrics
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
 from serve_app.deployments.process import clock
 from serve_app.deployments.rpc import Address, Peer, Server
+from serve_app.graph.plan import Pool
 from serve_app.limits import REFUSALS
 from serve_app.replica import collector
 from serve_app.replica.files import fingerprints, open_catalog, open_store
 from serve_app.replica.host import host_stats
 from serve_app.scheduler.durability.succession import Succession
 from serve_app.scheduler.housekeeping.housekeeping import KeptFiles
+from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.protocol.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.page.userdata import UserData
+from serve_app.store.retention.rules import RetentionRules
 
 ORPHANED_S = 120.0
 """How long a scheduler that nobody calls stays: longer than any restart of its callers."""
@@ -196,16 +199,16 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     jobs, store = Jobs(config.database_url, config.database_statement_s), open_store(config)
     return Scheduler(
         jobs,
-        [pool.pool for pool in config.pools],
+        [Pool.of(pool) for pool in config.pools],
         fingerprints(open_catalog(config), open_store(config, patient=False)),
         host_stats,
         holder=holder,
-        rules=config.admission,
+        rules=AdmissionRules.of(config),
         max_attempts=config.max_attempts,
         silence_s=config.silence_s,
         job_time_s=config.job_time_s,
         deadline_s=config.deadline_s,
-        files=KeptFiles(store, config.temp_age_s, config.retention.rules, UserData(config.user_dir)),
+        files=KeptFiles(store, config.temp_age_s, RetentionRules.of(config.retention), UserData(config.user_dir)),
         events=config.events,
         backoff=config.backoff,
         webhooks=config.webhooks,

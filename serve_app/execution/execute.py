@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NoReturn, Protocol
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
 from serve_app.execution.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.execution.contained import contained, is_cancelled, raised, said
@@ -36,7 +37,7 @@ from serve_app.graph.plan import Task
 from serve_app.graph.signature import salt_of, signature
 from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
 from serve_app.graph.validate import out_of_bounds
-from serve_app.limits import SizeLimits, refused
+from serve_app.limits import refused
 
 SHOWN_CHARACTERS = 2000
 """How much of an input's text a failure carries."""

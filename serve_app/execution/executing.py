@@ -15,10 +15,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.rounds import Rounds
 from serve_app.execution.time_limit import TimeLimit
-from serve_app.limits import SizeLimits
 
 Progress = Callable[[float, float, Any], None]
 """(value, maximum, preview or None) -> nothing. Callable from any thread."""

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import executing
-from serve_app.limits import SizeLimits, levels_of, made_of_levels
+from serve_app.limits import levels_of, made_of_levels
 from serve_app.media.decoder import Bounds
 
 FLOAT_BYTES = 4

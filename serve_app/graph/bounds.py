@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from serve_app.config.limits import LatentBounds, SizeLimits
 from serve_app.errors import Problem
 from serve_app.graph import cost
 from serve_app.graph.cost import PIXELS_A_SIDE, STEPS, Extent
 from serve_app.graph.graph import Graph, Node
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, with_findings
-from serve_app.limits import LatentBounds, SizeLimits, made_of_levels
+from serve_app.limits import made_of_levels
 
 BYTES_A_PIXEL = 12
 """Of an image as nodes have it: three numbers of single precision."""

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
+from serve_app.config.pool import SHARED
 from serve_app.errors import InvalidGraphError, Problem, shown
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Plan, Pool, TaskPlan
 from serve_app.graph.spec import NodeSpec
-
-SHARED = "shared"
-"""The pools that share a workflow's nodes, as a destination; any other is the name of a pool that takes it whole."""
 
 
 def destinations(

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from serve_app.config.quotas import Quota
 from serve_app.errors import InvalidGraphError, Problem
 from serve_app.graph import cost
 from serve_app.graph.graph import Graph, Node
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import MOST_COUNTED, Quota, refused
+from serve_app.limits import MOST_COUNTED, refused
 
 SIDES = ("width", "height")
 REPEATS = ("batch_size", "length", "layers")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
+from serve_app.config.pool import EVERY_CLASS, PoolConfig
 from serve_app.errors import InvalidGraphError, Problem
 from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Graph, Node
@@ -100,10 +101,6 @@ def is_strict(extra_data: Mapping[str, object]) -> bool:
     return extra_data.get("strict") is True
 
 
-EVERY_CLASS = ("*",)
-"""The patterns of a pool that takes nodes of every class."""
-
-
 @dataclass(frozen=True, slots=True)
 class Pool:
     """A set of equal replicas, as the planner sees it.
@@ -118,6 +115,11 @@ class Pool:
     accepts: tuple[str, ...] = EVERY_CLASS
     whole: bool = False
     prefers: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: PoolConfig) -> Pool:
+        """Return a pool of the configuration."""
+        return cls(config.name, config.runtime, config.accepts, config.comfyui is not None, config.prefers)
 
 
 def plan(

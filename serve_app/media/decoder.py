@@ -25,8 +25,9 @@ from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
-from serve_app.limits import SizeLimits, refused
+from serve_app.limits import refused
 from serve_app.media.wire import FULL, LENGTH, begin
 
 AT_ONCE = max(2, min(8, os.cpu_count() or 1))

@@ -15,7 +15,7 @@ from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_wei
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
 from serve_app.execution.time_limit import NodeLimits
-from serve_app.graph.plan import takes_pack
+from serve_app.graph.plan import Pool, takes_pack
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.nodes.registry import BUILTIN, specs
@@ -61,7 +61,7 @@ def assemble(
     routes = tuple(
         route
         for module, routes in packs.routes.items()
-        if takes_pack(pool.pool, module, packs.specs.values())
+        if takes_pack(Pool.of(pool), module, packs.specs.values())
         for route in routes
     )
     runner = Runner(

@@ -22,9 +22,9 @@ from serve_app.comfyui.client import Client, RefusedGraphError, check_version, g
 from serve_app.comfyui.files import Carrier, constants, prune
 from serve_app.comfyui.process import Installation, Process
 from serve_app.comfyui.specs import specs
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import ComfyUIError, ServeAppError, StoreError
 from serve_app.graph.plan import Task, TaskId
-from serve_app.limits import SizeLimits
 from serve_app.packs.route_server import relay, relay_client, relay_socket
 from serve_app.packs.routes import PackAnswer, PackCall, PackFrame, PackRoute, Piece
 from serve_app.replica.comfyui_failure import (

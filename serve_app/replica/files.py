@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from serve_app import log
@@ -10,6 +11,7 @@ from serve_app.config import AppConfig
 from serve_app.config.storage import S3Config
 from serve_app.errors import StoreError
 from serve_app.store.files.input_folders import INPUT_FOLDERS, folder_tag
+from serve_app.store.files.location import Location
 from serve_app.store.files.store import FileRef, Store, WholeStore
 from serve_app.store.files.volume import Volume
 from serve_app.store.models.catalog import Catalog
@@ -29,7 +31,7 @@ def open_store(config: AppConfig, *, patient: bool = True) -> WholeStore:
     from serve_app.store.files.bucket import Bucket
     from serve_app.store.files.s3 import S3
 
-    location = config.store.location if patient else config.store.location.hurried
+    location = Location.of(config.store) if patient else Location.of(config.store).hurried
     return S3(Bucket(location), config.store.link_s if config.store.presigned_redirects else None)
 
 
@@ -40,12 +42,22 @@ def open_catalog(config: AppConfig) -> Catalog:
 
 def open_mirror(config: AppConfig) -> Mirror | None:
     """Return the bucket that model files are in, as copied to this host; None if they are on a volume."""
-    if (location := config.models_location) is None:
+    if (location := models_location(config)) is None:
         return None
     from serve_app.store.files.bucket import Bucket
     from serve_app.store.models.mirror import Mirror
 
     return Mirror(Bucket(location), config.models_dir, config.models_cache_bytes)
+
+
+def models_location(config: AppConfig) -> Location | None:
+    """Return the bucket of the model files, if they are in one; it is with the store's unless it says where."""
+    if config.models is None:
+        return None
+    location, store = Location.of(config.models), config.store
+    if config.models.endpoint is not None or not isinstance(store, S3Config):
+        return location
+    return replace(location, endpoint=store.endpoint, region=store.region, path_style=store.path_style)
 
 
 class Fingerprint(Protocol):

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, get_args
 
 from serve_app import log
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import CancelledJobError, ServeAppError
 from serve_app.execution.call import PACKS
 from serve_app.execution.contained import raised
@@ -28,7 +29,6 @@ from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import SizeLimits
 from serve_app.packs.routes import PackFrame
 from serve_app.replica.failure import failed
 from serve_app.replica.membership import Membership

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 from serve_app import log
+from serve_app.config.limits import BackoffRules, EventLimits, WebhookLimits
 from serve_app.errors import (
     ChangeRefusedError,
     DrainingError,
@@ -26,7 +27,6 @@ from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import BackoffRules, EventLimits, WebhookLimits
 from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.administration import Administration
 from serve_app.scheduler.cluster_status import ClusterStatus

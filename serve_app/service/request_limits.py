@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from serve_app.limits import NO_QUOTAS, LatentBounds, ModelChangeLimits, Quotas, SizeLimits, WebhookLimits
+from serve_app.config import AppConfig
+from serve_app.config.ingress import COMMAND_BYTES, IDS, QUEUE_BYTES, QUEUE_ITEMS
+from serve_app.config.limits import LatentBounds, ModelChangeLimits, SizeLimits, WebhookLimits
+from serve_app.config.quotas import NO_QUOTAS, Quotas
 from serve_app.store.retention.rules import RetentionRules
-
-COMMAND_BYTES, IDS = 1_000_000, 1000
-QUEUE_ITEMS, QUEUE_BYTES = 2000, 1_000_000
 
 
 class BodyBound(NamedTuple):
@@ -44,6 +44,24 @@ class Limits:
     retention: RetentionRules = field(default_factory=RetentionRules)
     quotas: Quotas = NO_QUOTAS
     model_changes: ModelChangeLimits | None = None
+
+    @classmethod
+    def of(cls, config: AppConfig) -> Limits:
+        """Return what the configuration says."""
+        return cls(
+            body_bytes=config.ingress.max_body_bytes,
+            upload_bytes=config.ingress.max_upload_bytes,
+            command_bytes=config.ingress.max_command_bytes,
+            ids=config.ingress.max_ids,
+            sizes=config.limits,
+            latents=config.latents,
+            queue_items=config.ingress.queue_items,
+            queue_bytes=config.ingress.queue_bytes,
+            webhooks=config.webhooks,
+            retention=RetentionRules.of(config.retention),
+            quotas=config.quotas,
+            model_changes=config.model_changes,
+        )
 
     @property
     def body(self) -> BodyBound:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from serve_app.config.pool import SHARED
 from serve_app.errors import FileMissingError, InvalidGraphError, InvalidSubmissionError, Problem, UnavailableError
 from serve_app.graph.bounds import within_bounds
-from serve_app.graph.destination import SHARED, destinations
+from serve_app.graph.destination import destinations
 from serve_app.graph.files import FEW_NODES, is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.job_size import within_quota

@@ -16,7 +16,9 @@ import httpx
 
 from serve_app.api.app import create_app
 from serve_app.config.pool import PoolConfig
+from serve_app.graph.plan import Pool
 from serve_app.replica.files import open_catalog, open_store
+from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.files.input_folders import choices
 from serve_app.store.page.userdata import UserData
@@ -36,10 +38,10 @@ def service_of(running: Cluster) -> Service:
         Reached(running.scheduler).client,
         store,
         partial(choices, store, catalog),
-        config.request_limits,
+        Limits.of(config),
         catalog=catalog,
         user_data=UserData(config.user_dir),
-        pools=[pool.pool for pool in config.pools],
+        pools=[Pool.of(pool) for pool in config.pools],
     )
 
 

@@ -15,10 +15,9 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app.api.problems import Answer
+from serve_app.config.ingress import IngressConfig
 from serve_app.errors import ForeignPageError
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
-"""The names of this machine that only this machine's programs reach."""
 ANY = "*"
 FOREIGN = "foreign"
 """The scope's key of a request that another site's page may have caused; what it asks for must have no effect."""
@@ -33,6 +32,11 @@ class Allowed:
 
     hosts: tuple[str, ...] = (ANY,)
     origins: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, ingress: IngressConfig) -> Allowed:
+        """Return what the configuration allows."""
+        return cls(tuple(map(str.lower, ingress.allowed_hosts)), ingress.allowed_origins)
 
     def host(self, given: str) -> bool:
         """Whether a Host header names this server. A browser that was led here by another name's DNS says that name."""

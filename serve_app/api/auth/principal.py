@@ -6,16 +6,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeAlias, get_args
+from typing import Annotated
 
 from starlette.requests import HTTPConnection, Request
 
 from serve_app.api.auth.lease import UNLIMITED, Lease
 from serve_app.api.routing import Given
+from serve_app.config.tenants import SCOPES, KeyScope
 from serve_app.errors import ForbiddenError
 
-KeyScope: TypeAlias = Literal["submit", "read", "admin", "metrics"]
-SCOPES: tuple[KeyScope, ...] = get_args(KeyScope)
 PRINCIPAL = "principal"
 """The key of an ASGI scope that says who it is."""
 

@@ -19,7 +19,7 @@ from typing import Any
 import jwt
 from jwt.types import Options
 
-from serve_app.api.auth.token_rules import TokenRules
+from serve_app.config.tenants import JwtConfig
 from serve_app.errors import UnauthenticatedError, UnavailableError
 from serve_app.store.tenants.api_keys import KEY_SCOPES, USUAL_SCOPES
 from serve_app.store.tenants.tenants import is_tenant
@@ -65,7 +65,7 @@ class Token:
 class Tokens:
     """Checks tokens; synchronous, as the provider may be asked: callers on an event loop use a thread."""
 
-    def __init__(self, rules: TokenRules) -> None:
+    def __init__(self, rules: JwtConfig) -> None:
         self._rules = rules
         self._keys: Sequence[Mapping[str, Any]] = ()
         self._asked_s = float("-inf")

@@ -18,8 +18,8 @@ from serve_app.api.concurrency_limits import allow
 from serve_app.api.request import Current, bounded
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import Json
+from serve_app.config.limits import ModelChangeLimits
 from serve_app.errors import ForbiddenError, ModelFileInUseError, StoreError
-from serve_app.limits import ModelChangeLimits
 from serve_app.service.request_limits import BodyBound
 from serve_app.service.service import Service
 from serve_app.store.models.named_models import NamesModel

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from serve_app import config, log
-from serve_app.api.auth.origin import LOOPBACK
 from serve_app.config import AppConfig
+from serve_app.config.ingress import LOOPBACK
 from serve_app.deployments.process import private, supervisor
 from serve_app.deployments.process.torch_environment import ENVIRONMENT
 from serve_app.deployments.proxy import haproxy

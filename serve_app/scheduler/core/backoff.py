@@ -11,7 +11,7 @@ from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from serve_app.limits import BackoffRules
+from serve_app.config.limits import BackoffRules
 from serve_app.store.database.changes import JobRow
 
 Owner: TypeAlias = tuple[str, str | None]

@@ -30,10 +30,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from serve_app.config.limits import BackoffRules
+from serve_app.config.quotas import NO_QUOTAS, Quota
 from serve_app.events import Ending, Failure
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, TaskId
-from serve_app.limits import NO_QUOTAS, BackoffRules, Quota
 from serve_app.scheduler.core import failures, node_reports
 from serve_app.scheduler.core.backoff import Backoff, Owner
 from serve_app.scheduler.core.costs import Costs

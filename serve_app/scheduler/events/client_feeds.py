@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from serve_app.config.limits import EventLimits
 from serve_app.events import Event
-from serve_app.limits import EventLimits, refused
+from serve_app.limits import refused
 from serve_app.scheduler.protocol.client import Attached, News, QueueMark, Reader
 
 FLEETING = frozenset({"progress", "preview"})

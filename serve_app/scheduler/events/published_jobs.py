@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 
+from serve_app.config.limits import EventLimits
 from serve_app.events import Event
-from serve_app.limits import EventLimits
 from serve_app.scheduler.core.records import JobRecord
 from serve_app.scheduler.events.client_feeds import Feeds
 from serve_app.scheduler.events.event_stream import EventStream, rebuilt

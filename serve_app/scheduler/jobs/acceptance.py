@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
+from serve_app.config.quotas import Quotas
 from serve_app.errors import (
     ChangeRefusedError,
     ClaimRefusedError,
@@ -15,7 +16,6 @@ from serve_app.errors import (
     InvalidSubmissionError,
     QuotaLeft,
 )
-from serve_app.limits import Quotas
 from serve_app.scheduler.core.events import JobArrived
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.durability.lease import Tenure

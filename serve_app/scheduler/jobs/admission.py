@@ -12,15 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from serve_app.config import AppConfig
+from serve_app.config.pool import SHARED
+from serve_app.config.quotas import NO_QUOTAS, Quotas
 from serve_app.errors import InvalidSubmissionError, QueueFullError
-from serve_app.graph.destination import SHARED, own_signatures, plan_whole
+from serve_app.graph.destination import own_signatures, plan_whole
 from serve_app.graph.files import is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import built, parse
 from serve_app.graph.plan import Plan, Pool, is_strict, plan
 from serve_app.graph.signature import salt_of, signatures
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import NO_QUOTAS, Quotas, refused
+from serve_app.limits import refused
 from serve_app.scheduler.core.records import priority_of
 from serve_app.scheduler.protocol.client import Submission
 from serve_app.store.database.changes import JobRow
@@ -28,7 +31,7 @@ from serve_app.store.database.changes import JobRow
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
-    """What bounds who may submit. Where a new one goes; the configuration makes them.
+    """What bounds who may submit.
 
     max_queue: how many jobs may wait; client_share: how much of it one client's may take. client_priority: whether
     clients may say `front`, `number` and a priority; max_priority: how far from 0 that may be. share_results: whether
@@ -46,6 +49,21 @@ class AdmissionRules:
     quotas: Quotas = NO_QUOTAS
     across_tenants: bool = False
     gpus: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: AppConfig) -> AdmissionRules:
+        """Return what the configuration says."""
+        return cls(
+            config.max_queue,
+            config.client_share,
+            config.client_priority,
+            max_priority=config.max_priority,
+            share_results=config.cache != "none",
+            strict=config.strict,
+            quotas=config.quotas,
+            across_tenants=config.tenants is not None and config.tenants.shared_results,
+            gpus={pool.name: pool.gpus or float(pool.runtime) for pool in config.pools},
+        )
 
 
 class Admission:

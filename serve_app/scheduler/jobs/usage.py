@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from serve_app.config.quotas import OTHER, Quota, Quotas
 from serve_app.errors import QuotaError, QuotaLeft
-from serve_app.limits import OTHER, Quota, Quotas, refused
+from serve_app.limits import refused
 from serve_app.scheduler.protocol.cluster_view import TenantLoad
 from serve_app.store.database.changes import TenantUsed
 from serve_app.store.tenants.stored_bytes import RETRY_S as STORED_RETRY_S

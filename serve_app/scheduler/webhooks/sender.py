@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from serve_app import log
+from serve_app.config.limits import WebhookLimits
 from serve_app.errors import OutgoingError, StaleEpochError
-from serve_app.limits import WebhookLimits
 from serve_app.scheduler.durability.writer import persistently
 from serve_app.scheduler.webhooks.outgoing import signed
 from serve_app.store.database.queries import Inquiry

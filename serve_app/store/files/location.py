@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from serve_app.config.storage import BucketConfig, S3Config
+
 
 @dataclass(frozen=True, slots=True)
 class Location:
@@ -22,6 +24,12 @@ class Location:
     path_style: bool = False
     patience_s: float = field(kw_only=True)
     timeout_s: float = field(kw_only=True)
+
+    @classmethod
+    def of(cls, config: BucketConfig) -> Location:
+        """Return where a bucket of the configuration is."""
+        public = config.public_endpoint if isinstance(config, S3Config) else None
+        return cls(**config.model_dump(include=set(BucketConfig.model_fields)), public_endpoint=public)
 
     @property
     def hurried(self) -> Location:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
+from serve_app.config.retention import KeepConfig, KeptConfig, RetentionConfig
+
 FileKind: TypeAlias = Literal["outputs", "previews", "uploads", "temp"]
 Kind: TypeAlias = Literal["history"] | FileKind
 KINDS: tuple[Kind, ...] = ("history", "outputs", "uploads", "previews", "temp")
@@ -21,6 +23,11 @@ class Bounds:
     age_s: float | None = None
     count: int | None = None
     bytes: int | None = None
+
+    @classmethod
+    def of(cls, config: KeepConfig) -> Bounds:
+        """Return a kind's bounds as the configuration says."""
+        return cls(config.age_s, config.count, config.bytes)
 
     @property
     def bound(self) -> bool:
@@ -39,6 +46,12 @@ class RetentionRules:
     tenants: Mapping[str, Mapping[Kind, Bounds]] = field(default_factory=dict)
     every_s: float = 300.0
 
+    @classmethod
+    def of(cls, config: RetentionConfig) -> RetentionRules:
+        """Return what the configuration says."""
+        tenants = {tenant: _by_kind(kept) for tenant, kept in config.tenants.items()}
+        return cls(_by_kind(config), tenants, config.every_s)
+
     def bounds(self, kind: Kind, tenant: str) -> Bounds:
         """Return a tenant's bounds."""
         return self.tenants.get(tenant, {}).get(kind) or self.default.get(kind, NO_BOUNDS)
@@ -47,3 +60,15 @@ class RetentionRules:
         """Whether anybody has bounds of one of these kinds."""
         given = (rules.get(kind, NO_BOUNDS) for rules in (self.default, *self.tenants.values()) for kind in kinds)
         return any(bounds.bound for bounds in given)
+
+
+def _by_kind(config: KeptConfig) -> dict[Kind, Bounds]:
+    """Return the bounds that are given."""
+    given: dict[Kind, KeepConfig | None] = {
+        "history": config.history,
+        "outputs": config.outputs,
+        "previews": config.previews,
+        "uploads": config.uploads,
+        "temp": config.temp,
+    }
+    return {kind: Bounds.of(keep) for kind, keep in given.items() if keep is not None}

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
-from serve_app.limits import Quotas
+from serve_app.config.quotas import Quotas
 from serve_app.store.database.query_scope import OfServer
 from serve_app.store.database.schema import JOBS
 from serve_app.store.tenants.api_keys import ListKeys

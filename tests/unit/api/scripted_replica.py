@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from serve_app.config import AppConfig
+from serve_app.config.limits import WebhookLimits
+from serve_app.config.quotas import NO_QUOTAS, Quotas
 from serve_app.errors import UnavailableError
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool, Task, TaskId
 from serve_app.graph.signature import signatures
 from serve_app.graph.spec import NodeSpec
-from serve_app.limits import NO_QUOTAS, Quotas, WebhookLimits
 from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.housekeeping.housekeeping import KeptFiles
+from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.protocol.client import JobView, SchedulerClient
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import (
@@ -205,7 +207,7 @@ async def scripted(
             lambda: host,
             holder="test",
             # Tests submit one workflow again and again, and each time mean to run it.
-            rules=replace(AppConfig().admission, share_results=False, quotas=quotas),
+            rules=replace(AdmissionRules.of(AppConfig()), share_results=False, quotas=quotas),
             max_attempts=3,
             # Nobody polls for a replica that the test does not speak for just now.
             silence_s=float("inf"),

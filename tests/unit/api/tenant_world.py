@@ -17,8 +17,9 @@ from serve_app.api.app import create_app
 from serve_app.api.auth.identity import Identity
 from serve_app.api.auth.tokens import Tokens
 from serve_app.api.operator.audit import AuditLog
+from serve_app.config.limits import ModelChangeLimits
+from serve_app.config.quotas import NO_QUOTAS, Quotas
 from serve_app.graph.spec import Input, NodeSpec
-from serve_app.limits import NO_QUOTAS, ModelChangeLimits, Quotas
 from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.files.store import WholeStore

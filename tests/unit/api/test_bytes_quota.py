@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.limits import Quota, Quotas
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.scheduler.housekeeping import storage_count
 from serve_app.store.files.store import FileRef
 from serve_app.store.tenants.tenants import job_id_of

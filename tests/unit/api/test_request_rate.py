@@ -9,8 +9,8 @@ import pytest
 
 from serve_app.api import request_rate
 from serve_app.api.request_rate import RequestRate
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.errors import QuotaError
-from serve_app.limits import Quota, Quotas
 from serve_app.store.tenants.audit import ReadAudit
 from tests.unit.api.tenant_world import WORKFLOW, world
 

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from serve_app.api.app import create_app
-from serve_app.limits import WebhookLimits
+from serve_app.config.limits import WebhookLimits
 from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.database.webhooks import EVENTS

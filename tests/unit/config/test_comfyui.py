@@ -6,6 +6,7 @@ import pytest
 
 from serve_app import config
 from serve_app.errors import ConfigError
+from serve_app.graph.plan import Pool
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ def test_a_pool_of_comfyui_runs_whole_graphs_one_at_a_time():
     settings = {"name": "theirs", "comfyui": {"directory": "ComfyUI"}, "prefers": ["Wan*"], "tasks_per_replica": 16}
     [pool] = config.parse({"pools": [settings]}, "here").pools
     assert pool.slots == 1
-    assert (pool.pool.whole, pool.pool.prefers) == (True, ("Wan*",))
+    assert (Pool.of(pool).whole, Pool.of(pool).prefers) == (True, ("Wan*",))
     with pytest.raises(ConfigError, match="accepts is not for a pool with comfyui"):
         config.parse({"pools": [settings | {"accepts": ["K*"]}]}, "here")
     with pytest.raises(ConfigError, match="a url is one replica, not 2"):

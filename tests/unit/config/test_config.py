@@ -9,7 +9,7 @@ import pytest
 from serve_app import config
 from serve_app.config import AppConfig
 from serve_app.errors import ConfigError
-from serve_app.graph.plan import takes
+from serve_app.graph.plan import Pool, takes
 from serve_app.nodes.registry import specs
 
 SHIPPED = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
@@ -59,7 +59,7 @@ def test_a_database_elsewhere_is_left_as_it_is():
 
 def test_every_node_that_needs_models_has_exactly_one_pool_in_the_split_cluster():
     cluster = config.load(SHIPPED[0].parent / "cluster.yaml")
-    pools = [pool.pool for pool in cluster.pools if pool.runtime]
+    pools = [Pool.of(pool) for pool in cluster.pools if pool.runtime]
     needing = [spec for spec in specs().values() if spec.runtime]
     assert len(needing) > 10
     for spec in needing:

@@ -9,13 +9,13 @@ import pytest
 
 from serve_app.config import AppConfig, parse
 from serve_app.errors import ConfigError
-from serve_app.store.retention.rules import KINDS, Bounds
+from serve_app.store.retention.rules import KINDS, Bounds, RetentionRules
 
 
 def test_retention_is_off_and_a_tenants_bounds_of_a_kind_replace_everyones() -> None:
-    assert not AppConfig().retention.rules.concern(*KINDS)
+    assert not RetentionRules.of(AppConfig().retention).concern(*KINDS)
     given = {"history": {"count": 5}, "outputs": {"bytes": 9}, "tenants": {"acme": {"history": {"age_s": 1}}}}
-    rules = parse({"retention": given}, "here").retention.rules
+    rules = RetentionRules.of(parse({"retention": given}, "here").retention)
     assert rules.bounds("history", "acme") == Bounds(age_s=1.0)
     assert (rules.bounds("history", "other"), rules.bounds("outputs", "acme")) == (Bounds(count=5), Bounds(bytes=9))
 

@@ -8,7 +8,9 @@ import pytest
 
 from serve_app import config
 from serve_app.config import AppConfig
+from serve_app.config.storage import BucketConfig
 from serve_app.errors import ConfigError
+from serve_app.replica.files import models_location
 from serve_app.store.files.location import Location
 
 location = partial(Location, patience_s=30.0, timeout_s=30.0)
@@ -18,7 +20,8 @@ S3 = {"kind": "s3", "bucket": "images", "endpoint": "http://store:9000", "path_s
 def test_clients_files_are_on_a_volume_unless_a_bucket_is_named():
     assert AppConfig().store.kind == "volume"
     stored = config.parse({"store": {**S3, "prefix": "site", "public_endpoint": "https://files.example"}}, "here").store
-    assert stored.location == location(
+    assert isinstance(stored, BucketConfig)
+    assert Location.of(stored) == location(
         "images", "site", "http://store:9000", public_endpoint="https://files.example", path_style=True
     )
 
@@ -41,12 +44,12 @@ def test_a_store_that_cannot_be_is_refused_by_its_key(store, wrong):
 
 
 def test_models_are_in_a_bucket_by_url_or_keys_and_with_the_store_unless_they_say_where():
-    assert AppConfig().models_location is None
-    near = config.parse({"models": "s3://models/sd/all", "store": S3}, "here").models_location
+    assert models_location(AppConfig()) is None
+    near = models_location(config.parse({"models": "s3://models/sd/all", "store": S3}, "here"))
     assert near == location("models", "sd/all", "http://store:9000", path_style=True)
     apart = {"bucket": "models", "endpoint": "https://elsewhere"}
-    assert config.parse({"models": apart, "store": S3}, "here").models_location.endpoint == "https://elsewhere"
-    assert config.parse({"models": "s3://models"}, "here").models_location == location("models")
+    assert models_location(config.parse({"models": apart, "store": S3}, "here")).endpoint == "https://elsewhere"
+    assert models_location(config.parse({"models": "s3://models"}, "here")) == location("models")
     with pytest.raises(ConfigError, match="s3://BUCKET/PREFIX"):
         config.parse({"models": "/models"}, "here")
 

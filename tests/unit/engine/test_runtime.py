@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from serve_app.config.limits import SizeLimits
 from serve_app.engine.preview import in_eight_bits, picture
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.limits import SizeLimits
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe

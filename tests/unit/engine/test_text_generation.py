@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from serve_app.config.limits import SizeLimits
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
-from serve_app.limits import SizeLimits
 from serve_app.models.families import ClipText, Sd
 from serve_app.models.families.text.decoder import DecoderEncoder
 from serve_app.models.tokenizers.vocabularies import packaged

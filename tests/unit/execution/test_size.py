@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.call import NodeResult
 from serve_app.execution.execute import Execution, NodeFailedError
 from serve_app.execution.executing import Executing, enter
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.size import allow, allow_levels, check_made, size_of
-from serve_app.limits import SizeLimits
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import Recipe
 from tests.unit.nodes.one_replica import Node, OneReplica, task

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from serve_app.config import AppConfig
+from serve_app.config.limits import LatentBounds, SizeLimits
 from serve_app.config.pool import PoolConfig
 from serve_app.graph.bounds import within_bounds
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import Validated, validate
-from serve_app.limits import REFUSALS, LatentBounds, SizeLimits
+from serve_app.limits import REFUSALS
 from serve_app.nodes.registry import specs
 
 SPECS = specs()

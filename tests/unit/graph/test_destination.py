@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.pool import SHARED
 from serve_app.errors import InvalidGraphError
-from serve_app.graph.destination import SHARED, destinations, own_signatures, plan_whole
+from serve_app.graph.destination import destinations, own_signatures, plan_whole
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
 from tests.unit.graph.classes import SPECS, spec, wire

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.quotas import Quota
 from serve_app.errors import InvalidGraphError
 from serve_app.graph.job_size import within_quota
 from serve_app.graph.parse import parse
-from serve_app.limits import REFUSALS, Quota
+from serve_app.limits import REFUSALS
 from serve_app.nodes.registry import specs
 
 SPECS = specs()

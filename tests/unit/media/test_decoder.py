@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
-from serve_app.limits import REFUSALS, SizeLimits
+from serve_app.limits import REFUSALS
 from serve_app.media import decoder
 from serve_app.media.decoder import Bounds, Decoder, Pending, decoding
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import EpsImagePlugin, Image
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing
 from serve_app.execution.size import allow
-from serve_app.limits import SizeLimits
 from serve_app.media import frames, loading
 from serve_app.media.decoder import Bounds
 from tests.parity.file_cases import FILES

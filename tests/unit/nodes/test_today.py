@@ -14,13 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing, enter
 from serve_app.execution.files import NodeFiles
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.images_deep import to_deep_png, to_exr
-from serve_app.limits import SizeLimits
 from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.store.files.reserved import Contents

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing, enter
-from serve_app.limits import SizeLimits
 from serve_app.nodes.latent.transform import TrimVideoLatent
 from serve_app.nodes.registry import BUILTIN
 from serve_app.values import Conditioning

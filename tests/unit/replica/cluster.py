@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from serve_app.config import AppConfig
+from serve_app.config.limits import BackoffRules
 from serve_app.config.pool import PoolConfig
 from serve_app.deployments.scheduler import make_scheduler
 from serve_app.errors import NotReadyError
 from serve_app.events import Event, Kind
-from serve_app.limits import BackoffRules
 from serve_app.replica.assemble import assemble
 from serve_app.replica.comfyui_assemble import assemble_comfyui
 from serve_app.replica.comfyui_runner import ComfyUIRunner

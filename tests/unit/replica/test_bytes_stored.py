@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.config.storage import S3Config
 from serve_app.errors import QuotaError
-from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.housekeeping import storage_count
 from serve_app.scheduler.protocol.client import JobView, Submission
 from serve_app.store.tenants.stored_bytes import StoredBytes

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from serve_app.config.limits import BackoffRules
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidGraphError, NotReadyError
-from serve_app.limits import BackoffRules
 from serve_app.replica.watchdog import REPLACED
 from serve_app.scheduler.jobs import remote_validation
 from serve_app.scheduler.protocol.client import JobView

@@ -17,10 +17,10 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from serve_app.config import AppConfig
+from serve_app.config.limits import SizeLimits
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, UnavailableError
 from serve_app.images import to_png
-from serve_app.limits import SizeLimits
 from serve_app.replica import assemble as assembling
 from serve_app.replica import membership
 from serve_app.scheduler.protocol.client import Reader, Submission

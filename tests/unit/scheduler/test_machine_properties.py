@@ -11,9 +11,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.events import ENDINGS
 from serve_app.graph.plan import Pool, Task, TaskId
-from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.core.events import (
     CancelAsked,
     PausesChanged,

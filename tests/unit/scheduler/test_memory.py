@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import tracemalloc
 
+from serve_app.config.limits import EventLimits
 from serve_app.events import Event, data_bytes
-from serve_app.limits import REFUSALS, EventLimits
+from serve_app.limits import REFUSALS
 from serve_app.scheduler.core.events import Publish
 from serve_app.scheduler.core.results import Results
 from serve_app.scheduler.events.client_feeds import Feed, Feeds

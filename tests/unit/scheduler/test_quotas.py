@@ -11,8 +11,8 @@ from serve_app.api import problems
 from serve_app.api.comfy import failures as comfy
 from serve_app.api.v2 import failures as v2
 from serve_app.config import AppConfig, parse
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.errors import ConfigError, QuotaError
-from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.core.events import CancelAsked, TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.jobs.usage import DAY_S, Usage

@@ -23,6 +23,7 @@ from serve_app.graph.plan import Pool, TaskId
 from serve_app.graph.spec import Input, NodeSpec
 from serve_app.scheduler import watch
 from serve_app.scheduler.durability import writer
+from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.jobs.views import row_view
 from serve_app.scheduler.protocol.client import JobView, QueueBounds, QueueCount, Reader, Submission
 from serve_app.scheduler.protocol.cluster_view import HostStats
@@ -37,7 +38,7 @@ from tests.unit.store.lost_commits import losing_commits
 
 EVERY = QueueBounds(1000, 1_000_000)
 
-RULES = AppConfig().admission
+RULES = AdmissionRules.of(AppConfig())
 POOL = Pool("cpu", False)
 INPUTS = (Input("seed", "INT"), Input("image", "COMBO", "optional", folder="input"))
 SPEC = NodeSpec("Save", INPUTS, (), (), (), output_node=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.errors import QuotaError
-from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.jobs.usage import DAY_S
 from serve_app.scheduler.protocol.client import Submission
 from serve_app.store.database.changes import TenantUsed

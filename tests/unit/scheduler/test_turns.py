@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import pytest
 
-from serve_app.limits import Quota, Quotas
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.dispatch import PATIENCE
 from serve_app.scheduler.core.events import CancelAsked, ReplicaLeft, TimePassed

@@ -5,10 +5,11 @@ from typing import Any, ClassVar, cast
 
 import pytest
 
+from serve_app.config.limits import LatentBounds, SizeLimits
+from serve_app.config.quotas import Quota, Quotas
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReadyError
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
-from serve_app.limits import LatentBounds, Quota, Quotas, SizeLimits
 from serve_app.scheduler.protocol.client import Accepted, SchedulerClient, Submission
 from serve_app.service.service import Service
 from serve_app.service.submissions import KEYS

@@ -24,11 +24,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa,
 from serve_app.api.auth import identity as identities
 from serve_app.api.auth import tokens as token_checks
 from serve_app.api.auth.lease import Lease, Leased, Leases
-from serve_app.api.auth.token_rules import TokenRules
 from serve_app.api.auth.tokens import Tokens
 from serve_app.api.concurrency_limits import Room
+from serve_app.config.quotas import Quota, Quotas
+from serve_app.config.tenants import JwtConfig, KeyScope
 from serve_app.errors import InvalidSubmissionError, UnauthenticatedError, UnavailableError
-from serve_app.limits import Quota, Quotas
 from serve_app.scheduler.protocol.client import SchedulerClient
 from serve_app.service import service as services
 from serve_app.service.request_limits import Limits
@@ -92,8 +92,10 @@ def token(algorithm: str = "RS256", kid: str = "r", *, header: dict[str, Any] | 
 def tokens(tmp_path: Path) -> Tokens:
     place = tmp_path / "jwks.json"
     place.write_text(json.dumps(jwks()))
-    roles = {"editor": ("submit", "read")}
-    return Tokens(TokenRules("https://id.example", "images", str(place), scopes_claim="roles", roles=roles))
+    roles: dict[str, tuple[KeyScope, ...]] = {"editor": ("submit", "read")}
+    return Tokens(
+        JwtConfig(issuer="https://id.example", audience="images", jwks=str(place), scopes_claim="roles", roles=roles)
+    )
 
 
 @pytest.mark.parametrize(("algorithm", "kid"), [("RS256", "r"), ("ES256", "e"), ("EdDSA", "d")])
@@ -506,8 +508,12 @@ def test_a_time_beyond_all_times_is_no_time(tokens, text):
 
 def test_no_scope_of_a_providers_reaches_beyond_the_tenant_but_by_a_role(tokens, tmp_path):
     assert tokens.check(token(roles=["admin", "metrics", "read", "submit"])).scopes == ("submit", "read")
-    mapped = TokenRules(
-        "https://id.example", "images", str(tmp_path / "jwks.json"), scopes_claim="roles", roles={"boss": ("admin",)}
+    mapped = JwtConfig(
+        issuer="https://id.example",
+        audience="images",
+        jwks=str(tmp_path / "jwks.json"),
+        scopes_claim="roles",
+        roles={"boss": ("admin",)},
     )
     assert Tokens(mapped).check(token(roles=["boss"])).scopes == ("admin",)
 

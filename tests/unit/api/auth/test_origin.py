@@ -13,7 +13,7 @@ from serve_app.packs.routes import PackRoute
 
 HERE = "http://127.0.0.1:8188"
 ELSEWHERE = "http://localhost:18999"
-LOOPBACK = IngressConfig().allowed
+LOOPBACK = Allowed.of(IngressConfig())
 
 
 async def ask(service, method, path, headers=None, allowed=LOOPBACK, base=HERE, dialect="contract"):

@@ -11,8 +11,8 @@ from dataclasses import replace
 import pytest
 from PIL import Image, PngImagePlugin
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import FileMissingError
-from serve_app.limits import SizeLimits
 from serve_app.store.files.store import FileRef
 
 

@@ -16,7 +16,7 @@ import pytest
 from serve_app.api.app import create_app
 from serve_app.api.concurrency_limits import Crowd
 from serve_app.cli import main
-from serve_app.limits import ModelChangeLimits
+from serve_app.config.limits import ModelChangeLimits
 from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.models.catalog import Catalog

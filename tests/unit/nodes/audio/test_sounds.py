@@ -15,11 +15,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing
 from serve_app.execution.files import NodeFiles
 from serve_app.execution.size import allow, bounds
-from serve_app.limits import SizeLimits
 from serve_app.media import audio, audio_file, loading
 from serve_app.media.resampling import resample
 from serve_app.nodes.registry import BUILTIN

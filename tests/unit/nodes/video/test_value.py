@@ -19,13 +19,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing
 from serve_app.execution.files import NodeFiles
 from serve_app.execution.size import size_of
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
-from serve_app.limits import SizeLimits
 from serve_app.media.audio_file import encode
 from serve_app.media.muxing import Pictures, codecs, written
 from serve_app.media.video_file import Style

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from serve_app.limits import BackoffRules
+from serve_app.config.limits import BackoffRules
 from serve_app.scheduler.core.backoff import Backoff
 
 RULES = BackoffRules(first_s=10, longest_s=35, forgiven_s=100)

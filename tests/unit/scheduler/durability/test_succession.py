@@ -18,6 +18,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.durability import lease as tenure
 from serve_app.scheduler.durability import succession, writer
 from serve_app.scheduler.durability.succession import Succession
+from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.protocol.client import Accepted, QueueBounds, Submission
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import ReplicaInfo
@@ -27,7 +28,7 @@ from serve_app.store.database.schema import SCHEMA, VERSION
 
 EVERY = QueueBounds(1000, 1_000_000)
 
-RULES = AppConfig().admission
+RULES = AdmissionRules.of(AppConfig())
 HOST = HostStats("host", 1, 1, 1, ())
 SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 

@@ -8,8 +8,9 @@ from typing import NoReturn
 
 import pytest
 
+from serve_app.config.limits import EventLimits
 from serve_app.events import Event
-from serve_app.limits import REFUSALS, EventLimits
+from serve_app.limits import REFUSALS
 from serve_app.scheduler.events import client_feeds as module
 from serve_app.scheduler.events.client_feeds import Feed, Feeds
 from serve_app.scheduler.protocol.client import Reader

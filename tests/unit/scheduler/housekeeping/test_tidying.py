@@ -16,6 +16,7 @@ from serve_app.execution.files import NodeFiles
 from serve_app.graph.plan import Pool
 from serve_app.scheduler.housekeeping import tidying
 from serve_app.scheduler.housekeeping.housekeeping import KeptFiles
+from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.database.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
@@ -27,7 +28,7 @@ from serve_app.store.page.assets import FOLDER, Asset, FindAssets, MintAsset
 from serve_app.store.retention import sweep
 from tests.unit.store import reserving
 
-RULES = AppConfig().admission
+RULES = AdmissionRules.of(AppConfig())
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
 
 

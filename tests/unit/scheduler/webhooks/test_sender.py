@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 import pytest
 
+from serve_app.config.limits import WebhookLimits
 from serve_app.errors import DatabaseAwayError, OutgoingError
 from serve_app.events import Failure
-from serve_app.limits import WebhookLimits
 from serve_app.scheduler.webhooks.outgoing import new_secret
 from serve_app.scheduler.webhooks.sender import CONCURRENT, CONCURRENT_EACH, Courier
 from serve_app.store.database.changes import Change, JobAccepted, JobEnded, JobRow, JobStarted

@@ -1,0 +1,76 @@
+"""The section `quotas`: what each tenant may have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field, PrivateAttr, field_serializer
+
+from serve_app.config.section import Section
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Quota(Section):
+    """What one tenant may have. None is no limit; 0 is nothing at all."""
+
+    weight: Annotated[float, Field(ge=0.001, le=1000)] = 1.0
+    """Its share of each pool, beside the weights of others that have something to do."""
+    queued: Count | None = None
+    """Jobs that wait; one more is answered 429."""
+    running: Count | None = None
+    """Jobs that run at once; others wait."""
+    gpu_s_a_day: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Seconds of GPUs from midnight to midnight UTC. What it has used and what its unfinished jobs are expected to take
+    must be less when a job comes. Jobs that run on a replica at a time share its GPUs equally; one that holds models
+    on a CPU counts as a GPU, one that holds none not at all."""
+    requests_a_minute: Count | None = None
+    """Requests that each ingress process takes, as many of them at once as it has not had in the last minute."""
+    bytes_stored: Count | None = None
+    """Bytes of its files: uploads, outputs, previews, assets, and what the page keeps. More is answered 429, and so is
+    a job while nothing is left; what jobs that are accepted save is counted and never refused."""
+    steps_a_job: Count | None = None
+    """Steps of all samplers of one job, as its graph says."""
+    pixels_a_job: Count | None = None
+    """Pixels of all images and latents of one job that its graph makes by a width and a height."""
+
+
+OTHER = "other"
+"""As what metrics name the tenants that are not in the configuration."""
+
+
+class Quotas(Section):
+    """The quotas of tenants: what `tenants` says of one, else what `default` says. The operator has none."""
+
+    default: Quota = Quota()
+    tenants: Mapping[str, Quota] = {}
+    _merged: dict[str, Quota] = PrivateAttr(default_factory=dict)
+
+    def model_post_init(self, context: object, /) -> None:
+        """Make each tenant's quota once."""
+        for tenant, own in self.tenants.items():
+            said = {key: getattr(own, key) for key in own.model_fields_set}
+            self._merged[tenant] = self.default.model_copy(update=said)
+
+    @field_serializer("tenants")
+    def _as_said(self, tenants: Mapping[str, Quota]) -> dict[str, dict[str, Any]]:
+        """Write down only what is said of a tenant, so that the default holds for the rest once it is read again."""
+        return {tenant: own.model_dump(exclude_unset=True) for tenant, own in tenants.items()}
+
+    def of(self, tenant: str) -> Quota:
+        """Return a tenant's quota."""
+        return self._merged.get(tenant, self.default) if tenant else _OPERATORS
+
+    @property
+    def count_bytes(self) -> bool:
+        """Whether anybody has a quota of bytes, for which what every tenant has stored is counted."""
+        return any(quota.bytes_stored is not None for quota in (self.default, *self._merged.values()))
+
+    def label(self, tenant: str) -> str:
+        """Return a tenant as metrics name it: those that are not in the configuration are one."""
+        return tenant if tenant in self.tenants or not tenant else OTHER
+
+
+_OPERATORS = Quota()
+NO_QUOTAS = Quotas()
