@@ -28,6 +28,8 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     **dict.fromkeys(("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader", "QuadrupleCLIPLoader"), _CLIP),
     "UnetLoaderGGUF": {"unet_name": ("backbone", "unet_gguf")},
     "UnetLoaderGGUFAdvanced": {"unet_name": ("backbone", "unet_gguf")},
+    "DiffusionModelLoaderKJ": {"model_name": ("backbone", "diffusion_models")},
+    "GGUFLoaderKJ": {"model_name": ("backbone", "unet_gguf")},
     **dict.fromkeys(
         ("CLIPLoaderGGUF", "DualCLIPLoaderGGUF", "TripleCLIPLoaderGGUF", "QuadrupleCLIPLoaderGGUF"), _CLIP_GGUF
     ),

@@ -27,7 +27,7 @@ def _lines() -> Iterator[str]:
     there, not_there = len(supported), len(missing)
     yield "# Nodes"
     yield ""
-    classes = f"the node classes of ComfyUI {COMFYUI_VERSION}, its extras and ComfyUI-GGUF"
+    classes = f"the node classes of ComfyUI {COMFYUI_VERSION}, its extras, ComfyUI-GGUF and two loaders of KJNodes"
     yield f"Of {classes}, and of the later ones that its newest"
     yield f"help pages (comfyui-embedded-docs 0.5.15) and templates name, {there} are supported, {not_there} are not."
     yield f"Nor are its {len(paid)} API nodes: each calls a paid service online."

@@ -43,6 +43,7 @@ from serve_app.nodes.latent import math as latent_math
 from serve_app.nodes.latent import transform as latent_transform
 from serve_app.nodes.layers import layers
 from serve_app.nodes.loaders import gguf as loaders_gguf
+from serve_app.nodes.loaders import kjnodes as loaders_kjnodes
 from serve_app.nodes.loaders import lora as loaders_lora
 from serve_app.nodes.loaders import models as loaders
 from serve_app.nodes.logic import loops
@@ -71,6 +72,7 @@ from serve_app.nodes.video import videos as video
 _MODULES = (
     loaders,
     loaders_gguf,
+    loaders_kjnodes,
     loaders_lora,
     conditioning,
     conditioning_region,

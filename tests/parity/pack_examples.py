@@ -288,6 +288,39 @@ def _checkpoint(positive: str = "1girl is sitting in the cafe terrace", side: in
     }
 
 
+def kjnodes_loaders() -> Prompt:
+    """KJNodes' loaders of diffusion models and of GGUF, as public workflows have them, on the test's backbone."""
+    loaded = {"model_name": "mini15.safetensors", "weight_dtype": "fp32", "compute_dtype": "fp32"}
+    loaded |= {"patch_cublaslinear": False, "sage_attention": "disabled", "enable_fp16_accumulation": False}
+    blocks = {"model_name": "mini15.gguf", "extra_model_name": "none", "dequant_dtype": "default"}
+    blocks |= {"patch_dtype": "default", "patch_on_device": False, "enable_fp16_accumulation": False}
+    made = {"positive": ("6", 0), "negative": ("7", 0), "latent_image": ("5", 0), "seed": 5}
+    return {
+        **_checkpoint(),
+        "10": node("DiffusionModelLoaderKJ", **loaded),
+        "11": node("KSampler", model=("10", 0), **made, **KSAMPLER),
+        "12": node("VAEDecode", samples=("11", 0), vae=("4", 2)),
+        "13": node("SaveImage", images=("12", 0), filename_prefix="loaded"),
+        "20": node("GGUFLoaderKJ", attention_override="none", **blocks),
+        "21": node("KSampler", model=("20", 0), **made, **KSAMPLER),
+        "22": node("VAEDecode", samples=("21", 0), vae=("4", 2)),
+        "23": node("SaveImage", images=("22", 0), filename_prefix="blocks"),
+    }
+
+
+def impact_latents() -> Prompt:
+    """Impact's PreviewBridgeLatent and LatentSender, as public workflows have them."""
+    made = {"positive": ("6", 0), "negative": ("7", 0), "latent_image": ("5", 0), "seed": 5}
+    return {
+        **_checkpoint(),
+        "10": node("KSampler", model=("4", 0), **made, **KSAMPLER),
+        "11": node("PreviewBridgeLatent", latent=("10", 0), image="", preview_method="Latent2RGB-SD15"),
+        "12": node("LatentSender", samples=("10", 0), link_id=0, preview_method="Latent2RGB-SD15"),
+        "13": node("VAEDecode", samples=("11", 0), vae=("4", 2)),
+        "14": node("SaveImage", images=("13", 0), filename_prefix="bridged"),
+    }
+
+
 def impact_advanced_sampler() -> Prompt:
     """Impact test/advanced-sampler.json: 64 pixels a side, 4 steps, the mask of a file for what is drawn in a page."""
     return {
@@ -594,11 +627,13 @@ def examples(inputs: Path) -> dict[str, Prompt]:
         "VideoHelperSuite|batches": video_helper_batches(inputs),
         "KJNodes|image to video": kjnodes_image_to_video(),
         "KJNodes|masks": kjnodes_masks(),
+        "KJNodes|loaders": kjnodes_loaders(),
         "rgthree|context": rgthree_context(),
         "rgthree|advanced": rgthree_advanced(),
         "rgthree|power lora": rgthree_power_lora(),
         "Impact|advanced sampler": impact_advanced_sampler(),
         "Impact|regional": impact_regional(),
+        "Impact|latents": impact_latents(),
         "efficiency|high-res fix": efficiency_high_res(),
         "efficiency|plot": efficiency_plot(),
         "efficiency|tiled": efficiency_tiled(),

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import av
+import gguf
 import numpy as np
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.parity.checkpoints import models_dir
 from tests.parity.pack_examples import Prompt, examples
@@ -48,8 +49,27 @@ def write_models(root: Path) -> None:
             (root / folder / file.name).symlink_to(file)
     (root / "upscale_models").mkdir()
     save_file(esrgan(), root / "upscale_models" / "esrgan.safetensors")
+    write_backbone(made / "checkpoints" / "mini15.safetensors", root)
     write_ipadapter(root / "ipadapter" / "seen.safetensors", 768)
     write_image_encoder(root / "clip_vision" / "vit_l.safetensors")
+
+
+def write_backbone(checkpoint: Path, root: Path) -> None:
+    """Write the backbone of a checkpoint by itself, once as GGUF, matrices in blocks of eight bits."""
+    prefix = "model.diffusion_model."
+    backbone = {k.removeprefix(prefix): v for k, v in load_file(checkpoint).items() if k.startswith(prefix)}
+    (root / "diffusion_models").mkdir()
+    save_file(backbone, root / "diffusion_models" / "mini15.safetensors")
+    file = gguf.GGUFWriter(root / "diffusion_models" / "mini15.gguf", "sd1")
+    for name, tensor in backbone.items():
+        blocks = tensor.ndim == 2 and tensor.shape[1] % 32 == 0
+        kind = gguf.GGMLQuantizationType.Q8_0 if blocks else gguf.GGMLQuantizationType.F16
+        values = tensor.float().numpy()
+        file.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
 
 
 def write_inputs(root: Path) -> None:

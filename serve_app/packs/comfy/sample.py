@@ -179,4 +179,4 @@ HELPERS: Mapping[str, Any] = {
 """What `comfy.sampler_helpers` has."""
 
 PREVIEW: Mapping[str, Any] = {made.__name__: made for made in (LatentPreviewMethod, get_previewer, prepare_callback)}
-"""What `latent_preview` has."""
+"""What of `latent_preview` is about sampling."""

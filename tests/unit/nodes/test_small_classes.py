@@ -10,7 +10,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import Recipe, Scale, Share, SkipLayerGuidance, SkippedBlocks, WeakNegative
+from serve_app.recipe import ComputedIn, Recipe, Scale, Share, SkipLayerGuidance, SkippedBlocks, WeakNegative
 from serve_app.sampling.schedules.levels import TableLevels
 
 MODEL, OTHER = (Recipe("backbone", "checkpoints", name) for name in ("a.safetensors", "b.safetensors"))
@@ -29,6 +29,24 @@ def latent(*values: float, size: tuple[int, int] = (2, 3), **members: Any) -> di
 def test_a_gguf_loader_with_more_settings_loads_what_the_plain_one_does() -> None:
     more = {"dequant_dtype": "default", "patch_dtype": "default", "patch_on_device": True}
     assert run("UnetLoaderGGUFAdvanced", unet_name="a.gguf", **more) == run("UnetLoaderGGUF", unet_name="a.gguf")
+
+
+def test_kjnodes_loaders_load_what_the_plain_ones_do_in_the_dtypes_that_are_asked_for() -> None:
+    speed = {"patch_cublaslinear": True, "sage_attention": "auto", "enable_fp16_accumulation": True}
+
+    def loaded(weights: str, computed: str) -> Recipe:
+        name = {"model_name": "a.safetensors", "weight_dtype": weights, "compute_dtype": computed}
+        (recipe,) = run("DiffusionModelLoaderKJ", **name, **speed)
+        return recipe
+
+    (plain,) = run("UNETLoader", unet_name="a.safetensors", weight_dtype="default")
+    (rounded,) = run("UNETLoader", unet_name="a.safetensors", weight_dtype="fp8_e5m2")
+    assert loaded("default", "default") == plain
+    assert loaded("fp8_e5m2", "bf16") == rounded.with_patch(ComputedIn("bf16"))
+    assert loaded("fp16", "default") == plain.with_patch(ComputedIn("fp16"))
+    assert run("GGUFLoaderKJ", model_name="a.gguf", patch_on_device=True) == run("UnetLoaderGGUF", unet_name="a.gguf")
+    with pytest.raises(NodeError, match="no second file"):
+        run("GGUFLoaderKJ", model_name="a.gguf", extra_model_name="vace.gguf")
 
 
 @pytest.mark.parametrize(
