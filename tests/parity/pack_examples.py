@@ -290,9 +290,9 @@ def _checkpoint(positive: str = "1girl is sitting in the cafe terrace", side: in
 
 def kjnodes_loaders() -> Prompt:
     """KJNodes' loaders of diffusion models and of GGUF, as public workflows have them, on the test's backbone."""
-    loaded = {"model_name": "mini15.safetensors", "weight_dtype": "fp32", "compute_dtype": "fp32"}
+    loaded: dict[str, Any] = {"model_name": "mini15.safetensors", "weight_dtype": "fp32", "compute_dtype": "fp32"}
     loaded |= {"patch_cublaslinear": False, "sage_attention": "disabled", "enable_fp16_accumulation": False}
-    blocks = {"model_name": "mini15.gguf", "extra_model_name": "none", "dequant_dtype": "default"}
+    blocks: dict[str, Any] = {"model_name": "mini15.gguf", "extra_model_name": "none", "dequant_dtype": "default"}
     blocks |= {"patch_dtype": "default", "patch_on_device": False, "enable_fp16_accumulation": False}
     made = {"positive": ("6", 0), "negative": ("7", 0), "latent_image": ("5", 0), "seed": 5}
     return {
