@@ -45,10 +45,15 @@ class T5Padding:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """Change weights by a file in the folder "loras", times a strength."""
+    """Change weights by a file in the folder "loras", times a strength.
+
+    bypass: what layers answer is changed and their weights are not: no other change sees it, nor does a merge or a file
+    that is saved, and it is not rounded with the weights.
+    """
 
     name: str
     strength: float
+    bypass: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -584,6 +589,11 @@ class Recipe:
     def with_lora(self, name: str, strength: float) -> Recipe:
         """Return a new recipe with a LoRA at the end; at a strength of 0 there is nothing to add."""
         return self.with_patch(Lora(name, strength)) if strength else self
+
+    def with_bypass_lora(self, name: str, strength: float) -> Recipe:
+        """Return a new recipe with a LoRA beside its weights, in place of one that is there already."""
+        patches = tuple(patch for patch in self.patches if not (isinstance(patch, Lora) and patch.bypass))
+        return replace(self, patches=(*patches, *([Lora(name, strength, bypass=True)] if strength else [])))
 
     def with_patches(self, patches: Iterable[Patch]) -> Recipe:
         """Return a new recipe with more changes at the end."""

@@ -38,7 +38,7 @@ class LoraSet:
 
     stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter the network lacks is left
     out. may_take: whether so many bytes are free for merged weights. stored_as: the format merged weights are rounded
-    to, if it is not the network's.
+    to, if it is not the network's. bypassing: how many of the stack's last are added without that rounding.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class LoraSet:
         *,
         may_take: Callable[[int], bool] = lambda nbytes: True,
         stored_as: torch.dtype | None = None,
+        bypassing: int = 0,
     ) -> None:
         self.key = key
         self.slots: Slots | None = None
@@ -56,18 +57,15 @@ class LoraSet:
         self.slots_of_network = slots_of(network)
         self._may_take = may_take
         self._policy = MergePolicy()
-        by_layer: dict[str, dict[str, list[tuple[Adapter, float]]]] = {}
-        for adapters, strength in stack:
-            for parameter, adapter in adapters.items():
-                name, _, kind = parameter.rpartition(".")
-                by_layer.setdefault(name, {}).setdefault(kind, []).append((adapter, strength))
+        by_layer = _by_layer(stack)
+        rounded = _by_layer(stack[: len(stack) - bypassing])
         modules = dict(network.named_modules())
         self.layers: dict[str, LoraLayer] = {}
         for name, changes in by_layer.items():
             base = modules.get(name)
             known = {kind: of for kind, of in changes.items() if getattr(base, kind, None) is not None}
             if base is not None and known:
-                self.layers[name] = LoraLayer(base, known, stored_as)
+                self.layers[name] = LoraLayer(base, known, stored_as, rounded.get(name, {}))
 
     @property
     def nbytes(self) -> int:
@@ -118,12 +116,16 @@ class LoraSet:
 
 
 class LoraLayer:
-    """One layer of a network with what a set changes in it; its forms are made when they are first asked for."""
+    """One layer of a network with what a set changes in it; its forms are made when they are first asked for.
 
-    def __init__(self, base: nn.Module, changes: Changes, stored_as: torch.dtype | None = None) -> None:
+    rounded: the first of the changes, with which merged weights are rounded.
+    """
+
+    def __init__(self, base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rounded: Changes) -> None:
         self.base = base
         self._changes = changes
         self._stored_as = stored_as
+        self._rounded = rounded
         self._pairs = _pairs(base, changes)
         self._thin: nn.Module | None = None
         self._whole: nn.Module | None = None
@@ -175,7 +177,7 @@ class LoraLayer:
     def whole(self) -> nn.Module:
         """Return the layer with merged weights. Another thread may let go of them meanwhile."""
         if (whole := self._whole) is None:
-            whole = self._whole = _whole(self.base, self._changes, self._stored_as)
+            whole = self._whole = _whole(self.base, self._changes, self._stored_as, self._rounded)
         return whole
 
     def unmerge(self) -> None:
@@ -239,14 +241,28 @@ def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.
     return nn.Sequential(packed(first), packed(second)).eval()
 
 
-def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None) -> nn.Module:
+def _by_layer(
+    stack: Sequence[tuple[Mapping[str, Adapter], float]],
+) -> dict[str, dict[str, list[tuple[Adapter, float]]]]:
+    """Return the changes of each layer, by its name."""
+    found: dict[str, dict[str, list[tuple[Adapter, float]]]] = {}
+    for adapters, strength in stack:
+        for parameter, adapter in adapters.items():
+            name, _, kind = parameter.rpartition(".")
+            found.setdefault(name, {}).setdefault(kind, []).append((adapter, strength))
+    return found
+
+
+def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rounded: Changes) -> nn.Module:
     layer = copy.copy(plain(with_own_weights(base)))
     layer._parameters = dict(layer._parameters)
     for kind, adapters in changes.items():
         own = _parameter(layer, kind)
-        weight = merged(own, adapters)
-        if stored_as is not None:
+        first = rounded.get(kind, ())
+        weight = merged(own, first)
+        if stored_as is not None and first:
             weight = weight.to(stored_as).to(own.dtype)
+        weight = merged(weight, adapters[len(first) :])
         layer._parameters[kind] = nn.Parameter(weight, requires_grad=False)
     return packed(layer) if isinstance(base, Packed) else layer
 

@@ -232,7 +232,8 @@ class Loader:
         assert base.family is not None
         stack, remarks = _stack(recipe.part, files.changes, base.family, base.module)
         stored_as = self._text_dtype if recipe.part == "clip" else None
-        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as)
+        bypassing = sum(isinstance(change.patch, Lora) and change.patch.bypass for change in files.changes)
+        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as, bypassing=bypassing)
         return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
 
     def merged(self, base: Loaded, loras: LoraSet) -> Loaded:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serve_app.recipe import (
     DEFAULT_DTYPE,
@@ -50,7 +50,9 @@ class Change:
     def key(self) -> Hashable:
         """Equal for equal changes."""
         match self.patch:
-            case Lora(strength=strength) | Towards(strength=strength):
+            case Lora(strength=strength, bypass=bypass):
+                return self.files.key, strength, bypass
+            case Towards(strength=strength):
                 return self.files.key, strength
             case Merge(shares=shares):
                 return self.files.key, shares
@@ -67,14 +69,20 @@ class Need:
 
 def merged_in(recipe: Recipe) -> tuple[WeightChange, ...]:
     """Return the changes that are in the weights of a recipe's part themselves: all up to its last merge."""
-    changes: tuple[WeightChange, ...] = recipe.all(WeightChange)
+    changes = _of_weights(recipe)
     last = max((i for i, change in enumerate(changes) if isinstance(change, Merge)), default=-1)
     return changes[: last + 1]
 
 
 def set_beside(recipe: Recipe) -> tuple[Lora | Towards | Scale, ...]:
-    """Return the changes that go beside the weights of a recipe's part: those after its last merge."""
-    return recipe.all(WeightChange)[len(merged_in(recipe)) :]
+    """Return the changes that go beside the weights of a recipe's part: those after its last merge, bypassing last."""
+    bypassing = (lora for lora in recipe.all(Lora) if lora.bypass)
+    return (*_of_weights(recipe)[len(merged_in(recipe)) :], *bypassing)
+
+
+def _of_weights(recipe: Recipe) -> tuple[Any, ...]:
+    """Return the changes of a recipe's weights, in order."""
+    return tuple(change for change in recipe.all(WeightChange) if not (isinstance(change, Lora) and change.bypass))
 
 
 def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Files:
@@ -90,7 +98,7 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> File
     rounded, computed = recipe.last(Rounded), recipe.last(ComputedIn)
     dtypes = (rounded and rounded.to, computed.dtype if computed is not None else DEFAULT_DTYPE)
     streams = recipe.last(Streams)
-    changes = _changes(catalog, recipe.all(WeightChange) if whole else merged_in(recipe))
+    changes = _changes(catalog, _of_weights(recipe) if whole else merged_in(recipe))
     of_changes = (change.key for change in changes)
     key = (recipe.part, recipe.loaded_as, *dtypes, streams, *map(version, paths), *of_changes)
     return Files(tuple(paths), key, changes)

@@ -62,15 +62,27 @@ class LoraLoaderModelOnly:
 
 
 class LoraLoaderBypass(LoraLoader):
-    """A LoRA on a diffusion model and a text encoder; beside their weights in ComfyUI, in them here."""
+    """A LoRA beside the weights of a diffusion model and a text encoder, of which each has one: the last."""
 
     EXPERIMENTAL = True
+
+    def load_lora(
+        self, model: Recipe, clip: Recipe, lora_name: str, strength_model: float, strength_clip: float
+    ) -> tuple[Recipe, Recipe]:
+        """Return both recipes with the LoRA; as they are if it has no strength on either."""
+        if not strength_model and not strength_clip:
+            return model, clip
+        return model.with_bypass_lora(lora_name, strength_model), clip.with_bypass_lora(lora_name, strength_clip)
 
 
 class LoraLoaderBypassModelOnly(LoraLoaderModelOnly):
-    """A LoRA on a diffusion model alone; beside its weights in ComfyUI, in them here."""
+    """A LoRA beside the weights of a diffusion model alone."""
 
     EXPERIMENTAL = True
+
+    def load_lora_model_only(self, model: Recipe, lora_name: str, strength_model: float) -> tuple[Recipe]:
+        """Return the recipe with the LoRA."""
+        return (model.with_bypass_lora(lora_name, strength_model) if strength_model else model,)
 
 
 NODE_CLASS_MAPPINGS: Mapping[str, type] = {

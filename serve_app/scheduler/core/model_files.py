@@ -18,7 +18,8 @@ SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 _CHANGING = ("UnetLoaderGGUFAdvanced", "CreateHookModelAsLora", "CreateHookModelAsLoraModelOnly")
 """Loaders whose models are not, or need not be, as their files have them."""
-LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly", "LoraLoaderBypass", "LoraLoaderBypassModelOnly")
+BYPASSING = ("LoraLoaderBypass", "LoraLoaderBypassModelOnly")
+LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly", *BYPASSING)
 """Nodes that put a LoRA on a model, their first output, and some on a text encoder, their second."""
 MOST_LORAS = 64
 """How many LoRAs a model may have of which replicas are told ahead: a graph can chain thousands."""
@@ -79,18 +80,20 @@ def _recipe(graph: Graph, link: Link, known: dict[Link, Recipe | None]) -> Recip
             known[at] = None if model is None else dict(enumerate(warm_recipes(model))).get(at.slot)
     recipe = known.get(at) if isinstance(at, Link) else None
     for lora in reversed(loras):
-        inputs = graph.nodes[lora.node_id].inputs
+        inputs, bypass = graph.nodes[lora.node_id].inputs, graph.nodes[lora.node_id].class_type in BYPASSING
         if recipe is not None:
             strength = inputs.get("strength_model" if lora.slot == 0 else "strength_clip")
-            recipe = _with_lora(recipe, inputs.get("lora_name"), strength)
+            recipe = _with_lora(recipe, inputs.get("lora_name"), strength, bypass=bypass)
         known[lora] = recipe
     return recipe
 
 
-def _with_lora(recipe: Recipe, name: Any, strength: Any) -> Recipe | None:
+def _with_lora(recipe: Recipe, name: Any, strength: Any, *, bypass: bool) -> Recipe | None:
     if not isinstance(name, str) or not isinstance(strength, int | float):
         return recipe
-    return None if len(recipe.patches) == MOST_LORAS else recipe.with_lora(name, strength)
+    if len(recipe.patches) == MOST_LORAS:
+        return None
+    return recipe.with_bypass_lora(name, strength) if bypass else recipe.with_lora(name, strength)
 
 
 def _model(node: Node) -> str | None:

@@ -12,7 +12,7 @@ import torch
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 
 
@@ -110,15 +110,6 @@ def test_a_histogram_is_shown_beneath_the_curve() -> None:
 def test_where_a_model_runs_is_not_a_workflows_to_say(class_type: str, name: str, more: dict[str, Any]) -> None:
     recipe = Recipe("backbone", "checkpoints", "a.safetensors")
     assert run(class_type, **{name: recipe}, **more) == (recipe,)
-
-
-def test_a_lora_beside_the_weights_is_a_lora() -> None:
-    model, clip = Recipe("backbone", "checkpoints", "a.safetensors"), Recipe("clip", "checkpoints", "a.safetensors")
-    inputs = {"lora_name": "l.safetensors", "strength_model": 0.5, "strength_clip": 0.0}
-    made = run("LoraLoaderBypass", model=model, clip=clip, **inputs)
-    assert made == (model.with_patch(Lora("l.safetensors", 0.5)), clip)
-    alone = run("LoraLoaderBypassModelOnly", model=model, lora_name="l.safetensors", strength_model=0.5)
-    assert alone == made[:1]
 
 
 class _Files:

@@ -279,6 +279,14 @@ def test_a_merged_copy_shares_weights_that_are_kept_in_fewer_bits():
     assert not isinstance(first, KeptLinear)
 
 
+def test_what_is_beside_the_weights_is_added_after_they_are_rounded():
+    base = nn.Sequential(nn.Linear(6, 6))
+    stack = [({"0.weight": LowRank(drawn(i, 6, 2), drawn(i + 1, 2, 6), 1.0)}, 1.0) for i in (0, 2)]
+    (changed,) = with_merged(base, LoraSet("set", base, stack, stored_as=torch.float16, bypassing=1)).children()
+    rounded = (base[0].weight + drawn(0, 6, 2) @ drawn(1, 2, 6)).half().float()
+    torch.testing.assert_close(changed.weight, rounded + drawn(2, 6, 2) @ drawn(3, 2, 6), rtol=0, atol=1e-6)
+
+
 def test_layers_without_a_thin_form_are_ready_before_the_first_forward_a_few_at_a_time():
     layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2 * MERGED_AT_ONCE + 2))).requires_grad_(False)
     pair = (drawn(1, 4, 2), drawn(2, 2, 4), None)

@@ -97,6 +97,14 @@ def test_a_text_under_a_lora_is_encoded_as_with_weights_merged_in_half_precision
     assert float((without - theirs).norm() / theirs.norm()) > 1e-2
 
 
+def test_a_text_under_a_lora_beside_the_weights_is_encoded_without_their_rounding(catalog):
+    held = weights(catalog)
+    merged = held.clip(under(CLIP, (1, 0.8))).encode(["a fox"])[0][0][0]
+    beside = held.clip(CLIP.with_bypass_lora("style1.safetensors", 0.8)).encode(["a fox"])[0][0][0]
+    torch.testing.assert_close(beside, merged, rtol=0, atol=1e-2)
+    assert not torch.equal(beside, merged)
+
+
 def test_backbones_of_one_file_share_forwards_under_any_loras(catalog):
     held = weights(catalog)
     recipes = [BACKBONE, under(BACKBONE, (1, 0.8)), under(BACKBONE, (1, 0.3)), under(BACKBONE, (1, 0.8), (2, 1.0))]

@@ -1,7 +1,8 @@
 import pytest
 
-from serve_app.nodes.loaders.lora import LoraLoader, LoraLoaderModelOnly
-from serve_app.recipe import ClipSkip, Lora, Recipe
+from serve_app.models.weights.recipes import merged_in, set_beside
+from serve_app.nodes.loaders.lora import LoraLoader, LoraLoaderBypass, LoraLoaderBypassModelOnly, LoraLoaderModelOnly
+from serve_app.recipe import ClipSkip, Lora, Merge, Recipe, Share
 
 MODEL = Recipe("backbone", "checkpoints", "a.safetensors")
 CLIP = Recipe("clip", "checkpoints", "a.safetensors", (ClipSkip(-2),))
@@ -23,3 +24,19 @@ def test_loras_are_stacked_in_the_order_they_were_loaded():
     (once,) = LoraLoaderModelOnly().load_lora_model_only(MODEL, "a.safetensors", 1.0)
     (twice,) = LoraLoaderModelOnly().load_lora_model_only(once, "b.safetensors", 0.5)
     assert twice.patches == (Lora("a.safetensors", 1.0), Lora("b.safetensors", 0.5))
+
+
+def test_a_lora_beside_the_weights_takes_the_place_of_another_and_counts_last():
+    model, clip = LoraLoaderBypass().load_lora(MODEL, CLIP, "a.safetensors", 0.5, 0)
+    assert (model.patches, clip) == ((Lora("a.safetensors", 0.5, bypass=True),), CLIP)
+    (model,) = LoraLoaderBypassModelOnly().load_lora_model_only(model, "b.safetensors", 0.7)
+    (model,) = LoraLoaderModelOnly().load_lora_model_only(model, "c.safetensors", 1.0)
+    assert set_beside(model) == (Lora("c.safetensors", 1.0), Lora("b.safetensors", 0.7, bypass=True))
+    assert LoraLoaderBypass().load_lora(model, CLIP, "a.safetensors", 0, 0) == (model, CLIP)
+
+
+def test_a_merge_takes_of_the_other_model_its_weights_and_keeps_what_is_beside_its_own():
+    beside = Lora("a.safetensors", 0.5, bypass=True)
+    merge = Merge(MODEL, (Share("", 0.5, 0.5),))
+    merged = MODEL.with_patch(beside).with_patch(merge)
+    assert (merged_in(merged), set_beside(merged)) == ((merge,), (beside,))
