@@ -309,7 +309,10 @@ class CropByBBoxes:
             boxes = frames[min(index, len(frames) - 1)] if frames else []
             if boxes:
                 cut = _cut(one, boxes, padding)[None]
-                crops.append(_sized(cut, output_width, output_height, keep=keep_aspect == "pad"))
+                if cut.numel():
+                    crops.append(_sized(cut, output_width, output_height, keep=keep_aspect == "pad"))
+                else:
+                    crops.append(image.new_zeros(1, output_height, output_width, image.shape[-1]))
         return (torch.cat(crops) if crops else image,)
 
 
@@ -325,14 +328,17 @@ def _frames(bboxes: Any) -> list[list[Box]]:
 
 
 def _cut(image: Tensor, boxes: Sequence[Box], padding: int) -> Tensor:
-    """Return what the boxes hold together of an image (H,W,C); where that is nothing, a square in its upper middle."""
+    """Return what the boxes hold together of an image (H,W,C); where that is nothing, a square in its upper middle.
+
+    Of an image of few pixels that square has none.
+    """
     height, width = image.shape[:2]
     left = max(0, min(int(box["x"]) for box in boxes) - padding)
     top = max(0, min(int(box["y"]) for box in boxes) - padding)
     right = min(width, max(int(box["x"] + box["width"]) for box in boxes) + padding)
     bottom = min(height, max(int(box["y"] + box["height"]) for box in boxes) + padding)
     if right <= left or bottom <= top:
-        side = max(1, int(min(height, width) * NOTHING_FOUND))
+        side = int(min(height, width) * NOTHING_FOUND)
         left, top = (width - side) // 2, int(height * FROM_TOP)
         right, bottom = left + side, top + side
     return image[top:bottom, left:right]

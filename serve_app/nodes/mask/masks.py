@@ -199,8 +199,11 @@ class FeatherMask:
 
 
 def _feathered(size: int, start: int, end: int) -> torch.Tensor:
-    """Return weights (size,) that rise over start positions from the first, and over end positions from the last."""
-    start, end = min(start, size), min(end, size)
+    """Return weights (size,) that rise over start positions from the first, and over end positions from the last.
+
+    A number below 0, which a link may bring, is as 0.
+    """
+    start, end = (max(0, min(number, size)) for number in (start, end))
     weights = torch.ones(size)
     weights[:start] *= torch.arange(1, start + 1) / max(1, start)
     weights[size - end :] *= torch.arange(end, 0, -1) / max(1, end)

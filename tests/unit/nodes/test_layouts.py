@@ -73,6 +73,13 @@ def test_images_without_boxes_are_not_cut() -> None:
         assert run("CropByBBoxes", image=images, bboxes=none, **sizes)[0] is images
 
 
+def test_a_box_outside_an_image_of_few_pixels_is_black() -> None:
+    sizes = {"output_width": 64, "output_height": 72, "padding": 0, "keep_aspect": "pad"}
+    box = {"x": 30, "y": 0, "width": 4, "height": 4}
+    (crops,) = run("CropByBBoxes", image=torch.rand(2, 3, 9, 3), bboxes=[[box], [{**box, "x": 0}]], **sizes)
+    assert (crops.shape, crops[0].any().item(), crops[1].any().item()) == ((2, 72, 64, 3), False, True)
+
+
 def test_colours_are_transferred_between_images_without_alpha() -> None:
     images = torch.rand(1, 4, 4, 4)
     common = {"method": "mkl_lab", "source_stats": {"source_stats": "uniform"}}

@@ -126,6 +126,11 @@ def test_edges_fade_in_over_the_given_number_of_pixels() -> None:
     assert out[0, 0].tolist() == [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
 
 
+def test_a_side_below_zero_which_a_link_may_bring_fades_nothing() -> None:
+    (out,) = FeatherMask().feather(torch.ones(1, 2, 4), left=-3, top=0, right=2, bottom=-1)
+    assert out[0].tolist() == [[1, 1, 1, 0.5]] * 2
+
+
 @pytest.mark.parametrize("tapered", [True, False])
 @pytest.mark.parametrize("expand", [1, 3, 30])
 def test_a_point_grows_to_all_within_the_given_number_of_steps(expand: int, tapered: bool) -> None:
