@@ -7,7 +7,7 @@ with models; any other node goes with a neighbour where that saves a hop. Pure: 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
@@ -47,7 +47,8 @@ class TaskPlan:
 class Plan:
     """A job's graph, what it must produce, each node's signature, and its tasks in an order that respects needs.
 
-    certain: the nodes that run in any case, since no lazy input lies between them and an output.
+    certain: the nodes that run in any case, since no lazy input lies between them and an output. twins: of each
+    signature that several of its nodes have, these nodes.
     """
 
     graph: Graph
@@ -55,6 +56,7 @@ class Plan:
     signatures: Mapping[str, str]
     tasks: tuple[TaskPlan, ...]
     certain: frozenset[str]
+    twins: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +161,15 @@ def plan(
         nodes = tuple(members[group])
         targets = tuple(node_id for node_id in nodes if node_id in wanted)
         tasks.append(TaskPlan(index, home[nodes[0]], nodes, targets, tuple(needs.get(group, ()))))
-    return Plan(graph, tuple(outputs), signatures, tuple(tasks), certain)
+    return Plan(graph, tuple(outputs), signatures, tuple(tasks), certain, _twins(order, signatures))
+
+
+def _twins(nodes: Iterable[str], signatures: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, list[str]] = {}
+    for node_id in nodes:
+        if node_id in signatures:
+            found.setdefault(signatures[node_id], []).append(node_id)
+    return {signature: tuple(alike) for signature, alike in found.items() if len(alike) > 1}
 
 
 def _certain(graph: Graph, specs: Mapping[str, NodeSpec], outputs: Sequence[str]) -> frozenset[str]:

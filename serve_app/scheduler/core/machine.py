@@ -381,13 +381,25 @@ class Machine:
 
     def _start_job(self, job: JobRecord) -> None:
         nodes = [node_id for task in job.plan.tasks for node_id in task.nodes]
-        job.cached = tuple(node_id for node_id in nodes if self.results.known(job.plan.signatures[node_id]))
+        left = self._left(job)
+        job.cached = tuple(node_id for node_id in nodes if node_id not in left)
         self._journal.started(job)
         for node_id in job.cached:
             for rest, ui in self.results.made(job.plan.signatures[node_id]).items():
                 self._record_beside(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
             if node_id not in job.plan.outputs and (shown := self.results.ui(job.plan.signatures[node_id])):
                 self._record_beside(job, node_id, shown, None)
+
+    def _left(self, job: JobRecord) -> set[str]:
+        """Return the nodes that its outputs may need yet: none whose value is known, nor what only such ones need."""
+        left: set[str] = set()
+        stack = list(job.plan.outputs)
+        while stack:
+            node_id = stack.pop()
+            if node_id not in left and not self.results.known(job.plan.signatures[node_id]):
+                left.add(node_id)
+                stack.extend(link.node_id for _, link in job.plan.graph.nodes[node_id].links())
+        return left
 
     def _unmade(self, job: JobRecord, node_id: str) -> bool:
         if node_id in job.plan.outputs:
@@ -452,6 +464,7 @@ class Machine:
                     self._send(replica_id, Export(signature))
                 if current := self._current(task_id):
                     self._node_finished(task_id, current[0], node_id, ui, origin, computed)
+                    self._twins_finished(current[0], node_id, signature)
             case ClientTold(client_id, type_, data):
                 self._journal.told_client(client_id, {"type": type_, "data": data})
             case TaskFinished(task_id, took_s):
@@ -526,6 +539,15 @@ class Machine:
                 self.results.add_made(job.plan.signatures[origin.real], node_id.removeprefix(origin.real), ui)
         elif computed:
             self._journal.told(job, "finished", placed(node_id, origin))
+
+    def _twins_finished(self, job: JobRecord, node_id: str, signature: str) -> None:
+        """Say that the nodes have run which do what one has done, and which nobody therefore runs."""
+        for twin in job.plan.twins.get(signature, ()):
+            known = twin in job.finished or twin in job.executing or twin in job.cached
+            if twin in job.plan.certain and twin not in job.plan.outputs and twin != node_id and not known:
+                job.finished.add(twin)
+                self._journal.told(job, "executing", placed(twin, None))
+                self._journal.told(job, "finished", placed(twin, None))
 
     def _record_beside(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], origin: Origin | None) -> None:
         """Record what a node shows that is no output of the job, which no job waits for. origin: of a made one."""

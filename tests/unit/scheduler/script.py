@@ -60,6 +60,18 @@ def two_outputs(seed: object) -> tuple[Graph, dict[str, str]]:
     return Graph({**graph.nodes, "4": Node("4", "Save", {"images": Link("2", 0), "n": 2})}), {**signatures, "4": "four"}
 
 
+def twins(seed: object) -> tuple[Graph, dict[str, str]]:
+    """The chain with a second Load and Sample of the first ones' signatures, whose latents are saved too."""
+    graph, signatures = chain(seed)
+    nodes = {
+        "1b": Node("1b", "Load", {"name": "a.safetensors"}),
+        "2b": Node("2b", "Sample", {"model": Link("1b", 0), "seed": seed}),
+        "3": Node("3", "Save", {"images": Link("2", 0), "more": Link("2b", 0)}),
+    }
+    more = {"1b": signatures["1"], "2b": signatures["2"]}
+    return Graph({**graph.nodes, **nodes}), {**signatures, **more}
+
+
 class Script:
     """A machine, its clock, and everything it has asked for so far. graph: the jobs' graph and signatures by seed."""
 

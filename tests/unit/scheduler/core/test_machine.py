@@ -38,7 +38,7 @@ from serve_app.scheduler.protocol.messages import (
 )
 from serve_app.store.database.changes import JobAccepted, JobEnded, JobLostReplica, OutputRecorded
 from serve_app.store.tenants.pauses import THE_QUEUE, Pause
-from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id, two_outputs
+from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id, twins, two_outputs
 
 
 def test_a_job_is_persisted_before_it_is_announced():
@@ -690,3 +690,30 @@ def test_a_job_that_gets_no_memory_has_ended_no_replica_and_its_owner_does_not_w
             [(name, task)] = again
     assert "a" not in script.machine.jobs
     assert len(assigned(script.job("b", seed="b", tenant="poor"))) == 1
+
+
+def ran(commands, job_id):
+    """Return the nodes that clients were told of as run, and those as known already."""
+    told = [c.event for c in commands if isinstance(c, Publish) and c.event.job_id == job_id]
+    known = [node_id for event in told if event.kind == "cached" for node_id in event.data["nodes"]]
+    return [event.data["node"] for event in told if event.kind == "executing"], known
+
+
+def test_a_node_that_does_what_another_has_done_is_told_as_run_with_it():
+    script = Script(graph=twins)
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a"))
+    commands = script.report("r1", NodeFinished(task.id, "1b", task.signatures["1b"], None))
+    commands += script.report("r1", NodeFinished(task.id, "2", task.signatures["2"], None))
+    assert ran(commands, "a") == (["1", "2b"], [])
+    assert ran(script.report("r1", NodeFinished(task.id, "1", task.signatures["1"], None)), "a") == ([], [])
+
+
+def test_what_only_known_nodes_need_is_told_as_known_too():
+    script = Script()
+    script.replica("r1")
+    [(_, task)] = assigned(script.job("a", seed=7))
+    script.run("r1", task)
+    script.report("r1", Evicted(("load",)))
+    assert ran(script.job("b", seed=7), "b")[1] == ["1", "2", "3"]
+    assert ran(script.job("c", seed=8), "c")[1] == []
