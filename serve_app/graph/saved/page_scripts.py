@@ -1,7 +1,7 @@
 """What scripts in the page make of what single classes save, beyond the page's own widgets: the one table of it.
 
 Most classes leave that to the page. Facts: the scripts of rgthree-comfy, ComfyUI-VideoHelperSuite,
-ComfyUI-Impact-Pack and ComfyUI-Custom-Scripts; of ComfyUI's frontend 1.58 for 3D.
+ComfyUI-Impact-Pack, ComfyUI-Custom-Scripts and ComfyUI-KJNodes; of ComfyUI's frontend 1.58 for 3D.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def _contents(node: JsonObject) -> dict[str, Any]:
     values = node.get("widgets_values") or ()
     chosen = values[0] if values and not isinstance(values, Mapping) else None
     name = {"CheckpointLoader|pysssss": "ckpt_name", "LoraLoader|pysssss": "lora_name"}[node["type"]]
-    return {name: chosen["content"]} if isinstance(chosen, Mapping) and "content" in chosen else {}
+    named = {name: chosen["content"]} if isinstance(chosen, Mapping) and "content" in chosen else {}
+    return {**named, "example": "[none]"}
 
 
 def _preview(node: JsonObject) -> dict[str, Any]:
@@ -63,9 +64,44 @@ def _saves(node: JsonObject) -> dict[str, Any]:
     return {"save_output": values["save_image"]} if isinstance(values, Mapping) and "save_image" in values else {}
 
 
+def _texts(node: JsonObject) -> dict[str, Any]:
+    """Return the texts that a node has last shown, numbered; the first value is the input's own if it is empty."""
+    values = node.get("widgets_values")
+    kept = list(values) if isinstance(values, list) else []
+    shown = kept[1:] if kept and not kept[0] else kept
+    texts = [text for value in shown for text in (value if isinstance(value, list) else [value])]
+    return {f"text_{number}": text for number, text in enumerate(texts)}
+
+
+def _compared(node: JsonObject) -> dict[str, Any]:
+    """Return the pictures that a node has last compared; older files have their addresses alone."""
+    values = node.get("widgets_values")
+    kept = values[0] if isinstance(values, list) and values and isinstance(values[0], list) else []
+    images = [
+        {"url": image, "name": "B" if number else "A", "selected": True} if isinstance(image, str) else image
+        for number, image in enumerate(kept)
+    ]
+    return {"rgthree_comparer": {"images": images}}
+
+
+_MULTI = (
+    "ConditioningMultiCombine",
+    "ImageBatchMulti",
+    "ImageAddMulti",
+    "CrossFadeImagesMulti",
+    "TransitionImagesMulti",
+)
+_MULTI += ("ImageConcatMulti", "MaskBatchMulti", "JoinStringMulti")
+"""Classes with a button that adds inputs, which is queued as a widget without a value."""
+
 _VALUES: Mapping[str, Callable[[JsonObject], dict[str, Any]]] = {
     "Power Lora Loader (rgthree)": _loras,
     **dict.fromkeys(("Preview3D", "SaveGLB"), lambda node: {"image": ""}),
+    "ShowText|pysssss": _texts,
+    "Image Comparer (rgthree)": _compared,
+    **dict.fromkeys(("Display Any (rgthree)", "Display Int (rgthree)"), lambda node: {"output": ""}),
+    "ImpactSEGSPicker": lambda node: {"pick": "image"},
+    **dict.fromkeys(_MULTI, lambda node: {"Update inputs": None}),
     "PreviewBridge": _preview,
     "PreviewBridgeLatent": _preview,
     "CheckpointLoader|pysssss": _contents,

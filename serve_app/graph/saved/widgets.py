@@ -71,7 +71,8 @@ def widget_values(node: JsonObject, info: JsonObject) -> dict[str, Any]:
     saved = _Saved(node)
     widgets = list(_widgets(info["input"], info.get("input_order") or {}, saved))
     if saved.names is None and any(w.forced for w in widgets) and len(saved.values) == len(widgets):
-        return {w.name: v for w, v in zip(widgets, saved.values, strict=True) if w.name is not None and not w.forced}
+        own = {w.name: v for w, v in zip(widgets, saved.values, strict=True) if w.name is not None and not w.forced}
+        return own | scripted(node)
     shown = [widget for widget in widgets if not widget.forced]
     kept = enumerate(w for w in shown if w.saved)
     found = {w.name: saved.at(i, w) for i, w in kept if w.name is not None and w.sent}
@@ -114,11 +115,15 @@ def place_in_list(inputs: Mapping[str, Any]) -> int:
 
 
 class _Saved:
-    """What a node has saved. names: by the name of its widget, where the page did so."""
+    """What a node has saved. names: by the name of its widget, where a pack's script did so.
+
+    The page saves values by name beside those by position (`widgets_values_named`), and reads the latter unless a user
+    has set it otherwise, so these are read here.
+    """
 
     def __init__(self, node: JsonObject) -> None:
-        values, names = node.get("widgets_values") or (), node.get("widgets_values_named")
-        self.names: JsonObject | None = values if isinstance(values, Mapping) else names or None
+        values = node.get("widgets_values") or ()
+        self.names: JsonObject | None = values if isinstance(values, Mapping) else None
         self.values: Sequence[Any] = list(values.values()) if isinstance(values, Mapping) else values
 
     def at(self, index: int, widget: Widget) -> Any:

@@ -391,10 +391,12 @@ def test_a_seed_of_a_chosen_option_has_no_control_unless_its_class_asks_for_one(
     assert dynamic_inputs("Draw", widgets_values=["on", 5, 7]) == {"how": "on", "how.seed": 5, "how.n": 7}
 
 
-def test_values_saved_by_name_are_read_by_name():
+def test_values_saved_by_name_alone_are_read_by_name_and_others_by_position():
     named = {"method": "bilinear", "how": "to", "how.width": 4, "how.edge": "cut"}
     expected = {"how": "to", "how.width": 4, "how.height": 9, "how.edge": "cut", "method": "bilinear"}
-    assert dynamic_inputs("Resize", widgets_values=["to"], widgets_values_named=named) == expected
+    assert dynamic_inputs("Resize", widgets_values=named) == expected
+    by_position = dynamic_inputs("Resize", widgets_values=["to"])
+    assert dynamic_inputs("Resize", widgets_values=["to"], widgets_values_named=named) == by_position
 
 
 def test_rows_are_counted_by_a_widget_that_is_no_input_and_grown_inputs_have_none():

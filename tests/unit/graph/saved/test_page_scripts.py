@@ -8,6 +8,13 @@ from serve_app.graph.saved.convert import convert
 from tests.unit.graph.page_workflows import node, workflow
 
 FORMATS = {"video/webm": [["crf", "INT", {"default": 20}], ["pix_fmt", ["yuv", "rgb"]]], "image/gif": []}
+SHOWING = (
+    "ShowText|pysssss",
+    "Image Comparer (rgthree)",
+    "Display Any (rgthree)",
+    "ImageConcatMulti",
+    "ImpactSEGSPicker",
+)
 CLASSES: dict[str, Any] = {
     "Power Lora Loader (rgthree)": {"input": {"required": {}, "optional": {"model": ["MODEL"]}}},
     "VHS_VideoCombine": {
@@ -22,6 +29,7 @@ CLASSES: dict[str, Any] = {
     },
     "VHS_LoadVideo": {"input": {"required": {"custom_width": ["INT"], "custom_height": ["INT"]}}},
     "LoraLoader|pysssss": {"input": {"required": {"lora_name": [["a.safetensors"]]}}},
+    **{kind: {"input": {}} for kind in SHOWING},
     "PreviewBridge": {"input": {"required": {"image": ["STRING", {"default": ""}]}}},
     "Load3D": {
         "input": {"required": {"model_file": [["none"]], "image": ["LOAD_3D", {}], "width": ["INT"], "height": ["INT"]}}
@@ -69,7 +77,28 @@ def test_a_size_of_older_files_is_two(size, sides):
 
 
 def test_a_model_that_is_saved_with_its_picture_is_named():
-    assert inputs("LoraLoader|pysssss", [{"content": "a.safetensors", "image": None}]) == {"lora_name": "a.safetensors"}
+    given = inputs("LoraLoader|pysssss", [{"content": "a.safetensors", "image": None}])
+    assert given == {"lora_name": "a.safetensors", "example": "[none]"}
+
+
+@pytest.mark.parametrize(
+    ("class_type", "values", "sent"),
+    [
+        ("ShowText|pysssss", ["", "a", ["b", "c"]], {"text_0": "a", "text_1": "b", "text_2": "c"}),
+        ("ShowText|pysssss", [""], {}),
+        ("Image Comparer (rgthree)", [], {"rgthree_comparer": {"images": []}}),
+        (
+            "Image Comparer (rgthree)",
+            [["/a", {"url": "/b"}]],
+            {"rgthree_comparer": {"images": [{"url": "/a", "name": "A", "selected": True}, {"url": "/b"}]}},
+        ),
+        ("Display Any (rgthree)", [""], {"output": ""}),
+        ("ImageConcatMulti", [2, "right", None], {"Update inputs": None}),
+        ("ImpactSEGSPicker", ["1,2", "image"], {"pick": "image"}),
+    ],
+)
+def test_what_a_pack_shows_on_its_node_is_sent_as_a_widget(class_type, values, sent):
+    assert inputs(class_type, values) == sent
 
 
 def test_a_preview_has_the_id_of_a_page_that_has_shown_none():
