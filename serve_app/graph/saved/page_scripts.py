@@ -85,13 +85,9 @@ def _compared(node: JsonObject) -> dict[str, Any]:
 
 
 _MULTI = (
-    "ConditioningMultiCombine",
-    "ImageBatchMulti",
-    "ImageAddMulti",
-    "CrossFadeImagesMulti",
-    "TransitionImagesMulti",
+    *("ConditioningMultiCombine", "ImageBatchMulti", "ImageAddMulti", "ImageConcatMulti", "MaskBatchMulti"),
+    *("CrossFadeImagesMulti", "TransitionImagesMulti", "JoinStringMulti"),
 )
-_MULTI += ("ImageConcatMulti", "MaskBatchMulti", "JoinStringMulti")
 """Classes with a button that adds inputs, which is queued as a widget without a value."""
 
 _VALUES: Mapping[str, Callable[[JsonObject], dict[str, Any]]] = {
