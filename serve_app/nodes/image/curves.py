@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from serve_app.errors import NodeError
+
 LEVELS = 256
 LUMINANCE = (0.2126, 0.7152, 0.0722)
 """Of red, green and blue. Source: ITU-R BT.709."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A tone curve through points (x, y), by x; its text is as ComfyUI's. linear: straight between them, not smooth."""
+
+    points: list[tuple[float, float]]
+    linear: bool = False
+
+    def __repr__(self) -> str:
+        return f"{'LinearCurve' if self.linear else 'MonotoneCubicCurve'}(points={self.points})"
 
 
 class CurveEditor:
@@ -30,9 +44,24 @@ class CurveEditor:
             "optional": {"histogram": ("HISTOGRAM", {})},
         }
 
-    def edit(self, curve: Mapping[str, Any], histogram: list[int] | None = None) -> Any:
-        """Return the curve as it was drawn, and show the histogram on the page."""
-        return (curve,) if histogram is None else {"ui": {"histogram": list(histogram)}, "result": (curve,)}
+    def edit(
+        self, curve: Mapping[str, Any] | Sequence[Sequence[float]] | Curve, histogram: list[int] | None = None
+    ) -> Any:
+        """Return the curve that was drawn, and show the histogram on the page. curve: of older pages its points alone.
+
+        Errors: NodeError for what has no points.
+        """
+        made = curve if isinstance(curve, Curve) else _drawn(curve)
+        return (made,) if histogram is None else {"ui": {"histogram": list(histogram)}, "result": (made,)}
+
+
+def _drawn(curve: Mapping[str, Any] | Sequence[Sequence[float]]) -> Curve:
+    drawn = curve if isinstance(curve, Mapping) else {"points": curve}
+    try:
+        points = sorted(((float(x), float(y)) for x, y in drawn["points"]), key=lambda point: point[0])
+    except (KeyError, TypeError, ValueError) as error:
+        raise NodeError(f"curve is {str(curve)[:200]!r}; it must have points [x, y]") from error
+    return Curve(points, linear=drawn.get("interpolation") == "linear")
 
 
 class ImageHistogram:

@@ -100,9 +100,27 @@ def test_masks_are_one_or_as_many_as_the_images() -> None:
 
 
 def test_a_histogram_is_shown_beneath_the_curve() -> None:
-    curve = {"points": [[0, 0], [1, 1]], "interpolation": "linear"}
-    assert run("CurveEditor", curve=curve) == (curve,)
+    (curve,) = run("CurveEditor", curve={"points": [[1, 1], [0, 0.5]], "interpolation": "linear"})
     assert run("CurveEditor", curve=curve, histogram=[1, 2]) == {"ui": {"histogram": [1, 2]}, "result": (curve,)}
+
+
+@pytest.mark.parametrize(
+    ("drawn", "shown"),
+    [
+        ({"points": [[1, 1], [0, 0.5]], "interpolation": "linear"}, "LinearCurve(points=[(0.0, 0.5), (1.0, 1.0)])"),
+        ({"points": [[0, 0]]}, "MonotoneCubicCurve(points=[(0.0, 0.0)])"),
+        ([[0, 0]], "MonotoneCubicCurve(points=[(0.0, 0.0)])"),
+    ],
+)
+def test_a_curve_is_shown_as_comfyui_shows_its_own(drawn: Any, shown: str) -> None:
+    (curve,) = run("CurveEditor", curve=drawn)
+    assert run("PreviewAny", source=curve)["ui"]["text"] == (shown,)
+
+
+@pytest.mark.parametrize("drawn", [{}, 3, "x", [[1]]])
+def test_a_curve_without_points_is_an_error(drawn: Any) -> None:
+    with pytest.raises(NodeError, match="must have points"):
+        run("CurveEditor", curve=drawn)
 
 
 @pytest.mark.parametrize(
