@@ -132,12 +132,12 @@ def _value(value: Any) -> Any:
         return value[WRAPPED]
     if not isinstance(value, list):
         return value
-    if len(value) == 2 and isinstance(value[1], int) and not isinstance(value[1], bool):
-        source = value[0]
+    if len(value) == 2 and isinstance(value[1], int):
+        source, slot = value[0], int(value[1])  # true is slot 1, as it is in Python
         if isinstance(source, str):
-            return Link(source, value[1])
+            return Link(source, slot)
         if isinstance(source, int | float) and not isinstance(source, bool):
-            return Link(str(int(source)) if source == int(source) else str(source), value[1])
+            return Link(str(int(source)) if source == int(source) else str(source), slot)
     return BadLink(value)
 
 

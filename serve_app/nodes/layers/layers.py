@@ -131,7 +131,7 @@ class LayersFromBoundingBoxes:
             item = _boxed(image[number : number + 1], frame_mask(mask, number), box, crop=crop_to_content)
             told = box.get("metadata")
             z_index = told.get("z_index") if isinstance(told, Mapping) else None
-            items.append({**item, "z_index": whole(z_index, lowest + number)})
+            items.append(item | {"z_index": whole(z_index, lowest + number)})
         document = stacked(layers, items)
         if canvas_width > 0 and canvas_height > 0:
             document["canvas"] = (canvas_width, canvas_height)
@@ -193,7 +193,6 @@ def _boxed(image: Tensor, mask: Tensor | None, box: Mapping[str, Any], *, crop: 
     told = box.get("metadata")
     told = told if isinstance(told, Mapping) else {}
     x, y, width, height = (whole(box.get(key)) for key in ("x", "y", "width", "height"))
-    item: dict[str, Any] = {"type": "raster"}
     cut = told.get("content_rect")
     rows, columns = image.shape[1:3]
     if crop and isinstance(cut, list | tuple) and len(cut) == 4:
@@ -203,7 +202,8 @@ def _boxed(image: Tensor, mask: Tensor | None, box: Mapping[str, Any], *, crop: 
         if (part := image[:, inside[0], inside[1]]).numel():
             image, mask = part, None if mask is None else mask[:, inside[0], inside[1]]
             x, y, width, height = x + left, y + top, 0, 0
-    item |= {"image": image, "x": x, "y": y}
+    # In ComfyUI's order, in which it is shown as text.
+    item: dict[str, Any] = {"image": image, "type": "raster", "x": x, "y": y, "z_index": 0}
     item |= {key: value for key, value in (("w", width), ("h", height)) if value > 0}
     if mask is not None:
         item["mask"] = mask

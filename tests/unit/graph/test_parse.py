@@ -30,15 +30,14 @@ def test_a_workflow_becomes_nodes_with_links() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "link"), [(["a b", 1], Link("a b", 1)), ([4, 0], Link("4", 0)), ([4.0, -1], Link("4", -1))]
+    ("value", "link"),
+    [(["a b", 1], Link("a b", 1)), ([4, 0], Link("4", 0)), ([4.0, -1], Link("4", -1)), (["1", True], Link("1", 1))],
 )
 def test_a_list_of_an_id_and_an_integer_is_a_link(value: list[Any], link: Link) -> None:
     assert one(value) == link
 
 
-@pytest.mark.parametrize(
-    "value", [[], ["1"], ["1", 0, 0], ["1", "0"], ["1", 0.5], [None, 0], [True, 0], ["1", True], [[], 0]]
-)
+@pytest.mark.parametrize("value", [[], ["1"], ["1", 0, 0], ["1", "0"], ["1", 0.5], [None, 0], [True, 0], [[], 0]])
 def test_any_other_list_is_a_bad_link(value: list[Any]) -> None:
     assert one(value) == BadLink(value)
 
