@@ -14,6 +14,8 @@ from tests.unit.replica.cluster import Cluster, cluster
 from tests.usual_limits import LIMITS
 
 PACK = """
+import time
+from pathlib import Path
 from server import PromptServer
 
 queue = PromptServer.instance.prompt_queue
@@ -26,7 +28,7 @@ class Manager:
     def INPUT_TYPES(cls):
         return {"required": {"frames": ("INT",)}, "hidden": {"prompt": "PROMPT", "own": "UNIQUE_ID"}}
     def __init__(self):
-        self.film, self.closed = iter(range(5)), False
+        self.film, self.calls, self.closed = iter(range(5)), iter(range(99)), False
     def go(self, frames, prompt, own):
         self.frames = frames
         return (self,)
@@ -38,6 +40,11 @@ class Read:
     def INPUT_TYPES(cls):
         return {"required": {"manager": ("MANAGER",)}}
     def go(self, manager):
+        here = Path(__file__)
+        if next(manager.calls) and here.with_name("hold").exists():
+            here.with_name("held").touch()
+            while here.with_name("hold").exists():
+                time.sleep(0.01)
         found = [frame for _, frame in zip(range(manager.frames), manager.film)]
         manager.closed = len(found) < manager.frames
         return (found,)
@@ -99,3 +106,34 @@ async def test_a_job_of_several_pools_cannot_run_in_rounds_and_says_why(tmp_path
         view = await run(running)
         assert view.state == "error"
         assert view.failure.message == "Manager gives others its own object, so one pool has to run all that needs it"
+
+
+async def test_a_job_that_loses_its_replica_between_rounds_begins_again_and_gives_the_whole(tmp_path: Path) -> None:
+    async with film(tmp_path, ONE) as running:
+        job = await held_in_its_second_round(running, tmp_path / "packs")
+        await running.lose("cpu")
+        (tmp_path / "packs" / "hold").unlink()
+        await running.replica("another")
+        view = await running.finish(job)
+        assert (view.state, view.outputs) == ("success", WHOLE)
+
+
+async def test_cancelling_a_job_ends_all_that_is_left_of_its_rounds(tmp_path: Path) -> None:
+    async with film(tmp_path, ONE) as running:
+        job = await held_in_its_second_round(running, tmp_path / "packs")
+        await running.scheduler.cancel(job)
+        (tmp_path / "packs" / "hold").unlink()
+        assert (await running.finish(job)).state == "cancelled"
+        assert (await run(running)).outputs == WHOLE
+        count = await running.scheduler.count()
+        assert (count.running, count.pending) == (0, 0)
+
+
+async def held_in_its_second_round(running: Cluster, packs: Path) -> str:
+    """Submit a job and return its id once it waits in its second round, as long as the file `hold` is there."""
+    (packs / "hold").touch()
+    service = Service(running.scheduler, Volume(running.config.directories), lambda folder: [], LIMITS)
+    job = (await service.submit({"prompt": PROMPT})).job_id
+    while not (packs / "held").exists():
+        await asyncio.sleep(0.01)
+    return job
