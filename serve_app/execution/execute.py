@@ -29,7 +29,7 @@ from serve_app.execution.protocol import spec_of
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.rounds import Rounds, dependents
 from serve_app.execution.runtime import Files, Runtime
-from serve_app.execution.size import allow_shown, allow_task, check_made
+from serve_app.execution.size import COUNTED, allow_shown, allow_task, check_made
 from serve_app.execution.time_limit import TimeLimit
 from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Link, Node, Origin
@@ -469,15 +469,16 @@ def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[st
 
 
 def _check_counts(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse linked whole numbers above their declared maximum, which bounds a node's work. Errors: NodeError.
+    """Refuse linked whole numbers above their declared maximum, where nodes do not count them. Errors: NodeError.
 
     ComfyUI checks no value of a link, and every other number outside its declared range runs here as it does there.
     Those of packs too: their classes may be made for that.
     """
     if spec.python_module.startswith(PACKS):
         return
+    counted = COUNTED.get(spec.class_type, ())
     for declared in spec.inputs:
-        if declared.type == "INT" and isinstance(node.inputs.get(declared.name), Link):
+        if declared.type == "INT" and declared.name not in counted and isinstance(node.inputs.get(declared.name), Link):
             for value in inputs.get(declared.name, ()):
                 problem, message = out_of_bounds(declared, value) or ("", "")
                 if problem == "value_bigger_than_max":

@@ -27,6 +27,19 @@ PIXEL_BYTES = 4
 OBJECT_BYTES = 32
 """What any Python object counts, beside what it holds."""
 _NUMBERS = frozenset({type(None), bool, int, float})
+COUNTED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("EmptyImage", "EmptyLatentImage"), ("width", "height", "batch_size")),
+    **dict.fromkeys(("SolidMask", "ImageScale"), ("width", "height")),
+    **dict.fromkeys(("RepeatImageBatch", "RepeatLatentBatch"), ("amount",)),
+    "ImagePadForOutpaint": ("left", "top", "right", "bottom"),
+    "ResizeAndPadImage": ("target_width", "target_height"),
+    **dict.fromkeys(("ImageCrop", "LatentCrop", "CropMask", "ConditioningSetArea"), ("width", "height", "x", "y")),
+    **dict.fromkeys(("ImageFromBatch", "LatentFromBatch"), ("batch_index", "length")),
+    **dict.fromkeys(("LatentComposite", "LatentCompositeMasked", "ImageCompositeMasked", "MaskComposite"), ("x", "y")),
+    "SplitSigmas": ("step",),
+}
+"""Whole numbers that a link may bring above their declared maximum, as in ComfyUI: each node counts what they ask for
+before it makes it, or they choose among what there is."""
 FEWEST_DIMENSIONS = {"IMAGE": 3, "MASK": 2, "LATENT": 3}
 """Dimensions of one of a batch, by type. An empty batch of these is of no use to any node."""
 

@@ -424,7 +424,7 @@ async def test_a_job_that_asks_for_too_much_by_a_link_ends_in_error_and_the_repl
     async with cluster(root, ONE, limits=SizeLimits(value_bytes=1_000_000)) as running:
         for count, reason in (
             (0, "has made an empty IMAGE"),
-            (9999, "bigger than the maximum 4096"),
+            (9999, "allows 1,000,000"),
             (4096, "allows 1,000,000"),
         ):
             view = await running.finish(await running.submit(batch(count), ("3",)))
