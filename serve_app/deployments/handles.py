@@ -10,10 +10,11 @@ scheduler that does not come back is told UnavailableError.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, cast
 
 import ray
 import ray.actor
@@ -22,38 +23,11 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from serve_app.deployments.rpc import Connection, DisconnectedError, UnpicklableError
 from serve_app.errors import NotReadyError
-from serve_app.events import Event
-from serve_app.graph.graph import Graph
-from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
-from serve_app.scheduler.core.demand import Demand
-from serve_app.scheduler.protocol.client import (
-    Accepted,
-    Attached,
-    JobKeys,
-    JobView,
-    News,
-    Prevalidation,
-    QueueBounds,
-    QueueCount,
-    QueueView,
-    Reader,
-    Standing,
-    Submission,
-    Unfinished,
-)
-from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, Trouble
-from serve_app.scheduler.protocol.messages import Free, Message, ReplicaInfo, Report, SocketSaid
-from serve_app.store.database.changes import JobQuery
-from serve_app.store.files.reserved import Contents
-
-# Here and not above: whoever only names them needs no database.
-if TYPE_CHECKING:
-    from serve_app.store.database.queries import Inquiry
-    from serve_app.store.tenants.pauses import Pause
-
-T = TypeVar("T")
+from serve_app.scheduler.protocol.client import Accepted, SchedulerClient, Submission
+from serve_app.scheduler.protocol.cluster_view import HostStats
+from serve_app.scheduler.protocol.messages import ReplicaInfo, SchedulerForReplicas
 
 NAME = "scheduler"
 NAMESPACE = "serve_app"
@@ -73,8 +47,26 @@ def own_actor() -> bytes:
     return cloudpickle.dumps(ray.get_runtime_context().current_actor)  # type: ignore[no-any-return]
 
 
+class SchedulerVerbs(SchedulerClient, SchedulerForReplicas, Protocol):
+    """All that the scheduler can be asked, by whomever."""
+
+
+def scheduler_client(me: bytes = b"") -> SchedulerVerbs:
+    """Return a client of the scheduler's actor. me: a replica's `own_actor`, so that its death is noticed."""
+    return cast(SchedulerVerbs, SchedulerHandle(me))
+
+
+SIGNATURES = {
+    name: inspect.signature(verb)
+    for protocol in (SchedulerClient, SchedulerForReplicas)
+    for name, verb in vars(protocol).items()
+    if inspect.iscoroutinefunction(verb)
+}
+"""The verbs of both protocols; what arguments each takes."""
+
+
 class SchedulerHandle:
-    """SchedulerClient and SchedulerForReplicas over the actor. me: a replica's `own_actor`, so its death is noticed."""
+    """Calls the actor's verbs by name; those written out here are more than a call. `scheduler_client` types it."""
 
     def __init__(self, me: bytes = b"") -> None:
         self._me = me
@@ -84,74 +76,28 @@ class SchedulerHandle:
         self._routes: Mapping[str, tuple[PackRoute, ...]] = {}
         self._routes_at_s = float("-inf")
 
+    def __getattr__(self, verb: str) -> Callable[..., Coroutine[Any, Any, Any]]:
+        if (signature := SIGNATURES.get(verb)) is None:
+            raise AttributeError(f"the scheduler has no verb {verb!r}")
+
+        def call(*arguments: Any, **named: Any) -> Coroutine[Any, Any, Any]:
+            bound = signature.bind(self, *arguments, **named)
+            bound.apply_defaults()
+            return self._call(verb, *bound.args[1:])
+
+        return call
+
     async def submit(self, submission: Submission) -> Accepted:
         try:
-            return await self._once("submit", submission)  # type: ignore[no-any-return]
+            accepted: Accepted = await self._once("submit", submission)
         except DisconnectedError:
-            again = replace(submission, id_is_new=False)
-            return await self._call("submit", again)  # type: ignore[no-any-return]
-
-    async def cancel(self, job_id: str, tenant: str = "") -> bool:
-        return await self._call("cancel", job_id, tenant)  # type: ignore[no-any-return]
-
-    async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None, tenant: str = "") -> int:
-        return await self._call("cancel_all", job_ids, which, tenant)  # type: ignore[no-any-return]
-
-    async def count(self, tenant: str = "") -> QueueCount:
-        return await self._call("count", tenant)  # type: ignore[no-any-return]
-
-    async def queue(self, bounds: QueueBounds, tenant: str = "") -> QueueView:
-        return await self._call("queue", bounds, tenant)  # type: ignore[no-any-return]
-
-    async def job(self, job_id: str, tenant: str = "") -> JobView | None:
-        return await self._call("job", job_id, tenant)  # type: ignore[no-any-return]
-
-    async def standing(self, job_id: str, tenant: str = "") -> Standing | None:
-        return await self._call("standing", job_id, tenant)  # type: ignore[no-any-return]
-
-    async def preview(self, job_id: str, tenant: str = "") -> Event | None:
-        return await self._call("preview", job_id, tenant)  # type: ignore[no-any-return]
-
-    async def inquire(self, inquiry: Inquiry[T]) -> T:
-        return await self._call("inquire", inquiry)  # type: ignore[no-any-return]
-
-    async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
-        return await self._call("events", job_id, after, timeout_s, tenant)  # type: ignore[no-any-return]
-
-    async def keys(self, query: JobQuery) -> JobKeys:
-        return await self._call("keys", query)  # type: ignore[no-any-return]
-
-    async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
-        return await self._call("views", job_ids, brief, tenant)  # type: ignore[no-any-return]
-
-    async def forget(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
-        await self._call("forget", job_ids, tenant)
-
-    async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
-        return await self._call("remove", job_ids, tenant)  # type: ignore[no-any-return]
-
-    async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
-        return await self._call("warm", tuple(models), pool)  # type: ignore[no-any-return]
-
-    async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
-        return await self._call("pause", pause, paused)  # type: ignore[no-any-return]
-
-    async def hear(self, replica_id: str, said: SocketSaid) -> None:
-        await self._call("hear", replica_id, said)
-
-    async def free(self, wish: Free) -> None:
-        await self._call("free", wish)
+            accepted = await self._call("submit", replace(submission, id_is_new=False))
+        return accepted
 
     async def answered(self, job_id: str) -> None:
         """Say so; a scheduler that does not hear it lets the job's events go a little later by itself."""
         if self._connection is not None:
             self._connection[1].tell("answered", job_id)
-
-    async def attach(self, feed: str, token: str) -> Attached:
-        return await self._call("attach", feed, token)  # type: ignore[no-any-return]
-
-    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
-        return await self._call("news", readers, queue, timeout_s)  # type: ignore[no-any-return]
 
     async def specs(self, pool: str | None = None) -> Mapping[str, NodeSpec]:
         """Return the node classes, at most SPECS_S old: every submission needs them, and they hardly ever change."""
@@ -169,41 +115,9 @@ class SchedulerHandle:
             self._routes, self._routes_at_s = await self._call("routes"), time.monotonic()
         return self._routes
 
-    async def check(self, graph: Graph, outputs: Sequence[str]) -> Prevalidation:
-        return await self._call("check", graph, tuple(outputs))  # type: ignore[no-any-return]
-
-    async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
-        return await self._call("story", job_id, tenant)  # type: ignore[no-any-return]
-
-    async def cluster(self) -> ClusterView:
-        return await self._call("cluster")  # type: ignore[no-any-return]
-
-    async def ready(self) -> Sequence[Trouble]:
-        return await self._call("ready")  # type: ignore[no-any-return]
-
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
-        return await self._call("join", info, specs, host, self._me)  # type: ignore[no-any-return]
-
-    async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
-        return await self._call("poll", replica_id, epoch, after)  # type: ignore[no-any-return]
-
-    async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
-        await self._call("report", replica_id, epoch, reports, host)
-
-    async def reserve(
-        self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
-    ) -> tuple[int, bool]:
-        return await self._call("reserve", task_id, node_id, key, at_least, contents)  # type: ignore[no-any-return]
-
-    async def backlog(self, pool: str) -> Demand:
-        """Return what a pool is asked for."""
-        return await self._call("backlog", pool)  # type: ignore[no-any-return]
-
-    async def leave(self, replica_id: str, epoch: int) -> None:
-        await self._call("leave", replica_id, epoch)
-
-    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
-        await self._call("trouble", replica_id, pool, why, lost)
+        epoch: int = await self._call("join", info, specs, host, self._me)
+        return epoch
 
     async def _call(self, method: str, *arguments: Any) -> Any:
         """Call the scheduler, finding it again if it died. Errors: the method's own; NotReadyError after PATIENCE_S."""

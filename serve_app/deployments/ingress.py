@@ -22,7 +22,7 @@ from serve_app.api.operator.audit import AuditLog
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.deployments import metrics
-from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.handles import scheduler_client
 from serve_app.deployments.proxy import http_protocol
 from serve_app.deployments.proxy.gate import SERVES_LOGGER
 from serve_app.deployments.proxy.haproxy import socket_path
@@ -82,7 +82,7 @@ class Ingress:
 
         users = UserData(config.user_dir, many=config.multi_user)
         service = Service(
-            SchedulerHandle(),
+            scheduler_client(),
             store,
             partial(choices, store, catalog),
             Limits.of(config),

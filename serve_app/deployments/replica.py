@@ -20,7 +20,7 @@ from serve_app import log
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.deployments import metrics
-from serve_app.deployments.handles import SchedulerHandle, own_actor
+from serve_app.deployments.handles import own_actor, scheduler_client
 from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.limits import REFUSALS
 from serve_app.packs.routes import PackCall, Piece
@@ -38,7 +38,7 @@ class Replica:
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
         log.configure(config.logs)
         keep_to_the_node()
-        scheduler = SchedulerHandle(me=own_actor())
+        scheduler = scheduler_client(me=own_actor())
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._replica_id = replica_id
         with collector.starting():

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
-from serve_app.deployments.handles import SchedulerHandle
+from serve_app.deployments.handles import scheduler_client
 from serve_app.errors import ServeAppError
 from serve_app.scheduler.core.demand import Demand, replicas_by_seconds
 
@@ -26,7 +26,7 @@ class Backlog:
         self._pool = pool
         self._tasks_per_replica = tasks_per_replica
         self._drain_s = drain_s
-        self._handle = SchedulerHandle()
+        self._handle = scheduler_client()
         self._demand: Demand | None = None
         self._asking: asyncio.Task[None] | None = None
 

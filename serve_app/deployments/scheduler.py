@@ -84,7 +84,7 @@ class Office:
         self._actors: dict[str, bytes] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of SchedulerClient or SchedulerForReplicas, or `backlog`."""
+        """Call a method of SchedulerClient or SchedulerForReplicas."""
         self._called_s = time.monotonic()
         if not self._tasks:
             self._tasks = [
@@ -95,7 +95,7 @@ class Office:
         scheduler = await self._succession.scheduler()
         if method == "join":
             return await self._join(scheduler, *arguments)
-        return await getattr(scheduler, method)(*arguments)
+        return await scheduler.verb(method)(*arguments)
 
     async def address(self) -> Address:
         """Return where it listens."""
@@ -128,7 +128,7 @@ class Office:
             yield from metrics.limit_figures(scheduler.status.use(), REFUSALS)
 
     async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: bytes) -> int:
-        epoch = await scheduler.join(info, specs, host)
+        epoch = await scheduler.registry.join(info, specs, host)
         if earlier := self._pulses.pop(info.replica_id, None):
             earlier.cancel()
         self._actors[info.replica_id] = actor
@@ -152,7 +152,7 @@ class Office:
             except RayActorError:
                 self._actors.pop(replica_id, None)
                 self._callers.pop(replica_id, None)
-                await scheduler.lost(replica_id)
+                await scheduler.registry.lost(replica_id)
                 return
 
     def _end_actor(self, replica_id: str) -> None:

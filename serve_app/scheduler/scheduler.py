@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from serve_app import log
 from serve_app.config.limits import BackoffRules, EventLimits, WebhookLimits
@@ -25,7 +25,7 @@ from serve_app.errors import (
 )
 from serve_app.events import ENDINGS, Event, Failure
 from serve_app.graph.graph import Graph
-from serve_app.graph.plan import Pool, TaskId
+from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.administration import Administration
@@ -74,7 +74,7 @@ from serve_app.scheduler.protocol.client import (
     Unfinished,
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, Trouble
-from serve_app.scheduler.protocol.messages import Free, Message, ReplicaInfo, Report, SocketSaid
+from serve_app.scheduler.protocol.messages import Free, Message, SchedulerForReplicas, SocketSaid
 from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
@@ -83,7 +83,6 @@ from serve_app.scheduler.webhooks.sender import Courier, CourierThread
 from serve_app.store.database.changes import Change, JobQuery, JobRow
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.queries import Inquiry
-from serve_app.store.files.reserved import Contents
 from serve_app.store.tenants.pauses import Pause
 from serve_app.threads import Threads
 
@@ -97,7 +96,7 @@ RECENT_S, RECENT_JOBS = 60.0, 200
 
 
 class Scheduler:
-    """One per cluster. Implements SchedulerClient for the ingress and SchedulerForReplicas for the replicas.
+    """One per cluster. Implements SchedulerClient; its `registry` implements SchedulerForReplicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. files: what it keeps in order.
@@ -263,6 +262,12 @@ class Scheduler:
         """Stop deciding anything: every later call is answered DrainingError, as after losing the lease."""
         self.fenced.set()
 
+    def verb(self, name: str) -> Callable[..., Awaitable[Any]]:
+        """Return what answers a verb of SchedulerClient or of SchedulerForReplicas."""
+        home = self.registry if hasattr(SchedulerForReplicas, name) else self
+        answering: Callable[..., Awaitable[Any]] = getattr(home, name)
+        return answering
+
     # For the ingress --------------------------------------------------------------------------------------------------
 
     async def submit(self, submission: Submission) -> Accepted:
@@ -424,28 +429,6 @@ class Scheduler:
         waiting, running, seconds = self._machine.backlog(pool)
         return Demand(waiting + self._validation.waiting(pool), running, seconds)
 
-    # For the replicas -------------------------------------------------------------------------------------------------
-
-    async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
-        return await self.registry.join(info, specs, host)
-
-    async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
-        return await self.registry.poll(replica_id, epoch, after)
-
-    async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
-        await self.registry.report(replica_id, epoch, reports, host)
-
-    async def reserve(
-        self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
-    ) -> tuple[int, bool]:
-        return await self.registry.reserve(task_id, node_id, key, at_least, contents)
-
-    async def leave(self, replica_id: str, epoch: int) -> None:
-        await self.registry.leave(replica_id, epoch)
-
-    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
-        await self.registry.trouble(replica_id, pool, why, lost)
-
     # Recovering -------------------------------------------------------------------------------------------------------
 
     async def _recover(self, row: JobRow) -> None:
@@ -499,10 +482,6 @@ class Scheduler:
         job = self._published.unended.get(event.job_id)
         if self._housekeeping is not None and job is not None:
             self._housekeeping.saved(event.data["output"], job.tenant)
-
-    async def lost(self, replica_id: str) -> None:
-        """The replica has died; as `ReplicaRegistry.lost`."""
-        await self.registry.lost(replica_id)
 
     def _mail(self, replica_id: str, message: Message) -> None:
         self.registry.mail(replica_id, message)

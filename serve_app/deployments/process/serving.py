@@ -25,7 +25,7 @@ from ray import serve
 from serve_app import log
 from serve_app.config import AppConfig
 from serve_app.deployments.build import bind, gpus
-from serve_app.deployments.handles import NAME, NAMESPACE, SchedulerHandle
+from serve_app.deployments.handles import NAME, NAMESPACE, scheduler_client
 from serve_app.deployments.process import lean_ray
 from serve_app.deployments.process.supervisor import GIVEN_UP
 from serve_app.errors import StoreError, UnavailableError
@@ -131,7 +131,7 @@ def _wait_until_ready(stop: threading.Event, deployed: Future[None]) -> bool:
     """Wait until a replica has joined, so that a job can run. False if the deployment failed or a stop was asked."""
 
     async def ready() -> bool:
-        handle = SchedulerHandle()
+        handle = scheduler_client()
         while not stop.is_set():
             if deployed.done() and (failure := deployed.exception()) is not None:
                 _log.error("deploying failed", exc_info=failure)

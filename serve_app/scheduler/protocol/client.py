@@ -14,6 +14,7 @@ from serve_app.events import Event, Failure, JobState
 from serve_app.graph.graph import Graph
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
+from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.protocol.cluster_view import ClusterView, Trouble
 from serve_app.scheduler.protocol.messages import Free, SocketSaid
 from serve_app.store.database.changes import NO_CLAIMS, Claims, JobKey, JobQuery
@@ -345,4 +346,8 @@ class SchedulerClient(Protocol):
 
     async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
         """Return what the scheduler was told of an unfinished job lately, as (Unix time, what); [] for any other."""
+        ...
+
+    async def backlog(self, pool: str) -> Demand:
+        """Return what the pool is asked for; what autoscaling goes by."""
         ...

@@ -67,7 +67,7 @@ class Reached:
         return cast(SchedulerClient, self)
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.scheduler, name)
+        method = self.scheduler.verb(name)
 
         async def call(*arguments: Any, **named: Any) -> Any:
             if self.refusal is not None:
@@ -101,11 +101,11 @@ class ScriptedReplica:
     async def announce(self, pool: str = POOL, routes: tuple[PackRoute, ...] = (), host: HostStats = HOST) -> None:
         """Join a pool without a slot: its node classes and routes are known from here on."""
         self._routes[pool] = routes
-        await self._scheduler.join(ReplicaInfo(_resting(pool), pool, 0, routes), [*self._specs.values()], host)
+        await self._scheduler.registry.join(ReplicaInfo(_resting(pool), pool, 0, routes), [*self._specs.values()], host)
 
     async def messages(self) -> list[Message]:
         """Return what the replica without a slot has been sent; waits for the first."""
-        return [message for _, message in await self._scheduler.poll(_resting(POOL), self._scheduler.epoch, 0)]
+        return [message for _, message in await self._scheduler.registry.poll(_resting(POOL), self._scheduler.epoch, 0)]
 
     async def cached(self, job_id: str, nodes: Sequence[str]) -> None:
         """Hold the values of nodes of a job that waits, in the replica without a slot."""
@@ -114,15 +114,15 @@ class ScriptedReplica:
         assert view.started_s is None, "what is cached is looked at when a job starts"
         found = signatures(parse(view.prompt), self._specs, _no_files, job_id)
         held = [NodeFinished(TaskId(job_id, 0, 0), node_id, found[node_id], None) for node_id in nodes]
-        await self._scheduler.report(_resting(POOL), self._scheduler.epoch, [*held], None)
+        await self._scheduler.registry.report(_resting(POOL), self._scheduler.epoch, [*held], None)
 
     async def take(self) -> str:
         """Start the job that is first in the queue, waiting for one to come, and return its id."""
         replica_id, seen = f"replica-{next(self._numbers)}", 0
         info = ReplicaInfo(replica_id, POOL, 1, self._routes[POOL])
-        await self._scheduler.join(info, [*self._specs.values()], HOST)
+        await self._scheduler.registry.join(info, [*self._specs.values()], HOST)
         while True:
-            for cursor, message in await self._scheduler.poll(replica_id, self._scheduler.epoch, seen):
+            for cursor, message in await self._scheduler.registry.poll(replica_id, self._scheduler.epoch, seen):
                 seen = cursor
                 if isinstance(message, Assign):
                     self._running[message.task.id.job_id] = (replica_id, message.task)
@@ -158,8 +158,8 @@ class ScriptedReplica:
         assert outputs.keys() <= {*task.targets}, f"the job's output nodes are {task.targets}"
         made = {node_id: outputs.get(node_id, {}) for node_id in (*outputs, *task.targets)}
         done = [NodeFinished(task.id, node_id, task.signatures[node_id], shown) for node_id, shown in made.items()]
-        await self._scheduler.report(replica_id, self._scheduler.epoch, [*done], None)
-        await self._scheduler.leave(replica_id, self._scheduler.epoch)
+        await self._scheduler.registry.report(replica_id, self._scheduler.epoch, [*done], None)
+        await self._scheduler.registry.leave(replica_id, self._scheduler.epoch)
 
     async def fail(self, job_id: str, failure: Mapping[str, Any]) -> None:
         """End the job as a node that raises does."""
@@ -169,14 +169,14 @@ class ScriptedReplica:
         reasons = {"traceback": (), **failure}
         replica_id, task = self._running.pop(job_id)
         failed = TaskFailed(task.id, node_id=reasons.pop("node"), **reasons)
-        await self._scheduler.report(replica_id, self._scheduler.epoch, [failed], None)
-        await self._scheduler.leave(replica_id, self._scheduler.epoch)
+        await self._scheduler.registry.report(replica_id, self._scheduler.epoch, [failed], None)
+        await self._scheduler.registry.leave(replica_id, self._scheduler.epoch)
 
     def _id(self, job_id: str) -> TaskId:
         return self._running[job_id][1].id
 
     async def _report(self, job_id: str, report: Report) -> None:
-        await self._scheduler.report(self._running[job_id][0], self._scheduler.epoch, [report], None)
+        await self._scheduler.registry.report(self._running[job_id][0], self._scheduler.epoch, [report], None)
 
 
 @contextlib.asynccontextmanager

@@ -112,7 +112,7 @@ async def test_calls_share_a_connection(actor: Actor) -> None:
 async def test_what_only_ray_may_carry_goes_by_ray(actor: Actor) -> None:
     handle = SchedulerHandle()
     actor.release.set()
-    await handle.report("replica", 1, [Reference()], None)  # type: ignore[list-item]
+    await handle.report("replica", 1, [Reference()], None)
     assert actor.calls == [("ray", 1, "report")]
     actor.answers["poll"] = [(1, Reference())]
     assert await handle.poll("replica", 1, 0) == actor.answers["poll"]
@@ -120,7 +120,7 @@ async def test_what_only_ray_may_carry_goes_by_ray(actor: Actor) -> None:
 
 
 async def test_a_call_by_ray_whose_scheduler_died_unsaid_is_made_again(actor: Actor) -> None:
-    call = asyncio.create_task(SchedulerHandle().report("replica", 1, [Reference()], None))  # type: ignore[list-item]
+    call = asyncio.create_task(SchedulerHandle().report("replica", 1, [Reference()], None))
     await actor.called.wait()
     await actor.die()
     actor.release.set()

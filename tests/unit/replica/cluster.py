@@ -49,7 +49,7 @@ class Cluster:
 
     def __getattr__(self, name: str) -> Any:
         """Stand in for the scheduler, so that replicas find the new one after a restart."""
-        return getattr(self.scheduler, name)
+        return self.scheduler.verb(name)
 
     async def replica(self, name: str, pool: PoolConfig | None = None) -> None:
         pool = pool or self.config.pools[0]
@@ -74,7 +74,7 @@ class Cluster:
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
         await self.runners.pop(name).drop_all()
-        await self.scheduler.lost(name)
+        await self.scheduler.registry.lost(name)
 
     async def restart_scheduler(self) -> None:
         """Replace the scheduler by a new one over the same database."""

@@ -79,13 +79,13 @@ class Life:
 
     async def start(self) -> None:
         await self.scheduler.start()
-        self.epoch = await self.scheduler.join(INFO, [SPEC], HOST)
+        self.epoch = await self.scheduler.registry.join(INFO, [SPEC], HOST)
         self.replica = asyncio.create_task(self._replica())
 
     async def _replica(self) -> None:
         seen = 0
         while True:
-            for cursor, message in await self.scheduler.poll(INFO.replica_id, self.epoch, seen):
+            for cursor, message in await self.scheduler.registry.poll(INFO.replica_id, self.epoch, seen):
                 seen = cursor
                 if isinstance(message, Assign):
                     await self._run(message)
@@ -93,10 +93,10 @@ class Life:
     async def _run(self, message: Assign) -> None:
         task = message.task
         started: list[Report] = [NodeStarted(task.id, node_id) for node_id in task.nodes]
-        await self.scheduler.report(INFO.replica_id, self.epoch, started, None)
+        await self.scheduler.registry.report(INFO.replica_id, self.epoch, started, None)
         await self.free.wait()
         done = [NodeFinished(task.id, n, task.signatures[n], {"images": [SHOWN.get(n, n)]}) for n in task.nodes]
-        await self.scheduler.report(INFO.replica_id, self.epoch, [*done, TaskFinished(task.id)], None)
+        await self.scheduler.registry.report(INFO.replica_id, self.epoch, [*done, TaskFinished(task.id)], None)
 
     async def submit(
         self,
@@ -120,7 +120,7 @@ class Life:
         return view
 
     async def reserve(self, job_id: str) -> tuple[int, bool]:
-        return await self.scheduler.reserve(TaskId(job_id, 0, 0), "1", "output/x", 1, contents(1))
+        return await self.scheduler.registry.reserve(TaskId(job_id, 0, 0), "1", "output/x", 1, contents(1))
 
     async def events(self, job_id: str) -> list[Event]:
         return await self.scheduler.events(job_id, 0, 0)
@@ -245,7 +245,7 @@ async def test_a_commit_that_is_merely_late_is_made_when_the_database_is_back(po
         await asyncio.to_thread(postgres_server.stop)
         try:
             task_id = TaskId(job_id, 0, 0)
-            reserved = asyncio.create_task(life.scheduler.reserve(task_id, "1", "output/x", 1, contents(1)))
+            reserved = asyncio.create_task(life.scheduler.registry.reserve(task_id, "1", "output/x", 1, contents(1)))
             with pytest.raises(DatabaseAwayError):
                 await life.submit("1")
             assert not reserved.done()
@@ -333,7 +333,7 @@ async def test_counters_that_are_asked_for_together_are_reserved_in_one_transact
     write = life.jobs.write
     monkeypatch.setattr(life.jobs, "write", counted)
     task_id = TaskId(job_id, 0, 0)
-    asked = [life.scheduler.reserve(task_id, str(node), "output/x", 1, contents(2)) for node in range(6)]
+    asked = [life.scheduler.registry.reserve(task_id, str(node), "output/x", 1, contents(2)) for node in range(6)]
     assert await asyncio.gather(*asked) == [(first, False) for first in range(1, 13, 2)]
     assert written == [6]
 
@@ -341,7 +341,7 @@ async def test_counters_that_are_asked_for_together_are_reserved_in_one_transact
 async def test_a_job_that_no_database_can_hold_ends_and_its_node_is_given_no_counters(life):
     job_id = await held(life)
     with pytest.raises(StaleAttemptError, match="ended meanwhile"):
-        await life.scheduler.reserve(TaskId(job_id, 0, 0), "\ud800", "output/x", 1, contents(1))
+        await life.scheduler.registry.reserve(TaskId(job_id, 0, 0), "\ud800", "output/x", 1, contents(1))
     assert (await life.finish(job_id)).state == "error"
     assert await life.reserve(await held(life)) == (1, False)
 
@@ -487,7 +487,7 @@ async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
     silenced: asyncio.Queue[str] = asyncio.Queue()
     silence.silenced = silenced.put_nowait
     await silence.start()
-    await silence.join(INFO, [SPEC], HOST)
+    await silence.registry.join(INFO, [SPEC], HOST)
     assert await asyncio.wait_for(silenced.get(), 60) == INFO.replica_id
     assert (await silence.cluster()).replicas == ()
     await silence.close()
@@ -514,9 +514,9 @@ async def test_a_job_that_can_no_longer_be_planned_ends_for_everyone_who_looks(d
 async def test_node_classes_have_one_tag_until_they_change(life):
     tag, specs = await life.scheduler.specs_since("")
     assert specs == {"Save": SPEC}
-    await life.scheduler.join(replace(INFO, replica_id="alike"), [SPEC], HOST)
+    await life.scheduler.registry.join(replace(INFO, replica_id="alike"), [SPEC], HOST)
     assert await life.scheduler.specs_since(tag) == (tag, None)
-    await life.scheduler.join(replace(INFO, replica_id="other"), [replace(SPEC, class_type="Other")], HOST)
+    await life.scheduler.registry.join(replace(INFO, replica_id="other"), [replace(SPEC, class_type="Other")], HOST)
     changed, specs = await life.scheduler.specs_since(tag)
     assert changed != tag
     assert list(specs) == ["Other"]

@@ -121,7 +121,7 @@ async def test_whose_jobs_wait_for_having_ended_a_replica_is_shown(client, repli
     await replica.start(await queued(client, example))
     assert "X-Queue-Backoff" not in (await client.get("/queue")).headers
     [busy] = [each for each in (await client.get("/status")).json()["replicas"] if each["running"]]
-    await replica.scheduler.lost(busy["replica_id"])
+    await replica.scheduler.scheduler.registry.lost(busy["replica_id"])
     for path in ("/queue", "/api/queue"):
         assert 1 <= int((await client.get(path)).headers["X-Queue-Backoff"]) <= 5
     [shown] = (await client.get("/status")).json()["backoffs"]

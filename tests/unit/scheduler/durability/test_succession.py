@@ -69,7 +69,7 @@ async def submitted(server: Succession, job_id: str) -> Accepted:
     with contextlib.suppress(NotReadyError):
         if "Save" in await scheduler.specs():
             return await scheduler.submit(submission(job_id))
-    await scheduler.join(ReplicaInfo("replica", "cpu", slots=0), [SPEC], HOST)
+    await scheduler.registry.join(ReplicaInfo("replica", "cpu", slots=0), [SPEC], HOST)
     return await scheduler.submit(submission(job_id))
 
 
