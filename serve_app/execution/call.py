@@ -135,7 +135,8 @@ async def map_over_lists(
                     returned = seen(**calls[index])
                 else:
                     threads, context = _ONE_THREAD if alone else _THREADS, contextvars.copy_context()
-                    returned = await threads.call(context.run, _run, running, begun, seen, calls[index])
+                    with running.underway.queued():
+                        returned = await threads.call(context.run, _run, running, begun, seen, calls[index])
                     if not inspect.isawaitable(returned):
                         return returned
                 with running.underway.noted(running):

@@ -37,6 +37,21 @@ class Underway:
 
     def __init__(self) -> None:
         self._calls: dict[int, Executing] = {}
+        self._queued = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing runs, and a call waits for a thread."""
+        return self._queued > 0 and not self._calls
+
+    @contextmanager
+    def queued(self) -> Iterator[None]:
+        """Count a call that asks for a thread in this block, until it has ended. In the event loop's thread."""
+        self._queued += 1
+        try:
+            yield
+        finally:
+            self._queued -= 1
 
     def __bool__(self) -> bool:
         return bool(self._calls)

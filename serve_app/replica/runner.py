@@ -92,10 +92,10 @@ class Runner:
 
     models: makes them, in a thread and once the replica has joined, since it takes seconds; tasks that need them wait.
     warm: models to load as it starts. limits: how large its values may be. node_limits: how long its nodes may take.
-    stop_s: how long a node may go on that nobody waits for. Then the replica takes no more tasks; unless the node stops
-    within finish_s after all, or as soon as nothing else runs, it hands its other tasks back and ends its process by
-    `exit`, since a thread cannot be ended otherwise. cancelled_time_s: how long the engine may go on with what was
-    cancelled; then it does so at once.
+    stop_s: how long a node may go on that nobody waits for. Then the replica takes no more tasks, and hands over those
+    that wait for a thread; unless the node stops within finish_s after all, or as soon as nothing else runs, it hands
+    over the others too and ends its process by `exit`, since a thread cannot be ended otherwise. cancelled_time_s: how
+    long the engine may go on with what was cancelled; then it does so at once.
     """
 
     def __init__(
@@ -420,11 +420,20 @@ class Runner:
         end(REPLACED, why, self.underway, self._exit)
 
     async def _stops_while_others_finish(self) -> bool:
-        """Let other tasks go on for finish_s; return whether what went on has stopped meanwhile."""
+        """Let other tasks go on for finish_s; return whether what went on has stopped meanwhile.
+
+        Those that only wait for a thread, which the node that goes on may never free, are handed over at once.
+        """
         loop = asyncio.get_running_loop()
         end_s = loop.time() + self._finish_s
+        waited: set[asyncio.Task[None]] = set()
         while loop.time() < end_s and set(self._running.values()) - self._stuck and not self._membership.leaving:
             await asyncio.sleep(LOOK_S)
+            # Twice in a row: a call whose thread has just returned looks the same for a moment.
+            waiting = {run for run in self._running.values() if self._underway[run].waits}
+            for run in waiting & waited:
+                run.cancel()
+            waited = waiting
             for run in [run for run in self._stuck if not self._underway.get(run)]:
                 self._forget(run)
             if not self._stuck:

@@ -279,6 +279,22 @@ async def test_other_jobs_finish_before_a_replica_is_ended_and_the_owner_of_the_
         assert (await c.running.scheduler.job(waits)).state == "queued"
 
 
+async def test_a_task_that_waits_for_the_thread_of_a_node_that_goes_on_is_handed_over_at_once(tmp_path: Path) -> None:
+    async with client(tmp_path, impatient(finish_s=300.0)) as c:
+        await c.started("Waits")
+        guilty = await c.started("Endless")
+        behind = await c.submit("Node", "behind")
+        async with asyncio.timeout(30):
+            while not any(run.waits for run in c.running.runners["cpu"]._underway.values()):
+                await asyncio.sleep(0.01)
+            assert await c.running.scheduler.cancel(guilty)
+            while (await c.running.scheduler.cluster()).replicas[0].running > 1:
+                await asyncio.sleep(0.01)
+            assert (c.running.exits, len(c.running.runners["cpu"]._stuck)) == ([], 1), "what runs there goes on"
+            c.running.runners["cpu"]._classes["Endless"].stop.set()
+            assert (await c.running.finish(behind)).state == "success"
+
+
 async def test_a_replica_stays_whose_node_stops_while_others_finish(tmp_path: Path) -> None:
     async with client(tmp_path, impatient(finish_s=60.0)) as c:
         innocent = await c.started("Waits")
