@@ -53,7 +53,7 @@ def status(answer: Mapping[str, Any]) -> Iterator[str]:
         held = ", ".join(replica["recipes"]) or "no model"
         running = f"{replica['running']} of {replica['slots']} tasks"
         kept = f", kept for job {replica['quarantined']} alone" if replica["quarantined"] else ""
-        kept += ", drains as a node does not stop" if replica["draining"] else ""
+        kept += ", takes no more tasks" if replica["draining"] else ""
         yield f"replica {replica['replica_id']} ({replica['pool']}): {running}, holds {held}{kept}"
         yield from (f"  {note}" for note in replica["notes"])
     for trouble in answer["troubles"]:

@@ -71,6 +71,8 @@ REFRESH_S = 30.0
 """How often it is asked for its classes while it runs nothing: lists of model files are in them."""
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """How long after a failed start it is started again, at first and at most."""
+TELL_S = 5.0
+"""How often the scheduler is told again that none can be started."""
 HEARTBEAT_S = 60.0
 """How often one that is another's to start is asked for a sign of life: a host that is cut off closes no connection."""
 LAST_WORDS_S = 3.0
@@ -132,6 +134,7 @@ class ComfyUIRunner:
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._vacated: set[TaskId] = set()
         self._errands: set[asyncio.Task[None]] = set()
+        self._telling: asyncio.Task[None] | None = None
         self._past: list[str] = []
         self._tidied_s = 0.0
         self._resident: tuple[str, ...] = ()
@@ -141,20 +144,22 @@ class ComfyUIRunner:
     async def run(self) -> None:
         """Serve until cancelled; a process that ends or cannot be started is started again."""
         pause_s = PAUSE_S
-        while not self._leaving:
-            try:
-                async with self._opened() as (client, socket):
-                    pause_s = PAUSE_S
-                    await self._serve(client, socket)
-            except (ComfyUIError, StoreError, OSError) as error:
-                if self._leaving:
-                    return
-                _log.error("%s", error)
-                told = asyncio.create_task(self._tell(str(error)))
-                await asyncio.sleep(pause_s)
-                await asyncio.wait([told], timeout=LONGEST_PAUSE_S)
-                told.cancel()
-                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        try:
+            while not self._leaving:
+                try:
+                    async with self._opened() as (client, socket):
+                        pause_s = PAUSE_S
+                        self._keep_telling("")
+                        await self._serve(client, socket)
+                except (ComfyUIError, StoreError, OSError) as error:
+                    if self._leaving:
+                        return
+                    _log.error("%s", error)
+                    self._keep_telling(str(error))
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        finally:
+            self._keep_telling("")
 
     async def answer(self, call: PackCall) -> AsyncGenerator[Piece]:
         """Pass a request on that no route of the server's own takes."""
@@ -183,9 +188,18 @@ class ComfyUIRunner:
         if self.process is not None:
             await self.process.end()
 
+    def _keep_telling(self, why: str) -> None:
+        """Tell the scheduler from now on why this replica cannot work; nothing with ""."""
+        if self._telling is not None:
+            self._telling.cancel()
+        self._telling = asyncio.create_task(self._tell(why)) if why else None
+
     async def _tell(self, why: str) -> None:
-        with contextlib.suppress(ServeAppError):
-            await self._scheduler.trouble(self._replica_id, self._pool, why)
+        """Say again and again why this replica cannot work, until cancelled."""
+        while True:
+            with contextlib.suppress(ServeAppError):
+                await self._scheduler.trouble(self._replica_id, self._pool, why)
+            await asyncio.sleep(TELL_S)
 
     # A process's life -------------------------------------------------------------------------------------------------
 

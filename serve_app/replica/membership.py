@@ -108,10 +108,6 @@ class Membership:
         except (StaleEpochError, NotReadyError) as error:
             _log.info("left without a word: %s", error)
 
-    async def trouble(self, why: str) -> None:
-        """Tell the scheduler what keeps this replica from its work, though it is to go on. Errors: as `leave`'s."""
-        await self._scheduler.trouble(self._info.replica_id, self._info.pool, why, False)
-
     def say(self, report: Report, *, patient: bool = False) -> None:
         """Let the scheduler know, after all that was said before. patient: it may wait for others, as Task's."""
         key: Hashable = next(self._numbers)

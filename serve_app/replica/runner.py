@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
 from serve_app import log
 from serve_app.config.limits import SizeLimits
-from serve_app.errors import CancelledJobError, ServeAppError
+from serve_app.errors import CancelledJobError
 from serve_app.execution.call import PACKS
 from serve_app.execution.contained import raised
 from serve_app.execution.execute import Execution, LostValueError, NodeFailedError
@@ -79,8 +80,6 @@ RETRY_S = 0.3
 """How long to wait before asking again for a value that did not arrive."""
 LOOK_S = 0.1
 """How often one that drains looks whether it may stay."""
-TELL_S = 5.0
-"""Interval of reports to the scheduler while the engine computes cancelled work."""
 CANCELLED, CANCELLED_S = 64, 1.0
 """How many cancellations are remembered, and how much later than one it is seen that the engine computes in vain."""
 LEAVE_S = 5.0
@@ -128,7 +127,6 @@ class Runner:
         self._previews = previews
         self.node_limits = node_limits
         self._stop_s, self._finish_s, self._cancelled_time_s = stop_s, finish_s, cancelled_time_s
-        self._telling: asyncio.Task[None] | None = None
         self._exit = exit
         # By run of a task or check, also of one that is over while something of it goes on. Not by the id of the task,
         # which a scheduler that has forgotten it gives again.
@@ -140,6 +138,9 @@ class Runner:
         self._cancelled: deque[tuple[float, Draining]] = deque(maxlen=CANCELLED)
         self._lasting = asyncio.Lock()
         self._replacing: asyncio.Task[None] | None = None
+        self._closed_for = ""
+        """Why this replica takes no more tasks; "" if it does."""
+        self._engine_closed = False
         self._classes = classes
         self._specs = specs
         self._membership = Membership(scheduler, info, specs, host, self)
@@ -168,6 +169,8 @@ class Runner:
     def joined(self) -> None:
         """Note that a scheduler has this replica, and knows nothing of it yet."""
         self._models.joined()
+        if self._closed_for:
+            self.say(Draining(by_job=False, why=self._closed_for))
         ahead, self._ahead = self._ahead, ()
         if ahead:
             self.take(Warm(ahead))
@@ -375,26 +378,40 @@ class Runner:
         """Make room for another replica: a node goes on that nobody waits for, and a thread cannot be ended."""
         if because not in self._blamed:
             self._blamed.add(because)
-            told = asyncio.create_task(self._membership.tell(because))
-            self._replacing = self._replacing or asyncio.create_task(self._give_way(told))
+            why = self._close(f"a node goes on {self._stop_s:g} s after it had to stop")
+            told = asyncio.create_task(self._membership.tell(replace(because, why=why)))
+            self._replacing = self._replacing or asyncio.create_task(self._give_way(told, why))
 
-    async def _give_way(self, told: asyncio.Task[None]) -> None:
-        why = f"a node goes on {self._stop_s:g} s after it had to stop"
-        _log.warning("taking no more tasks: %s; running: %s", why, ", ".join(self.underway()))
+    async def _give_way(self, told: asyncio.Task[None], why: str) -> None:
         await asyncio.wait([told], timeout=LEAVE_S)
-        if await self._stops_while_others_finish():
+        if not await self._stops_while_others_finish():
+            await self._hand_over(why)
+
+    def _close(self, why: str) -> str:
+        """Note why this replica takes no more tasks, and return that."""
+        self._closed_for = why
+        _log.warning("taking no more tasks: %s; running: %s", why, ", ".join(self.underway()) or "no node")
+        return why
+
+    def _reopen(self) -> None:
+        """Take tasks again, if nothing goes on any more that had to stop."""
+        if self._closed_for and not (self._stuck or self._engine_closed or self._replacing):
+            self._closed_for = ""
             _log.info("taking tasks again: what went on has stopped")
-            return
-        await self._hand_over(why)
+            self.say(Reopened())
 
     def computes_unwanted(self, seconds: float) -> None:
-        """Note for how long the engine has been computing what was cancelled: nothing else is computed meanwhile."""
+        """Note for how long the engine has been computing what was cancelled, and nothing else; 0 once it does not."""
         why = f"the engine has been computing for {seconds:g} s what was cancelled"
         if seconds >= self._cancelled_time_s:
             if self._replacing is None:
                 self._replacing = asyncio.create_task(self._give_way_at_once(why, self._cancelled_before(seconds)))
-        elif seconds >= self._stop_s and (self._telling is None or self._telling.done()):
-            self._telling = self._run_errand(self._tell(why))
+        elif seconds >= self._stop_s and not self._engine_closed:
+            self._engine_closed = True
+            self.say(Draining(by_job=False, why=self._close(why)))
+        elif not seconds and self._engine_closed:
+            self._engine_closed = False
+            self._reopen()
 
     def _cancelled_before(self, seconds: float) -> Draining:
         """Return whose job was the last that was cancelled before that time: whose the engine computes."""
@@ -403,14 +420,8 @@ class Runner:
 
     async def _give_way_at_once(self, why: str, because: Draining) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._membership.tell(because), LEAVE_S)
+            await asyncio.wait_for(self._membership.tell(replace(because, why=why)), LEAVE_S)
         await self._hand_over(why)
-
-    async def _tell(self, why: str) -> None:
-        _log.warning("%s; running: %s", why, ", ".join(self.underway()) or "no node")
-        with contextlib.suppress(ServeAppError):
-            await self._membership.trouble(why)
-        await asyncio.sleep(TELL_S)
 
     async def _hand_over(self, why: str) -> None:
         """Hand all tasks back, for another replica to take over, and end this process."""
@@ -439,7 +450,7 @@ class Runner:
             if not self._stuck:
                 self._blamed.clear()
                 self._replacing = None
-                self.say(Reopened())
+                self._reopen()
                 return True
         return False
 

@@ -47,8 +47,8 @@ class Watchdog:
 
     hang_s: how long the loop may do nothing else than one thing. memory_bytes: as `own_bytes`; 0 is no limit.
     turns: the numbers of the engine's turn and of the load that is under way, 0 for none; turn_s: how long each may
-    take. unwanted_turn: that of the engine's turn if all it is for was cancelled, 0 if not; unwanted: told in the loop
-    for how many seconds that has been so, again and again.
+    take. unwanted_turn: that of the engine's turn if all it is for was cancelled, 0 if not; unwanted: called in the
+    loop with the seconds that this has been so, again and again, and with 0 once it is over.
     relieve: frees what can be, in the loop. underway: which nodes run, for the log; asked in the watchdog's thread.
     waited_s: how long a thread has waited for a processor since it began.
     """
@@ -153,7 +153,7 @@ class Watchdog:
         last, lasted_s = self._in_unwanted
         turn = self._unwanted_turn()
         self._in_unwanted = turn, lasted_s + LOOK_S if turn and turn == last else 0.0
-        if turn and turn == last:
+        if (turn and turn == last) or lasted_s:
             self._loop.call_soon_threadsafe(self._unwanted, self._in_unwanted[1])
 
     def _look_at_memory(self) -> None:

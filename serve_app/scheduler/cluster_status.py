@@ -19,6 +19,7 @@ from serve_app.scheduler.protocol.cluster_view import (
     PoolLoad,
     ReplicaView,
     TenantLoad,
+    Trouble,
 )
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.store.tenants.pauses import Pause
@@ -51,18 +52,35 @@ class ClusterStatus:
         """Return all of it. paused: what is held back, each with since when."""
         replicas = tuple(
             ReplicaView(
-                name, r.info.pool, r.info.slots, len(r.running), r.recipes, r.quarantined, r.info.notes, r.draining
+                name,
+                r.info.pool,
+                r.info.slots,
+                len(r.running),
+                r.recipes,
+                r.quarantined,
+                r.info.notes,
+                bool(r.draining),
             )
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._registry.hosts()]}
         uptime_s = max(0.0, time.time() - self._tenure.started_s)
-        troubles = tuple(self._registry.troubles())
         held = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in paused.items())
         backoffs = tuple(self.backoffs())
+        troubles = tuple(self.troubles())
         return ClusterView(
             tuple(hosts.values()), replicas, uptime_s, self._tenure.epoch, self.load(), troubles, held, backoffs
         )
+
+    def troubles(self) -> list[Trouble]:
+        """Return which replicas cannot work: those that drain, and those that cannot join."""
+        draining = [(name, r.info.pool, r.draining) for name, r in self._machine.replicas.items() if r.draining]
+        return [
+            Trouble(name, pool, why, self._working(pool)) for name, pool, why in (*draining, *self._registry.troubles())
+        ]
+
+    def _working(self, pool: str) -> int:
+        return sum(not record.draining for record in self._machine.replicas.pool(pool).records.values())
 
     def backoffs(self) -> list[BackedOff]:
         """Return who has ended replicas and has not been forgiven."""

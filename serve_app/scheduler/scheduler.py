@@ -417,7 +417,7 @@ class Scheduler:
         except StaleEpochError as error:
             self._tenure.lose(error)
             self._check_alive()
-        return list(self.registry.troubles())
+        return self.status.troubles()
 
     async def backlog(self, pool: str) -> Demand:
         """Return what the pool is asked for; what autoscaling goes by.
@@ -506,5 +506,5 @@ class Scheduler:
         try:
             return checked()
         except NotReadyError as error:
-            why = "; ".join(f"pool {trouble.pool}: {trouble.why}" for trouble in self.registry.troubles())
+            why = "; ".join(f"pool {trouble.pool}: {trouble.why}" for trouble in self.status.troubles())
             raise NotReadyError(f"{error}; {why}", error.retry_after_s) if why else error from None

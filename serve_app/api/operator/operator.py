@@ -105,11 +105,14 @@ async def get_health() -> Response:
 async def get_ready(request: Request, service: Current) -> Response:
     """Return that a job can be submitted, shown by a commit in the last seconds, and which replicas cannot work.
 
+    working: how many others of the pool do. A pool without any is no error: jobs for it are accepted, and wait.
     Anybody may ask, so where there are tenants it names the pools alone: `GET /status` tells operators why. Errors:
-    UnavailableError's kinds, answered 503, as long as none can.
+    UnavailableError's kinds, answered 503, as long as none can be submitted.
     """
     whys = principal_of(request).may("admin")
-    troubles = [{"pool": t.pool, **({"why": t.why} if whys else {})} for t in await service.ready()]
+    troubles = [
+        {"pool": t.pool, "working": t.working, **({"why": t.why} if whys else {})} for t in await service.ready()
+    ]
     return Json({"status": "ready", **({"troubles": troubles} if troubles else {})})
 
 

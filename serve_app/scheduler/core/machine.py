@@ -506,12 +506,12 @@ class Machine:
                 self.results.evict(replica_id, signatures)
                 for signature in signatures:
                     self._resolve(signature, self._waiters.pop(signature, []))
-            case Draining(tenant, client_id, by_job):
-                self.replicas.drain(replica, draining=True)
+            case Draining(tenant, client_id, by_job, why):
+                self.replicas.drain(replica, why)
                 if by_job:
                     self._charge_owner((tenant, None if tenant else client_id))
             case Reopened():
-                self.replicas.drain(replica, draining=False)
+                self.replicas.drain(replica, "")
             case Resident(recipes, loads):
                 self.costs.learn_loads(replica.info.pool, load_times(loads))
                 self.replicas.hold(replica, recipes)

@@ -44,7 +44,8 @@ class ReplicaRecord:
     vacated: those of the running tasks that take no slot any more. work: what is known of the running tasks. held: the
     model files of the recipes; models: those without LoRAs. owed_s: for how long it should work with what it has loaded
     before it loads for others. ahead: the file that it has been told to load while it works; overdue: whether nobody
-    waits for that any longer. quarantined: the job that it is kept for alone. draining: whether it takes no more tasks.
+    waits for that any longer. quarantined: the job that it is kept for alone. draining: why it takes no more tasks, ""
+    if it does.
     """
 
     info: ReplicaInfo
@@ -58,7 +59,7 @@ class ReplicaRecord:
     ahead: frozenset[str] = frozenset()
     overdue: bool = False
     quarantined: str | None = None
-    draining: bool = False
+    draining: str = ""
 
     @property
     def is_open(self) -> bool:
@@ -345,9 +346,9 @@ class Replicas(Mapping[str, ReplicaRecord]):
         record.overdue = True
         self._file(record)
 
-    def drain(self, record: ReplicaRecord, *, draining: bool) -> None:
-        """Note whether a replica takes no more tasks, also not of a job that it is kept for."""
-        record.draining = draining
+    def drain(self, record: ReplicaRecord, why: str) -> None:
+        """Note why a replica takes no more tasks, also not of a job that it is kept for; "" if it does again."""
+        record.draining = why
         self._file(record)
 
     def keep(self, record: ReplicaRecord, job_id: str | None) -> None:

@@ -88,11 +88,12 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """A replica that cannot work, and what it says of it."""
+    """A replica that cannot work, and what it says of it. working: how many others of its pool take tasks."""
 
     replica_id: str
     pool: str
     why: str
+    working: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -299,19 +299,20 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """A node goes on that had to stop, so this replica takes no more tasks, and ends once those of others are done.
+    """What had to stop goes on, so this replica takes no more tasks until it has `Reopened`, or ends.
 
-    tenant, client_id: whose job the node is of. by_job False: of none.
+    tenant, client_id: whose job is to blame. by_job False: none, or none yet. why: for operators.
     """
 
     tenant: str = ""
     client_id: str | None = None
     by_job: bool = True
+    why: str = "a node does not stop"
 
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
-    """The node has stopped after all: the replica stays, and takes tasks again."""
+    """What went on has stopped after all: the replica stays, and takes tasks again."""
 
 
 Report: TypeAlias = (
@@ -363,9 +364,9 @@ class SchedulerForReplicas(Protocol):
 
     async def leave(self, replica_id: str, epoch: int) -> None: ...
 
-    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
-        """Note that the replica cannot work, and why; clients see it for a while, or until it joins.
+    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
+        """Note that the replica cannot work, and why; what ran there is lost as if it had died.
 
-        lost: what ran there is lost as if it had died.
+        Operators see it for some seconds, within which the replica says so again, or until it joins.
         """
         ...

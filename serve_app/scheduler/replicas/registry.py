@@ -17,7 +17,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.core.events import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
 from serve_app.scheduler.durability.lease import Tenure
 from serve_app.scheduler.jobs.remote_validation import RemoteValidation
-from serve_app.scheduler.protocol.cluster_view import HostStats, Trouble
+from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import Checked, Message, ReplicaInfo, Report, SocketSaid
 from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.mailbox import Mailbox
@@ -26,8 +26,8 @@ from serve_app.store.files.reserved import Contents
 
 POLL_S = 5.0
 """How long a replica's poll waits for a message before it is answered empty."""
-TROUBLE_S = 60.0
-"""How long what a replica said is wrong with it counts; it says so again well before."""
+TROUBLE_S = 15.0
+"""How long what a replica that has not joined said is wrong with it counts; it says so again well before."""
 _log = log.get("scheduler")
 
 
@@ -61,7 +61,7 @@ class ReplicaRegistry:
         self._silence_s = silence_s
         self._mailboxes: dict[str, Mailbox] = {}
         self._hosts: dict[str, HostStats] = {}
-        self._troubles: dict[str, tuple[float, Trouble]] = {}
+        self._troubles: dict[str, tuple[float, str, str]] = {}
         self._validation = validation
         self._silenced = silenced
 
@@ -125,17 +125,20 @@ class ReplicaRegistry:
         _log.warning("replica %s is lost%s", replica_id, why and f": {why}")
         await self._gone(replica_id, ReplicaLost(replica_id, self._validation.under_way(replica_id), why))
 
-    async def trouble(self, replica_id: str, pool: str, why: str, lost: bool = True) -> None:
+    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
         self._tenure.check()
         now_s = time.monotonic()
         self._troubles = {name: said for name, said in self._troubles.items() if now_s - said[0] < TROUBLE_S}
-        self._troubles[replica_id] = (now_s, Trouble(replica_id, pool, why))
-        if lost and replica_id in self._mailboxes:
+        self._troubles[replica_id] = (now_s, pool, why)
+        if replica_id in self._mailboxes:
             await self.lost(replica_id, why)
 
-    def troubles(self) -> Iterator[Trouble]:
-        """Yield what is wrong with replicas that still say so; those that say nothing any more are gone."""
-        return (trouble for said_s, trouble in self._troubles.values() if time.monotonic() - said_s < TROUBLE_S)
+    def troubles(self) -> Iterator[tuple[str, str, str]]:
+        """Yield (replica, pool, what is wrong) of replicas that cannot join and still say so; others are gone."""
+        now_s = time.monotonic()
+        for replica_id, (said_s, pool, why) in self._troubles.items():
+            if now_s - said_s < TROUBLE_S:
+                yield replica_id, pool, why
 
     async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
         if self._mailboxes.pop(replica_id, None) is not None:

@@ -36,7 +36,10 @@ async def test_readiness_names_replicas_that_cannot_work(scheduler, client):
     await scheduler.trouble("r9", "comfyui", "it has no main.py")
     answer = await client.get("/readyz")
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ready", "troubles": [{"pool": "comfyui", "why": "it has no main.py"}]}
+    assert answer.json() == {
+        "status": "ready",
+        "troubles": [{"pool": "comfyui", "why": "it has no main.py", "working": 0}],
+    }
 
 
 async def test_a_server_whose_scheduler_is_away_is_alive_but_not_ready(client, scheduler):

@@ -71,13 +71,13 @@ def test_status_shows_gpus_and_what_replicas_hold():
     answer["paused"] = []
     waits = {"tenant": "studio", "client_id": None, "losses": 2, "wait_s": 9.6, "alone": True}
     answer["backoffs"] = [waits, {**waits, "tenant": "", "losses": 1, "wait_s": 0.0, "alone": False}]
-    answer["troubles"] = [{"replica_id": "r2", "pool": "comfyui", "why": "it has no main.py"}]
+    answer["troubles"] = [{"replica_id": "r2", "pool": "comfyui", "why": "it has no main.py", "working": 0}]
     assert list(status(answer))[1:] == [
         "tenant studio has ended 2 replicas: its jobs wait 10 s, and run alone",
         "client (without an id) has ended 1 replicas: its jobs wait no longer",
         "host a: 1 of 2 MB memory available",
         "  H100: 60 of 80 MB free",
-        "replica r1 (gpu): 2 of 16 tasks, holds sd15, kept for job j alone, drains as a node does not stop",
+        "replica r1 (gpu): 2 of 16 tasks, holds sd15, kept for job j alone, takes no more tasks",
         "  node pack X could not be imported",
         "replica r2 (comfyui) cannot work: it has no main.py",
     ]

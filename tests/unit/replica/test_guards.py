@@ -163,6 +163,12 @@ class Client:
             await asyncio.sleep(0.01)
         return job_id
 
+    async def until_draining(self) -> None:
+        """Return once the scheduler knows that a replica takes no more tasks."""
+        async with asyncio.timeout(60):
+            while not (await self.running.replicas()) or not (await self.running.scheduler.cluster()).troubles:
+                await asyncio.sleep(0.01)
+
     async def run(self, kind: str, error: str = "") -> JobView:
         return await asyncio.wait_for(self.running.finish(await self.submit(kind, error)), 60)
 
@@ -347,12 +353,10 @@ async def test_an_engine_stuck_in_a_cancelled_job_is_reported_and_replaced_at_no
         runner.computes_unwanted(0.2)
         assert (await c.running.scheduler.cluster()).troubles == ()
         runner.computes_unwanted(0.5)
-        async with asyncio.timeout(60):
-            while not (troubles := (await c.running.scheduler.cluster()).troubles):
-                await asyncio.sleep(0.01)
-        assert [(t.pool, t.why) for t in troubles] == [
-            ("cpu", "the engine has been computing for 0.5 s what was cancelled")
-        ]
+        await c.until_draining()
+        [trouble] = (await c.running.scheduler.cluster()).troubles
+        why = "the engine has been computing for 0.5 s what was cancelled"
+        assert (trouble.pool, trouble.why, trouble.working) == ("cpu", why, 0)
         assert "cpu" in await c.running.replicas(), "it is to go on"
         assert (await c.running.scheduler.job(innocent)).state == "running"
         assert (await c.running.scheduler.cluster()).backoffs == ()
@@ -368,6 +372,22 @@ async def test_an_engine_stuck_in_a_cancelled_job_is_reported_and_replaced_at_no
         await c.running.replica("second", impatient()[0])
         view = await asyncio.wait_for(c.running.finish(innocent), 60)
         assert view.failure.exception_type == "JobTimeError", "it went on with the second replica, to its own limit"
+
+
+async def test_a_replica_whose_engine_computes_what_was_cancelled_gets_no_task_until_that_has_ended(
+    tmp_path: Path,
+) -> None:
+    async with client(tmp_path, impatient(cancelled_time_s=60)) as c:
+        c.running.runners["cpu"].computes_unwanted(0.5)
+        await c.until_draining()
+        await c.running.restart_scheduler()
+        await c.until_draining()
+        waits = await c.running.submit({"n": {"class_type": "Node", "inputs": {"error": ""}}}, ("n",))
+        await asyncio.sleep(0.3)
+        assert (await c.running.scheduler.job(waits)).state == "queued"
+        c.running.runners["cpu"].computes_unwanted(0.0)
+        assert (await asyncio.wait_for(c.running.finish(waits), 60)).state == "success"
+        assert (await c.running.scheduler.cluster()).troubles == ()
 
 
 @pytest.mark.parametrize("kind", ["Endless", "Waits", "Deaf"])

@@ -175,7 +175,7 @@ def test_a_blocking_turn_of_the_loop_is_reported_for_as_long_as_it_lasts() -> No
     watched.look(2)
     watched.unwanted = 0
     watched.look(1)
-    assert watched.told_s == [LOOK_S, 2 * LOOK_S, LOOK_S]
+    assert watched.told_s == [LOOK_S, 2 * LOOK_S, 0.0, LOOK_S, 0.0]
 
 
 def test_a_load_that_does_not_end_ends_the_process_though_the_engine_goes_on() -> None:
