@@ -38,6 +38,8 @@ class Underway:
     def __init__(self) -> None:
         self._calls: dict[int, Executing] = {}
         self._queued = 0
+        self.ended: Callable[[], object] = lambda: None
+        """Called in any thread as the last of them ends."""
 
     @property
     def waits(self) -> bool:
@@ -64,6 +66,8 @@ class Underway:
             yield
         finally:
             del self._calls[id(call)]
+            if not self._calls:
+                self.ended()
 
     def names(self) -> list[str]:
         """Return which nodes of which jobs they are."""
@@ -74,8 +78,8 @@ class Underway:
 class Executing:
     """One call of one node. index: which element of its lists. stopped: set once nobody waits for it any more.
 
-    limits: how large what it makes may be; made_bytes: what its task had made before it. time_limit: how long it may
-    take. underway: where it is noted while it runs.
+    tenant: whose job it is of. limits: how large what it makes may be; made_bytes: what its task had made before it.
+    time_limit: how long it may take. underway: where it is noted while it runs.
     hidden: gives what a hidden kind stands for. loop: where it may have coroutines run. rounds: of its task. None of
     them outside an execution.
     """
@@ -84,6 +88,7 @@ class Executing:
     node_id: str
     class_type: str = ""
     index: int = 0
+    tenant: str = ""
     progress: Progress = silent
     say: Say = silent
     stopped: threading.Event = field(default_factory=threading.Event)

@@ -39,6 +39,7 @@ from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import REPLACED, end, free_unused
 from serve_app.replica.work_time import WorkTime
+from serve_app.scheduler.core.backoff import Owner
 from serve_app.scheduler.jobs.remote_validation import CHECK_S
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import (
@@ -54,6 +55,7 @@ from serve_app.scheduler.protocol.messages import (
     Exported,
     Forget,
     Free,
+    GoesOn,
     Interrupt,
     Message,
     NodePreviewed,
@@ -141,6 +143,9 @@ class Runner:
         self._closed_for = ""
         """Why this replica takes no more tasks; "" if it does."""
         self._engine_closed = False
+        self._computed_for: Draining | None = None
+        """Whose cancelled job the engine computes."""
+        self._going_on: frozenset[Owner] = frozenset()
         self._classes = classes
         self._specs = specs
         self._membership = Membership(scheduler, info, specs, host, self)
@@ -169,6 +174,7 @@ class Runner:
     def joined(self) -> None:
         """Note that a scheduler has this replica, and knows nothing of it yet."""
         self._models.joined()
+        self._going_on = frozenset()
         if self._closed_for:
             self.say(Draining(by_job=False, why=self._closed_for))
         ahead, self._ahead = self._ahead, ()
@@ -356,10 +362,29 @@ class Runner:
 
     def _over(self, run: asyncio.Task[None]) -> None:
         """Note that nobody waits for a task or check any more, and see to it that all of it ends."""
-        if self._underway.get(run):
-            asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, run)
+        loop, underway = asyncio.get_running_loop(), self._underway.get(run)
+        if underway is not None:
+            # Before it is looked whether any goes on, for the last may end meanwhile.
+            underway.ended = partial(self._call_in, loop, self._forget, run)
+        if underway:
+            loop.call_later(self._stop_s, self._see_stopped, run)
+            self._say_going_on()
         else:
             self._forget(run)
+
+    def _call_in(self, loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
+        """Have a function called in the loop; from any thread, also as the loop ends."""
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(function, *arguments)
+
+    def _say_going_on(self) -> None:
+        """Say whose nodes go on after their task's end, unless that has been said or they have been blamed."""
+        over = [_whose(self._tasks.get(run)) for run, underway in self._underway.items() if run.done() and underway]
+        blamed = {_owner(whose) for whose in self._blamed}
+        answering = [whose for whose in (*over, self._computed_for) if whose is not None and whose.by_job]
+        if (owners := frozenset(map(_owner, answering)) - blamed) != self._going_on:
+            self._going_on = owners
+            self.say(GoesOn(owners))
 
     def _see_stopped(self, run: asyncio.Task[None]) -> None:
         if self._underway.get(run):
@@ -373,11 +398,13 @@ class Runner:
         self._underway.pop(run, None)
         self._tasks.pop(run, None)
         self._stuck.discard(run)
+        self._say_going_on()
 
     def _replace(self, because: Draining) -> None:
         """Make room for another replica: a node goes on that nobody waits for, and a thread cannot be ended."""
         if because not in self._blamed:
             self._blamed.add(because)
+            self._say_going_on()
             why = self._close(f"a node goes on {self._stop_s:g} s after it had to stop")
             told = asyncio.create_task(self._membership.tell(replace(because, why=why)))
             self._replacing = self._replacing or asyncio.create_task(self._give_way(told, why))
@@ -403,6 +430,8 @@ class Runner:
     def computes_unwanted(self, seconds: float) -> None:
         """Note for how long the engine has been computing what was cancelled, and nothing else; 0 once it does not."""
         why = f"the engine has been computing for {seconds:g} s what was cancelled"
+        self._computed_for = self._cancelled_before(seconds) if seconds else None
+        self._say_going_on()
         if seconds >= self._cancelled_time_s:
             if self._replacing is None:
                 self._replacing = asyncio.create_task(self._give_way_at_once(why, self._cancelled_before(seconds)))
@@ -528,3 +557,8 @@ class Runner:
 def _whose(task: Task | None) -> Draining:
     """Return whose task it is that goes on; None of nobody's."""
     return Draining(by_job=False) if task is None else Draining(task.tenant, task.client_id)
+
+
+def _owner(whose: Draining) -> Owner:
+    """Return who is charged for it."""
+    return whose.tenant, None if whose.tenant else whose.client_id

@@ -30,6 +30,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.administration import Administration
 from serve_app.scheduler.cluster_status import ClusterStatus
+from serve_app.scheduler.core.backoff import Backoff
 from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.core.events import (
@@ -160,7 +161,8 @@ class Scheduler:
         costs = Costs(await self._in_database(self._jobs.costs))
         usage = Usage(await self._in_database(self._jobs.usage, int(time.time() // DAY_S)))
         quota, gpus = self._rules.quotas.of, self._rules.gpus
-        self._machine = Machine(self.epoch, self._max_attempts, costs, quota, gpus, usage, self._backoff)
+        backoff = Backoff(self._backoff or BackoffRules(), await self._in_database(self._jobs.backoffs))
+        self._machine = Machine(self.epoch, self._max_attempts, costs, quota, gpus, usage, backoff)
         shared = [pool for pool in self._pools if not pool.whole]
         self._validation = RemoteValidation(shared, self._machine.replicas.least_busy, self._mail)
         self.registry = ReplicaRegistry(

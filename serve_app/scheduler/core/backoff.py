@@ -1,18 +1,18 @@
 """What ending a replica costs whoever did it: their next jobs wait, longer each time, and nobody else's. Pure.
 
-A loss is counted where its cause is known: a node that does not stop, a job that ran alone, or one that is cancelled
-before it has shown that it was not what ended its replica. From ALONE_FROM losses on the owner's jobs also run alone
-(`quarantine.py`). One loss is forgiven for each `forgiven_s` without another.
+A loss is counted where its cause is known: a node that does not stop or went on after its job as the replica died, a
+job that ran alone, or one that is cancelled before it has shown that it was not what ended its replica. From ALONE_FROM
+losses on the owner's jobs also run alone (`quarantine.py`). One loss is forgiven for each `forgiven_s` without another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from serve_app.config.limits import BackoffRules
-from serve_app.store.database.changes import JobRow
+from serve_app.store.database.changes import JobRow, OwnerCharged
 
 Owner: TypeAlias = tuple[str, str | None]
 """Whose a job is: its tenant, or among jobs without one its client."""
@@ -39,12 +39,15 @@ class Losses:
 
 
 class Backoff:
-    """One a machine. Whoever waits does so until `advance` says otherwise. All times are Unix times."""
+    """One a machine. Whoever waits does so until `advance` says otherwise. All times are Unix times.
 
-    def __init__(self, rules: BackoffRules) -> None:
+    charged: what earlier lives of the scheduler have counted.
+    """
+
+    def __init__(self, rules: BackoffRules, charged: Iterable[OwnerCharged] = ()) -> None:
         self._rules = rules
-        self._losses: dict[Owner, Losses] = {}
-        self._waiting: set[Owner] = set()
+        self._losses = {(c.tenant, c.client_id): Losses(c.count, c.last_s, c.until_s) for c in charged}
+        self._waiting = set(self._losses)
         self._advance_s = float("inf")
         self.totals: dict[str, int] = {}
         """Replicas that each tenant has ended since this life of the scheduler began."""

@@ -11,7 +11,7 @@ Rules:
    loses max_attempts replicas on which it ran alone is given up. So no job is given up because of another, and each
    replica lost brings a job nearer to its end.
    A replica that drains, as a node there does not stop, is given no more tasks; what runs there goes on meanwhile, and
-   is charged with nothing.
+   is charged with nothing. Whoever's nodes go on after their task's end is charged with the death of their replica.
 3. A signature is computed by one task at a time in the whole cluster. Who else needs it asks (Want) and is sent it
    (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
 4. An output recorded for a job is never computed again for that job.
@@ -87,6 +87,7 @@ from serve_app.scheduler.protocol.messages import (
     Export,
     Exported,
     Forget,
+    GoesOn,
     Interrupt,
     Message,
     NodeBlocked,
@@ -106,7 +107,7 @@ from serve_app.scheduler.protocol.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.store.database.changes import Claims, JobRow
+from serve_app.store.database.changes import Claims, JobRow, OwnerCharged
 from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 
 MAX_STOPS = 100
@@ -131,13 +132,13 @@ class Machine:
         quota: Callable[[str], Quota] = NO_QUOTAS.of,
         gpus: Mapping[str, float] | None = None,
         usage: Usage | None = None,
-        backoff: BackoffRules | None = None,
+        backoff: Backoff | None = None,
     ) -> None:
         self.jobs: dict[str, JobRecord] = {}
         self.queued: Counter[tuple[str, str | None]] = Counter()
         self.usage = Usage() if usage is None else usage
         self.pauses: frozenset[Pause] = frozenset()
-        self.backoff = Backoff(backoff or BackoffRules())
+        self.backoff = Backoff(BackoffRules()) if backoff is None else backoff
         self.replicas = Replicas()
         self.results = Results()
         self.costs = Costs() if costs is None else costs
@@ -510,6 +511,8 @@ class Machine:
                 self.replicas.drain(replica, why)
                 if by_job:
                     self._charge_owner((tenant, None if tenant else client_id))
+            case GoesOn(owners):
+                replica.going_on = owners
             case Reopened():
                 self.replicas.drain(replica, "")
             case Resident(recipes, loads):
@@ -633,15 +636,19 @@ class Machine:
     def _charge(self, replica_id: str, *, checking: bool, why: str) -> None:
         """Hold a replica's death against the jobs that ran on it; give up the one that no other can have killed."""
         replica = self.replicas.get(replica_id)
-        if replica is None or replica.draining:
+        if replica is None:
+            return
+        for owner in replica.going_on:
+            self._charge_owner(owner)
+        if replica.draining:
             return
         present = {task_id.job_id for task_id in replica.running}
-        alone = len(present) == 1 and not checking
+        alone = len(present) == 1 and not (checking or replica.going_on)
         if alone:
             self._charge_owner(next(iter(replica.work.values())).owner)
         ran = {task_id.job_id for task_id in replica.running if self.is_current(task_id)}
         for job in (self.jobs[job_id] for job_id in sorted(ran)):
-            job.unexplained = not alone
+            job.unexplained = not (alone or replica.going_on)
             if alone:
                 job.lone_losses += 1
             else:
@@ -654,10 +661,11 @@ class Machine:
 
     def _charge_owner(self, owner: Owner) -> None:
         """Have the next jobs of whoever has ended a replica wait, and run alone if it was not the first."""
-        alone = self.backoff.charge(owner, self._journal.at_s).alone
+        losses = self.backoff.charge(owner, self._journal.at_s)
+        self._journal.charged(OwnerCharged(*owner, losses.count, losses.last_s, losses.until_s))
         for job in self._unstarted(owner):
             # Those that are queued are put among the suspects as their turn comes.
-            job.alone = job.alone or alone
+            job.alone = job.alone or losses.alone
             self._put_back(job)
 
     def _unstarted(self, owner: Owner) -> list[JobRecord]:

@@ -45,7 +45,7 @@ class ReplicaRecord:
     model files of the recipes; models: those without LoRAs. owed_s: for how long it should work with what it has loaded
     before it loads for others. ahead: the file that it has been told to load while it works; overdue: whether nobody
     waits for that any longer. quarantined: the job that it is kept for alone. draining: why it takes no more tasks, ""
-    if it does.
+    if it does. going_on: whose tasks are over while their nodes go on, and who has not been charged for that.
     """
 
     info: ReplicaInfo
@@ -60,6 +60,7 @@ class ReplicaRecord:
     overdue: bool = False
     quarantined: str | None = None
     draining: str = ""
+    going_on: frozenset[Owner] = frozenset()
 
     @property
     def is_open(self) -> bool:

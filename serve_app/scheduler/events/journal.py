@@ -19,6 +19,7 @@ from serve_app.store.database.changes import (
     JobRow,
     JobStarted,
     OutputRecorded,
+    OwnerCharged,
     TenantUsed,
 )
 
@@ -84,6 +85,10 @@ class Journal:
     def used(self, used: TenantUsed) -> None:
         """A tenant has used so much by now."""
         self._add(Persist(used))
+
+    def charged(self, charged: OwnerCharged) -> None:
+        """An owner of jobs has ended a replica, which no restart forgives it."""
+        self._add(Persist(charged))
 
     def told(self, job: JobRecord, kind: Kind, data: Mapping[str, Any]) -> None:
         """Clients are told something that is not kept."""

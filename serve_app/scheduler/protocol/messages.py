@@ -15,6 +15,7 @@ from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackFrame, PackRoute
 from serve_app.recipe import Recipe
+from serve_app.scheduler.core.backoff import Owner
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.store.files.reserved import Contents
 
@@ -311,6 +312,13 @@ class Draining:
 
 
 @dataclass(frozen=True, slots=True)
+class GoesOn:
+    """Whose tasks are over here while their nodes go on, all of them each time: they answer for the replica's death."""
+
+    owners: frozenset[Owner]
+
+
+@dataclass(frozen=True, slots=True)
 class Reopened:
     """What went on has stopped after all: the replica stays, and takes tasks again."""
 
@@ -335,6 +343,7 @@ Report: TypeAlias = (
     | Resident
     | Checked
     | Draining
+    | GoesOn
     | Reopened
 )
 

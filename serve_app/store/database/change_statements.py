@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from serve_app.errors import ChangeRefusedError
+from serve_app.store.database import backoffs
 from serve_app.store.database.changes import (
     Change,
     CountersReserved,
@@ -21,6 +22,7 @@ from serve_app.store.database.changes import (
     JobLostReplica,
     JobStarted,
     OutputRecorded,
+    OwnerCharged,
     TenantUsed,
 )
 from serve_app.store.database.execute import execute
@@ -98,6 +100,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
         ],
     )
     usage.write(connection, _of(TenantUsed, changes))
+    backoffs.write(connection, _of(OwnerCharged, changes))
 
 
 def _claim(connection: sa.Connection, accepted: Sequence[JobAccepted]) -> None:

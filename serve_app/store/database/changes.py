@@ -167,6 +167,21 @@ class TenantUsed:
     gpu_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class OwnerCharged:
+    """How many replicas an owner of jobs has ended and not been forgiven, when the last, until when its jobs wait.
+
+    client_id: of jobs without tenant.
+    """
+
+    tenant: str
+    client_id: str | None
+    count: int
+    last_s: float
+    until_s: float
+    job_id: str = ""
+
+
 Sort: TypeAlias = Literal["created", "ended", "duration"]
 """What a list is sorted by: the order of submission, the cursors of ends, or how long jobs ran."""
 
@@ -206,7 +221,7 @@ class ListCount(NamedTuple):
 
 
 Change: TypeAlias = (
-    JobAccepted | JobStarted | JobLostReplica | CountersReserved | OutputRecorded | JobEnded | TenantUsed
+    JobAccepted | JobStarted | JobLostReplica | CountersReserved | OutputRecorded | JobEnded | TenantUsed | OwnerCharged
 )
 
 JobKey: TypeAlias = tuple[str, int | None]

@@ -31,9 +31,9 @@ from serve_app.errors import (
     StaleEpochError,
 )
 from serve_app.events import Failure
-from serve_app.store.database import costs, sqlite_connection, webhooks
+from serve_app.store.database import backoffs, costs, sqlite_connection, webhooks
 from serve_app.store.database.change_statements import JSON_COLUMNS, VARIABLES, apply, clear_credentials
-from serve_app.store.database.changes import Change, JobKey, JobQuery, JobRow, ListCount, TenantUsed
+from serve_app.store.database.changes import Change, JobKey, JobQuery, JobRow, ListCount, OwnerCharged, TenantUsed
 from serve_app.store.database.costs import Cost
 from serve_app.store.database.execute import execute
 from serve_app.store.database.list_statements import ENDLESS, containing, counting, counting_ends, window_of
@@ -256,6 +256,11 @@ class Jobs:
         """Return what `save_costs` remembered."""
         with self._reading() as connection:
             return costs.read(connection)
+
+    def backoffs(self) -> list[OwnerCharged]:
+        """Return who has ended replicas, as the last changes said."""
+        with self._reading() as connection:
+            return backoffs.read(connection)
 
     def usage(self, since_day: int) -> list[TenantUsed]:
         """Return what tenants have used on a day, by its number since 1970 in UTC, and on those after it."""

@@ -259,6 +259,17 @@ USAGE = sa.Table(
     sa.Column("day", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("gpu_s", sa.Float, nullable=False),
 )
+# Who has ended replicas and waits for it. owner: a hash of tenant and client, whose id may be too long for an index.
+BACKOFFS = sa.Table(
+    "backoffs",
+    METADATA,
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("tenant", sa.String(64), nullable=False),
+    sa.Column("client_id", sa.Text),
+    sa.Column("count", sa.Integer, nullable=False),
+    sa.Column("last_s", sa.Float, nullable=False),
+    sa.Column("until_s", sa.Float, nullable=False),
+)
 # What clients have asked to be given as one archive: which files, for a while.
 EXPORTS = sa.Table(
     "exports",
@@ -400,6 +411,10 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {
         "WHERE tenant <> '' AND holder IN (SELECT job_id FROM jobs)",
         "UPDATE assets SET job_id = job_id || '@' || tenant WHERE tenant <> '' AND job_id IS NOT NULL",
         "UPDATE jobs SET job_id = job_id || '@' || tenant WHERE tenant <> ''",
+    ),
+    27: (
+        "CREATE TABLE backoffs (owner VARCHAR(64) NOT NULL, tenant VARCHAR(64) NOT NULL, client_id TEXT, "
+        "count INTEGER NOT NULL, last_s FLOAT NOT NULL, until_s FLOAT NOT NULL, PRIMARY KEY (owner))",
     ),
 }
 """What makes a database of this version out of one of the version before."""

@@ -169,6 +169,10 @@ class Client:
             while not (await self.running.replicas()) or not (await self.running.scheduler.cluster()).troubles:
                 await asyncio.sleep(0.01)
 
+    def going_on(self, replica: str) -> bool:
+        """Whether the scheduler knows of somebody whose node goes on there after its task's end."""
+        return bool(self.running.scheduler._machine.replicas[replica].going_on)
+
     async def run(self, kind: str, error: str = "") -> JobView:
         return await asyncio.wait_for(self.running.finish(await self.submit(kind, error)), 60)
 
@@ -328,6 +332,29 @@ async def test_a_node_that_goes_on_is_seen_also_where_a_new_scheduler_has_its_ta
         # Its pack is imported anew, with a node of its own to be stopped.
         c.running.runners["second"]._classes["Endless"].stop.set()
         assert (await c.running.finish(guilty)).state == "success"
+
+
+async def test_a_cancelled_node_answers_for_the_end_of_its_replica_for_as_long_as_it_goes_on(tmp_path: Path) -> None:
+    async with client(tmp_path, impatient(stop_s=60.0), backoff=BackoffRules(first_s=60.0)) as c:
+        for stops, losses in ((True, []), (False, [1])):
+            stop = c.running.runners["cpu"]._classes["Endless"].stop
+            guilty = await c.started("Endless")
+            assert await c.running.scheduler.cancel(guilty)
+            await c.running.finish(guilty)
+            if stops:
+                stop.set()
+            async with asyncio.timeout(60):
+                while c.going_on("cpu") == stops or c.running.runners["cpu"]._running:
+                    await asyncio.sleep(0.01)
+            await c.running.lose("cpu")
+            assert [one.losses for one in (await c.running.scheduler.cluster()).backoffs] == losses
+            if stops:
+                await c.running.replica("cpu")
+            else:
+                stop.set()
+        await c.running.restart_scheduler()
+        [waits] = c.running.scheduler.status.backoffs()
+        assert (waits.losses, 0.0 < waits.wait_s <= 60.0) == (1, True), "a restart forgives nobody"
 
 
 async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) -> None:

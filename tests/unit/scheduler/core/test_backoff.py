@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from serve_app.config.limits import BackoffRules
 from serve_app.scheduler.core.backoff import Backoff
+from serve_app.store.database.changes import OwnerCharged
 
 RULES = BackoffRules(first_s=10, longest_s=35, forgiven_s=100)
 ANN, BEN = ("ann", None), ("ben", None)
@@ -24,6 +25,14 @@ def test_waits_double_up_to_the_longest_and_losses_are_forgiven_one_by_one():
     assert list(backoff.standing()) == [], "nothing is kept of who is forgiven"
     assert backoff.charge(ANN, 2000.0).until_s == 2010.0
     assert backoff.totals == {"ann": 5}
+
+
+def test_what_earlier_lives_have_counted_goes_on():
+    backoff = Backoff(RULES, [OwnerCharged("ann", None, 2, 1000.0, 1020.0), OwnerCharged("ben", None, 1, 900.0, 910.0)])
+    assert backoff.advance(1010.0) == {BEN}, "who has waited while there was no scheduler"
+    assert (backoff.holds(ANN), backoff.of(ANN).alone) == (True, True)
+    assert backoff.charge(ANN, 1015.0).until_s == 1050.0
+    assert backoff.of(BEN).count == 0
 
 
 def test_what_is_forgiven_after_a_long_time_is_no_more_than_there_was():

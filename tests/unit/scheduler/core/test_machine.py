@@ -24,6 +24,7 @@ from serve_app.scheduler.protocol.messages import (
     Evicted,
     Export,
     Exported,
+    GoesOn,
     Interrupt,
     NodeFinished,
     NodeProgressed,
@@ -647,6 +648,33 @@ def test_a_replica_that_drains_takes_nothing_more_and_what_runs_there_is_charged
     [(name, again)] = assigned(lost)
     assert (name, again.id.job_id) == ("r2", "innocent")
     assert script.machine.jobs["innocent"].lone_losses == 0
+
+
+def test_who_is_cancelled_while_its_node_goes_on_answers_for_the_end_of_the_replica_and_nobody_else():
+    script = Script()
+    script.replica("r1", slots=2)
+    [(_, guilty)] = assigned(script.job("guilty", seed="g", tenant="guilty"))
+    script.job("innocent", seed="i", tenant="innocent")
+    script.feed(CancelAsked("guilty"))
+    script.report("r1", GoesOn(frozenset({("guilty", None)})))
+    script.report("r1", TaskStopped(guilty.id))
+    script.feed(ReplicaLost("r1"))
+    innocent = script.machine.jobs["innocent"]
+    assert (innocent.lone_losses, innocent.losses) == (0, 1), "it was not alone"
+    script.feed(CancelAsked("innocent"))
+    script.replica("r2", slots=2)
+    assert assigned(script.job("g2", seed="g2", tenant="guilty")) == []
+    assert len(assigned(script.job("i2", seed="i2", tenant="innocent"))) == 1
+
+
+def test_who_is_cancelled_answers_no_longer_once_its_node_has_ended():
+    script = Script()
+    script.replica("r1", slots=2)
+    script.report("r1", GoesOn(frozenset({("slow", None)})))
+    script.report("r1", GoesOn(frozenset()))
+    script.feed(ReplicaLost("r1"))
+    script.replica("r2", slots=2)
+    assert len(assigned(script.job("a", tenant="slow"))) == 1
 
 
 def test_a_replica_whose_node_has_stopped_after_all_takes_tasks_again():

@@ -22,6 +22,7 @@ from serve_app.store.database.changes import (
     JobStarted,
     ListCount,
     OutputRecorded,
+    OwnerCharged,
     Sort,
     TenantUsed,
 )
@@ -383,6 +384,14 @@ def test_nothing_is_left_in_the_file_of_what_was_forgotten(tmp_path, monkeypatch
     jobs.close()
     assert {path.name for path in tmp_path.iterdir()} == {"jobs.sqlite"}
     assert secret.encode() not in (tmp_path / "jobs.sqlite").read_bytes()
+
+
+def test_of_each_owner_of_jobs_the_last_count_of_ended_replicas_is_kept(jobs):
+    epoch = jobs.acquire("test")
+    charged = [OwnerCharged("studio", None, 2, 7.0, 17.0), OwnerCharged("", "c" * 9000, 1, 5.0, 10.0)]
+    for _ in range(2):  # the answer to a COMMIT may be lost
+        jobs.write(epoch, [replace(charged[0], count=1), *charged])
+    assert sorted(jobs.backoffs(), key=lambda one: one.tenant) == [charged[1], charged[0]]
 
 
 def test_what_tenants_have_used_is_a_total_of_each_day(jobs):

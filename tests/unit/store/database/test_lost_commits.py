@@ -20,6 +20,7 @@ from serve_app.store.database.changes import (
     JobRow,
     JobStarted,
     OutputRecorded,
+    OwnerCharged,
     TenantUsed,
 )
 from serve_app.store.database.jobs import Jobs
@@ -46,6 +47,7 @@ def life(order: int, ending: str) -> tuple[Change, ...]:
         *recorded,
         JobEnded(job_id, ending, 3.3, seq + 9, Failure(message="b")),  # type: ignore[arg-type]
         TenantUsed(job_id, f"tenant {order}", DAY, 0.5 + order),
+        OwnerCharged("", f"client {order}", 1 + order, 3.4, 8.4, job_id),
     )
 
 
