@@ -13,7 +13,8 @@ import itertools
 import os
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -26,10 +27,15 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.openmp import end_team
 from serve_app.threads import Threads
 
+T = TypeVar("T")
+
 PACKS = "custom_nodes."
 """What the module of a node pack's class begins with, as `NodeSpec.python_module`."""
 
-_THREADS = Threads("nodes", min(32, (os.cpu_count() or 1) + 4), end_team)
+_MOST = min(32, (os.cpu_count() or 1) + 4)
+_THREADS = Threads("nodes", _MOST, end_team)
+_SHARES: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, asyncio.Semaphore]] = WeakKeyDictionary()
+"""Each tenant's part of these threads."""
 _ONE_THREAD = Threads("packs", 1, end_team)
 """Packs are written for ComfyUI, which runs one sync node at a time; they seed global generators and share globals."""
 
@@ -134,9 +140,9 @@ async def map_over_lists(
                     begun()
                     returned = seen(**calls[index])
                 else:
-                    threads, context = _ONE_THREAD if alone else _THREADS, contextvars.copy_context()
+                    context, run = contextvars.copy_context(), _alone if alone else _shared
                     with running.underway.queued():
-                        returned = await threads.call(context.run, _run, running, begun, seen, calls[index])
+                        returned = await run(running.tenant, context.run, _run, running, begun, seen, calls[index])
                     if not inspect.isawaitable(returned):
                         return returned
                 with running.underway.noted(running):
@@ -156,6 +162,17 @@ async def map_over_lists(
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _alone(tenant: str, function: Callable[..., T], *arguments: Any) -> T:
+    return await _ONE_THREAD.call(function, *arguments)
+
+
+async def _shared(tenant: str, function: Callable[..., T], *arguments: Any) -> T:
+    """Call a function in a thread. A tenant has all of them but one at most: its nodes may wait long for slow files."""
+    shares = _SHARES.setdefault(asyncio.get_running_loop(), {})
+    async with shares.setdefault(tenant, asyncio.Semaphore(_MOST - 1 if tenant else _MOST)):
+        return await _THREADS.call(function, *arguments)
 
 
 def _blocker(values: Any, blocked: Blocked) -> ExecutionBlocker | None:

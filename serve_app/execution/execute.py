@@ -277,6 +277,7 @@ class Execution:
             self._task.id.job_id,
             node.id,
             node.class_type,
+            tenant=self._task.tenant,
             progress=progress,
             say=say,
             stopped=self._stopped,

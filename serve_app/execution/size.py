@@ -53,7 +53,7 @@ def limits() -> SizeLimits:
 def bounds() -> Bounds:
     """Return what decoding a file may take for the call that runs here, which ends with it."""
     call = executing()
-    return Bounds(limits()) if call is None else Bounds(call.limits, call.stopped.is_set)
+    return Bounds(limits()) if call is None else Bounds(call.limits, call.stopped.is_set, owner=call.tenant)
 
 
 def allow(*shape: int) -> None:

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from serve_app.limits import refused
 from serve_app.media.wire import FULL, LENGTH, begin
 
 AT_ONCE = max(2, min(8, os.cpu_count() or 1))
-"""Files that this process has decoded at once; more wait."""
+"""Files of one owner that this process has decoded at once; more wait. One more decoder is there for other owners."""
 LOOK_S = 0.2
 """How often it is looked whether anybody still waits for a file."""
 CHUNK = 1 << 20
@@ -48,11 +49,15 @@ File: TypeAlias = bytes | BinaryIO
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """What decoding one file may take, and whether anybody still waits for it. seconds: at most, beside limits'."""
+    """What decoding one file may take, and whether anybody still waits for it. seconds: at most, beside limits'.
+
+    owner: whose file it is, among those who share this process's decoders: its tenant.
+    """
 
     sizes: SizeLimits
     stopped: Callable[[], bool] = lambda: False
     seconds: float = float("inf")
+    owner: str = ""
 
     @property
     def within_s(self) -> float:
@@ -91,7 +96,7 @@ def decoding(
     except (EOFError, BrokenPipeError) as error:
         raise NodeError(f"{what} cannot be read: {decoder.end(bounds.sizes)}") from error
     finally:
-        _give_back(decoder)
+        _give_back(decoder, bounds.owner)
 
 
 class Decoder:
@@ -212,15 +217,20 @@ class Decoder:
                 view = view[os.write(self._to, view[:CHUNK]) :]
 
 
-_room = threading.BoundedSemaphore(AT_ONCE)
+_room = threading.Condition()
+_taken: Counter[str] = Counter()
+"""How many decoders each owner's files have."""
 _idle: list[Decoder] = []
 """Those that wait, the last one used first. What is put in and taken out of a list is never lost between threads."""
 
 
 def _take(what: str, bounds: Bounds) -> Decoder:
-    while not _room.acquire(timeout=LOOK_S):
-        if bounds.stopped():
-            raise NodeError(f"{what} is not read: nobody waits for it any more")
+    with _room:
+        while _taken[bounds.owner] == AT_ONCE or _taken.total() > AT_ONCE:
+            _room.wait(LOOK_S)
+            if bounds.stopped():
+                raise NodeError(f"{what} is not read: nobody waits for it any more")
+        _taken[bounds.owner] += 1
     while _idle:
         decoder = _idle.pop()
         if decoder.alive:
@@ -229,16 +239,24 @@ def _take(what: str, bounds: Bounds) -> Decoder:
     try:
         return Decoder()
     except BaseException:
-        _room.release()
+        _leave(bounds.owner)
         raise
 
 
-def _give_back(decoder: Decoder) -> None:
+def _give_back(decoder: Decoder, owner: str) -> None:
     if decoder.alive:
         _idle.append(decoder)
     else:
         decoder.close()
-    _room.release()
+    _leave(owner)
+
+
+def _leave(owner: str) -> None:
+    with _room:
+        _taken.subtract([owner])
+        if not _taken[owner]:
+            del _taken[owner]
+        _room.notify_all()
 
 
 def _watch(what: str, bounds: Bounds, began_s: float) -> Callable[[int, int], None]:

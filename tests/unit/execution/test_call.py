@@ -32,6 +32,20 @@ async def test_a_class_runs_once_per_element_and_short_lists_repeat_their_last()
     assert result == NodeResult(([11, 22, 23],), None)
 
 
+async def test_one_tenants_nodes_leave_a_thread_to_others() -> None:
+    freed = threading.Event()
+    waits = node_class(lambda self: (freed.wait(60),))
+    spec = spec_of(waits, "Node")
+    many = [asyncio.create_task(call(waits(), spec, {}, Executing("job", str(n), tenant="ann"))) for n in range(99)]
+    try:
+        await asyncio.sleep(0.05)
+        other = call(node_class(lambda self: (7,))(), spec, {}, Executing("other", "7", tenant="ben"))
+        assert (await asyncio.wait_for(other, 30))[0].values == (7,)
+    finally:
+        freed.set()
+        await asyncio.gather(*many)
+
+
 async def test_a_class_without_inputs_runs_once() -> None:
     assert (await run(node_class(lambda self: (7,)))).outputs == ([7],)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,12 +62,25 @@ def read_slowly(bounds: Bounds) -> None:
 
 
 def test_a_decoder_that_dies_says_how_and_another_takes_its_place() -> None:
-    decoder._give_back(decoder._take("it", BOUNDS))
+    decoder._give_back(decoder._take("it", BOUNDS), BOUNDS.owner)
     process = decoder._idle[-1]._process
     with pytest.raises(NodeError, match="it cannot be read: its decoder ended by SIGSEGV"):
         read_after(lambda: os.killpg(process.pid, signal.SIGSEGV), BOUNDS)
     assert process.poll() is not None
     assert decodes()
+
+
+def test_one_owner_has_all_decoders_but_one_at_most() -> None:
+    ann, ben = Bounds(SizeLimits(), owner="ann"), Bounds(SizeLimits(), owner="ben")
+    taken = [decoder._take("it", ann) for _ in range(decoder.AT_ONCE)]
+    with pytest.raises(NodeError, match="nobody waits"):
+        decoder._take("it", replace(ann, stopped=lambda: True))
+    with decoding("frames", [picture()], "it", ben) as answers:
+        assert read(answers) == [(1, 8, 8, 3)]
+    for one in taken:
+        decoder._give_back(one, "ann")
+    with decoding("frames", [picture()], "it", ann) as answers:
+        assert read(answers) == [(1, 8, 8, 3)]
 
 
 def test_a_file_that_takes_too_long_is_given_up() -> None:

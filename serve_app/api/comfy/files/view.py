@@ -69,7 +69,8 @@ def drawn(service: Service, task: str, files: Sequence[File], name: str, **asked
     """Return what a decoder draws of image files by a task of `media.pictures`. Errors: FileMissingError."""
     try:
         what = f"'{name[:80]}'"
-        with decoding(task, files, what, Bounds(service.limits.sizes, seconds=DRAW_S), **asked) as answers:
+        bounds = Bounds(service.limits.sizes, seconds=DRAW_S, owner=service.tenant)
+        with decoding(task, files, what, bounds, **asked) as answers:
             return b"".join(answer for answer in answers if isinstance(answer, bytes))
     except NodeError as error:
         raise FileMissingError(str(error)) from error
