@@ -57,7 +57,7 @@ async def test_nobody_but_an_operator_is_told_where_the_database_is(tmp_path: Pa
         clients = [made.client(key) for key in (made.keys["a"], made.keys["root"], None)]
         async with clients[0] as a, clients[1] as root, clients[2] as anyone:
             await made.replica.scheduler.trouble("r9", "comfyui", "http://gpu.internal.example refuses")
-            assert (await anyone.get("/readyz")).json()["troubles"] == [{"pool": "comfyui"}]
+            assert (await anyone.get("/readyz")).json()["troubles"] == [{"pool": "comfyui", "working": 0}]
             for client in (a, root):  # so that their keys are known
                 await client.get("/queue")
             made.replica.scheduler.refusal = DatabaseAwayError(secret)
