@@ -44,6 +44,10 @@ def restore(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) ->
             say(str(error), error=True)
             summary, aside = restore_over_damaged(config.database_url, file, store, keep_keys=keep_keys)
             say(f"the damaged file is now {aside}, likewise its -wal and -shm", error=True)
+            for table, what in (("api_keys", "API keys"), ("audit", "entries of the audit log")):
+                left = summary.salvaged[table]
+                lost = "" if left.whole else "; others cannot be read any more, and are as in the copy"
+                say(f"{len(left.rows)} {what} are taken over from it{lost}", error=True)
     except OSError as error:
         raise BackupError(f"{file} cannot be read: {error}") from error
     made = datetime.fromtimestamp(summary.made_s).isoformat(" ", "seconds")

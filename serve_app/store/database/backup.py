@@ -16,7 +16,7 @@ import os
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +26,7 @@ import sqlalchemy as sa
 from serve_app.errors import BackupError
 from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.jobs import Jobs
+from serve_app.store.database.salvage import Salvaged, salvaged
 from serve_app.store.database.schema import API_KEYS, AUDIT, JOBS, LEASE, METADATA, SCHEMA, VERSION
 from serve_app.store.database.sqlite_file import COMPANIONS
 from serve_app.store.files.store import AREAS, WholeStore
@@ -43,7 +44,7 @@ class Summary:
     """What a copy holds: rows by table, files by area. made_s: Unix time.
 
     absent: files that the store has not, or of another size; None where none are listed. ended_keys: how many of its
-    API keys no longer hold, since it is restored.
+    API keys no longer hold, since it is restored. salvaged: what was left of these tables in a damaged file.
     """
 
     made_s: float
@@ -51,6 +52,7 @@ class Summary:
     files: Counter[str] = field(default_factory=Counter)
     absent: tuple[Place, ...] | None = None
     ended_keys: int = 0
+    salvaged: Mapping[str, Salvaged] = field(default_factory=dict)
 
 
 def write_backup(jobs: Jobs, path: Path, store: WholeStore | None) -> Summary:
@@ -90,15 +92,20 @@ def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool, 
 def restore_over_damaged(url: str, path: Path, store: WholeStore, *, keep_keys: bool = False) -> tuple[Summary, Path]:
     """Put a copy in the place of SQLite's file that can no longer be read; return also where that file is now.
 
-    The copy is whole before anything is moved. What of API keys and of the audit log was in the damaged file is not
+    The copy is whole before anything is moved. Of API keys and the audit log what can be read of the damaged file is
     taken over. Errors: as `restore_backup`.
     """
     damaged = Path(str(sa.make_url(url).database)).absolute()
     fresh, aside = (damaged.with_name(f"{damaged.name}{end}") for end in (RESTORING, f".damaged-{int(time.time())}"))
     for end in ("", *COMPANIONS):
         fresh.with_name(fresh.name + end).unlink(missing_ok=True)
+    left = {table.name: salvaged(damaged, table) for table in (API_KEYS, AUDIT)}
     jobs = Jobs(f"sqlite:///{fresh}")
     try:
+        with jobs.replacing() as connection:
+            for name, found in left.items():
+                if found.rows:
+                    connection.execute(sa.insert(METADATA.tables[name]), found.rows)
         summary = restore_backup(jobs, path, store, replace=False, keep_keys=keep_keys)
     except BaseException:
         jobs.close()
@@ -109,7 +116,7 @@ def restore_over_damaged(url: str, path: Path, store: WholeStore, *, keep_keys: 
         with contextlib.suppress(FileNotFoundError):
             damaged.with_name(damaged.name + end).rename(aside.with_name(aside.name + end))
     fresh.rename(damaged)
-    return summary, aside
+    return dataclasses.replace(summary, salvaged=left), aside
 
 
 def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[Any]:

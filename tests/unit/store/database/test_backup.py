@@ -279,3 +279,39 @@ def test_a_copy_takes_the_place_of_a_damaged_file_whose_own_companions_do_no_har
     assert [row.job_id for row in restored.rows(["done", "runs"])] == ["done", "runs"]
     restored.close()
     assert [*tmp_path.glob("*.restoring*")] == []
+
+
+def a_page_of_the_audit_log(path: Path) -> None:
+    """Spoil a page with rows in the middle of the table, found by what the rows say."""
+    pages = [path.read_bytes()[at : at + 4096] for at in range(0, path.stat().st_size, 4096)]
+    logged = [number for number, page in enumerate(pages) if b"POST /prompt" in page]
+    with path.open("r+b") as file:
+        file.seek(logged[len(logged) // 2] * 4096)
+        file.write(os.urandom(4096))
+
+
+def test_keys_and_what_is_left_of_the_audit_log_are_taken_over_from_a_damaged_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(command, "BEAT_S", 0.01)
+    path = tmp_path / "jobs.sqlite"
+    url = f"sqlite:///{path}"
+    jobs = filled(url)
+    revoked, later = (replace(KEY, key_id=name, ends_s=None) for name in ("revoked", "later"))
+    jobs.administer(AddKey(revoked))
+    write_backup(jobs, tmp_path / "copy.gz", None)
+    jobs.administer(EndKey("revoked"))
+    jobs.administer(AddKey(later))
+    jobs.administer(WriteAudit(tuple(replace(SEEN, number=n, at_s=float(n)) for n in range(2, 500)), 0.0))
+    before = jobs.inquire(0, ListKeys())
+    jobs.close()
+    a_page_of_the_audit_log(path)
+    assert main(["restore", "copy.gz", "--replace", "--database-url", url]) == 0
+    said = capsys.readouterr().err
+    restored = Jobs(url)
+    assert restored.inquire(0, ListKeys()) == before
+    kept = {entry.number for entry in restored.inquire(0, ReadAudit(1000))}
+    assert {1, 2, 499} < kept
+    assert 400 < len(kept) < 499
+    restored.close()
+    assert "3 API keys are taken over from it\n" in said
+    assert f"{len(kept)} entries of the audit log are taken over from it; others cannot be read any more" in said
