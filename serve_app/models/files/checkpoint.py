@@ -48,6 +48,10 @@ class Checkpoint:
         """
         return self._file.tensor(name)
 
+    def unread(self, name: str) -> Tensor:
+        """As `tensor`, but it is read each time something is computed with it."""
+        return self._file.unread(name)
+
     def raw(self, name: str) -> Tensor:
         """Return one tensor, whatever it holds. Errors: ModelFileError if the file was changed."""
         return self._file.raw(name)

@@ -64,10 +64,11 @@ class Read(NamedTuple):
     remark: str = ""
 
 
-def read(file: Checkpoint, names: Table, part: Part) -> Read:
+def read(file: Checkpoint, names: Table, part: Part, *, shapes_alone: bool = False) -> Read:
     """Return what a file has for a part. names: layers' names in LoRA files -> what they change.
 
-    names are as `Family.lora_names` has them. Errors: ModelFileError for a tensor that is not a plain float tensor.
+    names are as `Family.lora_names` has them. shapes_alone: the tensors stay in the file, as where only sizes are
+    asked for. Errors: ModelFileError for a tensor that is not a plain float tensor.
     """
     layers: dict[str, dict[str, str]] = {}
     meant = {key for key in file.shapes if key.startswith(_TEXT_MARKS) == (part == "clip")}
@@ -78,7 +79,7 @@ def read(file: Checkpoint, names: Table, part: Part) -> Read:
     adapters: dict[str, Adapter] = {}
     for layer, changed in names.items():
         if layer in layers:
-            found = _Layer(file, layers[layer])
+            found = _Layer(file.unread if shapes_alone else file.tensor, layers[layer])
             adapters.update(_adapters(found, changed))
             left -= found.used
     if not left:
@@ -93,8 +94,8 @@ def read(file: Checkpoint, names: Table, part: Part) -> Read:
 class _Layer:
     """One layer's tensors in a file, by suffix; remembers which were asked for."""
 
-    def __init__(self, file: Checkpoint, keys: Mapping[str, str]) -> None:
-        self._file, self._keys = file, keys
+    def __init__(self, tensor: Callable[[str], Tensor], keys: Mapping[str, str]) -> None:
+        self._tensor, self._keys = tensor, keys
         self.used: set[str] = set()
 
     def __contains__(self, suffix: str) -> bool:
@@ -103,7 +104,7 @@ class _Layer:
     def __getitem__(self, suffix: str) -> Tensor:
         key = self._keys[suffix]
         self.used.add(key)
-        return self._file.tensor(key)
+        return self._tensor(key)
 
     def get(self, suffix: str) -> Tensor | None:
         return self[suffix] if suffix in self._keys else None

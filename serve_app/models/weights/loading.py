@@ -218,7 +218,7 @@ class Loader:
         assert isinstance(file, Checkpoint)
         family = file.family(recipe.part, beside, recipe.loaded_as)
         empty = family.empty().to(self._dtype(recipe, family))
-        stack, _ = _stack(recipe.part, of_set.changes, family, empty)
+        stack, _ = _stack(recipe.part, of_set.changes, family, empty, shapes_alone=True)
         loras = LoraSet(files.key, empty, stack)
         return loras.needed_bytes if recipe.part == "backbone" else loras.merged_bytes
 
@@ -300,22 +300,26 @@ def mixture(recipe: Recipe, files: Files) -> Mixture:
 
 
 def _stack(
-    part: Part, changes: Sequence[Change], family: Family, module: nn.Module
+    part: Part, changes: Sequence[Change], family: Family, module: nn.Module, *, shapes_alone: bool = False
 ) -> tuple[list[tuple[dict[str, Adapter], float]], tuple[str, ...]]:
-    """Return what each LoRA or scaling has for a part's network and its strength, and remarks on what fits nowhere."""
+    """Return what each LoRA or scaling has for a part's network and its strength, and remarks on what fits nowhere.
+
+    shapes_alone: the tensors of LoRAs stay in their files.
+    """
     of_network = parameters(module)
     stack: list[tuple[dict[str, Adapter], float]] = []
     remarks: list[str] = []
     for change in changes:
         match change.patch:
             case Lora(strength=strength):
-                found = read(Checkpoint(change.files.paths[0]), family.lora_names(of_network), part)
+                names = family.lora_names(of_network)
+                found = read(Checkpoint(change.files.paths[0]), names, part, shapes_alone=shapes_alone)
                 stack.append((found.adapters, strength))
                 remarks += [found.remark] if found.remark else []
             case Towards(other=other, strength=strength):
                 beneath = mixture(other, change.files)
-                names = set(beneath.names)
-                fits = [n for n in of_network if n in names and beneath.shape(n) == parameter_shape(module, n)]
+                theirs = set(beneath.names)
+                fits = [n for n in of_network if n in theirs and beneath.shape(n) == parameter_shape(module, n)]
                 stack.append(({name: Other(partial(beneath.tensor, name)) for name in fits}, strength))
                 if len(fits) < len(of_network):
                     of = f"{len(fits)} of the {len(of_network)} weights of this {PART_NAMES[part]}"

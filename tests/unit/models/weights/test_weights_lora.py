@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError
 from serve_app.models.families import ClipText, Sd
+from serve_app.models.files.file_tensor import OpenFile
 from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.models.catalog import Catalog
@@ -181,6 +182,20 @@ def test_a_set_that_is_not_resident_counts_towards_what_has_to_fit(catalog):
     in_use = held.backbone(BACKBONE)
     assert not held.fits(held.need(under(BACKBONE, (1, 0.8)), CLIP))
     assert held.fits(held.need(BACKBONE, CLIP))
+
+
+def test_what_a_set_takes_is_known_without_its_tensors(catalog, monkeypatch):
+    read, fill = [], OpenFile.fill
+
+    def noted(file, memory, at):
+        read.append(memory.numel())
+        fill(file, memory, at)
+
+    monkeypatch.setattr(OpenFile, "fill", noted)
+    held = weights(catalog)
+    for recipe, nbytes in ((under(BACKBONE, (1, 0.8)), THIN_BYTES), (under(CLIP, (1, 0.8)), MERGED_BYTES)):
+        assert list(held.need(recipe).nbytes.values())[1] == nbytes
+    assert sum(read) <= 1, "its alpha"
 
 
 def test_merged_weights_make_room_for_others(catalog):
