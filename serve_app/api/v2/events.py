@@ -51,14 +51,19 @@ _MOVING = frozenset({"cached", "executing", "progress", "finished", "executed"})
 async def get_events(request: Request, service: Current) -> Response:
     """Stream a job's events until it has ended."""
     view = await job(service, request.path_params["job_id"])
+    if request.method == "HEAD":
+        # A stream would last as long without a body, and the connection's next request wait for it.
+        return Response(media_type=_Stream.media_type, headers=HEADERS)
     return _Stream(_Told(request, service, view).frames(), request.app.state.crowd.listeners)
 
 
 class _Stream(StreamingResponse):
     """Frames as a response that has a place in the room for as long as it lasts."""
 
+    media_type = "text/event-stream"
+
     def __init__(self, frames: AsyncGenerator[str], room: Room) -> None:
-        super().__init__(frames, media_type="text/event-stream", headers=HEADERS)
+        super().__init__(frames, headers=HEADERS)
         self._room = room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

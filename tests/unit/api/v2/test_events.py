@@ -179,6 +179,14 @@ async def test_one_stream_more_than_the_limit_gets_a_429_with_retry_after(client
         assert status_code == 200
 
 
+async def test_who_asks_for_a_streams_head_has_the_connection_back_at_once(client, example):
+    job_id = await queued(client, example)
+    async with httpx.AsyncClient(base_url=client.base_url, limits=httpx.Limits(max_connections=1)) as one:
+        head = await one.head(f"/api/v2/jobs/{job_id}/events")
+        assert (head.status_code, head.headers["content-type"]) == (200, "text/event-stream; charset=utf-8")
+        assert (await one.get("/healthz", timeout=30)).status_code == 200
+
+
 async def test_an_unknown_job_has_no_stream(client):
     answer = await client.get(f"/api/v2/jobs/{UNKNOWN}/events")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
