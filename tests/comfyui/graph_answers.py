@@ -9,7 +9,7 @@ import re
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -208,6 +208,8 @@ def _messages(answer: Answer, graph: Mapping[str, Any]) -> Counter[str]:
         return Counter()
     said: Counter[str] = Counter()
     begun: set[str] = set()
+    # ComfyUI also names nodes that it knows and no output needs.
+    needed = ancestors(graph, answer.entry["meta"])
     for message in answer.messages:
         kind, data = message["type"], message["data"]
         if kind in COUNTED and not (kind == "executed" and not data["output"]):
@@ -215,8 +217,21 @@ def _messages(answer: Answer, graph: Mapping[str, Any]) -> Counter[str]:
         elif kind == "executing" and data["node"] is not None:
             begun.add(f"node {data['node']} has run")
         elif kind == "execution_cached":
-            begun.update(f"node {node} has run" for node in data["nodes"] if node in graph)
+            begun.update(f"node {node} has run" for node in data["nodes"] if node in needed)
     return said + Counter(begun)
+
+
+def ancestors(graph: Mapping[str, Any], outputs: Iterable[str]) -> set[str]:
+    """Return the nodes of a graph that some nodes need, and these."""
+    found: set[str] = set()
+    stack = list(outputs)
+    while stack:
+        node_id = str(stack.pop())
+        if node_id in graph and node_id not in found:
+            found.add(node_id)
+            values = graph[node_id]["inputs"].values()
+            stack.extend(value[0] for value in values if isinstance(value, list) and len(value) == 2)
+    return found
 
 
 def _outputs(theirs: Mapping[str, Any], ours: Mapping[str, Any], graph: Mapping[str, Any]) -> Iterator[Difference]:
