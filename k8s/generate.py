@@ -54,6 +54,12 @@ SERVE = (
 )
 """HTTP by route: Serve counts it where the requests come in."""
 
+IN_PODS = """\
+      # In a pod of its own, which alone may reach the Internet.
+      webhooks: {hosts: {role: webhooks}}
+"""
+"""What every overlay says before all else: where the webhook sender runs."""
+
 IN_BUCKET = """\
       # The store's address and credentials are the environment's.
       store: {kind: s3, bucket: serve-app, prefix: files, path_style: true}
@@ -90,19 +96,20 @@ def main() -> None:
 
 def files() -> dict[Path, str]:
     """Return what every generated file must hold."""
+    config = saying(IN_PODS, CLUSTER.read_text())
     return {
         ROOT / "docs" / "metrics.md": table(),
         ROOT / "k8s" / "base" / "grafana-dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
-        ROOT / "k8s" / "base" / "serve-config.yaml": patch(CLUSTER.read_text()),
-        ROOT / "k8s" / "overlays" / "s3" / "serve-config.yaml": patch(in_bucket(CLUSTER.read_text())),
-        ROOT / "k8s" / "overlays" / "comfyui" / "serve-config.yaml": patch(CLUSTER.read_text() + COMFYUI),
+        ROOT / "k8s" / "base" / "serve-config.yaml": patch(config),
+        ROOT / "k8s" / "overlays" / "s3" / "serve-config.yaml": patch(saying(IN_BUCKET, config)),
+        ROOT / "k8s" / "overlays" / "comfyui" / "serve-config.yaml": patch(config + COMFYUI),
     }
 
 
-def in_bucket(config: str) -> str:
-    """Return the configuration with model files and clients' files in a bucket, and all else as it is."""
+def saying(lines: str, config: str) -> str:
+    """Return a configuration with lines of the application's before all else that it says."""
     first, rest = config.split("    args:\n", 1)
-    return f"{first}    args:\n{IN_BUCKET}{rest}"
+    return f"{first}    args:\n{lines}{rest}"
 
 
 def patch(config: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from ipaddress import IPv4Network, IPv6Network
 from typing import Annotated, NamedTuple
 
@@ -55,6 +56,8 @@ class WebhookLimits(Section):
     """After how long what failed is sent again; four times as long after each further failure, at most 4 hours."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 12
     """How often something is sent before it is given up."""
+    hosts: Mapping[str, str] = {}
+    """Labels of the hosts that may run the webhook sender, as pools have them: {role: webhooks}. Empty is any."""
 
 
 class SizeLimits(Section):

@@ -22,6 +22,7 @@ from serve_app.deployments import metrics
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
 from serve_app.deployments.process import clock
 from serve_app.deployments.rpc import Address, Peer, Server
+from serve_app.deployments.webhook_sender import WebhookSenderHandle
 from serve_app.graph.plan import Pool
 from serve_app.limits import REFUSALS
 from serve_app.replica import collector
@@ -212,6 +213,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         events=config.events,
         backoff=config.backoff,
         webhooks=config.webhooks,
+        post=WebhookSenderHandle(config.webhooks, config.logs).post,
     )
 
 

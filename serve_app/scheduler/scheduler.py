@@ -80,7 +80,7 @@ from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
 from serve_app.scheduler.webhooks.outgoing import Outgoing
-from serve_app.scheduler.webhooks.sender import Courier, CourierThread
+from serve_app.scheduler.webhooks.sender import Courier, CourierThread, Post
 from serve_app.store.database.changes import Change, JobQuery, JobRow
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.queries import Inquiry
@@ -102,7 +102,7 @@ class Scheduler:
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
     the scheduler's own host. holder: the server it belongs to. rules: who may submit. files: what it keeps in order.
     events: what is kept of them. backoff: how long whoever has ended a replica waits. webhooks: where those may be, and
-    how long they are tried.
+    how long they are tried. post: how their messages are sent; None sends them from this process.
     """
 
     def __init__(
@@ -122,6 +122,7 @@ class Scheduler:
         events: EventLimits | None = None,
         backoff: BackoffRules | None = None,
         webhooks: WebhookLimits | None = None,
+        post: Post | None = None,
     ) -> None:
         self._events = events
         self._rules = rules
@@ -148,8 +149,8 @@ class Scheduler:
         self._tenure = Tenure(jobs, holder, self._in_database)
         self.fenced = self._tenure.fenced
         limits = webhooks or WebhookLimits()
-        post = Outgoing(limits.allowed_networks, limits.timeout_s).post
-        self._courier = CourierThread(lambda: Courier(self._asked, post, limits))
+        send = post or Outgoing(limits.allowed_networks, limits.timeout_s).post
+        self._courier = CourierThread(lambda: Courier(self._asked, send, limits))
         self._writer = Writer(self._record, self._carry_out, self._refused, self._tenure.lose)
         self._health = DatabaseHealth(jobs, self._writer, self._stamp)
 

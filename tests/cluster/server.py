@@ -41,6 +41,7 @@ TITLES = {
     "scheduler": "ray::SchedulerActor",
     "ingress": "ray::ServeReplica:serve-app:ingress",
     "replica": "ray::ServeReplica:serve-app:gpu",
+    "webhook_sender": "ray::WebhookSender",
 }
 """What Ray calls the processes that tests kill."""
 

@@ -1,4 +1,4 @@
-"""A receiver of webhooks that is away, slow and wrong while the scheduler is killed: all arrives, and in order."""
+"""A receiver of webhooks that is away, slow and wrong while scheduler and sender are killed: all arrives, in order."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Receiver:
         return dict(found)
 
 
-def test_every_event_arrives_and_in_order_though_the_scheduler_is_killed(server: Server) -> None:
+def test_every_event_arrives_and_in_order_though_scheduler_and_sender_are_killed(server: Server) -> None:
     port = free_port()
     made = server.http.post("/api/webhooks", json={"url": f"http://127.0.0.1:{port}/", "events": STORY})
     assert made.status_code == 201, made.text
@@ -72,6 +72,9 @@ def test_every_event_arrives_and_in_order_though_the_scheduler_is_killed(server:
     receiver = Receiver(port)
     try:
         wait_for(lambda: receiver.taken, "something that arrives")
+        server.kill("webhook_sender")
+        seen = len(receiver.taken)
+        wait_for(lambda: len(receiver.taken) > seen, "something by another sender")
         server.kill("scheduler")
         for job_id in (*early, *late):
             server.finished(job_id)

@@ -16,7 +16,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from serve_app import log
 from serve_app.config.limits import WebhookLimits
@@ -55,6 +55,10 @@ GONE = 410
 """The status by which a receiver says that it wants nothing more. Source: the Standard Webhooks specification."""
 
 
+Post: TypeAlias = Callable[[str, dict[str, str], bytes], Awaitable[int]]
+"""(url, headers, body) -> the status that is answered, or OutgoingError."""
+
+
 class Asking(Protocol):
     """How the database is asked: see `Scheduler.inquire`."""
 
@@ -73,12 +77,12 @@ class _Line:
 
 
 class Courier:
-    """ask: the database. post: (url, headers, body) -> status, or OutgoingError. clock: Unix time. jitter: 0 to 1."""
+    """ask: the database. post: sends a message. clock: Unix time. jitter: 0 to 1."""
 
     def __init__(
         self,
         ask: Asking,
-        post: Callable[[str, dict[str, str], bytes], Awaitable[int]],
+        post: Post,
         limits: WebhookLimits,
         clock: Callable[[], float] = time.time,
         jitter: Callable[[], float] = random.random,

@@ -95,8 +95,9 @@ def test_pods_are_valid_pods_once_they_have_a_kind(overlay):
 
 def test_the_serve_config_inside_is_the_shipped_one_and_serve_accepts_it():
     inside = yaml.safe_load(one("volume", "RayService")["spec"]["serveConfigV2"])
-    assert inside == yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())
     ServeDeploySchema.model_validate(inside)
+    del inside["applications"][0]["args"]["webhooks"]
+    assert inside == yaml.safe_load((ROOT / "configs" / "cluster.yaml").read_text())
 
 
 def test_the_s3_overlay_differs_from_it_by_where_files_are_alone():
@@ -106,7 +107,7 @@ def test_the_s3_overlay_differs_from_it_by_where_files_are_alone():
     parsed = config.parse(arguments, "s3")
     assert parsed.store.kind == "s3"
     assert parsed.models is not None
-    for key in ("store", "models", "models_cache_bytes"):
+    for key in ("store", "models", "models_cache_bytes", "webhooks"):
         del arguments[key]
     assert inside == shipped
 
@@ -163,8 +164,9 @@ def test_what_goes_out_is_listed_for_every_pod(overlay):
     assert overlay == "s3" or all(block.is_private for block in blocks)
 
 
-def test_the_internet_is_reached_from_head_and_cpu_workers_by_a_component_alone_and_nothing_private_by_it():
-    policy = yaml.safe_load((ROOT / "k8s" / "components" / "internet" / "network.yaml").read_text())
+@pytest.mark.parametrize(("component", "group"), [("internet", "webhooks"), ("token-provider", "cpu")])
+def test_the_internet_is_reached_by_a_component_from_one_group_and_nothing_private_by_it(component, group):
+    policy = yaml.safe_load((ROOT / "k8s" / "components" / component / "network.yaml").read_text())
     kubernetes_validate.validate(policy, VERSION, strict=True)
     [rule] = policy["spec"]["egress"]
     [block] = [to["ipBlock"] for to in rule["to"]]
@@ -172,8 +174,19 @@ def test_the_internet_is_reached_from_head_and_cpu_workers_by_a_component_alone_
     inside = ("10.1.1.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "127.0.0.1", "224.0.0.1")
     assert all(any(ipaddress.ip_address(each) in network for network in closed) for each in inside)
     assert not any(ipaddress.ip_address("1.1.1.1") in network for network in closed)
-    groups = policy["spec"]["podSelector"]["matchExpressions"][0]["values"]
-    assert set(groups) <= {"headgroup", *pods("volume")}
+    assert policy["spec"]["podSelector"]["matchLabels"]["ray.io/group"] == group
+    assert group in pods("volume")
+
+
+def test_the_webhook_sender_is_alone_in_its_pod_which_has_no_file_and_no_secret_of_the_servers(overlay):
+    groups = one(overlay, "RayService")["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    [group] = [group for group in groups if group["groupName"] == "webhooks"]
+    arguments = yaml.safe_load(one(overlay, "RayService")["spec"]["serveConfigV2"])["applications"][0]["args"]
+    assert config.parse(arguments, overlay).webhooks.hosts == group["labels"]
+    assert (group["minReplicas"], group["rayStartParams"]["num-cpus"]) == (1, "0")
+    spec = group["template"]["spec"]
+    assert "envFrom" not in spec["containers"][0]
+    assert all("emptyDir" in volume for volume in spec["volumes"])
 
 
 def test_the_other_ingress_controllers_http_comes_from_its_own_namespace_too():
@@ -235,7 +248,7 @@ def test_what_stays_runs_on_no_host_with_gpus():
 
 
 def test_models_are_read_only_and_the_rest_of_the_contracts_folders_is_not():
-    for template in pods("volume").values():
+    for template in working("volume"):
         mounts = {m["mountPath"]: m.get("readOnly", False) for m in template["spec"]["containers"][0]["volumeMounts"]}
         assert mounts["/app/models"] is True
         assert not any(mounts[path] for path in ("/app/output", "/app/files"))
@@ -249,7 +262,7 @@ def test_models_are_read_only_and_the_rest_of_the_contracts_folders_is_not():
 
 def test_with_a_bucket_every_process_has_the_credentials_and_no_volume_is_shared():
     assert not [o for o in rendered("s3") if o["kind"] == "PersistentVolumeClaim"]
-    for template in pods("s3").values():
+    for template in working("s3"):
         sources = [source["secretRef"]["name"] for source in template["spec"]["containers"][0]["envFrom"]]
         assert "serve-app-s3" in sources
 
@@ -286,6 +299,11 @@ def test_images_can_be_renamed_by_kustomize(tmp_path):
     templates = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     found = {group["template"]["spec"]["containers"][0]["image"] for group in templates}
     assert found == {"mirror/cpu:v9", "mirror/cuda:v9"}
+
+
+def working(overlay: str) -> list[dict[str, Any]]:
+    """Return the pods that have to do with jobs: all but the webhook sender's."""
+    return [template for name, template in pods(overlay).items() if name != "webhooks"]
 
 
 def policies(overlay: str) -> list[dict[str, Any]]:
