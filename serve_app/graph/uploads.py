@@ -39,5 +39,7 @@ def _named(graph: Graph, specs: Mapping[str, NodeSpec]) -> Iterator[tuple[Node, 
         spec = specs.get(node.class_type)
         for declared in opened(spec, node.inputs).inputs if spec else ():
             name = node.inputs.get(declared.name)
-            if declared.folder == "input" and isinstance(name, str) and is_path(name):
+            # What no list is declared for, such as a painter's mask, its node looks for itself, as in ComfyUI.
+            listed = declared.folder == "input" and declared.type == "COMBO"
+            if listed and isinstance(name, str) and is_path(name):
                 yield node, declared, name
