@@ -65,3 +65,8 @@ def test_a_3d_viewer_of_a_pool_of_comfyui_may_have_no_model(name: str, wrong: li
     known = {"Load3D": NodeSpec("Load3D", (file,), (), (), (), output_node=True)}
     found = validate(parse({"1": {"class_type": "Load3D", "inputs": {"model_file": name}}}), known, lambda folder: [])
     assert [problem.details.removeprefix("model_file - ") for problem in found.problems] == wrong
+
+
+def test_a_file_that_is_chosen_from_no_list_is_left_to_its_node() -> None:
+    assert SPECS["Painter"].input("mask") is not None
+    assert checked(*loads("sub/x.png [temp]", kind="Painter", input_name="mask")).problems == ()
