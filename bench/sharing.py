@@ -22,7 +22,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
 from serve_app.execution.runtime import Runtime
 from serve_app.models.weights.weights import Weights
-from serve_app.nodes.conditioning.controlnet import ControlNetApplyAdvanced
+from serve_app.nodes.conditioning.controlnet import control_net_apply_advanced
 from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
@@ -102,9 +102,7 @@ async def _job(
     if control:
         hint = torch.rand(1, SIDE, SIDE, 3, generator=torch.Generator().manual_seed(seed))
         control_net = Recipe("controlnet", "controlnet", "control.safetensors")
-        positive, negative = ControlNetApplyAdvanced().apply_controlnet(
-            positive, negative, control_net, hint, 0.8, 0.0, 1.0
-        )
+        positive, negative = control_net_apply_advanced(positive, negative, control_net, hint, 0.8, 0.0, 1.0)
     return SamplingRequest(
         Guider(backbone, {"positive": positive, "negative": negative}, Cfg(CFG)),
         latents=torch.zeros(1, 4, SIDE // 8, SIDE // 8),

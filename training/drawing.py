@@ -15,12 +15,12 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.execution.runtime import Runtime
 from serve_app.models.weights.weights import Weights
-from serve_app.nodes.conditioning.controlnet import ControlNetApplyAdvanced, ControlNetLoader
-from serve_app.nodes.conditioning.encode import CLIPTextEncode
-from serve_app.nodes.latent.latents import VAEDecode, VAEEncode
-from serve_app.nodes.loaders.lora import LoraLoaderModelOnly
-from serve_app.nodes.loaders.models import CheckpointLoaderSimple
-from serve_app.nodes.sampling.ksampler import KSampler
+from serve_app.nodes.conditioning.controlnet import control_net_apply_advanced, control_net_loader
+from serve_app.nodes.conditioning.encode import clip_text_encode
+from serve_app.nodes.latent.latents import vae_decode, vae_encode
+from serve_app.nodes.loaders.lora import lora_loader_model_only
+from serve_app.nodes.loaders.models import checkpoint_loader_simple
+from serve_app.nodes.sampling.ksampler import ksampler
 from serve_app.store.models.catalog import Catalog
 from training.scenes import SIDE, Array
 
@@ -57,18 +57,18 @@ def runtime(models: Path, max_cells: int = 131072) -> Iterator[Runtime]:
 
 async def draw(runtime: Runtime, checkpoint: str, wish: Wish) -> Array:
     """Return the wished picture (SIDE,SIDE,3) in 0…1: 20 steps of euler on the normal schedule."""
-    model, clip, vae = CheckpointLoaderSimple().load_checkpoint(checkpoint)
-    (model,) = LoraLoaderModelOnly().load_lora_model_only(model, OUTLINE, wish.lora)
-    (positive,) = await CLIPTextEncode().encode(text=wish.text, clip=clip, runtime=runtime)
-    (negative,) = await CLIPTextEncode().encode(text=wish.negative, clip=clip, runtime=runtime)
+    model, clip, vae = checkpoint_loader_simple(checkpoint)
+    model = lora_loader_model_only(model, OUTLINE, wish.lora)
+    positive = await clip_text_encode(text=wish.text, clip=clip, runtime=runtime)
+    negative = await clip_text_encode(text=wish.negative, clip=clip, runtime=runtime)
     if wish.hint is not None:
-        (control_net,) = ControlNetLoader().load_controlnet(OUTLINE)
+        control_net = control_net_loader(OUTLINE)
         image = torch.from_numpy(wish.hint)[None]
-        positive, negative = ControlNetApplyAdvanced().apply_controlnet(
+        positive, negative = control_net_apply_advanced(
             positive, negative, control_net, image, strength=1.0, start_percent=0.0, end_percent=1.0
         )
     latent = {"samples": torch.zeros(1, 4, SIDE // 8, SIDE // 8)}
-    (latent,) = await KSampler().sample(
+    latent = await ksampler(
         model=model,
         seed=wish.seed,
         steps=STEPS,
@@ -80,7 +80,7 @@ async def draw(runtime: Runtime, checkpoint: str, wish: Wish) -> Array:
         latent_image=latent,
         runtime=runtime,
     )
-    (images,) = await VAEDecode().decode(vae, latent, runtime)
+    images = await vae_decode(vae, latent, runtime)
     picture: Array = images[0].numpy()
     return picture
 
@@ -99,9 +99,9 @@ def through_vae(models: Path, checkpoint: str, pictures: Sequence[Array]) -> lis
     """Return pictures encoded to latents and decoded again, as VAEEncode and VAEDecode do it."""
 
     async def one(runtime: Runtime, picture: Array) -> Array:
-        _, _, vae = CheckpointLoaderSimple().load_checkpoint(checkpoint)
-        (latent,) = await VAEEncode().encode(pixels=torch.from_numpy(picture)[None], vae=vae, runtime=runtime)
-        (images,) = await VAEDecode().decode(samples=latent, vae=vae, runtime=runtime)
+        _, _, vae = checkpoint_loader_simple(checkpoint)
+        latent = await vae_encode(pixels=torch.from_numpy(picture)[None], vae=vae, runtime=runtime)
+        images = await vae_decode(samples=latent, vae=vae, runtime=runtime)
         decoded: Array = images[0].numpy()
         return decoded
 

@@ -16,7 +16,7 @@ import numpy
 
 from serve_app import COMFYUI_VERSION
 from serve_app.execution.executing import executing
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.inputs import MAX_RESOLUTION
 from serve_app.nodes.registry import BUILTIN, DISPLAY_NAMES
 from serve_app.packs import extras, folder_paths, graph_utils, missing, node_helpers, server
 from serve_app.packs.comfy import (

@@ -7,10 +7,10 @@ import torch
 
 from serve_app.models.shipped import CHECKPOINT as TINY
 from serve_app.models.shipped import SHIPPED
-from serve_app.nodes.conditioning.encode import CLIPTextEncode
-from serve_app.nodes.latent.latents import VAEDecode, VAEEncode
-from serve_app.nodes.loaders.models import CheckpointLoaderSimple
-from serve_app.nodes.sampling.ksampler import KSampler
+from serve_app.nodes.conditioning.encode import clip_text_encode
+from serve_app.nodes.latent.latents import vae_decode, vae_encode
+from serve_app.nodes.loaders.models import checkpoint_loader_simple
+from serve_app.nodes.sampling.ksampler import ksampler
 from training.classifier import hollow, judge, shape_shown
 from training.control import placeless
 from training.drawing import Wish, draw_all
@@ -48,17 +48,17 @@ def test_another_prompt_is_another_picture():
 
 
 async def encoded(runtime, picture):
-    _, _, vae = CheckpointLoaderSimple().load_checkpoint(TINY)
-    (latent,) = await VAEEncode().encode(pixels=torch.from_numpy(picture)[None], vae=vae, runtime=runtime)
+    _, _, vae = checkpoint_loader_simple(TINY)
+    latent = await vae_encode(pixels=torch.from_numpy(picture)[None], vae=vae, runtime=runtime)
     return latent
 
 
 async def changed(runtime, latent, text, denoise):
     """Sample a latent anew from its denoise share of the noise, and return the picture."""
-    model, clip, vae = CheckpointLoaderSimple().load_checkpoint(TINY)
-    (positive,) = await CLIPTextEncode().encode(text=text, clip=clip, runtime=runtime)
-    (negative,) = await CLIPTextEncode().encode(text="", clip=clip, runtime=runtime)
-    (latent,) = await KSampler().sample(
+    model, clip, vae = checkpoint_loader_simple(TINY)
+    positive = await clip_text_encode(text=text, clip=clip, runtime=runtime)
+    negative = await clip_text_encode(text="", clip=clip, runtime=runtime)
+    latent = await ksampler(
         model=model,
         seed=1,
         steps=12,
@@ -71,15 +71,15 @@ async def changed(runtime, latent, text, denoise):
         denoise=denoise,
         runtime=runtime,
     )
-    (images,) = await VAEDecode().decode(samples=latent, vae=vae, runtime=runtime)
+    images = await vae_decode(samples=latent, vae=vae, runtime=runtime)
     return images[0].numpy()
 
 
 @pytest.mark.parametrize("scene", SCENES)
 async def test_a_picture_survives_the_vae(runtime, scene):
-    _, _, vae = CheckpointLoaderSimple().load_checkpoint(TINY)
+    _, _, vae = checkpoint_loader_simple(TINY)
     latent = await encoded(runtime, render(scene))
-    (images,) = await VAEDecode().decode(samples=latent, vae=vae, runtime=runtime)
+    images = await vae_decode(samples=latent, vae=vae, runtime=runtime)
     assert judge(images[0].numpy(), scene).shown
     assert shape_shown(images[0].numpy(), scene.things[0]) == scene.things[0].shape
 

@@ -7,7 +7,7 @@ import torch
 
 from serve_app.execution.size import allow, bounds
 from serve_app.media import loading
-from serve_app.nodes.mask.masks import LoadImageMask
+from serve_app.nodes.mask.masks import load_image_mask
 from tests.parity.figures import Figures
 from tests.parity.file_cases import BY_CHANNEL, CHANNELS, FILES
 
@@ -48,7 +48,7 @@ def test_a_file_is_loaded_as_comfyui_loads_it(name: str) -> None:
 @pytest.mark.parametrize("name", BY_CHANNEL)
 @pytest.mark.parametrize("channel", CHANNELS)
 async def test_a_channel_is_loaded_as_comfyui_loads_it(name: str, channel: str) -> None:
-    (mask,) = await LoadImageMask().load_image_mask(name, channel, Stored(file(name)))  # type: ignore[arg-type]
+    mask = await load_image_mask(name, channel, Stored(file(name)))  # type: ignore[arg-type]
     torch.testing.assert_close(mask, theirs(f"{name}|{channel}"), rtol=0, atol=1e-6)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from serve_app.nodes.layers.blending import MODES
-from serve_app.nodes.layers.layers import ImageCompositor
+from serve_app.nodes.layers.layers import image_compositor
 from tests.parity.figures import GOLDEN
 from tests.parity.layer_cases import MODES as THEIRS
 from tests.parity.layer_cases import STACKS
@@ -37,7 +37,7 @@ async def test_a_stack_is_composed_as_by_comfyui(name: str) -> None:
     document |= {"canvas": case["canvas"]} if "canvas" in case else {}
     digests = FIGURES[f"{name}|digests"].tolist()
     state = {**case["state"], "inputs": digests} if "state" in case else ""
-    made = await ImageCompositor().compose(document, {}, {}, Shown(), state)  # type: ignore[arg-type]
+    made = await image_compositor(document, {}, {}, Shown(), state)  # type: ignore[arg-type]
     assert made["ui"]["compositor_inputs"] == digests
     assert len(made["ui"]["compositor_layers"]) == len(digests)
     assert "compositor_state_stale" not in made["ui"]

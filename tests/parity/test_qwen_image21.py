@@ -18,7 +18,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.models.vae import Vae
-from serve_app.nodes.conditioning.qwen21 import TextEncodeQwenImage21
+from serve_app.nodes.conditioning.qwen21 import text_encode_qwen_image21
 from serve_app.recipe import Discrete, LoadedAs, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.catalog import Catalog
@@ -114,7 +114,7 @@ def test_a_picture_is_diffusers(runtime: Any, backbone: Any, vae: Vae, given: st
     pictures = PICTURES[given]
     images = {f"image_{i}": pixels(image) for i, image in enumerate(pictures, 1)}
     start = noise("start", (1, 64, HEIGHT // 16, WIDTH // 16))
-    told = TextEncodeQwenImage21().encode(CLIP, "a red fox", "", SIDE, runtime, images, CLIP)
+    told = text_encode_qwen_image21(CLIP, "a red fox", "", SIDE, runtime, images, CLIP)
     positive, _, _ = asyncio.run(told)
     latents = sampled(backbone, positive, start)
     pipeline = qwen21_cases.pipeline()

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.families import Taesd
 from serve_app.models.families.autoencoders.taesd import TinyVae
-from serve_app.nodes.loaders.models import VAELoader
+from serve_app.nodes.loaders.models import vae_loader
 from serve_app.recipe import Recipe
 from serve_app.sampling.latents import latent_formats as formats
 from serve_app.store.models.catalog import Catalog
@@ -28,7 +28,7 @@ def catalog(tmp_path_factory):
 
 
 def test_a_taesd_decodes_and_encodes_as_comfyuis(catalog):
-    (recipe,) = VAELoader().load_vae("taesdxl")
+    recipe = vae_loader("taesdxl")
     vae = cpu_weights(catalog).vae(recipe)
     with torch.inference_mode():
         FIGURES.assert_agrees(vae.decode(value(LATENTS)), "decoded", 1e-5)
@@ -44,7 +44,7 @@ def test_one_of_sixteen_channels_is_found_by_its_name(tmp_path, name, latents):
         save_file(own, tmp_path / "vae_approx" / f"{name}_{half}.safetensors")
     catalog = Catalog(tmp_path)
     assert catalog.names("vae") == [name]
-    (recipe,) = VAELoader().load_vae(name)
+    recipe = vae_loader(name)
     vae = cpu_weights(catalog).vae(recipe)
     assert vae.family == Taesd(latents)
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def test_flux_2s_is_comfyuis(tmp_path):
     for half in ("encoder", "decoder"):
         own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(half)}
         save_file(own, tmp_path / "vae_approx" / f"taef2_{half}.safetensors")
-    (recipe,) = VAELoader().load_vae("taef2")
+    recipe = vae_loader("taef2")
     vae = cpu_weights(Catalog(tmp_path)).vae(recipe)
     assert vae.family == Taesd(formats.FLUX2)
     figures = Figures("taef2")

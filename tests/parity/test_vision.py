@@ -18,7 +18,7 @@ from serve_app.models.families import Sdxl, Unclip
 from serve_app.models.families.family import BackboneFamily, Family, Rows, StyleFamily, VisionFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.vision import ImageEncoder, StyleModel
-from serve_app.nodes.conditioning.vision import StyleModelApply, unCLIPConditioning
+from serve_app.nodes.conditioning.vision import style_model_apply, unclip_conditioning
 from serve_app.recipe import Discrete, Part, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ClipVisionOutput, Conditioning
@@ -108,8 +108,8 @@ def styled(folder: Path, case: Styled) -> Conditioning:
     for number, (strength, kind) in enumerate(case.applied):
         states = noise(f"{case.style} states {number}", STATES[case.style])
         output = ClipVisionOutput(states, states, states)
-        applied = StyleModelApply().apply_stylemodel(conditioning, NOTHING, output, strength, kind, runtime)
-        (conditioning,) = asyncio.run(applied)
+        applied = style_model_apply(conditioning, NOTHING, output, strength, kind, runtime)
+        conditioning = asyncio.run(applied)
     return conditioning
 
 
@@ -164,7 +164,7 @@ def told_of_images(name: str, width: int) -> Mapping[str, Any]:
     for number, (images, strength, augmentation) in enumerate(UNCLIP[name]):
         embeds = noise(f"{name} {width} {number}", (images, width))
         output = ClipVisionOutput(embeds, embeds, embeds)
-        (conditioning,) = unCLIPConditioning().apply_adm(conditioning, output, strength, augmentation)
+        conditioning = unclip_conditioning(conditioning, output, strength, augmentation)
     return conditioning[0][1]
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, TypeAlias
 
-from serve_app.execution.protocol import FolderChoice
+from torch import Tensor
+
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Choice, File, Float
+from serve_app.nodes.sockets import CONDITIONING, CONTROL_NET, IMAGE, MASK, MODEL, VAE
 from serve_app.recipe import Difference, HintKind, Recipe
 from serve_app.values import Conditioning, Control
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 FOLDER = "controlnet"
 
@@ -27,192 +28,145 @@ HINT_KINDS: Mapping[str, int] = {
 }
 """The kinds of hint that ControlNet Union tells apart."""
 
-STRENGTH = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01})
-START = ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.001})
-END = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.001})
+Strength: TypeAlias = Annotated[float, Float(1.0, min=0.0, max=10.0, step=0.01)]
+Start: TypeAlias = Annotated[float, Float(0.0, min=0.0, max=1.0, step=0.001)]
+End: TypeAlias = Annotated[float, Float(1.0, min=0.0, max=1.0, step=0.001)]
 
 
-class ControlNetLoader:
+@node(
+    "ControlNetApply",
+    "Apply ControlNet (DEPRECATED)",
+    category="model/conditioning/controlnet",
+    function="apply_controlnet",
+    deprecated=True,
+)
+def control_net_apply(
+    conditioning: CONDITIONING, control_net: CONTROL_NET, image: IMAGE, strength: Strength
+) -> CONDITIONING:
+    """Put a conditioning under a ControlNet, and with it what the sampler is given as negative.
+
+    Return the conditioning under one more control; the same conditioning at strength 0.
+    """
+    if strength == 0:
+        return conditioning
+    (applied,) = under(Control(control_net, image, strength), conditioning, to_uncond=True)
+    return applied
+
+
+@node(
+    "ControlNetApplyAdvanced",
+    "Apply ControlNet",
+    category="model/conditioning/controlnet",
+    function="apply_controlnet",
+    return_names=("positive", "negative"),
+)
+def control_net_apply_advanced(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    control_net: CONTROL_NET,
+    image: IMAGE,
+    strength: Strength,
+    start_percent: Start,
+    end_percent: End,
+    vae: VAE | None = None,
+    mask: Tensor | None = None,
+) -> tuple[CONDITIONING, CONDITIONING]:
+    """Put both conditionings under a ControlNet for a share of the noise levels.
+
+    Return the conditionings under one more control; the same ones at strength 0.
+
+    vae, mask: read by the ControlNets that are told latents, and a mask (N,H,W), of those there are.
+    """
+    if strength == 0:
+        return positive, negative
+    control = Control(control_net, image, strength, start_percent, end_percent, vae=vae, mask=mask)
+    controlled_positive, controlled_negative = under(control, positive, negative, to_uncond=False)
+    return controlled_positive, controlled_negative
+
+
+@node("ControlNetLoader", "Load ControlNet Model", category="model/loaders", function="load_controlnet")
+def control_net_loader(control_net_name: Annotated[str, File(FOLDER)]) -> CONTROL_NET:
     """A ControlNet, control-LoRA or T2I-Adapter in a file of its own."""
-
-    RETURN_TYPES = ("CONTROL_NET",)
-    FUNCTION = "load_controlnet"
-    CATEGORY = "model/loaders"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"control_net_name": (FolderChoice(FOLDER),)}}
-
-    def load_controlnet(self, control_net_name: str) -> tuple[Recipe]:
-        """Return the ControlNet's recipe."""
-        return (Recipe("controlnet", FOLDER, control_net_name),)
+    return Recipe("controlnet", FOLDER, control_net_name)
 
 
-class DiffControlNetLoader:
-    """A ControlNet whose file may hold differences from a model's weights."""
+@node("DiffControlNetLoader", "Load ControlNet Model (diff)", category="model/loaders", function="load_controlnet")
+def diff_control_net_loader(model: MODEL, control_net_name: Annotated[str, File(FOLDER)]) -> CONTROL_NET:
+    """A ControlNet whose file may hold differences from a model's weights.
 
-    RETURN_TYPES = ("CONTROL_NET",)
-    FUNCTION = "load_controlnet"
-    CATEGORY = "model/loaders"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "control_net_name": (FolderChoice(FOLDER),)}}
-
-    def load_controlnet(self, model: Recipe, control_net_name: str) -> tuple[Recipe]:
-        """Return the ControlNet's recipe, on top of the model's weights."""
-        return (Recipe("controlnet", FOLDER, control_net_name, (Difference(model),)),)
+    Return the ControlNet's recipe, on top of the model's weights.
+    """
+    return Recipe("controlnet", FOLDER, control_net_name, (Difference(model),))
 
 
-class ControlNetApply:
-    """Put a conditioning under a ControlNet, and with it what the sampler is given as negative."""
-
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "apply_controlnet"
-    CATEGORY = "model/conditioning/controlnet"
-    DEPRECATED = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "conditioning": ("CONDITIONING",),
-                "control_net": ("CONTROL_NET",),
-                "image": ("IMAGE",),
-                "strength": STRENGTH,
-            }
-        }
-
-    def apply_controlnet(
-        self, conditioning: Conditioning, control_net: Recipe, image: Tensor, strength: float
-    ) -> tuple[Conditioning]:
-        """Return the conditioning under one more control; the same conditioning at strength 0."""
-        if strength == 0:
-            return (conditioning,)
-        (applied,) = under(Control(control_net, image, strength), conditioning, to_uncond=True)
-        return (applied,)
-
-
-class ControlNetApplyAdvanced:
-    """Put both conditionings under a ControlNet for a share of the noise levels."""
-
-    RETURN_TYPES = ("CONDITIONING", "CONDITIONING")
-    RETURN_NAMES = ("positive", "negative")
-    FUNCTION = "apply_controlnet"
-    CATEGORY = "model/conditioning/controlnet"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "positive": ("CONDITIONING",),
-                "negative": ("CONDITIONING",),
-                "control_net": ("CONTROL_NET",),
-                "image": ("IMAGE",),
-                "strength": STRENGTH,
-                "start_percent": START,
-                "end_percent": END,
-            },
-            "optional": {"vae": ("VAE",)},
-        }
-
-    def apply_controlnet(
-        self,
-        positive: Conditioning,
-        negative: Conditioning,
-        control_net: Recipe,
-        image: Tensor,
-        strength: float,
-        start_percent: float,
-        end_percent: float,
-        vae: Recipe | None = None,
-        mask: Tensor | None = None,
-    ) -> tuple[Conditioning, Conditioning]:
-        """Return the conditionings under one more control; the same ones at strength 0.
-
-        vae, mask: read by the ControlNets that are told latents, and a mask (N,H,W), of those there are.
-        """
-        if strength == 0:
-            return positive, negative
-        control = Control(control_net, image, strength, start_percent, end_percent, vae=vae, mask=mask)
-        controlled_positive, controlled_negative = under(control, positive, negative, to_uncond=False)
-        return controlled_positive, controlled_negative
-
-
-class ControlNetApplySD3(ControlNetApplyAdvanced):
+@node(
+    "ControlNetApplySD3",
+    "Apply Controlnet with VAE",
+    category="model/conditioning/controlnet",
+    function="apply_controlnet",
+    deprecated=True,
+    return_names=("positive", "negative"),
+    required=("vae",),
+    order=("positive", "negative", "control_net", "vae"),
+)
+def control_net_apply_sd3(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    control_net: CONTROL_NET,
+    image: IMAGE,
+    strength: Strength,
+    start_percent: Start,
+    end_percent: End,
+    vae: VAE | None = None,
+    mask: Tensor | None = None,
+) -> tuple[CONDITIONING, CONDITIONING]:
     """As ControlNetApplyAdvanced, with the VAE demanded; the name that workflows for SD 3 began with."""
-
-    DEPRECATED = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "positive": ("CONDITIONING",),
-                "negative": ("CONDITIONING",),
-                "control_net": ("CONTROL_NET",),
-                "vae": ("VAE",),
-                "image": ("IMAGE",),
-                "strength": STRENGTH,
-                "start_percent": START,
-                "end_percent": END,
-            }
-        }
+    return control_net_apply_advanced(
+        positive, negative, control_net, image, strength, start_percent, end_percent, vae, mask
+    )
 
 
-class SetUnionControlNetType:
-    """Name the kind of hint that a ControlNet for several kinds is given."""
+@node(
+    "SetUnionControlNetType",
+    "Set Union ControlNet Type",
+    category="model/conditioning/controlnet",
+    function="set_controlnet_type",
+)
+def set_union_control_net_type(
+    control_net: CONTROL_NET, type: Annotated[str, Choice(["auto", *HINT_KINDS])]
+) -> CONTROL_NET:
+    """Name the kind of hint that a ControlNet for several kinds is given.
 
-    RETURN_TYPES = ("CONTROL_NET",)
-    FUNCTION = "set_controlnet_type"
-    CATEGORY = "model/conditioning/controlnet"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"control_net": ("CONTROL_NET",), "type": (["auto", *HINT_KINDS],)}}
-
-    def set_controlnet_type(self, control_net: Recipe, type: str) -> tuple[Recipe]:
-        """Return the recipe with the kind of hint; "auto" leaves it open."""
-        return (control_net.with_patch(HintKind(HINT_KINDS.get(type))),)
+    Return the recipe with the kind of hint; "auto" leaves it open.
+    """
+    return control_net.with_patch(HintKind(HINT_KINDS.get(type)))
 
 
-class ControlNetInpaintingAliMamaApply(ControlNetApplyAdvanced):
-    """As ControlNetApplyAdvanced, for ControlNets that read a mask as well; others do not."""
+@node(
+    "ControlNetInpaintingAliMamaApply",
+    "Apply ControlNet Inpainting (AliMama)",
+    category="model/conditioning/controlnet",
+    function="apply_inpaint_controlnet",
+    return_names=("positive", "negative"),
+)
+def control_net_inpainting_ali_mama_apply(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    control_net: CONTROL_NET,
+    vae: VAE,
+    image: IMAGE,
+    mask: MASK,
+    strength: Strength,
+    start_percent: Start,
+    end_percent: End,
+) -> tuple[CONDITIONING, CONDITIONING]:
+    """As ControlNetApplyAdvanced, for ControlNets that read a mask as well; others do not.
 
-    FUNCTION = "apply_inpaint_controlnet"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "positive": ("CONDITIONING",),
-                "negative": ("CONDITIONING",),
-                "control_net": ("CONTROL_NET",),
-                "vae": ("VAE",),
-                "image": ("IMAGE",),
-                "mask": ("MASK",),
-                "strength": STRENGTH,
-                "start_percent": START,
-                "end_percent": END,
-            }
-        }
-
-    def apply_inpaint_controlnet(
-        self,
-        positive: Conditioning,
-        negative: Conditioning,
-        control_net: Recipe,
-        vae: Recipe,
-        image: Tensor,
-        mask: Tensor,
-        strength: float,
-        start_percent: float,
-        end_percent: float,
-    ) -> tuple[Conditioning, Conditioning]:
-        """Return the conditionings under one more control. mask: 1 where the image is to be made anew."""
-        return self.apply_controlnet(
-            positive, negative, control_net, image, strength, start_percent, end_percent, vae=vae, mask=mask
-        )
+    mask: 1 where the image is to be made anew.
+    """
+    return control_net_apply_advanced(
+        positive, negative, control_net, image, strength, start_percent, end_percent, vae=vae, mask=mask
+    )
 
 
 def under(control: Control, *conditionings: Conditioning, to_uncond: bool) -> tuple[Conditioning, ...]:
@@ -235,24 +189,3 @@ def under(control: Control, *conditionings: Conditioning, to_uncond: bool) -> tu
         ]
         for conditioning in conditionings
     )
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ControlNetApply": ControlNetApply,
-    "ControlNetApplyAdvanced": ControlNetApplyAdvanced,
-    "ControlNetLoader": ControlNetLoader,
-    "DiffControlNetLoader": DiffControlNetLoader,
-    "ControlNetApplySD3": ControlNetApplySD3,
-    "SetUnionControlNetType": SetUnionControlNetType,
-    "ControlNetInpaintingAliMamaApply": ControlNetInpaintingAliMamaApply,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ControlNetApply": "Apply ControlNet (DEPRECATED)",
-    "ControlNetApplyAdvanced": "Apply ControlNet",
-    "ControlNetLoader": "Load ControlNet Model",
-    "DiffControlNetLoader": "Load ControlNet Model (diff)",
-    "ControlNetApplySD3": "Apply Controlnet with VAE",
-    "SetUnionControlNetType": "Set Union ControlNet Type",
-    "ControlNetInpaintingAliMamaApply": "Apply ControlNet Inpainting (AliMama)",
-}

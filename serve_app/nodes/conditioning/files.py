@@ -9,75 +9,70 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import safetensors.torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.execution.protocol import FolderChoice
-from serve_app.execution.runtime import Files, Runtime
-from serve_app.values import Conditioning
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Combo, Text
+from serve_app.nodes.sockets import CONDITIONING, RUNTIME, STORE
 
 COND = "conditioning"
 OPTIONS = "conditioning_options"
 
 
-class SaveConditioning:
-    """One entry to a file."""
+@node(
+    "SaveConditioning",
+    "Save Conditioning",
+    category="model/conditioning",
+    function="save",
+    output_node=True,
+    description="Saves a conditioning to the output folder; in models/embeddings, Load Conditioning finds it.",
+    search_aliases=("export conditioning", "cache text encoder output"),
+)
+async def save_conditioning(
+    conditioning: CONDITIONING,
+    filename_prefix: Annotated[str, Text("conditioning/ComfyUI", multiline=False)],
+    store: STORE,
+) -> dict[str, Any]:
+    """One entry to a file.
 
-    RETURN_TYPES = ()
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = "model/conditioning"
-    DESCRIPTION = "Saves a conditioning to the output folder; in models/embeddings, Load Conditioning finds it."
-    SEARCH_ALIASES = ("export conditioning", "cache text encoder output")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        prefix = ("STRING", {"default": "conditioning/ComfyUI", "multiline": False})
-        return {
-            "required": {"conditioning": ("CONDITIONING", {}), "filename_prefix": prefix},
-            "hidden": {"store": "STORE"},
-        }
-
-    async def save(self, conditioning: Conditioning, filename_prefix: str, store: Files) -> dict[str, Any]:
-        """Store the entry. Errors: NodeError for several, and for options that no file holds, such as a ControlNet."""
-        if len(conditioning) != 1:
-            raise NodeError(f"the conditioning has {len(conditioning)} entries; one is saved, before they are combined")
-        [(cond, options)] = conditioning
-        tensors, values = {COND: cond}, {}
-        for name, value in options.items():
-            if isinstance(value, Tensor):
-                tensors[name] = value
-            elif isinstance(value, list | tuple) and all(isinstance(member, Tensor) for member in value):
-                tensors |= {f"{name}.{index}": member for index, member in enumerate(value)}
-            elif isinstance(value, bool | int | float | str):
-                values[name] = value
-            elif value is not None:
-                raise NodeError(f"the conditioning has {name!r}, a {type(value).__name__}, which no file holds")
-        held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        data = await asyncio.to_thread(safetensors.torch.save, held, {OPTIONS: json.dumps(values)})
-        return {"ui": {"conditioning": await store.save("output", filename_prefix, ".safetensors", [data])}}
+    Store the entry. Errors: NodeError for several, and for options that no file holds, such as a ControlNet.
+    """
+    if len(conditioning) != 1:
+        raise NodeError(f"the conditioning has {len(conditioning)} entries; one is saved, before they are combined")
+    [(cond, options)] = conditioning
+    tensors, values = {COND: cond}, {}
+    for name, value in options.items():
+        if isinstance(value, Tensor):
+            tensors[name] = value
+        elif isinstance(value, list | tuple) and all(isinstance(member, Tensor) for member in value):
+            tensors |= {f"{name}.{index}": member for index, member in enumerate(value)}
+        elif isinstance(value, bool | int | float | str):
+            values[name] = value
+        elif value is not None:
+            raise NodeError(f"the conditioning has {name!r}, a {type(value).__name__}, which no file holds")
+    held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    data = await asyncio.to_thread(safetensors.torch.save, held, {OPTIONS: json.dumps(values)})
+    return {"ui": {"conditioning": await store.save("output", filename_prefix, ".safetensors", [data])}}
 
 
-class ConditioningLoader:
-    """A file to a conditioning of one entry."""
-
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "load"
-    CATEGORY = "model/loaders"
-    DESCRIPTION = "Loads a conditioning from the embeddings folder, in place of a text and its encoder."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        chosen = ("COMBO", {"multiselect": False, "options": FolderChoice("embeddings")})
-        return {"required": {"conditioning_name": chosen}, "hidden": {"runtime": "RUNTIME"}}
-
-    async def load(self, conditioning_name: str, runtime: Runtime) -> tuple[Conditioning]:
-        """Return the entry. Errors: NodeError for a file of another kind."""
-        tensors, metadata = await runtime.saved_conditioning(conditioning_name)
-        return ([_entry(conditioning_name, dict(tensors), metadata)],)
+@node(
+    "ConditioningLoader",
+    "Load Conditioning",
+    category="model/loaders",
+    function="load",
+    description="Loads a conditioning from the embeddings folder, in place of a text and its encoder.",
+)
+async def conditioning_loader(
+    conditioning_name: Annotated[str, Combo(FolderChoice("embeddings"))], runtime: RUNTIME
+) -> CONDITIONING:
+    """A file to a conditioning of one entry. Return the entry. Errors: NodeError for a file of another kind."""
+    tensors, metadata = await runtime.saved_conditioning(conditioning_name)
+    return [_entry(conditioning_name, dict(tensors), metadata)]
 
 
 def _entry(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> tuple[Tensor, dict[str, Any]]:
@@ -93,14 +88,3 @@ def _entry(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -
         else:
             options[key] = tensor
     return cond, options | {of: [members[i] for i in sorted(members)] for of, members in lists.items()}
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "SaveConditioning": SaveConditioning,
-    "ConditioningLoader": ConditioningLoader,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "SaveConditioning": "Save Conditioning",
-    "ConditioningLoader": "Load Conditioning",
-}

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
 from torch import Tensor
 
-from serve_app.execution.runtime import Runtime
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
-from serve_app.recipe import Recipe
+from serve_app.nodes.inputs import Text
+from serve_app.nodes.sockets import CLIP, CONDITIONING, IMAGE, RUNTIME, VAE
 from serve_app.sampling.guidance.conditioning import with_options
-from serve_app.values import Conditioning, IllustratedText
+from serve_app.values import IllustratedText
 
 SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
 """Where an image stands in a text."""
@@ -26,73 +26,49 @@ TEMPLATE = (
 """What Qwen-Image-Edit was trained to be told around a text. Source: Wu et al. 2025, arXiv:2508.02324."""
 
 _PIXELS, _SEEN_PIXELS = 1024 * 1024, 384 * 384
-_PROMPT = ("STRING", {"multiline": True, "dynamicPrompts": True})
+Prompt: TypeAlias = Annotated[str, Text(multiline=True, dynamicPrompts=True)]
 
 
-class TextEncodeQwenImageEdit:
-    """How an image is to be edited."""
+@node("TextEncodeQwenImageEdit", category="model/conditioning/qwen image", function="encode")
+async def text_encode_qwen_image_edit(
+    clip: CLIP, prompt: Prompt, runtime: RUNTIME, vae: VAE | None = None, image: IMAGE | None = None
+) -> CONDITIONING:
+    """How an image is to be edited.
 
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "encode"
-    CATEGORY = "model/conditioning/qwen image"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"clip": ("CLIP",), "prompt": _PROMPT},
-            "optional": {"vae": ("VAE",), "image": ("IMAGE",)},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(
-        self, clip: Recipe, prompt: str, runtime: Runtime, vae: Recipe | None = None, image: Tensor | None = None
-    ) -> tuple[Conditioning]:
-        """Return the conditioning of the text and, where there is one, of the image at about a megapixel."""
-        if image is None:
-            return (await runtime.encode_text(clip, prompt),)
-        seen = _of_size(image, _PIXELS)[..., :3]
-        text = IllustratedText(prompt, (seen,), TEMPLATE.replace("{}", f"{SEEN}{{}}"))
-        conditioning = await runtime.encode_text(clip, text)
-        if vae is None:
-            return (conditioning,)
-        return (with_options(conditioning, reference_latents=[await runtime.encode(vae, seen)]),)
+    Return the conditioning of the text and, where there is one, of the image at about a megapixel.
+    """
+    if image is None:
+        return await runtime.encode_text(clip, prompt)
+    seen = _of_size(image, _PIXELS)[..., :3]
+    text = IllustratedText(prompt, (seen,), TEMPLATE.replace("{}", f"{SEEN}{{}}"))
+    conditioning = await runtime.encode_text(clip, text)
+    if vae is None:
+        return conditioning
+    return with_options(conditioning, reference_latents=[await runtime.encode(vae, seen)])
 
 
-class TextEncodeQwenImageEditPlus:
-    """How up to three images are to be edited, or put together; the text knows them as Picture 1 to 3."""
+@node("TextEncodeQwenImageEditPlus", category="model/conditioning/qwen image", function="encode")
+async def text_encode_qwen_image_edit_plus(
+    clip: CLIP,
+    prompt: Prompt,
+    runtime: RUNTIME,
+    vae: VAE | None = None,
+    image1: IMAGE | None = None,
+    image2: IMAGE | None = None,
+    image3: IMAGE | None = None,
+) -> CONDITIONING:
+    """How up to three images are to be edited, or put together; the text knows them as Picture 1 to 3.
 
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "encode"
-    CATEGORY = "model/conditioning/qwen image"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        images = {f"image{i}": ("IMAGE",) for i in (1, 2, 3)}
-        return {
-            "required": {"clip": ("CLIP",), "prompt": _PROMPT},
-            "optional": {"vae": ("VAE",), **images},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(
-        self,
-        clip: Recipe,
-        prompt: str,
-        runtime: Runtime,
-        vae: Recipe | None = None,
-        image1: Tensor | None = None,
-        image2: Tensor | None = None,
-        image3: Tensor | None = None,
-    ) -> tuple[Conditioning]:
-        """Return the conditioning of the text and the images, seen small and referred to at about a megapixel."""
-        given = {i: image for i, image in enumerate((image1, image2, image3), 1) if image is not None}
-        pictures = "".join(f"Picture {i}: {SEEN}" for i in given)
-        seen = tuple(_of_size(image, _SEEN_PIXELS)[..., :3] for image in given.values())
-        conditioning = await runtime.encode_text(clip, IllustratedText(pictures + prompt, seen, TEMPLATE))
-        if vae is None or not given:
-            return (conditioning,)
-        references = [await runtime.encode(vae, _of_size(image, _PIXELS, 8)[..., :3]) for image in given.values()]
-        return (with_options(conditioning, reference_latents=references),)
+    Return the conditioning of the text and the images, seen small and referred to at about a megapixel.
+    """
+    given = {i: image for i, image in enumerate((image1, image2, image3), 1) if image is not None}
+    pictures = "".join(f"Picture {i}: {SEEN}" for i in given)
+    seen = tuple(_of_size(image, _SEEN_PIXELS)[..., :3] for image in given.values())
+    conditioning = await runtime.encode_text(clip, IllustratedText(pictures + prompt, seen, TEMPLATE))
+    if vae is None or not given:
+        return conditioning
+    references = [await runtime.encode(vae, _of_size(image, _PIXELS, 8)[..., :3]) for image in given.values()]
+    return with_options(conditioning, reference_latents=references)
 
 
 def _of_size(image: Tensor, pixels: int, multiple: int = 1) -> Tensor:
@@ -101,11 +77,3 @@ def _of_size(image: Tensor, pixels: int, multiple: int = 1) -> Tensor:
     scale = math.sqrt(pixels / (width * height))
     new_width, new_height = (round(side * scale / multiple) * multiple for side in (width, height))
     return resize(image, new_width, new_height, "area")
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "TextEncodeQwenImageEdit": TextEncodeQwenImageEdit,
-    "TextEncodeQwenImageEditPlus": TextEncodeQwenImageEditPlus,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}

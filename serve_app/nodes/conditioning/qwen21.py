@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 
-from serve_app.execution.runtime import Runtime
 from serve_app.execution.size import allow
-from serve_app.nodes.dynamic_inputs import autogrow
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
+from serve_app.nodes.inputs import Autogrow, Choice, InputType, Int, Text
 from serve_app.nodes.sampling.ksampler import FACTOR
-from serve_app.recipe import Recipe
+from serve_app.nodes.sockets import CLIP, CONDITIONING, LATENT, MODEL, RUNTIME, VAE
 from serve_app.sampling.guidance.conditioning import with_options
-from serve_app.values import Conditioning, IllustratedText, Latent
+from serve_app.values import IllustratedText
 
 CATEGORY = "model/conditioning/qwen image"
 IMAGES = 16
@@ -24,90 +24,74 @@ CHANNELS, PIXELS_PER_CELL = 64, 16
 MULTIPLE = 32
 """Of sides of images: what the text encoder's tower takes for one token, and two latent cells."""
 
-_PROMPT = ("STRING", {"multiline": True, "dynamicPrompts": True})
+Images: TypeAlias = Annotated[
+    Mapping[str, Tensor],
+    Autogrow(InputType("IMAGE"), name="image", names=[f"image_{i}" for i in range(1, IMAGES + 1)], least=0),
+]
+Prompt: TypeAlias = Annotated[str, Text(multiline=True, dynamicPrompts=True)]
 
 
-class TextEncodeQwenImage21:
-    """What an image is to be, or how images are to be edited; the text knows them as <image1>, <image2> and so on."""
+@node(
+    "TextEncodeQwenImage21",
+    "Text Encode Qwen Image 2.1",
+    category=CATEGORY,
+    function="encode",
+    return_names=("positive", "negative", "latent"),
+    required=("images",),
+)
+async def text_encode_qwen_image21(
+    clip: CLIP,
+    prompt: Prompt,
+    negative_prompt: Prompt,
+    resolution: Annotated[int, Int(1024, min=0, max=4096, step=32)],
+    runtime: RUNTIME,
+    images: Images | None = None,
+    vae: VAE | None = None,
+) -> tuple[CONDITIONING, CONDITIONING, LATENT]:
+    """What an image is to be, or how images are to be edited; the text knows them as <image1>, <image2> and so on.
 
-    RETURN_TYPES = ("CONDITIONING", "CONDITIONING", "LATENT")
-    RETURN_NAMES = ("positive", "negative", "latent")
-    FUNCTION = "encode"
-    CATEGORY = CATEGORY
+    Return what is said of both texts and the images, and empty latents of the first image's size.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        resolution = ("INT", {"default": 1024, "min": 0, "max": 4096, "step": 32})
-        names = [f"image_{i}" for i in range(1, IMAGES + 1)]
-        return {
-            "required": {
-                "clip": ("CLIP",),
-                "prompt": _PROMPT,
-                "negative_prompt": _PROMPT,
-                "resolution": resolution,
-                "images": autogrow(("IMAGE", {}), name="image", names=names, least=0),
-            },
-            "optional": {"vae": ("VAE",)},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(
-        self,
-        clip: Recipe,
-        prompt: str,
-        negative_prompt: str,
-        resolution: int,
-        runtime: Runtime,
-        images: Mapping[str, Tensor] | None = None,
-        vae: Recipe | None = None,
-    ) -> tuple[Conditioning, Conditioning, Latent]:
-        """Return what is said of both texts and the images, and empty latents of the first image's size.
-
-        resolution: the side of a square of as many pixels as images are resized to; 0 leaves them as large as they are.
-        With a VAE the model has the images themselves, and what the text encoder sees in them is left out.
-        """
-        given = sorted((images or {}).items(), key=lambda item: int(item[0].rsplit("_", 1)[-1]))
-        sized = [_sized(image[:1], resolution) for _, image in given]
-        references = [] if vae is None else [await runtime.encode(vae, image) for image in sized]
-        seen = tuple(map(_over_white, sized))
-        said = []
-        for text in (prompt, negative_prompt):
-            # A language model has to be told something.
-            encoded = await runtime.encode_text(clip, IllustratedText(text or " ", seen, placed=bool(references)))
-            said.append(with_options(encoded, reference_latents=references) if references else encoded)
-        height, width = sized[0].shape[1:3] if sized else (resolution or 1024,) * 2
-        shape = (1, CHANNELS, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
-        allow(*shape)
-        positive, negative = said
-        return positive, negative, {"samples": torch.zeros(shape), FACTOR: PIXELS_PER_CELL}
+    resolution: the side of a square of as many pixels as images are resized to; 0 leaves them as large as they are.
+    With a VAE the model has the images themselves, and what the text encoder sees in them is left out.
+    """
+    given = sorted((images or {}).items(), key=lambda item: int(item[0].rsplit("_", 1)[-1]))
+    sized = [_sized(image[:1], resolution) for _, image in given]
+    references = [] if vae is None else [await runtime.encode(vae, image) for image in sized]
+    seen = tuple(map(_over_white, sized))
+    said = []
+    for text in (prompt, negative_prompt):
+        # A language model has to be told something.
+        encoded = await runtime.encode_text(clip, IllustratedText(text or " ", seen, placed=bool(references)))
+        said.append(with_options(encoded, reference_latents=references) if references else encoded)
+    height, width = sized[0].shape[1:3] if sized else (resolution or 1024,) * 2
+    shape = (1, CHANNELS, height // PIXELS_PER_CELL, width // PIXELS_PER_CELL)
+    allow(*shape)
+    positive, negative = said
+    return positive, negative, {"samples": torch.zeros(shape), FACTOR: PIXELS_PER_CELL}
 
 
-class QwenImage21Cache:
+@node(
+    "QwenImage21Cache",
+    "Qwen Image 2.1 Cache",
+    category=CATEGORY,
+    function="patch",
+    experimental=True,
+    description="Says how ComfyUI keeps keys and values between steps. Nothing is kept here: the model is passed on.",
+)
+def qwen_image21_cache(
+    model: MODEL,
+    device: Annotated[str, Choice(["auto", "gpu", "cpu", "off"], default="auto")],
+    dtype: Annotated[str, Choice(["default", "int8", "int4"], default="default")],
+) -> MODEL:
     """The model as it is.
 
     ComfyUI keeps the keys and values of text and references between steps, where and in how many bits this says; here
     each step makes its own, so there is nothing to keep.
+
+    Return the model.
     """
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = CATEGORY
-    EXPERIMENTAL = True
-    DESCRIPTION = "Says how ComfyUI keeps keys and values between steps. Nothing is kept here: the model is passed on."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "device": (["auto", "gpu", "cpu", "off"], {"default": "auto"}),
-                "dtype": (["default", "int8", "int4"], {"default": "default"}),
-            }
-        }
-
-    def patch(self, model: Recipe, device: str, dtype: str) -> tuple[Recipe]:
-        """Return the model."""
-        return (model,)
+    return model
 
 
 def _sized(image: Tensor, resolution: int) -> Tensor:
@@ -128,14 +112,3 @@ def _over_white(image: Tensor) -> Tensor:
     """Return an image (1,H,W,C) in three channels, over white where it says how opaque it is."""
     colours, opacity = image[..., :3], image[..., 3:4]
     return colours * opacity + (1 - opacity) if image.shape[-1] > 3 else colours
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "TextEncodeQwenImage21": TextEncodeQwenImage21,
-    "QwenImage21Cache": QwenImage21Cache,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "TextEncodeQwenImage21": "Text Encode Qwen Image 2.1",
-    "QwenImage21Cache": "Qwen Image 2.1 Cache",
-}

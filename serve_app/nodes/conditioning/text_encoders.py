@@ -3,68 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
-from serve_app.execution.runtime import Runtime
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
-from serve_app.recipe import Recipe, T5Padding
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import MAX_RESOLUTION, Choice, Float, Int, Text
+from serve_app.nodes.sockets import CLIP, CONDITIONING, RUNTIME
+from serve_app.recipe import T5Padding
 from serve_app.sampling.guidance.conditioning import with_options
-from serve_app.values import Conditioning, Texts
+from serve_app.values import Texts
 
-_TEXT = ("STRING", {"multiline": True, "dynamicPrompts": True})
-_SIDE = ("INT", {"default": 1024, "min": 0, "max": MAX_RESOLUTION})
-_COUNT = ("INT", {"default": 0, "min": 0, "max": 10000, "step": 1})
+Line: TypeAlias = Annotated[str, Text(multiline=True, dynamicPrompts=True)]
+Side: TypeAlias = Annotated[int, Int(1024, min=0, max=MAX_RESOLUTION)]
+Count: TypeAlias = Annotated[int, Int(0, min=0, max=10000, step=1)]
 
 
-class CLIPTextEncodeFlux:
+@node("CLIPTextEncodeFlux", category="model/conditioning/flux", function="encode")
+async def clip_text_encode_flux(
+    clip: CLIP,
+    clip_l: Line,
+    t5xxl: Line,
+    guidance: Annotated[float, Float(3.5, min=0.0, max=100.0, step=0.1)],
+    runtime: RUNTIME,
+) -> CONDITIONING:
     """A text for each of Flux.1's encoders, and how closely the model is to follow them."""
-
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "encode"
-    CATEGORY = "model/conditioning/flux"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        guidance = ("FLOAT", {"default": 3.5, "min": 0.0, "max": 100.0, "step": 0.1})
-        return {
-            "required": {"clip": ("CLIP",), "clip_l": _TEXT, "t5xxl": _TEXT, "guidance": guidance},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(
-        self, clip: Recipe, clip_l: str, t5xxl: str, guidance: float, runtime: Runtime
-    ) -> tuple[Conditioning]:
-        """Return the texts' conditioning with the guidance."""
-        return (with_options(await runtime.encode_text(clip, Texts(l=clip_l, t5xxl=t5xxl)), guidance=guidance),)
+    return with_options(await runtime.encode_text(clip, Texts(l=clip_l, t5xxl=t5xxl)), guidance=guidance)
 
 
-class CLIPTextEncodeSD3:
-    """A text for each of SD 3's encoders."""
+@node("CLIPTextEncodeSD3", "CLIP Text Encode (SD3)", category="model/conditioning/stable diffusion", function="encode")
+async def clip_text_encode_sd3(
+    clip: CLIP,
+    clip_l: Line,
+    clip_g: Line,
+    t5xxl: Line,
+    empty_padding: Annotated[str, Choice(["none", "empty_prompt"])],
+    runtime: RUNTIME,
+) -> CONDITIONING:
+    """A text for each of SD 3's encoders.
 
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "encode"
-    CATEGORY = "model/conditioning/stable diffusion"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        padding = (["none", "empty_prompt"],)
-        return {
-            "required": {
-                "clip": ("CLIP",),
-                "clip_l": _TEXT,
-                "clip_g": _TEXT,
-                "t5xxl": _TEXT,
-                "empty_padding": padding,
-            },
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(
-        self, clip: Recipe, clip_l: str, clip_g: str, t5xxl: str, empty_padding: str, runtime: Runtime
-    ) -> tuple[Conditioning]:
-        """Return the texts' conditioning. empty_padding: "none" leaves out an encoder whose text is empty."""
-        texts = Texts(l=clip_l, g=clip_g, t5xxl=t5xxl, skip_empty=empty_padding == "none")
-        return (await runtime.encode_text(clip, texts),)
+    Return the texts' conditioning. empty_padding: "none" leaves out an encoder whose text is empty.
+    """
+    texts = Texts(l=clip_l, g=clip_g, t5xxl=t5xxl, skip_empty=empty_padding == "none")
+    return await runtime.encode_text(clip, texts)
 
 
 SYSTEM_PROMPTS: Mapping[str, str] = {
@@ -76,98 +55,55 @@ SYSTEM_PROMPTS: Mapping[str, str] = {
 """What Lumina-Image 2.0 was trained to be told before a text."""
 
 
-class CLIPTextEncodeLumina2:
-    """A text for Lumina-Image 2.0, after one of the sentences that it was trained with."""
-
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "encode"
-    CATEGORY = "model/conditioning/lumina"
-    DESCRIPTION = "Encodes a system prompt and a user prompt into conditioning that guides the diffusion model."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"system_prompt": (list(SYSTEM_PROMPTS),), "user_prompt": _TEXT, "clip": ("CLIP",)},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(self, clip: Recipe, user_prompt: str, system_prompt: str, runtime: Runtime) -> tuple[Conditioning]:
-        """Return the conditioning of both."""
-        text = f"{SYSTEM_PROMPTS[system_prompt]} <Prompt Start> {user_prompt}"
-        return (await runtime.encode_text(clip, text),)
-
-
-class CLIPTextEncodeHiDream:
+@node("CLIPTextEncodeHiDream", "CLIP Text Encode (HiDream)", category="model/conditioning/hidream", function="encode")
+async def clip_text_encode_hidream(
+    clip: CLIP, clip_l: Line, clip_g: Line, t5xxl: Line, llama: Line, runtime: RUNTIME
+) -> CONDITIONING:
     """A text for each of HiDream's encoders."""
-
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "encode"
-    CATEGORY = "model/conditioning/hidream"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"clip": ("CLIP",), **dict.fromkeys(("clip_l", "clip_g", "t5xxl", "llama"), _TEXT)},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(
-        self, clip: Recipe, clip_l: str, clip_g: str, t5xxl: str, llama: str, runtime: Runtime
-    ) -> tuple[Conditioning]:
-        """Return the texts' conditioning."""
-        return (await runtime.encode_text(clip, Texts(l=clip_l, g=clip_g, t5xxl=t5xxl, llama=llama)),)
+    return await runtime.encode_text(clip, Texts(l=clip_l, g=clip_g, t5xxl=t5xxl, llama=llama))
 
 
-class CLIPTextEncodePixArtAlpha:
+@node(
+    "CLIPTextEncodeLumina2",
+    "CLIP Text Encode (Lumina 2)",
+    category="model/conditioning/lumina",
+    function="encode",
+    description="Encodes a system prompt and a user prompt into conditioning that guides the diffusion model.",
+    order=("system_prompt", "user_prompt"),
+)
+async def clip_text_encode_lumina2(
+    clip: CLIP, user_prompt: Line, system_prompt: Annotated[str, Choice(SYSTEM_PROMPTS)], runtime: RUNTIME
+) -> CONDITIONING:
+    """A text for Lumina-Image 2.0, after one of the sentences that it was trained with."""
+    text = f"{SYSTEM_PROMPTS[system_prompt]} <Prompt Start> {user_prompt}"
+    return await runtime.encode_text(clip, text)
+
+
+@node(
+    "CLIPTextEncodePixArtAlpha",
+    "CLIP Text Encode (PixArt Alpha)",
+    category="model/conditioning/pixart",
+    function="encode",
+    description="Encodes text and sets the resolution conditioning for PixArt Alpha. Does not apply to PixArt Sigma.",
+    order=("width", "height", "text"),
+)
+async def clip_text_encode_pixart_alpha(
+    clip: CLIP, width: Side, height: Side, text: Line, runtime: RUNTIME
+) -> CONDITIONING:
     """A text for PixArt α, and the size of the picture it describes."""
-
-    RETURN_TYPES = ("CONDITIONING",)
-    FUNCTION = "encode"
-    CATEGORY = "model/conditioning/pixart"
-    DESCRIPTION = "Encodes text and sets the resolution conditioning for PixArt Alpha. Does not apply to PixArt Sigma."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"width": _SIDE, "height": _SIDE, "text": _TEXT, "clip": ("CLIP",)},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(self, clip: Recipe, width: int, height: int, text: str, runtime: Runtime) -> tuple[Conditioning]:
-        """Return the text's conditioning with the size."""
-        return (with_options(await runtime.encode_text(clip, text), width=width, height=height),)
+    return with_options(await runtime.encode_text(clip, text), width=width, height=height)
 
 
-class T5TokenizerOptions:
-    """How T5's texts are filled up, for models that were trained with another length than the usual."""
+@node(
+    "T5TokenizerOptions",
+    "T5 Tokenizer Options",
+    category="model/conditioning",
+    function="set_options",
+    experimental=True,
+)
+def t5_tokenizer_options(clip: CLIP, min_padding: Count, min_length: Count) -> CLIP:
+    """How T5's texts are filled up, for models that were trained with another length than the usual.
 
-    RETURN_TYPES = ("CLIP",)
-    FUNCTION = "set_options"
-    CATEGORY = "model/conditioning"
-    EXPERIMENTAL = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"clip": ("CLIP",), "min_padding": _COUNT, "min_length": _COUNT}}
-
-    def set_options(self, clip: Recipe, min_padding: int, min_length: int) -> tuple[Recipe]:
-        """Return the text encoder, whose texts get so many pads at least and are at least so long."""
-        return (clip.with_patch(T5Padding(min_padding, min_length)),)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "CLIPTextEncodeFlux": CLIPTextEncodeFlux,
-    "CLIPTextEncodeSD3": CLIPTextEncodeSD3,
-    "CLIPTextEncodeHiDream": CLIPTextEncodeHiDream,
-    "CLIPTextEncodeLumina2": CLIPTextEncodeLumina2,
-    "CLIPTextEncodePixArtAlpha": CLIPTextEncodePixArtAlpha,
-    "T5TokenizerOptions": T5TokenizerOptions,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "CLIPTextEncodeSD3": "CLIP Text Encode (SD3)",
-    "CLIPTextEncodeHiDream": "CLIP Text Encode (HiDream)",
-    "CLIPTextEncodeLumina2": "CLIP Text Encode (Lumina 2)",
-    "CLIPTextEncodePixArtAlpha": "CLIP Text Encode (PixArt Alpha)",
-    "T5TokenizerOptions": "T5 Tokenizer Options",
-}
+    Return the text encoder, whose texts get so many pads at least and are at least so long.
+    """
+    return clip.with_patch(T5Padding(min_padding, min_length))

@@ -6,9 +6,8 @@ the others of FRAMES. In masks, 1 is what is to be made, 0 what is given. Source
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,35 +15,26 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.execution.runtime import Runtime
 from serve_app.execution.size import allow
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
-from serve_app.nodes.latent.empty import BATCH, FRAMES, cells_in_time, empty_video
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.inputs import MAX_RESOLUTION, Int
+from serve_app.nodes.latent.empty import FRAMES, BatchSize, cells_in_time, empty_video
+from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, LATENT, RUNTIME, VAE
 from serve_app.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_options
 from serve_app.sampling.latents.latent_formats import WAN_22
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.values import ClipVisionOutput, Conditioning, Latent
+from serve_app.values import ClipVisionOutput, Conditioning
 
 CATEGORY = "model/conditioning/wan"
 GREY = 0.5
 """Stands where no image is given."""
-PAIR_AND_LATENT = ("CONDITIONING", "CONDITIONING", "LATENT")
-PAIR_AND_LATENT_NAMES = ("positive", "negative", "latent")
-PAIR = {"positive": ("CONDITIONING",), "negative": ("CONDITIONING",)}
-HIDDEN = {"runtime": "RUNTIME"}
-SEEN, IMAGE = ("CLIP_VISION_OUTPUT",), ("IMAGE",)
+PAIR_AND_LATENT = ("positive", "negative", "latent")
+"""The names of what these nodes return."""
 
-
-def video_inputs(width: int = 832, height: int = 480, length: int = 81, step: int = 16) -> dict[str, Any]:
-    """Return the inputs of a VAE and of a video's size. step: that sides are multiples of."""
-    side = {"min": step, "max": MAX_RESOLUTION, "step": step}
-    return {
-        "vae": ("VAE",),
-        "width": ("INT", {"default": width, **side}),
-        "height": ("INT", {"default": height, **side}),
-        "length": ("INT", {"default": length, "min": 1, "max": MAX_RESOLUTION, "step": FRAMES}),
-        "batch_size": BATCH,
-    }
+Width: TypeAlias = Annotated[int, Int(832, min=16, max=MAX_RESOLUTION, step=16)]
+Height: TypeAlias = Annotated[int, Int(480, min=16, max=MAX_RESOLUTION, step=16)]
+Length: TypeAlias = Annotated[int, Int(81, min=1, max=MAX_RESOLUTION, step=FRAMES)]
 
 
 async def video_vae(runtime: Runtime, vae: Recipe, *formats: LatentFormat) -> Any:
@@ -86,177 +76,146 @@ def by_cell(mask: Tensor) -> Tensor:
     return mask.view(1, -1, FRAMES, *mask.shape[-2:]).transpose(1, 2)
 
 
-class WanImageToVideo:
-    """What a video begins with, for a model that is shown it beside what it samples."""
+@node("WanImageToVideo", category=CATEGORY, function="encode", return_names=PAIR_AND_LATENT)
+async def wan_image_to_video(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    vae: VAE,
+    width: Width,
+    height: Height,
+    length: Length,
+    batch_size: BatchSize,
+    runtime: RUNTIME,
+    clip_vision_output: CLIP_VISION_OUTPUT | None = None,
+    start_image: IMAGE | None = None,
+) -> tuple[CONDITIONING, CONDITIONING, LATENT]:
+    """What a video begins with, for a model that is shown it beside what it samples.
 
-    RETURN_TYPES = PAIR_AND_LATENT
-    RETURN_NAMES = PAIR_AND_LATENT_NAMES
-    FUNCTION = "encode"
-    CATEGORY = CATEGORY
+    Return both conditionings with the images, grey after the last, and empty latents of the video.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {**PAIR, **video_inputs()},
-            "optional": {"clip_vision_output": SEEN, "start_image": IMAGE},
-            "hidden": HIDDEN,
-        }
-
-    async def encode(
-        self,
-        positive: Conditioning,
-        negative: Conditioning,
-        vae: Recipe,
-        width: int,
-        height: int,
-        length: int,
-        batch_size: int,
-        runtime: Runtime,
-        clip_vision_output: ClipVisionOutput | None = None,
-        start_image: Tensor | None = None,
-    ) -> tuple[Conditioning, Conditioning, Latent]:
-        """Return both conditionings with the images, grey after the last, and empty latents of the video.
-
-        Errors: NodeError for a VAE of images alone.
-        """
-        latents = empty_video(width, height, length, batch_size)
-        image = mask = None
-        if start_image is not None:
-            await video_vae(runtime, vae)
-            start = sized(start_image[:length], width, height)
-            allow(length, height, width, 3)
-            video = torch.full((length, height, width, 3), GREY)
-            video[: len(start)] = start
-            image = await runtime.encode(vae, video)
-            mask = torch.ones(1, 1, latents.shape[2], *image.shape[-2:])
-            mask[:, :, : cells_in_time(len(start))] = 0
-        seen = clip_vision_output
-        told = both(positive, negative, concat_latent_image=image, concat_mask=mask, clip_vision_output=seen)
-        return *told, {"samples": latents}
-
-
-class WanFirstLastFrameToVideo:
-    """What a video begins and ends with, for a model that is shown it beside what it samples."""
-
-    RETURN_TYPES = PAIR_AND_LATENT
-    RETURN_NAMES = PAIR_AND_LATENT_NAMES
-    FUNCTION = "encode"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        seen = dict.fromkeys(("clip_vision_start_image", "clip_vision_end_image"), SEEN)
-        return {
-            "required": {**PAIR, **video_inputs()},
-            "optional": {**seen, "start_image": IMAGE, "end_image": IMAGE},
-            "hidden": HIDDEN,
-        }
-
-    async def encode(
-        self,
-        positive: Conditioning,
-        negative: Conditioning,
-        vae: Recipe,
-        width: int,
-        height: int,
-        length: int,
-        batch_size: int,
-        runtime: Runtime,
-        clip_vision_start_image: ClipVisionOutput | None = None,
-        clip_vision_end_image: ClipVisionOutput | None = None,
-        start_image: Tensor | None = None,
-        end_image: Tensor | None = None,
-    ) -> tuple[Conditioning, Conditioning, Latent]:
-        """Return both conditionings with the images, grey between them, and empty latents of the video.
-
-        Errors: NodeError for a VAE of images alone.
-        """
-        family = await video_vae(runtime, vae)
-        latents = empty_video(width, height, length, batch_size, family.latent_channels, family.factor)
+    Errors: NodeError for a VAE of images alone.
+    """
+    latents = empty_video(width, height, length, batch_size)
+    image = mask = None
+    if start_image is not None:
+        await video_vae(runtime, vae)
+        start = sized(start_image[:length], width, height)
         allow(length, height, width, 3)
-        video, mask = torch.full((length, height, width, 3), GREY), unknown(latents)
-        if start_image is not None:
-            start = sized(start_image[:length], width, height)
-            video[: len(start)] = start
-            # The first cell has an image where others have FRAMES.
-            mask[:, :, : len(start) + FRAMES - 1] = 0
-        if end_image is not None:
-            end = sized(end_image[-length:], width, height)
-            video[-len(end) :] = end
-            mask[:, :, -len(end) :] = 0
-        told = both(
-            positive,
-            negative,
-            concat_latent_image=await runtime.encode(vae, video),
-            concat_mask=by_cell(mask),
-            clip_vision_output=_seen_together(clip_vision_start_image, clip_vision_end_image),
-        )
-        return *told, {"samples": latents}
+        video = torch.full((length, height, width, 3), GREY)
+        video[: len(start)] = start
+        image = await runtime.encode(vae, video)
+        mask = torch.ones(1, 1, latents.shape[2], *image.shape[-2:])
+        mask[:, :, : cells_in_time(len(start))] = 0
+    seen = clip_vision_output
+    told = both(positive, negative, concat_latent_image=image, concat_mask=mask, clip_vision_output=seen)
+    return *told, {"samples": latents}
 
 
-class WanFunInpaintToVideo:
-    """What a video begins and ends with, for Wan Fun's model that paints what is between."""
+@node("WanFirstLastFrameToVideo", category=CATEGORY, function="encode", return_names=PAIR_AND_LATENT)
+async def wan_first_last_frame_to_video(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    vae: VAE,
+    width: Width,
+    height: Height,
+    length: Length,
+    batch_size: BatchSize,
+    runtime: RUNTIME,
+    clip_vision_start_image: CLIP_VISION_OUTPUT | None = None,
+    clip_vision_end_image: CLIP_VISION_OUTPUT | None = None,
+    start_image: IMAGE | None = None,
+    end_image: IMAGE | None = None,
+) -> tuple[CONDITIONING, CONDITIONING, LATENT]:
+    """What a video begins and ends with, for a model that is shown it beside what it samples.
 
-    RETURN_TYPES = PAIR_AND_LATENT
-    RETURN_NAMES = PAIR_AND_LATENT_NAMES
-    FUNCTION = "encode"
-    CATEGORY = f"{CATEGORY}/fun inpaint"
+    Return both conditionings with the images, grey between them, and empty latents of the video.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {**PAIR, **video_inputs()},
-            "optional": {"clip_vision_output": SEEN, "start_image": IMAGE, "end_image": IMAGE},
-            "hidden": HIDDEN,
-        }
+    Errors: NodeError for a VAE of images alone.
+    """
+    family = await video_vae(runtime, vae)
+    latents = empty_video(width, height, length, batch_size, family.latent_channels, family.factor)
+    allow(length, height, width, 3)
+    video, mask = torch.full((length, height, width, 3), GREY), unknown(latents)
+    if start_image is not None:
+        start = sized(start_image[:length], width, height)
+        video[: len(start)] = start
+        # The first cell has an image where others have FRAMES.
+        mask[:, :, : len(start) + FRAMES - 1] = 0
+    if end_image is not None:
+        end = sized(end_image[-length:], width, height)
+        video[-len(end) :] = end
+        mask[:, :, -len(end) :] = 0
+    told = both(
+        positive,
+        negative,
+        concat_latent_image=await runtime.encode(vae, video),
+        concat_mask=by_cell(mask),
+        clip_vision_output=_seen_together(clip_vision_start_image, clip_vision_end_image),
+    )
+    return *told, {"samples": latents}
 
-    async def encode(
-        self, clip_vision_output: ClipVisionOutput | None = None, **given: Any
-    ) -> tuple[Conditioning, Conditioning, Latent]:
-        """Return what `WanFirstLastFrameToVideo` does of them."""
-        return await WanFirstLastFrameToVideo().encode(**given, clip_vision_start_image=clip_vision_output)
+
+@node("WanFunInpaintToVideo", category=f"{CATEGORY}/fun inpaint", function="encode", return_names=PAIR_AND_LATENT)
+async def wan_fun_inpaint_to_video(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    vae: VAE,
+    width: Width,
+    height: Height,
+    length: Length,
+    batch_size: BatchSize,
+    runtime: RUNTIME,
+    clip_vision_output: CLIP_VISION_OUTPUT | None = None,
+    start_image: IMAGE | None = None,
+    end_image: IMAGE | None = None,
+) -> tuple[CONDITIONING, CONDITIONING, LATENT]:
+    """What a video begins and ends with, for Wan Fun's model that paints what is between.
+
+    Return what `WanFirstLastFrameToVideo` does of them.
+    """
+    return await wan_first_last_frame_to_video(
+        positive,
+        negative,
+        vae,
+        width,
+        height,
+        length,
+        batch_size,
+        runtime,
+        clip_vision_output,
+        None,
+        start_image,
+        end_image,
+    )
 
 
-class Wan22ImageToVideoLatent:
-    """Latents of a video of Wan 2.2's VAE, of which the first images may be given."""
+@node("Wan22ImageToVideoLatent", category=CATEGORY, function="encode")
+async def wan22_image_to_video_latent(
+    vae: VAE,
+    width: Annotated[int, Int(1280, min=32, max=MAX_RESOLUTION, step=32)],
+    height: Annotated[int, Int(704, min=32, max=MAX_RESOLUTION, step=32)],
+    length: Annotated[int, Int(49, min=1, max=MAX_RESOLUTION, step=FRAMES)],
+    batch_size: BatchSize,
+    runtime: RUNTIME,
+    start_image: IMAGE | None = None,
+) -> LATENT:
+    """Latents of a video of Wan 2.2's VAE, of which the first images may be given.
 
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "encode"
-    CATEGORY = CATEGORY
+    Return the images' latents, that are not to be sampled, and the channels' means after them.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": video_inputs(1280, 704, 49, step=32),
-            "optional": {"start_image": IMAGE},
-            "hidden": HIDDEN,
-        }
-
-    async def encode(
-        self,
-        vae: Recipe,
-        width: int,
-        height: int,
-        length: int,
-        batch_size: int,
-        runtime: Runtime,
-        start_image: Tensor | None = None,
-    ) -> tuple[Latent]:
-        """Return the images' latents, that are not to be sampled, and the channels' means after them.
-
-        Without images, zeros, one of them however many are asked for, as ComfyUI's. Errors: NodeError for another VAE.
-        """
-        latents = empty_video(width, height, length, 1, WAN_22.channels, WAN_22.factor)
-        if start_image is None:
-            return ({"samples": latents},)
-        await video_vae(runtime, vae, WAN_22)
-        start = await runtime.encode(vae, sized(start_image[:length], width, height))
-        latents, mask = WAN_22.from_model(latents), torch.ones_like(latents[:, :1])
-        latents[:, :, : start.shape[2]] = start
-        mask[:, :, : start.shape[2]] = 0
-        allow(batch_size, *latents.shape[1:])
-        repeated = (batch_size, 1, 1, 1, 1)
-        return ({"samples": latents.repeat(repeated), "noise_mask": mask.repeat(repeated)},)
+    Without images, zeros, one of them however many are asked for, as ComfyUI's. Errors: NodeError for another VAE.
+    """
+    latents = empty_video(width, height, length, 1, WAN_22.channels, WAN_22.factor)
+    if start_image is None:
+        return {"samples": latents}
+    await video_vae(runtime, vae, WAN_22)
+    start = await runtime.encode(vae, sized(start_image[:length], width, height))
+    latents, mask = WAN_22.from_model(latents), torch.ones_like(latents[:, :1])
+    latents[:, :, : start.shape[2]] = start
+    mask[:, :, : start.shape[2]] = 0
+    allow(batch_size, *latents.shape[1:])
+    repeated = (batch_size, 1, 1, 1, 1)
+    return {"samples": latents.repeat(repeated), "noise_mask": mask.repeat(repeated)}
 
 
 def _seen_together(first: ClipVisionOutput | None, last: ClipVisionOutput | None) -> ClipVisionOutput | None:
@@ -265,10 +224,3 @@ def _seen_together(first: ClipVisionOutput | None, last: ClipVisionOutput | None
         return first or last
     names = ("last_hidden_state", "penultimate_hidden_states")
     return replace(first, **{name: torch.cat([getattr(first, name), getattr(last, name)], dim=-2) for name in names})
-
-
-_NODES = (WanImageToVideo, WanFirstLastFrameToVideo, WanFunInpaintToVideo, Wan22ImageToVideoLatent)
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {node.__name__: node for node in _NODES}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}

@@ -5,8 +5,7 @@ Source: Jiang et al. 2025, "VACE: All-in-One Video Creation and Editing", arXiv:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -18,177 +17,138 @@ from serve_app.execution.size import allow
 from serve_app.nodes.conditioning.wan import (
     CATEGORY,
     GREY,
-    HIDDEN,
-    IMAGE,
-    PAIR,
     PAIR_AND_LATENT,
-    PAIR_AND_LATENT_NAMES,
-    SEEN,
+    Height,
+    Length,
+    Width,
     both,
     by_cell,
     sized,
     unknown,
-    video_inputs,
     video_vae,
 )
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import as_planes, resize
-from serve_app.nodes.latent.empty import cells_in_time, empty_video
+from serve_app.nodes.inputs import Float
+from serve_app.nodes.latent.empty import BatchSize, cells_in_time, empty_video
+from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, MASK, RUNTIME, VAE
 from serve_app.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_more
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.values import ClipVisionOutput, Conditioning, Latent
 
 CONTROL = f"{CATEGORY}/fun control"
 
 
-class WanFunControlToVideo:
-    """A video to go by, and what a video begins with, for Wan 2.1 Fun's model of control."""
+@node("WanFunControlToVideo", category=CONTROL, function="encode", return_names=PAIR_AND_LATENT)
+async def wan_fun_control_to_video(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    vae: VAE,
+    width: Width,
+    height: Height,
+    length: Length,
+    batch_size: BatchSize,
+    runtime: RUNTIME,
+    clip_vision_output: CLIP_VISION_OUTPUT | None = None,
+    start_image: IMAGE | None = None,
+    control_video: IMAGE | None = None,
+) -> tuple[CONDITIONING, CONDITIONING, LATENT]:
+    """A video to go by, and what a video begins with, for Wan 2.1 Fun's model of control.
 
-    RETURN_TYPES = PAIR_AND_LATENT
-    RETURN_NAMES = PAIR_AND_LATENT_NAMES
-    FUNCTION = "encode"
-    CATEGORY = CONTROL
+    Return both conditionings with latents of both, the channels' means where there are none, and empty latents.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {**PAIR, **video_inputs()},
-            "optional": {"clip_vision_output": SEEN, "start_image": IMAGE, "control_video": IMAGE},
-            "hidden": HIDDEN,
-        }
-
-    async def encode(
-        self,
-        positive: Conditioning,
-        negative: Conditioning,
-        vae: Recipe,
-        width: int,
-        height: int,
-        length: int,
-        batch_size: int,
-        runtime: Runtime,
-        clip_vision_output: ClipVisionOutput | None = None,
-        start_image: Tensor | None = None,
-        control_video: Tensor | None = None,
-    ) -> tuple[Conditioning, Conditioning, Latent]:
-        """Return both conditionings with latents of both, the channels' means where there are none, and empty latents.
-
-        Errors: NodeError for another VAE than Wan 2.1's.
-        """
-        if start_image is not None or control_video is not None:
-            await video_vae(runtime, vae, WAN)
-        latents = empty_video(width, height, length, batch_size)
-        image = await _beside(runtime, vae, WAN, latents, (width, height, length), control_video, start_image)
-        told = both(positive, negative, concat_latent_image=image, clip_vision_output=clip_vision_output)
-        return *told, {"samples": latents}
-
-
-class Wan22FunControlToVideo:
-    """A video to go by, and an image to refer to, for Wan 2.2 Fun's models of control."""
-
-    RETURN_TYPES = PAIR_AND_LATENT
-    RETURN_NAMES = PAIR_AND_LATENT_NAMES
-    FUNCTION = "encode"
-    CATEGORY = CONTROL
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {**PAIR, **video_inputs()},
-            "optional": {"ref_image": IMAGE, "control_video": IMAGE},
-            "hidden": HIDDEN,
-        }
-
-    async def encode(
-        self,
-        positive: Conditioning,
-        negative: Conditioning,
-        vae: Recipe,
-        width: int,
-        height: int,
-        length: int,
-        batch_size: int,
-        runtime: Runtime,
-        ref_image: Tensor | None = None,
-        control_video: Tensor | None = None,
-    ) -> tuple[Conditioning, Conditioning, Latent]:
-        """Return both conditionings with the video's latents, a mask and the image's latents, and empty latents.
-
-        Errors: NodeError for another VAE than Wan 2.1's and 2.2's.
-        """
-        family = await video_vae(runtime, vae, WAN, WAN_22)
-        made = WAN_22 if family.latent_channels == WAN_22.channels else WAN
-        latents = empty_video(width, height, length, batch_size, made.channels, made.factor)
-        image = await _beside(runtime, vae, made, latents, (width, height, length), control_video)
-        mask = by_cell(unknown(latents))
-        told = both(positive, negative, concat_latent_image=image, concat_mask=mask, concat_mask_index=made.channels)
-        if ref_image is not None:
-            reference = await runtime.encode(vae, sized(ref_image[:1], width, height))
-            told = with_more(told[0], reference_latents=reference), with_more(told[1], reference_latents=reference)
-        return *told, {"samples": latents}
-
-
-class WanVaceToVideo:
-    """A video to go by, which of it is to be made anew, and an image to refer to, for VACE's models."""
-
-    RETURN_TYPES = (*PAIR_AND_LATENT, "INT")
-    RETURN_NAMES = (*PAIR_AND_LATENT_NAMES, "trim_latent")
-    FUNCTION = "encode"
-    CATEGORY = f"{CATEGORY}/vace"
-    SEARCH_ALIASES = ("video conditioning", "video control")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        strength = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1000.0, "step": 0.01})
-        return {
-            "required": {**PAIR, **video_inputs(), "strength": strength},
-            "optional": {"control_video": IMAGE, "control_masks": ("MASK",), "reference_image": IMAGE},
-            "hidden": HIDDEN,
-        }
-
-    async def encode(
-        self,
-        positive: Conditioning,
-        negative: Conditioning,
-        vae: Recipe,
-        width: int,
-        height: int,
-        length: int,
-        batch_size: int,
-        strength: float,
-        runtime: Runtime,
-        control_video: Tensor | None = None,
-        control_masks: Tensor | None = None,
-        reference_image: Tensor | None = None,
-    ) -> tuple[Conditioning, Conditioning, Latent, int]:
-        """Return both conditionings with one more control, empty latents, and how many of these are the reference's.
-
-        Errors: NodeError for another VAE than Wan 2.1's, and for sides that are no multiples of its cells.
-        """
+    Errors: NodeError for another VAE than Wan 2.1's.
+    """
+    if start_image is not None or control_video is not None:
         await video_vae(runtime, vae, WAN)
-        if width % WAN.factor or height % WAN.factor:
-            raise NodeError(f"width {width} and height {height} must be multiples of {WAN.factor}")
-        video = _whole(control_video, (width, height, length), 3, GREY)
-        mask = _whole(None if control_masks is None else _as_images(control_masks), (width, height, length), 1, 1.0)
-        apart = video - GREY
-        kept = await runtime.encode(vae, (apart * (1 - mask)).add_(GREY))
-        made = await runtime.encode(vae, (apart * mask).add_(GREY))
-        frames = torch.cat([kept, made], dim=1)
-        # The pixels of a cell become channels, row by row.
-        pixels = pixel_unshuffle(mask.movedim(-1, 1), WAN.factor).movedim(0, 1)[None]
-        cells = interpolate(pixels, size=(cells_in_time(length), *pixels.shape[-2:]), mode="nearest-exact")
-        trimmed = 0
-        if reference_image is not None:
-            reference = await runtime.encode(vae, sized(reference_image[:1], width, height))
-            nothing = WAN.from_model(torch.zeros_like(reference))
-            frames = torch.cat([torch.cat([reference, nothing], dim=1), frames], dim=2)
-            trimmed = reference.shape[2]
-            cells = torch.cat([torch.zeros_like(cells[:, :, :trimmed]), cells], dim=2)
-        told = {"vace_frames": frames, "vace_mask": cells, "vace_strength": strength}
-        shape = (batch_size, WAN.channels, cells.shape[2], height // WAN.factor, width // WAN.factor)
-        allow(*shape)
-        return with_more(positive, **told), with_more(negative, **told), {"samples": torch.zeros(shape)}, trimmed
+    latents = empty_video(width, height, length, batch_size)
+    image = await _beside(runtime, vae, WAN, latents, (width, height, length), control_video, start_image)
+    told = both(positive, negative, concat_latent_image=image, clip_vision_output=clip_vision_output)
+    return *told, {"samples": latents}
+
+
+@node("Wan22FunControlToVideo", category=CONTROL, function="encode", return_names=PAIR_AND_LATENT)
+async def wan22_fun_control_to_video(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    vae: VAE,
+    width: Width,
+    height: Height,
+    length: Length,
+    batch_size: BatchSize,
+    runtime: RUNTIME,
+    ref_image: IMAGE | None = None,
+    control_video: IMAGE | None = None,
+) -> tuple[CONDITIONING, CONDITIONING, LATENT]:
+    """A video to go by, and an image to refer to, for Wan 2.2 Fun's models of control.
+
+    Return both conditionings with the video's latents, a mask and the image's latents, and empty latents.
+
+    Errors: NodeError for another VAE than Wan 2.1's and 2.2's.
+    """
+    family = await video_vae(runtime, vae, WAN, WAN_22)
+    made = WAN_22 if family.latent_channels == WAN_22.channels else WAN
+    latents = empty_video(width, height, length, batch_size, made.channels, made.factor)
+    image = await _beside(runtime, vae, made, latents, (width, height, length), control_video)
+    mask = by_cell(unknown(latents))
+    told = both(positive, negative, concat_latent_image=image, concat_mask=mask, concat_mask_index=made.channels)
+    if ref_image is not None:
+        reference = await runtime.encode(vae, sized(ref_image[:1], width, height))
+        told = with_more(told[0], reference_latents=reference), with_more(told[1], reference_latents=reference)
+    return *told, {"samples": latents}
+
+
+@node(
+    "WanVaceToVideo",
+    category=f"{CATEGORY}/vace",
+    function="encode",
+    return_names=(*PAIR_AND_LATENT, "trim_latent"),
+    search_aliases=("video conditioning", "video control"),
+)
+async def wan_vace_to_video(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    vae: VAE,
+    width: Width,
+    height: Height,
+    length: Length,
+    batch_size: BatchSize,
+    strength: Annotated[float, Float(1.0, min=0.0, max=1000.0, step=0.01)],
+    runtime: RUNTIME,
+    control_video: IMAGE | None = None,
+    control_masks: MASK | None = None,
+    reference_image: IMAGE | None = None,
+) -> tuple[CONDITIONING, CONDITIONING, LATENT, INT]:
+    """A video to go by, which of it is to be made anew, and an image to refer to, for VACE's models.
+
+    Return both conditionings with one more control, empty latents, and how many of these are the reference's.
+
+    Errors: NodeError for another VAE than Wan 2.1's, and for sides that are no multiples of its cells.
+    """
+    await video_vae(runtime, vae, WAN)
+    if width % WAN.factor or height % WAN.factor:
+        raise NodeError(f"width {width} and height {height} must be multiples of {WAN.factor}")
+    video = _whole(control_video, (width, height, length), 3, GREY)
+    mask = _whole(None if control_masks is None else _as_images(control_masks), (width, height, length), 1, 1.0)
+    apart = video - GREY
+    kept = await runtime.encode(vae, (apart * (1 - mask)).add_(GREY))
+    made = await runtime.encode(vae, (apart * mask).add_(GREY))
+    frames = torch.cat([kept, made], dim=1)
+    # The pixels of a cell become channels, row by row.
+    pixels = pixel_unshuffle(mask.movedim(-1, 1), WAN.factor).movedim(0, 1)[None]
+    cells = interpolate(pixels, size=(cells_in_time(length), *pixels.shape[-2:]), mode="nearest-exact")
+    trimmed = 0
+    if reference_image is not None:
+        reference = await runtime.encode(vae, sized(reference_image[:1], width, height))
+        nothing = WAN.from_model(torch.zeros_like(reference))
+        frames = torch.cat([torch.cat([reference, nothing], dim=1), frames], dim=2)
+        trimmed = reference.shape[2]
+        cells = torch.cat([torch.zeros_like(cells[:, :, :trimmed]), cells], dim=2)
+    told = {"vace_frames": frames, "vace_mask": cells, "vace_strength": strength}
+    shape = (batch_size, WAN.channels, cells.shape[2], height // WAN.factor, width // WAN.factor)
+    allow(*shape)
+    return with_more(positive, **told), with_more(negative, **told), {"samples": torch.zeros(shape)}, trimmed
 
 
 async def _beside(
@@ -226,10 +186,3 @@ def _whole(video: Tensor | None, size: tuple[int, int, int], channels: int, fill
 def _as_images(mask: Tensor) -> Tensor:
     """Return a mask (H,W), (N,H,W) or (N,1,H,W) as images (N,H,W,1)."""
     return as_planes(mask).unsqueeze(-1)
-
-
-_NODES = (WanFunControlToVideo, Wan22FunControlToVideo, WanVaceToVideo)
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {node.__name__: node for node in _NODES}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}

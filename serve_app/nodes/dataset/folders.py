@@ -7,9 +7,9 @@ then counts three times, as kohya's training scripts have it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import torch
 
@@ -18,6 +18,9 @@ from serve_app.execution.protocol import FolderChoice
 from serve_app.execution.runtime import Files
 from serve_app.execution.size import allow, bounds
 from serve_app.media import loading
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Combo
+from serve_app.nodes.sockets import IMAGE, STORE, STRING, VIDEO
 from serve_app.nodes.video.value import Video, VideoFromFile
 from serve_app.store.files.input_folders import INPUT_FOLDERS
 
@@ -27,72 +30,76 @@ MOST_REPEATS = 1000
 """How many times a folder's files count at most."""
 
 
-class LoadImageDataSetFromFolder:
-    """The images of a folder."""
-
-    RETURN_TYPES: tuple[str, ...] = ("IMAGE",)
-    RETURN_NAMES: tuple[str, ...] = ("images",)
-    OUTPUT_IS_LIST: tuple[bool, ...] = (True,)
-    FUNCTION = "load"
-    CATEGORY = "image"
-    EXPERIMENTAL = True
-    SEARCH_ALIASES = ("load folder", "load from folder", "load dataset", "load images", "import dataset")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        chosen = ("COMBO", {"multiselect": False, "options": FolderChoice(INPUT_FOLDERS)})
-        return {"required": {"folder": chosen}, "hidden": {"store": "STORE"}}
-
-    async def load(self, folder: str, store: Files) -> tuple[list[torch.Tensor]]:
-        """Return an image (1,H,W,3) of each file, by name. Errors: NodeError if there is none."""
-        names = await _listed(store, folder, IMAGES)
-        return (await _images(store, folder, [name for name in names if "/" not in name]),)
+Folder: TypeAlias = Annotated[str, Combo(FolderChoice(INPUT_FOLDERS))]
 
 
-class LoadImageTextDataSetFromFolder(LoadImageDataSetFromFolder):
-    """The images of a folder and of those in it, with their captions."""
+@node(
+    "LoadImageDataSetFromFolder",
+    "Load Image (from Folder)",
+    category="image",
+    function="load",
+    return_names=("images",),
+    experimental=True,
+    search_aliases=("load folder", "load from folder", "load dataset", "load images", "import dataset"),
+)
+async def load_image_data_set_from_folder(folder: Folder, store: STORE) -> list[IMAGE]:
+    """The images of a folder.
 
-    RETURN_TYPES = ("IMAGE", "STRING")
-    RETURN_NAMES = ("images", "texts")
-    OUTPUT_IS_LIST = (True, True)
-    FUNCTION = "load_pairs"
-
-    async def load_pairs(self, folder: str, store: Files) -> tuple[list[torch.Tensor], list[str]]:
-        """Return an image of each file and its text, "" without. Errors: NodeError if there is no image."""
-        names = repeated(await _listed(store, folder, IMAGES))
-        return await _images(store, folder, names), await _texts(store, folder, names)
-
-
-class LoadVideoDataSetFromFolder:
-    """The videos of a folder."""
-
-    RETURN_TYPES: tuple[str, ...] = ("VIDEO",)
-    RETURN_NAMES: tuple[str, ...] = ("videos",)
-    OUTPUT_IS_LIST: tuple[bool, ...] = (True,)
-    FUNCTION = "load"
-    CATEGORY = "video"
-    EXPERIMENTAL = True
-    SEARCH_ALIASES = ("load folder", "load from folder", "load dataset", "load videos", "import dataset")
-    INPUT_TYPES = LoadImageDataSetFromFolder.INPUT_TYPES
-
-    async def load(self, folder: str, store: Files) -> tuple[list[Video]]:
-        """Return each file, by name, not decoded yet. Errors: NodeError if there is none."""
-        names = await _listed(store, folder, VIDEOS)
-        return (await _videos(store, folder, [name for name in names if "/" not in name]),)
+    Return an image (1,H,W,3) of each file, by name. Errors: NodeError if there is none.
+    """
+    names = await _listed(store, folder, IMAGES)
+    return await _images(store, folder, [name for name in names if "/" not in name])
 
 
-class LoadVideoTextDataSetFromFolder(LoadVideoDataSetFromFolder):
-    """The videos of a folder and of those in it, with their captions."""
+@node(
+    "LoadImageTextDataSetFromFolder",
+    "Load Image-Text (from Folder)",
+    category="image",
+    function="load_pairs",
+    return_names=("images", "texts"),
+    experimental=True,
+    search_aliases=("load folder", "load from folder", "load dataset", "load images", "import dataset"),
+)
+async def load_image_text_data_set_from_folder(folder: Folder, store: STORE) -> tuple[list[IMAGE], list[STRING]]:
+    """The images of a folder and of those in it, with their captions.
 
-    RETURN_TYPES = ("VIDEO", "STRING")
-    RETURN_NAMES = ("videos", "texts")
-    OUTPUT_IS_LIST = (True, True)
-    FUNCTION = "load_pairs"
+    Return an image of each file and its text, "" without. Errors: NodeError if there is no image.
+    """
+    names = repeated(await _listed(store, folder, IMAGES))
+    return await _images(store, folder, names), await _texts(store, folder, names)
 
-    async def load_pairs(self, folder: str, store: Files) -> tuple[list[Video], list[str]]:
-        """Return each file and its text, "" without. Errors: NodeError if there is no video."""
-        names = repeated(await _listed(store, folder, VIDEOS))
-        return await _videos(store, folder, names), await _texts(store, folder, names)
+
+@node(
+    "LoadVideoDataSetFromFolder",
+    "Load Video (from Folder)",
+    category="video",
+    function="load",
+    return_names=("videos",),
+    search_aliases=("load folder", "load from folder", "load dataset", "load videos", "import dataset"),
+    experimental=True,
+)
+async def load_video_data_set_from_folder(folder: Folder, store: STORE) -> list[VIDEO]:
+    """The videos of a folder. Return each file, by name, not decoded yet. Errors: NodeError if there is none."""
+    names = await _listed(store, folder, VIDEOS)
+    return await _videos(store, folder, [name for name in names if "/" not in name])
+
+
+@node(
+    "LoadVideoTextDataSetFromFolder",
+    "Load Video-Text (from Folder)",
+    category="video",
+    function="load_pairs",
+    return_names=("videos", "texts"),
+    search_aliases=("load folder", "load from folder", "load dataset", "load videos", "import dataset"),
+    experimental=True,
+)
+async def load_video_text_data_set_from_folder(folder: Folder, store: STORE) -> tuple[list[VIDEO], list[STRING]]:
+    """The videos of a folder and of those in it, with their captions.
+
+    Return each file and its text, "" without. Errors: NodeError if there is no video.
+    """
+    names = repeated(await _listed(store, folder, VIDEOS))
+    return await _videos(store, folder, names), await _texts(store, folder, names)
 
 
 def repeated(names: Sequence[str]) -> list[str]:
@@ -155,18 +162,3 @@ async def _texts(store: Files, folder: str, names: Sequence[str]) -> list[str]:
         except UnicodeDecodeError as error:
             raise NodeError(f"the caption '{folder}/{caption}' is no text in UTF-8: {error}") from error
     return [held[name] for name in names]
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "LoadImageDataSetFromFolder": LoadImageDataSetFromFolder,
-    "LoadImageTextDataSetFromFolder": LoadImageTextDataSetFromFolder,
-    "LoadVideoDataSetFromFolder": LoadVideoDataSetFromFolder,
-    "LoadVideoTextDataSetFromFolder": LoadVideoTextDataSetFromFolder,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "LoadImageDataSetFromFolder": "Load Image (from Folder)",
-    "LoadImageTextDataSetFromFolder": "Load Image-Text (from Folder)",
-    "LoadVideoDataSetFromFolder": "Load Video (from Folder)",
-    "LoadVideoTextDataSetFromFolder": "Load Video-Text (from Folder)",
-}

@@ -2,214 +2,264 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.execution.runtime import Runtime
-from serve_app.nodes.dataset.images import SEED, generator, one_by_one
-from serve_app.recipe import Recipe
+from serve_app.nodes.dataset.images import Seed, generator, one_by_one
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Int, Text
+from serve_app.nodes.sockets import CLIP, CONDITIONING, IMAGE, LATENT, RUNTIME, STRING, VAE, VIDEO
 from serve_app.values import Conditioning, Latent
 
-TEXT = ("STRING", {"multiline": False})
-DEFAULT_TEXT = ("STRING", {"default": "", "multiline": False})
-LINKED_TEXT = ("STRING", {"forceInput": True, "multiline": False})
+Line: TypeAlias = Annotated[str, Text(multiline=False)]
+Affix: TypeAlias = Annotated[str, Text("", multiline=False)]
+LinkedText: TypeAlias = Annotated[str, Text(forceInput=True, multiline=False)]
 TRAINING = "model/training"
 
 
-def _text_node(of: Callable[..., str], *, superseded: bool = True, **inputs: tuple[str, dict[str, Any]]) -> type:
-    class ChangeText:
-        """A text, changed."""
-
-        RETURN_TYPES = ("STRING",)
-        RETURN_NAMES = ("texts",)
-        FUNCTION = "change"
-        CATEGORY = "text"
-        DEPRECATED = superseded
-        EXPERIMENTAL = True
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {"texts": TEXT, **inputs}}
-
-        def change(self, texts: str, **given: Any) -> tuple[str]:
-            return (of(texts, **given),)
-
-    return ChangeText
+def _shuffled(seed: list[int], **lists: Sequence[Any]) -> tuple[list[Any], ...]:
+    """Return lists in another order, the same of all. Errors: NodeError for lists of unequal lengths."""
+    if len({len(one) for one in lists.values()}) != 1:
+        lengths = ", ".join(f"{name} has {len(one)}" for name, one in lists.items())
+        raise NodeError(f"{lengths} elements; they must be as many")
+    order = generator(seed[0]).permutation(len(next(iter(lists.values())))).tolist()
+    return tuple([one[place] for place in order] for one in lists.values())
 
 
-def _shuffle_node(
-    category: str, inputs: Mapping[str, tuple[str, dict[str, Any]]], spread: Callable[[list[Any]], list[Any]] = list
-) -> type:
-    """Return a class that shuffles lists alike. spread: makes elements of what each list has."""
-
-    class Shuffle:
-        """Lists in another order, the same of all."""
-
-        RETURN_TYPES = tuple(kind for kind, _ in inputs.values())
-        RETURN_NAMES = tuple(inputs)
-        OUTPUT_IS_LIST = (True,) * len(inputs)
-        INPUT_IS_LIST = True
-        FUNCTION = "shuffle"
-        CATEGORY = category
-        EXPERIMENTAL = True
-        DESCRIPTION = "Shuffles lists as a seed says; what belongs together stays so."
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {**inputs, "seed": SEED}}
-
-        def shuffle(self, seed: list[int], **given: list[Any]) -> tuple[list[Any], ...]:
-            """Return the lists. Errors: NodeError for lists of unequal lengths."""
-            lists = [spread(given[name]) for name in inputs]
-            if len({len(one) for one in lists}) != 1:
-                lengths = ", ".join(f"{name} has {len(one)}" for name, one in zip(inputs, lists, strict=True))
-                raise NodeError(f"{lengths} elements; they must be as many")
-            order = generator(seed[0]).permutation(len(lists[0])).tolist()
-            return tuple([one[place] for place in order] for one in lists)
-
-    return Shuffle
+@node(
+    "TextToLowercase",
+    "Convert Text to Lowercase (DEPRECATED)",
+    category="text",
+    function="change",
+    return_names=("texts",),
+    deprecated=True,
+    experimental=True,
+)
+def text_to_lowercase(texts: Line) -> STRING:
+    """A text, changed."""
+    return texts.lower()
 
 
-def _merge_node(name: str, kind: tuple[str, dict[str, Any]], category: str, spread: Callable[..., list[Any]]) -> type:
-    class Merge:
-        """What is linked, as one list."""
-
-        RETURN_TYPES = (kind[0],)
-        RETURN_NAMES = (name,)
-        OUTPUT_IS_LIST = (True,)
-        INPUT_IS_LIST = True
-        FUNCTION = "merge"
-        CATEGORY = category
-        DEPRECATED = True
-        EXPERIMENTAL = True
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {name: kind}}
-
-        def merge(self, **given: list[Any]) -> tuple[list[Any]]:
-            return (spread(given[name]),)
-
-    return Merge
+@node(
+    "TextToUppercase",
+    "Convert Text to Uppercase (DEPRECATED)",
+    category="text",
+    function="change",
+    return_names=("texts",),
+    deprecated=True,
+    experimental=True,
+)
+def text_to_uppercase(texts: Line) -> STRING:
+    """A text, changed."""
+    return texts.upper()
 
 
-class MakeTrainingDataset:
-    """Images and their texts, encoded."""
-
-    RETURN_TYPES = ("LATENT", "CONDITIONING")
-    RETURN_NAMES = ("latents", "conditioning")
-    OUTPUT_IS_LIST = (True, True)
-    INPUT_IS_LIST = True
-    FUNCTION = "encode"
-    CATEGORY = TRAINING
-    EXPERIMENTAL = True
-    DESCRIPTION = "Encodes images by a VAE and texts by a text encoder."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"images": ("IMAGE", {}), "vae": ("VAE", {}), "clip": ("CLIP", {})},
-            "optional": {"texts": LINKED_TEXT},
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def encode(
-        self,
-        images: list[Tensor],
-        vae: list[Recipe],
-        clip: list[Recipe],
-        runtime: list[Runtime],
-        texts: list[str] | None = None,
-    ) -> tuple[list[Latent], list[Conditioning]]:
-        """Return both as lists; one text, or none, stands for all images. Errors: NodeError for other numbers."""
-        told = texts or [""]
-        told = told * len(images) if len(told) == 1 else told
-        if len(told) != len(images):
-            raise NodeError(f"there are {len(images)} images and {len(told)} texts; there must be as many, one or none")
-        latents: list[Latent] = [{"samples": await runtime[0].encode(vae[0], image[..., :3])} for image in images]
-        return latents, [await runtime[0].encode_text(clip[0], text) for text in told]
+@node(
+    "StripWhitespace",
+    "Strip Whitespace (DEPRECATED)",
+    category="text",
+    function="change",
+    return_names=("texts",),
+    deprecated=True,
+    experimental=True,
+)
+def strip_whitespace(texts: Line) -> STRING:
+    """A text, changed."""
+    return texts.strip()
 
 
-class ResolutionBucket:
-    """Latents of one size as one batch each, with what belongs to them."""
-
-    RETURN_TYPES = ("LATENT", "CONDITIONING")
-    RETURN_NAMES = ("latents", "conditioning")
-    OUTPUT_IS_LIST = (True, True)
-    INPUT_IS_LIST = True
-    FUNCTION = "sort"
-    CATEGORY = TRAINING
-    EXPERIMENTAL = True
-    DESCRIPTION = "Makes one batch of all latents of a size, and one conditioning of what belongs to them."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"latents": ("LATENT", {}), "conditioning": ("CONDITIONING", {})}}
-
-    def sort(self, latents: list[Latent], conditioning: list[Conditioning]) -> tuple[list[Latent], list[Conditioning]]:
-        """Return the batches in the order of their first latents. Errors: NodeError where one has no entry."""
-        if len(latents) != len(conditioning):
-            raise NodeError(
-                f"there are {len(latents)} latents and {len(conditioning)} conditionings; as many are needed"
-            )
-        buckets: dict[tuple[int, ...], tuple[list[Tensor], Conditioning]] = {}
-        for latent, entries in zip(latents, conditioning, strict=True):
-            samples: Tensor = latent["samples"]
-            if len(entries) < len(samples):
-                raise NodeError(f"a batch has {len(samples)} latents and {len(entries)} entries of conditioning")
-            for sample, entry in zip(samples, entries, strict=False):
-                rows, of_rows = buckets.setdefault(tuple(sample.shape[-2:]), ([], []))
-                rows.append(sample)
-                of_rows.append(entry)
-        batches: list[Latent] = [{"samples": torch.stack(rows)} for rows, _ in buckets.values()]
-        return batches, [entries for _, entries in buckets.values()]
+@node("TruncateText", "Truncate Text", category="text", function="change", return_names=("texts",), experimental=True)
+def truncate_text(texts: Line, max_length: Annotated[int, Int(77, min=1, max=10000)]) -> STRING:
+    """A text, changed."""
+    return texts[:max_length]
 
 
-IMAGES = ("IMAGE", dict[str, Any]())
-VIDEOS = ("VIDEO", dict[str, Any]())
+@node(
+    "AddTextPrefix",
+    "Add Text Prefix (DEPRECATED)",
+    category="text",
+    function="change",
+    return_names=("texts",),
+    deprecated=True,
+    experimental=True,
+)
+def add_text_prefix(texts: Line, prefix: Affix) -> STRING:
+    """A text, changed."""
+    return prefix + texts
 
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "TextToLowercase": _text_node(str.lower),
-    "TextToUppercase": _text_node(str.upper),
-    "StripWhitespace": _text_node(str.strip),
-    "TruncateText": _text_node(
-        lambda text, max_length: text[:max_length],
-        superseded=False,
-        max_length=("INT", {"default": 77, "min": 1, "max": 10000}),
-    ),
-    "AddTextPrefix": _text_node(lambda text, prefix: prefix + text, prefix=DEFAULT_TEXT),
-    "AddTextSuffix": _text_node(lambda text, suffix: text + suffix, suffix=DEFAULT_TEXT),
-    "ReplaceText": _text_node(
-        lambda text, find, replace: text.replace(find, replace), find=DEFAULT_TEXT, replace=DEFAULT_TEXT
-    ),
-    "ShuffleDataset": _shuffle_node("image/batch", {"images": IMAGES}, one_by_one),
-    "ShuffleImageTextDataset": _shuffle_node("image/batch", {"images": IMAGES, "texts": LINKED_TEXT}),
-    "ShuffleVideoDataset": _shuffle_node("video/batch", {"videos": VIDEOS}),
-    "ShuffleVideoTextDataset": _shuffle_node("dataset/video", {"videos": VIDEOS, "texts": TEXT}),
-    "MergeImageLists": _merge_node("images", IMAGES, "image/batch", one_by_one),
-    "MergeTextLists": _merge_node("texts", TEXT, "text", list),
-    "MakeTrainingDataset": MakeTrainingDataset,
-    "ResolutionBucket": ResolutionBucket,
-}
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "TextToLowercase": "Convert Text to Lowercase (DEPRECATED)",
-    "TextToUppercase": "Convert Text to Uppercase (DEPRECATED)",
-    "StripWhitespace": "Strip Whitespace (DEPRECATED)",
-    "TruncateText": "Truncate Text",
-    "AddTextPrefix": "Add Text Prefix (DEPRECATED)",
-    "AddTextSuffix": "Add Text Suffix (DEPRECATED)",
-    "ReplaceText": "Replace Text (DEPRECATED)",
-    "ShuffleDataset": "Shuffle Images List",
-    "ShuffleImageTextDataset": "Shuffle Pairs of Image-Text",
-    "ShuffleVideoDataset": "Shuffle Videos List",
-    "ShuffleVideoTextDataset": "Shuffle Pairs of Video-Text",
-    "MergeImageLists": "Merge Image Lists (DEPRECATED)",
-    "MergeTextLists": "Merge Text Lists (DEPRECATED)",
-    "MakeTrainingDataset": "Make Training Dataset",
-    "ResolutionBucket": "Resolution Bucket",
-}
+@node(
+    "AddTextSuffix",
+    "Add Text Suffix (DEPRECATED)",
+    category="text",
+    function="change",
+    return_names=("texts",),
+    deprecated=True,
+    experimental=True,
+)
+def add_text_suffix(texts: Line, suffix: Affix) -> STRING:
+    """A text, changed."""
+    return texts + suffix
+
+
+@node(
+    "ReplaceText",
+    "Replace Text (DEPRECATED)",
+    category="text",
+    function="change",
+    return_names=("texts",),
+    deprecated=True,
+    experimental=True,
+)
+def replace_text(texts: Line, find: Affix, replace: Affix) -> STRING:
+    """A text, changed."""
+    return texts.replace(find, replace)
+
+
+@node(
+    "ShuffleDataset",
+    "Shuffle Images List",
+    category="image/batch",
+    function="shuffle",
+    return_names=("images",),
+    description="Shuffles lists as a seed says; what belongs together stays so.",
+    experimental=True,
+)
+def shuffle_dataset(images: list[IMAGE], seed: list[Seed]) -> list[IMAGE]:
+    """A list in another order."""
+    return _shuffled(seed, images=one_by_one(images))[0]
+
+
+@node(
+    "ShuffleImageTextDataset",
+    "Shuffle Pairs of Image-Text",
+    category="image/batch",
+    function="shuffle",
+    return_names=("images", "texts"),
+    description="Shuffles lists as a seed says; what belongs together stays so.",
+    experimental=True,
+)
+def shuffle_image_text_dataset(
+    images: list[IMAGE], texts: list[LinkedText], seed: list[Seed]
+) -> tuple[list[IMAGE], list[STRING]]:
+    """Lists in another order, the same of all. Errors: NodeError for lists of unequal lengths."""
+    images, texts = _shuffled(seed, images=images, texts=texts)
+    return images, texts
+
+
+@node(
+    "ShuffleVideoDataset",
+    "Shuffle Videos List",
+    category="video/batch",
+    function="shuffle",
+    return_names=("videos",),
+    description="Shuffles lists as a seed says; what belongs together stays so.",
+    experimental=True,
+)
+def shuffle_video_dataset(videos: list[VIDEO], seed: list[Seed]) -> list[VIDEO]:
+    """A list in another order."""
+    return _shuffled(seed, videos=videos)[0]
+
+
+@node(
+    "ShuffleVideoTextDataset",
+    "Shuffle Pairs of Video-Text",
+    category="dataset/video",
+    function="shuffle",
+    return_names=("videos", "texts"),
+    description="Shuffles lists as a seed says; what belongs together stays so.",
+    experimental=True,
+)
+def shuffle_video_text_dataset(
+    videos: list[VIDEO], texts: list[Line], seed: list[Seed]
+) -> tuple[list[VIDEO], list[STRING]]:
+    """Lists in another order, the same of all. Errors: NodeError for lists of unequal lengths."""
+    videos, texts = _shuffled(seed, videos=videos, texts=texts)
+    return videos, texts
+
+
+@node(
+    "MergeImageLists",
+    "Merge Image Lists (DEPRECATED)",
+    category="image/batch",
+    function="merge",
+    return_names=("images",),
+    deprecated=True,
+    experimental=True,
+)
+def merge_image_lists(images: list[IMAGE]) -> list[IMAGE]:
+    """What is linked, as one list."""
+    return one_by_one(images)
+
+
+@node(
+    "MergeTextLists",
+    "Merge Text Lists (DEPRECATED)",
+    category="text",
+    function="merge",
+    return_names=("texts",),
+    deprecated=True,
+    experimental=True,
+)
+def merge_text_lists(texts: list[Line]) -> list[STRING]:
+    """What is linked, as one list."""
+    return texts
+
+
+@node(
+    "MakeTrainingDataset",
+    "Make Training Dataset",
+    category=TRAINING,
+    function="encode",
+    return_names=("latents", "conditioning"),
+    experimental=True,
+    description="Encodes images by a VAE and texts by a text encoder.",
+)
+async def make_training_dataset(
+    images: list[IMAGE], vae: list[VAE], clip: list[CLIP], runtime: list[RUNTIME], texts: list[LinkedText] | None = None
+) -> tuple[list[LATENT], list[CONDITIONING]]:
+    """Images and their texts, encoded.
+
+    Return both as lists; one text, or none, stands for all images. Errors: NodeError for other numbers.
+    """
+    told = texts or [""]
+    told = told * len(images) if len(told) == 1 else told
+    if len(told) != len(images):
+        raise NodeError(f"there are {len(images)} images and {len(told)} texts; there must be as many, one or none")
+    latents: list[Latent] = [{"samples": await runtime[0].encode(vae[0], image[..., :3])} for image in images]
+    return latents, [await runtime[0].encode_text(clip[0], text) for text in told]
+
+
+@node(
+    "ResolutionBucket",
+    "Resolution Bucket",
+    category=TRAINING,
+    function="sort",
+    return_names=("latents", "conditioning"),
+    experimental=True,
+    description="Makes one batch of all latents of a size, and one conditioning of what belongs to them.",
+)
+def resolution_bucket(
+    latents: list[LATENT], conditioning: list[CONDITIONING]
+) -> tuple[list[LATENT], list[CONDITIONING]]:
+    """Latents of one size as one batch each, with what belongs to them.
+
+    Return the batches in the order of their first latents. Errors: NodeError where one has no entry.
+    """
+    if len(latents) != len(conditioning):
+        raise NodeError(f"there are {len(latents)} latents and {len(conditioning)} conditionings; as many are needed")
+    buckets: dict[tuple[int, ...], tuple[list[Tensor], Conditioning]] = {}
+    for latent, entries in zip(latents, conditioning, strict=True):
+        samples: Tensor = latent["samples"]
+        if len(entries) < len(samples):
+            raise NodeError(f"a batch has {len(samples)} latents and {len(entries)} entries of conditioning")
+        for sample, entry in zip(samples, entries, strict=False):
+            rows, of_rows = buckets.setdefault(tuple(sample.shape[-2:]), ([], []))
+            rows.append(sample)
+            of_rows.append(entry)
+    batches: list[Latent] = [{"samples": torch.stack(rows)} for rows, _ in buckets.values()]
+    return batches, [entries for _, entries in buckets.values()]

@@ -7,13 +7,16 @@ digital images"; the blend modes as Android's documentation of PorterDuff.Mode h
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import fit_batch, fit_mask, resize
+from serve_app.nodes.inputs import Choice
+from serve_app.nodes.sockets import IMAGE, MASK
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """From source colours and alpha, destination colours and alpha, to what is seen, all (B,H,W,C) or (B,H,W,1)."""
@@ -56,44 +59,32 @@ OPERATORS: Mapping[str, Operator] = {
 }
 
 
-class PorterDuffImageComposite:
-    """Two images with alpha, as one."""
+@node("PorterDuffImageComposite", "Porter-Duff Image Composite", category="image/compositing", function="composite")
+def porter_duff_image_composite(
+    source: IMAGE,
+    source_alpha: MASK,
+    destination: IMAGE,
+    destination_alpha: MASK,
+    mode: Annotated[str, Choice(OPERATORS, default="DST")],
+) -> tuple[IMAGE, MASK]:
+    """Two images with alpha, as one.
 
-    RETURN_TYPES = ("IMAGE", "MASK")
-    FUNCTION = "composite"
-    CATEGORY = "image/compositing"
+    Return images and masks of the destination's size, as many as the shortest input has.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "source": ("IMAGE",),
-                "source_alpha": ("MASK",),
-                "destination": ("IMAGE",),
-                "destination_alpha": ("MASK",),
-                "mode": (list(OPERATORS), {"default": "DST"}),
-            }
-        }
-
-    def composite(
-        self, source: Tensor, source_alpha: Tensor, destination: Tensor, destination_alpha: Tensor, mode: str
-    ) -> tuple[Tensor, Tensor]:
-        """Return images and masks of the destination's size, as many as the shortest input has.
-
-        Errors: NodeError for images of which one alone has an alpha channel.
-        """
-        if source.shape[-1] != destination.shape[-1]:
-            raise NodeError(
-                f"source has {source.shape[-1]} channels and destination {destination.shape[-1]}: they must be equal"
-            )
-        count = min(map(len, (source, source_alpha, destination, destination_alpha)))
-        d = destination[:count]
-        masks = (mask[:count].unsqueeze(-1) for mask in (source_alpha, destination_alpha))
-        s_alpha, d_alpha = (1 - _sized_as(mask, d) for mask in masks)
-        s = _sized_as(source[:count], d)
-        seen, alpha = OPERATORS[mode](s * s_alpha, s_alpha, d * d_alpha, d_alpha)
-        colours = torch.where(alpha > 1e-5, seen / alpha, 0.0).clamp(0, 1)
-        return colours, 1 - alpha.squeeze(-1)
+    Errors: NodeError for images of which one alone has an alpha channel.
+    """
+    if source.shape[-1] != destination.shape[-1]:
+        raise NodeError(
+            f"source has {source.shape[-1]} channels and destination {destination.shape[-1]}: they must be equal"
+        )
+    count = min(map(len, (source, source_alpha, destination, destination_alpha)))
+    d = destination[:count]
+    masks = (mask[:count].unsqueeze(-1) for mask in (source_alpha, destination_alpha))
+    s_alpha, d_alpha = (1 - _sized_as(mask, d) for mask in masks)
+    s = _sized_as(source[:count], d)
+    seen, alpha = OPERATORS[mode](s * s_alpha, s_alpha, d * d_alpha, d_alpha)
+    colours = torch.where(alpha > 1e-5, seen / alpha, 0.0).clamp(0, 1)
+    return colours, 1 - alpha.squeeze(-1)
 
 
 def _sized_as(x: Tensor, other: Tensor) -> Tensor:
@@ -102,50 +93,23 @@ def _sized_as(x: Tensor, other: Tensor) -> Tensor:
     return x if x.shape[1:3] == (height, width) else resize(x, width, height, "bicubic", "center")
 
 
-class SplitImageWithAlpha:
-    """Images with alpha, as images and masks."""
+@node("SplitImageWithAlpha", "Split Image with Alpha", category="image/compositing", function="split_image_with_alpha")
+def split_image_with_alpha(image: IMAGE) -> tuple[IMAGE, MASK]:
+    """Images with alpha, as images and masks.
 
-    RETURN_TYPES = ("IMAGE", "MASK")
-    FUNCTION = "split_image_with_alpha"
-    CATEGORY = "image/compositing"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",)}}
-
-    def split_image_with_alpha(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images (B,H,W,3) and masks (B,H,W), 0 for images without alpha."""
-        alpha = image[..., 3] if image.shape[-1] > 3 else torch.ones_like(image[..., 0])
-        return image[..., :3].contiguous(), 1.0 - alpha
+    Return images (B,H,W,3) and masks (B,H,W), 0 for images without alpha.
+    """
+    alpha = image[..., 3] if image.shape[-1] > 3 else torch.ones_like(image[..., 0])
+    return image[..., :3].contiguous(), 1.0 - alpha
 
 
-class JoinImageWithAlpha:
-    """Images and masks, as images with alpha."""
+@node("JoinImageWithAlpha", "Join Image with Alpha", category="image/compositing", function="join_image_with_alpha")
+def join_image_with_alpha(image: IMAGE, alpha: MASK) -> IMAGE:
+    """Images and masks, as images with alpha.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "join_image_with_alpha"
-    CATEGORY = "image/compositing"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",), "alpha": ("MASK",)}}
-
-    def join_image_with_alpha(self, image: Tensor, alpha: Tensor) -> tuple[Tensor]:
-        """Return images (B,H,W,4), as many as the longer input has; the other repeats, and the mask is resized."""
-        opacity = 1.0 - fit_mask(alpha, image.shape[1], image.shape[2]).movedim(1, -1)
-        # Of a mask without a batch the rows count, as in ComfyUI.
-        count = max(len(image), len(alpha))
-        return (torch.cat([fit_batch(image, count)[..., :3], fit_batch(opacity, count)], dim=-1),)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "PorterDuffImageComposite": PorterDuffImageComposite,
-    "SplitImageWithAlpha": SplitImageWithAlpha,
-    "JoinImageWithAlpha": JoinImageWithAlpha,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "PorterDuffImageComposite": "Porter-Duff Image Composite",
-    "SplitImageWithAlpha": "Split Image with Alpha",
-    "JoinImageWithAlpha": "Join Image with Alpha",
-}
+    Return images (B,H,W,4), as many as the longer input has; the other repeats, and the mask is resized.
+    """
+    opacity = 1.0 - fit_mask(alpha, image.shape[1], image.shape[2]).movedim(1, -1)
+    # Of a mask without a batch the rows count, as in ComfyUI.
+    count = max(len(image), len(alpha))
+    return torch.cat([fit_batch(image, count)[..., :3], fit_batch(opacity, count)], dim=-1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,9 +16,11 @@ from torch.nn.functional import pad
 
 from serve_app.errors import NodeError
 from serve_app.execution.size import allow
-from serve_app.nodes.dynamic_inputs import combo, dynamic_combo
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.layout_drawing import Region, draw_detections, draw_layout
 from serve_app.nodes.image.match_size import resize
+from serve_app.nodes.inputs import Combo, InputType, Int, Text
+from serve_app.nodes.sockets import ARRAY, DICT, IMAGE
 
 Box: TypeAlias = Mapping[str, Any]
 
@@ -31,57 +33,46 @@ NOTHING_FOUND, FROM_TOP = 0.3, 0.1
 EMPTY = 640
 
 
-class CreateBoundingBoxes:
-    """Boxes drawn on the page, or those that are linked."""
+Side: TypeAlias = Annotated[int, Int(1024, min=64, max=16384, step=16)]
 
-    RETURN_TYPES = ("IMAGE", "BOUNDING_BOX", "ARRAY")
-    RETURN_NAMES = ("preview", "bboxes", "elements")
-    FUNCTION = "create"
-    CATEGORY = "utilities"
-    OUTPUT_NODE = True
-    EXPERIMENTAL = True
-    DESCRIPTION = "Draws boxes on a canvas; returns a picture of them, the boxes in pixels, and a prompt's elements."
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = ("INT", {"default": 1024, "min": 64, "max": 16384, "step": 16})
-        return {
-            "required": {
-                "width": side,
-                "height": side,
-                "editor_state": ("BOUNDING_BOXES", {"default": [], "socketless": False}),
-            },
-            "optional": {
-                "background": ("IMAGE", {}),
-                "bboxes": ("BOUNDING_BOX,ARRAY,STRING", {}),
-                "last_incoming": ("BOUNDING_BOXES", {"default": [], "socketless": True}),
-            },
-        }
+@node(
+    "CreateBoundingBoxes",
+    "Create Bounding Boxes",
+    category="utilities",
+    function="create",
+    return_types=("IMAGE", "BOUNDING_BOX", "ARRAY"),
+    return_names=("preview", "bboxes", "elements"),
+    output_node=True,
+    experimental=True,
+    description="Draws boxes on a canvas; returns a picture of them, the boxes in pixels, and a prompt's elements.",
+    required=("editor_state",),
+)
+def create_bounding_boxes(
+    width: Side,
+    height: Side,
+    editor_state: Annotated[Any, InputType("BOUNDING_BOXES", {"default": [], "socketless": False})] = None,
+    background: IMAGE | None = None,
+    bboxes: Annotated[Any, InputType("BOUNDING_BOX,ARRAY,STRING")] = None,
+    last_incoming: Annotated[Any, InputType("BOUNDING_BOXES", {"default": [], "socketless": True})] = None,
+) -> dict[str, Any]:
+    """Boxes drawn on the page, or those that are linked.
 
-    def create(
-        self,
-        width: int,
-        height: int,
-        editor_state: Any = None,
-        background: Tensor | None = None,
-        bboxes: Any = None,
-        last_incoming: Any = None,
-    ) -> dict[str, Any]:
-        """Return a picture of the boxes, the boxes, and their elements.
+    Return a picture of the boxes, the boxes, and their elements.
 
-        What the page has drawn counts until what is linked differs from last_incoming, which it was drawn over.
-        Errors: NodeError for a link that holds no boxes.
-        """
-        linked = read_boxes(bboxes, width, height)
-        drawn = editor_state if isinstance(editor_state, list) else []
-        boxes = linked if linked and linked != last_incoming else drawn
-        regions = [_region(box, width, height) for box in boxes if isinstance(box, Mapping)]
-        frame = [_pixels(region, width, height) for region in regions]
-        shown: dict[str, Any] = {"dims": [width, height]}
-        if linked:
-            shown["input_bboxes"] = linked
-        picture = draw_layout(regions, width, height, background)
-        return {"ui": shown, "result": (picture, [frame] if frame else [], [_element(region) for region in regions])}
+    What the page has drawn counts until what is linked differs from last_incoming, which it was drawn over.
+    Errors: NodeError for a link that holds no boxes.
+    """
+    linked = read_boxes(bboxes, width, height)
+    drawn = editor_state if isinstance(editor_state, list) else []
+    boxes = linked if linked and linked != last_incoming else drawn
+    regions = [_region(box, width, height) for box in boxes if isinstance(box, Mapping)]
+    frame = [_pixels(region, width, height) for region in regions]
+    shown: dict[str, Any] = {"dims": [width, height]}
+    if linked:
+        shown["input_bboxes"] = linked
+    picture = draw_layout(regions, width, height, background)
+    return {"ui": shown, "result": (picture, [frame] if frame else [], [_element(region) for region in regions])}
 
 
 def read_boxes(given: Any, width: int, height: int) -> list[dict[str, Any]]:
@@ -183,137 +174,130 @@ _STYLES = {
 }
 
 
-class BuildJsonPromptIdeogram:
-    """A layout and what is to be said of the picture, as Ideogram 4 reads it."""
+HighLevelDescription: TypeAlias = Annotated[str, Text("", multiline=True)]
+Aesthetics: TypeAlias = Annotated[str, Text("", multiline=False)]
 
-    RETURN_TYPES = ("DICT",)
-    RETURN_NAMES = ("prompt",)
-    FUNCTION = "build"
-    CATEGORY = "text"
-    EXPERIMENTAL = True
-    DESCRIPTION = "Builds a JSON prompt for Ideogram 4."
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        line, lines = (("STRING", {"default": "", "multiline": multiline}) for multiline in (False, True))
-        return {
-            "required": {
-                "element": ("ARRAY", {}),
-                "high_level_description": lines,
-                "background": lines,
-                "style": dynamic_combo(_STYLES),
-                "aesthetics": line,
-                "lighting": line,
-                "medium": line,
-                "color_palette": ("COLORS", {"default": [], "socketless": False}),
-            }
-        }
+@node(
+    "BuildJsonPromptIdeogram",
+    "Build JSON Prompt (Ideogram)",
+    category="text",
+    function="build",
+    return_names=("prompt",),
+    experimental=True,
+    description="Builds a JSON prompt for Ideogram 4.",
+    required=("high_level_description", "background", "aesthetics", "lighting", "medium", "color_palette"),
+    order=("element", "high_level_description", "background"),
+)
+def build_json_prompt_ideogram(
+    element: ARRAY,
+    style: Annotated[
+        Mapping[str, Any],
+        InputType(
+            "COMFY_DYNAMICCOMBO_V3",
+            {
+                "options": [
+                    {"key": "none", "inputs": {"required": {}}},
+                    {
+                        "key": "photo",
+                        "inputs": {"required": {"photo": ("STRING", {"default": "", "multiline": False})}},
+                    },
+                    {
+                        "key": "art_style",
+                        "inputs": {"required": {"art_style": ("STRING", {"default": "", "multiline": False})}},
+                    },
+                ]
+            },
+        ),
+    ],
+    high_level_description: HighLevelDescription = "",
+    background: HighLevelDescription = "",
+    aesthetics: Aesthetics = "",
+    lighting: Aesthetics = "",
+    medium: Aesthetics = "",
+    color_palette: Annotated[Sequence[Any], InputType("COLORS", {"default": [], "socketless": False})] = (),
+) -> DICT:
+    """A layout and what is to be said of the picture, as Ideogram 4 reads it.
 
-    def build(
-        self,
-        element: Any,
-        style: Mapping[str, Any],
-        high_level_description: str = "",
-        background: str = "",
-        aesthetics: str = "",
-        lighting: str = "",
-        medium: str = "",
-        color_palette: Sequence[Any] = (),
-    ) -> tuple[dict[str, Any]]:
-        """Return the prompt; its members stand in the order in which the model has learned them."""
-        prompt: dict[str, Any] = {}
-        if high_level_description.strip():
-            prompt["high_level_description"] = high_level_description
-        kind = style.get("style", "none")
-        if kind != "none":
-            own = {kind: style.get(kind, "")}
-            last = {**own, "medium": medium} if kind == "photo" else {"medium": medium, **own}
-            prompt["style_description"] = {"aesthetics": aesthetics, "lighting": lighting, **last}
-            if colours := [colour.upper() for colour in color_palette if isinstance(colour, str) and colour]:
-                prompt["style_description"]["color_palette"] = colours
-        elements = element if isinstance(element, list) else []
-        prompt["compositional_deconstruction"] = {"background": background, "elements": elements}
-        return (prompt,)
+    Return the prompt; its members stand in the order in which the model has learned them.
+    """
+    prompt: dict[str, Any] = {}
+    if high_level_description.strip():
+        prompt["high_level_description"] = high_level_description
+    kind = style.get("style", "none")
+    if kind != "none":
+        own = {kind: style.get(kind, "")}
+        last = {**own, "medium": medium} if kind == "photo" else {"medium": medium, **own}
+        prompt["style_description"] = {"aesthetics": aesthetics, "lighting": lighting, **last}
+        if colours := [colour.upper() for colour in color_palette if isinstance(colour, str) and colour]:
+            prompt["style_description"]["color_palette"] = colours
+    elements = element if isinstance(element, list) else []
+    prompt["compositional_deconstruction"] = {"background": background, "elements": elements}
+    return prompt
 
 
 _WHOLE = {"x": 0, "y": 0, "width": 512, "height": 512}
-FOUND = ("BOUNDING_BOX", {"default": _WHOLE, "socketless": True, "forceInput": True})
+Found: TypeAlias = Annotated[
+    Any, InputType("BOUNDING_BOX", {"default": _WHOLE, "socketless": True, "forceInput": True})
+]
 
 
-class DrawBBoxes:
-    """Boxes, drawn on images."""
+@node("DrawBBoxes", "Draw BBoxes", category="image/detection", function="draw", return_names=("out_image",))
+def draw_b_boxes(bboxes: Found, image: IMAGE | None = None) -> IMAGE:
+    """Boxes, drawn on images.
 
-    RETURN_TYPES = ("IMAGE",)
-    RETURN_NAMES = ("out_image",)
-    FUNCTION = "draw"
-    CATEGORY = "image/detection"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"bboxes": FOUND}, "optional": {"image": ("IMAGE", {})}}
-
-    def draw(self, bboxes: Any, image: Tensor | None = None) -> tuple[Tensor]:
-        """Return the images with each one's boxes; without images, black ones that the boxes fit into."""
-        frames = _frames(bboxes)
-        if image is None:
-            corners = [(box["x"] + box["width"], box["y"] + box["height"]) for frame in frames for box in frame]
-            width, height = (max((int(c[axis]) for c in corners), default=EMPTY) for axis in (0, 1))
-            allow(1, height, width, 3)
-            image = torch.zeros(1, height, width, 3)
-        if len(frames) == 1:
-            frames *= len(image)
-        frames += [[]] * (len(image) - len(frames))
-        return (torch.stack([draw_detections(one, boxes) for one, boxes in zip(image, frames, strict=False)]),)
+    Return the images with each one's boxes; without images, black ones that the boxes fit into.
+    """
+    frames = _frames(bboxes)
+    if image is None:
+        corners = [(box["x"] + box["width"], box["y"] + box["height"]) for frame in frames for box in frame]
+        width, height = (max((int(c[axis]) for c in corners), default=EMPTY) for axis in (0, 1))
+        allow(1, height, width, 3)
+        image = torch.zeros(1, height, width, 3)
+    if len(frames) == 1:
+        frames *= len(image)
+    frames += [[]] * (len(image) - len(frames))
+    return torch.stack([draw_detections(one, boxes) for one, boxes in zip(image, frames, strict=False)])
 
 
-class CropByBBoxes:
-    """What boxes hold of images, all at one size."""
+OutputSide: TypeAlias = Annotated[int, Int(512, min=64, max=4096, step=8)]
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "crop"
-    CATEGORY = "image/transform"
-    DESCRIPTION = "Cuts from each image what its boxes hold, and resizes it."
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = ("INT", {"default": 512, "min": 64, "max": 4096, "step": 8})
-        return {
-            "required": {
-                "image": ("IMAGE", {}),
-                "bboxes": FOUND,
-                "output_width": side,
-                "output_height": side,
-                "padding": ("INT", {"default": 0, "min": 0, "max": 1024, "step": 1}),
-                "keep_aspect": combo(["stretch", "pad"], default="stretch"),
-            }
-        }
+@node(
+    "CropByBBoxes",
+    "Crop By Bounding Boxes",
+    category="image/transform",
+    function="crop",
+    description="Cuts from each image what its boxes hold, and resizes it.",
+    required=("keep_aspect",),
+)
+def crop_by_b_boxes(
+    image: IMAGE,
+    bboxes: Found,
+    output_width: OutputSide,
+    output_height: OutputSide,
+    padding: Annotated[int, Int(0, min=0, max=1024, step=1)],
+    keep_aspect: Annotated[str, Combo(["stretch", "pad"], default="stretch")] = "stretch",
+) -> IMAGE:
+    """What boxes hold of images, all at one size.
 
-    def crop(
-        self,
-        image: Tensor,
-        bboxes: Any,
-        output_width: int,
-        output_height: int,
-        padding: int,
-        keep_aspect: str = "stretch",
-    ) -> tuple[Tensor]:
-        """Return a crop of each image that has boxes, around all of them; the images as they are if none has.
+    Return a crop of each image that has boxes, around all of them; the images as they are if none has.
 
-        padding: pixels more on each side. The last list of boxes stands for the images beyond. Errors: NodeError if the
-        crops together would be too large.
-        """
-        frames = _frames(bboxes) if bboxes != [] else []
-        allow(len(image), output_height, output_width, image.shape[-1])
-        crops = []
-        for index, one in enumerate(image):
-            boxes = frames[min(index, len(frames) - 1)] if frames else []
-            if boxes:
-                cut = _cut(one, boxes, padding)[None]
-                if cut.numel():
-                    crops.append(_sized(cut, output_width, output_height, keep=keep_aspect == "pad"))
-                else:
-                    crops.append(image.new_zeros(1, output_height, output_width, image.shape[-1]))
-        return (torch.cat(crops) if crops else image,)
+    padding: pixels more on each side. The last list of boxes stands for the images beyond. Errors: NodeError if the
+    crops together would be too large.
+    """
+    frames = _frames(bboxes) if bboxes != [] else []
+    allow(len(image), output_height, output_width, image.shape[-1])
+    crops = []
+    for index, one in enumerate(image):
+        boxes = frames[min(index, len(frames) - 1)] if frames else []
+        if boxes:
+            cut = _cut(one, boxes, padding)[None]
+            if cut.numel():
+                crops.append(_sized(cut, output_width, output_height, keep=keep_aspect == "pad"))
+            else:
+                crops.append(image.new_zeros(1, output_height, output_width, image.shape[-1]))
+    return torch.cat(crops) if crops else image
 
 
 def _frames(bboxes: Any) -> list[list[Box]]:
@@ -352,18 +336,3 @@ def _sized(crop: Tensor, width: int, height: int, *, keep: bool) -> Tensor:
     wide, high = max(1, round(crop.shape[2] * factor)), max(1, round(crop.shape[1] * factor))
     left, top = (width - wide) // 2, (height - high) // 2
     return pad(resize(crop, wide, high, "area"), (0, 0, left, width - wide - left, top, height - high - top))
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "CreateBoundingBoxes": CreateBoundingBoxes,
-    "BuildJsonPromptIdeogram": BuildJsonPromptIdeogram,
-    "DrawBBoxes": DrawBBoxes,
-    "CropByBBoxes": CropByBBoxes,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "CreateBoundingBoxes": "Create Bounding Boxes",
-    "BuildJsonPromptIdeogram": "Build JSON Prompt (Ideogram)",
-    "DrawBBoxes": "Draw BBoxes",
-    "CropByBBoxes": "Crop By Bounding Boxes",
-}

@@ -7,13 +7,15 @@ Linear Colour Mapping for Example-Based Colour Transfer"; matching of histograms
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.nodes.dynamic_inputs import combo, dynamic_combo
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Combo, DynamicCombo, Float, Int
+from serve_app.nodes.sockets import IMAGE
 
 Mapped: TypeAlias = Callable[[Tensor], Tensor]
 """From the colours of a frame (3,N) to its new ones."""
@@ -28,68 +30,6 @@ DARK, SLOPE, OFFSET = 0.008856, 7.787, 4.0 / 29.0
 LEAST_SPREAD = 1e-6
 LEVELS = 256
 """How many values a channel's histogram tells apart."""
-
-
-class ColorTransfer:
-    """Images with the colours of others."""
-
-    RETURN_TYPES = ("IMAGE",)
-    RETURN_NAMES = ("image",)
-    FUNCTION = "transfer"
-    CATEGORY = "image/filters"
-    DESCRIPTION = "Gives the target the colours of the reference: their mean and spread, or their histograms."
-    SEARCH_ALIASES = ("color match", "color grading", "match colors", "mkl", "reinhard", "histogram")
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        index = ("INT", {"default": 0, "min": 0, "max": 10000})
-        return {
-            "required": {
-                "image_target": ("IMAGE", {}),
-                "image_ref": ("IMAGE", {}),
-                "method": combo(list(METHODS)),
-                "source_stats": dynamic_combo(
-                    {"per_frame": {}, "uniform": {}, "target_frame": {"target_index": index}}
-                ),
-                "strength": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 10.0, "step": 0.01}),
-            }
-        }
-
-    def transfer(
-        self,
-        image_target: Tensor,
-        image_ref: Tensor,
-        method: str,
-        source_stats: Mapping[str, Any],
-        strength: float = 1.0,
-    ) -> tuple[Tensor]:
-        """Return the target (B,H,W,3); above a strength of 1 its colours go beyond the reference's.
-
-        source_stats: what is brought to the reference, which the target's frames follow: each frame itself
-        ("per_frame", to the reference of its place, the last for those beyond), all ("uniform"), or one.
-        Errors: NodeError for images with alpha.
-        """
-        if strength == 0:
-            return (image_target,)
-        if {image_target.shape[-1], image_ref.shape[-1]} != {3}:
-            raise NodeError(
-                f"the images have {image_target.shape[-1]} and {image_ref.shape[-1]} channels; 3 are needed"
-            )
-        encode, decode, fit = METHODS[method]
-        targets, references = ([encode(_flat(frame)) for frame in batch] for batch in (image_target, image_ref))
-        stats = source_stats["source_stats"]
-        if stats == "per_frame":
-            last = len(references) - 1
-            maps = [fit([frame], [references[min(i, last)]]) for i, frame in enumerate(targets)]
-        else:
-            chosen = min(source_stats.get("target_index", 0), len(targets) - 1)
-            source = targets if stats == "uniform" else targets[chosen : chosen + 1]
-            maps = [fit(source, references)] * len(targets)
-        frames = [
-            decode(torch.lerp(frame, mapped(frame), strength)).clamp(0, 1).T.reshape(image_target.shape[1:])
-            for frame, mapped in zip(targets, maps, strict=True)
-        ]
-        return (torch.stack(frames),)
 
 
 def _flat(frame: Tensor) -> Tensor:
@@ -174,6 +114,54 @@ METHODS: Mapping[str, tuple[Mapped, Mapped, Callable[[list[Tensor], list[Tensor]
 }
 """How colours are written, how they are read again, and what maps a source's onto a reference's."""
 
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {"ColorTransfer": ColorTransfer}
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"ColorTransfer": "Transfer Color"}
+SourceStats: TypeAlias = Annotated[
+    Mapping[str, Any],
+    DynamicCombo({"per_frame": {}, "uniform": {}, "target_frame": {"target_index": Int(0, min=0, max=10000)}}),
+]
+
+
+@node(
+    "ColorTransfer",
+    "Transfer Color",
+    category="image/filters",
+    function="transfer",
+    return_names=("image",),
+    description="Gives the target the colours of the reference: their mean and spread, or their histograms.",
+    search_aliases=("color match", "color grading", "match colors", "mkl", "reinhard", "histogram"),
+    required=("strength",),
+)
+def color_transfer(
+    image_target: IMAGE,
+    image_ref: IMAGE,
+    method: Annotated[str, Combo(METHODS)],
+    source_stats: SourceStats,
+    strength: Annotated[float, Float(1.0, min=0.0, max=10.0, step=0.01)] = 1.0,
+) -> IMAGE:
+    """Images with the colours of others.
+
+    Return the target (B,H,W,3); above a strength of 1 its colours go beyond the reference's.
+
+    source_stats: what is brought to the reference, which the target's frames follow: each frame itself
+    ("per_frame", to the reference of its place, the last for those beyond), all ("uniform"), or one.
+    Errors: NodeError for images with alpha.
+    """
+    if strength == 0:
+        return image_target
+    if {image_target.shape[-1], image_ref.shape[-1]} != {3}:
+        raise NodeError(f"the images have {image_target.shape[-1]} and {image_ref.shape[-1]} channels; 3 are needed")
+    encode, decode, fit = METHODS[method]
+    targets, references = ([encode(_flat(frame)) for frame in batch] for batch in (image_target, image_ref))
+    stats = source_stats["source_stats"]
+    if stats == "per_frame":
+        last = len(references) - 1
+        maps = [fit([frame], [references[min(i, last)]]) for i, frame in enumerate(targets)]
+    else:
+        chosen = min(source_stats.get("target_index", 0), len(targets) - 1)
+        source = targets if stats == "uniform" else targets[chosen : chosen + 1]
+        maps = [fit(source, references)] * len(targets)
+    frames = [
+        decode(torch.lerp(frame, mapped(frame), strength)).clamp(0, 1).T.reshape(image_target.shape[1:])
+        for frame, mapped in zip(targets, maps, strict=True)
+    ]
+    return torch.stack(frames)

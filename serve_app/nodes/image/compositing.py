@@ -5,16 +5,16 @@ What is pasted is cut at the edges of what is below it, and its batch is repeate
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import fit_batch, fit_mask
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
-from serve_app.values import Latent
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Corner, Int
+from serve_app.nodes.sockets import IMAGE, LATENT, MASK
 
 
 def _lay_over(below: Tensor, above: Tensor, x: int, y: int, weight: Tensor | None) -> Tensor:
@@ -40,39 +40,26 @@ def paste(below: Tensor, above: Tensor, x: int, y: int, mask: Tensor | None, fil
     return _lay_over(below, above, x, y, weight)
 
 
-class LatentComposite:
-    """A latent pasted onto another, with soft edges."""
+Pixels: TypeAlias = Annotated[int, Int(0, min=0, max=MAX_RESOLUTION, step=8)]
 
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "composite"
-    CATEGORY = "model/latent"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        pixels = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 8}
-        return {
-            "required": {
-                "samples_to": ("LATENT",),
-                "samples_from": ("LATENT",),
-                "x": ("INT", pixels),
-                "y": ("INT", pixels),
-                "feather": ("INT", pixels),
-            }
-        }
+@node("LatentComposite", "Latent Composite", category="model/latent", function="composite", required=("feather",))
+def latent_composite(samples_to: LATENT, samples_from: LATENT, x: Pixels, y: Pixels, feather: Pixels = 0) -> LATENT:
+    """A latent pasted onto another, with soft edges.
 
-    def composite(self, samples_to: Latent, samples_from: Latent, x: int, y: int, feather: int = 0) -> tuple[Latent]:
-        """Return samples_to with samples_from at (x, y), faded in over feather pixels on edges inside samples_to."""
-        x, y, feather = x // 8, y // 8, feather // 8
-        below: Tensor = samples_to["samples"]
-        above = fit_batch(samples_from["samples"], below.shape[0])
-        weight = None
-        if feather:
-            rows, columns = (
-                _faded_edges(min(size, whole - start), feather, start > 0, start + size < whole)
-                for start, size, whole in zip((y, x), above.shape[-2:], below.shape[-2:], strict=True)
-            )
-            weight = rows[:, None] * columns
-        return ({**samples_to, "samples": _lay_over(below, above, x, y, weight)},)
+    Return samples_to with samples_from at (x, y), faded in over feather pixels on edges inside samples_to.
+    """
+    x, y, feather = x // 8, y // 8, feather // 8
+    below: Tensor = samples_to["samples"]
+    above = fit_batch(samples_from["samples"], below.shape[0])
+    weight = None
+    if feather:
+        rows, columns = (
+            _faded_edges(min(size, whole - start), feather, start > 0, start + size < whole)
+            for start, size, whole in zip((y, x), above.shape[-2:], below.shape[-2:], strict=True)
+        )
+        weight = rows[:, None] * columns
+    return {**samples_to, "samples": _lay_over(below, above, x, y, weight)}
 
 
 def _faded_edges(size: int, feather: int, at_start: bool, at_end: bool) -> Tensor:
@@ -88,77 +75,39 @@ def _faded_edges(size: int, feather: int, at_start: bool, at_end: bool) -> Tenso
     return weights
 
 
-class LatentCompositeMasked:
-    """A latent pasted onto another through a mask."""
+@node("LatentCompositeMasked", "Latent Composite Masked", category="model/latent", function="composite")
+def latent_composite_masked(
+    destination: LATENT,
+    source: LATENT,
+    x: Pixels,
+    y: Pixels,
+    resize_source: Annotated[bool, Bool(False)],
+    mask: MASK | None = None,
+) -> LATENT:
+    """A latent pasted onto another through a mask.
 
-    RETURN_TYPES = ("LATENT",)
-    FUNCTION = "composite"
-    CATEGORY = "model/latent"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        start = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 8}
-        return {
-            "required": {
-                "destination": ("LATENT",),
-                "source": ("LATENT",),
-                "x": ("INT", start),
-                "y": ("INT", start),
-                "resize_source": ("BOOLEAN", {"default": False}),
-            },
-            "optional": {"mask": ("MASK",)},
-        }
-
-    def composite(
-        self, destination: Latent, source: Latent, x: int, y: int, resize_source: bool, mask: Tensor | None = None
-    ) -> tuple[Latent]:
-        """Return the destination with the source at (x, y) pixels; the mask is resized to the source."""
-        laid = paste(destination["samples"], source["samples"], x // 8, y // 8, mask, resize_source)
-        return ({**destination, "samples": laid},)
+    Return the destination with the source at (x, y) pixels; the mask is resized to the source.
+    """
+    laid = paste(destination["samples"], source["samples"], x // 8, y // 8, mask, resize_source)
+    return {**destination, "samples": laid}
 
 
-class ImageCompositeMasked:
-    """An image pasted onto another through a mask."""
+@node("ImageCompositeMasked", "Image Composite Masked", category="image/compositing", function="composite")
+def image_composite_masked(
+    destination: IMAGE,
+    source: IMAGE,
+    x: Corner,
+    y: Corner,
+    resize_source: Annotated[bool, Bool(False)],
+    mask: MASK | None = None,
+) -> IMAGE:
+    """An image pasted onto another through a mask.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "composite"
-    CATEGORY = "image/compositing"
+    Return the destination with the source at (x, y); the mask is resized to the source.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        start = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 1}
-        return {
-            "required": {
-                "destination": ("IMAGE",),
-                "source": ("IMAGE",),
-                "x": ("INT", start),
-                "y": ("INT", start),
-                "resize_source": ("BOOLEAN", {"default": False}),
-            },
-            "optional": {"mask": ("MASK",)},
-        }
-
-    def composite(
-        self, destination: Tensor, source: Tensor, x: int, y: int, resize_source: bool, mask: Tensor | None = None
-    ) -> tuple[Tensor]:
-        """Return the destination with the source at (x, y); the mask is resized to the source.
-
-        A source's alpha is left out over a destination without; a source without alpha is opaque.
-        """
-        extra = destination.shape[-1] - source.shape[-1]
-        source = pad(source, (0, extra), value=1.0) if extra > 0 else source[..., : destination.shape[-1]]
-        laid = paste(destination.movedim(-1, 1), source.movedim(-1, 1), x, y, mask, resize_source)
-        return (laid.movedim(1, -1),)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "LatentComposite": LatentComposite,
-    "LatentCompositeMasked": LatentCompositeMasked,
-    "ImageCompositeMasked": ImageCompositeMasked,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "LatentComposite": "Latent Composite",
-    "LatentCompositeMasked": "Latent Composite Masked",
-    "ImageCompositeMasked": "Image Composite Masked",
-}
+    A source's alpha is left out over a destination without; a source without alpha is opaque.
+    """
+    extra = destination.shape[-1] - source.shape[-1]
+    source = pad(source, (0, extra), value=1.0) if extra > 0 else source[..., : destination.shape[-1]]
+    laid = paste(destination.movedim(-1, 1), source.movedim(-1, 1), x, y, mask, resize_source)
+    return laid.movedim(1, -1)

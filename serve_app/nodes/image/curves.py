@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import InputType
+from serve_app.nodes.sockets import HISTOGRAM, IMAGE
 
 LEVELS = 256
 LUMINANCE = (0.2126, 0.7152, 0.0722)
@@ -27,32 +30,31 @@ class Curve:
         return f"{'LinearCurve' if self.linear else 'MonotoneCubicCurve'}(points={self.points})"
 
 
-class CurveEditor:
-    """A curve drawn on the page."""
+@node(
+    "CurveEditor",
+    "Curve Editor",
+    category="utilities",
+    function="edit",
+    return_types=("CURVE",),
+    return_names=("curve",),
+    has_intermediate_output=True,
+)
+def curve_editor(
+    curve: Annotated[
+        Mapping[str, Any] | Sequence[Sequence[float]] | Curve,
+        InputType(
+            "CURVE",
+            {"default": {"points": [[0.0, 0.0], [1.0, 1.0]], "interpolation": "monotone_cubic"}, "socketless": True},
+        ),
+    ],
+    histogram: HISTOGRAM | None = None,
+) -> Any:
+    """A curve drawn on the page. Return the curve that was drawn, and show the histogram on the page.
 
-    RETURN_TYPES = ("CURVE",)
-    RETURN_NAMES = ("curve",)
-    FUNCTION = "edit"
-    CATEGORY = "utilities"
-    HAS_INTERMEDIATE_OUTPUT = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        line = {"points": [[0.0, 0.0], [1.0, 1.0]], "interpolation": "monotone_cubic"}
-        return {
-            "required": {"curve": ("CURVE", {"default": line, "socketless": True})},
-            "optional": {"histogram": ("HISTOGRAM", {})},
-        }
-
-    def edit(
-        self, curve: Mapping[str, Any] | Sequence[Sequence[float]] | Curve, histogram: list[int] | None = None
-    ) -> Any:
-        """Return the curve that was drawn, and show the histogram on the page. curve: of older pages its points alone.
-
-        Errors: NodeError for what has no points.
-        """
-        made = curve if isinstance(curve, Curve) else _drawn(curve)
-        return (made,) if histogram is None else {"ui": {"histogram": list(histogram)}, "result": (made,)}
+    curve: of older pages its points alone. Errors: NodeError for what has no points.
+    """
+    made = curve if isinstance(curve, Curve) else _drawn(curve)
+    return (made,) if histogram is None else {"ui": {"histogram": list(histogram)}, "result": (made,)}
 
 
 def _drawn(curve: Mapping[str, Any] | Sequence[Sequence[float]]) -> Curve:
@@ -64,34 +66,25 @@ def _drawn(curve: Mapping[str, Any] | Sequence[Sequence[float]]) -> Curve:
     return Curve(points, linear=drawn.get("interpolation") == "linear")
 
 
-class ImageHistogram:
-    """How many pixels have each level."""
+@node(
+    "ImageHistogram",
+    "Image Histogram",
+    category="utilities",
+    function="count",
+    return_types=("HISTOGRAM",) * 5,
+    return_names=("rgb", "luminance", "red", "green", "blue"),
+)
+def image_histogram(image: IMAGE) -> tuple[list[int], ...]:
+    """How many pixels have each level.
 
-    RETURN_TYPES = ("HISTOGRAM",) * 5
-    RETURN_NAMES = ("rgb", "luminance", "red", "green", "blue")
-    FUNCTION = "count"
-    CATEGORY = "utilities"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE", {})}}
-
-    def count(self, image: Tensor) -> tuple[list[int], ...]:
-        """Return 256 numbers each, of the first image: the channels' mean, luminance, red, green and blue."""
-        red, green, blue = channels = image[0, ..., :3].movedim(-1, 0)
-        luminance = sum(share * channel for share, channel in zip(LUMINANCE, (red, green, blue), strict=True))
-        colours = [_counts(channel) for channel in channels]
-        mean = torch.stack(colours).sum(0) // 3
-        return tuple(counts.tolist() for counts in (mean, _counts(luminance), *colours))
+    Return 256 numbers each, of the first image: the channels' mean, luminance, red, green and blue.
+    """
+    red, green, blue = channels = image[0, ..., :3].movedim(-1, 0)
+    luminance = sum(share * channel for share, channel in zip(LUMINANCE, (red, green, blue), strict=True))
+    colours = [_counts(channel) for channel in channels]
+    mean = torch.stack(colours).sum(0) // 3
+    return tuple(counts.tolist() for counts in (mean, _counts(luminance), *colours))
 
 
 def _counts(plane: Any) -> Tensor:
     return torch.bincount((plane * (LEVELS - 1)).clamp(0, LEVELS - 1).long().flatten(), minlength=LEVELS)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {"CurveEditor": CurveEditor, "ImageHistogram": ImageHistogram}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "CurveEditor": "Curve Editor",
-    "ImageHistogram": "Image Histogram",
-}

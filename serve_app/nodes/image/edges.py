@@ -7,9 +7,8 @@ outline of a hard step can be missing; the newer rule, OpenCV's, keeps the left 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import pi
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -17,6 +16,9 @@ from scipy.ndimage import label
 from torch.nn.functional import conv2d, pad
 
 from serve_app.errors import NodeError
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Float
+from serve_app.nodes.sockets import IMAGE
 
 OFFSETS = ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 """(rows, columns) to the neighbour in direction k·45°, counted from the right downwards."""
@@ -25,29 +27,19 @@ FLAT = 1e-6
 """What is added under the root of a gradient's length: nothing weaker than its root is an edge."""
 
 
-class Canny:
-    """Images as their outlines."""
+@node("Canny", "Detect Edges (Canny)", category="image/filters")
+def canny(
+    image: IMAGE,
+    low_threshold: Annotated[float, Float(0.4, min=0.01, max=0.99, step=0.01)],
+    high_threshold: Annotated[float, Float(0.8, min=0.01, max=0.99, step=0.01)],
+) -> IMAGE:
+    """Images as their outlines.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "execute"
-    CATEGORY = "image/filters"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        share = {"min": 0.01, "max": 0.99, "step": 0.01}
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "low_threshold": ("FLOAT", {"default": 0.4, **share}),
-                "high_threshold": ("FLOAT", {"default": 0.8, **share}),
-            }
-        }
-
-    def execute(self, image: torch.Tensor, low_threshold: float, high_threshold: float) -> tuple[torch.Tensor]:
-        """Return white edges on black (B,H,W,3). Errors: NodeError for a low threshold above the high one."""
-        if low_threshold > high_threshold:
-            raise NodeError(f"low_threshold {low_threshold} is above high_threshold {high_threshold}")
-        return (_canny(image, low_threshold, high_threshold)[..., None].repeat(1, 1, 1, 3),)
+    Return white edges on black (B,H,W,3). Errors: NodeError for a low threshold above the high one.
+    """
+    if low_threshold > high_threshold:
+        raise NodeError(f"low_threshold {low_threshold} is above high_threshold {high_threshold}")
+    return _canny(image, low_threshold, high_threshold)[..., None].repeat(1, 1, 1, 3)
 
 
 def _canny(images: torch.Tensor, low: float, high: float) -> torch.Tensor:
@@ -108,10 +100,3 @@ def _touching(weak: np.ndarray[Any, Any], strong: np.ndarray[Any, Any]) -> np.nd
     patches, _ = label(weak, structure=np.ones((3, 3)))
     kept: np.ndarray[Any, Any] = np.isin(patches, np.unique(patches[strong])) & weak
     return kept
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {"Canny": Canny}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "Canny": "Detect Edges (Canny)",
-}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ from PIL import Image
 from torch.nn.functional import conv2d, pad
 
 from serve_app.errors import NodeError
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
+from serve_app.nodes.inputs import Choice, Float, Int
+from serve_app.nodes.sockets import IMAGE
 
 BLENDS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "normal": lambda a, b: b,
@@ -27,100 +30,60 @@ BLENDS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 ComfyUI's is not."""
 
 
-class ImageBlend:
-    """Two images as one, mixed pixel by pixel."""
+@node("ImageBlend", "Blend Images", category="image/filters")
+def image_blend(
+    image1: IMAGE,
+    image2: IMAGE,
+    blend_factor: Annotated[float, Float(0.5, min=0.0, max=1.0, step=0.01)],
+    blend_mode: Annotated[str, Choice(BLENDS)],
+) -> IMAGE:
+    """Two images as one, mixed pixel by pixel.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "execute"
-    CATEGORY = "image/filters"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image1": ("IMAGE",),
-                "image2": ("IMAGE",),
-                "blend_factor": ("FLOAT", {"default": 0.5, "min": 0.0, "max": 1.0, "step": 0.01}),
-                "blend_mode": (list(BLENDS),),
-            }
-        }
-
-    def execute(
-        self, image1: torch.Tensor, image2: torch.Tensor, blend_factor: float, blend_mode: str
-    ) -> tuple[torch.Tensor]:
-        """Return image1 with a share of the mix; image2 is cropped and resized to it, and takes its channels."""
-        image2 = pad(image2, (0, image1.shape[-1] - image2.shape[-1]), value=1.0)
-        if image1.shape[1:3] != image2.shape[1:3]:
-            image2 = resize(image2, image1.shape[2], image1.shape[1], "bicubic", "center")
-        mixed = BLENDS[blend_mode](image1, image2)
-        return ((image1 * (1 - blend_factor) + mixed * blend_factor).clamp(0, 1),)
+    Return image1 with a share of the mix; image2 is cropped and resized to it, and takes its channels.
+    """
+    image2 = pad(image2, (0, image1.shape[-1] - image2.shape[-1]), value=1.0)
+    if image1.shape[1:3] != image2.shape[1:3]:
+        image2 = resize(image2, image1.shape[2], image1.shape[1], "bicubic", "center")
+    mixed = BLENDS[blend_mode](image1, image2)
+    return (image1 * (1 - blend_factor) + mixed * blend_factor).clamp(0, 1)
 
 
-class ImageBlur:
-    """Images blurred."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "execute"
-    CATEGORY = "image/filters"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "blur_radius": ("INT", {"default": 1, "min": 1, "max": 31, "step": 1}),
-                "sigma": ("FLOAT", {"default": 1.0, "min": 0.1, "max": 10.0, "step": 0.1}),
-            }
-        }
-
-    def execute(self, image: torch.Tensor, blur_radius: int, sigma: float) -> tuple[torch.Tensor]:
-        """Blur; sigma counts in radii. Errors: NodeError for a radius that reaches over the whole image."""
-        return (_blur(image, blur_radius, sigma),)
+BlurRadius: TypeAlias = Annotated[int, Int(1, min=1, max=31, step=1)]
 
 
-class ImageSharpen:
-    """Images sharpened: what blurring takes away, put on."""
+@node("ImageBlur", "Blur Image", category="image/filters")
+def image_blur(
+    image: IMAGE, blur_radius: BlurRadius, sigma: Annotated[float, Float(1.0, min=0.1, max=10.0, step=0.1)]
+) -> IMAGE:
+    """Images blurred.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "execute"
-    CATEGORY = "image/filters"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "sharpen_radius": ("INT", {"default": 1, "min": 1, "max": 31, "step": 1}),
-                "sigma": ("FLOAT", {"default": 1.0, "min": 0.1, "max": 10.0, "step": 0.01}),
-                "alpha": ("FLOAT", {"default": 1.0, "min": 0.0, "max": 5.0, "step": 0.01}),
-            }
-        }
-
-    def execute(self, image: torch.Tensor, sharpen_radius: int, sigma: float, alpha: float) -> tuple[torch.Tensor]:
-        """Return the images plus 10·alpha times their difference from the blurred ones, clipped."""
-        return ((image + 10 * alpha * (image - _blur(image, sharpen_radius, sigma))).clamp(0, 1),)
+    Blur; sigma counts in radii. Errors: NodeError for a radius that reaches over the whole image.
+    """
+    return _blur(image, blur_radius, sigma)
 
 
-class ImageQuantize:
-    """Images in few colours."""
+@node("ImageSharpen", "Sharpen Image", category="image/filters")
+def image_sharpen(
+    image: IMAGE,
+    sharpen_radius: BlurRadius,
+    sigma: Annotated[float, Float(1.0, min=0.1, max=10.0, step=0.01)],
+    alpha: Annotated[float, Float(1.0, min=0.0, max=5.0, step=0.01)],
+) -> IMAGE:
+    """Images sharpened: what blurring takes away, put on.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "execute"
-    CATEGORY = "image/filters"
+    Return the images plus 10·alpha times their difference from the blurred ones, clipped.
+    """
+    return (image + 10 * alpha * (image - _blur(image, sharpen_radius, sigma))).clamp(0, 1)
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "colors": ("INT", {"default": 256, "min": 1, "max": 256, "step": 1}),
-                "dither": (["none", "floyd-steinberg", "bayer-2", "bayer-4", "bayer-8", "bayer-16"],),
-            }
-        }
 
-    def execute(self, image: torch.Tensor, colors: int, dither: str) -> tuple[torch.Tensor]:
-        """Return each image in a palette of its own."""
-        return (torch.stack([_quantize(one, colors, dither) for one in image]),)
+@node("ImageQuantize", "Quantize Image", category="image/filters")
+def image_quantize(
+    image: IMAGE,
+    colors: Annotated[int, Int(256, min=1, max=256, step=1)],
+    dither: Annotated[str, Choice(["none", "floyd-steinberg", "bayer-2", "bayer-4", "bayer-8", "bayer-16"])],
+) -> IMAGE:
+    """Images in few colours. Return each image in a palette of its own."""
+    return torch.stack([_quantize(one, colors, dither) for one in image])
 
 
 def _soft_light_curve(x: torch.Tensor) -> torch.Tensor:
@@ -166,18 +129,3 @@ def _blur(image: torch.Tensor, radius: int, sigma: float) -> torch.Tensor:
     x = pad(image.movedim(-1, 1), (radius,) * 4, mode="reflect")
     x = conv2d(conv2d(x, kernel, groups=channels), kernel.mT, groups=channels)
     return x.movedim(1, -1)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ImageBlend": ImageBlend,
-    "ImageBlur": ImageBlur,
-    "ImageSharpen": ImageSharpen,
-    "ImageQuantize": ImageQuantize,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageBlend": "Blend Images",
-    "ImageBlur": "Blur Image",
-    "ImageSharpen": "Sharpen Image",
-    "ImageQuantize": "Quantize Image",
-}

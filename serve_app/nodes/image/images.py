@@ -6,180 +6,157 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 
 from serve_app.execution.executing import executing
-from serve_app.execution.protocol import FolderChoice
 from serve_app.execution.runtime import Files, Saved
 from serve_app.execution.size import allow, bounds
 from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, to_png
 from serve_app.media import loading
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, File, InputType, Int, Side, Text
+from serve_app.nodes.sockets import EXTRA_PNGINFO, IMAGE, MASK, PROMPT, STORE
 from serve_app.store.files.store import Area, FileRef
 
 T = TypeVar("T")
 
 
-class LoadImage:
-    """An uploaded file to images and masks."""
-
-    RETURN_TYPES: tuple[str, ...] = ("IMAGE", "MASK")
-    FUNCTION = "load_image"
-    CATEGORY = "image"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"image": (FolderChoice("input"), {"image_upload": True})},
-            "hidden": {"store": "STORE"},
-        }
-
-    async def load_image(self, image: str, store: Files) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return every frame (B,H,W,3) and its mask (B,H,W), 1 where the file is transparent."""
-        data, name = await store.read(image), FileRef.parse(image).filename
-        return await asyncio.to_thread(loading.images, data, f"the file '{image}'", bounds(), allow, name)
+@node("EmptyImage", "Empty Image", category="image", function="generate", required=("batch_size", "color"))
+def empty_image(
+    width: Side,
+    height: Side,
+    batch_size: Annotated[int, Int(1, min=1, max=4096)] = 1,
+    color: Annotated[int, Int(0, min=0, max=0xFFFFFF, step=1, display="color")] = 0,
+) -> IMAGE:
+    """Images of one colour. Return (batch_size,height,width,3) of 0xRRGGBB."""
+    allow(batch_size, height, width, 3)
+    rgb = torch.tensor([(color >> shift & 0xFF) / 0xFF for shift in (16, 8, 0)])
+    return rgb.repeat(batch_size, height, width, 1)
 
 
-class LoadImageOutput(LoadImage):
+@node("LoadImage", "Load Image", category="image", function="load_image")
+async def load_image(image: Annotated[str, File("input", image_upload=True)], store: STORE) -> tuple[IMAGE, MASK]:
+    """An uploaded file to images and masks.
+
+    Return every frame (B,H,W,3) and its mask (B,H,W), 1 where the file is transparent.
+    """
+    data, name = await store.read(image), FileRef.parse(image).filename
+    return await asyncio.to_thread(loading.images, data, f"the file '{image}'", bounds(), allow, name)
+
+
+@node(
+    "LoadImageOutput",
+    "Load Image (from Outputs)",
+    category="image",
+    function="load_image",
+    description="Loads an image from the output folder.",
+    experimental=True,
+)
+async def load_image_output(
+    image: Annotated[
+        str,
+        File(
+            "input",
+            image_upload=True,
+            image_folder="output",
+            remote={"route": "/internal/files/output", "refresh_button": True, "control_after_refresh": "first"},
+        ),
+    ],
+    store: STORE,
+) -> tuple[IMAGE, MASK]:
     """A file that another job saved, to images and masks."""
-
-    DESCRIPTION = "Loads an image from the output folder."
-    EXPERIMENTAL = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        remote = {"route": "/internal/files/output", "refresh_button": True, "control_after_refresh": "first"}
-        options = {"image_upload": True, "image_folder": "output", "remote": remote}
-        return {"required": {"image": (FolderChoice("input"), options)}, "hidden": {"store": "STORE"}}
+    return await load_image(image, store)
 
 
-class WebcamCapture(LoadImage):
-    """The picture that the browser took and uploaded."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "load_capture"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 1}
-        return {
-            "required": {
-                "image": ("WEBCAM", {}),
-                "width": ("INT", side),
-                "height": ("INT", side),
-                "capture_on_queue": ("BOOLEAN", {"default": True}),
-            },
-            "hidden": {"store": "STORE"},
-        }
-
-    async def load_capture(
-        self, image: str, width: int, height: int, capture_on_queue: bool, store: Files
-    ) -> tuple[torch.Tensor]:
-        """Load the file; the other inputs are the browser's."""
-        images, _ = await self.load_image(image, store)
-        return (images,)
+@node(
+    "PreviewImage",
+    "Preview Image",
+    category="image",
+    function="save_images",
+    return_types=("IMAGE",),
+    output_is_list=(True,),
+    return_names=("images",),
+    output_node=True,
+    skips_blocked=True,
+    description="Shows the images; they are kept in the temp folder only.",
+)
+async def preview_image(
+    images: list[IMAGE], prompt: list[PROMPT], extra_pnginfo: list[EXTRA_PNGINFO], store: list[STORE]
+) -> dict[str, Any]:
+    """Images to PNG files in the temp area, lightly compressed, for looking at."""
+    shown = await previewed(images, prompt, extra_pnginfo, store[0])
+    return {"ui": {"images": shown}, "result": (images,)}
 
 
-class EmptyImage:
-    """Images of one colour."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "generate"
-    CATEGORY = "image"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = {"default": 512, "min": 1, "max": MAX_RESOLUTION, "step": 1}
-        return {
-            "required": {
-                "width": ("INT", side),
-                "height": ("INT", side),
-                "batch_size": ("INT", {"default": 1, "min": 1, "max": 4096}),
-                "color": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFF, "step": 1, "display": "color"}),
-            }
-        }
-
-    def generate(self, width: int, height: int, batch_size: int = 1, color: int = 0) -> tuple[torch.Tensor]:
-        """Return (batch_size,height,width,3) of 0xRRGGBB."""
-        allow(batch_size, height, width, 3)
-        rgb = torch.tensor([(color >> shift & 0xFF) / 0xFF for shift in (16, 8, 0)])
-        return (rgb.repeat(batch_size, height, width, 1),)
-
-
-class SaveImage:
+@node(
+    "SaveImage",
+    "Save Image",
+    category="image",
+    function="save_images",
+    return_types=("IMAGE",),
+    output_is_list=(True,),
+    return_names=("images",),
+    output_node=True,
+    skips_blocked=True,
+    description="Saves the images to the output folder.",
+)
+async def save_image(
+    images: list[IMAGE],
+    prompt: list[PROMPT],
+    extra_pnginfo: list[EXTRA_PNGINFO],
+    store: list[STORE],
+    filename_prefix: list[Annotated[str, Text("ComfyUI")]],
+) -> dict[str, Any]:
     """Images to PNG files that carry their workflow.
 
     Takes its inputs as lists, so that all files of a node are saved at once: a retry then finds the same names.
     """
-
-    RETURN_TYPES = ("IMAGE",)
-    RETURN_NAMES = ("images",)
-    FUNCTION = "save_images"
-    OUTPUT_NODE = True
-    INPUT_IS_LIST = True
-    OUTPUT_IS_LIST = (True,)
-    SKIPS_BLOCKED = True
-    CATEGORY = "image"
-    DESCRIPTION = "Saves the images to the output folder."
-
-    area: Area = "output"
-    compress_level = PNG_LEVEL
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "images": ("IMAGE",),
-                "filename_prefix": ("STRING", {"default": "ComfyUI"}),
-            },
-            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "store": "STORE"},
-        }
-
-    async def save_images(
-        self,
-        images: list[torch.Tensor],
-        prompt: list[Any],
-        extra_pnginfo: list[Any],
-        store: list[Files],
-        filename_prefix: list[str],
-    ) -> dict[str, Any]:
-        """Store every image of every batch, show where, and pass the batches on."""
-        text = workflow_text(prompt, extra_pnginfo)
-        files: list[tuple[str, Sequence[int], Saved]] = []
-        for i, batch in enumerate(images):
-            prefix = at(filename_prefix, i)
-            size = batch.shape[1:3]
-            files += [(prefix, size, partial(to_png, image, text, self.compress_level)) for image in batch]
-        return {"ui": {"images": await save_together(store[0], self.area, ".png", files)}, "result": (images,)}
+    shown = await _saved(images, prompt, extra_pnginfo, store[0], filename_prefix, "output", PNG_LEVEL)
+    return {"ui": {"images": shown}, "result": (images,)}
 
 
-class PreviewImage(SaveImage):
-    """Images to PNG files in the temp area, lightly compressed, for looking at."""
+@node("WebcamCapture", "Webcam Capture", category="image", function="load_capture")
+async def webcam_capture(
+    image: Annotated[Any, InputType("WEBCAM")],
+    width: Annotated[int, Int(0, min=0, max=MAX_RESOLUTION, step=1)],
+    height: Annotated[int, Int(0, min=0, max=MAX_RESOLUTION, step=1)],
+    capture_on_queue: Annotated[bool, Bool(True)],
+    store: STORE,
+) -> IMAGE:
+    """The picture that the browser took and uploaded. Load the file; the other inputs are the browser's."""
+    images, _ = await load_image(image, store)
+    return images
 
-    DESCRIPTION = "Shows the images; they are kept in the temp folder only."
 
-    area: Area = "temp"
-    compress_level = QUICK_PNG_LEVEL
+async def _saved(
+    images: list[torch.Tensor],
+    prompt: list[Any],
+    extra_pnginfo: list[Any],
+    store: Files,
+    prefixes: list[str],
+    area: Area,
+    compress_level: int,
+) -> list[dict[str, Any]]:
+    """Store every image of every batch as PNG, and return where."""
+    text = workflow_text(prompt, extra_pnginfo)
+    files: list[tuple[str, Sequence[int], Saved]] = []
+    for i, batch in enumerate(images):
+        size = batch.shape[1:3]
+        files += [(at(prefixes, i), size, partial(to_png, image, text, compress_level)) for image in batch]
+    return await save_together(store, area, ".png", files)
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"images": ("IMAGE",)},
-            "hidden": {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "store": "STORE"},
-        }
 
-    async def save_images(
-        self,
-        images: list[torch.Tensor],
-        prompt: list[Any],
-        extra_pnginfo: list[Any],
-        store: list[Files],
-        filename_prefix: list[str] | None = None,
-    ) -> dict[str, Any]:
-        """Store every image and show where."""
-        return await super().save_images(images, prompt, extra_pnginfo, store, ["ComfyUI_temp"])
+async def previewed(
+    images: list[torch.Tensor],
+    prompt: list[Any],
+    extra_pnginfo: list[Any],
+    store: Files,
+    compress_level: int = QUICK_PNG_LEVEL,
+) -> list[dict[str, Any]]:
+    """Store every image in the temp area, for looking at, and return where."""
+    return await _saved(images, prompt, extra_pnginfo, store, ["ComfyUI_temp"], "temp", compress_level)
 
 
 def workflow_text(prompt: list[Any], extra_pnginfo: list[Any]) -> dict[str, str]:
@@ -215,22 +192,3 @@ async def save_together(
     for (prefix, width, height), contents in groups.items():
         saved += await store.save(area, prefix, suffix, contents, width=width, height=height, mark=mark)
     return saved
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "EmptyImage": EmptyImage,
-    "LoadImage": LoadImage,
-    "LoadImageOutput": LoadImageOutput,
-    "PreviewImage": PreviewImage,
-    "SaveImage": SaveImage,
-    "WebcamCapture": WebcamCapture,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "EmptyImage": "Empty Image",
-    "LoadImage": "Load Image",
-    "LoadImageOutput": "Load Image (from Outputs)",
-    "PreviewImage": "Preview Image",
-    "SaveImage": "Save Image",
-    "WebcamCapture": "Webcam Capture",
-}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from serve_app.execution.runtime import Files
 from serve_app.execution.size import allow, bounds
 from serve_app.images import QUICK_PNG_LEVEL, to_png
 from serve_app.media import loading
-from serve_app.nodes.dynamic_inputs import combo
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.images import own_prefix, save_together
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Combo, Float, InputType, Int, Text
+from serve_app.nodes.sockets import IMAGE, STORE
 
 
 async def _preview(images: Tensor, store: Files) -> dict[str, Any]:
@@ -29,76 +30,78 @@ async def _preview(images: Tensor, store: Files) -> dict[str, Any]:
     return {"images": saved, "animated": (False,)}
 
 
-class ImageCropV2:
-    """A part of images, chosen on the page."""
+@node(
+    "ImageCropV2",
+    "Crop Image",
+    category="image/transform",
+    function="crop",
+    return_types=("IMAGE",),
+    essentials_category="Image Tools",
+    has_intermediate_output=True,
+    description="Cuts a region out of the images.",
+)
+async def image_crop_v2(
+    image: IMAGE,
+    crop_region: Annotated[
+        Any,
+        InputType(
+            "BOUNDING_BOX",
+            {"default": {"x": 0, "y": 0, "width": 512, "height": 512}, "socketless": True, "component": "ImageCrop"},
+        ),
+    ],
+    store: STORE,
+) -> dict[str, Any]:
+    """A part of images, chosen on the page.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "crop"
-    CATEGORY = "image/transform"
-    ESSENTIALS_CATEGORY = "Image Tools"
-    HAS_INTERMEDIATE_OUTPUT = True
-    DESCRIPTION = "Cuts a region out of the images."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        box = {"x": 0, "y": 0, "width": 512, "height": 512}
-        region = ("BOUNDING_BOX", {"default": box, "socketless": True, "component": "ImageCrop"})
-        return {"required": {"image": ("IMAGE", {}), "crop_region": region}, "hidden": {"store": "STORE"}}
-
-    async def crop(self, image: Tensor, crop_region: Any, store: Files) -> dict[str, Any]:
-        """Cut; what reaches over the edge ends there. Errors: NodeError for what is no region."""
-        if not isinstance(crop_region, Mapping):
-            raise NodeError(f"crop_region is {crop_region!r}; it must be an object with x, y, width and height")
-        sides = [int(crop_region.get(name, default)) for name, default in _DEFAULTS.items()]
-        x, y, width, height = min(sides[0], image.shape[2] - 1), min(sides[1], image.shape[1] - 1), *sides[2:]
-        cut = image[:, y : y + height, x : x + width].clone()
-        return {"ui": await _preview(cut, store), "result": (cut,)}
+    Cut; what reaches over the edge ends there. Errors: NodeError for what is no region.
+    """
+    if not isinstance(crop_region, Mapping):
+        raise NodeError(f"crop_region is {crop_region!r}; it must be an object with x, y, width and height")
+    sides = [int(crop_region.get(name, default)) for name, default in _DEFAULTS.items()]
+    x, y, width, height = min(sides[0], image.shape[2] - 1), min(sides[1], image.shape[1] - 1), *sides[2:]
+    cut = image[:, y : y + height, x : x + width].clone()
+    return {"ui": await _preview(cut, store), "result": (cut,)}
 
 
 _DEFAULTS = {"x": 0, "y": 0, "width": 512, "height": 512}
 
 
-class Painter:
-    """What was painted on the page, over an image or a colour, and where."""
+Side: TypeAlias = Annotated[int, Int(512, min=64, max=4096, step=64, socketless=True, hidden=True)]
 
-    RETURN_TYPES = ("IMAGE", "MASK")
-    FUNCTION = "paint"
-    CATEGORY = "image"
-    HAS_INTERMEDIATE_OUTPUT = True
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = {"default": 512, "min": 64, "max": 4096, "step": 64, "socketless": True, "hidden": True}
-        painted = {"default": "", "multiline": False, "socketless": True, "widgetType": "PAINTER", "image_upload": True}
-        return {
-            "required": {
-                "mask": ("STRING", painted),
-                "width": ("INT", side),
-                "height": ("INT", side),
-                "bg_color": ("COLOR", {"default": "#000000", "socketless": True}),
-            },
-            "optional": {"image": ("IMAGE", {})},
-            "hidden": {"store": "STORE"},
-        }
+@node(
+    "Painter",
+    "Painter",
+    category="image",
+    function="paint",
+    return_types=("IMAGE", "MASK"),
+    has_intermediate_output=True,
+    required=("bg_color",),
+)
+async def painter(
+    mask: Annotated[str, Text("", multiline=False, socketless=True, widgetType="PAINTER", image_upload=True)],
+    width: Side,
+    height: Side,
+    store: STORE,
+    bg_color: Annotated[str, InputType("COLOR", {"default": "#000000", "socketless": True})] = "#000000",
+    image: IMAGE | None = None,
+) -> dict[str, Any]:
+    """What was painted on the page, over an image or a colour, and where.
 
-    async def paint(
-        self, mask: str, width: int, height: int, store: Files, bg_color: str = "#000000", image: Tensor | None = None
-    ) -> dict[str, Any]:
-        """Return the first image, or the colour, with the painting (its file) over it, and the painting's alpha."""
-        if image is not None:
-            base = image[:1, ..., :3]
-        else:
-            allow(1, height, width, 3)
-            base = torch.tensor(rgb(bg_color)).repeat(1, height, width, 1)
-        height, width = base.shape[1:3]
-        colours, alpha = torch.zeros(1, height, width, 3), torch.zeros(1, height, width)
-        if mask.strip():
-            size, what = (width, height), f"the painting '{mask}'"
-            colours, alpha = await asyncio.to_thread(
-                loading.painting, await store.read(mask), what, size, bounds(), allow
-            )
-        drawn = colours * alpha[..., None] + base * (1.0 - alpha[..., None])
-        return {"ui": await _preview(drawn, store), "result": (drawn, alpha)}
+    Return the first image, or the colour, with the painting (its file) over it, and the painting's alpha.
+    """
+    if image is not None:
+        base = image[:1, ..., :3]
+    else:
+        allow(1, height, width, 3)
+        base = torch.tensor(rgb(bg_color)).repeat(1, height, width, 1)
+    height, width = base.shape[1:3]
+    colours, alpha = torch.zeros(1, height, width, 3), torch.zeros(1, height, width)
+    if mask.strip():
+        size, what = (width, height), f"the painting '{mask}'"
+        colours, alpha = await asyncio.to_thread(loading.painting, await store.read(mask), what, size, bounds(), allow)
+    drawn = colours * alpha[..., None] + base * (1.0 - alpha[..., None])
+    return {"ui": await _preview(drawn, store), "result": (drawn, alpha)}
 
 
 def rgb(colour: str) -> tuple[float, float, float]:
@@ -111,47 +114,38 @@ def rgb(colour: str) -> tuple[float, float, float]:
     return (red, green, blue) if len(digits) == 6 else (0.0, 0.0, 0.0)
 
 
-class TextOverlay:
-    """Text on images."""
-
-    RETURN_TYPES = ("IMAGE",)
-    RETURN_NAMES = ("images",)
-    FUNCTION = "draw"
-    CATEGORY = "text"
-    DESCRIPTION = "Writes text on the images, at their top or bottom."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "images": ("IMAGE", {}),
-                "text": ("STRING", {"multiline": True, "default": ""}),
-                "font_size": ("FLOAT", {"default": 5.0, "min": 0.5, "max": 50.0, "step": 0.5}),
-                "color": ("COLOR", {"default": "#ffffff", "socketless": True}),
-                "position": combo(["top", "bottom"], default="top"),
-                "align": combo(["left", "center", "right"], default="left"),
-                "outline": ("BOOLEAN", {"default": True}),
-            }
-        }
-
-    def draw(
-        self, images: Tensor, text: str, font_size: float, color: str, position: str, align: str, outline: bool
-    ) -> tuple[Tensor]:
-        """Draw; font_size is per cent of the height, and smaller where the text would not fit."""
-        if not text.strip():
-            return (images,)
-        if len(text) > CHARACTERS:
-            raise NodeError(f"the text has {len(text)} characters; {CHARACTERS} are allowed")
-        try:
-            fill = ImageColor.getrgb(color)
-        except ValueError as error:
-            raise NodeError(f"{color!r} is no colour: {error}") from error
-        written = text.replace("\\n", "\n").replace("\\t", "\t")
-        height, width = images.shape[1:3]
-        layer = _written(written, (width, height), font_size, fill, position, align, outline=outline)
-        drawn = torch.from_numpy(np.asarray(layer).astype(np.float32) / 255.0).to(images)
-        colours, alpha = drawn[..., :3], drawn[..., 3:]
-        return (images * (1.0 - alpha) + colours * alpha,)
+@node(
+    "TextOverlay",
+    "Draw Text Overlay",
+    category="text",
+    function="draw",
+    return_names=("images",),
+    description="Writes text on the images, at their top or bottom.",
+)
+def text_overlay(
+    images: IMAGE,
+    text: Annotated[str, InputType("STRING", {"multiline": True, "default": ""})],
+    font_size: Annotated[float, Float(5.0, min=0.5, max=50.0, step=0.5)],
+    color: Annotated[str, InputType("COLOR", {"default": "#ffffff", "socketless": True})],
+    position: Annotated[str, Combo(["top", "bottom"], default="top")],
+    align: Annotated[str, Combo(["left", "center", "right"], default="left")],
+    outline: Annotated[bool, Bool(True)],
+) -> IMAGE:
+    """Text on images. Draw; font_size is per cent of the height, and smaller where the text would not fit."""
+    if not text.strip():
+        return images
+    if len(text) > CHARACTERS:
+        raise NodeError(f"the text has {len(text)} characters; {CHARACTERS} are allowed")
+    try:
+        fill = ImageColor.getrgb(color)
+    except ValueError as error:
+        raise NodeError(f"{color!r} is no colour: {error}") from error
+    written = text.replace("\\n", "\n").replace("\\t", "\t")
+    height, width = images.shape[1:3]
+    layer = _written(written, (width, height), font_size, fill, position, align, outline=outline)
+    drawn = torch.from_numpy(np.asarray(layer).astype(np.float32) / 255.0).to(images)
+    colours, alpha = drawn[..., :3], drawn[..., 3:]
+    return images * (1.0 - alpha) + colours * alpha
 
 
 LINE = 1.2
@@ -164,14 +158,7 @@ CHARACTERS = 4000
 
 
 def _written(
-    text: str,
-    size: tuple[int, int],
-    percent: float,
-    fill: tuple[int, ...],
-    position: str,
-    align: str,
-    *,
-    outline: bool,
+    text: str, size: tuple[int, int], percent: float, fill: tuple[int, ...], position: str, align: str, *, outline: bool
 ) -> Image.Image:
     """Return the text on a clear RGBA layer, in the largest size up to `percent` of the height that fits."""
     width, height = size
@@ -230,65 +217,55 @@ def _wrapped(text: str, font: Any, width: int) -> Iterator[str]:
             yield current
 
 
-class SplitImageToTileList:
-    """Images as a list of overlapping tiles."""
-
-    RETURN_TYPES = ("IMAGE",)
-    OUTPUT_IS_LIST = (True,)
-    FUNCTION = "split"
-    CATEGORY = "image/batch"
-    DESCRIPTION = "Cuts the images into tiles that overlap."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = ("INT", {"default": 1024, "min": 64, "max": MAX_RESOLUTION})
-        overlap = ("INT", {"default": 128, "min": 0, "max": 4096})
-        return {"required": {"image": ("IMAGE", {}), "tile_width": side, "tile_height": side, "overlap": overlap}}
-
-    def split(self, image: Tensor, tile_width: int, tile_height: int, overlap: int) -> tuple[list[Tensor]]:
-        """Cut row by row; those at the right and the bottom end with the image."""
-        places = list(_tiles(image.shape[2], image.shape[1], tile_width, tile_height, overlap))
-        tall, wide = min(tile_height, image.shape[1]), min(tile_width, image.shape[2])
-        allow(len(places), len(image), tall, wide, image.shape[3])
-        return ([image[:, top:bottom, left:right].clone() for left, top, right, bottom in places],)
+TileSide: TypeAlias = Annotated[int, Int(1024, min=64, max=MAX_RESOLUTION)]
+Overlap: TypeAlias = Annotated[int, Int(128, min=0, max=4096)]
 
 
-class ImageMergeTileList:
-    """Overlapping tiles as the images they were cut from."""
+@node(
+    "SplitImageToTileList",
+    "Split Image into List of Tiles",
+    category="image/batch",
+    function="split",
+    description="Cuts the images into tiles that overlap.",
+)
+def split_image_to_tile_list(
+    image: IMAGE, tile_width: TileSide, tile_height: TileSide, overlap: Overlap
+) -> list[IMAGE]:
+    """Images as a list of overlapping tiles.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "merge"
-    INPUT_IS_LIST = True
-    CATEGORY = "image/batch"
+    Cut row by row; those at the right and the bottom end with the image.
+    """
+    places = list(_tiles(image.shape[2], image.shape[1], tile_width, tile_height, overlap))
+    tall, wide = min(tile_height, image.shape[1]), min(tile_width, image.shape[2])
+    allow(len(places), len(image), tall, wide, image.shape[3])
+    return [image[:, top:bottom, left:right].clone() for left, top, right, bottom in places]
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = ("INT", {"default": 1024, "min": 64, "max": 32768})
-        overlap = ("INT", {"default": 128, "min": 0, "max": 4096})
-        return {
-            "required": {"image_list": ("IMAGE", {}), "final_width": side, "final_height": side, "overlap": overlap}
-        }
 
-    def merge(
-        self, image_list: list[Tensor], final_width: list[int], final_height: list[int], overlap: list[int]
-    ) -> tuple[Tensor]:
-        """Put them in their places; where they overlap, each counts the more the nearer its middle is."""
-        width, height, shared = final_width[0], final_height[0], overlap[0]
-        count, tall, wide, channels = image_list[0].shape
-        allow(count, height, width, channels)
-        weight = torch.ones(1, tall, wide, 1)
-        if shared > 0:
-            down, across = (torch.sin(math.pi * torch.linspace(0, 1, side)).clamp(min=1e-5) for side in (tall, wide))
-            weight = (down[:, None] * across)[None, ..., None]
-        canvas, weights = torch.zeros(count, height, width, channels), torch.zeros(1, height, width, 1)
-        for tile, (left, top, right, bottom) in zip(
-            image_list, _tiles(width, height, wide, tall, shared), strict=False
-        ):
-            rows, columns = min(bottom - top, tile.shape[1]), min(right - left, tile.shape[2])
-            place = (slice(None), slice(top, top + rows), slice(left, left + columns))
-            canvas[place] += tile[:, :rows, :columns] * weight[:, :rows, :columns]
-            weights[place] += weight[:, :rows, :columns]
-        return (canvas / torch.where(weights == 0, 1.0, weights),)
+FinalSide: TypeAlias = Annotated[int, Int(1024, min=64, max=32768)]
+
+
+@node("ImageMergeTileList", "Merge List of Tiles to Image", category="image/batch", function="merge")
+def image_merge_tile_list(
+    image_list: list[IMAGE], final_width: list[FinalSide], final_height: list[FinalSide], overlap: list[Overlap]
+) -> IMAGE:
+    """Overlapping tiles as the images they were cut from.
+
+    Put them in their places; where they overlap, each counts the more the nearer its middle is.
+    """
+    width, height, shared = final_width[0], final_height[0], overlap[0]
+    count, tall, wide, channels = image_list[0].shape
+    allow(count, height, width, channels)
+    weight = torch.ones(1, tall, wide, 1)
+    if shared > 0:
+        down, across = (torch.sin(math.pi * torch.linspace(0, 1, side)).clamp(min=1e-5) for side in (tall, wide))
+        weight = (down[:, None] * across)[None, ..., None]
+    canvas, weights = torch.zeros(count, height, width, channels), torch.zeros(1, height, width, 1)
+    for tile, (left, top, right, bottom) in zip(image_list, _tiles(width, height, wide, tall, shared), strict=False):
+        rows, columns = min(bottom - top, tile.shape[1]), min(right - left, tile.shape[2])
+        place = (slice(None), slice(top, top + rows), slice(left, left + columns))
+        canvas[place] += tile[:, :rows, :columns] * weight[:, :rows, :columns]
+        weights[place] += weight[:, :rows, :columns]
+    return canvas / torch.where(weights == 0, 1.0, weights)
 
 
 def _tiles(width: int, height: int, wide: int, tall: int, overlap: int) -> Iterator[tuple[int, int, int, int]]:
@@ -305,20 +282,3 @@ def _spans(length: int, size: int, overlap: int) -> Iterator[tuple[int, int]]:
         yield max(0, end - size), end
         if end >= length:
             return
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ImageCropV2": ImageCropV2,
-    "Painter": Painter,
-    "TextOverlay": TextOverlay,
-    "SplitImageToTileList": SplitImageToTileList,
-    "ImageMergeTileList": ImageMergeTileList,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageCropV2": "Crop Image",
-    "Painter": "Painter",
-    "TextOverlay": "Draw Text Overlay",
-    "SplitImageToTileList": "Split Image into List of Tiles",
-    "ImageMergeTileList": "Merge List of Tiles to Image",
-}

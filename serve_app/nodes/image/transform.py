@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import torch
 from torch.nn.functional import pad
 
 from serve_app.execution.size import allow
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Choice, Corner, Int, Side
+from serve_app.nodes.sockets import IMAGE, MASK
 
 COLORS = {
     "white": (1.0, 1.0, 1.0),
@@ -23,199 +24,125 @@ ROWS, COLUMNS = 1, 2
 """The dimensions of an IMAGE that a join goes along."""
 
 
-class ImageCrop:
-    """A rectangle of images."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "crop"
-    CATEGORY = "image/transform"
-    DEPRECATED = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = {"default": 512, "min": 1, "max": MAX_RESOLUTION, "step": 1}
-        corner = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 1}
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "width": ("INT", side),
-                "height": ("INT", side),
-                "x": ("INT", corner),
-                "y": ("INT", corner),
-            }
-        }
-
-    def crop(self, image: torch.Tensor, width: int, height: int, x: int, y: int) -> tuple[torch.Tensor]:
-        """Return what of the rectangle lies in the image, one pixel at least."""
-        left, top = min(x, image.shape[2] - 1), min(y, image.shape[1] - 1)
-        return (image[:, top : top + height, left : left + width],)
+@node("ImageCrop", "Crop Image (DEPRECATED)", category="image/transform", function="crop", deprecated=True)
+def image_crop(image: IMAGE, width: Side, height: Side, x: Corner, y: Corner) -> IMAGE:
+    """A rectangle of images. Return what of the rectangle lies in the image, one pixel at least."""
+    left, top = min(x, image.shape[2] - 1), min(y, image.shape[1] - 1)
+    return image[:, top : top + height, left : left + width]
 
 
-class ImageRotate:
+@node("ImageRotate", "Rotate Image", category="image/transform", function="rotate")
+def image_rotate(
+    image: IMAGE, rotation: Annotated[str, Choice(["none", "90 degrees", "180 degrees", "270 degrees"])]
+) -> IMAGE:
     """Images turned clockwise by quarters."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "rotate"
-    CATEGORY = "image/transform"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"image": ("IMAGE",), "rotation": (["none", "90 degrees", "180 degrees", "270 degrees"],)}}
-
-    def rotate(self, image: torch.Tensor, rotation: str) -> tuple[torch.Tensor]:
-        """Turn."""
-        quarters = 0 if rotation == "none" else int(rotation.split()[0]) // 90
-        return (torch.rot90(image, quarters, (COLUMNS, ROWS)),)
+    quarters = 0 if rotation == "none" else int(rotation.split()[0]) // 90
+    return torch.rot90(image, quarters, (COLUMNS, ROWS))
 
 
-class ImageFlip:
-    """Images mirrored."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "flip"
-    CATEGORY = "image/transform"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {"image": ("IMAGE",), "flip_method": (["x-axis: vertically", "y-axis: horizontally"],)},
-        }
-
-    def flip(self, image: torch.Tensor, flip_method: str) -> tuple[torch.Tensor]:
-        """Mirror top to bottom, or left to right."""
-        return (image.flip(ROWS if flip_method.startswith("x") else COLUMNS),)
+@node("ImageFlip", "Flip Image", category="image/transform", function="flip")
+def image_flip(
+    image: IMAGE, flip_method: Annotated[str, Choice(["x-axis: vertically", "y-axis: horizontally"])]
+) -> IMAGE:
+    """Images mirrored. Mirror top to bottom, or left to right."""
+    return image.flip(ROWS if flip_method.startswith("x") else COLUMNS)
 
 
-class ImageStitch:
-    """Two images side by side."""
-
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "stitch"
-    CATEGORY = "image/transform"
-    DESCRIPTION = (
+@node(
+    "ImageStitch",
+    "Stitch Images",
+    category="image/transform",
+    function="stitch",
+    description=(
         "Puts image2 on the chosen side of image1, with a strip of colour between them if wanted. "
         "Without image2, gives image1 as it is."
-    )
+    ),
+)
+def image_stitch(
+    image1: IMAGE,
+    direction: Annotated[str, Choice(["right", "down", "left", "up"], default="right")],
+    match_image_size: Annotated[bool, Bool(True)],
+    spacing_width: Annotated[int, Int(0, min=0, max=1024, step=2)],
+    spacing_color: Annotated[str, Choice(COLORS, default="white")],
+    image2: IMAGE | None = None,
+) -> IMAGE:
+    """Two images side by side.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image1": ("IMAGE",),
-                "direction": (["right", "down", "left", "up"], {"default": "right"}),
-                "match_image_size": ("BOOLEAN", {"default": True}),
-                "spacing_width": ("INT", {"default": 0, "min": 0, "max": 1024, "step": 2}),
-                "spacing_color": (list(COLORS), {"default": "white"}),
-            },
-            "optional": {"image2": ("IMAGE",)},
-        }
+    Join; the shorter batch repeats its last image, and missing alpha is opaque.
 
-    def stitch(
-        self,
-        image1: torch.Tensor,
-        direction: str,
-        match_image_size: bool,
-        spacing_width: int,
-        spacing_color: str,
-        image2: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor]:
-        """Join; the shorter batch repeats its last image, and missing alpha is opaque.
-
-        match_image_size True resizes image2 to image1's height or width, False centres the smaller one on white, or on
-        black if the strip's colour is not white.
-        """
-        if image2 is None:
-            return (image1,)
-        along, across = (COLUMNS, ROWS) if direction in ("left", "right") else (ROWS, COLUMNS)
-        count, channels = (max(image1.shape[dim], image2.shape[dim]) for dim in (0, 3))
-        image1, image2 = (_repeat_last(image, count) for image in (image1, image2))
-        if match_image_size:
-            image2 = _with_side(image2, across, image1.shape[across])
-        else:
-            side = max(image1.shape[across], image2.shape[across])
-            value = 1.0 if spacing_color == "white" else 0.0
-            image1, image2 = (_centred(image, across, side, value) for image in (image1, image2))
-        image1, image2 = (pad(image, (0, channels - image.shape[3]), value=1.0) for image in (image1, image2))
-        images = [image2, image1] if direction in ("left", "up") else [image1, image2]
-        if spacing_width > 0:
-            shape = list(image1.shape)
-            shape[along] = spacing_width + spacing_width % 2
-            allow(*shape[:along], sum(x.shape[along] for x in images) + shape[along], *shape[along + 1 :])
-            colour = torch.tensor([*COLORS[spacing_color], 1.0])[:channels]
-            images.insert(1, colour.to(image1).expand(shape))
-        return (torch.cat(images, along),)
+    match_image_size True resizes image2 to image1's height or width, False centres the smaller one on white, or on
+    black if the strip's colour is not white.
+    """
+    if image2 is None:
+        return image1
+    along, across = (COLUMNS, ROWS) if direction in ("left", "right") else (ROWS, COLUMNS)
+    count, channels = (max(image1.shape[dim], image2.shape[dim]) for dim in (0, 3))
+    image1, image2 = (_repeat_last(image, count) for image in (image1, image2))
+    if match_image_size:
+        image2 = _with_side(image2, across, image1.shape[across])
+    else:
+        side = max(image1.shape[across], image2.shape[across])
+        value = 1.0 if spacing_color == "white" else 0.0
+        image1, image2 = (_centred(image, across, side, value) for image in (image1, image2))
+    image1, image2 = (pad(image, (0, channels - image.shape[3]), value=1.0) for image in (image1, image2))
+    images = [image2, image1] if direction in ("left", "up") else [image1, image2]
+    if spacing_width > 0:
+        shape = list(image1.shape)
+        shape[along] = spacing_width + spacing_width % 2
+        allow(*shape[:along], sum(x.shape[along] for x in images) + shape[along], *shape[along + 1 :])
+        colour = torch.tensor([*COLORS[spacing_color], 1.0])[:channels]
+        images.insert(1, colour.to(image1).expand(shape))
+    return torch.cat(images, along)
 
 
-class ResizeAndPadImage:
-    """Images at a size of another aspect, with bars."""
+@node("ResizeAndPadImage", "Resize And Pad Image", category="image/transform", function="resize_and_pad")
+def resize_and_pad_image(
+    image: IMAGE,
+    target_width: Side,
+    target_height: Side,
+    padding_color: Annotated[str, Choice(["white", "black"])],
+    interpolation: Annotated[str, Choice(["area", "bicubic", "nearest-exact", "bilinear", "lanczos"])],
+) -> IMAGE:
+    """Images at a size of another aspect, with bars.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "resize_and_pad"
-    CATEGORY = "image/transform"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = {"default": 512, "min": 1, "max": MAX_RESOLUTION, "step": 1}
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "target_width": ("INT", side),
-                "target_height": ("INT", side),
-                "padding_color": (["white", "black"],),
-                "interpolation": (["area", "bicubic", "nearest-exact", "bilinear", "lanczos"],),
-            }
-        }
-
-    def resize_and_pad(
-        self, image: torch.Tensor, target_width: int, target_height: int, padding_color: str, interpolation: str
-    ) -> tuple[torch.Tensor]:
-        """Fit the images into the size and centre them on the colour."""
-        height, width = image.shape[1:3]
-        scale = min(target_width / width, target_height / height)
-        resized = resize(image, max(1, int(width * scale)), max(1, int(height * scale)), interpolation)
-        value = 1.0 if padding_color == "white" else 0.0
-        return (_centred(_centred(resized, ROWS, target_height, value), COLUMNS, target_width, value),)
+    Fit the images into the size and centre them on the colour.
+    """
+    height, width = image.shape[1:3]
+    scale = min(target_width / width, target_height / height)
+    resized = resize(image, max(1, int(width * scale)), max(1, int(height * scale)), interpolation)
+    value = 1.0 if padding_color == "white" else 0.0
+    return _centred(_centred(resized, ROWS, target_height, value), COLUMNS, target_width, value)
 
 
-class ImagePadForOutpaint:
-    """Images with grey margins, and the mask of what is to be painted there."""
+Margin: TypeAlias = Annotated[int, Int(0, min=0, max=MAX_RESOLUTION, step=8)]
 
-    RETURN_TYPES = ("IMAGE", "MASK")
-    FUNCTION = "expand_image"
-    CATEGORY = "image/transform"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        margin = {"default": 0, "min": 0, "max": MAX_RESOLUTION, "step": 8}
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "left": ("INT", margin),
-                "top": ("INT", margin),
-                "right": ("INT", margin),
-                "bottom": ("INT", margin),
-                "feathering": ("INT", {"default": 40, "min": 0, "max": MAX_RESOLUTION, "step": 1}),
-            }
-        }
+@node("ImagePadForOutpaint", "Pad Image for Outpainting", category="image/transform", function="expand_image")
+def image_pad_for_outpaint(
+    image: IMAGE,
+    left: Margin,
+    top: Margin,
+    right: Margin,
+    bottom: Margin,
+    feathering: Annotated[int, Int(40, min=0, max=MAX_RESOLUTION, step=1)],
+) -> tuple[IMAGE, MASK]:
+    """Images with grey margins, and the mask of what is to be painted there.
 
-    def expand_image(
-        self, image: torch.Tensor, left: int, top: int, right: int, bottom: int, feathering: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images (B,H+top+bottom,W+left+right,C) and one mask (1,…), 1 in the margins.
+    Return images (B,H+top+bottom,W+left+right,C) and one mask (1,…), 1 in the margins.
 
-        Over `feathering` pixels into the image from a margin the mask falls quadratically to 0; not at all where the
-        image is under twice as wide or high.
-        """
-        height, width = image.shape[1:3]
-        allow(image.shape[0], top + height + bottom, left + width + right, image.shape[3])
-        mask = torch.zeros(height, width)
-        if feathering > 0 and 2 * feathering < min(height, width):
-            rows = _distance(height, top, bottom)[:, None]
-            columns = _distance(width, left, right)[None]
-            inside = torch.minimum(rows, columns).clamp(max=feathering)
-            mask = (((feathering - inside) / feathering) ** 2).float()
-        margins = (left, right, top, bottom)
-        return pad(image, (0, 0, *margins), value=0.5), pad(mask, margins, value=1.0)[None]
+    Over `feathering` pixels into the image from a margin the mask falls quadratically to 0; not at all where the
+    image is under twice as wide or high.
+    """
+    height, width = image.shape[1:3]
+    allow(image.shape[0], top + height + bottom, left + width + right, image.shape[3])
+    mask = torch.zeros(height, width)
+    if feathering > 0 and 2 * feathering < min(height, width):
+        rows = _distance(height, top, bottom)[:, None]
+        columns = _distance(width, left, right)[None]
+        inside = torch.minimum(rows, columns).clamp(max=feathering)
+        mask = (((feathering - inside) / feathering) ** 2).float()
+    margins = (left, right, top, bottom)
+    return pad(image, (0, 0, *margins), value=0.5), pad(mask, margins, value=1.0)[None]
 
 
 def _distance(length: int, before: int, after: int) -> torch.Tensor:
@@ -244,22 +171,3 @@ def _centred(image: torch.Tensor, dim: int, side: int, value: float) -> torch.Te
     at = 2 * (3 - dim)
     margins[at : at + 2] = [missing // 2, missing - missing // 2]
     return pad(image, margins, value=value)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ImageCrop": ImageCrop,
-    "ImageRotate": ImageRotate,
-    "ImageFlip": ImageFlip,
-    "ImageStitch": ImageStitch,
-    "ResizeAndPadImage": ResizeAndPadImage,
-    "ImagePadForOutpaint": ImagePadForOutpaint,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ImageCrop": "Crop Image (DEPRECATED)",
-    "ImageRotate": "Rotate Image",
-    "ImageFlip": "Flip Image",
-    "ImageStitch": "Stitch Images",
-    "ResizeAndPadImage": "Resize And Pad Image",
-    "ImagePadForOutpaint": "Pad Image for Outpainting",
-}

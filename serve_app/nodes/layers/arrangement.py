@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from serve_app.nodes.image.regions import rgb
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.inputs import MAX_RESOLUTION
 from serve_app.nodes.layers.stack import Ground, Layer, finite
 
 _HEX = re.compile(r"#([0-9A-Fa-f]{6}|[0-9A-Fa-f]{3})")

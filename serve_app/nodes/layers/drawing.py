@@ -12,7 +12,7 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.execution.size import allow
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.inputs import MAX_RESOLUTION
 from serve_app.nodes.layers.blending import from_linear, over, to_linear
 from serve_app.nodes.layers.stack import Ground, Layer, eight_bit
 

@@ -8,13 +8,15 @@ nothing, so whatever looks at it outside the loop is blocked.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from serve_app.errors import NodeError
 from serve_app.execution.call import ExecutionBlocker
 from serve_app.execution.expansion import DynamicPrompt
 from serve_app.graph.spec import MATCH_TYPE
-from serve_app.nodes.dynamic_inputs import autogrow, dynamic_combo, match_type
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Autogrow, Bool, DynamicCombo, InputType, Int, MatchType
+from serve_app.nodes.sockets import ANY, BOOLEAN, DYNPROMPT, INT, STRING, UNIQUE_ID
 
 CATEGORY = "utilities/looping"
 START, END = "StartLoop", "EndLoop"
@@ -25,116 +27,103 @@ MOST_LOOPS, MOST_COPIES = 50, 100_000
 """Of loops before an end, and of nodes in all iterations of one: what is kept of each takes memory at once."""
 
 
-def _mode() -> tuple[str, dict[str, Any]]:
-    whole: Mapping[str, Any] = {"default": 4}
-    simple = {"num_iterations": ("INT", {**whole, "min": 0, "tooltip": "How many iterations there are."})}
-    counted = {
-        "start_iteration_index": ("INT", {"default": 0, "tooltip": "The index of the first iteration."}),
-        "max_iteration": ("INT", {**whole, "max": UNBOUNDED, "tooltip": "The index that is not reached any more."}),
-        "step": ("INT", {"default": 1, "min": 1, "tooltip": "From one index to the next."}),
-    }
-    listed = {"list": match_type("list_item", tooltip="There is an iteration for each of its items.")}
-    options: Mapping[str, Mapping[str, Any]] = {"simple": simple, "For": counted, "List": listed}
-    return dynamic_combo(options, tooltip="What there is an iteration for.")
-
-
-class StartLoop:
-    """Where a loop begins: what its nodes are given in each iteration."""
-
-    RETURN_TYPES = ("INT", "BOOLEAN", "BOOLEAN", MATCH_TYPE, MATCH_TYPE)
-    RETURN_NAMES = ("iteration_index", "is_first", "is_last", "list_item", "current_iteration_value")
-    OUTPUT_MATCHTYPES = (None, None, None, "list_item", "carried_value")
-    INPUT_IS_LIST = True
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        cached = {"default": False, "advanced": True, "tooltip": "Has no effect here: equal work is never done twice."}
-        outer = {"forceInput": True, "tooltip": "The iteration_index of a loop around this one."}
-        return {
-            "required": {"mode": _mode(), "cache_iterations": ("BOOLEAN", cached)},
-            "optional": {
-                "parent_iteration": ("INT", outer),
-                "initial_iteration_value": match_type("carried_value", lazy=True, tooltip="What is carried at first."),
+Mode: TypeAlias = Annotated[
+    Mapping[str, Any],
+    DynamicCombo(
+        {
+            "simple": {"num_iterations": Int(4, min=0, tooltip="How many iterations there are.")},
+            "For": {
+                "start_iteration_index": Int(0, tooltip="The index of the first iteration."),
+                "max_iteration": Int(4, max=UNBOUNDED, tooltip="The index that is not reached any more."),
+                "step": Int(1, min=1, tooltip="From one index to the next."),
             },
-        }
-
-    def execute(self, **_: Any) -> tuple[ExecutionBlocker, ...]:
-        """Block whatever looks at it outside the loop's end."""
-        return (ExecutionBlocker(),) * len(self.RETURN_TYPES)
-
-
-class EndLoop:
-    """Where a loop ends: what is kept of its iterations, and what one hands to the next."""
-
-    RETURN_TYPES = (MATCH_TYPE,)
-    RETURN_NAMES = ("outputs",)
-    OUTPUT_MATCHTYPES = ("output_value",)
-    OUTPUT_IS_LIST = (True,)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        also = ("*", {"lazy": True, "tooltip": "What is evaluated in every iteration, too."})
-        kept = "Whether outputs has the output_value of every iteration, or the last one's."
-        return {
-            "required": {"accumulate": ("BOOLEAN", {"default": False, "tooltip": kept})},
-            "optional": {
-                "output_value": match_type("output_value", lazy=True, tooltip="What is kept."),
-                "next_iteration_value": match_type("carried_value", lazy=True, tooltip="What the next is given."),
-                "terminations": autogrow(also, name="termination", prefix="termination", least=0, most=50),
-            },
-            "hidden": {"prompt": "DYNPROMPT", "end": "UNIQUE_ID"},
-        }
-
-    def execute(self, prompt: DynamicPrompt, end: str, **_: Any) -> dict[str, Any]:
-        """Return the loop unrolled in place of this node. Errors: NodeError if nothing before it starts a loop."""
-        start = _Loops(prompt).start_of(end)
-        given = prompt.get_node(start).get("inputs") or {}
-        inputs = {name: value for name, value in given.items() if name.partition(".")[0] == "mode"}
-        unrolled = f"{end}.loop"
-        node = {"class_type": "LoopUnrolled", "inputs": {**inputs, "end": end}, "override_display_id": start}
-        return {"expand": {unrolled: node}, "result": ([unrolled, 0],)}
+            "List": {"list": MatchType("list_item", tooltip="There is an iteration for each of its items.")},
+        },
+        tooltip="What there is an iteration for.",
+    ),
+]
+Terminations: TypeAlias = Annotated[
+    Any,
+    Autogrow(
+        InputType("*", {"lazy": True, "tooltip": "What is evaluated in every iteration, too."}),
+        name="termination",
+        prefix="termination",
+        least=0,
+        most=50,
+    ),
+]
+Cached: TypeAlias = Annotated[
+    bool, Bool(False, advanced=True, tooltip="Has no effect here: equal work is never done twice.")
+]
+Outer: TypeAlias = Annotated[int, Int(forceInput=True, tooltip="The iteration_index of a loop around this one.")]
+Accumulate: TypeAlias = Annotated[
+    bool, Bool(False, tooltip="Whether outputs has the output_value of every iteration, or the last one's.")
+]
 
 
-class LoopUnrolled:
-    """A loop's iterations, once it is known how many there are."""
+@node(
+    "StartLoop",
+    "Start Loop",
+    category=CATEGORY,
+    return_names=("iteration_index", "is_first", "is_last", "list_item", "current_iteration_value"),
+    input_is_list=True,
+)
+def start_loop(
+    mode: Mode,
+    cache_iterations: Cached,
+    parent_iteration: Outer | None = None,
+    initial_iteration_value: Annotated[
+        Any, MatchType("carried_value", lazy=True, tooltip="What is carried at first.")
+    ] = None,
+) -> tuple[INT, BOOLEAN, BOOLEAN, Annotated[Any, MatchType("list_item")], Annotated[Any, MatchType("carried_value")]]:
+    """Where a loop begins: what its nodes are given in each iteration. Blocks whatever looks at it outside the loop."""
+    blocked: Any = ExecutionBlocker()
+    return blocked, blocked, blocked, blocked, blocked
 
-    RETURN_TYPES = ("*",)
-    INPUT_IS_LIST = True
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-    DEV_ONLY = True
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"mode": _mode(), "end": ("STRING", {})}, "hidden": {"prompt": "DYNPROMPT"}}
+@node(
+    "EndLoop",
+    "End Loop",
+    category=CATEGORY,
+    return_types=(MATCH_TYPE,),
+    return_names=("outputs",),
+    output_matchtypes=("output_value",),
+    output_is_list=(True,),
+)
+def end_loop(
+    prompt: DYNPROMPT,
+    end: UNIQUE_ID,
+    accumulate: Accumulate,
+    output_value: Annotated[Any, MatchType("output_value", lazy=True, tooltip="What is kept.")] = None,
+    next_iteration_value: Annotated[
+        Any, MatchType("carried_value", lazy=True, tooltip="What the next is given.")
+    ] = None,
+    terminations: Terminations = None,
+) -> dict[str, Any]:
+    """Where a loop ends: what is kept of its iterations, and what one hands to the next.
 
-    def execute(self, mode: Mapping[str, Any], end: Sequence[str], prompt: Sequence[DynamicPrompt]) -> dict[str, Any]:
-        """Return the copies of all iterations, and a list of what is kept of them."""
-        return _unrolled(prompt[0], end[0], _iterations(mode))
+    Return the loop unrolled in place of this node. Errors: NodeError if nothing before it starts a loop.
+    """
+    start = _Loops(prompt).start_of(end)
+    given = prompt.get_node(start).get("inputs") or {}
+    inputs = {name: value for name, value in given.items() if name.partition(".")[0] == "mode"}
+    unrolled = {"class_type": "LoopUnrolled", "inputs": {**inputs, "end": end}, "override_display_id": start}
+    return {"expand": {f"{end}.loop": unrolled}, "result": ([f"{end}.loop", 0],)}
 
 
-class LoopOutputs:
-    """What is kept of a loop, once all of every iteration is evaluated."""
+@node("LoopUnrolled", category=CATEGORY, return_types=("*",), dev_only=True)
+def loop_unrolled(mode: Mode, end: list[STRING], prompt: list[DYNPROMPT]) -> dict[str, Any]:
+    """A loop's iterations, once it is known how many there are.
 
-    RETURN_TYPES = ("*",)
-    INPUT_IS_LIST = True
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-    DEV_ONLY = True
+    Return the copies of all iterations, and a list of what is kept of them.
+    """
+    return _unrolled(prompt[0], end[0], _iterations(mode))
 
-    ACCEPT_ALL_INPUTS = True
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {}}
-
-    def execute(self, **values: list[Any]) -> tuple[list[Any]]:
-        """Return the outputs' values, iteration by iteration."""
-        return ([value for name, own in values.items() if name.startswith("output") for value in own],)
+@node("LoopOutputs", category=CATEGORY, dev_only=True, accept_all_inputs=True, input_is_list=True)
+def loop_outputs(**values: list[Any]) -> ANY:
+    """What is kept of a loop, once all of every iteration is evaluated, iteration by iteration."""
+    return [value for name, own in values.items() if name.startswith("output") for value in own]
 
 
 def _iterations(mode: Mapping[str, Any]) -> tuple[range, Sequence[Any]]:
@@ -265,13 +254,3 @@ def _source(value: Any) -> str | None:
     """Return the node that an input in wire JSON links to; None for a constant."""
     is_link = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and isinstance(value[1], int)
     return value[0] if is_link else None
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "StartLoop": StartLoop,
-    "EndLoop": EndLoop,
-    "LoopUnrolled": LoopUnrolled,
-    "LoopOutputs": LoopOutputs,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"StartLoop": "Start Loop", "EndLoop": "End Loop"}

@@ -7,13 +7,14 @@ import math
 import string
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from simpleeval import InvalidExpression, SimpleEval
 
 from serve_app.errors import NodeError, shown
-from serve_app.nodes.dynamic_inputs import autogrow, combo
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import MAX_RESOLUTION, Autogrow, Combo, Float, InputType, Int, Text
+from serve_app.nodes.sockets import BOOLEAN, BOUNDING_BOX, COLOR, FLOAT, INT
 
 CATEGORY = "utilities"
 EXPONENT_LIMIT = 4000
@@ -95,177 +96,115 @@ def _check_numbers_only(expression: str) -> None:
             raise ValueError(f"{shown(ast.unparse(part))} is no number")
 
 
-class ComfyMathExpression:
-    """What an expression over linked numbers comes to."""
+@node("ComfyMathExpression", "Math Expression", category=CATEGORY, return_names=("FLOAT", "INT", "BOOL"))
+def comfy_math_expression(
+    expression: Annotated[str, Text("a + b", multiline=True)],
+    values: Annotated[
+        Mapping[str, float], Autogrow(InputType("FLOAT,INT,BOOLEAN"), name="value", names=string.ascii_lowercase)
+    ],
+) -> tuple[FLOAT, INT, BOOLEAN]:
+    """What an expression over linked numbers comes to.
 
-    RETURN_TYPES = ("FLOAT", "INT", "BOOLEAN")
-    RETURN_NAMES = ("FLOAT", "INT", "BOOL")
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
+    Evaluate, the numbers by their letters and all of them as `values`. Errors: NodeError.
+    """
+    if not expression.strip():
+        raise NodeError("the expression is empty")
+    if len(expression) > EXPRESSION_LIMIT:
+        raise NodeError(f"the expression has {len(expression)} characters; {EXPRESSION_LIMIT} are allowed")
+    where = f"the expression {shown(expression)}"
+    for name, value in values.items():
+        if not isinstance(value, int | float):
+            raise NodeError(f"value {name} is a {type(value).__name__}; it must be a number")
+    evaluator = SimpleEval(functions=dict(FUNCTIONS), names={**values, "values": list(values.values())})
+    # Its own rules allow whole numbers of a gigabyte.
+    for kind in (ast.Add, ast.Sub, ast.Mult, ast.LShift):
+        evaluator.operators[kind] = _bounded(evaluator.operators[kind])
+    evaluator.operators[ast.Pow] = _power
+    number = math.nan
+    try:
+        _check_numbers_only(expression)
+        result = evaluator.eval(expression)
+        number = float(result) if isinstance(result, int | float) else math.nan
+    except OverflowError as error:
+        raise NodeError(f"{where} comes to a number too large for a FLOAT") from error
+    except (InvalidExpression, ArithmeticError, SyntaxError, TypeError, ValueError, LookupError) as error:
+        raise NodeError(f"{where} cannot be evaluated: {error}") from error
+    except (RecursionError, MemoryError) as error:
+        raise NodeError(f"{where} is nested too deep") from error
+    if not math.isfinite(number):
+        raise NodeError(f"{where} comes to {shown(result)}, which is no finite number")
+    return (number, int(result), bool(result))
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "expression": ("STRING", {"default": "a + b", "multiline": True}),
-                "values": autogrow(("FLOAT,INT,BOOLEAN", {}), name="value", names=string.ascii_lowercase),
-            }
-        }
 
-    def execute(self, expression: str, values: Mapping[str, float]) -> tuple[float, int, bool]:
-        """Evaluate, the numbers by their letters and all of them as `values`. Errors: NodeError."""
-        if not expression.strip():
-            raise NodeError("the expression is empty")
-        if len(expression) > EXPRESSION_LIMIT:
-            raise NodeError(f"the expression has {len(expression)} characters; {EXPRESSION_LIMIT} are allowed")
-        where = f"the expression {shown(expression)}"
-        for name, value in values.items():
-            if not isinstance(value, int | float):
-                raise NodeError(f"value {name} is a {type(value).__name__}; it must be a number")
-        evaluator = SimpleEval(functions=dict(FUNCTIONS), names={**values, "values": list(values.values())})
-        # Its own rules allow whole numbers of a gigabyte.
-        for kind in (ast.Add, ast.Sub, ast.Mult, ast.LShift):
-            evaluator.operators[kind] = _bounded(evaluator.operators[kind])
-        evaluator.operators[ast.Pow] = _power
-        number = math.nan
-        try:
-            _check_numbers_only(expression)
-            result = evaluator.eval(expression)
-            number = float(result) if isinstance(result, int | float) else math.nan
-        except OverflowError as error:
-            raise NodeError(f"{where} comes to a number too large for a FLOAT") from error
-        except (InvalidExpression, ArithmeticError, SyntaxError, TypeError, ValueError, LookupError) as error:
-            raise NodeError(f"{where} cannot be evaluated: {error}") from error
-        except (RecursionError, MemoryError) as error:
-            raise NodeError(f"{where} is nested too deep") from error
+@node("ComfyNumberConvert", "Convert Number", category=CATEGORY)
+def comfy_number_convert(
+    value: Annotated[Any, InputType("INT,FLOAT,STRING,BOOLEAN", {"display_name": "value"})],
+) -> tuple[FLOAT, INT]:
+    """A number from a text, a truth value or another number.
+
+    Return it as both kinds, cut off towards 0 as INT. Errors: NodeError for what is no finite number.
+    """
+    if not isinstance(value, bool | int | float | str):
+        raise NodeError(f"a {type(value).__name__} is no number")
+    try:
+        number = float(value)
         if not math.isfinite(number):
-            raise NodeError(f"{where} comes to {shown(result)}, which is no finite number")
-        return (number, int(result), bool(result))
-
-
-class ComfyNumberConvert:
-    """A number from a text, a truth value or another number."""
-
-    RETURN_TYPES = ("FLOAT", "INT")
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"value": ("INT,FLOAT,STRING,BOOLEAN", {"display_name": "value"})}}
-
-    def execute(self, value: Any) -> tuple[float, int]:
-        """Return it as both kinds, cut off towards 0 as INT. Errors: NodeError for what is no finite number."""
-        if not isinstance(value, bool | int | float | str):
-            raise NodeError(f"a {type(value).__name__} is no number")
+            raise ValueError("it is not finite")
         try:
-            number = float(value)
-            if not math.isfinite(number):
-                raise ValueError("it is not finite")
-            try:
-                return (number, int(value))
-            except ValueError:
-                return (number, int(number))
-        except (ValueError, OverflowError) as error:
-            raise NodeError(f"{shown(value)} is no number: {error}") from error
+            return (number, int(value))
+        except ValueError:
+            return (number, int(number))
+    except (ValueError, OverflowError) as error:
+        raise NodeError(f"{shown(value)} is no number: {error}") from error
 
 
-class ResolutionSelector:
-    """Sides of an aspect ratio that make about so many megapixels."""
+@node(
+    "ResolutionSelector",
+    "Resolution Selector",
+    category=CATEGORY,
+    return_names=("width", "height"),
+    description="Sides of an aspect ratio with about this many pixels, each a multiple of a number.",
+)
+def resolution_selector(
+    aspect_ratio: Annotated[str, Combo(list(RATIOS), default="1:1 (Square)")],
+    megapixels: Annotated[float, Float(1.0, min=0.1, max=16.0, step=0.1)],
+    multiple: Annotated[int, Int(8, min=8, max=128, step=4, advanced=True)],
+) -> tuple[INT, INT]:
+    """Sides of an aspect ratio that make about so many megapixels.
 
-    RETURN_TYPES = ("INT", "INT")
-    RETURN_NAMES = ("width", "height")
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-    DESCRIPTION = "Sides of an aspect ratio with about this many pixels, each a multiple of a number."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "aspect_ratio": combo(list(RATIOS), default="1:1 (Square)"),
-                "megapixels": ("FLOAT", {"default": 1.0, "min": 0.1, "max": 16.0, "step": 0.1}),
-                "multiple": ("INT", {"default": 8, "min": 8, "max": 128, "step": 4, "advanced": True}),
-            }
-        }
-
-    def execute(self, aspect_ratio: str, megapixels: float, multiple: int) -> tuple[int, int]:
-        """Return width and height, a megapixel being 1024²."""
-        across, down = RATIOS[aspect_ratio]
-        scale = math.sqrt(megapixels * 1024 * 1024 / (across * down))
-        width, height = (round(side * scale / multiple) * multiple for side in (across, down))
-        return (width, height)
+    Return width and height, a megapixel being 1024².
+    """
+    across, down = RATIOS[aspect_ratio]
+    scale = math.sqrt(megapixels * 1024 * 1024 / (across * down))
+    width, height = (round(side * scale / multiple) * multiple for side in (across, down))
+    return (width, height)
 
 
-class SeedNode:
+@node("SeedNode", "Seed", category=CATEGORY, return_names=("seed",))
+def seed_node(seed: Annotated[int, Int(min=0, max=sys.maxsize, control_after_generate="fixed")]) -> INT:
     """A seed for several nodes."""
-
-    RETURN_TYPES = ("INT",)
-    RETURN_NAMES = ("seed",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"seed": ("INT", {"min": 0, "max": sys.maxsize, "control_after_generate": "fixed"})}}
-
-    def execute(self, seed: int) -> tuple[int]:
-        """Return it."""
-        return (seed,)
+    return seed
 
 
-class ColorToRGBInt:
-    """A colour as a number."""
+@node("ColorToRGBInt", "Color Picker", category=CATEGORY, return_names=("rgb_int", "hex", "alpha"))
+def color_to_rgb_int(
+    color: Annotated[str, InputType("COLOR", {"default": "#ffffff", "socketless": True})],
+) -> tuple[INT, COLOR, FLOAT]:
+    """A colour as a number.
 
-    RETURN_TYPES = ("INT", "COLOR", "FLOAT")
-    RETURN_NAMES = ("rgb_int", "hex", "alpha")
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"color": ("COLOR", {"default": "#ffffff", "socketless": True})}}
-
-    def execute(self, color: str) -> tuple[int, str, float]:
-        """Return 0xRRGGBB, #RRGGBB and the opacity of #RRGGBB or #RRGGBBAA. Errors: NodeError for any other text."""
-        digits = color[1:]
-        if color[:1] != "#" or len(digits) not in (6, 8) or any(c not in string.hexdigits for c in digits):
-            raise NodeError(f"the colour is {shown(color)}; it must be #RRGGBB or #RRGGBBAA")
-        return (int(digits[:6], 16), color[:7], int(digits[6:] or "ff", 16) / 255.0)
+    Return 0xRRGGBB, #RRGGBB and the opacity of #RRGGBB or #RRGGBBAA. Errors: NodeError for any other text.
+    """
+    digits = color[1:]
+    if color[:1] != "#" or len(digits) not in (6, 8) or any(c not in string.hexdigits for c in digits):
+        raise NodeError(f"the colour is {shown(color)}; it must be #RRGGBB or #RRGGBBAA")
+    return (int(digits[:6], 16), color[:7], int(digits[6:] or "ff", 16) / 255.0)
 
 
-class PrimitiveBoundingBox:
+Corner: TypeAlias = Annotated[int, Int(0, min=0, max=MAX_RESOLUTION)]
+Side: TypeAlias = Annotated[int, Int(512, min=1, max=MAX_RESOLUTION)]
+
+
+@node("PrimitiveBoundingBox", "Bounding Box", category="utilities/primitive")
+def primitive_bounding_box(x: Corner, y: Corner, width: Side, height: Side) -> BOUNDING_BOX:
     """A box by its corner and size."""
-
-    RETURN_TYPES = ("BOUNDING_BOX",)
-    FUNCTION = "execute"
-    CATEGORY = "utilities/primitive"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        corner = ("INT", {"default": 0, "min": 0, "max": MAX_RESOLUTION})
-        side = ("INT", {"default": 512, "min": 1, "max": MAX_RESOLUTION})
-        return {"required": {"x": corner, "y": corner, "width": side, "height": side}}
-
-    def execute(self, x: int, y: int, width: int, height: int) -> tuple[dict[str, int]]:
-        """Return it."""
-        return ({"x": x, "y": y, "width": width, "height": height},)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ComfyMathExpression": ComfyMathExpression,
-    "ComfyNumberConvert": ComfyNumberConvert,
-    "ResolutionSelector": ResolutionSelector,
-    "SeedNode": SeedNode,
-    "ColorToRGBInt": ColorToRGBInt,
-    "PrimitiveBoundingBox": PrimitiveBoundingBox,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ComfyMathExpression": "Math Expression",
-    "ComfyNumberConvert": "Convert Number",
-    "ResolutionSelector": "Resolution Selector",
-    "SeedNode": "Seed",
-    "ColorToRGBInt": "Color Picker",
-    "PrimitiveBoundingBox": "Bounding Box",
-}
+    return {"x": x, "y": y, "width": width, "height": height}

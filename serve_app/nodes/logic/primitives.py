@@ -4,77 +4,66 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
+
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Float, InputType, Int, Text
+from serve_app.nodes.sockets import BOOLEAN, FLOAT, INT, STRING
 
 EDGE_ITEMS = 6
 """How many values at each end of a tensor its text has."""
 
 
-class PrimitiveString:
+@node("PrimitiveString", "Text", category="utilities/primitive")
+def primitive_string(value: Annotated[str, Text(multiline=False)]) -> STRING:
     """A line of text."""
-
-    RETURN_TYPES: ClassVar[tuple[str, ...]] = ("STRING",)
-    FUNCTION = "execute"
-    CATEGORY = "utilities/primitive"
-
-    options: ClassVar[Mapping[str, Any]] = {"multiline": False}
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"value": (cls.RETURN_TYPES[0], dict(cls.options))}}
-
-    def execute(self, value: Any) -> tuple[Any]:
-        return (value,)
+    return value
 
 
-class PrimitiveStringMultiline(PrimitiveString):
+@node("PrimitiveStringMultiline", "Text (Multiline)", category="utilities/primitive")
+def primitive_string_multiline(value: Annotated[str, Text(multiline=True)]) -> STRING:
     """Lines of text."""
+    return value
 
-    options: ClassVar[Mapping[str, Any]] = {"multiline": True}
 
-
-class PrimitiveInt(PrimitiveString):
+@node("PrimitiveInt", "Int", category="utilities/primitive")
+def primitive_int(value: Annotated[int, Int(min=-sys.maxsize, max=sys.maxsize, control_after_generate="fixed")]) -> INT:
     """A whole number."""
-
-    RETURN_TYPES = ("INT",)
-    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize, "control_after_generate": "fixed"}
+    return value
 
 
-class PrimitiveFloat(PrimitiveString):
+@node("PrimitiveFloat", "Float", category="utilities/primitive")
+def primitive_float(value: Annotated[float, Float(min=-sys.maxsize, max=sys.maxsize, step=0.1)]) -> FLOAT:
     """A number."""
-
-    RETURN_TYPES = ("FLOAT",)
-    options: ClassVar[Mapping[str, Any]] = {"min": -sys.maxsize, "max": sys.maxsize, "step": 0.1}
+    return value
 
 
-class PrimitiveBoolean(PrimitiveString):
+@node("PrimitiveBoolean", "Boolean", category="utilities/primitive")
+def primitive_boolean(value: BOOLEAN) -> BOOLEAN:
     """True or false."""
-
-    RETURN_TYPES = ("BOOLEAN",)
-    options: ClassVar[Mapping[str, Any]] = {}
+    return value
 
 
-class PreviewAny:
-    """Any value as text."""
+@node(
+    "PreviewAny",
+    "Preview as Text",
+    category="utilities",
+    function="main",
+    return_types=("STRING",),
+    output_node=True,
+    required=("source",),
+)
+def preview_any(source: Annotated[Any, InputType("*")] = None) -> dict[str, Any]:
+    """Any value as text.
 
-    RETURN_TYPES = ("STRING",)
-    FUNCTION = "main"
-    OUTPUT_NODE = True
-    CATEGORY = "utilities"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"source": ("*", {})}}
-
-    def main(self, source: Any = None) -> dict[str, Any]:
-        """Show text and numbers as they are, None as "None", what JSON can write as JSON, all else as Python's str."""
-        # The whole process's, as ComfyUI has it from its first preview on: every node's str of a tensor is the same.
-        torch.set_printoptions(edgeitems=EDGE_ITEMS)  # type: ignore[no-untyped-call]
-        text = _text(source)
-        return {"ui": {"text": (text,)}, "result": (text,)}
+    Show text and numbers as they are, None as "None", what JSON can write as JSON, all else as Python's str.
+    """
+    # The whole process's, as ComfyUI has it from its first preview on: every node's str of a tensor is the same.
+    torch.set_printoptions(edgeitems=EDGE_ITEMS)  # type: ignore[no-untyped-call]
+    text = _text(source)
+    return {"ui": {"text": (text,)}, "result": (text,)}
 
 
 def _text(value: Any) -> str:
@@ -86,22 +75,3 @@ def _text(value: Any) -> str:
         return json.dumps(value, indent=4, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         return str(value)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "PrimitiveString": PrimitiveString,
-    "PrimitiveStringMultiline": PrimitiveStringMultiline,
-    "PrimitiveInt": PrimitiveInt,
-    "PrimitiveFloat": PrimitiveFloat,
-    "PrimitiveBoolean": PrimitiveBoolean,
-    "PreviewAny": PreviewAny,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "PrimitiveString": "Text",
-    "PrimitiveStringMultiline": "Text (Multiline)",
-    "PrimitiveInt": "Int",
-    "PrimitiveFloat": "Float",
-    "PrimitiveBoolean": "Boolean",
-    "PreviewAny": "Preview as Text",
-}

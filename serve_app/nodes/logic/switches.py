@@ -2,166 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
 
 from serve_app.errors import NodeError
 from serve_app.graph.spec import MATCH_TYPE
-from serve_app.nodes.dynamic_inputs import autogrow, combo, match_type
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Autogrow, Combo, InputType, Int, MatchType
+from serve_app.nodes.sockets import ANY, BOOLEAN, INT, STRING
 
 CATEGORY = "utilities/logic"
-TRUTHS = autogrow(("*", {}), name="value", prefix="value")
+Truths: TypeAlias = Annotated[Mapping[str, Any], Autogrow(InputType("*"), name="value", prefix="value")]
 
 
-class ComfySwitchNode:
+def _chosen(switch: bool, on_false: Any = None, on_true: Any = None) -> list[str]:
+    """Ask for the value that is passed on."""
+    return ["on_true" if switch else "on_false"]
+
+
+Either: TypeAlias = Annotated[Any, MatchType("switch", lazy=True)]
+
+
+@node(
+    "ComfySwitchNode",
+    "If/Else Switch",
+    category=CATEGORY,
+    return_names=("output",),
+    experimental=True,
+    required=("on_false", "on_true"),
+    check_lazy_status=_chosen,
+)
+def comfy_switch_node(
+    switch: BOOLEAN, on_false: Either = None, on_true: Either = None
+) -> Annotated[Any, MatchType("switch")]:
     """One of two values, and only that one made."""
-
-    RETURN_TYPES = (MATCH_TYPE,)
-    RETURN_NAMES = ("output",)
-    OUTPUT_MATCHTYPES = ("switch",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-    EXPERIMENTAL = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        either = match_type("switch", lazy=True)
-        return {"required": {"switch": ("BOOLEAN", {}), "on_false": either, "on_true": either}}
-
-    def check_lazy_status(self, switch: bool, on_false: Any = None, on_true: Any = None) -> list[str]:
-        """Ask for the value that is passed on."""
-        return ["on_true" if switch else "on_false"]
-
-    def execute(self, switch: bool, on_false: Any = None, on_true: Any = None) -> tuple[Any]:
-        """Pass it on."""
-        return (on_true if switch else on_false,)
+    return on_true if switch else on_false
 
 
-class ComfyNotNode:
+@node("ComfyNotNode", "Not", category=CATEGORY)
+def comfy_not_node(value: Annotated[Any, InputType("*")]) -> BOOLEAN:
     """Whether a value is false, by Python's rules of truth."""
-
-    RETURN_TYPES = ("BOOLEAN",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"value": ("*", {})}}
-
-    def execute(self, value: Any) -> tuple[bool]:
-        """Negate."""
-        return (not value,)
+    return not value
 
 
-class ComfyAndNode:
+@node("ComfyAndNode", "And", category=CATEGORY)
+def comfy_and_node(values: Truths) -> BOOLEAN:
     """Whether all values are true."""
-
-    RETURN_TYPES = ("BOOLEAN",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"values": TRUTHS}}
-
-    def execute(self, values: Mapping[str, Any]) -> tuple[bool]:
-        """Look at all."""
-        return (all(values.values()),)
+    return all(values.values())
 
 
-class ComfyOrNode(ComfyAndNode):
+@node("ComfyOrNode", "Or", category=CATEGORY)
+def comfy_or_node(values: Truths) -> BOOLEAN:
     """Whether any value is true."""
-
-    def execute(self, values: Mapping[str, Any]) -> tuple[bool]:
-        """Look for one."""
-        return (any(values.values()),)
+    return any(values.values())
 
 
-class CustomCombo:
-    """A choice from a list that its user writes on the page."""
+@node(
+    "CustomCombo",
+    "Custom Combo",
+    category="utilities",
+    return_names=("STRING", "INDEX"),
+    experimental=True,
+    accept_all_inputs=True,
+    validate_inputs=lambda choice: True,
+)
+def custom_combo(choice: Annotated[str, Combo([])], index: int = 0, **options: Any) -> tuple[STRING, INT]:
+    """A choice from a list that its user writes on the page, and its place in the list.
 
-    RETURN_TYPES = ("STRING", "INT")
-    RETURN_NAMES = ("STRING", "INDEX")
-    FUNCTION = "execute"
-    CATEGORY = "utilities"
-    EXPERIMENTAL = True
-    ACCEPT_ALL_INPUTS = True
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"choice": combo([])}}
-
-    @classmethod
-    def VALIDATE_INPUTS(cls, choice: Any) -> bool:
-        """Take any choice: the page alone knows the list."""
-        return True
-
-    def execute(self, choice: str, index: int = 0, **options: Any) -> tuple[str, int]:
-        """Return the choice and its place in the list."""
-        return (choice, index)
+    Any choice is valid: the page alone knows the list.
+    """
+    return choice, index
 
 
-class CreateList:
-    """Values, or lists of them, as one list, each element of which goes its own way."""
-
-    RETURN_TYPES = (MATCH_TYPE,)
-    RETURN_NAMES = ("list",)
-    OUTPUT_MATCHTYPES = ("type",)
-    OUTPUT_IS_LIST = (True,)
-    INPUT_IS_LIST = True
-    FUNCTION = "execute"
-    CATEGORY = "utilities"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"inputs": autogrow(match_type("type"), name="input", prefix="input")}}
-
-    def execute(self, inputs: Mapping[str, list[Any]]) -> tuple[list[Any]]:
-        """Join in order."""
-        return ([value for values in inputs.values() for value in values],)
+@node(
+    "CreateList",
+    "Create List",
+    category="utilities",
+    return_types=(MATCH_TYPE,),
+    output_is_list=(True,),
+    return_names=("list",),
+    output_matchtypes=("type",),
+    input_is_list=True,
+)
+def create_list(
+    inputs: Annotated[Mapping[str, list[Any]], Autogrow(MatchType("type"), name="input", prefix="input")],
+) -> tuple[list[Any]]:
+    """Values, or lists of them, as one list, each element of which goes its own way. Join in order."""
+    return ([value for values in inputs.values() for value in values],)
 
 
-class GetItemFromList:
-    """One element of a list."""
+@node("GetItemFromList", "Get Item From List", category="utilities")
+def get_item_from_list(list: list[Annotated[Any, InputType("*")]], index: list[Annotated[int, Int(0)]]) -> list[ANY]:
+    """One element of a list.
 
-    RETURN_TYPES = ("*",)
-    OUTPUT_IS_LIST = (True,)
-    INPUT_IS_LIST = True
-    FUNCTION = "execute"
-    CATEGORY = "utilities"
+    Return it, and all of its elements if it is a list itself; a negative index counts from the end.
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"list": ("*", {}), "index": ("INT", {"default": 0})}}
-
-    def execute(self, list: Sequence[Any], index: Sequence[int]) -> tuple[Sequence[Any]]:
-        """Return it, and all of its elements if it is a list itself; a negative index counts from the end.
-
-        Errors: NodeError for an index beyond the list.
-        """
-        place = index[0]
-        if not -len(list) <= place < len(list):
-            raise NodeError(f"index {place} is beyond a list of {len(list)} elements")
-        item = list[place]
-        return (item if type(item) is type([]) else [item],)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ComfySwitchNode": ComfySwitchNode,
-    "ComfyNotNode": ComfyNotNode,
-    "ComfyAndNode": ComfyAndNode,
-    "ComfyOrNode": ComfyOrNode,
-    "CustomCombo": CustomCombo,
-    "CreateList": CreateList,
-    "GetItemFromList": GetItemFromList,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "ComfySwitchNode": "If/Else Switch",
-    "ComfyNotNode": "Not",
-    "ComfyAndNode": "And",
-    "ComfyOrNode": "Or",
-    "CustomCombo": "Custom Combo",
-    "CreateList": "Create List",
-    "GetItemFromList": "Get Item From List",
-}
+    Errors: NodeError for an index beyond the list.
+    """
+    place = index[0]
+    if not -len(list) <= place < len(list):
+        raise NodeError(f"index {place} is beyond a list of {len(list)} elements")
+    item = list[place]
+    return item if type(item) is type([]) else [item]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import ceil
-from typing import Any
+from typing import Annotated, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,8 +11,11 @@ from torch.nn.functional import max_pool2d, pad
 
 from serve_app.errors import NodeError
 from serve_app.execution.size import allow
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
 from serve_app.nodes.image.regions import rgb
+from serve_app.nodes.inputs import Float, InputType, Int
+from serve_app.nodes.sockets import IMAGE, MASK
 
 LEAST = 0.05
 """Below which a mask's value counts as 0."""
@@ -21,60 +23,48 @@ SURE = 204
 """Above which, of 255, a pixel belongs to the object, when its sides are looked for."""
 
 
-class ImageCropToMask:
-    """What masks mark of images."""
+Side: TypeAlias = Annotated[int, Int(1024, min=64, max=4096, step=8)]
 
-    RETURN_TYPES = ("IMAGE",)
-    RETURN_NAMES = ("images",)
-    FUNCTION = "crop"
-    CATEGORY = "image/transform"
-    DESCRIPTION = "Cuts out what the mask marks, centred, over one colour."
-    SEARCH_ALIASES = ("crop to mask", "mask crop", "crop mask", "trellis2", "pixal3d")
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = ("INT", {"default": 1024, "min": 64, "max": 4096, "step": 8})
-        return {
-            "required": {
-                "images": ("IMAGE", {}),
-                "masks": ("MASK", {}),
-                "width": side,
-                "height": side,
-                "pad_factor": ("FLOAT", {"default": 1.0, "min": 1.0, "max": 2.0, "step": 0.01}),
-                "grow_mask": ("INT", {"default": 0, "min": -32, "max": 32, "step": 1}),
-                "background": ("COLOR", {"default": "#000000", "socketless": True}),
-            }
-        }
+@node(
+    "ImageCropToMask",
+    "Crop Image to Mask",
+    category="image/transform",
+    function="crop",
+    return_names=("images",),
+    description="Cuts out what the mask marks, centred, over one colour.",
+    search_aliases=("crop to mask", "mask crop", "crop mask", "trellis2", "pixal3d"),
+)
+def image_crop_to_mask(
+    images: IMAGE,
+    masks: MASK,
+    width: Side,
+    height: Side,
+    pad_factor: Annotated[float, Float(1.0, min=1.0, max=2.0, step=0.01)],
+    grow_mask: Annotated[int, Int(0, min=-32, max=32, step=1)],
+    background: Annotated[str, InputType("COLOR", {"default": "#000000", "socketless": True})],
+) -> IMAGE:
+    """What masks mark of images.
 
-    def crop(
-        self,
-        images: Tensor,
-        masks: Tensor,
-        width: int,
-        height: int,
-        pad_factor: float,
-        grow_mask: int,
-        background: str,
-    ) -> tuple[Tensor]:
-        """Return (B,height,width,3). pad_factor: how much larger than the object; grow_mask: pixels, below 0 fewer.
+    Return (B,height,width,3). pad_factor: how much larger than the object; grow_mask: pixels, below 0 fewer.
 
-        A mask that marks everything but the object is turned around. Errors: NodeError for masks that are not as many
-        as the images, and not one.
-        """
-        if len(masks) not in (1, len(images)):
-            raise NodeError(f"there are {len(images)} images and {len(masks)} masks; there must be one or as many")
-        masks = masks.float().expand(len(images), -1, -1)
-        if masks.shape[1:] != images.shape[1:3]:
-            masks = resize(masks.unsqueeze(-1), images.shape[2], images.shape[1], "bilinear").squeeze(-1)
-        behind = torch.tensor(rgb(background))
-        made = []
-        for image, mask in zip(images[..., :3].float().clamp(0, 1), masks.clamp(0, 1), strict=True):
-            colours, alpha = _fitting(image[None], _cleaned(mask, grow_mask)[None, ..., None], max(width, height))
-            alpha, place = _place(alpha, width / height, pad_factor)
-            seen, alpha = _cut(colours, place), _cut(alpha, place)
-            over = (seen * alpha + behind * (1 - alpha)).clamp(0, 1)
-            made.append(resize(over, width, height, "lanczos"))
-        return (torch.cat(made),)
+    A mask that marks everything but the object is turned around. Errors: NodeError for masks that are not as many
+    as the images, and not one.
+    """
+    if len(masks) not in (1, len(images)):
+        raise NodeError(f"there are {len(images)} images and {len(masks)} masks; there must be one or as many")
+    masks = masks.float().expand(len(images), -1, -1)
+    if masks.shape[1:] != images.shape[1:3]:
+        masks = resize(masks.unsqueeze(-1), images.shape[2], images.shape[1], "bilinear").squeeze(-1)
+    behind = torch.tensor(rgb(background))
+    made = []
+    for image, mask in zip(images[..., :3].float().clamp(0, 1), masks.clamp(0, 1), strict=True):
+        colours, alpha = _fitting(image[None], _cleaned(mask, grow_mask)[None, ..., None], max(width, height))
+        alpha, place = _place(alpha, width / height, pad_factor)
+        seen, alpha = _cut(colours, place), _cut(alpha, place)
+        over = (seen * alpha + behind * (1 - alpha)).clamp(0, 1)
+        made.append(resize(over, width, height, "lanczos"))
+    return torch.cat(made)
 
 
 def _cleaned(mask: Tensor, grow: int) -> Tensor:
@@ -130,8 +120,3 @@ def _cut(x: Tensor, place: tuple[int, int, int, int]) -> Tensor:
     allow(1, bottom - top, right - left, x.shape[-1])
     inside = x[:, max(0, top) : max(0, bottom), max(0, left) : max(0, right)]
     return pad(inside, (0, 0, max(0, -left), max(0, right - width), max(0, -top), max(0, bottom - height)))
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {"ImageCropToMask": ImageCropToMask}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"ImageCropToMask": "Crop Image to Mask"}

@@ -6,13 +6,15 @@ Source: Serra 1982, "Image Analysis and Mathematical Morphology".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated
 
 from torch import Tensor, maximum
 from torch.nn.functional import max_pool2d, pad
 
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import as_planes
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Choice, Int
+from serve_app.nodes.sockets import IMAGE, MASK
 
 
 def dilate(x: Tensor, size: int) -> Tensor:
@@ -50,63 +52,34 @@ OPERATIONS: Mapping[str, Callable[[Tensor, int], Tensor]] = {
 }
 
 
-class Morphology:
-    """Images after a morphological operation, channel by channel."""
+@node("Morphology", "Apply Morphology", category="image/filters", function="process")
+def morphology(
+    image: IMAGE,
+    operation: Annotated[str, Choice(OPERATIONS)],
+    kernel_size: Annotated[int, Int(3, min=3, max=999, step=1)],
+) -> IMAGE:
+    """Images after a morphological operation, channel by channel.
 
-    RETURN_TYPES = ("IMAGE",)
-    FUNCTION = "process"
-    CATEGORY = "image/filters"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "image": ("IMAGE",),
-                "operation": (list(OPERATIONS),),
-                "kernel_size": ("INT", {"default": 3, "min": 3, "max": 999, "step": 1}),
-            }
-        }
-
-    def process(self, image: Tensor, operation: str, kernel_size: int) -> tuple[Tensor]:
-        """Return images of the same size; kernel_size is the side of the square."""
-        return (OPERATIONS[operation](image.movedim(-1, 1), kernel_size).movedim(1, -1),)
+    Return images of the same size; kernel_size is the side of the square.
+    """
+    return OPERATIONS[operation](image.movedim(-1, 1), kernel_size).movedim(1, -1)
 
 
-class GrowMask:
-    """Masks grown or shrunk by some pixels."""
+@node("GrowMask", "Grow Mask", category="image/mask", function="expand_mask")
+def grow_mask(
+    mask: MASK,
+    expand: Annotated[int, Int(0, min=-MAX_RESOLUTION, max=MAX_RESOLUTION, step=1)],
+    tapered_corners: Annotated[bool, Bool(True)],
+) -> MASK:
+    """Masks grown or shrunk by some pixels.
 
-    RETURN_TYPES = ("MASK",)
-    FUNCTION = "expand_mask"
-    CATEGORY = "image/mask"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "mask": ("MASK",),
-                "expand": ("INT", {"default": 0, "min": -MAX_RESOLUTION, "max": MAX_RESOLUTION, "step": 1}),
-                "tapered_corners": ("BOOLEAN", {"default": True}),
-            }
-        }
-
-    def expand_mask(self, mask: Tensor, expand: int, tapered_corners: bool) -> tuple[Tensor]:
-        """Return masks grown by expand pixels, shrunk if negative: along rows and columns, or diagonally as well."""
-        planes = as_planes(mask).unsqueeze(1)
-        grown = planes if expand >= 0 else -planes
-        # After as many steps as a path from corner to corner has, nothing changes.
-        for _ in range(min(abs(expand), sum(planes.shape[-2:]))):
-            along_rows = max_pool2d(grown, (1, 3), stride=1, padding=(0, 1))
-            along_columns = max_pool2d(along_rows if not tapered_corners else grown, (3, 1), stride=1, padding=(1, 0))
-            grown = maximum(along_rows, along_columns)
-        return ((grown if expand >= 0 else -grown).squeeze(1),)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "Morphology": Morphology,
-    "GrowMask": GrowMask,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "Morphology": "Apply Morphology",
-    "GrowMask": "Grow Mask",
-}
+    Return masks grown by expand pixels, shrunk if negative: along rows and columns, or diagonally as well.
+    """
+    planes = as_planes(mask).unsqueeze(1)
+    grown = planes if expand >= 0 else -planes
+    # After as many steps as a path from corner to corner has, nothing changes.
+    for _ in range(min(abs(expand), sum(planes.shape[-2:]))):
+        along_rows = max_pool2d(grown, (1, 3), stride=1, padding=(0, 1))
+        along_columns = max_pool2d(along_rows if not tapered_corners else grown, (3, 1), stride=1, padding=(1, 0))
+        grown = maximum(along_rows, along_columns)
+    return (grown if expand >= 0 else -grown).squeeze(1)

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
-from serve_app.nodes.dynamic_inputs import combo
-from serve_app.recipe import Recipe
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Combo, Int
+from serve_app.nodes.sockets import CLIP, MODEL, VAE
 
 CATEGORY = "advanced/multigpu"
+DESCRIPTION = "Passes the model on: the server's configuration says on which device it runs."
 
 
-def _select(kind: str, devices: list[str]) -> type:
-    name = kind.lower()
-
-    class SelectDevice:
-        """A model as it is."""
-
-        RETURN_TYPES = (kind,)
-        FUNCTION = "select"
-        CATEGORY = CATEGORY
-        DESCRIPTION = "Passes the model on: the server's configuration says on which device it runs."
-
-        @classmethod
-        def INPUT_TYPES(cls) -> dict[str, Any]:
-            return {"required": {name: (kind, {}), "device": combo(devices)}}
-
-        def select(self, device: str, **given: Recipe) -> tuple[Recipe]:
-            return (given[name],)
-
-    return SelectDevice
+@node("SelectModelDevice", "Select Model Device", category=CATEGORY, function="select", description=DESCRIPTION)
+def select_model_device(model: MODEL, device: Annotated[str, Combo(["default", "cpu"])]) -> MODEL:
+    """A model as it is."""
+    return model
 
 
-class MultiGPUWorkUnits:
+@node("SelectCLIPDevice", "Select CLIP Device", category=CATEGORY, function="select", description=DESCRIPTION)
+def select_clip_device(clip: CLIP, device: Annotated[str, Combo(["default", "cpu"])]) -> CLIP:
+    """A model as it is."""
+    return clip
+
+
+@node("SelectVAEDevice", "Select VAE Device", category=CATEGORY, function="select", description=DESCRIPTION)
+def select_vae_device(vae: VAE, device: Annotated[str, Combo(["default"])]) -> VAE:
+    """A model as it is."""
+    return vae
+
+
+@node(
+    "MultiGPU_WorkUnits",
+    "MultiGPU CFG Split",
+    category=CATEGORY,
+    function="split",
+    description="Passes the model on: each run stays on one card here, and other jobs have the others.",
+)
+def multi_gpu_work_units(model: MODEL, max_gpus: Annotated[int, Int(2, min=1, step=1)]) -> MODEL:
     """A diffusion model as it is."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "split"
-    CATEGORY = CATEGORY
-    DESCRIPTION = "Passes the model on: each run stays on one card here, and other jobs have the others."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL", {}), "max_gpus": ("INT", {"default": 2, "min": 1, "step": 1})}}
-
-    def split(self, model: Recipe, max_gpus: int) -> tuple[Recipe]:
-        return (model,)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "SelectModelDevice": _select("MODEL", ["default", "cpu"]),
-    "SelectCLIPDevice": _select("CLIP", ["default", "cpu"]),
-    "SelectVAEDevice": _select("VAE", ["default"]),
-    "MultiGPU_WorkUnits": MultiGPUWorkUnits,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "SelectModelDevice": "Select Model Device",
-    "SelectCLIPDevice": "Select CLIP Device",
-    "SelectVAEDevice": "Select VAE Device",
-    "MultiGPU_WorkUnits": "MultiGPU CFG Split",
-}
+    return model

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from typing import Annotated, TypeAlias
 
-from serve_app.nodes.model.patches import number, patch_node
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Bool, Choice, Float, Int
+from serve_app.nodes.sockets import MODEL
 from serve_app.recipe import DeepShrink, EasyCache, HyperTile, TokenMerging
 
 UNET = "model/patch/unet"
@@ -17,82 +17,103 @@ LEAST_TILE = 32
 RESIZED_BY = ["bicubic", "nearest-exact", "bilinear", "area", "bislerp"]
 
 
-def _whole(default: int, least: int, most: int, **more: Any) -> tuple[str, dict[str, Any]]:
-    return ("INT", {"default": default, "min": least, "max": most, "advanced": True, **more})
+ReuseThreshold: TypeAlias = Annotated[
+    float,
+    Float(
+        0.2, min=0.0, max=3.0, step=0.01, advanced=True, tooltip="Up to which estimated change a step is not computed."
+    ),
+]
+ReuseStart: TypeAlias = Annotated[
+    float,
+    Float(
+        0.15,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        advanced=True,
+        tooltip="The share of the sampling from which on steps may be reused.",
+    ),
+]
+ReuseEnd: TypeAlias = Annotated[
+    float,
+    Float(
+        0.95,
+        min=0.0,
+        max=1.0,
+        step=0.01,
+        advanced=True,
+        tooltip="The share of the sampling up to which steps may be reused.",
+    ),
+]
+Verbose: TypeAlias = Annotated[bool, Bool(False, advanced=True, tooltip="Has no effect here.")]
 
 
-def _share(default: float, step: float, **more: Any) -> tuple[str, dict[str, Any]]:
-    return number(default, 0.0, 1.0, step, advanced=True, **more)
+@node("HyperTile", category=UNET, function="patch")
+def hyper_tile(
+    model: MODEL,
+    tile_size: Annotated[int, Int(256, min=1, max=2048, advanced=True)],
+    swap_size: Annotated[int, Int(2, min=1, max=128, advanced=True)],
+    max_depth: Annotated[int, Int(0, min=0, max=10, advanced=True)],
+    scale_depth: Annotated[bool, Bool(False, advanced=True)],
+) -> MODEL:
+    """Have wide self-attention look at tiles."""
+    return model.with_patch(HyperTile(max(LEAST_TILE, tile_size) // CELL, swap_size, max_depth, scale_depth))
 
 
-def _hyper_tile(tile_size: int, swap_size: int, max_depth: int, scale_depth: bool) -> HyperTile:
-    return HyperTile(max(LEAST_TILE, tile_size) // CELL, swap_size, max_depth, scale_depth)
+@node("TomePatchModel", category=UNET, function="patch")
+def tome_patch_model(model: MODEL, ratio: Annotated[float, Float(0.3, min=0.0, max=1.0, step=0.01)]) -> MODEL:
+    """Merge queries that are alike."""
+    return model.with_patch(TokenMerging(ratio))
 
 
-def _cache(threshold: float, start: float, end: float, _verbose: bool, *, whole: bool) -> EasyCache:
-    return EasyCache(threshold, start, end, whole)
-
-
-def _cache_node(doc: str, description: str, *, whole: bool) -> type:
-    inputs = {
-        "reuse_threshold": number(
-            0.2, 0.0, 3.0, advanced=True, tooltip="Up to which estimated change a step is not computed."
-        ),
-        "start_percent": _share(0.15, 0.01, tooltip="The share of the sampling from which on steps may be reused."),
-        "end_percent": _share(0.95, 0.01, tooltip="The share of the sampling up to which steps may be reused."),
-        "verbose": ("BOOLEAN", {"default": False, "advanced": True, "tooltip": "Has no effect here."}),
-    }
-    return patch_node(
-        doc,
-        partial(_cache, whole=whole),
-        inputs,
-        CATEGORY="advanced/debug",
-        DESCRIPTION=description,
-        EXPERIMENTAL=True,
+@node("PatchModelAddDownscale", "PatchModelAddDownscale (Kohya Deep Shrink)", category=UNET, function="patch")
+def patch_model_add_downscale(
+    model: MODEL,
+    block_number: Annotated[int, Int(3, min=1, max=32, advanced=True, step=1)],
+    downscale_factor: Annotated[float, Float(2.0, min=0.1, max=9.0, step=0.001)],
+    start_percent: Annotated[float, Float(0.0, min=0.0, max=1.0, step=0.001, advanced=True)],
+    end_percent: Annotated[float, Float(0.35, min=0.0, max=1.0, step=0.001, advanced=True)],
+    downscale_after_skip: Annotated[bool, Bool(True, advanced=True)],
+    downscale_method: Annotated[str, Choice(RESIZED_BY)],
+    upscale_method: Annotated[str, Choice(RESIZED_BY)],
+) -> MODEL:
+    """Shrink features in a part of the sampling."""
+    return model.with_patch(
+        DeepShrink(
+            block_number,
+            downscale_factor,
+            start_percent,
+            end_percent,
+            downscale_after_skip,
+            downscale_method,
+            upscale_method,
+        )
     )
 
 
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "HyperTile": patch_node(
-        "Have wide self-attention look at tiles.",
-        _hyper_tile,
-        {
-            "tile_size": _whole(256, 1, 2048),
-            "swap_size": _whole(2, 1, 128),
-            "max_depth": _whole(0, 0, 10),
-            "scale_depth": ("BOOLEAN", {"default": False, "advanced": True}),
-        },
-        CATEGORY=UNET,
-    ),
-    "TomePatchModel": patch_node(
-        "Merge queries that are alike.", TokenMerging, {"ratio": number(0.3, 0.0, 1.0)}, CATEGORY=UNET
-    ),
-    "PatchModelAddDownscale": patch_node(
-        "Shrink features in a part of the sampling.",
-        DeepShrink,
-        {
-            "block_number": _whole(3, 1, 32, step=1),
-            "downscale_factor": number(2.0, 0.1, 9.0, 0.001),
-            "start_percent": _share(0.0, 0.001),
-            "end_percent": _share(0.35, 0.001),
-            "downscale_after_skip": ("BOOLEAN", {"default": True, "advanced": True}),
-            "downscale_method": (RESIZED_BY,),
-            "upscale_method": (RESIZED_BY,),
-        },
-        CATEGORY=UNET,
-    ),
-    "EasyCache": _cache_node(
-        "Reuse what the network added in steps that change little.",
-        "Skips steps in which the network's answer would change little (arXiv:2507.02860).",
-        whole=False,
-    ),
-    "LazyCache": _cache_node(
-        "Reuse what guidance came to in steps that change little.",
-        "Skips steps in which the guided answer would change little; works beside everything else.",
-        whole=True,
-    ),
-}
+@node(
+    "EasyCache",
+    category="advanced/debug",
+    function="patch",
+    description="Skips steps in which the network's answer would change little (arXiv:2507.02860).",
+    experimental=True,
+)
+def easy_cache(
+    model: MODEL, reuse_threshold: ReuseThreshold, start_percent: ReuseStart, end_percent: ReuseEnd, verbose: Verbose
+) -> MODEL:
+    """Reuse what the network added in steps that change little."""
+    return model.with_patch(EasyCache(reuse_threshold, start_percent, end_percent, False))
 
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "PatchModelAddDownscale": "PatchModelAddDownscale (Kohya Deep Shrink)",
-}
+
+@node(
+    "LazyCache",
+    category="advanced/debug",
+    function="patch",
+    description="Skips steps in which the guided answer would change little; works beside everything else.",
+    experimental=True,
+)
+def lazy_cache(
+    model: MODEL, reuse_threshold: ReuseThreshold, start_percent: ReuseStart, end_percent: ReuseEnd, verbose: Verbose
+) -> MODEL:
+    """Reuse what guidance came to in steps that change little."""
+    return model.with_patch(EasyCache(reuse_threshold, start_percent, end_percent, True))

@@ -3,150 +3,107 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, TypeAlias
 
 from serve_app.errors import NodeError
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Float
+from serve_app.nodes.sockets import CLIP, MODEL
 from serve_app.recipe import Merge, Recipe, Share
 
 CATEGORY = "model/merging"
 SPECIFIC = f"{CATEGORY}/model specific"
-RATIO = ("FLOAT", {"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.01})
-MULTIPLIER = ("FLOAT", {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.01})
+Ratio: TypeAlias = Annotated[float, Float(1.0, min=0.0, max=1.0, step=0.01)]
+Multiplier: TypeAlias = Annotated[float, Float(1.0, min=-10.0, max=10.0, step=0.01)]
 
 MODELS = 32
 """How many models may be merged into one: a graph that merges a model with itself again and again doubles them."""
 
 
-def merged(recipe: Recipe, other: Recipe, *shares: Share) -> tuple[Recipe]:
+def merged(recipe: Recipe, other: Recipe, *shares: Share) -> Recipe:
     """Return a recipe with another's weights added; if nothing is to change, as it is. Errors: NodeError for too many.
 
     shares: as `Merge` has them.
     """
     if all(share.own == 1 and share.other == 0 for share in shares):
-        return (recipe,)
+        return recipe
     made = recipe.with_patch(Merge(other, shares))
     if (count := _models(made)) > MODELS:
         raise NodeError(f"{count} models are merged into one; allowed are {MODELS}")
-    return (made,)
+    return made
 
 
 def _models(recipe: Recipe) -> int:
     return 1 + sum(_models(merge.other) for merge in recipe.all(Merge))
 
 
-class ModelMergeSimple:
-    """Two diffusion models, one at a ratio and the other at the rest."""
+def _merged_parts(model1: Recipe, model2: Recipe, ratios: Mapping[str, float]) -> Recipe:
+    """Return a recipe with another's parts mixed in; what has no ratio of its own takes the first.
 
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "merge"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",), "ratio": RATIO}}
-
-    def merge(self, model1: Recipe, model2: Recipe, ratio: float) -> tuple[Recipe]:
-        """Return the first model's recipe with the second's weights mixed in."""
-        return merged(model1, model2, Share("", ratio, 1.0 - ratio))
+    ratios: by how the names of a part's tensors begin.
+    """
+    shares = {"": next(iter(ratios.values())), **ratios}
+    return merged(model1, model2, *(Share(prefix, ratio, 1.0 - ratio) for prefix, ratio in shares.items()))
 
 
-class ModelSubtract:
-    """The difference of two diffusion models, times a multiplier."""
+@node("ModelMergeSimple", category=CATEGORY, function="merge")
+def model_merge_simple(model1: MODEL, model2: MODEL, ratio: Ratio) -> MODEL:
+    """Two diffusion models, one at a ratio and the other at the rest.
 
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "merge"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",), "multiplier": MULTIPLIER}}
-
-    def merge(self, model1: Recipe, model2: Recipe, multiplier: float) -> tuple[Recipe]:
-        """Return the first model's recipe without the second's weights."""
-        return merged(model1, model2, Share("", multiplier, -multiplier))
+    Return the first model's recipe with the second's weights mixed in.
+    """
+    return merged(model1, model2, Share("", ratio, 1.0 - ratio))
 
 
-class ModelAdd:
-    """The sum of two diffusion models, one of which is usually a difference."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "merge"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",)}}
-
-    def merge(self, model1: Recipe, model2: Recipe) -> tuple[Recipe]:
-        """Return the first model's recipe with the second's weights added."""
-        return merged(model1, model2, Share("", 1.0, 1.0))
+@node("ModelMergeBlocks", category=CATEGORY, function="merge")
+def model_merge_blocks(model1: MODEL, model2: MODEL, input: Ratio, middle: Ratio, out: Ratio) -> MODEL:
+    """Two diffusion models, with a ratio for each of their parts."""
+    return _merged_parts(model1, model2, {"input": input, "middle": middle, "out": out})
 
 
-class CLIPMergeSimple:
-    """Two text encoders, one at a ratio and the other at the rest."""
+@node("ModelMergeSubtract", category=CATEGORY, function="merge")
+def model_subtract(model1: MODEL, model2: MODEL, multiplier: Multiplier) -> MODEL:
+    """The difference of two diffusion models, times a multiplier.
 
-    RETURN_TYPES = ("CLIP",)
-    FUNCTION = "merge"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"clip1": ("CLIP",), "clip2": ("CLIP",), "ratio": RATIO}}
-
-    def merge(self, clip1: Recipe, clip2: Recipe, ratio: float) -> tuple[Recipe]:
-        """Return the first encoder's recipe with the second's weights mixed in."""
-        return merged(clip1, clip2, Share("", ratio, 1.0 - ratio))
+    Return the first model's recipe without the second's weights.
+    """
+    return merged(model1, model2, Share("", multiplier, -multiplier))
 
 
-class CLIPSubtract:
-    """The difference of two text encoders, times a multiplier."""
+@node("ModelMergeAdd", category=CATEGORY, function="merge")
+def model_add(model1: MODEL, model2: MODEL) -> MODEL:
+    """The sum of two diffusion models, one of which is usually a difference.
 
-    RETURN_TYPES = ("CLIP",)
-    FUNCTION = "merge"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"clip1": ("CLIP",), "clip2": ("CLIP",), "multiplier": MULTIPLIER}}
-
-    def merge(self, clip1: Recipe, clip2: Recipe, multiplier: float) -> tuple[Recipe]:
-        """Return the first encoder's recipe without the second's weights."""
-        return merged(clip1, clip2, Share("", multiplier, -multiplier))
+    Return the first model's recipe with the second's weights added.
+    """
+    return merged(model1, model2, Share("", 1.0, 1.0))
 
 
-class CLIPAdd:
-    """The sum of two text encoders, one of which is usually a difference."""
+@node("CLIPMergeSimple", category=CATEGORY, function="merge")
+def clip_merge_simple(clip1: CLIP, clip2: CLIP, ratio: Ratio) -> CLIP:
+    """Two text encoders, one at a ratio and the other at the rest.
 
-    RETURN_TYPES = ("CLIP",)
-    FUNCTION = "merge"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"clip1": ("CLIP",), "clip2": ("CLIP",)}}
-
-    def merge(self, clip1: Recipe, clip2: Recipe) -> tuple[Recipe]:
-        """Return the first encoder's recipe with the second's weights added."""
-        return merged(clip1, clip2, Share("", 1.0, 1.0))
+    Return the first encoder's recipe with the second's weights mixed in.
+    """
+    return merged(clip1, clip2, Share("", ratio, 1.0 - ratio))
 
 
-class ModelMergeBlocks:
-    """Two diffusion models, with a ratio for each of their parts. prefixes: how the names of a part's tensors begin."""
+@node("CLIPMergeSubtract", category=CATEGORY, function="merge")
+def clip_subtract(clip1: CLIP, clip2: CLIP, multiplier: Multiplier) -> CLIP:
+    """The difference of two text encoders, times a multiplier.
 
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "merge"
-    CATEGORY = CATEGORY
+    Return the first encoder's recipe without the second's weights.
+    """
+    return merged(clip1, clip2, Share("", multiplier, -multiplier))
 
-    prefixes: ClassVar[tuple[str, ...]] = ("input", "middle", "out")
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model1": ("MODEL",), "model2": ("MODEL",), **dict.fromkeys(cls.prefixes, RATIO)}}
+@node("CLIPMergeAdd", category=CATEGORY, function="merge")
+def clip_add(clip1: CLIP, clip2: CLIP) -> CLIP:
+    """The sum of two text encoders, one of which is usually a difference.
 
-    def merge(self, model1: Recipe, model2: Recipe, **ratios: float) -> tuple[Recipe]:
-        """Return the first model's recipe with the second's mixed in; what has no ratio of its own takes the first."""
-        shares = {"": ratios[self.prefixes[0]], **ratios}
-        return merged(model1, model2, *(Share(prefix, ratio, 1.0 - ratio) for prefix, ratio in shares.items()))
+    Return the first encoder's recipe with the second's weights added.
+    """
+    return merged(clip1, clip2, Share("", 1.0, 1.0))
 
 
 def _blocks(stem: str, count: int, end: str = ".") -> tuple[str, ...]:
@@ -209,20 +166,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 """Of each class that merges models of one family, the parts that it has a ratio for."""
 
 
-def _specific(name: str, prefixes: tuple[str, ...]) -> type[ModelMergeBlocks]:
-    doc = f"Two diffusion models of a family, with a ratio for each of {len(prefixes)} parts."
-    return type(name, (ModelMergeBlocks,), {"__doc__": doc, "CATEGORY": SPECIFIC, "prefixes": prefixes})
+def _declare_specific(name: str, prefixes: tuple[str, ...]) -> None:
+    ratio = Float(1.0, min=0.0, max=1.0, step=0.01)
+
+    @node(name, category=SPECIFIC, function="merge", inputs=dict.fromkeys(prefixes, ratio))
+    def merge(model1: MODEL, model2: MODEL, **ratios: float) -> MODEL:
+        """Two diffusion models of a family, with a ratio for each of their parts."""
+        return _merged_parts(model1, model2, {prefix: ratios[prefix] for prefix in prefixes})
 
 
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ModelMergeSimple": ModelMergeSimple,
-    "ModelMergeBlocks": ModelMergeBlocks,
-    "ModelMergeSubtract": ModelSubtract,
-    "ModelMergeAdd": ModelAdd,
-    "CLIPMergeSimple": CLIPMergeSimple,
-    "CLIPMergeSubtract": CLIPSubtract,
-    "CLIPMergeAdd": CLIPAdd,
-    **{name: _specific(name, prefixes) for name, prefixes in PARTS.items()},
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}
+for _name, _prefixes in PARTS.items():
+    _declare_specific(_name, _prefixes)

@@ -5,17 +5,18 @@ And LoRAs that are taken out of such weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from serve_app.execution.runtime import Files, Runtime
+from serve_app.nodes.declare import node
 from serve_app.nodes.image.images import workflow_text
+from serve_app.nodes.inputs import Bool, Choice, InputType, Int, Text
 from serve_app.nodes.model.merging import CATEGORY
+from serve_app.nodes.sockets import CLIP, EXTRA_PNGINFO, MODEL, PROMPT, RUNTIME, STORE, VAE
 from serve_app.recipe import Recipe
 from serve_app.values import Extraction
 
 SUFFIX = ".safetensors"
-HIDDEN = {"prompt": "PROMPT", "extra_pnginfo": "EXTRA_PNGINFO", "runtime": "RUNTIME", "store": "STORE"}
 
 
 async def saved(
@@ -38,173 +39,98 @@ async def saved(
     return {"ui": {"models": shown}}
 
 
-class CheckpointSave:
-    """A diffusion model, a text encoder and a VAE to one file."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "clip": ("CLIP",),
-                "vae": ("VAE",),
-                "filename_prefix": ("STRING", {"default": "checkpoints/ComfyUI"}),
-            },
-            "hidden": HIDDEN,
-        }
-
-    async def save(
-        self,
-        model: Recipe,
-        clip: Recipe,
-        vae: Recipe,
-        filename_prefix: str,
-        runtime: Runtime,
-        store: Files,
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
-    ) -> dict[str, Any]:
-        """Store the file and show where."""
-        return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, model=model, clip=clip, vae=vae)
+@node(
+    "CheckpointSave",
+    "Save Checkpoint",
+    category=CATEGORY,
+    function="save",
+    output_node=True,
+    order=("prompt", "extra_pnginfo"),
+)
+async def checkpoint_save(
+    model: MODEL,
+    clip: CLIP,
+    vae: VAE,
+    filename_prefix: Annotated[str, Text("checkpoints/ComfyUI")],
+    runtime: RUNTIME,
+    store: STORE,
+    prompt: PROMPT = None,
+    extra_pnginfo: EXTRA_PNGINFO = None,
+) -> dict[str, Any]:
+    """A diffusion model, a text encoder and a VAE to one file. Store the file and show where."""
+    return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, model=model, clip=clip, vae=vae)
 
 
-class ModelSave:
-    """A diffusion model to a file of its own."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        prefix = ("STRING", {"default": "diffusion_models/ComfyUI"})
-        return {"required": {"model": ("MODEL",), "filename_prefix": prefix}, "hidden": HIDDEN}
-
-    async def save(
-        self,
-        model: Recipe,
-        filename_prefix: str,
-        runtime: Runtime,
-        store: Files,
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
-    ) -> dict[str, Any]:
-        """Store the file and show where."""
-        return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, model=model)
+@node("ModelSave", category=CATEGORY, function="save", output_node=True, order=("prompt", "extra_pnginfo"))
+async def model_save(
+    model: MODEL,
+    filename_prefix: Annotated[str, Text("diffusion_models/ComfyUI")],
+    runtime: RUNTIME,
+    store: STORE,
+    prompt: PROMPT = None,
+    extra_pnginfo: EXTRA_PNGINFO = None,
+) -> dict[str, Any]:
+    """A diffusion model to a file of its own. Store the file and show where."""
+    return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, model=model)
 
 
-class CLIPSave:
-    """Text encoders to a file each, whose name says which it is."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        prefix = ("STRING", {"default": "clip/ComfyUI"})
-        return {"required": {"clip": ("CLIP",), "filename_prefix": prefix}, "hidden": HIDDEN}
-
-    async def save(
-        self,
-        clip: Recipe,
-        filename_prefix: str,
-        runtime: Runtime,
-        store: Files,
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
-    ) -> dict[str, Any]:
-        """Store the files and show where."""
-        return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, clip=clip)
+@node("CLIPSave", category=CATEGORY, function="save", output_node=True, order=("prompt", "extra_pnginfo"))
+async def clip_save(
+    clip: CLIP,
+    filename_prefix: Annotated[str, Text("clip/ComfyUI")],
+    runtime: RUNTIME,
+    store: STORE,
+    prompt: PROMPT = None,
+    extra_pnginfo: EXTRA_PNGINFO = None,
+) -> dict[str, Any]:
+    """Text encoders to a file each, whose name says which it is. Store the files and show where."""
+    return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, clip=clip)
 
 
-class VAESave:
-    """A VAE to a file of its own."""
-
-    RETURN_TYPES = ()
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        prefix = ("STRING", {"default": "vae/ComfyUI_vae"})
-        return {"required": {"vae": ("VAE",), "filename_prefix": prefix}, "hidden": HIDDEN}
-
-    async def save(
-        self,
-        vae: Recipe,
-        filename_prefix: str,
-        runtime: Runtime,
-        store: Files,
-        prompt: Any = None,
-        extra_pnginfo: Any = None,
-    ) -> dict[str, Any]:
-        """Store the file and show where."""
-        return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, vae=vae)
+@node("VAESave", category=CATEGORY, function="save", output_node=True, order=("prompt", "extra_pnginfo"))
+async def vae_save(
+    vae: VAE,
+    filename_prefix: Annotated[str, Text("vae/ComfyUI_vae")],
+    runtime: RUNTIME,
+    store: STORE,
+    prompt: PROMPT = None,
+    extra_pnginfo: EXTRA_PNGINFO = None,
+) -> dict[str, Any]:
+    """A VAE to a file of its own. Store the file and show where."""
+    return await saved(runtime, store, filename_prefix, prompt, extra_pnginfo, vae=vae)
 
 
-class LoraSave:
-    """The difference of two models, as subtracting one from the other gives it, to a file as a LoRA."""
+@node(
+    "LoraSave",
+    "Extract and Save Lora",
+    category="experimental",
+    function="save",
+    output_node=True,
+    experimental=True,
+    search_aliases=("export lora",),
+)
+async def lora_save(
+    filename_prefix: Annotated[str, Text("loras/ComfyUI_extracted_lora", multiline=False)],
+    rank: Annotated[int, Int(8, min=1, max=4096, step=1, advanced=True)],
+    lora_type: Annotated[str, Choice(["standard", "full_diff"], advanced=True)],
+    bias_diff: Annotated[bool, Bool(True, advanced=True)],
+    runtime: RUNTIME,
+    store: STORE,
+    model_diff: Annotated[
+        Recipe, InputType("MODEL", {"tooltip": "The ModelSubtract output to be converted to a lora."})
+    ]
+    | None = None,
+    text_encoder_diff: Annotated[
+        Recipe, InputType("CLIP", {"tooltip": "The CLIPSubtract output to be converted to a lora."})
+    ]
+    | None = None,
+) -> dict[str, Any]:
+    """The difference of two models, as subtracting one from the other gives it, to a file as a LoRA.
 
-    RETURN_TYPES = ()
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = "experimental"
-    EXPERIMENTAL = True
-    SEARCH_ALIASES = ("export lora",)
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "filename_prefix": ("STRING", {"default": "loras/ComfyUI_extracted_lora", "multiline": False}),
-                "rank": ("INT", {"default": 8, "min": 1, "max": 4096, "step": 1, "advanced": True}),
-                "lora_type": (["standard", "full_diff"], {"advanced": True}),
-                "bias_diff": ("BOOLEAN", {"default": True, "advanced": True}),
-            },
-            "optional": {
-                "model_diff": ("MODEL", {"tooltip": "The ModelSubtract output to be converted to a lora."}),
-                "text_encoder_diff": ("CLIP", {"tooltip": "The CLIPSubtract output to be converted to a lora."}),
-            },
-            "hidden": {"runtime": "RUNTIME", "store": "STORE"},
-        }
-
-    async def save(
-        self,
-        filename_prefix: str,
-        rank: int,
-        lora_type: str,
-        bias_diff: bool,
-        runtime: Runtime,
-        store: Files,
-        model_diff: Recipe | None = None,
-        text_encoder_diff: Recipe | None = None,
-    ) -> dict[str, Any]:
-        """Store the file and show where; nothing without a difference."""
-        if model_diff is None and text_encoder_diff is None:
-            return {}
-        asked = Extraction(rank, lora_type == "full_diff", bias_diff)
-        content = await runtime.lora_file(model_diff, text_encoder_diff, asked)
-        return {"ui": {"models": await store.save("output", filename_prefix, SUFFIX, [content])}}
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "CheckpointSave": CheckpointSave,
-    "ModelSave": ModelSave,
-    "CLIPSave": CLIPSave,
-    "VAESave": VAESave,
-    "LoraSave": LoraSave,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "CheckpointSave": "Save Checkpoint",
-    "LoraSave": "Extract and Save Lora",
-}
+    Store the file and show where; nothing without a difference.
+    """
+    if model_diff is None and text_encoder_diff is None:
+        return {}
+    asked = Extraction(rank, lora_type == "full_diff", bias_diff)
+    content = await runtime.lora_file(model_diff, text_encoder_diff, asked)
+    return {"ui": {"models": await store.save("output", filename_prefix, SUFFIX, [content])}}

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, TypeAlias
 
 from serve_app.errors import NodeError
-from serve_app.nodes.latent.latents import MAX_RESOLUTION
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Choice, Float, InputType, Int
+from serve_app.nodes.sockets import MODEL
 from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Recipe, Training
 from serve_app.sampling.denoiser import trained
 
@@ -16,146 +17,95 @@ _OTHER_FAMILIES = {
 }
 
 
-def _level(default: float) -> tuple[str, dict[str, Any]]:
-    return ("FLOAT", {"default": default, "min": 0.0, "max": 1000.0, "step": 0.001, "round": False})
+def _level(default: float) -> InputType:
+    return Float(default, min=0.0, max=1000.0, step=0.001, round=False)
 
 
-def _shift(default: float) -> tuple[str, dict[str, Any]]:
-    return ("FLOAT", {"default": default, "min": 0.0, "max": 100.0, "step": 0.01})
+def _shift(default: float) -> InputType:
+    return Float(default, min=0.0, max=100.0, step=0.01)
 
 
-def _patched(model: Recipe, training: Training) -> tuple[Recipe]:
+def _patched(model: Recipe, training: Training) -> Recipe:
     # Levels that are none are refused here, where the node is known, rather than when the model is loaded.
     trained(training)
-    return (model.with_patch(training),)
+    return model.with_patch(training)
 
 
-class ModelSamplingDiscrete:
-    """Training on a table of noise levels."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "model/patch"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "sampling": (["eps", "v_prediction", "lcm", "x0", "img_to_img"],),
-                "zsnr": ("BOOLEAN", {"default": False}),
-            }
-        }
-
-    def patch(self, model: Recipe, sampling: str, zsnr: bool) -> tuple[Recipe]:
-        """Return the model's recipe with the training."""
-        return _patched(model, Discrete(sampling, zsnr))
+@node("ModelSamplingDiscrete", category="model/patch", function="patch")
+def model_sampling_discrete(
+    model: MODEL,
+    sampling: Annotated[str, Choice(["eps", "v_prediction", "lcm", "x0", "img_to_img"])],
+    zsnr: Annotated[bool, Bool(False)],
+) -> MODEL:
+    """Training on a table of noise levels. Return the model's recipe with the training."""
+    return _patched(model, Discrete(sampling, zsnr))
 
 
-class ModelSamplingContinuousEDM:
-    """Training on any noise level between two, of which the network is told the logarithm."""
+@node("ModelSamplingContinuousEDM", category="model/patch", function="patch")
+def model_sampling_continuous_edm(
+    model: MODEL,
+    sampling: Annotated[str, Choice(["v_prediction", "edm", "edm_playground_v2.5", "eps", "cosmos_rflow"])],
+    sigma_max: Annotated[float, _level(120.0)],
+    sigma_min: Annotated[float, _level(0.002)],
+) -> MODEL:
+    """Training on any noise level between two, of which the network is told the logarithm.
 
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "model/patch"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "sampling": (["v_prediction", "edm", "edm_playground_v2.5", "eps", "cosmos_rflow"],),
-                "sigma_max": _level(120.0),
-                "sigma_min": _level(0.002),
-            }
-        }
-
-    def patch(self, model: Recipe, sampling: str, sigma_max: float, sigma_min: float) -> tuple[Recipe]:
-        """Return the model's recipe with the training. Errors: NodeError for one of a family that is not supported."""
-        if (family := _OTHER_FAMILIES.get(sampling)) is not None:
-            raise NodeError(f"sampling '{sampling}' is for {family}; supported are v_prediction, edm, eps")
-        return _patched(model, ContinuousEdm(sampling, sigma_max, sigma_min))
+    Return the model's recipe with the training. Errors: NodeError for one of a family that is not supported.
+    """
+    if (family := _OTHER_FAMILIES.get(sampling)) is not None:
+        raise NodeError(f"sampling '{sampling}' is for {family}; supported are v_prediction, edm, eps")
+    return _patched(model, ContinuousEdm(sampling, sigma_max, sigma_min))
 
 
-class ModelSamplingContinuousV:
+@node("ModelSamplingContinuousV", category="model/patch", function="patch")
+def model_sampling_continuous_v(
+    model: MODEL,
+    sampling: Annotated[str, Choice(["v_prediction"])],
+    sigma_max: Annotated[float, _level(500.0)],
+    sigma_min: Annotated[float, _level(0.03)],
+) -> MODEL:
     """Training on any noise level between two, of which the network is told an angle."""
-
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "model/patch"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "model": ("MODEL",),
-                "sampling": (["v_prediction"],),
-                "sigma_max": _level(500.0),
-                "sigma_min": _level(0.03),
-            }
-        }
-
-    def patch(self, model: Recipe, sampling: str, sigma_max: float, sigma_min: float) -> tuple[Recipe]:
-        """Return the model's recipe with the training."""
-        return _patched(model, ContinuousV(sigma_max, sigma_min))
+    return _patched(model, ContinuousV(sigma_max, sigma_min))
 
 
-class ModelSamplingSD3:
-    """Training on a flow, of which the network is told thousandths."""
+@node("ModelSamplingSD3", category="model/patch/stable diffusion", function="patch")
+def model_sampling_sd3(model: MODEL, shift: Annotated[float, _shift(3.0)]) -> MODEL:
+    """Training on a flow, of which the network is told thousandths.
 
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "model/patch/stable diffusion"
-    default_shift, multiplier = 3.0, 1000.0
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "shift": _shift(cls.default_shift)}}
-
-    def patch(self, model: Recipe, shift: float) -> tuple[Recipe]:
-        """Return the model's recipe with the training. Errors: NodeError for a shift of 0, which leaves no levels."""
-        return _patched(model, Flow(shift, self.multiplier))
+    Errors: NodeError for a shift of 0, which leaves no levels.
+    """
+    return _patched(model, Flow(shift, 1000.0))
 
 
-class ModelSamplingAuraFlow(ModelSamplingSD3):
-    """Training on a flow, of which the network is told the level itself."""
+@node("ModelSamplingAuraFlow", category="model/patch", function="patch")
+def model_sampling_aura_flow(model: MODEL, shift: Annotated[float, _shift(1.73)]) -> MODEL:
+    """Training on a flow, of which the network is told the level itself.
 
-    CATEGORY = "model/patch"
-    default_shift, multiplier = 1.73, 1.0
+    Errors: NodeError for a shift of 0, which leaves no levels.
+    """
+    return _patched(model, Flow(shift, 1.0))
 
 
-class ModelSamplingFlux:
-    """Training on a flow that is shifted the further, the larger the image."""
+Side: TypeAlias = Annotated[int, Int(1024, min=16, max=MAX_RESOLUTION, step=8)]
 
-    RETURN_TYPES = ("MODEL",)
-    FUNCTION = "patch"
-    CATEGORY = "model/patch/flux"
 
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        side = ("INT", {"default": 1024, "min": 16, "max": MAX_RESOLUTION, "step": 8})
-        shifts = {"max_shift": _shift(1.15), "base_shift": _shift(0.5)}
-        return {"required": {"model": ("MODEL",), **shifts, "width": side, "height": side}}
+@node("ModelSamplingFlux", category="model/patch/flux", function="patch")
+def model_sampling_flux(
+    model: MODEL,
+    max_shift: Annotated[float, _shift(1.15)],
+    base_shift: Annotated[float, _shift(0.5)],
+    width: Side,
+    height: Side,
+) -> MODEL:
+    """Training on a flow that is shifted the further, the larger the image.
 
-    def patch(self, model: Recipe, max_shift: float, base_shift: float, width: int, height: int) -> tuple[Recipe]:
-        """Return the model's recipe with the training: its mu is a line through both shifts' numbers of tokens."""
-        slope = (max_shift - base_shift) / (_MAX_TOKENS - _BASE_TOKENS)
-        mu = (width * height / _PIXELS_A_TOKEN) * slope + (base_shift - slope * _BASE_TOKENS)
-        return _patched(model, FluxFlow(mu))
+    Return the model's recipe with the training: its mu is a line through both shifts' numbers of tokens.
+    """
+    slope = (max_shift - base_shift) / (_MAX_TOKENS - _BASE_TOKENS)
+    mu = (width * height / _PIXELS_A_TOKEN) * slope + (base_shift - slope * _BASE_TOKENS)
+    return _patched(model, FluxFlow(mu))
 
 
 _BASE_TOKENS, _MAX_TOKENS = 256, 4096
 """Of images of 256×256 and 1024×1024 pixels, on which FLUX.1 was trained with base_shift and max_shift."""
 _PIXELS_A_TOKEN = 16 * 16
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "ModelSamplingDiscrete": ModelSamplingDiscrete,
-    "ModelSamplingContinuousEDM": ModelSamplingContinuousEDM,
-    "ModelSamplingContinuousV": ModelSamplingContinuousV,
-    "ModelSamplingSD3": ModelSamplingSD3,
-    "ModelSamplingAuraFlow": ModelSamplingAuraFlow,
-    "ModelSamplingFlux": ModelSamplingFlux,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {}

@@ -6,15 +6,16 @@ import json
 import re
 import string
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from serve_app.errors import NodeError, shown
-from serve_app.execution.runtime import Files
 from serve_app.execution.size import allow_text
-from serve_app.nodes.dynamic_inputs import autogrow, combo
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Autogrow, Combo, InputType, Int, Text
+from serve_app.nodes.sockets import ARRAY, DICT, STORE, STRING
 
 CATEGORY = "text"
-INDENT = ("INT", {"default": 2, "min": 0, "max": 8})
+Indent: TypeAlias = Annotated[int, Int(2, min=0, max=8)]
 _NUMBER = re.compile(r"\d+")
 
 
@@ -40,120 +41,87 @@ class _Format(string.Formatter):
         return written
 
 
-class StringFormat:
-    """A text with values in the places of their letters."""
+@node(
+    "StringFormat",
+    "Format Text",
+    category=CATEGORY,
+    description="Writes values into a text, as Python's str.format does.",
+)
+def string_format(
+    values: Annotated[Mapping[str, Any], Autogrow(InputType("*"), name="value", names=string.ascii_lowercase, least=0)],
+    f_string: Annotated[str, Text("{a}", multiline=True)],
+) -> STRING:
+    """A text with values in the places of their letters.
 
-    RETURN_TYPES = ("STRING",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-    DESCRIPTION = "Writes values into a text, as Python's str.format does."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        values = autogrow(("*", {}), name="value", names=string.ascii_lowercase, least=0)
-        return {"required": {"values": values, "f_string": ("STRING", {"default": "{a}", "multiline": True})}}
-
-    def execute(self, values: Mapping[str, Any], f_string: str) -> tuple[str]:
-        """Format. Errors: NodeError for a text that is no format string, or that names what is not linked."""
-        try:
-            return (_Format().vformat(f_string, (), values),)
-        except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
-            have = ", ".join(values) or "none"
-            raise NodeError(f"{shown(f_string)} cannot be filled in: {error!r}; there are the values {have}") from error
-
-
-class JsonExtractString:
-    """One member of a JSON object as text."""
-
-    RETURN_TYPES = ("STRING",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"json_string": ("STRING", {"multiline": True}), "key": ("STRING", {"multiline": False})}}
-
-    def execute(self, json_string: str, key: str) -> tuple[str]:
-        """Return the member as Python writes it; nothing for null, for none of that name, and for what is no JSON."""
-        try:
-            found = json.loads(json_string)
-        except (ValueError, RecursionError):
-            return ("",)
-        value = found.get(key) if isinstance(found, dict) else None
-        return ("" if value is None else str(value),)
+    Format. Errors: NodeError for a text that is no format string, or that names what is not linked.
+    """
+    try:
+        return _Format().vformat(f_string, (), values)
+    except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        have = ", ".join(values) or "none"
+        raise NodeError(f"{shown(f_string)} cannot be filled in: {error!r}; there are the values {have}") from error
 
 
-class ConvertDictionaryToString:
-    """An object as JSON."""
+@node("JsonExtractString", "Extract Text from JSON", category=CATEGORY)
+def json_extract_string(
+    json_string: Annotated[str, Text(multiline=True)], key: Annotated[str, Text(multiline=False)]
+) -> STRING:
+    """One member of a JSON object as text.
 
-    RETURN_TYPES = ("STRING",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"dictionary": ("DICT", {}), "indent": INDENT}}
-
-    def execute(self, dictionary: Any, indent: int = 2) -> tuple[str]:
-        """Write it, on one line without an indent. Errors: NodeError for what JSON cannot write."""
-        return (_written(dictionary, indent),)
-
-
-class ConvertArrayToString:
-    """A list as JSON."""
-
-    RETURN_TYPES = ("STRING",)
-    FUNCTION = "execute"
-    CATEGORY = CATEGORY
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"array": ("ARRAY", {}), "indent": INDENT}}
-
-    def execute(self, array: Any, indent: int = 2) -> tuple[str]:
-        """Write it, on one line without an indent. Errors: NodeError for what JSON cannot write."""
-        return (_written(array, indent),)
+    Return the member as Python writes it; nothing for null, for none of that name, and for what is no JSON.
+    """
+    try:
+        found = json.loads(json_string)
+    except (ValueError, RecursionError):
+        return ""
+    value = found.get(key) if isinstance(found, dict) else None
+    return "" if value is None else str(value)
 
 
-class SaveText:
+@node("ConvertDictionaryToString", "Convert Dictionary to String", category=CATEGORY, required=("indent",))
+def convert_dictionary_to_string(dictionary: DICT, indent: Indent = 2) -> STRING:
+    """An object as JSON. Write it, on one line without an indent. Errors: NodeError for what JSON cannot write."""
+    return _written(dictionary, indent)
+
+
+@node("ConvertArrayToString", "Convert Array to String", category=CATEGORY, required=("indent",))
+def convert_array_to_string(array: ARRAY, indent: Indent = 2) -> STRING:
+    """A list as JSON. Write it, on one line without an indent. Errors: NodeError for what JSON cannot write."""
+    return _written(array, indent)
+
+
+@node(
+    "SaveText",
+    "Save Text",
+    category=CATEGORY,
+    function="save",
+    return_types=("STRING",),
+    output_is_list=(True,),
+    return_names=("text",),
+    skips_blocked=True,
+    output_node=True,
+    description="Saves the text to the output folder.",
+)
+async def save_text(
+    text: list[Annotated[str, Text(forceInput=True, multiline=False)]],
+    filename_prefix: list[Annotated[str, Text("ComfyUI", multiline=False)]],
+    format: list[Annotated[str, Combo(["txt", "csv", "md", "json"], default="txt")]],
+    store: list[STORE],
+) -> dict[str, Any]:
     """Texts to files.
 
     Takes its inputs as lists, so that all files of a node are saved at once: a retry then finds the same names.
+
+    Store them and show both; what is JSON is laid out as such in a .json file.
     """
-
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("text",)
-    OUTPUT_IS_LIST = (True,)
-    INPUT_IS_LIST = True
-    SKIPS_BLOCKED = True
-    FUNCTION = "save"
-    OUTPUT_NODE = True
-    CATEGORY = CATEGORY
-    DESCRIPTION = "Saves the text to the output folder."
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {
-            "required": {
-                "text": ("STRING", {"forceInput": True, "multiline": False}),
-                "filename_prefix": ("STRING", {"default": "ComfyUI", "multiline": False}),
-                "format": combo(["txt", "csv", "md", "json"], default="txt"),
-            },
-            "hidden": {"store": "STORE"},
-        }
-
-    async def save(
-        self, text: list[str], filename_prefix: list[str], format: list[str], store: list[Files]
-    ) -> dict[str, Any]:
-        """Store them and show both; what is JSON is laid out as such in a .json file."""
-        contents: dict[str, list[bytes]] = {}
-        for index, one in enumerate(text):
-            prefix = filename_prefix[min(index, len(filename_prefix) - 1)]
-            contents.setdefault(prefix, []).append((_laid_out(one) if format[0] == "json" else one).encode())
-        files: list[dict[str, Any]] = []
-        for prefix, written in contents.items():
-            files += await store[0].save("output", prefix, f".{format[0]}", written, width=1, height=1, mark="")
-        return {"ui": {"text": list(text), "files": files}, "result": (text,)}
+    contents: dict[str, list[bytes]] = {}
+    for index, one in enumerate(text):
+        prefix = filename_prefix[min(index, len(filename_prefix) - 1)]
+        contents.setdefault(prefix, []).append((_laid_out(one) if format[0] == "json" else one).encode())
+    files: list[dict[str, Any]] = []
+    for prefix, written in contents.items():
+        files += await store[0].save("output", prefix, f".{format[0]}", written, width=1, height=1, mark="")
+    return {"ui": {"text": list(text), "files": files}, "result": (text,)}
 
 
 def _laid_out(text: str) -> str:
@@ -168,20 +136,3 @@ def _written(value: Any, indent: int) -> str:
         return json.dumps(value, ensure_ascii=False, indent=indent or None)
     except (TypeError, ValueError, RecursionError) as error:
         raise NodeError(f"a {type(value).__name__} cannot be written as JSON: {error}") from error
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {
-    "StringFormat": StringFormat,
-    "JsonExtractString": JsonExtractString,
-    "ConvertDictionaryToString": ConvertDictionaryToString,
-    "ConvertArrayToString": ConvertArrayToString,
-    "SaveText": SaveText,
-}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {
-    "StringFormat": "Format Text",
-    "JsonExtractString": "Extract Text from JSON",
-    "ConvertDictionaryToString": "Convert Dictionary to String",
-    "ConvertArrayToString": "Convert Array to String",
-    "SaveText": "Save Text",
-}

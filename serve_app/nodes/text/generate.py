@@ -3,76 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from serve_app.errors import NodeError
-from serve_app.execution.runtime import Runtime
 from serve_app.graph.dynamic import DYNAMIC_COMBO
-from serve_app.recipe import Recipe
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Bool, Float, InputType, Int, Text
+from serve_app.nodes.sockets import AUDIO, CLIP, IMAGE, RUNTIME, STRING
 from serve_app.values import GenerationRequest, TokenSampling
 
-_SAMPLING: Mapping[str, Any] = {
-    "required": {
-        "temperature": ("FLOAT", {"default": 0.7, "min": 0.01, "max": 2.0, "step": 0.000001}),
-        "top_k": ("INT", {"default": 64, "min": 0, "max": 1000}),
-        "top_p": ("FLOAT", {"default": 0.95, "min": 0.0, "max": 1.0, "step": 0.01}),
-        "min_p": ("FLOAT", {"default": 0.05, "min": 0.0, "max": 1.0, "step": 0.01}),
-        "repetition_penalty": ("FLOAT", {"default": 1.05, "min": 0.0, "max": 5.0, "step": 0.01}),
-        "seed": ("INT", {"default": 0, "min": 0, "max": 0xFFFFFFFFFFFFFFFF}),
-    },
-    "optional": {"presence_penalty": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 5.0, "step": 0.01})},
+_SAMPLING: Mapping[str, InputType] = {
+    "temperature": Float(0.7, min=0.01, max=2.0, step=0.000001),
+    "top_k": Int(64, min=0, max=1000),
+    "top_p": Float(0.95, min=0.0, max=1.0, step=0.01),
+    "min_p": Float(0.05, min=0.0, max=1.0, step=0.01),
+    "repetition_penalty": Float(1.05, min=0.0, max=5.0, step=0.01),
+    "seed": Int(0, min=0, max=0xFFFFFFFFFFFFFFFF),
 }
+_PENALTY: Mapping[str, InputType] = {"presence_penalty": Float(0.0, min=0.0, max=5.0, step=0.01)}
+
+SamplingMode: TypeAlias = Annotated[
+    Mapping[str, Any],
+    InputType(
+        DYNAMIC_COMBO,
+        {
+            "display_name": "Sampling Mode",
+            "options": [
+                {
+                    "key": "on",
+                    "inputs": {
+                        "required": {name: one.declared() for name, one in _SAMPLING.items()},
+                        "optional": {name: one.declared() for name, one in _PENALTY.items()},
+                    },
+                },
+                {"key": "off", "inputs": {"required": {}}},
+            ],
+        },
+    ),
+]
 
 
-class TextGenerate:
-    """Text from a language model. It reads text alone."""
+@node(
+    "TextGenerate",
+    "Generate Text",
+    category="text",
+    function="generate",
+    return_names=("generated_text",),
+    order=("image", "video", "audio"),
+)
+async def text_generate(
+    clip: CLIP,
+    prompt: Annotated[str, Text("", multiline=True, dynamicPrompts=True)],
+    max_length: Annotated[int, Int(512, min=1, max=32768)],
+    sampling_mode: SamplingMode,
+    runtime: RUNTIME,
+    thinking: Annotated[bool, Bool(False)] = False,
+    use_default_template: Annotated[bool, Bool(True, advanced=True)] = True,
+    image: IMAGE | None = None,
+    video: IMAGE | None = None,
+    audio: AUDIO | None = None,
+) -> STRING:
+    """Text from a language model. It reads text alone.
 
-    RETURN_TYPES = ("STRING",)
-    RETURN_NAMES = ("generated_text",)
-    FUNCTION = "generate"
-    CATEGORY = "text"
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        options = [{"key": "on", "inputs": _SAMPLING}, {"key": "off", "inputs": {"required": {}}}]
-        return {
-            "required": {
-                "clip": ("CLIP",),
-                "prompt": ("STRING", {"default": "", "multiline": True, "dynamicPrompts": True}),
-                "max_length": ("INT", {"default": 512, "min": 1, "max": 32768}),
-                "sampling_mode": (DYNAMIC_COMBO, {"display_name": "Sampling Mode", "options": options}),
-            },
-            "optional": {
-                "image": ("IMAGE",),
-                "video": ("IMAGE",),
-                "audio": ("AUDIO",),
-                "thinking": ("BOOLEAN", {"default": False}),
-                "use_default_template": ("BOOLEAN", {"default": True, "advanced": True}),
-            },
-            "hidden": {"runtime": "RUNTIME"},
-        }
-
-    async def generate(
-        self,
-        clip: Recipe,
-        prompt: str,
-        max_length: int,
-        sampling_mode: Mapping[str, Any],
-        runtime: Runtime,
-        thinking: bool = False,
-        use_default_template: bool = True,
-        **others: Any,
-    ) -> tuple[str]:
-        """Return the text. Errors: NodeError for an encoder that generates none, or where it is to see or hear."""
-        for name in ("image", "video", "audio"):
-            if others.get(name) is not None:
-                raise NodeError(f"language models read text alone here; '{name}' is linked, so take the link away")
-        numbers = {name: value for name, value in sampling_mode.items() if name != "sampling_mode"}
-        sampling = TokenSampling(**numbers) if sampling_mode["sampling_mode"] == "on" else None
-        request = GenerationRequest(prompt, max_length, sampling, thinking, use_default_template)
-        return (await runtime.generate_text(clip, request),)
-
-
-NODE_CLASS_MAPPINGS: Mapping[str, type] = {"TextGenerate": TextGenerate}
-
-NODE_DISPLAY_NAME_MAPPINGS: Mapping[str, str] = {"TextGenerate": "Generate Text"}
+    Return the text. Errors: NodeError for an encoder that generates none, or where it is to see or hear.
+    """
+    for name, value in {"image": image, "video": video, "audio": audio}.items():
+        if value is not None:
+            raise NodeError(f"language models read text alone here; '{name}' is linked, so take the link away")
+    numbers = {name: value for name, value in sampling_mode.items() if name != "sampling_mode"}
+    sampling = TokenSampling(**numbers) if sampling_mode["sampling_mode"] == "on" else None
+    request = GenerationRequest(prompt, max_length, sampling, thinking, use_default_template)
+    return await runtime.generate_text(clip, request)

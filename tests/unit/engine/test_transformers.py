@@ -20,9 +20,9 @@ from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families import AutoencoderKL, Wan
 from serve_app.models.families.dit.anima import IDS, WEIGHTS
 from serve_app.models.families.dit.hidream import STATES
-from serve_app.nodes.latent.latents import VAEDecode
-from serve_app.nodes.loaders.models import UNETLoader, VAELoader
-from serve_app.nodes.sampling.ksampler import KSampler
+from serve_app.nodes.latent.latents import vae_decode
+from serve_app.nodes.loaders.models import unet_loader, vae_loader
+from serve_app.nodes.sampling.ksampler import ksampler
 from serve_app.recipe import Lora, Recipe, ReferenceMethod
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog
@@ -118,16 +118,16 @@ def ignore(done: int, steps: int) -> None:
 @pytest.mark.parametrize("net", NETS)
 async def test_a_file_of_its_own_makes_images_through_the_nodes(shared: EngineRuntime, net: str) -> None:
     runtime: Any = shared.bind(ignore)
-    (model,) = UNETLoader().load_unet(f"{net}.safetensors", "default")
-    (vae,) = VAELoader().load_vae("ae.safetensors")
+    model = unet_loader(f"{net}.safetensors", "default")
+    vae = vae_loader("ae.safetensors")
     latent = {"samples": torch.zeros(1, 16, 6, 9)}
     conds = text(1, 5), text(2, 7)
-    (sampled,) = await KSampler().sample(model, 3, 4, 2.0, "euler", "simple", *conds, latent, runtime)
-    (images,) = await VAEDecode().decode(vae, sampled, runtime)
+    sampled = await ksampler(model, 3, 4, 2.0, "euler", "simple", *conds, latent, runtime)
+    images = await vae_decode(vae, sampled, runtime)
     assert images.shape == (1, 48, 72, 3)
     assert sampled["samples"].isfinite().all()
     assert float(sampled["samples"].std()) > 0.5
-    (other,) = await KSampler().sample(model, 3, 4, 2.0, "euler", "simple", conds[1], conds[0], latent, runtime)
+    other = await ksampler(model, 3, 4, 2.0, "euler", "simple", conds[1], conds[0], latent, runtime)
     assert mixes.relative_error(other["samples"], sampled["samples"]) > 0.01
 
 

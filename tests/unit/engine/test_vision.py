@@ -19,15 +19,15 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Unclip
-from serve_app.nodes.conditioning.encode import CLIPTextEncode
+from serve_app.nodes.conditioning.encode import clip_text_encode
 from serve_app.nodes.conditioning.vision import (
-    CLIPVisionEncode,
-    CLIPVisionLoader,
-    unCLIPCheckpointLoader,
-    unCLIPConditioning,
+    clip_vision_encode,
+    clip_vision_loader,
+    unclip_checkpoint_loader,
+    unclip_conditioning,
 )
-from serve_app.nodes.latent.latents import VAEDecode
-from serve_app.nodes.sampling.ksampler import KSampler
+from serve_app.nodes.latent.latents import vae_decode
+from serve_app.nodes.sampling.ksampler import ksampler
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import ClipVisionOutput, Conditioning
@@ -40,7 +40,7 @@ NAME = "unclip.safetensors"
 WIDTH = 768
 BACKBONE = Unclip((32, 64, 128), (1, 1, 1), (0, 1, 1), 1, context_dim=64, linear=True, vector_dim=2 * WIDTH)
 ENCODER = ClipVision(layers=23, width=32, hidden_width=48, side=2, patch=8, projection=WIDTH)
-PARTS = unCLIPCheckpointLoader().load_checkpoint(NAME)
+PARTS = unclip_checkpoint_loader(NAME)
 TOLERANCE = 1e-5
 
 
@@ -75,17 +75,17 @@ def images(seed: int, count: int = 1, side: int = 20) -> torch.Tensor:
 async def test_a_checkpoint_of_unclip_draws_what_an_image_conditions_it_on(shared: EngineRuntime) -> None:
     runtime: Any = shared.bind(ignore)
     model, clip, vae, encoder = PARTS
-    (positive,) = await CLIPTextEncode().encode(clip, "a fox", runtime)
-    (negative,) = await CLIPTextEncode().encode(clip, "", runtime)
+    positive = await clip_text_encode(clip, "a fox", runtime)
+    negative = await clip_text_encode(clip, "", runtime)
 
     async def drawn(seed: int | None, augmentation: float = 0.0) -> torch.Tensor:
         told = positive
         if seed is not None:
-            (seen,) = await CLIPVisionEncode().encode(encoder, images(seed), "center", runtime)
-            (told,) = unCLIPConditioning().apply_adm(positive, seen, 1.0, augmentation)
+            seen = await clip_vision_encode(encoder, images(seed), "center", runtime)
+            told = unclip_conditioning(positive, seen, 1.0, augmentation)
         latent = {"samples": torch.zeros(1, 4, 8, 8)}
-        (sampled,) = await KSampler().sample(model, 3, 4, 4.0, "euler", "normal", told, negative, latent, runtime)
-        (picture,) = await VAEDecode().decode(vae, sampled, runtime)
+        sampled = await ksampler(model, 3, 4, 4.0, "euler", "normal", told, negative, latent, runtime)
+        picture = await vae_decode(vae, sampled, runtime)
         assert picture.shape == (1, 64, 64, 3)
         latents: torch.Tensor = sampled["samples"]
         assert latents.isfinite().all()
@@ -99,9 +99,9 @@ async def test_a_checkpoint_of_unclip_draws_what_an_image_conditions_it_on(share
 
 async def test_an_encoder_of_its_own_sees_as_the_checkpoints_does(shared: EngineRuntime) -> None:
     runtime: Any = shared.bind(ignore)
-    (encoder,) = CLIPVisionLoader().load_clip("vit.safetensors")
-    (alone,) = await CLIPVisionEncode().encode(encoder, images(1), "none", runtime)
-    (within,) = await CLIPVisionEncode().encode(PARTS[3], images(1), "none", runtime)
+    encoder = clip_vision_loader("vit.safetensors")
+    alone = await clip_vision_encode(encoder, images(1), "none", runtime)
+    within = await clip_vision_encode(PARTS[3], images(1), "none", runtime)
     assert torch.equal(alone.image_embeds, within.image_embeds)
     assert alone.image_embeds.shape == (1, WIDTH)
 
@@ -128,7 +128,7 @@ async def test_one_bad_image_fails_its_own_job_alone(shared: EngineRuntime) -> N
 
 
 async def test_a_checkpoint_without_an_encoder_says_so(shared: EngineRuntime) -> None:
-    *_, encoder = unCLIPCheckpointLoader().load_checkpoint("plain.safetensors")
+    *_, encoder = unclip_checkpoint_loader("plain.safetensors")
     with pytest.raises(ModelFileError, match=r"'plain\.safetensors' holds no image encoder of a known layout"):
         await shared.bind(ignore).see(encoder, images(1), crop=True)
 

@@ -9,19 +9,23 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.nodes.conditioning.edit import InstructPixToPixConditioning
-from serve_app.nodes.conditioning.sdxl import CLIPTextEncodeSDXL, CLIPTextEncodeSDXLRefiner
+from serve_app.nodes.conditioning.edit import instruct_pix_to_pix_conditioning
+from serve_app.nodes.conditioning.sdxl import clip_text_encode_sdxl, clip_text_encode_sdxl_refiner
 from serve_app.nodes.loaders.models import (
-    CheckpointLoader,
-    CLIPLoader,
-    DiffusersLoader,
-    DualCLIPLoader,
-    QuadrupleCLIPLoader,
-    TripleCLIPLoader,
-    UNETLoader,
-    VAELoader,
+    checkpoint_loader,
+    clip_loader,
+    diffusers_loader,
+    dual_clip_loader,
+    quadruple_clip_loader,
+    triple_clip_loader,
+    unet_loader,
+    vae_loader,
 )
-from serve_app.nodes.model.training import ModelSamplingContinuousEDM, ModelSamplingContinuousV, ModelSamplingDiscrete
+from serve_app.nodes.model.training import (
+    model_sampling_continuous_edm,
+    model_sampling_continuous_v,
+    model_sampling_discrete,
+)
 from serve_app.recipe import ClipSkip, ContinuousEdm, ContinuousV, Discrete, LoadedAs, Recipe, Rounded
 from serve_app.values import Texts
 
@@ -38,16 +42,16 @@ CLIP = Recipe("clip", "checkpoints", "a.safetensors")
     ],
 )
 def test_a_configuration_changes_the_prediction_or_the_text_layer_alone(config, backbone_patches, clip_patches):
-    backbone, clip, vae = CheckpointLoader().load_checkpoint(config, "a.safetensors")
+    backbone, clip, vae = checkpoint_loader(config, "a.safetensors")
     assert (backbone.patches, clip.patches, vae.patches) == (backbone_patches, clip_patches, ())
     assert {recipe.name for recipe in (backbone, clip, vae)} == {"a.safetensors"}
 
 
 def test_parts_of_their_own_files_are_named_by_folder():
-    assert UNETLoader().load_unet("u.sft", "default") == (Recipe("backbone", "diffusion_models", "u.sft"),)
-    assert CLIPLoader().load_clip("c.sft") == (Recipe("clip", "text_encoders", "c.sft"),)
-    assert VAELoader().load_vae("v.sft") == (Recipe("vae", "vae", "v.sft"),)
-    assert [recipe.part for recipe in DiffusersLoader().load_checkpoint("mine")] == ["backbone", "clip", "vae"]
+    assert unet_loader("u.sft", "default") == Recipe("backbone", "diffusion_models", "u.sft")
+    assert clip_loader("c.sft") == Recipe("clip", "text_encoders", "c.sft")
+    assert vae_loader("v.sft") == Recipe("vae", "vae", "v.sft")
+    assert [recipe.part for recipe in diffusers_loader("mine")] == ["backbone", "clip", "vae"]
 
 
 @pytest.mark.parametrize(
@@ -55,24 +59,24 @@ def test_parts_of_their_own_files_are_named_by_folder():
     [("fp8_e4m3fn", "float8_e4m3fn"), ("fp8_e4m3fn_fast", "float8_e4m3fn"), ("fp8_e5m2", "float8_e5m2")],
 )
 def test_an_eight_bit_format_rounds_the_weights(asked, rounded):
-    (recipe,) = UNETLoader().load_unet("u.sft", asked)
+    recipe = unet_loader("u.sft", asked)
     assert recipe.patches == (Rounded(rounded),)
 
 
 def test_a_type_and_every_file_of_text_encoders_travel_in_the_recipe():
     def encoders(type, name, *beside):
-        return (Recipe("clip", "text_encoders", name, (LoadedAs(type),), beside),)
+        return Recipe("clip", "text_encoders", name, (LoadedAs(type),), beside)
 
-    assert CLIPLoader().load_clip("c.sft", "wan") == encoders("wan", "c.sft")
-    assert DualCLIPLoader().load_clip("l.sft", "t5.sft", "flux") == encoders("flux", "l.sft", "t5.sft")
-    assert TripleCLIPLoader().load_clip("a", "b", "c") == encoders("sd3", "a", "b", "c")
-    assert QuadrupleCLIPLoader().load_clip("a", "b", "c", "d") == encoders("hidream", "a", "b", "c", "d")
+    assert clip_loader("c.sft", "wan") == encoders("wan", "c.sft")
+    assert dual_clip_loader("l.sft", "t5.sft", "flux") == encoders("flux", "l.sft", "t5.sft")
+    assert triple_clip_loader("a", "b", "c") == encoders("sd3", "a", "b", "c")
+    assert quadruple_clip_loader("a", "b", "c", "d") == encoders("hidream", "a", "b", "c", "d")
 
 
 def test_training_is_put_on_the_recipe():
-    (discrete,) = ModelSamplingDiscrete().patch(MODEL, "v_prediction", True)
-    (edm,) = ModelSamplingContinuousEDM().patch(MODEL, "edm", 120.0, 0.002)
-    (angle,) = ModelSamplingContinuousV().patch(MODEL, "v_prediction", 500.0, 0.03)
+    discrete = model_sampling_discrete(MODEL, "v_prediction", True)
+    edm = model_sampling_continuous_edm(MODEL, "edm", 120.0, 0.002)
+    angle = model_sampling_continuous_v(MODEL, "v_prediction", 500.0, 0.03)
     assert discrete.patches == (Discrete("v_prediction", zsnr=True),)
     assert edm.patches == (ContinuousEdm("edm", 120.0, 0.002),)
     assert angle.patches == (ContinuousV(500.0, 0.03),)
@@ -88,7 +92,7 @@ def test_training_is_put_on_the_recipe():
 )
 def test_training_that_is_not_supported_is_refused_where_it_is_asked_for(sampling, low, message):
     with pytest.raises(NodeError, match=message):
-        ModelSamplingContinuousEDM().patch(MODEL, sampling, 120.0, low)
+        model_sampling_continuous_edm(MODEL, sampling, 120.0, low)
 
 
 class Oracle:
@@ -106,15 +110,15 @@ ORACLE: Any = Oracle()
 
 def test_sdxls_text_carries_both_texts_and_all_sizes():
     sizes = {"width": 1, "height": 2, "crop_w": 3, "crop_h": 4, "target_width": 5, "target_height": 6}
-    encode = CLIPTextEncodeSDXL().encode(CLIP, **sizes, text_g="fox", text_l="hen", runtime=ORACLE)
-    (((_, options),),) = asyncio.run(encode)
+    encode = clip_text_encode_sdxl(CLIP, **sizes, text_g="fox", text_l="hen", runtime=ORACLE)
+    ((_, options),) = asyncio.run(encode)
     assert options["asked"] == Texts(g="fox", l="hen")
     assert {name: options[name] for name in sizes} == sizes
     assert "pooled_output" in options
 
 
 def test_the_refiners_text_carries_the_size_and_the_score():
-    (((_, options),),) = asyncio.run(CLIPTextEncodeSDXLRefiner().encode(CLIP, 7.5, 640, 480, "fox", ORACLE))
+    ((_, options),) = asyncio.run(clip_text_encode_sdxl_refiner(CLIP, 7.5, 640, 480, "fox", ORACLE))
     assert (options["asked"], options["aesthetic_score"]) == ("fox", 7.5)
     assert (options["width"], options["height"]) == (640, 480)
 
@@ -123,7 +127,7 @@ def test_an_image_to_edit_goes_beside_both_conditionings_and_empty_latents_take_
     image = torch.rand(1, 16, 24, 3)
     conditioning = [(torch.zeros(1, 77, 8), {"strength": 0.5})]
     vae = Recipe("vae", "vae", "v.sft")
-    encode = InstructPixToPixConditioning().encode(conditioning, conditioning, image, vae, ORACLE)
+    encode = instruct_pix_to_pix_conditioning(conditioning, conditioning, image, vae, ORACLE)
     positive, negative, latent = asyncio.run(encode)
     for ((_, options),) in (positive, negative):
         assert torch.equal(options["concat_latent_image"], image[:, ::8, ::8].movedim(-1, 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing, enter
-from serve_app.nodes.latent.transform import TrimVideoLatent
+from serve_app.nodes.latent.transform import trim_video_latent
 from serve_app.nodes.registry import BUILTIN
 from serve_app.values import Conditioning
 
@@ -117,7 +117,7 @@ def test_a_video_over_the_limits_is_refused_before_it_takes_the_memory(node: str
 
 def test_as_many_cells_are_trimmed_as_a_reference_takes() -> None:
     *_, latent, amount = made("WanVaceToVideo", Vae(), strength=1.0, reference_image=PICTURE)
-    (trimmed,) = TrimVideoLatent().trim(latent, amount)
+    trimmed = trim_video_latent(latent, amount)
     assert (latent["samples"].shape[2], trimmed["samples"].shape[2]) == (3, 2)
 
 

@@ -95,7 +95,7 @@ def parameters(held: Weights, recipe: Recipe) -> dict[str, Tensor]:
 
 
 def test_what_is_loaded_has_the_merged_weights(catalog: Catalog) -> None:
-    [recipe] = merged(backbone("unet_a"), backbone("unet_b"), Share("", 0.3, 0.7))
+    recipe = merged(backbone("unet_a"), backbone("unet_b"), Share("", 0.3, 0.7))
     held = cpu_weights(catalog)
     a, b = (parameters(cpu_weights(catalog), backbone(f"unet_{letter}")) for letter in "ab")
     for name, weight in parameters(held, recipe).items():
@@ -103,7 +103,7 @@ def test_what_is_loaded_has_the_merged_weights(catalog: Catalog) -> None:
 
 
 def test_merged_weights_take_what_one_model_takes_and_count_before_they_are_loaded(catalog: Catalog) -> None:
-    [recipe] = merged(backbone("unet_a"), backbone("unet_b"), HALF)
+    recipe = merged(backbone("unet_a"), backbone("unet_b"), HALF)
     one, held = cpu_weights(catalog), cpu_weights(catalog)
     one.backbone(backbone("unet_a"))
     held.backbone(recipe)
@@ -114,19 +114,19 @@ def test_merged_weights_take_what_one_model_takes_and_count_before_they_are_load
 def test_equal_merges_are_one_network_whatever_else_the_models_carry(catalog: Catalog) -> None:
     held = cpu_weights(catalog)
     a, b = backbone("unet_a"), backbone("unet_b")
-    [first] = merged(a, b, HALF)
-    [second] = merged(a.with_patch(Discrete("v_prediction")), b.with_patch(Discrete("v_prediction")), HALF)
+    first = merged(a, b, HALF)
+    second = merged(a.with_patch(Discrete("v_prediction")), b.with_patch(Discrete("v_prediction")), HALF)
     one, other = held.backbone(first), held.backbone(second)
     assert one.network is other.network
     assert one.prediction != other.prediction
-    [reverse] = merged(b, a, HALF)
+    reverse = merged(b, a, HALF)
     assert held.backbone(reverse).network is not one.network
 
 
 def test_a_lora_after_a_merge_goes_beside_it_and_one_before_into_it(catalog: Catalog) -> None:
     held = cpu_weights(catalog)
-    [plainly] = merged(backbone("unet_a"), backbone("unet_b"), HALF)
-    [within] = merged(backbone("unet_a").with_lora("unet.safetensors", 1.0), backbone("unet_b"), HALF)
+    plainly = merged(backbone("unet_a"), backbone("unet_b"), HALF)
+    within = merged(backbone("unet_a").with_lora("unet.safetensors", 1.0), backbone("unet_b"), HALF)
     beside = plainly.with_lora("unet.safetensors", 0.5)
     key = held.backbone(plainly).key
     assert held.backbone(beside).key == key
@@ -140,7 +140,7 @@ def test_a_lora_after_a_merge_goes_beside_it_and_one_before_into_it(catalog: Cat
 @pytest.mark.parametrize(
     "recipe",
     [
-        lambda a, b: merged(a, b, Share("", 1.0, 0.0)),
+        lambda a, b: (merged(a, b, Share("", 1.0, 0.0)),),
         lambda a, b: BUILTIN["ModelMergeSimple"]().merge(a, b, ratio=1.0),  # type: ignore[attr-defined]
         lambda a, b: BUILTIN["UNetSelfAttentionMultiply"]().multiply(a, 1, 1, 1, 1),  # type: ignore[attr-defined]
     ],
@@ -150,7 +150,7 @@ def test_what_changes_nothing_leaves_the_recipe_as_it_is(recipe: Callable[[Recip
 
 
 def test_models_of_different_families_are_refused_by_name(catalog: Catalog) -> None:
-    [recipe] = merged(backbone("unet_a"), backbone("flux_b"), HALF)
+    recipe = merged(backbone("unet_a"), backbone("flux_b"), HALF)
     with pytest.raises(
         ModelFileError, match=r"'unet_a\.safetensors' \(Stable Diffusion .*'flux_b\.safetensors' \(Flux"
     ):
@@ -164,7 +164,7 @@ def test_tensors_of_other_shapes_are_left_out_and_remarked(catalog: Catalog, tmp
     inpaint[first] = torch.cat([inpaint[first], torch.ones(inpaint[first].shape[0], 5, 3, 3)], dim=1)
     for name, tensors in (("inpaint", inpaint), ("b", model("unet", "b"))):
         save_file(tensors, tmp_path / "diffusion_models" / f"{name}.safetensors")
-    [recipe] = merged(backbone("inpaint"), backbone("b"), Share("", 1.0, 0.5))
+    recipe = merged(backbone("inpaint"), backbone("b"), Share("", 1.0, 0.5))
     held = cpu_weights(Catalog(tmp_path))
     assert held.remarks(recipe) == ()
     held.backbone(recipe)
@@ -176,7 +176,7 @@ def test_tensors_of_other_shapes_are_left_out_and_remarked(catalog: Catalog, tmp
 
 def test_text_encoders_are_merged_and_rounded_as_comfyui_holds_them(catalog: Catalog) -> None:
     a, b = (Recipe("clip", "text_encoders", f"{letter}.safetensors") for letter in "ab")
-    [recipe] = merged(a, b, Share("", 0.3, 0.7))
+    recipe = merged(a, b, Share("", 0.3, 0.7))
     held = cpu_weights(catalog)
     module = held.clip(recipe).encoder._network  # type: ignore[attr-defined]
     ends = ("embeddings.token_embedding.weight", "final_layer_norm.bias")
@@ -189,7 +189,7 @@ def test_text_encoders_are_merged_and_rounded_as_comfyui_holds_them(catalog: Cat
 
 def test_weights_of_eight_bits_are_merged_and_have_eight_bits_again(catalog: Catalog) -> None:
     a, b = (BUILTIN["UNETLoader"]().load_unet(f"flux_{letter}.safetensors", "fp8_e4m3fn")[0] for letter in "ab")  # type: ignore[attr-defined]
-    [recipe] = merged(a, b, HALF)
+    recipe = merged(a, b, HALF)
     held = cpu_weights(catalog)
     module = held.backbone(recipe).network.module
     layer = module.get_submodule("transformer_blocks.0.attn.to_q")
@@ -201,7 +201,7 @@ def test_weights_of_eight_bits_are_merged_and_have_eight_bits_again(catalog: Cat
 def test_a_graph_that_merges_without_end_is_refused() -> None:
     recipe = backbone("unet_a")
     for _ in range(5):
-        [recipe] = merged(recipe, recipe, HALF)
+        recipe = merged(recipe, recipe, HALF)
     with pytest.raises(NodeError, match=f"64 models are merged into one; allowed are {MODELS}"):
         merged(recipe, recipe, HALF)
 
@@ -259,7 +259,7 @@ def cpu_loaded_bytes(catalog: Catalog) -> int:
 
 
 def test_loras_of_several_models_are_read_from_one_folder() -> None:
-    [recipe] = merged(backbone("a").with_lora("x", 1.0), backbone("b").with_lora("y", 1.0), HALF)
+    recipe = merged(backbone("a").with_lora("x", 1.0), backbone("b").with_lora("y", 1.0), HALF)
     assert recipe.all(Lora) == (Lora("x", 1.0),)
 
 

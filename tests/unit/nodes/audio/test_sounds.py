@@ -148,8 +148,9 @@ async def test_the_microphones_file_is_loaded_from_where_the_browser_put_it(volu
 
 @pytest.mark.parametrize("class_type", ["SaveAudio", "SaveAudioMP3", "SaveAudioOpus", "PreviewAudio"])
 async def test_the_sound_of_a_mute_video_is_not_saved(volume: Volume, class_type: str) -> None:
+    named = {} if class_type == "PreviewAudio" else {"filename_prefix": ["x"]}
     with pytest.raises(NodeError, match="there is no audio to save"):
-        await run(class_type, audio=[None], filename_prefix=["x"], store=[files(volume)], **HIDDEN)
+        await run(class_type, audio=[None], store=[files(volume)], **named, **HIDDEN)
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import torch
 
 from serve_app.execution.size import size_of
 from serve_app.nodes.conditioning.controlnet import (
-    ControlNetApply,
-    ControlNetApplyAdvanced,
-    ControlNetInpaintingAliMamaApply,
-    ControlNetLoader,
-    DiffControlNetLoader,
-    SetUnionControlNetType,
+    control_net_apply,
+    control_net_apply_advanced,
+    control_net_inpainting_ali_mama_apply,
+    control_net_loader,
+    diff_control_net_loader,
+    set_union_control_net_type,
 )
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
 from serve_app.recipe import Difference, HintKind, Recipe
@@ -24,37 +24,37 @@ def conditioning(entries=1, **options):
 
 
 def test_loading_names_the_file():
-    assert ControlNetLoader().load_controlnet("canny.safetensors") == (NET,)
+    assert control_net_loader("canny.safetensors") == NET
 
 
 def test_a_file_of_differences_goes_on_top_of_its_model():
     model = Recipe("backbone", "checkpoints", "sd15.safetensors")
-    assert DiffControlNetLoader().load_controlnet(model, "canny.safetensors") == (NET.with_patch(Difference(model)),)
+    assert diff_control_net_loader(model, "canny.safetensors") == NET.with_patch(Difference(model))
 
 
 def test_applying_at_strength_zero_changes_nothing():
     given = conditioning()
-    assert ControlNetApply().apply_controlnet(given, NET, HINT, 0.0)[0] is given
-    positive, negative = ControlNetApplyAdvanced().apply_controlnet(given, given, NET, HINT, 0.0, 0.0, 1.0)
+    assert control_net_apply(given, NET, HINT, 0.0) is given
+    positive, negative = control_net_apply_advanced(given, given, NET, HINT, 0.0, 0.0, 1.0)
     assert positive is given
     assert negative is given
 
 
 def test_applying_leaves_the_given_conditioning_as_it_was():
     given = conditioning(pooled_output=HINT)
-    ControlNetApply().apply_controlnet(given, NET, HINT, 1.0)
+    control_net_apply(given, NET, HINT, 1.0)
     assert list(given[0][1]) == ["pooled_output"]
 
 
 def test_the_plain_node_reaches_the_negative_too_and_the_advanced_one_does_not():
-    ((_, plain),) = ControlNetApply().apply_controlnet(conditioning(), NET, HINT, 0.5)[0]
-    advanced = ControlNetApplyAdvanced().apply_controlnet([(HINT, plain)], conditioning(), NET, HINT, 0.5, 0.1, 0.8)
+    ((_, plain),) = control_net_apply(conditioning(), NET, HINT, 0.5)
+    advanced = control_net_apply_advanced([(HINT, plain)], conditioning(), NET, HINT, 0.5, 0.1, 0.8)
     assert plain["control_apply_to_uncond"] is True
     assert [options["control_apply_to_uncond"] for ((_, options),) in advanced] == [False, False]
 
 
 def test_a_control_says_how_strongly_and_when_it_acts():
-    applied = ControlNetApplyAdvanced().apply_controlnet(conditioning(), conditioning(), NET, HINT, 0.5, 0.1, 0.8)
+    applied = control_net_apply_advanced(conditioning(), conditioning(), NET, HINT, 0.5, 0.1, 0.8)
     for ((_, options),) in applied:
         control = options["control"]
         assert (control.recipe, control.strength, control.start_percent, control.end_percent) == (NET, 0.5, 0.1, 0.8)
@@ -62,9 +62,9 @@ def test_a_control_says_how_strongly_and_when_it_acts():
 
 
 def test_entries_under_one_chain_stay_under_one_and_others_under_their_own():
-    (first,) = ControlNetApply().apply_controlnet(conditioning(2), NET, HINT, 1.0)
+    first = control_net_apply(conditioning(2), NET, HINT, 1.0)
     mixed = [*first, *conditioning(1)]
-    positive, negative = ControlNetApplyAdvanced().apply_controlnet(mixed, conditioning(1), NET, HINT, 0.5, 0.0, 1.0)
+    positive, negative = control_net_apply_advanced(mixed, conditioning(1), NET, HINT, 0.5, 0.0, 1.0)
     a, b, c = (options["control"] for _, options in positive)
     assert a is b
     assert a.previous is first[0][1]["control"]
@@ -74,15 +74,15 @@ def test_entries_under_one_chain_stay_under_one_and_others_under_their_own():
 
 
 def test_the_last_named_kind_of_hint_counts():
-    (named,) = SetUnionControlNetType().set_controlnet_type(NET, "depth")
-    (again,) = SetUnionControlNetType().set_controlnet_type(named, "auto")
+    named = set_union_control_net_type(NET, "depth")
+    again = set_union_control_net_type(named, "auto")
     assert named.patches == (HintKind(1),)
     assert again.patches == (HintKind(1), HintKind(None))
 
 
 def test_a_mask_changes_nothing_for_controlnets_that_read_none():
     vae = Recipe("vae", "checkpoints", "sd15.safetensors")
-    applied = ControlNetInpaintingAliMamaApply().apply_inpaint_controlnet(
+    applied = control_net_inpainting_ali_mama_apply(
         conditioning(), conditioning(), NET, vae, HINT, torch.ones(1, 16, 16), 0.5, 0.0, 1.0
     )
     assert applied[0][0][1]["control"].hint is HINT

@@ -13,14 +13,14 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.execution.size import size_of
 from serve_app.nodes.conditioning.vision import (
-    CLIPVisionEncode,
-    CLIPVisionLoader,
-    StyleModelApply,
-    StyleModelLoader,
-    unCLIPCheckpointLoader,
-    unCLIPConditioning,
+    clip_vision_encode,
+    clip_vision_loader,
+    style_model_apply,
+    style_model_loader,
+    unclip_checkpoint_loader,
+    unclip_conditioning,
 )
-from serve_app.nodes.model.controls import USOStyleReference
+from serve_app.nodes.model.controls import uso_style_reference
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
 from serve_app.recipe import ModelControl, Recipe
 from serve_app.values import ClipVisionOutput, Conditioning
@@ -34,12 +34,12 @@ TOKENS = torch.full((1, 2, 8), 3.0)
 def test_a_style_is_what_siglip_sees_at_three_depths() -> None:
     model, patch = Recipe("backbone", "unet", "flux.safetensors"), Recipe("model_patch", "model_patches", "uso")
     depths = torch.stack([torch.full((2, 3, 4), 20.0), torch.full((2, 3, 4), 11.0)], dim=1)
-    (styled,) = USOStyleReference().apply_patch(model, patch, replace(SEEN, style_hidden_states=depths))
+    styled = uso_style_reference(model, patch, replace(SEEN, style_hidden_states=depths))
     (control,) = styled.all(ModelControl)
     assert (control.recipe, control.vae) == (patch, None)
     assert [float(states.mean()) for states in control.seen] == [20.0, 11.0, 0.0]
     with pytest.raises(NodeError, match="style is read from what SigLIP sees"):
-        USOStyleReference().apply_patch(model, patch, SEEN)
+        uso_style_reference(model, patch, SEEN)
 
 
 class Oracle:
@@ -58,7 +58,7 @@ class Oracle:
 
 def styled(conditioning: Conditioning, strength: float, kind: str) -> Conditioning:
     runtime: Any = Oracle()
-    return asyncio.run(StyleModelApply().apply_stylemodel(conditioning, STYLE, SEEN, strength, kind, runtime))[0]
+    return asyncio.run(style_model_apply(conditioning, STYLE, SEEN, strength, kind, runtime))
 
 
 def text(tokens: int = 5, width: int = 8, **options: Any) -> Conditioning:
@@ -66,9 +66,9 @@ def text(tokens: int = 5, width: int = 8, **options: Any) -> Conditioning:
 
 
 def test_loaders_name_their_files() -> None:
-    assert CLIPVisionLoader().load_clip("sigclip.safetensors") == (ENCODER,)
-    assert StyleModelLoader().load_style_model("redux.safetensors") == (STYLE,)
-    parts = unCLIPCheckpointLoader().load_checkpoint("unclip.safetensors")
+    assert clip_vision_loader("sigclip.safetensors") == ENCODER
+    assert style_model_loader("redux.safetensors") == STYLE
+    parts = unclip_checkpoint_loader("unclip.safetensors")
     assert [(recipe.part, recipe.folder, recipe.name) for recipe in parts] == [
         (part, "checkpoints", "unclip.safetensors") for part in ("backbone", "clip", "vae", "clip_vision")
     ]
@@ -77,7 +77,7 @@ def test_loaders_name_their_files() -> None:
 @pytest.mark.parametrize(("crop", "asked"), [("center", True), ("none", False)])
 def test_an_image_is_looked_at_as_asked(crop: str, asked: bool) -> None:
     runtime: Any = Oracle()
-    (output,) = asyncio.run(CLIPVisionEncode().encode(ENCODER, torch.zeros(1, 8, 8, 3), crop, runtime))
+    output = asyncio.run(clip_vision_encode(ENCODER, torch.zeros(1, 8, 8, 3), crop, runtime))
     assert output is SEEN
     assert runtime.asked == (ENCODER, asked)
 
@@ -143,12 +143,12 @@ def test_a_text_of_another_kind_is_refused(given: Conditioning, message: str) ->
 
 def test_unclip_adds_to_what_a_conditioning_has() -> None:
     given = text(guidance=1.0)
-    (once,) = unCLIPConditioning().apply_adm(given, SEEN, 0.5, 0.1)
-    (twice,) = unCLIPConditioning().apply_adm(once, SEEN, 1.0, 0.2)
+    once = unclip_conditioning(given, SEEN, 0.5, 0.1)
+    twice = unclip_conditioning(once, SEEN, 1.0, 0.2)
     assert [told["strength"] for told in twice[0][1]["unclip_conditioning"]] == [0.5, 1.0]
     assert [told["noise_augmentation"] for told in once[0][1]["unclip_conditioning"]] == [0.1]
     assert given[0][1] == {"guidance": 1.0}
-    assert unCLIPConditioning().apply_adm(given, SEEN, 0.0, 0.1)[0] is given
+    assert unclip_conditioning(given, SEEN, 0.0, 0.1) is given
 
 
 def test_what_is_seen_counts_among_what_a_replica_holds() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import pytest
 
 from serve_app.execution.execute import NodeFailedError
-from serve_app.nodes.logic.loops import NODE_CLASS_MAPPINGS
+from serve_app.nodes.registry import BUILTIN
 from tests.unit.nodes.one_replica import Add, Constant, Node, OneReplica, Range, task
 
 
@@ -33,7 +33,7 @@ class ShowOn(Node):
 
 
 CLASSES: Mapping[str, type] = {
-    **NODE_CLASS_MAPPINGS,
+    **BUILTIN,
     **{c.__name__: c for c in (Add, Constant, Range, ShowOn, Told)},
 }
 

@@ -13,7 +13,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.execution.files import NodeFiles
-from serve_app.nodes.loaders.models import CheckpointLoaderSimple
+from serve_app.nodes.loaders.models import checkpoint_loader_simple
 from serve_app.nodes.registry import BUILTIN
 from serve_app.store.files.reserved import Contents
 from serve_app.store.files.store import AREAS, FileRef
@@ -56,9 +56,7 @@ async def test_parts_are_saved_with_their_workflow_and_shown(
     done: list[tuple[int, int]] = []
     engine = Engine(1, HostTimeline())
     runtime = EngineRuntime(engine, cpu_weights(catalog)).bind(lambda at, of: done.append((at, of)))
-    recipes = dict(
-        zip(("model", "clip", "vae"), CheckpointLoaderSimple().load_checkpoint("a.safetensors"), strict=True)
-    )
+    recipes = dict(zip(("model", "clip", "vae"), checkpoint_loader_simple("a.safetensors"), strict=True))
     node: Any = BUILTIN[name]()
     shown = await node.save(
         **{part: recipes[part] for part in parts},

@@ -10,7 +10,7 @@ import torch
 
 from serve_app.execution.runtime import Runtime
 from serve_app.nodes.registry import BUILTIN
-from serve_app.nodes.sampling.custom import AddNoise
+from serve_app.nodes.sampling.custom import add_noise
 from serve_app.recipe import Recipe
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.noise import noise
@@ -33,8 +33,8 @@ class OfAFlow:
 def noisy(latent: dict[str, Any], sigmas: list[float], *, added: bool = True) -> torch.Tensor:
     """Return the samples that AddNoise makes with seed 3."""
     model, runtime = Recipe("backbone", "checkpoints", "a"), cast(Runtime, OfAFlow())
-    node = AddNoise().add_noise(model, Noise(3, added), torch.tensor(sigmas), latent, runtime)
-    samples: torch.Tensor = asyncio.run(node)[0]["samples"]
+    node = add_noise(model, Noise(3, added), torch.tensor(sigmas), latent, runtime)
+    samples: torch.Tensor = asyncio.run(node)["samples"]
     return samples
 
 

@@ -18,7 +18,7 @@ from serve_app.models.families.text.qwen3_vl import Tower
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.kernels.packing import move_to
-from serve_app.nodes.conditioning.qwen21 import QwenImage21Cache, TextEncodeQwenImage21
+from serve_app.nodes.conditioning.qwen21 import qwen_image21_cache, text_encode_qwen_image21
 from serve_app.recipe import Discrete, Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.kinds import BACKBONE_PREFIXES
@@ -178,7 +178,7 @@ class Oracle:
 
 async def told(**given: Any) -> tuple[dict[str, Any], dict[str, Any], Tensor]:
     runtime: Any = Oracle()
-    made = await TextEncodeQwenImage21().encode(CLIP, "a fox", "", runtime=runtime, **given)
+    made = await text_encode_qwen_image21(CLIP, "a fox", "", runtime=runtime, **given)
     ((_, positive),), ((_, negative),), latent = made
     return positive, negative, latent["samples"]
 
@@ -213,4 +213,4 @@ async def test_without_a_vae_the_model_has_what_the_encoder_sees() -> None:
 
 def test_the_cache_changes_nothing() -> None:
     model = Recipe("backbone", "diffusion_models", "a.safetensors")
-    assert QwenImage21Cache().patch(model, "cpu", "int4") == (model,)
+    assert qwen_image21_cache(model, "cpu", "int4") == model
