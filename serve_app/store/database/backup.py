@@ -27,7 +27,7 @@ from serve_app.errors import BackupError
 from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.salvage import Salvaged, salvaged
-from serve_app.store.database.schema import API_KEYS, AUDIT, JOBS, LEASE, METADATA, SCHEMA, VERSION
+from serve_app.store.database.schema import ADOPTED, API_KEYS, AUDIT, JOBS, LEASE, METADATA, REVISION, REVISIONS
 from serve_app.store.database.sqlite_file import COMPANIONS
 from serve_app.store.files.store import AREAS, WholeStore
 from serve_app.store.retention.named_files import Place
@@ -120,7 +120,7 @@ def restore_over_damaged(url: str, path: Path, store: WholeStore, *, keep_keys: 
 
 
 def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[Any]:
-    yield {"form": FORM, "schema": VERSION, "made_s": summary.made_s}
+    yield {"form": FORM, "schema": REVISION, "made_s": summary.made_s}
     with jobs.snapshot() as connection:
         for table in _tables():
             yield {"table": table.name, "columns": table.c.keys()}
@@ -143,9 +143,9 @@ def _restore(
     head = next(lines, None)
     if not isinstance(head, dict) or head.get("form") != FORM:
         raise BackupError(f"{file.name} is no backup of this server's; nothing is changed")
-    if head["schema"] != VERSION:
+    if head["schema"] not in (REVISION, ADOPTED):
         raise BackupError(
-            f"{file.name} has tables of version {head['schema']}, this release has {VERSION}: restore it with the "
+            f"{file.name} has tables of revision {head['schema']}, this release has {REVISION}: restore it with the "
             "release that made it, which this one then brings up to date; nothing is changed"
         )
     if not replace and connection.execute(sa.select(JOBS.c.job_id).limit(1)).first() is not None:
@@ -231,7 +231,7 @@ class _Reading:
 
 
 def _tables() -> list[sa.Table]:
-    return [table for table in METADATA.sorted_tables if table is not SCHEMA]
+    return [table for table in METADATA.sorted_tables if table is not REVISIONS]
 
 
 def _absent(files: dict[Place, int], store: WholeStore) -> tuple[Place, ...]:

@@ -1,14 +1,14 @@
-"""The database's tables, and how an older database comes to have them.
+"""The database's tables, and bringing an older database up to them.
 
-The table `schema` says which version a database is of. A new version is a new entry in MIGRATIONS, in SQL that SQLite
-and PostgreSQL both take, and the same change in the tables here: a new database is made from the tables, an older one
-step by step, and both are then equal. What only PostgreSQL needs is in WIDER.
+A new database is made from the tables here, an older one by the revisions of `migrations`, one after another; both are
+then equal, which a test checks.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,7 +21,8 @@ METADATA = sa.MetaData()
 JOB_ID = sa.String(JOB_ID_LENGTH).with_variant(sa.String(64), "sqlite")
 """A job's id, as `tenants.job_id_of` makes it. SQLite takes texts of any length, and changes no column's type."""
 
-SCHEMA = sa.Table("schema", METADATA, sa.Column("version", sa.Integer, nullable=False))
+REVISIONS = sa.Table("alembic_version", METADATA, sa.Column("version_num", sa.String(32), primary_key=True))
+"""Alembic's own table, which says of which revision the others are."""
 LEASE = sa.Table(
     "lease",
     METADATA,
@@ -281,203 +282,69 @@ EXPORTS = sa.Table(
     sa.Column("missing", sa.Text, nullable=False),
 )
 
-MIGRATIONS: Mapping[int, tuple[str, ...]] = {
-    2: ("ALTER TABLE lease RENAME COLUMN first_start_s TO started_s",),
-    3: (
-        "CREATE INDEX jobs_by_end ON jobs (ended_seq)",
-        'CREATE INDEX jobs_by_creation ON jobs (created_s, "order")',
-    ),
-    4: ("ALTER TABLE pool_specs ADD COLUMN routes TEXT NOT NULL DEFAULT '[]'",),
-    5: ("ALTER TABLE jobs ADD COLUMN cached TEXT NOT NULL DEFAULT '[]'",),
-    6: (
-        "ALTER TABLE jobs ADD COLUMN losses INTEGER NOT NULL DEFAULT 0",
-        "ALTER TABLE jobs ADD COLUMN lone_losses INTEGER NOT NULL DEFAULT 0",
-    ),
-    7: ("ALTER TABLE lease ADD COLUMN beat BIGINT NOT NULL DEFAULT 0",),
-    8: (
-        "DROP INDEX jobs_by_end",
-        "DROP INDEX jobs_by_creation",
-        'CREATE INDEX jobs_by_end ON jobs (ended_seq, "order", state, started_s, ended_s, job_id)',
-        'CREATE INDEX jobs_by_creation ON jobs (created_s, "order", state, started_s, ended_s, job_id)',
-    ),
-    9: (
-        "ALTER TABLE reservations ADD COLUMN suffix TEXT NOT NULL DEFAULT ''",
-        "ALTER TABLE reservations ADD COLUMN digests TEXT NOT NULL DEFAULT '[]'",
-    ),
-    10: (
-        "ALTER TABLE reservations RENAME COLUMN suffix TO ending",
-        "UPDATE reservations SET ending = '_' || ending WHERE ending <> ''",
-    ),
-    11: (
-        "CREATE TABLE costs (pool VARCHAR(64) NOT NULL, kind VARCHAR(8) NOT NULL, name VARCHAR(255) NOT NULL, "
-        "seconds FLOAT NOT NULL, samples BIGINT NOT NULL, PRIMARY KEY (pool, kind, name))",
-    ),
-    12: (
-        "ALTER TABLE jobs ADD COLUMN labels TEXT NOT NULL DEFAULT '{}'",
-        'CREATE TABLE labels (key VARCHAR(40) NOT NULL, value VARCHAR(256) NOT NULL, "order" BIGINT NOT NULL, '
-        'PRIMARY KEY (key, value, "order"))',
-        'CREATE INDEX labels_by_job ON labels ("order")',
-        "CREATE TABLE idempotency_keys (job_id VARCHAR(64) NOT NULL, key VARCHAR(255) NOT NULL, "
-        "claimed_s FLOAT NOT NULL, PRIMARY KEY (job_id))",
-        "CREATE UNIQUE INDEX idempotency_keys_once ON idempotency_keys (key)",
-        "CREATE INDEX idempotency_keys_by_age ON idempotency_keys (claimed_s)",
-    ),
-    13: (
-        "ALTER TABLE idempotency_keys RENAME COLUMN job_id TO holder",
-        "CREATE TABLE assets (asset_id VARCHAR(36) NOT NULL, hash VARCHAR(71), area VARCHAR(8) NOT NULL, "
-        "path TEXT NOT NULL, size BIGINT NOT NULL, content_type VARCHAR(255) NOT NULL, name TEXT, tags TEXT NOT NULL, "
-        "created_s FLOAT NOT NULL, expires_s FLOAT, deleted_s FLOAT, job_id VARCHAR(64), node_id VARCHAR(255), "
-        "PRIMARY KEY (asset_id))",
-        *(f"CREATE INDEX assets_by_{column} ON assets ({column})" for column in ("hash", "expires_s", "job_id")),
-        "CREATE TABLE asset_uses (job_id VARCHAR(64) NOT NULL, asset_id VARCHAR(36) NOT NULL, "
-        "PRIMARY KEY (job_id, asset_id))",
-        "CREATE INDEX asset_uses_by_asset ON asset_uses (asset_id)",
-    ),
-    14: ("ALTER TABLE jobs ADD COLUMN tenant VARCHAR(64) NOT NULL DEFAULT ''",),
-    15: (
-        "CREATE TABLE pauses (kind VARCHAR(8) NOT NULL, name VARCHAR(255) NOT NULL, since_s FLOAT NOT NULL, "
-        "PRIMARY KEY (kind, name))",
-    ),
-    16: (
-        "CREATE TABLE webhooks (webhook_id VARCHAR(36) NOT NULL, tenant VARCHAR(64) NOT NULL, url TEXT NOT NULL, "
-        "events TEXT NOT NULL, secret TEXT NOT NULL, created_s FLOAT NOT NULL, disabled TEXT NOT NULL, "
-        "PRIMARY KEY (webhook_id))",
-        "CREATE TABLE deliveries (delivery_id VARCHAR(36) NOT NULL, webhook_id VARCHAR(36) NOT NULL, "
-        "job_id VARCHAR(64) NOT NULL, place BIGINT NOT NULL, event VARCHAR(16) NOT NULL, payload TEXT NOT NULL, "
-        "state VARCHAR(10) NOT NULL, attempts INTEGER NOT NULL, due_s FLOAT NOT NULL, asked_s FLOAT NOT NULL, "
-        "ended_s FLOAT, status INTEGER, problem TEXT NOT NULL, PRIMARY KEY (delivery_id))",
-        "CREATE INDEX deliveries_due ON deliveries (webhook_id, due_s) WHERE state = 'pending'",
-        "CREATE INDEX deliveries_by_job ON deliveries (job_id, webhook_id, place)",
-        "CREATE INDEX deliveries_by_place ON deliveries (webhook_id, place)",
-    ),
-    17: (
-        "CREATE TABLE doomed_files (area VARCHAR(8) NOT NULL, path VARCHAR(1023) NOT NULL, PRIMARY KEY (area, path))",
-    ),
-    18: (
-        'CREATE INDEX jobs_of_tenant_by_end ON jobs (tenant, ended_seq, "order", state, started_s, ended_s, job_id) '
-        "WHERE tenant != ''",
-        "CREATE INDEX jobs_of_tenant_by_creation ON jobs "
-        "(tenant, created_s, \"order\", state, started_s, ended_s, job_id) WHERE tenant != ''",
-        "CREATE INDEX jobs_of_tenant_by_order ON jobs (tenant, \"order\") WHERE tenant != ''",
-        "ALTER TABLE assets ADD COLUMN tenant VARCHAR(64) NOT NULL DEFAULT ''",
-        "ALTER TABLE idempotency_keys ADD COLUMN tenant VARCHAR(64) NOT NULL DEFAULT ''",
-        "DROP INDEX idempotency_keys_once",
-        "CREATE UNIQUE INDEX idempotency_keys_once ON idempotency_keys (tenant, key)",
-        "CREATE TABLE api_keys (key_id VARCHAR(16) NOT NULL, tenant VARCHAR(64) NOT NULL, name VARCHAR(100) NOT NULL, "
-        "hash VARCHAR(64) NOT NULL, scopes VARCHAR(100) NOT NULL, created_s FLOAT NOT NULL, ends_s FLOAT, "
-        "PRIMARY KEY (key_id))",
-        "CREATE TABLE audit (at_s FLOAT NOT NULL, ingress VARCHAR(32) NOT NULL, number BIGINT NOT NULL, "
-        "tenant VARCHAR(64) NOT NULL, who VARCHAR(200) NOT NULL, what TEXT NOT NULL, source VARCHAR(200) NOT NULL, "
-        "result INTEGER NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (ingress, number))",
-        "CREATE INDEX audit_by_age ON audit (at_s)",
-    ),
-    19: (
-        "CREATE TABLE usage (tenant VARCHAR(64) NOT NULL, day BIGINT NOT NULL, gpu_s FLOAT NOT NULL, "
-        "PRIMARY KEY (tenant, day))",
-    ),
-    20: (
-        "CREATE TABLE exports (export_id VARCHAR(36) NOT NULL, tenant VARCHAR(64) NOT NULL, created_s FLOAT NOT NULL, "
-        "members TEXT NOT NULL, missing TEXT NOT NULL, PRIMARY KEY (export_id))",
-    ),
-    21: (
-        "CREATE TABLE stored_files (name VARCHAR(64) NOT NULL, tenant VARCHAR(64) NOT NULL, size BIGINT NOT NULL, "
-        "seen_s FLOAT NOT NULL, PRIMARY KEY (name))",
-        "CREATE TABLE stored_bytes (tenant VARCHAR(64) NOT NULL, bytes BIGINT NOT NULL, PRIMARY KEY (tenant))",
-    ),
-    22: (
-        "ALTER TABLE assets ADD COLUMN user_metadata TEXT NOT NULL DEFAULT '{}'",
-        "ALTER TABLE assets ADD COLUMN preview_id VARCHAR(36)",
-    ),
-    23: (
-        "DROP INDEX jobs_by_end",
-        "DROP INDEX jobs_by_creation",
-        "DROP INDEX jobs_of_tenant_by_creation",
-        "DROP INDEX jobs_of_tenant_by_order",
-        'CREATE INDEX jobs_by_end ON jobs (ended_seq, "order", state, started_s, ended_s, job_id, tenant)',
-        'CREATE INDEX jobs_by_order ON jobs ("order", ended_seq, state, started_s, ended_s, job_id)',
-        "CREATE INDEX jobs_of_tenant_by_order ON jobs "
-        "(tenant, \"order\", ended_seq, state, started_s, ended_s, job_id) WHERE tenant != ''",
-    ),
-    24: ("DROP INDEX jobs_unfinished",),
-    25: ("ALTER TABLE api_keys ADD COLUMN session_of VARCHAR(16)",),
-    26: (
-        *(
-            f"UPDATE {table} SET job_id = job_id || '@' || "
-            f"(SELECT tenant FROM jobs WHERE jobs.job_id = {table}.job_id) "
-            "WHERE job_id IN (SELECT job_id FROM jobs WHERE tenant <> '')"
-            for table in ("outputs", "asset_uses", "reservations", "deliveries")
-        ),
-        "UPDATE idempotency_keys SET holder = holder || '@' || tenant "
-        "WHERE tenant <> '' AND holder IN (SELECT job_id FROM jobs)",
-        "UPDATE assets SET job_id = job_id || '@' || tenant WHERE tenant <> '' AND job_id IS NOT NULL",
-        "UPDATE jobs SET job_id = job_id || '@' || tenant WHERE tenant <> ''",
-    ),
-    27: (
-        "CREATE TABLE backoffs (owner VARCHAR(64) NOT NULL, tenant VARCHAR(64) NOT NULL, client_id TEXT, "
-        "count INTEGER NOT NULL, last_s FLOAT NOT NULL, until_s FLOAT NOT NULL, PRIMARY KEY (owner))",
-    ),
-}
-"""What makes a database of this version out of one of the version before."""
-
-WIDER: Mapping[int, tuple[str, ...]] = {
-    26: tuple(
-        f"ALTER TABLE {table} ALTER COLUMN {column} TYPE VARCHAR(100)"
-        for table, column in (
-            *((table, "job_id") for table in ("jobs", "outputs", "assets", "asset_uses", "reservations", "deliveries")),
-            ("idempotency_keys", "holder"),
-        )
-    ),
-}
-"""What comes before on PostgreSQL, which keeps texts to their column's length."""
-
-VERSION = max(MIGRATIONS)
-"""The version that the tables here are of."""
+REVISION = "0001"
+"""The newest revision of `migrations`, which the tables here are of."""
+ADOPTED = 27
+"""The last version that databases had in a table `schema`, before Alembic kept it. Its tables are those of 0001."""
 
 LOCK = 0x5E27EA99
 """PostgreSQL's advisory lock that a migration holds; any number that nobody else in the database uses."""
 
 
-def steps(version: int, dialect: str) -> Sequence[str]:
-    """Return the statements that make a database of a version out of one of the version before."""
-    return (*WIDER.get(version, ()), *MIGRATIONS[version]) if dialect == "postgresql" else MIGRATIONS[version]
-
-
 def migrate(engine: sa.Engine) -> None:
-    """Bring a database, empty or older, to VERSION; of several processes at once, one does it and the others wait.
+    """Bring a database, empty or older, to REVISION; of several processes at once, one does it and the others wait.
 
-    Errors: ConfigError for a database of a newer version, which this code could only damage.
+    Errors: ConfigError for a database of a newer release, which this code could only damage, and for one from before
+    the first release that ADOPTED is not the version of.
     """
-    with _alone(engine) as connection:
-        if not sa.inspect(connection).has_table("jobs"):
+    with alone(engine) as connection:
+        there = set(sa.inspect(connection).get_table_names())
+        if "jobs" not in there:
             METADATA.create_all(connection)
-            version = VERSION
-        else:
-            SCHEMA.create(connection, checkfirst=True)
-            version = connection.execute(sa.select(SCHEMA.c.version)).scalar() or _unwritten_version(connection)
-        if version > VERSION:
-            raise ConfigError(
-                f"the database {engine.url.render_as_string()} is of version {version}, "
-                f"made by a newer release; this one knows versions up to {VERSION}"
-            )
-        for number in range(version + 1, VERSION + 1):
-            for statement in steps(number, engine.dialect.name):
-                connection.exec_driver_sql(statement)
-        connection.execute(sa.delete(SCHEMA))
-        connection.execute(sa.insert(SCHEMA).values(version=VERSION))
-        if connection.execute(sa.select(LEASE.c.epoch)).first() is None:
+            connection.execute(sa.insert(REVISIONS).values(version_num=REVISION))
             connection.execute(sa.insert(LEASE).values(name="scheduler", epoch=0, holder="", started_s=0.0, beat=0))
+            return
+        if REVISIONS.name not in there:
+            _adopt(connection, engine)
+        if connection.execute(sa.select(REVISIONS.c.version_num)).scalar() != REVISION:
+            upgrade(connection, engine)
 
 
-def _unwritten_version(connection: sa.Connection) -> int:
-    """Return the version of a database from before versions were written down, by what it has."""
-    inspector = sa.inspect(connection)
-    if "first_start_s" in {column["name"] for column in inspector.get_columns("lease")}:
-        return 1
-    return 3 if "jobs_by_end" in {index["name"] for index in inspector.get_indexes("jobs")} else 2
+def _adopt(connection: sa.Connection, engine: sa.Engine) -> None:
+    """Have Alembic keep the version of a database from before the first release."""
+    has_version = sa.inspect(connection).has_table("schema")
+    version = connection.exec_driver_sql("SELECT version FROM schema").scalar() if has_version else "unknown"
+    if version != ADOPTED:
+        raise ConfigError(
+            f"the database {engine.url.render_as_string()} is of version {version}, from before the first release; "
+            f"this one takes over version {ADOPTED} alone: open it once with the last commit that knows it"
+        )
+    connection.exec_driver_sql("DROP TABLE schema")
+    REVISIONS.create(connection)
+    connection.execute(sa.insert(REVISIONS).values(version_num="0001"))
+
+
+def upgrade(connection: sa.Connection, engine: sa.Engine) -> None:
+    """Run the revisions that a database lacks. Errors: ConfigError for one of a revision that is not known here."""
+    # Here and not above: most databases are of this revision, and then Alembic is not needed.
+    from alembic import command
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise ConfigError(
+            f"the database {engine.url.render_as_string()} cannot be brought up to revision {REVISION}; "
+            f"it may be of a newer release: {error}"
+        ) from error
 
 
 @contextlib.contextmanager
-def _alone(engine: sa.Engine) -> Iterator[sa.Connection]:
+def alone(engine: sa.Engine) -> Iterator[sa.Connection]:
     """Open one transaction that no other migration runs beside, and that takes statements which change tables."""
     if engine.dialect.name == "postgresql":
         from serve_app.store.database.postgres_connection import unlimited  # whose driver is optional
