@@ -37,12 +37,12 @@ def _models(recipe: Recipe) -> int:
     return 1 + sum(_models(merge.other) for merge in recipe.all(Merge))
 
 
-def _merged_parts(model1: Recipe, model2: Recipe, ratios: Mapping[str, float]) -> Recipe:
-    """Return a recipe with another's parts mixed in; what has no ratio of its own takes the first.
+def _merged_parts(model1: Recipe, model2: Recipe, first: float, ratios: Mapping[str, float]) -> Recipe:
+    """Return a recipe with another's parts mixed in.
 
-    ratios: by how the names of a part's tensors begin.
+    ratios: by how the names of a part's tensors begin. first: the ratio of what has none of its own.
     """
-    shares = {"": next(iter(ratios.values())), **ratios}
+    shares = {"": first, **ratios}
     return merged(model1, model2, *(Share(prefix, ratio, 1.0 - ratio) for prefix, ratio in shares.items()))
 
 
@@ -58,7 +58,7 @@ def model_merge_simple(model1: MODEL, model2: MODEL, ratio: Ratio) -> MODEL:
 @node("ModelMergeBlocks", category=CATEGORY, function="merge")
 def model_merge_blocks(model1: MODEL, model2: MODEL, input: Ratio, middle: Ratio, out: Ratio) -> MODEL:
     """Two diffusion models, with a ratio for each of their parts."""
-    return _merged_parts(model1, model2, {"input": input, "middle": middle, "out": out})
+    return _merged_parts(model1, model2, input, {"input": input, "middle": middle, "out": out})
 
 
 @node("ModelMergeSubtract", category=CATEGORY, function="merge")
@@ -172,7 +172,7 @@ def _declare_specific(name: str, prefixes: tuple[str, ...]) -> None:
     @node(name, category=SPECIFIC, function="merge", inputs=dict.fromkeys(prefixes, ratio))
     def merge(model1: MODEL, model2: MODEL, **ratios: float) -> MODEL:
         """Two diffusion models of a family, with a ratio for each of their parts."""
-        return _merged_parts(model1, model2, {prefix: ratios[prefix] for prefix in prefixes})
+        return _merged_parts(model1, model2, ratios[prefixes[0]], ratios)
 
 
 for _name, _prefixes in PARTS.items():

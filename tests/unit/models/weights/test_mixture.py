@@ -19,7 +19,7 @@ from serve_app.models.quantization.packed_linear import KeptLinear
 from serve_app.models.weights.loading import mixture
 from serve_app.models.weights.recipes import part_files
 from serve_app.models.weights.weights import Weights
-from serve_app.nodes.model.merging import MODELS, merged
+from serve_app.nodes.model.merging import MODELS, PARTS, merged
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import Discrete, Lora, Recipe, Scale, Share
 from serve_app.store.models.catalog import Catalog
@@ -64,8 +64,7 @@ def made(net: str, case: Case | str) -> Recipe:
     if name.startswith(("ModelMergeSD1", "ModelMergeFlux1")):
         # The figures' cases give some of a node's ratios, the first of which counts for all others.
         first = next(iter(settings.values()))
-        settings = {part: settings.get(part, first) for part in (*settings, *node.prefixes)}
-        node.prefixes = tuple(settings)
+        settings = {part: settings.get(part, first) for part in (*settings, *PARTS[name])}
     [recipe] = node.merge(*models, **settings)
     return recipe
 
