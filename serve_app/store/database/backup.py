@@ -27,7 +27,7 @@ from serve_app.errors import BackupError
 from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.salvage import Salvaged, salvaged
-from serve_app.store.database.schema import ADOPTED, API_KEYS, AUDIT, JOBS, LEASE, METADATA, REVISION, REVISIONS
+from serve_app.store.database.schema import API_KEYS, AUDIT, JOBS, LEASE, METADATA, REVISION, REVISIONS
 from serve_app.store.database.sqlite_file import COMPANIONS
 from serve_app.store.files.store import AREAS, WholeStore
 from serve_app.store.retention.named_files import Place
@@ -143,7 +143,7 @@ def _restore(
     head = next(lines, None)
     if not isinstance(head, dict) or head.get("form") != FORM:
         raise BackupError(f"{file.name} is no backup of this server's; nothing is changed")
-    if head["schema"] not in (REVISION, ADOPTED):
+    if head["schema"] != REVISION:
         raise BackupError(
             f"{file.name} has tables of revision {head['schema']}, this release has {REVISION}: restore it with the "
             "release that made it, which this one then brings up to date; nothing is changed"

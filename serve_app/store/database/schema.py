@@ -282,9 +282,9 @@ EXPORTS = sa.Table(
     sa.Column("missing", sa.Text, nullable=False),
 )
 
-REVISION = "0001"
+REVISION = "0002"
 """The newest revision of `migrations`, which the tables here are of."""
-ADOPTED = 27
+ADOPTED = 25
 """The last version that databases had in a table `schema`, before Alembic kept it. Its tables are those of 0001."""
 
 LOCK = 0x5E27EA99
@@ -324,7 +324,7 @@ def _adopt(connection: sa.Connection, engine: sa.Engine) -> None:
     connection.execute(sa.insert(REVISIONS).values(version_num="0001"))
 
 
-def upgrade(connection: sa.Connection, engine: sa.Engine) -> None:
+def upgrade(connection: sa.Connection, engine: sa.Engine, revision: str = "head") -> None:
     """Run the revisions that a database lacks. Errors: ConfigError for one of a revision that is not known here."""
     # Here and not above: most databases are of this revision, and then Alembic is not needed.
     from alembic import command
@@ -335,7 +335,7 @@ def upgrade(connection: sa.Connection, engine: sa.Engine) -> None:
     config.set_main_option("script_location", str(Path(__file__).with_name("migrations")))
     config.attributes["connection"] = connection
     try:
-        command.upgrade(config, "head")
+        command.upgrade(config, revision)
     except CommandError as error:
         raise ConfigError(
             f"the database {engine.url.render_as_string()} cannot be brought up to revision {REVISION}; "

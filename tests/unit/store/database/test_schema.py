@@ -57,11 +57,13 @@ def engine(url: str) -> sa.Engine:
 def of_version(url: str, version: int) -> None:
     """Make a database with a job, as it was before Alembic kept its version."""
     opened = engine(url)
-    with opened.begin() as connection:
-        METADATA.create_all(connection, [table for table in METADATA.sorted_tables if table is not REVISIONS])
+    with schema.alone(opened) as connection:
+        REVISIONS.create(connection)
+        schema.upgrade(connection, opened, "0001")
+        REVISIONS.drop(connection)
         connection.exec_driver_sql("CREATE TABLE schema (version INTEGER NOT NULL)")
         connection.exec_driver_sql(f"INSERT INTO schema VALUES ({version})")
-        connection.execute(sa.insert(LEASE).values(name="scheduler", epoch=7, holder="me", started_s=12.5, beat=0))
+        connection.execute(sa.update(LEASE).values(epoch=7, holder="me", started_s=12.5))
         connection.execute(sa.insert(JOBS).values(ROW))
     opened.dispose()
 
@@ -129,6 +131,32 @@ def test_one_of_an_earlier_version_is_left_alone_and_named(database_url):
     with pytest.raises(ConfigError, match=f"of version {ADOPTED - 1}, from before the first release"):
         Jobs(database_url)
     assert shape(database_url) == before
+
+
+def test_what_tenants_jobs_have_from_before_their_ids_were_their_own_stays_theirs(database_url):
+    of_version(database_url, ADOPTED)
+    opened = engine(database_url)
+    rows = {
+        "assets": "SELECT 'asset', NULL, 'output', 'x', 1, '', NULL, '[]', 1, NULL, NULL, 'b', '1', 'studio', '', NULL",
+        "deliveries": "SELECT 'd', 'hook', 'b', 4, '', '', 'pending', 0, 1, 1, NULL, NULL, ''",
+        "outputs": "SELECT 'b', '1', '{}', 4",
+        "asset_uses": "SELECT 'b', 'asset'",
+        "idempotency_keys": "SELECT 'b', 'key', 1, 'studio' UNION ALL SELECT 'asset', 'other', 1, 'studio'",
+        "reservations": "SELECT 'b', '1', 'output/x', 7, 1, '', '[]'",
+    }
+    with opened.begin() as connection:
+        connection.execute(sa.insert(JOBS).values({**ROW, "job_id": "b", "number": 4, "order": 4, "tenant": "studio"}))
+        for table, values in rows.items():
+            connection.exec_driver_sql(f"INSERT INTO {table} {values}")
+    jobs = Jobs(database_url)
+    assert [(job.job_id, sorted(job.outputs)) for job in jobs.unfinished()] == [("a", []), ("b@studio", ["1"])]
+    with opened.connect() as connection:
+        for table in ("asset_uses", "assets", "deliveries", "reservations"):
+            assert connection.exec_driver_sql(f"SELECT job_id FROM {table}").scalars().all() == ["b@studio"]
+        holders = connection.exec_driver_sql("SELECT holder FROM idempotency_keys").scalars().all()
+        assert sorted(holders) == ["asset", "b@studio"]
+    jobs.close()
+    opened.dispose()
 
 
 def test_opening_again_changes_nothing(database_url):

@@ -1,4 +1,4 @@
-"""The tables of the first release."""
+"""The tables as they were when Alembic came to keep them: those of version 25."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-JOB_ID = sa.String(100).with_variant(sa.String(64), "sqlite")
+JOB_ID = sa.String(64)
 OF_TENANTS: dict[str, Any] = dict.fromkeys(("sqlite_where", "postgresql_where"), sa.text("tenant != ''"))
 PENDING: dict[str, Any] = dict.fromkeys(("sqlite_where", "postgresql_where"), sa.text("state = 'pending'"))
 
@@ -75,16 +75,6 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("ingress", "number"),
     )
     op.create_index("audit_by_age", "audit", ["at_s"])
-    op.create_table(
-        "backoffs",
-        sa.Column("owner", sa.String(length=64), nullable=False),
-        sa.Column("tenant", sa.String(length=64), nullable=False),
-        sa.Column("client_id", sa.Text(), nullable=True),
-        sa.Column("count", sa.Integer(), nullable=False),
-        sa.Column("last_s", sa.Float(), nullable=False),
-        sa.Column("until_s", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("owner"),
-    )
     op.create_table(
         "costs",
         sa.Column("pool", sa.String(length=64), nullable=False),
