@@ -28,8 +28,8 @@ from serve_app.graph.parse import parse
 from serve_app.graph.saved.convert import convert
 from serve_app.graph.saved.page_nodes import PAGE_ONLY
 from serve_app.graph.validate import validate
-from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import specs
+from serve_app.nodes.unsupported import NOT_THERE
 
 MOST_CLASSES = 4
 """How many missing classes a row names."""

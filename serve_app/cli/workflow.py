@@ -10,7 +10,7 @@ from typing import Any
 
 from serve_app.errors import WorkflowFileError, did_you_mean
 from serve_app.graph.saved.convert import convert, is_saved_by_page
-from serve_app.nodes.newer_than_reference import NOT_THERE
+from serve_app.nodes.unsupported import NOT_THERE
 
 
 def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from itertools import groupby
 
 from serve_app import COMFYUI_VERSION
 from serve_app.graph.spec import NodeSpec
-from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import specs
-from serve_app.nodes.unsupported import PAID
+from serve_app.nodes.unsupported import NOT_THERE, PAID
 
 
 def listing() -> str:

@@ -31,8 +31,8 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.graph.uploads import with_uploads
 from serve_app.graph.validate import Validated, needs_prevalidation, validate, with_findings
 from serve_app.limits import refused
-from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.replacements import replaced
+from serve_app.nodes.unsupported import NOT_THERE
 from serve_app.scheduler.core.time_limit import LONGEST_DEADLINE_S
 from serve_app.scheduler.protocol.client import SchedulerClient, Submission
 from serve_app.service.request_limits import Limits

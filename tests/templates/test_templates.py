@@ -24,8 +24,8 @@ from serve_app.api.app import create_app
 from serve_app.cli.convert import own_classes
 from serve_app.config.pool import PoolConfig
 from serve_app.graph.saved.convert import convert
-from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import specs
+from serve_app.nodes.unsupported import NOT_THERE
 from serve_app.nodes.video.value import VideoFromFile
 from serve_app.service.service import Service
 from serve_app.store.files.input_folders import choices

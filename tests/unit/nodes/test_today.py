@@ -21,8 +21,8 @@ from serve_app.execution.files import NodeFiles
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.images_deep import to_deep_png, to_exr
-from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import BUILTIN, specs
+from serve_app.nodes.unsupported import NOT_THERE
 from serve_app.store.files.reserved import Contents
 from serve_app.store.files.store import AREAS, Area, FileRef
 from serve_app.store.files.volume import Volume

@@ -11,9 +11,8 @@ from serve_app.graph.parse import parse
 from serve_app.graph.saved.page_nodes import PAGE_ONLY
 from serve_app.graph.validate import validate
 from serve_app.nodes.listing import listing
-from serve_app.nodes.newer_than_reference import NOT_THERE
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.nodes.unsupported import UNSUPPORTED
+from serve_app.nodes.unsupported import NOT_THERE, UNSUPPORTED
 
 # Every class that ComfyUI 0.33.0 has with its extras and API nodes, by tests.parity.make_figures.
 COMFYUI = json.loads((Path(__file__).parents[2] / "parity" / "golden" / "node_classes.json").read_text())
