@@ -23,9 +23,9 @@ from serve_app.config.pool import PoolConfig
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import Rows
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
@@ -38,7 +38,7 @@ NAME = "overhead"
 class TimedNetwork:
     """A network that adds up the seconds spent in it and keeps what it was last asked."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: LoadedNetwork) -> None:
         self._network = network
         self.seconds = 0.0
         self.asked: Sequence[Rows] = ()
@@ -66,7 +66,7 @@ class TimedWeights(Weights):
 
     timed: TimedNetwork | None = None
 
-    def backbone(self, recipe: Recipe) -> Backbone:
+    def backbone(self, recipe: Recipe) -> RecipeBackbone:
         backbone = super().backbone(recipe)
         if self.timed is None:
             self.timed = TimedNetwork(backbone.network)

@@ -236,7 +236,7 @@ class HintKind:
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class DiffControlNetBase:
     """A ControlNet's file, if it holds differences, is of this backbone's weights."""
 
     backbone: Recipe
@@ -556,7 +556,7 @@ Patch: TypeAlias = (
     | ComputedIn
     | Streams
     | HintKind
-    | Difference
+    | DiffControlNetBase
     | GuidancePatch
     | LayerPatch
     | EasyCache

@@ -78,7 +78,7 @@ class Autoencoding:
             if slice_pixels < 2 * pixels or len(batch) == 1:
                 self._make_room(key, pixels, made)
 
-    def by_moments(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tiles:
+    def by_latent_frames(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tiles:
         """Return what a VAE makes of videos, moment by moment.
 
         Errors: DeviceMemoryError where a moment does not fit, at once where that is known.
@@ -86,7 +86,7 @@ class Autoencoding:
         key, pixels = (vae, work), model.pixels(work, batch)
         self._check_fits(key, pixels)
         while True:
-            made = yield from _until_it_runs_out(model.by_moments(work, batch))
+            made = yield from _until_it_runs_out(model.by_latent_frames(work, batch))
             if isinstance(made, Tensor):
                 return made
             self._ran_out()

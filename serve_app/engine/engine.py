@@ -405,12 +405,12 @@ class Engine:
             self._own(run, partial(run.trajectory.feed, answered))
         left = [run for run in runs if not run.over]
         while left:
-            self._together(compute, [latents for run in left for latents in run.trajectory.unsettled])
-            asking = {run: of_run for run in left if (of_run := run.trajectory.disagreement) is not None}
+            self._together(compute, [latents for run in left for latents in run.trajectory.pending])
+            asking = {run: of_run for run in left if (of_run := run.trajectory.error_estimate) is not None}
             # The host waits for what it reads: what follows for other runs is asked for before.
             for run in left:
                 if run not in asking:
-                    self._own(run, run.trajectory.settle)
+                    self._own(run, run.trajectory.advance)
                     news.take(run)
             self._together(read, asking.values())
             for run in asking:

@@ -63,7 +63,7 @@ class Forwards:
 
     def limit(self, piece: Piece) -> int:
         """Return how many cells of pieces like one a forward may hold now, so that it also fits filled up."""
-        most, of_row, filled = self._most(piece), piece.cells // piece.rows, piece.backbone.network.filled
+        most, of_row, filled = self._most(piece), piece.cells // piece.rows, piece.backbone.network.padded_rows
         rows = most // of_row
         if filled(rows) <= rows:
             return most
@@ -191,7 +191,7 @@ def _key(piece: Piece) -> Hashable:
 def _filled_cells(asked: Sequence[Piece]) -> int:
     """Return how many cells a forward of pieces runs with, and takes memory for."""
     rows, cells = sum(piece.rows for piece in asked), sum(piece.cells for piece in asked)
-    return cells * asked[0].backbone.network.filled(rows) // rows
+    return cells * asked[0].backbone.network.padded_rows(rows) // rows
 
 
 def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:

@@ -18,7 +18,7 @@ from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.limits import levels_of, made_of_levels, refused
 from serve_app.models.families.family import Family, VideoVaeFamily
 from serve_app.models.files.safetensors_file import SafetensorsFile
-from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_moments
+from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_latent_frames
 from serve_app.models.vision import ImageEncoder
 from serve_app.recipe import ClipHooks, Recipe
 from serve_app.sampling.guidance.conditioning import with_options, with_tensors
@@ -336,11 +336,11 @@ class NodeRuntime:
 
         try:
             # Which family it is stands in the file, which is not opened for images one by one.
-            if has_moments(work, batch) and isinstance(await self.family(vae), VideoVaeFamily):
+            if has_latent_frames(work, batch) and isinstance(await self.family(vae), VideoVaeFamily):
                 return await shared.use_tiled(
                     vae,
                     self._weights.vae,
-                    lambda model: autoencoding.by_moments(vae, model, work, batch),
+                    lambda model: autoencoding.by_latent_frames(vae, model, work, batch),
                     self._progress,
                     self._loading,
                 )

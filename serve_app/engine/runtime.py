@@ -33,7 +33,8 @@ from serve_app.engine.preview import Pictures, picture
 from serve_app.engine.text_generation import TEXTS_TOGETHER, Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, ModelFileError, UnavailableError
-from serve_app.models.backbone import Backbone
+from serve_app.limits import SizeLimits
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control import control
 from serve_app.models.forward import ReplayCounters
 from serve_app.models.kernels.cuda_graphs import replays_of
@@ -239,7 +240,7 @@ class EngineRuntime:
             return self.weights.need(*needed(fitted()))
 
         def begin(hold: Hold, beginning: Beginning) -> Generator[None, None, Future[Sampled]]:
-            def variant(further: tuple[HookChange, ...], _held: Hold = hold) -> Backbone:
+            def variant(further: tuple[HookChange, ...], _held: Hold = hold) -> RecipeBackbone:
                 backbone = self.weights.backbone(fitted().with_patches(further))
                 return backbone.exclusive() if strict else backbone
 

@@ -15,16 +15,16 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.recipe import EasyCache
 from serve_app.sampling.beginning import Beginning, beginning_of
-from serve_app.sampling.forward import Backbone, Canvas, Piece, Reading, readings
+from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, readings
 from serve_app.sampling.guidance.guidance import Guidance
 from serve_app.sampling.guidance.hooks import HookSchedule, Variant
 from serve_app.sampling.guidance.layers import LayerPatches
 from serve_app.sampling.guidance.rules import rule_of
 from serve_app.sampling.latents.inpaint import Inpainting, changing_mask, latent_mask
-from serve_app.sampling.lazy_sum import Combination, Latents, compute, value
+from serve_app.sampling.lazy_sum import Latents, LazySum, compute, value
 from serve_app.sampling.noise import after_noise
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.sampling.samplers.error_estimate import Disagreement
+from serve_app.sampling.samplers.error_estimate import ErrorEstimate
 from serve_app.sampling.samplers.evaluation import Evaluation, Sampler
 from serve_app.sampling.transfer import brought, sent
 
@@ -34,8 +34,8 @@ OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 class Trajectory:
     """One run of a sampler.
 
-    `start` it once, then answer its `pieces` with `feed` and `settle` it until `result` is there. What it has written
-    down in between (`unsettled`) may be computed together with others', and where it has a `disagreement`, that be read
+    `start` it once, then answer its `pieces` with `feed` and `advance` it until `result` is there. What it has written
+    down in between (`pending`) may be computed together with others', and where it has a `error_estimate`, that be read
     with others' and the run `go_on`, before it is settled. A GPU may not have done by then what it was asked for;
     results and what is shown hold their numbers once it has. on_step: called with (steps done, steps in all) after each
     step was asked for, in whichever thread settles it; what it returns is to be called once the step is done
@@ -66,10 +66,10 @@ class Trajectory:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
         """What it waits for; empty before `start` and after the end."""
-        self.unsettled: tuple[Latents, ...] = ()
-        """What `settle` needs; computed there if it is not by then."""
-        self.disagreement: Disagreement | None = None
-        """What its sampler waits for instead of an evaluation: to be read once `unsettled` is computed."""
+        self.pending: tuple[Latents, ...] = ()
+        """What `advance` needs; computed there if it is not by then."""
+        self.error_estimate: ErrorEstimate | None = None
+        """What its sampler waits for instead of an evaluation: to be read once `pending` is computed."""
         self.cells = 0
         """How much work those are, in latent cells."""
         self.result: Sampled | None = None
@@ -87,7 +87,7 @@ class Trajectory:
         self._inpainting: Inpainting | None = None
         self._sums = True
         self._next: Evaluation | None = None
-        self._reading: Reading | None = None
+        self._reading: ModelInput | None = None
         self._reached: Latents | None = None
 
     def start(self) -> None:
@@ -126,10 +126,10 @@ class Trajectory:
         if self.steps < 1:
             self._end(x, sigma)
             return
-        self._sampler = spec.start(Combination.of(x), sigmas, r.noise.seed, levels, r.sampler.options)
+        self._sampler = spec.start(LazySum.of(x), sigmas, r.noise.seed, levels, r.sampler.options)
         self._last_sigma = float(sigmas[-1])
         self._advance(None)
-        self.settle()
+        self.advance()
 
     @property
     def shown(self) -> Tensor:
@@ -158,17 +158,17 @@ class Trajectory:
             self._advance(self._combined())
 
     def go_on(self) -> None:
-        """Tell the sampler its `disagreement`, read here if it is not by then, and write down what follows."""
-        assert self.disagreement is not None, "it waits for one"
-        number, self.disagreement = self.disagreement.number, None
+        """Tell the sampler its `error_estimate`, read here if it is not by then, and write down what follows."""
+        assert self.error_estimate is not None, "it waits for one"
+        number, self.error_estimate = self.error_estimate.number, None
         self._advance(number)
 
-    def settle(self) -> None:
+    def advance(self) -> None:
         """Run to what is to be answered next or to the end."""
         while not self.pieces:
-            compute(self.unsettled)
-            self.unsettled = ()
-            if self.disagreement is not None:
+            compute(self.pending)
+            self.pending = ()
+            if self.error_estimate is not None:
                 self.go_on()
                 continue
             if self._next is None:
@@ -197,15 +197,15 @@ class Trajectory:
         if self._inpainting is not None:
             denoised = self._inpainting.restore(denoised, self._evaluation.sigma)
         # What is sent is used again and again, so it is computed with what follows from it.
-        denoised, uncond = Combination.of(denoised), Combination.of(uncond)
+        denoised, uncond = LazySum.of(denoised), LazySum.of(uncond)
         step = (self._evaluation.step, self._evaluation.substep)
         if step > self._seen_step:
             # The first estimate of a step is what clients are shown of it.
             self._seen_step, self._denoised = step, denoised
         if self._evaluation.want_uncond:
-            self.unsettled = (denoised, uncond)
+            self.pending = (denoised, uncond)
             return (denoised, uncond) if self._sums else (denoised.value, uncond.value)
-        self.unsettled = (denoised,)
+        self.pending = (denoised,)
         return denoised if self._sums else denoised.value
 
     def _advance(self, answer: Latents | tuple[Latents, Latents] | float | None) -> None:
@@ -217,16 +217,16 @@ class Trajectory:
             raise NodeError(f"sampler '{name}' cannot step over the sigmas it was given: {error}") from error
         except StopIteration as end:
             self._next, self._reached = None, end.value
-            self.unsettled += (end.value,)
+            self.pending += (end.value,)
             return
-        if isinstance(asked, Disagreement):
-            self.disagreement = asked
-            self.unsettled += (asked.low, asked.high, asked.before)
+        if isinstance(asked, ErrorEstimate):
+            self.error_estimate = asked
+            self.pending += (asked.low, asked.high, asked.before)
             return
-        self._sums = isinstance(asked.x, Combination)
+        self._sums = isinstance(asked.x, LazySum)
         self._next = held = asked if self._inpainting is None else self._inpainting.hold(asked)
         [self._reading] = readings([(self._guidance.backbone, held.x, held.sigma)])
-        self.unsettled += (held.x, asked.x, *asked.kept, self._reading.fed, self._reading.timestep)
+        self.pending += (held.x, asked.x, *asked.kept, self._reading.fed, self._reading.timestep)
 
     def _measure(self) -> None:
         # That of the whole canvas, if not all entries have areas.

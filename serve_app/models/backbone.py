@@ -1,4 +1,4 @@
-"""A backbone: one recipe's view of a network, which other recipes may share."""
+"""A backbone: one recipe's view of a network that several recipes may share."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from serve_app.models.control.control import Autoencoder, ControlNet
 from serve_app.models.control.model_control import ActiveModelControl, ModelPatch
 from serve_app.models.families.family import Rows
 from serve_app.models.lora.layers import LoraSet
-from serve_app.models.network import Network
-from serve_app.models.split_batch import rows_apart
+from serve_app.models.network import LoadedNetwork
+from serve_app.models.split_batch import split_batch
 from serve_app.models.unet_patches import gligen
 from serve_app.recipe import PackFunctions, Recipe, ReferenceMethod, Training
 from serve_app.sampling.denoiser import Prediction, trained
@@ -29,16 +29,16 @@ from serve_app.values import Conditioning
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Backbone:
-    """A network as one recipe has it; as `sampling.forward.Backbone`.
+class RecipeBackbone:
+    """A network with the patches of one recipe; implements `sampling.forward.Backbone`.
 
-    training: what is taken instead of what the network's file says. loras: what the recipe's LoRAs change in its rows.
-    functions: its patches of that kind; controls: those that show its network images. references: how they are placed
-    where a conditioning does not say it; None as the family has it. own_key: makes its rows share no forward, if it is
-    set. sigmas: of the run that it is of, for functions.
+    training: overrides the training that the file states. loras: applied to the rows of this recipe only. functions: of
+    node packs; controls: model patches that read images. references: how reference images are placed where a
+    conditioning does not say; None: the family's default. own_key: if set, its rows share a forward with no others.
+    sigmas: noise levels of the current run, for functions.
     """
 
-    network: Network
+    network: LoadedNetwork
     training: Training | None = None
     loras: LoraSet | None = None
     references: ReferenceMethod | None = None
@@ -74,14 +74,14 @@ class Backbone:
         return self.network.family.keeps_clean
 
     def prepared(self) -> Iterator[None]:
-        """Make ready what its first forward would have to wait for, yielding in between; as `LoraSet.prepared`."""
+        """Do the work that the first forward would otherwise wait for, yielding in between, as `LoraSet.prepared`."""
         if self.loras is not None:
             yield from self.loras.prepared()
 
-    def exclusive(self) -> Backbone:
-        """Return this backbone for one run alone: nothing shares its forwards, and its LoRAs stay unmerged.
+    def exclusive(self) -> RecipeBackbone:
+        """Return this backbone for one run alone: it shares no forward, and its LoRAs stay unmerged.
 
-        So what it answers does not depend, to the bit, on other runs.
+        Its outputs then do not depend, to the bit, on other runs.
         """
         return replace(self, own_key=object())
 
@@ -92,16 +92,16 @@ class Backbone:
         vaes: Mapping[Recipe, Autoencoder] | None = None,
         patches: Mapping[Recipe, ModelPatch] = MappingProxyType({}),
     ) -> dict[str, Conditioning]:
-        """Return conditionings whose controls act on it, as `control.activated`, and whose boxes it is told of.
+        """Return conditionings with their controls and grounding boxes bound to this backbone.
 
-        patches: of the boxes.
+        patches: the GLIGEN patches that read the boxes. See `control.activated`.
         """
         network = self.network
         controlled = control.activated(conds, nets, network.family, self.levels, vaes)
         return gligen.activated(controlled, patches, network.family, network.module) if patches else controlled
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
-        """Return what an entry of a conditioning tells the network.
+        """Return an entry's conditioning inputs for the network.
 
         Errors: NodeError for a conditioning of another family's text encoder.
         """
@@ -111,7 +111,7 @@ class Backbone:
         return network.family.inputs(cond, options, role, canvas, self.device, network.trained_as)
 
     def rows(self, piece: Piece, fed: Tensor, timestep: Tensor) -> Rows:
-        """Return what the network is asked for a piece. fed: its x as the network is fed it; timestep: (B,)."""
+        """Return the rows of a batch for a piece. fed: x times c_in; timestep: (B,)."""
         return Rows(
             fed,
             piece.sigma,
@@ -127,11 +127,11 @@ class Backbone:
         )
 
     def apart(self, piece: Piece) -> list[Piece]:
-        """Return a piece for each row of a piece, in order, or the piece alone where its rows depend on each other."""
-        return [piece] if self.functions or self.controls else rows_apart(piece)
+        """Return one piece for each row, in order, or the piece itself where its rows depend on each other."""
+        return [piece] if self.functions or self.controls else split_batch(piece)
 
     def fed(self, piece: Piece) -> Tensor:
-        """Return what the network is fed for a piece's x, float32."""
+        """Return the piece's x as the network reads it, times c_in, float32."""
         return piece.x * self.prediction.scaling(piece.sigma).c_in
 
     def denoised(self, piece: Piece, output: Tensor) -> Tensor:
@@ -144,14 +144,14 @@ class Backbone:
         scaling = self.prediction.scaling(piece.sigma)
         return (denoised - piece.x * scaling.c_skip) / scaling.c_out
 
-    def during(self, sigmas: Tensor) -> Backbone:
-        """Return it for a run over these levels."""
+    def during(self, sigmas: Tensor) -> RecipeBackbone:
+        """Return a copy for a run over these noise levels."""
         return replace(self, sigmas=sent(sigmas, self.device))
 
-    def with_functions(self, functions: PackFunctions) -> Backbone:
-        """Return it with functions of a node pack in place of its own, for its rows.
+    def with_functions(self, functions: PackFunctions) -> RecipeBackbone:
+        """Return a copy whose rows call these functions of a node pack instead.
 
-        Errors: NodeError where the family runs none.
+        Errors: NodeError where the family calls none.
         """
         return replace(self, functions=(functions,))
 
@@ -166,7 +166,7 @@ class Backbone:
 
 
 def names_of(network: Mapping[str, Any]) -> set[str]:
-    """Return which functions `PackFunctions.network` has, by ComfyUI's names; those that replace end in _replace."""
+    """Return the names of the functions in `PackFunctions.network`, as ComfyUI has them; replacements end in _replace."""
     places = network.get("patches_replace", {})
     return {name for name, functions in network.get("patches", {}).items() if functions} | {
         f"{name}_replace" for name, functions in places.items() if functions

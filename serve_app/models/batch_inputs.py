@@ -1,4 +1,4 @@
-"""What rows are told beside x: values of a family's own in which tensors have a row for each."""
+"""Conditioning inputs of a batch: families' dataclasses whose tensors have a row for each row of x."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from serve_app.models.control.control import ActiveControl
 from serve_app.models.unet_patches.grounding import ActiveGrounding
 
 
-def has_row_each(told: Any, rows: int) -> bool:
-    """Whether each of so many rows has its own part of what they are told, or all have the same."""
-    match told:
+def is_batched(inputs: Any, rows: int) -> bool:
+    """Whether conditioning inputs have a part for each row of a batch; False if all rows share one."""
+    match inputs:
         case Tensor():
-            return len(told) == rows
+            return len(inputs) == rows
         case tuple():
-            return all(has_row_each(one, rows) for one in told)
+            return all(is_batched(one, rows) for one in inputs)
         case ActiveControl():
-            return len(told.hint.image) == 1
+            return len(inputs.hint.image) == 1
         case ActiveGrounding():
             return True
-    return not is_dataclass(told) or all(has_row_each(one, rows) for one in _fields(told).values())
+    return not is_dataclass(inputs) or all(is_batched(one, rows) for one in _fields(inputs).values())
 
 
-def with_rows(told: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return what is told with other rows. change: of each tensor, (B,…) to (B',…)."""
-    match told:
+def map_rows(inputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return conditioning inputs with a function applied to each tensor, (B,…) to (B',…)."""
+    match inputs:
         case Tensor():
-            return change(told)
+            return change(inputs)
         case tuple():
-            return tuple(with_rows(one, change) for one in told)
+            return tuple(map_rows(one, change) for one in inputs)
         case ActiveControl() | ActiveGrounding():
-            return told
-    if not is_dataclass(told) or isinstance(told, type):
-        return told
-    return replace(told, **{name: with_rows(one, change) for name, one in _fields(told).items()})
+            return inputs
+    if not is_dataclass(inputs) or isinstance(inputs, type):
+        return inputs
+    return replace(inputs, **{name: map_rows(one, change) for name, one in _fields(inputs).items()})
 
 
-def _fields(told: Any) -> Mapping[str, Any]:
-    return {field.name: getattr(told, field.name) for field in fields(told) if field.init}
+def _fields(inputs: Any) -> Mapping[str, Any]:
+    return {field.name: getattr(inputs, field.name) for field in fields(inputs) if field.init}

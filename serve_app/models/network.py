@@ -1,4 +1,4 @@
-"""A backbone's weights on a device, which answer rows of many runs and recipes in one forward.
+"""A backbone's weights on a device, which run batches of rows from many jobs and recipes.
 
 What is particular to one recipe comes with its rows; `backbone` makes them.
 """
@@ -20,11 +20,11 @@ from serve_app.recipe import DeepShrink, Training
 from serve_app.sampling.forward import Piece
 
 
-class Network:
-    """The weights of one backbone, in use as long as anyone holds this.
+class LoadedNetwork:
+    """The weights of one backbone on a device, kept resident for as long as this object lives.
 
-    key: equal for equal weights, whatever LoRAs go with them. trained_as: what their file says of their training.
-    replays: how its forwards are run; None as all on its device. streamed: not all of its weights stay there.
+    key: equal for equal weights, whatever LoRAs are used with them. trained_as: the training that the file states.
+    replays: runs the forwards; None: eagerly. streamed: some weights stay on the host and are copied for each forward.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Network:
         self._replays = replays_of(self.device) if replays is None else replays
 
     def group_key(self, piece: Piece) -> Hashable:
-        """Return what must be equal for pieces to share a forward: patches too, by which features change in size."""
+        """Return what must be equal for pieces to share a forward, including patches that resize features."""
         resized = tuple(patch for patch in piece.layers if isinstance(patch, DeepShrink))
         return (self.family.group_key(piece.x, piece.inputs), *resized)
 
@@ -54,32 +54,32 @@ class Network:
         """Return how much work a piece is, in latent cells."""
         return self.family.cells(piece.x, piece.inputs)
 
-    def filled(self, rows: int) -> int:
-        """Return how many rows a forward of so many runs with, or more than that where it is not filled up."""
-        return self._replays.filled(rows) if isinstance(self.family, OneCall) else rows
+    def padded_rows(self, rows: int) -> int:
+        """Return the batch size that a batch of `rows` is padded to, or would be if it is not padded."""
+        return self._replays.padded_rows(rows) if isinstance(self.family, OneCall) else rows
 
     def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, float32, from one forward; their group keys are equal.
 
-        Rows of a run that shares nothing come alone, and what they give does not depend on earlier forwards.
+        Exclusive rows come alone, and their outputs do not depend on earlier forwards.
         """
         merging = not any(r.exclusive for r in rows)
-        asked, rows = len(rows), self._filled(rows)
+        asked, rows = len(rows), self._padded(rows)
         with with_loras([(r.count, r.loras) for r in rows], merging=merging) as read:
-            bare = self.family.bare(self.module, rows)
-            if bare is None:
+            call = self.family.capturable_call(self.module, rows)
+            if call is None:
                 return self.family.forward(self.module, rows)
-            # A recording would know nothing of the copies that streamed weights come by.
-            bare = (
-                replace(bare, variant=None)
+            # A CUDA graph would not contain the copies that bring streamed weights.
+            call = (
+                replace(call, variant=None)
                 if read is None or self.streamed
-                else replace(bare, reads=read[0] if read else None)
+                else replace(call, reads=read[0] if read else None)
             )
-            [output] = self._replays.answer(self._weight, bare, torch.float32)
-        return self.family.answers(output, rows)[:asked]
+            [output] = self._replays.answer(self._weight, call, torch.float32)
+        return self.family.split_output(output, rows)[:asked]
 
-    def _filled(self, rows: Sequence[Rows]) -> Sequence[Rows]:
+    def _padded(self, rows: Sequence[Rows]) -> Sequence[Rows]:
         count = sum(r.count for r in rows)
-        lacking = self._replays.filled(count) - count
-        filling = self.family.filling(rows, lacking) if lacking else None
-        return rows if filling is None else [*rows, filling]
+        lacking = self._replays.padded_rows(count) - count
+        padding = self.family.pad_rows(rows, lacking) if lacking else None
+        return rows if padding is None else [*rows, padding]

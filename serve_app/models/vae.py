@@ -20,10 +20,10 @@ from serve_app.values import Tiling
 Work: TypeAlias = Literal["decode", "encode"]
 
 SLICE_PIXELS = 1024 * 1024
-"""A batch is worked through in slices of about so many pixels, so that its size does not bound the memory needed."""
+"""A batch is decoded and encoded in slices of about this many pixels, which bounds memory."""
 
 HOST_SLICE_PIXELS = 128 * 128
-"""The most on a CPU: so many keep it busy, so that more at once would take memory and save no time."""
+"""The limit on a CPU, which is fully used by this many pixels; more would only take memory."""
 
 
 class Vae:
@@ -38,16 +38,16 @@ class Vae:
     def decode(self, latents: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
         """Return images (B,H,W,C) in 0…1 from latents (B,c,h,w), float32 on its device.
 
-        slice_pixels: as SLICE_PIXELS. An autoencoder of videos returns (B,F,H,W,C) from (B,c,T,h,w), as `by_moments`
-        where T is more than 1.
+        slice_pixels: as SLICE_PIXELS. A video autoencoder returns (B,F,H,W,C) from (B,c,T,h,w), as `by_latent_frames`
+        if T > 1.
         """
         if self.is_video("decode", latents):
-            return _to_the_end(self.by_moments("decode", latents))
+            return _to_the_end(self.by_latent_frames("decode", latents))
         pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2, slice_pixels)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def picture(self, latents: Tensor) -> Tensor:
-        """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, as `brought` has it."""
+        """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, by `brought`."""
         pixels = self._decoded(sent(self._with_time(latents[:1]), self._device).to(self._dtype)).float()
         image = ((pixels[0] + 1) / 2).clamp_(0, 1).movedim(0, -1)
         return brought(image.mul_(255).to(torch.uint8))
@@ -55,24 +55,24 @@ class Vae:
     def encode(self, images: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
         """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on its device.
 
-        What is over a multiple of the VAE's factor is cut off, half on each side. An autoencoder of videos takes the
-        images for one, and returns (1,c,T,h,w), as `by_moments` for several; what is over a multiple of its frames is
-        left out.
+        Images are cropped to a multiple of the VAE's factor, equally on both sides. A video autoencoder takes the
+        images as one video and returns (1,c,T,h,w), as `by_latent_frames` if there are several; frames beyond a
+        multiple are dropped.
         """
         if self.is_video("encode", images):
-            return _to_the_end(self.by_moments("encode", images))
+            return _to_the_end(self.by_latent_frames("encode", images))
         return self._sliced(self._encoded, self._pixels(images), 1, slice_pixels)
 
     def is_video(self, work: Work, batch: Tensor) -> bool:
-        """Whether a batch is a video of more than an image, or several such."""
-        return self.of_videos and has_moments(work, batch)
+        """Whether a batch is one or more videos of more than one image."""
+        return self.of_videos and has_latent_frames(work, batch)
 
-    def by_moments(self, work: Work, batch: Tensor) -> Tiles:
-        """Do a video's work a latent after another, with what it stands for; yield how many are done, and of how many.
+    def by_latent_frames(self, work: Work, batch: Tensor) -> Tiles:
+        """Decode or encode a video one latent frame at a time; yield how many are done, and of how many.
 
-        What is made is on the host, as `brought` has it. The images of one latent are on the device at a time.
+        Only one latent frame and its images are on the device at a time; results go to the host by `brought`.
         """
-        return self._decoded_by_moments(batch) if work == "decode" else self._encoded_by_moments(batch)
+        return self._decoded_by_latent_frames(batch) if work == "decode" else self._encoded_by_latent_frames(batch)
 
     def decode_tiled(self, latents: Tensor, tiling: Tiling) -> Tiles:
         """Decode in passes of tiles, averaged."""
@@ -80,7 +80,12 @@ class Vae:
         if (frames := self.family.frames) and latents.shape[2] > 1:
             tile = max(2, tiling.frames // frames) if tiling.frames else latents.shape[2]
             shared = max(1, min(tile // 2, tiling.shared_frames // frames))
-            time = Axis(tile, shared, lambda moments: (moments - 1) * frames + 1, lambda moment: moment * frames)
+            time = Axis(
+                tile,
+                shared,
+                lambda latent_frames: (latent_frames - 1) * frames + 1,
+                lambda latent_frame: latent_frame * frames,
+            )
         pixels = yield from in_passes(
             latents,
             lambda tile: self._sliced(self._decoded, tile, self.factor**2),
@@ -97,19 +102,19 @@ class Vae:
         if (frames := self.family.frames) and len(images) > 1:
             images = images[: (len(images) - 1) // frames * frames + 1]
 
-            def moments(count: int) -> int:
+            def latent_frames(count: int) -> int:
                 return (count - 1) // frames + 1
 
-            tile = max(2, moments(tiling.frames)) if tiling.frames else moments(len(images))
-            shared = max(1, min(tile // 2, moments(tiling.shared_frames)))
+            tile = max(2, latent_frames(tiling.frames)) if tiling.frames else latent_frames(len(images))
+            shared = max(1, min(tile // 2, latent_frames(tiling.shared_frames)))
             tile, shared = ((cells - 1) * frames + 1 for cells in (tile, shared))
-            time = Axis(tile, shared, moments, lambda image: image // frames)
+            time = Axis(tile, shared, latent_frames, lambda image: image // frames)
         pixels = self._pixels(images)
         encode = lambda tile: self._sliced(self._encoded, tile, 1)  # noqa: E731
         return (yield from in_passes(pixels, encode, self._shapes(tiling.size), tiling.overlap, 1 / self.factor, time))
 
     def pixels(self, work: Work, batch: Tensor) -> int:
-        """Return how many pixels each image of a batch has; of a video, those images that a latent stands for."""
+        """Return pixels per image of a batch; of a video, pixels of the images that one latent frame covers."""
         frames = self.family.frames if self.is_video(work, batch) else 1
         if work == "encode":
             return batch.shape[1] * batch.shape[2] * frames
@@ -117,7 +122,7 @@ class Vae:
 
     @property
     def of_videos(self) -> bool:
-        """Whether it is one of videos: images that are encoded together become one."""
+        """Whether this is a video autoencoder, which encodes a batch of images as one video."""
         return isinstance(self.family, VideoVaeFamily)
 
     @property
@@ -131,11 +136,11 @@ class Vae:
     def _encoded(self, pixels: Tensor) -> Tensor:
         return self.family.encode(self.network, pixels)
 
-    def _decoded_by_moments(self, latents: Tensor) -> Tiles:
-        count, _, moments, *sides = latents.shape
+    def _decoded_by_latent_frames(self, latents: Tensor) -> Tiles:
+        count, _, latent_frames, *sides = latents.shape
         size = (side * self.factor for side in sides)
         images = torch.empty(
-            *(count, (moments - 1) * self.family.frames + 1, *size, self.family.image_channels),
+            *(count, (latent_frames - 1) * self.family.frames + 1, *size, self.family.image_channels),
             pin_memory=self._device.type == "cuda",
         )
         done = 0
@@ -143,19 +148,19 @@ class Vae:
             at = 0
             for pixels in self._videos.decode_frames(self.network, map(self._given, torch.split(video, 1, 2))):
                 shown = ((pixels[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0).contiguous()
-                # Both sides are contiguous, without which a copy from a GPU waits.
+                # Both sides are contiguous; otherwise a copy from a GPU would synchronise.
                 images[i, at : at + len(shown)].copy_(shown, non_blocking=True)
                 at += len(shown)
                 done += 1
-                yield done, count * moments
+                yield done, count * latent_frames
         return images
 
-    def _encoded_by_moments(self, images: Tensor) -> Tiles:
-        moments, made = [*self._videos.moments(len(images))], []
-        given = (self._given(self._pixels(images[moment])) for moment in moments)
+    def _encoded_by_latent_frames(self, images: Tensor) -> Tiles:
+        latent_frames, made = [*self._videos.latent_frames(len(images))], []
+        given = (self._given(self._pixels(images[latent_frame])) for latent_frame in latent_frames)
         for latent in self._videos.encode_frames(self.network, given):
             made.append(latent.float())
-            yield len(made), len(moments)
+            yield len(made), len(latent_frames)
         return brought(torch.cat(made, 2))
 
     @property
@@ -164,11 +169,11 @@ class Vae:
         return self.family
 
     def _given(self, batch: Tensor) -> Tensor:
-        """Return a batch as the network takes it, on its device."""
+        """Return a batch on the network's device, in its dtype and with its axes."""
         return sent(batch, self._device).to(self._dtype)
 
     def _with_time(self, latents: Tensor) -> Tensor:
-        """Return latents with the axes that the family's have; of a video's, an image is the first."""
+        """Return latents with the time axis that a video family has; an image becomes the first frame."""
         if self.family.frames:
             return latents if latents.ndim == 5 else latents.unsqueeze(2)
         return latents[:, :, 0] if latents.ndim == 5 else latents
@@ -176,7 +181,7 @@ class Vae:
     def _pixels(self, images: Tensor) -> Tensor:
         """Return images (B,H,W,C) cropped, in the family's channels and in −1…1: (B,C,h,w), or (1,C,B,h,w).
 
-        Images that do not say how opaque they are are opaque.
+        A missing alpha channel becomes opaque.
         """
         rows, columns = (self._kept(size) for size in images.shape[1:3])
         channels = self.family.image_channels
@@ -185,7 +190,7 @@ class Vae:
         return pixels.movedim(0, 1)[None] if self.family.frames else pixels
 
     def _shapes(self, size: int) -> list[Shape]:
-        """Return the shapes of a tile, one a pass: ComfyUI passes over a video once."""
+        """Return the tile shape of each pass: ComfyUI makes one pass over a video."""
         return [(size, size)] if self.family.frames else three_shapes(size)
 
     def _kept(self, size: int) -> slice:
@@ -195,24 +200,24 @@ class Vae:
     def _sliced(
         self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int, slice_pixels: int = SLICE_PIXELS
     ) -> Tensor:
-        """Return what work makes of a batch on the host, float32 on the device."""
+        """Apply work to a batch slice by slice; the result is float32 on the device."""
         parts = torch.split(batch, self._rows(batch, pixels_per_cell, slice_pixels))
         return torch.cat([work(self._given(part)).float() for part in parts])
 
     def _rows(self, batch: Tensor, pixels_per_cell: int, slice_pixels: int) -> int:
-        """Return how many rows of a batch are worked through at once."""
+        """Return how many rows of a batch are processed at once."""
         if self._device.type == "cpu":
             slice_pixels = min(slice_pixels, HOST_SLICE_PIXELS)
         return max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
 
 
-def has_moments(work: Work, batch: Tensor) -> bool:
-    """Whether a batch is a video of more than an image to an autoencoder of videos."""
+def has_latent_frames(work: Work, batch: Tensor) -> bool:
+    """Whether a batch is a video of more than one image to a video autoencoder."""
     return len(batch) > 1 if work == "encode" else batch.ndim == 5 and batch.shape[2] > 1
 
 
 def _to_the_end(tiles: Tiles) -> Tensor:
-    """Return what comes of work that pauses."""
+    """Run a pausing generator to its end and return its value."""
     while True:
         try:
             next(tiles)

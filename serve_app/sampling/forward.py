@@ -16,7 +16,7 @@ from torch import Tensor
 from serve_app.recipe import PackFunctions
 from serve_app.sampling.denoiser import Prediction
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.sampling.lazy_sum import Combination, Latents, compute, value
+from serve_app.sampling.lazy_sum import Latents, LazySum, compute, value
 from serve_app.sampling.schedules.levels import Levels
 
 Area = tuple[int, int, int, int]
@@ -53,7 +53,7 @@ class Inputs(Protocol):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Reading:
+class ModelInput:
     """What a network reads of x at a level. fed: x as it is fed it, float32; timestep: (B,), what it is told."""
 
     fed: Latents
@@ -76,7 +76,7 @@ class Piece:
     role: str = "positive"
     layers: tuple[Any, ...] = ()
     tie: object | None = None
-    reading: Reading | None = None
+    reading: ModelInput | None = None
 
     @property
     def rows(self) -> int:
@@ -108,7 +108,7 @@ class Network(Protocol):
         """Return how much work a piece is, in latent cells, by which a forward's memory grows."""
         ...
 
-    def filled(self, rows: int) -> int:
+    def padded_rows(self, rows: int) -> int:
         """Return how many rows a forward of so many takes memory for, at most; no fewer for more."""
         ...
 
@@ -207,16 +207,16 @@ def answered(pieces: Sequence[Piece]) -> list[Tensor]:
     return pieces[0].backbone.network.answer(asked)
 
 
-def denoised_by(piece: Piece, output: Tensor) -> Combination:
+def denoised_by(piece: Piece, output: Tensor) -> LazySum:
     """Return a piece's D(x, sigma) by the network's output for it, still to be computed."""
     scaling = piece.backbone.prediction.scaling(piece.sigma)
-    denoised = Combination.of(output) * scaling.c_out
-    return denoised + Combination.of(piece.x) * scaling.c_skip if scaling.c_skip else denoised
+    denoised = LazySum.of(output) * scaling.c_out
+    return denoised + LazySum.of(piece.x) * scaling.c_skip if scaling.c_skip else denoised
 
 
-def readings(asked: Sequence[tuple[Backbone, Latents, float]]) -> list[Reading]:
+def readings(asked: Sequence[tuple[Backbone, Latents, float]]) -> list[ModelInput]:
     """Return what networks are to read for latents x (B,C,h,w) at levels, still to be computed. asked: the three."""
-    made: dict[Hashable, Reading] = {}
+    made: dict[Hashable, ModelInput] = {}
     for backbone, x, sigma in asked:
         key = id(x), sigma, id(backbone.prediction), id(backbone.levels)
         if key not in made:
@@ -229,10 +229,10 @@ def reads_alike(backbone: Backbone, other: Backbone) -> bool:
     return backbone.prediction is other.prediction and backbone.levels is other.levels
 
 
-def _reading(backbone: Backbone, x: Latents, sigma: float) -> Reading:
+def _reading(backbone: Backbone, x: Latents, sigma: float) -> ModelInput:
     told = float(backbone.levels.timestep(torch.tensor(sigma, dtype=torch.float32)))
     ones = _ones(x.device, x.shape[0])
-    return Reading(Combination.of(x) * backbone.prediction.scaling(sigma).c_in, Combination.of(ones) * told)
+    return ModelInput(LazySum.of(x) * backbone.prediction.scaling(sigma).c_in, LazySum.of(ones) * told)
 
 
 @lru_cache(maxsize=64)

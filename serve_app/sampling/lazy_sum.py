@@ -17,7 +17,7 @@ from torch import Tensor
 
 from serve_app.sampling.transfer import sent
 
-Latents: TypeAlias = "Tensor | Combination"
+Latents: TypeAlias = "Tensor | LazySum"
 """What samplers compute with: (B,C,h,w), there or still to be computed."""
 
 
@@ -40,7 +40,7 @@ class _Term:
         return _Term(self.leaf, self.factor, tuple(sorted((*self.masks, mask), key=id)))
 
 
-class Combination:
+class LazySum:
     """A sum of latents times numbers and masks, once `compute` or `value` is called a tensor.
 
     It is added to, multiplied and divided as a tensor is; by tensors only where they are masks or single numbers.
@@ -54,12 +54,12 @@ class Combination:
         self._value: Tensor | None = None
 
     @classmethod
-    def of(cls, latents: Latents) -> Combination:
+    def of(cls, latents: Latents) -> LazySum:
         """Return latents as one."""
-        return latents if isinstance(latents, Combination) else cls((_Term(latents, 1.0),), latents)
+        return latents if isinstance(latents, LazySum) else cls((_Term(latents, 1.0),), latents)
 
     @classmethod
-    def zero(cls, like: Tensor) -> Combination:
+    def zero(cls, like: Tensor) -> LazySum:
         """Return zeros shaped as a tensor."""
         return cls((), like)
 
@@ -88,45 +88,45 @@ class Combination:
     def is_computed(self) -> bool:
         return self._value is not None
 
-    def settle(self, value: Tensor) -> None:
+    def materialize(self, value: Tensor) -> None:
         """Take its numbers, and let go of what they were computed from."""
         self._value = self._like = value
         self._terms = (_Term(value, 1.0),)
 
-    def __add__(self, other: Latents) -> Combination:
+    def __add__(self, other: Latents) -> LazySum:
         terms = {term.key: term for term in self._terms}
-        for term in Combination.of(other)._terms:
+        for term in LazySum.of(other)._terms:
             known = terms.get(term.key)
             terms[term.key] = term if known is None else _Term(term.leaf, known.factor + term.factor, term.masks)
-        return Combination([term for term in terms.values() if term.factor], self._like)
+        return LazySum([term for term in terms.values() if term.factor], self._like)
 
     __radd__ = __add__
 
-    def __neg__(self) -> Combination:
+    def __neg__(self) -> LazySum:
         return self * -1.0
 
-    def __sub__(self, other: Latents) -> Combination:
-        return self + Combination.of(other) * -1.0
+    def __sub__(self, other: Latents) -> LazySum:
+        return self + LazySum.of(other) * -1.0
 
-    def __rsub__(self, other: Tensor) -> Combination:
-        return Combination.of(other) - self
+    def __rsub__(self, other: Tensor) -> LazySum:
+        return LazySum.of(other) - self
 
-    def __mul__(self, by: float | Tensor) -> Combination:
+    def __mul__(self, by: float | Tensor) -> LazySum:
         if isinstance(by, Tensor) and by.ndim:
             mask = by if by.ndim == self._like.ndim else by.view(*(1,) * (self._like.ndim - by.ndim), *by.shape)
-            return Combination([term.under(mask) for term in self._terms], self._like)
+            return LazySum([term.under(mask) for term in self._terms], self._like)
         factor = float(by)
-        return Combination([term.times(factor) for term in self._terms if factor], self._like)
+        return LazySum([term.times(factor) for term in self._terms if factor], self._like)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, by: float | Tensor) -> Combination:
+    def __truediv__(self, by: float | Tensor) -> LazySum:
         return self * (1 / float(by))
 
 
 def value(latents: Latents) -> Tensor:
     """Return the numbers of latents."""
-    return latents.value if isinstance(latents, Combination) else latents
+    return latents.value if isinstance(latents, LazySum) else latents
 
 
 def mixed(start: Latents, end: Latents, share: float | Tensor) -> Latents:
@@ -136,23 +136,23 @@ def mixed(start: Latents, end: Latents, share: float | Tensor) -> Latents:
     return start + (end - start) * share
 
 
-def compute(combinations: Iterable[Latents]) -> None:
+def compute(sums: Iterable[Latents]) -> None:
     """Give all a value, those of equally shaped rows by the same operations; what has one is passed over.
 
     The bits of each depend on its own terms alone.
     """
-    groups: dict[Hashable, list[Combination]] = {}
-    for combination in combinations:
-        if isinstance(combination, Tensor) or combination.is_computed:
+    groups: dict[Hashable, list[LazySum]] = {}
+    for lazy_sum in sums:
+        if isinstance(lazy_sum, Tensor) or lazy_sum.is_computed:
             continue
-        match combination.terms:
+        match lazy_sum.terms:
             case (_Term(leaf, 1.0, ()),):
-                combination.settle(leaf)
+                lazy_sum.materialize(leaf)
             case (first, *_):
                 kind = first.leaf.shape[1:], first.leaf.dtype, first.leaf.device
                 group = groups.setdefault(kind, [])
-                if not any(combination is other for other in group):
-                    group.append(combination)
+                if not any(lazy_sum is other for other in group):
+                    group.append(lazy_sum)
     if not groups:
         return
     tables = [_table(group) for group in groups.values()]
@@ -163,24 +163,24 @@ def compute(combinations: Iterable[Latents]) -> None:
         _compute(group, numbers.view(len(table), len(table[0])))
 
 
-def _table(group: Sequence[Combination]) -> list[list[float]]:
+def _table(group: Sequence[LazySum]) -> list[list[float]]:
     """Return the factors (K,R) of a group's terms for each of their R rows, zeros after the last of each.
 
     K is a power of two, for terms are added up by halves.
     """
-    most = max(len(combination.terms) for combination in group)
+    most = max(len(lazy_sum.terms) for lazy_sum in group)
     table: list[list[float]] = []
     for k in range(1 << (most - 1).bit_length()):
         row: list[float] = []
-        for combination in group:
-            terms = combination.terms
-            row += [terms[k].factor if k < len(terms) else 0.0] * combination.shape[0]
+        for lazy_sum in group:
+            terms = lazy_sum.terms
+            row += [terms[k].factor if k < len(terms) else 0.0] * lazy_sum.shape[0]
         table.append(row)
     return table
 
 
-def _compute(group: Sequence[Combination], table: Tensor) -> None:
-    """Settle combinations whose rows are shaped alike. table: (K,R), as `_table`."""
+def _compute(group: Sequence[LazySum], table: Tensor) -> None:
+    """Settle sums whose rows are shaped alike. table: (K,R), as `_table`."""
     # After the last of its terms each one's first fills the place: another's could be no number.
     terms = [(c.terms[k] if k < len(c.terms) else c.terms[0]) for k in range(len(table)) for c in group]
     leaves = _whole([term.leaf for term in terms])
@@ -194,9 +194,9 @@ def _compute(group: Sequence[Combination], table: Tensor) -> None:
     while len(total) > 1:
         half = len(total) // 2
         total = total[:half] + total[half:]
-    rounded = torch.split(total[0].to(leaves.dtype), [combination.shape[0] for combination in group])
-    for combination, made in zip(group, rounded, strict=True):
-        combination.settle(made)
+    rounded = torch.split(total[0].to(leaves.dtype), [lazy_sum.shape[0] for lazy_sum in group])
+    for lazy_sum, made in zip(group, rounded, strict=True):
+        lazy_sum.materialize(made)
 
 
 _ONES: dict[tuple[torch.device, torch.dtype], Tensor] = {}

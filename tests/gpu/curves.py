@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.forward import EAGER, Replays
 from serve_app.models.lora.adapters import LowRank
 from serve_app.models.lora.layers import LoraSet
@@ -78,7 +78,7 @@ def of_forwards(bench: Bench) -> Iterator[Figure]:
         del backbone, replayed
 
 
-def _otherwise(bench: Bench, model: Model, backbone: Backbone, usual_s: float) -> Iterator[Figure]:
+def _otherwise(bench: Bench, model: Model, backbone: RecipeBackbone, usual_s: float) -> Iterator[Figure]:
     """Measure forwards of eight rows over the usual one: of unequal texts, other kernels and layouts, and LoRAs."""
     pieces = model.pieces(backbone, 8)
     alike_s, _ = bench.seconds(partial(denoise, model.pieces(backbone, 8, (154,))))

@@ -9,7 +9,7 @@ from time import perf_counter
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.sampling.request import Sampled
 from tests.gpu.bench import Bench, Figure
 from tests.gpu.models import Model
@@ -38,7 +38,7 @@ def of_jobs(bench: Bench) -> Iterator[Figure]:
         del backbone
 
 
-def _run(engine: Engine, model: Model, backbone: Backbone, jobs: int) -> float:
+def _run(engine: Engine, model: Model, backbone: RecipeBackbone, jobs: int) -> float:
     began = perf_counter()
     running = [engine.submit(Trajectory(backbone, model.request(seed))) for seed in range(jobs)]
     wait(running)
@@ -47,7 +47,7 @@ def _run(engine: Engine, model: Model, backbone: Backbone, jobs: int) -> float:
     return perf_counter() - began
 
 
-def _joining(engine: Engine, model: Model, backbone: Backbone) -> Figure:
+def _joining(engine: Engine, model: Model, backbone: RecipeBackbone) -> Figure:
     """Measure the time to a job's first step that joins eight, over one of their forwards."""
     first: Future[float] = Future()
     before, forwards = engine.counters.seconds, engine.counters.forwards

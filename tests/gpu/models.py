@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Sdxl
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.families.unet.sdxl import SdxlText
 from serve_app.models.forward import Replays
 from serve_app.models.kernels.packing import move_to, upload
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.vae import Vae
@@ -46,13 +46,13 @@ class Model:
     side: int
     steps: int
 
-    def backbone(self, device: torch.device, dtype: torch.dtype) -> Backbone:
+    def backbone(self, device: torch.device, dtype: torch.dtype) -> RecipeBackbone:
         """Return it with random weights, drawn on the device."""
         return self.of(random_weights(self.family, device, dtype))
 
-    def of(self, module: nn.Module, replays: Replays | None = None) -> Backbone:
-        """Return it with a network's weights. replays: as `Network`."""
-        return Backbone(Network(self.name, self.family, module, Discrete(), replays))
+    def of(self, module: nn.Module, replays: Replays | None = None) -> RecipeBackbone:
+        """Return it with a network's weights. replays: as `LoadedNetwork`."""
+        return RecipeBackbone(LoadedNetwork(self.name, self.family, module, Discrete(), replays))
 
     def clip(self, device: torch.device) -> Clip:
         """Return its text encoder with random weights, in single precision as texts are computed."""
@@ -79,7 +79,7 @@ class Model:
             **texts or {"positive": self.conditioning(2 * seed), "negative": self.conditioning(2 * seed + 1)},
         )
 
-    def pieces(self, backbone: Backbone, rows: int, tokens: Sequence[int] = (TOKENS,)) -> list[Piece]:
+    def pieces(self, backbone: RecipeBackbone, rows: int, tokens: Sequence[int] = (TOKENS,)) -> list[Piece]:
         """Return so many pieces of a row each. tokens: of their texts, in turn."""
         cells = self.side // 8
         found = []
@@ -138,7 +138,7 @@ def streamed(module: nn.Module, device: torch.device, dtype: torch.dtype, share:
     room_bytes = int(share * sum(tensor.numel() for tensor in module.parameters()) * dtype.itemsize)
     streaming = HostWeights(device, 2**34).stream(room_bytes, module, dtype, "a network")
     upload(streaming.resident, dtype, Ring(device))
-    streaming.settle()
+    streaming.allocate_slots()
     return streaming
 
 

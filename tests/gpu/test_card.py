@@ -18,10 +18,10 @@ from serve_app.engine.memory import CardMemory
 from serve_app.engine.timeline import HostTimeline, timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models import forward
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.kernels.cuda_graphs import GraphRecorder
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.upload import Ring, Upload
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import denoise
@@ -48,7 +48,7 @@ def engine() -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def networks() -> tuple[Backbone, Backbone]:
+def networks() -> tuple[RecipeBackbone, RecipeBackbone]:
     """The same small network on the CPU and on the card, both in float32."""
     with torch.no_grad():
         on_card = random_weights(SD.family, CARD, torch.float32)
@@ -177,7 +177,7 @@ def test_a_network_that_streams_gives_the_same_bits_and_the_host_waits_for_nothi
         # Every tensor begins a piece of memory of its own.
         rounding = 512 * len(list(module.parameters()))
         assert torch.cuda.memory_allocated(CARD) - before <= streaming.nbytes + rounding
-        pieces = SD.pieces(Backbone(Network(SD.name, SD.family, module, Discrete(), streamed=True)), 4)
+        pieces = SD.pieces(RecipeBackbone(LoadedNetwork(SD.name, SD.family, module, Discrete(), streamed=True)), 4)
         for debug in ("default", "error", "error"):
             torch.cuda.set_sync_debug_mode(debug)
             try:
@@ -186,17 +186,21 @@ def test_a_network_that_streams_gives_the_same_bits_and_the_host_waits_for_nothi
                 torch.cuda.set_sync_debug_mode("default")
             assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
         streaming.leave()
-        streaming.settle()
+        streaming.allocate_slots()
         assert all(torch.equal(a, b) for a, b in zip(denoise(pieces), wanted, strict=True))
 
 
 @pytest.fixture(params=[torch.float16, torch.float32], ids=["fp16", "fp32"])
-def replayed(request) -> tuple[Backbone, Backbone, Replays]:
+def replayed(request) -> tuple[RecipeBackbone, RecipeBackbone, Replays]:
     """A small network whose forwards are replayed, the same whose are not, and the replays."""
     module = random_weights(SD.family, CARD, request.param)
     replays = Replays(GraphRecorder(CARD), ROW_BUCKETS)
-    eager = Network(SD.name, SD.family, module, Discrete(), Replays(None, ROW_BUCKETS))
-    return Backbone(Network(SD.name, SD.family, module, Discrete(), replays)), Backbone(eager), replays
+    eager = LoadedNetwork(SD.name, SD.family, module, Discrete(), Replays(None, ROW_BUCKETS))
+    return (
+        RecipeBackbone(LoadedNetwork(SD.name, SD.family, module, Discrete(), replays)),
+        RecipeBackbone(eager),
+        replays,
+    )
 
 
 def test_graphs_are_captured_after_two_forwards_and_give_the_same_bits(replayed):

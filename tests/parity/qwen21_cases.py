@@ -22,7 +22,7 @@ from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.family import BackboneFamily, VaeFamily
 from serve_app.models.families.text.qwen import Qwen3Text
-from serve_app.models.families.text.qwen3_vl import Tower
+from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower
 from serve_app.models.families.text.qwen_vl import patches
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import qwen
@@ -32,7 +32,7 @@ from tests.parity.dit_cases import noise, weights
 
 BACKBONE = QwenImage21(width=64, heads=2, layers=2, text_width=32)
 VAE = QwenImage21Vae(width=8, decoder_width=16)
-TEXT = Qwen3Text(3, 32, 48, 2, 1, 128, 151936, tower=Tower(27, 64, 96, 49))
+TEXT = Qwen3Text(3, 32, 48, 2, 1, 128, 151936, tower=Qwen3VisionTower(27, 64, 96, 49))
 PAD = 151655
 """The token in whose place an image is."""
 

@@ -15,11 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import BackboneFamily, File, Rows
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import Weights
@@ -96,12 +96,12 @@ class FlowWeights:
 
     def __init__(self) -> None:
         self._networks = {
-            kind: Network(kind, Formula(latents), nn.Linear(1, 1), training)
+            kind: LoadedNetwork(kind, Formula(latents), nn.Linear(1, 1), training)
             for kind, (training, latents) in KINDS.items()
         }
 
-    def backbone(self, recipe: Recipe) -> Backbone:
-        return Backbone(self._networks[recipe.name], recipe.last(Training))
+    def backbone(self, recipe: Recipe) -> RecipeBackbone:
+        return RecipeBackbone(self._networks[recipe.name], recipe.last(Training))
 
     def levels(self, recipe: Recipe) -> Levels:
         return trained(recipe.last(Training) or KINDS[recipe.name][0])[0]

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.sampling.lazy_sum import Combination, compute, value
+from serve_app.sampling.lazy_sum import LazySum, compute, value
 from serve_app.sampling.noise import noise
 from serve_app.sampling.samplers.evaluation import next_evaluation
 from serve_app.sampling.samplers.samplers import SAMPLERS
@@ -36,7 +36,7 @@ def test_a_sampler_with_options_gives_comfyuis_latents_and_image(index):
     start = float(sigmas[0])
     latents = noise(SHAPE, SEED + 1) * 0.3
     x = levels.start(latents, noise(SHAPE, SEED), start)
-    sampler = SAMPLERS[name].start(Combination.of(x), sigmas, SEED, levels, options)
+    sampler = SAMPLERS[name].start(LazySum.of(x), sigmas, SEED, levels, options)
     seen, image, answer = (-1, 0), x, None
     while True:
         try:
@@ -49,8 +49,8 @@ def test_a_sampler_with_options_gives_comfyuis_latents_and_image(index):
         denoised = low + 2 * (cond(evaluation.latents, evaluation.sigma) - low)
         if (evaluation.step, evaluation.substep) > seen:
             seen, image = (evaluation.step, evaluation.substep), denoised
-        given = Combination.of(denoised)
-        answer = (given, Combination.of(low)) if evaluation.want_uncond else given
+        given = LazySum.of(denoised)
+        answer = (given, LazySum.of(low)) if evaluation.want_uncond else given
     # Where steps grow, differences of nearly equal images are far from each other in what follows; how far is the
     # processor's rounding, too.
     assert relative_error(final.flatten(), ARRAYS["out"][index]) < 3e-5

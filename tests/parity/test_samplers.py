@@ -21,7 +21,7 @@ import torch
 
 from serve_app.recipe import Flow, FluxFlow
 from serve_app.sampling.denoiser import trained
-from serve_app.sampling.lazy_sum import Combination, compute, value
+from serve_app.sampling.lazy_sum import LazySum, compute, value
 from serve_app.sampling.noise import noise
 from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers.evaluation import next_evaluation
@@ -93,8 +93,8 @@ def drive(sampler):
         compute([evaluation.x, *evaluation.kept])
         low = uncond(evaluation.latents, evaluation.sigma)
         denoised = low + 2 * (cond(evaluation.latents, evaluation.sigma) - low)
-        if isinstance(evaluation.x, Combination):
-            low, denoised = Combination.of(low), Combination.of(denoised)
+        if isinstance(evaluation.x, LazySum):
+            low, denoised = LazySum.of(low), LazySum.of(denoised)
         answer = (denoised, low) if evaluation.want_uncond else denoised
 
 
@@ -109,7 +109,7 @@ def sample(name, sigmas, seed, denoise, shape, levels, **options):
     latents = torch.zeros(shape) if denoise == 1.0 else noise(shape, seed + 1)
     x = levels.start(latents, noise(shape, seed), start)
     spec = SAMPLERS[name]
-    written = replace(spec, function=partial(spec.function, **options)).start(Combination.of(x), sigmas, seed, levels)
+    written = replace(spec, function=partial(spec.function, **options)).start(LazySum.of(x), sigmas, seed, levels)
     final, evaluations = drive(written)
     return levels.unnoised(final, float(sigmas[-1])), evaluations
 

@@ -29,8 +29,8 @@ from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.mistral import MistralText
 from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21
-from serve_app.models.families.text.qwen3_vl import Tower as DeepTower
-from serve_app.models.families.text.qwen_vl import QwenVlText, Tower
+from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
+from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers.vocabularies import packaged
@@ -118,7 +118,7 @@ _UMT5 = _t5(UMT5Text, 256384, 4548313)
 _PILE = _t5(PileT5Text, pieces=1)
 """Its file brings its tokeniser, of however many bytes."""
 
-_QWEN_VL = QwenVlText(2, 32, 48, 2, 1, 128, 151936, tower=Tower(9, 80, 96))
+_QWEN_VL = QwenVlText(2, 32, 48, 2, 1, 128, 151936, tower=QwenVisionTower(9, 80, 96))
 _QWEN3_VL = QwenImage21Text(4, 32, 48, 2, 1, 128, 151936, tower=DeepTower(27, 64, 96, 49))
 _SEES = "<image1><|vision_start|><|image_pad|><|vision_end|> <image2><|vision_start|><|image_pad|><|vision_end|>{}"
 """How a text with two images begins."""

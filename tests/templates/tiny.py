@@ -29,7 +29,7 @@ from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
-from serve_app.models.families.dit.anima import Adapter, Anima, AnimaText
+from serve_app.models.families.dit.anima import Anima, AnimaText, LlmAdapter
 from serve_app.models.families.dit.flux import Flux
 from serve_app.models.families.dit.flux2 import Flux2
 from serve_app.models.families.dit.hidream import HiDream
@@ -45,8 +45,8 @@ from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.mistral import MistralText
 from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
-from serve_app.models.families.text.qwen3_vl import Tower as DeepTower
-from serve_app.models.families.text.qwen_vl import QwenVlText, Tower
+from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
+from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
@@ -70,7 +70,14 @@ MISTRAL = MistralText(
     layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
 )
 QWEN_VL = QwenVlText(
-    layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936, tower=Tower(1, 80, 96)
+    layers=1,
+    width=TEXT_WIDTH,
+    hidden_width=48,
+    heads=2,
+    kv_heads=1,
+    head=128,
+    tokens=151936,
+    tower=QwenVisionTower(1, 80, 96),
 )
 CLIP_L = ClipText(layers=3, width=64, hidden_width=96, positions=77)
 CLIP_G = ClipText(layers=32, width=64, hidden_width=96, positions=77, kind="g", projection=64)
@@ -99,7 +106,7 @@ FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
 WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
 WAN_22_VAE = Wan22Vae(width=4, decoder_width=4)
 QWEN_21_VAE = QwenImage21Vae(width=8, decoder_width=8)
-ANIMA = Anima(width=64, heads=1, layers=1, lora_width=16, adapter=Adapter(32, 1, 1, 1024, 32128))
+ANIMA = Anima(width=64, heads=1, layers=1, lora_width=16, adapter=LlmAdapter(32, 1, 1, 1024, 32128))
 QWEN3_06B = AnimaText(layers=1, width=1024, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=151936)
 """Its width says what it is."""
 HIDREAM = HiDream(128, doubles=1, singles=1, text_width=TEXT_WIDTH, states_width=TEXT_WIDTH, pooled_width=128)

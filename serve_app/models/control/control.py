@@ -96,7 +96,7 @@ class ControlNet(ABC):
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
         """Return what a hint says for latents of height×width, (N,…) each; it holds for a whole run."""
 
-    def filled(self, rows: int) -> int:
+    def padded_rows(self, rows: int) -> int:
         """Return how many rows it is asked for where so many are under it; as many, by default."""
         return rows
 
@@ -246,7 +246,7 @@ def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[
     exclusive = any(some.exclusive for some in rows)
     for (net, _), acting in _together(rows, x.shape[-2], x.shape[-1]).items():
         numbers = [i for part in acting for i in part.rows]
-        lacking = 0 if exclusive else net.filled(len(numbers)) - len(numbers)
+        lacking = 0 if exclusive else net.padded_rows(len(numbers)) - len(numbers)
         index = _index(numbers, x.device)
         asked = _index([*numbers, *numbers[-1:] * lacking], x.device) if lacking else index
         strengths = [net.strength(p.control.control.strength) for p in acting for _ in p.rows]

@@ -23,7 +23,7 @@ from serve_app.models.families.unet.unet_names import RES_BLOCK
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.tensors import Shape, Tensors
-from serve_app.models.quantization.packed_linear import widen
+from serve_app.models.quantization.quantized_linear import widen
 
 ControlModule: TypeAlias = ControlNetwork | T2iNetwork
 """A network whose answers are added inside a backbone."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
+class ControlImages:
     """What a network is shown: the images of a `ModelControl`, and the VAE on its device, None where none is given."""
 
     autoencoder: Autoencoder | None
@@ -83,11 +83,11 @@ class ModelPatchNetwork(nn.Module, ABC):
     """A network on its device."""
 
     @abstractmethod
-    def check(self, name: str, shown: Shown, backbone: Any) -> None:
+    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
         """Errors: NodeError for images or a family's backbone that it does not go with. name: what errors call it."""
 
     @abstractmethod
-    def read(self, shown: Shown, height: int, width: int) -> Tensor:
+    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
         """Return what images say for latents of height×width, as tokens (N,n,F); it holds for a whole run."""
 
 
@@ -113,7 +113,7 @@ class ActiveModelControl:
 
     patch: ModelPatch
     strength: float
-    shown: Shown
+    shown: ControlImages
     _read: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def read(self, height: int, width: int) -> Tensor:
@@ -125,7 +125,7 @@ class ActiveModelControl:
 
 def activated(control: ModelControl, patch: ModelPatch, vae: Autoencoder | None, backbone: Any) -> ActiveModelControl:
     """Return a control as runs have it. backbone: the family's, that it acts on. Errors: NodeError as `check`."""
-    shown = Shown(vae, control.image, control.inpaint_image, control.mask, control.seen)
+    shown = ControlImages(vae, control.image, control.inpaint_image, control.mask, control.seen)
     patch.network.check(patch.name, shown, backbone)
     return ActiveModelControl(patch, control.strength, shown)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from serve_app.models.control.control import ControlNet, RowIndex
 from serve_app.models.families.shared.one_call import present
-from serve_app.models.forward import Bare, Inputs, Replays
+from serve_app.models.forward import CapturableCall, Inputs, Replays
 from serve_app.models.kernels.cuda_graphs import replays_of
 
 
@@ -38,9 +38,9 @@ class OneCallNet(ControlNet):
     def run(self, given: Inputs) -> Sequence[Tensor]:
         """Return what is added to the rows, from what is given. It sends nothing and waits for nothing."""
 
-    def filled(self, rows: int) -> int:
-        return self.replays.filled(rows)
+    def padded_rows(self, rows: int) -> int:
+        return self.replays.padded_rows(rows)
 
     def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor], exclusive: bool) -> Sequence[Tensor]:
-        bare = Bare(present(self.given(call, index, read)), self.run, None if exclusive else ())
-        return self.replays.answer(next(self._module.parameters()), bare)
+        call = CapturableCall(present(self.given(call, index, read)), self.run, None if exclusive else ())
+        return self.replays.answer(next(self._module.parameters()), call)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.images import resize
 from serve_app.models.control.dit_control import SideFamily, check_family
-from serve_app.models.control.model_control import AtWork, BlockwiseNetwork, Shown, SomeRows, fitted, one_image
+from serve_app.models.control.model_control import AtWork, BlockwiseNetwork, ControlImages, SomeRows, fitted, one_image
 from serve_app.models.families.dit.qwen_image import BLOCKS, QwenImage
 from serve_app.models.families.shared.dit import PATCH, to_tokens
 from serve_app.models.files.checkpoint import Checkpoint
@@ -81,12 +81,12 @@ class QwenDiffSynthNetwork(BlockwiseNetwork):
         self.img_in = nn.Linear((WAN.channels + family.masked) * PATCH**2, family.width)
         self.blocks = nn.ModuleList(_Block(family.width) for _ in range(family.layers))
 
-    def check(self, name: str, shown: Shown, backbone: Any) -> None:
+    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
         check_family(name, QwenImage(self.family.width, 1, 1, 1), backbone)
         if shown.image is None:
             raise NodeError(f"'{name}' follows an image: connect one to the node that applies it")
 
-    def read(self, shown: Shown, height: int, width: int) -> Tensor:
+    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
         """Return the hint as embedded tokens (1,n,D)."""
         assert shown.image is not None, "check is to be called first"
         factor = shown.vae.factor

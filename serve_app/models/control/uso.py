@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.control.dit_control import SideFamily, check_family
-from serve_app.models.control.model_control import ModelPatchNetwork, Shown
+from serve_app.models.control.model_control import ControlImages, ModelPatchNetwork
 from serve_app.models.families.dit.flux import Flux
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Table
@@ -74,7 +74,7 @@ class UsoNetwork(ModelPatchNetwork):
         for depth in DEPTHS:
             self.add_module(depth, _Depth(family))
 
-    def check(self, name: str, shown: Shown, backbone: Any) -> None:
+    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
         check_family(name, Flux(self.family.width, 1, 1, 1, 1, 1), backbone)
         if not shown.seen:
             raise NodeError(f"'{name}' reads what SigLIP sees in images: apply it by USOStyleReference")
@@ -86,7 +86,7 @@ class UsoNetwork(ModelPatchNetwork):
                     f"{patches} states {wide} wide: it goes with another image encoder"
                 )
 
-    def read(self, shown: Shown, height: int, width: int) -> Tensor:
+    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
         """Return the style as tokens (N,n,W) of the text, whatever the latents' size."""
         parts = [self.get_submodule(depth) for depth in DEPTHS]
         weight = self.get_parameter(f"{DEPTHS[0]}.project.weight")

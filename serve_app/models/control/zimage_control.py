@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.images import resize
 from serve_app.models.control.dit_control import SideFamily, check_family
-from serve_app.models.control.model_control import AtWork, BlockwiseNetwork, Shown, SomeRows, fitted
+from serve_app.models.control.model_control import AtWork, BlockwiseNetwork, ControlImages, SomeRows, fitted
 from serve_app.models.families.dit.zimage import SIZES, ZImage, attention_names
 from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS, lengths, stacked, to_tokens, within
 from serve_app.models.families.shared.one_stream import LAYERS, REFINERS, StreamCall
@@ -124,13 +124,13 @@ class ZImageControlNetwork(BlockwiseNetwork):
             if name.endswith(("norm_q", "norm_k")):
                 module.eps = WHOLE_EPS
 
-    def check(self, name: str, shown: Shown, backbone: Any) -> None:
+    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
         check_family(name, ZImage(self.family.width, 1, 1, 1, 1), backbone)
         if shown.image is None and (shown.inpaint_image is None or not self.family.paints):
             also = " or an image to paint into" if self.family.paints else ""
             raise NodeError(f"'{name}' follows an image{also}: connect one to the node that applies it")
 
-    def read(self, shown: Shown, height: int, width: int) -> Tensor:
+    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
         """Return the hint as embedded tokens (N,n,D)."""
         rows, columns = ((side + side % PATCH) * shown.vae.factor for side in (height, width))
         image, inpaint = (
@@ -144,7 +144,7 @@ class ZImageControlNetwork(BlockwiseNetwork):
         return tokens
 
     def _painted(
-        self, shown: Shown, inpaint: Tensor | None, size: tuple[int, int], latents: Tensor
+        self, shown: ControlImages, inpaint: Tensor | None, size: tuple[int, int], latents: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the channels of the mask, 1 where the image is kept, and of the masked image, grey elsewhere."""
         rows, columns = size
@@ -164,7 +164,7 @@ class ZImageControlNetwork(BlockwiseNetwork):
         return _AtWork(self, rows, call)
 
 
-def _encoded(shown: Shown, pixels: Tensor | None) -> Tensor:
+def _encoded(shown: ControlImages, pixels: Tensor | None) -> Tensor:
     assert pixels is not None, "check is to be called first"
     latents = shown.vae.encode(pixels)
     FLUX.check(latents.shape)

@@ -1,7 +1,7 @@
-"""What a family of networks is: all that is particular to it, so that a new one is one file.
+"""The interface of a family: everything particular to one architecture, so that adding one is adding one file.
 
-A subclass of one of the kinds below is a family; a value of it is one network of the family, of a size, as the names
-and shapes of a file's tensors show it. `families/__init__.py` lists them; nothing else names one.
+A subclass of a class below is a family; an instance is one network of it, of the size that names and shapes of a file's
+tensors imply. Only `families/__init__.py` lists families.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serve_app.errors import NodeError
 from serve_app.models.control.model_control import ActiveModelControl
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Shape, Tensors
-from serve_app.models.forward import Bare
+from serve_app.models.forward import CapturableCall
 from serve_app.models.lora.layers import LoraSet
 from serve_app.recipe import T5Padding, Training
 from serve_app.sampling.forward import Canvas, Inputs
@@ -28,25 +28,25 @@ from serve_app.store.models.kinds import BACKBONE_PREFIXES
 from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, Text, TokenizedText
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
-"""From an embedding's name and an encoder's width D and key to its vectors (N,D), or None if none fits."""
+"""From an embedding's name, an encoder's width D and its key to vectors (N,D), or None if none fits."""
 
 
-class Lexicon(Protocol):
-    """What text encoders read beside their weights."""
+class TextResources(Protocol):
+    """Textual inversion embeddings and tokeniser vocabularies, which text encoders need beyond their weights."""
 
     def vectors(self, name: str, width: int, key: str) -> Tensor | None:
         """Return an embedding's vectors, as `Vectors`."""
         ...
 
     def vocabulary(self, name: str) -> Path | None:
-        """Return where a file of a tokeniser is, None if it is not there."""
+        """Return the path of a tokeniser file, or None if it is missing."""
         ...
 
 
 class Located(NamedTuple):
-    """A network found in files. tensors: of file number `file`, without the prefix of its names there.
+    """A network found in files. tensors: those of file number `file`, with the prefix removed from their names.
 
-    module: where they go in the network, "" or the name of a submodule with its dot.
+    module: where they go in the network: "" or a submodule's name with its dot.
     """
 
     family: Family
@@ -69,46 +69,46 @@ class File(Protocol):
 
 
 class Family(ABC):
-    """A family of networks; as a value, one of them."""
+    """A family of networks; an instance is one network of it."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float16,)
-    """What it is run in on a GPU if nothing is set: the first that the GPU has, else float32."""
+    """Preferred compute dtypes on a GPU: the first that the GPU supports, else float32."""
 
     @classmethod
     @abstractmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        """Yield the networks of the family in files. Errors: ModelFileError for one that cannot be used."""
+        """Yield the networks of this family in files. Errors: ModelFileError for one that cannot be used."""
 
     @abstractmethod
     def table(self, tensors: Tensors | None = None) -> Table:
-        """Return where tensors that are named so go in the network; None: named as in the published single file."""
+        """Return the mapping from tensor names in a file to the network's; None: names of the published single file."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the network; in the context in which it is called, which may be that of the meta device."""
+        """Return the network, on the default device of the caller's context, which may be meta."""
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
-        """Return layers' names in LoRA files -> what they change; none by default.
+        """Return a mapping from layers' names in LoRA files to the parameters they change; empty by default.
 
-        That is a parameter of the network, or parts of a fused layer's that are parameters of their own.
+        A target may be a part of a fused layer.
         """
         return {}
 
     def empty(self) -> nn.Module:
-        """Return the network on the meta device, holding no memory, ready for inference but for its tensors."""
+        """Return the network on the meta device, in inference mode and without tensors."""
         with torch.device("meta"):
             return self.build().eval().requires_grad_(False)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rows:
-    """What a network is asked for one piece of one run.
+    """The rows that one piece of one run contributes to a batch.
 
-    x: (B,C,h,w) float32, scaled as the prediction wants it. sigma: their level; timestep: (B,), what the network is
-    told of it. inputs: the family's own. loras, controls: what the recipe changes for these rows; layers: what layers
-    do otherwise, as `sampling.layers` has it. exclusive: nothing shares their forward, and its outcome does not depend
-    on earlier ones, to the bit. role: of their branch. functions: of node packs, as `PackFunctions.network`, in order.
-    sigmas: the levels of the run, for functions.
+    x: (B,C,h,w) float32, times c_in. sigma: their noise level; timestep: (B,), that level as the network reads it.
+    inputs: the family's conditioning inputs. loras, controls: the recipe's changes for these rows; layers: patches of
+    layers, as in `sampling.guidance.layers`. exclusive: they share no forward, and their outputs do not depend, to the
+    bit, on earlier ones. role: of their branch. functions: of node packs, as `PackFunctions.network`, in order. sigmas:
+    noise levels of the run, for functions.
     """
 
     x: Tensor
@@ -129,24 +129,24 @@ class Rows:
 
 
 class BackboneFamily(Family):
-    """A family of diffusion networks. title: what errors call it."""
+    """A family of diffusion networks. title: its name in errors."""
 
     title: ClassVar[str]
     marks: ClassVar[tuple[str, ...]]
-    """Tensors of which each of its files has one."""
+    """Tensor names; every file of the family has at least one of them."""
     latent_format: ClassVar[LatentFormat]
     keeps_clean: ClassVar[bool] = False
-    """Whether it sees what a mask keeps without noise, at every level; by default at the level of the rest."""
+    """Whether masked-out latents reach the network without noise; by default they have the level of the rest."""
     functions: ClassVar[frozenset[str]] = frozenset()
-    """The functions of node packs that its forward runs, by ComfyUI's names."""
+    """Names of the node packs' functions that its forward calls, as ComfyUI names them."""
     text_prefixes: ClassVar[Mapping[str, str]] = {}
-    """Under which prefixes its checkpoints keep text encoders, by their keys, where it is not the usual one."""
+    """Prefixes of text encoders in its checkpoints, by encoder key, where they are unusual."""
     vae_prefix: ClassVar[str] = "vae."
-    """Under which its checkpoints keep the VAE."""
+    """Prefix of the VAE in its checkpoints."""
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        """Yield the network of the first file, as `Family.find`, where that has a mark and is recognised."""
+        """Yield the network of the first file, as `Family.find`, if that has a mark and is recognised."""
         found = marked(files[0], BACKBONE_PREFIXES, cls.marks)
         if found is not None and cls.recognises(found[1]):
             prefix, tensors = found
@@ -154,21 +154,21 @@ class BackboneFamily(Family):
 
     @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
-        """Whether a backbone that has a mark is of this family, and of no other that has it too; by default it is."""
+        """Whether a backbone with a mark is of this family and not of another with the same mark; True by default."""
         return True
 
     @classmethod
     @abstractmethod
     def probe(cls, tensors: Tensors) -> BackboneFamily:
-        """Return the network that a backbone's tensors are. Errors: ModelFileError for one of another build."""
+        """Return the network that a backbone's tensors describe. Errors: ModelFileError for an unsupported variant."""
 
     def saved_as(self) -> Mapping[str, str]:
-        """Return what the metadata of a file says that ComfyUI saves; nothing by default."""
+        """Return metadata that ComfyUI writes to saved files of this family; empty by default."""
         return {}
 
     @abstractmethod
     def training(self, file: File, names: Mapping[str, str]) -> Training:
-        """Return what a file's backbone predicts, and on which levels. names: the network's names -> the file's."""
+        """Return what a file's backbone predicts, on which noise levels. names: the network's names -> the file's."""
 
     @abstractmethod
     def inputs(
@@ -180,9 +180,9 @@ class BackboneFamily(Family):
         device: torch.device,
         trained_as: Training,
     ) -> Inputs:
-        """Return what an entry of a conditioning tells the network, as `sampling.forward.Backbone.inputs`.
+        """Return an entry's conditioning inputs for the network, as `sampling.forward.Backbone.inputs`.
 
-        trained_as: what `training` said of the file.
+        trained_as: what `training` returned for the file.
         """
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
@@ -190,40 +190,40 @@ class BackboneFamily(Family):
         return tuple(x.shape[1:])
 
     def cells(self, x: Tensor, inputs: Any) -> int:
-        """Return how much work a piece's rows are, in latent cells.
+        """Return the work of a piece's rows in latent cells.
 
-        By default those of x (B,C,…), and of the inputs' `references` where a family looks at such.
+        By default the cells of x (B,C,…) and of `inputs.references`, where a family has those.
         """
         return sum(latents[:, 0].numel() for latents in (x, *getattr(inputs, "references", ())))
 
-    def filling(self, rows: Sequence[Rows], count: int) -> Rows | None:
-        """Return so many rows that fill up a forward of these; None if it is to stay as it is, as by default.
+    def pad_rows(self, rows: Sequence[Rows], count: int) -> Rows | None:
+        """Return `count` padding rows for a batch of these; None, as by default, if the batch is not padded.
 
-        What the filling is answered does not matter.
+        Their outputs are discarded.
         """
         return None
 
-    def bare(self, network: Any, rows: Sequence[Rows]) -> Bare | None:
-        """Return a forward with all that it is given prepared; None by default, where the host is needed in between."""
+    def capturable_call(self, network: Any, rows: Sequence[Rows]) -> CapturableCall | None:
+        """Return a forward with prepared inputs that a CUDA graph can capture; None by default: it needs the host."""
         return None
 
-    def answers(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return what each of the rows is answered, from what a bare forward of all gives, (R,…) float32."""
+    def split_output(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return each of the rows' outputs from the output (R,…) of a capturable call, float32."""
         return list(torch.split(made, [r.count for r in rows]))
 
     @abstractmethod
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, from one forward. Their group keys are equal."""
+        """Run one forward and return the network's output for each of the rows. Their group keys are equal."""
 
 
 class VaeFamily(Family):
     """A family of autoencoders between images and latents."""
 
     dtypes = (torch.bfloat16,)
-    """In fp16 some published ones overflow."""
+    """fp16 overflows in some published ones."""
 
     frames: ClassVar[int] = 0
-    """How many images of a video a latent covers, as in `LatentFormat`; 0 for an autoencoder of images alone."""
+    """Images that one latent frame covers, as in `LatentFormat`; 0 for an autoencoder of single images."""
 
     latent_channels: int
     image_channels: int
@@ -237,7 +237,7 @@ class VaeFamily(Family):
     def decode(self, network: Any, latents: Tensor) -> Tensor:
         """Return pixels (B,C,H,W) about −1…1 from latents (B,c,h,w), unscaled.
 
-        Of a video: (B,C,F,H,W) from (B,c,T,h,w); all but the first latent stand for `frames` of the F images.
+        A video: (B,C,F,H,W) from (B,c,T,h,w); the first latent frame is one image, each other one `frames` images.
         """
 
     @abstractmethod
@@ -246,9 +246,9 @@ class VaeFamily(Family):
 
 
 class VideoVaeFamily(VaeFamily):
-    """A family of autoencoders of videos, which work through one from its first image on.
+    """A family of video autoencoders, which process a video causally, frame by frame.
 
-    A latent stands for `frames` images, the first for one.
+    A latent frame covers `frames` images, the first one image.
     """
 
     @abstractmethod
@@ -257,10 +257,10 @@ class VideoVaeFamily(VaeFamily):
 
     @abstractmethod
     def encode_frames(self, network: Any, pixels: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield a video's mean latents in order, (B,c,1,h,w), from its images as `moments` divides them."""
+        """Yield a video's mean latents in order, (B,c,1,h,w), from its images as `latent_frames` groups them."""
 
-    def moments(self, count: int) -> Iterator[slice]:
-        """Yield which of so many images a latent stands for; what is over stands for none."""
+    def latent_frames(self, count: int) -> Iterator[slice]:
+        """Yield the images that each latent frame covers, of `count` images; a remainder is dropped."""
         yield slice(0, 1)
         for first in range(1, count - self.frames + 1, self.frames):
             yield slice(first, first + self.frames)
@@ -269,14 +269,14 @@ class VideoVaeFamily(VaeFamily):
         return torch.cat(list(self.decode_frames(network, torch.split(latents, 1, 2))), 2)
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
-        moments = (pixels[:, :, moment] for moment in self.moments(pixels.shape[2]))
-        return torch.cat(list(self.encode_frames(network, moments)), 2)
+        latent_frames = (pixels[:, :, latent_frame] for latent_frame in self.latent_frames(pixels.shape[2]))
+        return torch.cat(list(self.encode_frames(network, latent_frames)), 2)
 
 
 class VisionFamily(Family):
-    """A family of image encoders. title: what errors call it.
+    """A family of image encoders. title: its name in errors.
 
-    image_size: pixels along the sides of what it looks at. mean, spread: by which its channels are shifted and divided.
+    image_size: sides of its input in pixels. mean, spread: normalisation of its channels.
     """
 
     title: ClassVar[str]
@@ -295,13 +295,13 @@ class VisionFamily(Family):
 
     @abstractmethod
     def see(self, network: Any, pixels: Tensor) -> ClipVisionOutput:
-        """Return what is seen in pixels (B,3,image_size,image_size), on their device."""
+        """Return the features of pixels (B,3,image_size,image_size), on their device."""
 
 
 class StyleFamily(Family):
-    """A family of networks that turn what is seen in images into tokens of a text. title: what errors call it.
+    """A family of networks that map image features to text tokens. title: its name in errors.
 
-    reads: width of the states that are seen, as `ClipVisionOutput.last_hidden_state`.
+    reads: width of the features, as `ClipVisionOutput.last_hidden_state`.
     """
 
     title: ClassVar[str]
@@ -322,23 +322,23 @@ class Encoder(Protocol):
     ) -> list[Conditioning]:
         """Encode each text, all in one forward. The conds and pooled outputs are float32 on its device.
 
-        stop_at: the layer whose output is taken, counted from the end; None the usual one. padding: of T5's texts; None
-        the usual. Errors: NodeError for texts or images that it does not read.
+        stop_at: the layer whose output is taken, counted from the end; None: the default. padding: of T5's texts; None:
+        the default. Errors: NodeError for texts or images that it cannot read.
         """
         ...
 
 
 @runtime_checkable
 class TokenEncoder(Encoder, Protocol):
-    """A text encoder whose tokens may be looked into, and exchanged."""
+    """A text encoder whose token sequence callers may inspect and replace."""
 
     def tokens(self, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]]:
-        """Return a text's chunks by encoder: tokens or vectors, with weights and the number of their run, 0 of none."""
+        """Return a text's chunks by encoder: tokens or vectors, with weights and word numbers, 0 for padding."""
         ...
 
 
 def own_text(text: Text, key: str) -> str:
-    """Return which text is for the encoder that `Texts` knows by a key. Errors: NodeError if none is, or for images."""
+    """Return the text for the encoder with a key in `Texts`. Errors: NodeError if there is none, or for images."""
     match text:
         case str():
             return text
@@ -355,9 +355,9 @@ def own_text(text: Text, key: str) -> str:
 
 
 class TextFamily(Family):
-    """A family of text encoders, or of several that are read side by side. name: what errors call it.
+    """A family of text encoders, or of encoders used side by side. name: its name in errors.
 
-    for_others: types of loaders that have it read for families that are not known here, and which those are.
+    for_others: loader types of unknown families that use this encoder, and those families.
     """
 
     name: ClassVar[str]
@@ -365,36 +365,36 @@ class TextFamily(Family):
 
     @property
     def title(self) -> str:
-        """What errors call this one."""
+        """Its name in errors."""
         return self.name
 
     @property
     @abstractmethod
     def key(self) -> str:
-        """What ComfyUI calls the encoder in names of tensors and files: "clip_l", "t5xxl" and so on."""
+        """ComfyUI's name of the encoder in tensor and file names: "clip_l", "t5xxl" and so on."""
 
     def published(self, prefix: str) -> Table:
-        """Return where the tensors of a file go in the network that has them under a prefix, "" for one of its own."""
+        """Return the mapping of a file's tensors into a network that has them under a prefix."""
         return self.table()
 
     def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> Mapping[str, str]:
-        """Return layers' names in LoRA files, as `Family`. alone: no other encoder comes before it."""
+        """Return layers' names in LoRA files, as `Family`. alone: it is the first encoder."""
         return {}
 
     def as_type(self, loaded_as: str) -> TextFamily:
-        """Return the encoder as a loader's type reads it, "" where none says; the same for all types by default."""
+        """Return this encoder as a loader's type configures it, "" for none; the same for all types by default."""
         return self
 
     @abstractmethod
-    def encoder(self, network: Any, lexicon: Lexicon) -> Encoder:
-        """Return the encoder that a network is. Errors: ModelFileError if its tokeniser is not there."""
+    def encoder(self, network: Any, lexicon: TextResources) -> Encoder:
+        """Return the encoder of a loaded network. Errors: ModelFileError if its tokeniser file is missing."""
 
 
 class TextEnsemble(TextFamily):
-    """Text encoders that go together, as submodules of one network; a field for each.
+    """Several text encoders as submodules of one network, one dataclass field for each.
 
-    takes: their titles, with the names of the fields. name: of what reads them. types: the loaders' types they are for.
-    partial: some of them will do, where a type asks for them; the fields of the others are None.
+    takes: their titles by field name. name: of the backbone that uses them. types: the loader types that make it.
+    partial: a loader type may name only some of them; the other fields are None.
     """
 
     takes: ClassVar[Mapping[str, str]]
@@ -403,7 +403,7 @@ class TextEnsemble(TextFamily):
 
     @classmethod
     def fits(cls, titles: Sequence[str], loaded_as: str) -> bool:
-        """Whether encoders of these titles are all of the ensemble, or as many as will do."""
+        """Whether encoders of these titles make up the ensemble, or a sufficient part of it."""
         if len(set(titles)) != len(titles) or (loaded_as and loaded_as not in cls.types):
             return False
         return set(titles) <= cls.takes.keys() if cls.partial and loaded_as else set(titles) == cls.takes.keys()
@@ -414,13 +414,13 @@ class TextEnsemble(TextFamily):
 
     @property
     def members(self) -> Mapping[str, TextFamily]:
-        """The encoders that are there, by the names of their submodules."""
+        """The encoders that are present, by submodule name."""
         named = ((name, getattr(self, name)) for name in self.takes.values())
         return {name: family for name, family in named if family is not None}
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        """Yield nothing: the encoders are found one by one and then put together."""
+        """Yield nothing: the encoders are found one by one and then combined."""
         return iter(())
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -440,13 +440,13 @@ class TextEnsemble(TextFamily):
 
 
 def spec_of(architecture: str) -> dict[str, str]:
-    """Return the metadata by which a file says its architecture. Source: Stability AI, Model Metadata Standard."""
+    """Return the metadata that states a file's architecture. Source: Stability AI, Model Metadata Standard."""
     names = {"architecture": architecture, "sai_model_spec": "1.0.0", "implementation": "sgm", "title": "ComfyUI"}
     return {f"modelspec.{name}": value for name, value in names.items()}
 
 
 def marked(whole: Tensors, prefixes: Iterable[str], marks: Iterable[str]) -> tuple[str, Tensors] | None:
-    """Return the first prefix under which a file has one of the marks, and the tensors under it without it."""
+    """Return the first prefix under which a file has one of the marks, and the tensors under it without the prefix."""
     for prefix in prefixes:
         if any(prefix + mark in whole.shapes for mark in marks):
             return prefix, whole.within(prefix)

@@ -24,7 +24,7 @@ from serve_app.models.files.tensor_file import TensorFile, open_tensors
 from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.half_precision_text import ITEMSIZE, names
-from serve_app.models.quantization.packed_linear import WIDE, KeptLinear, KeptWeight, may_go_to
+from serve_app.models.quantization.quantized_linear import WIDE, QuantizedLinear, QuantizedWeight, may_go_to
 from serve_app.recipe import EightBit, Part, Training
 
 _SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight", "num_batches_tracked")
@@ -56,14 +56,14 @@ class Checkpoint:
         """Return one tensor, whatever it holds. Errors: ModelFileError if the file was changed."""
         return self._file.raw(name)
 
-    def kept(self, name: str, rounded: EightBit | None = None) -> KeptWeight | None:
+    def quantized(self, name: str, rounded: EightBit | None = None) -> QuantizedWeight | None:
         """Return a weight that is kept as the file has it, None for another.
 
         rounded: what weights without scales are rounded to. Errors: as `tensor`.
         """
-        kept = self._file.kept(name)
-        if rounded is None or (kept is not None and kept.saved_as == WIDE):
-            return kept
+        quantized = self._file.quantized(name)
+        if rounded is None or (quantized is not None and quantized.saved_as == WIDE):
+            return quantized
         return EightBitWeight(self._file.unread(name).to(getattr(torch, rounded)))
 
     @property
@@ -110,12 +110,12 @@ class Checkpoint:
                 continue
             seen.add((number, name))
             elements = prod(files[number].shapes[name])
-            kept = files[number]._file.kept(name) if ours in linear and may_go_to(place) else None
-            if kept is not None and not mixed:
-                total += kept.nbytes
+            quantized = files[number]._file.quantized(name) if ours in linear and may_go_to(place) else None
+            if quantized is not None and not mixed:
+                total += quantized.nbytes
             else:
                 wide = ITEMSIZE if ours in narrow else dtype.itemsize
-                total += elements * (wide if kept is None and not (rounded and ours in linear) else 1)
+                total += elements * (wide if quantized is None and not (rounded and ours in linear) else 1)
         return total
 
     def training(self) -> Training:
@@ -146,7 +146,7 @@ class Checkpoint:
         wanted, linear = module.state_dict(), _linear_weights(module)
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
         state: dict[str, Tensor] = {}
-        kept: dict[str, KeptWeight] = {}
+        quantized: dict[str, QuantizedWeight] = {}
         unused = list(found.unused)
         for ours, source in found.sources.items():
             file = files[source.file]
@@ -154,13 +154,13 @@ class Checkpoint:
                 unused.append(source.name)
                 continue
             may_stay = ours in linear and may_go_to(source.place)
-            weight = file.kept(source.name, rounded) if may_stay else None
+            weight = file.quantized(source.name, rounded) if may_stay else None
             if weight is not None:
-                kept[ours] = weight.part(source.place)
+                quantized[ours] = weight.part(source.place)
             tensor = None if weight is not None else placed(file._file.unread(source.name), source.place)
             # A VAE's attention is 1×1 convolutions in the file, linear in the network: the same numbers.
             shape = wanted[ours].shape
-            if _without_ones(kept[ours].shape if tensor is None else tensor.shape) != _without_ones(shape):
+            if _without_ones(quantized[ours].shape if tensor is None else tensor.shape) != _without_ones(shape):
                 raise ModelFileError(
                     f"{file.where} has '{source.name}' of shape {file.shapes[source.name]}, expected {tuple(shape)}"
                 )
@@ -170,16 +170,16 @@ class Checkpoint:
                 tensor = tensor.to(getattr(torch, rounded))
             # Nobody moves buffers, such as the bytes of a tokeniser's file.
             state[ours] = tensor.reshape(shape) if ours in parameters else held(tensor.reshape(shape))
-        if missing := sorted(set(wanted) - set(state) - set(kept)):
+        if missing := sorted(set(wanted) - set(state) - set(quantized)):
             raise ModelFileError(
                 f"{self.where} lacks {len(missing)} tensors of its {PART_NAMES[part]}, '{missing[0]}' first"
             )
         if unused := [name for name in unused if not name.endswith(_SAFELY_UNUSED)]:
             _log.warning("%s: %d tensors are not used, '%s' first", self.where, len(unused), unused[0])
         module.load_state_dict(state, assign=True, strict=False)
-        for ours, weight in kept.items():
+        for ours, weight in quantized.items():
             layer: Any = module.get_submodule(ours.removesuffix(".weight"))
-            module.set_submodule(ours.removesuffix(".weight"), KeptLinear(weight, layer.bias))
+            module.set_submodule(ours.removesuffix(".weight"), QuantizedLinear(weight, layer.bias))
         return found.family, module
 
 

@@ -17,7 +17,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.files.file_tensor import OpenFile, held
 from serve_app.models.files.tensors import Shape
 from serve_app.models.quantization.ggml_blocks import TYPES, BlockWeight, widened
-from serve_app.models.quantization.packed_linear import KeptWeight
+from serve_app.models.quantization.quantized_linear import QuantizedWeight
 from serve_app.store.models import gguf_header
 from serve_app.store.models.gguf_header import ARCHITECTURE, SHAPE, renamed
 
@@ -79,7 +79,7 @@ class GgufFile:
         wide = widened(held(own), stored.kind) if stored.kind in TYPES else own.view(PLAIN[stored.kind])
         return self._in_order(name, wide.view(stored.shape))
 
-    def kept(self, name: str) -> KeptWeight | None:
+    def quantized(self, name: str) -> QuantizedWeight | None:
         """Return a weight in blocks, None for one that is not, or that was reshaped to fit them."""
         stored = self._tensors[name]
         if stored.kind not in TYPES or len(stored.shape) != 2 or not stored.whole:

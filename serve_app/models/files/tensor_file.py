@@ -17,8 +17,8 @@ from serve_app.errors import ModelFileError
 from serve_app.models.files.file_tensor import OpenFile, held
 from serve_app.models.files.gguf_file import GgufFile
 from serve_app.models.files.tensors import Shape
-from serve_app.models.quantization.packed_linear import KeptWeight
 from serve_app.models.quantization.quantization import encodings, is_beside, weight_of
+from serve_app.models.quantization.quantized_linear import QuantizedWeight
 from serve_app.store.models.gguf_header import SUFFIX
 from serve_app.store.models.header import entries
 
@@ -75,7 +75,7 @@ class TensorFile(Protocol):
         """As `tensor`, but what is as it is stored is read each time something is computed with it."""
         ...
 
-    def kept(self, name: str) -> KeptWeight | None:
+    def quantized(self, name: str) -> QuantizedWeight | None:
         """Return a weight that can be kept as it is stored, unread; None for another tensor. Errors: ModelFileError."""
         ...
 
@@ -128,7 +128,7 @@ class SafetensorsTensors:
             raise ModelFileError(f"{self.where}: tensor '{name}' is {dtype}; supported are {', '.join(_DTYPES)}")
         return self._stored(name)
 
-    def kept(self, name: str) -> KeptWeight | None:
+    def quantized(self, name: str) -> QuantizedWeight | None:
         encoding = self._encodings.get(name)
         return None if encoding is None else weight_of(name, encoding, self._stored, self.where)
 

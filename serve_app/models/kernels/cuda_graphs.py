@@ -27,7 +27,7 @@ class GraphRecorder:
         self._pool: Any = None
         self._stream: Any = None
 
-    def record(self, call: Callable[[], Sequence[Tensor]]) -> Graph:
+    def record(self, call: Callable[[], Sequence[Tensor]]) -> CudaGraph:
         """Return a call recorded, which the device does not do yet."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
@@ -48,7 +48,7 @@ class GraphRecorder:
                 raise
             graph.capture_end()
         current.wait_stream(stream)
-        return Graph(graph, outputs)
+        return CudaGraph(graph, outputs)
 
     def idle_bytes(self) -> int:
         """Return what the pool has of the device's memory beside the tensors that are alive in it."""
@@ -62,7 +62,7 @@ class GraphRecorder:
         return int(total * torch.cuda.get_per_process_memory_fraction(self._device)) // KEPT_SHARE
 
 
-class Graph:
+class CudaGraph:
     """A call as a graph. outputs: where a replay leaves what it gives."""
 
     def __init__(self, graph: Any, outputs: Sequence[Tensor]) -> None:

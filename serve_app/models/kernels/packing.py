@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from serve_app.models.files.file_tensor import held
 from serve_app.models.kernels.upsampling import PackedUpsampling, Upsampling
 from serve_app.models.kernels.winograd import PackedWinograd, Winograd
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.weights.upload import Ring, Upload
 
 _ops: Any = torch.ops.mkldnn
@@ -121,7 +121,7 @@ def move_to(
         upload(network.modules(), dtype, ring, stay)
         return
     for layer in network.modules():
-        if isinstance(layer, KeptLinear):
+        if isinstance(layer, QuantizedLinear):
             layer.move_to(lambda tensor: held(tensor.to(device)), device, dtype)
     if device.type == "cpu" and dtype == torch.float32:
         _pack(network)
@@ -138,7 +138,7 @@ def upload(layers: Iterable[nn.Module], dtype: torch.dtype | None, ring: Ring, s
     upload.finish()
 
 
-class Send(Protocol):
+class SendTensor(Protocol):
     """Brings a tensor to a device, in a dtype, or in its own where that is None."""
 
     def __call__(self, tensor: Tensor, dtype: torch.dtype | None = None, /) -> Tensor: ...
@@ -146,7 +146,7 @@ class Send(Protocol):
 
 def move_weights(
     layers: Iterable[nn.Module],
-    send: Send,
+    send: SendTensor,
     device: torch.device,
     dtype: torch.dtype | None = None,
     stay: Set[int] = frozenset(),
@@ -161,7 +161,7 @@ def move_weights(
 
     def moved() -> Iterator[nn.Module]:
         for layer in layers:
-            if isinstance(layer, KeptLinear):
+            if isinstance(layer, QuantizedLinear):
                 layer.move_to(send, device, dtype or layer.weight.dtype)
             yield layer
 
@@ -192,8 +192,8 @@ def weights_of(layers: Iterable[nn.Module], dtype: torch.dtype | None = None) ->
 
     seen: set[int] = set()
     for layer in layers:
-        if isinstance(layer, KeptLinear):
-            layer.kept.sent(note)
+        if isinstance(layer, QuantizedLinear):
+            layer.quantized.sent(note)
         for parameter in layer._parameters.values():
             if parameter is not None and id(parameter) not in seen:
                 seen.add(id(parameter))
@@ -229,7 +229,7 @@ def packed(layer: nn.Module) -> nn.Module:
 
 def plain(layer: nn.Module) -> nn.Module:
     """Return a layer that is packed or of eight bits with plain weights, any other as it is."""
-    return layer.plain() if isinstance(layer, Packed | KeptLinear) else layer
+    return layer.plain() if isinstance(layer, Packed | QuantizedLinear) else layer
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:

@@ -213,7 +213,7 @@ class Butterfly(Adapter):
 
 
 @dataclass(frozen=True, eq=False)
-class Difference(Adapter):
+class WeightDelta(Adapter):
     """The whole change of a weight, a bias or a norm."""
 
     difference: Tensor
@@ -225,7 +225,7 @@ class Difference(Adapter):
 
 
 @dataclass(frozen=True, eq=False)
-class Replacement(Adapter):
+class WeightReplacement(Adapter):
     """Another weight in place of the first, whatever the strength."""
 
     value: Tensor
@@ -247,7 +247,7 @@ class Other(Adapter):
 
 
 @dataclass(frozen=True, eq=False)
-class Scaling(Adapter):
+class WeightScale(Adapter):
     """The weight times a factor, whatever the strength."""
 
     factor: float
@@ -268,13 +268,13 @@ class Part(Adapter):
     rows: int
 
     def change(self, weight: Tensor, strength: float) -> Tensor:
-        if not isinstance(self.whole, Hadamard | Kronecker | Difference | Replacement) or (
+        if not isinstance(self.whole, Hadamard | Kronecker | WeightDelta | WeightReplacement) or (
             getattr(self.whole, "magnitude", None) is not None
         ):
             raise RuntimeError("it changes a weight that is several here by the whole of it")
         alike = weight.new_zeros(self.rows or weight.shape[0], *weight.shape[1:])
         change = placed(self.whole.change(alike, strength), self.place)
-        return change - weight if isinstance(self.whole, Replacement) else change
+        return change - weight if isinstance(self.whole, WeightReplacement) else change
 
 
 def _f32(tensor: Tensor, beside: Tensor) -> Tensor:

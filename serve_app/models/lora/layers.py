@@ -21,7 +21,7 @@ from serve_app.models.kernels.packing import Packed, packed, plain, weight_shape
 from serve_app.models.lora.adapters import Adapter, merged
 from serve_app.models.lora.merging import MergePolicy
 from serve_app.models.lora.slots import Pair, Slots, slots_of
-from serve_app.models.quantization.packed_linear import KeptLinear, KeptWeight
+from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
 from serve_app.models.weights.streaming import with_own_weights
 
 Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
@@ -195,7 +195,7 @@ def parameters(network: nn.Module) -> list[str]:
 def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
     """Return the network with whole layers where the set changes it; all its other tensors are shared."""
     members = (member for module in network.modules() for member in _members(module))
-    shared = (member for member in members if isinstance(member, Tensor | KeptWeight))
+    shared = (member for member in members if isinstance(member, Tensor | QuantizedWeight))
     changed = copy.deepcopy(network, {id(member): member for member in shared})
     for name, layer in loras.layers.items():
         changed.set_submodule(name, layer.whole())
@@ -204,7 +204,7 @@ def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
 
 def _pairs(base: nn.Module, changes: Changes) -> list[tuple[Tensor, Tensor, float]] | None:
     """Return the (down (r,n), up (out,r), factor) that together are the change of a layer, or None if none are."""
-    plainly = isinstance(base, nn.Linear | Packed | KeptLinear) or (
+    plainly = isinstance(base, nn.Linear | Packed | QuantizedLinear) or (
         isinstance(base, nn.Conv2d) and base.padding_mode == "zeros" and isinstance(base.padding, tuple)
     )
     if not plainly or getattr(base, "groups", 1) != 1 or set(changes) != {"weight"}:

@@ -18,13 +18,13 @@ from serve_app.models.files.parts import PART_NAMES
 from serve_app.models.lora.adapters import (
     Adapter,
     Butterfly,
-    Difference,
     Generalized,
     Hadamard,
     Kronecker,
     LowRank,
-    Replacement,
     Rotation,
+    WeightDelta,
+    WeightReplacement,
 )
 from serve_app.recipe import Part
 
@@ -126,9 +126,9 @@ def _adapters(layer: _Layer, changed: str | tuple[Place, ...]) -> Iterator[tuple
             yield from _placed(adapter, changed)
     for suffix, leaf in ((".w_norm", "weight"), (".b_norm", "bias"), (".diff", "weight"), (".diff_b", "bias")):
         if suffix in layer and (suffix != ".b_norm" or ".w_norm" in layer):
-            yield from _placed(Difference(layer[suffix]), changed, leaf)
+            yield from _placed(WeightDelta(layer[suffix]), changed, leaf)
     if ".set_weight" in layer:
-        yield from _placed(Replacement(layer[".set_weight"]), changed)
+        yield from _placed(WeightReplacement(layer[".set_weight"]), changed)
 
 
 def _placed(adapter: Adapter, changed: str | tuple[Place, ...], leaf: str = "weight") -> Iterator[tuple[str, Adapter]]:

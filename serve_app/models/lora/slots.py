@@ -31,7 +31,7 @@ class Pair(NamedTuple):
     up: Tensor
 
 
-class Place(NamedTuple):
+class LayerSlots(NamedTuple):
     """A layer's slots. down (rows,rank,in,…), up (rows,out,rank)."""
 
     down: Tensor
@@ -66,7 +66,7 @@ class Slots:
         self.keeper: ref[Any] | None = None
         self._layers = [one.layer for one in layers]
         self._places = [_place(one, rows) for one in layers]
-        self._views: dict[int, list[Place]] = {rows: self._places}
+        self._views: dict[int, list[LayerSlots]] = {rows: self._places}
         self._held: list[Hashable] = [None] * rows
         self.first = self._places[0].down
 
@@ -110,7 +110,7 @@ class Slots:
     def use(self, rows: int) -> None:
         """Have the layers add what is in the slots of the first rows, until `leave`."""
         if rows not in self._views:
-            self._views[rows] = [Place(place.down[:rows], place.up[:rows]) for place in self._places]
+            self._views[rows] = [LayerSlots(place.down[:rows], place.up[:rows]) for place in self._places]
         for layer, place in zip(self._layers, self._views[rows], strict=True):
             _hook(layer).place = place
 
@@ -145,16 +145,16 @@ def remove_slots(network: nn.Module) -> None:
             hook.handle.remove()
 
 
-def _place(one: Slotted, rows: int) -> Place:
+def _place(one: Slotted, rows: int) -> LayerSlots:
     down, up = one.like
-    return Place(down.new_zeros(rows, one.rank, *down.shape[1:]), up.new_zeros(rows, len(up), one.rank))
+    return LayerSlots(down.new_zeros(rows, one.rank, *down.shape[1:]), up.new_zeros(rows, len(up), one.rank))
 
 
 class _Hook:
     """What is added to a layer now. It stays with the layer, and no slots while none are used."""
 
     def __init__(self, layer: nn.Module) -> None:
-        self.place: Place | None = None
+        self.place: LayerSlots | None = None
         self.handle = layer.register_forward_hook(self)
 
     def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from serve_app.models.files.layout import Place, placed
 from serve_app.models.quantization.eight_bit import in_eight_bits
-from serve_app.models.quantization.packed_linear import KeptWeight
+from serve_app.models.quantization.quantized_linear import QuantizedWeight
 
 NVFP4_BLOCK, MXFP8_BLOCK = 16, 32
 """How many inputs share a scale."""
@@ -35,7 +35,7 @@ def untiled(scales: Tensor, rows: int, columns: int) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Nvfp4Weight(KeptWeight):
+class Nvfp4Weight(QuantizedWeight):
     """A weight in four bits. stored: (out,in/2) uint8, the first of two numbers in the higher half.
 
     scales: (out,in/16) float8_e4m3fn as bytes; scale: of all, () float32. inputs: what inputs are multiplied by first,
@@ -62,7 +62,7 @@ class Nvfp4Weight(KeptWeight):
         inputs = None if self.inputs is None else send(self.inputs)
         return Nvfp4Weight(send(self.stored), send(self.scales), send(self.scale), inputs)
 
-    def holding(self, wide: Tensor) -> KeptWeight:
+    def holding(self, wide: Tensor) -> QuantizedWeight:
         return in_eight_bits(wide)
 
     def wide(self) -> Tensor:
@@ -83,7 +83,7 @@ class Nvfp4Weight(KeptWeight):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Mxfp8Weight(KeptWeight):
+class Mxfp8Weight(QuantizedWeight):
     """A weight in eight bits. stored: (out,in) of a float8. scales: (out,in/32) uint8, exponents of two plus 127."""
 
     stored: Tensor
@@ -103,7 +103,7 @@ class Mxfp8Weight(KeptWeight):
     def sent(self, send: Callable[[Tensor], Tensor]) -> Mxfp8Weight:
         return Mxfp8Weight(send(self.stored), send(self.scales))
 
-    def holding(self, wide: Tensor) -> KeptWeight:
+    def holding(self, wide: Tensor) -> QuantizedWeight:
         return in_eight_bits(wide)
 
     def wide(self) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from serve_app.models.files.layout import Place, placed
-from serve_app.models.quantization.packed_linear import WIDE, KeptWeight
+from serve_app.models.quantization.quantized_linear import WIDE, QuantizedWeight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EightBitWeight(KeptWeight):
+class EightBitWeight(QuantizedWeight):
     """A weight (out,in) of eight bits. scale: (1,) or (out,1) float32, by which it is multiplied; None for not.
 
     group: so many neighbouring inputs are rotated together; 0 for none.

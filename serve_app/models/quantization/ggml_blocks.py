@@ -15,7 +15,7 @@ from torch import Tensor
 
 from serve_app.models.files.layout import Place, placed
 from serve_app.models.quantization.eight_bit import in_eight_bits
-from serve_app.models.quantization.packed_linear import KeptWeight
+from serve_app.models.quantization.quantized_linear import QuantizedWeight
 
 Widen: TypeAlias = Callable[[Tensor], Tensor]
 """From blocks (N,bytes) uint8 to their numbers (N,size) float32."""
@@ -167,7 +167,7 @@ TYPES: Mapping[str, BlockType] = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BlockWeight(KeptWeight):
+class BlockWeight(QuantizedWeight):
     """A weight in blocks of a kind. stored: (out, bytes of a row) uint8."""
 
     stored: Tensor
@@ -188,7 +188,7 @@ class BlockWeight(KeptWeight):
     def sent(self, send: Callable[[Tensor], Tensor]) -> BlockWeight:
         return replace(self, stored=send(self.stored))
 
-    def holding(self, wide: Tensor) -> KeptWeight:
+    def holding(self, wide: Tensor) -> QuantizedWeight:
         return in_eight_bits(wide)
 
     def wide(self) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from serve_app.models.files.layout import Place, placed
 from serve_app.models.kernels.packing import replace_parameters
-from serve_app.models.quantization.packed_linear import KeptLinear, KeptWeight
+from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
 
 ITEMSIZE = torch.float16.itemsize
 
@@ -22,7 +22,7 @@ _TABLES = ("embed_tokens", "token_embedding")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class SixteenBitWeight(KeptWeight):
+class SixteenBitWeight(QuantizedWeight):
     """A weight (out,in) in float16 or bfloat16."""
 
     stored: Tensor
@@ -82,7 +82,7 @@ def keep(network: nn.Module) -> list[nn.Parameter]:
     others: list[nn.Parameter] = []
     for name, layer in list(_staying(network)):
         if isinstance(layer, nn.Linear):
-            network.set_submodule(name, KeptLinear(SixteenBitWeight(layer.weight.data), layer.bias))
+            network.set_submodule(name, QuantizedLinear(SixteenBitWeight(layer.weight.data), layer.bias))
         else:
             others += layer.parameters()
     return others

@@ -16,7 +16,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.files.tensors import Shape
 from serve_app.models.quantization.block_scales import MXFP8_BLOCK, NVFP4_BLOCK, Mxfp8Weight, Nvfp4Weight, untiled
 from serve_app.models.quantization.eight_bit import EightBitWeight
-from serve_app.models.quantization.packed_linear import KeptWeight
+from serve_app.models.quantization.quantized_linear import QuantizedWeight
 
 _SCALES = (".weight_scale", ".scale_weight")
 _SECOND, _INPUTS = ".weight_scale_2", ".pre_quant_scale"
@@ -87,7 +87,7 @@ def encodings(
     return found
 
 
-def weight_of(name: str, encoding: Encoding, read: Callable[[str], Tensor], where: str) -> KeptWeight:
+def weight_of(name: str, encoding: Encoding, read: Callable[[str], Tensor], where: str) -> QuantizedWeight:
     """Return a weight as it is stored. read: reads a tensor of the file. Errors: ModelFileError for scales too few."""
     stored = read(name)
     scale = None if encoding.scale is None else read(encoding.scale)

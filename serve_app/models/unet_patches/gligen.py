@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.control.dit_control import SideFamily
-from serve_app.models.control.model_control import ModelPatch, Shown
+from serve_app.models.control.model_control import ControlImages, ModelPatch
 from serve_app.models.families.unet.unet_functions import transformers
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Table
@@ -81,10 +81,10 @@ class GligenNetwork(GroundingNetwork):
         )
         self.positions = GLIGENTextBoundingboxProjection(family.text, family.width)
 
-    def check(self, name: str, shown: Shown, backbone: Any) -> None:
+    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
         raise NodeError(f"'{name}' is a GLIGEN model, which is told texts in boxes and shown no images")
 
-    def read(self, shown: Shown, height: int, width: int) -> Tensor:
+    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
         raise NotImplementedError
 
     def tokens(self, grounding: Grounding, height: int, width: int) -> Tensor:

@@ -21,7 +21,7 @@ from serve_app import log
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.kernels.packing import move_weights, weights_of
 from serve_app.models.lora.slots import remove_slots
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.weights.loading import Loaded
 from serve_app.models.weights.pinned_memory import CHUNK_BYTES, Chunks, PinnedMemory
 from serve_app.models.weights.streaming import StreamCounters, Streaming, streamed_blocks
@@ -152,7 +152,7 @@ class HostWeights:
                 return None
             self._move(_resident(kept.loaded), self._on_card, self._device)
             if kept.loaded.streaming is not None:
-                kept.loaded.streaming.settle()
+                kept.loaded.streaming.allocate_slots()
             self.hits += 1
             return kept.loaded
 
@@ -189,7 +189,7 @@ def _resident(loaded: Loaded) -> Iterable[nn.Module]:
 
 def _all_moves(network: nn.Module, device: torch.device) -> bool:
     """Whether a network has nothing on a device but its weights."""
-    layers = (layer for layer in network.modules() if not isinstance(layer, KeptLinear))
+    layers = (layer for layer in network.modules() if not isinstance(layer, QuantizedLinear))
     others = (other for layer in layers for other in [*vars(layer).values(), *layer._buffers.values()])
     return not any(isinstance(other, Tensor) and other.device.type == device.type for other in others)
 

@@ -23,9 +23,9 @@ from serve_app.models.control.model_control import ModelPatch
 from serve_app.models.families.family import (
     BackboneFamily,
     Family,
-    Lexicon,
     StyleFamily,
     TextFamily,
+    TextResources,
     VaeFamily,
     VisionFamily,
 )
@@ -33,18 +33,18 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.parts import PART_NAMES
 from serve_app.models.kernels.packing import move_to, parameter_shape, replace_parameters, upload
-from serve_app.models.lora.adapters import Adapter, Other, Scaling
+from serve_app.models.lora.adapters import Adapter, Other, WeightScale
 from serve_app.models.lora.layers import LoraSet, parameters, with_merged
 from serve_app.models.lora.layouts import read
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.models.quantization.half_precision_text import ITEMSIZE, keep, round_weights
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.models.weights.mixture import Adapted, Mixture, added
-from serve_app.models.weights.recipes import Change, Files
+from serve_app.models.weights.recipes import Change, WeightFiles
 from serve_app.models.weights.streaming import Streaming
 from serve_app.models.weights.upload import Ring
 from serve_app.recipe import (
@@ -90,11 +90,13 @@ class Loaded:
     remarks: tuple[str, ...] = ()
     streaming: Streaming | None = None
 
-    def model(self, lexicon: Lexicon) -> Any:
+    def model(self, lexicon: TextResources) -> Any:
         """Return what callers use: a Network, an Encoder, a Vae, an ImageEncoder, a ControlNet and so on."""
         match self.family:
             case BackboneFamily() as family:
-                return Network(self.key, family, self.module, self.trained_as, streamed=self.streaming is not None)
+                return LoadedNetwork(
+                    self.key, family, self.module, self.trained_as, streamed=self.streaming is not None
+                )
             case TextFamily() as family:
                 return family.encoder(self.module, lexicon)
             case VaeFamily() as family:
@@ -139,7 +141,7 @@ class Loader:
         self._text_dtype = torch.float16 if dtype == "auto" else dtype_of(dtype, "clip", device)
         self._ring = Ring(device) if device.type == "cuda" else None
 
-    def nbytes(self, recipe: Recipe, files: Files) -> int:
+    def nbytes(self, recipe: Recipe, files: WeightFiles) -> int:
         """Return how many bytes a part will take."""
         match _open(recipe, files.paths):
             case UpscalerFile() as file, _:
@@ -159,7 +161,7 @@ class Loader:
                 )
         raise AssertionError
 
-    def load(self, recipe: Recipe, files: Files, stream: Stream | None = None) -> Loaded:
+    def load(self, recipe: Recipe, files: WeightFiles, stream: Stream | None = None) -> Loaded:
         """Return a part on the device; all of it but what `stream` takes, of a backbone or text encoder.
 
         Errors: of `stream`.
@@ -181,7 +183,7 @@ class Loader:
         dtype = self._dtype(recipe, mixed.family)
         is_text = recipe.part == "clip"
         mixed_on = self.device if stream is None else torch.device("cpu")
-        module = mixed.settle(mixed_on, self._text_dtype if is_text else dtype) if files.changes else mixed.module
+        module = mixed.build(mixed_on, self._text_dtype if is_text else dtype) if files.changes else mixed.module
         if is_text:
             round_weights(module, self._text_dtype)
         staying = keep(module) if self._keeps(recipe) else ()
@@ -192,7 +194,7 @@ class Loader:
             streaming = self._streamed(module, dtype, staying, stream, name)
         if self._fp8_matmul and recipe.part == "backbone":
             for layer in module.modules():
-                if isinstance(layer, KeptLinear):
+                if isinstance(layer, QuantizedLinear):
                     layer.in_eight_bits = True
         remarks = tuple(mixed.remarks)
         return replace(
@@ -209,10 +211,10 @@ class Loader:
         converted = None if stay else dtype
         streaming = stream(module, converted, name)
         upload(streaming.resident, converted, self._ring)
-        streaming.settle()
+        streaming.allocate_slots()
         return streaming
 
-    def lora_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
+    def lora_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
         """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""
         file, beside = _open(recipe, files.paths)
         assert isinstance(file, Checkpoint)
@@ -223,7 +225,7 @@ class Loader:
         return loras.needed_bytes if recipe.part == "backbone" else loras.merged_bytes
 
     def lora_set(
-        self, recipe: Recipe, base: Loaded, files: Files, may_take: Callable[[int], bool]
+        self, recipe: Recipe, base: Loaded, files: WeightFiles, may_take: Callable[[int], bool]
     ) -> tuple[LoraSet, str, tuple[str, ...]]:
         """Return a recipe's set of LoRAs on its part, what it is called, and remarks on what of it fits nowhere.
 
@@ -279,7 +281,7 @@ def _rounded(recipe: Recipe) -> EightBit | None:
     return None if rounded is None else rounded.to
 
 
-def mixture(recipe: Recipe, files: Files) -> Mixture:
+def mixture(recipe: Recipe, files: WeightFiles) -> Mixture:
     """Return the weights that a recipe's files make, with all changes of `files` in them. Errors: ModelFileError."""
     file, beside = _open(recipe, files.paths)
     if not isinstance(file, Checkpoint):
@@ -326,7 +328,7 @@ def _stack(
                     remarks.append(f"'{other.name}' has {of}; the others stay as they are")
             case Scale(factors=factors):
                 scaled = {
-                    name: Scaling(by)
+                    name: WeightScale(by)
                     for name, known_as in _comfyui_names(part, family, of_network)
                     for end, by in factors
                     if known_as.rpartition(".")[0].endswith(end)

@@ -19,7 +19,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.files.layout import origins
 from serve_app.models.lora.adapters import Adapter, merged
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.recipe import Share
 
 _log = log.get("models")
@@ -45,8 +45,8 @@ class Mixture:
         self.module = module
         self.remarks: list[str] = []
         self._changes: list[TensorChange] = []
-        self._stored: dict[str, Tensor | KeptLinear] = dict(module.state_dict())
-        layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, KeptLinear))
+        self._stored: dict[str, Tensor | QuantizedLinear] = dict(module.state_dict())
+        layers = ((name, layer) for name, layer in module.named_modules() if isinstance(layer, QuantizedLinear))
         self._stored |= {f"{name}.weight": layer for name, layer in layers}
 
     @property
@@ -63,23 +63,23 @@ class Mixture:
     def shape(self, name: str) -> torch.Size:
         """Return the shape of a tensor."""
         stored = self._stored[name]
-        return stored.weight.shape if isinstance(stored, KeptLinear) else stored.shape
+        return stored.weight.shape if isinstance(stored, QuantizedLinear) else stored.shape
 
     def dtype(self, name: str) -> torch.dtype:
         """Return what a tensor is in where it is saved."""
         stored = self._stored[name]
-        return stored.dtype if isinstance(stored, Tensor) else stored.kept.saved_as
+        return stored.dtype if isinstance(stored, Tensor) else stored.quantized.saved_as
 
     def is_mixed(self, name: str) -> bool:
         """Whether a tensor is of numbers that can be mixed, not the bytes of a tokeniser's file."""
         stored = self._stored[name]
-        return isinstance(stored, KeptLinear) or stored.is_floating_point()
+        return isinstance(stored, QuantizedLinear) or stored.is_floating_point()
 
     def tensor(self, name: str) -> Tensor:
         """Return a tensor as the changes make it, in float32; one that is not of numbers as it is."""
         stored = self._stored[name]
-        if isinstance(stored, KeptLinear):
-            tensor = stored.kept.wide()
+        if isinstance(stored, QuantizedLinear):
+            tensor = stored.quantized.wide()
         elif not self.is_mixed(name):
             return stored
         else:
@@ -92,7 +92,7 @@ class Mixture:
         """Change the weights once more."""
         self._changes.append(change)
 
-    def settle(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    def build(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """Return the network with the mixed tensors in place of the file's, on a device and in a dtype.
 
         Layers that keep their weights as the file has them keep these too.
@@ -102,7 +102,7 @@ class Mixture:
                 continue
             owner, _, leaf = name.rpartition(".")
             tensor = self.tensor(name)
-            if isinstance(stored, KeptLinear):
+            if isinstance(stored, QuantizedLinear):
                 self.module.set_submodule(owner, stored.holding(tensor))
                 continue
             tensor = tensor.to(device, dtype)

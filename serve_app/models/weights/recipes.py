@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from serve_app.recipe import (
     DEFAULT_DTYPE,
     ComputedIn,
-    Difference,
+    DiffControlNetBase,
     Lora,
     Merge,
     Recipe,
@@ -28,7 +28,7 @@ from serve_app.recipe import (
 from serve_app.store.models.catalog import Catalog
 
 
-class Files(NamedTuple):
+class WeightFiles(NamedTuple):
     """Files of weights, and a key that is equal for equal ones. A file that is replaced under its name is another.
 
     changes: what is done to the weights, in order.
@@ -44,7 +44,7 @@ class Change:
     """A change of weights, and the files of the LoRA or the other model."""
 
     patch: WeightChange
-    files: Files
+    files: WeightFiles
 
     @property
     def key(self) -> Hashable:
@@ -85,7 +85,7 @@ def _of_weights(recipe: Recipe) -> tuple[Any, ...]:
     return tuple(change for change in recipe.all(WeightChange) if not (isinstance(change, Lora) and change.bypass))
 
 
-def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Files:
+def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> WeightFiles:
     """Return the files of a recipe's part, those of a backbone whose weights it changes last.
 
     whole: with all changes of its weights, not only those that are in the weights themselves.
@@ -93,7 +93,7 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> File
     """
     names = (recipe.name, *recipe.beside)
     paths = [path for name in names for path in catalog.paths(recipe.folder, name, recipe.part)]
-    if (changed := recipe.last(Difference)) is not None:
+    if (changed := recipe.last(DiffControlNetBase)) is not None:
         paths += part_files(catalog, changed.backbone).paths
     rounded, computed = recipe.last(Rounded), recipe.last(ComputedIn)
     dtypes = (rounded and rounded.to, computed.dtype if computed is not None else DEFAULT_DTYPE)
@@ -101,28 +101,28 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> File
     changes = _changes(catalog, _of_weights(recipe) if whole else merged_in(recipe))
     of_changes = (change.key for change in changes)
     key = (recipe.part, recipe.loaded_as, *dtypes, streams, *map(version, paths), *of_changes)
-    return Files(tuple(paths), key, changes)
+    return WeightFiles(tuple(paths), key, changes)
 
 
-def set_files(catalog: Catalog, part: Hashable, changes: Sequence[Lora | Towards | Scale]) -> Files:
+def set_files(catalog: Catalog, part: Hashable, changes: Sequence[Lora | Towards | Scale]) -> WeightFiles:
     """Return the files of a set of changes beside a part. Errors: ModelFileError for one that is not there."""
     found = _changes(catalog, changes)
     paths = tuple(path for change in found for path in change.files.paths)
-    return Files(paths, (part, tuple(change.key for change in found)), found)
+    return WeightFiles(paths, (part, tuple(change.key for change in found)), found)
 
 
 def _changes(catalog: Catalog, patches: Sequence[WeightChange]) -> tuple[Change, ...]:
     return tuple(Change(patch, _files(catalog, patch)) for patch in patches)
 
 
-def _files(catalog: Catalog, patch: WeightChange) -> Files:
+def _files(catalog: Catalog, patch: WeightChange) -> WeightFiles:
     match patch:
         case Lora(name=name):
             path = catalog.path("loras", name)
-            return Files((path,), version(path))
+            return WeightFiles((path,), version(path))
         case Merge(other=other) | Towards(other=other):
             return part_files(catalog, other, whole=True)
-    return Files((), None)
+    return WeightFiles((), None)
 
 
 def version(path: Path) -> Hashable:

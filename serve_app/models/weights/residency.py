@@ -24,7 +24,7 @@ UNREAD = 1000
 
 
 @dataclass(slots=True, eq=False)
-class Resident:
+class ResidentWeights:
     """One part's weights, or what a set of LoRAs makes of them. own_bytes: beside those of `base` and `loras`.
 
     base: the key of the part whose tensors this one shares. remarks: what users should know of its files.
@@ -79,8 +79,8 @@ class Residency:
         self.seconds = 0.0
         self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
         """What was loaded, with the seconds it took, for whoever takes it out."""
-        self._evicted: list[Resident] = []
-        self._held: dict[Hashable, Resident] = {}
+        self._evicted: list[ResidentWeights] = []
+        self._held: dict[Hashable, ResidentWeights] = {}
         self._expected: dict[Hashable, _Expected] = {}
 
     @property
@@ -93,7 +93,7 @@ class Residency:
         """What is held, least recently used first. It may be asked at any time."""
         return tuple(resident.name for resident in [*self._held.values()])
 
-    def get(self, key: Hashable, user: object) -> Resident | None:
+    def get(self, key: Hashable, user: object) -> ResidentWeights | None:
         """Return what is held under a key, in use by `user` and the most recently used from now on, or None."""
         if (resident := self._held.pop(key, None)) is not None:
             self._held[key] = resident
@@ -103,7 +103,7 @@ class Residency:
                 self.get(resident.base, user)
         return resident
 
-    def put(self, key: Hashable, resident: Resident, took_s: float) -> None:
+    def put(self, key: Hashable, resident: ResidentWeights, took_s: float) -> None:
         """Hold what was loaded in so many seconds; those who expect it use it from now on."""
         self._held[key] = resident
         if (expected := self._expected.pop(key, None)) is not None:
@@ -136,7 +136,7 @@ class Residency:
         resident = self._held.get(key)
         return () if resident is None else resident.remarks
 
-    def lend(self, resident: Resident, make: Callable[[], Any]) -> Any:
+    def lend(self, resident: ResidentWeights, make: Callable[[], Any]) -> Any:
         """Return the model of what is held, made anew if nobody has it.
 
         As long as anyone has it, what is held is in use, and so is its base.
@@ -214,7 +214,7 @@ class Residency:
                     self.evictions += 1
                     self._evicted.append(evicted)
 
-    def evicted(self) -> list[Resident]:
+    def evicted(self) -> list[ResidentWeights]:
         """Return what has been evicted since this was last asked, whose memory is taken as long as anyone has it."""
         evicted, self._evicted = self._evicted, []
         return evicted

@@ -150,7 +150,7 @@ class Streaming:
                 layer.__dict__[_ARRIVAL] = arrival
                 layer.register_forward_pre_hook(arrival)
 
-    def settle(self) -> None:
+    def allocate_slots(self) -> None:
         """Take the slots on the card. Errors: torch.OutOfMemoryError."""
         nbytes = max(block.nbytes for block in self._blocks)
         self._slots = [torch.empty(nbytes, dtype=torch.uint8, device=self._device) for _ in range(SLOTS)]

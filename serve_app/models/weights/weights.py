@@ -18,7 +18,7 @@ import torch
 
 from serve_app import log
 from serve_app.errors import DeviceMemoryError
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control.control import ControlNet
 from serve_app.models.control.model_control import ModelPatch, activated
 from serve_app.models.families.family import BackboneFamily, Encoder, Family
@@ -26,7 +26,7 @@ from serve_app.models.files import saving
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.lora import extraction
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.upscaler import Upscaler
@@ -34,12 +34,12 @@ from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loader, control_file
-from serve_app.models.weights.recipes import Files, Need, part_files, set_beside, set_files, version
-from serve_app.models.weights.residency import Hold, Residency, Resident
+from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_beside, set_files, version
+from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
 from serve_app.models.weights.streaming import stream_share
 from serve_app.recipe import (
     ClipSkip,
-    Difference,
+    DiffControlNetBase,
     ModelControl,
     PackFunctions,
     Part,
@@ -121,12 +121,12 @@ class Weights:
         # Held until what was evicted has left the device.
         self._leaving = Lock()
 
-    def backbone(self, recipe: Recipe) -> Backbone:
+    def backbone(self, recipe: Recipe) -> RecipeBackbone:
         """Return the recipe's backbone, loading its network, and those that control it, if they are not resident.
 
         Errors: NodeError for a control that does not go with it.
         """
-        network, resident = self._lend(recipe, Network)
+        network, resident = self._lend(recipe, LoadedNetwork)
         training, references = recipe.last(Training), recipe.last(ReferenceMethod)
         controls = tuple(
             activated(
@@ -138,7 +138,7 @@ class Weights:
             for control in recipe.all(ModelControl)
         )
         functions = recipe.all(PackFunctions)
-        return Backbone(network, training, resident.loras, references, controls, functions=functions)
+        return RecipeBackbone(network, training, resident.loras, references, controls, functions=functions)
 
     def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""
@@ -200,10 +200,10 @@ class Weights:
         backbone: what it controls, whose weights a control-LoRA changes. Errors: ModelFileError.
         """
         file = control_file(self._catalog, control_net)
-        changed = control_net.last(Difference) if file.has_differences else None
+        changed = control_net.last(DiffControlNetBase) if file.has_differences else None
         if file.needs_base:
-            changed = Difference(backbone)
-        own = tuple(patch for patch in control_net.patches if not isinstance(patch, Difference))
+            changed = DiffControlNetBase(backbone)
+        own = tuple(patch for patch in control_net.patches if not isinstance(patch, DiffControlNetBase))
         return replace(control_net, patches=own if changed is None else (*own, changed))
 
     def fitted(self, backbone: Recipe, *others: Recipe) -> Recipe:
@@ -352,7 +352,7 @@ class Weights:
         with self._evicting() as residency:
             return residency.release(nbytes)
 
-    def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, Resident]:
+    def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, ResidentWeights]:
         """Return a recipe's model, and what is held of it."""
         hold = Hold(Need({}))
         resident = self._resident(recipe, hold)
@@ -363,7 +363,7 @@ class Weights:
             raise TypeError(f"{recipe} was asked for as {kind.__name__}")
         return model, resident
 
-    def _resident(self, recipe: Recipe, hold: Hold) -> Resident:
+    def _resident(self, recipe: Recipe, hold: Hold) -> ResidentWeights:
         """Return what is held of a recipe, in use by `hold`; loaded if it is absent."""
         files, of_set = self._files(recipe)
         resident = self._get(
@@ -374,7 +374,9 @@ class Weights:
             resident = self._get(of_set.key, hold, partial(self._set_bytes, recipe, files, of_set), load)
         return resident
 
-    def _get(self, key: Hashable, hold: Hold, nbytes: Callable[[], int], load: Callable[[], Resident]) -> Resident:
+    def _get(
+        self, key: Hashable, hold: Hold, nbytes: Callable[[], int], load: Callable[[], ResidentWeights]
+    ) -> ResidentWeights:
         with self._lock:
             if (resident := self._residency.get(key, hold)) is not None:
                 return resident
@@ -394,7 +396,7 @@ class Weights:
                 with self._lock:
                     self._residency.give_up(key, hold)
 
-    def _in_room(self, load: Callable[[], Resident], nbytes: int) -> Resident:
+    def _in_room(self, load: Callable[[], ResidentWeights], nbytes: int) -> ResidentWeights:
         """Load what takes so many bytes; where the device runs out of memory, again without what nobody uses.
 
         Errors: DeviceMemoryError.
@@ -412,7 +414,7 @@ class Weights:
                     "weights that are in use. " + said
                 )
 
-    def _load(self, recipe: Recipe, files: Files) -> Resident:
+    def _load(self, recipe: Recipe, files: WeightFiles) -> ResidentWeights:
         loaded = self._host.take(files.key)
         if loaded is None:
             room = self._stream_bytes(recipe, files)
@@ -421,17 +423,17 @@ class Weights:
         streaming = loaded.streaming
         nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.held_bytes + nbytes) >> 20)
-        return Resident(loaded, loaded.name, nbytes, remarks=loaded.remarks)
+        return ResidentWeights(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
-    def _load_set(self, recipe: Recipe, base: Resident, files: Files) -> Resident:
+    def _load_set(self, recipe: Recipe, base: ResidentWeights, files: WeightFiles) -> ResidentWeights:
         """Return what LoRAs make of a part: thin layers beside a backbone, a text encoder with merged weights."""
         key = base.loaded.key
         loras, name, remarks = self._loader.lora_set(recipe, base.loaded, files, self._has_room)
         if recipe.part == "backbone":
-            return Resident(base.loaded, name, 0, key, loras, remarks)
-        return Resident(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
+            return ResidentWeights(base.loaded, name, 0, key, loras, remarks)
+        return ResidentWeights(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
 
-    def _files(self, recipe: Recipe) -> tuple[Files, Files | None]:
+    def _files(self, recipe: Recipe) -> tuple[WeightFiles, WeightFiles | None]:
         """Return the files of a recipe's part, and of the changes that go beside it, if there are any.
 
         A text encoder that streams has them in it: merged layers beside it would take the room that it has not got.
@@ -443,7 +445,7 @@ class Weights:
             return part_files(self._catalog, recipe, whole=True), None
         return files, set_files(self._catalog, files.key, changes)
 
-    def _stream_bytes(self, recipe: Recipe, files: Files) -> int | None:
+    def _stream_bytes(self, recipe: Recipe, files: WeightFiles) -> int | None:
         """Return how much of a GPU a part takes that streams: as its recipe says, or for it is too large; else None."""
         if self.device.type != "cuda" or recipe.part not in STREAMED:
             return None
@@ -451,14 +453,14 @@ class Weights:
         share = stream_share(self._part_bytes(recipe, files), 0, budget) if said is None else said.share
         return None if share is None else int(budget * share)
 
-    def _device_bytes(self, recipe: Recipe, files: Files) -> int:
+    def _device_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
         room = self._stream_bytes(recipe, files)
         return self._part_bytes(recipe, files) if room is None else room
 
-    def _part_bytes(self, recipe: Recipe, files: Files) -> int:
+    def _part_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
         return self._size(files.key, lambda: self._loader.nbytes(recipe, files))
 
-    def _set_bytes(self, recipe: Recipe, files: Files, of_set: Files) -> int:
+    def _set_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
         # Strengths do not matter, and there is no end of them.
         scaled = (end for change in set_beside(recipe) if isinstance(change, Scale) for end, _ in change.factors)
         size_key = (files.key, *map(version, of_set.paths), *scaled)

@@ -11,7 +11,7 @@ from torch import Tensor
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, File, Float
 from serve_app.nodes.sockets import CONDITIONING, CONTROL_NET, IMAGE, MASK, MODEL, VAE
-from serve_app.recipe import Difference, HintKind, Recipe
+from serve_app.recipe import DiffControlNetBase, HintKind, Recipe
 from serve_app.values import Conditioning, Control
 
 FOLDER = "controlnet"
@@ -96,7 +96,7 @@ def diff_control_net_loader(model: MODEL, control_net_name: Annotated[str, File(
 
     Return the ControlNet's recipe, on top of the model's weights.
     """
-    return Recipe("controlnet", FOLDER, control_net_name, (Difference(model),))
+    return Recipe("controlnet", FOLDER, control_net_name, (DiffControlNetBase(model),))
 
 
 @node(

@@ -22,8 +22,8 @@ from serve_app.sampling.forward import (
     Backbone,
     Canvas,
     Inputs,
+    ModelInput,
     Piece,
-    Reading,
     crop,
     denoise,
     reads_alike,
@@ -35,7 +35,7 @@ from serve_app.sampling.guidance.layers import AttentionMap, LayerPatches, Oppos
 from serve_app.sampling.guidance.perturbation import blurrable, blurred
 from serve_app.sampling.guidance.rules import Rule
 from serve_app.sampling.guidance.step_cache import BranchCache, WholeCache
-from serve_app.sampling.lazy_sum import Combination, Latents, value
+from serve_app.sampling.lazy_sum import Latents, LazySum, value
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import single
 from serve_app.values import Conditioning
@@ -45,7 +45,7 @@ TINY = 1e-37
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Entry:
+class ConditioningEntry:
     """One entry of a conditioning, ready for every evaluation of a run.
 
     weight: its share, one number or (N,1,h,w) over its area, (N,1,1,h,w) where there is time. It takes part from sigma
@@ -67,7 +67,7 @@ class Entry:
         return self.below <= single(sigma) <= self.above
 
 
-def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: Canvas) -> tuple[Entry, ...]:
+def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: Canvas) -> tuple[ConditioningEntry, ...]:
     """Return a resolved conditioning's entries for the rows of a canvas."""
     height, width = canvas.latents.shape[-2:]
     made = []
@@ -83,7 +83,7 @@ def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: C
         if isinstance(weight, Tensor) and canvas.latents.ndim == 5:
             weight = weight.unsqueeze(2)
         default, hooks = bool(options.get("default")), options.get("hooks")
-        made.append(Entry(role, inputs, weight, area, above, below, default, hooks))
+        made.append(ConditioningEntry(role, inputs, weight, area, above, below, default, hooks))
     return tuple(made)
 
 
@@ -101,7 +101,7 @@ class _Asked:
     """A piece, the entry it is of, and what its answer counts to: a branch's role, or the patch that asks for it."""
 
     to: Any
-    entry: Entry
+    entry: ConditioningEntry
     piece: Piece
 
 
@@ -137,7 +137,7 @@ class Guidance:
             else:
                 self._branches = BranchCache(patch, backbone.levels)
         height, width = canvas.latents.shape[-2:]
-        self._entries: dict[str, tuple[Entry, ...]] = {}
+        self._entries: dict[str, tuple[ConditioningEntry, ...]] = {}
         # A loop, not a comprehension: an error that is kept would keep what that closes over, and with it the backbone.
         placed = resolved(conds, height, width)
         for role in others:
@@ -149,8 +149,8 @@ class Guidance:
                 raise NodeError(f"the {role} has a model of its own, for which hooks are not supported")
         self._asked: list[_Asked] = []
         self._answers: dict[int, Latents] = {}
-        self._reading: Reading | None = None
-        self._shared: dict[Any, tuple[Sequence[Entry], Sequence[Tensor | float]]] = {}
+        self._reading: ModelInput | None = None
+        self._shared: dict[Any, tuple[Sequence[ConditioningEntry], Sequence[Tensor | float]]] = {}
         self._attention = AttentionMap()
         self._reused: tuple[Tensor, Tensor] | None = None
 
@@ -160,7 +160,7 @@ class Guidance:
         placed = any(entry.area is not None for branch in self._entries.values() for entry in branch)
         return self._rule.linear and self._branches is None and self._whole is None and not placed
 
-    def pieces(self, evaluation: Evaluation, reading: Reading | None = None) -> tuple[Piece, ...]:
+    def pieces(self, evaluation: Evaluation, reading: ModelInput | None = None) -> tuple[Piece, ...]:
         """Return what the network has to answer for an evaluation; () if no entry takes part.
 
         reading: what the backbone reads of the evaluation's x, if it is computed already.
@@ -224,7 +224,7 @@ class Guidance:
         functions: take the place of the backbone's.
         """
         evaluation = Evaluation(x, sigma, 0)
-        answered: list[tuple[Entry, Latents]] = []
+        answered: list[tuple[ConditioningEntry, Latents]] = []
         for entry in _taking_part(self._entries.get(role, ()), evaluation):
             piece = self._piece(entry, evaluation)
             if functions is not None:
@@ -259,11 +259,11 @@ class Guidance:
 
     def _piece(
         self,
-        entry: Entry,
+        entry: ConditioningEntry,
         evaluation: Evaluation,
         layers: Sequence[Any] = (),
         tie: object | None = None,
-        reading: Reading | None = None,
+        reading: ModelInput | None = None,
     ) -> Piece:
         x, sigma = evaluation.latents, evaluation.sigma
         of_all = () if self._layers is None else self._layers.at(sigma)
@@ -279,26 +279,26 @@ class Guidance:
 
     def _means(self, evaluation: Evaluation) -> dict[Any, Latents]:
         """Return the mean of each branch that was asked, by role, and of what patches asked for, by them."""
-        answered: dict[Any, list[tuple[Entry, Latents]]] = {
+        answered: dict[Any, list[tuple[ConditioningEntry, Latents]]] = {
             role: [] for role in self._rule.asks(evaluation) if role in self._entries
         }
         for place, asked in enumerate(self._asked):
             answered.setdefault(asked.to, []).append((asked.entry, self._answers[place]))
         return {to: self._mean(to, evaluation.latents, of) for to, of in answered.items()}
 
-    def _mean(self, to: Any, x: Tensor, answered: Sequence[tuple[Entry, Latents]]) -> Latents:
+    def _mean(self, to: Any, x: Tensor, answered: Sequence[tuple[ConditioningEntry, Latents]]) -> Latents:
         """Return the mean of a branch's answers, by weight, shaped as x; zero where nothing has any."""
         match answered:
-            case [(Entry(weight=float(weight), area=None), answer)] if weight:
+            case [(ConditioningEntry(weight=float(weight), area=None), answer)] if weight:
                 return answer
-        total: Latents = Combination.zero(x)
+        total: Latents = LazySum.zero(x)
         shares = self._shares(to, [entry for entry, _ in answered], x)
         for (entry, answer), share in zip(answered, shares, strict=True):
             placed = answer if entry.area is None else _placed(value(answer), entry.area, x)
-            total = total + Combination.of(placed) * share
+            total = total + LazySum.of(placed) * share
         return total
 
-    def _shares(self, to: Any, taking: Sequence[Entry], x: Tensor) -> Sequence[Tensor | float]:
+    def _shares(self, to: Any, taking: Sequence[ConditioningEntry], x: Tensor) -> Sequence[Tensor | float]:
         """Return what each entry's weight is of all of a branch. Those of the last step are kept: most are the same."""
         known, shares = self._shared.get(to, ((), ()))
         if len(taking) != len(known) or any(a is not b for a, b in zip(taking, known, strict=True)):
@@ -317,7 +317,7 @@ class _Blurred:
     degraded: Tensor
 
 
-def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[Entry]:
+def _taking_part(branch: Sequence[ConditioningEntry], evaluation: Evaluation) -> Sequence[ConditioningEntry]:
     """Return the entries that count for an evaluation; what the others leave over is the default ones' weight."""
     taking = [entry for entry in branch if entry.takes_part(evaluation.sigma)]
     others = [entry for entry in taking if not entry.default]
@@ -340,7 +340,7 @@ def _taking_part(branch: Sequence[Entry], evaluation: Evaluation) -> Sequence[En
     return [*others, *filling]
 
 
-def _spread(entry: Entry, x: Tensor) -> Tensor | float:
+def _spread(entry: ConditioningEntry, x: Tensor) -> Tensor | float:
     """Return an entry's weight in all cells of x, zero where its area is not."""
     weight = to_batch(entry.weight, x.shape[0]) if isinstance(entry.weight, Tensor) else entry.weight
     return weight if entry.area is None else _placed(weight, entry.area, x[:, :1])

@@ -12,7 +12,7 @@ from math import isclose
 from typing import Any, Protocol
 
 from serve_app.sampling.guidance.guidance_patches import NO_PATCHES, Branches, GuidancePatches, GuidedBy
-from serve_app.sampling.lazy_sum import Combination, Latents, mixed, value
+from serve_app.sampling.lazy_sum import Latents, LazySum, mixed, value
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
@@ -165,7 +165,7 @@ def _guided(
 
 def _mean(means: Mapping[Any, Latents], role: str, evaluation: Evaluation) -> Latents:
     """Return the mean of a role; zero if it was not asked."""
-    return means[role] if role in means else Combination.zero(evaluation.latents)
+    return means[role] if role in means else LazySum.zero(evaluation.latents)
 
 
 def _whole(patches: GuidancePatches, evaluation: Evaluation) -> bool:

@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate
 
 from serve_app.recipe import DifferentialDiffusion, PackFunctions, Patch
 from serve_app.sampling.forward import to_batch
-from serve_app.sampling.lazy_sum import Combination, Latents, mixed
+from serve_app.sampling.lazy_sum import Latents, LazySum, mixed
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import sent
@@ -38,16 +38,16 @@ class Inpainting:
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the kept region replaced by the latents at its noise level."""
-        latents = Combination.of(self.latents)
+        latents = LazySum.of(self.latents)
         if self.levels is None:
             kept: Latents = latents
         else:
-            kept = self.levels.noised(latents, Combination.of(self.noise), evaluation.sigma)
+            kept = self.levels.noised(latents, LazySum.of(self.noise), evaluation.sigma)
         return replace(evaluation, x=mixed(kept, evaluation.x, self._mask(evaluation.sigma)))
 
     def restore(self, denoised: Latents, sigma: float) -> Latents:
         """Return denoised, which was evaluated at sigma, with the kept region replaced by the clean latents."""
-        return mixed(Combination.of(self.latents), denoised, self._mask(sigma))
+        return mixed(LazySum.of(self.latents), denoised, self._mask(sigma))
 
     def _mask(self, sigma: float) -> Tensor:
         return self.mask if self.at is None else self.at(sigma)

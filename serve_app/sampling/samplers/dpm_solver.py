@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.lazy_sum import Latents
-from serve_app.sampling.samplers.error_estimate import Disagreement
+from serve_app.sampling.samplers.error_estimate import ErrorEstimate
 from serve_app.sampling.samplers.evaluation import Evaluation, NoiseSource, Sampler
 from serve_app.sampling.samplers.stochastic import ancestral_step
 
@@ -120,7 +120,7 @@ def dpm_adaptive(
             eps_1 = yield from _eps(_first(x, t, h / 3, eps), t + h / 3, *place)
             eps_2 = yield from _eps(_third(x, t, 2 / 3 * h, eps, eps_1, 1 / 2), t + 2 / 3 * h, *place)
             low, high = _second(x, t, h, eps, eps_1, 1 / 3), _third(x, t, h, eps, eps_2, 2 / 3)
-        error: float = yield Disagreement(low, high, before, rtol, atol)
+        error: float = yield ErrorEstimate(low, high, before, rtol, atol)
         if not isfinite(error):
             return high
         agreement = 1 / (error + 1e-8)

@@ -18,7 +18,7 @@ from serve_app.sampling.transfer import sent
 
 
 @dataclass(slots=True, eq=False)
-class Disagreement:
+class ErrorEstimate:
     """How far low and high differ by what they may, in the mean: √mean(((low − high) / allowed)²).
 
     low, high, before: latents (B,C,…), there or still to be computed. allowed is rtol·max(|low|, |before|), and at
@@ -40,18 +40,18 @@ class Disagreement:
         assert self._number is not None, "read gives all that it is given a number"
         return self._number
 
-    def settle(self, number: float) -> None:
+    def set(self, number: float) -> None:
         """Take the number."""
         self._number = number
 
 
-def read(disagreements: Iterable[Disagreement]) -> None:
+def read(estimates: Iterable[ErrorEstimate]) -> None:
     """Give all a number, those of equally shaped rows by the same operations; a GPU is waited for once.
 
     The bits of each depend on its own latents alone.
     """
-    groups: dict[Hashable, list[Disagreement]] = {}
-    for one in disagreements:
+    groups: dict[Hashable, list[ErrorEstimate]] = {}
+    for one in estimates:
         low = value(one.low)
         groups.setdefault((low.shape[1:], low.dtype, low.device), []).append(one)
     if not groups:
@@ -59,10 +59,10 @@ def read(disagreements: Iterable[Disagreement]) -> None:
     norms = torch.stack([norm for group in groups.values() for norm in _norms(group)])
     ordered = (one for group in groups.values() for one in group)
     for one, norm in zip(ordered, norms.tolist(), strict=True):
-        one.settle(norm / sqrt(value(one.low).numel()))
+        one.set(norm / sqrt(value(one.low).numel()))
 
 
-def _norms(group: Sequence[Disagreement]) -> list[Tensor]:
+def _norms(group: Sequence[ErrorEstimate]) -> list[Tensor]:
     """Return ‖(low − high) / allowed‖ of each; their rows are shaped alike."""
     rows = [value(one.low).shape[0] for one in group]
     kinds = zip(*((one.low, one.before, one.high) for one in group), strict=True)

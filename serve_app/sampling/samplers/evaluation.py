@@ -14,15 +14,15 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from serve_app.sampling.lazy_sum import Combination, Latents, value
-from serve_app.sampling.samplers.error_estimate import Disagreement
+from serve_app.sampling.lazy_sum import Latents, LazySum, value
+from serve_app.sampling.samplers.error_estimate import ErrorEstimate
 from serve_app.sampling.schedules.levels import Interpolation, Levels
 
-Sampler: TypeAlias = Generator["Evaluation | Disagreement", Any, Latents]
+Sampler: TypeAlias = Generator["Evaluation | ErrorEstimate", Any, Latents]
 """Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted. Yields
-Disagreement; is sent its number.
+ErrorEstimate; is sent its number.
 
-Given tensors it computes as it goes. Given a Combination it writes down a step, which whoever drives it computes.
+Given tensors it computes as it goes. Given a LazySum it writes down a step, which whoever drives it computes.
 """
 
 NoiseSource: TypeAlias = Callable[[float, float], Latents]
@@ -57,7 +57,7 @@ def next_evaluation(sampler: Sampler, answer: Any) -> Evaluation:
     Errors: StopIteration at its end, with the latents, and whatever it raises.
     """
     asked = sampler.send(answer)
-    while isinstance(asked, Disagreement):
+    while isinstance(asked, ErrorEstimate):
         asked = sampler.send(asked.number)
     return asked
 
@@ -132,7 +132,7 @@ class SamplerSpec:
             source.expect(_asked(function, sigmas, given))
         if isinstance(x, Tensor):
             return function(x, sigmas, source, **given)
-        return function(x, sigmas, lambda sigma, following: Combination.of(source(sigma, following)), **given)
+        return function(x, sigmas, lambda sigma, following: LazySum.of(source(sigma, following)), **given)
 
 
 def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[float, float]]:

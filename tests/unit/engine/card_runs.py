@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.trajectory import Trajectory
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.unet.unet import UnetInputs, stack_contexts
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas, Inputs, to_batch
 from serve_app.sampling.latents.latent_formats import SD
@@ -87,17 +87,17 @@ class Tiny(BackboneFamily):
         return list(network(x, timestep, context, mask).split([r.count for r in rows]))
 
 
-def tiny(key: Hashable = "tiny") -> Backbone:
+def tiny(key: Hashable = "tiny") -> RecipeBackbone:
     """Return a backbone of few operations on the CPU."""
-    return Backbone(Network(key, Tiny(), _Few().eval(), Discrete()))
+    return RecipeBackbone(LoadedNetwork(key, Tiny(), _Few().eval(), Discrete()))
 
 
-def on_card(card: Card, key: Hashable = "tiny") -> Backbone:
+def on_card(card: Card, key: Hashable = "tiny") -> RecipeBackbone:
     """Return the same backbone on the card, whose counts of it are apart."""
     with card.used():
         module = card.settle(_Few().eval())
         card.watch(module)
-        return Backbone(Network(key, Tiny(), module, Discrete()))
+        return RecipeBackbone(LoadedNetwork(key, Tiny(), module, Discrete()))
 
 
 def tiny_on_card(card: Card, backbone: TinyBackbone) -> TinyBackbone:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import strategies as st
 
 from serve_app.models.families.unet.unet import UnetInputs, stack_contexts
-from serve_app.models.split_batch import rows_apart
+from serve_app.models.split_batch import split_batch
 from serve_app.recipe import PackFunctions, Recipe
 from serve_app.sampling.denoiser import ImgToImg
 from serve_app.sampling.forward import Piece, denoise, to_batch
@@ -78,7 +78,7 @@ class TinyBackbone:
     def cells(self, piece: Piece) -> int:
         return piece.x[:, 0].numel()
 
-    def filled(self, rows: int) -> int:
+    def padded_rows(self, rows: int) -> int:
         return rows
 
     def rows(self, piece: Piece, fed: torch.Tensor, timestep: torch.Tensor) -> Piece:
@@ -89,7 +89,7 @@ class TinyBackbone:
         return None
 
     def apart(self, piece: Piece) -> list[Piece]:
-        return rows_apart(piece)
+        return split_batch(piece)
 
     def during(self, sigmas: torch.Tensor) -> TinyBackbone:
         return self

@@ -19,7 +19,7 @@ from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text
 from serve_app.models.families.unet.sdxl import SdxlText
 from serve_app.models.quantization.half_precision_text import keep, round_weights
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.vae import Vae
@@ -116,7 +116,7 @@ def ends(backbone: Any) -> Work:
 
     def end() -> Any:
         trajectory.feed([piece.x * 0.5 for piece in trajectory.pieces])
-        trajectory.settle()
+        trajectory.advance()
         assert trajectory.result is not None
         return [trajectory.result.latents, trajectory.result.denoised]
 
@@ -180,7 +180,7 @@ def kept(card: Card) -> Placed:
             if id(parameter) not in staying:
                 parameter.data = parameter.data.float()
         for layer in network.modules():
-            if isinstance(layer, KeptLinear):
+            if isinstance(layer, QuantizedLinear):
                 layer.move_to(card.place, CARD, torch.float32)
         return card.settle(network)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from serve_app.models.kernels.packing import move_to
 from serve_app.models.quantization.eight_bit import EightBitWeight
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.weights.upload import BUFFERS, HostCopies, Ring, Upload
 from tests.unit.engine.card import CARD, Card
 
@@ -36,7 +36,7 @@ class Network(nn.Module):
         self.turned = nn.Parameter(torch.randn(24, 40, generator=generator).half().t(), requires_grad=False)
         self.again = self.large
         eight = EightBitWeight(torch.randn(48, 32, generator=generator).to(torch.float8_e4m3fn), torch.tensor([0.5]))
-        self.kept = KeptLinear(eight, tensor(48))
+        self.kept = QuantizedLinear(eight, tensor(48))
 
 
 def uploaded(card: Card, dtype: torch.dtype, copies: Any = None) -> Network:
@@ -58,7 +58,7 @@ def test_every_tensor_arrives_as_if_it_had_been_converted_here(dtype: torch.dtyp
         assert torch.equal(held(parameter), wanted.to(dtype)), name
         assert parameter.dtype == dtype
     assert ours.again is ours.large
-    kept, stored = ours.kept.kept, plain.kept.kept
+    kept, stored = ours.kept.quantized, plain.kept.quantized
     assert isinstance(kept, EightBitWeight)
     assert isinstance(stored, EightBitWeight)
     assert torch.equal(held(kept.stored).float(), stored.stored.float())

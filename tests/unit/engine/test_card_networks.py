@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import Rows
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
-from serve_app.models.lora.adapters import Difference, LowRank
+from serve_app.models.lora.adapters import LowRank, WeightDelta
 from serve_app.models.lora.layers import LoraSet
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.recipe import (
     DeepShrink,
     Discrete,
@@ -72,16 +72,16 @@ class Runs:
                 card.watch(network)
         else:
             net.replays = replays
-        self._plain = Backbone(Network("unet", ARCHITECTURE, self.module, Discrete(), replays))
+        self._plain = RecipeBackbone(LoadedNetwork("unet", ARCHITECTURE, self.module, Discrete(), replays))
         self._nets = {NET: net}
 
-    def made(self, case: str) -> Callable[[int], tuple[Backbone, SamplingRequest]]:
+    def made(self, case: str) -> Callable[[int], tuple[RecipeBackbone, SamplingRequest]]:
         sets = [self._loras(seed) for seed in range({"one set of LoRAs": 1, "eight sets of LoRAs": 8}.get(case, 0))]
 
-        def job(seed: int) -> tuple[Backbone, SamplingRequest]:
+        def job(seed: int) -> tuple[RecipeBackbone, SamplingRequest]:
             own = self._plain
             if sets:
-                own = Backbone(own.network, loras=sets[seed % len(sets)])
+                own = RecipeBackbone(own.network, loras=sets[seed % len(sets)])
             options = {"control": Control(NET, torch.sigmoid(normal(seed, 1, 64, 64, 3)), 0.7)}
             texts = {role: normal(seed + shift, 1, 7, 16) for role, shift in (("positive", 0), ("negative", 50))}
             conds = {role: [(text, options if case == "a ControlNet" else {})] for role, text in texts.items()}
@@ -163,13 +163,13 @@ class Answers:
             runs.module,
             [
                 runs._plain.network,
-                Network("unet", ARCHITECTURE, runs.module, Discrete(), Replays(None, ROW_BUCKETS)),
+                LoadedNetwork("unet", ARCHITECTURE, runs.module, Discrete(), Replays(None, ROW_BUCKETS)),
             ],
         )
         self.sets = [runs._loras(seed) for seed in range(3)]
         name = next(name for name in self.sets[0].layers)
         weight: Any = runs.module.get_submodule(name).weight
-        self.whole = LoraSet("whole", runs.module, [({f"{name}.weight": Difference(torch.ones(weight.shape))}, 0.1)])
+        self.whole = LoraSet("whole", runs.module, [({f"{name}.weight": WeightDelta(torch.ones(weight.shape))}, 0.1)])
 
     def __call__(self, seed: int, *sets: LoraSet | None) -> tuple[int, int]:
         """Answer a row for each set, which is to be the same to the bit; return recordings and replays."""

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import DeviceMemoryError
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families import ClipText, Sd
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.forward import EAGER, Replays
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights import host_weights
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loaded
@@ -322,7 +322,7 @@ def test_on_a_cpu_nothing_streams(root: Path, part: Part) -> None:
 def test_a_network_that_streams_is_not_recorded(root: Path, streamed: bool) -> None:
     replays = Replays(FakeRecorder())
     module = UNET.build().eval().requires_grad_(False)
-    backbone = Backbone(Network("unet", UNET, module, Discrete(), replays, streamed))
+    backbone = RecipeBackbone(LoadedNetwork("unet", UNET, module, Discrete(), replays, streamed))
     x = noise("x", (1, 4, 8, 8))
     [(cond, options)] = UNET_TEXT
     with torch.inference_mode():

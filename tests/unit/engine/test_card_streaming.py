@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from serve_app.models.kernels.packing import upload, weights_of
 from serve_app.models.quantization.eight_bit import EightBitWeight
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.streaming import SLOTS, Streaming, streamed_blocks, with_own_weights
 from serve_app.models.weights.upload import HostCopies, Ring
@@ -32,7 +32,7 @@ class Layer(nn.Module):
         super().__init__()
         self.first, self.norm = nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH)
         eight = torch.randn(WIDTH, WIDTH, generator=generator).to(torch.float8_e4m3fn)
-        self.kept = KeptLinear(EightBitWeight(eight, torch.tensor([0.1])), None)
+        self.kept = QuantizedLinear(EightBitWeight(eight, torch.tensor([0.1])), None)
         self.scale = nn.Parameter(torch.randn(WIDTH, generator=generator))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def streamed(card: Card, room_bytes: int, copies: Any = None) -> tuple[Deep, Str
     host = HostWeights(CARD, 10**7, copies or CardCopies(card.order), PIECE)
     streaming = host.stream(room_bytes, network, torch.float32, "deep")
     upload(streaming.resident, torch.float32, Ring(CARD, HostCopies()))
-    streaming.settle()
+    streaming.allocate_slots()
     return network, streaming
 
 
@@ -164,7 +164,7 @@ def test_a_network_that_left_comes_back_and_runs_as_before() -> None:
         before = held(network(card.place(WORDS)))
         streaming.leave()
         assert all(tensor.is_meta for block in streaming._blocks for tensor in weights_of(block.layers))
-        streaming.settle()
+        streaming.allocate_slots()
         began = card.counts.copy()
         assert torch.equal(held(network(card.place(WORDS))), before)
         # In which order blocks run is known.

@@ -256,11 +256,11 @@ def test_what_is_kept_for_replays_leaves_forwards_as_much_room_as_without(unharm
 class FilledUp(OnAllocator):
     """A network whose forwards are filled up, and take memory for that."""
 
-    def filled(self, rows):
-        return Replays(buckets=ROW_BUCKETS).filled(rows)
+    def padded_rows(self, rows):
+        return Replays(buckets=ROW_BUCKETS).padded_rows(rows)
 
     def answer(self, rows):
-        filled = self.filled(len(rows)) * CELLS
+        filled = self.padded_rows(len(rows)) * CELLS
         with self.allocator.using(self.a_cell * filled):
             self.calls.append((len(rows), filled // CELLS))
             return [TinyBackbone(self.key).answer([piece])[0] for piece in rows]

@@ -21,7 +21,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import ModelFileError, UnavailableError
 from serve_app.models.weights.recipes import Need
-from serve_app.models.weights.residency import Hold, Resident
+from serve_app.models.weights.residency import Hold, ResidentWeights
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.request import SamplingRequest
@@ -55,13 +55,13 @@ class Slow(Weights):
         self.go.set()
         self.threads: list[str] = []
 
-    def _load(self, *args: Any) -> Resident:
+    def _load(self, *args: Any) -> ResidentWeights:
         self.threads.append(current_thread().name)
         self.under_way.set()
         assert self.go.wait(30)
         return super()._load(*args)
 
-    def _load_set(self, *args: Any) -> Resident:
+    def _load_set(self, *args: Any) -> ResidentWeights:
         self.threads.append(current_thread().name)
         return super()._load_set(*args)
 
@@ -174,7 +174,7 @@ async def test_a_load_that_is_no_longer_wanted_gives_its_room_back(engine: Engin
 
 async def test_after_an_error_of_cuda_in_a_load_the_engine_closes(catalog: Catalog) -> None:
     class Broken(Weights):
-        def _load(self, *args: Any) -> Resident:
+        def _load(self, *args: Any) -> ResidentWeights:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     engine = Engine(1024, HostTimeline())

@@ -24,7 +24,7 @@ from serve_app.engine.side_stream_pool import BesidePool
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.weights.recipes import Need
-from serve_app.models.weights.residency import Hold, Residency, Resident
+from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
 from serve_app.models.weights.streaming import stream_share
 from serve_app.sampling.forward import Piece
 from tests.unit.engine.allocator import Allocator, OnAllocator
@@ -143,7 +143,7 @@ class Card:
                             self.residency.give_up(other, job.hold)
                         raise DeviceMemoryError(str(error)) from None
                     continue
-                self.residency.put(part, Resident(cast(Any, None), str(part), nbytes), 0.0)
+                self.residency.put(part, ResidentWeights(cast(Any, None), str(part), nbytes), 0.0)
         x = torch.zeros(job.rows, 4, 4, 4)
         piece = Piece(cast(Any, self.networks[job.network]), x, 1.0, UnetInputs(torch.zeros(job.rows, 3, 6)))
         job.pieces, job.since = (piece, piece), self.counters.forwards

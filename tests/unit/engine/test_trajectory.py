@@ -20,7 +20,7 @@ def drive(trajectory, answer):
     while trajectory.result is None:
         seen.append(trajectory.pieces[0].x)
         trajectory.feed([answer(piece) for piece in trajectory.pieces])
-        trajectory.settle()
+        trajectory.advance()
     return seen
 
 
@@ -42,14 +42,14 @@ def test_what_a_sampler_has_to_read_can_be_read_with_that_of_others_once_what_is
     while waiting := [trajectory for trajectory in together if trajectory.result is None]:
         for trajectory in waiting:
             trajectory.feed([piece.x.cos() for piece in trajectory.pieces])
-        compute(latents for trajectory in waiting for latents in trajectory.unsettled)
-        choosing = {trajectory: of for trajectory in waiting if (of := trajectory.disagreement) is not None}
+        compute(latents for trajectory in waiting for latents in trajectory.pending)
+        choosing = {trajectory: of for trajectory in waiting if (of := trajectory.error_estimate) is not None}
         read(choosing.values())
         for trajectory in choosing:
             trajectory.go_on()
         for trajectory in waiting:
-            assert trajectory.disagreement is None
-            trajectory.settle()
+            assert trajectory.error_estimate is None
+            trajectory.advance()
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one.result.latents, other.result.latents)
 

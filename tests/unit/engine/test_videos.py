@@ -143,7 +143,7 @@ def test_a_video_of_which_no_moment_fits_is_given_up_at_once_the_next_time(
     autoencoding = Autoencoding(IdleWeights(Allocator(1), []))
     for count in (2, 3):
         with pytest.raises(DeviceMemoryError, match="512 pixels do not fit the device's memory as one"):
-            list(autoencoding.by_moments(recipe("wan"), vae, "decode", LATENTS["wan"][:1, :, :count]))
+            list(autoencoding.by_latent_frames(recipe("wan"), vae, "decode", LATENTS["wan"][:1, :, :count]))
     assert asked == [1]
     assert autoencoding.failures == 1
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from serve_app.models import forward
 from serve_app.models.families.family import Rows
 from serve_app.models.families.unet.unet import UnetInputs
-from serve_app.models.forward import EAGER, ROW_BUCKETS, Bare, Replays
-from serve_app.models.network import Network
+from serve_app.models.forward import EAGER, ROW_BUCKETS, CapturableCall, Replays
+from serve_app.models.network import LoadedNetwork
 from serve_app.recipe import DeepShrink, Discrete, FreeU
 from tests.unit.models.control_nets import ARCHITECTURE, backbone
 from tests.unit.models.recorder import FakeRecorder
@@ -38,8 +38,8 @@ def replays(recorder: FakeRecorder) -> Replays:
     return Replays(recorder, ROW_BUCKETS)
 
 
-def doubling(rows: int, variant: Any = (), value: float = 1.0) -> Bare:
-    return Bare({"x": torch.full((rows, 3), float(value))}, lambda given: [given["x"] * 2], variant)
+def doubling(rows: int, variant: Any = (), value: float = 1.0) -> CapturableCall:
+    return CapturableCall({"x": torch.full((rows, 3), float(value))}, lambda given: [given["x"] * 2], variant)
 
 
 def counted(replays: Replays) -> tuple[int, int, int]:
@@ -49,8 +49,8 @@ def counted(replays: Replays) -> tuple[int, int, int]:
 
 @pytest.mark.parametrize(("rows", "bucket"), [(1, 1), (3, 4), (5, 6), (9, 12), (17, 24), (32, 32), (33, 33)])
 def test_rows_are_padded_to_the_next_bucket(replays, rows, bucket):
-    assert replays.filled(rows) == bucket
-    assert Replays().filled(rows) == rows
+    assert replays.padded_rows(rows) == bucket
+    assert Replays().padded_rows(rows) == rows
 
 
 def test_a_shape_is_recorded_after_two_forwards_and_replayed_from_then_on(replays):
@@ -145,7 +145,7 @@ def test_another_network_of_the_same_weights_has_the_same_recordings_and_moved_w
     def run() -> None:
         with torch.inference_mode():
             for _ in range(EAGER + 1):
-                Network("unet", ARCHITECTURE, module, Discrete(), replays).answer([row(1), row(2)])
+                LoadedNetwork("unet", ARCHITECTURE, module, Discrete(), replays).answer([row(1), row(2)])
 
     run()
     run()
@@ -172,12 +172,12 @@ def test_a_device_that_is_to_record_nothing_fills_up_all_the_same(replays):
     replays.records, owner = False, weight()
     for number in range(EAGER + 2):
         assert float(replays.answer(owner, doubling(2, value=number))[0][0, 0]) == 2 * number
-    assert (counted(replays), replays.filled(3)) == ((0, 0, 0), 4)
+    assert (counted(replays), replays.padded_rows(3)) == ((0, 0, 0), 4)
 
 
 def test_a_device_that_records_nothing_copies_nothing():
     given: list[Any] = []
-    bare = Bare({"x": torch.ones(2)}, lambda inputs: given.append(inputs["x"]) or [inputs["x"]])
+    bare = CapturableCall({"x": torch.ones(2)}, lambda inputs: given.append(inputs["x"]) or [inputs["x"]])
     for _ in range(EAGER + 2):
         Replays().answer(weight(), bare)
     assert all(one is bare.inputs["x"] for one in given)
@@ -199,7 +199,7 @@ def module() -> Any:
 
 def answered(module: Any, replays: Replays, rows: list[Rows]) -> list[Tensor]:
     with torch.inference_mode():
-        return Network("unet", ARCHITECTURE, module, Discrete(), replays).answer(rows)
+        return LoadedNetwork("unet", ARCHITECTURE, module, Discrete(), replays).answer(rows)
 
 
 def test_within_a_bucket_the_bits_of_a_row_do_not_depend_on_its_neighbours(module, replays):
@@ -223,8 +223,8 @@ def test_a_forward_is_padded_and_only_its_own_rows_are_returned(module, replays)
 
 @pytest.mark.parametrize("text", [7, 5])
 def test_replays_give_what_the_forward_gives_to_the_bit(module, replays, text):
-    network = Network("unet", ARCHITECTURE, module, Discrete(), replays)
-    eager = Network("unet", ARCHITECTURE, module, Discrete(), Replays(None, ROW_BUCKETS))
+    network = LoadedNetwork("unet", ARCHITECTURE, module, Discrete(), replays)
+    eager = LoadedNetwork("unet", ARCHITECTURE, module, Discrete(), Replays(None, ROW_BUCKETS))
     with torch.inference_mode():
         for seed in range(EAGER + 3):
             asked = [row(seed), row(seed + 1, text=text), row(seed + 2)]
@@ -234,8 +234,8 @@ def test_replays_give_what_the_forward_gives_to_the_bit(module, replays, text):
 
 
 def test_freeu_is_replayed_for_the_rows_that_have_it(module, replays):
-    network = Network("unet", ARCHITECTURE, module, Discrete(), replays)
-    eager = Network("unet", ARCHITECTURE, module, Discrete(), Replays(None, ROW_BUCKETS))
+    network = LoadedNetwork("unet", ARCHITECTURE, module, Discrete(), replays)
+    eager = LoadedNetwork("unet", ARCHITECTURE, module, Discrete(), Replays(None, ROW_BUCKETS))
     with torch.inference_mode():
         for seed in range(EAGER + 3):
             for order in (((FREEU,), ()), ((), (FREEU,))):
@@ -249,7 +249,7 @@ def test_freeu_is_replayed_for_the_rows_that_have_it(module, replays):
     "change", [{"layers": (DeepShrink(1, 2.0, 1.0, 0.0, True, "bicubic", "bicubic"),)}, {"exclusive": True}]
 )
 def test_structural_patches_and_strict_jobs_are_neither_padded_nor_replayed(module, replays, change):
-    network, seen = Network("unet", ARCHITECTURE, module, Discrete(), replays), []
+    network, seen = LoadedNetwork("unet", ARCHITECTURE, module, Discrete(), replays), []
     hook = module.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     with torch.inference_mode():
         for _ in range(EAGER + 2):

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control.control import ActiveControl, Hint
 from serve_app.models.families.dit.flux import FluxInputs
 from serve_app.models.families.shared.attention_bias import AttentionBias
 from serve_app.models.families.unet.unet import UnetInputs
-from serve_app.models.network import Network
-from serve_app.models.split_batch import rows_apart
+from serve_app.models.network import LoadedNetwork
+from serve_app.models.split_batch import split_batch
 from serve_app.recipe import Discrete, HyperTile, PackFunctions, Recipe
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.guidance.layers import AttentionMap, Drawn, WithoutAttention
@@ -42,7 +42,7 @@ def control(images: int) -> ActiveControl:
 def test_each_row_has_its_part_of_the_batch_inputs():
     bias = AttentionBias(normal(ROWS, 6, 6), 2, (2, 2))
     told = FluxInputs(normal(ROWS, 2, 5), normal(ROWS, 7), None, None, (normal(ROWS, 4, 2, 2),), "index", (), bias)
-    rows: list[Any] = [row.inputs for row in rows_apart(piece(told))]
+    rows: list[Any] = [row.inputs for row in split_batch(piece(told))]
     for name in ("text", "pooled"):
         assert torch.equal(torch.cat([getattr(row, name) for row in rows]), getattr(told, name))
     assert torch.equal(torch.cat([row.references[0] for row in rows]), told.references[0])
@@ -52,7 +52,7 @@ def test_each_row_has_its_part_of_the_batch_inputs():
 
 def test_rows_under_one_hint_keep_it_and_what_was_read_of_it():
     one = control(1)
-    rows: list[Any] = [row.inputs for row in rows_apart(piece(UnetInputs(normal(ROWS, 2, 5), controls=(one,))))]
+    rows: list[Any] = [row.inputs for row in split_batch(piece(UnetInputs(normal(ROWS, 2, 5), controls=(one,))))]
     assert [row.controls[0] is one for row in rows] == [True] * ROWS
 
 
@@ -67,20 +67,20 @@ def test_rows_under_one_hint_keep_it_and_what_was_read_of_it():
 )
 def test_rows_that_depend_on_each_other_stay_together(given: dict[str, Any]) -> None:
     whole = piece(**{"inputs": UnetInputs(normal(ROWS, 2, 5)), **given})
-    assert rows_apart(whole) == [whole]
+    assert split_batch(whole) == [whole]
 
 
 def test_rows_that_functions_of_node_packs_see_stay_together() -> None:
-    network = Network("unet", ARCHITECTURE, backbone(), Discrete())
+    network = LoadedNetwork("unet", ARCHITECTURE, backbone(), Discrete())
     told = UnetInputs(normal(ROWS, 7, 16))
-    plain = Piece(Backbone(network), normal(ROWS, 4, 8, 8), 1.0, told)
+    plain = Piece(RecipeBackbone(network), normal(ROWS, 4, 8, 8), 1.0, told)
     assert len(plain.backbone.apart(plain)) == ROWS
-    seen = Piece(Backbone(network, functions=(PackFunctions(network={}),)), plain.x, 1.0, told)
+    seen = Piece(RecipeBackbone(network, functions=(PackFunctions(network={}),)), plain.x, 1.0, told)
     assert seen.backbone.apart(seen) == [seen]
 
 
 def test_a_network_answers_rows_apart_as_it_does_the_batch() -> None:
-    network = Network("unet", ARCHITECTURE, backbone(), Discrete())
-    whole = Piece(Backbone(network), normal(ROWS, 4, 8, 8), 1.0, UnetInputs(normal(ROWS, 7, 16)))
+    network = LoadedNetwork("unet", ARCHITECTURE, backbone(), Discrete())
+    whole = Piece(RecipeBackbone(network), normal(ROWS, 4, 8, 8), 1.0, UnetInputs(normal(ROWS, 7, 16)))
     rows = [denoise([row])[0] for row in whole.backbone.apart(whole)]
     assert torch.allclose(torch.cat(rows), denoise([whole])[0], atol=1e-5)

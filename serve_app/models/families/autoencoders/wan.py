@@ -47,13 +47,13 @@ class WanVideos(VideoVaeFamily):
 
     def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         seen = _unseen(network.decoder)
-        for i, moment in enumerate(latents):
-            yield self._decoded(network, moment, seen, first=i == 0)
+        for i, latent_frame in enumerate(latents):
+            yield self._decoded(network, latent_frame, seen, first=i == 0)
 
     def encode_frames(self, network: Any, pixels: Iterable[Tensor]) -> Iterator[Tensor]:
         seen = _unseen(network.encoder)
-        for moment in pixels:
-            yield self._encoded(network, moment, seen)
+        for latent_frame in pixels:
+            yield self._encoded(network, latent_frame, seen)
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:
         # An image alone has no later moment to keep anything for.

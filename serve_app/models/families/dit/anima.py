@@ -19,8 +19,8 @@ from torch.nn.functional import pad
 from serve_app.models.families.dit.qwen_image import frame_tokens
 from serve_app.models.families.family import (
     File,
-    Lexicon,
     Rows,
+    TextResources,
     Vectors,
     own_text,
 )
@@ -38,7 +38,7 @@ from serve_app.models.families.shared.dit import (
 )
 from serve_app.models.families.text.decoder import DecoderEncoder, rotated
 from serve_app.models.families.text.qwen import PLAIN, Qwen3Text
-from serve_app.models.families.text.sequences import Reading
+from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.families.text.t5 import UNPADDED
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
@@ -83,7 +83,7 @@ class AnimaInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class Adapter:
+class LlmAdapter:
     """The size of what reads texts. layers: how many blocks; source_width: of a row that it reads."""
 
     width: int
@@ -110,7 +110,7 @@ class Anima(Transformer):
     heads: int
     layers: int
     lora_width: int
-    adapter: Adapter
+    adapter: LlmAdapter
     hidden: int = 4
 
     @classmethod
@@ -132,7 +132,7 @@ class Anima(Transformer):
             width // head,
             tensors.count("blocks."),
             tensors.shape("blocks.0.adaln_modulation_self_attn.1.weight")[0],
-            Adapter(
+            LlmAdapter(
                 told,
                 told // inner,
                 tensors.count("llm_adapter.blocks."),
@@ -266,7 +266,7 @@ class Anima(Transformer):
 class TextAdapter(nn.Module):
     """What makes of Qwen3's states (R,T,W) and T5's tokens (R,S) what a backbone is told, (R,S,D)."""
 
-    def __init__(self, size: Adapter) -> None:
+    def __init__(self, size: LlmAdapter) -> None:
         super().__init__()
         self.size = size
         self.embed = nn.Embedding(size.tokens, size.width)
@@ -310,7 +310,7 @@ class AnimaText(Qwen3Text):
     def as_type(self, loaded_as: str) -> AnimaText:
         return replace(self, reading=READING)
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> AnimaTextEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> AnimaTextEncoder:
         of_t5 = t5.tokenizer(lexicon.vocabulary)
         return AnimaTextEncoder(self, READING, self.tokenizer(None, lexicon), network, lexicon.vectors, of_t5)
 
@@ -321,7 +321,7 @@ class AnimaTextEncoder(DecoderEncoder):
     def __init__(
         self,
         family: AnimaText,
-        reading: Reading,
+        reading: PromptFormat,
         tokenizer: Tokenizer,
         network: Any,
         vectors: Vectors,

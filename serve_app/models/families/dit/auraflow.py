@@ -17,7 +17,7 @@ from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransf
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from serve_app.models.families.family import File, Lexicon, Rows
+from serve_app.models.families.family import File, Rows, TextResources
 from serve_app.models.families.shared.dit import (
     DOUBLES,
     PATCH,
@@ -30,7 +30,7 @@ from serve_app.models.families.shared.dit import (
     passed,
     to_tokens,
 )
-from serve_app.models.families.text.sequences import Reading
+from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.families.text.t5 import UMT5Text
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
@@ -227,7 +227,7 @@ class PileT5Text(UMT5Text):
 
     prefixes = ("text_encoders.pile_t5xl.transformer.", "")
     name = "Pile-T5-XL"
-    usual: ClassVar[Reading] = Reading(
+    usual: ClassVar[PromptFormat] = PromptFormat(
         "pile_t5xl",
         embeds=False,
         end=llama2.END,
@@ -242,5 +242,5 @@ class PileT5Text(UMT5Text):
     def reads(cls, tokens: int) -> bool:
         return not UMT5Text.reads(tokens)
 
-    def tokenize(self, network: Any, lexicon: Lexicon) -> Tokenize:
+    def tokenize(self, network: Any, lexicon: TextResources) -> Tokenize:
         return sentence_pieces(self.brought(network) or llama2.pieces(lexicon.vocabulary))

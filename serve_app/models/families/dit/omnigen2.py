@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.families.dit.lumina2 import AXES, MULTIPLE, THETA, inside
-from serve_app.models.families.family import File, Lexicon, Rows
+from serve_app.models.families.family import File, Rows, TextResources
 from serve_app.models.families.shared.dit import PATCH, grid, positions, to_tokens
 from serve_app.models.families.shared.one_stream import OneStream, Stream, TextInputs
 from serve_app.models.families.shared.references import scaled_references
 from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
 from serve_app.models.families.text.qwen_vl import QwenVlText
-from serve_app.models.families.text.sequences import Reading
+from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
@@ -42,7 +42,7 @@ _MODULES = (
     *("layers", "noise_refiner", "ref_image_refiner", "context_refiner"),
 )
 
-READING = Reading(
+READING = PromptFormat(
     "qwen25_3b",
     template="<|im_start|>system\nYou are a helpful assistant that generates high-quality images based on user "
     "instructions.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n",
@@ -235,11 +235,11 @@ class OmniGen2Text(QwenVlText):
     def reads(cls, keys: int) -> bool:
         return not QwenVlText.reads(keys)
 
-    def reading_for(self, loaded_as: str) -> Reading:
+    def reading_for(self, loaded_as: str) -> PromptFormat:
         return READING
 
     def build(self) -> nn.Module:
         return DecoderText.build(self)
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
         return DecoderText.encoder(self, network, lexicon)

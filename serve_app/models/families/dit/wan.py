@@ -82,7 +82,7 @@ _ENDS = {
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shown:
+class VaceControl:
     """What VACE is shown, for B rows. frames: (B,E,F,h,w), scaled, and their masks; strength: (B,1,1)."""
 
     frames: Tensor
@@ -102,7 +102,7 @@ class WanInputs:
     seen: Tensor | None = None
     noisy: Tensor | None = None
     reference: Tensor | None = None
-    shown: tuple[Shown, ...] = ()
+    shown: tuple[VaceControl, ...] = ()
 
     def within(self, area: Area | None) -> WanInputs:
         """Return the inputs of an area of the canvas, in all frames."""
@@ -287,7 +287,7 @@ class Wan(Transformer):
             )
         return reference
 
-    def _shown(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> tuple[Shown, ...]:
+    def _shown(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> tuple[VaceControl, ...]:
         x, rows = canvas.latents, canvas.rows
         given: Sequence[Tensor] | None = options.get("vace_frames")
         frames = [x.new_zeros(1, VACE_FRAMES, *x.shape[2:])] if given is None else given
@@ -310,7 +310,7 @@ class Wan(Transformer):
             if (channels := sum(part.shape[1] for part in scaled)) != self.vace_channels:
                 raise NodeError(f"VACE is shown {channels} channels, and this {self.title} reads {self.vace_channels}")
             both = to_batch(torch.cat(scaled, dim=1), rows)
-            shown.append(Shown(both, torch.full((rows, 1, 1), float(strength), device=device)))
+            shown.append(VaceControl(both, torch.full((rows, 1, 1), float(strength), device=device)))
         return tuple(shown)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from serve_app.models.batch_inputs import with_rows
+from serve_app.models.batch_inputs import map_rows
 from serve_app.models.families.family import BackboneFamily, Rows
-from serve_app.models.forward import Bare, Inputs
+from serve_app.models.forward import CapturableCall, Inputs
 
 
 class OneCall(BackboneFamily):
@@ -53,7 +53,7 @@ class OneCall(BackboneFamily):
         layers = tuple(r.layers for r in rows for _ in range(r.count)) if any(r.layers for r in rows) else ()
         return self.group_key(rows[0].x, rows[0].inputs), layers
 
-    def filling(self, rows: Sequence[Rows], count: int) -> Rows | None:
+    def pad_rows(self, rows: Sequence[Rows], count: int) -> Rows | None:
         """Return the last row so many times; None where rows are not independent."""
         if not all(map(self.is_steady, rows)):
             return None
@@ -62,13 +62,15 @@ class OneCall(BackboneFamily):
             return tensor[-1:].expand(count, *tensor.shape[1:])
 
         last = rows[-1]
-        return replace(last, x=many(last.x), timestep=many(last.timestep), inputs=with_rows(last.inputs, many))
+        return replace(last, x=many(last.x), timestep=many(last.timestep), inputs=map_rows(last.inputs, many))
 
-    def bare(self, network: Any, rows: Sequence[Rows]) -> Bare:
-        return Bare(present(self.given(network, rows)), partial(self._outputs, network, rows), self.variant(rows))
+    def capturable_call(self, network: Any, rows: Sequence[Rows]) -> CapturableCall:
+        return CapturableCall(
+            present(self.given(network, rows)), partial(self._outputs, network, rows), self.variant(rows)
+        )
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        return self.answers(self.run(network, rows, present(self.given(network, rows))).float(), rows)
+        return self.split_output(self.run(network, rows, present(self.given(network, rows))).float(), rows)
 
     def _outputs(self, network: Any, rows: Sequence[Rows], given: Inputs) -> tuple[Tensor]:
         return (self.run(network, rows, given),)

@@ -150,12 +150,12 @@ class OneStream(Transformer):
         whole = whole.through_all(network.layers, time, LAYERS, controls)
         return self.last(network, whole.tokens, time)
 
-    def answers(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
-        answers, counts = [], [r.count for r in rows]
+    def split_output(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
+        split_output, counts = [], [r.count for r in rows]
         for tokens, r in zip(torch.split(made, counts), rows, strict=True):
             size = r.x.shape[-2:]
-            answers.append(-from_tokens(tokens[:, : prod(grid(*size))], *size, channels_last=True))
-        return answers
+            split_output.append(-from_tokens(tokens[:, : prod(grid(*size))], *size, channels_last=True))
+        return split_output
 
     def told(self, name: str, pieces: Sequence[Tensor], at: Sequence[Tensor]) -> dict[str, Tensor | None]:
         """Return what a call is given of a stream, for `stream`.

@@ -16,7 +16,7 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, own_text
+from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, own_text
 from serve_app.models.families.text.sequences import embedded
 from serve_app.models.files.layout import Place, Table, inside
 from serve_app.models.files.tensors import Tensors
@@ -181,7 +181,7 @@ class ClipText(TextFamily):
                 names[f"{'text_encoder_2' if second else 'text_encoder'}.{inside}"] = ours
         return names
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> TextEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> TextEncoder:
         return TextEncoder(self, network, lexicon.vectors)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
+from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, marked
 from serve_app.models.families.text.generation import Cache, Generation, as_cache
-from serve_app.models.families.text.sequences import Reading, SequenceEncoder, embedded, whole_names
+from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, embedded, whole_names
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
@@ -69,7 +69,7 @@ class DecoderText(TextFamily):
     final_norm: bool = True
     vocabulary_bytes: int = 0
     separate_head: bool = False
-    reading: Reading | None = None
+    reading: PromptFormat | None = None
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
@@ -116,7 +116,7 @@ class DecoderText(TextFamily):
         return replace(self, reading=self.reading_for(loaded_as))
 
     @abstractmethod
-    def reading_for(self, loaded_as: str) -> Reading:
+    def reading_for(self, loaded_as: str) -> PromptFormat:
         """Return how a loader's type wants texts read. Errors: ModelFileError for one that it is not for."""
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -137,7 +137,7 @@ class DecoderText(TextFamily):
         return names
 
     def build(self) -> nn.Module:
-        network: nn.Module = Decoder(self, *self.parts())
+        network: nn.Module = CausalLM(self, *self.parts())
         if self.vocabulary_bytes:
             network.register_buffer(VOCABULARY, torch.empty(self.vocabulary_bytes, dtype=torch.uint8))
         return network
@@ -161,10 +161,10 @@ class DecoderText(TextFamily):
         }
 
     @abstractmethod
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
         """Return the tokeniser. vocabulary: the file that the network's file brings. Errors: ModelFileError."""
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
         brought = network.get_buffer(VOCABULARY).cpu().numpy().tobytes() if self.vocabulary_bytes else None
         reading = self.reading or self.reading_for("")
         return DecoderEncoder(self, reading, self.tokenizer(brought, lexicon), network, lexicon.vectors)
@@ -174,7 +174,7 @@ def _inner(tensors: Tensors) -> Tensors:
     return next(tensors.within(root) for root in _ROOTS if root + _FIRST in tensors.shapes)
 
 
-class Decoder(nn.Module):
+class CausalLM(nn.Module):
     """A language model. Its last layer, which says the next token, is there if the file has one of its own."""
 
     def __init__(self, family: DecoderText, layer: Callable[[int], nn.Module], norm: nn.Module) -> None:
@@ -213,7 +213,7 @@ class DecoderEncoder(SequenceEncoder):
     """A language model on its device, read as a text encoder."""
 
     def __init__(
-        self, family: DecoderText, reading: Reading, tokenizer: Tokenizer, network: Any, vectors: Vectors
+        self, family: DecoderText, reading: PromptFormat, tokenizer: Tokenizer, network: Any, vectors: Vectors
     ) -> None:
         super().__init__(reading, tokenizer, network.embed_tokens.weight, vectors)
         self.family = family

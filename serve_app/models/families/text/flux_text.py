@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.models.families.family import Lexicon, TextEnsemble, own_text
+from serve_app.models.families.family import TextEnsemble, TextResources, own_text
 from serve_app.models.families.text.clip import ClipText, TextEncoder
 from serve_app.models.families.text.t5 import PADDED, T5Encoder, T5Text
 from serve_app.recipe import T5Padding
@@ -24,7 +24,7 @@ class FluxText(TextEnsemble):
     l: ClipText  # noqa: E741
     t5: T5Text
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> FluxTextEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> FluxTextEncoder:
         t5 = T5Encoder(PADDED, self.t5.tokenize(network["t5"], lexicon), network["t5"], lexicon.vectors)
         return FluxTextEncoder(TextEncoder(self.l, network["l"], lexicon.vectors), t5)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from serve_app.models.families.dit.hidream import STATES
-from serve_app.models.families.family import Lexicon, TextEnsemble, own_text
+from serve_app.models.families.family import TextEnsemble, TextResources, own_text
 from serve_app.models.families.text.clip import ClipText, TextEncoder
 from serve_app.models.families.text.decoder import DecoderEncoder
 from serve_app.models.families.text.llama import LlamaText
@@ -45,7 +45,7 @@ class HiDreamText(TextEnsemble):
         """Whether encoders of these titles are some of the ensemble; Llama alone is, whatever type asks for it."""
         return list(titles) == [LlamaText.name] or super(HiDreamText, cls).fits(titles, loaded_as)
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> HiDreamTextEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> HiDreamTextEncoder:
         device = device_of(network)
 
         def clip(family: ClipText | None, module: str, width: int) -> TextEncoder | AbsentClip:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from serve_app.models.families.family import Lexicon
+from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.mistral import llama_parts, plain_llama
-from serve_app.models.families.text.sequences import Reading
+from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, llama
 
-HIDREAM = Reading(
+HIDREAM = PromptFormat(
     "llama", start=llama.START, pad=llama.PAD, least=128, empty=(llama.START,), masked=True, tells_mask=False
 )
 VOCABULARIES = (128256, 128320)
@@ -34,11 +34,11 @@ class LlamaText(DecoderText):
     def recognises(cls, inner: Tensors) -> bool:
         return inner.shape("embed_tokens.weight")[0] in VOCABULARIES and plain_llama(inner)
 
-    def reading_for(self, loaded_as: str) -> Reading:
+    def reading_for(self, loaded_as: str) -> PromptFormat:
         return replace(HIDREAM, taps=tuple(range(1, self.layers + 1)))
 
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
         return llama_parts(self)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
         return llama.tokenizer(lexicon.vocabulary)

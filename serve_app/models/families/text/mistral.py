@@ -9,13 +9,13 @@ from torch import nn
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from serve_app.models.families.family import Lexicon
+from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderText
-from serve_app.models.families.text.sequences import Reading
+from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, tekken
 
-FLUX2 = Reading(
+FLUX2 = PromptFormat(
     "mistral3_24b",
     template="[SYSTEM_PROMPT]You are an AI that reasons about image descriptions. You give structured responses "
     "focusing on object relationships, object\nattribution and actions without speculation.[/SYSTEM_PROMPT]"
@@ -42,13 +42,13 @@ class MistralText(DecoderText):
     def recognises(cls, inner: Tensors) -> bool:
         return inner.shape("embed_tokens.weight")[0] == tekken.TOKENS and plain_llama(inner)
 
-    def reading_for(self, loaded_as: str) -> Reading:
+    def reading_for(self, loaded_as: str) -> PromptFormat:
         return FLUX2
 
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
         return llama_parts(self)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
         return tekken.tokenizer(vocabulary, lexicon.vocabulary)
 
 

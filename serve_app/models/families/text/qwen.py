@@ -13,11 +13,11 @@ from torch import nn
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 
-from serve_app.models.families.family import Lexicon
+from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderText
-from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21, QwenImage21Encoder, Tower, tower
+from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21, Qwen3VisionTower, QwenImage21Encoder, tower
 from serve_app.models.families.text.qwen_vl import QWEN_IMAGE, QwenImageEncoder
-from serve_app.models.families.text.sequences import Reading
+from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
@@ -27,7 +27,7 @@ from serve_app.values import GenerationRequest
 
 _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
-PLAIN = Reading("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
+PLAIN = PromptFormat("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
 Z_IMAGE = replace(PLAIN, template=_USER, taps=(-2,))
 _NO_THOUGHT = "<think>\n\n</think>\n\n"
 """What makes the model answer at once."""
@@ -60,12 +60,12 @@ class Qwen3Text(DecoderText):
         "mage": "Mage-Flow",
     }
 
-    tower: Tower | None = None
+    tower: Qwen3VisionTower | None = None
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Qwen3Text:
         """Read the network off its tensors. Errors: ModelFileError for another layout or edition."""
-        probed = replace(super(Qwen3Text, cls).probe(tensors), tower=Tower.probe(tensors))
+        probed = replace(super(Qwen3Text, cls).probe(tensors), tower=Qwen3VisionTower.probe(tensors))
         if probed.width == _WIDTH_OVIS and probed.tower is None:
             raise tensors.unsupported("holds the text encoder of Ovis-Image, a family that is not supported")
         return probed
@@ -93,7 +93,7 @@ class Qwen3Text(DecoderText):
             return kind(**{**made, "reading": reading})
         return replace(self, reading=self.reading_for(loaded_as))
 
-    def reading_for(self, loaded_as: str) -> Reading:
+    def reading_for(self, loaded_as: str) -> PromptFormat:
         if self.width >= _WIDTH_8B:
             return replace(KLEIN, key="qwen3_8b")
         return KLEIN if loaded_as in ("flux", "flux2") else Z_IMAGE
@@ -102,7 +102,7 @@ class Qwen3Text(DecoderText):
         config = Qwen3Config(**self.sizes(), attention_bias=False)
         return lambda i: Qwen3DecoderLayer(config, i), Qwen3RMSNorm(self.width, self.eps)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
         return qwen.tokenizer(lexicon.vocabulary)
 
 
@@ -112,7 +112,7 @@ class Krea2Text(Qwen3Text):
 
     theta = 5e6
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> Krea2Encoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> Krea2Encoder:
         return Krea2Encoder(self, KREA2, self.tokenizer(None, lexicon), network, lexicon.vectors)
 
 
@@ -140,5 +140,5 @@ class QwenImage21Text(Qwen3Text):
             network.visual = tower(self.tower, self.width)
         return network
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> QwenImage21Encoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> QwenImage21Encoder:
         return QwenImage21Encoder(self, QWEN_IMAGE_21, self.tokenizer(None, lexicon), network, lexicon.vectors)

@@ -15,13 +15,13 @@ from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionCon
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from serve_app.models.families.text.qwen_vl import IM_START, QwenVlEncoder, Seen, patches
-from serve_app.models.families.text.sequences import Reading
+from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import qwen
 from serve_app.sampling.transfer import sent
 from serve_app.values import IllustratedText
 
-QWEN_IMAGE_21 = Reading(
+QWEN_IMAGE_21 = PromptFormat(
     "qwen3vl_8b",
     template="<|im_start|>system\nComprehend and analyze the provided prompt.<|im_end|>\n"
     "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
@@ -40,7 +40,7 @@ _DEEPER: Mapping[int, tuple[int, ...]] = {24: (5, 11, 17), 27: (8, 16, 24)}
 """Which layers of a tower of so many say what is added to the language model's first states: of 4B; of 8B and 32B."""
 
 
-class Tower(NamedTuple):
+class Qwen3VisionTower(NamedTuple):
     """How large the part that sees is. places: how many the learnt grid of positions has."""
 
     layers: int
@@ -49,7 +49,7 @@ class Tower(NamedTuple):
     places: int
 
     @classmethod
-    def probe(cls, tensors: Tensors) -> Tower | None:
+    def probe(cls, tensors: Tensors) -> Qwen3VisionTower | None:
         """Read the tower off a text encoder's tensors. Errors: ModelFileError for one of another build."""
         for root in ("visual.", "model.visual."):
             if tensors.has(f"{root}deepstack_merger_list."):
@@ -63,7 +63,7 @@ class Tower(NamedTuple):
         return None
 
 
-def tower(sizes: Tower, told: int) -> nn.Module:
+def tower(sizes: Qwen3VisionTower, told: int) -> nn.Module:
     """Return the network of a tower. told: how wide the language model's vectors are."""
     config = Qwen3VLVisionConfig(
         depth=sizes.layers,

@@ -19,9 +19,9 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import Lexicon
+from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
-from serve_app.models.families.text.sequences import Encoded, Reading, embedded
+from serve_app.models.families.text.sequences import Encoded, PromptFormat, embedded
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
@@ -33,7 +33,7 @@ from serve_app.values import Conditioning, IllustratedText, Text
 _USER = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 _SYSTEM = "<|im_start|>system\n"
 
-QWEN_IMAGE = Reading(
+QWEN_IMAGE = PromptFormat(
     "qwen25_7b",
     template=f"{_SYSTEM}Describe the image by detailing the color, shape, size, texture, quantity, text, spatial "
     f"relationships of the objects and background:{_USER}",
@@ -55,7 +55,7 @@ _MEAN = (0.48145466, 0.4578275, 0.40821073)
 _SPREAD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class Tower(NamedTuple):
+class QwenVisionTower(NamedTuple):
     """How large the part that sees is."""
 
     layers: int
@@ -72,7 +72,7 @@ class QwenVlText(DecoderText):
     theta = 1e6
     sections = (16, 24, 24)
 
-    tower: Tower | None = None
+    tower: QwenVisionTower | None = None
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
@@ -90,9 +90,9 @@ class QwenVlText(DecoderText):
         if not tensors.has("visual.blocks."):
             return found
         hidden_width, width = tensors.shape("visual.blocks.0.mlp.gate_proj.weight")
-        return replace(found, tower=Tower(tensors.count("visual.blocks."), width, hidden_width))
+        return replace(found, tower=QwenVisionTower(tensors.count("visual.blocks."), width, hidden_width))
 
-    def reading_for(self, loaded_as: str) -> Reading:
+    def reading_for(self, loaded_as: str) -> PromptFormat:
         return QWEN_IMAGE
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -104,7 +104,7 @@ class QwenVlText(DecoderText):
             network.visual = Qwen2_5_VisionTransformerPretrainedModel(self._vision(self.tower))
         return network
 
-    def _vision(self, tower: Tower) -> Any:
+    def _vision(self, tower: QwenVisionTower) -> Any:
         return Qwen2_5_VLVisionConfig(
             depth=tower.layers,
             hidden_size=tower.width,
@@ -122,10 +122,10 @@ class QwenVlText(DecoderText):
         config = Qwen2Config(**self.sizes())
         return lambda i: Qwen2DecoderLayer(config, i), Qwen2RMSNorm(self.width, self.eps)
 
-    def tokenizer(self, vocabulary: bytes | None, lexicon: Lexicon) -> Tokenizer:
+    def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
         return qwen.tokenizer(lexicon.vocabulary)
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> DecoderEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
         tokenize = self.tokenizer(None, lexicon)
         return QwenVlEncoder(self, self.reading or QWEN_IMAGE, tokenize, network, lexicon.vectors)
 

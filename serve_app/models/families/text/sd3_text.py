@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from serve_app.models.families.family import Lexicon, TextEnsemble, own_text
+from serve_app.models.families.family import TextEnsemble, TextResources, own_text
 from serve_app.models.families.text.clip import ClipText, Encoded, TextEncoder
 from serve_app.models.families.text.t5 import PADDED_77, T5Encoder, T5Text
 from serve_app.models.tokenizers.prompt import Chunk, Weighted, chunks, empty_chunk
@@ -35,7 +35,7 @@ class Sd3Text(TextEnsemble):
     g: ClipText | None = None
     t5: T5Text | None = None
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> Sd3TextEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> Sd3TextEncoder:
         device = device_of(network)
 
         def clip(family: ClipText | None, module: str, width: int) -> TextEncoder | AbsentClip:

@@ -1,6 +1,6 @@
 """Texts of any length as one row of tokens each, as T5 and decoders read them; CLIP reads chunks of one length.
 
-How a family of backbones wants its texts read is a `Reading`. The texts of many jobs go through one forward: the
+How a family of backbones wants its texts read is a `PromptFormat`. The texts of many jobs go through one forward: the
 shorter are padded, and what is padded is hidden from the network. Weights and padding are ComfyUI's.
 """
 
@@ -23,7 +23,7 @@ from serve_app.values import Conditioning, IllustratedText, Text
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class PromptFormat:
     """How an encoder reads a text, and what of it makes a conditioning.
 
     key: what embeddings' files and `Texts` call the encoder. template: what stands around a text, which takes the
@@ -79,7 +79,7 @@ class Encoded:
 class SequenceEncoder(ABC):
     """A text encoder on its device. table: its tokens' vectors (V,D)."""
 
-    def __init__(self, reading: Reading, tokenize: Tokenize, table: Tensor, vectors: Vectors) -> None:
+    def __init__(self, reading: PromptFormat, tokenize: Tokenize, table: Tensor, vectors: Vectors) -> None:
         self.reading = reading
         self._tokenize = tokenize
         self._table = table

@@ -16,8 +16,8 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Stack
 
-from serve_app.models.families.family import Lexicon, Located, TextFamily, Vectors, marked
-from serve_app.models.families.text.sequences import Reading, SequenceEncoder, whole_names
+from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, marked
+from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, whole_names
 from serve_app.models.files.layout import Table, reverse, translate
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, llama2, t5
@@ -28,7 +28,7 @@ _BIAS = f"{_ATTENTION}.relative_attention_bias.weight"
 _GATE = "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"
 _PIECES = "spiece_model"
 
-PADDED = Reading("t5xxl", end=t5.END, pad=t5.PAD, least=256, empty=(t5.END,))
+PADDED = PromptFormat("t5xxl", end=t5.END, pad=t5.PAD, least=256, empty=(t5.END,))
 """As Flux.1 has it: the network sees the pads."""
 
 PADDED_77 = replace(PADDED, least=77)
@@ -51,8 +51,8 @@ class T5Text(TextFamily):
         "",
     )
     name = "T5-XXL"
-    readings: ClassVar[Mapping[str, Reading]] = {"pixart": UNPADDED, "chroma": UNPADDED, "sd3": PADDED_77}
-    usual: ClassVar[Reading] = MASKED
+    readings: ClassVar[Mapping[str, PromptFormat]] = {"pixart": UNPADDED, "chroma": UNPADDED, "sd3": PADDED_77}
+    usual: ClassVar[PromptFormat] = MASKED
 
     layers: int
     width: int
@@ -62,7 +62,7 @@ class T5Text(TextFamily):
     buckets: int
     vocabulary: int
     pieces: int = 0
-    reading: Reading = MASKED
+    reading: PromptFormat = MASKED
 
     @property
     def key(self) -> str:
@@ -149,7 +149,7 @@ class T5Text(TextFamily):
             "use_cache": False,
         }
 
-    def tokenize(self, network: Any, lexicon: Lexicon) -> Tokenize:
+    def tokenize(self, network: Any, lexicon: TextResources) -> Tokenize:
         """Return the tokeniser: of the file where it brings one. Errors: ModelFileError if there is none."""
         brought = self.brought(network)
         return t5.tokenizer(lexicon.vocabulary) if brought is None else sentence_pieces(brought)
@@ -158,7 +158,7 @@ class T5Text(TextFamily):
         """Return the SentencePiece model that the file brings, None if it brings none."""
         return network.get_buffer(_PIECES).cpu().numpy().tobytes() if self.pieces else None
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> T5Encoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> T5Encoder:
         return T5Encoder(self.reading, self.tokenize(network, lexicon), network, lexicon.vectors)
 
 
@@ -168,7 +168,7 @@ class UMT5Text(T5Text):
 
     prefixes = ("text_encoders.umt5xxl.transformer.", "")
     name = "UMT5-XXL"
-    readings: ClassVar[Mapping[str, Reading]] = {}
+    readings: ClassVar[Mapping[str, PromptFormat]] = {}
     usual = replace(PADDED, key="umt5xxl", embeds=False, least=512, masked=True, zeroed=True)
 
     @classmethod
@@ -184,7 +184,7 @@ class UMT5Text(T5Text):
         stack: nn.Module = UMT5Stack(UMT5Config(**self.sizes()))
         return stack
 
-    def tokenize(self, network: Any, lexicon: Lexicon) -> Tokenize:
+    def tokenize(self, network: Any, lexicon: TextResources) -> Tokenize:
         brought = self.brought(network)
         return sentence_pieces(brought_pieces(brought, self.name, "umt5xxl.spiece.model", lexicon.vocabulary))
 
@@ -192,7 +192,7 @@ class UMT5Text(T5Text):
 class T5Encoder(SequenceEncoder):
     """T5 on its device. network: transformers' stack."""
 
-    def __init__(self, reading: Reading, tokenize: Tokenize, network: Any, vectors: Vectors) -> None:
+    def __init__(self, reading: PromptFormat, tokenize: Tokenize, network: Any, vectors: Vectors) -> None:
         super().__init__(reading, tokenize, network.embed_tokens.weight, vectors)
         self._network = network
 

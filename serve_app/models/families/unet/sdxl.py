@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.families.family import File, Lexicon, TextEnsemble, own_text, spec_of
+from serve_app.models.families.family import File, TextEnsemble, TextResources, own_text, spec_of
 from serve_app.models.families.shared.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
 from serve_app.models.families.text.clip import ClipText, TextEncoder
 from serve_app.models.families.unet.unclip import seen_vector
@@ -127,7 +127,7 @@ class SdxlText(TextEnsemble):
     l: ClipText  # noqa: E741
     g: ClipText
 
-    def encoder(self, network: Any, lexicon: Lexicon) -> DualTextEncoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> DualTextEncoder:
         return DualTextEncoder(
             TextEncoder(self.l, network["l"], lexicon.vectors, paired=True),
             TextEncoder(self.g, network["g"], lexicon.vectors, paired=True),

@@ -38,7 +38,7 @@ FUNCTIONS = frozenset(
 """What is run, by ComfyUI's names; those that end in _replace are its `patches_replace`."""
 
 
-class Place(NamedTuple):
+class BlockModules(NamedTuple):
     """A block in diffusers' network. first, last: the modules that its features go into and come out of.
 
     transformer: its attention, with its number among those of the network; None without.
@@ -50,16 +50,16 @@ class Place(NamedTuple):
     transformer: tuple[int, Any] | None
 
 
-def places(network: Any) -> tuple[list[Place], Place, list[Place]]:
+def places(network: Any) -> tuple[list[BlockModules], BlockModules, list[BlockModules]]:
     """Return a UNet2DConditionModel's input blocks, its middle and its output blocks, in the order they run."""
     count = 0
 
-    def place(block: Block, resnet: Any, attention: Any | None) -> Place:
+    def place(block: Block, resnet: Any, attention: Any | None) -> BlockModules:
         nonlocal count
         if attention is None:
-            return Place(block, resnet, resnet, None)
+            return BlockModules(block, resnet, resnet, None)
         count += 1
-        return Place(block, resnet, attention, (count - 1, attention))
+        return BlockModules(block, resnet, attention, (count - 1, attention))
 
     inputs = [place(("input", 0), network.conv_in, None)]
     for down in network.down_blocks:
@@ -70,7 +70,7 @@ def places(network: Any) -> tuple[list[Place], Place, list[Place]]:
         ]
         inputs += [place(("input", len(inputs)), module, None) for module in down.downsamplers or ()]
     middle = place(("middle", 0), network.mid_block.resnets[0], network.mid_block.attentions[0])
-    outputs: list[Place] = []
+    outputs: list[BlockModules] = []
     for up in network.up_blocks:
         attentions = getattr(up, "attentions", None) or [None] * len(up.resnets)
         outputs += [

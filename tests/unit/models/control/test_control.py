@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.errors import NodeError
-from serve_app.models.backbone import Backbone
+from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control.control import Controlled, activated, recipes
 from serve_app.models.families import Sd
 from serve_app.models.families.unet.unet import UnetCall, UnetInputs, arguments, residuals
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.recipe import Discrete, HintKind, Recipe
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.schedules.levels import TableLevels
@@ -121,7 +121,7 @@ def mixes(draw):
 
 @given(mix=mixes())
 def test_any_mix_of_controls_in_one_forward_is_as_each_alone(nets, unet, mix):
-    answering = Backbone(Network("tiny", ARCHITECTURE, unet, Discrete()))
+    answering = RecipeBackbone(LoadedNetwork("tiny", ARCHITECTURE, unet, Discrete()))
     pieces = []
     for seed, (chain, length, rows, sigma) in enumerate(mix):
         last = None

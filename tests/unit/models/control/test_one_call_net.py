@@ -21,7 +21,7 @@ from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.unet.unet import Unet, UnetInputs
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.recipe import Discrete, Flow, Recipe
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Canvas
@@ -63,7 +63,7 @@ class Bench:
             card.settle(net.network)
         net.replays = replays
         self.net: OneCallNet = net
-        self.network = Network(name, self.family, self.module, Discrete(), replays)
+        self.network = LoadedNetwork(name, self.family, self.module, Discrete(), replays)
 
     def rows(self, seed: int, count: int, controlled: Any = range(9)) -> list[Rows]:
         """Return what the backbone is asked, a row a piece; of each, whether it is under the ControlNet."""
@@ -179,4 +179,4 @@ def test_a_controlnet_of_strict_jobs_is_neither_padded_nor_recorded(folder: Path
 
 def test_an_adapter_adds_what_it_has_read_and_has_nothing_to_record() -> None:
     assert not isinstance(adapter(1), OneCallNet)
-    assert adapter(1).filled(3) == 3
+    assert adapter(1).padded_rows(3) == 3

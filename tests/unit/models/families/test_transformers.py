@@ -28,7 +28,7 @@ from serve_app.models.families import (
     Sd3,
     ZImage,
 )
-from serve_app.models.families.dit.anima import Adapter
+from serve_app.models.families.dit.anima import LlmAdapter
 from serve_app.models.families.dit.flux import FluxInputs
 from serve_app.models.families.dit.krea2 import Attention
 from serve_app.models.families.family import BackboneFamily
@@ -59,7 +59,7 @@ TINY: dict[str, BackboneFamily] = {
     "flux_schnell": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, guided=False),
     "flux_depth": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=16),
     "flux_fill": Flux(64, 2, 2, 2, TEXT_WIDTH, POOLED_WIDTH, extra_channels=80),
-    "anima": Anima(64, 2, 2, 32, Adapter(TEXT_WIDTH, 2, 2, TEXT_WIDTH, 32128)),
+    "anima": Anima(64, 2, 2, 32, LlmAdapter(TEXT_WIDTH, 2, 2, TEXT_WIDTH, 32128)),
     "hidream": HiDream(128, 1, 2, TEXT_WIDTH, TEXT_WIDTH, POOLED_WIDTH),
     "auraflow": AuraFlow(512, 1, 1, TEXT_WIDTH, 8),
     "omnigen2": OmniGen2(96, 4, 2, 2, 1, TEXT_WIDTH),

@@ -26,7 +26,7 @@ from serve_app.models.lora.forward import with_loras
 from serve_app.models.lora.layers import LoraSet, parameters
 from serve_app.models.lora.layouts import read
 from serve_app.models.quantization.ggml_blocks import TYPES, BlockWeight, widened
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.nodes.registry import BUILTIN
 from serve_app.recipe import LoadedAs, Recipe
 from serve_app.store.models.catalog import Catalog
@@ -122,12 +122,12 @@ def test_a_backbone_answers_as_its_widened_weights_do_and_keeps_its_blocks(catal
     (answer,) = family.forward(ours.network.module, rows(family))
     (expected,) = family.forward(theirs.network.module, rows(family))
     torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
-    layers = {name: layer for name, layer in ours.network.module.named_modules() if isinstance(layer, KeptLinear)}
+    layers = {name: layer for name, layer in ours.network.module.named_modules() if isinstance(layer, QuantizedLinear)}
     assert set(layers) == {
         *(f"transformer_blocks.0.attn.to_{kind}" for kind in "qkv"),
         "single_transformer_blocks.1.proj_out",
     }
-    blocks = sum(layer.kept.nbytes for layer in layers.values())
+    blocks = sum(layer.quantized.nbytes for layer in layers.values())
     elements = sum(layer.weight.numel() for layer in layers.values())
     assert blocks == sum(np.prod(KEYS[name]) * size for name, size in ((FUSED, 34 / 32), (PLAIN, 24 / 32)))
     assert held.held_bytes == wide.held_bytes - 4 * elements + blocks
@@ -167,7 +167,7 @@ def test_a_tensor_that_was_reshaped_to_fit_blocks_has_its_shape_again(tmp_path: 
     writer.close()
     file = GgufFile(tmp_path / "a.gguf")
     assert file.shapes == {"conv.weight": (8, 4, 3, 3)}
-    assert file.kept("conv.weight") is None
+    assert file.quantized("conv.weight") is None
     assert torch.equal(file.tensor("conv.weight"), numbers(own.reshape(9, 32), "Q8_0").view(8, 4, 3, 3))
 
 
@@ -240,7 +240,7 @@ def test_language_models_have_their_rows_and_names_again(tmp_path: Path, archite
     file = GgufFile(written(tmp_path / "a.gguf", architecture, tensors, kinds))
     assert file.shapes.keys() == {*own, *beside.values()}
     for name, weight in own.items():
-        kept = file.kept(name)
+        kept = file.quantized(name)
         assert kept is not None
         assert torch.equal(kept.wide(), numbers(weight, "Q8_0"))
         assert torch.equal(file.tensor(name), kept.wide())

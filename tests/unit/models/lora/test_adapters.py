@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve_app.models.lora.adapters import Difference, LowRank, Replacement, merged
+from serve_app.models.lora.adapters import LowRank, WeightDelta, WeightReplacement, merged
 
 
 def drawn(seed, *shape):
@@ -29,7 +29,7 @@ def test_a_convolutions_pair_is_flat():
     assert (down.shape, up.shape) == ((2, 54), (8, 2))
 
 
-@pytest.mark.parametrize("adapter", [DECOMPOSED, Difference(drawn(4, 8, 6)), Replacement(drawn(5, 8, 6))])
+@pytest.mark.parametrize("adapter", [DECOMPOSED, WeightDelta(drawn(4, 8, 6)), WeightReplacement(drawn(5, 8, 6))])
 def test_what_is_not_of_low_rank_says_so(adapter):
     assert adapter.low_rank() is None
 
@@ -53,7 +53,7 @@ def test_a_decomposed_weight_at_full_strength_has_the_trained_magnitudes():
 
 def test_a_replacement_takes_the_weights_place_at_any_strength():
     for strength in (1.0, 0.1):
-        torch.testing.assert_close(merged(WEIGHT, [(Replacement(drawn(5, 8, 6)), strength)]), drawn(5, 8, 6))
+        torch.testing.assert_close(merged(WEIGHT, [(WeightReplacement(drawn(5, 8, 6)), strength)]), drawn(5, 8, 6))
 
 
 def test_half_precision_weights_are_merged_in_full_and_rounded_once():
@@ -65,12 +65,12 @@ def test_half_precision_weights_are_merged_in_full_and_rounded_once():
 
 
 def test_an_adapter_that_does_not_fit_is_left_out_with_a_warning(caplog):
-    result = merged(WEIGHT, [(Difference(drawn(0, 3, 3)), 1.0), (PLAIN, 1.0)])
+    result = merged(WEIGHT, [(WeightDelta(drawn(0, 3, 3)), 1.0), (PLAIN, 1.0)])
     assert torch.equal(result, merged(WEIGHT, [(PLAIN, 1.0)]))
     assert "a Difference does not fit a weight of (8, 6)" in caplog.text
 
 
 def test_the_weight_itself_is_never_changed():
     before = WEIGHT.clone()
-    merged(WEIGHT, [(PLAIN, 1.0), (DECOMPOSED, 0.5), (Replacement(drawn(5, 8, 6)), 1.0)])
+    merged(WEIGHT, [(PLAIN, 1.0), (DECOMPOSED, 0.5), (WeightReplacement(drawn(5, 8, 6)), 1.0)])
     assert torch.equal(WEIGHT, before)

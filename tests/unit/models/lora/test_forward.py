@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from serve_app.models.kernels.packing import PackedLinear, move_to
-from serve_app.models.lora.adapters import Adapter, Difference, Hadamard, LowRank, Replacement, merged
+from serve_app.models.lora.adapters import Adapter, Hadamard, LowRank, WeightDelta, WeightReplacement, merged
 from serve_app.models.lora.forward import with_loras
 from serve_app.models.lora.layers import MERGED_AT_ONCE, LoraSet, with_merged
 from serve_app.models.quantization.half_precision_text import SixteenBitWeight
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 
 
 class Block(nn.Module):
@@ -67,16 +67,16 @@ STYLE = {name: low_rank(10 + i, name) for i, name in enumerate(THIN)}
 OTHER = {name: low_rank(50 + i, name, rank=3) for i, name in enumerate(THIN[1:])}
 MIXED = {
     "wide.weight": low_rank(90, "wide.weight", magnitude=True),
-    "norm.weight": Difference(drawn(91, 8)),
-    "norm.bias": Difference(drawn(92, 8)),
+    "norm.weight": WeightDelta(drawn(91, 8)),
+    "norm.bias": WeightDelta(drawn(92, 8)),
     "first.weight": low_rank(93, "first.weight"),
-    "first.bias": Difference(drawn(94, 10)),
+    "first.bias": WeightDelta(drawn(94, 10)),
     "second.weight": Hadamard(
         (drawn(95, 6, 2), drawn(96, 2, 10), None), (drawn(97, 6, 2), drawn(98, 2, 10), None), 2.0
     ),
     "last.weight": low_rank(99, "last.weight"),
-    "second.bias": Difference(drawn(93, 6)),
-    "absent.weight": Replacement(drawn(93, 6)),
+    "second.bias": WeightDelta(drawn(93, 6)),
+    "absent.weight": WeightReplacement(drawn(93, 6)),
 }
 STACKS: dict[str | None, list[tuple[dict[str, Adapter], float]]] = {
     "style": [(STYLE, 0.8)],
@@ -240,7 +240,7 @@ def test_a_set_of_low_rank_takes_the_memory_of_its_thin_layers():
     assert LoraSet("style", shared, STACKS["style"]).nbytes == 4 * sum(
         STYLE[name].up.numel() + STYLE[name].down.numel() for name in THIN
     )
-    assert LoraSet("other", shared.half(), [({"norm.bias": Difference(drawn(0, 8))}, 1.0)]).nbytes == 2 * 8
+    assert LoraSet("other", shared.half(), [({"norm.bias": WeightDelta(drawn(0, 8))}, 1.0)]).nbytes == 2 * 8
 
 
 def test_a_pair_that_does_not_fit_is_left_out():
@@ -269,14 +269,14 @@ def test_a_merged_copy_shares_what_the_set_leaves_alone(packs):
 
 @torch.inference_mode()
 def test_a_merged_copy_shares_weights_that_are_kept_in_fewer_bits():
-    layers = [KeptLinear(SixteenBitWeight(drawn(i, 6, 6).half()), None) for i in range(2)]
+    layers = [QuantizedLinear(SixteenBitWeight(drawn(i, 6, 6).half()), None) for i in range(2)]
     base = nn.Sequential(*layers)
     changes = {"0.weight": LowRank(drawn(2, 6, 2), drawn(3, 2, 6), 1.0)}
     changed = with_merged(base, LoraSet("set", base, [(changes, 1.0)]))
     first, second = changed.children()
-    assert isinstance(second, KeptLinear)
-    assert second.kept is layers[1].kept
-    assert not isinstance(first, KeptLinear)
+    assert isinstance(second, QuantizedLinear)
+    assert second.quantized is layers[1].quantized
+    assert not isinstance(first, QuantizedLinear)
 
 
 def test_what_is_beside_the_weights_is_added_after_they_are_rounded():

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, SdxlText
 from serve_app.models.files.checkpoint import Checkpoint
-from serve_app.models.lora.adapters import Difference, Kronecker, LowRank
+from serve_app.models.lora.adapters import Kronecker, LowRank, WeightDelta
 from serve_app.models.lora.layouts import read
 
 UNET = Sd((32,), (1,), (1,), 1, 64)
@@ -79,7 +79,7 @@ def test_a_bias_has_an_adapter_of_its_own(tmp_path):
     file = opened(tmp_path, pair(f"unet.{OUT}") | {f"unet.{OUT}.diff_b": torch.ones(4)})
     adapters = read(file, NAMES, "backbone").adapters
     assert isinstance(adapters[f"{OUT}.weight"], LowRank)
-    assert isinstance(adapters[f"{OUT}.bias"], Difference)
+    assert isinstance(adapters[f"{OUT}.bias"], WeightDelta)
 
 
 def test_the_text_encoders_half_of_a_file_is_no_concern_of_the_backbone(tmp_path):

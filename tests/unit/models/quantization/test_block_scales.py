@@ -16,7 +16,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.kernels.packing import plain
 from serve_app.models.quantization.block_scales import Mxfp8Weight, Nvfp4Weight, untiled
 from serve_app.models.quantization.eight_bit import EightBitWeight
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import GOLDEN, Figures
 from tests.unit.models.quantization.test_quantization import loaded, rows
@@ -108,12 +108,12 @@ def test_a_file_is_the_network_of_its_widened_weights_and_keeps_its_bits(tmp_pat
     _, wide = loaded(Checkpoint(tmp_path / "wide.safetensors"))
     (answer,), (expected,) = family.forward(module, rows(family)), family.forward(wide, rows(family))
     torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, KeptLinear)}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, QuantizedLinear)}
     assert len(layers) == 4
     for name, layer in layers.items():
         torch.testing.assert_close(plain(layer).weight, plain(wide.get_submodule(name)).weight)
     elements = sum(layer.weight.numel() for layer in layers.values())
-    few = sum(layer.kept.nbytes for layer in layers.values())
+    few = sum(layer.quantized.nbytes for layer in layers.values())
     assert few == elements * (1 / 2 + 1 / 16 if format == "nvfp4" else 1 + 1 / 32)
     every = sum(tensor.numel() for tensor in made.wide.values())
     assert file.nbytes("backbone", dtype=torch.bfloat16) == 2 * (every - elements) + few
@@ -124,7 +124,7 @@ def test_a_file_is_the_network_of_its_widened_weights_and_keeps_its_bits(tmp_pat
 def test_other_numbers_are_kept_in_eight_bits(tmp_path: Path, format: str) -> None:
     made = Written(tmp_path / "few.safetensors", format)
     made.store(PLAIN)
-    weight = made.opened().kept(f"{PLAIN}.weight")
+    weight = made.opened().quantized(f"{PLAIN}.weight")
     assert weight is not None
     other = noise("other", weight.shape)
     again = weight.holding(other)

@@ -16,7 +16,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from serve_app.models.kernels.packing import weights_of
 from serve_app.models.quantization.half_precision_text import SixteenBitWeight
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.tokenizers.vocabularies import packaged
@@ -99,9 +99,9 @@ def test_weights_stay_in_sixteen_bits_and_arithmetic_is_of_thirty_two(tmp_path: 
     stored = torch.float16 if dtype == "auto" else torch.bfloat16
     for of, layer in kept.module.named_modules():
         assert type(layer) is not nn.Linear, of
-        if isinstance(layer, KeptLinear):
-            assert isinstance(layer.kept, SixteenBitWeight), of
-            assert (layer.kept.stored.dtype, layer.weight.dtype) == (stored, torch.float32), of
+        if isinstance(layer, QuantizedLinear):
+            assert isinstance(layer.quantized, SixteenBitWeight), of
+            assert (layer.quantized.stored.dtype, layer.weight.dtype) == (stored, torch.float32), of
         elif of.endswith(TABLES):
             assert layer.weight.dtype == stored, of
         elif isinstance(layer, WIDE):

@@ -22,7 +22,7 @@ from serve_app.models.lora.layouts import read
 from serve_app.models.quantization.block_scales import Mxfp8Weight, Nvfp4Weight
 from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.ggml_blocks import TYPES, BlockWeight
-from serve_app.models.quantization.packed_linear import KeptLinear, KeptWeight
+from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Discrete, Recipe
 from serve_app.sampling.forward import Canvas
@@ -50,7 +50,7 @@ def test_a_weight_is_widened_as_comfyui_does(name: str, dtype: torch.dtype, grou
     weight = EightBitWeight(FIGURES[f"{name}|stored"].view(dtype), FIGURES[f"{name}|scale"].reshape(-1, 1), group)
     FIGURES.assert_agrees(weight.wide(), f"{name}|wide", 1e-6)
     x = noise("x", (5, weight.stored.shape[1]))
-    layer = KeptLinear(weight, None)
+    layer = QuantizedLinear(weight, None)
     layer.move_to(lambda tensor: tensor, CPU, torch.float32)
     torch.testing.assert_close(layer(x), x @ FIGURES[f"{name}|wide"].T, rtol=1e-5, atol=1e-5)
 
@@ -146,14 +146,14 @@ def test_a_file_is_the_network_of_its_widened_weights_and_keeps_eight_bits(tmp_p
     _, wide = loaded(Checkpoint(tmp_path / "wide.safetensors"))
     (answer,), (expected,) = family.forward(module, rows(family)), family.forward(wide, rows(family))
     torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, KeptLinear)}
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, QuantizedLinear)}
     assert set(layers) == {
         *(f"transformer_blocks.0.attn.to_{kind}" for kind in "qkv"),
         "single_transformer_blocks.1.proj_out",
     }
     for name, layer in layers.items():
-        assert isinstance(layer.kept, EightBitWeight)
-        assert layer.kept.stored.dtype.itemsize == 1
+        assert isinstance(layer.quantized, EightBitWeight)
+        assert layer.quantized.stored.dtype.itemsize == 1
         assert layer.weight.shape == wide.get_submodule(name).weight.shape
         torch.testing.assert_close(plain(layer).weight, plain(wide.get_submodule(name)).weight)
 
@@ -240,9 +240,11 @@ def test_a_weight_that_no_linear_layer_reads_is_widened(tmp_path: Path) -> None:
     ],
     ids=lambda weight: type(weight).__name__,
 )
-def test_a_large_weight_is_widened_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, weight: KeptWeight) -> None:
+def test_a_large_weight_is_widened_some_rows_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, weight: QuantizedWeight
+) -> None:
     whole = weight.widened_by_rows(torch.bfloat16)
-    monkeypatch.setattr("serve_app.models.quantization.packed_linear.AT_ONCE", 16 * 64)
+    monkeypatch.setattr("serve_app.models.quantization.quantized_linear.AT_ONCE", 16 * 64)
     by_rows = weight.widened_by_rows(torch.bfloat16)
     assert by_rows.dtype == torch.bfloat16
     torch.testing.assert_close(by_rows, whole, rtol=0, atol=0, equal_nan=True)
@@ -256,7 +258,7 @@ def test_inputs_in_eight_bits_times_a_weight_in_eight_bits_are_close_to_the_wide
 ) -> None:
     stored, x = noise("stored", (48, 32)).to(torch.float8_e4m3fn), noise("x", (3, 5, 32)).to(dtype)
     scale = None if not scales else torch.linspace(0.5, 2, scales).reshape(-1, 1)
-    layer = KeptLinear(EightBitWeight(stored, scale), torch.nn.Parameter(noise("bias", (48,)).to(dtype)))
+    layer = QuantizedLinear(EightBitWeight(stored, scale), torch.nn.Parameter(noise("bias", (48,)).to(dtype)))
     with torch.no_grad():
         wide = layer(x)
         layer.in_eight_bits = True
@@ -270,7 +272,7 @@ def test_inputs_in_eight_bits_times_a_weight_in_eight_bits_are_close_to_the_wide
     "stored", [noise("odd", (48, 24)).to(torch.float8_e4m3fn), noise("other", (48, 32)).to(torch.float8_e5m2)]
 )
 def test_what_no_device_multiplies_in_eight_bits_is_widened(stored: torch.Tensor) -> None:
-    layer = KeptLinear(EightBitWeight(stored), None)
+    layer = QuantizedLinear(EightBitWeight(stored), None)
     x = noise("x", (3, stored.shape[1]))
     wide = layer(x)
     layer.in_eight_bits = True
@@ -285,6 +287,6 @@ def test_layers_of_a_backbone_multiply_in_eight_bits_where_that_is_asked(tmp_pat
     made.opened()
     held = Weights(Catalog(tmp_path), CPU, dtype="auto", vae_dtype="auto", budget_bytes=10**9, fp8_matmul=fp8_matmul)
     network = held.backbone(Recipe("backbone", "diffusion_models", "a.safetensors")).network.module
-    kept = [layer for layer in network.modules() if isinstance(layer, KeptLinear)]
+    kept = [layer for layer in network.modules() if isinstance(layer, QuantizedLinear)]
     assert kept
     assert {layer.in_eight_bits for layer in kept} == {fp8_matmul}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.control.dit_control_file import open_model_patch
-from serve_app.models.control.model_control import ModelPatch, Shown
+from serve_app.models.control.model_control import ControlImages, ModelPatch
 from serve_app.models.families.family import Rows
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.files.checkpoint import Checkpoint
@@ -108,7 +108,7 @@ def test_what_does_not_go_together_is_refused(patch: ModelPatch, network: Any) -
     with pytest.raises(NodeError, match=r"has 7 layers for a UNet's attention, and this .* has 0, or others"):
         active({}, patch, torch.nn.Linear(1, 1))
     with pytest.raises(NodeError, match="is told texts in boxes and shown no images"):
-        patch.network.check(patch.name, Shown(None), UNET)
+        patch.network.check(patch.name, ControlImages(None), UNET)
     with pytest.raises(NodeError, match="is no GLIGEN model but another model patch"):
         active({}, ModelPatch("other", torch.nn.Identity()), network)  # type: ignore[arg-type]
 

@@ -15,7 +15,7 @@ from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import ClipText, Sd, Wan
 from serve_app.models.files.layout import joined, origins
 from serve_app.models.kernels.packing import plain
-from serve_app.models.quantization.packed_linear import KeptLinear
+from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.weights.loading import mixture
 from serve_app.models.weights.recipes import part_files
 from serve_app.models.weights.weights import Weights
@@ -192,9 +192,11 @@ def test_weights_of_eight_bits_are_merged_and_have_eight_bits_again(catalog: Cat
     held = cpu_weights(catalog)
     module = held.backbone(recipe).network.module
     layer = module.get_submodule("transformer_blocks.0.attn.to_q")
-    assert isinstance(layer, KeptLinear)
+    assert isinstance(layer, QuantizedLinear)
     weights = [mixture(one, part_files(catalog, one)).tensor("transformer_blocks.0.attn.to_q.weight") for one in (a, b)]
-    torch.testing.assert_close(layer.kept.wide(), (weights[0] / 2 + weights[1] / 2).to(torch.float8_e4m3fn).float())
+    torch.testing.assert_close(
+        layer.quantized.wide(), (weights[0] / 2 + weights[1] / 2).to(torch.float8_e4m3fn).float()
+    )
 
 
 def test_a_graph_that_merges_without_end_is_refused() -> None:

@@ -12,7 +12,7 @@ from serve_app.nodes.conditioning.controlnet import (
     set_union_control_net_type,
 )
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
-from serve_app.recipe import Difference, HintKind, Recipe
+from serve_app.recipe import DiffControlNetBase, HintKind, Recipe
 from serve_app.values import Control
 
 NET = Recipe("controlnet", "controlnet", "canny.safetensors")
@@ -29,7 +29,7 @@ def test_loading_names_the_file():
 
 def test_a_file_of_differences_goes_on_top_of_its_model():
     model = Recipe("backbone", "checkpoints", "sd15.safetensors")
-    assert diff_control_net_loader(model, "canny.safetensors") == NET.with_patch(Difference(model))
+    assert diff_control_net_loader(model, "canny.safetensors") == NET.with_patch(DiffControlNetBase(model))
 
 
 def test_applying_at_strength_zero_changes_nothing():

@@ -14,7 +14,7 @@ from serve_app.models.families import QwenImage21, Wan22Vae
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.dit.qwen_image21 import _runs
 from serve_app.models.families.family import Rows
-from serve_app.models.families.text.qwen3_vl import Tower
+from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.kernels.packing import move_to
@@ -71,7 +71,7 @@ def test_another_build_and_a_controlnet_are_refused() -> None:
 def test_a_tower_of_a_depth_that_is_not_known_is_refused() -> None:
     shapes = {"visual.deepstack_merger_list.0.norm.weight": (8,), "visual.blocks.0.norm1.weight": (8,)}
     with pytest.raises(ModelFileError, match="has a Qwen3-VL tower of 1 layers; supported are 24 or 27"):
-        Tower.probe(Tensors(shapes, "'a.safetensors'"))
+        Qwen3VisionTower.probe(Tensors(shapes, "'a.safetensors'"))
 
 
 def test_images_lie_in_the_text_where_their_slots_say_and_are_centred_on_the_image_to_make() -> None:

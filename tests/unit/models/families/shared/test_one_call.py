@@ -19,7 +19,7 @@ from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.recipe import Discrete, Recipe, SkippedBlocks
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ClipVisionOutput, Control
@@ -95,12 +95,12 @@ def row(net: str, seed: int, text: int = 5, device: torch.device = CPU, layers: 
     return Rows(x, level, torch.full((1,), level).to(device), inputs, layers=layers)
 
 
-def networks(net: str, recorder: Any) -> tuple[Network, Network]:
+def networks(net: str, recorder: Any) -> tuple[LoadedNetwork, LoadedNetwork]:
     """Return a network whose forwards are replayed, and one whose are not."""
     family = FAMILIES[net]
     return (
-        Network(net, family, module(net), Discrete(), Replays(recorder, ROW_BUCKETS)),
-        Network(net, family, module(net), Discrete(), Replays(None, ROW_BUCKETS)),
+        LoadedNetwork(net, family, module(net), Discrete(), Replays(recorder, ROW_BUCKETS)),
+        LoadedNetwork(net, family, module(net), Discrete(), Replays(None, ROW_BUCKETS)),
     )
 
 
@@ -193,7 +193,7 @@ def test_nothing_in_a_recorded_call_comes_from_the_host_or_makes_it_wait(net: st
     with card.used():
         on_card = card.settle(FAMILIES[net].build().eval().requires_grad_(False))
         recorder = CardRecorder(card)
-        network = Network(net, FAMILIES[net], on_card, Discrete(), Replays(recorder, ROW_BUCKETS))
+        network = LoadedNetwork(net, FAMILIES[net], on_card, Discrete(), Replays(recorder, ROW_BUCKETS))
         for number in range(EAGER + 3):
             texts = (5, 5, 5) if net in BY_LENGTH else (5, 9, 7)
             asked = [row(net, number + i, text, CARD) for i, text in enumerate(texts)]

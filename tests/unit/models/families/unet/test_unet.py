@@ -13,7 +13,7 @@ from serve_app.models.families import Sd, Sdxl
 from serve_app.models.families.family import Rows
 from serve_app.models.families.unet.unet import Unet, stack_contexts
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
-from serve_app.models.network import Network
+from serve_app.models.network import LoadedNetwork
 from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas
 from tests.unit.engine.card import CARD, Card
@@ -75,7 +75,7 @@ def test_nothing_in_a_recorded_call_comes_from_the_host_or_makes_it_wait(kind: s
     card = Card()
     with card.used():
         module = card.settle(family.build().eval().requires_grad_(False))
-        network = Network(kind, family, module, Discrete(), Replays(CardRecorder(card), ROW_BUCKETS))
+        network = LoadedNetwork(kind, family, module, Discrete(), Replays(CardRecorder(card), ROW_BUCKETS))
         for number in range(EAGER + 3):
             rows = []
             for i, length in enumerate((77, 154, 77)):

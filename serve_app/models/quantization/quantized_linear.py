@@ -21,7 +21,7 @@ WIDE = torch.bfloat16
 """What weights are in where they are saved without the scales that belong to them."""
 
 
-class KeptWeight(ABC):
+class QuantizedWeight(ABC):
     """A weight (out,in) as a file stores it."""
 
     @property
@@ -35,11 +35,11 @@ class KeptWeight(ABC):
         """How much memory it takes."""
 
     @abstractmethod
-    def part(self, place: Place) -> KeptWeight:
+    def part(self, place: Place) -> QuantizedWeight:
         """Return what of it goes to a place that `may_go_to` names."""
 
     @abstractmethod
-    def sent(self, send: Callable[[Tensor], Tensor]) -> KeptWeight:
+    def sent(self, send: Callable[[Tensor], Tensor]) -> QuantizedWeight:
         """Return it where `send` brings each of its tensors."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class KeptWeight(ABC):
         return WIDE
 
     @abstractmethod
-    def holding(self, wide: Tensor) -> KeptWeight:
+    def holding(self, wide: Tensor) -> QuantizedWeight:
         """Return a weight of other numbers (out,in), in as many bits or a few more."""
 
 
@@ -91,7 +91,7 @@ def may_go_to(place: Place) -> bool:
     return not place.transposed and place.shape is None
 
 
-class KeptLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """A Linear for inference whose weight is kept. It cannot be trained or saved.
 
     weight: of the shape, dtype and device that the wide weight would have, for who asks that of a layer; it holds no
@@ -100,44 +100,44 @@ class KeptLinear(nn.Module):
 
     in_eight_bits = False
 
-    def __init__(self, kept: KeptWeight, bias: nn.Parameter | None) -> None:
+    def __init__(self, quantized: QuantizedWeight, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.kept = kept
+        self.quantized = quantized
         self.bias = bias
-        self.out_features, self.in_features = kept.shape
+        self.out_features, self.in_features = quantized.shape
         self.weight = self._like(torch.device("cpu"), torch.float32)
 
     def move_to(self, send: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> None:
         """Move to a device, to run in a dtype there. send: brings a tensor to it."""
-        self.kept = self.kept.sent(send)
+        self.quantized = self.quantized.sent(send)
         self.weight = self._like(device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the linear map of x (…,in): (…,out), in the dtype of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.in_eight_bits and (product := self.kept.multiplied(x)) is not None:
+        if self.in_eight_bits and (product := self.quantized.multiplied(x)) is not None:
             return product if bias is None else product + bias
-        return linear(self.kept.turned(x), self.kept.widened_by_rows(x.dtype), bias)
+        return linear(self.quantized.turned(x), self.quantized.widened_by_rows(x.dtype), bias)
 
-    def holding(self, wide: Tensor) -> KeptLinear:
+    def holding(self, wide: Tensor) -> QuantizedLinear:
         """Return the layer with another weight (out,in), kept too."""
-        return KeptLinear(self.kept.holding(wide), self.bias)
+        return QuantizedLinear(self.quantized.holding(wide), self.bias)
 
     def plain(self) -> nn.Linear:
         """Return the same layer with a wide weight."""
         with torch.device("meta"):
             layer: Any = nn.Linear(self.in_features, self.out_features, bias=False)
-        wide = self.kept.wide().to(self.weight.dtype)
+        wide = self.quantized.wide().to(self.weight.dtype)
         layer.weight, layer.bias = nn.Parameter(wide, requires_grad=False), self.bias
         made: nn.Linear = layer.eval()
         return made
 
     def _like(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        return torch.full((), torch.nan, device=device, dtype=dtype).expand(self.kept.shape)
+        return torch.full((), torch.nan, device=device, dtype=dtype).expand(self.quantized.shape)
 
 
 def widen(network: nn.Module) -> None:
     """Give a network's layers that keep their weights wide ones, in place."""
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, KeptLinear):
+        if isinstance(layer, QuantizedLinear):
             network.set_submodule(name, layer.plain())
