@@ -1,7 +1,7 @@
-"""IMAGE tensors to files, and resizing: float (B,H,W,C) in 0…1, as ComfyUI's nodes pass them.
+"""Encodes IMAGE tensors to files, and resizes them: float (B,H,W,C) in 0…1, as ComfyUI's nodes pass them.
 
-Roundings and interpolation are those of ComfyUI (SaveImage, `common_upscale`), so that the same workflow gives the same
-pixels. Files are read in `media.loading`.
+Rounding and interpolation are ComfyUI's (SaveImage, `common_upscale`), so that the same workflow gives the same pixels.
+Files are read in `media.loading`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PREVIEW_SIDE = 512
 
 
 def to_preview(picture: Any) -> bytes:
-    """Return a JPEG that clients are shown while a node runs, of a Pillow image or (h,w,3) in 0…255."""
+    """Return a JPEG preview of a Pillow image or (h,w,3) in 0…255."""
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     image = ImageOps.contain(image.convert("RGB"), (PREVIEW_SIDE, PREVIEW_SIDE), Image.Resampling.BILINEAR)
     buffer = io.BytesIO()
@@ -73,9 +73,9 @@ def to_animated_webp(
 def to_be_seen(
     images: Tensor, size: int, mean: Sequence[float], spread: Sequence[float], *, crop: bool = True
 ) -> Tensor:
-    """Return images (B,H,W,C) in 0…1 as image encoders are shown them, (B,3,size,size) of spread 1 around 0.
+    """Return images (B,H,W,C) in 0…1 normalised for image encoders, (B,3,size,size).
 
-    mean, spread: of each colour. crop: their middle, else all, squeezed into a square. The numbers are ComfyUI's.
+    mean, spread: of each colour. crop: the central square, else the whole image squeezed into a square. As in ComfyUI.
     """
     planes = images[..., :3].movedim(-1, 1).float()
     height, width = planes.shape[-2:]
@@ -85,7 +85,7 @@ def to_be_seen(
         planes = interpolate(planes, size=sides, mode="bicubic", antialias=True)
         top, left = ((side - size) // 2 for side in planes.shape[-2:])
         planes = planes[..., top : top + size, left : left + size]
-    # Pictures have 256 levels, which resizing leaves.
+    # Quantised to 256 levels, which resizing leaves.
     planes = (planes * 255).clamp(0, 255).round() / 255
     middle, wide = (torch.tensor(numbers, device=planes.device)[:, None, None] for numbers in (mean, spread))
     return (planes - middle) / wide
@@ -117,13 +117,13 @@ def _animated(frames: Tensor, kind: str, **options: Any) -> bytes:
 
 
 def _bytes(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    # ComfyUI cuts the fraction off and does not round: 0.999 is 254.
+    # ComfyUI truncates and does not round: 0.999 becomes 254.
     return np.clip(image.detach().float().cpu().numpy() * 255.0, 0, 255).astype(np.uint8)
 
 
 def _unit(image: Image.Image) -> Tensor:
     values = np.asarray(image).astype(np.float32)
-    values /= 255.0  # in place: a second copy would be the largest thing in memory
+    values /= 255.0  # In place: a second copy would be the largest allocation.
     return torch.from_numpy(values)
 
 
@@ -136,7 +136,7 @@ def _cut_to_aspect(x: Tensor, aspect: float) -> Tensor:
 
 
 def _lanczos(x: Tensor, width: int, height: int) -> Tensor:
-    """Resize each image by Pillow's filter; a channel count that no Pillow mode has goes channel by channel."""
+    """Resize each image by Pillow's filter; channel counts without a Pillow mode are resized channel by channel."""
     resized = []
     for image in _bytes(x.movedim(1, -1)):
         planes = [image] if image.shape[-1] in (3, 4) else list(np.moveaxis(image, -1, 0))
@@ -146,10 +146,10 @@ def _lanczos(x: Tensor, width: int, height: int) -> Tensor:
 
 
 def _bislerp(x: Tensor, dim: int, size: int) -> Tensor:
-    """Resize one dimension of (B,C,H,W), turning from one channel vector to the next instead of mixing them.
+    """Resize one dimension of (B,C,H,W), interpolating channel vectors spherically.
 
-    The angle is interpolated spherically and the length linearly; vectors that point nearly the same way or opposite
-    ways are taken from the first, or mixed. Source: Shoemake 1985, "Animating rotation with quaternion curves".
+    The angle is interpolated spherically and the length linearly; nearly parallel vectors are taken from the first,
+    nearly opposite ones mixed. Source: Shoemake 1985, "Animating rotation with quaternion curves".
     """
     old = x.shape[dim]
     at = ((torch.arange(size, device=x.device) + 0.5) * (old / size) - 0.5).clamp(0, old - 1)

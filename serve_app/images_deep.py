@@ -1,4 +1,4 @@
-"""Files of more than eight bits a channel: PNG of sixteen, and EXR of 32-bit floats in linear light.
+"""Encodes images with more than eight bits a channel: PNG of sixteen bits, and EXR of 32-bit floats in linear light.
 
 Sources: RFC 2083, "PNG"; the OpenEXR file layout (openexr.com); IEC 61966-2-1 for sRGB; ITU-R BT.2100 for HLG.
 """
@@ -18,7 +18,7 @@ from serve_app.errors import NodeError
 PNG_COLOURS = {1: 0, 3: 2, 4: 6}
 """PNG's colour type by the number of channels."""
 PLANES = {1: "Y", 3: "BGR", 4: "ABGR"}
-"""EXR's channels by their number, in the order it keeps them: alphabetical."""
+"""EXR's channels by their number, in its file order: alphabetical."""
 REC_709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)
 REC_2020 = (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, 0.3127, 0.3290)
 """x and y of red, green, blue and white."""
@@ -28,7 +28,7 @@ def to_deep_png(image: Tensor, text: Mapping[str, str]) -> bytes:
     """Return a PNG of sixteen bits of one image (H,W,1|3|4), values outside 0…1 clipped, with text chunks."""
     height, width, channels = _channels(image).shape
     pixels = (image * 65535.0).clamp(0, 65535).to(torch.int32).cpu().numpy().astype(">u2")
-    # Each row is preceded by its filter: none.
+    # Each row starts with its filter type: none.
     rows = b"".join(b"\0" + row.tobytes() for row in pixels)
     header = struct.pack(">IIBBBBB", width, height, 16, PNG_COLOURS[channels], 0, 0, 0)
     texts = (_chunk(b"tEXt", f"{key}\0{value}".encode("latin-1", "replace")) for key, value in text.items())
@@ -39,7 +39,7 @@ def to_deep_png(image: Tensor, text: Mapping[str, str]) -> bytes:
 def to_exr(image: Tensor, text: Mapping[str, str], colour_space: str) -> bytes:
     """Return an EXR of one image (H,W,1|3|4), its text as attributes of the header.
 
-    colour_space: what the image is in: "sRGB"; "HDR", which is HLG with BT.2020's primaries; "linear".
+    colour_space: of the image: "sRGB"; "HDR", which is HLG with BT.2020's primaries; "linear".
     """
     height, width, channels = _channels(image).shape
     linear = _linear(image.float(), colour_space).cpu().numpy().astype("<f4")
@@ -77,7 +77,7 @@ def _channels(image: Tensor) -> Tensor:
 
 
 def _linear(image: Tensor, colour_space: str) -> Tensor:
-    """Return the light that a screen shows for an image (H,W,C); alpha stays."""
+    """Return the linear light of an image (H,W,C); alpha stays."""
     if colour_space == "linear":
         return image
     colours, alpha = image[..., :3], image[..., 3:]

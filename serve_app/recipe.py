@@ -1,7 +1,7 @@
-"""Recipes: which file a part of a model comes from, and everything that changes it or what is made with it.
+"""Recipes: which file a part of a model comes from, and every change to it or to how it is sampled.
 
-A MODEL, CLIP or VAE value is a recipe: a model file plus an ordered tuple of patches, a few hundred bytes.
-Only a replica turns it into weights. This module imports no torch, so the control plane can carry recipes.
+A MODEL, CLIP or VAE value is a recipe: a model file plus an ordered tuple of patches, a few hundred bytes. Only a
+replica turns it into weights. This module imports no torch, so the control plane can carry recipes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class ClipSkip:
 
 @dataclass(frozen=True, slots=True)
 class LoadedAs:
-    """What text encoders are loaded for, in the words of ComfyUI's loaders: "sd3", "flux", "lumina2" and so on."""
+    """The type that text encoders are loaded as, as ComfyUI's loaders name it: "sd3", "flux", "lumina2" and so on."""
 
     type: str
 
 
 @dataclass(frozen=True, slots=True)
 class T5Padding:
-    """How T5's texts are filled up: at least so many pads, and at least so many tokens in all."""
+    """Padding of T5's texts: a minimum number of pads, and a minimum length in tokens."""
 
     pads: int
     length: int
@@ -45,10 +45,10 @@ class T5Padding:
 
 @dataclass(frozen=True, slots=True)
 class Lora:
-    """Change weights by a file in the folder "loras", times a strength.
+    """A LoRA file of the folder "loras", applied at a strength.
 
-    bypass: what layers answer is changed and their weights are not: no other change sees it, nor does a merge or a file
-    that is saved, and it is not rounded with the weights.
+    bypass: its low-rank outputs are added to layers' outputs and the weights stay: merges, saved files and other changes
+    do not include it, and it is not rounded with the weights.
     """
 
     name: str
@@ -58,19 +58,19 @@ class Lora:
 
 @dataclass(frozen=True, slots=True)
 class Towards:
-    """Change weights by what another model's differ from those of the file, times a strength."""
+    """Add the difference of another model's weights to those of the file, times a strength."""
 
     other: Recipe
     strength: float
 
 
 HookChange: TypeAlias = "Lora | Towards"
-"""What a hook does to a part's weights."""
+"""The weight change of a hook, resolved for one part."""
 
 
 @dataclass(frozen=True, slots=True)
 class Keyframe:
-    """From a share of the sampling on, a factor of a hook's strength. steps: so many levels at least have it."""
+    """A factor of a hook's strength from a share of the sampling on. steps: the minimum number of levels it lasts."""
 
     factor: float
     start_percent: float = 0.0
@@ -79,10 +79,10 @@ class Keyframe:
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A LoRA of some entries of a conditioning alone, the backbone's at one strength and the text encoder's at another.
+    """A LoRA of some conditioning entries alone, with strengths for the backbone and the text encoder.
 
-    keyframes: by start_percent; without any the factor is 1. folder: where its file is; what one of "checkpoints" has
-    is whole models, of which the LoRA is what they differ by.
+    keyframes: by start_percent; without any the factor is 1. folder: of its file; a file of "checkpoints" is a whole
+    model, and the LoRA is its difference.
     """
 
     name: str
@@ -92,22 +92,22 @@ class Hook:
     folder: Literal["loras", "checkpoints"] = "loras"
 
     def change(self, part: Part, strength: float) -> HookChange:
-        """Return what it does to a part's weights at a strength."""
+        """Return its weight change at a strength."""
         if self.folder == "loras":
             return Lora(self.name, strength)
         return Towards(Recipe(part, self.folder, self.name), strength)
 
 
 Hooks: TypeAlias = tuple[Hook, ...]
-"""HOOKS: each once, whatever its keyframes."""
+"""HOOKS: each hook once, whatever its keyframes."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClipHooks:
     """Change a text encoder's weights by hooks.
 
-    scheduled: as their keyframes say, so that a text has an entry for each range between them. passed_on: its entries
-    have the hooks too.
+    scheduled: follow their keyframes, so that a text becomes an entry for each range. passed_on: entries carry the
+    hooks too.
     """
 
     hooks: Hooks
@@ -117,9 +117,9 @@ class ClipHooks:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """How much of two models some tensors are made of: own times one's and other times the other's.
+    """The proportion in which tensors of two models are mixed: own times one's plus other times the other's.
 
-    prefix: how the tensors' names begin in the published file; the longest that fits counts, "" fits all.
+    prefix: of the tensors' names in the published file; the longest that fits applies, "" fits all.
     """
 
     prefix: str
@@ -129,7 +129,7 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """Add another recipe's weights to those that there are so far; tensors that it lacks stay as they are."""
+    """Mix in another recipe's weights; tensors that it lacks stay as they are."""
 
     other: Recipe
     shares: tuple[Share, ...]
@@ -137,13 +137,13 @@ class Merge:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Multiply the weights and biases of layers. factors: how the layers' names end, and by what."""
+    """Multiply the weights and biases of layers. factors: pairs of a suffix of the layers' names and a factor."""
 
     factors: tuple[tuple[str, float], ...]
 
 
 WeightChange: TypeAlias = Lora | Towards | Merge | Scale
-"""Changes of a part's weights, whose order counts."""
+"""Changes of a part's weights, whose order matters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +173,7 @@ class ContinuousEdm:
 
 @dataclass(frozen=True, slots=True)
 class ContinuousV:
-    """As ContinuousEdm with v-prediction, but the network is told the level as an angle (ModelSamplingContinuousV)."""
+    """As ContinuousEdm with v-prediction; the timestep is the level as an angle (ModelSamplingContinuousV)."""
 
     sigma_max: float
     sigma_min: float
@@ -181,9 +181,9 @@ class ContinuousV:
 
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """Training on straight lines from image to noise, on levels 0…1 moved towards noise (ModelSamplingDiscreteFlow).
+    """Training on straight lines from image to noise, on levels 0…1 shifted towards noise (ModelSamplingDiscreteFlow).
 
-    shift: how far, above 0; 1 leaves them. multiplier: the network is told the level times this.
+    shift: above 0; 1 shifts nothing. multiplier: the timestep is the level times this.
     """
 
     shift: float
@@ -192,7 +192,7 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class FluxFlow:
-    """As Flow with a shift of e^mu, from a finer table; the network is told the level itself (ModelSamplingFlux)."""
+    """As Flow with a shift of e^mu and a finer table; the timestep is the level itself (ModelSamplingFlux)."""
 
     mu: float
 
@@ -202,7 +202,7 @@ EightBit: TypeAlias = Literal["float8_e4m3fn", "float8_e5m2"]
 
 @dataclass(frozen=True, slots=True)
 class Rounded:
-    """Weights rounded to a dtype of eight bits when they are loaded, and then worked with in a wider one."""
+    """Weights rounded to an eight-bit dtype when they are loaded, and computed with in a wider one."""
 
     to: EightBit
 
@@ -212,32 +212,32 @@ DEFAULT_DTYPE = "default"
 
 @dataclass(frozen=True, slots=True)
 class ComputedIn:
-    """A backbone's weights are held and worked with in a dtype: fp32, fp16, bf16, or DEFAULT_DTYPE, as configured."""
+    """The dtype of a backbone's weights and computation: fp32, fp16, bf16, or DEFAULT_DTYPE, as configured."""
 
     dtype: str
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """A backbone's weights come to a GPU as they run. share: of all that weights may take there, which they take."""
+    """Stream a backbone's weights to the GPU during each forward. share: of the weight budget that stays resident."""
 
     share: float
 
 
 Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV | Flow | FluxFlow
-"""What a backbone was trained to predict and on which levels: read off its file, or set by a patch."""
+"""What a backbone predicts and on which noise levels: read from its file, or set by a patch."""
 
 
 @dataclass(frozen=True, slots=True)
 class HintKind:
-    """Which kind of hint a ControlNet for several kinds is given, by its number; None leaves it open."""
+    """The kind of hint given to a union ControlNet, by number; None: unspecified."""
 
     kind: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class DiffControlNetBase:
-    """A ControlNet's file, if it holds differences, is of this backbone's weights."""
+    """The backbone to whose weights a diff ControlNet's file is added."""
 
     backbone: Recipe
 
@@ -259,7 +259,7 @@ class RenormCfg:
 
 @dataclass(frozen=True, slots=True)
 class CfgZeroStar:
-    """Scale the negative to what is nearest to the positive before guiding away from it."""
+    """Scale the negative to be nearest to the positive before guiding away from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +271,7 @@ class CfgNorm:
 
 @dataclass(frozen=True, slots=True)
 class NoiseNorm:
-    """Scale the guided noise, per latent cell, to the length of the positive's; strength: share of that, 0 for none."""
+    """Scale the guided noise, per latent cell, towards the norm of the positive's; strength: 0…1, 0 for none."""
 
     strength: float
 
@@ -288,7 +288,7 @@ class Mahiro:
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveProjection:
-    """Weigh guidance along the positive by eta, limit its norm (0: no limit), and let it run on by momentum (APG)."""
+    """Scale guidance parallel to the positive by eta, limit its norm (0: no limit), and add momentum (APG)."""
 
     eta: float
     norm_threshold: float
@@ -297,7 +297,7 @@ class AdaptiveProjection:
 
 @dataclass(frozen=True, slots=True)
 class FrequencyScaling:
-    """Multiply the low and the high frequencies of guidance; cutoff: how many of each sign are low (FreSca)."""
+    """Scale low and high frequencies of guidance; cutoff: number of low ones of each sign (FreSca)."""
 
     low: float
     high: float
@@ -306,14 +306,14 @@ class FrequencyScaling:
 
 @dataclass(frozen=True, slots=True)
 class EpsilonScaling:
-    """Divide the noise that is predicted after guidance by a factor."""
+    """Divide the predicted noise after guidance by a factor."""
 
     factor: float
 
 
 @dataclass(frozen=True, slots=True)
 class TemporalRescaling:
-    """Scale the score by what a Gaussian of a variance sigma² would need to have it divided by k (TSR)."""
+    """Scale the score as if the variance of Gaussian data, sigma², were divided by k (TSR)."""
 
     k: float
     sigma: float
@@ -330,14 +330,14 @@ class CfgOverride:
 
 @dataclass(frozen=True, slots=True)
 class PerturbedAttention:
-    """Lead away from the positive as it is where the middle's self-attention is left out (PAG)."""
+    """Guide away from the positive without the middle's self-attention (PAG)."""
 
     scale: float
 
 
 @dataclass(frozen=True, slots=True)
 class SelfAttentionGuidance:
-    """Lead away from the negative as it is where what it attends to most is blurred (SAG); blur: a Gaussian's sigma."""
+    """Guide away from the negative blurred where it attends most (SAG); blur: a Gaussian's sigma."""
 
     scale: float
     blur: float
@@ -345,7 +345,7 @@ class SelfAttentionGuidance:
 
 @dataclass(frozen=True, slots=True)
 class SkippedBlocks:
-    """Blocks of a diffusion transformer that rows pass by: of text and image apart, and of both as one stream."""
+    """Blocks of a diffusion transformer that rows skip: double-stream and single-stream ones."""
 
     doubles: tuple[int, ...] = ()
     singles: tuple[int, ...] = ()
@@ -353,7 +353,7 @@ class SkippedBlocks:
 
 @dataclass(frozen=True, slots=True)
 class SkipLayerGuidance:
-    """Lead away from the positive as it is without some blocks, between two shares of the sampling (SLG).
+    """Guide away from the positive with some blocks skipped, between two shares of the sampling (SLG).
 
     rescaling: share by which the result is brought to the positive's standard deviation.
     """
@@ -367,7 +367,7 @@ class SkipLayerGuidance:
 
 @dataclass(frozen=True, slots=True)
 class WeakNegative:
-    """Make the negative without some blocks, between two shares of the sampling."""
+    """Evaluate the negative with some blocks skipped, between two shares of the sampling."""
 
     skipped: SkippedBlocks
     start_percent: float
@@ -376,9 +376,9 @@ class WeakNegative:
 
 @dataclass(frozen=True, slots=True)
 class NormalizedAttention:
-    """Lead the positive's self-attention away from the negative's (NAG).
+    """Guide the positive's self-attention away from the negative's (NAG).
 
-    tau: how many times as long as before it may become; alpha: share of the result that is taken.
+    tau: limit on its norm, as a multiple of the unguided one; alpha: blend with the unguided result.
     """
 
     scale: float
@@ -388,7 +388,7 @@ class NormalizedAttention:
 
 @dataclass(frozen=True, slots=True)
 class OperatedGuidance:
-    """Put guidance through an operation on latents, as `sampling/latents/latent_operations.py` has them."""
+    """Apply a latent operation to guidance, as in `sampling/latents/latent_operations.py`."""
 
     operation: Callable[..., Any]
 
@@ -402,9 +402,9 @@ class DifferentialDiffusion:
 
 @dataclass(frozen=True, slots=True)
 class FreeU:
-    """Amplify the backbone's coarse features (b) and damp the low frequencies of what skips it (s), at two widths.
+    """Amplify the backbone's features (b) and damp the low frequencies of skip connections (s), at two widths.
 
-    adaptive: where the features are large, as in FreeU's second version.
+    adaptive: only where the features are large, as in FreeU's second version.
     """
 
     b1: float
@@ -416,10 +416,10 @@ class FreeU:
 
 @dataclass(frozen=True, slots=True)
 class HyperTile:
-    """Let a UNet's wide self-attention look at tiles.
+    """Restrict a UNet's wide self-attention to tiles.
 
-    size: the least side of a tile in latent cells; choices: of how many divisions one is drawn; depth: how many
-    halvings of the latents' size are tiled; scaled: tiles grow with them.
+    size: the minimum side of a tile in latent cells; choices: number of divisions that one is drawn from; depth: number
+    of resolutions that are tiled; scaled: tiles grow with them.
     """
 
     size: int
@@ -430,16 +430,16 @@ class HyperTile:
 
 @dataclass(frozen=True, slots=True)
 class TokenMerging:
-    """Merge a share of the queries of a UNet's widest self-attention into those they are most like (ToMe)."""
+    """Merge a share of the queries of a UNet's widest self-attention into their most similar ones (ToMe)."""
 
     ratio: float
 
 
 @dataclass(frozen=True, slots=True)
 class DeepShrink:
-    """Make a UNet's features smaller from a block of its encoder on, between two shares of the sampling.
+    """Downscale a UNet's features from a block of its encoder on, between two shares of the sampling.
 
-    after_skip: what skips to the decoder keeps its size. down, up: names of ways to resize.
+    after_skip: skip connections keep their size. down, up: names of resize methods.
     """
 
     block: int
@@ -453,9 +453,9 @@ class DeepShrink:
 
 @dataclass(frozen=True, slots=True)
 class EasyCache:
-    """Take what a network added to its input a step before, while little enough has changed since.
+    """Reuse the network's residual of the step before while its input has changed little.
 
-    threshold: the estimated change, as a share of the output, up to which it is. whole: what guidance comes to is taken
+    threshold: the estimated relative change of the output up to which it is reused. whole: cache the guided result
     instead of each branch (LazyCache).
     """
 
@@ -467,19 +467,19 @@ class EasyCache:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceMethod:
-    """How reference latents are placed where a conditioning does not say it; `families/references.py` has the names."""
+    """How reference latents are placed where a conditioning does not say; see `families/shared/references.py`."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PackFunctions:
-    """Functions of a node pack around a backbone and within it. They are of one process; equal only to themselves.
+    """Functions of a node pack around and within a backbone; valid in one process, equal only to themselves.
 
-    before, instead, after: change guidance as the patches of `sampling/guidance/guidance_patches.py` do, which call
-    them. both: the negative is evaluated at scale 1 too. mask: (mask (B,1,h,w), sigma, the run's sigmas, the
-    model's levels) to the mask of that level. network: what a family's forward runs for the recipe's rows, in
-    ComfyUI's words. options: all of it as packs see it.
+    before, instead, after: change guidance, called from `sampling/guidance/guidance_patches.py`. both: the negative is
+    evaluated at scale 1 too. mask: (mask (B,1,h,w), sigma, the run's sigmas, the model's levels) to the mask of that
+    level. network: called in a family's forward for the recipe's rows, by ComfyUI's names. options: transformer options
+    as packs see them.
     """
 
     before: tuple[Callable[[Any], Any], ...] = ()
@@ -493,11 +493,11 @@ class PackFunctions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelControl:
-    """Show images to a network of the folder "model_patches", which adds to all rows of the backbone on all levels.
+    """A model patch (folder "model_patches") that reads images and adds to the backbone's features on all rows.
 
-    vae: encodes the images. image, inpaint_image: IMAGE (N,H,W,3) in 0…1, what it follows and what it paints into.
-    mask: (N,H,W), 1 where the image is to be made anew. None for what is not given. seen: in images, (N,P,D) each, from
-    the first layers to the last.
+    It acts on all noise levels. vae: encodes the images. image, inpaint_image: IMAGE (N,H,W,3) in 0…1, to follow and to
+    paint into. mask: (N,H,W), 1 where to repaint. Each may be None. seen: image features, (N,P,D) each, from the first
+    layers to the last.
     """
 
     recipe: Recipe
@@ -511,7 +511,7 @@ class ModelControl:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Grounding:
-    """Texts that are to be seen in boxes, by a network of the folder "gligen".
+    """Texts with the boxes where they should appear, for a network of the folder "gligen".
 
     boxes: each a text's pooled output (1,D), and (height, width, y, x) in latent cells.
     """
@@ -540,10 +540,10 @@ GuidancePatch: TypeAlias = (
     | NormalizedAttention
     | OperatedGuidance
 )
-"""Changes to how branches are combined; they leave the network as it is, but where they look at it otherwise."""
+"""Changes to how branches are combined, not to the network's weights."""
 
 LayerPatch: TypeAlias = FreeU | HyperTile | TokenMerging | DeepShrink
-"""Changes to what a network's layers do, by row; they leave its weights as they are."""
+"""Changes to what a network's layers compute, by row; weights stay."""
 
 Patch: TypeAlias = (
     ClipSkip
@@ -565,48 +565,48 @@ Patch: TypeAlias = (
     | PackFunctions
     | ModelControl
 )
-"""Every kind of ordered change a recipe can carry."""
+"""Every kind of ordered change that a recipe can have."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """How to make one part of a model: which file, which part of it, which changes in which order.
 
-    folder, name: the model file in the catalog, e.g. ("checkpoints", "sd15.safetensors"). beside: further files of the
-    folder that belong to the same part, such as a second text encoder.
+    folder, name: the model file in the catalog, e.g. ("checkpoints", "sd15.safetensors"). extra_files: further files of
+    the folder that belong to the same part, such as a second text encoder.
     """
 
     part: Part
     folder: str
     name: str
     patches: tuple[Patch, ...] = ()
-    beside: tuple[str, ...] = ()
+    extra_files: tuple[str, ...] = ()
 
     def with_patch(self, patch: Patch) -> Recipe:
-        """Return a new recipe with one more change at the end."""
+        """Return a recipe with one more change at the end."""
         return replace(self, patches=(*self.patches, patch))
 
     def with_lora(self, name: str, strength: float) -> Recipe:
-        """Return a new recipe with a LoRA at the end; at a strength of 0 there is nothing to add."""
+        """Return a recipe with a LoRA at the end; the same recipe at strength 0."""
         return self.with_patch(Lora(name, strength)) if strength else self
 
     def with_bypass_lora(self, name: str, strength: float) -> Recipe:
-        """Return a new recipe with a LoRA beside its weights, in place of one that is there already."""
+        """Return a recipe with a bypass LoRA, which replaces an earlier one."""
         patches = tuple(patch for patch in self.patches if not (isinstance(patch, Lora) and patch.bypass))
         return replace(self, patches=(*patches, *([Lora(name, strength, bypass=True)] if strength else [])))
 
     def with_patches(self, patches: Iterable[Patch]) -> Recipe:
-        """Return a new recipe with more changes at the end."""
+        """Return a recipe with more changes at the end."""
         return replace(self, patches=(*self.patches, *patches))
 
     @property
     def files(self) -> tuple[str, ...]:
         """The names of its files in their folder, without those of changes."""
-        return (self.name, *self.beside)
+        return (self.name, *self.extra_files)
 
     @property
     def loaded_as(self) -> str:
-        """What its text encoders are loaded for; "" if nothing says it."""
+        """The type that its text encoders are loaded as; "" if unset."""
         said = self.last(LoadedAs)
         return "" if said is None else said.type
 
@@ -623,25 +623,25 @@ class Recipe:
     @overload
     def last(self, kind: UnionType) -> Any: ...
     def last(self, kind: Any) -> Any:
-        """Return the last of its changes of a kind, which is the one that counts; None if there is none."""
+        """Return the last of its changes of a kind, the one in effect; None if there is none."""
         found = self.all(kind)
         return found[-1] if found else None
 
 
 ENCODER_TYPE = "stable_diffusion"
-"""What text encoders are loaded for that nothing is said of."""
+"""Default type of text encoders."""
 
 
-def encoders(type: str, name: str, *beside: str, folder: str = "text_encoders") -> Recipe:
-    """Return the recipe of text encoders for a type. Whether the files suit it shows when they are opened."""
-    recipe = Recipe("clip", folder, name, beside=beside)
+def encoders(type: str, name: str, *extra_files: str, folder: str = "text_encoders") -> Recipe:
+    """Return the recipe of text encoders for a type. Files that do not suit it raise when they are opened."""
+    recipe = Recipe("clip", folder, name, extra_files=extra_files)
     return recipe if type == ENCODER_TYPE else recipe.with_patch(LoadedAs(type))
 
 
 def tiny_vae(name: str) -> Recipe:
-    """Return the recipe of a small autoencoder, which is published as two files. name: how theirs begin ("taesd")."""
+    """Return the recipe of a tiny autoencoder, which is published as two files. name: their prefix ("taesd")."""
     encoder, decoder = (f"{name}_{half}.safetensors" for half in ("encoder", "decoder"))
-    return Recipe("vae", "vae_approx", encoder, beside=(decoder,))
+    return Recipe("vae", "vae_approx", encoder, extra_files=(decoder,))
 
 
 WARM_PARTS: Mapping[str, tuple[Part, ...]] = {
@@ -652,23 +652,23 @@ WARM_PARTS: Mapping[str, tuple[Part, ...]] = {
     "text_encoders": ("clip",),
     "clip_gguf": ("clip",),
 }
-"""What is loaded ahead of a folder's files."""
+"""The parts to preload, by folder."""
 
 WARM_FORM = f"FOLDER/NAME, of {', '.join(WARM_PARTS)}; of text encoders also 'FOLDER/NAME + NAME as TYPE'"
 
 
 def warm_recipes(model: str) -> tuple[Recipe, ...]:
-    """Return the recipes that a text of WARM_FORM stands for; none if it is no such text.
+    """Return the recipes of a preload setting, a text of WARM_FORM; none if it is invalid.
 
-    Files of text encoders do not say what they are for, nor which go together: a type and an order as in the loader
-    that a workflow has are what makes the recipe that its jobs ask for.
+    Files of text encoders do not state their type or companions: only with the type and order of a workflow's loader
+    does the recipe equal that of its jobs.
     """
     folder, _, rest = model.partition("/")
     parts = WARM_PARTS.get(folder, ())
     if parts != ("clip",):
         return tuple(Recipe(part, folder, rest) for part in parts if rest)
     named, said, kind = rest.rpartition(" as ")
-    first, *beside = (named if said else rest).split(" + ")
-    if not all((first, *beside)) or (said and not kind):
+    first, *extra_files = (named if said else rest).split(" + ")
+    if not all((first, *extra_files)) or (said and not kind):
         return ()
-    return (encoders(kind if said else ENCODER_TYPE, first, *beside, folder=folder),)
+    return (encoders(kind if said else ENCODER_TYPE, first, *extra_files, folder=folder),)

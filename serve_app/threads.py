@@ -1,4 +1,4 @@
-"""Threads that call functions for event loops, which would otherwise stand still meanwhile."""
+"""A thread pool for asyncio: runs functions in threads, so that the event loop stays responsive."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _Call: TypeAlias = tuple["asyncio.Future[Any]", Callable[..., Any], tuple[Any, .
 
 
 class Threads:
-    """At most so many, begun as they are needed; one makes its calls in their order. after: called after each, there.
+    """A pool of at most `most` threads, started on demand; one thread runs its calls in order.
 
-    In place of an executor: that makes two futures a call, with locks and callbacks, which for a short function cost
-    more than the function.
+    after: run after each call. concurrent.futures would create two futures for a call, with locks and callbacks, which
+    cost more than a short function.
     """
 
     def __init__(self, name: str, most: int = 1, after: Callable[[], object] = lambda: None) -> None:
@@ -26,12 +26,12 @@ class Threads:
         self._threads: list[threading.Thread] = []
         self._closed = False
         self._idle: list[None] = []
-        """As long as threads wait for a call: what is put in and taken out of a list is never lost between threads."""
+        """One item for each waiting thread; list append and pop are atomic between threads."""
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Return what a function does. Errors: the function's own; RuntimeError once it is closed.
+        """Run a function and return its result. Errors: the function's own; RuntimeError once the pool is closed.
 
-        If the caller is cancelled, a function that has begun goes on, and one that has not is not called.
+        If the caller is cancelled, a running function goes on, and a queued one is not called.
         """
         if self._closed:
             raise RuntimeError(f"the threads '{self._name}' have ended, and make no more calls")
@@ -46,7 +46,7 @@ class Threads:
         return await answer
 
     def close(self) -> None:
-        """Return once all that was asked for is over."""
+        """Wait until all calls are done."""
         self._closed = True
         for _ in self._threads:
             self._calls.put(None)
@@ -70,7 +70,7 @@ def _make(answer: asyncio.Future[Any], function: Callable[..., Any], arguments: 
         value = function(*arguments)
     except BaseException as raised:
         error = raised
-    # A loop that is closed has nobody left to tell.
+    # A closed loop has nobody waiting.
     with contextlib.suppress(RuntimeError):
         answer.get_loop().call_soon_threadsafe(_settle, answer, value, error)
     del error  # whose traceback refers to this call

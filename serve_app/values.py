@@ -1,4 +1,4 @@
-"""The light values that travel along links beside recipes, and the shapes of the values that hold tensors.
+"""The small values on links other than recipes, and the shapes of values with tensors.
 
 This module imports no torch, so the control plane can carry them.
 """
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
 PreviewMethod: TypeAlias = Literal["none", "auto", "latent2rgb", "taesd"]
-"""How a client is shown what samplers have come to: not, by a linear map of latents, or decoded by a tiny VAE.
+"""How clients preview sampling: not at all, by a linear map of latents, or decoded by a tiny VAE.
 
 auto is latent2rgb.
 """
@@ -26,7 +26,7 @@ Latent: TypeAlias = dict[str, Any]
 """
 
 Audio: TypeAlias = dict[str, Any]
-"""AUDIO: {"waveform": (B,C,T) float32, usually in −1…1, "sample_rate": int}. None stands for that of a mute video."""
+"""AUDIO: {"waveform": (B,C,T) float32, usually in −1…1, "sample_rate": int}. None: the audio of a mute video."""
 
 Conditioning: TypeAlias = "list[tuple[torch.Tensor, dict[str, Any]]]"
 """CONDITIONING: a list of (cond (1,T,D), options); options may hold "pooled_output" (1,D)."""
@@ -34,11 +34,11 @@ Conditioning: TypeAlias = "list[tuple[torch.Tensor, dict[str, Any]]]"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClipVisionOutput:
-    """CLIP_VISION_OUTPUT: what an image encoder sees in B images, float32.
+    """CLIP_VISION_OUTPUT: an image encoder's features of B images, float32.
 
-    last_hidden_state, penultimate_hidden_states: (B,N,D), after the last layer and after the one before. image_embeds:
-    each image as one vector (B,P); of an encoder without one its last states. style_hidden_states: (B,2,N,D), after the
-    20th and the 11th layer from the end, of SigLIP's alone; these are what style is read from.
+    last_hidden_state, penultimate_hidden_states: (B,N,D), after the last layer and the one before. image_embeds: one
+    vector for each image (B,P); for encoders without one, the last states. style_hidden_states: (B,2,N,D), after the
+    20th and the 11th layer from the end, of SigLIP only; style models read these.
     """
 
     last_hidden_state: torch.Tensor
@@ -48,17 +48,16 @@ class ClipVisionOutput:
 
     @property
     def states(self) -> dict[str, torch.Tensor]:
-        """Those there are, by name."""
+        """Its tensors that are present, by name."""
         named = {of.name: getattr(self, of.name) for of in fields(self)}
         return {name: states for name, states in named.items() if states is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """What several text encoders read, where it differs; None for one that there is no text for.
+    """Different texts for several text encoders; None: no text for that encoder.
 
-    l: CLIP-L's; g: OpenCLIP's bigG's; t5xxl: T5's; llama: Llama's. skip_empty: an encoder with an empty text is left
-    out.
+    l: CLIP-L's; g: OpenCLIP bigG's; t5xxl: T5's; llama: Llama's. skip_empty: leave out an encoder whose text is empty.
     """
 
     l: str | None = None  # noqa: E741
@@ -70,10 +69,10 @@ class Texts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IllustratedText:
-    """A text with images (1,H,W,3) in 0…1 that the encoder sees, one for each <|image_pad|> of its template.
+    """A text with images (1,H,W,3) in 0…1 for the encoder, one for each <|image_pad|> of its template.
 
-    template: what stands around the text, which takes the place of {}; None the encoder's usual. placed: the model is
-    given the images itself, and is to be told where they stand in place of what is seen in them; not by all encoders.
+    template: the text replaces {} in it; None: the encoder's default. placed: the model reads the images itself, and
+    the conditioning says their positions instead of having their features; not for all encoders.
     """
 
     text: str
@@ -84,7 +83,7 @@ class IllustratedText:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedText:
-    """What CLIP's encoders read, cut into chunks: by encoder ("l", "h", "g") tokens of its length with weights.
+    """Tokens for CLIP's encoders, in chunks of their length: by encoder ("l", "h", "g"), with weights.
 
     A token is a number of the vocabulary or a vector (D,).
     """
@@ -93,16 +92,16 @@ class TokenizedText:
 
 
 Text: TypeAlias = "str | Texts | IllustratedText | TokenizedText"
-"""What text encoders read."""
+"""Input of text encoders."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenSampling:
-    """How the next token is drawn, in ComfyUI's numbers.
+    """How the next token is sampled, in ComfyUI's parameters.
 
-    top_k: so many of the likeliest are left, 0 for all; top_p: those of which the likelier ones add up to no more than
-    this share; min_p: those that have at least this share of the likeliest one's probability. repetition_penalty and
-    presence_penalty: divides and lowers the logits of tokens that were generated before.
+    top_k: number of most likely tokens kept, 0 for all; top_p: keep the most likely ones up to this total probability;
+    min_p: keep those with this share of the highest probability. repetition_penalty divides, presence_penalty lowers
+    the logits of tokens generated before.
     """
 
     temperature: float = 1.0
@@ -116,10 +115,10 @@ class TokenSampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """A text that a language model is asked to generate after another.
+    """A prompt for a language model to continue.
 
-    max_tokens: where it is cut off. sampling: None takes the likeliest token each time. thinking: the model may reason
-    first; use_template: the text stands within the model's template. Both only where a model knows of them.
+    max_tokens: limit on the new tokens. sampling: None: greedy. thinking: the model may reason first; use_template: put
+    the prompt into the chat template. Both apply only to models with such a mode.
     """
 
     text: str
@@ -133,8 +132,8 @@ class GenerationRequest:
 class SamplerChoice:
     """SAMPLER: a sampler's name and the options that differ from its defaults.
 
-    start: makes a node pack's sampler of (x, sigmas, seed, levels), as `sampling.evaluation.Sampler`; the name is then
-    for messages alone, and the options are the pack's.
+    start: makes a node pack's sampler of (x, sigmas, seed, levels), as `samplers.evaluation.Sampler`; the name is then
+    for messages only, and the options are the pack's.
     """
 
     name: str
@@ -144,9 +143,9 @@ class SamplerChoice:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """NOISE: a seed. added False: nothing is added to the latents, and the seed is the sampler's alone.
+    """NOISE: a seed. added False: latents get no noise, and the seed is only for the sampler.
 
-    draw: makes the noise of (latents (B,C,…), their batch_index) where it is not the seed's.
+    draw: makes the noise of (latents (B,C,…), their batch_index) instead of the seed.
     """
 
     seed: int
@@ -165,7 +164,7 @@ class Cfg:
 class DualCfg:
     """Guidance from "negative" to "middle" by middle_scale, and from there to "positive" by scale.
 
-    nested: the second guides what the first gives instead of being added to it.
+    nested: the second guides the result of the first instead of being added to it.
     """
 
     scale: float
@@ -175,9 +174,9 @@ class DualCfg:
 
 @dataclass(frozen=True, slots=True)
 class PerpNeg:
-    """Guidance from "empty", away from that part of "negative" which is perpendicular to "positive".
+    """Guidance from "empty", away from the part of "negative" perpendicular to "positive".
 
-    scale: of all of it; negative_scale: of the negative.
+    scale: of the whole guidance; negative_scale: of the negative.
     """
 
     scale: float
@@ -188,7 +187,7 @@ class PerpNeg:
 class Guider:
     """GUIDER: a backbone, its conditionings by role ("positive", "negative", …), and how they are combined.
 
-    negative_backbone: what answers for the negative, None if that is the backbone too.
+    negative_backbone: runs the negative branch; None: the same backbone.
     """
 
     backbone: Recipe
@@ -199,7 +198,7 @@ class Guider:
 
 @dataclass(frozen=True, slots=True)
 class Extraction:
-    """What of weights makes a LoRA. rank: of its layers; whole: they have all numbers instead; biases: and biases."""
+    """How a LoRA is extracted from weights. rank: of its layers; whole: full matrices instead; biases: also those."""
 
     rank: int
     whole: bool = False
@@ -208,9 +207,9 @@ class Extraction:
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """How a large image is cut for the VAE: sides of a tile and what neighbours share, in pixels.
+    """How large images are tiled for a VAE: sides of a tile and overlap in pixels.
 
-    frames, shared_frames: as much of a video in images of it; frames 0: all of it in each tile.
+    frames, shared_frames: length and overlap in images of a video; frames 0: whole length in each tile.
     """
 
     size: int
@@ -221,11 +220,11 @@ class Tiling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Control:
-    """One application of a ControlNet or T2I-Adapter, the option "control" of an entry of a conditioning.
+    """One application of a ControlNet or T2I-Adapter, in the option "control" of a conditioning entry.
 
-    hint: IMAGE (N,H,W,C) in 0…1. start_percent, end_percent: the share of the noise levels it acts in. previous: the
-    application beneath it; both act. vae: encodes the hint for networks that read latents. mask: (N,H,W), 1 where the
-    image is to be made anew, for networks that read one.
+    hint: IMAGE (N,H,W,C) in 0…1. start_percent, end_percent: the share of the noise levels where it acts. previous: a
+    further application; both act. vae: encodes the hint for networks that read latents. mask: (N,H,W), 1 where to
+    repaint, for networks that read one.
     """
 
     recipe: Recipe

@@ -33,7 +33,6 @@ from serve_app.engine.preview import Pictures, picture
 from serve_app.engine.text_generation import TEXTS_TOGETHER, Job, go_on
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, ModelFileError, UnavailableError
-from serve_app.limits import SizeLimits
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control import control
 from serve_app.models.forward import ReplayCounters

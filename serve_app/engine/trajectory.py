@@ -15,7 +15,7 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.recipe import EasyCache
 from serve_app.sampling.beginning import Beginning, beginning_of
-from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, readings
+from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, model_inputs
 from serve_app.sampling.guidance.guidance import Guidance
 from serve_app.sampling.guidance.hooks import HookSchedule, Variant
 from serve_app.sampling.guidance.layers import LayerPatches
@@ -87,7 +87,7 @@ class Trajectory:
         self._inpainting: Inpainting | None = None
         self._sums = True
         self._next: Evaluation | None = None
-        self._reading: ModelInput | None = None
+        self._model_input: ModelInput | None = None
         self._reached: Latents | None = None
 
     def start(self) -> None:
@@ -178,7 +178,7 @@ class Trajectory:
                 return
             self._report(self._next.step)
             self._evaluation = self._next
-            self.pieces = self._guidance.pieces(self._evaluation, self._reading)
+            self.pieces = self._guidance.pieces(self._evaluation, self._model_input)
             if not self.pieces:
                 # No entry takes part at this level, or what there is need not be computed.
                 self.pieces = self._guidance.take(self._evaluation, ())
@@ -225,8 +225,8 @@ class Trajectory:
             return
         self._sums = isinstance(asked.x, LazySum)
         self._next = held = asked if self._inpainting is None else self._inpainting.hold(asked)
-        [self._reading] = readings([(self._guidance.backbone, held.x, held.sigma)])
-        self.pending += (held.x, asked.x, *asked.kept, self._reading.fed, self._reading.timestep)
+        [self._model_input] = model_inputs([(self._guidance.backbone, held.x, held.sigma)])
+        self.pending += (held.x, asked.x, *asked.kept, self._model_input.fed, self._model_input.timestep)
 
     def _measure(self) -> None:
         # That of the whole canvas, if not all entries have areas.

@@ -166,7 +166,7 @@ class RecipeBackbone:
 
 
 def names_of(network: Mapping[str, Any]) -> set[str]:
-    """Return the names of the functions in `PackFunctions.network`, as ComfyUI has them; replacements end in _replace."""
+    """Return the names of the functions in `PackFunctions.network`, as in ComfyUI; replacements end in _replace."""
     places = network.get("patches_replace", {})
     return {name for name, functions in network.get("patches", {}).items() if functions} | {
         f"{name}_replace" for name, functions in places.items() if functions

@@ -25,6 +25,6 @@ def split_batch(piece: Piece) -> list[Piece]:
         def only(tensor: Tensor) -> Tensor:
             return tensor[row : row + 1]
 
-        return replace(piece, x=only(piece.x), inputs=map_rows(piece.inputs, only), reading=None)
+        return replace(piece, x=only(piece.x), inputs=map_rows(piece.inputs, only), model_input=None)
 
     return [one(row) for row in range(piece.rows)]

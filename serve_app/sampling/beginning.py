@@ -1,6 +1,6 @@
-"""What a run begins with, made of its request alone: its levels, latents and noise. All of it on the CPU, float32.
+"""The initial state of a run, computed from its request alone: noise levels, latents and noise, float32 on the CPU.
 
-How long that takes is for the request to say, so it is made beside the thread that has the forwards.
+It may take long, depending on the request, so it is computed outside the engine's thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from serve_app.sampling.schedules.sigmas import sigmas_for
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Beginning:
-    """sigmas: (n+1,). latents, noise: (B,C,…), unscaled; kept_noise: of what a mask keeps, None as of the rest."""
+    """sigmas: (n+1,). latents, noise: (B,C,…), unscaled; kept_noise: for the masked-out part, None: the same noise."""
 
     spec: SamplerSpec
     sigmas: Tensor
@@ -32,9 +32,9 @@ class Beginning:
 
 
 def beginning_of(request: SamplingRequest, levels: Levels, latent_format: LatentFormat) -> Beginning:
-    """Return what a run of a backbone with these levels and latents begins with.
+    """Return the initial state of a run for a backbone's levels and latent format.
 
-    Errors: NodeError for an unknown sampler or schedule, latents of another format, and noise of too many latents.
+    Errors: NodeError for an unknown sampler or schedule, latents of another format, and noise for too many latents.
     """
     spec = _spec(request, levels)
     sigmas = _sigmas(request, levels, spec)

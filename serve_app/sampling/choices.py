@@ -1,4 +1,4 @@
-"""A table of named choices whose miss explains itself. SAMPLERS and SCHEDULES are two of them."""
+"""A table of named choices whose errors suggest the nearest name. SAMPLERS and SCHEDULES are two of them."""
 
 from __future__ import annotations
 

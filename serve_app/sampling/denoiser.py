@@ -1,7 +1,7 @@
-"""How a network's output becomes D(x, sigma), the denoised latents every sampler works with.
+"""How a network's output becomes D(x, sigma), the denoised latents that samplers work with.
 
-One class a kind of prediction, and which of them, on which noise levels, a kind of training means. σ_data is 1 where
-it is not given, as latent diffusion models are trained. No network is known here.
+One class for each kind of prediction, and the mapping from training to prediction and noise levels. σ_data is 1 unless
+stated, as latent diffusion models are trained. No network is known here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from serve_app.sampling.schedules.levels import AngleLevels, EdmLevels, FlowLeve
 
 
 class Scaling(NamedTuple):
-    """How D(x, sigma) is made of a network F at one level: c_skip·x + c_out·F(c_in·x).
+    """Preconditioning at one level: D(x, sigma) = c_skip·x + c_out·F(c_in·x) for a network F.
 
-    Source: Karras et al. 2022, arXiv:2206.00364, equation 7, whatever the network was trained to predict.
+    Source: Karras et al. 2022, arXiv:2206.00364, equation 7, for any prediction.
     """
 
     c_in: float
@@ -33,7 +33,7 @@ class Prediction(Protocol):
     """What a network was trained to predict."""
 
     def scaling(self, sigma: float) -> Scaling:
-        """Return how D(x, sigma) is made of it at a level."""
+        """Return the coefficients of D(x, sigma) at a level."""
         ...
 
 
@@ -63,7 +63,7 @@ class V:
 
 
 class Edm(V):
-    """The network predicts what c_skip·x lacks of the image: −v.
+    """The network predicts what c_skip·x lacks to be the image: −v.
 
     Source: Karras et al. 2022, arXiv:2206.00364, Table 1.
     """
@@ -74,7 +74,7 @@ class Edm(V):
 
 
 class X0:
-    """The network predicts the denoised latents; its input is as that of a noise prediction."""
+    """The network predicts the denoised latents; its input is scaled as for a noise prediction."""
 
     @staticmethod
     def scaling(sigma: float) -> Scaling:
@@ -82,7 +82,7 @@ class X0:
 
 
 class ImgToImg:
-    """The network turns latents into latents, as they are."""
+    """The network maps latents to latents, without scaling."""
 
     @staticmethod
     def scaling(sigma: float) -> Scaling:
@@ -91,7 +91,7 @@ class ImgToImg:
 
 @dataclass(frozen=True, slots=True)
 class Lcm:
-    """A noise prediction bent so that D(x, 0) = x, as latent consistency models are distilled.
+    """A noise prediction adjusted so that D(x, 0) = x, as latent consistency models are distilled.
 
     Source: Luo et al. 2023, arXiv:2310.04378, equation 9 with σ_data = 0.5 and timesteps scaled by 10.
     """
@@ -106,7 +106,7 @@ class Lcm:
 
 
 class Velocity:
-    """The network predicts where x is heading as noise grows, noise − latents, from x as it is.
+    """The network predicts the velocity noise − latents from unscaled x.
 
     Source: Liu et al. 2022, arXiv:2209.03003, equation 1, with time running towards noise.
     """
@@ -122,9 +122,9 @@ _LCM_STRIDE = 20
 
 @lru_cache(maxsize=64)
 def trained(training: Training) -> tuple[Levels, Prediction]:
-    """Return the noise levels and the prediction that a kind of training means.
+    """Return the noise levels and the prediction of a kind of training.
 
-    Errors: NodeError for a prediction that is not known, or for levels that are none.
+    Errors: NodeError for an unknown prediction, or invalid levels.
     """
     match training:
         case Discrete("lcm", zsnr, even):

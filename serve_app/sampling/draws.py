@@ -1,8 +1,7 @@
-"""Where noise for a device is drawn ahead of its use: in threads of their own, by a GPU in an order of its own.
+"""Draws noise ahead of its use, in threads of its own and on a CUDA stream of its own.
 
-A draw may be many calls of a GPU. Asked for between two forwards they would all stand in the way of the next, in the
-thread that asks and on the stream that it asks. So a GPU draws on a stream beside that of forwards, which waits for a
-draw, on the device, where it comes to use it.
+A draw may launch many kernels. Between two forwards they would delay the next one, on the calling thread and on its
+stream. So a GPU draws on a side stream, and the forward's stream waits for the draw where it uses it.
 """
 
 from __future__ import annotations
@@ -17,39 +16,39 @@ import torch
 from torch import Tensor
 
 THREADS = 2
-"""How many draw; each draws in the order in which it is asked to."""
+"""Number of drawing threads; each draws in the order of its requests."""
 
 
 class Draws(Protocol):
-    """What a device is asked to draw, in an order of its own."""
+    """Draws noise for a device, in order."""
 
     def made(self, draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Have noise drawn for the device; return what hands it over, once, to what a thread asks the device for next.
+        """Draw noise for the device; return a function that hands it over, once, to the calling thread's work.
 
-        That begins after it, and has its memory until it is done. draw: uses nothing that was made elsewhere.
+        That work then starts after the draw on the device, and owns its memory. draw: uses no tensor made elsewhere.
         """
         ...
 
 
 class HostDraws:
-    """Of a device that does what it is asked for at once, as a CPU does."""
+    """Draws of a device that computes synchronously, such as a CPU."""
 
     def made(self, draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Draw."""
+        """Draw at once."""
         drawn = draw()
         return lambda: drawn
 
 
 class CudaDraws:
-    """Of a GPU: a stream."""
+    """Draws of a GPU, on a stream of their own."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        # Forwards wait for it, so it has their priority.
+        # Same priority as forwards, which wait for it.
         self._stream: Any = torch.cuda.Stream(device, priority=self._current.priority)  # type: ignore[no-untyped-call]
 
     def made(self, draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
-        """Draw on the stream, and mark with an event where it is done."""
+        """Draw on the stream, and record an event after it."""
         with torch.cuda.stream(self._stream):
             drawn = draw()
         event: Any = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -75,7 +74,7 @@ def draws_of(device: torch.device) -> Draws:
 
 
 def thread() -> Executor:
-    """Return the thread that draws for one run: they take turns."""
+    """Return the thread that draws for a run; runs are assigned to threads in turn."""
     return next(_threads())
 
 

@@ -1,6 +1,7 @@
-"""What a network is asked: pieces of rows at one noise level each, and who answers them.
+"""Inputs of a batched forward: pieces of rows at one noise level each, and the protocols of the networks that run them.
 
-A piece belongs to one run; a forward holds pieces of many runs. Nothing here knows a network or the loop that runs it.
+A piece belongs to one run; a forward combines pieces of many runs. Nothing here knows a network or the loop that runs
+it.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ Area = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Canvas:
-    """What a run samples. latents, noise: (B,C,h,w) as the network sees them; mask: (B,1,h,w), 1 where to sample.
+    """The latents and noise of a run. latents, noise: (B,C,h,w), scaled for the network; mask: (B,1,h,w), 1: sample.
 
-    Where latents have an axis of time, it stands before h here and everywhere: (B,C,T,h,w), (B,1,T,h,w). seed: of the
-    run, for what else is drawn for it.
+    Video latents have a time axis before h, here and everywhere: (B,C,T,h,w), (B,1,T,h,w). seed: of the run, for other
+    noise that it draws.
     """
 
     latents: Tensor
@@ -42,19 +43,16 @@ class Canvas:
 
 
 class Inputs(Protocol):
-    """What an entry of a conditioning tells a network beside x and sigma, for every row of a canvas.
-
-    Each family has a class of its own.
-    """
+    """A network's conditioning inputs for every row of a canvas. Each family has a class of its own."""
 
     def within(self, area: Area | None) -> Inputs:
-        """Return the inputs of an area of the canvas; None: of the whole."""
+        """Return the inputs for an area of the canvas; None: for the whole canvas."""
         ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelInput:
-    """What a network reads of x at a level. fed: x as it is fed it, float32; timestep: (B,), what it is told."""
+    """What a network reads at a noise level. fed: x times c_in, float32; timestep: (B,), the level in its own unit."""
 
     fed: Latents
     timestep: Latents
@@ -62,11 +60,11 @@ class ModelInput:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
-    """Rows that one entry of a conditioning asks for. x: (B,C,h,w), all at sigma, beside B rows of inputs.
+    """Rows of one conditioning entry. x: (B,C,h,w), all at sigma, with B rows of conditioning inputs.
 
-    backbone: what answers it. role: of the branch that the entry is of. layers: what its layers do otherwise for these
-    rows, as `layers` has it; a network passes over what it has no layers for. tie: pieces of equal ties share a forward
-    if their group keys are equal, for their layers look at each other's rows. reading: of x, if it is computed already.
+    backbone: runs it. role: the entry's branch. layers: patches of layers for these rows, as in `guidance.layers`; a
+    network ignores those for layers it lacks. tie: pieces with equal ties and group keys must share a forward, as their
+    layers read each other's rows. model_input: its model input, if already computed.
     """
 
     backbone: Backbone
@@ -76,16 +74,16 @@ class Piece:
     role: str = "positive"
     layers: tuple[Any, ...] = ()
     tie: object | None = None
-    reading: ModelInput | None = None
+    model_input: ModelInput | None = None
 
     @property
     def rows(self) -> int:
-        """How many rows of a forward it takes."""
+        """Its number of rows in a batch."""
         return self.x.shape[0]
 
     @property
     def cells(self) -> int:
-        """How much work it is, in latent cells, of all its rows."""
+        """Its work in latent cells, over all rows."""
         return self.backbone.network.cells(self)
 
     @property
@@ -95,7 +93,7 @@ class Piece:
 
 
 class Network(Protocol):
-    """A denoising network on a device, which answers rows of many runs at once. key: equal for equal weights."""
+    """A denoising network on a device, which runs batches from many runs. key: equal for equal weights."""
 
     @property
     def key(self) -> Hashable: ...
@@ -105,20 +103,20 @@ class Network(Protocol):
         ...
 
     def cells(self, piece: Piece) -> int:
-        """Return how much work a piece is, in latent cells, by which a forward's memory grows."""
+        """Return a piece's work in latent cells, with which a forward's memory grows."""
         ...
 
     def padded_rows(self, rows: int) -> int:
-        """Return how many rows a forward of so many takes memory for, at most; no fewer for more."""
+        """Return the batch size whose memory a forward of `rows` takes, at most; monotonic."""
         ...
 
     def answer(self, rows: Sequence[Any]) -> list[Tensor]:
-        """Return the network's output for each of the rows, as backbones make them of pieces, from one forward."""
+        """Run one forward and return the network's output for each of the rows, which backbones make of pieces."""
         ...
 
 
 class Backbone(Protocol):
-    """A denoising network as one recipe has it. key: equal for backbones whose pieces may share a forward."""
+    """A denoising network with the patches of one recipe. key: equal for backbones whose pieces may share a forward."""
 
     @property
     def key(self) -> Hashable: ...
@@ -140,27 +138,27 @@ class Backbone(Protocol):
 
     @property
     def keeps_clean(self) -> bool:
-        """Whether its network sees what a mask keeps without noise, whatever the level."""
+        """Whether masked-out latents reach its network without noise at every level."""
         ...
 
     @property
     def sigmas(self) -> Tensor | None:
-        """The levels of the run that it is of, as functions of node packs are told them; None before there is one."""
+        """Noise levels of its run, as node packs' functions receive them; None before there is a run."""
         ...
 
     def during(self, sigmas: Tensor) -> Backbone:
-        """Return it for a run over these levels."""
+        """Return a copy for a run over these levels."""
         ...
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
-        """Return what an entry of a conditioning tells the network, for every row of the canvas.
+        """Return an entry's conditioning inputs for every row of the canvas.
 
-        cond: (N,T,D). options: the entry's. role: "positive" or "negative": how it counts in the guidance.
+        cond: (N,T,D). options: the entry's. role: "positive" or "negative": its sign in the guidance.
         """
         ...
 
     def rows(self, piece: Piece, fed: Tensor, timestep: Tensor) -> Any:
-        """Return what its network is asked for a piece. fed: its x as the network is fed it; timestep: (B,)."""
+        """Return the rows of a batch for a piece. fed: x times c_in; timestep: (B,)."""
         ...
 
     def denoised(self, piece: Piece, output: Tensor) -> Tensor:
@@ -168,18 +166,18 @@ class Backbone(Protocol):
         ...
 
     def apart(self, piece: Piece) -> list[Piece]:
-        """Return a piece for each row of a piece, in order, or the piece alone where its rows depend on each other."""
+        """Return one piece for each row, in order, or the piece itself where its rows depend on each other."""
         ...
 
     def with_functions(self, functions: PackFunctions) -> Backbone:
-        """Return it with functions of a node pack in place of its own, for its rows.
+        """Return a copy whose rows call these functions of a node pack instead.
 
-        Errors: NodeError where the family runs none.
+        Errors: NodeError where the family calls none.
         """
         ...
 
     def fed(self, piece: Piece) -> Tensor:
-        """Return what the network is fed for a piece's x, float32."""
+        """Return the piece's x as the network reads it, times c_in, float32."""
         ...
 
     def output(self, piece: Piece, denoised: Tensor) -> Tensor:
@@ -195,41 +193,41 @@ def denoise(pieces: Sequence[Piece]) -> list[Tensor]:
 
 
 def answered(pieces: Sequence[Piece]) -> list[Tensor]:
-    """Return the network's output for each piece from one forward. Their keys are as those of `denoise`."""
-    unread = [piece for piece in pieces if piece.reading is None]
-    made = readings([(piece.backbone, piece.x, piece.sigma) for piece in unread])
-    compute(latents for reading in made for latents in (reading.fed, reading.timestep))
+    """Return the network's output for each piece from one forward. Keys are equal, as in `denoise`."""
+    unread = [piece for piece in pieces if piece.model_input is None]
+    made = model_inputs([(piece.backbone, piece.x, piece.sigma) for piece in unread])
+    compute(latents for model_input in made for latents in (model_input.fed, model_input.timestep))
     known = dict(zip(map(id, unread), made, strict=True))
     asked = []
     for piece in pieces:
-        reading = piece.reading or known[id(piece)]
-        asked.append(piece.backbone.rows(piece, value(reading.fed), value(reading.timestep)))
+        model_input = piece.model_input or known[id(piece)]
+        asked.append(piece.backbone.rows(piece, value(model_input.fed), value(model_input.timestep)))
     return pieces[0].backbone.network.answer(asked)
 
 
 def denoised_by(piece: Piece, output: Tensor) -> LazySum:
-    """Return a piece's D(x, sigma) by the network's output for it, still to be computed."""
+    """Return a piece's D(x, sigma) as a lazy sum of the network's output for it."""
     scaling = piece.backbone.prediction.scaling(piece.sigma)
     denoised = LazySum.of(output) * scaling.c_out
     return denoised + LazySum.of(piece.x) * scaling.c_skip if scaling.c_skip else denoised
 
 
-def readings(asked: Sequence[tuple[Backbone, Latents, float]]) -> list[ModelInput]:
-    """Return what networks are to read for latents x (B,C,h,w) at levels, still to be computed. asked: the three."""
+def model_inputs(asked: Sequence[tuple[Backbone, Latents, float]]) -> list[ModelInput]:
+    """Return the model inputs of (backbone, x (B,C,h,w), sigma) triples as lazy sums."""
     made: dict[Hashable, ModelInput] = {}
     for backbone, x, sigma in asked:
         key = id(x), sigma, id(backbone.prediction), id(backbone.levels)
         if key not in made:
-            made[key] = _reading(backbone, x, sigma)
+            made[key] = _model_input(backbone, x, sigma)
     return [made[id(x), sigma, id(backbone.prediction), id(backbone.levels)] for backbone, x, sigma in asked]
 
 
-def reads_alike(backbone: Backbone, other: Backbone) -> bool:
-    """Whether two backbones read the same of any latents."""
+def same_model_inputs(backbone: Backbone, other: Backbone) -> bool:
+    """Whether two backbones compute equal model inputs for equal latents."""
     return backbone.prediction is other.prediction and backbone.levels is other.levels
 
 
-def _reading(backbone: Backbone, x: Latents, sigma: float) -> ModelInput:
+def _model_input(backbone: Backbone, x: Latents, sigma: float) -> ModelInput:
     told = float(backbone.levels.timestep(torch.tensor(sigma, dtype=torch.float32)))
     ones = _ones(x.device, x.shape[0])
     return ModelInput(LazySum.of(x) * backbone.prediction.scaling(sigma).c_in, LazySum.of(ones) * told)
@@ -237,7 +235,7 @@ def _reading(backbone: Backbone, x: Latents, sigma: float) -> ModelInput:
 
 @lru_cache(maxsize=64)
 def _ones(device: torch.device, rows: int) -> Tensor:
-    """Return ones (rows,), kept, for what is told a network of a level: it is a table's number times these."""
+    """Return ones (rows,), cached: a timestep is a lazy sum of them, with the table's number as its factor."""
     return torch.ones(rows, device=device)
 
 
@@ -248,7 +246,7 @@ def crop(rows: Tensor, area: Area) -> Tensor:
 
 
 def to_batch(rows: Tensor, batch: int) -> Tensor:
-    """Return rows (N,…) as (batch,…): one is shared by all, several are repeated in turn and cut."""
+    """Return rows (N,…) as (batch,…): one row is broadcast, several are repeated in turn and cut."""
     if rows.shape[0] == batch:
         return rows
     if rows.shape[0] == 1:

@@ -1,9 +1,9 @@
-"""Sums of latents times numbers, which are written down first and computed together, for many runs at once.
+"""Lazy linear combinations of latents, computed together for all runs of a forward.
 
-What is done around a network is nearly all of this kind: what it is fed, D(x, sigma), guidance, inpainting and a
-sampler's step. A GPU's time for it is its number of calls. So none is made until a step is written down to its next
-evaluation; then those of all runs of a forward are computed by the same few operations, whatever samplers they are of,
-by one table of coefficients. Numbers are added up in double precision and rounded once.
+Nearly all arithmetic around a network has this form: scaling its input, D(x, sigma), guidance, inpainting, a sampler's
+step. On a GPU it costs by the number of kernel launches. So a step is recorded as sums up to its next evaluation; then
+the sums of all runs are computed by the same few operations, with one table of coefficients, whatever their samplers.
+Numbers are added in double precision and rounded once.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor
 from serve_app.sampling.transfer import sent
 
 Latents: TypeAlias = "Tensor | LazySum"
-"""What samplers compute with: (B,C,h,w), there or still to be computed."""
+"""What samplers compute with: (B,C,h,w), a tensor or a lazy sum."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Term:
-    """One summand: leaf (B,…) times a number and masks, each (1 or B,1 or C,…)."""
+    """One summand: leaf (B,…) times a factor and masks, each (1 or B,1 or C,…)."""
 
     leaf: Tensor
     factor: float
@@ -41,9 +41,9 @@ class _Term:
 
 
 class LazySum:
-    """A sum of latents times numbers and masks, once `compute` or `value` is called a tensor.
+    """A linear combination of latents, not computed until `compute` or `value` is called.
 
-    It is added to, multiplied and divided as a tensor is; by tensors only where they are masks or single numbers.
+    Adds, multiplies and divides like a tensor; factors are numbers, masks or tensors of one number.
     """
 
     __slots__ = ("_like", "_terms", "_value")
@@ -55,12 +55,12 @@ class LazySum:
 
     @classmethod
     def of(cls, latents: Latents) -> LazySum:
-        """Return latents as one."""
+        """Wrap latents."""
         return latents if isinstance(latents, LazySum) else cls((_Term(latents, 1.0),), latents)
 
     @classmethod
     def zero(cls, like: Tensor) -> LazySum:
-        """Return zeros shaped as a tensor."""
+        """Return zeros of a tensor's shape."""
         return cls((), like)
 
     @property
@@ -73,12 +73,12 @@ class LazySum:
 
     @property
     def terms(self) -> tuple[_Term, ...]:
-        """Its summands, one or more; one once it is computed."""
+        """Its summands, one or more; a single one once it is computed."""
         return self._terms
 
     @property
     def value(self) -> Tensor:
-        """Its numbers, computed alone if they are not there."""
+        """Its tensor, computed alone if it is still pending."""
         if self._value is None:
             compute([self])
         assert self._value is not None, "compute gives all that it is given a value"
@@ -89,7 +89,7 @@ class LazySum:
         return self._value is not None
 
     def materialize(self, value: Tensor) -> None:
-        """Take its numbers, and let go of what they were computed from."""
+        """Store the computed tensor and release the summands."""
         self._value = self._like = value
         self._terms = (_Term(value, 1.0),)
 
@@ -125,7 +125,7 @@ class LazySum:
 
 
 def value(latents: Latents) -> Tensor:
-    """Return the numbers of latents."""
+    """Return latents as a tensor."""
     return latents.value if isinstance(latents, LazySum) else latents
 
 
@@ -137,7 +137,7 @@ def mixed(start: Latents, end: Latents, share: float | Tensor) -> Latents:
 
 
 def compute(sums: Iterable[Latents]) -> None:
-    """Give all a value, those of equally shaped rows by the same operations; what has one is passed over.
+    """Compute pending sums, those of equally shaped rows by the same operations.
 
     The bits of each depend on its own terms alone.
     """
@@ -164,9 +164,9 @@ def compute(sums: Iterable[Latents]) -> None:
 
 
 def _table(group: Sequence[LazySum]) -> list[list[float]]:
-    """Return the factors (K,R) of a group's terms for each of their R rows, zeros after the last of each.
+    """Return the factors (K,R) of a group's terms for each of their R rows, padded with zeros.
 
-    K is a power of two, for terms are added up by halves.
+    K is a power of two, as terms are added pairwise, by halves.
     """
     most = max(len(lazy_sum.terms) for lazy_sum in group)
     table: list[list[float]] = []
@@ -180,8 +180,8 @@ def _table(group: Sequence[LazySum]) -> list[list[float]]:
 
 
 def _compute(group: Sequence[LazySum], table: Tensor) -> None:
-    """Settle sums whose rows are shaped alike. table: (K,R), as `_table`."""
-    # After the last of its terms each one's first fills the place: another's could be no number.
+    """Materialize sums whose rows are shaped alike. table: (K,R), as `_table`."""
+    # Padding repeats each sum's own first term: another's could be NaN, and NaN · 0 is NaN.
     terms = [(c.terms[k] if k < len(c.terms) else c.terms[0]) for k in range(len(table)) for c in group]
     leaves = _whole([term.leaf for term in terms])
     row = leaves.shape[1:]
@@ -203,7 +203,7 @@ _ONES: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
 
 def _whole_mask(leaf: Tensor) -> Tensor:
-    """Return a mask of ones for a leaf. It is kept: making one for every step would take a call each."""
+    """Return a cached mask of ones for a leaf: making one for every step would cost a kernel launch."""
     key = leaf.device, leaf.dtype
     if key not in _ONES:
         _ONES[key] = torch.ones(1, dtype=leaf.dtype, device=leaf.device)

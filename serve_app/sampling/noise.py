@@ -1,8 +1,8 @@
-"""A job's noise: drawn from its seed alone, so batching never changes it.
+"""A job's noise, drawn from its seed alone, so batching never changes it.
 
-What a run begins with is drawn on the CPU. What samplers add is drawn where ComfyUI draws it, so that a seed gives the
-picture it gives there: on the run's device, but for Brownian paths whose sampler is not one of those named after the
-GPU. Of devices of one kind all draw the same. How noise is added to latents is the model's to say (`levels`).
+Initial noise is drawn on the CPU. Samplers' noise is drawn where ComfyUI draws it, so that a seed gives the same
+picture: on the run's device, except Brownian paths of samplers that are not named after the GPU. Devices of one kind
+draw equal noise. `levels` says how noise is added to latents.
 """
 
 from __future__ import annotations
@@ -30,25 +30,26 @@ SEEDS = 2**64
 """Seeds are taken modulo this."""
 
 MOST_DRAWN = 2**28
-"""How many numbers are drawn at most for latents that take theirs from further on in a seed's sequence: 4,096 images of
-1024×1024 with four channels. That is some seconds' work of a CPU.
+"""Limit on the numbers drawn for latents whose noise is further on in a seed's sequence.
+
+4,096 images of 1024×1024 with four channels take some seconds of a CPU.
 """
 
 AHEAD = 4
-"""How many draws of a run are made before they are asked for: about two forwards' worth."""
+"""How many draws of a run are made in advance: about two forwards' worth."""
 
 
 def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> Tensor:
     """Return unit-variance noise of a shape (B,C,h,w), float32 on the CPU.
 
-    batch_index: for each of the B latents, which noise of the seed's sequence it takes; indices may repeat. None draws
-    the B at once, which for latents of a few values is another sequence. Source: ComfyUI's noise for a seed.
+    batch_index: position in the seed's sequence of each of the B latents; may repeat. None: the B are drawn at once,
+    which for very small latents is another sequence. Source: ComfyUI's noise for a seed.
     """
     return _drawn(shape, torch.Generator().manual_seed(seed % SEEDS), batch_index)
 
 
 def after_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> torch.Generator:
-    """Return the seed's generator as `noise` leaves it, from which a network's layers draw in ComfyUI."""
+    """Return the seed's generator in the state after `noise`, from which layers draw in ComfyUI."""
     generator = torch.Generator().manual_seed(seed % SEEDS)
     _drawn(shape, generator, batch_index)
     return generator
@@ -72,7 +73,7 @@ def _drawn(shape: Sequence[int], generator: torch.Generator, batch_index: Sequen
 
 
 def drawn(given: Noise, latents: Tensor, batch_index: Sequence[int] | None = None) -> Tensor:
-    """Return what a NOISE is for latents, float32 on the CPU; zero where it adds none. Errors: NodeError.
+    """Return the tensor of a NOISE for latents, float32 on the CPU; zeros if it adds none. Errors: NodeError.
 
     batch_index: as `noise`.
     """
@@ -96,23 +97,23 @@ def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> DrawnNoise:
 
 
 def own_seed(device: torch.device, seed: int) -> int:
-    """Return the seed of what a run's sampler draws.
+    """Return the seed for a run's sampler noise.
 
-    On a CPU it is the one after the run's, as in ComfyUI: the run's own begins with the noise that x has.
+    On a CPU it is the run's seed plus one, as in ComfyUI: the run's own would repeat the initial noise of x.
     """
     return seed + 1 if device.type == "cpu" else seed
 
 
 def seeded(device: torch.device, seed: int) -> torch.Generator:
-    """Return a generator of a device at a seed's beginning."""
+    """Return a new generator of a device with a seed."""
     return torch.Generator(device).manual_seed(seed % SEEDS)
 
 
 def brownian_noise(x: Tensor, sigmas: Tensor, seed: int, *, on_device: bool = False) -> BrownianNoise:
-    """Return a source whose noise between two levels is the increment of one Brownian path over sigma, shaped as x.
+    """Return a source of increments of one Brownian path over sigma, shaped as x.
 
-    So a step and its stages meet the same noise, and so do runs of other step counts between the same levels.
-    on_device: the path is drawn on the device of x.
+    A step and its stages share the path, and so do runs of other step counts between the same levels. on_device: the
+    path is drawn on the device of x.
     """
     if on_device:
         return BrownianNoise(x, sigmas, seed, partial(seeded, x.device))
@@ -120,9 +121,9 @@ def brownian_noise(x: Tensor, sigmas: Tensor, seed: int, *, on_device: bool = Fa
 
 
 class BrownianNoise:
-    """The source that `brownian_noise` returns. What is for a GPU can be drawn ahead of its use.
+    """The source that `brownian_noise` returns. For a GPU it can draw ahead of use.
 
-    generator: of a seed, on the device where the path is drawn; on the CPU if not given.
+    generator: of a seed, on the device where the path is drawn; default: on the CPU.
     """
 
     def __init__(
@@ -131,7 +132,7 @@ class BrownianNoise:
         self._shape, self._device = x.shape, x.device
         self._sigmas, self._seed, self._generator = sigmas, seed, generator
         self._path: BrownianPath | None = None
-        # One thread at a time uses the path; the order of uses changes nothing.
+        # Used by one thread at a time; the order of uses changes nothing.
         self._lock = Lock()
         self._draws = draws_of(x.device)
         self._thread: Executor | None = None
@@ -139,9 +140,9 @@ class BrownianNoise:
         self._expected: Iterator[tuple[float, float]] = iter(())
 
     def expect(self, pairs: Iterable[tuple[float, float]]) -> None:
-        """Draw between these levels, in this order, ahead of their use and in another thread, if it is for a GPU.
+        """Draw increments between these levels in the background, in this order, if they are for a GPU.
 
-        A CPU would do nothing else meanwhile.
+        A CPU would only do the same work earlier.
         """
         if self._device.type != "cpu":
             self._thread, self._expected = thread(), iter(pairs)
@@ -154,7 +155,7 @@ class BrownianNoise:
         return hand_over()
 
     def _taken(self, sigma: float, following: float) -> Callable[[], Tensor] | None:
-        """Take out what was drawn ahead between these levels. None: nothing was, or a forward had the memory then."""
+        """Take the increment drawn ahead between these levels. None: none was, or its memory was reclaimed."""
         if not self._ahead or self._ahead[0][0] != (sigma, following):
             return None
         try:
@@ -179,7 +180,7 @@ class BrownianNoise:
 
 
 def _drawn_for(source: ref[BrownianNoise], pair: tuple[float, float]) -> Callable[[], Tensor]:
-    """Draw for a run, unless it has ended. Errors: ReferenceError, which then nobody hears of."""
+    """Draw for a run unless it has ended. Errors: ReferenceError, which nobody then awaits."""
     if (wanted := source()) is None:
         raise ReferenceError("the run has ended that the noise is of")
     return wanted._drawn(*pair)

@@ -1,4 +1,4 @@
-"""What one run of a sampler is asked for, and what it ends with. Values that nodes make and the engine carries out."""
+"""The request and the result of one sampler run. Nodes make requests; the engine carries them out."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class Steps:
     """A schedule by name and the window of its steps that is run.
 
-    denoise: 0…1 share of the schedule that is run; below 1 the schedule is made longer by 1 / denoise and only its last
-    `count` steps are run. start, end: the window of steps, as in KSamplerAdvanced. full_denoise False leaves the noise
-    of the window's end.
+    denoise: 0…1, the share of the schedule that is run: below 1 the schedule gets 1 / denoise times the steps, of which
+    the last `count` are run. start, end: the window of steps, as in KSamplerAdvanced. full_denoise False: stop at the
+    noise level of the window's end.
     """
 
     schedule: str
@@ -31,12 +31,12 @@ class Steps:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SamplingRequest:
-    """All that one run of a sampler asks for.
+    """All inputs of one sampler run.
 
-    latents: (B,C,h,w) or (B,C,T,h,w) unscaled, as a LATENT holds them. sigmas: (n+1,), or the steps that make them.
-    batch_index: which noise of the seed's sequence each latent takes; None counts from 0. noise_mask: as a LATENT holds
-    it. factor: pixels that a cell of empty latents covers along one side, where they say it. after_step: called in the
-    engine's thread with (the step's index, its estimate of the image, x, steps in all), both as the backbone samples.
+    latents: (B,C,h,w) or (B,C,T,h,w) unscaled, as in a LATENT. sigmas: (n+1,), or the steps that make them.
+    batch_index: position in the seed's noise sequence of each latent; None: counted from 0. noise_mask: as in a LATENT.
+    factor: pixels per cell along one side, where empty latents state it. after_step: called in the engine's thread with
+    (step index, denoised, x, total steps), both scaled for the backbone.
     """
 
     guider: Guider
@@ -52,7 +52,7 @@ class SamplingRequest:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampled:
-    """What a run ends with: its latents, and its last estimate of the image, both unscaled on the CPU, of a shape."""
+    """The result of a run: final latents and last denoised estimate, unscaled on the CPU, of equal shape."""
 
     latents: torch.Tensor
     denoised: torch.Tensor

@@ -1,4 +1,4 @@
-"""Tensors from host to device and back. A copy that waited would end the overlap of host and device."""
+"""Copies tensors between host and device without synchronising, so that both keep working."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device, without waiting for what the device has been asked before.
+    """Return a tensor on a device, without waiting for earlier work of the device.
 
-    Only from pinned memory can a GPU copy while the host goes on.
+    A GPU copies asynchronously from pinned memory only.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
@@ -17,15 +17,15 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def brought(tensor: Tensor) -> Tensor:
-    """Return a tensor on the host. From a GPU its numbers are there once the GPU has done what it was asked for by now.
+    """Return a tensor on the host. From a GPU it is filled once the work enqueued so far is done.
 
-    Its memory is pinned then, of which there is little: who keeps it copies it.
+    It lies in pinned memory, which is scarce: copy it with `kept` to store it.
     """
     return tensor.to("cpu", non_blocking=True)
 
 
 def kept(tensor: Tensor) -> Tensor:
-    """Return a tensor of the host that may be kept: it holds no pinned memory, and no more than its own."""
+    """Return a host tensor for storage: in pageable memory, and no larger than itself."""
     if tensor.is_pinned() or tensor.untyped_storage().nbytes() > tensor.numel() * tensor.itemsize:
         return tensor.clone()
     return tensor

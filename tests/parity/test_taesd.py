@@ -72,6 +72,6 @@ def test_flux_2s_is_comfyuis(tmp_path):
 
 
 def test_only_families_with_a_known_scale_are_taken(catalog):
-    recipe = Recipe("vae", "vae_approx", "other_encoder.safetensors", beside=("other_decoder.safetensors",))
+    recipe = Recipe("vae", "vae_approx", "other_encoder.safetensors", extra_files=("other_decoder.safetensors",))
     with pytest.raises(ModelFileError, match="is no TAESD encoder for taesd or taesdxl or taesd3 or taef1 or taef2"):
         cpu_weights(catalog).vae(recipe)

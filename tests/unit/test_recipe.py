@@ -23,4 +23,4 @@ def test_a_kind_may_be_one_of_several():
 
 def test_a_small_autoencoder_is_two_files():
     recipe = tiny_vae("taesd")
-    assert (recipe.name, recipe.beside) == ("taesd_encoder.safetensors", ("taesd_decoder.safetensors",))
+    assert (recipe.name, recipe.extra_files) == ("taesd_encoder.safetensors", ("taesd_decoder.safetensors",))

@@ -97,9 +97,9 @@ def open_model_patch(file: Checkpoint) -> SideFile:
     )
 
 
-def open_control(file: Checkpoint, beside: Sequence[Checkpoint] = ()) -> ControlFile | DitControlFile:
+def open_control(file: Checkpoint, others: Sequence[Checkpoint] = ()) -> ControlFile | DitControlFile:
     """Return a file as what it is. beside: of the backbone whose weights it changes. Errors: ModelFileError."""
     for family in FAMILIES:
         if (control := family.find(file)) is not None:
             return DitControlFile(file, control)
-    return ControlFile(file, beside)
+    return ControlFile(file, others)

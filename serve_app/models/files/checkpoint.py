@@ -71,23 +71,23 @@ class Checkpoint:
         """What else the file says."""
         return self._file.metadata
 
-    def find(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> FoundPart:
+    def find(self, part: Part, others: Sequence[Checkpoint] = (), loaded_as: str = "") -> FoundPart:
         """Return what the part is and where its tensors are.
 
         beside: further files of it. loaded_as: what text encoders are loaded for, as `values.LoadedAs`.
 
         Errors: ModelFileError if the files hold no such part or one of another family.
         """
-        return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *beside)], loaded_as)
+        return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *others)], loaded_as)
 
-    def family(self, part: Part, beside: Sequence[Checkpoint] = (), loaded_as: str = "") -> Family:
+    def family(self, part: Part, others: Sequence[Checkpoint] = (), loaded_as: str = "") -> Family:
         """Return what the part is; as `find`."""
-        return self.find(part, beside, loaded_as).family
+        return self.find(part, others, loaded_as).family
 
     def nbytes(
         self,
         part: Part,
-        beside: Sequence[Checkpoint] = (),
+        others: Sequence[Checkpoint] = (),
         *,
         dtype: torch.dtype,
         rounded: EightBit | None = None,
@@ -100,8 +100,8 @@ class Checkpoint:
         mixed: other numbers take the place of the file's, which are kept in eight bits where these are kept.
         sixteen_bits: what `sixteen_bits.keep` says stays in them. Errors: ModelFileError as `find`.
         """
-        files = (self, *beside)
-        found = self.find(part, beside, loaded_as)
+        files = (self, *others)
+        found = self.find(part, others, loaded_as)
         empty = found.family.empty()
         linear, narrow = _linear_weights(empty), names(empty) if sixteen_bits else set()
         total, seen = 0, set()
@@ -130,7 +130,7 @@ class Checkpoint:
     def load(
         self,
         part: Part,
-        beside: Sequence[Checkpoint] = (),
+        others: Sequence[Checkpoint] = (),
         rounded: EightBit | None = None,
         loaded_as: str = "",
     ) -> tuple[Family, nn.Module]:
@@ -140,8 +140,8 @@ class Checkpoint:
         Linear layers keep weights that the file stores in few bits. rounded: the eight-bit dtype whose numbers all are
         rounded to. Errors: ModelFileError as `find`.
         """
-        files = (self, *beside)
-        found = self.find(part, beside, loaded_as)
+        files = (self, *others)
+        found = self.find(part, others, loaded_as)
         module = found.family.empty()
         wanted, linear = module.state_dict(), _linear_weights(module)
         parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}

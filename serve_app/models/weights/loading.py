@@ -148,11 +148,11 @@ class Loader:
                 return file.elements() * self._dtype(recipe).itemsize
             case (ControlFile() | SideFile()) as file, _:
                 return file.elements() * self._side_dtype(file).itemsize
-            case Checkpoint() as file, beside:
-                dtype = self._dtype(recipe, file.family(recipe.part, beside, recipe.loaded_as))
+            case Checkpoint() as file, others:
+                dtype = self._dtype(recipe, file.family(recipe.part, others, recipe.loaded_as))
                 return file.nbytes(
                     recipe.part,
-                    beside,
+                    others,
                     dtype=dtype,
                     rounded=_rounded(recipe),
                     loaded_as=recipe.loaded_as,
@@ -166,7 +166,7 @@ class Loader:
 
         Errors: of `stream`.
         """
-        name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.beside))}"
+        name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.extra_files))}"
         loaded = Loaded(files.key, name, recipe.part, None)
         file, _ = _open(recipe, files.paths)
         match file:
@@ -216,9 +216,9 @@ class Loader:
 
     def lora_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
         """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""
-        file, beside = _open(recipe, files.paths)
+        file, others = _open(recipe, files.paths)
         assert isinstance(file, Checkpoint)
-        family = file.family(recipe.part, beside, recipe.loaded_as)
+        family = file.family(recipe.part, others, recipe.loaded_as)
         empty = family.empty().to(self._dtype(recipe, family))
         stack, _ = _stack(recipe.part, of_set.changes, family, empty, shapes_alone=True)
         loras = LoraSet(files.key, empty, stack)
@@ -267,13 +267,13 @@ def _open(
     recipe: Recipe, paths: Sequence[Path]
 ) -> tuple[Checkpoint | UpscalerFile | ControlFile | SideFile, Sequence[Checkpoint]]:
     """Return a part's file, and those beside it."""
-    beside = [Checkpoint(path) for path in paths[1:]]
+    others = [Checkpoint(path) for path in paths[1:]]
     if recipe.part == "upscaler":
-        return UpscalerFile(paths[0]), beside
+        return UpscalerFile(paths[0]), others
     file = Checkpoint(paths[0])
     if recipe.part == "model_patch":
-        return open_model_patch(file), beside
-    return (open_control(file, beside) if recipe.part == "controlnet" else file), beside
+        return open_model_patch(file), others
+    return (open_control(file, others) if recipe.part == "controlnet" else file), others
 
 
 def _rounded(recipe: Recipe) -> EightBit | None:
@@ -283,11 +283,11 @@ def _rounded(recipe: Recipe) -> EightBit | None:
 
 def mixture(recipe: Recipe, files: WeightFiles) -> Mixture:
     """Return the weights that a recipe's files make, with all changes of `files` in them. Errors: ModelFileError."""
-    file, beside = _open(recipe, files.paths)
+    file, others = _open(recipe, files.paths)
     if not isinstance(file, Checkpoint):
         raise ModelFileError(f"weights of '{recipe.name}', a model of the kind {recipe.part}, are not merged or saved")
-    family, module = file.load(recipe.part, beside, _rounded(recipe), recipe.loaded_as)
-    made = Mixture(" + ".join(one.where for one in (file, *beside)), family, module)
+    family, module = file.load(recipe.part, others, _rounded(recipe), recipe.loaded_as)
+    made = Mixture(" + ".join(one.where for one in (file, *others)), family, module)
     for change in files.changes:
         match change.patch:
             case Merge(other=other, shares=shares):

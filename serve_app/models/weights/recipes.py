@@ -91,7 +91,7 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Weig
     whole: with all changes of its weights, not only those that are in the weights themselves.
     Errors: ModelFileError for a file that is not there.
     """
-    names = (recipe.name, *recipe.beside)
+    names = (recipe.name, *recipe.extra_files)
     paths = [path for name in names for path in catalog.paths(recipe.folder, name, recipe.part)]
     if (changed := recipe.last(DiffControlNetBase)) is not None:
         paths += part_files(catalog, changed.backbone).paths

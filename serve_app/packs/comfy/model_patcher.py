@@ -26,7 +26,7 @@ from serve_app.sampling.denoiser import trained
 def without_functions(recipe: Recipe) -> Recipe:
     """Return a recipe without the functions of packs."""
     kept = tuple(patch for patch in recipe.patches if not isinstance(patch, PackFunctions))
-    return Recipe(recipe.part, recipe.folder, recipe.name, kept, recipe.beside)
+    return Recipe(recipe.part, recipe.folder, recipe.name, kept, recipe.extra_files)
 
 
 class ModelPatcher:

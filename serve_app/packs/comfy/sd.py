@@ -315,7 +315,7 @@ def load_clip(
 ) -> CLIP:
     """Return text encoders of files of their own."""
     (folder, name), *beside = [place_of(path, "text_encoders") for path in ckpt_paths]
-    recipe = Recipe("clip", folder, name, beside=tuple(other for _, other in beside))
+    recipe = Recipe("clip", folder, name, extra_files=tuple(other for _, other in beside))
     usual = clip_type is CLIPType.STABLE_DIFFUSION
     return CLIP(recipe if usual else recipe.with_patch(LoadedAs(clip_type.name.lower())))
 

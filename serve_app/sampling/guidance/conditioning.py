@@ -1,6 +1,6 @@
-"""Conditioning made definite for one canvas: areas in cells, masks at its size, and what one branch owes another.
+"""Conditioning resolved for one canvas: areas in cells, masks at its size, entries shared between branches.
 
-An entry's options are ComfyUI's: those in REGION say where, when and how strongly it counts, the others are for the
+An entry's options are ComfyUI's: those in REGION say where, when and how strongly it applies, the others are for the
 network. Source: the behaviour of ComfyUI's samplers.
 """
 
@@ -36,7 +36,7 @@ REGION = frozenset(
         "gligen",
     )
 )
-"""The options that say where an entry counts, when, how strongly, under whose control, by whose weights and boxes.
+"""The options that say where, when and how strongly an entry applies, and its control, hooks and boxes.
 
 "default": its weight is what the branch's other entries leave of 1.
 """
@@ -45,7 +45,7 @@ LEAST_BOUNDS = 8
 """The smallest side, in cells, of an area taken from a mask's bounds."""
 
 RAMP = 8
-"""An area's weight rises over so many cells from those edges that are not the canvas's own."""
+"""Width in cells of the ramp of an area's weight at its edges inside the canvas."""
 
 
 def with_options(conditioning: Conditioning, **options: Any) -> Conditioning:
@@ -54,7 +54,7 @@ def with_options(conditioning: Conditioning, **options: Any) -> Conditioning:
 
 
 def with_more(conditioning: Conditioning, **items: Any) -> Conditioning:
-    """Return the entries with an item each put behind those that they have in lists of these names."""
+    """Return the entries with one item each appended to the lists of these names."""
     return [
         (cond, {**said, **{name: [*said.get(name, ()), item] for name, item in items.items()}})
         for cond, said in conditioning
@@ -62,7 +62,7 @@ def with_more(conditioning: Conditioning, **items: Any) -> Conditioning:
 
 
 def with_tensors(conditioning: Conditioning, change: Callable[[Tensor], Tensor]) -> Conditioning:
-    """Return the entries with their tensors changed, those among the options too."""
+    """Return the entries with a function applied to their tensors, those in the options too."""
 
     def changed(options: Mapping[str, Any]) -> dict[str, Any]:
         return {name: change(value) if isinstance(value, Tensor) else value for name, value in options.items()}
@@ -73,9 +73,9 @@ def with_tensors(conditioning: Conditioning, change: Callable[[Tensor], Tensor])
 def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict[str, Conditioning]:
     """Return the branches' entries for a canvas of height×width cells.
 
-    Areas become (height, width, y, x) in cells and masks (N,h,w). An entry with an area gets a counterpart in every
-    other branch, so that both are evaluated on the same cells; a control that also acts on the other branches is put
-    there, unless they have one, and so are texts in boxes.
+    Areas become (height, width, y, x) in cells, masks (N,h,w). An entry with an area gets a counterpart in every other
+    branch, so that both are evaluated on the same cells. Controls and grounding boxes that act on all branches are
+    copied to the others, unless those have their own.
     """
     branches = {role: [(cond, _placed(options, height, width)) for cond, options in c] for role, c in conds.items()}
     for role, entries in branches.items():
@@ -91,7 +91,7 @@ def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict
 
 
 def area_of(options: Mapping[str, Any], height: int, width: int) -> Area | None:
-    """Return a resolved entry's area, cut to the canvas; None for the whole of it.
+    """Return a resolved entry's area, cut to the canvas; None for the whole canvas.
 
     Errors: NodeError for an area that begins beyond the canvas.
     """
@@ -107,7 +107,7 @@ def area_of(options: Mapping[str, Any], height: int, width: int) -> Area | None:
 
 
 def weight_of(options: Mapping[str, Any], height: int, width: int, device: torch.device) -> Tensor | float:
-    """Return how strongly a resolved entry counts: one number, or (N,1,h,w) over its area."""
+    """Return a resolved entry's weight: a number, or (N,1,h,w) over its area."""
     strength, area = float(options.get("strength", 1.0)), area_of(options, height, width)
     if "mask" in options:
         mask: Tensor = sent(options["mask"], device)[:, None]
@@ -163,7 +163,7 @@ def _bounds(mask: Tensor) -> Area:
 
 
 def _counterpart(entry: tuple[Tensor, dict[str, Any]], others: Conditioning) -> tuple[Tensor, dict[str, Any]] | None:
-    """Return what the other branch says about the entry's area, if it has not said it for that very area."""
+    """Return the other branch's entry for the entry's area; None if that branch has one of exactly this area."""
     _, options = entry
     if "area" not in options:
         return None
@@ -189,9 +189,9 @@ def _inside(area: Area, whole: Area) -> bool:
 
 
 def _shared(positive: Conditioning, others: Conditioning, name: str, asked: str | None = None) -> Conditioning:
-    """Return the other branch with what entries of the positive one have under a name, one an entry in turn.
+    """Return the other branch with the positive entries' values of a name, assigned entry by entry in turn.
 
-    asked: the option that says whether an entry's acts on the other branch; without one all do.
+    asked: the option that says whether an entry's value acts on the other branch; None: it always does.
     """
     theirs = [
         options[name]
@@ -203,7 +203,7 @@ def _shared(positive: Conditioning, others: Conditioning, name: str, asked: str 
         return others
     made = list(others)
     for count, value in enumerate(theirs):
-        # More of them than entries: the last one stands, as in ComfyUI.
+        # More values than entries: the last one stays, as in ComfyUI.
         index = whole[count % len(whole)]
         cond, options = others[index]
         made[index] = (cond, {**options, name: value})

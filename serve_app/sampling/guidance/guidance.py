@@ -1,7 +1,7 @@
-"""Guidance: which rows one evaluation asks of the network, and how the answers become one `denoised`.
+"""Guidance: which rows one evaluation sends to the network, and how outputs become one `denoised`.
 
-Each entry of a conditioning is a piece of rows of its own; the pieces of a branch are averaged by weight, then a rule
-combines the branches. `conditioning` says where and when an entry counts, `rules` what is made of the branches.
+Each conditioning entry is a piece of rows; the pieces of a branch are averaged by weight, then a rule combines the
+branches. `conditioning` says where and when an entry applies, `rules` how branches are combined.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from serve_app.sampling.forward import (
     Piece,
     crop,
     denoise,
-    reads_alike,
+    same_model_inputs,
     to_batch,
 )
 from serve_app.sampling.guidance.conditioning import area_of, resolved, weight_of
@@ -41,16 +41,16 @@ from serve_app.sampling.schedules.levels import single
 from serve_app.values import Conditioning
 
 TINY = 1e-37
-"""Added to a cell's weights, so that a cell without any comes out as zero."""
+"""Added to a cell's total weight, so that a cell without any weight becomes zero."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ConditioningEntry:
-    """One entry of a conditioning, ready for every evaluation of a run.
+    """One conditioning entry, prepared for every evaluation of a run.
 
-    weight: its share, one number or (N,1,h,w) over its area, (N,1,1,h,w) where there is time. It takes part from sigma
-    `above` down to sigma `below`. default: its weight is instead what the branch's other entries leave of 1. hooks: by
-    which its weights differ.
+    weight: a number or (N,1,h,w) over its area, (N,1,1,h,w) for videos. It is active from sigma `above` down to
+    `below`. default: its weight is what the branch's other entries leave of 1. hooks: weight patches of this entry
+    alone.
     """
 
     role: str
@@ -63,7 +63,7 @@ class ConditioningEntry:
     hooks: Hooks | None = None
 
     def takes_part(self, sigma: float) -> bool:
-        """Whether it counts at a level."""
+        """Whether it is active at a level."""
         return self.below <= single(sigma) <= self.above
 
 
@@ -76,7 +76,7 @@ def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: C
         start, end = _range(options)
         above = inf if start is None else backbone.levels.at_progress(start)
         below = 0.0 if end is None else backbone.levels.at_progress(end)
-        # Every branch beside the positive one counts as negative.
+        # Every role other than the positive one is negative.
         kind = "positive" if role == "positive" else "negative"
         inputs = backbone.inputs(cond, options, kind, canvas).within(area)
         weight = weight_of(options, height, width, backbone.device)
@@ -88,7 +88,7 @@ def entries(role: str, conditioning: Conditioning, backbone: Backbone, canvas: C
 
 
 def _range(options: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return between which shares of the sampling an entry takes part, None where nothing says it."""
+    """Return the shares of the sampling between which an entry is active; None: always."""
     start, end = options.get("start_percent"), options.get("end_percent")
     if "clip_start_percent" not in options:
         return start, end
@@ -98,7 +98,7 @@ def _range(options: Mapping[str, Any]) -> tuple[float | None, float | None]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Asked:
-    """A piece, the entry it is of, and what its answer counts to: a branch's role, or the patch that asks for it."""
+    """A piece, its entry, and the branch role or guidance patch that its output belongs to."""
 
     to: Any
     entry: ConditioningEntry
@@ -106,10 +106,10 @@ class _Asked:
 
 
 class Guidance:
-    """The guidance of one run: its branches, by role, and the rule that combines them.
+    """The guidance of one run: its branches by role, and the rule that combines them.
 
-    layers: what the layers do otherwise for all its rows, nothing if not given. caches: of `step_cache`. hooks: gives
-    the backbones of entries that have any. others: the backbones of branches, by role, that have one of their own.
+    layers: patches of layers for all rows. caches: of `step_cache`. hooks: makes the backbones of entries with hooks.
+    others: backbones of branches, by role, that have one of their own.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class Guidance:
         self._rule = rule
         self._layers = layers
         self._hooks = hooks
-        # Of several of a kind the last one counts, as in ComfyUI.
+        # Of several of a kind the last one applies, as in ComfyUI.
         self._branches: BranchCache | None = None
         self._whole: WholeCache | None = None
         for patch in caches:
@@ -138,10 +138,10 @@ class Guidance:
                 self._branches = BranchCache(patch, backbone.levels)
         height, width = canvas.latents.shape[-2:]
         self._entries: dict[str, tuple[ConditioningEntry, ...]] = {}
-        # A loop, not a comprehension: an error that is kept would keep what that closes over, and with it the backbone.
+        # A loop, not a comprehension: the traceback of a stored error would keep its frame, and with it the backbone.
         placed = resolved(conds, height, width)
         for role in others:
-            # A branch with a network of its own owes the others nothing, as in ComfyUI.
+            # A branch with a network of its own is resolved apart from the others, as in ComfyUI.
             placed |= resolved({role: conds[role]}, height, width)
         for role, conditioning in placed.items():
             self._entries[role] = entries(role, conditioning, others.get(role, backbone), canvas)
@@ -149,40 +149,40 @@ class Guidance:
                 raise NodeError(f"the {role} has a model of its own, for which hooks are not supported")
         self._asked: list[_Asked] = []
         self._answers: dict[int, Latents] = {}
-        self._reading: ModelInput | None = None
+        self._model_input: ModelInput | None = None
         self._shared: dict[Any, tuple[Sequence[ConditioningEntry], Sequence[Tensor | float]]] = {}
         self._attention = AttentionMap()
         self._reused: tuple[Tensor, Tensor] | None = None
 
     @property
     def is_sum(self) -> bool:
-        """Whether answers are only added up, so that they need not be computed before they are taken."""
+        """Whether outputs enter linear combinations only, so that they may stay pending."""
         placed = any(entry.area is not None for branch in self._entries.values() for entry in branch)
         return self._rule.linear and self._branches is None and self._whole is None and not placed
 
-    def pieces(self, evaluation: Evaluation, reading: ModelInput | None = None) -> tuple[Piece, ...]:
-        """Return what the network has to answer for an evaluation; () if no entry takes part.
+    def pieces(self, evaluation: Evaluation, model_input: ModelInput | None = None) -> tuple[Piece, ...]:
+        """Return the pieces of an evaluation; () if no entry is active.
 
-        reading: what the backbone reads of the evaluation's x, if it is computed already.
+        model_input: the model input for the evaluation's x, if already computed.
         """
-        self._asked, self._answers, self._reading = [], {}, reading
+        self._asked, self._answers, self._model_input = [], {}, model_input
         self._reused = None if self._whole is None else self._whole.known(evaluation)
         if self._reused is not None:
             return ()
         self._asked += self._usual(evaluation)
         positive, _ = self._rule.ends
-        for look in self._rule.patches.looks(evaluation.sigma):
+        for look in self._rule.patches.perturbed_branches(evaluation.sigma):
             for entry in _taking_part(self._entries.get(positive, ()), evaluation):
-                piece = self._piece(entry, evaluation, look.layers, reading=reading)
+                piece = self._piece(entry, evaluation, look.layers, model_input=model_input)
                 self._asked.append(_Asked(look.patch, entry, piece))
         if self._branches is not None:
             self._answers = {**self._branches.known(self._by_branch())}
         return self._unanswered()
 
     def take(self, evaluation: Evaluation, answers: Sequence[Latents]) -> tuple[Piece, ...]:
-        """Take the answers to the pieces returned last, in their order; return what is to be answered after them.
+        """Take the outputs of the pieces returned last, in order; return pieces that depend on them, else ().
 
-        That is what the branch that is led away from comes to once it is blurred where it attends to most.
+        Self-attention guidance (SAG) needs a second forward: the uncond image with its most-attended cells blurred.
         """
         computed = [place for place in range(len(self._asked)) if place not in self._answers]
         self._answers |= dict(zip(computed, answers, strict=True))
@@ -204,9 +204,9 @@ class Guidance:
         return self._unanswered()
 
     def combine(self, evaluation: Evaluation) -> tuple[Latents, Latents]:
-        """Return (denoised, uncond) once all is answered.
+        """Return (denoised, uncond) once all outputs are taken.
 
-        uncond is what the rule led away from. A branch that has no entries at this level, or no weight, is zero.
+        uncond is the branch that the rule guides away from. A branch without active entries or weight is zero.
         """
         if self._reused is not None:
             return self._reused
@@ -221,7 +221,7 @@ class Guidance:
     def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
         """Return a branch's denoised for any x (B,C,…) and level, from a forward of its own; zero without entries.
 
-        functions: take the place of the backbone's.
+        functions: used instead of the backbone's.
         """
         evaluation = Evaluation(x, sigma, 0)
         answered: list[tuple[ConditioningEntry, Latents]] = []
@@ -239,12 +239,12 @@ class Guidance:
         return tuple(asked.piece for place, asked in enumerate(self._asked) if place not in self._answers)
 
     def _usual(self, evaluation: Evaluation) -> Iterator[_Asked]:
-        """Yield what the rule's branches are asked."""
+        """Yield the pieces of the rule's branches."""
         patches, (positive, negative) = self._rule.patches, self._rule.ends
         tie = object() if patches.opposing else None
         for role in self._rule.asks(evaluation):
             branch = _taking_part(self._entries.get(role, ()), evaluation)
-            # Of several entries the last one is looked at, as in ComfyUI.
+            # Of several entries the last one is used, as in ComfyUI.
             last = next((entry for entry in reversed(branch) if entry.area is None), None)
             for entry in branch:
                 layers: list[Any] = []
@@ -255,7 +255,9 @@ class Guidance:
                 tied = tie is not None and entry is last and role in (positive, negative)
                 if tied:
                     layers += [Opposed(patch, tie, role == positive) for patch in patches.opposing]
-                yield _Asked(role, entry, self._piece(entry, evaluation, layers, tie if tied else None, self._reading))
+                yield _Asked(
+                    role, entry, self._piece(entry, evaluation, layers, tie if tied else None, self._model_input)
+                )
 
     def _piece(
         self,
@@ -263,22 +265,22 @@ class Guidance:
         evaluation: Evaluation,
         layers: Sequence[Any] = (),
         tie: object | None = None,
-        reading: ModelInput | None = None,
+        model_input: ModelInput | None = None,
     ) -> Piece:
         x, sigma = evaluation.latents, evaluation.sigma
         of_all = () if self._layers is None else self._layers.at(sigma)
         backbone = self._others.get(entry.role, self.backbone)
         if entry.hooks is not None and self._hooks is not None:
             backbone = self._hooks.backbone(entry.hooks, sigma)
-        if reading is not None and not reads_alike(backbone, self.backbone):
-            reading = None
+        if model_input is not None and not same_model_inputs(backbone, self.backbone):
+            model_input = None
         if entry.area is not None:
             x = crop(x, entry.area)
-            reading = reading and replace(reading, fed=crop(value(reading.fed), entry.area))
-        return Piece(backbone, x, sigma, entry.inputs, entry.role, (*of_all, *layers), tie, reading)
+            model_input = model_input and replace(model_input, fed=crop(value(model_input.fed), entry.area))
+        return Piece(backbone, x, sigma, entry.inputs, entry.role, (*of_all, *layers), tie, model_input)
 
     def _means(self, evaluation: Evaluation) -> dict[Any, Latents]:
-        """Return the mean of each branch that was asked, by role, and of what patches asked for, by them."""
+        """Return the mean of each evaluated branch, by role, and of each guidance patch's pieces, by patch."""
         answered: dict[Any, list[tuple[ConditioningEntry, Latents]]] = {
             role: [] for role in self._rule.asks(evaluation) if role in self._entries
         }
@@ -287,7 +289,7 @@ class Guidance:
         return {to: self._mean(to, evaluation.latents, of) for to, of in answered.items()}
 
     def _mean(self, to: Any, x: Tensor, answered: Sequence[tuple[ConditioningEntry, Latents]]) -> Latents:
-        """Return the mean of a branch's answers, by weight, shaped as x; zero where nothing has any."""
+        """Return the weighted mean of a branch's outputs, shaped as x; zero where no entry has weight."""
         match answered:
             case [(ConditioningEntry(weight=float(weight), area=None), answer)] if weight:
                 return answer
@@ -299,7 +301,7 @@ class Guidance:
         return total
 
     def _shares(self, to: Any, taking: Sequence[ConditioningEntry], x: Tensor) -> Sequence[Tensor | float]:
-        """Return what each entry's weight is of all of a branch. Those of the last step are kept: most are the same."""
+        """Return each entry's share of its branch's weight, cached from the last step, as most do not change."""
         known, shares = self._shared.get(to, ((), ()))
         if len(taking) != len(known) or any(a is not b for a, b in zip(taking, known, strict=True)):
             wide = [_spread(entry, x) for entry in taking]
@@ -311,14 +313,14 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Blurred:
-    """What the answers to blurred latents count to. degraded: those, without noise."""
+    """Key of the outputs for blurred latents. degraded: those latents, without noise."""
 
     patch: SelfAttentionGuidance
     degraded: Tensor
 
 
 def _taking_part(branch: Sequence[ConditioningEntry], evaluation: Evaluation) -> Sequence[ConditioningEntry]:
-    """Return the entries that count for an evaluation; what the others leave over is the default ones' weight."""
+    """Return the entries active in an evaluation; default ones get the weight that the others leave."""
     taking = [entry for entry in branch if entry.takes_part(evaluation.sigma)]
     others = [entry for entry in taking if not entry.default]
     if len(others) == len(taking):
@@ -341,13 +343,13 @@ def _taking_part(branch: Sequence[ConditioningEntry], evaluation: Evaluation) ->
 
 
 def _spread(entry: ConditioningEntry, x: Tensor) -> Tensor | float:
-    """Return an entry's weight in all cells of x, zero where its area is not."""
+    """Return an entry's weight in all cells of x, zero outside its area."""
     weight = to_batch(entry.weight, x.shape[0]) if isinstance(entry.weight, Tensor) else entry.weight
     return weight if entry.area is None else _placed(weight, entry.area, x[:, :1])
 
 
 def _placed(part: Tensor | float, area: Area, x: Tensor) -> Tensor:
-    """Return zeros shaped as x with a part in an area of it."""
+    """Return zeros shaped as x with a part placed in an area."""
     whole = torch.zeros_like(x)
     crop(whole, area).add_(part)
     return whole

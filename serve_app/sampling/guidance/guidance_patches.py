@@ -1,8 +1,7 @@
-"""How the patches of a recipe change guidance: before branches are combined, in place of that, or after it.
+"""Guidance patches of a recipe: applied before branches are combined, instead of that, or after it.
 
-Each patch is a pure function of what one evaluation is guided by; only adaptive projection remembers the evaluations
-before. Patches of a kind act in the order in which the recipe has them. What is asked beside the usual branches, and
-by which layers, is `perturbation`'s and `layers`' to say.
+Each patch is a pure function of one evaluation's branches; only adaptive projection has state. Patches of a kind act in
+the recipe's order. `perturbation` and `layers` say which further branches are evaluated.
 """
 
 from __future__ import annotations
@@ -41,16 +40,16 @@ from serve_app.recipe import (
 )
 from serve_app.sampling.forward import Backbone
 from serve_app.sampling.guidance.layers import between
-from serve_app.sampling.guidance.perturbation import Look, looks
+from serve_app.sampling.guidance.perturbation import PerturbedBranch, perturbed_branches
 from serve_app.sampling.lazy_sum import Latents, mixed, value
 from serve_app.sampling.schedules.levels import Interpolation, Levels, TableLevels, single
 
 IMAGE = (-3, -2, -1)
-"""The dimensions that ComfyUI takes a latent to have; in time they are those of one channel."""
+"""The dimensions that ComfyUI takes for a latent's; of a video, those of one channel."""
 
 
 class Branches(Protocol):
-    """The branches of one run, for functions that look at more than what was asked."""
+    """The branches of one run, for functions that need further forwards."""
 
     @property
     def backbone(self) -> Backbone: ...
@@ -58,7 +57,7 @@ class Branches(Protocol):
     def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
         """Return a branch's denoised for any x (B,C,…) and level, from a forward of its own.
 
-        functions: take the place of the backbone's.
+        functions: used instead of the backbone's.
         """
         ...
 
@@ -68,10 +67,10 @@ L = TypeVar("L", bound=Latents)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GuidedBy(Generic[L]):
-    """What one evaluation is guided by. x, cond, uncond: (B,C,…). skipped: uncond was not asked for and is zero.
+    """The branches of one evaluation. x, cond, uncond: (B,C,…). skipped: uncond was not evaluated and is zero.
 
-    L: Tensor where their numbers are there. roles: of cond and uncond. branches: answers more of them, where there is a
-    run. beside: what else was asked, by the patch that asked for it.
+    L: Tensor where sums are materialized. roles: of cond and uncond. branches: for further forwards, during a run.
+    perturbed: denoised of perturbed branches, by the patch that requires each.
     """
 
     x: L
@@ -82,7 +81,7 @@ class GuidedBy(Generic[L]):
     skipped: bool = False
     roles: tuple[str, str] = ("positive", "negative")
     branches: Branches | None = None
-    beside: Mapping[Any, L] = field(default_factory=dict)
+    perturbed: Mapping[Any, L] = field(default_factory=dict)
 
     def plain(self) -> Latents:
         """Return denoised by classifier-free guidance alone."""
@@ -93,9 +92,9 @@ Guided: TypeAlias = GuidedBy[Tensor]
 
 
 class GuidancePatches:
-    """The patches of one run that change guidance.
+    """The guidance patches of one run.
 
-    patches: of a recipe; those of other kinds are passed over. levels: of the model; Stable Diffusion's if not given.
+    patches: of a recipe; other kinds are ignored. levels: of the model; default: Stable Diffusion's.
     """
 
     def __init__(self, patches: Iterable[Any] = (), levels: Levels | None = None) -> None:
@@ -109,7 +108,7 @@ class GuidancePatches:
         self.blurring = tuple(patch for patch in self._patches if isinstance(patch, SelfAttentionGuidance))
         self.opposing = tuple(patch for patch in self._patches if isinstance(patch, NormalizedAttention))
         self.both = bool(self.blurring or self.opposing)
-        """Whether the branch that is guided away from is evaluated also where its share is nothing."""
+        """Whether the uncond branch is evaluated even where its factor is zero."""
         for patch in self._patches:
             if isinstance(patch, PackFunctions):
                 self._before += patch.before
@@ -123,38 +122,38 @@ class GuidancePatches:
             elif type(patch) in after:
                 self._after.append(partial(after[type(patch)], patch))
         self.linear = not (self._before or self._instead) and all(map(_adds_up, self._patches))
-        """Whether all that is done is to add up x and branches times numbers."""
+        """Whether the result is a linear combination of x and branches."""
 
     def scale(self, scale: float, sigma: float) -> float:
-        """Return what guidance of a scale is scaled by at a level; of several overrides the last one counts."""
+        """Return the guidance scale at a level; of several overrides the last one applies."""
         for patch in self._patches:
             if isinstance(patch, CfgOverride) and between(self._levels, patch.start_percent, patch.end_percent, sigma):
                 scale = patch.scale
         return scale
 
-    def looks(self, sigma: float) -> tuple[Look, ...]:
-        """Return what is asked at a level beside the usual branches, each once."""
-        return tuple(dict.fromkeys(looks(self._patches, self._levels, sigma)))
+    def perturbed_branches(self, sigma: float) -> tuple[PerturbedBranch, ...]:
+        """Return the perturbed branches to evaluate at a level, each once."""
+        return tuple(dict.fromkeys(perturbed_branches(self._patches, self._levels, sigma)))
 
     def of_negative(self, sigma: float) -> tuple[SkippedBlocks, ...]:
-        """Return what the layers do otherwise, at a level, for the branch that is led away from."""
+        """Return the layer patches of the uncond branch at a level."""
         weak = [patch for patch in self._patches if isinstance(patch, WeakNegative)][-1:]
         return tuple(p.skipped for p in weak if between(self._levels, p.start_percent, p.end_percent, sigma))
 
     def before(self, guided: GuidedBy[Any]) -> GuidedBy[Any]:
-        """Return what is combined in place of cond and uncond."""
+        """Return replacements of cond and uncond."""
         for change in self._before:
             guided = change(guided)
         return guided
 
     def combined(self, guided: GuidedBy[Any]) -> Latents:
-        """Return denoised; of several patches that combine the branches the last one does."""
+        """Return denoised; of several patches that combine the branches the last one applies."""
         if not self._instead:
             return self.after(guided, guided.plain())
         return self.after(guided, self._instead[-1](guided))
 
     def after(self, guided: GuidedBy[Any], denoised: Latents) -> Latents:
-        """Return denoised as the patches after guidance leave it."""
+        """Return denoised after the patches that follow guidance."""
         for change in self._after:
             denoised = change(guided, denoised)
         return denoised
@@ -163,8 +162,8 @@ class GuidancePatches:
 def rescaled(patch: RescaleCfg, guided: Guided) -> Tensor:
     """Guide v-predictions, then rescale them to the positive's standard deviation.
 
-    v is an image and noise of unit variance together, whatever the network predicts.
-    Source: Lin et al. 2023, arXiv:2305.08891, equations 14 to 16.
+    v mixes image and noise at unit variance, whatever the network predicts. Source: Lin et al. 2023, arXiv:2305.08891,
+    equations 14 to 16.
     """
     sigma, x = guided.sigma, guided.x
     root = sqrt(sigma**2 + 1)
@@ -177,7 +176,7 @@ def rescaled(patch: RescaleCfg, guided: Guided) -> Tensor:
 
 
 def rescaled_denoised(patch: RescaleCfg, guided: Guided) -> Tensor:
-    """Guide denoised, then rescale it to cond's standard deviation: a flow's, of which both are images.
+    """Guide denoised, then rescale it to cond's standard deviation: for flows, whose ends are both images.
 
     Source: as `rescaled`, as ComfyUI has it for flows.
     """
@@ -188,7 +187,7 @@ def rescaled_denoised(patch: RescaleCfg, guided: Guided) -> Tensor:
 
 
 def renormed(patch: RenormCfg, guided: Guided) -> Tensor:
-    """Take cond alone down to a level; from there on guide, and shorten what is longer than so many times cond.
+    """Return cond alone above a level; below it guide, and limit the norm to a multiple of cond's.
 
     Source: Lumina-Image 2.0's pipeline, as ComfyUI has it.
     """
@@ -204,7 +203,7 @@ def renormed(patch: RenormCfg, guided: Guided) -> Tensor:
 
 
 def noise_normed(patch: NoiseNorm, guided: Guided) -> Tensor:
-    """Scale the guided noise, in each cell, to the length of cond's. Source: Lens's pipeline, as ComfyUI has it."""
+    """Scale the guided noise, in each cell, to the norm of cond's. Source: Lens's pipeline, as ComfyUI has it."""
     noise = guided.x - value(guided.plain())
     lengths, cond = (noise.norm(dim=1, keepdim=True), (guided.x - guided.cond).norm(dim=1, keepdim=True))
     ratio = torch.where(lengths > 0, cond / lengths.clamp(min=1e-12), 1.0)
@@ -212,7 +211,7 @@ def noise_normed(patch: NoiseNorm, guided: Guided) -> Tensor:
 
 
 def damped(_patch: TangentialDamping) -> Callable[[Guided], Guided]:
-    """Keep of uncond's step what lies along the direction that both steps share most of.
+    """Keep of uncond's step its component along the direction that both steps share most.
 
     Source: Kwon et al. 2025, arXiv:2503.18137, Algorithm 1.
     """
@@ -231,7 +230,7 @@ def damped(_patch: TangentialDamping) -> Callable[[Guided], Guided]:
 
 
 def projected(patch: AdaptiveProjection) -> Callable[[Guided], Guided]:
-    """Split guidance into what is parallel to cond and what is not, after momentum and a limit of its norm.
+    """Split guidance into parts parallel and orthogonal to cond, after momentum and a limit of its norm.
 
     Source: Sadat et al. 2024, arXiv:2410.02416, Algorithm 1.
     """
@@ -259,7 +258,7 @@ def projected(patch: AdaptiveProjection) -> Callable[[Guided], Guided]:
 
 
 def scaled_by_frequency(patch: FrequencyScaling) -> Callable[[Guided], Guided]:
-    """Multiply guidance by one number in its low frequencies and by another in the others.
+    """Scale guidance by one factor in its low frequencies and another in its high ones.
 
     Source: Huang et al. 2025, arXiv:2504.02154.
     """
@@ -279,7 +278,7 @@ def scaled_by_frequency(patch: FrequencyScaling) -> Callable[[Guided], Guided]:
 
 
 def operated(patch: OperatedGuidance) -> Callable[[Guided], Guided]:
-    """Put what cond has beyond uncond through an operation."""
+    """Apply an operation to cond − uncond."""
 
     def change(guided: Guided) -> Guided:
         return replace(guided, cond=guided.uncond + patch.operation(latent=guided.cond - guided.uncond))
@@ -288,7 +287,7 @@ def operated(patch: OperatedGuidance) -> Callable[[Guided], Guided]:
 
 
 def zero_star(_patch: CfgZeroStar, guided: Guided, denoised: Tensor) -> Tensor:
-    """Guide away from uncond times what makes its step nearest to cond's.
+    """Guide away from uncond times the factor that brings its step nearest to cond's.
 
     Source: Fan et al. 2025, arXiv:2503.18886, equation 9, as ComfyUI has it for denoised.
     """
@@ -299,14 +298,14 @@ def zero_star(_patch: CfgZeroStar, guided: Guided, denoised: Tensor) -> Tensor:
 
 
 def normed(patch: CfgNorm, guided: Guided, denoised: Tensor) -> Tensor:
-    """Shorten denoised, in each cell, to the length of cond. Source: Qwen-Image's pipeline, as ComfyUI has it."""
+    """Shorten denoised, in each cell, to the norm of cond. Source: Qwen-Image's pipeline, as ComfyUI has it."""
     lengths = guided.cond.norm(dim=1, keepdim=True) / (denoised.norm(dim=1, keepdim=True) + 1e-8)
     shortened: Tensor = denoised * lengths.clamp(0, 1) * patch.strength
     return shortened
 
 
 def mahiro(_patch: Mahiro, guided: Guided, denoised: Tensor) -> Tensor:
-    """Go the more towards cond alone the less uncond is like what guidance gives. Source: Mahiro, as ComfyUI has it."""
+    """Move towards cond alone, the more the less uncond resembles the guided result. Source: Mahiro, as in ComfyUI."""
     leap = guided.cond * guided.scale
     uncond, merged = (t.abs().sqrt() * t.sign() for t in (guided.uncond * guided.scale, (leap + denoised) / 2))
     likeness = cosine_similarity(uncond, merged).mean()
@@ -319,7 +318,7 @@ def epsilon_scaled(patch: EpsilonScaling, guided: GuidedBy[Latents], denoised: L
 
 
 def rescaled_score(levels: Levels, patch: TemporalRescaling, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
-    """Scale the score as the noisy data's would be if a Gaussian's variance in them were divided by k.
+    """Scale the score to that of data whose Gaussian variance is divided by k.
 
     Source: Xu et al. 2025, arXiv:2510.01184, equation 6.
     """
@@ -328,23 +327,23 @@ def rescaled_score(levels: Levels, patch: TemporalRescaling, guided: GuidedBy[La
         return denoised
     spread = exp(2 * half) * patch.sigma**2
     ratio = (spread + 1) / (spread / patch.k + 1)
-    # x without its noise is `signal` times the latents.
+    # x is signal·latents + noise.
     signal = guided.sigma * exp(half)
     return mixed(guided.x / signal, denoised, ratio)
 
 
-def led_from_perturbed(patch: PerturbedAttention, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
-    """Lead away from what the positive is without its self-attention, where that was asked."""
-    if patch not in guided.beside:
+def guided_from_perturbed(patch: PerturbedAttention, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
+    """Guide away from the positive without self-attention (PAG), where that was evaluated."""
+    if patch not in guided.perturbed:
         return denoised
-    return denoised + (guided.cond - guided.beside[patch]) * patch.scale
+    return denoised + (guided.cond - guided.perturbed[patch]) * patch.scale
 
 
-def led_from_skipped(patch: SkipLayerGuidance, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
-    """Lead away from what the positive is without some blocks, where that was asked."""
-    if patch not in guided.beside:
+def guided_from_skipped(patch: SkipLayerGuidance, guided: GuidedBy[Latents], denoised: Latents) -> Latents:
+    """Guide away from the positive with blocks skipped (SLG), where that was evaluated."""
+    if patch not in guided.perturbed:
         return denoised
-    denoised = denoised + (guided.cond - guided.beside[patch]) * patch.scale
+    denoised = denoised + (guided.cond - guided.perturbed[patch]) * patch.scale
     if patch.rescaling:
         numbers = value(denoised)
         spread = value(guided.cond).std() / numbers.std()
@@ -352,9 +351,9 @@ def led_from_skipped(patch: SkipLayerGuidance, guided: GuidedBy[Latents], denois
     return denoised
 
 
-def led_from_blurred(patch: SelfAttentionGuidance, guided: Guided, denoised: Tensor) -> Tensor:
-    """Add what the blurred negative is beyond its own answer, where that was asked."""
-    return denoised + guided.beside[patch] * patch.scale if patch in guided.beside else denoised
+def guided_from_blurred(patch: SelfAttentionGuidance, guided: Guided, denoised: Tensor) -> Tensor:
+    """Add the difference that blurring made to uncond (SAG), where that was evaluated."""
+    return denoised + guided.perturbed[patch] * patch.scale if patch in guided.perturbed else denoised
 
 
 _BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
@@ -374,14 +373,14 @@ _AFTER: dict[type, Callable[[Any, GuidedBy[Any], Any], Latents]] = {
     CfgNorm: normed,
     Mahiro: mahiro,
     EpsilonScaling: epsilon_scaled,
-    PerturbedAttention: led_from_perturbed,
-    SkipLayerGuidance: led_from_skipped,
-    SelfAttentionGuidance: led_from_blurred,
+    PerturbedAttention: guided_from_perturbed,
+    SkipLayerGuidance: guided_from_skipped,
+    SelfAttentionGuidance: guided_from_blurred,
 }
 
 
 def _adds_up(patch: Any) -> bool:
-    """Whether a patch acts on guidance not at all, or after it by adding up x and branches times numbers."""
+    """Whether a patch leaves guidance alone, or only adds multiples of x and branches after it."""
     match patch:
         case PackFunctions():
             return not patch.after

@@ -1,7 +1,7 @@
-"""Hooks: changes of weights for some entries of a conditioning alone, whose strengths change along the sampling.
+"""Hooks: weight changes for some conditioning entries alone, with strengths that change along the sampling.
 
-What a keyframe's factor is worth is decided level by level, as a run meets them. Nothing here knows weights: a backbone
-with further patches is asked of whoever runs it.
+Keyframe factors are evaluated level by level during a run. Nothing here knows weights: the caller supplies a function
+that returns a backbone with further patches.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from serve_app.sampling.schedules.levels import Levels, single
 from serve_app.values import Conditioning
 
 Variant = Callable[[tuple[HookChange, ...]], Backbone]
-"""Gives the run's backbone with further changes."""
+"""Returns the run's backbone with further changes."""
 
 
 def combined(*groups: Hooks | None) -> Hooks | None:
-    """Return the hooks of several groups, each once as it is in the first that has it; None of none."""
+    """Return the union of several groups of hooks, each hook as in the first group that has it; None if empty."""
     there = [group for group in groups if group is not None]
     return tuple(dict.fromkeys(hook for group in there for hook in group)) if there else None
 
 
 def changes(hooks: Hooks, factors: Sequence[float] | None = None, part: Part = "backbone") -> tuple[HookChange, ...]:
-    """Return what hooks change in a backbone or in a text encoder, each by its factor, or by 1."""
+    """Return the weight changes of hooks for a backbone or text encoder, each with its factor, or 1."""
     strengths = (hook.strength if part == "backbone" else hook.clip_strength for hook in hooks)
     scaled = [strength * factor for strength, factor in zip(strengths, factors or [1.0] * len(hooks), strict=True)]
     return tuple(hook.change(part, strength) for hook, strength in zip(hooks, scaled, strict=True) if strength)
 
 
 def hooks_of(conds: Mapping[str, Conditioning]) -> tuple[Hooks, ...]:
-    """Return the groups of hooks that entries have, each once."""
+    """Return the distinct groups of hooks of entries."""
     groups = (options.get("hooks") for conditioning in conds.values() for _, options in conditioning)
     return tuple(dict.fromkeys(group for group in groups if group))
 
 
 class HookSchedule:
-    """The hooks of one run. highest: the level that its sampling begins at."""
+    """The hooks of one run. highest: the level where its sampling begins."""
 
     def __init__(self, levels: Levels, highest: float, variant: Variant) -> None:
         self._levels = levels
@@ -49,7 +49,7 @@ class HookSchedule:
         self._latest: dict[Hashable, tuple[tuple[HookChange, ...], Backbone]] = {}
 
     def backbone(self, hooks: Hooks, sigma: float) -> Backbone:
-        """Return the backbone of entries with these hooks for an evaluation at a level."""
+        """Return the backbone for entries with these hooks at an evaluation's level."""
         wanted = changes(hooks, [self._factor(hook.keyframes, sigma) for hook in hooks])
         key = tuple((hook, hook.keyframes) for hook in hooks)
         latest = self._latest.get(key)
@@ -66,12 +66,12 @@ class HookSchedule:
 
 
 class _Track:
-    """Which of some keyframes a run is at."""
+    """The current keyframe of a hook in a run."""
 
     def __init__(self, keyframes: tuple[Keyframe, ...], levels: Levels, highest: float) -> None:
         self._keyframes = keyframes
         self._starts = [levels.at_progress(keyframe.start_percent) for keyframe in keyframes]
-        # One that begins before the sampling does owes it no steps.
+        # A keyframe from before the sampling began need not last any steps.
         self._steps = [
             0 if start > highest else keyframe.steps for keyframe, start in zip(keyframes, self._starts, strict=True)
         ]
@@ -97,7 +97,7 @@ class _Track:
 
 
 def clip_ranges(hooks: Hooks) -> Iterator[tuple[float, float, tuple[HookChange, ...]]]:
-    """Yield the shares of the sampling between which hooks leave a text encoder as it is, and how they change it."""
+    """Yield (start, end, changes) shares of the sampling with constant hooks, for a text encoder."""
     tracks = [list(_spans(hook.keyframes)) for hook in hooks]
     bounds = sorted({0.0, *(bound for track in tracks for start, end, _ in track for bound in (start, end))})
     for start, end in pairwise(bounds):

@@ -1,6 +1,6 @@
-"""What a network's layers do otherwise for the rows of one run: a recipe's patches, and what guidance adds to them.
+"""Patches of a network's layers for the rows of one run: those of a recipe, and those that guidance adds.
 
-Values alone: `models` has the layers. Of a patch that acts between two noise levels, only the pieces between them know.
+Values only: `models` has the layers. A patch between two noise levels is passed only with pieces between them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_app.sampling.schedules.levels import Levels, single
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drawn:
-    """A patch that draws at random, by the generator of the run, once a layer for all rows that have it."""
+    """A patch that draws random numbers from the run's generator, once a layer for all its rows."""
 
     patch: HyperTile | TokenMerging
     generator: torch.Generator
@@ -26,12 +26,12 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class WithoutAttention:
-    """The middle's self-attention gives each token its own value."""
+    """The middle block's self-attention is replaced by the identity on values."""
 
 
 @dataclass(slots=True, eq=False)
 class AttentionMap:
-    """What a forward leaves here: how much attention each token gets in the middle's first layer, (B,n) float32.
+    """A forward stores here the attention that each token receives in the middle's first layer, (B,n) float32.
 
     It is the sum over queries of the mean over heads, so 1 is an equal share.
     """
@@ -41,7 +41,7 @@ class AttentionMap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Opposed:
-    """One of two pieces whose self-attention is led from the one to the other."""
+    """One of two pieces; self-attention of one is guided away from that of the other."""
 
     patch: NormalizedAttention
     tie: object
@@ -49,7 +49,7 @@ class Opposed:
 
 
 class LayerPatches:
-    """The patches of one run that change layers. generator: makes the one that they draw from."""
+    """The layer patches of one run. generator: makes the random generator that they draw from."""
 
     def __init__(self, patches: Iterable[Any], levels: Levels, generator: Callable[[], torch.Generator]) -> None:
         self._levels = levels
@@ -63,7 +63,7 @@ class LayerPatches:
                 self._patches.append(patch)
 
     def at(self, sigma: float) -> tuple[Any, ...]:
-        """Return those that act at a level, in order."""
+        """Return those active at a level, in order."""
         return tuple(
             patch
             for patch in self._patches

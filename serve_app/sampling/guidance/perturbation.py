@@ -1,6 +1,6 @@
-"""Guidance away from a worse answer: what is asked of a network whose layers are disturbed, beside the usual branches.
+"""Perturbed branches: further evaluations of the positive branch with disturbed layers, to guide away from.
 
-`guidance` asks it, in the forward of the usual branches where it can; `guidance_patches` says what is made of it.
+`guidance` evaluates them, in the forward of the usual branches where it can; `guidance_patches` combines them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from serve_app.sampling.guidance.layers import AttentionMap, WithoutAttention, b
 from serve_app.sampling.schedules.levels import Levels
 
 EQUAL_SHARE = 1.0
-"""How much attention a token gets that gets as much as every other."""
+"""The attention that each token receives if all receive the same."""
 
 TAPS = 9
-"""The width of the blur's window, in latent cells; the latents are mirrored by half of it."""
+"""Width of the blur's window in latent cells; the latents are padded by reflection."""
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """A second look at the positive branch, by layers that do otherwise. patch: which asks for it."""
+class PerturbedBranch:
+    """The positive branch, evaluated with patched layers. patch: the guidance patch that requires it."""
 
     patch: PerturbedAttention | SkipLayerGuidance
     layers: tuple[Any, ...]
 
 
-def looks(patches: Iterable[Any], levels: Levels, sigma: float) -> Iterator[Look]:
-    """Yield what patches ask beside the usual branches at a level.
+def perturbed_branches(patches: Iterable[Any], levels: Levels, sigma: float) -> Iterator[PerturbedBranch]:
+    """Yield the perturbed branches that patches require at a level.
 
     Sources: Ahn et al. 2024, arXiv:2403.17377 (perturbed attention); Stability AI's Stable Diffusion 3.5 (skipped
     layers), after it.
@@ -43,9 +43,9 @@ def looks(patches: Iterable[Any], levels: Levels, sigma: float) -> Iterator[Look
     for patch in patches:
         match patch:
             case PerturbedAttention(scale) if scale != 0:
-                yield Look(patch, (WithoutAttention(),))
+                yield PerturbedBranch(patch, (WithoutAttention(),))
             case SkipLayerGuidance(skipped, scale, start, end) if scale > 0 and between(levels, start, end, sigma):
-                yield Look(patch, (skipped,))
+                yield PerturbedBranch(patch, (skipped,))
 
 
 def blurrable(x: Tensor) -> bool:
@@ -54,9 +54,9 @@ def blurrable(x: Tensor) -> bool:
 
 
 def blurred(denoised: Tensor, attention: AttentionMap, sigma: float) -> Tensor:
-    """Return latents (B,C,h,w) blurred by a Gaussian where a token gets more attention than others.
+    """Return latents (B,C,h,w) blurred by a Gaussian where tokens receive more than an equal share of attention.
 
-    Errors: NodeError for a network that leaves no map. Source: Hong et al. 2022, arXiv:2210.00939, Algorithm 1.
+    Errors: NodeError for a network that records no map. Source: Hong et al. 2022, arXiv:2210.00939, Algorithm 1.
     """
     if attention.received is None:
         raise NodeError("self-attention guidance needs a UNet: this network has no attention in its middle")
@@ -68,7 +68,7 @@ def blurred(denoised: Tensor, attention: AttentionMap, sigma: float) -> Tensor:
 
 
 def _rows(tokens: int, aspect: float) -> int:
-    """Return how many rows a map of so many tokens has: the divisor that is nearest to what the aspect asks for."""
+    """Return the number of rows of a map with n tokens: the divisor of n nearest to the latents' aspect ratio."""
     wished = round(sqrt(aspect * tokens))
     near = (rows for off in range(isqrt(tokens // 4)) for rows in (wished + off, max(1, wished - off)))
     return next((rows for rows in near if tokens % rows == 0), 1)

@@ -1,7 +1,7 @@
-"""Rules of guidance: how the means of the branches become one `denoised`.
+"""Rules of guidance: how the branches' means become one `denoised`.
 
-A rule names the branches it needs, so those it does not need are not evaluated. `guidance_patches` says how the patches
-of a recipe change what a rule does.
+A rule names the branches that it needs; others are not evaluated. `guidance_patches` says how a recipe's patches change
+a rule.
 """
 
 from __future__ import annotations
@@ -19,32 +19,31 @@ from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
 
 
 class Rule(Protocol):
-    """How branches are combined. It serves one run."""
+    """How branches are combined, in one run."""
 
     @property
     def patches(self) -> GuidancePatches: ...
 
     @property
     def linear(self) -> bool:
-        """Whether `combine` only adds up branches times numbers, so that they need not be computed before."""
+        """Whether `combine` is a linear combination of branches, so that they may stay pending."""
         ...
 
     @property
     def ends(self) -> tuple[str, str]:
-        """The roles that its patches take for the positive and the negative."""
+        """The roles that its patches treat as positive and negative."""
         ...
 
     def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
-        """Return the roles that are evaluated, in the order of their rows; all of them where uncond is wanted."""
+        """Return the roles to evaluate, in the order of their rows; all of them if uncond is wanted."""
         ...
 
     def combine(
         self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
     ) -> tuple[Latents, Latents]:
-        """Return (denoised, uncond) from the mean of each role that was asked; one that is not there is zero.
+        """Return (denoised, uncond) from the mean of each evaluated role; a missing one is zero.
 
-        Beside the roles, means has what patches asked for, by patch. branches: of the run, for patches that ask for
-        more.
+        means also has the perturbed branches, by patch. branches: of the run, for patches that need further forwards.
         """
         ...
 
@@ -143,7 +142,7 @@ class PerpNegRule:
         guided = self.patches.before(_guided(means, evaluation, self, scale, branches))
         empty = value(_mean(means, "empty", evaluation))
         positive, negative = guided.cond - empty, guided.uncond - empty
-        # Where positive and empty say the same, all of the negative is perpendicular.
+        # Where positive and empty agree, all of the negative is perpendicular.
         along = (negative * positive).sum() / (positive.norm() ** 2).clamp(min=1e-30)
         perpendicular = negative - positive * along
         denoised = empty + (positive - perpendicular * self.given.negative_scale) * scale
@@ -153,28 +152,28 @@ class PerpNegRule:
 def _guided(
     means: Mapping[Any, Latents], evaluation: Evaluation, rule: Rule, scale: float, branches: Branches | None
 ) -> GuidedBy[Any]:
-    """Return what a rule is guided by between its ends: numbers, but where they are only added up."""
+    """Return a rule's input between its ends, materialized unless it stays linear."""
 
     def taken(latents: Latents) -> Latents:
         return latents if rule.linear else value(latents)
 
     x, cond, uncond = map(taken, (evaluation.x, *(_mean(means, role, evaluation) for role in rule.ends)))
-    skipped, beside = rule.ends[1] not in means, {asked: taken(mean) for asked, mean in means.items()}
-    return GuidedBy(x, evaluation.sigma, scale, cond, uncond, skipped, rule.ends, branches, beside)
+    skipped, perturbed = rule.ends[1] not in means, {asked: taken(mean) for asked, mean in means.items()}
+    return GuidedBy(x, evaluation.sigma, scale, cond, uncond, skipped, rule.ends, branches, perturbed)
 
 
 def _mean(means: Mapping[Any, Latents], role: str, evaluation: Evaluation) -> Latents:
-    """Return the mean of a role; zero if it was not asked."""
+    """Return the mean of a role; zero if it was not evaluated."""
     return means[role] if role in means else LazySum.zero(evaluation.latents)
 
 
 def _whole(patches: GuidancePatches, evaluation: Evaluation) -> bool:
-    """Whether all branches are asked, even those that the rule's scales make no use of."""
+    """Whether all branches are evaluated, even those with factor zero."""
     return evaluation.want_uncond or patches.both
 
 
 def rule_of(guider: Guider, levels: Levels) -> Rule:
-    """Return the rule a GUIDER asks for, with the patches of its backbone, for a run over a model's levels."""
+    """Return the rule of a GUIDER, with the patches of its backbone, for a run over a model's levels."""
     patches = GuidancePatches(guider.backbone.patches, levels)
     match guider.rule:
         case Cfg():

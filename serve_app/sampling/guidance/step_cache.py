@@ -1,7 +1,7 @@
-"""Steps that are not computed: what a network added to its input a step before, while little enough has changed since.
+"""Step caching: a network's residual from the step before is reused while its input has changed little.
 
-How much an output changes is estimated from how much the input does: by the ratio that both changes had when they were
-last known. Source: Zhou et al. 2025, arXiv:2507.02860 (EasyCache), with ComfyUI's measures of change.
+The output's change is estimated from the input's by the ratio of both when last computed. Source: Zhou et al. 2025,
+arXiv:2507.02860 (EasyCache), with ComfyUI's measures of change.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels, single
 
 STRIDE = 8
-"""Changes are measured on every so many-th cell along both sides."""
+"""Changes are measured on every eighth cell along both sides."""
 
 
 class _Change:
-    """The estimated change of an output since it was last computed. threshold: up to which share it may be reused."""
+    """Estimated change of an output since it was last computed. threshold: relative change up to which it is reused."""
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
@@ -34,7 +34,7 @@ class _Change:
         self._size: Tensor | None = None
 
     def is_small(self, x: Tensor, *, reusable: bool) -> bool:
-        """Note an input, and return whether the output before may be reused for it. reusable: it is there."""
+        """Record an input, and return whether the last output may be reused for it. reusable: there is one."""
         if self._input is None:
             return False
         self._of_input = _distance(x, self._input)
@@ -47,14 +47,14 @@ class _Change:
         return False
 
     def note(self, x: Tensor, output: Tensor, size: Tensor) -> None:
-        """Note an output that was computed for an input. size: by which changes are measured."""
+        """Record the output computed for an input. size: scale by which changes are measured."""
         if self._output is not None and self._of_input is not None:
             self._ratio = _distance(output, self._output) / self._of_input
         self._input, self._output, self._size, self._of_input = _thinned(x), _thinned(output), size, None
 
 
 class _Cache:
-    """What both kinds share: between which levels they act."""
+    """Common to both caches: the levels between which they act."""
 
     def __init__(self, patch: EasyCache, levels: Levels) -> None:
         self._below, self._above = levels.at_progress(patch.start_percent), levels.at_progress(patch.end_percent)
@@ -68,7 +68,7 @@ class _Cache:
 
 
 class BranchCache(_Cache):
-    """What a network added to its input, by branch. One of them decides for all whether the step is computed."""
+    """Caches the network's residual of each branch; one branch decides for all whether a step is computed."""
 
     def __init__(self, patch: EasyCache, levels: Levels) -> None:
         super().__init__(patch, levels)
@@ -76,7 +76,7 @@ class BranchCache(_Cache):
         self._decides: Hashable | None = None
 
     def known(self, asked: Sequence[tuple[Hashable, Piece]]) -> dict[int, Tensor]:
-        """Return the answers to pieces that need not be computed, by their places. asked: all of a step, by branch."""
+        """Return cached outputs of pieces, by index; empty: compute them. asked: a step's pieces, by branch."""
         if not asked or not self._reuses(asked[0][1].sigma):
             return {}
         together = _together([piece for _, piece in asked])
@@ -93,7 +93,7 @@ class BranchCache(_Cache):
     def note(
         self, asked: Sequence[tuple[Hashable, Piece]], answers: Mapping[int, Tensor], computed: Sequence[int]
     ) -> None:
-        """Note the answers of a step, by place, of which some places were computed."""
+        """Record the outputs of a step, by index, of which some indices were computed."""
         if not self._notes(asked[0][1].sigma):
             return
         outputs = {place: asked[place][1].backbone.output(asked[place][1], answers[place]) for place in computed}
@@ -113,7 +113,7 @@ class BranchCache(_Cache):
 
 
 class WholeCache(_Cache):
-    """What guidance came to beside x; as ComfyUI's LazyCache."""
+    """Caches the guided result minus x; ComfyUI's LazyCache."""
 
     def __init__(self, patch: EasyCache, levels: Levels) -> None:
         super().__init__(patch, levels)
@@ -121,7 +121,7 @@ class WholeCache(_Cache):
         self._uncond: Tensor | None = None
 
     def known(self, evaluation: Evaluation) -> tuple[Tensor, Tensor] | None:
-        """Return (denoised, uncond) if they need not be computed; uncond is the last that was."""
+        """Return cached (denoised, uncond), or None if they must be computed; uncond is the last one computed."""
         if not self._reuses(evaluation.sigma):
             return None
         if not self._change.is_small(evaluation.latents, reusable=True) or self._added is None or self._uncond is None:
@@ -129,16 +129,16 @@ class WholeCache(_Cache):
         return evaluation.latents + self._added, self._uncond
 
     def note(self, evaluation: Evaluation, denoised: Tensor, uncond: Tensor) -> None:
-        """Note what was computed."""
+        """Record what was computed."""
         if self._notes(evaluation.sigma):
             self._change.note(evaluation.latents, denoised, denoised.abs().mean())
             self._added, self._uncond = denoised - evaluation.latents, uncond
 
 
 def _together(pieces: Sequence[Piece]) -> list[int]:
-    """Return the places of the first piece and those whose inputs are shaped as its are.
+    """Return the indices of the first piece and those with equally shaped inputs.
 
-    ComfyUI asks these in one call, the last one first, which so decides.
+    ComfyUI runs these in one call and lets the last of them decide.
     """
     first = _shapes(pieces[0])
     return [place for place, piece in enumerate(pieces) if _shapes(piece) == first]

@@ -1,6 +1,6 @@
-"""The Adams-Bashforth samplers: the slopes of the steps before are extended into the next step as a polynomial.
+"""The Adams-Bashforth samplers: a polynomial through the slopes of earlier steps is integrated over the next one.
 
-They differ in what the polynomial is one of: sigma, the time of a variance-preserving process, or the step's number.
+They differ in its variable: sigma, the time of a variance-preserving process, or the step's number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.sampling.schedules.levels import Interpolation
 Array: TypeAlias = NDArray[np.float64]
 
 Coefficients: TypeAlias = Callable[[Sequence[float], float], Iterable[float]]
-"""(levels up to the current one, the following level) to what each slope is multiplied by, the current one first."""
+"""(levels up to the current one, the following level) to the factors of the slopes, the current one's first."""
 
 
 @cache
@@ -68,7 +68,7 @@ def lms(x: Latents, sigmas: Tensor, *, order: int = 4) -> Sampler:
     """Linear multistep: Adams-Bashforth in sigma on any levels; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. order: how many slopes are used once there are as many. Source: Crowson's k-diffusion, sample_lms.
+    latents. order: number of slopes used, once there are enough. Source: Crowson's k-diffusion, sample_lms.
     """
 
     def coefficients(levels: Sequence[float], following: float) -> Iterable[float]:
@@ -94,7 +94,7 @@ def deis(x: Latents, sigmas: Tensor, *, order: int = 3) -> Sampler:
     def coefficients(levels: Sequence[float], following: float) -> Iterable[float]:
         if len(levels) == 1:
             return [following - levels[0]]
-        # A sum over as many points as in ComfyUI: the integral itself is 1e-5 to 1e-4 away, and images show it.
+        # A sum over as many points as in ComfyUI: the exact integral is 1e-5 to 1e-4 away, which images show.
         start, end = time(levels[0]), time(following)
         points = np.linspace(start, end, 10000)
         growth = np.expm1(points * (beta_min + beta_d * points / 2))
@@ -124,8 +124,8 @@ def ipndm(x: Latents, sigmas: Tensor, *, order: int = 4) -> Sampler:
 def ipndm_v(x: Latents, sigmas: Tensor, *, order: int = 4) -> Sampler:
     """iPNDM for steps that vary; one evaluation a step. Arguments and results as `lms`.
 
-    Source: Zhou et al.'s diff-sampler (ipndm_v), as ComfyUI has it. Of third and fourth order two of its coefficients
-    are not the exact ones: they are where steps have one ratio or are equal. Images depend on them, so they are kept.
+    Source: Zhou et al.'s diff-sampler (ipndm_v), as ComfyUI has it. Two of its coefficients of third and fourth order
+    are exact only for equal steps or a constant ratio of steps. Images depend on them, so they stay.
     """
 
     def coefficients(levels: Sequence[float], following: float) -> Iterable[float]:
@@ -165,11 +165,10 @@ def whole(sigma: float) -> float:
 def cfgpp_ud10_ab(x: Latents, sigmas: Tensor, *, signal: Callable[[float], float] = whole) -> Sampler:
     """CFG++ with a quarter of the second-order Adams-Bashforth correction; one evaluation a step, with uncond.
 
-    The noise that the unguided model sees is extended by a tenth of its change in the step before, and a step to zero
-    ends where the line through the last two `denoised` is at zero. However many steps there are, what is extended adds
-    up, so they lead to another end than the ODE's. signal: the share of the latents in x at a level.
-    Arguments and results as `lms`. Source: ComfyUI's sampler of that name (0.35), after Chung et al. 2024,
-    arXiv:2406.08070.
+    The noise that the unguided model predicts is extrapolated by a tenth of its change in the step before, and a step
+    to zero ends where the line through the last two `denoised` is at zero. The extrapolation does not vanish with more
+    steps, so the end differs from the ODE's. signal: the share of the latents in x at a level. Arguments and results as
+    `lms`. Source: ComfyUI's sampler of that name (0.35), after Chung et al. 2024, arXiv:2406.08070.
     """
     levels = sigmas.tolist()
     before: tuple[float, Latents, Latents, Latents] | None = None

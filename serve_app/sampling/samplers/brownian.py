@@ -1,8 +1,8 @@
-"""One path of a Brownian motion, drawn from a seed where it is read: the same path whatever else is read of it.
+"""A Brownian path, a function of its seed: values do not depend on which others are read.
 
-The path is halved until a half ends where it is read; each half's seed names its place in the tree, so nothing needs to
-be stored. Sources: Li et al. 2020, arXiv:2001.01328, section 4 (the virtual Brownian tree); seeds and resolution as
-torchsde's BrownianTree has them, so that a seed gives the noise it gives there.
+The path is bisected until a half ends at the point; each half's seed is its place in the tree, so nothing is stored.
+Sources: Li et al. 2020, arXiv:2001.01328, section 4 (the virtual Brownian tree); seeds and resolution as in torchsde's
+BrownianTree, so that a seed gives the same noise.
 """
 
 from __future__ import annotations
@@ -18,23 +18,22 @@ from torch import Tensor
 from serve_app.sampling.transfer import sent
 
 DIGITS = 6
-"""Decimals of the points it is read at; the finest halves are 1e-6 wide."""
+"""Decimals to which points are rounded; the finest halves are 1e-6 wide."""
 
 KEPT_BYTES = 64 * 2**20
-"""The most that is kept of one path's draws; if those of two points are more, all are drawn again."""
+"""Limit on the cached draws of one path; if those of two points exceed it, all are drawn again."""
 
 _Place: TypeAlias = "tuple[int, int] | None"
-"""Where in the tree something is drawn: (place, depth) of a half's middle; None: the end of the whole path."""
+"""Key of a draw in the tree: (place, depth) of a half's middle; None: the end of the whole path."""
 _Weights: TypeAlias = "dict[_Place, float]"
-"""A value of the path as a sum of what is drawn: by what each is multiplied."""
+"""A value of the path as a weighted sum of draws: the weight of each."""
 
 
 class BrownianPath:
-    """W(t) − W(start) for start ≤ t ≤ end, float32; points beyond take the ends.
+    """W(t) − W(start) for start ≤ t ≤ end, float32; points beyond are clamped.
 
-    A point is a sum of what is drawn on the way to it, by weights that are the host's to work out; so the device draws
-    and adds up once. shape: of a point. seed: 0 … 2⁶⁴ − 1. generator: of a seed, on the device of the points; the CPU
-    if not given.
+    A point is a weighted sum of the draws on the way to it; the host computes the weights, so the device draws and adds
+    up once. shape: of a point. seed: 0 … 2⁶⁴ − 1. generator: of a seed, on the device of the points; default: the CPU.
     """
 
     def __init__(
@@ -50,7 +49,7 @@ class BrownianPath:
         self._seed = seed
         self._start, self._end = round(start, DIGITS), round(end, DIGITS)
         self._whole: _Weights = {None: sqrt(end - start)}
-        # What was drawn for the last sum: the next begins where it ends.
+        # Draws of the last sum: the next one often begins at its end.
         self._kept: dict[_Place, Tensor] = {}
 
     def at(self, t: float) -> Tensor:
@@ -58,7 +57,7 @@ class BrownianPath:
         return self._sum(self._weights(t))
 
     def between(self, s: float, t: float) -> Tensor:
-        """Return how far the path goes from s to t."""
+        """Return the path's increment from s to t."""
         from_s, to_t = self._weights(s), self._weights(t)
         return self._sum({place: to_t.get(place, 0.0) - from_s.get(place, 0.0) for place in from_s | to_t})
 
@@ -86,7 +85,7 @@ class BrownianPath:
     def _sum(self, weights: _Weights) -> Tensor:
         if not weights:
             return torch.zeros_like(self._drawn(None))
-        # In one order, so that going back is going forth with the other sign, to the bit.
+        # In one order, so that the increment back is exactly the negative.
         places = sorted(weights, key=lambda place: (-1, 0) if place is None else (place[1], place[0]))
         drawn = torch.stack([self._drawn(place) for place in places])
         self._kept = dict(zip(places, drawn, strict=True)) if drawn.nbytes <= KEPT_BYTES else {}

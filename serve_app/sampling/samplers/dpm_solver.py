@@ -1,7 +1,7 @@
-"""DPM-Solver in noise prediction, with a fixed number of evaluations and with steps that its error chooses.
+"""DPM-Solver in noise prediction, with a fixed number of evaluations and with adaptive steps.
 
-t = −log sigma, h its step; eps = (x − denoised) / sigma. Both end at the last level above zero, the noise of which is
-left in x. t and h are scalars of sigmas' precision, as in ComfyUI: rounding decides where adaptive steps end.
+t = −log sigma, h its step; eps = (x − denoised) / sigma. Both end at the last level above zero and leave its noise in
+x. t and h are scalars of sigmas' precision, as in ComfyUI: rounding decides where adaptive steps end.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def dpm_adaptive(
     eta: float = 0.0,
     s_noise: float = 1.0,
 ) -> Sampler:
-    """DPM-Solver-12 or -23: steps in t as long as its two orders agree; `order` evaluations a step tried.
+    """DPM-Solver-12 or -23 with adaptive steps in t; `order` evaluations for each step tried.
 
     Arguments and results as `dpm_fast`; an evaluation's step is the one of sigmas that its own begins in. rtol, atol:
-    how far the orders may differ, relative to x and absolute. h_init: the first step. p, i, d: how a step follows from
-    the errors before it. safety: a step whose successor would be shorter than this share of it is tried again. eta,
-    s_noise: as of `euler_ancestral`. Ends at once where x is not finite.
-    Source: Lu et al. 2022, arXiv:2206.00927, Appendix C; p, i, d and eta as in Crowson's k-diffusion.
+    allowed difference of the orders, relative to x and absolute. h_init: the first step. p, i, d: gains of the
+    step-size controller. safety: a step is retried if its successor would be shorter than this share of it. eta,
+    s_noise: as of `euler_ancestral`. Ends at once where x is not finite. Source: Lu et al. 2022, arXiv:2206.00927,
+    Appendix C; p, i, d and eta as in Crowson's k-diffusion.
     """
     levels = sigmas[:-1].tolist()
     t, end = _ends(sigmas)

@@ -1,7 +1,7 @@
-"""How far two orders of a sampler's step disagree: a number that the host has to read before the sampler can go on.
+"""The local error of an adaptive sampler's step, which the host reads to choose the next step length.
 
-For that the host waits for a GPU. So it is written down first, as sums are; then the numbers of all runs of a forward
-are computed by the same few operations, and read at once.
+Reading synchronises with a GPU. So estimates are recorded like lazy sums, computed by the same few operations for all
+runs of a forward, and read at once.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from serve_app.sampling.transfer import sent
 
 @dataclass(slots=True, eq=False)
 class ErrorEstimate:
-    """How far low and high differ by what they may, in the mean: √mean(((low − high) / allowed)²).
+    """Scaled difference of two orders of a step: √mean(((low − high) / allowed)²).
 
-    low, high, before: latents (B,C,…), there or still to be computed. allowed is rtol·max(|low|, |before|), and at
-    least atol.
+    low, high, before: latents (B,C,…), materialized or pending. allowed = max(atol, rtol·max(|low|, |before|)).
     """
 
     low: Latents
@@ -34,19 +33,19 @@ class ErrorEstimate:
 
     @property
     def number(self) -> float:
-        """The number, computed and read alone if it is not there."""
+        """The estimate, computed and read alone if still pending."""
         if self._number is None:
             read([self])
         assert self._number is not None, "read gives all that it is given a number"
         return self._number
 
     def set(self, number: float) -> None:
-        """Take the number."""
+        """Store the estimate."""
         self._number = number
 
 
 def read(estimates: Iterable[ErrorEstimate]) -> None:
-    """Give all a number, those of equally shaped rows by the same operations; a GPU is waited for once.
+    """Compute all estimates, those of equally shaped rows by the same operations, with one synchronisation.
 
     The bits of each depend on its own latents alone.
     """
@@ -74,5 +73,5 @@ def _norms(group: Sequence[ErrorEstimate]) -> list[Tensor]:
     of_low, of_before = latents[:2].abs()
     allowed = (of_low.maximum(of_before) * rtol).maximum(atol)
     relative = (latents[0] - latents[2]) / allowed
-    # Each is added up by itself: the order in which a library does that depends on the shape, which so is the run's.
+    # Each norm is reduced by itself: a library's order of additions depends on the shape, which then is the run's.
     return [own.norm() for own in relative.split(rows)]

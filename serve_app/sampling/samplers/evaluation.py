@@ -1,6 +1,6 @@
-"""What a sampler is: a generator that yields the model evaluations it needs and is sent the results.
+"""The protocol of samplers: generators that yield the model evaluations they need and are sent the results.
 
-It never sees the model, so whoever drives it may answer evaluations of many samplers with one forward.
+A sampler never sees the model, so the engine can answer evaluations of many samplers with one forward.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Sampler: TypeAlias = Generator["Evaluation | ErrorEstimate", Any, Latents]
 """Yields Evaluation; is sent `denoised`, shaped as its x, or the pair (denoised, uncond) where that was wanted. Yields
 ErrorEstimate; is sent its number.
 
-Given tensors it computes as it goes. Given a LazySum it writes down a step, which whoever drives it computes.
+Given tensors it computes at once; given a LazySum it returns lazy sums for the caller to materialize.
 """
 
 NoiseSource: TypeAlias = Callable[[float, float], Latents]
@@ -33,9 +33,9 @@ NoiseSource: TypeAlias = Callable[[float, float], Latents]
 class Evaluation:
     """One D(x, sigma) that a sampler waits for.
 
-    x: noisy latents (B,C,h,w) at `sigma`. step: the index in sigmas it belongs to; several evaluations may share one.
-    want_uncond: send (denoised, uncond's denoised) instead of denoised alone. substep: counts the steps of its own that
-    a sampler takes within one of sigmas. kept: what else is computed with x, for later steps start from it.
+    x: noisy latents (B,C,h,w) at `sigma`. step: its index in sigmas; several evaluations may share one. want_uncond:
+    send (denoised, uncond's denoised) instead of denoised alone. substep: counts a sampler's own steps within one of
+    sigmas. kept: other sums to materialize with x, for later steps.
     """
 
     x: Latents
@@ -47,12 +47,12 @@ class Evaluation:
 
     @property
     def latents(self) -> Tensor:
-        """The numbers of x."""
+        """x as a tensor."""
         return value(self.x)
 
 
 def next_evaluation(sampler: Sampler, answer: Any) -> Evaluation:
-    """Send a sampler an answer, and return the next evaluation that it waits for; what disagrees is read alone.
+    """Send a sampler an answer, and return its next evaluation; error estimates in between are read alone.
 
     Errors: StopIteration at its end, with the latents, and whatever it raises.
     """
@@ -63,10 +63,10 @@ def next_evaluation(sampler: Sampler, answer: Any) -> Evaluation:
 
 
 def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, tuple[Latents, Latents]]:
-    """Wait for an evaluation and return (denoised, unguided), the second without guidance if cfg_pp, else the same.
+    """Yield an evaluation and return (denoised, unguided), the second without guidance if cfg_pp, else the same.
 
     A CFG++ sampler is the plain one that takes the noise in x from `unguided`: x then leaves the guided image towards
-    the noise that the unguided model sees. Source: Chung et al. 2024, arXiv:2406.08070, Algorithm 2.
+    the noise that the unguided model predicts. Source: Chung et al. 2024, arXiv:2406.08070, Algorithm 2.
     """
     if cfg_pp:
         denoised, uncond = yield replace(evaluation, want_uncond=True)
@@ -76,7 +76,7 @@ def guided(evaluation: Evaluation, cfg_pp: bool) -> Generator[Evaluation, Any, t
 
 
 DrawnNoise: TypeAlias = Callable[[float, float], Tensor]
-"""A NoiseSource whose noise is there."""
+"""A NoiseSource of noise drawn in advance."""
 
 NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], DrawnNoise]
 """Called with (x, sigmas, seed) as a run starts."""
@@ -84,21 +84,21 @@ NoiseFactory: TypeAlias = Callable[[Tensor, Tensor, int], DrawnNoise]
 
 @runtime_checkable
 class Foreseen(Protocol):
-    """A NoiseSource that can make ready what it will be asked for."""
+    """A NoiseSource that can draw in advance."""
 
     def expect(self, pairs: Iterable[tuple[float, float]]) -> None:
-        """Make ready the noise between these levels, in this order, if there is need of it."""
+        """Prepare the noise between these levels, in this order, where that saves time."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerSpec:
-    """A sampler under its name, and what has to be arranged around it.
+    """A sampler with its name and requirements.
 
     function: (x, sigmas), and a NoiseSource third if `noise` makes one. discards_penultimate: the schedule is made one
-    step longer and its last level above zero is left out. fresh_inpaint_noise: kept regions of an inpainting get noise
-    of the seed after the job's, instead of the job's own noise. for_levels: keyword arguments that the model decides.
-    on_flow: from the function to what runs on a flow's levels in its place; None: the same does.
+    step longer and its last level above zero is left out. fresh_inpaint_noise: the kept region of an inpainting gets
+    noise of seed + 1 instead of the job's own. for_levels: keyword arguments that depend on the model's levels.
+    on_flow: maps the function to its variant for flows; None: the same.
     """
 
     function: Callable[..., Sampler]
@@ -118,7 +118,7 @@ class SamplerSpec:
     ) -> Sampler:
         """Return the sampler over x (B,C,h,w), which is at sigmas[0].
 
-        seed: of its own noise, if it draws any. options: keyword arguments of the function.
+        seed: of the sampler's noise, if it draws any. options: keyword arguments of the function.
         """
         decided = {} if self.for_levels is None else self.for_levels(levels)
         function = self.function
@@ -136,9 +136,9 @@ class SamplerSpec:
 
 
 def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
-    """Yield between which levels a sampler will ask for noise, by running it over latents of no size.
+    """Yield the pairs of levels between which a sampler will draw noise, by running it over empty latents.
 
-    Its levels do not depend on latents, but for samplers whose noise is not foreseen.
+    Its levels do not depend on latents, except for samplers whose noise is not foreseen.
     """
     asked: deque[tuple[float, float]] = deque()
     nothing = torch.empty(0)
@@ -153,7 +153,7 @@ def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str,
         try:
             evaluation: Evaluation | None = next_evaluation(sampler, answer)
         except (ValueError, ZeroDivisionError, StopIteration):
-            # What it raises it will raise again, where that is told.
+            # Errors are raised again by the real run, which reports them.
             evaluation = None
         while asked:
             yield asked.popleft()

@@ -1,8 +1,8 @@
-"""What samplers of the variance-exploding process become on a flow, x = (1 − σ)·latents + σ·noise.
+"""Adapts samplers of the variance-exploding process to a flow, x = (1 − σ)·latents + σ·noise.
 
-Divided by 1 − σ, a flow's x is that of the exploding process at the level s = σ / (1 − σ), of equal signal-to-noise
-ratio. So a sampler that steps in that ratio runs as it is, on x and levels so changed (`by_ratio`). The ancestral ones
-step in σ itself: there a step to below the following level is followed by noise and less signal (`renoised`).
+Divided by 1 − σ, a flow's x is that of the exploding process at the level s = σ / (1 − σ) of equal signal-to-noise
+ratio. So a sampler that steps in that ratio runs unchanged on transformed x and levels (`by_ratio`). Ancestral samplers
+step in σ itself: a step below the following level is followed by noise and less signal (`renoised`).
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from serve_app.sampling.samplers.stochastic import ancestral_step, exploding_ste
 from serve_app.sampling.schedules.levels import Interpolation, single
 
 Function: TypeAlias = Callable[..., Sampler]
-"""A sampler's, as SamplerSpec has it."""
+"""A sampler's function, as in SamplerSpec."""
 
 BELOW_NOISE = 1 - 2.0**-24
-"""The highest level in single precision that has a signal."""
+"""The highest level below 1 in single precision."""
 
 
 def ratio(sigma: float) -> float:
-    """Return the ratio of noise to signal at a level of a flow, a level of the exploding process."""
+    """Return the noise-to-signal ratio at a level of a flow, which is a level of the exploding process."""
     return sigma / (1 - sigma) if sigma < 1 else inf
 
 
 def level(of_ratio: float) -> float:
-    """Return the level of a flow with a ratio, in single precision: exactly the one that `ratio` was given."""
+    """Return the level of a flow with a ratio, in single precision: the exact inverse of `ratio`."""
     return single(of_ratio / (1 + of_ratio))
 
 
 def by_ratio(function: Function, levels: Interpolation, *, top: float = 1e-4) -> Function:
     """Return a sampler that runs `function`, which steps in the signal-to-noise ratio, on a flow.
 
-    top: the share of the progress at which a run from pure noise, which has no such ratio, is taken to begin; 0: as
-    little below noise as can be told. What `function` is told of levels in its options are ratios.
+    top: the share of the progress where a run from pure noise, whose ratio is infinite, is taken to begin; 0: the
+    highest level below noise. Levels in the function's options are ratios.
     """
 
     def run(x: Latents, sigmas: Tensor, noise: NoiseSource | None = None, **options: Any) -> Sampler:
@@ -68,9 +68,9 @@ def by_ratio(function: Function, levels: Interpolation, *, top: float = 1e-4) ->
 
 
 def ancestral_cfg_pp_on_flow(function: Function, levels: Interpolation) -> Function:
-    """Return `euler_ancestral` with CFG++ on a flow: by ratio, from pure noise by a step with all of its noise new.
+    """Return `euler_ancestral` with CFG++ on a flow: by ratio; the step from pure noise redraws all noise.
 
-    That is what ComfyUI makes of it, whatever eta is but 0.
+    That is ComfyUI's behaviour for every eta but 0.
     """
 
     def step(s: float, following: float, eta: float) -> tuple[float, float, float]:
@@ -80,25 +80,26 @@ def ancestral_cfg_pp_on_flow(function: Function, levels: Interpolation) -> Funct
 
 
 def between(s: float, following: float, r: float) -> float:
-    """Return the ratio at a share r of the way from one ratio to another in its logarithm.
+    """Return the ratio at a share r of the way between two ratios in log space.
 
-    In single precision, as ComfyUI: noise is read from a path there, and a path differs at every point.
+    In single precision, as ComfyUI: noise is read from a Brownian path there, which differs at every point.
     """
     here, there = (torch.tensor(level(end)).logit().neg() for end in (s, following))
     return ratio(float((here + r * (there - here)).neg().sigmoid()))
 
 
 def ratio_step(s: float, following: float, eta: float) -> tuple[float, float]:
-    """Return `ancestral_step` of two ratios, rounded as ComfyUI's are, by their logarithms: long steps show it."""
+    """Return `ancestral_step` of two ratios, rounded as in ComfyUI, in log space: long steps show it."""
     start, end = (float(torch.tensor(level(end)).logit().exp()) for end in (s, following))
     return ancestral_step(start, end, eta)
 
 
 def flow_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, float, float]:
-    """Return (down, up, kept): where to step to, how much noise then leads to `following`, and the share of x kept.
+    """Return (down, up, kept): the level to step to, the factor of the noise added then, and the factor of x.
 
     eta: the share of the way from `following` to following²/σ that is stepped below it. From x at `down`, kept·x has
-    the signal of `following`, and up what its noise lacks. Source: ComfyUI's ancestral samplers for rectified flows.
+    the signal of `following`, and `up` makes up for the missing noise. Source: ComfyUI's ancestral samplers for
+    rectified flows.
     """
     s, f = torch.tensor(sigma, dtype=torch.float32), torch.tensor(following, dtype=torch.float32)
     down = f * (1 + (f / s - 1) * eta)
@@ -108,10 +109,10 @@ def flow_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, 
 
 
 def halfway(sigma: float, down: float) -> float:
-    """Return the level halfway between two in the logarithm of the ratio; below noise alone, the one ComfyUI takes."""
+    """Return the level halfway between two in log ratio; from pure noise, the one that ComfyUI takes."""
     return 0.9999 if sigma >= 1 else level(sqrt(ratio(sigma) * ratio(down)))
 
 
 def renoised(function: Function, _levels: Interpolation, **more: Any) -> Function:
-    """Return an ancestral sampler whose steps and noise are a flow's. more: keyword arguments beside."""
+    """Return an ancestral sampler with a flow's steps and noise. more: further keyword arguments."""
     return partial(function, step=flow_step, **more)

@@ -62,7 +62,7 @@ def test_a_gguf_loader_of_text_encoders_differs_from_the_plain_one_by_its_folder
 ) -> None:
     names = {"clip_name" if count == 1 else f"clip_name{i + 1}": f"{i}.gguf" for i in range(count)}
     (ours,), (theirs,) = run(class_type, **names), run(plain, **names)
-    assert (ours.name, ours.beside, ours.patches) == (theirs.name, theirs.beside, theirs.patches)
+    assert (ours.name, ours.extra_files, ours.patches) == (theirs.name, theirs.extra_files, theirs.patches)
     assert ours.folder != theirs.folder
 
 

@@ -67,7 +67,7 @@ def test_half_precision_weights_are_merged_in_full_and_rounded_once():
 def test_an_adapter_that_does_not_fit_is_left_out_with_a_warning(caplog):
     result = merged(WEIGHT, [(WeightDelta(drawn(0, 3, 3)), 1.0), (PLAIN, 1.0)])
     assert torch.equal(result, merged(WEIGHT, [(PLAIN, 1.0)]))
-    assert "a Difference does not fit a weight of (8, 6)" in caplog.text
+    assert "a WeightDelta does not fit a weight of (8, 6)" in caplog.text
 
 
 def test_the_weight_itself_is_never_changed():

@@ -93,15 +93,15 @@ def encoded(weights, recipe, text="a red fox"):
 
 
 def test_two_text_encoders_go_together_in_either_order(weights):
-    one = encoded(weights, Recipe("clip", "text_encoders", L, beside=(G,)))
-    other = encoded(weights, Recipe("clip", "text_encoders", G, beside=(L,)))
+    one = encoded(weights, Recipe("clip", "text_encoders", L, extra_files=(G,)))
+    other = encoded(weights, Recipe("clip", "text_encoders", G, extra_files=(L,)))
     assert one[0].shape == (1, 77, 128)
     torch.testing.assert_close(one, other)
 
 
 def test_two_text_encoders_that_do_not_go_together_are_refused_by_name(weights):
     with pytest.raises(ModelFileError, match=r"'l\.safetensors' hold CLIP-L and CLIP-L; .* are CLIP-L and CLIP-G"):
-        weights.clip(Recipe("clip", "text_encoders", L, beside=(L,)))
+        weights.clip(Recipe("clip", "text_encoders", L, extra_files=(L,)))
 
 
 def test_a_folder_in_diffusers_layout_gives_its_parts(weights):
