@@ -90,10 +90,10 @@ class Loads:
         return self._ahead.do(work, self._failed)
 
     def _loaded_ahead(self, need: Need, spared: Callable[[str], bool]) -> bool:
-        for key in [key for key in self._unused if not self._weights.is_held(key)]:
+        for key in [key for key in self._unused if not self._weights.is_resident(key)]:
             self._unused.pop(key, None)
             self.ahead.dropped += 1
-        absent = [key for key in need.nbytes if not self._weights.is_held(key)]
+        absent = [key for key in need.nbytes if not self._weights.is_resident(key)]
         hold = self._weights.hold_ahead(need, spared) if absent else None
         if hold is None:
             self.ahead.dropped += bool(absent)
@@ -106,7 +106,7 @@ class Loads:
     def _take(self, key: Hashable) -> bool:
         """Note that work is to use what was loaded ahead; return whether it is still there."""
         self._unused.pop(key, None)
-        return self._weights.is_held(key)
+        return self._weights.is_resident(key)
 
 
 @dataclass(slots=True)

@@ -132,7 +132,7 @@ class Beside(Protocol):
     """What is held on a device beside forwards."""
 
     @property
-    def coming_bytes(self) -> int:
+    def reserved_bytes(self) -> int:
         """What has been given room and may not be there yet."""
         ...
 
@@ -184,4 +184,4 @@ class CardMemory:
 
 def room_bytes(memory: Memory, beside: Beside | None = None) -> int:
     """Return how much of a device's memory work may take now; below 0 where there is too little already."""
-    return memory.planned_bytes - memory.held_bytes() - (0 if beside is None else beside.coming_bytes)
+    return memory.planned_bytes - memory.held_bytes() - (0 if beside is None else beside.reserved_bytes)

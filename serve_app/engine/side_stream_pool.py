@@ -54,4 +54,4 @@ class BesidePool:
 
     @property
     def _loading(self) -> bool:
-        return self._beside is not None and self._beside.coming_bytes > 0
+        return self._beside is not None and self._beside.reserved_bytes > 0

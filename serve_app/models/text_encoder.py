@@ -1,4 +1,4 @@
-"""A CLIP value made real: a text encoder, of whatever family, and how it is to be used."""
+"""A CLIP value on its device: a text encoder of any family, with its settings."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from serve_app.values import Conditioning, GenerationRequest, Text
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """A CLIP recipe made real: an encoder, which other recipes may share.
+    """A CLIP recipe's encoder, which other recipes may share.
 
-    stop_at: the layer to stop at, None its usual; padding: of T5's texts, None the usual.
+    stop_at: the layer to stop at, None: its default; padding: of T5's texts, None: the default.
     """
 
     encoder: Encoder
@@ -28,20 +28,20 @@ class Clip:
     padding: T5Padding | None = None
 
     def encode(self, texts: Sequence[Text]) -> list[Conditioning]:
-        """Encode each text, all in one forward, as `Encoder.encode`; on the host, as `brought` has it."""
+        """Encode each text, all in one forward, as `Encoder.encode`; results go to the host by `brought`."""
         encoded = self.encoder.encode(texts, self.stop_at, self.padding)
         return [with_tensors(entries, brought) for entries in encoded]
 
     def tokens(self, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
-        """Return a text's chunks by encoder, as `TokenEncoder.tokens`; None if they are not to be looked into."""
+        """Return a text's chunks by encoder, as `TokenEncoder.tokens`; None if its tokens are not accessible."""
         return self.encoder.tokens(text) if isinstance(self.encoder, TokenEncoder) else None
 
     def generation(self, request: GenerationRequest) -> Generation:
-        """Return a text that is not begun yet. Errors: NodeError for an encoder that generates none."""
+        """Return a new text generation. Errors: NodeError for an encoder that cannot generate."""
         return self._language_model().generation(request)
 
     def generate(self, generations: Sequence[Generation]) -> None:
-        """Go on with texts of this encoder, a token each at most, as `DecoderEncoder.generate`."""
+        """Generate at most one token for each of several texts, as `DecoderEncoder.generate`."""
         self._language_model().generate(generations)
 
     def _language_model(self) -> DecoderEncoder:

@@ -1,9 +1,9 @@
-"""Working through a large image in overlapping tiles, blended where they overlap.
+"""Processes a large image in overlapping tiles, blended where they overlap.
 
-A tile fades in over its overlap from every side, and the sum is divided by the sum of the weights. The positions,
-weights and passes are those of ComfyUI 0.3.64 (`tiled_scale`), so that the seams are where a user knows them; a video
-is cut in time as well, as by 0.33 (`tiled_scale_multidim`). Knows no model: what is done to a tile is a function.
-Between two tiles the work pauses, so that others can use the device.
+A tile fades in over its overlap from every side, and the sum is divided by the sum of the weights. Positions, weights
+and passes are those of ComfyUI 0.3.64 (`tiled_scale`), so that seams are where users know them; a video is also tiled
+in time, as in 0.33 (`tiled_scale_multidim`). Knows no model: the work on a tile is a function. Work pauses between
+tiles, so that others can use the device.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.sampling.transfer import brought
 Tiles: TypeAlias = Generator[tuple[int, int], None, Tensor]
 """Work that pauses after every tile: yields (tiles done, tiles in all), returns the whole.
 
-It goes on once the device has done what it was asked for by then.
+It is resumed once the device has done the work enqueued so far.
 """
 
 Shape: TypeAlias = tuple[int, int]
@@ -32,9 +32,9 @@ Shape: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """How an axis is cut: cells of a tile and those that neighbours share.
+    """How an axis is tiled: cells of a tile and of the overlap.
 
-    length: how many cells of the result so many become. place: where in it those go that begin at a cell.
+    length: from a number of cells to their length in the result. place: from a first cell to its position there.
     """
 
     tile: int
@@ -51,10 +51,10 @@ def in_passes(
     scale: float,
     time: Axis | None = None,
 ) -> Tiles:
-    """Work through a batch (B,C,…,H,W) once per tile shape and return the mean, float32 (B,c,…,H·scale,W·scale).
+    """Process a batch (B,C,…,H,W) once per tile shape and return the mean, float32 (B,c,…,H·scale,W·scale).
 
-    work: a tile (1,C,…,h,w) to (1,c,…,h·scale,w·scale). overlap: cells that neighbours share. time: of a batch
-    (B,C,T,H,W). Errors: NodeError for an overlap that leaves a tile nothing of its own.
+    work: a tile (1,C,…,h,w) to (1,c,…,h·scale,w·scale). overlap: in cells. time: for a batch (B,C,T,H,W). Errors:
+    NodeError for an overlap as large as a tile.
     """
 
     def scaled(cells: int) -> int:
@@ -95,7 +95,7 @@ def in_passes(
 
 
 def three_shapes(size: int) -> list[Shape]:
-    """Return a tall, a wide and a square tile of about one area: no seam of one pass lies on another's."""
+    """Return a tall, a wide and a square tile of about one area, so that the passes' seams do not coincide."""
     return [(size * 2, size // 2), (size // 2, size * 2), (size, size)]
 
 

@@ -1,7 +1,6 @@
-"""A network that enlarges images: ESRGAN and its many successors, told apart by spandrel from the tensors' names.
+"""A network that enlarges images: ESRGAN and its many successors, recognised by spandrel from the tensors' names.
 
-Files are .safetensors, or pickles of nothing but tensors (`tensor_pickle`). spandrel itself is given tensors, never a
-file.
+Files are .safetensors, or pickles of nothing but tensors (`tensor_pickle`). spandrel gets tensors, never a file.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from serve_app.sampling.transfer import sent
 TILE = 512
 OVERLAP = 32
 SMALLEST_TILE = 128
-"""Sides and overlap of tiles in pixels of the image given, as in ComfyUI."""
+"""Minimum sides and overlap of tiles in input pixels, as in ComfyUI."""
 
 
 class Upscaler:
@@ -33,14 +32,14 @@ class Upscaler:
 
     @property
     def scale(self) -> int:
-        """How many times larger each side becomes."""
+        """Factor by which each side grows."""
         return int(self.network.scale)
 
     def upscale(self, images: Tensor) -> Tiles:
         """Return images (B,H·scale,W·scale,3) in 0…1 from images (B,H,W,C), float32 on the CPU, tile by tile.
 
-        Where the device runs out of memory, tiles are halved, down to SMALLEST_TILE.
-        Errors: NodeError for another number of channels than the network takes.
+        On out of memory tiles are halved, down to SMALLEST_TILE. Errors: NodeError for an unsupported number of
+        channels.
         """
         if images.shape[-1] != self.network.input_channels:
             raise NodeError(
@@ -69,7 +68,7 @@ class UpscalerFile:
         self.path = path
 
     def elements(self) -> int:
-        """Return about how many numbers the file holds: it is read only to be loaded."""
+        """Return about how many numbers the file has: its tensors are read only on loading."""
         return self.path.stat().st_size // torch.float32.itemsize
 
     def load(self, device: torch.device, dtype: torch.dtype) -> Any:
@@ -77,7 +76,7 @@ class UpscalerFile:
 
         Errors: ModelFileError for a file that holds more than tensors, is damaged, or is no upscaler of a known layout.
         """
-        # Here and not above: importing it takes a third of a second, of every replica's start.
+        # Imported here: it takes a third of a second, of every replica's start.
         from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError, canonicalize_state_dict
 
         try:

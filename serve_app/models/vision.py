@@ -1,6 +1,6 @@
-"""Image encoders and style models on their device: what is seen in images, and what of that becomes a text's tokens.
+"""Image encoders and style models on their device: image features, and tokens made of them.
 
-How images are made ready to be seen is ComfyUI's.
+Image preprocessing is ComfyUI's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from serve_app.sampling.transfer import brought, sent
 from serve_app.values import ClipVisionOutput
 
 LONGEST = 100
-"""How many times as long as wide an image may be whose middle is looked at: all of it is resized first."""
+"""Limit on the aspect ratio of an image that is cropped: all of it is resized first."""
 
 
 class ImageEncoder:
@@ -30,10 +30,10 @@ class ImageEncoder:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def see(self, batches: Sequence[Tensor], *, crop: bool) -> list[ClipVisionOutput]:
-        """Look at batches of images (B_i,H_i,W_i,C) in 0…1, all in one forward; return what is seen.
+        """Encode batches of images (B_i,H_i,W_i,C) in 0…1, all in one forward.
 
-        It is on the host, as `brought` has it. crop: the middle of each is looked at, else the whole, squeezed into a
-        square. Errors: NodeError for an image that is too long to be cropped.
+        Results go to the host by `brought`. crop: the central square, else the whole image squeezed into a square.
+        Errors: NodeError for an image that is too long to be cropped.
         """
         pixels = torch.cat([self._pixels(image, crop) for images in batches for image in images])
         states = self._states(pixels)
@@ -42,7 +42,7 @@ class ImageEncoder:
         return [ClipVisionOutput(**{name: own[i] for name, own in parts.items()}) for i in range(len(batches))]
 
     def see_pixels(self, pixels: Tensor) -> ClipVisionOutput:
-        """Return what is seen in images that were made ready elsewhere, (B,3,S,S), on the host as `see`.
+        """Encode preprocessed images (B,3,S,S); results go to the host as in `see`.
 
         Errors: NodeError for images of another size.
         """
@@ -58,7 +58,7 @@ class ImageEncoder:
         return {name: brought(states.float()) for name, states in seen.states.items()}
 
     def _pixels(self, image: Tensor, crop: bool) -> Tensor:
-        """Return an image (H,W,C) as the network is shown it, (1,3,S,S)."""
+        """Return an image (H,W,C) preprocessed for the network, (1,3,S,S)."""
         size = self.family.image_size
         height, width = image.shape[:2]
         if crop and (height, width) != (size, size) and max(height, width) > LONGEST * min(height, width):
@@ -79,9 +79,9 @@ class StyleModel:
         self._device, self._dtype = parameter.device, parameter.dtype
 
     def tokens(self, states: Tensor) -> Tensor:
-        """Return the tokens (1,B·T,W) that states (B,N,D) become, those of one image after another's.
+        """Return the tokens (1,B·T,W) of states (B,N,D), those of one image after another's.
 
-        They are on the host, as `brought` has them. Errors: NodeError for states of another image encoder.
+        Results go to the host by `brought`. Errors: NodeError for states of another image encoder.
         """
         if states.shape[-1] != self.family.reads:
             raise NodeError(

@@ -1,1 +1,1 @@
-"""Weights of one replica: which are loaded, where they lie, and when they are evicted."""
+"""Weights of one replica: loading, placement, streaming and eviction."""

@@ -1,4 +1,4 @@
-"""Which dtype the weights of a part are held in, by what the configuration says and what the device can do."""
+"""Chooses the dtype of a part's weights from the configuration and the device."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 def dtype_of(
     name: str, part: Part, device: torch.device, preferred: Sequence[torch.dtype] = (torch.float16,)
 ) -> torch.dtype:
-    """Return the dtype that a part's weights are held in. name: fp32, fp16, bf16, or auto, which is fp32 on a CPU.
+    """Return the dtype for a part's weights. name: fp32, fp16, bf16, or auto, which is fp32 on a CPU.
 
-    On a GPU auto is the first of `preferred` that the GPU has, else fp32.
-    Errors: ConfigError for another name, or for one that the device cannot do.
+    On a GPU auto is the first of `preferred` that the GPU supports, else fp32. Errors: ConfigError for another name, or
+    for a dtype that the device does not support.
     """
-    # Torch emulates it where a GPU has it not, and ComfyUI then takes another.
+    # Torch emulates bf16 where a GPU lacks it; ComfyUI takes another dtype there.
     has_bf16 = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
     if name == "auto":
         able = (dtype for dtype in preferred if dtype != torch.bfloat16 or has_bf16)

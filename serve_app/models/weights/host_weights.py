@@ -1,8 +1,8 @@
-"""Weights in pinned host memory: those that were evicted from a card, and blocks that stream to it as they run.
+"""Weights in pinned host memory: networks evicted from a GPU, and blocks that stream to it during forwards.
 
-Both are within one bound of bytes. What was evicted comes back by copies instead of from its files: whole parts, least
-recently evicted out first, also for those that stream. A part is a network whose tensors are parts of chunks of pinned
-memory meanwhile. What was made on it goes: sets of LoRAs, and the hooks by which layers add them.
+One byte budget covers both. An evicted network returns by copies instead of from its files; the least recently evicted
+are dropped first, also to make room for streamed blocks. While evicted, a network's tensors are views of chunks of
+pinned memory. LoRA sets made on it are dropped, with the hooks by which layers add them.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ MB = 1024**2
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Kept:
-    """A part whose tensors are in host memory, which takes so many bytes beside those of blocks that stream."""
+    """An evicted part with its tensors in host memory. nbytes: without blocks that stream."""
 
     loaded: Loaded
     nbytes: int
 
 
 class HostWeights:
-    """The parts of one card. budget_bytes: of pinned memory, 0 for none. copies: the card's, if it has any by then.
+    """Evicted parts of one GPU. Thread-safe; work on one part is exclusive.
 
-    Any thread may call it; what it does with one part it does alone.
+    budget_bytes: of pinned memory, 0 for none. copies: the GPU's copy stream, if it has one.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class HostWeights:
         chunk_bytes: int = CHUNK_BYTES,
     ) -> None:
         self.hits = self.misses = 0
-        """How many of the parts that were asked for were here."""
+        """How many requested parts were found here."""
         self.streamed = StreamCounters()
         self._device = device
         self._budget_bytes = budget_bytes
@@ -66,15 +66,15 @@ class HostWeights:
 
     @property
     def nbytes(self) -> int:
-        """How much pinned memory is taken."""
+        """Bytes of pinned memory in use."""
         kept = sum(kept.nbytes for kept in [*self._kept.values()])
         return kept + sum(memory.nbytes for memory in [*self._streams])
 
     def stream(self, room_bytes: int, network: nn.Module, dtype: torch.dtype | None, name: str) -> Streaming:
-        """Take blocks of a network from its files, so that it takes no more than so many bytes of the card.
+        """Move blocks of a network from its files to host memory, so that it takes at most `room_bytes` on the GPU.
 
-        dtype: that it is to run in, None: as it is. name: what errors call it. Errors: DeviceMemoryError where the
-        host has not the memory.
+        dtype: to run in, None: as stored. name: of the part in errors. Errors: DeviceMemoryError where the host lacks
+        memory.
         """
         blocks = streamed_blocks(network, dtype, room_bytes)
         memory = self._memory_for(sum(block.nbytes for block in blocks), room_bytes, name)
@@ -104,18 +104,18 @@ class HostWeights:
         return memory
 
     def _let_go(self, nbytes: int) -> None:
-        """Have what was evicted longest ago go until there is room for so many bytes more, or nothing is left."""
+        """Drop the least recently evicted parts until `nbytes` more fit, or none is left."""
         while self._kept and self.nbytes + nbytes > self._budget_bytes:
             gone = self._kept.pop(next(iter(self._kept)))
             _log.info("let go of %s in host memory: mb=%d", gone.loaded.name, gone.nbytes >> 20)
             streams = gone.loaded.streaming is not None
             del gone
             if streams:
-                # Layers and what brings their weights hold each other.
+                # Layers and the hooks that bring their weights refer to each other.
                 gc.collect()
 
     def keep(self, loaded: Loaded) -> None:
-        """Take a part that nobody uses off the card. What is kept no longer than others goes if it has no room."""
+        """Move a part that nobody uses off the GPU, or drop it if more recent ones leave no room."""
         network, streaming = loaded.module, loaded.streaming
         if not self._budget_bytes or not isinstance(network, nn.Module) or not _all_moves(network, self._device):
             return
@@ -139,9 +139,9 @@ class HostWeights:
             self._kept[loaded.key] = _Kept(loaded, nbytes)
 
     def take(self, key: Hashable) -> Loaded | None:
-        """Return a part on the card that is kept here, and no longer is; None if there is none.
+        """Move a part back to the GPU and return it; None if it is not here.
 
-        Errors: torch.OutOfMemoryError; the part is gone then.
+        Errors: torch.OutOfMemoryError; the part is dropped then.
         """
         if not self._budget_bytes:
             return None
@@ -160,7 +160,7 @@ class HostWeights:
         return torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
 
     def _move(self, layers: Iterable[nn.Module], place: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Copy the weights of layers to where each has its place, and wait for it alone."""
+        """Copy layers' weights to their places, and wait for that copy alone."""
         if self._copies is None:
             self._copies = copies_of(self._device)
         copies = self._copies
@@ -171,7 +171,7 @@ class HostWeights:
             return pairs[-1][0]
 
         move_weights(layers, send, device)
-        # Memory of the card is of the pool that forwards take theirs from, and may have been used until it was taken.
+        # GPU memory comes from the pool of forwards, and may have been in use until its allocation.
         copies.follow()
         try:
             with copies.asked():
@@ -182,7 +182,7 @@ class HostWeights:
 
 
 def _resident(loaded: Loaded) -> Iterable[nn.Module]:
-    """Return the layers of a network whose weights are on the card while it is."""
+    """Return the layers of a network whose weights are on the GPU while it is resident."""
     network: nn.Module = loaded.module
     return network.modules() if loaded.streaming is None else loaded.streaming.resident
 
@@ -195,12 +195,12 @@ def _all_moves(network: nn.Module, device: torch.device) -> bool:
 
 
 class _Places(Chunks):
-    """Places for tensors of so many bytes, which are asked for in that order, in chunks of pinned memory."""
+    """Places for tensors of the given sizes, requested in that order, in chunks of pinned memory."""
 
     def __init__(self, sizes: Sequence[int], chunk_bytes: int) -> None:
         used: list[int] = []
         places: dict[int, tuple[int, int]] = {}
-        # The largest first: small ones then fill what those leave.
+        # The largest first: small ones then fill the gaps.
         for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
             fits = (chunk for chunk, taken in enumerate(used) if taken + sizes[number] <= chunk_bytes)
             if (chunk := next(fits, len(used))) == len(used):

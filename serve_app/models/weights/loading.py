@@ -1,6 +1,6 @@
-"""From files to networks on the device: a part of a recipe, and what a set of LoRAs or a merge makes of it.
+"""Loads a recipe's part from files onto the device, and makes LoRA sets and merges.
 
-It holds nothing: `residency` does.
+It stores nothing: `residency` does.
 """
 
 from __future__ import annotations
@@ -67,18 +67,18 @@ from serve_app.store.models.catalog import Catalog
 _log = log.get("models")
 
 Stream: TypeAlias = Callable[[nn.Module, torch.dtype | None, str], Streaming]
-"""Takes blocks of a network, as its file has them, into host memory, to run in a dtype. The name is for errors."""
+"""Moves blocks of a network from its file to host memory, to run in a dtype. The name is for errors."""
 
 UNSAID = Discrete()
-"""What a part that is no backbone was trained on."""
+"""Training of parts that are no backbones."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Loaded:
-    """A part on the device. key: of its weights. family: what it is, None where its module says it.
+    """A part on the device. key: of its weights. family: None where the module itself identifies it.
 
-    module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
-    should know of the weights. streaming: of a network that is not all on the device.
+    module: a network, or a whole upscaler. trained_as: the training that a backbone's file states. remarks: warnings
+    about the weights for users. streaming: of a network that is only partly on the device.
     """
 
     key: Hashable
@@ -91,7 +91,7 @@ class Loaded:
     streaming: Streaming | None = None
 
     def model(self, lexicon: TextResources) -> Any:
-        """Return what callers use: a Network, an Encoder, a Vae, an ImageEncoder, a ControlNet and so on."""
+        """Return the object for callers: a LoadedNetwork, Encoder, Vae, ImageEncoder, ControlNet and so on."""
         match self.family:
             case BackboneFamily() as family:
                 return LoadedNetwork(
@@ -114,13 +114,11 @@ class Loaded:
 
 
 class Loader:
-    """Loads onto one device. dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype.
+    """Loads parts onto one device.
 
-    Text encoders compute in float32 whatever it is, as ComfyUI's; their numbers are rounded to it, for auto to float16.
-
-    fp8_matmul: layers of backbones that are kept in fp8 multiply in it.
-
-    Errors: ConfigError for those; of what reads files: ModelFileError.
+    dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype: of VAEs. Text encoders always compute
+    in float32, as ComfyUI's; their weights are rounded to dtype, for auto to float16. fp8_matmul: fp8 layers of
+    backbones multiply in fp8. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
     def __init__(self, device: torch.device, dtype: str, vae_dtype: str, fp8_matmul: bool = False) -> None:
@@ -162,7 +160,7 @@ class Loader:
         raise AssertionError
 
     def load(self, recipe: Recipe, files: WeightFiles, stream: Stream | None = None) -> Loaded:
-        """Return a part on the device; all of it but what `stream` takes, of a backbone or text encoder.
+        """Return a part on the device, except the blocks that `stream` moves, for a backbone or text encoder.
 
         Errors: of `stream`.
         """
@@ -171,7 +169,7 @@ class Loader:
         file, _ = _open(recipe, files.paths)
         match file:
             case UpscalerFile():
-                # Some upscalers work out a convolution's weight as they run, which a packed one has not got.
+                # Some upscalers compute a convolution's weight during the forward, which a packed convolution lacks.
                 return replace(loaded, module=file.load(self.device, self._dtype(recipe)))
             case ControlFile() | SideFile():
                 dtype = self._side_dtype(file)
@@ -206,7 +204,7 @@ class Loader:
     ) -> Streaming:
         assert self._ring is not None, "only weights of a GPU stream"
         if stay := {id(parameter) for parameter in staying}:
-            # Of such a network few weights are in another dtype: they are converted here.
+            # Few of its weights have another dtype: they are converted here.
             replace_parameters(module.modules(), lambda p: p.data if id(p) in stay else p.data.to(dtype))
         converted = None if stay else dtype
         streaming = stream(module, converted, name)
@@ -215,7 +213,7 @@ class Loader:
         return streaming
 
     def lora_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
-        """Return how many bytes a set of LoRAs will take beside its part, neither of which has to be loaded."""
+        """Return how many bytes a LoRA set will take beyond its part; nothing needs to be loaded for that."""
         file, others = _open(recipe, files.paths)
         assert isinstance(file, Checkpoint)
         family = file.family(recipe.part, others, recipe.loaded_as)
@@ -227,7 +225,7 @@ class Loader:
     def lora_set(
         self, recipe: Recipe, base: Loaded, files: WeightFiles, may_take: Callable[[int], bool]
     ) -> tuple[LoraSet, str, tuple[str, ...]]:
-        """Return a recipe's set of LoRAs on its part, what it is called, and remarks on what of it fits nowhere.
+        """Return a recipe's LoRA set on its part, its name, and remarks on tensors that fit nowhere.
 
         may_take: as `LoraSet`.
         """
@@ -239,7 +237,7 @@ class Loader:
         return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
 
     def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
-        """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
+        """Return a part with a set's merged weights where the set changes it, and shared weights elsewhere."""
         return replace(base, module=with_merged(base.module, loras))
 
     def _keeps(self, recipe: Recipe) -> bool:
@@ -266,7 +264,7 @@ def control_file(catalog: Catalog, recipe: Recipe) -> ControlFile | DitControlFi
 def _open(
     recipe: Recipe, paths: Sequence[Path]
 ) -> tuple[Checkpoint | UpscalerFile | ControlFile | SideFile, Sequence[Checkpoint]]:
-    """Return a part's file, and those beside it."""
+    """Return a part's file, and its extra files."""
     others = [Checkpoint(path) for path in paths[1:]]
     if recipe.part == "upscaler":
         return UpscalerFile(paths[0]), others
@@ -282,7 +280,7 @@ def _rounded(recipe: Recipe) -> EightBit | None:
 
 
 def mixture(recipe: Recipe, files: WeightFiles) -> Mixture:
-    """Return the weights that a recipe's files make, with all changes of `files` in them. Errors: ModelFileError."""
+    """Return the weights of a recipe's files with all changes of `files`. Errors: ModelFileError."""
     file, others = _open(recipe, files.paths)
     if not isinstance(file, Checkpoint):
         raise ModelFileError(f"weights of '{recipe.name}', a model of the kind {recipe.part}, are not merged or saved")
@@ -304,7 +302,7 @@ def mixture(recipe: Recipe, files: WeightFiles) -> Mixture:
 def _stack(
     part: Part, changes: Sequence[Change], family: Family, module: nn.Module, *, shapes_alone: bool = False
 ) -> tuple[list[tuple[dict[str, Adapter], float]], tuple[str, ...]]:
-    """Return what each LoRA or scaling has for a part's network and its strength, and remarks on what fits nowhere.
+    """Return the tensors of each LoRA or scaling for a network, its strength, and remarks on what fits nowhere.
 
     shapes_alone: the tensors of LoRAs stay in their files.
     """
@@ -339,7 +337,7 @@ def _stack(
 
 
 def _comfyui_names(part: Part, family: Family, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield names of a network and those of ComfyUI's, which for a backbone are the published file's."""
+    """Yield pairs of a network's names and ComfyUI's, which for a backbone are the published file's."""
     published = reverse(family.table()) if part == "backbone" else {}
     for name in names:
         yield name, (translate(name, published) or "") if published else name

@@ -1,7 +1,7 @@
-"""The weights that a recipe stands for, a tensor at a time: those of its files, changed by LoRAs and by other recipes'.
+"""Computes a recipe's weights tensor by tensor: those of its files, changed by LoRAs and merged with other recipes.
 
-Nothing is held but open files, so a mixture of many models takes the memory of what is made of it. The arithmetic is
-ComfyUI's: in single precision, in the order of the changes.
+Only files are open, so a mixture of many models takes no more memory than its result. The arithmetic is ComfyUI's: in
+single precision, in the order of the changes.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class TensorChange(Protocol):
     """A change of some of a network's tensors."""
 
     def applied(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor changed, in float32, or as it is if this does not change it."""
+        """Return a tensor changed, in float32, or unchanged if this does not apply to it."""
         ...
 
 
 class Mixture:
-    """The weights of one recipe. name: what errors call it. module: the network, with the file's tensors.
+    """The weights of one recipe. name: for errors. module: the network, with the file's tensors.
 
-    remarks: what users should know of what was changed.
+    remarks: warnings about the changes for users.
     """
 
     def __init__(self, name: str, family: Family, module: nn.Module) -> None:
@@ -66,17 +66,17 @@ class Mixture:
         return stored.weight.shape if isinstance(stored, QuantizedLinear) else stored.shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Return what a tensor is in where it is saved."""
+        """Return the dtype of a tensor when saved."""
         stored = self._stored[name]
         return stored.dtype if isinstance(stored, Tensor) else stored.quantized.saved_as
 
     def is_mixed(self, name: str) -> bool:
-        """Whether a tensor is of numbers that can be mixed, not the bytes of a tokeniser's file."""
+        """Whether a tensor is numeric and can be mixed, unlike the bytes of a tokeniser's file."""
         stored = self._stored[name]
         return isinstance(stored, QuantizedLinear) or stored.is_floating_point()
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor as the changes make it, in float32; one that is not of numbers as it is."""
+        """Return a tensor with the changes applied, in float32; one that is not numeric unchanged."""
         stored = self._stored[name]
         if isinstance(stored, QuantizedLinear):
             tensor = stored.quantized.wide()
@@ -89,13 +89,13 @@ class Mixture:
         return tensor
 
     def add(self, change: TensorChange) -> None:
-        """Change the weights once more."""
+        """Append a change of the weights."""
         self._changes.append(change)
 
     def build(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """Return the network with the mixed tensors in place of the file's, on a device and in a dtype.
+        """Return the network with mixed tensors in place of the file's, on a device and in a dtype.
 
-        Layers that keep their weights as the file has them keep these too.
+        Layers with quantized weights quantize the mixed ones too.
         """
         for name, stored in self._stored.items():
             if not self.is_mixed(name):
@@ -128,7 +128,7 @@ class Adapted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Added:
-    """Another mixture's tensors, each at its share. A tensor of another shape is left out, but for the own share."""
+    """Another mixture's tensors, each at its share. A tensor of another shape is left out, except for the own share."""
 
     other: Mixture
     shares: Mapping[str, Share]
@@ -143,9 +143,9 @@ class Added:
 
 
 def added(own: Mixture, other: Mixture, shares: Sequence[Share]) -> Added:
-    """Return what adds another recipe's weights to these, and note on them what of it does not fit.
+    """Return the change that adds another recipe's weights to these, and record remarks on what does not fit.
 
-    Errors: ModelFileError if they are of different families, or so different that no tensor of the two is alike.
+    Errors: ModelFileError if they are of different families, or share no tensor of equal shape.
     """
     kinds = [mixture.family.title if isinstance(mixture.family, BackboneFamily) else "" for mixture in (own, other)]
     common = [name for name in own.names if name in set(other.names) and own.is_mixed(name) and other.is_mixed(name)]

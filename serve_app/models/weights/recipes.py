@@ -1,8 +1,8 @@
-"""What a recipe stands for: its files, and the identity of the weights they make.
+"""Resolves a recipe to its files, and to the key that identifies the weights.
 
-Recipes that differ in where a text encoder stops, in training, guidance, FreeU or how references are placed have equal
-weights; those that differ in LoRAs share a part's weights, and have a set of LoRAs each beside them. What is merged
-with other models has weights of its own, in which all changes up to the last merge are.
+Recipes that differ in clip skip, training, guidance, FreeU or placement of references have equal weights; those that
+differ in LoRAs share a part's weights and have a LoRA set each. A merge with other models has weights of its own, which
+contain all changes up to the last merge.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from serve_app.store.models.catalog import Catalog
 
 
 class WeightFiles(NamedTuple):
-    """Files of weights, and a key that is equal for equal ones. A file that is replaced under its name is another.
+    """Files of weights, and a key that is equal for equal weights. A replaced file makes another key.
 
-    changes: what is done to the weights, in order.
+    changes: to the weights, in order.
     """
 
     paths: tuple[Path, ...]
@@ -41,7 +41,7 @@ class WeightFiles(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of weights, and the files of the LoRA or the other model."""
+    """A change of weights, and the files of its LoRA or other model."""
 
     patch: WeightChange
     files: WeightFiles
@@ -61,35 +61,34 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """The weights that a piece of work needs at once: how many bytes they take, by key, and the recipes they are of."""
+    """Weights needed at once: bytes by key, and their recipes."""
 
     nbytes: Mapping[Hashable, int]
     recipes: tuple[Recipe, ...] = ()
 
 
 def merged_in(recipe: Recipe) -> tuple[WeightChange, ...]:
-    """Return the changes that are in the weights of a recipe's part themselves: all up to its last merge."""
+    """Return the changes contained in the weights of a recipe's part themselves: all up to its last merge."""
     changes = _of_weights(recipe)
     last = max((i for i, change in enumerate(changes) if isinstance(change, Merge)), default=-1)
     return changes[: last + 1]
 
 
-def set_beside(recipe: Recipe) -> tuple[Lora | Towards | Scale, ...]:
-    """Return the changes that go beside the weights of a recipe's part: those after its last merge, bypassing last."""
+def unmerged(recipe: Recipe) -> tuple[Lora | Towards | Scale, ...]:
+    """Return the changes on top of the weights of a recipe's part: those after its last merge, bypass LoRAs last."""
     bypassing = (lora for lora in recipe.all(Lora) if lora.bypass)
     return (*_of_weights(recipe)[len(merged_in(recipe)) :], *bypassing)
 
 
 def _of_weights(recipe: Recipe) -> tuple[Any, ...]:
-    """Return the changes of a recipe's weights, in order."""
+    """Return the changes of a recipe's weights, in order, without bypass LoRAs."""
     return tuple(change for change in recipe.all(WeightChange) if not (isinstance(change, Lora) and change.bypass))
 
 
 def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> WeightFiles:
-    """Return the files of a recipe's part, those of a backbone whose weights it changes last.
+    """Return the files of a recipe's part; for a diff ControlNet, its base's last.
 
-    whole: with all changes of its weights, not only those that are in the weights themselves.
-    Errors: ModelFileError for a file that is not there.
+    whole: with all changes of its weights, not only the merged ones. Errors: ModelFileError for a missing file.
     """
     names = (recipe.name, *recipe.extra_files)
     paths = [path for name in names for path in catalog.paths(recipe.folder, name, recipe.part)]
@@ -105,7 +104,7 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Weig
 
 
 def set_files(catalog: Catalog, part: Hashable, changes: Sequence[Lora | Towards | Scale]) -> WeightFiles:
-    """Return the files of a set of changes beside a part. Errors: ModelFileError for one that is not there."""
+    """Return the files of a LoRA set on a part. Errors: ModelFileError for a missing one."""
     found = _changes(catalog, changes)
     paths = tuple(path for change in found for path in change.files.paths)
     return WeightFiles(paths, (part, tuple(change.key for change in found)), found)
@@ -126,6 +125,6 @@ def _files(catalog: Catalog, patch: WeightChange) -> WeightFiles:
 
 
 def version(path: Path) -> Hashable:
-    """Return what changes when a file is replaced under its name."""
+    """Return a value that changes when a file is replaced under its name."""
     stat = path.stat()
     return str(path), stat.st_mtime_ns, stat.st_size

@@ -1,7 +1,7 @@
-"""What weights are held: least recently used out first, within a budget of bytes. It knows neither files nor networks.
+"""An LRU cache of weights within a byte budget. It knows neither files nor networks.
 
-What is lent is in use as long as a caller holds it, and what is in use is not evicted. Weights that are to be loaded
-have their room from the moment that somebody holds them, so that nobody else is given it meanwhile.
+Weights are in use while a caller has their model, and are not evicted meanwhile. Weights to be loaded have their bytes
+reserved from the moment of a Hold, so that no other load gets them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from serve_app.models.weights.recipes import Need
 _log = log.get("models")
 
 UNREAD = 1000
-"""Loads kept for a reader that does not come."""
+"""Limit on recorded load times that are not collected."""
 
 
 @dataclass(slots=True, eq=False)
 class ResidentWeights:
-    """One part's weights, or what a set of LoRAs makes of them. own_bytes: beside those of `base` and `loras`.
+    """The weights of one part, or of a LoRA set on it. own_bytes: without those of `base` and `loras`.
 
-    base: the key of the part whose tensors this one shares. remarks: what users should know of its files.
+    base: the key of the part whose tensors this one shares. remarks: warnings about its files for users.
     """
 
     loaded: Loaded
@@ -45,7 +45,7 @@ class ResidentWeights:
 
     @property
     def needed_bytes(self) -> int:
-        """Without merged weights that it can do without."""
+        """Bytes without merged LoRA weights, which are optional."""
         return self.own_bytes + (self.loras.needed_bytes if self.loras is not None else 0)
 
     @property
@@ -54,7 +54,7 @@ class ResidentWeights:
 
 
 class Hold:
-    """Keeps weights in use as long as anyone has it, and room for those that are absent. need: what they are."""
+    """Keeps weights in use while it is alive, with bytes reserved for absent ones. need: those weights."""
 
     __slots__ = ("__weakref__", "need")
 
@@ -64,47 +64,47 @@ class Hold:
 
 @dataclass(slots=True)
 class _Expected:
-    """Room for weights that are absent. users: who wants them; without any, it is given up."""
+    """Bytes reserved for absent weights. users: holds that wait for them; without any, the reservation ends."""
 
     nbytes: int
     users: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
 
 
 class Residency:
-    """The weights that are held. Its callers see to it that one at a time changes it."""
+    """The resident weights and reservations. Callers serialise changes."""
 
     def __init__(self, budget_bytes: int) -> None:
         self.budget_bytes = budget_bytes
         self.loads = self.evictions = self.releases = 0
         self.seconds = 0.0
         self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
-        """What was loaded, with the seconds it took, for whoever takes it out."""
+        """Names of loaded weights with load times in seconds, until collected."""
         self._evicted: list[ResidentWeights] = []
         self._held: dict[Hashable, ResidentWeights] = {}
         self._expected: dict[Hashable, _Expected] = {}
 
     @property
     def nbytes(self) -> int:
-        """How much is held. It may be asked at any time, also while weights are loaded."""
+        """Bytes of resident weights. Safe to read at any time, also during a load."""
         return sum(resident.nbytes for resident in [*self._held.values()])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is held, least recently used first. It may be asked at any time."""
+        """Names of resident weights, least recently used first. Safe to read at any time."""
         return tuple(resident.name for resident in [*self._held.values()])
 
     def get(self, key: Hashable, user: object) -> ResidentWeights | None:
-        """Return what is held under a key, in use by `user` and the most recently used from now on, or None."""
+        """Return resident weights by key, mark them in use by `user` and most recently used; None if absent."""
         if (resident := self._held.pop(key, None)) is not None:
             self._held[key] = resident
             resident.users.add(user)
             if resident.base is not None:
-                # The part comes after what was made of it, which is no use without it.
+                # The part comes after LoRA sets made of it, which are useless without it.
                 self.get(resident.base, user)
         return resident
 
     def put(self, key: Hashable, resident: ResidentWeights, took_s: float) -> None:
-        """Hold what was loaded in so many seconds; those who expect it use it from now on."""
+        """Add loaded weights with their load time; holds that expect them use them from now on."""
         self._held[key] = resident
         if (expected := self._expected.pop(key, None)) is not None:
             for user in expected.users:
@@ -114,7 +114,7 @@ class Residency:
         self.times.append((resident.name, took_s))
 
     def expect(self, nbytes: Mapping[Hashable, int], user: object) -> None:
-        """Have weights in use by `user` from now on: those that are held, and room for those that are not."""
+        """Mark weights in use by `user`: resident ones, and reservations for absent ones."""
         for key in nbytes:
             self.get(key, user)
         absent = [key for key in nbytes if key not in self._held]
@@ -123,23 +123,23 @@ class Residency:
             self._expected.setdefault(key, _Expected(nbytes[key])).users.add(user)
 
     def give_up(self, key: Hashable, user: object) -> None:
-        """Expect weights no longer for a user."""
+        """Cancel a user's reservation."""
         if (expected := self._expected.get(key)) is not None:
             expected.users.discard(user)
 
     def holds(self, need: Need) -> bool:
-        """Whether all that is needed is held."""
+        """Whether all needed weights are resident."""
         return all(key in self._held for key in need.nbytes)
 
     def remarks(self, key: Hashable) -> tuple[str, ...]:
-        """Return the remarks on what is held under a key; none if nothing is. It may be asked at any time."""
+        """Return the remarks on resident weights by key; none if absent. Safe to call at any time."""
         resident = self._held.get(key)
         return () if resident is None else resident.remarks
 
     def lend(self, resident: ResidentWeights, make: Callable[[], Any]) -> Any:
-        """Return the model of what is held, made anew if nobody has it.
+        """Return the model of resident weights, made anew if none is alive.
 
-        As long as anyone has it, what is held is in use, and so is its base.
+        While the model is alive, the weights and their base are in use.
         """
         model = None if resident.model is None else resident.model()
         if model is None:
@@ -151,14 +151,14 @@ class Residency:
         return model
 
     def fits(self, need: Need) -> bool:
-        """Whether all that is needed can be had at once within the budget now.
+        """Whether all needed weights can be resident at once within the budget.
 
-        True if it is held, if evicting what nobody uses makes room, or if nothing is in use: what exceeds the budget by
-        itself is loaded all the same.
+        True if they are resident, if evicting unused ones makes room, or if nothing is in use: a need above the whole
+        budget is loaded anyway.
         """
         coming = self._coming
         in_use = sum(resident.needed_bytes for resident in self._held.values() if resident.in_use)
-        in_use += self.coming_bytes
+        in_use += self.reserved_bytes
         absent = [nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in coming]
         if not absent or not in_use:
             return True
@@ -167,33 +167,33 @@ class Residency:
         return in_use + idle + sum(absent) <= self.budget_bytes
 
     def has_room_ahead(self, need: Need, spared: Callable[[str], bool]) -> bool:
-        """Whether all that is needed fits the budget beside what is in use, what is coming, and idle weights by name.
+        """Whether needed weights fit the budget besides those in use, reserved ones, and idle ones named by `spared`.
 
-        Those are then the last to go.
+        Those idle ones are then evicted last.
         """
         kept = [key for key, resident in self._held.items() if not resident.in_use and spared(resident.name)]
         for key in kept:
             self._held[key] = self._held.pop(key)
         stays = sum(r.nbytes for key, r in self._held.items() if r.in_use or key in kept or key in need.nbytes)
         absent = sum(nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in self._coming)
-        return stays + self.coming_bytes + absent <= self.budget_bytes
+        return stays + self.reserved_bytes + absent <= self.budget_bytes
 
     def has(self, key: Hashable) -> bool:
-        """Whether something is held under a key. It may be asked at any time."""
+        """Whether weights with a key are resident. Safe to call at any time."""
         return key in self._held
 
     def has_room(self, nbytes: int) -> bool:
-        """Whether so many bytes are free without evicting anything."""
-        return self.nbytes + self.coming_bytes + nbytes <= self.budget_bytes
+        """Whether bytes are free without evicting anything."""
+        return self.nbytes + self.reserved_bytes + nbytes <= self.budget_bytes
 
     def make_room(self, nbytes: int) -> None:
-        """Evict what is used least recently until nbytes fit the budget, or until all that is left is in use."""
+        """Evict least recently used weights until nbytes fit the budget, or all that is left is in use."""
         self._evict(lambda: self.has_room(nbytes))
 
     def release(self, nbytes: int | None = None) -> int:
-        """Evict what is not in use, least recently used first, until so many bytes have gone; None: all of it.
+        """Evict unused weights, least recently used first, until nbytes are freed; None: all of them.
 
-        Return how many went.
+        Return the number of bytes freed.
         """
         held, evictions = self.nbytes, self.evictions
         self._evict(lambda: nbytes is not None and held - self.nbytes >= nbytes)
@@ -215,17 +215,17 @@ class Residency:
                     self._evicted.append(evicted)
 
     def evicted(self) -> list[ResidentWeights]:
-        """Return what has been evicted since this was last asked, whose memory is taken as long as anyone has it."""
+        """Return weights evicted since the last call; their memory is in use while the caller has them."""
         evicted, self._evicted = self._evicted, []
         return evicted
 
     @property
-    def coming_bytes(self) -> int:
-        """How many bytes have been given room that are not held yet."""
+    def reserved_bytes(self) -> int:
+        """Bytes reserved for absent weights."""
         return sum(self._coming.values())
 
     @property
     def _coming(self) -> dict[Hashable, int]:
-        """How many bytes those take that are expected, by key."""
+        """Reserved bytes by key."""
         self._expected = {key: expected for key, expected in self._expected.items() if len(expected.users)}
         return {key: expected.nbytes for key, expected in self._expected.items()}

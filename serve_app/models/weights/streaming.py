@@ -1,9 +1,9 @@
-"""Networks that do not fit their share of a card: the weights of some blocks stay in host memory, and come as they run.
+"""Runs networks larger than their share of GPU memory: some blocks' weights stream from host memory during a forward.
 
-Any part of a network's tree may be a block. Before the first of its layers runs, its weights are copied to one of two
-slots on the card, on a stream of copies; while it computes, those of the block that ran after it the last time are on
-their way to the other. No host waits: the two streams wait for each other. What fits beside the slots stays on the
-card, and the blocks that do not are spread over the network, so that there is always something to copy.
+Any subtree of a network may be a block. Before its first layer runs, its weights are copied to one of two slots on the
+GPU, on a copy stream; while it computes, the block that followed it in the last forward is prefetched into the other
+slot. The host never waits: the two streams synchronise by events. Weights that fit besides the slots stay resident, and
+streamed blocks are spread over the network, so that copies overlap with computation throughout.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from serve_app.models.weights.pinned_memory import PinnedMemory
 from serve_app.models.weights.upload import Copies
 
 QUARTERS = 4
-"""In what parts of all that weights may take of a card networks that stream have theirs; one is left for the others."""
+"""Shares of the weight budget, in quarters, for networks that stream; one quarter is left for other weights."""
 SLOTS = 2
 BLOCKS = 8
-"""A block takes no more than one part in so many of what the network may take, unless it is a single layer."""
+"""A block takes at most an eighth of the network's room, unless it is a single layer."""
 SMALL = 64
-"""What takes less than one part in so many of the largest block there may be stays on the card."""
+"""Weights below this fraction (1/64) of the largest possible block stay on the GPU."""
 ALIGNED = 256
-"""Every weight begins at a multiple of so many bytes, as it would in memory of its own."""
+"""Alignment of every weight in bytes, as in memory of its own."""
 
 _ARRIVAL = "arrival"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """Layers whose weights come together, and how many bytes these take in a slot."""
+    """Layers whose weights are copied together, and their bytes in a slot."""
 
     layers: list[nn.Module]
     nbytes: int
@@ -44,29 +44,29 @@ class Block:
 
 @dataclass(slots=True)
 class StreamCounters:
-    """What networks have copied to the card as they ran: blocks, and bytes of them."""
+    """Blocks and bytes copied to the GPU during forwards."""
 
     blocks: int = 0
     nbytes: int = 0
 
 
-def stream_share(nbytes: int, beside_bytes: int, budget_bytes: int) -> float | None:
-    """Return in which share of all that weights may take a network streams; None for one that is whole on the card.
+def stream_share(nbytes: int, other_bytes: int, budget_bytes: int) -> float | None:
+    """Return the share of the weight budget for a network that has to stream; None for one that fits.
 
-    nbytes: of the network; beside_bytes: of what is needed at once with it; budget_bytes: all. The share is of whole
-    quarters, so that there are few sizes of one network; at least one, even if that is more than the others leave.
+    nbytes: of the network; other_bytes: of other weights needed at once; budget_bytes: of all weights. The share is in
+    whole quarters, so that a network has few variants; at least one, even if the others leave less.
     """
-    if nbytes + beside_bytes <= budget_bytes:
+    if nbytes + other_bytes <= budget_bytes:
         return None
-    left = QUARTERS * (budget_bytes - beside_bytes) // max(budget_bytes, 1)
+    left = QUARTERS * (budget_bytes - other_bytes) // max(budget_bytes, 1)
     share = min(max(left, 1), QUARTERS - 1) / QUARTERS
     return share if nbytes > share * budget_bytes else None
 
 
 def streamed_blocks(network: nn.Module, dtype: torch.dtype | None, room_bytes: int) -> list[Block]:
-    """Return the blocks that have to stream so that a network takes so many bytes of a card, slots included.
+    """Return the blocks to stream so that a network takes at most `room_bytes` of the GPU, slots included.
 
-    dtype: that its weights are to be in, None: as they are. It takes more where what cannot stream does.
+    dtype: of the weights, None: as stored. It takes more if the weights that cannot stream do.
     """
     blocks = list(_blocks(network, dtype, room_bytes // BLOCKS))
     layers = {id(layer) for block in blocks for layer in block.layers}
@@ -78,7 +78,7 @@ def streamed_blocks(network: nn.Module, dtype: torch.dtype | None, room_bytes: i
     passed = streams = 0
     for block in blocks:
         passed += block.nbytes
-        # Of every part of the network as much streams as of the whole.
+        # The same share of every part of the network streams.
         if streams * total < passed * (total - fits):
             found.append(block)
             streams += block.nbytes
@@ -86,12 +86,12 @@ def streamed_blocks(network: nn.Module, dtype: torch.dtype | None, room_bytes: i
 
 
 def _blocks(network: nn.Module, dtype: torch.dtype | None, most_bytes: int) -> Iterator[Block]:
-    """Yield the largest parts of a network of no more than so many bytes, in order, but those that are small."""
+    """Yield the largest subtrees of a network of at most `most_bytes`, in order, without small ones."""
     weights = (own for layer in network.modules() for own in layer._parameters.values() if own is not None)
     uses = Counter(map(id, weights))
 
     def stays(layer: nn.Module) -> bool:
-        # Of an embedding few rows are read, some of them elsewhere; a weight that others share is of no one block.
+        # Few rows of an embedding are read, some of them elsewhere; a weight shared by layers belongs to no one block.
         return isinstance(layer, nn.Embedding) or any(uses[id(own)] > 1 for own in layer._parameters.values())
 
     seen: set[int] = set()
@@ -112,9 +112,9 @@ def _blocks(network: nn.Module, dtype: torch.dtype | None, most_bytes: int) -> I
 
 
 class Streaming:
-    """The blocks of a network that stream, taken off its files, and the slots that they come to.
+    """The streamed blocks of a network, in host memory, and their slots.
 
-    dtype: that the weights are to be in, None: as they are.
+    dtype: of the weights, None: as stored.
     """
 
     def __init__(
@@ -130,15 +130,15 @@ class Streaming:
         self.memory = memory
         streams = {id(layer) for block in blocks for layer in block.layers}
         self.resident = [layer for layer in network.modules() if id(layer) not in streams]
-        """The layers whose weights stay on the card."""
+        """The layers whose weights stay on the GPU."""
         self.nbytes = _nbytes(weights_of(self.resident, dtype)) + SLOTS * max(block.nbytes for block in blocks)
-        """How much of the card the network takes."""
+        """Bytes of the GPU that the network takes."""
         self._blocks = blocks
         self._device = device
         self._copies = copies
         self._counters = counters
         self._starts = [sum(block.nbytes for block in blocks[:number]) for number in range(len(blocks))]
-        # As the network has run: which slot is a block's, and which block followed which.
+        # Learnt from forwards: each block's slot, and the block that follows it.
         self._slot_of: dict[int, int] = {}
         self._after: dict[int | None, int] = {}
         self._slots: list[Tensor] = []
@@ -151,7 +151,7 @@ class Streaming:
                 layer.register_forward_pre_hook(arrival)
 
     def allocate_slots(self) -> None:
-        """Take the slots on the card. Errors: torch.OutOfMemoryError."""
+        """Allocate the slots on the GPU. Errors: torch.OutOfMemoryError."""
         nbytes = max(block.nbytes for block in self._blocks)
         self._slots = [torch.empty(nbytes, dtype=torch.uint8, device=self._device) for _ in range(SLOTS)]
         for slot in self._slots:
@@ -160,7 +160,7 @@ class Streaming:
             self._place(number, self._slot_of.get(number, 0))
 
     def leave(self) -> None:
-        """Give the slots back; the network cannot run until it settles again."""
+        """Free the slots; the network cannot run until `allocate_slots`."""
         self._clear()
         for block in self._blocks:
             self._each(block, lambda tensor, at: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
@@ -180,12 +180,12 @@ class Streaming:
         self._each(self._blocks[number], write, dtype)
 
     def _place(self, number: int, slot: int) -> None:
-        """Have a block's weights lie in a slot."""
+        """Point a block's weights into a slot."""
         memory = self._slots[slot]
         self._each(self._blocks[number], lambda tensor, at: _view(memory, at, tensor))
 
     def _each(self, block: Block, place: Callable[[Tensor, int], Tensor], dtype: torch.dtype | None = None) -> None:
-        """Put what `place` returns for a weight, and the byte of the slot at which it begins, in its place."""
+        """Replace each weight by what `place` returns for it and its offset in the slot."""
         at = 0
 
         def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -197,11 +197,11 @@ class Streaming:
         move_weights(block.layers, send, self._device, dtype)
 
     def arrive(self, number: int) -> None:
-        """Have what this thread asks the device for next find a block's weights in their place."""
+        """Make this thread's next work on the device wait for a block's weights, and prefetch the next block."""
         if number == self._current:
             return
         if number not in self._slot_of:
-            # In turn as they first run, so that those that run one after another have different ones.
+            # Alternating in order of first use, so that consecutive blocks have different slots.
             self._slot_of[number] = len(self._slot_of) % SLOTS
             self._place(number, self._slot_of[number])
         self._bring(number)
@@ -213,7 +213,7 @@ class Streaming:
             self._bring(following)
 
     def _bring(self, number: int) -> None:
-        """Copy a block to its slot, unless it is there, once the device has done what it was asked for by now."""
+        """Copy a block to its slot, unless it is there, after the work enqueued so far."""
         slot = self._slot_of[number]
         if self._in[slot] == number:
             return
@@ -226,7 +226,7 @@ class Streaming:
         self._counters.nbytes += nbytes
 
     def own(self, number: int, layer: nn.Module) -> nn.Module:
-        """Return a layer of a block with weights of its own on the card, wherever the block's are."""
+        """Return a layer of a block with weights of its own on the GPU, whatever slot the block is in."""
         made = copy.copy(layer)
         made._parameters = dict(layer._parameters)
 
@@ -241,7 +241,7 @@ class Streaming:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Arrival:
-    """What a layer of a block does before it runs."""
+    """Forward pre-hook of a block's layers."""
 
     streaming: Streaming
     number: int
@@ -251,7 +251,7 @@ class _Arrival:
 
 
 def with_own_weights(layer: nn.Module) -> nn.Module:
-    """Return a layer whose weights are those of its numbers now: one that streams with weights of its own."""
+    """Return a layer with its current weights: for a streamed layer, with weights of its own."""
     arrival: _Arrival | None = layer.__dict__.get(_ARRIVAL)
     return layer if arrival is None else arrival.streaming.own(arrival.number, layer)
 

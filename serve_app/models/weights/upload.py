@@ -1,8 +1,8 @@
-"""Weights from files onto a GPU, while it does other work: through a ring of pinned buffers, on a stream of copies.
+"""Uploads weights from files to a GPU during other work: through a ring of pinned buffers, on a copy stream.
 
-Several threads fill the buffers, since one alone reads no faster than a core copies. Each is sent as it is in one copy
-that the host does not wait for, and the device puts every tensor in its place, in its dtype. The memory of weights is
-of the pool that forwards take theirs from; so copies follow what the device was asked for before they were made room.
+Several threads fill the buffers, as one alone reads no faster than a core copies. Each buffer is sent by one
+asynchronous copy, and the device scatters tensors to their places and dtypes. Weights share the memory pool of
+forwards; so copies wait for the work that was enqueued before their memory was allocated.
 """
 
 from __future__ import annotations
@@ -19,69 +19,69 @@ from torch import Tensor
 
 BUFFER_BYTES = 32 * 2**20
 BUFFERS = 4
-"""Of the ring, each of which a thread of its own fills."""
+"""Buffers of the ring; each is filled by a thread of its own."""
 ALIGNED = 16
-"""Every tensor begins at a multiple of so many bytes in a buffer, as its dtype may ask for."""
+"""Alignment of every tensor in a buffer, in bytes, as its dtype may require."""
 
 
 class Copies(Protocol):
-    """What a device is asked for beside its other work, in an order of its own."""
+    """A copy stream of a device."""
 
     def follow(self) -> None:
-        """Have what comes next begin after all else that the device has been asked for by now."""
+        """Make later copies wait for all work enqueued so far."""
         ...
 
     def lead(self) -> None:
-        """Have what this thread asks the device for next begin after all of these by now."""
+        """Make this thread's later work wait for all copies enqueued so far."""
         ...
 
     def keep(self, tensor: Tensor) -> None:
-        """Have a tensor made elsewhere keep its memory, once it goes, until these are done with it."""
+        """Keep the memory of a tensor made elsewhere until copies are done with it."""
         ...
 
     def asked(self) -> AbstractContextManager[Any]:
-        """Have what is asked for inside be of these."""
+        """Return a context in which work is enqueued on this stream."""
         ...
 
     def mark(self) -> Callable[[], object]:
-        """Return what waits for all that was asked for inside by now."""
+        """Return a function that waits for all copies enqueued so far."""
         ...
 
 
 class HostCopies:
-    """Of a device that does what it is asked for at once, as a CPU does."""
+    """Copies of a device that works synchronously, such as a CPU."""
 
     def follow(self) -> None:
-        """Nothing is under way."""
+        """Do nothing."""
 
     def lead(self) -> None:
-        """Nor is any of these."""
+        """Do nothing."""
 
     def keep(self, tensor: Tensor) -> None:
-        """None of these uses it any more."""
+        """Do nothing."""
 
     def asked(self) -> AbstractContextManager[Any]:
-        """Return a context without a meaning."""
+        """Return a null context."""
         return nullcontext()
 
     def mark(self) -> Callable[[], object]:
-        """Return what has nothing to wait for."""
+        """Return a function that does nothing."""
         return lambda: None
 
 
 class CudaCopies:
-    """Of a GPU: a stream."""
+    """Copies of a GPU, on a CUDA stream."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream: Any = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def follow(self) -> None:
-        """Have the stream wait for that of this thread, which the engine's is too."""
+        """Make the stream wait for this thread's stream, which is also the engine's."""
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
 
     def lead(self) -> None:
-        """Have that of this thread wait for the stream."""
+        """Make this thread's stream wait for the copy stream."""
         torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     def keep(self, tensor: Tensor) -> None:
@@ -89,12 +89,12 @@ class CudaCopies:
         tensor.record_stream(self._stream)
 
     def asked(self) -> AbstractContextManager[Any]:
-        """Return the context in which the stream is asked."""
+        """Return the stream's context."""
         context: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
         return context
 
     def mark(self) -> Callable[[], object]:
-        """Return the wait for an event, which lets other threads run."""
+        """Return a wait for an event, which releases the GIL."""
         event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         event.record(self._stream)
         wait: Callable[[], object] = event.synchronize
@@ -107,7 +107,7 @@ def copies_of(device: torch.device) -> Copies:
 
 
 class _Piece(NamedTuple):
-    """Some of a tensor's numbers, in order, and where they go. at: the byte of its buffer at which they begin."""
+    """Consecutive numbers of a tensor, and their destination. at: their offset in the buffer in bytes."""
 
     source: Tensor
     target: Tensor
@@ -123,33 +123,33 @@ class _Buffer:
 
 
 class Upload:
-    """Tensors on their way to a device. Several threads may make uploads; one at a time finishes."""
+    """Tensors on their way to a device. Several threads may create uploads; one at a time finishes."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def send(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return the tensor on the device; its numbers are there once `finish` has returned. dtype: None as it is."""
+        """Return the tensor on the device; its numbers are valid after `finish`. dtype: None: unchanged."""
         if tensor.device.type != "cpu":
             return tensor.to(self._ring.device, dtype or tensor.dtype)
         target = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=self._ring.device)
         turned = tensor.ndim == 2 and not tensor.is_contiguous() and tensor.mT.is_contiguous()
         if turned and tensor.shape[0] * tensor.dtype.itemsize <= self._ring.buffer_bytes:
-            # Read as it lies, and turned by the device.
+            # Read in memory order, and transposed by the device.
             self._pairs.append((tensor.mT, target.mT))
         else:
             self._pairs.append((tensor, target))
         return target
 
     def finish(self) -> None:
-        """Copy all that was sent, and wait for it."""
+        """Copy all tensors sent, and wait for that."""
         pairs, self._pairs = self._pairs, []
         self._ring.copy(pairs)
 
 
 class Ring:
-    """The buffers through which everything goes that a process loads onto one device."""
+    """The pinned buffers for all uploads of a process to one device."""
 
     def __init__(self, device: torch.device, copies: Copies | None = None, buffer_bytes: int = BUFFER_BYTES) -> None:
         self.device = device
@@ -159,7 +159,7 @@ class Ring:
         self._landing: Tensor | None = None
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Copy tensors into those of the device, and wait for it."""
+        """Copy tensors to their destinations on the device, and wait for that."""
         if not pairs:
             return
         if self._copies is None:
@@ -183,7 +183,7 @@ class Ring:
                 while filled:
                     self._send(copies, self._landing, *filled.popleft())
         finally:
-            # Until then the device may write to what is let go of where this fails.
+            # Until then the device may still write to destinations that are freed when this fails.
             copies.mark()()
 
     def _send(
@@ -198,7 +198,7 @@ class Ring:
 
 
 def _loads(pairs: Sequence[tuple[Tensor, Tensor]], room: int) -> Iterator[list[_Piece]]:
-    """Yield what goes into each buffer of so many bytes: many small tensors, or some rows of a large one."""
+    """Yield the contents of each buffer of `room` bytes: many small tensors, or some rows of a large one."""
     pieces: list[_Piece] = []
     at = 0
     for source, target in pairs:
@@ -214,7 +214,7 @@ def _loads(pairs: Sequence[tuple[Tensor, Tensor]], room: int) -> Iterator[list[_
 
 
 def _parts(source: Tensor, target: Tensor, room: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows of a tensor, as many as fit into so many bytes, and where they go."""
+    """Yield rows of a tensor, as many as fit into `room` bytes, and their destinations."""
     if not source.ndim:
         source, target = source.view(1), target.view(1)
     while (row := source[:1].numel() * source.dtype.itemsize) > room:
@@ -224,7 +224,7 @@ def _parts(source: Tensor, target: Tensor, room: int) -> Iterator[tuple[Tensor, 
 
 
 def _fill(buffer: _Buffer, pieces: Sequence[_Piece]) -> int:
-    """Read tensors into a buffer, once the device has read what was in it; return how many bytes that took."""
+    """Read tensors into a buffer once the device has read its previous content; return the number of bytes."""
     buffer.free()
     with torch.no_grad():
         for source, _, at in pieces:
@@ -234,5 +234,5 @@ def _fill(buffer: _Buffer, pieces: Sequence[_Piece]) -> int:
 
 
 def _view(memory: Tensor, at: int, like: Tensor) -> Tensor:
-    """Return a part of memory as a tensor of the shape and dtype of another."""
+    """Return a range of memory as a tensor shaped and typed like another."""
     return memory[at : at + like.numel() * like.dtype.itemsize].view(like.dtype).view(like.shape)

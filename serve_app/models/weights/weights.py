@@ -1,6 +1,6 @@
-"""The weights of one replica: recipes made real, as its engine asks for them.
+"""The weights of one replica: turns recipes into models, as its engine requests them.
 
-`recipes` says which weights a recipe stands for, `loading` makes them, `residency` holds them.
+`recipes` resolves a recipe to files, `loading` loads them, `residency` caches them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loader, control_file
-from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_beside, set_files, version
+from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
 from serve_app.models.weights.streaming import stream_share
 from serve_app.recipe import (
@@ -59,7 +59,7 @@ from serve_app.values import Extraction
 
 MB = 1024**2
 SIZES_KEPT = 1024
-"""Of how many parts and sets it is remembered how many bytes they take, which files have to be opened for."""
+"""How many parts' and sets' sizes are cached; computing one opens files."""
 
 STREAMED: frozenset[Part] = frozenset({"backbone", "clip"})
 """Parts that stream where they are too large."""
@@ -69,11 +69,11 @@ _log = log.get("models")
 
 @dataclass(frozen=True, slots=True)
 class LoadCounters:
-    """What weights have come and gone since a replica began, and what it holds.
+    """Counters of loads and evictions since the replica began, and what is resident.
 
-    seconds: spent loading. releases: of the evictions, those made for work rather than for other weights. host_bytes:
-    held in host memory, since they were evicted or stream; host_hits, host_misses: loads that found weights there, and
-    that did not. streamed_bytes: copied to the device for networks that do not fit it, as these ran.
+    seconds: spent loading. releases: evictions made for activations, not for other weights. host_bytes: in host memory,
+    evicted or streamed; host_hits, host_misses: loads that found weights there, or did not. streamed_bytes: copied to
+    the device during forwards.
     """
 
     loads: int = 0
@@ -88,13 +88,11 @@ class LoadCounters:
 
 
 class Weights:
-    """Recipes made real on one device. Every method may be called from any thread; loading blocks its caller.
+    """The models of recipes on one device. Thread-safe; loading blocks the caller.
 
     dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
-    `Loader`.
-    budget_bytes: what is kept before the least recently used is evicted; on a GPU, a network of more streams.
-    host_bytes: what is kept in host memory there, of those that were evicted or stream.
-    Errors: ConfigError for dtypes; of what reads files: ModelFileError.
+    `Loader`. budget_bytes: of resident weights; on a GPU, a network above it streams. host_bytes: of evicted or
+    streamed weights in host memory. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
     def __init__(
@@ -116,15 +114,15 @@ class Weights:
         self._host = HostWeights(device, host_bytes)
         self._sizes: dict[Hashable, int] = {}
         self._lock = Lock()
-        # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
+        # Locked during a load; the other lock never is, so that queries do not wait for a load.
         self._loading = Lock()
-        # Held until what was evicted has left the device.
+        # Held until evicted weights have left the device.
         self._leaving = Lock()
 
     def backbone(self, recipe: Recipe) -> RecipeBackbone:
-        """Return the recipe's backbone, loading its network, and those that control it, if they are not resident.
+        """Return the recipe's backbone, loading its network and model controls if they are not resident.
 
-        Errors: NodeError for a control that does not go with it.
+        Errors: NodeError for an incompatible control.
         """
         network, resident = self._lend(recipe, LoadedNetwork)
         training, references = recipe.last(Training), recipe.last(ReferenceMethod)
@@ -148,18 +146,18 @@ class Weights:
         return trained(training)[0]
 
     def family(self, recipe: Recipe) -> Family:
-        """Return of which family and size the recipe's network is, without loading it."""
+        """Return the family and size of the recipe's network, without loading it."""
         file, *beside = (Checkpoint(path) for path in part_files(self._catalog, recipe).paths)
         return file.family(recipe.part, beside, recipe.loaded_as)
 
     def latent_format(self, recipe: Recipe) -> LatentFormat:
-        """Return how the recipe's backbone samples an autoencoder's latents, without loading it."""
+        """Return the latent format of the recipe's backbone, without loading it."""
         family = self.family(recipe)
         assert isinstance(family, BackboneFamily)
         return family.latent_format
 
     def clip(self, recipe: Recipe) -> Clip:
-        """Return the recipe's text encoder, and how it is used."""
+        """Return the recipe's text encoder with its settings, loading it if it is not resident."""
         skip = recipe.last(ClipSkip)
         stop_at = None if skip is None else skip.stop_at
         return Clip(self._lend(recipe, Encoder)[0], stop_at, recipe.last(T5Padding))
@@ -185,7 +183,7 @@ class Weights:
         return upscaler
 
     def control_net(self, recipe: Recipe) -> ControlNet:
-        """Return the ControlNet or T2I-Adapter of a recipe that `with_base` gave, loading it if it is not resident."""
+        """Return the ControlNet or T2I-Adapter of a recipe from `with_base`, loading it if it is not resident."""
         net: ControlNet = self._lend(recipe, ControlNet)[0]
         return net
 
@@ -195,9 +193,9 @@ class Weights:
         return patch
 
     def with_base(self, control_net: Recipe, backbone: Recipe) -> Recipe:
-        """Return a ControlNet's recipe with the backbone whose weights its file changes, or with none.
+        """Return a ControlNet's recipe with the backbone whose weights its file changes, if any.
 
-        backbone: what it controls, whose weights a control-LoRA changes. Errors: ModelFileError.
+        backbone: the one that it controls, whose weights a control-LoRA changes. Errors: ModelFileError.
         """
         file = control_file(self._catalog, control_net)
         changed = control_net.last(DiffControlNetBase) if file.has_differences else None
@@ -207,9 +205,9 @@ class Weights:
         return replace(control_net, patches=own if changed is None else (*own, changed))
 
     def fitted(self, backbone: Recipe, *others: Recipe) -> Recipe:
-        """Return a backbone's recipe for work that needs others at once: one that streams where not all are to fit.
+        """Return a backbone's recipe for use with others at once: streaming if not all fit.
 
-        It opens files that have not been asked about before. Errors: ModelFileError.
+        It opens files seen for the first time. Errors: ModelFileError.
         """
         if self.device.type != "cuda":
             return backbone
@@ -221,7 +219,7 @@ class Weights:
         return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
 
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
-        """Return what users should know of a recipe that is held: which LoRAs or merges change not all they name."""
+        """Return the warnings on a resident recipe: LoRAs or merges with tensors that fit nowhere."""
         if not recipe.all(WeightChange):
             return ()
         files, of_set = self._files(recipe)
@@ -239,10 +237,10 @@ class Weights:
         metadata: Mapping[str, str],
         progress: saving.Progress,
     ) -> Mapping[str, SafetensorsFile]:
-        """Return the files that parts of models are saved as, by what their names have after the prefix; as `saving`.
+        """Return the files that parts of models are saved as, by the suffix of their names; as `saving`.
 
-        With a model all parts go into one. Nothing is loaded: they are read off the model files.
-        Errors: ModelFileError.
+        With a model all parts go into one file. Nothing is loaded: tensors are read from the model files. Errors:
+        ModelFileError.
         """
         if model is not None:
             return {"": saving.checkpoint_file(self._catalog, model, clip, vae, metadata, progress)}
@@ -257,11 +255,11 @@ class Weights:
     def lora_file(
         self, model: Recipe | None, clip: Recipe | None, asked: Extraction, progress: saving.Progress
     ) -> SafetensorsFile:
-        """Return the LoRA that a backbone's and text encoders' weights are. Errors: ModelFileError."""
+        """Return the LoRA extracted from a backbone's and text encoders' weights. Errors: ModelFileError."""
         return extraction.lora_file(self._catalog, model, clip, asked, self.device, progress)
 
     def need(self, *recipes: Recipe) -> Need:
-        """Return what work with these recipes at once needs. It opens files that have not been asked about before."""
+        """Return the weights that these recipes need at once. It opens files seen for the first time."""
         nbytes: dict[Hashable, int] = {}
         shown = (control for recipe in recipes for control in recipe.all(ModelControl))
         beside = (found for control in shown for found in (control.recipe, control.vae) if found is not None)
@@ -274,7 +272,7 @@ class Weights:
         return Need(nbytes, wanted)
 
     def hold(self, need: Need) -> Hold | None:
-        """Return what keeps all that is needed in use, and room for what is absent; None if that does not fit now.
+        """Return a Hold on all needed weights, with bytes reserved for absent ones; None if they do not fit now.
 
         Never waits for a load.
         """
@@ -286,9 +284,9 @@ class Weights:
             return hold
 
     def hold_ahead(self, need: Need, spared: Callable[[str], bool]) -> Hold | None:
-        """Return what `hold` does, for what nobody has asked for; None unless it fits beside all that may be needed.
+        """Return a Hold for prefetching; None unless the weights fit besides all that may be needed.
 
-        spared: says of a name, as `resident` has it, whether those idle weights are not to make way.
+        spared: whether idle weights with a name, as in `resident`, must stay. Never waits for a load.
         """
         with self._lock:
             if not self._residency.has_room_ahead(need, spared):
@@ -297,45 +295,45 @@ class Weights:
             self._residency.expect(need.nbytes, hold)
             return hold
 
-    def is_held(self, key: Hashable) -> bool:
-        """Whether weights are held, by their key in a Need. Never waits for a load."""
+    def is_resident(self, key: Hashable) -> bool:
+        """Whether weights with a key of a Need are resident. Never waits for a load."""
         return self._residency.has(key)
 
     def is_loaded(self, hold: Hold) -> bool:
-        """Whether nothing of what is held has to be loaded. Never waits for a load."""
+        """Whether all weights of a Hold are resident. Never waits for a load."""
         with self._lock:
             return self._residency.holds(hold.need)
 
     def load(self, hold: Hold) -> None:
-        """Load what is absent of what is held, with all that a first forward would wait for."""
+        """Load the absent weights of a Hold, with all preparations for a first forward."""
         for recipe in hold.need.recipes:
             if (loras := self._resident(recipe, hold).loras) is not None:
                 for _ in loras.prepared():
                     pass
 
     def fits(self, need: Need) -> bool:
-        """Whether all that is needed can be had at once now, as `Residency.fits`."""
+        """Whether all needed weights fit at once now, as `Residency.fits`."""
         with self._lock:
             return self._residency.fits(need)
 
     def resident(self) -> tuple[str, ...]:
-        """Return "part folder/name" of what is held, least recently used first. Never waits for a load."""
+        """Return "part folder/name" of resident weights, least recently used first. Never waits for a load."""
         return self._residency.names
 
     @property
     def held_bytes(self) -> int:
-        """How much is held, merged LoRAs included. Never waits for a load."""
+        """Bytes of resident weights, merged LoRAs included. Never waits for a load."""
         return self._residency.nbytes
 
     @property
-    def coming_bytes(self) -> int:
-        """How much has been given room and is not held yet. Never waits for a load."""
+    def reserved_bytes(self) -> int:
+        """Bytes reserved for absent weights. Never waits for a load."""
         with self._lock:
-            return self._residency.coming_bytes
+            return self._residency.reserved_bytes
 
     @property
     def counters(self) -> LoadCounters:
-        """What weights have come and gone, and what is held. Never waits for a load."""
+        """Return counters of loads and evictions, and what is resident. Never waits for a load."""
         held, host = self._residency, self._host
         return LoadCounters(
             *(held.loads, held.seconds, held.evictions, held.releases, held.nbytes),
@@ -343,17 +341,17 @@ class Weights:
         )
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
-        """Return what was loaded since this was last asked, as `resident` names it, and how many seconds it took."""
+        """Return weights loaded since the last call, named as in `resident`, with load times in seconds."""
         times = self._residency.times
         return tuple(times.popleft() for _ in range(len(times)))
 
     def release(self, nbytes: int | None = None) -> int:
-        """Evict what is not in use until so many bytes have gone, or all of it; as `Residency.release`."""
+        """Evict unused weights until nbytes are freed, or all of them; as `Residency.release`."""
         with self._evicting() as residency:
             return residency.release(nbytes)
 
     def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, ResidentWeights]:
-        """Return a recipe's model, and what is held of it."""
+        """Return a recipe's model, and its resident weights."""
         hold = Hold(Need({}))
         resident = self._resident(recipe, hold)
         loaded = resident.loaded
@@ -364,7 +362,7 @@ class Weights:
         return model, resident
 
     def _resident(self, recipe: Recipe, hold: Hold) -> ResidentWeights:
-        """Return what is held of a recipe, in use by `hold`; loaded if it is absent."""
+        """Return a recipe's resident weights, in use by `hold`; loaded if absent."""
         files, of_set = self._files(recipe)
         resident = self._get(
             files.key, hold, partial(self._device_bytes, recipe, files), partial(self._load, recipe, files)
@@ -397,7 +395,7 @@ class Weights:
                     self._residency.give_up(key, hold)
 
     def _in_room(self, load: Callable[[], ResidentWeights], nbytes: int) -> ResidentWeights:
-        """Load what takes so many bytes; where the device runs out of memory, again without what nobody uses.
+        """Load weights of `nbytes`; on out of memory, evict unused ones and retry.
 
         Errors: DeviceMemoryError.
         """
@@ -406,7 +404,7 @@ class Weights:
                 return load()
             except torch.OutOfMemoryError as error:
                 said = DeviceMemoryError.figures(error)
-            # Only here has the error let go of what was loaded by then.
+            # Only here has the error released the tensors loaded so far.
             if not self.release():
                 held_mb, needed_mb = self.held_bytes / MB, nbytes / MB
                 raise DeviceMemoryError(
@@ -426,7 +424,7 @@ class Weights:
         return ResidentWeights(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
     def _load_set(self, recipe: Recipe, base: ResidentWeights, files: WeightFiles) -> ResidentWeights:
-        """Return what LoRAs make of a part: thin layers beside a backbone, a text encoder with merged weights."""
+        """Return the LoRA set of a part: low-rank layers for a backbone, merged weights for a text encoder."""
         key = base.loaded.key
         loras, name, remarks = self._loader.lora_set(recipe, base.loaded, files, self._has_room)
         if recipe.part == "backbone":
@@ -434,11 +432,11 @@ class Weights:
         return ResidentWeights(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
 
     def _files(self, recipe: Recipe) -> tuple[WeightFiles, WeightFiles | None]:
-        """Return the files of a recipe's part, and of the changes that go beside it, if there are any.
+        """Return the files of a recipe's part, and of the changes on top of it, if any.
 
-        A text encoder that streams has them in it: merged layers beside it would take the room that it has not got.
+        For a streamed text encoder all changes are merged in: there is no room for merged copies of layers.
         """
-        files, changes = part_files(self._catalog, recipe), set_beside(recipe)
+        files, changes = part_files(self._catalog, recipe), unmerged(recipe)
         if not changes:
             return files, None
         if recipe.part != "backbone" and self._stream_bytes(recipe, files) is not None:
@@ -446,7 +444,7 @@ class Weights:
         return files, set_files(self._catalog, files.key, changes)
 
     def _stream_bytes(self, recipe: Recipe, files: WeightFiles) -> int | None:
-        """Return how much of a GPU a part takes that streams: as its recipe says, or for it is too large; else None."""
+        """Return how much of a GPU a streaming part takes, by its recipe or as it is too large; else None."""
         if self.device.type != "cuda" or recipe.part not in STREAMED:
             return None
         budget, said = self._residency.budget_bytes, recipe.last(Streams)
@@ -461,8 +459,8 @@ class Weights:
         return self._size(files.key, lambda: self._loader.nbytes(recipe, files))
 
     def _set_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
-        # Strengths do not matter, and there is no end of them.
-        scaled = (end for change in set_beside(recipe) if isinstance(change, Scale) for end, _ in change.factors)
+        # Strengths are ignored: they do not matter, and have no end of values.
+        scaled = (end for change in unmerged(recipe) if isinstance(change, Scale) for end, _ in change.factors)
         size_key = (files.key, *map(version, of_set.paths), *scaled)
         return self._size(size_key, lambda: self._loader.lora_bytes(recipe, files, of_set))
 
@@ -481,7 +479,7 @@ class Weights:
 
     @contextmanager
     def _evicting(self) -> Iterator[Residency]:
-        """Give what is held to whoever may evict some of it, which has left the device once this ends."""
+        """Yield the residency to evict from; evicted weights have left the device when this exits."""
         with self._leaving:
             with self._lock:
                 yield self._residency
@@ -493,7 +491,7 @@ class Weights:
                     self._host.keep(resident.loaded)
             evicted.clear()
             del resident
-            # A network may hold cycles; without collecting, its memory would come back at some later time.
+            # A network may contain reference cycles; without collecting, its memory would be freed at some later time.
             gc.collect()
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

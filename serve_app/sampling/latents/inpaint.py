@@ -1,7 +1,8 @@
-"""Inpainting: where a mask is 0 the latents are kept, where it is 1 they are sampled.
+"""Inpainting: where a mask is 0 the latents are preserved, where it is 1 they are sampled.
 
-What is kept is held at the sampler's noise level before each evaluation and restored after it, so that the network sees
-one consistent picture. Source: Lugmayr et al. 2022, arXiv:2201.09865, without resampling, as ComfyUI does it.
+The preserved region is set to the sampler's noise level before each evaluation and restored after it, so that the
+network sees one consistent picture. Source: Lugmayr et al. 2022, arXiv:2201.09865, without resampling, as ComfyUI does
+it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from serve_app.sampling.transfer import sent
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Inpainting:
-    """What one run keeps. mask: (B,1,…), 1 where to sample; latents, noise: (B,C,…), clean and unit-variance.
+    """The preserved region of one run. mask: (B,1,…), 1 where to sample; latents: (B,C,…), clean; noise: unit-variance.
 
-    levels: say what latents are like at a level; None: what is kept is held clean. at: gives the mask of a noise level,
-    if it changes.
+    levels: add noise to latents; None: the preserved region stays clean. at: returns the mask of a noise level, if it
+    changes.
     """
 
     mask: Tensor
@@ -37,7 +38,7 @@ class Inpainting:
     at: Callable[[float], Tensor] | None = None
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
-        """Return the evaluation with the kept region replaced by the latents at its noise level."""
+        """Return the evaluation with the preserved region replaced by the latents at its noise level."""
         latents = LazySum.of(self.latents)
         if self.levels is None:
             kept: Latents = latents
@@ -46,7 +47,7 @@ class Inpainting:
         return replace(evaluation, x=mixed(kept, evaluation.x, self._mask(evaluation.sigma)))
 
     def restore(self, denoised: Latents, sigma: float) -> Latents:
-        """Return denoised, which was evaluated at sigma, with the kept region replaced by the clean latents."""
+        """Return denoised of an evaluation at sigma, with the preserved region replaced by the clean latents."""
         return mixed(LazySum.of(self.latents), denoised, self._mask(sigma))
 
     def _mask(self, sigma: float) -> Tensor:
@@ -54,10 +55,10 @@ class Inpainting:
 
 
 def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -> Callable[[Tensor, float], Tensor]:
-    """Return what gives the mask of a level: 1 where the run's mask reaches the share of the timesteps still to come.
+    """Return a function of a level's mask: 1 where the run's mask reaches the remaining share of the timesteps.
 
-    strength: how far it goes from the run's mask to that; 0 goes as far as 1, as in ComfyUI.
-    Source: Levin and Fried 2023, arXiv:2306.00950, Algorithm 1.
+    strength: interpolates from the run's mask to that; 0 acts as 1, as in ComfyUI. Source: Levin and Fried 2023,
+    arXiv:2306.00950, Algorithm 1.
     """
     lowest = max(levels.sigma_min, float(sigmas[-1]))
     first, last = (float(t) for t in levels.timestep(torch.tensor([float(sigmas[0]), lowest])))
@@ -74,9 +75,9 @@ def differential(patch: DifferentialDiffusion, levels: Levels, sigmas: Tensor) -
 def changing_mask(
     mask: Tensor, patches: Iterable[Patch], levels: Levels, sigmas: Tensor
 ) -> Callable[[float], Tensor] | None:
-    """Return what gives the mask of a level from that of the run, by the last patch that says so; None if none does.
+    """Return a function from a level to its mask, by the last patch that changes masks; None if none does.
 
-    That of the latest level is kept: latents are held and restored at the same one.
+    The latest level's mask is cached, as latents are set and restored at the same level.
     """
     for patch in reversed(tuple(patches)):
         if isinstance(patch, DifferentialDiffusion):
@@ -97,9 +98,9 @@ def _by_function(
 
 
 def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:
-    """Return a mask (H,W), (N,H,W) or (N,1,H,W) of pixels as (B,1,h,w), repeated or cut to the latents' batch.
+    """Return a pixel mask (H,W), (N,H,W) or (N,1,H,W) as (B,1,h,w), repeated or cut to the latents' batch.
 
-    For latents with an axis of time, N is that axis, and the mask is (B,1,T,h,w).
+    For latents with a time axis, N is that axis, and the mask is (B,1,T,h,w).
     """
     planes = mask.float().reshape(-1, 1, *mask.shape[-2:])
     if latents.ndim == 5:

@@ -1,7 +1,7 @@
-"""Latent formats by the autoencoder they are of.
+"""Latent formats of the known autoencoders.
 
-Scales and shifts were published with the autoencoders. The preview maps are least-squares fits to decoded images; the
-numbers are those that ComfyUI shows its previews with (0.33.0; Qwen-Image 2.1: 0.38.0).
+Scales and shifts were published with the autoencoders. The preview maps are least-squares fits to decoded images, with
+the numbers of ComfyUI's previews (0.33.0; Qwen-Image 2.1: 0.38.0).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SD = LatentFormat(
     # Rombach et al. 2022, Appendix G.
     scale=0.18215,
     # A least-squares fit to decoded images: keturn 2022, "Decoding latents to RGB without upscaling", Hugging Face
-    # forum 23204; the numbers are those that ComfyUI 0.3.64 shows its previews with.
+    # forum 23204; the numbers are those of ComfyUI 0.3.64's previews.
     preview=PreviewMap(
         (
             (0.3512, 0.2297, 0.3227),
@@ -98,7 +98,7 @@ FLUX = LatentFormat(
     ),
     tiny="taef1",
 )
-"""FLUX.1, and what samples its latents: Chroma, Z-Image, Lumina 2, HiDream. Source: Black Forest Labs 2024."""
+"""FLUX.1, also for Chroma, Z-Image, Lumina 2 and HiDream. Source: Black Forest Labs 2024."""
 
 FLUX2 = LatentFormat(
     channels=128,
@@ -143,7 +143,7 @@ FLUX2 = LatentFormat(
     ),
     tiny="taef2",
 )
-"""FLUX.2: a cell holds 2×2 places, and its autoencoder normalises them itself. Source: Black Forest Labs 2025."""
+"""FLUX.2: a cell contains 2×2 places, and its autoencoder normalises them itself. Source: Black Forest Labs 2025."""
 
 _WAN_MEANS = (
     *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
@@ -181,7 +181,7 @@ WAN = LatentFormat(
         (-0.1835, -0.0868, -0.3360),
     ),
 )
-"""Wan 2.1's video autoencoder, which is Qwen-Image's as well. Source: Wan team 2025, arXiv:2503.20314."""
+"""Wan 2.1's video autoencoder, also Qwen-Image's. Source: Wan team 2025, arXiv:2503.20314."""
 
 _WAN_22_MEANS = (
     *(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557),
@@ -260,7 +260,7 @@ WAN_22 = LatentFormat(
         (0.0317, -0.0878, -0.1388),
     ),
 )
-"""Wan 2.2's video autoencoder, which its backbone of 5B samples latents of. Source: Wan team 2025, Wan 2.2."""
+"""Wan 2.2's video autoencoder, for its 5B backbone. Source: Wan team 2025, Wan 2.2."""
 
 _QWEN_21_MEANS = (
     *(0.5126, 0.7721, -0.0631, 1.3506, -0.7855, -2.1025, -0.3458, 1.3722),
@@ -358,4 +358,4 @@ QWEN_IMAGE_21 = LatentFormat(
         (-0.1228, -0.1869, -0.3083),
     ),
 )
-"""Qwen-Image 2.1's own autoencoder, of images with their opacity. Source: Qwen team 2026."""
+"""Qwen-Image 2.1's own autoencoder, of images with alpha. Source: Qwen team 2026."""

@@ -1,6 +1,6 @@
-"""LATENT_OPERATION: what can be done to latents between two evaluations, as values that can be called.
+"""LATENT_OPERATION: operations on latents between two evaluations, as callable values.
 
-Those that sharpen and compress keep each position's direction in channel space or its length, and change the other.
+Sharpening changes each position's direction in channel space and keeps its length; tone mapping the other way round.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from serve_app.errors import NodeError
 
 
 class LatentOperation(Protocol):
-    """LATENT_OPERATION: latents (B,C,h,w) to latents of the same shape. Further arguments may be given, and ignored."""
+    """LATENT_OPERATION: latents (B,C,h,w) to latents of the same shape. Further arguments are ignored."""
 
     def __call__(self, latent: Tensor, **context: Any) -> Tensor: ...
 
@@ -41,7 +41,7 @@ class ReinhardTonemap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Blending:
-    """Move latents a share of the way to others (B',C,h',w'), which are stretched to their size and repeated.
+    """Move latents a share of the way to a reference (B',C,h',w'), resized and repeated to match.
 
     Source: the facts of ComfyUI's LatentOperationBlend, after 0.33.
     """
@@ -67,7 +67,7 @@ class Blending:
 
 @dataclass(frozen=True, slots=True)
 class Sharpening:
-    """Sharpen the directions with an unsharp mask: each minus 10·alpha × its surroundings, in weights that add up to 1.
+    """Sharpen directions with an unsharp mask: each minus 10·alpha × its surroundings, with weights of sum 1.
 
     radius: of the Gaussian's window, in latent pixels. sigma: the Gaussian's, in halves of the window.
     """
@@ -77,7 +77,7 @@ class Sharpening:
     alpha: float
 
     def __call__(self, latent: Tensor, **context: Any) -> Tensor:
-        """Return the latents sharpened. Errors: NodeError for latents that the window's mirrored border exceeds."""
+        """Return the latents sharpened. Errors: NodeError for latents smaller than the window's reflected border."""
         height, width = latent.shape[-2:]
         if self.radius >= min(height, width):
             raise NodeError(

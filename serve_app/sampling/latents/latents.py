@@ -1,4 +1,4 @@
-"""LatentFormat: how an autoencoder's latents become what a backbone samples, and what else goes by the autoencoder.
+"""LatentFormat: the conversion between an autoencoder's latents and a backbone's, and other facts of the autoencoder.
 
 A family has one as a value; latents on links and in files are the autoencoder's own, unscaled.
 """
@@ -16,14 +16,14 @@ from serve_app.errors import NodeError
 from serve_app.sampling.transfer import sent
 
 PerChannel: TypeAlias = "float | tuple[float, ...]"
-"""One number for all channels, or one a channel."""
+"""One number for all channels, or one for each."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreviewMap:
-    """The linear map from a sampled latent to red, green and blue in −1…1: a row a channel, and an offset.
+    """The linear map from a latent to red, green and blue in −1…1: one row for each channel, and an offset.
 
-    fold: a cell holds fold×fold places, each with channels of its own (channel, y, x); the map is of one place.
+    fold: a cell contains fold×fold places, each with channels of its own (channel, y, x); the map is for one place.
     """
 
     rows: tuple[tuple[float, float, float], ...]
@@ -33,12 +33,12 @@ class PreviewMap:
 
 @dataclass(frozen=True, slots=True)
 class LatentFormat:
-    """The latents of one autoencoder. Minus shift, times scale they have about unit variance, as backbones sample them.
+    """The latents of one autoencoder. (latents − shift) · scale has about unit variance, as backbones sample them.
 
-    factor: pixels of an image a latent cell covers along one side. scale, shift: given per channel, they are 1 over the
-    deviation and the mean. frames: images of a video that one latent covers along the axis of time that latents then
-    have, (B,C,T,h,w); 0 for latents without one, (B,C,h,w). preview: shows latents without the autoencoder. tiny: how
-    the names of the files of the small autoencoder begin that decodes them as well.
+    factor: pixels per latent cell along one side. scale, shift: per channel, the inverse deviation and the mean.
+    frames: images of a video that one latent frame covers, for latents with a time axis, (B,C,T,h,w); 0 without,
+    (B,C,h,w). preview: shows latents without the autoencoder. tiny: prefix of the files of the tiny autoencoder that
+    decodes them too.
     """
 
     channels: int
@@ -50,18 +50,18 @@ class LatentFormat:
     tiny: str = ""
 
     def to_model(self, latents: Tensor) -> Tensor:
-        """Return an autoencoder's latents as a backbone samples them."""
+        """Return an autoencoder's latents scaled for a backbone."""
         return (latents - self._spread(self.shift, latents)) * self._spread(self.scale, latents)
 
     def from_model(self, x: Tensor) -> Tensor:
-        """Return sampled latents as the autoencoder takes them."""
+        """Return a backbone's latents scaled for the autoencoder."""
         return x / self._spread(self.scale, x) + self._spread(self.shift, x)
 
     def accept(self, latents: Tensor, factor: int | None = None) -> Tensor:
-        """Return an autoencoder's latents as one of this format makes them, to be sampled.
+        """Return latents converted to this format, to be sampled.
 
-        Empty ones, all zero, get its channels; if they were made for another factor, they get the size of the same
-        image. Images get an axis of time where there is one. Errors: NodeError for latents of another kind.
+        Empty ones, all zero, get its channels, and if made for another factor, the size of the same image. Images get a
+        time axis where the format has one. Errors: NodeError for latents of another kind.
         """
         shape = list(latents.shape)
         if len(shape) in (4, 5) and not latents.any():

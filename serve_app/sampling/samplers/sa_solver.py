@@ -47,13 +47,13 @@ def sa_solver(
     evaluate_corrected: bool = False,
     simple_order_2: bool = False,
 ) -> Sampler:
-    """SA-Solver; one evaluation a step, of lower order at both ends, its noise only for steps to within `interval`.
+    """SA-Solver; one evaluation a step, of lower order at both ends, with noise only for steps within `interval`.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. interval: (highest, lowest) level; there τ is eta, elsewhere 0. evaluate_corrected: what the corrector
-    gives is evaluated too, two evaluations a step but the first. simple_order_2: where two evaluations are used, their
-    shares are those of an expansion in h. Where noise is left over, what is returned is the prediction. λ = −log σ.
-    Source: Xue et al. 2023, arXiv:2309.05019, Algorithm 1, equations 15 and 18, Appendix D.
+    latents. interval: (highest, lowest) level; inside τ is eta, outside 0. evaluate_corrected: evaluate the corrector's
+    result too, two evaluations a step but the first. simple_order_2: at second order, weights are those of an expansion
+    in h. If noise is left over, the prediction is returned. λ = −log σ. Source: Xue et al. 2023, arXiv:2309.05019,
+    Algorithm 1, equations 15 and 18, Appendix D.
     """
     levels = sigmas.tolist()
     lambdas = [-log(level) if level > 0 else inf for level in levels]
@@ -64,7 +64,7 @@ def sa_solver(
         following = levels[i + 1]
         denoised: Latents = yield Evaluation(predicted, sigma, step=i, kept=(x,))
         history = [denoised, *history][: max(predictor_order, corrector_order)]
-        # A run to zero comes down to first order before it.
+        # The order goes down to 1 before a step to zero.
         left = len(levels) - 1 - i if levels[-1] == 0 else len(levels)
         p, c = min(predictor_order, len(history), left - 1), min(corrector_order, len(history), left)
         if i == 0 or c == 0 or (following == 0 and not evaluate_corrected):
@@ -101,7 +101,7 @@ def _adams_step(
     lambdas: Sequence[float],
     b: Sequence[float] | None = None,
 ) -> Latents:
-    """Return x at `following`. b: what each of the history is multiplied by; None: its polynomial's integral."""
+    """Return x at `following`. b: weights of the history; None: integrals of its polynomial."""
     rate, end = 1 + tau**2, -log(following)
     if b is None:
         points, weights = quadrature(-log(sigma), end)
@@ -110,9 +110,9 @@ def _adams_step(
 
 
 def _simple(lambdas: Sequence[float], end: float, tau: float) -> tuple[float, float]:
-    """Return what the two last evaluations, the newer one first, are multiplied by.
+    """Return the weights of the two last evaluations, the newer one first.
 
-    A corrector ends where the newer one is, a predictor goes on from there.
+    A corrector's step ends at the newer one, a predictor's begins there.
     """
     newer, older = lambdas
     rate = 1 + tau**2

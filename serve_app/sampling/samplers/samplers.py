@@ -1,7 +1,7 @@
-"""The deterministic samplers of one step, in their papers' symbols, and SAMPLERS, the table of all samplers.
+"""The deterministic one-step samplers, in their papers' symbols, and SAMPLERS, the table of all samplers.
 
-Levels are read into Python floats: scalar arithmetic is then double precision, and on a GPU none of it waits for it.
-d is the slope (x − denoised) / sigma of the probability flow ODE, so x is denoised + d·sigma at every level.
+Levels are read into Python floats: scalar arithmetic is then in double precision, and never synchronises with a GPU. d
+is the slope (x − denoised) / sigma of the probability flow ODE, so x = denoised + d·sigma at every level.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ def euler(x: Latents, sigmas: Tensor, *, cfg_pp: bool = False, alternative: bool
     """Euler's first-order method on the probability flow ODE; one evaluation a step.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. alternative: of CFG++, ComfyUI's other one, whose slope leads away from the guided image twice.
-    Source: Karras et al. 2022, arXiv:2206.00364, Algorithm 2 with s_churn = 0 and no correction.
+    latents. alternative: ComfyUI's other CFG++, whose slope leads away from the guided image twice. Source: Karras et
+    al. 2022, arXiv:2206.00364, Algorithm 2 with s_churn = 0 and no correction.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
         if alternative:
             x = x + (x - denoised + unguided - denoised) * ((following - sigma) / sigma)
         else:
-            # Schedules that end at zero may be given a zero more: a step from there to itself is to the image.
+            # Schedules that end at zero may have a further zero: a step from zero to zero returns the image.
             x = denoised + (x - unguided) * (following / sigma if following else 0.0)
     return x
 
 
 def cfg_pp_on_flow(function: Callable[..., Sampler], levels: Interpolation) -> Callable[..., Sampler]:
-    """Return `euler` with CFG++ on a flow: by ratio, but for the alternative, which ComfyUI leaves as it is."""
+    """Return `euler` with CFG++ on a flow: by ratio, except the alternative, which ComfyUI runs unchanged."""
 
     def run(x: Latents, sigmas: Tensor, *, alternative: bool = False) -> Sampler:
         chosen = partial(function, alternative=True) if alternative else by_ratio(function, levels, top=0.0)
@@ -76,7 +76,7 @@ def heun(x: Latents, sigmas: Tensor) -> Sampler:
 def heunpp2(x: Latents, sigmas: Tensor) -> Sampler:
     """Heun++: slopes at up to two levels ahead; three evaluations a step, two on the last but one, one on the last.
 
-    A slope ahead weighs its level's share of three (or two) times the top level, so late steps are nearly Euler's.
+    A slope ahead has the weight of its level over three (or two) times the top level, so late steps are nearly Euler's.
     Arguments and results as `euler`. Source: Carzit's sd-webui-samplers-scheduler, as ComfyUI has it.
     """
     levels = sigmas.tolist()

@@ -23,13 +23,13 @@ from serve_app.sampling.schedules.levels import Interpolation
 
 
 def _between(sigma: float, following: float, r: float) -> float:
-    # In single precision, as ComfyUI: noise is read from a path there, and a path differs at every point.
+    # In single precision, as ComfyUI: noise is read from a Brownian path there, which differs at every point.
     here, there = torch.tensor(sigma).log().neg(), torch.tensor(following).log().neg()
     return float((here + r * (there - here)).neg().exp())
 
 
 def sde_on_flow(function: Callable[..., Sampler], levels: Interpolation) -> Callable[..., Sampler]:
-    """Return `dpmpp_sde` on a flow: by ratio, its stage and its steps to the very levels that ComfyUI's go to."""
+    """Return `dpmpp_sde` on a flow: by ratio, with the levels of stages and steps rounded as in ComfyUI."""
     return flow.by_ratio(partial(function, between=flow.between, step=flow.ratio_step), levels)
 
 
@@ -47,9 +47,9 @@ def dpmpp_sde(
     """DPM-Solver++(2S) on the SDE; two evaluations a step, one on a step to zero.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. s_noise: multiplies the noise. r: where in λ the stage lies, 0…1; between: its level, of a step's and r.
-    step: as `ancestral_step`.
-    Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 1 with section 5's noise, as in Crowson's k-diffusion.
+    latents. s_noise: multiplies the noise. r: position of the stage in λ, 0…1; between: its level, from the step's
+    levels and r. step: as `ancestral_step`. Source: Lu et al. 2022, arXiv:2211.01095, Algorithm 1 with section 5's
+    noise, as in Crowson's k-diffusion.
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised: Latents = yield Evaluation(x, sigma, step=i)
@@ -138,8 +138,8 @@ def er_sde(
     """ER-SDE-Solver of up to third order; one evaluation a step, of lower order on the first two.
 
     Arguments and results as `dpmpp_sde`. eta: solve the reverse-time SDE with this share of noise, 0 being the ODE;
-    None: the extended one with the paper's noise scale ER SDE 5, its second factor to a power, with 0 the ODE too.
-    Source: Cui et al. 2023, arXiv:2309.06169, Algorithm 2 with its integrals as sums over 200 points.
+    None: the extended SDE with the paper's noise scale ER SDE 5, whose second factor is raised to a power; 0 gives the
+    ODE too. Source: Cui et al. 2023, arXiv:2309.06169, Algorithm 2 with its integrals as sums over 200 points.
     """
     levels = sigmas.tolist()
     previous: Latents | None = None

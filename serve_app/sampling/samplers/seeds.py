@@ -1,4 +1,4 @@
-"""SEEDS: exponential Runge-Kutta methods on the SDE, whose stages meet the same noise as the step they belong to.
+"""SEEDS: exponential Runge-Kutta methods on the SDE, whose stages share the noise of their step.
 
 λ = −log sigma, h its step; in λ the noise is an Ornstein-Uhlenbeck process, drawn from stage to stage.
 """
@@ -16,7 +16,7 @@ from serve_app.sampling.samplers.evaluation import Evaluation, NoiseSource, Samp
 
 
 def _noise_over(h: float, noise: Latents, so_far: Latents | None = None) -> Latents:
-    """Return the noise after h more of λ·eta, in units of the level there; so_far: what there was before."""
+    """Return the noise after h more of λ·eta, in units of the level there; so_far: the noise before."""
     drawn = noise * sqrt(-expm1(-2 * h))
     return drawn if so_far is None else so_far * exp(-h) + drawn
 
@@ -34,10 +34,10 @@ def seeds_2(
     """SEEDS-2; two evaluations a step, one on a step to zero.
 
     x: latents (B,C,h,w) already at sigmas[0]. Yields Evaluation; is sent `denoised`, shaped as x; returns the final
-    latents. eta: the share of noise; s_noise: multiplies it. r: where in λ the stage lies, above 0 to 1. solver: how
-    the slope of `denoised` is weighted; phi_2 with r = 1 is the exponential Heun method.
-    Source: Gonzalez et al. 2023, arXiv:2305.14267, Algorithm 2 in data prediction; phi_2 is Hochbruck and Ostermann's
-    method of second order with one parameter (2005, "Explicit exponential Runge-Kutta methods").
+    latents. eta: the share of noise; s_noise: multiplies it. r: position of the stage in λ, above 0 to 1. solver: how
+    the slope of `denoised` is weighted; phi_2 with r = 1 is the exponential Heun method. Source: Gonzalez et al. 2023,
+    arXiv:2305.14267, Algorithm 2 in data prediction; phi_2 is Hochbruck and Ostermann's one-parameter method of second
+    order (2005, "Explicit exponential Runge-Kutta methods").
     """
     for i, (sigma, following) in enumerate(pairwise(sigmas.tolist())):
         denoised: Latents = yield Evaluation(x, sigma, step=i)

@@ -1,7 +1,7 @@
 """The ancestral samplers: a step to below the following level, then fresh noise up to it.
 
-They draw the noise from a NoiseSource, never from torch's state. A step says what share of x is kept as noise is added:
-all of it, but on a flow (`flow`).
+They draw from a NoiseSource, never from torch's global state. A step also returns the factor of x as noise is added: 1,
+except on a flow (`flow`).
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ AncestralStep: TypeAlias = Callable[[float, float, float], tuple[float, float, f
 
 
 def ancestral_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, float]:
-    """Return (down, up): where to step to, and how much noise then leads up to `following`.
+    """Return (down, up): the level to step to, and the noise that then leads up to `following`.
 
-    down² + up² = following². eta: 0 is deterministic, 1 the posterior's full variance.
-    Source: Song et al. 2020, arXiv:2011.13456, ancestral sampling of the variance-exploding process.
+    down² + up² = following². eta: 0 is deterministic, 1 the posterior's full variance. Source: Song et al. 2020,
+    arXiv:2011.13456, ancestral sampling of the variance-exploding process.
     """
     if eta == 0 or following == 0:
         return following, 0.0
     # In single precision, as ComfyUI: after a long step `down` is the root of a difference that is nearly all rounding,
-    # and samplers that evaluate between sigma and down show it. (Tensor powers round otherwise than NumPy's roots.)
+    # which shows in samplers that evaluate between sigma and down. (Tensor powers round differently from NumPy's
+    # roots.)
     s, f = torch.tensor(sigma, dtype=torch.float32), torch.tensor(following, dtype=torch.float32)
     up = torch.minimum(f, eta * (f**2 * (s**2 - f**2) / s**2) ** 0.5)
     return float((f**2 - up**2) ** 0.5), float(up)
 
 
 def exploding_step(sigma: float, following: float, eta: float = 1.0) -> tuple[float, float, float]:
-    """Return (down, up, kept): `ancestral_step`, and all of x."""
+    """Return (down, up, 1): `ancestral_step` with the factor of x."""
     return *ancestral_step(sigma, following, eta), 1.0
 
 
@@ -62,7 +63,7 @@ def euler_ancestral(
         denoised, unguided = yield from guided(Evaluation(x, sigma, step=i), cfg_pp)
         down, up, kept = step(sigma, following, eta)
         if (following if cfg_pp else down) == 0:
-            # Also where eta takes all of `following`, as ComfyUI leaves it, but for CFG++.
+            # Also where eta takes all of `following`, as in ComfyUI, except for CFG++.
             x = denoised
             continue
         x = (denoised + (x - unguided) * (down / sigma)) * kept + noise(sigma, following) * (up * s_noise)
@@ -129,7 +130,7 @@ def dpmpp_2s_ancestral(
 
 
 def noising(levels: Levels) -> dict[str, Any]:
-    """Return how `lcm` adds noise to what it has denoised."""
+    """Return the function by which `lcm` adds noise to denoised latents."""
     return {"noised": levels.noised}
 
 
@@ -145,10 +146,9 @@ def lcm(
 ) -> Sampler:
     """Multistep consistency sampling: jump to zero, noise up to the following level; one evaluation a step.
 
-    noised: brings latents to a level, as `Levels.noised`. s_noise, s_noise_end: multiply the noise of the first and of
-    the last step, and what lies between them that of the others; None: all have the first. clip: how many standard
-    deviations noise may have, 0 for any. Arguments and results as `euler_ancestral`.
-    Source: Luo et al. 2023, arXiv:2310.04378, Algorithm 3.
+    noised: brings latents to a level, as `Levels.noised`. s_noise, s_noise_end: factors of the first and last step's
+    noise, interpolated between; None: the first for all. clip: limit on the noise in standard deviations, 0 for none.
+    Arguments and results as `euler_ancestral`. Source: Luo et al. 2023, arXiv:2310.04378, Algorithm 3.
     """
     last = max(len(sigmas) - 2, 1)
     change = 0.0 if s_noise_end is None else s_noise_end - s_noise

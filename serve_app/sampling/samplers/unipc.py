@@ -1,4 +1,4 @@
-"""UniPC: a predictor and a corrector of one family, sharing the evaluation at the level they meet."""
+"""UniPC: a predictor and a corrector of one family, which share an evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from serve_app.sampling.samplers.evaluation import Evaluation, Sampler
 from serve_app.sampling.schedules.levels import Interpolation
 
 LOWEST = 0.001
-"""The level that stands for zero, where log sigma has no value."""
+"""The level used for zero, where log sigma is undefined."""
 
 
 def uni_pc(x: Latents, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order: int = 3) -> Sampler:
@@ -62,7 +62,7 @@ def uni_pc(x: Latents, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order:
 
 
 def unipc_on_flow(function: Callable[..., Sampler], _levels: Interpolation) -> Callable[..., Sampler]:
-    """Return `uni_pc` on a flow: as it is, but a run to zero ends at LOWEST, where x has that much less of latents."""
+    """Return `uni_pc` on a flow: unchanged, but a run to zero ends at LOWEST, whose x has less of the latents."""
 
     def run(x: Latents, sigmas: Tensor, **options: Any) -> Sampler:
         reached = yield from function(x, sigmas, **options)
@@ -72,7 +72,7 @@ def unipc_on_flow(function: Callable[..., Sampler], _levels: Interpolation) -> C
 
 
 def _rounded(sigma: float) -> float:
-    # ComfyUI takes a level through alpha² = 1 / (sigma² + 1) in single precision, which near zero leaves few digits:
-    # 0.001 becomes 0.00098. The last step is from or to there, so images show it.
+    # ComfyUI converts levels through alpha² = 1 / (sigma² + 1) in single precision, which near zero leaves few digits:
+    # 0.001 becomes 0.00098. The last step starts or ends there, so images show it.
     log_alpha = 0.5 * torch.log(1 / (torch.tensor(sigma, dtype=torch.float32) ** 2 + 1))
     return float((0.5 * torch.log(1 - torch.exp(2 * log_alpha)) - log_alpha).exp())

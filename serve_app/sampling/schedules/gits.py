@@ -1,4 +1,4 @@
-"""The schedules that GITS found for Stable Diffusion, by coefficient and number of steps: the numbers it published.
+"""The schedules that GITS found for Stable Diffusion, by coefficient and number of steps, as published.
 
 Every level is one of a grid. Source: Chen et al. 2024, arXiv:2405.11326, as diff-sampler's gits-main has them.
 """
@@ -146,7 +146,7 @@ PICKS = {
         "91 92 93 94 95 96/35 51 63 71 77 81 83 85 86 87 88 89 90 91 92 93 94 95 96"
     ),
 }
-"""By coefficient, the places in GRID of what lies between the two ends, for 2 to 20 steps in turn."""
+"""By coefficient, the indices in GRID of the levels between both ends, for 2 to 20 steps in turn."""
 
 MOST_STEPS = 20
 

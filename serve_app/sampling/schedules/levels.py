@@ -1,7 +1,7 @@
-"""Noise levels: which sigmas a model knows, what its network is told for each, and what noise at a level is.
+"""Noise levels of a model: its sigmas, their timesteps, and the noise process.
 
-`Levels` is all that samplers, schedules and the engine ask; a kind of training is one class. They are of one of two
-processes, whatever the network predicts: x = latents + sigma·noise, or x = (1 − sigma)·latents + sigma·noise.
+`Levels` is the interface for samplers, schedules and the engine, with one class for each kind of training. There are
+two processes, whatever the network predicts: x = latents + sigma·noise, and x = (1 − sigma)·latents + sigma·noise.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serve_app.sampling.transfer import sent
 
 
 def single(sigma: float) -> float:
-    """Return a level in single precision: that of schedules and tables, so that equal levels compare as equal.
+    """Return a level in single precision, as schedules and tables have it, so that equal levels compare as equal.
 
     ComfyUI adds noise with it too; samplers that extrapolate far, or adapt, show even the last digit of x.
     """
@@ -27,7 +27,7 @@ def single(sigma: float) -> float:
 
 
 class SigmaRange(Protocol):
-    """The lowest level above zero and the highest: all that schedules which spread steps between them ask."""
+    """The lowest level above zero and the highest, for schedules that spread steps between them."""
 
     @property
     def sigma_min(self) -> float: ...
@@ -45,15 +45,15 @@ class Levels(SigmaRange, Protocol):
         ...
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """Return what the network is told for each sigma, shaped as sigma and on its device."""
+        """Return the network's timestep for each sigma, shaped as sigma and on its device."""
         ...
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """Return the level that the network is told so, float32."""
+        """Return the level of each timestep, float32."""
         ...
 
     def at_progress(self, share: float) -> float:
-        """Return the level at a share of the sampling counted from the top: above 0 no level is, 1 is zero."""
+        """Return the level at a share of the sampling, counted from the top; zero for 1."""
         ...
 
     def log_snr(self, sigma: float) -> float:
@@ -65,11 +65,11 @@ class Levels(SigmaRange, Protocol):
         ...
 
     def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """Return what a run begins with at its first level; from pure noise it may differ from `noised`."""
+        """Return the initial x of a run at its first level; from pure noise it may differ from `noised`."""
         ...
 
     def unnoised(self, x: Tensor, sigma: float) -> Tensor:
-        """Return what a run ends with as latents: undo what `noised` does at its last level beside adding noise."""
+        """Return the latents of a run's final x: undo the scaling of `noised` at its last level."""
         ...
 
 
@@ -93,27 +93,27 @@ class _VarianceExploding:
         return latents + noise * single(sigma)
 
     def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """Return as `noised`, but at the top level or above it x has the variance that training has there."""
+        """Return as `noised`, but at or above the top level x has the variance of training."""
         if sigma > self.sigma_max or isclose(sigma, self.sigma_max, rel_tol=1e-5):
             level = torch.tensor(sigma, dtype=torch.float32)
             return latents + noise * float((1 + level**2).sqrt())
         return value(self.noised(latents, noise, sigma))
 
     def unnoised(self, x: Tensor, sigma: float) -> Tensor:
-        """Return x: the latents in it are as they were."""
+        """Return x, as this process does not scale latents."""
         return x
 
 
 TIMESTEPS = 1000
-"""How many noise levels Stable Diffusion and those after it are trained on."""
+"""Number of noise levels that Stable Diffusion and its successors are trained on."""
 
 
 class TableLevels(_VarianceExploding):
     """The sigmas that Stable Diffusion is trained on, by timestep.
 
     Betas are linear in their square root; sigma = √((1 − ᾱ) / ᾱ). zsnr: rescaled so that the last level has (almost) no
-    signal. stride: only every so many-th timestep is a level, the last among them, as consistency models are distilled.
-    even: betas are linear themselves, and others. Sources: Rombach et al. 2022, arXiv:2112.10752; Lin et al. 2023,
+    signal. stride: only every stride-th timestep is a level, including the last, as consistency models are distilled.
+    even: betas themselves are linear, and others. Sources: Rombach et al. 2022, arXiv:2112.10752; Lin et al. 2023,
     arXiv:2305.08891, Algorithm 1; Ho et al. 2020, arXiv:2006.11239, section 4.
     """
 
@@ -128,8 +128,8 @@ class TableLevels(_VarianceExploding):
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()[stride - 1 :: stride]
         self._stride = stride
         self.sigmas = sigmas.float()
-        # Levels half-way between two distilled ones are in schedules, so the last bit decides what the network is told.
-        # ComfyUI takes their logarithms in single precision, and those of all levels in double.
+        # Schedules have levels half-way between two distilled ones, so the last bit decides the timestep. ComfyUI takes
+        # their logarithms in single precision, and those of all levels in double.
         logs = (self.sigmas if stride > 1 else sigmas).log().float()
         self._log_sigmas: dict[torch.device, Tensor] = {torch.device("cpu"): logs}
 
@@ -144,7 +144,8 @@ class TableLevels(_VarianceExploding):
         table = self._table(timestep.device)
         at = ((timestep.float() - (self._stride - 1)) / self._stride).clamp(0, len(table) - 1)
         share = at.frac()
-        # Written out, as in ComfyUI: lerp rounds otherwise, and a Brownian path differs at the nearest other level.
+        # Written out, as in ComfyUI: lerp rounds differently, and a Brownian path differs even at the nearest other
+        # level.
         return ((1 - share) * table[at.floor().long()] + share * table[at.ceil().long()]).exp()
 
     def at_progress(self, share: float) -> float:
@@ -154,7 +155,7 @@ class TableLevels(_VarianceExploding):
         return float(self.sigma(torch.tensor((1 - share) * (TIMESTEPS - 1))))
 
     def _table(self, device: torch.device) -> Tensor:
-        # Kept by device: copying it for every forward would cost a transfer each.
+        # Cached by device: copying it for every forward would cost a transfer each.
         if device not in self._log_sigmas:
             self._log_sigmas[device] = sent(self._log_sigmas[torch.device("cpu")], device)
         return self._log_sigmas[device]
@@ -163,13 +164,13 @@ class TableLevels(_VarianceExploding):
 def _without_signal_at_the_end(alphas_cumprod: Tensor) -> Tensor:
     roots = alphas_cumprod.sqrt()
     rescaled: Tensor = ((roots - roots[-1]) * (roots[0] / (roots[0] - roots[-1]))) ** 2
-    # Nothing at all would be an infinite sigma; ComfyUI leaves this much, a sigma of 4519.
+    # No signal at all would be an infinite sigma; ComfyUI leaves this much, a sigma of 4519.
     rescaled[-1] = 4.8973451890853435e-08
     return rescaled
 
 
 class _Between(_VarianceExploding):
-    """Every level between two; the table has some, equally spaced in the logarithm."""
+    """A continuous range of levels; `sigmas` has some, equally spaced in the logarithm."""
 
     def __init__(self, sigma_max: float, sigma_min: float) -> None:
         self.sigmas = torch.linspace(log(sigma_min), log(sigma_max), TIMESTEPS).exp()
@@ -183,13 +184,13 @@ class _Between(_VarianceExploding):
 
 
 class EdmLevels(_Between):
-    """Every level between two, of which the network is told a quarter of the logarithm.
+    """A continuous range of levels; the timestep is log(sigma) / 4.
 
     Source: Karras et al. 2022, arXiv:2206.00364, Table 1 (c_noise of EDM).
     """
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """Return a quarter of each sigma's logarithm, float32."""
+        """Return log(sigma) / 4, float32."""
         return 0.25 * sigma.log()
 
     def sigma(self, timestep: Tensor) -> Tensor:
@@ -197,7 +198,7 @@ class EdmLevels(_Between):
 
 
 class AngleLevels(_Between):
-    """Every level between two, of which the network is told the arctangent, as a share of a right angle.
+    """A continuous range of levels; the timestep is arctan(sigma) as a share of a right angle.
 
     Source: Salimans and Ho 2022, arXiv:2202.00512, as Stability AI's continuous v-prediction models have it.
     """
@@ -213,8 +214,8 @@ class AngleLevels(_Between):
 class Interpolation(ABC):
     """The process x = (1 − sigma)·latents + sigma·noise, sigma 0…1, of flow matching.
 
-    A subclass says how times 0…1 are shifted to levels, and what of a level the network is told.
-    Source: Lipman et al. 2022, arXiv:2210.02747, section 4.1 (optimal transport); Liu et al. 2022, arXiv:2209.03003.
+    A subclass says how times 0…1 are shifted to levels, and what the timestep of a level is. Source: Lipman et al.
+    2022, arXiv:2210.02747, section 4.1 (optimal transport); Liu et al. 2022, arXiv:2209.03003.
     """
 
     sigmas: Tensor
@@ -232,7 +233,7 @@ class Interpolation(ABC):
         return float(self.sigmas[-1])
 
     def at_progress(self, share: float) -> float:
-        """Return the level at a share of the times; 1 at the start, where all is noise."""
+        """Return the level at a share of the times; 1 at the start, where x is pure noise."""
         if not 0 < share < 1:
             return 1.0 if share <= 0 else 0.0
         return float(self._shifted(torch.tensor(1 - share, dtype=torch.float64)))
@@ -245,25 +246,25 @@ class Interpolation(ABC):
         return noise * level + latents * (1 - level)
 
     def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
-        """Return as `noised`: at the top level nothing but noise."""
+        """Return as `noised`: pure noise at the top level."""
         return value(self.noised(latents, noise, sigma))
 
     def unnoised(self, x: Tensor, sigma: float) -> Tensor:
-        """Return x divided by the share of latents in it. Errors: NodeError for a level that leaves none."""
+        """Return x divided by the share of latents in it. Errors: NodeError at the level of pure noise."""
         if sigma >= 1:
             raise NodeError(f"the sigmas end at {sigma:g}, where only noise is left of the latents; below 1 some are")
         return x / (1 - single(sigma))
 
 
 class FlowLevels(Interpolation):
-    """Levels t·shift / (1 + (shift − 1)·t) of 1000 times t, of which the network is told a multiple.
+    """Levels t·shift / (1 + (shift − 1)·t) for 1000 times t; the timestep is a multiple of the level.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2 (the shift of times for higher resolutions).
     """
 
     def __init__(self, shift: float, multiplier: float) -> None:
         self._shift, self._multiplier = shift, multiplier
-        # There and back, as ComfyUI: a time in the network's unit rounds, and the table shows it.
+        # Converted there and back, as in ComfyUI: a time in the network's unit rounds, and the table shows it.
         self.sigmas = self.sigma(torch.arange(1, TIMESTEPS + 1) / TIMESTEPS * multiplier)
 
     def _shifted(self, time: Tensor) -> Tensor:
@@ -274,12 +275,12 @@ class FlowLevels(Interpolation):
         return sigma * self._multiplier
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """Return the level of a time given in the network's unit: of `timestep`'s, shifted once more."""
+        """Return the level of a time in the network's unit: `timestep`'s, shifted once more."""
         return self._shifted(timestep / self._multiplier)
 
 
 class FluxLevels(Interpolation):
-    """Levels e^mu / (e^mu + 1/t − 1) of 10000 times t, of which the network is told just these.
+    """Levels e^mu / (e^mu + 1/t − 1) for 10000 times t; the timestep is the level itself.
 
     Source: Black Forest Labs 2024, FLUX.1's sampling code; the shift is FlowLevels' with e^mu.
     """
@@ -292,9 +293,9 @@ class FluxLevels(Interpolation):
         return self._factor / (self._factor + (1 / time - 1))
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """Return each sigma."""
+        """Return each sigma unchanged."""
         return sigma
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """Return the level of a time: of `timestep`'s, shifted once more."""
+        """Return the level of a time: `timestep`'s, shifted once more."""
         return self._shifted(timestep)

@@ -1,6 +1,6 @@
-"""Schedules that ask for their own numbers, beside those of `sigmas.SCHEDULES`, and what is made of sigmas afterwards.
+"""Schedules with parameters of their own, beyond `sigmas.SCHEDULES`, and changes to finished sigmas.
 
-All give sigmas (n+1,), float32 on the CPU. The tables of levels are numbers that their authors published.
+All return sigmas (n+1,), float32 on the CPU. The tables of levels are numbers that their authors published.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ALIGN_YOUR_STEPS: Mapping[str, Sequence[float]] = {
     ),
     "SVD": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
 }
-"""Levels of ten steps by kind of model. Source: Sabour et al. 2024, arXiv:2404.14507, and the page beside it."""
+"""Levels of ten steps by kind of model. Source: Sabour et al. 2024, arXiv:2404.14507, and its project page."""
 
 
 OPTIMAL_STEPS: Mapping[str, Sequence[float]] = {
@@ -43,24 +43,24 @@ OPTIMAL_STEPS: Mapping[str, Sequence[float]] = {
         *(0.311, 0.27, 0.232, 0.199, 0.169, 0.143, 0.12, 0.101, 0.084, 0.07, 0.058, 0.048, 0.001),
     ),
 }
-"""Levels of flows by kind of model. Source: Pei et al. 2025, arXiv:2503.21774, and the code beside it."""
+"""Levels of flows by kind of model. Source: Pei et al. 2025, arXiv:2503.21774, and its code."""
 
 
 class Ends:
-    """Two levels in single precision, as a model's are: all that some schedules have to know (a SigmaRange)."""
+    """A model's highest and lowest level in single precision, which is all that some schedules need (a SigmaRange)."""
 
     def __init__(self, sigma_max: float, sigma_min: float) -> None:
         self.sigma_max, self.sigma_min = single(sigma_max), single(sigma_min)
 
     def positive(self) -> Ends:
-        """Return these. Errors: NodeError if one of them is zero, which has no logarithm."""
+        """Return these. Errors: NodeError if one is zero, which has no logarithm."""
         if min(self.sigma_min, self.sigma_max) <= 0:
             raise NodeError(f"sigma_max {self.sigma_max:g} and sigma_min {self.sigma_min:g} must be above 0")
         return self
 
 
 def polyexponential(ends: SigmaRange, steps: int, rho: float = 1.0) -> Tensor:
-    """Levels spaced by a power of the share of log sigma that is left; rho 1 is `exponential`.
+    """Levels spaced by a power of the remaining share of log sigma; rho 1 is `exponential`.
 
     Source: Crowson's k-diffusion.
     """
@@ -69,7 +69,7 @@ def polyexponential(ends: SigmaRange, steps: int, rho: float = 1.0) -> Tensor:
 
 
 def laplace(ends: SigmaRange, steps: int, mu: float = 0.0, beta: float = 0.5) -> Tensor:
-    """Log levels spaced as quantiles of a Laplace distribution about mu, cut to the ends; zero is not among them.
+    """Log levels spaced as quantiles of a Laplace distribution about mu, clipped to the ends; zero is not included.
 
     Source: Hang et al. 2024, arXiv:2407.03297, Table 1.
     """
@@ -89,7 +89,7 @@ def variance_preserving(steps: int, beta_d: float = 19.9, beta_min: float = 0.1,
 
 
 def turbo(levels: Levels, steps: int, denoise: float = 1.0) -> Tensor:
-    """The tenths of a thousand timesteps, from the one that a share of `denoise` begins at.
+    """The tenths of a thousand timesteps, from the one at the share `denoise`.
 
     Source: Sauer et al. 2023, arXiv:2311.17042: the timesteps that SD-Turbo and SDXL-Turbo are distilled on.
     """
@@ -99,9 +99,9 @@ def turbo(levels: Levels, steps: int, denoise: float = 1.0) -> Tensor:
 
 
 def flux_2(steps: int, tokens: int) -> Tensor:
-    """Times equally spaced, shifted as FLUX's levels by a mu that was fitted to sizes and numbers of steps.
+    """Times equally spaced, shifted as FLUX's levels by a mu fitted to image sizes and numbers of steps.
 
-    tokens: the latent cells of an image. Source: Black Forest Labs 2025, FLUX.2's sampling code.
+    tokens: latent cells of an image. Source: Black Forest Labs 2025, FLUX.2's sampling code.
     """
     at_200 = 0.00016927 * tokens + 0.45666666
     if tokens > 4300:
@@ -112,7 +112,7 @@ def flux_2(steps: int, tokens: int) -> Tensor:
 
 
 def from_table(table: Sequence[float], steps: int, denoise: float = 1.0) -> Tensor:
-    """Return a table's levels, spread log-linearly over other numbers of steps, and of them the share to be run.
+    """Return a table's levels, interpolated log-linearly to `steps`, and of them the share to run.
 
     The last level becomes 0. A share of no step at all is that 0 alone.
     """
@@ -121,7 +121,7 @@ def from_table(table: Sequence[float], steps: int, denoise: float = 1.0) -> Tens
     kept = round(steps * denoise) if denoise < 1.0 else steps
     sigmas = np.asarray(table)
     if len(sigmas) != steps + 1:
-        # Counted from the low end, as the tables' authors do; the high end would round otherwise.
+        # Counted from the low end, as the tables' authors do; the high end would round differently.
         places = np.linspace(0, 1, steps + 1), np.linspace(0, 1, len(sigmas))
         sigmas = np.exp(np.interp(*places, np.log(sigmas[::-1])))[::-1]
     return ending_at_zero(torch.tensor(sigmas[-(kept + 1) : -1].copy(), dtype=torch.float32))
@@ -132,7 +132,7 @@ SPACINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "cosine": lambda x: (x * (pi / 2)).sin(),
     "sine": lambda x: 1 - (x * (pi / 2)).cos(),
 }
-"""How a step is divided: shares of its width from equal shares."""
+"""Divisions of a step: shares of its width from equal shares."""
 
 
 def extended(sigmas: Tensor, steps: int, highest: float, lowest: float, spacing: str) -> Tensor:

@@ -51,7 +51,9 @@ def exponential(levels: SigmaRange, steps: int) -> Tensor:
 
 
 def ddim_uniform(levels: Levels, steps: int) -> Tensor:
-    """Every (timesteps // steps)-th level from timestep 1 up; there may be more levels than steps ask for.
+    """Every (timesteps
+
+    steps)-th level from timestep 1 up; there may be more levels than requested steps.
 
     Source: Song et al. 2020, arXiv:2010.02502, Appendix D.2, as Stable Diffusion's first release counts them.
     """
@@ -71,9 +73,9 @@ def _timesteps(levels: Levels, count: int) -> Tensor:
 
 
 def beta(levels: Levels, steps: int, a: float = 0.6, b: float = 0.6) -> Tensor:
-    """Timesteps spaced as quantiles of Beta(a, b), most of them near both ends; equal ones are one level.
+    """Timesteps spaced as quantiles of Beta(a, b), most of them near both ends; duplicates are merged.
 
-    There may be fewer levels than steps ask for. Source: Lee et al. 2024, arXiv:2407.12173, section 4.
+    There may be fewer levels than requested steps. Source: Lee et al. 2024, arXiv:2407.12173, section 4.
     """
     quantiles = betaincinv(a, b, 1 - np.arange(steps) / steps)
     timesteps = np.rint(quantiles * (len(levels.sigmas) - 1)).astype(int)
@@ -81,9 +83,9 @@ def beta(levels: Levels, steps: int, a: float = 0.6, b: float = 0.6) -> Tensor:
 
 
 def linear_quadratic(levels: SigmaRange, steps: int, linear_share: float = 0.025) -> Tensor:
-    """The first half of the steps spends linear_share of the noise in equal parts, the second half grows quadratically.
+    """The first half of the steps removes linear_share of the noise evenly, the second half grows quadratically.
 
-    The quadratic part goes on from the linear one with its slope. Source: Genmo 2024, Mochi 1 preview.
+    The quadratic part continues the linear one with its slope. Source: Genmo 2024, Mochi 1 preview.
     """
     linear = max(steps // 2, 1)
     rest = steps - linear
@@ -122,15 +124,15 @@ SCHEDULES: Choices[Schedule] = Choices(
 def sigmas_for(
     levels: Levels, steps: Steps, sampler: SamplerSpec, schedules: Mapping[str, Schedule] = SCHEDULES
 ) -> Tensor:
-    """Return the sigmas one job runs; fewer than two of them mean that nothing is to be done.
+    """Return the sigmas that one job runs; fewer than two of them mean no step.
 
-    schedules: those that there are. Source: ComfyUI's KSampler and KSamplerAdvanced. Errors: NodeError for an unknown
+    schedules: the table to look in. Source: ComfyUI's KSampler and KSamplerAdvanced. Errors: NodeError for an unknown
     schedule.
     """
     if steps.denoise <= 0:
         return torch.empty(0)
     schedule = schedules[steps.schedule]
-    # Above 0.9999 it is rounding of a client's 1.0.
+    # Above 0.9999 it is a rounded 1.0 of the client.
     partial = steps.denoise <= 0.9999
     whole = int(steps.count / steps.denoise) if partial else steps.count
     if sampler.discards_penultimate:

@@ -100,7 +100,7 @@ class IdleWeights:
     allocator: Allocator
     sizes: list[int]
     asked: list[int | None] = field(default_factory=list)
-    coming_bytes: int = 0
+    reserved_bytes: int = 0
 
     def __post_init__(self) -> None:
         self.allocator.held += sum(self.sizes)

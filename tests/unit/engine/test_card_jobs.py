@@ -53,7 +53,7 @@ class NoLexicon:
 class Alone:
     """What is beside a VAE's work: nothing."""
 
-    coming_bytes = 0
+    reserved_bytes = 0
 
     def release(self, nbytes: int | None = None) -> int:
         """Let nothing go."""

@@ -226,7 +226,7 @@ def test_pieces_that_look_at_each_others_rows_fail_together_and_only_once():
 
 def test_room_that_weights_were_given_is_left_to_them(unharmed):
     allocator = Allocator(ROWS * CELLS * CELL_BYTES)
-    beside = IdleWeights(allocator, [], coming_bytes=allocator.planned_bytes * 3 // 4)
+    beside = IdleWeights(allocator, [], reserved_bytes=allocator.planned_bytes * 3 // 4)
     backbone = OnAllocator(allocator, CELL_BYTES)
     done, failures = results(backbone, allocator, beside)
     assert failures == 0

@@ -91,8 +91,8 @@ class Card:
         self.forwards = Forwards(MAX_ROWS * CELLS, self.counters, self.allocator, self, self.pool)
 
     @property
-    def coming_bytes(self) -> int:
-        return self.residency.coming_bytes
+    def reserved_bytes(self) -> int:
+        return self.residency.reserved_bytes
 
     def release(self, nbytes: int | None = None) -> int:
         went = self.residency.release(nbytes)
@@ -191,7 +191,7 @@ def test_every_job_ends_and_only_what_has_no_room_fails_and_nothing_is_loaded_tw
     assert card.residency.loads <= 2 * len(jobs)
     # All that was taken has been given back.
     assert card.allocator.held == card.residency.nbytes <= planned
-    assert card.coming_bytes == 0
+    assert card.reserved_bytes == 0
     # A network is learned once; beside that only what fails fails, at most once more without idle weights.
     failed = sum(job.error is not None for job in jobs)
     networks = len({job.network for job in jobs})

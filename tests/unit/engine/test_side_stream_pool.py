@@ -42,11 +42,11 @@ def test_the_pool_holds_the_most_that_was_taken_at_once_until_it_is_freed() -> N
 
 def test_memory_taken_while_weights_are_loaded_counts_as_theirs() -> None:
     allocator = Allocator(100)
-    weights = IdleWeights(allocator, [], coming_bytes=50)
+    weights = IdleWeights(allocator, [], reserved_bytes=50)
     pool = BesidePool(allocator, weights)
     worked(pool, allocator, 20)
     assert pool.nbytes == 0
-    weights.coming_bytes = 0
+    weights.reserved_bytes = 0
     worked(pool, allocator, 20)
     assert pool.nbytes == 20
 

@@ -287,7 +287,7 @@ def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave
         f"weights of {megabytes} MB do not fit the device's memory beside {megabytes} MB of weights that are in use. "
         "CUDA out of memory. Tried to allocate 2 MiB."
     )
-    assert (names(held), held.coming_bytes) == (["a"], 0)
+    assert (names(held), held.reserved_bytes) == (["a"], 0)
     del in_use
     assert held.backbone(backbone("b")).network is not None
 
@@ -295,13 +295,13 @@ def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave
 def test_room_that_was_given_is_known_until_the_weights_are_there(catalog):
     held = weights(catalog)
     hold = held.hold(held.need(backbone("a")))
-    assert (held.coming_bytes, held.held_bytes) == (ONE, 0)
+    assert (held.reserved_bytes, held.held_bytes) == (ONE, 0)
     held.load(hold)
-    assert (held.coming_bytes, held.held_bytes) == (0, ONE)
+    assert (held.reserved_bytes, held.held_bytes) == (0, ONE)
     other = held.hold(held.need(backbone("b")))
-    assert held.coming_bytes == ONE
+    assert held.reserved_bytes == ONE
     del other
-    assert held.coming_bytes == 0
+    assert held.reserved_bytes == 0
 
 
 def test_as_much_is_released_as_is_asked_for_oldest_first(catalog):
