@@ -1,8 +1,8 @@
-"""Controls at work: which ControlNets act on which rows of a forward, and what all of them add together.
+"""Applies ControlNets to the rows of a forward and sums their outputs.
 
-One forward of a backbone holds rows of many jobs, each with a chain of controls of its own; rows that are under the
-same ControlNet, of whichever job, are one forward of it. A hint is read once per run and size. What a network of a
-family is like, and where its backbone takes what is added, is the family's.
+One forward of a backbone has rows of many jobs, each with its own chain of controls; rows with the same ControlNet, of
+any job, are one batch of it. A hint is encoded once per run and size. The family says how a network works, and where
+its backbone adds the outputs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Conds: TypeAlias = Mapping[str, Conditioning]
 
 
 class Autoencoder(Protocol):
-    """What encodes the hints of networks that read latents."""
+    """Encodes hints for networks that read latents."""
 
     @property
     def factor(self) -> int: ...
@@ -39,9 +39,9 @@ class Autoencoder(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Hint:
-    """What a control is shown. image: (N,H,W,C) in 0…1. kind: of the hint; None leaves it open.
+    """The input of a control. image: (N,H,W,C) in 0…1. kind: of the hint; None: unspecified.
 
-    mask: (N,H,W), 1 where the image is to be made anew. vae: for networks that read latents.
+    mask: (N,H,W), 1 where to repaint. vae: for networks that read latents.
     """
 
     image: Tensor
@@ -52,9 +52,9 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """After which blocks of one kind a control's answers are added. answers: which of them; blocks: the first so many.
+    """Assigns a control's outputs to blocks of one kind. answers: indices of outputs; blocks: the first n blocks.
 
-    run: how many blocks in a row one answer is for; 0: the answers take turns. once: it is for the first of them alone.
+    run: how many consecutive blocks share an output; 0: outputs take turns. once: only after the first of them.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Spread:
     once: bool = False
 
     def answer(self, block: int) -> int | None:
-        """Return the number of the answer that is added after a block; None for none."""
+        """Return the index of the output to add after a block; None for none."""
         if self.once and block % self.run:
             return None
         number = block // self.run if self.run else block % max(1, len(self.answers))
@@ -72,10 +72,10 @@ class Spread:
 
 
 class ControlNet(ABC):
-    """A network on its device whose answers are added inside a backbone.
+    """A control network on its device, whose outputs are added inside a backbone.
 
-    key: equal for equal weights. name: what errors call it. adds_to: where in the backbone, as its family reads it;
-    answers of networks that add to the same places are summed.
+    key: equal for equal weights. name: for errors. adds_to: where in the backbone, as its family reads it; outputs of
+    networks with equal adds_to are summed.
     """
 
     adds_to: Hashable
@@ -86,42 +86,42 @@ class ControlNet(ABC):
 
     @abstractmethod
     def check(self, hint: Hint, backbone: Any) -> None:
-        """Errors: NodeError for a hint or a family's backbone that it does not go with."""
+        """Errors: NodeError for an unsuitable hint or a backbone of another family."""
 
     def strength(self, asked: float) -> float:
-        """Return what its answers are multiplied by at a control's strength."""
+        """Return the factor of its outputs at a control's strength."""
         return asked
 
     @abstractmethod
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
-        """Return what a hint says for latents of height×width, (N,…) each; it holds for a whole run."""
+        """Return a hint's tensors for latents of height×width, (N,…) each; valid for a whole run."""
 
     def padded_rows(self, rows: int) -> int:
-        """Return how many rows it is asked for where so many are under it; as many, by default."""
+        """Return the batch size that a batch of `rows` is padded to; unpadded by default."""
         return rows
 
     @abstractmethod
     def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor], exclusive: bool) -> Sequence[Tensor]:
-        """Return what is added to some rows of a forward.
+        """Return the outputs to add to some rows of a forward.
 
-        call: what the family's backbone is given for all its rows. index: which rows, (R',). read: as `read` gives it,
-        for these rows. exclusive: what is added does not depend on earlier forwards, to the bit.
+        call: the inputs of the family's backbone for all rows. index: these rows, (R',). read: as from `read`, for
+        these rows. exclusive: outputs do not depend, to the bit, on earlier forwards.
         """
 
 
 def of_another_family(name: str, made_for: str, backbone: Any) -> NodeError:
-    """Return the error for a network that does not go with a family's backbone. made_for: the family it goes with."""
+    """Return the error for a network used with another family's backbone. made_for: its own family."""
     return NodeError(f"'{name}' is made for {made_for}, and the model is {backbone.title}")
 
 
 def resized(hint: Tensor, height: int, width: int) -> Tensor:
-    """Return a hint (N,H,W,C) as (N,C,height,width), its middle where the proportions differ."""
+    """Return a hint (N,H,W,C) as (N,C,height,width), cropped to the centre where proportions differ."""
     return resize(hint.float(), width, height, "nearest-exact", "center").movedim(-1, 1)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveControl:
-    """One control in one run. It acts from sigma `above` down to sigma `below`."""
+    """One control in one run, active from sigma `above` down to sigma `below`."""
 
     net: ControlNet
     control: Control
@@ -131,29 +131,29 @@ class ActiveControl:
     _read: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
 
     def acts(self, sigma: float) -> bool:
-        """Whether it acts at a level."""
+        """Whether it is active at a level."""
         return self.below <= single(sigma) <= self.above
 
     def read(self, height: int, width: int) -> list[Tensor]:
-        """Return what its hint says for latents of a size; an area of a canvas is shown the whole hint."""
+        """Return its hint's tensors for latents of a size; an area of a canvas gets the whole hint."""
         if (height, width) not in self._read:
             self._read[height, width] = self.net.read(self.hint, height, width)
         return self._read[height, width]
 
 
 def kind_of(recipe: Recipe) -> int | None:
-    """Return the kind of hint that a recipe names last; None leaves it open."""
+    """Return the hint kind that a recipe's last HintKind sets; None: unspecified."""
     named = recipe.last(HintKind)
     return None if named is None else named.kind
 
 
 def recipes(conds: Conds) -> tuple[Recipe, ...]:
-    """Return the recipes of all the ControlNets that conditionings are under, each once."""
+    """Return the recipes of all ControlNets in conditionings, each once."""
     return tuple(dict.fromkeys(control.recipe for control in _all(conds)))
 
 
 def vaes(conds: Conds) -> dict[Recipe, set[Recipe]]:
-    """Return the recipes of the VAEs that ControlNets are given, by the ControlNets' recipes."""
+    """Return the recipes of ControlNets' VAEs, by the ControlNets' recipes."""
     given: dict[Recipe, set[Recipe]] = {}
     for control in _all(conds):
         if control.vae is not None:
@@ -170,12 +170,12 @@ def activated(
 ) -> dict[str, Conditioning]:
     """Return the conditionings with each "control" as the ActiveControls of its chain, first applied first.
 
-    backbone: the family's, that they are to control. vaes: those that encode hints. A control of several entries is one
-    ActiveControl, so its hint is read once. Errors: NodeError as `ControlNet.check`.
+    backbone: of the family to control. vaes: those that encode hints. A control shared by entries is one ActiveControl,
+    so its hint is encoded once. Errors: NodeError as `ControlNet.check`.
     """
     made: dict[Control, ActiveControl] = {}
     controlled: dict[str, Conditioning] = {}
-    # Loops, not closures: an error that is kept would keep what they close over, and these networks would stay in use.
+    # Loops, not closures: the traceback of a stored error would keep closures alive, and with them these networks.
     for role, conditioning in conds.items():
         controlled[role] = []
         for cond, options in conditioning:
@@ -214,12 +214,12 @@ def _chain(control: Control | None) -> Iterator[Control]:
 
 
 RowIndex: TypeAlias = Tensor | slice
-"""Which rows of a forward, (R',) or those from one to another: indexes tensors (R,…)."""
+"""Rows of a forward, as indices (R',) or a slice: indexes tensors (R,…)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Controlled:
-    """Neighbouring rows of a forward at one level, and what they are under. exclusive: as of `Rows`."""
+    """Neighbouring rows of a forward at one level, with their controls. exclusive: as of `Rows`."""
 
     count: int
     sigma: float
@@ -229,7 +229,7 @@ class Controlled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Acting:
-    """A control, the rows of a forward that it acts on, and what its hint says for them."""
+    """A control, the rows of a forward that it acts on, and its hint's tensors for them."""
 
     rows: range
     control: ActiveControl
@@ -237,10 +237,10 @@ class _Acting:
 
 
 def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[Any, list[Tensor]]:
-    """Return what all controls add to the rows of a forward, by `ControlNet.adds_to`: (R,…) each.
+    """Return the sums of all controls' outputs for the rows of a forward, by `ControlNet.adds_to`: (R,…) each.
 
-    rows: all of them, in order. call: what `ControlNet.residuals` is given. x: (R,C,h,w). Nowhere if no control acts;
-    rows without one are added zeros.
+    rows: all of them, in order. call: as for `ControlNet.residuals`. x: (R,C,h,w). Empty if no control is active; rows
+    without one get zeros.
     """
     sums: dict[Any, list[Tensor]] = {}
     exclusive = any(some.exclusive for some in rows)
@@ -261,14 +261,14 @@ def control_residuals(rows: Sequence[Controlled], call: Any, x: Tensor) -> dict[
 
 
 def _index(rows: Sequence[int], device: torch.device) -> RowIndex:
-    """Return what takes rows out of all. Neighbours are a slice, which on a GPU costs nothing."""
+    """Return an index of rows. Neighbours are a slice, which on a GPU costs nothing."""
     if list(rows) == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[0] + len(rows))
     return sent(torch.tensor(rows), device)
 
 
 def _together(rows: Sequence[Controlled], height: int, width: int) -> dict[tuple[ControlNet, Hashable], list[_Acting]]:
-    """Return what acts, by what can be one forward of a ControlNet: its hints say things of equal shapes."""
+    """Return active controls grouped by batches of a ControlNet: their hints' tensors have equal shapes."""
     under: dict[tuple[ControlNet, Hashable], list[_Acting]] = {}
     first = 0
     for some in rows:
@@ -283,9 +283,9 @@ def _together(rows: Sequence[Controlled], height: int, width: int) -> dict[tuple
 
 
 def _placed(added: Sequence[Tensor], strengths: Sequence[float], index: RowIndex, count: int) -> list[Tensor]:
-    """Return (count,…) of each tensor (R',…): its rows times their strengths where the index is, zeros elsewhere.
+    """Return (count,…) of each tensor (R',…): its rows times their strengths at the index, zeros elsewhere.
 
-    They are taken as one, so that a GPU is asked for a few operations however many there are.
+    Tensors are processed together, so that a GPU launches few kernels however many there are.
     """
     is_whole = isinstance(index, slice) and index == slice(0, count)
     is_plain = all(strength == 1.0 for strength in strengths)
@@ -299,7 +299,7 @@ def _placed(added: Sequence[Tensor], strengths: Sequence[float], index: RowIndex
         if isinstance(index, slice):
             whole[index] = flat
         else:
-            # A net that acts twice on a row adds twice.
+            # A network applied twice to a row is added twice.
             whole.index_add_(0, index, flat)
         flat = whole
     parts = torch.split(flat, [one[0].numel() for one in added], dim=1)

@@ -1,8 +1,8 @@
-"""A ControlNet's network: the encoder half of a backbone that reads a hint as well, and 1×1 convolutions out of it.
+"""A ControlNet of a UNet: the encoder half of a backbone that also reads a hint, with 1×1 convolutions as outputs.
 
-What it answers is added to the backbone's own encoder outputs. It knows neither files nor jobs: `controlnet_file` reads
-it, `control` runs it. Source: Zhang et al. 2023, arXiv:2302.05543; several kinds of hint in one network: the published
-weights of ControlNet++ (xinsir), whose names are kept.
+Its outputs are added to the backbone's own encoder outputs. It knows neither files nor jobs: `controlnet_file` loads
+it, `control` runs it. Source: Zhang et al. 2023, arXiv:2302.05543; union ControlNets: the published weights of
+ControlNet++ (xinsir), whose names are kept.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from serve_app.models.forward import Inputs
 from serve_app.sampling.transfer import sent
 
 Residuals: TypeAlias = list[Tensor]
-"""What is added to the outputs of an encoder, finest first, (R,C,h,w) each; the last to the output of the middle."""
+"""Additions to the outputs of an encoder, finest first, (R,C,h,w) each; the last to the output of the middle."""
 
 HALVINGS = (2, 4, 6)
-"""The convolutions of a hint's block that halve the resolution: from pixels to the eightfold smaller latents."""
+"""The convolutions of the hint encoder that halve the resolution: from pixels to the eightfold smaller latents."""
 
 KIND_WIDTH = 256
 """Width of the embedding that marks each hint kind present or absent."""
 
 
 class ControlNetwork(nn.Module):
-    """A ControlNet on its device, without what runs ask of it.
+    """A ControlNet on its device.
 
-    family: the backbone it is made for. hint_channels: those of the hint's convolutions, in to out. kinds: how many
-    kinds of hint it tells apart; 0 if it knows one. pooled: its answers are the same all over the image (for hints that
-    say what an image is like and not where).
+    family: of its backbone. hint_channels: of the hint's convolutions, in to out. kinds: number of hint kinds of a
+    union ControlNet; 0 for one kind. pooled: its outputs are averaged over the image (for hints about content and not
+    position).
     """
 
     pooled = False
@@ -68,7 +68,7 @@ class ControlNetwork(nn.Module):
         self.union = Union(kinds, kind_channels, 4 * family.channels[0]) if kinds else None
 
     def check_kind(self, kind: int | None) -> None:
-        """Errors: NodeError for a kind of hint that it does not tell apart."""
+        """Errors: NodeError for an unknown kind of hint."""
         if self.union is not None and kind is not None and kind >= self.union.kinds:
             raise NodeError(
                 f"the ControlNet tells {self.union.kinds} kinds of hint apart, and kind {kind} is not one of them; "
@@ -76,19 +76,19 @@ class ControlNetwork(nn.Module):
             )
 
     def embed(self, hint: Tensor, kind: int | None) -> Tensor:
-        """Return what a hint (N,C,8h,8w) in 0…1 adds to the first convolution, (N,width,h,w). It holds for a whole run.
+        """Return a hint (N,C,8h,8w) in 0…1 as an addition to the first convolution, (N,width,h,w), for a whole run.
 
-        kind: which kind of hint it is, for a network that tells them apart; None leaves it open.
+        kind: of the hint, for a union ControlNet; None: unspecified.
         """
         embedded: Tensor = self.hint_block(hint.to(self._dtype))
         return embedded if self.union is None or kind is None else self.union.shifted(embedded, kind)
 
     def kind_embedding(self, kind: int | None) -> Tensor | None:
-        """Return what a kind of hint adds to the time embedding, (1,E); None if the network knows only one."""
+        """Return the addition of a kind to the time embedding, (1,E); None if there is only one kind."""
         return None if self.union is None else self.union.kind_embedding(kind)
 
     def control_net(self, key: Hashable, name: str) -> ControlNet:
-        """Return it as controls use it."""
+        """Return the ControlNet interface of this network."""
         return UnetControlNet(key, name, self)
 
     def forward(
@@ -103,9 +103,9 @@ class ControlNetwork(nn.Module):
     ) -> Residuals:
         """Return the residuals of R rows.
 
-        x: (R,C,h,w), scaled as the backbone's input is. timestep: (R,). context: (R,T,D); context_mask: (R,T), True
-        where it counts. embedded: (R,width,h,w), as `embed` gives it. vector: (R,A), what the backbone's time embedding
-        is told. kinds: (R,E), as `kind_embedding`.
+        x: (R,C,h,w), scaled as the backbone's input. timestep: (R,). context: (R,T,D); context_mask: (R,T), True for
+        real tokens. embedded: (R,width,h,w), from `embed`. vector: (R,A), extra input of the time embedding. kinds:
+        (R,E), from `kind_embedding`.
         """
         dtype = self._dtype
         time: Tensor = self.time_embedding(self.time_proj(timestep).to(dtype))
@@ -113,7 +113,7 @@ class ControlNetwork(nn.Module):
             time = time + kinds
         if self.class_embedding is not None and vector is not None:
             time = time + self.class_embedding(vector.to(dtype))
-        # The blocks are told the time after its activation.
+        # The blocks get the time embedding after its activation.
         time = silu(time)
         bias = None if context_mask is None else ((1 - context_mask.to(dtype)) * -10000.0).unsqueeze(1)
         text = {"encoder_hidden_states": context.to(dtype), "encoder_attention_mask": bias}
@@ -133,9 +133,9 @@ class ControlNetwork(nn.Module):
 
 
 class Union(nn.Module):
-    """What tells a ControlNet which kind of hint it is given.
+    """The hint-kind module of a union ControlNet.
 
-    Of several hints at once only one is read, so attention among them has one token: it is its value projection.
+    Only one of several hints is read, so attention among them has one token: it is its value projection.
     """
 
     def __init__(self, kinds: int, width: int, time_width: int) -> None:
@@ -153,7 +153,7 @@ class Union(nn.Module):
         self.linear_2 = nn.Linear(time_width, time_width)
 
     def shifted(self, embedded: Tensor, kind: int) -> Tensor:
-        """Return an embedded hint (N,width,h,w) shifted as its kind asks."""
+        """Return an embedded hint (N,width,h,w) shifted for its kind."""
         token = embedded.mean((2, 3)) + self.task_embedding[kind].to(embedded.dtype)
         token = token + self.attention_out(self.attention_in(self.norm1(token)).chunk(3, dim=-1)[2])
         h = self.wide(self.norm2(token))
@@ -162,7 +162,7 @@ class Union(nn.Module):
         return shifted
 
     def kind_embedding(self, kind: int | None) -> Tensor:
-        """Return what the kind adds to the time embedding, (1,E)."""
+        """Return the addition of the kind to the time embedding, (1,E)."""
         given = torch.zeros(self.kinds, device=self.task_embedding.device)
         if kind is not None:
             given[kind] = 1.0
@@ -172,7 +172,7 @@ class Union(nn.Module):
 
 
 class UnetControlNet(OneCallNet):
-    """A ControlNet of a UNet, as controls use it."""
+    """A ControlNet of a UNet, as `control` uses it."""
 
     adds_to = SKIPS
 
@@ -194,7 +194,7 @@ class UnetControlNet(OneCallNet):
             )
 
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
-        """Return the embedded hint and, if the network tells kinds apart, the kind."""
+        """Return the embedded hint and, for a union ControlNet, the kind."""
         network = self.network
         device = next(network.parameters()).device
         embedded = network.embed(sent(resized(hint.image, height * CELL, width * CELL), device), hint.kind)
@@ -202,18 +202,18 @@ class UnetControlNet(OneCallNet):
         return [embedded] if of_kind is None else [embedded, of_kind]
 
     def given(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
-        told = {
+        arguments = {
             "x": call.x[index],
             "timestep": call.timestep[index],
             "context": call.context[index],
             "context_mask": None if call.mask is None else call.mask[index],
             "vector": None if call.vector is None else call.vector[index],
         }
-        return told | dict(zip(("embedded", "kinds"), read, strict=False))
+        return arguments | dict(zip(("embedded", "kinds"), read, strict=False))
 
     def run(self, given: Inputs) -> Residuals:
-        told = dict(given)
-        made: Residuals = self.network(told.pop("x"), **told)
+        arguments = dict(given)
+        made: Residuals = self.network(arguments.pop("x"), **arguments)
         return made
 
 

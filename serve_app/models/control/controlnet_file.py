@@ -1,8 +1,8 @@
-"""ControlNet and T2I-Adapter files: which layout one has, read off its names and shapes, and the network in it.
+"""Loads ControlNet and T2I-Adapter files: the layout is recognised by names and shapes.
 
-Every layout of a ControlNet is taken to the names of the first one published (Zhang et al. 2023, arXiv:2302.05543),
-whose encoder is named as a backbone's single file is. Others: diffusers' names, with or without the parts that tell
-kinds of hint apart, and control-LoRA, low-rank changes of a backbone's own weights.
+Every ControlNet layout is mapped to the names of the first one published (Zhang et al. 2023, arXiv:2302.05543), whose
+encoder is named as in a backbone's single file. Others: diffusers' names, with or without the union modules, and
+control-LoRA, low-rank changes of a backbone's own weights.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.quantization.quantized_linear import widen
 
 ControlModule: TypeAlias = ControlNetwork | T2iNetwork
-"""A network whose answers are added inside a backbone."""
+"""A network whose outputs are added inside a backbone."""
 
 ENCODER = ("input_blocks.", "middle_block.", "time_embed.", "label_emb.")
-"""What a ControlNet has of a backbone."""
+"""The parts that a ControlNet shares with a backbone."""
 
 POOLED_ENDINGS = ("_shuffle", "_shuffle_fp16")
-"""Endings of the names of files whose answers are averaged over the image, which their tensors do not show."""
+"""Endings of the names of files whose outputs are averaged over the image, as their tensors do not show it."""
 
 CHANGES = (".up", ".down")
 """Endings of a control-LoRA's low-rank changes."""
@@ -55,9 +55,9 @@ _log = log.get("models")
 
 
 class ControlFile:
-    """An open file of a ControlNet or a T2I-Adapter. Errors: ModelFileError for one that is neither.
+    """An open file of a ControlNet or a T2I-Adapter. Errors: ModelFileError for any other.
 
-    base: the files of the backbone whose weights a control-LoRA or a file of differences changes.
+    base: the files of the backbone whose weights a control-LoRA or a diff ControlNet changes.
     """
 
     dtypes = (torch.float16,)
@@ -68,7 +68,7 @@ class ControlFile:
         self._base = base
         self._where = f"'{file.path.name}'"
         self._names = _cldm_names(file.shapes)
-        """Name in the file -> name in the layout that everything else goes by."""
+        """Name in the file -> name in the canonical layout."""
         shapes = {ours: file.shapes[theirs] for theirs, ours in self._names.items()}
         self._adapter = not self._names
         if self._adapter:
@@ -82,12 +82,12 @@ class ControlFile:
 
     @property
     def needs_base(self) -> bool:
-        """Whether it only has changes of a backbone's weights."""
+        """Whether it contains only changes of a backbone's weights."""
         return "lora_controlnet" in self._file.shapes
 
     @property
     def has_differences(self) -> bool:
-        """Whether its weights are to be added to a backbone's."""
+        """Whether its weights must be added to a backbone's."""
         return "difference" in self._file.shapes
 
     def elements(self) -> int:
@@ -101,7 +101,7 @@ class ControlFile:
     def load(self, device: torch.device, dtype: torch.dtype) -> ControlModule:
         """Return the network on the device.
 
-        Errors: ModelFileError for tensors that are missing or of another shape, or without the base it needs.
+        Errors: ModelFileError for missing tensors, other shapes, or a missing base.
         """
         if self._adapter:
             with torch.device("meta"):
@@ -124,7 +124,7 @@ class ControlFile:
         return control_net
 
     def _changes(self) -> tuple[Unet, nn.Module] | None:
-        """Return the backbone whose weights the file changes, if it does."""
+        """Return the backbone whose weights the file changes, if any."""
         if not self.needs_base and not self.has_differences:
             return None
         if self._base:
@@ -155,7 +155,7 @@ class ControlFile:
         return control_net.eval().requires_grad_(False)
 
     def _unet(self) -> Unet:
-        # The backbone it steers ends with as many channels as it reads; the file has no such end to show it.
+        # The file has no output layer to show its channels: they equal the input's.
         width, channels = self._tensors.shape(_FIRST_CONVOLUTION)[:2]
         end = {"out.2.weight": (channels, width, 3, 3)}
         whole = Tensors({**self._tensors.shapes, **end}, self._where)
@@ -171,7 +171,7 @@ class ControlFile:
     def _own(
         self, wanted: Mapping[str, Tensor], prefixes: Mapping[str, str], device: torch.device, dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        """Return the file's tensors that the network wants, by our names."""
+        """Return the file's tensors for the network, by our names."""
         state: dict[str, Tensor] = {}
         unknown: list[str] = []
         for theirs, name in self._names.items():
@@ -187,7 +187,7 @@ class ControlFile:
     def _changed(
         self, weights: Mapping[str, Tensor], prefixes: Mapping[str, str], device: torch.device, dtype: torch.dtype
     ) -> dict[str, Tensor]:
-        """Return the backbone's weights that the file changes, changed: weight + up @ down."""
+        """Return the backbone's weights changed by the file: weight + up @ down."""
         changed: dict[str, Tensor] = {}
         for theirs, name in self._names.items():
             if not name.endswith(".up"):
@@ -226,7 +226,7 @@ def _table(family: Unet) -> dict[str, str]:
 
 
 def _cldm_names(names: Mapping[str, Shape]) -> dict[str, str]:
-    """Return name in the file -> name in the first layout; {} for a file of something else."""
+    """Return name in the file -> name in the canonical layout; {} for another kind of file."""
     if "lora_controlnet" in names:
         return {name: name for name in names if name != "lora_controlnet"}
     if _DIFFUSERS_MARK in names:

@@ -1,6 +1,6 @@
-"""Networks beside a diffusion transformer's, its ControlNets above all: what a family is, and hints as latents.
+"""Side networks of diffusion transformers, above all ControlNets: the interface of a family, and hints as latents.
 
-A family of them is one file, as backbones' are (`flux_controlnet`, `sd3_controlnet`); `dit_control_file` reads files.
+A family is one file, as for backbones (`flux_controlnet`, `sd3_controlnet`); `dit_control_file` reads files.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from serve_app.sampling.transfer import sent
 
 
 class DitControlNetwork(nn.Module, ABC):
-    """A network, without what runs ask of it."""
+    """A ControlNet of a diffusion transformer, on its device."""
 
     @abstractmethod
     def control_net(self, key: Hashable, name: str) -> ControlNet:
-        """Return it as controls use it."""
+        """Return the ControlNet interface of this network."""
 
 
 class SideFamily(ABC):
-    """A family of networks that run beside a backbone; as a value, one of them."""
+    """A family of networks that run alongside a backbone; an instance is one of them."""
 
     dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16, torch.float16)
 
@@ -43,11 +43,11 @@ class SideFamily(ABC):
 
     @abstractmethod
     def table(self) -> Table:
-        """Return where the file's tensors go in the network."""
+        """Return the mapping from tensor names in the file to the network's."""
 
     @abstractmethod
     def build(self) -> nn.Module:
-        """Return the network, in the context in which it is called, which may be that of the meta device."""
+        """Return the network, on the default device of the caller's context, which may be meta."""
 
 
 class DitControlFamily(SideFamily):
@@ -62,7 +62,7 @@ class DitControlFamily(SideFamily):
 
 
 def check_family(name: str, made_for: BackboneFamily, backbone: Any) -> None:
-    """Errors: NodeError for a backbone of another family, or width, than a ControlNet is made for."""
+    """Errors: NodeError for a backbone of another family or width than the ControlNet's."""
     if not isinstance(backbone, type(made_for)):
         raise of_another_family(name, made_for.title, backbone)
     theirs, ours = getattr(made_for, "width", 0), getattr(backbone, "width", 0)
@@ -71,7 +71,7 @@ def check_family(name: str, made_for: BackboneFamily, backbone: Any) -> None:
 
 
 def check_latents(name: str, hint: Hint, latent_format: LatentFormat) -> None:
-    """Errors: NodeError for a hint without the VAE that is to encode it."""
+    """Errors: NodeError for a hint without the VAE to encode it."""
     if hint.vae is None:
         raise NodeError(
             f"'{name}' reads its hint as latents of {latent_format.channels} channels: connect a VAE to the node that "
@@ -80,10 +80,9 @@ def check_latents(name: str, hint: Hint, latent_format: LatentFormat) -> None:
 
 
 def hint_latents(hint: Hint, height: int, width: int, latent_format: LatentFormat, *, masked: bool) -> Tensor:
-    """Return a hint as scaled latents (N,C,height,width). masked: a channel follows that is 0 where to paint, else 1.
+    """Return a hint as scaled latents (N,C,height,width). masked: with a mask channel, 0 where to paint, else 1.
 
-    The image is black where that is 0. Without a mask, nothing is to be painted. Where latents have an axis of time:
-    (1,C,T,height,width).
+    The image is black where the mask is 0; without a mask, it is 1. With a time axis: (1,C,T,height,width).
     """
     vae = hint.vae
     assert vae is not None, "check_latents is to be called first"
@@ -100,15 +99,15 @@ def hint_latents(hint: Hint, height: int, width: int, latent_format: LatentForma
         return latents
     if kept is None:
         return torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
-    beside = sent(resized(kept, height, width), latents.device)
-    if latents.ndim > beside.ndim:
-        beside = beside.unsqueeze(2).expand(-1, -1, latents.shape[2], -1, -1)
-    count = max(latents.shape[0], beside.shape[0])
-    return torch.cat([_repeated(latents, count), _repeated(beside, count)], dim=1)
+    mask = sent(resized(kept, height, width), latents.device)
+    if latents.ndim > mask.ndim:
+        mask = mask.unsqueeze(2).expand(-1, -1, latents.shape[2], -1, -1)
+    count = max(latents.shape[0], mask.shape[0])
+    return torch.cat([_repeated(latents, count), _repeated(mask, count)], dim=1)
 
 
 def _kept(hint: Hint) -> Tensor | None:
-    """Return where the image is kept, (N,H,W,1); None without a mask."""
+    """Return where to keep the image, (N,H,W,1); None without a mask."""
     if hint.mask is None:
         return None
     return 1 - hint.mask.float().reshape(-1, *hint.mask.shape[-2:], 1)

@@ -1,4 +1,4 @@
-"""Files of ControlNets and model patches: of which kind one is, and what one of a diffusion transformer has in it."""
+"""Opens files of ControlNets and model patches, and finds their family."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FAMILIES: Sequence[type[DitControlFamily]] = (
     *(Sd35ControlFamily, Sd3ControlFamily, FluxControlFamily),
     *(QwenControlFamily, QwenFunControlFamily),
 )
-"""All ControlNets that are known."""
+"""All known families of ControlNets."""
 MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl, Uso, Gligen)
 """All model patches."""
 
@@ -34,7 +34,7 @@ _log = log.get("models")
 
 
 class SideFile:
-    """An open file of a network that runs beside a diffusion transformer."""
+    """An open file of a network that runs alongside a diffusion transformer."""
 
     def __init__(self, file: Checkpoint, family: SideFamily) -> None:
         self._file = file
@@ -86,7 +86,7 @@ class DitControlFile(SideFile):
 
 
 def open_model_patch(file: Checkpoint) -> SideFile:
-    """Return a file as the model patch that it is. Errors: ModelFileError if it is none that is known."""
+    """Open a file as a model patch. Errors: ModelFileError for an unknown one."""
     for family in MODEL_PATCHES:
         if (found := family.find(file)) is not None:
             return SideFile(file, found)
@@ -98,7 +98,7 @@ def open_model_patch(file: Checkpoint) -> SideFile:
 
 
 def open_control(file: Checkpoint, others: Sequence[Checkpoint] = ()) -> ControlFile | DitControlFile:
-    """Return a file as what it is. beside: of the backbone whose weights it changes. Errors: ModelFileError."""
+    """Open a ControlNet file. others: files of the backbone whose weights it changes. Errors: ModelFileError."""
     for family in FAMILIES:
         if (control := family.find(file)) is not None:
             return DitControlFile(file, control)

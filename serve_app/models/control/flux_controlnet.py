@@ -1,8 +1,8 @@
-"""ControlNets of Flux.1: blocks of the backbone's kinds that read a hint beside x.
+"""ControlNets of Flux.1: blocks of the backbone's kinds that read x and a hint.
 
-Layouts: diffusers' FluxControlNetModel, whose hints are latents, with or without a mask, of one kind or of several
-(InstantX, Shakker Labs, Alimama), and the single files of XLabs and Mistoline, whose hints are pixels.
-Sources: Zhang et al. 2023, arXiv:2302.05543; the published weights; the numbers are ComfyUI's.
+Layouts: diffusers' FluxControlNetModel, whose hints are latents, with or without a mask, of one kind or several
+(InstantX, Shakker Labs, Alimama), and the single files of XLabs and Mistoline, whose hints are pixels. Sources: Zhang
+et al. 2023, arXiv:2302.05543; the published weights; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serve_app.models.control.dit_control import (
     hint_latents,
 )
 from serve_app.models.control.one_call_net import OneCallNet
-from serve_app.models.families.dit.flux import GUIDANCE, Flux, FluxCall, told_mask
+from serve_app.models.families.dit.flux import GUIDANCE, Flux, FluxCall, mask_arguments
 from serve_app.models.families.shared.dit import DOUBLES, PATCH, SINGLES, attended, by_heads, positions, to_tokens
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Place, Table
@@ -38,25 +38,25 @@ BACKBONE_DOUBLES, BACKBONE_SINGLES = 19, 38
 """Over how many blocks of the backbone the answers are spread: as many as the published one has."""
 
 HALVED = 2
-"""By what the convolutions that halve a hint do it."""
+"""The factor of each convolution that halves a hint."""
 
 _READS_LATENTS = "controlnet_x_embedder.weight"
 _READS_PIXELS = {
     "input_hint_block": (2, 4, 6),
     "input_cond_block.encoder": (3, 5, 7),
 }
-"""What reads hints in pixels, XLabs' and Mistoline's, and which of its convolutions halve them."""
+"""Prefixes of the pixel encoders of XLabs and Mistoline, and their convolutions that halve the resolution."""
 _MODULES = ("x_embedder", "context_embedder", "time_text_embed")
 _END = "linear"
-"""What Mistoline's answers are under, followed by an activation."""
+"""Prefix of Mistoline's output layers, which have an activation."""
 
 
 @dataclass(frozen=True, slots=True)
 class FluxControlFamily(DitControlFamily):
-    """A ControlNet. family: of the backbone it is like, with as many blocks as it has. fed: columns of its hint.
+    """A ControlNet. family: of its backbone, with the ControlNet's number of blocks. fed: columns of its hint.
 
-    kinds: how many kinds of hint it tells apart, 0 if it knows one. pixels: what reads its hint in pixels, by the name
-    in the file; "" for latents. kernels: of its convolutions. activated: so are its answers.
+    kinds: number of hint kinds, 0 for one. pixels: prefix of its pixel encoder; "" for latents. kernels: of its
+    convolutions. activated: outputs have an activation.
     """
 
     family: Flux
@@ -73,7 +73,7 @@ class FluxControlFamily(DitControlFamily):
         by_diffusers = _READS_LATENTS in shapes and "context_embedder.weight" in shapes
         if not by_diffusers and not (pixels and "double_blocks.0.img_attn.norm.key_norm.scale" in shapes):
             return None
-        # The file has no end of a backbone to show how many channels that gives: as many as it reads.
+        # The file has no output layer to show its channels: they equal the input's.
         first, last = ("x_embedder", "proj_out") if by_diffusers else ("img_in", "final_layer.linear")
         tensors = Tensors(shapes, file.where)
         family = Flux.probe(Tensors({**shapes, f"{last}.weight": (tensors.shape(f"{first}.weight")[1], 0)}, file.where))
@@ -95,7 +95,7 @@ class FluxControlFamily(DitControlFamily):
 
     @property
     def masked(self) -> bool:
-        """Whether it reads a mask beside the hint's latents."""
+        """Whether it reads a mask with the hint's latents."""
         return self.fed == (FLUX.channels + 1) * PATCH**2
 
     def table(self) -> Table:
@@ -116,7 +116,7 @@ class FluxControlFamily(DitControlFamily):
 
 
 class FluxControlNetwork(DitControlNetwork):
-    """A network, named as diffusers names the parts."""
+    """A network with diffusers' names."""
 
     def __init__(self, control: FluxControlFamily) -> None:
         super().__init__()
@@ -139,10 +139,10 @@ class FluxControlNetwork(DitControlNetwork):
         return FluxControlNet(key, name, self)
 
     def forward(self, call: FluxCall, hint: Tensor, at: Tensor, kinds: Tensor | None = None) -> list[Tensor]:
-        """Return the answers (R,n,D), of the double blocks and then of the single ones.
+        """Return the outputs (R,n,D), of the double blocks and then of the single ones.
 
-        hint: as tokens, (R,n,columns). at: where tokens are, (T+n,3). kinds: what the text begins with, (R,1,D), None
-        for nothing.
+        hint: as tokens, (R,n,columns). at: positions of tokens, (T+n,3). kinds: a token before the text, (R,1,D), or
+        None.
         """
         dtype = self.x_embedder.bias.dtype
         time, text, there = call.time(self.time_text_embed, dtype), self.context_embedder(call.text), call.there
@@ -150,10 +150,10 @@ class FluxControlNetwork(DitControlNetwork):
             text = torch.cat([kinds, text], dim=1)
             there = None if there is None else torch.cat([there.new_ones(len(there), 1), there], dim=1)
         image = self.x_embedder(to_tokens(call.x)) + self.controlnet_x_embedder(hint)
-        told = {
+        arguments = {
             "temb": time,
             "image_rotary_emb": self.pos_embed(at),
-            "joint_attention_kwargs": told_mask(by_heads(attended(there, image.shape[1]))),
+            "joint_attention_kwargs": mask_arguments(by_heads(attended(there, image.shape[1]))),
         }
         answers = []
         for blocks, ends in (
@@ -161,14 +161,14 @@ class FluxControlNetwork(DitControlNetwork):
             (self.single_transformer_blocks, self.controlnet_single_blocks),
         ):
             for block, end in zip(blocks, ends, strict=True):
-                text, image = block(hidden_states=image, encoder_hidden_states=text, **told)
+                text, image = block(hidden_states=image, encoder_hidden_states=text, **arguments)
                 answer = end(image)
                 answers.append(nn.functional.silu(answer) if self.control.activated else answer)
         return answers
 
 
 class FluxControlNet(OneCallNet):
-    """A ControlNet of Flux, as controls use it."""
+    """A ControlNet of Flux, as `control` uses it."""
 
     def __init__(self, key: Hashable, name: str, network: FluxControlNetwork) -> None:
         super().__init__(key, name, network)
@@ -179,7 +179,7 @@ class FluxControlNet(OneCallNet):
             (DOUBLES, family.doubles, BACKBONE_DOUBLES),
             (SINGLES, family.singles, BACKBONE_SINGLES),
         ):
-            # Of hints in pixels the answers take turns; of others each is for some blocks in a row.
+            # For pixel hints the outputs take turns; for others each belongs to consecutive blocks.
             run = 0 if self.control.pixels or not count else -(-blocks // count)
             spreads.append(Spread(kind, range(first, first + count), blocks if count else 0, run))
             first += count
@@ -195,7 +195,7 @@ class FluxControlNet(OneCallNet):
             )
 
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:
-        """Return the hint as tokens and, if the network is told a kind, what the text begins with."""
+        """Return the hint as tokens and, for a union ControlNet, the kind's token."""
         weight: Tensor = self.network.x_embedder.bias
         if self.network.hint is None:
             latents = hint_latents(hint, height, width, FLUX, masked=self.control.masked)
@@ -236,7 +236,7 @@ def _answers(count: int, width: int) -> nn.ModuleList:
 
 
 def _convolutions(control: FluxControlFamily) -> nn.Sequential:
-    """Return what reads a hint's pixels (N,3,8h,8w), as (N,C,h,w)."""
+    """Return the encoder of a hint's pixels (N,3,8h,8w) to (N,C,h,w)."""
     widths = (3, *(control.fed // PATCH**2,) * len(control.kernels))
     block = nn.Sequential()
     for number, ((before, after), kernel) in enumerate(zip(pairwise(widths), control.kernels, strict=True)):

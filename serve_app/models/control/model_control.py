@@ -1,8 +1,8 @@
-"""Model controls at work: networks of the folder "model_patches", which read a backbone's tokens and add to them.
+"""Applies model patches: networks of the folder "model_patches" that read a backbone's tokens and add to them.
 
-A ControlNet answers before the backbone runs; these answer block by block, from what the backbone has made so far.
-Others say what images are like in tokens of the text. Images are encoded once per run and size. Rows of many jobs that
-are under the same network share its forward.
+A ControlNet runs before the backbone; these run block by block, on the backbone's intermediate tokens. Others add image
+features to the text's tokens. Images are encoded once per run and size. Rows of many jobs with the same network share
+its forward.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ControlImages:
-    """What a network is shown: the images of a `ModelControl`, and the VAE on its device, None where none is given."""
+    """The inputs of a model patch: the images of a `ModelControl`, and its VAE on the device, or None."""
 
     autoencoder: Autoencoder | None
     image: Tensor | None = None
@@ -38,13 +38,13 @@ class ControlImages:
 
     @property
     def vae(self) -> Autoencoder:
-        """The VAE, which every node gives that shows images."""
-        assert self.autoencoder is not None, "images are shown without a VAE"
+        """The VAE, which every node that supplies images supplies too."""
+        assert self.autoencoder is not None, "images are given without a VAE"
         return self.autoencoder
 
     @property
     def kept(self) -> Tensor | None:
-        """Where the image is kept, (N,H,W,1): 1 there, 0 where it is to be made anew. None without a mask."""
+        """Where to keep the image, (N,H,W,1): 0 where to repaint. None without a mask."""
         if self.mask is None:
             return None
         return 1 - self.mask.float().reshape(-1, *self.mask.shape[-2:], 1)
@@ -52,9 +52,9 @@ class ControlImages:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SomeRows:
-    """Rows of a forward that are under one network. index: which, (R',). strength: (R',).
+    """Rows of a forward that share a network. index: their indices, (R'). strength: (R',).
 
-    read: what their images say, (B_i,n_i,F) for each piece of them.
+    read: their images as tokens, (B_i,n_i,F) for each piece.
     """
 
     index: Tensor
@@ -68,39 +68,39 @@ class SomeRows:
 
 
 class AtWork(ABC):
-    """A network in one forward of a backbone. stack: which blocks of it, by its family's name for them."""
+    """A network in one forward of a backbone. stack: the blocks it acts on, by its family's name for them."""
 
     @abstractmethod
     def before(self, stack: str, tokens: Tensor) -> None:
-        """Take in what the first block of a stack is given, (R,≥n,D), the image's tokens first."""
+        """Read the input of a stack's first block, (R,≥n,D), the image's tokens first."""
 
     @abstractmethod
     def after(self, stack: str, number: int, tokens: Tensor) -> None:
-        """Add to what a block has made, in place."""
+        """Add to the output of a block, in place."""
 
 
 class ModelPatchNetwork(nn.Module, ABC):
-    """A network on its device."""
+    """A model patch on its device."""
 
     @abstractmethod
-    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
-        """Errors: NodeError for images or a family's backbone that it does not go with. name: what errors call it."""
+    def check(self, name: str, images: ControlImages, backbone: Any) -> None:
+        """Errors: NodeError for unsuitable images or another family's backbone. name: of the patch, for errors."""
 
     @abstractmethod
-    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
-        """Return what images say for latents of height×width, as tokens (N,n,F); it holds for a whole run."""
+    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
+        """Return the images encoded for latents of height×width, as tokens (N,n,F); valid for a whole run."""
 
 
 class BlockwiseNetwork(ModelPatchNetwork):
-    """A network that adds to what a backbone's blocks make."""
+    """A model patch that adds to the outputs of a backbone's blocks."""
 
     @abstractmethod
     def at_work(self, rows: SomeRows, call: Any) -> AtWork:
-        """Return it for one forward. call: what the family's backbone is given for all rows."""
+        """Return it for one forward. call: the inputs of the family's backbone for all rows."""
 
 
 class ModelPatch:
-    """A network with the name of its file: what runs hold of it."""
+    """A network with the name of its file."""
 
     def __init__(self, name: str, network: ModelPatchNetwork) -> None:
         self.name = name
@@ -113,27 +113,27 @@ class ActiveModelControl:
 
     patch: ModelPatch
     strength: float
-    shown: ControlImages
+    images: ControlImages
     _read: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def read(self, height: int, width: int) -> Tensor:
-        """Return what its images say for latents of a size; an area of a canvas is shown them whole."""
+        """Return its images encoded for latents of a size; an area of a canvas gets whole images."""
         if (height, width) not in self._read:
-            self._read[height, width] = self.patch.network.read(self.shown, height, width)
+            self._read[height, width] = self.patch.network.read(self.images, height, width)
         return self._read[height, width]
 
 
 def activated(control: ModelControl, patch: ModelPatch, vae: Autoencoder | None, backbone: Any) -> ActiveModelControl:
-    """Return a control as runs have it. backbone: the family's, that it acts on. Errors: NodeError as `check`."""
-    shown = ControlImages(vae, control.image, control.inpaint_image, control.mask, control.seen)
-    patch.network.check(patch.name, shown, backbone)
-    return ActiveModelControl(patch, control.strength, shown)
+    """Return a control bound to a run. backbone: the one that it acts on. Errors: NodeError as `check`."""
+    images = ControlImages(vae, control.image, control.inpaint_image, control.mask, control.seen)
+    patch.network.check(patch.name, images, backbone)
+    return ActiveModelControl(patch, control.strength, images)
 
 
 def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
-    """Return what acts on the rows of a forward, in the order in which it is to be asked.
+    """Return the networks active on the rows of a forward, in order of application.
 
-    That is each row's own order; networks at the same place of it are asked once for all rows.
+    That is each row's own order; a network at the same position in several rows is run once for all of them.
     """
     acting: list[AtWork] = []
     for place in range(max(len(r.controls) for r in rows)):
@@ -156,12 +156,12 @@ def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
 
 
 def text_tokens(row: Rows) -> list[Tensor]:
-    """Return what the controls of rows say as tokens of their text, (B,n,W) each."""
+    """Return the text tokens that rows' controls add, (B,n,W) each."""
     return [to_batch(control.read(*row.x.shape[-2:]), row.count) for control in row.controls]
 
 
 def fitted(image: Tensor, height: int, width: int) -> Tensor:
-    """Return an image (N,H,W,C) of a size in pixels, by area, its middle where the proportions differ."""
+    """Return an image (N,H,W,C) resized by area to a size in pixels, cropped to the centre where proportions differ."""
     return resize(image.float(), width, height, "area", "center")
 
 

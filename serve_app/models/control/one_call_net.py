@@ -1,6 +1,6 @@
-"""ControlNets whose forward is one call of tensors: it is filled up with rows, recorded and replayed as a backbone's.
+"""ControlNets whose forward is one capturable call: padded, recorded and replayed as a backbone's.
 
-What the hint says and the rows are told comes before the call; what it gives are inputs of the backbone's own.
+Hints and conditioning inputs are prepared before the call; its outputs are inputs of the backbone's call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_app.models.kernels.cuda_graphs import replays_of
 
 
 class OneCallNet(ControlNet):
-    """A ControlNet with such a network. replays: how its forwards are run; as all on its device."""
+    """A ControlNet with a capturable forward. replays: runs it; None: eagerly."""
 
     replays: Replays
 
@@ -29,14 +29,14 @@ class OneCallNet(ControlNet):
 
     @abstractmethod
     def given(self, call: Any, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
-        """Return all tensors that the call takes for rows, named; None for one it does without. As `residuals`.
+        """Return all input tensors of the call for rows, by name; None for an absent one. As `residuals`.
 
-        What comes from the host is sent here.
+        Host tensors are sent to the device here.
         """
 
     @abstractmethod
     def run(self, given: Inputs) -> Sequence[Tensor]:
-        """Return what is added to the rows, from what is given. It sends nothing and waits for nothing."""
+        """Return the outputs for the inputs. It copies nothing from the host and does not synchronise."""
 
     def padded_rows(self, rows: int) -> int:
         return self.replays.padded_rows(rows)

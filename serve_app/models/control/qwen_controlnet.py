@@ -1,8 +1,8 @@
-"""ControlNets of Qwen-Image: InstantX's, for many kinds of hint or for painting into an image, and Alibaba's Fun.
+"""ControlNets of Qwen-Image: InstantX's, for many kinds of hint or for inpainting, and Alibaba's Fun.
 
-InstantX's is blocks of the backbone's kind with embedders of their own; Fun's blocks read what the backbone embeds.
-Layouts: diffusers' QwenImageControlNetModel, and the single file of Fun.
-Sources: Zhang et al. 2023, arXiv:2302.05543; the published weights; the numbers are ComfyUI's.
+InstantX's has blocks of the backbone's kind with embedders of their own; Fun's blocks read the backbone's embeddings.
+Layouts: diffusers' QwenImageControlNetModel, and the single file of Fun. Sources: Zhang et al. 2023, arXiv:2302.05543;
+the published weights; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from serve_app.models.forward import Inputs
 from serve_app.sampling.latents.latent_formats import WAN
 
 BACKBONE_BLOCKS = 60
-"""Over how many blocks of the backbone the answers are spread: as many as the published one has."""
+"""Number of backbone blocks that the outputs are spread over: as many as the published one has."""
 FUN_APART = 12
-"""After every so many of them an answer of Fun's is added."""
+"""An output of Fun's is added after every twelfth of them."""
 FUN_CHANNELS = 2 * WAN.channels + 1
-"""What Fun reads: a hint, a mask and a masked image. Only the hint is shown to it; the others are zeros."""
+"""Fun's input channels: a hint, a mask and a masked image. Only the hint is used; the others are zeros."""
 
 _MARKS = ("transformer_blocks.0.img_mlp.net.0.proj.weight", "controlnet_x_embedder.weight")
 _FUN_MARKS = ("control_blocks.0.after_proj.weight", "control_img_in.weight")
@@ -49,7 +49,7 @@ _MODULES = ("img_in", "txt_in", "txt_norm", "time_text_embed", "transformer_bloc
 
 @dataclass(frozen=True, slots=True)
 class QwenControlFamily(DitControlFamily):
-    """A ControlNet by InstantX. family: of the backbone it is like, with as many blocks. masked: it reads a mask."""
+    """A ControlNet by InstantX. family: of its backbone, with as many blocks as it has. masked: it reads a mask."""
 
     family: QwenImage
     masked: bool = False
@@ -65,7 +65,7 @@ class QwenControlFamily(DitControlFamily):
                 f"is a ControlNet of Qwen-Image that reads {channels} channels; supported are {WAN.channels}, and "
                 f"{WAN.channels + 1} with a mask"
             )
-        # The file has no end of a backbone to show how many channels that gives: as many as it reads.
+        # The file has no output layer to show its channels: they equal the input's.
         family = QwenImage.probe(Tensors({**file.shapes, "proj_out.weight": (columns, 0)}, file.where))
         return cls(family, channels > WAN.channels)
 
@@ -81,7 +81,7 @@ class QwenControlFamily(DitControlFamily):
 
 
 class QwenControlNetwork(DitControlNetwork):
-    """A network, named as diffusers names the parts."""
+    """A network with diffusers' names."""
 
     def __init__(self, control: QwenControlFamily) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class QwenControlNetwork(DitControlNetwork):
         return QwenControlNet(key, name, self)
 
     def forward(self, given: Inputs, turns: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """Return the answers (R,n,D) for rows. given: of a `QwenImageCall`, and the hint as tokens (R,n,columns)."""
+        """Return the outputs (R,n,D) for rows. given: of a `QwenImageCall`, and the hint as tokens (R,n,columns)."""
         own: Any = self
         hint, there = given["hint"], given.get("there")
         time = self.control.family.time(own, given["level"], hint.dtype)
@@ -143,7 +143,7 @@ class QwenFunControlFamily(DitControlFamily):
 
 
 class _FunBlock(QwenImageTransformerBlock):  # type: ignore[misc]
-    """A block with an answer. first: it takes in the backbone's tokens."""
+    """A block with an output. first: it adds its input to the backbone's tokens."""
 
     def __init__(self, width: int, heads: int, *, first: bool) -> None:
         super().__init__(width, heads, width // heads)
@@ -152,7 +152,7 @@ class _FunBlock(QwenImageTransformerBlock):  # type: ignore[misc]
 
 
 class QwenFunControlNetwork(DitControlNetwork):
-    """A network, named as the file names the parts."""
+    """A network with the file's names."""
 
     def __init__(self, control: QwenFunControlFamily) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class QwenFunControlNetwork(DitControlNetwork):
         return QwenFunControlNet(key, name, self)
 
     def forward(self, given: Inputs, turns: tuple[Tensor, Tensor]) -> list[Tensor]:
-        """Return the answers (R,n,D) for rows. given: of a `QwenImageCall`, and the hint as tokens (R,n,columns)."""
+        """Return the outputs (R,n,D) for rows. given: of a `QwenImageCall`, and the hint as tokens (R,n,columns)."""
         blocks: Any = self.control_blocks
         image, text, answers = self.control_img_in(given["hint"]), given["embedded"], []
         for block in blocks:
@@ -178,9 +178,9 @@ class QwenFunControlNetwork(DitControlNetwork):
 
 
 class _Applied(OneCallNet):
-    """A ControlNet of either kind, as controls use it. told: what of a `QwenImageCall` its network reads."""
+    """A ControlNet of either kind, as `control` uses it. call_fields: the `QwenImageCall` fields that it reads."""
 
-    told: ClassVar[Sequence[str]]
+    call_fields: ClassVar[Sequence[str]]
 
     def __init__(self, key: Hashable, name: str, network: DitControlNetwork, width: int) -> None:
         super().__init__(key, name, network)
@@ -199,8 +199,8 @@ class _Applied(OneCallNet):
         return [self.tokens(hint, height, width).to(parameter.device, parameter.dtype)]
 
     def given(self, call: QwenImageCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
-        told = {name: getattr(call, name) for name in self.told}
-        of_rows = {name: None if tensor is None else tensor[index] for name, tensor in told.items()}
+        fields = {name: getattr(call, name) for name in self.call_fields}
+        of_rows = {name: None if tensor is None else tensor[index] for name, tensor in fields.items()}
         return {**of_rows, "hint": read[0], "image turns": call.turns[0], "text turns": call.turns[1]}
 
     def run(self, given: Inputs) -> list[Tensor]:
@@ -209,7 +209,7 @@ class _Applied(OneCallNet):
 
 
 class QwenControlNet(_Applied):
-    told = ("x", "level", "text", "there")
+    call_fields = ("x", "level", "text", "there")
 
     def __init__(self, key: Hashable, name: str, network: QwenControlNetwork) -> None:
         super().__init__(key, name, network, network.control.family.width)
@@ -222,17 +222,17 @@ class QwenControlNet(_Applied):
 
 
 class QwenFunControlNet(_Applied):
-    told = ("image", "embedded", "time", "there")
+    call_fields = ("image", "embedded", "time", "there")
 
     def __init__(self, key: Hashable, name: str, network: QwenFunControlNetwork) -> None:
         super().__init__(key, name, network, network.control.width)
         self.adds_to = (Spread(BLOCKS, range(network.control.layers), BACKBONE_BLOCKS, FUN_APART, once=True),)
 
     def strength(self, asked: float) -> float:
-        """Return less than is asked above 1, more below, none below 0."""
+        """Return ComfyUI's strength: damped above 1, raised below, 0 below 0."""
         return sqrt(max(asked, 0.0))
 
     def tokens(self, hint: Hint, height: int, width: int) -> Tensor:
         latents = one_image(hint_latents(hint, height, width, WAN, masked=False), self.name)
-        # An odd side goes on with zeros here, and what is not shown is zeros as well.
+        # An odd side is padded with zeros here, as absent inputs are zeros too.
         return to_tokens(pad(latents, (0, width % PATCH, 0, height % PATCH, 0, FUN_CHANNELS - WAN.channels)))

@@ -1,7 +1,7 @@
-"""Model controls of Qwen-Image by DiffSynth-Studio: outlines, depth, and a masked image to paint into.
+"""Model patches of Qwen-Image by DiffSynth-Studio: canny, depth, and inpainting of a masked image.
 
-After each block of the backbone a small block of theirs reads the image's tokens and the hint's.
-Source: the published weights, Qwen-Image-Blockwise-ControlNet; the numbers are ComfyUI's.
+After each block of the backbone a small block reads the image's tokens and the hint's. Source: the published weights,
+Qwen-Image-Blockwise-ControlNet; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _EPS = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class QwenDiffSynth(SideFamily):
-    """A network. width: of a token; layers: how many blocks; masked: it reads a mask beside the image."""
+    """A network. width: of a token; layers: number of blocks; masked: it reads a mask with the image."""
 
     width: int
     layers: int
@@ -73,7 +73,7 @@ class _Block(nn.Module):
 
 
 class QwenDiffSynthNetwork(BlockwiseNetwork):
-    """A network, named as the file names the parts."""
+    """A network with the file's names."""
 
     def __init__(self, family: QwenDiffSynth) -> None:
         super().__init__()
@@ -81,25 +81,25 @@ class QwenDiffSynthNetwork(BlockwiseNetwork):
         self.img_in = nn.Linear((WAN.channels + family.masked) * PATCH**2, family.width)
         self.blocks = nn.ModuleList(_Block(family.width) for _ in range(family.layers))
 
-    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
+    def check(self, name: str, images: ControlImages, backbone: Any) -> None:
         check_family(name, QwenImage(self.family.width, 1, 1, 1), backbone)
-        if shown.image is None:
+        if images.image is None:
             raise NodeError(f"'{name}' follows an image: connect one to the node that applies it")
 
-    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
         """Return the hint as embedded tokens (1,n,D)."""
-        assert shown.image is not None, "check is to be called first"
-        factor = shown.vae.factor
-        latents = shown.vae.encode(fitted(shown.image, height * factor, width * factor))
+        assert images.image is not None, "check is to be called first"
+        factor = images.vae.factor
+        latents = images.vae.encode(fitted(images.image, height * factor, width * factor))
         WAN.check(latents.shape)
         cells = one_image(WAN.to_model(latents), "a model patch of Qwen-Image")
         if self.family.masked:
-            kept = shown.kept
-            beside = torch.ones_like(cells[:, :1])
+            kept = images.kept
+            mask = torch.ones_like(cells[:, :1])
             if kept is not None:
                 small = resize(kept, width, height, "bilinear").movedim(-1, 1)
-                beside = sent(to_batch(small, len(cells)), cells.device)
-            cells = torch.cat([cells, beside], dim=1)
+                mask = sent(to_batch(small, len(cells)), cells.device)
+            cells = torch.cat([cells, mask], dim=1)
         bias = self.img_in.bias
         tokens: Tensor = self.img_in(to_tokens(cells.to(bias.device, bias.dtype)))
         return tokens
@@ -114,7 +114,7 @@ class _AtWork(AtWork):
         self._hint = torch.cat(list(rows.read))
 
     def before(self, stack: str, tokens: Tensor) -> None:
-        """Take in nothing: each block reads the tokens as they are after the backbone's."""
+        """Do nothing: each block reads the tokens after the backbone's block."""
 
     def after(self, stack: str, number: int, tokens: Tensor) -> None:
         if stack == BLOCKS and number < len(self._blocks):

@@ -1,8 +1,8 @@
 """ControlNets of Stable Diffusion 3 and 3.5: blocks of the backbone's kind that read a hint's latents.
 
-Two layouts: diffusers' SD3ControlNetModel, whose blocks read the text as well, and the one of Stability AI for SD 3.5
-large (blur, canny, depth), whose blocks read the image alone and begin with what the backbone itself has embedded.
-Sources: Zhang et al. 2023, arXiv:2302.05543; the published weights; the numbers are ComfyUI's.
+Two layouts: diffusers' SD3ControlNetModel, whose blocks read the text as well, and Stability AI's for SD 3.5 large
+(blur, canny, depth), whose blocks read the image alone and begin with the backbone's own embeddings. Sources: Zhang et
+al. 2023, arXiv:2302.05543; the published weights; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serve_app.models.forward import Inputs
 from serve_app.sampling.latents.latent_formats import SD3
 
 MASKED_CHANNELS = 17
-"""Of the hint of a ControlNet that reads a mask beside it."""
+"""Hint channels of a ControlNet that also reads a mask."""
 
 CANNY, DEPTH = 1, 2
 """What the tensor "control_type" says of hints that are changed before they are encoded."""
@@ -42,12 +42,12 @@ _READS_HINT = "pos_embed_input.proj.weight"
 _ALONE = "transformer_blocks.0.adaLN_modulation.1.bias"
 _POOLED = ("time_text_embed.text_embedder.linear_1.weight", "y_embedder.mlp.0.weight")
 _UNSHIFTED = replace(SD3, shift=0.0)
-"""As the first layout's networks were trained to read latents."""
+"""The first layout was trained on latents without the shift."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sd3ControlFamily(DitControlFamily):
-    """Of the first layout. family: of the backbone it is like, with as many blocks as it has. channels: of its hint."""
+    """The first layout. family: of its backbone, with the ControlNet's number of blocks. channels: of its hint."""
 
     family: Sd3
     channels: int
@@ -56,7 +56,7 @@ class Sd3ControlFamily(DitControlFamily):
     def find(cls, file: Checkpoint) -> Self | None:
         if _READS_HINT not in file.shapes or "controlnet_blocks.0.weight" not in file.shapes or _ALONE in file.shapes:
             return None
-        # The file has no end of a backbone to show how many channels that gives: as many as it reads.
+        # The file has no output layer to show its channels: they equal the input's.
         channels = Tensors(file.shapes, file.where).shape("pos_embed.proj.weight")[1]
         end = {"proj_out.weight": (channels * PATCH**2, 0)}
         family = Sd3.probe(Tensors({**file.shapes, **end}, file.where))
@@ -75,12 +75,12 @@ class Sd3ControlFamily(DitControlFamily):
 
 
 class Sd3ControlNetwork(DitControlNetwork):
-    """A network of the first layout, named as in its files."""
+    """A network of the first layout, with the file's names."""
 
     def __init__(self, control: Sd3ControlFamily) -> None:
         super().__init__()
         self.control = control
-        # A backbone's last block passes no text on, and here all do.
+        # A backbone's last block outputs no text; here all do.
         network: Any = replace(control.family, layers=control.family.layers + 1).build()
         width = control.family.width
         self.pos_embed = network.pos_embed
@@ -94,7 +94,7 @@ class Sd3ControlNetwork(DitControlNetwork):
         return Sd3ControlNet(key, name, self)
 
     def forward(self, image: Tensor, hint: Tensor, timestep: Tensor, text: Tensor) -> list[Tensor]:
-        """Return the answers (R,n,D). image: embedded, (R,n,D); hint: (R,C,h,w); timestep: (R,); text: (R,T,D')."""
+        """Return the outputs (R,n,D). image: embedded, (R,n,D); hint: (R,C,h,w); timestep: (R,); text: (R,T,D')."""
         image = image + _embedded(self.pos_embed_input, hint)
         embed: Any = self.time_text_embed
         # The networks were trained without the pooled text.
@@ -109,7 +109,7 @@ class Sd3ControlNetwork(DitControlNetwork):
 
 
 class Sd3ControlNet(OneCallNet):
-    """A ControlNet of the first layout, as controls use it."""
+    """A ControlNet of the first layout, as `control` uses it."""
 
     def __init__(self, key: Hashable, name: str, network: Sd3ControlNetwork) -> None:
         super().__init__(key, name, network)
@@ -145,10 +145,10 @@ class Sd3ControlNet(OneCallNet):
 
 @dataclass(frozen=True, slots=True)
 class Sd35ControlFamily(DitControlFamily):
-    """Of the second layout. width: of a token; layers: how many blocks. pooled_width: what its pooled text is read as.
+    """The second layout. width: of a token; layers: number of blocks. pooled_width: width of its pooled text input.
 
-    kind: what "control_type" says. Where `pooled_width` is `width`, what the backbone has embedded the pooled text as
-    is read, and each block reads the same image; else the backbone's embedded image, and each block reads the last's.
+    kind: the value of "control_type". If `pooled_width` equals `width`, it reads the backbone's pooled text embedding
+    and each block reads the same image; else it reads the backbone's embedded image, and each block the previous one's.
     """
 
     width: int
@@ -169,7 +169,7 @@ class Sd35ControlFamily(DitControlFamily):
 
     @property
     def of_backbone(self) -> bool:
-        """Whether it begins with the backbone's embedded image and not with its embedded pooled text."""
+        """Whether it begins with the backbone's embedded image and not with its pooled text embedding."""
         return self.pooled_width != self.width
 
     @property
@@ -192,7 +192,7 @@ class Sd35ControlFamily(DitControlFamily):
 
 
 class Sd35ControlNetwork(DitControlNetwork):
-    """A network of the second layout, named as diffusers names the parts."""
+    """A network of the second layout, with diffusers' names."""
 
     def __init__(self, control: Sd35ControlFamily) -> None:
         super().__init__()
@@ -211,7 +211,7 @@ class Sd35ControlNetwork(DitControlNetwork):
         return Sd35ControlNet(key, name, self)
 
     def forward(self, image: Tensor, hint: Tensor, timestep: Tensor, pooled: Tensor) -> list[Tensor]:
-        """Return the answers (R,n,D). image: embedded, (R,n,D); hint: (R,C,h,w); timestep: (R,); pooled: (R,P)."""
+        """Return the outputs (R,n,D). image: embedded, (R,n,D); hint: (R,C,h,w); timestep: (R,); pooled: (R,P)."""
         time = self.time_text_embed(timestep, pooled)
         image = image + _embedded(self.pos_embed_input, hint)
         answers = []
@@ -223,7 +223,7 @@ class Sd35ControlNetwork(DitControlNetwork):
 
 
 class Sd35ControlNet(OneCallNet):
-    """A ControlNet of the second layout, as controls use it."""
+    """A ControlNet of the second layout, as `control` uses it."""
 
     def __init__(self, key: Hashable, name: str, network: Sd35ControlNetwork) -> None:
         super().__init__(key, name, network)
@@ -295,7 +295,7 @@ def _to(network: Any, latents: Tensor) -> Tensor:
 
 
 def _waves(width: int, size: tuple[int, int], device: torch.device) -> Tensor:
-    """Return fixed positions (1,n,width) of tokens in rows and columns, of the second layout.
+    """Return the second layout's fixed positional embeddings (1,n,width) of tokens in rows and columns.
 
     Sines and cosines of the column, then of the row; the shorter side goes from 0 to 15.
     """

@@ -19,7 +19,7 @@ from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.sampling.transfer import sent
 
 XL_INPUTS = (256, 768)
-"""Input channels, after unshuffling by 16, by which an SDXL adapter is known."""
+"""Input channels, after unshuffling by 16, that identify an SDXL adapter."""
 
 DIFFUSERS_MARK = "adapter.body.0.resnets.0.block1.weight"
 BLOCKS = 2
@@ -99,8 +99,8 @@ def _from_diffusers(name: str) -> str:
 class T2iNetwork(nn.Module):
     """A T2I-Adapter on its device. The features are for the backbone's levels, finest first.
 
-    Those of an SDXL adapter are for the finest level after its downsampling, for the two others before theirs, and for
-    the middle: where diffusers' networks take them.
+    Features of an SDXL adapter are for the finest level after its downsampling, for the two others before theirs, and
+    for the middle, as in diffusers.
     """
 
     def __init__(self, size: T2iSize) -> None:
@@ -121,7 +121,7 @@ class T2iNetwork(nn.Module):
         self.body = nn.ModuleList(body)
 
     def control_net(self, key: Hashable, name: str) -> ControlNet:
-        """Return it as controls use it."""
+        """Return the ControlNet interface of this network."""
         return T2iAdapter(key, name, self)
 
     def forward(self, hint: Tensor) -> list[Tensor]:
@@ -139,7 +139,7 @@ class T2iNetwork(nn.Module):
 
 
 class T2iAdapter(ControlNet):
-    """A T2I-Adapter, as controls use it."""
+    """A T2I-Adapter, as `control` uses it."""
 
     adds_to = FEATURES
 
@@ -149,7 +149,7 @@ class T2iAdapter(ControlNet):
 
     def check(self, hint: Hint, backbone: Any) -> None:
         wanted, theirs, given = self.network.hint_channels, self.network.size.channels, hint.image.shape[-1]
-        # An adapter for grey hints takes the mean of the colours.
+        # An adapter for grayscale hints takes the mean of the colours.
         if given != wanted and wanted != 1:
             raise NodeError(f"the hint has {given} channels; '{self.name}' takes {wanted}")
         if not isinstance(backbone, Unet):
@@ -187,7 +187,7 @@ class _Halving(nn.Module):
         if self.op is not None:
             convolved: Tensor = self.op(x)
             return convolved
-        # An odd side is padded on both ends, with zeros that count.
+        # An odd side is padded on both ends with zeros, which count in the average.
         return avg_pool2d(x, 2, 2, padding=(x.shape[2] % 2, x.shape[3] % 2))
 
 

@@ -1,4 +1,4 @@
-"""USO's style of images for Flux.1: what SigLIP sees in them, at three depths, as tokens of the text.
+"""USO's style transfer for Flux.1: SigLIP's image features, at three depths, as tokens of the text.
 
 Source: Wu et al. 2025, arXiv:2508.18966; the numbers are ComfyUI's.
 """
@@ -20,7 +20,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 
 DEPTHS = ("high", "mid", "low")
-"""The parts of the network, by what they read, from the last layers to the first; their tokens come in this order."""
+"""The parts of the network by the depth that they read, from the last layers to the first, as tokens are ordered."""
 
 _PREFIX = "feature_embedder."
 _MARK = f"{_PREFIX}mid_layer_norm.bias"
@@ -28,7 +28,7 @@ _MARK = f"{_PREFIX}mid_layer_norm.bias"
 
 @dataclass(frozen=True, slots=True)
 class Uso(SideFamily):
-    """A network. width: of a token; reads: how wide and how many the states are; tokens: how many a depth becomes."""
+    """A network. width: of a token; reads: width and number of the states; tokens: how many a depth becomes."""
 
     width: int
     reads: tuple[int, int]
@@ -66,7 +66,7 @@ class _Depth(nn.Module):
 
 
 class UsoNetwork(ModelPatchNetwork):
-    """A network, a part for each depth."""
+    """A network with a part for each depth."""
 
     def __init__(self, family: Uso) -> None:
         super().__init__()
@@ -74,11 +74,11 @@ class UsoNetwork(ModelPatchNetwork):
         for depth in DEPTHS:
             self.add_module(depth, _Depth(family))
 
-    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
+    def check(self, name: str, images: ControlImages, backbone: Any) -> None:
         check_family(name, Flux(self.family.width, 1, 1, 1, 1, 1), backbone)
-        if not shown.seen:
+        if not images.seen:
             raise NodeError(f"'{name}' reads what SigLIP sees in images: apply it by USOStyleReference")
-        for states in shown.seen:
+        for states in images.seen:
             if (states.shape[2], states.shape[1]) != self.family.reads:
                 wide, patches = self.family.reads
                 raise NodeError(
@@ -86,9 +86,9 @@ class UsoNetwork(ModelPatchNetwork):
                     f"{patches} states {wide} wide: it goes with another image encoder"
                 )
 
-    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
         """Return the style as tokens (N,n,W) of the text, whatever the latents' size."""
         parts = [self.get_submodule(depth) for depth in DEPTHS]
         weight = self.get_parameter(f"{DEPTHS[0]}.project.weight")
-        made = [part(states.to(weight)) for part, states in zip(parts, reversed(shown.seen), strict=True)]
+        made = [part(states.to(weight)) for part, states in zip(parts, reversed(images.seen), strict=True)]
         return torch.cat(made, dim=1)

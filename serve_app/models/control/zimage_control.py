@@ -1,8 +1,8 @@
-"""Model controls of Z-Image: the Fun union ControlNets, for many kinds of hint, version 2 for painting into images too.
+"""Model patches of Z-Image: the Fun union ControlNets, for many kinds of hint, version 2 also for inpainting.
 
-Layers of the backbone's kind run beside it, on the hint's tokens and on what the backbone's layers begin with; what
-they make is added after every so many of the backbone's layers, by version 2 after its refiners as well.
-Source: the published weights, Z-Image-Turbo-Fun-Controlnet-Union; the numbers are ComfyUI's.
+Layers of the backbone's kind run alongside it, on the hint's tokens and the input of the backbone's layers; their
+outputs are added after every n-th of the backbone's layers, in version 2 after its refiners too. Source: the published
+weights, Z-Image-Turbo-Fun-Controlnet-Union; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from serve_app.sampling.latents.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
 
 BACKBONE_LAYERS = 30
-"""Over how many layers of the backbone the answers are spread: as many as the published one has."""
+"""Number of backbone layers that the outputs are spread over: as many as the published one has."""
 FED = {FLUX.channels: "a hint", 2 * FLUX.channels + 1: "a hint, a mask and a masked image"}
-"""What is read, by its channels."""
+"""The inputs, by number of channels."""
 REFINING_LAYERS = 6
-"""With more layers than this, refiners whose answers are all zero were published by mistake."""
+"""Files with more layers than this have refiners with zero outputs, published by mistake."""
 GREY = 0.5
 
 _MARK = f"control_all_x_embedder.{SIZES}.weight"
@@ -44,7 +44,7 @@ _EPS = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class ZImageControl(SideFamily):
-    """A network. width: of a token; layers, refiners: how many of each; paints: it reads a masked image as well.
+    """A network. width: of a token; layers, refiners: number of each; paints: it also reads a masked image.
 
     refines: its refiners add to the backbone's. by_layers: its layers do that instead, as 2.0 was trained by mistake.
     """
@@ -96,7 +96,7 @@ class ZImageControl(SideFamily):
 
 
 class _Layer(ZImageTransformerBlock):  # type: ignore[misc]
-    """A layer with an answer. first: of its stack, which takes in the backbone's tokens."""
+    """A layer with an output. first: of its stack; it adds its input to the backbone's tokens."""
 
     def __init__(self, width: int, heads: int, *, first: bool) -> None:
         super().__init__(0, width, heads, heads, _EPS, True)
@@ -105,7 +105,7 @@ class _Layer(ZImageTransformerBlock):  # type: ignore[misc]
 
 
 class ZImageControlNetwork(BlockwiseNetwork):
-    """A network, named as the file names the parts."""
+    """A network with the file's names."""
 
     def __init__(self, family: ZImageControl) -> None:
         super().__init__()
@@ -124,31 +124,31 @@ class ZImageControlNetwork(BlockwiseNetwork):
             if name.endswith(("norm_q", "norm_k")):
                 module.eps = WHOLE_EPS
 
-    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
+    def check(self, name: str, images: ControlImages, backbone: Any) -> None:
         check_family(name, ZImage(self.family.width, 1, 1, 1, 1), backbone)
-        if shown.image is None and (shown.inpaint_image is None or not self.family.paints):
+        if images.image is None and (images.inpaint_image is None or not self.family.paints):
             also = " or an image to paint into" if self.family.paints else ""
             raise NodeError(f"'{name}' follows an image{also}: connect one to the node that applies it")
 
-    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
         """Return the hint as embedded tokens (N,n,D)."""
-        rows, columns = ((side + side % PATCH) * shown.vae.factor for side in (height, width))
+        rows, columns = ((side + side % PATCH) * images.vae.factor for side in (height, width))
         image, inpaint = (
-            None if pixels is None else fitted(pixels, rows, columns) for pixels in (shown.image, shown.inpaint_image)
+            None if pixels is None else fitted(pixels, rows, columns) for pixels in (images.image, images.inpaint_image)
         )
-        latents = _encoded(shown, torch.full_like(inpaint, GREY) if image is None and inpaint is not None else image)
+        latents = _encoded(images, torch.full_like(inpaint, GREY) if image is None and inpaint is not None else image)
         if self.family.paints:
-            latents = torch.cat([latents, *self._painted(shown, inpaint, (rows, columns), latents)], dim=1)
+            latents = torch.cat([latents, *self._painted(images, inpaint, (rows, columns), latents)], dim=1)
         embed: Any = self.control_all_x_embedder[SIZES]
         tokens: Tensor = embed(to_tokens(latents.to(embed.bias.device, embed.bias.dtype), channels_last=True))
         return tokens
 
     def _painted(
-        self, shown: ControlImages, inpaint: Tensor | None, size: tuple[int, int], latents: Tensor
+        self, images: ControlImages, inpaint: Tensor | None, size: tuple[int, int], latents: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the channels of the mask, 1 where the image is kept, and of the masked image, grey elsewhere."""
+        """Return the channels of the mask, 1 where to keep the image, and of the masked image, grey elsewhere."""
         rows, columns = size
-        kept = shown.kept
+        kept = images.kept
         if inpaint is None:
             inpaint = torch.full((len(latents), rows, columns, 3), GREY)
         if kept is None:
@@ -158,15 +158,15 @@ class ZImageControlNetwork(BlockwiseNetwork):
             inpaint = (inpaint - GREY) * seen + GREY
             small = resize(kept, latents.shape[-1], latents.shape[-2], "nearest", "center")
             mask = sent(to_batch(small.movedim(-1, 1), len(latents)), latents.device)
-        return mask, to_batch(_encoded(shown, inpaint), len(latents))
+        return mask, to_batch(_encoded(images, inpaint), len(latents))
 
     def at_work(self, rows: SomeRows, call: StreamCall) -> AtWork:
         return _AtWork(self, rows, call)
 
 
-def _encoded(shown: ControlImages, pixels: Tensor | None) -> Tensor:
+def _encoded(images: ControlImages, pixels: Tensor | None) -> Tensor:
     assert pixels is not None, "check is to be called first"
-    latents = shown.vae.encode(pixels)
+    latents = images.vae.encode(pixels)
     FLUX.check(latents.shape)
     return FLUX.to_model(latents)
 
@@ -176,7 +176,7 @@ class _AtWork(AtWork):
         self._network, self._rows = network, rows
         self._tokens = stacked(rows.read)
         counts, longest = lengths(rows.read), self._tokens.shape[1]
-        # Without a mask attention takes its faster kernels.
+        # Without a mask attention can use its faster kernels.
         self._there = None if min(counts) == longest else within(counts, longest, self._tokens.device)
         self._turns, self._time = call.turns[rows.index, :longest], call.time[rows.index]
         self._given = self._tokens
@@ -196,7 +196,7 @@ class _AtWork(AtWork):
         self._rows.add(tokens, answer)
 
     def _answers(self, stack: str, number: int) -> list[Tensor] | None:
-        """Return what the layers say that are asked after a layer of the backbone, None if none is."""
+        """Return the outputs to add after a layer of the backbone, or None."""
         network, family = self._network, self._network.family
         if stack == LAYERS:
             apart = round(BACKBONE_LAYERS / family.layers)

@@ -1,7 +1,7 @@
-"""A model file opened: its tensors' names and shapes, and one part of it as a network with weights.
+"""An open model file: names and shapes of its tensors, and any part of it as a network with weights.
 
-Listing costs the file's header. A part that is loaded is still in the file: its tensors are read as they are moved to
-where they are computed with (`file_tensor`), so no tensor is in memory twice.
+Opening reads the header only. The tensors of a loaded part are still in the file: each is read when it is moved to its
+device (`file_tensor`), so no tensor is in memory twice.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _log = log.get("models")
 
 
 class Checkpoint:
-    """An open model file. Errors: ModelFileError if it is of a format that is not read, or is damaged."""
+    """An open model file. Errors: ModelFileError for an unsupported format or a damaged file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,7 +42,7 @@ class Checkpoint:
         self.shapes: Mapping[str, Shape] = self._file.shapes
 
     def tensor(self, name: str) -> Tensor:
-        """Return one tensor, or wide in float32 if it is stored with scales.
+        """Return one tensor, dequantized to float32 if it is stored with scales.
 
         Errors: ModelFileError if it is not of floats, or the file was changed.
         """
@@ -53,13 +53,13 @@ class Checkpoint:
         return self._file.unread(name)
 
     def raw(self, name: str) -> Tensor:
-        """Return one tensor, whatever it holds. Errors: ModelFileError if the file was changed."""
+        """Return one tensor of any dtype. Errors: ModelFileError if the file was changed."""
         return self._file.raw(name)
 
     def quantized(self, name: str, rounded: EightBit | None = None) -> QuantizedWeight | None:
-        """Return a weight that is kept as the file has it, None for another.
+        """Return a weight in its quantized form, None if it is not quantized.
 
-        rounded: what weights without scales are rounded to. Errors: as `tensor`.
+        rounded: the dtype that weights without scales are quantized to. Errors: as `tensor`.
         """
         quantized = self._file.quantized(name)
         if rounded is None or (quantized is not None and quantized.saved_as == WIDE):
@@ -68,20 +68,20 @@ class Checkpoint:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What else the file says."""
+        """The file's metadata."""
         return self._file.metadata
 
     def find(self, part: Part, others: Sequence[Checkpoint] = (), loaded_as: str = "") -> FoundPart:
-        """Return what the part is and where its tensors are.
+        """Return a part's family and where its tensors are.
 
-        beside: further files of it. loaded_as: what text encoders are loaded for, as `values.LoadedAs`.
+        others: further files of the part. loaded_as: type of text encoders, as `recipe.LoadedAs`.
 
-        Errors: ModelFileError if the files hold no such part or one of another family.
+        Errors: ModelFileError if the files have no such part or one of another family.
         """
         return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *others)], loaded_as)
 
     def family(self, part: Part, others: Sequence[Checkpoint] = (), loaded_as: str = "") -> Family:
-        """Return what the part is; as `find`."""
+        """Return a part's family; as `find`."""
         return self.find(part, others, loaded_as).family
 
     def nbytes(
@@ -95,10 +95,10 @@ class Checkpoint:
         mixed: bool = False,
         sixteen_bits: bool = False,
     ) -> int:
-        """Return how many bytes the part takes in a dtype, as `load` and `packing.move_to` make it.
+        """Return how many bytes the part takes in a dtype, as loaded by `load` and `packing.move_to`.
 
-        mixed: other numbers take the place of the file's, which are kept in eight bits where these are kept.
-        sixteen_bits: what `sixteen_bits.keep` says stays in them. Errors: ModelFileError as `find`.
+        mixed: weights will be merged, and quantized again where the file's are. sixteen_bits: as
+        `half_precision_text.keep`. Errors: ModelFileError as `find`.
         """
         files = (self, *others)
         found = self.find(part, others, loaded_as)
@@ -119,7 +119,7 @@ class Checkpoint:
         return total
 
     def training(self) -> Training:
-        """Return what the backbone in the file was trained to predict, and on which noise levels.
+        """Return what the file's backbone predicts, and on which noise levels.
 
         Errors: ModelFileError as `find`.
         """
@@ -134,11 +134,10 @@ class Checkpoint:
         rounded: EightBit | None = None,
         loaded_as: str = "",
     ) -> tuple[Family, nn.Module]:
-        """Return what the part is and its network, the file's tensors in it.
+        """Return a part's family and its network with the file's tensors.
 
-        They are unread, on the CPU and in the file's dtype; `packing.move_to` reads them and brings them to another.
-        Linear layers keep weights that the file stores in few bits. rounded: the eight-bit dtype whose numbers all are
-        rounded to. Errors: ModelFileError as `find`.
+        They are unread, on the CPU and in the file's dtype; `packing.move_to` reads and moves them. Linear layers keep
+        quantized weights. rounded: an eight-bit dtype to quantize all others to. Errors: ModelFileError as `find`.
         """
         files = (self, *others)
         found = self.find(part, others, loaded_as)
@@ -168,7 +167,7 @@ class Checkpoint:
                 continue
             if rounded is not None:
                 tensor = tensor.to(getattr(torch, rounded))
-            # Nobody moves buffers, such as the bytes of a tokeniser's file.
+            # Buffers, such as the bytes of a tokeniser's file, are not moved.
             state[ours] = tensor.reshape(shape) if ours in parameters else held(tensor.reshape(shape))
         if missing := sorted(set(wanted) - set(state) - set(quantized)):
             raise ModelFileError(

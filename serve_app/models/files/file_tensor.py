@@ -1,7 +1,7 @@
-"""Tensors in a file that are read when something is computed with them, so that a network is opened without memory.
+"""Lazily read tensors: their numbers stay in the file until an operation needs them.
 
-A file that is mapped into memory ends the whole process by SIGBUS once somebody shortens it, even long after it was
-opened. Reading it fails instead, and as an error of whoever reads. Source: PyTorch's "Extending PyTorch", wrapper
+So opening a network takes no memory. Mapping a file is avoided: when someone truncates it, even much later, access ends
+the process by SIGBUS. Reading raises an error in the caller instead. Source: PyTorch's "Extending PyTorch", wrapper
 subclasses; mmap(2).
 """
 
@@ -20,11 +20,11 @@ from torch.nn import Parameter
 from serve_app.errors import ModelFileError
 
 PIECE = 1 << 21
-"""How many numbers are read at once where their dtype changes: as much stays in a processor's cache."""
+"""Numbers read at once when converting dtypes: they fit a processor's cache."""
 
 
 class OpenFile:
-    """A file, open until nothing of it is used any more. where: what errors call it. Errors: ModelFileError."""
+    """A file that stays open while any of its tensors is in use. where: its name in errors. Errors: ModelFileError."""
 
     def __init__(self, path: Path) -> None:
         self.where = f"'{path.name}'"
@@ -37,15 +37,15 @@ class OpenFile:
         self.nbytes = self._state[0]
 
     def from_start(self) -> BinaryIO:
-        """Return it to be read from its first byte on, by one at a time."""
+        """Return a sequential reader from the first byte on, for one user at a time."""
         file = open(self._descriptor, "rb", closefd=False)  # noqa: SIM115
         file.seek(0)
         return file
 
     def fill(self, memory: Tensor, at: int) -> None:
-        """Read from a byte on until contiguous memory is full.
+        """Fill contiguous memory from an offset.
 
-        Errors: ModelFileError where the file ends before that, or is no longer what was opened.
+        Errors: ModelFileError where the file is too short or was replaced.
         """
         left = memory.reshape(-1).view(torch.uint8).numpy().data
         while left:
@@ -60,7 +60,7 @@ class OpenFile:
             )
 
     def tensor(self, at: int, shape: tuple[int, ...], dtype: torch.dtype) -> FileTensor:
-        """Return the tensor that begins at a byte."""
+        """Return the tensor at an offset."""
         return FileTensor(self, at, torch.empty(shape, dtype=dtype, device="meta"))
 
     def _look(self) -> tuple[int, int]:
@@ -69,9 +69,9 @@ class OpenFile:
 
 
 class FileTensor(Tensor):
-    """A tensor of the CPU, or a view of one, whose numbers are in a file. layout: where they are, without numbers.
+    """A CPU tensor, or a view of one, whose numbers are in a file. layout: shape and strides, without numbers.
 
-    Views of it are such tensors too; whatever else is computed reads it first.
+    Views are FileTensors too; any other operation reads it first.
     """
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -88,22 +88,22 @@ class FileTensor(Tensor):
 
     @property
     def data(self) -> Tensor:
-        """As torch's. What is assigned takes this tensor's place everywhere, as in a module whose dtype is changed."""
+        """As torch's. An assigned tensor replaces this one everywhere, as in a module whose dtype is changed."""
         return Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
 
     @data.setter
     def data(self, made: Tensor) -> None:
-        # Torch would change what is behind this object and leave its class, which reads the file.
+        # Torch would replace the storage behind this object and keep its class, which reads the file.
         swapped = _as_parameter(made) if isinstance(self, Parameter) else made
         torch.utils.swap_tensors(self, swapped)  # type: ignore[no-untyped-call]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
-        """Return another tensor of the same numbers in the same file."""
+        """Return another tensor for the same range of the file."""
         made = FileTensor(self._file, self._at, self._layout)
         return _as_parameter(made) if isinstance(self, Parameter) else made
 
     def read(self) -> Tensor:
-        """Return it in memory of its own. Errors: ModelFileError."""
+        """Return it as a tensor in memory. Errors: ModelFileError."""
         layout = self._layout
         last = sum((size - 1) * stride for size, stride in zip(layout.shape, layout.stride(), strict=True))
         memory = torch.empty(last + 1 if layout.numel() else 0, dtype=layout.dtype)
@@ -111,7 +111,7 @@ class FileTensor(Tensor):
         return memory.as_strided(layout.shape, layout.stride())
 
     def read_as(self, dtype: torch.dtype) -> Tensor:
-        """Return it in memory of its own, in another dtype. Errors: ModelFileError."""
+        """Return it in memory in another dtype. Errors: ModelFileError."""
         if not self._layout.is_contiguous():
             return self.read().to(dtype)
         made = torch.empty(self.shape, dtype=dtype)
@@ -125,7 +125,7 @@ class FileTensor(Tensor):
         return made
 
     def read_into(self, memory: Tensor) -> None:
-        """Read it into a contiguous tensor that is as large. Errors: ModelFileError."""
+        """Read it into a contiguous tensor of the same size. Errors: ModelFileError."""
         self._file.fill(memory, self._begin)
 
     @property
@@ -137,13 +137,13 @@ class FileTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # In inference mode operations arrive that are made of others, such as `to`, which may be a view or none.
+        # In inference mode composite operations arrive, such as `to`, which may or may not be a view.
         if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
             return made
         if _is_view(func):
             [whole] = [argument for argument in args if isinstance(argument, FileTensor)]
             made = func(*(_each(_layout, argument) for argument in args), **kwargs)
-            # Torch lets a view of a tensor that counts its versions count them too, in inference mode as well.
+            # In inference mode too, torch allows a version-counting view of a version-counting tensor.
             with torch.inference_mode(whole.is_inference()):
                 return _each(lambda view: FileTensor(whole._file, whole._at, view), made)
         if func is torch.ops.aten.copy_.default and _copies_plainly(args[0], args[1]):
@@ -159,12 +159,12 @@ def _as_parameter(tensor: Tensor) -> Tensor:
 
 
 def held(value: Any) -> Any:
-    """Return a tensor in memory if it is in a file, anything else as it is. Errors: ModelFileError."""
+    """Return a file tensor read into memory, anything else unchanged. Errors: ModelFileError."""
     return value.read() if isinstance(value, FileTensor) else value
 
 
 def _each(change: Callable[[Any], Any], value: Any) -> Any:
-    """Return what an operation takes or gives, changed: one value, or each of several."""
+    """Apply a function to an operation's argument or result: one value, or each of several."""
     return [change(one) for one in value] if isinstance(value, list | tuple) else change(value)
 
 
@@ -178,7 +178,7 @@ def _is_view(func: Any) -> bool:
 
 
 def _changes_dtype_alone(asked: dict[str, Any]) -> bool:
-    """Whether `Tensor.to` is asked for another dtype in plain memory of the CPU."""
+    """Whether `Tensor.to` only changes the dtype, in plain CPU memory."""
     device, others = asked.get("device"), ("layout", "pin_memory", "memory_format")
     on_cpu = device is None or torch.device(device).type == "cpu"
     return asked.get("dtype") is not None and on_cpu and not any(asked.get(name) for name in others)

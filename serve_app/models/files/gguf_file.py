@@ -1,4 +1,4 @@
-"""An open GGUF file: its tensors by the names that families know, kept in ggml's blocks until they are wanted wide.
+"""An open GGUF file: its tensors by the families' names, quantized in ggml's blocks until they are dequantized.
 
 Source: ggml's GGUF specification. Its header is read by the package `gguf`, which is optional.
 """
@@ -27,14 +27,14 @@ PLAIN: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F64": torch.float64,
 }
-"""ggml's types that are not in blocks."""
+"""ggml's unquantized types."""
 
 _INTERLEAVED = "llama"
-"""The architecture whose queries and keys llama.cpp has in another order of rows: pairs that turn together lie so."""
+"""The architecture whose query and key rows llama.cpp reorders, so that rotary pairs are adjacent."""
 
 
 class _Stored(NamedTuple):
-    """Where a tensor lies in a file. kind: ggml's name of its type; whole: it was not reshaped to fit blocks."""
+    """A tensor's place in a file. kind: ggml's name of its type; whole: it was not reshaped to fit blocks."""
 
     kind: str
     shape: Shape
@@ -44,7 +44,7 @@ class _Stored(NamedTuple):
 
 
 class GgufFile:
-    """As `tensor_file.TensorFile`. Errors: ModelFileError for a file that is none, or in types that are not read."""
+    """As `tensor_file.TensorFile`. Errors: ModelFileError for another format, or unsupported types."""
 
     def __init__(self, path: Path) -> None:
         self.where = f"'{path.name}'"
@@ -68,19 +68,19 @@ class GgufFile:
         return self.tensor(name)
 
     def tensor(self, name: str) -> Tensor:
-        """Return a tensor, one in blocks widened to float32."""
+        """Return a tensor, dequantized to float32 if it is in blocks."""
         tensor: Tensor = held(self.unread(name))
         return tensor
 
     def unread(self, name: str) -> Tensor:
-        """As `tensor`; what is in no blocks is read each time something is computed with it."""
+        """As `tensor`; an unquantized one is a lazily read tensor."""
         stored = self._tensors[name]
         own = self._own(stored)
         wide = widened(held(own), stored.kind) if stored.kind in TYPES else own.view(PLAIN[stored.kind])
         return self._in_order(name, wide.view(stored.shape))
 
     def quantized(self, name: str) -> QuantizedWeight | None:
-        """Return a weight in blocks, None for one that is not, or that was reshaped to fit them."""
+        """Return a weight in blocks, None if it is unquantized or was reshaped to fit blocks."""
         stored = self._tensors[name]
         if stored.kind not in TYPES or len(stored.shape) != 2 or not stored.whole:
             return None
@@ -101,7 +101,7 @@ class GgufFile:
 
 def _stored(reader: Any, tensor: Any) -> _Stored:
     said = _field(reader, SHAPE + tensor.name)
-    # ggml counts dimensions from the one whose numbers lie side by side.
+    # ggml lists dimensions from the contiguous one.
     shape = tuple(map(int, tensor.shape.tolist()[::-1] if said is None else said))
     return _Stored(tensor.tensor_type.name, shape, said is None, int(tensor.data_offset), int(tensor.n_bytes))
 
@@ -119,7 +119,7 @@ def _reader(opened: OpenFile) -> Any:
             f"{opened.where} is a GGUF file; reading it takes the package gguf: pip install 'serve-app[gguf]'"
         ) from error
     try:
-        # The package maps the file, and a file that is mapped must not be shortened: so it gets one of its own.
+        # The package maps the file, and a mapped file must not be truncated: so it gets a copy of the header.
         with opened.from_start() as file, tempfile.NamedTemporaryFile() as header:
             gguf_header.shapes(file)
             length = file.tell()

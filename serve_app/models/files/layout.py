@@ -1,7 +1,7 @@
-"""Where the tensors of a file go in a network: tables of names, and what is done to a tensor on the way.
+"""Maps tensors of a file into a network: tables of names, and the transformations on the way.
 
-A table maps names of the file to places in the network, longest first: of whole tensors, or of modules, and what
-follows a module's name is then the same on both sides. Families write the tables; nothing here knows one.
+A table maps names of tensors or modules in the file to the network's; the longest match applies, and what follows a
+module's name is the same on both sides. Families write the tables; nothing here knows one.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class Place(NamedTuple):
-    """Where a tensor of the file goes, and which part of it.
+    """The destination of a tensor of the file, or of a part of it.
 
-    rows: (first, end) of its first dimension, None for all. swapped: the second half of those rows comes first.
-    transposed: rows become columns. shape: what it is then reshaped to.
+    rows: (first, end) of its first dimension, None for all. swapped: the two halves of those rows change places.
+    transposed: rows become columns. shape: to reshape to afterwards.
     """
 
     name: str
@@ -28,11 +28,11 @@ class Place(NamedTuple):
 
 
 Table: TypeAlias = Mapping[str, "str | tuple[Place, ...]"]
-"""Names in the file, of modules (without a trailing dot) or of tensors, to the network's; several for a fused one."""
+"""Names in the file, of modules (without a trailing dot) or tensors, to the network's; several for a fused tensor."""
 
 
 def places(name: str, table: Table) -> tuple[Place, ...]:
-    """Return where a tensor of the file goes by a table; () if nowhere."""
+    """Return the destinations of a tensor of the file by a table; () if none."""
     for end in _ends(name):
         found = table.get(name[:end])
         if found is not None:
@@ -42,7 +42,7 @@ def places(name: str, table: Table) -> tuple[Place, ...]:
 
 
 def placed(tensor: Tensor, place: Place) -> Tensor:
-    """Return what of a tensor goes to a place, as a view where it can be one."""
+    """Return the part of a tensor for a place, as a view where possible."""
     if place.rows is not None:
         tensor = tensor[slice(*place.rows)]
     if place.swapped:
@@ -53,7 +53,7 @@ def placed(tensor: Tensor, place: Place) -> Tensor:
 
 
 def translate(name: str, names: Mapping[str, str]) -> str | None:
-    """Return the name with its longest known beginning replaced, or None if none is known."""
+    """Return the name with its longest known prefix replaced, or None if no prefix is known."""
     for end in _ends(name):
         if (found := names.get(name[:end])) is not None:
             return found + name[end:]
@@ -61,15 +61,15 @@ def translate(name: str, names: Mapping[str, str]) -> str | None:
 
 
 def reverse(table: Table) -> dict[str, str]:
-    """Return the network's names -> the file's, for what goes from one to the other as it is."""
+    """Return the network's names -> the file's, for tensors that are copied unchanged."""
     return {ours: theirs for theirs, ours in table.items() if isinstance(ours, str)}
 
 
 def origins(names: Iterable[str], table: Table) -> dict[str, list[Place]]:
-    """Return which tensors of a file a network's make up: undo `places`.
+    """Return the tensors of a file that make up a network's: the inverse of `places`.
 
-    names: the network's. Returns the file's names -> where each part goes, by rows. Of several names that a table has
-    for one place the last counts; what it has none for is left out.
+    names: the network's. Returns the file's names -> the destination of each part, by rows. Of several names with one
+    destination the last applies; unmapped names are left out.
     """
     back: dict[str, tuple[str, Place]] = {}
     for theirs, there in table.items():
@@ -86,9 +86,9 @@ def origins(names: Iterable[str], table: Table) -> dict[str, list[Place]]:
 
 
 def joined(parts: Sequence[tuple[Tensor, Place]]) -> Tensor:
-    """Return the tensor of a file that parts in a network's places make up, by rows: undo `placed`.
+    """Return a file's tensor from its parts in a network's places, by rows: the inverse of `placed`.
 
-    What was reshaped on the way becomes a row of numbers, as files have it.
+    A part that was reshaped is flattened, as files have it.
     """
     made: list[Tensor] = []
     for tensor, place in parts:
@@ -106,7 +106,7 @@ def inside(file: str, network: str, children: Mapping[str, str]) -> Iterator[tup
 
 
 def _ends(name: str) -> Iterator[int]:
-    """Yield where a name and each of its modules' names end, longest first."""
+    """Yield the ends of a name and of each of its modules' names, longest first."""
     end = len(name)
     while end > 0:
         yield end

@@ -1,4 +1,4 @@
-"""Which tensors of one or more files make up a part of a model, and what the part is. Pure: names and shapes alone."""
+"""Finds which tensors of one or more files make up a part of a model, and its family. Pure: names and shapes alone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PART_NAMES: Mapping[Part, str] = {
     "clip_vision": "image encoder",
     "style_model": "style model",
 }
-"""What errors call the parts."""
+"""Names of the parts in errors."""
 
 _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
     "backbone": BACKBONES,
@@ -38,7 +38,7 @@ _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
 
 
 class Source(NamedTuple):
-    """Where a tensor of a network comes from: which of the files, under which name, and how it is placed."""
+    """Where a tensor of a network comes from: the file's number, the name there, and the place."""
 
     file: int
     name: str
@@ -47,9 +47,9 @@ class Source(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class FoundPart:
-    """A part found. sources: by the network's names. unused: names of the part that the network has no place for.
+    """A part found in files. sources: by the network's names. unused: names that the network has no place for.
 
-    located: the networks that it is made of.
+    located: the networks that it consists of.
     """
 
     family: Family
@@ -59,9 +59,9 @@ class FoundPart:
 
 
 def find_part(part: Part, files: Sequence[Tensors], loaded_as: str = "") -> FoundPart:
-    """Return what the files hold of a part. loaded_as: what text encoders are loaded for, as `values.LoadedAs`.
+    """Find a part in files. loaded_as: type of text encoders, as `recipe.LoadedAs`.
 
-    Errors: ModelFileError if they hold none, or one of another family.
+    Errors: ModelFileError if they have none, or one of another family.
     """
     if part == "clip":
         return _text(files, loaded_as)

@@ -1,4 +1,4 @@
-"""A safetensors file as it is written, a tensor at a time. Source: safetensors' format description."""
+"""Writes a safetensors file one tensor at a time. Source: safetensors' format description."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ NAMES: Mapping[torch.dtype, str] = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""What the format calls dtypes."""
+"""The format's names of dtypes."""
 
 _ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Written:
-    """A tensor of a file. make: returns its numbers, in any dtype."""
+    """A tensor to write. make: returns its numbers, in any dtype."""
 
     name: str
     shape: tuple[int, ...]
@@ -45,9 +45,9 @@ class Written:
 
 
 class SafetensorsFile:
-    """A file whose tensors are made as it is read, the same each time; as `store.Pieces`.
+    """A file whose tensors are computed as it is read, the same each time; as `store.Pieces`.
 
-    metadata: text by name. progress: called with how many tensors have been made, and how many there are.
+    metadata: text by name. progress: called with the number of tensors made, and the total.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class SafetensorsFile:
         metadata: Mapping[str, str],
         progress: Callable[[int, int], None] = lambda done, of: None,
     ) -> None:
-        # Wide numbers first, as the format's own library does: so each begins at a multiple of its size.
+        # Wide dtypes first, as the format's own library does: so each offset is a multiple of the item size.
         self.tensors = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
         self._metadata = metadata
         self._progress = progress

@@ -1,7 +1,7 @@
-"""Models as files: the weights that recipes stand for, under the names by which ComfyUI writes and reads them.
+"""Saves recipes' weights as model files, under the names by which ComfyUI writes and reads them.
 
-Facts: ComfyUI 0.33.0. What changes weights is in them; what a file cannot say (guidance, FreeU, where a text encoder
-stops) is not saved.
+Facts: ComfyUI 0.33.0. Changes of weights are included; what a file cannot express (guidance, FreeU, clip skip) is not
+saved.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.recipe import ContinuousEdm, Discrete, Recipe, Training
 from serve_app.store.models.catalog import Catalog
 
 PREFIX = "model.diffusion_model."
-"""Under which ComfyUI keeps a backbone."""
+"""ComfyUI's prefix of a backbone."""
 
 Progress = Callable[[int, int], None]
 
@@ -36,7 +36,7 @@ def checkpoint_file(
     metadata: Mapping[str, str],
     progress: Progress,
 ) -> SafetensorsFile:
-    """Return the file of a backbone, with a text encoder and a VAE where they are given. Errors: ModelFileError."""
+    """Return the file of a backbone, optionally with a text encoder and a VAE. Errors: ModelFileError."""
     backbone = mixture_of(catalog, model)
     family = backbone.family
     assert isinstance(family, BackboneFamily)
@@ -72,12 +72,12 @@ def vae_file(catalog: Catalog, vae: Recipe, metadata: Mapping[str, str], progres
 
 
 def mixture_of(catalog: Catalog, recipe: Recipe) -> Mixture:
-    """Return the weights of a recipe, with all that changes them. Errors: ModelFileError."""
+    """Return the weights of a recipe with all their changes. Errors: ModelFileError."""
     return mixture(recipe, part_files(catalog, recipe, whole=True))
 
 
 def members(encoders: Mixture) -> list[tuple[TextFamily, str]]:
-    """Return the text encoders in a network, and the names of their submodules with a dot; "" for the whole."""
+    """Return the text encoders in a network by submodule name with a dot; "" for the whole."""
     family = encoders.family
     if isinstance(family, TextEnsemble):
         return [(member, f"{module}.") for module, member in family.members.items()]
@@ -94,7 +94,7 @@ def encoder_tensors(encoders: Mixture, member: TextFamily, module: str, prefix: 
 def tensors_of(
     weights: Mixture, names: Sequence[str], table: Table, prefix: str, module: str = ""
 ) -> Iterator[Written]:
-    """Yield tensors as a file has them. names: the network's, within a module; table: the file's -> the network's."""
+    """Yield tensors under a file's names. names: the network's, within a module; table: the file's -> the network's."""
     for theirs, places in origins(names, table).items():
         inside = [f"{module}{place.name}" for place in places]
         parts = [(torch.empty(weights.shape(name), device="meta"), p) for name, p in zip(inside, places, strict=True)]
@@ -111,7 +111,7 @@ def _giving(tensor: Tensor) -> Callable[[], Tensor]:
 
 
 def _vae(catalog: Catalog, recipe: Recipe, prefix: str) -> list[Written]:
-    """Return a VAE's tensors as its own file has them: nothing changes them, and ComfyUI reads every layout of ours."""
+    """Return a VAE's tensors as in its own file: nothing changes them, and ComfyUI reads every layout of ours."""
     paths = part_files(catalog, recipe).paths
     file = Checkpoint(paths[0])
     if len(paths) > 1:
@@ -121,21 +121,21 @@ def _vae(catalog: Catalog, recipe: Recipe, prefix: str) -> list[Written]:
     return [Written(prefix + name, tuple(t.shape), t.dtype, _giving(t)) for name, t in raw.items()]
 
 
-def _said_of_training(own: Training, told: Training) -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Return the metadata and the tensors by which a file says what its backbone predicts.
+def _said_of_training(own: Training, training: Training) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return the metadata and tensors by which a file states its backbone's training.
 
-    own: what the model's file says; told: what the recipe does.
+    own: the training stated by the model's file; training: the recipe's.
     """
     extra: dict[str, Tensor] = {}
-    if isinstance(told, ContinuousEdm) and told.prediction == "v_prediction":
-        for end, level in (("max", told.sigma_max), ("min", told.sigma_min)):
+    if isinstance(training, ContinuousEdm) and training.prediction == "v_prediction":
+        for end, level in (("max", training.sigma_max), ("min", training.sigma_min)):
             extra[f"edm_vpred.sigma_{end}"] = torch.tensor(level, dtype=torch.float32)
     match own:
         case Discrete(prediction="eps"):
             return {"modelspec.predict_key": "epsilon"}, extra
         case Discrete(prediction="v_prediction"):
             extra["v_pred"] = torch.tensor([])
-            if isinstance(told, Discrete) and told.zsnr:
+            if isinstance(training, Discrete) and training.zsnr:
                 extra["ztsnr"] = torch.tensor([])
             return {"modelspec.predict_key": "v"}, extra
     return {}, extra

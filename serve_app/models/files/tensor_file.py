@@ -1,7 +1,7 @@
-"""An open file of tensors: their names and shapes, and each of them, read or still to be read (`file_tensor`).
+"""An open file of tensors: names, shapes and the tensors, read or lazily read (`file_tensor`).
 
-A file is of safetensors or GGUF; others are pickles, which can run code when they are opened. What a file says of how a
-tensor is stored is read here, so that callers see a weight and not its scales. Source: safetensors' format description.
+Formats are safetensors and GGUF; others are pickles, which can run code when they are opened. Quantization scales are
+resolved here, so that callers see weights. Source: safetensors' format description.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.files.file_tensor import OpenFile, held
 from serve_app.models.files.gguf_file import GgufFile
 from serve_app.models.files.tensors import Shape
-from serve_app.models.quantization.quantization import encodings, is_beside, weight_of
+from serve_app.models.quantization.quantization import encodings, is_scale, weight_of
 from serve_app.models.quantization.quantized_linear import QuantizedWeight
 from serve_app.store.models.gguf_header import SUFFIX
 from serve_app.store.models.header import entries
@@ -45,7 +45,7 @@ _TORCH_DTYPES = {
 
 
 class TensorFile(Protocol):
-    """What every kind of file can do. where: what errors call it."""
+    """The interface of every kind of file. where: its name in errors."""
 
     @property
     def where(self) -> str: ...
@@ -57,31 +57,31 @@ class TensorFile(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What else the file says."""
+        """The file's metadata."""
         ...
 
     def raw(self, name: str) -> Tensor:
-        """Return one tensor, whatever it holds. Errors: ModelFileError, of each that reads, if the file was changed."""
+        """Return one tensor of any dtype. Errors of all reads: ModelFileError if the file was changed."""
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """Return one tensor: as it is stored, or wide and in float32 if that takes scales.
+        """Return one tensor: as stored, or dequantized to float32 if it has scales.
 
         Errors: ModelFileError if it is not of floats.
         """
         ...
 
     def unread(self, name: str) -> Tensor:
-        """As `tensor`, but what is as it is stored is read each time something is computed with it."""
+        """As `tensor`, but an unquantized one is a lazily read tensor."""
         ...
 
     def quantized(self, name: str) -> QuantizedWeight | None:
-        """Return a weight that can be kept as it is stored, unread; None for another tensor. Errors: ModelFileError."""
+        """Return a weight in its quantized form, unread; None if it is not quantized. Errors: ModelFileError."""
         ...
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """Return a file opened. Errors: ModelFileError if it is of another format or is damaged."""
+    """Open a file. Errors: ModelFileError for another format or a damaged file."""
     if path.suffix.lower() in _PICKLES:
         raise ModelFileError(
             f"'{path.name}' is a pickle, which can run code when it is opened; only .safetensors and .gguf files are "
@@ -105,7 +105,7 @@ class SafetensorsTensors:
         self._dtypes: dict[str, str] = {name: entry.dtype for name, entry in found.items()}
         self._encodings = encodings(self._dtypes, self.metadata, self.raw, self.where)
         self.shapes: dict[str, Shape] = {
-            name: self._shape(name, entry.shape) for name, entry in found.items() if not is_beside(name)
+            name: self._shape(name, entry.shape) for name, entry in found.items() if not is_scale(name)
         }
 
     def _shape(self, name: str, stored: Shape) -> Shape:

@@ -1,4 +1,4 @@
-"""Files of PyTorch's own format: pickles, of which those that hold nothing but tensors are read.
+"""Reads PyTorch's own file format: pickles, if they contain nothing but tensors.
 
 PyTorch's `weights_only` unpickler runs no code of the file's. Source: torch.load.
 """
@@ -14,12 +14,12 @@ from torch.nn import ParameterDict
 
 from serve_app.errors import ModelFileError
 
-# How textual inversions of the first trainers hold their vectors; setting its members is all that reading it does.
+# The class in which early textual inversion trainers store vectors; unpickling it only sets its members.
 torch.serialization.add_safe_globals([ParameterDict])
 
 
 def load_tensors(path: Path) -> Any:
-    """Return what a file holds: tensors, by name or in lists. Errors: ModelFileError for one with anything else."""
+    """Return a file's tensors, by name or in lists. Errors: ModelFileError for a file with anything else."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

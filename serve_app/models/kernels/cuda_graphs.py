@@ -1,4 +1,4 @@
-"""Recordings as CUDA graphs. One runs at a time, so all of a process share one pool of memory: that of the largest.
+"""Records network calls as CUDA graphs. One graph runs at a time, so all graphs of a process share one memory pool.
 
 Source: the CUDA C++ Programming Guide, CUDA Graphs; torch.cuda.CUDAGraph.
 """
@@ -16,11 +16,11 @@ from torch import Tensor
 from serve_app.models.forward import ROW_BUCKETS, Replays
 
 KEPT_SHARE = 8
-"""Inputs and outputs of recordings take one part in so many of what this process may take of a card, at most."""
+"""Inputs and outputs of recordings take at most an eighth of the process's GPU memory."""
 
 
 class GraphRecorder:
-    """Records what a device is asked for on its current stream, as graphs."""
+    """Captures the work of its device's current stream as CUDA graphs."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -28,12 +28,12 @@ class GraphRecorder:
         self._stream: Any = None
 
     def record(self, call: Callable[[], Sequence[Tensor]]) -> CudaGraph:
-        """Return a call recorded, which the device does not do yet."""
+        """Capture a call as a graph, without running it."""
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         current: Any = torch.cuda.current_stream(self._device)
         if self._stream is None:
-            # What is replayed has the priority of the stream on which it was recorded.
+            # A replay has the priority of the stream on which it was captured.
             self._stream = torch.cuda.Stream(self._device, priority=current.priority)  # type: ignore[no-untyped-call]
         graph, stream = torch.cuda.CUDAGraph(), self._stream
         stream.wait_stream(current)
@@ -51,7 +51,7 @@ class GraphRecorder:
         return CudaGraph(graph, outputs)
 
     def idle_bytes(self) -> int:
-        """Return what the pool has of the device's memory beside the tensors that are alive in it."""
+        """Return the pool's bytes of device memory beyond the live tensors in it."""
         if self._pool is None:
             return 0
         segments: Any = torch.cuda.memory_snapshot(self._pool, include_traces=False)  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ class GraphRecorder:
 
 
 class CudaGraph:
-    """A call as a graph. outputs: where a replay leaves what it gives."""
+    """A captured call. outputs: the tensors that a replay writes."""
 
     def __init__(self, graph: Any, outputs: Sequence[Tensor]) -> None:
         self._graph = graph
@@ -75,5 +75,5 @@ class CudaGraph:
 
 @cache
 def replays_of(device: torch.device) -> Replays:
-    """Return the replays of all networks on a device: of graphs on a GPU, of none elsewhere, where filling up costs."""
+    """Return the replays of all networks on a device: CUDA graphs on a GPU; elsewhere none, and no padding."""
     return Replays(GraphRecorder(device), ROW_BUCKETS) if device.type == "cuda" else Replays()

@@ -1,10 +1,10 @@
-"""Convolutions and linear layers for the CPU whose weights lie as oneDNN reads them.
+"""CPU convolutions and linear layers with weights in oneDNN's packed layout.
 
-With plain weights oneDNN reorders a convolution's weight at every call. That hides behind the work of a large batch but
-is most of the time of a small one: of the SD 1.5 UNet's forward of two rows at 8×8 latents, about 70 %. A plain linear
-layer goes to the BLAS that torch was built with instead, which takes two to three times as long as oneDNN on CPUs whose
-widest instructions it does not use. A convolution of 1×1 is a linear layer over cells, and packed as one: packed as a
-convolution, one of 640 channels takes 20 ms over two rows of 8×8 on a CPU with AVX-512, plain 1 ms.
+With plain weights oneDNN reorders a convolution's weight at every call. A large batch hides that, but it is most of the
+time of a small one: about 70 % of the SD 1.5 UNet's forward of two rows at 8×8 latents. A plain linear layer goes to
+torch's BLAS instead, which takes two to three times as long as oneDNN on CPUs whose widest instructions it does not
+use. A 1×1 convolution is a linear layer over cells, and packed as one: packed as a convolution, one of 640 channels
+takes 20 ms over two rows of 8×8 on a CPU with AVX-512, plain 1 ms.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class PackedLinear(nn.Module):
     def __init__(self, plain: nn.Linear) -> None:
         super().__init__()
         self.bias = plain.bias
-        # Without a number of rows oneDNN takes the order that suits any.
+        # Without a batch size oneDNN chooses a layout that suits any.
         self.weight: Tensor = _ops._reorder_linear_weight(plain.weight, None)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class PackedLinear(nn.Module):
 
 
 class PackedPointwise(nn.Module):
-    """A Conv2d of 1×1 for inference, packed as the linear layer it is. It cannot be trained, moved or saved."""
+    """A 1×1 Conv2d for inference, packed as a linear layer. It cannot be trained, moved or saved."""
 
     def __init__(self, plain: nn.Conv2d) -> None:
         super().__init__()
@@ -111,10 +111,10 @@ def move_to(
     ring: Ring | None = None,
     staying: Sequence[nn.Parameter] = (),
 ) -> None:
-    """Move a network's weights to a device and dtype, in place, packed if that is float32 on a CPU.
+    """Move a network's weights to a device and dtype, in place; on a CPU in float32 they are packed.
 
-    Layers of few bits keep them, and run in the dtype; so do those in whose dtype `staying` is. ring: that of the
-    device, through which the weights go.
+    Quantized layers keep their weights and compute in the dtype; so do layers whose dtype is in `staying`. ring: the
+    device's upload ring.
     """
     stay = {id(parameter) for parameter in staying}
     if ring is not None:
@@ -132,14 +132,14 @@ def move_to(
 
 
 def upload(layers: Iterable[nn.Module], dtype: torch.dtype | None, ring: Ring, stay: Set[int] = frozenset()) -> None:
-    """Move the weights of layers to a ring's device. dtype, stay: as `move_weights`."""
+    """Upload layers' weights to a ring's device. dtype, stay: as `move_weights`."""
     upload = Upload(ring)
     move_weights(layers, upload.send, ring.device, dtype, stay)
     upload.finish()
 
 
 class SendTensor(Protocol):
-    """Brings a tensor to a device, in a dtype, or in its own where that is None."""
+    """Moves a tensor to a device, in a dtype; None: its own."""
 
     def __call__(self, tensor: Tensor, dtype: torch.dtype | None = None, /) -> Tensor: ...
 
@@ -151,9 +151,9 @@ def move_weights(
     dtype: torch.dtype | None = None,
     stay: Set[int] = frozenset(),
 ) -> None:
-    """Have `send` bring the weights of layers to a device, in place and in the order of `weights_of`.
+    """Move layers' weights to a device by `send`, in place and in the order of `weights_of`.
 
-    dtype: that they run in there; None: as they do here. stay: the ids of parameters that keep theirs.
+    dtype: to compute in; None: unchanged. stay: ids of parameters that keep their dtype.
     """
 
     def sent(parameter: nn.Parameter) -> Tensor:
@@ -169,7 +169,7 @@ def move_weights(
 
 
 def replace_parameters(layers: Iterable[nn.Module], made: Callable[[nn.Parameter], Tensor]) -> None:
-    """Put other tensors in the place of the layers' parameters; one that several layers share stays shared."""
+    """Replace the layers' parameters; one that several layers share stays shared."""
     replaced: dict[int, nn.Parameter] = {}
     for layer in layers:
         for name, parameter in layer._parameters.items():
@@ -180,9 +180,9 @@ def replace_parameters(layers: Iterable[nn.Module], made: Callable[[nn.Parameter
 
 
 def weights_of(layers: Iterable[nn.Module], dtype: torch.dtype | None = None) -> list[Tensor]:
-    """Return the weights of layers, each once, those of few bits as they are kept.
+    """Return layers' weights, each once, quantized ones as stored.
 
-    dtype: that the others are said to be in, without their numbers; None: as they are.
+    dtype: the dtype that the others pretend to have, without their numbers; None: their own.
     """
     found: list[Tensor] = []
 
@@ -205,7 +205,7 @@ def weights_of(layers: Iterable[nn.Module], dtype: torch.dtype | None = None) ->
 def _pack(network: nn.Module) -> None:
     children = ((parent, *child) for parent in network.modules() for child in parent.named_children())
     found = [(parent, name, layer) for parent, name, layer in children if _packs(layer)]
-    # Each layer is widened into the same memory: touching new memory takes longer than converting and packing.
+    # Layers are dequantized into the same memory: touching fresh memory takes longer than converting and packing.
     wide = torch.empty(max((layer.weight.numel() for *_, layer in found), default=0))
     for parent, name, layer in found:
         if layer.weight.dtype != torch.float32:
@@ -215,7 +215,7 @@ def _pack(network: nn.Module) -> None:
 
 
 def packed(layer: nn.Module) -> nn.Module:
-    """Return the layer packed, or itself if that cannot be done or brings nothing."""
+    """Return the layer packed, or itself if it cannot be packed or that gains nothing."""
     if not _packs(layer) or layer.weight.device.type != "cpu" or layer.weight.dtype != torch.float32:
         return layer
     if isinstance(layer, nn.Linear):
@@ -228,18 +228,18 @@ def packed(layer: nn.Module) -> nn.Module:
 
 
 def plain(layer: nn.Module) -> nn.Module:
-    """Return a layer that is packed or of eight bits with plain weights, any other as it is."""
+    """Return a packed or eight-bit layer with plain weights, any other unchanged."""
     return layer.plain() if isinstance(layer, Packed | QuantizedLinear) else layer
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, ...]:
-    """Return the shape of a layer's weight as it is plain."""
+    """Return the shape of a layer's plain weight."""
     shape = tuple(cast(Tensor, layer.weight).shape)
     return (*shape, 1, 1) if isinstance(layer, PackedPointwise) else shape
 
 
 def parameter_shape(network: nn.Module, name: str) -> tuple[int, ...]:
-    """Return the shape of a network's weight or bias as it is plain."""
+    """Return the shape of a network's plain weight or bias."""
     path, _, kind = name.rpartition(".")
     layer = network.get_submodule(path)
     return weight_shape(layer) if kind == "weight" else tuple(cast(Tensor, getattr(layer, kind)).shape)
@@ -250,9 +250,9 @@ def _packs(layer: nn.Module) -> TypeGuard[nn.Conv2d | nn.Linear]:
     onednn: Any = torch.backends.mkldnn
     if isinstance(layer, nn.Conv2d):
         zeros = layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
-        # A kind of its own may do more than convolve.
+        # A subclass may do more than convolve.
         usual = type(layer).forward in (nn.Conv2d.forward, Upsampling.forward)
-        # Of 1×1 with strides or groups there are none that matter.
+        # 1×1 convolutions with strides or groups are too rare to matter.
         packs = layer.kernel_size != (1, 1) or _is_pointwise(layer)
         return zeros and usual and packs and bool(onednn.is_available())
     return isinstance(layer, nn.Linear) and bool(onednn.is_available())

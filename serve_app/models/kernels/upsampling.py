@@ -1,8 +1,8 @@
-"""Convolutions over a picture made twice as large, which the levels of a KL autoencoder's decoder end with.
+"""Twofold nearest upsampling fused with a 3×3 convolution, for the decoder of KL autoencoders.
 
-Each cell that is repeated meets several taps of the kernel, which can be added up beforehand. Of 3×3 taps 2×2 are left
-for each of its four copies: 16 products in place of 36. That is a transposed convolution of 4×4 with stride 2, equal up
-to rounding (decision 47). Only the layer packed for the CPU is one.
+A repeated cell meets several taps of the kernel, which can be summed in advance. Of 3×3 taps 2×2 remain for each of its
+four copies: 16 products instead of 36. That is a transposed 4×4 convolution with stride 2, equal up to rounding
+(decision 47). Only the layer packed for the CPU is computed so.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch.nn.functional import interpolate
 _ops: Any = torch.ops.mkldnn
 
 FACTOR = 2
-"""How many times as large each side becomes."""
+"""Factor by which each side grows."""
 
 
 class Upsampling(nn.Conv2d):
-    """A convolution of 3×3, padded by one, of a picture whose cells are repeated twice along each side."""
+    """A 3×3 convolution, padded by one, of an image upsampled twofold by repetition."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B,O,2H,2W) of x (B,C,H,W)."""
@@ -28,7 +28,7 @@ class Upsampling(nn.Conv2d):
 
 
 class PackedUpsampling(nn.Module):
-    """An Upsampling for inference with its taps added up and packed. It cannot be trained, moved, saved or unpacked.
+    """An Upsampling for inference with summed and packed taps. It cannot be trained, moved, saved or unpacked.
 
     The weight takes 16/9 of the plain one's memory.
     """
@@ -50,27 +50,27 @@ class PackedUpsampling(nn.Module):
 
 
 def upsample_within(layer: nn.Conv2d) -> None:
-    """Have a convolution, in place, upsample what it is given, which its caller does no longer.
+    """Change a convolution, in place, to upsample its input, which its caller must no longer do.
 
-    Errors: ValueError for any but one of 3×3, padded by one zero, without strides or groups.
+    Errors: ValueError for any but a 3×3 one, padded by one zero, without strides or groups.
     """
     if not is_same_size(layer):
         raise ValueError(f"{layer} cannot upsample: only a plain convolution of 3×3, padded by one zero, can")
-    # The class alone differs, so that weights keep their names.
+    # Only the class changes, so that weights keep their names.
     layer.__class__ = Upsampling
 
 
 def is_same_size(layer: nn.Conv2d) -> bool:
-    """Whether a layer is a plain convolution of 3×3, padded by one zero, without strides or groups."""
+    """Whether a layer is a plain 3×3 convolution, padded by one zero, without strides or groups."""
     kind = (layer.kernel_size, layer.padding, layer.stride, layer.dilation, layer.groups, layer.padding_mode)
     return type(layer) is nn.Conv2d and kind == ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 
 
 def _added_up(weight: Tensor, axis: int) -> Tensor:
-    """Return a kernel's taps along an axis, (first, middle, last), as the transposed one's four.
+    """Return a kernel's three taps along an axis as the transposed kernel's four.
 
-    Of two cells made of one, the former meets the cell before with the first tap and the cell itself with the other
-    two; the latter the cell itself with the first two and the cell after with the last.
+    Of two copies of a cell, the first meets the cell before with the first tap and the cell itself with the other two;
+    the second the cell itself with the first two and the cell after with the last.
     """
     first, middle, last = weight.unbind(axis)
     return torch.stack([last, middle + last, first + middle, first], axis)

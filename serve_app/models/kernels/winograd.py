@@ -1,9 +1,8 @@
-"""Convolutions of 3×3 with a quarter of the products, for the residual blocks of KL autoencoders on a CPU.
+"""Winograd convolutions: 3×3 with a quarter of the products, for residual blocks of KL autoencoders on a CPU.
 
-A tile of 4×4 cells of the result meets a window of 6×6 of the picture. Sums of the window's cells times sums of the
-kernel's taps are 36 products for a pair of channels, of which sums are the tile's cells, in place of 144 (Winograd's
-F(4×4,3×3); Lavin and Gray 2015, arXiv:1509.09308). Equal up to rounding (decision 48). Only the layer packed for the
-CPU computes so.
+A 4×4 tile of the result depends on a 6×6 window of the image. Sums of the window's cells times sums of the kernel's
+taps are 36 products for a pair of channels instead of 144 (F(4×4,3×3); Lavin and Gray 2015, arXiv:1509.09308). Equal up
+to rounding (decision 48). Only the layer packed for the CPU is computed so.
 """
 
 from __future__ import annotations
@@ -17,24 +16,24 @@ from torch import Tensor, nn
 from serve_app.models.kernels.upsampling import is_same_size
 
 WIDEST = 256
-"""The most channels of a result that are computed so: the sums of a kernel take 4 times its memory."""
+"""Limit on output channels: a transformed kernel takes 4 times its memory."""
 
 _TILE, _WINDOW = 4, 6
 """The cells along a side of what is computed together, and of what they meet."""
 
 _BAND_NUMBERS = 2**20
-"""How many sums a band of tiles has at most, unless one row has more: they are read again while a cache has them."""
+"""Limit on the sums of a band of tiles, unless one row has more: they are read again while in a cache."""
 
 _KEPT_NUMBERS = 4 * _BAND_NUMBERS
-"""How large a half of what stays with a thread may be: 32 MiB in both, for pictures up to 1,820 pixels wide."""
+"""Limit on half of a thread's scratch memory: 32 MiB in both halves, for images up to 1,820 pixels wide."""
 
 _of_thread = threading.local()
 
 _POINTS = (0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
-"""Where the polynomials that the sums come from are evaluated, beside 0 and infinity.
+"""Interpolation points, besides 0 and infinity.
 
-±1 and ±2, which are usual, make the error four to five times as large (choosing points: Barabasz et al. 2020,
-arXiv:1803.10986). The sums below are written for points each of which is the inverse of another.
+The usual ±1 and ±2 make the error four to five times as large (choosing points: Barabasz et al. 2020,
+arXiv:1803.10986). The transforms below assume that each point is the inverse of another.
 """
 
 _CELLS = torch.tensor(
@@ -45,7 +44,7 @@ _CELLS = torch.tensor(
     ],
     dtype=torch.float64,
 )
-"""The sums of a window's cells along one side, a row each."""
+"""Input transform: sums of a window's cells along one side, one row each."""
 
 _TAPS = torch.tensor(
     [
@@ -55,21 +54,21 @@ _TAPS = torch.tensor(
     ],
     dtype=torch.float64,
 )
-"""The sums of a kernel's taps, which those of cells are multiplied by."""
+"""Kernel transform: sums of taps, multiplied with those of cells."""
 
 _PRODUCTS = torch.tensor(
     [[power == 0, *(point**power for point in _POINTS), power == _TILE - 1] for power in range(_TILE)],
     dtype=torch.float64,
 )
-"""The sums of these products, one for each cell of a tile's side."""
+"""Output transform: sums of the products, one row for each cell of a tile's side."""
 
 
 class Winograd(nn.Conv2d):
-    """A convolution of 3×3, padded by one, which a CPU computes in Winograd's sums."""
+    """A 3×3 convolution, padded by one, that a CPU computes by Winograd's transforms."""
 
 
 class PackedWinograd(nn.Module):
-    """A Winograd for inference with its kernels' sums taken. It cannot be trained, moved, saved or unpacked.
+    """A Winograd for inference with a transformed kernel. It cannot be trained, moved, saved or unpacked.
 
     The weight takes 4 times the plain one's memory.
     """
@@ -92,20 +91,20 @@ class PackedWinograd(nn.Module):
         row_numbers = columns * _WINDOW**2 * max(inside, outside)
         bands = -(-rows // max(1, _BAND_NUMBERS // row_numbers))
         scratch = _scratch(-(-rows // bands) * row_numbers)
-        # One by one, so that a picture's numbers do not depend on those beside it.
+        # One by one, so that an image's numbers do not depend on others in the batch.
         for picture, tiles in zip(x.permute(0, 2, 3, 1), result, strict=True):
             above = 0
             for band in tiles.chunk(bands):
                 self._fill(band, picture, above, scratch)
                 above += len(band) * _TILE
         cells = result.view(batch, rows * _TILE, columns * _TILE, outside)[:, :height, :width]
-        # Of parts of tiles a copy: layers take their picture's memory for one piece.
+        # A copy if tiles are partial: layers expect an image to be contiguous.
         return cells.contiguous().permute(0, 3, 1, 2)
 
     def _fill(self, tiles: Tensor, picture: Tensor, above: int, scratch: Tensor) -> None:
-        """Compute tiles (rows,4,columns,4,O) of a picture (H,W,C), of which `above` rows lie above them.
+        """Compute tiles (rows,4,columns,4,O) of an image (H,W,C), with `above` rows above them.
 
-        scratch (2,numbers): what one half becomes is written to the other.
+        scratch (2,numbers): each step reads one half and writes the other.
         """
         rows, _, columns, _, outside = tiles.shape
         channels, count = picture.shape[-1], rows * columns
@@ -125,7 +124,7 @@ class PackedWinograd(nn.Module):
 
 
 def _surround(picture: Tensor, above: int, around: Tensor) -> None:
-    """Write to (h,w,C) a picture (H,W,C) from a row before `above` and a column before its first, zeros beyond it."""
+    """Write an image (H,W,C) to (h,w,C), from a row before `above` and a column before its first, with zero padding."""
     height, width, _ = picture.shape
     first, last = max(above - 1, 0), min(above - 1 + len(around), height)
     start = first - (above - 1)
@@ -134,15 +133,15 @@ def _surround(picture: Tensor, above: int, around: Tensor) -> None:
 
 
 def _scratch(numbers: int) -> Tensor:
-    """Return (2,numbers) of the thread's own memory, which stays: to touch new memory takes longer than the sums.
+    """Return (2,numbers) of memory cached for the thread: touching fresh memory takes longer than the sums.
 
-    What the widest pictures take does not stay.
+    Memory for the widest images is not cached.
     """
     if numbers > _KEPT_NUMBERS:
         return torch.empty(2, numbers)
     held: Tensor | None = getattr(_of_thread, "scratch", None)
     if held is None or held.shape[1] < numbers:
-        # Of an inference tensor nothing could be written outside of inference mode.
+        # An inference tensor could not be written outside of inference mode.
         with torch.inference_mode(False):
             held = _of_thread.scratch = torch.empty(2, numbers)
     return held
@@ -154,12 +153,12 @@ def _part(memory: Tensor, *shape: int) -> Tensor:
 
 
 def use_winograd(layer: nn.Conv2d) -> None:
-    """Have a CPU compute a convolution, changed in place, in Winograd's sums, unless its result is too wide.
+    """Change a convolution, in place, to Winograd's transforms on a CPU, unless it has too many outputs.
 
-    Errors: ValueError for any but one of 3×3, padded by one zero, without strides or groups.
+    Errors: ValueError for any but a 3×3 one, padded by one zero, without strides or groups.
     """
     if not is_same_size(layer):
         raise ValueError(f"{layer} has no sums: only a plain convolution of 3×3, padded by one zero, has")
     if layer.out_channels <= WIDEST:
-        # The class alone differs, so that weights keep their names.
+        # Only the class changes, so that weights keep their names.
         layer.__class__ = Winograd

@@ -277,17 +277,17 @@ class Part(Adapter):
         return change - weight if isinstance(self.whole, WeightReplacement) else change
 
 
-def _f32(tensor: Tensor, beside: Tensor) -> Tensor:
-    return sent(tensor, beside.device).to(torch.float32)
+def _f32(tensor: Tensor, like: Tensor) -> Tensor:
+    return sent(tensor, like.device).to(torch.float32)
 
 
-def _factor(parts: Tensor | tuple[Tensor, Tensor, Tensor | None], beside: Tensor) -> Tensor:
+def _factor(parts: Tensor | tuple[Tensor, Tensor, Tensor | None], like: Tensor) -> Tensor:
     if isinstance(parts, Tensor):
-        return _f32(parts, beside)
+        return _f32(parts, like)
     a, b, core = parts
     if core is None:
-        return _f32(a, beside) @ _f32(b, beside)
-    return torch.einsum("ijkl,jr,ip->prkl", _f32(core, beside), _f32(b, beside), _f32(a, beside))
+        return _f32(a, like) @ _f32(b, like)
+    return torch.einsum("ijkl,jr,ip->prkl", _f32(core, like), _f32(b, like), _f32(a, like))
 
 
 def _rotations(blocks: Tensor, limit: float) -> Tensor:

@@ -55,7 +55,7 @@ class Encoding(NamedTuple):
         return (stored[0], stored[1] * 2) if self.format == _NVFP4 else stored
 
 
-def is_beside(name: str) -> bool:
+def is_scale(name: str) -> bool:
     """Whether a tensor says how another is stored."""
     return name.endswith(_BESIDE) or name == _MARK or name.endswith(f".{_MARK}")
 

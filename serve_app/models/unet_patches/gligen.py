@@ -81,10 +81,10 @@ class GligenNetwork(GroundingNetwork):
         )
         self.positions = GLIGENTextBoundingboxProjection(family.text, family.width)
 
-    def check(self, name: str, shown: ControlImages, backbone: Any) -> None:
+    def check(self, name: str, images: ControlImages, backbone: Any) -> None:
         raise NodeError(f"'{name}' is a GLIGEN model, which is told texts in boxes and shown no images")
 
-    def read(self, shown: ControlImages, height: int, width: int) -> Tensor:
+    def read(self, images: ControlImages, height: int, width: int) -> Tensor:
         raise NotImplementedError
 
     def tokens(self, grounding: Grounding, height: int, width: int) -> Tensor:

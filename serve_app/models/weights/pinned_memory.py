@@ -15,7 +15,7 @@ CHUNK_BYTES = 2**28
 
 
 class Chunks:
-    """Chunks of pinned memory, allocated by `allocate`. sizes: in bytes; torch may round them up."""
+    """Chunks of pinned memory, which `allocate` takes. sizes: in bytes, rounded up to powers of two."""
 
     def __init__(self, asked: Iterable[int]) -> None:
         self.sizes = [1 << max(0, size - 1).bit_length() for size in asked]

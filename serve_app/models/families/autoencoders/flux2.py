@@ -62,8 +62,8 @@ class Flux2Vae(VaeFamily):
         return cls(kl, tuple(width * widest // kl.channels[-1] for width in kl.channels))
 
     def table(self, tensors: Tensors | None = None) -> Table:
-        beside = {"bn": "bn", "encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}
-        return {**self.kl.table(tensors), **beside}
+        others = {"bn": "bn", "encoder.quant_conv": "quant_conv", "decoder.post_quant_conv": "post_quant_conv"}
+        return {**self.kl.table(tensors), **others}
 
     def build(self) -> nn.Module:
         levels = len(self.kl.channels)

@@ -69,8 +69,8 @@ class WanVideos(VideoVaeFamily):
         return whole
 
     def _encoded(self, network: Any, pixels: Tensor, seen: list[Any] | None) -> Tensor:
-        told = network.encoder(patchify(pixels, self.patch), feat_cache=seen, feat_idx=[0])
-        means: Tensor = network.quant_conv(told).chunk(2, dim=1)[0]
+        encoded = network.encoder(patchify(pixels, self.patch), feat_cache=seen, feat_idx=[0])
+        means: Tensor = network.quant_conv(encoded).chunk(2, dim=1)[0]
         return means
 
 

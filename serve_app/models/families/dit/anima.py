@@ -119,10 +119,10 @@ class Anima(Transformer):
         width, columns = tensors.shape("x_embedder.proj.1.weight")
         head = tensors.shape("blocks.0.self_attn.q_norm.weight")[0]
         inside = tensors.shape("blocks.0.mlp.layer1.weight")[0]
-        tokens, told = tensors.shape("llm_adapter.embed.weight")
+        tokens, outside = tensors.shape("llm_adapter.embed.weight")
         inner = tensors.shape("llm_adapter.blocks.0.cross_attn.q_norm.weight")[0]
         known = (WAN.channels + 1) * PATCH**2
-        if columns != known or width % head or inside % width or told % inner:
+        if columns != known or width % head or inside % width or outside % inner:
             raise tensors.unsupported(
                 f"has an Anima backbone {width} wide with heads of {head} and {inside} inside, fed {columns} numbers a "
                 f"token; supported are {known}, and whole numbers of heads and widths"
@@ -133,8 +133,8 @@ class Anima(Transformer):
             tensors.count("blocks."),
             tensors.shape("blocks.0.adaln_modulation_self_attn.1.weight")[0],
             LlmAdapter(
-                told,
-                told // inner,
+                outside,
+                outside // inner,
                 tensors.count("llm_adapter.blocks."),
                 tensors.shape("llm_adapter.blocks.0.cross_attn.k_proj.weight")[1],
                 tokens,
@@ -227,8 +227,8 @@ class Anima(Transformer):
         x, text, size = given["x"], given["text"], given["x"].shape[2:]
         if "ids" in given:
             # What is no token of a row weighs nothing: zeros, as those up to the least are.
-            told = network.llm_adapter(text, given.get("text there"), given["ids"], given.get("ids there"))
-            text = told * given["weights"][..., None].to(x.dtype)
+            adapted = network.llm_adapter(text, given.get("text there"), given["ids"], given.get("ids there"))
+            text = adapted * given["weights"][..., None].to(x.dtype)
             text = pad(text, (0, 0, 0, max(0, LEAST - text.shape[1])))
         # One channel more, which says where an image is filled up: nowhere.
         image = network.patch_embed.proj(pad(frame_tokens(x), (0, PATCH**2)))
@@ -285,9 +285,9 @@ class TextAdapter(nn.Module):
             rotated(torch.arange(count, device=ids.device)[None], head, THETA, (), states.dtype)
             for count in (ids.shape[1], states.shape[1])
         )
-        told = (*masks, *turns)
+        arguments = (*masks, *turns)
         for block in self.blocks:
-            tokens = block(tokens, states, *told)
+            tokens = block(tokens, states, *arguments)
         made: Tensor = self.norm(self.out_proj(tokens))
         return made
 

@@ -88,7 +88,7 @@ class Chroma(Transformer):
     doubles: int
     singles: int
     text_width: int
-    told_width: int = 64
+    embedding_width: int = 64
     inside: int = 5120
     layers: int = 5
     latent_channels: int = 16
@@ -110,14 +110,14 @@ class Chroma(Transformer):
         head = tensors.shape(f"{norm}.{leaf}")[0]
         if head % 32 or width % head:
             raise tensors.unsupported(f"has a Chroma backbone {width} wide with heads of {head}, no multiple of 32")
-        inside, told = tensors.shape(f"{_APPROXIMATOR}.in_proj.weight")
+        inside, outside = tensors.shape(f"{_APPROXIMATOR}.in_proj.weight")
         return cls(
             width,
             width // head,
             tensors.count(doubles),
             tensors.count(singles),
             tensors.shape(f"{text}.weight")[1],
-            told,
+            outside,
             inside,
             tensors.count(f"{_APPROXIMATOR}.layers."),
             fed // PATCH**2,
@@ -149,7 +149,7 @@ class Chroma(Transformer):
             num_attention_heads=self.heads,
             joint_attention_dim=self.text_width,
             axes_dims_rope=tuple(head // 16 * share for share in AXES),
-            approximator_num_channels=self.told_width,
+            approximator_num_channels=self.embedding_width,
             approximator_hidden_dim=self.inside,
             approximator_layers=self.layers,
         )
@@ -195,7 +195,7 @@ class Chroma(Transformer):
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x = given["x"]
-        numbers = self._told(given["level"], given["guidance"], x.dtype)
+        numbers = self._modulations(given["level"], given["guidance"], x.dtype)
         modulation = network.distilled_guidance_layer(numbers.to(x.dtype))
         text, image = network.context_embedder(given["text"]), network.x_embedder(to_tokens(x))
         shared = {"image_rotary_emb": network.pos_embed(given["at"]), "attention_mask": given.get("there")}
@@ -214,14 +214,14 @@ class Chroma(Transformer):
         output = network.proj_out(network.norm_out(both[:, text.shape[1] :], modulation[:, -LAST:]))
         return from_tokens(output, *x.shape[-2:])
 
-    def _told(self, level: Tensor, guidance: Tensor, dtype: torch.dtype) -> Tensor:
+    def _modulations(self, level: Tensor, guidance: Tensor, dtype: torch.dtype) -> Tensor:
         """Return what the modulating network is told of each vector, (R,MODULATIONS,told_width).
 
         That is time, guidance and the vector's number.
         """
         # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
-        row = torch.cat([_sines(numbers, self.told_width // 4) for numbers in (level, guidance.to(dtype))], dim=1)
-        number = _sines(torch.arange(MODULATIONS, device=row.device), self.told_width // 2)
+        row = torch.cat([_sines(numbers, self.embedding_width // 4) for numbers in (level, guidance.to(dtype))], dim=1)
+        number = _sines(torch.arange(MODULATIONS, device=row.device), self.embedding_width // 2)
         return torch.cat([row[:, None].expand(-1, MODULATIONS, -1), number[None].expand(len(row), -1, -1)], dim=2)
 
 

@@ -251,7 +251,7 @@ class Flux(Transformer):
         rows = canvas.rows
         guidance: float | None = options.get("guidance", GUIDANCE)
         if self.extra_channels and options.get("reference_latents"):
-            raise NodeError(f"this {self.title} backbone is fed {self._beside} and reads no reference latents")
+            raise NodeError(f"this {self.title} backbone is fed {self._edited_images} and reads no reference latents")
         references = scaled_references(options, self.latent_format, rows, device)
         concat = self._concat(options, canvas)
         return FluxInputs(
@@ -266,7 +266,7 @@ class Flux(Transformer):
         )
 
     @property
-    def _beside(self) -> str:
+    def _edited_images(self) -> str:
         return EXTRA_CHANNELS[self.extra_channels]
 
     def _concat(self, options: Mapping[str, Any], canvas: Canvas) -> Tensor | None:
@@ -310,11 +310,11 @@ class Flux(Transformer):
         behind, known = _behind(rows, text, there(texts), self.width)
         length = text.shape[1] + (0 if behind is None else behind.shape[1])
         of_image = positions(size)
-        beside = reference_positions((size[0], size[1]), inputs[0].references, inputs[0].method)
-        at = torch.cat([torch.zeros(length, 3), of_image, *beside])
+        images = reference_positions((size[0], size[1]), inputs[0].references, inputs[0].method)
+        at = torch.cat([torch.zeros(length, 3), of_image, *images])
         biases = [(r.count, r.inputs.bias) for r in rows]
         bias = added_logits(known, length, size, len(at) - length - len(of_image), biases)
-        told = {
+        tensors = {
             "x": x,
             "level": torch.cat([r.timestep for r in rows]),
             "text": text,
@@ -326,7 +326,7 @@ class Flux(Transformer):
             "at": sent(at, x.device),
             "mask": by_heads(attended(known, len(at) - length)) if bias is None else bias.to(dtype),
         }
-        given = present(told) | references_together(inputs, dtype)
+        given = present(tensors) | references_together(inputs, dtype)
         return given | control_answers(rows, x, partial(FluxCall.of, given)) | passed(rows)
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
@@ -338,15 +338,15 @@ class Flux(Transformer):
         images = [torch.cat([call.x, given["concat"]], dim=1) if "concat" in given else call.x, *references_of(given)]
         tokens = [*map(to_tokens, images)]
         count, image = tokens[0].shape[1], network.x_embedder(torch.cat(tokens, dim=1))
-        told = {
+        arguments = {
             "temb": time,
             "image_rotary_emb": network.pos_embed(given["at"]),
-            "joint_attention_kwargs": told_mask(given.get("mask")),
+            "joint_attention_kwargs": mask_arguments(given.get("mask")),
         }
         for kind, blocks in ((DOUBLES, network.transformer_blocks), (SINGLES, network.single_transformer_blocks)):
             passing = Passing(rows, kind, given)
             for number, block in enumerate(blocks):
-                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **told)
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **arguments)
                 text, image = passing.through(number, call_block, text, image)
                 for residual in added_after(given, kind, number):
                     image = torch.cat([image[:, :count] + residual.to(image.dtype), image[:, count:]], dim=1)
@@ -372,7 +372,7 @@ def _behind(
     return behind, there
 
 
-def told_mask(mask: Tensor | None) -> dict[str, Tensor] | None:
+def mask_arguments(mask: Tensor | None) -> dict[str, Tensor] | None:
     """Return how blocks are told a mask of attention; None for none."""
     return None if mask is None else {"attention_mask": mask}
 

@@ -224,23 +224,23 @@ class Flux2(Transformer):
         time, text = self._time(network, level, guidance, x.dtype), network.context_embedder(given["text"])
         tokens = [one.flatten(2).transpose(1, 2) for one in (x, *references_of(given))]
         count, length, image = tokens[0].shape[1], text.shape[1], network.x_embedder(torch.cat(tokens, dim=1))
-        told = {
+        arguments = {
             "image_rotary_emb": network.pos_embed(given["at"]),
             "joint_attention_kwargs": {"attention_mask": given["mask"]} if "mask" in given else None,
         }
         of_image, of_words, of_both = (getattr(network, name)(time) for name in _MODULATIONS)
         if rows[0].inputs.method == INDEX_TIMESTEP_ZERO:
-            still, beside_it = self._time(network, level * 0, guidance, x.dtype), image.shape[1] - count
-            of_image = by_token(of_image, count, network.double_stream_modulation_img(still), beside_it)
-            of_both = by_token(of_both, length + count, network.single_stream_modulation(still), beside_it)
+            still, clean = self._time(network, level * 0, guidance, x.dtype), image.shape[1] - count
+            of_image = by_token(of_image, count, network.double_stream_modulation_img(still), clean)
+            of_both = by_token(of_both, length + count, network.single_stream_modulation(still), clean)
         doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
-        modulated = {"temb_mod_img": of_image, "temb_mod_txt": of_words, **told}
+        modulated = {"temb_mod_img": of_image, "temb_mod_txt": of_words, **arguments}
         for number, block in enumerate(network.transformer_blocks):
             call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **modulated)
             text, image = doubles.through(number, call_block, text, image)
         both = torch.cat([text, image], dim=1)
         for number, block in enumerate(network.single_transformer_blocks):
-            call_block = partial(block, hidden_states=both, encoder_hidden_states=None, temb_mod=of_both, **told)
+            call_block = partial(block, hidden_states=both, encoder_hidden_states=None, temb_mod=of_both, **arguments)
             [both] = singles.through(number, call_block, both)
         output = network.proj_out(network.norm_out(both[:, length : length + count], time))
         made: Tensor = output.transpose(1, 2).reshape(len(output), -1, *x.shape[-2:])

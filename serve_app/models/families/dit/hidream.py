@@ -62,13 +62,13 @@ class HiDreamInputs:
     text: Tensor
     states: Tensor
     pooled: Tensor
-    beside: Tensor | None = None
+    reference: Tensor | None = None
 
     def within(self, area: Area | None) -> HiDreamInputs:
         """Return the inputs of an area of the canvas."""
-        if area is None or self.beside is None:
+        if area is None or self.reference is None:
             return self
-        return replace(self, beside=crop(self.beside, area))
+        return replace(self, reference=crop(self.reference, area))
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,67 +163,67 @@ class HiDream(BackboneFamily):
         if states is None:
             raise NodeError(f"the conditioning has no states of Llama's, which {self.title} is told")
         check_text(states, self.states_width, self.title)
-        rows, beside = canvas.rows, options.get("concat_latent_image")
-        if beside is not None:
-            self.latent_format.check(beside.shape)
-            if beside.shape[-2] != canvas.latents.shape[-2]:
+        rows, reference = canvas.rows, options.get("concat_latent_image")
+        if reference is not None:
+            self.latent_format.check(reference.shape)
+            if reference.shape[-2] != canvas.latents.shape[-2]:
                 raise NodeError(
-                    f"the image to edit is {beside.shape[-2]} latent cells high, and what is drawn beside it "
+                    f"the image to edit is {reference.shape[-2]} latent cells high, and what is drawn beside it "
                     f"{canvas.latents.shape[-2]}"
                 )
-            beside = to_batch(self.latent_format.to_model(sent(beside, device).float()), rows)
+            reference = to_batch(self.latent_format.to_model(sent(reference, device).float()), rows)
         pooled = pooled_text(options, self.pooled_width, self.title)
         return HiDreamInputs(
             to_batch(sent(cond, device).float(), rows),
             to_batch(sent(states, device).float(), rows),
             to_batch(sent(pooled, device), rows),
-            beside,
+            reference,
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shapes of x, of what is beside it and of the texts, for which the attention takes no mask."""
-        beside = None if inputs.beside is None else inputs.beside.shape[1:]
-        return tuple(x.shape[1:]), beside, inputs.text.shape[1], tuple(inputs.states.shape[1:3])
+        reference = None if inputs.reference is None else inputs.reference.shape[1:]
+        return tuple(x.shape[1:]), reference, inputs.text.shape[1], tuple(inputs.states.shape[1:3])
 
     def cells(self, x: Tensor, inputs: Any) -> int:
         """Return the cells of x and of what is beside it."""
-        beside = 0 if inputs.beside is None else inputs.beside[:, 0].numel()
-        return super(HiDream, self).cells(x, inputs) + beside
+        reference = 0 if inputs.reference is None else inputs.reference[:, 0].numel()
+        return super(HiDream, self).cells(x, inputs) + reference
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, which may differ in level, what texts say and LoRAs."""
         dtype, inputs, size = network.x_embedder.proj.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         x = torch.cat([r.x for r in rows])
-        if inputs[0].beside is not None:
-            x = torch.cat([x, torch.cat([i.beside for i in inputs])], dim=-1)
+        if inputs[0].reference is not None:
+            x = torch.cat([x, torch.cat([i.reference for i in inputs])], dim=-1)
         image = network.x_embedder(to_tokens(x.to(dtype), channels_last=True))
         count = image.shape[1]
         # Time reaches the sinusoids in single precision, as in ComfyUI.
         time = network.t_embedder(torch.cat([r.timestep for r in rows]), dtype)
         time = time + network.p_embedder(torch.cat([i.pooled for i in inputs]).to(dtype))
-        *told, of_t5 = self._told(network, inputs, dtype)
-        text = torch.cat([of_t5, told[-1]], dim=1)
-        kept, own = text.shape[1], told[0].shape[1]
+        *projected, of_t5 = self._projected(network, inputs, dtype)
+        text = torch.cat([of_t5, projected[-1]], dim=1)
+        kept, own = text.shape[1], projected[0].shape[1]
         at = sent(torch.cat([positions(x.shape[-2:]), torch.zeros(kept + own, 3)]), image.device)
         turns = network.pe_embedder(at[None])
-        for block, state in zip(network.double_stream_blocks, told, strict=False):
+        for block, state in zip(network.double_stream_blocks, projected, strict=False):
             image, text = block(image, None, torch.cat([text, state], dim=1), time, turns)
             text = text[:, :kept]
         both = torch.cat([image, text], dim=1)
-        for block, state in zip(network.single_stream_blocks, told[self.doubles :], strict=True):
+        for block, state in zip(network.single_stream_blocks, projected[self.doubles :], strict=True):
             both = block(torch.cat([both, state], dim=1), None, None, time, turns)[:, : count + kept]
         made = network.final_layer(both[:, :count], time)
         output = from_tokens(made, *x.shape[-2:], channels_last=True)[..., : size[1]]
         return list(torch.split(-output.float(), [r.count for r in rows]))
 
-    def _told(self, network: Any, inputs: Sequence[HiDreamInputs], dtype: torch.dtype) -> list[Tensor]:
+    def _projected(self, network: Any, inputs: Sequence[HiDreamInputs], dtype: torch.dtype) -> list[Tensor]:
         """Return what each block is told (R,S,width), the last of Llama's states where it has too few, then T5's."""
         states = torch.cat([i.states for i in inputs]).to(dtype)
         last = states.shape[1] - 1
         *of_blocks, of_t5 = network.caption_projection
-        told: list[Tensor] = [project(states[:, min(number, last)]) for number, project in enumerate(of_blocks)]
-        told.append(of_t5(torch.cat([i.text for i in inputs]).to(dtype)))
-        return told
+        projected: list[Tensor] = [project(states[:, min(number, last)]) for number, project in enumerate(of_blocks)]
+        projected.append(of_t5(torch.cat([i.text for i in inputs]).to(dtype)))
+        return projected
 
 
 class Experts(nn.Module):

@@ -193,10 +193,10 @@ class OmniGen2(OneStream):
             numbers = torch.repeat_interleave(torch.tensor([one.shape[1] for one in tokens]))
             which[row : row + r.count, : len(numbers)] = numbers
             row += r.count
-        beside = self.told("references", [torch.cat(tokens, dim=1) for tokens in cut], at)
-        return {**given, **beside, "which": sent(which, rows[0].x.device)}
+        reference_tokens = self.token_inputs("references", [torch.cat(tokens, dim=1) for tokens in cut], at)
+        return {**given, **reference_tokens, "which": sent(which, rows[0].x.device)}
 
-    def beside(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
+    def reference_tokens(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
         """Return the references, refined apart."""
         if "references" not in given:
             return None

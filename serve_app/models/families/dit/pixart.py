@@ -105,8 +105,8 @@ class PixArt(Transformer):
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         if (found := marked(files[0], BACKBONE_PREFIXES, cls.marks)) is not None:
             prefix, tensors = found
-            sized, beside = (any(name in tensors.shapes for name in names) for names in (_SIZED, _BESIDE))
-            if beside and sized == cls.sized():
+            sized, concats = (any(name in tensors.shapes for name in names) for names in (_SIZED, _BESIDE))
+            if concats and sized == cls.sized():
                 read = {name: shape for name, shape in tensors.shapes.items() if name not in _UNREAD}
                 yield Located(cls.probe(tensors), Tensors(read, tensors.where), prefix=prefix)
 
@@ -234,11 +234,11 @@ class PixArt(Transformer):
 
     def sizes(self, rows: Sequence[Rows]) -> Tensor:
         """Return the height, width and ratio of each row's picture, (R,3)."""
-        told = []
+        sizes = []
         for r in rows:
             height, width = r.inputs.size or (PIXELS_A_CELL * side for side in r.x.shape[-2:])
-            told += [(float(height), float(width), height / width)] * r.count
-        return torch.tensor(told)
+            sizes += [(float(height), float(width), height / width)] * r.count
+        return torch.tensor(sizes)
 
     def places(self, size: Sequence[int]) -> Tensor:
         """Return the positions of tokens as waves, (1,n,width), for latents of a size (h,w)."""

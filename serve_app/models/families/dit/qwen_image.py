@@ -226,7 +226,7 @@ class QwenImage(Transformer):
         first, text = float(max(side // 2 for side in grid(size[1], size[2]))), stacked(texts)
         words = torch.arange(first, first + text.shape[1])[:, None].expand(-1, 3)
         placed = self._placed((size[1], size[2]), references, inputs[0].method) if references else []
-        told = {
+        tensors = {
             "x": torch.cat([r.x for r in rows]).to(dtype),
             "level": torch.cat([r.timestep for r in rows]),
             "text": text,
@@ -235,7 +235,7 @@ class QwenImage(Transformer):
             "at": sent(torch.cat([_centred(size, positions(size[1:])), *placed]), device),
             "words at": sent(words, device),
         }
-        given = present(told) | references_together(inputs, dtype)
+        given = present(tensors) | references_together(inputs, dtype)
         return given | control_answers(rows, given["x"], partial(self._call, network, given)) | passed(rows)
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:

@@ -98,19 +98,19 @@ class WanInputs:
     """
 
     text: Tensor
-    beside: Tensor | None = None
+    concat: Tensor | None = None
     seen: Tensor | None = None
     noisy: Tensor | None = None
     reference: Tensor | None = None
-    shown: tuple[VaceControl, ...] = ()
+    vace: tuple[VaceControl, ...] = ()
 
     def within(self, area: Area | None) -> WanInputs:
         """Return the inputs of an area of the canvas, in all frames."""
         if area is None:
             return self
-        beside, reference = (None if rows is None else crop(rows, area) for rows in (self.beside, self.reference))
-        shown = tuple(replace(one, frames=crop(one.frames, area)) for one in self.shown)
-        return replace(self, beside=beside, reference=reference, shown=shown)
+        concat, reference = (None if rows is None else crop(rows, area) for rows in (self.concat, self.reference))
+        vace = tuple(replace(one, frames=crop(one.frames, area)) for one in self.vace)
+        return replace(self, concat=concat, reference=reference, vace=vace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,14 +244,14 @@ class Wan(Transformer):
         """
         check_text(cond, self.text_width, self.title)
         rows, extra = canvas.rows, self.fed - self.latent_format.channels
-        beside = frames_and_mask(options, canvas.latents, canvas.mask, extra, self.latent_format) if extra else None
+        concat = frames_and_mask(options, canvas.latents, canvas.mask, extra, self.latent_format) if extra else None
         return WanInputs(
             to_batch(sent(cond, device).float(), rows),
-            None if beside is None else sent(beside, device),
+            None if concat is None else sent(concat, device),
             self._seen(options.get("clip_vision_output"), rows, device),
             self._noisy(canvas, device),
             self._reference(options, canvas, device),
-            self._shown(options, canvas, device) if self.vace else (),
+            self._vace_controls(options, canvas, device) if self.vace else (),
         )
 
     def _seen(self, output: ClipVisionOutput | None, rows: int, device: torch.device) -> Tensor | None:
@@ -287,7 +287,9 @@ class Wan(Transformer):
             )
         return reference
 
-    def _shown(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> tuple[VaceControl, ...]:
+    def _vace_controls(
+        self, options: Mapping[str, Any], canvas: Canvas, device: torch.device
+    ) -> tuple[VaceControl, ...]:
         x, rows = canvas.latents, canvas.rows
         given: Sequence[Tensor] | None = options.get("vace_frames")
         frames = [x.new_zeros(1, VACE_FRAMES, *x.shape[2:])] if given is None else given
@@ -298,7 +300,7 @@ class Wan(Transformer):
                 f"VACE is shown {len(frames)} videos with {len(masks)} masks and {len(strengths)} strengths; each has "
                 "one of both"
             )
-        shown = []
+        controls = []
         for one, mask, strength in zip(frames, masks, strengths, strict=True):
             if one.shape[2:] != x.shape[2:]:
                 raise NodeError(
@@ -310,13 +312,13 @@ class Wan(Transformer):
             if (channels := sum(part.shape[1] for part in scaled)) != self.vace_channels:
                 raise NodeError(f"VACE is shown {channels} channels, and this {self.title} reads {self.vace_channels}")
             both = to_batch(torch.cat(scaled, dim=1), rows)
-            shown.append(VaceControl(both, torch.full((rows, 1, 1), float(strength), device=device)))
-        return tuple(shown)
+            controls.append(VaceControl(both, torch.full((rows, 1, 1), float(strength), device=device)))
+        return tuple(controls)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shapes of x, of what is seen and of a reference, and what else is told."""
-        shapes = (None if told is None else told.shape[1:] for told in (inputs.seen, inputs.reference))
-        return tuple(x.shape[1:]), *shapes, inputs.noisy is None, len(inputs.shown)
+        shapes = (None if part is None else part.shape[1:] for part in (inputs.seen, inputs.reference))
+        return tuple(x.shape[1:]), *shapes, inputs.noisy is None, len(inputs.vace)
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return what blocks are told of the rows. They may differ in level, text and its length, images and LoRAs."""
@@ -331,25 +333,25 @@ class Wan(Transformer):
 
         # A reference is a frame before the first.
         frames = range(size[0] + (first.reference is not None))
-        told: dict[Any, Tensor | None] = {
+        tensors: dict[Any, Tensor | None] = {
             "x": x.to(dtype),
             "level": level if first.noisy is None else level * torch.cat([i.noisy for i in inputs]),
             "text": stacked(texts),
             "mask": by_heads(there(texts)),
             "at": sent(torch.cat([positions(size[1:], frame) for frame in frames]), x.device),
-            "beside": together("beside"),
+            "concat": together("concat"),
             "seen": together("seen"),
             "reference": together("reference"),
         }
-        by_number = zip(*(i.shown for i in inputs), strict=True)
-        for number, shown in enumerate(by_number):
-            told[OfVace("frames", number)] = torch.cat([one.frames for one in shown]).to(dtype)
-            told[OfVace("strength", number)] = torch.cat([one.strength for one in shown]).to(dtype)
-        return told | passed(rows)
+        by_number = zip(*(i.vace for i in inputs), strict=True)
+        for number, controls in enumerate(by_number):
+            tensors[OfVace("frames", number)] = torch.cat([one.frames for one in controls]).to(dtype)
+            tensors[OfVace("strength", number)] = torch.cat([one.strength for one in controls]).to(dtype)
+        return tensors | passed(rows)
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x, size, embed = given["x"], given["x"].shape[2:], network.condition_embedder
-        fed = torch.cat([x, given["beside"]], dim=1) if "beside" in given else x
+        fed = torch.cat([x, given["concat"]], dim=1) if "concat" in given else x
         image = _tokens(network.patch_embedding(whole_patches(fed)))
         if "reference" in given:
             image = torch.cat([_tokens(network.ref_conv(whole_patches(given["reference"]))), image], dim=1)
@@ -364,8 +366,8 @@ class Wan(Transformer):
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
         tell = partial(_block, time=by_block, read=read, turns=_turns(given["at"]))
-        hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.shown))]
-        shown, beginning = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints], image
+        hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
+        vace_tokens, beginning = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints], image
         every = self.layers // self.vace if self.vace else 0
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.blocks):
@@ -373,9 +375,9 @@ class Wan(Transformer):
             if not every or number % every:
                 continue
             of_vace = network.vace_blocks[number // every]
-            for i, hint in enumerate(shown):
-                shown[i] = tell(of_vace, of_vace.before_proj(hint) + beginning if number == 0 else hint)
-                image = addcmul(image, of_vace.after_proj(shown[i]), given[OfVace("strength", i)])
+            for i, hint in enumerate(vace_tokens):
+                vace_tokens[i] = tell(of_vace, of_vace.before_proj(hint) + beginning if number == 0 else hint)
+                image = addcmul(image, of_vace.after_proj(vace_tokens[i]), given[OfVace("strength", i)])
         shift, scale = (_by_token(part, count) for part in _modulation(network, time[:, :, None]))
         made = network.proj_out(addcmul(shift, network.norm_out(image), 1 + scale))
         by_frame = made[:, -size[0] * prod(grid(size[1], size[2])) :].reshape(len(x) * size[0], -1, made.shape[2])

@@ -64,7 +64,7 @@ def attention_bias(options: Mapping[str, Any], text: int, rows: int, device: tor
 
 
 def added_logits(
-    there: Tensor | None, text: int, size: Sequence[int], beside: int, rows: Sequence[tuple[int, AttentionBias | None]]
+    there: Tensor | None, text: int, size: Sequence[int], further: int, rows: Sequence[tuple[int, AttentionBias | None]]
 ) -> Tensor | None:
     """Return what is added to attention's logits over text and image together, (R,1,L,L); None if no row has a bias.
 
@@ -76,7 +76,7 @@ def added_logits(
         return None
     image = grid(size[0], size[1])
     end = text + image[0] * image[1]
-    added = torch.zeros(sum(count for count, _ in rows), 1, end + beside, end + beside, device=device)
+    added = torch.zeros(sum(count for count, _ in rows), 1, end + further, end + further, device=device)
     first = 0
     for count, bias in rows:
         if bias is not None:

@@ -98,13 +98,13 @@ class OneStream(Transformer):
 
     def text_at(self, count: int) -> Tensor:
         """Return the positions (n,3) of a text's tokens with those that fill them up, from 1 on."""
-        return pad(torch.arange(1.0, _filled(count, self.multiple) + 1)[:, None], (0, 2))
+        return pad(torch.arange(1.0, _padded_length(count, self.multiple) + 1)[:, None], (0, 2))
 
     def image_at(self, x: Tensor, inputs: Any) -> Tensor:
         """Return the positions (n,3) of an image's tokens, which come after the text's."""
-        return positions(x.shape[-2:], _filled(inputs.text.shape[1], self.multiple) + 1)
+        return positions(x.shape[-2:], _padded_length(inputs.text.shape[1], self.multiple) + 1)
 
-    def beside(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
+    def reference_tokens(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
         """Return what else the image and the text attend to; nothing by default."""
         return None
 
@@ -132,8 +132,8 @@ class OneStream(Transformer):
         return {
             # The network counts time from noise to image; told it in half precision, it would hear another one.
             "time": 1 - torch.cat([r.timestep for r in rows]),
-            **self.told("image", images, [self.image_at(r.x, r.inputs) for r in rows]),
-            **self.told("text", texts, [self.text_at(text.shape[1]) for text in texts]),
+            **self.token_inputs("image", images, [self.image_at(r.x, r.inputs) for r in rows]),
+            **self.token_inputs("text", texts, [self.text_at(text.shape[1]) for text in texts]),
         }
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
@@ -145,8 +145,8 @@ class OneStream(Transformer):
         text = self.stream(given, "text", *self.embedded_text(network))
         for layer in network.context_refiner:
             text = text.through(layer)
-        beside = self.beside(network, given, time)
-        whole = (image if beside is None else image.followed_by(beside)).followed_by(text)
+        reference_tokens = self.reference_tokens(network, given, time)
+        whole = (image if reference_tokens is None else image.followed_by(reference_tokens)).followed_by(text)
         whole = whole.through_all(network.layers, time, LAYERS, controls)
         return self.last(network, whole.tokens, time)
 
@@ -157,14 +157,14 @@ class OneStream(Transformer):
             split_output.append(-from_tokens(tokens[:, : prod(grid(*size))], *size, channels_last=True))
         return split_output
 
-    def told(self, name: str, pieces: Sequence[Tensor], at: Sequence[Tensor]) -> dict[str, Tensor | None]:
+    def token_inputs(self, name: str, pieces: Sequence[Tensor], at: Sequence[Tensor]) -> dict[str, Tensor | None]:
         """Return what a call is given of a stream, for `stream`.
 
         Pieces (B_i,n_i,F) are each filled up, at positions (≥n_i,3); what is filled in is at 0.
         """
         counts = lengths(pieces)
-        filled = [_filled(count, self.multiple) for count in counts]
-        longest, device = max(filled), pieces[0].device
+        padded_lengths = [_padded_length(count, self.multiple) for count in counts]
+        longest, device = max(padded_lengths), pieces[0].device
         padded = (pad(a, (0, 0, 0, longest - len(a))) for a in at)
         placed = torch.cat([a.expand(len(piece), -1, -1) for a, piece in zip(padded, pieces, strict=True)])
         return {
@@ -172,18 +172,18 @@ class OneStream(Transformer):
             f"{name} at": sent(placed, device),
             f"{name} its own": within(counts, longest, device) if min(counts) < longest else None,
             # Without a mask attention takes its faster kernels.
-            f"{name} there": None if min(filled) == longest else within(filled, longest, device),
+            f"{name} there": None if min(padded_lengths) == longest else within(padded_lengths, longest, device),
         }
 
     def stream(
-        self, given: Inputs, name: str, embed: Callable[[Tensor], Tensor], filling: Tensor | None = None
+        self, given: Inputs, name: str, embed: Callable[[Tensor], Tensor], padding: Tensor | None = None
     ) -> Stream:
         """Return a stream that a call is given, embedded. filling: what it is filled up with; None where that is 0."""
         at, own = given[f"{name} at"], given.get(f"{name} its own")
         tokens = embed(given[name])
         tokens = pad(tokens, (0, 0, 0, at.shape[1] - tokens.shape[1]))
-        if filling is not None and own is not None:
-            tokens = torch.where(own[..., None], tokens, filling)
+        if padding is not None and own is not None:
+            tokens = torch.where(own[..., None], tokens, padding)
         turns = angles(at, self.axes, self.theta)
         turns = torch.polar(torch.ones_like(turns), turns).to(torch.complex64)
         return Stream(tokens, turns, given.get(f"{name} there"))
@@ -221,5 +221,5 @@ class Stream:
         return Stream(tokens, turns, torch.cat(there, dim=1))
 
 
-def _filled(count: int, multiple: int) -> int:
+def _padded_length(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple

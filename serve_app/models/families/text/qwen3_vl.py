@@ -63,7 +63,7 @@ class Qwen3VisionTower(NamedTuple):
         return None
 
 
-def tower(sizes: Qwen3VisionTower, told: int) -> nn.Module:
+def tower(sizes: Qwen3VisionTower, outside: int) -> nn.Module:
     """Return the network of a tower. told: how wide the language model's vectors are."""
     config = Qwen3VLVisionConfig(
         depth=sizes.layers,
@@ -72,7 +72,7 @@ def tower(sizes: Qwen3VisionTower, told: int) -> nn.Module:
         num_heads=_HEADS,
         patch_size=_PATCH,
         spatial_merge_size=_MERGED,
-        out_hidden_size=told,
+        out_hidden_size=outside,
         num_position_embeddings=sizes.places,
         deepstack_visual_indexes=_DEEPER[sizes.layers],
         attn_implementation="sdpa",

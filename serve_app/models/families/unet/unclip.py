@@ -65,8 +65,8 @@ def seen_vector(options: Mapping[str, Any], width: int, seed: int, merged: float
     made: list[Tensor] = []
     # The same noise for each: ComfyUI seeds it so.
     generator = torch.Generator()
-    for told in options["unclip_conditioning"]:
-        seen: Tensor = told["clip_vision_output"].image_embeds
+    for entry in options["unclip_conditioning"]:
+        seen: Tensor = entry["clip_vision_output"].image_embeds
         if seen.shape[1:] != (width,):
             raise NodeError(
                 f"what is seen in an image is of shape {'×'.join(map(str, seen.shape[1:]))}; this backbone reads a "
@@ -74,7 +74,7 @@ def seen_vector(options: Mapping[str, Any], width: int, seed: int, merged: float
             )
         for one in seen:
             generator.manual_seed(seed - 10)
-            made.append(_noised(one.float()[None], told["noise_augmentation"], generator) * told["strength"])
+            made.append(_noised(one.float()[None], entry["noise_augmentation"], generator) * entry["strength"])
     if len(made) == 1:
         return made[0]
     return _noised(torch.stack(made).sum(0)[:, :width], merged, generator)

@@ -291,8 +291,8 @@ class Unet(OneCall):
         added = residuals([Controlled(r.count, r.sigma, r.inputs.controls, r.exclusive) for r in rows], call)
         concats = [i.concat for i in inputs if i.concat is not None]
         fed = torch.cat([x, torch.cat(concats).to(dtype)], dim=1) if concats else x
-        told = {"x": fed, "timestep": call.timestep, "context": call.context, "vector": vector, "mask": mask}
-        return told | added
+        tensors = {"x": fed, "timestep": call.timestep, "context": call.context, "vector": vector, "mask": mask}
+        return tensors | added
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         """Return the network's output. Rows may differ in patches of layers, boxes, and functions of packs."""
@@ -324,13 +324,13 @@ def residuals(rows: Sequence[Controlled], call: UnetCall) -> dict[str, Tensor]:
 def arguments(given: Inputs) -> dict[str, Any]:
     """Return the arguments by which diffusers' UNet is told what controls add, as `residuals` names it."""
     skips, features = ([t for name, t in given.items() if name.startswith(f"{place} ")] for place in (SKIPS, FEATURES))
-    told: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     if skips:
-        told["down_block_additional_residuals"] = tuple(skips[:-1])
-        told["mid_block_additional_residual"] = skips[-1]
+        made["down_block_additional_residuals"] = tuple(skips[:-1])
+        made["mid_block_additional_residual"] = skips[-1]
     if features:
-        told["down_intrablock_additional_residuals"] = features
-    return told
+        made["down_intrablock_additional_residuals"] = features
+    return made
 
 
 def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

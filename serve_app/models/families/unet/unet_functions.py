@@ -109,7 +109,7 @@ class _Span:
             found = places.get((*block, index), places.get(block, found))
         return found
 
-    def told(self, block: Block, **more: Any) -> dict[str, Any]:
+    def transformer_options(self, block: Block, **more: Any) -> dict[str, Any]:
         self.options |= {"block": block, **more}
         return self.options
 
@@ -209,7 +209,7 @@ def _changed(spans: Sequence[_Span], name: str, block: Block, features: Tensor) 
     for span in spans:
         part = features[span.rows]
         for function in span.patches(name):
-            part = function(part, span.told(block))
+            part = function(part, span.transformer_options(block))
         parts.append(part)
     return torch.cat(parts)
 
@@ -228,7 +228,7 @@ def _before_output(
         if functions := span.patches("output_block_patch"):
             features, skipped = part[:, :width], part[:, width:]
             for function in functions:
-                features, skipped = function(features, skipped, span.told(block))
+                features, skipped = function(features, skipped, span.transformer_options(block))
             part = torch.cat([features, skipped], dim=1)
         parts.append(part)
     return (torch.cat(parts), *others)
@@ -276,7 +276,7 @@ class _Attention:
         """Return the attention's output (B,N,D) for a span's rows."""
         heads = self.module.heads
         options = dict(
-            span.told(self.block, block_index=self.index, transformer_index=self.number),
+            span.transformer_options(self.block, block_index=self.index, transformer_index=self.number),
             n_heads=heads,
             dim_head=self.module.to_q.weight.shape[0] // heads,
             attn_precision=None,

@@ -115,16 +115,16 @@ def test_conditioning_that_an_edition_cannot_take_is_refused(net: str, options: 
 
 def test_what_lies_beside_x_goes_with_the_area_it_is_for() -> None:
     cells = torch.arange(24.0).view(1, 1, 1, 4, 6)
-    told = inputs(
+    image_inputs = inputs(
         NETS["control_22"],
         {"concat_latent_image": cells.expand(1, 32, 2, 4, 6), "reference_latents": [cells.expand(1, 16, 1, 4, 6)]},
     )
-    shown = inputs(NETS["vace"], {"vace_frames": [cells.expand(1, 32, 2, 4, 6)]})
-    parts, shown_part = told.within((2, 3, 1, 2)), shown.within((2, 3, 1, 2)).shown[0].frames
+    vace_inputs = inputs(NETS["vace"], {"vace_frames": [cells.expand(1, 32, 2, 4, 6)]})
+    parts, vace_part = image_inputs.within((2, 3, 1, 2)), vace_inputs.within((2, 3, 1, 2)).vace[0].frames
     for part, whole in (
-        (parts.beside, told.beside),
-        (parts.reference, told.reference),
-        (shown_part, shown.shown[0].frames),
+        (parts.concat, image_inputs.concat),
+        (parts.reference, image_inputs.reference),
+        (vace_part, vace_inputs.vace[0].frames),
     ):
         assert part is not None
         assert whole is not None
@@ -135,7 +135,7 @@ def test_the_small_model_gets_a_timestep_for_each_frame() -> None:
     mask = torch.ones(1, 1, 2, 4, 6)
     mask[:, :, 0] = 0.0
     mask[:, :, 1, :2] = 0.5
-    told = inputs(NETS["5b"], {}, mask=mask)
-    assert told.noisy is not None
-    assert told.noisy.tolist() == [[0.0, 0.75]]
+    image_inputs = inputs(NETS["5b"], {}, mask=mask)
+    assert image_inputs.noisy is not None
+    assert image_inputs.noisy.tolist() == [[0.0, 0.75]]
     assert inputs(NETS["t2v"], {}, mask=mask).noisy is None
