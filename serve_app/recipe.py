@@ -47,8 +47,8 @@ class T5Padding:
 class Lora:
     """A LoRA file of the folder "loras", applied at a strength.
 
-    bypass: added to layers' outputs instead of the weights: merges, saved files and other changes do not include it, and
-    it is not rounded with the weights.
+    bypass: added to layers' outputs instead of the weights: merges, saved files and other changes do not include it,
+    and it is not rounded with the weights.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""The kinds of LoRA: what an adapter does to one weight, and several of them merged into it.
+"""The kinds of LoRA: how an adapter changes one weight, and merging of several into it.
 
-A kind is how a small file writes down a large change: a product of thin matrices, of Kronecker or Hadamard factors, a
-rotation. It knows neither files nor networks; `lora_layouts` reads kinds from files, `adapters` uses them on a network.
+A kind encodes a large change in few numbers: as a product of low-rank matrices, of Kronecker or Hadamard factors, or a
+rotation. It knows neither files nor networks; `layouts` reads adapters from files, `layers` applies them to a network.
 Where the papers leave room, and where ComfyUI departs from them, the numbers are ComfyUI's.
 """
 
@@ -26,29 +26,29 @@ class Adapter(ABC):
     """One change of one weight."""
 
     of_file: ClassVar[bool] = False
-    """Whether what it changes the weight by depends on what the file has, not on what others have made of it."""
+    """Whether its change depends on the file's weight alone, not on earlier changes of it."""
 
     @abstractmethod
     def change(self, weight: Tensor, strength: float) -> Tensor:
-        """Return what is added to a float32 weight at a strength. Errors: RuntimeError if it does not fit the weight.
+        """Return the addition to a float32 weight at a strength. Errors: RuntimeError if it does not fit the weight.
 
-        It may depend on the weight, and on the strength otherwise than in proportion.
+        It may depend on the weight, and not linearly on the strength.
         """
 
     def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
         """Return (down (r,n), up (out,r), scale) if the change is strength·scale·up·down for any weight, else None.
 
-        n is how many weights one output has: in, or in·k·k.
+        n is the number of weights of one output: in, or in·k·k.
         """
         return None
 
     def part(self, place: Place, rows: int) -> Adapter:
-        """Return what this does to the part of a weight that goes to a place. rows: of the whole weight."""
+        """Return its effect on the part of a weight that goes to a place. rows: of the whole weight."""
         return Part(self, place, rows)
 
 
 def merged(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
-    """Return the weight with each (adapter, strength) applied in order, in float32, rounded once to its own format.
+    """Return the weight with each (adapter, strength) applied in order, in float32, rounded once to its own dtype.
 
     An adapter that does not fit the weight is left out with a warning.
     """
@@ -130,7 +130,7 @@ class Kronecker(Adapter):
 
 @dataclass(frozen=True, eq=False)
 class Generalized(Adapter):
-    """GLoRA: W·a1·a2 + b1·b2; files of LyCORIS before 2.0 keep each pair the other way round.
+    """GLoRA: W·a1·a2 + b1·b2; files of LyCORIS before 2.0 have each pair transposed.
 
     Source: Chavan et al. 2023, arXiv:2306.07967.
     """
@@ -144,7 +144,7 @@ class Generalized(Adapter):
 
     def change(self, weight: Tensor, strength: float) -> Tensor:
         a1, a2, b1, b2 = (_f32(t, weight).flatten(1) for t in (self.a1, self.a2, self.b1, self.b2))
-        # Which way round they lie shows only in the shapes, and for a square weight of the same rank not even there.
+        # The orientation shows only in the shapes, and for a square weight of the same rank not even there.
         old = b2.shape[1] == b1.shape[0] == a1.shape[0] == a2.shape[1]
         rank = a1.shape[0] if old else a2.shape[0]
         if b2.shape[0] == b1.shape[1] == a1.shape[1] == a2.shape[0]:
@@ -163,7 +163,7 @@ class Generalized(Adapter):
 class Rotation(Adapter):
     """OFT: each block of outputs rotated by its own matrix. blocks: (n,b,b). limit: of the blocks' norm; 0 for none.
 
-    The strength counts twice, as in ComfyUI. Source: Qiu et al. 2023, arXiv:2306.07280.
+    The strength is applied twice, as in ComfyUI. Source: Qiu et al. 2023, arXiv:2306.07280.
     """
 
     blocks: Tensor
@@ -185,8 +185,8 @@ class Rotation(Adapter):
 class Butterfly(Adapter):
     """BOFT: outputs rotated in m rounds, paired over twice the distance each round. blocks: (m,n,b,b).
 
-    limit: of the blocks' norm; 0 none. rescale: factors of the outputs, or None. The strength counts in each round and
-    once more, as in ComfyUI. Source: Liu et al. 2023, arXiv:2311.06243.
+    limit: of the blocks' norm; 0 none. rescale: factors of the outputs, or None. The strength is applied in each round
+    and once more, as in ComfyUI. Source: Liu et al. 2023, arXiv:2311.06243.
     """
 
     blocks: Tensor
@@ -214,7 +214,7 @@ class Butterfly(Adapter):
 
 @dataclass(frozen=True, eq=False)
 class WeightDelta(Adapter):
-    """The whole change of a weight, a bias or a norm."""
+    """A full-size change of a weight, a bias or a norm."""
 
     difference: Tensor
 
@@ -226,7 +226,7 @@ class WeightDelta(Adapter):
 
 @dataclass(frozen=True, eq=False)
 class WeightReplacement(Adapter):
-    """Another weight in place of the first, whatever the strength."""
+    """A weight that replaces the original, whatever the strength."""
 
     value: Tensor
 
@@ -236,7 +236,7 @@ class WeightReplacement(Adapter):
 
 @dataclass(frozen=True, eq=False)
 class Other(Adapter):
-    """Another model's weight, towards which this one goes. weight: reads it."""
+    """Another model's weight, towards which the original moves. weight: reads it."""
 
     of_file: ClassVar[bool] = True
 
@@ -258,9 +258,9 @@ class WeightScale(Adapter):
 
 @dataclass(frozen=True, eq=False)
 class Part(Adapter):
-    """A part of what another adapter does to a weight of so many rows, only some of which are this weight.
+    """Part of another adapter's change of a weight, of which this weight has some rows.
 
-    The other must not look at the weight, for the rest of it is not here.
+    The other must not depend on the weight, whose other rows are not here.
     """
 
     whole: Adapter
@@ -291,7 +291,7 @@ def _factor(parts: Tensor | tuple[Tensor, Tensor, Tensor | None], like: Tensor) 
 
 
 def _rotations(blocks: Tensor, limit: float) -> Tensor:
-    """Return Cayley's orthogonal matrix (1+Q)(1−Q)⁻¹ of each block's skew part Q, held to the limit as a whole."""
+    """Return Cayley's orthogonal matrix (1+Q)(1−Q)⁻¹ of each block's skew part Q, whose total norm is limited."""
     skew = blocks - blocks.transpose(-1, -2)
     norm = float(skew.norm()) + 1e-8
     if limit > 0 and norm > limit:
@@ -309,10 +309,10 @@ def _scaled(weight: Tensor, product: Tensor, scale: float, magnitude: Tensor | N
 
 
 def _decomposed(weight: Tensor, product: Tensor, scale: float, magnitude: Tensor, strength: float) -> Tensor:
-    """Return DoRA's change: the moved weight brought to the trained magnitude, a share `strength` of the way.
+    """Return DoRA's change: the changed weight with the trained magnitude, blended by `strength`.
 
-    A magnitude (out,1,…) is an output's and divides by the norms of the weight before the move, as in ComfyUI; a
-    magnitude (1,in,…) is an input's and divides by those after it. Source: Liu et al. 2024, arXiv:2402.09353.
+    A magnitude (out,1,…) is for outputs and divides by the norms of the original weight, as in ComfyUI; a magnitude
+    (1,in,…) is for inputs and divides by those of the changed weight. Source: Liu et al. 2024, arXiv:2402.09353.
     """
     magnitude = _f32(magnitude, weight)
     moved = weight + scale * product

@@ -1,4 +1,4 @@
-"""LoRAs taken out of weights: what a difference of two models is, in few numbers a layer.
+"""Extracts LoRAs from weights: the difference of two models, approximated at low rank.
 
 Source: Eckart and Young 1936 for the best of a rank; limits, names and dtype are those of ComfyUI 0.33.0's LoraSave.
 """
@@ -22,7 +22,7 @@ from serve_app.values import Extraction
 BACKBONE, TEXT = "diffusion_model.", "text_encoders.{}.transformer."
 """What names begin with in the file."""
 KEPT = 0.99
-"""The quantile of a layer's numbers that none may be beyond, nor below its negative: what is, is cut to it."""
+"""Quantile to which a layer's numbers are clamped, in magnitude."""
 
 
 def lora_file(
@@ -33,9 +33,9 @@ def lora_file(
     device: torch.device,
     progress: Progress,
 ) -> SafetensorsFile:
-    """Return the LoRA that the weights of a backbone and of text encoders are, as differences are made by merging.
+    """Return the LoRA of a backbone's and text encoders' weights, which are differences made by merging.
 
-    device: where layers are taken apart. Errors: ModelFileError.
+    device: for the decompositions. Errors: ModelFileError.
     """
     weights: list[Written] = []
     if model is not None:
@@ -50,7 +50,7 @@ def lora_file(
 
 
 def extracted(weights: Iterable[Written], asked: Extraction, device: torch.device) -> Iterator[Written]:
-    """Yield what a LoRA's file has for each layer: two matrices, or the whole difference."""
+    """Yield the tensors of a LoRA file for each layer: two matrices, or the whole difference."""
     for weight in weights:
         layer, _, leaf = weight.name.rpartition(".")
         if leaf == "bias" and asked.biases:
@@ -71,7 +71,7 @@ def _half(name: str, shape: tuple[int, ...], make: Callable[[], Tensor]) -> Writ
 
 @dataclass(slots=True, eq=False)
 class _Halves:
-    """The two matrices of one layer. Whichever is asked for first leaves the other to be fetched, once."""
+    """The two matrices of one layer, computed together; the second one is cached until fetched."""
 
     make: Callable[[], Tensor]
     rank: int
@@ -92,9 +92,9 @@ class _Halves:
 
 
 def halves(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Return the matrices (O,r) and (r,I…) whose product is nearest to a difference (O,I,…), on the CPU.
+    """Return matrices (O,r) and (r,I…) whose product best approximates a difference (O,I,…), on the CPU.
 
-    A convolution is taken as the matrix of all that each of its outputs is made of.
+    A convolution is flattened to (O, I·k·k).
     """
     flat = difference.float().flatten(1)
     left, strengths, right = torch.linalg.svd(flat, full_matrices=False)

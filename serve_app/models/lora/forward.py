@@ -1,8 +1,8 @@
-"""One forward of a network for rows that differ in their LoRAs, on weights that all of them share.
+"""One forward of a network for rows with different LoRAs, on shared weights.
 
-Changes of low rank are used as thin layers, so rows of many sets go through the shared layer together. All others,
-and on a CPU those of a set that is long alone, are used as whole layers, for the set's rows in place of the shared one.
-On a GPU the thin layers of all rows are two kernels (`lora_slots`), and nothing is merged.
+Low-rank changes run as additional layers, so rows of many sets go through the shared layer together. All other changes,
+and on a CPU those of a set that has long been alone, run as merged layers, for the set's rows instead of the shared
+one. On a GPU the low-rank layers of all rows are two kernels (`slots`), and nothing is merged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Forward: TypeAlias = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class _Span:
-    """Neighbouring rows of one set. whole: they use whole layers where there are any."""
+    """Neighbouring rows of one LoRA set. whole: they use merged layers where there are any."""
 
     start: int
     stop: int
@@ -35,14 +35,14 @@ class _Span:
 def with_loras(
     pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = True
 ) -> Iterator[tuple[Tensor, ...] | None]:
-    """Make forwards inside the context treat each piece's rows as its set says.
+    """Apply each piece's LoRA set to its rows in forwards inside the context.
 
-    pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input; what comes
-    after them there is of the same rows once more, from the first on. merging False: the outcome does not depend on
-    earlier forwards, to the bit. One thread at a time may use a network.
+    pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input; further
+    entries there repeat the same rows, from the first on. merging False: outputs do not depend, to the bit, on earlier
+    forwards. One thread at a time may use a network.
 
-    What is given are tensors that the forwards read in their places beside the network's own: others of their kind are
-    there in another forward for which they are the same. None where more changes than what tensors hold.
+    Yields the LoRA slot tensors that the forward reads. A CUDA graph may be replayed as long as these are the same
+    objects. None: the changes are not only in tensors, do not record.
     """
     spans = _spans(pieces)
     sets = {id(span.loras): span.loras for span in spans if span.loras is not None}
@@ -67,7 +67,7 @@ def with_loras(
         if slots is not None:
             slots.use(spans[-1].stop)
         for base, forward in forwards:
-            # An instance's own forward goes before its class's: no wrapper stays in a network without LoRAs.
+            # An instance's own forward takes precedence over its class's: no wrapper stays in a network without LoRAs.
             base.__dict__["forward"] = forward
         yield (slots.first,) if slots is not None and not forwards else None
     finally:
@@ -78,9 +78,9 @@ def with_loras(
 
 
 def _slots(spans: Sequence[_Span], names: Iterable[str]) -> Slots | None:
-    """Return the slots of all layers whose changes are of low rank, filled for these rows; None if there are none.
+    """Return the slots of all layers with low-rank changes, filled for these rows; None if there are none.
 
-    The first of the sets keeps them, so that they go with it; other slots of its own it lets go.
+    The first of the sets owns them, so that they are freed with it; it drops other slots of its own.
     """
     keeper = next(span.loras for span in spans if span.loras is not None)
     key, rows = tuple((span.stop, None if span.loras is None else span.loras.key) for span in spans), spans[-1].stop
@@ -93,7 +93,7 @@ def _slots(spans: Sequence[_Span], names: Iterable[str]) -> Slots | None:
     known, wanted = keeper.slots_of_network, layout(layers)
     slots = known.get(wanted)
     if slots is None or slots.rows < rows:
-        # What is of no use any more goes before more is taken.
+        # Unused slots are freed before others are allocated.
         for old in (kept, slots):
             if old is not None:
                 old.let_go()
@@ -112,7 +112,7 @@ def _slots(spans: Sequence[_Span], names: Iterable[str]) -> Slots | None:
 
 
 def _slotted(name: str, layers: Sequence[LoraLayer | None]) -> Slotted | None:
-    """Return a layer as it is to have slots for what spans change in it; None where that is not of low rank."""
+    """Return a layer's slot requirements for the spans' changes; None if they are not low-rank."""
     changed = [layer for layer in layers if layer is not None]
     if any(layer.thin() is None for layer in changed):
         return None
@@ -121,7 +121,7 @@ def _slotted(name: str, layers: Sequence[LoraLayer | None]) -> Slotted | None:
 
 
 def _layers(spans: Sequence[_Span], name: str) -> list[LoraLayer | None]:
-    """Return what each span changes in a layer."""
+    """Return the changes of each span in a layer."""
     return [None if span.loras is None else span.loras.layers.get(name) for span in spans]
 
 
@@ -140,7 +140,7 @@ def _spans(pieces: Sequence[tuple[int, LoraSet | None]]) -> list[_Span]:
 
 @dataclass(frozen=True, slots=True)
 class _Through:
-    """Neighbouring rows that go through one layer. thin: what is added to which of them, counted from the first."""
+    """Neighbouring rows that go through one layer. thin: low-rank layers with their rows, counted from the first."""
 
     start: int
     stop: int

@@ -1,8 +1,8 @@
-"""A set of LoRAs on one network: what it changes in each layer, in the two forms that a forward can use.
+"""A LoRA set on one network: its changes of each layer, in the two forms that a forward can use.
 
-The thin form of a change is a layer of its own, the low-rank pair, whose output is added to the shared layer's. The
-whole form is the layer with merged weights, to be used in its place; changes that are not of low rank have no other.
-The network itself is never written to. This module knows neither files nor recipes, nor who shares a forward.
+The thin form is a layer of its own, the low-rank pair, whose output is added to the shared layer's. The whole form is a
+layer with merged weights, which replaces the shared one; changes that are not low-rank have only this form. The network
+itself is never changed. This module knows neither files nor recipes, nor batches.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from serve_app.models.quantization.quantized_linear import QuantizedLinear, Quan
 from serve_app.models.weights.streaming import with_own_weights
 
 Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
-"""Of one layer: "weight" or "bias" -> the adapters of it with their strengths, in order."""
+"""Changes of one layer: "weight" or "bias" -> its adapters with strengths, in order."""
 
 MERGED_AT_ONCE = 16
-"""How many layers are merged in one go: merging all of them takes longer than a forward of few rows."""
+"""Number of layers merged in one step: merging all of them takes longer than a forward of few rows."""
 
 _log = log.get("models")
 
 
 class LoraSet:
-    """A set of LoRAs on one network. key: equal for equal files in equal order at equal strengths.
+    """A LoRA set on one network. key: equal for equal files in equal order at equal strengths.
 
-    stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter the network lacks is left
-    out. may_take: whether so many bytes are free for merged weights. stored_as: the format merged weights are rounded
-    to, if it is not the network's. bypassing: how many of the stack's last are added without that rounding.
+    stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter that the network lacks is
+    left out. may_take: whether a number of bytes is free for merged weights. stored_as: dtype that merged weights are
+    rounded to, if not the network's. bypassing: number of the stack's last LoRAs, which are added after rounding.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class LoraSet:
     ) -> None:
         self.key = key
         self.slots: Slots | None = None
-        """Those of the last forward on a GPU whose first set this was, unless another's first set has them now."""
+        """Slots of the last GPU forward whose first set this was, unless another first set has taken them over."""
         self.slots_of_network = slots_of(network)
         self._may_take = may_take
         self._policy = MergePolicy()
@@ -69,22 +69,22 @@ class LoraSet:
 
     @property
     def nbytes(self) -> int:
-        """How much memory the set takes beside the network."""
+        """Bytes of the set beyond the network."""
         merged = (layer.whole_bytes for layer in self.layers.values() if layer.can_unmerge)
         return self.needed_bytes + sum(merged) + (0 if (slots := self.slots) is None else slots.nbytes)
 
     @property
     def needed_bytes(self) -> int:
-        """How much memory the set cannot do without."""
+        """Bytes without optional merged weights."""
         return sum(layer.needed_bytes for layer in self.layers.values())
 
     @property
     def merged_bytes(self) -> int:
-        """How much memory the whole layers take, made or not."""
+        """Bytes of all merged layers, made or not."""
         return sum(layer.whole_bytes for layer in self.layers.values())
 
     def prepared(self) -> Iterator[None]:
-        """Make the form that each layer cannot do without, which the first forward would wait for; yield in between."""
+        """Make the required form of each layer, which the first forward would otherwise wait for; yield in between."""
         left = [layer for layer in self.layers.values() if not layer.is_ready]
         whole = [layer for layer in left if layer.thin() is None]
         for first in range(0, len(whole), MERGED_AT_ONCE):
@@ -94,7 +94,7 @@ class LoraSet:
                 yield
 
     def merge(self, alone: bool) -> None:
-        """Note a forward, which the set has to itself or not; merge a few layers once it is time to, or unmerge all."""
+        """Record a forward with this set alone or not; merge a few layers once that is worth it, or unmerge all."""
         if not self._policy.forward(alone):
             self.unmerge()
             return
@@ -104,19 +104,19 @@ class LoraSet:
                 layer.whole()
 
     def keep(self, slots: Slots) -> None:
-        """Keep slots, as whoever has kept them does no longer, in place of others."""
+        """Take over slots from their previous owner, in place of its own."""
         slots.let_go()
         self.slots, slots.keeper = slots, ref(self)
 
     def unmerge(self) -> None:
-        """Let go of merged weights, and of slots, that the set can do without."""
+        """Free merged weights and slots that are optional."""
         self.slots = None
         for layer in self.layers.values():
             layer.unmerge()
 
 
 class LoraLayer:
-    """One layer of a network with what a set changes in it; its forms are made when they are first asked for.
+    """One layer of a network with the changes of a set; its forms are made on first use.
 
     rounded: the first of the changes, with which merged weights are rounded.
     """
@@ -132,7 +132,7 @@ class LoraLayer:
 
     @property
     def needed_bytes(self) -> int:
-        """How much memory the thin layer takes, or the whole one if there is no other; made or not."""
+        """Bytes of the thin form, or of the whole one if there is no other; made or not."""
         if self._pairs is None:
             return self.whole_bytes
         itemsize = _parameter(self.base, "weight").dtype.itemsize
@@ -145,55 +145,55 @@ class LoraLayer:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the form is there that the layer cannot do without."""
+        """Whether the required form is made."""
         return (self._whole if self._pairs is None else self._thin) is not None
 
     @property
     def is_merged(self) -> bool:
-        """Whether the layer with merged weights is there, or is the only form there is."""
+        """Whether the whole form is made, or is the only one."""
         return self._whole is not None or self._pairs is None
 
     @property
     def can_unmerge(self) -> bool:
-        """Whether the layer holds merged weights that it can do without."""
+        """Whether the layer has optional merged weights."""
         return self._whole is not None and self._pairs is not None
 
     @property
     def whole_bytes(self) -> int:
-        """How much memory the merged weights take, made or not."""
+        """Bytes of the merged weights, made or not."""
         return sum(p.numel() * p.dtype.itemsize for p in (_parameter(self.base, kind) for kind in self._changes))
 
     def thin(self) -> nn.Module | None:
-        """Return the layer whose output is added to the shared one's, or None if the change is not of low rank."""
+        """Return the low-rank layer whose output is added to the shared one's, or None if there is none."""
         if self._thin is None and self._pairs is not None:
             self._thin = _thin(self.base, self._pairs)
         return self._thin
 
     def pair(self) -> Pair:
-        """Return what the thin layer multiplies by, of a layer that has one and is not packed."""
+        """Return the matrices of the thin form, for a layer that has one and is not packed."""
         thin: Any = self.thin()
         return Pair(thin[0].weight, thin[1].weight)
 
     def whole(self) -> nn.Module:
-        """Return the layer with merged weights. Another thread may let go of them meanwhile."""
+        """Return the layer with merged weights. Another thread may unmerge it meanwhile."""
         if (whole := self._whole) is None:
             whole = self._whole = _whole(self.base, self._changes, self._stored_as, self._rounded)
         return whole
 
     def unmerge(self) -> None:
-        """Let go of them."""
+        """Free the merged weights."""
         if self.can_unmerge:
             self._whole = None
 
 
 def parameters(network: nn.Module) -> list[str]:
-    """Return the names of a network's weights and biases, packed ones among them."""
+    """Return the names of a network's weights and biases, packed ones included."""
     layers = ((name, layer, kind) for name, layer in network.named_modules() for kind in ("weight", "bias"))
     return [f"{name}.{kind}" for name, layer, kind in layers if isinstance(getattr(layer, kind, None), Tensor)]
 
 
 def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
-    """Return the network with whole layers where the set changes it; all its other tensors are shared."""
+    """Return the network with merged layers where the set changes it; all other tensors are shared."""
     members = (member for module in network.modules() for member in _members(module))
     shared = (member for member in members if isinstance(member, Tensor | QuantizedWeight))
     changed = copy.deepcopy(network, {id(member): member for member in shared})
@@ -203,7 +203,7 @@ def with_merged(network: nn.Module, loras: LoraSet) -> nn.Module:
 
 
 def _pairs(base: nn.Module, changes: Changes) -> list[tuple[Tensor, Tensor, float]] | None:
-    """Return the (down (r,n), up (out,r), factor) that together are the change of a layer, or None if none are."""
+    """Return the (down (r,n), up (out,r), factor) whose sum is the change of a layer, or None if it is not low-rank."""
     plainly = isinstance(base, nn.Linear | Packed | QuantizedLinear) or (
         isinstance(base, nn.Conv2d) and base.padding_mode == "zeros" and isinstance(base.padding, tuple)
     )

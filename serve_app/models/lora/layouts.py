@@ -1,7 +1,7 @@
-"""LoRA files: from the tensors of every layout that ComfyUI reads to adapters by parameter.
+"""Reads LoRA files of every layout that ComfyUI reads into adapters by parameter.
 
-kohya, LyCORIS, diffusers, PEFT and OneTrainer differ in how they name a layer, which families know, and in how they
-name an adapter's tensors. Facts: ComfyUI 0.3.64, whose preferences hold where a file says two things.
+kohya, LyCORIS, diffusers, PEFT and OneTrainer differ in layers' names, which families know, and in names of an
+adapter's tensors. Facts: ComfyUI 0.3.64, whose order of preference applies where a file is ambiguous.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ _log = log.get("models")
 
 
 class Read(NamedTuple):
-    """What a LoRA's file has for a part of a model. adapters: by the parameter of the network that they change.
+    """A LoRA file's adapters for a part of a model, by the parameter of the network that they change.
 
-    remark: what of it names nothing in the network, as a sentence; "" if all does.
+    remark: a sentence on tensors that match nothing in the network; "" if all do.
     """
 
     adapters: dict[str, Adapter]
@@ -65,10 +65,10 @@ class Read(NamedTuple):
 
 
 def read(file: Checkpoint, names: Table, part: Part, *, shapes_alone: bool = False) -> Read:
-    """Return what a file has for a part. names: layers' names in LoRA files -> what they change.
+    """Read a file's adapters for a part. names: layers' names in LoRA files -> the parameters they change.
 
-    names are as `Family.lora_names` has them. shapes_alone: the tensors stay in the file, as where only sizes are
-    asked for. Errors: ModelFileError for a tensor that is not a plain float tensor.
+    names are as from `Family.lora_names`. shapes_alone: the tensors stay in the file, for computing sizes.
+    Errors: ModelFileError for a tensor that is not a plain float tensor.
     """
     layers: dict[str, dict[str, str]] = {}
     meant = {key for key in file.shapes if key.startswith(_TEXT_MARKS) == (part == "clip")}
@@ -92,7 +92,7 @@ def read(file: Checkpoint, names: Table, part: Part, *, shapes_alone: bool = Fal
 
 
 class _Layer:
-    """One layer's tensors in a file, by suffix; remembers which were asked for."""
+    """One layer's tensors in a file, by suffix; records which were read."""
 
     def __init__(self, tensor: Callable[[str], Tensor], keys: Mapping[str, str]) -> None:
         self._tensor, self._keys = tensor, keys
@@ -118,7 +118,7 @@ class _Layer:
 
 
 def _adapters(layer: _Layer, changed: str | tuple[Place, ...]) -> Iterator[tuple[str, Adapter]]:
-    """Yield (parameter, adapter); of several for one parameter the last counts, which is ComfyUI's order."""
+    """Yield (parameter, adapter); of several for one parameter the last applies, which is ComfyUI's order."""
     alpha = float(layer[".alpha"]) if ".alpha" in layer else None
     magnitude = layer.get(".dora_scale")
     for kind in _KINDS:
@@ -177,7 +177,7 @@ def _kronecker(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> 
             factors.append(layer[whole])
         elif layer.has_all(a, b):
             factors.append((layer[a], layer[b], layer.get(core)))
-            # Of two factors of low rank the second one's rank counts.
+            # Of two low-rank factors the second one's rank counts.
             scale = _scale(alpha, layer[b].shape[0])
         else:
             return None
@@ -197,9 +197,9 @@ def _rotation(layer: _Layer, alpha: float | None, magnitude: Tensor | None) -> A
     if blocks is None:
         return None
     if blocks.dim() == 3:
-        # ComfyUI takes a rescale here too and leaves it out of the sum.
+        # ComfyUI reads a rescale here too, and ignores it.
         return Rotation(blocks, alpha or 0.0, magnitude)
-    # ComfyUI cannot apply one without its limit and leaves the layer as it is.
+    # ComfyUI cannot apply one without its limit and leaves the layer unchanged.
     return Butterfly(blocks, alpha, rescale, magnitude) if blocks.dim() == 4 and alpha is not None else None
 
 

@@ -1,10 +1,9 @@
-"""LoRAs of many sets in one forward of a GPU: every row of a batch has a slot for the low-rank pair of its set.
+"""LoRAs of many sets in one GPU forward: every row of a batch has a slot for the low-rank pair of its set.
 
-A forward takes two kernels a layer beside the layer's own, however many sets its rows are of: x (rows,…,in) times
-(rows,in,rank), and that times (rows,rank,out) added to what the layer gives. The layer keeps its forward; a hook of it
-adds. Slots stay in their places, where a recorded forward reads them: when the sets of a batch change, the pairs of the
-rows that changed are copied there. Ranks are rounded up, so that sets of about one size have slots alike; what lacks is
-zeros.
+Each layer runs two kernels more, however many sets there are: x (rows,…,in) times (rows,in,rank), and that times
+(rows,rank,out) added to the layer's output by a forward hook. Slots have fixed addresses, which a CUDA graph reads:
+when the sets of a batch change, the pairs of the changed rows are copied there. Ranks are rounded up and padded with
+zeros, so that sets of similar ranks share slots.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _SLOT, _SLOTS = "lora_slot", "lora_slots"
 
 
 class Pair(NamedTuple):
-    """The low-rank pair of one layer of a set: down (rank,in,…), up (out,rank,…), with strengths in it."""
+    """The low-rank pair of one layer of a set: down (rank,in,…), up (out,rank,…), with strengths applied."""
 
     down: Tensor
     up: Tensor
@@ -40,7 +39,7 @@ class LayerSlots(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Slotted:
-    """A layer that is to have slots. rank: of them; like: any of the pairs that go there."""
+    """The slot requirements of a layer. rank: of its slots; like: any of the pairs for it."""
 
     name: str
     layer: nn.Module
@@ -49,14 +48,14 @@ class Slotted:
 
 
 Layout: TypeAlias = tuple[tuple[str, int], ...]
-"""Which layers of a network have slots, and of which rank: slots of equal layouts are good for the same rows."""
+"""Layers of a network with slots, and their ranks: slots of equal layouts serve the same rows."""
 
 
 class Slots:
-    """The slots of some layers of a network, for so many rows or fewer, empty at first. layout: which they are.
+    """The slots of some layers of a network, for a number of rows or fewer, empty at first. layout: of its layers.
 
-    key: of the rows they were filled for last. first: one of the slots, which lies where it is as long as all do.
-    keeper: what has them in `slots`, so that they last as long as that.
+    key: of the rows that they were last filled for. first: one of the slots, whose address is fixed as long as all are.
+    keeper: the object whose `slots` owns them.
     """
 
     def __init__(self, layers: Sequence[Slotted], rows: int) -> None:
@@ -72,13 +71,13 @@ class Slots:
 
     @property
     def nbytes(self) -> int:
-        """How much memory they take."""
+        """Bytes of the slots."""
         return sum(tensor.numel() * tensor.dtype.itemsize for place in self._places for tensor in place)
 
     def fill(self, key: Hashable, sets: Sequence[Hashable], pair: Callable[[int, str], Pair | None]) -> None:
-        """Have the first rows hold the pairs of their sets, key by key; rows whose set is there already stay.
+        """Copy the pairs of the rows' sets into the first rows; rows that have them already are skipped.
 
-        pair: of the number of a row and the name of a layer.
+        keys: of the rows' sets. pair: from a row's number and a layer's name to its pair.
         """
         changed = [row for row, own in enumerate(sets) if self._held[row] != own]
         emptied: list[Tensor] = []
@@ -102,20 +101,20 @@ class Slots:
         self.key = key
 
     def let_go(self) -> None:
-        """Have them kept no longer."""
+        """Remove them from their owner."""
         if self.keeper is not None and (keeper := self.keeper()) is not None and keeper.slots is self:
             keeper.slots = None
         self.keeper = None
 
     def use(self, rows: int) -> None:
-        """Have the layers add what is in the slots of the first rows, until `leave`."""
+        """Make the layers add the slots' pairs of the first rows, until `leave`."""
         if rows not in self._views:
             self._views[rows] = [LayerSlots(place.down[:rows], place.up[:rows]) for place in self._places]
         for layer, place in zip(self._layers, self._views[rows], strict=True):
             _hook(layer).place = place
 
     def leave(self) -> None:
-        """Have the layers add nothing."""
+        """Make the layers add nothing."""
         for layer in self._layers:
             _hook(layer).place = None
 
@@ -126,18 +125,18 @@ def layout(layers: Sequence[Slotted]) -> Layout:
 
 
 def slot_rank(rank: int) -> int:
-    """Return the rank of slots that pairs of a rank and lower go into."""
+    """Return the rank of slots for pairs of a rank."""
     return max(LEAST_RANK, 1 << (rank - 1).bit_length())
 
 
 def slots_of(network: nn.Module) -> WeakValueDictionary[Layout, Slots]:
-    """Return the slots of a network that somebody keeps, by layout."""
+    """Return a network's owned slots, by layout."""
     slots: WeakValueDictionary[Layout, Slots] = network.__dict__.setdefault(_SLOTS, WeakValueDictionary())
     return slots
 
 
 def remove_slots(network: nn.Module) -> None:
-    """Leave a network's layers without slots, as they were before the first LoRA."""
+    """Remove slots and hooks from a network's layers."""
     network.__dict__.pop(_SLOTS, None)
     for layer in network.modules():
         hook: _Hook | None = layer.__dict__.pop(_SLOT, None)
@@ -151,7 +150,7 @@ def _place(one: Slotted, rows: int) -> LayerSlots:
 
 
 class _Hook:
-    """What is added to a layer now. It stays with the layer, and no slots while none are used."""
+    """The forward hook of a layer that adds its slots' pairs, or nothing."""
 
     def __init__(self, layer: nn.Module) -> None:
         self.place: LayerSlots | None = None
@@ -181,7 +180,7 @@ def _mapped(x: Tensor, output: Tensor, down: Tensor, up: Tensor) -> Tensor:
 
 
 def _convolved(layer: Any, x: Tensor, output: Tensor, down: Tensor, up: Tensor) -> Tensor:
-    """Return as `_mapped`, of a convolution: that of each row is a group of one over all."""
+    """Return as `_mapped`, for a convolution: each row is a group of one grouped convolution."""
     rows, rank = down.shape[:2]
     inner = conv2d(
         x.reshape(1, -1, *x.shape[2:]), down.flatten(0, 1), None, layer.stride, layer.padding, layer.dilation, rows

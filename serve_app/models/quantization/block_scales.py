@@ -1,6 +1,6 @@
-"""Weights whose blocks of neighbouring inputs have scales of their own: NVFP4 of four bits, and MXFP8 of eight.
+"""Weights with a scale for each block of neighbouring inputs: NVFP4 of four bits, and MXFP8 of eight.
 
-As ComfyUI's "comfy_quant" stores them: scales lie in tiles, as NVIDIA's matrix units read them. Source: NVIDIA, cuBLAS
+As in ComfyUI's "comfy_quant": scales are tiled, as NVIDIA's matrix units read them. Source: NVIDIA, cuBLAS
 documentation, "1D Block Scaling Factors Layout"; OCP Microscaling Formats 1.0.
 """
 
@@ -20,14 +20,14 @@ NVFP4_BLOCK, MXFP8_BLOCK = 16, 32
 """How many inputs share a scale."""
 
 _E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""What the codes of four bits stand for, without their sign."""
+"""Values of the four-bit codes, without their sign."""
 _EXPONENT = 23
-"""At which bit of a number in single precision its exponent begins."""
+"""Lowest bit of the exponent in a single-precision number."""
 _TILE_ROWS, _TILE_COLUMNS, _GROUP = 128, 4, 32
 
 
 def untiled(scales: Tensor, rows: int, columns: int) -> Tensor:
-    """Return scales (rows,columns) from tiles of 128×4, in each of which four rows 32 apart lie side by side."""
+    """Return scales (rows,columns) from tiles of 128×4, in each of which four rows 32 apart are adjacent."""
     down, across = -(-rows // _TILE_ROWS), -(-columns // _TILE_COLUMNS)
     tiles = scales.reshape(down, across, _GROUP, _TILE_ROWS // _GROUP, _TILE_COLUMNS)
     whole = tiles.permute(0, 3, 2, 1, 4).reshape(down * _TILE_ROWS, across * _TILE_COLUMNS)
@@ -38,8 +38,8 @@ def untiled(scales: Tensor, rows: int, columns: int) -> Tensor:
 class Nvfp4Weight(QuantizedWeight):
     """A weight in four bits. stored: (out,in/2) uint8, the first of two numbers in the higher half.
 
-    scales: (out,in/16) float8_e4m3fn as bytes; scale: of all, () float32. inputs: what inputs are multiplied by first,
-    (in,), None for nothing.
+    scales: (out,in/16) float8_e4m3fn as bytes; scale: of all, () float32. inputs: factors of the inputs, (in,), or
+    None.
     """
 
     stored: Tensor
@@ -108,6 +108,6 @@ class Mxfp8Weight(QuantizedWeight):
 
     def wide(self) -> Tensor:
         blocks = self.stored.float().view(*self.scales.shape, MXFP8_BLOCK)
-        # They are the exponents of single precision, where zero stands for zero.
+        # They are exponents of single precision, where exponent 0 means zero.
         scales = (self.scales.int() << _EXPONENT).view(torch.float32)
         return (blocks * scales[..., None]).view(self.shape)

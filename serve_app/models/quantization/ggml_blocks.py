@@ -1,7 +1,7 @@
-"""Weights in ggml's blocks, as GGUF files have them: neighbouring numbers of a row share scales. Widened in torch.
+"""Weights in ggml's quantized blocks, as in GGUF files: neighbouring numbers of a row share scales.
 
-The layouts are those of ggml's `ggml-common.h`; the numbers are those of the `gguf` package, bit for bit. Source of the
-formats: Gerganov and contributors, ggml; Kawrakow 2023, "k-quants", llama.cpp pull request 1684.
+Dequantized in torch. The layouts are those of ggml's `ggml-common.h`; the numbers are those of the `gguf` package, bit
+for bit. Source of the formats: Gerganov and contributors, ggml; Kawrakow 2023, "k-quants", llama.cpp pull request 1684.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ Widen: TypeAlias = Callable[[Tensor], Tensor]
 
 
 class BlockType(NamedTuple):
-    """A kind of block: how many numbers it has, in how many bytes."""
+    """A kind of block: its number of weights and of bytes."""
 
     size: int
     nbytes: int
     widen: Widen
 
 
-# What the sixteen codes of IQ4 stand for.
+# Values of the sixteen codes of IQ4.
 _CODES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 def _fields(packed: Tensor, bits: int) -> Tensor:
-    """Return the fields of so many bits in each byte of (…,k): (…,8/bits,k), the lowest first."""
+    """Return the bit fields of each byte of (…,k): (…,8/bits,k), the lowest first."""
     shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=packed.device)
     fields: Tensor = (packed.unsqueeze(-2) >> shifts[:, None]) & (2**bits - 1)
     return fields
@@ -50,17 +50,17 @@ def _signed(packed: Tensor) -> Tensor:
 
 
 def _fifth_bits(packed: Tensor) -> Tensor:
-    """Return the bits of four bytes (N,4) in the order of the numbers that they are the highest of, (N,32)."""
+    """Return the bits of four bytes (N,4) in the order of the numbers whose highest bit they are, (N,32)."""
     return _fields(packed, 1).transpose(1, 2).flatten(1)
 
 
 def _scaled(numbers: Tensor, scales: Tensor) -> Tensor:
-    """Return numbers (N,n) times scales (N,s), each of which is for the next n/s of them."""
+    """Return numbers (N,n) times scales (N,s), each for the next n/s of them."""
     return (numbers.view(*scales.shape, -1) * scales[..., None]).flatten(1)
 
 
 def _spread(values: Tensor, size: int) -> Tensor:
-    """Return values (N,s) for each of so many numbers, (N,size)."""
+    """Return values (N,s) repeated to (N,size)."""
     return values.repeat_interleave(size // values.shape[1], dim=1)
 
 
@@ -109,7 +109,7 @@ def _q3_k(b: Tensor) -> Tensor:
 
 
 def _scales_and_leasts(packed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eight scales and eight leasts of six bits (N,8) from twelve bytes."""
+    """Return eight six-bit scales and eight minimums (N,8) from twelve bytes."""
     first, second, third = packed[:, :4], packed[:, 4:8], packed[:, 8:]
     scales = torch.cat([first & 63, (third & 15) | (first >> 6) << 4], dim=1)
     leasts = torch.cat([second & 63, (third >> 4) | (second >> 6) << 4], dim=1)
@@ -196,6 +196,6 @@ class BlockWeight(QuantizedWeight):
 
 
 def widened(stored: Tensor, kind: str) -> Tensor:
-    """Return the numbers in blocks of a kind, whatever their shape, in one dimension float32."""
+    """Return the numbers in blocks of a kind, flattened, float32."""
     known = TYPES[kind]
     return known.widen(stored.reshape(-1, known.nbytes)).flatten()

@@ -1,6 +1,6 @@
-"""Text encoders as ComfyUI runs them on every device: numbers of sixteen bits, arithmetic in single precision.
+"""Text encoders as ComfyUI runs them on every device: 16-bit weights, single-precision arithmetic.
 
-Those that take memory stay in sixteen bits, and each layer widens its own as it runs. Facts: ComfyUI 0.33.0.
+Large weights stay in sixteen bits, and each layer widens its own as it runs. Facts: ComfyUI 0.33.0.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_app.models.quantization.quantized_linear import QuantizedLinear, Quan
 ITEMSIZE = torch.float16.itemsize
 
 _TABLES = ("embed_tokens", "token_embedding")
-"""What transformers' networks call the vectors of tokens, of which rows are taken and widened."""
+"""transformers' names of token embeddings, of which only the rows read are widened."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class SixteenBitWeight(QuantizedWeight):
         return self.stored.to(dtype)
 
     def widened_by_rows(self, dtype: torch.dtype) -> Tensor:
-        # Nothing is made in between.
+        # No intermediate tensor is made.
         return self.widened(dtype)
 
     def holding(self, wide: Tensor) -> SixteenBitWeight:
@@ -60,9 +60,9 @@ class SixteenBitWeight(QuantizedWeight):
 
 
 def round_weights(network: nn.Module, dtype: torch.dtype) -> None:
-    """Round a network's numbers of more bits than a dtype has, in place, and widen those of eight to it.
+    """Round a network's wider numbers to a dtype, in place, and widen eight-bit ones to it.
 
-    Layers that keep theirs do.
+    Quantized layers are left alone.
     """
 
     def rounded(parameter: nn.Parameter) -> Tensor:
@@ -78,7 +78,7 @@ def names(network: nn.Module) -> set[str]:
 
 
 def keep(network: nn.Module) -> list[nn.Parameter]:
-    """Have a network's linear layers keep their weights of sixteen bits, in place; return what else stays in them."""
+    """Make a network's linear layers keep 16-bit weights, in place; return the other tensors that stay in them."""
     others: list[nn.Parameter] = []
     for name, layer in list(_staying(network)):
         if isinstance(layer, nn.Linear):
@@ -89,8 +89,8 @@ def keep(network: nn.Module) -> list[nn.Parameter]:
 
 
 def _staying(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the layers whose weights stay, but those that keep them already; the others want inputs of their dtype."""
+    """Yield the layers whose weights stay, without quantized ones; the others need inputs of their dtype."""
     for name, layer in network.named_modules():
-        # Language models' norms multiply whatever they are given; T5's would round it first.
+        # Language models' norms accept any input dtype; T5's would round it first.
         if type(layer) is nn.Linear or name.endswith(_TABLES) or type(layer).__name__.endswith("RMSNorm"):
             yield name, layer

@@ -1,6 +1,6 @@
-"""How model files say that weights are of eight bits or four: scales beside them, in the layouts that ComfyUI reads.
+"""How model files mark weights of eight or four bits: by scales next to them, in the layouts that ComfyUI reads.
 
-Names of layers are those of the file. Facts: ComfyUI 0.33.0.
+Names of layers are the file's. Facts: ComfyUI 0.33.0.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ _BESIDE = (
     *(".comfy_quant", ".input_scale", ".scale_input", _INPUTS, _SECOND),
     *(".weight_s_rel", ".weight_s_channel", ".weight_codebook"),
 )
-"""Names of what goes with a layer's weight and is none of the network's tensors."""
+"""Names of the tensors that belong to a quantized weight."""
 
 _MARK = "scaled_fp8"
 _METADATA = "_quantization_metadata"
 _INT8, _NVFP4, _MXFP8 = "int8_tensorwise", "nvfp4", "mxfp8"
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", _INT8, _NVFP4, _MXFP8)
 _STORED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": _INT8}
-"""Safetensors' names of dtypes, and the format of weights in them that say no more."""
+"""Safetensors' names of dtypes, and the formats of weights in them without further marks."""
 _DTYPES = {_NVFP4: ("U8",), _MXFP8: ("F8_E4M3", "U8")}
-"""In which dtypes the formats are stored that no dtype stands for."""
+"""The dtypes in which formats without a dtype of their own are stored."""
 _GROUP = 256
 
 
 class Encoding(NamedTuple):
-    """How a weight is stored. scale: the name of what it is multiplied by; group: how many inputs rotate together.
+    """How a weight is stored. scale: the name of its scale; group: number of inputs rotated together.
 
-    second: of NVFP4, the scale of all scales; inputs: what inputs are multiplied by first, None for nothing.
+    second: NVFP4's scale of all scales; inputs: factors of the inputs, or None.
     """
 
     format: str
@@ -51,21 +51,21 @@ class Encoding(NamedTuple):
     inputs: str | None = None
 
     def shape(self, stored: Shape) -> Shape:
-        """Return the shape of the weight from that of what is stored."""
+        """Return the weight's shape from that of the stored tensor."""
         return (stored[0], stored[1] * 2) if self.format == _NVFP4 else stored
 
 
 def is_scale(name: str) -> bool:
-    """Whether a tensor says how another is stored."""
+    """Whether a tensor describes how another is stored."""
     return name.endswith(_BESIDE) or name == _MARK or name.endswith(f".{_MARK}")
 
 
 def encodings(
     dtypes: Mapping[str, str], metadata: Mapping[str, str], tensor: Callable[[str], Tensor], where: str
 ) -> dict[str, Encoding]:
-    """Return how each weight of few bits is stored. dtypes: safetensors', by name. tensor: reads one.
+    """Return how each quantized weight is stored. dtypes: safetensors', by name. tensor: reads one.
 
-    Errors: ModelFileError for a format that is not read.
+    Errors: ModelFileError for an unsupported format.
     """
     said = dict(_said(dtypes, metadata, tensor))
     found: dict[str, Encoding] = {}
@@ -76,7 +76,7 @@ def encodings(
         settings = said.get(layer, {})
         scale = next((layer + end for end in _SCALES if layer + end in dtypes), None)
         if dtype == "I8" and not settings and scale is None:
-            continue  # Not a weight of eight bits: numbers of another kind.
+            continue  # Not a quantized weight: other numbers in eight bits.
         kind = settings.get("format", _STORED.get(dtype))
         second, inputs = (layer + end if layer + end in dtypes else None for end in (_SECOND, _INPUTS))
         lacking = _lacking(kind, scale, second)
@@ -88,7 +88,7 @@ def encodings(
 
 
 def weight_of(name: str, encoding: Encoding, read: Callable[[str], Tensor], where: str) -> QuantizedWeight:
-    """Return a weight as it is stored. read: reads a tensor of the file. Errors: ModelFileError for scales too few."""
+    """Return a quantized weight. read: reads a tensor of the file. Errors: ModelFileError for missing scales."""
     stored = read(name)
     scale = None if encoding.scale is None else read(encoding.scale)
     if encoding.format not in (_NVFP4, _MXFP8) or scale is None:
@@ -110,7 +110,7 @@ def weight_of(name: str, encoding: Encoding, read: Callable[[str], Tensor], wher
 
 
 def _lacking(kind: str | None, scale: str | None, second: str | None) -> str:
-    """Return what a format takes that is not there, as the end of what errors call it; "" if all is."""
+    """Return the tensors that a format needs and the file lacks, as the end of an error; "" if none."""
     if scale is None and kind in (_INT8, _NVFP4, _MXFP8):
         return " without a scale"
     return " without a scale of its scales" if kind == _NVFP4 and second is None else ""
@@ -119,7 +119,7 @@ def _lacking(kind: str | None, scale: str | None, second: str | None) -> str:
 def _said(
     dtypes: Mapping[str, str], metadata: Mapping[str, str], tensor: Callable[[str], Tensor]
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield what a file says of its layers: in its metadata, or in a tensor beside each that holds JSON."""
+    """Yield the file's settings of its layers: from its metadata, or from JSON tensors next to layers."""
     if _METADATA in metadata:
         yield from json.loads(metadata[_METADATA])["layers"].items()
     for name in dtypes:
@@ -128,7 +128,7 @@ def _said(
 
 
 def _group(settings: Mapping[str, Any], name: str, where: str) -> int:
-    """Return how many inputs rotate together. Errors: ModelFileError for a number that no rotation is of."""
+    """Return the number of inputs rotated together. Errors: ModelFileError for an impossible number."""
     settings = {**(settings.get("params") or {}), **settings}
     if not settings.get("convrot"):
         return 0

@@ -1,6 +1,6 @@
-"""Weights kept in fewer bits than are computed in, and linear layers that widen them as they run.
+"""Quantized weights, and linear layers that dequantize them as they run.
 
-How they are stored is a class of its own: `sixteen_bits`, `eight_bit`, `block_scales`, `ggml_blocks`.
+Each storage format is a class of its own: `half_precision_text`, `eight_bit`, `block_scales`, `ggml_blocks`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch.nn.functional import linear
 from serve_app.models.files.layout import Place
 
 AT_ONCE = 2**24
-"""How many numbers of a weight are widened at a time: what is made in between takes several times their memory."""
+"""How many numbers of a weight are dequantized at a time: intermediate tensors take several times their memory."""
 WIDE = torch.bfloat16
-"""What weights are in where they are saved without the scales that belong to them."""
+"""The dtype in which weights are saved without their scales."""
 
 
 class QuantizedWeight(ABC):
@@ -32,26 +32,26 @@ class QuantizedWeight(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """How much memory it takes."""
+        """Bytes as stored."""
 
     @abstractmethod
     def part(self, place: Place) -> QuantizedWeight:
-        """Return what of it goes to a place that `may_go_to` names."""
+        """Return the part of it for a place that `may_go_to` accepts."""
 
     @abstractmethod
     def sent(self, send: Callable[[Tensor], Tensor]) -> QuantizedWeight:
-        """Return it where `send` brings each of its tensors."""
+        """Return it with `send` applied to each of its tensors."""
 
     @abstractmethod
     def wide(self) -> Tensor:
         """Return the weight in float32."""
 
     def widened(self, dtype: torch.dtype) -> Tensor:
-        """Return what inputs that went through `turned` are multiplied by: the weight, if they stay as they are."""
+        """Return the factor of inputs that went through `turned`: the weight itself, if they are not rotated."""
         return self.wide().to(dtype)
 
     def widened_by_rows(self, dtype: torch.dtype) -> Tensor:
-        """Return as `widened`, made of some rows at a time where the weight is large."""
+        """Return as `widened`, computed some rows at a time where the weight is large."""
         rows, columns = self.shape
         step = max(1, AT_ONCE // columns)
         if rows <= step:
@@ -66,36 +66,37 @@ class QuantizedWeight(ABC):
         return whole
 
     def multiplied(self, x: Tensor) -> Tensor | None:
-        """Return inputs (…,in), rounded to eight bits, times the weight as it is stored: (…,out) in the dtype of x.
+        """Return inputs (…,in), rounded to eight bits, times the stored weight: (…,out) in the dtype of x.
 
         None where the device has no such product for it.
         """
         return None
 
     def turned(self, x: Tensor) -> Tensor:
-        """Return inputs (…,in) as they are multiplied by what `widened` returns."""
+        """Return inputs (…,in) transformed for multiplication by `widened`."""
         return x
 
     @property
     def saved_as(self) -> torch.dtype:
-        """What the weight is in where it is saved."""
+        """The weight's dtype when saved."""
         return WIDE
 
     @abstractmethod
     def holding(self, wide: Tensor) -> QuantizedWeight:
-        """Return a weight of other numbers (out,in), in as many bits or a few more."""
+        """Return a weight with other numbers (out,in), in as many bits or a few more."""
 
 
 def may_go_to(place: Place) -> bool:
-    """Whether a weight can go to a place as it is stored: whole, or some of its rows."""
+    """Whether a quantized weight can go to a place without dequantization: whole, or some of its rows."""
     return not place.transposed and place.shape is None
 
 
 class QuantizedLinear(nn.Module):
-    """A Linear for inference whose weight is kept. It cannot be trained or saved.
+    """A Linear for inference with a quantized weight. It cannot be trained or saved.
 
-    weight: of the shape, dtype and device that the wide weight would have, for who asks that of a layer; it holds no
-    numbers (all are NaN) and no memory. in_eight_bits: inputs are rounded to eight bits where that can be multiplied.
+    weight: a placeholder with the shape, dtype and device of the dequantized weight, for code that reads those of a
+    layer; it takes no memory (all numbers are one NaN). in_eight_bits: inputs are rounded to eight bits where the
+    device can multiply in that.
     """
 
     in_eight_bits = False
@@ -108,7 +109,7 @@ class QuantizedLinear(nn.Module):
         self.weight = self._like(torch.device("cpu"), torch.float32)
 
     def move_to(self, send: Callable[[Tensor], Tensor], device: torch.device, dtype: torch.dtype) -> None:
-        """Move to a device, to run in a dtype there. send: brings a tensor to it."""
+        """Move to a device, to compute in a dtype there. send: moves a tensor."""
         self.quantized = self.quantized.sent(send)
         self.weight = self._like(device, dtype)
 
@@ -120,11 +121,11 @@ class QuantizedLinear(nn.Module):
         return linear(self.quantized.turned(x), self.quantized.widened_by_rows(x.dtype), bias)
 
     def holding(self, wide: Tensor) -> QuantizedLinear:
-        """Return the layer with another weight (out,in), kept too."""
+        """Return the layer with another weight (out,in), quantized too."""
         return QuantizedLinear(self.quantized.holding(wide), self.bias)
 
     def plain(self) -> nn.Linear:
-        """Return the same layer with a wide weight."""
+        """Return the same layer with a dequantized weight."""
         with torch.device("meta"):
             layer: Any = nn.Linear(self.in_features, self.out_features, bias=False)
         wide = self.quantized.wide().to(self.weight.dtype)
@@ -137,7 +138,7 @@ class QuantizedLinear(nn.Module):
 
 
 def widen(network: nn.Module) -> None:
-    """Give a network's layers that keep their weights wide ones, in place."""
+    """Dequantize a network's quantized layers, in place."""
     for name, layer in list(network.named_modules()):
         if isinstance(layer, QuantizedLinear):
             network.set_submodule(name, layer.plain())

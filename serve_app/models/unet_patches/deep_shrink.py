@@ -1,7 +1,7 @@
-"""A UNet whose features are smaller from one block of its encoder on, and grow again where the decoder needs it.
+"""Kohya's deep shrink: a UNet's features are downscaled from one encoder block on, and upscaled again in the decoder.
 
-A block is the first convolution, a residual block with what attends after it, or a downsampling; each leaves features
-that skip to the decoder. Source: Kohya's deep shrink, as ComfyUI has it.
+A block is the first convolution, a residual block with the attention after it, or a downsampling; each has a skip
+connection to the decoder. Source: Kohya's deep shrink, as ComfyUI has it.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def _begins(network: Any) -> Iterator[Any]:
 
 
 def _before_joining(network: Any) -> Iterator[Any]:
-    """Yield the module before each place in the decoder where features that skipped join, in order."""
+    """Yield the module before each place in the decoder where skip features join, in order."""
     yield network.mid_block
     for level in network.up_blocks:
-        # What the last block of a level leaves is upsampled first, or goes to the output.
+        # The output of a level's last block is upsampled first, or is the network's.
         yield from getattr(level, "attentions", level.resnets)[:-1]
         yield from level.upsamplers or ()
 

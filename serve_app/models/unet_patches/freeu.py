@@ -1,9 +1,8 @@
 """FreeU on the decoder's skip connections, per row: rows that differ in it share a forward.
 
-Before each residual block of the decoder, coarse features and those that skip from the encoder are put side by side.
-FreeU amplifies half of the first and damps the low frequencies of the second, where the coarse features are four or two
-times as wide as the finest level.
-Source: Si et al. 2023, arXiv:2309.11497, equations 3 to 5, and its second version.
+Before each residual block of the decoder, backbone features and skip features are concatenated. FreeU amplifies half of
+the first and damps the low frequencies of the second, where the backbone features are four or two times as wide as the
+finest level. Source: Si et al. 2023, arXiv:2309.11497, equations 3 to 5, and its second version.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def with_freeu(network: Any, features: Sequence[tuple[int, Sequence[FreeU]]]) ->
         yield
         return
     with ExitStack() as stack:
-        # Neighbours that are alike are changed as one.
+        # Neighbours with equal patches are processed as one.
         features = [(sum(n for n, _ in alike), patches) for patches, alike in groupby(features, lambda own: own[1])]
         finest = network.config.block_out_channels[0]
         reached = network.config.block_out_channels[-1]
@@ -45,7 +44,7 @@ def with_freeu(network: Any, features: Sequence[tuple[int, Sequence[FreeU]]]) ->
 def _joined(
     features: Sequence[tuple[int, Sequence[FreeU]]], place: int, width: int, _block: Any, given: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """Return a block's inputs with the rows changed whose FreeU is set. width: channels of the coarse features."""
+    """Return a block's inputs with FreeU applied to its rows. width: channels of the backbone features."""
     x, *others = given
     rows = []
     for row, (_, patches) in zip(torch.split(x, [count for count, _ in features]), features, strict=True):

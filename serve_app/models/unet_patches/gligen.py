@@ -1,4 +1,4 @@
-"""GLIGEN's networks: their files, and what of them goes with which backbone. In a forward they are `grounding`'s.
+"""GLIGEN's networks: their files, and the backbones that they fit. `grounding` applies them in a forward.
 
 Source: Li et al. 2023, arXiv:2301.07093, equations 3 to 8, and the layout of the published files.
 """
@@ -28,7 +28,7 @@ from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning
 
 MOST_BOXES = 30
-"""How many boxes the networks were trained with; those that are not given are filled up."""
+"""Number of boxes in training; missing ones are padded."""
 SD1_WIDTH, HEADS, HEAD_WIDTH = 768, 8, 64
 """Of a box's token, in files for SD 1.x, whose layers have so many heads; the heads of others are so wide."""
 _ORDER = ("input_blocks", "middle_block", "output_blocks")
@@ -38,7 +38,7 @@ _TEXT = "position_net.null_positive_feature"
 
 @dataclass(frozen=True, slots=True)
 class Gligen(SideFamily):
-    """A network. layers: how the file calls each, and how wide it is, in the UNet's order.
+    """A network. layers: each one's name in the file and its width, in the UNet's order.
 
     text: the width of a box's text; width: of its token.
     """
@@ -88,7 +88,7 @@ class GligenNetwork(GroundingNetwork):
         raise NotImplementedError
 
     def tokens(self, grounding: Grounding, height: int, width: int) -> Tensor:
-        """Return a token for each box on a canvas of height×width cells, (30,D), what there is not filled up."""
+        """Return a token for each box on a canvas of height×width cells, (30,D), padded."""
         like = next(self.parameters())
         boxes, texts = torch.zeros(MOST_BOXES, 4), torch.zeros(MOST_BOXES, self.family.text)
         for number, (text, (rows, columns, y, x)) in enumerate(grounding.boxes):
@@ -105,7 +105,7 @@ def _heads(width: int, token: int) -> tuple[int, int]:
 
 
 def recipes(conds: Mapping[str, Conditioning]) -> tuple[Recipe, ...]:
-    """Return the recipes of all the networks that conditionings have boxes for, each once."""
+    """Return the recipes of all grounding networks in conditionings, each once."""
     given = (options.get("gligen") for conditioning in conds.values() for _, options in conditioning)
     return tuple(dict.fromkeys(grounding.recipe for grounding in given if grounding is not None))
 
@@ -115,8 +115,8 @@ def activated(
 ) -> dict[str, Conditioning]:
     """Return the conditionings with each "gligen" as an ActiveGrounding.
 
-    backbone, module: the family's that is told of the boxes, and its network. Errors: NodeError for networks that do
-    not go with it, and for more boxes than they are made for.
+    backbone, module: the family's backbone and its network. Errors: NodeError for networks that do not fit it, and for
+    too many boxes.
     """
     for recipe, patch in patches.items():
         _check(recipe.name, patch.network, backbone, module)

@@ -1,7 +1,7 @@
-"""Texts that are to be seen in boxes, told to a UNet's attention by gated layers beside its own.
+"""Grounded generation: gated layers in a UNet's transformers that attend to texts in boxes (GLIGEN).
 
-Between a block's attention within the image and that to the text, a layer attends to the image's tokens and to one
-token for each box. Only the rows that have boxes go through it, so others share their forward.
+Between a block's self-attention and its attention to the text, a layer attends to the image's tokens and to one token
+for each box. Only the rows with boxes go through it, so others can share their forward.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from serve_app.recipe import Grounding
 
 
 class GroundingNetwork(ModelPatchNetwork):
-    """A network on its device. layers: one for each of the UNet's transformers, (features, tokens) to features."""
+    """A grounding network on its device.
+
+    layers: one for each of the UNet's transformers, (features, tokens) to features.
+    """
 
     layers: nn.ModuleList
 
@@ -31,7 +34,7 @@ class GroundingNetwork(ModelPatchNetwork):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveGrounding:
-    """Boxes in one run. tokens: made once for each size of canvas."""
+    """Boxes in one run. tokens: cached for each size of canvas."""
 
     patch: ModelPatch
     given: Grounding
@@ -44,7 +47,7 @@ class ActiveGrounding:
         return network
 
     def tokens(self, height: int, width: int) -> Tensor:
-        """Return the boxes' tokens (30,D) on a canvas, or on an area of it, which counts as one."""
+        """Return the boxes' tokens (30,D) for a canvas, or for an area of it, which counts as a canvas."""
         if (height, width) not in self._tokens:
             self._tokens[height, width] = self.network.tokens(self.given, height, width)
         return self._tokens[height, width]
@@ -54,7 +57,7 @@ class ActiveGrounding:
 def with_boxes(
     transformers: Sequence[Any], rows: Sequence[tuple[int, ActiveGrounding | None]], size: tuple[int, int]
 ) -> Iterator[None]:
-    """Tell rows of their boxes while a network runs, whose transformers these are, in order.
+    """Apply rows' boxes in forwards of a network. transformers: the network's, in order.
 
     rows: (rows, boxes) in turn. size: (h,w) of the latents.
     """
@@ -77,7 +80,7 @@ def with_boxes(
 def _before_text(
     spans: Sequence[tuple[slice, ActiveGrounding]], number: int, size: tuple[int, int], _module: Any, given: Any
 ) -> None:
-    """Put rows through a layer, in place: what is normed here is what the attention to the text is added to."""
+    """Apply a layer to rows, in place, before the norm of the attention to the text."""
     features: Tensor = given[0]
     for rows, grounding in spans:
         tokens = grounding.tokens(*size)

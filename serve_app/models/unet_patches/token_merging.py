@@ -1,7 +1,7 @@
-"""Tokens of an image that are merged into others like them, and given what those come to afterwards.
+"""Token merging (ToMe): tokens of an image are merged into similar ones, and later get their outputs.
 
-Of each square of two by two one token is drawn into which others may be merged. Of the others, those that are most like
-one of these, by the cosine, are merged into it. Source: Bolya and Hoffman 2023, arXiv:2303.17604, sections 3 and 4.
+In each 2×2 square one token is drawn as a destination. Of the other tokens, those most similar to a destination, by
+cosine, are merged into it. Source: Bolya and Hoffman 2023, arXiv:2303.17604, sections 3 and 4.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from serve_app.sampling.transfer import sent
 SQUARE = 2
 
 Merge: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor, Callable[[Tensor], Tensor]]]"
-"""From features (B,n,D), by which tokens are alike, and what is merged (B,n,d), to that, shorter, and the way back."""
+"""From features (B,n,D), which are compared, and a tensor (B,n,d) to the merged, shorter tensor and the inverse."""
 
 
 def merging(size: tuple[int, int], count: int, generator: torch.Generator) -> Merge | None:
-    """Return what merges `count` tokens of an image of (h,w) tokens, or None if nothing is merged."""
+    """Return a function that merges `count` tokens of an image of (h,w) tokens, or None if nothing is merged."""
     height, width = size
     if count <= 0 or height == 1 or width == 1:
         return None
@@ -59,7 +59,7 @@ def merging(size: tuple[int, int], count: int, generator: torch.Generator) -> Me
 
 
 def _drawn(height: int, width: int, generator: torch.Generator) -> Tensor:
-    """Return one token of each whole square, by its number in the image."""
+    """Return the index of one random token of each whole square."""
     rows, columns = height // SQUARE, width // SQUARE
     which = torch.randint(SQUARE**2, (rows, columns, 1), generator=generator)[..., 0]
     y = torch.arange(rows)[:, None] * SQUARE + which // SQUARE

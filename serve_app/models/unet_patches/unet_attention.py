@@ -1,6 +1,7 @@
-"""A UNet's attention as patches have it, by row: tiles, merged queries, a map of it, none at all, one led from another.
+"""Patches of a UNet's attention, by row: tiles, merged queries, recorded maps, none at all, or guided (NAG).
 
-Projections take all rows at once, as LoRAs need it; what lies between them is done by rows that are patched alike.
+Projections take all rows at once, as LoRAs require; what lies between them is computed for groups of rows with equal
+patches.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from serve_app.sampling.guidance.layers import AttentionMap, Drawn, Opposed, Wit
 from serve_app.sampling.transfer import sent
 
 Back: TypeAlias = Callable[[Tensor], Tensor]
-"""From what attention makes of changed queries to what there is for all tokens."""
+"""From the attention output of changed queries to an output for all tokens."""
 
 
 _OF_ATTENTION = (AttentionMap, Drawn, Opposed, WithoutAttention)
@@ -31,7 +32,7 @@ _OF_ATTENTION = (AttentionMap, Drawn, Opposed, WithoutAttention)
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """Rows that are patched alike, wherever in the batch they lie. rows: (r,), their numbers, where the network is."""
+    """Rows with equal patches, anywhere in the batch. rows: (r,), their indices, on the network's device."""
 
     rows: Tensor
     patches: tuple[Any, ...]
@@ -41,7 +42,7 @@ class _Span:
 def with_attention(network: Any, rows: Sequence[tuple[int, Sequence[Any]]], size: tuple[int, int]) -> Iterator[None]:
     """Patch attention while the network runs. rows, size: as `unet_layers.with_layers`."""
     if not any(isinstance(patch, _OF_ATTENTION) for _, patches in rows for patch in patches):
-        # Nor may anything be sent then: a forward of such rows may be recorded.
+        # Nor may anything be copied to the device then: a forward of such rows may be recorded.
         yield
         return
     spans = _spans(rows, next(network.parameters()).device)
@@ -65,7 +66,7 @@ _FIRST_IN_MIDDLE = "mid_block.attentions.0.transformer_blocks.0"
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a layer is: in the middle, and if so whether it is the first there."""
+    """A layer's position: in the middle block, and if so whether it is the first there."""
 
     in_middle: bool
     first: bool
@@ -78,27 +79,27 @@ class _Place:
 
 
 def _spans(rows: Sequence[tuple[int, Sequence[Any]]], device: torch.device) -> list[_Span]:
-    """Return rows by their patches: those of one run draw together, though others' rows lie between them."""
+    """Return rows grouped by patches: those of one run draw together, though others' rows lie between them."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     first = 0
     for count, patches in rows:
         alike.setdefault(tuple(patches), []).extend(range(first, first + count))
         first += count
-    # Numbers that each layer brought to a GPU by itself would make the host wait there.
+    # A copy to the GPU in each layer would synchronise there.
     return [_Span(sent(torch.tensor(rows), device), patches) for patches, rows in alike.items()]
 
 
 def _forward(
     attention: Any, spans: Sequence[_Span], here: _Place, size: tuple[int, int], x: Tensor, *_: Any, **__: Any
 ) -> Tensor:
-    """Return what self-attention makes of x (R,n,D). size: (h,w) of the latents."""
+    """Return self-attention's output for x (R,n,D). size: (h,w) of the latents."""
     q, k, v = attention.to_q(x), attention.to_k(x), attention.to_v(x)
     made = torch.empty_like(v)
     drawn = _draws(spans, x, size)
     for span in spans:
         rows = span.rows
         patches = [patch for patch in span.patches if here.acts_inside(patch)]
-        # What the first one leaves is no image any more, so that others pass it over.
+        # The output of the first one is no image any more, so that others skip it.
         changes = [drawn[id(patch)] for patch in patches if isinstance(patch, Drawn)]
         change = next((change for change in changes if change is not None), None)
         own, back = (q.index_select(0, rows), k.index_select(0, rows), v.index_select(0, rows)), None
@@ -116,11 +117,11 @@ def _forward(
 
 
 Change: TypeAlias = "Callable[[tuple[Tensor, Tensor, Tensor], Tensor], tuple[tuple[Tensor, Tensor, Tensor], Back]]"
-"""From queries, keys and values (B,n,D) of some rows to others, and the way back."""
+"""From queries, keys and values (B,n,D) of some rows to changed ones, and the inverse."""
 
 
 def _draws(spans: Sequence[_Span], x: Tensor, size: tuple[int, int]) -> dict[int, Change | None]:
-    """Return what each drawing patch does in a layer, by its identity: it draws once for all its rows."""
+    """Return the change of each drawing patch in a layer, by identity: it draws once for all its rows."""
     drawing = {id(p): p for span in spans for p in span.patches if isinstance(p, Drawn)}
     return {key: _change(drawn, x, size) for key, drawn in drawing.items()}
 
@@ -133,7 +134,7 @@ def _change(drawn: Drawn, x: Tensor, size: tuple[int, int]) -> Change | None:
 
 def _merging(patch: TokenMerging, generator: torch.Generator, x: Tensor, size: tuple[int, int]) -> Change | None:
     tokens = x.shape[1]
-    # Only at the latents' own size.
+    # Only at the latents' own resolution.
     if ceil(sqrt(size[0] * size[1] // tokens)) > 1:
         return None
     merge = merging(size, int(tokens * patch.ratio), generator)
@@ -149,11 +150,10 @@ def _merging(patch: TokenMerging, generator: torch.Generator, x: Tensor, size: t
 
 
 def _tiling(patch: HyperTile, generator: torch.Generator, tokens: int, size: tuple[int, int]) -> Change | None:
-    """Return what tiles a layer of so many tokens, if it is one of those that are tiled.
+    """Return the tiling of a layer with a number of tokens, or None if the layer is not tiled.
 
-    Queries are cut into tiles, keys and values into as many runs of rows, and height and width change places, as in
-    ComfyUI: for latents that are not square, and keys, that is not what the paper has.
-    Source: tfernd's HyperTile.
+    Queries are cut into tiles, keys and values into as many runs of rows, and height and width are swapped, as in
+    ComfyUI; for non-square latents, and for keys, the paper differs. Source: tfernd's HyperTile.
     """
     height, width = size
     depths = [d for d in range(patch.depth + 1) if (height / 2**d) * (width / 2**d) == tokens]
@@ -180,7 +180,7 @@ def _tiling(patch: HyperTile, generator: torch.Generator, tokens: int, size: tup
 
 
 def _divisions(side: int, least: int, choices: int, generator: torch.Generator) -> int:
-    """Return into how many parts of at least `least` a side is cut, drawn from so many choices, fewest last."""
+    """Return a number of parts of at least `least` for a side, drawn from `choices`, fewest last."""
     least = min(least, side)
     parts = [side // length for length in range(least, side + 1) if side % length == 0][:choices]
     if len(parts) == 1:
@@ -203,7 +203,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, heads: int, maps: Sequence[Attentio
 
 
 def _led(opposed: Sequence[tuple[_Span, Opposed]], _module: Any, _given: Any, out: Tensor) -> Tensor:
-    """Lead the positive's rows of what attention makes (R,n,D) away from the negative's of its tie.
+    """Guide the positive's rows of the attention output (R,n,D) away from the negative's of its tie.
 
     Source: Chen et al. 2025, arXiv:2505.21179, equations 7 to 10.
     """

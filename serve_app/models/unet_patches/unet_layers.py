@@ -1,6 +1,6 @@
-"""What a UNet's layers do otherwise, by row: rows that differ in it share a forward, and each gets what it gets alone.
+"""Applies layer patches of a UNet by row: rows that differ in them share a forward with unchanged outputs.
 
-The patches are those of `sampling.layers`; each has a file of its own here. Nothing stays on the network.
+The patches are those of `sampling.guidance.layers`; each has a file of its own here. Nothing stays on the network.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The autoencoder of Flux.2: a KL autoencoder whose latents are gathered two by two and normed by statistics it brings.
+"""The autoencoder of Flux.2: a KL autoencoder with 2×2 latents merged to one and normalised by stored statistics.
 
 Source: Black Forest Labs 2025, FLUX.2; run as diffusers' AutoencoderKLFlux2.
 """
@@ -22,7 +22,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
 
 GATHERED = 2
-"""So many cells along each side become one."""
+"""Cells along each side that are merged into one."""
 EPS = 1e-4
 
 _MARKS = ("bn.running_mean",)
@@ -30,7 +30,7 @@ _MARKS = ("bn.running_mean",)
 
 @dataclass(frozen=True, slots=True)
 class Flux2Vae(VaeFamily):
-    """A Flux.2 autoencoder. kl: the encoder, whose decoder is as wide unless decoder_channels says otherwise."""
+    """A Flux.2 autoencoder. kl: the encoder, whose decoder is as wide unless decoder_channels is set."""
 
     kl: AutoencoderKL
     decoder_channels: tuple[int, ...]
@@ -55,9 +55,9 @@ class Flux2Vae(VaeFamily):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Flux2Vae:
-        """Read the network off its tensors. Errors: ModelFileError for another layout."""
+        """Read the network's size off its tensors. Errors: ModelFileError for another layout."""
         kl = AutoencoderKL.probe(tensors)
-        # All levels of a decoder are as much narrower as its widest, which comes first.
+        # A decoder's levels are narrower by one factor, that of its widest, which comes first.
         widest = tensors.shape("decoder.conv_in.weight")[0]
         return cls(kl, tuple(width * widest // kl.channels[-1] for width in kl.channels))
 
@@ -80,7 +80,7 @@ class Flux2Vae(VaeFamily):
             use_quant_conv=self.kl.quantized,
             use_post_quant_conv=self.kl.quantized,
         )
-        # Parameters go to the device with the others; diffusers has the statistics as buffers.
+        # Parameters move to the device with the others; diffusers has the statistics as buffers.
         network.bn = Statistics(self.latent_channels)
         return slimmed(network)
 
@@ -96,7 +96,7 @@ class Flux2Vae(VaeFamily):
 
 
 class Statistics(nn.Module):
-    """The mean and variance of each channel of gathered latents."""
+    """The mean and variance of each channel of merged latents."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -19,14 +19,14 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
 
 NORM_GROUPS = 32
-"""Every group norm has so many groups."""
+"""Groups of every group norm."""
 
 _MARKS = ("decoder.conv_in.weight",)
 _RES_BLOCK = {"nin_shortcut": "conv_shortcut"}
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 _OLD_DIFFUSERS_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""Names of the attention in diffusers' own files of before 2023; the rest is named as in the network."""
+"""Names of the attention in diffusers' files of before 2023; the others are the network's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class AutoencoderKL(VaeFamily):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> AutoencoderKL:
-        """Read the network off a VAE's tensors, named as in the single file or as in diffusers.
+        """Read the network's size off a VAE's tensors, named as in the single file or as in diffusers.
 
         Errors: ModelFileError for another layout.
         """

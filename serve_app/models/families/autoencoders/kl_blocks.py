@@ -1,7 +1,7 @@
-"""Blocks of a KL autoencoder as they are run here: diffusers' own, without what they do for other networks.
+"""Blocks of a KL autoencoder for inference: diffusers' own, without work that it does for other networks.
 
-diffusers divides by factors that are 1, and writes every activation and sum into memory of its own, which for a large
-picture takes longer to touch than to fill. What comes out is the same, to the bit.
+diffusers divides by factors that are 1, and writes every activation and sum to fresh memory, which for a large image
+takes longer to touch than to fill. Outputs are equal, to the bit.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from serve_app.models.kernels.winograd import use_winograd
 
 
 class KlResidual(ResnetBlock2D):  # type: ignore[misc]
-    """A residual block of an autoencoder, which is told no time."""
+    """A residual block of an autoencoder, which has no time input."""
 
     def forward(self, input_tensor: Tensor, temb: None = None) -> Tensor:
-        """Return what it makes of x (B,C,H,W). The names of arguments are diffusers'."""
+        """Return the block's output for x (B,C,H,W). The names of arguments are diffusers'."""
         made = self.conv1(silu(self.norm1(input_tensor), inplace=True))
         made = self.conv2(silu(self.norm2(made), inplace=True))
         out: Tensor = made.add_(input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor))
@@ -29,7 +29,7 @@ class KlResidual(ResnetBlock2D):  # type: ignore[misc]
 
 
 def slimmed(network: Any) -> nn.Module:
-    """Return an AutoencoderKL or one of its kind with its blocks as they are here, and a CPU's sums within them."""
+    """Return an AutoencoderKL or a subclass with its blocks replaced by these, and CPU kernels in them."""
     for module in network.modules():
         if type(module) is ResnetBlock2D:
             module.__class__ = KlResidual

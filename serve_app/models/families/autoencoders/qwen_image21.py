@@ -1,6 +1,6 @@
-"""The autoencoder of Qwen-Image 2.1: images and how opaque they are.
+"""The autoencoder of Qwen-Image 2.1: images with alpha.
 
-It is laid out as Wan 2.2's of videos, with nothing of time in its weights. Read off ComfyUI's file; run as diffusers'
+Its layout is that of Wan 2.2's video autoencoder without weights in time. Reads ComfyUI's file; run as diffusers'
 AutoencoderKLQwenImage21. Source: Qwen team 2026, Qwen-Image 2.1; Wan team 2025, arXiv:2503.20314.
 """
 
@@ -20,9 +20,9 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
 
 WIDTHS = (1, 2, 4, 8, 8)
-"""How many times wider than the finest each level is; each level but the last halves the resolution."""
+"""Width of each level as a multiple of the finest's; each level but the last halves the resolution."""
 HALVES_TIME = (False, True, True, True)
-"""Which of the steps down halved the number of frames too: what goes by beside them still tells these apart."""
+"""The downsampling steps that also halved the number of frames: shortcuts still distinguish them."""
 
 _LAST = "decoder.head.2.weight"
 
@@ -48,7 +48,7 @@ class QwenImage21Vae(VaeFamily):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> QwenImage21Vae:
-        """Read the network off its tensors."""
+        """Read the network's size off its tensors."""
         width, image_channels = tensors.shape("encoder.conv1.weight")[:2]
         return cls(width, tensors.shape("decoder.head.0.gamma")[0], tensors.shape("conv2.weight")[0], image_channels)
 

@@ -1,4 +1,4 @@
-"""TAESD's two halves: a distilled autoencoder of a few million parameters on Stable Diffusion's scaled latents.
+"""TAESD: a tiny distilled autoencoder on Stable Diffusion's scaled latents, in two files.
 
 Source: Bohan 2023, github.com/madebyollin/taesd; the numbers of layers are the published files'.
 """
@@ -20,18 +20,18 @@ from serve_app.sampling.latents.latent_formats import FLUX, FLUX2, SD, SD3, SDXL
 from serve_app.sampling.latents.latents import LatentFormat
 
 FORMATS = {latents.tiny: latents for latents in (SD, SDXL, SD3, FLUX, FLUX2)}
-"""The formats that one is published for, by how its files' names begin."""
+"""The latent formats with a published one, by the prefix of its files' names."""
 
 _LAYERS = 20
-"""More layers than either half has."""
+"""Upper bound on the layers of either half."""
 
 _WIDTH = 64
 _GROUPS = 4
-"""A pooled block is so many times wider inside, and normed in so many groups."""
+"""A pooled block's factor of inner width, and its number of norm groups."""
 _FACTOR = 8
-"""Pixels of an image along one side that the halves make one cell of."""
+"""Pixels per latent cell along one side."""
 _LIMIT = 3.0
-"""Latents are bent so that none is larger."""
+"""Latents are squashed below this magnitude."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Taesd(VaeFamily):
 
 
 class TinyVae(nn.Module):
-    """Both halves. Pixels are (B,3,H,W) in −1…1, latents (B,C,h,w) unscaled, as of the VAE that it stands in for."""
+    """Both halves. Pixels are (B,3,H,W) in −1…1, latents (B,C,h,w) unscaled, as of the VAE that it replaces."""
 
     def __init__(self, latent_format: LatentFormat) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class _Bend(nn.Module):
 
 
 class _Block(nn.Module):
-    """Three convolutions beside the identity. pools: what goes in is first mixed with norms over the whole image."""
+    """Three convolutions with a shortcut. pools: the input is first mixed by norms over the whole image."""
 
     def __init__(self, pools: bool = False) -> None:
         super().__init__()

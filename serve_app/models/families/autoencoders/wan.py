@@ -1,8 +1,8 @@
-"""The autoencoder of Wan 2.1, which is Qwen-Image's and Krea 2's as well: videos, or images as videos of one frame.
+"""The autoencoder of Wan 2.1, also of Qwen-Image and Krea 2: videos, or images as videos of one frame.
 
-A latent stands for four frames; the first stands for one. Qwen-Image-Layered's has a fourth channel, how opaque a pixel
-is. Read off the authors' file; run as diffusers' AutoencoderKLWan. What Wan 2.2's shares with it is here too.
-Source: Wan team 2025, arXiv:2503.20314.
+A latent frame covers four images, the first one image. Qwen-Image-Layered's has an alpha channel. Reads the authors'
+file; run as diffusers' AutoencoderKLWan. Parts shared with Wan 2.2's are here too. Source: Wan team 2025,
+arXiv:2503.20314.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
 
 WIDTHS = (1, 2, 4, 4)
-"""How many times wider than the finest each level is; each level but the last halves the resolution."""
+"""Width of each level as a multiple of the finest's; each level but the last halves the resolution."""
 RES_BLOCKS = 2
 HALVES_TIME = (False, True, True)
-"""Which of the steps down halve the number of frames too."""
+"""The downsampling steps that also halve the number of frames."""
 
 MARKS = ("decoder.middle.0.residual.0.gamma",)
 NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
-"""A tensor of those whose levels are modules of their own: Wan 2.2 and what is laid out like it."""
+"""A tensor of files whose levels are modules of their own: Wan 2.2's and similar ones."""
 RES_BLOCK = {
     "residual.0": "norm1",
     "residual.2": "conv1",
@@ -39,11 +39,11 @@ RES_BLOCK = {
 
 
 class WanVideos(VideoVaeFamily):
-    """How Wan's autoencoders go through a video: what layers saw of earlier moments is kept from one to the next."""
+    """How Wan's autoencoders process a video: causal layers cache their input from one latent frame to the next."""
 
     frames = 4
     patch: ClassVar[int] = 1
-    """So many pixels along each side are one of the network's, with channels of their own."""
+    """Pixels along each side that are merged into one, as channels."""
 
     def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         seen = _unseen(network.decoder)
@@ -56,7 +56,7 @@ class WanVideos(VideoVaeFamily):
             yield self._encoded(network, latent_frame, seen)
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:
-        # An image alone has no later moment to keep anything for.
+        # A single image has no later latent frame to cache anything for.
         return self._decoded(network, latents, None) if latents.shape[2] == 1 else super().decode(network, latents)
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class WanVae(WanVideos):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> WanVae:
-        """Read the network off its tensors."""
+        """Read the network's size off its tensors."""
         width, image_channels = tensors.shape("encoder.conv1.weight")[:2]
         return cls(width, tensors.shape("conv2.weight")[0], image_channels)
 
@@ -115,12 +115,12 @@ class WanVae(WanVideos):
 
 
 class CausalConv(WanCausalConv3d):  # type: ignore[misc]
-    """A convolution over a frame and those before it; of a first frame alone, only its last weights in time count."""
+    """A convolution over a frame and those before it; for a first frame alone, only its last weights in time matter."""
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
         before = self._padding[4]
         if cache_x is None and x.shape[2] == 1 and before == self.kernel_size[0] - 1:
-            # A third of the work: the frames before are zeros.
+            # A third of the work: earlier frames are zeros.
             around = (self._padding[2], self._padding[0])
             return conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, padding=around).unsqueeze(2)
         whole: Tensor = super().forward(x, cache_x)
@@ -136,12 +136,12 @@ def causal(network: nn.Module) -> nn.Module:
 
 
 def _unseen(half: nn.Module) -> list[Any]:
-    """Return what the layers of half a network keep from one moment of a video to the next, before the first."""
+    """Return the empty caches of the layers of half a network, before the first latent frame."""
     return [None] * sum(isinstance(layer, WanCausalConv3d) for layer in half.modules())
 
 
 def ends() -> Iterator[tuple[str, str]]:
-    """Yield names in the file and in the network of what is not in the levels."""
+    """Yield names in the file and in the network of layers outside the levels."""
     yield "conv1", "quant_conv"
     yield "conv2", "post_quant_conv"
     for half in ("encoder", "decoder"):
@@ -154,7 +154,7 @@ def ends() -> Iterator[tuple[str, str]]:
 
 
 def levels_of_modules(levels: int) -> Iterator[tuple[str, str]]:
-    """Yield names in the file and in the network where levels are modules: of Wan 2.2 and what is laid out like it."""
+    """Yield names in the file and in the network where levels are modules, as in Wan 2.2."""
     yield from ends()
     for level in range(levels):
         for half, theirs, ours, blocks, step in (
@@ -171,7 +171,7 @@ def levels_of_modules(levels: int) -> Iterator[tuple[str, str]]:
 def _names() -> Iterator[tuple[str, str]]:
     """Yield names in the file and in the network."""
     yield from ends()
-    # The file counts what the levels are made of through, and so does the network's encoder.
+    # The file numbers the parts of levels consecutively, and so does the network's encoder.
     for number in range(len(WIDTHS) * (RES_BLOCKS + 1) - 1):
         yield from inside(f"encoder.downsamples.{number}", f"encoder.down_blocks.{number}", RES_BLOCK)
     a_level = RES_BLOCKS + 2

@@ -1,7 +1,7 @@
-"""The autoencoder of Wan 2.2's 5B: videos, of which a latent stands for twice as many pixels a side as Wan 2.1's.
+"""The video autoencoder of Wan 2.2's 5B, whose latent cells cover twice as many pixels a side as Wan 2.1's.
 
-Its levels are modules with a way beside them. Read off the authors' file; run as diffusers' AutoencoderKLWan.
-Source: Wan team 2025, Wan 2.2.
+Its levels are modules with shortcuts. Reads the authors' file; run as diffusers' AutoencoderKLWan. Source: Wan team
+2025, Wan 2.2.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Wan22Vae(wan_vae.WanVideos):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Wan22Vae:
-        """Read the network off its tensors."""
+        """Read the network's size off its tensors."""
         width, channels = tensors.shape("encoder.conv1.weight")[:2]
         decoder_width = tensors.shape("decoder.head.0.gamma")[0]
         return cls(width, decoder_width, tensors.shape("conv2.weight")[0], channels // cls.patch**2)

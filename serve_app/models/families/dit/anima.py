@@ -1,7 +1,7 @@
-"""Anima: Cosmos-Predict2's blocks, told a text by an adapter between a small Qwen3 and the tokens that T5 has for it.
+"""Anima: Cosmos-Predict2's blocks, with an adapter that combines a small Qwen3's states with T5's tokens.
 
-Run by diffusers' layers of CosmosTransformer3DModel and AnimaTextConditioner.
-Source: NVIDIA 2025, arXiv:2511.00062; CircleStone Labs 2025, Anima; the numbers are ComfyUI's.
+Run by diffusers' layers of CosmosTransformer3DModel and AnimaTextConditioner. Source: NVIDIA 2025, arXiv:2511.00062;
+CircleStone Labs 2025, Anima; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ from serve_app.values import Conditioning, Text
 SHIFT = 3.0
 THETA = 10000.0
 STRETCHED = 4.0
-"""By what rows and columns count as more than in the training before."""
+"""Factor of row and column positions over those of the original training."""
 LEAST = 512
-"""Rows of text that a network is told at least, zeros behind those there are."""
+"""Minimum number of text rows for the network; missing ones are zeros."""
 IDS, WEIGHTS = "t5xxl_ids", "t5xxl_weights"
 """The options of a conditioning that hold T5's tokens and their weights, by ComfyUI's names."""
 
@@ -69,7 +69,7 @@ _ADAPTER = ("embed", "blocks", "out_proj", "norm")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnimaInputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
     text: (B,T,D). ids, weights: (B,S), of T5's tokens; None for a text that needs no adapter.
     """
@@ -84,7 +84,7 @@ class AnimaInputs:
 
 @dataclass(frozen=True, slots=True)
 class LlmAdapter:
-    """The size of what reads texts. layers: how many blocks; source_width: of a row that it reads."""
+    """The size of the text adapter. layers: number of blocks; source_width: of a row that it reads."""
 
     width: int
     heads: int
@@ -95,16 +95,16 @@ class LlmAdapter:
 
 @dataclass(frozen=True, slots=True)
 class Anima(Transformer):
-    """A backbone. width: of a token in the network; lora_width: inside what modulates; text_width: of what it is told.
+    """A backbone. width: of a token; lora_width: inside the low-rank modulation; text_width: of a text row.
 
-    hidden: inside a block's last layers, in widths.
+    hidden: width of the feed-forward layers, in widths.
     """
 
     title = "Anima"
     marks = ("llm_adapter.blocks.0.cross_attn.q_proj.weight",)
     latent_format = WAN
     dtypes = (torch.bfloat16,)
-    """In fp16 what runs past the blocks overflows."""
+    """In fp16 the residual stream overflows."""
 
     width: int
     heads: int
@@ -115,7 +115,7 @@ class Anima(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Anima:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         width, columns = tensors.shape("x_embedder.proj.1.weight")
         head = tensors.shape("blocks.0.self_attn.q_norm.weight")[0]
         inside = tensors.shape("blocks.0.mlp.layer1.weight")[0]
@@ -186,7 +186,7 @@ class Anima(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> AnimaInputs:
-        """Return the text with T5's tokens of it, where the conditioning has them.
+        """Return the text with its T5 tokens, where the conditioning has them.
 
         Errors: NodeError for a conditioning of another family's text encoder.
         """
@@ -205,7 +205,7 @@ class Anima(Transformer):
         return tuple(x.shape[1:]), inputs.ids is None
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows. They may differ in level, text, its length and LoRAs."""
+        """Return the call's input tensors. Rows may differ in level, text, its length and LoRAs."""
         dtype, inputs = network.proj_out.weight.dtype, [r.inputs for r in rows]
         texts, counts = [i.text.to(dtype) for i in inputs], lengths([i.text for i in inputs])
         given = {
@@ -226,11 +226,11 @@ class Anima(Transformer):
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x, text, size = given["x"], given["text"], given["x"].shape[2:]
         if "ids" in given:
-            # What is no token of a row weighs nothing: zeros, as those up to the least are.
+            # Padding has weight 0, so that it becomes zeros, as up to the minimum.
             adapted = network.llm_adapter(text, given.get("text there"), given["ids"], given.get("ids there"))
             text = adapted * given["weights"][..., None].to(x.dtype)
             text = pad(text, (0, 0, 0, max(0, LEAST - text.shape[1])))
-        # One channel more, which says where an image is filled up: nowhere.
+        # One further channel, the padding mask of an image: none.
         image = network.patch_embed.proj(pad(frame_tokens(x), (0, PATCH**2)))
         # Time reaches the sinusoids in single precision, as in ComfyUI.
         modulated, time = network.time_embed(image, given["level"])
@@ -243,7 +243,7 @@ class Anima(Transformer):
         return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
 
     def _turns(self, size: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines (n,D) by which tokens of latents (F,h,w) turn a head's halves."""
+        """Return the cosines and sines (n,D) of rotary positions for tokens of latents (F,h,w)."""
         head = self.width // self.heads
         side = head // 6 * 2
         angles = []
@@ -264,7 +264,7 @@ class Anima(Transformer):
 
 
 class TextAdapter(nn.Module):
-    """What makes of Qwen3's states (R,T,W) and T5's tokens (R,S) what a backbone is told, (R,S,D)."""
+    """Combines Qwen3's states (R,T,W) and T5's tokens (R,S) into the backbone's text, (R,S,D)."""
 
     def __init__(self, size: LlmAdapter) -> None:
         super().__init__()
@@ -277,7 +277,7 @@ class TextAdapter(nn.Module):
         self.norm = nn.RMSNorm(size.width, eps=1e-6)
 
     def forward(self, states: Tensor, states_there: Tensor | None, ids: Tensor, ids_there: Tensor | None) -> Tensor:
-        """Return what is told. states_there, ids_there: which there are, (R,T) and (R,S), None for all."""
+        """Return the text. states_there, ids_there: masks of real tokens, (R,T) and (R,S), None: all."""
         tokens = self.embed(ids).to(states.dtype)
         masks = (None if known is None else known[:, None, None] for known in (ids_there, states_there))
         head = self.size.width // self.size.heads
@@ -316,7 +316,7 @@ class AnimaText(Qwen3Text):
 
 
 class AnimaTextEncoder(DecoderEncoder):
-    """Qwen3 on its device, and T5's tokeniser. Brackets weigh T5's tokens alone."""
+    """Qwen3 on its device, and T5's tokeniser. Prompt weights apply to T5's tokens alone."""
 
     def __init__(
         self,

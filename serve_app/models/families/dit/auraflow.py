@@ -1,7 +1,7 @@
-"""AuraFlow: text and image in streams of their own that attend to each other, then in one; and Pile-T5-XL, which reads.
+"""AuraFlow: double-stream blocks of text and image, then single-stream ones; its text encoder is Pile-T5-XL.
 
-Read off the authors' single file or diffusers'; run by the layers of diffusers' AuraFlowTransformer2DModel.
-Source: fal 2024, AuraFlow; the numbers are ComfyUI's.
+Reads the authors' single file or diffusers'; run by the layers of diffusers' AuraFlowTransformer2DModel. Source: fal
+2024, AuraFlow; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from serve_app.sampling.transfer import sent
 
 SHIFT = 1.73
 HEAD = 256
-"""How wide every head is."""
+"""Width of every head."""
 
 _MODULES = (
     *("pos_embed", "time_step_proj", "context_embedder", "register_tokens", "joint_transformer_blocks"),
@@ -80,7 +80,7 @@ _SINGLE = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AuraFlowInputs:
-    """What a network is told beside x and sigma, for B rows. text: (B,T,D)."""
+    """Conditioning inputs for B rows. text: (B,T,D)."""
 
     text: Tensor
 
@@ -90,7 +90,7 @@ class AuraFlowInputs:
 
 @dataclass(frozen=True, slots=True)
 class AuraFlow(Transformer):
-    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+    """A backbone. width: of a token; doubles, singles: number of blocks of each kind.
 
     side: rows and columns of the table of positions.
     """
@@ -108,7 +108,7 @@ class AuraFlow(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> AuraFlow:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         if _by_diffusers(tensors):
             patches, places, text = "pos_embed.proj", "pos_embed.pos_embed", "context_embedder"
             doubles, singles = "joint_transformer_blocks.", "single_transformer_blocks."
@@ -174,11 +174,11 @@ class AuraFlow(Transformer):
         return AuraFlowInputs(to_batch(sent(cond, device).float(), canvas.rows))
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shape of x and the length of the text, for which the network's attention takes no mask."""
+        """Return the shape of x and the length of the text: the network's attention takes no mask."""
         return tuple(x.shape[1:]), inputs.text.shape[1]
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows, which may differ in level, text and LoRAs."""
+        """Return the call's input tensors. Rows may differ in level, text and LoRAs."""
         dtype = network.proj_out.weight.dtype
         given = {
             "x": torch.cat([r.x for r in rows]).to(dtype),
@@ -205,9 +205,9 @@ class AuraFlow(Transformer):
         return from_tokens(made, *size, channels_last=True)
 
     def places(self, table: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the middle of the table of positions (1,side²,D) for latents of a size, (1,n,D).
+        """Return the centre of the table of positions (1,side²,D) for latents of a size, (1,n,D).
 
-        Where they are beyond it, the table is stretched to the longer side.
+        For larger latents, the table is resized to the longer side.
         """
         rows, columns = grid(*size)
         square, side = table.view(1, self.side, self.side, -1), max(self.side, rows, columns)

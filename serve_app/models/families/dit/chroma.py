@@ -1,7 +1,7 @@
-"""Chroma: Flux.1's blocks, modulated by one small network for all of them, told of no pooled text.
+"""Chroma: Flux.1's blocks without pooled text, with modulations from one small network for all blocks.
 
-Read off the authors' single file or diffusers'; run by the layers of diffusers' ChromaTransformer2DModel.
-Source: lodestones 2025, Chroma1; the numbers are ComfyUI's.
+Reads the authors' single file or diffusers'; run by the layers of diffusers' ChromaTransformer2DModel. Source:
+lodestones 2025, Chroma1; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ from serve_app.sampling.transfer import sent
 
 MU = 1.15
 AXES = (2, 7, 7)
-"""Sixteenths of a head that turn by plane, row and column."""
+"""Sixteenths of a head rotated by plane, row and column."""
 TIMES = 1000.0
 MODULATIONS = 344
-"""How many vectors the modulating network makes: of the single blocks, the double blocks and, last, the output."""
+"""Number of vectors of the modulation network: for single blocks, double blocks and, last, the output."""
 SINGLE, DOUBLE, LAST = 3, 6, 2
 """How many of them a single block takes, each stream of a double block, and the output."""
 
@@ -60,7 +60,7 @@ _MODULES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ChromaInputs:
-    """What a network is told beside x and sigma, for B rows. text: (B,T,D); guidance: (B,)."""
+    """Conditioning inputs for B rows. text: (B,T,D); guidance: (B,)."""
 
     text: Tensor
     guidance: Tensor
@@ -71,9 +71,9 @@ class ChromaInputs:
 
 @dataclass(frozen=True, slots=True)
 class Chroma(Transformer):
-    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+    """A backbone. width: of a token; doubles, singles: number of blocks of each kind.
 
-    told_width: of what the modulating network is told; inside, layers: its own.
+    embedding_width: of the modulation network's input; inside, layers: its size.
     """
 
     title = "Chroma"
@@ -99,7 +99,7 @@ class Chroma(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Chroma:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         theirs = _by_diffusers(tensors)
         first, text = ("x_embedder", "context_embedder") if theirs else ("img_in", "txt_in")
         ours = "transformer_blocks.", "single_transformer_blocks."
@@ -153,7 +153,7 @@ class Chroma(Transformer):
             approximator_hidden_dim=self.inside,
             approximator_layers=self.layers,
         )
-        # It holds nothing but a table, which `forward` makes in single precision.
+        # It contains only a table, which `forward` computes in single precision.
         network.time_text_embed = nn.Identity()
         built: nn.Module = network
         return built
@@ -173,13 +173,13 @@ class Chroma(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> ChromaInputs:
-        """Return the text and the guidance, which is 0 where a conditioning says nothing of it."""
+        """Return the text and the guidance, 0 where a conditioning has none."""
         check_text(cond, self.text_width, self.title)
         text = to_batch(sent(cond, device).float(), canvas.rows)
         return ChromaInputs(text, torch.full((canvas.rows,), float(options.get("guidance") or 0.0), device=device))
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows, which may differ in level, text and its length."""
+        """Return the call's input tensors. Rows may differ in level, text and its length."""
         dtype, size = network.x_embedder.bias.dtype, rows[0].x.shape[-2:]
         texts = [r.inputs.text.to(dtype) for r in rows]
         text, places = stacked(texts), positions(size)
@@ -215,9 +215,9 @@ class Chroma(Transformer):
         return from_tokens(output, *x.shape[-2:])
 
     def _modulations(self, level: Tensor, guidance: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return what the modulating network is told of each vector, (R,MODULATIONS,told_width).
+        """Return the modulation network's input for each vector, (R,MODULATIONS,embedding_width).
 
-        That is time, guidance and the vector's number.
+        That is time, guidance and the vector's index, as sinusoids.
         """
         # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
         row = torch.cat([_sines(numbers, self.embedding_width // 4) for numbers in (level, guidance.to(dtype))], dim=1)

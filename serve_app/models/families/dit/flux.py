@@ -1,7 +1,7 @@
-"""Flux.1: dev, schnell and what was trained from them, to fill, to follow outlines or depth, and to edit (Kontext).
+"""Flux.1: dev, schnell and their derivatives, for inpainting (Fill), canny or depth, and editing (Kontext).
 
-Read off the authors' single file or diffusers'; run by the layers of diffusers' FluxTransformer2DModel.
-Source: Black Forest Labs 2024, FLUX.1; the numbers are ComfyUI's.
+Reads the authors' single file or diffusers'; run by the layers of diffusers' FluxTransformer2DModel. Source: Black
+Forest Labs 2024, FLUX.1; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ from serve_app.sampling.transfer import sent
 
 MU = 1.15
 GUIDANCE = 3.5
-"""What a network that is told guidance is told where a conditioning says nothing of it."""
+"""Default guidance of a guidance-distilled network."""
 AXES = (2, 7, 7)
-"""Sixteenths of a head that turn by plane, row and column."""
+"""Sixteenths of a head rotated by plane, row and column."""
 TIMES = 1000.0
 
 EXTRA_CHANNELS = {0: "x alone", 16: "an image beside x", 80: "a masked image and its mask"}
-"""What is fed beside x, by its channels."""
+"""The channels concatenated with x, by their number."""
 
 _MARKS = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
 _DIFFUSERS_MARKS: tuple[str, ...] = ("single_transformer_blocks.0.attn.norm_k.weight",)
@@ -83,10 +83,10 @@ _MODULES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FluxInputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    text: (B,T,D); pooled: (B,P); guidance: (B,), None for none. concat: (B,C,h,w), channels beside x. references:
-    (B,C,h,w) each, scaled; method: how they are placed. controls: all that act. bias: of attention, None for none.
+    text: (B,T,D); pooled: (B,P); guidance: (B,), or None. concat: (B,C,h,w), concatenated with x. references: (B,C,h,w)
+    each, scaled; method: of their positions. controls: active ControlNets. bias: of attention, or None.
     """
 
     text: Tensor
@@ -99,7 +99,7 @@ class FluxInputs:
     bias: AttentionBias | None = None
 
     def within(self, area: Area | None) -> FluxInputs:
-        """Return the inputs of an area of the canvas; references stay whole."""
+        """Return the inputs for an area of the canvas; references stay whole."""
         if area is None or self.concat is None:
             return self
         return replace(self, concat=crop(self.concat, area))
@@ -107,10 +107,10 @@ class FluxInputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FluxCall:
-    """What one forward is given for R rows, as its ControlNets are too.
+    """Inputs of one forward for R rows, which its ControlNets read too.
 
-    x: (R,C,h,w), without what goes beside it. level: (R,). text: (R,T,D); there: which of it counts, (R,T), None if all
-    does. pooled: (R,P). guidance: (R,), None for none.
+    x: (R,C,h,w), without concatenated channels. level: (R,). text: (R,T,D); there: mask of real tokens, (R,T), None:
+    all. pooled: (R,P). guidance: (R,), or None.
     """
 
     x: Tensor
@@ -122,12 +122,12 @@ class FluxCall:
 
     @classmethod
     def of(cls, given: Inputs) -> FluxCall:
-        """Return it of tensors by these names."""
+        """Return the call of tensors with these names."""
         x, level, text, pooled = (given[name] for name in ("x", "level", "text", "pooled"))
         return cls(x, level, text, given.get("there"), pooled, given.get("guidance"))
 
     def time(self, embed: Any, dtype: torch.dtype) -> Tensor:
-        """Return what blocks are modulated by, (R,width): time, guidance and pooled text together.
+        """Return the modulation input, (R,width): embeddings of time, guidance and pooled text.
 
         embed: a network's `time_text_embed`.
         """
@@ -142,9 +142,9 @@ class FluxCall:
 
 @dataclass(frozen=True, slots=True)
 class Flux(Transformer):
-    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+    """A backbone. width: of a token; doubles, singles: number of blocks of each kind.
 
-    text_width, pooled_width: of what is read. extra_channels: what is fed beside x. guided: it is told guidance.
+    text_width, pooled_width: of its inputs. extra_channels: concatenated with x. guided: it reads a guidance scale.
     """
 
     title = "Flux.1"
@@ -168,7 +168,7 @@ class Flux(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Flux:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         if _by_diffusers(tensors):
             first, last, text = "x_embedder", "proj_out", "context_embedder"
             pooled, guidance = (f"time_text_embed.{name}_embedder.linear_1" for name in ("text", "guidance"))
@@ -230,7 +230,7 @@ class Flux(Transformer):
         return flux_names.lora_names(parameters, self.table(), self.singles)
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
-        """Return dev's, or schnell's for a network that is not told guidance."""
+        """Return dev's training, or schnell's for a network without guidance."""
         return FluxFlow(MU) if self.guided else Flow(1.0, 1.0)
 
     def inputs(
@@ -242,10 +242,10 @@ class Flux(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> FluxInputs:
-        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+        """Return the text, and the options that the network reads, by ComfyUI's names.
 
-        Errors: NodeError for a conditioning of another family's text encoder, or for references or a bias of attention
-        that it cannot be told.
+        Errors: NodeError for a conditioning of another family's text encoder, or for unsupported references or
+        attention bias.
         """
         check_text(cond, self.text_width, self.title)
         rows = canvas.rows
@@ -279,18 +279,18 @@ class Flux(Transformer):
         return torch.cat([image, mask], dim=1)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x and the references, and whether guidance is told and attention biased.
+        """Return the shapes of x and the references, and whether there are guidance and an attention bias.
 
-        A bias is as large as attention's logits, and one row's has the others have one too.
+        A bias is as large as attention's logits, and one row's makes the others have one too.
         """
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None, inputs.bias is None
 
     def cells(self, x: Tensor, inputs: Any) -> int:
-        """Return the cells of x and the references, and as many as a bias of attention takes the memory of.
+        """Return the cells of x and the references, and the equivalent of an attention bias in memory.
 
-        A token's four cells are as wide as twelve times the network in its blocks, in half precision; a number of the
-        bias is there in single precision and once more in half, which is as much as three of those.
+        A token's four cells take twelve widths in its blocks, in half precision; a number of the bias exists in single
+        precision and again in half, which equals three of those.
         """
         cells = super(Flux, self).cells(x, inputs)
         if inputs.bias is None:
@@ -300,9 +300,9 @@ class Flux(Transformer):
         return cells + x.shape[0] * attended**2 // self.width
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows.
+        """Return the call's input tensors.
 
-        They may differ in level, guidance, text and its length, references, controls, LoRAs and biases of attention.
+        Rows may differ in level, guidance, text and its length, references, controls, LoRAs and attention biases.
         """
         dtype, inputs, size = network.x_embedder.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         texts, concats = [i.text.to(dtype) for i in inputs], [i.concat for i in inputs if i.concat is not None]
@@ -356,10 +356,10 @@ class Flux(Transformer):
 def _behind(
     rows: Sequence[Rows], text: Tensor, there: Tensor | None, width: int
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return what model controls say behind a text (R,T,D), (R,t,width), None for nothing.
+    """Return the tokens that model controls append to a text (R,T,D): (R,t,width), or None.
 
-    And which tokens of both there are, (R,T+t), None for all. there: of the text, (R,T). What is said lies at one
-    place, so its order says nothing.
+    Also the mask of real tokens of both, (R,T+t), None: all. there: of the text, (R,T). The appended tokens share a
+    position, so their order is irrelevant.
     """
     if not any(r.controls for r in rows):
         return None, there
@@ -373,7 +373,7 @@ def _behind(
 
 
 def mask_arguments(mask: Tensor | None) -> dict[str, Tensor] | None:
-    """Return how blocks are told a mask of attention; None for none."""
+    """Return the blocks' keyword arguments for an attention mask; None for none."""
     return None if mask is None else {"attention_mask": mask}
 
 

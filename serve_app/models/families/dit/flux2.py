@@ -1,7 +1,7 @@
-"""Flux.2, dev and klein: blocks modulated by three layers for all of them, told of no pooled text.
+"""Flux.2, dev and klein: blocks without pooled text, with three modulation layers shared by all of them.
 
-Read off the authors' single file or diffusers'; run by the layers of diffusers' Flux2Transformer2DModel.
-Source: Black Forest Labs 2025, FLUX.2; the numbers are ComfyUI's.
+Reads the authors' single file or diffusers'; run by the layers of diffusers' Flux2Transformer2DModel. Source: Black
+Forest Labs 2025, FLUX.2; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from serve_app.sampling.transfer import sent
 
 MU = 2.02
 GUIDANCE = 3.5
-"""What a network that is told guidance is told where a conditioning says nothing of it."""
+"""Default guidance of a guidance-distilled network."""
 TEXT = 512
-"""A shorter text is preceded by zeros."""
+"""Minimum length of a text; shorter ones are padded with zeros in front."""
 THETA = 2000
 AXES = 4
-"""A head is in so many equal parts: they turn by plane, row, column, and the text's token."""
+"""A head is in this many equal parts, rotated by plane, row, column, and the text's token."""
 PATCH = 1
 APART = 10.0
-"""The planes of neighbouring references are so far from each other."""
+"""Distance of the planes of neighbouring references."""
 TIMES = 1000.0
 
 _MODULATIONS = ("double_stream_modulation_img", "double_stream_modulation_txt", "single_stream_modulation")
@@ -71,9 +71,9 @@ _MODULES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Flux2Inputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    text: (B,T,D); guidance: (B,), None for none. references: (B,C,h,w) each; method: how they are placed.
+    text: (B,T,D); guidance: (B,), or None. references: (B,C,h,w) each; method: of their positions.
     """
 
     text: Tensor
@@ -87,9 +87,9 @@ class Flux2Inputs:
 
 @dataclass(frozen=True, slots=True)
 class Flux2(Transformer):
-    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+    """A backbone. width: of a token; doubles, singles: number of blocks of each kind.
 
-    ratio: how much wider a block is inside. guided: it is told guidance.
+    ratio: of a block's inner width. guided: it reads a guidance scale.
     """
 
     title = "Flux.2"
@@ -108,7 +108,7 @@ class Flux2(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Flux2:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         if _by_diffusers(tensors):
             first, text = "x_embedder", "context_embedder"
             doubles, singles = "transformer_blocks.", "single_transformer_blocks."
@@ -179,9 +179,9 @@ class Flux2(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> Flux2Inputs:
-        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+        """Return the text, and the options that the network reads, by ComfyUI's names.
 
-        Errors: NodeError for a conditioning of another family's text encoder, or for references it cannot be told.
+        Errors: NodeError for a conditioning of another family's text encoder, or for unsupported references.
         """
         check_text(cond, self.text_width, self.title)
         rows = canvas.rows
@@ -198,12 +198,12 @@ class Flux2(Transformer):
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x and the references, and whether guidance is told."""
+        """Return the shapes of x and the references, and whether there is guidance."""
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows, which may differ in level, guidance, text, references and LoRAs."""
+        """Return the call's input tensors. Rows may differ in level, guidance, text, references and LoRAs."""
         dtype, inputs, size = network.x_embedder.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         texts, references, method = [i.text.to(dtype) for i in inputs], inputs[0].references, inputs[0].method
         placed = reference_positions((size[0], size[1]), references, method, apart=APART, patch=PATCH)
@@ -247,7 +247,7 @@ class Flux2(Transformer):
         return made
 
     def _time(self, network: Any, level: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """Return what the blocks are modulated by, (R,width): levels (R,) and guidance (R,) together."""
+        """Return the modulation input, (R,width), of levels (R,) and guidance (R,)."""
         embed = network.time_guidance_embed
         # Time reaches the sinusoids in single precision, guidance rounded, as in ComfyUI.
         time: Tensor = embed.timestep_embedder(embed.time_proj(level * TIMES).to(dtype))

@@ -1,4 +1,4 @@
-"""What the tensors of Flux.1, and of families made from it, are called in the published single files.
+"""Tensor names of Flux.1 and its derivatives in the published single files.
 
 The network's names are those of diffusers' FluxTransformer2DModel.
 """
@@ -15,11 +15,11 @@ Entry = tuple[str, "str | tuple[Place, ...]"]
 
 TWO_LAYERS = {"in_layer": "linear_1", "out_layer": "linear_2"}
 NORM_LEAVES = ("scale", "weight")
-"""What a norm's only tensor is called, in the authors' files and in newer ones."""
+"""Names of a norm's only tensor, in the authors' files and in newer ones."""
 
 
 def embedders(names: Sequence[str] = ("time_in", "vector_in", "guidance_in")) -> Iterator[Entry]:
-    """Yield the names of what reads time, pooled text and guidance."""
+    """Yield the names of the embedders of time, pooled text and guidance."""
     kinds = {"time_in": "timestep_embedder", "vector_in": "text_embedder", "guidance_in": "guidance_embedder"}
     for name in names:
         for theirs, ours in TWO_LAYERS.items():
@@ -27,14 +27,14 @@ def embedders(names: Sequence[str] = ("time_in", "vector_in", "guidance_in")) ->
 
 
 def ends() -> Iterator[Entry]:
-    """Yield the names of the layers that tokens go through first and last."""
+    """Yield the names of the first and last layers."""
     yield "img_in", "x_embedder"
     yield "txt_in", "context_embedder"
     yield "final_layer.linear", "proj_out"
 
 
 def double_block(number: int, width: int, inside: Sequence[str] = ("net.0.proj", "net.2")) -> Iterator[Entry]:
-    """Yield the names of a block with weights of their own for text and image, without modulation.
+    """Yield the names of a double-stream block, without modulation.
 
     inside: the network's names of the layers to and from a stream's hidden layer.
     """
@@ -51,7 +51,7 @@ def double_block(number: int, width: int, inside: Sequence[str] = ("net.0.proj",
 
 
 def single_block(number: int, width: int, inside: int) -> Iterator[Entry]:
-    """Yield the names of a block that text and image share, without modulation. inside: width of its hidden layer."""
+    """Yield the names of a single-stream block, without modulation. inside: width of its hidden layer."""
     theirs, ours = f"single_blocks.{number}", f"single_transformer_blocks.{number}"
     fused = thirds(width, *(f"{ours}.attn.to_{kind}" for kind in "qkv"))
     yield f"{theirs}.linear1", (*fused, Place(f"{ours}.proj_mlp", rows=(3 * width, 3 * width + inside)))
@@ -60,7 +60,7 @@ def single_block(number: int, width: int, inside: int) -> Iterator[Entry]:
 
 
 def whole_single_block(number: int) -> Iterator[Entry]:
-    """Yield the names of a block that text and image share, whose fused layers the network has fused too."""
+    """Yield the names of a single-stream block whose fused layers the network has fused too."""
     theirs, ours = f"single_blocks.{number}", f"single_transformer_blocks.{number}"
     yield f"{theirs}.linear1", f"{ours}.attn.to_qkv_mlp_proj"
     yield f"{theirs}.linear2", f"{ours}.attn.to_out"
@@ -68,7 +68,7 @@ def whole_single_block(number: int) -> Iterator[Entry]:
 
 
 def modulation(doubles: int, singles: int) -> Iterator[Entry]:
-    """Yield the names of the layers that turn time into shifts, scales and gates."""
+    """Yield the names of the layers from time to shifts, scales and gates."""
     for number in range(doubles):
         yield f"double_blocks.{number}.img_mod.lin", f"transformer_blocks.{number}.norm1.linear"
         yield f"double_blocks.{number}.txt_mod.lin", f"transformer_blocks.{number}.norm1_context.linear"
@@ -79,9 +79,9 @@ def modulation(doubles: int, singles: int) -> Iterator[Entry]:
 
 
 def lora_names(parameters: Sequence[str], table: Table, singles: int) -> Table:
-    """Return layers' names in LoRA files -> what they change. table: of the single file.
+    """Return layers' names in LoRA files -> the parameters they change. table: of the single file.
 
-    Some files have a name for attention's share of a layer that holds more.
+    Some files name attention's share of a fused layer.
     """
     names = dit.lora_names(parameters, table)
     for number in range(singles):

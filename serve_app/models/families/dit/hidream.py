@@ -1,6 +1,6 @@
-"""HiDream-I1 and E1: text and image in streams of their own and then in one, through layers with several experts.
+"""HiDream-I1 and E1: double-stream then single-stream blocks, with mixture-of-experts layers.
 
-Each block is told another of Llama's states. Files have diffusers' names; run by the layers of diffusers'
+Each block reads another layer of Llama's states. Files have diffusers' names; run by the layers of diffusers'
 HiDreamImageTransformer2DModel. Source: Cai et al. 2025, arXiv:2505.22705; the numbers are ComfyUI's.
 """
 
@@ -36,14 +36,14 @@ from serve_app.sampling.latents.latent_formats import FLUX
 from serve_app.sampling.transfer import sent
 
 HEAD = 128
-"""How wide every head is."""
+"""Width of every head."""
 AXES = (64, 32, 32)
-"""Numbers of a head that turn by plane, row and column."""
+"""Numbers of a head rotated by plane, row and column."""
 ACTIVE = 2
-"""How many experts a token goes to."""
+"""Experts for each token."""
 TIMES = 1000.0
 STATES = "conditioning_llama3"
-"""The option of a conditioning that holds Llama's states, by ComfyUI's name."""
+"""The option of a conditioning with Llama's states, by ComfyUI's name."""
 
 _MODULES = (
     *("t_embedder", "p_embedder", "x_embedder", "double_stream_blocks", "single_stream_blocks"),
@@ -53,10 +53,10 @@ _MODULES = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HiDreamInputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    text: T5's states (B,T,D); states: Llama's (B,L,S,D), of every layer; pooled: (B,P). beside: an image to edit,
-    (B,C,h,w), scaled, to the right of x; None for none.
+    text: T5's states (B,T,D); states: Llama's (B,L,S,D), of every layer; pooled: (B,P). reference: an image to edit,
+    (B,C,h,w), scaled, placed to the right of x; or None.
     """
 
     text: Tensor
@@ -65,7 +65,7 @@ class HiDreamInputs:
     reference: Tensor | None = None
 
     def within(self, area: Area | None) -> HiDreamInputs:
-        """Return the inputs of an area of the canvas."""
+        """Return the inputs for an area of the canvas."""
         if area is None or self.reference is None:
             return self
         return replace(self, reference=crop(self.reference, area))
@@ -73,11 +73,11 @@ class HiDreamInputs:
 
 @dataclass(frozen=True, slots=True)
 class HiDream(BackboneFamily):
-    """A backbone. width: of a token in the network; doubles, singles: how many blocks of each kind.
+    """A backbone. width: of a token; doubles, singles: number of blocks of each kind.
 
-    text_width, states_width, pooled_width: of what T5, Llama and both CLIPs say. experts: how many a block has.
+    text_width, states_width, pooled_width: of T5's, Llama's and both CLIPs' outputs. experts: number in a block.
 
-    A forward is not one call that could be recorded (`Experts`).
+    A forward is not a capturable call (see `Experts`).
     """
 
     title = "HiDream"
@@ -96,7 +96,7 @@ class HiDream(BackboneFamily):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> HiDream:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         width, columns = tensors.shape("x_embedder.proj.weight")
         doubles, singles = (tensors.count(f"{kind}_stream_blocks.") for kind in ("double", "single"))
         if width % HEAD or tensors.count("caption_projection.") != doubles + singles + 1:
@@ -154,7 +154,7 @@ class HiDream(BackboneFamily):
         device: torch.device,
         trained_as: Training,
     ) -> HiDreamInputs:
-        """Return the texts, and the image to edit where there is one: ComfyUI's options, by its names.
+        """Return the texts, and the image to edit if there is one: ComfyUI's options, by its names.
 
         Errors: NodeError for a conditioning of another family's text encoders, or an image of another height.
         """
@@ -181,17 +181,17 @@ class HiDream(BackboneFamily):
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x, of what is beside it and of the texts, for which the attention takes no mask."""
+        """Return the shapes of x, the reference and the texts: the attention takes no mask."""
         reference = None if inputs.reference is None else inputs.reference.shape[1:]
         return tuple(x.shape[1:]), reference, inputs.text.shape[1], tuple(inputs.states.shape[1:3])
 
     def cells(self, x: Tensor, inputs: Any) -> int:
-        """Return the cells of x and of what is beside it."""
+        """Return the cells of x and the reference."""
         reference = 0 if inputs.reference is None else inputs.reference[:, 0].numel()
         return super(HiDream, self).cells(x, inputs) + reference
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in level, what texts say and LoRAs."""
+        """Return the network's output for each of the rows, which may differ in level, texts and LoRAs."""
         dtype, inputs, size = network.x_embedder.proj.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         x = torch.cat([r.x for r in rows])
         if inputs[0].reference is not None:
@@ -217,7 +217,7 @@ class HiDream(BackboneFamily):
         return list(torch.split(-output.float(), [r.count for r in rows]))
 
     def _projected(self, network: Any, inputs: Sequence[HiDreamInputs], dtype: torch.dtype) -> list[Tensor]:
-        """Return what each block is told (R,S,width), the last of Llama's states where it has too few, then T5's."""
+        """Return each block's text states (R,S,width), the last of Llama's where it has too few, then T5's."""
         states = torch.cat([i.states for i in inputs]).to(dtype)
         last = states.shape[1] - 1
         *of_blocks, of_t5 = network.caption_projection
@@ -227,13 +227,12 @@ class HiDream(BackboneFamily):
 
 
 class Experts(nn.Module):
-    """Layers of which each token goes to a few, beside one for all. Rows stay along dim 0, as LoRAs by row want it.
+    """Mixture-of-experts layers: a few experts for each token, and one shared. Rows stay along dim 0, as LoRAs require.
 
-    The gate says on the device how many tokens each expert is given, and the sizes of its products follow from that:
-    the host waits to learn it, once an expert and block. A recording has its sizes for good. With sizes that are enough
-    whatever the gate says, all tokens, experts would do `count` / ACTIVE times the work; with less, tokens would be
-    dropped. Products of grouped sizes, which a device reads itself, know neither layers of eight bits, nor those that
-    stream, nor LoRAs by row.
+    The gate decides on the device how many tokens an expert gets, which sets the sizes of its products: the host
+    synchronises once for each expert and block. A CUDA graph has fixed sizes. Sizes that always suffice, all tokens,
+    would make experts do `count` / ACTIVE times the work; smaller ones would drop tokens. Grouped products, whose sizes
+    the device reads itself, support neither eight-bit layers, nor streamed ones, nor LoRAs by row.
     """
 
     def __init__(self, width: int, count: int) -> None:
@@ -243,7 +242,7 @@ class Experts(nn.Module):
         self.gate = nn.Linear(width, count, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return what the experts make of tokens (R,n,D)."""
+        """Return the experts' output for tokens (R,n,D)."""
         shares, chosen = self.gate(x).softmax(dim=-1).topk(ACTIVE, dim=-1)
         made: Tensor = self.shared_experts(x)
         for number, expert in enumerate(self.experts):
@@ -252,7 +251,7 @@ class Experts(nn.Module):
             most = int(taken.sum(dim=1).max())
             if not most:
                 continue
-            # Each row's tokens for this expert come first; what fills up the shorter rows counts for nothing.
+            # Each row's tokens for this expert come first; padding of shorter rows is ignored.
             index = taken.int().argsort(dim=1, descending=True, stable=True)[:, :most, None]
             answer = expert(x.gather(1, index.expand(-1, -1, x.shape[-1])))
             answer = answer * share[..., None].gather(1, index)

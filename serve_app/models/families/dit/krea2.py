@@ -1,7 +1,7 @@
-"""Krea 2: one stream of text and image, told of several layers of a text encoder's states at once.
+"""Krea 2: one stream of text and image; its text is several layers of a text encoder's states.
 
-A small network fuses each token's states first. Run by the layers of diffusers' Krea2Transformer2DModel.
-Source: Krea 2026, Krea 2; the numbers are ComfyUI's.
+A small network fuses each token's states first. Run by the layers of diffusers' Krea2Transformer2DModel. Source: Krea
+2026, Krea 2; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from serve_app.sampling.transfer import sent
 MU = 1.15
 THETA = 1000.0
 FUSING = 2
-"""So many blocks fuse a token's states, and so many refine what comes of it."""
+"""Number of blocks that fuse a token's states, and of blocks that refine the result."""
 
 _MODULES = ("img_in", "time_embed", "time_mod_proj", "txt_in", "text_fusion", "transformer_blocks", "final_layer")
 _ENDS = {
@@ -81,9 +81,9 @@ _BLOCK = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Krea2Inputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    text: (B,T,L·D). references: (B,C,h,w) each; timestep_zero: it is told that they are without noise.
+    text: (B,T,L·D). references: (B,C,h,w) each; timestep_zero: references have the timestep of no noise.
     """
 
     text: Tensor
@@ -106,7 +106,7 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class Krea2(Transformer):
-    """A backbone. layers: its blocks; states: how many states of a text encoder each token of a text has."""
+    """A backbone. layers: number of blocks; states: number of a text encoder's states for each token."""
 
     title = "Krea 2"
     marks = ("txtfusion.projector.weight", "text_fusion.projector.weight")
@@ -121,7 +121,7 @@ class Krea2(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Krea2:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         theirs = _by_diffusers(tensors)
         blocks, fusing, first = (
             ("transformer_blocks", "text_fusion", "img_in") if theirs else ("blocks", "txtfusion", "first")
@@ -178,7 +178,7 @@ class Krea2(Transformer):
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
         names = lora_names(parameters, self.table())
-        # Some files leave out which of the modules of attention's output is meant: there is but one with weights.
+        # Some files omit the index in attention's output module: only one has weights.
         return names | {name.removesuffix(".0"): ours for name, ours in names.items() if name.endswith("attn.to_out.0")}
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
@@ -193,7 +193,7 @@ class Krea2(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> Krea2Inputs:
-        """Return the text, and references where a method for them is named, whatever it is: ComfyUI's options.
+        """Return the text, and references if any method for them is set: ComfyUI's options.
 
         Errors: NodeError for a conditioning of another family's text encoder, or for latents of several images.
         """
@@ -211,11 +211,11 @@ class Krea2(Transformer):
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x and the references, and what the network is told of these."""
+        """Return the shapes of x and the references, and whether those have a timestep of their own."""
         return tuple(x.shape[1:]), tuple(one.shape[1:] for one in inputs.references), inputs.timestep_zero
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows, which may differ in level, text, references and LoRAs."""
+        """Return the call's input tensors. Rows may differ in level, text, references and LoRAs."""
         dtype, inputs, size = network.img_in.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         texts, references = [i.text.to(dtype) for i in inputs], inputs[0].references
         at = torch.cat([positions(size), *reference_positions((size[0], size[1]), references, "index")])
@@ -250,7 +250,7 @@ class Krea2(Transformer):
 
 
 class Norm(nn.Module):
-    """A norm whose weight (D,) counts from one, to which it is added in single precision, as in ComfyUI."""
+    """A norm with scale 1 + weight (D,), added in single precision, as in ComfyUI."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -261,7 +261,7 @@ class Norm(nn.Module):
 
 
 def _attention(tensors: Tensors, block: str, theirs: bool) -> Attention:
-    """Read the sizes of a stack off one of its blocks. theirs: it is named as in diffusers."""
+    """Read the sizes of a stack off one of its blocks. theirs: it has diffusers' names."""
     q, k, norm, hidden = (
         ("attn.to_q", "attn.to_k", "attn.norm_q.weight", "ff.gate")
         if theirs

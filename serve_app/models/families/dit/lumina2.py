@@ -1,7 +1,7 @@
 """Lumina Image 2.0.
 
-Read off the authors' single file; run by the layers of diffusers' Lumina2Transformer2DModel.
-Source: Qin et al. 2025, arXiv:2503.21758; the numbers are ComfyUI's.
+Reads the authors' single file; run by the layers of diffusers' Lumina2Transformer2DModel. Source: Qin et al. 2025,
+arXiv:2503.21758; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.recipe import Flow, Training
 SHIFT = 6.0
 THETA = 10000.0
 AXES = 3
-"""A head is in so many equal parts, each of which turns by one coordinate."""
+"""A head is in this many equal parts, each rotated by one coordinate."""
 FACTOR, MULTIPLE = 4, 256
 """A layer is wider inside by the factor, up to the next such multiple."""
 
@@ -52,7 +52,7 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True)
 class Lumina2(OneStream):
-    """A backbone. width: of a token in the network; heads: of queries, shared: of keys and values."""
+    """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "Lumina 2"
     marks = ("layers.0.adaLN_modulation.1.weight",)
@@ -68,7 +68,7 @@ class Lumina2(OneStream):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Lumina2:
-        """Read the network off its tensors. Errors: ModelFileError for NewBie, and for another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for NewBie and unsupported variants."""
         if tensors.has(_NEWBIE):
             raise tensors.unsupported("is NewBie, which is not supported")
         width, text_width = tensors.shape("cap_embedder.1.weight")
@@ -106,7 +106,7 @@ class Lumina2(OneStream):
             for number in range(count):
                 layer = f"{stack}.{number}"
                 table |= {f"{layer}.{theirs}": f"{layer}.{ours}" for theirs, ours in _LAYER.items()}
-                # Where nothing modulates, the norm is the whole of it.
+                # Without modulation the norm is the whole of it.
                 table[f"{layer}.attention_norm1"] = f"{layer}.norm1{'' if stack == 'context_refiner' else '.norm'}"
                 table[f"{layer}.attention.qkv"] = tuple(
                     Place(f"{layer}.attn.to_{kind}", rows=(ends[i], ends[i + 1])) for i, kind in enumerate("qkv")
@@ -151,5 +151,5 @@ class Lumina2(OneStream):
 
 
 def inside(width: int) -> int:
-    """Return how wide a layer is inside whose tokens are of a width."""
+    """Return the width of a feed-forward layer for tokens of a width."""
     return -(-FACTOR * width // MULTIPLE) * MULTIPLE

@@ -1,7 +1,7 @@
-"""OmniGen2: images from text and up to five images that it looks at, with the text encoder that it reads.
+"""OmniGen2: images from text and up to five reference images, with its text encoder.
 
-Files have the names of diffusers' Lumina2Transformer2DModel, whose layers run it, with others for what is looked at.
-Source: Wu et al. 2025, arXiv:2506.18871; the numbers are ComfyUI's.
+Files have the names of diffusers' Lumina2Transformer2DModel, whose layers run it, with others for references. Source:
+Wu et al. 2025, arXiv:2506.18871; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from serve_app.sampling.transfer import sent
 
 SHIFT = 2.6
 TIMES = 1000.0
-"""Time runs to this in the network."""
+"""Scale of time in the network."""
 MOST_REFERENCES = 5
 
 _EPS = 1e-5
@@ -55,20 +55,20 @@ READING = PromptFormat(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class OmniGen2Inputs(TextInputs):
-    """What a network is told beside x and time, for B rows. references: (B,C,h,w) each, scaled."""
+    """Conditioning inputs for B rows. references: (B,C,h,w) each, scaled."""
 
     references: tuple[Tensor, ...] = ()
 
     @property
     def tokens(self) -> int:
-        """How many there are of the references."""
+        """Number of the references' tokens."""
         grids = [grid(*reference.shape[-2:]) for reference in self.references]
         return sum(rows * columns for rows, columns in grids)
 
 
 @dataclass(frozen=True, slots=True)
 class OmniGen2(OneStream):
-    """A backbone. width: of a token in the network; heads: of queries, shared: of keys and values."""
+    """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "OmniGen2"
     marks = ("time_caption_embed.timestep_embedder.linear_1.bias",)
@@ -84,7 +84,7 @@ class OmniGen2(OneStream):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> OmniGen2:
-        """Read the network off its tensors. Errors: ModelFileError for another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         width, fed = tensors.shape("x_embedder.weight")
         head = tensors.shape("layers.0.attn.norm_q.weight")[0]
         keys = tensors.shape("layers.0.attn.to_k.weight")[0]
@@ -147,7 +147,7 @@ class OmniGen2(OneStream):
     ) -> OmniGen2Inputs:
         """Return the text and the references: ComfyUI's options.
 
-        Errors: NodeError for a conditioning of another family's text encoder, or for references it cannot be told.
+        Errors: NodeError for a conditioning of another family's text encoder, or for unsupported references.
         """
         text = super(OmniGen2, self).inputs(cond, options, role, canvas, device, trained_as).text
         references = scaled_references(options, self.latent_format, canvas.rows, device)
@@ -158,7 +158,7 @@ class OmniGen2(OneStream):
         return OmniGen2Inputs(text, references)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the powers of two that hold the cells and the references' tokens; 0 is for rows without any."""
+        """Return the powers of two that contain the numbers of cells and references' tokens; 0 for rows without any."""
         return super(OmniGen2, self).group_key(x, inputs), inputs.tokens.bit_length()
 
     def time(self, network: Any, time: Tensor) -> Tensor:
@@ -180,7 +180,7 @@ class OmniGen2(OneStream):
         return _in_turn(inputs.text.shape[1], (*inputs.references, x))[-1]
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return the streams of rows; that of references where there are any, as none of a group or all have some."""
+        """Return the streams of rows, with references' if they have any: none of a group or all do."""
         given, inputs = super(OmniGen2, self).given(network, rows), [r.inputs for r in rows]
         if not inputs[0].references:
             return given
@@ -197,7 +197,7 @@ class OmniGen2(OneStream):
         return {**given, **reference_tokens, "which": sent(which, rows[0].x.device)}
 
     def reference_tokens(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
-        """Return the references, refined apart."""
+        """Return the references, refined by layers of their own."""
         if "references" not in given:
             return None
         number = network.image_index_embedding[given["which"]]
@@ -212,7 +212,7 @@ class OmniGen2(OneStream):
 
 
 def _in_turn(first: int, images: Sequence[Tensor]) -> list[Tensor]:
-    """Return the positions (n,3) of each image's tokens: a plane each, as far from the last as that has tokens a side.
+    """Return the positions (n,3) of each image's tokens: one plane each, as far apart as an image has tokens a side.
 
     first: the first image's plane. images: (B,C,h,w) each.
     """
@@ -226,7 +226,7 @@ def _in_turn(first: int, images: Sequence[Tensor]) -> list[Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class OmniGen2Text(QwenVlText):
-    """Qwen2.5-VL 3B. It sees no images: the part that does goes unused."""
+    """Qwen2.5-VL 3B. It reads no images: its vision tower is unused."""
 
     name = "Qwen2.5-VL 3B"
     prefixes = ("text_encoders.qwen25_3b.transformer.", "")

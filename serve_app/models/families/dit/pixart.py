@@ -1,7 +1,7 @@
-"""PixArt-α and Σ: tokens of an image that attend to each other, and to a text.
+"""PixArt-α and Σ: self-attention among image tokens and cross-attention to a text.
 
-Read off the authors' names or diffusers'; run by the layers of diffusers' PixArtTransformer2DModel.
-Source: Chen et al. 2023, arXiv:2310.00426; Chen et al. 2024, arXiv:2403.04692; the numbers are ComfyUI's.
+Reads the authors' names or diffusers'; run by the layers of diffusers' PixArtTransformer2DModel. Source: Chen et al.
+2023, arXiv:2310.00426; Chen et al. 2024, arXiv:2403.04692; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from serve_app.sampling.transfer import sent
 from serve_app.store.models.kinds import BACKBONE_PREFIXES
 
 HEADS = 16
-"""All that are published have so many attention heads."""
+"""Number of attention heads of all published models."""
 SQUARE = 64
-"""Positions count in squares of so many latent cells along a side."""
+"""Unit of positions: squares of this many latent cells along a side."""
 THETA = 10000.0
 PIXELS_A_CELL = 8
 
 _BESIDE = ("x_embedder.proj.weight", "pos_embed.proj.weight")
-"""What LTX-Video does not have, whose files share a mark."""
+"""Tensors that LTX-Video lacks, whose files share a mark."""
 _SIZED = ("ar_embedder.mlp.0.weight", "adaln_single.emb.aspect_ratio_embedder.linear_1.weight")
 _POSITIONS, _UNREAD = "pos_embed", ("pos_embed", "y_embedder.y_embedding")
 _MODULES = (
@@ -76,9 +76,9 @@ _BLOCK = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PixArtInputs:
-    """What a network is told beside x and time, for B rows. text: (B,T,D).
+    """Conditioning inputs for B rows. text: (B,T,D).
 
-    size: the picture's height and width in pixels, None for those of x.
+    size: the picture's height and width in pixels, None: those of x.
     """
 
     text: Tensor
@@ -90,7 +90,7 @@ class PixArtInputs:
 
 @dataclass(frozen=True, slots=True)
 class PixArt(Transformer):
-    """A backbone, Σ's. width: of a token in the network; stretch: by what positions are divided, 0 where x says it."""
+    """A backbone, Σ's. width: of a token; stretch: divisor of positions, 0: derived from x."""
 
     title = "PixArt"
     marks = ("t_block.1.weight", "adaln_single.linear.weight")
@@ -112,12 +112,12 @@ class PixArt(Transformer):
 
     @classmethod
     def sized(cls) -> bool:
-        """Whether it is told the picture's size."""
+        """Whether it reads the picture's size."""
         return False
 
     @classmethod
     def probe(cls, tensors: Tensors) -> PixArt:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         by_diffusers = _by_diffusers(tensors)
         patches, text, blocks = (
             ("pos_embed.proj.weight", "caption_projection.linear_1.weight", "transformer_blocks.")
@@ -160,7 +160,7 @@ class PixArt(Transformer):
             caption_channels=self.text_width,
             use_additional_conditions=self.sized(),
         )
-        # Without its table of positions, which are worked out for each size.
+        # Without its table of positions, which are computed for each size.
         patches = nn.Module()
         patches.proj = network.pos_embed.proj
         network.pos_embed = patches
@@ -184,7 +184,7 @@ class PixArt(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> PixArtInputs:
-        """Return the text, and the size of the picture where the conditioning says one: ComfyUI's options.
+        """Return the text, and the size of the picture if the conditioning has one: ComfyUI's options.
 
         Errors: NodeError for a conditioning of another family's text encoder.
         """
@@ -194,7 +194,7 @@ class PixArt(Transformer):
         return PixArtInputs(to_batch(sent(cond, device).float(), canvas.rows), size)
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows, which may differ in level, text, its length and LoRAs."""
+        """Return the call's input tensors. Rows may differ in level, text, its length and LoRAs."""
         dtype, device = network.proj_out.weight.dtype, rows[0].x.device
         texts = [r.inputs.text.to(dtype) for r in rows]
         known = there(texts)
@@ -218,11 +218,11 @@ class PixArt(Transformer):
             image = block(image, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=modulated)
         shift, scale = (network.scale_shift_table[None] + time[:, None]).chunk(2, dim=1)
         made = network.proj_out(network.norm_out(image) * (1 + scale) + shift)
-        # The other channels are a variance, which samplers do not read.
+        # The other channels are a variance, which samplers ignore.
         return from_tokens(made, *x.shape[-2:], channels_last=True)[:, : SDXL.channels]
 
     def time(self, embed: Any, given: Inputs, dtype: torch.dtype) -> Tensor:
-        """Return what rows (R) are told of their levels, and of their pictures' sizes, (R,width)."""
+        """Return the modulation input (R,width) of rows' levels and picture sizes."""
         # Time reaches the sinusoids in single precision.
         time: Tensor = embed.timestep_embedder(embed.time_proj(given["level"]).to(dtype))
         if "sizes" not in given:
@@ -241,7 +241,7 @@ class PixArt(Transformer):
         return torch.tensor(sizes)
 
     def places(self, size: Sequence[int]) -> Tensor:
-        """Return the positions of tokens as waves, (1,n,width), for latents of a size (h,w)."""
+        """Return the sinusoidal positions of tokens, (1,n,width), for latents of a size (h,w)."""
         middle = sum(size) // 2
         squares = max(1, round(middle / SQUARE))
         stretch = self.stretch or squares
@@ -257,7 +257,7 @@ class PixArt(Transformer):
 
 @dataclass(frozen=True, slots=True)
 class PixArtAlpha(PixArt):
-    """α's, at 1024 pixels, which is told the picture's size."""
+    """α's, at 1024 pixels, which reads the picture's size."""
 
     latent_format = SD
 

@@ -1,7 +1,7 @@
-"""Qwen-Image: text to image, editing of up to three images (Edit, 2509, 2511), and images taken apart (Layered).
+"""Qwen-Image: text to image, editing of up to three images (Edit, 2509, 2511), and layers of an image (Layered).
 
-Files have diffusers' names; run by the layers of diffusers' QwenImageTransformer2DModel.
-Source: Wu et al. 2025, arXiv:2508.02324; the numbers are ComfyUI's.
+Files have diffusers' names; run by the layers of diffusers' QwenImageTransformer2DModel. Source: Wu et al. 2025,
+arXiv:2508.02324; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ from serve_app.sampling.transfer import sent
 MU = 1.15
 THETA = 10000.0
 AXES = (2, 7, 7)
-"""Sixteenths of a head that turn by frame, row and column."""
+"""Sixteenths of a head rotated by frame, row and column."""
 
 BLOCKS = "blocks"
 """The kind of block that ControlNets and model controls add to."""
@@ -67,16 +67,16 @@ NEGATIVE_INDEX = "negative_index"
 
 _OTHERS = ("controlnet_blocks.", "control_blocks.")
 _ZERO = "__index_timestep_zero__"
-"""An empty tensor by which a file says that its network is told of references that they are without noise."""
+"""An empty tensor that marks a network whose references have the timestep of no noise."""
 _LAYERED = "time_text_embed.addition_t_embedding.weight"
 _MODULES = ("img_in", "txt_in", "txt_norm", "time_text_embed", "transformer_blocks", "norm_out", "proj_out")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QwenImageInputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    text: (B,T,D). references: (B,C,F,h,w) each, scaled; method: how they are placed. controls: all that act.
+    text: (B,T,D). references: (B,C,F,h,w) each, scaled; method: of their positions. controls: active ControlNets.
     """
 
     text: Tensor
@@ -85,17 +85,17 @@ class QwenImageInputs:
     controls: tuple[ActiveControl, ...] = ()
 
     def within(self, area: Area | None) -> QwenImageInputs:
-        """Return the inputs of an area of the canvas; references stay whole."""
+        """Return the inputs for an area of the canvas; references stay whole."""
         return self
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QwenImageCall:
-    """What one forward is given for R rows, as its ControlNets are too.
+    """Inputs of one forward for R rows, which its ControlNets read too.
 
-    x: (R,C,F,h,w). level: (R,). text: (R,T,D); there: which of it counts, (R,T), None if all does. turns: how tokens
-    turn queries and keys, of the image x and of the text, (n,d/2) each. image, embedded, time: as the backbone embeds
-    x, text and level, (R,n,W), (R,T,W) and (R,W).
+    x: (R,C,F,h,w). level: (R,). text: (R,T,D); there: mask of real tokens, (R,T), None: all. turns: rotary positions of
+    the tokens of x and of the text, (n,d/2) each. image, embedded, time: the backbone's embeddings of x, text and
+    level, (R,n,W), (R,T,W) and (R,W).
     """
 
     x: Tensor
@@ -110,9 +110,9 @@ class QwenImageCall:
 
 @dataclass(frozen=True, slots=True)
 class QwenImage(Transformer):
-    """A backbone. width: of a token in the network; method: how references are placed where nothing else is said.
+    """A backbone. width: of a token; method: default for references' positions.
 
-    layered: it was trained on images and the layers of which they are made, as frames.
+    layered: it was trained on images with their layers as frames.
     """
 
     title = "Qwen-Image"
@@ -134,7 +134,7 @@ class QwenImage(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> QwenImage:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         width, fed = tensors.shape("img_in.weight")
         head = tensors.shape("transformer_blocks.0.attn.norm_q.weight")[0]
         made = tensors.shape("proj_out.weight")[0]
@@ -175,7 +175,7 @@ class QwenImage(Transformer):
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """How many numbers of a head turn by each coordinate."""
+        """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
@@ -190,9 +190,9 @@ class QwenImage(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> QwenImageInputs:
-        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+        """Return the text, and the options that the network reads, by ComfyUI's names.
 
-        Errors: NodeError for a conditioning of another family's text encoder, for references it cannot be told, or for
+        Errors: NodeError for a conditioning of another family's text encoder, for unsupported references, or for
         ControlNets over images with layers.
         """
         check_text(cond, self.text_width, self.title)
@@ -213,13 +213,13 @@ class QwenImage(Transformer):
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x and the references, and how these are placed."""
+        """Return the shapes of x and the references, and the method of their positions."""
         return tuple(x.shape[1:]), tuple(reference.shape[1:] for reference in inputs.references), inputs.method
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows.
+        """Return the call's input tensors.
 
-        They may differ in level, text and its length, references, controls and LoRAs.
+        Rows may differ in level, text and its length, references, controls and LoRAs.
         """
         dtype, inputs, size = network.img_in.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
         texts, references, device = [i.text.to(dtype) for i in inputs], inputs[0].references, rows[0].x.device
@@ -252,7 +252,7 @@ class QwenImage(Transformer):
             which = (torch.arange(image.shape[1], device=image.device) >= count).int().expand(len(image), -1)
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.transformer_blocks):
-            # Whether a second half of `time` is of the tokens that `which` marks: as these rows have it.
+            # Whether `time` has a second half for the tokens that `which` marks, for these rows.
             block.zero_cond_t = still
             call_block = partial(
                 block,
@@ -284,17 +284,17 @@ class QwenImage(Transformer):
         if method == NEGATIVE_INDEX:
             placed = reference_positions(size, references, "index", apart=-1.0)
         else:
-            # There is no diagonal: what another family places along it lies beside the others here.
+            # There is no diagonal: references that another family places along it are placed side by side here.
             placed = reference_positions(size, references, "offset" if method == "uxo" else method)
         return [_centred(reference.shape[2:], at) for reference, at in zip(references, placed, strict=True)]
 
     def _turns(self, at: Tensor) -> Tensor:
-        """Return by what positions (n,3) turn a head, complex numbers (n,D/2)."""
+        """Return the rotary positions of (n,3), complex numbers (n,D/2)."""
         turned = angles(at, self.axes, THETA).float()
         return torch.polar(torch.ones_like(turned), turned)
 
     def time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return what the blocks are modulated by, (R,width), for levels (R,)."""
+        """Return the modulation input (R,width) of levels (R,)."""
         embed = network.time_text_embed
         # Time reaches the sinusoids in single precision, as in ComfyUI.
         time: Tensor = embed.timestep_embedder(embed.time_proj(level).to(dtype))
@@ -309,7 +309,7 @@ def frame_tokens(latents: Tensor) -> Tensor:
 
 
 def _centred(size: Sequence[int], at: Tensor) -> Tensor:
-    """Return the positions (F·n,3) of an image's tokens with its middle at 0 where `at` (n,3) has its beginning.
+    """Return the positions (F·n,3) of an image's tokens, from those (n,3) that begin at 0, with its centre at 0.
 
     size: (F,h,w). Of several frames, each has a plane of its own from 0 on, whatever the image's.
     """

@@ -1,6 +1,6 @@
-"""Qwen-Image 2.1: text, the images it tells of and the image to make as one sequence, in which nothing sees ahead.
+"""Qwen-Image 2.1: text, reference images and the image to make as one sequence with causal attention.
 
-What comes before the image is told of no noise, so it is the same at each step. Files have ComfyUI's names or
+What precedes the image has the timestep of no noise, so it is the same at each step. Files have ComfyUI's names or
 diffusers'; run by the layers of diffusers' QwenImage21Transformer2DModel. Source: Qwen team 2026, Qwen-Image 2.1; the
 numbers are ComfyUI's.
 """
@@ -30,7 +30,7 @@ from serve_app.sampling.transfer import sent
 MU = 0.69
 THETA = 10000.0
 AXES = (2, 7, 7)
-"""Sixteenths of a head that turn by place in the sequence, row and column."""
+"""Sixteenths of a head rotated by position in the sequence, row and column."""
 TIME_WIDTH = 256
 TIMES = 1000.0
 
@@ -40,9 +40,9 @@ _MODULES = ("img_in", "txt_in", "time_text_embed", "modulation", "transformer_bl
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QwenImage21Inputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    text: (B,T,D). references: (B,C,h,w) each, scaled; slots: before which token of the text each lies.
+    text: (B,T,D). references: (B,C,h,w) each, scaled; slots: the text token that each precedes.
     """
 
     text: Tensor
@@ -50,13 +50,13 @@ class QwenImage21Inputs:
     slots: tuple[int, ...] = ()
 
     def within(self, area: Area | None) -> QwenImage21Inputs:
-        """Return the inputs of an area of the canvas; references stay whole."""
+        """Return the inputs for an area of the canvas; references stay whole."""
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class QwenImage21(Transformer):
-    """A backbone. width: of a token in the network; ratio: how many times wider its hidden layers are."""
+    """A backbone. width: of a token; ratio: of the hidden layers' width."""
 
     title = "Qwen-Image 2.1"
     marks = ("txt_in.text_norm.weight",)
@@ -76,7 +76,7 @@ class QwenImage21(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> QwenImage21:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         width, channels = tensors.shape("img_in.weight")
         head = tensors.shape("transformer_blocks.0.attn.norm_q.weight")[0]
         hidden = tensors.shape("transformer_blocks.0.img_mlp.out.weight")[1]
@@ -112,7 +112,7 @@ class QwenImage21(Transformer):
             mlp_ratio=self.ratio,
             axes_dims_rope=self.axes,
         )
-        # Both hold tables that are in no file; `forward` makes what it needs of them.
+        # Both contain tables that are in no file; `forward` computes what it needs.
         network.time_text_embed.time_proj = Timesteps(TIME_WIDTH, flip_sin_to_cos=True, downscale_freq_shift=0)
         network.pos_embed = nn.Identity()
         built: nn.Module = network
@@ -120,7 +120,7 @@ class QwenImage21(Transformer):
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """How many numbers of a head turn by each coordinate."""
+        """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
@@ -135,7 +135,7 @@ class QwenImage21(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> QwenImage21Inputs:
-        """Return the text and the references: ComfyUI's options. References of which nothing is said come after it.
+        """Return the text and the references: ComfyUI's options. References without a slot follow the text.
 
         Errors: NodeError for a conditioning of another family's text encoder, or for references of another's latents.
         """
@@ -150,12 +150,12 @@ class QwenImage21(Transformer):
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x, the text and the references, and where these lie: the sequence is the same then."""
+        """Return the shapes of x, the text and the references, and their slots: they determine the sequence."""
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), inputs.text.shape[1], shapes, inputs.slots
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows. They may differ in level, text, references and LoRAs."""
+        """Return the call's input tensors. Rows may differ in level, text, references and LoRAs."""
         dtype, inputs = network.img_in.weight.dtype, [r.inputs for r in rows]
         given = {
             "x": torch.cat([r.x for r in rows]).to(dtype),
@@ -188,9 +188,9 @@ class QwenImage21(Transformer):
         return latents
 
     def _time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return what the blocks are modulated by, (R+1,width), for levels (R,); the last is of no noise.
+        """Return the modulation inputs (R+1,width) of levels (R,); the last is for no noise.
 
-        Levels are rounded as the network's numbers are, as in ComfyUI: the network has been trained on such.
+        Levels are rounded to the network's dtype, as in ComfyUI and in training.
         """
         embed, levels = network.time_text_embed, torch.cat([level, level.new_zeros(1)])
         rounded = ((levels * TIMES).to(dtype) / TIMES).to(dtype).float()
@@ -200,9 +200,9 @@ class QwenImage21(Transformer):
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Tokens that lie together in a sequence. start, length: where; at: their positions (length,3).
+    """Consecutive tokens of one kind. start, length: in the sequence; at: their positions (length,3).
 
-    image: which image they are of, None for text from token `first` on.
+    image: its index, None for text from token `first` on.
     """
 
     start: int
@@ -220,9 +220,9 @@ def _runs_of(rows: Sequence[Rows]) -> list[_Run]:
 
 
 def _runs(text: int, slots: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[_Run]:
-    """Return the runs of a sequence: so many tokens of text with an image before each slot's, and the last at its end.
+    """Return the runs of a sequence: text tokens, an image before each slot's token, and the new image at the end.
 
-    An image takes one place of the text's count for as many tokens as its longer side has.
+    An image advances the text's position by the number of tokens of its longer side.
     """
     runs: list[_Run] = []
     start = place = first = 0
@@ -237,9 +237,9 @@ def _runs(text: int, slots: Sequence[int], sizes: Sequence[tuple[int, int]]) -> 
 
 
 def _centred(place: int, size: tuple[int, int], made: tuple[int, int]) -> Tensor:
-    """Return the positions (h·w,3) of an image's tokens, its middle that of the image to make, of a size `made`.
+    """Return the positions (h·w,3) of an image's tokens, centred on the image to make, of size `made`.
 
-    Where one has an odd side and the other an even one, the middles meet between two tokens.
+    If one has an odd side and the other an even one, the centres meet between two tokens.
     """
     rows, columns = (
         torch.arange(float(side)) - (side - side // 2) + (side % 2 - other % 2) / 2

@@ -1,7 +1,7 @@
-"""Stable Diffusion 3 and 3.5: text and image in streams of their own that attend to each other.
+"""Stable Diffusion 3 and 3.5: double-stream blocks of text and image.
 
-Read off the authors' single file or diffusers'; run by the layers of diffusers' SD3Transformer2DModel.
-Source: Esser et al. 2024, arXiv:2403.03206; the numbers are ComfyUI's.
+Reads the authors' single file or diffusers'; run by the layers of diffusers' SD3Transformer2DModel. Source: Esser et
+al. 2024, arXiv:2403.03206; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from serve_app.sampling.transfer import sent
 
 SHIFT, TIMES = 3.0, 1000.0
 HEAD = 64
-"""How wide every head is."""
+"""Width of every head."""
 BLOCKS = "blocks"
 """The kind of block that ControlNets add to."""
 
@@ -61,12 +61,12 @@ _STREAMS = (
         "norm1_context",
     ),
 )
-"""Of image and text: the name in the file, and the network's of queries, keys and values and of the rest."""
+"""Names for image and text: in the file, and the network's of queries, keys and values and of the rest."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sd3Inputs:
-    """What a network is told beside x and sigma, for B rows. text: (B,T,D); pooled: (B,P); controls: all that act."""
+    """Conditioning inputs for B rows. text: (B,T,D); pooled: (B,P); controls: active ControlNets."""
 
     text: Tensor
     pooled: Tensor
@@ -78,10 +78,10 @@ class Sd3Inputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sd3Call:
-    """What one forward is given for R rows, as its ControlNets are too.
+    """Inputs of one forward for R rows, which its ControlNets read too.
 
-    x: (R,C,h,w). timestep: (R,). text: (R,T,D). pooled: (R,P). patches: x as the backbone embeds it, without positions,
-    (R,n,W). pooled_embedding: (R,W), the backbone's as well.
+    x: (R,C,h,w). timestep: (R,). text: (R,T,D). pooled: (R,P). patches: the backbone's embedding of x without
+    positions, (R,n,W). pooled_embedding: (R,W), the backbone's too.
     """
 
     x: Tensor
@@ -94,7 +94,7 @@ class Sd3Call:
 
 @dataclass(frozen=True, slots=True)
 class Sd3(Transformer):
-    """A backbone. width: of a token in the network; layers: how many blocks, the first `dual` attending twice.
+    """A backbone. width: of a token; layers: number of blocks, the first `dual` with two attentions.
 
     side: rows and columns of the table of positions. normed: queries and keys are.
     """
@@ -123,7 +123,7 @@ class Sd3(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Sd3:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         if _by_diffusers(tensors):
             patches, blocks, pooled = "pos_embed.proj", "transformer_blocks.", "time_text_embed.text_embedder.linear_1"
             normed, second, last = "0.attn.norm_q.weight", "attn2.", "proj_out"
@@ -178,7 +178,7 @@ class Sd3(Transformer):
             yield f"{file}.mlp.fc2", f"{ours}.{inside}.net.2"
             for kind in "qk":
                 yield f"{file}.attn.ln_{kind}", f"{ours}.attn.{norm}_{kind}"
-            # The last block's text goes no further: it is scaled and shifted alone, in the network scale first.
+            # The last block outputs no text: it only has scale and shift, in the network scale first.
             swapped = last and stream == "context_block"
             name = f"{ours}.{modulated}.linear"
             yield f"{file}.adaLN_modulation.1", (Place(name, swapped=True),) if swapped else name
@@ -202,7 +202,7 @@ class Sd3(Transformer):
             dual_attention_layers=tuple(range(self.dual)),
             qk_norm="rms_norm" if self.normed else None,
         )
-        # A parameter goes to the device with the others; diffusers has the table as a buffer.
+        # A parameter moves to the device with the others; diffusers has the table as a buffer.
         network.pos_embed.pos_embed = None
         del network.pos_embed.pos_embed
         network.pos_embed.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, self.width))
@@ -237,11 +237,11 @@ class Sd3(Transformer):
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shape of x and the length of the text, for which the network's attention takes no mask."""
+        """Return the shape of x and the length of the text: the network's attention takes no mask."""
         return tuple(x.shape[1:]), inputs.text.shape[1]
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return x, levels and texts of the rows, which may differ in level, what texts say and controls."""
+        """Return the call's input tensors. Rows may differ in level, text and controls."""
         dtype = network.proj_out.bias.dtype
         given = {
             "x": torch.cat([r.x for r in rows]).to(dtype),
@@ -276,7 +276,7 @@ class Sd3(Transformer):
         return tokens
 
     def places(self, table: Tensor, size: Sequence[int]) -> Tensor:
-        """Return the middle of the table of positions (1,side²,D) for latents of a size, (1,n,D)."""
+        """Return the centre of the table of positions (1,side²,D) for latents of a size, (1,n,D)."""
         rows, columns = grid(*size)
         top, left = (self.side - rows) // 2, (self.side - columns) // 2
         places = table.view(self.side, self.side, -1)[top : top + rows, left : left + columns]

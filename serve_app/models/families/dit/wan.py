@@ -1,7 +1,7 @@
 """Wan 2.1 and 2.2: videos from a text, a first image, a first and a last one, or frames to keep or follow (Fun, VACE).
 
-Read off the authors' single file; run by the layers of diffusers' WanTransformer3DModel.
-Source: Wan team 2025, arXiv:2503.20314; Jiang et al. 2025 (VACE), arXiv:2503.07598; the numbers are ComfyUI's.
+Reads the authors' single file; run by the layers of diffusers' WanTransformer3DModel. Source: Wan team 2025,
+arXiv:2503.20314; Jiang et al. 2025 (VACE), arXiv:2503.07598; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ from serve_app.values import ClipVisionOutput
 SHIFT = 8.0
 THETA = 10000.0
 HEAD = 128
-"""How wide each head is."""
+"""Width of every head."""
 AXES = (44, 42, 42)
-"""How many of a head's numbers turn by frame, row and column."""
+"""Numbers of a head rotated by frame, row and column."""
 VACE_FRAMES, VACE_MASK = 32, 64
 """Channels of what VACE is shown: frames to change and frames to keep, and which pixels of a cell are which."""
 
@@ -83,7 +83,7 @@ _ENDS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class VaceControl:
-    """What VACE is shown, for B rows. frames: (B,E,F,h,w), scaled, and their masks; strength: (B,1,1)."""
+    """One VACE input for B rows. frames: (B,E,F,h,w), scaled, with their masks; strength: (B,1,1)."""
 
     frames: Tensor
     strength: Tensor
@@ -91,10 +91,11 @@ class VaceControl:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WanInputs:
-    """What a network is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    text: (B,T,D). beside: (B,E,F,h,w), channels beside x. seen: (B,N,V), what is seen in images. noisy: (B,F), how much
-    of each frame is noise; None for all of it. reference: (B,C,h,w), a frame before the first, scaled. shown: to VACE.
+    text: (B,T,D). concat: (B,E,F,h,w), concatenated with x. seen: (B,N,V), image features. noisy: (B,F), noise level of
+    each frame as a share of sigma; None: 1. reference: (B,C,h,w), a frame before the first, scaled. vace: inputs of
+    VACE.
     """
 
     text: Tensor
@@ -105,7 +106,7 @@ class WanInputs:
     vace: tuple[VaceControl, ...] = ()
 
     def within(self, area: Area | None) -> WanInputs:
-        """Return the inputs of an area of the canvas, in all frames."""
+        """Return the inputs for an area of the canvas, in all frames."""
         if area is None:
             return self
         concat, reference = (None if rows is None else crop(rows, area) for rows in (self.concat, self.reference))
@@ -115,11 +116,11 @@ class WanInputs:
 
 @dataclass(frozen=True, slots=True)
 class Wan(Transformer):
-    """A backbone. width: of a token in the network; inside: of its blocks' last layers; text_width: of what is read.
+    """A backbone. width: of a token; inside: of feed-forward layers; text_width: of a text row.
 
-    fed: channels of x and of what is beside it. seen_width: of what is seen in images, None if it is not told; places:
-    how many of what is seen have a place of their own. reference_channels: of a reference, 0 if none is looked at.
-    vace: how many blocks of VACE's there are; vace_channels: of what those are shown.
+    fed: channels of x with those concatenated. seen_width: of image features, None if it reads none; places: number of
+    features with learnt positions. reference_channels: of a reference, 0 if it reads none. vace: number of VACE blocks;
+    vace_channels: of their input.
     """
 
     title = "Wan"
@@ -146,7 +147,7 @@ class Wan(Transformer):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Wan:
-        """Read the network off its tensors. Errors: ModelFileError for one of another build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         width, fed = tensors.shape("patch_embedding.weight")[:2]
         if width % HEAD:
             raise tensors.unsupported(f"has a Wan backbone {width} wide; supported are multiples of {HEAD}")
@@ -214,14 +215,14 @@ class Wan(Transformer):
                 block.after_proj = nn.Linear(self.width, self.width)
         for layer in network.modules():
             if isinstance(layer, FP32LayerNorm):
-                # Torch's own counts in single precision too, without a copy of all tokens in it.
+                # Torch's own norm also computes in single precision, without a copy of all tokens in it.
                 layer.__class__ = nn.LayerNorm
         built: nn.Module = network
         return built
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
         names = dict(lora_names(parameters, self.table()))
-        # Wan Fun's own trainer puts one more stroke behind the prefix.
+        # Wan Fun's own trainer adds an underscore to the prefix.
         flat = {name: changed for name, changed in names.items() if name.startswith(_FLAT)}
         return names | {f"{_FLAT}_{name.removeprefix(_FLAT)}": changed for name, changed in flat.items()}
 
@@ -237,7 +238,7 @@ class Wan(Transformer):
         device: torch.device,
         trained_as: Training,
     ) -> WanInputs:
-        """Return the text, and the options that the network reads: ComfyUI's, by its names.
+        """Return the text, and the options that the network reads, by ComfyUI's names.
 
         Errors: NodeError for a conditioning of another family's text encoder, or for images, frames or masks that do
         not fit the latents or the network.
@@ -271,11 +272,11 @@ class Wan(Transformer):
         return to_batch(sent(states, device).float(), rows)
 
     def _noisy(self, canvas: Canvas, device: torch.device) -> Tensor | None:
-        """Return how much of each frame is noise where the network is told it frame by frame."""
+        """Return each frame's noise level as a share of sigma, for a network with a timestep for each frame."""
         return None
 
     def _reference(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> Tensor | None:
-        """Return the first frame of the last reference, where the network looks at one."""
+        """Return the first frame of the last reference, if the network reads one."""
         references = scaled_references(options, self.latent_format, canvas.rows, device)
         if not self.reference_channels or not references:
             return None
@@ -316,12 +317,12 @@ class Wan(Transformer):
         return tuple(controls)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x, of what is seen and of a reference, and what else is told."""
+        """Return the shapes of x, image features and reference, and which other inputs there are."""
         shapes = (None if part is None else part.shape[1:] for part in (inputs.seen, inputs.reference))
         return tuple(x.shape[1:]), *shapes, inputs.noisy is None, len(inputs.vace)
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return what blocks are told of the rows. They may differ in level, text and its length, images and LoRAs."""
+        """Return the call's input tensors. Rows may differ in level, text and its length, images and LoRAs."""
         dtype, inputs, size = network.proj_out.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
         texts, first = [i.text.to(dtype) for i in inputs], inputs[0]
         x = torch.cat([r.x for r in rows])
@@ -362,7 +363,7 @@ class Wan(Transformer):
         text = embed.text_embedder(given["text"])
         read = [(text, given.get("mask"))]
         if self.seen_width is not None:
-            # Where nothing is seen, the text stands for it, as in ComfyUI.
+            # Without image features, the text is used, as in ComfyUI.
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
         tell = partial(_block, time=by_block, read=read, turns=_turns(given["at"]))
@@ -387,9 +388,9 @@ class Wan(Transformer):
 
 @dataclass(frozen=True, slots=True)
 class Wan22(Wan):
-    """Wan 2.2 of 5 B, from texts and images alike: it is told frame by frame how much is noise.
+    """Wan 2.2 of 5 B, for texts and images, with a timestep for each frame.
 
-    What a mask keeps it sees without noise.
+    Masked-out frames reach it without noise.
     """
 
     title = "Wan 2.2"
@@ -401,13 +402,13 @@ class Wan22(Wan):
 
 
 def _side(tensors: Tensors, name: str, axis: int) -> int | None:
-    """Return a side of a tensor; None if it is not there."""
+    """Return the size of a tensor's side; None if it is missing."""
     shape = tensors.shapes.get(name)
     return None if shape is None else shape[axis]
 
 
 class OfVace(NamedTuple):
-    """The name by which a call is given what VACE is shown: "frames", (R,E,F,h,w), and their "strength", (R,1,1)."""
+    """Name of a VACE input of a call: "frames", (R,E,F,h,w), or their "strength", (R,1,1)."""
 
     what: str
     number: int
@@ -420,16 +421,15 @@ def _block(
     read: Sequence[tuple[Tensor, Tensor | None]],
     turns: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Return what a block makes of tokens (R,n,W). time: (R,G,6,W).
+    """Return a block's output for tokens (R,n,W). time: (R,G,6,W).
 
-    read: the text (R,T,W), and what is seen in images where the network is told that; each with its mask, as
-    `_attended` has it.
+    read: the text (R,T,W), and image features if the network reads them; each with its mask, as for `_attended`.
     """
     count = image.shape[1]
     shift, scale, gate, inner_shift, inner_scale, inner_gate = (
         _by_token(part, count) for part in _modulation(block, time)
     )
-    # Videos are long: each sum and product by itself would be another pass over all tokens.
+    # Videos are long: each separate sum and product would be another pass over all tokens.
     own, others, modulated = block.attn1, block.attn2, addcmul(shift, block.norm1(image), 1 + scale)
     q, k = (
         apply_rotary_emb(_heads(norm(to(modulated))), turns)
@@ -452,7 +452,7 @@ def _modulation(layer: Any, time: Tensor) -> tuple[Tensor, ...]:
 
 
 def _by_token(of_groups: Tensor, count: int) -> Tensor:
-    """Return numbers of groups of tokens (R,G,W) for each of so many tokens; of one group as they are."""
+    """Return vectors of groups of tokens (R,G,W) for each of n tokens; of one group unchanged."""
     groups = of_groups.shape[1]
     return of_groups if groups == 1 else of_groups.repeat_interleave(-(-count // groups), dim=1)[:, :count]
 
@@ -463,12 +463,12 @@ def _heads(tokens: Tensor) -> Tensor:
 
 
 def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return what queries (R,H,n,d) find, (R,n,W). mask: (R,1,1,m), which of the m there are; None for all."""
+    """Return the attention output of queries (R,H,n,d), (R,n,W). mask: (R,1,1,m), of real keys; None: all."""
     return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def _of_images(embedder: Any, seen: Tensor) -> Tensor:
-    """Return tokens (R,N,W) of what is seen in images (R,N,V)."""
+    """Return tokens (R,N,W) of image features (R,N,V)."""
     if embedder.pos_embed is not None:
         seen = seen + embedder.pos_embed[:, : seen.shape[1]]
     tokens: Tensor = embedder.norm2(embedder.ff(embedder.norm1(seen)))
@@ -481,6 +481,6 @@ def _tokens(cells: Tensor) -> Tensor:
 
 
 def _turns(at: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines (n,d) by which positions (n,3) turn the pairs of a head."""
+    """Return the cosines and sines (n,d) of rotary positions (n,3)."""
     turned = angles(at, AXES, THETA).float().repeat_interleave(2, dim=1)
     return turned.cos(), turned.sin()

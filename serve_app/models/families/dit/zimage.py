@@ -1,7 +1,7 @@
 """Z-Image, turbo and base: one stream of tokens in which text and image attend to each other.
 
-Read off the single file's names or diffusers'; run by the layers of diffusers' ZImageTransformer2DModel.
-Source: Z-Image Team 2025, arXiv:2511.22699; the numbers are ComfyUI's.
+Reads the single file's names or diffusers'; run by the layers of diffusers' ZImageTransformer2DModel. Source: Z-Image
+Team 2025, arXiv:2511.22699; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from serve_app.recipe import Flow, Training
 
 SHIFT = 3.0
 MULTIPLE = 32
-"""Text and image are filled up to so many tokens each, with a learned one."""
+"""Text and image are each padded to a multiple of this many tokens, with a learnt one."""
 THETA = 256.0
 AXES = (2, 3, 3)
-"""Eighths of a head that turn by the number of the text's token, by row and by column."""
+"""Eighths of a head rotated by the text's token, by row and by column."""
 TIME_WIDTH = 256
 TIMES = 1000.0
-"""Time runs to this in the network."""
+"""Scale of time in the network."""
 
 SIZES = f"{PATCH}-1"
-"""What diffusers calls the layers around the others, which it can hold for several sizes of tokens."""
+"""diffusers' key of the patch layers, which it can have for several patch sizes."""
 
 _EMBEDDER, _LAST = f"all_x_embedder.{SIZES}", f"all_final_layer.{SIZES}"
 _OTHERS = {"siglip_embedder.": "the omni edition", "dec_net.": "the edition in pixels"}
@@ -58,7 +58,7 @@ class ZImage(OneStream):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> ZImage:
-        """Read the network off its tensors. Errors: ModelFileError for one of another edition or build."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         for mark, edition in _OTHERS.items():
             if tensors.has(mark):
                 raise tensors.unsupported(f"is {edition} of Z-Image, which is not supported")
@@ -97,7 +97,7 @@ class ZImage(OneStream):
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """How many numbers of a head turn by each coordinate."""
+        """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 8 * share for share in AXES)
 
     def build(self) -> nn.Module:
@@ -141,7 +141,7 @@ class ZImage(OneStream):
 
 
 def attention_names(attention: str, width: int) -> dict[str, str | tuple[Place, ...]]:
-    """Return where the single file's tensors of an attention go, which has the same name on both sides."""
+    """Yield the mapping of an attention's tensors, which has the same name on both sides."""
     names: dict[str, str | tuple[Place, ...]] = {
         f"{attention}.{theirs}": f"{attention}.{ours}" for theirs, ours in _ATTENTION.items()
     }

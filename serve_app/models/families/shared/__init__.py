@@ -1,1 +1,1 @@
-"""What several families of diffusion transformers share."""
+"""Code shared by several families of diffusion transformers."""

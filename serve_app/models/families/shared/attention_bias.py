@@ -1,7 +1,7 @@
-"""How strongly tokens of text and image attend to one another, where a conditioning says it.
+"""A bias on the attention between text and image tokens, from a conditioning's options.
 
-Style models say it of theirs. Its options are ComfyUI's: "attention_mask" (N,L,L), added to the logits, of text and an
-image of "attention_mask_img_shape" tokens, which is stretched to the size of the one that is sampled.
+Style models set it for their tokens. The options are ComfyUI's: "attention_mask" (N,L,L), added to the logits, of text
+and an image of "attention_mask_img_shape" tokens, which is resized to the sampled image's.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from serve_app.sampling.forward import to_batch
 from serve_app.sampling.transfer import sent
 
 NEVER = torch.finfo(torch.float16).min
-"""What is added where nothing is attended to: the least that half precision has, as infinities cannot be stretched."""
+"""The bias that prevents attention: the lowest number of half precision, as infinities cannot be interpolated."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AttentionBias:
-    """What is added to attention's logits, (B,T+n,T+n). text: T; size: rows and columns of the image's n tokens."""
+    """A bias on attention's logits, (B,T+n,T+n). text: T; size: rows and columns of the image's n tokens."""
 
     added: Tensor
     text: int
     size: tuple[int, int]
 
     def stretched(self, size: tuple[int, int]) -> AttentionBias:
-        """Return it for an image of other rows and columns."""
+        """Return it resized for an image of other rows and columns."""
         if size == self.size:
             return self
         return replace(self, added=self._along(self._along(self.added, size).mT, size).mT, size=size)
 
     def _along(self, added: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return (B,L,T+n) with its last dimension stretched."""
+        """Return (B,L,T+n) with its last dimension resized."""
         image = added[..., self.text :].reshape(*added.shape[:2], *self.size)
         return torch.cat([added[..., : self.text], interpolate(image, size=size, mode="bilinear").flatten(-2)], dim=-1)
 
 
 def attention_bias(options: Mapping[str, Any], text: int, rows: int, device: torch.device) -> AttentionBias | None:
-    """Return what a conditioning with so many tokens of text says, for so many rows; None if it says nothing.
+    """Return a conditioning's bias for a text's tokens and a number of rows; None if it has none.
 
     Errors: NodeError for one of another shape.
     """
@@ -66,10 +66,10 @@ def attention_bias(options: Mapping[str, Any], text: int, rows: int, device: tor
 def added_logits(
     there: Tensor | None, text: int, size: Sequence[int], further: int, rows: Sequence[tuple[int, AttentionBias | None]]
 ) -> Tensor | None:
-    """Return what is added to attention's logits over text and image together, (R,1,L,L); None if no row has a bias.
+    """Return the bias on attention's logits over text and image, (R,1,L,L); None if no row has one.
 
-    there: which of `text` tokens rows have, (R,text), None for all. size: of the image in latent cells; beside: how
-    many tokens come after its own. rows: of each piece of the R rows how many they are, and their bias.
+    there: mask of real tokens of the text, (R,text), None: all. size: of the image in latent cells; further: number of
+    tokens after the image's. rows: for each piece the number of rows and its bias.
     """
     device = next((bias.added.device for _, bias in rows if bias is not None), None)
     if device is None:
@@ -80,7 +80,7 @@ def added_logits(
     first = 0
     for count, bias in rows:
         if bias is not None:
-            # A text that is shorter than others is followed by padding.
+            # A shorter text is followed by padding.
             own = torch.cat([torch.arange(bias.text, device=device), torch.arange(text, end, device=device)])
             added[first : first + count, 0, own[:, None], own] = bias.stretched(image).added
         first += count

@@ -1,4 +1,4 @@
-"""The channels beside x that a backbone made for inpainting or editing is fed.
+"""Channels concatenated with x, for backbones made for inpainting or editing.
 
 Pure functions of a conditioning's options, which are ComfyUI's. Sources: Rombach et al. 2022, arXiv:2112.10752
 (inpainting); Brooks et al. 2023, arXiv:2211.09800 (editing).
@@ -20,16 +20,16 @@ from serve_app.sampling.transfer import sent
 
 EDIT_CHANNELS, INPAINT_CHANNELS = 4, 5
 MASK_CHANNELS = 4
-"""Of a video's mask: one for each frame that a latent stands for."""
+"""Channels of a video's mask: one for each image of a latent frame."""
 
 _BLACK = (0.8223, -0.6876, 0.6364, 0.1380)
-"""The scaled latents of a black image, which an inpainting backbone is fed where there is no image."""
+"""The scaled latents of a black image, for an inpainting backbone without an image."""
 
 
 def image_to_edit(options: Mapping[str, Any], latents: Tensor, scaled_as: LatentFormat | None = None) -> Tensor:
-    """Return the options' "concat_latent_image" (unscaled) for latents (B,C,h,w), zeros in place of one.
+    """Return the options' "concat_latent_image" (unscaled) for latents (B,C,h,w), zeros if there is none.
 
-    scaled_as: the format it is scaled to; None leaves it unscaled.
+    scaled_as: the format to scale it by; None: unscaled.
     """
     given: Tensor | None = options.get("concat_latent_image")
     if given is None:
@@ -41,8 +41,8 @@ def image_to_edit(options: Mapping[str, Any], latents: Tensor, scaled_as: Latent
 def mask_as_channels(options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, factor: int) -> Tensor:
     """Return a mask in pixels with the pixels of each latent cell as its channels, (B,factor²,h,w), row by row.
 
-    latents: (B,C,h,w). mask: (B,1,h,w) of the run, None without one. The options' "concat_mask" goes before it; where
-    there is neither, all is to be filled.
+    latents: (B,C,h,w). mask: (B,1,h,w) of the run, or None. The options' "concat_mask" takes precedence; without
+    either, everything is to be painted.
     """
     mask = options.get("concat_mask", mask)
     if mask is None:
@@ -58,8 +58,8 @@ def mask_and_image(
 ) -> Tensor:
     """Return the mask and the masked image, (B,1+C,h,w).
 
-    latents: (B,C,h,w) that the run starts from, scaled. mask: (B,1,h,w) of the run, None without one. The options'
-    "concat_latent_image" (unscaled) and "concat_mask" go before them.
+    latents: (B,C,h,w) that the run starts from, scaled. mask: (B,1,h,w) of the run, or None. The options'
+    "concat_latent_image" (unscaled) and "concat_mask" take precedence.
     """
     mask = options.get("concat_mask", mask)
     if mask is None:
@@ -77,12 +77,12 @@ def mask_and_image(
 def frames_and_mask(
     options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, channels: int, latent_format: LatentFormat
 ) -> Tensor:
-    """Return what goes beside the latents (B,C,F,h,w) of a video, (B,channels,F,h,w).
+    """Return the channels to concatenate with latents (B,C,F,h,w) of a video, (B,channels,F,h,w).
 
-    That is the options' "concat_latent_image" (unscaled, C channels a video) and 1 where it is to be kept, four times,
-    where there is room for that; zeros where there is no image. mask: (B,1,F,h,w) of the run, None without one. The
-    options' "concat_mask" (1 or 4 channels, 0 where to keep) goes before it; the mask's channels come first, or
-    where "concat_mask_index" says. Errors: NodeError for images or masks of other numbers of frames or channels.
+    They are the options' "concat_latent_image" (unscaled, C channels a video, else zeros) and, if there is room, a mask
+    in four channels, 1 where to keep it. mask: (B,1,F,h,w) of the run, or None. The options' "concat_mask" (1 or 4
+    channels, 0 where to keep) takes precedence; the mask's channels come first, or at "concat_mask_index". Errors:
+    NodeError for images or masks of other numbers of frames or channels.
     """
     batch, of_video = latents.shape[:2]
     given: Tensor | None = options.get("concat_latent_image")
@@ -119,7 +119,7 @@ def frames_and_mask(
 def _frames_resized(frames: Tensor, latents: Tensor) -> Tensor:
     """Return frames (N,C,F,h,w) at the size of latents.
 
-    Errors: NodeError for what has no axis of time, or more frames than latents have.
+    Errors: NodeError without a time axis, or for more frames than latents have.
     """
     if frames.ndim != latents.ndim:
         given = ",".join(map(str, frames.shape))
@@ -138,7 +138,7 @@ def _fitted(image: Tensor, latents: Tensor) -> Tensor:
 
 
 def _resized(image: Tensor, height: int, width: int) -> Tensor:
-    """Return the middle of an image, in the proportions of a size, at that size."""
+    """Return an image cropped to the centre in the proportions of a size, at that size."""
     rows, columns = image.shape[-2:]
     have, want = columns / rows, width / height
     x = round((columns - columns * (want / have)) / 2) if have > want else 0
@@ -147,7 +147,7 @@ def _resized(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _spread(rows: Tensor, batch: int) -> Tensor:
-    """Return rows picked at even distances, so that there are `batch` of them."""
+    """Return `batch` rows picked at even distances."""
     count = rows.shape[0]
     if batch <= 1 or count == batch:
         return rows[:batch]

@@ -1,4 +1,4 @@
-"""What diffusion transformers share: latents as tokens, rows of several lengths in one forward, positions, names.
+"""Shared parts of diffusion transformers: latents as tokens, rows of several lengths in one forward, positions, names.
 
 Source of the networks: Peebles and Xie 2023, arXiv:2212.09748; of rotary positions: Su et al. 2021, arXiv:2104.09864.
 """
@@ -22,17 +22,17 @@ from serve_app.recipe import SkippedBlocks
 from serve_app.sampling.transfer import sent
 
 PATCH = 2
-"""A token stands for so many latent cells along each side."""
+"""Latent cells of a token along each side."""
 
 DOUBLES, SINGLES = "doubles", "singles"
 """The kinds of block where a network has two: text and image apart, and both as one stream."""
 
 WHOLE_EPS = float(torch.finfo(torch.float32).eps)
-"""What the norms of queries and keys add to the variance where a file's authors gave torch no number."""
+"""Epsilon of the norms of queries and keys where the file's authors gave torch no number."""
 
 
 class Transformer(OneCall):
-    """A family of diffusion transformers whose forward is one call of tensors."""
+    """A family of diffusion transformers whose forward is one capturable call."""
 
     steady = (SkippedBlocks,)
 
@@ -47,7 +47,7 @@ def grid(height: int, width: int, patch: int = PATCH) -> tuple[int, int]:
 
 
 def whole_patches(latents: Tensor) -> Tensor:
-    """Return latents (B,C,…,h,w) with even sides: an odd one goes on with its own beginning."""
+    """Return latents (B,C,…,h,w) with even sides: an odd one is padded circularly."""
     height, width = latents.shape[-2:]
     if not height % PATCH and not width % PATCH:
         return latents
@@ -56,9 +56,9 @@ def whole_patches(latents: Tensor) -> Tensor:
 
 
 def to_tokens(latents: Tensor, *, channels_last: bool = False) -> Tensor:
-    """Return latents (B,C,h,w) as tokens (B,n,4C), row by row, an odd side as `whole_patches` has it.
+    """Return latents (B,C,h,w) as tokens (B,n,4C), row by row, with odd sides padded by `whole_patches`.
 
-    channels_last: in a token, the channels of one cell lie together; else the cells of one channel do.
+    channels_last: in a token, the channels of one cell are contiguous; else the cells of one channel are.
     """
     batch, channels = latents.shape[:2]
     rows, columns = grid(*latents.shape[-2:])
@@ -69,7 +69,7 @@ def to_tokens(latents: Tensor, *, channels_last: bool = False) -> Tensor:
 
 
 def from_tokens(tokens: Tensor, height: int, width: int, *, channels_last: bool = False) -> Tensor:
-    """Return tokens (B,n,4C) as latents (B,C,height,width): undo `to_tokens`."""
+    """Return tokens (B,n,4C) as latents (B,C,height,width): the inverse of `to_tokens`."""
     batch, (rows, columns) = tokens.shape[0], grid(height, width)
     channels = tokens.shape[2] // PATCH**2
     if channels_last:
@@ -82,7 +82,7 @@ def from_tokens(tokens: Tensor, height: int, width: int, *, channels_last: bool 
 def positions(size: Sequence[int], first: float = 0, y: int = 0, x: int = 0, *, patch: int = PATCH) -> Tensor:
     """Return the positions (n,3) of the tokens of latents of a size (h,w): `first`, the token's row and column.
 
-    y, x: where the rows and columns begin, in tokens.
+    y, x: of the first row and column, in tokens.
     """
     height, width = size
     rows, columns = grid(height, width, patch)
@@ -94,9 +94,9 @@ def positions(size: Sequence[int], first: float = 0, y: int = 0, x: int = 0, *, 
 
 
 def angles(at: Tensor, axes: Sequence[int], theta: float) -> Tensor:
-    """Return by what positions (…,3) turn each pair of a head's numbers, (…,D/2), radians in double precision.
+    """Return the rotary angles of positions (…,3) for each pair of a head's numbers, (…,D/2), in radians, float64.
 
-    axes: how many of a head's D numbers each coordinate turns.
+    axes: how many of a head's D numbers each coordinate rotates.
     """
     turned = []
     for axis, width in enumerate(axes):
@@ -106,35 +106,35 @@ def angles(at: Tensor, axes: Sequence[int], theta: float) -> Tensor:
 
 
 def stacked(rows: Sequence[Tensor]) -> Tensor:
-    """Return rows (B_i,T_i,…) as one (R,T,…), the shorter ones followed by zeros."""
+    """Return rows (B_i,T_i,…) as one (R,T,…), padded with zeros."""
     longest = max(row.shape[1] for row in rows)
     return torch.cat([pad(row, (0, 0) * (row.ndim - 2) + (0, longest - row.shape[1])) for row in rows])
 
 
 def lengths(rows: Sequence[Tensor]) -> list[int]:
-    """Return how long each row of rows (B_i,T_i,…) is, R in all."""
+    """Return the length of each row of rows (B_i,T_i,…), R in all."""
     return [row.shape[1] for row in rows for _ in range(row.shape[0])]
 
 
 def within(counts: Sequence[int], longest: int, device: torch.device) -> Tensor:
-    """Return which of `longest` places a row of each count has, (R,longest)."""
+    """Return a mask (R,longest) of the places within each row's count."""
     return torch.arange(longest, device=device) < sent(torch.tensor(counts), device)[:, None]
 
 
 def thirds(width: int, *names: str) -> tuple[Place, ...]:
-    """Return where a fused layer goes whose outputs are those of several, each `width` wide, one after another."""
+    """Return the places of a fused layer's outputs in several layers, each `width` wide, in order."""
     return tuple(Place(name, rows=(i * width, (i + 1) * width)) for i, name in enumerate(names))
 
 
 class Passed(NamedTuple):
-    """The name by which a call is given which rows pass by a block, (R,1,1)."""
+    """Name of a call's input: the rows that skip a block, (R,1,1)."""
 
     kind: str
     number: int
 
 
 def passed(rows: Sequence[Rows]) -> dict[Any, Tensor]:
-    """Return which rows pass by blocks, by Passed, for those that some of the rows pass by."""
+    """Return masks of rows that skip blocks, by Passed, for the blocks that any row skips."""
     device, made = rows[0].x.device, {}
     for kind in (DOUBLES, SINGLES):
         by_row = _passed(rows, kind)
@@ -145,7 +145,7 @@ def passed(rows: Sequence[Rows]) -> dict[Any, Tensor]:
 
 
 def _passed(rows: Sequence[Rows], kind: str) -> list[set[int]]:
-    """Return which blocks each of R rows passes by. kind: the field of SkippedBlocks that has their numbers."""
+    """Return the blocks that each of R rows skips. kind: the field of SkippedBlocks with their numbers."""
     return [
         {number for patch in r.layers if isinstance(patch, SkippedBlocks) for number in getattr(patch, kind)}
         for r in rows
@@ -154,14 +154,14 @@ def _passed(rows: Sequence[Rows], kind: str) -> list[set[int]]:
 
 
 class Passing:
-    """Which rows pass by which blocks of a kind. given: with what `passed` says."""
+    """Applies skipped blocks of a kind. given: with the masks of `passed`."""
 
     def __init__(self, rows: Sequence[Rows], kind: str, given: Inputs) -> None:
         self._by_row = _passed(rows, kind)
         self._kind, self._given = kind, given
 
     def through(self, number: int, block: Callable[[], Any], *streams: Tensor) -> tuple[Any, ...]:
-        """Return what a block makes of streams (R,…), but for the rows that pass by it, which stay as they are."""
+        """Return a block's output for streams (R,…); rows that skip it keep their input."""
         passing = [number in numbers for numbers in self._by_row]
         if all(passing):
             return streams
@@ -170,19 +170,19 @@ class Passing:
         if not any(passing):
             return made
         which = self._given[Passed(self._kind, number)]
-        # A last block makes nothing of the text.
+        # A last block outputs no text.
         return tuple(None if m is None else torch.where(which, s, m) for s, m in zip(streams, made, strict=True))
 
 
 class Answer(NamedTuple):
-    """The name by which a call is given an answer of ControlNets. spreads: where those go; number: which it is."""
+    """Name of a call's input: an output of ControlNets. spreads: where it is added; number: its index."""
 
     spreads: tuple[Spread, ...]
     number: int
 
 
 def control_answers(rows: Sequence[Rows], x: Tensor, call: Callable[[], Any]) -> dict[Any, Tensor]:
-    """Return what ControlNets add to the rows of x (R,C,…), by Answer. call: makes what they are given."""
+    """Return the ControlNets' outputs for rows of x (R,C,…), by Answer. call: makes the ControlNets' input."""
     controlled = [Controlled(r.count, r.sigma, r.inputs.controls, r.exclusive) for r in rows]
     if not any(control.acts(row.sigma) for row in controlled for control in row.controls):
         return {}
@@ -191,7 +191,7 @@ def control_answers(rows: Sequence[Rows], x: Tensor, call: Callable[[], Any]) ->
 
 
 def added_after(given: Inputs, kind: str, block: int) -> Iterator[Tensor]:
-    """Yield what ControlNets add after a block of a kind. given: with what `control_answers` says."""
+    """Yield the ControlNets' outputs to add after a block of a kind. given: with those of `control_answers`."""
     for spreads in dict.fromkeys(name.spreads for name in given if isinstance(name, Answer)):
         for spread in spreads:
             if spread.kind == kind and (number := spread.answer(block)) is not None:
@@ -199,7 +199,7 @@ def added_after(given: Inputs, kind: str, block: int) -> Iterator[Tensor]:
 
 
 def attended(of_text: Tensor | None, more: int) -> Tensor | None:
-    """Return which tokens there are of a text and of so many behind it, (R,T+more), None if all are.
+    """Return a mask of real tokens of a text and of `more` that follow, (R,T+more), None if all are.
 
     of_text: of the text, (R,T), None if all are: attention is faster without a mask.
     """
@@ -207,18 +207,18 @@ def attended(of_text: Tensor | None, more: int) -> Tensor | None:
 
 
 def by_heads(mask: Tensor | None) -> Tensor | None:
-    """Return a mask of tokens (R,L) as attention with heads takes it, (R,1,1,L)."""
+    """Return a mask of tokens (R,L) in the shape of multi-head attention, (R,1,1,L)."""
     return None if mask is None else mask[:, None, None]
 
 
 def there(texts: Sequence[Tensor]) -> Tensor | None:
-    """Return which tokens of texts (B_i,T_i,D) there are, (R,T); None if all are."""
+    """Return a mask of real tokens of texts (B_i,T_i,D), (R,T); None if all are."""
     counts = lengths(texts)
     return None if min(counts) == max(counts) else within(counts, max(counts), texts[0].device)
 
 
 def by_token(first: Tensor, tokens: int, then: Tensor, more: int) -> Tensor:
-    """Return modulations (R,D) for so many tokens, and others for so many after them, (R,tokens+more,D)."""
+    """Return modulations (R,D) repeated for a number of tokens, and others for those that follow, (R,tokens+more,D)."""
     return torch.cat([first[:, None].expand(-1, tokens, -1), then[:, None].expand(-1, more, -1)], dim=1)
 
 
@@ -234,7 +234,7 @@ def check_text(cond: Tensor, width: int, title: str) -> None:
 def pooled_text(options: Mapping[str, Any], width: int, title: str) -> Tensor:
     """Return a conditioning's pooled text (N,P) float32, zeros without one.
 
-    Errors: NodeError for one that is too narrow.
+    Errors: NodeError for a width that is too small.
     """
     pooled: Tensor | None = options.get("pooled_output")
     if pooled is None:
@@ -245,7 +245,7 @@ def pooled_text(options: Mapping[str, Any], width: int, title: str) -> Tensor:
 
 
 def lora_names(parameters: Sequence[str], table: Table) -> dict[str, str | tuple[Place, ...]]:
-    """Return layers' names in LoRA files -> what they change: a parameter of the network, or parts of several.
+    """Return layers' names in LoRA files -> the parameters that they change, of a fused layer several.
 
     table: of the published single file, whose names most trainers use; others use the network's.
     """
@@ -269,7 +269,7 @@ def lora_names(parameters: Sequence[str], table: Table) -> dict[str, str | tuple
 
 
 def _name(names: dict[str, Any], theirs: str, changed: str | tuple[Place, ...]) -> None:
-    """Add the names in LoRA files that are made of a parameter's name in the single file."""
+    """Add the names in LoRA files that derive from a parameter's name in the single file."""
     layer, _, leaf = theirs.rpartition(".")
     if leaf != "weight":
         names[f"diffusion_model.{theirs}"] = changed

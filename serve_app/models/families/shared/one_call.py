@@ -1,6 +1,6 @@
-"""Families whose forward is one call of tensors: it can be filled up with rows, recorded and replayed.
+"""Families whose forward is one capturable call: it can be padded, recorded as a CUDA graph and replayed.
 
-All that the host has to say comes before the call: positions, masks, which tokens there are, what ControlNets add.
+The host prepares everything before the call: positions, masks, padding, outputs of ControlNets.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from serve_app.models.forward import CapturableCall, Inputs
 
 
 class OneCall(BackboneFamily):
-    """A family of such diffusion networks.
+    """A family of diffusion networks with a capturable forward.
 
-    steady: patches of layers that do the same in every forward, row by row, whoever else is in it.
+    steady: layer patches that compute the same in every forward, row by row, independent of other rows.
     """
 
     steady: ClassVar[tuple[type, ...]] = ()
 
     @abstractmethod
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return all tensors that the call takes for rows, by names of the family's own; None for one it does without.
+        """Return all input tensors of the call for rows, by the family's own names; None for an absent one.
 
-        What comes from the host is sent here.
+        Host tensors are sent to the device here.
         """
 
     @abstractmethod
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
-        """Return what all R rows are answered, (R,…), from what they are given.
+        """Return the output of all R rows, (R,…), for their inputs.
 
-        It sends nothing and waits for nothing. Of the rows it may read what is equal for equal variants: shapes, ways
-        of doing things, patches of layers.
+        It copies nothing from the host and does not synchronise. Of the rows it may read only what `variant` contains:
+        shapes, options, layer patches.
         """
 
     def is_steady(self, row: Rows) -> bool:
-        """Whether the same is done for a row in every forward, and to it alone."""
+        """Whether the same is computed for a row in every forward, independent of other rows."""
         changed = row.exclusive or row.functions or row.controls
         return not changed and all(isinstance(patch, self.steady) for patch in row.layers)
 
     def variant(self, rows: Sequence[Rows]) -> Hashable | None:
-        """Return what is equal for calls that do the same with what they are given; None for one like no other."""
+        """Return a key that is equal for calls that run the same kernels; None for one that must not be recorded."""
         if not all(map(self.is_steady, rows)):
             return None
         layers = tuple(r.layers for r in rows for _ in range(r.count)) if any(r.layers for r in rows) else ()
         return self.group_key(rows[0].x, rows[0].inputs), layers
 
     def pad_rows(self, rows: Sequence[Rows], count: int) -> Rows | None:
-        """Return the last row so many times; None where rows are not independent."""
+        """Return the last row repeated; None where rows are not independent."""
         if not all(map(self.is_steady, rows)):
             return None
 
@@ -77,5 +77,5 @@ class OneCall(BackboneFamily):
 
 
 def present(given: Mapping[Any, Tensor | None]) -> dict[Any, Tensor]:
-    """Return what there is of what a call may be given."""
+    """Return the inputs that are not None."""
     return {name: tensor for name, tensor in given.items() if tensor is not None}

@@ -1,6 +1,6 @@
-"""One stream of tokens in which text and image attend to each other, as Lumina 2 and Z-Image have it.
+"""Single-stream transformers: text and image tokens attend to each other, as in Lumina 2 and Z-Image.
 
-Text and image go through a few layers apart, and then through the others together; how long either is differs by row.
+Text and image go through a few layers separately, and then through the others together; their lengths differ by row.
 Source: Qin et al. 2025, arXiv:2503.21758.
 """
 
@@ -42,9 +42,9 @@ REFINERS, LAYERS = "refiners", "layers"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StreamCall:
-    """What model controls are told of a forward's R rows. time: what layers are modulated by, (R,W).
+    """Inputs of model controls in a forward of R rows. time: the modulation input, (R,W).
 
-    turns: how each of the image's tokens turns queries and keys, (R,S,d/2).
+    turns: rotary positions of the image's tokens, (R,S,d/2).
     """
 
     time: Tensor
@@ -53,7 +53,7 @@ class StreamCall:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TextInputs:
-    """What a network is told beside x and time, for B rows. text: (B,T,D)."""
+    """Conditioning inputs for B rows. text: (B,T,D)."""
 
     text: Tensor
 
@@ -62,10 +62,10 @@ class TextInputs:
 
 
 class OneStream(Transformer):
-    """A family of such backbones.
+    """A family of single-stream backbones.
 
-    Rows of any text may share a forward, and rows of any size whose cells, rounded up to a power of two, are as many.
-    theta: of the positions; multiple: text and image are filled up to so many tokens.
+    Rows with any text may share a forward, as may rows of any size whose cells, rounded up to a power of two, are equal
+    in number. theta: of the positions; multiple: text and image are padded to multiples of it.
     """
 
     latent_format = FLUX
@@ -78,26 +78,26 @@ class OneStream(Transformer):
     @property
     @abstractmethod
     def axes(self) -> tuple[int, ...]:
-        """How many numbers of a head turn by the text's token, by row and by column."""
+        """Numbers of a head rotated by the text's token, by row and by column."""
 
     @abstractmethod
     def time(self, network: Any, time: Tensor) -> Tensor:
-        """Return what the layers are modulated by, of times 0…1 from noise to image, (R,) float32."""
+        """Return the modulation input for times 0…1 from noise to image, (R,) float32."""
 
     @abstractmethod
     def embedded_image(self, network: Any) -> tuple[nn.Module, Tensor | None]:
-        """Return the layer that reads the image's tokens, and what they are filled up with."""
+        """Return the embedder of the image's tokens, and their padding token."""
 
     @abstractmethod
     def embedded_text(self, network: Any) -> tuple[nn.Module, Tensor | None]:
-        """Return the same of the text's."""
+        """Return the embedder of the text's tokens, and their padding token."""
 
     @abstractmethod
     def last(self, network: Any, tokens: Tensor, time: Tensor) -> Tensor:
         """Return the output's tokens."""
 
     def text_at(self, count: int) -> Tensor:
-        """Return the positions (n,3) of a text's tokens with those that fill them up, from 1 on."""
+        """Return the positions (n,3) of a text's tokens and their padding, from 1 on."""
         return pad(torch.arange(1.0, _padded_length(count, self.multiple) + 1)[:, None], (0, 2))
 
     def image_at(self, x: Tensor, inputs: Any) -> Tensor:
@@ -105,7 +105,7 @@ class OneStream(Transformer):
         return positions(x.shape[-2:], _padded_length(inputs.text.shape[1], self.multiple) + 1)
 
     def reference_tokens(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
-        """Return what else the image and the text attend to; nothing by default."""
+        """Return further tokens that image and text attend to; None by default."""
         return None
 
     def inputs(
@@ -121,16 +121,16 @@ class OneStream(Transformer):
         return TextInputs(to_batch(sent(cond, device).float(), canvas.rows))
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the power of two that holds the cells: smaller ones are filled up, so less than half is in vain."""
+        """Return the power of two that contains the cells: smaller ones are padded, by less than half."""
         return x.shape[1], (x.shape[-2] * x.shape[-1] - 1).bit_length()
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return the streams of rows, which may differ in all but their number of channels."""
+        """Return the call's input tensors. Rows may differ in all but their number of channels."""
         dtype = next(network.parameters()).dtype
         texts = [r.inputs.text.to(dtype) for r in rows]
         images = [to_tokens(r.x.to(dtype), channels_last=True) for r in rows]
         return {
-            # The network counts time from noise to image; told it in half precision, it would hear another one.
+            # The network's time runs from noise to image; rounded to half precision first, it would be another one.
             "time": 1 - torch.cat([r.timestep for r in rows]),
             **self.token_inputs("image", images, [self.image_at(r.x, r.inputs) for r in rows]),
             **self.token_inputs("text", texts, [self.text_at(text.shape[1]) for text in texts]),
@@ -158,9 +158,9 @@ class OneStream(Transformer):
         return split_output
 
     def token_inputs(self, name: str, pieces: Sequence[Tensor], at: Sequence[Tensor]) -> dict[str, Tensor | None]:
-        """Return what a call is given of a stream, for `stream`.
+        """Return a call's inputs for one stream, for `stream`.
 
-        Pieces (B_i,n_i,F) are each filled up, at positions (≥n_i,3); what is filled in is at 0.
+        Pieces (B_i,n_i,F) are each padded, with positions (≥n_i,3); padding is at 0.
         """
         counts = lengths(pieces)
         padded_lengths = [_padded_length(count, self.multiple) for count in counts]
@@ -171,14 +171,14 @@ class OneStream(Transformer):
             name: stacked(pieces),
             f"{name} at": sent(placed, device),
             f"{name} its own": within(counts, longest, device) if min(counts) < longest else None,
-            # Without a mask attention takes its faster kernels.
+            # Without a mask attention can use its faster kernels.
             f"{name} there": None if min(padded_lengths) == longest else within(padded_lengths, longest, device),
         }
 
     def stream(
         self, given: Inputs, name: str, embed: Callable[[Tensor], Tensor], padding: Tensor | None = None
     ) -> Stream:
-        """Return a stream that a call is given, embedded. filling: what it is filled up with; None where that is 0."""
+        """Return a stream of a call's inputs, embedded. padding: its padding token; None: zeros."""
         at, own = given[f"{name} at"], given.get(f"{name} its own")
         tokens = embed(given[name])
         tokens = pad(tokens, (0, 0, 0, at.shape[1] - tokens.shape[1]))
@@ -191,7 +191,7 @@ class OneStream(Transformer):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
-    """Tokens (R,S,D), how each turns queries and keys (R,S,d/2), and which of them there are (R,S); None: all."""
+    """Tokens (R,S,D), their rotary positions (R,S,d/2), and the mask of real ones (R,S); None: all."""
 
     tokens: Tensor
     turns: Tensor
@@ -201,7 +201,7 @@ class Stream:
         return replace(self, tokens=layer(self.tokens, self.there, self.turns, time))
 
     def through_all(self, layers: Iterable[Any], time: Tensor, stack: str, controls: Sequence[AtWork]) -> Stream:
-        """Return what a stack of layers makes of it. controls: what acts on the image's tokens, which come first."""
+        """Return the output of a stack of layers. controls: act on the image's tokens, which come first."""
         for control in controls:
             control.before(stack, self.tokens)
         stream = self

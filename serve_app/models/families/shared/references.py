@@ -1,4 +1,4 @@
-"""Where the tokens of reference images lie beside those of the image, by the methods that ComfyUI names.
+"""Positions of reference images' tokens relative to the image's, by the methods that ComfyUI names.
 
 Source: Black Forest Labs 2025, FLUX.1 Kontext, arXiv:2506.15742, section 3; Wu et al. 2025 (UNO), arXiv:2504.02160.
 """
@@ -19,14 +19,14 @@ from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.transfer import sent
 
 METHODS = ("offset", "index", "uxo")
-"""How references are told apart: by place, in one more plane; by a plane each; along the diagonal, in the same one."""
+"""Positions of references: offset in one further plane; a plane each; along the diagonal, in the image's plane."""
 
 INDEX_TIMESTEP_ZERO = "index_timestep_zero"
-"""As "index", and the network is told of references that they are without noise."""
+"""As "index", and references have the timestep of no noise."""
 
 
 def check_method(method: str, title: str, methods: Sequence[str] = METHODS) -> str:
-    """Return the method. Errors: NodeError for one that the family of a title does not know."""
+    """Return the method. Errors: NodeError for one that the family named `title` does not know."""
     if method not in methods:
         raise NodeError(f"{title} does not place reference latents by '{method}'; allowed are {', '.join(methods)}")
     return method
@@ -35,7 +35,7 @@ def check_method(method: str, title: str, methods: Sequence[str] = METHODS) -> s
 def scaled_references(
     options: Mapping[str, Any], latent_format: LatentFormat, rows: int, device: torch.device
 ) -> tuple[Tensor, ...]:
-    """Return a conditioning's reference latents as a backbone samples latents, each (rows,C,…) float32.
+    """Return a conditioning's reference latents scaled for a backbone, each (rows,C,…) float32.
 
     Errors: NodeError for latents of another format.
     """
@@ -46,7 +46,7 @@ def scaled_references(
 
 
 class Reference(NamedTuple):
-    """The name by which a call is given one of the reference latents of its rows, (R,C,…)."""
+    """Name of a call's input: one of the reference latents of its rows, (R,C,…)."""
 
     number: int
 
@@ -58,7 +58,7 @@ def references_together(inputs: Sequence[Any], dtype: torch.dtype) -> dict[Any, 
 
 
 def references_of(given: Inputs) -> list[Tensor]:
-    """Return the reference latents that a call is given, in order."""
+    """Return the reference latents of a call's inputs, in order."""
     return [tensor for name, tensor in given.items() if isinstance(name, Reference)]
 
 

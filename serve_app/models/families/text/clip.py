@@ -1,7 +1,7 @@
 """CLIP's text encoders, CLIP-L and OpenCLIP's ViT-H and ViT-bigG: from texts in the prompt syntax to CONDITIONING.
 
-Run as transformers' CLIPTextModel. Source: Radford et al. 2021, arXiv:2103.00020; the treatment of weights and of long
-texts is ComfyUI's.
+Run as transformers' CLIPTextModel. Source: Radford et al. 2021, arXiv:2103.00020; prompt weights and long texts are
+handled as in ComfyUI.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, Text, Texts, TokenizedText
 
 TextKind: TypeAlias = Literal["l", "h", "g"]
-"""Which published encoder it is made like: CLIP-L, or OpenCLIP's ViT-H or ViT-bigG."""
+"""The published architecture: CLIP-L, or OpenCLIP's ViT-H or ViT-bigG."""
 
 VOCABULARY = 49408
-"""Tokens CLIP knows."""
+"""Number of CLIP's tokens."""
 
 HEAD_WIDTH = 64
-"""Its heads are this wide."""
+"""Width of its heads."""
 
-# ComfyUI tells OpenCLIP's encoders apart by a layer that only the larger one has.
+# ComfyUI distinguishes OpenCLIP's encoders by a layer that only the larger one has.
 _H_LAYERS, _L_LAYERS_LIMIT = 30, 22
 _PADDING = {"l": END, "h": 0, "g": 0}
 _MODULES = ("embeddings", "encoder", "final_layer_norm")
@@ -58,7 +58,7 @@ _WHERE: tuple[tuple[str, str, TextKind | None], ...] = (
     ("", f"text_model.{_TRANSFORMERS}", None),
     ("", _OPEN_CLIP, None),
 )
-"""Prefixes under which encoders are found, the mark below each, and what the prefix says of the kind."""
+"""Prefixes of encoders in files, the mark below each, and the kind that the prefix implies."""
 _FIRST_OPEN_CLIP = "conditioner.embedders.0.model."
 
 
@@ -90,13 +90,13 @@ class ClipText(TextFamily):
 
     @property
     def heads(self) -> int:
-        """How many attention heads share the width."""
+        """Number of attention heads."""
         return self.width // HEAD_WIDTH
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         for number, whole in enumerate(files):
-            # SDXL's refiner has the larger encoder where a checkpoint of SD 2 that was written alike has the other.
+            # SDXL's refiner has the larger encoder under the names that SD 2 has for the other.
             first: TextKind = "g" if whole.has("model.diffusion_model.label_emb.") else "h"
             for prefix, mark, kind in (*_WHERE, (_FIRST_OPEN_CLIP, _OPEN_CLIP, first)):
                 if prefix + mark in whole.shapes:
@@ -105,9 +105,9 @@ class ClipText(TextFamily):
 
     @classmethod
     def probe(cls, tensors: Tensors, kind: TextKind | None = None) -> ClipText:
-        """Read the network off a text encoder's tensors, named as by transformers or by OpenCLIP.
+        """Read the network's size off a text encoder's tensors, named as by transformers or by OpenCLIP.
 
-        kind: None tells it by the number of layers. Errors: ModelFileError for another layout.
+        kind: None: derived from the number of layers. Errors: ModelFileError for another layout.
         """
         if tensors.has("transformer.resblocks."):
             table, positions, layers = "token_embedding.weight", "positional_embedding", "transformer.resblocks."
@@ -150,14 +150,14 @@ class ClipText(TextFamily):
                 layer_norm_eps=1e-5,
             )
         )
-        # transformers has moved the encoder up out of `text_model`; both places occur among its releases.
+        # Releases of transformers differ in whether the encoder is inside `text_model`.
         encoder: nn.Module = getattr(model, "text_model", model)
         if self.projection:
             encoder.text_projection = nn.Linear(self.width, self.projection, bias=False)
         return encoder
 
     def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> dict[str, str]:
-        """Return the names of its layers in LoRA files. alone: no other encoder comes before it.
+        """Return the names of its layers in LoRA files. alone: it is the first encoder.
 
         parameters: of transformers' CLIPTextModel, with or without "text_model." in front; a projection of the pooled
         output is "text_projection.weight".
@@ -196,7 +196,7 @@ def _open_clip(known: ClipText) -> Iterator[tuple[str, str | tuple[Place, ...]]]
 
 
 def open_clip_layer(file: str, network: str, width: int) -> Iterator[tuple[str, str | tuple[Place, ...]]]:
-    """Yield OpenCLIP's names of a layer's tensors, with where they go in transformers' layer. file, network: of it."""
+    """Yield OpenCLIP's names of a layer's tensors, with the places in transformers' layer. file, network: prefixes."""
     yield from inside(file, network, _OPEN_CLIP_LAYER)
     for kind in ("weight", "bias"):
         yield (
@@ -217,8 +217,8 @@ class TextEncoder:
 
     projected: the pooled output of CLIP-L goes through its projection, if it has one; OpenCLIP's always does.
 
-    Where no layer is asked for it is CLIP-L's last and OpenCLIP's last but one, as SD 1.x and 2.x were trained, and the
-    last but one of both of SDXL's. Those of SDXL are taken as they are, the others through the final norm.
+    The default layer is CLIP-L's last and OpenCLIP's last but one, as SD 1.x and 2.x were trained, and the last but one
+    of both of SDXL's. SDXL's states skip the final norm, the others go through it.
     """
 
     def __init__(
@@ -239,10 +239,10 @@ class TextEncoder:
     ) -> list[Conditioning]:
         """Encode each text, all in one forward. The conds and pooled outputs are float32 on its device.
 
-        stop_at: the layer whose output is taken, counted from the end; one the encoder does not have means the last,
-        None the usual one. A text of n chunks gives a cond of n times the encoder's length. Weights move each token's
-        row along the line from the empty text's. Errors: ModelFileError for an embedding that cannot be used; NodeError
-        for several texts, which only SDXL's encoders read, and for images.
+        stop_at: the layer whose output is taken, counted from the end; one that the encoder lacks means the last, None
+        the default. A text of n chunks gives a cond of n times the encoder's length. Weights move each token's row
+        along the line from the empty text's. Errors: ModelFileError for an unusable embedding; NodeError for several
+        texts, which only SDXL's encoders read, and for images.
         """
         by_text: list[list[Chunk]] = []
         for text in texts:
@@ -267,7 +267,7 @@ class TextEncoder:
         return {kind: numbered_chunks(text, self._family.positions, self._embedding, _PADDING[kind])}
 
     def given(self, text: TokenizedText) -> list[Chunk]:
-        """Return the chunks that a text has for it. Errors: NodeError if there are none, or they are no chunks."""
+        """Return a text's chunks for this encoder. Errors: NodeError if there are none, or they are no chunks."""
         kind, length = self._family.kind, self._family.positions
         chunks = [list(chunk) for chunk in text.chunks.get(kind, ())]
         if not chunks:
@@ -283,7 +283,7 @@ class TextEncoder:
         return chunks
 
     def padded(self, of_text: list[Chunk], count: int) -> list[Chunk]:
-        """Return a text's chunks with empty ones after them, `count` in all if there are not more."""
+        """Return a text's chunks, padded with empty ones to `count`."""
         return of_text + [self._empty()] * (count - len(of_text))
 
     def encode_chunks(self, by_text: Sequence[list[Chunk]], stop_at: int | None) -> list[Encoded]:
@@ -329,7 +329,7 @@ class TextEncoder:
             hidden = last
         else:
             hidden = network.final_layer_norm(taken) if self._normed else taken
-        # The text's own end token stands for the whole of it; a vector never counts as an end.
+        # The pooled row is at the text's own end token; an embedding vector never counts as an end.
         ends = torch.tensor([next(j for j, (t, _) in enumerate(c) if isinstance(t, int) and t == END) for c in batch])
         pooled = last[torch.arange(len(batch), device=last.device), sent(ends, last.device)]
         if self._projected:

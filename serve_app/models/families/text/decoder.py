@@ -1,6 +1,6 @@
-"""Language models, as text encoders and as generators of text. Which there are stands in `qwen`, `gemma` and so on.
+"""Language models, as text encoders and as generators of text. `qwen`, `gemma` and others are its families.
 
-The layers are transformers'; positions, masks and which states are taken are here, so that rows of many texts, each of
+The layers are transformers'; positions, masks and the choice of states are here, so that rows of many texts, each of
 its own length, share a forward. Source: Touvron et al. 2023, arXiv:2302.13971; Su et al. 2021, arXiv:2104.09864.
 """
 
@@ -33,19 +33,19 @@ _ROOTS = ("model.", "model.language_model.")
 _HEADS = ("lm_head", "model.lm_head")
 _VOCABULARIES = ("spiece_model", "tekken_model", "tokenizer_json")
 VOCABULARY = "vocabulary"
-"""The buffer of a network that holds the bytes of its tokeniser's file."""
+"""The buffer of a network with the bytes of its tokeniser's file."""
 
 F = TypeVar("F", bound="DecoderText")
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderText(TextFamily):
-    """A language model. final_norm: whether its last norm is there; vocabulary_bytes: how large its tokeniser is, 0
-    where the file brings none; separate_head: whether the file has a last layer of its own, beside the tokens' vectors.
+    """A language model.
 
-    head_width: of a head where no norm's length says it. theta: of the rotation of positions; eps: of norms. sections:
-    how many of a head's frequencies count along each axis of an image; interleaved: these take turns. scaled: tokens'
-    vectors times √width. stop: the tokens that end a generated text; none for one that generates none.
+    final_norm: it has the last norm; vocabulary_bytes: size of the tokeniser in the file, or 0; separate_head: the file
+    has an output layer, not tied to the token embeddings. head_width: of a head where no norm's length shows it. theta:
+    of rotary positions; eps: of norms. sections: frequencies of a head for each axis of an image; interleaved: the axes
+    alternate. scaled: embeddings times √width. stop: tokens that end a generated text; empty: it cannot generate.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
@@ -57,7 +57,7 @@ class DecoderText(TextFamily):
     scaled: ClassVar[bool] = False
     stop: ClassVar[tuple[int, ...]] = ()
     vocabulary_name: ClassVar[str] = "tokenizer_json"
-    """What a file calls its tokeniser that is saved."""
+    """Name of the tokeniser in saved files."""
 
     layers: int
     width: int
@@ -86,7 +86,7 @@ class DecoderText(TextFamily):
 
     @classmethod
     def probe(cls: type[F], tensors: Tensors) -> F:
-        """Read the network off its tensors. Errors: ModelFileError for another layout."""
+        """Read the network's size off its tensors. Errors: ModelFileError for another layout."""
         inner = _inner(tensors)
         tokens, width = inner.shape("embed_tokens.weight")
         attention = "layers.0.self_attn"
@@ -117,7 +117,7 @@ class DecoderText(TextFamily):
 
     @abstractmethod
     def reading_for(self, loaded_as: str) -> PromptFormat:
-        """Return how a loader's type wants texts read. Errors: ModelFileError for one that it is not for."""
+        """Return the prompt format of a loader's type. Errors: ModelFileError for an unsupported type."""
 
     def table(self, tensors: Tensors | None = None) -> Table:
         parts = ("embed_tokens", "layers", "norm")
@@ -144,10 +144,10 @@ class DecoderText(TextFamily):
 
     @abstractmethod
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
-        """Return what makes a layer of a number, and the final norm."""
+        """Return a factory of layers by number, and the final norm."""
 
     def sizes(self) -> dict[str, Any]:
-        """Return what transformers' configurations of decoders are told."""
+        """Return the common arguments of transformers' decoder configurations."""
         return {
             "vocab_size": self.tokens,
             "hidden_size": self.width,
@@ -162,7 +162,7 @@ class DecoderText(TextFamily):
 
     @abstractmethod
     def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
-        """Return the tokeniser. vocabulary: the file that the network's file brings. Errors: ModelFileError."""
+        """Return the tokeniser. vocabulary: the tokeniser in the network's file. Errors: ModelFileError."""
 
     def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
         brought = network.get_buffer(VOCABULARY).cpu().numpy().tobytes() if self.vocabulary_bytes else None
@@ -175,7 +175,7 @@ def _inner(tensors: Tensors) -> Tensors:
 
 
 class CausalLM(nn.Module):
-    """A language model. Its last layer, which says the next token, is there if the file has one of its own."""
+    """A language model. Its output layer for the next token is tied to the embeddings unless the file has its own."""
 
     def __init__(self, family: DecoderText, layer: Callable[[int], nn.Module], norm: nn.Module) -> None:
         super().__init__()
@@ -194,11 +194,11 @@ class CausalLM(nn.Module):
         cache: Cache | None = None,
         deeper: Sequence[Tensor] = (),
     ) -> Iterator[Tensor]:
-        """Yield the states (N,T,D): what goes into the first layer, and what comes out of each up to number `last`.
+        """Yield the states (N,T,D): the input of the first layer, and the output of each up to number `last`.
 
-        x: (N,T,D); mask: (N,1,T,S), true where a row's token sees another, None for all; rotation: cosines and sines
-        (…,T,head). cache: the keys and values of the tokens before, which are S−T. deeper: what is added to what comes
-        out of the first layers, (N,T,D) each.
+        x: (N,T,D); mask: (N,1,T,S), true where a row's token attends to another, None for all; rotation: cosines and
+        sines (…,T,head). cache: keys and values of the S−T tokens before. deeper: additions to the outputs of the first
+        layers, (N,T,D) each.
         """
         yield x
         for number, layer in enumerate(self.layers[:last]):
@@ -210,7 +210,7 @@ class CausalLM(nn.Module):
 
 
 class DecoderEncoder(SequenceEncoder):
-    """A language model on its device, read as a text encoder."""
+    """A language model on its device as a text encoder."""
 
     def __init__(
         self, family: DecoderText, reading: PromptFormat, tokenizer: Tokenizer, network: Any, vectors: Vectors
@@ -219,7 +219,7 @@ class DecoderEncoder(SequenceEncoder):
         self.family = family
         self.network = network
         self.tokenizer = tokenizer
-        # Texts that are generated are computed in another dtype than those that are read, as in ComfyUI.
+        # Generation computes in another dtype than encoding, as in ComfyUI.
         self._generates_in = dtype_of("auto", "clip", self._table.device, (torch.bfloat16,))
 
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
@@ -227,11 +227,11 @@ class DecoderEncoder(SequenceEncoder):
         return self.states(self.scaled(x), seen, positions, stop_at)
 
     def scaled(self, x: Tensor) -> Tensor:
-        """Return tokens' vectors as the first layer reads them."""
+        """Return token embeddings as the first layer reads them."""
         return x * self.family.width**0.5 if self.family.scaled else x
 
     def generation(self, request: GenerationRequest) -> Generation:
-        """Return a text that is not begun yet. Errors: NodeError if the model generates none."""
+        """Return a new text generation. Errors: NodeError if the model cannot generate."""
         if not self.family.stop:
             raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3-VL or Gemma 2")
         if not self.family.final_norm:
@@ -240,11 +240,11 @@ class DecoderEncoder(SequenceEncoder):
         return Generation(request, prompt, frozenset(self.family.stop), self.tokenizer.decode, self._table.device)
 
     def prompt(self, request: GenerationRequest) -> Weighted:
-        """Return the tokens that a text is to follow. As in ComfyUI, most models know one template and one mode."""
+        """Return the prompt's tokens. As in ComfyUI, most models have one template and one mode."""
         return self.framed(self.around(request.text, None), T5Padding(pads=0, length=1))
 
     def generate(self, generations: Sequence[Generation]) -> None:
-        """Add a token to each, in one forward; but where some have not read their prompts, the first of those does."""
+        """Add a token to each text, in one forward; while some prompts are unread, only the first of those is read."""
         unread = next((one for one in generations if not one.cache), None)
         rows = generations if unread is None else (unread,)
         lengths = [one.length for one in rows]
@@ -275,15 +275,15 @@ class DecoderEncoder(SequenceEncoder):
         stop_at: int | None,
         deeper: Sequence[Tensor] = (),
     ) -> Tensor:
-        """Return the states that the reading takes. positions: (1 or N,T), or (axes,N,T) where images have several.
+        """Return the states that the prompt format takes. positions: (1 or N,T), or (axes,N,T) for images.
 
-        deeper: as `Decoder.forward` has it.
+        deeper: as `CausalLM.forward`.
         """
         length, count = x.shape[1], self.family.layers
         mask = causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None, None]
         if seen is not None:
             mask = causal & seen[:, None, None]
-            # A token before which all is hidden sees it none the less: a text that is nothing but pads.
+            # A token whose whole past is masked attends to itself: a text of nothing but padding.
             mask = mask | (causal & ~mask.any(dim=-1, keepdim=True))
         taps = self.reading.taps
         if len(taps) == 1 and stop_at is not None:
@@ -293,7 +293,7 @@ class DecoderEncoder(SequenceEncoder):
         rotation = rotated(positions, family.head, family.theta, family.sections, x.dtype, family.interleaved)
         states = self.network(x, mask, rotation, max(wanted), deeper=deeper)
         kept = {i: state for i, state in enumerate(states) if i in wanted}
-        # One state that is asked for by number is taken as it is; the last of several, or by default, is normed.
+        # A single tap by number is taken as it is; the last of several, or the default, is normalised.
         if count in kept and len(taps) != 1:
             kept[count] = self.network.norm(kept[count])
         return torch.cat([kept[i] for i in wanted], dim=-1)
@@ -302,10 +302,10 @@ class DecoderEncoder(SequenceEncoder):
 def rotated(
     positions: Tensor, head: int, theta: float, sections: Sequence[int], dtype: torch.dtype, interleaved: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines (N,T,head) by which a head's pairs are turned at positions (N,T) or (axes,N,T).
+    """Return the cosines and sines (N,T,head) of rotary positions (N,T) or (axes,N,T).
 
-    sections: how many frequencies count along each axis, where there are several; interleaved: the axes take turns, and
-    the first has what is left over. Source: Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2511.21631.
+    sections: number of frequencies for each axis, if there are several; interleaved: the axes alternate, and the first
+    has the rest. Source: Wang et al. 2024, arXiv:2409.12191; Bai et al. 2025, arXiv:2511.21631.
     """
     frequencies = theta ** (-torch.arange(0, head, 2, device=positions.device, dtype=torch.float32) / head)
     angles = positions[..., None].float() * frequencies

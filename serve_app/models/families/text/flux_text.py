@@ -1,4 +1,4 @@
-"""What Flux.1 reads: T5-XXL word for word, and CLIP-L for the text as a whole."""
+"""Text encoders of Flux.1: T5-XXL for the tokens, and CLIP-L for the pooled text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FluxText(TextEnsemble):
 
 
 class FluxTextEncoder:
-    """Both on their device: T5's states, and CLIP-L's pooled output, which no projection changes."""
+    """Both on their device: T5's states, and CLIP-L's pooled output without its projection."""
 
     def __init__(self, l: TextEncoder, t5: T5Encoder) -> None:  # noqa: E741
         self.l, self.t5 = l, t5

@@ -1,4 +1,4 @@
-"""Gemma 2 2B, which Lumina-Image 2.0 reads; its file brings its tokeniser. Source: Gemma 2024, arXiv:2408.00118."""
+"""Gemma 2 2B, Lumina-Image 2.0's text encoder; its file has its tokeniser. Source: Gemma 2024, arXiv:2408.00118."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LUMINA = PromptFormat(
 
 @dataclass(frozen=True, slots=True)
 class Gemma2Text(DecoderText):
-    """Gemma 2. Its attention is taken without the soft cap and the window that it was trained with, as ComfyUI does."""
+    """Gemma 2, without the soft cap and the attention window of its training, as in ComfyUI."""
 
     name = "Gemma 2"
     prefixes = ("text_encoders.gemma2_2b.transformer.", "")

@@ -1,7 +1,7 @@
-"""A text that a language model is generating, and the keys and values of what it has read.
+"""Text generation by a language model, and its KV cache.
 
-A generation keeps its own keys and values, so that it joins and leaves a forward at any token. A forward changes none
-of them: they grow after it, and one that failed may be run again.
+Each generation has its own cache, so that it joins and leaves a batch at any token. A forward changes none of them:
+they grow after it, and a failed forward may be retried.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from serve_app.sampling.tokens import next_token
 from serve_app.values import GenerationRequest
 
 KeysValues: TypeAlias = "tuple[Tensor, Tensor]"
-"""Of one layer for one text, (1,H,T,D) each."""
+"""Keys and values of one layer for one text, (1,H,T,D) each."""
 
 _ARGUMENT = "cache" if "cache" in signature(Qwen2DecoderLayer.forward).parameters else "past_key_values"
-"""What this version of transformers calls the cache that a layer is given."""
+"""The cache argument of a layer in this version of transformers."""
 
 
 class Cache:
-    """The keys and values of a forward's texts, as transformers' layers ask for them. texts: of each, by layer."""
+    """The KV cache of a forward's texts, in the interface of transformers' layers. texts: of each, by layer."""
 
     def __init__(self, texts: Sequence[Sequence[KeysValues]]) -> None:
         self._texts = texts
         self._added: list[KeysValues] = []
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> KeysValues:
-        """Return a layer's keys and values of all tokens (N,H,S,D). Shorter texts are filled up at their beginning."""
+        """Return a layer's keys and values of all tokens (N,H,S,D). Shorter texts are padded on the left."""
         self._added.append((keys, values))
         before = [text[layer] for text in self._texts if text]
         if not before:
@@ -45,7 +45,7 @@ class Cache:
         )
 
     def grown(self) -> list[list[KeysValues]]:
-        """Return each text's keys and values, by layer, with those that a forward has added."""
+        """Return each text's keys and values, by layer, including those that a forward added."""
         return [
             [
                 _joined(text[layer] if text else None, k[i : i + 1], v[i : i + 1])
@@ -56,12 +56,12 @@ class Cache:
 
 
 def as_cache(cache: Cache | None) -> dict[str, Cache]:
-    """Return the arguments by which a layer is given a cache."""
+    """Return a layer's keyword arguments for a cache."""
     return {} if cache is None else {_ARGUMENT: cache}
 
 
 def _aligned(tensors: Sequence[Tensor]) -> Tensor:
-    """Return tensors (1,H,T_i,D) as rows (N,H,T,D) that end together."""
+    """Return tensors (1,H,T_i,D) as rows (N,H,T,D), padded on the left."""
     longest = max(tensor.shape[2] for tensor in tensors)
     return torch.cat([pad(tensor, (0, 0, longest - tensor.shape[2], 0)) for tensor in tensors])
 
@@ -73,7 +73,7 @@ def _joined(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValu
 
 
 class Generation:
-    """A text being generated after a prompt. stop: the tokens that end it; decode: from tokens to text."""
+    """A text being generated from a prompt. stop: tokens that end it; decode: from tokens to text."""
 
     def __init__(
         self,
@@ -94,17 +94,17 @@ class Generation:
 
     @property
     def length(self) -> int:
-        """How many tokens are in the cache."""
+        """Number of tokens in the cache."""
         return self.cache[0][0].shape[2] if self.cache else 0
 
     @property
     def unread(self) -> Sequence[Token]:
-        """The tokens that the model has yet to read: the prompt, or the last token."""
+        """Tokens to run next: the prompt, or the last token."""
         return self.tokens[-1:] if self.cache else self._prompt
 
     @property
     def over(self) -> bool:
-        """Whether the text has its last token."""
+        """Whether the text is complete."""
         return len(self.tokens) >= self.request.max_tokens or bool(self._stop.intersection(self.tokens[-1:]))
 
     @property
@@ -113,6 +113,6 @@ class Generation:
         return self._decode(self.tokens)
 
     def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
-        """Add the next token. logits: (1,V); cache: with what was unread."""
+        """Sample the next token. logits: (1,V); cache: including the unread tokens."""
         self.tokens.append(next_token(logits, self.request.sampling, self.tokens, self._generator))
         self.cache = cache

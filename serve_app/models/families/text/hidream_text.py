@@ -1,4 +1,4 @@
-"""What HiDream reads: T5-XXL, every layer of Llama 3.1, and CLIP-L and CLIP-G for the text as a whole; any will do."""
+"""Text encoders of HiDream: T5-XXL, every layer of Llama 3.1, and CLIP-L and CLIP-G pooled; any subset works."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serve_app.recipe import T5Padding
 from serve_app.values import Conditioning, Text
 
 LENGTH = 128
-"""As many tokens of T5's are read, no more and no fewer."""
+"""T5's fixed number of tokens."""
 LLAMA_LAYERS = 32
 READING = replace(MASKED, least=LENGTH, tells_mask=False)
 
@@ -42,7 +42,7 @@ class HiDreamText(TextEnsemble):
 
     @classmethod
     def fits(cls, titles: Sequence[str], loaded_as: str) -> bool:
-        """Whether encoders of these titles are some of the ensemble; Llama alone is, whatever type asks for it."""
+        """Whether encoders of these titles are some of the ensemble; Llama alone always is."""
         return list(titles) == [LlamaText.name] or super(HiDreamText, cls).fits(titles, loaded_as)
 
     def encoder(self, network: Any, lexicon: TextResources) -> HiDreamTextEncoder:
@@ -62,14 +62,14 @@ class HiDreamText(TextEnsemble):
 
 
 class ShortT5(T5Encoder):
-    """T5 that reads so many tokens and no more."""
+    """T5 with a fixed number of tokens."""
 
     def framed(self, text: str, padding: T5Padding | None = None) -> Weighted:
         return self.reading.framed(filled(runs(text, self._tokenize, self._embedding), LENGTH - 1)[0], padding)
 
 
 class HiDreamTextEncoder:
-    """Those there are, on their device; zeros for the others."""
+    """Those present, on their device; zeros for the others."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Llama 3.1 8B as text encoder, of which HiDream is told every layer's states. Source: arXiv:2407.21783."""
+"""Llama 3.1 8B as a text encoder; HiDream reads every layer's states. Source: arXiv:2407.21783."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ HIDREAM = PromptFormat(
     "llama", start=llama.START, pad=llama.PAD, least=128, empty=(llama.START,), masked=True, tells_mask=False
 )
 VOCABULARIES = (128256, 128320)
-"""How many tokens its tables have: as published, and with those of a model that sees."""
+"""Its numbers of tokens: as published, and with those of a vision model."""
 
 
 @dataclass(frozen=True, slots=True)
 class LlamaText(DecoderText):
-    """Llama 3.1, known by its vocabulary."""
+    """Llama 3.1, recognised by its vocabulary."""
 
     name = "Llama 3.1"
     prefixes = ("text_encoders.llama.transformer.", "")

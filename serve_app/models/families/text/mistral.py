@@ -1,4 +1,4 @@
-"""Mistral Small 3 24B, which Flux.2 dev reads, whole or cut off after 30 layers. Its file brings its tokeniser."""
+"""Mistral Small 3 24B, Flux.2 dev's text encoder, whole or cut off after 30 layers. Its file has its tokeniser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FLUX2 = PromptFormat(
 
 @dataclass(frozen=True, slots=True)
 class MistralText(DecoderText):
-    """Mistral Small 3, known by its vocabulary."""
+    """Mistral Small 3, recognised by its vocabulary."""
 
     name = "Mistral 3"
     prefixes = ("text_encoders.mistral3_24b.transformer.", "")
@@ -53,12 +53,12 @@ class MistralText(DecoderText):
 
 
 def plain_llama(inner: Tensors) -> bool:
-    """Whether the layers are Llama's, without what later models have added."""
+    """Whether the layers are Llama's, without additions of later models."""
     added = ("self_attn.q_norm.weight", "self_attn.k_proj.bias", "post_feedforward_layernorm.weight")
     return not any(f"layers.0.{name}" in inner.shapes for name in added)
 
 
 def llama_parts(family: DecoderText) -> tuple[Callable[[int], nn.Module], nn.Module]:
-    """Return what makes Llama's layers, and its norm."""
+    """Return a factory of Llama's layers, and its norm."""
     config = LlamaConfig(**family.sizes(), attention_bias=False)
     return lambda i: LlamaDecoderLayer(config, i), LlamaRMSNorm(family.width, family.eps)

@@ -30,20 +30,20 @@ _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 PLAIN = PromptFormat("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
 Z_IMAGE = replace(PLAIN, template=_USER, taps=(-2,))
 _NO_THOUGHT = "<think>\n\n</think>\n\n"
-"""What makes the model answer at once."""
+"""The empty reasoning block that makes the model answer at once."""
 KLEIN = replace(PLAIN, template=_USER + _NO_THOUGHT, least=512, taps=(9, 18, 27))
 
 KREA2 = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True, taps=tuple(range(2, 36, 3)))
 
 WIDTH_06B, _WIDTH_OVIS = 1024, 2048
-"""How wide those are that are read otherwise: Anima's, and one of a family that is not known here."""
+"""Widths of models used otherwise: Anima's, and one of an unsupported family."""
 _WIDTH_8B = 4096
-"""From this width on it is the model that Flux.2 klein 9B reads, whatever the type."""
+"""From this width on it is Flux.2 klein 9B's encoder, whatever the type."""
 
 
 @dataclass(frozen=True, slots=True)
 class Qwen3Text(DecoderText):
-    """A Qwen3, or a Qwen3-VL. tower: the part that sees, None if the file has none; one reader of several uses it."""
+    """A Qwen3, or a Qwen3-VL. tower: its vision tower, None if the file has none; only some encoders use it."""
 
     name = "Qwen3"
     prefixes: ClassVar[tuple[str, ...]] = (
@@ -64,7 +64,7 @@ class Qwen3Text(DecoderText):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Qwen3Text:
-        """Read the network off its tensors. Errors: ModelFileError for another layout or edition."""
+        """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         probed = replace(super(Qwen3Text, cls).probe(tensors), tower=Qwen3VisionTower.probe(tensors))
         if probed.width == _WIDTH_OVIS and probed.tower is None:
             raise tensors.unsupported("holds the text encoder of Ovis-Image, a family that is not supported")
@@ -82,7 +82,7 @@ class Qwen3Text(DecoderText):
 
     @classmethod
     def reads(cls, width: int) -> bool:
-        """Whether it is a model of this width that is read as this kind does it."""
+        """Whether a model of this width is used in this way."""
         return width != WIDTH_06B
 
     def as_type(self, loaded_as: str) -> Qwen3Text:
@@ -108,7 +108,7 @@ class Qwen3Text(DecoderText):
 
 @dataclass(frozen=True, slots=True)
 class Krea2Text(Qwen3Text):
-    """Qwen3-VL as Krea 2 reads it, which turns positions more slowly. It sees no images."""
+    """Qwen3-VL as Krea 2 uses it, with another theta of its rotary positions. It reads no images."""
 
     theta = 5e6
 
@@ -117,7 +117,7 @@ class Krea2Text(Qwen3Text):
 
 
 class Krea2Encoder(QwenImageEncoder):
-    """Qwen3-VL on its device. It is told whether to think first, but in a template that its text brings."""
+    """Qwen3-VL on its device. The thinking option applies only in its own chat template."""
 
     def prompt(self, request: GenerationRequest) -> Weighted:
         own = not request.use_template or request.text.startswith("<|im_start|>")
@@ -128,7 +128,7 @@ class Krea2Encoder(QwenImageEncoder):
 
 @dataclass(frozen=True, slots=True)
 class QwenImage21Text(Qwen3Text):
-    """Qwen3-VL as Qwen-Image 2.1 reads it, with what it sees."""
+    """Qwen3-VL as Qwen-Image 2.1 uses it, with its vision tower."""
 
     theta = 5e6
     sections = (24, 20, 20)

@@ -1,4 +1,4 @@
-"""Qwen3-VL's tower, by which it sees images, and how Qwen-Image 2.1 is told of texts and images.
+"""Qwen3-VL's vision tower, and Qwen-Image 2.1's prompt format for texts and images.
 
 Source: Bai et al. 2025, arXiv:2511.21631; the template is Qwen-Image 2.1's, the numbers are ComfyUI's.
 """
@@ -35,13 +35,13 @@ _SEEN = "<image{}><|vision_start|><|image_pad|><|vision_end|>"
 
 _PATCH, _HEADS, _MERGED = 16, 16, 2
 _HALVES = (0.5, 0.5, 0.5)
-"""The mean and the spread of an image's channels."""
+"""The mean and the deviation of an image's channels."""
 _DEEPER: Mapping[int, tuple[int, ...]] = {24: (5, 11, 17), 27: (8, 16, 24)}
-"""Which layers of a tower of so many say what is added to the language model's first states: of 4B; of 8B and 32B."""
+"""Layers of a tower whose outputs are added to the language model's first states, by its depth: 4B; 8B and 32B."""
 
 
 class Qwen3VisionTower(NamedTuple):
-    """How large the part that sees is. places: how many the learnt grid of positions has."""
+    """The size of the vision tower. places: size of the learnt grid of positions."""
 
     layers: int
     width: int
@@ -50,7 +50,7 @@ class Qwen3VisionTower(NamedTuple):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Qwen3VisionTower | None:
-        """Read the tower off a text encoder's tensors. Errors: ModelFileError for one of another build."""
+        """Read the tower's size off a text encoder's tensors. Errors: ModelFileError for an unsupported variant."""
         for root in ("visual.", "model.visual."):
             if tensors.has(f"{root}deepstack_merger_list."):
                 inner = tensors.within(root)
@@ -64,7 +64,7 @@ class Qwen3VisionTower(NamedTuple):
 
 
 def tower(sizes: Qwen3VisionTower, outside: int) -> nn.Module:
-    """Return the network of a tower. told: how wide the language model's vectors are."""
+    """Return the network of a tower. outside: width of the language model's embeddings."""
     config = Qwen3VLVisionConfig(
         depth=sizes.layers,
         hidden_size=sizes.width,
@@ -82,16 +82,16 @@ def tower(sizes: Qwen3VisionTower, outside: int) -> nn.Module:
 
 
 class QwenImage21Encoder(QwenVlEncoder):
-    """Qwen3-VL on its device, told what Qwen-Image 2.1 is. The states of the system's turn are left out."""
+    """Qwen3-VL on its device in Qwen-Image 2.1's template. The system turn's states are removed."""
 
     def before(self, tokens: Sequence[Any]) -> int:
         starts = [i for i, token in enumerate(tokens) if isinstance(token, int) and token == IM_START][:2]
         return starts[1] if len(starts) > 1 else 0
 
     def illustrated(self, text: IllustratedText, stop_at: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """Return what a conditioning says of a text with images, which stand before it as <image1> and so on.
+        """Return the conditioning of a text with images, which precede it as <image1> and so on.
 
-        Where the model has the images itself, "image_slots" says before which token each is. Errors: NodeError for a
+        Where the model reads the images itself, "image_slots" has the token that each precedes. Errors: NodeError for a
         file without a tower.
         """
         if text.template is None:

@@ -1,4 +1,4 @@
-"""Qwen2.5-VL 7B, which Qwen-Image reads, with the tower by which it sees the images that are to be edited.
+"""Qwen2.5-VL 7B, Qwen-Image's text encoder, with its vision tower for the images to edit.
 
 Source: Bai et al. 2025, arXiv:2502.13923; the templates are Qwen-Image's, arXiv:2508.02324.
 """
@@ -44,11 +44,11 @@ QWEN_IMAGE = PromptFormat(
     tells_mask=True,
 )
 KEYS_3B = 256
-"""How wide the keys of the model are that OmniGen2 reads."""
+"""Width of the keys of OmniGen2's model."""
 _IMAGE_PAD, IM_START, _USER_WORD, _NEW_LINE = 151655, 151644, 872, 198
 _OWN_TEMPLATES = ("<|im_start|>", "<|start_header_id|>")
 
-# Of the tower: a patch's side, patches a token covers along one side, frames, a head's width, blocks that see all.
+# Of the tower: side of a patch, patches of a token along one side, frames, width of a head, blocks with full attention.
 _PATCH, _MERGED, _FRAMES, _HEAD, _WHOLE_EVERY = 14, 2, 2, 80, 8
 _LEAST_PIXELS, _MOST_PIXELS = 3136, 12845056
 _MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -56,7 +56,7 @@ _SPREAD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class QwenVisionTower(NamedTuple):
-    """How large the part that sees is."""
+    """The size of the vision tower."""
 
     layers: int
     width: int
@@ -65,7 +65,7 @@ class QwenVisionTower(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class QwenVlText(DecoderText):
-    """Qwen2.5-VL. tower: None if the file has none, and the encoder then sees no images."""
+    """Qwen2.5-VL. tower: None if the file has none, and the encoder then reads no images."""
 
     name = "Qwen2.5-VL"
     prefixes = ("text_encoders.qwen25_7b.transformer.", "")
@@ -81,7 +81,7 @@ class QwenVlText(DecoderText):
 
     @classmethod
     def reads(cls, keys: int) -> bool:
-        """Whether it is a model whose keys are so wide that is read as this kind does it."""
+        """Whether a model with keys of this width is used in this way."""
         return keys != KEYS_3B
 
     @classmethod
@@ -131,14 +131,14 @@ class QwenVlText(DecoderText):
 
 
 class QwenImageEncoder(DecoderEncoder):
-    """A language model told what Qwen-Image is. The states of what stands before the user's words are left out."""
+    """A language model in Qwen-Image's template. States before the user's words are removed."""
 
     def around(self, text: str, template: str | None) -> str:
-        """Return a text within a template, the usual if None, unless it brings one of its own."""
+        """Return a text in a template, None: the default, unless it has one of its own."""
         return text if text.startswith(_OWN_TEMPLATES) else self.reading.around(text, template)
 
     def before(self, tokens: Sequence[Any]) -> int:
-        """Return how many of a text's tokens come before what the model is told."""
+        """Return how many of a text's leading tokens are removed."""
         return _before_words(tokens, len(tokens))
 
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
@@ -148,7 +148,7 @@ class QwenImageEncoder(DecoderEncoder):
 
 
 class Seen(NamedTuple):
-    """What is seen in an image: a vector for each token (N,D), row by row, and what is added to these deeper, as many.
+    """Features of an image: a vector for each token (N,D), row by row, and additions to the first layers, (N,D) each.
 
     rows, columns: of tokens.
     """
@@ -179,11 +179,11 @@ class QwenVlEncoder(QwenImageEncoder):
         ]
 
     def illustrated(self, text: IllustratedText, stop_at: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """Return what a conditioning says of a text with images. Errors: NodeError for a file without a tower."""
+        """Return the conditioning of a text with images. Errors: NodeError for a file without a tower."""
         return self.entry(self.seeing(text, stop_at)[0])
 
     def seeing(self, text: IllustratedText, stop_at: int | None) -> tuple[Encoded, list[tuple[int, int]]]:
-        """Encode a text with images; return where each begins and ends as well. Errors: NodeError without a tower."""
+        """Encode a text with images; also return each image's span of tokens. Errors: NodeError without a tower."""
         if not hasattr(self.network, "visual"):
             raise NodeError("the text encoder's file has no part that sees images, 'visual.'; use one that has it")
         row = self.framed(self.around(text.text, text.template))
@@ -216,22 +216,22 @@ class QwenVlEncoder(QwenImageEncoder):
         return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool)), spans
 
     def see(self, image: Tensor) -> Seen:
-        """Return what is seen in an image (1,H,W,3)."""
+        """Return the features of an image (1,H,W,3)."""
         rows, columns, seen = self.looked(*patches(image, _PATCH, _MEAN, _SPREAD))
         return Seen(seen.pooler_output, rows, columns)
 
     def looked(self, cut: Tensor, rows: int, columns: int) -> tuple[int, int, Any]:
-        """Return the rows and columns of tokens of an image as patches, and what the tower says of it."""
+        """Return the tower's output for an image, with its rows and columns of tokens."""
         visual = self.network.visual
         if next(visual.rotary_pos_emb.buffers()).is_meta:
-            # Its frequencies are in no file, and were not worked out where the network was built.
+            # Its frequencies are in no file, and were not computed on the meta device.
             visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
         grid = sent(torch.tensor([[1, rows, columns]]), self._table.device)
         return rows // _MERGED, columns // _MERGED, visual(sent(cut, self._table.device), grid_thw=grid)
 
 
 def _before_words(tokens: Sequence[Any], length: int) -> int:
-    """Return how many tokens come before the user's words: up to the second turn's "user" and its new line."""
+    """Return the number of tokens before the user's words: up to the second turn's "user" and its new line."""
     starts = [i for i, token in enumerate(tokens) if isinstance(token, int) and token == IM_START][:2]
     at = starts[-1] if starts else -1
     following = tokens[at + 1 : at + 3]
@@ -241,9 +241,9 @@ def _before_words(tokens: Sequence[Any], length: int) -> int:
 
 
 def patches(image: Tensor, patch: int, mean: Sequence[float], spread: Sequence[float]) -> tuple[Tensor, int, int]:
-    """Return an image (1,H,W,3) in 0…1 as patches (N,3·2·patch²), those of a token together, and the rows and columns.
+    """Return an image (1,H,W,3) in 0…1 as patches (N,3·2·patch²), grouped by token, and the rows and columns.
 
-    Its sides become multiples of two patches, its pixels neither too few nor too many. mean, spread: of its channels.
+    Its sides become multiples of two patches, its number of pixels stays within bounds. mean, spread: of its channels.
     """
     height, width = image.shape[1:3]
     unit = patch * _MERGED

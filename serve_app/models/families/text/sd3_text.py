@@ -1,4 +1,7 @@
-"""What SD 3 reads: CLIP-L beside CLIP-G, then T5-XXL; any of them will do. Source: Esser 2024, arXiv:2403.03206."""
+"""Text encoders of SD 3: CLIP-L and CLIP-G concatenated, then T5-XXL; any subset works.
+
+Source: Esser et al. 2024, arXiv:2403.03206.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +53,12 @@ class Sd3Text(TextEnsemble):
 
 
 def device_of(networks: Mapping[str, nn.Module]) -> torch.device:
-    """Return where encoders' networks are."""
+    """Return the device of encoders' networks."""
     return next(next(iter(networks.values())).parameters()).device
 
 
 class AbsentClip:
-    """A CLIP that is not there: its rows are zeros, as many as its text has tokens."""
+    """Stand-in for a missing CLIP: its rows are zeros, one for each token."""
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._width, self._device = width, device
@@ -65,7 +68,7 @@ class AbsentClip:
         return chunks(text, LENGTH, lambda name: None)
 
     def padded(self, of_text: list[Chunk], count: int) -> list[Chunk]:
-        """Return a text's chunks with empty ones after them, `count` in all if there are not more."""
+        """Return a text's chunks, padded with empty ones to `count`."""
         return of_text + [empty_chunk(LENGTH)] * (count - len(of_text))
 
     def encode_chunks(self, by_text: Sequence[list[Chunk]], stop_at: int | None) -> list[Encoded]:
@@ -77,7 +80,7 @@ class AbsentClip:
 
 
 class Sd3TextEncoder:
-    """Those there are, on their device: the rows of the two CLIPs side by side, zeros beyond them, then T5's."""
+    """Those present, on their device: the rows of both CLIPs concatenated, padded with zeros, then T5's."""
 
     def __init__(self, l: TextEncoder | AbsentClip, g: TextEncoder | AbsentClip, t5: T5Encoder | None) -> None:  # noqa: E741
         self.l, self.g, self.t5 = l, g, t5
@@ -107,7 +110,7 @@ class Sd3TextEncoder:
         return encoded
 
     def _pair(self, text: Text) -> tuple[list[Chunk], list[Chunk]]:
-        """Return the two CLIPs' chunks, as many; none where both texts are empty and to be left out."""
+        """Return both CLIPs' chunks, equally many; none if both texts are empty and skipped."""
         of_l, of_g = ([] if _left_out(text, key) else clip.chunks(own_text(text, key)) for key, clip in self._clips())
         if isinstance(text, Texts):
             of_l, of_g = self.l.padded(of_l, len(of_g)), self.g.padded(of_g, len(of_l))
@@ -133,5 +136,5 @@ def _left_out(text: Text, key: str) -> bool:
 
 
 def _row(t5: T5Encoder, text: Text, padding: T5Padding | None) -> Weighted:
-    # A text that is left out leaves the token that ends it.
+    # A skipped text leaves its end token.
     return [(END, 1.0)] if _left_out(text, t5.reading.key) else t5.row(text, padding)

@@ -1,7 +1,7 @@
-"""Texts of any length as one row of tokens each, as T5 and decoders read them; CLIP reads chunks of one length.
+"""Text encoders with one token sequence of any length for each text, as T5 and decoders; CLIP has chunks of one length.
 
-How a family of backbones wants its texts read is a `PromptFormat`. The texts of many jobs go through one forward: the
-shorter are padded, and what is padded is hidden from the network. Weights and padding are ComfyUI's.
+A `PromptFormat` says how a family of backbones formats its texts. Texts of many jobs share a forward: shorter ones are
+padded and masked. Weights and padding are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -24,14 +24,13 @@ from serve_app.values import Conditioning, IllustratedText, Text
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """How an encoder reads a text, and what of it makes a conditioning.
+    """How a text is formatted for an encoder, and which of its states make a conditioning.
 
-    key: what embeddings' files and `Texts` call the encoder. template: what stands around a text, which takes the
-    place of {}. weighs: whether brackets weigh; embeds: whether embeddings are looked for. start, end, pad: tokens
-    around every text, None for none; least: how many in all. empty: how the text begins that weights are measured from.
-    masked: pads are hidden from the network; tells_mask: the conditioning says which tokens they are; zeroed: their
-    states are zeros. taps: the states that are taken, side by side; 0 is what goes into the first layer, -1 what comes
-    out of the last; () the last through the final norm.
+    key: the encoder's name in embedding files and `Texts`. template: contains {} for the text. weighs: brackets are
+    weights; embeds: embeddings are looked up. start, end, pad: special tokens, or None; least: minimum length. empty:
+    beginning of the empty text that weights are measured from. masked: padding is masked in the network; tells_mask:
+    the conditioning has the mask; zeroed: states of padding become zeros. taps: layers whose states are concatenated; 0
+    is the input of the first layer, -1 the output of the last; (): the last after the final norm.
     """
 
     key: str
@@ -49,18 +48,18 @@ class PromptFormat:
     taps: tuple[int, ...] = ()
 
     def around(self, text: str, template: str | None = None) -> str:
-        """Return a text within the template."""
+        """Return a text in the template."""
         return (template or self.template).replace("{}", text)
 
     def framed(self, tokens: Weighted, padding: T5Padding | None) -> Weighted:
-        """Return a text's tokens with those around them."""
+        """Return a text's tokens with special tokens and padding."""
         row = [(token, 1.0) for token in (self.start,) if token is not None] + tokens
         row += [(token, 1.0) for token in (self.end,) if token is not None]
         pads, least = (0, self.least) if padding is None else (padding.pads, padding.length)
         return row + [(self.pad, 1.0)] * max(pads, least - len(row))
 
     def seen(self, row: Weighted) -> list[bool]:
-        """Return which of a row's tokens the network sees: up to the first end, else to the first pad."""
+        """Return the mask of a row's unmasked tokens: up to the first end, else to the first pad."""
         mark = self.pad if self.end is None else self.end
         at = next((i for i, (token, _) in enumerate(row) if isinstance(token, int) and token == mark), len(row))
         count = at if self.end is None else at + 1
@@ -69,7 +68,7 @@ class PromptFormat:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """A text encoded. states: (T,D) float32, on the device; seen: (T,), which tokens the network saw, on the host."""
+    """An encoded text. states: (T,D) float32, on the device; seen: mask (T,) of unmasked tokens, on the host."""
 
     tokens: Weighted
     states: Tensor
@@ -77,7 +76,7 @@ class Encoded:
 
 
 class SequenceEncoder(ABC):
-    """A text encoder on its device. table: its tokens' vectors (V,D)."""
+    """A text encoder on its device. table: token embeddings (V,D)."""
 
     def __init__(self, reading: PromptFormat, tokenize: Tokenize, table: Tensor, vectors: Vectors) -> None:
         self.reading = reading
@@ -88,26 +87,26 @@ class SequenceEncoder(ABC):
     def encode(
         self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
     ) -> list[Conditioning]:
-        """Encode each text, all in one forward; as `Encoder.encode`. Errors: NodeError for what it does not read."""
+        """Encode each text, all in one forward; as `Encoder.encode`. Errors: NodeError for unsupported input."""
         rows = [self.row(text, padding) for text in texts]
         return [[self.entry(encoded)] for encoded in self.encode_rows(rows, stop_at)]
 
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
-        """Return what a conditioning says of a text."""
+        """Return the conditioning of an encoded text."""
         seen = encoded.seen.long()[None]
         return encoded.states[None], {"attention_mask": seen} if self.reading.tells_mask else {}
 
     def row(self, text: Text, padding: T5Padding | None = None) -> Weighted:
-        """Return a text's tokens with their weights, framed. Errors: NodeError for what it does not read."""
+        """Return a text's tokens with weights, formatted. Errors: NodeError for unsupported input."""
         template = text.template if isinstance(text, IllustratedText) else None
         return self.framed(self.around(own_text(text, self.reading.key), template), padding)
 
     def around(self, text: str, template: str | None) -> str:
-        """Return a text within a template, the usual if None."""
+        """Return a text in a template, None: the default."""
         return self.reading.around(text, template)
 
     def framed(self, text: str, padding: T5Padding | None = None) -> Weighted:
-        """Return the tokens of a text within its template, with those around them."""
+        """Return the tokens of a text in its template, with special tokens and padding."""
         lookup = self._embedding if self.reading.embeds else None
         of_text = runs(text, self._tokenize, lookup, weighs=self.reading.weighs)
         return self.reading.framed([token for run in of_text for token in run], padding)
@@ -129,7 +128,7 @@ class SequenceEncoder(ABC):
         return encoded
 
     def length(self, row: Weighted) -> int:
-        """Return how many states a row has."""
+        """Return the number of states of a row."""
         return len(row)
 
     def _empty(self, length: int) -> Weighted:
@@ -138,7 +137,7 @@ class SequenceEncoder(ABC):
         return begun + [(reading.pad, 1.0)] * (length - len(begun))
 
     def _states(self, batch: Sequence[Weighted], stop_at: int | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Return each row's states (…,T,D) and which of them are seen (T,), as `Encoded` has them."""
+        """Return each row's states (…,T,D) and mask (T,), as in `Encoded`."""
         longest = max(map(len, batch))
         seen = [torch.tensor(self.reading.seen(row)) for row in batch]
         filled = torch.zeros(len(batch), longest, dtype=torch.bool)
@@ -153,7 +152,7 @@ class SequenceEncoder(ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
-        """Return the states (N,…,T,D) of rows of vectors (N,T,W). seen: (N,T), None for all."""
+        """Return the states (N,…,T,D) of rows of vectors (N,T,W). seen: mask (N,T), None: all."""
 
     def _embedding(self, name: str) -> Sequence[Tensor] | None:
         vectors = self._vectors(name, self._table.shape[1], self.reading.key)
@@ -161,12 +160,12 @@ class SequenceEncoder(ABC):
 
 
 def whole_names(key: str, layer: str) -> tuple[str, str]:
-    """Return what LoRA files that write names out call a layer of an encoder. layer: its name in the encoder's file."""
+    """Return a layer's name in LoRA files with full names. layer: its name in the encoder's file."""
     return f"text_encoders.{key}.transformer.{layer}", f"text_encoders.transformer.{layer}"
 
 
 def embedded(table: Tensor, batch: Sequence[Sequence[Token]], fill: int) -> Tensor:
-    """Return rows of tokens as vectors (N,T,D) of a table (V,D), in float32; the shorter filled up with a token."""
+    """Return rows of tokens as vectors (N,T,D) of a table (V,D), in float32; shorter ones are padded with a token."""
     longest = max(map(len, batch))
     ids = torch.full((len(batch), longest), fill)
     for i, row in enumerate(batch):

@@ -1,4 +1,4 @@
-"""T5's encoder: T5-XXL v1.1, which Flux.1, SD 3, Chroma and PixArt read, and UMT5-XXL, which Wan reads.
+"""T5's encoder: T5-XXL v1.1 for Flux.1, SD 3, Chroma and PixArt, and UMT5-XXL for Wan.
 
 Run as transformers' stacks. Source: Raffel et al. 2020, arXiv:1910.10683; Chung et al. 2023, arXiv:2304.09151.
 """
@@ -29,21 +29,21 @@ _GATE = "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"
 _PIECES = "spiece_model"
 
 PADDED = PromptFormat("t5xxl", end=t5.END, pad=t5.PAD, least=256, empty=(t5.END,))
-"""As Flux.1 has it: the network sees the pads."""
+"""Flux.1's format: padding is not masked."""
 
 PADDED_77 = replace(PADDED, least=77)
-"""As SD 3 has it."""
+"""SD 3's format."""
 
 UNPADDED = replace(PADDED, least=1, empty=())
-"""As Chroma and PixArt have it; weights are measured from nothing but pads."""
+"""Chroma's and PixArt's format; the empty text for weights is all padding."""
 
 MASKED = replace(PADDED, masked=True, tells_mask=True)
-"""As Mochi has it, and whatever nothing is known of."""
+"""Mochi's format, and the default for unknown types."""
 
 
 @dataclass(frozen=True, slots=True)
 class T5Text(TextFamily):
-    """T5-XXL, or an encoder made like it."""
+    """T5-XXL, or an encoder of the same architecture."""
 
     prefixes: ClassVar[tuple[str, ...]] = (
         "text_encoders.t5xxl.transformer.",
@@ -78,12 +78,12 @@ class T5Text(TextFamily):
 
     @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
-        """Whether the encoder is of this kind: T5 has one table of positions, UMT5 one a layer."""
+        """Whether the encoder is of this kind: T5 has one table of positions, UMT5 one for each layer."""
         return _BIAS.format(1) not in tensors.shapes
 
     @classmethod
     def probe(cls, tensors: Tensors) -> T5Text:
-        """Read the network off its tensors. Errors: ModelFileError for another layout."""
+        """Read the network's size off its tensors. Errors: ModelFileError for another layout."""
         vocabulary, width = tensors.shape("shared.weight")
         buckets, heads = tensors.shape(_BIAS.format(0))
         pieces = tensors.shapes.get(_PIECES, (0,))[0]
@@ -129,12 +129,12 @@ class T5Text(TextFamily):
         return network
 
     def stack(self) -> nn.Module:
-        """Return the network without what belongs to its tokeniser."""
+        """Return the network without its tokeniser's buffer."""
         stack: nn.Module = T5Stack(T5Config(**self.sizes()))
         return stack
 
     def sizes(self) -> dict[str, Any]:
-        """Return what transformers' configurations of T5 and its kin are told."""
+        """Return the common arguments of transformers' T5 configurations."""
         return {
             "vocab_size": self.vocabulary,
             "d_model": self.width,
@@ -150,12 +150,12 @@ class T5Text(TextFamily):
         }
 
     def tokenize(self, network: Any, lexicon: TextResources) -> Tokenize:
-        """Return the tokeniser: of the file where it brings one. Errors: ModelFileError if there is none."""
+        """Return the tokeniser, the file's own if it has one. Errors: ModelFileError if there is none."""
         brought = self.brought(network)
         return t5.tokenizer(lexicon.vocabulary) if brought is None else sentence_pieces(brought)
 
     def brought(self, network: Any) -> bytes | None:
-        """Return the SentencePiece model that the file brings, None if it brings none."""
+        """Return the file's SentencePiece model, None if it has none."""
         return network.get_buffer(_PIECES).cpu().numpy().tobytes() if self.pieces else None
 
     def encoder(self, network: Any, lexicon: TextResources) -> T5Encoder:
@@ -164,7 +164,7 @@ class T5Text(TextFamily):
 
 @dataclass(frozen=True, slots=True)
 class UMT5Text(T5Text):
-    """UMT5-XXL. Its file brings its tokeniser."""
+    """UMT5-XXL. Its file has its tokeniser."""
 
     prefixes = ("text_encoders.umt5xxl.transformer.", "")
     name = "UMT5-XXL"
@@ -177,7 +177,7 @@ class UMT5Text(T5Text):
 
     @classmethod
     def reads(cls, tokens: int) -> bool:
-        """Whether a table of so many tokens is its own: Pile-T5 has the same layers."""
+        """Whether the vocabulary size is UMT5's: Pile-T5 has the same layers."""
         return tokens != llama2.TOKENS
 
     def stack(self) -> nn.Module:
@@ -201,7 +201,7 @@ class T5Encoder(SequenceEncoder):
         earlier = stop_at is not None and -count <= stop_at < -1
         mask = None
         if seen is not None:
-            # What is added to scores: of one that says which are seen, transformers asks the device whether all are.
+            # An additive mask: for a boolean one transformers synchronises to ask whether all are unmasked.
             mask = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, torch.finfo(x.dtype).min)[:, None, None]
         out = self._network(inputs_embeds=x, attention_mask=mask, output_hidden_states=earlier)
         states: Tensor = (

@@ -31,7 +31,7 @@ class Sd(Unet):
         return not vector_dim
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
-        """Files of SD 2 do not say it; ComfyUI's guess from the spread of one bias is taken."""
+        """SD 2's files do not state it; as ComfyUI does, it is guessed from the spread of one bias."""
         last = len(self.channels) - 1
         bias = f"up_blocks.{last}.attentions.{self.res_blocks[0]}.transformer_blocks.0.norm1.bias"
         if not self.linear or self.concat_channels or bias not in names:

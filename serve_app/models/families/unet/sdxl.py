@@ -1,6 +1,6 @@
-"""SDXL, its refiner and CosXL: a UNet that is told sizes and a pooled text as well, and two text encoders.
+"""SDXL, its refiner and CosXL: a UNet that also reads sizes and a pooled text, and two text encoders.
 
-Source: Podell et al. 2023, arXiv:2307.01952, section 2.2 for what it is told.
+Source: Podell et al. 2023, arXiv:2307.01952, section 2.2 for these inputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serve_app.sampling.transfer import sent
 from serve_app.values import Conditioning, Text, Texts, TokenizedText
 
 AESTHETIC_SCORE = {"negative": 2.5}
-"""The refiner's score for a branch, where the conditioning has none; 6 for the others."""
+"""The refiner's default score by branch; 6 for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class Sdxl(Unet):
         return vector_dim > 0
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
-        """Files say it by extra tensors. Errors: ModelFileError for Playground v2.5, which has latents of its own."""
+        """Files state it by extra tensors. Errors: ModelFileError for Playground v2.5: it has its own latent format."""
         if {"edm_mean", "edm_std"} <= file.shapes.keys():
             raise ModelFileError(f"{file.where} is Playground v2.5, whose latents are not supported")
         if "edm_vpred.sigma_max" in file.shapes:
@@ -60,10 +60,10 @@ class Sdxl(Unet):
         return Discrete()
 
     def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
-        """Return the pooled text with the embedded sizes after it; the latents' stand for those the options lack.
+        """Return the pooled text with embedded sizes after it; the latents' size replaces missing options.
 
-        What is seen in images takes the text's place. Errors: NodeError for a conditioning without a pooled text of the
-        right width, or for what another image encoder sees.
+        Image features (unCLIP) replace the text. Errors: NodeError for a conditioning without a pooled text of the
+        right width, or for another image encoder's features.
         """
         expected, (height, width) = self.vector_dim - self.sizes * SIZE_WIDTH, canvas.latents.shape[-2:]
         pooled: Tensor | None = options.get("pooled_output")
@@ -89,7 +89,7 @@ class Sdxl(Unet):
         if not self.concat_channels:
             return None
         if self.concat_channels == EDIT_CHANNELS:
-            # CosXL's editing model is the one that was trained on scaled images.
+            # CosXL's editing model was trained on scaled images.
             scaled_as = self.latent_format if isinstance(trained_as, ContinuousEdm) else None
             return image_to_edit(options, latents, scaled_as)
         return mask_and_image(options, latents, mask, self.latent_format)
@@ -97,7 +97,7 @@ class Sdxl(Unet):
 
 @dataclass(frozen=True, slots=True)
 class SdxlRefiner(Sdxl):
-    """SDXL's refiner: it reads the larger text encoder alone, and an aesthetic score instead of a target size."""
+    """SDXL's refiner: it reads only the larger text encoder, and an aesthetic score instead of a target size."""
 
     title = "SDXL's refiner"
     text_prefixes = {"clip_g": "conditioner.embedders.0.model."}  # noqa: RUF012
@@ -135,7 +135,7 @@ class SdxlText(TextEnsemble):
 
 
 class DualTextEncoder:
-    """SDXL's two text encoders: their rows side by side, the pooled output bigG's. Source: arXiv:2307.01952."""
+    """SDXL's two text encoders: their rows concatenated, the pooled output bigG's. Source: arXiv:2307.01952."""
 
     def __init__(self, l: TextEncoder, g: TextEncoder) -> None:  # noqa: E741
         self._l, self._g = l, g
@@ -145,7 +145,7 @@ class DualTextEncoder:
     ) -> list[Conditioning]:
         """Encode each text, all in one forward of each encoder; as `TextEncoder.encode`.
 
-        Two texts of different lengths are made equally long by empty ones. Tokens for one encoder alone give its rows.
+        Two texts of different lengths are padded with empty chunks. Tokens for one encoder alone give its rows.
         """
         if any(map(_for_one, texts)):
             return [self._alone(text, stop_at) for text in texts]

@@ -1,7 +1,7 @@
-"""unCLIP: UNets that are told what an image encoder sees, beside the text. SD 2.1 unCLIP, after CLIP's ViT-L or ViT-H.
+"""unCLIP: UNets that also read image features. SD 2.1 unCLIP, for CLIP's ViT-L or ViT-H.
 
-What is seen is noised first, and the network told how much. Sources: Ramesh et al. 2022, arXiv:2204.06125; Stability AI
-2023, Stable Diffusion 2.1 unCLIP; the numbers are ComfyUI's.
+The features are noised first, and the network reads how much. Sources: Ramesh et al. 2022, arXiv:2204.06125; Stability
+AI 2023, Stable Diffusion 2.1 unCLIP; the numbers are ComfyUI's.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from serve_app.models.families.unet.unet import sinusoids
 from serve_app.sampling.forward import Canvas
 
 MERGED_NOISE = 0.05
-"""How much what is seen in several images is noised once more when it has been added up, by SD 2.1 unCLIP.
+"""Noise level at which SD 2.1 unCLIP noises the sum of several images' features again.
 
-SDXL adds none; "unclip_noise_augment_merge" of a conditioning says it otherwise for the former.
+SDXL adds none; a conditioning's "unclip_noise_augment_merge" overrides it for the former.
 """
 _VECTORS = {768: 1536, 1024: 2048}
-"""Width of the vector by that of what is seen: the other half of it says how much that is noised."""
+"""Width of the vector by the features' width: its other half embeds their noise level."""
 _READS = {768: "CLIP's ViT-L", 1024: "CLIP's ViT-H", 1280: "CLIP's ViT-bigG"}
-"""Whose vectors are so wide."""
+"""The image encoders of these widths."""
 _CONTEXT = 1024
 _STEPS = 1000
 
@@ -42,13 +42,13 @@ class Unclip(Sd):
 
     @classmethod
     def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
-        # SDXL's sizes alone are as wide as the narrower one.
+        # SDXL's size embeddings alone are as wide as the narrower one.
         return vector_dim == _VECTORS[768] or (context_dim, vector_dim) == (_CONTEXT, _VECTORS[1024])
 
     def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
-        """Return what is seen and how much it is noised, zeros where a conditioning says nothing of images.
+        """Return the noised image features with their noise level, zeros for a conditioning without images.
 
-        Errors: NodeError for what another image encoder sees.
+        Errors: NodeError for another image encoder's features.
         """
         if not options.get("unclip_conditioning"):
             return torch.zeros(1, self.vector_dim)
@@ -57,10 +57,9 @@ class Unclip(Sd):
 
 
 def seen_vector(options: Mapping[str, Any], width: int, seed: int, merged: float = 0.0) -> Tensor:
-    """Return what the images of "unclip_conditioning" are together, (1,2·width): the noised vector, and its level.
+    """Return the combined features of "unclip_conditioning", (1,2·width): the noised vector, and its level.
 
-    seed: of the run. merged: how much the sum of several is noised once more. Errors: NodeError for vectors of another
-    width.
+    seed: of the run. merged: noise level for the sum of several. Errors: NodeError for vectors of another width.
     """
     made: list[Tensor] = []
     # The same noise for each: ComfyUI seeds it so.
@@ -81,7 +80,7 @@ def seen_vector(options: Mapping[str, Any], width: int, seed: int, merged: float
 
 
 def _noised(seen: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Return a vector (1,D) at a share of the noise levels, with the level beside it, (1,2D)."""
+    """Return a vector (1,D) noised at a share of the noise levels, followed by the embedded level, (1,2D)."""
     level = round((_STEPS - 1) * share)
     kept, noise = _scales()
     at = sinusoids(torch.tensor([level], dtype=torch.float32), seen.shape[1])
@@ -91,7 +90,7 @@ def _noised(seen: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 @cache
 def _scales() -> tuple[Sequence[float], Sequence[float]]:
-    """Return by what image and noise are multiplied at each level.
+    """Return the factors of image and noise at each level.
 
     Source: Nichol and Dhariwal 2021, arXiv:2102.09672, equation 17.
     """

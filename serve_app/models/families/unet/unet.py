@@ -1,6 +1,6 @@
-"""Stable Diffusion's UNet, of any width and depth: what SD 1.x, SD 2.x and SDXL share.
+"""Stable Diffusion's UNet, of any width and depth: the common part of SD 1.x, SD 2.x and SDXL.
 
-Read off a backbone's names and shapes in the single file's layout or in diffusers'; run as diffusers'
+Its size is read off a backbone's names and shapes in the single file's layout or in diffusers'; run as diffusers'
 UNet2DConditionModel. Source: Rombach et al. 2022, arXiv:2112.10752.
 """
 
@@ -34,25 +34,25 @@ from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.transfer import sent
 
 NORM_GROUPS = 32
-"""Every group norm of these networks has so many groups, so every width is a multiple of it."""
+"""Groups of every group norm of these networks, so every width is a multiple of it."""
 
 HEADS = 8
-"""SD 1.x backbones have this many attention heads at every width."""
+"""Attention heads of SD 1.x backbones at every width."""
 
 HEAD_WIDTH = 64
-"""The heads of backbones since SD 2 are this wide."""
+"""Width of the heads of backbones since SD 2."""
 
 CELL = 8
 """Pixels a latent cell covers along one side."""
 
 SIZE_WIDTH = 256
-"""Each size that SDXL is told is an embedding this wide."""
+"""Width of the embedding of each size that SDXL reads."""
 
 CONCAT_CHANNELS = {0: "x alone", 4: "an image to edit", 5: "a mask and the masked image"}
-"""What backbones are fed beside x, by its channels."""
+"""The channels concatenated with x, by their number."""
 
 REPEATED = 2
-"""How many times as long as the longest the texts of a forward may become by being repeated."""
+"""Limit on the length to which texts are repeated, as a multiple of the longest."""
 
 SKIPS, FEATURES = "skips", "features"
 """Where controls add to the encoder: to what it passes on to the decoder, or inside its levels."""
@@ -63,9 +63,9 @@ _VECTORS = ("label_emb.0.0.weight", "class_embedding.linear_1.weight", "add_embe
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnetInputs:
-    """What a UNet is told beside x and sigma, for B rows.
+    """Conditioning inputs for B rows.
 
-    context: (B,T,D), the text. vector: (B,A), added to the time embedding. concat: (B,C,h,w), channels beside x.
+    context: (B,T,D), the text. vector: (B,A), added to the time embedding. concat: (B,C,h,w), concatenated with x.
     """
 
     context: Tensor
@@ -75,7 +75,7 @@ class UnetInputs:
     boxes: ActiveGrounding | None = None
 
     def within(self, area: Area | None) -> UnetInputs:
-        """Return the inputs of an area of the canvas."""
+        """Return the inputs for an area of the canvas."""
         if area is None or self.concat is None:
             return self
         return replace(self, concat=crop(self.concat, area))
@@ -83,10 +83,10 @@ class UnetInputs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UnetCall:
-    """What one forward of a UNet is given for R rows, as its ControlNets are too.
+    """Inputs of one forward of a UNet for R rows, which its ControlNets read too.
 
-    x: (R,C,h,w), scaled, without the channels that go beside it. timestep: (R,). context: (R,T,D); mask: (R,T), True
-    where it counts. vector: (R,A).
+    x: (R,C,h,w), scaled, without concatenated channels. timestep: (R,). context: (R,T,D); mask: (R,T), True for real
+    tokens. vector: (R,A).
     """
 
     x: Tensor
@@ -101,8 +101,8 @@ class Unet(OneCall):
     """A UNet. channels, res_blocks, depths: one entry a level, finest first; depth 0 is a level without attention.
 
     depths count transformer layers; `middle_depth` those between the two halves. context_dim: width of the text's rows.
-    linear: linear layers around attention, and heads HEAD_WIDTH wide, as in SD 2 and SDXL. concat_channels: what is fed
-    beside x (5 for inpainting, 4 for editing). vector_dim: width of the pooled text and sizes that SDXL is told.
+    linear: linear layers around attention, and heads HEAD_WIDTH wide, as in SD 2 and SDXL. concat_channels:
+    concatenated with x (5 for inpainting, 4 for editing). vector_dim: width of SDXL's pooled text and sizes.
     """
 
     vae_prefix = "first_stage_model."
@@ -110,7 +110,7 @@ class Unet(OneCall):
     functions = FUNCTIONS
     steady = (FreeU,)
     sizes: ClassVar[int] = 0
-    """How many sizes are told beside the pooled text."""
+    """Number of sizes that follow the pooled text."""
 
     channels: tuple[int, ...]
     res_blocks: tuple[int, ...]
@@ -125,21 +125,21 @@ class Unet(OneCall):
     @classmethod
     @abstractmethod
     def has_widths(cls, context_dim: int, vector_dim: int) -> bool:
-        """Whether a UNet that reads text and a vector so wide is of this family; 0: it reads none."""
+        """Whether a UNet with these text and vector widths is of this family; 0: without a vector."""
 
     @abstractmethod
     def vector(self, options: Mapping[str, Any], canvas: Canvas, role: str) -> Tensor | None:
-        """Return what is added to the time embedding, (N,A) float32."""
+        """Return the addition to the time embedding, (N,A) float32."""
 
     @abstractmethod
     def concat(
         self, options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, trained_as: Training
     ) -> Tensor | None:
-        """Return what is fed beside x, (B,C,h,w). latents, mask: of the run."""
+        """Return the channels to concatenate with x, (B,C,h,w). latents, mask: of the run."""
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """How many attention heads each level has."""
+        """Number of attention heads of each level."""
         return tuple(max(1, width // HEAD_WIDTH) if self.linear else HEADS for width in self.channels)
 
     @property
@@ -157,7 +157,7 @@ class Unet(OneCall):
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Unet:
-        """Read the network off a backbone's tensors, named as in the single file or as in diffusers.
+        """Read the network's size off a backbone's tensors, named as in the single file or as in diffusers.
 
         Errors: ModelFileError for another family's.
         """
@@ -257,7 +257,7 @@ class Unet(OneCall):
         device: torch.device,
         trained_as: Training,
     ) -> UnetInputs:
-        """Return the text, and what the family is told beside it.
+        """Return the text, and the family's further inputs.
 
         Errors: NodeError for a conditioning of another family's text encoder.
         """
@@ -277,11 +277,11 @@ class Unet(OneCall):
         )
 
     def is_steady(self, row: Rows) -> bool:
-        """Whether the same is done for a row in every forward; what it is told in boxes is looked at by layers."""
+        """Whether the same is computed for a row in every forward; grounding boxes are handled by layers."""
         return super(Unet, self).is_steady(row) and not row.inputs.boxes
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
-        """Return the network's arguments. Rows may differ in level, in text and its length, in LoRAs and controls."""
+        """Return the call's input tensors. Rows may differ in level, in text and its length, in LoRAs and controls."""
         dtype, inputs = next(network.parameters()).dtype, [r.inputs for r in rows]
         x = torch.cat([r.x for r in rows]).to(dtype)
         context, mask = stack_contexts([i.context for i in inputs])
@@ -316,13 +316,13 @@ class Unet(OneCall):
 
 
 def residuals(rows: Sequence[Controlled], call: UnetCall) -> dict[str, Tensor]:
-    """Return what controls add, (R,C,h,w) each, by its place and number there; {} if none acts."""
+    """Return the controls' outputs, (R,C,h,w) each, by place and index; {} if none is active."""
     sums = control_residuals(rows, call, call.x)
     return {f"{place} {i}": added for place, there in sums.items() for i, added in enumerate(there)}
 
 
 def arguments(given: Inputs) -> dict[str, Any]:
-    """Return the arguments by which diffusers' UNet is told what controls add, as `residuals` names it."""
+    """Return diffusers' keyword arguments for the controls' outputs, as named by `residuals`."""
     skips, features = ([t for name, t in given.items() if name.startswith(f"{place} ")] for place in (SKIPS, FEATURES))
     made: dict[str, Any] = {}
     if skips:
@@ -334,11 +334,11 @@ def arguments(given: Inputs) -> dict[str, Any]:
 
 
 def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
-    """Return contexts (R_i,T_i,D) as one (R,T,D), and which of it counts, (R,T), or None if all of it does.
+    """Return contexts (R_i,T_i,D) as one (R,T,D), and a mask of real tokens, (R,T), or None if all are.
 
-    Unequal ones are repeated to a common length, as in ComfyUI, if that is not much longer than the longest: each token
-    then counts equally often, which leaves attention to them as it is, and a mask would keep a GPU from its faster
-    kernels. Texts of a CLIP are multiples of its length. Others are padded to the longest with zeros.
+    Contexts of different lengths are repeated to a common length, as in ComfyUI, if that is not much longer than the
+    longest: each token then counts equally often, which does not change attention, and a mask would keep a GPU from its
+    faster kernels. Texts of a CLIP are multiples of its length. Others are padded to the longest with zeros.
     """
     lengths = [context.shape[1] for context in contexts]
     longest, width, common = max(lengths), contexts[0].shape[2], lcm(*lengths)
@@ -347,7 +347,7 @@ def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         return torch.cat(repeated), None
     device = contexts[0].device
     zero = _zero(device, contexts[0].dtype)
-    # Row by row behind one another, for a GPU one copy; and which of it counts is known here, on the host.
+    # One copy to a GPU for all rows; the mask is computed on the host.
     parts = [part for context in contexts for row in context for part in (row, zero.expand(longest - len(row), width))]
     counting = [len(row) for context in contexts for row in context]
     mask = torch.arange(longest)[None] < torch.tensor(counting)[:, None]
@@ -356,7 +356,7 @@ def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 @lru_cache(maxsize=64)
 def _zero(device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return a zero (1,1), kept, that stands for any number of them."""
+    """Return a cached zero (1,1), broadcast for any shape."""
     return torch.zeros(1, 1, device=device, dtype=dtype)
 
 
@@ -369,7 +369,7 @@ def sinusoids(numbers: Tensor, width: int) -> Tensor:
 
 
 def _reads(tensors: Tensors) -> tuple[int, int]:
-    """Return how wide the text and the vector are that a UNet reads; 0 for none."""
+    """Return the widths of a UNet's text and vector inputs; 0 for none."""
     attention = "transformer_blocks.0.attn2.to_k.weight"
     texts = (f"middle_block.1.{attention}", f"mid_block.attentions.0.{attention}")
     text, vector = (

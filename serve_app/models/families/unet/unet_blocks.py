@@ -1,8 +1,8 @@
-"""Blocks of a UNet as they are run here: diffusers' own, without what they do for networks that no family here is of.
+"""Blocks of a UNet for inference: diffusers' own, without work that no family here needs.
 
-diffusers looks up a signature in every attention, repeats a mask for every head, divides by factors that are 1, and
-takes the same activation of the time anew in every residual block. For a GPU those are kernels, for the host a fifth of
-what it does in a forward. What comes out is the same, to the bit.
+diffusers inspects a signature in every attention, repeats a mask for every head, divides by factors that are 1, and
+recomputes an activation of the time in every residual block. For a GPU those are kernels, for the host a fifth of a
+forward's work. Outputs are equal, to the bit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class UnetAttention(Attention):  # type: ignore[misc]
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
-        """Return what queries of x (R,n,D) find in the text (R,T,C), or in x. attention_mask: added to logits, (R,1,T).
+        """Return attention of x (R,n,D) to the text (R,T,C), or to x. attention_mask: added to logits, (R,1,T).
 
         The names of arguments are diffusers'.
         """
@@ -43,10 +43,10 @@ class UnetAttention(Attention):  # type: ignore[misc]
 
 
 class UnetResidual(ResnetBlock2D):  # type: ignore[misc]
-    """A residual block of a UNet, which is told the time after its activation."""
+    """A residual block of a UNet whose time input is already activated."""
 
     def forward(self, input_tensor: Tensor, temb: Tensor) -> Tensor:
-        """Return what it makes of x (R,C,h,w) and the time (R,E). The names of arguments are diffusers'."""
+        """Return the block's output for x (R,C,h,w) and the time (R,E). The names of arguments are diffusers'."""
         made = self.conv1(silu(self.norm1(input_tensor)))
         made = self.conv2(silu(self.norm2(made + self.time_emb_proj(temb)[:, :, None, None])))
         out: Tensor = (input_tensor if self.conv_shortcut is None else self.conv_shortcut(input_tensor)) + made
@@ -54,11 +54,11 @@ class UnetResidual(ResnetBlock2D):  # type: ignore[misc]
 
 
 def slimmed(network: Any) -> nn.Module:
-    """Return a UNet2DConditionModel with its blocks as they are here."""
+    """Return a UNet2DConditionModel with its blocks replaced by these."""
     ours = {Attention: UnetAttention, ResnetBlock2D: UnetResidual}
     for module in network.modules():
         if (kind := ours.get(type(module))) is not None:
-            # The class alone differs, so what patches a module's own forward or hooks into it finds all as it was.
+            # Only the class changes, so patches and hooks on modules keep working.
             module.__class__ = kind
     network.time_embed_act = nn.SiLU()
     slim: nn.Module = network

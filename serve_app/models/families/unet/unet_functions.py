@@ -1,8 +1,8 @@
-"""Functions of node packs in Stable Diffusion's UNet, for the rows of the recipes that have them.
+"""Runs functions of node packs inside Stable Diffusion's UNet, for the rows whose recipes have them.
 
-Rows with functions share a forward with others: what all rows have in common runs once for all of them, and what a
-function changes is computed anew for its rows alone, so the others get the same, to the bit. A function is called once
-for each piece, with ComfyUI's arguments: those of one branch. Source: the facts of ComfyUI's UNet and attention blocks.
+Rows with functions share forwards with others: common work runs once for all rows, and what a function changes is
+recomputed for its rows alone, so the others' outputs are the same to the bit. A function is called once for each piece,
+with ComfyUI's arguments: those of one branch. Source: the facts of ComfyUI's UNet and attention blocks.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ FUNCTIONS = frozenset(
         "output_block_patch",
     )
 )
-"""What is run, by ComfyUI's names; those that end in _replace are its `patches_replace`."""
+"""The supported functions, by ComfyUI's names; those that end in _replace are its `patches_replace`."""
 
 
 class BlockModules(NamedTuple):
-    """A block in diffusers' network. first, last: the modules that its features go into and come out of.
+    """The modules of a block in diffusers' network. first, last: those that its features enter and leave.
 
-    transformer: its attention, with its number among those of the network; None without.
+    transformer: its attention, with its number among those of the network; or None.
     """
 
     block: Block
@@ -90,7 +90,7 @@ def transformers(network: Any) -> list[Any]:
 class _Span:
     """The rows of one piece, and their functions.
 
-    text: how many tokens of theirs count. options: what the functions are told.
+    text: number of their real text tokens. options: ComfyUI's transformer options.
     """
 
     rows: slice
@@ -102,7 +102,7 @@ class _Span:
         return [function for given in self.functions for function in given.get("patches", {}).get(name, ())]
 
     def replacement(self, name: str, block: Block, index: int) -> Callable[..., Any] | None:
-        """Return what replaces the attention `name` of a transformer block: the last that was set for it."""
+        """Return the replacement of the attention `name` of a transformer block: the last one set."""
         found = None
         for given in self.functions:
             places = given.get("patches_replace", {}).get(name, {})
@@ -116,7 +116,7 @@ class _Span:
 
 @contextmanager
 def with_functions(network: Any, rows: Sequence[Rows]) -> Iterator[None]:
-    """Run the functions of the rows while the network, a UNet2DConditionModel, answers them."""
+    """Run the functions of the rows in forwards of the network, a UNet2DConditionModel."""
     if not any(row.functions for row in rows):
         yield
         return
@@ -149,7 +149,7 @@ def with_functions(network: Any, rows: Sequence[Rows]) -> Iterator[None]:
                 for name in ("attn1", "attn2"):
                     module = getattr(block, name)
                     if names & {f"{name}_patch", f"{name}_replace", f"{name}_output_patch"}:
-                        # An instance's own forward goes before its class's.
+                        # An instance's own forward takes precedence over its class's.
                         module.__dict__["forward"] = _Attention(
                             module, module.forward, name, place.block, number, index, spans, alone
                         )
@@ -177,7 +177,7 @@ def _spans(rows: Sequence[Rows]) -> list[_Span]:
 
 
 def _on_device(functions: Mapping[str, Any], device: torch.device) -> Mapping[str, Any]:
-    """Return functions with those that have tensors of their own, and say so by a method `to`, on a device."""
+    """Return functions, those with a method `to` moved to a device."""
     patches = {name: [_moved(f, device) for f in given] for name, given in functions.get("patches", {}).items()}
     replaced = {
         name: {place: _moved(f, device) for place, f in given.items()}
@@ -191,14 +191,14 @@ def _moved(function: Any, device: torch.device) -> Any:
 
 
 def _after_block(spans: Sequence[_Span], block: Block, _module: Any, _given: Any, output: Any) -> Any:
-    """Return a block's features as the functions after it leave them."""
+    """Return a block's features after the functions that follow it."""
     features: Tensor = output[0] if isinstance(output, tuple) else output
     changed = _changed(spans, "input_block_patch", block, features)
     return (changed, *output[1:]) if isinstance(output, tuple) else changed
 
 
 def _after_skip(spans: Sequence[_Span], block: Block, _module: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Return the features that go on from a block, but not past it to the decoder, as functions leave them."""
+    """Return the features that go on from a block, but not to the decoder, after functions."""
     return (_changed(spans, "input_block_patch_after_skip", block, given[0]), *given[1:])
 
 
@@ -217,7 +217,7 @@ def _changed(spans: Sequence[_Span], name: str, block: Block, features: Tensor) 
 def _before_output(
     spans: Sequence[_Span], block: Block, width: int, _module: Any, given: tuple[Any, ...]
 ) -> tuple[Any, ...]:
-    """Return an output block's inputs, features and those that skip side by side, as functions leave them.
+    """Return an output block's inputs, features and skip features concatenated, after functions.
 
     width: channels of the features.
     """
@@ -236,10 +236,10 @@ def _before_output(
 
 @dataclass(frozen=True, slots=True)
 class _Attention:
-    """The forward of one attention for all rows. name: "attn1" within the image, or "attn2" to the text.
+    """The forward of one attention for all rows. name: "attn1" (self-attention) or "attn2" (to the text).
 
-    usual: what runs without functions. number: of the transformer in the network; index: of the block in it. alone: no
-    row has LoRAs, whose layers take all rows at once.
+    usual: the forward without functions. number: of the transformer in the network; index: of the block in it. alone:
+    no row has LoRAs, whose layers take all rows at once.
     """
 
     module: Any
@@ -257,7 +257,7 @@ class _Attention:
             return self.usual(hidden_states, encoder_hidden_states=encoder_hidden_states, **given)
         whole = None
         if not all(touched):
-            # Of all rows, as without functions: kernels round by the size of the batch.
+            # For all rows, as without functions: kernels' rounding depends on the batch size.
             whole = self.usual(hidden_states, encoder_hidden_states=encoder_hidden_states, **given)
         parts = []
         for span, changed in zip(self.spans, touched, strict=True):
@@ -298,7 +298,7 @@ class _Attention:
         return out
 
     def _projected(self, span: _Span, batch: int, layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return what a layer makes of a span's rows. Layers with LoRAs know rows by their place in the batch."""
+        """Return a layer's output for a span's rows. Layers with LoRAs know rows by their place in the batch."""
         if self.alone:
             return layer(x)
         rows = x.new_zeros(batch, *x.shape[1:])

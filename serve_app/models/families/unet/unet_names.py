@@ -1,4 +1,4 @@
-"""What the tensors of Stable Diffusion's UNet are called: in the single file, in diffusers' and in LoRA files."""
+"""Tensor names of Stable Diffusion's UNet: in the single file, in diffusers' and in LoRA files."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Image encoders, and style models that read what they see."""
+"""Image encoders, and style models that read their features."""

@@ -1,4 +1,4 @@
-"""Image encoders: CLIP's ViT-L, ViT-H and ViT-bigG, and SigLIP so400m, told apart as ComfyUI does.
+"""Image encoders: CLIP's ViT-L, ViT-H and ViT-bigG, and SigLIP so400m, distinguished as in ComfyUI.
 
 Run by the layers of transformers' CLIPVisionModel and SiglipVisionModel. Sources: Radford et al. 2021,
 arXiv:2103.00020; Zhai et al. 2023, arXiv:2303.15343.
@@ -25,24 +25,24 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.values import ClipVisionOutput
 
 HEADS = 16
-"""All that are published have so many attention heads."""
+"""Number of attention heads of all published encoders."""
 LEAST_LAYERS = 23
 """ViT-L has 24; ComfyUI knows none with fewer."""
 STYLE_LAYERS = (-20, -11)
-"""After which layers style is read, counted from the end."""
+"""The layers whose states style models read, counted from the end."""
 EPS = 1e-5
 
 _QUICK_LAYERS = 30
-"""CLIP's encoders with up to so many layers are OpenAI's, whose activation is an approximation."""
+"""CLIP's encoders with at most this many layers are OpenAI's, whose activation is an approximation."""
 _MEAN, _SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
 _SIZES = {(27, 14): 384}
-"""Pixels along a side, where they are not a whole number of patches, by patches along a side and pixels of one."""
+"""Image sizes that are not a whole number of patches, by patches along a side and pixels of one."""
 
 _OPEN_CLIP_MARK = "transformer.resblocks.0.attn.in_proj_weight"
 _MARK = "vision_model.embeddings.patch_embedding.weight"
 _PREFIXES = ("visual.", "embedder.model.visual.", "")
-"""Under which encoders are found: in OpenCLIP's files, in checkpoints of unCLIP, and alone."""
+"""Prefixes of encoders: in OpenCLIP's files, in checkpoints of unCLIP, and alone."""
 _MODULES = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
 
 
@@ -50,7 +50,7 @@ _MODULES = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
 class ClipVision(VisionFamily):
     """An image encoder. side: patches along a side of the image; patch: pixels along a side of one.
 
-    projection: width of the vector that stands for an image, 0 without one. siglip: it is SigLIP's.
+    projection: width of an image's embedding, 0 without one. siglip: it is SigLIP's.
     """
 
     title = "CLIP's ViT-L, ViT-H and ViT-bigG and SigLIP so400m"
@@ -69,15 +69,15 @@ class ClipVision(VisionFamily):
             prefix, tensors = found
             family = cls.probe(tensors)
             table = family.table(tensors)
-            # A file may hold a text encoder as well, or a head that no vector here comes from.
+            # A file may also have a text encoder, or a head that is unused here.
             own = {name: shape for name, shape in tensors.shapes.items() if places(name, table)}
             yield Located(family, Tensors(own, tensors.where), prefix=prefix)
 
     @classmethod
     def probe(cls, tensors: Tensors) -> ClipVision:
-        """Read the network off its tensors, named as by transformers or by OpenCLIP.
+        """Read the network's size off its tensors, named as by transformers or by OpenCLIP.
 
-        Errors: ModelFileError for one of another build.
+        Errors: ModelFileError for an unsupported variant.
         """
         if _by_open_clip(tensors):
             layers, hidden = "transformer.resblocks.", "mlp.c_fc.weight"
@@ -136,7 +136,7 @@ class ClipVision(VisionFamily):
             "num_attention_heads": HEADS,
             "image_size": self.image_size,
             "patch_size": self.patch,
-            # SigLIP was trained with a smaller one; this is what ComfyUI takes for all.
+            # SigLIP was trained with a smaller epsilon; ComfyUI uses this one for all.
             "layer_norm_eps": EPS,
         }
         if self.siglip:
@@ -145,7 +145,7 @@ class ClipVision(VisionFamily):
         else:
             quick = self.layers <= _QUICK_LAYERS
             model = CLIPVisionModel(CLIPVisionConfig(**sizes, hidden_act="quick_gelu" if quick else "gelu"))
-        # transformers has moved the network up out of `vision_model`; both places occur among its releases.
+        # Releases of transformers differ in whether the network is inside `vision_model`.
         network: nn.Module = getattr(model, "vision_model", model)
         if self.projection:
             network.visual_projection = nn.Linear(self.width, self.projection, bias=False)

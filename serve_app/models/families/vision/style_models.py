@@ -54,7 +54,7 @@ class Redux(StyleFamily):
 
 @dataclass(frozen=True, slots=True)
 class StyleAdapter(StyleFamily):
-    """SD 1.x's: learned tokens that have seen ViT-L's states. count: of them; writes: width of one at last."""
+    """SD 1.x's: learnt tokens that attend to ViT-L's states. count: of them; writes: width of one."""
 
     title = "the style adapter of SD 1.x"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from serve_app.models.weights.recipes import merged_in, set_beside
+from serve_app.models.weights.recipes import merged_in, unmerged
 from serve_app.nodes.loaders.lora import (
     lora_loader,
     lora_loader_bypass,
@@ -36,7 +36,7 @@ def test_a_lora_beside_the_weights_takes_the_place_of_another_and_counts_last():
     assert (model.patches, clip) == ((Lora("a.safetensors", 0.5, bypass=True),), CLIP)
     model = lora_loader_bypass_model_only(model, "b.safetensors", 0.7)
     model = lora_loader_model_only(model, "c.safetensors", 1.0)
-    assert set_beside(model) == (Lora("c.safetensors", 1.0), Lora("b.safetensors", 0.7, bypass=True))
+    assert unmerged(model) == (Lora("c.safetensors", 1.0), Lora("b.safetensors", 0.7, bypass=True))
     assert lora_loader_bypass(model, CLIP, "a.safetensors", 0, 0) == (model, CLIP)
 
 
@@ -44,4 +44,4 @@ def test_a_merge_takes_of_the_other_model_its_weights_and_keeps_what_is_beside_i
     beside = Lora("a.safetensors", 0.5, bypass=True)
     merge = Merge(MODEL, (Share("", 0.5, 0.5),))
     merged = MODEL.with_patch(beside).with_patch(merge)
-    assert (merged_in(merged), set_beside(merged)) == ((merge,), (beside,))
+    assert (merged_in(merged), unmerged(merged)) == ((merge,), (beside,))
