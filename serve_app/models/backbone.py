@@ -161,7 +161,7 @@ class RecipeBackbone:
         if unknown := sorted(named - family.functions):
             known = ", ".join(sorted(family.functions)) or "none"
             raise NodeError(
-                f"a node pack sets {unknown[0]} on this model; of such functions {family.title} runs {known}"
+                f"a node pack sets {unknown[0]} on this model; {family.title} supports {known}"
             )
 
 

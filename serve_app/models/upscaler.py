@@ -86,7 +86,9 @@ class UpscalerFile:
         except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelFileError(f"'{self.path.name}' cannot be loaded as an upscale model: {error}") from error
         if not isinstance(descriptor, ImageModelDescriptor):
-            raise ModelFileError(f"'{self.path.name}' does not take one image alone; only such upscale models are run")
+            raise ModelFileError(
+                f"'{self.path.name}' does not map one image to one image; other upscale models are not supported"
+            )
         descriptor.to(device, dtype).eval()
         return descriptor
 

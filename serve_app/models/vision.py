@@ -85,7 +85,7 @@ class StyleModel:
         """
         if states.shape[-1] != self.family.reads:
             raise NodeError(
-                f"what is seen in the images is {states.shape[-1]} wide; {self.family.title} reads states "
+                f"the image features are {states.shape[-1]} wide; {self.family.title} reads states "
                 f"{self.family.reads} wide: it goes with another image encoder"
             )
         made = self.family.tokens(self._network, sent(states, self._device).to(self._dtype))

@@ -140,7 +140,7 @@ def test_a_kind_of_hint_that_a_control_does_not_know_is_refused(folder: Path) ->
     recipe = Recipe("controlnet", "controlnet", "union", (HintKind(7),))
     control = Control(recipe, torch.zeros(1, 8, 8, 3), 1, vae=VAE)
     conds: dict[str, Conditioning] = {"positive": [(torch.zeros(1, 1, 48), {"control": control})]}
-    with pytest.raises(NodeError, match="tells 5 kinds of hint apart, and kind 7 is not one of them"):
+    with pytest.raises(NodeError, match="knows 5 kinds of hint, and kind 7 is not one of them"):
         activated(conds, {recipe: net(folder, "flux_union", None)}, family, LEVELS, {VAE: Vae()})
 
 

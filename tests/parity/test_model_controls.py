@@ -147,7 +147,7 @@ def test_a_control_that_is_shown_nothing_asks_for_an_image(folder: Path, name: s
 @pytest.mark.parametrize(
     ("seen", "message"),
     [
-        ((), "reads what SigLIP sees in images: apply it by USOStyleReference"),
+        ((), "reads SigLIP's image features: apply it by USOStyleReference"),
         ((torch.zeros(1, 4, 24),) * 3, "4 states 24 wide; 'flux_uso.safetensors' reads 9 states 24 wide"),
     ],
 )

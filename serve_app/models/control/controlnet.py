@@ -71,7 +71,7 @@ class ControlNetwork(nn.Module):
         """Errors: NodeError for an unknown kind of hint."""
         if self.union is not None and kind is not None and kind >= self.union.kinds:
             raise NodeError(
-                f"the ControlNet tells {self.union.kinds} kinds of hint apart, and kind {kind} is not one of them; "
+                f"the ControlNet knows {self.union.kinds} kinds of hint, and kind {kind} is not one of them; "
                 "the ProMax version of ControlNet Union knows more"
             )
 

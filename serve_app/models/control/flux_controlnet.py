@@ -191,7 +191,7 @@ class FluxControlNet(OneCallNet):
             check_latents(self.name, hint, FLUX)
         if hint.kind is not None and self.control.kinds and hint.kind >= self.control.kinds:
             raise NodeError(
-                f"'{self.name}' tells {self.control.kinds} kinds of hint apart, and kind {hint.kind} is not one of them"
+                f"'{self.name}' knows {self.control.kinds} kinds of hint, and kind {hint.kind} is not one of them"
             )
 
     def read(self, hint: Hint, height: int, width: int) -> list[Tensor]:

@@ -168,5 +168,5 @@ def fitted(image: Tensor, height: int, width: int) -> Tensor:
 def one_image(latents: Tensor, name: str) -> Tensor:
     """Return a video autoencoder's latents (1,C,1,h,w) of an image as (1,C,h,w). Errors: NodeError for more frames."""
     if latents.shape[2] != 1:
-        raise NodeError(f"{name} reads one image, and was shown a batch of them")
+        raise NodeError(f"{name} reads one image, and was given a batch")
     return latents[:, :, 0]

@@ -77,12 +77,12 @@ class UsoNetwork(ModelPatchNetwork):
     def check(self, name: str, images: ControlImages, backbone: Any) -> None:
         check_family(name, Flux(self.family.width, 1, 1, 1, 1, 1), backbone)
         if not images.seen:
-            raise NodeError(f"'{name}' reads what SigLIP sees in images: apply it by USOStyleReference")
+            raise NodeError(f"'{name}' reads SigLIP's image features: apply it by USOStyleReference")
         for states in images.seen:
             if (states.shape[2], states.shape[1]) != self.family.reads:
                 wide, patches = self.family.reads
                 raise NodeError(
-                    f"what is seen in the images are {states.shape[1]} states {states.shape[2]} wide; '{name}' reads "
+                    f"the image features are {states.shape[1]} states {states.shape[2]} wide; '{name}' reads "
                     f"{patches} states {wide} wide: it goes with another image encoder"
                 )
 

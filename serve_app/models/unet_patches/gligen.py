@@ -82,7 +82,7 @@ class GligenNetwork(GroundingNetwork):
         self.positions = GLIGENTextBoundingboxProjection(family.text, family.width)
 
     def check(self, name: str, images: ControlImages, backbone: Any) -> None:
-        raise NodeError(f"'{name}' is a GLIGEN model, which is told texts in boxes and shown no images")
+        raise NodeError(f"'{name}' is a GLIGEN model, which reads texts in boxes and no images")
 
     def read(self, images: ControlImages, height: int, width: int) -> Tensor:
         raise NotImplementedError

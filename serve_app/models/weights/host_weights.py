@@ -107,7 +107,7 @@ class HostWeights:
         """Drop the least recently evicted parts until `nbytes` more fit, or none is left."""
         while self._kept and self.nbytes + nbytes > self._budget_bytes:
             gone = self._kept.pop(next(iter(self._kept)))
-            _log.info("let go of %s in host memory: mb=%d", gone.loaded.name, gone.nbytes >> 20)
+            _log.info("evicted %s from host memory: mb=%d", gone.loaded.name, gone.nbytes >> 20)
             streams = gone.loaded.streaming is not None
             del gone
             if streams:

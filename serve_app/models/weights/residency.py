@@ -210,7 +210,7 @@ class Residency:
             key = unused.pop(0)
             for going in [key, *(other for other, resident in self._held.items() if resident.base == key)]:
                 if (evicted := self._held.pop(going, None)) is not None:
-                    _log.info("let go of %s: mb=%d", evicted.name, evicted.nbytes >> 20)
+                    _log.info("evicted %s: mb=%d", evicted.name, evicted.nbytes >> 20)
                     self.evictions += 1
                     self._evicted.append(evicted)
 

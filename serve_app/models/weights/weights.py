@@ -358,7 +358,7 @@ class Weights:
         with self._lock:
             model = self._residency.lend(resident, lambda: loaded.model(self._lexicon))
         if not isinstance(model, kind):
-            raise TypeError(f"{recipe} was asked for as {kind.__name__}")
+            raise TypeError(f"{recipe} was requested as {kind.__name__}")
         return model, resident
 
     def _resident(self, recipe: Recipe, hold: Hold) -> ResidentWeights:
@@ -408,7 +408,7 @@ class Weights:
             if not self.release():
                 held_mb, needed_mb = self.held_bytes / MB, nbytes / MB
                 raise DeviceMemoryError(
-                    f"weights of {needed_mb:,.0f} MB do not fit the device's memory beside {held_mb:,.0f} MB of "
+                    f"weights of {needed_mb:,.0f} MB do not fit the device's memory besides {held_mb:,.0f} MB of "
                     "weights that are in use. " + said
                 )
 

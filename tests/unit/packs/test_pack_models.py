@@ -475,7 +475,7 @@ async def test_a_pack_looks_into_a_model(stack: Stack) -> None:
     ("patch", "reason"),
     [
         ("Wrapped", "model_function_wrapper"),
-        ("DoubleBlock", "sets double_block on this model; of such functions Stable Diffusion"),
+        ("DoubleBlock", "sets double_block on this model; Stable Diffusion"),
         ("WeightPatch", "ModelPatcher.add_patches"),
     ],
 )

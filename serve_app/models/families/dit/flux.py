@@ -68,7 +68,7 @@ AXES = (2, 7, 7)
 """Sixteenths of a head rotated by plane, row and column."""
 TIMES = 1000.0
 
-EXTRA_CHANNELS = {0: "x alone", 16: "an image beside x", 80: "a masked image and its mask"}
+EXTRA_CHANNELS = {0: "x alone", 16: "x and an image", 80: "x, a masked image and its mask"}
 """The channels concatenated with x, by their number."""
 
 _MARKS = ("double_blocks.0.img_attn.norm.key_norm.scale", "double_blocks.0.img_attn.norm.key_norm.weight")
@@ -251,7 +251,7 @@ class Flux(Transformer):
         rows = canvas.rows
         guidance: float | None = options.get("guidance", GUIDANCE)
         if self.extra_channels and options.get("reference_latents"):
-            raise NodeError(f"this {self.title} backbone is fed {self._edited_images} and reads no reference latents")
+            raise NodeError(f"this {self.title} backbone reads {self._edited_images} and no reference latents")
         references = scaled_references(options, self.latent_format, rows, device)
         concat = self._concat(options, canvas)
         return FluxInputs(

@@ -101,8 +101,9 @@ class HiDream(BackboneFamily):
         doubles, singles = (tensors.count(f"{kind}_stream_blocks.") for kind in ("double", "single"))
         if width % HEAD or tensors.count("caption_projection.") != doubles + singles + 1:
             raise tensors.unsupported(
-                f"has a HiDream backbone {width} wide that is told {tensors.count('caption_projection.')} texts in "
-                f"{doubles + singles} blocks; supported are multiples of {HEAD} wide, told one a block and one more"
+                f"has a HiDream backbone {width} wide with {tensors.count('caption_projection.')} text projections for "
+                f"{doubles + singles} blocks; supported are multiples of {HEAD} wide, with one for each block and "
+                "one more"
             )
         return cls(
             width,
@@ -161,14 +162,14 @@ class HiDream(BackboneFamily):
         check_text(cond, self.text_width, self.title)
         states: Tensor | None = options.get(STATES)
         if states is None:
-            raise NodeError(f"the conditioning has no states of Llama's, which {self.title} is told")
+            raise NodeError(f"the conditioning has no states of Llama's, which {self.title} reads")
         check_text(states, self.states_width, self.title)
         rows, reference = canvas.rows, options.get("concat_latent_image")
         if reference is not None:
             self.latent_format.check(reference.shape)
             if reference.shape[-2] != canvas.latents.shape[-2]:
                 raise NodeError(
-                    f"the image to edit is {reference.shape[-2]} latent cells high, and what is drawn beside it "
+                    f"the image to edit is {reference.shape[-2]} latent cells high, and the latents to sample "
                     f"{canvas.latents.shape[-2]}"
                 )
             reference = to_batch(self.latent_format.to_model(sent(reference, device).float()), rows)

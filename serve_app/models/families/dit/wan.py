@@ -154,7 +154,7 @@ class Wan(Transformer):
         layers, vace = tensors.count("blocks."), tensors.count("vace_blocks.")
         if vace and (vace > layers or layers % vace):
             raise tensors.unsupported(
-                f"has {vace} blocks of VACE for {layers} of Wan; supported is one for each so many"
+                f"has {vace} blocks of VACE for {layers} of Wan; supported is a number that divides those"
             )
         return cls(
             width,
@@ -298,20 +298,20 @@ class Wan(Transformer):
         strengths: Sequence[float] = options.get("vace_strength") or [1.0] * len(frames)
         if not len(frames) == len(masks) == len(strengths):
             raise NodeError(
-                f"VACE is shown {len(frames)} videos with {len(masks)} masks and {len(strengths)} strengths; each has "
+                f"VACE is given {len(frames)} videos with {len(masks)} masks and {len(strengths)} strengths; each has "
                 "one of both"
             )
         controls = []
         for one, mask, strength in zip(frames, masks, strengths, strict=True):
             if one.shape[2:] != x.shape[2:]:
                 raise NodeError(
-                    f"VACE is shown {tuple(one.shape[2:])} latent frames, rows and columns, and the latents to sample "
+                    f"VACE is given {tuple(one.shape[2:])} latent frames, rows and columns, and the latents to sample "
                     f"have {tuple(x.shape[2:])}"
                 )
             videos = torch.split(sent(one, device).float(), x.shape[1], dim=1)
             scaled = [*map(self.latent_format.to_model, videos), sent(mask, device).float()]
             if (channels := sum(part.shape[1] for part in scaled)) != self.vace_channels:
-                raise NodeError(f"VACE is shown {channels} channels, and this {self.title} reads {self.vace_channels}")
+                raise NodeError(f"VACE is given {channels} channels, and this {self.title} reads {self.vace_channels}")
             both = to_batch(torch.cat(scaled, dim=1), rows)
             controls.append(VaceControl(both, torch.full((rows, 1, 1), float(strength), device=device)))
         return tuple(controls)

@@ -92,7 +92,7 @@ def frames_and_mask(
     image = _spread(torch.cat([latent_format.to_model(video) for video in videos], dim=1), batch)
     if image.shape[2] < latents.shape[2]:
         raise NodeError(
-            f"the images that go beside the latents have {image.shape[2]} latent frames, and they have "
+            f"the images to concatenate with the latents have {image.shape[2]} latent frames, and the latents have "
             f"{latents.shape[2]}"
         )
     if image.shape[1] == channels:
@@ -100,8 +100,8 @@ def frames_and_mask(
     known = channels - MASK_CHANNELS
     if image.shape[1] < known:
         raise NodeError(
-            f"the images that go beside the latents have {image.shape[1]} channels, and this model is fed {known} with "
-            "their mask"
+            f"the images to concatenate with the latents have {image.shape[1]} channels, and this model reads {known} "
+            "with their mask"
         )
     mask = options.get("concat_mask", mask)
     if mask is None:
@@ -123,10 +123,15 @@ def _frames_resized(frames: Tensor, latents: Tensor) -> Tensor:
     """
     if frames.ndim != latents.ndim:
         given = ",".join(map(str, frames.shape))
-        raise NodeError(f"what goes beside the latents is ({given}); a video's is (batch,channels,time,height,width)")
+        raise NodeError(
+            f"the tensor to concatenate with the latents is ({given}); a video's is (batch,channels,time,height,width)"
+        )
     batch, channels, count = frames.shape[:3]
     if count > latents.shape[2]:
-        raise NodeError(f"what goes beside the latents has {count} latent frames, and they have {latents.shape[2]}")
+        raise NodeError(
+            f"the tensor to concatenate with the latents has {count} latent frames, and the latents have "
+            f"{latents.shape[2]}"
+        )
     resized = _resized(frames.movedim(2, 1).flatten(0, 1), *latents.shape[-2:])
     return resized.view(batch, count, channels, *latents.shape[-2:]).movedim(1, 2)
 

@@ -68,7 +68,7 @@ def seen_vector(options: Mapping[str, Any], width: int, seed: int, merged: float
         seen: Tensor = entry["clip_vision_output"].image_embeds
         if seen.shape[1:] != (width,):
             raise NodeError(
-                f"what is seen in an image is of shape {'×'.join(map(str, seen.shape[1:]))}; this backbone reads a "
+                f"an image's features are of shape {'×'.join(map(str, seen.shape[1:]))}; this backbone reads a "
                 f"vector {width} wide, of {_READS.get(width, 'another image encoder')}"
             )
         for one in seen:

@@ -397,5 +397,5 @@ def _checked(tensors: Tensors, found: Unet, time_width: tuple[int, ...]) -> Unet
         )
     pooled = found.vector_dim - found.sizes * SIZE_WIDTH
     if found.vector_dim and pooled <= 0:
-        raise tensors.unsupported(f"has a backbone that is told a vector {found.vector_dim} wide, as video models are")
+        raise tensors.unsupported(f"has a backbone with a vector input {found.vector_dim} wide, as video models are")
     return found

@@ -199,7 +199,7 @@ def test_another_build_is_refused_with_what_was_found(
             {"reference_latents": [torch.zeros(1, 16, 8, 8)] * 6},
             "OmniGen2 looks at 5 reference latents at most, and 6 were given",
         ),
-        ("flux_depth", {"reference_latents": [torch.zeros(1, 16, 8, 8)]}, "is fed an image beside x and reads no"),
+        ("flux_depth", {"reference_latents": [torch.zeros(1, 16, 8, 8)]}, "reads x and an image and no"),
         ("flux", {"pooled_output": torch.zeros(1, 8)}, "a pooled output 8 wide; Flux.1 reads one 32 wide"),
     ],
 )

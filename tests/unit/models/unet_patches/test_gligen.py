@@ -107,7 +107,7 @@ def test_what_does_not_go_together_is_refused(patch: ModelPatch, network: Any) -
         active({"positive": conditioning(gligen=grounding(1, width=4))}, patch, network)
     with pytest.raises(NodeError, match=r"has 7 layers for a UNet's attention, and this .* has 0, or others"):
         active({}, patch, torch.nn.Linear(1, 1))
-    with pytest.raises(NodeError, match="is told texts in boxes and shown no images"):
+    with pytest.raises(NodeError, match="reads texts in boxes and no images"):
         patch.network.check(patch.name, ControlImages(None), UNET)
     with pytest.raises(NodeError, match="is no GLIGEN model but another model patch"):
         active({}, ModelPatch("other", torch.nn.Identity()), network)  # type: ignore[arg-type]

@@ -284,7 +284,7 @@ def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave
     with pytest.raises(DeviceMemoryError) as raised:
         held.backbone(backbone("b"))
     assert str(raised.value) == (
-        f"weights of {megabytes} MB do not fit the device's memory beside {megabytes} MB of weights that are in use. "
+        f"weights of {megabytes} MB do not fit the device's memory besides {megabytes} MB of weights that are in use. "
         "CUDA out of memory. Tried to allocate 2 MiB."
     )
     assert (names(held), held.reserved_bytes) == (["a"], 0)

@@ -63,7 +63,7 @@ def test_the_published_networks_have_their_size(family: Wan, billions: float) ->
         ({"casual_audio_encoder.encoder.final_linear.weight": (8,)}, "it looks like a diffusion network of Wan S2V"),
         (
             {f"vace_blocks.{number}.after_proj.weight": (8,) for number in range(3)},
-            "has 3 blocks of VACE for 2 of Wan; supported is one for each so many",
+            "has 3 blocks of VACE for 2 of Wan; supported is a number that divides those",
         ),
         ({"patch_embedding.weight": (200, 16, 1, 2, 2)}, "a Wan backbone 200 wide; supported are multiples of 128"),
     ],
