@@ -22,7 +22,7 @@ from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work
 from serve_app.recipe import Recipe
-from serve_app.sampling.transfer import brought
+from serve_app.sampling.transfer import to_host
 from serve_app.values import Tiling
 
 _log = log.get("engine")
@@ -64,7 +64,7 @@ class Autoencoding:
         self._found: dict[tuple[Recipe, Work], _Found] = {}
 
     def whole(self, vae: Recipe, model: Vae, work: Work, batch: Tensor) -> Tensor:
-        """Return what a VAE makes of a batch (B,…), of at least an image at once; on the host, as `brought` has it.
+        """Return what a VAE makes of a batch (B,…), of at least an image at once; on the host, as `to_host` has it.
 
         Errors: DeviceMemoryError where one image does not fit, at once where that is known.
         """
@@ -139,7 +139,7 @@ class Autoencoding:
             self._memory.watch()
             held = self._memory.held_bytes()
         try:
-            made = brought((model.decode if work == "decode" else model.encode)(batch, slice_pixels))
+            made = to_host((model.decode if work == "decode" else model.encode)(batch, slice_pixels))
         except torch.OutOfMemoryError as error:
             said = DeviceMemoryError.figures(error)
         else:

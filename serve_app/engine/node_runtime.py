@@ -26,7 +26,7 @@ from serve_app.sampling.guidance.hooks import changes, clip_ranges
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.schedules.levels import Levels
-from serve_app.sampling.transfer import kept
+from serve_app.sampling.transfer import unpinned
 from serve_app.values import (
     ClipVisionOutput,
     Conditioning,
@@ -112,7 +112,7 @@ class NodeRuntime:
             )
         for found in await asyncio.to_thread(self._weights.remarks, clip):
             self._remark(found)
-        return with_tensors(encoded, kept)
+        return with_tensors(encoded, unpinned)
 
     async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
         """Return what a language model generates after a text. Reports a progress value a token.
@@ -219,7 +219,7 @@ class NodeRuntime:
         tokens = await self._shared.use(
             style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state), self._loading
         )
-        return kept(tokens)
+        return unpinned(tokens)
 
     async def saved_conditioning(self, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         """Return the tensors and the metadata of a file of the folder "embeddings"."""
@@ -363,7 +363,7 @@ class NodeRuntime:
                     loading=self._loading,
                 )
             # A part keeps the whole in memory, and one caller may keep its part longer than the others.
-            return await asyncio.to_thread(kept, made)
+            return await asyncio.to_thread(unpinned, made)
         except DeviceMemoryError:
             self._remark(f"'{vae.name}' {work}s in tiles here: the device has not the memory for a whole image")
         return await shared.use_tiled(
@@ -388,8 +388,8 @@ def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:
 
 
 def _kept(seen: ClipVisionOutput) -> ClipVisionOutput:
-    """Return what an image encoder sees as `transfer.kept` has it."""
-    return ClipVisionOutput(**{name: kept(states) for name, states in seen.states.items()})
+    """Return what an image encoder sees as `transfer.unpinned` has it."""
+    return ClipVisionOutput(**{name: unpinned(states) for name, states in seen.states.items()})
 
 
 def _in_one(work: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Tensor]:

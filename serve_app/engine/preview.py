@@ -15,7 +15,7 @@ from torch.nn.functional import pixel_shuffle
 from serve_app.engine.side_stream_pool import BesidePool
 from serve_app.engine.timeline import Mark, Timeline
 from serve_app.sampling.latents.latents import LatentFormat, PreviewMap
-from serve_app.sampling.transfer import brought, sent
+from serve_app.sampling.transfer import to_device, to_host
 
 
 class Pictures:
@@ -49,7 +49,7 @@ class Pictures:
 def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:
     """Return the first of sampled latents (B,C,h,w), or the first moment of the first of (B,C,T,h,w), as a picture.
 
-    It is (h,w,3) float32 on the host, as `brought` has it, and goes beyond 0…255; larger where a cell holds several
+    It is (h,w,3) float32 on the host, as `to_host` has it, and goes beyond 0…255; larger where a cell holds several
     places. None for a format without a preview map.
     """
     preview = latent_format.preview
@@ -60,7 +60,7 @@ def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:
     cells = first if preview.fold == 1 else pixel_shuffle(first, preview.fold)
     # Every operation is one more between two forwards for every job that is watched, so the host does the rest.
     shades = torch.addmm(offset, rows, cells.flatten(1))
-    return brought(shades.view(3, *cells.shape[1:])).movedim(0, -1)
+    return to_host(shades.view(3, *cells.shape[1:])).movedim(0, -1)
 
 
 def in_eight_bits(image: Tensor) -> Tensor:
@@ -75,4 +75,4 @@ def _map(preview: PreviewMap, device: torch.device) -> tuple[Tensor, Tensor]:
     There they stay: a copy for every picture would wait for it.
     """
     rows, offset = torch.tensor(preview.rows).T, torch.tensor(preview.offset)[:, None]
-    return sent((rows * 127.5).contiguous(), device), sent((offset + 1) * 127.5, device)
+    return to_device((rows * 127.5).contiguous(), device), to_device((offset + 1) * 127.5, device)

@@ -26,7 +26,7 @@ from serve_app.sampling.noise import after_noise
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.sampling.samplers.error_estimate import ErrorEstimate
 from serve_app.sampling.samplers.evaluation import Evaluation, Sampler
-from serve_app.sampling.transfer import brought, sent
+from serve_app.sampling.transfer import to_device, to_host
 
 OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 
@@ -101,15 +101,15 @@ class Trajectory:
         self.steps = len(sigmas) - 1
         device, sigma = self.backbone.device, float(sigmas[0])
         # Empty latents are of no image, so they are not moved by the mean of those of images.
-        placed = sent(given, device)
+        placed = to_device(given, device)
         latents = latent_format.to_model(placed) if given.any() else placed
-        added = sent(beginning.noise, device)
+        added = to_device(beginning.noise, device)
         x = levels.start(latents, added, sigma)
         canvas = Canvas(latents, added, seed=r.noise.seed)
         if r.noise_mask is not None:
             mask = latent_mask(r.noise_mask, latents)
             canvas = replace(canvas, mask=mask)
-            kept_noise = added if beginning.kept_noise is None else sent(beginning.kept_noise, device)
+            kept_noise = added if beginning.kept_noise is None else to_device(beginning.kept_noise, device)
             changing = changing_mask(mask, r.guider.backbone.patches, levels, sigmas)
             held_at = None if self.backbone.keeps_clean else levels
             self._inpainting = Inpainting(mask, latents, kept_noise, held_at, changing)
@@ -237,7 +237,7 @@ class Trajectory:
     def _end(self, x: Tensor, sigma: float) -> None:
         from_model = self.backbone.latent_format.from_model
         latents = self.backbone.levels.unnoised(x, sigma)
-        self.result = Sampled(brought(from_model(latents)), brought(from_model(self.shown)))
+        self.result = Sampled(to_host(from_model(latents)), to_host(from_model(self.shown)))
 
     def _report(self, steps_done: int) -> None:
         if steps_done > self._steps_done:

@@ -24,7 +24,7 @@ from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.schedules.levels import Levels
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning
 
 
@@ -146,7 +146,7 @@ class RecipeBackbone:
 
     def during(self, sigmas: Tensor) -> RecipeBackbone:
         """Return a copy for a run over these noise levels."""
-        return replace(self, sigmas=sent(sigmas, self.device))
+        return replace(self, sigmas=to_device(sigmas, self.device))
 
     def with_functions(self, functions: PackFunctions) -> RecipeBackbone:
         """Return a copy whose rows call these functions of a node pack instead.
@@ -160,9 +160,7 @@ class RecipeBackbone:
         named = names_of(functions.network or {})
         if unknown := sorted(named - family.functions):
             known = ", ".join(sorted(family.functions)) or "none"
-            raise NodeError(
-                f"a node pack sets {unknown[0]} on this model; {family.title} supports {known}"
-            )
+            raise NodeError(f"a node pack sets {unknown[0]} on this model; {family.title} supports {known}")
 
 
 def names_of(network: Mapping[str, Any]) -> set[str]:

@@ -12,7 +12,7 @@ from serve_app.models.families.text.decoder import DecoderEncoder
 from serve_app.models.families.text.generation import Generation
 from serve_app.recipe import T5Padding
 from serve_app.sampling.guidance.conditioning import with_tensors
-from serve_app.sampling.transfer import brought
+from serve_app.sampling.transfer import to_host
 from serve_app.values import Conditioning, GenerationRequest, Text
 
 
@@ -28,9 +28,9 @@ class Clip:
     padding: T5Padding | None = None
 
     def encode(self, texts: Sequence[Text]) -> list[Conditioning]:
-        """Encode each text, all in one forward, as `Encoder.encode`; results go to the host by `brought`."""
+        """Encode each text, all in one forward, as `Encoder.encode`; results go to the host by `to_host`."""
         encoded = self.encoder.encode(texts, self.stop_at, self.padding)
-        return [with_tensors(entries, brought) for entries in encoded]
+        return [with_tensors(entries, to_host) for entries in encoded]
 
     def tokens(self, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
         """Return a text's chunks by encoder, as `TokenEncoder.tokens`; None if its tokens are not accessible."""

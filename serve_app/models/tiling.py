@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.transfer import brought
+from serve_app.sampling.transfer import to_host
 
 Tiles: TypeAlias = Generator[tuple[int, int], None, Tensor]
 """Work that pauses after every tile: yields (tiles done, tiles in all), returns the whole.
@@ -73,7 +73,7 @@ def in_passes(
             blended, weights = torch.empty(0), torch.zeros(size)
             for cut in plan:
                 cells: tuple[Any, ...] = (..., *cut)
-                tile = brought(work(image[cells]).float())
+                tile = to_host(work(image[cells]).float())
                 done += 1
                 yield done, total
                 if not blended.numel():

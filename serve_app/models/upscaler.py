@@ -16,7 +16,7 @@ from torch import Tensor
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.files.tensor_pickle import load_tensors
 from serve_app.models.tiling import Tiles, in_passes
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 TILE = 512
 OVERLAP = 32
@@ -57,7 +57,7 @@ class Upscaler:
             torch.cuda.empty_cache()
 
     def _work(self, tile: Tensor) -> Tensor:
-        output: Tensor = self.network(sent(tile, self.network.device).to(self.network.dtype))
+        output: Tensor = self.network(to_device(tile, self.network.device).to(self.network.dtype))
         return output
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from serve_app.models.families.family import VaeFamily, VideoVaeFamily
 from serve_app.models.tiling import Axis, Shape, Tiles, in_passes, three_shapes
-from serve_app.sampling.transfer import brought, sent
+from serve_app.sampling.transfer import to_device, to_host
 from serve_app.values import Tiling
 
 Work: TypeAlias = Literal["decode", "encode"]
@@ -47,10 +47,10 @@ class Vae:
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def picture(self, latents: Tensor) -> Tensor:
-        """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, by `brought`."""
-        pixels = self._decoded(sent(self._with_time(latents[:1]), self._device).to(self._dtype)).float()
+        """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, by `to_host`."""
+        pixels = self._decoded(to_device(self._with_time(latents[:1]), self._device).to(self._dtype)).float()
         image = ((pixels[0] + 1) / 2).clamp_(0, 1).movedim(0, -1)
-        return brought(image.mul_(255).to(torch.uint8))
+        return to_host(image.mul_(255).to(torch.uint8))
 
     def encode(self, images: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
         """Return the mean latents (B,c,h,w) of images (B,H,W,C) in 0…1, float32 on its device.
@@ -70,7 +70,7 @@ class Vae:
     def by_latent_frames(self, work: Work, batch: Tensor) -> Tiles:
         """Decode or encode a video one latent frame at a time; yield how many are done, and of how many.
 
-        Only one latent frame and its images are on the device at a time; results go to the host by `brought`.
+        Only one latent frame and its images are on the device at a time; results go to the host by `to_host`.
         """
         return self._decoded_by_latent_frames(batch) if work == "decode" else self._encoded_by_latent_frames(batch)
 
@@ -161,7 +161,7 @@ class Vae:
         for latent in self._videos.encode_frames(self.network, given):
             made.append(latent.float())
             yield len(made), len(latent_frames)
-        return brought(torch.cat(made, 2))
+        return to_host(torch.cat(made, 2))
 
     @property
     def _videos(self) -> VideoVaeFamily:
@@ -170,7 +170,7 @@ class Vae:
 
     def _given(self, batch: Tensor) -> Tensor:
         """Return a batch on the network's device, in its dtype and with its axes."""
-        return sent(batch, self._device).to(self._dtype)
+        return to_device(batch, self._device).to(self._dtype)
 
     def _with_time(self, latents: Tensor) -> Tensor:
         """Return latents with the time axis that a video family has; an image becomes the first frame."""

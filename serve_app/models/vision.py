@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.images import to_be_seen
 from serve_app.models.families.family import StyleFamily, VisionFamily
-from serve_app.sampling.transfer import brought, sent
+from serve_app.sampling.transfer import to_device, to_host
 from serve_app.values import ClipVisionOutput
 
 LONGEST = 100
@@ -32,7 +32,7 @@ class ImageEncoder:
     def see(self, batches: Sequence[Tensor], *, crop: bool) -> list[ClipVisionOutput]:
         """Encode batches of images (B_i,H_i,W_i,C) in 0…1, all in one forward.
 
-        Results go to the host by `brought`. crop: the central square, else the whole image squeezed into a square.
+        Results go to the host by `to_host`. crop: the central square, else the whole image squeezed into a square.
         Errors: NodeError for an image that is too long to be cropped.
         """
         pixels = torch.cat([self._pixels(image, crop) for images in batches for image in images])
@@ -54,8 +54,8 @@ class ImageEncoder:
         return ClipVisionOutput(**self._states(pixels))
 
     def _states(self, pixels: Tensor) -> dict[str, Tensor]:
-        seen = self.family.see(self._network, sent(pixels, self._device).to(self._dtype))
-        return {name: brought(states.float()) for name, states in seen.states.items()}
+        seen = self.family.see(self._network, to_device(pixels, self._device).to(self._dtype))
+        return {name: to_host(states.float()) for name, states in seen.states.items()}
 
     def _pixels(self, image: Tensor, crop: bool) -> Tensor:
         """Return an image (H,W,C) preprocessed for the network, (1,3,S,S)."""
@@ -81,12 +81,12 @@ class StyleModel:
     def tokens(self, states: Tensor) -> Tensor:
         """Return the tokens (1,B·T,W) of states (B,N,D), those of one image after another's.
 
-        Results go to the host by `brought`. Errors: NodeError for states of another image encoder.
+        Results go to the host by `to_host`. Errors: NodeError for states of another image encoder.
         """
         if states.shape[-1] != self.family.reads:
             raise NodeError(
                 f"the image features are {states.shape[-1]} wide; {self.family.title} reads states "
                 f"{self.family.reads} wide: it goes with another image encoder"
             )
-        made = self.family.tokens(self._network, sent(states, self._device).to(self._dtype))
-        return brought(made.float()).flatten(0, 1)[None]
+        made = self.family.tokens(self._network, to_device(states, self._device).to(self._dtype))
+        return to_host(made.float()).flatten(0, 1)[None]

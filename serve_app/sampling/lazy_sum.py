@@ -15,7 +15,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 Latents: TypeAlias = "Tensor | LazySum"
 """What samplers compute with: (B,C,h,w), a tensor or a lazy sum."""
@@ -159,7 +159,7 @@ def compute(sums: Iterable[Latents]) -> None:
     device = next(iter(groups.values()))[0].device
     sizes = [len(table) * len(table[0]) for table in tables]
     flat = torch.tensor([number for table in tables for row in table for number in row], dtype=torch.float64)
-    for group, table, numbers in zip(groups.values(), tables, torch.split(sent(flat, device), sizes), strict=True):
+    for group, table, numbers in zip(groups.values(), tables, torch.split(to_device(flat, device), sizes), strict=True):
         _compute(group, numbers.view(len(table), len(table[0])))
 
 

@@ -23,7 +23,7 @@ from serve_app.errors import NodeError
 from serve_app.sampling.draws import draws_of, thread
 from serve_app.sampling.samplers.brownian import BrownianPath
 from serve_app.sampling.samplers.evaluation import DrawnNoise
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Noise
 
 SEEDS = 2**64
@@ -169,7 +169,7 @@ class BrownianNoise:
 
     def _drawn(self, sigma: float, following: float) -> Callable[[], Tensor]:
         with self._lock:
-            return self._draws.made(lambda: sent(self._between(sigma, following), self._device))
+            return self._draws.made(lambda: to_device(self._between(sigma, following), self._device))
 
     def _between(self, sigma: float, following: float) -> Tensor:
         if self._path is None:

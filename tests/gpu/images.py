@@ -18,7 +18,7 @@ from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
-from serve_app.sampling.transfer import brought, kept
+from serve_app.sampling.transfer import to_host, unpinned
 from serve_app.store.models.catalog import Catalog
 from tests.gpu.bench import Bench, Figure
 from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, vae
@@ -62,7 +62,7 @@ def _images(bench: Bench, engine: Engine, model: Model) -> Callable[[int], Tenso
         positive, negative = (text.result() for text in texts)
         request = model.request(seed, positive=positive, negative=negative)
         latents = engine.submit(Trajectory(backbone, request)).result().latents
-        return kept(engine.call(lambda: brought(decoder.decode(latents)), beside=True).result())
+        return unpinned(engine.call(lambda: to_host(decoder.decode(latents)), beside=True).result())
 
     return image
 

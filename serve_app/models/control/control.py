@@ -20,7 +20,7 @@ from serve_app.images import resize
 from serve_app.recipe import HintKind, Recipe
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.schedules.levels import Levels, single
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, Control
 
 Conds: TypeAlias = Mapping[str, Conditioning]
@@ -264,7 +264,7 @@ def _index(rows: Sequence[int], device: torch.device) -> RowIndex:
     """Return an index of rows. Neighbours are a slice, which on a GPU costs nothing."""
     if list(rows) == list(range(rows[0], rows[0] + len(rows))):
         return slice(rows[0], rows[0] + len(rows))
-    return sent(torch.tensor(rows), device)
+    return to_device(torch.tensor(rows), device)
 
 
 def _together(rows: Sequence[Controlled], height: int, width: int) -> dict[tuple[ControlNet, Hashable], list[_Acting]]:
@@ -293,7 +293,7 @@ def _placed(added: Sequence[Tensor], strengths: Sequence[float], index: RowIndex
         return list(added)
     flat = torch.cat([one.flatten(1) for one in added], dim=1)
     if not is_plain:
-        flat = flat * sent(torch.tensor(strengths), flat.device).to(flat.dtype)[:, None]
+        flat = flat * to_device(torch.tensor(strengths), flat.device).to(flat.dtype)[:, None]
     if not is_whole:
         whole = flat.new_zeros(count, flat.shape[1])
         if isinstance(index, slice):

@@ -21,7 +21,7 @@ from serve_app.models.control.control import ControlNet, Hint, RowIndex, of_anot
 from serve_app.models.control.one_call_net import OneCallNet
 from serve_app.models.families.unet.unet import CELL, SKIPS, Unet, UnetCall
 from serve_app.models.forward import Inputs
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 Residuals: TypeAlias = list[Tensor]
 """Additions to the outputs of an encoder, finest first, (R,C,h,w) each; the last to the output of the middle."""
@@ -197,7 +197,7 @@ class UnetControlNet(OneCallNet):
         """Return the embedded hint and, for a union ControlNet, the kind."""
         network = self.network
         device = next(network.parameters()).device
-        embedded = network.embed(sent(resized(hint.image, height * CELL, width * CELL), device), hint.kind)
+        embedded = network.embed(to_device(resized(hint.image, height * CELL, width * CELL), device), hint.kind)
         of_kind = network.kind_embedding(hint.kind)
         return [embedded] if of_kind is None else [embedded, of_kind]
 

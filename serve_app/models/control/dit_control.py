@@ -20,7 +20,7 @@ from serve_app.models.families.family import BackboneFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Table
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 
 class DitControlNetwork(nn.Module, ABC):
@@ -99,7 +99,7 @@ def hint_latents(hint: Hint, height: int, width: int, latent_format: LatentForma
         return latents
     if kept is None:
         return torch.cat([latents, torch.ones_like(latents[:, :1])], dim=1)
-    mask = sent(resized(kept, height, width), latents.device)
+    mask = to_device(resized(kept, height, width), latents.device)
     if latents.ndim > mask.ndim:
         mask = mask.unsqueeze(2).expand(-1, -1, latents.shape[2], -1, -1)
     count = max(latents.shape[0], mask.shape[0])

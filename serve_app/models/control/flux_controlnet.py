@@ -32,7 +32,7 @@ from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.sampling.latents.latent_formats import FLUX
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 BACKBONE_DOUBLES, BACKBONE_SINGLES = 19, 38
 """Over how many blocks of the backbone the answers are spread: as many as the published one has."""
@@ -202,12 +202,12 @@ class FluxControlNet(OneCallNet):
             cells = latents.to(weight.device, weight.dtype)
         else:
             pixels = resized(hint.image, height * FLUX.factor, width * FLUX.factor)
-            cells = self.network.hint(sent(pixels, weight.device).to(weight.dtype) * 2 - 1)
+            cells = self.network.hint(to_device(pixels, weight.device).to(weight.dtype) * 2 - 1)
         tokens = to_tokens(cells)
         embed = self.network.controlnet_mode_embedder
         if embed is None or hint.kind is None:
             return [tokens]
-        return [tokens, embed(sent(torch.tensor([[hint.kind]]), weight.device))]
+        return [tokens, embed(to_device(torch.tensor([[hint.kind]]), weight.device))]
 
     def given(self, call: FluxCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         guidance = call.guidance
@@ -222,7 +222,7 @@ class FluxControlNet(OneCallNet):
             "there": None if call.there is None else call.there[index],
             "pooled": call.pooled[index],
             "guidance": None if guidance is None else guidance[index],
-            "at": sent(at, call.x.device),
+            "at": to_device(at, call.x.device),
             **dict(zip(("hint", "kinds"), read, strict=False)),
         }
 

@@ -20,7 +20,7 @@ from serve_app.images import resize
 from serve_app.models.control.control import Autoencoder
 from serve_app.recipe import ModelControl
 from serve_app.sampling.forward import to_batch
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 if TYPE_CHECKING:
     from serve_app.models.families.family import Rows
@@ -149,7 +149,7 @@ def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
             index = [first + i for first, _, r in some for i in range(r.count)]
             strength = [control.strength for _, control, r in some for _ in range(r.count)]
             read = [to_batch(control.read(*r.x.shape[-2:]), r.count) for _, control, r in some]
-            of_rows = SomeRows(sent(torch.tensor(index), device), sent(torch.tensor(strength), device), read)
+            of_rows = SomeRows(to_device(torch.tensor(index), device), to_device(torch.tensor(strength), device), read)
             assert isinstance(patch.network, BlockwiseNetwork), "check lets no other act on this backbone"
             acting.append(patch.network.at_work(of_rows, call))
     return acting

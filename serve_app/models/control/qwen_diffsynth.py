@@ -23,7 +23,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latents.latent_formats import WAN
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 _MARK = "controlnet_blocks.0.y_rms.weight"
 _EPS = 1e-6
@@ -98,7 +98,7 @@ class QwenDiffSynthNetwork(BlockwiseNetwork):
             mask = torch.ones_like(cells[:, :1])
             if kept is not None:
                 small = resize(kept, width, height, "bilinear").movedim(-1, 1)
-                mask = sent(to_batch(small, len(cells)), cells.device)
+                mask = to_device(to_batch(small, len(cells)), cells.device)
             cells = torch.cat([cells, mask], dim=1)
         bias = self.img_in.bias
         tokens: Tensor = self.img_in(to_tokens(cells.to(bias.device, bias.dtype)))

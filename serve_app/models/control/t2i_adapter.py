@@ -16,7 +16,7 @@ from serve_app.errors import NodeError
 from serve_app.models.control.control import ControlNet, Hint, RowIndex, of_another_family, resized
 from serve_app.models.families.unet.unet import CELL, FEATURES, Unet, UnetCall
 from serve_app.models.files.tensors import Shape, Tensors
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 XL_INPUTS = (256, 768)
 """Input channels, after unshuffling by 16, that identify an SDXL adapter."""
@@ -166,7 +166,7 @@ class T2iAdapter(ControlNet):
         network = self.network
         unit = network.size.unshuffle
         rows, columns = (-(-side * CELL // unit) * unit for side in (height, width))
-        pixels = sent(resized(hint.image, rows, columns), next(network.parameters()).device)
+        pixels = to_device(resized(hint.image, rows, columns), next(network.parameters()).device)
         if network.hint_channels == 1:
             pixels = pixels.mean(dim=1, keepdim=True)
         features: list[Tensor] = network(pixels)

@@ -27,7 +27,7 @@ from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 BACKBONE_LAYERS = 30
 """Number of backbone layers that the outputs are spread over: as many as the published one has."""
@@ -157,7 +157,7 @@ class ZImageControlNetwork(BlockwiseNetwork):
             seen = resize(kept, columns, rows, "bilinear", "center").round()
             inpaint = (inpaint - GREY) * seen + GREY
             small = resize(kept, latents.shape[-1], latents.shape[-2], "nearest", "center")
-            mask = sent(to_batch(small.movedim(-1, 1), len(latents)), latents.device)
+            mask = to_device(to_batch(small.movedim(-1, 1), len(latents)), latents.device)
         return mask, to_batch(_encoded(images, inpaint), len(latents))
 
     def at_work(self, rows: SomeRows, call: StreamCall) -> AtWork:

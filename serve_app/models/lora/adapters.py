@@ -17,7 +17,7 @@ from torch import Tensor
 
 from serve_app import log
 from serve_app.models.files.layout import Place, placed
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 _log = log.get("models")
 
@@ -278,7 +278,7 @@ class Part(Adapter):
 
 
 def _f32(tensor: Tensor, like: Tensor) -> Tensor:
-    return sent(tensor, like.device).to(torch.float32)
+    return to_device(tensor, like.device).to(torch.float32)
 
 
 def _factor(parts: Tensor | tuple[Tensor, Tensor, Tensor | None], like: Tensor) -> Tensor:

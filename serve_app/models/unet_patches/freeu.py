@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from serve_app.recipe import FreeU
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 
 @contextmanager
@@ -79,4 +79,4 @@ def _lowest(height: int, width: int, device: torch.device) -> Tensor:
     """Return 1 at the four lowest frequencies, 0 and the first below it along both sides, and 0 at all others."""
     rows, columns = torch.zeros(height), torch.zeros(width)
     rows[[-1, 0]] = columns[[-1, 0]] = 1
-    return sent(torch.outer(rows, columns), device)
+    return to_device(torch.outer(rows, columns), device)

@@ -24,7 +24,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.unet_patches.grounding import ActiveGrounding, GroundingNetwork
 from serve_app.recipe import Grounding, Recipe
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning
 
 MOST_BOXES = 30
@@ -96,7 +96,7 @@ class GligenNetwork(GroundingNetwork):
             texts[number] = text.flatten()
         there = torch.arange(MOST_BOXES) < len(grounding.boxes)
         given = (boxes[None], there[None].float(), texts[None])
-        made: Tensor = self.positions(*(sent(t, like.device).to(like.dtype) for t in given))[0]
+        made: Tensor = self.positions(*(to_device(t, like.device).to(like.dtype) for t in given))[0]
         return made
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 SQUARE = 2
 
@@ -31,7 +31,7 @@ def merging(size: tuple[int, int], count: int, generator: torch.Generator) -> Me
     others = (~kept).nonzero()[:, 0]
 
     def merge(features: Tensor, values: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        targets, sources = sent(into, features.device), sent(others, features.device)
+        targets, sources = to_device(into, features.device), to_device(others, features.device)
         unit = features / features.norm(dim=-1, keepdim=True)
         likeness, nearest = (unit[:, sources] @ unit[:, targets].mT).max(dim=-1)
         by_likeness = likeness.argsort(dim=-1, descending=True)

@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from serve_app.models.unet_patches.token_merging import merging
 from serve_app.recipe import HyperTile, TokenMerging
 from serve_app.sampling.guidance.layers import AttentionMap, Drawn, Opposed, WithoutAttention
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 Back: TypeAlias = Callable[[Tensor], Tensor]
 """From the attention output of changed queries to an output for all tokens."""
@@ -86,7 +86,7 @@ def _spans(rows: Sequence[tuple[int, Sequence[Any]]], device: torch.device) -> l
         alike.setdefault(tuple(patches), []).extend(range(first, first + count))
         first += count
     # A copy to the GPU in each layer would synchronise there.
-    return [_Span(sent(torch.tensor(rows), device), patches) for patches, rows in alike.items()]
+    return [_Span(to_device(torch.tensor(rows), device), patches) for patches, rows in alike.items()]
 
 
 def _forward(

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 
 from serve_app.errors import NodeError
 from serve_app.sampling.forward import Area
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning
 
 REGION = frozenset(
@@ -110,7 +110,7 @@ def weight_of(options: Mapping[str, Any], height: int, width: int, device: torch
     """Return a resolved entry's weight: a number, or (N,1,h,w) over its area."""
     strength, area = float(options.get("strength", 1.0)), area_of(options, height, width)
     if "mask" in options:
-        mask: Tensor = sent(options["mask"], device)[:, None]
+        mask: Tensor = to_device(options["mask"], device)[:, None]
         if area is not None:
             rows, columns, y, x = area
             mask = mask[..., y : y + rows, x : x + columns]
@@ -119,7 +119,7 @@ def weight_of(options: Mapping[str, Any], height: int, width: int, device: torch
         return strength
     rows, columns, y, x = area
     vertical, horizontal = _ramp(rows, y, height), _ramp(columns, x, width)
-    return sent((vertical[:, None] * horizontal * strength)[None, None], device)
+    return to_device((vertical[:, None] * horizontal * strength)[None, None], device)
 
 
 def _ramp(length: int, offset: int, whole: int) -> Tensor:

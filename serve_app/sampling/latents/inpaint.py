@@ -20,7 +20,7 @@ from serve_app.sampling.forward import to_batch
 from serve_app.sampling.lazy_sum import Latents, LazySum, mixed
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,4 +107,4 @@ def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:
         scaled = interpolate(planes.movedim(0, 1)[None], size=latents.shape[2:], mode="trilinear")
     else:
         scaled = interpolate(planes, size=latents.shape[2:], mode="bilinear")
-    return sent(to_batch(scaled, latents.shape[0]), latents.device)
+    return to_device(to_batch(scaled, latents.shape[0]), latents.device)

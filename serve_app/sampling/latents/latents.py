@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 PerChannel: TypeAlias = "float | tuple[float, ...]"
 """One number for all channels, or one for each."""
@@ -85,4 +85,4 @@ class LatentFormat:
     def _spread(self, numbers: PerChannel, latents: Tensor) -> Tensor | float:
         if isinstance(numbers, float | int):
             return numbers
-        return sent(torch.tensor(numbers), latents.device).view(-1, *(1,) * (latents.ndim - 2))
+        return to_device(torch.tensor(numbers), latents.device).view(-1, *(1,) * (latents.ndim - 2))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 DIGITS = 6
 """Decimals to which points are rounded; the finest halves are 1e-6 wide."""
@@ -89,7 +89,7 @@ class BrownianPath:
         places = sorted(weights, key=lambda place: (-1, 0) if place is None else (place[1], place[0]))
         drawn = torch.stack([self._drawn(place) for place in places])
         self._kept = dict(zip(places, drawn, strict=True)) if drawn.nbytes <= KEPT_BYTES else {}
-        factors = sent(torch.tensor([weights[place] for place in places], dtype=torch.float32), drawn.device)
+        factors = to_device(torch.tensor([weights[place] for place in places], dtype=torch.float32), drawn.device)
         return (factors @ drawn.flatten(1)).view(self._shape)
 
     def _drawn(self, place: _Place) -> Tensor:

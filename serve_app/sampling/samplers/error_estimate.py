@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.lazy_sum import Latents, value
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +68,7 @@ def _norms(group: Sequence[ErrorEstimate]) -> list[Tensor]:
     latents = torch.cat([value(of_one) for kind in kinds for of_one in kind])
     latents = latents.view(3, -1, *latents.shape[1:])
     limits = [(one.rtol, one.atol) for one, count in zip(group, rows, strict=True) for _ in range(count)]
-    table = sent(torch.tensor(limits, dtype=latents.dtype), latents.device)
+    table = to_device(torch.tensor(limits, dtype=latents.dtype), latents.device)
     rtol, atol = table.view(-1, 2, *(1,) * (latents.ndim - 2)).unbind(1)
     of_low, of_before = latents[:2].abs()
     allowed = (of_low.maximum(of_before) * rtol).maximum(atol)

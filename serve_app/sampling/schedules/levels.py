@@ -15,7 +15,7 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.sampling.lazy_sum import Latents, value
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 
 def single(sigma: float) -> float:
@@ -157,7 +157,7 @@ class TableLevels(_VarianceExploding):
     def _table(self, device: torch.device) -> Tensor:
         # Cached by device: copying it for every forward would cost a transfer each.
         if device not in self._log_sigmas:
-            self._log_sigmas[device] = sent(self._log_sigmas[torch.device("cpu")], device)
+            self._log_sigmas[device] = to_device(self._log_sigmas[torch.device("cpu")], device)
         return self._log_sigmas[device]
 
 

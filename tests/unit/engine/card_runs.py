@@ -21,7 +21,7 @@ from serve_app.recipe import Discrete
 from serve_app.sampling.forward import Canvas, Inputs, to_batch
 from serve_app.sampling.latents.latent_formats import SD
 from serve_app.sampling.request import Sampled, SamplingRequest
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from tests.unit.engine.card import CARD, Card, Counts
 from tests.unit.engine.card_order import CardTimeline
 from tests.unit.engine.mixes import MAX_CELLS, WIDTH, TinyBackbone
@@ -79,7 +79,7 @@ class Tiny(BackboneFamily):
     def inputs(
         self, cond: Tensor, options: Any, role: str, canvas: Canvas, device: torch.device, trained_as: Any
     ) -> Inputs:
-        return UnetInputs(to_batch(sent(cond, device).float(), canvas.rows))
+        return UnetInputs(to_batch(to_device(cond, device).float(), canvas.rows))
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         context, mask = stack_contexts([r.inputs.context for r in rows])

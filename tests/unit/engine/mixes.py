@@ -26,7 +26,7 @@ from serve_app.sampling.samplers.evaluation import next_evaluation
 from serve_app.sampling.samplers.samplers import SAMPLERS
 from serve_app.sampling.schedules.levels import FlowLevels, Levels, TableLevels
 from serve_app.sampling.schedules.sigmas import SCHEDULES, sigmas_for
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Cfg, DualCfg, Guider, Noise, PerpNeg, SamplerChoice
 
 RECIPE = Recipe("backbone", "checkpoints", "tiny.safetensors")
@@ -108,7 +108,7 @@ class TinyBackbone:
 
     def answer(self, rows: Any) -> list[torch.Tensor]:
         x = torch.cat([piece.x for piece in rows])
-        sigma = sent(torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)]), x.device)
+        sigma = to_device(torch.tensor([piece.sigma for piece in rows for _ in range(piece.rows)]), x.device)
         context, mask = stack_contexts([piece.inputs.context for piece in rows])
         return list(self.forward(x, sigma, context, mask).split([piece.rows for piece in rows]))
 

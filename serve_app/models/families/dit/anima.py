@@ -48,7 +48,7 @@ from serve_app.models.tokenizers.prompt import Weighted, runs
 from serve_app.recipe import Flow, T5Padding, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import WAN
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, Text
 
 SHIFT = 3.0
@@ -192,12 +192,12 @@ class Anima(Transformer):
         """
         rows, ids = canvas.rows, options.get(IDS)
         check_text(cond, self.adapter.width if ids is None else self.adapter.source_width, self.title)
-        text = to_batch(sent(cond, device).float(), rows)
+        text = to_batch(to_device(cond, device).float(), rows)
         if ids is None:
             return AnimaInputs(text)
         weights = options.get(WEIGHTS)
         weights = torch.ones_like(ids, dtype=torch.float32) if weights is None else weights.float()
-        one_row = (sent(tokens.view(1, -1), device).expand(rows, -1) for tokens in (ids.long(), weights))
+        one_row = (to_device(tokens.view(1, -1), device).expand(rows, -1) for tokens in (ids.long(), weights))
         return AnimaInputs(text, *one_row)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:

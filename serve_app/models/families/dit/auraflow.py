@@ -40,7 +40,7 @@ from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import SDXL
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 SHIFT = 1.73
 HEAD = 256
@@ -171,7 +171,7 @@ class AuraFlow(Transformer):
         trained_as: Training,
     ) -> AuraFlowInputs:
         check_text(cond, self.text_width, self.title)
-        return AuraFlowInputs(to_batch(sent(cond, device).float(), canvas.rows))
+        return AuraFlowInputs(to_batch(to_device(cond, device).float(), canvas.rows))
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shape of x and the length of the text: the network's attention takes no mask."""

@@ -39,7 +39,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 MU = 1.15
 AXES = (2, 7, 7)
@@ -175,7 +175,7 @@ class Chroma(Transformer):
     ) -> ChromaInputs:
         """Return the text and the guidance, 0 where a conditioning has none."""
         check_text(cond, self.text_width, self.title)
-        text = to_batch(sent(cond, device).float(), canvas.rows)
+        text = to_batch(to_device(cond, device).float(), canvas.rows)
         return ChromaInputs(text, torch.full((canvas.rows,), float(options.get("guidance") or 0.0), device=device))
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
@@ -188,7 +188,7 @@ class Chroma(Transformer):
             "level": torch.cat([r.timestep for r in rows]),
             "guidance": torch.cat([r.inputs.guidance for r in rows]),
             "text": text,
-            "at": sent(torch.cat([torch.zeros(text.shape[1], 3), places]), text.device),
+            "at": to_device(torch.cat([torch.zeros(text.shape[1], 3), places]), text.device),
             "there": attended(there(texts), len(places)),
         }
         return given | passed(rows)

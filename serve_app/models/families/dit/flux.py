@@ -59,7 +59,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import Flow, FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 MU = 1.15
 GUIDANCE = 3.5
@@ -255,10 +255,10 @@ class Flux(Transformer):
         references = scaled_references(options, self.latent_format, rows, device)
         concat = self._concat(options, canvas)
         return FluxInputs(
-            to_batch(sent(cond, device).float(), rows),
-            to_batch(sent(pooled_text(options, self.pooled_width, self.title), device), rows),
+            to_batch(to_device(cond, device).float(), rows),
+            to_batch(to_device(pooled_text(options, self.pooled_width, self.title), device), rows),
             torch.full((rows,), float(guidance), device=device) if self.guided and guidance is not None else None,
-            None if concat is None else sent(concat, device),
+            None if concat is None else to_device(concat, device),
             references,
             check_method(options.get("reference_latents_method", "offset"), self.title) if references else "",
             options.get("control") or (),
@@ -323,7 +323,7 @@ class Flux(Transformer):
             "guidance": None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
             "behind": behind,
             "concat": torch.cat(concats).to(dtype) if concats else None,
-            "at": sent(at, x.device),
+            "at": to_device(at, x.device),
             "mask": by_heads(attended(known, len(at) - length)) if bias is None else bias.to(dtype),
         }
         given = present(tensors) | references_together(inputs, dtype)

@@ -47,7 +47,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX2
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 MU = 2.02
 GUIDANCE = 3.5
@@ -185,7 +185,7 @@ class Flux2(Transformer):
         """
         check_text(cond, self.text_width, self.title)
         rows = canvas.rows
-        text = pad(sent(cond, device).float(), (0, 0, max(0, TEXT - cond.shape[1]), 0))
+        text = pad(to_device(cond, device).float(), (0, 0, max(0, TEXT - cond.shape[1]), 0))
         guidance: float | None = options.get("guidance", GUIDANCE)
         references = scaled_references(options, self.latent_format, rows, device)
         return Flux2Inputs(
@@ -214,7 +214,7 @@ class Flux2(Transformer):
             "level": torch.cat([r.timestep for r in rows]),
             "text": stacked(texts),
             "guidance": None if inputs[0].guidance is None else torch.cat([i.guidance for i in inputs]),
-            "at": sent(torch.cat([of_text, pad(at, (0, 1))]), rows[0].x.device),
+            "at": to_device(torch.cat([of_text, pad(at, (0, 1))]), rows[0].x.device),
             "mask": by_heads(attended(there(texts), len(at))),
         }
         return given | references_together(inputs, dtype) | passed(rows)

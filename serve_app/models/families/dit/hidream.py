@@ -33,7 +33,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 HEAD = 128
 """Width of every head."""
@@ -172,12 +172,12 @@ class HiDream(BackboneFamily):
                     f"the image to edit is {reference.shape[-2]} latent cells high, and the latents to sample "
                     f"{canvas.latents.shape[-2]}"
                 )
-            reference = to_batch(self.latent_format.to_model(sent(reference, device).float()), rows)
+            reference = to_batch(self.latent_format.to_model(to_device(reference, device).float()), rows)
         pooled = pooled_text(options, self.pooled_width, self.title)
         return HiDreamInputs(
-            to_batch(sent(cond, device).float(), rows),
-            to_batch(sent(states, device).float(), rows),
-            to_batch(sent(pooled, device), rows),
+            to_batch(to_device(cond, device).float(), rows),
+            to_batch(to_device(states, device).float(), rows),
+            to_batch(to_device(pooled, device), rows),
             reference,
         )
 
@@ -205,7 +205,7 @@ class HiDream(BackboneFamily):
         *projected, of_t5 = self._projected(network, inputs, dtype)
         text = torch.cat([of_t5, projected[-1]], dim=1)
         kept, own = text.shape[1], projected[0].shape[1]
-        at = sent(torch.cat([positions(x.shape[-2:]), torch.zeros(kept + own, 3)]), image.device)
+        at = to_device(torch.cat([positions(x.shape[-2:]), torch.zeros(kept + own, 3)]), image.device)
         turns = network.pe_embedder(at[None])
         for block, state in zip(network.double_stream_blocks, projected, strict=False):
             image, text = block(image, None, torch.cat([text, state], dim=1), time, turns)

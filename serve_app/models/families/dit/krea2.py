@@ -44,7 +44,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import WAN
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 MU = 1.15
 THETA = 1000.0
@@ -205,7 +205,7 @@ class Krea2(Transformer):
             if latents.shape[2] != 1:
                 raise NodeError(f"{self.title} samples single images; the latents hold {latents.shape[2]}")
         return Krea2Inputs(
-            to_batch(sent(cond, device).float(), rows),
+            to_batch(to_device(cond, device).float(), rows),
             tuple(reference[:, :, 0] for reference in references),
             bool(references) and method == INDEX_TIMESTEP_ZERO,
         )
@@ -226,7 +226,7 @@ class Krea2(Transformer):
             "text": text,
             "text mask": by_heads(known),
             "mask": by_heads(attended(known, len(at))),
-            "at": sent(pad(at, (0, 0, text.shape[1], 0)), text.device),
+            "at": to_device(pad(at, (0, 0, text.shape[1], 0)), text.device),
         }
         return given | references_together(inputs, dtype)
 

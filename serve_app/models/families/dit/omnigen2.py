@@ -29,7 +29,7 @@ from serve_app.models.forward import Inputs
 from serve_app.models.tokenizers import qwen
 from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Canvas
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 SHIFT = 2.6
 TIMES = 1000.0
@@ -194,7 +194,7 @@ class OmniGen2(OneStream):
             which[row : row + r.count, : len(numbers)] = numbers
             row += r.count
         reference_tokens = self.token_inputs("references", [torch.cat(tokens, dim=1) for tokens in cut], at)
-        return {**given, **reference_tokens, "which": sent(which, rows[0].x.device)}
+        return {**given, **reference_tokens, "which": to_device(which, rows[0].x.device)}
 
     def reference_tokens(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
         """Return the references, refined by layers of their own."""

@@ -34,7 +34,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import Discrete, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import SD, SDXL
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.store.models.kinds import BACKBONE_PREFIXES
 
 HEADS = 16
@@ -191,7 +191,7 @@ class PixArt(Transformer):
         check_text(cond, self.text_width, self.title)
         height, width = options.get("height"), options.get("width")
         size = None if height is None or width is None else (int(height), int(width))
-        return PixArtInputs(to_batch(sent(cond, device).float(), canvas.rows), size)
+        return PixArtInputs(to_batch(to_device(cond, device).float(), canvas.rows), size)
 
     def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text, its length and LoRAs."""
@@ -204,8 +204,8 @@ class PixArt(Transformer):
             "text": stacked(texts),
             # Attention is faster without a mask.
             "mask": None if known is None else known[:, None],
-            "places": sent(self.places(rows[0].x.shape[-2:]), device).to(dtype),
-            "sizes": sent(self.sizes(rows), device) if self.sized() else None,
+            "places": to_device(self.places(rows[0].x.shape[-2:]), device).to(dtype),
+            "sizes": to_device(self.sizes(rows), device) if self.sized() else None,
         }
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:

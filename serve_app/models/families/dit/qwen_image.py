@@ -52,7 +52,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import WAN
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 MU = 1.15
 THETA = 10000.0
@@ -204,7 +204,7 @@ class QwenImage(Transformer):
         references = scaled_references(options, self.latent_format, rows, device)
         allowed = (*METHODS, INDEX_TIMESTEP_ZERO, NEGATIVE_INDEX)
         return QwenImageInputs(
-            to_batch(sent(cond, device).float(), rows),
+            to_batch(to_device(cond, device).float(), rows),
             references,
             check_method(options.get("reference_latents_method") or self.method, self.title, allowed)
             if references
@@ -232,8 +232,8 @@ class QwenImage(Transformer):
             "text": text,
             # Attention is faster without a mask, as there is none where all texts are equally long.
             "there": there(texts),
-            "at": sent(torch.cat([_centred(size, positions(size[1:])), *placed]), device),
-            "words at": sent(words, device),
+            "at": to_device(torch.cat([_centred(size, positions(size[1:])), *placed]), device),
+            "words at": to_device(words, device),
         }
         given = present(tensors) | references_together(inputs, dtype)
         return given | control_answers(rows, given["x"], partial(self._call, network, given)) | passed(rows)

@@ -25,7 +25,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import QWEN_IMAGE_21
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 MU = 0.69
 THETA = 10000.0
@@ -144,7 +144,7 @@ class QwenImage21(Transformer):
         references = scaled_references(options, self.latent_format, rows, device)
         slots = [min(slot, length) for slot in options.get("image_slots") or ()] + [length] * len(references)
         return QwenImage21Inputs(
-            to_batch(sent(cond, device).float(), rows),
+            to_batch(to_device(cond, device).float(), rows),
             references,
             tuple(slots[: len(references)]),
         )
@@ -161,7 +161,7 @@ class QwenImage21(Transformer):
             "x": torch.cat([r.x for r in rows]).to(dtype),
             "level": torch.cat([r.timestep for r in rows]),
             "text": torch.cat([i.text for i in inputs]).to(dtype),
-            "at": sent(torch.cat([run.at for run in _runs_of(rows)]), rows[0].x.device),
+            "at": to_device(torch.cat([run.at for run in _runs_of(rows)]), rows[0].x.device),
         }
         return given | references_together(inputs, dtype)
 

@@ -40,7 +40,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import SD3
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 SHIFT, TIMES = 3.0, 1000.0
 HEAD = 64
@@ -231,8 +231,8 @@ class Sd3(Transformer):
             )
         pooled = pooled_text(options, self.pooled_width, self.title)
         return Sd3Inputs(
-            to_batch(sent(cond, device).float(), canvas.rows),
-            to_batch(sent(pooled, device), canvas.rows),
+            to_batch(to_device(cond, device).float(), canvas.rows),
+            to_batch(to_device(pooled, device), canvas.rows),
             options.get("control") or (),
         )
 

@@ -46,7 +46,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.store.models.kinds import ROLES
 from serve_app.values import ClipVisionOutput
 
@@ -247,8 +247,8 @@ class Wan(Transformer):
         rows, extra = canvas.rows, self.fed - self.latent_format.channels
         concat = frames_and_mask(options, canvas.latents, canvas.mask, extra, self.latent_format) if extra else None
         return WanInputs(
-            to_batch(sent(cond, device).float(), rows),
-            None if concat is None else sent(concat, device),
+            to_batch(to_device(cond, device).float(), rows),
+            None if concat is None else to_device(concat, device),
             self._seen(options.get("clip_vision_output"), rows, device),
             self._noisy(canvas, device),
             self._reference(options, canvas, device),
@@ -269,7 +269,7 @@ class Wan(Transformer):
                 f"the CLIP vision output has {states.shape[1]} tokens, and this {self.title} has places for "
                 f"{self.places}"
             )
-        return to_batch(sent(states, device).float(), rows)
+        return to_batch(to_device(states, device).float(), rows)
 
     def _noisy(self, canvas: Canvas, device: torch.device) -> Tensor | None:
         """Return each frame's noise level as a share of sigma, for a network with a timestep for each frame."""
@@ -308,8 +308,8 @@ class Wan(Transformer):
                     f"VACE is given {tuple(one.shape[2:])} latent frames, rows and columns, and the latents to sample "
                     f"have {tuple(x.shape[2:])}"
                 )
-            videos = torch.split(sent(one, device).float(), x.shape[1], dim=1)
-            scaled = [*map(self.latent_format.to_model, videos), sent(mask, device).float()]
+            videos = torch.split(to_device(one, device).float(), x.shape[1], dim=1)
+            scaled = [*map(self.latent_format.to_model, videos), to_device(mask, device).float()]
             if (channels := sum(part.shape[1] for part in scaled)) != self.vace_channels:
                 raise NodeError(f"VACE is given {channels} channels, and this {self.title} reads {self.vace_channels}")
             both = to_batch(torch.cat(scaled, dim=1), rows)
@@ -339,7 +339,7 @@ class Wan(Transformer):
             "level": level if first.noisy is None else level * torch.cat([i.noisy for i in inputs]),
             "text": stacked(texts),
             "mask": by_heads(there(texts)),
-            "at": sent(torch.cat([positions(size[1:], frame) for frame in frames]), x.device),
+            "at": to_device(torch.cat([positions(size[1:], frame) for frame in frames]), x.device),
             "concat": together("concat"),
             "seen": together("seen"),
             "reference": together("reference"),
@@ -398,7 +398,7 @@ class Wan22(Wan):
     keeps_clean = True
 
     def _noisy(self, canvas: Canvas, device: torch.device) -> Tensor | None:
-        return None if canvas.mask is None else sent(canvas.mask.mean(dim=(1, 3, 4)), device)
+        return None if canvas.mask is None else to_device(canvas.mask.mean(dim=(1, 3, 4)), device)
 
 
 def _side(tensors: Tensors, name: str, axis: int) -> int | None:

@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from serve_app.errors import NodeError
 from serve_app.models.families.shared.dit import grid
 from serve_app.sampling.forward import to_batch
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 NEVER = torch.finfo(torch.float16).min
 """The bias that prevents attention: the lowest number of half precision, as infinities cannot be interpolated."""
@@ -60,7 +60,7 @@ def attention_bias(options: Mapping[str, Any], text: int, rows: int, device: tor
         )
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape).masked_fill(~mask, NEVER)
-    return AttentionBias(to_batch(sent(mask, device).float().clamp(min=NEVER), rows), text, size)
+    return AttentionBias(to_batch(to_device(mask, device).float().clamp(min=NEVER), rows), text, size)
 
 
 def added_logits(

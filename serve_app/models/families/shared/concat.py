@@ -16,7 +16,7 @@ from torch.nn.functional import interpolate, pad
 
 from serve_app.errors import NodeError
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 EDIT_CHANNELS, INPAINT_CHANNELS = 4, 5
 MASK_CHANNELS = 4
@@ -34,7 +34,7 @@ def image_to_edit(options: Mapping[str, Any], latents: Tensor, scaled_as: Latent
     given: Tensor | None = options.get("concat_latent_image")
     if given is None:
         given = torch.zeros_like(latents)
-    image = _fitted(sent(given, latents.device).float(), latents)
+    image = _fitted(to_device(given, latents.device).float(), latents)
     return image if scaled_as is None else scaled_as.to_model(image)
 
 
@@ -49,7 +49,7 @@ def mask_as_channels(options: Mapping[str, Any], latents: Tensor, mask: Tensor |
         mask = torch.ones_like(latents[:, :1])
     mask = mask.reshape(-1, 1, *mask.shape[-2:]) if mask.ndim == 3 else mask.mean(dim=1, keepdim=True)
     height, width = latents.shape[-2:]
-    pixels = _resized(sent(mask, latents.device).float(), height * factor, width * factor)
+    pixels = _resized(to_device(mask, latents.device).float(), height * factor, width * factor)
     return _spread(torch.nn.functional.pixel_unshuffle(pixels, factor), latents.shape[0])
 
 
@@ -63,12 +63,12 @@ def mask_and_image(
     """
     mask = options.get("concat_mask", mask)
     if mask is None:
-        black = sent(torch.tensor(_BLACK), latents.device).view(1, -1, 1, 1)
+        black = to_device(torch.tensor(_BLACK), latents.device).view(1, -1, 1, 1)
         return torch.cat([torch.ones_like(latents[:, :1]), black.expand_as(latents)], dim=1)
     given: Tensor | None = options.get("concat_latent_image")
-    image = latents if given is None else latent_format.to_model(sent(given, latents.device).float())
+    image = latents if given is None else latent_format.to_model(to_device(given, latents.device).float())
     mask = mask[:, :1] if mask.ndim == latents.ndim else mask
-    mask = sent(mask.reshape(-1, 1, *mask.shape[-2:]), latents.device).float()
+    mask = to_device(mask.reshape(-1, 1, *mask.shape[-2:]), latents.device).float()
     if mask.shape[-2:] != latents.shape[-2:]:
         mask = _resized(mask, *latents.shape[-2:])
     return torch.cat([_spread(mask.round(), latents.shape[0]), _fitted(image, latents)], dim=1)
@@ -88,7 +88,7 @@ def frames_and_mask(
     given: Tensor | None = options.get("concat_latent_image")
     if given is None:
         return latents.new_zeros(batch, channels, *latents.shape[2:])
-    videos = torch.split(_frames_resized(sent(given, latents.device).float(), latents), of_video, dim=1)
+    videos = torch.split(_frames_resized(to_device(given, latents.device).float(), latents), of_video, dim=1)
     image = _spread(torch.cat([latent_format.to_model(video) for video in videos], dim=1), batch)
     if image.shape[2] < latents.shape[2]:
         raise NodeError(
@@ -108,7 +108,7 @@ def frames_and_mask(
         kept = latents.new_zeros(batch, MASK_CHANNELS, *latents.shape[2:])
     else:
         kept = mask if mask.shape[1] == MASK_CHANNELS else mask.mean(dim=1, keepdim=True)
-        kept = _frames_resized(1.0 - sent(kept, latents.device).float(), latents)
+        kept = _frames_resized(1.0 - to_device(kept, latents.device).float(), latents)
         kept = pad(kept, (0, 0) * 2 + (0, max(0, latents.shape[2] - kept.shape[2])))
         kept = _spread(kept.expand(-1, MASK_CHANNELS, -1, -1, -1), batch)
     at = options.get("concat_mask_index", 0)

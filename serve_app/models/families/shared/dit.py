@@ -19,7 +19,7 @@ from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.files.layout import Place, Table, reverse, translate
 from serve_app.models.forward import Inputs
 from serve_app.recipe import SkippedBlocks
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 PATCH = 2
 """Latent cells of a token along each side."""
@@ -118,7 +118,7 @@ def lengths(rows: Sequence[Tensor]) -> list[int]:
 
 def within(counts: Sequence[int], longest: int, device: torch.device) -> Tensor:
     """Return a mask (R,longest) of the places within each row's count."""
-    return torch.arange(longest, device=device) < sent(torch.tensor(counts), device)[:, None]
+    return torch.arange(longest, device=device) < to_device(torch.tensor(counts), device)[:, None]
 
 
 def thirds(width: int, *names: str) -> tuple[Place, ...]:
@@ -139,7 +139,7 @@ def passed(rows: Sequence[Rows]) -> dict[Any, Tensor]:
     for kind in (DOUBLES, SINGLES):
         by_row = _passed(rows, kind)
         for number in sorted(set().union(*by_row)):
-            which = sent(torch.tensor([number in numbers for numbers in by_row]), device)
+            which = to_device(torch.tensor([number in numbers for numbers in by_row]), device)
             made[Passed(kind, number)] = which[:, None, None]
     return made
 

@@ -34,7 +34,7 @@ from serve_app.models.forward import Inputs
 from serve_app.recipe import Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 REFINERS, LAYERS = "refiners", "layers"
 """The stacks of layers that model controls add to: the image's own, and those of both."""
@@ -118,7 +118,7 @@ class OneStream(Transformer):
         trained_as: Training,
     ) -> TextInputs:
         check_text(cond, self.text_width, self.title)
-        return TextInputs(to_batch(sent(cond, device).float(), canvas.rows))
+        return TextInputs(to_batch(to_device(cond, device).float(), canvas.rows))
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the power of two that contains the cells: smaller ones are padded, by less than half."""
@@ -169,7 +169,7 @@ class OneStream(Transformer):
         placed = torch.cat([a.expand(len(piece), -1, -1) for a, piece in zip(padded, pieces, strict=True)])
         return {
             name: stacked(pieces),
-            f"{name} at": sent(placed, device),
+            f"{name} at": to_device(placed, device),
             f"{name} its own": within(counts, longest, device) if min(counts) < longest else None,
             # Without a mask attention can use its faster kernels.
             f"{name} there": None if min(padded_lengths) == longest else within(padded_lengths, longest, device),

@@ -16,7 +16,7 @@ from serve_app.models.families.shared.dit import PATCH, grid, positions
 from serve_app.models.forward import Inputs
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 METHODS = ("offset", "index", "uxo")
 """Positions of references: offset in one further plane; a plane each; along the diagonal, in the image's plane."""
@@ -42,7 +42,9 @@ def scaled_references(
     references: Sequence[Tensor] = options.get("reference_latents") or ()
     for reference in references:
         latent_format.check(reference.shape)
-    return tuple(to_batch(latent_format.to_model(sent(reference, device).float()), rows) for reference in references)
+    return tuple(
+        to_batch(latent_format.to_model(to_device(reference, device).float()), rows) for reference in references
+    )
 
 
 class Reference(NamedTuple):

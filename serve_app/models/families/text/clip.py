@@ -23,7 +23,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers.clip import END
 from serve_app.models.tokenizers.prompt import Chunk, chunks, empty_chunk, numbered_chunks
 from serve_app.recipe import T5Padding
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, Text, Texts, TokenizedText
 
 TextKind: TypeAlias = Literal["l", "h", "g"]
@@ -292,7 +292,9 @@ class TextEncoder:
         weighted = any(weight != 1.0 for chunk in batch for _, weight in chunk)
         hidden, pooled = self._forward([*batch, self._empty()] if weighted else batch, stop_at)
         if weighted:
-            weights = sent(torch.tensor([[weight for _, weight in chunk] for chunk in batch]), hidden.device)[..., None]
+            weights = to_device(torch.tensor([[weight for _, weight in chunk] for chunk in batch]), hidden.device)[
+                ..., None
+            ]
             hidden, empty = hidden[:-1], hidden[-1]
             hidden = torch.where(weights == 1.0, hidden, (hidden - empty) * weights + empty)
         encoded: list[Encoded] = []
@@ -331,7 +333,7 @@ class TextEncoder:
             hidden = network.final_layer_norm(taken) if self._normed else taken
         # The pooled row is at the text's own end token; an embedding vector never counts as an end.
         ends = torch.tensor([next(j for j, (t, _) in enumerate(c) if isinstance(t, int) and t == END) for c in batch])
-        pooled = last[torch.arange(len(batch), device=last.device), sent(ends, last.device)]
+        pooled = last[torch.arange(len(batch), device=last.device), to_device(ends, last.device)]
         if self._projected:
             pooled = network.text_projection(pooled)
         return hidden.float(), pooled.float()

@@ -25,7 +25,7 @@ from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.prompt import Weighted
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.recipe import T5Padding
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import GenerationRequest
 
 _FIRST = "layers.0.self_attn.q_proj.weight"
@@ -251,7 +251,7 @@ class DecoderEncoder(SequenceEncoder):
         x = self.scaled(embedded(self._table, [one.unread for one in rows], self.reading.pad)).to(self._generates_in)
         count, most = x.shape[1], max(lengths)
         device = x.device
-        positions = sent(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
+        positions = to_device(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
         mask = None
         if count > 1:
             mask = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, None]

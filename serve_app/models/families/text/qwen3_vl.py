@@ -18,7 +18,7 @@ from serve_app.models.families.text.qwen_vl import IM_START, QwenVlEncoder, Seen
 from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import qwen
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import IllustratedText
 
 QWEN_IMAGE_21 = PromptFormat(
@@ -106,7 +106,7 @@ class QwenImage21Encoder(QwenVlEncoder):
         cut = self.before([token for token, _ in encoded.tokens])
         slots = [int(kept[cut:start].sum()) for start, _ in spans]
         tokens = [token for token, stays in zip(encoded.tokens, kept.tolist(), strict=True) if stays]
-        states = encoded.states[sent(kept.nonzero()[:, 0], encoded.states.device)]
+        states = encoded.states[to_device(kept.nonzero()[:, 0], encoded.states.device)]
         cond, options = self.entry(replace(encoded, tokens=tokens, states=states, seen=encoded.seen[kept]))
         return cond, {**options, "image_slots": slots}
 

@@ -27,7 +27,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
 from serve_app.models.tokenizers.prompt import Weighted
 from serve_app.recipe import T5Padding
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, IllustratedText, Text
 
 _USER = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
@@ -207,7 +207,7 @@ class QwenVlEncoder(QwenImageEncoder):
             positions += [(at, at + y, at + x) for y in range(seen.rows) for x in range(seen.columns)]
             at += max(seen.rows, seen.columns)
         x = embedded(self._table, [[token for token, _ in tokens]], self.reading.pad)
-        of_axes = sent(torch.tensor(positions), x.device).t()[:, None]
+        of_axes = to_device(torch.tensor(positions), x.device).t()[:, None]
         added = [torch.zeros_like(x) for _ in (deeper[0] if deeper else ())]
         for (start, end), of_image in zip(spans, deeper, strict=True):
             for where, vectors in zip(added, of_image, strict=True):
@@ -226,8 +226,8 @@ class QwenVlEncoder(QwenImageEncoder):
         if next(visual.rotary_pos_emb.buffers()).is_meta:
             # Its frequencies are in no file, and were not computed on the meta device.
             visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
-        grid = sent(torch.tensor([[1, rows, columns]]), self._table.device)
-        return rows // _MERGED, columns // _MERGED, visual(sent(cut, self._table.device), grid_thw=grid)
+        grid = to_device(torch.tensor([[1, rows, columns]]), self._table.device)
+        return rows // _MERGED, columns // _MERGED, visual(to_device(cut, self._table.device), grid_thw=grid)
 
 
 def _before_words(tokens: Sequence[Any], length: int) -> int:

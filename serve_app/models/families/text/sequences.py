@@ -18,7 +18,7 @@ from serve_app.models.families.family import Vectors, own_text
 from serve_app.models.tokenizers import Tokenize
 from serve_app.models.tokenizers.prompt import Token, Weighted, runs
 from serve_app.recipe import T5Padding
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, IllustratedText, Text
 
 
@@ -121,7 +121,7 @@ class SequenceEncoder(ABC):
         for i, row in enumerate(rows):
             of_row = states[i]
             if (reference := empty.get(self.length(row))) is not None and any(weight != 1.0 for _, weight in row):
-                weights = sent(torch.tensor([weight for _, weight in row]), of_row.device)[:, None]
+                weights = to_device(torch.tensor([weight for _, weight in row]), of_row.device)[:, None]
                 moved = (of_row - states[reference]) * weights + states[reference]
                 of_row = torch.where(weights == 1.0, of_row, moved)
             encoded.append(Encoded(row, of_row, seen[i]))
@@ -144,7 +144,7 @@ class SequenceEncoder(ABC):
         for i, of_row in enumerate(seen):
             filled[i, : len(of_row)] = of_row
         x = embedded(self._table, [[token for token, _ in row] for row in batch], self.reading.pad)
-        hidden = None if bool(filled.all()) else sent(filled, x.device)
+        hidden = None if bool(filled.all()) else to_device(filled, x.device)
         states = self.forward(x, hidden, stop_at).float()
         if self.reading.zeroed and hidden is not None:
             states = states * hidden[..., None]
@@ -170,9 +170,9 @@ def embedded(table: Tensor, batch: Sequence[Sequence[Token]], fill: int) -> Tens
     ids = torch.full((len(batch), longest), fill)
     for i, row in enumerate(batch):
         ids[i, : len(row)] = torch.tensor([token if isinstance(token, int) else fill for token in row])
-    x = table[sent(ids, table.device)].float()
+    x = table[to_device(ids, table.device)].float()
     for i, row in enumerate(batch):
         for j, token in enumerate(row):
             if not isinstance(token, int):
-                x[i, j] = sent(token, table.device).to(x.dtype)
+                x[i, j] = to_device(token, table.device).to(x.dtype)
     return x

@@ -21,7 +21,7 @@ from serve_app.models.families.unet.unet import CELL, SIZE_WIDTH, Unet, sinusoid
 from serve_app.recipe import ContinuousEdm, Discrete, T5Padding, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents.latent_formats import SDXL
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, Text, Texts, TokenizedText
 
 AESTHETIC_SCORE = {"negative": 2.5}
@@ -77,7 +77,7 @@ class Sdxl(Unet):
         rows, columns = options.get("height", height * CELL), options.get("width", width * CELL)
         sizes = [rows, columns, options.get("crop_h", 0), options.get("crop_w", 0)]
         sizes += self._last_sizes(options, rows, columns, role)
-        embedded = sent(sinusoids(torch.tensor(sizes, dtype=torch.float32), SIZE_WIDTH).flatten(), pooled.device)
+        embedded = to_device(sinusoids(torch.tensor(sizes, dtype=torch.float32), SIZE_WIDTH).flatten(), pooled.device)
         return torch.cat([pooled.float(), embedded.expand(pooled.shape[0], -1)], dim=1)
 
     def _last_sizes(self, options: Mapping[str, Any], rows: float, columns: float, role: str) -> list[float]:

@@ -31,7 +31,7 @@ from serve_app.models.unet_patches.grounding import ActiveGrounding, with_boxes
 from serve_app.models.unet_patches.unet_layers import with_layers
 from serve_app.recipe import FreeU, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
-from serve_app.sampling.transfer import sent
+from serve_app.sampling.transfer import to_device
 
 NORM_GROUPS = 32
 """Groups of every group norm of these networks, so every width is a multiple of it."""
@@ -269,9 +269,9 @@ class Unet(OneCall):
         vector = self.vector(options, canvas, role)
         concat = self.concat(options, canvas.latents, canvas.mask, trained_as)
         return UnetInputs(
-            to_batch(sent(cond, device).float(), canvas.rows),
-            vector=None if vector is None else to_batch(sent(vector, device), canvas.rows),
-            concat=None if concat is None else sent(concat, device),
+            to_batch(to_device(cond, device).float(), canvas.rows),
+            vector=None if vector is None else to_batch(to_device(vector, device), canvas.rows),
+            concat=None if concat is None else to_device(concat, device),
             controls=options.get("control") or (),
             boxes=options.get("gligen"),
         )
@@ -351,7 +351,7 @@ def stack_contexts(contexts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     parts = [part for context in contexts for row in context for part in (row, zero.expand(longest - len(row), width))]
     counting = [len(row) for context in contexts for row in context]
     mask = torch.arange(longest)[None] < torch.tensor(counting)[:, None]
-    return torch.cat(parts).view(len(counting), longest, width), sent(mask, device)
+    return torch.cat(parts).view(len(counting), longest, width), to_device(mask, device)
 
 
 @lru_cache(maxsize=64)

@@ -76,7 +76,7 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
 @pytest.mark.parametrize(
     ("net", "options", "message"),
     [
-        ("i2v", {"concat_latent_image": torch.zeros(1, 16, 3, 4, 6)}, "has 3 latent frames, and they have 2"),
+        ("i2v", {"concat_latent_image": torch.zeros(1, 16, 3, 4, 6)}, "has 3 latent frames, and the latents have 2"),
         (
             "i2v",
             {"concat_latent_image": torch.zeros(1, 16, 4, 6)},
@@ -87,7 +87,7 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
             {"concat_latent_image": torch.zeros(1, 16, 2, 4, 6), "concat_mask": torch.zeros(1, 1, 32, 48)},
             r"is \(1,1,32,48\); a video's is",
         ),
-        ("control_22", {"concat_latent_image": torch.zeros(1, 16, 2, 4, 6)}, "have 16 channels, .* is fed 32 with"),
+        ("control_22", {"concat_latent_image": torch.zeros(1, 16, 2, 4, 6)}, "have 16 channels, .* reads 32 with"),
         (
             "i2v",
             {"clip_vision_output": ClipVisionOutput(torch.zeros(0), torch.zeros(1, 4, 1024), torch.zeros(0))},
