@@ -90,7 +90,7 @@ def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
     plain = [(i, text) for i, text in enumerate(CASES[name].texts) if not (isinstance(text, dict) and "images" in text)]
     for i, text in plain:
         for encoder in encoders:
-            key = f"{name}|{i}|ids|{encoder.reading.key}"
+            key = f"{name}|{i}|ids|{encoder.prompt_format.key}"
             row = encoder.row(asked(text), clip.padding)
             assert [token if isinstance(token, int) else -1 for token, _ in row] == FIGURES[key].tolist(), text
             weights = torch.tensor([weight for _, weight in row])

@@ -308,7 +308,7 @@ class AnimaText(Qwen3Text):
         return not Qwen3Text.reads(width)
 
     def as_type(self, loaded_as: str) -> AnimaText:
-        return replace(self, reading=READING)
+        return replace(self, prompt_format=READING)
 
     def encoder(self, network: Any, lexicon: TextResources) -> AnimaTextEncoder:
         of_t5 = t5.tokenizer(lexicon.vocabulary)
@@ -321,13 +321,13 @@ class AnimaTextEncoder(DecoderEncoder):
     def __init__(
         self,
         family: AnimaText,
-        reading: PromptFormat,
+        prompt_format: PromptFormat,
         tokenizer: Tokenizer,
         network: Any,
         vectors: Vectors,
         of_t5: Tokenize,
     ) -> None:
-        super().__init__(family, reading, tokenizer, network, vectors)
+        super().__init__(family, prompt_format, tokenizer, network, vectors)
         self._of_t5 = of_t5
 
     def encode(
@@ -335,7 +335,7 @@ class AnimaTextEncoder(DecoderEncoder):
     ) -> list[Conditioning]:
         encoded = super().encode(texts, stop_at)
         return [
-            [(cond, options | self._ids(own_text(text, self.reading.key), padding)) for cond, options in entries]
+            [(cond, options | self._ids(own_text(text, self.prompt_format.key), padding)) for cond, options in entries]
             for entries, text in zip(encoded, texts, strict=True)
         ]
 

@@ -235,7 +235,7 @@ class OmniGen2Text(QwenVlText):
     def reads(cls, keys: int) -> bool:
         return not QwenVlText.reads(keys)
 
-    def reading_for(self, loaded_as: str) -> PromptFormat:
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         return READING
 
     def build(self) -> nn.Module:

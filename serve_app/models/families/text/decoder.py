@@ -69,7 +69,7 @@ class DecoderText(TextFamily):
     final_norm: bool = True
     vocabulary_bytes: int = 0
     separate_head: bool = False
-    reading: PromptFormat | None = None
+    prompt_format: PromptFormat | None = None
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
@@ -106,17 +106,17 @@ class DecoderText(TextFamily):
 
     @property
     def key(self) -> str:
-        return (self.reading or self.reading_for("")).key
+        return (self.prompt_format or self.prompt_format_for("")).key
 
     def published(self, prefix: str) -> Table:
         others = [name for name in _VOCABULARIES if name != self.vocabulary_name]
         return {theirs: ours for theirs, ours in self.table().items() if theirs not in others}
 
     def as_type(self: F, loaded_as: str) -> F:
-        return replace(self, reading=self.reading_for(loaded_as))
+        return replace(self, prompt_format=self.prompt_format_for(loaded_as))
 
     @abstractmethod
-    def reading_for(self, loaded_as: str) -> PromptFormat:
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         """Return the prompt format of a loader's type. Errors: ModelFileError for an unsupported type."""
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -166,8 +166,8 @@ class DecoderText(TextFamily):
 
     def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
         brought = network.get_buffer(VOCABULARY).cpu().numpy().tobytes() if self.vocabulary_bytes else None
-        reading = self.reading or self.reading_for("")
-        return DecoderEncoder(self, reading, self.tokenizer(brought, lexicon), network, lexicon.vectors)
+        prompt_format = self.prompt_format or self.prompt_format_for("")
+        return DecoderEncoder(self, prompt_format, self.tokenizer(brought, lexicon), network, lexicon.vectors)
 
 
 def _inner(tensors: Tensors) -> Tensors:
@@ -213,9 +213,9 @@ class DecoderEncoder(SequenceEncoder):
     """A language model on its device as a text encoder."""
 
     def __init__(
-        self, family: DecoderText, reading: PromptFormat, tokenizer: Tokenizer, network: Any, vectors: Vectors
+        self, family: DecoderText, prompt_format: PromptFormat, tokenizer: Tokenizer, network: Any, vectors: Vectors
     ) -> None:
-        super().__init__(reading, tokenizer, network.embed_tokens.weight, vectors)
+        super().__init__(prompt_format, tokenizer, network.embed_tokens.weight, vectors)
         self.family = family
         self.network = network
         self.tokenizer = tokenizer
@@ -248,7 +248,8 @@ class DecoderEncoder(SequenceEncoder):
         unread = next((one for one in generations if not one.cache), None)
         rows = generations if unread is None else (unread,)
         lengths = [one.length for one in rows]
-        x = self.scaled(embedded(self._table, [one.unread for one in rows], self.reading.pad)).to(self._generates_in)
+        x = self.scaled(embedded(self._table, [one.unread for one in rows], self.prompt_format.pad))
+        x = x.to(self._generates_in)
         count, most = x.shape[1], max(lengths)
         device = x.device
         positions = to_device(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
@@ -285,7 +286,7 @@ class DecoderEncoder(SequenceEncoder):
             mask = causal & seen[:, None, None]
             # A token whose whole past is masked attends to itself: a text of nothing but padding.
             mask = mask | (causal & ~mask.any(dim=-1, keepdim=True))
-        taps = self.reading.taps
+        taps = self.prompt_format.taps
         if len(taps) == 1 and stop_at is not None:
             taps = (stop_at,) if -count <= stop_at < 0 else ()
         wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]

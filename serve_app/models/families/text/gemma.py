@@ -40,7 +40,7 @@ class Gemma2Text(DecoderText):
         attention, norm = "layers.0.self_attn.q_norm.weight", "layers.0.post_feedforward_layernorm.weight"
         return norm in inner.shapes and attention not in inner.shapes
 
-    def reading_for(self, loaded_as: str) -> PromptFormat:
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         return LUMINA
 
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:

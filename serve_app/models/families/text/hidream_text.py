@@ -65,7 +65,7 @@ class ShortT5(T5Encoder):
     """T5 with a fixed number of tokens."""
 
     def framed(self, text: str, padding: T5Padding | None = None) -> Weighted:
-        return self.reading.framed(filled(runs(text, self._tokenize, self._embedding), LENGTH - 1)[0], padding)
+        return self.prompt_format.framed(filled(runs(text, self._tokenize, self._embedding), LENGTH - 1)[0], padding)
 
 
 class HiDreamTextEncoder:

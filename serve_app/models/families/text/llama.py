@@ -34,7 +34,7 @@ class LlamaText(DecoderText):
     def recognises(cls, inner: Tensors) -> bool:
         return inner.shape("embed_tokens.weight")[0] in VOCABULARIES and plain_llama(inner)
 
-    def reading_for(self, loaded_as: str) -> PromptFormat:
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         return replace(HIDREAM, taps=tuple(range(1, self.layers + 1)))
 
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:

@@ -42,7 +42,7 @@ class MistralText(DecoderText):
     def recognises(cls, inner: Tensors) -> bool:
         return inner.shape("embed_tokens.weight")[0] == tekken.TOKENS and plain_llama(inner)
 
-    def reading_for(self, loaded_as: str) -> PromptFormat:
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         return FLUX2
 
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:

@@ -88,12 +88,12 @@ class Qwen3Text(DecoderText):
     def as_type(self, loaded_as: str) -> Qwen3Text:
         readers = {"krea2": (Krea2Text, KREA2), "qwen_image": (QwenImage21Text, QWEN_IMAGE_21)}
         if loaded_as in readers:
-            kind, reading = readers[loaded_as]
+            kind, prompt_format = readers[loaded_as]
             made = {field.name: getattr(self, field.name) for field in fields(self)}
-            return kind(**{**made, "reading": reading})
-        return replace(self, reading=self.reading_for(loaded_as))
+            return kind(**{**made, "prompt_format": prompt_format})
+        return replace(self, prompt_format=self.prompt_format_for(loaded_as))
 
-    def reading_for(self, loaded_as: str) -> PromptFormat:
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         if self.width >= _WIDTH_8B:
             return replace(KLEIN, key="qwen3_8b")
         return KLEIN if loaded_as in ("flux", "flux2") else Z_IMAGE
@@ -121,7 +121,7 @@ class Krea2Encoder(QwenImageEncoder):
 
     def prompt(self, request: GenerationRequest) -> Weighted:
         own = not request.use_template or request.text.startswith("<|im_start|>")
-        text = request.text if own else self.reading.around(request.text)
+        text = request.text if own else self.prompt_format.around(request.text)
         thought = "" if own or request.thinking else _NO_THOUGHT
         return self.framed(text + thought, T5Padding(pads=0, length=1))
 

@@ -96,7 +96,7 @@ class QwenImage21Encoder(QwenVlEncoder):
         """
         if text.template is None:
             pictures = " ".join(_SEEN.format(i) for i in range(1, len(text.images) + 1))
-            text = replace(text, template=self.reading.template.replace("{}", f"{pictures}{{}}"))
+            text = replace(text, template=self.prompt_format.template.replace("{}", f"{pictures}{{}}"))
         encoded, spans = self.seeing(text, stop_at)
         if not text.placed:
             return self.entry(encoded)

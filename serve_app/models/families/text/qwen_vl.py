@@ -92,7 +92,7 @@ class QwenVlText(DecoderText):
         hidden_width, width = tensors.shape("visual.blocks.0.mlp.gate_proj.weight")
         return replace(found, tower=QwenVisionTower(tensors.count("visual.blocks."), width, hidden_width))
 
-    def reading_for(self, loaded_as: str) -> PromptFormat:
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         return QWEN_IMAGE
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -127,7 +127,7 @@ class QwenVlText(DecoderText):
 
     def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
         tokenize = self.tokenizer(None, lexicon)
-        return QwenVlEncoder(self, self.reading or QWEN_IMAGE, tokenize, network, lexicon.vectors)
+        return QwenVlEncoder(self, self.prompt_format or QWEN_IMAGE, tokenize, network, lexicon.vectors)
 
 
 class QwenImageEncoder(DecoderEncoder):
@@ -135,7 +135,7 @@ class QwenImageEncoder(DecoderEncoder):
 
     def around(self, text: str, template: str | None) -> str:
         """Return a text in a template, None: the default, unless it has one of its own."""
-        return text if text.startswith(_OWN_TEMPLATES) else self.reading.around(text, template)
+        return text if text.startswith(_OWN_TEMPLATES) else self.prompt_format.around(text, template)
 
     def before(self, tokens: Sequence[Any]) -> int:
         """Return how many of a text's leading tokens are removed."""
@@ -206,7 +206,7 @@ class QwenVlEncoder(QwenImageEncoder):
             deeper.append(seen.deeper)
             positions += [(at, at + y, at + x) for y in range(seen.rows) for x in range(seen.columns)]
             at += max(seen.rows, seen.columns)
-        x = embedded(self._table, [[token for token, _ in tokens]], self.reading.pad)
+        x = embedded(self._table, [[token for token, _ in tokens]], self.prompt_format.pad)
         of_axes = to_device(torch.tensor(positions), x.device).t()[:, None]
         added = [torch.zeros_like(x) for _ in (deeper[0] if deeper else ())]
         for (start, end), of_image in zip(spans, deeper, strict=True):

@@ -137,4 +137,4 @@ def _left_out(text: Text, key: str) -> bool:
 
 def _row(t5: T5Encoder, text: Text, padding: T5Padding | None) -> Weighted:
     # A skipped text leaves its end token.
-    return [(END, 1.0)] if _left_out(text, t5.reading.key) else t5.row(text, padding)
+    return [(END, 1.0)] if _left_out(text, t5.prompt_format.key) else t5.row(text, padding)

@@ -78,8 +78,8 @@ class Encoded:
 class SequenceEncoder(ABC):
     """A text encoder on its device. table: token embeddings (V,D)."""
 
-    def __init__(self, reading: PromptFormat, tokenize: Tokenize, table: Tensor, vectors: Vectors) -> None:
-        self.reading = reading
+    def __init__(self, prompt_format: PromptFormat, tokenize: Tokenize, table: Tensor, vectors: Vectors) -> None:
+        self.prompt_format = prompt_format
         self._tokenize = tokenize
         self._table = table
         self._vectors = vectors
@@ -94,22 +94,22 @@ class SequenceEncoder(ABC):
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
         """Return the conditioning of an encoded text."""
         seen = encoded.seen.long()[None]
-        return encoded.states[None], {"attention_mask": seen} if self.reading.tells_mask else {}
+        return encoded.states[None], {"attention_mask": seen} if self.prompt_format.tells_mask else {}
 
     def row(self, text: Text, padding: T5Padding | None = None) -> Weighted:
         """Return a text's tokens with weights, formatted. Errors: NodeError for unsupported input."""
         template = text.template if isinstance(text, IllustratedText) else None
-        return self.framed(self.around(own_text(text, self.reading.key), template), padding)
+        return self.framed(self.around(own_text(text, self.prompt_format.key), template), padding)
 
     def around(self, text: str, template: str | None) -> str:
         """Return a text in a template, None: the default."""
-        return self.reading.around(text, template)
+        return self.prompt_format.around(text, template)
 
     def framed(self, text: str, padding: T5Padding | None = None) -> Weighted:
         """Return the tokens of a text in its template, with special tokens and padding."""
-        lookup = self._embedding if self.reading.embeds else None
-        of_text = runs(text, self._tokenize, lookup, weighs=self.reading.weighs)
-        return self.reading.framed([token for run in of_text for token in run], padding)
+        lookup = self._embedding if self.prompt_format.embeds else None
+        of_text = runs(text, self._tokenize, lookup, weighs=self.prompt_format.weighs)
+        return self.prompt_format.framed([token for run in of_text for token in run], padding)
 
     def encode_rows(self, rows: Sequence[Weighted], stop_at: int | None = None) -> list[Encoded]:
         """Encode rows, all in one forward. Weights move a token's state along the line from the empty text's."""
@@ -132,21 +132,21 @@ class SequenceEncoder(ABC):
         return len(row)
 
     def _empty(self, length: int) -> Weighted:
-        reading = self.reading
-        begun: Weighted = [(token, 1.0) for token in reading.empty[:length]]
-        return begun + [(reading.pad, 1.0)] * (length - len(begun))
+        prompt_format = self.prompt_format
+        begun: Weighted = [(token, 1.0) for token in prompt_format.empty[:length]]
+        return begun + [(prompt_format.pad, 1.0)] * (length - len(begun))
 
     def _states(self, batch: Sequence[Weighted], stop_at: int | None) -> tuple[list[Tensor], list[Tensor]]:
         """Return each row's states (…,T,D) and mask (T,), as in `Encoded`."""
         longest = max(map(len, batch))
-        seen = [torch.tensor(self.reading.seen(row)) for row in batch]
+        seen = [torch.tensor(self.prompt_format.seen(row)) for row in batch]
         filled = torch.zeros(len(batch), longest, dtype=torch.bool)
         for i, of_row in enumerate(seen):
             filled[i, : len(of_row)] = of_row
-        x = embedded(self._table, [[token for token, _ in row] for row in batch], self.reading.pad)
+        x = embedded(self._table, [[token for token, _ in row] for row in batch], self.prompt_format.pad)
         hidden = None if bool(filled.all()) else to_device(filled, x.device)
         states = self.forward(x, hidden, stop_at).float()
-        if self.reading.zeroed and hidden is not None:
+        if self.prompt_format.zeroed and hidden is not None:
             states = states * hidden[..., None]
         return [states[i, ..., : len(row), :] for i, row in enumerate(batch)], seen
 
@@ -155,7 +155,7 @@ class SequenceEncoder(ABC):
         """Return the states (N,…,T,D) of rows of vectors (N,T,W). seen: mask (N,T), None: all."""
 
     def _embedding(self, name: str) -> Sequence[Tensor] | None:
-        vectors = self._vectors(name, self._table.shape[1], self.reading.key)
+        vectors = self._vectors(name, self._table.shape[1], self.prompt_format.key)
         return None if vectors is None else list(vectors)
 
 

@@ -51,7 +51,7 @@ class T5Text(TextFamily):
         "",
     )
     name = "T5-XXL"
-    readings: ClassVar[Mapping[str, PromptFormat]] = {"pixart": UNPADDED, "chroma": UNPADDED, "sd3": PADDED_77}
+    prompt_formats: ClassVar[Mapping[str, PromptFormat]] = {"pixart": UNPADDED, "chroma": UNPADDED, "sd3": PADDED_77}
     usual: ClassVar[PromptFormat] = MASKED
 
     layers: int
@@ -62,11 +62,11 @@ class T5Text(TextFamily):
     buckets: int
     vocabulary: int
     pieces: int = 0
-    reading: PromptFormat = MASKED
+    prompt_format: PromptFormat = MASKED
 
     @property
     def key(self) -> str:
-        return self.reading.key
+        return self.prompt_format.key
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
@@ -96,11 +96,11 @@ class T5Text(TextFamily):
             buckets=buckets,
             vocabulary=vocabulary,
             pieces=pieces,
-            reading=cls.usual,
+            prompt_format=cls.usual,
         )
 
     def as_type(self, loaded_as: str) -> T5Text:
-        return replace(self, reading=self.readings.get(loaded_as, self.usual))
+        return replace(self, prompt_format=self.prompt_formats.get(loaded_as, self.usual))
 
     def table(self, tensors: Tensors | None = None) -> Table:
         return {
@@ -116,7 +116,7 @@ class T5Text(TextFamily):
         for ours in parameters:
             layer, _, ending = (translate(ours, files) or "").rpartition(".")
             if ending == "weight":
-                names |= dict.fromkeys(whole_names(self.reading.key, layer), ours)
+                names |= dict.fromkeys(whole_names(self.prompt_format.key, layer), ours)
                 # The third of SD 3's encoders, the second of Flux.1's.
                 for prefix in ("lora_te1_",) if alone else ("lora_te2_", "lora_te3_"):
                     names[f"{prefix}{layer.replace('.', '_')}"] = ours
@@ -159,7 +159,7 @@ class T5Text(TextFamily):
         return network.get_buffer(_PIECES).cpu().numpy().tobytes() if self.pieces else None
 
     def encoder(self, network: Any, lexicon: TextResources) -> T5Encoder:
-        return T5Encoder(self.reading, self.tokenize(network, lexicon), network, lexicon.vectors)
+        return T5Encoder(self.prompt_format, self.tokenize(network, lexicon), network, lexicon.vectors)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ class UMT5Text(T5Text):
 
     prefixes = ("text_encoders.umt5xxl.transformer.", "")
     name = "UMT5-XXL"
-    readings: ClassVar[Mapping[str, PromptFormat]] = {}
+    prompt_formats: ClassVar[Mapping[str, PromptFormat]] = {}
     usual = replace(PADDED, key="umt5xxl", embeds=False, least=512, masked=True, zeroed=True)
 
     @classmethod
@@ -192,8 +192,8 @@ class UMT5Text(T5Text):
 class T5Encoder(SequenceEncoder):
     """T5 on its device. network: transformers' stack."""
 
-    def __init__(self, reading: PromptFormat, tokenize: Tokenize, network: Any, vectors: Vectors) -> None:
-        super().__init__(reading, tokenize, network.embed_tokens.weight, vectors)
+    def __init__(self, prompt_format: PromptFormat, tokenize: Tokenize, network: Any, vectors: Vectors) -> None:
+        super().__init__(prompt_format, tokenize, network.embed_tokens.weight, vectors)
         self._network = network
 
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:

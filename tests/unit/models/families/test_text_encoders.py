@@ -38,10 +38,10 @@ def found(root, loaded_as, *names):
 
 
 def test_the_file_says_which_network_and_the_type_how_its_texts_are_read(root):
-    assert found(root, "chroma", "t5").reading == UNPADDED
-    assert found(root, "a type of tomorrow", "t5").reading == MASKED
-    assert found(root, "lumina2", "qwen3").reading == Z_IMAGE
-    assert found(root, "flux2", "qwen3").reading == KLEIN
+    assert found(root, "chroma", "t5").prompt_format == UNPADDED
+    assert found(root, "a type of tomorrow", "t5").prompt_format == MASKED
+    assert found(root, "lumina2", "qwen3").prompt_format == Z_IMAGE
+    assert found(root, "flux2", "qwen3").prompt_format == KLEIN
 
 
 @pytest.mark.parametrize("files", [("l", "t5"), ("t5", "l")])
@@ -71,7 +71,7 @@ def test_recipes_that_differ_in_the_type_are_different_encoders(root):
     weights = cpu_weights(Catalog(root))
     recipe = Recipe("clip", "text_encoders", "t5.safetensors")
     made: list[Any] = [weights.clip(recipe.with_patch(LoadedAs(type))).encoder for type in ("chroma", "mochi")]
-    assert [encoder.reading for encoder in made] == [UNPADDED, MASKED]
+    assert [encoder.prompt_format for encoder in made] == [UNPADDED, MASKED]
 
 
 def test_texts_for_other_encoders_and_images_are_refused(root):
