@@ -99,13 +99,13 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
             "has 12 tokens, and this Wan has places for 10",
         ),
         ("control_22", {"reference_latents": [torch.zeros(1, 16, 1, 4, 4)]}, r"reference is \(4, 4\) latent cells"),
-        ("vace", {"vace_frames": [torch.zeros(1, 32, 3, 4, 6)]}, r"is shown \(3, 4, 6\) latent frames, rows and"),
+        ("vace", {"vace_frames": [torch.zeros(1, 32, 3, 4, 6)]}, r"is given \(3, 4, 6\) latent frames, rows and"),
         (
             "vace",
             {"vace_frames": [torch.zeros(1, 32, 2, 4, 6)] * 2, "vace_strength": [1.0]},
-            "is shown 2 videos with 2 masks and 1 strengths",
+            "is given 2 videos with 2 masks and 1 strengths",
         ),
-        ("vace", {"vace_frames": [torch.zeros(1, 16, 2, 4, 6)]}, "is shown 80 channels, and this Wan reads 96"),
+        ("vace", {"vace_frames": [torch.zeros(1, 16, 2, 4, 6)]}, "is given 80 channels, and this Wan reads 96"),
     ],
 )
 def test_conditioning_that_an_edition_cannot_take_is_refused(net: str, options: dict[str, Any], message: str) -> None:
