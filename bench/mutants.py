@@ -119,9 +119,9 @@ def selections(tree: Path, path: str) -> Iterator[list[str]]:
         for file in (tree / "tests/unit").rglob("test_*.py")
         if module in file.read_text() or f"from {module.rpartition('.')[0]} import {parts[-1]}" in file.read_text()
     }
-    near = [str(mirror)] if (tree / mirror).exists() else []
-    yield near
-    yield sorted(naming - set(near))[:12]
+    room = [str(mirror.parent)] if mirror.parent != own and (tree / mirror.parent).exists() else []
+    yield [str(mirror)] if (tree / mirror).exists() else []
+    yield room + [test for test in sorted(naming) if not room or not test.startswith(f"{room[0]}/")][:12]
     yield [str(own)]
     yield [place for place in NEXT[parts[0]] if (tree / place).exists()]
 

@@ -123,9 +123,10 @@ def test_answers_are_placed_where_their_areas_are_also_where_equal_ones_take_tur
     assert at(0.1) == [[0.0, 7.0, 0.0]] * 3
 
 
-def test_an_area_that_begins_beyond_the_latents_is_refused():
-    with pytest.raises(NodeError, match=r"begins at \(3, 0\) in cells of 8 pixels, beyond the latents"):
-        guidance_of([cond(1, area=(1, 1, 0, 3))], [cond(2)], 2.0)
+@pytest.mark.parametrize(("x", "y"), [(X.shape[3], 0), (0, X.shape[2])])
+def test_an_area_that_begins_beyond_the_latents_is_refused(x, y):
+    with pytest.raises(NodeError, match=rf"begins at \({x}, {y}\) in cells of 8 pixels, beyond the latents"):
+        guidance_of([cond(1, area=(1, 1, y, x))], [cond(2)], 2.0)
 
 
 def test_a_branch_whose_entries_do_not_count_at_a_level_is_zero_and_asks_nothing():
