@@ -53,7 +53,7 @@ def string_format(
 ) -> STRING:
     """A text with values in the places of their letters.
 
-    Format. Errors: NodeError for a text that is no format string, or that names what is not linked.
+    Errors: NodeError for a text that is no format string, or that names what is not linked.
     """
     try:
         return _Format().vformat(f_string, (), values)
