@@ -26,6 +26,7 @@ from serve_app.engine.timeline import timeline_of
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import Rows
 from serve_app.models.network import LoadedNetwork
+from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
@@ -66,8 +67,8 @@ class TimedWeights(Weights):
 
     timed: TimedNetwork | None = None
 
-    def backbone(self, recipe: Recipe) -> RecipeBackbone:
-        backbone = super().backbone(recipe)
+    def backbone(self, recipe: Recipe, hold: Hold | None = None) -> RecipeBackbone:
+        backbone = super().backbone(recipe, hold)
         if self.timed is None:
             self.timed = TimedNetwork(backbone.network)
         timed: Any = self.timed

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from serve_app.engine.stopping import Asked, Stoppable
+from serve_app.engine.stopping import Stoppable, StoppableFuture
 from serve_app.models.families.family import Rows
 from serve_app.models.shipped import CHECKPOINT, SHIPPED
 from serve_app.models.weights.weights import Weights
@@ -38,7 +38,7 @@ def main() -> None:
     x, text = torch.randn(1, 4, asked.side, asked.side), torch.randn(1, 77, network.config.cross_attention_dim)
     inputs = backbone.inputs(text, {}, "positive", Canvas(x, x))
     rows = [Rows(x, 1.0, torch.tensor([10.0]), inputs) for _ in range(asked.rows)]
-    jobs = [Asked[None]() for _ in rows]
+    jobs = [StoppableFuture[None]() for _ in rows]
     took_ms: dict[str, list[float]] = {"without": [], "with": []}
     with torch.inference_mode():
         backbone.network.answer(rows)

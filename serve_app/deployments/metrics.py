@@ -158,7 +158,7 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_streamed_weights_bytes", weights.streamed_bytes, labels
     yield "serve_app_vae_failures", vaes.failures, labels
     yield "serve_app_vae_tiled", vaes.in_tiles, labels
-    for outcome, count in asdict(models.ahead).items():
+    for outcome, count in asdict(models.prefetched).items():
         yield "serve_app_weights_prefetches", count, {**labels, "outcome": outcome}
 
 

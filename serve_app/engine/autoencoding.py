@@ -1,10 +1,9 @@
-"""A VAE's work on a device that may not have the memory for it: as one, in smaller slices, at last in tiles.
+"""VAE encoding and decoding within the device's memory: whole batches, then smaller slices, at last tiles.
 
-A video is worked through moment by moment, so that what it takes does not grow with its length.
-
-A slice is some images of a batch. Where the device runs out of memory, slices become smaller, down to one image; then
-idle weights go; then the image is worked through in tiles, which become smaller too. What was found is remembered, so
-that the next image of its size begins there. All of it runs in the engine's thread.
+Where the device runs out of memory, slices of the batch become smaller, down to one image; then idle weights are
+evicted; then the image is tiled, with smaller and smaller tiles. What fits is remembered, so that the next image of
+that size begins there. A video is processed one latent frame at a time, so its memory does not grow with its length.
+All of it runs in the engine's thread.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from serve_app import log
 from serve_app.engine.budget import Budget
-from serve_app.engine.memory import Beside, Memory, room_bytes
+from serve_app.engine.memory import EvictableWeights, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work
@@ -28,22 +27,22 @@ from serve_app.values import Tiling
 _log = log.get("engine")
 
 PIXEL_BYTES = 2400
-"""What a pixel is taken to need before any was measured: half as much again as SDXL's VAE takes in bf16."""
+"""What a pixel is assumed to need before any was measured: half as much again as SDXL's VAE takes in bf16."""
 
 TILES = {
     "decode": (Tiling(512, 128), Tiling(256, 64), Tiling(128, 32)),
     "encode": (Tiling(512, 64), Tiling(256, 64), Tiling(128, 32)),
 }
-"""The tiles that are tried, one after another. The first are those of ComfyUI where it runs out of memory."""
+"""The tilings that are tried, in order. The first are those of ComfyUI where it runs out of memory."""
 
 
 TRIED_AGAIN = 100
-"""After so many works in tiles an image is tried as one again: memory may have come free."""
+"""After this many tiled runs an image is tried as a whole again: memory may have been freed."""
 
 
 @dataclass(slots=True)
 class _Found:
-    """too_large: pixels of the smallest image that did not fit. tiling: which of TILES is next. used: how often."""
+    """too_large: pixels of the smallest image that did not fit. tiling: index of the next of TILES. used: how often."""
 
     too_large: int
     tiling: int = 0
@@ -51,14 +50,14 @@ class _Found:
 
 
 class Autoencoding:
-    """Runs VAEs on one device. beside: what makes way for them; memory: the device's, if it can be asked."""
+    """Runs VAEs on one device. weights: idle ones make way for them; memory: the device's, if known."""
 
-    def __init__(self, beside: Beside, memory: Memory | None = None) -> None:
+    def __init__(self, weights: EvictableWeights, memory: Memory | None = None) -> None:
         self.failures = 0
-        """How often the device had not the memory for what was tried."""
+        """How often the device ran out of memory."""
         self.in_tiles = 0
-        """How much work was begun in tiles because of that."""
-        self._beside = beside
+        """How many works were tiled because of that."""
+        self._weights = weights
         self._memory = memory
         self._budget = Budget(SLICE_PIXELS, PIXEL_BYTES)
         self._found: dict[tuple[Recipe, Work], _Found] = {}
@@ -116,19 +115,19 @@ class Autoencoding:
             found.tiling = tilings.index(tiling) + 1
 
     def _check_fits(self, key: tuple[Recipe, Work], pixels: int) -> None:
-        """Errors: DeviceMemoryError where it is known that so many pixels do not fit as one."""
+        """Errors: DeviceMemoryError where an image of `pixels` is known not to fit as a whole."""
         found = self._found.get(key)
         if found is not None and pixels >= found.too_large:
             raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one")
 
-    def _make_room(self, key: tuple[Recipe, Work], pixels: int, said: str) -> None:
-        """Let idle weights go, for which it is tried again. Errors: DeviceMemoryError where there are none."""
-        if not self._beside.release():
+    def _make_room(self, key: tuple[Recipe, Work], pixels: int, figures: str) -> None:
+        """Evict idle weights, so that the work is tried again. Errors: DeviceMemoryError where there are none."""
+        if not self._weights.release():
             self._found[key] = _Found(pixels)
-            raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one: {said}")
+            raise DeviceMemoryError(f"{pixels:,} pixels do not fit the device's memory as one: {figures}")
 
     def _slice_pixels(self, key: Hashable) -> int:
-        room = None if self._memory is None else room_bytes(self._memory, self._beside)
+        room = None if self._memory is None else room_bytes(self._memory, self._weights)
         return self._budget.limit(key, room)
 
     def _try(self, key: tuple[Recipe, Work], model: Vae, batch: Tensor, slice_pixels: int, pixels: int) -> Tensor | str:
@@ -141,20 +140,20 @@ class Autoencoding:
         try:
             made = to_host((model.decode if work == "decode" else model.encode)(batch, slice_pixels))
         except torch.OutOfMemoryError as error:
-            said = DeviceMemoryError.figures(error)
+            figures = DeviceMemoryError.figures(error)
         else:
             self._budget.answered(key, taken_pixels, None if self._memory is None else self._memory.peak_bytes() - held)
             return made
-        # Only here has the error let go of what the failed work held.
+        # Here the error is gone, and with it the tensors of the failed work.
         self._budget.failed(key, taken_pixels)
         self._ran_out()
         _log.warning("a VAE's work did not fit the device: vae=%s %s pixels=%d", vae.name, work, taken_pixels)
-        return said
+        return figures
 
     def _ran_out(self) -> None:
         self.failures += 1
         if self._memory is not None:
-            self._memory.let_go()
+            self._memory.empty_with_replays()
 
 
 def _until_it_runs_out(tiles: Tiles) -> Generator[tuple[int, int], None, Tensor | str]:

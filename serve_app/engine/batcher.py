@@ -1,10 +1,10 @@
-"""Who shares the next forward. Pure: it sees keys, costs, in which order jobs came and how long each has waited.
+"""Which evaluations share the next forward. Pure: it sees keys, costs, the order of jobs and how long each has waited.
 
-Older jobs go first, so that they end and do not all wait for one another; but each job's evaluation is due once it has
-waited for `PATIENCE` forwards a job that is older, and what has been due for longest always runs. So no key and no job
-starves: with n waiting, the one of rank r (0 is the oldest) is answered within PATIENCE·r + n turns. A turn is one
-forward, or a few for areas of several shapes. Others of its key that fit run with it, as many as bring something.
-Work between forwards that can be done together is chosen by the same rule (`side_work`).
+Older jobs go first, so that they end instead of all slowing each other down. With aging: an evaluation is due once it
+has waited for `PATIENCE` forwards per older job, and the one that has been due for longest always runs. So no key and
+no job starves: with n waiting, the one of rank r (0 is the oldest) is answered within PATIENCE·r + n turns. A turn is
+one forward, or a few for areas of several shapes. Others of its key join while they fit and throughput grows.
+Calls between forwards are batched by the same rule (`side_work`).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol, TypeVar
 
 PATIENCE = 4
-"""How many forwards a job waits at most for each older one, beside its turn among those that are due."""
+"""How many forwards a job waits per older job before it is due."""
 
 
 class Waiting(Protocol):
-    """An evaluation that waits. It is not split here.
+    """An evaluation that waits; it is never split.
 
-    key: only equal keys share a forward. cost: how much work it is. since: the number of the forward after which it
+    key: only equal keys share a forward. cost: how much work it is. since: the number of forwards that had run when it
     began to wait.
     """
 
@@ -43,10 +43,10 @@ def in_turn(waiting: Sequence[W]) -> list[W]:
 
 
 def share(waiting: Sequence[W], most: int, enough: Callable[[Sequence[int]], int] = len) -> list[W]:
-    """Return those of `waiting` that share the next forward, as `in_turn` has them; [] only if nothing waits.
+    """Return the evaluations that share the next forward, ordered as by `in_turn`; [] only if nothing waits.
 
-    Their costs add up to at most `most`, except that a single evaluation that costs more goes alone. enough: which of
-    the costs that the forward may have, growing, is taken, from 1.
+    Their costs add up to at most `most`, except that a single evaluation that costs more runs alone. enough: takes the
+    rising costs of the batches of 1, 2, … evaluations, and returns the size of the batch that runs.
     """
     due = in_turn(waiting)
     chosen = due[:1]

@@ -1,7 +1,7 @@
-"""How much work one forward may hold: as configured, as the device has room for, and less where it has run out of it.
+"""The most latent cells of a forward: as configured, as the device has memory for, and fewer where it ran out of it.
 
-Work is counted in latent cells, by which a forward's memory grows. How many bytes a cell takes is learned from forwards
-that were measured. Pure: it is told what failed, what was answered and what that took.
+A forward's memory grows with its latent cells. How many bytes a cell takes is learned from measured forwards. Pure: it
+gets outcomes and measurements, and measures nothing.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from itertools import accumulate, pairwise
 from serve_app.engine.memory import CELL_BYTES
 
 KEYS_KEPT = 256
-"""Of how many kinds of forwards it is remembered what they may hold."""
+"""Of how many keys the limit is kept."""
 
 GROWS_AFTER = 500
-"""After so many forwards at a lowered limit, a little more is tried: memory may have come free."""
+"""After this many forwards at a lowered limit, a little more is tried: memory may have been freed."""
 
 MEASURED = 8
-"""Of how many forwards of a key it is remembered what they took. What others took beside one passes with it."""
+"""How many measurements of a key are kept. One that included other work's memory is forgotten with time."""
 
 
 @dataclass(slots=True)
 class _Learned:
-    """limit: what may be tried; good: the most that has been answered; forwards: answered since either changed.
+    """limit: the most cells to try; good: the most that have fit; forwards: answered since either changed.
 
-    taken: cells and bytes of those that were measured.
+    taken: (cells, bytes) of the latest measured forwards.
     """
 
     limit: int
@@ -36,16 +36,16 @@ class _Learned:
     taken: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MEASURED))
 
     def points(self) -> list[tuple[int, int]]:
-        """Return cells and the bytes that so many take, both rising, from none on."""
+        """Return (cells, bytes that they take), both rising, from (0, 0)."""
         latest = sorted(dict(self.taken).items())
         most = accumulate((taken for _, taken in latest), max)
         return [(0, 0), *((cells, taken) for (cells, _), taken in zip(latest, most, strict=True))]
 
 
 class Budget:
-    """The most cells of a forward, by the key of what runs it.
+    """The most cells of a forward, by key: the network and how it groups rows.
 
-    max_cells: of every one. cell_bytes: what a cell is taken to need before any was measured.
+    max_cells: of any forward. cell_bytes: assumed per cell before any forward was measured.
     """
 
     def __init__(self, max_cells: int, cell_bytes: int = CELL_BYTES) -> None:
@@ -54,7 +54,7 @@ class Budget:
         self._learned: dict[Hashable, _Learned] = {}
 
     def limit(self, key: Hashable, room_bytes: int | None = None) -> int:
-        """Return how many cells a forward may hold now, with so much room on the device; None: nobody knows."""
+        """Return how many cells a forward may hold. room_bytes: free on the device; None: unknown."""
         learned = self._learned.get(key) or _Learned(self.max_cells)
         most = min(self.max_cells, learned.limit)
         if room_bytes is None:
@@ -63,28 +63,28 @@ class Budget:
         return min(most, _cells_in(room_bytes, learned.points()) if learned.taken else room_bytes // self._cell_bytes)
 
     def needs(self, key: Hashable, cells: int) -> int | None:
-        """Return how many bytes so many cells will take; None before any were measured."""
+        """Return how many bytes `cells` will take; None before any forward was measured."""
         learned = self._learned.get(key)
         return None if learned is None or not learned.taken else _bytes_of(cells, learned.points())
 
     def expects(self, key: Hashable, cells: int) -> int:
-        """Return how many bytes so many cells are taken to need, measured or not."""
+        """Return how many bytes `cells` are expected to take, measured or not."""
         needed = self.needs(key, cells)
         return cells * self._cell_bytes if needed is None else needed
 
     def failed(self, key: Hashable, cells: int) -> None:
-        """Note that so many cells did not fit: the limit is halved, but not below what has fit.
+        """Note that `cells` did not fit: the limit becomes half of them, but not less than what has fit.
 
-        Below `max_cells` it is in any case, of which a batch may have more.
+        It is below `max_cells` then, also where a batch of one request had more.
         """
         learned = self._use(key)
         if learned.good >= cells:
-            # It has fit once and does no longer: other weights have taken the memory.
+            # It has fit before: other weights have taken the memory.
             learned.good = 0
         learned.limit, learned.forwards = min(max(cells // 2, learned.good), self.max_cells - 1), 0
 
     def answered(self, key: Hashable, cells: int, taken_bytes: int | None = None) -> None:
-        """Note that so many cells did fit, and took so much: after many such a lowered limit grows by an eighth."""
+        """Note that `cells` fit and took `taken_bytes`. A lowered limit grows after GROWS_AFTER forwards."""
         learned = self._use(key)
         learned.good = max(learned.good, cells)
         learned.forwards += 1
@@ -102,7 +102,7 @@ class Budget:
 
 
 def _bytes_of(cells: int, points: list[tuple[int, int]]) -> int:
-    """Return what cells take by the points beside them: on the line between two, beyond the last as many bytes each."""
+    """Return the bytes of cells: interpolated between points, beyond the last in proportion."""
     for (less, less_bytes), (more, more_bytes) in pairwise(points):
         if cells <= more:
             return less_bytes - (less - cells) * (more_bytes - less_bytes) // (more - less)
@@ -111,7 +111,7 @@ def _bytes_of(cells: int, points: list[tuple[int, int]]) -> int:
 
 
 def _cells_in(room_bytes: int, points: list[tuple[int, int]]) -> int:
-    """Return how many cells so many bytes have room for; `_bytes_of`, turned round."""
+    """Return how many cells fit `room_bytes`: the inverse of `_bytes_of`."""
     for (less, less_bytes), (more, more_bytes) in pairwise(points):
         if room_bytes < more_bytes:
             return less + (room_bytes - less_bytes) * (more - less) // (more_bytes - less_bytes)

@@ -1,7 +1,7 @@
-"""What a forward takes by its size, as it was measured, and how large one need be. Pure: it is told durations.
+"""Measured durations of forwards by size, and the smallest batch with nearly the best throughput. Pure.
 
-Large forwards cost less a row up to some size, and beyond it next to nothing is gained: who else goes with them only
-makes all wait longer. Sizes come to be measured as jobs come and go; one that was not is not taken for less.
+Batching lowers the cost per row up to some size; beyond it, more rows only make all wait longer. Sizes get measured as
+jobs come and go; where the curve is unknown the batch is not made smaller.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from dataclasses import dataclass, field
 from statistics import median
 
 KEYS_KEPT = 256
-"""Of how many kinds of forwards it is remembered what they take."""
+"""How many curves are kept."""
 SIZES_KEPT = 64
-"""Of how many sizes of one."""
+"""Of how many sizes durations are kept, per curve."""
 MEASURED = 3
-"""How often a size was measured before it counts."""
+"""How many durations of a size are needed before it counts."""
 LATEST = 5
-"""Of how many durations the median is taken: what happens once beside a forward does not count."""
+"""The median of this many durations is taken, so that a single disturbance does not count."""
 KEPT = 0.98
-"""How much of the best throughput the size that is taken has at least."""
+"""The share of the best throughput that the chosen size has at least."""
 AGAIN = 64
-"""After so many forwards that are smaller than could be, one is as large as can be, so that it is measured again."""
+"""After this many smaller forwards one is as large as possible, so that this size is measured again."""
 
 
 @dataclass(slots=True)
 class _Curve:
-    """durations: the latest, in seconds, by size. smaller: forwards since the last that was as large as could be."""
+    """durations: the latest, in seconds, by size. smaller: forwards since the last of the largest possible size."""
 
     durations: dict[int, deque[float]] = field(default_factory=dict)
     smaller: int = 0
 
     def seconds(self, size: int) -> float | None:
-        """Return what a size takes, also between two that were measured; None where that is not known."""
+        """Return the seconds of a size, interpolated between measured ones; None where that is not known."""
         known = sorted(size for size, durations in self.durations.items() if len(durations) >= MEASURED)
         at = bisect_left(known, size)
         if at == len(known) or (at == 0 and known[0] != size):
@@ -48,13 +48,13 @@ class _Curve:
 
 
 class Curves:
-    """The curve of each kind of forward."""
+    """The curves of forwards, by key."""
 
     def __init__(self) -> None:
         self._curves: dict[Hashable, _Curve] = {}
 
     def took(self, key: Hashable, size: int, seconds: float) -> None:
-        """Note what a forward of a size took."""
+        """Add a measured forward."""
         curve = self._curves.pop(key, None) or _Curve()
         self._curves[key] = curve
         if len(self._curves) > KEYS_KEPT:
@@ -66,9 +66,9 @@ class Curves:
             del curve.durations[next(iter(curve.durations))]
 
     def enough(self, key: Hashable, sizes: Sequence[int]) -> int:
-        """Return which of sizes that a forward may have, growing, is taken: the smallest with nearly all throughput.
+        """Return the number, from 1, of the smallest of rising sizes that has nearly the best throughput.
 
-        It is counted from 1, and the last where the curve does not say.
+        Where the curve is not known it is the last.
         """
         curve = self._curves.get(key)
         if curve is None or len(sizes) == 1:

@@ -1,19 +1,17 @@
-"""The loop that answers evaluations: one thread, one forward at a time, rows of many jobs in each.
+"""The engine's loop: one thread that answers evaluations of many jobs with one forward after another.
 
-Trajectories join when they are submitted, are answered as `batcher.share` decides, and leave at their end, when they
-are cancelled or when they fail; what one raises, or a call, is its own and does not end the loop. Only an error after
-which the device answers nothing more (`device_lost`) closes the engine. One-off model work (`call`) runs in the same
-thread, so a device and its weights are only ever used from here. Between two forwards it takes about as long as one: a
-job that begins does not hold up those that are sampled by more than a step, and jobs that come together are not let in
-one by one. Equal work for several jobs (`gather`) is done at once, as far as it fits into that time. What alone takes
-longer than a forward is not split here.
+Trajectories join when they are submitted, are answered as `batcher.share` decides, and leave when they end, fail or are
+cancelled. An error of a trajectory or a call is its own and does not end the loop; only the loss of the device
+(`device_lost`) closes the engine. One-off model work (`call`) runs in the same thread, so a device and its weights are
+only used from here. Between two forwards calls get about the time of one forward: a job that begins delays the others
+by a step at most, and jobs that come together begin together. Equal work of several jobs is batched (`gather`). A
+single call that takes longer than a forward is not split here; its caller splits it (`work`, tiles).
 
-A GPU is asked ahead of its work, but by no more than two forwards: so a job that comes joins, and one that is cancelled
-leaves, within two. Durations are the device's own, and progress and results are told when it has come to them. Calls
-that no run depends on go beside forwards there (`Timeline.beside`), and take none of their time but the host's.
+A GPU runs asynchronously, with at most two forwards enqueued ahead: so a job joins, and a cancelled one leaves, within
+two forwards. Durations are measured on the device; progress and results are delivered once it has reached them. Calls
+that no run depends on go to the side stream (`Timeline.side_stream`) and cost forwards only the host's time.
 
-Once everybody has cancelled what a forward or a call is for, it ends between two operations of a CPU (`stopping`). What
-several jobs share goes on as long as one of them waits for it.
+Once all jobs of a forward or call have cancelled it, a CPU ends it between two operations (`stopping`).
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ from serve_app.engine.batcher import in_turn, share
 from serve_app.engine.curve import Curves
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
 from serve_app.engine.forwards import Counters, Forwards
-from serve_app.engine.in_flight import Flight, Flights, News, Run
-from serve_app.engine.memory import Beside, Memory
-from serve_app.engine.side_stream_pool import BesidePool
+from serve_app.engine.in_flight import Closeable, Completion, InFlight, InFlightQueue, Run, close
+from serve_app.engine.memory import EvictableWeights, Memory
+from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.engine.side_work import PAUSED, Call, Calls, fail
-from serve_app.engine.stopping import Asked, Stoppable, StoppedError, unwanted
+from serve_app.engine.stopping import Stoppable, StoppableFuture, StoppedError, unwanted
 from serve_app.engine.timeline import Timeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, UnavailableError
@@ -54,15 +52,15 @@ T = TypeVar("T")
 W = TypeVar("W")
 
 IN_FLIGHT = 2
-"""How many turns of forwards the device is asked for at most before it has done the first of them; calls beside too."""
+"""How many turns with forwards may be in flight; as many calls on the side stream."""
 
 BRIEF_S = 0.5
-"""What has been in a forward that took less is no reason to have one end before its time: that costs some microseconds
-an operation, of which small networks have hundreds in some tens of milliseconds.
+"""Pieces that were in a forward that took less are not checked for cancellation within forwards: that costs some
+microseconds per operation, of which small networks have hundreds in some tens of milliseconds.
 """
 
 OVERTAKES = 16
-"""How many forwards are asked for at most while a call beside them is not done; then they wait for it."""
+"""How many forwards may overtake a call on the side stream; then they wait for it."""
 
 
 class _Close:
@@ -76,8 +74,8 @@ class Engine:
     """Runs trajectories and one-off model work in a thread of its own, without autograd.
 
     max_cells: the most latent cells of all rows in one forward; fewer where the device has run out of memory.
-    timeline: of the device of its models (`timeline_of`). memory: of that device, where it can
-    be asked. beside: what is held there, and makes way for forwards.
+    timeline: of the device of its models (`timeline_of`). memory: of that device, if known.
+    weights: those on it, of which idle ones make way for forwards.
     """
 
     def __init__(
@@ -85,25 +83,25 @@ class Engine:
         max_cells: int,
         timeline: Timeline,
         memory: Memory | None = None,
-        beside: Beside | None = None,
+        weights: EvictableWeights | None = None,
     ) -> None:
         self.counters = Counters()
         self.memory = memory
         self.turn = 0
-        """What its thread does, numbered from 1: a run that joins, a forward, a call; 0 while it waits for work."""
+        """The number of its thread's turn, from 1: a run that joins, a forward, a call; 0 while it waits for work."""
         self._turns = 0
-        self._at_work_for: tuple[Asked[Any], ...] = ()
-        self.pool = BesidePool(memory, beside) if timeline.beside is not None else BesidePool()
-        """Of what is asked for beside forwards."""
-        self._forwards = Forwards(max_cells, self.counters, memory, beside, self.pool)
+        self._at_work_for: tuple[StoppableFuture[Any], ...] = ()
+        self.pool = SideStreamPool(memory, weights) if timeline.side_stream is not None else SideStreamPool()
+        """The memory of the side stream."""
+        self._forwards = Forwards(max_cells, self.counters, memory, weights, self.pool)
         self._curves = Curves()
         self.timeline = timeline
-        self._flights, self._beside = Flights(), Flights()
+        self._in_flight, self._side_in_flight = InFlightQueue(), InFlightQueue()
         self._inbox: SimpleQueue[_Item] = SimpleQueue()
         self._runs: list[Run] = []
         self._calls = Calls()
-        self._calls_beside = self._calls if timeline.beside is None else Calls()
-        # What the last forward that is done took, and what trajectories have waited for calls since one was asked for.
+        self._side_calls = self._calls if timeline.side_stream is None else Calls()
+        # What the last completed forward took, and how long trajectories have waited for calls since one was enqueued.
         self._forward_s = 0.0
         self._calls_s = 0.0
         self._closed = False
@@ -113,42 +111,42 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether it answers: neither has it closed, nor has its thread ended."""
+        """Whether its thread runs and it has not been closed."""
         return self._thread.is_alive() and not self._closed
 
     @property
     def unwanted_turn(self) -> int:
-        """The number of its turn where all that its thread computes in it was cancelled; else 0."""
+        """The number of its turn if all jobs that it computes for have cancelled; else 0."""
         at_work_for, turn = self._at_work_for, self.turn
         return turn if at_work_for and unwanted(at_work_for) else 0
 
-    def submit(self, trajectory: Trajectory) -> Future[Sampled]:
+    def submit(self, trajectory: Trajectory, *, uses: Closeable | None = None) -> Future[Sampled]:
         """Let a trajectory join at the next forward; the future holds what it ended with.
 
         Once the future is cancelled, the run leaves before its next evaluation, and the forward ends that it has alone.
-        Errors, in the future: UnavailableError
+        uses: what the run uses, weights for one: the engine closes it in any case, also where this raises
+        UnavailableError, and not before the device has done all that uses it. Errors, in the future: UnavailableError
         if the engine closes first, DeviceMemoryError if one of its pieces does not fit the device alone, and whatever
         the run itself raises.
         """
-        future: Asked[Sampled] = Asked()
-        self._send(Run(trajectory, future))
+        future: StoppableFuture[Sampled] = StoppableFuture()
+        self._send(Run(trajectory, future, uses))
         return future
 
-    def call(self, function: Callable[[], T], *, beside: bool = False, keeps: object = None) -> Future[T]:
+    def call(self, function: Callable[[], T], *, side_stream: bool = False, uses: Closeable | None = None) -> Future[T]:
         """Run a function in the engine's thread. Tensors that it makes are ordinary ones, without autograd.
 
         While trajectories wait, calls run between two forwards, oldest first, until they have taken as long as the last
-        forward did; at least one does. beside: it may run beside forwards, where the device does that: what it makes is
-        used there or on the host. keeps: what is kept until the device has done it, weights it uses for one.
-        Errors, in the future: the function's.
+        forward did; at least one does. side_stream: it may run on the side stream, if the device has one: what it makes
+        is then used there or on the host. uses: as `submit`. Errors, in the future: the function's.
         """
-        future: Asked[T] = Asked()
-        self._send(Call(lambda _: [function()], future, beside=beside, keeps=keeps))
+        future: StoppableFuture[T] = StoppableFuture()
+        self._send(Call(lambda _: [function()], future, side_stream=side_stream, uses=uses))
         return future
 
-    def work(self, steps: Generator[None, None, T]) -> Future[T]:
-        """Run a generator to its end in the engine's thread; what waits may run where it yields, as after a `call`."""
-        future: Asked[T] = Asked()
+    def work(self, steps: Generator[None, None, T], *, uses: Closeable | None = None) -> Future[T]:
+        """Run a generator to its end in the engine's thread; other work may run where it yields. uses: as `submit`."""
+        future: StoppableFuture[T] = StoppableFuture()
 
         def advance(_: object) -> Sequence[Any]:
             try:
@@ -157,7 +155,7 @@ class Engine:
                 return [end.value]
             return [PAUSED]
 
-        self._send(Call(advance, future))
+        self._send(Call(advance, future, uses=uses))
         return future
 
     def gather(
@@ -168,18 +166,18 @@ class Engine:
         *,
         cost: int | None = None,
         most: int,
-        keeps: object = None,
+        uses: Closeable | None = None,
     ) -> Future[A]:
-        """Have a question answered together with others of its key that wait; as `call`, beside forwards.
+        """Have a question answered in a batch with others of its key that wait, on the side stream; as `call`.
 
-        cost: how much work it is, in a unit of its key (pixels for a VAE), 1 where nobody knows (a text); at most
-        `most` of it is answered together. While trajectories wait, no more is than fits into what is left of the time
-        between two forwards, by past durations of the key; the oldest is asked regardless. answers: the same for all of
-        a key. If it fails for several, each is asked alone.
+        answers: from questions to their answers, the same function for all of a key. If it fails for several, each is
+        asked alone. cost: of the question, in a unit of its key (pixels for a VAE); None: unknown (a text), counted as
+        1. most: the highest cost of a batch. While trajectories wait, a batch is no larger than fits the time left
+        before the next forward, by past durations of the key; the oldest question is always answered.
         """
-        future: Asked[A] = Asked()
+        future: StoppableFuture[A] = StoppableFuture()
         even, cost = cost is not None, 1 if cost is None else cost
-        self._send(Call(answers, future, question, key, cost, most, even, beside=True, keeps=keeps))
+        self._send(Call(answers, future, question, key, cost, most, even, side_stream=True, uses=uses))
         return future
 
     def close(self) -> None:
@@ -193,21 +191,22 @@ class Engine:
     def _send(self, item: Run | Call) -> None:
         # The lock keeps anything from being put in after the loop's last look at the inbox.
         with self._closing:
-            if self._closed:
-                raise UnavailableError("the engine has closed")
-            self._inbox.put(item)
+            if not self._closed:
+                self._inbox.put(item)
+                return
+        close(item.uses)
+        raise UnavailableError("the engine has closed")
 
     def _loop(self) -> None:
-        # No run or call is a local here: while the loop waits, it would keep their models in use.
         try:
-            with torch.inference_mode(), self.timeline.asked():
+            with torch.inference_mode(), self.timeline.enqueueing():
                 busy = False
                 while self._receive(wait=not busy):
                     self._begin_turn()
                     busy = self._run_a_call() or self._run_a_forward()
                     self._keep_pace()
-                self._flights.land_all()
-                self._beside.land_all()
+                self._in_flight.complete_all()
+                self._side_in_flight.complete_all()
         except (DeviceLostError, RuntimeError) as error:
             # Marks and streams of a device that is lost raise too, wherever they are asked.
             if not isinstance(error, DeviceLostError) and not is_lost(error):
@@ -222,10 +221,12 @@ class Engine:
         self.turn = self._turns
 
     @contextmanager
-    def _work_for(self, answers: Iterable[Asked[Any]], *, brief: bool = False) -> Iterator[Callable[[], None]]:
-        """Let what is computed inside end by StoppedError once all these were cancelled. Gives what raises it then.
+    def _work_for(
+        self, answers: Iterable[StoppableFuture[Any]], *, brief: bool = False
+    ) -> Iterator[Callable[[], None]]:
+        """End the work inside by StoppedError once all these futures are cancelled; yields a check that raises it.
 
-        brief: it ends soon by itself, and does without.
+        brief: the work ends soon by itself, and is not checked in between.
         """
         self._at_work_for = wanted = tuple(answers)
         stoppable = Stoppable(wanted)
@@ -236,112 +237,123 @@ class Engine:
             self._at_work_for = ()
 
     def _receive(self, wait: bool) -> bool:
-        """Take in what has arrived; False once the engine is closed. wait: for something."""
+        """Take in all items that have arrived; False once the engine is closed. wait: until there is one."""
         while True:
             if wait:
                 self.turn = 0
             try:
-                item = self._inbox.get(wait)
+                if not self._take_in(self._inbox.get(wait)):
+                    return False
             except Empty:
                 return True
-            self._begin_turn()
             wait = False
-            if isinstance(item, _Close):
-                return False
-            if isinstance(item, Call):
-                (self._calls_beside if item.beside else self._calls).add(item)
-            elif not _leaves(item):
-                self._join(item)
-            # A run that fails as it joins leaves this frame behind its error's, and must not be kept by it.
-            del item
+
+    def _take_in(self, item: _Item) -> bool:
+        """Take in an item; False if it closes the engine."""
+        self._begin_turn()
+        if isinstance(item, _Close):
+            return False
+        if isinstance(item, Call):
+            (self._side_calls if item.side_stream else self._calls).add(item)
+        elif _leaves(item):
+            close(item.uses)
+        else:
+            self._join(item)
+        return True
 
     def _join(self, run: Run) -> None:
         run.since = self.counters.forwards
+        # Where the device is lost it stays here: its future gets the error with all others, once the engine has closed.
+        self._runs.append(run)
         began = self.timeline.mark()
         try:
             with self._work_for([run.future]):
                 run.trajectory.start()
         except BaseException as error:
-            if is_lost(error):
-                # Told with all others, once it is known that the engine has closed.
-                self._runs.append(run)
             check(error)
-            fail(run.future, error)
-            return
-        if run.trajectory.result is None:
-            self._runs.append(run)
-            return
-        news = News()
-        news.take(run)
-        self._flights.add(Flight(began, self.timeline.mark(), _learn_nothing, news))
+            _fail(run, error)
+        if run.over or run.trajectory.result is not None:
+            ended, completion = self.timeline.mark(), Completion()
+            completion.add(run)
+            closes = self._take_out_ended()
+            self._in_flight.add(InFlight(began, ended, _learn_nothing, completion, closes=closes))
 
     def _run_a_call(self) -> bool:
-        """Run the oldest call beside forwards or else between them, and what is gathered with it.
+        """Run the oldest call, on the side stream or else between forwards, with those batched with it.
 
         False if there is none, or the trajectories have waited long enough.
         """
         if self._runs and 0 < self._calls_s >= self._forward_s:
             return False
-        return self._run_beside() or self._run_between()
+        return self._run_side_call() or self._run_between()
 
-    def _run_beside(self) -> bool:
-        beside = self.timeline.beside
-        if beside is None or len(self._beside) >= IN_FLIGHT or not (calls := self._calls_beside.take(None)):
+    def _run_side_call(self) -> bool:
+        side_stream = self.timeline.side_stream
+        if side_stream is None or len(self._side_in_flight) >= IN_FLIGHT or not (calls := self._side_calls.take(None)):
             return False
         with self.pool.measured():
-            flight = self._asked(self._calls_beside, calls, beside)
-        self._beside.add(flight)
+            work = self._enqueue(self._side_calls, calls, side_stream)
+        self._side_in_flight.add(work)
         if self._runs:
-            self._calls_s += flight.ended.asked_s - flight.began.asked_s
+            self._calls_s += work.ended.enqueued_s - work.began.enqueued_s
         return True
 
     def _run_between(self) -> bool:
         calls = self._calls.take(self._forward_s - self._calls_s if self._runs else None)
         if not calls:
             return False
-        flight = self._asked(self._calls, calls, self.timeline)
-        self._flights.add(flight)
-        began, ended = flight.began, flight.ended
+        work = self._enqueue(self._calls, calls, self.timeline)
+        self._in_flight.add(work)
+        began, ended = work.began, work.ended
         if self._runs and ended.done():
             self._calls_s += ended.since(began)
         elif self._runs:
-            # Until the device has done it, what the host took to ask and what it took before stand for what it takes.
-            self._calls_s += max(ended.asked_s - began.asked_s, self._calls.expected_s(calls))
+            # Until the device has done it: at least what the host took, and what such calls took before.
+            self._calls_s += max(ended.enqueued_s - began.enqueued_s, self._calls.expected_s(calls))
         return True
 
-    def _asked(self, waiting: Calls, calls: list[Call], timeline: Timeline) -> Flight:
-        """Ask for calls that were taken together."""
-        with timeline.asked():
+    def _enqueue(self, waiting: Calls, calls: list[Call], timeline: Timeline) -> InFlight:
+        """Enqueue calls that were taken together."""
+        with timeline.enqueueing():
             began = timeline.mark()
             with self._work_for((call.future for call in calls), brief=0 < waiting.takes_s(calls) < BRIEF_S):
                 answers = waiting.run(calls)
             ended = timeline.mark()
-        keeps = tuple(call.keeps for call in calls)
-        return Flight(began, ended, waiting.learn(calls), News(answers=answers), False, self.counters.forwards, keeps)
+        closes = [call.uses for call in calls if call.over]
+        return InFlight(
+            began, ended, waiting.learn(calls), Completion(answers=answers), False, self.counters.forwards, closes
+        )
 
     def _run_a_forward(self) -> bool:
         """Answer those evaluations that share the next forward; False if no trajectory waits."""
         if not self._runs:
             return False
         self._calls_s = 0.0
-        self._runs = [run for run in self._runs if not _leaves(run)]
+        began = self.timeline.mark()
+        for run in self._runs:
+            run.over = _leaves(run)
+        if closes := self._take_out_ended():
+            self._in_flight.add(InFlight(began, began, _learn_nothing, closes=closes))
         if self._runs:
-            news = News()
-            began = self.timeline.mark()
+            completion = Completion()
             oldest = in_turn(self._runs)[0].trajectory
             key, limit = oldest.budget_key, self._forwards.limit(oldest.largest)
-            # What fails keeps this frame, whose locals must not keep the runs' models in use: `groups` ends empty.
-            del oldest
             groups = [share(self._runs, limit, partial(self._curves.enough, key))]
             size, forwards = sum(run.cost for run in groups[0]), self.counters.forwards
             while groups:
-                groups += self._answer(groups.pop(), news)
-            # Of several forwards it is not known which took how much, and none that was stopped is done.
+                groups += self._answer(groups.pop(), completion)
+            # How much each of several forwards took is not known; a stopped one does not count.
             done = self.counters.forwards - forwards
             learn = partial(self._took_by_size, key, size) if done == 1 else self._took if done else _learn_nothing
-            self._flights.add(Flight(began, self.timeline.mark(), learn, news, is_forward=True))
-            self._runs = [run for run in self._runs if not run.over]
+            ended, closes = self.timeline.mark(), self._take_out_ended()
+            self._in_flight.add(InFlight(began, ended, learn, completion, is_forward=True, closes=closes))
         return True
+
+    def _take_out_ended(self) -> list[Closeable]:
+        """Take out the runs that are over; return what they used, of which the device may not have done all."""
+        closes = [run.uses for run in self._runs if run.over and run.uses is not None]
+        self._runs = [run for run in self._runs if not run.over]
+        return closes
 
     def _took_by_size(self, key: Hashable, size: int, seconds: float) -> None:
         self._curves.took(key, size, seconds)
@@ -352,23 +364,23 @@ class Engine:
         self.counters.seconds += seconds
 
     def _keep_pace(self) -> None:
-        """Wait until the device may be asked for another forward, or for all it was asked if no run waits."""
-        while self._flights:
-            if self._runs and self._flights.forwards < IN_FLIGHT and not self._flights.oldest.ended.done():
+        """Wait until another forward may be enqueued, or for all work in flight if no run waits."""
+        while self._in_flight:
+            if self._runs and self._in_flight.forwards < IN_FLIGHT and not self._in_flight.oldest.ended.done():
                 break
-            self._flights.land()
-        while self._beside:
-            oldest = self._beside.oldest
+            self._in_flight.complete()
+        while self._side_in_flight:
+            oldest = self._side_in_flight.oldest
             overtaken = self.counters.forwards - oldest.after >= OVERTAKES
             if self._runs and not overtaken and not oldest.ended.done():
                 break
-            self._beside.land()
+            self._side_in_flight.complete()
 
-    def _answer(self, runs: list[Run], news: News) -> list[list[Run]]:
-        """Answer the evaluations of these runs together, and return []. news: takes what they come to.
+    def _answer(self, runs: list[Run], completion: Completion) -> list[list[Run]]:
+        """Answer the evaluations of these runs together; return groups of runs that are to be tried again.
 
-        If that fails, return the halves of the runs, to be answered the last one first: so only those fail that fail
-        alone. Nothing is answered where all were cancelled meanwhile.
+        If a forward of several runs fails, those are its halves, the last one first: so only a run that fails alone
+        gets the error. completion: takes steps and results. Nothing is answered once all runs are cancelled.
         """
         began_s = perf_counter()
         try:
@@ -407,11 +419,11 @@ class Engine:
         while left:
             self._together(compute, [latents for run in left for latents in run.trajectory.pending])
             asking = {run: of_run for run in left if (of_run := run.trajectory.error_estimate) is not None}
-            # The host waits for what it reads: what follows for other runs is asked for before.
+            # Reading waits for the device, so what follows for other runs is enqueued before.
             for run in left:
                 if run not in asking:
                     self._own(run, run.trajectory.advance)
-                    news.take(run)
+                    completion.add(run)
             self._together(read, asking.values())
             for run in asking:
                 self._own(run, run.trajectory.go_on)
@@ -428,10 +440,10 @@ class Engine:
             check(error)
             _fail(run, error)
 
-    def _together(self, compute: Callable[[Iterable[W]], None], written: Iterable[W]) -> None:
-        """Compute what runs have written down, together; if that fails each is computed as its run goes on."""
+    def _together(self, compute: Callable[[Iterable[W]], None], pending: Iterable[W]) -> None:
+        """Compute what runs wait for together; if that fails each is computed as its run goes on."""
         try:
-            compute(written)
+            compute(pending)
         except BaseException as error:
             check(error)
             log.warning("steps of several runs could not be computed together: error=%s", repr(error))
@@ -441,19 +453,21 @@ class Engine:
             self._closed = True
         error = UnavailableError("the engine has closed")
         self._calls.fail(error)
-        self._calls_beside.fail(error)
+        self._side_calls.fail(error)
         left: list[Future[Any]] = [run.future for run in self._runs]
-        left += [*self._flights.abandon(), *self._beside.abandon()]
+        close(*(run.uses for run in self._runs))
+        left += [*self._in_flight.abandon(), *self._side_in_flight.abandon()]
         while not self._inbox.empty():
             if not isinstance(item := self._inbox.get(), _Close):
                 left.append(item.future)
+                close(item.uses)
         for future in left:
             if future.cancelled() or not future.done():
                 fail(future, error)
 
 
 def _leaves(run: Run) -> bool:
-    """Whether a run has been cancelled; whoever waits for it then hears of it."""
+    """Whether a run has been cancelled; its future then notifies those who wait."""
     return run.future.cancelled() and not run.future.set_running_or_notify_cancel()
 
 

@@ -1,9 +1,9 @@
-"""From evaluations to answers, in as few forwards as the device has memory for.
+"""Answers evaluations in as few forwards as the device has memory for.
 
-What a forward takes is measured, and later ones hold what by that fits beside the weights. Where the device runs out of
-memory nevertheless, forwards become smaller, down to one piece and then to one row of it: so a positive and its
-negative go apart, and a batch too. That is remembered. What does not fit even so has idle weights make way for it; and
-if that is not enough, it fails.
+The memory of forwards is measured, and later ones are as large as fits next to the weights. Where the device runs out
+of memory nevertheless, forwards become smaller, down to one piece and then to one row of it: a positive and its
+negative, and the rows of a batch, are then split. The limit is remembered. What does not fit even so has idle weights
+evicted; if that is not enough, it fails.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.budget import Budget
-from serve_app.engine.memory import MB, Beside, Memory, room_bytes
-from serve_app.engine.side_stream_pool import BesidePool
+from serve_app.engine.memory import MB, EvictableWeights, Memory, room_bytes
+from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.errors import DeviceMemoryError
 from serve_app.log import get
 from serve_app.sampling.forward import Piece, answered, denoised_by
@@ -43,8 +43,8 @@ class Counters:
 class Forwards:
     """Runs forwards on one device.
 
-    max_cells: the most latent cells of all rows in one. memory: the device's, if it can be asked. beside: what is held
-    there, and makes way. pool: what is kept there for work beside forwards.
+    max_cells: the most latent cells of all rows in one. memory: the device's, if known. weights: those on it,
+    of which idle ones make way. pool: the side stream's.
     """
 
     def __init__(
@@ -52,22 +52,22 @@ class Forwards:
         max_cells: int,
         counters: Counters,
         memory: Memory | None = None,
-        beside: Beside | None = None,
-        pool: BesidePool | None = None,
+        weights: EvictableWeights | None = None,
+        pool: SideStreamPool | None = None,
     ) -> None:
         self._budget = Budget(max_cells)
         self._counters = counters
         self._memory = memory
-        self._beside = beside
-        self._pool = pool or BesidePool()
+        self._weights = weights
+        self._pool = pool or SideStreamPool()
 
     def limit(self, piece: Piece) -> int:
-        """Return how many cells of pieces like one a forward may hold now, so that it also fits filled up."""
-        most, of_row, filled = self._most(piece), piece.cells // piece.rows, piece.backbone.network.padded_rows
+        """Return how many cells of pieces like one a forward may hold, so that it also fits once it is padded."""
+        most, of_row, padded = self._most(piece), piece.cells // piece.rows, piece.backbone.network.padded_rows
         rows = most // of_row
-        if filled(rows) <= rows:
+        if padded(rows) <= rows:
             return most
-        while rows and filled(rows) > most // of_row:
+        while rows and padded(rows) > most // of_row:
             rows -= 1
         return rows * of_row
 
@@ -76,8 +76,7 @@ class Forwards:
     ) -> list[list[Latents] | DeviceMemoryError]:
         """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself.
 
-        They are still to be computed, as those of `denoised_by`. check_wanted: called before each forward; errors are
-        its own.
+        They are lazy sums, as those of `denoised_by`. check_wanted: called before each forward; may raise.
         """
         pieces = [piece for asked in evaluations for piece in asked]
         owners = [i for i, asked in enumerate(evaluations) for _ in asked]
@@ -90,7 +89,7 @@ class Forwards:
             first = pieces[left[0]]
             limit = self.limit(first)
             smallest = _group(pieces, left, 0)
-            # A batch of more than is configured is not for that reason in parts.
+            # A batch larger than configured is not split for that reason alone.
             has_room = first.cells <= limit or self._most(first) == self._budget.max_cells
             if not has_room and len(apart := first.backbone.apart(first)) > 1:
                 rows[left[0]] = range(len(pieces), len(pieces) + len(apart))
@@ -119,58 +118,55 @@ class Forwards:
         return of_each
 
     def _run(self, asked: Sequence[Piece]) -> list[Tensor] | str:
-        """Return the network's outputs for pieces of one key, or torch's words where the device runs out of memory."""
-        key, cells, held = _key(asked[0]), _filled_cells(asked), 0
+        """Return the network's outputs for pieces of one key, or torch's message if the device runs out of memory."""
+        key, cells, held = _key(asked[0]), _padded_cells(asked), 0
         if self._memory is not None:
             self._memory.watch()
             held = self._memory.held_bytes()
         try:
             outputs = answered(asked)
         except torch.OutOfMemoryError as error:
-            said = DeviceMemoryError.figures(error)
+            reason = DeviceMemoryError.figures(error)
         else:
             taken = None if self._memory is None else self._memory.peak_bytes() - held
             self._budget.answered(key, cells, taken)
             self._counters.forwards += 1
             self._counters.rows += sum(piece.rows for piece in asked)
             return outputs
-        # Only here has the error let go of what the failed forward held.
+        # Here the error is gone, and with it the tensors of the failed forward.
         self._counters.failures += 1
         self._pool.note_empty()
-        if self._memory is not None and self._memory.let_go():
-            # What was kept for replays has gone, so as many may fit; there is none of it a second time.
+        if self._memory is not None and self._memory.empty_with_replays():
+            # The recorded forwards are gone, so as many rows may fit. The second time there are none to drop.
             return self._run(asked)
         self._budget.failed(key, cells)
         log.warning("a forward did not fit the device: cells=%d limit=%d", cells, self._budget.limit(key))
-        return said
+        return reason
 
     def _most(self, piece: Piece) -> int:
-        """Return how many cells may be in a forward of pieces like one now, its filling among them."""
+        """Return how many cells may be in a forward of pieces like one, padding among them."""
         return self._budget.limit(_key(piece), self._room_bytes())
 
     def _room_bytes(self) -> int | None:
         if self._memory is None:
             return None
-        # What is kept for replays is forwards' own: they run in it, or it goes before anything fails.
-        return room_bytes(self._memory, self._beside) + self._memory.replay_bytes() - self._pool.nbytes
+        # Memory of recorded forwards belongs to forwards: they run in it, or it is freed before anything fails.
+        return room_bytes(self._memory, self._weights) + self._memory.replay_bytes() - self._pool.nbytes
 
     def _make_way(self, asked: Sequence[Piece]) -> None:
-        """Let go of what pieces that share no forward with others need, by what is known of them.
-
-        That is first what is kept for work beside forwards, then idle weights.
-        """
-        key, cells, room = _key(asked[0]), _filled_cells(asked), self._room_bytes()
-        if room is not None and room < self._budget.expects(key, cells) and self._pool.let_go():
+        """Free what a forward of these pieces is known to need: the side stream's pool, then idle weights."""
+        key, cells, room = _key(asked[0]), _padded_cells(asked), self._room_bytes()
+        if room is not None and room < self._budget.expects(key, cells) and self._pool.empty():
             room = self._room_bytes()
         needed = self._budget.needs(key, cells)
         if room is not None and needed is not None and room < needed:
             self._release(needed - room)
 
     def _release(self, nbytes: int | None = None) -> int:
-        return 0 if self._beside is None else self._beside.release(nbytes)
+        return 0 if self._weights is None else self._weights.release(nbytes)
 
-    def _does_not_fit(self, asked: Sequence[Piece], said: str) -> DeviceMemoryError:
-        """Return the error for pieces that do not fit alone. said: torch's words, which give the sizes."""
+    def _does_not_fit(self, asked: Sequence[Piece], reason: str) -> DeviceMemoryError:
+        """Return the error for pieces that do not fit alone. reason: torch's message, which has the sizes."""
         piece = asked[0]
         size = "×".join(str(side) for side in reversed(piece.x.shape[2:]))
         planned = ""
@@ -179,25 +175,25 @@ class Forwards:
             planned = f" (beside weights and all else in use, {held:,} of the {most:,} MB that this replica may take)"
         return DeviceMemoryError(
             f"a batch of {sum(piece.rows for piece in asked)} latents of {size} cells does not fit the device's memory "
-            f"by itself{planned}; a smaller image or batch may. {said}"
+            f"by itself{planned}; a smaller image or batch may. {reason}"
         )
 
 
 def _key(piece: Piece) -> Hashable:
-    """Return by what it is remembered how large a forward may be: the weights, and what their network groups by."""
+    """Return the key under which the size of forwards is learned: the weights, and what their network groups by."""
     return piece.backbone.network.key, piece.group_key
 
 
-def _filled_cells(asked: Sequence[Piece]) -> int:
-    """Return how many cells a forward of pieces runs with, and takes memory for."""
+def _padded_cells(asked: Sequence[Piece]) -> int:
+    """Return how many cells a forward of pieces runs with once it is padded."""
     rows, cells = sum(piece.rows for piece in asked), sum(piece.cells for piece in asked)
     return cells * asked[0].backbone.network.padded_rows(rows) // rows
 
 
 def _group(pieces: Sequence[Piece], left: Sequence[int], limit: int) -> list[int]:
-    """Return those of the indices left that share the first one's forward: of its network and group, within a limit.
+    """Return the indices of `left` that share the first one's forward: of its network and group, within a limit.
 
-    Those that are tied to one in it go with it whatever the limit.
+    Pieces that are tied to one of these share it whatever the limit.
     """
     first = pieces[left[0]]
     group, cells, full = [left[0]], first.cells, False

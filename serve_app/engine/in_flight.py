@@ -1,20 +1,21 @@
-"""What a device has been asked for and may not have done yet, and what is told once it has.
+"""Work in flight: enqueued on a device that may not have done it yet, and what is delivered once it has.
 
-A forward of runs or a call is in flight from the moment the engine has asked for it. Until then it keeps what it uses.
+A forward of runs or a call is in flight from the moment the engine has enqueued it. Once the device has done it, what
+it used is closed, callbacks are called and futures get their results.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from serve_app.engine.device_lost import check
-from serve_app.engine.stopping import Asked
+from serve_app.engine.stopping import StoppableFuture
 from serve_app.engine.timeline import Mark
 from serve_app.engine.trajectory import Trajectory
 from serve_app.log import get
@@ -23,12 +24,19 @@ from serve_app.sampling.request import Sampled
 log = get("engine")
 
 
+class Closeable(Protocol):
+    """What work on the device uses, such as a `Hold`: the engine closes it once no such work is left."""
+
+    def close(self) -> None: ...
+
+
 @dataclass(slots=True, eq=False)
 class Run:
     """A trajectory in the engine, as the batcher sees it. over: it has ended, or its future has its error."""
 
     trajectory: Trajectory
-    future: Asked[Sampled]
+    future: StoppableFuture[Sampled]
+    uses: Closeable | None = None
     since: int = 0
     over: bool = False
     _brief: set[Hashable] = field(default_factory=set)
@@ -55,31 +63,31 @@ class Run:
 
 
 @dataclass(slots=True)
-class News:
-    """What runs have come to: told is to be called, and futures are to get their results. answers: those of calls."""
+class Completion:
+    """What completed work delivers: callbacks of steps, results of runs and answers of calls, to their futures."""
 
-    told: list[Callable[[], object]] = field(default_factory=list)
+    callbacks: list[Callable[[], object]] = field(default_factory=list)
     results: list[tuple[Future[Sampled], Sampled]] = field(default_factory=list)
     answers: list[tuple[Future[Any], Any]] = field(default_factory=list)
 
-    def take(self, run: Run) -> None:
-        """Take what a run has come to since it was last asked."""
-        self.told += run.trajectory.take_told()
+    def add(self, run: Run) -> None:
+        """Add the steps and the result of a run since the last call."""
+        self.callbacks += run.trajectory.take_callbacks()
         if (result := run.trajectory.result) is not None:
             run.over = True
             self.results.append((run.future, result))
 
     def futures(self) -> list[Future[Any]]:
-        """Return those that are to get something."""
+        """Return the futures that wait for it."""
         return [future for future, _ in (*self.results, *self.answers)]
 
-    def tell(self) -> None:
-        """Tell it, once the device has done what it is of."""
-        for tell in self.told:
+    def deliver(self) -> None:
+        """Call callbacks and set results, once the device has done the work."""
+        for callback in self.callbacks:
             try:
-                tell()
+                callback()
             except BaseException as error:
-                log.warning("what a run has come to could not be told: error=%s", repr(error))
+                log.warning("a step of a run could not be reported: error=%s", repr(error))
         for answered, answer in self.answers:
             answered.set_result(answer)
         for future, result in self.results:
@@ -91,62 +99,71 @@ class News:
 
 
 @dataclass(slots=True)
-class Flight:
-    """What the device has been asked for and may not have done. began, ended: the marks around it.
+class InFlight:
+    """Work that was enqueued. began, ended: the marks around it.
 
-    learn: to be told the seconds it took. after: how many forwards had been asked for. keeps: what it uses, which must
-    not go before.
+    learn: called with the seconds it took. after: how many forwards had been enqueued before. closes: closed once it is
+    done, as nothing else uses it.
     """
 
     began: Mark
     ended: Mark
     learn: Callable[[float], None]
-    news: News = field(default_factory=News)
+    completion: Completion = field(default_factory=Completion)
     is_forward: bool = False
     after: int = 0
-    keeps: tuple[object, ...] = ()
+    closes: Sequence[Closeable | None] = ()
 
 
-class Flights:
-    """What a device has been asked for on one timeline, in order."""
+class InFlightQueue:
+    """The work in work on one stream, in order."""
 
     def __init__(self) -> None:
-        self._flights: deque[Flight] = deque()
+        self._in_flight: deque[InFlight] = deque()
         self.forwards = 0
-        """How many of them are forwards."""
+        """How many of these are forwards."""
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._in_flight)
 
     @property
-    def oldest(self) -> Flight:
-        return self._flights[0]
+    def oldest(self) -> InFlight:
+        return self._in_flight[0]
 
-    def add(self, flight: Flight) -> None:
-        """Take in what the device was asked for last."""
-        self._flights.append(flight)
-        self.forwards += flight.is_forward
+    def add(self, work: InFlight) -> None:
+        """Add the work that was enqueued last."""
+        self._in_flight.append(work)
+        self.forwards += work.is_forward
 
-    def land(self) -> None:
-        """Wait for the oldest, and tell of it. Errors: DeviceLostError."""
-        flight = self._flights[0]
+    def complete(self) -> None:
+        """Wait for the oldest work and deliver what it made. Errors: DeviceLostError."""
+        work = self._in_flight[0]
         try:
-            flight.ended.wait()
-            flight.learn(flight.ended.since(flight.began))
+            work.ended.wait()
+            work.learn(work.ended.since(work.began))
         except BaseException as error:
             check(error)
             raise
-        self._flights.popleft()
-        self.forwards -= flight.is_forward
-        flight.news.tell()
+        self._in_flight.popleft()
+        self.forwards -= work.is_forward
+        close(*work.closes)
+        work.completion.deliver()
 
-    def land_all(self) -> None:
-        """Wait for all of them. Errors: DeviceLostError."""
-        while self._flights:
-            self.land()
+    def complete_all(self) -> None:
+        """Wait for all work and deliver what it made. Errors: DeviceLostError."""
+        while self._in_flight:
+            self.complete()
 
     def abandon(self) -> list[Future[Any]]:
-        """Forget all of them; return the futures that were to hear of them."""
-        left = [future for flight in self._flights for future in flight.news.futures()]
-        self._flights.clear()
+        """Forget all work; return the futures that wait for it."""
+        left = [future for work in self._in_flight for future in work.completion.futures()]
+        close(*(used for work in self._in_flight for used in work.closes))
+        self._in_flight.clear()
         return left
+
+
+def close(*used: Closeable | None) -> None:
+    """Close what work has used."""
+    for one in used:
+        if one is not None:
+            one.close()

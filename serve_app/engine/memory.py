@@ -1,7 +1,7 @@
-"""The memory of a device: what one process may take of it, and what is taken now.
+"""GPU memory budgets: how much of a device one process may use, and how much it uses now.
 
-Of a card its process has a share, of which a CUDA context takes a part that torch's allocator knows nothing of. What is
-left of it, but for a reserve, is what weights and forwards are planned within.
+A process has a share of a card. A CUDA context takes a part of that which torch's allocator does not know of. The rest,
+less a reserve, is what weights and forwards are planned within.
 """
 
 from __future__ import annotations
@@ -17,19 +17,18 @@ from serve_app.models.forward import Replays
 MB = 1024**2
 
 CONTEXT_BYTES = 600 * MB
-"""What a CUDA context takes with cuBLAS and cuDNN, of every process: an estimate."""
+"""What a CUDA context with cuBLAS and cuDNN takes, per process: an estimate."""
 RESERVE_BYTES = 400 * MB
-"""What is kept free of what is planned: for workspaces, for noise that is drawn beside forwards, and for memory in
-pieces too small to use."""
+"""What is kept free: for workspaces, for noise that is drawn while forwards run, and for fragmentation."""
 CELL_BYTES = 24 * 1024
-"""What a forward is taken to need for a latent cell before one has been measured: half as much again as live tensors
-of SD 1.5 take in half precision, which is 16 KiB, and SDXL 10."""
+"""What a forward is assumed to need per latent cell before one has been measured: half as much again as live tensors
+of SD 1.5 take in half precision, which is 16 KiB; those of SDXL take 10."""
 WORKING_SHARE = 4
-"""Forwards are left what `max_cells` need, but no more than one part in so many of what weights and they share."""
+"""Forwards are left what `max_cells` need, but at most 1 / WORKING_SHARE of what they share with weights."""
 HOST_SHARE = 2
-"""On a CPU, weights take one part in so many of what the process may use."""
+"""On a CPU, weights take 1 / HOST_SHARE of the memory that the process may use."""
 OFFLOAD_SHARE = 2
-"""Beside a card, weights that do not fit it, or were evicted from it, take one part in so many of that."""
+"""Weights in host memory, streamed to a card or evicted from it, take 1 / OFFLOAD_SHARE of the process's memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +43,23 @@ class CardShare:
     allocator_bytes: int
     planned_bytes: int
 
-    def weights_bytes(self, asked: int | None, max_cells: int) -> int:
-        """Return how much of it weights may take. asked: as configured; None: all but what forwards need.
+    def weights_bytes(self, configured: int | None, max_cells: int) -> int:
+        """Return how many bytes weights may take. configured: None: all but what forwards need.
 
-        Errors: ConfigError where there is not as much as is asked for.
+        Errors: ConfigError where that is more than planned_bytes.
         """
-        if asked is None:
+        if configured is None:
             return self.planned_bytes - min(max_cells * CELL_BYTES, self.planned_bytes // WORKING_SHARE)
-        if asked > self.planned_bytes:
+        if configured > self.planned_bytes:
             raise ConfigError(
-                f"weights_bytes is {asked:,}, and of this card's {self.total_bytes:,} bytes this process may plan with "
-                f"{self.planned_bytes:,}, which forwards need a part of; `weights_bytes: auto` takes what there is"
+                f"weights_bytes is {configured:,}, and of this card's {self.total_bytes:,} bytes this process may plan "
+                f"with {self.planned_bytes:,}, which forwards need a part of; `weights_bytes: auto` takes what there is"
             )
-        return asked
+        return configured
 
 
 def card_share(total_bytes: int, free_bytes: int, fraction: float) -> CardShare:
-    """Return what a process may take that has a fraction of a card. free_bytes: of the card, once it has its context.
+    """Return what a process with a fraction of a card may take. free_bytes: of the card, once it has a context.
 
     Errors: ConfigError where that is less than a context and the reserve take.
     """
@@ -75,23 +74,23 @@ def card_share(total_bytes: int, free_bytes: int, fraction: float) -> CardShare:
     return CardShare(total_bytes, own, planned)
 
 
-def host_weights_bytes(asked: int | None, process_bytes: int) -> int:
-    """Return how much memory weights may take on a CPU. asked: as configured; process_bytes: what the process may."""
-    return process_bytes // HOST_SHARE if asked is None else asked
+def host_weights_bytes(configured: int | None, process_bytes: int) -> int:
+    """Return how many bytes weights may take on a CPU. process_bytes: of memory that the process may use."""
+    return process_bytes // HOST_SHARE if configured is None else configured
 
 
-def offload_bytes(asked: int | None, process_bytes: int, share: float = 1.0) -> int:
-    """Return how much host memory weights may take beside a card. asked, process_bytes: as above.
+def offload_bytes(configured: int | None, process_bytes: int, share: float = 1.0) -> int:
+    """Return how many bytes of host memory weights of a card may take. process_bytes: as `host_weights_bytes`.
 
-    share: how much of the host's cards the process has, beside others that have the rest.
+    share: of the host's cards that the process has.
     """
-    return int(process_bytes * share) // OFFLOAD_SHARE if asked is None else asked
+    return int(process_bytes * share) // OFFLOAD_SHARE if configured is None else configured
 
 
 class Memory(Protocol):
-    """The memory of an engine's device, as its allocator tells of it.
+    """The memory of an engine's device, as its allocator reports it.
 
-    It counts what the device has been asked for, whether or not it has done it, so nobody waits for the answer.
+    It counts enqueued work, whether or not the device has done it, so a call never waits.
     """
 
     @property
@@ -100,49 +99,49 @@ class Memory(Protocol):
         ...
 
     def held_bytes(self) -> int:
-        """Return what is taken now."""
+        """Return how many bytes are allocated."""
         ...
 
     def watch(self) -> None:
-        """Let `peak_bytes` begin anew."""
+        """Reset `peak_bytes`."""
         ...
 
     def peak_bytes(self) -> int:
-        """Return the most that was taken at once since `watch`; of what was replayed, no more than was taken before."""
+        """Return the most that was allocated at once since `watch`; replays count as what they had allocated before."""
         ...
 
     def replay_bytes(self) -> int:
-        """Return how much of what is taken is kept for forwards that are replayed."""
+        """Return how many of the allocated bytes are kept for CUDA graphs."""
         ...
 
     def cached_bytes(self) -> int:
-        """Return how much is kept for later, each stream's for itself, but for replays."""
+        """Return how many free bytes the allocator caches, for each stream by itself, without those of CUDA graphs."""
         ...
 
     def empty(self) -> None:
-        """Give back what is kept for later, but for replays."""
+        """Give cached bytes back to the device, but those of CUDA graphs."""
         ...
 
-    def let_go(self) -> bool:
-        """Give back that and what is kept for forwards that are replayed; return whether there was any of these."""
+    def empty_with_replays(self) -> bool:
+        """Give cached bytes back, and drop recorded forwards; return whether there were any."""
         ...
 
 
-class Beside(Protocol):
-    """What is held on a device beside forwards."""
+class EvictableWeights(Protocol):
+    """The weights on a device, of which idle ones are evicted to make room for work."""
 
     @property
     def reserved_bytes(self) -> int:
-        """What has been given room and may not be there yet."""
+        """How many bytes have been given room and may not be loaded yet."""
         ...
 
     def release(self, nbytes: int | None = None) -> int:
-        """Let go of what is idle, at least so many bytes of it, or of all, and return how many went."""
+        """Evict idle weights until `nbytes` are free, or all of them; return how many bytes were freed."""
         ...
 
 
 class CardMemory:
-    """A card's, as torch's allocator in this process has it. replays: of its networks' forwards."""
+    """A card's memory, as torch's allocator in this process has it. replays: of its networks' forwards."""
 
     def __init__(self, device: torch.device, planned_bytes: int, replays: Replays) -> None:
         self._device = device
@@ -176,12 +175,12 @@ class CardMemory:
     def empty(self) -> None:
         torch.cuda.empty_cache()
 
-    def let_go(self) -> bool:
+    def empty_with_replays(self) -> bool:
         dropped = self._replays.drop()
         self.empty()
         return dropped > 0
 
 
-def room_bytes(memory: Memory, beside: Beside | None = None) -> int:
-    """Return how much of a device's memory work may take now; below 0 where there is too little already."""
-    return memory.planned_bytes - memory.held_bytes() - (0 if beside is None else beside.reserved_bytes)
+def room_bytes(memory: Memory, weights: EvictableWeights | None = None) -> int:
+    """Return how many bytes of a device work may take; below 0 where too much is in use already."""
+    return memory.planned_bytes - memory.held_bytes() - (0 if weights is None else weights.reserved_bytes)

@@ -1,6 +1,6 @@
-"""What one node is handed as RUNTIME: its work for the engine, checked, and with others' where that may be.
+"""The RUNTIME of one node: checks the size of its work and passes it to the engine, batched where it may be.
 
-Whatever no forward could be stopped in is refused before it begins.
+Work so large that it could not be cancelled within a forward is refused before it begins.
 """
 
 from __future__ import annotations
@@ -40,12 +40,13 @@ from serve_app.values import (
 )
 
 if TYPE_CHECKING:
-    from serve_app.engine.runtime import EngineRuntime, Loading, Show
+    from serve_app.engine.runtime import EngineRuntime, Loading
+    from serve_app.engine.sampling_run import Show
 
 IMAGES_TOGETHER = 16
-"""How many images one forward of an image encoder holds at most."""
+"""The most images in one forward of an image encoder."""
 PIXELS_A_CELL = 64
-"""Of a latent cell, by which the work of decoding is measured before the VAE is there to be asked."""
+"""The pixels of a latent cell, by which the work of decoding is measured before the VAE is loaded."""
 
 
 class NodeRuntime:
@@ -71,7 +72,7 @@ class NodeRuntime:
     async def encode_text(self, clip: Recipe, text: Text) -> Conditioning:
         """Return the CONDITIONING of a text in the prompt syntax. Errors: NodeError for one that is too long.
 
-        A text encoder with hooks gives an entry for each range of the sampling in which they leave it as it is.
+        With hooks, there is one entry for each range of the sampling in which their strengths are constant.
         """
         self._check_text(text)
         if (given := clip.last(ClipHooks)) is None:
@@ -87,7 +88,7 @@ class NodeRuntime:
         return encoded
 
     async def tokens(self, clip: Recipe, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
-        """Return a text's tokens by encoder, cut into chunks; None if an encoder's are its own affair.
+        """Return a text's tokens by encoder, in chunks; None for an encoder that does not expose them.
 
         Errors: NodeError for a text that is too long.
         """
@@ -115,9 +116,9 @@ class NodeRuntime:
         return with_tensors(encoded, unpinned)
 
     async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
-        """Return what a language model generates after a text. Reports a progress value a token.
+        """Return the text that a language model generates; reports each token.
 
-        Errors: NodeError for a text that is too long, or is to become so.
+        Errors: NodeError for a text that is too long, or would become so.
         """
         self._check_text(request.text)
         if request.max_tokens > (most := self._shared.limits.generated_tokens):
@@ -138,11 +139,11 @@ class NodeRuntime:
         return await asyncio.to_thread(self._weights.latent_format, backbone)
 
     async def family(self, recipe: Recipe) -> Family:
-        """Return of which family and size a recipe's network is. Loads no weights."""
+        """Return the family and size of a recipe's network. Loads no weights."""
         return await asyncio.to_thread(self._weights.family, recipe)
 
     async def sample(self, request: SamplingRequest) -> Sampled:
-        """Run a sampler. Reports a progress value a step. Errors: NodeError for what would take too long."""
+        """Run a sampler; reports each step. Errors: NodeError for work that would take too long."""
         self._check_levels(request.sigmas)
         self._check_cells(request.latents, request.factor)
         self._check_pairs(request.latents, request.factor)
@@ -234,15 +235,15 @@ class NodeRuntime:
     async def model_files(
         self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]
     ) -> Mapping[str, SafetensorsFile]:
-        """Return the files that parts of models are saved as. They are read off the model files, not off a device."""
+        """Return the files that parts of models are saved as, made from the model files, not from a device."""
         return await asyncio.to_thread(self._weights.files, model, clip, vae, metadata, self._progress_of_thread())
 
     async def lora_file(self, model: Recipe | None, clip: Recipe | None, asked: Extraction) -> SafetensorsFile:
-        """Return the file of the LoRA that weights are."""
+        """Return the file of a LoRA that is extracted from weights."""
         return await asyncio.to_thread(self._weights.lora_file, model, clip, asked, self._progress_of_thread())
 
     def _progress_of_thread(self) -> Callable[[int, int], None]:
-        """Return what reports progress from another thread than the loop's."""
+        """Return a function that reports progress from a thread other than the loop's."""
         loop = asyncio.get_running_loop()
 
         def progress(done: int, of: int) -> None:
@@ -251,9 +252,9 @@ class NodeRuntime:
         return progress
 
     def _check_cells(self, latents: Tensor, factor: int | None = None) -> None:
-        """Refuse latents (B,C,…) whose forward would take too long, as nothing stops one. Errors: NodeError.
+        """Refuse latents (B,C,…) whose forward would take too long, as a GPU does not stop one. Errors: NodeError.
 
-        factor: pixels along a side of a cell of empty ones, which a model with smaller cells has more of.
+        factor: pixels along a side of a cell, of empty latents; a model with smaller cells has more of these.
         """
         most, cells = self._shared.latent_cells, _cells(latents, factor)
         if most is not None and cells > most:
@@ -281,7 +282,7 @@ class NodeRuntime:
             raise NodeError(f"{what} {excess}")
 
     def _check_attended(self, request: SamplingRequest) -> None:
-        """Refuse references and texts beside which a forward would take too long. Errors: NodeError."""
+        """Refuse references and texts with which a forward would take too long. Errors: NodeError."""
         most, rows = self._shared.latent_cells, request.latents.shape[0]
         for conditioning in request.guider.conds.values():
             for cond, options in conditioning:
@@ -294,7 +295,7 @@ class NodeRuntime:
                     )
 
     def _check_text(self, text: Text) -> None:
-        """Refuse a text before it is read together with others, which would wait for it. Errors: NodeError."""
+        """Refuse a text that is too long, before it is encoded in a batch with others. Errors: NodeError."""
         parts: list[str] = []
         tokens = 0
         match text:
@@ -312,7 +313,7 @@ class NodeRuntime:
                         f"a text has images of {seen:,} cells of {PIXELS_A_CELL} pixels; "
                         f"latent_cells of this pool allows {cells:,}"
                     )
-        # A token is of a byte at least.
+        # A token has at least one byte.
         longest = max((len(part.encode(errors="replace")) for part in parts), default=tokens)
         most = self._shared.limits
         if longest > (allowed := most.prompt_bytes):
@@ -322,20 +323,20 @@ class NodeRuntime:
             )
 
     async def _with_vae(self, vae: Recipe, work: Work, batch: Tensor, pixels: int) -> Tensor:
-        """Have a VAE work on a batch (B,…) of images of so many pixels, together with others of its shape.
+        """Run a VAE on a batch (B,…), together with batches of other nodes of its shape. pixels: of one image.
 
-        In tiles, where the device has not the memory for an image.
+        The work is tiled where an image does not fit the device's memory.
         """
         shared, autoencoding = self._shared, self._shared.autoencoding
 
         def of_all(model: Vae, batches: list[Tensor]) -> list[Tensor]:
             whole = partial(autoencoding.whole, vae, model, work)
-            # Joined, images of several jobs would be one video.
+            # One batch of images would be a single video.
             apart = model.of_videos and work == "encode"
             return [whole(batch) for batch in batches] if apart else _in_one(whole, batches)
 
         try:
-            # Which family it is stands in the file, which is not opened for images one by one.
+            # The family is read from the file, which is only opened where it matters.
             if has_latent_frames(work, batch) and isinstance(await self.family(vae), VideoVaeFamily):
                 return await shared.use_tiled(
                     vae,
@@ -362,7 +363,7 @@ class NodeRuntime:
                     most=SLICE_PIXELS,
                     loading=self._loading,
                 )
-            # A part keeps the whole in memory, and one caller may keep its part longer than the others.
+            # A view of a batch keeps all of it in memory, and callers keep their parts for different times.
             return await asyncio.to_thread(unpinned, made)
         except DeviceMemoryError:
             self._remark(f"'{vae.name}' {work}s in tiles here: the device has not the memory for a whole image")
@@ -382,18 +383,18 @@ def _cells(latents: Tensor, factor: int | None) -> int:
 
 
 def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:
-    """Return what is seen in all images of several batches."""
+    """Return the outputs for several batches as one."""
     states = [part.states for part in parts]
     return ClipVisionOutput(**{name: torch.cat([of_part[name] for of_part in states]) for name in states[0]})
 
 
 def _kept(seen: ClipVisionOutput) -> ClipVisionOutput:
-    """Return what an image encoder sees as `transfer.unpinned` has it."""
+    """Return an image encoder's output as `transfer.unpinned` does tensors."""
     return ClipVisionOutput(**{name: unpinned(states) for name, states in seen.states.items()})
 
 
 def _in_one(work: Callable[[Tensor], Tensor], batches: list[Tensor]) -> list[Tensor]:
-    """Return what work makes of batches (B_i,…) of one shape, done as one."""
+    """Return what work makes of batches (B_i,…) of one shape, joined and split again."""
     if len(batches) == 1:
         return [work(batches[0])]
     return list(torch.split(work(torch.cat(batches)), [len(batch) for batch in batches]))

@@ -1,6 +1,6 @@
-"""What a run has come to, as a small picture: a step's denoised latents in red, green and blue.
+"""Previews: a step's denoised latents as a small picture in red, green and blue.
 
-Latents nearly are pictures: one linear map a pixel shows what they hold, at a fraction of the price of decoding them.
+One linear map per latent cell approximates decoding (ComfyUI's latent2rgb), at a fraction of its price.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle
 
-from serve_app.engine.side_stream_pool import BesidePool
+from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.engine.timeline import Mark, Timeline
 from serve_app.sampling.latents.latents import LatentFormat, PreviewMap
 from serve_app.sampling.transfer import to_device, to_host
 
 
 class Pictures:
-    """The pictures of one run, made beside forwards: the newest is what a client wants, so only one is under way.
+    """The previews of one run, made on the side stream, one at a time: clients want the newest.
 
-    timeline: of the forwards. pool: of what is asked for beside them.
+    timeline: of the forwards. pool: of the side stream.
     """
 
-    def __init__(self, timeline: Timeline, pool: BesidePool) -> None:
-        self._timeline = timeline.beside or timeline
+    def __init__(self, timeline: Timeline, pool: SideStreamPool) -> None:
+        self._timeline = timeline.side_stream or timeline
         self._pool = pool
         self._made: tuple[Tensor | None, Mark] | None = None
 
     def make(self, shown: Tensor, picture_of: Callable[[Tensor], Tensor | None]) -> None:
-        """Have a picture made of what a run has come to, unless the device has not made the one before."""
+        """Enqueue a picture of a run's latents, unless the device has not made the one before."""
         if self._made is not None and not self._made[1].done():
             return
-        with self._timeline.asked(), self._pool.measured():
+        with self._timeline.enqueueing(), self._pool.measured():
             image = picture_of(shown)
         self._timeline.keep(shown)
         self._made = image, self._timeline.mark()
 
     def take(self) -> Tensor | None:
-        """Return the newest picture once the device has made it, in eight bits; each is returned once."""
+        """Return the newest picture in eight bits if the device has made it; each is returned once."""
         if self._made is None or not self._made[1].done():
             return None
         image, self._made = self._made[0], None
@@ -47,10 +47,10 @@ class Pictures:
 
 
 def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:
-    """Return the first of sampled latents (B,C,h,w), or the first moment of the first of (B,C,T,h,w), as a picture.
+    """Return the first of latents (B,C,h,w), or the first latent frame of the first of (B,C,T,h,w), as a picture.
 
-    It is (h,w,3) float32 on the host, as `to_host` has it, and goes beyond 0…255; larger where a cell holds several
-    places. None for a format without a preview map.
+    It is (h,w,3) float32 on the host, as `to_host` has it, and goes beyond 0…255; larger where a cell stands for
+    several pixels. None for a format without a preview map.
     """
     preview = latent_format.preview
     if preview is None:
@@ -58,13 +58,13 @@ def picture(denoised: Tensor, latent_format: LatentFormat) -> Tensor | None:
     rows, offset = _map(preview, denoised.device)
     first = (denoised[0] if denoised.ndim == 4 else denoised[0, :, 0]).float()
     cells = first if preview.fold == 1 else pixel_shuffle(first, preview.fold)
-    # Every operation is one more between two forwards for every job that is watched, so the host does the rest.
+    # Each operation runs once per step of every watched job, so the host does the rest.
     shades = torch.addmm(offset, rows, cells.flatten(1))
     return to_host(shades.view(3, *cells.shape[1:])).movedim(0, -1)
 
 
 def in_eight_bits(image: Tensor) -> Tensor:
-    """Return a picture of the host in uint8, cut off at black and white."""
+    """Return a picture on the host in uint8, clipped to black and white."""
     return image if image.dtype == torch.uint8 else image.clamp(0, 255).to(torch.uint8)
 
 
@@ -72,7 +72,7 @@ def in_eight_bits(image: Tensor) -> Tensor:
 def _map(preview: PreviewMap, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return a preview's rows (3,C) and offset (3,1), to 0…255, on a device.
 
-    There they stay: a copy for every picture would wait for it.
+    They are cached there: a copy for every picture would wait for the device.
     """
     rows, offset = torch.tensor(preview.rows).T, torch.tensor(preview.offset)[:, None]
     return to_device((rows * 127.5).contiguous(), device), to_device((offset + 1) * 127.5, device)

@@ -1,7 +1,8 @@
-"""The memory that a device keeps for what it is asked for beside forwards, which these cannot have.
+"""The memory pool of the side stream, which forwards cannot use.
 
-torch's allocator keeps what a stream has given back for that stream alone. The two streams of a timeline so have a pool
-each; weights and forwards share one. How much the other holds is measured, so that forwards are planned beside it.
+torch's allocator keeps freed memory for the stream that used it. So the two streams have a pool each; weights and
+forwards share that of the main stream. The size of the side stream's pool is measured, and forwards are planned around
+it.
 """
 
 from __future__ import annotations
@@ -9,25 +10,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from serve_app.engine.memory import Beside, Memory
+from serve_app.engine.memory import EvictableWeights, Memory
 
 
-class BesidePool:
-    """That pool of one device. memory: the device's, if it can be asked; beside: what is held there."""
+class SideStreamPool:
+    """The side stream's pool of one device. memory: the device's, if known. weights: those that are loading count."""
 
-    def __init__(self, memory: Memory | None = None, beside: Beside | None = None) -> None:
+    def __init__(self, memory: Memory | None = None, weights: EvictableWeights | None = None) -> None:
         self._memory = memory
-        self._beside = beside
+        self._weights = weights
         self._most = 0
 
     @property
     def nbytes(self) -> int:
-        """How much it holds that is not in use: the most that a call took at once, or less if less is kept at all."""
+        """How many bytes it keeps for later: the most that a call took at once, but no more than all streams keep."""
         return 0 if self._memory is None else min(self._most, self._memory.cached_bytes())
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Learn what is taken inside. Where weights are loaded meanwhile it is not known how much that is."""
+        """Measure the memory that work inside takes, unless weights are loaded meanwhile."""
         if (memory := self._memory) is None:
             yield
             return
@@ -40,8 +41,8 @@ class BesidePool:
             if not (loading or self._loading):
                 self._most = max(self._most, memory.peak_bytes() - held)
 
-    def let_go(self) -> bool:
-        """Give back what it holds, and return whether that was anything. It waits for the device."""
+    def empty(self) -> bool:
+        """Give its memory back to the device; return whether there was any. It waits for the device."""
         if self._memory is None or not self.nbytes:
             return False
         self._memory.empty()
@@ -49,9 +50,9 @@ class BesidePool:
         return True
 
     def note_empty(self) -> None:
-        """Note that all that was kept has been given back."""
+        """Note that the pool was emptied by somebody else."""
         self._most = 0
 
     @property
     def _loading(self) -> bool:
-        return self._beside is not None and self._beside.reserved_bytes > 0
+        return self._weights is not None and self._weights.reserved_bytes > 0

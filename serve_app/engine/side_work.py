@@ -1,7 +1,7 @@
-"""One-off work that waits for its turn between forwards: what is next, and what is done together with it.
+"""The queue of one-off calls between forwards: which is next, and which are batched with it.
 
-It decides and does; when, and in which thread, is the engine's. Equal work for several jobs is answered at once, by the
-batcher's rule: the first that waits always is, others of its key as far as they fit.
+It decides and does; when, and in which thread, is the engine's. Calls of one key are batched by the batcher's rule: the
+oldest is always answered, others of its key as far as they fit.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from traceback import clear_frames
 from typing import Any
 
 import torch
@@ -17,34 +18,44 @@ import torch
 from serve_app import log
 from serve_app.engine.batcher import share
 from serve_app.engine.device_lost import check, is_lost
-from serve_app.engine.stopping import Asked, StoppedError
+from serve_app.engine.in_flight import Closeable, close
+from serve_app.engine.stopping import StoppableFuture, StoppedError
 
 _log = log.get("engine")
 
 PAUSED = object()
-"""The answer of a call that is to go on later, behind the others that wait."""
+"""The answer of a call that is to be run again, after the others that wait."""
 PACES_KEPT = 256
-"""Of how many kinds of work it is remembered how long it takes."""
+"""Of how many keys the last duration is kept."""
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """Work, as the batcher sees it. answers: from the questions of calls of one key to an answer for each.
+    """One-off work, as the batcher sees it. answers: from the questions of calls of one key to an answer for each.
 
-    key: what it can be done together by; None: it goes alone. cost: how much work it is, in a unit of its key (texts,
-    pixels); most: how much of it is done at once; even: a unit takes as long in any. beside, keeps: as `Engine.call`.
+    key: only equal keys share a batch; None: it runs alone. cost: how much work it is, in a unit of its key (texts,
+    pixels); most: the cost of a batch at most; even: a unit takes as long in any call. side_stream, uses: as
+    `Engine.call`. over: it is not run again.
     """
 
     answers: Callable[[list[Any]], Sequence[Any]]
-    future: Asked[Any]
+    future: StoppableFuture[Any]
     question: Any = None
     key: Hashable = None
     cost: int = 1
     most: int = 1
     even: bool = False
-    beside: bool = False
-    keeps: object = None
+    side_stream: bool = False
+    uses: Closeable | None = None
     since: int = field(default=0, init=False)
+    over: bool = field(default=False, init=False)
+
+    def begin(self) -> bool:
+        """Whether the call is not cancelled; its future is then running. If it is, what it uses is closed."""
+        if _starts(self.future):
+            return True
+        close(self.uses)
+        return False
 
 
 class Calls:
@@ -59,14 +70,14 @@ class Calls:
         return bool(self._waiting)
 
     def add(self, call: Call) -> None:
-        """Let a call wait for its turn."""
+        """Append a call."""
         self._waiting.append(call)
 
     def take(self, left_s: float | None) -> list[Call]:
-        """Take out the oldest call, with those that are done together with it; [] if there is none.
+        """Take out the oldest call and those batched with it; [] if there is none. Their futures are then running.
 
-        Their futures are then running. left_s: seconds left before the next forward, held against past durations of the
-        key; the oldest call runs regardless. None: no limit.
+        left_s: seconds left before the next forward, which limit the batch by past durations of the key; the oldest
+        call runs regardless. None: no limit.
         """
         first = self._oldest()
         if first is None or first.key is None:
@@ -78,10 +89,10 @@ class Calls:
         equal = share([first, *(call for call in self._waiting if call.key == first.key)], most)[1:]
         for call in equal:
             self._waiting.remove(call)
-        return [first, *(call for call in equal if _starts(call.future))]
+        return [first, *(call for call in equal if call.begin())]
 
     def run(self, calls: Sequence[Call]) -> list[tuple[Future[Any], Any]]:
-        """Run calls that were taken together; return the futures and their answers, which the device may still make.
+        """Run calls that were taken together; return futures with answers, which the device may not have computed yet.
 
         If that fails for several, each waits again, to be run alone, unless all were cancelled meanwhile.
         Errors: DeviceLostError.
@@ -95,6 +106,7 @@ class Calls:
                 if answer is PAUSED:
                     self.add(call)
                 else:
+                    call.over = True
                     answered.append((call.future, answer))
         except BaseException as error:
             if is_lost(error):
@@ -102,6 +114,7 @@ class Calls:
             check(error)
             if len(calls) == 1 or isinstance(error, StoppedError):
                 for call in calls:
+                    call.over = True
                     fail(call.future, error)
                 return []
             _log.warning("work done together failed and is done one by one: calls=%d error=%s", len(calls), repr(error))
@@ -111,7 +124,7 @@ class Calls:
         return answered
 
     def learn(self, calls: Sequence[Call]) -> Callable[[float], None]:
-        """Return what is to be told how many seconds calls took that were run together. It keeps none of them."""
+        """Return a function that takes the seconds that a batch of calls took. It keeps no reference to the calls."""
         key, cost = calls[0].key, _cost(calls)
 
         def took(seconds: float) -> None:
@@ -128,39 +141,42 @@ class Calls:
         return self._paces_s.get(calls[0].key, 0.0) * _cost(calls)
 
     def takes_s(self, calls: Sequence[Call]) -> float:
-        """Return what `expected_s` does of calls whose cost says how long they take; 0 of others."""
+        """Return `expected_s` for calls whose cost is known to be proportional to time; 0 for others."""
         return self.expected_s(calls) if calls[0].even else 0.0
 
     def fail(self, error: BaseException) -> None:
         """Fail every call that waits."""
         while self._waiting:
-            fail(self._waiting.popleft().future, error)
+            call = self._waiting.popleft()
+            close(call.uses)
+            fail(call.future, error)
 
     def _oldest(self) -> Call | None:
-        """Take out the oldest call that is still wanted; its future is then running."""
+        """Take out the oldest call that is not cancelled; its future is then running."""
         while self._waiting:
-            if _starts((call := self._waiting.popleft()).future):
+            if (call := self._waiting.popleft()).begin():
                 return call
         return None
 
 
 def _cost(calls: Sequence[Call]) -> int:
-    """Return how much work calls are in all, of which a batch may be empty."""
+    """Return the cost of calls in all; at least 1, as the batch of a question may be empty."""
     return max(1, sum(call.cost for call in calls))
 
 
 def fail(future: Future[Any], error: BaseException) -> None:
-    """Give a future an error, unless it has been cancelled."""
+    """Give a future an error, unless it has been cancelled. Called where the frames that raised it have ended."""
     if isinstance(error, StopIteration):
-        # An event loop that waits for the future would never hear of this one.
+        # asyncio does not deliver StopIteration through a future.
         error = RuntimeError(f"it raised {error!r}")
     if isinstance(error, StoppedError):
-        # Nobody hears of it, and its frames would keep the models that it was raised in.
         error = StoppedError()
+    # Whoever keeps the error would keep what the frames have, such as a forward's tensors.
+    clear_frames(error.__traceback__)
     if _starts(future):
         future.set_exception(error)
 
 
 def _starts(future: Future[Any]) -> bool:
-    """Whether the answer is still wanted; the future is then running."""
+    """Whether the future is not cancelled; it is then running."""
     return future.running() or future.set_running_or_notify_cancel()

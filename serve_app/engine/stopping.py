@@ -1,7 +1,7 @@
 """Cooperative cancellation of the engine's forwards and calls: they end once no job waits for their answer.
 
-What a CPU computes ends between two operations, and within an attention over many tokens, which is done in parts. A GPU
-has been asked for a forward before it computes it: there nothing more is asked for.
+On a CPU, work ends between two operations, and within an attention over many tokens, which is computed in parts. On a
+GPU a whole forward is enqueued before it runs, so cancellation takes effect before the next one.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from torch.overrides import TorchFunctionMode
 T = TypeVar("T")
 
 ATTENTION_AT_ONCE = 1 << 32
-"""Products of queries and keys, times a head's width, that a thread of a CPU computes at once: some tenths of a second.
-"""
+"""Multiplications of an attention that a thread of a CPU does between two checks: some tenths of a second."""
 QUERIES = 1024
-"""Least queries in each part of an attention: torch's kernel rounds smaller parts differently."""
+"""The fewest queries in a part of an attention: torch's kernel rounds smaller parts differently."""
 
 
 class StoppedError(BaseException):
     """The work ends because nobody waits for it. No `Exception`, so that code which goes on after those ends too."""
 
 
-class Asked(Future[T]):
-    """A future of the engine that also records a cancellation while its work runs. unwanted: it was cancelled.
+class StoppableFuture(Future[T]):
+    """A future that also records a cancellation while its work runs. unwanted: it was cancelled.
 
-    `Future.cancelled` says that of work which has not begun alone.
+    `Future.cancelled` is true only for work that has not begun.
     """
 
     unwanted = False
@@ -42,24 +41,24 @@ class Asked(Future[T]):
         return super().cancel()
 
 
-def unwanted(answers: Iterable[Asked[Any]]) -> bool:
-    """Whether nobody waits for any of these."""
+def unwanted(answers: Iterable[StoppableFuture[Any]]) -> bool:
+    """Whether all of these were cancelled."""
     return all(answer.unwanted for answer in answers)
 
 
 class Stoppable(TorchFunctionMode):
-    """A torch function mode: the next operation in it raises StoppedError once no job waits for any of the answers.
+    """A torch function mode in which the next operation raises StoppedError once all futures are cancelled.
 
-    What is computed is the same, to the bit.
+    Results are the same, to the bit.
     """
 
-    def __init__(self, answers: Sequence[Asked[Any]]) -> None:
+    def __init__(self, answers: Sequence[StoppableFuture[Any]]) -> None:
         super().__init__()
         self._answers = answers
 
     def check(self) -> None:
         """Errors: StoppedError."""
-        # As `unwanted`, without what a generator takes before each operation.
+        # As `unwanted`, but without a generator, as this runs before each operation.
         for answer in self._answers:
             if not answer.unwanted:
                 return
@@ -72,7 +71,7 @@ class Stoppable(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Do one operation, as torch asks for it."""
+        """Run one operation; torch calls this."""
         self.check()
         if func is scaled_dot_product_attention:
             return self._attention(*args, **(kwargs or {}))
@@ -81,14 +80,14 @@ class Stoppable(TorchFunctionMode):
     def _attention(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """Return what queries (…,N,d) find, in parts where they are many. attn_mask: (…,N,M) or (…,1,M)."""
+        """Return the attention of queries (…,N,d), in parts where they are many. attn_mask: (…,N,M) or (…,1,M)."""
         count = query.shape[-2]
         of_one = query.numel() // max(count, 1) * key.shape[-2]
         most = max(QUERIES, ATTENTION_AT_ONCE * torch.get_num_threads() // max(of_one, 1) // QUERIES * QUERIES)
-        # A causal mask counts queries from the first, and what is dropped is drawn for all at once.
+        # A causal mask depends on the position of queries, and dropout draws for all at once.
         if count < 2 * most or args or kwargs.get("is_causal") or kwargs.get("dropout_p"):
             return scaled_dot_product_attention(query, key, value, attn_mask, *args, **kwargs)
-        # The last part has what is left beside its own.
+        # The last part has the remainder too.
         starts = range(0, count - most + 1, most)
         found = []
         for start, stop in zip(starts, [*starts[1:], count], strict=True):

@@ -1,11 +1,11 @@
-"""When a device has done what it was asked for. A GPU is asked ahead of its work, so the host's clock does not tell.
+"""Streams of a device, and marks in them that say when it has done the work enqueued before and how long that took.
 
-A mark stands behind all that was asked for before it. On a CPU that is done by then; on a GPU an event of its stream
-says when, and what passed between two events is the device's own time.
+A GPU runs asynchronously: a mark is an event of its stream, and the time between two events is the device's own. On a
+CPU all work is done by the time it has been enqueued.
 
-An engine has two streams of a GPU: one of forwards, and one beside it that has what they leave of it, for texts,
-images and pictures. What is asked of the second comes after all that the first was asked for by then; nothing goes the
-other way, so forwards never wait for it.
+An engine has two streams of a GPU: the main stream of forwards, and a side stream of lower priority for texts, images
+and previews. Work on the side stream waits for everything that was enqueued on the main stream before it. Forwards
+never wait for the side stream.
 """
 
 from __future__ import annotations
@@ -20,50 +20,51 @@ from torch import Tensor
 
 
 class Mark(Protocol):
-    """A place in what a device is asked for. asked_s: when the host came by it, on the host's clock."""
+    """A place in a stream. enqueued_s: when the host enqueued it, on the host's clock."""
 
     @property
-    def asked_s(self) -> float: ...
+    def enqueued_s(self) -> float: ...
 
     def done(self) -> bool:
-        """Whether the device has come to it."""
+        """Whether the device has reached it."""
         ...
 
     def wait(self) -> None:
-        """Wait until the device has come to it. Errors: those of what it was asked for before."""
+        """Wait until the device has reached it. Errors: those of the work before it."""
         ...
 
     def since(self, earlier: Mark) -> float:
-        """Return the seconds that passed on the device from an earlier mark of its timeline; both are done."""
+        """Return the seconds that passed on the device since an earlier mark of its timeline; both are done."""
         ...
 
 
 class Timeline(Protocol):
-    """What one device is asked for, in order."""
+    """A stream of one device: its work in order."""
 
     @property
     def at_once(self) -> bool:
-        """Whether the device has done what it is asked for by the time that it has been asked, as a CPU has."""
+        """Whether work is done by the time it has been enqueued, as on a CPU."""
         ...
 
     @property
-    def beside(self) -> Timeline | None:
-        """What the device is asked for meanwhile, at a lower priority; None where it does all in one order."""
+    def side_stream(self) -> Timeline | None:
+        """The stream of lower priority for work that no forward depends on; None where the device has one stream."""
         ...
 
-    def asked(self) -> AbstractContextManager[None]:
-        """Have what this thread asks the device for inside be of it; as one beside another, after all of that by now.
+    def enqueueing(self) -> AbstractContextManager[None]:
+        """Enqueue this thread's work on this stream.
 
-        What is made inside is not to be used outside, but on the host.
+        A side stream first waits for everything already enqueued on the main stream. Tensors made inside are only valid
+        on this stream or on the host.
         """
         ...
 
     def keep(self, tensor: Tensor) -> None:
-        """Have a tensor made elsewhere keep its memory until what it has been asked for by now is done."""
+        """Keep the memory of a tensor of another stream until the work enqueued by now is done."""
         ...
 
     def mark(self) -> Mark:
-        """Return a mark behind all that it has been asked for by now."""
+        """Return a mark after all work enqueued by now."""
         ...
 
 
@@ -73,26 +74,26 @@ def timeline_of(device: torch.device) -> Timeline:
 
 
 class HostTimeline:
-    """Of a device that does what it is asked for at once, as a CPU does."""
+    """The stream of a device that does its work at once, as a CPU does."""
 
     at_once = True
-    beside = None
+    side_stream = None
 
-    def asked(self) -> AbstractContextManager[None]:
-        """Return a context without a meaning."""
+    def enqueueing(self) -> AbstractContextManager[None]:
+        """Return a context that does nothing: there is one stream."""
         return nullcontext()
 
     def keep(self, tensor: Tensor) -> None:
-        """Nothing uses it any more."""
+        """Do nothing: all work that uses it is done."""
 
     def mark(self) -> Mark:
-        """Return where the host's clock is."""
+        """Return the time on the host's clock."""
         return _HostMark()
 
 
 class _HostMark:
     def __init__(self) -> None:
-        self.asked_s = perf_counter()
+        self.enqueued_s = perf_counter()
 
     def done(self) -> bool:
         return True
@@ -101,28 +102,28 @@ class _HostMark:
         return None
 
     def since(self, earlier: Mark) -> float:
-        return self.asked_s - earlier.asked_s
+        return self.enqueued_s - earlier.enqueued_s
 
 
-FORWARDS, BESIDE = -1, 0
+FORWARDS, SIDE = -1, 0
 """Priorities of streams; the lower number goes first."""
 
 
 class _CudaTimeline:
-    """A stream of a GPU. before: the one whose work goes first, if it is beside another."""
+    """A stream of a GPU. main: the stream that it waits for, if it is a side stream."""
 
     at_once = False
 
-    def __init__(self, device: torch.device, before: _CudaTimeline | None = None) -> None:
-        self._before = before
-        self._stream: Any = torch.cuda.Stream(device, priority=FORWARDS if before is None else BESIDE)  # type: ignore[no-untyped-call]
-        self.beside = _CudaTimeline(device, self) if before is None else None
+    def __init__(self, device: torch.device, main: _CudaTimeline | None = None) -> None:
+        self._main = main
+        self._stream: Any = torch.cuda.Stream(device, priority=FORWARDS if main is None else SIDE)  # type: ignore[no-untyped-call]
+        self.side_stream = _CudaTimeline(device, self) if main is None else None
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
+    def enqueueing(self) -> Iterator[None]:
         with torch.cuda.stream(self._stream):
-            if self._before is not None:
-                self._stream.wait_stream(self._before._stream)
+            if self._main is not None:
+                self._stream.wait_stream(self._main._stream)
             yield
 
     def keep(self, tensor: Tensor) -> None:
@@ -134,7 +135,7 @@ class _CudaTimeline:
 
 class _CudaMark:
     def __init__(self, stream: Any) -> None:
-        self.asked_s = perf_counter()
+        self.enqueued_s = perf_counter()
         # A blocking wait sleeps; another would keep a core, and the interpreter, busy.
         self._event: Any = torch.cuda.Event(enable_timing=True, blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(stream)

@@ -1,4 +1,4 @@
-"""One sampler run as an object: it shows the rows it waits for, takes the answers, and ends with latents.
+"""One run of a sampler as an object: it exposes the rows it waits for, takes their answers, and ends with latents.
 
 It knows one job and one backbone, no other job and no thread.
 """
@@ -34,13 +34,19 @@ OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 class Trajectory:
     """One run of a sampler.
 
-    `start` it once, then answer its `pieces` with `feed` and `advance` it until `result` is there. What it has written
-    down in between (`pending`) may be computed together with others', and where it has a `error_estimate`, that be read
-    with others' and the run `go_on`, before it is settled. A GPU may not have done by then what it was asked for;
-    results and what is shown hold their numbers once it has. on_step: called with (steps done, steps in all) after each
-    step was asked for, in whichever thread settles it; what it returns is to be called once the step is done
-    (`take_told`). variant: gives the backbone with further LoRAs, for conditionings that have hooks. negative: answers
-    for the negative, if that is another backbone. beginning: what it begins with; made as it starts if it is not given.
+    | state | what it waits for | next |
+    |---|---|---|
+    | new | `start`, in the engine's thread | evaluating, or ended |
+    | evaluating | `feed` with the answers to its `pieces` | pending |
+    | pending | `advance`; sums in `pending` may be computed before, together with other runs' | evaluating, or ended |
+    | pending, with a `error_estimate` | `go_on`; it may be read before, together with other runs' | pending |
+    | ended | nothing: there is a `result` | |
+
+    A GPU may not have done by then what was enqueued: results and previews have their numbers once it has. on_step:
+    called with (steps done, steps in all) after each step was enqueued, in the thread that settles it; what it returns
+    is called once the device has done the step (`take_callbacks`). variant: gives the backbone with further LoRAs, for
+    conditionings that have hooks. negative: the backbone that answers for the negative, if that is another. beginning:
+    schedule, noise and first latents; made by `start` if it is not given.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -50,7 +56,7 @@ class Trajectory:
     _denoised: Latents
     _last_sigma: float
     largest: Piece
-    """Of the pieces the one that is most work; of which the group is that `key` tells."""
+    """The piece with most latent cells; its group key is part of `key`."""
     _group_key: Hashable
 
     def __init__(
@@ -81,7 +87,7 @@ class Trajectory:
         self._variant = variant
         self._negative = negative
         self._beginning = beginning
-        self._told: list[Callable[[], object]] = []
+        self._callbacks: list[Callable[[], object]] = []
         self._steps_done = 0
         self._seen_step = (-1, 0)
         self._inpainting: Inpainting | None = None
@@ -148,7 +154,7 @@ class Trajectory:
 
     @property
     def budget_key(self) -> Hashable:
-        """By what it is remembered how large a forward may be: the weights, and what their network groups by."""
+        """The key under which the size of forwards is learned: the weights, and what their network groups by."""
         return self.backbone.network.key, self._group_key
 
     def feed(self, answers: Sequence[Latents]) -> None:
@@ -186,10 +192,10 @@ class Trajectory:
                 self._advance(self._combined())
         self._measure()
 
-    def take_told(self) -> list[Callable[[], object]]:
-        """Return what is to be called once the steps that were asked for are done; each is returned once."""
-        told, self._told = self._told, []
-        return told
+    def take_callbacks(self) -> list[Callable[[], object]]:
+        """Return the callbacks of steps that were enqueued, to be called once the device has done them; each once."""
+        callbacks, self._callbacks = self._callbacks, []
+        return callbacks
 
     def _combined(self) -> Latents | tuple[Latents, Latents]:
         """Return what the sampler is sent: of the kind that its x is of."""
@@ -241,8 +247,8 @@ class Trajectory:
 
     def _report(self, steps_done: int) -> None:
         if steps_done > self._steps_done:
-            if self._on_step is not None and (told := self._on_step(steps_done, self.steps)) is not None:
-                self._told.append(told)
+            if self._on_step is not None and (callback := self._on_step(steps_done, self.steps)) is not None:
+                self._callbacks.append(callback)
             if self._request.after_step is not None:
                 self._request.after_step(steps_done - 1, self.shown, self._evaluation.latents, self.steps)
         self._steps_done = steps_done

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from threading import RLock
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -59,6 +60,10 @@ class Recording(Protocol):
         """Run the recorded kernels again on what the inputs contain by then."""
         ...
 
+    def reset(self) -> None:
+        """Free what it keeps of the device; it cannot be replayed after that."""
+        ...
+
 
 class Recorder(Protocol):
     """Records calls of one device."""
@@ -103,12 +108,14 @@ class _Shape:
         return sum(tensor.numel() * tensor.dtype.itemsize for tensor in (*self.inputs.values(), *outputs))
 
     def forget(self) -> None:
-        """Drop its recording."""
+        """Reset its recording."""
+        if self.recording is not None:
+            self.recording.reset()
         self.recording, self.inputs, self.forwards = None, {}, 0
 
 
 class Replays:
-    """The forwards of one device's networks, replayed where possible. Used by one thread at a time.
+    """The forwards of one device's networks. One thread at a time runs them; any may `forget`.
 
     recorder: None: nothing is recorded, as on a CPU. buckets: ascending batch sizes; empty: no padding. records: set to
     False to run all calls eagerly from then on.
@@ -119,8 +126,9 @@ class Replays:
         self.records = True
         self._recorder = recorder
         self._buckets = tuple(buckets)
-        # Keyed by the tensors that a recording reads in place: a weight and `reads`. When one is freed or moved, its
-        # recordings go with it.
+        # By the tensors that a recording reads, of the weights and beside them, as objects. Whoever frees one calls
+        # `forget`.
+        self._lock = RLock()
         self._shapes: MutableMapping[Tensor, MutableMapping[Tensor, OrderedDict[Hashable, _Shape]]]
         self._shapes = WeakIdKeyDictionary()
         self._idle_bytes = 0, (0, 0)
@@ -159,6 +167,14 @@ class Replays:
             self._idle_bytes = self._recorder.idle_bytes(), alive
         return self._idle_bytes[0]
 
+    def forget(self, tensor: Tensor) -> None:
+        """Reset recordings of forwards that read a tensor, of the weights or beside them: it is about to be freed."""
+        with self._lock:
+            gone = list(self._shapes.pop(tensor, {}).values())
+            gone += [shapes.pop(tensor) for shapes in self._shapes.values() if tensor in shapes]
+            for shape in (shape for shapes in gone for shape in shapes.values()):
+                shape.forget()
+
     def drop(self) -> int:
         """Drop all recordings to free memory, and return their number.
 
@@ -172,17 +188,19 @@ class Replays:
         return len(recorded)
 
     def _recorded(self) -> list[_Shape]:
-        beside = [shapes for by_weight in [*self._shapes.values()] for shapes in [*by_weight.values()]]
-        return [shape for shapes in beside for shape in shapes.values() if shape.recording]
+        with self._lock:
+            by_reads = [shapes for by_weight in self._shapes.values() for shapes in by_weight.values()]
+            return [shape for shapes in by_reads for shape in shapes.values() if shape.recording]
 
     def _shape(self, weight: Tensor, call: CapturableCall) -> _Shape:
         reads = weight if call.reads is None else call.reads
-        shapes = self._shapes.setdefault(weight, WeakIdKeyDictionary()).setdefault(reads, OrderedDict())
         key = (call.variant, *((name, tensor.shape, tensor.dtype) for name, tensor in call.inputs.items()))
-        shape = shapes.setdefault(key, _Shape())
-        shapes.move_to_end(key)
-        if len(shapes) > SHAPES_KEPT:
-            shapes.popitem(last=False)
+        with self._lock:
+            shapes = self._shapes.setdefault(weight, WeakIdKeyDictionary()).setdefault(reads, OrderedDict())
+            shape = shapes.setdefault(key, _Shape())
+            shapes.move_to_end(key)
+            if len(shapes) > SHAPES_KEPT:
+                shapes.popitem(last=False)[1].forget()
         return shape
 
     def _keep_within(self, most_bytes: int) -> None:

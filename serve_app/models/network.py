@@ -21,7 +21,7 @@ from serve_app.sampling.forward import Piece
 
 
 class LoadedNetwork:
-    """The weights of one backbone on a device, kept resident for as long as this object lives.
+    """The weights of one backbone.
 
     key: equal for equal weights, whatever LoRAs are used with them. trained_as: the training that the file states.
     replays: runs the forwards; None: eagerly. streamed: some weights stay on the host and are copied for each forward.
@@ -44,6 +44,10 @@ class LoadedNetwork:
         self._weight = next(module.parameters())
         self.device: torch.device = self._weight.device
         self._replays = replays_of(self.device) if replays is None else replays
+
+    def close(self) -> None:
+        """Reset what was recorded of its forwards: its weights are about to be freed."""
+        self._replays.forget(self._weight)
 
     def group_key(self, piece: Piece) -> Hashable:
         """Return what must be equal for pieces to share a forward, including patches that resize features."""

@@ -205,7 +205,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
             host_bytes=host_bytes,
             fp8_matmul=pool.fp8_matmul,
         )
-        engine = Engine(pool.max_cells, timeline_of(device), memory, beside=weights)
+        engine = Engine(pool.max_cells, timeline_of(device), memory, weights=weights)
         latents = pool.latents(cuda=device.type == "cuda")
         return EngineRuntime(
             engine, weights, latent_cells=latents.cells, latent_pairs=latents.pairs, limits=config.limits

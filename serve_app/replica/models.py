@@ -21,7 +21,7 @@ from serve_app.values import PreviewMethod
 if TYPE_CHECKING:
     from serve_app.engine.autoencoding import Autoencoding
     from serve_app.engine.forwards import Counters
-    from serve_app.engine.loads import AheadCounters
+    from serve_app.engine.loads import PrefetchCounters
     from serve_app.models.forward import ReplayCounters
     from serve_app.models.weights.weights import LoadCounters
 
@@ -72,9 +72,9 @@ class Models(Protocol):
     async def warm(self, recipes: Sequence[Recipe]) -> None: ...
 
     @property
-    def ahead(self) -> AheadCounters: ...
+    def prefetched(self) -> PrefetchCounters: ...
 
-    async def load_ahead(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool: ...
+    async def prefetch(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool: ...
 
 
 class ReplicaModels:
@@ -165,7 +165,7 @@ class ReplicaModels:
                 return
             try:
                 await self._fetch_one(recipe)
-                await self.made.load_ahead(recipe, spared)
+                await self.made.prefetch(recipe, spared)
             except (ServeAppError, OSError) as error:
                 _log.info("%s of %s is not loaded ahead of its job: %s", recipe.part, recipe.name, error)
         self.report()

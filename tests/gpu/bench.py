@@ -56,7 +56,7 @@ class Bench:
         asked = perf_counter()
         ended = timeline.mark()
         ended.wait()
-        return ended.since(began) / self.repeats, (asked - began.asked_s) / self.repeats
+        return ended.since(began) / self.repeats, (asked - began.enqueued_s) / self.repeats
 
     def peak_bytes(self, work: Callable[[], object]) -> float:
         """Return how much more memory work needs than is held, 0 on a CPU."""

@@ -62,7 +62,7 @@ def _images(bench: Bench, engine: Engine, model: Model) -> Callable[[int], Tenso
         positive, negative = (text.result() for text in texts)
         request = model.request(seed, positive=positive, negative=negative)
         latents = engine.submit(Trajectory(backbone, request)).result().latents
-        return unpinned(engine.call(lambda: to_host(decoder.decode(latents)), beside=True).result())
+        return unpinned(engine.call(lambda: to_host(decoder.decode(latents)), side_stream=True).result())
 
     return image
 
@@ -85,7 +85,7 @@ def loaded(bench: Bench, folder: Path) -> tuple[float, float, Weights]:
         sleep(0.001)
     weights = Weights(Catalog(folder), bench.device, dtype="auto", vae_dtype="auto", budget_bytes=32 * 2**30)
     began = perf_counter()
-    with torch.no_grad(), timeline.asked():
+    with torch.no_grad(), timeline.enqueueing():
         weights.backbone(Recipe("backbone", "diffusion_models", "model.safetensors"))
         timeline.mark().wait()
     ended = perf_counter()

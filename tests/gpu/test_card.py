@@ -233,9 +233,9 @@ def test_the_pool_of_graphs_is_counted_and_comes_back(replayed):
             denoise(SD.pieces(ours, 8))
     assert memory.replay_bytes() > 0
     assert memory.held_bytes() == torch.cuda.memory_allocated(CARD) + memory.replay_bytes()
-    assert memory.let_go()
+    assert memory.empty_with_replays()
     assert memory.replay_bytes() == 0
-    assert not memory.let_go()
+    assert not memory.empty_with_replays()
 
 
 def test_graphs_that_are_least_recently_used_go(replayed, monkeypatch):

@@ -21,7 +21,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.recipes import Need
-from serve_app.models.weights.residency import Hold
+from serve_app.models.weights.residency import Hold, Residency
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe import Flow, FluxFlow, Recipe, Training
 from serve_app.sampling.denoiser import trained
@@ -100,7 +100,7 @@ class FlowWeights:
             for kind, (training, latents) in KINDS.items()
         }
 
-    def backbone(self, recipe: Recipe) -> RecipeBackbone:
+    def backbone(self, recipe: Recipe, hold: Hold | None = None) -> RecipeBackbone:
         return RecipeBackbone(self._networks[recipe.name], recipe.last(Training))
 
     def levels(self, recipe: Recipe) -> Levels:
@@ -119,7 +119,7 @@ class FlowWeights:
         return Need({})
 
     def hold(self, need: Need) -> Hold:
-        return Hold(need)
+        return Hold(need, Residency(0))
 
     def is_loaded(self, hold: Hold) -> bool:
         return True

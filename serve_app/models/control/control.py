@@ -175,7 +175,6 @@ def activated(
     """
     made: dict[Control, ActiveControl] = {}
     controlled: dict[str, Conditioning] = {}
-    # Loops, not closures: the traceback of a stored error would keep closures alive, and with them these networks.
     for role, conditioning in conds.items():
         controlled[role] = []
         for cond, options in conditioning:

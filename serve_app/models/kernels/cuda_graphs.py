@@ -67,10 +67,14 @@ class CudaGraph:
 
     def __init__(self, graph: Any, outputs: Sequence[Tensor]) -> None:
         self._graph = graph
-        self.outputs = outputs
+        self.outputs: Sequence[Tensor] = outputs
 
     def replay(self) -> None:
         self._graph.replay()
+
+    def reset(self) -> None:
+        self._graph.reset()
+        self.outputs = ()
 
 
 @cache

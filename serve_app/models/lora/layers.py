@@ -22,6 +22,7 @@ from serve_app.models.lora.adapters import Adapter, merged
 from serve_app.models.lora.merging import MergePolicy
 from serve_app.models.lora.slots import Pair, Slots, slots_of
 from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
+from serve_app.models.weights.deallocation import free_network
 from serve_app.models.weights.streaming import with_own_weights
 
 Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
@@ -114,6 +115,13 @@ class LoraSet:
         for layer in self.layers.values():
             layer.unmerge()
 
+    def close(self) -> None:
+        """Free the memory of the set, whoever still has references to it; that of the network stays."""
+        if self.slots is not None:
+            self.slots.close()
+        for name, layer in self.layers.items():
+            layer.close(name)
+
 
 class LoraLayer:
     """One layer of a network with the changes of a set; its forms are made on first use.
@@ -184,6 +192,12 @@ class LoraLayer:
         """Free the merged weights."""
         if self.can_unmerge:
             self._whole = None
+
+    def close(self, name: str) -> None:
+        """Free the memory of both forms."""
+        for form in (self._thin, self._whole):
+            if form is not None:
+                free_network(form, f"a LoRA of {name}", self.base)
 
 
 def parameters(network: nn.Module) -> list[str]:

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
+from serve_app.models.weights.deallocation import free_tensors
+
 LEAST_RANK = 8
 """The lowest rank of slots; others are powers of two."""
 
@@ -105,6 +107,11 @@ class Slots:
         if self.keeper is not None and (keeper := self.keeper()) is not None and keeper.slots is self:
             keeper.slots = None
         self.keeper = None
+
+    def close(self) -> None:
+        """Free their memory, whoever still has references to them."""
+        self.let_go()
+        free_tensors(tensor for places in self._views.values() for place in places for tensor in place)
 
     def use(self, rows: int) -> None:
         """Make the layers add the slots' pairs of the first rows, until `leave`."""

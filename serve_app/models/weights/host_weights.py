@@ -7,12 +7,10 @@ pinned memory. LoRA sets made on it are dropped, with the hooks by which layers 
 
 from __future__ import annotations
 
-import gc
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Lock
-from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +20,7 @@ from serve_app.errors import DeviceMemoryError
 from serve_app.models.kernels.packing import move_weights, weights_of
 from serve_app.models.lora.slots import remove_slots
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
+from serve_app.models.weights.deallocation import free_tensors, tensors_of
 from serve_app.models.weights.loading import Loaded
 from serve_app.models.weights.pinned_memory import CHUNK_BYTES, Chunks, PinnedMemory
 from serve_app.models.weights.streaming import StreamCounters, Streaming, streamed_blocks
@@ -61,7 +60,7 @@ class HostWeights:
         self._copies = copies
         self._chunk_bytes = chunk_bytes
         self._kept: dict[Hashable, _Kept] = {}
-        self._streams: WeakSet[PinnedMemory] = WeakSet()
+        self._streams: list[PinnedMemory] = []
         self._lock = Lock()
 
     @property
@@ -80,7 +79,11 @@ class HostWeights:
         memory = self._memory_for(sum(block.nbytes for block in blocks), room_bytes, name)
         _log.info("%s streams: blocks=%d host_mb=%d", name, len(blocks), memory.nbytes >> 20)
         copies = self._copies or copies_of(self._device)
-        return Streaming(network, blocks, dtype, memory, self._device, copies, self.streamed)
+        try:
+            return Streaming(network, blocks, dtype, memory, self._device, copies, self.streamed)
+        except BaseException:
+            memory.close()
+            raise
 
     def _memory_for(self, nbytes: int, room_bytes: int, name: str) -> PinnedMemory:
         memory = PinnedMemory(nbytes, self._chunk_bytes)
@@ -100,43 +103,45 @@ class HostWeights:
                 memory.allocate()
             except RuntimeError as error:
                 raise DeviceMemoryError(f"{lacks}, which this host has not got: {error}") from None
-            self._streams.add(memory)
+            self._streams = [other for other in self._streams if other.nbytes] + [memory]
         return memory
 
     def _let_go(self, nbytes: int) -> None:
         """Drop the least recently evicted parts until `nbytes` more fit, or none is left."""
         while self._kept and self.nbytes + nbytes > self._budget_bytes:
             gone = self._kept.pop(next(iter(self._kept)))
-            _log.info("evicted %s from host memory: mb=%d", gone.loaded.name, gone.nbytes >> 20)
-            streams = gone.loaded.streaming is not None
-            del gone
-            if streams:
-                # Layers and the hooks that bring their weights refer to each other.
-                gc.collect()
+            _log.info("let go of %s in host memory: mb=%d", gone.loaded.name, gone.nbytes >> 20)
+            gone.loaded.close()
 
-    def keep(self, loaded: Loaded) -> None:
-        """Move a part that nobody uses off the GPU, or drop it if more recent ones leave no room."""
+    def keep(self, loaded: Loaded) -> bool:
+        """Take a part that nobody uses off the card, and free its memory there; False if there is no room for it.
+
+        What was kept before makes way for it.
+        """
         network, streaming = loaded.module, loaded.streaming
         if not self._budget_bytes or not isinstance(network, nn.Module) or not _all_moves(network, self._device):
-            return
+            return False
         with self._lock:
             remove_slots(network)
             chunks = _Places([_nbytes(tensor) for tensor in weights_of(_resident(loaded))], self._chunk_bytes)
             nbytes = chunks.nbytes
             if nbytes + (0 if streaming is None else streaming.memory.nbytes) > self._budget_bytes:
-                return
+                return False
             self._let_go(nbytes)
             if self.nbytes + nbytes > self._budget_bytes:
-                return
+                return False
             try:
                 chunks.allocate()
             except RuntimeError as error:
                 _log.warning("%s could not be kept in host memory: error=%s", loaded.name, repr(error))
-                return
+                return False
             if streaming is not None:
                 streaming.leave()
+            on_card = tensors_of(_resident(loaded))
             self._move(_resident(loaded), chunks.place, torch.device("cpu"))
+            free_tensors(on_card)
             self._kept[loaded.key] = _Kept(loaded, nbytes)
+            return True
 
     def take(self, key: Hashable) -> Loaded | None:
         """Move a part back to the GPU and return it; None if it is not here.

@@ -42,6 +42,7 @@ from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.upscaler import Upscaler, UpscalerFile
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
+from serve_app.models.weights.deallocation import free_network
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.models.weights.mixture import Adapted, Mixture, added
 from serve_app.models.weights.recipes import Change, WeightFiles
@@ -77,8 +78,9 @@ UNSAID = Discrete()
 class Loaded:
     """A part on the device. key: of its weights. family: None where the module itself identifies it.
 
-    module: a network, or a whole upscaler. trained_as: the training that a backbone's file states. remarks: warnings
-    about the weights for users. streaming: of a network that is only partly on the device.
+    module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
+    should know of the weights. streaming: of a network that is not all on the device. shared: the network that `module`
+    has some of its tensors from, if it is another's with changes.
     """
 
     key: Hashable
@@ -89,6 +91,14 @@ class Loaded:
     trained_as: Training = UNSAID
     remarks: tuple[str, ...] = ()
     streaming: Streaming | None = None
+    shared: Any = None
+
+    def close(self) -> None:
+        """Free the memory of the weights, but of those that are shared, whoever still has references to them."""
+        if self.streaming is not None:
+            self.streaming.close()
+        network = self.module if isinstance(self.module, nn.Module) else self.module.model
+        free_network(network, self.name, self.shared)
 
     def model(self, lexicon: TextResources) -> Any:
         """Return the object for callers: a LoadedNetwork, Encoder, Vae, ImageEncoder, ControlNet and so on."""
@@ -208,8 +218,12 @@ class Loader:
             replace_parameters(module.modules(), lambda p: p.data if id(p) in stay else p.data.to(dtype))
         converted = None if stay else dtype
         streaming = stream(module, converted, name)
-        upload(streaming.resident, converted, self._ring)
-        streaming.allocate_slots()
+        try:
+            upload(streaming.resident, converted, self._ring)
+            streaming.allocate_slots()
+        except BaseException:
+            streaming.close()
+            raise
         return streaming
 
     def lora_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
@@ -237,8 +251,8 @@ class Loader:
         return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
 
     def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
-        """Return a part with a set's merged weights where the set changes it, and shared weights elsewhere."""
-        return replace(base, module=with_merged(base.module, loras))
+        """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
+        return replace(base, module=with_merged(base.module, loras), shared=base.module)
 
     def _keeps(self, recipe: Recipe) -> bool:
         """Whether a part's weights stay in sixteen bits though it computes in more."""

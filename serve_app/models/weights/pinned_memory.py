@@ -30,6 +30,10 @@ class Chunks:
         """Allocate the memory. Errors: RuntimeError where the host cannot pin enough."""
         self._chunks = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in self.sizes]
 
+    def close(self) -> None:
+        """Give the memory back."""
+        self.sizes, self._chunks = [], []
+
 
 class PinnedMemory(Chunks):
     """A contiguous address range of `nbytes` over the chunks."""

@@ -1,18 +1,19 @@
-"""An LRU cache of weights within a byte budget. It knows neither files nor networks.
+"""Which weights are resident: least recently used are evicted first, within a budget of bytes.
 
-Weights are in use while a caller has their model, and are not evicted meanwhile. Weights to be loaded have their bytes
-reserved from the moment of a Hold, so that no other load gets them.
+A `Hold` keeps weights in use until it is closed, and weights in use are not evicted. A hold on weights that are absent
+reserves their room, so that nobody else is given it while they are loaded. It knows neither files nor networks.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from serve_app import log
+from serve_app.errors import WeightsFreedError
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.weights.loading import Loaded
 from serve_app.models.weights.recipes import Need
@@ -27,7 +28,8 @@ UNREAD = 1000
 class ResidentWeights:
     """The weights of one part, or of a LoRA set on it. own_bytes: without those of `base` and `loras`.
 
-    base: the key of the part whose tensors this one shares. remarks: warnings about its files for users.
+    base: the key of the part whose tensors this one shares. remarks: what users should know of its files. model: what
+    callers use, once it was asked for. holds: those that are open on it.
     """
 
     loaded: Loaded
@@ -36,8 +38,8 @@ class ResidentWeights:
     base: Hashable = None
     loras: LoraSet | None = None
     remarks: tuple[str, ...] = ()
-    model: weakref.ref[Any] | None = None
-    users: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    model: Any = None
+    holds: set[Hold] = field(default_factory=set)
 
     @property
     def nbytes(self) -> int:
@@ -50,140 +52,179 @@ class ResidentWeights:
 
     @property
     def in_use(self) -> bool:
-        return len(self.users) > 0
+        return len(self.holds) > 0
 
 
 class Hold:
-    """Keeps weights in use while it is alive, with bytes reserved for absent ones. need: those weights."""
+    """Keeps weights in use, and room for those that are absent, until it is closed; a context manager.
 
-    __slots__ = ("__weakref__", "need")
+    need: which weights. Any thread may close it, once the device has done all that uses them.
+    """
 
-    def __init__(self, need: Need) -> None:
+    def __init__(self, need: Need, residency: Residency) -> None:
         self.need = need
+        self.closed = False
+        self._residency = residency
+
+    def __enter__(self) -> Hold:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let its weights be evicted, unless another hold keeps them. Closing it again does nothing."""
+        with self._residency.lock:
+            if not self.closed:
+                self.closed = True
+                self._residency.close(self)
+
+    def share(self) -> Hold:
+        """Return another hold of the same weights, which is closed by itself. Errors: WeightsFreedError."""
+        with self._residency.lock:
+            self.check()
+            made = Hold(self.need, self._residency)
+            self._residency.share(self, made)
+            return made
+
+    def check(self) -> None:
+        """Errors: WeightsFreedError once it is closed."""
+        if self.closed:
+            names = ", ".join(recipe.name for recipe in self.need.recipes) or "weights"
+            raise WeightsFreedError(f"{names} are asked for by a hold that is closed")
 
 
 @dataclass(slots=True)
 class _Expected:
-    """Bytes reserved for absent weights. users: holds that wait for them; without any, the reservation ends."""
+    """Room for weights that are absent, kept while any of the holds on them is open."""
 
     nbytes: int
-    users: weakref.WeakSet[Any] = field(default_factory=weakref.WeakSet)
+    holds: set[Hold] = field(default_factory=set)
 
 
 class Residency:
-    """The resident weights and reservations. Callers serialise changes."""
+    """The weights that are resident. Whoever changes it takes its `lock`, which is never kept over a load."""
 
     def __init__(self, budget_bytes: int) -> None:
+        self.lock = Lock()
         self.budget_bytes = budget_bytes
         self.loads = self.evictions = self.releases = 0
         self.seconds = 0.0
         self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
-        """Names of loaded weights with load times in seconds, until collected."""
+        """What was loaded, with the seconds it took, for whoever takes it out."""
         self._evicted: list[ResidentWeights] = []
-        self._held: dict[Hashable, ResidentWeights] = {}
+        self._resident: dict[Hashable, ResidentWeights] = {}
         self._expected: dict[Hashable, _Expected] = {}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of resident weights. Safe to read at any time, also during a load."""
-        return sum(resident.nbytes for resident in [*self._held.values()])
+        """How many bytes are resident. It may be asked at any time, also while weights are loaded."""
+        return sum(resident.nbytes for resident in [*self._resident.values()])
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of resident weights, least recently used first. Safe to read at any time."""
-        return tuple(resident.name for resident in [*self._held.values()])
+        """Names of what is resident, least recently used first. It may be asked at any time."""
+        return tuple(resident.name for resident in [*self._resident.values()])
 
-    def get(self, key: Hashable, user: object) -> ResidentWeights | None:
-        """Return resident weights by key, mark them in use by `user` and most recently used; None if absent."""
-        if (resident := self._held.pop(key, None)) is not None:
-            self._held[key] = resident
-            resident.users.add(user)
+    def get(self, key: Hashable, hold: Hold) -> ResidentWeights | None:
+        """Return what is resident under a key, kept by a hold and the most recently used from now on, or None.
+
+        Errors: WeightsFreedError where the hold is closed.
+        """
+        hold.check()
+        if (resident := self._resident.pop(key, None)) is not None:
+            self._resident[key] = resident
+            resident.holds.add(hold)
             if resident.base is not None:
-                # The part comes after LoRA sets made of it, which are useless without it.
-                self.get(resident.base, user)
+                # The part comes after what was made of it, which is no use without it.
+                self.get(resident.base, hold)
         return resident
 
+    def close(self, hold: Hold) -> None:
+        """Have a hold keep nothing, neither weights nor room for them."""
+        for resident in self._resident.values():
+            resident.holds.discard(hold)
+        for key in list(self._expected):
+            self.give_up(key, hold)
+
+    def share(self, hold: Hold, other: Hold) -> None:
+        """Have another hold keep what a hold keeps."""
+        resident = [resident.holds for resident in self._resident.values()]
+        for holds in (*resident, *(expected.holds for expected in self._expected.values())):
+            if hold in holds:
+                holds.add(other)
+
     def put(self, key: Hashable, resident: ResidentWeights, took_s: float) -> None:
-        """Add loaded weights with their load time; holds that expect them use them from now on."""
-        self._held[key] = resident
+        """Take in what was loaded in `took_s` seconds; the holds that expect it keep it from now on."""
+        self._resident[key] = resident
         if (expected := self._expected.pop(key, None)) is not None:
-            for user in expected.users:
-                self.get(key, user)
+            for hold in expected.holds:
+                self.get(key, hold)
         self.loads += 1
         self.seconds += took_s
         self.times.append((resident.name, took_s))
 
-    def expect(self, nbytes: Mapping[Hashable, int], user: object) -> None:
-        """Mark weights in use by `user`: resident ones, and reservations for absent ones."""
+    def expect(self, nbytes: Mapping[Hashable, int], hold: Hold) -> None:
+        """Have a hold keep weights: those that are resident, and room for those that are not."""
         for key in nbytes:
-            self.get(key, user)
-        absent = [key for key in nbytes if key not in self._held]
-        self.make_room(sum(nbytes[key] for key in absent if key not in self._coming))
+            self.get(key, hold)
+        absent = [key for key in nbytes if key not in self._resident]
+        self.make_room(sum(nbytes[key] for key in absent if key not in self._expected))
         for key in absent:
-            self._expected.setdefault(key, _Expected(nbytes[key])).users.add(user)
+            self._expected.setdefault(key, _Expected(nbytes[key])).holds.add(hold)
 
-    def give_up(self, key: Hashable, user: object) -> None:
-        """Cancel a user's reservation."""
+    def give_up(self, key: Hashable, hold: Hold) -> None:
+        """Have a hold keep no room for absent weights; it is free once no other hold does."""
         if (expected := self._expected.get(key)) is not None:
-            expected.users.discard(user)
+            expected.holds.discard(hold)
+            if not expected.holds:
+                del self._expected[key]
 
-    def holds(self, need: Need) -> bool:
-        """Whether all needed weights are resident."""
-        return all(key in self._held for key in need.nbytes)
+    def has_all(self, need: Need) -> bool:
+        """Whether all that is needed is resident."""
+        return all(key in self._resident for key in need.nbytes)
 
     def remarks(self, key: Hashable) -> tuple[str, ...]:
-        """Return the remarks on resident weights by key; none if absent. Safe to call at any time."""
-        resident = self._held.get(key)
+        """Return the remarks on what is resident under a key; none if nothing is. It may be asked at any time."""
+        resident = self._resident.get(key)
         return () if resident is None else resident.remarks
-
-    def lend(self, resident: ResidentWeights, make: Callable[[], Any]) -> Any:
-        """Return the model of resident weights, made anew if none is alive.
-
-        While the model is alive, the weights and their base are in use.
-        """
-        model = None if resident.model is None else resident.model()
-        if model is None:
-            model = make()
-            resident.model = weakref.ref(model)
-            resident.users.add(model)
-            if resident.base is not None:
-                self._held[resident.base].users.add(model)
-        return model
 
     def fits(self, need: Need) -> bool:
         """Whether all needed weights can be resident at once within the budget.
 
-        True if they are resident, if evicting unused ones makes room, or if nothing is in use: a need above the whole
-        budget is loaded anyway.
+        True if it is resident, if evicting what nobody uses makes room, or if nothing is in use: what exceeds the
+        budget by itself is loaded all the same.
         """
-        coming = self._coming
-        in_use = sum(resident.needed_bytes for resident in self._held.values() if resident.in_use)
+        in_use = sum(resident.needed_bytes for resident in self._resident.values() if resident.in_use)
         in_use += self.reserved_bytes
-        absent = [nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in coming]
+        absent = self._absent(need)
         if not absent or not in_use:
             return True
-        wanted = [self._held[key] for key in need.nbytes if key in self._held]
+        wanted = [self._resident[key] for key in need.nbytes if key in self._resident]
         idle = sum(resident.needed_bytes for resident in wanted if not resident.in_use)
         return in_use + idle + sum(absent) <= self.budget_bytes
 
-    def has_room_ahead(self, need: Need, spared: Callable[[str], bool]) -> bool:
-        """Whether needed weights fit the budget besides those in use, reserved ones, and idle ones named by `spared`.
+    def has_room_to_prefetch(self, need: Need, spared: Callable[[str], bool]) -> bool:
+        """Whether all that is needed fits the budget beside what is in use, what is coming, and idle weights by name.
 
         Those idle ones are then evicted last.
         """
-        kept = [key for key, resident in self._held.items() if not resident.in_use and spared(resident.name)]
+        kept = [key for key, resident in self._resident.items() if not resident.in_use and spared(resident.name)]
         for key in kept:
-            self._held[key] = self._held.pop(key)
-        stays = sum(r.nbytes for key, r in self._held.items() if r.in_use or key in kept or key in need.nbytes)
-        absent = sum(nbytes for key, nbytes in need.nbytes.items() if key not in self._held and key not in self._coming)
-        return stays + self.reserved_bytes + absent <= self.budget_bytes
+            self._resident[key] = self._resident.pop(key)
+        stays = sum(r.nbytes for key, r in self._resident.items() if r.in_use or key in kept or key in need.nbytes)
+        return stays + self.reserved_bytes + sum(self._absent(need)) <= self.budget_bytes
+
+    def _absent(self, need: Need) -> list[int]:
+        """Return the bytes of each of the needed weights that have neither been loaded nor been given room."""
+        return [n for key, n in need.nbytes.items() if key not in self._resident and key not in self._expected]
 
     def has(self, key: Hashable) -> bool:
-        """Whether weights with a key are resident. Safe to call at any time."""
-        return key in self._held
+        """Whether something is resident under a key. It may be asked at any time."""
+        return key in self._resident
 
     def has_room(self, nbytes: int) -> bool:
-        """Whether bytes are free without evicting anything."""
+        """Whether `nbytes` are free without evicting anything."""
         return self.nbytes + self.reserved_bytes + nbytes <= self.budget_bytes
 
     def make_room(self, nbytes: int) -> None:
@@ -191,41 +232,35 @@ class Residency:
         self._evict(lambda: self.has_room(nbytes))
 
     def release(self, nbytes: int | None = None) -> int:
-        """Evict unused weights, least recently used first, until nbytes are freed; None: all of them.
+        """Evict what is not in use, least recently used first, until `nbytes` are free; None: all of it.
 
-        Return the number of bytes freed.
+        Return how many bytes were freed.
         """
-        held, evictions = self.nbytes, self.evictions
-        self._evict(lambda: nbytes is not None and held - self.nbytes >= nbytes)
+        before, evictions = self.nbytes, self.evictions
+        self._evict(lambda: nbytes is not None and before - self.nbytes >= nbytes)
         self.releases += self.evictions - evictions
-        return held - self.nbytes
+        return before - self.nbytes
 
     def _evict(self, enough: Callable[[], bool]) -> None:
         if not enough():
-            for loras in [resident.loras for resident in self._held.values()]:
+            for loras in [resident.loras for resident in self._resident.values()]:
                 if loras is not None:
                     loras.unmerge()
-        unused = [key for key, resident in self._held.items() if not resident.in_use]
+        unused = [key for key, resident in self._resident.items() if not resident.in_use]
         while unused and not enough():
             key = unused.pop(0)
-            for going in [key, *(other for other, resident in self._held.items() if resident.base == key)]:
-                if (evicted := self._held.pop(going, None)) is not None:
+            for going in [key, *(other for other, resident in self._resident.items() if resident.base == key)]:
+                if (evicted := self._resident.pop(going, None)) is not None:
                     _log.info("evicted %s: mb=%d", evicted.name, evicted.nbytes >> 20)
                     self.evictions += 1
                     self._evicted.append(evicted)
 
     def evicted(self) -> list[ResidentWeights]:
-        """Return weights evicted since the last call; their memory is in use while the caller has them."""
+        """Return what has been evicted since the last call; the caller frees it."""
         evicted, self._evicted = self._evicted, []
         return evicted
 
     @property
     def reserved_bytes(self) -> int:
-        """Bytes reserved for absent weights."""
-        return sum(self._coming.values())
-
-    @property
-    def _coming(self) -> dict[Hashable, int]:
-        """Reserved bytes by key."""
-        self._expected = {key: expected for key, expected in self._expected.items() if len(expected.users)}
-        return {key: expected.nbytes for key, expected in self._expected.items()}
+        """How much room is kept for weights that are not resident yet."""
+        return sum(expected.nbytes for expected in self._expected.values())

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.models.kernels.packing import move_weights, weights_of
+from serve_app.models.weights.deallocation import free_tensors
 from serve_app.models.weights.pinned_memory import PinnedMemory
 from serve_app.models.weights.upload import Copies
 
@@ -165,7 +166,13 @@ class Streaming:
         for block in self._blocks:
             self._each(block, lambda tensor, at: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
 
+    def close(self) -> None:
+        """Free the slots and the blocks in host memory; the network is of no use after that."""
+        self._clear()
+        self.memory.close()
+
     def _clear(self) -> None:
+        free_tensors(self._slots)
         self._slots = []
         self._in: list[int | None] = [None] * SLOTS
         self._current: int | None = None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from serve_app.models.families.family import BackboneFamily, Encoder, Family
 from serve_app.models.files import saving
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.safetensors_file import SafetensorsFile
+from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.lora import extraction
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.text_encoder import Clip
@@ -91,8 +91,12 @@ class Weights:
     """The models of recipes on one device. Thread-safe; loading blocks the caller.
 
     dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
-    `Loader`. budget_bytes: of resident weights; on a GPU, a network above it streams. host_bytes: of evicted or
-    streamed weights in host memory. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
+    `Loader`.
+    budget_bytes: what is kept before the least recently used is evicted; on a GPU, a network of more streams.
+    host_bytes: what is kept in host memory there, of those that were evicted or stream.
+    A method that returns a model takes the open hold that keeps its weights; they are loaded if they are absent.
+    Without one nothing keeps them, and the model is good until the next eviction.
+    Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
     def __init__(
@@ -113,24 +117,24 @@ class Weights:
         self._residency = Residency(budget_bytes)
         self._host = HostWeights(device, host_bytes)
         self._sizes: dict[Hashable, int] = {}
-        self._lock = Lock()
-        # Locked during a load; the other lock never is, so that queries do not wait for a load.
+        self._lock = self._residency.lock
+        # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
         self._loading = Lock()
         # Held until evicted weights have left the device.
         self._leaving = Lock()
 
-    def backbone(self, recipe: Recipe) -> RecipeBackbone:
-        """Return the recipe's backbone, loading its network and model controls if they are not resident.
+    def backbone(self, recipe: Recipe, hold: Hold | None = None) -> RecipeBackbone:
+        """Return the recipe's backbone with its LoRAs, and with the networks that control it.
 
         Errors: NodeError for an incompatible control.
         """
-        network, resident = self._lend(recipe, LoadedNetwork)
+        network, resident = self._model(recipe, LoadedNetwork, hold)
         training, references = recipe.last(Training), recipe.last(ReferenceMethod)
         controls = tuple(
             activated(
                 control,
-                self._lend(control.recipe, ModelPatch)[0],
-                None if control.vae is None else self.vae(control.vae),
+                self._model(control.recipe, ModelPatch, hold)[0],
+                None if control.vae is None else self.vae(control.vae, hold),
                 network.family,
             )
             for control in recipe.all(ModelControl)
@@ -156,40 +160,40 @@ class Weights:
         assert isinstance(family, BackboneFamily)
         return family.latent_format
 
-    def clip(self, recipe: Recipe) -> Clip:
-        """Return the recipe's text encoder with its settings, loading it if it is not resident."""
+    def clip(self, recipe: Recipe, hold: Hold | None = None) -> Clip:
+        """Return the recipe's text encoder, and how it is used."""
         skip = recipe.last(ClipSkip)
         stop_at = None if skip is None else skip.stop_at
-        return Clip(self._lend(recipe, Encoder)[0], stop_at, recipe.last(T5Padding))
+        return Clip(self._model(recipe, Encoder, hold)[0], stop_at, recipe.last(T5Padding))
 
-    def vae(self, recipe: Recipe) -> Vae:
-        """Return the recipe's VAE, loading it if it is not resident."""
-        vae: Vae = self._lend(recipe, Vae)[0]
+    def vae(self, recipe: Recipe, hold: Hold | None = None) -> Vae:
+        """Return the recipe's VAE."""
+        vae: Vae = self._model(recipe, Vae, hold)[0]
         return vae
 
-    def image_encoder(self, recipe: Recipe) -> ImageEncoder:
-        """Return the recipe's image encoder, loading it if it is not resident."""
-        encoder: ImageEncoder = self._lend(recipe, ImageEncoder)[0]
+    def image_encoder(self, recipe: Recipe, hold: Hold | None = None) -> ImageEncoder:
+        """Return the recipe's image encoder."""
+        encoder: ImageEncoder = self._model(recipe, ImageEncoder, hold)[0]
         return encoder
 
-    def style_model(self, recipe: Recipe) -> StyleModel:
-        """Return the recipe's style model, loading it if it is not resident."""
-        style: StyleModel = self._lend(recipe, StyleModel)[0]
+    def style_model(self, recipe: Recipe, hold: Hold | None = None) -> StyleModel:
+        """Return the recipe's style model."""
+        style: StyleModel = self._model(recipe, StyleModel, hold)[0]
         return style
 
-    def upscaler(self, recipe: Recipe) -> Upscaler:
-        """Return the recipe's upscaler, loading it if it is not resident."""
-        upscaler: Upscaler = self._lend(recipe, Upscaler)[0]
+    def upscaler(self, recipe: Recipe, hold: Hold | None = None) -> Upscaler:
+        """Return the recipe's upscaler."""
+        upscaler: Upscaler = self._model(recipe, Upscaler, hold)[0]
         return upscaler
 
-    def control_net(self, recipe: Recipe) -> ControlNet:
-        """Return the ControlNet or T2I-Adapter of a recipe from `with_base`, loading it if it is not resident."""
-        net: ControlNet = self._lend(recipe, ControlNet)[0]
+    def control_net(self, recipe: Recipe, hold: Hold | None = None) -> ControlNet:
+        """Return the ControlNet or T2I-Adapter of a recipe that `with_base` gave."""
+        net: ControlNet = self._model(recipe, ControlNet, hold)[0]
         return net
 
-    def model_patch(self, recipe: Recipe) -> ModelPatch:
-        """Return a network of a model patch's file, loading it if it is not resident."""
-        patch: ModelPatch = self._lend(recipe, ModelPatch)[0]
+    def model_patch(self, recipe: Recipe, hold: Hold | None = None) -> ModelPatch:
+        """Return a network of a model patch's file."""
+        patch: ModelPatch = self._model(recipe, ModelPatch, hold)[0]
         return patch
 
     def with_base(self, control_net: Recipe, backbone: Recipe) -> Recipe:
@@ -272,42 +276,52 @@ class Weights:
         return Need(nbytes, wanted)
 
     def hold(self, need: Need) -> Hold | None:
-        """Return a Hold on all needed weights, with bytes reserved for absent ones; None if they do not fit now.
+        """Return a hold that keeps all that is needed, and room for what is absent; None if that does not fit now.
 
         Never waits for a load.
         """
         with self._evicting() as residency:
             if not residency.fits(need):
                 return None
-            hold = Hold(need)
+            hold = Hold(need, self._residency)
             residency.expect(need.nbytes, hold)
             return hold
 
-    def hold_ahead(self, need: Need, spared: Callable[[str], bool]) -> Hold | None:
-        """Return a Hold for prefetching; None unless the weights fit besides all that may be needed.
+    def open(self, *recipes: Recipe) -> Hold:
+        """Return a hold of recipes' weights, which are loaded by then, whether or not they fit the budget."""
+        hold = Hold(Need({}, recipes), self._residency)
+        try:
+            self.load(hold)
+        except BaseException:
+            hold.close()
+            raise
+        return hold
 
-        spared: whether idle weights with a name, as in `resident`, must stay. Never waits for a load.
+    def hold_to_prefetch(self, need: Need, spared: Callable[[str], bool]) -> Hold | None:
+        """Return a hold as `hold` does, for prefetched weights; None unless they fit beside all that may be needed.
+
+        spared: whether idle weights of a name, as `resident` has it, stay.
         """
         with self._lock:
-            if not self._residency.has_room_ahead(need, spared):
+            if not self._residency.has_room_to_prefetch(need, spared):
                 return None
-            hold = Hold(need)
+            hold = Hold(need, self._residency)
             self._residency.expect(need.nbytes, hold)
             return hold
 
     def is_resident(self, key: Hashable) -> bool:
-        """Whether weights with a key of a Need are resident. Never waits for a load."""
+        """Whether weights are resident, by their key in a Need. Never waits for a load."""
         return self._residency.has(key)
 
     def is_loaded(self, hold: Hold) -> bool:
-        """Whether all weights of a Hold are resident. Never waits for a load."""
+        """Whether all weights of a hold are resident. Never waits for a load."""
         with self._lock:
-            return self._residency.holds(hold.need)
+            return self._residency.has_all(hold.need)
 
     def load(self, hold: Hold) -> None:
-        """Load the absent weights of a Hold, with all preparations for a first forward."""
+        """Load the absent weights of a hold, with all that a first forward would wait for."""
         for recipe in hold.need.recipes:
-            if (loras := self._resident(recipe, hold).loras) is not None:
+            if (loras := self._loaded(recipe, hold).loras) is not None:
                 for _ in loras.prepared():
                     pass
 
@@ -350,19 +364,21 @@ class Weights:
         with self._evicting() as residency:
             return residency.release(nbytes)
 
-    def _lend(self, recipe: Recipe, kind: Any) -> tuple[Any, ResidentWeights]:
-        """Return a recipe's model, and its resident weights."""
-        hold = Hold(Need({}))
-        resident = self._resident(recipe, hold)
-        loaded = resident.loaded
+    def _model(self, recipe: Recipe, kind: Any, hold: Hold | None) -> tuple[Any, ResidentWeights]:
+        """Return a recipe's model of a kind, and what is resident of it. hold: keeps it; None: nothing does."""
+        if hold is None:
+            with Hold(Need({}, (recipe,)), self._residency) as hold:
+                return self._model(recipe, kind, hold)
+        resident = self._loaded(recipe, hold)
         with self._lock:
-            model = self._residency.lend(resident, lambda: loaded.model(self._lexicon))
-        if not isinstance(model, kind):
-            raise TypeError(f"{recipe} was requested as {kind.__name__}")
-        return model, resident
+            if resident.model is None:
+                resident.model = resident.loaded.model(self._lexicon)
+        if not isinstance(resident.model, kind):
+            raise TypeError(f"{recipe} was asked for as {kind.__name__}")
+        return resident.model, resident
 
-    def _resident(self, recipe: Recipe, hold: Hold) -> ResidentWeights:
-        """Return a recipe's resident weights, in use by `hold`; loaded if absent."""
+    def _loaded(self, recipe: Recipe, hold: Hold) -> ResidentWeights:
+        """Return what is resident of a recipe, kept by a hold; loaded if it is absent."""
         files, of_set = self._files(recipe)
         resident = self._get(
             files.key, hold, partial(self._device_bytes, recipe, files), partial(self._load, recipe, files)
@@ -404,7 +420,7 @@ class Weights:
                 return load()
             except torch.OutOfMemoryError as error:
                 said = DeviceMemoryError.figures(error)
-            # Only here has the error released the tensors loaded so far.
+            # Here the error is gone, and with it what was loaded by then.
             if not self.release():
                 held_mb, needed_mb = self.held_bytes / MB, nbytes / MB
                 raise DeviceMemoryError(
@@ -479,19 +495,25 @@ class Weights:
 
     @contextmanager
     def _evicting(self) -> Iterator[Residency]:
-        """Yield the residency to evict from; evicted weights have left the device when this exits."""
+        """Give the residency to a caller that may evict. What it evicts has left the device once this ends."""
         with self._leaving:
             with self._lock:
                 yield self._residency
                 evicted = self._residency.evicted()
-            if not evicted:
-                return
-            for resident in evicted:
-                if resident.base is None:
-                    self._host.keep(resident.loaded)
-            evicted.clear()
-            del resident
-            # A network may contain reference cycles; without collecting, its memory would be freed at some later time.
-            gc.collect()
-            if self.device.type == "cuda":
+            # What was made of a part goes before the part.
+            for resident in reversed(evicted):
+                self._free(resident)
+            if evicted and self.device.type == "cuda":
                 torch.cuda.empty_cache()
+
+    def _free(self, resident: ResidentWeights) -> None:
+        """Free evicted weights, whoever still has references to them; a part may go to host memory."""
+        if (loras := resident.loras) is not None:
+            if loras.slots is not None:
+                replays_of(self.device).forget(loras.slots.first)
+            loras.close()
+            return
+        if resident.base is None and isinstance(resident.model, LoadedNetwork):
+            resident.model.close()
+        if resident.base is not None or not self._host.keep(resident.loaded):
+            resident.loaded.close()

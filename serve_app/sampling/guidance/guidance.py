@@ -138,7 +138,6 @@ class Guidance:
                 self._branches = BranchCache(patch, backbone.levels)
         height, width = canvas.latents.shape[-2:]
         self._entries: dict[str, tuple[ConditioningEntry, ...]] = {}
-        # A loop, not a comprehension: the traceback of a stored error would keep its frame, and with it the backbone.
         placed = resolved(conds, height, width)
         for role in others:
             # A branch with a network of its own is resolved apart from the others, as in ComfyUI.

@@ -28,7 +28,7 @@ class Allocator:
     held: int = 0
     kept: int = 0
     peak: int = 0
-    let_go_count: int = 0
+    replays_dropped: int = 0
     taken: list[int] = field(default_factory=list)
     failures: list[int] = field(default_factory=list)
     cached: int = 0
@@ -54,8 +54,8 @@ class Allocator:
         self.emptied += 1
         self.cached = 0
 
-    def let_go(self) -> bool:
-        self.let_go_count += 1
+    def empty_with_replays(self) -> bool:
+        self.replays_dropped += 1
         self.cached = 0
         kept, self.kept = self.kept, 0
         self.held -= kept

@@ -52,6 +52,16 @@ class OnCard(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
+    def data(self) -> Tensor:
+        return Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
+
+    @data.setter
+    def data(self, made: Tensor) -> None:
+        assert isinstance(made, OnCard), made
+        # Torch would assign the claim alone.
+        self.held, self.memory = made.held, made.memory
+
+    @property
     def device(self) -> torch.device:  # type: ignore[override]
         return CARD
 

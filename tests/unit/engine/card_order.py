@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from serve_app.engine.timeline import Mark
 
-FORWARDS, BESIDE = "forwards", "beside"
+FORWARDS, SIDE = "forwards", "side"
 """The streams of an engine."""
 COPIES = "copies"
 """That of weights."""
@@ -148,19 +148,19 @@ def record(tensor: object, stream: str) -> None:
 
 
 class CardTimeline:
-    """An honest card's stream, as the engine asks it. `beside` is one of lower priority, of the forwards' stream."""
+    """An honest card's stream, as the engine uses it. `side_stream` has a lower priority."""
 
     at_once = False
 
     def __init__(self, order: Order, stream: str = FORWARDS) -> None:
         self.order, self.stream = order, stream
-        self.beside = CardTimeline(order, BESIDE) if stream == FORWARDS else None
+        self.side_stream = CardTimeline(order, SIDE) if stream == FORWARDS else None
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """Have this thread ask it; what is beside forwards after all that they were asked for by now."""
+    def enqueueing(self) -> Iterator[None]:
+        """Enqueue this thread's work on it; a side stream first waits for the main one."""
         with self.order.on(self.stream):
-            if self.stream == BESIDE:
+            if self.stream == SIDE:
                 self.order.follow(self.order.place(FORWARDS))
             yield
 
@@ -209,7 +209,7 @@ class CardMark:
 
     order: Order
     place: Place
-    asked_s: float
+    enqueued_s: float
 
     def done(self) -> bool:
         return self.order.done(self.place)
@@ -218,4 +218,4 @@ class CardMark:
         self.order.wait(self.place)
 
     def since(self, earlier: Mark) -> float:
-        return self.asked_s - earlier.asked_s
+        return self.enqueued_s - earlier.enqueued_s

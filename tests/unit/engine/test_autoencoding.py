@@ -144,7 +144,7 @@ def small(catalog: Catalog, vae: Vae, monkeypatch: pytest.MonkeyPatch) -> Iterat
     allocator = Allocator(PIXELS // 2)
     weights = cpu_weights(catalog)
     model = OnAllocator(vae, allocator)
-    monkeypatch.setattr(weights, "vae", lambda recipe: model)
+    monkeypatch.setattr(weights, "vae", lambda recipe, hold: model)
     engine = Engine(MAX_CELLS, HostTimeline())
     yield EngineRuntime(engine, weights), allocator
     engine.close()

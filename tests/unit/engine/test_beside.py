@@ -1,6 +1,6 @@
-"""Calls beside forwards, in virtual time: what they cost the steps of runs, and that they come to their end.
+"""Calls on the side stream, in virtual time: what they cost the steps of runs, and that they end.
 
-The device has two streams. While forwards have work, what is beside them has a small share of it; else all of it.
+The device has two streams. While forwards have work, the side stream has a small share of it; else all of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from serve_app.engine.engine import IN_FLIGHT, OVERTAKES, Engine
 from serve_app.engine.preview import Pictures
-from serve_app.engine.side_stream_pool import BesidePool
+from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.engine.timeline import Mark, Timeline
 from serve_app.engine.trajectory import Trajectory
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request
@@ -30,23 +30,23 @@ FORWARD_S, DECODE_S, ASKING_S = 0.0366, 0.0366, 0.0005
 
 @dataclass(eq=False)
 class Work:
-    """What a stream was asked for. left_s: of it; asked_s: when the host asked; after: what has to be done before."""
+    """Work of a stream. left_s: of it; enqueued_s: when the host did that; after: what has to be done before."""
 
     left_s: float
-    asked_s: float
+    enqueued_s: float
     after: Work | None = None
     began_s: float = inf
     ended_s: float = inf
 
 
 class Device:
-    """A device in virtual time. share: how much of it is for what is beside forwards, while these have work."""
+    """A device in virtual time. share: how much of it the side stream has while forwards have work."""
 
     def __init__(self, share: float = 0.05) -> None:
         self.share = share
         self.host_s = self.now_s = self.idle_s = 0.0
-        self.forwards, self.beside = Stream(self), Stream(self, beside=True)
-        self.forwards.beside = self.beside
+        self.forwards, self.side_stream = Stream(self), Stream(self, side_stream=True)
+        self.forwards.side_stream = self.side_stream
         self.current = self.forwards
 
     def ask(self, device_s: float, host_s: float = ASKING_S) -> Work:
@@ -62,17 +62,19 @@ class Device:
     def advance(self, enough: Callable[[], bool], until_s: float = inf) -> None:
         """Let the device work until something is so, or a time has come."""
         while not enough() and self.now_s < until_s:
-            ready = [(s, w) for s in (self.forwards, self.beside) if (w := s.head(self.now_s)) is not None]
+            ready = [(s, w) for s in (self.forwards, self.side_stream) if (w := s.head(self.now_s)) is not None]
             rates = {True: self.share, False: 1 - self.share} if len(ready) == 2 else {True: 1.0, False: 1.0}
-            come = [w.asked_s for s in (self.forwards, self.beside) for w in s.waiting if w.asked_s > self.now_s]
-            ends = [self.now_s + w.left_s / rates[s.is_beside] for s, w in ready if rates[s.is_beside]]
+            come = [
+                w.enqueued_s for s in (self.forwards, self.side_stream) for w in s.waiting if w.enqueued_s > self.now_s
+            ]
+            ends = [self.now_s + w.left_s / rates[s.is_side] for s, w in ready if rates[s.is_side]]
             next_s = min([*come, *ends, until_s])
             assert next_s < inf, "the device is to wait for what it has not been asked for"
             if self.began and not ready:
                 self.idle_s += next_s - self.now_s
             for stream, work in ready:
                 work.began_s = min(work.began_s, self.now_s)
-                work.left_s -= (next_s - self.now_s) * rates[stream.is_beside]
+                work.left_s -= (next_s - self.now_s) * rates[stream.is_side]
                 if work.left_s < 1e-12:
                     work.ended_s = next_s
                     stream.waiting.popleft()
@@ -84,9 +86,9 @@ class Stream:
 
     at_once = False
 
-    def __init__(self, device: Device, *, beside: bool = False) -> None:
-        self.device, self.is_beside = device, beside
-        self.beside: Timeline | None = None
+    def __init__(self, device: Device, *, side_stream: bool = False) -> None:
+        self.device, self.is_side = device, side_stream
+        self.side_stream: Timeline | None = None
         self.asked_for: list[Work] = []
         self.waiting: deque[Work] = deque()
         self._after: Work | None = None
@@ -100,15 +102,15 @@ class Stream:
     def head(self, now_s: float) -> Work | None:
         """Return what it does now."""
         work = self.waiting[0] if self.waiting else None
-        if work is None or work.asked_s > now_s or (work.after is not None and work.after.ended_s == inf):
+        if work is None or work.enqueued_s > now_s or (work.after is not None and work.after.ended_s == inf):
             return None
         return work
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
+    def enqueueing(self) -> Iterator[None]:
         device = self.device
         earlier, device.current = device.current, self
-        if self.is_beside and device.forwards.asked_for:
+        if self.is_side and device.forwards.asked_for:
             self._after = device.forwards.asked_for[-1]
         try:
             yield
@@ -128,7 +130,7 @@ class Behind:
 
     stream: Stream
     work: Work | None
-    asked_s: float
+    enqueued_s: float
     after: Work | None
 
     def done(self) -> bool:
@@ -149,7 +151,7 @@ class Behind:
         return all(work is None or work.ended_s < inf for work in (self.work, self.after))
 
     def _at_s(self) -> float:
-        return max([self.asked_s, *(w.ended_s for w in (self.work, self.after) if w is not None)])
+        return max([self.enqueued_s, *(w.ended_s for w in (self.work, self.after) if w is not None)])
 
 
 class Slow(TinyBackbone):
@@ -186,12 +188,12 @@ def took_s(backbone: Slow) -> float:
     return backbone.asked[-1][1].ended_s - backbone.asked[0][1].began_s
 
 
-def test_decodes_beside_eight_jobs_delay_their_steps_by_no_more_than_a_tenth() -> None:
+def test_decodes_on_the_side_stream_delay_steps_of_eight_jobs_by_no_more_than_a_tenth() -> None:
     device, answered = Device(), []
 
     def calls(engine: Engine, count: int) -> None:
         if count in (3, 8, 13):
-            future = engine.call(lambda: device.ask(DECODE_S), beside=True)
+            future = engine.call(lambda: device.ask(DECODE_S), side_stream=True)
             future.add_done_callback(lambda future: answered.append((device.host_s, future.result())))
 
     alone = took_s(ran(Device(), lambda engine, count: None))
@@ -212,13 +214,13 @@ def test_what_is_learned_of_forwards_and_how_far_ahead_they_are_asked_for_stays_
     def calls(engine: Engine, count: int) -> None:
         engines.append(engine)
         if count == 5:
-            engine.call(lambda: device.ask(DECODE_S), beside=True)
+            engine.call(lambda: device.ask(DECODE_S), side_stream=True)
 
     backbone = ran(device, calls)
     assert engines[0].counters.seconds == pytest.approx(20 * FORWARD_S, rel=0.1)
     for index, (_, work) in enumerate(backbone.asked):
         ends_s = [w.ended_s for _, w in backbone.asked[:index]]
-        assert sum(ended_s > work.asked_s - ASKING_S for ended_s in ends_s) < IN_FLIGHT
+        assert sum(ended_s > work.enqueued_s - ASKING_S for ended_s in ends_s) < IN_FLIGHT
 
 
 def test_a_job_that_comes_while_a_decode_is_under_way_joins_within_two_forwards() -> None:
@@ -226,7 +228,7 @@ def test_a_job_that_comes_while_a_decode_is_under_way_joins_within_two_forwards(
 
     def calls(engine: Engine, count: int) -> None:
         if count == 5:
-            engine.call(lambda: device.ask(DECODE_S), beside=True)
+            engine.call(lambda: device.ask(DECODE_S), side_stream=True)
         if count == 6:
             come.append(device.host_s)
             engine.submit(Trajectory(backbone_of[0], request(seed=9, steps=3)))
@@ -247,12 +249,12 @@ def test_a_call_that_forwards_leave_nothing_of_the_device_is_waited_for_in_the_e
 
     def calls(engine: Engine, count: int) -> None:
         if count == 3:
-            future = engine.call(lambda: (count, device.ask(DECODE_S)), beside=True)
+            future = engine.call(lambda: (count, device.ask(DECODE_S)), side_stream=True)
             future.add_done_callback(lambda future: answered.append(future.result()[1]))
 
     backbone = ran(device, calls, steps=40)
     [work] = answered
-    before = sum(w.asked_s < work.ended_s for _, w in backbone.asked)
+    before = sum(w.enqueued_s < work.ended_s for _, w in backbone.asked)
     assert OVERTAKES <= before <= OVERTAKES + 4
 
 
@@ -262,13 +264,13 @@ def test_no_more_than_two_calls_are_asked_for_ahead_and_they_are_in_order() -> N
 
     def ask() -> None:
         device.advance(lambda: False, device.host_s)
-        ahead.append(len(device.beside.waiting))
+        ahead.append(len(device.side_stream.waiting))
         device.ask(DECODE_S / 4)
 
     def calls(engine: Engine, count: int) -> None:
         if count == 3:
             for _ in range(6):
-                engine.call(ask, beside=True)
+                engine.call(ask, side_stream=True)
 
     ran(device, calls, steps=40)
     assert len(ahead) == 6
@@ -285,16 +287,16 @@ def test_what_runs_begin_with_stays_among_forwards_and_texts_and_images_do_not()
     def calls(engine: Engine, count: int) -> None:
         if count == 3:
             engine.call(lambda: note("a beginning"))
-            engine.call(lambda: note("an image"), beside=True)
+            engine.call(lambda: note("an image"), side_stream=True)
             engine.gather("a fox", lambda texts: [note("a text") for _ in texts], "texts", most=4)
 
     ran(device, calls)
-    assert streams == {"a beginning": device.forwards, "an image": device.beside, "a text": device.beside}
+    assert streams == {"a beginning": device.forwards, "an image": device.side_stream, "a text": device.side_stream}
 
 
 def test_of_pictures_one_is_under_way_and_the_newest_is_shown() -> None:
     device = Device()
-    pictures, made = Pictures(device.forwards, BesidePool()), []
+    pictures, made = Pictures(device.forwards, SideStreamPool()), []
 
     def picture_of(shown: Tensor) -> Tensor:
         made.append(float(shown))

@@ -156,7 +156,8 @@ class Loads:
     def bits(self, part: Part, name: str) -> list[Tensor]:
         """Return the weights of a part, loaded if it is absent."""
         with torch.no_grad(), self.card.used():
-            resident = self.weights._resident(Recipe(part, "checkpoints", f"{name}.safetensors"), Hold(Need({})))
+            with Hold(Need({}), self.weights._residency) as hold:
+                resident = self.weights._loaded(Recipe(part, "checkpoints", f"{name}.safetensors"), hold)
             # All at once: what has gone may have had the place of what comes, by which tensors are told apart.
             layers = [with_own_weights(layer) for layer in resident.loaded.module.modules()]
             return [held(tensor).clone() for tensor in weights_of(layers)]
@@ -219,8 +220,8 @@ def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_
 ) -> None:
     loads, plain = Loads(root, budget, host_bytes), Loads(root, 10**9, 0)
     expected = {of: plain.bits(*of) for of in dict.fromkeys(asked)}
-    plain.weights.release()
-    del plain
+    with torch.no_grad(), plain.card.used():
+        plain.weights.release()
     for part, name in asked:
         try:
             found = loads.bits(part, name)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.backbone import RecipeBackbone
+from serve_app.models.control.control import ControlNet
 from serve_app.models.families import ClipText, Sd
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.forward import EAGER, Replays
@@ -66,7 +67,7 @@ class Models:
     @property
     def streaming(self) -> list[Streaming]:
         """Of what is held."""
-        held_now = self.weights._residency._held.values()
+        held_now = self.weights._residency._resident.values()
         found = (resident.loaded.streaming for resident in held_now if resident.base is None)
         return [streaming for streaming in found if streaming is not None]
 
@@ -185,7 +186,7 @@ def test_a_text_encoder_that_streams_has_its_loras_in_it(root: Path) -> None:
     assert list(need.nbytes.values()) == [SHARE * 300_000]
     wanted, ours = Models(root, AMPLE).made(work), models.made(work)
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
-    assert [*models.weights._residency._held] == [*need.nbytes]
+    assert [*models.weights._residency._resident] == [*need.nbytes]
     assert len(models.streaming) == 1
 
 
@@ -266,8 +267,13 @@ def under_control(models: Models) -> list[Tensor]:
     recipe = models.weights.fitted(CONTROLLED, NET)
     hold = models.weights.hold(models.weights.need(recipe, NET))
     assert hold is not None
-    models.weights.load(hold)
-    backbone, net = models.weights.backbone(recipe), models.weights.control_net(NET)
+    with hold:
+        models.weights.load(hold)
+        return controlled(models, models.weights.backbone(recipe, hold), models.weights.control_net(NET, hold))
+
+
+def controlled(models: Models, backbone: RecipeBackbone, net: ControlNet) -> list[Tensor]:
+    """Return what a backbone makes under a ControlNet."""
     x = models.card.place(noise("x", (1, 4, 8, 8)))
     control = Control(NET, noise("hint", (1, 64, 64, 3)).sigmoid(), 0.7)
     conds = {"positive": [(noise("cond", (1, 7, 48)), {"control": control})]}
@@ -314,7 +320,7 @@ PARTS: tuple[Part, ...] = ("backbone", "clip")
 def test_on_a_cpu_nothing_streams(root: Path, part: Part) -> None:
     weights = Weights(Catalog(root), torch.device("cpu"), dtype="fp32", vae_dtype="fp32", budget_bytes=1000)
     recipe = Recipe(part, "checkpoints", "a.safetensors")
-    _, resident = weights._lend(recipe, object)
+    _, resident = weights._model(recipe, object, None)
     assert resident.loaded.streaming is None
 
 

@@ -19,7 +19,7 @@ from serve_app.models.vae import Vae
 from serve_app.sampling.latents.latent_formats import SD
 from serve_app.sampling.request import SamplingRequest
 from tests.unit.engine.card import CARD, Card
-from tests.unit.engine.card_order import BESIDE, FORWARDS, CardTimeline, UnorderedError
+from tests.unit.engine.card_order import FORWARDS, SIDE, CardTimeline, UnorderedError
 from tests.unit.engine.card_runs import CardEngine, on_card
 from tests.unit.engine.mixes import request
 from tests.unit.engine.test_card_jobs import VAE, Alone, L, NoLexicon
@@ -29,7 +29,7 @@ def test_what_another_stream_makes_has_to_be_waited_for() -> None:
     card = Card()
     with card.used():
         x = torch.ones(3).to(CARD) * 2
-        with card.order.on(BESIDE):
+        with card.order.on(SIDE):
             with pytest.raises(UnorderedError, match="does not wait for"):
                 x + 1
             card.order.follow(card.order.place(FORWARDS))
@@ -39,22 +39,22 @@ def test_what_another_stream_makes_has_to_be_waited_for() -> None:
             y + 1
         with pytest.raises(UnorderedError):
             x.mul_(2)
-        card.order.wait(card.order.place(BESIDE))
+        card.order.wait(card.order.place(SIDE))
         assert (y + 1).cpu().tolist() == [4, 4, 4]
         x.mul_(2)
 
 
 def test_memory_that_another_stream_uses_goes_back_too_early_unless_that_is_recorded() -> None:
     card = Card()
-    beside = CardTimeline(card.order).beside
-    assert beside is not None
+    side_stream = CardTimeline(card.order).side_stream
+    assert side_stream is not None
     with card.used():
         for recorded in (True, False):
             x = torch.ones(3).to(CARD) * 2
-            with beside.asked():
+            with side_stream.enqueueing():
                 x.neg()
             if recorded:
-                beside.keep(x)
+                side_stream.keep(x)
             del x
             assert len(card.order.early) == (0 if recorded else 1)
 
@@ -95,8 +95,8 @@ class Works:
             # One for each step: nothing says here that the one before is done.
             Pictures(self.engine.timeline, self.engine.pool).make(first.shown, self.picture)
             if done <= 2:
-                answers.append(self.engine.call(self.text, beside=True))
-                answers.append(self.engine.call(self.image, beside=True))
+                answers.append(self.engine.call(self.text, side_stream=True))
+                answers.append(self.engine.call(self.image, side_stream=True))
 
         first, second = Trajectory(self.backbone, wanted, on_step), Trajectory(self.backbone, wanted)
         go = Event()
@@ -108,7 +108,7 @@ class Works:
         self.engine.close()
 
 
-def test_of_texts_images_and_pictures_beside_forwards_nothing_comes_too_early() -> None:
+def test_nothing_on_the_side_stream_is_used_before_it_is_there() -> None:
     card = Card()
     works = Works(card)
     works.run(request(steps=6, seed=3))
@@ -119,11 +119,11 @@ def test_of_texts_images_and_pictures_beside_forwards_nothing_comes_too_early() 
 
 def test_pictures_whose_latents_are_not_waited_for_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
-    def asked(timeline: CardTimeline) -> Iterator[None]:
+    def enqueueing(timeline: CardTimeline) -> Iterator[None]:
         with timeline.order.on(timeline.stream):
             yield
 
-    monkeypatch.setattr(CardTimeline, "asked", asked)
+    monkeypatch.setattr(CardTimeline, "enqueueing", enqueueing)
     works = Works(Card())
     with pytest.raises(UnorderedError):
         works.run(request(steps=6, seed=3))

@@ -111,14 +111,14 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Cuda:
 
 def test_forwards_have_the_higher_priority_and_wait_for_nothing_that_is_beside_them(cuda: Cuda) -> None:
     timeline = timeline_of(CARD)
-    assert timeline.beside is not None
+    assert timeline.side_stream is not None
     forwards, beside = cuda.streams
     # The lower number goes first.
     assert forwards.priority < beside.priority
-    with timeline.asked():
+    with timeline.enqueueing():
         assert cuda.current is forwards
         assert cuda.said == []
-        with timeline.beside.asked():
+        with timeline.side_stream.enqueueing():
             assert cuda.current is beside
     assert cuda.said == ["s1 waits for s0"]
 

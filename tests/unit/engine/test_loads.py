@@ -207,7 +207,6 @@ def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_throug
     assert asked == ["a", "b"]
     assert second.cancel()
     assert weights.is_loaded(third.result(30))
-    del first
 
 
 def test_room_that_cannot_be_asked_for_is_an_error_and_those_behind_it_get_theirs(catalog: Catalog) -> None:
@@ -233,7 +232,7 @@ async def test_what_is_loaded_ahead_is_there_as_its_job_begins_and_forwards_go_o
     weights = slow(catalog)
     shared = EngineRuntime(engine, weights)
     async with stepping(shared, weights) as steps:
-        ahead = asyncio.create_task(shared.load_ahead(recipe("backbone", "b"), nothing))
+        ahead = asyncio.create_task(shared.prefetch(recipe("backbone", "b"), nothing))
         await reached(weights.under_way)
         for _ in range(20):
             await asyncio.wait_for(steps.acquire(), 30)
@@ -250,9 +249,9 @@ async def test_what_is_loaded_ahead_is_there_as_its_job_begins_and_forwards_go_o
 
         await asyncio.wait_for(shared.bind(ignore, loading=loading).sample(sampled("b")), 30)
         assert (weights.counters.loads, waits) == (loads, [])
-        assert (shared.ahead.begun, shared.ahead.used, shared.ahead.dropped) == (1, 1, 0)
+        assert (shared.prefetched.begun, shared.prefetched.used, shared.prefetched.dropped) == (1, 1, 0)
         await shared.bind(ignore).sample(sampled("b"))
-        assert shared.ahead.used == 1
+        assert shared.prefetched.used == 1
 
 
 async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
@@ -264,13 +263,14 @@ async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
     for name in "ab":
         await shared.warm([recipe("backbone", name)])
     in_use = weights.hold(weights.need(recipe("backbone", "a")))
-    assert not await shared.load_ahead(recipe("backbone", "c"), lambda name: name == b)
+    assert not await shared.prefetch(recipe("backbone", "c"), lambda name: name == b)
     assert set(weights.resident()) == {a, b}
-    assert (shared.ahead.begun, shared.ahead.dropped) == (0, 1)
-    del in_use
+    assert (shared.prefetched.begun, shared.prefetched.dropped) == (0, 1)
+    assert in_use is not None
+    in_use.close()
     # The least recently used would go first, but that is spared.
     assert weights.resident() == (a, b)
-    assert await shared.load_ahead(recipe("backbone", "c"), lambda name: name == a)
+    assert await shared.prefetch(recipe("backbone", "c"), lambda name: name == a)
     assert set(weights.resident()) == {a, "backbone checkpoints/c.safetensors"}
     assert weights.held_bytes <= 2 * ONE
     # And what nobody has used by now makes way for what somebody does ask for.
@@ -286,12 +286,12 @@ async def test_nothing_is_loaded_ahead_while_something_is_loaded_that_was_asked_
     weights.go.clear()
     asked = asyncio.create_task(shared.warm([recipe("backbone", "a")]))
     await reached(weights.under_way)
-    ahead = [asyncio.create_task(shared.load_ahead(recipe("backbone", name), nothing)) for name in "bc"]
+    ahead = [asyncio.create_task(shared.prefetch(recipe("backbone", name), nothing)) for name in "bc"]
     await asyncio.sleep(0.2)
     ahead[0].cancel()
     weights.go.set()
     await asked
     assert await ahead[1]
     assert weights.resident() == tuple(f"backbone checkpoints/{name}.safetensors" for name in "ac")
-    assert weights.threads == ["loads", "ahead"]
-    assert shared.ahead.dropped == 1
+    assert weights.threads == ["loads", "prefetches"]
+    assert shared.prefetched.dropped == 1

@@ -20,7 +20,7 @@ from torch import Tensor
 from serve_app.engine.batcher import share
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import CELL_BYTES, CardShare
-from serve_app.engine.side_stream_pool import BesidePool
+from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.weights.recipes import Need
@@ -67,6 +67,12 @@ class Job:
     def cost(self) -> int:
         return sum(piece.cells for piece in self.pieces)
 
+    def close(self) -> None:
+        """Let its weights go."""
+        if self.hold is not None:
+            self.hold.close()
+        self.hold = None
+
 
 @dataclass
 class Card:
@@ -87,7 +93,7 @@ class Card:
         self.residency = Residency(self.weights_budget)
         self.networks = [Network(self.allocator, rate, name=f"n{i}") for i, rate in enumerate(self.rates)]
         self.counters = Counters()
-        self.pool = BesidePool(self.allocator, self)
+        self.pool = SideStreamPool(self.allocator, self)
         self.forwards = Forwards(MAX_ROWS * CELLS, self.counters, self.allocator, self, self.pool)
 
     @property
@@ -110,7 +116,8 @@ class Card:
                     self.begin(job)
                     running.append(job)
                 except DeviceMemoryError as error:
-                    job.error, job.hold = error, None
+                    job.error = error
+                    job.close()
             if not running:
                 # Where nothing is in use, whatever comes next is given room.
                 assert not waiting or self.residency.fits(self.need(waiting[0]))
@@ -129,7 +136,7 @@ class Card:
     def begin(self, job: Job) -> None:
         """Load what a job needs and is absent. Errors: DeviceMemoryError."""
         need, held = self.need(job), self.residency.nbytes
-        job.hold = Hold(need)
+        job.hold = Hold(need, self.residency)
         self.residency.expect(need.nbytes, job.hold)
         self.allocator.held -= held - self.residency.nbytes
         for part, nbytes in need.nbytes.items():
@@ -162,7 +169,7 @@ class Card:
                 assert self.release() == 0
                 assert self.rates[job.network] * job.rows * CELLS > self.planned - self.residency.nbytes
             if job.error is not None or not job.steps:
-                job.hold = None
+                job.close()
 
 
 JOBS = st.lists(

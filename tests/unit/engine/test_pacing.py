@@ -54,7 +54,7 @@ class Device(HostTimeline):
 @dataclass(frozen=True)
 class Mark:
     device: Device
-    asked_s: float
+    enqueued_s: float
     at_s: float
 
     def done(self) -> bool:
@@ -242,7 +242,7 @@ def test_answers_of_calls_are_given_once_the_device_has_them_and_forwards_go_on_
     [(at_s, has_it_s)] = given
     assert at_s >= has_it_s
     # The host has asked for the next forward by then.
-    assert any(asked_s < has_it_s < end_s for _, asked_s, end_s in backbone.asked)
+    assert any(enqueued_s < has_it_s < end_s for _, enqueued_s, end_s in backbone.asked)
 
 
 def test_results_are_given_once_the_device_has_them(engine, device):

@@ -224,10 +224,10 @@ async def test_jobs_that_come_together_join_the_same_forward(engine, shared, mon
 
 async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(engine, catalog):
     class CancelsAsItLoads(Weights):
-        def backbone(self, recipe):
+        def backbone(self, recipe, hold=None):
             if recipe.name == "a.safetensors":
                 asyncio.run_coroutine_threadsafe(cancel(), loop).result(30)
-            return super().backbone(recipe)
+            return super().backbone(recipe, hold)
 
     async def cancel():
         endless.cancel()

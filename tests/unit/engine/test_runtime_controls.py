@@ -110,7 +110,7 @@ async def test_a_run_has_the_backbone_as_it_fits_beside_its_controlnet(engine, c
     assert torch.equal(await sample(EngineRuntime(engine, weights), request(Control(NET, hint(1), 1.0))), wanted)
     assert asked == [(UNET, NET)]
     # All that a run asks for is one backbone, and is there before it begins.
-    assert weights.need(UNET.with_patch(Streams(0.5)), NET).nbytes.keys() == weights._residency._held.keys()
+    assert weights.need(UNET.with_patch(Streams(0.5)), NET).nbytes.keys() == weights._residency._resident.keys()
 
 
 async def test_a_control_lora_steers_with_the_weights_of_the_jobs_own_backbone(engine, catalog):

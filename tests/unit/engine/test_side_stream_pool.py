@@ -9,7 +9,7 @@ import torch
 
 from serve_app.engine.forwards import Counters, Forwards
 from serve_app.engine.memory import CELL_BYTES
-from serve_app.engine.side_stream_pool import BesidePool
+from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.sampling.forward import Piece
 from tests.unit.engine.allocator import Allocator, IdleWeights, OnAllocator
@@ -19,7 +19,7 @@ ROW = CELLS * CELL_BYTES
 MAX_ROWS = 16
 
 
-def worked(pool: BesidePool, allocator: Allocator, *texts: int) -> None:
+def worked(pool: SideStreamPool, allocator: Allocator, *texts: int) -> None:
     for nbytes in texts:
         with pool.measured():
             allocator.work_beside(nbytes)
@@ -31,19 +31,19 @@ def piece(allocator: Allocator, a_cell: int = CELL_BYTES) -> Piece:
 
 
 def test_the_pool_holds_the_most_that_was_taken_at_once_until_it_is_freed() -> None:
-    pool = BesidePool(allocator := Allocator(100, held=10))
+    pool = SideStreamPool(allocator := Allocator(100, held=10))
     worked(pool, allocator, 20, 40, 30)
     assert pool.nbytes == 40
     allocator.cached = 25
     assert pool.nbytes == 25
-    assert (pool.let_go(), pool.nbytes, allocator.emptied) == (True, 0, 1)
-    assert (pool.let_go(), allocator.emptied) == (False, 1)
+    assert (pool.empty(), pool.nbytes, allocator.emptied) == (True, 0, 1)
+    assert (pool.empty(), allocator.emptied) == (False, 1)
 
 
 def test_memory_taken_while_weights_are_loaded_counts_as_theirs() -> None:
     allocator = Allocator(100)
     weights = IdleWeights(allocator, [], reserved_bytes=50)
-    pool = BesidePool(allocator, weights)
+    pool = SideStreamPool(allocator, weights)
     worked(pool, allocator, 20)
     assert pool.nbytes == 0
     weights.reserved_bytes = 0
@@ -52,15 +52,15 @@ def test_memory_taken_while_weights_are_loaded_counts_as_theirs() -> None:
 
 
 def test_a_device_that_cannot_be_asked_keeps_nothing_that_is_known() -> None:
-    pool = BesidePool()
+    pool = SideStreamPool()
     with pool.measured():
         pass
-    assert (pool.nbytes, pool.let_go()) == (0, False)
+    assert (pool.nbytes, pool.empty()) == (0, False)
 
 
 @pytest.mark.parametrize(("kept", "rows"), [(0, 8), (3, 5), (7, 1), (8, 0)])
 def test_forwards_have_what_it_leaves(kept: int, rows: int) -> None:
-    pool = BesidePool(allocator := Allocator(8 * ROW))
+    pool = SideStreamPool(allocator := Allocator(8 * ROW))
     forwards = Forwards(MAX_ROWS * CELLS, Counters(), allocator, pool=pool)
     worked(pool, allocator, *[kept * ROW] * bool(kept))
     assert forwards.limit(piece(allocator)) == rows * CELLS
@@ -69,7 +69,7 @@ def test_forwards_have_what_it_leaves(kept: int, rows: int) -> None:
 def test_the_pool_is_freed_for_an_allocation_before_idle_weights_are() -> None:
     allocator = Allocator(8 * ROW)
     idle = IdleWeights(allocator, [6 * ROW])
-    pool = BesidePool(allocator, idle)
+    pool = SideStreamPool(allocator, idle)
     forwards = Forwards(MAX_ROWS * CELLS, Counters(), allocator, idle, pool)
     for emptied in (1, 2):
         worked(pool, allocator, 2 * ROW)
@@ -83,7 +83,7 @@ def test_the_pool_is_freed_for_an_allocation_before_idle_weights_are() -> None:
 def test_once_memory_has_run_out_nothing_is_kept_any_more() -> None:
     allocator = Allocator(8 * ROW)
     idle = IdleWeights(allocator, [])
-    pool = BesidePool(allocator, idle)
+    pool = SideStreamPool(allocator, idle)
     worked(pool, allocator, 2 * ROW)
     forwards = Forwards(MAX_ROWS * CELLS, Counters(), allocator, idle, pool)
     forwards.answer([[piece(allocator, 9 * CELL_BYTES)]])

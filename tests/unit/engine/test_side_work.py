@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.side_work import Call, Calls
-from serve_app.engine.stopping import Asked
+from serve_app.engine.stopping import StoppableFuture
 from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import UnavailableError
@@ -138,7 +138,7 @@ def test_work_that_has_begun_fails_when_the_engine_closes():
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 9)), max_size=12), st.integers(1, 20))
 def test_everything_is_answered_once_and_within_as_many_turns_as_calls_wait(asked, most):
     calls, answered = Calls(), []
-    futures = [Asked() for _ in asked]
+    futures = [StoppableFuture() for _ in asked]
     for n, ((key, rows), future) in enumerate(zip(asked, futures, strict=True)):
         calls.add(Call(lambda numbers: answered.append(numbers) or numbers, future, n, key, rows, most))
     for _ in asked:

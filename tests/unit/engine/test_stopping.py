@@ -18,7 +18,7 @@ from torch.overrides import _get_current_function_mode_stack
 from serve_app.engine import engine as engine_module
 from serve_app.engine import stopping
 from serve_app.engine.engine import Engine
-from serve_app.engine.stopping import Asked, Stoppable, StoppedError
+from serve_app.engine.stopping import Stoppable, StoppableFuture, StoppedError
 from serve_app.engine.trajectory import Trajectory
 from serve_app.values import SamplerChoice
 from tests.unit.engine.mixes import TinyBackbone, alone, relative_error, request
@@ -35,7 +35,7 @@ def endless(*_: Any) -> None:
             continue
 
 
-class Looked(Asked[None]):
+class Looked(StoppableFuture[None]):
     """Counts the checks of whether it is wanted, and is unwanted after a number of them."""
 
     def __init__(self, most: int = 1000) -> None:

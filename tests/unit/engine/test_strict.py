@@ -84,13 +84,3 @@ async def test_a_strict_run_shares_no_forward_and_others_do(engine, shared):
     await forwards(usual)
     assert await forwards(strict, strict, strict) == 12
     assert await forwards(usual, usual, usual) < 12
-
-
-async def test_a_strict_run_keeps_its_weights_in_use(catalog, engine):
-    weights = cpu_weights(catalog)
-    exclusive = weights.backbone(BACKBONE).exclusive()
-    weights.release()
-    assert len(weights.resident()) == 1
-    del exclusive
-    weights.release()
-    assert weights.resident() == ()

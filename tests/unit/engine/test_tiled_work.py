@@ -58,15 +58,15 @@ def counting(model: Vae, count: int, name: str, order: list[str]) -> Tiles:
     return torch.tensor(float(count))
 
 
-async def test_what_models_of_texts_and_images_do_is_asked_for_beside_forwards(
+async def test_models_of_texts_and_images_run_on_the_side_stream(
     engine: Engine, shared: EngineRuntime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[bool] = []
     call = engine.call
 
-    def noted(work: Any, *, beside: bool = False, keeps: object = None) -> Any:
-        asked.append(beside)
-        return call(work, beside=beside, keeps=keeps)
+    def noted(work: Any, *, side_stream: bool = False, uses: Any = None) -> Any:
+        asked.append(side_stream)
+        return call(work, side_stream=side_stream, uses=uses)
 
     monkeypatch.setattr(engine, "call", noted)
     assert await shared.use(VAE, shared.weights.vae, lambda model: "done") == "done"

@@ -27,13 +27,13 @@ class Counting(Weights):
 
     asked = 0
 
-    def clip(self, recipe):
+    def clip(self, recipe, hold=None):
         self.asked += 1
-        return super().clip(recipe)
+        return super().clip(recipe, hold)
 
-    def vae(self, recipe):
+    def vae(self, recipe, hold=None):
         self.asked += 1
-        return super().vae(recipe)
+        return super().vae(recipe, hold)
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Sequence
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -14,12 +14,18 @@ from tests.unit.engine.card import Card
 class Replayed:
     """A call that is done again by calling it, into the same place."""
 
-    def __init__(self, call: Callable[[], Sequence[Tensor]]) -> None:
+    def __init__(self, call: Callable[[], Sequence[Tensor]], among: WeakSet[Replayed]) -> None:
         self._call = call
         self.outputs = call()
+        self._among = among
+        among.add(self)
 
     def replay(self) -> None:
         torch._foreach_copy_([*self.outputs], [*self._call()])
+
+    def reset(self) -> None:
+        self.outputs = ()
+        self._among.discard(self)
 
 
 class FakeRecorder:
@@ -31,14 +37,12 @@ class FakeRecorder:
     def __init__(self, most: int = 10**12) -> None:
         self.most = most
         self.fails: Exception | None = None
-        self.recorded: weakref.WeakSet[Replayed] = weakref.WeakSet()
+        self.recorded: WeakSet[Replayed] = WeakSet()
 
     def record(self, call: Callable[[], Sequence[Tensor]]) -> Replayed:
         if self.fails is not None:
             raise self.fails
-        recording = Replayed(call)
-        self.recorded.add(recording)
-        return recording
+        return Replayed(call, self.recorded)
 
     def idle_bytes(self) -> int:
         return 100 * len(self.recorded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from dataclasses import replace
 from typing import Any
@@ -130,15 +129,20 @@ def test_inputs_and_outputs_of_recordings_take_no_more_than_they_may_of_all_netw
     assert recordings((0, 16)) == 0
 
 
-def test_recordings_go_with_the_weights_that_they_read_and_do_not_keep_them(replays, recorder):
-    held = [weight(), weight()]
-    for one in range(2):
-        for _ in range(EAGER + 1):
-            replays.answer(held[one], doubling(2))
+def test_recordings_are_reset_with_the_weights_or_slots_that_they_read_whoever_still_has_these(replays, recorder):
+    weights, slots = [weight(), weight()], weight()
+    for reads in (None, slots):
+        for one in weights:
+            for _ in range(EAGER + 1):
+                replays.answer(one, replace(doubling(2), reads=reads))
+    recorded = [*recorder.recorded]
+    assert (len(recorded), replays.idle_bytes()) == (4, 400)
+    replays.forget(slots)
     assert (len(recorder.recorded), replays.idle_bytes()) == (2, 200)
-    del held[0]
-    gc.collect()
+    replays.forget(weights[0])
     assert (len(recorder.recorded), replays.idle_bytes()) == (1, 100)
+    replays.forget(weights[0])
+    assert sum(not recording.outputs for recording in recorded) == 3
 
 
 def test_another_network_of_the_same_weights_has_the_same_recordings_and_moved_weights_have_others(module, replays):

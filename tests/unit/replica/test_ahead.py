@@ -50,7 +50,7 @@ async def test_the_model_of_the_job_behind_is_loaded_while_one_runs(tmp_path: Pa
         await running.scheduler.cancel(endless)
         assert (await running.finish(behind)).state == "success"
         assert models.loads.loads == loads
-        assert (models.ahead.used, models.ahead.dropped) == (3, 0)
+        assert (models.prefetched.used, models.prefetched.dropped) == (3, 0)
 
 
 async def test_the_lora_of_the_job_behind_is_loaded_while_one_runs(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ async def test_the_lora_of_the_job_behind_is_loaded_while_one_runs(tmp_path: Pat
         await running.scheduler.cancel(endless)
         assert (await running.finish(behind)).state == "success"
         assert models.loads.loads == loads
-        assert (models.ahead.used, models.ahead.dropped) == (1, 0)
+        assert (models.prefetched.used, models.prefetched.dropped) == (1, 0)
 
 
 async def test_a_plan_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ async def test_a_plan_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
         runner.take(Prefetch(warm_recipes("checkpoints/second.safetensors")))
         third = warm_recipes("checkpoints/third.safetensors")
         runner.take(Prefetch((*warm_recipes("checkpoints/none.safetensors"), third[0].with_lora("none", 1.0), *third)))
-        await until(lambda: runner.models.ahead.begun == 3)
+        await until(lambda: runner.models.prefetched.begun == 3)
         assert names(running) == {"third.safetensors"}
         runner.take(Prefetch())
         await asyncio.sleep(0)
-        assert runner.models.ahead.begun == 3
+        assert runner.models.prefetched.begun == 3

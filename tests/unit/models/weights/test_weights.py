@@ -1,15 +1,15 @@
-import gc
 import os
 import threading
-import weakref
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.multiprocessing.reductions import StorageWeakRef
 
-from serve_app.errors import ConfigError, DeviceMemoryError, ModelFileError
+from serve_app.errors import ConfigError, DeviceMemoryError, ModelFileError, WeightsFreedError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.families.unet.unet import UnetInputs
+from serve_app.models.weights.deallocation import tensors_of
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.models.weights.loading import Loader
 from serve_app.recipe import ClipSkip, Recipe
@@ -69,9 +69,7 @@ def test_a_vae_of_its_own_file_is_loaded(catalog):
 def test_what_is_resident_is_not_loaded_again(catalog):
     held = weights(catalog)
     first = held.backbone(backbone("a"))
-    module = weakref.ref(first.network.module)
-    del first
-    assert held.backbone(backbone("a")).network.module is module()
+    assert held.backbone(backbone("a")).network is first.network
 
 
 def test_backbones_of_one_file_have_equal_keys_and_of_two_files_unequal_ones(catalog):
@@ -98,20 +96,52 @@ def test_what_was_used_least_recently_goes_first(catalog):
     assert names(held) == ["a", "c"]
 
 
-def test_what_goes_gives_its_memory_back(catalog):
-    held = weights(catalog, ONE)
-    module = weakref.ref(held.backbone(backbone("a")).network.module)
-    held.backbone(backbone("b"))
-    assert module() is None
+def live_bytes(module):
+    """Return the memory that the tensors of a network still have, packed ones as if they were plain."""
+    return sum(tensor.numel() * tensor.dtype.itemsize for tensor in tensors_of(module.modules()))
 
 
-def test_what_is_in_use_stays_and_what_is_not_goes(catalog):
+@pytest.mark.parametrize("part", ["backbone", "clip", "vae"])
+def test_an_evicted_part_has_no_memory_whoever_has_references_to_it_and_says_so_if_it_is_used(catalog, part):
+    held, recipe = weights(catalog, ONE), Recipe(part, "checkpoints", "a.safetensors")
+    model = getattr(held, part)(recipe)
+    [module] = [resident.loaded.module for resident in held._residency._resident.values()]
+    tensors = tensors_of(module.modules())
+    storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors if not tensor.is_mkldnn]
+    assert live_bytes(module) > 0
+    held.release()
+    assert live_bytes(module) == sum(tensor.numel() for tensor in tensors) == 0
+    assert storages
+    assert all(storage.expired() for storage in storages)
+    with pytest.raises(WeightsFreedError, match=r"a\.safetensors was evicted"):
+        module(torch.zeros(1))
+    assert getattr(held, part)(recipe) is not model
+
+
+def test_weights_under_an_open_hold_stay_and_others_go(catalog):
     held = weights(catalog, 2 * ONE)
-    in_use = held.backbone(backbone("a"))
+    in_use = held.open(backbone("a"))
+    network = held.backbone(backbone("a"), in_use).network
     held.backbone(backbone("b"))
     held.backbone(backbone("c"))
     assert names(held) == ["a", "c"]
-    assert held.backbone(backbone("a")).network is in_use.network
+    assert held.backbone(backbone("a")).network is network
+
+
+def test_a_shared_hold_keeps_weights_until_both_are_closed_and_none_is_used_once_it_is(catalog):
+    held = weights(catalog, ONE)
+    first = held.open(backbone("a"))
+    second = first.share()
+    first.close()
+    first.close()
+    assert held.release() == 0
+    with pytest.raises(WeightsFreedError, match=r"a\.safetensors are asked for by a hold that is closed"):
+        held.backbone(backbone("a"), first)
+    with pytest.raises(WeightsFreedError):
+        first.share()
+    with second:
+        assert held.backbone(backbone("a"), second).network is not None
+    assert held.release() == ONE
 
 
 def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog):
@@ -123,20 +153,18 @@ def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog
 
 def test_weights_fit_if_resident_or_if_room_can_be_made_beside_what_is_in_use(catalog):
     held = weights(catalog, 2 * ONE)
-    a, b = held.backbone(backbone("a")), held.backbone(backbone("b"))
+    a, b = held.open(backbone("a")), held.open(backbone("b"))
     assert held.fits(held.need(backbone("a")))
     assert not held.fits(held.need(backbone("c")))
-    del b
-    gc.collect()
+    b.close()
     assert held.fits(held.need(backbone("c")))
-    assert a.key is not None
+    a.close()
 
 
 def test_a_part_larger_than_the_budget_fits_once_nothing_is_in_use(catalog):
     held = weights(catalog, ONE - 1)
-    vae = held.vae(Recipe("vae", "checkpoints", "a.safetensors"))
-    assert not held.fits(held.need(backbone("a")))
-    del vae
+    with held.open(Recipe("vae", "checkpoints", "a.safetensors")):
+        assert not held.fits(held.need(backbone("a")))
     assert held.fits(held.need(backbone("a")))
 
 
@@ -158,13 +186,13 @@ def test_a_file_replaced_under_its_name_is_loaded_anew(tmp_path):
 
 def test_what_is_released_is_no_longer_said_to_be_held(catalog):
     held = weights(catalog)
-    in_use = held.backbone(backbone("a"))
+    in_use = held.open(backbone("a"))
     held.backbone(backbone("b"))
     assert (held.counters.held_bytes, held.counters.loads) == (2 * ONE, 2)
     held.release()
     assert names(held) == ["a"]
     assert (held.held_bytes, held.counters.held_bytes, held.counters.evictions) == (ONE, ONE, 1)
-    del in_use
+    in_use.close()
     held.release()
     assert (held.resident(), held.held_bytes) == ((), 0)
 
@@ -269,17 +297,16 @@ class Tight:
 def test_weights_that_run_out_of_memory_are_loaded_again_without_idle_ones(catalog, monkeypatch):
     held = weights(catalog)
     device = Tight(monkeypatch, held, 2)
-    in_use = held.backbone(backbone("a"))
-    held.backbone(backbone("b"))
-    assert held.backbone(backbone("c")).network is not None
-    assert (names(held), device.failures) == (["a", "c"], 1)
-    del in_use
+    with held.open(backbone("a")):
+        held.backbone(backbone("b"))
+        assert held.backbone(backbone("c")).network is not None
+        assert (names(held), device.failures) == (["a", "c"], 1)
 
 
 def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave_no_room_taken(catalog, monkeypatch):
     held = weights(catalog)
     Tight(monkeypatch, held, 1)
-    in_use = held.backbone(backbone("a"))
+    in_use = held.open(backbone("a"))
     megabytes = f"{ONE / 2**20:,.0f}"
     with pytest.raises(DeviceMemoryError) as raised:
         held.backbone(backbone("b"))
@@ -288,7 +315,7 @@ def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave
         "CUDA out of memory. Tried to allocate 2 MiB."
     )
     assert (names(held), held.reserved_bytes) == (["a"], 0)
-    del in_use
+    in_use.close()
     assert held.backbone(backbone("b")).network is not None
 
 
@@ -300,7 +327,7 @@ def test_room_that_was_given_is_known_until_the_weights_are_there(catalog):
     assert (held.reserved_bytes, held.held_bytes) == (0, ONE)
     other = held.hold(held.need(backbone("b")))
     assert held.reserved_bytes == ONE
-    del other
+    other.close()
     assert held.reserved_bytes == 0
 
 

@@ -1,7 +1,5 @@
 """LoRAs on recipes: what they answer, what they share, what they take of the budget, and when they go."""
 
-import gc
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +7,7 @@ from safetensors.torch import save_file
 from serve_app.errors import ModelFileError
 from serve_app.models.families import ClipText, Sd
 from serve_app.models.files.file_tensor import OpenFile
+from serve_app.models.weights.deallocation import tensors_of
 from serve_app.recipe import Lora, Recipe
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.models.catalog import Catalog
@@ -157,14 +156,35 @@ def test_a_part_is_in_use_as_long_as_what_was_made_of_it(catalog):
     one = weights(catalog)
     one.backbone(BACKBONE)
     held = weights(catalog, one.held_bytes + THIN_BYTES)
-    in_use = held.backbone(under(BACKBONE, (1, 0.8)))
+    in_use = held.open(under(BACKBONE, (1, 0.8)))
     b = Recipe("backbone", "checkpoints", "b.safetensors")
     assert not held.fits(held.need(b))
     held.backbone(b)
     assert len(held.resident()) == 3
-    del in_use
-    gc.collect()
+    in_use.close()
     assert held.fits(held.need(b))
+
+
+@pytest.mark.parametrize("recipe", [BACKBONE, CLIP])
+def test_an_evicted_set_has_no_memory_and_the_weights_that_it_shared_stay(catalog, recipe):
+    held = weights(catalog)
+    load = held.backbone if recipe is BACKBONE else held.clip
+    hold = held.open(recipe)
+    load(under(recipe, (1, 0.8)))
+    loras, part = held._residency._resident.values()
+    own = tensors_of(part.loaded.module.modules())
+    if recipe is BACKBONE:
+        changed = [p for layer in loras.loras.layers.values() for p in tensors_of(layer.thin().modules())]
+    else:
+        changed = [p for p in tensors_of(loras.loaded.module.modules()) if not any(p is other for other in own)]
+    sizes = [p.numel() for p in own]
+    assert held.release() > 0
+    assert changed
+    assert not any(p.numel() for p in changed)
+    assert [p.numel() for p in own] == sizes
+    hold.close()
+    assert held.release() > 0
+    assert not any(p.numel() for p in own)
 
 
 def test_a_set_that_is_not_resident_counts_towards_what_has_to_fit(catalog):
@@ -175,11 +195,10 @@ def test_a_set_that_is_not_resident_counts_towards_what_has_to_fit(catalog):
     for recipe, more_bytes in ((under(BACKBONE, (1, 0.8)), THIN_BYTES), (under(CLIP, (1, 0.8)), MERGED_BYTES)):
         for budget_bytes, fits in ((both_bytes + more_bytes, True), (both_bytes + more_bytes - 1, False)):
             held = weights(catalog, budget_bytes)
-            in_use = held.backbone(BACKBONE) if recipe.part == "clip" else held.clip(CLIP)
-            assert held.fits(held.need(recipe)) is fits
-            assert in_use is not None
+            with held.open(BACKBONE if recipe.part == "clip" else CLIP):
+                assert held.fits(held.need(recipe)) is fits
     held = weights(catalog, both_bytes)
-    in_use = held.backbone(BACKBONE)
+    held.open(BACKBONE)
     assert not held.fits(held.need(under(BACKBONE, (1, 0.8)), CLIP))
     assert held.fits(held.need(BACKBONE, CLIP))
 
@@ -203,13 +222,13 @@ def test_merged_weights_make_room_for_others(catalog):
     one.backbone(BACKBONE)
     merged_bytes = 4 * 32 * 32
     held = weights(catalog, 2 * one.held_bytes + THIN_BYTES + merged_bytes // 2)
-    in_use = held.backbone(under(BACKBONE, (1, 0.8)))
+    in_use = held.backbone(under(BACKBONE, (1, 0.8)), held.open(under(BACKBONE, (1, 0.8))))
     for _ in range(12):
         denoised(in_use)
     assert held.held_bytes == one.held_bytes + THIN_BYTES + merged_bytes
     b = Recipe("backbone", "checkpoints", "b.safetensors")
     assert held.fits(held.need(b))
-    other = held.backbone(b)
+    other = held.backbone(b, held.open(b))
     assert held.held_bytes == 2 * one.held_bytes + THIN_BYTES
     assert in_use.key != other.key
 
