@@ -74,8 +74,8 @@ def test_a_part_comes_back_bit_for_bit_by_a_copy_for_each_of_its_tensors(chunk_b
     for ours, earlier in zip(after, before, strict=True):
         assert torch.equal(ours, earlier)
     assert network.again is network.large
-    assert isinstance(network.quantized.kept, EightBitWeight)
-    assert (network.quantized.weight.device, network.quantized.weight.dtype) == (CARD, torch.float16)
+    assert isinstance(network.kept.quantized, EightBitWeight)
+    assert (network.kept.weight.device, network.kept.weight.dtype) == (CARD, torch.float16)
     assert (kept.nbytes, kept.hits, kept.misses) == (0, 1, 0)
 
 
