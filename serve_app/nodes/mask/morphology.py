@@ -31,7 +31,9 @@ def erode(x: Tensor, size: int) -> Tensor:
 
 def _largest(x: Tensor, dim: int, size: int, after: int) -> Tensor:
     """Return the largest value of each stretch of size along dim, of which `after` positions come later."""
-    edges = (size - 1 - after, after)
+    # What is farther than the picture reaches has no part either, and would take memory by the kernel's size.
+    edges = tuple(min(side, x.shape[dim] - 1) for side in (size - 1 - after, after))
+    size = sum(edges) + 1
     x = pad(x, edges if dim == -1 else (0, 0, *edges), value=float("-inf"))
     length = 1
     while length < size:  # the largest of twice as long a stretch is the larger of two

@@ -49,6 +49,7 @@ async def sd_turbo_scheduler(
 
     Return the model's sigmas at tenths of its timesteps, then 0.
     """
+    allow_levels(steps)
     return turbo(await runtime.levels(model), steps, denoise)
 
 
@@ -76,12 +77,14 @@ def karras_scheduler(
     steps: StepCount, sigma_max: SigmaMax, sigma_min: SigmaMin, rho: Annotated[float, _number(7.0, 100.0)]
 ) -> SIGMAS:
     """Sigmas equally spaced in a root of sigma. Return sigmas from one end to the other, then 0."""
+    allow_levels(steps)
     return karras(Ends(sigma_max, sigma_min), steps, rho)
 
 
 @node("ExponentialScheduler", category=CATEGORY, function="get_sigmas")
 def exponential_scheduler(steps: StepCount, sigma_max: SigmaMax, sigma_min: SigmaMin) -> SIGMAS:
     """Sigmas equally spaced in their logarithm. Return sigmas from one end to the other, then 0."""
+    allow_levels(steps)
     return exponential(Ends(sigma_max, sigma_min).positive(), steps)
 
 
@@ -90,6 +93,7 @@ def polyexponential_scheduler(
     steps: StepCount, sigma_max: SigmaMax, sigma_min: SigmaMin, rho: Annotated[float, _number(1.0, 100.0)]
 ) -> SIGMAS:
     """Sigmas spaced by a power in their logarithm. Return sigmas from one end to the other, then 0."""
+    allow_levels(steps)
     return polyexponential(Ends(sigma_max, sigma_min).positive(), steps, rho)
 
 
@@ -102,6 +106,7 @@ def laplace_scheduler(
     beta: Annotated[float, _number(0.5, 10.0, 0.1)],
 ) -> SIGMAS:
     """Sigmas most of which lie about one level. Return so many sigmas, without 0 at the end."""
+    allow_levels(steps)
     return laplace(Ends(sigma_max, sigma_min), steps, mu, beta)
 
 
@@ -113,6 +118,7 @@ def vp_scheduler(
     eps_s: Annotated[float, _number(0.001, 1.0, 0.0001)],
 ) -> SIGMAS:
     """Sigmas of the variance-preserving process. Return sigmas of the times from 1 to eps_s, then 0."""
+    allow_levels(steps)
     return variance_preserving(steps, beta_d, beta_min, eps_s)
 
 
@@ -124,6 +130,7 @@ async def beta_sampling_scheduler(
     model: MODEL, steps: StepCount, alpha: Alpha, beta: Alpha, runtime: RUNTIME
 ) -> SIGMAS:
     """Sigmas spaced as quantiles of a beta distribution. Return the model's sigmas, equal ones once, then 0."""
+    allow_levels(steps)
     return _quantiles(await runtime.levels(model), steps, alpha, beta)
 
 
@@ -141,6 +148,7 @@ def align_your_steps_scheduler(
 
     Return the table's sigmas for ten steps, interpolated for other numbers.
     """
+    allow_levels(steps)
     return from_table(ALIGN_YOUR_STEPS[model_type], steps, denoise)
 
 
@@ -154,6 +162,7 @@ def gits_scheduler(
 
     Return the table's sigmas for up to twenty steps, interpolated for more.
     """
+    allow_levels(steps)
     return from_table(picked(coeff, steps), steps, denoise)
 
 
@@ -167,6 +176,7 @@ def optimal_steps_scheduler(
 
     Return the table's sigmas, interpolated for other numbers of steps.
     """
+    allow_levels(steps)
     return from_table(OPTIMAL_STEPS[model_type], steps, denoise)
 
 
@@ -176,4 +186,5 @@ Side: TypeAlias = Annotated[int, Int(1024, min=16, max=MAX_RESOLUTION, step=1)]
 @node("Flux2Scheduler", category=CATEGORY)
 def flux2_scheduler(steps: Annotated[int, Int(20, min=1, max=4096)], width: Side, height: Side) -> SIGMAS:
     """Sigmas that FLUX.2 was tuned for, by the size of the image. Return the sigmas, then 0."""
+    allow_levels(steps)
     return flux_2(steps, round(width * height / (16 * 16)))

@@ -9,6 +9,7 @@ from typing import Annotated
 from torch import tensor
 
 from serve_app.errors import NodeError
+from serve_app.execution.size import allow_levels
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Bool, Choice, Float, Int, Text
 from serve_app.nodes.sockets import FLOAT, MODEL, RUNTIME, SIGMAS
@@ -81,6 +82,7 @@ def extend_intermediate_sigmas(
     Return the sigmas with each step in the range made into several; a start below 0 is above every level.
     """
     highest = inf if start_at_sigma < 0 else start_at_sigma
+    allow_levels(max(0, len(sigmas) - 1) * steps)
     return extended(sigmas, steps, highest, end_at_sigma, spacing)
 
 
