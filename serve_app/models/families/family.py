@@ -338,13 +338,14 @@ class TokenEncoder(Encoder, Protocol):
 
 
 def own_text(text: Text, key: str) -> str:
-    """Return the text for the encoder with a key in `Texts`. Errors: NodeError if there is none, or for images."""
+    """Return the text for the encoder with a key in `Texts`. Errors: NodeError if there is none.
+
+    Images beside it are left out, as in ComfyUI, because the encoder cannot see them.
+    """
     match text:
         case str():
             return text
         case IllustratedText():
-            if text.images:
-                raise NodeError(f"the text encoder '{key}' sees no images, and {len(text.images)} were given")
             return text.text
         case TokenizedText():
             raise NodeError(f"the text encoder '{key}' reads texts, not tokens that a node pack gives it")

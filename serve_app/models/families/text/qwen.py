@@ -13,6 +13,7 @@ from torch import nn
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 
+from serve_app.errors import NodeError
 from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21, Qwen3VisionTower, QwenImage21Encoder, tower
@@ -23,7 +24,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
 from serve_app.models.tokenizers.prompt import Weighted
 from serve_app.recipe import T5Padding
-from serve_app.values import GenerationRequest
+from serve_app.values import GenerationRequest, IllustratedText, Text
 
 _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
@@ -118,6 +119,12 @@ class Krea2Text(Qwen3Text):
 
 class Krea2Encoder(QwenImageEncoder):
     """Qwen3-VL on its device. The thinking option applies only in its own chat template."""
+
+    def row(self, text: Text, padding: T5Padding | None = None) -> Weighted:
+        # ComfyUI's sees them, so leaving them out would make another picture than there.
+        if isinstance(text, IllustratedText) and text.images:
+            raise NodeError(f"Krea 2's text encoder sees no images here, and {len(text.images)} were given")
+        return super().row(text, padding)
 
     def prompt(self, request: GenerationRequest) -> Weighted:
         own = not request.use_template or request.text.startswith("<|im_start|>")

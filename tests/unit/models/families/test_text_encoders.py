@@ -74,12 +74,16 @@ def test_recipes_that_differ_in_the_type_are_different_encoders(root):
     assert [encoder.prompt_format for encoder in made] == [UNPADDED, MASKED]
 
 
-def test_texts_for_other_encoders_and_images_are_refused(root):
+def test_texts_for_other_encoders_are_refused(root):
     clip = cpu_weights(Catalog(root)).clip(Recipe("clip", "text_encoders", "t5.safetensors"))
     with pytest.raises(NodeError, match="none of the texts is for the text encoder 't5xxl'"):
         clip.encode([Texts(l="a", g="b")])
-    with pytest.raises(NodeError, match="the text encoder 't5xxl' sees no images, and 1 were given"):
-        clip.encode([IllustratedText("a", (torch.zeros(1, 8, 8, 3),))])
+
+
+def test_an_encoder_that_sees_no_images_reads_the_text_beside_them(root):
+    clip = cpu_weights(Catalog(root)).clip(Recipe("clip", "text_encoders", "t5.safetensors"))
+    (illustrated,), (plain,) = clip.encode([IllustratedText("a", (torch.zeros(1, 8, 8, 3),)), "a"])
+    torch.testing.assert_close(illustrated[0], plain[0])
 
 
 def test_a_vocabulary_that_is_nowhere_is_an_error_that_says_what_to_install(monkeypatch):
