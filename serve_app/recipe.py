@@ -150,7 +150,8 @@ WeightChange: TypeAlias = Lora | Towards | Merge | Scale
 class Discrete:
     """Training on a table of noise levels (ComfyUI's ModelSamplingDiscrete).
 
-    prediction: "eps", "v_prediction", "lcm", "x0" or "img_to_img". zsnr: the top level has (almost) no signal left.
+    prediction: "eps", "v_prediction", "lcm", "x0", "img_to_img" or "img_to_img_flow". zsnr: the top level has (almost)
+    no signal left.
     even: betas grow by equal steps, as PixArt's do, and not by equal steps of their roots.
     """
 

@@ -15,7 +15,15 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
-from serve_app.sampling.schedules.levels import AngleLevels, EdmLevels, FlowLevels, FluxLevels, Levels, TableLevels
+from serve_app.sampling.schedules.levels import (
+    AngleLevels,
+    EdmLevels,
+    FlowLevels,
+    FluxLevels,
+    ImageToImageLevels,
+    Levels,
+    TableLevels,
+)
 
 
 class Scaling(NamedTuple):
@@ -130,6 +138,8 @@ def trained(training: Training) -> tuple[Levels, Prediction]:
         case Discrete("lcm", zsnr, even):
             levels = TableLevels(zsnr=zsnr, stride=_LCM_STRIDE, even=even)
             return levels, Lcm(levels)
+        case Discrete("img_to_img_flow", zsnr, even):
+            return ImageToImageLevels(zsnr=zsnr, even=even), ImgToImg()
         case Discrete(name, zsnr, even) if (prediction := _DISCRETE.get(name)) is not None:
             return TableLevels(zsnr=zsnr, even=even), prediction
         case ContinuousEdm(name, high, low) if (prediction := _CONTINUOUS.get(name)) is not None:
@@ -142,7 +152,7 @@ def trained(training: Training) -> tuple[Levels, Prediction]:
             return FlowLevels(shift, multiplier), Velocity()
         case FluxFlow(mu):
             return FluxLevels(mu), Velocity()
-    known = ", ".join(("lcm", *_DISCRETE) if isinstance(training, Discrete) else _CONTINUOUS)
+    known = ", ".join(("lcm", "img_to_img_flow", *_DISCRETE) if isinstance(training, Discrete) else _CONTINUOUS)
     raise NodeError(f"prediction '{training.prediction}' is not supported; supported are {known}")
 
 

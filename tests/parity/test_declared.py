@@ -10,8 +10,6 @@ from tests.parity.declared import ours
 from tests.parity.figures import GOLDEN
 
 DECLARED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "declared.json").read_text())
-NOT_CHOICES = {("ModelSamplingDiscrete", "sampling"): ["img_to_img_flow"]}
-"""Choices that ours has not: what a network of another family predicts."""
 
 
 def test_every_class_that_is_compared_is_there():
@@ -21,9 +19,6 @@ def test_every_class_that_is_compared_is_there():
 def test_classes_declare_what_comfyuis_do():
     described, differing = specs(), {}
     for name, theirs in DECLARED.items():
-        for _, of, _, choices, _ in theirs["inputs"]:
-            for choice in NOT_CHOICES.get((name, of), ()):
-                choices.remove(choice)
         if (declared := ours(described[name])) != theirs:
             differing[name] = (declared, theirs)
     assert differing == {}

@@ -34,7 +34,7 @@ def _patched(model: Recipe, training: Training) -> Recipe:
 @node("ModelSamplingDiscrete", category="model/patch", function="patch")
 def model_sampling_discrete(
     model: MODEL,
-    sampling: Annotated[str, Choice(["eps", "v_prediction", "lcm", "x0", "img_to_img"])],
+    sampling: Annotated[str, Choice(["eps", "v_prediction", "lcm", "x0", "img_to_img", "img_to_img_flow"])],
     zsnr: Annotated[bool, Bool(False)],
 ) -> MODEL:
     """Training on a table of noise levels. Return the model's recipe with the training."""

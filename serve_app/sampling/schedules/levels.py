@@ -299,3 +299,26 @@ class FluxLevels(Interpolation):
     def sigma(self, timestep: Tensor) -> Tensor:
         """Return the level of a time: `timestep`'s, shifted once more."""
         return self._shifted(timestep)
+
+
+class ImageToImageLevels(TableLevels):
+    """Stable Diffusion's levels of a network that turns latents into latents: no noise is added to what it begins with.
+
+    Samplers take them for a flow's. Source: the facts of ComfyUI 0.33.0's `img_to_img_flow`.
+    """
+
+    def log_snr(self, sigma: float) -> float:
+        return log((1 - sigma) / sigma) if sigma < 1 else -inf
+
+    def noised(self, latents: Latents, noise: Latents, sigma: float) -> Latents:
+        return latents
+
+    def start(self, latents: Tensor, noise: Tensor, sigma: float) -> Tensor:
+        return latents
+
+    def unnoised(self, x: Tensor, sigma: float) -> Tensor:
+        """Return what x lacks of 1: the network's output is the inverse of the latents."""
+        return 1.0 - x
+
+
+Interpolation.register(ImageToImageLevels)

@@ -78,6 +78,15 @@ def test_the_two_flows_have_tables_of_their_own_and_one_prediction():
     assert type(of_flow) is type(of_flux) is Velocity
 
 
+def test_a_network_from_image_to_image_on_levels_is_given_the_latents_alone_and_ends_with_their_inverse():
+    levels, prediction = trained(Discrete("img_to_img_flow"))
+    latents, output = torch.full((1, 4, 2, 2), 0.25), torch.full((1, 4, 2, 2), 0.75)
+    x = levels.start(latents, torch.ones_like(latents), levels.sigma_max)
+    assert torch.equal(x, latents)
+    assert torch.equal(denoised(prediction, x, output, levels.sigma_max), output)
+    assert torch.equal(levels.unnoised(output, 0.0), latents)
+
+
 def test_training_to_zero_signal_reaches_far_above_the_usual_levels_and_keeps_the_lowest():
     usual, _ = trained(Discrete("v_prediction"))
     rescaled, _ = trained(Discrete("v_prediction", zsnr=True))
@@ -88,7 +97,7 @@ def test_training_to_zero_signal_reaches_far_above_the_usual_levels_and_keeps_th
 @pytest.mark.parametrize(
     ("training", "message"),
     [
-        (Discrete("flow"), "'flow' is not supported; supported are lcm, eps, v_prediction, x0, img_to_img"),
+        (Discrete("flow"), "'flow' is not supported; supported are lcm, img_to_img_flow, eps, v_prediction, x0, img"),
         (
             ContinuousEdm("cosmos_rflow", 80.0, 0.002),
             "'cosmos_rflow' is not supported; supported are v_prediction, edm",
