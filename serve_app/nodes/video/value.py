@@ -271,8 +271,12 @@ class VideoFromComponents(Video):
     def as_trimmed(
         self, start_time: float = 0, duration: float = 0, strict_duration: bool = True
     ) -> VideoFromComponents | None:
-        """Return the frames that begin in the part, and its sound."""
-        cut = self._window(start_time, duration, strict_duration)
+        """Return the frames that begin in the part, and its sound.
+
+        From a start below 0, strict refuses a duration that the video is too short for from its beginning, as ComfyUI.
+        """
+        too_long = self.get_duration() < start_time + duration
+        cut = self._window(start_time, duration, strict=strict_duration and too_long)
         if cut is None:
             return None
         made, rate = self.components, float(self.components.frame_rate)
