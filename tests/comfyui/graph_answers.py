@@ -16,6 +16,9 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from serve_app.graph.dynamic import DYNAMIC_COMBO
+from serve_app.nodes.registry import specs
+
 TOLERANCE = 1e-4
 """How far values may lie apart, of the largest one."""
 NUMBER = re.compile(r"-?\d+(?:\.\d*)?(?:e[-+]\d+)?")
@@ -344,6 +347,10 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
         return "ComfyUI names outputs that failed after a node, whether they need it or not"
     if what in ("status of the POST", "a node that is wrong for one only") and "comes by a link" in ours:
         return "a constant for a socket is refused before the job, and fails in the job there"
+    if what in ("status of the POST", "a node that is wrong for one only") and "(COMFY_MATCHTYPE_V3)" in ours:
+        return "a value of a type that the class does not name is refused before the job, and fails in the job there"
+    if "required_input_missing" in ours and "required_input_missing" not in theirs and _misses_a_choice(ours, graph):
+        return "a missing choice that brings inputs is refused before the job, and fails in the job there"
     if what == "ends in success, ours in error" and "it has made an empty" in ours:
         return "empty images, masks and latents are refused where they are made"
     if what == "ends in error, ours in success":
@@ -352,7 +359,7 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
         return "nodes that do not need each other run in another order, so another one of those that fail is the first"
     if what == "ends in success, ours in error" and "bigger than the maximum" in ours:
         return "a linked whole number above its maximum is refused"
-    if "pixel_space" in ours or "img_to_img_flow" in ours:
+    if "pixel_space" in ours:
         return "a choice that is not supported here"
     if any(name in ours and name not in theirs for name in ("dependency_cycle", "Dependency cycle")):
         return "a circle through a link of a wrong type is named too"
@@ -380,6 +387,14 @@ def unexplained(found: Sequence[Difference], graph: Mapping[str, Any]) -> tuple[
     if any(difference.what.startswith(("error", "a node that is wrong")) for difference in refused):
         rest = [difference for difference in rest if not difference.what.startswith(CONSEQUENCES)]
     return set(reasons) - {""}, rest
+
+
+def _misses_a_choice(ours: str, graph: Mapping[str, Any]) -> bool:
+    """Whether an input that is said to be missing is one of a class's dynamic choices."""
+    declared = (specs().get(node.get("class_type", "")) for node in graph.values())
+    missing = re.findall(r"'input_name': '([^']+)'", ours)
+    found = (spec.input(name) for spec in declared if spec is not None for name in missing)
+    return any(one is not None and one.type == DYNAMIC_COMBO for one in found)
 
 
 def _links(graph: Mapping[str, Any]) -> list[list[Any]]:

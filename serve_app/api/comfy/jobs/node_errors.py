@@ -137,6 +137,8 @@ class NodeErrors:
         options = {} if declared is None else declared.options
         message, details = _MESSAGES.get(problem.type, problem.message), str(name)
         match problem.type:
+            case "required_input_missing" if spec is not None and spec.input(name) is None:
+                details = details.rpartition(".")[-1]  # what a choice has brought is named without it
             case "return_type_mismatch":
                 wanted = given[0] if given else "*"
                 details = f"{name}, received_type({extra.get('received_type')}) mismatch input_type({wanted})"
