@@ -51,12 +51,16 @@ METRICS = (
     Metric("serve_app_job_run_seconds", "histogram", "s", (), "From a job's start to its end"),
     Metric("serve_app_replicas", "gauge", "short", ("pool",), "Replicas that have joined the scheduler"),
     Metric("serve_app_tasks", "gauge", "short", ("pool", "state"), "Tasks by state: waiting for a replica, or running"),
-    Metric("serve_app_backlog_seconds", "gauge", "s", ("pool",), "How long what waits is expected to take, in a row"),
+    Metric(
+        "serve_app_backlog_seconds", "gauge", "s", ("pool",), "Expected time of the waiting tasks, one after another"
+    ),
     Metric(
         "serve_app_nodes", "counter", "short", ("state",), "Nodes of jobs: cached, which need not run, or executing"
     ),
     Metric("serve_app_node_seconds", "histogram", "s", ("pool", "class_type"), "How long a node of a class takes"),
-    Metric("serve_app_result_hits", "counter", "short", ("pool", "replica"), "Results that were held when a task came"),
+    Metric(
+        "serve_app_result_hits", "counter", "short", ("pool", "replica"), "Results found in the cache when a task came"
+    ),
     Metric("serve_app_evaluations", "counter", "short", ("pool", "replica"), "Model evaluations answered"),
     Metric("serve_app_forwards", "counter", "short", ("pool", "replica"), "Forwards run; each answers evaluations"),
     Metric("serve_app_forward_rows", "counter", "short", ("pool", "replica"), "Latents in those forwards"),
@@ -79,11 +83,17 @@ METRICS = (
         "Weights loaded ahead of jobs: `begun`; since then `used`, or `dropped`, also for want of room",
     ),
     Metric("serve_app_weights_load_seconds", "counter", "s", ("pool", "replica"), "Time spent loading weights"),
-    Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights let go to make room"),
-    Metric("serve_app_weights_releases", "counter", "short", ("pool", "replica"), "Those of them let go for work"),
+    Metric("serve_app_weights_evictions", "counter", "short", ("pool", "replica"), "Weights evicted from the device"),
+    Metric(
+        "serve_app_weights_releases",
+        "counter",
+        "short",
+        ("pool", "replica"),
+        "Evictions made for activations, not for other weights",
+    ),
     Metric("serve_app_host_weights_bytes", "gauge", "bytes", ("pool", "replica"), "Host memory of weights"),
     Metric("serve_app_host_weights_hits", "counter", "short", ("pool", "replica"), "Loads that found weights there"),
-    Metric("serve_app_host_weights_misses", "counter", "short", ("pool", "replica"), "Loads that looked there in vain"),
+    Metric("serve_app_host_weights_misses", "counter", "short", ("pool", "replica"), "Loads that found none there"),
     Metric(
         "serve_app_streamed_weights_bytes",
         "counter",
@@ -93,8 +103,14 @@ METRICS = (
     ),
     Metric("serve_app_vae_failures", "counter", "short", ("pool", "replica"), "VAE work the device had no memory for"),
     Metric("serve_app_vae_tiled", "counter", "short", ("pool", "replica"), "VAE work done in tiles because of that"),
-    Metric("serve_app_refusals", "counter", "short", ("limit",), "What a limit refused or cut short, by its key"),
-    Metric("serve_app_limit_use", "gauge", "short", ("limit",), "How full what a limit bounds is in a process, 0 to 1"),
+    Metric(
+        "serve_app_refusals",
+        "counter",
+        "short",
+        ("limit",),
+        "Requests or values that a limit refused or cut short, by its key",
+    ),
+    Metric("serve_app_limit_use", "gauge", "short", ("limit",), "How full a limit is in a process, 0 to 1"),
     Metric(
         "serve_app_tenant_jobs",
         "gauge",
