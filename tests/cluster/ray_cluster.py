@@ -30,7 +30,7 @@ class RayCluster(Application):
         provide_checkpoint(root)
         self.root = root
         self.processes = Processes()
-        # Serve's proxy loads the gate by its environment, as docs/operations.md says for clusters.
+        # Serve's proxy loads the gate by its environment, as docs/deploy.md says for clusters.
         self.processes.environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"] = (
             "serve_app.deployments.proxy.gate:middlewares"
         )
