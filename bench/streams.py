@@ -23,7 +23,7 @@ import psutil
 import uvicorn
 
 from serve_app.api.app import create_app
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.files.store import AREAS
@@ -49,7 +49,7 @@ async def _serve(listener: socket.socket) -> None:
             service = Service(
                 replica.scheduler.client, volume, lambda _: ["sd15.safetensors"], Limits(1_000_000, 1_000_000)
             )
-            app = create_app(service, crowd=Crowd(listeners=1000))
+            app = create_app(service, concurrency=ConcurrencyLimits(listeners=1000))
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
 
             async def going_on() -> None:

@@ -27,7 +27,7 @@ from starlette.types import ASGIApp, Message, Scope
 from bench.series import Ratio, Series, ratio
 from serve_app import log
 from serve_app.api.app import create_app
-from serve_app.api.auth.identity import Identity
+from serve_app.api.auth.authentication import Authenticator
 from serve_app.api.operator.audit import AuditLog
 from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
@@ -72,7 +72,7 @@ async def measure(rounds: int, pairs: int) -> tuple[list[Series], list[Ratio]]:
             audit = AuditLog(lambda: service, 1.0, every_s=float("inf"))
             apps: dict[str, ASGIApp] = {
                 OFF: create_app(service),
-                ON: create_app(service, identity=Identity(lambda: service, audit)),
+                ON: create_app(service, authenticator=Authenticator(lambda: service, audit)),
             }
             for turn in range(rounds + 1):
                 for case, taken in (await _round(apps, text, pairs, audit)).items():

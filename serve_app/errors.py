@@ -169,8 +169,8 @@ class QuotaLeft:
     @property
     def headers(self) -> dict[str, str]:
         """As what an answer says it."""
-        told = {"Limit": _figure(self.limit), "Remaining": _figure(self.remaining), "Reset": str(self.reset_s)}
-        return {"X-Quota": self.quota, **{f"X-RateLimit-{key}": value for key, value in told.items()}}
+        values = {"Limit": _figure(self.limit), "Remaining": _figure(self.remaining), "Reset": str(self.reset_s)}
+        return {"X-Quota": self.quota, **{f"X-RateLimit-{key}": value for key, value in values.items()}}
 
 
 class QuotaError(UnavailableError):
@@ -241,7 +241,7 @@ class AssetMissingError(ClaimRefusedError):
         return (AssetMissingError, (self.job_id, str(self), self.asset_id))
 
 
-class CrowdedError(UnavailableError):
+class ConcurrencyLimitError(UnavailableError):
     """As many requests of a kind are in hand as one process takes."""
 
 

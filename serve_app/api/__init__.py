@@ -1,1 +1,3 @@
-"""HTTP: a folder a dialect, and what all dialects share. The rules of jobs are in `service` and `scheduler`."""
+"""HTTP API: one folder per dialect, and the code that all dialects share. Rules about jobs are in `service` and
+`scheduler`.
+"""

@@ -1,7 +1,7 @@
-"""Every failure as the answer a client sees: the status code, and the contract's body {error, detail, status_code}.
+"""Errors as HTTP answers: the status code, and the contract's body {error, detail, status_code}.
 
-The one place where errors meet HTTP. Bad input is never 422 (validation is 400), and what nobody foresaw is a 500
-that names neither code nor paths; its traceback goes to the log.
+The table of status codes is here for all dialects. Bad input is never 422 (validation is 400). An unexpected error is a
+500 that names neither code nor paths; its traceback goes to the log.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import log
 from serve_app.api.auth.principal import principal_of
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import (
     BodyTooLargeError,
     DatabaseAwayError,
@@ -43,7 +43,7 @@ from serve_app.errors import (
 )
 
 Answer: TypeAlias = Callable[[Request, Exception], Response]
-"""How a failure is answered in one dialect."""
+"""Renders an error in one dialect."""
 
 _ANSWERS: dict[type[Exception], tuple[int, str]] = {
     InvalidGraphError: (400, "Invalid workflow structure"),
@@ -69,7 +69,7 @@ _ANSWERS: dict[type[Exception], tuple[int, str]] = {
 """Status code and `error` text by class; a subclass without its own entry takes its parent's."""
 
 DATABASE_AWAY = "the job database cannot be used; the server's log says why"
-"""What all but operators are told of a DatabaseAwayError."""
+"""The message of a DatabaseAwayError for all but operators."""
 
 _ROUTING = {404: "Not found", 405: "Method not allowed"}
 
@@ -77,11 +77,11 @@ _ROUTING = {404: "Not found", 405: "Method not allowed"}
 def problem(status_code: int, error: str, detail: str, headers: dict[str, str] | None = None) -> Response:
     """Return the contract's error body."""
     body: dict[str, Any] = {"error": error, "detail": detail, "status_code": status_code}
-    return Json(body, status_code, headers)
+    return JsonResponse(body, status_code, headers)
 
 
 def answer(request: Request, error: Exception) -> Response:
-    """Return what a client sees of a failure; logs the ones nobody foresaw."""
+    """Return the answer to a failed request; log unexpected errors."""
     if isinstance(error, HTTPException):
         title = _ROUTING.get(error.status_code, "Request refused")
         detail = f"{request.method} {request.url.path}: {error.detail}"
@@ -94,7 +94,7 @@ def answer(request: Request, error: Exception) -> Response:
 
 
 def reason_for(request: Request, error: Exception) -> str:
-    """Return why a request failed, as its caller may know it: operators alone learn where the database is."""
+    """Return the reason for a failure that its caller may see: only operators see where the database is."""
     if not isinstance(error, DatabaseAwayError) or principal_of(request).may("admin"):
         return str(error)
     log.get("api").warning("%s %s: %s", request.method, request.url.path, error)
@@ -102,14 +102,14 @@ def reason_for(request: Request, error: Exception) -> str:
 
 
 def headers_of(error: Exception) -> dict[str, str]:
-    """Return the headers that tell what to do after a failure, in every dialect."""
+    """Return the headers of an error's answer, such as Retry-After, in every dialect."""
     if isinstance(error, UnauthenticatedError):
         return {"WWW-Authenticate": "Bearer"}
     return error.headers if isinstance(error, UnavailableError) else {}
 
 
 class CatchAll:
-    """Middleware that answers what no exception handler knows.
+    """Middleware that answers exceptions without a handler.
 
     Starlette's own last resort raises the error again after answering, which servers report a second time.
     """
@@ -132,7 +132,7 @@ class CatchAll:
         try:
             await self._app(scope, receive, noting_send)
         except ClientDisconnect:
-            return  # there is nobody left to answer
+            return  # the client has disconnected
         except Exception as error:
             if begun:
                 raise
@@ -140,7 +140,7 @@ class CatchAll:
 
 
 def install(app: Starlette, answer: Answer = answer) -> None:
-    """Make an application answer every failure so; with the contract's body by default."""
+    """Install the error handlers of an application; with the contract's body by default."""
     app.add_exception_handler(ServeAppError, answer)
     app.add_exception_handler(HTTPException, answer)
     app.add_middleware(CatchAll, answer=answer)

@@ -1,4 +1,4 @@
-"""What handlers of both dialects share: the service, a request's body as strict JSON, a number from its query.
+"""What handlers of all dialects share: the service, a request's body as strict JSON, a number in its query.
 
 Bodies are read as JSON whatever their content type, and no further than the limit.
 """
@@ -14,7 +14,7 @@ from starlette.requests import HTTPConnection, Request
 from starlette.types import Message
 
 from serve_app.api.auth.principal import principal_of
-from serve_app.api.routing import Given
+from serve_app.api.routing import Depends
 from serve_app.api.strict_json import parse_object
 from serve_app.errors import BodyTooLargeError, InvalidSubmissionError, QuotaLeft
 from serve_app.limits import refused
@@ -26,34 +26,34 @@ T = TypeVar("T")
 
 
 def service_of(request: HTTPConnection) -> Service:
-    """Return the service as who asks has it. Errors: NotReadyError before the process has found the scheduler."""
+    """Return the service for the request's tenant. Errors: NotReadyError before the process has found the scheduler."""
     service: Service = request.app.state.service()
-    return service.within(principal_of(request).tenant)
+    return service.for_tenant(principal_of(request).tenant)
 
 
-Current = Annotated[Service, Given(service_of)]
-"""The service as who asks has it, as a handler's parameter."""
+Current = Annotated[Service, Depends(service_of)]
+"""The service for the request's tenant, as a handler's parameter."""
 
 REQUESTS_LEFT = "requests_left"
-"""The key of an ASGI scope that says how many requests more there may be now, as QuotaLeft or None."""
+"""The ASGI scope's key of what is left of the quota of requests: a QuotaLeft or None."""
 _LARGE_BYTES = 100_000
 _BIGGEST = 2**63
 
 
 def quota_headers(request: Request, submitted: Submitted) -> dict[str, str]:
-    """Return what an accepted submission is told of its tenant's quotas: that of which the smallest share is left."""
+    """Return the quota headers of an accepted submission: of the quota with the smallest share left."""
     requests: QuotaLeft | None = request.scope.get(REQUESTS_LEFT)
     left = [*submitted.left, *([] if requests is None else [requests])]
     return min(left, key=lambda each: each.share).headers if left else {}
 
 
 async def read_body(request: Request, bound: BodyBound) -> bytes:
-    """Return the body. Errors: BodyTooLargeError as soon as it is larger than its bound."""
-    return await bounded(request, bound).body()
+    """Return the body. Errors: BodyTooLargeError as soon as it exceeds the bound."""
+    return await with_body_bound(request, bound).body()
 
 
-def bounded(request: Request, bound: BodyBound) -> Request:
-    """Return the request with its body held to a bound, which whoever reads it is told by BodyTooLargeError."""
+def with_body_bound(request: Request, bound: BodyBound) -> Request:
+    """Return the request with a bound on its body. Reading a larger one raises BodyTooLargeError."""
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and (len(declared) > 18 or int(declared) > bound.bytes):
         raise _too_large(f"is {declared[:20]} bytes", bound)
@@ -77,18 +77,18 @@ def _too_large(how: str, bound: BodyBound) -> BodyTooLargeError:
 
 async def read_object(request: Request, bound: BodyBound) -> dict[str, Any]:
     """Return the body as a JSON object. Errors: BodyTooLargeError, InvalidSubmissionError."""
-    return await parsed(await read_body(request, bound), parse_object)
+    return await parse_in_thread(await read_body(request, bound), parse_object)
 
 
-async def parsed(body: bytes, parse: Callable[[bytes], T]) -> T:
-    """Return what `parse` makes of a body; seconds of parsing do not hold up the other requests of this process."""
+async def parse_in_thread(body: bytes, parse: Callable[[bytes], T]) -> T:
+    """Return `parse(body)`, run in a thread if the body is large, so that it does not block other requests."""
     return parse(body) if len(body) < _LARGE_BYTES else await asyncio.to_thread(parse, body)
 
 
-def lengths(queue: QueueView) -> dict[str, str]:
-    """Return the headers that tell how long the queue is, of which an answer may carry the beginning only.
+def queue_headers(queue: QueueView) -> dict[str, str]:
+    """Return headers with the queue's full length, as an answer may have its beginning only.
 
-    They say too what of it is paused, if anything is, and for how long jobs wait because one has ended a replica.
+    They also name what is paused, and how long jobs wait because one has ended a replica.
     """
     told = {"X-Queue-Running": str(queue.count.running), "X-Queue-Pending": str(queue.count.pending)}
     if queue.paused:
@@ -98,8 +98,8 @@ def lengths(queue: QueueView) -> dict[str, str]:
     return told
 
 
-def number(request: Request, name: str, kind: type[int] | type[float], default: float) -> float:
-    """Return a number ≥ 0 of that kind from the query. Errors: InvalidSubmissionError."""
+def query_number(request: Request, name: str, kind: type[int] | type[float], default: float) -> float:
+    """Return a number ≥ 0 in the query. Errors: InvalidSubmissionError."""
     text = request.query_params.get(name, str(default))
     try:
         value = kind(text)

@@ -1,4 +1,4 @@
-"""How many requests a minute a tenant makes of one process: a bucket of tokens for each."""
+"""Rate limit per tenant: how many requests a minute it may make of one process, by token buckets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from serve_app.limits import refused
 
 KEY = "requests_a_minute"
 TENANTS = 10_000
-"""Whose buckets a process keeps; that of whoever has asked for nothing for longest is made anew, full."""
+"""How many tenants' buckets a process keeps; the least recently used one is dropped, and starts full again."""
 
 
 class RequestRate:
-    """One a process. quota: how many requests a minute a tenant may make; None for any number.
+    """The rate limiter of a process. quota: requests per minute and tenant; None for no limit.
 
-    A bucket holds what comes to it in a minute, so as many may come at once.
+    A bucket has the capacity of one minute, so a burst of that size is allowed.
     """
 
     def __init__(self, quota: Callable[[str], int | None], clock: Callable[[], float] = time.monotonic) -> None:
@@ -29,7 +29,7 @@ class RequestRate:
     def take(self, tenant: str) -> QuotaLeft | None:
         """Count one request and return what is left; None without a quota.
 
-        Errors: QuotaError, which says when there will be room for the next.
+        Errors: QuotaError, with the time until the next request is allowed.
         """
         most = self._quota(tenant)
         if most is None:

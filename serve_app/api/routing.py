@@ -1,7 +1,7 @@
 """Routes as tables of handlers, and a router that finds them by the beginning of the path.
 
-A handler's parameters say what it takes: the request itself, or a value that `Given` makes of it. It returns the
-response. Beneath are Starlette's routes.
+A handler's parameters are the request itself, or values that `Depends` derives from it. It returns the response.
+Starlette's routes are underneath.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ READ = ["GET", "HEAD"]
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a handler's parameter is, as in `Annotated[Service, Given(service_of)]`."""
+class Depends:
+    """Marks a parameter as computed from the request, as in `Annotated[Service, Depends(service_of)]`."""
 
     make: Callable[[Request], Any]
 
 
 class Routes:
-    """Handlers by path and method, in the order in which they are tried. prefix: goes before every path."""
+    """Handlers by path and method, in the order in which they are matched. prefix: of every path."""
 
     def __init__(self, prefix: str = "") -> None:
         self.routes: list[Route | WebSocketRoute] = []
         self._prefix = prefix
 
     def read(self, path: str) -> Callable[[H], H]:
-        """Decorate the handler of a path that reads."""
+        """Decorate the handler of a path's GET and HEAD."""
         return self.on(path, READ)
 
     def post(self, path: str) -> Callable[[H], H]:
-        """Decorate the handler of what is posted to a path."""
+        """Decorate the handler of a path's POST."""
         return self.on(path, ["POST"])
 
     def on(self, path: str, methods: Sequence[str]) -> Callable[[H], H]:
@@ -69,16 +69,16 @@ class Routes:
 
 
 def endpoint(handler: Handler) -> ASGIApp:
-    """Return a handler as an application. Errors: TypeError for a parameter that nothing is given for.
+    """Return a handler as an ASGI application. Errors: TypeError for a parameter without `Depends`.
 
-    What it raises is the application's to answer: Starlette would catch it around each handler too.
+    Its exceptions are left to the application's handlers: Starlette would catch them around each handler too.
     """
     hints = get_type_hints(handler, include_extras=True)
     return _Endpoint(handler, [_maker(handler, hints[name]) for name in inspect.signature(handler).parameters])
 
 
 class _Endpoint:
-    """A handler, and what makes each of its arguments. No function, of which Starlette would make an application."""
+    """A handler with its dependencies. Not a function, as Starlette would wrap one."""
 
     def __init__(self, handler: Handler, makers: Sequence[Callable[[Request], Any]]) -> None:
         self._handler, self._makers = handler, makers
@@ -94,12 +94,12 @@ def _maker(handler: Handler, hint: Any) -> Callable[[Request], Any]:
     if hint is Request:
         return lambda request: request
     for note in getattr(hint, "__metadata__", ()):
-        if isinstance(note, Given):
+        if isinstance(note, Depends):
             return note.make
     raise TypeError(f"{handler.__module__}.{handler.__qualname__}: nothing is given for a parameter of {hint}")
 
 
-def under(prefix: str, routes: Iterable[Route | WebSocketRoute]) -> list[Route | WebSocketRoute]:
+def prefixed(prefix: str, routes: Iterable[Route | WebSocketRoute]) -> list[Route | WebSocketRoute]:
     """Return routes with a prefix before their paths."""
     return [
         WebSocketRoute(prefix + route.path, route.endpoint)
@@ -109,8 +109,8 @@ def under(prefix: str, routes: Iterable[Route | WebSocketRoute]) -> list[Route |
     ]
 
 
-class Table(Router):
-    """A router that tries only the routes whose path begins as the request's does; among these the first wins.
+class PrefixRouter(Router):
+    """A router that matches only the routes whose path has the request's first part; the first match wins.
 
     Routes are added before the first request.
     """
@@ -123,7 +123,7 @@ class Table(Router):
         return any(route.matches(scope)[0] is not Match.NONE for route in self._candidates(scope["path"]))
 
     async def app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Hand the request to its route; what none takes is looked for among all, and then is `default`'s."""
+        """Pass the request to its route; without a match try all routes, then `default`."""
         if scope["type"] != "lifespan" and not scope.get("root_path"):
             for route in self._candidates(scope["path"]):
                 match, child_scope = route.matches(scope)

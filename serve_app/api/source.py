@@ -1,7 +1,7 @@
-"""Where a request comes from: who is connected, or whom proxies name that the configuration trusts.
+"""The client address of a request: the connection's peer, or the one that trusted proxies name.
 
-Anybody can write X-Forwarded-For, and a proxy writes its own peer behind what it was told. So it is read from its end:
-each address counts as long as a trusted proxy has written it.
+Any client can send X-Forwarded-For, and a proxy appends its own peer to it. So it is read from its end: each address
+counts as long as a trusted proxy has written it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def source(scope: Scope, proxies: Sequence[Network]) -> str:
-    """Return the address that a request comes from, "" where nobody says; of whoever is in `proxies`, what it says."""
+    """Return a request's client address, "" if unknown. proxies: the networks of trusted proxies."""
     said = [v.decode("latin-1") for name, v in scope["headers"] if name == b"x-forwarded-for"]
     chain = [part.strip() for part in ",".join(said).split(",") if part.strip()]
     client = scope.get("client")
-    # This server's own HAProxy comes by a socket in the file system, which has no address, and writes whom it serves.
+    # This server's own HAProxy connects by a Unix socket, which has no address, and writes its client's.
     last = client[0] if client and client[0] else chain.pop() if chain else ""
     while chain and (address := _address(last)) is not None and _is_in(address, proxies):
         if _address(chain[-1]) is None:

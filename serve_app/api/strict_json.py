@@ -1,4 +1,4 @@
-"""JSON as this server reads and writes it: nothing that another reader could take differently.
+"""Strict JSON: values that other parsers could read differently are refused, and never written.
 
 Source: RFC 8259; RFC 7493 (I-JSON) for what is refused.
 """
@@ -15,10 +15,10 @@ from starlette.responses import Response
 from serve_app.errors import InvalidSubmissionError
 
 NESTING = 100
-"""How deep the values of a body may be nested; far above any workflow, far below where recursive readers give up."""
+"""How deep the values of a body may be nested; far above any workflow, far below Python's recursion limit."""
 
 
-def encode(content: Any) -> bytes:
+def encode_json(content: Any) -> bytes:
     """Return JSON in ASCII. Nodes' values may hold NaN or half a surrogate pair: null and an escape stand for them."""
     try:
         text = json.dumps(content, allow_nan=False, separators=(",", ":"))
@@ -28,18 +28,18 @@ def encode(content: Any) -> bytes:
     return text.encode("ascii")
 
 
-class Json(Response):
-    """A JSON answer, as `encode` writes it."""
+class JsonResponse(Response):
+    """A JSON response, encoded by `encode_json`."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """Return the text in ASCII."""
-        return encode(content)
+        return encode_json(content)
 
 
-class JsonText(Response):
-    """A JSON answer that is text already, as `encode` writes it."""
+class JsonTextResponse(Response):
+    """A JSON response of text that `encode_json` has encoded already."""
 
     media_type = "application/json"
 
@@ -54,7 +54,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def parse_value(body: bytes) -> Any:
-    """Return the JSON value in UTF-8 bytes. Errors: InvalidSubmissionError that says where the text goes wrong.
+    """Return the JSON value in UTF-8 bytes. Errors: InvalidSubmissionError with the position of the error.
 
     Stricter than `json`: no NaN or infinity (also not by overflow, 1e999), no key twice in one object, no half of a
     surrogate pair; none of these survives a round trip. Source: RFC 8259, RFC 7493 (I-JSON).

@@ -1,6 +1,6 @@
-"""Webhooks, beside the dialects: where clients want to be told of jobs, what was sent there, and sending it again.
+"""Routes of webhooks: register URLs for events of jobs, list deliveries, send one again.
 
-What is sent follows the Standard Webhooks specification. A secret is shown once, to who makes the webhook.
+Deliveries follow the Standard Webhooks specification. A secret is shown once, when the webhook is made.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.problems import problem
-from serve_app.api.request import Current, number, read_object
+from serve_app.api.request import Current, query_number, read_object
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import InvalidSubmissionError, shown
 from serve_app.limits import refused
 from serve_app.scheduler.webhooks.outgoing import check_secret, check_url, new_secret
@@ -39,15 +39,15 @@ router = Routes()
 
 KEYS = ("url", "events", "secret")
 USUAL_EVENTS = ("job.succeeded", "job.failed", "job.canceled")
-"""What a webhook is told that does not say what it wants: how each job ended."""
+"""The default events of a webhook: how each job ended."""
 STATES: tuple[State, ...] = ("pending", "delivered", "failed")
 LISTED, MOST_LISTED = 50, 200
-"""How many deliveries a page of the list has, and may have."""
+"""How many deliveries a page of the list has by default, and at most."""
 
 
 @router.post("/webhooks")
 async def post_webhook(request: Request, service: Current) -> Response:
-    """Make a webhook: it is told of what happens from here on."""
+    """Make a webhook, which receives events from this moment on."""
     body = await read_object(request, service.limits.command)
     if unknown := sorted(body.keys() - set(KEYS)):
         raise InvalidSubmissionError(f"{shown(unknown[0])} is not a key of a webhook; allowed are {', '.join(KEYS)}")
@@ -59,25 +59,25 @@ async def post_webhook(request: Request, service: Current) -> Response:
         refused("webhooks.most")
         detail = f"there are as many webhooks as webhooks.most of the configuration allows, {limits.most}; delete one"
         return problem(409, "Too many webhooks", detail)
-    return Json({**_webhook(webhook), "secret": secret}, 201)
+    return JsonResponse({**_webhook(webhook), "secret": secret}, 201)
 
 
 @router.read("/webhooks")
 async def get_webhooks(service: Current) -> Response:
     """List every webhook, the oldest first."""
-    return Json({"webhooks": list(map(_webhook, await service.inquire(Webhooks(service.tenant))))})
+    return JsonResponse({"webhooks": list(map(_webhook, await service.inquire(Webhooks(service.tenant))))})
 
 
 @router.read("/webhooks/{webhook_id}")
 async def get_webhook(request: Request, service: Current) -> Response:
     """Show a webhook."""
     webhook = await _found(request, service)
-    return _missing(request) if webhook is None else Json(_webhook(webhook))
+    return _missing(request) if webhook is None else JsonResponse(_webhook(webhook))
 
 
 @router.on("/webhooks/{webhook_id}", ["DELETE"])
 async def delete_webhook(request: Request, service: Current) -> Response:
-    """Forget a webhook, with what it was still to be told."""
+    """Delete a webhook with its pending deliveries."""
     webhook = await _found(request, service)
     if webhook is None or not await service.inquire(DeleteWebhook(webhook.webhook_id)):
         return _missing(request)
@@ -86,11 +86,11 @@ async def delete_webhook(request: Request, service: Current) -> Response:
 
 @router.read("/webhooks/{webhook_id}/deliveries")
 async def get_deliveries(request: Request, service: Current) -> Response:
-    """List what a webhook was and is to be told, the newest first. cursor: the last page's `next_cursor`."""
-    limit = int(number(request, "limit", int, LISTED))
+    """List a webhook's deliveries, sent and pending, the newest first. cursor: the last page's `next_cursor`."""
+    limit = int(query_number(request, "limit", int, LISTED))
     if not 1 <= limit <= MOST_LISTED:
         raise InvalidSubmissionError(f"limit must be 1 to {MOST_LISTED}, not {limit}")
-    before = int(number(request, "cursor", int, 0)) or None
+    before = int(query_number(request, "cursor", int, 0)) or None
     asked = request.query_params.get("state")
     state = next((known for known in STATES if known == asked), None)
     if state is None and asked is not None:
@@ -102,12 +102,12 @@ async def get_deliveries(request: Request, service: Current) -> Response:
     page: dict[str, Any] = {"deliveries": list(map(_delivery, found[:limit]))}
     if len(found) > limit:
         page["next_cursor"] = str(found[limit - 1].place)
-    return Json(page)
+    return JsonResponse(page)
 
 
 @router.post("/webhooks/{webhook_id}/deliveries/{delivery_id}/send")
 async def post_send(request: Request, service: Current) -> Response:
-    """Send a delivery again, or one that waits at once. A webhook that had been disabled is told things again."""
+    """Send a delivery again, or a pending one at once. A disabled webhook is enabled again."""
     webhook = await _found(request, service)
     if webhook is None:
         return _missing(request)
@@ -117,7 +117,7 @@ async def post_send(request: Request, service: Current) -> Response:
         sent = await service.inquire(SendAgain(webhook.webhook_id, delivery_id, time.time()))
     if sent is None:
         return problem(404, "Delivery not found", f"the webhook has no delivery {shown(delivery_id)}")
-    return Json(_delivery(sent), 202)
+    return JsonResponse(_delivery(sent), 202)
 
 
 async def _found(request: Request, service: Service) -> Webhook | None:

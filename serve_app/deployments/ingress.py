@@ -14,10 +14,10 @@ from ray import serve
 
 from serve_app import log
 from serve_app.api.app import create_app
-from serve_app.api.auth.identity import Identity
-from serve_app.api.auth.origin import Allowed
+from serve_app.api.auth.authentication import Authenticator
+from serve_app.api.auth.origin import AllowedOrigins
 from serve_app.api.comfy.page import page
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.api.operator.audit import AuditLog
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
@@ -59,8 +59,8 @@ class Ingress:
         log.escape(SERVES_LOGGER)
         self._config, self._sockets = config, sockets
         self._listener: Listener | None = None
-        self._identity: Identity | None = None
-        self._crowd = Crowd.of(config)
+        self._authenticator: Authenticator | None = None
+        self._concurrency = ConcurrencyLimits.of(config)
         self._showing: asyncio.Task[None] | None = None
         self._relay = Relay({pool.name: handle for pool, handle in zip(config.pools, pools, strict=True)})
         ensure(config)
@@ -68,7 +68,9 @@ class Ingress:
     async def check_health(self) -> None:
         """Answer Serve's health check in the loop that answers requests, so that a loop that is blocked does not."""
         if self._showing is None:
-            self._showing = asyncio.create_task(metrics.show(lambda: metrics.limit_figures(self._crowd.use, REFUSALS)))
+            self._showing = asyncio.create_task(
+                metrics.show(lambda: metrics.limit_figures(self._concurrency.use, REFUSALS))
+            )
         if self._listener is not None:
             self._listener.check()
 
@@ -96,26 +98,33 @@ class Ingress:
             shared_packs=config.tenants is not None and config.tenants.shared_packs,
         )
         ingress = config.ingress
-        identity = None if config.tenants is None else _identity(service, config.tenants)
-        self._identity = identity
-        app = create_app(service, ingress.root_dialect, page.installed(), Allowed.of(ingress), self._crowd, identity)
+        authenticator = None if config.tenants is None else _authenticator(service, config.tenants)
+        self._authenticator = authenticator
+        app = create_app(
+            service,
+            ingress.root_dialect,
+            page.installed(),
+            AllowedOrigins.of(ingress),
+            self._concurrency,
+            authenticator,
+        )
         if self._sockets is not None:
             self._listener = Listener(app, socket_path(self._sockets, serve.get_replica_context().rank.rank))
         return app
 
     async def __del__(self) -> None:
-        if self._identity is not None:
-            await self._identity.close()
+        if self._authenticator is not None:
+            await self._authenticator.close()
         if self._listener is not None:
             await self._listener.close()
 
 
-def _identity(service: Service, tenants: TenantsConfig) -> Identity:
+def _authenticator(service: Service, tenants: TenantsConfig) -> Authenticator:
     tokens = None
     if tenants.jwt is not None:
         # Here and not above: who has keys alone needs no cryptography.
-        from serve_app.api.auth.tokens import Tokens
+        from serve_app.api.auth.tokens import TokenVerifier
 
-        tokens = Tokens(tenants.jwt)
+        tokens = TokenVerifier(tenants.jwt)
     audit = AuditLog(lambda: service, tenants.audit_days)
-    return Identity(lambda: service, audit, tokens, tenants.trusted_proxies)
+    return Authenticator(lambda: service, audit, tokens, tenants.trusted_proxies)

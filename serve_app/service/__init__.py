@@ -1,1 +1,1 @@
-"""What every dialect renders: submissions, jobs, files and models behind one object. No HTTP."""
+"""The server without its wire formats: submissions, jobs, files and models behind one object. No HTTP."""

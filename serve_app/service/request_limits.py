@@ -1,4 +1,4 @@
-"""What one request of a client may ask for: how large its body, how many things it may name, how long it may wait."""
+"""Limits of one request: the size of its body, how many ids it may name, how long it may wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_app.store.retention.rules import RetentionRules
 
 
 class BodyBound(NamedTuple):
-    """How large a body may be, and the key of the configuration that says so."""
+    """The largest body, in bytes, and the limit's key in the configuration."""
 
     bytes: int
     key: str
@@ -21,14 +21,13 @@ class BodyBound(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may ask for.
+    """Limits of one request, and limits that its validation needs.
 
     body_bytes: size of a submission or of a user's file. upload_bytes: of an upload. command_bytes, ids: size of any
-    other body, such as settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of what is in
-    the request, or is drawn for it. latents: what a sampler of the shared pools may work on; None is no limit.
-    queue_items, queue_bytes: what an answer carries of the queue, as QueueBounds. webhooks: how many, and where.
-    retention: how long what is told of jobs is kept. quotas: of tenants. model_changes: of model files that admins
-    upload; None where nobody may.
+    other body, for example settings, and how many jobs it may name. poll_s: length of a long poll. sizes: of images in
+    the request or rendered for it. latents: of a sampler of the shared pools; None is no limit. queue_items,
+    queue_bytes: of the queue in an answer, as QueueBounds. webhooks: how many, and where. retention: how long ended
+    jobs are kept. quotas: of tenants. model_changes: of model files that admins upload; None where uploads are off.
     """
 
     body_bytes: int
@@ -47,7 +46,7 @@ class Limits:
 
     @classmethod
     def of(cls, config: AppConfig) -> Limits:
-        """Return what the configuration says."""
+        """Return the configured limits."""
         return cls(
             body_bytes=config.ingress.max_body_bytes,
             upload_bytes=config.ingress.max_upload_bytes,
@@ -65,15 +64,15 @@ class Limits:
 
     @property
     def body(self) -> BodyBound:
-        """Of a submission, or of a user's file."""
+        """The bound of a submission, or of a user's file."""
         return BodyBound(self.body_bytes, "ingress.max_body_bytes")
 
     @property
     def upload(self) -> BodyBound:
-        """Of an upload, its whole form."""
+        """The bound of an upload, its whole form."""
         return BodyBound(self.upload_bytes, "ingress.max_upload_bytes")
 
     @property
     def command(self) -> BodyBound:
-        """Of any other body."""
+        """The bound of any other body."""
         return BodyBound(self.command_bytes, "ingress.max_command_bytes")

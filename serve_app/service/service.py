@@ -1,6 +1,6 @@
-"""What both HTTP dialects render: submitting, watching and cancelling jobs, and reading stored files.
+"""The service behind all HTTP dialects: submit, watch and cancel jobs, read stored files.
 
-It knows the scheduler's client and the store; it knows no HTTP.
+It uses the scheduler's client and the store; it knows no HTTP.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from serve_app.scheduler.protocol.client import (
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, Trouble
 from serve_app.scheduler.protocol.messages import Free, SocketSaid
+from serve_app.service.job_list_cache import JobListCache, Show, without_secrets
 from serve_app.service.request_limits import Limits
-from serve_app.service.shown_jobs import Show, ShownJobs, without_secrets
-from serve_app.service.submissions import SubmissionCheck, as_said, read
+from serve_app.service.submissions import SubmissionCheck, abbreviated, parse_submission
 from serve_app.service.tenant_jobs import TenantJobs
 from serve_app.store.database.changes import NO_CLAIMS, Claims, JobQuery, feed_of
 from serve_app.store.database.queries import Inquiry
@@ -66,14 +66,14 @@ from serve_app.store.tenants.tenants import store_of
 T = TypeVar("T")
 
 TENANTS = 1000
-"""Tenants that a process keeps a service ready for."""
+"""How many tenants' services a process caches."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
     """A job that is in the database, why some of its output nodes were left out, and what is left of quotas.
 
-    held: whether its client's sockets are told of it only once it is known to have been answered.
+    held: whether its events are held back from its client's websockets until the submission is answered.
     """
 
     job_id: str
@@ -85,7 +85,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True)
 class JobEvents:
-    """A stretch of a job's stream; `last` when nothing follows it."""
+    """A part of a job's event stream; `last` if the stream ends with it."""
 
     events: tuple[Event, ...]
     last: bool
@@ -95,12 +95,12 @@ class Service:
     """The server's behaviour without its wire formats.
 
     choices: folder -> the file names a COMBO over that folder allows ("checkpoints", …, or "input" for uploads).
-    catalog: the model files. user_data: what the web page keeps for its users. extensions: pages of packs.
-    pack_content: what else packs bring for the web page. fetch: returns what a replica has put away for clients, None
-    if it is lost. relay: (pool, call) -> the id of the replica of the pool that takes a call of a node pack's route,
-    then what it answers, or NotReadyError; None where there are no packs. pools: as the planner sees them; none stands
-    for some that share every workflow. shared_packs: whether tenants may use what keeps their files not apart: pools
-    that are a ComfyUI, and routes of node packs.
+    catalog: the model files. user_data: the web page's settings and files of users. extensions: web pages of packs.
+    pack_content: other files of packs for the web page. fetch: returns a preview image that a replica keeps, None if it
+    is lost. relay: (pool, call) -> the id of the pool's replica that handles a call of a node pack's route, then its
+    answer; raises NotReadyError; None without packs. pools: as the planner sees them; an empty sequence means that all
+    share every workflow. shared_packs: whether tenants may use what does not separate their files: pools that are a
+    ComfyUI, and routes of node packs.
     """
 
     def __init__(
@@ -121,10 +121,10 @@ class Service:
     ) -> None:
         self.limits = limits
         self.rendering = asyncio.Semaphore(self.limits.sizes.renders)
-        """Held while an image is drawn."""
+        """Limits how many images are rendered at once."""
         self.store = store
         self.job_store = store
-        """The store for what a job has made, which no quota refuses."""
+        """The store for a job's outputs, without quotas."""
         self.catalog = catalog or Catalog(Path("models"))
         self._model_check = ModelCheck(self.catalog)
         self.extensions = extensions or Extensions(None)
@@ -132,7 +132,7 @@ class Service:
         self.fetch = fetch or _as_it_is
         self.relay = relay
         self.user_data = user_data or UserData(Path("user"))
-        self._shown_jobs = ShownJobs()
+        self._shown_jobs = JobListCache()
         self._scheduler = scheduler
         self._jobs = TenantJobs(scheduler, "")
         self._choices = choices
@@ -143,11 +143,11 @@ class Service:
 
     @property
     def tenant(self) -> str:
-        """Whose it is: "" is the operator's, who sees what is everyone's."""
+        """The tenant that the service is for; "" is the operator, who sees everything."""
         return self._jobs.tenant
 
-    def within(self, tenant: str) -> Service:
-        """Return the service as one tenant has it: what others have is not there; "" is the operator."""
+    def for_tenant(self, tenant: str) -> Service:
+        """Return the service for one tenant, without the jobs and files of others; "" is the operator."""
         whole = self._operators
         if not tenant:
             return whole
@@ -167,7 +167,7 @@ class Service:
             loop = asyncio.get_running_loop()
 
             def ask(inquiry: Inquiry[Any]) -> Any:
-                """Ask from a thread; never from the loop, which would wait for itself."""
+                """Ask from a thread; on the event loop it would deadlock."""
                 return asyncio.run_coroutine_threadsafe(bound.inquire(inquiry), loop).result()
 
             meter = Meter(ask, whole.limits.quotas.of(tenant).bytes_stored)
@@ -180,7 +180,7 @@ class Service:
         return bound
 
     def _own_choices(self, folder: str) -> Sequence[str]:
-        """Return what a choice from a folder may be: a tenant's uploads, everyone's models."""
+        """Return the file names that a COMBO over a folder allows: the tenant's uploads, or models."""
         if folder in ("input", INPUT_FOLDERS):
             return choices(self.store, self.catalog, folder)
         return self._operators._choices(folder)
@@ -201,17 +201,18 @@ class Service:
         """Check a submission and queue it; the job is in the database when this returns.
 
         partial: leave out the output nodes that cannot run as long as one can, as ComfyUI does, unless a node class is
-        unknown; else any problem refuses all. labels: what the job is called; claims: what it takes hold of. Errors:
-        InvalidSubmissionError for the keys, InvalidGraphError with every problem of the graph, ClaimRefusedError.
+        unknown; else any problem refuses all. labels: the job's metadata; claims: records that it takes, such as an
+        idempotency key. Errors: InvalidSubmissionError for the keys, InvalidGraphError with every problem of the graph,
+        ClaimRefusedError.
         """
-        submission, targets = read(body)
+        submission, targets = parse_submission(body)
         submission = replace(submission, labels=labels or {}, claims=claims)
         submission, problems = await self._check.settled(submission, targets, partial=partial)
         accepted = await self._jobs.submit(submission)
         return Submitted(accepted.job_id, accepted.number, tuple(problems), accepted.held, accepted.left)
 
     async def answered(self, submitted: Submitted) -> None:
-        """Note that the client has been answered: from here on its sockets are told of the job."""
+        """Note that the submission has been answered: from here on the client's websockets get the job's events."""
         if submitted.held:
             await self._jobs.answered(submitted.job_id)
 
@@ -239,21 +240,21 @@ class Service:
         """Have replicas load models ahead; as `SchedulerClient.warm`. Errors: also for models that are not there."""
         for model in models:
             if not (recipes := warm_recipes(model)):
-                raise InvalidSubmissionError(f"{as_said(model)} must be {WARM_FORM}")
+                raise InvalidSubmissionError(f"{abbreviated(model)} must be {WARM_FORM}")
             folder = recipes[0].folder
             names = (await self.choices([folder]))[folder]
             for name in recipes[0].files:
                 if name not in names:
                     known = f"{folder}/{name}"
-                    raise InvalidSubmissionError(f"there is no model {as_said(known)}{did_you_mean(name, names)}")
+                    raise InvalidSubmissionError(f"there is no model {abbreviated(known)}{did_you_mean(name, names)}")
         return await self._scheduler.warm(models, pool)
 
     async def pause(self, pause: Pause, *, paused: bool) -> tuple[Pause, ...]:
-        """Hold back what has not started, or let it go on; as `SchedulerClient.pause`."""
+        """Pause or resume the start of jobs; as `SchedulerClient.pause`."""
         return await self._scheduler.pause(pause, paused)
 
     async def free(self, *, weights: bool, results: bool) -> None:
-        """Let every replica free memory when it has nothing to do."""
+        """Let every replica free memory when it is idle."""
         if weights or results:
             await self._scheduler.free(Free(weights, results))
 
@@ -262,7 +263,7 @@ class Service:
         await self._jobs.forget(job_ids)
 
     def feed(self, client_id: str) -> str:
-        """Return what a client's events are known by."""
+        """Return the id of a client's stream of events."""
         return feed_of(self.tenant, client_id)
 
     async def remove(self, job_ids: Sequence[str] | None = None) -> None:
@@ -275,14 +276,14 @@ class Service:
         if unfinished:
             raise JobUnfinishedError(f"job {job_id} has not ended; cancel it before it is deleted")
         if not count:
-            raise JobMissingError(f"no job has the id {as_said(job_id)}")
+            raise JobMissingError(f"no job has the id {abbreviated(job_id)}")
 
     async def attach(self, client_id: str, token: str) -> Attached:
-        """Let a socket read for a client; as `SchedulerClient.attach`."""
+        """Attach a socket to a client's events; as `SchedulerClient.attach`."""
         return await self._scheduler.attach(self.feed(client_id), token)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
-        """Return what clients have not been sent, by their feeds; as `SchedulerClient.news`."""
+        """Return the events that clients have not been sent, by feed; as `SchedulerClient.news`."""
         return await self._scheduler.news(readers, queue, timeout_s)
 
     async def job(self, job_id: str) -> JobView | None:
@@ -291,24 +292,25 @@ class Service:
         return None if view is None else without_secrets(view)
 
     async def standing(self, job_id: str) -> Standing | None:
-        """Return how a job stands; as `SchedulerClient.standing`."""
+        """Return an unfinished job's position and progress; as `SchedulerClient.standing`."""
         return await self._jobs.standing(job_id)
 
     @property
     def history_s(self) -> float | None:
-        """How long after its end a job is kept; None where no time bounds it."""
+        """How long after its end a job is kept; None without a time limit."""
         return self.limits.retention.bounds("history", self.tenant).age_s
 
     async def preview(self, job_id: str) -> tuple[str, bytes] | None:
-        """Return the newest picture of a job that runs, a JPEG, and the node it is of; None if there is none."""
+        """Return a running job's newest preview, the node's id and a JPEG; None if there is none."""
         event = await self._jobs.preview(job_id)
         image = None if event is None else await self.fetch(event.data["image"])
         return None if event is None or image is None else (str(event.data["node"]), image)
 
     async def inquire(self, inquiry: Inquiry[T]) -> T:
-        """Return what the database answers a tenant; as `SchedulerClient.inquire`. Whose an inquiry is, its type says.
+        """Run a query of the database for the tenant; as `SchedulerClient.inquire`.
 
-        Errors: TypeError for one that says nothing, or that is the server's alone and comes from a tenant.
+        Errors: TypeError for a query that is scoped to neither tenant nor server, or to the server if this is a
+        tenant's.
         """
         if isinstance(inquiry, OfTenant):
             asked = replace(cast(Any, inquiry), tenant=self.tenant) if self.tenant else inquiry
@@ -320,7 +322,7 @@ class Service:
         return await self._scheduler.inquire(asked)
 
     async def queue(self) -> QueueView:
-        """Return the first of the unfinished jobs without their credentials, as far as one answer goes."""
+        """Return the first unfinished jobs without their credentials, within the limits of one answer."""
         bounds = QueueBounds(self.limits.queue_items, self.limits.queue_bytes)
         view = await self._jobs.queue(bounds)
         running, pending = (tuple(map(_listed, items)) for items in (view.running, view.pending))
@@ -332,7 +334,7 @@ class Service:
         return replace(view, running=running, pending=pending)
 
     async def list_jobs(self, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
-        """Return what is shown of the jobs that a query finds; as `ShownJobs.list`."""
+        """Return the rendered jobs that a query finds; as `JobListCache.list`."""
         return await self._shown_jobs.list(self._jobs, query, show)
 
     async def count(self) -> QueueCount:
@@ -343,31 +345,33 @@ class Service:
         """Return the job's events past the cursor, waiting for the first. Errors: JobMissingError."""
         if found := await self._jobs.events(job_id, after, min(timeout_s, self.limits.poll_s)):
             return JobEvents(tuple(found), any(event.last for event in found))
-        # Asked for only now, as a job is as large as its prompt. An ending since then is in the events.
+        # Read only at the end, as a job is as large as its prompt. If it has ended since, the events show it.
         view = await self.job(job_id)
         if view is None:
-            raise JobMissingError(f"no job has the id {as_said(job_id)}")
+            raise JobMissingError(f"no job has the id {abbreviated(job_id)}")
         if view.state not in ENDINGS:
             return JobEvents((), False)
         return JobEvents(tuple(await self._jobs.events(job_id, after, 0.0)), True)
 
     async def cluster(self) -> ClusterView:
-        """Return the cluster's hosts and replicas; of those who have ended replicas, a tenant sees itself alone."""
+        """Return the cluster's hosts and replicas; of the owners of jobs that ended replicas, a tenant sees only
+        itself.
+        """
         view = await self._scheduler.cluster()
         if not self.tenant:
             return view
         return replace(view, backoffs=tuple(one for one in view.backoffs if one.tenant == self.tenant))
 
     async def ready(self) -> Sequence[Trouble]:
-        """Return which replicas cannot work. Errors: UnavailableError's kinds while no job could be committed."""
+        """Return which replicas cannot work. Errors: subclasses of UnavailableError while no job could be committed."""
         return await self._scheduler.ready()
 
     async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
-        """Return what happened to an unfinished job lately; as `SchedulerClient.story`."""
+        """Return the scheduler's latest events about an unfinished job; as `SchedulerClient.story`."""
         return await self._jobs.story(job_id)
 
     async def specs(self) -> Mapping[str, NodeSpec]:
-        """Return every node class some pool can run; of one that pools differ in, as the shared ones have it."""
+        """Return every node class that some pool can run; where pools differ, as the shared ones have it."""
         known, _ = await self._check.known()
         return {name: spec for specs in reversed(known.values()) for name, spec in specs.items()}
 
@@ -376,13 +380,14 @@ class Service:
         return await self._scheduler.routes()
 
     async def hear(self, replica_id: str, socket: str, frame: PackFrame) -> None:
-        """Tell a replica what a client has said on a websocket of a node pack's."""
+        """Send a client's message on a node pack's websocket to its replica."""
         await self._scheduler.hear(replica_id, SocketSaid(socket, frame))
 
     async def handled(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return a submission as the prompt handlers of node packs leave it; as it is where there are none.
+        """Return a submission after the prompt handlers of node packs; unchanged without any.
 
-        They run in one replica of each pool that answers for a pack which has some. Errors: NotReadyError.
+        They run in one replica of each pool that handles the requests of a pack with prompt handlers. Errors:
+        NotReadyError.
         """
         if self.relay is None:
             return body
@@ -401,7 +406,7 @@ class Service:
         return body
 
     async def choices(self, folders: Iterable[str]) -> dict[str, list[str]]:
-        """Return the file names in folders, as a COMBO over them allows."""
+        """Return the file names that a COMBO over each folder allows."""
         wanted = sorted(set(folders))
         return await asyncio.to_thread(lambda: {folder: list(self._choices(folder)) for folder in wanted})
 
@@ -419,7 +424,7 @@ class Service:
         return await asyncio.to_thread(self.store.open, ref, span)
 
     async def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
-        """Return a URL of the file in the store itself, where the store gives out links; see `Store.link`."""
+        """Return a URL of the file in the store itself, if the store can sign links; see `Store.link`."""
         return await asyncio.to_thread(self.store.link, ref, content_type, disposition)
 
 

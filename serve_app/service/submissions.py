@@ -1,7 +1,7 @@
-"""From the body of a submission to a job that the scheduler can be asked to accept.
+"""Parsing and validation of submissions, up to a job that the scheduler can accept.
 
-What a body may hold is decided here once, so that the dialects cannot drift apart, and so is where its workflow can
-run. Keys: ComfyUI's own (`server.py`, POST /prompt) and the contract's.
+The allowed keys are decided here once for all dialects, and so is the pool in which a workflow can run. Keys: ComfyUI's
+own (`server.py`, POST /prompt) and the contract's.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from serve_app.store.files.store import FileRef, Store
 from serve_app.store.models.check import ModelCheck
 
 KEYS = ("prompt", "client_id", "extra_data", "prompt_id", "number", "front", "partial_execution_targets")
-"""What a submission may hold: the contract's two keys and ComfyUI's other five."""
+"""The keys of a submission: the contract's two and ComfyUI's other five."""
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 class SubmissionCheck:
-    """Finds where workflows can run, as one tenant has the server. choices, store, pools: as `Service`'s."""
+    """Finds the pools in which a tenant's workflows can run. choices, store, pools: as in `Service`."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class SubmissionCheck:
     async def settled(
         self, submission: Submission, targets: Sequence[str] | None, *, partial: bool
     ) -> tuple[Submission, list[Problem]]:
-        """Return a submission as it is to be accepted, and why some of its output nodes were left out.
+        """Return a submission with its destination, and why some of its output nodes were left out.
 
-        Errors: as `Service.submit`; NotReadyError if it needs a class that only a pool may have which has never said
-        its own.
+        Errors: as `Service.submit`; NotReadyError if it needs a class that only a pool may have whose classes are not
+        known yet.
         """
         self._check_pool(submission.extra_data)
         try:
@@ -80,7 +80,7 @@ class SubmissionCheck:
         except InvalidGraphError as error:
             raise InvalidGraphError(with_packs(error.problems, submission.prompt)) from None
         if pool != SHARED:
-            # Kept with the job, so that it is planned again as it was checked.
+            # Stored with the job, so that it is planned again as it was validated.
             submission = replace(submission, extra_data={**submission.extra_data, "pool": pool})
         prompt = _prompt(validated.graph, submission.prompt)
         outputs = tuple(validated.outputs)
@@ -89,13 +89,13 @@ class SubmissionCheck:
     def _check_pool(self, extra_data: Mapping[str, Any]) -> None:
         names = [SHARED, *(pool.name for pool in self._pools)]
         if "pool" in extra_data and extra_data["pool"] not in names:
-            reason = f"must be one of {', '.join(names)}, not {as_said(extra_data['pool'])}"
+            reason = f"must be one of {', '.join(names)}, not {abbreviated(extra_data['pool'])}"
             raise InvalidSubmissionError(f"'pool' in 'extra_data' {reason}")
 
     async def _settle(
         self, submission: Submission, targets: Sequence[str] | None, *, partial: bool
     ) -> tuple[str, Validated]:
-        """Return the first destination where the whole of a workflow can run, else where some of its outputs can."""
+        """Return the first destination where a whole workflow can run, else where some of its outputs can."""
         known, silent = await self.known()
         few = len(submission.prompt) <= FEW_NODES
         parsed = self._parsed(submission.prompt) if few else await asyncio.to_thread(self._parsed, submission.prompt)
@@ -141,7 +141,7 @@ class SubmissionCheck:
         return True
 
     async def known(self) -> tuple[dict[str, Mapping[str, NodeSpec]], dict[str, UnavailableError]]:
-        """Return the node classes by destination, and why those of some are not known."""
+        """Return the node classes by destination, and for unknown ones the reason."""
         known = {SHARED: await self._scheduler.specs()}
         silent: dict[str, UnavailableError] = {}
         for pool in self._pools:
@@ -160,7 +160,7 @@ class SubmissionCheck:
         return parse(prompt)
 
 
-def read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
+def parse_submission(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
     """Return the body as a submission with its prompt unchecked, and the targets. Errors: InvalidSubmissionError."""
     wrong: list[str] = []
 
@@ -168,7 +168,7 @@ def read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
         if key not in body:
             return default
         if not fits(body[key]):
-            wrong.append(f"'{key}' must be {what}, not {as_said(body[key])}")
+            wrong.append(f"'{key}' must be {what}, not {abbreviated(body[key])}")
             return default
         return body[key]
 
@@ -187,26 +187,28 @@ def read(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str] | None]:
     )
     strict = submission.extra_data.get("strict", False)
     if not isinstance(strict, bool):
-        wrong.append(f"'strict' in 'extra_data' must be true or false, not {as_said(strict)}")
+        wrong.append(f"'strict' in 'extra_data' must be true or false, not {abbreviated(strict)}")
     for key in ("node_time_s", "job_time_s"):
         seconds = submission.extra_data.get(key, 1)
         if not _is_finite(seconds) or seconds <= 0:
-            wrong.append(f"'{key}' in 'extra_data' must be a number of seconds above 0, not {as_said(seconds)}")
+            wrong.append(f"'{key}' in 'extra_data' must be a number of seconds above 0, not {abbreviated(seconds)}")
     deadline_s = submission.extra_data.get("deadline_s", 1)
     if not _is_finite(deadline_s) or not 0 < deadline_s <= LONGEST_DEADLINE_S:
         allowed = f"above 0 and at most {LONGEST_DEADLINE_S:.0f}"
         past = ", which has passed already" if _is_finite(deadline_s) and deadline_s <= 0 else ""
         wrong.append(
             f"'deadline_s' in 'extra_data' must be seconds from the submission on, {allowed}, "
-            f"not {as_said(deadline_s)}{past}"
+            f"not {abbreviated(deadline_s)}{past}"
         )
     priority = submission.extra_data.get("priority", 0)
     if isinstance(priority, bool) or not isinstance(priority, int):
-        wrong.append(f"'priority' in 'extra_data' must be a whole number, not {as_said(priority)}")
+        wrong.append(f"'priority' in 'extra_data' must be a whole number, not {abbreviated(priority)}")
     if "prompt" not in body:
         wrong.append("'prompt' is missing: an object of nodes by id")
     wrong += [
-        f"{as_said(key)} is not a key of a submission; allowed are {', '.join(KEYS)}" for key in body if key not in KEYS
+        f"{abbreviated(key)} is not a key of a submission; allowed are {', '.join(KEYS)}"
+        for key in body
+        if key not in KEYS
     ]
     if wrong:
         raise InvalidSubmissionError("; ".join(wrong))
@@ -237,8 +239,8 @@ def _is_id_list(value: Any) -> bool:
     return value is None or (isinstance(value, list) and all(isinstance(i, str) for i in value))
 
 
-def as_said(value: Any) -> str:
-    """Return a value as an error names it, short whatever its size."""
+def abbreviated(value: Any) -> str:
+    """Return a value's repr for an error message, cut to a short length."""
     if isinstance(value, Mapping | list):
         return "an object" if isinstance(value, Mapping) else "a list"
     try:
@@ -249,5 +251,5 @@ def as_said(value: Any) -> str:
 
 
 def _prompt(graph: Graph, prompt: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the wire JSON of a validated graph: converted constants, and what else the nodes' objects held."""
+    """Return the wire JSON of a validated graph: converted constants, and the other members of its nodes."""
     return {node_id: {**prompt[node_id], **node} for node_id, node in render(graph).items()}

@@ -1,7 +1,7 @@
-"""The scheduler's jobs as one tenant has them: by the ids that its clients chose or were told.
+"""The scheduler's jobs of one tenant, by the ids that its clients know.
 
-In the whole server a tenant's job is ID@TENANT (`job_id_of`), so ids of two tenants may be alike, and what one asks for
-can only be its own. The operator, tenant "", has every job, by its id in the whole server.
+In the scheduler a tenant's job is ID@TENANT (`job_id_of`), so two tenants may use the same id, and neither can reach
+the other's job. The operator, tenant "", has every job, by its id in the scheduler.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from serve_app.scheduler.protocol.client import (
     Submission,
     Unfinished,
 )
-from serve_app.service.submissions import as_said, is_job_id
+from serve_app.service.submissions import abbreviated, is_job_id
 from serve_app.store.database.changes import JobQuery
 from serve_app.store.tenants.tenants import MARK, is_tenant, job_id_of, prompt_id_of
 
 
 class TenantJobs:
-    """What `SchedulerClient` says of its methods holds for those of a name; ids here are the tenant's.
+    """The methods of `SchedulerClient` of the same names, with the tenant's ids.
 
-    Events are as the scheduler has them: their `job_id` is that of the whole server.
+    Events keep the scheduler's `job_id`.
     """
 
     def __init__(self, scheduler: SchedulerClient, tenant: str) -> None:
@@ -39,7 +39,7 @@ class TenantJobs:
         self.tenant = tenant
 
     def is_id(self, value: object) -> bool:
-        """Whether a value has the form of a job's id, as the tenant may say it."""
+        """Whether a value has the form of a job's id in the tenant's namespace."""
         if self.tenant or not isinstance(value, str):
             return is_job_id(value)
         prompt_id, mark, tenant = value.partition(MARK)
@@ -69,7 +69,7 @@ class TenantJobs:
         return await self._scheduler.preview(self._inside(job_id), self.tenant) if self.is_id(job_id) else None
 
     async def events(self, job_id: str, after: int, timeout_s: float) -> list[Event]:
-        missing = JobMissingError(f"no job has the id {as_said(job_id)}")
+        missing = JobMissingError(f"no job has the id {abbreviated(job_id)}")
         if not self.is_id(job_id):
             raise missing
         try:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.responses import HTMLResponse
 
 from serve_app.api.app import create_app
-from serve_app.api.auth.origin import Allowed
+from serve_app.api.auth.origin import AllowedOrigins
 from serve_app.config.ingress import IngressConfig
 from serve_app.service.service import Service
 from serve_app.store.files.store import FileRef
@@ -50,7 +50,7 @@ def server(tmp_path: Path, browser: Any) -> Iterator[str]:
     catalog, users = Catalog(tmp_path / "models"), UserData(tmp_path / "user")
     with Background() as background, background.entered(scripted()) as replica:
         service = Service(replica.scheduler.client, volume, lambda folder: [], LIMITS, catalog=catalog, user_data=users)
-        yield from serve(create_app(service, allowed=Allowed.of(IngressConfig())), background)
+        yield from serve(create_app(service, allowed=AllowedOrigins.of(IngressConfig())), background)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.api.auth.identity import COOKIE
+from serve_app.api.auth.authentication import COOKIE
 from serve_app.models.shipped import provide
 from tests.browser.conftest import COMMANDS, EXECUTE, LOG_OUT, SHOWN, refusals
 from tests.cluster.server import wait_for

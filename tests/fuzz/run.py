@@ -18,7 +18,7 @@ import websockets
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
-from serve_app.api.auth.identity import LOGIN, LOGOUT, OPEN, Identity
+from serve_app.api.auth.authentication import LOGIN, LOGOUT, OPEN, Authenticator
 from serve_app.api.operator.audit import AuditLog
 from serve_app.packs.routes import ANY, PackAnswer, PackCall, PackRoute, Piece
 from serve_app.service.request_limits import Limits
@@ -126,7 +126,7 @@ async def _application(root: Path, *, tenants: bool = False) -> AsyncIterator[tu
             relay=_echo,
         )
         audit = AuditLog(lambda: service, 1.0)
-        app = create_app(service, identity=Identity(lambda: service, audit) if tenants else None)
+        app = create_app(service, authenticator=Authenticator(lambda: service, audit) if tenants else None)
 
         async def key(tenant: str) -> str:
             made, text = minted(tenant, "fuzz", ("submit", "read"), None)

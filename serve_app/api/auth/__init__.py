@@ -1,1 +1,1 @@
-"""Who makes a request: keys, tokens, sessions, and when what they opened must end."""
+"""Authentication and authorization: API keys, tokens, sessions, and when connections opened with them must end."""

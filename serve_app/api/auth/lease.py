@@ -1,8 +1,9 @@
-"""Leases: what a credential has opened ends when the credential does.
+"""Leases: long requests and websockets are cut off once the credential that opened them has ended.
 
-A request is let in once, but a websocket, an event stream, a long poll, a download or an upload may last for hours.
-All that one credential has open shares its lease, and the middleware that lets requests in cuts it off there; no route
-looks at credentials. Whether keys hold is asked of the database for all of them at once, while anything long is open.
+A request is authenticated once, but a websocket, an event stream, a long poll, a download or an upload may last for
+hours. All connections of one credential share its lease, and the authentication middleware cuts them off when it ends;
+no route looks at credentials. While a long connection is open, the database is asked periodically which keys are still
+valid, all of them in one query.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ from serve_app import log
 from serve_app.errors import ServeAppError, UnauthenticatedError
 
 LONG_S = 0.5
-"""A request that takes less is not asked about again."""
+"""The credential of a shorter request is not checked again."""
 CHECK_S = 1.0
-"""How often leases are looked at: with `identity.KEY_S` and LONG_S, what a revoked key has open ends within 5 s."""
+"""How often leases are checked: with `authentication.KEY_S` and LONG_S, connections of a revoked key end within 5 s."""
 POLICY_VIOLATION = 1008
 """The code that a websocket is closed with (RFC 6455, section 7.4.1)."""
 REASON_BYTES = 123
@@ -33,29 +34,32 @@ _log = log.get("api.lease")
 
 
 class Lease:
-    """One credential's. key_id: of an API key or a session, "" for a token.
+    """How long connections of one credential may stay open.
 
-    until_s: Unix time of its end, as far as that is known. ended: why it holds no more, "" while it does.
+    key_id: of an API key or a session, "" for a token. until_s: Unix time of its end, if known. ended: why it has
+    ended, "" while it is valid.
     """
 
     def __init__(self, key_id: str = "", until_s: float = math.inf) -> None:
         self.key_id, self.until_s = key_id, until_s
         self.ended = ""
-        self.connections: set[Leased] = set()
+        self.connections: set[LeasedConnection] = set()
 
     def end(self, why: str) -> None:
-        """Cut off whatever long is open."""
+        """Cut off every open connection."""
         self.ended = self.ended or why
         for connection in tuple(self.connections):
             connection.cut()
 
 
 UNLIMITED = Lease()
-"""The lease where nobody is asked for credentials."""
+"""The lease where no credentials are needed."""
 
 
 class Leases:
-    """Those of a process. look_again: asks whether the keys with these ids hold, and ends the leases of the others."""
+    """The leases of a process. look_again: checks which keys with these ids are valid, and ends the leases of the
+    others.
+    """
 
     def __init__(self, look_again: Callable[[Sequence[str]], Awaitable[None]]) -> None:
         self._look_again = look_again
@@ -76,8 +80,8 @@ class Leases:
         if (lease := self._leases.get(name)) is not None:
             lease.end(why)
 
-    def watch(self, connection: Leased) -> None:
-        """Cut a connection off once its lease has ended."""
+    def watch(self, connection: LeasedConnection) -> None:
+        """Register a connection, to be cut off once its lease has ended."""
         connection.lease.connections.add(connection)
         self._open.add(connection.lease)
         if connection.lease.ended:
@@ -85,14 +89,14 @@ class Leases:
         if self._watching is None or self._watching.done():
             self._watching = asyncio.create_task(self._watch())
 
-    def leave(self, connection: Leased) -> None:
-        """Look at a connection no longer."""
+    def leave(self, connection: LeasedConnection) -> None:
+        """Unregister a connection."""
         connection.lease.connections.discard(connection)
         if not connection.lease.connections:
             self._open.discard(connection.lease)
 
     def close(self) -> None:
-        """Look at nothing any more."""
+        """Stop checking leases."""
         if self._watching is not None:
             self._watching.cancel()
 
@@ -101,7 +105,7 @@ class Leases:
         while self._open:
             for lease in [lease for lease in self._open if lease.until_s <= time.time()]:
                 lease.end("the credentials have expired")
-            # A scheduler that is away does not keep tokens from expiring.
+            # Tokens expire also while the scheduler is away.
             if asking is None or asking.done():
                 asking = asyncio.create_task(self._ask([lease.key_id for lease in self._open if lease.key_id]))
             await asyncio.sleep(CHECK_S)
@@ -114,8 +118,8 @@ class Leases:
             _log.info("keys of open connections are not looked at: %s", error)
 
 
-class Leased:
-    """One request or websocket, which lasts no longer than its lease."""
+class LeasedConnection:
+    """One request or websocket, cut off when its lease ends."""
 
     def __init__(self, leases: Leases, lease: Lease, scope: Scope, receive: Receive, send: Send) -> None:
         self.lease = lease
@@ -126,7 +130,7 @@ class Leased:
         self._is_running = self._begun = self._over = self._is_event_stream = False
 
     async def pass_on(self, app: ASGIApp, scope: Scope, refuse: Refuse) -> bool:
-        """Let the application answer; return whether that was cut off. refuse: answers what has no answer yet."""
+        """Run the application; return whether it was cut off. refuse: answers a request that has no answer yet."""
         watching = asyncio.get_running_loop().call_later(LONG_S, self._leases.watch, self)
         try:
             async with self._limit:
@@ -145,7 +149,7 @@ class Leased:
         return False
 
     def cut(self) -> None:
-        """Stop the application, unless a change is under way: that goes on, or ends at the next piece of its body."""
+        """Stop the application; a request that changes something goes on, or ends at the next piece of its body."""
         may_stop = self._is_socket or self._begun or self._scope["method"] in READS
         if may_stop and self._is_running and self._limit.when() is None:
             self._limit.reschedule(asyncio.get_running_loop().time())
@@ -170,7 +174,7 @@ class Leased:
             self.cut()
 
     async def _end(self, refuse: Refuse) -> None:
-        """Say why, where there is a way: of an answer that is not whole, the server ends the connection."""
+        """Send the reason where the protocol allows; for an answer that has begun, the server closes the connection."""
         why = self.lease.ended
         if not self._begun:
             await refuse(UnauthenticatedError(why))

@@ -1,7 +1,6 @@
-"""The page that asks for a key and opens a session, so that ComfyUI's page works as it is; logging out again.
+"""The login page, which opens a session for a key so that ComfyUI's page works unchanged; logging out.
 
-The cookie has the session, never the key. It is out of scripts' reach, is not sent along from other sites, and goes
-over TLS alone where the page came so.
+The cookie contains the session, never the key. It is HttpOnly and SameSite, and Secure where the page came over TLS.
 Sources: RFC 6265bis (cookies), CSP level 3.
 """
 
@@ -12,10 +11,10 @@ from html import escape
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
-from serve_app.api.auth.identity import COOKIE, LOGIN, LOGOUT, Identity
+from serve_app.api.auth.authentication import COOKIE, LOGIN, LOGOUT, Authenticator
 from serve_app.api.auth.principal import principal_of
-from serve_app.api.concurrency_limits import Crowd, allow
-from serve_app.api.request import Current, bounded
+from serve_app.api.concurrency_limits import ConcurrencyLimits, set_body_timeout
+from serve_app.api.request import Current, with_body_bound
 from serve_app.api.routing import Routes
 from serve_app.api.source import source
 from serve_app.errors import UnauthenticatedError
@@ -40,25 +39,25 @@ form{{display:grid;gap:.8em;width:22em}}input,button{{font:inherit;padding:.5em}
 
 @router.on(LOGIN, ["GET"])
 async def get_login() -> Response:
-    """Ask for a key."""
+    """Return the login page."""
     return _page("")
 
 
 @router.post(LOGIN)
 async def post_login(request: Request, service: Current) -> Response:
-    """Open a session for a key or token that holds, and keep that in the page's cookie."""
-    identity: Identity = request.app.state.identity
-    crowd: Crowd = request.app.state.crowd
-    allow(request, crowd.login_s, "ingress.login_s", crowd.logins)
-    async with bounded(request, service.limits.command).form(max_files=0, max_fields=3) as form:
+    """Open a session for a valid key or token, and set it as the page's cookie."""
+    authenticator: Authenticator = request.app.state.authenticator
+    concurrency: ConcurrencyLimits = request.app.state.concurrency
+    set_body_timeout(request, concurrency.login_s, "ingress.login_s", concurrency.logins)
+    async with with_body_bound(request, service.limits.command).form(max_files=0, max_fields=3) as form:
         key = str(form.get("key", "")).strip()
-    nobody, what, where = principal_of(request), f"POST {LOGIN}", source(request.scope, identity.proxies)
+    nobody, what, where = principal_of(request), f"POST {LOGIN}", source(request.scope, authenticator.proxies)
     try:
-        principal, session, seconds = await identity.open_session(key)
+        principal, session, seconds = await authenticator.open_session(key)
     except UnauthenticatedError as error:
-        identity.audit.note(nobody, what, where, 401, str(error))
+        authenticator.audit.note(nobody, what, where, 401, str(error))
         return _page(str(error), 401)
-    identity.audit.note(principal, what, where, 303)
+    authenticator.audit.note(principal, what, where, 303)
     answer = RedirectResponse("/", 303, {"Cache-Control": "no-store"})
     answer.set_cookie(
         COOKIE, session, max_age=int(seconds), path="/", secure=_is_secure(request), httponly=True, samesite="lax"
@@ -68,10 +67,10 @@ async def post_login(request: Request, service: Current) -> Response:
 
 @router.post(LOGOUT)
 async def post_logout(request: Request) -> Response:
-    """End the session in the page's cookie, and forget it."""
+    """End the session of the page's cookie, and delete the cookie."""
     if session := principal_of(request).session:
-        identity: Identity = request.app.state.identity
-        await identity.end_session(session)
+        authenticator: Authenticator = request.app.state.authenticator
+        await authenticator.end_session(session)
     answer = RedirectResponse(LOGIN, 303, {"Cache-Control": "no-store"})
     answer.delete_cookie(COOKIE, path="/", secure=_is_secure(request), httponly=True, samesite="lax")
     return answer
@@ -83,5 +82,5 @@ def _page(said: str, status_code: int = 200) -> Response:
 
 
 def _is_secure(request: Request) -> bool:
-    """Whether the browser came by TLS, which may end before here."""
+    """Whether the browser used TLS, which a proxy may have terminated."""
     return request.url.scheme == "https" or request.headers.get("x-forwarded-proto", "").startswith("https")

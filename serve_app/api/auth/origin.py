@@ -1,8 +1,8 @@
-"""Which requests of browsers are let in: those of this server's own pages, and of the origins the configuration names.
+"""CSRF protection: browsers' requests are accepted from this server's own pages and from configured origins only.
 
-A page of any other site could otherwise use a server that only its visitor reaches: a browser sends such a page's
-requests, and its websockets, with the visitor's reach. Programs say nothing of an origin and are let in as they are.
-Sources: RFC 6454 (Origin), W3C Fetch Metadata (Sec-Fetch-*), CSP level 3 (frame-ancestors).
+Otherwise a page of any other site could use a server that only its visitor can reach, as the visitor's browser sends
+that page's requests and websockets. Programs other than browsers send no Origin header and are let in. Sources: RFC
+6454 (Origin), W3C Fetch Metadata (Sec-Fetch-*), CSP level 3 (frame-ancestors).
 """
 
 from __future__ import annotations
@@ -20,26 +20,29 @@ from serve_app.errors import ForeignPageError
 
 ANY = "*"
 FOREIGN = "foreign"
-"""The scope's key of a request that another site's page may have caused; what it asks for must have no effect."""
+"""The ASGI scope's key of a request that another site's page may have caused; it must have no side effect."""
 
 _PAGES = (b"text/html", b"application/xhtml")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
-    """hosts: names this server goes by, "*.example" for all below one. origins: of whose pages it takes requests."""
+class AllowedOrigins:
+    """Accepted Host names and origins.
+
+    hosts: names of this server, "*.example" for all subdomains. origins: sites whose pages may send requests.
+    """
 
     hosts: tuple[str, ...] = (ANY,)
     origins: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, ingress: IngressConfig) -> Allowed:
-        """Return what the configuration allows."""
+    def of(cls, ingress: IngressConfig) -> AllowedOrigins:
+        """Return the names and origins that the configuration allows."""
         return cls(tuple(map(str.lower, ingress.allowed_hosts)), ingress.allowed_origins)
 
     def host(self, given: str) -> bool:
-        """Whether a Host header names this server. A browser that was led here by another name's DNS says that name."""
+        """Whether a Host header names this server. After DNS rebinding a browser sends another name."""
         name = _name(given)
         return any(known in (ANY, name) or (known[:2] == "*." and name.endswith(known[1:])) for known in self.hosts)
 
@@ -48,17 +51,17 @@ class Allowed:
         return ANY in self.origins or given in self.origins
 
 
-EVERYONE = Allowed()
+ANY_ORIGIN = AllowedOrigins()
 """Any name, and the origin of that name."""
 
 
-class Door:
-    """Middleware that refuses what a page of another site sends, and pages of this server in frames of others.
+class OriginMiddleware:
+    """Middleware that refuses requests of other sites' pages, and forbids other sites to frame this server's pages.
 
-    A link into a page stays possible: a top-level navigation that reads.
+    A link to a page stays possible: a top-level navigation that reads.
     """
 
-    def __init__(self, app: ASGIApp, allowed: Allowed, answer: Answer) -> None:
+    def __init__(self, app: ASGIApp, allowed: AllowedOrigins, answer: Answer) -> None:
         self._app, self._allowed, self._answer = app, allowed, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,9 +116,9 @@ def _is_of(origin: str, host: str) -> bool:
 
 
 def _unframed(send: Send) -> Send:
-    """Let pages say that only this server's pages may show them in a frame."""
+    """Add the header that allows only this server's pages to show a page in a frame."""
 
-    async def saying(message: Message) -> None:
+    async def send_with_policy(message: Message) -> None:
         if message["type"] == "http.response.start" and _is_page(message.get("headers", ())):
             headers = MutableHeaders(raw=list(message["headers"]))
             headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")
@@ -123,7 +126,7 @@ def _unframed(send: Send) -> Send:
             message = {**message, "headers": headers.raw}
         await send(message)
 
-    return saying
+    return send_with_policy
 
 
 def _is_page(headers: Iterable[tuple[bytes, bytes]]) -> bool:

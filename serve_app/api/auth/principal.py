@@ -1,6 +1,6 @@
-"""Who makes a request: a principal of one tenant, with what it may do.
+"""The principal of a request: its tenant and its scopes.
 
-`identity.py` finds it out; without tenants everyone is the operator, who may do everything and sees all.
+`authentication.py` determines it; without tenants every caller is the operator, who may do and see everything.
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from typing import Annotated
 from starlette.requests import HTTPConnection, Request
 
 from serve_app.api.auth.lease import UNLIMITED, Lease
-from serve_app.api.routing import Given
+from serve_app.api.routing import Depends
 from serve_app.config.tenants import SCOPES, KeyScope
 from serve_app.errors import ForbiddenError
 
 PRINCIPAL = "principal"
-"""The key of an ASGI scope that says who it is."""
+"""The ASGI scope's key of the principal."""
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """tenant: whose jobs and files it has; "" is the operator's, who has all. name: of its key, as people gave it.
+    """Who makes a request.
 
-    lease: how long its credential holds. session: the id of the session that the credential is of, "" for another.
+    tenant: whose jobs and files it may use; "" is the operator, who has all. name: the title of its key. lease: how
+    long its credential is valid. session: the session's id where the credential is one, else "".
     """
 
     tenant: str
@@ -33,11 +34,11 @@ class Principal:
     session: str = ""
 
     def may(self, scope: KeyScope) -> bool:
-        """Whether it has a scope; an admin has all."""
+        """Whether the principal has a scope; an admin has all."""
         return scope in self.scopes or "admin" in self.scopes
 
     def require(self, scope: KeyScope) -> None:
-        """Refuse who has not a scope. Errors: ForbiddenError."""
+        """Check that the principal has a scope. Errors: ForbiddenError."""
         if not self.may(scope):
             has = ", ".join(sorted(self.scopes)) or "none"
             raise ForbiddenError(f"this needs the scope {scope}; the credentials have {has}")
@@ -47,7 +48,7 @@ OPERATOR = Principal("", "", frozenset(SCOPES))
 
 
 def principal_of(connection: HTTPConnection) -> Principal:
-    """Return who makes a request."""
+    """Return a request's principal."""
     principal: Principal = connection.scope.get(PRINCIPAL, OPERATOR)
     return principal
 
@@ -58,5 +59,5 @@ def _admin(request: Request) -> Principal:
     return principal
 
 
-Admin = Annotated[Principal, Given(_admin)]
-"""Who asks, as the parameter of a handler that is for admins alone."""
+Admin = Annotated[Principal, Depends(_admin)]
+"""The principal, as the parameter of a handler that only admins may call."""

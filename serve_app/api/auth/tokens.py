@@ -1,8 +1,8 @@
-"""JSON Web Tokens of an identity provider: whether one holds, and whose it is.
+"""Verification of JSON Web Tokens of an identity provider.
 
-Only signatures with a public key count, by an algorithm that the configuration names: never `none`, never a shared
-secret, for which a public key could be taken. The key says by its own kind which algorithms it is for. PyJWT checks
-signatures and claims (RFC 7515 to 7519); what it is asked to check follows RFC 8725.
+Only signatures with a public key are accepted, by an algorithm that the configuration names: never `none`, never a
+shared secret, as a public key could then be used as one. A key's type decides which algorithms it is for. PyJWT checks
+signatures and claims (RFC 7515 to 7519), with the options that RFC 8725 recommends.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ JWKS_BYTES = 1_000_000
 FRESH_S = 300.0
 """How old the provider's keys may be."""
 AGAIN_S, AWAY_S = 10.0, 1.0
-"""How long after the provider was asked it may be asked again: for a key that is not known; where none is known yet."""
+"""The shortest time between two requests to the provider: for an unknown key; while no key is known yet."""
 LEEWAY_S = 30.0
-"""By how much the provider's clock may be ahead: tokens that were just issued hold at once."""
+"""By how much the provider's clock may be ahead: new tokens are valid at once."""
 EXPIRY_LEEWAY_S = 2.0
-"""By how much it may be behind. Whatever a token has open ends within five seconds of its `exp`."""
+"""By how much it may be behind. A token's connections end within five seconds of its `exp`."""
 SMALLEST_RSA = 2048
 KINDS: Mapping[str, tuple[str, str | None]] = {
     "R": ("RSA", None),
@@ -49,12 +49,12 @@ CLAIMS: Mapping[type[jwt.InvalidTokenError], str] = {
     jwt.InvalidIssuerError: "its issuer is another",
     jwt.InvalidAudienceError: "it is for another audience",
 }
-"""What is wrong with a claim, in other words than PyJWT's."""
+"""The reason for a refusal by PyJWT's exception, in our words."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """What a token that holds says. until_s: Unix time of its end."""
+    """The claims of a valid token. until_s: Unix time of its end."""
 
     tenant: str
     subject: str
@@ -62,19 +62,19 @@ class Token:
     until_s: float
 
 
-class Tokens:
-    """Checks tokens; synchronous, as the provider may be asked: callers on an event loop use a thread."""
+class TokenVerifier:
+    """Checks tokens. It blocks while it asks the provider: callers on an event loop use a thread."""
 
     def __init__(self, rules: JwtConfig) -> None:
         self._rules = rules
         self._keys: Sequence[Mapping[str, Any]] = ()
         self._asked_s = float("-inf")
         self._why = "it has none"
-        # Whoever comes while the provider is asked waits for its answer too.
+        # Others wait for the provider's answer too.
         self._asking = threading.Lock()
 
     def check(self, text: str) -> Token:
-        """Return what a token says. Errors: UnauthenticatedError, saying why; UnavailableError without any keys."""
+        """Return a token's claims. Errors: UnauthenticatedError with the reason; UnavailableError without any keys."""
         if len(text) > TOKEN_CHARACTERS or text.count(".") != 2:
             raise _refused("it is no JSON Web Token")
         try:
@@ -125,7 +125,7 @@ class Tokens:
         return tuple(scope for scope in KEY_SCOPES if scope in allowed)
 
     def _candidates(self, kid: object, algorithm: str) -> list[Mapping[str, Any]]:
-        """Return the provider's keys that may have signed; asked again for a key that is not known."""
+        """Return the provider's keys that may have signed; fetch them again for an unknown key."""
         with self._asking:
             self._refresh(FRESH_S if self._keys else AWAY_S)
             if not (found := [key for key in self._keys if _fits(key, kid, algorithm)]):
@@ -136,7 +136,7 @@ class Tokens:
             return found
 
     def _refresh(self, older_s: float) -> None:
-        """Read the provider's keys, if that was longer ago; where it does not answer, those that are known hold on."""
+        """Fetch the provider's keys if they are older than this; if it does not answer, keep the known ones."""
         if time.monotonic() - self._asked_s <= older_s:
             return
         try:

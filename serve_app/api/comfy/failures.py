@@ -1,7 +1,7 @@
-"""Every failure as ComfyUI's clients read it: {"error": {type, message, details, extra_info}, "node_errors": {}}.
+"""Errors in the format of ComfyUI's clients: {"error": {type, message, details, extra_info}, "node_errors": {}}.
 
-Where ComfyUI answers without a body, for a file or route that is not there, so does this. Its assets have errors of
-their own: {"error": {code, message, details}}.
+Where ComfyUI answers without a body, for a missing file or route, so does this. Its assets have errors of their own:
+{"error": {code, message, details}}.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app import log
-from serve_app.api.comfy.assets.items import RefusedError, refused
+from serve_app.api.comfy.assets.items import AssetRefusedError, refusal_response
 from serve_app.api.comfy.body import empty
 from serve_app.api.problems import headers_of, reason_for
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import (
     BodyTooLargeError,
     FileMissingError,
@@ -41,7 +41,7 @@ _EMPTY: dict[type[Exception], int] = {
     ForbiddenPathError: 403,
     UserMissingError: 401,
 }
-"""What is answered by its status code alone."""
+"""Errors that are answered by their status code alone."""
 
 _WORDED: dict[type[Exception], tuple[int, str, str]] = {
     InvalidGraphError: (400, "invalid_prompt", "The workflow cannot run"),
@@ -61,13 +61,13 @@ _WORDED: dict[type[Exception], tuple[int, str, str]] = {
 def failure(status_code: int, type_: str, message: str, details: str = "", **more: Any) -> Response:
     """Return the native error body; `extra_info` and `node_errors` may be given."""
     error = {"type": type_, "message": message, "details": details, "extra_info": more.get("extra_info", {})}
-    return Json({"error": error, "node_errors": more.get("node_errors", {})}, status_code, more.get("headers"))
+    return JsonResponse({"error": error, "node_errors": more.get("node_errors", {})}, status_code, more.get("headers"))
 
 
 def answer(request: Request, error: Exception) -> Response:
-    """Return what a client sees of a failure; logs the ones nobody foresaw."""
-    if isinstance(error, RefusedError):
-        return refused(error)
+    """Return the answer to a failed request; log unexpected errors."""
+    if isinstance(error, AssetRefusedError):
+        return refusal_response(error)
     if isinstance(error, HTTPException):
         return Response(status_code=error.status_code, headers=error.headers)
     for kind in type(error).__mro__:

@@ -1,8 +1,8 @@
-"""Every node class as ComfyUI's clients read it: /object_info.
+"""/object_info: every node class in ComfyUI's format.
 
 Built from specs, so nothing of a class's code runs here. Lists of files are read at each request. COMBOs are written as
-V1 lists, because clients read `input.required.NAME[0]` as a list; only what says whether it is a `multiselect`, as all
-COMBOs of V3 do, is written as those are. The members are those that ComfyUI 0.33 gives of a V3 class.
+V1 lists, because clients read `input.required.NAME[0]` as a list; only COMBOs with a `multiselect` option, as all of V3
+have, are written in V3's form. The members are those of a V3 class in ComfyUI 0.33.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from starlette.responses import Response
 from serve_app.api.files.content import kind as kind_of
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.graph.spec import OWN_KINDS, Input, NodeSpec
 from serve_app.service.service import Service
 
 KINDS = {"image_upload": ("image", ""), "audio_upload": ("audio", "video"), "video_upload": ("video",)}
-"""The kinds of files that an input lists by what may be uploaded to it; "" are those whose names do not say theirs."""
+"""The kinds of files that an input lists, by its upload option; "" is for names without a known suffix."""
 
 router = Routes()
 
 
 @router.read("/object_info")
 async def get_object_info(request: Request, service: Current) -> Response:
-    """Describe every class. Megabytes that hardly change: a client that has them is told so by the tag."""
+    """Describe every class. The answer is megabytes and rarely changes, so it has an ETag."""
     specs, choices = await _known(service)
-    answer = await asyncio.to_thread(lambda: Json({name: info(spec, choices) for name, spec in specs.items()}))
+    answer = await asyncio.to_thread(lambda: JsonResponse({name: info(spec, choices) for name, spec in specs.items()}))
     tag = f'"{hashlib.sha256(bytes(answer.body)).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if tag in request.headers.get("if-none-match", ""):
@@ -46,7 +46,7 @@ async def get_class_info(request: Request, service: Current) -> Response:
     """Describe one class; an unknown one gives {}."""
     name = request.path_params["node_class"]
     specs, choices = await _known(service, only=name)
-    return Json({name: info(specs[name], choices)} if name in specs else {})
+    return JsonResponse({name: info(specs[name], choices)} if name in specs else {})
 
 
 async def _known(
@@ -58,9 +58,9 @@ async def _known(
 
 
 def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return one class as clients read it. choices: folder -> file names."""
+    """Return one class in ComfyUI's format. choices: folder -> file names."""
     if spec.described is not None:
-        return described(spec, spec.described, choices)
+        return with_own_files(spec, spec.described, choices)
     inputs: dict[str, dict[str, Any]] = {"required": {}}
     for declared in spec.inputs:
         inputs.setdefault(declared.section, {})[declared.name] = config(declared, choices)
@@ -93,8 +93,8 @@ def info(spec: NodeSpec, choices: Mapping[str, Sequence[str]]) -> dict[str, Any]
     }
 
 
-def described(spec: NodeSpec, own: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """Return a class as the server describes it that runs it, with our files in the place of that server's."""
+def with_own_files(spec: NodeSpec, own: Mapping[str, Any], choices: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """Return a class as the ComfyUI server that runs it describes it, with our files in place of that server's."""
     inputs = {section: dict(members) for section, members in own.get("input", {}).items()}
     for declared in spec.inputs:
         if declared.folder is not None and declared.name in inputs.get(declared.section, {}):
@@ -112,7 +112,7 @@ def config(declared: Input, choices: Mapping[str, Sequence[str]]) -> list[Any]:
         wanted = [kinds for upload, kinds in KINDS.items() if declared.options.get(upload) is True]
         listed = [name for name in choices.get(declared.folder, ()) if not wanted or kind_of(name) in wanted[0]]
     if "remote" in declared.options or listed is None or declared.type != "COMBO":
-        pass  # what has a remote the page fetches from the route that the options name
+        pass  # the page fetches the choices from the route that the options name
     elif "multiselect" in declared.options:
         return [kind, {**declared.options, "options": list(listed)}]
     else:

@@ -1,4 +1,4 @@
-"""The native dialect's routes, all of them; `app.py` decides where they stand."""
+"""All routes of the native dialect; `app.py` decides their prefixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the server is and can, in ComfyUI's format."""
+"""Routes about the server, in ComfyUI's format: its memory and versions, features, directories, logs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serve_app.api.comfy.jobs.log_lines import SIZE
 from serve_app.api.comfy.jobs.subscriptions import Subscriptions
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError
 from serve_app.nodes.replacements import REPLACEMENTS
 from serve_app.scheduler.protocol.cluster_view import ClusterView
@@ -32,30 +32,30 @@ internal = Routes("/internal")
 
 MB = 1024 * 1024
 PACKAGES = ("comfyui-frontend-package", "comfyui-workflow-templates", "comfyui-embedded-docs")
-"""What the page is made of; any of them may be missing."""
+"""The page's packages; any of them may be missing."""
 
 
 @router.read("/system_stats")
 async def get_system_stats(service: Current) -> Response:
     """Describe the cluster as one machine: memory in bytes, one device a GPU."""
-    return Json(system_stats(await service.cluster()))
+    return JsonResponse(system_stats(await service.cluster()))
 
 
 @router.read("/features")
 async def get_features(service: Current) -> Response:
-    """Return what clients may count on."""
-    return Json(features(service))
+    """Return the server's features."""
+    return JsonResponse(features(service))
 
 
 @router.read("/node_replacements")
 async def get_replacements() -> Response:
-    """List what may replace node classes, by the class that went."""
-    return Json({old: [replacement.shown()] for old, replacement in REPLACEMENTS.items()})
+    """List the replacements of removed node classes, by the removed class."""
+    return JsonResponse({old: [replacement.shown()] for old, replacement in REPLACEMENTS.items()})
 
 
 @router.post("/free")
 async def post_free(request: Request, service: Current, _: Admin) -> Response:
-    """Let replicas unload models, and forget results, once they have nothing to do; these are everyone's."""
+    """Let idle replicas unload models and drop cached results, of all tenants."""
     wish = await read_members(request, service.limits.command)
     await service.free(weights=bool(wish.get("unload_models")), results=bool(wish.get("free_memory")))
     return empty()
@@ -66,32 +66,32 @@ async def get_files(request: Request, service: Current) -> Response:
     """List the names in one of the three directories, newest first, each with the directory behind it."""
     area = request.path_params["area"]
     if area not in AREAS:
-        return Json({"error": "Invalid directory type"}, 400)
+        return JsonResponse({"error": "Invalid directory type"}, 400)
     names = await asyncio.to_thread(_newest_first, service.store, area)
-    return Json([f"{name} [{area}]" for name in names])
+    return JsonResponse([f"{name} [{area}]" for name in names])
 
 
 @internal.read("/folder_paths")
 async def get_folder_paths(service: Current) -> Response:
     """List the directories of every folder of model files."""
-    return Json({folder: service.catalog.directories(folder) for folder in FOLDERS})
+    return JsonResponse({folder: service.catalog.directories(folder) for folder in FOLDERS})
 
 
 @internal.read("/logs")
 async def get_logs() -> Response:
-    """Return no log of before: a client is shown what happens to its jobs from its subscription on."""
-    return Json("")
+    """Return an empty log: a client sees its jobs' log from its subscription on."""
+    return JsonResponse("")
 
 
 @internal.read("/logs/raw")
 async def get_raw_logs() -> Response:
-    """Return no log, as entries."""
-    return Json({"entries": [], "size": SIZE})
+    """Return an empty log, as entries."""
+    return JsonResponse({"entries": [], "size": SIZE})
 
 
 @internal.on("/logs/subscribe", ["PATCH"])
 async def patch_subscription(request: Request, service: Current) -> Response:
-    """Show a client the log of its jobs, or no longer; where several processes answer, if its socket is this one's."""
+    """Subscribe a client to its jobs' log, or unsubscribe it; its socket must be in this process."""
     wish = await read_members(request, service.limits.command)
     subscriptions: Subscriptions = request.app.state.subscriptions
     subscriptions.log_to(service.feed(str(wish.get("clientId"))), wanted=bool(wish.get("enabled")))
@@ -110,7 +110,7 @@ def features(service: Service) -> dict[str, Any]:
 
 
 def system_stats(cluster: ClusterView) -> dict[str, Any]:
-    """Return the native SystemStats; a cluster without GPUs has its processors as one device, as ComfyUI there."""
+    """Return the native SystemStats; without GPUs the CPU is the only device, as in ComfyUI."""
     total = sum(host.ram_total_mb for host in cluster.hosts) * MB
     free = sum(host.ram_available_mb for host in cluster.hosts) * MB
     gpus = {gpu.uuid: gpu for host in cluster.hosts for gpu in host.gpus}
@@ -126,7 +126,7 @@ def system_stats(cluster: ClusterView) -> dict[str, Any]:
             "required_frontend_version": _version("comfyui-frontend-package"),
             "installed_templates_version": _version("comfyui-workflow-templates"),
             "required_templates_version": _version("comfyui-workflow-templates"),
-            # This package picks the versions, so what is installed is what is required.
+            # This package pins the versions, so the installed version is the required one.
             "comfy_package_versions": [
                 {"name": name, "installed": _version(name), "required": _version(name)} for name in PACKAGES
             ],
@@ -154,7 +154,7 @@ def system_stats(cluster: ClusterView) -> dict[str, Any]:
 def _newest_first(store: Store, area: Any) -> list[str]:
     modified_s: dict[str, float] = {}
     for name in store.names(area):
-        # One that went away meanwhile, or leads out of the area, is none of its files.
+        # A file that was deleted meanwhile, or leads out of the area, is left out.
         with contextlib.suppress(FileMissingError):
             modified_s[name] = store.stat(FileRef(area, "", name)).modified_s
     return sorted(modified_s, key=lambda name: modified_s[name], reverse=True)

@@ -1,1 +1,1 @@
-"""The OpenAPI document that the root's dialect keeps, and its pages."""
+"""The contract's dialect: its OpenAPI document, routes and documentation page."""

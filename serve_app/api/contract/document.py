@@ -25,7 +25,7 @@ _ASSETS = {
 
 @router.read("/openapi.json")
 async def get_document() -> Response:
-    """Return the contract as it was given, with this server as its only address."""
+    """Return the contract, with this server as its only address."""
     return Response(
         files("serve_app.api.contract").joinpath("openapi.json").read_bytes(), media_type="application/json"
     )
@@ -33,7 +33,7 @@ async def get_document() -> Response:
 
 @router.read("/docs")
 async def get_docs(request: Request) -> Response:
-    """Return a page that shows the document and can try it."""
+    """Return Swagger UI's page."""
     root = request.scope.get("root_path", "").rstrip("/")
     return get_swagger_ui_html(
         openapi_url=f"{root}/openapi.json",

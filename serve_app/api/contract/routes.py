@@ -17,9 +17,9 @@ from starlette.responses import Response
 
 from serve_app.api.files.content import IMAGE_TYPES
 from serve_app.api.files.stored_file import file_ref, stored_file
-from serve_app.api.request import Current, lengths, quota_headers, read_object
+from serve_app.api.request import Current, queue_headers, quota_headers, read_object
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.scheduler.protocol.cluster_view import ClusterView
@@ -32,12 +32,12 @@ async def post_prompt(request: Request, service: Current) -> Response:
     """Queue a workflow. Any problem refuses it: the contract has no partial acceptance."""
     submitted = await service.submit(await read_object(request, service.limits.body))
     answer: dict[str, Any] = {"prompt_id": submitted.job_id}
-    # The contract's number is an integer; a client's own queue number may lie between two.
+    # The contract's number is an integer; a client's own queue number may be a fraction.
     if submitted.number.is_integer():
         answer["number"] = int(submitted.number)
-    # The client learns the id before its sockets are told of the job.
-    told = BackgroundTask(service.answered, submitted)
-    return Json(answer, headers=quota_headers(request, submitted), background=told)
+    # The client gets the id before its websockets get the events of the job.
+    reply = BackgroundTask(service.answered, submitted)
+    return JsonResponse(answer, headers=quota_headers(request, submitted), background=reply)
 
 
 @router.read("/queue")
@@ -53,14 +53,14 @@ async def get_queue(service: Current) -> Response:
         "queue_running": running[0] if running else None,
         "running": running,
     }
-    return Json(lists, headers=lengths(queue))
+    return JsonResponse(lists, headers=queue_headers(queue))
 
 
 @router.read("/history/{prompt_id}")
 async def get_history(request: Request, service: Current) -> Response:
-    """Show a job from the moment it is accepted; an id that names none, UUID or not, gives {}."""
+    """Show a job from its acceptance on; an unknown id, UUID or not, gives {}."""
     job = await service.job(request.path_params["prompt_id"])
-    return Json({} if job is None else {job.job_id: execution_result(job)})
+    return JsonResponse({} if job is None else {job.job_id: execution_result(job)})
 
 
 @router.read("/view")
@@ -78,11 +78,11 @@ async def get_view(request: Request, service: Current) -> Response:
 @router.read("/system_stats")
 async def get_system_stats(service: Current) -> Response:
     """Add up the whole cluster's GPUs and memory, in MB."""
-    return Json(system_stats(await service.cluster()))
+    return JsonResponse(system_stats(await service.cluster()))
 
 
 def execution_result(job: JobView) -> dict[str, Any]:
-    """Return a job as the contract's ExecutionResult; `timestamp` is that of its latest change of state."""
+    """Return a job as the contract's ExecutionResult; `timestamp` is the time of its latest change of state."""
     return {
         "prompt": [job.number, job.job_id, job.prompt, job.extra_data, list(job.outputs_to_execute)],
         "outputs": {node_id: _shown(ui) for node_id, ui in job.outputs.items()},
@@ -97,7 +97,7 @@ def execution_result(job: JobView) -> dict[str, Any]:
 
 
 def _shown(ui: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return what a node shows; files that it calls `animated`, as ComfyUI does, are the contract's `gifs` as well."""
+    """Return a node's outputs; files that it marks `animated`, as ComfyUI does, are the contract's `gifs` as well."""
     animated = ui.get("animated")
     if not isinstance(animated, list | tuple) or not any(animated):
         return ui

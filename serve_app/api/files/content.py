@@ -1,4 +1,4 @@
-"""What a browser may show of files that anyone may have uploaded: types that run nothing; all else is downloaded.
+"""Content types and dispositions of stored files: browsers show types that run no code, and download all others.
 
 Sources: WHATWG MIME Sniffing (nosniff), CSP level 3 (sandbox), RFC 6266 (Content-Disposition).
 """
@@ -40,7 +40,7 @@ SHOWN_TYPES = {
 UNKNOWN_TYPE = "application/octet-stream"
 
 DISARMED = {"X-Content-Type-Options": "nosniff", "Content-Security-Policy": "sandbox"}
-"""Headers of every such file: its type is what it says, and were it a page, it would have no origin and no scripts."""
+"""Headers of every stored file: no MIME sniffing, and a page would be sandboxed, without origin and scripts."""
 
 
 def content_type(filename: str) -> str:
@@ -49,7 +49,7 @@ def content_type(filename: str) -> str:
 
 
 def kind(filename: str) -> str:
-    """Return what the file's suffix says that it holds: "image", "video", "audio" or another, "" if it is unknown."""
+    """Return the kind of a file by its suffix: "image", "video", "audio" or another, "" if it is unknown."""
     known = SHOWN_TYPES.get(PurePosixPath(filename).suffix.lower()) or mimetypes.guess_type(filename, strict=False)[0]
     return "" if known is None else known.partition("/")[0]
 

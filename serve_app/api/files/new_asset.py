@@ -1,4 +1,4 @@
-"""What uploading an asset is in every dialect: the fields that say what it is, and its bytes kept once.
+"""Uploads of assets, for all dialects: checking the fields, and storing equal bytes once.
 
 Errors of fields: InvalidSubmissionError.
 """
@@ -22,7 +22,7 @@ _TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(; ?[\w.+-]+=[\w.+\"-]+){0,3}"
 
 
 def asset_name(given: Any, field: str) -> str:
-    """Return the path that a client gives its asset, which is its own word for it."""
+    """Return the path that a client chose as its asset's name."""
     if not isinstance(given, str) or not 1 <= len(given) <= NAME_LENGTH or CONTROL.search(given) or "\\" in given:
         raise InvalidSubmissionError(f"{field} must be a relative path, not {shown(given)}")
     parts = given.split("/")
@@ -47,8 +47,8 @@ def asset_hash(given: Any) -> str:
     return given
 
 
-async def keep(service: Service, asset: Asset, ref: FileRef, content: FilePieces, key: str | None) -> Minted:
-    """Keep an asset, and its bytes in `ref` unless others have them. Errors: KeyReusedError."""
+async def store_asset(service: Service, asset: Asset, ref: FileRef, content: FilePieces, key: str | None) -> Minted:
+    """Store an asset, and its bytes in `ref` unless they are stored already. Errors: KeyReusedError."""
     if await service.inquire(HasBytes(asset.hash or "")):
         minted = await service.inquire(MintAsset(asset, stored=False, key=key))
         if minted is not None:

@@ -29,7 +29,7 @@ _RANGE = re.compile(r"bytes=[ \t]*(?P<first>\d{0,19})-(?P<last>\d{0,19})[ \t]*",
 
 
 def file_ref(filename: str, subfolder: str, area: str) -> FileRef:
-    """Return the file that clients name so; a filename that ends in " [output]" (input, temp) overrules the area.
+    """Return the file that a client names; a filename that ends in " [output]" (input, temp) overrides the area.
 
     Errors: FileMissingError for a missing name or an unknown area.
     """
@@ -56,7 +56,7 @@ async def stored_file(
     }
     if _unchanged(headers, stat):
         return Response(status_code=304, headers=shown)
-    # A link is signed for one method, and it is good for a while only, so nobody may keep the answer that holds it.
+    # A link is signed for one method and expires, so the answer must not be cached.
     if method == "GET" and (link := await service.link(ref, content_type, disposition)) is not None:
         return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
     sent, status_code = range(stat.size), 200
@@ -81,7 +81,7 @@ async def stored_file(
 
 
 class _Body(Response):
-    """A stretch of an open file as a response; reads in threads, closes the file whatever happens."""
+    """A range of an open file as a response; reads in threads, closes the file whatever happens."""
 
     def __init__(self, file: BinaryIO, size: int, status_code: int, headers: dict[str, str]) -> None:
         super().__init__(status_code=status_code, headers=headers)
@@ -92,7 +92,7 @@ class _Body(Response):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             while self._left:
                 chunk = await asyncio.to_thread(self._file.read, min(CHUNK_BYTES, self._left))
-                if not chunk:  # the file was replaced by a shorter one: an answer cut short is seen as such
+                if not chunk:  # the file was replaced by a shorter one: clients notice the truncated answer
                     raise FileMissingError("the file became shorter while it was sent")
                 self._left -= len(chunk)
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
@@ -123,7 +123,7 @@ def _unchanged(headers: Headers, stat: FileStat) -> bool:
 
 
 def _range_holds(headers: Headers, stat: FileStat) -> bool:
-    """Whether If-Range, where it is sent, names the file as it is now: the strong tag, or the exact date."""
+    """Whether If-Range, if sent, matches the file: by the strong tag, or the exact date."""
     condition = headers.get("if-range")
     if condition is None or condition == f'"{stat.etag}"':
         return True

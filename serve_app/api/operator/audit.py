@@ -1,7 +1,8 @@
-"""Writing the audit log: each entry is a line of the log at once, and in the database within a few seconds.
+"""The audit log's writer: each entry is logged at once, and is in the database within a few seconds.
 
-Requests do not wait for it. While the database is away the newest entries are kept. Of refusals each tenant has some a
-minute, and so has who is nobody; how many more there were is told. Else refused requests could fill the database.
+Requests do not wait for it. While the database is away the newest entries are kept in memory. A few refusals per minute
+are written for each tenant, and for unauthenticated clients together; of more only the number is written. Otherwise
+refused requests could fill the database.
 """
 
 from __future__ import annotations
@@ -24,18 +25,20 @@ from serve_app.store.tenants.audit import AuditEntry, WriteAudit
 
 EVERY_S = 1.0
 WAITING = 5000
-"""Entries that wait for the database at most."""
+"""The most entries that wait for the database."""
 REFUSALS, MINUTE_S = 60, 60.0
-"""Refusals of one tenant that are written in a minute. Of those who are nobody, all together."""
+"""How many refusals of one tenant are written per minute; unauthenticated clients count as one."""
 DAY_S = 86_400.0
-TOLD = tuple(each.name for each in fields(AuditEntry) if each.name not in ("ingress", "number"))
-"""What of an entry its line has."""
+LOGGED_FIELDS = tuple(each.name for each in fields(AuditEntry) if each.name not in ("ingress", "number"))
+"""The fields of an entry in its log line."""
 _line = json.JSONEncoder(ensure_ascii=False).encode
 _log = log.get("audit")
 
 
 class AuditLog:
-    """One a process. days: how long entries are kept; every_s: how often what waits is written to the database."""
+    """The audit log of a process. days: how long entries are kept; every_s: how often they are written to the
+    database.
+    """
 
     def __init__(self, service: Callable[[], Service], days: float, every_s: float = EVERY_S) -> None:
         self._service = service
@@ -51,14 +54,14 @@ class AuditLog:
     def note(self, who: Principal, what: str, source: str, result: int, reason: str = "") -> None:
         """Write an entry. result: the status of the answer; 401, 403 and 429 are refusals."""
         if result in (401, 403, 429):
-            self._tell_others()
+            self._count_skipped_refusals()
             self._refused[who.tenant] += 1
             if self._refused[who.tenant] > REFUSALS:
                 return
         self._put_in(who.tenant, who.name, what, source, result, reason)
 
-    def _tell_others(self) -> None:
-        """Write how many refusals of an earlier minute were not, once that is over."""
+    def _count_skipped_refusals(self) -> None:
+        """At the end of a minute, write how many of its refusals were skipped."""
         if (minute := int(time.time() // MINUTE_S)) == self._minute:
             return
         refused, self._refused, self._minute = self._refused, Counter(), minute
@@ -72,9 +75,9 @@ class AuditLog:
             time.time(), self._ingress, self._number, tenant, name[:200], what[:500], source, result, reason[:500]
         )
         if _log.isEnabledFor(logging.INFO):
-            # Who called is always this line: looking for it would take as long as the rest.
-            told = _line({key: getattr(entry, key) for key in TOLD})
-            _log.handle(_log.makeRecord(_log.name, logging.INFO, __file__, 0, told, (), None))
+            # The caller is always this line: finding it by the stack would double the cost.
+            text = _line({key: getattr(entry, key) for key in LOGGED_FIELDS})
+            _log.handle(_log.makeRecord(_log.name, logging.INFO, __file__, 0, text, (), None))
         self._waiting.append(entry)
         if len(self._waiting) > WAITING:
             self._waiting.popleft()
@@ -82,9 +85,9 @@ class AuditLog:
             self._writing = asyncio.create_task(self._write())
 
     async def close(self) -> None:
-        """Write what waits, if the database takes it, and stop."""
+        """Write the waiting entries, if the database is available, and stop."""
         self._minute = 0
-        self._tell_others()
+        self._count_skipped_refusals()
         if self._writing is not None:
             self._writing.cancel()
             await asyncio.gather(self._writing, return_exceptions=True)
@@ -92,10 +95,10 @@ class AuditLog:
             await self._put()
 
     async def _write(self) -> None:
-        """Write what waits, until nothing does and every refusal has been told of."""
+        """Write the waiting entries, until none are left and all skipped refusals are counted."""
         while self._waiting or any(count > REFUSALS for count in self._refused.values()):
             await asyncio.sleep(self._every_s)
-            self._tell_others()
+            self._count_skipped_refusals()
             if not self._waiting:
                 continue
             try:

@@ -1,7 +1,7 @@
-"""Uploading and deleting model files, for admins, where the configuration lets them.
+"""Routes to upload and delete model files, for admins, where the configuration allows it.
 
-A file is streamed to where the others are and is there whole or not at all. None takes another's place: what a name
-stands for changes only after it was deleted.
+A file is streamed to its folder and appears there whole or not at all. It never overwrites another: a name can be
+reused only after its file was deleted.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from starlette.responses import Response
 
 from serve_app import log
 from serve_app.api.auth.principal import Admin
-from serve_app.api.concurrency_limits import allow
-from serve_app.api.request import Current, bounded
+from serve_app.api.concurrency_limits import set_body_timeout
+from serve_app.api.request import Current, with_body_bound
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.config.limits import ModelChangeLimits
 from serve_app.errors import ForbiddenError, ModelFileInUseError, StoreError
 from serve_app.service.request_limits import BodyBound
@@ -36,19 +36,19 @@ async def put_model(request: Request, service: Current, _: Admin) -> Response:
     """Store the body, a safetensors file, as a folder's new model."""
     limits = _limits(service)
     folder, name = request.path_params["folder"], request.path_params["name"]
-    body = bounded(request, BodyBound(limits.max_bytes, "model_changes.max_bytes"))
-    allow(request, limits.body_s, "model_changes.body_s")
+    body = with_body_bound(request, BodyBound(limits.max_bytes, "model_changes.max_bytes"))
+    set_body_timeout(request, limits.body_s, "model_changes.body_s")
     size = 0
 
     def pieces() -> Iterator[bytes]:
-        """Yield the body in a thread that writes it; it comes no faster than that."""
+        """Yield the body in the thread that writes it, with backpressure."""
         nonlocal size
         while (piece := asyncio.run_coroutine_threadsafe(_next(stream), loop).result()) is not None:
             size += len(piece)
             yield piece
 
     loop, stream = asyncio.get_running_loop(), body.stream()
-    with request.app.state.crowd.model_files.taken():
+    with request.app.state.concurrency.model_files.acquire():
         try:
             await asyncio.to_thread(service.catalog.put, folder, name, pieces())
         except FileExistsError as error:
@@ -56,23 +56,23 @@ async def put_model(request: Request, service: Current, _: Admin) -> Response:
         except OSError as error:
             raise _not_changed(folder, name, error) from error
     _log.info("model %s/%s is uploaded: %d bytes", folder, name, size)
-    return Json({"folder": folder, "name": name, "size": size}, 201)
+    return JsonResponse({"folder": folder, "name": name, "size": size}, 201)
 
 
 @router.on(PATH, ["DELETE"])
 async def delete_model(request: Request, service: Current, _: Admin) -> Response:
-    """Delete a model file that no unfinished job names. Replicas that hold its weights keep them until they let go."""
+    """Delete a model file that no unfinished job uses. Replicas keep loaded weights until they evict them."""
     _limits(service)
     folder, name = request.path_params["folder"], request.path_params["name"]
     await asyncio.to_thread(service.catalog.stat, folder, name)
-    if (job_id := await service.within("").inquire(NamesModel(name))) is not None:
+    if (job_id := await service.for_tenant("").inquire(NamesModel(name))) is not None:
         raise ModelFileInUseError(f"{folder}/{name} is named by job {job_id}, which has not ended")
     try:
         await asyncio.to_thread(service.catalog.delete, folder, name)
     except OSError as error:
         raise _not_changed(folder, name, error) from error
     _log.info("model %s/%s is deleted", folder, name)
-    return Json({"deleted": True})
+    return JsonResponse({"deleted": True})
 
 
 async def _next(stream: AsyncIterator[bytes]) -> bytes | None:

@@ -1,4 +1,4 @@
-"""Routes beside the contract, for the command line and for probes: jobs, node classes, models, the cluster, health."""
+"""Routes for the command line and for health probes: jobs, node classes, models, the cluster."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.auth.principal import Admin, principal_of
-from serve_app.api.request import Current, number, read_object
+from serve_app.api.request import Current, query_number, read_object
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import InvalidSubmissionError, JobMissingError, shown
 from serve_app.events import Event
 from serve_app.service.service import Service
@@ -23,101 +23,103 @@ router = Routes()
 @router.read("/jobs/{job_id}/events")
 async def get_events(request: Request, service: Current) -> Response:
     """Return a job's events past the cursor `after`, waiting up to `timeout_s` for the first."""
-    after, timeout_s = number(request, "after", int, 0), number(request, "timeout_s", float, 20)
-    with request.app.state.crowd.listeners.taken():
+    after, timeout_s = query_number(request, "after", int, 0), query_number(request, "timeout_s", float, 20)
+    with request.app.state.concurrency.listeners.acquire():
         found = await service.events(request.path_params["job_id"], int(after), timeout_s)
-    return Json({"events": list(map(_event, found.events)), "last": found.last})
+    return JsonResponse({"events": list(map(_event, found.events)), "last": found.last})
 
 
 @router.post("/jobs/{job_id}/cancel")
 async def post_cancel(request: Request, service: Current) -> Response:
     """Cancel a job; `cancelled` is false if it has ended or is unknown."""
-    return Json({"cancelled": await service.cancel(request.path_params["job_id"])})
+    return JsonResponse({"cancelled": await service.cancel(request.path_params["job_id"])})
 
 
 @router.on("/jobs/{job_id}", ["DELETE"])
 async def delete_job(request: Request, service: Current) -> Response:
-    """Delete a job that has ended, and the files that it saved, but for those that another job shows."""
+    """Delete an ended job and the files that it saved, except those that are another job's outputs too."""
     await service.delete(request.path_params["job_id"])
-    return Json({"deleted": True})
+    return JsonResponse({"deleted": True})
 
 
 @router.read("/nodes")
 async def get_nodes(service: Current) -> Response:
     """Return every node class that can run, by name."""
     specs = await service.specs()
-    return Json({name: specs[name].to_json() for name in sorted(specs)})
+    return JsonResponse({name: specs[name].to_json() for name in sorted(specs)})
 
 
 @router.read("/catalog")
 async def get_models(service: Current) -> Response:
     """Return the model files by folder."""
-    return Json(await service.models())
+    return JsonResponse(await service.models())
 
 
 @router.post("/warm")
 async def post_warm(request: Request, service: Current, _: Admin) -> Response:
-    """Have replicas, of one pool for `pool`, load `models` ahead; the answer names those that are told."""
+    """Let replicas, of one pool for `pool`, load `models` in advance; the answer names those replicas."""
     body = await read_object(request, service.limits.command)
     models, pool = body.get("models"), body.get("pool")
     if body.keys() - {"models", "pool"} or not isinstance(pool, str | None):
         raise InvalidSubmissionError('the body must be {"models": [FOLDER/NAME, …]}, and may name a "pool"')
     if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
         raise InvalidSubmissionError(f"'models' must be a list of FOLDER/NAME, not {shown(models)}")
-    return Json({"replicas": await service.warm(models[: service.limits.ids], pool)})
+    return JsonResponse({"replicas": await service.warm(models[: service.limits.ids], pool)})
 
 
 @router.post("/pause")
 async def post_pause(request: Request, service: Current, _: Admin) -> Response:
-    """Start no more jobs: none, none that need a pool, or none of a tenant. What runs goes on."""
+    """Stop starting jobs: all, those that need a pool, or those of a tenant. Running jobs go on."""
     return await _set_pause(request, service, paused=True)
 
 
 @router.post("/resume")
 async def post_resume(request: Request, service: Current, _: Admin) -> Response:
-    """Take back a pause."""
+    """Resume after a pause."""
     return await _set_pause(request, service, paused=False)
 
 
 @router.read("/status")
 async def get_status(service: Current) -> Response:
     """Return hosts, replicas, uptime, and how many jobs run and wait."""
-    return Json({**asdict(await service.cluster()), "jobs": asdict(await service.count())})
+    return JsonResponse({**asdict(await service.cluster()), "jobs": asdict(await service.count())})
 
 
 @router.read("/status/{job_id}")
 async def get_story(request: Request, service: Current) -> Response:
-    """Return how a job stands, and while it has not ended what the scheduler was told of it lately, oldest first."""
+    """Return a job's state, and until it has ended the scheduler's latest events about it, oldest first."""
     job_id = request.path_params["job_id"]
     if (job := await service.job(job_id)) is None:
         raise JobMissingError(f"no job has the id {job_id!r}")
     story = [{"at_s": at_s, "what": what} for at_s, what in await service.story(job.job_id)]
-    return Json({"job_id": job.job_id, "state": job.state, "percent": job.percent, "story": story})
+    return JsonResponse({"job_id": job.job_id, "state": job.state, "percent": job.percent, "story": story})
 
 
 @router.read("/healthz")
 async def get_health() -> Response:
     """Return that this process answers."""
-    return Json({"status": "ok"})
+    return JsonResponse({"status": "ok"})
 
 
 @router.read("/readyz")
 async def get_ready(request: Request, service: Current) -> Response:
-    """Return that a job can be submitted, shown by a commit in the last seconds, and which replicas cannot work.
+    """Return that jobs can be submitted, as a recent database commit shows, and which replicas cannot work.
 
-    working: how many others of the pool do. A pool without any is no error: jobs for it are accepted, and wait.
-    Anybody may ask, so where there are tenants it names the pools alone: `GET /status` tells operators why. Errors:
-    UnavailableError's kinds, answered 503, as long as none can be submitted.
+    working: how many other replicas of the pool work. A pool without any is no error: jobs for it are accepted, and
+    wait. The route needs no credentials, so with tenants it names pools only: `GET /status` has the reasons for
+    operators. Errors: subclasses of UnavailableError, answered 503, while no job can be submitted.
     """
     whys = principal_of(request).may("admin")
     troubles = [
         {"pool": t.pool, "working": t.working, **({"why": t.why} if whys else {})} for t in await service.ready()
     ]
-    return Json({"status": "ready", **({"troubles": troubles} if troubles else {})})
+    return JsonResponse({"status": "ready", **({"troubles": troubles} if troubles else {})})
 
 
 async def _set_pause(request: Request, service: Service, *, paused: bool) -> Response:
-    """Answer what is paused after this. The body names nothing for the queue, else one thing, as {"pool": NAME}."""
+    """Pause or resume, and return what is paused. The body is empty for the queue, else names one thing, as {"pool":
+    NAME}.
+    """
     body = await read_object(request, service.limits.command)
     named = KINDS[1:]
     if len(body) > 1 or any(key not in named for key in body):
@@ -128,7 +130,7 @@ async def _set_pause(request: Request, service: Service, *, paused: bool) -> Res
             if not isinstance(body[kind], str) or not body[kind]:
                 raise InvalidSubmissionError(f"'{kind}' must be a name, not {shown(body[kind])}")
             pause = Pause(kind, body[kind])
-    return Json({"paused": [str(each) for each in await service.pause(pause, paused=paused)]})
+    return JsonResponse({"paused": [str(each) for each in await service.pause(pause, paused=paused)]})
 
 
 def _event(event: Event) -> dict[str, Any]:

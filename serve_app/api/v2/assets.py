@@ -1,4 +1,4 @@
-"""Assets of Comfy API v2: uploading bytes once, referring to them, reading and deleting them."""
+"""Routes of assets of Comfy API v2: upload, refer to stored bytes, read, delete."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from starlette.responses import Response
 
 from serve_app.api.files.content import SHOWN_TYPES, disposition
 from serve_app.api.files.content import content_type as type_by_name
-from serve_app.api.files.new_asset import CONTROL, asset_hash, asset_name, asset_type, keep
+from serve_app.api.files.new_asset import CONTROL, asset_hash, asset_name, asset_type, store_asset
 from serve_app.api.files.stored_file import stored_file
-from serve_app.api.request import Current, bounded, read_object
+from serve_app.api.request import Current, read_object, with_body_bound
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.shapes import asset_shape
 from serve_app.api.v2.submission import idempotency_key
@@ -31,16 +31,16 @@ from serve_app.store.page.assets import Asset, DeleteAsset, FindAssets, HasBytes
 router = Routes()
 
 SHORTEST_S, LONGEST_S = 60, 604_800
-"""How long an asset may be asked to live."""
+"""The shortest and longest lifetime of an asset that a client may set."""
 TAGS, TAG_LENGTH = 32, 256
 FROM_HASH_KEYS = ("hash", "file_path", "tags", "expires_in")
 
 
 @router.post("/assets")
 async def post_asset(request: Request, service: Current) -> Response:
-    """Store a file, unless its bytes are there; the hash is computed here."""
+    """Store a file, unless its bytes are stored; the hash is computed here."""
     key = idempotency_key(request)
-    async with bounded(request, service.limits.upload).form(max_files=1, max_fields=TAGS + 10) as form:
+    async with with_body_bound(request, service.limits.upload).form(max_files=1, max_fields=TAGS + 10) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise CodedError("invalid_request", "the form has no file in the field 'file'")
@@ -60,13 +60,15 @@ async def post_asset(request: Request, service: Current) -> Response:
         now_s = time.time()
         kept = (content_type, name, tags, now_s, _after(now_s, expires_s))
         asset = Asset(str(uuid.uuid4()), hash_, ref.area, ref.path, size, *kept)
-        minted = await keep(service, asset, ref, content, key)
-    return Json(asset_shape(minted.asset, request, created_new=not minted.shared), 200 if minted.shared else 201)
+        minted = await store_asset(service, asset, ref, content, key)
+    return JsonResponse(
+        asset_shape(minted.asset, request, created_new=not minted.shared), 200 if minted.shared else 201
+    )
 
 
 @router.post("/assets/from-hash")
 async def post_from_hash(request: Request, service: Current) -> Response:
-    """Refer to bytes that are there."""
+    """Make an asset of stored bytes."""
     body = await read_object(request, service.limits.command)
     if unknown := sorted(body.keys() - set(FROM_HASH_KEYS)):
         allowed = ", ".join(FROM_HASH_KEYS)
@@ -80,12 +82,12 @@ async def post_from_hash(request: Request, service: Current) -> Response:
     minted = await service.inquire(MintAsset(asset, stored=False))
     if minted is None:
         raise CodedError("blob_not_found", f"no bytes of {hash_} are here")
-    return Json(asset_shape(minted.asset, request, created_new=False), 201 if minted.created else 200)
+    return JsonResponse(asset_shape(minted.asset, request, created_new=False), 201 if minted.created else 200)
 
 
 @router.on("/assets/by-hash/{hash}", ["HEAD"])
 async def head_bytes(request: Request, service: Current) -> Response:
-    """Say whether bytes are there."""
+    """Answer whether bytes are stored."""
     hash_ = asset_hash(request.path_params["hash"])
     if not await service.inquire(HasBytes(hash_)):
         raise CodedError("blob_not_found", f"no bytes of {hash_} are here")
@@ -95,12 +97,12 @@ async def head_bytes(request: Request, service: Current) -> Response:
 @router.read("/assets/{asset_id}")
 async def get_asset(request: Request, service: Current) -> Response:
     """Show an asset."""
-    return Json(asset_shape(await _asset(request, service), request))
+    return JsonResponse(asset_shape(await _asset(request, service), request))
 
 
 @router.on("/assets/{asset_id}", ["DELETE"])
 async def delete_asset(request: Request, service: Current) -> Response:
-    """Take an asset away; bytes that another one has, or a job, stay."""
+    """Delete an asset; bytes that another asset or a job uses stay."""
     asset_id = request.path_params["asset_id"]
     if not is_job_id(asset_id):
         raise _missing(asset_id)
@@ -116,7 +118,7 @@ async def delete_asset(request: Request, service: Current) -> Response:
 
 @router.read("/assets/{asset_id}/content")
 async def get_content(request: Request, service: Current) -> Response:
-    """Return the bytes, or a range of them; or a link to them, where the store gives out links."""
+    """Return the bytes, or a range of them; or redirect to the store, where it can sign links."""
     asset = await _asset(request, service)
     name = (asset.name or asset.path).rpartition("/")[2]
     safe = asset.content_type if asset.content_type in SHOWN_TYPES.values() else type_by_name(name)
@@ -157,7 +159,7 @@ def _tags(given: Any) -> tuple[str, ...]:
 
 
 def _expires_s(given: Any) -> int | None:
-    """Return for how many seconds an asset is to live; None for ever. Errors: CodedError invalid_request."""
+    """Return an asset's lifetime in seconds; None for no end. Errors: CodedError invalid_request."""
     if given is None:
         return None
     if isinstance(given, str) and re.fullmatch(r"[0-9]{1,9}", given):

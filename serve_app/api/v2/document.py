@@ -1,4 +1,4 @@
-"""The description of v2 as this server speaks it, as an OpenAPI 3.1 document: what is asked, answered and refused.
+"""The OpenAPI 3.1 document of Comfy API v2 as this server implements it.
 
 Written from the public description (openapi-v2.yaml, version 2.0.0) and comfy-sdk 0.5.0; codes come from `failures`.
 """
@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from serve_app import __version__
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.api.v2.failures import CODES
 from serve_app.api.v2.labels import KEY_LENGTH, PAIRS
 from serve_app.api.v2.shapes import PREFIX, STATES
@@ -25,14 +25,14 @@ ALWAYS = (
     *("invalid_request", "unauthorized", "forbidden", "forbidden_origin"),
     *("deployment_not_ready", "rate_limited", "upstream_error"),
 )
-"""Codes that any request may be answered."""
+"""Error codes of every operation."""
 AWAY = ("upstream_unreachable",)
 
 
 @router.read("/openapi.json")
 async def get_document(request: Request) -> Response:
     """Return the document, with this server as its address."""
-    return Json({**DOCUMENT, "servers": [{"url": request.scope.get("root_path", "") + PREFIX}]})
+    return JsonResponse({**DOCUMENT, "servers": [{"url": request.scope.get("root_path", "") + PREFIX}]})
 
 
 def _ref(name: str) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _json(schema: dict[str, Any], description: str) -> dict[str, Any]:
 
 
 def _answers(found: dict[str, Any], codes: Iterable[str]) -> dict[str, Any]:
-    """Return an operation's answers: these, and one for each status that some of its codes have."""
+    """Return an operation's responses: these, and one for each status of its error codes."""
     by_status: dict[int, list[str]] = {}
     for code in dict.fromkeys((*codes, *ALWAYS, *AWAY)):
         by_status.setdefault(CODES[code], []).append(code)

@@ -1,7 +1,7 @@
-"""A job's events as v2 streams them: what it is at this moment, then what happens, until its end.
+"""The event stream of a job in v2: its current state, then its events, until its end.
 
-Server-sent events (WHATWG HTML, section 9.2) without ids: a client that is cut off connects again and is told how
-things stand. All is read from the scheduler's stream of the job, so every ingress replica tells the same.
+Server-sent events (WHATWG HTML, section 9.2) without ids: a client that reconnects gets the current state again. All is
+read from the scheduler's stream of the job, so every ingress replica sends the same.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from serve_app.api.concurrency_limits import Room
+from serve_app.api.concurrency_limits import ConcurrencyLimit
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.jobs import job
 from serve_app.api.v2.outputs import outputs_of
 from serve_app.api.v2.shapes import STATES, progress_shape
-from serve_app.errors import CrowdedError, JobMissingError, UnavailableError
+from serve_app.errors import ConcurrencyLimitError, JobMissingError, UnavailableError
 from serve_app.events import ENDINGS, Event
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.service.service import JobEvents, Service
@@ -35,16 +35,16 @@ router = Routes()
 HEARTBEAT_S = 10.0
 """How long a stream may be silent. Clients take 45 s of silence for its end, proxies less."""
 PROGRESS_S = 0.5
-"""How long after a progress the next is told."""
+"""The shortest time between two progress events."""
 MOVES_S = 2.0
-"""How often it is looked whether a job that waits has moved up."""
+"""How often the queue position of a waiting job is checked."""
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 PING = ": ping\n\n"
 
 _STATES = {"queued": "queued", "started": "running", **{kind: kind for kind in ENDINGS}}
-"""The state of a job by the event that brings it there."""
+"""The state of a job after an event."""
 _MOVING = frozenset({"cached", "executing", "progress", "finished", "executed"})
-"""Events after which a job's progress is another."""
+"""Events that change a job's progress."""
 
 
 @router.on("/jobs/{job_id}/events", ["GET"])
@@ -52,37 +52,37 @@ async def get_events(request: Request, service: Current) -> Response:
     """Stream a job's events until it has ended."""
     view = await job(service, request.path_params["job_id"])
     if request.method == "HEAD":
-        # A stream would last as long without a body, and the connection's next request wait for it.
+        # A stream would last as long without a body, and the connection's next request would wait for it.
         return Response(media_type=_Stream.media_type, headers=HEADERS)
-    return _Stream(_Told(request, service, view).frames(), request.app.state.crowd.listeners)
+    return _Stream(_JobStream(request, service, view).frames(), request.app.state.concurrency.listeners)
 
 
 class _Stream(StreamingResponse):
-    """Frames as a response that has a place in the room for as long as it lasts."""
+    """A response of server-sent events that counts against a limit while it lasts."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, frames: AsyncGenerator[str], room: Room) -> None:
+    def __init__(self, frames: AsyncGenerator[str], limit: ConcurrencyLimit) -> None:
         super().__init__(frames, headers=HEADERS)
-        self._room = room
+        self._limit = limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the frames. Errors: CodedError too_many_streams, before anything is sent."""
         try:
-            with self._room.taken():
+            with self._limit.acquire():
                 await super().__call__(scope, receive, send)
-        except CrowdedError as error:
+        except ConcurrencyLimitError as error:
             raise CodedError(
                 "too_many_streams", str(error), headers={"Retry-After": str(error.retry_after_s)}
             ) from error
 
 
-class _Told:
-    """One job as one client is told of it."""
+class _JobStream:
+    """Converts a job's events to server-sent events for one client."""
 
     def __init__(self, request: Request, service: Service, view: JobView) -> None:
         self._request, self._service, self._job_id = request, service, view.job_id
-        self._owner = service.within(view.tenant)
+        self._owner = service.for_tenant(view.tenant)
         self._cursor = 0
         self._state = "queued"
         self._position: int | None = None
@@ -91,14 +91,14 @@ class _Told:
         self._previewed = 0
 
     async def frames(self) -> AsyncGenerator[str]:
-        """Yield the frames: how the job stands, what happens, and a comment where nothing has for a while.
+        """Yield the frames: the job's state, its events, and a comment as heartbeat.
 
-        The last is the status that ends the job. If the scheduler is away for too long, the stream ends without it.
+        The last is the job's final status. If the scheduler is away for too long, the stream ends without it.
         """
         try:
             known = await self._service.events(self._job_id, 0, 0.0)
             self._take(known.events)
-            if self._state in ENDINGS:  # clients read no further than the status that says so
+            if self._state in ENDINGS:  # clients stop reading at the final status
                 async for frame in self._outputs(known.events):
                     yield frame
             yield await self._status()
@@ -122,7 +122,7 @@ class _Told:
             return
 
     async def _poll(self) -> JobEvents:
-        """Wait for the next events, or until something is due without one."""
+        """Wait for the next events, or until a check of position or progress is due."""
         wait_s = HEARTBEAT_S
         if self._state == "queued":
             wait_s = MOVES_S
@@ -161,7 +161,7 @@ class _Told:
         return _frame("status", {"status": STATES[self._state], "queue_position": self._position})
 
     async def _progress(self) -> str:
-        """Return how far the job has come, and its newest picture; nothing once it has ended, which is told next."""
+        """Return the job's progress and newest preview; "" once it has ended, as its final status follows."""
         self._moved, self._progress_s = False, time.monotonic()
         standing = await self._service.standing(self._job_id)
         if standing is None:
@@ -169,7 +169,7 @@ class _Told:
         return _frame("progress", progress_shape(standing)) + await self._preview(standing.preview)
 
     async def _preview(self, newest: int) -> str:
-        """Return the newest picture of the job, unless it has been told. newest: its cursor."""
+        """Return the job's newest preview, "" if it has been sent. newest: its cursor."""
         if newest <= self._previewed:
             return ""
         self._previewed = newest

@@ -1,7 +1,7 @@
-"""Every failure as clients of Comfy API v2 read it: {"error": {code, message, details}}, with the status of its code.
+"""Errors in the format of Comfy API v2: {"error": {code, message, details}}, with the status of the code.
 
 Source: the public description of Comfy API v2 (openapi-v2.yaml, version 2.0.0) and comfy-sdk 0.5.0. A 429 with
-Retry-After asks a client to send the same again, so whatever passes by itself is one.
+Retry-After asks a client to repeat the request, so every temporary refusal is one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import log
 from serve_app.api.problems import headers_of, reason_for
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import (
     BodyTooLargeError,
-    CrowdedError,
+    ConcurrencyLimitError,
     DrainingError,
     FileMissingError,
     ForbiddenError,
@@ -39,7 +39,7 @@ from serve_app.errors import (
 )
 
 REQUEST_ID = "X-Comfy-Request-Id"
-"""The header of every answer that names its request, which clients show with an error."""
+"""The header with the request's id, which clients show with an error."""
 
 CODES: Mapping[str, int] = {
     "invalid_request": 400,
@@ -86,7 +86,7 @@ _KINDS: Mapping[type[Exception], str] = {
     QuotaError: "rate_limited",
     NotReadyError: "deployment_not_ready",
     DrainingError: "deployment_not_ready",
-    CrowdedError: "rate_limited",
+    ConcurrencyLimitError: "rate_limited",
     UnavailableError: "upstream_unreachable",
 }
 """The code by class; a subclass without its own entry takes its parent's."""
@@ -109,7 +109,7 @@ class CodedError(ServeAppError):
 
 
 def answer(request: Request, error: Exception) -> Response:
-    """Return what a client sees of a failure; logs the ones nobody foresaw."""
+    """Return the answer to a failed request; log unexpected errors."""
     if isinstance(error, CodedError):
         return _failure(CODES[error.code], error.code, str(error), error.details, error.headers)
     if isinstance(error, HTTPException):
@@ -132,13 +132,13 @@ def _failure(
     details: Mapping[str, Any] | None = None,
     headers: dict[str, str] | None = None,
 ) -> Response:
-    return Json({"error": {"code": code, "message": message, "details": details}}, status_code, headers)
+    return JsonResponse({"error": {"code": code, "message": message, "details": details}}, status_code, headers)
 
 
 def node_errors(error: InvalidGraphError, needed: Mapping[str, Collection[str]]) -> dict[str, Any]:
-    """Return the problems of nodes by node, in the members that ComfyUI has for them.
+    """Return the problems of nodes by node, with ComfyUI's members.
 
-    needed: by output, the nodes that it needs.
+    needed: the nodes that each output needs.
     """
     found: dict[str, Any] = {}
     for problem in error.problems:
@@ -146,13 +146,13 @@ def node_errors(error: InvalidGraphError, needed: Mapping[str, Collection[str]])
             dependent = [output for output, nodes in needed.items() if problem.node_id in nodes]
             shape = {"class_type": problem.class_type, "errors": [], "dependent_outputs": dependent}
             entry = found.setdefault(problem.node_id, shape)
-            told = {"type": problem.type, "message": problem.message, "details": problem.details}
-            entry["errors"].append({**told, "extra_info": dict(problem.extra)})
+            summary = {"type": problem.type, "message": problem.message, "details": problem.details}
+            entry["errors"].append({**summary, "extra_info": dict(problem.extra)})
     return found
 
 
 class RequestIds:
-    """Middleware that gives every answer of the dialect a name for its request."""
+    """Middleware that adds a request id to every answer of the dialect."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -164,9 +164,9 @@ class RequestIds:
             return
         name = str(uuid.uuid4()).encode()
 
-        async def naming(message: Message) -> None:
+        async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID.lower().encode(), name)]}
             await send(message)
 
-        await self._app(scope, receive, naming)
+        await self._app(scope, receive, send_with_id)

@@ -1,7 +1,7 @@
-"""Jobs of Comfy API v2: creating, reading, listing and cancelling them.
+"""Routes of jobs of Comfy API v2: create, read, list, cancel.
 
-An idempotency key is claimed by the transaction that inserts its job, so a key that is refused made no second job, and
-one whose job was refused is free again.
+An idempotency key is claimed by the transaction that inserts its job. So a reused key makes no second job, and the key
+of a refused job is free again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.responses import Response
 
 from serve_app.api.request import Current, quota_headers, read_object
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.api.v2.failures import CodedError, node_errors
 from serve_app.api.v2.labels import filters, labels
 from serve_app.api.v2.outputs import outputs_of
@@ -36,12 +36,12 @@ from serve_app.store.tenants.tenants import prompt_id_of
 router = Routes()
 
 LISTED, MOST_LISTED = 50, 100
-"""How many jobs a page of the list has, and may have."""
+"""How many jobs a page of the list has by default, and at most."""
 
 
 @router.post("/jobs")
 async def post_job(request: Request, service: Current) -> Response:
-    """Queue a workflow; it is durable when this is answered."""
+    """Queue a workflow; the job is durable when this is answered."""
     body = await read_object(request, service.limits.body)
     key = idempotency_key(request)
     given = extra_data(body)
@@ -50,25 +50,25 @@ async def post_job(request: Request, service: Current) -> Response:
     submission = {"prompt": prompt, "extra_data": given}
     try:
         submitted = await service.submit(submission, labels=named, claims=Claims(key, assets))
-    except AssetMissingError as error:  # it has gone since it was resolved
+    except AssetMissingError as error:  # deleted since it was resolved
         raise missing_assets([error.asset_id]) from error
     except InvalidGraphError as error:
         details = {"node_errors": node_errors(error, ancestry(prompt, await service.specs()))}
         raise CodedError("invalid_workflow", str(error), details) from error
     shown_now = await shown_job(request, service, await job(service, submitted.job_id))
-    return Json(shown_now, 201, quota_headers(request, submitted))
+    return JsonResponse(shown_now, 201, quota_headers(request, submitted))
 
 
 @router.read("/jobs/{job_id}")
 async def get_job(request: Request, service: Current) -> Response:
     """Show a job."""
-    return Json(await shown_job(request, service, await job(service, request.path_params["job_id"])))
+    return JsonResponse(await shown_job(request, service, await job(service, request.path_params["job_id"])))
 
 
 @router.read("/jobs/{job_id}/workflow")
 async def get_workflow(request: Request, service: Current) -> Response:
     """Return the graph that a job runs."""
-    return Json({"workflow": (await job(service, request.path_params["job_id"])).prompt, "format": "api"})
+    return JsonResponse({"workflow": (await job(service, request.path_params["job_id"])).prompt, "format": "api"})
 
 
 @router.post("/jobs/{job_id}/cancel")
@@ -76,7 +76,7 @@ async def post_cancel(request: Request, service: Current) -> Response:
     """Cancel a job; one that has ended stays as it is."""
     job_id = request.path_params["job_id"]
     await service.cancel(job_id)
-    return Json(await shown_job(request, service, await job(service, job_id)))
+    return JsonResponse(await shown_job(request, service, await job(service, job_id)))
 
 
 @router.read("/jobs")
@@ -87,12 +87,12 @@ async def get_jobs(request: Request, service: Current) -> Response:
         allowed = "limit, cursor, metadata[KEY]"
         raise CodedError("invalid_request", f"{shown(unknown[0])} is not a parameter of this list; allowed: {allowed}")
     limit, before = _limit(others.get("limit")), _before(others.get("cursor"), wanted)
-    # One more than is shown says whether there is a next page.
+    # One more than is returned shows whether there is a next page.
     found = await service.inquire(ListJobs(limit + 1, before, wanted))
     page: dict[str, Any] = {"jobs": [listed_shape(listed) for listed in found[:limit]]}
     if len(found) > limit:
         page["next_cursor"] = _cursor(found[limit - 1].order, wanted)
-    return Json(page)
+    return JsonResponse(page)
 
 
 async def job(service: Service, job_id: str) -> JobView:
@@ -104,9 +104,9 @@ async def job(service: Service, job_id: str) -> JobView:
 
 
 async def shown_job(request: Request, service: Service, view: JobView) -> dict[str, Any]:
-    """Return a job as a request is answered it."""
+    """Return a job as the answer to a request has it."""
     standing = await service.standing(view.job_id) if view.ended_s is None else None
-    outputs = await outputs_of(request, service.within(view.tenant), prompt_id_of(view.job_id), view.outputs)
+    outputs = await outputs_of(request, service.for_tenant(view.tenant), prompt_id_of(view.job_id), view.outputs)
     return job_shape(view, standing, outputs, request.scope.get("root_path", ""), service.history_s)
 
 
@@ -119,12 +119,12 @@ def _limit(text: str | None) -> int:
 
 
 def _cursor(order: int, wanted: dict[str, str]) -> str:
-    """Return where a list goes on: after a job, under the same filters."""
+    """Return the cursor of a list's next page: after a job, with the same filters."""
     return base64.urlsafe_b64encode(f"{order}.{_tag(wanted)}".encode()).decode().rstrip("=")
 
 
 def _before(cursor: str | None, wanted: dict[str, str]) -> int | None:
-    """Return the order that a cursor stands for. Errors: CodedError invalid_cursor."""
+    """Return the order in a cursor. Errors: CodedError invalid_cursor."""
     if not cursor:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The labels of jobs, which v2 calls metadata: in a submission, in a job, and as what a list is filtered by.
+"""The labels of jobs, which v2 calls metadata: in submissions, and as filters of lists.
 
 Source: the description of `metadata` at comfy-sdk 0.5.0 and docs.comfy.org/api-reference/v2, "List jobs".
 """
@@ -22,7 +22,7 @@ _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
 
 def labels(given: Any) -> dict[str, str]:
-    """Return the labels of a submission; None stands for none. Errors: CodedError metadata_invalid."""
+    """Return the labels of a submission; {} for None. Errors: CodedError metadata_invalid."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -36,9 +36,9 @@ def labels(given: Any) -> dict[str, str]:
 
 
 def filters(query: bytes) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the labels that a raw query asks for, and its other parameters.
+    """Return the labels to filter by in a raw query, and its other parameters.
 
-    Errors: CodedError invalid_metadata_filter, and invalid_request for another parameter that is there twice.
+    Errors: CodedError invalid_metadata_filter, and invalid_request for another parameter given twice.
     """
     text = query.decode("latin-1")
     if ";" in text or _BAD_PERCENT.search(text):

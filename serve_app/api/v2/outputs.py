@@ -1,6 +1,6 @@
-"""What jobs show, as assets: each file and each text that an output node names, whatever it calls it.
+"""Outputs of jobs as assets of v2: each file and each text of an output node, under whatever key.
 
-An output becomes an asset when a client of v2, or the web page's gallery, first sees it.
+An output becomes an asset when a client of v2, or the web page's gallery, first reads it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 from starlette.requests import Request
 
 from serve_app.api.files.content import content_type, kind
-from serve_app.api.files.shown_outputs import Shown, shown_by
-from serve_app.api.v2.late_hashes import LateHashes
+from serve_app.api.files.node_outputs import NodeOutput, node_outputs
+from serve_app.api.v2.background_hasher import BackgroundHasher
 from serve_app.api.v2.shapes import output_shape
 from serve_app.errors import FileMissingError
 from serve_app.service.service import Service
@@ -24,16 +24,16 @@ from serve_app.store.files.store import Store
 from serve_app.store.page.assets import Asset, OutputsOf, RecordOutputs
 
 HASHED_BYTES = 32 * 1024 * 1024
-"""Outputs of so many bytes are read as a job is first looked at; the others are shown without their hash at first."""
+"""Outputs of up to this size are hashed when a job is first read; larger ones have no hash at first."""
 LOOKS = 2
-"""Jobs that are first looked at at once: reading their outputs leaves threads for all else."""
+"""How many jobs' outputs are hashed at once, which leaves threads for other requests."""
 
 
 async def outputs_of(
     request: Request, service: Service, job_id: str, outputs: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return what nodes of a job have shown, without what its client has deleted. outputs: ui dict by node id."""
-    items = [item for node_id, ui in outputs.items() for item in shown_by(job_id, service.tenant, node_id, ui)]
+    """Return the outputs of a job's nodes, without those that its client has deleted. outputs: ui dict by node id."""
+    items = [item for node_id, ui in outputs.items() for item in node_outputs(job_id, service.tenant, node_id, ui)]
     if not items:
         return []
     kept = await service.inquire(OutputsOf((job_id,)))
@@ -52,17 +52,17 @@ async def outputs_of(
     return [output_shape(there[i.asset_id], _type(i), request) for i in items if i.asset_id in there]
 
 
-def late_hashes(request: Request) -> LateHashes:
-    """Return what computes hashes for the application."""
+def late_hashes(request: Request) -> BackgroundHasher:
+    """Return the application's background hasher."""
     state = request.app.state
     if not hasattr(state, "late_hashes"):
-        state.late_hashes = LateHashes(LOOKS)
-    found: LateHashes = state.late_hashes
+        state.late_hashes = BackgroundHasher(LOOKS)
+    found: BackgroundHasher = state.late_hashes
     return found
 
 
-def _assets(store: Store, job_id: str, items: Sequence[Shown]) -> list[Asset]:
-    """Return outputs as assets, the first of them with their hashes; one whose file is gone has no bytes."""
+def _assets(store: Store, job_id: str, items: Sequence[NodeOutput]) -> list[Asset]:
+    """Return outputs as assets, small ones with their hashes; one without a file has no bytes."""
     left = HASHED_BYTES
     found = []
     for item in items:
@@ -86,8 +86,8 @@ def _assets(store: Store, job_id: str, items: Sequence[Shown]) -> list[Asset]:
     return found
 
 
-def _type(item: Shown) -> str:
-    """Return v2's word for a kind of output."""
+def _type(item: NodeOutput) -> str:
+    """Return v2's name of an output's kind."""
     if item.text is not None:
         return "text"
     if item.ref.filename.lower().endswith(".latent"):

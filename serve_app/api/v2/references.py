@@ -1,4 +1,4 @@
-"""References to assets in a graph: each is replaced by the name under which loaders find the file."""
+"""Replaces references to assets in a graph by the names with which loaders find the files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ TYPE = "core/ASSET"
 
 
 async def resolved(service: Service, workflow: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return a graph with names in the place of references, and the ids of the assets that it uses.
+    """Return a graph with its references replaced by names, and the ids of the assets that it uses.
 
-    Errors: CodedError missing_asset, with all ids that name none.
+    Errors: CodedError missing_asset, with all unknown ids.
     """
     wanted = list(dict.fromkeys(_ids(workflow)))
     if not wanted:
@@ -30,7 +30,7 @@ async def resolved(service: Service, workflow: Mapping[str, Any]) -> tuple[dict[
 
 
 def missing_assets(ids: list[Any]) -> CodedError:
-    """Return the error that names assets which are not there."""
+    """Return the error for unknown assets."""
     named = ", ".join(map(shown, ids[:5]))
     return CodedError("missing_asset", f"no asset has the id {named}", {"missing_ids": ids})
 

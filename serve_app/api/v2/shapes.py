@@ -1,4 +1,4 @@
-"""A job as v2 shows it: its members, their states and times."""
+"""JSON of jobs and assets in v2."""
 
 from __future__ import annotations
 
@@ -22,37 +22,38 @@ STATES: Mapping[str, str] = {
     "error": "failed",
     "cancelled": "canceled",
 }
-"""v2's word for a state. A cancelled job has ended at once, so none is ever "canceling"."""
+"""v2's name of a state. A cancelled job has ended at once, so none is ever "canceling"."""
 
 KEPT_S = 365 * 86_400.0
-"""What is told of jobs that no time bounds: nothing forgets one by itself before this is over."""
+"""The retention that v2 reports for jobs that are kept without a time limit."""
 
 
 LINKED_S = 3600.0
-"""How long a client may rely on a link. Ours stay good: each leads to the file, or to a new link into its store."""
+"""The lifetime that v2 reports for links. Ours do not expire: each leads to the file, or to a new link into its store.
+"""
 
 
-def moment(unix_s: float) -> str:
-    """Return a moment in ISO 8601, with its time zone."""
+def iso_time(unix_s: float) -> str:
+    """Return a time in ISO 8601, with its time zone."""
     return datetime.fromtimestamp(unix_s, UTC).isoformat().replace("+00:00", "Z")
 
 
 def job_shape(
     view: JobView, standing: Standing | None, outputs: Sequence[Any], mount: str, history_s: float | None
 ) -> dict[str, Any]:
-    """Return a job. standing: of one that has not ended. mount: what goes before this server's paths.
+    """Return a job. standing: of an unfinished job. mount: the prefix of this server's paths.
 
-    history_s: how long after its end it is kept, None for no bound.
+    history_s: how long after its end it is kept, None for no limit.
     """
     kept_until_s = view.created_s + KEPT_S if history_s is None else (view.ended_s or time.time()) + history_s
     this = f"{mount}{PREFIX}/jobs/{view.job_id}"
     return {
         "id": view.job_id,
         "status": STATES[view.state],
-        "created_at": moment(view.created_s),
+        "created_at": iso_time(view.created_s),
         "started_at": _at(view.started_s),
         "completed_at": _at(view.ended_s),
-        "expires_at": moment(kept_until_s),
+        "expires_at": iso_time(kept_until_s),
         "queue_position": standing.position if standing and view.state == "queued" else None,
         "progress": progress_shape(standing) if standing and view.state == "running" else None,
         "outputs": list(outputs),
@@ -67,7 +68,7 @@ def job_shape(
 
 
 def progress_shape(standing: Standing) -> dict[str, Any]:
-    """Return how far a running job has come."""
+    """Return a running job's progress."""
     message = standing.class_type
     if message is not None and standing.steps is not None:
         message = f"{message} {standing.step}/{standing.steps}"
@@ -85,7 +86,7 @@ def progress_shape(standing: Standing) -> dict[str, Any]:
 
 def listed_shape(job: ListedJob) -> dict[str, Any]:
     """Return a job as an item of a list."""
-    created, updated = moment(job.created_s), moment(job.ended_s or job.started_s or job.created_s)
+    created, updated = iso_time(job.created_s), iso_time(job.ended_s or job.started_s or job.created_s)
     return {
         "id": job.job_id,
         "status": STATES[job.state],
@@ -97,13 +98,13 @@ def listed_shape(job: ListedJob) -> dict[str, Any]:
 
 
 def asset_shape(asset: Asset, request: Request, *, created_new: bool | None = None) -> dict[str, Any]:
-    """Return an asset. created_new: whether its bytes came with it; None where nobody asked for it to be made."""
+    """Return an asset. created_new: whether its bytes were uploaded with it; None outside uploads."""
     return {
         "id": asset.asset_id,
         "hash": asset.hash,
         "size_bytes": asset.size,
         "content_type": asset.content_type,
-        "created_at": moment(asset.created_s),
+        "created_at": iso_time(asset.created_s),
         "expires_at": _at(asset.expires_s),
         "file_path": asset.name,
         "tags": list(asset.tags),
@@ -130,11 +131,11 @@ def output_shape(asset: Asset, type_: str, request: Request) -> dict[str, Any]:
 
 def _link(asset: Asset, request: Request) -> dict[str, str]:
     url = f"{str(request.base_url).rstrip('/')}{PREFIX}/assets/{asset.asset_id}/content"
-    return {"url": url, "url_expires_at": moment(time.time() + LINKED_S)}
+    return {"url": url, "url_expires_at": iso_time(time.time() + LINKED_S)}
 
 
 def _at(unix_s: float | None) -> str | None:
-    return None if unix_s is None else moment(unix_s)
+    return None if unix_s is None else iso_time(unix_s)
 
 
 def _between(since_s: float | None, until_s: float | None) -> int | None:

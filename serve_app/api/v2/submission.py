@@ -1,4 +1,4 @@
-"""What a submission of Comfy API v2 holds, each part of which is refused by a code of its own."""
+"""Parsing a submission of Comfy API v2; each part has an error code of its own."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from serve_app.errors import shown
 
 KEYS = ("workflow", "extra_data", "metadata")
 RESERVED = ("webhook_url", "inputs")
-"""Keys that v2 keeps for later; only null may be there."""
+"""Keys that v2 reserves; their value must be null."""
 CREDENTIAL = "api_key_comfy_org"
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 
 
 def idempotency_key(request: Request) -> str | None:
-    """Return the key under which a request may be made once; None for none. Errors: CodedError invalid_request."""
+    """Return a request's idempotency key, None without one. Errors: CodedError invalid_request."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise CodedError("invalid_request", f"Idempotency-Key must be 1 to 255 printable characters, not {shown(key)}")
@@ -27,7 +27,7 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def extra_data(body: dict[str, Any]) -> dict[str, Any]:
-    """Return what a submission's nodes are to know beside the graph. Errors: CodedError invalid_request."""
+    """Return a submission's extra data for its nodes. Errors: CodedError invalid_request."""
     if "extra_data" not in body:
         return {}
     given = body["extra_data"]

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator
 
 from serve_app import log
-from serve_app.errors import CrowdedError, StaleAttemptError, StaleEpochError
+from serve_app.errors import ConcurrencyLimitError, StaleAttemptError, StaleEpochError
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.core.events import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
@@ -165,7 +165,7 @@ class ReplicaRegistry:
         """Put what a client has said into a replica's mailbox, if it is there. Errors: CrowdedError if it is full."""
         if (mailbox := self._mailboxes.get(replica_id)) is not None:
             if not mailbox.has_room():
-                raise CrowdedError(f"replica {replica_id} does not read what clients say", retry_after_s=5)
+                raise ConcurrencyLimitError(f"replica {replica_id} does not read what clients say", retry_after_s=5)
             mailbox.put(said)
 
     def mail_all(self, message: Message) -> None:

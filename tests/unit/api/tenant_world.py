@@ -14,8 +14,8 @@ import httpx
 from starlette.applications import Starlette
 
 from serve_app.api.app import create_app
-from serve_app.api.auth.identity import Identity
-from serve_app.api.auth.tokens import Tokens
+from serve_app.api.auth.authentication import Authenticator
+from serve_app.api.auth.tokens import TokenVerifier
 from serve_app.api.operator.audit import AuditLog
 from serve_app.config.limits import ModelChangeLimits
 from serve_app.config.quotas import NO_QUOTAS, Quotas
@@ -177,7 +177,7 @@ async def _posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
 @asynccontextmanager
 async def world(
     folder: Path,
-    tokens: Tokens | None = None,
+    tokens: TokenVerifier | None = None,
     quotas: Quotas = NO_QUOTAS,
     database_url: str | None = None,
     store: WholeStore | None = None,
@@ -208,12 +208,12 @@ async def world(
             user_data=user_data,
             **options,
         )
-        identity = Identity(lambda: service, AuditLog(lambda: service, 1.0), tokens)
-        app = create_app(service, page_dir=page, identity=identity)
+        authenticator = Authenticator(lambda: service, AuditLog(lambda: service, 1.0), tokens)
+        app = create_app(service, page_dir=page, authenticator=authenticator)
         async with listening(app) as url:
             made = World(url, app, service, replica, files)
             made.keys = {"a": await made.key("a"), "b": await made.key("b"), "root": await made.key("", "admin")}
             try:
                 yield made
             finally:
-                await identity.close()
+                await authenticator.close()

@@ -14,7 +14,7 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.api.comfy.jobs import subscriptions
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.config import AppConfig
 from serve_app.config.ingress import IngressConfig
 from serve_app.deployments.build import FAILURES, _ingress
@@ -62,7 +62,7 @@ async def waiting(asked: list[Asked]) -> list[Asked]:
 
 @pytest.mark.parametrize(("path", "worded"), [("/api/prompt", "body_too_slow"), ("/prompt", "Request body too slow")])
 async def test_a_body_that_does_not_arrive_is_answered_408_in_the_dialects_words(service, path, worded):
-    app = create_app(service, crowd=Crowd(body_s=0.01))
+    app = create_app(service, concurrency=ConcurrencyLimits(body_s=0.01))
     asked = Asked(app, "POST", path)
     asked.incoming.put_nowait({"type": "http.request", "body": b'{"pr', "more_body": True})
     status, _, body = await asked.answer()
@@ -70,7 +70,7 @@ async def test_a_body_that_does_not_arrive_is_answered_408_in_the_dialects_words
 
 
 async def test_two_thousand_bodies_that_never_arrive_leave_probes_lists_and_sockets_as_they_were(service):
-    app = create_app(service, crowd=Crowd(bodies=50))
+    app = create_app(service, concurrency=ConcurrencyLimits(bodies=50))
     slow = [Asked(app, "POST", "/api/queue") for _ in range(2000)]
     refused = [await one.answer() for one in (await waiting(slow[:50]), slow[50:])[1]]
     assert {status for status, _, _ in refused} == {503}
@@ -86,7 +86,7 @@ async def test_two_thousand_bodies_that_never_arrive_leave_probes_lists_and_sock
 
 
 async def test_a_request_that_is_answered_before_its_body_is_whole_leaves_its_room(service):
-    app = create_app(service, crowd=Crowd(bodies=1))
+    app = create_app(service, concurrency=ConcurrencyLimits(bodies=1))
     for _ in range(3):
         asked = Asked(app, "POST", "/api/queue", length=4)
         asked.incoming.put_nowait({"type": "http.request", "body": b"x" * 2_000_000, "more_body": True})
@@ -97,7 +97,7 @@ async def test_polls_and_sockets_share_a_room_and_are_refused_beyond_it(service,
     service.limits = replace(service.limits, poll_s=3600)
     await client.post("/prompt", json={**example, "prompt_id": JOB})
     [queued] = await scheduler.events(JOB, 0, 0)
-    app = create_app(service, crowd=Crowd(listeners=2))
+    app = create_app(service, concurrency=ConcurrencyLimits(listeners=2))
     query = f"after={queued.seq}&timeout_s=3600"
     poll = Asked(app, "GET", f"/jobs/{JOB}/events", query=query)
     socket = Asked(app, "GET", "/ws", "websocket")

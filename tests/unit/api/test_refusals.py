@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.limits import REFUSALS
 from tests.unit.api.test_concurrency_limits import Asked, waiting
 
@@ -79,29 +79,31 @@ async def test_more_jobs_than_may_wait(client, replica, example, counted, rule, 
 
 
 @pytest.mark.parametrize(
-    ("crowd", "kind", "path", "key"),
+    ("concurrency", "kind", "path", "key"),
     [
-        (Crowd(bodies=1), "http", "/api/prompt", "ingress.max_bodies"),
-        (Crowd(listeners=1), "websocket", "/ws", "ingress.max_listeners"),
+        (ConcurrencyLimits(bodies=1), "http", "/api/prompt", "ingress.max_bodies"),
+        (ConcurrencyLimits(listeners=1), "websocket", "/ws", "ingress.max_listeners"),
     ],
 )
-async def test_one_long_request_more_than_the_limit_is_refused_and_counted(service, counted, crowd, kind, path, key):
-    app = create_app(service, crowd=crowd)
+async def test_one_long_request_more_than_the_limit_is_refused_and_counted(
+    service, counted, concurrency, kind, path, key
+):
+    app = create_app(service, concurrency=concurrency)
     [first] = await waiting([Asked(app, "POST", path, kind)])
     if kind == "websocket":
         first.incoming.put_nowait({"type": "websocket.connect"})
         while not first.sent:
             await asyncio.sleep(0.01)
-    assert crowd.use[key] == 1.0
+    assert concurrency.use[key] == 1.0
     second = Asked(app, "POST", path, kind)
     await asyncio.wait_for(second.task, 60)
     assert counted(key) == 1
     await first.go()
-    assert crowd.use[key] == 0.0
+    assert concurrency.use[key] == 0.0
 
 
 async def test_a_body_that_takes_too_long(service, counted):
-    asked = Asked(create_app(service, crowd=Crowd(body_s=0.01)), "POST", "/prompt")
+    asked = Asked(create_app(service, concurrency=ConcurrencyLimits(body_s=0.01)), "POST", "/prompt")
     status, _, body = await asked.answer()
     assert status == 408
     assert "ingress.body_s of the configuration allows 0.01 s" in str(body)

@@ -82,7 +82,7 @@ async def test_beyond_it_each_dialect_answers_429_and_the_audit_log_has_it(tmp_p
         root = {"Authorization": f"Bearer {made.keys['root']}", "X-Tenant": "a"}
         async with made.client(None) as operator:
             assert (await operator.get("/queue", headers=root)).status_code == 200
-        await made.app.state.identity.audit.close()
+        await made.app.state.authenticator.audit.close()
         entries = await made.service.inquire(ReadAudit(10, whose="a"))
         assert [entry.result for entry in entries] == [429, 429, 429]
         assert "requests_a_minute" in entries[0].reason
@@ -97,7 +97,7 @@ async def test_an_accepted_job_gets_the_most_exhausted_quota_in_each_dialect(tmp
         }
     )
     async with world(tmp_path, quotas=quotas) as made:
-        made.app.state.identity.rate._clock = Clock()
+        made.app.state.authenticator.rate._clock = Clock()
         bodies = {"/prompt": {"prompt": WORKFLOW}, "/api/prompt": {"prompt": WORKFLOW}}
         bodies["/api/v2/jobs"] = {"workflow": WORKFLOW}
 

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Mount, Route, Router
 
-from serve_app.api.routing import Given, Routes, Table, under
+from serve_app.api.routing import Depends, PrefixRouter, Routes, prefixed
 
 
 def routes() -> list[Route | Mount]:
@@ -32,7 +32,7 @@ def routes() -> list[Route | Mount]:
     async def mounted(request: Request) -> Response:
         return PlainTextResponse(f"mounted {request.path_params['name']}")
 
-    everything = [*table.routes, *under("/api", table.routes), Route("/", mounted), Route("/api", literal)]
+    everything = [*table.routes, *prefixed("/api", table.routes), Route("/", mounted), Route("/api", literal)]
     return [*everything, Mount("/files", routes=[Route("/{name}", mounted)])]  # type: ignore[list-item]
 
 
@@ -40,7 +40,7 @@ def routes() -> list[Route | Mount]:
 @pytest.mark.parametrize("path", ["/a/b", "/a/c/d", "/api/a/b", "/api/a/c", "/api", "/files/x", "/files", "/ab", "/c"])
 async def test_the_route_table_finds_what_starlettes_router_finds(method: str, path: str) -> None:
     answers = []
-    for router in (Table(routes()), Router(routes(), redirect_slashes=False)):
+    for router in (PrefixRouter(routes()), Router(routes(), redirect_slashes=False)):
         app = Starlette()
         app.router = router
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -54,7 +54,7 @@ async def test_the_route_table_tries_only_routes_with_the_paths_prefix(monkeypat
     matches = Route.matches
     monkeypatch.setattr(Route, "matches", lambda route, scope: tried.append(route.path) or matches(route, scope))
     app = Starlette()
-    app.router = Table(routes())
+    app.router = PrefixRouter(routes())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.get("/api/a/b")).text == "literal"
     assert tried == ["/api/a/b"]
@@ -72,10 +72,10 @@ async def test_a_parameter_is_what_is_given_for_it() -> None:
     table = Routes()
 
     @table.read("/x")
-    async def handler(length: Annotated[int, Given(lambda request: len(request.url.path))]) -> Response:
+    async def handler(length: Annotated[int, Depends(lambda request: len(request.url.path))]) -> Response:
         return PlainTextResponse(str(length))
 
     app = Starlette()
-    app.router = Table(table.routes)
+    app.router = PrefixRouter(table.routes)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
         assert (await client.get("/x")).text == "2"

@@ -20,7 +20,7 @@ import websockets
 from starlette.routing import Mount, Route, WebSocketRoute
 
 from serve_app.api.app import create_app
-from serve_app.api.auth.identity import LOGOUT
+from serve_app.api.auth.authentication import LOGOUT
 from serve_app.store.tenants.tenants import job_id_of
 from tests.unit.api.tenant_world import CLIENT, NOTHING, PICTURE, WORKFLOW, Has, World, world
 
@@ -207,7 +207,7 @@ MAKES_NO_DIFFERENCE = {
 
 def routes(page: Path) -> list[tuple[str, str]]:
     """Return (method, path) of every route of the application."""
-    app = create_app(_none, page_dir=page, identity=_Nobody())  # type: ignore[arg-type]
+    app = create_app(_none, page_dir=page, authenticator=_Nobody())  # type: ignore[arg-type]
     found: list[tuple[str, str]] = []
     for route in app.routes:
         match route:

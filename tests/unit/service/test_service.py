@@ -111,7 +111,7 @@ async def test_a_job_beyond_its_tenants_quota_of_steps_is_refused_and_the_operat
     service.limits = replace(service.limits, quotas=Quotas(default=Quota(steps_a_job=19)))
     await service.submit(example)
     with pytest.raises(InvalidGraphError, match="steps of KSampler 3 the job is for 20 or more; the quota"):
-        await service.within("studio").submit(example, partial=True)
+        await service.for_tenant("studio").submit(example, partial=True)
 
 
 POOLS = (Pool("gpu", True), Pool("comfyui", True, whole=True), Pool("broken", True, whole=True))
@@ -185,12 +185,12 @@ async def test_every_class_of_every_pool_is_known(pooled):
 
 
 async def test_a_service_within_a_tenant_submits_that_tenants_jobs(pooled, example):
-    bound = pooled.within("studio")
+    bound = pooled.for_tenant("studio")
     await bound.submit(example)
     assert cast(Knowing, pooled._scheduler).submitted.tenant == "studio"
     await pooled.submit(example)
     assert cast(Knowing, pooled._scheduler).submitted.tenant == ""
-    assert pooled.within("") is pooled
+    assert pooled.for_tenant("") is pooled
 
 
 @dataclass(frozen=True)
@@ -208,14 +208,14 @@ class Undecided:
 async def test_what_does_not_say_whose_it_is_is_asked_by_nobody(service):
     for whose in ("", "studio"):
         with pytest.raises(TypeError, match="Undecided is no inquiry of a tenant's"):
-            await service.within(whose).inquire(Undecided())
+            await service.for_tenant(whose).inquire(Undecided())
 
 
 async def test_a_tenant_asks_of_its_own_alone_whatever_the_inquiry_says_and_nothing_of_the_servers(service):
-    await service.within("studio").inquire(NoteFiles({"a": 5}, "other"))
-    assert await service.within("studio").inquire(StoredBytes("other")) == 5
+    await service.for_tenant("studio").inquire(NoteFiles({"a": 5}, "other"))
+    assert await service.for_tenant("studio").inquire(StoredBytes("other")) == 5
     assert await service.inquire(StoredBytes("studio")) == 5
     assert await service.inquire(StoredBytes("other")) == 0
     with pytest.raises(TypeError, match="ListKeys is no inquiry of a tenant's, and tenant studio asks"):
-        await service.within("studio").inquire(ListKeys())
+        await service.for_tenant("studio").inquire(ListKeys())
     assert await service.inquire(ListKeys()) == ()

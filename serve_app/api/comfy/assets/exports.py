@@ -1,8 +1,8 @@
-"""Many assets as one ZIP file, as the web page asks for it: begin an export, ask how it stands, ask where it is, read.
+"""Routes to download many assets as one ZIP file: begin an export, poll its state, get its URL, download.
 
-An export is whole as soon as it is begun: it is a list of files, and the archive is made while it is sent. Which client
-asks is not told, so none is told of it by its websocket; the page asks after ten seconds. Source: the calls of
-comfyui-frontend-package 1.58.1 and what they take for an answer.
+An export is complete as soon as it is begun: it is a list of files, and the archive is made while it is sent. The
+request does not name its client, so no websocket event follows; the page polls after ten seconds. Source: the calls of
+comfyui-frontend-package 1.58.1 and the answers that they accept.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
-from serve_app.api.comfy.assets.items import MODELS, OUTPUT_TAGS, Item, RefusedError, find_items, item_of
-from serve_app.api.comfy.assets.lists import assets_of, files_shown
+from serve_app.api.comfy.assets.items import MODELS, OUTPUT_TAGS, AssetItem, AssetRefusedError, find_items, item_of
+from serve_app.api.comfy.assets.lists import assets_of, output_files
 from serve_app.api.comfy.body import read_members, too_many_ids
 from serve_app.api.files.content import DISARMED
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import shown
 from serve_app.service.service import Service
 from serve_app.service.submissions import is_job_id
@@ -39,17 +39,17 @@ from serve_app.store.page.gallery import JobOutputs
 router = Routes()
 
 FILES = 5000
-"""Of one export."""
+"""The most files of one export."""
 STRATEGIES = ("group_by_job_time", "group_by_job_id", "preserve", "asset_id")
-"""How files are named in it; the first where nothing is asked for."""
+"""How files are named in the archive; the first is the default."""
 UNIQUE, UNPLACED = " ({})", "unknown"
 
 _NAME = re.compile(r"comfyui-[0-9]{4}-[0-9]{2}-[0-9]{2}-(?P<export_id>[0-9a-f-]{36})\.zip")
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """What is to be exported. names: of a job's files, those that are wanted; previews: whether temporary ones are."""
+class ExportRequest:
+    """A request for an export. names: the wanted files of a job; previews: whether temporary files are wanted."""
 
     job_ids: tuple[str, ...]
     asset_ids: tuple[str, ...]
@@ -58,10 +58,10 @@ class Wish:
     previews: bool
 
 
-class Found:
-    """An asset that is there. job_s: Unix time of its job's creation."""
+class ExportedAsset:
+    """An asset of an export. job_s: Unix time of its job's creation."""
 
-    def __init__(self, item: Item, job_s: float | None = None) -> None:
+    def __init__(self, item: AssetItem, job_s: float | None = None) -> None:
         self.item, self.job_s = item, job_s
         self.job_id = item.record.job_id if item.record is not None else None
 
@@ -76,15 +76,17 @@ async def post_export(request: Request, service: Current) -> Response:
     found, absent = await _find(service, wish)
     export = Export(str(uuid.uuid4()), time.time(), tuple(_members(found, wish.strategy)), tuple(absent))
     await service.inquire(KeepExport(export))
-    return Json({"task_id": export.export_id, "status": "created", "message": "ask /api/tasks how it stands"}, 202)
+    return JsonResponse(
+        {"task_id": export.export_id, "status": "created", "message": "ask /api/tasks how it stands"}, 202
+    )
 
 
 @router.read("/tasks/{task_id}")
 async def get_task(request: Request, service: Current) -> Response:
-    """Say how an export stands."""
+    """Show the state of an export."""
     export = await _kept(service, request.path_params["task_id"])
     if export is None:
-        raise RefusedError(404, "TASK_NOT_FOUND", f"no task has the id {shown(request.path_params['task_id'])}")
+        raise AssetRefusedError(404, "TASK_NOT_FOUND", f"no task has the id {shown(request.path_params['task_id'])}")
     moment = _moment(export)
     times = dict.fromkeys(("create_time", "update_time", "started_at", "completed_at"), moment)
     result = {
@@ -97,19 +99,19 @@ async def get_task(request: Request, service: Current) -> Response:
         "failed_assets": [{"asset_id": asset_id, "error": "not_found"} for asset_id in export.missing],
     }
     what = {"id": export.export_id, "idempotency_key": export.export_id, "task_name": "task:export", "payload": {}}
-    return Json({**what, "status": "completed", **times, "result": result})
+    return JsonResponse({**what, "status": "completed", **times, "result": result})
 
 
 @router.read("/assets/exports/{name}")
 async def get_place(request: Request, service: Current) -> Response:
-    """Say where an export can be read."""
+    """Return the URL of an export."""
     export = await _named(service, request.path_params["name"])
-    return Json({"url": f"/api/assets/exports/{_name(export)}/content"})
+    return JsonResponse({"url": f"/api/assets/exports/{_name(export)}/content"})
 
 
 @router.read("/assets/exports/{name}/content")
 async def get_archive(request: Request, service: Current) -> Response:
-    """Return an export as a ZIP file, which is made meanwhile; how long it is nobody knows before."""
+    """Return an export as a ZIP file, made while it is sent; its length is not known before."""
     export = await _named(service, request.path_params["name"])
     headers = {
         "Content-Type": "application/zip",
@@ -122,11 +124,11 @@ async def get_archive(request: Request, service: Current) -> Response:
     return StreamingResponse(_read_in_threads(zipped(service.store, export.members)), headers=headers)
 
 
-# What is asked for ----------------------------------------------------------------------------------------------------
+# Parsing -------------------------------------------------------------------------------------------------------------
 
 
-def _wish(members: Mapping[str, Any], most: int) -> Wish:
-    """Return what a body asks for. Errors: RefusedError."""
+def _wish(members: Mapping[str, Any], most: int) -> ExportRequest:
+    """Parse a request's body. Errors: AssetRefusedError."""
 
     def ids(key: str) -> tuple[str, ...]:
         given = members.get(key)
@@ -155,30 +157,34 @@ def _wish(members: Mapping[str, Any], most: int) -> Wish:
     previews = members.get("include_previews", False)
     if not isinstance(previews, bool):
         raise _invalid(f"include_previews must be true or false, not {shown(previews)}")
-    return Wish(job_ids, asset_ids, strategy, {key: frozenset(wanted) for key, wanted in names.items()}, previews)
+    return ExportRequest(
+        job_ids, asset_ids, strategy, {key: frozenset(wanted) for key, wanted in names.items()}, previews
+    )
 
 
-async def _find(service: Service, wish: Wish) -> tuple[list[Found], list[str]]:
-    """Return the assets that are there, each once, and the ids that nothing has. Errors: RefusedError."""
+async def _find(service: Service, wish: ExportRequest) -> tuple[list[ExportedAsset], list[str]]:
+    """Return the assets that exist, each once, and the unknown ids. Errors: AssetRefusedError."""
     found, absent = await _of_jobs(service, wish)
     items = await find_items(service, (asset_id for asset_id in wish.asset_ids if asset_id not in found))
     for asset_id in wish.asset_ids:
         if (item := items.get(asset_id)) is not None:
             if item.area == MODELS:
-                raise RefusedError(403, "MODEL_NOT_EXPORTABLE", "model files are listed only: they are not given out")
-            found[asset_id] = Found(item)
+                raise AssetRefusedError(
+                    403, "MODEL_NOT_EXPORTABLE", "model files are listed only: they are not given out"
+                )
+            found[asset_id] = ExportedAsset(item)
         elif asset_id not in found:
             absent.append(asset_id)
     if len(found) > FILES:
-        raise RefusedError(400, "TOO_MANY_ASSETS", f"these are {len(found)} files; an export may have {FILES}")
+        raise AssetRefusedError(400, "TOO_MANY_ASSETS", f"these are {len(found)} files; an export may have {FILES}")
     if not found:
-        raise RefusedError(404, "ASSET_NOT_FOUND", "nothing of what is to be exported is there")
+        raise AssetRefusedError(404, "ASSET_NOT_FOUND", "nothing of what is to be exported is there")
     return list(found.values()), absent
 
 
-async def _of_jobs(service: Service, wish: Wish) -> tuple[dict[str, Found], list[str]]:
-    """Return the assets of the jobs by id, and the jobs that are not there. Errors: RefusedError."""
-    found: dict[str, Found] = {}
+async def _of_jobs(service: Service, wish: ExportRequest) -> tuple[dict[str, ExportedAsset], list[str]]:
+    """Return the assets of the jobs by id, and the unknown jobs. Errors: AssetRefusedError."""
+    found: dict[str, ExportedAsset] = {}
     known: set[str] = set()
     left = wish.job_ids
     while left:
@@ -186,22 +192,24 @@ async def _of_jobs(service: Service, wish: Wish) -> tuple[dict[str, Found], list
         left = left[asked:]
         known.update(job.job_id for job in jobs)
         created = {job.job_id: job.created_s for job in jobs}
-        files = [file for job in jobs for file in files_shown(service, *job)]
+        files = [file for job in jobs for file in output_files(service, *job)]
         if len(files) > FILES:
-            raise RefusedError(400, "TOO_MANY_ASSETS", f"the jobs show {len(files)} files; an export may have {FILES}")
+            raise AssetRefusedError(
+                400, "TOO_MANY_ASSETS", f"the jobs show {len(files)} files; an export may have {FILES}"
+            )
         for asset in await assets_of(service, files):
             wanted = wish.names.get(asset.job_id or "")
             shown_as = {asset.path, asset.ref.filename}
             if (wish.previews or asset.area == OUTPUT_TAGS[0]) and (wanted is None or wanted & shown_as):
-                found[asset.asset_id] = Found(item_of(asset), created[asset.job_id or ""])
+                found[asset.asset_id] = ExportedAsset(item_of(asset), created[asset.job_id or ""])
     return found, [job_id for job_id in wish.job_ids if job_id not in known]
 
 
 # The archive ----------------------------------------------------------------------------------------------------------
 
 
-def _members(found: Sequence[Found], strategy: str) -> Iterator[Member]:
-    """Yield what is in the archive. Of two that would have one name the second has a number."""
+def _members(found: Sequence[ExportedAsset], strategy: str) -> Iterator[Member]:
+    """Yield the archive's members. Of two files with one name the second gets a number."""
     used: set[str] = set()
     folders: dict[str | None, str] = {}
     for one in found:
@@ -232,7 +240,7 @@ def _unused(path: str, used: set[str]) -> str:
 
 
 async def _read_in_threads(pieces: Generator[bytes]) -> AsyncIterator[bytes]:
-    """Yield what a generator that blocks does, each piece made in a thread; end it whatever happens."""
+    """Iterate over a blocking generator in a thread; close it whatever happens."""
     running = threading.Lock()
 
     def following() -> bytes | None:
@@ -247,7 +255,7 @@ async def _read_in_threads(pieces: Generator[bytes]) -> AsyncIterator[bytes]:
         while (piece := await asyncio.to_thread(following)) is not None:
             yield piece
     finally:
-        # A client that has gone cancels this, though not a thread that is reading yet: nobody waits for it here.
+        # A disconnect cancels this, but not a thread that is still reading: it is not awaited here.
         asyncio.get_running_loop().run_in_executor(None, end)
 
 
@@ -256,11 +264,13 @@ async def _kept(service: Service, export_id: str) -> Export | None:
 
 
 async def _named(service: Service, name: str) -> Export:
-    """Return the export of that name. Errors: RefusedError 404."""
+    """Return the export of that name. Errors: AssetRefusedError 404."""
     named = _NAME.fullmatch(name)
     export = None if named is None else await _kept(service, named["export_id"])
     if export is None or _name(export) != name:
-        raise RefusedError(404, "EXPORT_NOT_FOUND", f"no export has the name {shown(name)}, or none has it any more")
+        raise AssetRefusedError(
+            404, "EXPORT_NOT_FOUND", f"no export has the name {shown(name)}, or none has it any more"
+        )
     return export
 
 
@@ -272,5 +282,5 @@ def _moment(export: Export) -> str:
     return datetime.fromtimestamp(export.created_s, UTC).isoformat().replace("+00:00", "Z")
 
 
-def _invalid(message: str) -> RefusedError:
-    return RefusedError(400, "INVALID_REQUEST", message)
+def _invalid(message: str) -> AssetRefusedError:
+    return AssetRefusedError(400, "INVALID_REQUEST", message)

@@ -1,7 +1,7 @@
 """One asset of the web page's: a job's output, an upload, another file of the input area, or a model file.
 
-An output and an upload of v2 are records, under the ids that v2 knows them by; another input file and a model are none,
-and their ids say which they are.
+An output and an upload of v2 are records in the database, with the ids that they have in v2; other input files and
+models have no record, and their ids encode their paths.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from serve_app.api.files.content import content_type
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError, ModelFileError, ServeAppError, shown
 from serve_app.service.service import Service
 from serve_app.service.submissions import is_job_id
@@ -26,23 +26,25 @@ from serve_app.store.page.assets import FOLDER, Asset, FindAssets
 from serve_app.store.tenants.tenants import MARK
 
 VIEWED = ("image/", "video/", "audio/", "text/")
-"""Kinds that the page shows by themselves."""
+"""Content types that the page can show."""
 STATS = 16
-"""Files that are looked at in the store at once for one answer."""
+"""How many files one answer looks up in the store at once."""
 OUTPUT_TAGS = ("output", "temp")
 MODELS, INPUT = "models", "input"
 
 
-class RefusedError(ServeAppError):
-    """What the page is told of a request about assets that is not done."""
+class AssetRefusedError(ServeAppError):
+    """A request about assets that is refused, with the error body that the page reads."""
 
     def __init__(self, status_code: int, code: str, message: str) -> None:
         super().__init__(message)
         self.status_code, self.code = status_code, code
 
 
-class Item(NamedTuple):
-    """An asset as it is listed. path: within its area, or its folder of models. record: of one that is a record."""
+class AssetItem(NamedTuple):
+    """An asset as it is listed. path: within its area, or its folder of models. record: its row in the database, if
+    any.
+    """
 
     asset_id: str
     area: str
@@ -54,24 +56,24 @@ class Item(NamedTuple):
 
     @property
     def ref(self) -> FileRef:
-        """Return the file, of what is no model."""
+        """Return the file, of an asset that is no model."""
         return self.record.ref if self.record is not None else input_ref(self.path)
 
     @property
     def name(self) -> str:
-        """Return what it is called: by its client's word for it, or by its path."""
+        """Return its display name: the client's name for it, or its path."""
         return (self.record.name if self.record is not None else None) or self.path
 
 
-async def find_item(service: Service, asset_id: str) -> Item:
-    """Return an asset by its id. Errors: RefusedError 404."""
+async def find_item(service: Service, asset_id: str) -> AssetItem:
+    """Return an asset by its id. Errors: AssetRefusedError 404."""
     if (found := (await find_items(service, [asset_id])).get(asset_id)) is None:
-        raise missing(asset_id)
+        raise asset_missing(asset_id)
     return found
 
 
-async def find_items(service: Service, asset_ids: Iterable[str]) -> dict[str, Item]:
-    """Return assets by id, those that are there."""
+async def find_items(service: Service, asset_ids: Iterable[str]) -> dict[str, AssetItem]:
+    """Return the assets that exist by id."""
     ids = list(dict.fromkeys(asset_ids))
     records: dict[str, Asset] = {}
     if wanted := tuple(filter(is_job_id, ids)):
@@ -83,8 +85,8 @@ async def find_items(service: Service, asset_ids: Iterable[str]) -> dict[str, It
     return found
 
 
-async def _file(service: Service, asset_id: str) -> Item | None:
-    """Return an asset that is no record."""
+async def _file(service: Service, asset_id: str) -> AssetItem | None:
+    """Return an asset without a record."""
     kind, _, encoded = asset_id.partition(".")
     try:
         path = base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)).decode()
@@ -95,7 +97,7 @@ async def _file(service: Service, asset_id: str) -> Item | None:
             if ref.subfolder == FOLDER or ref.subfolder.startswith(MARK):
                 return None
             stat = await service.stat(ref)
-            return Item(asset_id, INPUT, ref.path, (INPUT,), stat.size, stat.modified_s)
+            return AssetItem(asset_id, INPUT, ref.path, (INPUT,), stat.size, stat.modified_s)
         folder, _, name = path.partition("/")
         if kind == MODELS and name in await asyncio.to_thread(service.catalog.names, folder):
             return await asyncio.to_thread(model_item, service.catalog, folder, name)
@@ -105,7 +107,7 @@ async def _file(service: Service, asset_id: str) -> Item | None:
 
 
 async def stats_of(service: Service, refs: Sequence[FileRef]) -> list[FileStat | None]:
-    """Return how files are in the store, None of those that are gone."""
+    """Return the files' stats in the store, None for missing files."""
     room = asyncio.Semaphore(STATS)
 
     async def one(ref: FileRef) -> FileStat | None:
@@ -118,14 +120,14 @@ async def stats_of(service: Service, refs: Sequence[FileRef]) -> list[FileStat |
     return list(await asyncio.gather(*map(one, refs)))
 
 
-def item_of(asset: Asset, at_s: float | None = None) -> Item:
-    """Return a record as it is listed. at_s: when it came to be, if not when the record did."""
+def item_of(asset: Asset, at_s: float | None = None) -> AssetItem:
+    """Return a record as it is listed. at_s: when it was created, if not with the record."""
     tags = tuple(dict.fromkeys((asset.area, *asset.tags)))
     changed_s = asset.created_s if at_s is None else at_s
-    return Item(asset.asset_id, asset.area, asset.path, tags, asset.size, changed_s, asset)
+    return AssetItem(asset.asset_id, asset.area, asset.path, tags, asset.size, changed_s, asset)
 
 
-def model_item(catalog: Catalog, folder: str, name: str) -> Item:
+def model_item(catalog: Catalog, folder: str, name: str) -> AssetItem:
     """Return a model; one that is several files has no size."""
     size, changed_s = None, 0.0
     try:
@@ -135,7 +137,7 @@ def model_item(catalog: Catalog, folder: str, name: str) -> Item:
         pass
     # The page of today finds a model's folder by the last of the tags, an older one by that before it.
     tags = (MODELS, folder, f"model_type:{folder}")
-    return Item(file_id(MODELS, f"{folder}/{name}"), MODELS, name, tags, size, changed_s)
+    return AssetItem(file_id(MODELS, f"{folder}/{name}"), MODELS, name, tags, size, changed_s)
 
 
 def input_ref(path: str) -> FileRef:
@@ -145,12 +147,12 @@ def input_ref(path: str) -> FileRef:
 
 
 def file_id(kind: str, path: str) -> str:
-    """Return the id of an asset that is no record."""
+    """Return the id of an asset without a record."""
     return f"{kind}.{base64.urlsafe_b64encode(path.encode()).decode().rstrip('=')}"
 
 
-def shape(item: Item) -> dict[str, Any]:
-    """Return an asset as the page reads it. Its hash is not told: the page would name files by it."""
+def shape(item: AssetItem) -> dict[str, Any]:
+    """Return an asset as the page reads it, without its hash: the page would name files by it."""
     subfolder, _, filename = item.path.rpartition("/")
     moment = datetime.fromtimestamp(item.changed_s, UTC).isoformat().replace("+00:00", "Z")
     found: dict[str, Any] = {
@@ -180,11 +182,11 @@ def shape(item: Item) -> dict[str, Any]:
     return found
 
 
-def missing(asset_id: str) -> RefusedError:
+def asset_missing(asset_id: str) -> AssetRefusedError:
     """Return the error for an id that no asset has."""
-    return RefusedError(404, "ASSET_NOT_FOUND", f"no asset has the id {shown(asset_id)}")
+    return AssetRefusedError(404, "ASSET_NOT_FOUND", f"no asset has the id {shown(asset_id)}")
 
 
-def refused(error: RefusedError) -> Response:
-    """Return the answer to a request that is refused."""
-    return Json({"error": {"code": error.code, "message": str(error), "details": {}}}, error.status_code)
+def refusal_response(error: AssetRefusedError) -> Response:
+    """Return the answer to a refused request."""
+    return JsonResponse({"error": {"code": error.code, "message": str(error), "details": {}}}, error.status_code)

@@ -1,6 +1,6 @@
 """The lists of the web page's assets: outputs of ended jobs, files of the input area, model files.
 
-Each is the newest first or by name, and is read stretch by stretch; where one list ends the next begins.
+Each is sorted by time, newest first, or by name, and is read page by page; where one list ends the next begins.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from serve_app.api.comfy.assets.items import (
     INPUT,
     MODELS,
     OUTPUT_TAGS,
-    Item,
-    RefusedError,
+    AssetItem,
+    AssetRefusedError,
     file_id,
     input_ref,
     item_of,
@@ -28,7 +28,7 @@ from serve_app.api.comfy.assets.items import (
 )
 from serve_app.api.comfy.files.input_files import input_files
 from serve_app.api.files.content import content_type
-from serve_app.api.files.shown_outputs import Shown, shown_by
+from serve_app.api.files.node_outputs import NodeOutput, node_outputs
 from serve_app.errors import shown
 from serve_app.service.service import Service
 from serve_app.store.files.store import FileStat
@@ -37,24 +37,24 @@ from serve_app.store.page.assets import Asset, OutputsOf, RecordOutputs
 from serve_app.store.page.gallery import EndedOutputs, Uploads, UploadsEnd
 
 
-class Output(NamedTuple):
-    """A file that a job has shown. at_s: when the job ended, or began to be."""
+class OutputFile(NamedTuple):
+    """An output file of a job. at_s: when the job ended, else when it was created."""
 
-    shown: Shown
+    shown: NodeOutput
     job_id: str
     at_s: float
 
 
-class Stretch(NamedTuple):
-    """A part of a list, and the cursor of what follows it; None where nothing does."""
+class Page(NamedTuple):
+    """A page of a list, and the cursor of the next page; None at the end."""
 
-    items: Sequence[Item]
+    items: Sequence[AssetItem]
     following: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a list is to hold: assets with all, any and none of some tags, whose name contains a text."""
+class AssetFilter:
+    """Which assets to list: those with all, any and none of some tags, whose name contains a text."""
 
     all: frozenset[str]
     any: frozenset[str]
@@ -63,12 +63,12 @@ class Wanted:
     hash: str
 
     def fits(self, tags: Sequence[str], name: str) -> bool:
-        """Whether an asset is wanted."""
+        """Whether an asset passes the filter."""
         own = set(tags)
         return self.all <= own and (not self.any or bool(self.any & own)) and not self.none & own and self._named(name)
 
     def may_hold(self, *kinds: str) -> bool:
-        """Whether assets of these kinds may be wanted: their first tags are no client's to choose."""
+        """Whether assets of these kinds can pass the filter: clients cannot choose their first tags."""
         fixed = {*OUTPUT_TAGS, INPUT, MODELS}
         asked = self.all & fixed
         return asked <= set(kinds) and (not (self.any and self.any <= fixed) or bool(self.any & set(kinds)))
@@ -77,34 +77,34 @@ class Wanted:
         return self.name.lower() in name.lower()
 
 
-async def next_stretch(service: Service, wanted: Wanted, limit: int, source: str, cursor: str) -> Stretch:
-    """Return the next stretch of what is wanted. source: of the list that it is in, "" for the first."""
+async def next_page(service: Service, wanted: AssetFilter, limit: int, source: str, cursor: str) -> Page:
+    """Return the next page of the assets that pass a filter. source: the list that it is in, "" for the first."""
     lists = [name for name, kinds, _ in SOURCES if wanted.may_hold(*kinds)]
     if not lists or wanted.hash:  # assets are shown without their hashes
-        return Stretch((), None)
+        return Page((), None)
     if (source or lists[0]) not in lists:
-        raise RefusedError(400, "INVALID_CURSOR", f"after={shown(source)} is no cursor of this list")
+        raise AssetRefusedError(400, "INVALID_CURSOR", f"after={shown(source)} is no cursor of this list")
     source = source or lists[0]
     read = next(read for name, _, read in SOURCES if name == source)
     try:
         found = await read(service, limit, cursor)
     except (ValueError, TypeError, binascii.Error) as error:
-        raise RefusedError(400, "INVALID_CURSOR", f"after={shown(cursor)} is no cursor of this list") from error
+        raise AssetRefusedError(400, "INVALID_CURSOR", f"after={shown(cursor)} is no cursor of this list") from error
     following = None if found.following is None else f"{source}.{found.following}"
     later = lists[lists.index(source) + 1 :]
     if following is None and later:
         following = f"{later[0]}."
-    return Stretch([item for item in found.items if wanted.fits(item.tags, item.path)], following)
+    return Page([item for item in found.items if wanted.fits(item.tags, item.path)], following)
 
 
-async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
-    """Return what ended jobs have shown, as records, without what is deleted or gone. cursor: PLACE-SKIPPED."""
+async def _outputs(service: Service, limit: int, cursor: str) -> Page:
+    """Return outputs of ended jobs as records, without deleted or missing ones. cursor: PLACE-SKIPPED."""
     until, skip = map(int, cursor.split("-")) if cursor else (None, 0)
     jobs, place = await service.inquire(EndedOutputs(limit, until))
-    listed: list[Output] = []
+    listed: list[OutputFile] = []
     following = None if place is None else f"{place}-0"
     for job in jobs:
-        files = files_shown(service, job.job_id, job.ended_s, job.outputs)
+        files = output_files(service, job.job_id, job.ended_s, job.outputs)
         start = skip if job.place == until else 0
         room = limit - len(listed)
         listed += files[start : start + room]
@@ -113,11 +113,11 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Stretch:
             break
     assets = await assets_of(service, listed)
     ends = {job.job_id: job.ended_s for job in jobs}
-    return Stretch([item_of(asset, ends[asset.job_id or ""]) for asset in assets], following)
+    return Page([item_of(asset, ends[asset.job_id or ""]) for asset in assets], following)
 
 
-async def assets_of(service: Service, outputs: Sequence[Output]) -> list[Asset]:
-    """Return outputs of at most BATCH jobs as records, which are kept; without what is deleted or gone."""
+async def assets_of(service: Service, outputs: Sequence[OutputFile]) -> list[Asset]:
+    """Return outputs of at most BATCH jobs as records, and store those; without deleted or missing ones."""
     kept = await service.inquire(OutputsOf(tuple(dict.fromkeys(output.job_id for output in outputs))))
     outputs = [output._replace(shown=output.shown.kept_in(kept)) for output in outputs]
     left = [o for o in outputs if o.shown.asset_id not in kept or not kept[o.shown.asset_id].deleted]
@@ -132,16 +132,16 @@ async def assets_of(service: Service, outputs: Sequence[Output]) -> list[Asset]:
     return assets
 
 
-async def _uploads(service: Service, limit: int, cursor: str) -> Stretch:
+async def _uploads(service: Service, limit: int, cursor: str) -> Page:
     """Return uploads of v2."""
     found = await service.inquire(Uploads(limit + 1, UploadsEnd(*_decoded(cursor)) if cursor else None))
     last = found[limit - 1] if len(found) > limit else None
     following = None if last is None else _encoded([last.created_s, last.asset_id])
-    return Stretch([item_of(asset) for asset in found[:limit]], following)
+    return Page([item_of(asset) for asset in found[:limit]], following)
 
 
-async def _inputs(service: Service, limit: int, cursor: str) -> Stretch:
-    """Return files of the input area that are no records, the newest first."""
+async def _inputs(service: Service, limit: int, cursor: str) -> Page:
+    """Return files of the input area without a record, the newest first."""
     files = await input_files(service, anew=not cursor)
     if cursor:
         changed_s, path = _decoded(cursor)
@@ -149,14 +149,14 @@ async def _inputs(service: Service, limit: int, cursor: str) -> Stretch:
     some = files[:limit]
     stats = await stats_of(service, [input_ref(path) for _, path in some])
     items = [
-        Item(file_id(INPUT, path), INPUT, path, (INPUT,), stat.size, stat.modified_s)
+        AssetItem(file_id(INPUT, path), INPUT, path, (INPUT,), stat.size, stat.modified_s)
         for (_, path), stat in zip(some, stats, strict=True)
         if stat is not None
     ]
-    return Stretch(items, _encoded(list(some[-1])) if len(files) > limit else None)
+    return Page(items, _encoded(list(some[-1])) if len(files) > limit else None)
 
 
-async def _models(service: Service, limit: int, cursor: str) -> Stretch:
+async def _models(service: Service, limit: int, cursor: str) -> Page:
     """Return the model files by folder and name."""
     return await asyncio.to_thread(
         _model_items, service.catalog, limit, tuple(_decoded(cursor)) if cursor else ("", "")
@@ -169,10 +169,10 @@ SOURCES: Sequence[tuple[str, Sequence[str], Any]] = (
     ("inputs", (INPUT,), _inputs),
     ("models", (MODELS,), _models),
 )
-"""The lists in their order, the kinds of assets in each, and what reads a stretch."""
+"""The lists in their order, the kinds of assets in each, and the function that reads a page."""
 
 
-def _model_items(catalog: Catalog, limit: int, past: tuple[str, ...]) -> Stretch:
+def _model_items(catalog: Catalog, limit: int, past: tuple[str, ...]) -> Page:
     names = [
         (folder, name)
         for folder in FOLDERS
@@ -181,20 +181,22 @@ def _model_items(catalog: Catalog, limit: int, past: tuple[str, ...]) -> Stretch
     ]
     left = sorted(name for name in names if name > past)
     items = [model_item(catalog, folder, name) for folder, name in left[:limit]]
-    return Stretch(items, _encoded(list(left[limit - 1])) if len(left) > limit else None)
+    return Page(items, _encoded(list(left[limit - 1])) if len(left) > limit else None)
 
 
 # Items ----------------------------------------------------------------------------------------------------------------
 
 
-def files_shown(service: Service, job_id: str, at_s: float, outputs: Mapping[str, Mapping[str, Any]]) -> list[Output]:
-    """Return the files that a job has shown. outputs: ui dict by node id."""
-    items = [item for node, ui in outputs.items() for item in shown_by(job_id, service.tenant, node, ui)]
-    return [Output(item, job_id, at_s) for item in items if item.text is None and item.ref.area in OUTPUT_TAGS]
+def output_files(
+    service: Service, job_id: str, at_s: float, outputs: Mapping[str, Mapping[str, Any]]
+) -> list[OutputFile]:
+    """Return a job's output files. outputs: ui dict by node id."""
+    items = [item for node, ui in outputs.items() for item in node_outputs(job_id, service.tenant, node, ui)]
+    return [OutputFile(item, job_id, at_s) for item in items if item.text is None and item.ref.area in OUTPUT_TAGS]
 
 
-def _record(output: Output, stat: FileStat) -> Asset:
-    """Return an output as an asset that nobody has read for its hash."""
+def _record(output: OutputFile, stat: FileStat) -> Asset:
+    """Return an output as an asset whose hash is not computed."""
     item, path = output.shown, output.shown.ref.path
     type_ = content_type(item.ref.filename)
     kept = (item.asset_id, None, item.ref.area, path, stat.size, type_, path, (), output.at_s)

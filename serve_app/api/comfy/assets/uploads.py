@@ -1,4 +1,4 @@
-"""New assets of the web page's: uploaded, or of bytes that are there; and what is kept with an asset.
+"""Routes for new assets of the web page: uploaded, or references to stored bytes; and an asset's metadata.
 
 An upload is an input, and a record of its own as v2's are. Source: the routes of ComfyUI 0.33's `app/assets`.
 """
@@ -21,19 +21,19 @@ from serve_app.api.comfy.assets.items import (
     INPUT,
     MODELS,
     OUTPUT_TAGS,
-    RefusedError,
+    AssetRefusedError,
+    asset_missing,
     find_item,
     find_items,
     item_of,
-    missing,
     shape,
 )
 from serve_app.api.comfy.body import read_members
 from serve_app.api.files.content import content_type as type_by_name
-from serve_app.api.files.new_asset import CONTROL, asset_hash, asset_name, asset_type, keep
-from serve_app.api.request import Current, bounded
+from serve_app.api.files.new_asset import CONTROL, asset_hash, asset_name, asset_type, store_asset
+from serve_app.api.request import Current, with_body_bound
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json, parse_value
+from serve_app.api.strict_json import JsonResponse, parse_value
 from serve_app.errors import InvalidSubmissionError, shown
 from serve_app.service.service import Service
 from serve_app.store.files.blobs import FilePieces, content_hash, new_file
@@ -44,7 +44,7 @@ router = Routes()
 
 TAGS, TAG_LENGTH = 32, 256
 METADATA_CHARACTERS = 20_000
-"""Of what is kept with an asset, as JSON."""
+"""The most characters of an asset's metadata, as JSON."""
 
 
 # Routes ---------------------------------------------------------------------------------------------------------------
@@ -52,20 +52,22 @@ METADATA_CHARACTERS = 20_000
 
 @router.post("/assets")
 async def post_asset(request: Request, service: Current) -> Response:
-    """Store a file as an input, unless its bytes are there; or refer to bytes that are."""
+    """Store a file as an input, unless its bytes are stored; or refer to stored bytes."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/"):
-        raise RefusedError(415, "UNSUPPORTED_MEDIA_TYPE", "an upload is a multipart form with the file in 'file'")
-    async with bounded(request, service.limits.upload).form(max_files=1, max_fields=TAGS + 10) as form:
+        raise AssetRefusedError(415, "UNSUPPORTED_MEDIA_TYPE", "an upload is a multipart form with the file in 'file'")
+    async with with_body_bound(request, service.limits.upload).form(max_files=1, max_fields=TAGS + 10) as form:
         with _as_refusal():
             if "id" in form:
-                raise RefusedError(400, "UNSUPPORTED_FIELD", "an asset's id is given by the server")
+                raise AssetRefusedError(400, "UNSUPPORTED_FIELD", "an asset's id is given by the server")
             hash_ = None if (given := _text(form, "hash")) is None else asset_hash(given.lower())
             tags = _placed(_split(form.getlist("tags")))
             kept = await _kept_with(service, _parsed(_text(form, "user_metadata")), _text(form, "preview_id"))
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 if hash_ is None:
-                    raise RefusedError(400, "MISSING_FILE", "the form has neither a file in 'file' nor a known 'hash'")
+                    raise AssetRefusedError(
+                        400, "MISSING_FILE", "the form has neither a file in 'file' nor a known 'hash'"
+                    )
                 named = _text(form, "name")
                 return await _refer(service, hash_, named, _text(form, "mime_type"), tags, kept)
             name = asset_name(_text(form, "name") or file.filename, "name")
@@ -74,17 +76,17 @@ async def post_asset(request: Request, service: Current) -> Response:
             content = FilePieces(file.file)
             actual, size = await asyncio.to_thread(content_hash, content)
             if not size:
-                raise RefusedError(400, "EMPTY_UPLOAD", "the file is empty")
+                raise AssetRefusedError(400, "EMPTY_UPLOAD", "the file is empty")
             if hash_ not in (None, actual):
-                raise RefusedError(400, "HASH_MISMATCH", f"the file is {actual}, not {hash_}")
+                raise AssetRefusedError(400, "HASH_MISMATCH", f"the file is {actual}, not {hash_}")
             ref = new_file(actual, name)
             new = (str(uuid.uuid4()), actual, ref.area, ref.path, size, type_, name, tags, time.time())
-            return _created(await keep(service, Asset(*new, **kept), ref, content, None))
+            return _created(await store_asset(service, Asset(*new, **kept), ref, content, None))
 
 
 @router.post("/assets/from-hash")
 async def post_from_hash(request: Request, service: Current) -> Response:
-    """Refer to bytes that are there."""
+    """Make an asset of stored bytes."""
     members = await read_members(request, service.limits.command)
     with _as_refusal():
         hash_, tags = asset_hash(members.get("hash")), _placed(members.get("tags", []))
@@ -94,7 +96,7 @@ async def post_from_hash(request: Request, service: Current) -> Response:
 
 @router.on("/assets/hash/{hash}", ["HEAD"])
 async def head_bytes(request: Request, service: Current) -> Response:
-    """Say whether bytes are there."""
+    """Answer whether bytes are stored."""
     with _as_refusal():
         hash_ = asset_hash(request.path_params["hash"].lower())
     return Response(status_code=200 if await service.inquire(HasBytes(hash_)) else 404)
@@ -102,36 +104,36 @@ async def head_bytes(request: Request, service: Current) -> Response:
 
 @router.on("/assets/{asset_id}", ["PUT"])
 async def put_asset(request: Request, service: Current) -> Response:
-    """Call an asset otherwise, and change what is kept with it."""
+    """Rename an asset, and change its metadata."""
     item = await find_item(service, request.path_params["asset_id"])
     members = await read_members(request, service.limits.command)
     if item.record is None:
-        raise RefusedError(403, "FORBIDDEN", f"{item.path} is a file as it lies there: nothing is kept with it")
+        raise AssetRefusedError(403, "FORBIDDEN", f"{item.path} is a file as it lies there: nothing is kept with it")
     with _as_refusal():
         name = None if members.get("name") is None else asset_name(members["name"], "name")
         kept = await _kept_with(service, members.get("user_metadata"), members.get("preview_id"))
     notes = kept["user_metadata"] if members.get("user_metadata") is not None else None
     changed = await service.inquire(ChangeAsset(item.asset_id, name, notes, kept["preview_id"]))
     if changed is None:
-        raise missing(item.asset_id)
-    return Json(shape(item_of(changed, item.changed_s)))
+        raise asset_missing(item.asset_id)
+    return JsonResponse(shape(item_of(changed, item.changed_s)))
 
 
 async def _refer(
     service: Service, hash_: str, name: Any, type_: Any, tags: tuple[str, ...], kept: Mapping[str, Any]
 ) -> Response:
-    """Return the answer to a reference to bytes. Errors: RefusedError, InvalidSubmissionError."""
+    """Return the answer to a reference to bytes. Errors: AssetRefusedError, InvalidSubmissionError."""
     name = hash_.partition(":")[2] if name is None else asset_name(name, "name")
     type_ = "" if type_ is None else asset_type(type_, "mime_type")
     new = (str(uuid.uuid4()), hash_, INPUT, "", 0, type_, name, tags, time.time())
     minted = await service.inquire(MintAsset(Asset(*new, **kept), stored=False))
     if minted is None:
-        raise RefusedError(404, "ASSET_NOT_FOUND", f"no bytes of {hash_} are here")
+        raise AssetRefusedError(404, "ASSET_NOT_FOUND", f"no bytes of {hash_} are here")
     return _created(minted)
 
 
 def _created(minted: Minted) -> Response:
-    return Json({**shape(item_of(minted.asset)), "created_new": minted.created}, 201 if minted.created else 200)
+    return JsonResponse({**shape(item_of(minted.asset)), "created_new": minted.created}, 201 if minted.created else 200)
 
 
 # Fields ---------------------------------------------------------------------------------------------------------------
@@ -139,28 +141,28 @@ def _created(minted: Minted) -> Response:
 
 @contextmanager
 def _as_refusal() -> Iterator[None]:
-    """Say of a field that is wrong what the page is told of assets. Errors: RefusedError."""
+    """Turn an error about a field into an AssetRefusedError."""
     try:
         yield
     except InvalidSubmissionError as error:
-        raise RefusedError(400, "INVALID_BODY", str(error)) from error
+        raise AssetRefusedError(400, "INVALID_BODY", str(error)) from error
 
 
 def own_tags(given: Any, least: int = 1) -> tuple[str, ...]:
-    """Return tags that are a client's to give. Errors: RefusedError."""
+    """Return tags that a client may set. Errors: AssetRefusedError."""
     fits = isinstance(given, list) and least <= len(given) <= TAGS and all(isinstance(tag, str) for tag in given)
     if not fits or any(not 1 <= len(tag) <= TAG_LENGTH or CONTROL.search(tag) or "," in tag for tag in given):
         allowed = f"{least} to {TAGS} strings of 1 to {TAG_LENGTH} characters without a comma"
-        raise RefusedError(400, "INVALID_BODY", f"tags must be {allowed}, not {shown(given)}")
+        raise AssetRefusedError(400, "INVALID_BODY", f"tags must be {allowed}, not {shown(given)}")
     if fixed := {*OUTPUT_TAGS, INPUT, MODELS, "missing"}.intersection(given):
-        raise RefusedError(
+        raise AssetRefusedError(
             400, "INVALID_BODY", f"{', '.join(sorted(fixed))} say where an asset lies, and are the server's"
         )
     return tuple(given)
 
 
 def _placed(given: Any) -> tuple[str, ...]:
-    """Return the tags of an upload, which may say that it is an input. Errors: RefusedError."""
+    """Return the tags of an upload, which may include "input". Errors: AssetRefusedError."""
     return own_tags([tag for tag in given if tag != INPUT] if isinstance(given, list) else given, 0)
 
 
@@ -180,15 +182,15 @@ def _parsed(text: str | None) -> Any:
 
 
 async def _kept_with(service: Service, user_metadata: Any, preview_id: Any) -> dict[str, Any]:
-    """Return what is kept with an asset, by Asset's names for it. Errors: RefusedError."""
+    """Return an asset's metadata, by Asset's field names. Errors: AssetRefusedError."""
     notes = {} if user_metadata is None else user_metadata
     if not isinstance(notes, dict) or len(json.dumps(notes)) > METADATA_CHARACTERS:
         allowed = f"an object of at most {METADATA_CHARACTERS} characters of JSON"
-        raise RefusedError(400, "INVALID_BODY", f"user_metadata must be {allowed}, not {shown(user_metadata)}")
+        raise AssetRefusedError(400, "INVALID_BODY", f"user_metadata must be {allowed}, not {shown(user_metadata)}")
     if preview_id is not None:
         found = await find_items(service, [preview_id]) if isinstance(preview_id, str) else {}
         if not found or found[preview_id].record is None:
-            raise RefusedError(400, "INVALID_BODY", f"preview_id must be of an asset, not {shown(preview_id)}")
+            raise AssetRefusedError(400, "INVALID_BODY", f"preview_id must be of an asset, not {shown(preview_id)}")
     return {"user_metadata": notes, "preview_id": preview_id}
 
 

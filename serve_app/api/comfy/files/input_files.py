@@ -1,7 +1,7 @@
-"""The files of the input area, the newest first: read from the store as a list of them begins, not for each stretch.
+"""The files of the input area, the newest first: read from the store for a list's first page, cached for the others.
 
-Of one tenant the store is read once at a time, and who asks meanwhile waits for the next reading, with others: so a
-tenant holds one thread, however often it asks and however many files it has.
+For each tenant one thread at a time reads the store; requests that arrive meanwhile share the next read. So a tenant
+uses one thread, however many requests it makes and files it has.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from serve_app.store.page.assets import FOLDER
 from serve_app.store.tenants.tenants import MARK
 
 KEPT_S = 30.0
-"""How long later stretches are of what was read for the first."""
+"""How long a list is cached for its later pages."""
 KEPT = 20_000
-"""More files than these are not kept, and are read anew for each stretch."""
+"""Longer lists are not cached, and are read again for each page."""
 
 Files: TypeAlias = Sequence[tuple[float, str]]
 """When files changed, Unix time, and their paths."""
 
 
 async def input_files(service: Service, *, anew: bool) -> Files:
-    """Return a tenant's input files, without what v2 keeps there; unless `anew`, perhaps as they were a while ago."""
+    """Return a tenant's input files without v2's own; cached ones unless `anew`."""
     return await _READINGS.setdefault(service, _Reading(service.store)).files(anew=anew)
 
 
 class _Reading:
-    """The readings of one tenant's files."""
+    """The cached list of one tenant's files, and the read in progress."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""The model files in ComfyUI's format: folders, names, and what a file says of itself."""
+"""Routes of model files in ComfyUI's format: folders, names and metadata."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
-from serve_app.api.comfy.files.view import drawn
+from serve_app.api.comfy.files.view import render_image
 from serve_app.api.files.content import DISARMED
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError, ModelFileError
 from serve_app.store.models.catalog import FOLDERS, Catalog
 from serve_app.store.models.header import header
@@ -26,32 +26,32 @@ router = Routes()
 async def get_embeddings(service: Current) -> Response:
     """List the embeddings as prompts name them, without their suffix."""
     names = await asyncio.to_thread(service.catalog.names, "embeddings")
-    return Json([str(PurePosixPath(name).with_suffix("")) for name in names])
+    return JsonResponse([str(PurePosixPath(name).with_suffix("")) for name in names])
 
 
 @router.read("/models")
 async def get_folders() -> Response:
     """List the folders of model files."""
-    return Json(list(FOLDERS))
+    return JsonResponse(list(FOLDERS))
 
 
 @router.read("/models/{folder}")
 async def get_files(request: Request, service: Current) -> Response:
     """List a folder's files. An unknown folder is 404."""
-    return Json(await asyncio.to_thread(service.catalog.names, request.path_params["folder"]))
+    return JsonResponse(await asyncio.to_thread(service.catalog.names, request.path_params["folder"]))
 
 
 @router.read("/experiment/models")
 async def get_folders_and_paths(service: Current) -> Response:
-    """List the folders of model files with the directories each is made of."""
-    return Json([{"name": folder, "folders": service.catalog.directories(folder)} for folder in FOLDERS])
+    """List the folders of model files with the directories of each."""
+    return JsonResponse([{"name": folder, "folders": service.catalog.directories(folder)} for folder in FOLDERS])
 
 
 @router.read("/experiment/models/{folder}")
 async def get_described_files(request: Request, service: Current) -> Response:
     """List a folder's files with their sizes and times."""
     folder = request.path_params["folder"]
-    return Json(await asyncio.to_thread(_described, service.catalog, folder))
+    return JsonResponse(await asyncio.to_thread(_described, service.catalog, folder))
 
 
 @router.read("/experiment/models/preview/{folder}/{index}/{name:path}")
@@ -66,7 +66,7 @@ async def get_picture(request: Request, service: Current) -> Response:
         if file is None:
             return None
         with file:
-            return drawn(service, "preview", [file], name, format="webp", quality=80, colours=False)
+            return render_image(service, "preview", [file], name, format="webp", quality=80, colours=False)
 
     async with service.rendering:
         data = await asyncio.to_thread(make)
@@ -80,7 +80,7 @@ async def get_metadata(request: Request, service: Current) -> Response:
     if not name.endswith(".safetensors"):
         return empty(404)
     found = await asyncio.to_thread(_metadata, service.catalog, folder, name)
-    return empty(404) if found is None else Json(found)
+    return empty(404) if found is None else JsonResponse(found)
 
 
 def _described(catalog: Catalog, folder: str) -> list[dict[str, Any]]:
@@ -93,7 +93,7 @@ def _described(catalog: Catalog, folder: str) -> list[dict[str, Any]]:
 
 
 def _metadata(catalog: Catalog, folder: str, name: str) -> Any | None:
-    """Return what a safetensors header says beside its tensors. Errors: FileMissingError if it cannot be read."""
+    """Return the metadata of a safetensors header. Errors: FileMissingError if it cannot be read."""
     with catalog.open(folder, name) as file:
         try:
             return header(file).get("__metadata__")

@@ -1,4 +1,4 @@
-"""Uploading images and masks, in ComfyUI's format: a form whose fields say where the file goes.
+"""Routes to upload images and masks, in ComfyUI's format: a form whose fields name the file and its folder.
 
 A name that is taken gets the file only if its content is the same or `overwrite` is set; else the file gets a number.
 """
@@ -16,10 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.comfy.body import empty
-from serve_app.api.comfy.files.view import drawn, named
-from serve_app.api.request import Current, bounded
+from serve_app.api.comfy.files.view import find_file, render_image
+from serve_app.api.request import Current, with_body_bound
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError, InvalidSubmissionError
 from serve_app.service.service import Service
 from serve_app.store.files.store import AREAS, FileRef, Store
@@ -40,7 +40,7 @@ async def post_mask(request: Request, service: Current) -> Response:
 
 
 async def _upload(request: Request, service: Service, *, masked: bool) -> Response:
-    async with bounded(request, service.limits.upload).form(max_files=8, max_fields=100) as form:
+    async with with_body_bound(request, service.limits.upload).form(max_files=8, max_fields=100) as form:
         image = form.get("image")
         if not isinstance(image, UploadFile) or not image.filename:
             return empty(400)
@@ -59,7 +59,7 @@ async def _upload(request: Request, service: Service, *, masked: bool) -> Respon
             name = await asyncio.to_thread(store, service.store, wanted, data, overwrite=overwrite)
         except FileMissingError:
             return empty(400)
-    return Json({"name": name, "subfolder": _text(form, "subfolder"), "type": wanted.area})
+    return JsonResponse({"name": name, "subfolder": _text(form, "subfolder"), "type": wanted.area})
 
 
 def store(files: Store, wanted: FileRef, data: bytes, *, overwrite: bool) -> str:
@@ -102,7 +102,7 @@ def _wanted(form: FormData, filename: str) -> FileRef | None:
     area = next((known for known in AREAS if known == (_text(form, "type") or "input")), None)
     if area is None:
         raise InvalidSubmissionError(f"type={_text(form, 'type')[:80]} is not a directory; allowed: {', '.join(AREAS)}")
-    # Browsers send a folder's files with their paths; what counts is where the whole path leads.
+    # Browsers send a folder's files with their paths, so the whole path is checked.
     path = posixpath.normpath(posixpath.join(_text(form, "subfolder"), filename))
     if path.startswith(("/", "..")):
         return None
@@ -114,7 +114,7 @@ def _original(text: str) -> FileRef | int:
     try:
         reference: Any = json.loads(text)
         filename, subfolder = reference["filename"], reference.get("subfolder", "")
-        return named(str(filename), str(subfolder), str(reference.get("type", "output")))
+        return find_file(str(filename), str(subfolder), str(reference.get("type", "output")))
     except (ValueError, TypeError, KeyError, AttributeError):
         return 400
 
@@ -122,4 +122,4 @@ def _original(text: str) -> FileRef | int:
 def _with_alpha(service: Service, original: FileRef, mask: bytes) -> bytes:
     """Return the original as a PNG with the mask's alpha and the original's own text. Errors: FileMissingError."""
     with service.store.open(original) as file:
-        return drawn(service, "with_alpha", [file, mask], original.filename)
+        return render_image(service, "with_alpha", [file, mask], original.filename)

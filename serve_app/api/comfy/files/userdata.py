@@ -1,6 +1,6 @@
 """Users, their settings and their files, in ComfyUI's format.
 
-With one user only, everyone is that user; else the header `comfy-user` says who asks.
+With one user, every client is that user; else the header `comfy-user` names the user.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from starlette.responses import Response
 from serve_app.api.comfy.body import empty, read_json, read_members
 from serve_app.api.files.content import DISARMED, content_type, disposition
 from serve_app.api.request import Current, read_body, service_of
-from serve_app.api.routing import Given, Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.routing import Depends, Routes
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError, ForbiddenPathError, InvalidSubmissionError
 from serve_app.store.page.userdata import DEFAULT, UserData, UserFile
 
@@ -26,17 +26,17 @@ def _user(request: Request) -> str:
     return request.headers.get("comfy-user", DEFAULT) if service_of(request).user_data.many else DEFAULT
 
 
-User = Annotated[str, Given(_user)]
-"""The id of the user who asks, as a handler's parameter."""
+User = Annotated[str, Depends(_user)]
+"""The id of the request's user, as a handler's parameter."""
 
 
 @router.read("/users")
 async def get_users(service: Current) -> Response:
-    """List the users; with one only, say so by leaving the list out, for a list makes the page ask who one is."""
+    """List the users; with one only, leave the list out, as a list makes the page ask for the user."""
     data = service.user_data
     if data.many:
-        return Json({"storage": "server", "users": await asyncio.to_thread(data.users)})
-    return Json({"storage": "server", "migrated": await asyncio.to_thread(data.exists, DEFAULT)})
+        return JsonResponse({"storage": "server", "users": await asyncio.to_thread(data.users)})
+    return JsonResponse({"storage": "server", "migrated": await asyncio.to_thread(data.exists, DEFAULT)})
 
 
 @router.post("/users")
@@ -44,11 +44,13 @@ async def post_user(request: Request, service: Current) -> Response:
     """Add a user and return the id."""
     name = (await read_members(request, service.limits.command)).get("username")
     if not service.user_data.many:
-        return Json({"error": "This server has one user."}, 400)
+        return JsonResponse({"error": "This server has one user."}, 400)
     try:
-        return Json(await asyncio.to_thread(service.user_data.add_user, name if isinstance(name, str) else ""))
+        return JsonResponse(await asyncio.to_thread(service.user_data.add_user, name if isinstance(name, str) else ""))
     except ForbiddenPathError as error:
-        return Json({"error": "Duplicate username." if name else "username not provided", "details": str(error)}, 400)
+        return JsonResponse(
+            {"error": "Duplicate username." if name else "username not provided", "details": str(error)}, 400
+        )
 
 
 # Settings -------------------------------------------------------------------------------------------------------------
@@ -57,14 +59,14 @@ async def post_user(request: Request, service: Current) -> Response:
 @router.read("/settings")
 async def get_settings(service: Current, user: User) -> Response:
     """Return all of the user's settings."""
-    return Json(await asyncio.to_thread(service.user_data.settings, user))
+    return JsonResponse(await asyncio.to_thread(service.user_data.settings, user))
 
 
 @router.read("/settings/{setting:path}")
 async def get_setting(request: Request, service: Current, user: User) -> Response:
     """Return one setting, null if it is not set."""
     settings = await asyncio.to_thread(service.user_data.settings, user)
-    return Json(settings.get(request.path_params["setting"]))
+    return JsonResponse(settings.get(request.path_params["setting"]))
 
 
 @router.post("/settings")
@@ -96,10 +98,10 @@ async def get_names(request: Request, service: Current, user: User) -> Response:
     found = await asyncio.to_thread(lambda: service.user_data.files(user, asked["dir"], recursive=recursive))
     files = [file for file in found if not file.is_folder]
     if _flag(request, "full_info"):
-        return Json(list(map(_described, files)))
+        return JsonResponse(list(map(_described, files)))
     if _flag(request, "split"):
-        return Json([[file.path, *file.path.split("/")] for file in files])
-    return Json([file.path for file in files])
+        return JsonResponse([[file.path, *file.path.split("/")] for file in files])
+    return JsonResponse([file.path for file in files])
 
 
 @router.read("/v2/userdata")
@@ -111,13 +113,13 @@ async def get_tree(request: Request, service: Current, user: User) -> Response:
     except ForbiddenPathError:
         return Response("Invalid path requested", 400)
     except FileMissingError:
-        return Response("Requested path not found", 404) if top else Json([])
+        return Response("Requested path not found", 404) if top else JsonResponse([])
     entries: list[dict[str, Any]] = []
     for file in found:
         path = f"{top}/{file.path}" if top else file.path
         entry = {"name": path.rpartition("/")[2], "path": path, "type": "directory" if file.is_folder else "file"}
         entries.append(entry if file.is_folder else {**entry, "size": file.size, "modified": file.modified_s})
-    return Json(sorted(entries, key=lambda entry: (entry["type"] != "directory", entry["name"].lower())))
+    return JsonResponse(sorted(entries, key=lambda entry: (entry["type"] != "directory", entry["name"].lower())))
 
 
 # A name may hold slashes, which clients encode but proxies may decode: the route takes both.
@@ -169,8 +171,8 @@ def _no_file(name: str, error: OSError) -> InvalidSubmissionError:
 
 async def _written(request: Request, data: UserData, user: str, name: str) -> Response:
     if not _flag(request, "full_info"):
-        return Json(name)
-    return Json(_described(await asyncio.to_thread(data.stat, user, name)))
+        return JsonResponse(name)
+    return JsonResponse(_described(await asyncio.to_thread(data.stat, user, name)))
 
 
 def _described(file: UserFile) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """GET /view in ComfyUI's format: any stored file, or an image as a preview or by one channel.
 
-It answers 400 for names that could leave a directory, 403 for subfolders that do, 404 for what is not there, all empty.
+It answers 400 for names that could leave a directory, 403 for subfolders that do, 404 for missing files, all empty.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ router = Routes()
 
 QUALITY = 90
 DRAW_S = 30.0
-"""How long it may take to draw an image anew."""
+"""How long it may take to render an image."""
 
 
 @router.read("/view")
 async def get_view(request: Request, service: Current) -> Response:
-    """Return a file as it is, or rendered as `preview` or `channel` ask."""
+    """Return a file unchanged, or an image rendered by `preview` or `channel`."""
     query = request.query_params
     if "filename" not in query:
         return empty(404)
-    ref = named(query["filename"], query.get("subfolder", ""), query.get("type", "output"))
+    ref = find_file(query["filename"], query.get("subfolder", ""), query.get("type", "output"))
     if isinstance(ref, int):
         return empty(ref)
     if "preview" in query:
@@ -48,8 +48,8 @@ async def get_view(request: Request, service: Current) -> Response:
     return await stored_file(service, ref, kind, disposition(ref.filename), request.method, request.headers)
 
 
-def named(filename: str, subfolder: str, area: str) -> FileRef | int:
-    """Return the file that clients name so, or the status code that says why there is none.
+def find_file(filename: str, subfolder: str, area: str) -> FileRef | int:
+    """Return the file that a client names, or the status code of the refusal.
 
     A filename may end in " [output]" (input, temp), which overrules the area; folders in it are ignored.
     """
@@ -65,8 +65,8 @@ def named(filename: str, subfolder: str, area: str) -> FileRef | int:
     return FileRef(known, subfolder, name) if name else 400
 
 
-def drawn(service: Service, task: str, files: Sequence[File], name: str, **asked: Any) -> bytes:
-    """Return what a decoder draws of image files by a task of `media.pictures`. Errors: FileMissingError."""
+def render_image(service: Service, task: str, files: Sequence[File], name: str, **asked: Any) -> bytes:
+    """Return image files rendered in a decoder by a task of `media.pictures`. Errors: FileMissingError."""
     try:
         what = f"'{name[:80]}'"
         bounds = Bounds(service.limits.sizes, seconds=DRAW_S, owner=service.tenant)
@@ -79,7 +79,7 @@ def drawn(service: Service, task: str, files: Sequence[File], name: str, **asked
 async def _rendered(service: Service, ref: FileRef, media_type: str, task: str, **asked: Any) -> Response:
     def make() -> bytes:
         with service.store.open(ref) as file:
-            return drawn(service, task, [file], ref.filename, **asked)
+            return render_image(service, task, [file], ref.filename, **asked)
 
     async with service.rendering:
         data = await asyncio.to_thread(make)
@@ -87,7 +87,7 @@ async def _rendered(service: Service, ref: FileRef, media_type: str, task: str, 
 
 
 def _preview(asked: str, channel: str) -> dict[str, Any]:
-    """Return what a smaller file of the image is to be; asked: a format, then maybe a quality, as "webp;90"."""
+    """Return a preview's arguments; asked: a format, then perhaps a quality, as "webp;90"."""
     format, *_, last = [*asked.split(";"), ""] if ";" not in asked else asked.split(";")
     format = "jpeg" if format == "jpeg" and "a" not in channel else "webp"
     quality = min(100, int(last)) if last.isascii() and last.isdigit() else QUALITY

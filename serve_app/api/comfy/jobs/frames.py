@@ -1,6 +1,6 @@
-"""A job's events as the frames of ComfyUI's websocket: what happened, in its order and words.
+"""A job's events as the messages of ComfyUI's websocket.
 
-One `Story` a job and socket: some frames show the state of every node so far, which events tell one by one. Pure.
+One `JobFrames` per job and socket: some messages have the state of every node so far, collected from the events. Pure.
 Source: comfyui 0.3.64 `execution.py`, `comfy_execution/progress.py`; its order on the wire was measured.
 """
 
@@ -18,59 +18,62 @@ Frame: TypeAlias = dict[str, Any] | bytes
 """A message of the socket: {"type", "data"} as text, or bytes."""
 
 
-def frame(type_: str, data: Mapping[str, Any]) -> Frame:
+def text_message(type_: str, data: Mapping[str, Any]) -> Frame:
     """Return a text frame."""
     return {"type": type_, "data": dict(data)}
 
 
 def status(remaining: int, sid: str | None = None) -> Frame:
-    """Return how many jobs have not ended, to a new socket with the id the server knows it by."""
+    """Return the `status` message: how many jobs have not ended. sid: the client's id, for a new socket."""
     data: dict[str, Any] = {"status": {"exec_info": {"queue_remaining": remaining}}}
-    return frame("status", data if sid is None else {**data, "sid": sid})
+    return text_message("status", data if sid is None else {**data, "sid": sid})
 
 
 STATES = 256
-"""Nodes up to which every event is followed by the state of them all. In a larger job the states come less often, so
-that what is sent grows as the events do and not as their square."""
+"""With up to this many nodes every event is followed by the state of all nodes. In a larger job states are sent less
+often, so that traffic grows linearly with the events, not with their square.
+"""
 
 
 NOTHING: Mapping[str, Any] = {}
 
 
-class Story:
-    """One job as one socket is told of it."""
+class JobFrames:
+    """Converts the events of one job to the messages for one socket."""
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._nodes: dict[str, dict[str, Any]] = {}
         self._cached: frozenset[str] = frozenset()
         self._finished: dict[str, None] = {}
-        self._untold = 0
+        self._unsent = 0
         self._begun = False
         self.started_s: float | None = None
 
-    def tell(self, event: Event, features: Mapping[str, Any] = NOTHING) -> Iterator[Frame]:
-        """Yield the frames of an event, in order; after the last event `end` comes behind the queue's new length.
+    def frames(self, event: Event, features: Mapping[str, Any] = NOTHING) -> Iterator[Frame]:
+        """Yield the frames of an event, in order; after the last event the queue's new length is sent, then `end`.
 
-        features: what the client says that it can read. The image of a `preview` is a JPEG.
+        features: the client's feature flags. The image of a `preview` is a JPEG.
         """
         job, stamp = {"prompt_id": self._job_id}, {"prompt_id": self._job_id, "timestamp": int(event.at_s * 1000)}
         match event.kind:
             case "started":
                 self._begun, self.started_s = True, event.at_s
-                yield frame("execution_start", stamp)
+                yield text_message("execution_start", stamp)
             case "cached":
                 self._cached = frozenset(event.data["nodes"])
-                yield frame("execution_cached", {"nodes": list(event.data["nodes"]), **stamp})
+                yield text_message("execution_cached", {"nodes": list(event.data["nodes"]), **stamp})
             case "executing":
                 node = self._node(event, "running", 0, 1)
                 yield from self._states()
-                yield frame("executing", {"node": event.data["node"], "display_node": node["display_node_id"], **job})
+                yield text_message(
+                    "executing", {"node": event.data["node"], "display_node": node["display_node_id"], **job}
+                )
             case "progress":
                 self._node(event, "running", event.data["value"], event.data["max"])
                 yield from self._states()
                 counted = {"value": event.data["value"], "max": event.data["max"]}
-                yield frame("progress", {**counted, **job, "node": event.data["node"]})
+                yield text_message("progress", {**counted, **job, "node": event.data["node"]})
             case "finished":
                 self._finish(event)
                 yield from self._states()
@@ -78,7 +81,7 @@ class Story:
                 node = self._finish(event)
                 if output := event.data["output"]:
                     shown = {"node": event.data["node"], "display_node": node["display_node_id"], "output": output}
-                    yield frame("executed", {**shown, **job})
+                    yield text_message("executed", {**shown, **job})
                 yield from self._states()
             case "preview":
                 yield self._picture(event, described=features.get("supports_preview_metadata") is True)
@@ -90,17 +93,19 @@ class Story:
                 yield {"type": event.data["type"], "data": event.data["data"]}
             case "blocked":
                 executed = list(itertools.islice(reversed(self._finished), STATES))
-                yield frame("execution_error", {**_blocked(event.data, executed[::-1]), **job})
+                yield text_message("execution_error", {**_blocked(event.data, executed[::-1]), **job})
             case "success":
-                yield frame("execution_success", stamp)
+                yield text_message("execution_success", stamp)
             case "error":
-                yield frame("execution_error", {**error_data(Failure.from_json(event.data), self._executed()), **stamp})
+                yield text_message(
+                    "execution_error", {**error_data(Failure.from_json(event.data), self._executed()), **stamp}
+                )
             case "cancelled":
                 if self._begun:
-                    yield frame("execution_interrupted", {**self._interrupted(event), **stamp})
+                    yield text_message("execution_interrupted", {**self._interrupted(event), **stamp})
 
     def _picture(self, event: Event, *, described: bool) -> Frame:
-        """Return the frame of a `preview`. described: the client wants to know of what it is."""
+        """Return the frame of a `preview`. described: with its metadata."""
         image: bytes = event.data["image"]
         if not described:
             return image_frame(image)
@@ -110,20 +115,20 @@ class Story:
         return described_image_frame(image, {**ids, **about, "image_type": "image/jpeg"})
 
     def end(self) -> Iterator[Frame]:
-        """Yield the last frame of a job that had begun: nothing of it runs any more."""
+        """Yield the last frame of a job that had begun: none of its nodes runs."""
         if self._begun:
-            yield frame("executing", {"node": None, "prompt_id": self._job_id})
+            yield text_message("executing", {"node": None, "prompt_id": self._job_id})
 
     def state(self) -> Frame:
         """Return the state of every node that has begun."""
-        return frame(
+        return text_message(
             "progress_state", {"prompt_id": self._job_id, "nodes": {k: dict(v) for k, v in self._nodes.items()}}
         )
 
     def _states(self) -> Iterator[Frame]:
-        self._untold += 1
-        if self._untold * STATES >= len(self._nodes):
-            self._untold = 0
+        self._unsent += 1
+        if self._unsent * STATES >= len(self._nodes):
+            self._unsent = 0
             yield self.state()
 
     @property
@@ -170,7 +175,7 @@ class Story:
 
 
 def _text(message: Mapping[str, Any]) -> str | None:
-    """Return the text about a node that a message is; None for one of a node pack's own."""
+    """Return the text of a message about a node; None for a node pack's own message."""
     match message:
         case {"type": "progress_text", "node": str(), "data": {"text": str(text)}}:
             return text
@@ -178,7 +183,9 @@ def _text(message: Mapping[str, Any]) -> str | None:
 
 
 def error_data(failure: Failure, executed: Sequence[str]) -> dict[str, Any]:
-    """Return a failure as the members of an `execution_error`. executed: what had run, where the failure says not."""
+    """Return a failure as the members of an `execution_error`. executed: nodes that had run, if the failure has
+    none.
+    """
     return {
         "node_id": failure.node,
         "node_type": failure.class_type,
@@ -192,7 +199,7 @@ def error_data(failure: Failure, executed: Sequence[str]) -> dict[str, Any]:
 
 
 def _blocked(data: Mapping[str, Any], executed: Sequence[str]) -> dict[str, Any]:
-    """Return a node that was passed over as the error that clients are shown; the job goes on."""
+    """Return a blocked node as an `execution_error`; the job goes on."""
     return {
         "node_id": data["node"],
         "node_type": data["class_type"],
@@ -206,12 +213,12 @@ def _blocked(data: Mapping[str, Any], executed: Sequence[str]) -> dict[str, Any]
 
 
 def image_frame(image: bytes, *, png: bool = False) -> Frame:
-    """Return an image as clients without negotiation read it: binary type 1, then 1 for JPEG or 2 for PNG."""
+    """Return an image for clients without feature flags: binary type 1, then 1 for JPEG or 2 for PNG."""
     return struct.pack(">II", 1, 2 if png else 1) + image
 
 
 def described_image_frame(image: bytes, about: Mapping[str, Any]) -> Frame:
-    """Return an image with what it shows beside it: binary type 4, the length of the JSON, the JSON, the image."""
+    """Return an image with its metadata: binary type 4, the length of the JSON, the JSON, the image."""
     text = json.dumps(about).encode()
     return struct.pack(">II", 4, len(text)) + text + image
 
@@ -219,7 +226,7 @@ def described_image_frame(image: bytes, about: Mapping[str, Any]) -> Frame:
 def text_frame(text: str, node_id: str, job_id: str | None) -> Frame:
     """Return a text about a node: binary type 3, the job's and the node's ids, each after its length, and the text.
 
-    job_id: None for clients that read no more than the node's.
+    job_id: None for clients that read the node's id only.
     """
     ids = [id.encode() for id in (job_id, node_id) if id is not None]
     return struct.pack(">I", 3) + b"".join(struct.pack(">I", len(id)) + id for id in ids) + text.encode()

@@ -1,4 +1,6 @@
-"""Ended jobs in ComfyUI's format. A job is here from the moment it has left the queue, never before."""
+"""Routes of the history: ended jobs in ComfyUI's format. A job appears here once it has left the queue, never
+before.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from serve_app.api.comfy.jobs.frames import error_data
 from serve_app.api.comfy.jobs.queue import item, milliseconds
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json, JsonText, encode
+from serve_app.api.strict_json import JsonResponse, JsonTextResponse, encode_json
 from serve_app.errors import InvalidSubmissionError
 from serve_app.events import ENDINGS
 from serve_app.scheduler.protocol.client import JobView
@@ -40,18 +42,18 @@ async def get_history(request: Request, service: Current) -> Response:
 
 
 def _listed(found: Iterable[tuple[str, bytes]]) -> Response:
-    return JsonText(b"{" + b",".join(encode(job_id) + b":" + text for job_id, text in found) + b"}")
+    return JsonTextResponse(b"{" + b",".join(encode_json(job_id) + b":" + text for job_id, text in found) + b"}")
 
 
 def _text(job: JobView) -> bytes:
-    return encode(entry(job))
+    return encode_json(entry(job))
 
 
 @router.read("/history/{prompt_id}")
 async def get_job(request: Request, service: Current) -> Response:
-    """Show one job; an id that names none that has ended gives {}."""
+    """Show one ended job; any other id gives {}."""
     job = await service.job(request.path_params["prompt_id"])
-    return Json({} if job is None or not _entered(job) else {job.job_id: entry(job)})
+    return JsonResponse({} if job is None or not _entered(job) else {job.job_id: entry(job)})
 
 
 @router.post("/history")
@@ -107,7 +109,7 @@ def _messages(job: JobView) -> list[list[Any]]:
 
 
 def _entered(job: JobView) -> bool:
-    """Whether the job has ended in a way that the history knows: one withdrawn while it waited leaves no entry."""
+    """Whether the history has the job: it has ended, and was not cancelled while it waited."""
     return job.state in ENDINGS and (job.state != "cancelled" or job.started_s is not None)
 
 

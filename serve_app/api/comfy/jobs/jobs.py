@@ -1,7 +1,7 @@
 """The jobs API, from which the web page fills its queue and history panels.
 
-The page drops a whole list that does not fit its schema, so the four members it asks for are always there and numbers
-are numbers. Source: comfyui 0.38.1 `/api/jobs`.
+The page discards a whole list that does not match its schema, so the four required members are always present and
+numbers are numbers. Source: comfyui 0.38.1 `/api/jobs`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_app.api.comfy.jobs.frames import error_data
 from serve_app.api.comfy.jobs.queue import item, milliseconds
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json, JsonText, encode
+from serve_app.api.strict_json import JsonResponse, JsonTextResponse, encode_json
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.store.database.changes import JobQuery
 
@@ -39,7 +39,7 @@ TEXTS = (".txt", ".md", ".json")
 SHOWN_CHARACTERS = 1024
 UNSHOWABLE = 3
 LIMIT = 1000
-"""Jobs of one answer where the page names no limit."""
+"""The default number of jobs in one answer."""
 
 
 @router.read("/jobs")
@@ -67,7 +67,7 @@ async def get_jobs(request: Request, service: Current) -> Response:
     query = JobQuery(states, sort, order == "desc", offset, limit, asked.get("workflow_id") or None, brief=True)
     found, total = await service.list_jobs(query, _text)
     window = {"offset": offset, "limit": limit, "total": total, "has_more": offset + len(found) < total}
-    return JsonText(b'{"jobs":[%s],"pagination":%s}' % (b",".join(found.values()), encode(window)))
+    return JsonTextResponse(b'{"jobs":[%s],"pagination":%s}' % (b",".join(found.values()), encode_json(window)))
 
 
 @router.read("/jobs/{job_id}")
@@ -75,7 +75,7 @@ async def get_job(request: Request, service: Current) -> Response:
     """Show one job with its outputs and workflow."""
     job = await service.job(request.path_params["job_id"])
     if job is None:
-        return Json({"error": "Job not found"}, 404)
+        return JsonResponse({"error": "Job not found"}, 404)
     _, _, prompt, extra_data, _ = item(job)
     found = summary(job) | {"workflow": {"prompt": prompt, "extra_data": extra_data}}
     if job.ended_s is not None:
@@ -83,14 +83,14 @@ async def get_job(request: Request, service: Current) -> Response:
             "outputs": job.outputs,
             "execution_status": {"status_str": job.state, "completed": job.state == "success"},
         }
-    return Json(found)
+    return JsonResponse(found)
 
 
 @router.on("/jobs/{job_id}", ["DELETE"])
 async def delete_job(request: Request, service: Current) -> Response:
-    """Delete a job that has ended, and the files that it saved, but for those that another job shows."""
+    """Delete an ended job and the files that it saved, except those that are another job's outputs too."""
     await service.delete(request.path_params["job_id"])
-    return Json({"deleted": True})
+    return JsonResponse({"deleted": True})
 
 
 @router.post("/jobs/cancel")
@@ -103,22 +103,22 @@ async def post_cancel_many(request: Request, service: Current) -> Response:
     if len(job_ids) > most:
         return _refused(str(too_many_ids("job_ids", len(job_ids), most)))
     if invalid := [job_id for job_id in job_ids if not service.is_job_id(job_id)]:
-        return Json({"error": "job_ids must be UUIDs", "invalid_ids": invalid}, 400)
-    return Json({"cancelled": await service.cancel_all(job_ids)})
+        return JsonResponse({"error": "job_ids must be UUIDs", "invalid_ids": invalid}, 400)
+    return JsonResponse({"cancelled": await service.cancel_all(job_ids)})
 
 
 @router.post("/jobs/{job_id}/cancel")
 async def post_cancel(request: Request, service: Current) -> Response:
     """Cancel one job; `cancelled` is false if it has ended or is unknown."""
-    return Json({"cancelled": await service.cancel(request.path_params["job_id"])})
+    return JsonResponse({"cancelled": await service.cancel(request.path_params["job_id"])})
 
 
 def _text(job: JobView) -> bytes:
-    return encode(summary(job))
+    return encode_json(summary(job))
 
 
 def summary(job: JobView) -> dict[str, Any]:
-    """Return a job as a member of the list, without the members it has nothing for."""
+    """Return a job as a member of the list, without empty members."""
     shown = list(_shown(job.outputs))
     showable = [output for output in shown if _rank(output) < UNSHOWABLE]
     failure = None
@@ -141,7 +141,7 @@ def summary(job: JobView) -> dict[str, Any]:
 
 
 def _shown(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every output that nodes have shown, each with its node and kind; of strings those that name 3D files."""
+    """Yield every output of the nodes, each with its node and kind; of strings only names of 3D files."""
     for node_id, kind, value in _values(outputs):
         if isinstance(value, Mapping):
             yield {"mediaType": kind, **value, "nodeId": node_id}
@@ -150,7 +150,7 @@ def _shown(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _texts(outputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the texts that nodes have shown, cut short: no outputs, but what stands for a job that has no others."""
+    """Yield the texts that nodes output, cut short: they represent a job without other outputs."""
     for node_id, kind, value in _values(outputs):
         if kind == "text" and isinstance(value, str) and not value.lower().endswith(SOLIDS):
             cut = {"truncated": True} if len(value) > SHOWN_CHARACTERS else {}
@@ -165,7 +165,7 @@ def _values(outputs: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
 
 
 def _rank(shown: Mapping[str, Any]) -> int:
-    """Return how well an output stands for its job, 0 best: saved media, other media, text files."""
+    """Return how well an output represents its job, 0 best: saved media, other media, text files."""
     name, form = str(shown.get("filename", "")).lower(), str(shown.get("format", ""))
     if shown["mediaType"] == "text" or name.endswith(TEXTS):
         return 2
@@ -182,4 +182,4 @@ def _workflow_id(extra_data: Mapping[str, Any]) -> str | None:
 
 
 def _refused(reason: str) -> Response:
-    return Json({"error": reason}, 400)
+    return JsonResponse({"error": reason}, 400)

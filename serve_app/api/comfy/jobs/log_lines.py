@@ -1,7 +1,7 @@
-"""What the page's terminal shows: a client's own jobs, in the words that ComfyUI logs them in.
+"""Log lines for the page's terminal: a client's own jobs, in the words of ComfyUI's log.
 
-The server's log is on the hosts of the cluster, and what it says of others' jobs is not for every client. Pure. Source:
-comfyui 0.33.0 `server.py`, `execution.py` and `main.py` for the words, `app/logger.py` for the entries.
+The server's log itself is on the hosts of the cluster and contains others' jobs. Pure. Source: comfyui 0.33.0
+`server.py`, `execution.py` and `main.py` for the words, `app/logger.py` for the entries.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from serve_app.events import Event, Failure
 
 SIZE = {"cols": 80, "rows": 24}
-"""Of the terminal that the lines are meant for."""
+"""The size of the page's terminal."""
 
 
-def entries(event: Event, started_s: float | None) -> list[dict[str, str]]:
+def log_entries(event: Event, started_s: float | None) -> list[dict[str, str]]:
     """Return an event's entries in the log. started_s: when its job started, Unix time."""
     at = datetime.fromtimestamp(event.at_s).isoformat()
     return [{"t": at, "m": f"{line}\n"} for line in _lines(event, started_s)]

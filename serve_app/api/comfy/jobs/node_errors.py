@@ -1,4 +1,4 @@
-"""What is wrong with a graph, in ComfyUI's words: `error` and `node_errors` of the answer to POST /prompt.
+"""Validation errors of a graph in ComfyUI's words: `error` and `node_errors` of the answer to POST /prompt.
 
 Clients match on the types and show the texts, so both are ComfyUI's own. Source: comfyui 0.33.0 `execution.py`,
 validate_prompt and validate_inputs.
@@ -20,10 +20,10 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import CONVERSIONS
 
 LISTED = 20
-"""A list of more choices, or a circle of more nodes, than this is not repeated in errors."""
+"""A longer list of choices, or a larger cycle of nodes, is not repeated in errors."""
 
 REPEATED = 5_000
-"""A value of more characters than this is not repeated either."""
+"""A longer value, in characters, is not repeated either."""
 
 _MESSAGES = {
     "required_input_missing": "Required input is missing",
@@ -64,13 +64,13 @@ class NodeErrors:
             )
             entry["errors"].append(problem)
         for entry in found.values():
-            # An exception ends the look at a node, so nothing else is known of it.
+            # An exception ends a node's validation, so its other errors are unknown.
             exceptions = [problem for problem in entry["errors"] if self._is_exception(problem)]
             entry["errors"] = [self._error(problem) for problem in exceptions[:1] or entry["errors"]]
         return found
 
     def _filed(self) -> Iterator[Problem]:
-        """Yield the problems, a circle's once for each of its nodes."""
+        """Yield the problems, a cycle's once for each of its nodes."""
         for problem in self._problems:
             if problem.type != "dependency_cycle":
                 yield problem
@@ -78,14 +78,14 @@ class NodeErrors:
             members: Sequence[str] = problem.extra["cycle_nodes"]
             kinds = {member: str(self._prompt[member]["class_type"]) for member in members}
             path = " -> ".join(f"{member} ({kinds[member]})" for member in [*members, members[0]])
-            # Each of them repeats them all.
+            # Each node's error lists the whole cycle.
             for member in members[:LISTED]:
                 extra = {**problem.extra, "node_id": member}
                 yield replace(problem, node_id=member, class_type=kinds[member], details=path, extra=extra)
 
     def refusal(self) -> dict[str, Any]:
-        """Return the whole 400 body: the one thing that is wrong with the prompt, or all that is with its outputs."""
-        # A class that is missing is found before any output is looked for.
+        """Return the whole 400 body: the one problem of the prompt, or all problems of its outputs."""
+        # A missing class is found before outputs are validated.
         for problem in sorted(self._problems, key=lambda problem: problem.type == "prompt_no_outputs"):
             if whole := self._whole(problem):
                 return {"error": whole, "node_errors": {}}
@@ -98,7 +98,7 @@ class NodeErrors:
         }
 
     def _whole(self, problem: Problem) -> dict[str, Any] | None:
-        """Return a problem that ComfyUI answers alone, for there is no judging the rest beside it."""
+        """Return a problem that ComfyUI answers alone, as it prevents further validation."""
         match problem.type:
             case "missing_node_type":
                 node = self._prompt.get(problem.node_id or "")
@@ -164,7 +164,7 @@ class NodeErrors:
         return _worded(problem.type, message, details, extra)
 
     def _received(self, problem: Problem) -> Any:
-        """Return the input as it was given, unless that is too long to be repeated."""
+        """Return the input's value, unless it is too long to be repeated."""
         value = self._given(problem)
         if isinstance(value, Mapping) and WRAPPED in value:
             value = value[WRAPPED]
@@ -174,13 +174,13 @@ class NodeErrors:
         return self._prompt[problem.node_id or ""]["inputs"].get(problem.extra.get("input_name"))
 
     def _is_exception(self, problem: Problem) -> bool:
-        """Whether ComfyUI comes to an exception there: a link in the right form that leads nowhere is one."""
+        """Whether ComfyUI raises an exception there, as for a well-formed link to a missing node."""
         if problem.type == "bad_linked_input":
             return len(self._given(problem)) == 2
         return problem.type == "exception_during_validation"
 
     def _exception(self, problem: Problem) -> dict[str, Any]:
-        """Return an exception as that of an output node, or as its consumer has it of any other."""
+        """Return an exception as an output node's own error, or else as an error of the node's consumer."""
         info = {"exception_type": "LookupError", "traceback": [], **problem.extra}
         info = {name: info[name] for name in ("exception_type", "traceback")}
         details = problem.details or problem.message
@@ -207,7 +207,7 @@ async def explained(
     specs: Mapping[str, NodeSpec],
     choices: Callable[[set[str]], Any],
 ) -> dict[str, Any]:
-    """Return the 400 body for a graph that was refused."""
+    """Return the 400 body for a refused graph."""
     found = NodeErrors(
         body["prompt"], error.problems, specs, await choices(folders(error.problems, specs)), _targets(body)
     )

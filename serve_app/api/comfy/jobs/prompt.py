@@ -1,4 +1,4 @@
-"""POST /prompt and GET /prompt in ComfyUI's format: what may be left out or misspelt there may be so here."""
+"""POST /prompt and GET /prompt in ComfyUI's format, as lenient about missing and malformed members as ComfyUI."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_app.api.comfy.failures import failure
 from serve_app.api.comfy.jobs.node_errors import NodeErrors, explained, folders
 from serve_app.api.request import Current, quota_headers, read_object
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import InvalidGraphError
 from serve_app.service.service import Service
 from serve_app.service.submissions import KEYS, is_job_id
@@ -21,7 +21,7 @@ from serve_app.service.submissions import KEYS, is_job_id
 router = Routes()
 
 JOB_ID = "550e8400-e29b-41d4-a716-446655440000"
-"""A job's id as it may be."""
+"""An example of a job's id, for error messages."""
 USAGE_SOURCE = "comfy_usage_source"
 
 
@@ -29,7 +29,7 @@ USAGE_SOURCE = "comfy_usage_source"
 async def get_prompt(service: Current) -> Response:
     """Return how many jobs have not ended."""
     count = await service.count()
-    return Json({"exec_info": {"queue_remaining": count.running + count.pending}})
+    return JsonResponse({"exec_info": {"queue_remaining": count.running + count.pending}})
 
 
 @router.post("/prompt")
@@ -48,15 +48,15 @@ async def post_prompt(request: Request, service: Current) -> Response:
     try:
         submitted = await service.submit(body, partial=True)
     except InvalidGraphError as error:
-        return Json(await explained(error, body, await service.specs(), service.choices), 400)
+        return JsonResponse(await explained(error, body, await service.specs(), service.choices), 400)
     answer = {
         "prompt_id": submitted.job_id,
         "number": int(submitted.number) if submitted.number.is_integer() else submitted.number,
         "node_errors": await _node_errors(service, body, submitted.problems),
     }
-    # The client learns the id before its sockets are told of the job.
-    told = BackgroundTask(service.answered, submitted)
-    return Json(answer, headers=quota_headers(request, submitted), background=told)
+    # The client gets the id before its websockets get the events of the job.
+    reply = BackgroundTask(service.answered, submitted)
+    return JsonResponse(answer, headers=quota_headers(request, submitted), background=reply)
 
 
 async def _node_errors(service: Service, body: Mapping[str, Any], problems: Any) -> dict[str, Any]:
@@ -68,7 +68,9 @@ async def _node_errors(service: Service, body: Mapping[str, Any], problems: Any)
 
 
 def submission(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the service takes of a native body, near values converted; unknown keys and nulls count as absent."""
+    """Return a native body as the service's submission, convertible values converted; unknown keys and nulls count as
+    absent.
+    """
     taken = {key: body[key] for key in KEYS if body.get(key) is not None}
     if isinstance(number := taken.get("number"), str):
         taken["number"] = _number(number)

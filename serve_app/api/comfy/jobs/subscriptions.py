@@ -1,7 +1,8 @@
-"""The sockets of this process and the one long poll that feeds them all.
+"""The websockets of this process, and the one long poll of the scheduler that feeds them all.
 
-The poll says how far each socket has sent, which is what the scheduler takes for received; so the next poll begins as
-soon as the sockets have sent what the last one brought. A socket that is slow is left out of polls until it is done.
+The poll has the cursor of each socket: the last event that it has sent, which the scheduler counts as received. So the
+next poll begins as soon as the sockets have sent the events of the last. A slow socket is left out of polls until it is
+done.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app import log
-from serve_app.api.comfy.jobs.frames import Frame, Story, frame, status
-from serve_app.api.comfy.jobs.log_lines import SIZE, entries
+from serve_app.api.comfy.jobs.frames import Frame, JobFrames, status, text_message
+from serve_app.api.comfy.jobs.log_lines import SIZE, log_entries
 from serve_app.errors import ServeAppError
 from serve_app.events import Event
 from serve_app.scheduler.protocol.client import Attached, News, QueueMark, Reader
@@ -24,13 +25,13 @@ from serve_app.store.database.changes import feed_of
 from serve_app.store.tenants.tenants import prompt_id_of
 
 KEEPALIVE_S = 4.0
-"""A client that hears nothing for ten seconds takes the connection for dead, so the queue's length is told again."""
+"""A client that receives nothing for ten seconds takes the connection for dead, so the queue's length is sent again."""
 SOON_S = 0.05
 """How long the other sockets wait for one that is slow to send."""
 STATUS_S = 0.1
-"""How often clients are told the length of the queue that other clients' jobs change."""
+"""How often clients are sent the queue's length when other clients' jobs change it."""
 SEND_S = 30.0
-"""How long a frame waits for a client that does not read; then the client is let go of."""
+"""How long a frame waits for a client that does not read; then the connection is closed."""
 RETRY_S = 0.5
 _log = log.get("api.websocket")
 
@@ -40,8 +41,8 @@ Send = Callable[[Frame], Awaitable[None]]
 class Socket:
     """One client's connection.
 
-    feed: what its events are known by. sent: the seq of the last event whose frames are out. logs: whether it wants the
-    log.
+    feed: the id of the client's stream of events. sent: the seq of the last event whose frames are sent. logs: whether
+    it has subscribed to the log.
     """
 
     def __init__(self, client_id: str, send: Send, tenant: str = "") -> None:
@@ -53,42 +54,42 @@ class Socket:
         self.sending: asyncio.Task[None] | None = None
         self.features: dict[str, Any] = {}
         self.logs = False
-        self.stories: dict[str, Story] = {}
+        self.jobs: dict[str, JobFrames] = {}
         self.dropped = asyncio.Event()
         self._send = send
 
-    async def say(self, frames: Iterable[Frame]) -> None:
+    async def send_frames(self, frames: Iterable[Frame]) -> None:
         """Send frames in order. Errors: TimeoutError for a client that does not read."""
         for sent in frames:
             async with asyncio.timeout(SEND_S):
                 await self._send(sent)
             self.spoke_s = time.monotonic()
 
-    async def show(self, queue: QueueMark) -> None:
-        """Tell the queue's length."""
+    async def send_queue(self, queue: QueueMark) -> None:
+        """Send the queue's length."""
         self.queue_version = queue.version
-        await self.say([status(queue.left(self.tenant))])
+        await self.send_frames([status(queue.left(self.tenant))])
 
-    async def tell(self, events: tuple[Event, ...], queue: QueueMark) -> None:
-        """Send what is new. A job's end is followed by the queue without it, and that by the end of its execution."""
+    async def send_events(self, events: tuple[Event, ...], queue: QueueMark) -> None:
+        """Send events. A job's end is followed by the queue without it, and that by the end of its execution."""
         if queue.version != self.queue_version and not any(event.last for event in events):
-            await self.show(queue)
+            await self.send_queue(queue)
         for event in events:
-            story = self.stories.setdefault(event.job_id, Story(prompt_id_of(event.job_id)))
-            await self.say(story.tell(event, self.features))
-            if self.logs and (lines := entries(event, story.started_s)):
-                await self.say([frame("logs", {"entries": lines, "size": SIZE})])
+            job = self.jobs.setdefault(event.job_id, JobFrames(prompt_id_of(event.job_id)))
+            await self.send_frames(job.frames(event, self.features))
+            if self.logs and (lines := log_entries(event, job.started_s)):
+                await self.send_frames([text_message("logs", {"entries": lines, "size": SIZE})])
             if event.last:
-                await self.show(queue)
-                await self.say(story.end())
-                del self.stories[event.job_id]
+                await self.send_queue(queue)
+                await self.send_frames(job.end())
+                del self.jobs[event.job_id]
             self.sent = event.seq
 
 
 class Subscriptions:
-    """Every socket of this process, by its feed. The poll is the operator's: what it brings goes by feeds.
+    """All sockets of this process, by feed. One poll, the operator's, serves all tenants.
 
-    So ids of jobs are those of the whole server here; a client is told its own.
+    So ids of jobs are those of the whole server here (ID@TENANT); clients are sent their own.
     """
 
     def __init__(self) -> None:
@@ -97,10 +98,12 @@ class Subscriptions:
         self._joined = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
         self._queue_version = -1
-        self._shown_s = float("-inf")
+        self._queue_sent_s = float("-inf")
 
     async def join(self, socket: Socket, service: Service, attached: Attached) -> None:
-        """Greet a client and feed it from here on; an earlier socket of it hears nothing any more."""
+        """Send a client its first messages and feed it from here on; an earlier socket of the client gets nothing
+        more.
+        """
         socket.sent, socket.queue_version = attached.after, attached.queue.version
         if (earlier := self._sockets.pop(socket.feed, None)) is not None:
             if earlier.sending is not None:
@@ -108,8 +111,8 @@ class Subscriptions:
             socket.sent = max(socket.sent, earlier.sent)
         if (parted := self._parted.pop(socket.feed, None)) is not None:
             socket.sent = max(socket.sent, parted.after)
-        await socket.say([status(attached.queue.left(socket.tenant), socket.client_id)])
-        everyones = service.within("")
+        await socket.send_frames([status(attached.queue.left(socket.tenant), socket.client_id)])
+        everyones = service.for_tenant("")
         await self._catch_up(socket, everyones, attached.running)
         self._sockets[socket.feed] = socket
         self._joined.set()
@@ -117,24 +120,24 @@ class Subscriptions:
             self._running = asyncio.create_task(self._feed(everyones))
 
     def leave(self, socket: Socket) -> None:
-        """Feed a socket no longer; the scheduler is told how far it came."""
+        """Stop feeding a socket; the next poll has its last cursor."""
         if self._sockets.get(socket.feed) is socket:
             del self._sockets[socket.feed]
             self._parted[socket.feed] = Reader(socket.token, socket.sent)
             self._joined.set()
 
     def log_to(self, feed: str, *, wanted: bool) -> None:
-        """Show a client's log to it or not, if its socket is one of this process."""
+        """Switch a client's log on or off, if its socket is in this process."""
         if feed in self._sockets:
             self._sockets[feed].logs = wanted
 
     async def _catch_up(self, socket: Socket, service: Service, running: Iterable[str]) -> None:
-        """Learn what an earlier socket of the client was told of jobs that still run, and show how they stand."""
+        """Rebuild from earlier events the state of the client's running jobs, and send it."""
         for job_id in running:
-            story = await _story(service, job_id, socket.sent)
-            socket.stories[job_id] = story
-            if story.running:
-                await socket.say([story.state()])
+            job = await _job_frames(service, job_id, socket.sent)
+            socket.jobs[job_id] = job
+            if job.running:
+                await socket.send_frames([job.state()])
 
     async def _feed(self, service: Service) -> None:
         while self._sockets or self._parted:
@@ -146,19 +149,19 @@ class Subscriptions:
                 await asyncio.sleep(RETRY_S)
 
     async def _news(self, service: Service) -> News | None:
-        """Ask for news; None if a socket has come, left or caught up meanwhile, so that another question is due."""
+        """Poll for events; None if a socket has joined, left or caught up meanwhile, so that another poll is due."""
         self._joined.clear()
         parted, self._parted = self._parted, {}
         free = [socket for socket in self._sockets.values() if socket.sending is None]
         readers = parted | {socket.feed: Reader(socket.token, socket.sent) for socket in free}
         wait_s = KEEPALIVE_S / 2
         if any(socket.queue_version != self._queue_version for socket in free):
-            wait_s = max(0.0, self._shown_s + STATUS_S - time.monotonic())
+            wait_s = max(0.0, self._queue_sent_s + STATUS_S - time.monotonic())
         asked = asyncio.ensure_future(service.news(readers, self._queue_version, 0.0 if parted else wait_s))
         joined = asyncio.ensure_future(self._joined.wait())
         try:
             await asyncio.wait({asked, joined}, return_when=asyncio.FIRST_COMPLETED)
-            # What has parted is told to the scheduler for certain: there is no other time to say it.
+            # The last cursors of sockets that have left must reach the scheduler: no later poll has them.
             return await asked if asked.done() or parted else None
         except ServeAppError:
             self._parted = parted | self._parted
@@ -172,8 +175,8 @@ class Subscriptions:
             self._sockets.pop(feed, None)
         tellings = []
         self._queue_version, now_s = news.queue.version, time.monotonic()
-        if due := now_s - self._shown_s >= STATUS_S:
-            self._shown_s = now_s
+        if due := now_s - self._queue_sent_s >= STATUS_S:
+            self._queue_sent_s = now_s
         for socket in list(self._sockets.values()):
             events = news.events.get(socket.feed, ())
             if socket.sending is None:
@@ -189,14 +192,14 @@ class Subscriptions:
     ) -> None:
         try:
             for event in _unknown(socket, events):
-                socket.stories[event.job_id] = await _story(service, event.job_id, event.seq - 1)
+                socket.jobs[event.job_id] = await _job_frames(service, event.job_id, event.seq - 1)
             events = await _with_images(events, service)
             if silent and not events:
-                await socket.show(queue)
+                await socket.send_queue(queue)
             else:
-                await socket.tell(events, queue)
+                await socket.send_events(events, queue)
         except Exception as error:
-            # The connection is gone, or its client does not read; it may come back and hear the rest.
+            # The connection is gone, or its client does not read; it may reconnect and get the rest.
             _log.info("client %s: %r", socket.client_id, error)
             self.leave(socket)
             socket.dropped.set()
@@ -206,7 +209,7 @@ class Subscriptions:
 
 
 async def _with_images(events: tuple[Event, ...], service: Service) -> tuple[Event, ...]:
-    """Return the events with their pictures in them; a picture that is lost is left out."""
+    """Return the events with their previews' images; an event whose image is lost is left out."""
     found: list[Event] = []
     for event in events:
         if event.kind != "preview":
@@ -218,21 +221,21 @@ async def _with_images(events: tuple[Event, ...], service: Service) -> tuple[Eve
 
 def _unknown(socket: Socket, events: tuple[Event, ...]) -> Iterator[Event]:
     """Yield the first event of each job that the socket has not followed from its start."""
-    seen = set(socket.stories)
+    seen = set(socket.jobs)
     for event in events:
         if event.job_id not in seen and event.kind not in ("queued", "started"):
             yield event
         seen.add(event.job_id)
 
 
-async def _story(service: Service, job_id: str, until: int) -> Story:
-    """Return a job's story as it stood after the event with this seq."""
-    story = Story(prompt_id_of(job_id))
+async def _job_frames(service: Service, job_id: str, until: int) -> JobFrames:
+    """Return the frames' state of a job after the event with this seq."""
+    job = JobFrames(prompt_id_of(job_id))
     try:
-        told = (await service.events(job_id, 0, 0.0)).events
+        known = (await service.events(job_id, 0, 0.0)).events
     except ServeAppError:
-        return story
-    for event in told:
+        return job
+    for event in known:
         if event.seq <= until:
-            list(story.tell(event))
-    return story
+            list(job.frames(event))
+    return job

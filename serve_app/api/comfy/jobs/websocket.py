@@ -1,7 +1,7 @@
 """The websocket: a client's events, in ComfyUI's frames.
 
-The handler listens for the little a client says; `subscriptions` speaks. A server that is not ready refuses the
-connection, because clients try again after that and after nothing else.
+The handler receives a client's few messages; `subscriptions` sends. A server that is not ready refuses the connection,
+because clients reconnect after that and after nothing else.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from serve_app.api.comfy.jobs.frames import Frame, frame
+from serve_app.api.comfy.jobs.frames import Frame, text_message
 from serve_app.api.comfy.jobs.subscriptions import Socket, Subscriptions
 from serve_app.api.comfy.system import features
 from serve_app.api.request import service_of
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import encode
+from serve_app.api.strict_json import encode_json
 from serve_app.errors import ServeAppError
 from serve_app.service.service import Service
 
 router = Routes()
 
 SAID_CHARACTERS = 100_000
-"""How long a message of a client may be to be looked at."""
+"""Longer messages of a client are ignored."""
 
 
 def install(app: Starlette) -> None:
@@ -37,7 +37,7 @@ def install(app: Starlette) -> None:
 
 @router.websocket("/ws")
 async def websocket(connection: WebSocket) -> None:
-    """Serve one client until it goes."""
+    """Serve one client until it disconnects."""
     try:
         service = service_of(connection)
         client_id = connection.query_params.get("clientId") or uuid.uuid4().hex
@@ -58,7 +58,7 @@ async def websocket(connection: WebSocket) -> None:
 
 
 async def _until_dropped(socket: Socket, listening: Coroutine[Any, Any, None]) -> None:
-    """Listen until the client goes, or until it has been given up: leaving the handler then ends the connection."""
+    """Receive until the client disconnects or is dropped: leaving the handler closes the connection."""
     dropped, listener = asyncio.ensure_future(socket.dropped.wait()), asyncio.ensure_future(listening)
     try:
         await asyncio.wait({dropped, listener}, return_when=asyncio.FIRST_COMPLETED)
@@ -70,7 +70,7 @@ async def _until_dropped(socket: Socket, listening: Coroutine[Any, Any, None]) -
 
 
 async def _listen(connection: WebSocket, socket: Socket, service: Service) -> None:
-    """Read what the client says; only flags in its first message mean anything."""
+    """Read the client's messages; only feature flags in the first one have an effect."""
     first = True
     while True:
         message = await connection.receive()
@@ -83,7 +83,7 @@ async def _listen(connection: WebSocket, socket: Socket, service: Service) -> No
         if said.get("type") == "feature_flags":
             flags = said.get("data")
             socket.features = flags if isinstance(flags, dict) else {}
-            await socket.say([frame("feature_flags", features(service))])
+            await socket.send_frames([text_message("feature_flags", features(service))])
         first = False
 
 
@@ -100,6 +100,6 @@ def _sender(connection: WebSocket) -> Any:
         if isinstance(sent, bytes):
             await connection.send_bytes(sent)
         else:
-            await connection.send_text(encode(sent).decode())
+            await connection.send_text(encode_json(sent).decode())
 
     return send

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, Response
 from serve_app.api.comfy.page import pack_routes, page
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError
 
 router = Routes()
@@ -21,15 +21,15 @@ router = Routes()
 async def get_extensions(request: Request, service: Current) -> Response:
     """List the URL paths of the scripts."""
     own = [] if request.app.state.page is None else [page.SCRIPT]
-    if own and hasattr(request.app.state, "identity"):
+    if own and hasattr(request.app.state, "authenticator"):
         own.append(page.LOG_OUT)
     passed_on = [route.script for routes in (await service.routes()).values() for route in routes if route.script]
-    return Json(list(dict.fromkeys([*own, *await asyncio.to_thread(service.extensions.scripts), *passed_on])))
+    return JsonResponse(list(dict.fromkeys([*own, *await asyncio.to_thread(service.extensions.scripts), *passed_on])))
 
 
 @router.read("/extensions/{pack}/{file:path}")
 async def get_file(request: Request, service: Current) -> Response:
-    """Return a page file of a pack, to be asked for anew each time, as ComfyUI says of scripts."""
+    """Return a page file of a pack, revalidated each time, as ComfyUI does for scripts."""
     pack, file = request.path_params["pack"], request.path_params["file"]
     try:
         path = await asyncio.to_thread(service.extensions.path, pack, file)

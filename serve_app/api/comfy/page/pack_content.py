@@ -1,6 +1,6 @@
-"""What the web page reads beside pages and nodes: example workflows, blueprints of subgraphs, translations.
+"""Example workflows, subgraph blueprints and translations for the web page.
 
-They are node packs', but for the workflow of a first visit and the blueprints of a package of ComfyUI's.
+Node packs bring them, except the workflow of a first visit and the blueprints of a package of ComfyUI's.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.api.comfy.page import page
 from serve_app.api.files.content import DISARMED
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.store.page.pack_content import PackContent
 
 router = Routes()
@@ -45,7 +45,7 @@ class Blueprint(NamedTuple):
 
     @property
     def shown(self) -> dict[str, object]:
-        """What the list of blueprints says of it."""
+        """The blueprint's entry in the list."""
         packs = self.owner != "comfyui"
         return {
             "source": "custom_node" if packs else "templates",
@@ -56,9 +56,9 @@ class Blueprint(NamedTuple):
 
 @router.read("/workflow_templates")
 async def get_workflows(service: Current) -> Response:
-    """List the example workflows by who brings them."""
+    """List the example workflows by node pack."""
     found = await asyncio.to_thread(service.pack_content.workflows)
-    return Json({page.PACK: [page.FIRST], **found})
+    return JsonResponse({page.PACK: [page.FIRST], **found})
 
 
 @router.read("/workflow_templates/{pack}/{file}")
@@ -75,22 +75,22 @@ async def get_workflow(request: Request, service: Current) -> Response:
 async def get_blueprints(service: Current) -> Response:
     """List the blueprints of subgraphs by id, without their data."""
     found = await asyncio.to_thread(blueprints, service.pack_content)
-    return Json({one.id: one.shown for one in found})
+    return JsonResponse({one.id: one.shown for one in found})
 
 
 @router.read("/global_subgraphs/{id}")
 async def get_blueprint(request: Request, service: Current) -> Response:
-    """Return a blueprint with its data, the workflow as text. One that is not there is 404."""
+    """Return a blueprint with its data, the workflow as text; 404 for an unknown one."""
     for one in await asyncio.to_thread(blueprints, service.pack_content):
         if one.id == request.path_params["id"]:
-            return Json({**one.shown, "data": await asyncio.to_thread(one.path.read_text, encoding="utf-8")})
+            return JsonResponse({**one.shown, "data": await asyncio.to_thread(one.path.read_text, encoding="utf-8")})
     return empty(404)
 
 
 @router.read("/i18n")
 async def get_translations(service: Current) -> Response:
     """Return the packs' translations by language."""
-    return Json(await asyncio.to_thread(service.pack_content.translations))
+    return JsonResponse(await asyncio.to_thread(service.pack_content.translations))
 
 
 def blueprints(content: PackContent) -> list[Blueprint]:
@@ -105,6 +105,6 @@ def _packaged() -> tuple[Blueprint, ...]:
 
 def _of_package() -> Iterator[Blueprint]:
     for entry in sorted(Path(str(files(BLUEPRINTS))).glob("blueprints/*.json")):
-        # Files have names for machines; what people read is the subgraph's own.
+        # File names are ids; the name to show is the subgraph's own.
         graphs = json.loads(entry.read_text(encoding="utf-8")).get("definitions", {}).get("subgraphs", [])
         yield Blueprint("comfyui", str(graphs[0]["name"]) if graphs else entry.stem, entry)

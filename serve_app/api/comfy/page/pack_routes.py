@@ -1,7 +1,7 @@
-"""The HTTP routes of node packs: what no route of the server's own takes is passed on to a replica that has the pack.
+"""HTTP routes of node packs: requests without a route of the server's own are relayed to a replica that has the pack.
 
-As in ComfyUI each is at the root and under /api, whatever dialect the root speaks. A request goes whole; an answer
-comes in pieces, without end as it may be, and a websocket's messages come and go one by one.
+As in ComfyUI each is at the root and under /api, whatever the root's dialect. A request is sent whole; an answer is
+streamed, as it may be endless, and so are a websocket's messages.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketState
 
 from serve_app.api.auth.origin import FOREIGN
-from serve_app.api.concurrency_limits import Crowd, Room
+from serve_app.api.concurrency_limits import ConcurrencyLimit, ConcurrencyLimits
 from serve_app.api.problems import problem
 from serve_app.api.request import read_body, service_of
-from serve_app.errors import CrowdedError, ForbiddenError, ForeignPageError, ServeAppError
+from serve_app.errors import ConcurrencyLimitError, ForbiddenError, ForeignPageError, ServeAppError
 from serve_app.limits import refused
 from serve_app.packs.routes import ANY, ON_PROMPT, PackAnswer, PackCall, PackFrame, Piece
 from serve_app.service.service import Service
 
 
 def install(app: Starlette) -> None:
-    """Ask node packs for what an application has no route for."""
+    """Relay requests without a route of the application's own to node packs."""
 
     async def relayed(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -43,7 +43,7 @@ def install(app: Starlette) -> None:
 
 
 class _LongAnswer(StreamingResponse):
-    """An answer in pieces, which has a place until it is out or its reader has gone."""
+    """A streamed answer, which counts against the limit until it is sent or its client has disconnected."""
 
     def __init__(self, pieces: AsyncGenerator[str | Piece], status: int, place: ExitStack) -> None:
         super().__init__(_body(pieces), status)
@@ -55,9 +55,9 @@ class _LongAnswer(StreamingResponse):
 
 
 async def answer(request: Request) -> Response:
-    """Return what a replica answers to a request.
+    """Relay a request to a replica and return the answer.
 
-    Errors: HTTPException if no pack has a route for it; CrowdedError for one more long answer.
+    Errors: HTTPException if no pack has a route for it; ConcurrencyLimitError for too many streamed answers.
     """
     service = service_of(request)
     pool, call = await _routed(service, request, request.method, None)
@@ -69,8 +69,8 @@ async def answer(request: Request) -> Response:
     if head.more:
         place = ExitStack()
         try:
-            place.enter_context(_room(request).taken())
-        except CrowdedError:
+            place.enter_context(_limit(request).acquire())
+        except ConcurrencyLimitError:
             await pieces.aclose()
             raise
         response: Response = _LongAnswer(pieces, head.status, place)
@@ -82,14 +82,14 @@ async def answer(request: Request) -> Response:
 
 
 async def talk(socket: WebSocket) -> None:
-    """Pass a websocket on to a replica, until either side ends it; refuse one that no pack takes."""
+    """Relay a websocket to a replica until either side closes it; refuse one without a route."""
     service = service_of(socket)
     try:
         pool, call = await _routed(service, socket, "GET", uuid.uuid4().hex)
         pieces = service.relay(pool, call) if service.relay else None
         assert pieces is not None
         async with AsyncExitStack() as held:
-            held.enter_context(_room(socket).taken())
+            held.enter_context(_limit(socket).acquire())
             await held.enter_async_context(aclosing(pieces))
             replica_id = await anext(pieces)
             head = await anext(pieces)
@@ -101,11 +101,11 @@ async def talk(socket: WebSocket) -> None:
                 return
             agreed = dict(head.headers).get(b"sec-websocket-protocol")
             await socket.accept(None if agreed is None else agreed.decode())
-            hearing = asyncio.create_task(_hear(socket, service, replica_id, call.socket))
+            receiving = asyncio.create_task(_send_to_replica(socket, service, replica_id, call.socket))
             try:
-                await _tell(socket, pieces, hearing)
+                await _send_to_client(socket, pieces, receiving)
             finally:
-                hearing.cancel()
+                receiving.cancel()
     except HTTPException:
         await _refuse(socket, f"no websocket is at {socket.url.path}")
     except ServeAppError as error:
@@ -115,13 +115,15 @@ async def talk(socket: WebSocket) -> None:
             await _refuse(socket, str(error))
 
 
-async def _tell(socket: WebSocket, pieces: AsyncGenerator[str | Piece], hearing: asyncio.Task[None]) -> None:
-    """Send a client what the replica says, until that or the client has ended it."""
+async def _send_to_client(
+    socket: WebSocket, pieces: AsyncGenerator[str | Piece], receiving: asyncio.Task[None]
+) -> None:
+    """Send a replica's messages to the client, until either has closed the websocket."""
     while True:
         coming = asyncio.ensure_future(anext(pieces, None))
-        await asyncio.wait((coming, hearing), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((coming, receiving), return_when=asyncio.FIRST_COMPLETED)
         if not coming.done():
-            # The client has gone. The replica is told so, and ends its side, or is left to notice.
+            # The client has disconnected. The replica is informed and closes its side, or notices by itself.
             await asyncio.wait((coming,), timeout=GOODBYE_S)
             coming.cancel()
             return
@@ -138,8 +140,8 @@ async def _tell(socket: WebSocket, pieces: AsyncGenerator[str | Piece], hearing:
                 return
 
 
-async def _hear(socket: WebSocket, service: Service, replica_id: str, name: str) -> None:
-    """Tell the replica what a client says, until the client goes or says too much at once. Errors: CrowdedError."""
+async def _send_to_replica(socket: WebSocket, service: Service, replica_id: str, name: str) -> None:
+    """Send a client's messages to the replica, until the client disconnects or sends too large a message."""
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
@@ -155,22 +157,22 @@ async def _hear(socket: WebSocket, service: Service, replica_id: str, name: str)
 
 
 async def _refuse(socket: WebSocket, reason: str) -> None:
-    """Fail a handshake: with a reason where the server can send one, else with its bare 403."""
+    """Refuse a handshake: with a reason where the server can send one, else with its bare 403."""
     if "websocket.http.response" in socket.scope.get("extensions", {}):
         await socket.send_denial_response(problem(404, "Not found", reason))
     else:
         await socket.close()
 
 
-def _room(connection: HTTPConnection) -> Room:
-    crowd: Crowd = connection.app.state.crowd
-    return crowd.pack_streams
+def _limit(connection: HTTPConnection) -> ConcurrencyLimit:
+    concurrency: ConcurrencyLimits = connection.app.state.concurrency
+    return concurrency.pack_streams
 
 
 async def _routed(
     service: Service, connection: HTTPConnection, method: str, socket: str | None
 ) -> tuple[str, PackCall]:
-    """Return which pool answers, and the call. Errors: HTTPException if no pack has a route; ForeignPageError."""
+    """Return the pool that handles a request, and the call. Errors: HTTPException without a route; ForeignPageError."""
     if service.relay is None:
         raise HTTPException(404)
     path = connection.scope.get("raw_path", b"").decode("latin-1") or quote(connection.scope["path"])
@@ -181,7 +183,7 @@ async def _routed(
         methods = ", ".join(sorted({route.method for _, route in there}))
         raise HTTPException(405, headers={"Allow": methods}) if there else HTTPException(404)
     if connection.scope.get(FOREIGN):
-        # Packs have routes that do things at a GET, so even a link from another site may not lead to one.
+        # Packs have GET routes with side effects, so even a link from another site is refused.
         raise ForeignPageError("routes of node packs are not for pages of other sites")
     if service.tenant and not service.shared_packs:
         raise ForbiddenError("routes of node packs keep no tenants apart: tenants.shared_packs lets tenants use them")
@@ -201,6 +203,6 @@ async def _body(pieces: AsyncGenerator[str | Piece]) -> AsyncIterator[bytes]:
 
 
 TOO_LARGE = 1009
-"""The code that a websocket is closed with for a message larger than any other command may be (RFC 6455, 7.4.1)."""
+"""The code that a websocket is closed with for a message over the limit (RFC 6455, 7.4.1)."""
 GOODBYE_S = 5.0
-"""How long a replica has to end its side of a websocket whose client has gone."""
+"""How long a replica has to close its side of a websocket whose client has disconnected."""

@@ -1,7 +1,7 @@
-"""The web page: ComfyUI's frontend, where its packages are installed, and the workflow that a first visit shows.
+"""The web page: ComfyUI's frontend, if its packages are installed, and the workflow that a first visit shows.
 
-The frontend's own first workflow names models that few servers have. It takes another by its own means: a template of
-the server's, and a script of the kind that node packs bring, which loads that template instead.
+The frontend's own first workflow names models that few servers have. So a script, of the kind that node packs bring,
+loads a template of the server's instead.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from serve_app.api.routing import READ
-from serve_app.api.strict_json import Json
+from serve_app.api.strict_json import JsonResponse
 from serve_app.models.shipped import CHECKPOINT
 from serve_app.service.service import Service
 from serve_app.store.models.catalog import NO_MODELS
 
 PACKAGE = "comfyui_frontend_package"
 TEMPLATES = "comfyui_workflow_templates_"
-"""How the packages are called whose `templates` hold workflows, their thumbnails and the index of them."""
+"""The name prefix of the packages whose `templates` hold workflows, their thumbnails and the index of them."""
 DOCS = "comfyui_embedded_docs"
 """The package whose `docs` hold a page of help on every node of ComfyUI's."""
 HERE = Path(__file__).parent
 SCRIPT, LOG_OUT = "/extensions/serve_app/first_workflow.js", "/extensions/serve_app/log_out.js"
 """The URL paths of the scripts that load the first workflow, and log out."""
 PACK, FIRST = "serve_app", "first_workflow"
-"""The first workflow among the templates: whose it is, and its name."""
+"""The first workflow among the templates: its pack, and its name."""
 FRESH = {"Cache-Control": "no-cache"}
 HASHED = {"Cache-Control": "public, max-age=31536000, immutable"}
-"""What `assets/` holds has the hash of its content in its name."""
+"""Files in `assets/` have the hash of their content in their names."""
 ABSENT = "The web page is not installed on this server: pip install 'serve-app[ui]', and start it again.\n"
 
 
@@ -51,7 +51,7 @@ def installed() -> Path | None:
 
 
 def install(app: Starlette, page: Path | None) -> None:
-    """Serve the page's files at the root. They have routes of their own, so that every other path stays what it is."""
+    """Serve the page's files at the root, each by a route of its own, so that other paths are not affected."""
     app.state.page = page
 
     async def index(_: Request) -> Response:
@@ -65,7 +65,7 @@ def install(app: Starlette, page: Path | None) -> None:
     for entry in sorted(page.iterdir()):
         if entry.is_file():
             app.add_route(f"/{entry.name}", _sender(entry), methods=READ)
-        elif entry.name == "extensions":  # node packs have theirs beside the page's
+        elif entry.name == "extensions":  # node packs have their own beside the page's
             for own in filter(Path.is_dir, entry.iterdir()):
                 app.mount(f"/extensions/{own.name}", _Files(FRESH, own))
         else:
@@ -79,7 +79,7 @@ def install(app: Starlette, page: Path | None) -> None:
         async def help_on_node(request: Request) -> Response:
             return await help_on_nodes.get_response("{node}/{file}".format(**request.path_params), request.scope)
 
-        # A route and no mount: /docs itself, and what is right beneath it, is the contract's.
+        # A route and no mount: /docs and the paths right beneath it are the contract's.
         app.add_route("/docs/{node}/{file}", help_on_node, methods=READ)
 
 
@@ -87,11 +87,11 @@ async def first_workflow(service: Service) -> Response:
     """Return the first workflow, with a checkpoint that the server has."""
     choices = await service.choices(["checkpoints"])
     text = await asyncio.to_thread((HERE / "first_workflow.json").read_text)
-    return Json(_with_checkpoint(json.loads(text), list(choices["checkpoints"])))
+    return JsonResponse(_with_checkpoint(json.loads(text), list(choices["checkpoints"])))
 
 
 def _with_checkpoint(workflow: dict[str, Any], names: list[str]) -> Mapping[str, Any]:
-    """Fill in the checkpoint that comes with the package if it is there, for it runs anywhere in seconds.
+    """Fill in a checkpoint: the one that comes with the package if present, as it runs anywhere in seconds.
 
     Without any checkpoint a note says where to put one.
     """

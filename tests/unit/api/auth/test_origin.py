@@ -6,14 +6,14 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.auth.origin import Allowed
+from serve_app.api.auth.origin import AllowedOrigins
 from serve_app.config.ingress import IngressConfig
 from serve_app.deployments.process.up import UpOptions, _settings
 from serve_app.packs.routes import PackRoute
 
 HERE = "http://127.0.0.1:8188"
 ELSEWHERE = "http://localhost:18999"
-LOOPBACK = Allowed.of(IngressConfig())
+LOOPBACK = AllowedOrigins.of(IngressConfig())
 
 
 async def ask(service, method, path, headers=None, allowed=LOOPBACK, base=HERE, dialect="contract"):
@@ -104,7 +104,7 @@ async def test_a_foreign_pages_websocket_is_refused_before_it_is_accepted(servic
 
 
 async def test_a_named_origin_may_use_the_server_and_is_answered_the_headers_that_browsers_want(service):
-    allowed = Allowed(("127.0.0.1",), (ELSEWHERE,))
+    allowed = AllowedOrigins(("127.0.0.1",), (ELSEWHERE,))
     cross = {"Origin": ELSEWHERE, "Sec-Fetch-Site": "cross-site"}
     answer = await ask(service, "GET", "/api/queue", cross, allowed)
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, ELSEWHERE)
@@ -123,7 +123,7 @@ async def test_without_named_origins_no_answer_has_headers_for_other_origins(ser
 
 
 async def test_any_origin_is_let_in_if_the_configuration_says_so(service):
-    answer = await ask(service, "POST", "/api/queue", {"Origin": ELSEWHERE}, Allowed(("*",), ("*",)))
+    answer = await ask(service, "POST", "/api/queue", {"Origin": ELSEWHERE}, AllowedOrigins(("*",), ("*",)))
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (200, "*")
 
 
@@ -138,7 +138,7 @@ async def test_any_origin_is_let_in_if_the_configuration_says_so(service):
     ],
 )
 def test_hosts_are_names_or_all_below_one(hosts, given, known):
-    assert Allowed(hosts).host(given) is known
+    assert AllowedOrigins(hosts).host(given) is known
 
 
 async def test_pages_may_be_framed_by_the_servers_own_pages_only(service):

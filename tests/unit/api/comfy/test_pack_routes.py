@@ -17,7 +17,7 @@ import pytest
 import websockets
 
 from serve_app.api.app import create_app
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.errors import NotReadyError
 from serve_app.packs.loading import Packs, load
 from serve_app.packs.route_server import RouteServer
@@ -425,7 +425,7 @@ async def test_a_websocket_that_no_pack_takes_is_refused(server: str) -> None:
 
 
 async def test_long_answers_and_websockets_have_a_room_and_leave_it_with_their_readers(service: Service) -> None:
-    served = serve(create_app(service, crowd=Crowd(pack_streams=1)))
+    served = serve(create_app(service, concurrency=ConcurrencyLimits(pack_streams=1)))
     server = next(served)
     async with httpx.AsyncClient() as client:
         async with client.stream("GET", f"{server}/mine/endless") as first:

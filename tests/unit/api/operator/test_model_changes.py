@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.cli import main
 from serve_app.config.limits import ModelChangeLimits
 from serve_app.service.request_limits import Limits
@@ -143,9 +143,9 @@ async def test_a_file_that_is_too_large_or_slow_or_one_too_many_is_refused_by_it
     service.limits = replace(service.limits, model_changes=ModelChangeLimits(body_s=0.2))
     answer = await client.put(MODEL, content=forever())
     assert (answer.status_code, "model_changes.body_s" in answer.text) == (408, True)
-    app = create_app(service, crowd=Crowd(model_files=1))
+    app = create_app(service, concurrency=ConcurrencyLimits(model_files=1))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as crowded:
-        with app.state.crowd.model_files.taken():
+        with app.state.concurrency.model_files.acquire():
             answer = await crowded.put(MODEL, content=safetensors())
     assert (answer.status_code, "model_changes.at_once" in answer.text) == (503, True)
     assert left(tmp_path) == []

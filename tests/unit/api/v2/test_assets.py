@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from serve_app.api.v2 import outputs
-from serve_app.api.v2.late_hashes import LateHashes
+from serve_app.api.v2.background_hasher import BackgroundHasher
 from serve_app.service.service import Service
 from serve_app.store.files.s3 import S3
 from serve_app.store.files.store import FileRef
@@ -362,7 +362,7 @@ async def test_tenants_take_turns_at_late_hashes(service, volume):
             assert inquiry.hash == hashed()
             order.append(inquiry.asset_id)
 
-    late = LateHashes(1)
+    late = BackgroundHasher(1)
     for tenant, count in (("a", 4), ("b", 2)):
         for number in range(count):
             asset = Asset(f"{tenant}{number}", None, "output", "a.png", len(DATA), "image/png", None, (), 0.0)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.api.v2 import events
 from serve_app.service.service import Service
 from serve_app.store.files.store import FileRef
@@ -24,7 +24,7 @@ UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
 @pytest.fixture
 async def client(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(service, crowd=Crowd(listeners=2))
+    app = create_app(service, concurrency=ConcurrencyLimits(listeners=2))
     async with listening(app) as url, httpx.AsyncClient(base_url=url) as client:
         yield client
 

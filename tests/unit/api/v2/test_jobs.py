@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.concurrency_limits import Crowd
+from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.errors import DatabaseAwayError, DrainingError, NotReadyError, QueueFullError, UnavailableError
 from serve_app.store.retention.rules import Bounds, RetentionRules
 
@@ -335,9 +335,9 @@ async def test_a_page_of_another_site_is_refused(client):
 
 
 async def test_more_bodies_than_the_limit_get_a_429_with_retry_after(service):
-    app = create_app(service, crowd=Crowd(bodies=1))
+    app = create_app(service, concurrency=ConcurrencyLimits(bodies=1))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
-        with app.state.crowd.bodies.taken():
+        with app.state.concurrency.bodies.acquire():
             answer = await client.post("/api/v2/jobs", json={})
     assert code(answer) == (429, "rate_limited")
     assert int(answer.headers["Retry-After"]) > 0
@@ -358,6 +358,6 @@ async def test_a_body_that_does_not_arrive_is_not_waited_for(service):
         yield b"{"
         await asyncio.sleep(30)
 
-    transport = httpx.ASGITransport(app=create_app(service, crowd=Crowd(body_s=0.05)))
+    transport = httpx.ASGITransport(app=create_app(service, concurrency=ConcurrencyLimits(body_s=0.05)))
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         assert code(await client.post("/api/v2/jobs", content=slowly())) == (408, "request_timeout")

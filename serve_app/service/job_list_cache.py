@@ -1,4 +1,4 @@
-"""Lists of jobs as bytes: what is shown of an ended job never changes, so it is made once."""
+"""Lists of jobs as bytes, with a cache of ended jobs, which never change."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from serve_app.store.tenants.credentials import without_credentials
 
 KEPT_BYTES = 32 * 1024 * 1024
 CHUNK = 200
-"""How many jobs are asked for at once, so that a long list does not hold up whoever else asks."""
+"""How many jobs are read at once, so that a long list does not block other requests."""
 
 Show: TypeAlias = Callable[[JobView], bytes]
-"""What a list shows of a job; one function a kind of list, the same each time."""
+"""Renders a job for a list; it must be the same function object for every list of a kind."""
 
 
-class ShownJobs:
-    """Keeps what was shown of ended jobs last, KEPT_BYTES of it. An id may be used again once its job is forgotten; the
-    cursor of its end, which is never used again, tells the two apart.
+class JobListCache:
+    """An LRU cache of KEPT_BYTES of rendered ended jobs.
+
+    An id may be reused once its job is forgotten; the cursor of the job's end, which is never reused, is part of the
+    key.
     """
 
     def __init__(self) -> None:
@@ -30,7 +32,7 @@ class ShownJobs:
         self._bytes = 0
 
     async def list(self, jobs: TenantJobs, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
-        """Return what is shown of the jobs that a query finds, by id and in its order, and how many it finds in all."""
+        """Return the rendered jobs that a query finds, by id and in its order, and the number that it finds in all."""
         found = await jobs.keys(query)
         shown: dict[str, bytes] = {}
         missing: list[JobKey] = []
@@ -49,7 +51,7 @@ class ShownJobs:
         made: dict[str, bytes] = {}
         for view in await jobs.views(tuple(ends), brief=query.brief):
             end = ends[view.job_id]
-            if end is not None and view.ended_s is None:  # forgotten meanwhile, and its id another job's
+            if end is not None and view.ended_s is None:  # forgotten meanwhile, and its id reused
                 continue
             made[view.job_id] = show(without_secrets(view))
             if end is not None:

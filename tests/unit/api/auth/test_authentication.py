@@ -21,11 +21,11 @@ import websockets
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa, utils
 
-from serve_app.api.auth import identity as identities
+from serve_app.api.auth import authentication as identities
 from serve_app.api.auth import tokens as token_checks
-from serve_app.api.auth.lease import Lease, Leased, Leases
-from serve_app.api.auth.tokens import Tokens
-from serve_app.api.concurrency_limits import Room
+from serve_app.api.auth.lease import Lease, LeasedConnection, Leases
+from serve_app.api.auth.tokens import TokenVerifier
+from serve_app.api.concurrency_limits import ConcurrencyLimit
 from serve_app.config.quotas import Quota, Quotas
 from serve_app.config.tenants import JwtConfig, KeyScope
 from serve_app.errors import InvalidSubmissionError, UnauthenticatedError, UnavailableError
@@ -89,11 +89,11 @@ def token(algorithm: str = "RS256", kid: str = "r", *, header: dict[str, Any] | 
 
 
 @pytest.fixture
-def tokens(tmp_path: Path) -> Tokens:
+def tokens(tmp_path: Path) -> TokenVerifier:
     place = tmp_path / "jwks.json"
     place.write_text(json.dumps(jwks()))
     roles: dict[str, tuple[KeyScope, ...]] = {"editor": ("submit", "read")}
-    return Tokens(
+    return TokenVerifier(
         JwtConfig(issuer="https://id.example", audience="images", jwks=str(place), scopes_claim="roles", roles=roles)
     )
 
@@ -182,7 +182,7 @@ def test_a_key_that_cannot_be_is_not_made(tenant, scopes, why):
 
 
 @pytest.fixture
-async def made(tmp_path: Path, tokens: Tokens, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+async def made(tmp_path: Path, tokens: TokenVerifier, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
     monkeypatch.setattr(identities, "KEY_S", 0.2)
     async with world(tmp_path, tokens) as made:
         yield made
@@ -243,12 +243,12 @@ def test_a_tenants_service_is_made_once_and_of_the_tenants_seen_last(tmp_path, m
     monkeypatch.setattr(services, "TENANTS", 2)
     nobody = cast(SchedulerClient, None)
     whole = Service(nobody, Volume({}), lambda folder: [], Limits(1, 1), user_data=UserData(tmp_path))
-    a, b = whole.within("a"), whole.within("b")
-    assert (a.tenant, b.tenant, a.within("b"), b.within("")) == ("a", "b", b, whole)
-    assert whole.within("a") is a
-    assert whole.within("c").tenant == "c"
-    assert whole.within("a") is a
-    assert whole.within("b") is not b
+    a, b = whole.for_tenant("a"), whole.for_tenant("b")
+    assert (a.tenant, b.tenant, a.for_tenant("b"), b.for_tenant("")) == ("a", "b", b, whole)
+    assert whole.for_tenant("a") is a
+    assert whole.for_tenant("c").tenant == "c"
+    assert whole.for_tenant("a") is a
+    assert whole.for_tenant("b") is not b
 
 
 async def test_a_revoked_key_is_refused_within_seconds_and_a_rotated_one_never_fails(made):
@@ -347,10 +347,10 @@ async def test_the_audit_log_has_who_is_connected_unless_that_is_a_trusted_proxy
     forged = {"X-Forwarded-For": "198.51.100.7"}
     async with made.client(made.keys["a"]) as a, made.client(None) as nobody:
         for proxies in ((), (ipaddress.IPv4Network("127.0.0.0/8"),)):
-            made.app.state.identity.proxies = proxies
+            made.app.state.authenticator.proxies = proxies
             await a.post("/api/interrupt", headers=forged)
             await nobody.post("/login", data={"key": "none"}, headers=forged)
-    await made.app.state.identity.audit.close()
+    await made.app.state.authenticator.audit.close()
     entries = await made.service.inquire(ReadAudit(9))
     assert [entry.source for entry in reversed(entries)] == ["127.0.0.1"] * 2 + ["198.51.100.7"] * 2
 
@@ -425,7 +425,7 @@ async def test_an_answer_that_is_cut_off_is_not_taken_for_a_whole_one():
     async def send(message: Any) -> None:
         sent.append(message)
 
-    leased = Leased(leases, lease, {"type": "http", "method": "GET"}, cast(Any, None), send)
+    leased = LeasedConnection(leases, lease, {"type": "http", "method": "GET"}, cast(Any, None), send)
     assert await leased.pass_on(download, {}, cast(Any, None))
     assert [message.get("more_body") for message in sent] == [None, True]
 
@@ -449,7 +449,7 @@ async def test_a_change_that_is_under_way_is_answered_and_no_more_streamed_of_it
 
     for pieces in ([False], [True, True]):
         sent.clear()
-        leased = Leased(leases, lease, {"type": "http", "method": "POST"}, cast(Any, None), send)
+        leased = LeasedConnection(leases, lease, {"type": "http", "method": "POST"}, cast(Any, None), send)
         was_cut = await leased.pass_on(change, cast(Any, pieces), cast(Any, None))
         assert (was_cut, len(sent)) == (pieces[0], 2)
 
@@ -515,20 +515,20 @@ def test_no_scope_of_a_providers_reaches_beyond_the_tenant_but_by_a_role(tokens,
         scopes_claim="roles",
         roles={"boss": ("admin",)},
     )
-    assert Tokens(mapped).check(token(roles=["boss"])).scopes == ("admin",)
+    assert TokenVerifier(mapped).check(token(roles=["boss"])).scopes == ("admin",)
 
 
 async def test_unfinished_logins_keep_no_other_body_out(made):
-    made.app.state.crowd.logins = Room("logins", "ingress.max_logins", 1)
+    made.app.state.concurrency.logins = ConcurrencyLimit("logins", "ingress.max_logins", 1)
     go_on = asyncio.Event()
     async with made.client(None) as nobody, made.client(made.keys["a"]) as a:
         slow = asyncio.create_task(nobody.post("/login", content=arriving(4, go_on), headers=FORM))
         async with asyncio.timeout(60):
-            while made.app.state.crowd.logins.use[1] < 1:
+            while made.app.state.concurrency.logins.use[1] < 1:
                 await asyncio.sleep(0.01)
         assert (await nobody.post("/login", data={"key": "x"})).status_code == 503
         assert (await a.post("/settings", json={"mine": 1})).status_code == 200
         assert (await nobody.get("/healthz")).status_code == 200
-        assert made.app.state.crowd.bodies.use[1] == 0
+        assert made.app.state.concurrency.bodies.use[1] == 0
         go_on.set()
         assert (await slow).status_code == 401

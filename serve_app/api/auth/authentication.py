@@ -1,9 +1,9 @@
-"""Who asks: credentials in a request become its principal, or the request is refused.
+"""Authentication: a request's credentials become its principal, or the request is refused.
 
 A credential is an API key or a token, given as a bearer, in X-API-Key or as `?token=`, or a session in the page's
-cookie. What comes behind sees none of them. Keys are known for KEY_S; one that is in use is looked up again before that
-is over, so that nobody waits for it. What lasts longer has a lease (`lease.py`). Another site's page cannot use the
-cookie: `Door` refuses its requests, and browsers send none along.
+cookie. They are removed before handlers run. Keys are cached for KEY_S; one that is in use is refreshed before it
+expires, so that no request waits for it. Longer requests have a lease (`lease.py`). Another site's page cannot use the
+cookie: `OriginMiddleware` refuses its requests, and browsers do not send the cookie with them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starlette.responses import RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from serve_app.api.auth.lease import READS, Leased, Leases
+from serve_app.api.auth.lease import READS, LeasedConnection, Leases
 from serve_app.api.auth.principal import OPERATOR, PRINCIPAL, Principal
 from serve_app.api.operator.audit import AuditLog
 from serve_app.api.problems import Answer
@@ -43,46 +43,47 @@ from serve_app.store.tenants.api_keys import AddKey, ApiKey, EndKey, FindKeys, n
 from serve_app.store.tenants.tenants import is_tenant
 
 if TYPE_CHECKING:
-    from serve_app.api.auth.tokens import Tokens
+    from serve_app.api.auth.tokens import TokenVerifier
 
 
 KEY_S = 3.0
-"""How long what is known of a key counts: a key that was revoked is refused everywhere once this has passed."""
+"""How long a key is cached: a revoked key is refused everywhere once this has passed."""
 AWAY_S = 60.0
-"""How long it goes on to count while the scheduler cannot be asked; no key can be revoked meanwhile."""
+"""How long a cached key stays valid while the scheduler cannot be reached; no key can be revoked meanwhile."""
 TOKEN_S = 60.0
-"""How long a token that held is not checked again; less if it ends before."""
+"""How long a valid token is not checked again; less if it expires before."""
 KNOWN = 10_000
 """Keys and tokens that a process remembers."""
 LOOKUPS, CHECKS = 8, 2
-"""Keys that are looked up, and tokens that are checked at once: whoever makes some up must not keep others from the
-database, or from this process's threads, in which the provider may be waited for."""
+"""How many keys are looked up, and tokens checked, at once: requests with made-up credentials must not keep others from
+the database, or from this process's threads, which may wait for the provider.
+"""
 
 COOKIE = "serve_app_session"
 LOGIN, LOGOUT = "/login", "/logout"
 OPEN = frozenset({LOGIN, "/healthz", "/readyz"})
-"""Paths that ask nobody who they are."""
+"""Paths that need no credentials."""
 METERED = frozenset({"/status", "/metrics"})
-"""Paths that tell how the whole server does, for those with the scope metrics."""
+"""Paths about the state of the whole server, for callers with the scope metrics."""
 ENDED = "has expired or was revoked"
 NOBODY = Principal("", "", frozenset())
-EVERYONE = "*"
-"""As whom the operator asks for what is everyone's."""
+ALL_TENANTS = "*"
+"""The tenant's name with which an operator addresses all tenants."""
 _HEADERS = frozenset({b"authorization", b"x-api-key", b"x-tenant"})
 
 
-class Identity:
-    """Finds out who asks, and how often; one a process.
+class Authenticator:
+    """Authenticates requests and counts them per tenant; one per process.
 
-    service: whose database knows the keys. tokens: None where there are none. proxies: who is believed that it speaks
-    for another, in the audit log.
+    service: its database has the keys. tokens: None where tokens are not configured. proxies: networks whose
+    X-Forwarded-For is trusted, for the audit log.
     """
 
     def __init__(
         self,
         service: Callable[[], Service],
         audit: AuditLog,
-        tokens: Tokens | None = None,
+        tokens: TokenVerifier | None = None,
         proxies: Sequence[Network] = (),
     ) -> None:
         self.audit = audit
@@ -91,14 +92,14 @@ class Identity:
         self._service = service
         self._tokens = tokens
         self._keys: LRUCache[str, tuple[float, ApiKey | None]] = LRUCache(KNOWN)
-        self._asking: dict[str, asyncio.Task[ApiKey | None]] = {}
+        self._authenticate: dict[str, asyncio.Task[ApiKey | None]] = {}
         self._principals: LRUCache[str, tuple[float, Principal]] = LRUCache(KNOWN)
         self.leases = Leases(self._look_again)
         self._lookups = asyncio.Semaphore(LOOKUPS)
         self._checks = asyncio.Semaphore(CHECKS)
 
     async def principal(self, credential: str) -> Principal:
-        """Return whose a credential is. Errors: UnauthenticatedError, saying why; UnavailableError."""
+        """Return the principal of a credential. Errors: UnauthenticatedError with the reason; UnavailableError."""
         if (key := parts(credential)) is not None:
             return await self._of_key(*key)
         if self._tokens is None:
@@ -110,12 +111,12 @@ class Identity:
         age_s = time.monotonic() - known_s
         if age_s > KEY_S:
             try:
-                key = await asyncio.shield(self._asked(key_id))
+                key = await asyncio.shield(self._look_up(key_id))
             except UnavailableError:
                 if key is None or age_s > AWAY_S:
                     raise
         elif age_s > KEY_S / 2 and key is not None:
-            self._asked(key_id)
+            self._look_up(key_id)
         now_s = time.time()
         if key is None:
             raise UnauthenticatedError("the key is unknown")
@@ -126,15 +127,15 @@ class Identity:
         session = "" if key.session_of is None else key_id
         return Principal(key.tenant, key.title, frozenset(key.scopes), lease, session)  # type: ignore[arg-type]
 
-    def _asked(self, key_id: str) -> asyncio.Task[ApiKey | None]:
-        """Return the look-up of a key, which all who wait for it share."""
-        if (asking := self._asking.get(key_id)) is None:
-            asking = self._asking[key_id] = asyncio.create_task(self._ask(key_id))
+    def _look_up(self, key_id: str) -> asyncio.Task[ApiKey | None]:
+        """Return the look-up of a key, shared by all requests that wait for it."""
+        if (asking := self._authenticate.get(key_id)) is None:
+            asking = self._authenticate[key_id] = asyncio.create_task(self._ask(key_id))
             asking.add_done_callback(lambda done: self._answered(key_id, done))
         return asking
 
     def _answered(self, key_id: str, asking: asyncio.Task[ApiKey | None]) -> None:
-        self._asking.pop(key_id, None)
+        self._authenticate.pop(key_id, None)
         if not asking.cancelled() and asking.exception() is None:
             self._learn(key_id, asking.result())
 
@@ -154,7 +155,7 @@ class Identity:
             self.leases.end(key_id, "the key is unknown" if key is None else f"the key {key.shown} {ENDED}")
 
     async def open_session(self, credential: str) -> tuple[Principal, str, float]:
-        """Return whose a key or token is, a session that ends with it, and in how many seconds that ends by itself.
+        """Return the principal of a key or token, a session that ends with it, and the session's lifetime in seconds.
 
         Errors: UnauthenticatedError, UnavailableError.
         """
@@ -168,16 +169,16 @@ class Identity:
         return principal, text, (session.ends_s or 0.0) - time.time()
 
     async def close(self) -> None:
-        """Write what of the audit log waits, and look at no lease any more."""
+        """Flush the audit log and stop checking leases."""
         self.leases.close()
         await self.audit.close()
 
     async def end_session(self, session: str) -> None:
-        """End a session everywhere, here at once. Errors: UnavailableError."""
+        """End a session: in this process at once, in the others within seconds. Errors: UnavailableError."""
         await self._service().inquire(EndKey(session))
         await self._look_again((session,))
 
-    async def _of_token(self, tokens: Tokens, text: str) -> Principal:
+    async def _of_token(self, tokens: TokenVerifier, text: str) -> Principal:
         name = hashlib.sha256(text.encode(errors="replace")).hexdigest()
         until_s, principal = self._principals.get(name, (0.0, NOBODY))
         if until_s <= time.time():
@@ -189,14 +190,14 @@ class Identity:
         return principal
 
 
-class Identified:
-    """Middleware that lets in whom credentials name, within their tenant, for what their scopes and quota allow.
+class AuthenticationMiddleware:
+    """Middleware that authenticates requests, and checks the scopes and request quota of their tenant.
 
-    What changes something, and what is refused, is written to the audit log.
+    Requests that change something, and refused ones, are written to the audit log.
     """
 
-    def __init__(self, app: ASGIApp, identity: Identity, answer: Answer) -> None:
-        self._app, self._identity, self._answer = app, identity, answer
+    def __init__(self, app: ASGIApp, authenticator: Authenticator, answer: Answer) -> None:
+        self._app, self._authenticator, self._answer = app, authenticator, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 401 or 403 in its dialect's form."""
@@ -207,7 +208,7 @@ class Identified:
         principal, left = NOBODY, None
         try:
             if scope["path"] not in OPEN:
-                principal = await self._asking(connection)
+                principal = await self._authenticate(connection)
                 left = self._check(principal, connection)
         except ServeAppError as error:
             self._note(scope, principal, _status(error), str(error))
@@ -215,25 +216,25 @@ class Identified:
             return
         seen = {**without_credentials(scope), PRINCIPAL: principal, REQUESTS_LEFT: left}
         if scope["type"] == "websocket" or scope["method"] in READS:
-            told: Send = send
+            audited: Send = send
         else:
-            told = self._noting(scope, principal, send)
-        leased = Leased(self._identity.leases, principal.lease, scope, receive, told)
+            audited = self._audited(scope, principal, send)
+        leased = LeasedConnection(self._authenticator.leases, principal.lease, scope, receive, audited)
         if await leased.pass_on(self._app, seen, lambda error: self._refuse(connection, error, receive, send)):
             self._note(scope, principal, 401, principal.lease.ended)
 
-    async def _asking(self, connection: HTTPConnection) -> Principal:
+    async def _authenticate(self, connection: HTTPConnection) -> Principal:
         given = credential(connection)
         if given is None:
             raise UnauthenticatedError("the request has no key: send one as 'Authorization: Bearer KEY'")
-        return _acting(await self._identity.principal(given), connection)
+        return _acting(await self._authenticator.principal(given), connection)
 
     def _check(self, principal: Principal, connection: HTTPConnection) -> QuotaLeft | None:
-        """Refuse what is one too many, or beyond the scopes; return what is left of how many there may be.
+        """Refuse a request beyond the quota or the scopes; return what is left of the quota.
 
         Errors: QuotaError, ForbiddenError.
         """
-        left = None if principal.may("admin") else self._identity.rate.take(principal.tenant)
+        left = None if principal.may("admin") else self._authenticator.rate.take(principal.tenant)
         if connection.scope["path"] in METERED:
             principal.require("metrics")
         elif connection.scope["path"] != LOGOUT:
@@ -255,21 +256,21 @@ class Identified:
             return
         await self._answer(Request(scope, receive), error)(scope, receive, send)
 
-    def _noting(self, scope: Scope, principal: Principal, send: Send) -> Send:
-        async def noting(message: Message) -> None:
+    def _audited(self, scope: Scope, principal: Principal, send: Send) -> Send:
+        async def audited_send(message: Message) -> None:
             if message["type"] == "http.response.start" and scope["path"] != LOGIN:
                 self._note(scope, principal, message["status"], "")
             await send(message)
 
-        return noting
+        return audited_send
 
     def _note(self, scope: Scope, principal: Principal, status: int, reason: str) -> None:
-        method, where = scope.get("method", "WEBSOCKET"), source(scope, self._identity.proxies)
-        self._identity.audit.note(principal, f"{method} {scope['path']}", where, status, reason)
+        method, where = scope.get("method", "WEBSOCKET"), source(scope, self._authenticator.proxies)
+        self._authenticator.audit.note(principal, f"{method} {scope['path']}", where, status, reason)
 
 
 def credential(connection: HTTPConnection) -> str | None:
-    """Return the key or token that a request gives; None without one."""
+    """Return a request's key or token; None without one."""
     headers = connection.headers
     scheme, _, rest = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and rest.strip():
@@ -278,7 +279,7 @@ def credential(connection: HTTPConnection) -> str | None:
 
 
 def without_credentials(scope: Scope) -> Scope:
-    """Return a request's scope without what it proves itself by, which is nobody's further on: no pack's, no log's."""
+    """Return a request's ASGI scope without its credentials, so that no pack and no log sees them."""
     headers = []
     for name, value in scope["headers"]:
         if name == b"cookie":
@@ -297,7 +298,7 @@ def without_credentials(scope: Scope) -> Scope:
 
 
 def _acting(principal: Principal, connection: HTTPConnection) -> Principal:
-    """Return as whom a principal asks: an admin may as any tenant, or as the operator. Errors: ForbiddenError."""
+    """Return the principal to act as: an admin may act as any tenant, or as the operator. Errors: ForbiddenError."""
     asked = connection.headers.get("x-tenant")
     if not asked and connection.scope["query_string"]:
         asked = connection.query_params.get("tenant")
@@ -305,7 +306,7 @@ def _acting(principal: Principal, connection: HTTPConnection) -> Principal:
         return principal
     if not principal.may("admin"):
         raise ForbiddenError("only credentials with the scope admin may ask as another tenant")
-    if asked == EVERYONE:
+    if asked == ALL_TENANTS:
         return replace(principal, tenant=OPERATOR.tenant)
     if not is_tenant(asked):
         raise ForbiddenError(f"{asked[:80]!r} is no tenant's name")
@@ -313,7 +314,7 @@ def _acting(principal: Principal, connection: HTTPConnection) -> Principal:
 
 
 def _navigates(connection: HTTPConnection) -> bool:
-    """Whether a person at a browser asks for a page."""
+    """Whether the request is a browser's navigation to a page."""
     return connection.scope["method"] == "GET" and "text/html" in connection.headers.get("accept", "")
 
 

@@ -1,6 +1,6 @@
-"""Hashes of outputs that were too large, computed one after another in a thread of their own, after jobs were shown.
+"""Computes hashes of large outputs in the background, one after another in a thread.
 
-Tenants take turns, so that one with many large outputs does not make the others wait for theirs.
+Tenants take turns, so that one with many large outputs does not delay the others.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from serve_app.store.files.blobs import FilePieces, content_hash
 from serve_app.store.page.assets import Asset, SetHash
 
 WAITING = 1000
-"""How many of a tenant may wait; of more a client sees the hash once it looks again later."""
+"""How many files of a tenant may wait; further ones are queued when a client reads them again."""
 LONGEST_S = 1800.0
-"""How long one may take: a store may be slow without end."""
+"""The timeout for one file."""
 _log = log.get("api")
 
 
-class LateHashes:
-    """One an application. Another replica may compute the same hash; that is no harm.
+class BackgroundHasher:
+    """The background hasher of an application; another replica may compute the same hash, which is harmless.
 
-    looks: how many jobs may be first looked at at once, which holds `looking` meanwhile.
+    looks: how many requests may hash a job's small outputs at once: the semaphore `looking`.
     """
 
     def __init__(self, looks: int) -> None:
@@ -38,7 +38,7 @@ class LateHashes:
         self._working: asyncio.Task[None] | None = None
 
     def begin(self, service: Service, asset: Asset) -> None:
-        """Let an asset come to have its hash, unless that is under way."""
+        """Queue an asset for hashing, unless it is queued."""
         if asset.asset_id == self._under_way:
             return
         own = self._waiting.setdefault(service.tenant, {})
@@ -65,7 +65,7 @@ class LateHashes:
 
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._thread, read)
-            with contextlib.suppress(ServeAppError):  # it is computed again when somebody looks
+            with contextlib.suppress(ServeAppError):  # it is queued again at the next read
                 await service.inquire(SetHash(asset.asset_id, found))
         except Exception as error:
             _log.warning("output %s has no hash: %r", asset.path, error)

@@ -1,6 +1,6 @@
-"""What nodes show, as assets: each file and each text, under an id that says which it is.
+"""Outputs of nodes as assets: each file and each text, with an id derived from its job, node and value.
 
-So whoever makes an asset of an output makes the same.
+So every process gives an output the same id.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from serve_app.store.page.assets import FOLDER
 from serve_app.store.tenants.tenants import job_id_of
 
 FLAGS = frozenset({"animated"})
-"""What nodes say of their files beside them, and is none itself."""
+"""Keys beside a node's files that are flags, not files."""
 
 _IDS = uuid.UUID("6b0f2f0e-6f53-4a55-9d5b-6a4f0c1f7d2e")
 """The namespace of outputs' ids."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One thing that a node shows: a file, or a text.
+class NodeOutput:
+    """One output of a node: a file, or a text.
 
-    former_id: under which it is kept if it is a tenant's of a time when one id was one job's in the whole server.
+    former_id: the id of a tenant's output in databases from before ids of jobs were per tenant.
     """
 
     asset_id: str
@@ -36,13 +36,13 @@ class Shown:
     ref: FileRef
     text: str | None
 
-    def kept_in(self, kept: Container[str]) -> Shown:
-        """Return it under the id that is kept, of these."""
+    def kept_in(self, kept: Container[str]) -> NodeOutput:
+        """Return the output with the id that it has in the database."""
         return replace(self, asset_id=self.former_id) if self.former_id in kept else self
 
 
-def shown_by(job_id: str, tenant: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[Shown]:
-    """Yield what a node of a tenant's job shows. ui: by its own words for it."""
+def node_outputs(job_id: str, tenant: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[NodeOutput]:
+    """Yield the outputs of a node of a tenant's job. ui: the node's ui dict."""
     for key, values in ui.items():
         if key in FLAGS:
             continue
@@ -54,14 +54,14 @@ def shown_by(job_id: str, tenant: str, node_id: str, ui: Mapping[str, Any]) -> I
                 for job in (job_id_of(job_id, tenant), job_id)
             )
             if (ref := _file(value)) is not None:
-                yield Shown(asset_id, former_id, node_id, ref, None)
+                yield NodeOutput(asset_id, former_id, node_id, ref, None)
             else:
                 text = value if isinstance(value, str) else json.dumps(value)
-                yield Shown(asset_id, former_id, node_id, FileRef("output", FOLDER, f"{asset_id}.txt"), text)
+                yield NodeOutput(asset_id, former_id, node_id, FileRef("output", FOLDER, f"{asset_id}.txt"), text)
 
 
 def _file(value: Any) -> FileRef | None:
-    """Return the file that a value names, or None."""
+    """Return the file that a value refers to, or None."""
     if not isinstance(value, Mapping) or not isinstance(value.get("filename"), str):
         return None
     area = next((known for known in AREAS if known == value.get("type", "output")), None)

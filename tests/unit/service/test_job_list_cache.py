@@ -10,8 +10,8 @@ import pytest
 
 from serve_app.events import Failure
 from serve_app.scheduler.protocol.client import JobKeys, JobView
-from serve_app.service import shown_jobs
-from serve_app.service.shown_jobs import Show, ShownJobs
+from serve_app.service import job_list_cache
+from serve_app.service.job_list_cache import JobListCache, Show
 from serve_app.service.tenant_jobs import TenantJobs
 from serve_app.store.database.changes import JobKey, JobQuery
 
@@ -57,7 +57,7 @@ class Shown:
     """What is shown of one scheduler's jobs to the operator."""
 
     def __init__(self, scheduler: Any) -> None:
-        self._jobs, self._shown = TenantJobs(scheduler, ""), ShownJobs()
+        self._jobs, self._shown = TenantJobs(scheduler, ""), JobListCache()
 
     async def list(self, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
         return await self._shown.list(self._jobs, query, show)
@@ -98,7 +98,7 @@ async def test_a_job_forgotten_while_it_is_listed_is_left_out_whoever_has_its_id
 
 
 async def test_what_was_not_asked_for_longest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shown_jobs, "KEPT_BYTES", 2 * len(show(shown_jobs.without_secrets(view("a")))))
+    monkeypatch.setattr(job_list_cache, "KEPT_BYTES", 2 * len(show(job_list_cache.without_secrets(view("a")))))
     scheduler, shown = lists_and_shown(*(((job_id, 1), view(job_id)) for job_id in "abc"))
     await shown.list(QUERY, show)
     scheduler.asked.clear()
