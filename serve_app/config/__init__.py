@@ -1,6 +1,6 @@
-"""The typed configuration: what `configs/*.yaml` may say, and what each value means. Unknown keys are refused.
+"""The typed configuration: the keys of `configs/*.yaml` and what they mean. Unknown keys are refused.
 
-The whole is here, each section in a file of its own.
+The root is here, each section in a file of its own.
 """
 
 from __future__ import annotations
@@ -34,69 +34,71 @@ from serve_app.values import PreviewMethod
 
 
 class AppConfig(Section):
-    """The whole application's configuration: the arguments of `serve_app.deployments.build:build`."""
+    """The application's configuration: the arguments of `serve_app.deployments.build:build`."""
 
     models: NamedBucket | None = None
-    """Model files in a bucket, as keys or as s3://BUCKET/PREFIX; that is then found where an s3 store is."""
+    """Model files in a bucket, as keys or as s3://BUCKET/PREFIX; the latter uses the endpoint of an s3 store."""
     models_dir: Path = Path("models")
     """Model files; with `models`, where each host keeps its copies."""
     models_cache_bytes: Annotated[int, Field(ge=0)] = 0
-    """Copies beyond this go, least recently used first; 0 keeps them all."""
+    """Limit of the copies, evicted least recently used first; 0 keeps them all."""
     model_changes: ModelChangeLimits | None = None
-    """Whether admins may upload and delete model files over HTTP; an empty section lets them, None nobody."""
+    """Whether admins may upload and delete model files over HTTP: an empty section allows it, None does not."""
     store: Annotated[VolumeConfig | S3Config, Field(discriminator="kind")] = VolumeConfig()
     """Where clients' files are."""
     input_dir: Path = Path("input")
     output_dir: Path = Path("output")
     temp_dir: Path = Path("temp")
     temp_age_s: Annotated[float, Field(ge=60)] = 86_400.0
-    """How old previews in temp_dir get; a server that starts removes all that no unfinished job has shown."""
+    """How old previews in temp_dir get; a server that starts removes all but those of unfinished jobs."""
     user_dir: Path = Path("user")
     """Settings and files of the web page's users."""
     preview_method: PreviewMethod = "none"
-    """Of jobs that name none as `extra_data.preview_method`. Some clients take previews for results."""
+    """The default of `extra_data.preview_method`. Some clients take previews for results."""
     multi_user: bool = False
-    """Whether the web page asks who one is, to keep settings apart. It is no security: anyone may be any user."""
+    """Whether the web page asks for a user, to separate settings. It is no security: anyone may be any user."""
     tenants: TenantsConfig | None = None
-    """None lets everyone in who reaches the port, and all have everything together."""
+    """None lets every client in, and all share all jobs and files."""
     database_url: str = "sqlite:///state/jobs.sqlite"
     database_statement_s: Seconds = 30.0
-    """How long PostgreSQL may take to answer one statement; then the connection is given up and another one tries."""
+    """How long PostgreSQL may take to answer one statement; then it is retried over another connection."""
     max_queue: Annotated[int, Field(ge=1)] = 1000
     """Jobs that may wait; one more is answered 503."""
     client_share: Annotated[float, Field(gt=0, le=1)] = 0.8
     """How much of max_queue the jobs of one client may take; those that name no client_id count as one client's."""
     client_priority: bool = True
-    """Whether a submission may say `front`, `number` or a priority; if not, it is answered 400: for open servers."""
+    """Whether a submission may have `front`, `number` or a priority; if not, it is answered 400: for open servers."""
     max_priority: Annotated[int, Field(ge=0, le=1_000_000)] = 100
     """How far from 0 the `extra_data.priority` of a submission may be; jobs of a higher one go before all others."""
     max_attempts: Annotated[int, Field(ge=1)] = 3
     """Replicas a job may lose while it alone runs on them, before it is given up."""
     silence_s: Annotated[float, Field(ge=5)] = 20.0
-    """How long a replica may say nothing before its process is ended and its tasks are given to others."""
+    """How long a replica may be silent before its process is ended and its tasks are given to others."""
     job_time_s: Seconds | None = None
     """How long a job may run, from its start; then it ends in error."""
     deadline_s: Seconds | None = None
     """Within what time of its submission a job must have ended, waiting included; then it ends in error."""
     cache: Annotated[str, Field(pattern=r"^(classic|none|lru:[0-9]{1,9})$")] = "classic"
-    """Node results that later jobs may use: as many as results_bytes holds, none, or lru:N at most N a replica too."""
+    """Node results that later jobs may use: within results_bytes, none, or lru:N for at most N per replica too."""
     strict: bool = False
-    """Whether jobs that do not say share no computation with others, so that equal ones are equal to the bit."""
+    """The default of `extra_data.strict`: share no computation with other jobs, so that equal jobs are equal to the
+    bit.
+    """
     custom_nodes_dir: Path | None = None
     """The folder of node packs; their code runs in workers and replicas. None loads none."""
     pack_import_s: Seconds = 600.0
     """How long one pack may take to be imported; then the process that imports it ends, saying which it was."""
     logs: log.Form = "text"
-    """What log lines look like."""
+    """The format of log lines."""
     retention: RetentionConfig = RetentionConfig()
-    """What is let go of jobs and files; nothing, unless it says so."""
+    """Which jobs and files are deleted; none by default."""
     limits: SizeLimits = SizeLimits()
     events: EventLimits = EventLimits()
     webhooks: WebhookLimits = WebhookLimits()
     backoff: BackoffRules = BackoffRules()
-    """How long the jobs wait of whoever has ended a replica."""
+    """How long jobs of an owner whose job ended a replica wait."""
     quotas: Quotas = Quotas()
-    """What each tenant may have; see Quota."""
+    """The quotas of each tenant; see Quota."""
     ingress: IngressConfig = IngressConfig()
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 
@@ -118,7 +120,7 @@ class AppConfig(Section):
 
     @property
     def latents(self) -> LatentBounds | None:
-        """What a sampler may work on in some pool that shares workflows; None where there is none."""
+        """The largest bounds of a sampler's latents in any pool that shares workflows; None without one."""
         pools = (pool for pool in self.pools if pool.runtime and pool.comfyui is None)
         bounds = [pool.latents(cuda=pool.gpus > 0 and pool.device != "cpu") for pool in pools]
         return LatentBounds(max(b.cells for b in bounds), max(b.pairs for b in bounds)) if bounds else None
@@ -135,7 +137,7 @@ class AppConfig(Section):
         return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
 
     def on(self, gpus: float) -> AppConfig:
-        """Return it for a cluster of so many GPUs, which say what `num_gpus: auto` of its pools is."""
+        """Return the configuration for a cluster with this many GPUs, which decides `num_gpus: auto` of its pools."""
         auto = [pool for pool in self.pools if pool.num_gpus == "auto" and pool.takes_a_gpu]
         left = max(0.0, gpus - sum(pool.gpus for pool in self.pools))
         # Ray's shares have four digits.
@@ -145,7 +147,7 @@ class AppConfig(Section):
         return self.model_copy(update={"pools": tuple(pools)})
 
     def resolved(self) -> AppConfig:
-        """Return it with every path absolute and every directory made, the database's among them."""
+        """Return the configuration with absolute paths, and make every directory, the database's among them."""
         update: dict[str, Any] = {}
         for name in ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir"):
             path = getattr(self, name).expanduser().absolute()

@@ -1,4 +1,4 @@
-"""The key `comfyui` of a pool."""
+"""The section `comfyui` of a pool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OWN_ARGUMENTS = frozenset(
     | {"--base-directory", "--database-url", "--max-upload-size", "--disable-auto-launch", "--auto-launch"}
     | {"--tls-keyfile", "--tls-certfile", "--multi-user", "--quick-test-for-ci"}
 )
-"""Arguments of ComfyUI's main.py that a replica gives itself, or that would keep it from reaching its process."""
+"""Arguments of ComfyUI's main.py that a replica sets itself, or that would cut it off from its process."""
 
 
 def _free_arguments(arguments: tuple[str, ...]) -> tuple[str, ...]:
@@ -29,7 +29,7 @@ def _without_slash(url: str) -> str:
 
 
 class ComfyUIConfig(Section):
-    """A ComfyUI that runs a pool's jobs: an installation, of which every replica starts a process, or a running one."""
+    """A ComfyUI that runs a pool's jobs: an installation, which every replica starts as a process, or a running one."""
 
     directory: Path | None = None
     """The installation, with main.py and custom_nodes; nothing in it is changed."""
@@ -38,18 +38,17 @@ class ComfyUIConfig(Section):
     arguments: Annotated[tuple[str, ...], pydantic.AfterValidator(_free_arguments)] = ()
     """More arguments of main.py, such as --fast or --reserve-vram."""
     url: Annotated[Endpoint, pydantic.AfterValidator(_without_slash)] | None = None
-    """A ComfyUI that runs already; files go to it and come from it over HTTP. Nobody else may queue there."""
+    """The URL of a running ComfyUI; files are exchanged over HTTP. Nobody else may use its queue."""
     scratch_dir: Path | None = None
-    """Where a replica makes the folders of its process, gone with it; None is the system's temporary directory."""
+    """Where a replica makes the temporary folders of its process; None is the system's temporary directory."""
     start_s: Seconds = 600.0
     """How long a process may take until it answers; importing packs counts."""
     routes: bool = True
-    """Whether a replica answers for HTTP paths that this server has no route for, as its packs' pages need.
-
-    Any client may then ask for them: leave it off where a pack's routes install things.
+    """Whether HTTP paths without a route on this server are relayed to a replica, as its packs' pages need. Any client
+    may then use them: turn it off where a pack's routes install things.
     """
     keep_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
-    """Files that its process has made and that may stay with it, for its own cache to show again."""
+    """Limit of the output files that stay with its process, so that its own cache can return them again."""
 
     @pydantic.model_validator(mode="after")
     def _is_one_of_two(self) -> ComfyUIConfig:
@@ -60,7 +59,9 @@ class ComfyUIConfig(Section):
         return self
 
     def absolute(self) -> ComfyUIConfig:
-        """Return it with every path absolute; a link stays one, for a virtual environment's Python is found by it."""
+        """Return it with absolute paths; links are not resolved, as a virtual environment's Python is found by its
+        link.
+        """
         paths = {"directory": self.directory, "python": self.python, "scratch_dir": self.scratch_dir}
         update = {name: path.expanduser().absolute() for name, path in paths.items() if path is not None}
         return self.model_copy(update=update)

@@ -11,7 +11,7 @@ from serve_app.config.section import Section
 
 Dialect: TypeAlias = Literal["contract", "comfy"]
 ROOT_DIALECT: Dialect = "contract"
-"""Whose routes the root has, of those that both dialects have, unless the configuration says otherwise."""
+"""The default dialect of root routes that both dialects have."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """The names of this machine for itself."""
 COMMAND_BYTES, IDS = 1_000_000, 1000
@@ -21,7 +21,7 @@ BODY_S, LOGIN_S = 120.0, 10.0
 
 
 class IngressConfig(Section):
-    """The HTTP replicas. They scale with the requests each has in hand."""
+    """The HTTP replicas. Serve scales them by concurrent requests."""
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
@@ -44,21 +44,22 @@ class IngressConfig(Section):
     max_listeners: Annotated[int, Field(ge=1)] = LISTENERS
     """Websockets and event polls that one replica has at once; one more is answered 503, a handshake too."""
     max_pack_streams: Annotated[int, Field(ge=1)] = PACK_STREAMS
-    """Long answers and websockets of node packs that one replica passes on at once."""
+    """Streamed answers and websockets of node packs that one replica relays at once."""
     max_command_bytes: Annotated[int, Field(ge=1024)] = COMMAND_BYTES
-    """Size of any other body, such as settings, and of what a client says at once on a node pack's websocket."""
+    """Size of any other body, for example settings, and of one message of a client on a node pack's websocket."""
     max_ids: Annotated[int, Field(ge=1)] = IDS
     """Jobs that one request cancels or forgets."""
     queue_items: Annotated[int, Field(ge=1)] = QUEUE_ITEMS
     """Jobs that an answer to GET /queue names: all that run, then those that wait, the next to start first."""
     queue_bytes: Annotated[int, Field(ge=0)] = QUEUE_BYTES
-    """Memory that the first of these take which come with their prompts; the others' prompts are empty."""
+    """Memory limit for the prompts in that answer; prompts beyond it are empty."""
     root_dialect: Dialect = ROOT_DIALECT
-    """Of the root's routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the root."""
+    """The dialect of root routes that the contract and ComfyUI both have: comfy lets every ComfyUI client use the
+    root.
+    """
     allowed_hosts: tuple[str, ...] = LOOPBACK
-    """Names in a request's Host that are this server's, "*.example" for all below one; "*" for any, as behind a proxy.
-
-    `serve-app up` takes any where it listens on more than this machine and the file says nothing.
+    """Accepted names in a request's Host header, "*.example" for all subdomains; "*" for any, as behind a proxy.
+    `serve-app up` accepts any if it listens beyond this machine and the key is not set.
     """
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may use this server beside its own, as https://app.example; "*" for any."""

@@ -1,4 +1,4 @@
-"""The sections `limits`, `events`, `webhooks`, `model_changes` and `backoff`: how large what clients ask for may be."""
+"""The sections `limits`, `events`, `webhooks`, `model_changes` and `backoff`: bounds on what clients may request."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from serve_app.config.section import Section
 from serve_app.limits import refused
 
 VALUE_SHARE, TASK_SHARE = 4, 2
-"""One value, and all of a task, may fill one part in so many of the memory that their process has."""
+"""Divisors: the parts of the process's memory that one value, and all values of a task, may fill by default."""
 
 
 class EventLimits(Section):
-    """What the scheduler keeps of what clients have not read; beyond it the oldest is dropped.
+    """How many unread events the scheduler keeps; beyond these the oldest are dropped.
 
     A client that misses events finds the outcome in the history.
     """
@@ -28,13 +28,13 @@ class EventLimits(Section):
     feeds_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     """Memory of all clients' events; the client that has been away for longest is forgotten first."""
     streams: Annotated[int, Field(ge=0)] = 2048
-    """Ended jobs whose events stay in memory; those of others are made anew from the database."""
+    """Ended jobs whose events stay in memory; those of others are rebuilt from the database."""
     streams_bytes: Annotated[int, Field(ge=0)] = 128 * 1024 * 1024
     """Memory of all jobs' events before those of ended jobs go sooner."""
 
 
 class ModelChangeLimits(Section):
-    """How large a model file may be that an admin uploads, how long it may take, and how many at once."""
+    """Limits of uploads of model files: size, time, and number at once."""
 
     max_bytes: Annotated[int, Field(ge=1)] = 50_000_000_000
     body_s: Annotated[float, Field(gt=0)] = 7200.0
@@ -44,24 +44,24 @@ class ModelChangeLimits(Section):
 
 
 class WebhookLimits(Section):
-    """How many webhooks there may be, where they may be, and how long it is tried to tell them something."""
+    """Limits of webhooks: their number, their addresses, and retries."""
 
     most: Annotated[int, Field(ge=0)] = 100
     """Webhooks that each tenant may have, or all together without tenants; 0 allows none."""
     allowed_networks: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks that may be sent to beside the Internet's addresses, as 10.1.0.0/16 or 127.0.0.1/32."""
+    """Networks that webhooks may be in beside public addresses, as 10.1.0.0/16 or 127.0.0.1/32."""
     timeout_s: Annotated[float, Field(gt=0, le=300)] = 15.0
     """How long a webhook may take to answer."""
     retry_s: Annotated[float, Field(gt=0, le=14_400)] = 5.0
-    """After how long what failed is sent again; four times as long after each further failure, at most 4 hours."""
+    """Delay of the first retry; four times as long after each further failure, at most 4 hours."""
     attempts: Annotated[int, Field(ge=1, le=100)] = 12
-    """How often something is sent before it is given up."""
+    """How often a delivery is attempted."""
     hosts: Mapping[str, str] = {}
     """Labels of the hosts that may run the webhook sender, as pools have them: {role: webhooks}. Empty is any."""
 
 
 class SizeLimits(Section):
-    """Beyond these a job ends in error, or is refused, before memory is taken for it."""
+    """Limits of values and workflows; beyond them a job fails or is refused before memory is allocated."""
 
     image_pixels: Annotated[int, Field(ge=1, le=178_956_970)] = 134_217_728
     """Pixels of one image that is read from a file, or of one frame. More than the maximum no decoder here takes."""
@@ -76,7 +76,7 @@ class SizeLimits(Section):
     generated_tokens: Annotated[int, Field(ge=1)] = 8_192
     """Of one text that a language model generates; what it keeps of each stays until the last."""
     shown_bytes: Annotated[int, Field(ge=1024)] = 32 * 1024 * 1024
-    """Of what the nodes of one task show its client, which the scheduler, the database and the history carry."""
+    """Of the outputs that the nodes of one task show its client, which pass through the scheduler and the database."""
     graph_nodes: Annotated[int, Field(ge=1)] = 20_000
     """Nodes of one workflow, those that its nodes make among them."""
     levels: Annotated[int, Field(ge=1)] = 100_000
@@ -88,7 +88,7 @@ class SizeLimits(Section):
     sample_rate: Annotated[int, Field(ge=1)] = 768_000
     """Samples a second of one sound; the filters by which it gets another rate grow with it."""
     renders: Annotated[int, Field(ge=1)] = 2
-    """Images that one ingress draws at once for GET /view with a preview or a channel; more wait for one of them."""
+    """Images that one ingress renders at once for GET /view with a preview or a channel; others wait."""
 
     decoder_bytes: Annotated[int, Field(ge=64 * 1024 * 1024)] = 2 * 1024**3
     """Memory that the process that decodes one file may take: an image, a sound, a video that is read or rewritten."""
@@ -96,13 +96,13 @@ class SizeLimits(Section):
     """How long one file may take to be decoded, or rewritten."""
 
     def within(self, memory_bytes: int) -> SizeLimits:
-        """Return them for a process that has so much memory."""
+        """Return the limits for a process with this much memory."""
         value_bytes = self.value_bytes or memory_bytes // VALUE_SHARE
         task_bytes = self.task_bytes or max(value_bytes, memory_bytes // TASK_SHARE)
         return self.model_copy(update={"value_bytes": value_bytes, "task_bytes": task_bytes})
 
     def excess(self, key: str, count: int, unit: str) -> str | None:
-        """Return what an error says of a count beyond the limit of this key, and note it as refused; None within it."""
+        """Return an error message for a count beyond this key's limit, and count the refusal; None within the limit."""
         most: int = getattr(self, key)
         if not most or count <= most:
             return None
@@ -111,17 +111,17 @@ class SizeLimits(Section):
 
 
 class BackoffRules(Section):
-    """How long the next jobs wait of a tenant whose job has ended a replica, or of a client where there are no tenants.
+    """How long the next jobs of a tenant (without tenants, a client) wait after one of its jobs has ended a replica.
 
     Others' jobs do not wait.
     """
 
     first_s: Annotated[float, Field(ge=0, le=86_400)] = 5.0
-    """After its first loss; twice as long after each further one. 0: nobody waits."""
+    """Delay after the first loss; doubled after each further one. 0 turns the back-off off."""
     longest_s: Annotated[float, Field(ge=0, le=86_400)] = 900.0
-    """However many there were."""
+    """The longest delay."""
     forgiven_s: Annotated[float, Field(gt=0, le=864_000)] = 900.0
-    """After so long without another one loss counts no more, and after as long again the next."""
+    """After this time without a loss one loss is forgotten, and after the same time again the next."""
 
 
 class LatentBounds(NamedTuple):

@@ -1,4 +1,4 @@
-"""The section `pools`: one of its entries."""
+"""One entry of the section `pools`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from serve_app.recipe import WARM_FORM, warm_recipes
 EVERY_CLASS = ("*",)
 """The patterns of a pool that takes nodes of every class."""
 SHARED = "shared"
-"""The pools that share a workflow's nodes, as a destination; any other is the name of a pool that takes it whole."""
+"""The destination of workflows whose nodes may be spread over pools; any other is a pool that takes them whole."""
 LATENTS = {
     "cuda": LatentBounds(1_048_576, 400_000_000_000),
     "cpu": LatentBounds(131_072, 20_000_000_000),
 }
-"""What `latent_cells` and `latent_pairs` of a pool are where it says nothing, by device."""
+"""The defaults of `latent_cells` and `latent_pairs` by device."""
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
 
 
@@ -32,13 +32,13 @@ def _warmable(models: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class PoolConfig(Section):
-    """A set of equal replicas: which node classes they run, what they get of the hardware, how many there are."""
+    """A set of equal replicas: which node classes they run, their hardware, and their number."""
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,30}$")]
     accepts: tuple[str, ...] = EVERY_CLASS
     """Class-name patterns of the nodes it may run."""
     comfyui: ComfyUIConfig | None = None
-    """The ComfyUI that its replicas are: it takes whole workflows, one at a time, of all classes that it has."""
+    """The ComfyUI that runs as each replica: it takes whole workflows, one at a time, of all its classes."""
     prefers: tuple[str, ...] = ()
     """Class-name patterns of workflows that go to a ComfyUI even where other pools have all of their classes."""
     runtime: bool = True
@@ -46,7 +46,7 @@ class PoolConfig(Section):
     min_replicas: Annotated[int, Field(ge=0)] = 1
     max_replicas: Annotated[int, Field(ge=1)] = 1
     tasks_per_replica: Annotated[int, Field(ge=1)] = 16
-    """Tasks one replica runs at once: what can share a forward."""
+    """Tasks one replica runs at once, so that they can share forwards."""
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     num_gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs a replica; a fraction shares a card and bounds the memory the replica may take of it to the same share.
@@ -112,34 +112,30 @@ class PoolConfig(Section):
     warm: Annotated[tuple[str, ...], pydantic.AfterValidator(_warmable)] = ()
     """Models that a replica loads as it starts, as checkpoints/sd15.safetensors; see WARM_FORM."""
     hang_s: Annotated[float, Field(gt=0)] = 10.0
-    """How long one thing may block a replica's event loop before the process is ended and replaced.
-
-    What holds every thread up, such as importing a large extension, does not count; `silence_s` bounds that.
+    """How long a call may block a replica's event loop before the process is ended and replaced. Calls that block every
+    thread, as importing a large extension does, do not count; `silence_s` bounds them.
     """
     node_time_s: Seconds | None = 1800.0
     """How long one call of a node may take that needs no models. Its job then ends in error."""
     runtime_node_time_s: Seconds | None = None
     """How long one call of a node may take that needs models, such as a sampler."""
     forward_time_s: Seconds = 1800.0
-    """How long one forward of a model may take, or loading one, before the replica's process is ended and replaced.
-
-    What it bounds is a computation that never returns, on a broken device say.
+    """How long one forward of a model, or loading one, may take before the replica's process is ended and replaced, as
+    after a computation that never returns on a broken device.
     """
     cancelled_time_s: Seconds = 60.0
-    """How long the engine may go on with what was cancelled, before its replica hands its tasks back and is replaced.
-
-    What it computes on a CPU ends between two operations; of a GPU's work, what it has asked for already is done.
+    """How long the engine may compute a cancelled task before its replica hands its tasks back and is replaced. On a
+    CPU cancelled work stops between two operations; on a GPU, enqueued work is finished.
     """
     stop_s: Seconds = 10.0
-    """How long a node may go on that was cancelled or took too long, before its process is ended and replaced."""
+    """How long a node that was cancelled or took too long may go on before its process is ended and replaced."""
     finish_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
-    """How long other tasks may go on in a replica that is to be ended for a node beyond stop_s; it takes no more."""
+    """How long other tasks may go on in a replica that is ended because of a node beyond stop_s; it takes no more."""
     idle_s: Annotated[float, Field(ge=0)] = 60.0
     """How long a replica beyond min_replicas stays without work."""
     drain_s: Seconds = 30.0
-    """Within what time a pool's replicas should have done what waits for them; more are started for what takes longer.
-
-    By how long the steps of each model have taken before; a second each until that is known.
+    """Target time for a pool's replicas to drain their queue; more are started for a longer queue. It is estimated from
+    measured step times per model; a second each until they are known.
     """
 
     @pydantic.model_validator(mode="before")
@@ -153,7 +149,7 @@ class PoolConfig(Section):
 
     @property
     def gpus(self) -> float:
-        """GPUs a replica; none for auto, before `AppConfig.on` says what that is."""
+        """GPUs per replica; 0 for auto until `AppConfig.on` has resolved it."""
         return 0.0 if self.num_gpus == "auto" else self.num_gpus
 
     @property
@@ -168,7 +164,7 @@ class PoolConfig(Section):
 
     @property
     def takes_a_gpu(self) -> bool:
-        """Whether a GPU would be of use to it: it has models here, on no CPU."""
+        """Whether its replicas can use a GPU: they have models, and not on the CPU."""
         elsewhere = self.comfyui is not None and self.comfyui.url is not None
         return self.runtime and self.device != "cpu" and not elsewhere
 

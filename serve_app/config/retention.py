@@ -11,7 +11,7 @@ from serve_app.config.section import Seconds, Section
 
 
 class KeepConfig(Section):
-    """How much is kept of a kind; what is left out sets no bound."""
+    """Bounds of one kind of data; a missing key is no bound."""
 
     age_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     count: Annotated[int, Field(ge=0)] | None = None
@@ -19,23 +19,23 @@ class KeepConfig(Section):
 
 
 class KeptConfig(Section):
-    """How much is kept for one tenant, or for each."""
+    """Retention of one tenant, or of each."""
 
     history: KeepConfig | None = None
     """Jobs that have ended; bytes are those of their texts in the database. Their files stay."""
     outputs: KeepConfig | None = None
-    """Whatever is in output_dir, or that area of the bucket."""
+    """All files in output_dir, or in that area of the bucket."""
     previews: KeepConfig | None = None
-    """Pictures in temp_dir that nodes have shown; also removed after temp_age_s."""
+    """Preview images of nodes in temp_dir; also removed after temp_age_s."""
     uploads: KeepConfig | None = None
-    """Whatever is in input_dir but uploads of Comfy API v2, which expire as their clients say."""
+    """All files in input_dir except uploads of Comfy API v2, which have their own expiry."""
     temp: KeepConfig | None = None
-    """Whatever else is in temp_dir."""
+    """All other files in temp_dir."""
 
 
 class RetentionConfig(KeptConfig):
-    """How much is kept. The bounds of a kind are each tenant's, but for those with bounds of their own for it."""
+    """How much is kept of each kind of data: bounds per tenant, unless the tenant has its own."""
 
     tenants: Mapping[str, KeptConfig] = {}
     every_s: Seconds = 300.0
-    """How often it is looked whether something must go."""
+    """How often the rules are applied."""

@@ -1,4 +1,4 @@
-"""What every section of the configuration is, and the values that several have."""
+"""The base class of all sections of the configuration, and types of values that several have."""
 
 from __future__ import annotations
 

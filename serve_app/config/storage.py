@@ -1,4 +1,4 @@
-"""Where files are: the section `store`, and `models` where those are in a bucket."""
+"""The section `store`, where files are, and `models` for model files in a bucket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BucketConfig(Section):
 
     bucket: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,254}$")]
     prefix: str = ""
-    """What its keys begin with; the rest of the bucket is left alone."""
+    """The prefix of its keys; the rest of the bucket is not touched."""
     endpoint: Endpoint | None = None
     """None is Amazon's own, or AWS_ENDPOINT_URL_S3 of the environment."""
     region: str | None = None
@@ -26,9 +26,9 @@ class BucketConfig(Section):
     path_style: bool = False
     """Whether the bucket is named in the path and not in the host, as most stores but Amazon's want it."""
     patience_s: Annotated[float, Field(ge=0, le=600)] = 30.0
-    """How long a store that is away or busy is asked again."""
+    """How long requests to an unreachable or busy store are retried."""
     timeout_s: Annotated[float, Field(gt=0, le=600)] = 30.0
-    """How long one request may stay without an answer."""
+    """The timeout of one request."""
 
 
 class S3Config(BucketConfig):
@@ -38,19 +38,19 @@ class S3Config(BucketConfig):
     presigned_redirects: bool = False
     """Whether GET /view answers with a link to the store, so that files do not pass through the ingress."""
     public_endpoint: Endpoint | None = None
-    """What such links name, where clients reach the store by another address than the servers."""
+    """The endpoint in these links, if clients reach the store by another address than the servers."""
     link_s: Annotated[int, Field(ge=1, le=604_800)] = 300
-    """How long such a link is good."""
+    """The lifetime of these links."""
 
 
 class VolumeConfig(Section):
-    """Clients' files in input_dir, output_dir and temp_dir, which every host sees."""
+    """Clients' files in input_dir, output_dir and temp_dir, on a volume that every host mounts."""
 
     kind: Literal["volume"] = "volume"
 
 
 def _by_url(given: Any) -> Any:
-    """Return `s3://bucket/prefix` as the keys it stands for."""
+    """Expand `s3://bucket/prefix` to keys."""
     if not isinstance(given, str):
         return given
     bucket, _, prefix = given.removeprefix("s3://").partition("/")

@@ -17,7 +17,7 @@ Algorithm: TypeAlias = Literal["RS256", "RS384", "RS512", "PS256", "ES256", "ES3
 
 
 class JwtConfig(Section):
-    """Tokens of an identity provider, beside the keys that are made here."""
+    """Tokens of an identity provider, accepted beside API keys."""
 
     issuer: Annotated[str, Field(min_length=1)]
     audience: Annotated[str, Field(min_length=1)]
@@ -25,25 +25,24 @@ class JwtConfig(Section):
     """The provider's public keys: an https:// URL, or a file."""
     algorithms: Annotated[tuple[Algorithm, ...], Field(min_length=1)] = ("RS256", "ES256", "EdDSA")
     tenant_claim: str = "tenant"
-    """What names the tenant; a token without a tenant's name in it is refused."""
+    """The claim with the tenant's name; a token without it is refused."""
     scopes_claim: str = "scope"
-    """What lists scopes or roles; a token without it has submit and read."""
+    """The claim with scopes or roles; a token without it has submit and read."""
     roles: Mapping[str, tuple[KeyScope, ...]] = {}
-    """Scopes of each role, or value of the scopes' claim. One that is not here allows nothing, but for submit and read.
-
-    admin and metrics, which reach beyond the tenant, are given here alone: `roles: {image-admins: [admin]}`.
+    """Scopes of each role, or value of the scopes' claim. Unlisted values allow nothing, except submit and read. admin
+    and metrics, which reach beyond the tenant, can be granted here only: `roles: {image-admins: [admin]}`.
     """
 
 
 class TenantsConfig(Section):
-    """Who may come in, and that each has only what is its own. An empty section turns it on, with keys alone."""
+    """Authentication and separation of tenants. An empty section turns it on, with API keys alone."""
 
     jwt: JwtConfig | None = None
     shared_packs: bool = False
-    """Whether tenants may use what does not keep them apart: routes of node packs, and pools that are a ComfyUI."""
+    """Whether tenants may use what does not separate them: routes of node packs, and pools that are a ComfyUI."""
     shared_results: bool = False
-    """Whether a tenant's job may use what another tenant's has computed, where that names and shows nothing of it."""
+    """Whether a tenant's job may use cached results of another tenant, if they contain none of its files or names."""
     trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
-    """Networks of proxies before this server whose X-Forwarded-For the audit log believes; else it has who connects."""
+    """Networks of proxies before this server whose X-Forwarded-For the audit log trusts; else it logs the peer."""
     audit_days: Annotated[float, Field(gt=0)] = 90.0
     """How long the audit log is kept."""
