@@ -41,23 +41,23 @@ async def outputs_of(
     new = [item for item in items if item.asset_id not in kept]
     made: list[Asset] = []
     if new:
-        async with late_hashes(request).looking:
+        async with background_hasher(request).looking:
             made = await asyncio.to_thread(_assets, service.job_store, job_id, new)
         await service.inquire(RecordOutputs(tuple(made)))
     there = {asset.asset_id: asset for asset in made}
     there |= {asset_id: asset for asset_id, (asset, deleted) in kept.items() if not deleted}
     for asset in there.values():
         if asset.hash is None and asset.size:
-            late_hashes(request).begin(service, asset)
+            background_hasher(request).begin(service, asset)
     return [output_shape(there[i.asset_id], _type(i), request) for i in items if i.asset_id in there]
 
 
-def late_hashes(request: Request) -> BackgroundHasher:
+def background_hasher(request: Request) -> BackgroundHasher:
     """Return the application's background hasher."""
     state = request.app.state
-    if not hasattr(state, "late_hashes"):
-        state.late_hashes = BackgroundHasher(LOOKS)
-    found: BackgroundHasher = state.late_hashes
+    if not hasattr(state, "background_hasher"):
+        state.background_hasher = BackgroundHasher(LOOKS)
+    found: BackgroundHasher = state.background_hasher
     return found
 
 
