@@ -205,7 +205,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown parts {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
-    collector.seldom()
+    collector.collect_rarely()
     document: Figures = {"load_before": os.getloadavg()[0], "cores": os.cpu_count()}
     for name in arguments.parts:
         document[name] = figures = PARTS[name](arguments.rounds)

@@ -161,7 +161,7 @@ def _scope(key: str) -> Scope:
 def _log_to(file: TextIO) -> None:
     """Have lines made and written as a server does."""
     handler = logging.StreamHandler(file)
-    handler.setFormatter(log.Text())
+    handler.setFormatter(log.TextFormatter())
     logging.getLogger("serve_app").addHandler(handler)
     log.configure()
 

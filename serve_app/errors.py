@@ -45,7 +45,7 @@ def _edits(one: str, other: str) -> int:
     return row[-1]
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return a value as an error shows it, short whatever was sent."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 80
@@ -325,9 +325,9 @@ class WorkflowFileError(ServeAppError):
     """A workflow file given to the command line, or a change to it, cannot be used."""
 
 
-class RefusedError(ServeAppError):
+class ServerRefusedError(ServeAppError):
     """The server refused what the command line asked; says its error and detail."""
 
 
-class UnreachableError(ServeAppError):
+class ServerUnreachableError(ServeAppError):
     """The server has not answered the command line for as long as it waits."""

@@ -40,7 +40,7 @@ def configure(form: Form = "text", level: int = logging.INFO) -> None:
     logger = logging.getLogger("serve_app")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(Json() if form == "json" else Text())
+        handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
         logger.addHandler(handler)
     logger.setLevel(level)
     logger.propagate = False
@@ -56,7 +56,7 @@ def _escaped(record: logging.LogRecord) -> bool:
     return True
 
 
-class Text(logging.Formatter):
+class TextFormatter(logging.Formatter):
     """Lines for people: the ids stand after the message as key=value pairs."""
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Text(logging.Formatter):
         return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
-class Json(logging.Formatter):
+class JsonFormatter(logging.Formatter):
     """Lines for collectors: one object each, with `at`, `level`, `logger`, `message`, the ids, and a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:

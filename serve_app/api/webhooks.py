@@ -18,7 +18,7 @@ from serve_app.api.problems import problem
 from serve_app.api.request import Current, query_number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
-from serve_app.errors import InvalidSubmissionError, shown
+from serve_app.errors import InvalidSubmissionError, short_repr
 from serve_app.limits import refused
 from serve_app.scheduler.webhooks.outgoing import check_secret, check_url, new_secret
 from serve_app.service.service import Service
@@ -50,7 +50,9 @@ async def post_webhook(request: Request, service: Current) -> Response:
     """Make a webhook, which receives events from this moment on."""
     body = await read_object(request, service.limits.command)
     if unknown := sorted(body.keys() - set(KEYS)):
-        raise InvalidSubmissionError(f"{shown(unknown[0])} is not a key of a webhook; allowed are {', '.join(KEYS)}")
+        raise InvalidSubmissionError(
+            f"{short_repr(unknown[0])} is not a key of a webhook; allowed are {', '.join(KEYS)}"
+        )
     limits = service.limits.webhooks
     url = check_url(body.get("url"), limits.allowed_networks)
     secret = new_secret() if body.get("secret") is None else check_secret(body["secret"])
@@ -94,7 +96,7 @@ async def get_deliveries(request: Request, service: Current) -> Response:
     asked = request.query_params.get("state")
     state = next((known for known in STATES if known == asked), None)
     if state is None and asked is not None:
-        raise InvalidSubmissionError(f"state must be one of {', '.join(STATES)}, not {shown(asked)}")
+        raise InvalidSubmissionError(f"state must be one of {', '.join(STATES)}, not {short_repr(asked)}")
     webhook = await _found(request, service)
     if webhook is None:
         return _missing(request)
@@ -116,7 +118,7 @@ async def post_send(request: Request, service: Current) -> Response:
     if is_job_id(delivery_id):
         sent = await service.inquire(SendAgain(webhook.webhook_id, delivery_id, time.time()))
     if sent is None:
-        return problem(404, "Delivery not found", f"the webhook has no delivery {shown(delivery_id)}")
+        return problem(404, "Delivery not found", f"the webhook has no delivery {short_repr(delivery_id)}")
     return JsonResponse(_delivery(sent), 202)
 
 
@@ -126,14 +128,14 @@ async def _found(request: Request, service: Service) -> Webhook | None:
 
 
 def _missing(request: Request) -> Response:
-    return problem(404, "Webhook not found", f"no webhook has the id {shown(request.path_params['webhook_id'])}")
+    return problem(404, "Webhook not found", f"no webhook has the id {short_repr(request.path_params['webhook_id'])}")
 
 
 def _events(given: Any) -> tuple[str, ...]:
     if given is None:
         return USUAL_EVENTS
     if not isinstance(given, list) or not given or any(event not in EVENTS for event in given):
-        raise InvalidSubmissionError(f"'events' must be a list of some of {', '.join(EVENTS)}, not {shown(given)}")
+        raise InvalidSubmissionError(f"'events' must be a list of some of {', '.join(EVENTS)}, not {short_repr(given)}")
     return tuple(event for event in EVENTS if event in given)
 
 

@@ -1,4 +1,4 @@
-"""The command line: `serve-app up` starts a server, the other commands ask one over HTTP.
+"""The command line: `serve-app up` starts a server, most other commands are clients of one over HTTP.
 
 Each command imports what it needs when it runs, so that `submit` needs no torch and `up` no HTTP client.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from serve_app.cli.commands import app
-from serve_app.cli.lines import say
+from serve_app.cli.lines import print_line
 from serve_app.errors import ServeAppError
 
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         app(None if argv is None else list(argv), prog_name="serve-app")
     except ServeAppError as error:
-        say(f"serve-app: {error}", error=True)
+        print_line(f"serve-app: {error}", error=True)
         return 1
     except SystemExit as ended:
         if isinstance(ended.code, int):

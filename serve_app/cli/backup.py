@@ -1,4 +1,4 @@
-"""`serve-app backup` and `restore`: the database as one file, and back."""
+"""`serve-app backup` and `restore`: copy the database to one file, and back."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-from serve_app.cli.lines import say
+from serve_app.cli.lines import print_line
 from serve_app.config import AppConfig
 from serve_app.errors import BackupError, ConfigError, DatabaseDamagedError
 from serve_app.replica.files import open_store
@@ -16,8 +16,8 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import WholeStore
 
 
-def backup(config: AppConfig, file: Path, *, files: bool) -> int:
-    """Write a copy of the database, if asked with the list of files. Errors: BackupError, and `write_backup`'s."""
+def backup_database(config: AppConfig, file: Path, *, files: bool) -> int:
+    """Write a copy of the database. files: with the list of stored files. Errors: BackupError, and `write_backup`'s."""
     jobs = Jobs(config.database_url)
     try:
         summary = write_backup(jobs, file, open_store(config) if files else None)
@@ -25,14 +25,14 @@ def backup(config: AppConfig, file: Path, *, files: bool) -> int:
         raise BackupError(f"{file} cannot be written: {error}") from error
     finally:
         jobs.close()
-    say(f"{file}: {_said(summary)}")
+    print_line(f"{file}: {_said(summary)}")
     return 0
 
 
-def restore(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) -> int:
-    """Put a copy in the database's place; print what the store lacks of its files. Returns 1 if it lacks some.
+def restore_database(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) -> int:
+    """Replace the database by a copy; print its files that the store lacks. Returns 1 if any are missing.
 
-    Errors: BackupError, ConfigError, and `restore_backup`'s. A server is noticed as `serve-app check` does.
+    Errors: BackupError, ConfigError, and `restore_backup`'s. A running server is detected as in `serve-app check`.
     """
     store = open_store(config)
     try:
@@ -41,25 +41,25 @@ def restore(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) ->
         except DatabaseDamagedError as error:
             if not replace:
                 raise
-            say(str(error), error=True)
+            print_line(str(error), error=True)
             summary, aside = restore_over_damaged(config.database_url, file, store, keep_keys=keep_keys)
-            say(f"the damaged file is now {aside}, likewise its -wal and -shm", error=True)
+            print_line(f"the damaged file is now {aside}, likewise its -wal and -shm", error=True)
             for table, what in (("api_keys", "API keys"), ("audit", "entries of the audit log")):
                 left = summary.salvaged[table]
                 lost = "" if left.whole else "; others cannot be read any more, and are as in the copy"
-                say(f"{len(left.rows)} {what} are taken over from it{lost}", error=True)
+                print_line(f"{len(left.rows)} {what} are taken over from it{lost}", error=True)
     except OSError as error:
         raise BackupError(f"{file} cannot be read: {error}") from error
     made = datetime.fromtimestamp(summary.made_s).isoformat(" ", "seconds")
-    say(f"restored as of {made}: {_said(summary)}", error=True)
+    print_line(f"restored as of {made}: {_said(summary)}", error=True)
     if summary.ended_keys:
-        say(
+        print_line(
             f"{summary.ended_keys} of its API keys hold no longer, since they may have been revoked after it was made; "
             "make new ones, or restore with --keep-keys",
             error=True,
         )
     for area, path in summary.absent or ():
-        say(f"{area}/{path} is missing, or of another size")
+        print_line(f"{area}/{path} is missing, or of another size")
     return 1 if summary.absent else 0
 
 

@@ -1,10 +1,10 @@
-"""`serve-app check`: whether the database and the stored files agree."""
+"""`serve-app check`: compare the database with the stored files."""
 
 from __future__ import annotations
 
 import time
 
-from serve_app.cli.lines import say
+from serve_app.cli.lines import print_line
 from serve_app.config import AppConfig
 from serve_app.errors import ConfigError
 from serve_app.replica.files import open_store
@@ -13,11 +13,11 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.check import check as differences
 
 
-def check(config: AppConfig, *, mend: bool) -> int:
-    """Print what differs; mend it if asked. Returns 1 if something differs, 0 if it is all mended or nothing does.
+def check_files(config: AppConfig, *, mend: bool) -> int:
+    """Print the differences, and mend them if `mend`. Returns 1 if any are left.
 
-    Errors: ConfigError, DatabaseAwayError, StoreError.
-    A server that works on the database is noticed by its stamps of the lease, which takes a few seconds.
+    Errors: ConfigError, DatabaseAwayError, StoreError. A running server is detected by its renewals of the lease, which
+    takes a few seconds.
     """
     jobs = Jobs(config.database_url)
     try:
@@ -28,9 +28,9 @@ def check(config: AppConfig, *, mend: bool) -> int:
                 raise ConfigError("a server works on this database; stop it before mending")
         left = 0
         for difference in differences(jobs, open_store(config), mend=mend):
-            say(difference.what + ("; removed" if difference.mended else ""))
+            print_line(difference.what + ("; removed" if difference.mended else ""))
             left += not difference.mended
-        say(f"{left} differences" if left else "the database and the stored files agree", error=True)
+        print_line(f"{left} differences" if left else "the database and the stored files agree", error=True)
     finally:
         jobs.close()
     return 1 if left else 0

@@ -1,4 +1,4 @@
-"""`serve-app compare`: one workflow on two kinds of pool, and how far what they save differs."""
+"""`serve-app compare`: run one workflow on two pools and compare the saved files."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from serve_app.cli.lines import say
+from serve_app.cli.lines import print_line
 from serve_app.cli.progress import progress
-from serve_app.cli.server import Server
-from serve_app.cli.submit import VIEW, files_of, follow
-from serve_app.errors import RefusedError
+from serve_app.cli.server import ServerClient
+from serve_app.cli.submit import VIEW, follow, node_files
+from serve_app.errors import ServerRefusedError
 from serve_app.media.pictures import FORMATS
 
 AMPLIFIED = 16
-"""How many times larger than it is the difference is drawn, for an eye to see it."""
+"""The factor by which the drawn difference is amplified, to be visible."""
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """How far two files differ. largest, mean: of all channels of all pixels, in 0…255; None where not comparable.
+class FileDifference:
+    """The difference of two files. largest, mean: of all channels of all pixels, in 0…255; None if not comparable.
 
-    words: what they are, or why they cannot be compared. picture: both side by side and their difference, amplified.
+    words: a description, or why they cannot be compared. picture: both side by side and their difference, amplified.
     """
 
     words: str
@@ -36,23 +36,25 @@ class Difference:
     picture: Image.Image | None = None
 
     def within(self, tolerance: float) -> bool:
-        """Whether no channel of a pixel differs by more."""
+        """Whether no channel of a pixel differs by more than the tolerance."""
         return self.largest is not None and self.largest <= tolerance
 
 
-def compare(server: Server, body: Mapping[str, Any], pools: Sequence[str], tolerance: float, directory: Path) -> int:
+def compare_pools(
+    server: ServerClient, body: Mapping[str, Any], pools: Sequence[str], tolerance: float, directory: Path
+) -> int:
     """Run the body on both pools, print a line for each file, return the exit status: 1 if one differs by more."""
-    left, right = (run(server, body, pool) for pool in pools)
+    left, right = (run_on_pool(server, body, pool) for pool in pools)
     alike = left.keys() == right.keys()
     if not alike:
-        say(f"outputs differ: {', '.join(sorted(left))} of {pools[0]}, {', '.join(sorted(right))} of {pools[1]}")
+        print_line(f"outputs differ: {', '.join(sorted(left))} of {pools[0]}, {', '.join(sorted(right))} of {pools[1]}")
     for node_id in sorted(left.keys() & right.keys()):
-        ours, theirs = list(files_of(left[node_id])), list(files_of(right[node_id]))
+        ours, theirs = list(node_files(left[node_id])), list(node_files(right[node_id]))
         if len(ours) != len(theirs):
             alike = False
-            say(f"node {node_id}: {len(ours)} files of {pools[0]}, {len(theirs)} of {pools[1]}")
+            print_line(f"node {node_id}: {len(ours)} files of {pools[0]}, {len(theirs)} of {pools[1]}")
         for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
-            found = difference(server.download(VIEW, **one), server.download(VIEW, **other))
+            found = file_difference(server.download(VIEW, **one), server.download(VIEW, **other))
             alike &= found.within(tolerance)
             where = ""
             if found.picture is not None:
@@ -60,48 +62,48 @@ def compare(server: Server, body: Mapping[str, Any], pools: Sequence[str], toler
                 path.parent.mkdir(parents=True, exist_ok=True)
                 found.picture.save(path)
                 where = f"  {path}"
-            say(f"node {node_id}, file {number}: {_line(found, tolerance)}{where}")
+            print_line(f"node {node_id}, file {number}: {_line(found, tolerance)}{where}")
         if not ours and not theirs and left[node_id] != right[node_id]:
             alike = False
-            say(f"node {node_id}: what is shown differs")
+            print_line(f"node {node_id}: what is shown differs")
     return int(not alike)
 
 
-def run(server: Server, body: Mapping[str, Any], pool: str) -> dict[str, Any]:
-    """Run the body on a pool and return its outputs. Errors: RefusedError if the job ends without success."""
+def run_on_pool(server: ServerClient, body: Mapping[str, Any], pool: str) -> dict[str, Any]:
+    """Run the body on a pool and return its outputs. Errors: ServerRefusedError if the job ends without success."""
     job_id = str(uuid.uuid4())
     extra_data = {**(body.get("extra_data") or {}), "pool": pool}
     server.post("/prompt", {**body, "prompt_id": job_id, "extra_data": extra_data})
-    say(f"pool {pool}: job {job_id}", error=True)
+    print_line(f"pool {pool}: job {job_id}", error=True)
     with progress(body["prompt"]) as show:
         follow(server, job_id, show)
     entry = server.get(f"/history/{job_id}")[job_id]
     if not entry["status"]["completed"]:
         words = "; ".join(entry["status"]["messages"])
-        raise RefusedError(f"the job on pool {pool} ended as {entry['status']['status_str']}: {words}")
+        raise ServerRefusedError(f"the job on pool {pool} ended as {entry['status']['status_str']}: {words}")
     outputs: dict[str, Any] = entry["outputs"]
     return outputs
 
 
-def difference(one: bytes, other: bytes) -> Difference:
+def file_difference(one: bytes, other: bytes) -> FileDifference:
     """Return how far two files differ."""
     try:
         left, right = (Image.open(io.BytesIO(data), formats=FORMATS).convert("RGBA") for data in (one, other))
     except (UnidentifiedImageError, OSError):
         same = one == other
         words = f"{len(one)} and {len(other)} bytes, {'equal' if same else 'different'}"
-        return Difference(words, 0.0 if same else None, 0.0 if same else None)
+        return FileDifference(words, 0.0 if same else None, 0.0 if same else None)
     if left.size != right.size:
-        return Difference(f"{_size(left)} and {_size(right)}", None, None)
+        return FileDifference(f"{_size(left)} and {_size(right)}", None, None)
     gap = np.abs(np.asarray(left, np.int16) - np.asarray(right, np.int16))
     drawn = Image.fromarray(np.clip(gap[..., :3] * AMPLIFIED, 0, 255).astype(np.uint8))
     picture = Image.new("RGB", (3 * left.width, left.height))
     for place, image in enumerate((left, right, drawn)):
         picture.paste(image.convert("RGB"), (place * left.width, 0))
-    return Difference(_size(left), float(gap.max()), float(gap.mean()), picture)
+    return FileDifference(_size(left), float(gap.max()), float(gap.mean()), picture)
 
 
-def _line(found: Difference, tolerance: float) -> str:
+def _line(found: FileDifference, tolerance: float) -> str:
     if found.largest is None or found.mean is None:
         return f"{found.words}: not the same"
     verdict = "" if found.within(tolerance) else f", above {tolerance:g}"

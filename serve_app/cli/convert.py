@@ -1,4 +1,4 @@
-"""`serve-app convert`: write a workflow that the web page saved in API format."""
+"""`serve-app convert`: convert a workflow that the web page saved to API format."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from serve_app.cli.server import Server
+from serve_app.cli.server import ServerClient
 from serve_app.errors import WorkflowFileError
 
 
-def convert(body: Mapping[str, Any], target: Path | None) -> int:
+def write_api_format(body: Mapping[str, Any], target: Path | None) -> int:
     """Write the body's workflow to a file, or print it without one. Errors: WorkflowFileError."""
     text = json.dumps(body["prompt"], indent=2, ensure_ascii=False)
     if target is None:
@@ -25,7 +25,7 @@ def convert(body: Mapping[str, Any], target: Path | None) -> int:
     return 0
 
 
-def served_classes(server: Server) -> Mapping[str, Any]:
+def served_classes(server: ServerClient) -> Mapping[str, Any]:
     """Return the node classes of a server, as /object_info describes them."""
     found: dict[str, Any] = server.get("/api/object_info")
     return found

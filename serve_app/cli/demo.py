@@ -1,4 +1,4 @@
-"""`serve-app demo`: start a server, draw a picture with the checkpoint that ships, say where it is, stop it."""
+"""`serve-app demo`: start a server, render an image with the included checkpoint, print its path, stop the server."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from serve_app.cli.lines import say
-from serve_app.cli.server import Server
-from serve_app.cli.submit import submit
-from serve_app.errors import ServeAppError, UnreachableError
+from serve_app.cli.lines import print_line
+from serve_app.cli.server import ServerClient
+from serve_app.cli.submit import submit_job
+from serve_app.errors import ServeAppError, ServerUnreachableError
 from serve_app.models.shipped import CHECKPOINT, provide
 
 MODELS = Path("models")
@@ -52,22 +52,24 @@ WORKFLOW: dict[str, Any] = {
 """What the demonstration submits: the checkpoint draws cards of 96 × 96 pixels, which are shown four times as large."""
 
 
-def demo() -> int:
+def run_demo() -> int:
     """Run the demonstration in the current directory. Returns the exit status."""
     provide(MODELS)
     port = _free_port()
     log = Path("demo.log")
-    say(f"starting a server on port {port}; its log is {log.absolute()}")
-    with _running(port, log), Server(f"http://127.0.0.1:{port}", START_S) as server:
-        status = submit(server, {"prompt": WORKFLOW}, OUTPUT)
+    print_line(f"starting a server on port {port}; its log is {log.absolute()}")
+    with _running(port, log), ServerClient(f"http://127.0.0.1:{port}", START_S) as server:
+        status = submit_job(server, {"prompt": WORKFLOW}, OUTPUT)
     if status == 0:
-        say(f"that file shows: {WISH}. To keep a server: serve-app up; to use it: serve-app submit workflow.json")
+        print_line(
+            f"that file shows: {WISH}. To keep a server: serve-app up; to use it: serve-app submit workflow.json"
+        )
     return status
 
 
 @contextlib.contextmanager
 def _running(port: int, log: Path) -> Iterator[None]:
-    """Run `serve-app up` meanwhile. Errors: UnreachableError with the end of its log if it cannot start."""
+    """Run `serve-app up` inside the context. Errors: UnreachableError with the end of its log if it cannot start."""
     command = [sys.executable, "-m", "serve_app.cli", "up", "--port", str(port)]
     directories = ["--models-dir", str(MODELS), "--output-dir", str(OUTPUT)]
     with log.open("w") as output:
@@ -76,7 +78,7 @@ def _running(port: int, log: Path) -> Iterator[None]:
         yield
     except ServeAppError:
         if server.poll() is not None:
-            raise UnreachableError(f"the server did not start:\n{log.read_text()[-2000:]}") from None
+            raise ServerUnreachableError(f"the server did not start:\n{log.read_text()[-2000:]}") from None
         raise
     finally:
         server.send_signal(signal.SIGTERM)

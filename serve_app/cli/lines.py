@@ -1,4 +1,4 @@
-"""Writing lines to the terminal: the only way there for text of a server's or of a file's."""
+"""Printing to the terminal; all text of servers and files goes through here, so that it is escaped."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from serve_app.printable import printable
 
 
-def say(line: str, *, error: bool = False) -> None:
+def print_line(line: str, *, error: bool = False) -> None:
     """Print a line at once to standard output, or to standard error."""
     print(printable(line), file=sys.stderr if error else sys.stdout, flush=True)
 
 
-def say_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Print a JSON value, for programs to read; control characters are escaped as JSON escapes them."""
     print(json.dumps(value, indent=2), flush=True)

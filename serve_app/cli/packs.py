@@ -1,4 +1,4 @@
-"""`serve-app packs DIR`: loads a folder of node packs here, and says which of their classes can run on this server."""
+"""`serve-app packs DIR`: load a folder of node packs, and report which of their classes can run on this server."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve_app.cli.lines import say
+from serve_app.cli.lines import print_line
 from serve_app.execution.call import PACKS
 from serve_app.packs.loading import Packs, load
 from serve_app.packs.requirements import requirements, unmet, write_lock
 
 SHOWN_NAMES = 3
-"""How many missing names a line holds, those that most classes use first."""
+"""How many missing names a line has, the most used first."""
 
 
-def packs(packs_dir: Path, *, markdown: bool = False) -> int:
-    """Print a line a pack and a line of sums; return 1 if a pack was left out. Runs the packs' code.
+def report_packs(packs_dir: Path, *, markdown: bool = False) -> int:
+    """Print a line for each pack and a line of sums; return 1 if a pack was left out. Runs the packs' code.
 
-    markdown: as a table of that kind.
+    markdown: print a Markdown table.
     """
     with tempfile.TemporaryDirectory() as root:
         folders = {area: Path(root, area) for area in ("input", "output", "temp")}
         for folder in folders.values():
             folder.mkdir()
         found = load(packs_dir, Path(root, "models"), folders)  # type: ignore[arg-type]
-    for line in table(found) if markdown else lines(found):
-        say(line)
+    for line in markdown_table(found) if markdown else report_lines(found):
+        print_line(line)
     return 1 if found.failures else 0
 
 
-def lock(packs_dir: Path) -> int:
-    """Write the lock of what the packs need, and say where; return 1 if this installation does not meet it."""
+def make_lock_file(packs_dir: Path) -> int:
+    """Write the lock file of the packs' requirements; return 1 if this installation does not meet it."""
     written = write_lock(packs_dir)
-    say(f"{written}: what {len(requirements(packs_dir))} packs need, together")
+    print_line(f"{written}: what {len(requirements(packs_dir))} packs need, together")
     missing = unmet(packs_dir)
     for line in missing:
-        say(f"not met: {line}")
+        print_line(f"not met: {line}")
     return 1 if missing else 0
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A pack that was loaded. classes: all that it lists. able: those that can run here. missing: what others use.
+    """A loaded pack. classes: all of its classes. able: those that can run here. missing: names that others use and
+    that are not here.
 
     left_out: classes that could not be loaded, each with the reason.
     """
@@ -55,8 +56,8 @@ class _Row:
     left_out: tuple[str, ...]
 
 
-def lines(found: Packs) -> Iterator[str]:
-    """Yield the table: pack, its classes, those that can run here, and what the others use that is missing."""
+def report_lines(found: Packs) -> Iterator[str]:
+    """Yield the table: pack, its classes, those that can run here, and missing names that the others use."""
     rows = _rows(found)
     width = max(map(len, [*rows, *found.failures, "pack"]))
     yield f"{'pack':{width}}  classes  run here  missing"
@@ -72,8 +73,8 @@ def lines(found: Packs) -> Iterator[str]:
     yield f"{able} of {every} classes can run here{share}; {len(found.failures)} packs are left out"
 
 
-def table(found: Packs) -> Iterator[str]:
-    """Yield the same as a table in Markdown, packs that were left out among the others."""
+def markdown_table(found: Packs) -> Iterator[str]:
+    """Yield the same as a Markdown table, including packs that were left out."""
     rows = _rows(found)
     yield "| pack | classes | run here | missing, by classes |"
     yield "|---|---|---|---|"
@@ -88,7 +89,7 @@ def table(found: Packs) -> Iterator[str]:
 
 
 def _rows(found: Packs) -> dict[str, _Row]:
-    """Return what there is to say of each pack that was loaded; the server's own of the same name lack nothing."""
+    """Return a row for each loaded pack; classes that the server has itself lack nothing."""
     lacks: dict[str, list[tuple[str, ...]]] = {pack: [()] * count for pack, count in found.superseded.items()}
     lacks |= {pack: lacks.get(pack, []) for pack in found.left_out}
     for spec in found.specs.values():

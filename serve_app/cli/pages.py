@@ -1,4 +1,4 @@
-"""What `serve-app models`, `nodes`, `status` and `story` print, line by line."""
+"""The output of `serve-app models`, `nodes`, `status` and `story`, line by line."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
-from serve_app.cli.lines import say, say_json
+from serve_app.cli.lines import print_json, print_line
 from serve_app.store.models.catalog import DRAWING, NO_MODELS
 
 
-def show(page: Callable[[Any], Iterator[str]], answer: Any, *, as_json: bool) -> int:
-    """Print an answer line by line, or as it is; return the exit status."""
+def print_answer(page: Callable[[Any], Iterator[str]], answer: Any, *, as_json: bool) -> int:
+    """Print an answer line by line, or as JSON; return the exit status."""
     if as_json:
-        say_json(answer)
+        print_json(answer)
     else:
         for line in page(answer):
-            say(line)
+            print_line(line)
     return 0
 
 
-def models(answer: Mapping[str, list[str]]) -> Iterator[str]:
-    """Yield every model file as folder/name; folders without files say so, and what to do if nothing can be drawn."""
+def model_lines(answer: Mapping[str, list[str]]) -> Iterator[str]:
+    """Yield every model file as folder/name, a note for empty folders, and a hint if there is no model to sample."""
     for folder, names in answer.items():
         yield from (f"{folder}/{name}" for name in names)
         if not names:
@@ -30,21 +30,21 @@ def models(answer: Mapping[str, list[str]]) -> Iterator[str]:
         yield NO_MODELS
 
 
-def nodes(answer: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    """Yield every node class with its category and what it makes."""
+def node_lines(answer: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield every node class with its category and outputs."""
     width = max(map(len, answer), default=0)
     for name, spec in answer.items():
         yield f"{name:<{width}}  {spec['category'] or '-'}  → {', '.join(spec['outputs']) or 'saved files'}"
 
 
-def status(answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield jobs, hosts with their GPUs, and replicas with what they hold."""
+def status_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield jobs, hosts with their GPUs, and replicas with their loaded models."""
     jobs = answer["jobs"]
     yield f"up {answer['uptime_s']:.0f} s, {jobs['running']} jobs running, {jobs['pending']} waiting"
     for pause in answer["paused"]:
         since = datetime.fromtimestamp(pause["since_s"]).isoformat(" ", "seconds")
         yield f"paused since {since}: {pause['kind']} {pause['name']}".rstrip()
-    yield from map(backoff, answer["backoffs"])
+    yield from map(backoff_line, answer["backoffs"])
     for host in answer["hosts"]:
         yield f"host {host['host']}: {host['ram_available_mb']} of {host['ram_total_mb']} MB memory available"
         for gpu in host["gpus"]:
@@ -60,15 +60,15 @@ def status(answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"replica {trouble['replica_id']} ({trouble['pool']}) cannot work: {trouble['why']}"
 
 
-def backoff(one: Mapping[str, Any]) -> str:
-    """Return who has ended replicas, and what their next jobs wait for."""
+def backoff_line(one: Mapping[str, Any]) -> str:
+    """Return the owner of jobs that ended replicas, and how long its next jobs wait."""
     whose = f"tenant {one['tenant']}" if one["tenant"] else f"client {one['client_id'] or '(without an id)'}"
     waits = f"its jobs wait {one['wait_s']:.0f} s" if one["wait_s"] > 0 else "its jobs wait no longer"
     return f"{whose} has ended {one['losses']} replicas: {waits}{', and run alone' if one['alone'] else ''}"
 
 
-def story(answer: Mapping[str, Any]) -> Iterator[str]:
-    """Yield how a job stands, and what happened to it lately."""
+def event_lines(answer: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a job's state and its latest events."""
     yield f"job {answer['job_id']}: {answer['state']}, {answer['percent']} %"
     for line in answer["story"]:
         at = datetime.fromtimestamp(line["at_s"]).isoformat(" ", "milliseconds")

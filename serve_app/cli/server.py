@@ -1,4 +1,4 @@
-"""A server as the command line sees it: over HTTP, and patient with one that is starting, full or being replaced."""
+"""An HTTP client of the server for the command line, with retries while it is starting, full or being replaced."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 
 import httpx
 
-from serve_app.cli.lines import say
-from serve_app.errors import RefusedError, UnreachableError
+from serve_app.cli.lines import print_line
+from serve_app.errors import ServerRefusedError, ServerUnreachableError
 
 LONGEST_PAUSE_S = 5.0
 SLOW_S = 600.0
-"""How long a server may be silent while it puts away a large file."""
+"""The timeout while a server stores a large file."""
 PIECE_BYTES = 1024 * 1024
-ABSENT = {502, 503, 504}
-"""What a server that is away for a moment, or a proxy before it, answers."""
+UNAVAILABLE = {502, 503, 504}
+"""Status codes of a server, or a proxy before it, that is unavailable for a moment."""
 
 
 class _Pieces:
@@ -34,12 +34,12 @@ class _Pieces:
                 yield piece
 
 
-class Server:
-    """Asks one server. Every request may be sent again, so each must be safe to repeat.
+class ServerClient:
+    """A client of one server. Every request may be retried, so each must be idempotent.
 
-    The key, for a server with tenants, is SERVE_APP_KEY of the environment. patience_s: how long one request is tried
-    while the server cannot be reached or is said to be away.
-    Errors of every method: RefusedError with the server's words, UnreachableError once patience is over.
+    The key, for a server with tenants, is SERVE_APP_KEY of the environment. patience_s: how long one request is retried
+    while the server cannot be reached or is unavailable. Errors of every method: ServerRefusedError with the server's
+    message, ServerUnreachableError after patience_s.
     """
 
     def __init__(self, url: str, patience_s: float = 60.0) -> None:
@@ -49,7 +49,7 @@ class Server:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0), follow_redirects=True, headers=headers)
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> ServerClient:
         return self
 
     def __exit__(
@@ -66,7 +66,9 @@ class Server:
         return self._json(self._ask("POST", path, json=body))
 
     def put(self, path: str, file: Path) -> Any:
-        """Return the JSON answer to a PUT of a file. Its name is free until it succeeds, so a repeat is refused."""
+        """Return the JSON answer to a PUT of a file. Once it has succeeded its name is taken, so a repeat is
+        refused.
+        """
         headers = {"Content-Length": str(file.stat().st_size)}
         return self._json(self._ask("PUT", path, content=_Pieces(file), headers=headers, timeout=SLOW_S))
 
@@ -87,19 +89,21 @@ class Server:
             except (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ProxyError) as error:
                 reason, pause_s = str(error) or type(error).__name__, min(2 * pause_s, LONGEST_PAUSE_S)
             except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-                raise UnreachableError(f"'{self.url}' is not an http:// or https:// address: {error}") from error
+                raise ServerUnreachableError(f"'{self.url}' is not an http:// or https:// address: {error}") from error
             else:
                 if response.is_success:
                     return response
                 reason = _words(response)
-                if response.status_code not in ABSENT:
-                    raise RefusedError(reason)
+                if response.status_code not in UNAVAILABLE:
+                    raise ServerRefusedError(reason)
                 after = response.headers.get("Retry-After", "")
                 pause_s = min(float(after), LONGEST_PAUSE_S) if after.isdecimal() else 1.0
             if time.monotonic() + pause_s > until:
-                raise UnreachableError(f"{self.url} did not take the request for {self._patience_s:g} s: {reason}")
+                raise ServerUnreachableError(
+                    f"{self.url} did not take the request for {self._patience_s:g} s: {reason}"
+                )
             if reason != told:
-                say(f"waiting for {self.url}: {reason}", error=True)
+                print_line(f"waiting for {self.url}: {reason}", error=True)
                 told = reason
             time.sleep(pause_s)
 
@@ -107,7 +111,9 @@ class Server:
         try:
             return response.json()
         except ValueError as error:
-            raise RefusedError(f"{response.request.url} did not answer JSON: is it a serve-app server?") from error
+            raise ServerRefusedError(
+                f"{response.request.url} did not answer JSON: is it a serve-app server?"
+            ) from error
 
 
 def _words(response: httpx.Response) -> str:

@@ -1,4 +1,4 @@
-"""`serve-app submit` and `watch`: queue a workflow, follow a job to its end, save its images, videos and sounds."""
+"""`serve-app submit` and `watch`: queue a workflow, follow a job to its end, save its output files."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from serve_app.cli.lines import say, say_json
+from serve_app.cli.lines import print_json, print_line
 from serve_app.cli.progress import Show, progress
-from serve_app.cli.server import Server
-from serve_app.errors import FileMissingError, ServeAppError, UnreachableError
+from serve_app.cli.server import ServerClient
+from serve_app.errors import FileMissingError, ServeAppError, ServerUnreachableError
 
 POLL_S = 20
 CANCEL_PATIENCE_S = 5.0
 VIEW = "/api/view"
-"""Answers files of every kind; the contract's own /view answers images alone."""
+"""The route for files of every kind; the contract's own /view has images only."""
 
 
-def submit(
-    server: Server, body: Mapping[str, Any], directory: Path, *, detach: bool = False, as_json: bool = False
+def submit_job(
+    server: ServerClient, body: Mapping[str, Any], directory: Path, *, detach: bool = False, as_json: bool = False
 ) -> int:
-    """Run the body's job, print where its files are, return the exit status. Ctrl-C cancels the job.
+    """Submit a job, follow it, save its files and print their paths; return the exit status. Ctrl-C cancels the job.
 
-    detach: print the job's id once it is queued, and leave it to `watch`. as_json: print {job_id, files} instead. The
-    job's id is chosen here, so a request that is sent again after a lost connection queues nothing twice.
+    detach: print the job's id once it is queued, and leave it to `watch_job`. as_json: print {job_id, files} instead.
+    The job's id is chosen here, so a retry after a lost connection queues nothing twice.
     """
     job_id = body.get("prompt_id", str(uuid.uuid4()))
     try:
         server.post("/prompt", {**body, "prompt_id": job_id})
         if detach:
             if as_json:
-                say_json({"job_id": job_id})
+                print_json({"job_id": job_id})
             else:
-                say(job_id)
+                print_line(job_id)
             return 0
-        say(f"job {job_id}", error=True)
+        print_line(f"job {job_id}", error=True)
         with progress(body["prompt"]) as show:
             follow(server, job_id, show)
     except KeyboardInterrupt:
@@ -44,34 +44,34 @@ def submit(
     return _saved(server, job_id, directory, as_json=as_json)
 
 
-def watch(server: Server, job_id: str, directory: Path, *, as_json: bool = False) -> int:
-    """Follow a job that somebody has queued, from its beginning; as `submit`, but that Ctrl-C leaves it alone."""
+def watch_job(server: ServerClient, job_id: str, directory: Path, *, as_json: bool = False) -> int:
+    """Follow a queued job from its beginning; as `submit_job`, but Ctrl-C does not cancel it."""
     graph = server.get(f"/api/v2/jobs/{job_id}/workflow")["workflow"]
     with progress(graph) as show:
         follow(server, job_id, show)
     return _saved(server, job_id, directory, as_json=as_json)
 
 
-def _saved(server: Server, job_id: str, directory: Path, *, as_json: bool) -> int:
-    """Save an ended job's files and print where; return the exit status."""
+def _saved(server: ServerClient, job_id: str, directory: Path, *, as_json: bool) -> int:
+    """Save an ended job's files and print their paths; return the exit status."""
     entry = server.get(f"/history/{job_id}").get(job_id)
     if entry is None:
-        raise UnreachableError(f"{server.url} no longer knows the job {job_id}")
+        raise ServerUnreachableError(f"{server.url} no longer knows the job {job_id}")
     status = entry["status"]
     if not status["completed"]:
-        say(f"serve-app: {status['status_str']}: {'; '.join(status['messages'])}", error=True)
+        print_line(f"serve-app: {status['status_str']}: {'; '.join(status['messages'])}", error=True)
         return 1
-    paths = (str(save(server.download(VIEW, **file), file, directory)) for file in files(entry["outputs"]))
+    paths = (str(save(server.download(VIEW, **file), file, directory)) for file in output_files(entry["outputs"]))
     if as_json:
-        say_json({"job_id": job_id, "files": list(paths)})
+        print_json({"job_id": job_id, "files": list(paths)})
         return 0
     for path in paths:
-        say(path)
+        print_line(path)
     return 0
 
 
-def follow(server: Server, job_id: str, show: Show) -> None:
-    """Show a job's events until its last; a lost connection goes on where it broke off."""
+def follow(server: ServerClient, job_id: str, show: Show) -> None:
+    """Show a job's events until its last; resume after a lost connection."""
     after, last = 0, False
     while not last:
         stretch = server.get(f"/jobs/{job_id}/events", after=after, timeout_s=POLL_S)
@@ -81,18 +81,18 @@ def follow(server: Server, job_id: str, show: Show) -> None:
         last = stretch["last"]
 
 
-def files(outputs: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Yield {filename, subfolder, type} of every file that a job's nodes show, each once."""
+def output_files(outputs: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield {filename, subfolder, type} of every output file of a job's nodes, each once."""
     seen: list[dict[str, str]] = []
     for ui in outputs.values():
-        for file in files_of(ui):
+        for file in node_files(ui):
             if file not in seen:
                 seen.append(file)
                 yield file
 
 
-def files_of(ui: Mapping[str, Any]) -> Iterator[dict[str, str]]:
-    """Yield every file that a node shows, of whatever kind, as `files`."""
+def node_files(ui: Mapping[str, Any]) -> Iterator[dict[str, str]]:
+    """Yield every output file of a node, of any kind, as `output_files`."""
     for items in ui.values():
         for item in items if isinstance(items, list) else ():
             if isinstance(item, Mapping) and "filename" in item and "type" in item:
@@ -102,8 +102,8 @@ def files_of(ui: Mapping[str, Any]) -> Iterator[dict[str, str]]:
 def save(data: bytes, file: Mapping[str, str], directory: Path) -> Path:
     """Write a file under its server's name and return the path.
 
-    One that is already there stays: the same file is not written again, another one gets a number after its name.
-    Errors: FileMissingError for a name that leaves the directory.
+    An existing file stays: the same content is not written again, other content gets a number after its name. Errors:
+    FileMissingError for a name that leaves the directory.
     """
     named = f"{file['subfolder']}/{file['filename']}".lstrip("/")
     root = directory.resolve()
@@ -127,11 +127,11 @@ def save(data: bytes, file: Mapping[str, str], directory: Path) -> Path:
             path = target.with_stem(f"{target.stem}_{count}")
 
 
-def _cancel(server: Server, job_id: str) -> None:
-    """Cancel the job of an interrupted command, without keeping its user waiting."""
+def _cancel(server: ServerClient, job_id: str) -> None:
+    """Cancel the job of an interrupted command, without waiting for long."""
     try:
-        with Server(server.url, CANCEL_PATIENCE_S) as impatient:
+        with ServerClient(server.url, CANCEL_PATIENCE_S) as impatient:
             cancelled = impatient.post(f"/jobs/{job_id}/cancel", {})["cancelled"]
-        say(f"job {job_id} {'cancelled' if cancelled else 'had ended already'}", error=True)
+        print_line(f"job {job_id} {'cancelled' if cancelled else 'had ended already'}", error=True)
     except ServeAppError as error:
-        say(f"serve-app: job {job_id} may still run: {error}", error=True)
+        print_line(f"serve-app: job {job_id} may still run: {error}", error=True)

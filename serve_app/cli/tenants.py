@@ -1,4 +1,4 @@
-"""Keys of tenants, the audit log and the list of tenants: of a server, with an admin's key, or of its database."""
+"""API keys, the audit log and the list of tenants: over HTTP with an admin's key, or in the database itself."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from serve_app.cli.server import Server
+from serve_app.cli.server import ServerClient
 from serve_app.config import AppConfig
 from serve_app.config.quotas import Quotas
-from serve_app.errors import InvalidSubmissionError, RefusedError
+from serve_app.errors import InvalidSubmissionError, ServerRefusedError
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.tenants.api_keys import PREFIX, AddKey, EndKey, FindKey, ListKeys, minted
 from serve_app.store.tenants.audit import ReadAudit
@@ -21,15 +21,17 @@ from serve_app.store.tenants.listing import ListTenants, with_quotas
 DAY_S = 86_400.0
 
 
-class Tenants(Protocol):
-    """What the commands ask, in the form of the server's answers. Errors: RefusedError."""
+class TenantAdmin(Protocol):
+    """The operations of the commands, with results in the format of the server's answers. Errors:
+    ServerRefusedError.
+    """
 
     def create(self, tenant: str, name: str, scopes: Sequence[str], days: float | None) -> str:
         """Make a key and return its text."""
         ...
 
     def rotate(self, key: str, grace_s: float) -> str:
-        """Make a key's successor and return its text; the old one holds for grace_s more."""
+        """Make a key's successor and return its text; the old one stays valid for grace_s."""
         ...
 
     def revoke(self, key: str) -> None: ...
@@ -43,10 +45,10 @@ class Tenants(Protocol):
         ...
 
 
-class OfServer:
-    """Asks a server over HTTP."""
+class ServerTenants:
+    """Uses a server over HTTP."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: ServerClient) -> None:
         self._server = server
 
     def create(self, tenant: str, name: str, scopes: Sequence[str], days: float | None) -> str:
@@ -71,8 +73,8 @@ class OfServer:
         return list(self._server.get("/tenants/audit", limit=limit, **whose)["entries"])
 
 
-class OfDatabase:
-    """Reads and writes the database itself, also while a server works on it."""
+class DatabaseTenants:
+    """Reads and writes the database itself, also while a server runs."""
 
     def __init__(self, jobs: Jobs, quotas: Quotas) -> None:
         self._ask = jobs.administer
@@ -86,14 +88,14 @@ class OfDatabase:
     def rotate(self, key: str, grace_s: float) -> str:
         old = self._ask(FindKey(_id(key)))
         if old is None or old.ended(time.time()):
-            raise RefusedError(f"no key that holds is {key}")
+            raise ServerRefusedError(f"no key that holds is {key}")
         made, text = minted(old.tenant, old.name, old.scopes, old.ends_s)
         self._ask(AddKey(made, old.key_id, grace_s))
         return text
 
     def revoke(self, key: str) -> None:
         if not self._ask(EndKey(_id(key))):
-            raise RefusedError(f"no key is {key}")
+            raise ServerRefusedError(f"no key is {key}")
 
     def keys(self) -> list[dict[str, Any]]:
         return [{**asdict(key), "shown": key.shown} for key in self._ask(ListKeys())]
@@ -106,20 +108,20 @@ class OfDatabase:
 
 
 @contextmanager
-def of_server(url: str) -> Iterator[Tenants]:
-    """Open a server, as `Server`."""
-    with Server(url) as server:
-        yield OfServer(server)
+def server_tenants(url: str) -> Iterator[TenantAdmin]:
+    """Open a client of a server."""
+    with ServerClient(url) as server:
+        yield ServerTenants(server)
 
 
 @contextmanager
-def of_database(settings: AppConfig) -> Iterator[Tenants]:
-    """Open the configured database. Errors: DatabaseAwayError; RefusedError for what it does not take."""
+def database_tenants(settings: AppConfig) -> Iterator[TenantAdmin]:
+    """Open the configured database. Errors: DatabaseAwayError; ServerRefusedError for an invalid request."""
     jobs = Jobs(settings.database_url)
     try:
-        yield OfDatabase(jobs, settings.quotas)
+        yield DatabaseTenants(jobs, settings.quotas)
     except InvalidSubmissionError as error:
-        raise RefusedError(str(error)) from error
+        raise ServerRefusedError(str(error)) from error
     finally:
         jobs.close()
 
@@ -148,7 +150,7 @@ def entry_line(entry: dict[str, Any]) -> str:
 
 
 def _id(key: str) -> str:
-    """Return a key's id, given it, or what is shown of the key."""
+    """Return a key's id, given the id or the visible part of the key."""
     return key.removeprefix(f"{PREFIX}_").partition("_")[0]
 
 

@@ -1,4 +1,4 @@
-"""`serve-app top`: the cluster on one screen, kept up to date until Ctrl-C."""
+"""`serve-app top`: the cluster on one screen, refreshed until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.cli.pages import backoff
-from serve_app.cli.server import Server
+from serve_app.cli.pages import backoff_line
+from serve_app.cli.server import ServerClient
 from serve_app.printable import printable
 
 Status = Mapping[str, Any]
-"""What `GET /status` answers."""
+"""The answer of `GET /status`."""
 
 
-def top(server: Server, every_s: float, *, once: bool) -> int:
-    """Show the cluster every so many seconds, or once, as it is where standard output is no terminal."""
+def watch_cluster(server: ServerClient, every_s: float, *, once: bool) -> int:
+    """Show the cluster every `every_s` seconds, or once if `once` or if standard output is no terminal."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     earlier, now, now_s = None, server.get("/status"), time.monotonic()
     if once or not sys.stdout.isatty():
@@ -36,7 +36,7 @@ def top(server: Server, every_s: float, *, once: bool) -> int:
 
 
 def screen(now: Status, earlier: Status | None = None, since_s: float = 0.0) -> RenderableType:
-    """Return what is shown. earlier: an answer of since_s ago, for rates."""
+    """Return the screen. earlier: the status of since_s ago, for rates."""
     return Group(_jobs(now, earlier, since_s), *_paused(now), _pools(now), _replicas(now), _hosts(now))
 
 
@@ -47,7 +47,7 @@ def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
     if load["queued"]:
         line += f" (the oldest for {load['oldest_s']:.0f} s)"
     line += f" · ended: {ended}"
-    # A scheduler that was replaced meanwhile counts from zero.
+    # The counters of a new scheduler start at zero.
     if earlier is not None and since_s > 0 and earlier["epoch"] == now["epoch"]:
         more = sum(load["ended"].values()) - sum(earlier["load"]["ended"].values())
         line += f" · {60 * more / since_s:.1f} a minute"
@@ -56,7 +56,7 @@ def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
 
 def _paused(now: Status) -> list[Text]:
     held = ", ".join(f"{pause['kind']} {pause['name']}".rstrip() for pause in now["paused"])
-    waiting = [backoff(one) for one in now["backoffs"] if one["wait_s"] > 0]
+    waiting = [backoff_line(one) for one in now["backoffs"] if one["wait_s"] > 0]
     lines = [f"paused: {held}"] if held else []
     return [Text(printable(line), style="bold yellow") for line in (*lines, *waiting)]
 
@@ -92,7 +92,7 @@ def _share(used: int, total: int) -> str:
 
 
 def _add(table: Table, *cells: str) -> None:
-    """Add a row of plain text, in which rich looks for no markup."""
+    """Add a row of plain text, without rich's markup."""
     table.add_row(*(Text(printable(cell)) for cell in cells))
 
 

@@ -1,4 +1,4 @@
-"""A workflow file as the body of a submission, and changes to its inputs from the command line."""
+"""Reading a workflow file as a submission's body, and setting its inputs from the command line."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from serve_app.graph.saved.convert import convert, is_saved_by_page
 from serve_app.nodes.unsupported import NOT_THERE
 
 
-def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def read_workflow(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Return the submission in a file: a workflow as the web page saves it or in API format, or a whole body.
 
-    classes: returns /object_info's answer; asked only for a workflow that the page saved. Errors: WorkflowFileError.
+    classes: returns /object_info's answer; called only for a workflow that the page saved. Errors: WorkflowFileError.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -27,7 +27,7 @@ def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str,
     if not isinstance(data, dict):
         raise WorkflowFileError(f"{path} must hold an object of nodes by id, or a body with 'prompt'")
     if is_saved_by_page(data):
-        # Like the page, the images get the workflow as it was, so that they can be opened there.
+        # As with the page, the images get the original workflow, so that they can be opened there.
         known = classes()
         try:
             return {"prompt": convert(data, known, NOT_THERE), "extra_data": {"extra_pnginfo": {"workflow": data}}}
@@ -38,8 +38,8 @@ def read_body(path: Path, classes: Callable[[], Mapping[str, Any]]) -> dict[str,
     return {"prompt": data}
 
 
-def changed(body: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Return the body with NODE.INPUT=VALUE applied in order. Errors: WorkflowFileError naming what exists.
+def with_assignments(body: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Return the body with NODE.INPUT=VALUE applied in order. Errors: WorkflowFileError with the existing names.
 
     VALUE is JSON where it reads as JSON, else a string. Only inputs the workflow has can be set: a misspelt one would
     otherwise change nothing, silently.
@@ -48,7 +48,7 @@ def changed(body: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     nodes: dict[str, Any] = body["prompt"]
     for assignment in assignments:
         target, separator, text = assignment.partition("=")
-        # A node's id may hold dots itself, so the longest id that fits is meant.
+        # A node's id may contain dots, so the longest matching id is used.
         fitting = [node_id for node_id in nodes if target.startswith(f"{node_id}.")]
         if not separator or "." not in target:
             raise WorkflowFileError(f"--set {assignment} must be NODE.INPUT=VALUE, e.g. 3.seed=7")

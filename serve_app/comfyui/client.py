@@ -1,4 +1,4 @@
-"""ComfyUI's HTTP and websocket protocol, as far as a replica needs it: of 0.3.64 and later."""
+"""A client of ComfyUI's HTTP and websocket protocol, of 0.3.64 and later, as far as a replica needs it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from serve_app.store.files.store import FileRef
 from serve_app.store.tenants.tenants import MARK
 
 ANSWER_S = 60.0
-"""How long it may take to answer anything but a file: it answers from the thread that runs no nodes."""
+"""Timeout of requests, except for files: it answers from a thread that runs no nodes."""
 OLDEST = (0, 3, 64)
-"""The first version whose protocol this is."""
+"""The oldest supported version."""
 
 
 _IDS = uuid.UUID("0b6f6c52-6c5e-4a57-9a5e-5d0f7b1d6f0a")
@@ -25,12 +25,12 @@ _IDS = uuid.UUID("0b6f6c52-6c5e-4a57-9a5e-5d0f7b1d6f0a")
 
 
 def graph_id(job_id: str) -> str:
-    """Return what a job's graph is called there, where an id is a UUID: one of its own for a tenant's job."""
+    """Return the prompt id of a job's graph in ComfyUI, which must be a UUID: a derived one for a tenant's job."""
     return str(uuid.uuid5(_IDS, job_id)) if MARK in job_id else job_id
 
 
 class RefusedGraphError(ComfyUIError):
-    """It has refused a graph. error: its reason; node_errors: by node id, as in its answer."""
+    """ComfyUI has refused a graph. error: its reason; node_errors: by node id, as in its answer."""
 
     def __init__(self, error: Any, node_errors: Mapping[str, Any]) -> None:
         self.error = error if isinstance(error, Mapping) else {"message": str(error)}
@@ -42,7 +42,7 @@ class RefusedGraphError(ComfyUIError):
 
 
 class Client:
-    """One ComfyUI. Errors of every method: ComfyUIError where it does not answer, or answers something else."""
+    """A client of one ComfyUI. Errors of every method: ComfyUIError for no answer or an unexpected one."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url = url
@@ -51,7 +51,7 @@ class Client:
     @classmethod
     @asynccontextmanager
     async def opened(cls, url: str) -> AsyncIterator[Client]:
-        """Open a client for as long as the context lasts; nothing is asked yet."""
+        """Open a client for the context; sends no request yet."""
         timeout = aiohttp.ClientTimeout(total=None, sock_read=ANSWER_S, sock_connect=10.0)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
             yield cls(url, session)
@@ -67,7 +67,7 @@ class Client:
         return found
 
     async def scripts(self) -> list[str]:
-        """Return the URL paths of the scripts that its web page loads."""
+        """Return the URL paths of its web page's scripts."""
         return [str(path) for path in await self._json("GET", "/extensions")]
 
     async def submit(
@@ -101,18 +101,18 @@ class Client:
             raise RefusedGraphError("it can run a part of the graph only", answer["node_errors"])
 
     async def unfinished(self) -> list[str]:
-        """Return the ids of what runs and waits there."""
+        """Return the ids of running and queued graphs."""
         queue = await self._json("GET", "/queue")
         return [str(item[1]) for item in [*queue["queue_running"], *queue["queue_pending"]]]
 
     async def withdraw(self, prompt_ids: Sequence[str]) -> None:
-        """Let these not run, or stop."""
+        """Remove graphs from its queue, and interrupt running ones."""
         await self._json("POST", "/queue", {"delete": list(prompt_ids)})
         for prompt_id in prompt_ids:
             await self._json("POST", "/interrupt", {"prompt_id": prompt_id})
 
     async def outputs(self, prompt_id: str) -> Mapping[str, Any] | None:
-        """Return its history of a graph, or None before that has ended."""
+        """Return a graph's history entry, or None before its end."""
         found = (await self._json("GET", f"/history/{prompt_id}")).get(prompt_id)
         return found if isinstance(found, Mapping) else None
 
@@ -121,7 +121,7 @@ class Client:
         await self._json("POST", "/history", {"delete": list(prompt_ids)})
 
     async def free(self, *, weights: bool, results: bool) -> None:
-        """Let it free memory once nothing runs."""
+        """Ask it to free memory once it is idle."""
         await self._json("POST", "/free", {"unload_models": weights, "free_memory": results})
 
     async def read(self, ref: FileRef) -> bytes:
@@ -134,7 +134,7 @@ class Client:
             return await response.read()
 
     async def write(self, ref: FileRef, data: bytes) -> None:
-        """Put a file into its folders, over one of that name."""
+        """Write a file to its folders; overwrites."""
         form = aiohttp.FormData()
         form.add_field("image", data, filename=ref.filename, content_type="application/octet-stream")
         for name, value in (("type", ref.area), ("subfolder", ref.subfolder), ("overwrite", "true")):
@@ -146,10 +146,10 @@ class Client:
     async def listening(
         self, client_id: str, heartbeat_s: float | None = None
     ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """Open the websocket by which it tells this client what happens.
+        """Open the websocket of a client's events.
 
-        heartbeat_s: how often it is asked for a sign of life, which it has half as long to give before it counts as
-        gone; None trusts that its end closes the connection.
+        heartbeat_s: the interval of pings; without a pong in half of it the connection counts as lost. None sends no
+        pings, as the end of a local process closes the connection.
         """
         query = {"clientId": client_id}
         try:
@@ -190,7 +190,7 @@ class Client:
 
 
 def check_version(url: str, stats: Mapping[str, Any]) -> None:
-    """Refuse what is too old. Errors: ComfyUIError."""
+    """Check that ComfyUI's version is supported. Errors: ComfyUIError."""
     version = str(stats.get("system", {}).get("comfyui_version") or "without a version")
     parts = tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
     if parts < OLDEST:

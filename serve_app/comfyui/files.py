@@ -1,7 +1,6 @@
-"""A task's files: what its constants name goes from the store to a ComfyUI, what its nodes show comes to the store.
+"""Transfer of a task's files: inputs from the store to a ComfyUI, outputs from there to the store.
 
-A file that a ComfyUI has made is saved under a name that the store gives, as every other; what clients are told names
-that one.
+An output file gets a new name in the store, as every other; clients see that name.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from serve_app.store.files.store import AREAS, Area, FileRef, Store
 from serve_app.store.tenants.tenants import store_of
 
 _FILE = re.compile(r"[^\n]{0,500}\.[A-Za-z0-9]{1,8}(?: \[(?:input|output|temp)\])?")
-"""What a constant looks like that may be a file's name."""
+"""Constants that may be file names."""
 _COUNTED = re.compile(r"(?P<start>.+?)_(?P<counter>[0-9]{5,})_?(?P<rest>[^/]*)")
-"""A name that a counter is in, as ComfyUI and its packs make them."""
+"""A file name with a counter, as ComfyUI and its packs make them."""
 _PATHS = ("fullpath",)
-"""Keys of what nodes show that hold paths of the host they run on."""
+"""Keys of node outputs whose values are paths of ComfyUI's host."""
 
 
 class Saver(Protocol):
@@ -35,10 +34,10 @@ class Saver(Protocol):
     async def save(self, area: Area, prefix: str, suffix: str, contents: list[bytes]) -> list[dict[str, Any]]: ...
 
 
-class Carrier:
-    """Carries files between the store and one ComfyUI for as long as that runs.
+class FileTransfer:
+    """Transfers files between the store and one ComfyUI process.
 
-    folders: those of a process on this host, from which its files are read without asking it.
+    folders: of a process on this host; files in them are read directly.
     """
 
     def __init__(self, client: Client, store: Store, folders: Store | None = None) -> None:
@@ -47,35 +46,35 @@ class Carrier:
         self._folders = folders
         self._there: dict[FileRef, str] = {}
 
-    async def bring(self, task: Task) -> None:
-        """Bring every stored file that a constant names, unless it is there as it is now."""
-        refs = {FileRef.parse(text) for text in constants(task) if _FILE.fullmatch(text)}
-        # Asked all at once, since a bucket takes its time; carried one by one, since each is in memory meanwhile.
+    async def send_inputs(self, task: Task) -> None:
+        """Upload every stored file that a constant names, unless ComfyUI has its current version."""
+        refs = {FileRef.parse(text) for text in task_texts(task) if _FILE.fullmatch(text)}
+        # All are looked up at once, since a bucket is slow, but uploaded one by one, since each is in memory meanwhile.
         store = store_of(self._store, task.tenant)
         tags = await asyncio.gather(*(_tag(store, ref) for ref in refs))
         for ref, tag in zip(refs, tags, strict=True):
             if tag is not None and self._there.get(ref) != tag:
-                with contextlib.suppress(FileMissingError):  # removed just now, which is the node's own to report
+                with contextlib.suppress(FileMissingError):  # removed just now; the node reports it
                     await self._client.write(ref, await asyncio.to_thread(_content, store, ref))
                     self._there[ref] = tag
 
-    async def take(self, ui: Mapping[str, Any], saver: Saver) -> dict[str, Any]:
-        """Save the files that a node shows; return what it shows with their new names.
+    async def store_outputs(self, ui: Mapping[str, Any], saver: Saver) -> dict[str, Any]:
+        """Save a node's output files; return its ui dict with their new names.
 
-        Errors: FileMissingError for a file that is no longer there; as `Saver.save`.
+        Errors: FileMissingError for a missing file; as `Saver.save`.
         """
         shown = dict.fromkeys(ref for ref in _refs(ui) if ref not in self._there)
         groups: dict[tuple[Area, str, str], dict[str, list[FileRef]]] = {}
         for ref in shown:
             start, rest = _parts(ref.filename)
-            # What a ComfyUI puts among its inputs is no upload of ours.
+            # A file that ComfyUI writes to its input folder is no upload of a client.
             area: Area = "temp" if ref.area == "input" else ref.area
             groups.setdefault((area, ref.subfolder, start), {}).setdefault(rest, []).append(ref)
         names: dict[FileRef, dict[str, Any]] = {}
         for (area, subfolder, start), by_rest in groups.items():
             for number, (rest, refs) in enumerate(by_rest.items()):
                 contents = [await self._read(ref) for ref in refs]
-                # Files of one prefix are counted together, so those with another end have a prefix of their own.
+                # Files of one prefix share a counter, so those with another suffix have a prefix of their own.
                 prefix = start if number == 0 else f"{start}_{re.sub('[^A-Za-z0-9]+', '', rest) or number}"
                 path = f"{subfolder}/{prefix}" if subfolder else prefix
                 names |= zip(refs, await saver.save(area, path, rest, contents), strict=True)
@@ -85,14 +84,14 @@ class Carrier:
 
     async def _read(self, ref: FileRef) -> bytes:
         if self._folders is not None:
-            # A link that leads out of them is the process's own to follow.
+            # A link that leads out of them is read over HTTP.
             with contextlib.suppress(FileMissingError):
                 return await asyncio.to_thread(_content, self._folders, ref)
         return await self._client.read(ref)
 
 
 async def _tag(store: Store, ref: FileRef) -> str | None:
-    """Return the tag of a stored file; None for a text that only looks like a name, or one that is not there."""
+    """Return the tag of a stored file; None for a missing file or another text."""
     try:
         return (await asyncio.to_thread(store.stat, ref)).etag
     except FileMissingError:
@@ -104,7 +103,7 @@ def _content(store: Store, ref: FileRef) -> bytes:
         return file.read()
 
 
-def constants(task: Task) -> set[str]:
+def task_texts(task: Task) -> set[str]:
     """Return the texts in the inputs of a task's nodes."""
     return {text for node in task.nodes.values() for text in _texts(node.inputs)}
 
@@ -121,7 +120,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _refs(value: Any) -> Iterator[FileRef]:
-    """Yield the files that are named anywhere in what a node shows."""
+    """Yield the files that are named anywhere in a node's output."""
     if isinstance(value, Mapping):
         if (ref := _ref(value)) is not None:
             yield ref
@@ -158,7 +157,7 @@ def _parts(filename: str) -> tuple[str, str]:
 
 
 def prune(folders: Sequence[Path], most_bytes: int) -> None:
-    """Remove the oldest files of folders until all have no more than so many bytes."""
+    """Remove the oldest files of folders until the total is at most `most_bytes`."""
     files = []
     for folder in folders:
         for where, _, names in os.walk(folder):

@@ -1,4 +1,4 @@
-"""What a ComfyUI says on its websocket of a graph that it runs, as reports of our task. Pure."""
+"""Parses ComfyUI's websocket frames about a running graph to reports about our task. Pure."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ PREVIEW, TEXT, DESCRIBED_PREVIEW = 1, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """What a node shows; files in it are named as ComfyUI names them. computed: it ran for this task."""
+class ExecutedNode:
+    """A node has ended. ui: its output, with ComfyUI's file names. computed: it ran for this task."""
 
     node_id: str
     ui: Mapping[str, Any]
@@ -28,8 +28,8 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True)
-class Pictured:
-    """What a node has come to: an encoded picture."""
+class NodePreview:
+    """A preview of a node: an encoded image."""
 
     node_id: str
     image: bytes
@@ -37,8 +37,8 @@ class Pictured:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """A message of a node's own for its client."""
+class NodeMessage:
+    """A node's own message for its client."""
 
     node_id: str
     type: str
@@ -46,18 +46,18 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """Nothing more comes of the graph. data: of the frame that said so."""
+class GraphEnded:
+    """The graph has ended. data: of the last frame."""
 
     how: Literal["success", "error", "interrupted"]
     data: Mapping[str, Any]
 
 
-Told: TypeAlias = Report | Shown | Pictured | Said | Ended
+FrameEvent: TypeAlias = Report | ExecutedNode | NodePreview | NodeMessage | GraphEnded
 
 
-class Narration:
-    """One task, as the frames tell of it. What names another graph, or a node that no node of ours made, is dropped."""
+class FrameParser:
+    """Parses the frames of one task; frames of other graphs and of unknown nodes are dropped."""
 
     def __init__(self, task: Task) -> None:
         self._task = task
@@ -68,8 +68,8 @@ class Narration:
         self._progress: dict[str, tuple[float, float]] = {}
         self._running = ""
 
-    def text(self, frame: str) -> Iterator[Told]:
-        """Yield what a text frame says."""
+    def text(self, frame: str) -> Iterator[FrameEvent]:
+        """Yield the events of a text frame."""
         try:
             message = json.loads(frame)
             kind, data = message["type"], message.get("data") or {}
@@ -96,40 +96,40 @@ class Narration:
                 if self._known(node_id, data):
                     self._finished.add(node_id)
                     ui = data.get("output") or {}
-                    yield Shown(node_id, ui, self._origin(node_id), node_id not in self._cached)
+                    yield ExecutedNode(node_id, ui, self._origin(node_id), node_id not in self._cached)
             case "execution_success":
-                yield Ended("success", data)
+                yield GraphEnded("success", data)
             case "execution_error":
-                yield Ended("error", data)
+                yield GraphEnded("error", data)
             case "execution_interrupted":
-                yield Ended("interrupted", data)
+                yield GraphEnded("interrupted", data)
             case "status" | "execution_start" | "executing" | "feature_flags" | "logs":
                 pass
             case str() if self._running and data:
                 # A pack's own message for its page.
-                yield Said(self._running, kind, {k: v for k, v in data.items() if k != "prompt_id"})
+                yield NodeMessage(self._running, kind, {k: v for k, v in data.items() if k != "prompt_id"})
 
-    def binary(self, frame: bytes) -> Iterator[Told]:
-        """Yield what a binary frame shows or says."""
+    def binary(self, frame: bytes) -> Iterator[FrameEvent]:
+        """Yield the events of a binary frame."""
         try:
             (kind,) = struct.unpack_from(">I", frame)
             match kind:
                 case 1:
                     if self._running:
-                        yield Pictured(self._running, frame[8:], self._origin(self._running))
+                        yield NodePreview(self._running, frame[8:], self._origin(self._running))
                 case 4:
                     (length,) = struct.unpack_from(">I", frame, 4)
                     about = json.loads(frame[8 : 8 + length])
                     node_id = str(about.get("node_id"))
                     if about.get("prompt_id") == self._graph_id and self._known(node_id, about):
-                        yield Pictured(node_id, frame[8 + length :], self._origin(node_id))
+                        yield NodePreview(node_id, frame[8 + length :], self._origin(node_id))
                 case 3:
-                    yield from self._said(frame)
+                    yield from self._text_message(frame)
         except (struct.error, ValueError, AttributeError):
             return
 
-    def _said(self, frame: bytes) -> Iterator[Told]:
-        """Yield a line of text about a node. Newer versions put the graph's id in front, if they were asked to."""
+    def _text_message(self, frame: bytes) -> Iterator[FrameEvent]:
+        """Yield a text about a node. Newer versions put the graph's id first, if negotiated."""
         fields: list[str] = []
         at = 4
         while len(fields) < 2 and at + 4 <= len(frame):
@@ -142,20 +142,20 @@ class Narration:
                 break
         node_id = fields[-1] if fields else ""
         if self._known(node_id, {}):
-            yield Said(node_id, "progress_text", {"text": frame[at:].decode(errors="replace")})
+            yield NodeMessage(node_id, "progress_text", {"text": frame[at:].decode(errors="replace")})
 
-    def unsaid(self) -> Iterator[Shown]:
-        """Yield what was left out for nodes that are to be recorded: they have ended and shown nothing."""
+    def missing_outputs(self) -> Iterator[ExecutedNode]:
+        """Yield outputs of targets without an own frame: they have ended without output."""
         for node_id in self._task.targets:
             if node_id not in self._finished:
-                yield Shown(node_id, {}, None, node_id not in self._cached)
+                yield ExecutedNode(node_id, {}, None, node_id not in self._cached)
 
-    def _started(self, node_id: str, data: Mapping[str, Any]) -> Iterator[Told]:
+    def _started(self, node_id: str, data: Mapping[str, Any]) -> Iterator[FrameEvent]:
         if self._known(node_id, data):
             self._running = node_id
             yield NodeStarted(self._task.id, node_id, self._origin(node_id))
 
-    def _state(self, node_id: str, state: Mapping[str, Any]) -> Iterator[Told]:
+    def _state(self, node_id: str, state: Mapping[str, Any]) -> Iterator[FrameEvent]:
         if not self._known(node_id, state):
             return
         if state.get("state") == "running" and state.get("value"):
@@ -165,17 +165,17 @@ class Narration:
             if node_id in self._task.nodes:
                 yield NodeFinished(self._task.id, node_id, self._task.signatures[node_id], None)
 
-    def _progressed(self, node_id: str, value: Any, maximum: Any) -> Iterator[Told]:
+    def _progressed(self, node_id: str, value: Any, maximum: Any) -> Iterator[FrameEvent]:
         numbers = isinstance(value, int | float) and isinstance(maximum, int | float)
         if numbers and self._known(node_id, {}) and self._progress.get(node_id) != (value, maximum):
             self._progress[node_id] = (value, maximum)
             yield NodeProgressed(self._task.id, node_id, value, maximum, self._origin(node_id))
 
     def _known(self, node_id: str, about: Mapping[str, Any]) -> bool:
-        """Whether the node is of the graph, or was made by one that is; then it is noted by which."""
+        """Whether the node is in the graph, or was made by one that is; then note its maker."""
         if node_id in self._task.nodes or node_id in self._origins:
             return True
-        # The id of a node that was made begins with that of its maker, and a dot.
+        # The id of a made node begins with its maker's id and a dot.
         parent = about.get("parent_node_id") or node_id.rpartition(".")[0]
         real = about.get("real_node_id") or parent
         while real and real not in self._task.nodes:

@@ -1,7 +1,7 @@
-"""Holds a process and all that comes of it until a pipe closes, which happens however its parent dies, or it ends.
+"""Runs a process, and kills it with all its descendants once a pipe closes, as it does however the parent dies.
 
-A program of its own, run by its path and on the standard library alone, so that it is there at once: `guard.py PIPE
-FOLDER COMMAND…`. FOLDER is the process's own and goes with it. Ends with the process's exit status.
+A program of its own, run by its path and with the standard library only, so that it starts quickly: `guard.py PIPE
+FOLDER COMMAND…`. FOLDER is the process's own and is deleted with it. Exits with the process's status.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 def main() -> int:
-    """Hold the process; see above."""
+    """Run the process; see above."""
     pipe, folder, *command = sys.argv[1:]
     libc = ctypes.CDLL(None)
-    # What the process starts and leaves behind becomes a child of this one, and can be found.
+    # Orphaned descendants become children of this process, and can be found.
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1)
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
@@ -52,7 +52,7 @@ def main() -> int:
 
 
 def _ended(child: int) -> int | None:
-    """Bury whoever has died; return the child's status if it is among them."""
+    """Reap zombies; return the child's status if it is among them."""
     found = None
     with contextlib.suppress(ChildProcessError):
         while (buried := os.waitpid(-1, os.WNOHANG))[0]:
@@ -61,7 +61,7 @@ def _ended(child: int) -> int | None:
 
 
 def _end_all(child: int) -> None:
-    """Kill the child's group, then whoever is left, until nobody is."""
+    """Kill the child's group, then remaining descendants, until none is left."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):

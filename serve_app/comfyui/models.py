@@ -1,7 +1,7 @@
-"""Model files of a bucket as a ComfyUI process sees them: links to where this host's copies are, or will be.
+"""Model files of a bucket for a ComfyUI process: links to this host's copies, which are fetched on demand.
 
-A ComfyUI lists a link that leads nowhere as it lists a file, so its classes offer whatever is in the bucket. What a
-graph names is fetched before it is sent.
+ComfyUI lists a broken link like a file, so its classes offer all files of the bucket. Files that a graph names are
+fetched before it is sent.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from serve_app import log
 from serve_app.store.models.catalog import FOLDERS
 
 WHOLE = ("embeddings", "vae_approx")
-"""Directories whose files are small, and named within texts or by part of their names: all are fetched."""
+"""Directories of small files that graphs name within texts or by parts of names: all are fetched."""
 BY_FOLDER = "diffusers"
-"""The directory where one name stands for all files below it."""
+"""The directory in which one name means all files below it."""
 _log = log.get("comfyui")
 
 
-class Mirror(Protocol):
-    """As `store.mirror.Mirror`, whose import needs a client of S3."""
+class ModelMirror(Protocol):
+    """The methods of `store.mirror.Mirror` that are used here; importing it needs an S3 client."""
 
     def copies(self) -> Mapping[str, Path]: ...
 
@@ -30,12 +30,12 @@ class Mirror(Protocol):
 
 
 class LinkedModels:
-    """One process's. folder: where its links are made, a directory for each of the bucket's. Every method blocks.
+    """The links of one process. folder: where they are made, a directory for each of the bucket's. Every method blocks.
 
     Errors of all: StoreError, OSError.
     """
 
-    def __init__(self, mirror: Mirror, folder: Path) -> None:
+    def __init__(self, mirror: ModelMirror, folder: Path) -> None:
         self._mirror = mirror
         self.folder = folder
         self._links: dict[str, Path] = {}
@@ -44,7 +44,7 @@ class LinkedModels:
                 (folder / directory).mkdir(parents=True, exist_ok=True)
 
     def refresh(self) -> None:
-        """Let there be a link for each file of the bucket, and no other."""
+        """Update the links: one for each file of the bucket, and no other."""
         copies = {name: copy for name, copy in self._mirror.copies().items() if _is_model(name)}
         for name in self._links.keys() - copies.keys():
             (self.folder / name).unlink(missing_ok=True)
@@ -62,17 +62,17 @@ class LinkedModels:
             self._links[name] = copy
 
     def fetch(self, constants: Collection[str]) -> None:
-        """Fetch the files that constants of a graph name. One that is gone is its node's to report."""
+        """Fetch the files that constants of a graph name. A missing file is reported by its node."""
         self.refresh()
-        for name in named(self._links, constants):
+        for name in models_in_graph(self._links, constants):
             try:
                 self._mirror.path(name)
             except FileNotFoundError:
                 continue
 
 
-def named(names: Iterable[str], constants: Collection[str]) -> Iterator[str]:
-    """Yield those of a bucket's files that a graph with these constants may read."""
+def models_in_graph(names: Iterable[str], constants: Collection[str]) -> Iterator[str]:
+    """Yield the files of a bucket that a graph with these constants may read."""
     for name in names:
         directory, _, rest = name.partition("/")
         parents = rest.split("/")[:-1] if directory == BY_FOLDER else []
@@ -82,6 +82,6 @@ def named(names: Iterable[str], constants: Collection[str]) -> Iterator[str]:
 
 
 def _is_model(name: str) -> bool:
-    """Whether a file lies in a directory, and is neither hidden nor out of it."""
+    """Whether a file is in a directory, not hidden, and does not lead out of it."""
     parts = name.split("/")
     return len(parts) > 1 and all(part and not part.startswith(".") and os.sep not in part for part in parts)

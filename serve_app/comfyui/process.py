@@ -1,4 +1,4 @@
-"""One ComfyUI process: started in folders and on a port of its own, watched, and ended with whoever started it."""
+"""One ComfyUI process: started with folders and a port of its own, supervised, and killed with its parent."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ import yaml
 
 from serve_app import log
 from serve_app.comfyui import guard
-from serve_app.comfyui.models import LinkedModels, Mirror
+from serve_app.comfyui.models import LinkedModels, ModelMirror
 from serve_app.errors import ComfyUIError, StoreError
 from serve_app.store.files.store import AREAS, Area
 
 _log = log.get("comfyui")
 
 LAST_LINES = 20
-"""How much of its log is told of a process that has ended or cannot start."""
+"""How many lines of its log an error contains."""
 KEPT_LINES = 200
 LINE_CHARACTERS = 2000
 MAX_UPLOAD_MB = 1_000_000
-"""What it takes as one input file: the limit that clients meet is the ingress's."""
+"""Its limit of one input file: clients are limited by the ingress."""
 
 _HIDDEN = ("RAY_", "AWS_", "PG", "PYTHON", "OMP_", "MKL_", "VIRTUAL_ENV", "SERVE_APP_DATABASE")
-"""Beginnings of environment variables that are this server's: its secrets, and what would change another Python."""
+"""Prefixes of environment variables that are removed: this server's secrets, and settings of its Python."""
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _FAILED_PACK = re.compile(r"\(IMPORT FAILED\):\s*(\S.*)$")
 _NO_MODULE = re.compile(r"(?:ModuleNotFound|Import)Error: No module named '([\w.]+)'$")
@@ -52,11 +52,11 @@ class Installation:
     python: Path | None = None
     arguments: tuple[str, ...] = ()
     models_dir: Path | None = None
-    mirror: Mirror | None = None
+    mirror: ModelMirror | None = None
     scratch_dir: Path | None = None
 
     def command(self) -> list[str]:
-        """Return how it is started. Errors: ComfyUIError for what is not there."""
+        """Return the command line to start it. Errors: ComfyUIError for a missing file."""
         if not (self.directory / "main.py").is_file():
             raise ComfyUIError(f"comfyui.directory {self.directory} has no main.py, so no ComfyUI is installed there")
         places = [self.directory / name / "bin" / "python" for name in ("venv", ".venv")]
@@ -70,7 +70,7 @@ class Installation:
 
 
 class Process:
-    """A process that has been started; `ended` once it is over."""
+    """A started process; await `ended` for its end."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Process:
     async def start(cls, installation: Installation) -> Process:
         """Start a process.
 
-        Errors: ComfyUIError for what is not there; OSError where no folder can be made; StoreError of the mirror.
+        Errors: ComfyUIError for a missing file; OSError if no folder can be made; StoreError of the mirror.
         """
         command = installation.command()
         folder = Path(tempfile.mkdtemp(prefix="comfyui-", dir=installation.scratch_dir))
@@ -140,7 +140,7 @@ class Process:
 
     @property
     def url(self) -> str:
-        """Where it answers."""
+        """Its URL."""
         return f"http://127.0.0.1:{self.port}"
 
     @property
@@ -150,7 +150,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The guard that holds it; its end is the process's."""
+        """The pid of its guard, which ends with the process."""
         return self._process.pid
 
     @property
@@ -159,7 +159,7 @@ class Process:
         return self._process.returncode is None
 
     async def ended(self) -> str:
-        """Wait until it has ended; return how, with the end of its log."""
+        """Wait for its end; return its exit status in words, with the end of its log."""
         status = await self._process.wait()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._reading), 2.0)
@@ -174,17 +174,17 @@ class Process:
         return "\n".join(list(self._lines)[-LAST_LINES:])
 
     async def end(self) -> None:
-        """End it and all that it has started, and remove its folders."""
+        """Kill it and its descendants, and remove its folders."""
         if self._holding is not None:
             os.close(self._holding)
             self._holding = None
         await self._process.wait()
         self._reading.cancel()
-        # Also where the guard itself was killed and could not.
+        # In case the guard itself was killed.
         await asyncio.to_thread(shutil.rmtree, self.folder, ignore_errors=True)
 
     def _reason(self, log_end: str) -> str:
-        # The error that ended it is its last line; others before are of packs, or of what it can do without.
+        # The fatal error is the last line; earlier ones are of packs or optional parts.
         if missing := _NO_MODULE.match(log_end.rpartition("\n")[2]):
             return f": its Python {self._installation.command()[0]} has no module {missing[1]}"
         return f": port {self.port} is taken" if _TAKEN.search(log_end) else ""
@@ -211,19 +211,19 @@ class Process:
 
 
 def _free_port() -> int:
-    """Return a port that is free now; should another process take it first, ours ends and is started anew."""
+    """Return a free port; if another process takes it first, ours exits and is started again."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def _environment(own: Mapping[str, str], temporary: Path) -> dict[str, str]:
-    """Return the environment of a process: ours without our secrets and what is meant for our Python."""
+    """Return the environment of a process: ours without our secrets and variables for our Python."""
     kept = {name: value for name, value in own.items() if not name.startswith(_HIDDEN)}
     return {**kept, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
 
 
-def _linked(mirror: Mirror | None, folder: Path) -> LinkedModels | None:
+def _linked(mirror: ModelMirror | None, folder: Path) -> LinkedModels | None:
     """Make the links to the model files of a bucket."""
     if mirror is None:
         return None
@@ -233,7 +233,7 @@ def _linked(mirror: Mirror | None, folder: Path) -> LinkedModels | None:
 
 
 def _model_folders(models_dir: Path | None, folder: Path) -> Path | None:
-    """Write where our model files are, as ComfyUI reads it; None where there are none."""
+    """Write ComfyUI's extra_model_paths file for our model files; None without any."""
     if models_dir is None or not models_dir.is_dir():
         return None
     names = sorted(path.name for path in models_dir.iterdir() if path.is_dir())

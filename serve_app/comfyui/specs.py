@@ -1,8 +1,8 @@
-"""/object_info of a ComfyUI as specs of the pool that it is.
+"""Parses /object_info of a ComfyUI to the specs of its pool.
 
-A spec bounds what the classes of its core declare. What a pack's own class takes only its code knows: VALIDATE_INPUTS
-may widen a list, and a type may equal others by a trick that JSON does not carry. ComfyUI itself judges that when it is
-sent the graph.
+Specs have the declared bounds of ComfyUI's core classes. Of a pack's class only its code knows the allowed values:
+VALIDATE_INPUTS may widen a list, and a type may equal others by a trick that JSON does not carry. ComfyUI itself
+validates these when it gets the graph.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ UPLOADS = (
     "animated_image_upload",
     "vhs_path_extensions",
 )
-"""Options by which an input names a file that clients upload."""
+"""Options of inputs that name an uploaded file."""
 DYNAMIC = "COMFY_"
-"""What types begin with whose inputs a client names by itself, and whose outputs have the type of an input."""
+"""The prefix of types with dynamic inputs, or with outputs of an input's type."""
 OWN = ("input_types", EVERYTHING)
-"""As the validator of a class: only the class itself can say what it takes."""
+"""The validator of a class whose values only the class itself can check."""
 
 
-def specs(described: Mapping[str, Any]) -> list[NodeSpec]:
-    """Return the specs of all classes; one that is described as no class is left out, and logged."""
+def parse_object_info(described: Mapping[str, Any]) -> list[NodeSpec]:
+    """Return the specs of all classes; malformed ones are left out and logged."""
     found = []
     for class_type, info in described.items():
         try:
@@ -80,9 +80,9 @@ def _inputs(declared: Mapping[str, Any]) -> Iterator[Input]:
             yield Input(
                 name=str(name),
                 type=own,
-                # What a client must give in its place has names that only the class knows.
+                # Only the class knows the names of the inputs that a client must give in its place.
                 section="optional" if own.startswith(DYNAMIC) else section,
-                # An empty list is one that fills by files, or that the page asks for elsewhere.
+                # An empty list is filled from files, or fetched by the page from another route.
                 choices=tuple(choices) if choices and not uploaded and "remote" not in options else None,
                 folder="input" if uploaded else None,
                 options=options,

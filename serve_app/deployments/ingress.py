@@ -75,7 +75,7 @@ class Ingress:
             self._listener.check()
 
     def __serve_build_asgi_app__(self) -> Any:
-        with collector.starting():
+        with collector.freeze_startup_objects():
             return self._app()
 
     def _app(self) -> Any:

@@ -41,7 +41,7 @@ class Replica:
         scheduler = scheduler_client(me=own_actor())
         replica_id = serve.get_replica_context().replica_id.unique_id
         self._replica_id = replica_id
-        with collector.starting():
+        with collector.freeze_startup_objects():
             # Here and not above, so that who only deploys this class needs no torch.
             from serve_app.openmp import Executor
             from serve_app.packs.route_server import RouteServer

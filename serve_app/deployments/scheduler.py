@@ -47,8 +47,8 @@ class SchedulerActor:
     """The scheduler behind one actor method. Starts on its first call, which a restart by Ray makes come soon."""
 
     def __init__(self, config: AppConfig) -> None:
-        collector.seldom()
-        with collector.starting():
+        collector.collect_rarely()
+        with collector.freeze_startup_objects():
             log.configure(config.logs)
             self._office = Office(config)
 

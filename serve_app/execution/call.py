@@ -1,4 +1,4 @@
-"""Calling one node class once its inputs are there: list semantics, blockers, threads, the shapes of a result.
+"""Calls a node class with its inputs: list semantics, blockers, threads, the shapes of a result.
 
 Every value on a link is a list; a function runs once per element of the longest, shorter lists repeating their last
 (ComfyUI's rules, docs.comfy.org "Data lists"). Knows no graph and no cache.
@@ -22,7 +22,7 @@ from serve_app.errors import NodeError
 from serve_app.execution.contained import contained
 from serve_app.execution.executing import Executing, enter
 from serve_app.execution.size import allow_calls
-from serve_app.execution.time_limit import bounded
+from serve_app.execution.time_limit import within_time_limit
 from serve_app.graph.spec import NodeSpec
 from serve_app.openmp import end_team
 from serve_app.threads import Threads
@@ -30,7 +30,7 @@ from serve_app.threads import Threads
 T = TypeVar("T")
 
 PACKS = "custom_nodes."
-"""What the module of a node pack's class begins with, as `NodeSpec.python_module`."""
+"""The prefix of the module of a node pack's class, as `NodeSpec.python_module`."""
 
 _MOST = min(32, (os.cpu_count() or 1) + 4)
 _THREADS = Threads("nodes", _MOST, end_team)
@@ -41,7 +41,7 @@ _ONE_THREAD = Threads("packs", 1, end_team)
 
 
 class ExecutionBlocker:
-    """A value that stops whoever is given it: the node is not called and passes it on. message: None is silent."""
+    """A value that blocks its consumers: they are not called and pass it on. message: None is silent."""
 
     def __init__(self, message: str | None = None) -> None:
         self.message = message
@@ -49,7 +49,9 @@ class ExecutionBlocker:
 
 @dataclass(frozen=True, slots=True)
 class NodeResult:
-    """What a node made. outputs: one list of values a slot. ui: what an output node shows its client, else None."""
+    """A node's result. outputs: one list of values per slot. ui: the output shown to the client, of output nodes, else
+    None.
+    """
 
     outputs: tuple[list[Any], ...]
     ui: Mapping[str, list[Any]] | None = None
@@ -57,7 +59,7 @@ class NodeResult:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """What one call returned. values: one a slot, or None for no values; with expand they may be links into it.
+    """The result of one call. values: one per slot, or None for no values; with expand they may be links into it.
 
     expand: a subgraph as wire JSON whose constants may be any value, to be evaluated in the node's place.
     """
@@ -68,19 +70,19 @@ class Returned:
 
 
 class Views(Protocol):
-    """What a node class sees values on links as, where that is not as they are: its attribute VIEWS."""
+    """A node class's own representation of values on links: its attribute VIEWS."""
 
     def shown(self, value: Any) -> Any:
-        """Return a value as the class sees it."""
+        """Convert a value from a link to the class's representation."""
         ...
 
     def plain(self, value: Any) -> Any:
-        """Return what the class makes as it goes on a link."""
+        """Convert a result of the class to a value on a link."""
         ...
 
 
 Blocked = Callable[[ExecutionBlocker], ExecutionBlocker]
-"""Told of a blocker that a call was given; returns the one that goes on."""
+"""Called with a call's blocker; returns the one to pass on."""
 
 
 async def map_over_lists(
@@ -95,16 +97,14 @@ async def map_over_lists(
     nested: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     views: Views | None = None,
 ) -> list[Any]:
-    """Call the function on every element of its inputs and return what each call returned, in order.
+    """Call the function on every element of its inputs and return the results in order.
 
-    whole: one call with the lists themselves; skip: without the elements that are blocked. A call whose inputs hold a
-    blocker is not made: its result is the blocker. nested: how a call's inputs become its arguments. views: how the
-    function sees them. A sync function
-    runs in a thread, an async one is awaited, its calls at the same time, both without autograd. alone: no other sync
-    function called so runs meanwhile in this process.
-    Errors: NodeError for an empty list beside others, and once the calls have made too much together; NodeTimeError
-    for a call over node.time_limit, which counts from when it has its thread; the function's own, as `contained` lets
-    them out.
+    whole: one call with the lists themselves; skip: without blocked elements. A call with a blocker among its inputs is
+    not made: its result is the blocker. nested: converts a call's inputs to its arguments. views: the function's
+    representation of values. A sync function runs in a thread, an async one is awaited, all its calls concurrently,
+    both without autograd. alone: no two sync functions with this flag run at once in this process. Errors: NodeError
+    for an empty list beside others, and once the results are too large together; NodeTimeError for a call over
+    node.time_limit, measured from the start of its thread; the function's own, through `contained`.
     """
     longest = max(map(len, inputs.values()), default=0)
     empty = [name for name, values in inputs.items() if not values]
@@ -148,9 +148,9 @@ async def map_over_lists(
                 with running.underway.noted(running):
                     return await _WithoutAutograd(returned)
 
-        returned = await bounded(work, node.time_limit, node.name)
+        returned = await within_time_limit(work, node.time_limit, node.name)
         if len(calls) > 1:
-            # Each within its limit, many calls could fill the memory before anyone has looked at all of them.
+            # Many calls, each within its limit, could fill the memory before the sum is checked.
             made_bytes = allow_calls(returned, node.limits, made_bytes, counted)
         return returned
 
@@ -187,7 +187,7 @@ def _run(call: Executing, begun: Callable[[], None], function: Callable[..., Any
 
 
 def _viewed(function: Callable[..., Any], views: Views) -> Callable[..., Any]:
-    """Return the function with its arguments and its result as `Views` say, sync or not."""
+    """Wrap a sync or async function to convert its arguments and result by `Views`."""
 
     def sync(**arguments: Any) -> Any:
         returned = function(**{name: views.shown(value) for name, value in arguments.items()})
@@ -200,7 +200,7 @@ def _viewed(function: Callable[..., Any], views: Views) -> Callable[..., Any]:
 
 
 class _WithoutAutograd:
-    """An awaitable whose steps each run in inference mode: the mode belongs to a thread, and coroutines share one."""
+    """An awaitable whose steps each run in inference mode, as the mode is per thread and coroutines share one."""
 
     def __init__(self, awaitable: Awaitable[Any]) -> None:
         self._steps = awaitable.__await__()
@@ -227,9 +227,9 @@ async def call(
     executing: Executing,
     blocked: Blocked = lambda blocker: blocker,
 ) -> list[Returned]:
-    """Run a node object's FUNCTION on the inputs, hidden ones included, and return what each of its calls returned.
+    """Run a node object's FUNCTION on the inputs, hidden ones included, and return the result of each call.
 
-    Errors: whatever the function raises; NodeError for a result of a shape that is not supported.
+    Errors: those of the function; NodeError for a result of an unsupported shape.
     """
     if (name := getattr(node, "FUNCTION", None)) is None:
         raise NodeError(f"{spec.class_type} has no FUNCTION, so it cannot run")
@@ -267,7 +267,7 @@ def _returned(value: Any, spec: NodeSpec) -> Returned:
 
 
 def merge(returned: Sequence[Returned], spec: NodeSpec) -> NodeResult:
-    """Join what every call returned: a slot's values in order, list slots and ui members end to end."""
+    """Join the results of all calls: a slot's values in order, list slots and ui members concatenated."""
     results = [one.values for one in returned if one.values is not None]
     uis = [one.ui for one in returned if one.ui is not None]
     outputs: list[list[Any]] = []

@@ -1,7 +1,7 @@
-"""What a class's own code raises, kept to that class: it ends no event loop, and nobody waits for it in vain.
+"""Containment of exceptions from node code, so that none of them ends the event loop or hangs a waiter.
 
-SystemExit and KeyboardInterrupt end a loop as they leave one of its tasks, CancelledError looks like a cancellation
-that nobody asked for, and StopIteration can be put into no future. They travel as RaisedError until they are reported.
+SystemExit and KeyboardInterrupt would end the loop, CancelledError looks like a cancellation, and StopIteration cannot
+be set on a future. They are wrapped in RaisedError until they are reported.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from serve_app.errors import ServeAppError
 
 
 class RaisedError(ServeAppError):
-    """Carries what a class's code raised that is no plain Exception."""
+    """Wraps an exception of node code that is no plain Exception."""
 
     def __init__(self, raised: BaseException) -> None:
-        super().__init__(f"{type(raised).__name__}: {said(raised)}")
+        super().__init__(f"{type(raised).__name__}: {safe_str(raised)}")
         self.raised = raised
 
     def __reduce__(self) -> tuple[type[RaisedError], tuple[BaseException]]:
@@ -26,9 +26,9 @@ class RaisedError(ServeAppError):
 
 @contextmanager
 def contained() -> Iterator[None]:
-    """Run other people's code: what it raises that is no plain Exception leaves as RaisedError.
+    """Run node code; wrap its exceptions that are no plain Exception in RaisedError.
 
-    Only the CancelledError of a task that is being cancelled leaves as it is.
+    Only the CancelledError of a task that is being cancelled is not wrapped.
     """
     try:
         yield
@@ -41,7 +41,7 @@ def contained() -> Iterator[None]:
 
 
 def is_cancelled() -> bool:
-    """Whether the asyncio task that runs here has been asked to stop."""
+    """Whether the current asyncio task is being cancelled."""
     try:
         running = asyncio.current_task()
     except RuntimeError:  # a thread without a loop
@@ -49,15 +49,15 @@ def is_cancelled() -> bool:
     return running is not None and running.cancelling() > 0
 
 
-def raised(error: BaseException) -> BaseException:
-    """Return what was raised in the first place."""
+def original_error(error: BaseException) -> BaseException:
+    """Unwrap a RaisedError."""
     return error.raised if isinstance(error, RaisedError) else error
 
 
-def said(value: object) -> str:
-    """Return str(value), also where the value's own code for that fails."""
+def safe_str(value: object) -> str:
+    """Return str(value), or a substitute if the value's own `__str__` fails."""
     try:
-        # Of a subclass of str, its plain text.
+        # A subclass of str is converted to plain str.
         return "".join(str(value))
     except BaseException as error:
         return f"<{type(value).__name__} without a text: {type(error).__name__}>"

@@ -1,8 +1,8 @@
-"""Running one task on one replica: demand-driven, memoised evaluation of its targets.
+"""Evaluates one task on one replica: demand-driven, memoised evaluation of its targets.
 
-Nodes of a task that do not need each other run at the same time. Where a value comes from is decided here: held by this
-replica, held or being made by another, or computed. A node's lazy inputs are evaluated when it asks for them, and the
-nodes of a subgraph that it returns in its place. Knows no scheduler: it tells an observer and asks a fetch function.
+Independent nodes of a task run concurrently. A value comes from this replica's cache, from another replica, or is
+computed. A node's lazy inputs are evaluated when it requests them, and the nodes of a subgraph that it returns in its
+place. Knows no scheduler: it calls an observer and a fetch function.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from typing import Any, NoReturn, Protocol
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import CancelledJobError, NodeError, ServeAppError
 from serve_app.execution.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
-from serve_app.execution.contained import contained, is_cancelled, raised, said
-from serve_app.execution.executing import Executing, Progress, Say, Underway, silent
-from serve_app.execution.expansion import DependencyCycleError, DynamicPrompt, linked
-from serve_app.execution.prevalidation import constants, fingerprint
+from serve_app.execution.contained import contained, is_cancelled, original_error, safe_str
+from serve_app.execution.executing import Executing, Progress, SendMessage, Underway, ignore
+from serve_app.execution.expansion import DependencyCycleError, DynamicPrompt, as_link
+from serve_app.execution.prevalidation import constant_inputs, fingerprint
 from serve_app.execution.protocol import spec_of
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.rounds import Rounds, dependents
-from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.execution.size import COUNTED, allow_shown, allow_task, check_made
 from serve_app.execution.time_limit import TimeLimit
 from serve_app.graph.dynamic import opened
@@ -40,13 +40,13 @@ from serve_app.graph.validate import out_of_bounds
 from serve_app.limits import refused
 
 SHOWN_CHARACTERS = 2000
-"""How much of an input's text a failure carries."""
+"""The most characters of an input in a failure."""
 SHOWN_VALUES = 100
-"""How many of an input's values, likewise."""
+"""The most values of an input in a failure."""
 
 
 class NodeFailedError(ServeAppError):
-    """A node raised: which submitted node it belongs to, what it raised, and what it was given, as text."""
+    """A node raised: the submitted node that it belongs to, the exception, and its inputs as text."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class NodeFailedError(ServeAppError):
         exception: BaseException,
         inputs: Mapping[str, Sequence[Any]] | None = None,
     ) -> None:
-        super().__init__(f"{class_type} {node_id}: {said(exception) or type(exception).__name__}")
+        super().__init__(f"{class_type} {node_id}: {safe_str(exception) or type(exception).__name__}")
         self.node_id, self.class_type, self.exception = node_id, class_type, exception
         self.inputs = inputs or {}
 
@@ -64,51 +64,51 @@ class NodeFailedError(ServeAppError):
 
 
 class LostValueError(ServeAppError):
-    """A value that another task made is gone, and this task may not make it: that task has to run again."""
+    """A value of another task is lost, and this task cannot recompute it: that task has to run again."""
 
 
 class Capabilities(Protocol):
-    """What this replica gives to nodes that ask. Each is bound to one node."""
+    """The capabilities that nodes can use on this replica, each bound to one node."""
 
     def runtime(self, node_id: str) -> Runtime | None: ...
 
-    def files(self, node_id: str) -> Files: ...
+    def files(self, node_id: str) -> NodeStore: ...
 
     def progress(self, node_id: str) -> Progress: ...
 
-    def say(self, node_id: str) -> Say: ...
+    def message_sender(self, node_id: str) -> SendMessage: ...
 
     def fingerprint(self, folder: str, name: str) -> str:
-        """Return what changes when that file's content does."""
+        """Return a fingerprint of the file's content."""
         ...
 
     def time_limit(self, spec: NodeSpec) -> TimeLimit | None:
-        """Return how long a call of such a node may take."""
+        """Return the time limit of a call of the node."""
         ...
 
 
 class Observer(Protocol):
-    """Who is told of the task's progress. origin: of a node that another one made."""
+    """Gets events about the task's nodes. origin: of a node that another one made."""
 
     def started(self, node_id: str, origin: Origin | None) -> None: ...
 
     def finished(
         self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
     ) -> None:
-        """A node is done. computed: it ran here just now."""
+        """A node has ended. computed: it ran here, and is not from a cache."""
         ...
 
     def blocked(self, node_id: str, class_type: str, message: str) -> None:
-        """A node was not run, for a reason that the client should know."""
+        """A node was blocked, with a message for the client."""
         ...
 
 
 Fetch = Callable[[str], Awaitable[NodeResult | None]]
-"""Asks for the value of a remote signature. None: nobody has it or makes it any more."""
+"""Fetches the value of a remote signature; None if no replica has it or computes it."""
 
 
 class Execution:
-    """One run of one task. `started` is told of nodes computed here, `finished` of these and of every target."""
+    """One run of one task. `started` is called for nodes computed here, `finished` for these and for every target."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Execution:
         self._shown_bytes = 0
         self._made_bytes = 0
         self._counted: set[int] = set()
-        # What is counted by its id has to stay; it does so anyway, as the values of the task's nodes.
+        # Values counted by id must stay alive; they do, as values of the task's nodes.
         self._made: list[Sequence[Sequence[Any]]] = []
         self._targets = frozenset(task.targets)
         self._classes = classes
@@ -144,17 +144,17 @@ class Execution:
         self._lasting = dependents(task.nodes, [n.id for n in task.nodes.values() if self._returns_itself(n)])
         self._ended: dict[str, tuple[NodeResult, bool]] = {}
         self.underway = Underway()
-        """What runs of it, also after its end."""
+        """Its running calls, also after its end."""
 
     @property
     def lasts(self) -> bool:
-        """Whether a node gives others its own object, which may last for several rounds."""
+        """Whether a node outputs its own object, which may last for several rounds."""
         return bool(self._lasting)
 
     async def run(self) -> None:
-        """Evaluate every target, in as many rounds as its nodes queue; the results are then held.
+        """Evaluate every target, in as many rounds as its nodes queue; the results are then cached.
 
-        Cancelling this cancels all that it started. Errors: NodeFailedError for the first node that fails, after its
+        Cancelling this cancels all of its nodes. Errors: NodeFailedError for the first node that fails, after its
         siblings have stopped; CancelledJobError when the job is cancelled; LostValueError.
         """
         try:
@@ -165,9 +165,9 @@ class Execution:
         except BaseExceptionGroup as failures:
             raise failures.exceptions[0] from failures.exceptions[0].__cause__
         finally:
-            # Threads cannot be cancelled; nodes that look can stop.
+            # Threads cannot be cancelled; nodes that poll can stop.
             self._stopped.set()
-            # What is open in a node's object is closed with it.
+            # Files that a node's object has open are closed with it.
             self._held.forget(tuple(self._signatures[node_id] for node_id in self._lasting))
         for node_id, (result, computed) in self._ended.items():
             self._held.put(self._task.signatures[node_id], result)
@@ -179,7 +179,7 @@ class Execution:
                 self._start(node_id, group)
 
     def _forget(self, again: Collection[str]) -> None:
-        """Let go of what the last round made of these nodes; the next one makes it under signatures of its own."""
+        """Drop the last round's results of these nodes; the next round computes them with other signatures."""
         self._held.forget(tuple(self._signatures[node_id] for node_id in again))
         self._prompt, self._nodes = DynamicPrompt(self._rounds.prompt), dict(self._task.nodes)
         for node_id in again:
@@ -195,7 +195,7 @@ class Execution:
         return self._values[node_id]
 
     async def _evaluated(self, node_id: str, group: asyncio.TaskGroup) -> NodeResult:
-        # Values are looked at outside their nodes too, and may be of a class with code of its own.
+        # Values are inspected outside their nodes too, and may be of a class with code of its own.
         with contained():
             return await self._evaluate(node_id, group)
 
@@ -222,7 +222,7 @@ class Execution:
         return result
 
     def _joined(self, node_id: str, result: NodeResult) -> NodeResult:
-        """Return a target's result with what it has shown in all rounds so far, end to end."""
+        """Return a target's result with its outputs of all rounds so far concatenated."""
         earlier = self._ended[node_id][0].ui if node_id in self._ended else None
         shown = [ui for ui in (earlier, result.ui) if ui is not None]
         names = dict.fromkeys(name for ui in shown for name in ui)
@@ -239,8 +239,10 @@ class Execution:
         spec: NodeSpec | None = None
         try:
             node_class, spec = self._class(node)
-            executing = self._call(node, spec, self._capabilities.progress(node.id), self._capabilities.say(node.id))
-            inputs.update(constants(spec, node))
+            executing = self._call(
+                node, spec, self._capabilities.progress(node.id), self._capabilities.message_sender(node.id)
+            )
+            inputs.update(constant_inputs(spec, node))
             lazy = await self._eager(node, spec, inputs, group)
             asked = {name: kind for name, kind in spec.hidden.items() if kind in HIDDEN_KINDS}
             inputs.update({name: [self._hidden(kind, node)] for name, kind in asked.items()})
@@ -252,7 +254,7 @@ class Execution:
             instance = self._object(node, node_class)
             await self._lazy(node, spec, instance, inputs, lazy, executing, group)
             _check_counts(node, spec, inputs)
-            # Only now: the nodes that it waited for have made something.
+            # Late, as the nodes that it waited for have made values.
             executing = replace(executing, made_bytes=self._made_bytes)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
             slots = () if spec.python_module.startswith(PACKS) else spec.outputs
@@ -270,16 +272,18 @@ class Execution:
         except BaseException as error:
             if isinstance(error, asyncio.CancelledError) and is_cancelled():
                 raise
-            self._fail(node, raised(error), _declared(inputs, spec))
+            self._fail(node, original_error(error), _declared(inputs, spec))
 
-    def _call(self, node: Node, spec: NodeSpec, progress: Progress = silent, say: Say = silent) -> Executing:
+    def _call(
+        self, node: Node, spec: NodeSpec, progress: Progress = ignore, send_message: SendMessage = ignore
+    ) -> Executing:
         return Executing(
             self._task.id.job_id,
             node.id,
             node.class_type,
             tenant=self._task.tenant,
             progress=progress,
-            say=say,
+            send_message=send_message,
             stopped=self._stopped,
             underway=self.underway,
             limits=self._limits,
@@ -302,7 +306,7 @@ class Execution:
         node_class = self._classes.get(node.class_type)
         if node_class is None:
             raise NodeError(f"this replica has no node class {node.class_type!r}")
-        # A pack's class may say something else each time it is asked.
+        # A pack's class may return another declaration at each call.
         own = not str(getattr(node_class, "RELATIVE_PYTHON_MODULE", "")).startswith(PACKS)
         spec = _spec_of_own(node_class, node.class_type) if own else spec_of(node_class, node.class_type)
         return node_class, opened(spec, node.inputs)
@@ -316,7 +320,7 @@ class Execution:
     def _blocked(self, node: Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
         if blocker.message is None:
             return blocker
-        self._observer.blocked(node.id, node.class_type, said(blocker.message)[:SHOWN_CHARACTERS])
+        self._observer.blocked(node.id, node.class_type, safe_str(blocker.message)[:SHOWN_CHARACTERS])
         return ExecutionBlocker()
 
     # Inputs -----------------------------------------------------------------------------------------------------------
@@ -326,7 +330,7 @@ class Execution:
     ) -> dict[str, Link]:
         """Wait for every link that is not lazy, declared or not; return the lazy ones, whose inputs are None so far.
 
-        What a raw link names is waited for too, as its node may look at it.
+        The source of a raw link is awaited too, as the node may use it.
         """
         lazy: dict[str, Link] = {}
         eager: dict[str, Link] = {}
@@ -382,9 +386,9 @@ class Execution:
             self._awaited[node_id].subtract(sources)
 
     def _check_circle(self, node_id: str, source: str) -> None:
-        """Refuse to wait for what waits for this node: a circle through a subgraph, as submitted ones are refused."""
+        """Refuse to wait for a node that waits for this one: a cycle through a subgraph."""
         seen: set[str] = set()
-        # Only a made node can close a circle, and looking costs all that the source waits for.
+        # Only a made node can close a cycle, and the check walks all that the source waits for.
         stack = [source] if self._prompt.grown else []
         while stack:
             waiting = stack.pop()
@@ -403,7 +407,7 @@ class Execution:
                 raise NodeError("it needs models, and this replica holds none")
             return runtime
         if kind == "STORE":
-            # A second save of one node under one name would be taken for a retry of the first.
+            # A second save of one node under one name would look like a retry of the first.
             count = self._rounds.count
             return self._capabilities.files(node.id if count == 1 else f"{node.id} round {count}")
         if kind == "PROMPT":
@@ -417,19 +421,19 @@ class Execution:
     # Subgraphs --------------------------------------------------------------------------------------------------------
 
     async def _expanded(self, node: Node, returned: Sequence[Returned], group: asyncio.TaskGroup) -> Sequence[Returned]:
-        """Evaluate the subgraphs that were returned and put their values where the results link to them."""
+        """Evaluate the returned subgraphs and replace the results' links to them by their values."""
         if all(one.expand is None for one in returned):
             return returned
         wanted: list[Link] = []
         for one in returned:
             if one.expand is not None:
                 wanted += await self._add(node, one.expand)
-                wanted += [link for link in map(linked, one.values or ()) if isinstance(link, Link)]
+                wanted += [link for link in map(as_link, one.values or ()) if isinstance(link, Link)]
         found = await self._await(node.id, wanted, group)
         return [one if one.expand is None else Returned(_resolved(one.values or (), found), one.ui) for one in returned]
 
     async def _add(self, parent: Node, subgraph: Mapping[str, Any]) -> list[Link]:
-        """Add a subgraph's nodes to this task; return links to those that show something, which run in any case."""
+        """Add a subgraph's nodes to this task; return links to its output nodes, which always run."""
         count, most = len(self._nodes) + len(subgraph), self._limits.graph_nodes
         if count > most:
             refused("limits.graph_nodes")
@@ -444,19 +448,19 @@ class Execution:
         return [Link(node_id, 0) for node_id, spec in specs.items() if spec.output_node]
 
     async def _sign(self, node: Node, spec: NodeSpec) -> str:
-        """Return a made node's signature. What cannot be told from other work, such as a tensor, makes it unique."""
+        """Return a made node's signature. A constant without an identity, for example a tensor, makes it unique."""
         try:
             if spec.fingerprinted:
                 changes = await fingerprint(self._classes[node.class_type], spec, node, self._call(node, spec))
                 node = Node(node.id, node.class_type, node.inputs, changes)
             salt = salt_of(self._task.tenant, strict=self._task.strict)
-            # In a thread: a store that is away is asked for as long as it has patience.
+            # In a thread: an unreachable store is retried for its patience_s.
             found = await asyncio.to_thread(
                 signature, node, spec, self._signatures, self._capabilities.fingerprint, salt
             )
         except (KeyError, TypeError, ValueError):
             return f"unique-{uuid.uuid4().hex}"
-        # A copy of its own maker would wait for itself.
+        # A made node equal to its maker would wait for itself.
         lineage = {self._signatures[maker] for maker in self._prompt.lineage(node.id)}
         return f"{found}-{uuid.uuid4().hex}" if found in lineage else found
 
@@ -465,15 +469,15 @@ _spec_of_own = lru_cache(1024)(spec_of)
 
 
 def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[str, list[Any]]:
-    """Return the inputs that a client gave: hidden ones hold credentials and what is the server's own."""
+    """Return the inputs that a client gave, without hidden ones, which contain credentials and the server's own."""
     return {name: values for name, values in inputs.items() if spec is not None and spec.input(name) is not None}
 
 
 def _check_counts(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse linked whole numbers above their declared maximum, where nodes do not count them. Errors: NodeError.
+    """Refuse linked whole numbers above their declared maximum, if nodes do not check them. Errors: NodeError.
 
-    ComfyUI checks no value of a link, and every other number outside its declared range runs here as it does there.
-    Those of packs too: their classes may be made for that.
+    ComfyUI checks no value of a link, and every other number outside its declared range runs here as it does there,
+    also in packs, which may rely on it.
     """
     if spec.python_module.startswith(PACKS):
         return
@@ -494,16 +498,16 @@ def _slot(name: str, link: Link, found: Mapping[str, Sequence[list[Any]]]) -> li
 
 
 def _resolved(values: Sequence[Any], found: Mapping[str, Sequence[list[Any]]]) -> tuple[Any, ...]:
-    """Put values in the place of links. A link to a list takes as many places as it has elements, as in ComfyUI."""
+    """Replace links by values. A link to a list becomes all of its elements, as in ComfyUI."""
     resolved: list[Any] = []
     for value in values:
-        link = linked(value)
+        link = as_link(value)
         resolved += _slot("the result", link, found) if isinstance(link, Link) else [value]
     return tuple(resolved)
 
 
 def _sources_first(nodes: Mapping[str, Node]) -> list[str]:
-    """Return the ids with each after those it links to, as far as there is no circle."""
+    """Return the ids in topological order, as far as there is no cycle."""
     order: dict[str, None] = {}
     entered: set[str] = set()
     stack = [(node_id, False) for node_id in reversed(list(nodes))]
@@ -519,7 +523,7 @@ def _sources_first(nodes: Mapping[str, Node]) -> list[str]:
 
 
 def _plain(ui: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a node shows as JSON has it, which leaves this process. Errors: NodeError."""
+    """Return a node's ui dict as plain JSON, to leave this process. Errors: NodeError."""
     try:
         plain: dict[str, Any] = json.loads(json.dumps(ui))
     except (TypeError, ValueError, RecursionError) as error:
@@ -530,4 +534,4 @@ def _plain(ui: Mapping[str, Any]) -> dict[str, Any]:
 def _shown(value: Any) -> Any:
     if value is None or type(value) in (bool, int, float):
         return value
-    return said(value)[:SHOWN_CHARACTERS]
+    return safe_str(value)[:SHOWN_CHARACTERS]

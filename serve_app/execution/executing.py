@@ -1,7 +1,7 @@
-"""Which node runs here: a context variable that threads and coroutines of one call share, set before each call.
+"""The node call that runs in the current context: a context variable shared by its threads and coroutines.
 
-Nodes that do not ask for capabilities still report progress and make subgraphs by it, as ComfyUI's do by its globals.
-Source: the facts of ComfyUI 0.3.64's `comfy_execution/utils.py` and `graph_utils.py`.
+It lets nodes without capabilities report progress and make subgraphs, as ComfyUI's do by its globals. Source: the facts
+of ComfyUI 0.3.64's `comfy_execution/utils.py` and `graph_utils.py`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Progress = Callable[[float, float, Any], None]
 """(value, maximum, preview or None) -> nothing. Callable from any thread."""
 
 
-Say = Callable[[str, Any], None]
+SendMessage = Callable[[str, Any], None]
 """(type, data) -> nothing: a message of a pack's own for the job's client. Callable from any thread."""
 
 
-def silent(*told: Any) -> None:
-    """Tell nobody."""
+def ignore(*_: Any) -> None:
+    """Do nothing."""
 
 
 class Underway:
-    """The calls that run now, each until its function has ended, waited for or not. Usable from any thread."""
+    """The running calls, each until its function has ended, even if it was cancelled. Usable from any thread."""
 
     def __init__(self) -> None:
         self._calls: dict[int, Executing] = {}
@@ -60,7 +60,7 @@ class Underway:
 
     @contextmanager
     def noted(self, call: Executing) -> Iterator[None]:
-        """Count a call among them in this block."""
+        """Count a call as running inside the context."""
         self._calls[id(call)] = call
         try:
             yield
@@ -70,7 +70,7 @@ class Underway:
                 self.ended()
 
     def names(self) -> list[str]:
-        """Return which nodes of which jobs they are."""
+        """Return their nodes and jobs."""
         return sorted({f"{call.name} of job {call.job_id}" for call in list(self._calls.values())})
 
 
@@ -89,8 +89,8 @@ class Executing:
     class_type: str = ""
     index: int = 0
     tenant: str = ""
-    progress: Progress = silent
-    say: Say = silent
+    progress: Progress = ignore
+    send_message: SendMessage = ignore
     stopped: threading.Event = field(default_factory=threading.Event)
     limits: SizeLimits = field(default_factory=SizeLimits)
     made_bytes: int = 0
@@ -103,7 +103,7 @@ class Executing:
 
     @property
     def name(self) -> str:
-        """The node as messages name it."""
+        """The node's name in messages."""
         return f"node {self.node_id} ({self.class_type})"
 
     def prefix(self) -> str:
@@ -120,11 +120,11 @@ def executing() -> Executing | None:
 
 
 def check_wanted() -> None:
-    """Stop work that takes long, between its parts. Errors: NodeError once nobody waits for the call that runs here."""
+    """Check for cancellation, between parts of long work. Errors: NodeError once the current call is cancelled."""
     if (call := executing()) is not None and call.stopped.is_set():
         raise NodeError("it is waited for no more")
 
 
 def enter(call: Executing) -> None:
-    """Say which call runs in this context from now on."""
+    """SendMessage which call runs in this context from now on."""
     _current.set(call)

@@ -1,7 +1,7 @@
-"""A prompt that grows while it runs: nodes may return subgraphs, whose nodes are evaluated in their place.
+"""Node expansion: nodes may return subgraphs, whose nodes are evaluated in their place.
 
-`DynamicPrompt` is what the hidden input DYNPROMPT gives to nodes, so it speaks wire JSON and ComfyUI's method names.
-Source: the facts of ComfyUI 0.3.64's `comfy_execution/graph.py`.
+`DynamicPrompt` is the value of the hidden input DYNPROMPT, so it has wire JSON and ComfyUI's method names. Source: the
+facts of ComfyUI 0.3.64's `comfy_execution/graph.py`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from serve_app.graph.graph import Link, Node, Origin
 
 
 class DuplicateNodeError(NodeError):
-    """A subgraph names a node as one that is there already."""
+    """A subgraph uses the id of an existing node."""
 
 
 class DependencyCycleError(NodeError):
-    """Nodes made by a subgraph need each other in a circle."""
+    """Nodes made by a subgraph form a cycle."""
 
 
 class DynamicPrompt:
@@ -43,7 +43,7 @@ class DynamicPrompt:
         return found
 
     def has_node(self, node_id: str) -> bool:
-        """Whether a node is there, submitted or made."""
+        """Whether a node exists, submitted or made."""
         return node_id in self._made or node_id in self._original
 
     def get_original_prompt(self) -> Mapping[str, Any]:
@@ -59,7 +59,7 @@ class DynamicPrompt:
         return self._parents.get(node_id)
 
     def get_display_node_id(self, node_id: str) -> str:
-        """Return the node of the submitted prompt that shows what this one does."""
+        """Return the node of the submitted prompt that displays this one's progress."""
         while node_id in self._displays:
             node_id = self._displays[node_id]
         return node_id
@@ -96,12 +96,12 @@ class DynamicPrompt:
             self._parents[node_id] = parent
             self._displays[node_id] = wire.get("override_display_id") or parent
         return [
-            Node(node_id, wire["class_type"], {name: linked(v) for name, v in (wire.get("inputs") or {}).items()})
+            Node(node_id, wire["class_type"], {name: as_link(v) for name, v in (wire.get("inputs") or {}).items()})
             for node_id, wire in subgraph.items()
         ]
 
 
-def linked(value: Any) -> Any:
+def as_link(value: Any) -> Any:
     """Return a value of a subgraph with [node id, slot] as a Link; anything else is a constant, lists included."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
         slot = value[1]

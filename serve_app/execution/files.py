@@ -1,8 +1,8 @@
 """STORE for one node of one job: reading files by a widget's value, and saving under ComfyUI's names.
 
-The names are `folder_paths.get_save_image_path`'s of ComfyUI 0.33.0. Counters come from a reservation, since many
-replicas save into one folder at once; where they are reserved is the caller's matter. Files are created, never written
-over, so whoever else saves into the folder loses nothing either.
+The names are `folder_paths.get_save_image_path`'s of ComfyUI 0.33.0. Counters are reserved through the caller, since
+many replicas save into one folder at once. Files are created, never overwritten, so other writers to the folder lose
+nothing either.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 _THREADS = Threads("files", min(32, (os.cpu_count() or 1) + 4), end_team)
 
 _UNNAMED = re.compile("[\0\ud800-\udfff]")
-"""NUL and halves of pairs: neither file systems nor databases take them."""
+"""NUL and lone surrogates, which neither file systems nor databases accept."""
 
 Reserve = Callable[[str, int, Contents], Awaitable[tuple[int, bool]]]
 """(key, at_least, contents) -> the first of as many consecutive counters, which only this node of this job gets, and
@@ -62,7 +62,7 @@ class NodeFiles:
         return await _in_thread(self._read, FileRef.parse(name))
 
     async def below(self, folder: str) -> list[str]:
-        """Return the paths of all files below a folder of the input area, counted from it, sorted."""
+        """Return the paths of all files below a folder of the input area, relative to it, sorted."""
         return await _in_thread(files_below, self._store, folder)
 
     async def save(
@@ -83,7 +83,7 @@ class NodeFiles:
         """
         subfolder, filename = self._split(prefix, width, height)
         if area == "temp":
-            # No reservation: the name is this node's alone, and a retry writes over its own files.
+            # No reservation: the name is unique to this node, and a retry overwrites its own files.
             filename = f"{filename}_{self._own}"
         key = posixpath.join(area, subfolder, filename)
         if len(key) > LONGEST_KEY:
@@ -108,7 +108,7 @@ class NodeFiles:
     async def _create_next(
         self, area: Area, subfolder: str, filename: str, ending: str, saved: Sequence[Saved]
     ) -> list[FileRef]:
-        """Store the contents under the next names that are free, and return them."""
+        """Store the contents under the next free names, and return them."""
         key = posixpath.join(area, subfolder, filename)
         what, contents = await _in_thread(_described, ending, saved)
         first, again = await self._reserve(key, 0, what)
@@ -120,10 +120,10 @@ class NodeFiles:
             first, again = await self._reserve(key, highest + 1, what)
 
     def _create(self, refs: Sequence[FileRef], contents: Sequence[Saved], again: bool) -> bool:
-        """Store the contents under new names; False if somebody else's file has one of them.
+        """Store the contents under new names; False if another writer's file has one of them.
 
-        again: an earlier attempt was given these names, so a file that has one is its own, and stays: made in other
-        company its pixels may differ in the last bit.
+        again: an earlier attempt had these names, so an existing file is its own and stays: computed in another batch
+        its pixels may differ in the last bit.
         """
         for ref, data in zip(refs, contents, strict=True):
             try:
@@ -161,7 +161,7 @@ class NodeFiles:
         return subfolder, "ComfyUI" if filename == "." else filename
 
     def _highest(self, area: Area, subfolder: str, filename: str) -> int:
-        # By RE2: where the token is repeated, others take time that grows with every digit of a name.
+        # By RE2: with a repeated token, others take time exponential in the digits of a name.
         literals = "[0-9]+".join(map(re2.escape, filename.split(BATCH)))
         try:
             pattern = re2.compile(f"{literals}_([0-9]{{1,15}})[_.]")
@@ -172,7 +172,7 @@ class NodeFiles:
 
 
 async def _in_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Return what a function does in a thread, in this call's context: it may ask which node it works for."""
+    """Run a function in a thread, in this call's context: it may use the current call."""
     return await _THREADS.call(contextvars.copy_context().run, function, *arguments)
 
 
@@ -182,7 +182,7 @@ def _described(ending: str, saved: Sequence[Saved]) -> tuple[Contents, list[Cont
 
 
 def _made(saved: Saved) -> Content:
-    """Return a content. Errors: NodeError for one that nobody waits for any more."""
+    """Return the content to save. Errors: NodeError once the call is cancelled."""
     if not callable(saved):
         return saved
     check_wanted()

@@ -1,7 +1,7 @@
-"""A class's own code that a job's acceptance waits for: VALIDATE_INPUTS and IS_CHANGED, on constants alone.
+"""Runs node classes' own hooks before a job is accepted: VALIDATE_INPUTS and IS_CHANGED, on constants only.
 
-Both may be async. They run in workers, never in the ingress or the scheduler (docs/decisions/0009).
-Source: the facts of ComfyUI 0.3.64's `execution.py` (validate_inputs, IsChangedCache).
+Both may be async. They run in workers, never in the ingress or the scheduler (docs/decisions/0009). Source: the facts
+of ComfyUI 0.3.64's `execution.py` (validate_inputs, IsChangedCache).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from serve_app.errors import Problem
 from serve_app.execution.call import ExecutionBlocker, map_over_lists
-from serve_app.execution.contained import contained, raised, said
+from serve_app.execution.contained import contained, original_error, safe_str
 from serve_app.execution.executing import Executing, Underway
 from serve_app.execution.protocol import spec_of
 from serve_app.execution.time_limit import TimeLimit
@@ -28,10 +28,10 @@ FAILED = "Exception when validating node"
 REFUSED = "Custom validation failed for node"
 
 JOBLESS = ""
-"""The job of what runs before its job is accepted."""
+"""The job id of hooks that run before their job is accepted."""
 
 
-async def checked(
+async def run_hooks(
     classes: Mapping[str, type],
     nodes: Mapping[str, Node],
     node_ids: Sequence[str],
@@ -39,9 +39,9 @@ async def checked(
     limit: TimeLimit | None = None,
     underway: Underway | None = None,
 ) -> tuple[list[Problem], dict[str, Any]]:
-    """Ask both of every named node, all at once; return what is wrong, and the fingerprints there are.
+    """Run both hooks of every named node, concurrently; return the problems and the fingerprints.
 
-    limit: of one question. underway: where the questions are noted while they run.
+    limit: of one hook. underway: where the hooks are noted while they run.
     """
     problems: list[Problem] = []
     fingerprints: dict[str, Any] = {}
@@ -56,13 +56,15 @@ async def checked(
         try:
             with contained():
                 spec = opened(spec_of(node_class, node.class_type), node.inputs)
-                problems.extend(await validate(node_class, spec, node, _output_types(classes, nodes, spec, node), call))
+                problems.extend(
+                    await run_validator(node_class, spec, node, _output_types(classes, nodes, spec, node), call)
+                )
                 if spec.fingerprinted:
                     fingerprints[node.id] = await fingerprint(node_class, spec, node, call)
         except Exception as failure:
-            error = raised(failure)
+            error = original_error(failure)
             extra = {"exception_type": type(error).__name__, "traceback": traceback.format_tb(error.__traceback__)}
-            why = f"{type(error).__name__}: {said(error)}"
+            why = f"{type(error).__name__}: {safe_str(error)}"
             problems.append(_of(node, Problem("exception_during_validation", FAILED, why), extra))
 
     await asyncio.gather(*(ask(nodes[node_id]) for node_id in node_ids))
@@ -71,7 +73,9 @@ async def checked(
 
 
 def _output_types(classes: Mapping[str, type], nodes: Mapping[str, Node], spec: NodeSpec, node: Node) -> dict[str, Any]:
-    """Return the types that declared, linked inputs will get, as the classes have them: packs' own kinds of string."""
+    """Return the declared types of the values on linked inputs, as the classes have them: packs' own kinds of
+    string.
+    """
     types: dict[str, Any] = {}
     for name, link in node.links():
         source = nodes.get(link.node_id)
@@ -81,17 +85,17 @@ def _output_types(classes: Mapping[str, type], nodes: Mapping[str, Node], spec: 
     return types
 
 
-async def validate(
+async def run_validator(
     node_class: type, spec: NodeSpec, node: Node, output_types: Mapping[str, Any], call: Executing
 ) -> list[Problem]:
-    """Ask VALIDATE_INPUTS and return what it finds wrong: one problem for each input that it was given.
+    """Run VALIDATE_INPUTS and return its problems: one for each of its inputs.
 
-    output_types: the type of what each linked input will get, as its class declares it. Errors: the hook's own.
+    output_types: the declared type of each linked input's value. Errors: the hook's own.
     """
     hook = getattr(node_class, "VALIDATE_INPUTS", None)
     if hook is None or not spec.validator:
         return []
-    # A dynamic input is the validator's by its own name, whatever stands for it here.
+    # The validator takes a dynamic input by its declared name.
     given = {name: v for name, v in _inputs(spec, node).items() if spec.validates(name.split(".")[0])}
     if "input_types" in spec.validator:
         given["input_types"] = [dict(output_types)]
@@ -111,7 +115,7 @@ async def validate(
 
 
 async def fingerprint(node_class: type, spec: NodeSpec, node: Node, call: Executing) -> Any:
-    """Ask IS_CHANGED and return a JSON value to compare; one that equals no other where it is NaN, or not answered."""
+    """Run IS_CHANGED and return a JSON value to compare; a unique one for NaN or an error."""
     hook = getattr(node_class, "IS_CHANGED", None)
     if hook is None:
         return None
@@ -123,7 +127,7 @@ async def fingerprint(node_class: type, spec: NodeSpec, node: Node, call: Execut
     return [_comparable(answer) for answer in answers]
 
 
-def constants(spec: NodeSpec, node: Node) -> Iterator[tuple[str, list[Any]]]:
+def constant_inputs(spec: NodeSpec, node: Node) -> Iterator[tuple[str, list[Any]]]:
     """Yield the inputs that need no other node, as lists: declared constants, and raw links as [node id, slot]."""
     for name, value in node.inputs.items():
         declared = spec.input(name)
@@ -135,8 +139,8 @@ def constants(spec: NodeSpec, node: Node) -> Iterator[tuple[str, list[Any]]]:
 
 
 def _inputs(spec: NodeSpec, node: Node) -> dict[str, list[Any]]:
-    """Return every input as a list; those that are linked as [None], since nothing has run; nor has any submission."""
-    known = {name: [None] for name, _ in node.links()} | dict(constants(spec, node))
+    """Return every input as a list; linked ones as [None], since no node has run."""
+    known = {name: [None] for name, _ in node.links()} | dict(constant_inputs(spec, node))
     inputs = {name: known[name] for name in node.inputs if name in known}
     given = {"PROMPT": {}, "UNIQUE_ID": node.id}
     asked = HIDDEN_KINDS - OWN_KINDS
@@ -147,13 +151,13 @@ def _comparable(answer: Any) -> Any:
     if isinstance(answer, ExecutionBlocker):
         return None
     if answer is None or isinstance(answer, bool | int | float | str):
-        # NaN differs from everything, itself included.
+        # NaN equals nothing, not even itself.
         return f"nan-{uuid.uuid4().hex}" if unstorable(answer) else _plain(answer)
     return _plain(answer) if isinstance(answer, list | dict) and not unstorable(answer) else str(answer)
 
 
 def _plain(answer: Any) -> Any:
-    """Return a JSON value without the classes of its pack, which other processes do not know."""
+    """Return a JSON value without classes of its pack, which other processes lack."""
     return json.loads(json.dumps(answer))
 
 

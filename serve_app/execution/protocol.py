@@ -1,7 +1,7 @@
-"""ComfyUI's V1 node class protocol, read off a class as data: INPUT_TYPES, RETURN_TYPES, FUNCTION and the rest.
+"""Reads a class of ComfyUI's V1 node protocol to a NodeSpec: INPUT_TYPES, RETURN_TYPES, FUNCTION and the rest.
 
-This is the plugin API, for the built-in nodes too. Beyond ComfyUI's own, a class may ask for the hidden inputs RUNTIME
-and STORE (`runtime.py`), and may say which folder a choice of files comes from (`FolderChoice`).
+This is the plugin API, for the built-in nodes too. Beyond ComfyUI's own, a class may use the hidden inputs RUNTIME and
+STORE (`runtime.py`), and may name the folder of a choice of files (`FolderChoice`).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from serve_app.graph.spec import EVERYTHING, SECTIONS, Input, NodeSpec
 
 
 class FolderChoice(list[str]):
-    """The choices of a COMBO that are the files of a folder; a plain list to any other reader of the protocol.
+    """The choices of a COMBO over the files of a folder; a plain list to other readers of the protocol.
 
     folder: a folder of the catalog ("checkpoints", …), "input" for uploaded files, or "input folders" for the folders
-    that they lie in. The list may be empty: the names are read from the folder whenever they are needed.
+    that contain them. The list may be empty: the names are read from the folder when they are needed.
     """
 
     def __init__(self, folder: str, names: Iterable[str] = ()) -> None:
@@ -29,14 +29,14 @@ class FolderChoice(list[str]):
 
 
 def spec_of(node_class: type, class_type: str, display_name: str = "") -> NodeSpec:
-    """Return the class as data. Errors: NodeError for a class that does not keep to the protocol."""
+    """Return a class's spec. Errors: NodeError for a class that violates the protocol."""
     try:
         declared = cast(Any, node_class).INPUT_TYPES()
         outputs = tuple(_type_name(kind) for kind in getattr(node_class, "RETURN_TYPES", ()))
         names = getattr(node_class, "RETURN_NAMES", None) or outputs
         lists = getattr(node_class, "OUTPUT_IS_LIST", None) or (False,) * len(outputs)
         function = getattr(node_class, "FUNCTION", None)
-        # A class without one shows widgets to its reader, as a legend beside a graph does, and never runs.
+        # A class without one only shows widgets, like a legend beside a graph, and never runs.
         if function is not None and not (isinstance(function, str) and callable(getattr(node_class, function, None))):
             raise TypeError(f"FUNCTION is {function!r}; it must name a method of the class")
         return NodeSpec(
@@ -90,7 +90,7 @@ def _inputs(declared: Mapping[str, Any]) -> Iterable[Input]:
 
 
 def _holds_any_name(declared: Mapping[str, Any]) -> bool:
-    """Whether a section is a dict of a pack's own that says it holds every name, to be given undeclared constants."""
+    """Whether a section is a pack's own dict that contains every name, to get undeclared constants."""
     return any("a name that nobody declares" in declared.get(section, {}) for section in (*SECTIONS, "hidden"))
 
 
@@ -105,12 +105,12 @@ def _validator(node_class: type) -> tuple[str, ...] | None:
 
 
 def _hidden_kind(kind: Any) -> str:
-    # A hidden input may also be declared as any other, (type, options): a value that no widget and no socket shows.
+    # A hidden input may also be declared as (type, options): a value without widget and socket.
     return _type_name(kind[0] if isinstance(kind, tuple) and kind else kind)
 
 
 def _type_name(kind: Any) -> str:
-    # Packs make types of str subclasses whose comparisons lie ("*" equals all); the text itself is what travels.
+    # Packs make types of str subclasses that override comparison ("*" equals all); only the text is sent.
     if isinstance(kind, str):
         return str.__str__(kind)
     if isinstance(kind, list | tuple):

@@ -1,7 +1,6 @@
-"""What a replica holds: node results by signature, least recently used out first, and those being computed now.
+"""A replica's LRU cache of node results by signature, including results that are being computed.
 
-Lives on one event loop and is used from there only. A result that a running task still works with outlives its
-eviction, because the task refers to it.
+Used from one event loop only. A result that a running task uses outlives its eviction, because the task refers to it.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from serve_app.execution.call import NodeResult
 from serve_app.execution.size import size_of
 
 ENTRY_BYTES = 1024
-"""What any entry counts at least, so that small results do not gather without end."""
+"""The least size that an entry counts, so that small results cannot accumulate."""
 
 
 class ResultCache:
-    """Results under a budget of bytes. evicted: told which signatures are gone, after they are.
+    """Results under a budget of bytes. evicted: called with the signatures of evicted results.
 
-    entries: how many results are kept, however small, beside those that `begin` names; None sets no such limit.
+    entries: how many results are kept, however small, beside those that `begin` names; None is no limit.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class ResultCache:
         return entry[0]
 
     def put(self, signature: str, result: NodeResult) -> None:
-        """Hold the result, letting go of others over the budget; never of this one, however big."""
+        """Cache the result, evicting others over the budget; never this one, however large."""
         self._drop(signature)
         size = ENTRY_BYTES + size_of(result.outputs)
         self._results[signature] = (result, size)
@@ -60,7 +59,7 @@ class ResultCache:
             self._evicted(tuple(gone))
 
     def begin(self, signatures: Collection[str]) -> None:
-        """Let go of the least recently used results over `entries`, but of none that running tasks may use: these."""
+        """Evict the least recently used results over `entries`, except these, which running tasks may use."""
         for signature in signatures:
             self.get(signature)
         over = len(self._results) - (len(self._results) if self._entries is None else self._entries)
@@ -72,7 +71,7 @@ class ResultCache:
             self._evicted(gone)
 
     def clear(self) -> None:
-        """Let go of every result."""
+        """Evict every result."""
         gone = tuple(self._results)
         for signature in gone:
             self._drop(signature)
@@ -80,13 +79,13 @@ class ResultCache:
             self._evicted(gone)
 
     def forget(self, signatures: tuple[str, ...]) -> None:
-        """Let go of these results, and say that they are gone."""
+        """Evict these results, and report it."""
         for signature in signatures:
             self._drop(signature)
         self._evicted(signatures)
 
     def forget_shown(self) -> None:
-        """Let go of what output nodes showed: the files that it names may be gone."""
+        """Evict results of output nodes: their files may have been deleted."""
         gone = tuple(signature for signature, (result, _) in self._results.items() if result.ui)
         for signature in gone:
             self._drop(signature)
@@ -94,9 +93,9 @@ class ResultCache:
             self._evicted(gone)
 
     async def make(self, signature: str, compute: Callable[[], Awaitable[NodeResult]]) -> NodeResult:
-        """Return the held result, or wait for whoever computes it, or compute and hold it.
+        """Return the cached result, or wait for the caller that computes it, or compute and cache it.
 
-        If the one computing fails or is cancelled, one of those waiting computes it itself. Errors: compute's own.
+        If that caller fails or is cancelled, one of those waiting computes it. Errors: compute's own.
         """
         while (result := self.get(signature)) is None:
             computing = self._computing.get(signature)
@@ -115,7 +114,7 @@ class ResultCache:
             computing.set_result(result)
             return result
         finally:
-            # A failure is this caller's own; to those waiting it only says that nobody computes any more.
+            # A failure is this caller's own; the others only see that the computation has stopped.
             del self._computing[signature]
             computing.cancel()
 

@@ -1,8 +1,8 @@
-"""Rounds of a job: a node puts its job's own workflow into ComfyUI's queue again, and it runs once more in that job.
+"""Rounds of a job: a node may queue its job's own workflow again, which then runs once more within the job.
 
-ComfyUI makes another prompt of it, for which node objects stay: an object may hold a film open of which each prompt
-reads a part. Here it stays one job, so it has one owner and one end, a cancellation stops all that is left of it, and a
-job that loses its replica begins again with its first round, since what was open is gone.
+ComfyUI makes another prompt of it, with the same node objects: an object may keep a film open of which each prompt
+reads a part. Here it stays one job, with one owner and one end; a cancellation stops all remaining rounds, and a job
+that loses its replica restarts at its first round, since open files are lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NUMBERS = itertools.count()
 
 
 class Rounds:
-    """The rounds of one task. spec: of a node's class. prompt, count: of the round that runs, counted from 1.
+    """The rounds of one task. spec: returns a node's spec. prompt, count: of the running round, counted from 1.
 
     Its methods may be called from any thread.
     """
@@ -45,19 +45,19 @@ class Rounds:
     def item(self) -> tuple[Any, ...]:
         """Return the running round as an item of ComfyUI's queue; nodes may change it.
 
-        That is (number, job id, prompt, extra_data, targets, credentials); each round has a number of its own.
+        It is (number, job id, prompt, extra_data, targets, credentials); each round has a number of its own.
         """
         extra_data = copy.deepcopy(without_credentials(self._task.extra_data))
         prompt = copy.deepcopy(dict(self.prompt))
         return (self._number, self._task.id.job_id, prompt, extra_data, list(self._task.targets), {})
 
     def queue(self, prompt: Any) -> None:
-        """Have another round follow this one. Errors: NodeError for another workflow, or one that several pools run."""
+        """Queue another round. Errors: NodeError for another workflow, or one that several pools run."""
         self._changed(prompt)
         self._next = copy.deepcopy(prompt)
 
     def begin_next(self) -> frozenset[str]:
-        """Begin the round that was queued; return which nodes of the task are to be computed anew."""
+        """Begin the queued round; return the nodes of the task to compute again."""
         if self._next is None:
             return frozenset()
         changed = self._changed(self._next)
@@ -67,7 +67,7 @@ class Rounds:
         return dependents(self._task.nodes, changed)
 
     def _changed(self, prompt: Any) -> set[str]:
-        """Return the nodes that a prompt gives other values than the round that runs."""
+        """Return the nodes whose inputs in a prompt differ from the running round's."""
         if not isinstance(prompt, Mapping) or prompt.keys() != self.prompt.keys():
             raise NodeError(f"a node may queue the workflow of its own job again, and no other; {_ALLOWED}")
         graph = parse(self.prompt)
@@ -86,7 +86,7 @@ class Rounds:
         return changed
 
     def _declared(self, node: Node) -> tuple[str, dict[str, Any]]:
-        """Return what a node's function is given and where it is from."""
+        """Return a node's class and declared inputs."""
         spec = self._spec(node) if node.id in self._task.nodes else None
         uses = {k: v for k, v in node.inputs.items() if spec is None or isinstance(v, Link) or spec.uses(k)}
         return node.class_type, uses

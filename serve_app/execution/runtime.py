@@ -1,4 +1,4 @@
-"""The capabilities a node can ask for as hidden inputs: RUNTIME (models) and STORE (files). Protocols only.
+"""Protocols of the capabilities that nodes get as hidden inputs: RUNTIME (models) and STORE (files).
 
 Nodes reach models through this module and nothing else; `engine/runtime.py` implements RUNTIME, `execution/files.py`
 STORE. Both are bound to one node of one task, so progress, cancelling and file names need no further argument.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Runtime(Protocol):
-    """RUNTIME: what a replica's models can do. Every method may be awaited by many nodes at once; the engine batches.
+    """RUNTIME: operations of a replica's models. Every method may be awaited by many nodes at once; the engine batches.
 
     Errors: ModelFileError for a file that cannot be used, CancelledJobError once the job is cancelled.
     """
@@ -34,14 +34,14 @@ class Runtime(Protocol):
     async def tokens(self, clip: Recipe, text: str) -> Mapping[str, list[list[tuple[Any, float, int]]]] | None:
         """Return a text's chunks by encoder, "l", "h" or "g": (token or vector, weight, number of its run, 0 of none).
 
-        None where tokens are the encoder's own affair, of all but CLIP's alone and SDXL's two.
+        None for encoders other than CLIP alone and SDXL's two.
         """
         ...
 
     async def generate_text(self, clip: Recipe, request: GenerationRequest) -> str:
         """Return what a language model generates after a text. Reports a progress value a token.
 
-        Errors: NodeError for a text encoder that generates none.
+        Errors: NodeError for a text encoder that cannot generate.
         """
         ...
 
@@ -54,9 +54,9 @@ class Runtime(Protocol):
         ...
 
     async def family(self, recipe: Recipe) -> Any:
-        """Return of which family and size a recipe's network is, a value of `models/families`. Loads no weights.
+        """Return the family and size of a recipe's network, a value of `models/families`. Loads no weights.
 
-        A VAE's says `latent_channels`, `factor` (pixels a latent cell covers along one side) and `frames` (images of a
+        A VAE's has `latent_channels`, `factor` (pixels a latent cell covers along one side) and `frames` (images of a
         video that one latent covers; 0 for a VAE of images alone).
         """
         ...
@@ -75,28 +75,28 @@ class Runtime(Protocol):
     async def encode(self, vae: Recipe, images: torch.Tensor, tiling: Tiling | None = None) -> torch.Tensor:
         """Return unscaled latents (B,c,h,w) from images (B,H,W,C) in 0…1; of an autoencoder of videos (1,c,T,h,w).
 
-        What is over a multiple of the pixels that a cell covers is cut off, half on each side.
+        Sides are cropped to a multiple of the pixels that a cell covers, half on each side.
         """
         ...
 
     async def see(self, encoder: Recipe, images: torch.Tensor, *, crop: bool) -> ClipVisionOutput:
-        """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed.
+        """Return an image encoder's output for images (B,H,W,C) in 0…1. crop: center crop, else resize to a square.
 
         Errors: NodeError for images that are too long to be cropped.
         """
         ...
 
     async def see_pixels(self, encoder: Recipe, pixels: torch.Tensor) -> ClipVisionOutput:
-        """Return what an image encoder sees in images that were made ready elsewhere, (B,3,S,S).
+        """Return an image encoder's output for preprocessed images (B,3,S,S).
 
         Errors: NodeError for another size than the encoder's.
         """
         ...
 
     async def style(self, style_model: Recipe, seen: ClipVisionOutput) -> torch.Tensor:
-        """Return the tokens of a text (1,T,D) that a style model makes of what is seen in all images.
+        """Return the text tokens (1,T,D) that a style model makes of an image encoder's output.
 
-        Errors: NodeError for what another image encoder sees.
+        Errors: NodeError for the output of another image encoder.
         """
         ...
 
@@ -111,26 +111,26 @@ class Runtime(Protocol):
     async def model_files(
         self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]
     ) -> Mapping[str, Pieces]:
-        """Return the safetensors files that parts of models are saved as, by what their names have after the prefix.
+        """Return the safetensors files of saved parts of models, by the suffix of their names.
 
-        With a model all parts go into one; text encoders alone have a file each. Reports a progress value a tensor.
-        Errors: ModelFileError for parts that are not saved.
+        With a model all parts are in one file; text encoders alone have a file each. Reports progress per tensor.
+        Errors: ModelFileError for parts that cannot be saved.
         """
         ...
 
     async def lora_file(self, model: Recipe | None, clip: Recipe | None, asked: Extraction) -> Pieces:
-        """Return the safetensors file of the LoRA that weights are, as differences of models are some.
+        """Return the safetensors file of a LoRA extracted from weights, which may be differences of models.
 
-        Reports a progress value a tensor. Errors: ModelFileError for parts that are not saved.
+        Reports progress per tensor. Errors: ModelFileError for parts that cannot be saved.
         """
         ...
 
 
 Saved: TypeAlias = Content | Callable[[], bytes]
-"""What a node saves. A function makes it in the thread that stores it, which spares a call in a thread of its own."""
+"""Content that a node saves. A function runs in the thread that stores its result, which saves another thread."""
 
 
-class Files(Protocol):
+class NodeStore(Protocol):
     """STORE: the files a node may read and write."""
 
     async def read(self, name: str) -> bytes:
@@ -158,7 +158,6 @@ class Files(Protocol):
         hold a subfolder and %width%, %height%, %year%, %month%, %day%, %hour%, %minute%, %second%; in `contents` order,
         %batch_num% is the index. Counters go on from the highest in the folder; a retry of the same node of the same
         job gets the same names again, so nothing is saved twice, and two replicas never get the same name. A suffix
-        ".png|.txt" is that of files which share a counter, in turn.
-        Errors: NodeError for a prefix that leaves the area.
+        ".png|.txt" makes files that share a counter, in turn. Errors: NodeError for a prefix that leaves the area.
         """
         ...

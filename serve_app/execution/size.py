@@ -1,6 +1,6 @@
-"""How large a node's values are, and which are too large: asked before memory is taken, and measured after each call.
+"""Size limits of nodes' values: checked before memory is allocated, and measured after each call.
 
-A node that makes a value of a size it is given calls `allow` first, or resizes and repeats by `builtin/match_size.py`,
+A node that makes a value of a requested size calls `allow` first, or resizes and repeats by `builtin/match_size.py`,
 which does. The limits are those of the call that runs.
 """
 
@@ -25,7 +25,7 @@ from serve_app.media.decoder import Bounds
 FLOAT_BYTES = 4
 PIXEL_BYTES = 4
 OBJECT_BYTES = 32
-"""What any Python object counts, beside what it holds."""
+"""The size that any Python object counts, beside its content."""
 _NUMBERS = frozenset({type(None), bool, int, float})
 COUNTED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("EmptyImage", "EmptyLatentImage"), ("width", "height", "batch_size")),
@@ -38,10 +38,11 @@ COUNTED: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("LatentComposite", "LatentCompositeMasked", "ImageCompositeMasked", "MaskComposite"), ("x", "y")),
     "SplitSigmas": ("step",),
 }
-"""Whole numbers that a link may bring above their declared maximum, as in ComfyUI: each node counts what they ask for
-before it makes it, or they choose among what there is."""
+"""Whole numbers that may exceed their declared maximum on a link, as in ComfyUI: the node checks the size that they
+request, or they are indices.
+"""
 FEWEST_DIMENSIONS = {"IMAGE": 3, "MASK": 2, "LATENT": 3}
-"""Dimensions of one of a batch, by type. An empty batch of these is of no use to any node."""
+"""Least number of dimensions by type. No node can use an empty batch of these."""
 
 
 def limits() -> SizeLimits:
@@ -51,7 +52,7 @@ def limits() -> SizeLimits:
 
 
 def bounds() -> Bounds:
-    """Return what decoding a file may take for the call that runs here, which ends with it."""
+    """Return the limits of decoding a file for the current call."""
     call = executing()
     return Bounds(limits()) if call is None else Bounds(call.limits, call.stopped.is_set, owner=call.tenant)
 
@@ -77,9 +78,9 @@ def allow_levels(steps: int, denoise: float = 1.0) -> None:
 
 
 def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
-    """Refuse what is shown to clients if it is too large to be carried to them; return the bytes shown with it.
+    """Refuse an output to clients that is too large to be sent; return the total bytes including it.
 
-    before: what the same task has shown so far. Errors: NodeError.
+    before: bytes that the same task has output so far. Errors: NodeError.
     """
     size = before + size_of(value)
     _refuse(f"it shows{', with what was shown before' if before else ''}:", size, "bytes", "shown_bytes", most)
@@ -87,7 +88,7 @@ def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
 
 
 def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeLimits) -> None:
-    """Refuse what a node's calls have made if it is too large. Errors: NodeError.
+    """Refuse results of a node's calls that are too large. Errors: NodeError.
 
     slots: the types of the values, for which an empty batch is refused as well.
     """
@@ -101,7 +102,7 @@ def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeL
 
 
 def _check_count(slot: str, value: Any, most: SizeLimits) -> None:
-    """Refuse a value of few bytes that the nodes after it would have too much work with. Errors: NodeError."""
+    """Refuse a small value that would make too much work for later nodes. Errors: NodeError."""
     tensor = value.get("samples") if isinstance(value, Mapping) else value
     match slot, value:
         case (("IMAGE" | "MASK" | "LATENT"), _) if isinstance(tensor, torch.Tensor):
@@ -118,7 +119,7 @@ def _check_count(slot: str, value: Any, most: SizeLimits) -> None:
 
 
 def allow_calls(returned: object, most: SizeLimits, before: int, seen: set[int]) -> int:
-    """Refuse what one more of a node's calls has returned if all of them have made too much; return the bytes of all.
+    """Refuse one call's result if all results of the node are too large together; return the bytes of all.
 
     before: the bytes so far. seen: as of `size_of`. Errors: NodeError.
     """
@@ -128,7 +129,7 @@ def allow_calls(returned: object, most: SizeLimits, before: int, seen: set[int])
 
 
 def allow_task(made: Sequence[Sequence[Any]], most: SizeLimits, before: int, seen: set[int]) -> int:
-    """Refuse a task's next values if all it has made would fill the memory; return the bytes of all with them.
+    """Refuse a task's next values if all of its values are too large together; return the bytes of all with them.
 
     before: the bytes so far. seen: as of `size_of`, so that a value that is passed on counts once. Errors: NodeError.
     """
@@ -140,7 +141,7 @@ def allow_task(made: Sequence[Sequence[Any]], most: SizeLimits, before: int, see
 def size_of(value: object, seen: set[int] | None = None) -> int:
     """Return about how many bytes a value takes, however nested: tensors, arrays, images and text; each once.
 
-    seen: the ids of what has been counted before, to which this is added; all of it must be alive.
+    seen: ids of values that were counted before, extended by this call; all must be alive.
     """
     seen = set() if seen is None else seen
     total = 0
@@ -151,7 +152,7 @@ def size_of(value: object, seen: set[int] | None = None) -> int:
         if type(item) in _NUMBERS or id(item) in seen:
             continue
         seen.add(id(item))
-        # What is most common first, as every value of every job is counted.
+        # The most common types first, as every value of every job is counted.
         if isinstance(item, str):
             total += len(item) if item.isascii() else 4 * len(item)
         elif isinstance(item, dict):

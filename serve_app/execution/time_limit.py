@@ -1,4 +1,4 @@
-"""How long one call of a node may take: whoever waits is told once the time is over, whether or not the call ends."""
+"""Time limits of node calls: the waiter gets an error at the limit, whether or not the call ends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from serve_app.errors import NodeError
 from serve_app.graph.spec import NodeSpec
 
 LOOK_S = 0.1
-"""How often a call that waits for a thread is looked at at most, however short its time."""
+"""The shortest interval at which a call that waits for a thread is checked, however short its limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit:
-    """So many seconds, and where that is set, as an error says it: "node_time_s of pool cpu"."""
+    """A time limit in seconds, and where it is configured, for errors: "node_time_s of pool cpu"."""
 
     seconds: float
     source: str
@@ -25,14 +25,14 @@ class TimeLimit:
 
 @dataclass(frozen=True, slots=True)
 class NodeLimits:
-    """How long one call of a pool's nodes may take; runtime_node_s of those that ask for RUNTIME. None: no limit."""
+    """How long one call of a pool's nodes may take; runtime_node_s for nodes with RUNTIME. None is no limit."""
 
     pool: str = ""
     node_s: float | None = None
     runtime_node_s: float | None = None
 
     def of(self, spec: NodeSpec, extra_data: Mapping[str, Any]) -> TimeLimit | None:
-        """Return the lower one of the pool's limit and what the submission asks for in its extra_data."""
+        """Return the lower of the pool's limit and the submission's own in its extra_data."""
         seconds, key = (self.runtime_node_s, "runtime_node_time_s") if spec.runtime else (self.node_s, "node_time_s")
         asked = extra_data.get("node_time_s")
         limits = [] if seconds is None else [TimeLimit(seconds, f"{key} of pool {self.pool}")]
@@ -42,15 +42,15 @@ class NodeLimits:
 
 
 class NodeTimeError(NodeError):
-    """A node took longer than it may."""
+    """A node exceeded its time limit."""
 
 
-async def bounded(
+async def within_time_limit(
     work: Callable[[Callable[[], None]], Coroutine[Any, Any, Any]], limit: TimeLimit | None, what: str
 ) -> Any:
-    """Await work(begun) and return what it comes to. Its time counts from its call of `begun`, from any thread.
+    """Await work(begun) and return its result. Its time counts from its call of `begun`, from any thread.
 
-    Work that is over its time is cancelled but not waited for. what: names it in the error. Errors: NodeTimeError.
+    Work over its time is cancelled but not awaited. what: its name in the error. Errors: NodeTimeError.
     """
     if limit is None:
         return await work(lambda: None)
@@ -63,7 +63,7 @@ async def bounded(
         began_s.append(time.monotonic())
 
     def look() -> None:
-        # No thread wakes the loop to say that the time begins, as nearly every call ends long before it is over.
+        # No thread wakes the loop at the start of the time, as nearly every call ends long before the limit.
         nonlocal timer
         left_s = limit.seconds - (time.monotonic() - began_s[0]) if began_s else max(limit.seconds, LOOK_S)
         if left_s > 0:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from serve_app.config.pool import SHARED
-from serve_app.errors import InvalidGraphError, Problem, shown
+from serve_app.errors import InvalidGraphError, Problem, short_repr
 from serve_app.graph.graph import Graph
 from serve_app.graph.plan import Plan, Pool, TaskPlan
 from serve_app.graph.spec import NodeSpec
@@ -65,7 +65,9 @@ def _missing(graph: Graph, known: Mapping[str, Mapping[str, NodeSpec]], pools: S
         have = [there for name, there in names.items() if class_type in known[name]]
         if lack:
             where = f"pool {'; pool '.join(have)} has it" if have else "no pool has it"
-            message = f"no pool has all classes of the workflow: {shown(class_type)} is lacked by {'; '.join(lack)}"
+            message = (
+                f"no pool has all classes of the workflow: {short_repr(class_type)} is lacked by {'; '.join(lack)}"
+            )
             extra = {"node_id": node.id, "class_type": class_type, "node_title": class_type}
             problems.append(
                 Problem("missing_node_type", f"{message}; {where}", node_id=node.id, class_type=class_type, extra=extra)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from serve_app.errors import InvalidGraphError, Problem, shown
+from serve_app.errors import InvalidGraphError, Problem, short_repr
 from serve_app.graph.graph import BadLink, Graph, Link, Node
 
 DEPTH_LIMIT = 64
@@ -69,10 +69,10 @@ def _rendered(node: Node) -> dict[str, Any]:
 
 def _faults(node_id: str, given: Any) -> Iterator[Problem]:
     if _bad_name(node_id):
-        yield Problem("invalid_prompt", f"the node id {shown(node_id)} {_bad_name(node_id)}")
+        yield Problem("invalid_prompt", f"the node id {short_repr(node_id)} {_bad_name(node_id)}")
         return
     if not isinstance(given, Mapping):
-        message = f"node {shown(node_id)} is {_kind(given)}; it must be an object"
+        message = f"node {short_repr(node_id)} is {_kind(given)}; it must be an object"
         yield Problem("invalid_prompt", message, node_id=node_id)
         return
     class_type = given.get("class_type")
@@ -82,7 +82,7 @@ def _faults(node_id: str, given: Any) -> Iterator[Problem]:
         if isinstance(class_type, str):
             reason = f"has a class_type that {_bad_name(class_type)}"
         extra = {"node_id": node_id, "class_type": None, "node_title": None}
-        message = f"node {shown(node_id)} {reason}; it must be a string"
+        message = f"node {short_repr(node_id)} {reason}; it must be a string"
         yield Problem("missing_node_type", message, node_id=node_id, extra=extra)
     inputs = given.get("inputs", {})
     if not isinstance(inputs, Mapping):
@@ -93,7 +93,7 @@ def _faults(node_id: str, given: Any) -> Iterator[Problem]:
         reason = _bad_name(str(name)) or unstorable(value)
         if reason:
             extra = {"input_name": ascii(name)[:NAME_LIMIT]}
-            message = f"input {shown(name)} {reason}"
+            message = f"input {short_repr(name)} {reason}"
             yield Problem("invalid_input_type", message, node_id=node_id, class_type=known, extra=extra)
 
 

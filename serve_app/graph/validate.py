@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-from serve_app.errors import Problem, did_you_mean, shown
+from serve_app.errors import Problem, did_you_mean, short_repr
 from serve_app.graph.dynamic import opened, strays
 from serve_app.graph.graph import BadLink, Graph, Link, Node
 from serve_app.graph.spec import EVERYTHING, MATCH_TYPE, Input, NodeSpec
@@ -74,7 +74,7 @@ def validate(
     if not wanted:
         reason = "it has no output node"
         if targets is not None and known:
-            reason = f"none of the output nodes {shown(known)} is among the targets {shown(list(targets))}"
+            reason = f"none of the output nodes {short_repr(known)} is among the targets {short_repr(list(targets))}"
         check.problems.append(Problem("prompt_no_outputs", f"the prompt has no outputs: {reason}"))
     tainted = _downstream(graph, check.wrong)
     outputs = tuple(node_id for node_id in wanted if node_id not in tainted)
@@ -124,7 +124,9 @@ class _Check:
         if spec is not None:
             if spec.lacks:
                 more = f" and {len(spec.lacks) - 3} more" if len(spec.lacks) > 3 else ""
-                message = f"node class {shown(node.class_type)} cannot run here: it uses {', '.join(spec.lacks[:3])}"
+                message = (
+                    f"node class {short_repr(node.class_type)} cannot run here: it uses {', '.join(spec.lacks[:3])}"
+                )
                 self._absent(node, f"{message}{more} of ComfyUI; a pool that runs ComfyUI itself would run it")
             for name in () if EVERYTHING in (spec.validator or ()) else strays(spec, node.inputs):
                 message = f"{name} is none of the inputs that {name.split('.')[0]} stands for here"
@@ -138,7 +140,7 @@ class _Check:
                 self._missing(node, declared, spec)
             elif isinstance(inputs[declared.name], BadLink):
                 message = (
-                    f"{declared.name} is the list {shown(inputs[declared.name].value)}; a list must be a link "
+                    f"{declared.name} is the list {short_repr(inputs[declared.name].value)}; a list must be a link "
                     '[node id, slot], or be wrapped as {"__value__": [...]}'
                 )
                 self._refuse(node, declared, "bad_linked_input", message, inputs[declared.name].value)
@@ -163,7 +165,7 @@ class _Check:
         given = [link.node_id, link.slot]
         source = self.graph.nodes.get(link.node_id)
         if source is None:
-            message = f"{name} links to node {shown(link.node_id)}, which does not exist"
+            message = f"{name} links to node {short_repr(link.node_id)}, which does not exist"
             self._refuse(node, declared or Input(name, "*"), "bad_linked_input", message, given)
             return
         origin = self.specs.get(source.class_type)
@@ -171,7 +173,7 @@ class _Check:
             return
         if not 0 <= link.slot < len(origin.outputs):
             have = f"has slots 0 to {len(origin.outputs) - 1}" if origin.outputs else "has no outputs"
-            message = f"{name} links to slot {shown(link.slot)} of {source.class_type} {source.id}, which {have}"
+            message = f"{name} links to slot {short_repr(link.slot)} of {source.class_type} {source.id}, which {have}"
             self._refuse(node, declared or Input(name, "*"), "bad_linked_input", message, given)
         elif spec is not None and spec.validator is not None and "input_types" in spec.validator:
             return
@@ -192,7 +194,7 @@ class _Check:
         own = spec is not None and spec.validates(name)
         if not own and set(declared.type.split(",")) <= SOCKET_TYPES:
             if value is not None or declared.section == "required":
-                message = f"{name} is {shown(value)}; {declared.type} comes by a link [node id, slot]"
+                message = f"{name} is {short_repr(value)}; {declared.type} comes by a link [node id, slot]"
                 self._refuse(node, declared, "invalid_input_type", message, value)
             return value
         try:
@@ -202,7 +204,7 @@ class _Check:
             if declared.type == "INT" and "max" not in options and converted.bit_length() > 64:
                 raise ValueError("it must fit 64 bits")
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
-            message = f"{name} is {shown(value)}, which is no {declared.type}"
+            message = f"{name} is {short_repr(value)}, which is no {declared.type}"
             extra = {"exception_message": str(error)[:500]}
             self._refuse(node, declared, "invalid_input_type", message, value, extra=extra)
             return value
@@ -228,14 +230,14 @@ class _Check:
             near = self._suggest(declared.folder or (node.class_type, declared.name), chosen, map(str, allowed))
             details = f"(list of length {len(allowed)})" if len(allowed) > 20 else f"allowed: {_listed(allowed)}"
             unread = "" if declared.folder in (None, "input") else unread_format(chosen, allowed)
-            message = f"{declared.name} {shown(chosen)} is not in the list{unread or near}"
+            message = f"{declared.name} {short_repr(chosen)} is not in the list{unread or near}"
             extra = {"format_not_read": unread.removeprefix("; ")} if unread else None
             self._refuse(node, declared, "value_not_in_list", message, value, details=details, extra=extra)
 
     def _uploaded(self, node: Node, declared: Input, chosen: Any, allowed: Sequence[Any]) -> None:
         """Refuse a file that is not in the input folder itself, unless its name says that it is elsewhere."""
         if not isinstance(chosen, str):
-            message = f"{declared.name} is {shown(chosen)}; it must be the name of an uploaded file"
+            message = f"{declared.name} is {short_repr(chosen)}; it must be the name of an uploaded file"
             self._refuse(node, declared, "exception_during_validation", message, chosen)
         elif not is_path(chosen) and not (declared.options.get("file_upload") and chosen in NO_MODEL):
             self._add(node, not_uploaded(declared, chosen, self._suggest("input", chosen, map(str, allowed))))
@@ -279,8 +281,8 @@ class _Check:
 def unknown_class(class_type: str, reason: str | None, suggest: Callable[[], str]) -> str:
     """Return what is wrong with a class that there is not. reason: why there is none, for one that is known of."""
     if reason is not None:
-        return f"node class {shown(class_type)} is not supported: {reason}"
-    return f"no node class {shown(class_type)} is installed{suggest()}"
+        return f"node class {short_repr(class_type)} is not supported: {reason}"
+    return f"no node class {short_repr(class_type)} is installed{suggest()}"
 
 
 def unread_format(name: Any, listed: Sequence[Any]) -> str:
@@ -299,9 +301,9 @@ def out_of_bounds(declared: Input, value: Any) -> tuple[str, str] | None:
     if not isinstance(value, int | float):
         return None
     if isinstance(low, int | float) and value < low:
-        return "value_smaller_than_min", f"{declared.name} is {shown(value)}, smaller than the minimum {low}"
+        return "value_smaller_than_min", f"{declared.name} is {short_repr(value)}, smaller than the minimum {low}"
     if isinstance(high, int | float) and value > high:
-        return "value_bigger_than_max", f"{declared.name} is {shown(value)}, bigger than the maximum {high}"
+        return "value_bigger_than_max", f"{declared.name} is {short_repr(value)}, bigger than the maximum {high}"
     return None
 
 
@@ -378,7 +380,7 @@ def not_uploaded(declared: Input, name: str, near: str = "") -> Problem:
     Its classes look for the file themselves, so it calls that a validation of their own.
     """
     kind = next((said for option, said in UPLOADED.items() if declared.options.get(f"{option}_upload")), declared.name)
-    message = f"{declared.name} {shown(name)} has not been uploaded{near}"
+    message = f"{declared.name} {short_repr(name)} has not been uploaded{near}"
     details = f"{declared.name} - Invalid {kind} file: {name}"
     return Problem("custom_validation_failed", message, details, extra={"input_name": declared.name})
 
@@ -390,4 +392,4 @@ def _listed(allowed: Sequence[Any]) -> str:
 def _jsonable(value: Any) -> Any:
     if value is None or isinstance(value, bool | str) or (isinstance(value, int) and value.bit_length() <= 64):
         return value
-    return value if isinstance(value, float) and math.isfinite(value) else shown(value)
+    return value if isinstance(value, float) and math.isfinite(value) else short_repr(value)

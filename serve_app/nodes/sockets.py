@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 from torch import Tensor
 
 from serve_app.execution.expansion import DynamicPrompt
-from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.nodes.inputs import InputType
 from serve_app.nodes.video.value import Video
 from serve_app.recipe import Hooks, Keyframe, Recipe
@@ -34,7 +34,7 @@ DYNPROMPT: TypeAlias = Annotated[DynamicPrompt, Hidden("DYNPROMPT")]
 EXTRA_PNGINFO: TypeAlias = Annotated[Any, Hidden("EXTRA_PNGINFO")]
 PROMPT: TypeAlias = Annotated[Any, Hidden("PROMPT")]
 RUNTIME: TypeAlias = Annotated[Runtime, Hidden("RUNTIME")]
-STORE: TypeAlias = Annotated[Files, Hidden("STORE")]
+STORE: TypeAlias = Annotated[NodeStore, Hidden("STORE")]
 UNIQUE_ID: TypeAlias = Annotated[str, Hidden("UNIQUE_ID")]
 
 ANY: TypeAlias = Annotated[Any, InputType("*")]

@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.errors import NodeError
 from serve_app.execution.call import ExecutionBlocker
 from serve_app.execution.executing import executing
-from serve_app.execution.expansion import DependencyCycleError, DynamicPrompt, linked
+from serve_app.execution.expansion import DependencyCycleError, DynamicPrompt, as_link
 from serve_app.graph.graph import Link
 
 
@@ -25,7 +25,7 @@ class NodeNotFoundError(NodeError):
 
 def is_link(value: Any) -> bool:
     """Whether a value of a prompt is [node id, slot]."""
-    return isinstance(linked(value), Link)
+    return isinstance(as_link(value), Link)
 
 
 class Node:

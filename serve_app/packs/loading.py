@@ -21,7 +21,7 @@ from typing import Any
 from serve_app import log
 from serve_app.errors import NodeError
 from serve_app.execution.call import PACKS
-from serve_app.execution.contained import said
+from serve_app.execution.contained import safe_str
 from serve_app.execution.protocol import spec_of
 from serve_app.graph.spec import NodeSpec
 from serve_app.nodes.registry import BUILTIN
@@ -109,7 +109,7 @@ def _tried(found: Packs, path: Path, step: Callable[[], None]) -> None:
         step()
     # A pack may also try to end the process, and others are not to pay for it.
     except BaseException as error:
-        found.failures[path.stem] = f"{type(error).__name__}: {said(error)}"
+        found.failures[path.stem] = f"{type(error).__name__}: {safe_str(error)}"
         _log.warning("node pack %s is left out", path.name, exc_info=error)
 
 
@@ -139,7 +139,7 @@ def _add(found: Packs, path: Path) -> None:
             found.specs[class_type] = replace(spec, lacks=uses.lacks, models=models)
             found.classes[class_type] = node_class
         except BaseException as error:
-            reason = _extended(node_class) or said(error)
+            reason = _extended(node_class) or safe_str(error)
             found.left_out.setdefault(pack, {})[class_type] = reason
             _log.warning("class %s of node pack %s is left out: %s", class_type, path.name, reason)
 

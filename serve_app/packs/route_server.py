@@ -21,7 +21,7 @@ from yarl import URL
 
 from serve_app import log
 from serve_app.errors import ServeAppError
-from serve_app.execution.contained import contained, raised
+from serve_app.execution.contained import contained, original_error
 from serve_app.packs.routes import Headers, PackAnswer, PackCall, PackFrame, Piece
 
 _log = log.get("nodes.packs")
@@ -245,7 +245,7 @@ async def _guarded(
     except web.HTTPException:
         raise
     except Exception as failure:
-        error = raised(failure)
+        error = original_error(failure)
         _log.error("%s %s of a node pack failed", request.method, request.path, exc_info=error)
         failed = _problem(500, f"{type(error).__name__} in the node pack's handler; the server's log says more")
         return web.Response(status=failed.status, body=failed.body, content_type="application/json")

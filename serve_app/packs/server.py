@@ -87,7 +87,7 @@ class PromptServer:
         self.app = web.Application(client_max_size=0)
         self._taken = 0
         self._known: set[web.AbstractRoute] = set()
-        self.tell: Callable[[str, str, Any], None] | None = None
+        self.send_to_client: Callable[[str, str, Any], None] | None = None
         """(client id, type, data) -> nothing: brings a client a message outside any job. Callable from any thread."""
         self.client_id: str | None = None
         self.last_prompt_id: str | None = None
@@ -136,9 +136,9 @@ class PromptServer:
             text = ""
         sendable = isinstance(event, str) and 0 < len(text) <= MESSAGE_CHARACTERS
         if sendable and call is not None:
-            call.say(event, json.loads(text))
-        elif sendable and isinstance(sid, str) and self.tell is not None:
-            self.tell(sid, event, json.loads(text))
+            call.send_message(event, json.loads(text))
+        elif sendable and isinstance(sid, str) and self.send_to_client is not None:
+            self.send_to_client(sid, event, json.loads(text))
         else:
             _log.warning("a node pack's message %.80r is dropped", event)
 

@@ -1,1 +1,1 @@
-"""What a replica does, without Ray: its life, its tasks, what it reports, its guard. `deployments` starts it."""
+"""A replica without Ray: its life cycle, tasks, reports, watchdog. `deployments` starts it."""

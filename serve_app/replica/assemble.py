@@ -1,4 +1,4 @@
-"""Putting a replica's parts together: nodes, models, engine, store. Imports torch, which only replicas do; no Ray."""
+"""Builds a replica from its parts: nodes, models, engine, store. Imports torch, which only replicas do; no Ray."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from serve_app.replica.host import gpu_count, host_stats, memory_bytes, own_limi
 from serve_app.replica.models import Models
 from serve_app.replica.runner import Runner
 from serve_app.replica.transfer import Transfer
-from serve_app.replica.watchdog import ends_within
+from serve_app.replica.watchdog import exit_unless_done_within
 from serve_app.scheduler.protocol.messages import ReplicaInfo, SchedulerForReplicas
 from serve_app.store.models.catalog import Catalog
 
 _log = log.get("replica")
 
 FP8_CAPABILITY = (8, 9)
-"""Of the first GPUs that multiply fp8."""
+"""The lowest compute capability with fp8 products."""
 
 
 def assemble(
@@ -48,7 +48,7 @@ def assemble(
 ) -> Runner:
     """Return a replica of the pool, ready to `run`. exit: as the runner's.
 
-    Errors: ConfigError for a dtype the device cannot do, a GPU that is not there, or one too small for what is asked.
+    Errors: ConfigError for a dtype that the device lacks, a missing GPU, or one with too little memory.
     """
     device = device_of(pool)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
@@ -86,12 +86,12 @@ def assemble(
         exit=exit,
         warm=pool.warm,
     )
-    PromptServer.instance.tell = runner.tell
+    PromptServer.instance.send_to_client = runner.send_to_client
     return runner
 
 
 def device_of(pool: PoolConfig) -> torch.device:
-    """Return where a pool's models are. Errors: ConfigError where it asks for a GPU and torch finds none."""
+    """Return the device of a pool's models. Errors: ConfigError if it needs a GPU and torch finds none."""
     if not pool.gpus or pool.device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -103,10 +103,10 @@ def device_of(pool: PoolConfig) -> torch.device:
 
 
 def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | None]:
-    """Return how much weights may take of a pool's device, and its memory, which they share with forwards, if it tells.
+    """Return the budget of weights on a pool's device, in bytes, and the device's memory, if it can be measured.
 
-    The process is held to its share of a card, and keeps graphs there or none. Errors: ConfigError where a card has not
-    as much as is asked for.
+    Also sets the process's share of a card, and whether CUDA graphs are used. Errors: ConfigError if the card is too
+    small.
     """
     asked = None if pool.weights_bytes == "auto" else pool.weights_bytes
     if device.type != "cuda":
@@ -131,13 +131,13 @@ def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | Non
 
 
 def host_bytes_of(pool: PoolConfig, device: torch.device) -> int:
-    """Return how much host memory a pool's weights may take that were evicted from its device.
+    """Return the host memory for weights that were evicted from a pool's device, in bytes.
 
-    Errors: ConfigError where some is asked for without a GPU.
+    Errors: ConfigError if it is configured without a GPU.
     """
     asked = None if pool.host_bytes == "auto" else pool.host_bytes
     if device.type == "cuda":
-        # What a pool says is of each replica; of the host's memory each has as much as of its cards.
+        # The configured number is per replica; of the host's memory a replica gets the same share as of its cards.
         share = 1.0 if pool.memory_bytes else min(1.0, pool.gpus / max(1, gpu_count()))
         return offload_bytes(asked, own_limit(pool.memory_bytes), share)
     if asked:
@@ -146,9 +146,9 @@ def host_bytes_of(pool: PoolConfig, device: torch.device) -> int:
 
 
 def set_arithmetic(pool: PoolConfig, device: torch.device) -> None:
-    """Have the process compute as its pool asks, and on a GPU to the same bits each time: strict jobs promise that.
+    """Set the process's arithmetic as its pool configures it, on a GPU deterministic, as strict jobs need.
 
-    Errors: ConfigError for products that the device does not have.
+    Errors: ConfigError for matrix products that the device lacks.
     """
     if device.type != "cuda":
         if asked := [key for key in ("fast", "fp8_matmul") if getattr(pool, key)]:
@@ -159,7 +159,7 @@ def set_arithmetic(pool: PoolConfig, device: torch.device) -> None:
         has, needed = (".".join(map(str, version)) for version in (capability, FP8_CAPABILITY))
         raise ConfigError(f"pool {pool.name}: fp8_matmul needs compute capability {needed}; this GPU has {has}")
     torch.backends.cuda.matmul.allow_fp16_accumulation = pool.fast
-    # Which convolution is fastest is measured anew by each process, and may be another one each time.
+    # Each process would measure which convolution is fastest, and might choose another one.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
 
@@ -169,21 +169,21 @@ def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
         return Packs()
 
     def watched(pack: str) -> AbstractContextManager[None]:
-        return ends_within(config.pack_import_s, f"importing node pack {pack}", exit)
+        return exit_unless_done_within(config.pack_import_s, f"importing node pack {pack}", exit)
 
     limit_image_files(config.limits.image_pixels)
     return load(config.custom_nodes_dir, config.models_dir, config.directories, watched)
 
 
 def _threads(pool: PoolConfig, device: torch.device) -> int:
-    """Return the threads for tensor work. Ray would leave it num_cpus of them, by OMP_NUM_THREADS."""
+    """Return the number of threads for tensor work. Ray would set it to num_cpus, by OMP_NUM_THREADS."""
     if pool.threads:
         return pool.threads
     return (os.cpu_count() or 1) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
 
 
 def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> Callable[[], Models]:
-    """Return what makes the engine on the device the pool was given, and imports all it needs, which takes seconds."""
+    """Return a function that makes the engine on the pool's device; it imports torch's parts, which takes seconds."""
     set_arithmetic(pool, device)
     budget_bytes, memory = memory_of(pool, device)
     host_bytes = host_bytes_of(pool, device)
@@ -191,7 +191,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
     dtype_of(pool.vae_dtype, "vae", device)
 
     def make() -> Models:
-        with collector.starting():
+        with collector.freeze_startup_objects():
             from serve_app.engine.engine import Engine
             from serve_app.engine.runtime import EngineRuntime
             from serve_app.models.weights.weights import Weights

@@ -1,8 +1,8 @@
-"""Python's garbage collector in the server's processes: it leaves alone what a process has from its start.
+"""Tuning of Python's garbage collector: it skips the objects that a process has from its start.
 
-Importing torch, Ray and the models' classes makes a million objects that stay. Collections meanwhile find nothing, and
-each later one of everything would walk them again, which holds a process up for a tenth of a second and more. Where
-next to no objects refer to each other in circles, as in the scheduler, it also looks at new ones seldom.
+Importing torch, Ray and the models' classes makes a million objects that stay. Collections during the import find
+nothing, and each later full collection would walk them again, which pauses a process for a tenth of a second and more.
+In processes with few reference cycles, as the scheduler, collections are also made rare.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import gc
 from collections.abc import Iterator
 
 YOUNG = 20_000
-"""After so many new objects it looks for circles among them. Python's own 700 costs a decision of the
-scheduler a fifth more once it knows a thousand replicas."""
+"""Collection threshold in new objects. With Python's own 700 a decision of the scheduler takes a fifth longer with a
+thousand replicas.
+"""
 
 
 @contextlib.contextmanager
-def starting() -> Iterator[None]:
-    """Collect nothing meanwhile, and never again look at what is there at the end of it."""
+def freeze_startup_objects() -> Iterator[None]:
+    """Disable collection inside the context, and freeze all objects at its end."""
     gc.disable()
     try:
         yield
@@ -27,6 +28,6 @@ def starting() -> Iterator[None]:
         gc.enable()
 
 
-def seldom() -> None:
-    """Collect seldom from now on; for a process whose objects hold no large memory."""
+def collect_rarely() -> None:
+    """Collect rarely; for a process whose objects have little memory."""
     gc.set_threshold(YOUNG)

@@ -1,4 +1,4 @@
-"""Putting the parts of a replica together that is a ComfyUI. No torch; no Ray."""
+"""Builds a replica that runs a ComfyUI from its parts. No torch; no Ray."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import SchedulerForReplicas
 
 ROUTES = (PackRoute(ANY, "/(?!-/).+"),)
-"""A ComfyUI does not say which routes its packs have, so its pool answers for whatever no route of ours takes."""
+"""A ComfyUI does not list its packs' routes, so its pool handles all paths without a route of ours."""
 MEMORY_ARGUMENTS = ("--reserve-vram", "--vram-headroom", "--cpu", "--gpu-only")
-"""Arguments by which an operator says himself what a process may take of a card."""
+"""Arguments with which an operator limits a process's GPU memory himself."""
 
 
 def assemble_comfyui(
@@ -58,7 +58,7 @@ def _installation(config: AppConfig, pool: PoolConfig, comfyui: ComfyUIConfig) -
 
 
 def memory_share(arguments: tuple[str, ...], fraction: float, host: HostStats) -> tuple[str, ...]:
-    """Return the arguments that keep a process to its fraction of a card: ComfyUI is told what it has to leave free."""
+    """Return the arguments that limit a process to its fraction of a card: ComfyUI's amount of memory to leave free."""
     if not host.gpus or any(argument.partition("=")[0] in MEMORY_ARGUMENTS for argument in arguments):
         return ()
     left_gb = (1 - fraction) * host.gpus[0].vram_total_mb / 1024

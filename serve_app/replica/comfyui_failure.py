@@ -1,4 +1,4 @@
-"""How a graph ends in a ComfyUI other than by success, as what leaves the replica."""
+"""Failures of a graph in a ComfyUI, as reports of the replica."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 from serve_app.comfyui.client import RefusedGraphError
 from serve_app.errors import ServeAppError
 from serve_app.graph.plan import Task
-from serve_app.replica.failure import CHARACTERS, LINES, named
+from serve_app.replica.failure import CHARACTERS, LINES, with_short_paths
 from serve_app.scheduler.protocol.messages import TaskFailed
 from serve_app.store.tenants.credentials import scrubbed
 
 
-class CancelledThereError(ServeAppError):
-    """The graph was interrupted, and not by this replica: a node has cancelled it, or whoever else reaches it."""
+class ForeignInterruptError(ServeAppError):
+    """The graph was interrupted, but not by this replica: by a node, or another client of the ComfyUI."""
 
 
 class GraphFailedError(ServeAppError):
-    """A node raised. data: of the frame that says so."""
+    """A node raised. data: of the error's frame."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         super().__init__(str(data.get("exception_message", "")))
@@ -26,7 +26,7 @@ class GraphFailedError(ServeAppError):
 
 
 class SavingFailedError(ServeAppError):
-    """What a node has made cannot be stored; says which, the cause says why."""
+    """A node's outputs cannot be stored; the cause has the reason."""
 
     def __init__(self, node_id: str, class_type: str) -> None:
         super().__init__(f"what {class_type} {node_id} has made cannot be stored")
@@ -43,13 +43,13 @@ def failed_there(task: Task, data: Mapping[str, Any]) -> TaskFailed:
         class_type=str(data.get("node_type") or ""),
         exception_type=str(data.get("exception_type") or "Exception"),
         message=_told(task, data.get("exception_message")),
-        traceback=tuple(named(_told(task, line)) for line in list(data.get("traceback") or ())[:LINES]),
+        traceback=tuple(with_short_paths(_told(task, line)) for line in list(data.get("traceback") or ())[:LINES]),
         inputs=scrubbed(inputs, task.extra_data) if isinstance(inputs, Mapping) else {},
     )
 
 
-def refused(task: Task, error: RefusedGraphError) -> TaskFailed:
-    """Return the report of a graph that a ComfyUI does not take: every reason, and the first node that has one."""
+def graph_refused(task: Task, error: RefusedGraphError) -> TaskFailed:
+    """Return the report of a graph that a ComfyUI refuses: every reason, and the first node with one."""
     reasons = []
     for node_id, found in error.node_errors.items():
         for one in found.get("errors", ()) if isinstance(found, Mapping) else ():

@@ -1,7 +1,7 @@
-"""A replica that is a ComfyUI, without Ray: it runs whole graphs there, one after another, and reports what happens.
+"""A replica that runs a ComfyUI, without Ray: it runs whole graphs there, one after another, and reports events.
 
-The process is the replica as far as the scheduler is concerned: one that dies is a lost replica, whose job is charged
-with it, and joins again once it has been started anew. What cannot be started says why until it can.
+To the scheduler the process is the replica: if it dies, the replica is lost and its job charged with the loss; after a
+restart it joins again. While it cannot be started, the replica reports why.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ import aiohttp
 
 from serve_app import log
 from serve_app.comfyui.client import Client, RefusedGraphError, check_version, graph_id
-from serve_app.comfyui.files import Carrier, constants, prune
+from serve_app.comfyui.files import FileTransfer, prune, task_texts
 from serve_app.comfyui.process import Installation, Process
-from serve_app.comfyui.specs import specs
+from serve_app.comfyui.specs import parse_object_info
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import ComfyUIError, ServeAppError, StoreError
 from serve_app.graph.plan import Task, TaskId
 from serve_app.packs.route_server import relay, relay_client, relay_socket
 from serve_app.packs.routes import PackAnswer, PackCall, PackFrame, PackRoute, Piece
 from serve_app.replica.comfyui_failure import (
-    CancelledThereError,
+    ForeignInterruptError,
     GraphFailedError,
     SavingFailedError,
     failed_there,
-    refused,
+    graph_refused,
 )
 from serve_app.replica.comfyui_graph import GraphRun
 from serve_app.replica.failure import failed
@@ -66,31 +66,31 @@ from serve_app.store.files.volume import Volume
 _log = log.get("deployments.comfyui")
 
 LOOK_S = 0.1
-"""How often a process that starts, or a graph that was stopped, is looked at."""
+"""How often a starting process, or a graph that is being stopped, is polled."""
 REFRESH_S = 30.0
-"""How often it is asked for its classes while it runs nothing: lists of model files are in them."""
+"""How often its classes are read while it is idle: lists of model files are in them."""
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
-"""How long after a failed start it is started again, at first and at most."""
+"""Back-off after a failed start: the first delay and the longest."""
 TELL_S = 5.0
 """How often the scheduler is told again that none can be started."""
 HEARTBEAT_S = 60.0
-"""How often one that is another's to start is asked for a sign of life: a host that is cut off closes no connection."""
+"""Interval of pings to a ComfyUI on another host: a host that is cut off closes no connection."""
 LAST_WORDS_S = 3.0
-"""How long a process that no longer answers may take to end and say why."""
+"""How long a process that no longer answers may take to end and log the reason."""
 TIDY_S = 5.0
-"""How often an earlier graph's traces in the process are removed, at most: of files that means listing them all."""
+"""The shortest interval of removing earlier graphs' history and files: it lists all files."""
 RESIDENT = 8
-"""Model files that the last graphs named and that are taken to be in its memory."""
+"""How many model files of the last graphs are assumed to be in its memory."""
 FOREIGN = frozenset({b"host", b"origin", b"referer", b"sec-fetch-site"})
-"""Headers of a passed-on request that are about this server's address: ComfyUI would compare them with its own."""
+"""Headers of a relayed request with this server's address: ComfyUI would compare them with its own."""
 WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 
 class ComfyUIRunner:
-    """One replica's life. comfyui: what it starts, or the URL of one that runs. previews: as `preview_method`.
+    """The life cycle of one replica. comfyui: an installation to start, or the URL of a running one.
 
-    start_s, stop_s: how long a start may take, and the stop of a graph, before the process is replaced. keep_bytes: of
-    files that stay with it. routes: what its pool answers for of other HTTP paths.
+    previews: as `preview_method`. start_s, stop_s: how long a start, and stopping a graph, may take before the process
+    is replaced. keep_bytes: of files that stay with it. routes: the HTTP paths that its pool handles.
     """
 
     def __init__(
@@ -123,13 +123,13 @@ class ComfyUIRunner:
         self._stop_s = stop_s
         self._keep_bytes = keep_bytes
         self._routes = routes
-        self._said: dict[str, asyncio.Queue[PackFrame]] = {}
+        self._relayed: dict[str, asyncio.Queue[PackFrame]] = {}
         self.times = NodeTimes()
         self.process: Process | None = None
         self.client: Client | None = None
         self._client_id = f"serve-app-{pool}"
         self._membership: Membership | None = None
-        self._carrier: Carrier
+        self._file_transfer: FileTransfer
         self._frames: asyncio.Queue[str | bytes] = asyncio.Queue()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._vacated: set[TaskId] = set()
@@ -142,7 +142,7 @@ class ComfyUIRunner:
         self._leaving = False
 
     async def run(self) -> None:
-        """Serve until cancelled; a process that ends or cannot be started is started again."""
+        """Serve until cancelled; restart the process if it ends or cannot be started."""
         pause_s = PAUSE_S
         try:
             while not self._leaving:
@@ -162,7 +162,7 @@ class ComfyUIRunner:
             self._keep_telling("")
 
     async def answer(self, call: PackCall) -> AsyncGenerator[Piece]:
-        """Pass a request on that no route of the server's own takes."""
+        """Relay a request without a route of the server's own."""
         if (client := self.client) is None:
             yield PackAnswer(503, ((b"retry-after", b"5"), (b"content-length", b"0")), b"")
             return
@@ -171,16 +171,16 @@ class ComfyUIRunner:
             if call.socket is None:
                 pieces = relay(session, client.url, call)
             else:
-                pieces = relay_socket(session, client.url, call, self._said.setdefault(call.socket, asyncio.Queue()))
+                pieces = relay_socket(session, client.url, call, self._relayed.setdefault(call.socket, asyncio.Queue()))
             try:
                 async with aclosing(pieces):
                     async for piece in pieces:
                         yield piece
             finally:
-                self._said.pop(call.socket or "", None)
+                self._relayed.pop(call.socket or "", None)
 
     async def leave(self) -> None:
-        """Tell the scheduler that this replica goes, and end its process."""
+        """Leave the scheduler's registry, and end the process."""
         self._leaving = True
         await self._drop()
         if self._membership is not None:
@@ -205,7 +205,7 @@ class ComfyUIRunner:
 
     @asynccontextmanager
     async def _opened(self) -> AsyncIterator[tuple[Client, aiohttp.ClientWebSocketResponse]]:
-        """Start a process, or take the one that runs, and connect to it."""
+        """Start a process, or use the running one, and connect to it."""
         async with AsyncExitStack() as stack:
             if isinstance(self._comfyui, Installation):
                 self.process = await Process.start(self._comfyui)
@@ -214,13 +214,13 @@ class ComfyUIRunner:
             client = await stack.enter_async_context(Client.opened(url))
             await self._started(client)
             if self.process is None and (left := await client.unfinished()):
-                # An earlier replica's, for nobody else may queue there; its jobs come again.
+                # Graphs of an earlier replica, as nobody else may use the queue; its jobs are retried.
                 await client.withdraw(left)
                 await self._idle(client)
             heartbeat_s = HEARTBEAT_S if self.process is None else None
             socket = await stack.enter_async_context(client.listening(self._client_id, heartbeat_s))
             folders = None if self.process is None else Volume(self.process.areas)
-            self._carrier = Carrier(client, self._store, folders)
+            self._file_transfer = FileTransfer(client, self._store, folders)
             self.client, self._resident, self._past, self._tidied_s = client, (), [], 0.0
             try:
                 yield client, socket
@@ -252,7 +252,7 @@ class ComfyUIRunner:
                 ending.cancel()
 
     async def _serve(self, client: Client, socket: aiohttp.ClientWebSocketResponse) -> None:
-        """Be a replica for as long as the process lives, or until it is to be replaced.
+        """Serve for as long as the process lives, or until it is to be replaced.
 
         Errors: ComfyUIError if it has ended, or no longer answers.
         """
@@ -282,7 +282,7 @@ class ComfyUIRunner:
         raise ComfyUIError("the ComfyUI has closed its websocket, or gives no sign of life")
 
     async def _belong(self, client: Client) -> None:
-        """Be a member with the classes that it has, and again with others once it has others."""
+        """Join with the process's node classes, and join again when they change."""
         described = await client.classes()
         paths = [path for path in await client.scripts() if _is_packs(path)] if self._routes else []
         scripts = tuple(PackRoute("GET", re.escape(path), path) for path in paths)
@@ -290,7 +290,7 @@ class ComfyUIRunner:
             packs = () if self.process is None else tuple(self.process.failed_packs)
             notes = tuple(f"node pack {name} could not be imported" for name in packs)
             info = ReplicaInfo(self._replica_id, self._pool, 1, (*scripts, *self._routes), notes)
-            known = {spec.class_type: spec for spec in await asyncio.to_thread(specs, described)}
+            known = {spec.class_type: spec for spec in await asyncio.to_thread(parse_object_info, described)}
             self._membership = Membership(self._scheduler, info, known, self._host, self)
             member = asyncio.create_task(self._membership.run())
             try:
@@ -312,12 +312,12 @@ class ComfyUIRunner:
     # Messages ---------------------------------------------------------------------------------------------------------
 
     def joined(self) -> None:
-        """Say what is in memory to a scheduler that does not know."""
+        """Report the resident models to a scheduler that this replica has joined."""
         if self._resident:
-            self._say(Resident(self._resident))
+            self._send(Resident(self._resident))
 
     def take(self, message: Message) -> None:
-        """Do what the scheduler asks for."""
+        """Handle a message of the scheduler."""
         match message:
             case Assign(task):
                 before = [running for other, running in self._running.items() if other not in self._vacated]
@@ -329,21 +329,21 @@ class ComfyUIRunner:
                     asked.cancel()
             case Free(weights, results):
                 self._errand(self._free(weights=weights, results=results))
-            case Export(signature):  # it has no values that others could use
-                self._say(Evicted((signature,)))
+            case Export(signature):  # it has no values for others
+                self._send(Evicted((signature,)))
             case Forget(signatures):
-                self._say(Evicted(signatures))
+                self._send(Evicted(signatures))
             case Check(check_id):
-                self._say(Checked(check_id, (), {}))
+                self._send(Checked(check_id, (), {}))
             case SocketSaid(socket, frame):
-                if (said := self._said.get(socket)) is not None:
-                    said.put_nowait(frame)
+                if (frames := self._relayed.get(socket)) is not None:
+                    frames.put_nowait(frame)
 
     async def lost_touch(self) -> None:
-        """Drop what runs."""
+        """Drop running tasks."""
         await self._drop()
         if self._membership is not None:
-            self._membership.unsay()
+            self._membership.discard_unsent()
 
     async def _drop(self) -> None:
         for running in self._running.values():
@@ -352,7 +352,7 @@ class ComfyUIRunner:
 
     def _errand(self, errand: Awaitable[object]) -> None:
         async def done() -> None:
-            # What it no longer answers to is noticed by whoever waits for a graph.
+            # If it no longer answers, the run of a graph notices.
             with contextlib.suppress(ComfyUIError, OSError):
                 await errand
 
@@ -364,16 +364,16 @@ class ComfyUIRunner:
             await self.client.free(weights=weights, results=results)
             if weights:
                 self._resident = ()
-                self._say(Resident(()))
+                self._send(Resident(()))
 
-    def _say(self, report: Report) -> None:
+    def _send(self, report: Report) -> None:
         if self._membership is not None:
-            self._membership.say(report)
+            self._membership.send(report)
 
     # Tasks ------------------------------------------------------------------------------------------------------------
 
     async def _run(self, task: Task, before: list[asyncio.Task[None]]) -> None:
-        """Run a graph once what is before it has ended. Errors: as `GraphRun.run`; ComfyUIError."""
+        """Run a graph once the graphs before it have ended. Errors: as `GraphRun.run`; ComfyUIError."""
         if before:
             await asyncio.wait(before)
         client = self.client
@@ -383,34 +383,34 @@ class ComfyUIRunner:
         run = GraphRun(
             task,
             client,
-            self._carrier,
+            self._file_transfer,
             self._scheduler,
             store=self._store,
             transfer=self._transfer,
-            say=self._say,
+            send=self._send,
             vacated=partial(self._vacate, task.id),
             times=self.times,
             shown_bytes=self._limits.shown_bytes,
         )
         try:
             if self.process is not None and (models := self.process.models) is not None:
-                await asyncio.to_thread(models.fetch, constants(task))
+                await asyncio.to_thread(models.fetch, task_texts(task))
             await run.run(self._frames, self._client_id, self._previews)
-        except (CancelledThereError, GraphFailedError, ComfyUIError):
+        except (ForeignInterruptError, GraphFailedError, ComfyUIError):
             raise
         except BaseException:
-            # Cancelled, or its files cannot be had: what still runs there must end before the next.
+            # Cancelled, or its files are missing: a graph that still runs there must end before the next.
             if task.id not in self._vacated:
                 await self._stop(client, graph_id(task.id.job_id))
             raise
 
     def _vacate(self, task_id: TaskId) -> None:
-        """Let the next graph begin while what this one has made is stored."""
+        """Let the next graph begin while this one's outputs are stored."""
         self._vacated.add(task_id)
-        self._say(SlotVacated(task_id))
+        self._send(SlotVacated(task_id))
 
     async def _stop(self, client: Client, graph: str) -> None:
-        """Stop a graph; have the process replaced if it does not stop in time."""
+        """Stop a graph; replace the process if it does not stop in time."""
         try:
             async with asyncio.timeout(self._stop_s):
                 await client.withdraw([graph])
@@ -423,7 +423,7 @@ class ComfyUIRunner:
             self._end(error)
 
     async def _give_way(self) -> None:
-        """Leave, so that nobody is charged, and let another process take over."""
+        """Leave, so that no job is charged with the loss, and let another process take over."""
         if self._membership is not None:
             await self._membership.leave()
         self._end(None)
@@ -440,7 +440,7 @@ class ComfyUIRunner:
             await asyncio.sleep(LOOK_S)
 
     def _ended(self, task: Task, running: asyncio.Task[None]) -> None:
-        """Say how the task ended."""
+        """Report the task's end."""
         task_id = task.id
         self._running.pop(task_id, None)
         self._vacated.discard(task_id)
@@ -454,23 +454,23 @@ class ComfyUIRunner:
             return
         match error:
             case None:
-                self._say(TaskFinished(task_id))
+                self._send(TaskFinished(task_id))
             case asyncio.CancelledError():
-                self._say(TaskStopped(task_id))
-            case CancelledThereError():
-                self._say(TaskCancelled(task_id))
+                self._send(TaskStopped(task_id))
+            case ForeignInterruptError():
+                self._send(TaskCancelled(task_id))
             case GraphFailedError(data=data):
-                self._say(failed_there(task, data))
+                self._send(failed_there(task, data))
             case RefusedGraphError():
-                self._say(refused(task, error))
+                self._send(graph_refused(task, error))
             case SavingFailedError(node_id=node_id, class_type=class_type, __cause__=cause):
-                self._say(failed(task, node_id, class_type, cause or error))
+                self._send(failed(task, node_id, class_type, cause or error))
             case _:
-                self._say(failed(task, "", "", error))
-        self._say(Evicted(tuple(task.signatures.values())))
+                self._send(failed(task, "", "", error))
+        self._send(Evicted(tuple(task.signatures.values())))
 
     def _tidy(self, task: Task) -> None:
-        """Let the process forget earlier graphs, and note which models this one has left in its memory."""
+        """Remove earlier graphs from the process's history, and note which models this one has left in memory."""
         client, process = self.client, self.process
         if client is not None and time.monotonic() - self._tidied_s > TIDY_S:
             self._tidied_s = time.monotonic()
@@ -479,15 +479,15 @@ class ComfyUIRunner:
             if process is not None:
                 made = [process.areas["output"], process.areas["temp"]]
                 self._errand(asyncio.to_thread(prune, made, self._keep_bytes))
-        # Only now: it is in the history only a moment after its end is told.
+        # Late, as it appears in the history only a moment after its end was sent.
         self._past.append(graph_id(task.id.job_id))
-        models = [name for name in sorted(constants(task)) if name.lower().endswith(WEIGHTS)]
+        models = [name for name in sorted(task_texts(task)) if name.lower().endswith(WEIGHTS)]
         resident = tuple(dict.fromkeys([*models, *self._resident]))[:RESIDENT]
         if resident != self._resident:
             self._resident = resident
-            self._say(Resident(resident))
+            self._send(Resident(resident))
 
 
 def _is_packs(path: str) -> bool:
-    """Whether a script is a node pack's, and not of the web page that comes with a ComfyUI."""
+    """Whether a script is a node pack's, and not ComfyUI's own web page's."""
     return path.startswith("/extensions/") and not path.startswith("/extensions/core/")

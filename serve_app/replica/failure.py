@@ -1,4 +1,4 @@
-"""A failed node as what leaves the replica: with no credential of the job's, and no path of the server's."""
+"""Reports of failed nodes, without the job's credentials and the server's paths."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from typing import Any
 
 import torch
 
-from serve_app.execution.contained import said
+from serve_app.execution.contained import safe_str
 from serve_app.graph.plan import Task
 from serve_app.scheduler.protocol.messages import TaskFailed
 from serve_app.store.tenants.credentials import scrubbed
 
 _FILE = re.compile(r'(?m)^(\s*File ")([^"\n]*)(?=", line )')
 _PARTS = 3
-"""How much of a file's path tells a reader which it is."""
+"""How many parts of a file's path are kept."""
 
 
 _NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
 
 CHARACTERS, LINES = 20_000, 1000
-"""How much of an exception's text, and of its traceback, is told: it may hold any value that its node was given."""
+"""Limits of an exception's text, and of its traceback: they may contain any value of the node's inputs."""
 
 
 def failed(
     task: Task, node_id: str, class_type: str, cause: BaseException, inputs: Mapping[str, Any] | None = None
 ) -> TaskFailed:
-    """Return the report of a node that raised; node_id "": of the task as a whole. inputs: what it was given."""
+    """Return the report of a node that raised; node_id "" is the task as a whole. inputs: the node's."""
     return TaskFailed(
         task_id=task.id,
         node_id=node_id,
         class_type=class_type,
         exception_type=_full_name(type(cause)),
-        message=scrubbed(said(cause)[:CHARACTERS], task.extra_data),
+        message=scrubbed(safe_str(cause)[:CHARACTERS], task.extra_data),
         traceback=tuple(
-            scrubbed(named(line[:CHARACTERS]), task.extra_data) for line in traceback.format_exception(cause)[:LINES]
+            scrubbed(with_short_paths(line[:CHARACTERS]), task.extra_data)
+            for line in traceback.format_exception(cause)[:LINES]
         ),
         inputs=scrubbed(inputs or {}, task.extra_data),
         out_of_memory=_out_of_memory(cause),
@@ -44,16 +45,16 @@ def failed(
 
 
 def _out_of_memory(cause: BaseException) -> bool:
-    """Whether the process could get no memory; a device's is the engine's to share out."""
+    """Whether the process ran out of host memory; the engine handles a device's memory."""
     if isinstance(cause, torch.OutOfMemoryError):
         return False
-    # Torch and safetensors raise a RuntimeError with the system's words.
-    words = isinstance(cause, RuntimeError | OSError) and _NO_MEMORY.search(said(cause)[:CHARACTERS]) is not None
+    # Torch and safetensors raise a RuntimeError with the system's message.
+    words = isinstance(cause, RuntimeError | OSError) and _NO_MEMORY.search(safe_str(cause)[:CHARACTERS]) is not None
     return isinstance(cause, MemoryError) or words
 
 
-def named(line: str) -> str:
-    """Return a line of a traceback with its files named by the ends of their paths."""
+def with_short_paths(line: str) -> str:
+    """Return a line of a traceback with its paths shortened to their ends."""
     return _FILE.sub(lambda found: found[1] + "/".join(found[2].replace("\\", "/").split("/")[-_PARTS:]), line)
 
 

@@ -1,4 +1,4 @@
-"""The files of a configuration: clients', models', and what tells one content of a named file from another."""
+"""Opens the configured stores of clients' files and model files, and computes files' fingerprints."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _log = log.get("replica")
 
 
 def open_store(config: AppConfig, *, patient: bool = True) -> WholeStore:
-    """Return the store of clients' files. patient False: one that is away is not asked twice."""
+    """Return the store of clients' files. patient False: an unreachable one is not retried."""
     if not isinstance(config.store, S3Config):
         return Volume(config.directories)
-    # Here and not above, as below: who keeps files on a volume needs no client of S3.
+    # Imported here, as below: a server with files on a volume needs no S3 client.
     from serve_app.store.files.bucket import Bucket
     from serve_app.store.files.s3 import S3
 
@@ -41,7 +41,7 @@ def open_catalog(config: AppConfig) -> Catalog:
 
 
 def open_mirror(config: AppConfig) -> Mirror | None:
-    """Return the bucket that model files are in, as copied to this host; None if they are on a volume."""
+    """Return the mirror of the bucket with model files on this host; None if they are on a volume."""
     if (location := models_location(config)) is None:
         return None
     from serve_app.store.files.bucket import Bucket
@@ -51,7 +51,7 @@ def open_mirror(config: AppConfig) -> Mirror | None:
 
 
 def models_location(config: AppConfig) -> Location | None:
-    """Return the bucket of the model files, if they are in one; it is with the store's unless it says where."""
+    """Return the bucket of the model files, if they are in one; by default at the store's endpoint."""
     if config.models is None:
         return None
     location, store = Location.of(config.models), config.store
@@ -67,9 +67,9 @@ class Fingerprint(Protocol):
 
 
 def fingerprints(catalog: Catalog, store: Store) -> Fingerprint:
-    """Return what tells one content of a named file from another.
+    """Return the function that computes a named file's fingerprint.
 
-    A file that cannot be asked about is taken for a new one: its node runs, and says what is wrong if something is.
+    A file that cannot be looked up counts as new: its node runs, and reports errors.
     """
 
     def fingerprint(folder: str, name: str, tenant: str = "") -> str:

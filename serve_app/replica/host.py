@@ -1,4 +1,4 @@
-"""What this process sees of its host: memory and GPUs, in MB. GPUs are asked of NVML, which sees every card."""
+"""Measurements of this host: memory and GPUs, in MB. GPUs are read by NVML, which sees every card."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from serve_app.scheduler.protocol.cluster_view import Gpu, HostStats
 
 MB = 1024 * 1024
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux says how much memory a container has, by cgroups of version 2 and 1."""
+"""Files with a container's memory limit, of cgroups version 2 and 1."""
 
 
 OWN_SHARE = 0.8
-"""How much of the memory there is one process may use unless its pool says otherwise."""
+"""The default share of memory that one process may use."""
 
 
 def host_stats() -> HostStats:
-    """Return this host's memory and GPUs now; no GPUs where there is no NVIDIA driver."""
+    """Return this host's memory and GPUs; no GPUs without an NVIDIA driver."""
     memory = psutil.virtual_memory()
     return HostStats(
         host=_host(),
@@ -34,29 +34,29 @@ def host_stats() -> HostStats:
 
 
 def memory_bytes() -> int:
-    """Return the memory that this process may have: the host's, or its container's if that has less."""
+    """Return the memory limit of this process: the host's memory, or its container's limit if that is less."""
     limits = [psutil.virtual_memory().total]
     for path in CONTAINER_LIMITS:
-        # "max", or a number beyond all hosts, is no limit.
+        # "max", or a number larger than any host's memory, is no limit.
         with contextlib.suppress(OSError, ValueError):
             limits.append(int(path.read_text()))
     return min(limits)
 
 
 def own_limit(configured_bytes: int) -> int:
-    """Return how much memory of its own this process may use: what its pool says, or a share of what there is."""
+    """Return the limit of this process's own memory: the configured one, or a share of the host's."""
     return configured_bytes or round(OWN_SHARE * memory_bytes())
 
 
 @functools.cache
 def _host() -> str:
-    """Return what tells hosts apart: pods of one node share a boot id but not a name."""
+    """Return the host's unique name: pods of one node share a boot id but not a name."""
     return socket.gethostname()
 
 
 @functools.cache
 def gpu_count() -> int:
-    """Return how many GPUs the host has, or its container sees; 0 where none can be asked for."""
+    """Return how many GPUs the host, or its container, has; 0 without a driver."""
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())

@@ -1,9 +1,8 @@
-"""How a replica stays in touch with the scheduler: it joins, takes messages, brings reports, and joins again.
+"""A replica's membership with the scheduler: it joins, polls for messages, sends reports, and joins again.
 
-Reports go out one call at a time, whatever has gathered meanwhile in one call: those of nodes wait a moment for more or
-for their task's end, a patient task's end for others if a call has just been made, and progress is thinned to the
-newest value a node. A scheduler of another epoch means that
-nothing this replica runs counts any more: all of it is dropped.
+Reports are batched, one call at a time: those of nodes wait a moment for more or for their task's end, a patient task's
+end for others if a call has just been made, and of progress only the newest value per node is sent. With a scheduler of
+another epoch, running tasks are void: all are dropped.
 """
 
 from __future__ import annotations
@@ -35,29 +34,29 @@ from serve_app.scheduler.protocol.messages import (
 _log = log.get("deployments.membership")
 
 PROGRESS_S = 0.05
-"""Progress waits at most this long for something else to go with it."""
+"""How long progress may wait for other reports to be batched with."""
 GATHER_S = 0.01
-"""How long what nodes do waits for more of it: a call costs both processes more than what it tells."""
+"""How long reports of nodes wait to be batched: a call costs both processes more than its content."""
 ASK_S = 0.005
-"""How long one that was just told something waits for a report to go with its next poll."""
+"""How long the next poll after a message waits for a report to go with it."""
 HOST_S = 2.0
 """How often the host's memory and GPUs are reported."""
 
 
-class Member(Protocol):
-    """What a replica does about it."""
+class MembershipListener(Protocol):
+    """The replica's reactions to events of its membership."""
 
     def joined(self) -> None: ...
 
     def take(self, message: Message) -> None: ...
 
     async def lost_touch(self) -> None:
-        """Drop all that runs; a scheduler that does not know this replica has taken it away or never asked for it."""
+        """Drop all running tasks: a scheduler that does not know this replica has reassigned them."""
         ...
 
 
 class Membership:
-    """One replica's; specs: of the node classes that it can run. host: looks at the host it is on."""
+    """The membership of one replica. specs: of the node classes that it can run. host: measures its host."""
 
     def __init__(
         self,
@@ -65,7 +64,7 @@ class Membership:
         info: ReplicaInfo,
         specs: Mapping[str, NodeSpec],
         host: Callable[[], HostStats],
-        member: Member,
+        member: MembershipListener,
     ) -> None:
         self._scheduler = scheduler
         self._info = info
@@ -83,39 +82,39 @@ class Membership:
         self.leaving = False
 
     async def run(self) -> None:
-        """Stay in touch until cancelled, or until it leaves; outlives any number of schedulers."""
-        told = ""
+        """Run until cancelled, or until the replica leaves; reconnects to new schedulers."""
+        reported = ""
         while True:
             try:
                 self._epoch = await self._scheduler.join(self._info, list(self._specs.values()), self._host())
-                told = ""
+                reported = ""
                 self._member.joined()
                 await self._serve_epoch()
             except (StaleEpochError, UnavailableError) as error:
                 if self.leaving:
                     return
-                if str(error) != told:  # another server may have the database for long
-                    told = str(error)
+                if str(error) != reported:  # another server may own the database for long
+                    reported = str(error)
                     _log.warning("joining again: %s", error)
                 await self._member.lost_touch()
                 await asyncio.sleep(0.2)
 
     async def leave(self) -> None:
-        """Tell the scheduler that this replica goes."""
+        """Leave the scheduler's registry."""
         self.leaving = True
         try:
             await self._scheduler.leave(self._info.replica_id, self._epoch)
         except (StaleEpochError, NotReadyError) as error:
             _log.info("left without a word: %s", error)
 
-    def say(self, report: Report, *, patient: bool = False) -> None:
-        """Let the scheduler know, after all that was said before. patient: it may wait for others, as Task's."""
+    def send(self, report: Report, *, patient: bool = False) -> None:
+        """Queue a report, to be sent in order. patient: it may wait to be batched, as `Task.patient`."""
         key: Hashable = next(self._numbers)
         loop = asyncio.get_running_loop()
         due_s = loop.time()
         match report:
             case NodeProgressed() | NodePreviewed():
-                # A newer one takes the place of that which waits: after the node's start and before its end.
+                # A newer value replaces a waiting one: after the node's start and before its end.
                 key = report.task_id, report.node_id, type(report)
                 due_s += PROGRESS_S
             case NodeStarted() | NodeFinished() | NodesCached() | Evicted() | Resident():
@@ -129,13 +128,13 @@ class Membership:
             self._cancel_timer()
             self._timer, self._timer_s = loop.call_at(due_s, self._due.set), due_s
 
-    async def tell(self, report: Report) -> None:
-        """Let the scheduler know at once, and return once it does, or is another that does not know this replica."""
+    async def send_and_wait(self, report: Report) -> None:
+        """Send a report at once, and return once it has arrived, or the scheduler no longer knows this replica."""
         with contextlib.suppress(StaleEpochError, UnavailableError):
             await self._scheduler.report(self._info.replica_id, self._epoch, [report], None)
 
-    def unsay(self) -> None:
-        """Forget what has not gone out yet."""
+    def discard_unsent(self) -> None:
+        """Discard reports that have not been sent."""
         self._outbox.clear()
 
     def _cancel_timer(self) -> None:
@@ -171,7 +170,7 @@ class Membership:
             self._due.clear()
             self._cancel_timer()
             reports, self._outbox = list(self._outbox.values()), {}
-            if not reports:  # unsaid
+            if not reports:  # discarded
                 continue
             self._reported_s = asyncio.get_running_loop().time()
             self._reporting.set()

@@ -1,6 +1,6 @@
-"""The models of one replica: made once, loaded ahead of the jobs that will need them, and told to the scheduler.
+"""The models of one replica: created once, prefetched for coming jobs, and reported to the scheduler.
 
-Knows no task; what runs is `runner.py`'s.
+Knows no task; `runner.py` runs those.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = log.get("replica")
 
 
 class Models(Protocol):
-    """What a replica needs of `engine.runtime`: a RUNTIME bound to one node, what is resident, and what was done."""
+    """The interface of `engine.runtime` for a replica: a RUNTIME bound to one node, resident models, and counters."""
 
     @property
     def alive(self) -> bool: ...
@@ -80,22 +80,22 @@ class Models(Protocol):
 class ReplicaModels:
     """One replica's models, if it has any.
 
-    make: makes them, in a thread, since it takes seconds; None: a worker, which has none. fetch: (folder, name) ->
-    brings a model file to this host. say: takes what the scheduler is to know.
+    make: creates them, in a thread, since it takes seconds; None for a worker, which has none. fetch: (folder, name) ->
+    copies a model file to this host. send: takes reports to the scheduler.
     """
 
     def __init__(
-        self, make: Callable[[], Models] | None, fetch: Callable[[str, str], None], say: Callable[[Report], None]
+        self, make: Callable[[], Models] | None, fetch: Callable[[str, str], None], send: Callable[[Report], None]
     ) -> None:
         self.made: Models | None = None
         self._make = make
         self._making: asyncio.Task[None] | None = None
         self._fetch = fetch
-        self._say = say
+        self._send = send
         self._resident: tuple[str, ...] = ()
 
     def joined(self) -> None:
-        """Tell a scheduler that knows nothing of them, and begin to make them if that has not begun."""
+        """Report them to a scheduler that this replica has joined, and begin to create them if that has not begun."""
         self._resident = ()
         self.report()
         if self._making is None and self._make is not None:
@@ -105,38 +105,38 @@ class ReplicaModels:
         self.made = await asyncio.to_thread(make)
 
     async def wait(self) -> None:
-        """Wait until they are made, if there are any. Errors: what making them came to."""
+        """Wait until they are created, if there are any. Errors: those of creating them."""
         if self._making is not None:
             await asyncio.shield(self._making)
 
     @property
     def ended(self) -> bool:
-        """Whether they were made and can do nothing any more."""
+        """Whether they were created and have since stopped."""
         return self.made is not None and not self.made.alive
 
     def check_health(self) -> None:
-        """Raise if they could not be made, or have ended."""
+        """Raise if they could not be created, or have stopped."""
         if self._making is not None and self._making.done():
             self._making.result()
         if self.ended:
             raise UnavailableError("the engine has ended; what runs here goes to another replica")
 
     async def fetch(self, files: Iterable[tuple[str, str]]) -> None:
-        """See that model files, each a folder and a name, are on this host: the engine must never wait for one.
+        """Copy model files, each a folder and a name, to this host: the engine must never wait for one.
 
-        One that cannot be had is for the node to report that names it, with its id.
+        A missing file is reported by the node that names it, with its id.
         """
         fetched = (asyncio.to_thread(self._fetch, folder, name) for folder, name in files)
         await asyncio.gather(*fetched, return_exceptions=True)
 
     async def release(self) -> None:
-        """Free the weights that nothing uses."""
+        """Free unused weights."""
         if self.made is not None:
             await self.made.release()
             self.report()
 
     async def warm(self, models: Sequence[str]) -> None:
-        """Load models that jobs are expected to ask for. One that cannot be had is theirs to report."""
+        """Load models that jobs are expected to use. A missing one is reported by those jobs."""
         await self.wait()
         for model in models:
             if self.made is None:
@@ -151,9 +151,9 @@ class ReplicaModels:
             self.report()
 
     async def prefetch(self, recipes: Sequence[Recipe], spare: frozenset[str]) -> None:
-        """Load models of jobs that are about to come, where that takes nothing from others.
+        """Load models of coming jobs, if there is room.
 
-        spare: the model files whose weights are not evicted for that.
+        spare: the model files whose weights are not evicted for it.
         """
 
         def spared(resident: str) -> bool:
@@ -176,10 +176,10 @@ class ReplicaModels:
             await asyncio.to_thread(self._fetch, folder, name)
 
     def report(self) -> None:
-        """Tell the scheduler what is resident and how long loads took, where it does not know."""
+        """Report resident models and new load times to the scheduler."""
         if self.made is None:
             return
         resident, loads = self.made.resident(), self.made.load_times()
         if resident != self._resident or loads:
             self._resident = resident
-            self._say(Resident(resident, loads))
+            self._send(Resident(resident, loads))

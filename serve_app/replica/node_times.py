@@ -1,4 +1,4 @@
-"""How long nodes take in one replica, by class; plain numbers for whoever shows them."""
+"""Durations of nodes in one replica by class, for metrics."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from time import perf_counter
 from serve_app.graph.plan import Task, TaskId
 
 UNREAD = 10_000
-"""Durations kept for a reader that does not come."""
+"""The most durations kept unread."""
 MADE = "(made by a node)"
-"""The class of a node that the job's own prompt does not have."""
+"""The label of a node that is not in the job's prompt."""
 
 
 class NodeTimes:
-    """The nodes of one replica's tasks. held: how many results were there already, so that nothing had to be done."""
+    """Durations of the nodes of one replica's tasks. held: how many results came from the cache."""
 
     def __init__(self) -> None:
         self.held = 0
@@ -23,11 +23,11 @@ class NodeTimes:
         self._since: dict[tuple[TaskId, str], float] = {}
 
     def began(self, task: Task, node_id: str) -> None:
-        """Note that a node has its inputs and runs."""
+        """Note that a node has begun to run."""
         self._since[task.id, node_id] = perf_counter()
 
     def ended(self, task: Task, node_id: str, *, computed: bool) -> None:
-        """Note that a node's result is there."""
+        """Note that a node has ended."""
         since = self._since.pop((task.id, node_id), None)
         if not computed:
             self.held += 1
@@ -36,11 +36,11 @@ class NodeTimes:
             self._durations.append((MADE if node is None else node.class_type, perf_counter() - since))
 
     def over(self, task_id: TaskId) -> None:
-        """Forget the nodes of a task that has ended, however it did."""
+        """Forget the nodes of an ended task."""
         for key in [key for key in self._since if key[0] == task_id]:
             del self._since[key]
 
     def read(self) -> Iterator[tuple[str, float]]:
-        """Yield (class, seconds) of every node that nobody has read yet, and forget it."""
+        """Yield and remove (class, seconds) of every node that has not been read yet."""
         while self._durations:
             yield self._durations.popleft()

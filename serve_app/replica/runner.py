@@ -1,6 +1,6 @@
-"""A replica's life, without Ray: take messages, run tasks, report what happened.
+"""The main object of a replica, without Ray: take messages, run tasks, send reports.
 
-How it stays in touch with the scheduler is `membership.py`'s; its models are `models.py`'s.
+`membership.py` communicates with the scheduler; `models.py` has the models.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from serve_app import log
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import CancelledJobError
 from serve_app.execution.call import PACKS
-from serve_app.execution.contained import raised
+from serve_app.execution.contained import original_error
 from serve_app.execution.execute import Execution, LostValueError, NodeFailedError
 from serve_app.execution.executing import Underway
 from serve_app.execution.files import NodeFiles
-from serve_app.execution.prevalidation import checked
+from serve_app.execution.prevalidation import run_hooks
 from serve_app.execution.result_cache import ResultCache
-from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.execution.size import allow_shown
 from serve_app.execution.time_limit import NodeLimits, TimeLimit
 from serve_app.graph.files import named_files
@@ -37,7 +37,7 @@ from serve_app.replica.models import Models, ReplicaModels
 from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
-from serve_app.replica.watchdog import REPLACED, end, free_unused
+from serve_app.replica.watchdog import REPLACED, exit_process, free_unused
 from serve_app.replica.work_time import WorkTime
 from serve_app.scheduler.core.backoff import Owner
 from serve_app.scheduler.jobs.remote_validation import CHECK_S
@@ -79,24 +79,24 @@ from serve_app.values import PreviewMethod
 _log = log.get("replica")
 
 RETRY_S = 0.3
-"""How long to wait before asking again for a value that did not arrive."""
+"""Delay before a retry for a value that did not arrive."""
 LOOK_S = 0.1
-"""How often one that drains looks whether it may stay."""
+"""How often a draining replica checks whether it may stay."""
 CANCELLED, CANCELLED_S = 64, 1.0
-"""How many cancellations are remembered, and how much later than one it is seen that the engine computes in vain."""
+"""How many cancellations are remembered, and the delay until the engine's unwanted work is detected."""
 LEAVE_S = 5.0
 """How long a replica that must end waits for the scheduler to take its tasks back."""
 
 
 class Runner:
-    """One replica's tasks. models None: a worker, whose nodes cannot ask for RUNTIME.
+    """Runs one replica's tasks.
 
-    models: makes them, in a thread and once the replica has joined, since it takes seconds; tasks that need them wait.
-    warm: models to load as it starts. limits: how large its values may be. node_limits: how long its nodes may take.
-    stop_s: how long a node may go on that nobody waits for. Then the replica takes no more tasks, and hands over those
-    that wait for a thread; unless the node stops within finish_s after all, or as soon as nothing else runs, it hands
-    over the others too and ends its process by `exit`, since a thread cannot be ended otherwise. cancelled_time_s: how
-    long the engine may go on with what was cancelled; then it does so at once.
+    models: creates them, in a thread once the replica has joined, since it takes seconds; tasks that need them wait.
+    None is a worker, whose nodes cannot use RUNTIME. warm: models to load at the start. limits: sizes of values.
+    node_limits: times of nodes. stop_s: how long a cancelled node may go on. Then the replica takes no more tasks, and
+    hands over those that wait for a thread; unless the node stops within finish_s, or as soon as nothing else runs, it
+    hands over the others too and ends its process by `exit`, since a thread cannot be killed. cancelled_time_s: how
+    long the engine may compute cancelled work; after that the process ends at once.
     """
 
     def __init__(
@@ -130,13 +130,13 @@ class Runner:
         self.node_limits = node_limits
         self._stop_s, self._finish_s, self._cancelled_time_s = stop_s, finish_s, cancelled_time_s
         self._exit = exit
-        # By run of a task or check, also of one that is over while something of it goes on. Not by the id of the task,
-        # which a scheduler that has forgotten it gives again.
+        # By run of a task or check, also of an ended one whose nodes go on. Not by the task's id, which a scheduler
+        # that has forgotten it may reuse.
         self._underway: dict[asyncio.Task[None], Underway] = {}
         self._tasks: dict[asyncio.Task[None], Task] = {}
         self._stuck: set[asyncio.Task[None]] = set()
         self._blamed: set[Draining] = set()
-        # When tasks were cancelled lately, and whose they were.
+        # Times and owners of the last cancellations.
         self._cancelled: deque[tuple[float, Draining]] = deque(maxlen=CANCELLED)
         self._lasting = asyncio.Lock()
         self._replacing: asyncio.Task[None] | None = None
@@ -149,7 +149,7 @@ class Runner:
         self._classes = classes
         self._specs = specs
         self._membership = Membership(scheduler, info, specs, host, self)
-        self._models = ReplicaModels(models, fetch, self.say)
+        self._models = ReplicaModels(models, fetch, self.send)
         self._store = store
         self._transfer = transfer
         self._fingerprint = fingerprint
@@ -164,47 +164,47 @@ class Runner:
         self._prefetching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self.hear: Callable[[str, PackFrame], None] = lambda socket, frame: None
-        """Takes what a client has said on a websocket of a node pack's."""
+        """Takes a client's message on a node pack's websocket."""
 
     async def run(self) -> None:
-        """Serve until cancelled; outlives any number of schedulers."""
+        """Serve until cancelled; reconnects to new schedulers."""
         self._loop = asyncio.get_running_loop()
         await self._membership.run()
 
     def joined(self) -> None:
-        """Note that a scheduler has this replica, and knows nothing of it yet."""
+        """Report this replica's state to a scheduler that it has joined."""
         self._models.joined()
         self._going_on = frozenset()
         if self._closed_for:
-            self.say(Draining(by_job=False, why=self._closed_for))
+            self.send(Draining(by_job=False, why=self._closed_for))
         ahead, self._ahead = self._ahead, ()
         if ahead:
             self.take(Warm(ahead))
 
     async def lost_touch(self) -> None:
-        """Drop everything: a scheduler that knows nothing of the results does not keep their files."""
+        """Drop all tasks and results: a scheduler that does not know the results does not keep their files."""
         self._held.forget_shown()
         await self.drop_all()
 
     def check_health(self) -> None:
-        """Raise if this replica cannot do its work, or no longer, and must be replaced."""
+        """Raise if this replica cannot work, and must be replaced."""
         self._models.check_health()
 
     @property
     def models(self) -> Models | None:
-        """Its models, once they are made."""
+        """Its models, once they are created."""
         return self._models.made
 
     async def leave(self) -> None:
-        """Tell the scheduler that this replica goes; its unfinished tasks are handed to others at once."""
+        """Leave the scheduler's registry; unfinished tasks are given to other replicas at once."""
         self._membership.leaving = True
         await self.drop_all()
         await self._membership.leave()
 
     async def drop_all(self) -> None:
-        """Stop every task and forget what was to be said of it."""
+        """Stop every task and discard its unsent reports."""
         running = [*self._running.values(), *self._errands]
-        # Nobody has asked for the end of these jobs: none is to blame for what of them goes on.
+        # These jobs were not cancelled: their owners are not to blame for nodes that go on.
         self._tasks.clear()
         for task in running:
             task.cancel()
@@ -214,12 +214,12 @@ class Runner:
                 self._stuck |= left
                 self._replace(Draining(by_job=False))
         self._wanted.clear()
-        self._membership.unsay()
+        self._membership.discard_unsent()
 
     # Messages ---------------------------------------------------------------------------------------------------------
 
     def take(self, message: Message) -> None:
-        """Do what the scheduler asks for."""
+        """Handle a message of the scheduler."""
         match message:
             case Assign(task):
                 self._start(task)
@@ -242,9 +242,9 @@ class Runner:
                 self._held.forget(signatures)
             case Export(signature):
                 if (value := self._held.get(signature)) is None:
-                    self.say(Evicted((signature,)))
+                    self.send(Evicted((signature,)))
                 else:
-                    self.say(Exported(signature, self._transfer.put(value)))
+                    self.send(Exported(signature, self._transfer.put(value)))
             case Deliver(signature, reference):
                 self._answer(signature, reference)
             case Compute(signature):
@@ -258,13 +258,13 @@ class Runner:
                 checking.add_done_callback(self._over)
 
     def _run_errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin what is no task of a job's, and stops with those."""
+        """Start a coroutine beside the tasks; it is stopped with them."""
         self._errands.add(errand := asyncio.create_task(work))
         errand.add_done_callback(self._errands.discard)
         return errand
 
     def _free(self) -> None:
-        """Free what was wished for, unless a task runs, which may need it."""
+        """Free the requested memory, unless a task runs, which may need it."""
         if self._wishes and not self._running:
             wishes, self._wishes = self._wishes, []
             self._run_errand(self._let_go(wishes))
@@ -277,10 +277,10 @@ class Runner:
 
     async def _check(self, check: Check, underway: Underway) -> None:
         limit = TimeLimit(CHECK_S, "time that a submission waits")
-        problems, fingerprints = await checked(
+        problems, fingerprints = await run_hooks(
             self._classes, check.nodes, check.node_ids, limit=limit, underway=underway
         )
-        self.say(Checked(check.check_id, tuple(problems), fingerprints))
+        self.send(Checked(check.check_id, tuple(problems), fingerprints))
 
     def _answer(self, signature: str, reference: Any) -> None:
         wanted = self._wanted.pop(signature, None)
@@ -295,11 +295,11 @@ class Runner:
         self._work[task.id] = WorkTime()
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
-        # What the task starts, threads too, inherits what it is about.
+        # Everything that the task starts, threads too, inherits this context.
         with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
         self._underway[running], self._tasks[running] = execution.underway, task
-        # Not at the end of a coroutine: one that is cancelled before its first step never gets there.
+        # A callback, as a coroutine that is cancelled before its first step never reaches its end.
         running.add_done_callback(partial(self._ended, task))
 
     async def _run(self, task: Task, execution: Execution) -> None:
@@ -308,17 +308,19 @@ class Runner:
                 await self._models.wait()
         named = sorted(named_files(task.nodes.values(), self._specs))
         await self._models.fetch((folder, name) for folder, name in named if folder not in AREAS)
-        # Packs keep what lasts for several rounds by job in their modules, where ComfyUI runs one job at a time.
+        # Packs keep state of several rounds by job in their modules, as ComfyUI runs one job at a time.
         async with self._lasting if execution.lasts else contextlib.nullcontext():
             await execution.run()
 
     def _may_need_models(self, task: Task) -> bool:
-        """Whether a node asks for RUNTIME, or is of a pack, whose code may ask for it and return nodes that do."""
+        """Whether a node uses RUNTIME, or is of a pack, whose code may use it or return nodes that do."""
         specs = (self._specs.get(node.class_type) for node in task.nodes.values())
         return any(spec is None or spec.runtime or spec.python_module.startswith(PACKS) for spec in specs)
 
     def _ended(self, task: Task, running: asyncio.Task[None]) -> None:
-        """Say how the task ended. A value lost on its way is the scheduler's to make again, as after a stop."""
+        """Report the task's end. For a value that was lost in transfer the scheduler retries the task, as after a
+        stop.
+        """
         task_id = task.id
         self._running.pop(task_id, None)
         took_s = self._work.pop(task_id).seconds
@@ -331,37 +333,38 @@ class Runner:
             return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         if error is not None and self._models.ended:
-            # Not the task's fault: as this replica is replaced, the scheduler makes a new attempt of it.
+            # Not the task's fault: as this replica is replaced, the scheduler retries it.
             _log.warning(
                 "the engine has ended under task=%s.%s of job=%s", task_id.index, task_id.attempt, task_id.job_id
             )
             return
         match error:
             case None:
-                # With nothing left to run, no other end is to be waited for, and the scheduler may have more to do.
-                self._membership.say(TaskFinished(task_id, took_s), patient=task.patient and bool(self._running))
+                # With no other running task there is no end to batch with, and the scheduler may have more tasks.
+                self._membership.send(TaskFinished(task_id, took_s), patient=task.patient and bool(self._running))
             case asyncio.CancelledError() | LostValueError():
-                self.say(TaskStopped(task_id))
+                self.send(TaskStopped(task_id))
             case CancelledJobError():
-                self.say(TaskCancelled(task_id))
+                self.send(TaskCancelled(task_id))
             case NodeFailedError():
-                self.say(failed(task, error.node_id, error.class_type, error.exception, error.inputs))
+                self.send(failed(task, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
-                self.say(failed(task, "", "", raised(error)))
+                self.send(failed(task, "", "", original_error(error)))
 
-    # What does not end ------------------------------------------------------------------------------------------------
+    # Nodes that do not end
+    # ----------------------------------------------------------------------------------------------
 
     def underway(self) -> list[str]:
         """Return which nodes of which jobs run here. Callable from any thread."""
         return [name for underway in list(self._underway.values()) for name in underway.names()]
 
     def relieve(self) -> None:
-        """Free what memory can be, though running tasks may have to make some of it again."""
+        """Free as much memory as possible, though running tasks may have to recompute values."""
         self._held.clear()
         free_unused()
 
     def _over(self, run: asyncio.Task[None]) -> None:
-        """Note that nobody waits for a task or check any more, and see to it that all of it ends."""
+        """Note that a task or check has ended, and make sure that its nodes stop."""
         loop, underway = asyncio.get_running_loop(), self._underway.get(run)
         if underway is not None:
             # Before it is looked whether any goes on, for the last may end meanwhile.
@@ -384,7 +387,7 @@ class Runner:
         answering = [whose for whose in (*over, self._computed_for) if whose is not None and whose.by_job]
         if (owners := frozenset(map(_owner, answering)) - blamed) != self._going_on:
             self._going_on = owners
-            self.say(GoesOn(owners))
+            self.send(GoesOn(owners))
 
     def _see_stopped(self, run: asyncio.Task[None]) -> None:
         if self._underway.get(run):
@@ -394,23 +397,23 @@ class Runner:
             self._forget(run)
 
     def _forget(self, run: asyncio.Task[None]) -> None:
-        """Note that nothing goes on of a run that is over."""
+        """Note that all nodes of an ended run have stopped."""
         self._underway.pop(run, None)
         self._tasks.pop(run, None)
         self._stuck.discard(run)
         self._say_going_on()
 
     def _replace(self, because: Draining) -> None:
-        """Make room for another replica: a node goes on that nobody waits for, and a thread cannot be ended."""
+        """Begin to replace this replica: a cancelled node goes on, and a thread cannot be killed."""
         if because not in self._blamed:
             self._blamed.add(because)
             self._say_going_on()
             why = self._close(f"a node goes on {self._stop_s:g} s after it had to stop")
-            told = asyncio.create_task(self._membership.tell(replace(because, why=why)))
-            self._replacing = self._replacing or asyncio.create_task(self._give_way(told, why))
+            reported = asyncio.create_task(self._membership.send_and_wait(replace(because, why=why)))
+            self._replacing = self._replacing or asyncio.create_task(self._give_way(reported, why))
 
-    async def _give_way(self, told: asyncio.Task[None], why: str) -> None:
-        await asyncio.wait([told], timeout=LEAVE_S)
+    async def _give_way(self, reported: asyncio.Task[None], why: str) -> None:
+        await asyncio.wait([reported], timeout=LEAVE_S)
         if not await self._stops_while_others_finish():
             await self._hand_over(why)
 
@@ -425,10 +428,10 @@ class Runner:
         if self._closed_for and not (self._stuck or self._engine_closed or self._replacing):
             self._closed_for = ""
             _log.info("taking tasks again: what went on has stopped")
-            self.say(Reopened())
+            self.send(Reopened())
 
     def computes_unwanted(self, seconds: float) -> None:
-        """Note for how long the engine has been computing what was cancelled, and nothing else; 0 once it does not."""
+        """Note for how long the engine has been computing nothing but cancelled work; 0 once it has stopped."""
         why = f"the engine has been computing for {seconds:g} s what was cancelled"
         self._computed_for = self._cancelled_before(seconds) if seconds else None
         self._say_going_on()
@@ -437,30 +440,30 @@ class Runner:
                 self._replacing = asyncio.create_task(self._give_way_at_once(why, self._cancelled_before(seconds)))
         elif seconds >= self._stop_s and not self._engine_closed:
             self._engine_closed = True
-            self.say(Draining(by_job=False, why=self._close(why)))
+            self.send(Draining(by_job=False, why=self._close(why)))
         elif not seconds and self._engine_closed:
             self._engine_closed = False
             self._reopen()
 
     def _cancelled_before(self, seconds: float) -> Draining:
-        """Return whose job was the last that was cancelled before that time: whose the engine computes."""
+        """Return the owner of the last job that was cancelled before that time: the engine computes its work."""
         began_s = asyncio.get_running_loop().time() - seconds + CANCELLED_S
         return next((whose for at_s, whose in reversed(self._cancelled) if at_s <= began_s), Draining(by_job=False))
 
     async def _give_way_at_once(self, why: str, because: Draining) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._membership.tell(replace(because, why=why)), LEAVE_S)
+            await asyncio.wait_for(self._membership.send_and_wait(replace(because, why=why)), LEAVE_S)
         await self._hand_over(why)
 
     async def _hand_over(self, why: str) -> None:
-        """Hand all tasks back, for another replica to take over, and end this process."""
+        """Hand all tasks back to the scheduler, and end this process."""
         _log.warning("leaving, for another replica to take over: %s; running: %s", why, ", ".join(self.underway()))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.leave(), self._stop_s + LEAVE_S)
-        end(REPLACED, why, self.underway, self._exit)
+        exit_process(REPLACED, why, self.underway, self._exit)
 
     async def _stops_while_others_finish(self) -> bool:
-        """Let other tasks go on for finish_s; return whether what went on has stopped meanwhile.
+        """Let other tasks go on for finish_s; return whether the cancelled node has stopped meanwhile.
 
         Those that only wait for a thread, which the node that goes on may never free, are handed over at once.
         """
@@ -484,42 +487,42 @@ class Runner:
         return False
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
-        """Ask the scheduler for a value; None means that this replica must compute it."""
+        """Request a value by way of the scheduler; None means that this replica must compute it."""
         while True:
             wanted = self._wanted.get(signature)
             if wanted is None:
                 wanted = self._wanted[signature] = asyncio.get_running_loop().create_future()
-                self.say(Want(task_id, signature))
+                self.send(Want(task_id, signature))
             reference = await asyncio.shield(wanted)
             if reference is None:
                 return None
             value = await self._transfer.get(reference)
             if value is not None:
                 return value
-            # Lost on the way, with the replica that had it; the scheduler will know of that soon.
+            # Lost with the replica that had it; the scheduler will notice soon.
             await asyncio.sleep(RETRY_S)
 
     # Reports ----------------------------------------------------------------------------------------------------------
 
-    def say(self, report: Report) -> None:
-        self._membership.say(report)
+    def send(self, report: Report) -> None:
+        self._membership.send(report)
 
-    def tell(self, client_id: str, type_: str, data: Any) -> None:
-        """Bring a client a message outside any job. Callable from any thread while the replica runs.
+    def send_to_client(self, client_id: str, type_: str, data: Any) -> None:
+        """Send a client a message outside any job. Callable from any thread while the replica runs.
 
         Errors: NodeError for one that is too large.
         """
         self.check_shown(data)
         with contextlib.suppress(RuntimeError):
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self.say, ClientTold(client_id, type_, data))
+                self._loop.call_soon_threadsafe(self.send, ClientTold(client_id, type_, data))
 
     def check_shown(self, data: Any) -> None:
-        """Refuse what would be too large to be carried to a client. Errors: NodeError."""
+        """Check that a message to a client is not too large. Errors: NodeError."""
         allow_shown(data, self._limits)
 
     def _evicted(self, signatures: tuple[str, ...]) -> None:
-        self.say(Evicted(signatures))
+        self.send(Evicted(signatures))
 
     def runtime(
         self,
@@ -528,20 +531,20 @@ class Runner:
         remark: Callable[[str], None],
         task: Task,
     ) -> Runtime | None:
-        """Return a RUNTIME that reports its progress and remarks there, and shows its pictures as the job asks."""
+        """Return a RUNTIME for one node of a task, with previews as the job requests."""
         if (models := self.models) is None:
             return None
         asked = task.extra_data.get("preview_method")
-        # ComfyUI reads any other value as its own default, "default" among them.
+        # ComfyUI reads any other value, "default" included, as its own default.
         previews = next((method for method in get_args(PreviewMethod) if method == asked), self._previews)
         loading = self._work[task.id].loading
         return models.bind(progress, strict=task.strict, show=show, previews=previews, remark=remark, loading=loading)
 
     def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
-        """Say what a node has come to. image: a JPEG, which goes to whoever looks on and not to the scheduler."""
-        self.say(NodePreviewed(task_id, node_id, self._transfer.put(image), origin))
+        """Report a node's preview. image: a JPEG, of which the scheduler gets a reference only."""
+        self.send(NodePreviewed(task_id, node_id, self._transfer.put(image), origin))
 
-    def files(self, task: Task, node_id: str) -> Files:
+    def files(self, task: Task, node_id: str) -> NodeStore:
         """Return the STORE of one node."""
 
         async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, bool]:
@@ -550,12 +553,12 @@ class Runner:
         return NodeFiles(store_of(self._store, task.tenant), task.id.job_id, node_id, reserve, at_s=task.created_s)
 
     def fingerprint(self, folder: str, name: str, tenant: str) -> str:
-        """Return what changes when that file's content does, of uploads a tenant's."""
+        """Return a file's fingerprint; tenant: the owner of an upload."""
         return self._fingerprint(folder, name, tenant) if tenant else self._fingerprint(folder, name)
 
 
 def _whose(task: Task | None) -> Draining:
-    """Return whose task it is that goes on; None of nobody's."""
+    """Return the owner to blame for a task that goes on; of None nobody."""
     return Draining(by_job=False) if task is None else Draining(task.tenant, task.client_id)
 
 

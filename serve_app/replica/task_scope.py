@@ -1,4 +1,4 @@
-"""What one task's nodes may use on their replica, and where what happens to them is said."""
+"""The capabilities of one task's nodes on their replica, and the reports about them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from serve_app.execution.executing import Progress, Say
-from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.executing import Progress, SendMessage
+from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.execution.time_limit import TimeLimit
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
@@ -39,13 +39,13 @@ class TaskScope:
     def fingerprint(self, folder: str, name: str) -> str:
         return self._runner.fingerprint(folder, name, self._task.tenant)
 
-    def files(self, node_id: str) -> Files:
+    def files(self, node_id: str) -> NodeStore:
         return self._runner.files(self._task, node_id)
 
     def progress(self, node_id: str) -> Progress:
         def progress(value: float, maximum: float, preview: Any) -> None:
             value, maximum = _number(value), _number(maximum)
-            # From whatever thread the node runs in. A loop that is closed has nobody left to tell.
+            # Called from any thread. A closed loop needs no reports.
             with contextlib.suppress(RuntimeError):
                 self._loop.call_soon_threadsafe(self._progressed, node_id, value, maximum)
                 if isinstance(preview, tuple) and len(preview) > 1:
@@ -55,14 +55,14 @@ class TaskScope:
         return progress
 
     def _progressed(self, node_id: str, value: float, maximum: float) -> None:
-        self._runner.say(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
+        self._runner.send(NodeProgressed(self._task.id, node_id, value, maximum, self._origins.get(node_id)))
 
     def _remark(self, node_id: str, text: str) -> None:
-        """Tell the job's client what it should know, beside the node that it is about."""
-        self._runner.say(NodeSaid(self._task.id, node_id, "progress_text", {"text": text}))
+        """Send the job's client a text about a node."""
+        self._runner.send(NodeSaid(self._task.id, node_id, "progress_text", {"text": text}))
 
     def _show(self, node_id: str, picture: Any) -> None:
-        """Show a picture (h,w,3) in 0…255, unless the node's last one is not drawn yet."""
+        """Send an image (h,w,3) in 0…255 as a preview, unless the node's last one is still being encoded."""
         drawing = self._drawing.get(node_id)
         if drawing is None or drawing.done():
             self._drawing[node_id] = asyncio.create_task(self._draw(node_id, picture))
@@ -71,30 +71,30 @@ class TaskScope:
         image = await asyncio.to_thread(to_preview, picture)
         self._runner.preview(self._task.id, node_id, image, self._origins.get(node_id))
 
-    def say(self, node_id: str) -> Say:
-        def say(type_: str, data: Any) -> None:
+    def message_sender(self, node_id: str) -> SendMessage:
+        def send_message(type_: str, data: Any) -> None:
             self._runner.check_shown(data)
             with contextlib.suppress(RuntimeError):
-                said = NodeSaid(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
-                self._loop.call_soon_threadsafe(self._runner.say, said)
+                message = NodeSaid(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
+                self._loop.call_soon_threadsafe(self._runner.send, message)
 
-        return say
+        return send_message
 
     def started(self, node_id: str, origin: Origin | None) -> None:
         self._origins[node_id] = origin
         self._runner.times.began(self._task, node_id)
-        self._runner.say(NodeStarted(self._task.id, node_id, origin))
+        self._runner.send(NodeStarted(self._task.id, node_id, origin))
 
     def finished(
         self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
     ) -> None:
         self._runner.times.ended(self._task, node_id, computed=computed)
         shown = scrubbed(ui, self._task.extra_data)
-        self._runner.say(NodeFinished(self._task.id, node_id, signature, shown, origin, computed))
+        self._runner.send(NodeFinished(self._task.id, node_id, signature, shown, origin, computed))
 
     def blocked(self, node_id: str, class_type: str, message: str) -> None:
         shown = scrubbed(message, self._task.extra_data)
-        self._runner.say(NodeBlocked(self._task.id, node_id, class_type, shown))
+        self._runner.send(NodeBlocked(self._task.id, node_id, class_type, shown))
 
     def time_limit(self, spec: NodeSpec) -> TimeLimit | None:
         return self._runner.node_limits.of(spec, self._task.extra_data)
@@ -104,5 +104,5 @@ class TaskScope:
 
 
 def _number(value: Any) -> float:
-    """Return a number as it may leave this process. Errors: whatever `float` raises, which is the node's own."""
+    """Return a node's number as a float. Errors: those of `float`, which are the node's own."""
     return value if type(value) in (int, float) else float(value)

@@ -1,4 +1,4 @@
-"""How values get from replica to replica, and to whoever is shown them."""
+"""Transfer of values between replicas, and of previews to the ingress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Transfer(Protocol):
-    """By reference through the object store, or as they are in one process."""
+    """By reference through Ray's object store, or directly within one process."""
 
     def put(self, value: Any) -> Any: ...
 

@@ -1,7 +1,8 @@
-"""Ends a replica's process that can no longer be trusted to say so itself: what never ends, memory without end.
+"""The watchdog: a thread that ends a replica's process if its event loop is blocked, a computation never ends, or
+memory grows beyond its limit.
 
-A thread beside the event loop; no Ray. Whoever needs the replica notices the end of its process at once, and Serve
-starts another. Last words go to the log before: which nodes ran, and every thread's stack where something did not end.
+No Ray. The scheduler notices the end of the process at once, and Serve starts another. Before, it logs which nodes ran,
+and every thread's stack if something did not end.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from serve_app import log
 _log = log.get("replica.watchdog")
 
 LOOK_S = 0.25
-"""How often it looks."""
+"""The interval of checks."""
 RELIEF_S = 1.0
-"""How long memory may stay above its limit after what can be freed was asked to be."""
+"""How long memory may stay above its limit after an attempt to free some."""
 
 LAST_WORDS_S = 5.0
-"""How long the last words of a process may take."""
+"""How long logging before the end may take."""
 RESERVED_BYTES = 1 << 30
-"""What stacks of threads and the allocator reserve and do not use, at most, beyond what they do as it starts."""
+"""Address space that thread stacks and the allocator may reserve without use, beyond that at the start."""
 
 BLOCKED, FULL, REPLACED, STUCK = 81, 82, 83, 84
 """Exit statuses: the event loop was blocked; memory above its limit; a node that did not end when it had to; a forward
@@ -45,12 +46,12 @@ or an import that did not.
 class Watchdog:
     """Watches one event loop and the memory of its process, from `start` to `stop`.
 
-    hang_s: how long the loop may do nothing else than one thing. memory_bytes: as `own_bytes`; 0 is no limit.
-    turns: the numbers of the engine's turn and of the load that is under way, 0 for none; turn_s: how long each may
-    take. unwanted_turn: that of the engine's turn if all it is for was cancelled, 0 if not; unwanted: called in the
-    loop with the seconds that this has been so, again and again, and with 0 once it is over.
-    relieve: frees what can be, in the loop. underway: which nodes run, for the log; asked in the watchdog's thread.
-    waited_s: how long a thread has waited for a processor since it began.
+    hang_s: how long one call may block the loop. memory_bytes: as `own_bytes`; 0 is no limit. turns: the numbers of the
+    engine's running turn and load, 0 for none; turn_s: how long each may take. unwanted_turn: the number of the
+    engine's turn if all of its jobs were cancelled, else 0; unwanted: called repeatedly in the loop with the seconds
+    that this has lasted, and with 0 at its end. relieve: frees memory, in the loop. underway: returns the running
+    nodes, for the log; called in the watchdog's thread. waited_s: returns how long a thread has waited for a CPU since
+    it began.
     """
 
     def __init__(
@@ -101,15 +102,15 @@ class Watchdog:
             try:
                 self.look()
             except Exception:
-                # Where there is no memory left, also for looking, the next look tells.
+                # Without memory for this check the next one reports.
                 _log.exception("the watchdog could not look")
 
     def look(self) -> None:
-        """Look once, LOOK_S after the last time.
+        """Check once, LOOK_S after the last time.
 
-        Time is counted in looks and not by a clock: a process that was stopped, or a call that let no thread run, has
-        kept the watchdog from looking as well, and the loop may answer as soon as both can run. Nor does the time count
-        for which the loop's thread waited for a processor: on a busy machine it is late, and not blocked.
+        Time is counted in checks and not by a clock: a process that was stopped, or a call that let no thread run, has
+        stopped the watchdog as well, and the loop may answer as soon as both can run. Time during which the loop's
+        thread waited for a CPU does not count either: on a busy machine it is late, and not blocked.
         """
         ran_s = LOOK_S * self._share_of_loop()
         if self._ticked.is_set():
@@ -117,7 +118,7 @@ class Watchdog:
             self._ticked.clear()
             try:
                 self._loop.call_soon_threadsafe(self._tick)
-            except RuntimeError:  # the loop is closed, and with it whatever there was to watch
+            except RuntimeError:  # the loop is closed
                 self._ticked.set()
                 self.stop()
                 return
@@ -135,7 +136,7 @@ class Watchdog:
         self._ticked.set()
 
     def _share_of_loop(self) -> float:
-        """Return for which share of the time since the last look the loop's thread did not wait for a processor."""
+        """Return the share of the time since the last check in which the loop's thread did not wait for a CPU."""
         now_s, waited_s = time.monotonic(), self._waited_s(self._loop_thread)
         passed_s, waited_now_s = now_s - self._looked_s, waited_s - self._waited_before_s
         self._looked_s, self._waited_before_s = now_s, waited_s
@@ -169,10 +170,10 @@ class Watchdog:
             self._end(FULL, f"the process has {used} bytes of memory, above memory_bytes={self._memory_bytes}")
 
     def _end(self, status: int, why: str) -> None:
-        end(status, why, self._underway, self._exit, stacks=status in (BLOCKED, STUCK))
+        exit_process(status, why, self._underway, self._exit, stacks=status in (BLOCKED, STUCK))
 
 
-def end(
+def exit_process(
     status: int,
     why: str,
     underway: Callable[[], list[str]],
@@ -180,8 +181,8 @@ def end(
     *,
     stacks: bool = False,
 ) -> None:
-    """End this process with last words. stacks: of every thread, among them."""
-    # Whoever is blocked may hold the log's lock; this needs none, nor Python's own.
+    """Log the reason and end this process. stacks: log every thread's."""
+    # A blocked thread may hold the log's lock; this needs none, nor the GIL.
     faulthandler.dump_traceback_later(LAST_WORDS_S, exit=True, file=sys.__stderr__ or 2)
     try:
         nodes = ", ".join(underway()) or "no node"
@@ -194,13 +195,13 @@ def end(
 
 
 @contextlib.contextmanager
-def ends_within(seconds: float, what: str, exit: Callable[[int], object] = os._exit) -> Iterator[None]:
-    """End this process, with last words, if the block takes longer; whatever blocks it."""
+def exit_unless_done_within(seconds: float, what: str, exit: Callable[[int], object] = os._exit) -> Iterator[None]:
+    """End this process, with a log entry, if the context takes longer."""
     why = f"{what} has taken longer than {seconds:g} s"
-    timer = threading.Timer(seconds, end, (STUCK, why, list, exit), {"stacks": True})
+    timer = threading.Timer(seconds, exit_process, (STUCK, why, list, exit), {"stacks": True})
     timer.daemon = True
     timer.start()
-    # Where the block lets no thread run, this does without.
+    # This works even if no Python thread can run.
     faulthandler.dump_traceback_later(seconds + LAST_WORDS_S, exit=True, file=sys.__stderr__ or 2)
     try:
         yield
@@ -210,11 +211,11 @@ def ends_within(seconds: float, what: str, exit: Callable[[int], object] = os._e
 
 
 def limit_allocations(memory_bytes: int) -> None:
-    """Let an allocation that alone would take the process far over memory_bytes fail, as an error of who asks.
+    """Make a single allocation far over memory_bytes fail, as an error of its caller.
 
-    The soft limit of writable private memory becomes what there is now, memory_bytes and RESERVED_BYTES. What grows
-    little by little meets the watchdog before, which counts memory in use; so nobody else's allocation fails. Not for a
-    process with a GPU, whose driver reserves more than it uses.
+    The soft limit of writable private memory becomes the current use, memory_bytes and RESERVED_BYTES. Gradual growth
+    is caught before by the watchdog, which counts memory in use; so other allocations do not fail. Not for a process
+    with a GPU, whose driver reserves more than it uses.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     soft = _vm_data_bytes() + memory_bytes + RESERVED_BYTES
@@ -222,20 +223,20 @@ def limit_allocations(memory_bytes: int) -> None:
 
 
 def free_unused() -> None:
-    """Give back to the system what nothing refers to any more."""
+    """Return free memory to the system."""
     gc.collect()
-    with contextlib.suppress(AttributeError):  # only glibc keeps so much, and only it has this
+    with contextlib.suppress(AttributeError):  # only glibc has it, and needs it
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _own_bytes(process: psutil.Process) -> int:
-    """Return the memory in use that is the process's alone: not Ray's shared memory, nor files it has mapped."""
+    """Return the process's private memory in use: without Ray's shared memory and mapped files."""
     memory = process.memory_info()
     return int(memory.rss - getattr(memory, "shared", 0))
 
 
 def _waited_s(thread: int) -> float:
-    """Return for how long a thread of this process was ready to run and had no processor; 0 where that is unknown.
+    """Return how long a thread of this process has waited for a CPU, in seconds; 0 if unknown.
 
     Source: the kernel's documentation, scheduler/sched-stats.
     """

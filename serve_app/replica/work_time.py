@@ -1,4 +1,4 @@
-"""How long a task takes, but for what it waits while weights are loaded for it: that is learned apart."""
+"""The time that a task takes, without waiting for weights to load, which is measured separately."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import perf_counter
 
 
 class WorkTime:
-    """A clock that runs from its making on, and stands still while any node of the task waits for weights."""
+    """A stopwatch that runs from its creation, and is paused while any node of the task waits for weights."""
 
     def __init__(self) -> None:
         self._began_s = perf_counter()
@@ -17,12 +17,12 @@ class WorkTime:
 
     @property
     def seconds(self) -> float:
-        """What has passed on it."""
+        """The measured time."""
         return (self._waits_since_s if self._waiting else perf_counter()) - self._began_s
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """Stand still meanwhile."""
+        """Pause inside the context."""
         if not self._waiting:
             self._waits_since_s = perf_counter()
         self._waiting += 1

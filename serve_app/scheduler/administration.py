@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from serve_app import log
-from serve_app.errors import InvalidSubmissionError, did_you_mean, shown
+from serve_app.errors import InvalidSubmissionError, did_you_mean, short_repr
 from serve_app.graph.plan import Pool
 from serve_app.scheduler.core.events import PausesChanged
 from serve_app.scheduler.core.replicas import Replicas
@@ -83,4 +83,4 @@ class Administration:
         pools = [pool.name for pool in self._pools]
         if name not in pools:
             hint = did_you_mean(name, pools)
-            raise InvalidSubmissionError(f"no pool is named {shown(name)}; there are {', '.join(pools)}{hint}")
+            raise InvalidSubmissionError(f"no pool is named {short_repr(name)}; there are {', '.join(pools)}{hint}")

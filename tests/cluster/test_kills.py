@@ -26,7 +26,7 @@ class Follower(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with client.Server(self._url, PATIENCE_S) as server:
+        with client.ServerClient(self._url, PATIENCE_S) as server:
             follow(server, self._job_id, lambda kind, data: self.events.append((kind, data)))
 
     def of(self, kind: str) -> list[Any]:
@@ -48,7 +48,7 @@ def test_every_job_finishes_once_after_a_process_is_killed(victim: str, server: 
     server.kill(victim)
 
     assert not all(f.of("success") for f in followers.values()), "the kill came too late to interrupt anything"
-    with client.Server(server.url, PATIENCE_S) as patient:
+    with client.ServerClient(server.url, PATIENCE_S) as patient:
         assert patient.get(f"/history/{jobs[0]}")[jobs[0]]["status"]["status_str"] in {"queued", "running", "success"}
     for job_id, follower in followers.items():
         follower.join(PATIENCE_S)

@@ -10,7 +10,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import timeline_of
 from serve_app.execution.execute import Execution
-from serve_app.execution.executing import Progress, Say
+from serve_app.execution.executing import Progress, SendMessage
 from serve_app.execution.files import NodeFiles
 from serve_app.execution.protocol import spec_of
 from serve_app.execution.result_cache import ResultCache
@@ -72,7 +72,7 @@ class Stack:
     def progress(self, node_id: str) -> Progress:
         return lambda done, steps, preview: None
 
-    def say(self, node_id: str) -> Say:
+    def message_sender(self, node_id: str) -> SendMessage:
         return lambda type_, data: None
 
     def time_limit(self, spec: Any) -> None:

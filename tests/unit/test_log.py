@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from serve_app.log import Json, Text, about
+from serve_app.log import JsonFormatter, TextFormatter, about
 
 
 def record(message: str, *arguments: object, error: BaseException | None = None) -> logging.LogRecord:
@@ -20,7 +20,7 @@ def record(message: str, *arguments: object, error: BaseException | None = None)
 
 def test_a_json_line_says_when_what_and_about_which_job_and_task():
     with about(job="j", task="0.1"):
-        line = json.loads(Json().format(record("a forward failed: rows=%d", 4)))
+        line = json.loads(JsonFormatter().format(record("a forward failed: rows=%d", 4)))
     assert line.pop("at").endswith("+00:00")
     assert line == {
         "level": "WARNING",
@@ -35,20 +35,20 @@ def test_a_json_line_stays_one_line_whatever_it_holds():
     try:
         raise ValueError("first\nsecond")
     except ValueError as error:
-        text = Json().format(record("line\nbreak", error=error))
+        text = JsonFormatter().format(record("line\nbreak", error=error))
     assert "\n" not in text
     assert "ValueError: first\nsecond" in json.loads(text)["traceback"]
 
 
 def test_a_text_line_has_the_ids_after_the_message_and_none_outside():
     with about(job="j"):
-        assert Text().format(record("loaded")).endswith("WARNING serve_app.engine: loaded job=j")
-    assert Text().format(record("loaded")).endswith("serve_app.engine: loaded")
+        assert TextFormatter().format(record("loaded")).endswith("WARNING serve_app.engine: loaded job=j")
+    assert TextFormatter().format(record("loaded")).endswith("serve_app.engine: loaded")
 
 
 async def test_what_a_task_starts_is_about_the_same_job_and_its_neighbours_are_not():
     async def says() -> str:
-        return await asyncio.to_thread(lambda: Text().format(record("x")))
+        return await asyncio.to_thread(lambda: TextFormatter().format(record("x")))
 
     async def job(name: str) -> str:
         with about(job=name):

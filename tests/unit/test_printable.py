@@ -13,7 +13,7 @@ from rich.console import Console
 from serve_app import log
 from serve_app.cli import lines, tenants
 from serve_app.cli.top import screen
-from serve_app.log import Json, Text
+from serve_app.log import JsonFormatter, TextFormatter
 from serve_app.printable import printable
 
 HOSTILE = "a\n2026-01-01 forged\r\x1b[2J\x9b1m\u202egnp\u2028\u200b\x7f\ud800\U000e0041b"
@@ -31,7 +31,7 @@ def test_what_is_not_printable_is_escaped_and_the_rest_stays():
     assert json.loads(f'"{escaped}"') == HOSTILE
 
 
-@pytest.mark.parametrize("form", [Text(), Json()])
+@pytest.mark.parametrize("form", [TextFormatter(), JsonFormatter()])
 def test_no_log_line_is_forged_by_what_it_quotes(form: logging.Formatter):
     try:
         raise ValueError(HOSTILE)
@@ -53,8 +53,8 @@ def test_another_packages_logger_is_escaped_once(caplog):
 
 def test_the_command_line_prints_each_entry_as_one_plain_line(capsys):
     entry: dict[str, Any] = {"at_s": 0.0, "tenant": "a", "who": HOSTILE, "what": HOSTILE, "result": 404}
-    lines.say(tenants.entry_line({**entry, "source": HOSTILE, "reason": HOSTILE}))
-    lines.say(HOSTILE, error=True)
+    lines.print_line(tenants.entry_line({**entry, "source": HOSTILE, "reason": HOSTILE}))
+    lines.print_line(HOSTILE, error=True)
     printed = capsys.readouterr()
     for text in (printed.out, printed.err):
         assert is_one_plain_line(text.removesuffix("\n"))

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from serve_app.api.request import parse_in_thread, read_body
 from serve_app.api.strict_json import parse_value
-from serve_app.errors import InvalidSubmissionError, shown
+from serve_app.errors import InvalidSubmissionError, short_repr
 from serve_app.limits import refused
 from serve_app.service.request_limits import BodyBound
 
@@ -29,7 +29,7 @@ async def read_members(request: Request, bound: BodyBound) -> dict[str, Any]:
     body = await read_body(request, bound)
     value = await parse_in_thread(body, parse_value) if body.strip() else {}
     if not isinstance(value, dict):
-        raise InvalidSubmissionError(f"the body must be a JSON object, not {shown(value)}")
+        raise InvalidSubmissionError(f"the body must be a JSON object, not {short_repr(value)}")
     return value
 
 

@@ -9,7 +9,7 @@ import asyncio
 import re
 from typing import Any
 
-from serve_app.errors import InvalidSubmissionError, KeyReusedError, shown
+from serve_app.errors import InvalidSubmissionError, KeyReusedError, short_repr
 from serve_app.service.service import Service
 from serve_app.store.files.blobs import HASH, FilePieces
 from serve_app.store.files.store import FileRef
@@ -24,10 +24,10 @@ _TYPE = re.compile(r"[\w.+-]{1,100}/[\w.+-]{1,100}(; ?[\w.+-]+=[\w.+\"-]+){0,3}"
 def asset_name(given: Any, field: str) -> str:
     """Return the path that a client chose as its asset's name."""
     if not isinstance(given, str) or not 1 <= len(given) <= NAME_LENGTH or CONTROL.search(given) or "\\" in given:
-        raise InvalidSubmissionError(f"{field} must be a relative path, not {shown(given)}")
+        raise InvalidSubmissionError(f"{field} must be a relative path, not {short_repr(given)}")
     parts = given.split("/")
     if given.startswith("/") or ".." in parts or not parts[-1] or re.match(r"[A-Za-z]:", given):
-        raise InvalidSubmissionError(f"{field} must be relative and stay in its folder, not {shown(given)}")
+        raise InvalidSubmissionError(f"{field} must be relative and stay in its folder, not {short_repr(given)}")
     if parts[0] == "models":
         raise InvalidSubmissionError("model files cannot be uploaded here: put them where the server loads them")
     return given
@@ -36,14 +36,14 @@ def asset_name(given: Any, field: str) -> str:
 def asset_type(given: Any, field: str) -> str:
     """Return a content type."""
     if not isinstance(given, str) or not _TYPE.fullmatch(given):
-        raise InvalidSubmissionError(f"{field} must be like image/png, not {shown(given)}")
+        raise InvalidSubmissionError(f"{field} must be like image/png, not {short_repr(given)}")
     return given
 
 
 def asset_hash(given: Any) -> str:
     """Return a hash."""
     if not isinstance(given, str) or not HASH.fullmatch(given):
-        raise InvalidSubmissionError(f"a hash is blake3: and 64 of 0-9 a-f, not {shown(given)}")
+        raise InvalidSubmissionError(f"a hash is blake3: and 64 of 0-9 a-f, not {short_repr(given)}")
     return given
 
 

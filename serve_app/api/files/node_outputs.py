@@ -24,7 +24,7 @@ _IDS = uuid.UUID("6b0f2f0e-6f53-4a55-9d5b-6a4f0c1f7d2e")
 
 
 @dataclass(frozen=True, slots=True)
-class NodeOutput:
+class OutputItem:
     """One output of a node: a file, or a text.
 
     former_id: the id of a tenant's output in databases from before ids of jobs were per tenant.
@@ -36,12 +36,12 @@ class NodeOutput:
     ref: FileRef
     text: str | None
 
-    def kept_in(self, kept: Container[str]) -> NodeOutput:
+    def kept_in(self, kept: Container[str]) -> OutputItem:
         """Return the output with the id that it has in the database."""
         return replace(self, asset_id=self.former_id) if self.former_id in kept else self
 
 
-def node_outputs(job_id: str, tenant: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[NodeOutput]:
+def output_items(job_id: str, tenant: str, node_id: str, ui: Mapping[str, Any]) -> Iterator[OutputItem]:
     """Yield the outputs of a node of a tenant's job. ui: the node's ui dict."""
     for key, values in ui.items():
         if key in FLAGS:
@@ -54,10 +54,10 @@ def node_outputs(job_id: str, tenant: str, node_id: str, ui: Mapping[str, Any]) 
                 for job in (job_id_of(job_id, tenant), job_id)
             )
             if (ref := _file(value)) is not None:
-                yield NodeOutput(asset_id, former_id, node_id, ref, None)
+                yield OutputItem(asset_id, former_id, node_id, ref, None)
             else:
                 text = value if isinstance(value, str) else json.dumps(value)
-                yield NodeOutput(asset_id, former_id, node_id, FileRef("output", FOLDER, f"{asset_id}.txt"), text)
+                yield OutputItem(asset_id, former_id, node_id, FileRef("output", FOLDER, f"{asset_id}.txt"), text)
 
 
 def _file(value: Any) -> FileRef | None:

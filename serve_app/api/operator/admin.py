@@ -13,7 +13,7 @@ from serve_app.api.auth.principal import Admin
 from serve_app.api.request import Current, query_number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
-from serve_app.errors import InvalidSubmissionError, JobMissingError, shown
+from serve_app.errors import InvalidSubmissionError, JobMissingError, short_repr
 from serve_app.store.tenants.api_keys import GRACE_S, USUAL_SCOPES, AddKey, ApiKey, EndKey, FindKey, ListKeys, minted
 from serve_app.store.tenants.audit import ReadAudit
 from serve_app.store.tenants.listing import ListTenants, with_quotas
@@ -43,11 +43,11 @@ async def post_key(request: Request, service: Current, _: Admin) -> Response:
     body = await read_object(request, service.limits.command)
     if unknown := sorted(body.keys() - {"tenant", "name", "scopes", "expires_in_s"}):
         raise InvalidSubmissionError(
-            f"{shown(unknown[0])} is not a key of this; allowed: tenant, name, scopes, expires_in_s"
+            f"{short_repr(unknown[0])} is not a key of this; allowed: tenant, name, scopes, expires_in_s"
         )
     scopes, seconds = body.get("scopes", list(USUAL_SCOPES)), body.get("expires_in_s")
     if not isinstance(scopes, list) or not all(isinstance(scope, str) for scope in scopes):
-        raise InvalidSubmissionError(f"scopes must be a list of strings, not {shown(scopes)}")
+        raise InvalidSubmissionError(f"scopes must be a list of strings, not {short_repr(scopes)}")
     ends_s = None if seconds is None else time.time() + _seconds("expires_in_s", seconds)
     key, text = minted(_text(body, "tenant"), _text(body, "name"), scopes, ends_s)
     await service.for_tenant("").inquire(AddKey(key))
@@ -93,17 +93,17 @@ def key_summary(key: ApiKey) -> dict[str, Any]:
 
 
 def _missing(request: Request) -> JobMissingError:
-    return JobMissingError(f"no key that holds has the id {shown(request.path_params['key_id'])}")
+    return JobMissingError(f"no key that holds has the id {short_repr(request.path_params['key_id'])}")
 
 
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name, "")
     if not isinstance(value, str):
-        raise InvalidSubmissionError(f"{name} must be a string, not {shown(value)}")
+        raise InvalidSubmissionError(f"{name} must be a string, not {short_repr(value)}")
     return value
 
 
 def _seconds(name: str, value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 10**9:
-        raise InvalidSubmissionError(f"{name} must be a number of seconds from 0 to 10^9, not {shown(value)}")
+        raise InvalidSubmissionError(f"{name} must be a number of seconds from 0 to 10^9, not {short_repr(value)}")
     return float(value)

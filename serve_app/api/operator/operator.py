@@ -12,7 +12,7 @@ from serve_app.api.auth.principal import Admin, principal_of
 from serve_app.api.request import Current, query_number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
-from serve_app.errors import InvalidSubmissionError, JobMissingError, shown
+from serve_app.errors import InvalidSubmissionError, JobMissingError, short_repr
 from serve_app.events import Event
 from serve_app.service.service import Service
 from serve_app.store.tenants.pauses import KINDS, THE_QUEUE, Pause
@@ -63,7 +63,7 @@ async def post_warm(request: Request, service: Current, _: Admin) -> Response:
     if body.keys() - {"models", "pool"} or not isinstance(pool, str | None):
         raise InvalidSubmissionError('the body must be {"models": [FOLDER/NAME, …]}, and may name a "pool"')
     if not isinstance(models, list) or not models or not all(isinstance(model, str) for model in models):
-        raise InvalidSubmissionError(f"'models' must be a list of FOLDER/NAME, not {shown(models)}")
+        raise InvalidSubmissionError(f"'models' must be a list of FOLDER/NAME, not {short_repr(models)}")
     return JsonResponse({"replicas": await service.warm(models[: service.limits.ids], pool)})
 
 
@@ -128,7 +128,7 @@ async def _set_pause(request: Request, service: Service, *, paused: bool) -> Res
     for kind in named:
         if kind in body:
             if not isinstance(body[kind], str) or not body[kind]:
-                raise InvalidSubmissionError(f"'{kind}' must be a name, not {shown(body[kind])}")
+                raise InvalidSubmissionError(f"'{kind}' must be a name, not {short_repr(body[kind])}")
             pause = Pause(kind, body[kind])
     return JsonResponse({"paused": [str(each) for each in await service.pause(pause, paused=paused)]})
 

@@ -22,7 +22,7 @@ from serve_app.api.strict_json import JsonResponse
 from serve_app.api.v2.failures import CodedError
 from serve_app.api.v2.shapes import asset_shape
 from serve_app.api.v2.submission import idempotency_key
-from serve_app.errors import FileMissingError, shown
+from serve_app.errors import FileMissingError, short_repr
 from serve_app.service.service import Service
 from serve_app.service.submissions import is_job_id
 from serve_app.store.files.blobs import FilePieces, content_hash, new_file
@@ -72,7 +72,9 @@ async def post_from_hash(request: Request, service: Current) -> Response:
     body = await read_object(request, service.limits.command)
     if unknown := sorted(body.keys() - set(FROM_HASH_KEYS)):
         allowed = ", ".join(FROM_HASH_KEYS)
-        raise CodedError("invalid_request", f"{shown(unknown[0])} is not a key of a reference; allowed are {allowed}")
+        raise CodedError(
+            "invalid_request", f"{short_repr(unknown[0])} is not a key of a reference; allowed are {allowed}"
+        )
     hash_ = asset_hash(body.get("hash"))
     name = None if body.get("file_path") is None else asset_name(body["file_path"], "file_path")
     tags = _tags(body.get("tags") or [])
@@ -142,7 +144,7 @@ async def _asset(request: Request, service: Service) -> Asset:
 
 
 def _missing(asset_id: str) -> CodedError:
-    return CodedError("not_found", f"no asset has the id {shown(asset_id)}")
+    return CodedError("not_found", f"no asset has the id {short_repr(asset_id)}")
 
 
 def _text(form: FormData, name: str) -> str | None:
@@ -154,7 +156,7 @@ def _tags(given: Any) -> tuple[str, ...]:
     fits = isinstance(given, list) and len(given) <= TAGS and all(isinstance(tag, str) for tag in given)
     if not fits or any(len(tag) > TAG_LENGTH or CONTROL.search(tag) for tag in given):
         allowed = f"at most {TAGS} strings of {TAG_LENGTH} characters"
-        raise CodedError("invalid_request", f"tags must be {allowed}, not {shown(given)}")
+        raise CodedError("invalid_request", f"tags must be {allowed}, not {short_repr(given)}")
     return tuple(given)
 
 
@@ -166,7 +168,7 @@ def _expires_s(given: Any) -> int | None:
         given = int(given)
     if not isinstance(given, int) or isinstance(given, bool) or not SHORTEST_S <= given <= LONGEST_S:
         allowed = f"{SHORTEST_S} to {LONGEST_S}"
-        raise CodedError("invalid_request", f"expires_in must be {allowed} seconds, not {shown(given)}")
+        raise CodedError("invalid_request", f"expires_in must be {allowed} seconds, not {short_repr(given)}")
     return given
 
 

@@ -25,7 +25,7 @@ from serve_app.api.v2.outputs import outputs_of
 from serve_app.api.v2.references import missing_assets, resolved
 from serve_app.api.v2.shapes import job_shape, listed_shape
 from serve_app.api.v2.submission import extra_data, idempotency_key, workflow
-from serve_app.errors import AssetMissingError, InvalidGraphError, JobMissingError, shown
+from serve_app.errors import AssetMissingError, InvalidGraphError, JobMissingError, short_repr
 from serve_app.graph.ancestry import ancestry
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.service.service import Service
@@ -85,7 +85,9 @@ async def get_jobs(request: Request, service: Current) -> Response:
     wanted, others = filters(request.scope["query_string"])
     if unknown := sorted(others.keys() - {"limit", "cursor"}):
         allowed = "limit, cursor, metadata[KEY]"
-        raise CodedError("invalid_request", f"{shown(unknown[0])} is not a parameter of this list; allowed: {allowed}")
+        raise CodedError(
+            "invalid_request", f"{short_repr(unknown[0])} is not a parameter of this list; allowed: {allowed}"
+        )
     limit, before = _limit(others.get("limit")), _before(others.get("cursor"), wanted)
     # One more than is returned shows whether there is a next page.
     found = await service.inquire(ListJobs(limit + 1, before, wanted))
@@ -99,7 +101,7 @@ async def job(service: Service, job_id: str) -> JobView:
     """Return a job. Errors: JobMissingError."""
     view = await service.job(job_id)
     if view is None:
-        raise JobMissingError(f"no job has the id {shown(job_id)}")
+        raise JobMissingError(f"no job has the id {short_repr(job_id)}")
     return view
 
 
@@ -114,7 +116,7 @@ def _limit(text: str | None) -> int:
     if text is None:
         return LISTED
     if not re.fullmatch(r"[0-9]{1,9}", text) or not 1 <= int(text) <= MOST_LISTED:
-        raise CodedError("invalid_request", f"limit must be 1 to {MOST_LISTED}, not {shown(text)}")
+        raise CodedError("invalid_request", f"limit must be 1 to {MOST_LISTED}, not {short_repr(text)}")
     return int(text)
 
 
@@ -134,7 +136,7 @@ def _before(cursor: str | None, wanted: dict[str, str]) -> int | None:
     except (ValueError, binascii.Error):
         order, tag = "", ""
     if not re.fullmatch(r"[0-9]{1,18}", order):
-        raise CodedError("invalid_cursor", f"{shown(cursor)} is no cursor that this list has given out")
+        raise CodedError("invalid_cursor", f"{short_repr(cursor)} is no cursor that this list has given out")
     if tag != _tag(wanted):
         raise CodedError("invalid_cursor", "the cursor belongs to a list with other filters")
     return int(order)

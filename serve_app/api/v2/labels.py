@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from serve_app.api.v2.failures import CodedError
-from serve_app.errors import shown
+from serve_app.errors import short_repr
 
 PAIRS, KEY_LENGTH, VALUE_BYTES, FILTERS = 16, 40, 256, 3
 
@@ -26,7 +26,7 @@ def labels(given: Any) -> dict[str, str]:
     if given is None:
         return {}
     if not isinstance(given, Mapping):
-        raise CodedError("metadata_invalid", f"'metadata' must be an object of strings, not {shown(given)}")
+        raise CodedError("metadata_invalid", f"'metadata' must be an object of strings, not {short_repr(given)}")
     if len(given) > PAIRS:
         raise CodedError("metadata_invalid", f"'metadata' has {len(given)} pairs; {PAIRS} are allowed")
     for key, value in given.items():
@@ -49,16 +49,16 @@ def filters(query: bytes) -> tuple[dict[str, str], dict[str, str]]:
         name, value = map(_decoded, (pair.partition("=")[0], pair.partition("=")[2]))
         if (found := _FILTER.fullmatch(name)) is None:
             if name.startswith("metadata"):
-                raise _refused(f"{shown(name)} is no filter; a filter is metadata[KEY]=VALUE")
+                raise _refused(f"{short_repr(name)} is no filter; a filter is metadata[KEY]=VALUE")
             if name in others:
-                raise CodedError("invalid_request", f"the query has {shown(name)} twice")
+                raise CodedError("invalid_request", f"the query has {short_repr(name)} twice")
             others[name] = value
             continue
         key = found["key"]
         if wrong := _wrong(key, value):
             raise _refused(wrong)
         if key in wanted:
-            raise _refused(f"key {shown(key)} is there twice")
+            raise _refused(f"key {short_repr(key)} is there twice")
         wanted[key] = value
     if len(wanted) > FILTERS:
         raise _refused(f"{len(wanted)} filters are given; {FILTERS} are allowed")
@@ -79,9 +79,9 @@ def _decoded(text: str) -> str:
 def _wrong(key: str, value: Any) -> str | None:
     """Return what is wrong with a pair, or None."""
     if not _KEY.fullmatch(key):
-        return f"key {shown(key)} must be 1 to {KEY_LENGTH} of A-Z a-z 0-9 _ . -"
+        return f"key {short_repr(key)} must be 1 to {KEY_LENGTH} of A-Z a-z 0-9 _ . -"
     if not isinstance(value, str):
-        return f"value of {key} must be a string, not {shown(value)}"
+        return f"value of {key} must be a string, not {short_repr(value)}"
     if _FORBIDDEN.search(value):
         return f"value of {key} has a control or direction character"
     try:

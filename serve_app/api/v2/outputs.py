@@ -14,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 
 from serve_app.api.files.content import content_type, kind
-from serve_app.api.files.node_outputs import NodeOutput, node_outputs
+from serve_app.api.files.node_outputs import OutputItem, output_items
 from serve_app.api.v2.background_hasher import BackgroundHasher
 from serve_app.api.v2.shapes import output_shape
 from serve_app.errors import FileMissingError
@@ -33,7 +33,7 @@ async def outputs_of(
     request: Request, service: Service, job_id: str, outputs: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Return the outputs of a job's nodes, without those that its client has deleted. outputs: ui dict by node id."""
-    items = [item for node_id, ui in outputs.items() for item in node_outputs(job_id, service.tenant, node_id, ui)]
+    items = [item for node_id, ui in outputs.items() for item in output_items(job_id, service.tenant, node_id, ui)]
     if not items:
         return []
     kept = await service.inquire(OutputsOf((job_id,)))
@@ -61,7 +61,7 @@ def background_hasher(request: Request) -> BackgroundHasher:
     return found
 
 
-def _assets(store: Store, job_id: str, items: Sequence[NodeOutput]) -> list[Asset]:
+def _assets(store: Store, job_id: str, items: Sequence[OutputItem]) -> list[Asset]:
     """Return outputs as assets, small ones with their hashes; one without a file has no bytes."""
     left = HASHED_BYTES
     found = []
@@ -86,7 +86,7 @@ def _assets(store: Store, job_id: str, items: Sequence[NodeOutput]) -> list[Asse
     return found
 
 
-def _type(item: NodeOutput) -> str:
+def _type(item: OutputItem) -> str:
     """Return v2's name of an output's kind."""
     if item.text is not None:
         return "text"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from serve_app.api.v2.failures import CodedError
-from serve_app.errors import shown
+from serve_app.errors import short_repr
 from serve_app.service.service import Service
 from serve_app.service.submissions import is_job_id
 from serve_app.store.page.assets import Asset, FindAssets
@@ -31,7 +31,7 @@ async def resolved(service: Service, workflow: Mapping[str, Any]) -> tuple[dict[
 
 def missing_assets(ids: list[Any]) -> CodedError:
     """Return the error for unknown assets."""
-    named = ", ".join(map(shown, ids[:5]))
+    named = ", ".join(map(short_repr, ids[:5]))
     return CodedError("missing_asset", f"no asset has the id {named}", {"missing_ids": ids})
 
 

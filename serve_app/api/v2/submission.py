@@ -8,7 +8,7 @@ from typing import Any
 from starlette.requests import Request
 
 from serve_app.api.v2.failures import CodedError
-from serve_app.errors import shown
+from serve_app.errors import short_repr
 
 KEYS = ("workflow", "extra_data", "metadata")
 RESERVED = ("webhook_url", "inputs")
@@ -22,7 +22,9 @@ def idempotency_key(request: Request) -> str | None:
     """Return a request's idempotency key, None without one. Errors: CodedError invalid_request."""
     key = request.headers.get("idempotency-key")
     if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
-        raise CodedError("invalid_request", f"Idempotency-Key must be 1 to 255 printable characters, not {shown(key)}")
+        raise CodedError(
+            "invalid_request", f"Idempotency-Key must be 1 to 255 printable characters, not {short_repr(key)}"
+        )
     return key
 
 
@@ -33,7 +35,7 @@ def extra_data(body: dict[str, Any]) -> dict[str, Any]:
     given = body["extra_data"]
     if not isinstance(given, dict) or given.keys() - {CREDENTIAL}:
         raise CodedError(
-            "invalid_request", f"'extra_data' must be an object with {CREDENTIAL} alone, not {shown(given)}"
+            "invalid_request", f"'extra_data' must be an object with {CREDENTIAL} alone, not {short_repr(given)}"
         )
     if not all(isinstance(value, str) for value in given.values()):
         raise CodedError("invalid_request", f"{CREDENTIAL} in 'extra_data' must be a string")
@@ -44,13 +46,13 @@ def workflow(body: dict[str, Any]) -> dict[str, Any]:
     """Return the graph of a submission, in API format. Errors: CodedError."""
     if unknown := sorted(body.keys() - {*KEYS, *RESERVED}):
         raise CodedError(
-            "invalid_request", f"{shown(unknown[0])} is not a key of a submission; allowed are {', '.join(KEYS)}"
+            "invalid_request", f"{short_repr(unknown[0])} is not a key of a submission; allowed are {', '.join(KEYS)}"
         )
     if reserved := next((key for key in RESERVED if body.get(key) is not None), None):
         raise CodedError("invalid_workflow", f"'{reserved}' is reserved: leave it out")
     graph = body.get("workflow")
     if not isinstance(graph, dict):
-        what = f"not {shown(graph)}" if "workflow" in body else "and is missing"
+        what = f"not {short_repr(graph)}" if "workflow" in body else "and is missing"
         raise CodedError("invalid_workflow", f"'workflow' must be an object of nodes by id, {what}")
     if isinstance(graph.get("nodes"), list) and "links" in graph:
         message = "'workflow' is in the format that the web page saves; send what it exports in API format"

@@ -1,4 +1,4 @@
-"""The commands as users type them: names, arguments and help. What they do is in the modules of `cli`."""
+"""The commands' names, arguments and help. Their implementations are in the modules of `cli`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from serve_app.cli.commands import cluster, database, jobs, packs, serving, tena
 
 
 class _Commands(TyperGroup):
-    """Ends with what the command returns as its exit status."""
+    """A group that exits with the command's return value as its status."""
 
     def invoke(self, ctx: Any) -> NoReturn:
         raise typer.Exit(super().invoke(ctx) or 0)

@@ -1,4 +1,4 @@
-"""Commands for operators of a running server: what there is, model files, pauses."""
+"""Commands for operators of a running server: nodes, models, the cluster, pauses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 from serve_app.cli.commands import options
 from serve_app.cli.commands.options import PATIENCE_S, SERVER
-from serve_app.cli.lines import say, say_json
+from serve_app.cli.lines import print_json, print_line
 from serve_app.errors import ServeAppError
 
 app = typer.Typer()
@@ -23,7 +23,7 @@ def models(
     as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
 ) -> int:
     """List the model files."""
-    return _show("models", "/catalog", as_json, server, patience)
+    return _show("model_lines", "/catalog", as_json, server, patience)
 
 
 @app.command()
@@ -31,7 +31,7 @@ def nodes(
     as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
 ) -> int:
     """List the node classes."""
-    return _show("nodes", "/nodes", as_json, server, patience)
+    return _show("node_lines", "/nodes", as_json, server, patience)
 
 
 @app.command()
@@ -39,7 +39,7 @@ def status(
     as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
 ) -> int:
     """Show the cluster."""
-    return _show("status", "/status", as_json, server, patience)
+    return _show("status_lines", "/status", as_json, server, patience)
 
 
 @app.command()
@@ -50,11 +50,11 @@ def top(
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Watch the cluster: queue, pools, replicas, hosts."""
-    from serve_app.cli.server import Server
-    from serve_app.cli.top import top
+    from serve_app.cli.server import ServerClient
+    from serve_app.cli.top import watch_cluster
 
-    with Server(server, patience) as asked:
-        return top(asked, max(0.1, every), once=once)
+    with ServerClient(server, patience) as client:
+        return watch_cluster(client, max(0.1, every), once=once)
 
 
 @app.command()
@@ -68,16 +68,16 @@ def warm(
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Have replicas load models before a job asks for them."""
-    from serve_app.cli.server import Server
+    from serve_app.cli.server import ServerClient
 
     body = {"models": models, **({} if pool is None else {"pool": pool})}
-    with Server(server, patience) as asked:
-        answer = asked.post("/warm", body)
+    with ServerClient(server, patience) as client:
+        answer = client.post("/warm", body)
     replicas = ", ".join(answer["replicas"])
     if as_json:
-        say_json(answer)
+        print_json(answer)
     else:
-        say(f"loading in {replicas}" if replicas else "no replica is there that holds models")
+        print_line(f"loading in {replicas}" if replicas else "no replica is there that holds models")
     return 0
 
 
@@ -92,17 +92,17 @@ def add_model(
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Upload a model file, where the configuration lets admins."""
-    from serve_app.cli.server import Server
+    from serve_app.cli.server import ServerClient
 
     if not file.is_file():
         raise ServeAppError(f"{file} is no file")
     folder, _, name = model.partition("/")
-    with Server(server, patience) as asked:
-        made = asked.put(f"/models/{quote(folder)}/{quote(name or file.name)}", file)
+    with ServerClient(server, patience) as client:
+        made = client.put(f"/models/{quote(folder)}/{quote(name or file.name)}", file)
     if as_json:
-        say_json(made)
+        print_json(made)
     else:
-        say(f"{made['folder']}/{made['name']}: {made['size']} bytes")
+        print_line(f"{made['folder']}/{made['name']}: {made['size']} bytes")
     return 0
 
 
@@ -115,11 +115,11 @@ def remove_model(
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Delete a model file that no unfinished job names."""
-    from serve_app.cli.server import Server
+    from serve_app.cli.server import ServerClient
 
-    with Server(server, patience) as asked:
-        asked.delete(f"/models/{quote(model)}")
-    say(f"{model} is deleted")
+    with ServerClient(server, patience) as client:
+        client.delete(f"/models/{quote(model)}")
+    print_line(f"{model} is deleted")
     return 0
 
 
@@ -149,23 +149,23 @@ def resume(
 
 def _show(page: str, path: str, as_json: bool, server: str, patience: float) -> int:
     from serve_app.cli import pages
-    from serve_app.cli.server import Server
+    from serve_app.cli.server import ServerClient
 
-    with Server(server, patience) as asked:
-        return pages.show(getattr(pages, page), asked.get(path), as_json=as_json)
+    with ServerClient(server, patience) as client:
+        return pages.print_answer(getattr(pages, page), client.get(path), as_json=as_json)
 
 
 def _pause(path: str, pool: str | None, tenant: str | None, as_json: bool, server: str, patience: float) -> int:
-    from serve_app.cli.server import Server
+    from serve_app.cli.server import ServerClient
 
     if pool is not None and tenant is not None:
         raise typer.BadParameter("give --pool or --tenant, not both")
     which = {kind: name for kind, name in (("pool", pool), ("tenant", tenant)) if name is not None}
-    with Server(server, patience) as asked:
-        answer = asked.post(path, which)
+    with ServerClient(server, patience) as client:
+        answer = client.post(path, which)
     paused = ", ".join(answer["paused"])
     if as_json:
-        say_json(answer)
+        print_json(answer)
     else:
-        say(f"paused: {paused}" if paused else "nothing is paused")
+        print_line(f"paused: {paused}" if paused else "nothing is paused")
     return 0

@@ -25,9 +25,9 @@ def check(
     config: options.Config = None,
 ) -> int:
     """Compare the database with the stored files, while no server runs."""
-    from serve_app.cli.check import check
+    from serve_app.cli.check import check_files
 
-    return check(options.settings(config, output_dir=output_dir, database_url=database_url), mend=mend)
+    return check_files(options.settings(config, output_dir=output_dir, database_url=database_url), mend=mend)
 
 
 @app.command()
@@ -38,9 +38,9 @@ def backup(
     config: options.Config = None,
 ) -> int:
     """Copy the database into a file, also while a server works on it."""
-    from serve_app.cli.backup import backup
+    from serve_app.cli.backup import backup_database
 
-    return backup(options.settings(config, database_url=database_url), file, files=files)
+    return backup_database(options.settings(config, database_url=database_url), file, files=files)
 
 
 @app.command()
@@ -54,6 +54,8 @@ def restore(
     config: options.Config = None,
 ) -> int:
     """Put such a copy in the place of a database, while no server works on it."""
-    from serve_app.cli.backup import restore
+    from serve_app.cli.backup import restore_database
 
-    return restore(options.settings(config, database_url=database_url), file, replace=replace, keep_keys=keep_keys)
+    return restore_database(
+        options.settings(config, database_url=database_url), file, replace=replace, keep_keys=keep_keys
+    )

@@ -9,7 +9,7 @@ import typer
 
 from serve_app.cli.commands import options
 from serve_app.cli.commands.options import PATIENCE_S, SERVER
-from serve_app.cli.lines import say, say_json
+from serve_app.cli.lines import print_json, print_line
 
 app = typer.Typer()
 Workflow = Annotated[Path, typer.Argument(help="a workflow, as the web page saves it or in API format")]
@@ -41,15 +41,15 @@ def submit(
 ) -> int:
     """Run a workflow and save its images."""
     from serve_app.cli.convert import served_classes
-    from serve_app.cli.server import Server
-    from serve_app.cli.submit import submit
-    from serve_app.cli.workflow import changed, read_body
+    from serve_app.cli.server import ServerClient
+    from serve_app.cli.submit import submit_job
+    from serve_app.cli.workflow import read_workflow, with_assignments
 
-    with Server(server, patience) as asked:
-        body = changed(read_body(workflow, lambda: served_classes(asked)), assignments or [])
+    with ServerClient(server, patience) as client:
+        body = with_assignments(read_workflow(workflow, lambda: served_classes(client)), assignments or [])
         if strict:
             body["extra_data"] = {**(body.get("extra_data") or {}), "strict": True}
-        return submit(asked, body, out, detach=detach, as_json=as_json)
+        return submit_job(client, body, out, detach=detach, as_json=as_json)
 
 
 @app.command()
@@ -61,11 +61,11 @@ def watch(
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Follow a job to its end and save its images."""
-    from serve_app.cli.server import Server
-    from serve_app.cli.submit import watch
+    from serve_app.cli.server import ServerClient
+    from serve_app.cli.submit import watch_job
 
-    with Server(server, patience) as asked:
-        return watch(asked, job, out, as_json=as_json)
+    with ServerClient(server, patience) as client:
+        return watch_job(client, job, out, as_json=as_json)
 
 
 @app.command()
@@ -80,13 +80,13 @@ def compare(
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Run a workflow on two kinds of pool and compare what they save."""
-    from serve_app.cli.compare import compare
+    from serve_app.cli.compare import compare_pools
     from serve_app.cli.convert import served_classes
-    from serve_app.cli.server import Server
-    from serve_app.cli.workflow import read_body
+    from serve_app.cli.server import ServerClient
+    from serve_app.cli.workflow import read_workflow
 
-    with Server(server, patience) as asked:
-        return compare(asked, read_body(workflow, lambda: served_classes(asked)), pools, tolerance, out)
+    with ServerClient(server, patience) as client:
+        return compare_pools(client, read_workflow(workflow, lambda: served_classes(client)), pools, tolerance, out)
 
 
 @app.command()
@@ -102,13 +102,13 @@ def convert(
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Turn a workflow that the web page saved into API format."""
-    from serve_app.cli.convert import convert, own_classes, served_classes
-    from serve_app.cli.server import Server
-    from serve_app.cli.workflow import read_body
+    from serve_app.cli.convert import own_classes, served_classes, write_api_format
+    from serve_app.cli.server import ServerClient
+    from serve_app.cli.workflow import read_workflow
 
-    with Server(server, patience) as asked:
-        classes = own_classes if offline else lambda: served_classes(asked)
-        return convert(read_body(workflow, classes), output)
+    with ServerClient(server, patience) as client:
+        classes = own_classes if offline else lambda: served_classes(client)
+        return write_api_format(read_workflow(workflow, classes), output)
 
 
 @app.command()
@@ -116,14 +116,14 @@ def cancel(
     job: Job, as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
 ) -> int:
     """Cancel a job that has not ended."""
-    from serve_app.cli.server import Server
+    from serve_app.cli.server import ServerClient
 
-    with Server(server, patience) as asked:
-        answer = asked.post(f"/jobs/{job}/cancel", {})
+    with ServerClient(server, patience) as client:
+        answer = client.post(f"/jobs/{job}/cancel", {})
     if as_json:
-        say_json(answer)
+        print_json(answer)
     else:
-        say("cancelled" if answer["cancelled"] else f"{job} has ended already, or no job has this id")
+        print_line("cancelled" if answer["cancelled"] else f"{job} has ended already, or no job has this id")
     return 0 if answer["cancelled"] else 1
 
 
@@ -133,7 +133,7 @@ def story(
 ) -> int:
     """Show what happened lately to a job that has not ended."""
     from serve_app.cli import pages
-    from serve_app.cli.server import Server
+    from serve_app.cli.server import ServerClient
 
-    with Server(server, patience) as asked:
-        return pages.show(pages.story, asked.get(f"/status/{job}"), as_json=as_json)
+    with ServerClient(server, patience) as client:
+        return pages.print_answer(pages.event_lines, client.get(f"/status/{job}"), as_json=as_json)

@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ PATIENCE_S = 60.0
 
 
 def config_file(given: Path | None) -> Path | None:
-    """Return the configuration file to read: the one given, else the local one where it exists."""
+    """Return the configuration file to read: the given one, else the local one if it exists."""
     return given or (LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None)
 
 
 def settings(given: Path | None, **changed: Any) -> AppConfig:
-    """Return the configuration with what the command line changes of it. None changes nothing. Errors: ConfigError."""
+    """Return the configuration with overrides from the command line; None is no override. Errors: ConfigError."""
     from serve_app import config
 
     file = config_file(given)

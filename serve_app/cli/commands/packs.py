@@ -1,4 +1,4 @@
-"""`serve-app packs`: what a folder of node packs can do here."""
+"""`serve-app packs`: check which classes of a folder of node packs can run here."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def packs(
     if not directory.is_dir():
         raise ServeAppError(f"{directory} is no folder; give the one that holds the node packs")
     if lock:
-        return packs.lock(directory.absolute())
-    status = packs.packs(directory.absolute(), markdown=markdown)
-    # Threads that packs have started would keep the process for ever.
+        return packs.make_lock_file(directory.absolute())
+    status = packs.report_packs(directory.absolute(), markdown=markdown)
+    # Threads that packs have started would keep the process alive for ever.
     sys.stdout.flush()
     os._exit(status)

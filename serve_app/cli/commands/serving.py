@@ -99,6 +99,6 @@ def up(
 @app.command("demo")
 def draw() -> int:
     """Start a server here, draw a picture with the models that ship, stop it."""
-    from serve_app.cli.demo import demo
+    from serve_app.cli.demo import run_demo
 
-    return demo()
+    return run_demo()

@@ -1,4 +1,4 @@
-"""Commands for tenants: keys, the audit log, and who there is."""
+"""Commands for tenants: API keys, the audit log, the list of tenants."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from serve_app.cli.commands import options
-from serve_app.cli.lines import say, say_json
+from serve_app.cli.lines import print_json, print_line
 
 if TYPE_CHECKING:
-    from serve_app.cli.tenants import Tenants
+    from serve_app.cli.tenants import TenantAdmin
 
 app = typer.Typer()
 keys = typer.Typer(help="Make, list, rotate and revoke the keys of tenants.", no_args_is_help=True)
-Asked = Annotated[
+ServerOption = Annotated[
     str | None, typer.Option("--server", metavar="URL", help="ask this server, with the admin's key in SERVE_APP_KEY")
 ]
 Key = Annotated[str, typer.Argument(help="the id, or what list shows of the key")]
@@ -43,13 +43,13 @@ def create(
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
-    server: Asked = None,
+    server: ServerOption = None,
 ) -> int:
     """Make a key and print it, this once."""
     from serve_app.store.tenants.api_keys import USUAL_SCOPES
 
     with _opened(server, config, database_url) as tenants:
-        return _say_key(tenants.create(tenant, name, list(map(str, scope or USUAL_SCOPES)), days), as_json)
+        return _print_key(tenants.create(tenant, name, list(map(str, scope or USUAL_SCOPES)), days), as_json)
 
 
 @keys.command()
@@ -59,11 +59,11 @@ def rotate(
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
-    server: Asked = None,
+    server: ServerOption = None,
 ) -> int:
     """Make a key's successor and print it, this once."""
     with _opened(server, config, database_url) as tenants:
-        return _say_key(tenants.rotate(key, grace), as_json)
+        return _print_key(tenants.rotate(key, grace), as_json)
 
 
 @keys.command()
@@ -71,7 +71,7 @@ def revoke(
     key: Key,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
-    server: Asked = None,
+    server: ServerOption = None,
 ) -> int:
     """End a key."""
     with _opened(server, config, database_url) as tenants:
@@ -84,13 +84,13 @@ def list_keys(
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
-    server: Asked = None,
+    server: ServerOption = None,
 ) -> int:
     """List the keys."""
     from serve_app.cli.tenants import key_line
 
     with _opened(server, config, database_url) as tenants:
-        return _say_rows(tenants.keys(), key_line, as_json)
+        return _print_rows(tenants.keys(), key_line, as_json)
 
 
 @app.command("tenants")
@@ -98,13 +98,13 @@ def list_tenants(
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
-    server: Asked = None,
+    server: ServerOption = None,
 ) -> int:
     """List the tenants: keys, jobs, GPU-seconds, quotas."""
     from serve_app.cli.tenants import tenant_line
 
     with _opened(server, config, database_url) as tenants:
-        return _say_rows(tenants.tenants(), tenant_line, as_json)
+        return _print_rows(tenants.tenants(), tenant_line, as_json)
 
 
 @app.command()
@@ -114,36 +114,36 @@ def audit(
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
-    server: Asked = None,
+    server: ServerOption = None,
 ) -> int:
     """Show the audit log, the newest first."""
     from serve_app.cli.tenants import entry_line
 
     with _opened(server, config, database_url) as tenants:
-        return _say_rows(tenants.audit(limit, tenant), entry_line, as_json)
+        return _print_rows(tenants.audit(limit, tenant), entry_line, as_json)
 
 
 @contextmanager
-def _opened(server: str | None, config: Any, database_url: str | None) -> Iterator[Tenants]:
-    from serve_app.cli.tenants import of_database, of_server
+def _opened(server: str | None, config: Any, database_url: str | None) -> Iterator[TenantAdmin]:
+    from serve_app.cli.tenants import database_tenants, server_tenants
 
-    opened = of_server(server) if server else of_database(options.settings(config, database_url=database_url))
+    opened = server_tenants(server) if server else database_tenants(options.settings(config, database_url=database_url))
     with opened as tenants:
         yield tenants
 
 
-def _say_key(text: str, as_json: bool) -> int:
+def _print_key(text: str, as_json: bool) -> int:
     if as_json:
-        say_json({"key": text})
+        print_json({"key": text})
     else:
-        say(text)
+        print_line(text)
     return 0
 
 
-def _say_rows(rows: Sequence[dict[str, Any]], line: Callable[[dict[str, Any]], str], as_json: bool) -> int:
+def _print_rows(rows: Sequence[dict[str, Any]], line: Callable[[dict[str, Any]], str], as_json: bool) -> int:
     if as_json:
-        say_json(list(rows))
+        print_json(list(rows))
     else:
         for row in rows:
-            say(line(row))
+            print_line(line(row))
     return 0

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 
 from serve_app.errors import NodeError
 from serve_app.execution.protocol import FolderChoice
-from serve_app.execution.runtime import Files
+from serve_app.execution.runtime import NodeStore
 from serve_app.execution.size import allow, bounds
 from serve_app.media import loading
 from serve_app.media.audio import rate_for
@@ -66,7 +66,7 @@ saving = partial(
 
 
 async def _saved(
-    store: Files,
+    store: NodeStore,
     area: Area,
     format: str,
     audio: list[Audio | None],

@@ -15,7 +15,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.execution.protocol import FolderChoice
-from serve_app.execution.runtime import Files
+from serve_app.execution.runtime import NodeStore
 from serve_app.execution.size import allow, bounds
 from serve_app.media import loading
 from serve_app.nodes.declare import node
@@ -120,11 +120,11 @@ def repeated(names: Sequence[str]) -> list[str]:
     return found
 
 
-async def _listed(store: Files, folder: str, endings: tuple[str, ...]) -> list[str]:
+async def _listed(store: NodeStore, folder: str, endings: tuple[str, ...]) -> list[str]:
     return [name for name in await store.below(folder) if name.lower().endswith(endings)]
 
 
-async def _images(store: Files, folder: str, names: Sequence[str]) -> list[torch.Tensor]:
+async def _images(store: NodeStore, folder: str, names: Sequence[str]) -> list[torch.Tensor]:
     if not names:
         raise NodeError(f"folder '{folder}' has no image; a name of one ends in {', '.join(IMAGES)}")
     held: dict[str, torch.Tensor] = {}
@@ -137,7 +137,7 @@ async def _images(store: Files, folder: str, names: Sequence[str]) -> list[torch
     return [held[name] for name in names]
 
 
-async def _videos(store: Files, folder: str, names: Sequence[str]) -> list[Video]:
+async def _videos(store: NodeStore, folder: str, names: Sequence[str]) -> list[Video]:
     if not names:
         raise NodeError(f"folder '{folder}' has no video; a name of one ends in {', '.join(VIDEOS)}")
     held: dict[str, Video] = {}
@@ -150,7 +150,7 @@ async def _videos(store: Files, folder: str, names: Sequence[str]) -> list[Video
     return [held[name] for name in names]
 
 
-async def _texts(store: Files, folder: str, names: Sequence[str]) -> list[str]:
+async def _texts(store: NodeStore, folder: str, names: Sequence[str]) -> list[str]:
     """Return the caption beside each file, without spaces around it, "" where there is none."""
     there = {name for name in await store.below(folder) if name.endswith(".txt")}
     held: dict[str, str] = {}

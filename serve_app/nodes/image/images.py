@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 
 from serve_app.execution.executing import executing
-from serve_app.execution.runtime import Files, Saved
+from serve_app.execution.runtime import NodeStore, Saved
 from serve_app.execution.size import allow, bounds
 from serve_app.images import PNG_LEVEL, QUICK_PNG_LEVEL, to_png
 from serve_app.media import loading
@@ -134,7 +134,7 @@ async def _saved(
     images: list[torch.Tensor],
     prompt: list[Any],
     extra_pnginfo: list[Any],
-    store: Files,
+    store: NodeStore,
     prefixes: list[str],
     area: Area,
     compress_level: int,
@@ -152,7 +152,7 @@ async def previewed(
     images: list[torch.Tensor],
     prompt: list[Any],
     extra_pnginfo: list[Any],
-    store: Files,
+    store: NodeStore,
     compress_level: int = QUICK_PNG_LEVEL,
 ) -> list[dict[str, Any]]:
     """Store every image in the temp area, for looking at, and return where."""
@@ -177,11 +177,11 @@ def at(values: Sequence[T], index: int) -> T:
 
 
 async def save_together(
-    store: Files, area: Area, suffix: str, files: Sequence[tuple[str, Sequence[int], Saved]], mark: str = "_"
+    store: NodeStore, area: Area, suffix: str, files: Sequence[tuple[str, Sequence[int], Saved]], mark: str = "_"
 ) -> list[dict[str, Any]]:
     """Store files of (prefix, (height, width) that %height% and %width% stand for, content), prefix by prefix.
 
-    mark: as `Files.save` takes it.
+    mark: as `NodeStore.save` takes it.
     """
     groups: dict[tuple[str, int, int], list[Saved]] = {}
     for prefix, size, content in files:

@@ -13,7 +13,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.execution.runtime import Files
+from serve_app.execution.runtime import NodeStore
 from serve_app.execution.size import allow, bounds
 from serve_app.images import QUICK_PNG_LEVEL, to_png
 from serve_app.media import loading
@@ -23,7 +23,7 @@ from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Combo, Float, InputType
 from serve_app.nodes.sockets import IMAGE, STORE
 
 
-async def _preview(images: Tensor, store: Files) -> dict[str, Any]:
+async def _preview(images: Tensor, store: NodeStore) -> dict[str, Any]:
     pngs = [await asyncio.to_thread(to_png, image, {}, QUICK_PNG_LEVEL) for image in images]
     prefix = own_prefix("ComfyUI_temp")
     saved = await save_together(store, "temp", ".png", [(prefix, images.shape[1:3], png) for png in pngs])

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias
 
 from simpleeval import InvalidExpression, SimpleEval
 
-from serve_app.errors import NodeError, shown
+from serve_app.errors import NodeError, short_repr
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, Autogrow, Combo, Float, InputType, Int, Text
 from serve_app.nodes.sockets import BOOLEAN, BOUNDING_BOX, COLOR, FLOAT, INT
@@ -46,15 +46,15 @@ def _short(number: Any) -> Any:
 
 def _power(base: Any, exponent: Any) -> Any:
     if abs(exponent) > EXPONENT_LIMIT:
-        raise NodeError(f"the exponent {shown(exponent)} is larger than {EXPONENT_LIMIT}")
+        raise NodeError(f"the exponent {short_repr(exponent)} is larger than {EXPONENT_LIMIT}")
     if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * abs(exponent) > BITS_LIMIT:
-        raise NodeError(f"the power of {shown(exponent)} makes a whole number of more than {BITS_LIMIT} bits")
+        raise NodeError(f"the power of {short_repr(exponent)} makes a whole number of more than {BITS_LIMIT} bits")
     return base**exponent
 
 
 def _round(number: Any, digits: int | None = None) -> Any:
     if digits is not None and abs(digits) > DIGITS_LIMIT:
-        raise NodeError(f"{shown(digits)} digits are more than {DIGITS_LIMIT}, which a number may be rounded to")
+        raise NodeError(f"{short_repr(digits)} digits are more than {DIGITS_LIMIT}, which a number may be rounded to")
     return round(number, digits)
 
 
@@ -93,7 +93,7 @@ def _check_numbers_only(expression: str) -> None:
     for part in ast.walk(ast.parse(expression.strip(), mode="eval")):
         text = isinstance(part, ast.Constant) and not isinstance(part.value, int | float)
         if text or isinstance(part, ast.Attribute | ast.JoinedStr):
-            raise ValueError(f"{shown(ast.unparse(part))} is no number")
+            raise ValueError(f"{short_repr(ast.unparse(part))} is no number")
 
 
 @node("ComfyMathExpression", "Math Expression", category=CATEGORY, return_names=("FLOAT", "INT", "BOOL"))
@@ -111,7 +111,7 @@ def comfy_math_expression(
         raise NodeError("the expression is empty")
     if len(expression) > EXPRESSION_LIMIT:
         raise NodeError(f"the expression has {len(expression)} characters; {EXPRESSION_LIMIT} are allowed")
-    where = f"the expression {shown(expression)}"
+    where = f"the expression {short_repr(expression)}"
     for name, value in values.items():
         if not isinstance(value, int | float):
             raise NodeError(f"value {name} is a {type(value).__name__}; it must be a number")
@@ -132,7 +132,7 @@ def comfy_math_expression(
     except (RecursionError, MemoryError) as error:
         raise NodeError(f"{where} is nested too deep") from error
     if not math.isfinite(number):
-        raise NodeError(f"{where} comes to {shown(result)}, which is no finite number")
+        raise NodeError(f"{where} comes to {short_repr(result)}, which is no finite number")
     return (number, int(result), bool(result))
 
 
@@ -155,7 +155,7 @@ def comfy_number_convert(
         except ValueError:
             return (number, int(number))
     except (ValueError, OverflowError) as error:
-        raise NodeError(f"{shown(value)} is no number: {error}") from error
+        raise NodeError(f"{short_repr(value)} is no number: {error}") from error
 
 
 @node(
@@ -196,7 +196,7 @@ def color_to_rgb_int(
     """
     digits = color[1:]
     if color[:1] != "#" or len(digits) not in (6, 8) or any(c not in string.hexdigits for c in digits):
-        raise NodeError(f"the colour is {shown(color)}; it must be #RRGGBB or #RRGGBBAA")
+        raise NodeError(f"the colour is {short_repr(color)}; it must be #RRGGBB or #RRGGBBAA")
     return (int(digits[:6], 16), color[:7], int(digits[6:] or "ff", 16) / 255.0)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from serve_app.execution.runtime import Files, Runtime
+from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.images import workflow_text
 from serve_app.nodes.inputs import Bool, Choice, InputType, Int, Text
@@ -21,7 +21,7 @@ SUFFIX = ".safetensors"
 
 async def saved(
     runtime: Runtime,
-    store: Files,
+    store: NodeStore,
     filename_prefix: str,
     prompt: Any,
     extra_pnginfo: Any,

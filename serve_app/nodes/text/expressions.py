@@ -17,7 +17,7 @@ from typing import Any
 
 import re2
 
-from serve_app.errors import NodeError, shown
+from serve_app.errors import NodeError, short_repr
 from serve_app.execution.executing import executing
 from serve_app.execution.size import allow_text
 
@@ -82,7 +82,7 @@ class Expression:
             with contextlib.suppress(RecursionError, OverflowError):
                 re.compile(pattern)
             reason = error.args[0].decode(errors="replace") if isinstance(error.args[0], bytes) else error
-            raise NodeError(f"the pattern {shown(pattern)} cannot be used ({reason}): {_UNSUPPORTED}") from error
+            raise NodeError(f"the pattern {short_repr(pattern)} cannot be used ({reason}): {_UNSUPPORTED}") from error
 
     @property
     def groups(self) -> int:

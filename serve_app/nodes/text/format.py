@@ -8,7 +8,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, TypeAlias
 
-from serve_app.errors import NodeError, shown
+from serve_app.errors import NodeError, short_repr
 from serve_app.execution.size import allow_text
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Autogrow, Combo, InputType, Int, Text
@@ -59,7 +59,9 @@ def string_format(
         return _Format().vformat(f_string, (), values)
     except (ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         have = ", ".join(values) or "none"
-        raise NodeError(f"{shown(f_string)} cannot be filled in: {error!r}; there are the values {have}") from error
+        raise NodeError(
+            f"{short_repr(f_string)} cannot be filled in: {error!r}; there are the values {have}"
+        ) from error
 
 
 @node("JsonExtractString", "Extract Text from JSON", category=CATEGORY)

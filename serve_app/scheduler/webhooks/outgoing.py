@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from standardwebhooks import Webhook
 
 from serve_app import log
-from serve_app.errors import InvalidSubmissionError, OutgoingError, shown
+from serve_app.errors import InvalidSubmissionError, OutgoingError, short_repr
 
 if TYPE_CHECKING:
     import httpcore
@@ -74,23 +74,25 @@ def check_url(url: Any, allowed: Iterable[Network]) -> str:
     allowed: networks that may be sent to beside the global ones.
     """
     if not isinstance(url, str) or not 1 <= len(url) <= URL_LENGTH or not url.isascii() or not url.isprintable():
-        raise InvalidSubmissionError(f"'url' must be of at most {URL_LENGTH} ASCII characters, not {shown(url)}")
+        raise InvalidSubmissionError(f"'url' must be of at most {URL_LENGTH} ASCII characters, not {short_repr(url)}")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError as error:
-        raise InvalidSubmissionError(f"'url' {shown(url)}: {error}") from None
+        raise InvalidSubmissionError(f"'url' {short_repr(url)}: {error}") from None
     if not _is_name(host or ""):
         raise InvalidSubmissionError(
-            f"'url' {shown(url)}: its host is no name, which has 1 to 63 characters between dots, 253 in all"
+            f"'url' {short_repr(url)}: its host is no name, which has 1 to 63 characters between dots, 253 in all"
         )
     if parts.scheme not in ("http", "https") or not host or "@" in parts.netloc or " " in url or "\\" in url:
-        raise InvalidSubmissionError(f"'url' must be like https://example.com/path, without a user, not {shown(url)}")
+        raise InvalidSubmissionError(
+            f"'url' must be like https://example.com/path, without a user, not {short_repr(url)}"
+        )
     address = _literal(host)
     if host == "localhost" or host.endswith(".localhost"):
         address = ipaddress.IPv4Address("127.0.0.1")
     if address is not None and not is_allowed(address, allowed):
-        raise InvalidSubmissionError(f"'url' {shown(url)}: {NOT_ALLOWED}")
+        raise InvalidSubmissionError(f"'url' {short_repr(url)}: {NOT_ALLOWED}")
     return url
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import websockets
 
-from serve_app.api.files.node_outputs import node_outputs
+from serve_app.api.files.node_outputs import output_items
 from serve_app.store.files.store import FileRef
 from serve_app.store.page.assets import Asset, RecordOutputs
 from serve_app.store.tenants.tenants import job_id_of, placed
@@ -165,7 +165,7 @@ async def test_an_output_that_was_kept_before_ids_were_tenants_own_keeps_its_ass
     async with world(tmp_path) as made, made.client(made.keys["a"]) as a:
         await submitted(a, JOB)
         await made.replica.succeed(job_id_of(JOB, "a"), {"2": shown("a")})
-        former = [item.former_id for item in node_outputs(JOB, "a", "2", shown("a"))]
+        former = [item.former_id for item in output_items(JOB, "a", "2", shown("a"))]
         kept = [
             Asset(each, None, "output", "of_a.png", 1, "image/png", None, (), 1.0, job_id=JOB, node_id="2")
             for each in former

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from serve_app.cli import main
-from serve_app.cli.pages import models, nodes, status, story
-from serve_app.cli.progress import Bars, Lines
-from serve_app.cli.workflow import changed, read_body
+from serve_app.cli.pages import event_lines, model_lines, node_lines, status_lines
+from serve_app.cli.progress import BarProgress, LineProgress
+from serve_app.cli.workflow import read_workflow, with_assignments
 from serve_app.errors import WorkflowFileError
 
 
@@ -72,7 +72,7 @@ def test_status_shows_gpus_and_what_replicas_hold():
     waits = {"tenant": "studio", "client_id": None, "losses": 2, "wait_s": 9.6, "alone": True}
     answer["backoffs"] = [waits, {**waits, "tenant": "", "losses": 1, "wait_s": 0.0, "alone": False}]
     answer["troubles"] = [{"replica_id": "r2", "pool": "comfyui", "why": "it has no main.py", "working": 0}]
-    assert list(status(answer))[1:] == [
+    assert list(status_lines(answer))[1:] == [
         "tenant studio has ended 2 replicas: its jobs wait 10 s, and run alone",
         "client (without an id) has ended 1 replicas: its jobs wait no longer",
         "host a: 1 of 2 MB memory available",
@@ -85,20 +85,20 @@ def test_status_shows_gpus_and_what_replicas_hold():
 
 def test_trace_prints_a_line_for_each_thing_that_happened_to_a_job():
     answer = {"job_id": "j", "state": "running", "percent": 50, "story": [{"at_s": 0.5, "what": "arrived"}]}
-    first, second = story(answer)
+    first, second = event_lines(answer)
     assert first == "job j: running, 50 %"
     assert second.endswith(".500  arrived")
 
 
 def test_an_empty_list_of_nodes_prints_nothing():
-    assert list(nodes({})) == []
+    assert list(node_lines({})) == []
 
 
 def test_a_server_without_a_model_that_draws_says_where_to_put_one():
-    *listed, hint = models({"checkpoints": [], "loras": ["a.safetensors"], "diffusion_models": []})
+    *listed, hint = model_lines({"checkpoints": [], "loras": ["a.safetensors"], "diffusion_models": []})
     assert listed == ["checkpoints/ (no files)", "loras/a.safetensors", "diffusion_models/ (no files)"]
     assert "models/checkpoints" in hint
-    assert list(models({"checkpoints": [], "diffusion_models": ["flux.safetensors"]}))[-1] != hint
+    assert list(model_lines({"checkpoints": [], "diffusion_models": ["flux.safetensors"]}))[-1] != hint
 
 
 def test_up_demo_brings_the_models_that_ship_where_the_server_looks(monkeypatch, tmp_path, capsys):
@@ -140,11 +140,11 @@ def test_asking_a_server_imports_neither_torch_nor_ray_nor_the_servers_own_code(
 def test_a_file_holds_a_workflow_or_a_whole_body(tmp_path):
     path = tmp_path / "w.json"
     path.write_text('{"1": {"class_type": "A", "inputs": {}}}')
-    assert read_body(path, dict) == {"prompt": {"1": {"class_type": "A", "inputs": {}}}}
+    assert read_workflow(path, dict) == {"prompt": {"1": {"class_type": "A", "inputs": {}}}}
     path.write_text('{"prompt": {"1": {}}, "client_id": "c"}')
-    assert read_body(path, dict) == {"prompt": {"1": {}}, "client_id": "c"}
+    assert read_workflow(path, dict) == {"prompt": {"1": {}}, "client_id": "c"}
     path.write_text('{"prompt": {"class_type": "A", "inputs": {}}}')
-    assert read_body(path, dict) == {"prompt": {"prompt": {"class_type": "A", "inputs": {}}}}
+    assert read_workflow(path, dict) == {"prompt": {"prompt": {"class_type": "A", "inputs": {}}}}
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_a_file_that_holds_neither_is_refused_saying_what_it_is(tmp_path, text, 
     if text is not None:
         path.write_text(text)
     with pytest.raises(WorkflowFileError, match=said) as refused:
-        read_body(path, dict)
+        read_workflow(path, dict)
     assert str(path) in str(refused.value)
 
 
@@ -185,7 +185,7 @@ BODY: dict[str, Any] = {
     ],
 )
 def test_an_input_is_set_to_json_or_else_to_the_text_itself(assignment, node, name, value):
-    assert changed(BODY, [assignment])["prompt"][node]["inputs"][name] == value
+    assert with_assignments(BODY, [assignment])["prompt"][node]["inputs"][name] == value
     assert BODY["prompt"]["3"]["inputs"]["seed"] == 1
 
 
@@ -201,13 +201,13 @@ def test_an_input_is_set_to_json_or_else_to_the_text_itself(assignment, node, na
 )
 def test_an_assignment_to_what_is_not_there_is_refused_naming_what_is(assignment, said):
     with pytest.raises(WorkflowFileError) as refused:
-        changed(BODY, [assignment])
+        with_assignments(BODY, [assignment])
     assert str(refused.value).startswith(f"--set {assignment}")
     assert said in str(refused.value)
 
 
 def test_lines_say_each_tenth_of_a_nodes_progress_once(capsys):
-    lines = Lines(BODY["prompt"])
+    lines = LineProgress(BODY["prompt"])
     for value in range(1, 101):
         lines.show("progress", {"node": "3", "value": value, "max": 100})
     lines.show("executing", {"node": "8"})
@@ -221,7 +221,7 @@ def test_bars_follow_each_node():
     from rich.progress import Progress
 
     display = Progress()
-    bars = Bars(BODY["prompt"], display)
+    bars = BarProgress(BODY["prompt"], display)
     bars.show("started", {})
     bars.show("executing", {"node": "3"})
     bars.show("progress", {"node": "3", "value": 4, "max": 20})

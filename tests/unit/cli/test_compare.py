@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from serve_app.cli.compare import AMPLIFIED, compare, difference
-from serve_app.errors import RefusedError
+from serve_app.cli.compare import AMPLIFIED, compare_pools, file_difference
+from serve_app.errors import ServerRefusedError
 
 
 def png(colour: tuple[int, int, int], size: tuple[int, int] = (4, 3), odd: int = 0) -> bytes:
@@ -51,11 +51,11 @@ BODY = {"prompt": {"9": {"class_type": "SaveImage", "inputs": {}}}}
 
 def run(server: TwoPools, tolerance: float, directory: Path) -> int:
     given: Any = server
-    return compare(given, BODY, ["shared", "comfyui"], tolerance, directory)
+    return compare_pools(given, BODY, ["shared", "comfyui"], tolerance, directory)
 
 
 def test_a_difference_is_measured_and_drawn() -> None:
-    found = difference(png((10, 20, 30)), png((10, 20, 30), odd=6))
+    found = file_difference(png((10, 20, 30)), png((10, 20, 30), odd=6))
     assert (found.words, found.largest, found.mean) == ("4×3", 6.0, 6 / (4 * 3 * 4))
     assert found.within(6)
     assert not found.within(5.9)
@@ -74,7 +74,7 @@ def test_a_difference_is_measured_and_drawn() -> None:
     ],
 )
 def test_what_cannot_be_compared_is_the_same_only_if_it_is_equal(one: bytes, other: bytes, same: bool) -> None:
-    assert difference(one, other).within(255) == same
+    assert file_difference(one, other).within(255) == same
 
 
 def test_the_exit_status_says_whether_a_file_is_above_the_tolerance(tmp_path: Path, capsys: Any) -> None:
@@ -95,5 +95,5 @@ def test_a_file_too_few_is_a_difference(tmp_path: Path, capsys: Any) -> None:
 def test_compare_reports_a_job_that_fails(tmp_path: Path) -> None:
     server = TwoPools(shared=[], comfyui=[])
     server.states["comfyui"] = "error"
-    with pytest.raises(RefusedError, match="on pool comfyui ended as error: the reason"):
+    with pytest.raises(ServerRefusedError, match="on pool comfyui ended as error: the reason"):
         run(server, 0, tmp_path)

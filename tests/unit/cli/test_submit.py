@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from serve_app.cli import main
-from serve_app.cli.submit import files, save
+from serve_app.cli.submit import output_files, save
 from serve_app.errors import FileMissingError, QueueFullError
 from tests.unit.cli.conftest import IMAGE, fails, makes
 
@@ -201,7 +201,7 @@ def test_ctrl_c_cancels_the_job(url, server, workflow):
 def test_every_image_is_listed_once_whatever_node_shows_it():
     other = {"filename": "b.gif", "type": "temp"}
     outputs = {"6": {"images": [IMAGE]}, "7": {"images": [IMAGE], "gifs": [other], "text": ["x"]}, "8": {}}
-    assert list(files(outputs)) == [IMAGE, {**other, "subfolder": ""}]
+    assert list(output_files(outputs)) == [IMAGE, {**other, "subfolder": ""}]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.comfyui.client import Client
-from serve_app.comfyui.files import Carrier, prune
+from serve_app.comfyui.files import FileTransfer, prune
 from serve_app.store.files.store import Area, FileRef
 from serve_app.store.files.volume import Volume
 
@@ -37,7 +37,7 @@ class Counting:
 
 async def taken(tmp_path: Path, ui: dict[str, Any]) -> dict[str, Any]:
     client: Client = Readable()  # type: ignore[assignment]
-    return await Carrier(client, Volume({"input": tmp_path})).take(ui, Counting())
+    return await FileTransfer(client, Volume({"input": tmp_path})).store_outputs(ui, Counting())
 
 
 def file(name: str, subfolder: str = "", area: str = "output", **more: Any) -> dict[str, Any]:
@@ -72,8 +72,8 @@ async def test_files_of_a_process_on_this_host_are_read_from_its_folders_and_a_l
     (made / "b_00001_.png").symlink_to(elsewhere)
     client: Client = Readable()  # type: ignore[assignment]
     saver = Counting()
-    carrier = Carrier(client, Volume({"input": tmp_path}), Volume({"output": made}))
-    await carrier.take({"images": [file("a_00001_.png"), file("b_00001_.png")]}, saver)
+    transfer = FileTransfer(client, Volume({"input": tmp_path}), Volume({"output": made}))
+    await transfer.store_outputs({"images": [file("a_00001_.png"), file("b_00001_.png")]}, saver)
     assert saver.saved == {"output/a": [b"in the folder"], "output/b": [b"output/b_00001_.png"]}
 
 

@@ -4,7 +4,7 @@ import json
 import struct
 from typing import Any
 
-from serve_app.comfyui.frames import Ended, Narration, Pictured, Said, Shown
+from serve_app.comfyui.frames import ExecutedNode, FrameParser, GraphEnded, NodeMessage, NodePreview
 from serve_app.graph.graph import Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.scheduler.protocol.messages import NodeFinished, NodeProgressed, NodesCached, NodeStarted
@@ -22,11 +22,11 @@ TASK = Task(
 
 
 def told(*frames: tuple[str, dict[str, Any]]) -> list[Any]:
-    narration = Narration(TASK)
+    parser = FrameParser(TASK)
     return [
         one
         for kind, data in frames
-        for one in narration.text(json.dumps({"type": kind, "data": {"prompt_id": "job", **data}}))
+        for one in parser.text(json.dumps({"type": kind, "data": {"prompt_id": "job", **data}}))
     ]
 
 
@@ -49,20 +49,20 @@ def test_the_events_of_a_graph_come_in_order() -> None:
         NodeProgressed(ID, "2", 1, 2),
         NodeFinished(ID, "2", "job/2", None),
         NodeStarted(ID, "out"),
-        Shown("out", {"text": ["x"]}, None, True),
-        Ended("success", {"prompt_id": "job"}),
+        ExecutedNode("out", {"text": ["x"]}, None, True),
+        GraphEnded("success", {"prompt_id": "job"}),
     ]
 
 
 def test_other_graphs_and_nodes_of_none_are_passed_over() -> None:
     assert told(("executing", {"node": "2", "prompt_id": "another"}), ("executing", {"node": "99"})) == []
-    narration = Narration(TASK)
-    assert [*narration.text("no JSON"), *narration.text("[]"), *narration.binary(b"\x00")] == []
+    parser = FrameParser(TASK)
+    assert [*parser.text("no JSON"), *parser.text("[]"), *parser.binary(b"\x00")] == []
 
 
 def test_an_output_without_ui_is_reported_at_the_end() -> None:
-    narration = Narration(TASK)
-    assert list(narration.unsaid()) == [Shown("out", {}, None, True)]
+    parser = FrameParser(TASK)
+    assert list(parser.missing_outputs()) == [ExecutedNode("out", {}, None, True)]
 
 
 def test_a_made_node_says_where_it_comes_from() -> None:
@@ -81,19 +81,19 @@ def test_a_made_node_says_where_it_comes_from() -> None:
 
 
 def test_previews_and_progress_texts_are_read_in_both_forms() -> None:
-    narration = Narration(TASK)
-    list(narration.text(json.dumps({"type": "executing", "data": {"node": "2", "prompt_id": "job"}})))
-    assert list(narration.binary(struct.pack(">II", 1, 1) + b"\xff\xd8jpeg")) == [Pictured("2", b"\xff\xd8jpeg", None)]
+    parser = FrameParser(TASK)
+    list(parser.text(json.dumps({"type": "executing", "data": {"node": "2", "prompt_id": "job"}})))
+    assert list(parser.binary(struct.pack(">II", 1, 1) + b"\xff\xd8jpeg")) == [NodePreview("2", b"\xff\xd8jpeg", None)]
     about = json.dumps({"node_id": "1", "prompt_id": "job"}).encode()
     described = struct.pack(">II", 4, len(about)) + about + b"\xff\xd8jpeg"
-    assert list(narration.binary(described)) == [Pictured("1", b"\xff\xd8jpeg", None)]
+    assert list(parser.binary(described)) == [NodePreview("1", b"\xff\xd8jpeg", None)]
     old = struct.pack(">II", 3, 1) + b"2" + b"halb fertig"
     new = struct.pack(">II", 3, 3) + b"job" + struct.pack(">I", 1) + b"2" + b"halb fertig"
     for frame in (old, new):
-        assert list(narration.binary(frame)) == [Said("2", "progress_text", {"text": "halb fertig"})]
+        assert list(parser.binary(frame)) == [NodeMessage("2", "progress_text", {"text": "halb fertig"})]
 
 
 def test_a_packs_own_message_is_its_running_nodes() -> None:
     assert told(("executing", {"node": "2"}), ("pack.chart", {"points": [1]}))[1:] == [
-        Said("2", "pack.chart", {"points": [1]})
+        NodeMessage("2", "pack.chart", {"points": [1]})
     ]

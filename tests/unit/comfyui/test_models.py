@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.comfyui.models import LinkedModels, named
+from serve_app.comfyui.models import LinkedModels, models_in_graph
 
 NAMES = (
     "checkpoints/a.safetensors",
@@ -31,7 +31,7 @@ ALWAYS = {"embeddings/style.pt", "vae_approx/taesd_decoder.pth"}
 def test_a_graph_may_read_what_its_constants_name_and_what_is_named_within_texts(
     constants: list[str], wanted: set[str]
 ) -> None:
-    assert set(named(NAMES, constants)) == wanted | ALWAYS
+    assert set(models_in_graph(NAMES, constants)) == wanted | ALWAYS
 
 
 class Copies:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from serve_app.api.comfy.object_info import info
-from serve_app.comfyui.specs import specs
+from serve_app.comfyui.specs import parse_object_info
 from serve_app.graph.parse import parse
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, validate
@@ -12,7 +12,7 @@ from tests.comfyui.standin.main import CLASSES, described
 
 
 def known(**classes: dict[str, Any]) -> dict[str, NodeSpec]:
-    return {spec.class_type: spec for spec in specs({**CLASSES, **classes})}
+    return {spec.class_type: spec for spec in parse_object_info({**CLASSES, **classes})}
 
 
 def checked(prompt: dict[str, Any], **classes: dict[str, Any]) -> Validated:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import Problem
-from serve_app.execution.prevalidation import checked
+from serve_app.execution.prevalidation import run_hooks
 from serve_app.execution.protocol import spec_of
 from serve_app.graph.parse import parse
 
@@ -47,7 +47,7 @@ async def check(cls: type, **inputs: Any) -> tuple[list[Problem], Any]:
     graph = parse(
         {"n": {"class_type": "Picky", "inputs": inputs}, "s": {"class_type": "Source", "inputs": {"a": 1, "b": 2}}}
     )
-    problems, fingerprints = await checked({"Picky": cls, "Source": Source}, graph.nodes, ("n",))
+    problems, fingerprints = await run_hooks({"Picky": cls, "Source": Source}, graph.nodes, ("n",))
     return problems, fingerprints.get("n")
 
 
@@ -107,7 +107,7 @@ async def test_an_exception_is_a_problem_and_says_what_it_was() -> None:
 
 async def test_a_class_that_is_gone_is_a_problem() -> None:
     graph = parse({"n": {"class_type": "Gone", "inputs": {}}})
-    [problem], _ = await checked({}, graph.nodes, ("n",))
+    [problem], _ = await run_hooks({}, graph.nodes, ("n",))
     assert (problem.type, problem.node_id) == ("missing_node_type", "n")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from serve_app.execution.time_limit import LOOK_S, NodeTimeError, TimeLimit, bounded
+from serve_app.execution.time_limit import LOOK_S, NodeTimeError, TimeLimit, within_time_limit
 
 LIMIT = TimeLimit(0.2, "node_time_s of pool cpu")
 
@@ -18,7 +18,7 @@ async def test_waiting_for_its_turn_takes_none_of_a_calls_time() -> None:
         begun()
         return "done"
 
-    assert await bounded(work, LIMIT, "node 1") == "done"
+    assert await within_time_limit(work, LIMIT, "node 1") == "done"
 
 
 async def test_a_call_that_began_late_is_over_its_time_as_long_after_its_beginning() -> None:
@@ -31,7 +31,7 @@ async def test_a_call_that_began_late_is_over_its_time_as_long_after_its_beginni
         await asyncio.sleep(60.0)
 
     with pytest.raises(NodeTimeError, match=r"node 1 ran for longer than 0\.2 s, the node_time_s of pool cpu"):
-        await bounded(work, LIMIT, "node 1")
+        await within_time_limit(work, LIMIT, "node 1")
     assert LIMIT.seconds * 0.9 < loop.time() - began_s[0] < 30.0
 
 
@@ -54,7 +54,7 @@ async def test_a_call_that_ends_leaves_no_timer() -> None:
         return 1
 
     timers = timers_of(asyncio.get_running_loop())
-    assert await bounded(work, LIMIT, "node 1") == 1
+    assert await within_time_limit(work, LIMIT, "node 1") == 1
     assert [timer.cancelled() for timer in timers] == [True]
 
 
@@ -68,7 +68,9 @@ async def test_a_call_of_next_to_no_time_keeps_nobody_busy_while_it_waits_for_it
 
     loop = asyncio.get_running_loop()
     timers = timers_of(loop)
-    waiting = asyncio.create_task(bounded(work, TimeLimit(1e-9, "node_time_s of the job's extra_data"), "node 1"))
+    waiting = asyncio.create_task(
+        within_time_limit(work, TimeLimit(1e-9, "node_time_s of the job's extra_data"), "node 1")
+    )
     for _ in range(1000):
         await asyncio.sleep(0)
     assert 1 <= len(timers) <= 2 + (loop.time() - timers[0].when()) / LOOK_S

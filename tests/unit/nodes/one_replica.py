@@ -52,7 +52,7 @@ class OneReplica:
     def progress(self, node_id: str) -> Any:
         return lambda value, maximum, preview: self.progressed.append((node_id, value, maximum))
 
-    def say(self, node_id: str) -> Any:
+    def message_sender(self, node_id: str) -> Any:
         return lambda type_, data: self.said.append((node_id, type_, data))
 
     def fingerprint(self, folder: str, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, ClassVar
 
-from serve_app.execution.prevalidation import checked
+from serve_app.execution.prevalidation import run_hooks
 from serve_app.graph.graph import Node as GraphNode
 from tests.unit.nodes.one_replica import Constant, Node, OneReplica, Range, task
 
@@ -93,7 +93,7 @@ async def test_only_the_lazy_input_that_is_asked_for_by_its_dotted_name_is_evalu
 async def test_a_validator_is_given_the_dict_too() -> None:
     async def found(**given: int) -> list[Any]:
         nodes = {"1": GraphNode("1", "Strict", {f"numbers.{name}": value for name, value in given.items()})}
-        problems, _ = await asyncio.wait_for(checked(Replica.classes, nodes, ["1"]), 60)
+        problems, _ = await asyncio.wait_for(run_hooks(Replica.classes, nodes, ["1"]), 60)
         return [(p.type, p.details, p.extra) for p in problems]
 
     assert await found(n0=4) == []

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.cli.packs import lines
+from serve_app.cli.packs import report_lines
 from serve_app.packs.installs import PackInstallError, without_installs
 from serve_app.packs.loading import load
 from serve_app.store.files.store import AREAS
@@ -59,6 +59,6 @@ def test_a_pack_that_installs_as_it_is_loaded_is_named_and_left_out_unless_it_go
     assert list(found.failures) == ["insists"]
     assert "node packs may not change the packages" in found.failures["insists"]
     assert list(found.classes) == ["Fine"]
-    report = "\n".join(lines(found))
+    report = "\n".join(report_lines(found))
     assert report.count("refused to run: ") == 2
     assert "pip install no-such-package" in report

@@ -10,7 +10,7 @@ from textwrap import dedent
 
 import pytest
 
-from serve_app.cli.packs import lines
+from serve_app.cli.packs import report_lines
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.packs.loading import Packs, load
@@ -188,7 +188,7 @@ def test_a_job_with_a_class_that_lacks_something_is_refused_with_its_name(packs:
 
 
 def test_the_table_of_packs_counts_classes_and_names_what_is_missing(packs: Packs) -> None:
-    head, row, total = lines(packs)
+    head, row, total = report_lines(packs)
     assert head.split() == ["pack", "classes", "run", "here", "missing"]
     assert row.split()[:3] == ["one", "12", "3"]
     assert total == "3 of 12 classes can run here (25%); 0 packs are left out"

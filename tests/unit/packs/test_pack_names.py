@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from serve_app.cli.packs import lines, table
+from serve_app.cli.packs import markdown_table, report_lines
 from serve_app.errors import NodeError
 from serve_app.execution.call import call
 from serve_app.execution.executing import Executing
@@ -210,7 +210,7 @@ async def test_a_class_without_a_function_loads_and_says_so_if_it_is_to_run(pack
 def test_a_class_that_is_left_out_is_named_with_the_reason(packs: Packs) -> None:
     reason = "it extends comfy_extras.nodes_lt.LTXVAddGuide of ComfyUI, which is not here"
     assert packs.left_out == {"one": {"Guides": reason}}
-    shown = list(lines(packs))
+    shown = list(report_lines(packs))
     assert shown[1].split()[:3] == ["one", "12", "10"]
     assert f"Guides is left out: {reason}" in shown[2]
-    assert f"Guides is left out: {reason} |" in list(table(packs))[2]
+    assert f"Guides is left out: {reason} |" in list(markdown_table(packs))[2]

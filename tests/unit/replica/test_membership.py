@@ -77,7 +77,7 @@ async def test_what_quick_nodes_do_goes_with_their_task_s_end(
     ]
     for report in told:
         assert scheduler.calls.empty()
-        member.say(report)
+        member.send(report)
         for _ in range(10):
             await asyncio.sleep(0)
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == told
@@ -87,9 +87,9 @@ async def test_what_a_node_does_waits_no_longer_than_to_gather(
     scheduler_and_member: tuple[Any, Membership],
 ) -> None:
     scheduler, member = scheduler_and_member
-    member.say(NodeStarted(TASK, "1"))
+    member.send(NodeStarted(TASK, "1"))
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == [NodeStarted(TASK, "1")]
-    member.say(NodeStarted(TASK, "2"))
+    member.send(NodeStarted(TASK, "2"))
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == [NodeStarted(TASK, "2")]
 
 
@@ -99,10 +99,10 @@ async def test_an_end_does_not_wait_for_more_progress_and_takes_what_waits_along
     monkeypatch.setattr(membership, "PROGRESS_S", 3600.0)
     scheduler, member = scheduler_and_member
     for step in (1, 2):
-        member.say(NodeProgressed(TASK, "1", step, 2))
+        member.send(NodeProgressed(TASK, "1", step, 2))
     for _ in range(10):  # whoever sends them has seen them by now
         await asyncio.sleep(0)
-    member.say(TaskFinished(TASK))
+    member.send(TaskFinished(TASK))
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == [
         NodeProgressed(TASK, "1", 2, 2),
         TaskFinished(TASK),
@@ -115,13 +115,13 @@ async def test_a_deferrable_tasks_end_waits_for_others_once_a_call_has_been_made
     monkeypatch.setattr(membership, "GATHER_S", 3600.0)
     scheduler, member = scheduler_and_member
     first, second, third = (TaskFinished(TaskId(job, 0, 1)) for job in "abc")
-    member.say(first, patient=True)
+    member.send(first, patient=True)
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == [first]
-    member.say(second, patient=True)
+    member.send(second, patient=True)
     for _ in range(10):
         await asyncio.sleep(0)
     assert scheduler.calls.empty()
-    member.say(third)
+    member.send(third)
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == [second, third]
 
 
@@ -153,7 +153,7 @@ async def test_a_replica_that_got_a_message_polls_again_with_its_next_report_or_
                 for _ in range(20):
                     await asyncio.sleep(0)
                 assert scheduler.polls == 1
-                member.say(TaskFinished(TASK))
+                member.send(TaskFinished(TASK))
             while scheduler.polls < 2:
                 await asyncio.sleep(0)
     finally:

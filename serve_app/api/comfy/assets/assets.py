@@ -28,7 +28,7 @@ from serve_app.api.files.stored_file import stored_file
 from serve_app.api.request import Current, query_number
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
-from serve_app.errors import shown
+from serve_app.errors import short_repr
 from serve_app.service.service import Service
 from serve_app.store.page.assets import DeleteAsset
 from serve_app.store.page.gallery import ChangeTags, JobOutputs
@@ -127,7 +127,7 @@ async def get_job_assets(request: Request, service: Current) -> Response:
     job_id = request.path_params["job_id"]
     found = (await service.inquire(JobOutputs((job_id,)))).jobs if service.is_job_id(job_id) else ()
     if not found:
-        raise AssetRefusedError(404, "JOB_NOT_FOUND", f"no job has the id {shown(job_id)}")
+        raise AssetRefusedError(404, "JOB_NOT_FOUND", f"no job has the id {short_repr(job_id)}")
     limit, offset = _limit(request), int(query_number(request, "offset", int, 0))
     files = output_files(service, *found[0])
     assets = await assets_of(service, files[offset : offset + limit])
@@ -203,6 +203,6 @@ def _limit(request: Request) -> int:
     text = request.query_params.get("limit", str(LIMIT))
     if not (text.isascii() and text.isdigit() and len(text) < 10 and int(text) >= 1):
         raise AssetRefusedError(
-            400, "INVALID_QUERY", f"limit={shown(text)} must be a whole number from 1, at most {MOST} count"
+            400, "INVALID_QUERY", f"limit={short_repr(text)} must be a whole number from 1, at most {MOST} count"
         )
     return min(int(text), MOST)

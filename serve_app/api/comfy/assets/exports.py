@@ -28,7 +28,7 @@ from serve_app.api.files.content import DISARMED
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
-from serve_app.errors import shown
+from serve_app.errors import short_repr
 from serve_app.service.service import Service
 from serve_app.service.submissions import is_job_id
 from serve_app.store.files.archive import Member, zipped
@@ -86,7 +86,9 @@ async def get_task(request: Request, service: Current) -> Response:
     """Show the state of an export."""
     export = await _kept(service, request.path_params["task_id"])
     if export is None:
-        raise AssetRefusedError(404, "TASK_NOT_FOUND", f"no task has the id {shown(request.path_params['task_id'])}")
+        raise AssetRefusedError(
+            404, "TASK_NOT_FOUND", f"no task has the id {short_repr(request.path_params['task_id'])}"
+        )
     moment = _moment(export)
     times = dict.fromkeys(("create_time", "update_time", "started_at", "completed_at"), moment)
     result = {
@@ -135,28 +137,28 @@ def _wish(members: Mapping[str, Any], most: int) -> ExportRequest:
         if given is None:
             return ()
         if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
-            raise _invalid(f"{key} must be a list of ids, not {shown(given)}")
+            raise _invalid(f"{key} must be a list of ids, not {short_repr(given)}")
         if len(given) > most:
             raise _invalid(str(too_many_ids(key, len(given), most)))
         return tuple(dict.fromkeys(given))
 
     job_ids, asset_ids = ids("job_ids"), ids("asset_ids")
     if bad := [job_id for job_id in job_ids if not is_job_id(job_id)]:
-        raise _invalid(f"job_ids must be UUIDs, not {shown(bad[0])}")
+        raise _invalid(f"job_ids must be UUIDs, not {short_repr(bad[0])}")
     if not job_ids and not asset_ids:
         raise _invalid("job_ids or asset_ids must name what is to be exported")
     strategy = members.get("naming_strategy", STRATEGIES[0])
     if strategy not in STRATEGIES:
-        raise _invalid(f"naming_strategy must be one of {', '.join(STRATEGIES)}, not {shown(strategy)}")
+        raise _invalid(f"naming_strategy must be one of {', '.join(STRATEGIES)}, not {short_repr(strategy)}")
     names = members.get("job_asset_name_filters", {})
     if not isinstance(names, dict) or not all(
         isinstance(wanted, list) and wanted and all(isinstance(name, str) for name in wanted)
         for wanted in names.values()
     ):
-        raise _invalid(f"job_asset_name_filters must be lists of names by job id, not {shown(names)}")
+        raise _invalid(f"job_asset_name_filters must be lists of names by job id, not {short_repr(names)}")
     previews = members.get("include_previews", False)
     if not isinstance(previews, bool):
-        raise _invalid(f"include_previews must be true or false, not {shown(previews)}")
+        raise _invalid(f"include_previews must be true or false, not {short_repr(previews)}")
     return ExportRequest(
         job_ids, asset_ids, strategy, {key: frozenset(wanted) for key, wanted in names.items()}, previews
     )
@@ -269,7 +271,7 @@ async def _named(service: Service, name: str) -> Export:
     export = None if named is None else await _kept(service, named["export_id"])
     if export is None or _name(export) != name:
         raise AssetRefusedError(
-            404, "EXPORT_NOT_FOUND", f"no export has the name {shown(name)}, or none has it any more"
+            404, "EXPORT_NOT_FOUND", f"no export has the name {short_repr(name)}, or none has it any more"
         )
     return export
 

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from serve_app.api.files.content import content_type
 from serve_app.api.strict_json import JsonResponse
-from serve_app.errors import FileMissingError, ModelFileError, ServeAppError, shown
+from serve_app.errors import FileMissingError, ModelFileError, ServeAppError, short_repr
 from serve_app.service.service import Service
 from serve_app.service.submissions import is_job_id
 from serve_app.store.files.store import FileRef, FileStat
@@ -184,7 +184,7 @@ def shape(item: AssetItem) -> dict[str, Any]:
 
 def asset_missing(asset_id: str) -> AssetRefusedError:
     """Return the error for an id that no asset has."""
-    return AssetRefusedError(404, "ASSET_NOT_FOUND", f"no asset has the id {shown(asset_id)}")
+    return AssetRefusedError(404, "ASSET_NOT_FOUND", f"no asset has the id {short_repr(asset_id)}")
 
 
 def refusal_response(error: AssetRefusedError) -> Response:

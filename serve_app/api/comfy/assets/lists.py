@@ -28,8 +28,8 @@ from serve_app.api.comfy.assets.items import (
 )
 from serve_app.api.comfy.files.input_files import input_files
 from serve_app.api.files.content import content_type
-from serve_app.api.files.node_outputs import NodeOutput, node_outputs
-from serve_app.errors import shown
+from serve_app.api.files.node_outputs import OutputItem, output_items
+from serve_app.errors import short_repr
 from serve_app.service.service import Service
 from serve_app.store.files.store import FileStat
 from serve_app.store.models.catalog import FOLDERS, GGUF, Catalog
@@ -40,7 +40,7 @@ from serve_app.store.page.gallery import EndedOutputs, Uploads, UploadsEnd
 class OutputFile(NamedTuple):
     """An output file of a job. at_s: when the job ended, else when it was created."""
 
-    shown: NodeOutput
+    item: OutputItem
     job_id: str
     at_s: float
 
@@ -83,13 +83,15 @@ async def next_page(service: Service, wanted: AssetFilter, limit: int, source: s
     if not lists or wanted.hash:  # assets are shown without their hashes
         return Page((), None)
     if (source or lists[0]) not in lists:
-        raise AssetRefusedError(400, "INVALID_CURSOR", f"after={shown(source)} is no cursor of this list")
+        raise AssetRefusedError(400, "INVALID_CURSOR", f"after={short_repr(source)} is no cursor of this list")
     source = source or lists[0]
     read = next(read for name, _, read in SOURCES if name == source)
     try:
         found = await read(service, limit, cursor)
     except (ValueError, TypeError, binascii.Error) as error:
-        raise AssetRefusedError(400, "INVALID_CURSOR", f"after={shown(cursor)} is no cursor of this list") from error
+        raise AssetRefusedError(
+            400, "INVALID_CURSOR", f"after={short_repr(cursor)} is no cursor of this list"
+        ) from error
     following = None if found.following is None else f"{source}.{found.following}"
     later = lists[lists.index(source) + 1 :]
     if following is None and later:
@@ -119,11 +121,11 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Page:
 async def assets_of(service: Service, outputs: Sequence[OutputFile]) -> list[Asset]:
     """Return outputs of at most BATCH jobs as records, and store those; without deleted or missing ones."""
     kept = await service.inquire(OutputsOf(tuple(dict.fromkeys(output.job_id for output in outputs))))
-    outputs = [output._replace(shown=output.shown.kept_in(kept)) for output in outputs]
-    left = [o for o in outputs if o.shown.asset_id not in kept or not kept[o.shown.asset_id].deleted]
-    stats = await stats_of(service, [output.shown.ref for output in left])
+    outputs = [output._replace(item=output.item.kept_in(kept)) for output in outputs]
+    left = [o for o in outputs if o.item.asset_id not in kept or not kept[o.item.asset_id].deleted]
+    stats = await stats_of(service, [output.item.ref for output in left])
     assets = [
-        kept[output.shown.asset_id].asset if output.shown.asset_id in kept else _record(output, stat)
+        kept[output.item.asset_id].asset if output.item.asset_id in kept else _record(output, stat)
         for output, stat in zip(left, stats, strict=True)
         if stat is not None
     ]
@@ -191,13 +193,13 @@ def output_files(
     service: Service, job_id: str, at_s: float, outputs: Mapping[str, Mapping[str, Any]]
 ) -> list[OutputFile]:
     """Return a job's output files. outputs: ui dict by node id."""
-    items = [item for node, ui in outputs.items() for item in node_outputs(job_id, service.tenant, node, ui)]
+    items = [item for node, ui in outputs.items() for item in output_items(job_id, service.tenant, node, ui)]
     return [OutputFile(item, job_id, at_s) for item in items if item.text is None and item.ref.area in OUTPUT_TAGS]
 
 
 def _record(output: OutputFile, stat: FileStat) -> Asset:
     """Return an output as an asset whose hash is not computed."""
-    item, path = output.shown, output.shown.ref.path
+    item, path = output.item, output.item.ref.path
     type_ = content_type(item.ref.filename)
     kept = (item.asset_id, None, item.ref.area, path, stat.size, type_, path, (), output.at_s)
     return Asset(*kept, job_id=output.job_id, node_id=item.node_id)

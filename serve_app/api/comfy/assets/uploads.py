@@ -34,7 +34,7 @@ from serve_app.api.files.new_asset import CONTROL, asset_hash, asset_name, asset
 from serve_app.api.request import Current, with_body_bound
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse, parse_value
-from serve_app.errors import InvalidSubmissionError, shown
+from serve_app.errors import InvalidSubmissionError, short_repr
 from serve_app.service.service import Service
 from serve_app.store.files.blobs import FilePieces, content_hash, new_file
 from serve_app.store.page.assets import Asset, HasBytes, MintAsset, Minted
@@ -153,7 +153,7 @@ def own_tags(given: Any, least: int = 1) -> tuple[str, ...]:
     fits = isinstance(given, list) and least <= len(given) <= TAGS and all(isinstance(tag, str) for tag in given)
     if not fits or any(not 1 <= len(tag) <= TAG_LENGTH or CONTROL.search(tag) or "," in tag for tag in given):
         allowed = f"{least} to {TAGS} strings of 1 to {TAG_LENGTH} characters without a comma"
-        raise AssetRefusedError(400, "INVALID_BODY", f"tags must be {allowed}, not {shown(given)}")
+        raise AssetRefusedError(400, "INVALID_BODY", f"tags must be {allowed}, not {short_repr(given)}")
     if fixed := {*OUTPUT_TAGS, INPUT, MODELS, "missing"}.intersection(given):
         raise AssetRefusedError(
             400, "INVALID_BODY", f"{', '.join(sorted(fixed))} say where an asset lies, and are the server's"
@@ -186,11 +186,15 @@ async def _kept_with(service: Service, user_metadata: Any, preview_id: Any) -> d
     notes = {} if user_metadata is None else user_metadata
     if not isinstance(notes, dict) or len(json.dumps(notes)) > METADATA_CHARACTERS:
         allowed = f"an object of at most {METADATA_CHARACTERS} characters of JSON"
-        raise AssetRefusedError(400, "INVALID_BODY", f"user_metadata must be {allowed}, not {shown(user_metadata)}")
+        raise AssetRefusedError(
+            400, "INVALID_BODY", f"user_metadata must be {allowed}, not {short_repr(user_metadata)}"
+        )
     if preview_id is not None:
         found = await find_items(service, [preview_id]) if isinstance(preview_id, str) else {}
         if not found or found[preview_id].record is None:
-            raise AssetRefusedError(400, "INVALID_BODY", f"preview_id must be of an asset, not {shown(preview_id)}")
+            raise AssetRefusedError(
+                400, "INVALID_BODY", f"preview_id must be of an asset, not {short_repr(preview_id)}"
+            )
     return {"user_metadata": notes, "preview_id": preview_id}
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from serve_app.api.comfy.object_info import config
-from serve_app.errors import InvalidGraphError, Problem, shown
+from serve_app.errors import InvalidGraphError, Problem, short_repr
 from serve_app.graph.ancestry import ancestry
 from serve_app.graph.dynamic import opened
 from serve_app.graph.parse import WRAPPED
@@ -168,7 +168,7 @@ class NodeErrors:
         value = self._given(problem)
         if isinstance(value, Mapping) and WRAPPED in value:
             value = value[WRAPPED]
-        return value if len(json.dumps(value)) <= REPEATED else shown(value)
+        return value if len(json.dumps(value)) <= REPEATED else short_repr(value)
 
     def _given(self, problem: Problem) -> Any:
         return self._prompt[problem.node_id or ""]["inputs"].get(problem.extra.get("input_name"))
