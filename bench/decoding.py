@@ -20,11 +20,11 @@ from PIL import Image
 
 from serve_app.config.limits import SizeLimits
 from serve_app.media import decoder, frames, loading
-from serve_app.media.decoder import Bounds
+from serve_app.media.decoder import DecoderLimits
 from serve_app.media.video_file import Style, from_frames
 
 PIXELS = 1 << 27
-BOUNDS = Bounds(SizeLimits())
+BOUNDS = DecoderLimits(SizeLimits())
 
 
 def picture(side: int, format: str) -> bytes:
@@ -52,7 +52,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 def here(data: bytes) -> None:
     """Decode a file in this process, to one tensor."""
-    arrays = frames.decoded(data, "the file", PIXELS)
+    arrays = frames.decode_frames(data, "the file", PIXELS)
     batch = torch.cat([torch.from_numpy(np.ascontiguousarray(array)) for array in arrays])
     batch.float().div_(1.0 if batch.dtype == torch.float32 else 255.0)
 

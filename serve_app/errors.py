@@ -1,6 +1,6 @@
-"""The home of every failure the project names: one root, a class per failure.
+"""The exceptions of the project: one root, a class per failure.
 
-An error says what was given, what was allowed and where. It knows no transport: `api` decides the status code.
+A message has what was given, what is allowed and where. They know no transport: `api` decides the status code.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def did_you_mean(given: object, allowed: Iterable[str]) -> str:
     Ends an error's sentence. One edit is a typing error in a short word, up to three are in a long one; capitals count
     as nothing.
     """
-    # Comparing costs the product of the lengths, and what a client sends may be megabytes long.
+    # Comparing costs the product of the lengths, and a client's value may be megabytes long.
     if not isinstance(given, str) or len(given) > 100:
         return ""
     most, plain = min(max(1, len(given) // 6), 3), given.casefold()
@@ -46,7 +46,7 @@ def _edits(one: str, other: str) -> int:
 
 
 def short_repr(value: Any) -> str:
-    """Return a value as an error shows it, short whatever was sent."""
+    """Return a value's repr for an error message, cut to a short length."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = short.maxlong = 80
     short.maxlevel = 3
@@ -98,7 +98,7 @@ class InvalidGraphError(ServeAppError):
 
 
 class InvalidSubmissionError(ServeAppError):
-    """The body around the graph is wrong: not JSON, an unknown key, a wrong type."""
+    """The submission's body is invalid: not JSON, an unknown key, a wrong type."""
 
 
 class BodyTooLargeError(ServeAppError):
@@ -106,15 +106,15 @@ class BodyTooLargeError(ServeAppError):
 
 
 class ForeignPageError(ServeAppError):
-    """A browser asks for a page of another site, or by a name that is not this server's."""
+    """A browser's request comes from another site's page, or has a Host that is not this server's."""
 
 
 class DeviceMemoryError(ServeAppError):
-    """Work does not fit the device's memory, even alone; says how much was asked for and how much there was."""
+    """Work does not fit the device's memory, even alone; has the requested and the available bytes."""
 
     @staticmethod
     def figures(out_of_memory: BaseException) -> str:
-        """Return what torch says of an allocation that did not fit, without its advice on its own settings."""
+        """Return torch's message about a failed allocation, without its advice on its own settings."""
         return str(out_of_memory).partition(" If reserved but unallocated")[0].partition("\n")[0]
 
 
@@ -123,9 +123,9 @@ class WeightsFreedError(ServeAppError):
 
 
 class UnavailableError(ServeAppError):
-    """The server cannot take a job now, and says when to ask again.
+    """The server cannot take a request at the moment.
 
-    retry_after_s: seconds until asking again is sensible.
+    retry_after_s: seconds until a retry is sensible.
     """
 
     def __init__(self, reason: str, retry_after_s: int = 1) -> None:
@@ -151,9 +151,10 @@ class QueueFullError(UnavailableError):
 
 @dataclass(frozen=True, slots=True)
 class QuotaLeft:
-    """quota: the key of the configuration. limit, remaining: what it allows, and what of that is left.
+    """What is left of a quota. quota: its key in the configuration. limit, remaining: the allowed number, and what is
+    left.
 
-    reset_s: in how many seconds there will be more; where other things than time decide, when to ask again.
+    reset_s: seconds until more is available; if that does not depend on time, until a retry is sensible.
     """
 
     quota: str
@@ -163,18 +164,18 @@ class QuotaLeft:
 
     @property
     def share(self) -> float:
-        """How much of it is left, 0 to 1."""
+        """The share that is left, 0 to 1."""
         return self.remaining / self.limit if self.limit else 0.0
 
     @property
     def headers(self) -> dict[str, str]:
-        """As what an answer says it."""
+        """The headers of an answer."""
         values = {"Limit": _figure(self.limit), "Remaining": _figure(self.remaining), "Reset": str(self.reset_s)}
         return {"X-Quota": self.quota, **{f"X-RateLimit-{key}": value for key, value in values.items()}}
 
 
 class QuotaError(UnavailableError):
-    """A tenant has as much as its quota allows; the arguments as `QuotaLeft`'s."""
+    """A tenant's quota is used up; the arguments are those of `QuotaLeft`."""
 
     def __init__(self, reason: str, retry_after_s: int, quota: str, limit: float, remaining: float) -> None:
         super().__init__(reason, retry_after_s)
@@ -182,7 +183,7 @@ class QuotaError(UnavailableError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """What an answer says beside the reason: which quota, what it allows, what is left, and until when."""
+        """The headers of an answer: the quota, its limit, what is left, and until when."""
         left = QuotaLeft(self.quota, self.limit, self.remaining, self.retry_after_s)
         return {**super().headers, **left.headers}
 
@@ -200,7 +201,7 @@ class DrainingError(UnavailableError):
 
 
 class DatabaseAwayError(UnavailableError):
-    """The job database does not answer, or refuses for reasons of its own; what was asked may be asked again."""
+    """The job database does not answer, or refuses for reasons of its own; a retry is possible."""
 
 
 class DatabaseGoneError(DatabaseAwayError):
@@ -212,7 +213,7 @@ class DatabaseDamagedError(DatabaseAwayError):
 
 
 class ChangeRefusedError(ServeAppError):
-    """The database will never take what a job is to record, because of what is in it."""
+    """The database will never accept a job's record, because of its content."""
 
     def __init__(self, job_id: str, reason: str) -> None:
         super().__init__(reason)
@@ -223,15 +224,15 @@ class ChangeRefusedError(ServeAppError):
 
 
 class ClaimRefusedError(ChangeRefusedError):
-    """A new job cannot have what it is to take hold of: see `changes.Claims`."""
+    """A new job's claim cannot be granted: see `changes.Claims`."""
 
 
 class KeyReusedError(ClaimRefusedError):
-    """The idempotency key of a submission or an upload is that of another one."""
+    """The idempotency key of a submission or an upload was used for another one."""
 
 
 class AssetMissingError(ClaimRefusedError):
-    """An asset that a job is to use is not there."""
+    """An asset that a job uses does not exist."""
 
     def __init__(self, job_id: str, reason: str, asset_id: str) -> None:
         super().__init__(job_id, reason)
@@ -242,23 +243,23 @@ class AssetMissingError(ClaimRefusedError):
 
 
 class ConcurrencyLimitError(UnavailableError):
-    """As many requests of a kind are in hand as one process takes."""
+    """One process has as many concurrent requests of a kind as its limit allows."""
 
 
 class SlowBodyError(ServeAppError):
-    """A request's body has not arrived in the time it has."""
+    """A request's body has not arrived within its timeout."""
 
 
 class StoreError(UnavailableError):
-    """The store of files does not answer, or refuses; says what was asked of it, where, and its reason."""
+    """The store of files does not answer, or refuses; has the operation, the place and the reason."""
 
 
 class OutgoingError(ServeAppError):
-    """A message could not be sent to where a client wants it; says why."""
+    """A message could not be sent to a client's URL; has the reason."""
 
 
 class StaleEpochError(ServeAppError):
-    """A newer scheduler holds the lease: what an older one asks for must not happen."""
+    """A newer scheduler has the lease: operations of an older one must not be executed."""
 
 
 class StaleAttemptError(ServeAppError):
@@ -282,11 +283,11 @@ class ForbiddenPathError(ServeAppError):
 
 
 class UnauthenticatedError(ServeAppError):
-    """A request has no credentials, or such as do not hold."""
+    """A request has no credentials, or invalid ones."""
 
 
 class ForbiddenError(ServeAppError):
-    """The credentials of a request hold, but not for what it asks."""
+    """The credentials of a request are valid, but lack a scope."""
 
 
 class UserMissingError(ServeAppError):
@@ -294,7 +295,7 @@ class UserMissingError(ServeAppError):
 
 
 class ModelFileInUseError(ServeAppError):
-    """A model file that is to be uploaded is there already, or jobs that have not ended name one that is to go."""
+    """A model file to upload exists already, or unfinished jobs use one to delete."""
 
 
 class ModelFileError(ServeAppError):
@@ -302,11 +303,11 @@ class ModelFileError(ServeAppError):
 
 
 class NodeError(ServeAppError):
-    """A node was given something it cannot work with."""
+    """A node has an input that it cannot work with."""
 
 
 class ComfyUIError(ServeAppError):
-    """A ComfyUI cannot be started, reached or used, or has ended; says which and why, with the end of its log."""
+    """A ComfyUI cannot be started, reached or used, or has ended; has the reason and the end of its log."""
 
 
 class CancelledJobError(ServeAppError):
@@ -314,11 +315,11 @@ class CancelledJobError(ServeAppError):
 
 
 class BackupError(ServeAppError):
-    """A file is no whole backup of this release's, or must not be restored where it is to be."""
+    """A file is no complete backup of this release, or must not be restored into this database."""
 
 
 class ConfigError(ServeAppError):
-    """The configuration is wrong; says the key, what was given and what is allowed."""
+    """The configuration is wrong; has the key, what was given and what is allowed."""
 
 
 class WorkflowFileError(ServeAppError):
@@ -326,8 +327,8 @@ class WorkflowFileError(ServeAppError):
 
 
 class ServerRefusedError(ServeAppError):
-    """The server refused what the command line asked; says its error and detail."""
+    """The server refused a request of the command line; has its error and detail."""
 
 
 class ServerUnreachableError(ServeAppError):
-    """The server has not answered the command line for as long as it waits."""
+    """The server has not answered the command line within its patience_s."""

@@ -76,12 +76,11 @@ class Underway:
 
 @dataclass(frozen=True, slots=True)
 class Executing:
-    """One call of one node. index: which element of its lists. stopped: set once nobody waits for it any more.
+    """One call of one node. index: of the element in its lists. stopped: set once the call is cancelled.
 
-    tenant: whose job it is of. limits: how large what it makes may be; made_bytes: what its task had made before it.
-    time_limit: how long it may take. underway: where it is noted while it runs.
-    hidden: gives what a hidden kind stands for. loop: where it may have coroutines run. rounds: of its task. None of
-    them outside an execution.
+    tenant: the job's owner. limits: sizes of its results; made_bytes: what its task had made before it. time_limit: how
+    long it may take. underway: where it is noted while it runs. hidden: returns the value of a hidden input. loop: runs
+    its coroutines. rounds: of its task. All are None outside an execution.
     """
 
     job_id: str
@@ -126,5 +125,5 @@ def check_wanted() -> None:
 
 
 def enter(call: Executing) -> None:
-    """SendMessage which call runs in this context from now on."""
+    """Set the call of this context."""
     _current.set(call)

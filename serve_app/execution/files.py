@@ -43,10 +43,10 @@ at_least 0 asks for those that follow; it is answered 0 where nobody knows yet w
 
 
 class NodeFiles:
-    """Implements runtime.Files over a store.
+    """Implements runtime.NodeStore over a store.
 
-    at_s: the Unix time that %year% and the like stand for. Given the job's own, a retry in another second gives the
-    same names again; None takes the time of saving.
+    at_s: the Unix time for %year% and the like. With the job's own time, a retry in another second makes the same
+    names; None is the time of saving.
     """
 
     def __init__(self, store: Store, job_id: str, node_id: str, reserve: Reserve, at_s: float | None = None) -> None:
@@ -76,7 +76,7 @@ class NodeFiles:
         height: int = 0,
         mark: str = "_",
     ) -> list[dict[str, Any]]:
-        """Store the contents under PREFIX_00001_SUFFIX and on; see runtime.Files.
+        """Store the contents under PREFIX_00001_SUFFIX and on; see runtime.NodeStore.
 
         Errors: NodeError for a prefix that leaves the area, and for a second save under one prefix, which a retry could
         not tell from the first; StoreError, OSError.

@@ -20,7 +20,7 @@ from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import executing
 from serve_app.limits import levels_of, made_of_levels
-from serve_app.media.decoder import Bounds
+from serve_app.media.decoder import DecoderLimits
 
 FLOAT_BYTES = 4
 PIXEL_BYTES = 4
@@ -51,10 +51,12 @@ def limits() -> SizeLimits:
     return SizeLimits() if call is None else call.limits
 
 
-def bounds() -> Bounds:
+def bounds() -> DecoderLimits:
     """Return the limits of decoding a file for the current call."""
     call = executing()
-    return Bounds(limits()) if call is None else Bounds(call.limits, call.stopped.is_set, owner=call.tenant)
+    return (
+        DecoderLimits(limits()) if call is None else DecoderLimits(call.limits, call.stopped.is_set, owner=call.tenant)
+    )
 
 
 def allow(*shape: int) -> None:

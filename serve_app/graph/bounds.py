@@ -54,7 +54,7 @@ def _levels(graph: Graph, nodes: Sequence[Node], specs: Mapping[str, NodeSpec], 
         if STEPS not in node.inputs or not makes_levels or (count := counts[node.id]) is None:
             continue
         if (excess := sizes.excess("levels", count, "levels")) is not None:
-            steps, denoise = (cost.number(graph, node.inputs.get(name, 1)) for name in (STEPS, cost.DENOISE))
+            steps, denoise = (cost.constant_number(graph, node.inputs.get(name, 1)) for name in (STEPS, cost.DENOISE))
             name = cost.DENOISE if cost.DENOISE in node.inputs else STEPS
             if cost.SIGMAS in node.inputs:
                 message = f"{steps} steps between every two sigmas make a schedule of {excess}"
@@ -97,7 +97,7 @@ def _batches(
 
 def _numbers(graph: Graph, node: Node, names: Sequence[str]) -> str:
     """Return a node's numbers of these names as an error shows them."""
-    return ", ".join(f"{name} {cost.number(graph, node.inputs[name])}" for name in names)
+    return ", ".join(f"{name} {cost.constant_number(graph, node.inputs[name])}" for name in names)
 
 
 def _rates(nodes: Sequence[Node], specs: Mapping[str, NodeSpec], sizes: SizeLimits) -> Iterator[Problem]:

@@ -29,7 +29,7 @@ FRAMES_A_CELL = 4
 """Of a video, after the first frame, which has cells of its own."""
 
 
-def number(graph: Graph, value: Any) -> int | float | None:
+def constant_number(graph: Graph, value: Any) -> int | float | None:
     """Return a constant, or what a link gives that is one; None if it is not known. Never less than 0."""
     if isinstance(value, Link):
         source = graph.nodes[value.node_id]
@@ -55,15 +55,15 @@ def levels(graph: Graph, nodes: Iterable[Node]) -> dict[str, int | None]:
         before = found.get(given.node_id) if isinstance(given, Link) else None
         # Such a node inserts that many levels between every two that it is given.
         if STEPS in node.inputs and before is not None:
-            more = number(graph, node.inputs[STEPS])
+            more = constant_number(graph, node.inputs[STEPS])
             before = None if more is None else min(before * (1 + int(more)), MOST_COUNTED)
         found[node.id] = before
     return found
 
 
 def _own_levels(graph: Graph, node: Node) -> int | None:
-    steps = number(graph, node.inputs[STEPS])
-    denoise = 1.0 if node.class_type in FIXED else number(graph, node.inputs.get(DENOISE, 1.0))
+    steps = constant_number(graph, node.inputs[STEPS])
+    denoise = 1.0 if node.class_type in FIXED else constant_number(graph, node.inputs.get(DENOISE, 1.0))
     return None if steps is None or denoise is None else levels_of(int(steps), denoise)
 
 
@@ -171,7 +171,7 @@ def _extent(graph: Graph, node: Node, found: Mapping[str, Extent]) -> Extent | N
         return None
     source, names, rule = EXTENTS[node.class_type]
     link = None if source is None else node.inputs.get(source)
-    given = {name: value for name in names if (value := number(graph, node.inputs.get(name))) is not None}
+    given = {name: value for name in names if (value := constant_number(graph, node.inputs.get(name))) is not None}
     if len(given) < len(names):
         return None
     made = rule(found.get(link.node_id) if isinstance(link, Link) else None, given)

@@ -65,7 +65,7 @@ def _pixels(
             continue
         if node.inputs.keys() >= set(SIDES):
             sides = [name for name in (*SIDES, *REPEATS) if name in node.inputs]
-            numbers = [cost.number(graph, node.inputs[name]) for name in sides]
+            numbers = [cost.constant_number(graph, node.inputs[name]) for name in sides]
             known = [int(number) for number in numbers if number is not None]
             yield node, " × ".join(sides), math.prod(known) if len(known) == len(numbers) else None
         elif node.class_type in cost.EXTENTS and node.id in extents:

@@ -37,7 +37,7 @@ class MissingClass:
     reason: str
 
 
-def said_of_pack(says: Any) -> dict[str, str]:
+def pack_properties(says: Any) -> dict[str, str]:
     """Return what a node's properties, or its `_meta`, say of its pack and that has the right form."""
     if not isinstance(says, Mapping):
         return {}
@@ -48,12 +48,12 @@ def said_of_pack(says: Any) -> dict[str, str]:
 
 def pack_of(says: Any) -> str | None:
     """Return the pack that a node says its class is of, None for ComfyUI's own and for nodes that say nothing."""
-    said = said_of_pack(says)
+    said = pack_properties(says)
     pack = said.get("cnr_id") or said.get("aux_id")
     return None if pack == CORE else pack
 
 
-def described(missing: Sequence[MissingClass]) -> str:
+def describe_missing(missing: Sequence[MissingClass]) -> str:
     """Return what is missing: classes of one pack together, any others by their reasons."""
     packs: dict[str | None, list[MissingClass]] = {}
     for one in missing:

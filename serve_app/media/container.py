@@ -1,4 +1,4 @@
-"""Files of sound and pictures, opened by PyAV: what may be read, and errors that say so."""
+"""Opening audio and video files by PyAV: the allowed formats, and conversion of errors."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ IMAGE_FORMATS = (
     "exr_pipe,dds_pipe,pbm_pipe,pgm_pipe,ppm_pipe,pam_pipe"
 )
 FORMATS = f"{VIDEO_FORMATS},{IMAGE_FORMATS}"
-"""FFmpeg's formats that hold what they say. Others, such as playlists, make their reader open what an upload names."""
+"""FFmpeg's self-contained formats. Others, for example playlists, make the reader open other files or URLs."""
 THREADS = 8
-"""Threads of one file's decoder at most; each has frames of its own."""
+"""The most threads of one file's decoder; each has frame buffers of its own."""
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
-"""FFmpeg's names of how so many channels stand around a listener."""
+"""FFmpeg's names of channel layouts, by the number of channels."""
 
 
 def pyav() -> Any:
-    """Return the module `av`, which takes a while to be imported and most processes never need."""
-    os.environ.setdefault("SVT_LOG", "1")  # else its AV1 encoder writes a page about each file
+    """Import and return the module `av`, which is slow to import and not needed in most processes."""
+    os.environ.setdefault("SVT_LOG", "1")  # else its AV1 encoder logs a page about each file
     import av
 
     return av
@@ -37,7 +37,7 @@ def pyav() -> Any:
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Let what PyAV raises in this block out as NodeError, but MemoryError. what: the file, as messages name it."""
+    """Convert PyAV's errors inside the context to NodeError, except MemoryError. what: the file's name in messages."""
     av = pyav()
     try:
         yield
@@ -50,7 +50,7 @@ def reading(what: str) -> Iterator[None]:
 
 @contextmanager
 def encoding(what: str) -> Iterator[None]:
-    """Let what PyAV raises in this block out as NodeError. what: the file, as messages name it."""
+    """Convert PyAV's errors inside the context to NodeError. what: the file's name in messages."""
     av = pyav()
     try:
         yield
@@ -60,8 +60,8 @@ def encoding(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def opened(data: bytes, what: str) -> Iterator[Any]:
-    """Open a file to read it. Errors: NodeError for data that is no such file, also while it is read in this block."""
+def open_container(data: bytes, what: str) -> Iterator[Any]:
+    """Open a file for reading. Errors: NodeError for invalid data, also while it is read inside the context."""
     options = {"format_whitelist": FORMATS, "protocol_whitelist": "none"}
     with reading(what), pyav().open(io.BytesIO(data), mode="r", options=options) as container:
         for stream in container.streams.video:
@@ -71,7 +71,7 @@ def opened(data: bytes, what: str) -> Iterator[Any]:
 
 
 def layout_of(channels: int) -> str:
-    """Return the layout of so many channels. Errors: NodeError for a number that has none here."""
+    """Return FFmpeg's layout of a number of channels. Errors: NodeError for a number without one."""
     if channels not in LAYOUTS:
         raise NodeError(f"the sound has {channels} channels; files are written of {', '.join(map(str, LAYOUTS))}")
     return LAYOUTS[channels]

@@ -1,7 +1,8 @@
-"""Untrusted files are decoded by processes of their own, which may die; what they make comes back through a pipe.
+"""Sandboxed decoding of untrusted files in processes of their own, with results sent through a pipe.
 
 A decoder (`decoder_process`) imports Pillow and PyAV once and forks for each file. The fork has limits of memory and
-time, and none of this process's environment; if it dies, its file's job gets the reason and nobody else is harmed.
+time, and none of this process's environment; if it crashes, its file's job gets the reason and no other job is
+affected.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ from serve_app.limits import refused
 from serve_app.media.wire import FULL, LENGTH, begin
 
 AT_ONCE = max(2, min(8, os.cpu_count() or 1))
-"""Files of one owner that this process has decoded at once; more wait. One more decoder is there for other owners."""
+"""Files of one owner that are decoded at once; others wait. One more decoder is reserved for other owners."""
 LOOK_S = 0.2
-"""How often it is looked whether anybody still waits for a file."""
+"""How often cancellation is checked."""
 CHUNK = 1 << 20
 HEADER_BYTES = 1 << 16
-"""The most that a decoder's answer may say before its bytes."""
+"""The largest header of a decoder's answer."""
 ENVIRONMENT = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SERVE_APP_MARK"})
-"""What a decoder is given of this process's environment. By the last the reaper knows it."""
+"""Environment variables that a decoder inherits. By the last one the reaper finds it."""
 COUNTED = frozenset({"limits.image_pixels", "limits.decoder_bytes"})
-"""The limits that refuse something in a decoder; they count in this process."""
+"""Limits that are enforced in a decoder; their refusals are counted in this process."""
 DTYPES = {"uint8": np.uint8, "float32": np.float32}
 
 File: TypeAlias = bytes | BinaryIO
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
-    """What decoding one file may take, and whether anybody still waits for it. seconds: at most, beside limits'.
+class DecoderLimits:
+    """Limits of decoding one file, and a check for cancellation. seconds: a time limit beside that of `limits`.
 
-    owner: whose file it is, among those who share this process's decoders: its tenant.
+    owner: the file's tenant; tenants share this process's decoders fairly.
     """
 
     sizes: SizeLimits
@@ -61,18 +62,18 @@ class Bounds:
 
     @property
     def within_s(self) -> float:
-        """How long it may take."""
+        """The time limit in seconds."""
         return min(self.seconds, self.sizes.decoder_s)
 
 
 class Pending:
-    """An array that a decoder is about to send: its shape is known before memory is taken for it."""
+    """An array that a decoder is about to send: its shape is known before memory is allocated for it."""
 
     def __init__(self, shape: tuple[int, ...], dtype: str, read: Callable[[memoryview], None]) -> None:
         self.shape, self._dtype, self._read = shape, dtype, read
 
     def read(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """Return the array; once, before the next answer."""
+        """Read the array; once, before the next answer."""
         array: np.ndarray[Any, np.dtype[Any]] = np.empty(self.shape, DTYPES[self._dtype])
         self._read(array.data.cast("B") if array.size else memoryview(b""))
         return array
@@ -83,12 +84,12 @@ Answer: TypeAlias = dict[str, Any] | bytes | Pending
 
 @contextmanager
 def decoding(
-    task: str, files: Sequence[File], what: str, bounds: Bounds, **arguments: Any
+    task: str, files: Sequence[File], what: str, bounds: DecoderLimits, **arguments: Any
 ) -> Iterator[Iterator[Answer]]:
-    """Have a task of `decoder_process.TASKS` done, and yield its answers as they come.
+    """Run a task of `decoder_process.TASKS` in a decoder, and yield its answers as they arrive.
 
-    what: the file, as messages name it. Errors: NodeError for what the task refuses, for a decoder that took too much
-    memory or time or has died, and once nobody waits any more.
+    what: the file's name in messages. Errors: NodeError for a refused file, for a decoder that took too much memory or
+    time or has crashed, and after cancellation.
     """
     decoder = _take(what, bounds)
     try:
@@ -99,15 +100,15 @@ def decoding(
         _give_back(decoder, bounds.owner)
 
 
-class Decoder:
-    """One process that decodes one file after another. idle: whether it waits for the next."""
+class DecoderProcess:
+    """One process that decodes one file after another. idle: whether it waits for the next one."""
 
     def __init__(self) -> None:
         self._folder = tempfile.mkdtemp(prefix="serve-app-decoder-")
         paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
         environment = {name: value for name, value in os.environ.items() if name in ENVIRONMENT}
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": self._folder, "SVT_LOG": "1"}
-        # Threads that only wait would reserve address space, of which there is a limit.
+        # Idle threads would reserve address space, which is limited.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "serve_app.media.decoder_process"],
@@ -124,7 +125,7 @@ class Decoder:
         self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
         for descriptor in (self._to, self._from):
             os.set_blocking(descriptor, False)
-            # Where there are larger pipes, fewer changes from one process to the other.
+            # Larger pipes need fewer context switches.
             with suppress(OSError, AttributeError):
                 fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, CHUNK)
         self._wait: Callable[[int, int], None] = lambda descriptor, event: None
@@ -132,13 +133,13 @@ class Decoder:
 
     @property
     def alive(self) -> bool:
-        """Whether it may be asked."""
+        """Whether the process can take a task."""
         return self.idle and self._process.poll() is None
 
     def answers(
-        self, task: str, files: Sequence[File], what: str, bounds: Bounds, arguments: dict[str, Any]
+        self, task: str, files: Sequence[File], what: str, bounds: DecoderLimits, arguments: dict[str, Any]
     ) -> Iterator[Answer]:
-        """Yield what a task comes to. Errors: NodeError; EOFError and BrokenPipeError once the process has ended."""
+        """Yield a task's answers. Errors: NodeError; EOFError and BrokenPipeError once the process has ended."""
         self.idle, self._wait = False, _watch(what, bounds, time.monotonic())
         sizes = bounds.sizes
         limits = {"bytes": sizes.decoder_bytes, "seconds": sizes.decoder_s, "pixels": sizes.image_pixels}
@@ -152,7 +153,7 @@ class Decoder:
         yield from self._read_answers()
 
     def close(self) -> None:
-        """End it, also while it decodes."""
+        """Kill the process, also while it decodes."""
         if self._process.poll() is None:
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.communicate()
@@ -219,12 +220,12 @@ class Decoder:
 
 _room = threading.Condition()
 _taken: Counter[str] = Counter()
-"""How many decoders each owner's files have."""
-_idle: list[Decoder] = []
-"""Those that wait, the last one used first. What is put in and taken out of a list is never lost between threads."""
+"""Decoders in use, by owner."""
+_idle: list[DecoderProcess] = []
+"""Idle decoders, the last used first. A list's append and pop are atomic between threads."""
 
 
-def _take(what: str, bounds: Bounds) -> Decoder:
+def _take(what: str, bounds: DecoderLimits) -> DecoderProcess:
     with _room:
         while _taken[bounds.owner] == AT_ONCE or _taken.total() > AT_ONCE:
             _room.wait(LOOK_S)
@@ -237,13 +238,13 @@ def _take(what: str, bounds: Bounds) -> Decoder:
             return decoder
         decoder.close()
     try:
-        return Decoder()
+        return DecoderProcess()
     except BaseException:
         _leave(bounds.owner)
         raise
 
 
-def _give_back(decoder: Decoder, owner: str) -> None:
+def _give_back(decoder: DecoderProcess, owner: str) -> None:
     if decoder.alive:
         _idle.append(decoder)
     else:
@@ -259,8 +260,10 @@ def _leave(owner: str) -> None:
         _room.notify_all()
 
 
-def _watch(what: str, bounds: Bounds, began_s: float) -> Callable[[int, int], None]:
-    """Return what waits until a descriptor can be read or written. It raises NodeError once that is of no use."""
+def _watch(what: str, bounds: DecoderLimits, began_s: float) -> Callable[[int, int], None]:
+    """Return a function that waits until a descriptor is ready. It raises NodeError after the time limit or
+    cancellation.
+    """
 
     def wait(descriptor: int, event: int) -> None:
         poll = select.poll()

@@ -1,7 +1,8 @@
-"""A decoder's process: it waits for files, and forks for each one (`python -m serve_app.media.decoder_process`).
+"""The program of a decoder's process: it waits for files, and forks for each (`python -m
+serve_app.media.decoder_process`).
 
-The fork reads the file, limits itself, answers and ends. If it ends in any other way so does this process, with a
-status that says how; whoever asked starts another. See `decoder` for the other end.
+The fork sets its limits, decodes the file, answers and exits. If it crashes, this process exits too, with a status that
+tells how, and the parent starts another. See `decoder` for the parent.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ Answer: TypeAlias = "dict[str, Any] | bytes | np.ndarray[Any, np.dtype[Any]]"
 Task: TypeAlias = Callable[..., Iterator[Answer]]
 
 TASKS: Mapping[str, Task] = {
-    "frames": frames.decoded,
-    "picture": pictures.plain,
-    "painting": pictures.painting,
+    "frames": frames.decode_frames,
+    "picture": pictures.first_frame,
+    "painting": pictures.painting_frame,
     "preview": pictures.preview,
     "channel": pictures.channel,
     "with_alpha": pictures.with_alpha,
-    "sound": audio.decoded,
-    "facts": video.told,
-    "video": video.decoded,
-    "rewrite": video_file.rewritten,
+    "sound": audio.decode_audio,
+    "facts": video.yield_facts,
+    "video": video.decode_video,
+    "rewrite": video_file.rewrite,
 }
-"""What can be asked, each of files and keyword arguments: `what`, as messages name the file, and `pixels` at least."""
+"""The tasks, functions of files and keyword arguments: at least `what`, the file's name in messages, and `pixels`."""
 
 STACKS_BYTES = 32 * 1024 * 1024
-"""Address space that the threads of codecs reserve for each processor, beside what they use."""
+"""Address space that codec threads reserve per CPU without using it."""
 NO_MEMORY = (
     "{what} needs more memory to decode than limits.decoder_bytes of the configuration allows, {allowed:,} bytes"
 )
@@ -64,10 +65,10 @@ def main() -> None:
 
 
 def _warm_up() -> None:
-    """Import what the first file would, so that no fork has to."""
+    """Import the libraries that decoding needs, so that no fork has to."""
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, "PNG")
-    list(frames.decoded(buffer.getvalue(), "", 1))
+    list(frames.decode_frames(buffer.getvalue(), "", 1))
 
 
 def _end(code: int) -> None:
@@ -87,26 +88,26 @@ def _answer() -> None:
         try:
             for answer in TASKS[asked["task"]](*files, pixels=limits["pixels"], **arguments):
                 _send(target, answer)
-            _say(target, {"kind": "end"})
+            _send_answer(target, {"kind": "end"})
         except NodeError as error:
-            _say(target, {"kind": "error", "text": str(error), "refused": list(REFUSALS)})
+            _send_answer(target, {"kind": "error", "text": str(error), "refused": list(REFUSALS)})
         except MemoryError:
             text = NO_MEMORY.format(what=arguments["what"], allowed=limits["bytes"])
-            _say(target, {"kind": "error", "text": text, "refused": ["limits.decoder_bytes"]})
+            _send_answer(target, {"kind": "error", "text": text, "refused": ["limits.decoder_bytes"]})
         except Exception as error:
             text = f"{arguments['what']} cannot be read: {type(error).__name__}: {error}"
-            _say(target, {"kind": "error", "text": text, "refused": []})
+            _send_answer(target, {"kind": "error", "text": text, "refused": []})
 
 
 def _limit(most_bytes: int, seconds: float) -> None:
     processors = os.cpu_count() or 1
-    with contextlib.suppress(OSError):  # only Linux says how much there is
+    with contextlib.suppress(OSError):  # only Linux has it
         now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         _soften(resource.RLIMIT_AS, now + most_bytes + STACKS_BYTES * processors)
-    # Whoever asked counts the seconds; this ends what goes on after it is gone.
+    # The parent enforces the time limit; this alarm is for a fork whose parent has died.
     _soften(resource.RLIMIT_CPU, int(seconds * processors) + 1)
     _soften(resource.RLIMIT_CORE, 0)
-    # The first to go where the machine's memory is full.
+    # The first process that the kernel's OOM killer chooses.
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 
@@ -137,15 +138,15 @@ def _exactly(source: Any, size: int) -> bytes:
 
 def _send(target: Any, answer: Answer) -> None:
     if isinstance(answer, dict):
-        _say(target, {"kind": "values", "values": answer})
+        _send_answer(target, {"kind": "values", "values": answer})
     elif isinstance(answer, bytes):
-        _say(target, {"kind": "bytes"}, answer)
+        _send_answer(target, {"kind": "bytes"}, answer)
     else:
         array = np.ascontiguousarray(answer)
-        _say(target, {"kind": "array", "dtype": array.dtype.name, "shape": array.shape}, array.data.cast("B"))
+        _send_answer(target, {"kind": "array", "dtype": array.dtype.name, "shape": array.shape}, array.data.cast("B"))
 
 
-def _say(target: Any, header: dict[str, Any], data: bytes | memoryview = b"") -> None:
+def _send_answer(target: Any, header: dict[str, Any], data: bytes | memoryview = b"") -> None:
     target.write(begin(header, len(data) if header["kind"] == "bytes" else 0))
     target.write(data)
     target.flush()

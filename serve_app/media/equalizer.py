@@ -1,4 +1,4 @@
-"""Second-order filters that raise or lower a band of a sound.
+"""Biquad equalizer filters, which raise or lower a band of audio.
 
 Source: R. Bristow-Johnson, "Cookbook formulae for audio equalizer biquad filter coefficients" (W3C note of 2021).
 """
@@ -18,11 +18,12 @@ Band = Literal["low shelf", "peak", "high shelf"]
 
 
 def equalized(waveform: Tensor, rate: int, band: Band, gain_db: float, frequency: float, q: float) -> Tensor:
-    """Return the sound (…,T) with a band changed by so many decibels, and limited to −1…1.
+    """Return audio (…,T) with a band changed by `gain_db`, clipped to −1…1.
 
-    frequency: the middle of a peak, or of a shelf's slope, in Hz. Errors: NodeError for one that the rate cannot carry.
+    frequency: the middle of a peak, or of a shelf's slope, in Hz. Errors: NodeError for a frequency above the Nyquist
+    limit.
     """
-    # Here and not above: importing it takes most of a second, of every replica's start.
+    # Imported here, as it would add most of a second to every replica's start.
     from scipy.signal import lfilter
 
     if frequency >= rate / 2:

@@ -1,4 +1,4 @@
-"""FFmpeg's filters on single frames: turning them upright, and widening them."""
+"""FFmpeg's filters on single frames: rotation by the display matrix, and padding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ TURNS: dict[int, Steps] = {
     2: (("hflip", ""), ("vflip", "")),
     3: (("transpose", "clock"),),
 }
-"""Filters by how many quarter turns, against the clock, a frame is to make."""
+"""Filters by the number of counterclockwise quarter turns."""
 
 
 class Filters:
-    """Filters for the frames of one stream, of a time base, each made once for a size and format."""
+    """Filters for the frames of one stream with a time base, cached by size and format."""
 
     def __init__(self, time_base: Fraction) -> None:
         self._time_base = time_base

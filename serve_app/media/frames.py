@@ -1,8 +1,7 @@
-"""The frames of image files as ComfyUI 0.33 decodes them: by PyAV; by Pillow what that reads no frame of.
+"""Decoding of image files to frames as ComfyUI 0.33 does it: by PyAV, and by Pillow if PyAV finds no frame.
 
-A name chooses the decoder of TGA alone, which has no mark of its own; FFmpeg knows all others by their bytes.
-
-Its figures, and those of the alignment by which pixels do not depend on memory: `tests/parity/file_cases.py`.
+Only TGA is detected by the file's name, as it has no magic number. Measured against ComfyUI, including the alignment
+that makes pixels independent of memory: `tests/parity/file_cases.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from PIL import ImageOps, ImageSequence, TgaImagePlugin
 
 from serve_app.errors import NodeError
 from serve_app.media import pictures
-from serve_app.media.container import opened, pyav, reading
+from serve_app.media.container import open_container, pyav, reading
 from serve_app.media.filters import Filters
 from serve_app.media.pictures import TooManyPixelsError, check_pixels
 
@@ -27,22 +26,22 @@ Frame: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 EIGHT_BIT_FORMATS = frozenset({"yuvj420p", "yuvj422p", "yuvj444p", "rgb24", "rgba", "pal8"})
 """Pixel formats that are read as 8-bit colours; all others become float colours, as ComfyUI reads them."""
 ALIGNED = 32
-"""Rows padded to a multiple of this many pixels are converted alike wherever they lie in memory."""
+"""Rows padded to a multiple of this many pixels are converted equally at any memory address."""
 TARGA = ".tga"
-"""How names of the files end that FFmpeg reads as TGA."""
+"""The suffix of files that FFmpeg reads as TGA."""
 ONE_FRAME = frozenset({"JPEG", "MPO"})
-"""Formats of one image; FFmpeg takes a camera's second view for the next frame of a video."""
+"""Formats of one image; FFmpeg would read a camera's second view as another video frame."""
 TOGETHER_BYTES, TOGETHER = 4 << 20, 1024
 """Small frames are sent together, up to this many bytes and this many frames."""
 
 
-def decoded(data: bytes, what: str, pixels: int, name: str = "") -> Iterator[Frame]:
+def decode_frames(data: bytes, what: str, pixels: int, name: str = "") -> Iterator[Frame]:
     """Yield the frames of an image file, those of one size together: (n,H,W,3|4).
 
-    Frames of another size than the first are left out. pixels: the most that one may have. name: the file's own.
-    Errors: NodeError for a file that no decoder reads, and for a larger frame.
+    Frames of another size than the first are left out. pixels: the limit of one frame. name: the file's own. Errors:
+    NodeError for an unreadable file, and for a larger frame.
     """
-    # FFmpeg decodes a frame of most formats as it opens them, before it says how large that is.
+    # FFmpeg decodes a frame of most formats as it opens them, before its size is known.
     format = _head(data, what, pixels)
     targa = format == TgaImagePlugin.TgaImageFile.format and name.lower().endswith(TARGA)
     found = (_targa if targa else _by_pyav)(data, what, pixels)
@@ -52,18 +51,18 @@ def decoded(data: bytes, what: str, pixels: int, name: str = "") -> Iterator[Fra
     if first is None:
         found = _by_pillow(data, what, pixels)
         first = next(found)
-    yield from together(_alike(first, found))
+    yield from batch_frames(_alike(first, found))
 
 
 class Conversion:
-    """How the frames of one stream, of a time base, become arrays, which the first of them decides."""
+    """Converts the frames of one stream with a time base to arrays, of a format chosen by the first frame."""
 
     def __init__(self, time_base: Fraction) -> None:
         self._filters = Filters(time_base)
         self._format = ""
 
     def array(self, frame: Any) -> Frame:
-        """Return a frame, turned by quarters as its display matrix says."""
+        """Return a frame as an array, rotated by quarter turns as its display matrix says."""
         if not self._format:
             self._format = _format(frame)
         width, height, rotation = frame.width, frame.height, frame.rotation
@@ -73,8 +72,8 @@ class Conversion:
         return np.rot90(array, k=int(rotation // 90), axes=(0, 1))
 
 
-def together(frames: Iterable[Frame]) -> Iterator[Frame]:
-    """Yield frames (H,W,C) of one shape as batches (n,H,W,C): of several where they are small."""
+def batch_frames(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Yield frames (H,W,C) of one shape in batches (n,H,W,C), several in one if they are small."""
     batch: list[Frame] = []
     for frame in frames:
         batch.append(frame)
@@ -88,7 +87,7 @@ def together(frames: Iterable[Frame]) -> Iterator[Frame]:
 def _head(data: bytes, what: str, pixels: int) -> str | None:
     """Return the format by Pillow's name, None if it knows none. Errors: TooManyPixelsError."""
     try:
-        with pictures.opened(data, what, pixels) as image:
+        with pictures.open_image(data, what, pixels) as image:
             return image.format
     except TooManyPixelsError:
         raise
@@ -119,7 +118,7 @@ def _alike(first: Frame, rest: Iterable[Frame]) -> Iterator[Frame]:
 
 
 def _by_pyav(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
-    with opened(data, what) as container:
+    with open_container(data, what) as container:
         if not container.streams.video or container.streams.video[0].codec_context is None:
             return
         stream = container.streams.video[0]
@@ -147,10 +146,10 @@ def undamaged(container: Any, stream: Any, what: str, pixels: int) -> Iterator[A
 
 
 def _by_pillow(data: bytes, what: str, pixels: int) -> Iterator[Frame]:
-    with pictures.opened(data, what, pixels) as file:
+    with pictures.open_image(data, what, pixels) as file:
         transparent: bool | None = None
         for raw in ImageSequence.Iterator(file):
-            # What the head says may be wrong, and frames may be larger than the first.
+            # The header may be wrong, and later frames may be larger than the first.
             check_pixels(raw.width, raw.height, what, pixels)
             frame = ImageOps.exif_transpose(raw)
             if transparent is None:

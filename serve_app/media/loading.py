@@ -1,4 +1,4 @@
-"""Files as tensors: what a decoder makes of them, counted before memory is taken for it."""
+"""Loading files as tensors, decoded in a decoder process and size-checked before memory is allocated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.limits import refused
-from serve_app.media.decoder import Answer, Bounds, Pending, decoding
+from serve_app.media.decoder import Answer, DecoderLimits, Pending, decoding
 from serve_app.media.video import Facts, Window
 from serve_app.media.video_file import Style
 
@@ -24,12 +24,11 @@ Allow: TypeAlias = Callable[..., None]
 """Refuses a float32 tensor of this shape that would be too large. Errors: NodeError."""
 
 
-def images(data: bytes, what: str, bounds: Bounds, allow: Allow, name: str = "") -> tuple[Tensor, Tensor]:
+def images(data: bytes, what: str, bounds: DecoderLimits, allow: Allow, name: str = "") -> tuple[Tensor, Tensor]:
     """Return the frames (B,H,W,3) in 0…1 of an image file and their masks (B,H,W), 1 where it is transparent.
 
-    Masks are (B,64,64) zeros without alpha. Pixels, frames and orientation are ComfyUI's. what: the file, as messages
-    name it. name: its own, by which TGA is known. Errors: NodeError, as `decoding`, and by `allow` for more than that
-    lets pass.
+    Masks are (B,64,64) zeros without alpha. Pixels, frames and orientation are ComfyUI's. what: the file's name in
+    messages. name: its own, to detect TGA. Errors: NodeError, as `decoding`, and of `allow`.
     """
     stack = _Stack(allow, masked=True)
     with decoding("frames", [data], what, bounds, name=name) as answers:
@@ -38,15 +37,17 @@ def images(data: bytes, what: str, bounds: Bounds, allow: Allow, name: str = "")
     return colours, torch.zeros(len(colours), *NO_MASK) if alpha is None else alpha.neg_().add_(1.0)
 
 
-def picture(data: bytes, what: str, bounds: Bounds, allow: Allow) -> Tensor:
-    """Return the first frame (1,H,W,3) in 0…1 as it lies in the file, as data sets have it. Errors: as `images`."""
+def load_picture(data: bytes, what: str, bounds: DecoderLimits, allow: Allow) -> Tensor:
+    """Return the first frame (1,H,W,3) in 0…1, not rotated, for data sets. Errors: as `images`."""
     stack = _Stack(allow)
     with decoding("picture", [data], what, bounds) as answers:
         _fill(stack, answers)
     return stack.tensors()[0]
 
 
-def painting(data: bytes, what: str, size: tuple[int, int], bounds: Bounds, allow: Allow) -> tuple[Tensor, Tensor]:
+def load_painting(
+    data: bytes, what: str, size: tuple[int, int], bounds: DecoderLimits, allow: Allow
+) -> tuple[Tensor, Tensor]:
     """Return the first frame (1,H,W,3) in 0…1 and its alpha (1,H,W). size: (W, H), to which it is resized.
 
     Errors: as `images`.
@@ -60,8 +61,8 @@ def painting(data: bytes, what: str, size: tuple[int, int], bounds: Bounds, allo
     return colours, alpha
 
 
-def sound(data: bytes, what: str, bounds: Bounds, allow: Allow) -> tuple[Tensor, int]:
-    """Return the first sound of a file, (1,C,T), and its sample rate. Errors: as `images`."""
+def load_sound(data: bytes, what: str, bounds: DecoderLimits, allow: Allow) -> tuple[Tensor, int]:
+    """Return the first audio stream of a file, (1,C,T), and its sample rate. Errors: as `images`."""
     with decoding("sound", [data], what, bounds) as answers:
         said = _values(next(answers))
         rate = _allowed(said["rate"], what, bounds)
@@ -72,19 +73,19 @@ def sound(data: bytes, what: str, bounds: Bounds, allow: Allow) -> tuple[Tensor,
     return samples, rate
 
 
-def facts(data: bytes, what: str, bounds: Bounds) -> Facts:
-    """Return what a video says of itself, without decoding. Errors: NodeError, as `decoding`."""
+def load_facts(data: bytes, what: str, bounds: DecoderLimits) -> Facts:
+    """Return a video's metadata, without decoding. Errors: NodeError, as `decoding`."""
     with decoding("facts", [data], what, bounds) as answers:
         return Facts.of(_values(next(answers)))
 
 
 def video(
-    data: bytes, what: str, window: Window, bounds: Bounds, allow: Allow
+    data: bytes, what: str, window: Window, bounds: DecoderLimits, allow: Allow
 ) -> tuple[Tensor, Tensor | None, tuple[Tensor, int] | None]:
     """Return the frames (B,H,W,3) in 0…1 of a window, their alpha (B,H,W) and its sound (1,C,T) with its rate.
 
     None for a video without alpha, and for a mute one. Errors: NodeError for a window without frames, else as `images`;
-    by `allow` before a frame is decoded if the file says how many there are.
+    those of `allow` before a frame is decoded if the file has the number of frames.
     """
     with decoding("video", [data], what, bounds, **asdict(window)) as answers:
         known = Facts.of(_values(next(answers)))
@@ -102,15 +103,15 @@ def video(
     return colours, alpha, None if samples is None else (samples, rate)
 
 
-def rewritten(data: bytes, what: str, window: Window, style: Style, bounds: Bounds) -> bytes:
-    """Return a video of a window of another. Errors: NodeError, as `video_file.rewritten` and `decoding`."""
+def load_rewritten(data: bytes, what: str, window: Window, style: Style, bounds: DecoderLimits) -> bytes:
+    """Return a window of a video as a new video. Errors: NodeError, as `video_file.rewritten` and `decoding`."""
     asked = {**asdict(window), "style": {**asdict(style), "text": dict(style.text)}}
     with decoding("rewrite", [data], what, bounds, **asked) as answers:
         return b"".join(answer for answer in answers if isinstance(answer, bytes))
 
 
 class _Stack:
-    """Frames as they arrive. masked: without alpha each will have a mask of NO_MASK beside it."""
+    """Collects arriving frames. masked: without alpha each gets a mask of NO_MASK."""
 
     def __init__(self, allow: Allow, *, masked: bool = False) -> None:
         self._allow, self._masked = allow, masked
@@ -121,7 +122,7 @@ class _Stack:
         return bool(self._count)
 
     def add(self, batch: Pending) -> None:
-        """Take a batch (n,H,W,3|4). Errors: by `allow` for more than that lets pass."""
+        """Add a batch (n,H,W,3|4). Errors: those of `allow`."""
         count, height, width, channels = batch.shape
         self._count += count
         self._allow(self._count, height, width, channels)
@@ -130,13 +131,13 @@ class _Stack:
         self._batches.append(torch.from_numpy(batch.read()))
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
-        """Return the colours (B,H,W,3) and the alpha (B,H,W) in 0…1; this is empty then."""
+        """Return the colours (B,H,W,3) and the alpha (B,H,W) in 0…1, and empty the stack."""
         _, height, width, channels = self._batches[0].shape
         scale = 255.0 if self._batches[0].dtype == torch.uint8 else 1.0
         colours = torch.empty(self._count, height, width, 3)
         alpha = torch.empty(self._count, height, width) if channels == 4 else None
         at = 0
-        # Each goes as soon as it is copied, so that all are never in memory twice.
+        # Each is freed as soon as it is copied, so that not all are in memory twice.
         while self._batches:
             batch = self._batches.popleft()
             here = slice(at, at := at + len(batch))
@@ -147,7 +148,7 @@ class _Stack:
 
 
 def _fill(stack: _Stack, answers: Iterator[Answer]) -> Answer | None:
-    """Add the arrays that come; return the answer that follows them."""
+    """Add arriving arrays; return the answer that follows them."""
     for answer in answers:
         if not isinstance(answer, Pending):
             return answer
@@ -156,7 +157,7 @@ def _fill(stack: _Stack, answers: Iterator[Answer]) -> Answer | None:
 
 
 def _joined(answers: Iterator[Answer], allow: Allow) -> Tensor | None:
-    """Return the pieces (C,n) that come as a sound (1,C,T); None if there are none."""
+    """Join arriving pieces (C,n) to audio (1,C,T); None without any."""
     pieces: list[Tensor] = []
     length = 0
     for answer in answers:
@@ -167,7 +168,7 @@ def _joined(answers: Iterator[Answer], allow: Allow) -> Tensor | None:
     return torch.cat(pieces, dim=1)[None] if pieces else None
 
 
-def _allowed(rate: int, what: str, bounds: Bounds) -> int:
+def _allowed(rate: int, what: str, bounds: DecoderLimits) -> int:
     """Return a sample rate. Errors: NodeError for one that is too high."""
     most = bounds.sizes.sample_rate
     if rate > most:

@@ -1,4 +1,4 @@
-"""Frames and sound into one file, whatever they come from."""
+"""Encoding and muxing of video frames and audio into one file."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any
 
 from serve_app.media import audio
 from serve_app.media.container import encoding, layout_of, pyav
-from serve_app.media.priority import priority_kept
+from serve_app.media.priority import no_realtime_priority
 
 FORMATS = {"mp4": "mp4", "mkv": "matroska", "webm": "webm"}
 """FFmpeg's names of containers by the suffix of their files."""
 WEBM_CODECS = frozenset({"av1", "vp8", "vp9", "opus", "vorbis", "webvtt"})
-"""What the WebM guidelines allow in it; the muxer takes more."""
+"""Codecs that the WebM guidelines allow; the muxer accepts more."""
 
 OPUS_RATE = 48000
 """The sample rate that Opus has in WebM, whatever the sound's own."""
 
 
 @dataclass(frozen=True, slots=True)
-class Pictures:
-    """Frames of one size and format, and what their encoder is told. time_base: the unit of their pts, in seconds."""
+class VideoTrack:
+    """Frames of one size and format, and their encoder's options. time_base: the unit of their pts, in seconds."""
 
     frames: Iterable[Any]
     encoder: str
@@ -40,8 +40,8 @@ class Pictures:
 
 
 @dataclass(frozen=True, slots=True)
-class Sound:
-    """Pieces (C,n) of a sound."""
+class AudioTrack:
+    """Audio in pieces (C,n)."""
 
     pieces: Iterable[audio.Samples]
     rate: int
@@ -49,25 +49,25 @@ class Sound:
 
 
 def codecs(suffix: str) -> frozenset[str]:
-    """Return the codecs that a container takes."""
+    """Return the codecs that a container supports."""
     if suffix == "webm":
         return WEBM_CODECS
-    with output(suffix, {}) as (made, _):
-        # A container that is closed before anything is in it is written as an empty one, and needs a stream for that.
+    with open_output(suffix, {}) as (made, _):
+        # A container is written when it is closed, even an empty one, and needs a stream for that.
         made.add_stream("aac", rate=8000)
         return frozenset(made.supported_codecs)
 
 
 def colored(target: Any, color: Mapping[str, int]) -> Any:
-    """Return a frame or codec after it was told which colours its numbers are."""
+    """Set the colour properties of a frame or codec, and return it."""
     for name, value in color.items():
         setattr(target, name, value)
     return target
 
 
 @contextmanager
-def output(suffix: str, text: Mapping[str, str]) -> Iterator[tuple[Any, Path]]:
-    """Open a new file of a container, in a folder that goes with the block. Its index is put first where it has one."""
+def open_output(suffix: str, text: Mapping[str, str]) -> Iterator[tuple[Any, Path]]:
+    """Open a new file of a container in a temporary folder. Its index is put first if it has one."""
     options = {"movflags": "use_metadata_tags+faststart"} if suffix == "mp4" else {}
     with tempfile.TemporaryDirectory() as folder, encoding("the video"):
         path = Path(folder, f"video.{suffix}")
@@ -76,19 +76,19 @@ def output(suffix: str, text: Mapping[str, str]) -> Iterator[tuple[Any, Path]]:
             yield made, path
 
 
-def written(suffix: str, text: Mapping[str, str], pictures: Pictures, sound: Sound | None) -> bytes:
+def mux(suffix: str, text: Mapping[str, str], pictures: VideoTrack, sound: AudioTrack | None) -> bytes:
     """Encode frames and sound in the order of their times, the sound until the frames end."""
-    with output(suffix, text) as (made, path):
+    with open_output(suffix, text) as (made, path):
         stream = made.add_stream(pictures.encoder, rate=pictures.rate)
         stream.width, stream.height = pictures.size
         stream.pix_fmt, stream.options = pictures.format, dict(pictures.options)
         if pictures.encoder == "libvpx-vp9":
-            stream.bit_rate = 0  # else it bounds what the quality asks for
+            stream.bit_rate = 0  # else it would limit the quality
         context = colored(stream.codec_context, pictures.color)
         context.time_base = pictures.time_base
         if not pictures.reorders:
             context.max_b_frames = 0
-        with priority_kept():
+        with no_realtime_priority():
             context.open()
         shown = _Shown(pictures)
         tracks = [_of(stream, shown.frames())]
@@ -106,13 +106,13 @@ def written(suffix: str, text: Mapping[str, str], pictures: Pictures, sound: Sou
 
 
 class _Shown:
-    """Frames on their way through an encoder, which forgets how long each is shown."""
+    """Keeps the durations of frames in an encoder, which loses them."""
 
-    def __init__(self, pictures: Pictures) -> None:
+    def __init__(self, pictures: VideoTrack) -> None:
         self._pictures = pictures
         self._durations: dict[int, int] = {}
         self.end_s: float | None = None
-        """When the last one ends; None while there are more."""
+        """The end of the last frame; None while there are more."""
 
     def frames(self) -> Iterator[tuple[float, Any]]:
         """Yield every frame with its time in seconds."""
@@ -131,8 +131,8 @@ class _Shown:
         return kept
 
 
-def _heard(sound: Sound, shown: _Shown) -> Iterator[tuple[float, Any]]:
-    """Yield the sound's frames with their times in seconds, until the pictures end."""
+def _heard(sound: AudioTrack, shown: _Shown) -> Iterator[tuple[float, Any]]:
+    """Yield audio frames with their times in seconds, until the video ends."""
     at = 0
     for piece in sound.pieces:
         for begin in range(0, piece.shape[1], audio.FRAME):
@@ -141,7 +141,7 @@ def _heard(sound: Sound, shown: _Shown) -> Iterator[tuple[float, Any]]:
                 samples = samples[:, : max(0, round(shown.end_s * sound.rate) - at)]
             if not samples.shape[1]:
                 return
-            yield at / sound.rate, audio.frame(samples, sound.rate, at)
+            yield at / sound.rate, audio.audio_frame(samples, sound.rate, at)
             at += samples.shape[1]
 
 

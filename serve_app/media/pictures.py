@@ -1,6 +1,6 @@
-"""Image files that Pillow opens, of listed formats alone; what decoders do with them.
+"""Decoder tasks on images by Pillow, of listed formats only.
 
-Others of Pillow's formats start programs or are rarely tried; EPS is run by Ghostscript.
+Others of Pillow's formats start programs or are rarely tested; EPS is run by Ghostscript.
 """
 
 from __future__ import annotations
@@ -45,18 +45,18 @@ FORMATS = (
     TiffImagePlugin.TiffImageFile.format,
     WebPImagePlugin.WebPImageFile.format,
 )
-"""The formats that Pillow may open here, whatever a file is called."""
+"""The formats that Pillow may open, whatever the file's name."""
 ERRORS = (Image.DecompressionBombError, OSError, ValueError, SyntaxError)
 """What Pillow raises for a file that it cannot read."""
 
 
 class TooManyPixelsError(NodeError):
-    """An image, or a frame, has more pixels than one may have."""
+    """An image, or a frame, has more pixels than the limit."""
 
 
 @contextmanager
-def opened(data: bytes, what: str, pixels: int) -> Iterator[Image.Image]:
-    """Open an image file. pixels: the most that it may have. Errors: NodeError, also while it is read in this block."""
+def open_image(data: bytes, what: str, pixels: int) -> Iterator[Image.Image]:
+    """Open an image file. pixels: the limit. Errors: NodeError, also while it is read inside the context."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_pixels(image.width, image.height, what, pixels)
@@ -68,7 +68,7 @@ def opened(data: bytes, what: str, pixels: int) -> Iterator[Image.Image]:
 
 
 def check_pixels(width: int, height: int, what: str, pixels: int) -> None:
-    """Refuse a frame of more pixels than one may have. Errors: TooManyPixelsError."""
+    """Check a frame's number of pixels. Errors: TooManyPixelsError."""
     if width * height > pixels:
         refused("limits.image_pixels")
         raise TooManyPixelsError(
@@ -76,16 +76,16 @@ def check_pixels(width: int, height: int, what: str, pixels: int) -> None:
         )
 
 
-def plain(data: bytes, what: str, pixels: int) -> Iterator[Pixels]:
-    """Yield the first frame (1,H,W,3) as it lies in the file, whatever its orientation."""
-    with opened(data, what, pixels) as image:
+def first_frame(data: bytes, what: str, pixels: int) -> Iterator[Pixels]:
+    """Yield the first frame (1,H,W,3), not rotated by its orientation."""
+    with open_image(data, what, pixels) as image:
         scaled = image.point(lambda value: value * (1 / 255)) if image.mode == "I" else image
         yield np.asarray(scaled.convert("RGB"))[None]
 
 
-def painting(data: bytes, what: str, pixels: int, width: int, height: int) -> Iterator[Pixels]:
+def painting_frame(data: bytes, what: str, pixels: int, width: int, height: int) -> Iterator[Pixels]:
     """Yield the first frame (1,height,width,4), resized if it is of another size."""
-    with opened(data, what, pixels) as file:
+    with open_image(data, what, pixels) as file:
         image = file.convert("RGBA")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.LANCZOS)
@@ -94,14 +94,14 @@ def painting(data: bytes, what: str, pixels: int, width: int, height: int) -> It
 
 def preview(data: bytes, what: str, pixels: int, format: str, quality: int, colours: bool) -> Iterator[bytes]:
     """Yield the image as a file of a format, webp or jpeg. colours: without its alpha."""
-    with opened(data, what, pixels) as image:
+    with open_image(data, what, pixels) as image:
         drawn = image.convert("RGB") if colours or format == "jpeg" else image
         yield _file(drawn, format, quality=quality)
 
 
 def channel(data: bytes, what: str, pixels: int, alpha: bool) -> Iterator[bytes]:
     """Yield a PNG of the colours alone, or of the alpha alone: black, and as opaque as the image is."""
-    with opened(data, what, pixels) as image:
+    with open_image(data, what, pixels) as image:
         if not alpha:
             yield _file(image.convert("RGB"), "png")
             return
@@ -113,7 +113,7 @@ def channel(data: bytes, what: str, pixels: int, alpha: bool) -> Iterator[bytes]
 
 def with_alpha(data: bytes, mask: bytes, what: str, pixels: int) -> Iterator[bytes]:
     """Yield a PNG of an image with a mask's alpha and the image's own text."""
-    with opened(data, what, pixels) as image, opened(mask, "the mask", pixels) as drawn:
+    with open_image(data, what, pixels) as image, open_image(mask, "the mask", pixels) as drawn:
         texts = PngImagePlugin.PngInfo()
         for key, value in getattr(image, "text", {}).items():
             texts.add_text(key, value)

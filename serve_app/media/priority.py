@@ -1,7 +1,7 @@
-"""What encoders may not keep of the machine.
+"""Removes the real-time priority that SVT-AV1 gives to threads of this process.
 
-Where a process is root's, SVT-AV1 (4.1.0) gives all of its threads, and the one that starts it, the highest real-time
-priority, the latter for good. Whatever else is to run there then stands still.
+In a root process, SVT-AV1 (4.1.0) gives all of its threads, and permanently the one that starts it, the highest
+real-time priority, which starves everything else on the machine.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def priority_kept() -> Iterator[None]:
-    """Take real-time priority from those threads of this process that the block has given it to."""
+def no_realtime_priority() -> Iterator[None]:
+    """Remove real-time priority from threads that got it inside the context."""
     before = _real_time()
     try:
         yield
@@ -26,7 +26,7 @@ def priority_kept() -> Iterator[None]:
 
 
 def _real_time() -> set[int]:
-    """Return the threads of this process that come before all others of the machine."""
+    """Return the threads of this process with real-time priority."""
     found: set[int] = set()
     if sys.platform == "linux":
         for thread in map(int, os.listdir("/proc/self/task")):

@@ -1,4 +1,4 @@
-"""Another sample rate for a sound, by a windowed sinc: torchaudio's method with its defaults.
+"""Resampling of audio by a windowed sinc: torchaudio's method with its defaults.
 
 Source: J. O. Smith, "Digital Audio Resampling" (ccrma.stanford.edu/~jos/resample); Hann window, six zero crossings to
 either side, the cutoff at 0.99 of the lower Nyquist frequency.
@@ -21,20 +21,20 @@ BLOCK = 1 << 20
 
 
 def length_at(length: int, rate: int, to: int) -> int:
-    """Return how many samples a sound of so many has at another rate. Errors: NodeError for rates below 1."""
+    """Return the number of samples after resampling. Errors: NodeError for rates below 1."""
     if rate < 1 or to < 1:
         raise NodeError(f"a sound of {rate} Hz cannot become one of {to} Hz; sample rates are 1 or more")
     return math.ceil(length * to / rate)
 
 
 def resample(waveform: Tensor, rate: int, to: int) -> Tensor:
-    """Return the sound (…,T) at another sample rate, (…,ceil(T·to/rate)). Errors: NodeError for rates below 1."""
+    """Return audio (…,T) at another sample rate, (…,ceil(T·to/rate)). Errors: NodeError for rates below 1."""
     length = length_at(waveform.shape[-1], rate, to)
     if rate == to or not length:
         return waveform
     common = math.gcd(rate, to)
     old, new = rate // common, to // common
-    # A filter for each of the `new` places that an output can have between two inputs; they repeat after `old` inputs.
+    # A filter for each of the `new` phases of an output between two inputs; they repeat after `old` inputs.
     cutoff = min(old, new) * ROLLOFF
     reach = math.ceil(ZERO_CROSSINGS * old / cutoff)
     phase = np.arange(new)

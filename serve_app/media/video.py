@@ -1,4 +1,4 @@
-"""Files of pictures and sound, read: what they hold, and the part of them in a window of time."""
+"""Decoding of video files: their metadata, and the frames and audio in a window of time."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from serve_app.errors import NodeError
 from serve_app.media import audio
-from serve_app.media.container import opened
-from serve_app.media.frames import Conversion, Frame, together, undamaged
+from serve_app.media.container import open_container
+from serve_app.media.frames import Conversion, Frame, batch_frames, undamaged
 from serve_app.media.pictures import check_pixels
 
 TRANSFERS = {"sRGB": 13, "HDR": 18, "HDR PQ": 16}
@@ -19,12 +19,12 @@ SPACES = {1: "sRGB", **{number: name for name, number in TRANSFERS.items()}}
 """The names of transfer characteristics, BT.709 among them."""
 
 WARM_UP_S = 0.25
-"""How much sound is decoded before what is wanted: a packet of most codecs completes the one before it."""
+"""How much audio is decoded before a window: in most codecs a packet completes the one before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A part of a video. start_s: from 0. duration_s: 0 is all that follows."""
+    """A time window of a video. start_s: from 0. duration_s: 0 is up to the end."""
 
     start_s: float = 0.0
     duration_s: float = 0.0
@@ -34,7 +34,7 @@ class Window:
 
     @property
     def end_s(self) -> float:
-        """Where it ends; infinite if nothing bounds it."""
+        """Its end; infinite without a duration."""
         return self.start_s + self.duration_s if self.duration_s else float("inf")
 
     def within(self, duration_s: float) -> float:
@@ -44,10 +44,10 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a file says of its pictures.
+    """Metadata of a file's video.
 
-    frames: 0 if it does not say. color_space: a name of TRANSFERS, None if it says none. container, codec: as FFmpeg
-    calls them, several containers with commas between.
+    frames: 0 if unknown. color_space: a name of TRANSFERS, None if unknown. container, codec: FFmpeg's names, several
+    containers separated by commas.
     """
 
     width: int
@@ -61,7 +61,7 @@ class Facts:
     codec: str
 
     def as_values(self) -> dict[str, Any]:
-        """Return them as JSON has them."""
+        """Return them as JSON values."""
         return {**asdict(self), "frame_rate": str(self.frame_rate)}
 
     @classmethod
@@ -70,14 +70,14 @@ class Facts:
         return cls(**{**values, "frame_rate": Fraction(values["frame_rate"])})
 
 
-def told(data: bytes, what: str, pixels: int) -> Iterator[dict[str, Any]]:
-    """Yield what a file says of itself. Errors: NodeError for data that holds no pictures."""
-    yield facts(data, what).as_values()
+def yield_facts(data: bytes, what: str, pixels: int) -> Iterator[dict[str, Any]]:
+    """Yield a file's metadata as JSON values. Errors: NodeError for data without video."""
+    yield video_facts(data, what).as_values()
 
 
-def facts(data: bytes, what: str) -> Facts:
-    """Return what a file says of itself, without decoding. Errors: NodeError for data that holds no pictures."""
-    with opened(data, what) as container:
+def video_facts(data: bytes, what: str) -> Facts:
+    """Return a file's metadata, without decoding. Errors: NodeError for data without video."""
+    with open_container(data, what) as container:
         stream = pictures_of(container, what)
         rate = Fraction(stream.average_rate) if stream.average_rate else Fraction(1)
         if container.duration is not None:
@@ -92,26 +92,26 @@ def facts(data: bytes, what: str) -> Facts:
         return Facts(context.width, context.height, rate, stream.frames, duration_s, *named)
 
 
-def decoded(
+def decode_video(
     data: bytes, what: str, pixels: int, start_s: float, duration_s: float
 ) -> Iterator[dict[str, Any] | Frame | audio.Samples]:
-    """Yield the file's facts, the frames (n,H,W,3|4) of a window, {rate} of its sound and that in pieces (C,n).
+    """Yield the file's metadata, the frames (n,H,W,3|4) of a window, {rate} of its audio and that in pieces (C,n).
 
-    The rate is None for a mute one. Errors: NodeError for a file without pictures, of changing size or of larger ones
+    The rate is None without audio. Errors: NodeError for a file without video, with frames of changing size or larger
     than `pixels`.
     """
-    window, known = Window(start_s, duration_s), facts(data, what)
+    window, known = Window(start_s, duration_s), video_facts(data, what)
     check_pixels(known.width, known.height, what, pixels)
     yield known.as_values()
-    with opened(data, what) as container:
-        yield from together(_arrays(container, window, what, pixels))
-    with opened(data, what) as container:
+    with open_container(data, what) as container:
+        yield from batch_frames(_arrays(container, window, what, pixels))
+    with open_container(data, what) as container:
         stream = sound_of(container)
         if stream is None:
             yield {"rate": None}
             return
         yield {"rate": int(stream.codec_context.sample_rate)}
-        yield from audio.together(samples for samples, _ in sound(container, stream, window))
+        yield from audio.join_pieces(samples for samples, _ in video_sound(container, stream, window))
 
 
 def _arrays(container: Any, window: Window, what: str, pixels: int) -> Iterator[Frame]:
@@ -126,7 +126,7 @@ def _arrays(container: Any, window: Window, what: str, pixels: int) -> Iterator[
 
 
 def pictures_of(container: Any, what: str) -> Any:
-    """Return the first stream of pictures. Errors: NodeError if there is none."""
+    """Return the first video stream. Errors: NodeError if there is none."""
     streams = [stream for stream in container.streams.video if stream.codec_context is not None]
     if not streams:
         raise NodeError(f"{what} has no pictures in it that can be read here")
@@ -134,14 +134,14 @@ def pictures_of(container: Any, what: str) -> Any:
 
 
 def sound_of(container: Any) -> Any:
-    """Return the last stream of sound whose codec is known here, or None. Phones put theirs behind one that is not."""
+    """Return the last audio stream with a known codec, or None. Phones put theirs after one with an unknown codec."""
     return next((stream for stream in reversed(container.streams.audio) if stream.codec_context is not None), None)
 
 
 def frames(container: Any, window: Window, what: str, pixels: int) -> Iterator[Any]:
     """Yield PyAV's frames of a window: those that begin in it. Damaged ones are left out.
 
-    pixels: the most that one may have. Errors: NodeError for a larger one.
+    pixels: the limit of one frame. Errors: NodeError for a larger one.
     """
     stream, origin_s = pictures_of(container, what), begin_s(container)
     first = int((window.start_s + origin_s) / stream.time_base) if window.start_s else None
@@ -156,13 +156,13 @@ def frames(container: Any, window: Window, what: str, pixels: int) -> Iterator[A
         yield frame
 
 
-def sound(container: Any, stream: Any, window: Window) -> Iterator[tuple[audio.Samples, int]]:
+def video_sound(container: Any, stream: Any, window: Window) -> Iterator[tuple[audio.Samples, int]]:
     """Yield the pieces (C,n) of a stream in a window, and the sample rate."""
     origin_s = begin_s(container)
     if window.start_s > WARM_UP_S:
         container.seek(int((window.start_s - WARM_UP_S + origin_s) / stream.time_base), stream=stream)
     begun, left = False, None
-    for samples, at_s, rate in audio.sound(container, stream):
+    for samples, at_s, rate in audio.audio_pieces(container, stream):
         if not begun:
             start_s = at_s - origin_s
             if start_s >= window.end_s:
@@ -181,5 +181,5 @@ def sound(container: Any, stream: Any, window: Window) -> Iterator[tuple[audio.S
 
 
 def begin_s(container: Any) -> float:
-    """Return the second that a file's own times start at, which streams of broadcasts do not at 0."""
+    """Return the start of a file's timestamps in seconds, which is not 0 in broadcast streams."""
     return (container.start_time or 0) / 1_000_000

@@ -1,4 +1,4 @@
-"""Files of pictures and sound, written: of tensors, of another file in new codecs, or with its streams as they are."""
+"""Writing of video files: from tensors, by transcoding another file, or by remuxing its streams."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ import numpy as np
 
 from serve_app.errors import NodeError
 from serve_app.media import video
-from serve_app.media.container import opened, pyav
+from serve_app.media.container import open_container, pyav
 from serve_app.media.filters import Filters
-from serve_app.media.muxing import FORMATS, Pictures, Sound, codecs, colored, output, written
+from serve_app.media.muxing import FORMATS, AudioTrack, VideoTrack, codecs, colored, mux, open_output
 from serve_app.media.video import TRANSFERS, Facts, Window
 
 if TYPE_CHECKING:
-    from torch import Tensor  # decoders, which rewrite files, do without
+    from torch import Tensor  # decoder processes, which rewrite files, have no torch
 
 ENCODERS = {"h264": "h264", "av1": "libsvtav1"}
 COLOR = ("color_primaries", "color_trc", "colorspace", "color_range")
-"""What FFmpeg calls the properties that say which colours a frame's numbers are (ITU-T H.273)."""
+"""FFmpeg's names of a frame's colour properties (ITU-T H.273)."""
 BT709, BT2020, LIMITED, FULL = 1, 9, 1, 2
 """Primaries, which are the numbers of their matrices too; the ranges 16…235 and 0…255."""
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How a video is written.
+    """The format of a video to write.
 
     container: mp4, mkv, webm or auto; codec: h264, av1 or auto, which keeps the streams of a file that can be kept and
-    else is H.264 in MP4. crf: None is the encoder's own; color_space: sRGB, HDR or HDR PQ; each asks for new streams.
-    text: its tags. Errors: NodeError for what does not go together.
+    else is H.264 in MP4. crf: None is the encoder's default; color_space: sRGB, HDR or HDR PQ; either needs
+    transcoding. text: its tags. Errors: NodeError for incompatible options.
     """
 
     container: str = "auto"
@@ -50,12 +50,12 @@ class Style:
 
     @property
     def suffix(self) -> str:
-        """The container's name without auto, which is the end of its files' names."""
+        """The container with auto resolved, which is the file's suffix."""
         return "mp4" if self.container == "auto" else self.container
 
     @property
     def made(self) -> str:
-        """The codec without auto."""
+        """The codec with auto resolved."""
         return self.codec if self.codec != "auto" else "av1" if self.container == "webm" else "h264"
 
     @property
@@ -69,10 +69,10 @@ class Style:
 def from_frames(
     images: Tensor, rate: Fraction, sound: tuple[Tensor, int] | None, style: Style, bit_depth: int = 8
 ) -> bytes:
-    """Return a video of frames (B,H,W,3) in 0…1, values outside clipped, and of a sound (C,T) with its sample rate.
+    """Return a video of frames (B,H,W,3) in 0…1, values outside clipped, and of audio (C,T) with its sample rate.
 
-    The sound ends with the frames. Errors: NodeError for odd sides, which the codecs cannot halve, and for a number of
-    channels that files have no layout for.
+    The audio is cut at the end of the frames. Errors: NodeError for odd sides, as the codecs subsample colours, and for
+    a number of channels without a layout.
     """
     height, width = images.shape[1:3]
     _check_even(width, height, style)
@@ -83,42 +83,45 @@ def from_frames(
     format = "yuv420p10le" if deep else "yuv420p"
     frames = (_frame(image, deep).reformat(format=format, dst_colorspace=matrix) for image in _arrays(images[..., :3]))
     shown = _numbered(frames, color)
-    pictures = Pictures(shown, ENCODERS[style.made], style.options, (width, height), format, rate, 1 / rate, color)
+    pictures = VideoTrack(shown, ENCODERS[style.made], style.options, (width, height), format, rate, 1 / rate, color)
     heard = None
     if sound is not None:
         waveform, sample_rate = sound
-        heard = Sound([waveform.detach().float().cpu().numpy()], sample_rate, len(waveform))
-    return written(style.suffix, style.text, pictures, heard)
+        heard = AudioTrack([waveform.detach().float().cpu().numpy()], sample_rate, len(waveform))
+    return mux(style.suffix, style.text, pictures, heard)
 
 
 def webm_from_frames(images: Tensor, rate: Fraction, codec: str, crf: float, text: Mapping[str, str]) -> bytes:
-    """Return a mute WebM of frames (B,H,W,3|4). codec: vp9, which keeps transparency, or av1, of ten bits."""
+    """Return a WebM without audio of frames (B,H,W,3|4). codec: vp9, which keeps transparency, or av1, of ten bits."""
     transparent = images.shape[-1] == 4 and codec == "vp9"
     format = "yuva420p" if transparent else "yuv420p10le" if codec == "av1" else "yuv420p"
     encoder, more = {"vp9": ("libvpx-vp9", {}), "av1": ("libsvtav1", {"preset": "6"})}[codec]
     height, width = images.shape[1:3]
     shown = _arrays(images if transparent else images[..., :3])
     frames = (_frame(image).reformat(format=format) for image in shown)
-    pictures = Pictures(_numbered(frames), encoder, {"crf": str(crf), **more}, (width, height), format, rate, 1 / rate)
-    return written("webm", text, pictures, None)
+    pictures = VideoTrack(
+        _numbered(frames), encoder, {"crf": str(crf), **more}, (width, height), format, rate, 1 / rate
+    )
+    return mux("webm", text, pictures, None)
 
 
-def rewritten(
+def rewrite(
     data: bytes, what: str, pixels: int, start_s: float, duration_s: float, style: Mapping[str, Any]
 ) -> Iterator[bytes]:
-    """Yield a video of a window of another, with its tags beneath those of the style, the fields of a `Style`.
+    """Yield a new video of a window of another, with its tags, overridden by the style's. style: the fields of a
+    `Style`.
 
-    pixels: the most that a frame may have. Errors: NodeError for odd sides, for a file without pictures in the window,
-    and for a colour space that is not the file's, which would have to be converted.
+    pixels: the limit of one frame. Errors: NodeError for odd sides, for a file without video in the window, and for a
+    colour space other than the file's, which would need conversion.
     """
     yield _rewritten(data, Window(start_s, duration_s), Style(**style), what, pixels)
 
 
 def _rewritten(data: bytes, window: Window, style: Style, what: str, pixels: int) -> bytes:
-    known = video.facts(data, what)
+    known = video.video_facts(data, what)
     if style.color_space is not None and known.color_space not in (None, style.color_space):
         raise NodeError(f"the video is {known.color_space} and is not converted to {style.color_space}; choose auto")
-    with opened(data, what) as source:
+    with open_container(data, what) as source:
         text = {**source.metadata, **style.text}
         if not window and _fits(source, known, style):
             return _copied(source, style.suffix, text)
@@ -126,7 +129,7 @@ def _rewritten(data: bytes, window: Window, style: Style, what: str, pixels: int
 
 
 def _fits(source: Any, known: Facts, style: Style) -> bool:
-    """Whether the streams of a file can be kept as they are."""
+    """Whether the streams of a file can be copied without transcoding."""
     names = [s.codec.canonical_name for s in (*source.streams.video, *source.streams.audio) if s.codec_context]
     return (
         style.crf is None
@@ -139,7 +142,7 @@ def _fits(source: Any, known: Facts, style: Style) -> bool:
 
 def _copied(source: Any, suffix: str, text: Mapping[str, str]) -> bytes:
     kept = codecs(suffix)
-    with output(suffix, text) as (made, path):
+    with open_output(suffix, text) as (made, path):
         streams = {}
         for stream in (*source.streams.video, *source.streams.audio, *source.streams.subtitles):
             if stream.codec_context is not None and stream.codec.canonical_name in kept:
@@ -162,7 +165,7 @@ def _transcoded(
     what: str,
     pixels: int,
 ) -> bytes:
-    """Encode one frame after the other, so that memory does not grow with the length."""
+    """Transcode frame by frame, so that memory does not grow with the length."""
     stream = video.pictures_of(source, what)
     filters = Filters(stream.time_base)
     frames = map(filters.upright, video.frames(source, window, what, pixels))
@@ -181,29 +184,29 @@ def _transcoded(
         color = dict(zip(COLOR, (matrix, TRANSFERS[space], matrix, LIMITED), strict=True))
     step = max(1, round(1 / known.frame_rate / stream.time_base))
     shown = _timed(first, frames, format, color, step, tagged=known.color_space is not None)
-    pictures = Pictures(
+    pictures = VideoTrack(
         *(shown, ENCODERS[style.made], style.options, (first.width, first.height), format),
         *(known.frame_rate, stream.time_base, color),
         reorders=False,  # MP4 counts durations in the order of decoding, which would move frames of uneven ones
     )
-    with opened(data, what) as again:
+    with open_container(data, what) as again:
         heard = None
         track = video.sound_of(again)
-        pieces = iter(()) if track is None else video.sound(again, track, window)
+        pieces = iter(()) if track is None else video.video_sound(again, track, window)
         begin = next(pieces, None)
         if begin is not None:
             samples, rate = begin
-            heard = Sound(itertools.chain([samples], (piece for piece, _ in pieces)), rate, len(samples))
-        return written(style.suffix, text, pictures, heard)
+            heard = AudioTrack(itertools.chain([samples], (piece for piece, _ in pieces)), rate, len(samples))
+        return mux(style.suffix, text, pictures, heard)
 
 
 def _timed(
     first: Any, rest: Iterable[Any], format: str, color: Mapping[str, int], step: int, tagged: bool
 ) -> Iterator[Any]:
-    """Yield frames in the format and at the times that they had, from 0 on.
+    """Yield frames in a format with their timestamps shifted to 0.
 
-    step: from a frame to one whose time is missing or goes back. Errors: NodeError for a frame of another size, which
-    the encoder would stretch.
+    step: the duration before a frame whose timestamp is missing or goes back. Errors: NodeError for a frame of another
+    size, which the encoder would stretch.
     """
     origin, size, last = first.pts or 0, (first.width, first.height), -step
     for frame in itertools.chain([first], rest):
@@ -216,7 +219,7 @@ def _timed(
         frame = frame.reformat(format=format, **(narrowed if full else {}))
         pts = last + step if pts is None or pts - origin <= last else pts - origin
         frame.pts, frame.duration, last = pts, duration or step, pts
-        # Left as it was decoded, it would choose the encoder's kind of frame.
+        # The decoded picture type would set the encoder's.
         frame.pict_type = 0
         yield colored(frame, color)
 
@@ -238,7 +241,7 @@ def _arrays(images: Tensor) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
 
 def _frame(image: np.ndarray[Any, np.dtype[np.float32]], deep: bool = False) -> Any:
     """Return PyAV's frame of one image (H,W,3|4), of 8 or 16 bits."""
-    # Cut off, not rounded, as pictures are that become PNG.
+    # Truncated, not rounded, as for PNG.
     most = 65535 if deep else 255
     array = np.clip(image * np.float32(most), 0, most).astype(np.uint16 if deep else np.uint8)
     format = "rgb48le" if deep else "rgba" if image.shape[-1] == 4 else "rgb24"

@@ -1,6 +1,6 @@
-"""Messages between a process and its decoder: a header in JSON and the bytes that it announces.
+"""The protocol between a process and its decoder: messages of a JSON header and bytes.
 
-Nothing is pickled, so that a decoder that a hostile file has taken over can say no more than numbers and texts.
+Nothing is pickled, so that a compromised decoder can send numbers and texts only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 LENGTH = struct.Struct(">II")
 """The lengths of the header and of the bytes after it, as every message begins."""
 FULL = 70
-"""The exit status of a decoder for which a file alone is too large."""
+"""The exit status of a decoder whose memory limit the file itself exceeds."""
 
 
 def begin(header: dict[str, Any], size: int) -> bytes:

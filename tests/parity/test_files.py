@@ -54,5 +54,5 @@ async def test_a_channel_is_loaded_as_comfyui_loads_it(name: str, channel: str) 
 
 @pytest.mark.parametrize("name", [name.removesuffix("|set") for name in FIGURES.names if name.endswith("|set")])
 def test_an_image_of_a_data_set_is_as_in_comfyui(name: str) -> None:
-    image = loading.picture(file(name), name, bounds(), allow)
+    image = loading.load_picture(file(name), name, bounds(), allow)
     torch.testing.assert_close(image, theirs(f"{name}|set"), rtol=0, atol=0)

@@ -77,7 +77,7 @@ def test_a_video_is_written_as_comfyui_writes_it(name: str) -> None:
 def test_a_sound_is_written_as_comfyui_writes_it(format: str) -> None:
     given = sound(*VIDEO_SOUND)
     made = audio_file.encode(given["waveform"][0], given["sample_rate"], format, SOUND_FILES[format], {})
-    ours, theirs = (loading.sound(data, "the file", bounds(), allow) for data in (made, file(format)))
+    ours, theirs = (loading.load_sound(data, "the file", bounds(), allow) for data in (made, file(format)))
     assert ours[1] == theirs[1]
     tolerance = 0.0 if format == "flac" else 0.01
     assert ours[0].shape == theirs[0].shape

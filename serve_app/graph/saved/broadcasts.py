@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from serve_app.graph.saved.saved_links import Link
+from serve_app.graph.saved.saved_links import SavedLink
 
 JsonObject: TypeAlias = Mapping[str, Any]
 Title: TypeAlias = Callable[[JsonObject], str]
@@ -79,7 +79,7 @@ def _receiving(node: JsonObject, sent: Sequence[Broadcast], title: str) -> JsonO
     for place, slot in enumerate(node["inputs"]):
         found = _chosen([one for one in sent if one.reaches(node, slot, title)])
         if slot["link"] is None and found is not None and _open(node, slot):
-            slot = {**slot, "link": Link(None, found.origin, found.slot, str(node["id"]), place)}
+            slot = {**slot, "link": SavedLink(None, found.origin, found.slot, str(node["id"]), place)}
         slots.append(slot)
     return {**node, "inputs": slots}
 
@@ -156,7 +156,7 @@ def _values(
         yield link.origin, link.slot, kind, name
 
 
-def _past_bypassed(link: Link | None, by_id: Mapping[str, JsonObject]) -> Link | None:
+def _past_bypassed(link: SavedLink | None, by_id: Mapping[str, JsonObject]) -> SavedLink | None:
     seen = set()
     while link is not None and link not in seen and by_id.get(link.origin, {}).get("mode") == MUTED[1]:
         seen.add(link)

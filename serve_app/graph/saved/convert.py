@@ -15,14 +15,14 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from serve_app.errors import WorkflowFileError, did_you_mean
-from serve_app.graph.missing_classes import MissingClass, described, of_pack, pack_of, said_of_pack
+from serve_app.graph.missing_classes import MissingClass, describe_missing, of_pack, pack_of, pack_properties
 from serve_app.graph.parse import WRAPPED
 from serve_app.graph.saved import broadcasts
 from serve_app.graph.saved.file_names import file_name
-from serve_app.graph.saved.group_nodes import PREFIXES, unfolded
+from serve_app.graph.saved.group_nodes import PREFIXES, unfold_groups
 from serve_app.graph.saved.page_nodes import GETTERS, PAGE_ONLY, PRIMITIVE, REROUTE
-from serve_app.graph.saved.saved_links import Link, linked, links_of
-from serve_app.graph.saved.subgraphs import separated
+from serve_app.graph.saved.saved_links import SavedLink, links_of, with_links
+from serve_app.graph.saved.subgraphs import with_unique_ids
 from serve_app.graph.saved.widgets import CUSTOM_COMBO, page_inputs, place_in_list, widget_values
 from serve_app.graph.validate import unknown_class
 
@@ -67,7 +67,7 @@ class Level:
     host: JsonObject | None = None
     outer: Level | None = None
     entries: Sequence[str] = ()
-    ends: Mapping[int, Link] = field(default_factory=dict)
+    ends: Mapping[int, SavedLink] = field(default_factory=dict)
     shown: Mapping[str, Any] = field(default_factory=dict)
     widgets: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     overrides: Mapping[tuple[str, str], Any] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class _Conversion:
         self, workflow: JsonObject, classes: Mapping[str, JsonObject], unsupported: Mapping[str, str], now: datetime
     ) -> None:
         self._classes, self._unsupported, self._now = classes, unsupported, now
-        workflow, self._subgraphs = separated(unfolded(workflow, classes))
+        workflow, self._subgraphs = with_unique_ids(unfold_groups(workflow, classes))
         self._in_subgraphs = [graph["nodes"] for graph in self._subgraphs.values()]
         self._inner: dict[tuple[str, ...], Level] = {}
         self._top = self._level(workflow)
@@ -118,7 +118,7 @@ class _Conversion:
             if (kind := one[2]["type"]) not in self._classes:
                 unknown.setdefault(kind, []).append(one)
         if unknown:
-            raise WorkflowFileError(described([self._missing(kind, nodes) for kind, nodes in unknown.items()]))
+            raise WorkflowFileError(describe_missing([self._missing(kind, nodes) for kind, nodes in unknown.items()]))
         return {level.name(node_id): self._rendered(level, node_id, node) for level, node_id, node in found}
 
     def _missing(self, kind: str, found: Sequence[tuple[Level, str, JsonObject]]) -> MissingClass:
@@ -168,7 +168,7 @@ class _Conversion:
             inputs["filename_prefix"] = file_name(node["type"], prefix, self._now, self._widget)
         if node["type"] == CUSTOM_COMBO:
             inputs["index"] = place_in_list(inputs)
-        meta = {"title": self._title(node), **said_of_pack(node.get("properties"))}
+        meta = {"title": self._title(node), **pack_properties(node.get("properties"))}
         return {"inputs": inputs, "class_type": node["type"], "_meta": meta}
 
     def _only_sends(self, kind: str) -> bool:
@@ -180,7 +180,7 @@ class _Conversion:
         inputs = level.nodes[node_id]["inputs"]
         if index >= len(inputs) or inputs[index]["link"] is None:
             return None
-        link: Link = inputs[index]["link"]
+        link: SavedLink = inputs[index]["link"]
         if link.origin != SUBGRAPH_INPUT or level.host is None or level.outer is None:
             return self._output(level, link.origin, link.slot, wanted, seen)
         if link.slot >= len(level.entries):
@@ -252,7 +252,7 @@ class _Conversion:
         host: JsonObject | None = None,
         outer: Level | None = None,
     ) -> Level:
-        nodes = broadcasts.broadcast(linked(graph, self._inputs), graph, self._title)
+        nodes = broadcasts.broadcast(with_links(graph, self._inputs), graph, self._title)
         by_id: dict[str, JsonObject] = {}
         for node in nodes:
             by_id.setdefault(str(node["id"]), node)

@@ -23,7 +23,7 @@ CONTROLS = {"INT": 1, "COMBO": 2}
 """How many widgets change the value of a primitive of a type by themselves."""
 
 
-def unfolded(workflow: JsonObject, classes: Mapping[str, JsonObject]) -> JsonObject:
+def unfold_groups(workflow: JsonObject, classes: Mapping[str, JsonObject]) -> JsonObject:
     """Return a workflow with the nodes inside in place of its group nodes, each under the id SUBGRAPH:NODE.
 
     A group node that the file does not define stays as it is.

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 JsonObject: TypeAlias = Mapping[str, Any]
 
 
-def scripted(node: JsonObject) -> dict[str, Any]:
+def script_values(node: JsonObject) -> dict[str, Any]:
     """Return the values, by input, that a node is queued with beside or in place of its widgets'."""
     own = _VALUES.get(node["type"])
     return {} if own is None else own(node)

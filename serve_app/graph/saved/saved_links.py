@@ -17,7 +17,7 @@ Inputs: TypeAlias = Callable[[JsonObject], Sequence[JsonObject]]
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class SavedLink:
     """One link. Ids of nodes are strings, as in API format."""
 
     id: Any
@@ -27,13 +27,13 @@ class Link:
     target_slot: int
 
 
-def links_of(graph: JsonObject) -> list[Link]:
+def links_of(graph: JsonObject) -> list[SavedLink]:
     """Return a saved graph's links: those that can be read, and one into each input.
 
     Of several into one input the first stays, or one whose id an input names where the first's is named by none.
     """
     named = {slot.get("link") for node in graph["nodes"] for slot in node.get("inputs") or ()} - {None}
-    kept: dict[tuple[str, int], Link] = {}
+    kept: dict[tuple[str, int], SavedLink] = {}
     for link in filter(None, map(_read, graph.get("links") or ())):
         place = link.target, link.target_slot
         other = kept.get(place)
@@ -42,15 +42,15 @@ def links_of(graph: JsonObject) -> list[Link]:
     return list(kept.values())
 
 
-def linked(graph: JsonObject, inputs: Inputs) -> list[dict[str, Any]]:
+def with_links(graph: JsonObject, inputs: Inputs) -> list[dict[str, Any]]:
     """Return a saved graph's nodes with the inputs they have on the page, each with its `link` as a Link or None."""
-    into: dict[str, list[Link]] = {}
+    into: dict[str, list[SavedLink]] = {}
     for link in links_of(graph):
         into.setdefault(link.target, []).append(link)
     return [_linked(node, inputs(node), into.get(str(node["id"]), ())) for node in graph["nodes"]]
 
 
-def _linked(node: JsonObject, slots: Sequence[JsonObject], links: Sequence[Link]) -> dict[str, Any]:
+def _linked(node: JsonObject, slots: Sequence[JsonObject], links: Sequence[SavedLink]) -> dict[str, Any]:
     places = {link.target_slot: link for link in links}
     by_id = {link.id: link for link in links}
     moved = {}
@@ -66,14 +66,14 @@ def _linked(node: JsonObject, slots: Sequence[JsonObject], links: Sequence[Link]
     return {**node, "inputs": [{**slot, "link": final.get(place)} for place, slot in enumerate(slots)]}
 
 
-def _read(given: Any) -> Link | None:
+def _read(given: Any) -> SavedLink | None:
     """Return a link, which is saved as a list or, in newer files, as an object; None for what is neither."""
     if isinstance(given, Mapping):
         given = [given.get(key) for key in ("id", "origin_id", "origin_slot", "target_id", "target_slot")]
     if not isinstance(given, list) or len(given) < 5 or None in given[:5]:
         return None
     slots = [_whole(given[2]), _whole(given[4])]
-    return None if None in slots else Link(given[0], str(given[1]), slots[0], str(given[3]), slots[1])
+    return None if None in slots else SavedLink(given[0], str(given[1]), slots[0], str(given[3]), slots[1])
 
 
 def _whole(value: Any) -> Any:

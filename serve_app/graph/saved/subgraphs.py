@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 JsonObject: TypeAlias = Mapping[str, Any]
 
 
-def separated(workflow: JsonObject) -> tuple[JsonObject, dict[str, JsonObject]]:
+def with_unique_ids(workflow: JsonObject) -> tuple[JsonObject, dict[str, JsonObject]]:
     """Return the workflow and its subgraphs by id, the nodes of each under ids of their own."""
     used = {str(node["id"]) for node in workflow["nodes"]}
     numbers = [int(node_id) for node_id in used if node_id.isdecimal()]

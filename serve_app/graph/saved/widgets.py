@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from serve_app.graph.dynamic import DYNAMIC_COMBO, DYNAMIC_GROUP
-from serve_app.graph.saved.page_scripts import scripted
+from serve_app.graph.saved.page_scripts import script_values
 from serve_app.graph.spec import SECTIONS
 
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -72,7 +72,7 @@ def widget_values(node: JsonObject, info: JsonObject) -> dict[str, Any]:
     widgets = list(_widgets(info["input"], info.get("input_order") or {}, saved))
     if saved.names is None and any(w.forced for w in widgets) and len(saved.values) == len(widgets):
         own = {w.name: v for w, v in zip(widgets, saved.values, strict=True) if w.name is not None and not w.forced}
-        return own | scripted(node)
+        return own | script_values(node)
     shown = [widget for widget in widgets if not widget.forced]
     kept = enumerate(w for w in shown if w.saved)
     found = {w.name: saved.at(i, w) for i, w in kept if w.name is not None and w.sent}
@@ -80,7 +80,7 @@ def widget_values(node: JsonObject, info: JsonObject) -> dict[str, Any]:
     if node["type"] == CUSTOM_COMBO:
         options = enumerate(saved.values[2:], 1)
         found |= {f"{OPTION}{number}": value for number, value in options}
-    return found | scripted(node)
+    return found | script_values(node)
 
 
 def widget_names(node: JsonObject, info: JsonObject) -> list[str | None]:

@@ -43,7 +43,7 @@ async def load_audio(audio: Annotated[str, Combo(FolderChoice("input"), audio_up
     Decode the file's first sound. Errors: NodeError for a file without one, and for one over the limits.
     """
     data = await store.read(audio)
-    waveform, rate = await asyncio.to_thread(loading.sound, data, f"the file '{audio}'", bounds(), allow)
+    waveform, rate = await asyncio.to_thread(loading.load_sound, data, f"the file '{audio}'", bounds(), allow)
     return {"waveform": waveform, "sample_rate": rate}
 
 

@@ -131,7 +131,7 @@ async def _images(store: NodeStore, folder: str, names: Sequence[str]) -> list[t
     pixels = 0
     for name in dict.fromkeys(names):
         data = await store.read(f"{folder}/{name}")
-        held[name] = await asyncio.to_thread(loading.picture, data, f"the file '{folder}/{name}'", bounds(), allow)
+        held[name] = await asyncio.to_thread(loading.load_picture, data, f"the file '{folder}/{name}'", bounds(), allow)
         pixels += held[name].numel()
         allow(pixels)
     return [held[name] for name in names]

@@ -99,7 +99,9 @@ async def painter(
     colours, alpha = torch.zeros(1, height, width, 3), torch.zeros(1, height, width)
     if mask.strip():
         size, what = (width, height), f"the painting '{mask}'"
-        colours, alpha = await asyncio.to_thread(loading.painting, await store.read(mask), what, size, bounds(), allow)
+        colours, alpha = await asyncio.to_thread(
+            loading.load_painting, await store.read(mask), what, size, bounds(), allow
+        )
     drawn = colours * alpha[..., None] + base * (1.0 - alpha[..., None])
     return {"ui": await _preview(drawn, store), "result": (drawn, alpha)}
 

@@ -148,7 +148,7 @@ class VideoFromFile(Video):
 
     @cached_property
     def _facts(self) -> Facts:
-        return loading.facts(self.data, self._what, bounds())
+        return loading.load_facts(self.data, self._what, bounds())
 
     @property
     def _what(self) -> str:
@@ -203,7 +203,7 @@ class VideoFromFile(Video):
 
     def encoded(self, style: Style) -> bytes:
         """Return a file of the window; of the whole, with its streams as they are where the style lets them be."""
-        return loading.rewritten(self.data, self._what, self.window, style, bounds())
+        return loading.load_rewritten(self.data, self._what, self.window, style, bounds())
 
     def as_trimmed(
         self, start_time: float = 0, duration: float = 0, strict_duration: bool = True

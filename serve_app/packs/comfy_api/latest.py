@@ -29,7 +29,7 @@ io = SimpleNamespace(
 """Types, Schema, ComfyNode and NodeOutput."""
 
 ui = SimpleNamespace(
-    **{name: value for name, value in vars(shown).items() if not name.startswith("_")}, _UIOutput=shown.Shown
+    **{name: value for name, value in vars(shown).items() if not name.startswith("_")}, _UIOutput=shown.UiOutput
 )
 """What nodes show."""
 

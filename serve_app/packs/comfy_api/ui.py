@@ -27,7 +27,7 @@ class SavedResult(dict[str, str]):
         super().__init__(filename=filename, subfolder=subfolder, type=str(getattr(type, "value", type)))
 
 
-class Shown:
+class UiOutput:
     """Something that a node shows. members: its ui dict."""
 
     def __init__(self, **members: Any) -> None:
@@ -38,35 +38,35 @@ class Shown:
         return self.members
 
 
-class SavedImages(Shown):
+class SavedImages(UiOutput):
     """Stored images."""
 
     def __init__(self, results: list[SavedResult], is_animated: bool = False) -> None:
         super().__init__(images=results, **({"animated": (True,)} if is_animated else {}))
 
 
-class SavedAudios(Shown):
+class SavedAudios(UiOutput):
     """Stored sounds."""
 
     def __init__(self, results: list[SavedResult]) -> None:
         super().__init__(audio=results)
 
 
-class PreviewVideo(Shown):
+class PreviewVideo(UiOutput):
     """Stored videos."""
 
     def __init__(self, values: list[Any], **more: Any) -> None:
         super().__init__(images=values, animated=(True,))
 
 
-class PreviewText(Shown):
+class PreviewText(UiOutput):
     """A text."""
 
     def __init__(self, value: str, **more: Any) -> None:
         super().__init__(text=(value,))
 
 
-class PreviewUI3D(Shown):
+class PreviewUI3D(UiOutput):
     """A model file and the camera that looks at it."""
 
     def __init__(self, model_file: Any, camera_info: Any, **more: Any) -> None:

@@ -17,9 +17,9 @@ from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.limits import REFUSALS
 from serve_app.media import decoder
-from serve_app.media.decoder import Bounds, Decoder, Pending, decoding
+from serve_app.media.decoder import DecoderLimits, DecoderProcess, Pending, decoding
 
-BOUNDS = Bounds(SizeLimits())
+BOUNDS = DecoderLimits(SizeLimits())
 
 
 def picture(side: int = 8) -> bytes:
@@ -45,7 +45,7 @@ def decodes() -> bool:
         return read(answers) == [(1, 8, 8, 3)]
 
 
-def read_after(meanwhile: Callable[[], None], bounds: Bounds) -> None:
+def read_after(meanwhile: Callable[[], None], bounds: DecoderLimits) -> None:
     """Read a file of which something happens once an array is about to come."""
     with decoding("video", [animation()], "it", bounds, start_s=0.0, duration_s=0.0) as answers:
         next(answers)
@@ -56,7 +56,7 @@ def read_after(meanwhile: Callable[[], None], bounds: Bounds) -> None:
         read(answers)
 
 
-def read_slowly(bounds: Bounds) -> None:
+def read_slowly(bounds: DecoderLimits) -> None:
     """Read a file, but wait a moment before its end."""
     read_after(lambda: time.sleep(0.1), bounds)
 
@@ -71,7 +71,7 @@ def test_a_decoder_that_dies_says_how_and_another_takes_its_place() -> None:
 
 
 def test_one_owner_has_all_decoders_but_one_at_most() -> None:
-    ann, ben = Bounds(SizeLimits(), owner="ann"), Bounds(SizeLimits(), owner="ben")
+    ann, ben = DecoderLimits(SizeLimits(), owner="ann"), DecoderLimits(SizeLimits(), owner="ben")
     taken = [decoder._take("it", ann) for _ in range(decoder.AT_ONCE)]
     with pytest.raises(NodeError, match="nobody waits"):
         decoder._take("it", replace(ann, stopped=lambda: True))
@@ -85,21 +85,21 @@ def test_one_owner_has_all_decoders_but_one_at_most() -> None:
 
 def test_a_file_that_takes_too_long_is_given_up() -> None:
     with pytest.raises(NodeError, match=r"it takes longer to decode than limits\.decoder_s .* allows: 0\.05 s"):
-        read_slowly(Bounds(SizeLimits(decoder_s=0.05)))
+        read_slowly(DecoderLimits(SizeLimits(decoder_s=0.05)))
     with pytest.raises(NodeError, match=r"it takes longer to decode than is allowed here: 0\.05 s"):
-        read_slowly(Bounds(SizeLimits(), seconds=0.05))
+        read_slowly(DecoderLimits(SizeLimits(), seconds=0.05))
     assert decodes()
 
 
 def test_a_file_that_nobody_waits_for_is_given_up() -> None:
     with pytest.raises(NodeError, match="nobody waits for it any more"):
-        read_slowly(Bounds(SizeLimits(), stopped=lambda: True))
+        read_slowly(DecoderLimits(SizeLimits(), stopped=lambda: True))
     assert decodes()
 
 
 def test_a_file_that_takes_too_much_memory_says_so() -> None:
     refusals = REFUSALS["limits.decoder_bytes"]
-    bounds = Bounds(SizeLimits(decoder_bytes=64 << 20))
+    bounds = DecoderLimits(SizeLimits(decoder_bytes=64 << 20))
     asked = {"format": "webp", "quality": 80, "colours": False}
     with (
         pytest.raises(NodeError, match=r"it needs more memory .* limits\.decoder_bytes .* allows, 67,108,864 bytes"),
@@ -113,7 +113,7 @@ def test_a_file_that_takes_too_much_memory_says_so() -> None:
 def test_a_file_that_does_not_fit_into_memory_is_given_up() -> None:
     with (
         pytest.raises(NodeError, match=r"it is larger than the memory it may take; limits\.decoder_bytes"),
-        decoding("frames", [bytes(1 << 20) * 300], "it", Bounds(SizeLimits(decoder_bytes=64 << 20))) as answers,
+        decoding("frames", [bytes(1 << 20) * 300], "it", DecoderLimits(SizeLimits(decoder_bytes=64 << 20))) as answers,
     ):
         list(answers)
     assert decodes()
@@ -127,7 +127,7 @@ def test_what_is_left_of_a_file_does_not_come_with_the_next() -> None:
 
 def test_a_decoder_has_nothing_of_the_environment_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    one = Decoder()
+    one = DecoderProcess()
     assert read(one.answers("frames", [picture()], "it", BOUNDS, {})) == [(1, 8, 8, 3)]
     environment = Path(f"/proc/{one._process.pid}/environ").read_bytes()
     assert b"secret" not in environment

@@ -15,7 +15,7 @@ from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing
 from serve_app.execution.size import allow
 from serve_app.media import frames, loading
-from serve_app.media.decoder import Bounds
+from serve_app.media.decoder import DecoderLimits
 from tests.parity.file_cases import FILES
 
 WHAT = "the file 'x.png'"
@@ -28,7 +28,7 @@ def encoded(image: Image.Image, format_: str = "PNG", **options: object) -> byte
 
 
 def load(data: bytes, name: str = "", **limits: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return loading.images(data, WHAT, Bounds(SizeLimits(**limits)), allow, name)
+    return loading.images(data, WHAT, DecoderLimits(SizeLimits(**limits)), allow, name)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_every_frame_of_an_animation_is_an_image() -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_pixels_are_the_same_whatever_process_decodes_them(name: str) -> None:
     data = FILES[name]()
-    here = np.concatenate(list(frames.decoded(data, name, 10_000, name))).astype(np.float32)
+    here = np.concatenate(list(frames.decode_frames(data, name, 10_000, name))).astype(np.float32)
     images, masks = load(data, name)
     scale = 255 if here.max() > 1 else 1
     assert torch.equal(images, torch.from_numpy(here[..., :3]) / scale)
@@ -75,7 +75,9 @@ def test_what_no_decoder_reads_is_an_error_that_names_the_file(data: bytes) -> N
         load(data)
 
 
-@pytest.mark.parametrize("task", [load, lambda data: loading.picture(data, WHAT, Bounds(SizeLimits()), allow)])
+@pytest.mark.parametrize(
+    "task", [load, lambda data: loading.load_picture(data, WHAT, DecoderLimits(SizeLimits()), allow)]
+)
 def test_a_format_that_is_run_by_another_program_is_not_opened(task: partial[object]) -> None:
     postscript = encoded(Image.new("RGB", (4, 4)), "EPS")
     assert Image.open(io.BytesIO(postscript)).format == EpsImagePlugin.EpsImageFile.format, "Pillow alone opens it"

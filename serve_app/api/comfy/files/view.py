@@ -19,7 +19,7 @@ from serve_app.api.files.stored_file import stored_file
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.errors import FileMissingError, NodeError
-from serve_app.media.decoder import Bounds, File, decoding
+from serve_app.media.decoder import DecoderLimits, File, decoding
 from serve_app.service.service import Service
 from serve_app.store.files.store import AREAS, FileRef
 
@@ -69,7 +69,7 @@ def render_image(service: Service, task: str, files: Sequence[File], name: str, 
     """Return image files rendered in a decoder by a task of `media.pictures`. Errors: FileMissingError."""
     try:
         what = f"'{name[:80]}'"
-        bounds = Bounds(service.limits.sizes, seconds=DRAW_S, owner=service.tenant)
+        bounds = DecoderLimits(service.limits.sizes, seconds=DRAW_S, owner=service.tenant)
         with decoding(task, files, what, bounds, **asked) as answers:
             return b"".join(answer for answer in answers if isinstance(answer, bytes))
     except NodeError as error:

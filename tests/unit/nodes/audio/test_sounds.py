@@ -62,7 +62,7 @@ def content(volume: Volume, item: dict[str, str]) -> bytes:
 
 
 def decoded(data: bytes) -> tuple[torch.Tensor, int]:
-    return loading.sound(data, "the sound", bounds(), allow)
+    return loading.load_sound(data, "the sound", bounds(), allow)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from serve_app.execution.size import size_of
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
 from serve_app.media.audio_file import encode
-from serve_app.media.muxing import Pictures, codecs, written
+from serve_app.media.muxing import VideoTrack, codecs, mux
 from serve_app.media.video_file import Style
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.nodes.video.value import Video, VideoComponents, VideoFromComponents, VideoFromFile
@@ -198,7 +198,7 @@ def test_no_thread_comes_before_all_others_of_the_machine_where_av1_is_encoded()
             frame.pts, frame.duration = number, 1
             yield frame
 
-    written("mkv", {}, Pictures(frames(), "libsvtav1", {}, (64, 64), "yuv420p", Fraction(FPS), Fraction(1, FPS)), None)
+    mux("mkv", {}, VideoTrack(frames(), "libsvtav1", {}, (64, 64), "yuv420p", Fraction(FPS), Fraction(1, FPS)), None)
     look()
     assert policies == [{os.SCHED_OTHER}] * 5
 
