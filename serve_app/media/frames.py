@@ -137,10 +137,10 @@ def undamaged(container: Any, stream: Any, what: str, pixels: int) -> Iterator[A
     """Yield a stream's frames, as PyAV's, without damaged ones. Errors: NodeError for one of more pixels."""
     for packet in container.demux(stream):
         try:
-            decoded = packet.decode()
+            decode_frames = packet.decode()
         except pyav().error.InvalidDataError:
             continue
-        for frame in decoded:
+        for frame in decode_frames:
             check_pixels(frame.width, frame.height, what, pixels)
             yield frame
 
