@@ -1,4 +1,4 @@
-"""`serve-app backup` and `restore_database`: copy the database to one file, and back."""
+"""`serve-app backup` and `restore`: copy the database to one file, and back."""
 
 from __future__ import annotations
 

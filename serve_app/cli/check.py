@@ -10,7 +10,7 @@ from serve_app.errors import ConfigError
 from serve_app.replica.files import open_store
 from serve_app.scheduler.durability.lease import BEAT_S
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.files.check import check_files as differences
+from serve_app.store.files.check import check as differences
 
 
 def check_files(config: AppConfig, *, mend: bool) -> int:

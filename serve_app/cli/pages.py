@@ -1,4 +1,4 @@
-"""The output of `serve-app models`, `node_lines`, `status_lines` and `event_lines`, line by line."""
+"""The output of `serve-app models`, `nodes`, `status` and `story`, line by line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`serve-app submit` and `watch_job`: queue a workflow, follow a job to its end, save its output files."""
+"""`serve-app submit` and `watch`: queue a workflow, follow a job to its end, save its output files."""
 
 from __future__ import annotations
 

@@ -16,9 +16,9 @@ from serve_app.errors import ServeAppError
 class RaisedError(ServeAppError):
     """Wraps an exception of node code that is no plain Exception."""
 
-    def __init__(self, original_error: BaseException) -> None:
-        super().__init__(f"{type(original_error).__name__}: {safe_str(original_error)}")
-        self.raised = original_error
+    def __init__(self, raised: BaseException) -> None:
+        super().__init__(f"{type(raised).__name__}: {safe_str(raised)}")
+        self.raised = raised
 
     def __reduce__(self) -> tuple[type[RaisedError], tuple[BaseException]]:
         return (RaisedError, (self.raised,))

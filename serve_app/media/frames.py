@@ -137,10 +137,10 @@ def undamaged(container: Any, stream: Any, what: str, pixels: int) -> Iterator[A
     """Yield a stream's frames, as PyAV's, without damaged ones. Errors: NodeError for one of more pixels."""
     for packet in container.demux(stream):
         try:
-            decode_frames = packet.decode()
+            decoded = packet.decode()
         except pyav().error.InvalidDataError:
             continue
-        for frame in decode_frames:
+        for frame in decoded:
             check_pixels(frame.width, frame.height, what, pixels)
             yield frame
 
