@@ -1,7 +1,7 @@
-"""What clients are told about a job: one ordered stream of events per job.
+"""The events of a job that clients see: one ordered stream per job.
 
-An event is data. `seq` is the cursor: it only grows within a job, also across a restart of the scheduler, because
-its upper bits are the scheduler's epoch. Dialects in `api` render events; nothing here knows a wire format.
+An event is data. `seq` is the cursor: it only grows within a job, also across a restart of the scheduler, because its
+upper bits are the scheduler's epoch. Dialects in `api` render events; nothing here knows a wire format.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeAlias
 
 JobState: TypeAlias = Literal["queued", "running", "success", "error", "cancelled"]
-"""Where a job stands; the last three are for good."""
+"""The state of a job; the last three are final."""
 Ending: TypeAlias = Literal["success", "error", "cancelled"]
 
 Kind: TypeAlias = Literal[
@@ -32,18 +32,18 @@ Kind: TypeAlias = Literal[
 ]
 
 ENDINGS: frozenset[str] = frozenset({"success", "error", "cancelled"})
-"""The kinds after which a job's stream holds nothing more."""
+"""The kinds that end a job's stream."""
 
 VALUE_BYTES = 64
-"""What any value in an event counts, beside its text."""
+"""The size that any value in an event counts, beside its text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Where and why a job ended without success; one that was cancelled has the where alone.
+    """Where and why a job ended without success; for a cancelled job only where.
 
-    node: as submitted, "" for none. exception_type, message, traceback: of what was raised. executed: the nodes that
-    had run. current_inputs: what the node was given, as text. current_outputs: nodes whose values were known at start.
+    node: as submitted, "" for none. exception_type, message, traceback: of the exception. executed: the nodes that had
+    run. current_inputs: the node's inputs as text. current_outputs: nodes whose values were cached at the start.
     """
 
     node: str = ""
@@ -57,11 +57,11 @@ class Failure:
 
     @classmethod
     def of(cls, error: Exception) -> Failure:
-        """Return the failure of a job that ends at no node of it."""
+        """Return the failure of a job that did not fail at a node."""
         return cls(exception_type=type(error).__name__, message=str(error))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the members that say something; `from_json` undoes it."""
+        """Return the non-empty members; `from_json` is the inverse."""
         given = {name: getattr(self, name) for name in self.__slots__}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items() if value}
 
@@ -77,14 +77,13 @@ class Failure:
 class Event:
     """One thing that happened to a job.
 
-    data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"};
-    finished {"node"}, of a node that is no output; executed {"node", "output": ui dict}, of one that is;
-    blocked {"node", "class_type", "message"}: a node was passed over, and the job goes on;
-    preview {"node", "image"}: what a node has come to, a JPEG that is elsewhere; not kept with the job;
-    message {"node", "type", "data"}: a node's own words for its client; without a node, and of job "", a pack's;
-    error, cancelled: a Failure as JSON; the others {}. A node that another one expanded into may name "display_node",
-    "parent_node" and "real_node" too.
-    at_s: Unix time in seconds. bytes: what its data counts where events are kept.
+    data by kind: cached {"nodes": [ids]}; executing {"node"}; progress {"node", "value", "max"}; finished {"node"}, of
+    a node that is no output; executed {"node", "output": ui dict}, of one that is; blocked {"node", "class_type",
+    "message"}: a node was skipped, and the job goes on; preview {"node", "image"}: a reference to a JPEG; not stored
+    with the job; message {"node", "type", "data"}: a node's own message for its client; without a node, and of job "",
+    a pack's; error, cancelled: a Failure as JSON; the others {}. A node that another one expanded into may name
+    "display_node", "parent_node" and "real_node" too. at_s: Unix time in seconds. bytes: the size of its data, for
+    limits.
     """
 
     job_id: str
@@ -95,7 +94,7 @@ class Event:
     bytes: int = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        # Once, as a job's stream and its client's feed both count it, and count it out again.
+        # Computed once, as a job's stream and its client's feed both add and subtract it.
         object.__setattr__(self, "bytes", data_bytes(self.data))
 
     @property
@@ -105,13 +104,13 @@ class Event:
 
 
 def data_bytes(data: Any, most: float = math.inf) -> int:
-    """Return about how many bytes a JSON value takes in memory; of one that takes more than `most`, only some more."""
+    """Return the approximate size of a JSON value in memory, in bytes; counting stops above `most`."""
     total = 0
     stack = [data]
     while stack and total <= most:
         item = stack.pop()
         total += VALUE_BYTES
-        # By their own types: every event is counted, and to ask whether something is a Mapping takes ten times as long.
+        # By concrete types: every event is counted, and an isinstance check for Mapping takes ten times as long.
         if isinstance(item, str):
             total += len(item)
         elif isinstance(item, dict):

@@ -1,6 +1,6 @@
-"""Logging set-up: one line an event to standard error, as text or as JSON, each with the job and task it belongs to.
+"""Logging set-up: one line per event to standard error, as text or as JSON, with the ids of its job and task.
 
-What a line quotes cannot pass for another line, nor control a terminal (`printable.py`).
+Quoted text is escaped, so that it can neither forge a line nor control a terminal (`printable.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def get(name: str) -> logging.Logger:
 
 @contextlib.contextmanager
 def about(**ids: str) -> Iterator[None]:
-    """Let every line from here, and from what is started in here, say what it is about: job=…, task=…."""
+    """Add ids to every line logged inside the context, and in tasks started there: job=…, task=…."""
     token = _about.set({**(_about.get() or {}), **ids})
     try:
         yield
@@ -47,7 +47,7 @@ def configure(form: Form = "text", level: int = logging.INFO) -> None:
 
 
 def escape(name: str) -> None:
-    """Escape what another package's logger writes, as Serve's, which writes down paths as clients sent them."""
+    """Escape the messages of another package's logger, for example Serve's, which logs paths as clients sent them."""
     logging.getLogger(name).addFilter(_escaped)
 
 
@@ -57,7 +57,7 @@ def _escaped(record: logging.LogRecord) -> bool:
 
 
 class TextFormatter(logging.Formatter):
-    """Lines for people: the ids stand after the message as key=value pairs."""
+    """Formats lines for people: the ids follow the message as key=value pairs."""
 
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -68,12 +68,14 @@ class TextFormatter(logging.Formatter):
         return printable(super().formatMessage(record) + ids)
 
     def formatException(self, ei: Any) -> str:
-        """Return a traceback, whose lines are indented: none of a message in it begins as a log line does."""
+        """Return a traceback with indented lines, so that no message in it looks like a log line."""
         return "\n".join(f"    {printable(line)}" for line in super().formatException(ei).split("\n"))
 
 
 class JsonFormatter(logging.Formatter):
-    """Lines for collectors: one object each, with `at`, `level`, `logger`, `message`, the ids, and a traceback."""
+    """Formats lines for log collectors: JSON objects with `at`, `level`, `logger`, `message`, the ids, and a
+    traceback.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the object on one line."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from serve_app.cli.lines import print_line
 from serve_app.execution.call import PACKS
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 from serve_app.packs.requirements import requirements, unmet, write_lock
 
 SHOWN_NAMES = 3
@@ -26,7 +26,7 @@ def report_packs(packs_dir: Path, *, markdown: bool = False) -> int:
         folders = {area: Path(root, area) for area in ("input", "output", "temp")}
         for folder in folders.values():
             folder.mkdir()
-        found = load(packs_dir, Path(root, "models"), folders)  # type: ignore[arg-type]
+        found = load_packs(packs_dir, Path(root, "models"), folders)  # type: ignore[arg-type]
     for line in markdown_table(found) if markdown else report_lines(found):
         print_line(line)
     return 1 if found.failures else 0

@@ -1,1 +1,1 @@
-"""Node packs of other people: loading them, what their code may import, and their HTTP routes."""
+"""Third-party node packs: loading them, the modules that their code may import, and their HTTP routes."""

@@ -1,4 +1,4 @@
-"""What ComfyUI's modules of `comfy_extras`, and those for training, have beside node classes.
+"""Functions of ComfyUI's `comfy_extras` and training modules, other than node classes.
 
 Source: the facts of ComfyUI 0.33's modules.
 """

@@ -1,4 +1,5 @@
-"""`folder_paths` for node packs: where models, inputs and outputs are. `place` says so before any pack is loaded.
+"""`folder_paths` for node packs: the directories of models, inputs and outputs, set by `place` before any pack is
+loaded.
 
 Source: the facts of ComfyUI 0.3.64's module of this name.
 """
@@ -22,7 +23,7 @@ base_path = models_dir = output_directory = temp_directory = input_directory = u
 
 
 def place(models: Path, areas: Mapping[Area, Path], packs: Path) -> None:
-    """Say where everything is. packs: the folder of node packs."""
+    """Set the directories. packs: the folder of node packs."""
     global base_path, models_dir, output_directory, temp_directory, input_directory, user_directory
     base_path, models_dir = str(packs.parent), str(models)
     output_directory, temp_directory, input_directory = (str(areas[area]) for area in ("output", "temp", "input"))

@@ -51,7 +51,7 @@ class Node:
         return self.inputs.get(key)
 
     def set_override_display_id(self, override_display_id: str) -> None:
-        """Say which node shows what this one does."""
+        """Set the node that displays this one's progress."""
         self.override_display_id = override_display_id
 
     def serialize(self) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from serve_app.media.pictures import FORMATS
 
 
 def limit_image_files(pixels: int) -> None:
-    """Bound what the image libraries of this process open from here on.
+    """Limit the formats and sizes that this process's image libraries open.
 
     Pillow opens the formats that the server's nodes read, and those that packs register, so EPS does not start
-    Ghostscript; a larger image raises DecompressionBombError. OpenCV, if it is not loaded yet, refuses it too.
-    pixels: the most that an image may have.
+    Ghostscript; a larger image raises DecompressionBombError. OpenCV, if it is not loaded yet, refuses it too. pixels:
+    the most that an image may have.
     """
     Image.init()
     for name in set(Image.OPEN).difference(FORMATS):

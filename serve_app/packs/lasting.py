@@ -1,4 +1,4 @@
-"""Classes whose function returns its node object: what the object holds may last for several rounds of its job.
+"""Detects stateful classes, whose function returns its node object: its state may last for several rounds of a job.
 
 VideoHelperSuite's VHS_BatchManager is one: its object holds a film open.
 """
@@ -26,8 +26,8 @@ def returns_itself(node_class: type) -> bool:
     return any(_names(value, own) for value in returned)
 
 
-def mark_lasting(node_class: Any) -> None:
-    """Have what the class makes, and all that is made of it, be of one job alone."""
+def mark_stateful(node_class: Any) -> None:
+    """Keep the class's results, and all derived ones, private to one job."""
     node_class.RETURNS_ITSELF = True
     if not hasattr(node_class, "IS_CHANGED"):
         node_class.IS_CHANGED = staticmethod(_always)

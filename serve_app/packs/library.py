@@ -1,7 +1,7 @@
-"""The server's own node classes as packs call them: from a node's thread, with ComfyUI's arguments, waited for.
+"""The server's own node classes as a synchronous library for packs, with ComfyUI's arguments.
 
 `nodes.VAEDecode().decode(vae, samples)` is a library call to a pack. Here it may have to await the engine, and takes
-capabilities as hidden inputs: both are seen to on the way. Source: the facts of ComfyUI's own node classes.
+capabilities as hidden inputs: the wrappers do both. Source: the facts of ComfyUI's own node classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from serve_app.nodes.sampling.ksampler import run, with_samples
 from serve_app.packs.comfy.samplers import sampler_object, sigmas_of
 from serve_app.packs.comfy_api.node import NodeOutput
 from serve_app.packs.values import plain, shown
-from serve_app.packs.waiting import capability, runtime, wait
+from serve_app.packs.waiting import capability, run_on_loop, runtime
 from serve_app.sampling.request import Steps
 from serve_app.sampling.schedules.sigmas import SCHEDULES
 from serve_app.values import Cfg, Guider, Noise
@@ -53,14 +53,14 @@ def common_ksampler(
     sigmas = window if scheduler in SCHEDULES else sigmas_of(model, sampler_name, window)
     noise = Noise(seed, added=not disable_noise)
     sampling = run(runtime("common_ksampler"), latent, guider, sampler_object(sampler_name).plain(), sigmas, noise)
-    return (with_samples(latent, wait(sampling, "common_ksampler").latents),)
+    return (with_samples(latent, run_on_loop(sampling, "common_ksampler").latents),)
 
 
 common_ksampler._asks_for_runtime = True  # type: ignore[attr-defined]
 
 
 def needs_models(value: object) -> bool:
-    """Whether a value is of this module, or a subclass of one, and calls what asks for RUNTIME."""
+    """Whether a value is a wrapper of this module, or a subclass of one, that needs RUNTIME."""
     return isinstance(value, type | FunctionType) and getattr(value, "_asks_for_runtime", False) is True
 
 
@@ -104,7 +104,7 @@ def _run(
     values: tuple[Any, ...],
     named: Mapping[str, Any],
 ) -> Any:
-    """Call a node's function, hidden inputs filled in and values as packs have them on both sides.
+    """Call a node's function with hidden inputs, and convert arguments and results for packs.
 
     Errors: NodeError outside a node; the function's own.
     """
@@ -118,4 +118,4 @@ def _run(
         if name in parameters and name not in arguments:
             arguments[name] = capability(kind, class_type)
     returned = function(**arguments)
-    return shown(wait(returned, class_type) if inspect.iscoroutinefunction(function) else returned)
+    return shown(run_on_loop(returned, class_type) if inspect.iscoroutinefunction(function) else returned)

@@ -1,7 +1,7 @@
-"""Node packs: folders or files of other people's node classes, loaded where nodes run and nowhere else.
+"""Loading of node packs: folders or files of third-party node classes, in processes that run nodes only.
 
-A pack that cannot be loaded is logged and left out, and so is a class that keeps to no protocol; neither hurts another.
-The rules of finding and naming are those of ComfyUI 0.3.64's `nodes.py` (load_custom_node).
+A pack that cannot be loaded is logged and left out, and so is a class without a protocol; others are not affected. The
+rules of finding and naming are those of ComfyUI 0.3.64's `nodes.py` (load_custom_node).
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from serve_app.nodes.registry import BUILTIN
 from serve_app.packs import values
 from serve_app.packs.comfy_api.node import adapted, is_v3
 from serve_app.packs.installs import without_installs
-from serve_app.packs.lasting import mark_lasting, returns_itself
+from serve_app.packs.lasting import mark_stateful, returns_itself
 from serve_app.packs.missing import loading, missing_name
-from serve_app.packs.modules import install
+from serve_app.packs.modules import install_modules
 from serve_app.packs.requirements import unmet
 from serve_app.packs.routes import PackRoute
 from serve_app.packs.server import PromptServer
-from serve_app.packs.static_analysis import reach
+from serve_app.packs.static_analysis import analyse
 from serve_app.store.files.store import Area
 
 _log = log.get("nodes.packs")
@@ -46,11 +46,11 @@ MODEL_TYPES = frozenset({"MODEL", "CLIP", "VAE", "CONTROL_NET", "GUIDER", "CLIP_
 
 @dataclass(slots=True)
 class Packs:
-    """What was loaded: classes and their specs by the name workflows use, HTTP routes by the `python_module` that a
-    pack's specs name, and why packs were left out, by pack.
+    """The loaded packs: classes and specs by name, HTTP routes by the packs' `python_module`, and reasons for failures
+    by pack.
 
-    superseded: how many of a pack's classes have the name of one of the server's own, which stands; by pack.
-    left_out: why single classes were, by pack and class. installs: which commands of pip packs were refused, by pack.
+    superseded: how many of a pack's classes have the name of one of the server's own, which wins; by pack. left_out:
+    reasons for single classes, by pack and class. installs: refused pip commands, by pack.
     """
 
     classes: dict[str, type] = field(default_factory=dict)
@@ -62,14 +62,14 @@ class Packs:
     installs: dict[str, list[str]] = field(default_factory=dict)
 
 
-def load(
+def load_packs(
     packs_dir: Path,
     models_dir: Path,
     areas: Mapping[Area, Path],
     watched: Callable[[str], AbstractContextManager[object]] = nullcontext,
 ) -> Packs:
-    """Load every pack of a folder. Runs their code, each within what `watched` makes of the pack's name."""
-    install(models_dir, areas, packs_dir)
+    """Load every pack of a folder. Runs their code, each inside the context `watched(name)`."""
+    install_modules(models_dir, areas, packs_dir)
     for missing in unmet(packs_dir):
         _log.error("the lock of the node packs asks for %s", missing)
     found = Packs()
@@ -107,7 +107,7 @@ def _guarded(found: Packs, path: Path, step: Callable[[], None]) -> None:
 def _tried(found: Packs, path: Path, step: Callable[[], None]) -> None:
     try:
         step()
-    # A pack may also try to end the process, and others are not to pay for it.
+    # A pack may also try to exit the process, which must not affect others.
     except BaseException as error:
         found.failures[path.stem] = f"{type(error).__name__}: {safe_str(error)}"
         _log.warning("node pack %s is left out", path.name, exc_info=error)
@@ -132,9 +132,9 @@ def _add(found: Packs, path: Path) -> None:
             node_class.RELATIVE_PYTHON_MODULE = python_module  # type: ignore[attr-defined]
             node_class.VIEWS = values  # type: ignore[attr-defined]
             if returns_itself(node_class):
-                mark_lasting(node_class)
+                mark_stateful(node_class)
             spec = spec_of(node_class, class_type, title)
-            uses = reach(node_class, path.parent)
+            uses = analyse(node_class, path.parent)
             models = uses.models or any(kind in MODEL_TYPES for kind in (*spec.outputs, *(i.type for i in spec.inputs)))
             found.specs[class_type] = replace(spec, lacks=uses.lacks, models=models)
             found.classes[class_type] = node_class
@@ -145,7 +145,7 @@ def _add(found: Packs, path: Path) -> None:
 
 
 def _extended(node_class: type) -> str:
-    """Return that a class extends one that is not here, "" for any other."""
+    """Return the reason if a class extends a missing one, else ""."""
     name = missing_name(node_class)
     return f"it extends {name} of ComfyUI, which is not here" if name else ""
 
@@ -176,7 +176,7 @@ async def _value(given: Any) -> Any:
 
 
 def _finished(awaitable: Awaitable[Any]) -> Any:
-    """Return what an awaitable comes to, from a thread of its own: the loading thread may run a loop."""
+    """Run an awaitable in a thread of its own, as the loading thread may run a loop."""
     outcome: list[Any] = []
 
     async def awaited() -> Any:
@@ -197,12 +197,12 @@ def _finished(awaitable: Awaitable[Any]) -> Any:
 
 
 def _python_module(path: Path) -> str:
-    """Return what the pack is called by clients, and by the pools that accept it."""
+    """Return the pack's name for clients and for pools."""
     return f"{PACKS}{path.stem if path.is_file() else path.name}"
 
 
 def _name(path: Path) -> str:
-    # Dots would make packages of it, and packs are known to be looked up by this very name.
+    # Dots would make packages of it, and packs are looked up by this name.
     return str(path.with_suffix("") if path.is_file() else path).replace(".", "_x_")
 
 

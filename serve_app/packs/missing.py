@@ -1,7 +1,8 @@
-"""Names of ComfyUI's that are not here: they can be imported, subclassed and named, and say so once they are used.
+"""Stand-ins for ComfyUI's names that this server lacks: they can be imported and subclassed, and raise when used.
 
 A pack's top names far more of ComfyUI than any one of its classes runs, and a class that runs none of what is missing
-is as good here as there. So a missing name is no reason to leave a pack out; `reach.py` tells which classes need it.
+is as good here as there. So a missing name is no reason to leave a pack out; `static_analysis.py` finds the classes
+that need it.
 
 Which names there are is read from `comfyui_names.json` (made by `tests.unit.packs.comfyui_names`): what ComfyUI's
 module does not hold, this server's does not either, so that `hasattr` and `except ImportError` take the branch that
@@ -48,7 +49,7 @@ MODULES = frozenset(
 
 
 class MissingNameError(NodeError):
-    """A node uses a name of ComfyUI's that is not here."""
+    """A node uses a name of ComfyUI's that this server lacks."""
 
     def __init__(self, name: str) -> None:
         super().__init__(
@@ -62,7 +63,7 @@ class MissingNameError(NodeError):
 
 
 class MissingMemberError(MissingNameError, AttributeError):  # type: ignore[misc]
-    """An object that stands for one of ComfyUI's has not this member; `hasattr` says so too."""
+    """A stand-in for an object of ComfyUI's lacks a member; `hasattr` is False for it."""
 
 
 class _Missing(ABCMeta):
@@ -72,16 +73,16 @@ class _Missing(ABCMeta):
 
     def __call__(cls, *arguments: Any, **options: Any) -> Any:
         if _loading:
-            return missing(f"{cls.missing_name}()")
+            return missing_stand_in(f"{cls.missing_name}()")
         raise MissingNameError(cls.missing_name)
 
     def __getattr__(cls, name: str) -> Any:
         if name.startswith("__") and name.endswith("__"):
             raise AttributeError(name)
-        return missing(f"{cls.missing_name}.{name}")
+        return missing_stand_in(f"{cls.missing_name}.{name}")
 
     def __getitem__(cls, key: Any) -> Any:
-        return missing(f"{cls.missing_name}[{key!r}]")
+        return missing_stand_in(f"{cls.missing_name}[{key!r}]")
 
     def __iter__(cls) -> Iterator[Any]:
         if _loading:
@@ -105,9 +106,9 @@ _loading = False
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Let what is missing be called and walked through too: the top of a module is no use that any job makes of it.
+    """Allow stand-ins to be called and iterated inside the context, as a module's top level is no use by a job.
 
-    A call then gives what stands for its result, and a walk finds nothing.
+    A call returns another stand-in, and an iteration is empty.
     """
     global _loading
     before, _loading = _loading, True
@@ -117,20 +118,20 @@ def loading() -> Iterator[None]:
         _loading = before
 
 
-def missing(name: str) -> Any:
-    """Return what stands for a missing name, given with its module."""
+def missing_stand_in(name: str) -> Any:
+    """Return the stand-in for a missing name, given with its module."""
     return _Missing(name.rpartition(".")[2], (), {"missing_name": name, "__module__": name.rpartition(".")[0]})
 
 
 def missing_name(value: object) -> str | None:
-    """Return which missing name a value stands for, or is a subclass of; None for any other."""
+    """Return the missing name of a stand-in, or of its subclass; None for any other value."""
     return value.missing_name if isinstance(value, _Missing) else None
 
 
 def fill(module: ModuleType, called: str, known: Mapping[str, Any] = MappingProxyType({})) -> ModuleType:
-    """Let a module answer for names of ComfyUI's module that it has not, and return it.
+    """Add stand-ins for the names that a module lacks of ComfyUI's, and return it.
 
-    called: ComfyUI's name for it. known: what it answers with, by name, before anything is missing.
+    called: ComfyUI's name of the module. known: members by name that take precedence over stand-ins.
     """
     names = NAMES.get(called, {})
 
@@ -144,24 +145,24 @@ def fill(module: ModuleType, called: str, known: Mapping[str, Any] = MappingProx
         if name not in names:
             raise AttributeError(f"module {called!r} has no attribute {name!r}")
         source = names[name]
-        return missing(f"{called}.{name}") if source is None else _imported(source, f"{called}.{name}")
+        return missing_stand_in(f"{called}.{name}") if source is None else _imported(source, f"{called}.{name}")
 
     module.__getattr__ = absent  # type: ignore[method-assign]
     return module
 
 
 def _imported(source: str, called: str) -> Any:
-    """Return what a module of ComfyUI's imports; what stands for a missing name where that is not installed."""
+    """Return a name that a module of ComfyUI's imports; a stand-in if its package is not installed."""
     module, _, name = source.partition(":")
     try:
         found: Any = import_module(module)
         return getattr(found, name) if name else found
     except (ImportError, AttributeError):
-        return missing(called)
+        return missing_stand_in(called)
 
 
 def missing_member(module: ModuleType, name: str, default: Any) -> Any:
-    """Return what a filled module answers for a name that it has not; the default for any other module or name."""
+    """Return a filled module's stand-in for a name; the default for any other module or name."""
     answer = vars(module).get("__getattr__")
     if answer is None or getattr(answer, "__module__", None) != __name__:
         return default
@@ -172,9 +173,9 @@ def missing_member(module: ModuleType, name: str, default: Any) -> Any:
 
 
 class Finder:
-    """Finds the modules of ComfyUI's that nobody else finds. It stands last in `sys.meta_path`.
+    """An import finder for ComfyUI's modules that are not found otherwise; it is the last in `sys.meta_path`.
 
-    nodes: the server's own classes by name, which modules of `comfy_extras` then have.
+    nodes: the server's own classes by name, for modules of `comfy_extras`.
     """
 
     def __init__(self, nodes: Mapping[str, type]) -> None:
@@ -197,7 +198,7 @@ class Finder:
         """Do nothing: there is nothing in it."""
 
 
-def install(nodes: Mapping[str, type]) -> None:
-    """Let imports find what is missing, and the server's own node classes in ComfyUI's modules of them."""
+def install_finder(nodes: Mapping[str, type]) -> None:
+    """Install the finder of missing modules, which also have the server's own node classes."""
     sys.meta_path[:] = [finder for finder in sys.meta_path if not isinstance(finder, Finder)]
     sys.meta_path.append(Finder(nodes))

@@ -1,7 +1,7 @@
-"""What node packs import, under ComfyUI's module names, and nothing that only its own code needs.
+"""ComfyUI's modules that node packs import, by their names; modules of its core alone are left out.
 
-`install` puts these modules where imports find them. Only processes that load packs call it: the names are short and
-common. Everything here is written from facts about ComfyUI 0.3.64's interfaces.
+`install_modules` adds them to `sys.modules`. Only processes that load packs call it, as the names are short and common.
+Everything here is written from facts about ComfyUI 0.3.64's interfaces.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ from serve_app.packs.saving import PreviewImage, SaveImage
 from serve_app.store.files.store import Area
 
 
-def install(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> None:
-    """Let imports find the modules, tell `folder_paths` where everything is, and begin with a server without routes."""
+def install_modules(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> None:
+    """Make the modules importable, set the directories of `folder_paths`, and reset the server's routes."""
     folder_paths.place(models_dir, areas, packs_dir)
     server.PromptServer.instance = server.PromptServer()
     for name, module in _modules().items():
@@ -52,11 +52,11 @@ def install(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> No
         parent, _, child = name.rpartition(".")
         if parent:
             setattr(sys.modules[parent], child, module)
-    missing.install({**sys.modules["nodes"].NODE_CLASS_MAPPINGS, **extras.COMFY_EXTRAS})
+    missing.install_finder({**sys.modules["nodes"].NODE_CLASS_MAPPINGS, **extras.COMFY_EXTRAS})
 
 
 def _modules() -> dict[str, ModuleType]:
-    """Return every module by name, packages before what they hold."""
+    """Return every module by name, packages before their modules."""
     classes = {**library(BUILTIN), "SaveImage": SaveImage, "PreviewImage": PreviewImage}
     node_classes = {
         "NODE_CLASS_MAPPINGS": dict(classes),
@@ -123,7 +123,7 @@ def _modules() -> dict[str, ModuleType]:
 
 
 class _Arguments(SimpleNamespace):
-    """ComfyUI's arguments of the command line, none of which is given: those not named here are False."""
+    """ComfyUI's command-line arguments, all unset: those not defined here are False."""
 
     def __getattr__(self, name: str) -> bool:
         if name.startswith("__"):
@@ -132,7 +132,7 @@ class _Arguments(SimpleNamespace):
 
 
 def _public(module: ModuleType) -> dict[str, Any]:
-    """Return what a module of these makes itself."""
+    """Return the names that a module defines itself."""
     return {
         name: value
         for name, value in vars(module).items()
@@ -151,7 +151,7 @@ def _names() -> dict[str, Any]:
 
 
 def _copied(name: str, module: ModuleType) -> ModuleType:
-    """Return a module with the members of another: each answers for the names of its own module of ComfyUI's."""
+    """Return a module with the members of another, and with missing names of its own ComfyUI module."""
     return _made(name, {member: value for member, value in vars(module).items() if not member.startswith("__")})
 
 

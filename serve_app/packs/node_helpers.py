@@ -39,7 +39,7 @@ def pillow(fn: Callable[[Any], T], arg: Any) -> T:
 
 
 def hasher() -> Any:
-    """Return the function that files are told apart by."""
+    """Return the hash function for files."""
     return hashlib.sha256
 
 

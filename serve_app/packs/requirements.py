@@ -1,7 +1,7 @@
-"""The Python packages that a folder of node packs needs, as one lock file: written once, and compared at each start.
+"""The lock file of a folder of node packs: their Python packages, resolved once, and checked at each start.
 
-A pack says what it needs in requirements.txt or pyproject.toml. Their sum is solved together, under the versions that
-this installation has, so that no pack changes what the server or another pack runs on.
+A pack has its requirements in requirements.txt or pyproject.toml. All are resolved together, constrained by the
+versions of this installation, so that no pack changes packages of the server or of another pack.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PLATFORM = ("nvidia-", "triton")
 
 
 def requirements(packs_dir: Path) -> dict[str, list[Requirement]]:
-    """Return what each pack of a folder needs, by its name. Lines that name no package, as options do, are left out."""
+    """Return each pack's requirements, by its name. Lines without a package, such as options, are left out."""
     found = {}
     for pack in sorted(packs_dir.iterdir()):
         if pack.is_dir() and not pack.name.startswith(".") and not pack.name.endswith(".disabled"):
@@ -55,9 +55,9 @@ def _lines(pack: Path) -> Iterator[Requirement]:
 
 
 def write_lock(packs_dir: Path) -> Path:
-    """Compile what all packs need into the folder's lock, and return it. Asks the package index.
+    """Resolve all packs' requirements to the folder's lock file, and return it. Uses the package index.
 
-    Errors: ConfigError without uv, or where the packs' needs exclude each other or the server's, in uv's words.
+    Errors: ConfigError without uv, or for conflicting requirements, with uv's message.
     """
     uv = shutil.which("uv") or shutil.which("uv", path=str(Path(sys.executable).parent))
     if uv is None:
@@ -82,7 +82,7 @@ def write_lock(packs_dir: Path) -> Path:
 
 
 def unmet(packs_dir: Path) -> list[str]:
-    """Return what a folder's lock asks for and this installation has not, as "name==version (… installed)".
+    """Return packages of a folder's lock that this installation lacks, as "name==version (… installed)".
 
     [] without a lock. Errors: ConfigError for a lock that cannot be read.
     """
@@ -114,7 +114,7 @@ def unmet(packs_dir: Path) -> list[str]:
 
 
 def check_lock(packs_dir: Path) -> None:
-    """Errors: ConfigError that names every package a folder's lock asks for and this installation has not."""
+    """Errors: ConfigError that names every package of a folder's lock that this installation lacks."""
     if missing := unmet(packs_dir):
         raise ConfigError(
             f"the lock {LOCK} of the folder of node packs is not met: {', '.join(missing)}; "

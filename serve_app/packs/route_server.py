@@ -1,6 +1,6 @@
-"""Running the HTTP handlers of node packs: a replica's own aiohttp server, behind a socket that only it can reach.
+"""Runs the HTTP handlers of node packs: an aiohttp server in the replica, on a private Unix socket.
 
-It has a thread and an event loop of its own, so that a handler that blocks holds up other handlers and no job.
+It has a thread and an event loop of its own, so that a blocking handler delays other handlers only, and no job.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ T = TypeVar("T")
 _CONNECTION = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade", b"expect"}
 )
-"""Headers about the connection that they came by, and not about what it carried."""
-SAID_KEPT = 64
-"""Messages of one client that wait for a handler to read them."""
+"""Hop-by-hop headers, which are not relayed."""
+UNREAD_MESSAGES = 64
+"""The most unread messages of one client."""
 UNREAD = 1008
 """The code that a websocket is closed with whose messages nobody reads (RFC 6455, 7.4.1)."""
 _CHUNK_BYTES = 1 << 20
-"""Answers that say they are no longer than this come whole."""
+"""Answers up to this Content-Length are relayed whole."""
 
 
 class BrokenAnswerError(ServeAppError):
-    """An answer ended before it was whole; its beginning has been passed on."""
+    """An answer was cut off after its beginning had been relayed."""
 
 
 class RouteServer:
-    """Answers calls to the routes of an application that nothing serves yet; starts with the first of them."""
+    """Serves the routes of an aiohttp application; starts with the first call."""
 
     def __init__(self, app: web.Application) -> None:
         self._app = app
@@ -56,19 +56,21 @@ class RouteServer:
         self._said: dict[str, asyncio.Queue[PackFrame]] = {}
 
     async def answer(self, call: PackCall) -> AsyncGenerator[Piece]:
-        """Run the handler of a call, which may come from any loop; its failures are answers too."""
+        """Run the handler of a call, from any loop; its failures become answers."""
         with self._starting:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
                 threading.Thread(target=_run, args=(self._loop,), name="pack-routes", daemon=True).start()
                 self._client = asyncio.run_coroutine_threadsafe(self._start(), self._loop)
-        # Shielded: a caller that goes must not take the start away from the others.
+        # Shielded: a cancelled caller must not cancel the start for others.
         client = await asyncio.shield(asyncio.wrap_future(self._client))
         loop, there = self._loop, "http://pack"
         if call.socket is None:
             pieces = relay(client, there, call)
         else:
-            pieces = relay_socket(client, there, call, self._said.setdefault(call.socket, asyncio.Queue(SAID_KEPT)))
+            pieces = relay_socket(
+                client, there, call, self._said.setdefault(call.socket, asyncio.Queue(UNREAD_MESSAGES))
+            )
         try:
             while (piece := await _in(loop, anext(pieces, None))) is not None:
                 yield piece
@@ -77,13 +79,13 @@ class RouteServer:
             await _in(loop, pieces.aclose())
 
     def hear(self, socket: str, frame: PackFrame) -> None:
-        """Pass on what a client has said on its websocket, which may be over."""
+        """Deliver a client's message to its websocket, if that is open."""
         said = self._said.get(socket)
         if said is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(_keep, said, frame)
 
     async def close(self) -> None:
-        """Answer nothing more."""
+        """Stop the server."""
         if self._loop is not None:
             await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._opened.aclose(), self._loop))
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -102,8 +104,8 @@ class RouteServer:
 
 
 def _keep(said: asyncio.Queue[PackFrame], frame: PackFrame) -> None:
-    """Add a message; where the handler does not read them the last that fits is that the websocket ends."""
-    if said.qsize() < SAID_KEPT - 1:
+    """Add a message; if the queue is full, the last one closes the websocket."""
+    if said.qsize() < UNREAD_MESSAGES - 1:
         said.put_nowait(frame)
     elif not said.full():
         said.put_nowait(PackFrame(UNREAD))
@@ -119,7 +121,7 @@ async def _in(loop: asyncio.AbstractEventLoop, awaitable: Awaitable[T]) -> T:
 
 
 async def relay(client: aiohttp.ClientSession, at: str, call: PackCall) -> AsyncGenerator[Piece]:
-    """Yield what the server at a URL answers to a call, a long body in pieces as they come.
+    """Relay a call to the server at a URL and yield its answer, a long body in pieces.
 
     client: made by `relay_client`.
     """
@@ -150,9 +152,9 @@ async def relay(client: aiohttp.ClientSession, at: str, call: PackCall) -> Async
 async def relay_socket(
     client: aiohttp.ClientSession, at: str, call: PackCall, said: asyncio.Queue[PackFrame]
 ) -> AsyncGenerator[Piece]:
-    """Yield what the server at a URL says on a websocket, and tell it what a client says there.
+    """Relay a websocket to the server at a URL: yield its messages, and send the client's.
 
-    Yielded first is whether there is one: status 101, or why there is none.
+    The first value is the answer to the handshake: status 101, or a refusal.
     """
     protocols = next((value for name, value in call.headers if name == b"sec-websocket-protocol"), b"")
     asked = [protocol.strip() for protocol in protocols.decode("latin-1").split(",") if protocol.strip()]
@@ -203,10 +205,10 @@ def _headers(call: PackCall) -> list[tuple[str, str]]:
 
 
 def relay_client(connector: aiohttp.BaseConnector) -> aiohttp.ClientSession:
-    """Return a client that passes requests and answers on as they are."""
+    """Return an HTTP client that relays requests and answers unchanged."""
     return aiohttp.ClientSession(
         connector=connector,
-        # What one client is given to keep is not another's.
+        # One client's cookies must not be sent for another.
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None),
         auto_decompress=False,
@@ -226,7 +228,7 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def _kept(response: aiohttp.ClientResponse) -> Headers:
-    """Return the headers that are about the answer."""
+    """Return the answer's end-to-end headers."""
     dropped = _CONNECTION | {b"server", b"date"}
     return tuple((name.lower(), value) for name, value in response.raw_headers if name.lower() not in dropped)
 

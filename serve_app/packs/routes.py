@@ -1,4 +1,4 @@
-"""The HTTP routes of node packs as data: what an ingress knows of them, asks a replica, and is answered.
+"""HTTP routes of node packs as data: routes, calls and answers between ingress and replica.
 
 A replica registers handlers and runs them (`route_server.py`); the ingress only matches paths, and runs nothing of a
 pack's.
@@ -40,14 +40,14 @@ class PackRoute:
 
 
 ON_PROMPT = "/-/on-prompt"
-"""Where the prompt handlers of a replica's packs are, for the ingress alone: they take a submission and answer one."""
+"""The internal path of a replica's prompt handlers, for the ingress only: they take and return a submission."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackCall:
     """A request for a route. target: percent-encoded path and query. socket: the id of a websocket, if it asks for one.
 
-    What a client says on its socket goes another way, as `PackFrame`s for that id.
+    The client's messages on its websocket are sent apart, as `PackFrame`s for that id.
     """
 
     method: str
@@ -59,9 +59,9 @@ class PackCall:
 
 @dataclass(frozen=True, slots=True)
 class PackAnswer:
-    """What a route has answered. more: the rest of its body follows in pieces of bytes, without end as it may be.
+    """A route's answer. more: the rest of its body follows in pieces, perhaps without end.
 
-    For a websocket: status 101, after which PackFrames follow, or why there is none.
+    For a websocket: status 101, after which PackFrames follow, or a refusal.
     """
 
     status: int
@@ -78,4 +78,4 @@ class PackFrame:
 
 
 Piece: TypeAlias = PackAnswer | PackFrame | bytes
-"""What an answer comes in."""
+"""A part of an answer."""

@@ -73,7 +73,7 @@ class PreviewImage(SaveImage):
 
 
 def carried(prompt: Any, extra_pnginfo: Any) -> dict[str, str]:
-    """Return what files carry of their workflow: JSON by name."""
+    """Return the workflow metadata of files: JSON by name."""
     extra = extra_pnginfo if isinstance(extra_pnginfo, Mapping) else {}
     told = {**({} if prompt is None else {"prompt": prompt}), **extra}
     return {str(key): json.dumps(value) for key, value in told.items()}

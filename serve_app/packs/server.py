@@ -1,7 +1,7 @@
-"""`server` for node packs: PromptServer.instance, which takes their routes in, and their messages to the job's client.
+"""`server` for node packs: PromptServer.instance, which registers their routes, and sends messages to the job's client.
 
-What it takes in is served by `route_server.py`, for the ingress; docs/plugins.md says what that means for packs.
-Source: the facts of ComfyUI 0.3.64's module of this name.
+The routes are served by `route_server.py`, for the ingress; docs/plugins.md says what that means for packs. Source: the
+facts of ComfyUI 0.3.64's module of this name.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class BinaryEventTypes:
 
 
 class PromptQueue:
-    """The queue as packs see it: the job that runs here alone. What a node puts in is another round of that job."""
+    """ComfyUI's queue for packs: only the job that runs here. Putting an item queues another round of that job."""
 
     def __init__(self) -> None:
         self.mutex = threading.RLock()
@@ -49,10 +49,10 @@ class PromptQueue:
         return {} if call is None or call.rounds is None else {0: call.rounds.item()}
 
     def put(self, item: Any) -> None:
-        """Have the workflow of the job that runs here run once more when it has ended, as part of that job.
+        """Queue another round of the running job.
 
-        item: (number, id, prompt, …) as ComfyUI's, of which the prompt alone counts.
-        Errors: NodeError outside a running node, and as `Rounds.queue`.
+        item: (number, id, prompt, …) as ComfyUI's, of which the prompt alone counts. Errors: NodeError outside a
+        running node, and as `Rounds.queue`.
         """
         call = executing()
         if call is None or call.rounds is None:
@@ -62,22 +62,22 @@ class PromptQueue:
         call.rounds.queue(item[2])
 
     def get_current_queue(self) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-        """Return what runs, and what waits, which is not told."""
+        """Return the running job, and an empty list of waiting ones."""
         return list(self.currently_running.values()), []
 
     get_current_queue_volatile = get_current_queue
 
     def get_tasks_remaining(self) -> int:
-        """Return how many jobs packs see."""
+        """Return the number of jobs that packs can see."""
         return len(self.currently_running)
 
     def get_history(self, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Return that nothing is known of ended jobs."""
+        """Return an empty history."""
         return {}
 
 
 class PromptServer:
-    """The server as packs see it."""
+    """ComfyUI's server object for packs."""
 
     instance: PromptServer
 
@@ -97,9 +97,9 @@ class PromptServer:
         self.number = 0
 
     def registered(self) -> tuple[PackRoute, ...]:
-        """Return the routes that have come since this was last asked; those of `routes` are then in `app` too.
+        """Return routes registered since the last call, and add those of `routes` to `app`.
 
-        They are there twice, the second time under /api, but for static ones. One that is there already is left out.
+        Each is added twice, also under /api, except static ones. Duplicates are left out.
         """
         for route in self.routes[self._taken :]:
             self._add(route)
@@ -120,14 +120,14 @@ class PromptServer:
 
     @property
     def last_node_id(self) -> str | None:
-        """The node that runs here."""
+        """The id of the running node."""
         call = executing()
         return None if call is None else call.node_id
 
     def send_sync(self, event: str, data: Any, sid: str | None = None) -> None:
-        """Send a message to the client of the job that runs here, whichever is named; outside a job, to the one named.
+        """Send a message to the running job's client, whatever `sid` is; outside a job, to the client `sid`.
 
-        What is no JSON, or huge, is dropped, and so is what is for nobody.
+        Messages that are no JSON, are too large, or have no recipient are dropped.
         """
         call = executing()
         try:
@@ -151,7 +151,7 @@ class PromptServer:
         self.send_sync(event, data, sid)
 
     def send_progress_text(self, text: str | bytes, node_id: str, sid: str | None = None) -> None:
-        """Show a text beside the node that runs here, whichever is named; outside a job it is dropped."""
+        """Show a text at the running node, whatever `node_id` is; outside a job it is dropped."""
         if executing() is not None:
             self.send_sync("progress_text", {"text": text if isinstance(text, str) else text.decode(errors="replace")})
 
@@ -162,7 +162,7 @@ class PromptServer:
         self.on_prompt_handlers.append(handler)
 
     def trigger_on_prompt(self, json_data: Any) -> Any:
-        """Return a submission as the handlers leave it. One that fails is passed over."""
+        """Return a submission after all handlers. A failing handler is skipped."""
         for handler in self.on_prompt_handlers:
             try:
                 changed = handler(json_data)

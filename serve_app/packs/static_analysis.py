@@ -1,7 +1,7 @@
-"""What a pack's class can come to use, read from its code without running any of it: missing names, and models.
+"""Static analysis of a pack's class: the missing names and models that its bytecode can use.
 
-Followed are the class's methods, whatever functions and classes of packs these name, what they import and what they
-read off modules. An upper bound: a branch that is never taken counts.
+It follows the class's methods, the packs' functions and classes that they reference, imports, and attributes of
+modules. The result is an upper bound: a branch that is never taken counts.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from serve_app.packs.library import needs_models
 from serve_app.packs.missing import MODULES, missing_member, missing_name
 
 _UNKNOWN = object()
-"""What an expression comes to that this reading does not follow."""
+"""The value of an expression that is not followed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Reach:
-    """What a class can come to use. lacks: missing names, sorted. models: nodes of the server that ask for RUNTIME."""
+class ClassAnalysis:
+    """The result for a class. lacks: missing names, sorted. models: whether it uses nodes of the server that need
+    RUNTIME.
+    """
 
     lacks: tuple[str, ...]
     models: bool
 
 
-def reach(node_class: type, packs_dir: Path) -> Reach:
-    """Read a class. packs_dir: code of files beneath it is followed, all other is not."""
+def analyse(node_class: type, packs_dir: Path) -> ClassAnalysis:
+    """Analyse a class. packs_dir: only code of files beneath it is followed."""
     walk = _Walk(str(packs_dir))
     # A V3 class is what its V1 form runs.
     walk.see(getattr(node_class, "V3", node_class))
     walk.run()
-    return Reach(tuple(sorted(walk.names)), walk.models)
+    return ClassAnalysis(tuple(sorted(walk.names)), walk.models)
 
 
 class _Walk:
-    """One reading under way: what is still to be read, what has been, the missing names met."""
+    """One analysis: code still to read, code that was read, and missing names found."""
 
     def __init__(self, packs_dir: str) -> None:
         self._packs_dir = packs_dir
@@ -50,7 +52,7 @@ class _Walk:
         self.models = False
 
     def see(self, value: Any) -> None:
-        """Note a value that code names: a missing name is met, a function or class of a pack is to be read."""
+        """Handle a referenced value: note a missing name, queue a function or class of a pack."""
         if (name := missing_name(value)) is not None:
             self.names.add(name)
         self.models = self.models or needs_models(value)
@@ -62,7 +64,7 @@ class _Walk:
             self._waiting.append(found)
 
     def run(self) -> None:
-        """Read until nothing is left."""
+        """Read all queued code."""
         while self._waiting:
             value = self._waiting.pop()
             if isinstance(value, FunctionType):
@@ -94,7 +96,9 @@ class _Walk:
 
 
 def _named(code: CodeType, names: dict[str, Any], free: dict[str, Any], local: dict[str, Any]) -> Iterator[Any]:
-    """Yield what each chain of names comes to, a.b.c as far as it is known. local: filled with what imports bind."""
+    """Yield the value of each attribute chain a.b.c, as far as it is known. local: filled with names that imports
+    bind.
+    """
     here: Any = _UNKNOWN
     imported: Any = _UNKNOWN
     constants: list[Any] = []
@@ -128,9 +132,9 @@ def _named(code: CodeType, names: dict[str, Any], free: dict[str, Any], local: d
 
 
 def _member(value: Any, name: str) -> Any:
-    """Return a member of a module or class, else that it is unknown.
+    """Return a member of a module or class, else _UNKNOWN.
 
-    Of no module its own `__getattr__` is asked, which in some packages imports half of them: but what is missing.
+    A module's own `__getattr__` is not called, as it imports much in some packages, except for missing names.
     """
     if missing_name(value) is not None or not isinstance(value, ModuleType | type):
         return _UNKNOWN
@@ -145,7 +149,7 @@ def _module(name: str, level: int, members: Any, names: dict[str, Any]) -> Any:
         parts = package.split(".")[: len(package.split(".")) - (level - 1)]
         name = ".".join([*parts, name] if name else parts)
     root = name.partition(".")[0]
-    # Nothing is run by it: what is found here is either loaded or has no code.
+    # This runs no code: the found module is either loaded or empty.
     if name not in sys.modules and name in MODULES:
         __import__(name)
     return sys.modules.get(name if members else root, _UNKNOWN)

@@ -1,7 +1,7 @@
-"""Values on links as packs see them, and back: recipes as objects, conditionings as lists that may be assigned to.
+"""Conversion of values on links for packs and back: recipes to objects, conditionings to mutable lists.
 
-`shown` is applied to what a pack's node is given, and `plain` to what it returns; so also around the server's own nodes
-where a pack calls them. Whatever is mutable is new each time: what a pack changes in place is its own.
+`shown` converts a pack node's inputs, and `plain` its results; the same for the server's own nodes called by a pack.
+Mutable values are copied each time, so a pack's changes in place are private to it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serve_app.values import ClipVisionOutput, Control, Guider, Noise, SamplerCh
 
 
 def shown(value: Any) -> Any:
-    """Return a value as packs see it; lists, tuples and dicts anew where something in them changes."""
+    """Convert a value for packs; lists, tuples and dicts are copied if something in them changes."""
     match value:
         case Recipe(part="backbone"):
             return ModelPatcher.of(value)
@@ -48,7 +48,7 @@ def shown(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """Return a value as it goes on a link. Errors: those of the objects, for what no link can carry."""
+    """Convert a pack's value for a link. Errors: those of the objects, for values that no link can have."""
     match value:
         case ModelPatcher(recipe=Recipe()) | Sampler() | ControlNet() | Output():
             return value.plain()
@@ -64,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 def _within(value: Any, change: Any) -> Any:
-    """Return plain lists, tuples and dicts with what is in them changed; the same object where nothing is."""
+    """Convert the items of plain lists, tuples and dicts; return the same object if nothing changes."""
     if type(value) is dict:
         changed = {name: change(item) for name, item in value.items()}
         return changed if any(changed[name] is not value[name] for name in value) else value

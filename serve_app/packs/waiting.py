@@ -1,4 +1,4 @@
-"""How a pack's code, in its node's thread, waits for what the engine does: for capabilities, and for coroutines."""
+"""Synchronous access for packs' code, in a node's thread, to capabilities and coroutines of the engine."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from serve_app.packs.comfy.model_management import throw_exception_if_processing
 T = TypeVar("T")
 
 LOOK_S = 0.2
-"""How often a waiting call looks whether its job was cancelled."""
+"""How often a waiting call checks for cancellation."""
 
 
 def capability(kind: str, caller: str) -> Any:
-    """Return what a hidden kind stands for in the node that runs here. Errors: NodeError outside one."""
+    """Return the value of a hidden input of the running node. Errors: NodeError outside one."""
     call = executing()
     if call is None or call.hidden is None:
         raise NodeError(f"{caller} was called outside a running node, where it cannot get its {kind}")
@@ -27,7 +27,7 @@ def capability(kind: str, caller: str) -> Any:
 
 
 def runtime(caller: str) -> Runtime:
-    """Return the models of the node that runs here. Errors: NodeError outside a node, or in a pool without models."""
+    """Return the running node's RUNTIME. Errors: NodeError outside a node, or in a pool without models."""
     found: Runtime | None = capability("RUNTIME", caller)
     if found is None:
         raise NodeError(f"{caller} needs models, and this replica has none; a pool with models must accept the class")
@@ -37,10 +37,10 @@ def runtime(caller: str) -> Runtime:
 runtime._asks_for_runtime = True  # type: ignore[attr-defined]
 
 
-def wait(coroutine: Coroutine[Any, Any, T], caller: str) -> T:
-    """Return what a coroutine comes to, run in the loop of the node's replica.
+def run_on_loop(coroutine: Coroutine[Any, Any, T], caller: str) -> T:
+    """Run a coroutine in the replica's event loop and return its result.
 
-    Errors: its own; NodeError where nothing can be waited for; InterruptProcessingException once the job is cancelled.
+    Errors: its own; NodeError without a loop; InterruptProcessingException once the job is cancelled.
     """
     call = executing()
     if call is None or call.loop is None or _in_loop():

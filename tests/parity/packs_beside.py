@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from serve_app.packs.loading import load
+from serve_app.packs.loading import load_packs
 from tests.parity.beside import Fixed, ours
 from tests.parity.cases import Case
 from tests.parity.checkpoints import models_dir
@@ -367,7 +367,7 @@ async def compare(cases: dict[str, Case], figures: dict[str, np.ndarray], models
         areas: Any = {area: Path(files) / area for area in ("input", "output", "temp")}
         for area in areas.values():
             area.mkdir()
-        stack = Stack(models, Path(files), {"Fixed": Fixed, **load(packs, models, areas).classes})
+        stack = Stack(models, Path(files), {"Fixed": Fixed, **load_packs(packs, models, areas).classes})
         for name, one in cases.items():
             if name not in figures:
                 print(f"{name}: ComfyUI failed")

@@ -1,4 +1,4 @@
-"""Tokens as packs see them: what `CLIP.tokenize` gives, and encoders that are given tokens of a pack's own.
+"""Tokens for packs: the result of `CLIP.tokenize`, and encoders that take a pack's own tokens.
 
 Source: the facts of ComfyUI 0.33's `sd1_clip.py` and `sdxl_clip.py`.
 """
@@ -19,9 +19,9 @@ Sections: TypeAlias = list[list[tuple[Any, ...]]]
 
 
 class Tokens:
-    """What one encoder reads of a text. It stands for the tokens until they are looked into.
+    """One encoder's tokens of a text, computed when they are first read.
 
-    look: returns them, None where they are the encoder's own affair: such are then one that cannot be looked into.
+    look: returns them; None for encoders whose tokens cannot be read.
     """
 
     def __init__(self, text: str, look: Callable[[], Sections | None]) -> None:
@@ -29,7 +29,7 @@ class Tokens:
         self._look = look
 
     def sections(self) -> Sections:
-        """Return the tokens. Errors: MissingNameError where they cannot be looked into."""
+        """Return the tokens. Errors: MissingNameError if they cannot be read."""
         found = self._look()
         if found is None:
             raise MissingNameError("comfy.sd.CLIP.tokenize()[…][…]")
@@ -49,9 +49,9 @@ class Tokens:
         raise MissingNameError("comfy.sd.CLIP.tokenize()[…].__setitem__")
 
     def __add__(self, other: Any) -> Any:
-        """Return both as a list; of encoders whose tokens cannot be looked into this text, if the other is empty.
+        """Return both as a list; for encoders whose tokens cannot be read, this text if the other is empty.
 
-        What is added to make two as long, an empty text, the encoder adds itself.
+        An empty text is padding, which the encoder adds itself.
         """
         if self._look() is not None:
             return [*self, *other]
@@ -61,7 +61,7 @@ class Tokens:
 
 
 def text_of(tokens: Mapping[str, Any]) -> Text:
-    """Return what is to be encoded. Errors: NodeError for tokens that are no chunks."""
+    """Return the text that tokens encode. Errors: NodeError for tokens that are no chunks."""
     if all(isinstance(section, Tokens) for section in tokens.values()):
         texts = {key: section.text for key, section in tokens.items()}
         if len(set(texts.values())) == 1:
@@ -90,10 +90,10 @@ class ClipModel:
             setattr(self, f"clip_{key}", OneEncoder(key, encode))
 
     def reset_clip_options(self) -> None:
-        """Do nothing: where an encoder stops is the CLIP's own."""
+        """Do nothing: the CLIP has the hidden layer to stop at."""
 
     def set_clip_options(self, options: Any) -> None:
-        """Do nothing: devices are the runtime's, and where an encoder stops is the CLIP's own."""
+        """Do nothing: the runtime has the devices, and the CLIP the hidden layer to stop at."""
 
     def encode_token_weights(self, token_weight_pairs: Mapping[str, Any]) -> tuple[Tensor, Any]:
         """Return (cond, pooled) of tokens by encoder."""

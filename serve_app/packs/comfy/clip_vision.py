@@ -1,4 +1,4 @@
-"""`comfy.clip_vision` for node packs: a CLIP_VISION, and what it sees in images.
+"""`comfy.clip_vision` for node packs: a CLIP_VISION and its outputs.
 
 Source: the facts of ComfyUI 0.33's module of this name.
 """
@@ -15,7 +15,7 @@ from serve_app.images import to_be_seen
 from serve_app.packs.comfy.model_patcher import ModelPatcher
 from serve_app.packs.comfy.sd import place_of
 from serve_app.packs.missing import MissingMemberError
-from serve_app.packs.waiting import runtime, wait
+from serve_app.packs.waiting import run_on_loop, runtime
 from serve_app.recipe import Recipe
 from serve_app.values import ClipVisionOutput
 
@@ -26,9 +26,9 @@ CLIP_MEAN, CLIP_SPREAD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261
 
 
 class Output:
-    """What is seen in images, by name, as attributes and as items: those of `ClipVisionOutput`.
+    """An image encoder's outputs, as attributes and as items: those of `ClipVisionOutput`.
 
-    Packs make their own and set what they like; what goes on a link needs all three.
+    Packs make their own and set any members; a value on a link needs all three.
     """
 
     last_hidden_state: Tensor
@@ -37,14 +37,14 @@ class Output:
 
     @classmethod
     def of(cls, seen: ClipVisionOutput) -> Output:
-        """Return what an encoder sees as packs see it."""
+        """Convert a ClipVisionOutput for packs."""
         made = cls()
         for name in cls.__annotations__:
             made[name] = getattr(seen, name)
         return made
 
     def plain(self) -> ClipVisionOutput:
-        """Return what goes on a link. Errors: MissingMemberError where a pack has set less."""
+        """Convert to a ClipVisionOutput. Errors: MissingMemberError if a pack has not set all members."""
         return ClipVisionOutput(*(getattr(self, name) for name in type(self).__annotations__))
 
     def __getitem__(self, key: str) -> Any:
@@ -67,31 +67,31 @@ class ClipVisionModel:
 
     @property
     def image_size(self) -> int:
-        """Pixels along the sides of what it looks at."""
-        size: int = wait(runtime("ClipVisionModel").family(self.recipe), "ClipVisionModel").image_size
+        """The sides of its input in pixels."""
+        size: int = run_on_loop(runtime("ClipVisionModel").family(self.recipe), "ClipVisionModel").image_size
         return size
 
     @property
     def load_device(self) -> torch.device:
-        """Where packs may put what they show it: the runtime moves it."""
+        """The device for inputs from packs; the runtime moves them."""
         return torch.device("cpu")
 
     @property
     def patcher(self) -> ModelPatcher:
-        """What packs ask to have it loaded."""
+        """The object with which packs load it."""
         made = ModelPatcher(None)
         made.recipe = self.recipe
         return made
 
     @property
     def model(self) -> Network:
-        """The network, to be shown pixels that a pack has made ready."""
+        """The network, for pixels that a pack has preprocessed."""
         return Network(self.recipe)
 
     def encode_image(self, image: Tensor, crop: bool = True) -> Output:
-        """Return what is seen in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed."""
+        """Return the outputs for images (B,H,W,C) in 0…1. crop: center crop, else resize to a square."""
         caller = "ClipVisionModel.encode_image"
-        return Output.of(wait(runtime(caller).see(self.recipe, image, crop=crop), caller))
+        return Output.of(run_on_loop(runtime(caller).see(self.recipe, image, crop=crop), caller))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -114,7 +114,9 @@ class Network:
         """
         if intermediate_output != PENULTIMATE or attention_mask is not None:
             raise MissingMemberError("comfy.clip_vision.ClipVisionModel.model() of other layers, or with a mask,")
-        seen = wait(runtime("ClipVisionModel.model").see_pixels(self._recipe, pixel_values), "ClipVisionModel.model")
+        seen = run_on_loop(
+            runtime("ClipVisionModel.model").see_pixels(self._recipe, pixel_values), "ClipVisionModel.model"
+        )
         return seen.last_hidden_state, seen.penultimate_hidden_states, seen.image_embeds
 
 
@@ -125,7 +127,7 @@ def clip_preprocess(
     std: Sequence[float] = CLIP_SPREAD,
     crop: bool = True,
 ) -> Tensor:
-    """Return images (B,H,W,C) in 0…1 as an encoder is shown them, (B,3,size,size)."""
+    """Return images (B,H,W,C) in 0…1 preprocessed for an encoder, (B,3,size,size)."""
     return to_be_seen(image, size, mean, std, crop=crop)
 
 
@@ -134,5 +136,5 @@ def load(ckpt_path: Any) -> ClipVisionModel:
     return ClipVisionModel(Recipe("clip_vision", *place_of(ckpt_path, "clip_vision", "checkpoints")))
 
 
-# What is loaded is there to be asked what it sees.
+# Whoever loads an encoder will run it.
 load._asks_for_runtime = True  # type: ignore[attr-defined]

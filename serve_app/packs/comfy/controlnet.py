@@ -1,4 +1,4 @@
-"""`comfy.controlnet` for node packs: a CONTROL_NET, and the one that an entry of a conditioning is under.
+"""`comfy.controlnet` for node packs: a CONTROL_NET, and its application to an entry of a conditioning.
 
 Source: the facts of ComfyUI 0.33's module of this name.
 """
@@ -17,9 +17,9 @@ from serve_app.values import Control
 
 
 class ControlNet:
-    """A ControlNet or T2I-Adapter. cond_hint_original: what it is shown, (B,C,H,W) in 0…1, None before it is applied.
+    """A ControlNet or T2I-Adapter. cond_hint_original: its image (B,C,H,W) in 0…1, None before it is applied.
 
-    timestep_percent_range: the share of the noise levels it acts in. previous_controlnet: the one beneath it.
+    timestep_percent_range: the range of noise levels in which it acts. previous_controlnet: the one applied before.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -33,7 +33,7 @@ class ControlNet:
 
     @classmethod
     def of(cls, control: Control) -> ControlNet:
-        """Return an application of one as packs see it."""
+        """Convert an applied one for packs."""
         made = cls(control.recipe)
         made.cond_hint_original, made.strength = control.hint.movedim(-1, 1), control.strength
         made.timestep_percent_range = (control.start_percent, control.end_percent)
@@ -43,7 +43,7 @@ class ControlNet:
         return made
 
     def plain(self) -> Control | Recipe:
-        """Return what goes on a link: the recipe, or how it is applied once it is shown something."""
+        """Convert to a value for a link: the recipe, or the application if it has an image."""
         if self.cond_hint_original is None:
             return self.recipe
         start, end = self.timestep_percent_range
@@ -62,7 +62,7 @@ class ControlNet:
         )
 
     def copy(self) -> ControlNet:
-        """Return a copy, with the same one beneath it."""
+        """Return a copy, with the same previous one."""
         made = type(self)(self.recipe)
         vars(made).update(vars(self))
         return made
@@ -75,14 +75,14 @@ class ControlNet:
         vae: Any = None,
         extra_concat: list[Tensor] | None = None,
     ) -> ControlNet:
-        """Show it an image (B,C,H,W), and return it."""
+        """Set its image (B,C,H,W), and return it."""
         self.cond_hint_original, self.strength = cond_hint, strength
         self.timestep_percent_range, self.vae = timestep_percent_range, vae
         self.extra_concat_orig = list(extra_concat or ())
         return self
 
     def set_previous_controlnet(self, controlnet: ControlNet | None) -> ControlNet:
-        """Put one beneath it, and return it."""
+        """Set the one applied before it, and return it."""
         self.previous_controlnet = controlnet
         return self
 

@@ -1,4 +1,4 @@
-"""`comfy.k_diffusion.sampling` for node packs: the server's samplers as functions that call a model, and what they use.
+"""`comfy.k_diffusion.sampling` for node packs: the server's samplers as functions that call a model, and their helpers.
 
 Packs add samplers of their own by setting `sample_NAME` here.
 

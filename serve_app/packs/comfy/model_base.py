@@ -1,7 +1,7 @@
-"""`comfy.model_base`, `comfy.model_sampling` and `comfy.latent_formats` for node packs: what is known of a network.
+"""`comfy.model_base`, `comfy.model_sampling` and `comfy.latent_formats` for node packs: descriptions of a network.
 
-Nothing here holds weights: a model is described by its family, its noise levels and its latents.
-Source: the facts of ComfyUI 0.33's modules of these names.
+Nothing here holds weights: a model is described by its family, its noise levels and its latents. Source: the facts of
+ComfyUI 0.33's modules of these names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ABOVE_ALL = 999999999.9
 
 
 class ModelType(Enum):
-    """What a network predicts, and on which process."""
+    """A network's prediction type."""
 
     EPS = 1
     V_PREDICTION = 2
@@ -47,7 +47,7 @@ class ModelType(Enum):
 
 
 class ModelSampling:
-    """A model's noise levels as packs ask for them."""
+    """A model's noise levels, in ComfyUI's interface."""
 
     def __init__(self, levels: Levels) -> None:
         self.levels = levels
@@ -69,11 +69,11 @@ class ModelSampling:
         return torch.tensor(self.levels.sigma_max)
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        """Return what the network is told for each sigma."""
+        """Return the network's timestep for each sigma."""
         return self.levels.timestep(sigma)
 
     def sigma(self, timestep: Tensor) -> Tensor:
-        """Return the level of what the network is told."""
+        """Return the sigma of a timestep."""
         return self.levels.sigma(timestep)
 
     def percent_to_sigma(self, percent: float) -> float:
@@ -88,12 +88,12 @@ class ModelSampling:
         return value(made(latent_image, noise, level))
 
     def inverse_noise_scaling(self, sigma: Any, latent: Tensor) -> Tensor:
-        """Return what a run ends with as latents."""
+        """Return the final sample as latents."""
         return self.levels.unnoised(latent, float(torch.as_tensor(sigma).flatten()[0]))
 
 
 class LatentFormat:
-    """How a model's latents are scaled, as packs ask for it."""
+    """The scaling of a model's latents, in ComfyUI's interface."""
 
     def __init__(self, latents: Latents) -> None:
         self._latents = latents
@@ -225,9 +225,9 @@ CONFIGS: Mapping[str, type[ModelConfig]] = {name: type(name, (ModelConfig,), {})
 
 
 class BaseModel:
-    """A model as packs look into it: `ModelPatcher.model`, and the model that their functions are given.
+    """The model object for packs: `ModelPatcher.model`, and the model argument of their functions.
 
-    branches: of the run, where there is one. recipe: what it is of, where a ModelPatcher gave it out.
+    branches: of the run, if any. recipe: its recipe, if it comes from a ModelPatcher.
     """
 
     recipe: Recipe | None = None

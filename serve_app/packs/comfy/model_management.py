@@ -22,13 +22,13 @@ class InterruptProcessingException(CancelledJobError):
 
 
 def processing_interrupted() -> bool:
-    """Whether nobody waits for the running node any more."""
+    """Whether the running node is cancelled."""
     call = executing()
     return call is not None and call.stopped.is_set()
 
 
 def throw_exception_if_processing_interrupted() -> None:
-    """Errors: InterruptProcessingException once nobody waits for the running node."""
+    """Errors: InterruptProcessingException once the running node is cancelled."""
     if processing_interrupted():
         raise InterruptProcessingException("the job was cancelled")
 

@@ -1,4 +1,4 @@
-"""`model_options` as packs write them, and the functions in them as a patch of a recipe.
+"""`model_options` of packs, and conversion of the functions in them to a patch of a recipe.
 
 A pack's function is called with ComfyUI's arguments, in the engine's thread. Source: the facts of ComfyUI 0.33's
 `samplers.py` and `model_patcher.py`.
@@ -31,19 +31,19 @@ UNSUPPORTED_IN_TRANSFORMER = ("wrappers", "callbacks", "optimized_attention_over
 
 
 def of_recipe(*arguments: Any, **options: Any) -> Any:
-    """Stand for a function that is a patch of the recipe's already. Errors: NodeError when it is called."""
+    """A placeholder of a function that the recipe has already. Errors: NodeError when it is called."""
     raise NodeError("this function stands for a patch of the server's own, which packs cannot call")
 
 
 def copied(options: Any) -> Any:
-    """Return nested dicts and lists anew, with what they hold as it is."""
+    """Copy nested dicts and lists, but not their leaves."""
     if isinstance(options, dict):
         return {key: copied(value) for key, value in options.items()}
     return list(options) if isinstance(options, list) else options
 
 
 def leaves(options: Any) -> Iterator[Any]:
-    """Yield what tells options apart: keys, and values by their identity."""
+    """Yield the parts that identify options: keys, and values by `id`."""
     if isinstance(options, dict):
         for key, value in options.items():
             yield key
@@ -57,7 +57,7 @@ def leaves(options: Any) -> Iterator[Any]:
 
 
 class Branch(list[Any]):
-    """A branch of a run as packs are given it: what `calc_cond_batch` takes. role: which it is."""
+    """A branch of a run for packs, as argument of `calc_cond_batch`. role: its name."""
 
     def __init__(self, role: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Branch(list[Any]):
 def functions(options: Mapping[str, Any]) -> PackFunctions | None:
     """Return the functions in options as a patch; None if there are none.
 
-    Errors: MissingNameError for those that cannot run beside other jobs' rows.
+    Errors: MissingNameError for those that cannot run in a batch with other jobs.
     """
     transformer = {k: v for k, v in options.get("transformer_options", {}).items() if not _empty(v)}
     for place, names in ((options, UNSUPPORTED), (transformer, UNSUPPORTED_IN_TRANSFORMER)):
@@ -94,7 +94,7 @@ def _empty(value: Any) -> bool:
 
 
 def _arguments(options: Mapping[str, Any], guided: Guided) -> dict[str, Any]:
-    """Return what every guidance function is told."""
+    """Return the arguments of every guidance function."""
     model = None
     if guided.branches is not None:
         backbone = guided.branches.backbone
@@ -162,7 +162,7 @@ def _mask(function: Callable[..., Any], mask: Tensor, sigma: float, sigmas: Tens
 def predicting(guider: Any, functions: PackFunctions | None) -> PackFunctions:
     """Return functions in which a pack's GUIDER combines the branches, by its own `predict_noise`.
 
-    functions: of the guider's model. The guider is copied: what it notes down is of one use of it.
+    functions: of the guider's model. The guider is copied, as its state is of one use.
     """
     found = functions or PackFunctions()
     options = {"transformer_options": {}, **found.options}
@@ -179,9 +179,9 @@ def _predicted(guider: Any, options: Mapping[str, Any], guided: Guided) -> Tenso
 
 
 class _Answered:
-    """The branches of a run, of which those of one evaluation are known already.
+    """The branches of a run, with the results of the current evaluation.
 
-    unchanged: what told the options that they were asked with from others.
+    unchanged: the identity of the options of that evaluation.
     """
 
     def __init__(self, guided: Guided, unchanged: Sequence[Any]) -> None:
@@ -190,7 +190,7 @@ class _Answered:
         self.backbone = guided.branches.backbone
 
     def answer(self, role: str, x: Tensor, sigma: float, functions: PackFunctions | None = None) -> Tensor:
-        """Return a branch's denoised, from a forward of its own unless the run's has it."""
+        """Return a branch's denoised, from the run's forward if it has it, else from another one."""
         guided = self._guided
         same = functions is None or list(leaves(functions.options.get("transformer_options", {}))) == self._unchanged
         if x is guided.x and isclose(sigma, guided.sigma, rel_tol=1e-6) and role in guided.roles and same:
@@ -208,9 +208,9 @@ def sampling_function(
     model_options: Mapping[str, Any] = MappingProxyType({}),
     seed: int | None = None,
 ) -> Tensor:
-    """Return denoised as guidance of a scale has it, from within a guider's `predict_noise`.
+    """Return denoised by classifier-free guidance, inside a guider's `predict_noise`.
 
-    Functions before and after guidance are those of the whole: they run around `predict_noise`, not in calls of this.
+    Functions before and after guidance run around `predict_noise`, not in calls of this.
     """
     skipped = uncond is None or (isclose(cond_scale, 1.0) and not model_options.get("disable_cfg1_optimization"))
     to, away = calc_cond_batch(model, [cond, None if skipped else uncond], x, timestep, model_options)
@@ -223,7 +223,7 @@ def sampling_function(
 def calc_cond_batch(
     model: BaseModel, conds: Sequence[Branch | None], x_in: Tensor, timestep: Tensor, model_options: Mapping[str, Any]
 ) -> list[Tensor]:
-    """Return what the network says of x for each branch, from within a guidance function; zeros for None.
+    """Return the network's output for x in each branch, inside a guidance function; zeros for None.
 
     Errors: NodeError for conds that are no branches of the run.
     """
@@ -246,7 +246,7 @@ def set_model_options_patch_replace(
     number: int,
     transformer_index: int | None = None,
 ) -> dict[str, Any]:
-    """Put what replaces an attention into options, and return them. Dicts within are copied, not changed."""
+    """Add a replacement of an attention to options, and return them. Dicts in them are copied, not changed."""
     block = (block_name, number) if transformer_index is None else (block_name, number, transformer_index)
     transformer = dict(model_options.get("transformer_options", {}))
     replaced = dict(transformer.get("patches_replace", {}))
@@ -259,14 +259,14 @@ def set_model_options_patch_replace(
 def set_model_options_post_cfg_function(
     model_options: dict[str, Any], post_cfg_function: Any, disable_cfg1_optimization: bool = False
 ) -> dict[str, Any]:
-    """Put one more function after guidance into options, and return them."""
+    """Add a function after guidance to options, and return them."""
     return _appended(model_options, "sampler_post_cfg_function", post_cfg_function, disable_cfg1_optimization)
 
 
 def set_model_options_pre_cfg_function(
     model_options: dict[str, Any], pre_cfg_function: Any, disable_cfg1_optimization: bool = False
 ) -> dict[str, Any]:
-    """Put one more function before guidance into options, and return them."""
+    """Add a function before guidance to options, and return them."""
     return _appended(model_options, "sampler_pre_cfg_function", pre_cfg_function, disable_cfg1_optimization)
 
 

@@ -1,7 +1,7 @@
-"""`comfy.model_patcher` for node packs: a MODEL, which is a recipe, as an object that patches can be put on.
+"""`comfy.model_patcher` for node packs: a MODEL, which is a recipe, as an object that takes patches.
 
-A pack is given a new one for each call of its node; what it has put on it becomes patches of the recipe as the value
-goes back on a link (`values.py`). Source: the facts of ComfyUI 0.33's module of this name.
+A pack gets a new one for each call of its node; the added patches become patches of the recipe when the value is
+returned on a link (`values.py`). Source: the facts of ComfyUI 0.33's module of this name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from serve_app.packs.comfy import model_options as options_of
 from serve_app.packs.comfy.model_base import BaseModel, ModelSampling, class_of
 from serve_app.packs.comfy.model_management import get_torch_device
 from serve_app.packs.missing import MissingMemberError
-from serve_app.packs.waiting import runtime, wait
+from serve_app.packs.waiting import run_on_loop, runtime
 from serve_app.recipe import DifferentialDiffusion, Lora, PackFunctions, Recipe, Training
 from serve_app.sampling.denoiser import trained
 
@@ -30,10 +30,10 @@ def without_functions(recipe: Recipe) -> Recipe:
 
 
 class ModelPatcher:
-    """A MODEL. model_options: ComfyUI's, to be changed in place or by the methods.
+    """A MODEL. model_options: ComfyUI's, changed in place or by the methods.
 
-    Made by a pack itself, of a network of its own, it is only what holds that network and says where it belongs; of
-    another one's `model` it is that MODEL without the functions that were put on it.
+    Made by a pack for a network of its own, it only keeps that network and its devices; made of another one's `model`
+    it is that MODEL without added functions.
     """
 
     recipe: Recipe | None = None
@@ -54,7 +54,7 @@ class ModelPatcher:
 
     @classmethod
     def of(cls, recipe: Recipe) -> ModelPatcher:
-        """Return a recipe of a backbone as packs see it."""
+        """Convert a recipe of a backbone for packs."""
         made = cls(None)
         made.recipe = recipe
         functions = recipe.last(PackFunctions)
@@ -66,7 +66,7 @@ class ModelPatcher:
         return made
 
     def plain(self) -> Recipe:
-        """Return the recipe with what was put on it.
+        """Convert to a recipe with the added patches.
 
         Errors: NodeError for a network of the pack's own; MissingNameError for what cannot be a patch of a recipe.
         """
@@ -85,7 +85,7 @@ class ModelPatcher:
         return bare if found is None else bare.with_patch(found)
 
     def clone(self, *arguments: Any, **options: Any) -> ModelPatcher:
-        """Return a copy, on which patches are put without changing this one."""
+        """Return a copy; patches added to it do not change this one."""
         made = type(self)(self._model, self.load_device, self.offload_device, self.size)
         made.recipe, made._before = self.recipe, self._before
         made.model_options = options_of.copied(self.model_options)
@@ -93,7 +93,7 @@ class ModelPatcher:
         return made
 
     def is_clone(self, other: Any) -> bool:
-        """Whether both are of the same weights, but for LoRAs."""
+        """Whether both have the same weights, apart from LoRAs."""
         if self.recipe is None:
             return getattr(other, "_model", None) is self._model
         theirs = getattr(other, "recipe", None)
@@ -101,12 +101,12 @@ class ModelPatcher:
 
     @property
     def model(self) -> Any:
-        """The model as packs look into it; of a network of the pack's own, that."""
+        """The model object for packs; a pack's own network is returned itself."""
         if self.recipe is None:
             return self._model
         if self._model is None:
             recipe, models = self.recipe, runtime("ModelPatcher.model")
-            family = wait(models.family(recipe), "ModelPatcher.model")
+            family = run_on_loop(models.family(recipe), "ModelPatcher.model")
             self._model = class_of(family)(family, self._levels, family.latent_format)
             self._model.recipe = self.plain_training()
         return self._model
@@ -116,10 +116,10 @@ class ModelPatcher:
         training = recipe.last(Training)
         if training is not None:
             return trained(training)[0]
-        return wait(runtime("ModelPatcher.model").levels(recipe), "ModelPatcher.model")
+        return run_on_loop(runtime("ModelPatcher.model").levels(recipe), "ModelPatcher.model")
 
     def plain_training(self) -> Recipe:
-        """Return the recipe with the training that was put on it, if any."""
+        """Return the recipe with the added description of training, if any."""
         assert self.recipe is not None
         described = getattr(self.object_patches.get("model_sampling"), "training", None)
         return self.recipe if described is None else self.recipe.with_patch(described)
@@ -127,13 +127,13 @@ class ModelPatcher:
     # Functions --------------------------------------------------------------------------------------------------------
 
     def disable_model_cfg1_optimization(self) -> None:
-        """Let the negative be evaluated at scale 1 too."""
+        """Evaluate the negative at scale 1 too."""
         self.model_options["disable_cfg1_optimization"] = True
 
     def set_model_sampler_cfg_function(
         self, sampler_cfg_function: Any, disable_cfg1_optimization: bool = False
     ) -> None:
-        """Set what takes the place of guidance. One of a single call's several arguments gets them one by one."""
+        """Set a replacement of guidance. A function of several arguments gets them one by one."""
         function = sampler_cfg_function
         if len(inspect.signature(function).parameters) == 3:
             function = _Spread(function)
@@ -144,25 +144,25 @@ class ModelPatcher:
     def set_model_sampler_post_cfg_function(
         self, post_cfg_function: Any, disable_cfg1_optimization: bool = False
     ) -> None:
-        """Add what changes the guided result."""
+        """Add a function after guidance."""
         options_of.set_model_options_post_cfg_function(self.model_options, post_cfg_function, disable_cfg1_optimization)
 
     def set_model_sampler_pre_cfg_function(
         self, pre_cfg_function: Any, disable_cfg1_optimization: bool = False
     ) -> None:
-        """Add what changes the branches before guidance."""
+        """Add a function before guidance."""
         options_of.set_model_options_pre_cfg_function(self.model_options, pre_cfg_function, disable_cfg1_optimization)
 
     def set_model_unet_function_wrapper(self, unet_wrapper_function: Any) -> None:
-        """Set what wraps a forward: refused once the model is used, as forwards are of many jobs."""
+        """Set a wrapper of the forward: refused when the model is used, as a forward is shared by many jobs."""
         self.model_options["model_function_wrapper"] = unet_wrapper_function
 
     def set_model_sampler_calc_cond_batch_function(self, sampler_calc_cond_batch_function: Any) -> None:
-        """Set what evaluates the branches: refused once the model is used."""
+        """Set a function that evaluates the branches: refused when the model is used."""
         self.model_options["sampler_calc_cond_batch_function"] = sampler_calc_cond_batch_function
 
     def set_model_denoise_mask_function(self, denoise_mask_function: Any) -> None:
-        """Set what makes the mask of a level."""
+        """Set the function that makes the mask of a noise level."""
         self.model_options["denoise_mask_function"] = denoise_mask_function
 
     def set_model_patch(self, patch: Any, name: str) -> None:
@@ -208,7 +208,7 @@ class ModelPatcher:
     set_model_forward_timestep_embed_patch = partialmethod(set_model_patch, name="forward_timestep_embed_patch")
 
     def add_patches(self, patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0) -> list[str]:
-        """Put a LoRA on, as `comfy.lora.load_lora` gives it, and return what it may change.
+        """Add a LoRA of `comfy.lora.load_lora`, and return the keys that it may change.
 
         Errors: MissingMemberError for weights that a pack has made or changed itself.
         """
@@ -225,7 +225,7 @@ class ModelPatcher:
         self.object_patches[name] = obj
 
     def get_model_object(self, name: str) -> Any:
-        """Return an object of the model's, or what was put in its place. Errors: MissingNameError."""
+        """Return an object of the model's, or its replacement. Errors: MissingNameError."""
         if name in self.object_patches:
             return self.object_patches[name]
         if name == "model_sampling" and self.recipe is not None:
@@ -248,15 +248,15 @@ class ModelPatcher:
         return 0
 
     def set_attachments(self, key: str, attachment: Any) -> None:
-        """Keep something beside the model, for the pack alone."""
+        """Attach an object, for the pack only."""
         self.attachments[key] = attachment
 
     def get_attachment(self, key: str) -> Any:
-        """Return what was kept, or None."""
+        """Return an attached object, or None."""
         return self.attachments.get(key)
 
     def remove_attachments(self, key: str) -> None:
-        """Keep it no longer."""
+        """Remove an attached object."""
         self.attachments.pop(key, None)
 
     def current_loaded_device(self) -> Any:
@@ -289,7 +289,7 @@ class LoadedLora(dict[str, Any]):
 
 
 class _Spread:
-    """A guidance function of the first kind, which takes three arguments."""
+    """A guidance function of the old form with three arguments."""
 
     def __init__(self, function: Any) -> None:
         self._function = function

@@ -1,4 +1,4 @@
-"""What packs build networks of their own from: `comfy.ops`, attention and `comfy.patcher_extension`.
+"""Building blocks of packs' own networks: `comfy.ops`, attention and `comfy.patcher_extension`.
 
 Source: the facts of ComfyUI 0.33's modules.
 """
@@ -75,7 +75,7 @@ class _Uninitialised:
 
 
 def _layers(name: str, *, casts: bool) -> type:
-    """Return layers as members of a class. casts: they work in the dtype and on the device of what they are given."""
+    """Return layers as members of a class. casts: they compute in the dtype and on the device of their inputs."""
     kinds = ("Linear", "Conv1d", "Conv2d", "Conv3d", "GroupNorm", "LayerNorm", "ConvTranspose1d", "ConvTranspose2d")
 
     def forward(self: Any, *given: Any, **options: Any) -> Any:

@@ -1,8 +1,8 @@
-"""A pack's own sampler as one of the engine's: its function calls the model, in a thread, and is answered from outside.
+"""Adapts a pack's sampler function, which calls the model, to the engine's generator protocol, by a thread.
 
-The engine asks samplers what they wait for (`sampling/samplers/evaluation.py`); k-diffusion's call the model and go on.
-Such a function runs in a thread that stands still while its evaluation is answered, and the engine's stands still
-while the function computes its next one. It ends with its run, however that ends.
+The engine's samplers yield evaluations (`sampling/samplers/evaluation.py`); k-diffusion's call the model. The function
+runs in a thread that blocks while its evaluation is computed, and the engine blocks while the function computes the
+next one. The thread ends with its run in any case.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.sampling.schedules.levels import Levels
 
 
 class _Ended(BaseException):
-    """The run is over, and so is its sampler."""
+    """Raised in the sampler's thread once its run has ended."""
 
 
 class _Model:

@@ -20,7 +20,7 @@ from serve_app.packs.comfy.model_patcher import ModelPatcher
 from serve_app.packs.comfy.pack_sampler import run_in_thread
 from serve_app.packs.comfy.schedules import HANDLERS, calculate_sigmas
 from serve_app.packs.missing import MissingMemberError
-from serve_app.packs.waiting import runtime, wait
+from serve_app.packs.waiting import run_on_loop, runtime
 from serve_app.recipe import PackFunctions, Recipe
 from serve_app.sampling.noise import drawn
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
@@ -68,7 +68,7 @@ class KSAMPLER(Sampler):
 
     @classmethod
     def of(cls, choice: SamplerChoice) -> KSAMPLER:
-        """Return a SAMPLER on a link as packs see it."""
+        """Convert a SAMPLER on a link for packs."""
         made = cls(function_of(choice.name) if choice.start is None else choice.start, choice.options)
         made._given = choice
         return made
@@ -97,7 +97,7 @@ def sampler_object(name: str) -> KSAMPLER:
 
 
 class DrawnNoise:
-    """A NOISE on a link as packs see it."""
+    """A NOISE on a link, for packs."""
 
     def __init__(self, noise: Noise) -> None:
         self.noise, self.seed = noise, noise.seed
@@ -127,7 +127,7 @@ def is_noise(value: Any) -> bool:
 
 
 def noise_of(value: Any) -> Noise:
-    """Return a pack's own NOISE as it goes on a link; it draws as it is used."""
+    """Convert a pack's own NOISE for a link; it is drawn when it is used."""
 
     def draw(latents: Tensor, batch_index: Sequence[int] | None) -> Tensor:
         told: dict[str, Any] = {"samples": latents}
@@ -143,7 +143,7 @@ class CFGGuider:
     """A GUIDER: a model and its conditionings, guided from the negative to the positive.
 
     A subclass may override `predict_noise`, which the engine then calls in place of guidance, with the branches of its
-    shared forward. One that overrides what calls it is refused as it is used: that is the engine's, for many jobs.
+    shared forward. An override of its callers is refused when it is used: the engine does those for many jobs.
     """
 
     def __init__(self, model_patcher: ModelPatcher) -> None:
@@ -158,7 +158,7 @@ class CFGGuider:
 
     @classmethod
     def of(cls, guider: Guider, shown: Callable[[Any], Any]) -> CFGGuider:
-        """Return a GUIDER on a link as packs see it."""
+        """Convert a GUIDER on a link for packs."""
         made = cls(shown(guider.backbone))
         made.original_conds = {role: shown(conditioning) for role, conditioning in guider.conds.items()}
         made._rule, made.cfg = guider.rule, guider.rule.scale
@@ -166,7 +166,7 @@ class CFGGuider:
         return made
 
     def plain(self, plain: Callable[[Any], Any]) -> Guider:
-        """Return what goes on a link. Errors: MissingMemberError for what a subclass would do within the engine."""
+        """Convert to a value for a link. Errors: MissingMemberError for unsupported overrides of a subclass."""
         if self._overrides("sample"):
             raise MissingMemberError("comfy.samplers.CFGGuider.sample of a subclass")
         return self._of_engine(plain)
@@ -190,7 +190,7 @@ class CFGGuider:
     def predict_noise(
         self, x: Tensor, timestep: Tensor, model_options: Mapping[str, Any] | None = None, seed: int | None = None
     ) -> Tensor:
-        """Return denoised as this guider's scale has it; from within a subclass's own."""
+        """Return denoised by this guider's scale; for calls of a subclass's `predict_noise`."""
         negative, positive = self.conds.get("negative"), self.conds.get("positive")
         options = model_options or {}
         return sampling_function(self.inner_model, x, timestep, negative, positive, self.cfg, options, seed)
@@ -249,7 +249,7 @@ def run(
     callback: Callback | None = None,
     seed: int | None = None,
 ) -> Sampled:
-    """Sample with a noise that is given. sampler: a name, or a SAMPLER; seed: of what the sampler draws itself."""
+    """Sample with a given noise. sampler: a name, or a SAMPLER; seed: of the sampler's own noise."""
     choice = (sampler_object(sampler) if isinstance(sampler, str) else sampler).plain()
     request = SamplingRequest(
         guider,
@@ -260,7 +260,7 @@ def run(
         noise_mask=mask,
         after_step=callback,
     )
-    return wait(runtime("sampling").sample(request), "sampling")
+    return run_on_loop(runtime("sampling").sample(request), "sampling")
 
 
 run._asks_for_runtime = True  # type: ignore[attr-defined]

@@ -21,13 +21,13 @@ from serve_app.packs.comfy.model_management import get_torch_device
 from serve_app.packs.comfy.model_patcher import LoadedLora, ModelPatcher
 from serve_app.packs.comfy.utils import TensorFile
 from serve_app.packs.missing import MissingMemberError, MissingNameError
-from serve_app.packs.waiting import runtime, wait
+from serve_app.packs.waiting import run_on_loop, runtime
 from serve_app.recipe import ClipSkip, LoadedAs, Lora, Recipe, T5Padding
 from serve_app.values import Conditioning, Text, Tiling
 
 
 class CLIP:
-    """A CLIP on a link, as packs see it."""
+    """A CLIP on a link, for packs."""
 
     def __init__(self, recipe: Recipe | None = None, *arguments: Any, **options: Any) -> None:
         if not isinstance(recipe, Recipe):
@@ -36,7 +36,7 @@ class CLIP:
 
     @property
     def patcher(self) -> ModelPatcher:
-        """What packs ask for devices and clones."""
+        """The object that has devices and clones."""
         made = ModelPatcher(None)
         made.recipe = self.recipe
         return made
@@ -46,7 +46,7 @@ class CLIP:
         return type(self)(self.recipe)
 
     def add_patches(self, patches: Any, strength_patch: float = 1.0, strength_model: float = 1.0) -> list[str]:
-        """Put a LoRA on, as `ModelPatcher.add_patches`."""
+        """Add a LoRA, as `ModelPatcher.add_patches`."""
         patcher = self.patcher
         changed = patcher.add_patches(patches, strength_patch, strength_model)
         assert patcher.recipe is not None
@@ -58,7 +58,7 @@ class CLIP:
         self.recipe = self.recipe.with_patch(ClipSkip(layer_idx))
 
     def set_tokenizer_option(self, option_name: str, value: Any) -> None:
-        """Set how T5's texts are filled up. Errors: MissingMemberError for other options."""
+        """Set the padding of T5's tokens. Errors: MissingMemberError for other options."""
         before = self.recipe.last(T5Padding) or T5Padding(0, 0)
         numbers = {"min_padding": before.pads, "min_length": before.length}
         if option_name not in numbers:
@@ -67,14 +67,14 @@ class CLIP:
         self.recipe = self.recipe.with_patch(T5Padding(numbers["min_padding"], numbers["min_length"]))
 
     def tokenize(self, text: str, return_word_ids: bool = False, **options: Any) -> dict[str, Any]:
-        """Return what each encoder reads, by its name. Errors: MissingMemberError for images and templates."""
+        """Return each encoder's tokens, by its name. Errors: MissingMemberError for images and templates."""
         if given := sorted(name for name, value in options.items() if value):
             raise MissingMemberError(f"comfy.sd.CLIP.tokenize(…, {given[0]}=…)")
         found: list[Any] = []
 
         def look() -> Mapping[str, Any] | None:
             if not found:
-                found.append(wait(runtime("CLIP.tokenize").tokens(self.recipe, text), "CLIP.tokenize"))
+                found.append(run_on_loop(runtime("CLIP.tokenize").tokens(self.recipe, text), "CLIP.tokenize"))
             of_text: Mapping[str, Any] | None = found[0]
             if of_text is None or return_word_ids:
                 return of_text
@@ -83,14 +83,14 @@ class CLIP:
         return {key: Tokens(text, partial(_of_key, look, key)) for key in self._keys()}
 
     def _keys(self) -> tuple[str, ...]:
-        family = wait(runtime("CLIP.tokenize").family(self.recipe), "CLIP.tokenize")
+        family = run_on_loop(runtime("CLIP.tokenize").family(self.recipe), "CLIP.tokenize")
         if members := tuple(getattr(family, "members", {})):
             return members
         return (getattr(family, "kind", None) or getattr(family, "name", "l").lower(),)
 
     @property
     def cond_stage_model(self) -> ClipModel:
-        """The encoders, to be given tokens."""
+        """The encoders, which take tokens."""
         return model_of(self._keys(), lambda text: self._pair(self._encoded(text)))
 
     @property
@@ -128,7 +128,7 @@ class CLIP:
         return self.encode_from_tokens(self.tokenize(text))
 
     def _encoded(self, text: Text) -> Conditioning:
-        return wait(runtime("CLIP.encode").encode_text(self.recipe, text), "CLIP.encode")
+        return run_on_loop(runtime("CLIP.encode").encode_text(self.recipe, text), "CLIP.encode")
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -142,7 +142,7 @@ def _of_key(look: Callable[[], Mapping[str, Any] | None], key: str) -> Any:
 
 
 class VAE:
-    """A VAE on a link, as packs see it. sd: the tensors of a file, as `load_torch_file` gives them."""
+    """A VAE on a link, for packs. sd: the tensors of a file, from `load_torch_file`."""
 
     def __init__(
         self, sd: Any = None, device: Any = None, config: Any = None, dtype: Any = None, metadata: Any = None
@@ -160,7 +160,7 @@ class VAE:
         return made
 
     def _family(self) -> Any:
-        return wait(runtime("VAE").family(self.recipe), "VAE")
+        return run_on_loop(runtime("VAE").family(self.recipe), "VAE")
 
     @property
     def latent_channels(self) -> int:
@@ -189,7 +189,7 @@ class VAE:
 
     def decode(self, samples: Tensor, vae_options: Any = None) -> Tensor:
         """Return images (B,H,W,C) from latents."""
-        return wait(runtime("VAE.decode").decode(self.recipe, samples), "VAE.decode")
+        return run_on_loop(runtime("VAE.decode").decode(self.recipe, samples), "VAE.decode")
 
     def decode_tiled(
         self,
@@ -205,11 +205,11 @@ class VAE:
         size = max(tile_x or 64, tile_y or 64) * family.factor
         frames, shared_frames = ((moments or 0) * family.frames for moments in (tile_t, overlap_t))
         tiling = Tiling(size, (16 if overlap is None else overlap) * family.factor, frames, shared_frames)
-        return wait(runtime("VAE.decode_tiled").decode(self.recipe, samples, tiling), "VAE.decode_tiled")
+        return run_on_loop(runtime("VAE.decode_tiled").decode(self.recipe, samples, tiling), "VAE.decode_tiled")
 
     def encode(self, pixel_samples: Tensor) -> Tensor:
         """Return latents from images (B,H,W,C)."""
-        return wait(runtime("VAE.encode").encode(self.recipe, pixel_samples[..., :3]), "VAE.encode")
+        return run_on_loop(runtime("VAE.encode").encode(self.recipe, pixel_samples[..., :3]), "VAE.encode")
 
     def encode_tiled(
         self,
@@ -223,7 +223,9 @@ class VAE:
         """Return latents from images, tile by tile, which are square here; all numbers are of pixels and images."""
         size = max(tile_x or 512, tile_y or 512)
         tiling = Tiling(size, 64 if overlap is None else overlap, tile_t or 0, overlap_t or 0)
-        return wait(runtime("VAE.encode_tiled").encode(self.recipe, pixel_samples[..., :3], tiling), "VAE.encode_tiled")
+        return run_on_loop(
+            runtime("VAE.encode_tiled").encode(self.recipe, pixel_samples[..., :3], tiling), "VAE.encode_tiled"
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or name == "recipe":
@@ -232,7 +234,7 @@ class VAE:
 
 
 class CLIPType(Enum):
-    """What text encoders are loaded for."""
+    """The model types of text encoders."""
 
     STABLE_DIFFUSION = 1
     STABLE_CASCADE = 2
@@ -257,7 +259,7 @@ class CLIPType(Enum):
 
 
 def place_of(given: Any, *folders: str) -> tuple[str, str]:
-    """Return (folder, name) of a model file, given as its path or as its tensors, as `load_torch_file` gives them.
+    """Return (folder, name) of a model file, given by its path or by its tensors from `load_torch_file`.
 
     folders: where it may be. Errors: MissingNameError for tensors of no file, NodeError for a file elsewhere.
     """

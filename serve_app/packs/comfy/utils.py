@@ -31,7 +31,7 @@ class ProgressBar:
         self._call = executing()
 
     def update_absolute(self, value: float, total: float | None = None, preview: Any = None) -> None:
-        """Report that `value` units are done. Errors: InterruptProcessingException once nobody waits for the node."""
+        """Report that `value` units are done. Errors: InterruptProcessingException once the node is cancelled."""
         if total is not None:
             self.total = total
         self.current = min(value, self.total)
@@ -141,7 +141,9 @@ def tiled_scale(
     output_device: Any = "cpu",
     pbar: ProgressBar | None = None,
 ) -> torch.Tensor:
-    """Return what a function makes of (B,C,H,W), tile by tile, so many times as large; tiles fade into neighbours."""
+    """Apply a function to (B,C,H,W) tile by tile, with an output scale of `upscale_amount`; tiles blend into
+    neighbours.
+    """
     height, width = (round(side * upscale_amount) for side in samples.shape[2:])
     feather = max(1, round(overlap * upscale_amount))
     made = []

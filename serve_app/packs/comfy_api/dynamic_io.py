@@ -1,4 +1,4 @@
-"""The inputs of V3 nodes that stand for others, or that take more than one type: what each says on the wire.
+"""Dynamic inputs of V3 nodes, and inputs of more than one type, with their wire form.
 
 Source: the facts of ComfyUI 0.33's `comfy_api/latest/_io.py`; DynamicGroup those of ComfyUI 0.46.
 """
@@ -44,7 +44,7 @@ class MultiType(ComfyType):
                     base.options = {**base.options, "widget_type": base.get_io_type()}
                 shown = ("display_name", "tooltip", "lazy")
                 own = {name: v for name, v in self.options.items() if name not in shown or name not in base.options}
-                # What the input is told itself goes before what this is told, as in ComfyUI.
+                # The input's own options take precedence over these, as in ComfyUI.
                 self.options, self.extra_dict = {**base.options, **own}, {**base.extra_dict, **self.extra_dict}
                 self._base: AnyInput | None = base
                 kinds.insert(0, base.get_io_type())

@@ -39,7 +39,7 @@ class NumberDisplay(StrEnum):
 
 
 class ControlAfterGenerate(StrEnum):
-    """What becomes of a value once a job is queued."""
+    """How a value changes once a job is queued."""
 
     fixed = "fixed"
     increment = "increment"
@@ -346,7 +346,7 @@ globals().update({name: Custom(io_type) for name, io_type in TYPES.items()})
 
 @dataclass
 class Schema:
-    """What a V3 class declares of itself."""
+    """A V3 class's schema."""
 
     node_id: str
     display_name: str | None = None

@@ -80,7 +80,7 @@ class _ExecutionSync:
 
 
 class ComfyAPI:
-    """What nodes may ask of the server, awaited."""
+    """The server's functions for async nodes."""
 
     VERSION = "latest"
     STABLE = False
@@ -88,7 +88,7 @@ class ComfyAPI:
 
 
 class ComfyAPISync:
-    """What nodes may ask of the server, from a thread."""
+    """The server's functions for nodes in threads."""
 
     VERSION = "latest"
     STABLE = False

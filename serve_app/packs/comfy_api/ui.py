@@ -1,4 +1,4 @@
-"""What V3 nodes show, `comfy_api.latest.ui`: saved files, previews and text.
+"""Outputs of V3 nodes for clients, `comfy_api.latest.ui`: saved files, previews and text.
 
 Source: the facts of ComfyUI 0.3.64's `comfy_api/latest/_ui.py`.
 """
@@ -28,7 +28,7 @@ class SavedResult(dict[str, str]):
 
 
 class UiOutput:
-    """Something that a node shows. members: its ui dict."""
+    """An output of a node for its client. members: its ui dict."""
 
     def __init__(self, **members: Any) -> None:
         self.members = members

@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.execution.execute import NodeFailedError
 from serve_app.graph.plan import Task
-from serve_app.packs.lasting import mark_lasting, returns_itself
+from serve_app.packs.lasting import mark_stateful, returns_itself
 from serve_app.packs.server import PromptServer
 from tests.unit.nodes.one_replica import Constant, Node, OneReplica, Show, task
 
@@ -79,7 +79,7 @@ class Store(Node):
         return {"ui": {"stores": [store]}}
 
 
-mark_lasting(Manager)
+mark_stateful(Manager)
 CLASSES: dict[str, type] = {cls.__name__: cls for cls in (Constant, Manager, Read, Combine, Show, Store)}
 
 

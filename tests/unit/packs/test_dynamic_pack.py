@@ -14,7 +14,7 @@ from serve_app.api.comfy.object_info import info
 from serve_app.execution.call import call, merge
 from serve_app.execution.executing import Executing
 from serve_app.graph.dynamic import opened
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 
 PACK = Path(__file__).with_name("dynamic_pack.txt")
 THEIRS: dict[str, Any] = json.loads(PACK.with_suffix(".json").read_text())
@@ -25,7 +25,7 @@ def packs(tmp_path: Path) -> Iterator[Packs]:
     before = dict(sys.modules)
     (tmp_path / "packs").mkdir()
     (tmp_path / "packs" / "mine.py").write_text(PACK.read_text())
-    yield load(tmp_path / "packs", tmp_path, dict.fromkeys(("input", "output", "temp"), tmp_path))  # type: ignore[misc]
+    yield load_packs(tmp_path / "packs", tmp_path, dict.fromkeys(("input", "output", "temp"), tmp_path))  # type: ignore[misc]
     for name in set(sys.modules) - set(before):
         del sys.modules[name]
     sys.modules.update(before)

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.cli.packs import report_lines
 from serve_app.packs.installs import PackInstallError, without_installs
-from serve_app.packs.loading import load
+from serve_app.packs.loading import load_packs
 from serve_app.store.files.store import AREAS
 
 CLASSES = """
@@ -55,7 +55,7 @@ def test_a_pack_that_installs_as_it_is_loaded_is_named_and_left_out_unless_it_go
     packs.mkdir()
     (packs / "insists.py").write_text(f"if True:{PIP}{CLASSES}")
     (packs / "tries.py").write_text(f"try:{PIP}except Exception:\n    pass\n{CLASSES}")
-    found = load(packs, tmp_path / "models", {area: tmp_path / area for area in AREAS})
+    found = load_packs(packs, tmp_path / "models", {area: tmp_path / area for area in AREAS})
     assert list(found.failures) == ["insists"]
     assert "node packs may not change the packages" in found.failures["insists"]
     assert list(found.classes) == ["Fine"]

@@ -19,7 +19,7 @@ from serve_app.errors import NodeError
 from serve_app.execution.call import ExecutionBlocker, NodeResult, call, merge
 from serve_app.execution.executing import Executing
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents, VideoFromFile
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 from serve_app.store.files.store import AREAS
 
 V1 = """
@@ -142,7 +142,7 @@ def loaded(folder: Path, **files: str) -> Packs:
     root = folder.parent
     (root / "models" / "checkpoints").mkdir(parents=True, exist_ok=True)
     (root / "models" / "checkpoints" / "a.safetensors").touch()
-    return load(folder, root / "models", {area: root / area for area in ("input", "output", "temp")})  # type: ignore[misc]
+    return load_packs(folder, root / "models", {area: root / area for area in ("input", "output", "temp")})  # type: ignore[misc]
 
 
 async def run(packs: Packs, name: str, **inputs: list[Any]) -> NodeResult:
@@ -303,7 +303,7 @@ def test_the_code_of_every_pack_runs_under_watch_by_its_name(tmp_path: Path) -> 
         yield
         ran.append(f"{pack} ends")
 
-    load(tmp_path / "packs", tmp_path, dict.fromkeys(AREAS, tmp_path), watched)
+    load_packs(tmp_path / "packs", tmp_path, dict.fromkeys(AREAS, tmp_path), watched)
     assert " ".join(ran) == (
         "one begins prestartup one ends two begins two ends zero.py begins zero.py ends "
         "two begins import two ends zero.py begins import zero.py ends"

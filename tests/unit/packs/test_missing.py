@@ -13,9 +13,9 @@ import pytest
 from serve_app.cli.packs import report_lines
 from serve_app.graph.parse import parse
 from serve_app.graph.validate import validate
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 from serve_app.packs.missing import MissingNameError
-from serve_app.packs.static_analysis import reach
+from serve_app.packs.static_analysis import analyse
 
 PACK = """
     import importlib
@@ -133,7 +133,7 @@ def packs(tmp_path: Path) -> Iterator[Packs]:
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text(dedent(PACK))
     (folder / "inner.py").write_text(dedent(INNER))
-    yield load(tmp_path / "packs", tmp_path, dict.fromkeys(("input", "output", "temp"), tmp_path))  # type: ignore[misc]
+    yield load_packs(tmp_path / "packs", tmp_path, dict.fromkeys(("input", "output", "temp"), tmp_path))  # type: ignore[misc]
     for name in set(sys.modules) - set(modules):
         del sys.modules[name]
     sys.modules.update(modules)
@@ -153,7 +153,7 @@ def test_a_modules_own_lookup_is_not_asked_as_a_class_is_read(packs: Packs, monk
     asked: list[str] = []
     monkeypatch.setattr(json, "__getattr__", asked.append, raising=False)
     node_class = packs.classes["Free"]
-    reach(type("Reads", (node_class,), {"go": reads}), Path(__file__).parent)
+    analyse(type("Reads", (node_class,), {"go": reads}), Path(__file__).parent)
     assert asked == []
 
 

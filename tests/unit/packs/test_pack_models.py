@@ -13,7 +13,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.execution.execute import NodeFailedError
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 from serve_app.recipe import Discrete
 from serve_app.sampling.denoiser import trained
 from tests.parity.stack import Stack
@@ -378,7 +378,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Packs, Pat
     (root / "packs").mkdir()
     (root / "packs" / "mine.py").write_text(dedent(PACK))
     write_sample_checkpoint(root / "models" / "checkpoints" / "sample.safetensors")
-    found = load(root / "packs", root / "models", dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[arg-type]
+    found = load_packs(root / "packs", root / "models", dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[arg-type]
     assert found.failures == {}
     yield found, root
     for name in set(sys.modules) - set(modules):

@@ -14,7 +14,7 @@ from serve_app.cli.packs import markdown_table, report_lines
 from serve_app.errors import NodeError
 from serve_app.execution.call import call
 from serve_app.execution.executing import Executing
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 
 PACK = """
     import comfy.controlnet, comfy.sample, comfy.samplers, folder_paths, nodes, server
@@ -119,7 +119,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packs]:
     root = tmp_path_factory.mktemp("packs")
     (root / "one").mkdir()
     (root / "one" / "__init__.py").write_text(dedent(PACK))
-    yield load(root, root, dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[arg-type]
+    yield load_packs(root, root, dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[arg-type]
     for name in set(sys.modules) - set(before):
         del sys.modules[name]
     sys.modules.update(before)

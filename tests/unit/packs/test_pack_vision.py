@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from serve_app.execution.execute import NodeFailedError
 from serve_app.models.families import ClipVision
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 from tests.parity.dit_cases import weights
 from tests.parity.stack import Stack
 
@@ -103,7 +103,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Packs, Pat
         for name, tensor in ENCODER.empty().state_dict().items()
     }
     save_file(weights(names), root / "models" / "clip_vision" / "vit.safetensors")
-    found = load(root / "packs", root / "models", dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[arg-type]
+    found = load_packs(root / "packs", root / "models", dict.fromkeys(("input", "output", "temp"), root))  # type: ignore[arg-type]
     assert found.failures == {}
     yield found, root
     for name in set(sys.modules) - set(modules):

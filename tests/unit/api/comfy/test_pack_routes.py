@@ -19,7 +19,7 @@ import websockets
 from serve_app.api.app import create_app
 from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.errors import NotReadyError
-from serve_app.packs.loading import Packs, load
+from serve_app.packs.loading import Packs, load_packs
 from serve_app.packs.route_server import RouteServer
 from serve_app.packs.routes import PackCall, PackFrame, PackRoute, Piece
 from serve_app.packs.server import PromptServer
@@ -191,7 +191,7 @@ def packs(tmp_path: Path) -> Packs:
     (folder / "__init__.py").write_text(textwrap.dedent(PACK))
     (folder.parent / "broken.py").write_text(textwrap.dedent(BROKEN))
     areas: Any = {area: tmp_path / area for area in ("input", "output", "temp")}
-    return load(folder.parent, tmp_path / "models", areas)
+    return load_packs(folder.parent, tmp_path / "models", areas)
 
 
 @pytest.fixture
