@@ -1,4 +1,4 @@
-"""What the output nodes of a graph need, also of a graph with mistakes."""
+"""The ancestors of a graph's output nodes, also for invalid graphs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve_app.graph.spec import NodeSpec
 def ancestry(
     prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec], targets: Sequence[str] | None = None
 ) -> dict[str, set[str]]:
-    """Return each output node that was to run, with all it needs; links to nothing lead nowhere."""
+    """Return each requested output node with its ancestors; broken links are ignored."""
     try:
         graph = parse(prompt)
     except InvalidGraphError:

@@ -1,6 +1,6 @@
-"""Work that is too much for this server, known from a graph's constants before its job is accepted.
+"""Checks a graph's cost against the server's limits, from its constants, before its job is accepted.
 
-`cost.py` counts it; the same bounds hold as the job runs, for what is not known before.
+`cost.py` computes the cost; the same limits are checked while the job runs, for what is not known before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RATE = "sample_rate"
 def within_bounds(
     validated: Validated, specs: Mapping[str, NodeSpec], sizes: SizeLimits, latents: LatentBounds | None
 ) -> Validated:
-    """Return it without the outputs that need a node which costs more than it may. latents: None sets no bound."""
+    """Return it without the outputs that need a node over the limits. latents: None is no limit."""
     graph = validated.graph
     nodes = [graph.nodes[node_id] for node_id in graph.ancestors(validated.outputs)]
     extents = cost.extents(graph, nodes)
@@ -49,7 +49,7 @@ def _problem(type_: str, node: Node, message: str, name: str) -> Problem:
 def _levels(graph: Graph, nodes: Sequence[Node], specs: Mapping[str, NodeSpec], sizes: SizeLimits) -> Iterator[Problem]:
     counts = cost.levels(graph, nodes)
     for node in nodes:
-        # Other nodes count other things as steps.
+        # Other nodes use `steps` for other things.
         makes_levels = "SIGMAS" in specs[node.class_type].outputs or cost.SAMPLED in node.inputs
         if STEPS not in node.inputs or not makes_levels or (count := counts[node.id]) is None:
             continue
@@ -71,7 +71,7 @@ def _conditionings(
             node = graph.nodes[node_id]
             name = next(name for name, _ in node.links())
             yield _problem("too_many_conditionings", node, f"it would make CONDITIONING of {excess}", name)
-            return  # whatever comes of it has as many
+            return  # its results have as many
 
 
 def _batches(
@@ -81,7 +81,7 @@ def _batches(
     specs: Mapping[str, NodeSpec],
     sizes: SizeLimits,
 ) -> Iterator[Problem]:
-    """Yield batches of too many, and images that are too large where the configuration says what that is."""
+    """Yield problems of too large batches, and of too large images if a limit is configured."""
     for node in nodes:
         if node.class_type not in cost.EXTENTS or (made := extents.get(node.id)) is None:
             continue
@@ -96,7 +96,7 @@ def _batches(
 
 
 def _numbers(graph: Graph, node: Node, names: Sequence[str]) -> str:
-    """Return a node's numbers of these names as an error shows them."""
+    """Return a node's numbers of these names for an error message."""
     return ", ".join(f"{name} {cost.constant_number(graph, node.inputs[name])}" for name in names)
 
 
@@ -112,11 +112,11 @@ def _rates(nodes: Sequence[Node], specs: Mapping[str, NodeSpec], sizes: SizeLimi
 def _latents(
     graph: Graph, nodes: Sequence[Node], extents: Mapping[str, Extent], most: LatentBounds
 ) -> Iterator[Problem]:
-    """Yield latents that some sampler would be given and no pool's may take."""
+    """Yield problems of a sampler's latents that are too large for every pool."""
     seen: set[str] = set()
     for sampler, link in cost.samplers(nodes):
         maker = graph.nodes[link.node_id]
-        # What a sampler makes is as large as what it was given, which has been looked at.
+        # A sampler's result has the size of its input, which has been checked.
         if maker.id in seen or maker.class_type not in cost.EXTENTS or (made := extents.get(maker.id)) is None:
             continue
         seen.add(maker.id)

@@ -1,9 +1,8 @@
-"""What the nodes of a graph cost, as its constants say: levels of noise, latents and images, conditionings.
+"""The cost of a graph's nodes, computed from its constants: noise levels, latents and images, conditionings.
 
-The one place where that is counted before a job runs: `bounds.py` refuses what is too much, `job_size.py` charges it to
-a tenant. A number that comes by a link from a node which only gives out its constant (PrimitiveInt) is known too. What
-comes by other ways (images, files, computed numbers, classes that are not named here) is not known, and is measured as
-the job runs (`execution/size.py`, `engine/node_runtime.py`).
+`bounds.py` checks it against limits, `job_size.py` against a tenant's quotas. A number linked from a node that only
+outputs a constant (PrimitiveInt) is known too. Other values (of images, files, computed numbers, classes that are not
+listed here) are unknown, and are measured while the job runs (`execution/size.py`, `engine/node_runtime.py`).
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ STEPS, DENOISE, SIGMAS = "steps", "denoise", "sigmas"
 SAMPLED = "latent_image"
 """The input whose whole batch a sampler's forwards take."""
 CONSTANT, CONSTANTS = "value", frozenset({"PrimitiveInt", "PrimitiveFloat"})
-"""The input that nodes of these classes give out as it is."""
+"""Classes that output a constant, and the input that has it."""
 FIXED = frozenset({"SDTurboScheduler", "AlignYourStepsScheduler", "OptimalStepsScheduler", "GITSScheduler"})
-"""Classes whose schedule is no longer for a lower denoise: they leave its beginning out."""
+"""Classes whose schedule is not longer for a lower denoise: they skip its beginning."""
 PIXELS_A_SIDE = 8
 """Of one cell."""
 FRAMES_A_CELL = 4
@@ -30,7 +29,7 @@ FRAMES_A_CELL = 4
 
 
 def constant_number(graph: Graph, value: Any) -> int | float | None:
-    """Return a constant, or what a link gives that is one; None if it is not known. Never less than 0."""
+    """Return a constant number, also through a link; None if it is unknown. Never less than 0."""
     if isinstance(value, Link):
         source = graph.nodes[value.node_id]
         value = source.inputs.get(CONSTANT) if source.class_type in CONSTANTS else None
@@ -41,10 +40,10 @@ def constant_number(graph: Graph, value: Any) -> int | float | None:
 
 
 def levels(graph: Graph, nodes: Iterable[Node]) -> dict[str, int | None]:
-    """Return how many levels the schedules have that nodes make or run over; None of those that are not known.
+    """Return the number of noise levels of the nodes' schedules; None for unknown ones.
 
-    nodes: each after what it needs. A sampler's are its own steps over its denoise, else those of all nodes that its
-    sigmas come from.
+    nodes: in topological order. A sampler's number is its own steps over its denoise, else the sum over the sources of
+    its sigmas.
     """
     found: dict[str, int | None] = {}
     for node in nodes:
@@ -53,7 +52,7 @@ def levels(graph: Graph, nodes: Iterable[Node]) -> dict[str, int | None]:
             continue
         given = node.inputs.get(SIGMAS)
         before = found.get(given.node_id) if isinstance(given, Link) else None
-        # Such a node inserts that many levels between every two that it is given.
+        # Such a node inserts that many levels between every two of its input.
         if STEPS in node.inputs and before is not None:
             more = constant_number(graph, node.inputs[STEPS])
             before = None if more is None else min(before * (1 + int(more)), MOST_COUNTED)
@@ -72,9 +71,9 @@ def _own_levels(graph: Graph, node: Node) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """How large images or latents are: of each its sides in pixels, its frames where it is a video; how many there are.
+    """The size of a batch of images or latents: sides in pixels, frames of a video, and their number.
 
-    Of a factor that is no whole number, sides are rounded down.
+    Sides scaled by a fraction are rounded down.
     """
 
     width: int
@@ -111,7 +110,7 @@ class Extent:
 
 Inputs: TypeAlias = Mapping[str, int | float]
 Rule: TypeAlias = Callable[[Extent | None, Inputs], Extent | None]
-"""(what the node is given, its numbers) to what it makes; None where that is not known."""
+"""From the size of a node's input and its numbers to the size of its output; None if unknown."""
 
 
 def _made(_: Extent | None, given: Inputs) -> Extent:
@@ -152,11 +151,11 @@ EXTENTS: Mapping[str, tuple[str | None, tuple[str, ...], Rule]] = {
     "ImageScale": ("image", _SIDES, _resized),
     "LatentUpscale": ("samples", _SIDES, _resized),
 }
-"""Classes that make images or latents of a size that their numbers say: the input they take, the numbers, the rule."""
+"""Classes that make images or latents of a size given by numbers: their image input, the numbers, the rule."""
 
 
 def extents(graph: Graph, nodes: Iterable[Node]) -> dict[str, Extent]:
-    """Return how large the images or latents are that nodes make, of those where it is known. nodes: as `levels`."""
+    """Return the known sizes of the nodes' images or latents. nodes: as `levels`."""
     found: dict[str, Extent] = {}
     for node in nodes:
         if (made := _extent(graph, node, found)) is not None:
@@ -189,18 +188,18 @@ COMBINING = frozenset(
     {"ConditioningCombine", "ConditioningSetPropertiesAndCombine", "ConditioningSetDefaultCombine"}
     | {"PairConditioningCombine", "PairConditioningSetPropertiesAndCombine", "PairConditioningSetDefaultCombine"}
 )
-"""Classes that put the entries of several conditionings into one; all others have as many as they are given."""
+"""Classes that join the entries of several conditionings; all others keep the number."""
 
 
 def conditionings(graph: Graph, nodes: Iterable[Node], specs: Mapping[str, NodeSpec]) -> dict[str, int]:
-    """Return how many entries the largest CONDITIONING that a node makes has, at least. nodes: as `levels`."""
+    """Return a lower bound on the entries of each node's largest CONDITIONING. nodes: as `levels`."""
     found: dict[tuple[str, int], int] = {}
     most: dict[str, int] = {}
     for node in nodes:
         spec = specs[node.class_type]
         slots = [slot for slot, type_ in enumerate(spec.outputs) if type_ == CONDITIONING]
         for slot in slots:
-            # A pair's positives are apart from its negatives, by what inputs and outputs are called.
+            # A pair's positives and negatives are counted separately, by the names of inputs and outputs.
             name = spec.output_names[slot] if len(slots) > 1 else ""
             given = [found.get((link.node_id, link.slot), 0) for input, link in node.links() if input.startswith(name)]
             count = sum(given) if node.class_type in COMBINING else max(given, default=0)
@@ -211,7 +210,7 @@ def conditionings(graph: Graph, nodes: Iterable[Node], specs: Mapping[str, NodeS
 
 
 def samplers(nodes: Iterable[Node]) -> Iterator[tuple[Node, Link]]:
-    """Yield the nodes that sample latents, each with the link that these come by."""
+    """Yield the nodes that sample latents, each with the link to its latents."""
     for node in nodes:
         if isinstance(sampled := node.inputs.get(SAMPLED), Link):
             yield node, sampled

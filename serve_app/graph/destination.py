@@ -1,6 +1,6 @@
-"""Where a workflow goes: to the pools that share its nodes, or whole to one pool that takes whole graphs only.
+"""Chooses a workflow's destination: the shared pools, or one pool that takes whole graphs only.
 
-Pure: knows classes, not replicas. What a destination makes of the constants is `validate`'s to say.
+Pure: knows classes, not replicas. `validate` checks the constants for a destination.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from serve_app.graph.spec import NodeSpec
 def destinations(
     graph: Graph, known: Mapping[str, Mapping[str, NodeSpec]], pools: Sequence[Pool], asked: str | None = None
 ) -> list[str]:
-    """Return where a workflow can go, by preference: what `asked` names, or whatever has all of its classes.
+    """Return a workflow's possible destinations, the best first: `asked`, or all that have all of its classes.
 
-    known: node classes by destination, without pools that have not said theirs. A pool that takes whole graphs comes
-    first where it prefers a class of the workflow, else last. Errors: InvalidGraphError naming, for each class, who
-    lacks it; none where there is but one destination, whose validation says more.
+    known: node classes by destination, without pools whose classes are unknown. A pool that takes whole graphs comes
+    first if it prefers a class of the workflow, else last. Errors: InvalidGraphError with the pools that lack each
+    class; none if there is only one destination, whose validation is more detailed.
     """
     whole = [pool for pool in pools if pool.whole]
     if asked is not None:
@@ -39,14 +39,14 @@ def destinations(
 
 
 def plan_whole(graph: Graph, outputs: Sequence[str], signatures: Mapping[str, str], pool: str) -> Plan:
-    """Return the plan of a job that one replica runs whole. signatures: its own, so that nothing of it is shared."""
+    """Return the plan of a job that one replica runs whole. signatures: unique ones, so that no result is shared."""
     order = tuple(graph.ancestors(outputs))
     task = TaskPlan(0, pool, order, tuple(outputs), ())
     return Plan(graph, tuple(outputs), signatures, (task,), frozenset(order))
 
 
 def own_signatures(graph: Graph, job_id: str) -> dict[str, str]:
-    """Return signatures that no other job's nodes have."""
+    """Return signatures unique to a job."""
     return {node_id: f"{job_id}/{node_id}" for node_id in graph.nodes}
 
 
@@ -56,7 +56,7 @@ def _prefers(pool: Pool, classes: set[str], specs: Mapping[str, NodeSpec]) -> bo
 
 
 def _missing(graph: Graph, known: Mapping[str, Mapping[str, NodeSpec]], pools: Sequence[Pool]) -> list[Problem]:
-    """Return a problem for each class that some destination lacks: of no workflow has one of them all."""
+    """Return a problem for each class that some destination lacks, as none has all of them."""
     shared = ", ".join(pool.name for pool in pools if not pool.whole)
     names = {name: shared if name == SHARED else name for name in known if name != SHARED or shared}
     problems = []

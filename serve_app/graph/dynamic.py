@@ -1,9 +1,9 @@
-"""Dynamic inputs: one declared input that stands for as many as a node is given, named by dotted paths.
+"""Dynamic inputs: one declared input that expands to any number of inputs, named by dotted paths.
 
 `images.image0`, `mode.width` and `loras.0.strength` are inputs as any other to the graph; the node's function is given
-them as `images={"image0": …}`, `mode={"mode": …, "width": …}` and `loras=[{"strength": …}]`. Which there are depends on
-the node, so a spec is opened for one node before its inputs are looked at.
-Source: the facts of ComfyUI 0.33's `comfy_api/latest/_io.py`; DYNAMIC_GROUP those of ComfyUI 0.46.
+them as `images={"image0": …}`, `mode={"mode": …, "width": …}` and `loras=[{"strength": …}]`. The set depends on the
+node, so a spec is opened (expanded) for one node before its inputs are validated. Source: the facts of ComfyUI 0.33's
+`comfy_api/latest/_io.py`; DYNAMIC_GROUP those of ComfyUI 0.46.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from serve_app.graph.spec import SECTIONS, Input, NodeSpec
 AUTOGROW = "COMFY_AUTOGROW_V3"
 """As many inputs of one kind as there are links: NAME.PREFIX0, NAME.PREFIX1, …, or NAME.<one of a list of names>."""
 DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"
-"""A choice each of whose options brings inputs of its own: NAME, NAME.INPUT."""
+"""A choice whose options have inputs of their own: NAME, NAME.INPUT."""
 DYNAMIC_SLOT = "COMFY_DYNAMICSLOT_V3"
-"""A socket that brings more inputs once it is linked: NAME, NAME.INPUT."""
+"""A socket that adds inputs once it is linked: NAME, NAME.INPUT."""
 DYNAMIC_GROUP = "COMFY_DYNAMICGROUP_V3"
 """Rows of the same inputs: NAME.0.INPUT, NAME.1.INPUT, …"""
 KINDS = frozenset({AUTOGROW, DYNAMIC_COMBO, DYNAMIC_SLOT, DYNAMIC_GROUP})
@@ -31,10 +31,10 @@ ROWS_LIMIT = 100
 
 
 def opened(spec: NodeSpec, given: Mapping[str, Any]) -> NodeSpec:
-    """Return the spec with the inputs that a node of it has, and how they nest; as it was without dynamic ones.
+    """Return the spec with dynamic inputs expanded for one node, and their nesting; unchanged without dynamic ones.
 
-    given: the node's inputs, constants and links. Of the dynamic inputs remain the choices of DYNAMIC_COMBO, as COMBO,
-    and the sockets of DYNAMIC_SLOT.
+    given: the node's inputs, constants and links. The choice of a DYNAMIC_COMBO becomes a COMBO, and the socket of a
+    DYNAMIC_SLOT stays.
     """
     if KINDS.isdisjoint([declared.type for declared in spec.inputs]):
         return spec
@@ -46,9 +46,9 @@ def opened(spec: NodeSpec, given: Mapping[str, Any]) -> NodeSpec:
 
 
 def strays(spec: NodeSpec, given: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a node is given that belongs to a dynamic input by name and is none that it stands for there.
+    """Yield a node's inputs that have a dynamic input's prefix, but are none of its expansion.
 
-    Constants only of DYNAMIC_GROUP: what an option of DYNAMIC_COMBO was given stays behind when another is chosen.
+    Constants only of DYNAMIC_GROUP: inputs of another option of DYNAMIC_COMBO may be left over.
     """
     kinds = {declared.name: declared.type for declared in spec.inputs if declared.type in KINDS}
     if kinds:
@@ -61,7 +61,7 @@ def strays(spec: NodeSpec, given: Mapping[str, Any]) -> Iterator[str]:
 
 
 class _Opening:
-    """One opening under way. prefix: the dotted path of what an input is in."""
+    """The state of one expansion. prefix: the dotted path of an input's container."""
 
     def __init__(self, given: Mapping[str, Any]) -> None:
         self._given = given
@@ -129,7 +129,7 @@ class _Opening:
         most = int(declared.options.get("max") or ROWS_LIMIT)
         rows = sorted(index for index in indices if index < ROWS_LIMIT)[:most]
         least = int(declared.options.get("min") or 0)
-        # What is missing is asked for by name, so that a client sees it as any other input.
+        # A missing input is reported by its name, as any other.
         wanted = sorted({*rows, *(range(least) if len(rows) < least else ())})
         count = max(wanted, default=-1) + 1
         self.containers.append((path, count))

@@ -1,4 +1,4 @@
-"""Which files a graph names: asking about them may be slow, as their store may be far away."""
+"""The files that a graph names, whose look-up may be slow in a remote store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FEW_NODES = 50
 
 
 def named_files(nodes: Iterable[Node], specs: Mapping[str, NodeSpec]) -> set[tuple[str, str]]:
-    """Return (folder, name) of every file that a constant of a known class stands for."""
+    """Return (folder, name) of every file that a constant of a known class names."""
     return {
         (declared.folder, value)
         for node in nodes
@@ -23,5 +23,5 @@ def named_files(nodes: Iterable[Node], specs: Mapping[str, NodeSpec]) -> set[tup
 
 
 def is_quick(graph: Graph, specs: Mapping[str, NodeSpec]) -> bool:
-    """Whether reading a graph takes less time than a thread for it: it is small, and no store is asked."""
+    """Whether validating a graph is faster than starting a thread: it is small, and needs no store."""
     return len(graph.nodes) <= FEW_NODES and not named_files(graph.nodes.values(), specs)

@@ -17,16 +17,17 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class BadLink:
-    """The value of an input that is a bare list but no link. value: the list as it was given."""
+    """The value of an input that is a bare list but no valid link. value: the list."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a node that another one made comes from.
+    """The origin of a node that another one made.
 
-    display: the node that shows what it does. parent: the node that made it. real: the submitted node it goes back to.
+    display: the node that displays its progress. parent: the node that made it. real: the submitted node that it
+    derives from.
     """
 
     display: str
@@ -38,7 +39,7 @@ class Origin:
 class Node:
     """One node: its class and inputs, each a constant (any JSON value), a Link, or a BadLink, which is refused.
 
-    fingerprint: what its class said of the world outside the prompt (IS_CHANGED); part of the node's identity.
+    fingerprint: the result of its class's IS_CHANGED; part of the node's signature.
     """
 
     id: str
@@ -58,7 +59,7 @@ class Graph:
     nodes: Mapping[str, Node]
 
     def ancestors(self, targets: Iterable[str]) -> list[str]:
-        """Return the targets and all they need, each after what it needs. Errors: KeyError for an unknown id."""
+        """Return the targets and their ancestors in topological order. Errors: KeyError for an unknown id."""
         order: dict[str, None] = {}
         stack = [(node_id, False) for node_id in reversed(list(targets))]
         while stack:

@@ -1,6 +1,6 @@
-"""How many levels of noise and pixels a job is for, known from its graph before it is accepted: quotas a job.
+"""Checks a tenant's quotas per job, of steps and pixels, from the graph before the job is accepted.
 
-`cost.py` counts them. A graph whose levels or sides are not known is refused where they are bounded.
+`cost.py` counts them. A graph with an unknown number is refused if there is a quota of it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from serve_app.limits import MOST_COUNTED, refused
 
 SIDES = ("width", "height")
 REPEATS = ("batch_size", "length", "layers")
-"""How many pictures of a size a node makes: of a batch, frames of a video, layers of a picture."""
+"""Inputs with the number of images: of a batch, frames of a video, layers of an image."""
 
 
 def within_quota(graph: Graph, outputs: Iterable[str], specs: Mapping[str, NodeSpec], quota: Quota) -> None:
-    """Refuse a validated graph that is for more than a tenant's quotas of one job allow. Errors: InvalidGraphError."""
+    """Check a validated graph against a tenant's quotas of one job. Errors: InvalidGraphError."""
     if quota.steps_a_job is None and quota.pixels_a_job is None:
         return
     nodes = [graph.nodes[node_id] for node_id in graph.ancestors(outputs)]
@@ -58,7 +58,7 @@ def _levels(graph: Graph, nodes: Sequence[Node]) -> Iterator[tuple[Node, str, in
 def _pixels(
     graph: Graph, nodes: Sequence[Node], specs: Mapping[str, NodeSpec]
 ) -> Iterator[tuple[Node, str, int | None]]:
-    """Yield what each node makes whose class makes images or latents of a width and a height, or more of them."""
+    """Yield the pixels of each node that makes images or latents from a width and a height, or repeats them."""
     extents = cost.extents(graph, nodes)
     for node in nodes:
         if {"LATENT", "IMAGE"}.isdisjoint(specs[node.class_type].outputs):

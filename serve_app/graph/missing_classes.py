@@ -1,7 +1,7 @@
-"""Classes that a workflow names and that are not here: which packs they are of, in few words however many there are.
+"""Error messages for node classes that a workflow uses and that this server lacks, grouped by pack.
 
-A node says which pack its class is of, by the pack's name in ComfyUI's registry (`cnr_id`) or by its repository
-(`aux_id`): in its properties where the page saved it, in `_meta` where the page queued it.
+A node names its pack by the name in ComfyUI's registry (`cnr_id`) or by its repository (`aux_id`): in its properties if
+the page saved it, in `_meta` if the page queued it.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _FORMS = {
     "aux_id": re.compile(r"[\w-]{1,39}/[\w.-]{1,100}", re.ASCII),
     "ver": re.compile(r"unknown|[0-9a-fA-F]{4,40}|\d+\.\d+\.\d+([-+][\w.+-]+)?", re.ASCII),
 }
-"""What a node may say of its pack: its name, its repository, its version or commit; in which form."""
+"""The keys of a node's pack, name, repository, and version or commit, with their forms."""
 CORE = "comfy-core"
-"""What nodes of ComfyUI itself say."""
+"""The pack that nodes of ComfyUI itself name."""
 GROUPS, CLASSES, NODES = 10, 8, 5
 """How many packs, classes of one, and nodes of a class are named before the others are counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class MissingClass:
-    """A class and the nodes that ask for it. pack: None if they do not say. reason: what is wrong, as a sentence."""
+    """A missing class and its nodes. pack: None if unknown. reason: a sentence."""
 
     name: str
     nodes: Sequence[str]
@@ -38,7 +38,7 @@ class MissingClass:
 
 
 def pack_properties(says: Any) -> dict[str, str]:
-    """Return what a node's properties, or its `_meta`, say of its pack and that has the right form."""
+    """Return the well-formed pack keys of a node's properties or `_meta`."""
     if not isinstance(says, Mapping):
         return {}
     given = {key: value if isinstance(value := says.get(key), str) else "" for key in _FORMS}
@@ -47,14 +47,14 @@ def pack_properties(says: Any) -> dict[str, str]:
 
 
 def pack_of(says: Any) -> str | None:
-    """Return the pack that a node says its class is of, None for ComfyUI's own and for nodes that say nothing."""
+    """Return the pack that a node names, None for ComfyUI's own classes and if there is none."""
     said = pack_properties(says)
     pack = said.get("cnr_id") or said.get("aux_id")
     return None if pack == CORE else pack
 
 
 def describe_missing(missing: Sequence[MissingClass]) -> str:
-    """Return what is missing: classes of one pack together, any others by their reasons."""
+    """Return the message: classes of one pack together, any others by their reasons."""
     packs: dict[str | None, list[MissingClass]] = {}
     for one in missing:
         packs.setdefault(one.pack, []).append(one)
@@ -74,7 +74,7 @@ def with_packs(problems: Iterable[Problem], prompt: JsonObject) -> list[Problem]
 
 
 def of_pack(pack: str | None) -> str:
-    """Return the end of a sentence on a missing class."""
+    """Return the end of a sentence about a missing class."""
     return "" if pack is None else f"; it is of the pack {pack!r}"
 
 

@@ -1,6 +1,6 @@
-"""Model files that cannot be what their loaders want of them, known before a job with them is accepted.
+"""Checks before acceptance that model files have the parts that their loaders need.
 
-Only of nodes that surely run: what a lazy input links to may never be asked for. Knows no files: `refusal` does.
+Only for nodes that certainly run: a lazy input's source may never run. Knows no files: `refusal` does.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "CLIPVisionLoader": {"clip_name": ("clip_vision", "clip_vision")},
     "StyleModelLoader": {"style_model_name": ("style_model", "style_models")},
 }
-"""The loaders whose files are looked at, and which part and folder each of their inputs is of."""
+"""The loaders whose files are checked, and the part and folder of each of their inputs."""
 _FIRST_SLOT = ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader")
-"""Loaders of several parts, of which the backbone is wanted only where the first output is linked to."""
+"""Loaders of several parts, which need the backbone only if the first output is linked."""
 
 
 def with_known_files(validated: Validated, specs: Mapping[str, NodeSpec], refusal: Refusal) -> Validated:
-    """Return it without the outputs that need files which cannot be what their loaders want of them."""
+    """Return it without the outputs that need model files of the wrong kind."""
     problems = list(_refused(validated, specs, refusal))
     return with_findings(validated, problems, {}) if problems else validated
 
@@ -69,7 +69,7 @@ def _refused(validated: Validated, specs: Mapping[str, NodeSpec], refusal: Refus
 
 
 def _needed(graph: Graph, validated: Validated, specs: Mapping[str, NodeSpec]) -> dict[str, set[int]]:
-    """Return the nodes that surely run for the outputs, with which of their slots are linked to."""
+    """Return the nodes that certainly run for the outputs, with their linked slots."""
     needed: dict[str, set[int]] = {}
     left = list(validated.outputs)
     seen: set[str] = set()

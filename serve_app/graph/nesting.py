@@ -1,4 +1,4 @@
-"""How a node's inputs with dotted names are handed to its function: as dicts and lists in one argument."""
+"""Converts a node's inputs with dotted names to its function's arguments: nested dicts and lists."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ Path: TypeAlias = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Nesting:
-    """How a node's dotted inputs are handed to its function.
+    """The nesting of a node's dotted inputs.
 
-    paths: where the value of an input goes. containers: what is there even when it is empty, outer ones first: a dict,
-    or that many dicts in a list.
+    paths: the path of each input's value. containers: containers that exist even when empty, outer ones first: a dict,
+    or a number of dicts in a list.
     """
 
     paths: Mapping[str, Path]
     containers: tuple[tuple[Path, int | None], ...] = ()
 
     def nested(self, values: Mapping[str, Any], *, named: bool = False) -> dict[str, Any]:
-        """Return the values as the function takes them; an input that is not given is None where its dict is made.
+        """Return the function's arguments; a missing input is None in its dict.
 
-        named: with (value, dotted name) in a value's place, as check_lazy_status is told which name to ask for.
+        named: with (value, dotted name) in place of values, for check_lazy_status, which returns names.
         """
         made: dict[str, Any] = {name: value for name, value in values.items() if name not in self.paths}
         for path, rows in self.containers:

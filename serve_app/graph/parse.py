@@ -1,8 +1,8 @@
-"""Wire JSON to Graph and back: what shape a workflow must have, before anything is known of its node classes.
+"""Parses wire JSON to a Graph, and back: structural checks, without knowledge of node classes.
 
 The shape is ComfyUI's API format: {id: {"class_type": …, "inputs": {name: constant or [id, slot]}}}. A list is a link;
-a constant that is a list travels as {"__value__": [...]}. A node may carry its fingerprint; other keys (`_meta`, …) say
-nothing that runs.
+a constant that is a list is sent as {"__value__": [...]}. A node may carry its fingerprint; other keys (`_meta`, …) are
+ignored.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def parse(prompt: Any) -> Graph:
 
 
 def built(prompt: Mapping[str, Any]) -> Graph:
-    """Return the graph of wire JSON that `parse` has found nothing wrong with, or that `render` has made."""
+    """Return the graph of valid wire JSON, which `parse` has accepted or `render` has made."""
     return Graph({str(key): _node(str(key), given) for key, given in prompt.items()})
 
 
@@ -103,7 +103,7 @@ def _bad_name(name: str) -> str:
 
 def unstorable(value: Any) -> str:
     """Return why a JSON value cannot be stored and hashed, e.g. "holds NaN", or "" if it can."""
-    if isinstance(value, str) and value.isascii():  # as names are, which every submission has many of
+    if isinstance(value, str) and value.isascii():  # like names, of which every submission has many
         return ""
     stack = [(value, 0)]
     while stack:

@@ -1,7 +1,7 @@
-"""How a job is cut into tasks: connected runs of nodes, each evaluated on one replica.
+"""Partitions a job into tasks: connected groups of nodes, each evaluated on one replica.
 
-A pool is a set of equal replicas; which classes it takes is configuration. A node that asks for RUNTIME needs a pool
-with models; any other node goes with a neighbour where that saves a hop. Pure: no replica, no Ray.
+A pool is a set of equal replicas; its node classes are configured. A node that uses RUNTIME needs a pool with models;
+any other node joins a neighbour if that saves a transfer. Pure: no replica, no Ray.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from serve_app.graph.graph import Graph, Node
 from serve_app.graph.spec import NodeSpec
 
 WIDTH = 64
-"""How many unconnected runs of one pool and level are tasks of their own; more are spread over these.
-
-Every task carries its job's prompt, so that a job cut in proportion to its size would cost the square of it.
+"""How many unconnected groups of one pool and level are tasks of their own; more are spread over these. Every task
+carries its job's prompt, so a number of tasks proportional to the job's size would cost its square.
 """
 
 TASKS_LIMIT = 1000
@@ -29,11 +28,11 @@ TASKS_LIMIT = 1000
 
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
-    """One connected run of nodes for one pool, or several where there are many.
+    """One connected group of nodes for one pool, or several groups in large jobs.
 
-    targets: the nodes to evaluate in any case: output nodes, and nodes whose values other tasks need in any case.
-    Within the task evaluation is on demand, so `nodes` are those that may run. needs: nodes of other tasks whose values
-    come in, in any case. A task without targets runs when a lazy input asks for one of its nodes.
+    targets: the nodes that are always evaluated: output nodes, and nodes whose values other tasks always need. Within
+    the task evaluation is on demand, so `nodes` are those that may run. needs: nodes of other tasks whose values are
+    always needed. A task without targets runs when a lazy input needs one of its nodes.
     """
 
     index: int
@@ -45,10 +44,10 @@ class TaskPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job's graph, what it must produce, each node's signature, and its tasks in an order that respects needs.
+    """A job's graph, its outputs, each node's signature, and its tasks in topological order.
 
-    certain: the nodes that run in any case, since no lazy input lies between them and an output. twins: of each
-    signature that several of its nodes have, these nodes.
+    certain: the nodes that always run, as no lazy input lies between them and an output. twins: the nodes of each
+    signature that several nodes have.
     """
 
     graph: Graph
@@ -70,14 +69,14 @@ class TaskId:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a replica is sent: the nodes it may run, which to evaluate, and where other values come from.
+    """A task as sent to a replica: the nodes that it may run, the targets, and the sources of other values.
 
     nodes: by id, including none of other pools. signatures: of every node of the prompt, as a subgraph may link to any.
-    remote: signatures that another replica holds or is computing; the replica asks the scheduler for these.
-    prompt, extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time.
-    tenant: whose job it is, and whose files its nodes see; "" for those of a server without tenants. client_id: of the
-    submission.
-    patient: nobody is told of its end unasked, and others may follow it, so it and word of its end may wait a moment.
+    remote: signatures that another replica has or is computing; the replica requests them from the scheduler. prompt,
+    extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time. tenant:
+    the owner of the job and of the files that its nodes see; "" on a server without tenants. client_id: of the
+    submission. patient: no client waits for an event of its end, so the task and the report of its end may be delayed
+    and batched.
     """
 
     id: TaskId
@@ -94,12 +93,12 @@ class Task:
 
     @property
     def strict(self) -> bool:
-        """Whether its work is done apart from all other; as `is_strict`."""
+        """Whether it shares no computation with others; as `is_strict`."""
         return is_strict(self.extra_data)
 
 
 def is_strict(extra_data: Mapping[str, object]) -> bool:
-    """Whether a job asks for results that do not depend, to the bit, on what else runs: {"strict": true}."""
+    """Whether a job requests results that do not depend, to the bit, on other jobs: {"strict": true}."""
     return extra_data.get("strict") is True
 
 
@@ -107,9 +106,9 @@ def is_strict(extra_data: Mapping[str, object]) -> bool:
 class Pool:
     """A set of equal replicas, as the planner sees it.
 
-    runtime: its replicas hold models. accepts: class-name patterns (`fnmatch`), e.g. ("*",) or ("KSampler*",);
-    a pack's classes also go by its name, "custom_nodes.NAME". whole: it takes whole graphs only (`destination.py`), and
-    first of all pools those with a class that `prefers` matches.
+    runtime: its replicas have models. accepts: class-name patterns (`fnmatch`), e.g. ("*",) or ("KSampler*",); a pack's
+    classes also match its name, "custom_nodes.NAME". whole: it takes whole graphs only (`destination.py`), and is
+    preferred for those with a class that `prefers` matches.
     """
 
     name: str
@@ -131,7 +130,7 @@ def plan(
     signatures: Mapping[str, str],
     pools: Sequence[Pool],
 ) -> Plan:
-    """Cut what the outputs need into tasks, as few and as long as the pools allow; each node is in exactly one.
+    """Partition the outputs' ancestors into as few tasks as the pools allow; each node is in exactly one.
 
     Errors: InvalidGraphError for nodes that no pool takes, and for more than TASKS_LIMIT tasks.
     """
@@ -173,7 +172,7 @@ def _twins(nodes: Iterable[str], signatures: Mapping[str, str]) -> dict[str, tup
 
 
 def _certain(graph: Graph, specs: Mapping[str, NodeSpec], outputs: Sequence[str]) -> frozenset[str]:
-    """Return the nodes that are reached from the outputs without passing a lazy input."""
+    """Return the nodes that the outputs reach without a lazy input."""
     found: set[str] = set()
     stack = list(outputs)
     while stack:
@@ -197,7 +196,7 @@ def takes(pool: Pool, spec: NodeSpec) -> bool:
 
 
 def takes_pack(pool: Pool, python_module: str, specs: Iterable[NodeSpec]) -> bool:
-    """Whether the pool answers for a pack of nodes: it accepts the pack by name, or takes a class of it."""
+    """Whether the pool handles requests for a node pack: it accepts the pack by name, or one of its classes."""
     named = any(fnmatchcase(python_module, pattern) for pattern in pool.accepts)
     return named or any(spec.python_module == python_module and takes(pool, spec) for spec in specs)
 
@@ -219,7 +218,9 @@ def _homes(
     candidates: Mapping[str, Sequence[str]],
     pools: Sequence[Pool],
 ) -> dict[str, str]:
-    """Return each node's pool: one for all if one takes all, else by model, then beside a consumer, then a producer."""
+    """Return each node's pool: one for all if possible, else by its need of models, then a consumer's, then a
+    producer's.
+    """
     for pool in pools:
         if all(pool.name in candidates[node_id] for node_id in order):
             return dict.fromkeys(order, pool.name)
@@ -241,20 +242,20 @@ def _homes(
 
 
 Group: TypeAlias = tuple[int, str, int]
-"""What names a task: its level, its pool, and which of theirs it is."""
+"""A task's key: its level, its pool, and its index there."""
 
 
 def _groups(graph: Graph, order: Sequence[str], home: Mapping[str, str]) -> dict[str, Group]:
     """Return each node's task; levels grow along every link between two tasks.
 
     A node's level is the number of changes of pool on the way to it. Linked nodes of one pool and level are one task,
-    so a link between tasks always goes to a higher level, and tasks cannot need each other in a circle.
+    so a link between tasks always goes to a higher level, and there are no cycles between tasks.
     """
     level: dict[str, int] = {}
     for node_id in order:
         sources = [link.node_id for _, link in graph.nodes[node_id].links()]
         level[node_id] = max((level[s] + (home[s] != home[node_id]) for s in sources), default=0)
-    # A node that waits for nothing could run early, but joins the run of its first consumer: raise it up to that.
+    # A node without inputs could run early, but joins its first consumer's task: raise it to that level.
     latest: dict[str, int] = {}
     for node_id in reversed(order):
         level[node_id] = latest.get(node_id, level[node_id])

@@ -1,7 +1,7 @@
-"""Which work is the same work: a node's signature is a hash of its class, its constants and its ancestry's signatures.
+"""Cache keys of nodes: a signature is a hash of a node's class, its constants and its ancestors' signatures.
 
-Node ids stay out of it, so equal work is found across jobs and clients. The rule is ComfyUI's caching rule; beside a
-node's own fingerprint (IS_CHANGED), the fingerprints of the files that its choices name are part of it.
+Node ids are not part of it, so equal work is found across jobs and clients. The rule is ComfyUI's caching rule; a
+node's own fingerprint (IS_CHANGED) and the fingerprints of the files that it names are part of it.
 """
 
 from __future__ import annotations
@@ -16,23 +16,25 @@ from serve_app.graph.graph import BadLink, Graph, Link, Node
 from serve_app.graph.spec import NodeSpec
 
 STRICT = "strict"
-"""The salt of work that is done apart from all other: what was done otherwise does not stand in for it."""
+"""The salt of strict jobs, so that other jobs' results are not used for them."""
 
 
 CLIENTS_FOLDERS = ("input", "output", "temp")
-"""As what folders begin with whose files are clients' own."""
+"""Prefixes of folders with clients' own files."""
 
 
 def salt_of(tenant: str, *, strict: bool) -> str:
-    """Return the salt of a tenant's work: what others have made is not shown to it, nor how long it did not take."""
+    """Return the salt of a tenant's signatures, so that it can neither get others' results nor notice them by
+    timing.
+    """
     return (f"{tenant}@" if tenant else "") + (STRICT if strict else "")
 
 
 def is_impersonal(node: Node, spec: NodeSpec) -> bool:
-    """Whether what a node makes is the same for everyone who gives it the same, and names nobody's files.
+    """Whether a node's result depends on its inputs only, and contains no tenant's files, so that tenants may share it.
 
-    Not what saves or shows something, is given its job or a store by a hidden input, is never the same twice or says
-    itself when it has changed, and not what a client's own file is given to.
+    Not for nodes that save or output something, have the job or store as a hidden input, are never cached or have
+    IS_CHANGED, or read a client's own file.
     """
     if spec.output_node or spec.not_idempotent or spec.fingerprinted or node.fingerprint is not None:
         return False
@@ -49,11 +51,10 @@ def signatures(
     salt: str = "",
     everyones: str | None = None,
 ) -> dict[str, str]:
-    """Return the signature of every node whose ancestry is whole: known classes, no link to nowhere, no circle.
+    """Return the signature of every node with a valid ancestry: known classes, no broken link, no cycle.
 
-    fingerprint: (folder, name) -> what changes when that file's content does. Signatures do not depend on the order of
-    inputs, on the process, or on constants that the class does not declare. everyones: the salt of what is impersonal;
-    None for the same.
+    fingerprint: (folder, name) -> a fingerprint of the file's content. Signatures do not depend on the order of inputs,
+    on the process, or on undeclared constants. everyones: the salt of impersonal nodes; None for the same.
     """
     waiting = {node.id: {link.node_id for _, link in node.links()} for node in graph.nodes.values()}
     consumers: dict[str, list[str]] = {}
@@ -87,7 +88,7 @@ def _print(folder: str, name: str, fingerprint: Callable[[str, str], str]) -> st
 def signature(
     node: Node, spec: NodeSpec, found: Mapping[str, str], fingerprint: Callable[[str, str], str], salt: str = ""
 ) -> str:
-    """Return the signature of one node, given those of the nodes it links to. salt: sets it apart from equal work.
+    """Return the signature of one node, given those of its sources. salt: separates it from equal work.
 
     Errors: KeyError for a link to a node without a signature; TypeError for a constant that is no JSON value.
     """
@@ -96,9 +97,9 @@ def signature(
     for name, value in node.inputs.items():
         declared = spec.input(name)
         if isinstance(value, BadLink):
-            continue  # where it is declared its node is refused, and elsewhere nobody is given it
+            continue  # if it is declared its node is refused, else it is unused
         if isinstance(value, Link):
-            # A raw link hands the node the id itself, so the id is part of what it works on.
+            # A raw link passes the id itself to the node, so the id is part of its input.
             raw = declared is not None and declared.raw_link
             parts[name] = ["link", found[value.node_id], value.slot, *([value.node_id] if raw else [])]
         elif declared is not None and declared.folder is not None and isinstance(value, str) and value:

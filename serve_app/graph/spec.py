@@ -1,4 +1,4 @@
-"""A node class as data: what `execution/protocol.py` reads off a class, and all the control plane knows of it.
+"""Node classes as data: read from a class by `execution/protocol.py`, and used by the control plane.
 
 Specs are made where node code may run (workers and replicas) and travel as JSON; validation needs nothing else.
 """
@@ -56,7 +56,7 @@ class Input:
         if kind == "COMBO" and isinstance(options.get("options"), list):
             choices = options.pop("options")
         type_ = "COMBO" if isinstance(kind, list) else str(kind)
-        # A list that a client may upload to is not to be older than the upload; a text may name an upload too.
+        # A list that clients can upload to must be read after the upload; a text may name an upload too.
         uploads = any(options.get(option) is True for option in UPLOADS)
         if (choices is not None or type_ == "STRING") and uploads and options.get("image_folder", "input") == "input":
             return cls(name, type_, section, None, "input", options)
@@ -64,7 +64,7 @@ class Input:
 
     @property
     def takes(self) -> str:
-        """The types of link that it takes, with commas between."""
+        """The types of links that it accepts, separated by commas."""
         if self.type != MATCH_TYPE:
             return self.type
         template = self.options.get("template")
@@ -72,27 +72,27 @@ class Input:
 
     @property
     def lazy(self) -> bool:
-        """Whether what it links to is evaluated only once its node asks."""
+        """Whether its source is evaluated only when its node requests it."""
         return bool(self.options.get("lazy"))
 
     @property
     def raw_link(self) -> bool:
-        """Whether the node is given the link itself, as [node id, slot]."""
+        """Whether the node gets the link itself, as [node id, slot]."""
         return bool(self.options.get("rawLink"))
 
 
 @dataclass(frozen=True, slots=True)
 class NodeSpec:
-    """One node class, as the graph and scheduler floors see it.
+    """The specification of one node class.
 
     outputs, output_names, output_is_list: one entry a slot; output_matchtypes: the template of one whose type is
     MATCH_TYPE, else None; empty where all are. hidden: input name -> hidden kind, one of HIDDEN_KINDS or a pack's own.
     accept_all_inputs: its function is given undeclared constants too. validator: the arguments that its VALIDATE_INPUTS
     takes, EVERYTHING for **kwargs; None without one. fingerprinted: it has IS_CHANGED. Both are code, which only a
-    worker may run. described: the class as another server's /object_info has it, which clients are shown in place of
-    what these members say; None for a class of ours. nesting: how the dotted inputs of a spec that is opened for one
-    node (`graph/dynamic.py`) reach its function. lacks: names of ComfyUI's that its code can come to use and that are
-    not here, so that no job may have it here. models: its code can call nodes that ask for RUNTIME.
+    worker may run. described: the class in another server's /object_info, which clients get unchanged; None for a class
+    of ours. nesting: of the dotted inputs of a spec that is opened for one node (`graph/dynamic.py`). lacks: names of
+    ComfyUI's that its code can use and that are missing here, so that it cannot run here. models: its code can call
+    nodes that use RUNTIME.
     """
 
     class_type: str
@@ -128,20 +128,20 @@ class NodeSpec:
 
     @property
     def needs_prevalidation(self) -> bool:
-        """Whether a worker has to run the class's own code before a job with it is accepted."""
+        """Whether the class has hooks that a worker must run before a job is accepted."""
         return self.fingerprinted or bool(self.validator)
 
     def validates(self, name: str) -> bool:
-        """Whether VALIDATE_INPUTS takes this argument, so that it and not the spec bounds an input of that name."""
+        """Whether VALIDATE_INPUTS takes this argument, so that it validates the input instead of the spec."""
         return self.validator is not None and (name in self.validator or EVERYTHING in self.validator)
 
     @property
     def runtime(self) -> bool:
-        """Whether the class needs a replica that holds models."""
+        """Whether the class needs a replica with models."""
         return self.models or "RUNTIME" in self.hidden.values()
 
     def uses(self, name: str) -> bool:
-        """Whether a constant of this name is something that the class works with."""
+        """Whether the class uses a constant of this name."""
         return self.accept_all_inputs or name in self.hidden or self.input(name) is not None
 
     def input(self, name: str) -> Input | None:

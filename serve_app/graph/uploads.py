@@ -1,7 +1,6 @@
-"""Files that a workflow names by a folder or an area ("sub/x.png", "x.png [output]") and that are not there.
+"""Checks before acceptance that files named by a path or an area ("sub/x.png", "x.png [output]") exist.
 
-Known before the workflow is accepted. Each is asked for by itself: listing a folder of outputs takes as long
-as there are files in it. Knows no files: `exists` does.
+Each is looked up by itself, as listing a folder of outputs may be long. Knows no files: `exists` does.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ LOOK_UPS = 250
 
 
 def with_uploads(validated: Validated, specs: Mapping[str, NodeSpec], exists: Callable[[str], bool]) -> Validated:
-    """Return it without the outputs that need files which are not there. exists: whether there is a file of a name."""
+    """Return it without the outputs that need missing files. exists: whether a named file exists."""
     named = list(_named(validated.graph, specs))
     names = dict.fromkeys(name for _, _, name in named)
     missing = {name for name in islice(names, LOOK_UPS) if not exists(name)}
@@ -39,7 +38,7 @@ def _named(graph: Graph, specs: Mapping[str, NodeSpec]) -> Iterator[tuple[Node, 
         spec = specs.get(node.class_type)
         for declared in opened(spec, node.inputs).inputs if spec else ():
             name = node.inputs.get(declared.name)
-            # What no list is declared for, such as a painter's mask, its node looks for itself, as in ComfyUI.
+            # A file without a declared list, for example a painter's mask, is looked up by its node, as in ComfyUI.
             listed = declared.folder == "input" and declared.type == "COMBO"
             if listed and isinstance(name, str) and is_path(name):
                 yield node, declared, name

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a graph before it runs, from specs alone: every problem, not only the first.
+"""Validation of a graph before it runs, by specs alone: finds every problem, not only the first.
 
 Problem types and the conversions of constants are ComfyUI's (server and `execution.validate_inputs` of 0.3.64, with
 `missing_node_type` and `dependency_cycle` of 0.38). Knows no files: `choices` lists a folder.
@@ -28,12 +28,12 @@ SOCKET_TYPES = frozenset(
 CONVERSIONS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float, "STRING": str, "BOOLEAN": bool}
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
-"""Suffixes of model files that are not read but in folders that list them."""
+"""Suffixes of model files that are read only in folders that list them."""
 
 UPLOADED = {"image": "image", "audio": "audio", "video": "video", "file": "3D model"}
-"""What an input's uploaded files are called, by what the option that says so begins with."""
+"""The kind of an input's uploaded files, by the prefix of the upload option."""
 NO_MODEL = ("", "none")
-"""What an input for the file of a 3D model may say instead of one."""
+"""Values of an input for a 3D model's file that mean none."""
 
 SUGGESTION_LIMIT = 50
 """How many unknown words are compared with the known ones; a hostile graph may hold a hundred thousand."""
@@ -41,7 +41,7 @@ SUGGESTION_LIMIT = 50
 
 @dataclass(frozen=True, slots=True)
 class Validated:
-    """A graph with its constants converted, the outputs whose whole ancestry is right, and all that is wrong."""
+    """A graph with converted constants, the outputs with a valid ancestry, and all problems."""
 
     graph: Graph
     outputs: tuple[str, ...]
@@ -57,9 +57,9 @@ def validate(
 ) -> Validated:
     """Check every node, reachable or not, and convert its constants as its class declares them.
 
-    choices: lists the files of a folder for a COMBO with `folder`. targets: of the output nodes only these are to run.
-    unsupported: why there is no such class, by the name of some that workflows may ask for.
-    Problems of a node carry its id; of the graph (`prompt_no_outputs`, `dependency_cycle`) none.
+    choices: lists the files of a folder for a COMBO with `folder`. targets: run only these output nodes. unsupported:
+    reasons for known unsupported classes, by name. Problems of a node carry its id; of the graph (`prompt_no_outputs`,
+    `dependency_cycle`) none.
     """
     check = _Check(graph, specs, choices, unsupported)
     nodes = {node.id: check.node(node) for node in graph.nodes.values()}
@@ -82,14 +82,14 @@ def validate(
 
 
 def needs_prevalidation(validated: Validated, specs: Mapping[str, NodeSpec]) -> bool:
-    """Whether code of the node classes has a say in what was validated, which only a worker may run."""
+    """Whether node classes have validation hooks, which only a worker may run."""
     graph = validated.graph
     needed = (graph.nodes[node_id] for node_id in graph.ancestors(validated.outputs))
     return any(specs[node.class_type].needs_prevalidation for node in needed)
 
 
 def with_findings(validated: Validated, problems: Sequence[Problem], fingerprints: Mapping[str, Any]) -> Validated:
-    """Return it with what was found besides: more problems, outputs that fall to them, the nodes' fingerprints."""
+    """Return it with the findings of hooks: more problems, fewer valid outputs, the nodes' fingerprints."""
     graph = Graph({n.id: replace(n, fingerprint=fingerprints.get(n.id)) for n in validated.graph.nodes.values()})
     tainted = _downstream(graph, {problem.node_id for problem in problems if problem.node_id is not None})
     outputs = tuple(node_id for node_id in validated.outputs if node_id not in tainted)
@@ -97,7 +97,7 @@ def with_findings(validated: Validated, problems: Sequence[Problem], fingerprint
 
 
 class _Check:
-    """One validation under way: what it looks things up in, and what it has found."""
+    """The state of one validation."""
 
     def __init__(
         self,
@@ -186,9 +186,9 @@ class _Check:
             self._refuse(node, declared, "return_type_mismatch", message, given, extra=extra)
 
     def _constant(self, node: Node, declared: Input, value: Any, spec: NodeSpec | None) -> Any:
-        """Return the constant as the node will get it; a wrong one is returned as it came.
+        """Return the converted constant; an invalid one is returned unchanged.
 
-        What VALIDATE_INPUTS takes is not bounded here: the class does that itself, in a worker.
+        Arguments of VALIDATE_INPUTS are not checked here: the class does that itself, in a worker.
         """
         name, options = declared.name, declared.options
         own = spec is not None and spec.validates(name)
@@ -235,7 +235,7 @@ class _Check:
             self._refuse(node, declared, "value_not_in_list", message, value, details=details, extra=extra)
 
     def _uploaded(self, node: Node, declared: Input, chosen: Any, allowed: Sequence[Any]) -> None:
-        """Refuse a file that is not in the input folder itself, unless its name says that it is elsewhere."""
+        """Refuse a file that is not in the input folder itself, unless its name has a folder or area."""
         if not isinstance(chosen, str):
             message = f"{declared.name} is {short_repr(chosen)}; it must be the name of an uploaded file"
             self._refuse(node, declared, "exception_during_validation", message, chosen)
@@ -279,14 +279,14 @@ class _Check:
 
 
 def unknown_class(class_type: str, reason: str | None, suggest: Callable[[], str]) -> str:
-    """Return what is wrong with a class that there is not. reason: why there is none, for one that is known of."""
+    """Return the message about an unknown class. reason: for a known unsupported one."""
     if reason is not None:
         return f"node class {short_repr(class_type)} is not supported: {reason}"
     return f"no node class {short_repr(class_type)} is installed{suggest()}"
 
 
 def unread_format(name: Any, listed: Sequence[Any]) -> str:
-    """Return "; …" on a model file of a format that is in no list because it is not read, else ""."""
+    """Return "; …" about a model file of an unsupported format, else ""."""
     suffix = PurePosixPath(name).suffix.lower() if isinstance(name, str) else ""
     if suffix not in PICKLES or any(str(other).lower().endswith(PICKLES) for other in listed):
         return ""
@@ -314,7 +314,7 @@ def matches(output: str, declared: str) -> bool:
 
 
 def cycles(graph: Graph) -> Iterator[list[str]]:
-    """Yield the ids of each set of nodes that need each other, in time linear in the links.
+    """Yield the ids of each strongly connected set of nodes, in time linear in the links.
 
     Source: Tarjan 1972, "Depth-first search and linear graph algorithms", with the recursion on a list.
     """
@@ -370,14 +370,14 @@ def _downstream(graph: Graph, wrong: set[str]) -> set[str]:
 
 
 def is_path(value: Any) -> bool:
-    """Whether an uploaded file's name says more than a list of one folder can hold, as `uploads` looks it up."""
+    """Whether an uploaded file's name has a folder or area, so that `uploads` looks it up."""
     return isinstance(value, str) and ("/" in value or value.endswith("]"))
 
 
 def not_uploaded(declared: Input, name: str, near: str = "") -> Problem:
-    """Return what is wrong with a file that is not there, in ComfyUI's words. near: a guess at the one that is meant.
+    """Return the problem of a missing file, in ComfyUI's words. near: a suggestion.
 
-    Its classes look for the file themselves, so it calls that a validation of their own.
+    In ComfyUI the class looks the file up, so the problem is of the type of a custom validation.
     """
     kind = next((said for option, said in UPLOADED.items() if declared.options.get(f"{option}_upload")), declared.name)
     message = f"{declared.name} {short_repr(name)} has not been uploaded{near}"
