@@ -77,7 +77,7 @@ class Replica:
     def progress(self, node_id: str) -> Any:
         return lambda *told: None
 
-    say = progress
+    message_sender = progress
 
     def time_limit(self, spec: Any) -> None:
         return None
