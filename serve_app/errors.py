@@ -271,7 +271,7 @@ class JobMissingError(ServeAppError):
 
 
 class JobUnfinishedError(ServeAppError):
-    """A job that is to be deleted has not ended; it must be cancelled first."""
+    """An unfinished job cannot be deleted; it must be cancelled first."""
 
 
 class FileMissingError(ServeAppError):

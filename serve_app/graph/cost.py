@@ -52,7 +52,7 @@ def levels(graph: Graph, nodes: Iterable[Node]) -> dict[str, int | None]:
             continue
         given = node.inputs.get(SIGMAS)
         before = found.get(given.node_id) if isinstance(given, Link) else None
-        # Such a node inserts that many levels between every two of its input.
+        # The node inserts that many levels between every two of its input.
         if STEPS in node.inputs and before is not None:
             more = constant_number(graph, node.inputs[STEPS])
             before = None if more is None else min(before * (1 + int(more)), MOST_COUNTED)

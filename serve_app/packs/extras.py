@@ -25,7 +25,7 @@ def composite(
 ) -> Tensor:
     """Paste source (B,C,h,w) into destination (B,C,H,W), in place, and return that.
 
-    x, y: where, 0 or more, times multiplier. mask: 1 where source is to be seen. resize_source: to destination's size.
+    x, y: where, 0 or more, times multiplier. mask: 1 where source is visible. resize_source: to destination's size.
     """
     return destination.copy_(paste(destination, source, x // multiplier, y // multiplier, mask, resize_source))
 

@@ -189,7 +189,7 @@ class ComfyUIRunner:
             await self.process.end()
 
     def _keep_telling(self, why: str) -> None:
-        """Tell the scheduler from now on why this replica cannot work; nothing with ""."""
+        """Report to the scheduler, from here on, why this replica cannot work; "" ends the reports."""
         if self._telling is not None:
             self._telling.cancel()
         self._telling = asyncio.create_task(self._tell(why)) if why else None

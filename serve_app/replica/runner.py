@@ -381,7 +381,7 @@ class Runner:
             loop.call_soon_threadsafe(function, *arguments)
 
     def _say_going_on(self) -> None:
-        """Say whose nodes go on after their task's end, unless that has been said or they have been blamed."""
+        """Report the owners of nodes that go on after their task's end, unless they were reported or blamed already."""
         over = [_whose(self._tasks.get(run)) for run, underway in self._underway.items() if run.done() and underway]
         blamed = {_owner(whose) for whose in self._blamed}
         answering = [whose for whose in (*over, self._computed_for) if whose is not None and whose.by_job]
@@ -563,5 +563,5 @@ def _whose(task: Task | None) -> Draining:
 
 
 def _owner(whose: Draining) -> Owner:
-    """Return who is charged for it."""
+    """Return the owner that is charged with it."""
     return whose.tenant, None if whose.tenant else whose.client_id

@@ -73,7 +73,7 @@ TENANTS = 1000
 class Submitted:
     """A job that is in the database, why some of its output nodes were left out, and what is left of quotas.
 
-    held: whether its events are held back from its client's websockets until the submission is answered.
+    held: whether its client's websockets get its events only once the submission is answered.
     """
 
     job_id: str

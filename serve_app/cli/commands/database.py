@@ -53,7 +53,7 @@ def restore(
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
 ) -> int:
-    """Put such a copy in the place of a database, while no server works on it."""
+    """Replace a database by a backup, while no server works on it."""
     from serve_app.cli.backup import restore_database
 
     return restore_database(

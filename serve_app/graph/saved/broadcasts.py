@@ -1,8 +1,8 @@
-"""Nodes of the pack "Use Everywhere" (cg-use-everywhere), which send what they are given to every input that fits.
+"""Nodes of the pack "Use Everywhere" (cg-use-everywhere), which send their inputs to every matching input.
 
 A broadcast is one value on its way: from an output, by a controller, to inputs of its type that have no link. An input
-takes the broadcast of the highest priority; two of the same priority leave it empty, as they do on the page.
-Rules: those of the pack's 7.8. Nodes of older files send by them too, which today's pack empties as it loads them.
+takes the broadcast of the highest priority; two of the same priority leave it empty, as they do on the page. Rules:
+those of the pack's 7.8. Nodes of older files send by them too, which today's pack empties as it loads them.
 """
 
 from __future__ import annotations

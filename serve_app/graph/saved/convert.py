@@ -1,4 +1,4 @@
-"""A workflow as the web page saves it, turned into API format: what the page itself does before it queues a job.
+"""Converts a workflow that the web page saved to API format, as the page itself does before it queues a job.
 
 Pure JSON to JSON; knows the classes as /object_info describes them, because a saved node lists its widgets' values by
 position only. Rules: those of ComfyUI's frontend 1.58 (muted nodes go, bypassed ones pass on what fits their output's
@@ -172,7 +172,7 @@ class _Conversion:
         return {"inputs": inputs, "class_type": node["type"], "_meta": meta}
 
     def _only_sends(self, kind: str) -> bool:
-        """Whether a node's class does nothing but broadcast, and there is no such class here that would be queued."""
+        """Whether a node's class only broadcasts, and is not a class of this server."""
         return kind in broadcasts.KINDS and kind not in self._classes
 
     def _source(self, level: Level, node_id: str, index: int, wanted: str, seen: Seen = frozenset()) -> Source:

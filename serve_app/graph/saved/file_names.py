@@ -1,7 +1,7 @@
-"""What the page writes for %…% in a name to save files under: a time, or the value of another node's widget.
+"""Substitution of %…% in file name prefixes, as the page does it: a time, or the value of another node's widget.
 
-%date:yyyy-MM-dd% and %NODE.WIDGET%, NODE being what the node is called in the file's properties, or its title. What
-is neither stays for the server. Rules: those of ComfyUI's frontend 1.58.
+%date:yyyy-MM-dd% and %NODE.WIDGET%, NODE being what the node is called in the file's properties, or its title. What is
+neither stays for the server. Rules: those of ComfyUI's frontend 1.58.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Group nodes of older files, unfolded into the nodes that they stand for.
+"""Expansion of group nodes of older files into the nodes that they contain.
 
 The page turns each into a subgraph when it loads the file; the nodes in it get new ids behind the workflow's last one,
 then the subgraph does. A group node shows, one node inside after the other, the widgets that are no inputs, the inputs

@@ -1,4 +1,4 @@
-"""The node types that exist in the web page alone: the one table of them.
+"""Table of the node types that exist in the web page only.
 
 The page queues none of them. One that passes something on makes of each output what comes into its input of the same
 number; notes, labels and switches of other nodes' modes have nothing that comes out of them.

@@ -1,7 +1,7 @@
-"""What scripts in the page make of what single classes save, beyond the page's own widgets: the one table of it.
+"""Table of the page's scripts that change a class's saved values when it is queued, beyond the page's own widgets.
 
-Most classes leave that to the page. Facts: the scripts of rgthree-comfy, ComfyUI-VideoHelperSuite,
-ComfyUI-Impact-Pack, ComfyUI-Custom-Scripts and ComfyUI-KJNodes; of ComfyUI's frontend 1.58 for 3D.
+Most classes have none. Facts: the scripts of rgthree-comfy, ComfyUI-VideoHelperSuite, ComfyUI-Impact-Pack,
+ComfyUI-Custom-Scripts and ComfyUI-KJNodes; of ComfyUI's frontend 1.58 for 3D.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _saves(node: JsonObject) -> dict[str, Any]:
 
 
 def _texts(node: JsonObject) -> dict[str, Any]:
-    """Return the texts that a node has last shown, numbered; the first value is the input's own if it is empty."""
+    """Return a node's last texts, numbered; an empty first value is the input's own."""
     values = node.get("widgets_values")
     kept = list(values) if isinstance(values, list) else []
     shown = kept[1:] if kept and not kept[0] else kept

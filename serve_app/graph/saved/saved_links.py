@@ -1,8 +1,8 @@
 """The links of a saved graph as the web page reads them, also where the file is damaged.
 
-The page goes by the graph's list of links: an input has what a link of the list leads to, whatever the input itself
-names. What an input names only says which of its node's inputs that is, because classes gain and lose inputs.
-Rules: those of ComfyUI's frontend 1.58.
+The graph's list of links is authoritative: an input has the link that the list has for it, whatever the input itself
+names. What an input names only says which of its node's inputs that is, because classes gain and lose inputs. Rules:
+those of ComfyUI's frontend 1.58.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The subgraphs that a saved workflow defines, with ids of nodes that no other graph of the file has.
+"""The subgraphs of a saved workflow, with node ids made unique over the file.
 
 The page gives a new id to a node of a subgraph whose id the workflow or an earlier subgraph has, behind the last one.
 Rules: those of ComfyUI's frontend 1.58.

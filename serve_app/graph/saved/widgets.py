@@ -1,4 +1,4 @@
-"""The widgets of a saved node: which it has, in the page's order, and what the page has saved for each.
+"""The widgets of a saved node in the page's order, with their saved values.
 
 A saved node lists its widgets' values by position, newer ones by name too. Which widgets there are depends on the
 class, and for dynamic inputs on the values themselves. Rules: those of ComfyUI's frontend 1.58.

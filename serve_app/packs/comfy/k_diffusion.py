@@ -122,7 +122,7 @@ def append_zero(x: Tensor) -> Tensor:
 
 
 def append_dims(x: Tensor, target_dims: int) -> Tensor:
-    """Return a tensor with dimensions of size 1 at its end, so many in all."""
+    """Return a tensor with dimensions of size 1 appended, up to target_dims."""
     return x[(...,) + (None,) * (target_dims - x.ndim)]
 
 

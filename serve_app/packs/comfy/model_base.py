@@ -253,7 +253,7 @@ class BaseModel:
 
     @property
     def model_type(self) -> ModelType:
-        """What the model predicts, told by its process alone."""
+        """The model's prediction type, derived from its process only."""
         return ModelType.FLOW if isinstance(self._levels(), Interpolation) else ModelType.EPS
 
     @property

@@ -128,7 +128,7 @@ def cleanup_additional_models(models: Any) -> None:
 
 
 class LatentPreviewMethod(Enum):
-    """How clients are shown steps."""
+    """The preview method of sampling steps."""
 
     NoPreviews = "none"
     Auto = "auto"
@@ -142,7 +142,7 @@ class LatentPreviewMethod(Enum):
 
 
 def get_previewer(device: Any, latent_format: Any) -> None:
-    """Return nothing: the server itself shows clients what samplers have come to."""
+    """Return None: the server itself sends previews to clients."""
 
 
 def prepare_callback(

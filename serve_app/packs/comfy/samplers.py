@@ -329,7 +329,7 @@ class KSampler:
         self.set_steps(steps, denoise)
 
     def calculate_sigmas(self, steps: int) -> Tensor:
-        """Return the whole schedule of so many steps."""
+        """Return the whole schedule of `steps` steps."""
         return sigmas_of(self.model, self.sampler, Steps(self.scheduler, steps))
 
     def set_steps(self, steps: int, denoise: float | None = None) -> None:

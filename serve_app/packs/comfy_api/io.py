@@ -31,7 +31,7 @@ class UploadType(StrEnum):
 
 
 class NumberDisplay(StrEnum):
-    """How a number is shown."""
+    """The widget of a number."""
 
     number = "number"
     slider = "slider"

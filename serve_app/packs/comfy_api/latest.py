@@ -110,7 +110,7 @@ class VideoContainer(StrEnum):
 
     @classmethod
     def get_extension(cls, value: str) -> str:
-        """Return the end of such a file's name, without its dot."""
+        """Return the container's file suffix, without its dot."""
         return Style(cls(value).value).suffix
 
 
