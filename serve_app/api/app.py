@@ -112,13 +112,13 @@ class DialectMiddleware:
         """Pass the request on with its dialect in the scope."""
         if scope["type"] == "http":
             scope = {**scope, "dialect": _dialect(scope["path"])}
-            if scope["dialect"] == "contract" and self._asked(scope) == "comfy":
+            if scope["dialect"] == "contract" and self._requested_dialect(scope) == "comfy":
                 moved = {**scope, "path": f"{PREFIX}{scope['path']}", "dialect": "comfy"}
                 if self._prefixed.knows(moved):
                     scope = moved
         await self._app(scope, receive, send)
 
-    def _asked(self, scope: MutableMapping[str, Any]) -> str:
+    def _requested_dialect(self, scope: MutableMapping[str, Any]) -> str:
         asked = dict(scope["headers"]).get(HEADER, b"").decode("latin-1").strip().lower()
         return asked if asked in ("contract", "comfy") else self._root_dialect
 

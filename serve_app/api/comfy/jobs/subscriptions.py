@@ -182,12 +182,12 @@ class Subscriptions:
             if socket.sending is None:
                 silent = now_s - socket.spoke_s > KEEPALIVE_S / 2
                 if events or silent or (due and news.queue.version != socket.queue_version):
-                    socket.sending = asyncio.create_task(self._tell(socket, service, events, news.queue, silent))
+                    socket.sending = asyncio.create_task(self._send_events(socket, service, events, news.queue, silent))
                     tellings.append(socket.sending)
         if tellings:
             await asyncio.wait(tellings, timeout=SOON_S)
 
-    async def _tell(
+    async def _send_events(
         self, socket: Socket, service: Service, events: tuple[Event, ...], queue: QueueMark, silent: bool
     ) -> None:
         try:

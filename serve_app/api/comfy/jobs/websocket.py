@@ -26,7 +26,7 @@ from serve_app.service.service import Service
 
 router = Routes()
 
-SAID_CHARACTERS = 100_000
+MESSAGE_CHARACTERS = 100_000
 """Longer messages of a client are ignored."""
 
 
@@ -79,9 +79,9 @@ async def _listen(connection: WebSocket, socket: Socket, service: Service) -> No
         text = message.get("text")
         if text is None or not first:
             continue
-        said = _parsed(text) if len(text) <= SAID_CHARACTERS else {}
-        if said.get("type") == "feature_flags":
-            flags = said.get("data")
+        content = _parsed(text) if len(text) <= MESSAGE_CHARACTERS else {}
+        if content.get("type") == "feature_flags":
+            flags = content.get("data")
             socket.features = flags if isinstance(flags, dict) else {}
             await socket.send_frames([text_message("feature_flags", features(service))])
         first = False
@@ -89,10 +89,10 @@ async def _listen(connection: WebSocket, socket: Socket, service: Service) -> No
 
 def _parsed(text: str) -> dict[str, Any]:
     try:
-        said = json.loads(text)
+        message = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return message if isinstance(message, dict) else {}
 
 
 def _sender(connection: WebSocket) -> Any:
