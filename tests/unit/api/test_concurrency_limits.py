@@ -121,7 +121,7 @@ async def test_polls_and_sockets_share_a_room_and_are_refused_beyond_it(service,
     await third.go()
 
 
-async def test_a_socket_whose_client_does_not_read_is_let_go_of(service, client, example, monkeypatch):
+async def test_a_socket_whose_client_does_not_read_is_closed(service, client, example, monkeypatch):
     monkeypatch.setattr(subscriptions, "SEND_S", 0.01)
     app = create_app(service)
     socket = Asked(app, "GET", "/ws", "websocket")

@@ -130,7 +130,7 @@ async def test_files_that_a_node_calls_animated_are_gifs_and_images(client, repl
     }
 
 
-async def test_values_that_json_cannot_hold_are_shown_as_null(client, replica, example):
+async def test_values_that_json_cannot_represent_become_null(client, replica, example):
     job_id = await queued(client, example)
     await replica.succeed(job_id, {"6": {"score": [float("nan"), 1.5], "text": ["\ud800"]}})
     response = await client.get(f"/history/{job_id}")

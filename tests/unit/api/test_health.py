@@ -50,7 +50,7 @@ async def test_a_server_whose_scheduler_is_away_is_alive_but_not_ready(client, s
     assert int(answer.headers["Retry-After"]) > 0
 
 
-async def test_nobody_but_an_operator_is_told_where_the_database_is(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+async def test_only_an_operator_sees_where_the_database_is(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     secret = "the database postgresql://db.internal.example/jobs: connection refused"
     doors = ("/readyz", "/queue", "/api/queue", "/api/v2/jobs")
     async with world(tmp_path) as made:

@@ -58,13 +58,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     return Site(tmp_path)
 
 
-def test_what_agrees_is_said_to(site, capsys):
+def test_agreement_is_reported(site, capsys):
     site.job("a", recorded=True)
     assert site.check() == 0
     assert capsys.readouterr().out == ""
 
 
-def test_a_file_that_nobody_recorded_is_named_and_removed_if_asked(site, capsys):
+def test_an_unrecorded_file_is_reported_and_removed_on_request(site, capsys):
     site.job("a", recorded=True)
     site.job("b", recorded=False)
     assert site.check() == 1

@@ -16,7 +16,7 @@ from serve_app.errors import FileMissingError, QueueFullError
 from tests.unit.cli.conftest import IMAGE, fails, makes
 
 
-def test_a_workflow_is_run_and_its_images_saved_where_asked(url, server, volume, workflow, tmp_path, capsys):
+def test_a_workflow_is_run_and_its_images_saved_to_the_given_folder(url, server, volume, workflow, tmp_path, capsys):
     server.next_job(makes(volume))
     out = tmp_path / "out"
     assert main(["submit", str(workflow), "--server", url, "--out", str(out)]) == 0
@@ -67,7 +67,7 @@ def test_a_whole_body_keeps_its_other_members(url, server, volume, workflow, tmp
     assert (job.job_id, job.client_id) == (example["prompt_id"], "client-001")
 
 
-def test_a_strict_job_is_asked_for_beside_what_the_body_says(url, server, volume, workflow, tmp_path, example):
+def test_the_strict_option_is_added_to_the_body(url, server, volume, workflow, tmp_path, example):
     workflow.write_text(json.dumps({**example, "extra_data": {"extra_pnginfo": {}}}))
     server.next_job(makes(volume))
     assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out"), "--strict"]) == 0
@@ -107,9 +107,7 @@ def test_a_job_that_someone_cancels_ends_with_an_error(url, server, workflow, ca
     assert "serve-app: cancelled: the job was cancelled" in capsys.readouterr().err
 
 
-def test_a_server_that_is_full_is_asked_again_and_the_poll_goes_on_where_it_was(
-    url, server, volume, workflow, tmp_path, capsys
-):
+def test_a_full_server_is_retried_and_the_poll_resumes(url, server, volume, workflow, tmp_path, capsys):
     scheduler = server.replica.scheduler
     scheduler.refusal = QueueFullError("1 job waits; at most 1 may", 0)
 

@@ -58,12 +58,12 @@ def test_a_scheduler_that_was_replaced_meanwhile_gives_no_rate():
     assert "a minute" not in shown(status(), status(epoch=0), 10.0)
 
 
-def test_without_a_terminal_it_is_shown_once(url, capsys):
+def test_without_a_terminal_the_screen_is_printed_once(url, capsys):
     assert main(["top", "--server", url]) == 0
     assert "jobs running" in capsys.readouterr().out
 
 
-def test_what_is_paused_is_said():
+def test_a_pause_is_displayed():
     paused = [{"kind": "queue", "name": "", "since_s": 1.0}, {"kind": "pool", "name": "gpu", "since_s": 2.0}]
     assert "paused: queue, pool gpu" in shown(status(paused=paused))
 

@@ -77,7 +77,7 @@ async def test_files_of_a_process_on_this_host_are_read_from_its_folders_and_a_l
     assert saver.saved == {"output/a": [b"in the folder"], "output/b": [b"output/b_00001_.png"]}
 
 
-async def test_a_batch_keeps_its_order_and_a_file_shown_twice_is_saved_once(tmp_path: Path) -> None:
+async def test_a_batch_keeps_its_order_and_a_file_output_twice_is_saved_once(tmp_path: Path) -> None:
     names = [f"b_{n:05}_.png" for n in (3, 1, 2, 3)]
     shown = await taken(tmp_path, {"images": [file(n) for n in names], "text": ["as it is"], "n": [1]})
     counters = [item["filename"][2:7] for item in shown["images"]]

@@ -40,13 +40,13 @@ def test_uploads_are_listed_from_our_store() -> None:
     assert not checked({"1": {"class_type": "LoadImage", "inputs": {"image": "mine.png"}}}).problems[1:]
 
 
-def test_clients_are_shown_a_class_as_its_server_describes_it() -> None:
+def test_clients_get_a_class_as_its_server_describes_it() -> None:
     theirs = core("Newer", {"x": ["COMFY_DYNAMICCOMBO_V3", {"options": []}]}, ["COMFY_MATCHTYPE_V3"])
     theirs |= {"search_aliases": ["fresh"], "price_badge": None}
     assert info(known(Newer=theirs)["Newer"], {}) == theirs
 
 
-def test_a_core_class_is_held_to_what_it_declares() -> None:
+def test_a_core_class_is_validated_by_its_declared_bounds() -> None:
     sampler = core("Sampler", {"name": [["euler", "heun"], {}], "steps": ["INT", {"max": 9}]}, [], output_node=True)
     prompt = {"1": {"class_type": "Sampler", "inputs": {"name": "odd", "steps": 10}}}
     assert {p.type for p in checked(prompt, Sampler=sampler).problems} == {"value_not_in_list", "value_bigger_than_max"}

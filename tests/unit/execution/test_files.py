@@ -267,7 +267,7 @@ async def test_saving_twice_under_one_prefix_is_refused_not_overwritten(volume: 
 
 
 @pytest.mark.parametrize("prefix", ["a\0b", "\ud800", "b/\udfff"])
-async def test_a_prefix_that_no_file_can_have_is_refused_before_counters_are_asked_for(
+async def test_a_prefix_that_no_file_can_have_is_refused_before_counters_are_reserved(
     volume: Volume, counters: Counters, prefix: str
 ) -> None:
     with pytest.raises(NodeError, match="a character that no file's name can have"):

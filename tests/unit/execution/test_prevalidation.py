@@ -136,7 +136,7 @@ async def test_is_changed_sees_constants_only() -> None:
     assert seen == [(1, None)]
 
 
-def test_a_spec_says_what_a_worker_has_to_be_asked() -> None:
+def test_a_spec_lists_the_hooks_that_a_worker_has_to_run() -> None:
     named = spec_of(picky(lambda a, input_types: True), "Picky")
     assert named.needs_prevalidation
     assert [named.validates(name) for name in ("a", "b", "input_types")] == [True, False, True]

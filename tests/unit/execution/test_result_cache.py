@@ -31,7 +31,7 @@ def test_the_least_recently_used_goes_first_once_the_budget_is_passed() -> None:
     assert held.bytes == 3 * (size_of(result(8).outputs) + ENTRY_BYTES)
 
 
-def test_a_result_over_the_budget_is_held_alone() -> None:
+def test_a_result_over_the_budget_is_cached_alone() -> None:
     gone = Gone()
     held = ResultCache(1024, gone)
     held.put("a", result(1))

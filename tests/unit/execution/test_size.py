@@ -89,7 +89,7 @@ def test_a_node_refuses_a_value_over_the_limits_before_it_takes_the_memory(
         ("AUDIO", {"sample_rate": 768_000}, {"sample_rate": 20_000_003}, "AUDIO of 20,000,003 Hz"),
     ],
 )
-def test_values_that_are_small_and_yet_too_much_work_are_refused_whoever_makes_them(
+def test_small_values_that_are_too_much_work_are_refused_from_any_node(
     slot: str, fits: Any, excess: Any, words: str
 ) -> None:
     most = SizeLimits()

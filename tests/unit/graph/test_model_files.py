@@ -78,7 +78,7 @@ def test_a_name_that_comes_by_a_link_is_left_to_the_loader() -> None:
     assert checked(prompt, "p").problems == ()
 
 
-def test_every_loader_is_there_and_its_inputs_are_of_the_folders_that_are_said() -> None:
+def test_every_listed_loader_exists_and_its_inputs_are_of_the_listed_folders() -> None:
     for class_type, inputs in LOADERS.items():
         declared = {i.name: i.folder for i in SPECS[class_type].inputs if i.folder is not None}
         assert class_type in BUILTIN

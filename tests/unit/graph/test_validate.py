@@ -331,7 +331,7 @@ def test_a_class_that_asks_for_input_types_may_be_linked_to_any() -> None:
     assert picky({"1": ("Plain", {"n": 1}), "2": ("Types", {"value": ["1", 0]})}).problems == ()
 
 
-def test_only_what_will_run_has_to_be_asked() -> None:
+def test_only_nodes_that_will_run_need_prevalidation() -> None:
     for kind, asked in (("Plain", False), ("Fresh", True), ("Named", True)):
         prompt: dict[str, tuple[str, dict[str, Any]]] = {
             "1": ("Plain", {"n": 1}),

@@ -191,7 +191,7 @@ def test_every_prestartup_script_runs_before_any_pack(folder: Path) -> None:
     del sys.early  # type: ignore[attr-defined]
 
 
-async def test_progress_goes_to_whoever_runs_the_node(folder: Path) -> None:
+async def test_progress_goes_to_the_replica_that_runs_the_node(folder: Path) -> None:
     packs = loaded(folder, mine=V1)
     told: list[Any] = []
     executing = Executing("job", "9", progress=lambda value, maximum, preview: told.append((value, maximum)))
@@ -255,7 +255,7 @@ def test_saved_files_are_numbered_on_and_stay_in_their_folder(folder: Path) -> N
     )
 
 
-def test_images_are_shown_from_the_temp_area(folder: Path) -> None:
+def test_preview_images_are_in_the_temp_area(folder: Path) -> None:
     loaded(folder)
     (folder.parent / "temp").mkdir()
     shown = sys.modules["comfy_api.latest"].ui.PreviewImage(torch.zeros(2, 8, 8, 3)).as_dict()
@@ -364,7 +364,7 @@ async def test_a_pack_takes_and_makes_videos_as_comfyui_has_them(folder: Path) -
         assert container.metadata["by"] == '{"pack": 1}'
 
 
-def test_sounds_are_shown_from_the_temp_area_and_saved_under_comfyuis_names(folder: Path) -> None:
+def test_preview_sounds_are_in_the_temp_area_and_saved_under_comfyuis_names(folder: Path) -> None:
     loaded(folder)
     (folder.parent / "temp").mkdir()
     ui = sys.modules["comfy_api.latest"].ui

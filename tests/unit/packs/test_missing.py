@@ -149,7 +149,7 @@ def test_what_a_class_can_come_to_use_is_found_along_every_path(packs: Packs) ->
     assert {name: spec.lacks for name, spec in packs.specs.items()} == LACKS
 
 
-def test_a_modules_own_lookup_is_not_asked_as_a_class_is_read(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_modules_own_getattr_is_not_called_by_the_analysis(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(json, "__getattr__", asked.append, raising=False)
     node_class = packs.classes["Free"]

@@ -90,7 +90,7 @@ async def test_a_replica_opens_its_model_files_and_its_clients_files_once(
     assert sorted(opened) == ["files", "models"]
 
 
-async def test_an_uploaded_file_that_cannot_be_asked_about_is_the_nodes_to_report(tmp_path: Path, bucket_of) -> None:
+async def test_an_uploaded_file_that_cannot_be_looked_up_is_reported_by_its_node(tmp_path: Path, bucket_of) -> None:
     nowhere = place(bucket_of("no-such-bucket"), S3Config, kind="s3", patience_s=0)
     prompt = {
         "1": {"class_type": "LoadImage", "inputs": {"image": "a.png"}},

@@ -68,7 +68,7 @@ async def test_a_graph_runs_there_and_its_image_is_in_our_store(tmp_path: Path) 
         assert [d["node"] for d in await seen(running, job_id, "finished")] == ["1", "2"]
 
 
-async def test_what_it_has_cached_is_said_and_its_file_saved_again(tmp_path: Path) -> None:
+async def test_a_cached_node_is_reported_and_its_file_saved_again(tmp_path: Path) -> None:
     async with pool(tmp_path) as running:
         await running.finish(await submit(running, graph()))
         job_id = await submit(running, graph())
@@ -140,7 +140,7 @@ async def test_a_graph_that_comfyui_refuses_ends_with_its_reason(tmp_path: Path)
         assert job.failure.node == "2"
 
 
-async def test_a_made_node_is_shown_under_its_maker(tmp_path: Path) -> None:
+async def test_a_made_node_is_reported_under_its_maker(tmp_path: Path) -> None:
     async with pool(tmp_path) as running:
         job_id = await submit(running, graph(StandInMisbehave={"how": "expand"}))
         job = await running.finish(job_id)

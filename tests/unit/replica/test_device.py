@@ -29,7 +29,7 @@ def test_models_are_on_the_gpu_that_a_pool_has(monkeypatch, given, found, device
     assert device_of(PoolConfig(name="a", **given)).type == device
 
 
-def test_a_gpu_that_is_asked_for_and_not_there_is_an_error(monkeypatch):
+def test_a_configured_gpu_that_is_missing_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"pool a: num_gpus is 0\.5, and torch finds no GPU here"):
         device_of(PoolConfig(name="a", num_gpus=0.5))
@@ -98,7 +98,7 @@ def card(monkeypatch):
 
 
 @pytest.mark.parametrize("fast", [False, True])
-def test_a_card_computes_to_the_same_bits_each_time_and_in_half_precision_where_that_is_asked(card, fast):
+def test_a_card_computes_deterministically_and_in_half_precision_if_configured(card, fast):
     torch.backends.cudnn.benchmark = True
     set_arithmetic(PoolConfig(name="a", fast=fast), card)
     assert torch.backends.cudnn.deterministic

@@ -177,9 +177,7 @@ async def test_without_a_cache_every_job_runs_everything_and_nothing_else_change
 
 
 @pytest.mark.parametrize("pools", [ONE, SPLIT])
-async def test_a_lazy_branch_runs_only_if_asked_for_whichever_pool_it_is_in(
-    tmp_path: Path, pools: tuple[PoolConfig, ...]
-) -> None:
+async def test_a_lazy_branch_runs_only_if_requested_in_any_pool(tmp_path: Path, pools: tuple[PoolConfig, ...]) -> None:
     async with client(tmp_path, pools) as c:
         nodes: Nodes = {
             "a": ("Number", {"n": 1}),
@@ -251,7 +249,7 @@ async def test_a_node_may_send_its_client_json_of_its_own(tmp_path: Path) -> Non
         ]
 
 
-async def test_a_picture_given_to_a_progress_bar_is_shown_to_the_client(
+async def test_a_picture_passed_to_a_progress_bar_is_sent_to_the_client(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = threading.Event()

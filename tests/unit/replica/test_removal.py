@@ -62,7 +62,7 @@ async def test_a_store_that_is_away_is_left_for_later(tmp_path: Path, monkeypatc
             await running.scheduler._housekeeping.doomed()
 
 
-async def test_retention_lets_go_of_jobs_and_files_while_jobs_run(tmp_path: Path, monkeypatch) -> None:
+async def test_retention_deletes_jobs_and_files_while_jobs_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(retention, "SETTLED_S", -60.0)
     monkeypatch.setattr(tidying, "EVERY_S", 0.1)
     monkeypatch.setattr(tidying, "SETTLED_S", 0.0)

@@ -121,7 +121,7 @@ async def test_a_job_of_quick_nodes_takes_few_calls_of_its_replica_and_few_trans
     ("configured", "asked", "shown"),
     [("none", "auto", True), ("none", "latent2rgb", True), ("none", "default", False), ("auto", "none", False)],
 )
-async def test_a_job_may_say_whether_its_steps_are_shown(root, configured, asked, shown):
+async def test_a_job_may_choose_whether_its_steps_are_previewed(root, configured, asked, shown):
     async with cluster(root, ONE, preview_method=configured) as running:
         attached = await running.scheduler.attach("me", "socket")
         # Of so many steps one is drawn before the last has come.
@@ -345,7 +345,7 @@ async def test_a_task_interrupted_before_its_first_step_frees_its_slot(root):
         assert view.state == "success"
 
 
-async def test_nothing_is_called_unknown_before_every_pool_has_said_what_it_runs(root: Path):
+async def test_no_class_is_unknown_before_every_pool_has_reported_its_classes(root: Path):
     config = AppConfig(models_dir=root / "models", database_url=f"sqlite:///{root}/jobs.sqlite", pools=SPLIT)
     running = Cluster(config)
     await running.start()

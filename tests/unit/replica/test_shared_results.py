@@ -53,7 +53,7 @@ async def test_by_default_no_result_crosses_from_one_tenant_to_another(root: Pat
         assert again == {SAVE}, "a tenant's own results are its own to use again"
 
 
-async def test_where_it_is_said_what_is_impersonal_is_computed_once_and_each_saves_its_own_file(root: Path) -> None:
+async def test_with_shared_results_impersonal_nodes_run_once_and_each_job_saves_its_own_file(root: Path) -> None:
     async with cluster(root, POOLS, tenants={"shared_results": True}) as running:
         assert len(await computed(running, "a", txt2img(1))) > 4
         assert await computed(running, "b", txt2img(1)) == {SAVE}

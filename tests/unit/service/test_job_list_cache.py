@@ -72,7 +72,7 @@ def show(job: JobView) -> bytes:
     return f"{job.job_id} {job.state} {dict(job.extra_data)}".encode()
 
 
-async def test_an_ended_job_is_asked_for_once_and_one_that_runs_each_time() -> None:
+async def test_an_ended_job_is_read_once_and_a_running_one_each_time() -> None:
     scheduler, shown = lists_and_shown((("a", 7), view("a")), (("b", None), view("b", None)), (("c", 9), view("c")))
     first, total = await shown.list(QUERY, show)
     assert (list(first), total) == (["a", "b", "c"], 3)
@@ -91,13 +91,13 @@ async def test_an_id_used_again_after_its_job_was_forgotten_is_the_new_job() -> 
     assert (before["a"], after["a"]) == (b"a success {'kept': 1}", b"a error {'kept': 1}")
 
 
-async def test_a_job_forgotten_while_it_is_listed_is_left_out_whoever_has_its_id_now() -> None:
+async def test_a_job_forgotten_while_it_is_listed_is_left_out_even_if_its_id_is_reused() -> None:
     _, shown = lists_and_shown((("a", 7), view("a", None)), (("b", 8), view("b")))
     found, _ = await shown.list(QUERY, show)
     assert list(found) == ["b"]
 
 
-async def test_what_was_not_asked_for_longest_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_least_recently_used_entry_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_list_cache, "KEPT_BYTES", 2 * len(show(job_list_cache.without_secrets(view("a")))))
     scheduler, shown = lists_and_shown(*(((job_id, 1), view(job_id)) for job_id in "abc"))
     await shown.list(QUERY, show)

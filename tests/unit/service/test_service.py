@@ -173,7 +173,7 @@ async def test_the_client_chooses_the_pool(pooled, example):
         await pooled.submit({**example, "extra_data": {"pool": "broken"}})
 
 
-async def test_a_class_that_only_a_pool_may_have_which_has_not_said_waits_for_it(pooled, example):
+async def test_a_class_that_only_a_pool_with_unknown_classes_may_have_is_not_ready(pooled, example):
     example["prompt"]["6"]["class_type"] = "Nobody"
     with pytest.raises(NotReadyError, match="broken"):
         await pooled.submit(example)
@@ -205,7 +205,7 @@ class Undecided:
         raise AssertionError("it was carried out")
 
 
-async def test_what_does_not_say_whose_it_is_is_asked_by_nobody(service):
+async def test_an_inquiry_without_a_scope_is_refused(service):
     for whose in ("", "studio"):
         with pytest.raises(TypeError, match="Undecided is no inquiry of a tenant's"):
             await service.for_tenant(whose).inquire(Undecided())

@@ -92,7 +92,7 @@ async def test_an_unknown_class_is_an_empty_object(client):
     assert await get(client, "/api/object_info/Nope") == {}
 
 
-def test_hidden_inputs_that_only_this_server_knows_are_not_shown():
+def test_hidden_inputs_of_this_server_are_not_listed():
     hidden = {"prompt": "PROMPT", "store": "STORE", "runtime": "RUNTIME"}
     inputs = (Input("a", "INT"), Input("b", "MASK", "optional", options={"tooltip": "b"}))
     spec = NodeSpec("X", inputs, (), (), (), hidden, output_tooltips=("what",), experimental=True)
@@ -137,7 +137,7 @@ async def test_model_files_are_listed_by_folder(client, models):
 
 
 @pytest.mark.parametrize("beside", ["a.png", "a.preview.png"])
-async def test_the_picture_beside_a_model_is_shown(client, models, tmp_path, beside):
+async def test_the_picture_beside_a_model_is_served(client, models, tmp_path, beside):
     Image.new("RGB", (3, 2), "red").save(tmp_path / "models" / "checkpoints" / beside)
     answer = await client.get("/api/experiment/models/preview/checkpoints/0/a.safetensors")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/webp")
@@ -163,7 +163,7 @@ async def test_where_there_is_no_picture_it_is_not_found(client, models, tmp_pat
     assert (await client.get(f"/api/experiment/models/preview/{path}")).status_code == status
 
 
-async def test_a_files_metadata_is_shown(client, models):
+async def test_a_files_metadata_is_returned(client, models):
     assert await get(client, "/api/view_metadata/checkpoints", filename="a.safetensors") == {"title": "A"}
 
 
@@ -308,7 +308,7 @@ async def test_files_are_listed_as_names_parts_or_descriptions(client):
         ("/api/userdata/missing.json", 404),
     ],
 )
-async def test_what_is_not_the_users_is_not_shown(client, path, status):
+async def test_other_users_files_are_not_listed(client, path, status):
     assert (await client.get(path)).status_code == status
 
 

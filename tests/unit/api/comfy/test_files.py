@@ -93,7 +93,7 @@ async def test_what_cannot_be_viewed_is_an_empty_answer(client, stored, query, s
         ("preview=webp&channel=rgb", "WEBP", "RGB"),
     ],
 )
-async def test_a_preview_is_a_file_of_the_asked_format(client, stored, query, kind, mode):
+async def test_a_preview_is_a_file_of_the_requested_format(client, stored, query, kind, mode):
     response = await client.get(f"/api/view?filename=a.png&{query}")
     image = picture(response.content)
     assert (image.format, image.mode) == (kind, mode)

@@ -12,7 +12,7 @@ def told(job: JobFrames, kind: str, **data: Any) -> list[dict[str, Any]]:
     return list(job.frames(Event("job", 1, kind, 2.0, data)))  # type: ignore[arg-type]
 
 
-def test_a_node_that_another_made_is_shown_as_the_one_that_shows_it():
+def test_a_made_node_is_reported_under_its_display_node():
     job = JobFrames("job")
     made = {"node": "1.0.0.2", "display_node": "1", "parent_node": "1", "real_node": "1"}
     state, executing = told(job, "executing", **made)
@@ -60,7 +60,7 @@ def test_the_states_of_all_nodes_follow_every_event_until_there_are_many_and_gro
     assert told_nodes(8 * STATES) <= 2 * 8 * STATES * STATES
 
 
-def test_a_nodes_own_words_go_out_as_it_said_them():
+def test_a_nodes_own_message_is_sent_unchanged():
     assert told(JobFrames("job"), "message", node="1", type="pack.news", data=["a"]) == [
         {"type": "pack.news", "data": ["a"]}
     ]

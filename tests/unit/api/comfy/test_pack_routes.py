@@ -371,7 +371,7 @@ async def test_a_pack_that_fails_has_no_routes(packs: Packs) -> None:
     assert set(packs.routes) == {"custom_nodes.mine"}
 
 
-async def test_the_first_pool_that_has_a_route_is_asked_and_503_says_to_come_back(
+async def test_the_first_pool_with_a_route_answers_and_503_has_retry_after(
     client: httpx.AsyncClient, replica: ScriptedReplica
 ) -> None:
     await replica.announce("gpu", (PackRoute("GET", "/mine/file"),))
@@ -399,7 +399,7 @@ async def test_a_caller_that_goes_while_the_handlers_start_takes_nothing_from_th
     assert (await asked())[1].status == 200
 
 
-async def test_without_packs_nobody_is_asked_for_routes(
+async def test_without_packs_no_replica_is_asked_for_routes(
     service: Service, client: httpx.AsyncClient, replica: ScriptedReplica
 ) -> None:
     service.relay = None

@@ -170,7 +170,7 @@ async def test_what_is_refused_is_repeated_as_it_was_given(client, example, valu
     assert error["extra_info"]["received_value"] == value
 
 
-async def test_a_value_too_long_to_be_repeated_is_shown_in_short(client, example):
+async def test_a_value_too_long_for_an_error_is_abbreviated(client, example):
     example["prompt"]["3"]["inputs"]["sampler_name"] = "x" * 8_000
     assert len(json.dumps(await refused(client, example))) < 2000
 
@@ -222,7 +222,7 @@ async def test_an_unknown_class_is_answered_alone_even_beside_a_good_output(clie
     assert (await replica.jobs()) == {}
 
 
-async def test_a_model_of_a_format_that_is_not_read_is_said_to_be_so(client, example):
+async def test_the_error_for_a_model_of_an_unsupported_format_names_the_format(client, example):
     example["prompt"]["1"]["inputs"]["ckpt_name"] = "sd15.ckpt"
     [error] = (await refused(client, example))["node_errors"]["1"]["errors"]
     assert error["type"] == "value_not_in_list"

@@ -332,7 +332,7 @@ async def test_a_job_is_deleted_once_it_has_ended_and_no_sooner(client, replica,
     assert error == "Job not found" if not root else error["type"] == "job_not_found"
 
 
-async def test_the_history_lets_go_of_jobs_with_their_files_where_that_is_asked_for(client, replica, submit):
+async def test_the_history_deletes_jobs_with_their_files_if_requested(client, replica, submit):
     for job_id in (JOB, OTHER, THIRD):
         await submit(job_id)
         await replica.succeed(job_id, {"6": SHOWN})

@@ -186,7 +186,7 @@ async def test_a_copy_that_is_outdated_is_sent_again(client, image):
         assert (await client.get(image, headers=headers)).status_code == 200
 
 
-async def test_the_condition_is_asked_before_the_range(client, image):
+async def test_the_condition_is_evaluated_before_the_range(client, image):
     etag = (await client.get(image)).headers["etag"]
     response = await client.get(image, headers={"If-None-Match": etag, "Range": "bytes=0-9"})
     assert response.status_code == 304

@@ -318,7 +318,7 @@ def logged(frames: list[dict[str, Any]]) -> str:
     return "".join(entry["m"] for data in shown for entry in data["entries"])
 
 
-async def test_a_client_that_subscribes_is_shown_the_log_of_its_jobs(server, replica, example):
+async def test_a_client_that_subscribes_gets_the_log_of_its_jobs(server, replica, example):
     async with client(server) as me, client(server, "other") as other:
         for name, socket in (("c", me), ("other", other)):
             await socket.frames("status")
@@ -340,7 +340,7 @@ async def test_a_failure_is_logged_with_its_traceback(server, replica, example):
         assert logged(await me.job()) == "got prompt\n!!! Exception during processing !!! too hot\nline 1\nline 2\n"
 
 
-async def test_a_client_that_unsubscribes_is_shown_no_log(server, replica, example):
+async def test_a_client_that_unsubscribes_gets_no_log(server, replica, example):
     async with client(server) as me:
         await me.frames("status")
         await subscribe(server, "c")
@@ -376,7 +376,7 @@ async def test_a_client_that_returns_hears_what_it_missed_once_and_in_order(serv
     assert [frame for frame in kinds([*first, *rest]) if frame[0] != "status"] == STORY
 
 
-async def test_a_client_that_returns_while_its_job_runs_is_shown_where_it_stands_first(server, replica, example):
+async def test_a_client_that_reconnects_gets_its_running_jobs_state_first(server, replica, example):
     await submit(server, example)
     async with client(server) as me:
         await replica.start(JOB)

@@ -25,7 +25,7 @@ DOWNLOADED = ["a.html", "a.svg", "a.xml", "a.js", "a.xhtml", "a.css", "a.pdf", "
 
 @pytest.mark.parametrize("name", [*SHOWN, *DOWNLOADED])
 @pytest.mark.parametrize("door", ["view", "userdata"])
-async def test_a_file_is_shown_by_its_own_type_only_if_that_runs_nothing(client, volume, door, name):
+async def test_a_file_is_served_inline_only_if_its_type_runs_no_code(client, volume, door, name):
     content = b"<script>1</script>"
     if door == "view":
         volume.write(FileRef("input", "", name), content)

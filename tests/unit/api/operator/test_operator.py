@@ -117,7 +117,7 @@ async def test_the_queue_and_a_pool_are_paused_and_resumed_and_clients_can_see_i
     assert "X-Queue-Paused" not in (await client.get("/queue")).headers
 
 
-async def test_whose_jobs_wait_for_having_ended_a_replica_is_shown(client, replica, example):
+async def test_owners_in_backoff_after_ending_a_replica_are_listed(client, replica, example):
     await replica.start(await queued(client, example))
     assert "X-Queue-Backoff" not in (await client.get("/queue")).headers
     [busy] = [each for each in (await client.get("/status")).json()["replicas"] if each["running"]]

@@ -57,7 +57,7 @@ def named(graph: dict[str, Any]) -> set[str]:
     return {node["inputs"]["text"] for node in graph.values() if "text" in node["inputs"]}
 
 
-async def test_an_upload_is_shown_and_read_whole_and_in_part(client):
+async def test_an_upload_is_described_and_read_whole_and_in_part(client):
     answer = await upload(client, tags=["a", "b"])
     asset = answer.json()
     assert answer.status_code == 201
@@ -128,7 +128,7 @@ async def test_uploads_of_equal_bytes_at_once_leave_one_file(client, volume):
         assert (await client.get(answer.json()["url"])).content == DATA
 
 
-async def test_bytes_are_asked_for_by_their_hash(client):
+async def test_bytes_are_looked_up_by_their_hash(client):
     assert (await client.head(f"/api/v2/assets/by-hash/{hashed()}")).status_code == 404
     assert code(await refer(client, hashed())) == (404, "blob_not_found")
     await upload(client)
@@ -136,7 +136,7 @@ async def test_bytes_are_asked_for_by_their_hash(client):
         assert (await client.head(f"/api/v2/assets/by-hash/{text}")).status_code == 200
 
 
-async def test_another_hash_than_was_said_mints_nothing(client, volume):
+async def test_a_wrong_hash_makes_no_asset(client, volume):
     answer = await upload(client, expected_hash=hashed(b"other"))
     assert code(answer) == (409, "hash_mismatch")
     assert answer.json()["error"]["details"]["actual"] == hashed()
@@ -306,7 +306,7 @@ async def test_outputs_keep_their_ids_and_are_assets(client, replica, volume, ex
     assert "a.png [output]" in named(graph)
 
 
-async def test_a_deleted_output_is_shown_no_more_and_its_file_stays(client, replica, volume, example):
+async def test_a_deleted_output_is_not_listed_and_its_file_stays(client, replica, volume, example):
     volume.write(FileRef("output", "", "a.png"), DATA)
     job = await ended(client, replica, example, {"images": [{"filename": "a.png", "subfolder": "", "type": "output"}]})
     [output] = job["outputs"]

@@ -37,7 +37,7 @@ def code(answer: httpx.Response) -> tuple[int, str]:
     return answer.status_code, error["code"]
 
 
-async def test_a_job_is_shown_from_queue_to_success(client, replica, example):
+async def test_a_job_can_be_read_from_queue_to_success(client, replica, example):
     answer = await create(client, example, metadata={"client": "acme"})
     job = answer.json()
     assert (answer.status_code, job["status"], job["queue_position"]) == (201, "queued", 1)
@@ -132,7 +132,7 @@ async def test_a_waiting_and_a_running_job_are_cancelled_once_and_an_ended_one_s
         assert (answer.status_code, answer.json()["status"]) == (200, "canceled")
 
 
-async def test_credentials_are_never_shown(client, example):
+async def test_credentials_are_never_returned(client, example):
     job_id = await created(client, example, extra_data={"api_key_comfy_org": "comfyui-secret"})
     for path in ("", "/workflow"):
         assert "secret" not in (await client.get(f"/api/v2/jobs/{job_id}{path}")).text
@@ -273,7 +273,7 @@ async def test_a_list_has_every_job_once_newest_first_over_its_pages(client, rep
     assert found[0]["created_at"] == found[0]["create_time"]
 
 
-async def test_a_list_is_filtered_by_every_label_that_is_asked_for(client, example):
+async def test_a_list_is_filtered_by_every_requested_label(client, example):
     both = await created(client, example, metadata={"a": "1", "b": "x y&é"})
     await created(client, example, metadata={"a": "1"})
     await created(client, example, metadata={"b": "x y&é"})

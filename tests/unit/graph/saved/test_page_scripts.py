@@ -101,7 +101,7 @@ def test_what_a_pack_shows_on_its_node_is_sent_as_a_widget(class_type, values, s
     assert inputs(class_type, values) == sent
 
 
-def test_a_preview_has_the_id_of_a_page_that_has_shown_none():
+def test_a_preview_has_the_id_of_a_page_without_previews():
     assert inputs("PreviewBridge", ["$4-17"]) == {"image": "$4-0"}
 
 
