@@ -97,7 +97,7 @@ async def test_what_a_job_saves_counts_and_is_never_refused(limited: World, monk
             while await stored(limited) < 1500:
                 await asyncio.sleep(0.01)
         assert left(await a.post("/prompt", json={"prompt": WORKFLOW})) == (429, "bytes_stored", "1000", "0")
-        # A text becomes a file as it is first asked for.
+        # A text becomes a file at its first read.
         assert len((await a.get(f"/api/v2/jobs/{job}")).json()["outputs"]) == 2
     assert await stored(limited) == 1500 + len("said")
 

@@ -19,7 +19,7 @@ BRACKETS = b'{"a": ' + b"[" * 60_000 + b"]" * 60_000 + b"}"
 
 
 async def endless(head: bytes, produced: list[int], chunks: int = 1000):
-    """Yield a body without a length, and count how much of it was asked for."""
+    """Yield a body without a length, and count how much of it was read."""
     yield head
     for _ in range(chunks):
         produced.append(10_000)

@@ -1,4 +1,4 @@
-"""Each limit that protects the control plane: what it refuses is told by its key, and counted under it."""
+"""Each limit that protects the control plane: its refusals name its key, and are counted under it."""
 
 from __future__ import annotations
 

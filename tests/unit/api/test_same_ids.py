@@ -35,7 +35,7 @@ async def submitted(client: httpx.AsyncClient, job: str, door: str = "") -> None
 
 @asynccontextmanager
 async def hearing(made: World, tenant: str) -> AsyncIterator[list[dict[str, Any]]]:
-    """Yield what a tenant's client is told by its websocket."""
+    """Yield the websocket messages of a tenant's client."""
     heard: list[dict[str, Any]] = []
     url = f"{made.url.replace('http', 'ws')}/ws?clientId={CLIENT}&token={made.keys[tenant]}"
 
@@ -138,7 +138,7 @@ async def test_two_tenants_may_choose_the_same_ids_and_each_finds_its_own(tmp_pa
             assert (delivery["job_id"], delivery["payload"]["data"]["id"]) == (JOB, JOB)
         ids = [{o["id"] for o in (await c.get(f"/api/v2/jobs/{JOB}")).json()["outputs"]} for c in of.values()]
         assert not ids[0] & ids[1]
-        # The operator tells them apart.
+        # The operator can distinguish them.
         whole = {job_id_of(JOB, tenant) for tenant in of}
         assert set((await root.get("/history")).json()) == whole
         for tenant in of:

@@ -1,4 +1,5 @@
-"""Every route of every dialect, asked by nobody, by a tenant, and by another tenant about the first one's things.
+"""Every route of every dialect, requested without credentials, by a tenant, and by another tenant for the first one's
+data.
 
 What another tenant is answered about a thing is what it is answered about one that nobody has. A route without an entry
 here fails the test.
@@ -294,7 +295,7 @@ async def asked(client: httpx.AsyncClient, method: str, path: str, entry: Entry,
 
 
 def neutral(text: str, has: Has) -> str:
-    """Return a text in which what was asked about goes by the name of what it is."""
+    """Return a text in which ids are replaced by the names of their kinds."""
     for name, value in asdict(has).items():
         text = text.replace(value, f"<{name}>")
     return re.sub(r'"uptime":[0-9.]+', '"uptime":0', text)

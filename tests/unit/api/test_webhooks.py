@@ -1,4 +1,4 @@
-"""Webhooks as clients make, list and delete them, and as a receiver is told of the jobs of a real scheduler."""
+"""Webhooks: made, listed and deleted by clients, and delivered to a receiver for jobs of a real scheduler."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def workflow(tmp_path: Path, example: dict[str, Any]) -> Path:
 def makes(
     volume: Volume, data: bytes = b"image", shown: str = "images", file: Mapping[str, str] = IMAGE
 ) -> Callable[[ScriptedReplica, str], Awaitable[None]]:
-    """Return work that saves one file, an image. shown: under which name a node shows it."""
+    """Return work that saves one file, an image. shown: the key of the node's ui dict."""
 
     async def work(replica: ScriptedReplica, job_id: str) -> None:
         for step in (1, 10, 20):

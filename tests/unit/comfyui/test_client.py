@@ -1,4 +1,4 @@
-"""What a ComfyUI is asked by."""
+"""The client of a ComfyUI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process ends with whoever started it, however that dies, and takes what it started itself with it."""
+"""A process is killed with its parent, however that dies, together with its descendants."""
 
 from __future__ import annotations
 

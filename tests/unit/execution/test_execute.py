@@ -260,7 +260,7 @@ async def test_a_class_this_replica_lacks_fails_its_node() -> None:
 
 
 class Counted(defaultdict):
-    """A dictionary that counts how often it is asked."""
+    """A dictionary that counts its look-ups."""
 
     asked = 0
 

@@ -202,7 +202,7 @@ class Packed(Bounded):
 
 
 class Asks(Node):
-    """Makes what it is asked for as built-in nodes do; counts how often it came to take the memory."""
+    """Makes a value of a requested size as built-in nodes do; counts how often it allocated memory."""
 
     RETURN_TYPES = ("IMAGE",)
     inputs = ("numbers",)

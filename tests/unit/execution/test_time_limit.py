@@ -36,7 +36,7 @@ async def test_a_call_that_began_late_is_over_its_time_as_long_after_its_beginni
 
 
 def timers_of(loop: asyncio.AbstractEventLoop) -> list[asyncio.TimerHandle]:
-    """Return a list in which every timer is noted that the loop is asked for from now on."""
+    """Return a list of all timers that are set on the loop from here on."""
     timers: list[asyncio.TimerHandle] = []
     call_later = loop.call_later
 

@@ -32,7 +32,7 @@ def packs(tmp_path: Path) -> Iterator[Packs]:
 
 
 def plain(described: dict[str, Any]) -> dict[str, Any]:
-    """Return a description with what says the same in two ways said in one."""
+    """Return a description with equivalent forms normalized."""
     inputs = described["input"]
     for section in ("required", "optional"):
         for config in inputs.get(section, {}).values():

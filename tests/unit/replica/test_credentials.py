@@ -52,7 +52,7 @@ async def running(tmp_path: Path) -> AsyncIterator[Cluster]:
 
 
 async def run(running: Cluster, class_type: str) -> tuple[str, Any]:
-    """Run a node with credentials; return all that is told of its job, and the job."""
+    """Run a node with credentials; return all events of its job, and the job."""
     job_id = str(uuid.uuid4())
     prompt = {"1": {"class_type": class_type, "inputs": {"text": "given"}}}
     await running.scheduler.submit(Submission(job_id, prompt, ("1",), "c", {"a": 1, **CREDENTIALS}))

@@ -1,4 +1,4 @@
-"""Where a pool's models are, how much of it they may take, and what is said where that cannot be."""
+"""The device of a pool's models, their memory budget, and the errors for an impossible configuration."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is told of a node that raised."""
+"""Reports of nodes that raised."""
 
 from __future__ import annotations
 

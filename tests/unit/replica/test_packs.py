@@ -122,7 +122,7 @@ class Client:
         self.service = Service(running.scheduler, Volume(running.config.directories), lambda folder: [], LIMITS)
 
     async def run(self, **nodes: tuple[str, dict[str, Any]]) -> tuple[JobView, list[tuple[str, Any]]]:
-        """Return the ended job, and what was said of which node on the way."""
+        """Return the ended job, and its events by node."""
         prompt = {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
         submitted = await self.service.submit({"prompt": prompt}, partial=True)
         view = await self.running.finish(submitted.job_id)

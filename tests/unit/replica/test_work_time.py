@@ -1,4 +1,4 @@
-"""What a task is said to take: nothing of the time in which weights were loaded for it, however many nodes waited."""
+"""A task's measured time excludes loading of weights, however many nodes waited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown of ended jobs is made once, and forgotten where it takes too much."""
+"""Rendered ended jobs are cached, within a limit of bytes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def view(job_id: str, ended_s: float | None = 2.0) -> JobView:
 
 
 class Lists:
-    """A scheduler with these jobs, which notes whose views it was asked for."""
+    """A scheduler with these jobs, which notes whose views were read."""
 
     def __init__(self, *jobs: tuple[JobKey, JobView]) -> None:
         self.jobs = dict(jobs)
@@ -54,7 +54,7 @@ class Lists:
 
 
 class Shown:
-    """What is shown of one scheduler's jobs to the operator."""
+    """The operator's list of one scheduler's jobs."""
 
     def __init__(self, scheduler: Any) -> None:
         self._jobs, self._shown = TenantJobs(scheduler, ""), JobListCache()

@@ -195,7 +195,7 @@ async def test_a_service_within_a_tenant_submits_that_tenants_jobs(pooled, examp
 
 @dataclass(frozen=True)
 class Undecided:
-    """An inquiry whose author has not said whether tenants may ask it."""
+    """An inquiry without a scope of tenant or server."""
 
     writes: ClassVar[bool] = False
     tenant: str = ""

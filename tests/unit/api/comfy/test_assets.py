@@ -39,7 +39,7 @@ async def listed(client: httpx.AsyncClient, query: str, limit: int = 100) -> lis
 
 
 async def drawn(client, replica, volume, example, *names: str, area: Area = "output") -> str:
-    """Let a job end that has shown pictures; return its id."""
+    """End a job with output images; return its id."""
     for name in names:
         volume.write(FileRef(area, "", name), DATA)
     job_id = (await client.post("/prompt", json=example)).json()["prompt_id"]

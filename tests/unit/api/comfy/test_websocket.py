@@ -39,7 +39,7 @@ async def server(service: Service) -> AsyncIterator[str]:
 
 
 class Client:
-    """A client's socket: what it has heard is told in short, as ("executing", "3")."""
+    """A client's socket; received frames are abbreviated, as ("executing", "3")."""
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -270,7 +270,7 @@ async def test_a_silent_client_hears_the_queues_length_again_and_again(server, m
 
 
 async def picture(host: str, replica, example, flags: dict[str, Any] | None) -> bytes:
-    """Return the first binary frame of a client that has said these flags."""
+    """Return the first binary frame of a client with these feature flags."""
     async with websockets.connect(f"ws://{host}/ws?clientId=c") as connection:
         if flags is not None:
             await connection.send(json.dumps({"type": "feature_flags", "data": flags}))

@@ -1,4 +1,4 @@
-"""What anyone may have uploaded runs nothing in a browser: shown as one of a few types, or downloaded."""
+"""Uploaded files run no code in a browser: they are displayed as one of a few types, or downloaded."""
 
 from __future__ import annotations
 

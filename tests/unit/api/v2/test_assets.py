@@ -264,7 +264,7 @@ async def test_a_deleted_asset_is_not_there_for_a_job(client, example):
 
 
 async def ended(client: httpx.AsyncClient, replica, example: dict[str, Any], ui: dict[str, Any]) -> dict[str, Any]:
-    """Return a job that has shown this."""
+    """Return a job with this output."""
     job_id = (await client.post("/api/v2/jobs", json={"workflow": example["prompt"]})).json()["id"]
     await replica.succeed(job_id, {"6": ui})
     job: dict[str, Any] = (await client.get(f"/api/v2/jobs/{job_id}")).json()
