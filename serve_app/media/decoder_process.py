@@ -104,7 +104,7 @@ def _limit(most_bytes: int, seconds: float) -> None:
     with contextlib.suppress(OSError):  # only Linux has it
         now = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         _soften(resource.RLIMIT_AS, now + most_bytes + STACKS_BYTES * processors)
-    # The parent enforces the time limit; this alarm is for a fork whose parent has died.
+    # The parent enforces the time limit; this limit is for a fork whose parent has died.
     _soften(resource.RLIMIT_CPU, int(seconds * processors) + 1)
     _soften(resource.RLIMIT_CORE, 0)
     # The first process that the kernel's OOM killer chooses.
