@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families.text.generation import Generation
-from serve_app.models.families.text.qwen import KLEIN, Z_IMAGE
+from serve_app.models.families.text.qwen import KLEIN, Z_IMAGE, Krea2Encoder
 from serve_app.models.families.text.t5 import MASKED, UNPADDED
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.tokenizers import lexicon, qwen, t5
@@ -84,6 +84,12 @@ def test_an_encoder_that_sees_no_images_reads_the_text_beside_them(root):
     clip = cpu_weights(Catalog(root)).clip(Recipe("clip", "text_encoders", "t5.safetensors"))
     (illustrated,), (plain,) = clip.encode([IllustratedText("a", (torch.zeros(1, 8, 8, 3),)), "a"])
     torch.testing.assert_close(illustrated[0], plain[0])
+
+
+def test_krea_2s_encoder_which_sees_images_in_comfyui_refuses_them():
+    encoder = Krea2Encoder.__new__(Krea2Encoder)  # weights are not looked at
+    with pytest.raises(NodeError, match="Krea 2's text encoder sees no images here, and 1 were given"):
+        encoder.row(IllustratedText("a", (torch.zeros(1, 8, 8, 3),)))
 
 
 def test_a_vocabulary_that_is_nowhere_is_an_error_that_says_what_to_install(monkeypatch):

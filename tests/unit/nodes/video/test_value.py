@@ -16,7 +16,7 @@ from typing import Any
 import av
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serve_app.config.limits import SizeLimits
@@ -227,6 +227,7 @@ def test_ten_bits_are_asked_for_where_the_video_is_created() -> None:
     strict=st.booleans(),
     file=st.booleans(),
 )
+@example(start=-3, duration=5, strict=True, file=False)
 def test_a_part_has_the_frames_and_the_sound_that_its_times_say(
     start: int, duration: int, strict: bool, file: bool
 ) -> None:
