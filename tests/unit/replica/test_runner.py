@@ -104,7 +104,7 @@ async def test_a_job_of_quick_nodes_takes_few_calls_of_its_replica_and_few_trans
 
     async with cluster(root, (PoolConfig(name="cpu", runtime=False),)) as running:
         for name in ("poll", "report", "reserve"):
-            count(running.scheduler, name)
+            count(running.scheduler.registry, name)
         count(running.scheduler._jobs, "write")
         count(running.scheduler._jobs, "_transaction")
         for color in (1, 2):
