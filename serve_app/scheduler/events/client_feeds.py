@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from serve_app.config.limits import EventLimits
@@ -177,14 +177,14 @@ class Feeds:
         try:
             while not (news.events or news.replaced or news.queue.version != queue):
                 if (left := deadline - time.monotonic()) <= 0:
-                    return news
+                    break
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(left):
                         await poll.woken.wait()
                 poll.rest()
                 changed, poll.changed = poll.changed, set()
                 news = self._now({client_id: readers[client_id] for client_id in changed})
-            return news
+            return replace(news, held=frozenset(self._held.values()) & readers.keys())
         finally:
             self._polls.discard(poll)
             poll.rest()

@@ -212,11 +212,16 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What clients have not been sent yet, at one moment. replaced: clients that a newer socket reads for."""
+    """What clients have not been sent yet, at one moment. replaced: clients that a newer socket reads for.
+
+    held: clients with a submission that has not been answered. The queue's length must wait with that job's events: a
+    client that hears of a queue without its job takes the job for ended, and has not heard that it ran.
+    """
 
     events: Mapping[str, tuple[Event, ...]]
     replaced: frozenset[str]
     queue: QueueMark
+    held: frozenset[str] = frozenset()
 
 
 class SchedulerClient(Protocol):

@@ -70,9 +70,12 @@ class Socket:
         self.queue_version = queue.version
         await self.send_frames([status(queue.left(self.tenant))])
 
-    async def send_events(self, events: tuple[Event, ...], queue: QueueMark) -> None:
-        """Send events. A job's end is followed by the queue without it, and that by the end of its execution."""
-        if queue.version != self.queue_version and not any(event.last for event in events):
+    async def send_events(self, events: tuple[Event, ...], queue: QueueMark, *, held: bool) -> None:
+        """Send events. A job's end is followed by the queue without it, and that by the end of its execution.
+
+        held: as of `News`.
+        """
+        if queue.version != self.queue_version and not held and not any(event.last for event in events):
             await self.send_queue(queue)
         for event in events:
             job = self.jobs.setdefault(event.job_id, JobFrames(prompt_id_of(event.job_id)))
@@ -180,24 +183,27 @@ class Subscriptions:
         for socket in list(self._sockets.values()):
             events = news.events.get(socket.feed, ())
             if socket.sending is None:
+                held = socket.feed in news.held
                 silent = now_s - socket.spoke_s > KEEPALIVE_S / 2
-                if events or silent or (due and news.queue.version != socket.queue_version):
-                    socket.sending = asyncio.create_task(self._send_events(socket, service, events, news.queue, silent))
+                if events or (not held and (silent or (due and news.queue.version != socket.queue_version))):
+                    socket.sending = asyncio.create_task(
+                        self._send_events(socket, service, events, news, silent=silent)
+                    )
                     tellings.append(socket.sending)
         if tellings:
             await asyncio.wait(tellings, timeout=SOON_S)
 
     async def _send_events(
-        self, socket: Socket, service: Service, events: tuple[Event, ...], queue: QueueMark, silent: bool
+        self, socket: Socket, service: Service, events: tuple[Event, ...], news: News, *, silent: bool
     ) -> None:
         try:
             for event in _unknown(socket, events):
                 socket.jobs[event.job_id] = await _job_frames(service, event.job_id, event.seq - 1)
             events = await _with_images(events, service)
             if silent and not events:
-                await socket.send_queue(queue)
+                await socket.send_queue(news.queue)
             else:
-                await socket.send_events(events, queue)
+                await socket.send_events(events, news.queue, held=socket.feed in news.held)
         except Exception as error:
             # The connection is gone, or its client does not read; it may reconnect and get the rest.
             _log.info("client %s: %r", socket.client_id, error)

@@ -136,6 +136,18 @@ async def test_events_of_a_job_and_all_behind_them_wait_until_its_submission_is_
     feeds.release("a")
 
 
+async def test_news_names_the_clients_that_wait_for_an_answer_whatever_else_ended_the_poll():
+    feeds = Feeds(epoch=1)
+    feeds.hold("a", "c")
+    readers = {name: Reader(name, 0) for name in ("c", "other")}
+    polling = asyncio.create_task(feeds.news(readers, feeds.queue.version, 60))
+    await asyncio.sleep(0)
+    feeds.put("other", event(1, job_id="b"))
+    assert (await polling).held == {"c"}
+    feeds.release("a")
+    assert (await feeds.news(readers, -1, 0)).held == frozenset()
+
+
 async def test_a_socket_begins_where_the_one_before_it_was():
     feeds = Feeds(epoch=1)
     feeds.attach("c", "first")
