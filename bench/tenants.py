@@ -68,7 +68,7 @@ async def measure(rounds: int, pairs: int) -> tuple[list[Series], list[Ratio]]:
         async with scripted() as replica:
             service = _service(Path(folder), replica)
             key, text = minted("studio", "bench", ("submit", "read"), None)
-            await service.inquire(AddKey(key))
+            await service.query(AddKey(key))
             audit = AuditLog(lambda: service, 1.0, every_s=float("inf"))
             apps: dict[str, ASGIApp] = {
                 OFF: create_app(service),

@@ -26,13 +26,13 @@ from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.core.events import (
     JobArrived,
+    MachineEvent,
     Publish,
     ReplicaJoined,
     ReplicaLeft,
     ReplicaLost,
     Reported,
     Send,
-    Stimulus,
     TimePassed,
 )
 from serve_app.scheduler.core.machine import Machine
@@ -250,20 +250,20 @@ class Cluster:
             queued_seq=self.machine.next_seq(),
             tenant=request.tenant if self._fair else "",
         )
-        self._feed(JobArrived(row, plan))
+        self._apply(JobArrived(row, plan))
 
     def _join(self) -> None:
         name = f"r{next(self._names)}"
         self.replicas[name] = Replica(Weights(self._memory_gb))
         if self._failures_s:
             self._at(self.now_s + self._random.expovariate(1 / self._failures_s), lambda: self._die(name))
-        self._feed(ReplicaJoined(ReplicaInfo(name, POOL, self.slots)))
+        self._apply(ReplicaJoined(ReplicaInfo(name, POOL, self.slots)))
 
     def _die(self, name: str) -> None:
         if name in self.replicas:
             self.outcome.lost += 1
             self._drop(name)
-            self._feed(ReplicaLost(name))
+            self._apply(ReplicaLost(name))
             self._start()
 
     def _drop(self, name: str) -> None:
@@ -283,7 +283,7 @@ class Cluster:
         self._at(self.now_s + self.start_s, started)
 
     def _watch(self) -> None:
-        self._feed(TimePassed())
+        self._apply(TimePassed())
         if self._scaler is not None:
             wanted = max(1, min(MOST, self._scaler(self.machine.backlog(POOL))))
             for _ in range(wanted - len(self.replicas) - self.starting):
@@ -291,7 +291,7 @@ class Cluster:
             idle = [name for name, replica in self.replicas.items() if not replica.runs]
             for name in idle[: max(0, len(self.replicas) + self.starting - wanted)]:
                 self._drop(name)
-                self._feed(ReplicaLeft(name))
+                self._apply(ReplicaLeft(name))
         self._at(self.now_s + WATCH_S, self._watch)
 
     # The replicas -----------------------------------------------------------------------------------------------------
@@ -426,11 +426,11 @@ class Cluster:
     # The machine ------------------------------------------------------------------------------------------------------
 
     def _report(self, name: str, report: Report) -> None:
-        self._feed(Reported(name, report))
+        self._apply(Reported(name, report))
 
-    def _feed(self, stimulus: Stimulus) -> None:
+    def _apply(self, event: MachineEvent) -> None:
         began_s = process_time()
-        commands = self.machine.handle(stimulus, self.now_s)
+        commands = self.machine.handle(event, self.now_s)
         self.outcome.cpu_s += process_time() - began_s
         for command in commands:
             if isinstance(command, Send):

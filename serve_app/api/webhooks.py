@@ -57,7 +57,7 @@ async def post_webhook(request: Request, service: Current) -> Response:
     url = check_url(body.get("url"), limits.allowed_networks)
     secret = new_secret() if body.get("secret") is None else check_secret(body["secret"])
     webhook = Webhook(str(uuid.uuid4()), url, _events(body.get("events")), secret, time.time(), service.tenant)
-    if not await service.inquire(AddWebhook(webhook, limits.most)):
+    if not await service.query(AddWebhook(webhook, limits.most)):
         refused("webhooks.most")
         detail = f"there are as many webhooks as webhooks.most of the configuration allows, {limits.most}; delete one"
         return problem(409, "Too many webhooks", detail)
@@ -67,7 +67,7 @@ async def post_webhook(request: Request, service: Current) -> Response:
 @router.read("/webhooks")
 async def get_webhooks(service: Current) -> Response:
     """List every webhook, the oldest first."""
-    return JsonResponse({"webhooks": list(map(_webhook, await service.inquire(Webhooks(service.tenant))))})
+    return JsonResponse({"webhooks": list(map(_webhook, await service.query(Webhooks(service.tenant))))})
 
 
 @router.read("/webhooks/{webhook_id}")
@@ -81,7 +81,7 @@ async def get_webhook(request: Request, service: Current) -> Response:
 async def delete_webhook(request: Request, service: Current) -> Response:
     """Delete a webhook with its pending deliveries."""
     webhook = await _found(request, service)
-    if webhook is None or not await service.inquire(DeleteWebhook(webhook.webhook_id)):
+    if webhook is None or not await service.query(DeleteWebhook(webhook.webhook_id)):
         return _missing(request)
     return Response(status_code=204)
 
@@ -100,7 +100,7 @@ async def get_deliveries(request: Request, service: Current) -> Response:
     webhook = await _found(request, service)
     if webhook is None:
         return _missing(request)
-    found = await service.inquire(Deliveries(webhook.webhook_id, limit + 1, before, state))
+    found = await service.query(Deliveries(webhook.webhook_id, limit + 1, before, state))
     page: dict[str, Any] = {"deliveries": list(map(_delivery, found[:limit]))}
     if len(found) > limit:
         page["next_cursor"] = str(found[limit - 1].place)
@@ -116,7 +116,7 @@ async def post_send(request: Request, service: Current) -> Response:
     delivery_id = request.path_params["delivery_id"]
     sent = None
     if is_job_id(delivery_id):
-        sent = await service.inquire(SendAgain(webhook.webhook_id, delivery_id, time.time()))
+        sent = await service.query(SendAgain(webhook.webhook_id, delivery_id, time.time()))
     if sent is None:
         return problem(404, "Delivery not found", f"the webhook has no delivery {short_repr(delivery_id)}")
     return JsonResponse(_delivery(sent), 202)
@@ -124,7 +124,7 @@ async def post_send(request: Request, service: Current) -> Response:
 
 async def _found(request: Request, service: Service) -> Webhook | None:
     webhook_id = request.path_params["webhook_id"]
-    return next((w for w in await service.inquire(Webhooks(service.tenant)) if w.webhook_id == webhook_id), None)
+    return next((w for w in await service.query(Webhooks(service.tenant)) if w.webhook_id == webhook_id), None)
 
 
 def _missing(request: Request) -> Response:

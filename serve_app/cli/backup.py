@@ -10,7 +10,7 @@ from serve_app.cli.lines import print_line
 from serve_app.config import AppConfig
 from serve_app.errors import BackupError, ConfigError, DatabaseDamagedError
 from serve_app.replica.files import open_store
-from serve_app.scheduler.durability.lease import BEAT_S
+from serve_app.scheduler.durability.lease import RENEW_S
 from serve_app.store.database.backup import Summary, restore_backup, restore_over_damaged, write_backup
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import WholeStore
@@ -66,9 +66,9 @@ def restore_database(config: AppConfig, file: Path, *, replace: bool, keep_keys:
 def _restored(url: str, file: Path, store: WholeStore, *, replace: bool, keep_keys: bool) -> Summary:
     jobs = Jobs(url)
     try:
-        before = jobs.beat()
-        time.sleep(2 * BEAT_S)
-        if jobs.beat() != before:
+        before = jobs.heartbeat()
+        time.sleep(2 * RENEW_S)
+        if jobs.heartbeat() != before:
             raise ConfigError("a server works on this database; stop it before restoring")
         jobs.inspect()
         jobs.check_there()

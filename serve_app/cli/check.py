@@ -8,7 +8,7 @@ from serve_app.cli.lines import print_line
 from serve_app.config import AppConfig
 from serve_app.errors import ConfigError
 from serve_app.replica.files import open_store
-from serve_app.scheduler.durability.lease import BEAT_S
+from serve_app.scheduler.durability.lease import RENEW_S
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.check import check as differences
 
@@ -22,9 +22,9 @@ def check_files(config: AppConfig, *, mend: bool) -> int:
     jobs = Jobs(config.database_url)
     try:
         if mend:
-            before = jobs.beat()
-            time.sleep(2 * BEAT_S)
-            if jobs.beat() != before:
+            before = jobs.heartbeat()
+            time.sleep(2 * RENEW_S)
+            if jobs.heartbeat() != before:
                 raise ConfigError("a server works on this database; stop it before mending")
         left = 0
         for difference in differences(jobs, open_store(config), mend=mend):

@@ -50,26 +50,26 @@ class SchedulerActor:
         collector.collect_rarely()
         with collector.freeze_startup_objects():
             log.configure(config.logs)
-            self._office = Office(config)
+            self._endpoint = SchedulerEndpoint(config)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """As `Office.call`."""
-        return await self._office.call(method, *arguments)
+        """As `SchedulerEndpoint.call`."""
+        return await self._endpoint.call(method, *arguments)
 
     async def address(self) -> Address:
         """Return where this life of the actor takes the same calls by a connection."""
-        return await self._office.address()
+        return await self._endpoint.address()
 
     async def version(self) -> str:
         """Return the version this actor was made with; see `version`."""
-        return version(self._office.config)
+        return version(self._endpoint.config)
 
     async def retire(self) -> None:
         """Take no new job, let go of the lease and exit; the next scheduler plans what is unfinished."""
-        self._office.retire()
+        self._endpoint.retire()
 
 
-class Office:
+class SchedulerEndpoint:
     """Where one life of the actor takes calls. Apart from the actor, around whose every method Ray puts its own."""
 
     def __init__(self, config: AppConfig) -> None:

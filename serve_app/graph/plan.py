@@ -88,7 +88,7 @@ class Task:
     extra_data: Mapping[str, object]
     created_s: float = 0.0
     tenant: str = ""
-    patient: bool = False
+    deferrable: bool = False
     client_id: str | None = None
 
     @property

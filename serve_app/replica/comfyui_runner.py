@@ -198,7 +198,7 @@ class ComfyUIRunner:
         """Say again and again why this replica cannot work, until cancelled."""
         while True:
             with contextlib.suppress(ServeAppError):
-                await self._scheduler.trouble(self._replica_id, self._pool, why)
+                await self._scheduler.report_trouble(self._replica_id, self._pool, why)
             await asyncio.sleep(TELL_S)
 
     # A process's life -------------------------------------------------------------------------------------------------

@@ -107,8 +107,8 @@ class Membership:
         except (StaleEpochError, NotReadyError) as error:
             _log.info("left without a word: %s", error)
 
-    def send(self, report: Report, *, patient: bool = False) -> None:
-        """Queue a report, to be sent in order. patient: it may wait to be batched, as `Task.patient`."""
+    def send(self, report: Report, *, deferrable: bool = False) -> None:
+        """Queue a report, to be sent in order. patient: it may wait to be batched, as `Task.deferrable`."""
         key: Hashable = next(self._numbers)
         loop = asyncio.get_running_loop()
         due_s = loop.time()
@@ -119,7 +119,7 @@ class Membership:
                 due_s += PROGRESS_S
             case NodeStarted() | NodeFinished() | NodesCached() | Evicted() | Resident():
                 due_s += GATHER_S
-            case _ if patient:
+            case _ if deferrable:
                 due_s = max(due_s, self._reported_s + GATHER_S)
         self._outbox[key] = report
         if due_s <= loop.time():

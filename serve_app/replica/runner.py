@@ -341,7 +341,7 @@ class Runner:
         match error:
             case None:
                 # With no other running task there is no end to batch with, and the scheduler may have more tasks.
-                self._membership.send(TaskFinished(task_id, took_s), patient=task.patient and bool(self._running))
+                self._membership.send(TaskFinished(task_id, took_s), deferrable=task.deferrable and bool(self._running))
             case asyncio.CancelledError() | LostValueError():
                 self.send(TaskStopped(task_id))
             case CancelledJobError():

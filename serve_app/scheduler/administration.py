@@ -14,7 +14,7 @@ from serve_app.scheduler.core.replicas import Replicas
 from serve_app.scheduler.core.results import Results
 from serve_app.scheduler.protocol.messages import Free, Warm
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.tenants.pauses import AllPauses, Pause, SetPause
 
 _log = log.get("scheduler")
@@ -33,21 +33,21 @@ class Administration:
         results: Results,
         registry: ReplicaRegistry,
         *,
-        feed: Callable[[PausesChanged], Any],
-        inquire: Callable[[Inquiry[Held]], Awaitable[Held]],
+        apply: Callable[[PausesChanged], Any],
+        query: Callable[[Query[Held]], Awaitable[Held]],
     ) -> None:
         self.paused: Held = {}
         self._pools = pools
         self._replicas = replicas
         self._results = results
         self._registry = registry
-        self._feed = feed
-        self._inquire = inquire
+        self._apply = apply
+        self._query = query
         self._pausing = asyncio.Lock()
 
     async def recall(self) -> None:
         """Hold back what was held back before this life."""
-        self._hold(await self._inquire(AllPauses()))
+        self._hold(await self._query(AllPauses()))
 
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         """As `SchedulerClient.pause`."""
@@ -55,13 +55,13 @@ class Administration:
         if pause.kind == "pool" and paused:
             self._check_pool(pause.name)
         async with self._pausing:
-            self._hold(await self._inquire(SetPause(pause, paused)))
+            self._hold(await self._query(SetPause(pause, paused)))
         _log.info("%s %s", pause, "paused" if paused else "resumed")
         return tuple(self.paused)
 
     def _hold(self, paused: Held) -> None:
         self.paused = paused
-        self._feed(PausesChanged(frozenset(paused)))
+        self._apply(PausesChanged(frozenset(paused)))
 
     def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         """As `SchedulerClient.warm`."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from serve_app.scheduler.core.machine import Machine
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.events.job_counters import JobCounters
 from serve_app.scheduler.events.published_jobs import PublishedJobs
 from serve_app.scheduler.jobs.admission import AdmissionRules
@@ -17,9 +17,9 @@ from serve_app.scheduler.protocol.cluster_view import (
     Load,
     Paused,
     PoolLoad,
+    ReplicaTrouble,
     ReplicaView,
     TenantLoad,
-    Trouble,
 )
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.store.tenants.pauses import Pause
@@ -32,7 +32,7 @@ class ClusterStatus:
         self,
         pools: Sequence[str],
         rules: AdmissionRules,
-        tenure: Tenure,
+        lease: SchedulerLease,
         machine: Machine,
         published: PublishedJobs,
         registry: ReplicaRegistry,
@@ -41,7 +41,7 @@ class ClusterStatus:
     ) -> None:
         self._pools = pools
         self._rules = rules
-        self._tenure = tenure
+        self._lease = lease
         self._machine = machine
         self._published = published
         self._registry = registry
@@ -64,20 +64,19 @@ class ClusterStatus:
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._registry.hosts()]}
-        uptime_s = max(0.0, time.time() - self._tenure.started_s)
+        uptime_s = max(0.0, time.time() - self._lease.started_s)
         held = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in paused.items())
         backoffs = tuple(self.backoffs())
         troubles = tuple(self.troubles())
         return ClusterView(
-            tuple(hosts.values()), replicas, uptime_s, self._tenure.epoch, self.load(), troubles, held, backoffs
+            tuple(hosts.values()), replicas, uptime_s, self._lease.epoch, self.load(), troubles, held, backoffs
         )
 
-    def troubles(self) -> list[Trouble]:
+    def troubles(self) -> list[ReplicaTrouble]:
         """Return which replicas cannot work: those that drain, and those that cannot join."""
         draining = [(name, r.info.pool, r.draining) for name, r in self._machine.replicas.items() if r.draining]
-        return [
-            Trouble(name, pool, why, self._working(pool)) for name, pool, why in (*draining, *self._registry.troubles())
-        ]
+        unable = [*draining, *self._registry.troubles()]
+        return [ReplicaTrouble(name, pool, why, self._working(pool)) for name, pool, why in unable]
 
     def _working(self, pool: str) -> int:
         return sum(not record.draining for record in self._machine.replicas.pool(pool).records.values())
@@ -87,7 +86,7 @@ class ClusterStatus:
         now_s = time.time()
         return [
             BackedOff(tenant, client_id, losses.count, max(0.0, losses.until_s - now_s), losses.alone)
-            for (tenant, client_id), losses in self._machine.backoff.standing()
+            for (tenant, client_id), losses in self._machine.backoff.owners()
         ]
 
     def load(self) -> Load:

@@ -38,16 +38,16 @@ from serve_app.scheduler.core.events import (
     Command,
     JobArrived,
     JobRefused,
+    MachineEvent,
     Persist,
     Publish,
     Send,
-    Stimulus,
     Tell,
 )
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.time_limit import Overtime
 from serve_app.scheduler.durability.database_health import DatabaseHealth
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.durability.writer import Writer, persistently
 from serve_app.scheduler.events.job_counters import JobCounters
 from serve_app.scheduler.events.published_jobs import PublishedJobs
@@ -63,6 +63,7 @@ from serve_app.scheduler.protocol.client import (
     Accepted,
     Attached,
     JobKeys,
+    JobProgress,
     JobView,
     News,
     Prevalidation,
@@ -70,20 +71,19 @@ from serve_app.scheduler.protocol.client import (
     QueueCount,
     QueueView,
     Reader,
-    Standing,
     Submission,
     Unfinished,
 )
-from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, Trouble
+from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, Message, SchedulerForReplicas, SocketSaid
 from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
+from serve_app.scheduler.webhooks.deliverer import Post, WebhookDeliverer, WebhookDelivererThread
 from serve_app.scheduler.webhooks.outgoing import Outgoing
-from serve_app.scheduler.webhooks.sender import Courier, CourierThread, Post
 from serve_app.store.database.changes import Change, JobQuery, JobRow
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.tenants.pauses import Pause
 from serve_app.threads import Threads
 
@@ -146,19 +146,19 @@ class Scheduler:
         self.counters = JobCounters()
         self._files = files
         self._housekeeping: Housekeeping | None = None
-        self._tenure = Tenure(jobs, holder, self._in_database)
-        self.fenced = self._tenure.fenced
+        self._lease = SchedulerLease(jobs, holder, self._in_database)
+        self.fenced = self._lease.fenced
         limits = webhooks or WebhookLimits()
         send = post or Outgoing(limits.allowed_networks, limits.timeout_s).post
-        self._courier = CourierThread(lambda: Courier(self._asked, send, limits))
-        self._writer = Writer(self._record, self._carry_out, self._refused, self._tenure.lose)
-        self._health = DatabaseHealth(jobs, self._writer, self._stamp)
+        self._deliverer = WebhookDelivererThread(lambda: WebhookDeliverer(self._asked, send, limits))
+        self._writer = Writer(self._record, self._execute, self._refused, self._lease.lose)
+        self._health = DatabaseHealth(jobs, self._writer, self._renew)
 
     async def start(self) -> None:
         """Take the lease, plan every unfinished job again and begin to work."""
-        await self._tenure.take()
-        self.epoch = self._tenure.epoch
-        self._tasks = [asyncio.create_task(work()) for work in (self._tenure.keep, self._health.inspect)]
+        await self._lease.take()
+        self.epoch = self._lease.epoch
+        self._tasks = [asyncio.create_task(work()) for work in (self._lease.keep, self._health.inspect)]
         costs = Costs(await self._in_database(self._jobs.costs))
         usage = Usage(await self._in_database(self._jobs.usage, int(time.time() // DAY_S)))
         quota, gpus = self._rules.quotas.of, self._rules.gpus
@@ -167,11 +167,11 @@ class Scheduler:
         shared = [pool for pool in self._pools if not pool.whole]
         self._validation = RemoteValidation(shared, self._machine.replicas.least_busy, self._mail)
         self.registry = ReplicaRegistry(
-            self._tenure,
+            self._lease,
             {pool.name for pool in self._pools},
             self._abilities,
             validation=self._validation,
-            feed=self._feed,
+            apply=self._apply,
             record=lambda change: self._writer.put([Persist(change)]),
             is_current=self._machine.is_current,
             silence_s=self._silence_s,
@@ -182,8 +182,8 @@ class Scheduler:
             self._machine.replicas,
             self._machine.results,
             self.registry,
-            feed=self._feed,
-            inquire=self.inquire,
+            apply=self._apply,
+            query=self.query,
         )
         await self._abilities.recall()
         next_order = await self._in_database(self._jobs.next_order)
@@ -195,20 +195,20 @@ class Scheduler:
         self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._beside)
         self._acceptance = Acceptance(
             self._jobs,
-            self._tenure,
+            self._lease,
             self._machine,
             self._published,
             self._lookup,
             self._writer,
             self.admission,
             self._rules.quotas,
-            feed=self._feed,
+            apply=self._apply,
             in_database=self._in_database,
         )
         self.status = ClusterStatus(
             [pool.name for pool in self._pools],
             self._rules,
-            self._tenure,
+            self._lease,
             self._machine,
             self._published,
             self.registry,
@@ -220,8 +220,8 @@ class Scheduler:
             self.epoch,
             self._published,
             self._machine.results,
-            feed=self._feed,
-            inquire=self.inquire,
+            apply=self._apply,
+            query=self.query,
             in_database=self._in_database,
             beside=self._beside,
         )
@@ -236,7 +236,7 @@ class Scheduler:
             self._housekeeping = Housekeeping(
                 self._files,
                 self._jobs,
-                self._tenure,
+                self._lease,
                 self._in_database,
                 count_bytes=self._rules.quotas.count_bytes,
                 results=self._machine.results.shown,
@@ -244,19 +244,19 @@ class Scheduler:
                 forget_files=self._ended.forget_files,
             )
             self._tasks += self._housekeeping.start()
-        self._courier.start()
+        self._deliverer.start()
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
-    async def vacancy(self) -> None:
+    async def wait_until_expired(self) -> None:
         """Return once no other scheduler works on the database; for one that is not started yet."""
-        await self._tenure.vacancy()
+        await self._lease.wait_until_expired()
 
     async def close(self) -> None:
         """Stop working; what is not in the database yet is lost, and nobody has been told of it."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.to_thread(self._courier.close)
+        await asyncio.to_thread(self._deliverer.close)
         self._database.close()
         self._reading.close()
         self._jobs.close()
@@ -282,7 +282,7 @@ class Scheduler:
         job = self._machine.jobs.get(job_id)
         if job is None or not job.row.is_of(tenant):
             return False
-        await self._feed(CancelAsked(job_id))
+        await self._apply(CancelAsked(job_id))
         return True
 
     async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None, tenant: str = "") -> int:
@@ -294,7 +294,7 @@ class Scheduler:
         known = [job for job_id in ids if (job := self._machine.jobs.get(job_id)) is not None]
         jobs = [job for job in known if job.row.is_of(tenant)]
         wanted = [job for job in jobs if which is None or (job.started_s is None) == (which == "queued")]
-        await asyncio.gather(*[self._feed(CancelAsked(job.row.job_id)) for job in wanted])
+        await asyncio.gather(*[self._apply(CancelAsked(job.row.job_id)) for job in wanted])
         return len(wanted)
 
     async def count(self, tenant: str = "") -> QueueCount:
@@ -311,27 +311,27 @@ class Scheduler:
         self._check_ready()
         return await self._lookup.job(job_id, tenant)
 
-    async def standing(self, job_id: str, tenant: str = "") -> Standing | None:
+    async def progress(self, job_id: str, tenant: str = "") -> JobProgress | None:
         self._check_ready()
-        return self._lookup.standing(job_id, tenant)
+        return self._lookup.progress(job_id, tenant)
 
     async def preview(self, job_id: str, tenant: str = "") -> Event | None:
         return self._lookup.preview(job_id, tenant)
 
-    async def inquire(self, inquiry: Inquiry[T]) -> T:
+    async def query(self, query: Query[T]) -> T:
         self._check_alive()
         try:
-            answer = await self._asked(inquiry)
+            answer = await self._asked(query)
         except StaleEpochError as error:
             raise DrainingError(str(error), retry_after_s=2) from error
-        if inquiry.writes:
-            self._courier.wake()
+        if query.writes:
+            self._deliverer.wake()
         return answer
 
-    async def _asked(self, inquiry: Inquiry[T]) -> T:
+    async def _asked(self, query: Query[T]) -> T:
         """Return what an inquiry is answered, in whichever event loop."""
-        ask = self._in_database if inquiry.writes else self._beside
-        return await ask(self._jobs.inquire, self.epoch, inquiry)
+        ask = self._in_database if query.writes else self._beside
+        return await ask(self._jobs.query, self.epoch, query)
 
     async def keys(self, query: JobQuery) -> JobKeys:
         self._check_ready()
@@ -406,19 +406,19 @@ class Scheduler:
 
     async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
         self._check_ready()
-        return self._machine.story(job_id) if job_id in self._published.unended.within(tenant) else []
+        return self._machine.trace(job_id) if job_id in self._published.unended.within(tenant) else []
 
     async def cluster(self) -> ClusterView:
         self._check_ready()
         return self.status.view(self._administration.paused)
 
-    async def ready(self) -> Sequence[Trouble]:
+    async def ready(self) -> Sequence[ReplicaTrouble]:
         """Return which replicas cannot work. Errors: UnavailableError's kinds while no job could be committed."""
         self._check_ready()
         try:
             await self._health.check()
         except StaleEpochError as error:
-            self._tenure.lose(error)
+            self._lease.lose(error)
             self._check_alive()
         return self.status.troubles()
 
@@ -437,32 +437,32 @@ class Scheduler:
     async def _recover(self, row: JobRow) -> None:
         """Plan an unfinished job again; returns once what became of it at once is durable."""
         try:
-            recovered = self._feed(JobArrived(row, await self.admission.readmit(row)))
+            recovered = self._apply(JobArrived(row, await self.admission.readmit(row)))
             if job := self._machine.jobs.get(row.job_id):
                 self._published.show(job)
                 self._watch.recover(job)
             await recovered
         except ServeAppError as error:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
-            await self._feed(JobRefused(row.job_id, Failure.of(error), row.started_s or row.created_s))
+            await self._apply(JobRefused(row.job_id, Failure.of(error), row.started_s or row.created_s))
 
     # Carrying out -----------------------------------------------------------------------------------------------------
 
-    def _feed(self, stimulus: Stimulus) -> asyncio.Future[None]:
+    def _apply(self, event: MachineEvent) -> asyncio.Future[None]:
         """Let the machine decide now; the future is done when what it decided is durable and carried out."""
-        return self._writer.put(self._machine.handle(stimulus, time.time()))
+        return self._writer.put(self._machine.handle(event, time.time()))
 
     async def _record(self, changes: Sequence[Change]) -> None:
         if await self._in_database(self._jobs.write, self.epoch, changes):
-            self._courier.wake()
+            self._deliverer.wake()
 
-    async def _stamp(self) -> None:
-        await self._in_database(self._jobs.stamp, self.epoch)
+    async def _renew(self) -> None:
+        await self._in_database(self._jobs.renew, self.epoch)
 
     def _refused(self, error: ChangeRefusedError) -> list[Command]:
         return self._machine.handle(JobRefused(error.job_id, Failure.of(error)), time.time())
 
-    def _carry_out(self, commands: Sequence[Command]) -> None:
+    def _execute(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
                 case Send(replica_id, message):
@@ -498,7 +498,7 @@ class Scheduler:
                     await persistently(partial(self._in_database, self._jobs.save_costs, self.epoch, learned))
 
     def _check_alive(self) -> None:
-        self._tenure.check()
+        self._lease.check()
 
     def _check_ready(self) -> None:
         self._check_alive()

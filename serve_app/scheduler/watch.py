@@ -67,7 +67,7 @@ class Watch:
             if checked_s + CHECK_S < looked_s and len(self._machine.jobs) <= CHECKED_JOBS:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():
-                    _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.story(job_id))
+                    _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.trace(job_id))
             for job_id, failure in self._overtime.failures(self._machine.jobs, time.monotonic()):
                 self._put(self._machine.handle(JobRefused(job_id, failure), time.time()))
             if commands := self._machine.handle(TimePassed(), time.time()):

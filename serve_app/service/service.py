@@ -32,6 +32,7 @@ from serve_app.packs.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, P
 from serve_app.recipe import WARM_FORM, warm_recipes
 from serve_app.scheduler.protocol.client import (
     Attached,
+    JobProgress,
     JobView,
     News,
     QueueBounds,
@@ -40,17 +41,16 @@ from serve_app.scheduler.protocol.client import (
     QueueView,
     Reader,
     SchedulerClient,
-    Standing,
 )
-from serve_app.scheduler.protocol.cluster_view import ClusterView, Trouble
+from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, SocketSaid
 from serve_app.service.job_list_cache import JobListCache, Show, without_secrets
 from serve_app.service.request_limits import Limits
 from serve_app.service.submissions import SubmissionCheck, abbreviated, parse_submission
 from serve_app.service.tenant_jobs import TenantJobs
 from serve_app.store.database.changes import NO_CLAIMS, Claims, JobQuery, feed_of
-from serve_app.store.database.queries import Inquiry
-from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.queries import Query
+from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.files.input_folders import INPUT_FOLDERS, choices
 from serve_app.store.files.store import AREAS, FileRef, FileStat, Store
 from serve_app.store.models.catalog import Catalog
@@ -166,9 +166,9 @@ class Service:
         if whole.limits.quotas.count_bytes:
             loop = asyncio.get_running_loop()
 
-            def ask(inquiry: Inquiry[Any]) -> Any:
+            def ask(query: Query[Any]) -> Any:
                 """Ask from a thread; on the event loop it would deadlock."""
-                return asyncio.run_coroutine_threadsafe(bound.inquire(inquiry), loop).result()
+                return asyncio.run_coroutine_threadsafe(bound.query(query), loop).result()
 
             meter = Meter(ask, whole.limits.quotas.of(tenant).bytes_stored)
             bound.store = MeteredStore(bound.store, tenant, meter)
@@ -291,9 +291,9 @@ class Service:
         view = await self._jobs.job(job_id)
         return None if view is None else without_secrets(view)
 
-    async def standing(self, job_id: str) -> Standing | None:
-        """Return an unfinished job's position and progress; as `SchedulerClient.standing`."""
-        return await self._jobs.standing(job_id)
+    async def progress(self, job_id: str) -> JobProgress | None:
+        """Return an unfinished job's position and progress; as `SchedulerClient.progress`."""
+        return await self._jobs.progress(job_id)
 
     @property
     def history_s(self) -> float | None:
@@ -306,20 +306,20 @@ class Service:
         image = None if event is None else await self.fetch(event.data["image"])
         return None if event is None or image is None else (str(event.data["node"]), image)
 
-    async def inquire(self, inquiry: Inquiry[T]) -> T:
-        """Run a query of the database for the tenant; as `SchedulerClient.inquire`.
+    async def query(self, query: Query[T]) -> T:
+        """Run a query of the database for the tenant; as `SchedulerClient.query`.
 
         Errors: TypeError for a query that is scoped to neither tenant nor server, or to the server if this is a
         tenant's.
         """
-        if isinstance(inquiry, OfTenant):
-            asked = replace(cast(Any, inquiry), tenant=self.tenant) if self.tenant else inquiry
-        elif isinstance(inquiry, OfServer) and not self.tenant:
-            asked = inquiry
+        if isinstance(query, TenantScoped):
+            asked = replace(cast(Any, query), tenant=self.tenant) if self.tenant else query
+        elif isinstance(query, ServerScoped) and not self.tenant:
+            asked = query
         else:
             whose = f"tenant {self.tenant}" if self.tenant else "the operator"
-            raise TypeError(f"{type(inquiry).__name__} is no inquiry of a tenant's, and {whose} asks")
-        return await self._scheduler.inquire(asked)
+            raise TypeError(f"{type(query).__name__} is no inquiry of a tenant's, and {whose} asks")
+        return await self._scheduler.query(asked)
 
     async def queue(self) -> QueueView:
         """Return the first unfinished jobs without their credentials, within the limits of one answer."""
@@ -362,13 +362,13 @@ class Service:
             return view
         return replace(view, backoffs=tuple(one for one in view.backoffs if one.tenant == self.tenant))
 
-    async def ready(self) -> Sequence[Trouble]:
+    async def ready(self) -> Sequence[ReplicaTrouble]:
         """Return which replicas cannot work. Errors: subclasses of UnavailableError while no job could be committed."""
         return await self._scheduler.ready()
 
-    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
-        """Return the scheduler's latest events about an unfinished job; as `SchedulerClient.story`."""
-        return await self._jobs.story(job_id)
+    async def job_trace(self, job_id: str) -> Sequence[tuple[float, str]]:
+        """Return the scheduler's latest events about an unfinished job; as `SchedulerClient.job_trace`."""
+        return await self._jobs.job_trace(job_id)
 
     async def specs(self) -> Mapping[str, NodeSpec]:
         """Return every node class that some pool can run; where pools differ, as the shared ones have it."""

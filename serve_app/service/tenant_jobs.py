@@ -14,12 +14,12 @@ from serve_app.events import Event
 from serve_app.scheduler.protocol.client import (
     Accepted,
     JobKeys,
+    JobProgress,
     JobView,
     QueueBounds,
     QueueItem,
     QueueView,
     SchedulerClient,
-    Standing,
     Submission,
     Unfinished,
 )
@@ -62,8 +62,8 @@ class TenantJobs:
         view = await self._scheduler.job(self._inside(job_id), self.tenant) if self.is_id(job_id) else None
         return None if view is None else self._view(view)
 
-    async def standing(self, job_id: str) -> Standing | None:
-        return await self._scheduler.standing(self._inside(job_id), self.tenant) if self.is_id(job_id) else None
+    async def progress(self, job_id: str) -> JobProgress | None:
+        return await self._scheduler.progress(self._inside(job_id), self.tenant) if self.is_id(job_id) else None
 
     async def preview(self, job_id: str) -> Event | None:
         return await self._scheduler.preview(self._inside(job_id), self.tenant) if self.is_id(job_id) else None

@@ -130,7 +130,7 @@ async def _application(root: Path, *, tenants: bool = False) -> AsyncIterator[tu
 
         async def key(tenant: str) -> str:
             made, text = minted(tenant, "fuzz", ("submit", "read"), None)
-            await service.inquire(AddKey(made))
+            await service.query(AddKey(made))
             return text
 
         yield app, key

@@ -141,11 +141,11 @@ class Authenticator:
 
     async def _ask(self, key_id: str) -> ApiKey | None:
         async with self._lookups:
-            found = await self._service().inquire(FindKeys((key_id,)))
+            found = await self._service().query(FindKeys((key_id,)))
         return found[0] if found else None
 
     async def _look_again(self, key_ids: Sequence[str]) -> None:
-        found = {key.key_id: key for key in await self._service().inquire(FindKeys(tuple(key_ids)))}
+        found = {key.key_id: key for key in await self._service().query(FindKeys(tuple(key_ids)))}
         for key_id in key_ids:
             self._learn(key_id, found.get(key_id))
 
@@ -165,7 +165,7 @@ class Authenticator:
         session, text = new_session(
             principal.lease.key_id, principal.tenant, principal.name, principal.scopes, principal.lease.until_s
         )
-        await self._service().inquire(AddKey(session))
+        await self._service().query(AddKey(session))
         return principal, text, (session.ends_s or 0.0) - time.time()
 
     async def close(self) -> None:
@@ -175,7 +175,7 @@ class Authenticator:
 
     async def end_session(self, session: str) -> None:
         """End a session: in this process at once, in the others within seconds. Errors: UnavailableError."""
-        await self._service().inquire(EndKey(session))
+        await self._service().query(EndKey(session))
         await self._look_again((session,))
 
     async def _of_token(self, tokens: TokenVerifier, text: str) -> Principal:

@@ -49,13 +49,13 @@ def asset_hash(given: Any) -> str:
 
 async def store_asset(service: Service, asset: Asset, ref: FileRef, content: FilePieces, key: str | None) -> Minted:
     """Store an asset, and its bytes in `ref` unless they are stored already. Errors: KeyReusedError."""
-    if await service.inquire(HasBytes(asset.hash or "")):
-        minted = await service.inquire(MintAsset(asset, stored=False, key=key))
+    if await service.query(HasBytes(asset.hash or "")):
+        minted = await service.query(MintAsset(asset, stored=False, key=key))
         if minted is not None:
             return minted
     await asyncio.to_thread(service.store.write, ref, content)
     try:
-        minted = await service.inquire(MintAsset(asset, stored=True, key=key))
+        minted = await service.query(MintAsset(asset, stored=True, key=key))
         assert minted is not None, "an asset that came with its bytes is kept"
     except KeyReusedError:
         await asyncio.to_thread(service.store.delete, ref)

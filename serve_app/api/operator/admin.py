@@ -27,14 +27,14 @@ LISTED = 1000
 @router.read("")
 async def get_tenants(service: Current, _: Admin) -> Response:
     """List the tenants: numbers of keys and jobs, GPU time today, stored bytes, and quotas."""
-    tenants = await service.for_tenant("").inquire(ListTenants(time.time()))
+    tenants = await service.for_tenant("").query(ListTenants(time.time()))
     return JsonResponse({"tenants": with_quotas(tenants, service.limits.quotas)})
 
 
 @router.read("/keys")
 async def get_keys(service: Current, _: Admin) -> Response:
     """List the keys, without their secrets."""
-    return JsonResponse({"keys": list(map(key_summary, await service.for_tenant("").inquire(ListKeys())))})
+    return JsonResponse({"keys": list(map(key_summary, await service.for_tenant("").query(ListKeys())))})
 
 
 @router.post("/keys")
@@ -50,7 +50,7 @@ async def post_key(request: Request, service: Current, _: Admin) -> Response:
         raise InvalidSubmissionError(f"scopes must be a list of strings, not {short_repr(scopes)}")
     ends_s = None if seconds is None else time.time() + _seconds("expires_in_s", seconds)
     key, text = minted(_text(body, "tenant"), _text(body, "name"), scopes, ends_s)
-    await service.for_tenant("").inquire(AddKey(key))
+    await service.for_tenant("").query(AddKey(key))
     return JsonResponse({"key": text, **key_summary(key)}, 201, {"Cache-Control": "no-store"})
 
 
@@ -60,18 +60,18 @@ async def post_rotation(request: Request, service: Current, _: Admin) -> Respons
     body = await read_object(request, service.limits.command)
     grace_s = _seconds("grace_s", body.get("grace_s", GRACE_S))
     service = service.for_tenant("")
-    old = await service.inquire(FindKey(request.path_params["key_id"]))
+    old = await service.query(FindKey(request.path_params["key_id"]))
     if old is None or old.ended(time.time()):
         raise _missing(request)
     key, text = minted(old.tenant, old.name, old.scopes, old.ends_s)
-    await service.inquire(AddKey(key, old.key_id, grace_s))
+    await service.query(AddKey(key, old.key_id, grace_s))
     return JsonResponse({"key": text, **key_summary(key)}, 201, {"Cache-Control": "no-store"})
 
 
 @router.post("/keys/{key_id}/revoke")
 async def post_revocation(request: Request, service: Current, _: Admin) -> Response:
     """Revoke a key; within seconds all processes refuse it."""
-    if not await service.for_tenant("").inquire(EndKey(request.path_params["key_id"])):
+    if not await service.for_tenant("").query(EndKey(request.path_params["key_id"])):
         raise _missing(request)
     return JsonResponse({"revoked": request.path_params["key_id"]})
 
@@ -83,7 +83,7 @@ async def get_audit(request: Request, service: Current, _: Admin) -> Response:
     """
     limit, before_s = int(query_number(request, "limit", int, 100)), query_number(request, "before_s", float, 0.0)
     asked = ReadAudit(min(limit, LISTED), before_s or None, request.query_params.get("whose"))
-    return JsonResponse({"entries": list(map(asdict, await service.for_tenant("").inquire(asked)))})
+    return JsonResponse({"entries": list(map(asdict, await service.for_tenant("").query(asked)))})
 
 
 def key_summary(key: ApiKey) -> dict[str, Any]:

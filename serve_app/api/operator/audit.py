@@ -108,6 +108,6 @@ class AuditLog:
 
     async def _put(self) -> None:
         entries = tuple(self._waiting)
-        await self._service().inquire(WriteAudit(entries, time.time() - self._kept_s))
+        await self._service().query(WriteAudit(entries, time.time() - self._kept_s))
         written = {entry.number for entry in entries}
         self._waiting = deque(entry for entry in self._waiting if entry.number not in written)

@@ -65,7 +65,7 @@ async def delete_model(request: Request, service: Current, _: Admin) -> Response
     _limits(service)
     folder, name = request.path_params["folder"], request.path_params["name"]
     await asyncio.to_thread(service.catalog.stat, folder, name)
-    if (job_id := await service.for_tenant("").inquire(NamesModel(name))) is not None:
+    if (job_id := await service.for_tenant("").query(NamesModel(name))) is not None:
         raise ModelFileInUseError(f"{folder}/{name} is named by job {job_id}, which has not ended")
     try:
         await asyncio.to_thread(service.catalog.delete, folder, name)

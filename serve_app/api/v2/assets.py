@@ -81,7 +81,7 @@ async def post_from_hash(request: Request, service: Current) -> Response:
     now_s = time.time()
     expires_s = _after(now_s, _expires_s(body.get("expires_in")))
     asset = Asset(str(uuid.uuid4()), hash_, "input", "", 0, "", name, tags, now_s, expires_s)
-    minted = await service.inquire(MintAsset(asset, stored=False))
+    minted = await service.query(MintAsset(asset, stored=False))
     if minted is None:
         raise CodedError("blob_not_found", f"no bytes of {hash_} are here")
     return JsonResponse(asset_shape(minted.asset, request, created_new=False), 201 if minted.created else 200)
@@ -91,7 +91,7 @@ async def post_from_hash(request: Request, service: Current) -> Response:
 async def head_bytes(request: Request, service: Current) -> Response:
     """Answer whether bytes are stored."""
     hash_ = asset_hash(request.path_params["hash"])
-    if not await service.inquire(HasBytes(hash_)):
+    if not await service.query(HasBytes(hash_)):
         raise CodedError("blob_not_found", f"no bytes of {hash_} are here")
     return Response()
 
@@ -108,7 +108,7 @@ async def delete_asset(request: Request, service: Current) -> Response:
     asset_id = request.path_params["asset_id"]
     if not is_job_id(asset_id):
         raise _missing(asset_id)
-    deleted = await service.inquire(DeleteAsset(asset_id))
+    deleted = await service.query(DeleteAsset(asset_id))
     if deleted.what == "missing":
         raise _missing(asset_id)
     if deleted.what == "in use":
@@ -137,7 +137,7 @@ async def get_content(request: Request, service: Current) -> Response:
 
 async def _asset(request: Request, service: Service) -> Asset:
     asset_id = request.path_params["asset_id"]
-    found = await service.inquire(FindAssets((asset_id,))) if is_job_id(asset_id) else {}
+    found = await service.query(FindAssets((asset_id,))) if is_job_id(asset_id) else {}
     if asset_id not in found:
         raise _missing(asset_id)
     return found[asset_id]

@@ -66,6 +66,6 @@ class BackgroundHasher:
         try:
             found = await asyncio.get_running_loop().run_in_executor(self._thread, read)
             with contextlib.suppress(ServeAppError):  # it is queued again at the next read
-                await service.inquire(SetHash(asset.asset_id, found))
+                await service.query(SetHash(asset.asset_id, found))
         except Exception as error:
             _log.warning("output %s has no hash: %r", asset.path, error)

@@ -138,8 +138,8 @@ class _JobStream:
         if self._state != before:
             yield await self._status()
         elif self._state == "queued":
-            standing = await self._service.standing(self._job_id)
-            if standing is not None and standing.position not in (None, self._position):
+            progress = await self._service.progress(self._job_id)
+            if progress is not None and progress.position not in (None, self._position):
                 yield await self._status()
         if self._state == "running" and self._moved and time.monotonic() >= self._progress_s + PROGRESS_S:
             yield await self._progress()
@@ -156,17 +156,17 @@ class _JobStream:
             self._moved = self._moved or event.kind in _MOVING
 
     async def _status(self) -> str:
-        standing = await self._service.standing(self._job_id) if self._state == "queued" else None
-        self._position = None if standing is None else standing.position
+        progress = await self._service.progress(self._job_id) if self._state == "queued" else None
+        self._position = None if progress is None else progress.position
         return _frame("status", {"status": STATES[self._state], "queue_position": self._position})
 
     async def _progress(self) -> str:
         """Return the job's progress and newest preview; "" once it has ended, as its final status follows."""
         self._moved, self._progress_s = False, time.monotonic()
-        standing = await self._service.standing(self._job_id)
-        if standing is None:
+        progress = await self._service.progress(self._job_id)
+        if progress is None:
             return ""
-        return _frame("progress", progress_shape(standing)) + await self._preview(standing.preview)
+        return _frame("progress", progress_shape(progress)) + await self._preview(progress.preview)
 
     async def _preview(self, newest: int) -> str:
         """Return the job's newest preview, "" if it has been sent. newest: its cursor."""

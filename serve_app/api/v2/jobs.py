@@ -90,7 +90,7 @@ async def get_jobs(request: Request, service: Current) -> Response:
         )
     limit, before = _limit(others.get("limit")), _before(others.get("cursor"), wanted)
     # One more than is returned shows whether there is a next page.
-    found = await service.inquire(ListJobs(limit + 1, before, wanted))
+    found = await service.query(ListJobs(limit + 1, before, wanted))
     page: dict[str, Any] = {"jobs": [listed_shape(listed) for listed in found[:limit]]}
     if len(found) > limit:
         page["next_cursor"] = _cursor(found[limit - 1].order, wanted)
@@ -107,9 +107,9 @@ async def job(service: Service, job_id: str) -> JobView:
 
 async def shown_job(request: Request, service: Service, view: JobView) -> dict[str, Any]:
     """Return a job as the answer to a request has it."""
-    standing = await service.standing(view.job_id) if view.ended_s is None else None
+    progress = await service.progress(view.job_id) if view.ended_s is None else None
     outputs = await outputs_of(request, service.for_tenant(view.tenant), prompt_id_of(view.job_id), view.outputs)
-    return job_shape(view, standing, outputs, request.scope.get("root_path", ""), service.history_s)
+    return job_shape(view, progress, outputs, request.scope.get("root_path", ""), service.history_s)
 
 
 def _limit(text: str | None) -> int:

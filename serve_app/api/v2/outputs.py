@@ -36,14 +36,14 @@ async def outputs_of(
     items = [item for node_id, ui in outputs.items() for item in output_items(job_id, service.tenant, node_id, ui)]
     if not items:
         return []
-    kept = await service.inquire(OutputsOf((job_id,)))
+    kept = await service.query(OutputsOf((job_id,)))
     items = [item.kept_in(kept) for item in items]
     new = [item for item in items if item.asset_id not in kept]
     made: list[Asset] = []
     if new:
         async with background_hasher(request).looking:
             made = await asyncio.to_thread(_assets, service.job_store, job_id, new)
-        await service.inquire(RecordOutputs(tuple(made)))
+        await service.query(RecordOutputs(tuple(made)))
     there = {asset.asset_id: asset for asset in made}
     there |= {asset_id: asset for asset_id, (asset, deleted) in kept.items() if not deleted}
     for asset in there.values():

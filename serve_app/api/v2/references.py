@@ -23,7 +23,7 @@ async def resolved(service: Service, workflow: Mapping[str, Any]) -> tuple[dict[
     if not wanted:
         return dict(workflow), ()
     ids = tuple(asset_id for asset_id in wanted if is_job_id(asset_id))
-    found = await service.inquire(FindAssets(ids))
+    found = await service.query(FindAssets(ids))
     if missing := [asset_id for asset_id in wanted if asset_id not in found]:
         raise missing_assets(missing)
     return {node_id: _with_inputs(node, found) for node_id, node in workflow.items()}, ids

@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 
 from serve_app.events import Failure
-from serve_app.scheduler.protocol.client import JobView, Standing
+from serve_app.scheduler.protocol.client import JobProgress, JobView
 from serve_app.store.database.queries import ListedJob
 from serve_app.store.page.assets import Asset
 
@@ -39,7 +39,7 @@ def iso_time(unix_s: float) -> str:
 
 
 def job_shape(
-    view: JobView, standing: Standing | None, outputs: Sequence[Any], mount: str, history_s: float | None
+    view: JobView, progress: JobProgress | None, outputs: Sequence[Any], mount: str, history_s: float | None
 ) -> dict[str, Any]:
     """Return a job. standing: of an unfinished job. mount: the prefix of this server's paths.
 
@@ -54,8 +54,8 @@ def job_shape(
         "started_at": _at(view.started_s),
         "completed_at": _at(view.ended_s),
         "expires_at": iso_time(kept_until_s),
-        "queue_position": standing.position if standing and view.state == "queued" else None,
-        "progress": progress_shape(standing) if standing and view.state == "running" else None,
+        "queue_position": progress.position if progress and view.state == "queued" else None,
+        "progress": progress_shape(progress) if progress and view.state == "running" else None,
         "outputs": list(outputs),
         "error": _error(view.failure) if view.state == "error" else None,
         "metrics": {
@@ -67,19 +67,19 @@ def job_shape(
     }
 
 
-def progress_shape(standing: Standing) -> dict[str, Any]:
+def progress_shape(progress: JobProgress) -> dict[str, Any]:
     """Return a running job's progress."""
-    message = standing.class_type
-    if message is not None and standing.steps is not None:
-        message = f"{message} {standing.step}/{standing.steps}"
+    message = progress.class_type
+    if message is not None and progress.steps is not None:
+        message = f"{message} {progress.step}/{progress.steps}"
     return {
-        "value": standing.percent / 100,
-        "nodes_done": standing.done,
-        "nodes_total": standing.total,
-        "current_node": standing.node,
-        "current_node_class": standing.class_type,
-        "step": standing.step,
-        "steps": standing.steps,
+        "value": progress.percent / 100,
+        "nodes_done": progress.done,
+        "nodes_total": progress.total,
+        "current_node": progress.node,
+        "current_node_class": progress.class_type,
+        "step": progress.step,
+        "steps": progress.steps,
         "message": message,
     }
 

@@ -60,7 +60,7 @@ class Backoff:
         """Return what an owner has lost."""
         return self._losses.get(owner, Losses())
 
-    def standing(self) -> Iterator[tuple[Owner, Losses]]:
+    def owners(self) -> Iterator[tuple[Owner, Losses]]:
         """Yield whoever has losses."""
         yield from self._losses.items()
 

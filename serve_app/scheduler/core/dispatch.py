@@ -11,7 +11,7 @@ order takes a free replica that holds its file. Where none does:
    done all of that line within WORTH times as long as loading takes; they are waited for at most so long. One that has
    room beside what it holds waits also where the first of those is due before loading would be over; the longer the
    rest of the line, and the more replicas are free, the sooner that must be. Where each would give up other weights,
-   which may have to be loaded again, it is WORTH_DISPLACING times as long.
+   which may have to be loaded again, it is EVICT_IF_WAIT_EXCEEDS times as long.
 Where loading takes no time, as far as is known, order is strict.
 
 Says only what may start; the machine starts it, and what that changes counts for whatever is said next. However many
@@ -33,9 +33,9 @@ from serve_app.scheduler.core.replicas import LeastBusy, PoolReplicas, ReplicaRe
 
 T = TypeVar("T")
 
-PATIENCE = 10.0
+MIN_WORK_PER_LOAD = 10.0
 """How many times as long as it loaded a replica works before it has to load something else, while tasks are there."""
-WORTH, WORTH_DISPLACING = 0.25, 5.0
+LOAD_IF_WAIT_EXCEEDS, EVICT_IF_WAIT_EXCEEDS = 0.25, 5.0
 """How many times as long as loading takes a line may keep those that hold its file before a free replica loads it too:
 where one has room for more weights; where each would give up some for them."""
 LOOKED_AT = 8
@@ -111,7 +111,7 @@ class Dispatch:
         file, work_s = self._line(pool, job, task)
         # Where none is ever loaded, a task says nothing of what its replica holds.
         files = job.files.all if self._costs.loads(pool) else ()
-        owed_s = 0.0 if file in there else PATIENCE * self._costs.load_s(pool, file) * replica.info.slots
+        owed_s = 0.0 if file in there else MIN_WORK_PER_LOAD * self._costs.load_s(pool, file) * replica.info.slots
         charged_s = self._shares[pool].start(job.tenant, self.expected_s(pool, job, task))
         due_s = at_s + work_s + sum(self._costs.load_s(pool, name) for name in files if name not in replica.held)
         return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s, due_s, job.owner)
@@ -213,7 +213,7 @@ class Dispatch:
             return True
         if record.owed_s > 0.0:
             return False
-        ready, slots, patience_s = self.ready[name], pool.slots_with(other.file), PATIENCE * load_s
+        ready, slots, patience_s = self.ready[name], pool.slots_with(other.file), MIN_WORK_PER_LOAD * load_s
         if not slots or ready.overtaken_s(other) >= patience_s * pool.slots:
             return True
         if self._shares[name].behind_s(other.tenant, own.tenant) >= patience_s:
@@ -230,9 +230,9 @@ class Dispatch:
             return False
         load_s, line_s = self._costs.load_s(name, waiting.file), self.ready[name].waiting_s[waiting.file] / slots
         if fewest >= pool.most_models:
-            worth_s = WORTH_DISPLACING * load_s
+            worth_s = EVICT_IF_WAIT_EXCEEDS * load_s
         elif not fewest:
-            worth_s = WORTH * load_s
+            worth_s = LOAD_IF_WAIT_EXCEEDS * load_s
         else:
             worth_s = load_s
             rest_s = line_s - waiting.work_s / slots

@@ -88,7 +88,7 @@ class FilesGone:
     signatures: tuple[str, ...]
 
 
-Stimulus: TypeAlias = (
+MachineEvent: TypeAlias = (
     JobArrived
     | CancelAsked
     | JobRefused

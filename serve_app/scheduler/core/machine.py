@@ -1,4 +1,4 @@
-"""The scheduler's mind: a pure state machine. `handle(stimulus) -> [command]`; no clock, no I/O, no Ray, no threads.
+"""The scheduler's mind: a pure state machine. `handle(event) -> [command]`; no clock, no I/O, no Ray, no threads.
 
 Rules:
 1. A job runs its tasks when the values they need are there. Tenants are served by turns, a tenant's jobs by (number,
@@ -47,19 +47,19 @@ from serve_app.scheduler.core.events import (
     FilesGone,
     JobArrived,
     JobRefused,
+    MachineEvent,
     PausesChanged,
     ReplicaJoined,
     ReplicaLeft,
     ReplicaLost,
     Reported,
     Send,
-    Stimulus,
     TimePassed,
 )
 from serve_app.scheduler.core.invariants import violations
 from serve_app.scheduler.core.model_files import files_of, load_times
 from serve_app.scheduler.core.placement import choose
-from serve_app.scheduler.core.prefetch import Ahead
+from serve_app.scheduler.core.prefetch import Prefetcher
 from serve_app.scheduler.core.records import (
     SHARED_LOSSES,
     JobRecord,
@@ -74,7 +74,7 @@ from serve_app.scheduler.core.records import (
 from serve_app.scheduler.core.replicas import LeastBusy, ReplicaRecord, Replicas
 from serve_app.scheduler.core.results import Results
 from serve_app.scheduler.core.running_limit import RunningLimit
-from serve_app.scheduler.events.job_trace import Story
+from serve_app.scheduler.events.job_trace import JobTrace
 from serve_app.scheduler.events.journal import Journal
 from serve_app.scheduler.jobs.usage import Usage
 from serve_app.scheduler.protocol.messages import (
@@ -146,13 +146,13 @@ class Machine:
         self._max_attempts = max_attempts
         self._device_time = DeviceTime()
         self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited, lambda t: quota(t).weight)
-        self._ahead = Ahead(self.jobs, self.replicas, self.costs)
+        self._prefetcher = Prefetcher(self.jobs, self.replicas, self.costs)
         self._running_limit = RunningLimit(lambda tenant: quota(tenant).running)
         self._gpus = dict(gpus or {})
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
-        self._story = Story()
+        self._trace = JobTrace()
 
-    def handle(self, stimulus: Stimulus, at_s: float) -> list[Command]:
+    def handle(self, event: MachineEvent, at_s: float) -> list[Command]:
         """Take one stimulus in and return what must be done, in order. at_s: Unix time.
 
         It is copied into events; nothing else goes by it but how long a task is held back beside a free replica, and
@@ -161,11 +161,11 @@ class Machine:
         self._journal.at_s = at_s
         self._device_time.advance(at_s)
         self.usage.advance(at_s)
-        self._story.note(stimulus, at_s)
+        self._trace.note(event, at_s)
         for owner in self.backoff.advance(at_s):
             for job in self._unstarted(owner):
                 self._wake(job)
-        match stimulus:
+        match event:
             case JobArrived(row, plan, claims):
                 self._job_arrived(row, plan, claims)
             case CancelAsked(job_id):
@@ -198,7 +198,7 @@ class Machine:
         for job, task, among in self._dispatch.startable(at_s):
             self._start(job, task, among)
         if moved:
-            for replica_id, message in self._ahead.changes(self._dispatch.ready, at_s):
+            for replica_id, message in self._prefetcher.changes(self._dispatch.ready, at_s):
                 self._send(replica_id, message)
         return self._journal.take()
 
@@ -207,9 +207,9 @@ class Machine:
         queues = self._dispatch.queues()
         return list(violations(self.jobs, self.replicas, queues, self.results, self._waiters, self._held))
 
-    def story(self, job_id: str) -> list[tuple[float, str]]:
+    def trace(self, job_id: str) -> list[tuple[float, str]]:
         """Return what happened to an unfinished job lately: (Unix time, stimulus); [] for any other."""
-        return self._story.of(job_id)
+        return self._trace.of(job_id)
 
     def next_seq(self) -> int:
         """Return the cursor of the next event."""
@@ -333,7 +333,7 @@ class Machine:
         if job.unexplained and state != "success":
             # Nobody will know whether it is what ended its replicas: else who cancels in time would never be found out.
             self._charge_owner(job.owner)
-        self._story.forget(job.row.job_id)
+        self._trace.forget(job.row.job_id)
         self._journal.ended(job.row.job_id, state, failure, job.started_s or job.row.created_s)
         for task in job.tasks:
             task_id = id_of(job, task)

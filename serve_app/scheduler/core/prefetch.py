@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from serve_app.recipe import Recipe
 from serve_app.scheduler.core.costs import Costs
-from serve_app.scheduler.core.dispatch import PATIENCE, free_in_s
+from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD, free_in_s
 from serve_app.scheduler.core.model_files import recipes_of
 from serve_app.scheduler.core.ready_queue import Entry, ReadyQueue, Waiting
 from serve_app.scheduler.core.records import JobRecord
@@ -37,7 +37,7 @@ OVERDUE = 2.0
 """How many times as long as loading takes a task is held back from the replica that was told to load for it."""
 
 
-class Ahead:
+class Prefetcher:
     """What replicas have been told of and do not hold yet."""
 
     def __init__(self, jobs: Mapping[str, JobRecord], replicas: Replicas, costs: Costs) -> None:
@@ -118,7 +118,7 @@ class _Pool:
         if recipes := self._recipes(waiting):
             self._tasks.pop(record.info.replica_id, None)
             self._lines[record.info.replica_id] = _Line(waiting.file, at_s)
-            owed_s = PATIENCE * self._load_s(waiting.file) * record.info.slots
+            owed_s = MIN_WORK_PER_LOAD * self._load_s(waiting.file) * record.info.slots
             self._replicas.expect(record, waiting.file, owed_s)
             yield record.info.replica_id, Prefetch(recipes, self._spare(record))
 

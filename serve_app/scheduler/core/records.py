@@ -150,7 +150,7 @@ def assignment(
         created_s=job.row.created_s,
         tenant=job.row.tenant,
         client_id=job.row.client_id,
-        patient=job.row.feed is None and room,
+        deferrable=job.row.feed is None and room,
     )
 
 

@@ -21,12 +21,12 @@ INSPECT_SHARE = 0.02
 
 
 class DatabaseHealth:
-    """One a scheduler's life. stamp: commits the smallest change there is."""
+    """One a scheduler's life. renew: commits the smallest change there is."""
 
-    def __init__(self, jobs: Jobs, writer: Writer, stamp: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, jobs: Jobs, writer: Writer, renew: Callable[[], Awaitable[None]]) -> None:
         self._jobs = jobs
         self._writer = writer
-        self._stamp = stamp
+        self._renew = renew
         self._commit: asyncio.Task[None] | None = None
         self._began_s = float("-inf")
 
@@ -41,7 +41,7 @@ class DatabaseHealth:
         if self._writer.idle_s() < FRESH_S:
             return
         if self._commit is None or (self._commit.done() and time.monotonic() - self._began_s > FRESH_S):
-            self._commit, self._began_s = asyncio.ensure_future(self._stamp()), time.monotonic()
+            self._commit, self._began_s = asyncio.ensure_future(self._renew()), time.monotonic()
         done, _ = await asyncio.wait([self._commit], timeout=ANSWER_S)
         if not done:
             waiting_s = time.monotonic() - self._began_s

@@ -15,15 +15,15 @@ from serve_app.errors import DatabaseAwayError, DrainingError, StaleEpochError
 from serve_app.scheduler.durability.writer import persistently
 from serve_app.store.database.jobs import Jobs
 
-BEAT_S = 5.0
+RENEW_S = 5.0
 """How often the holder stamps the lease; what an older scheduler may take to notice that it has lost it."""
-VACANT_S = 20.0
+EXPIRES_S = 20.0
 """A lease that has not been stamped for so long is free."""
 LOST = "a newer scheduler has taken over this database; this one goes on when that has ended"
 _log = log.get("scheduler")
 
 
-class Tenure:
+class SchedulerLease:
     """One a scheduler's life. holder: the server it belongs to. in_database: runs a function beside the event loop."""
 
     def __init__(self, jobs: Jobs, holder: str, in_database: Callable[..., Awaitable[Any]]) -> None:
@@ -46,9 +46,9 @@ class Tenure:
     async def keep(self) -> None:
         """Stamp the lease until it is lost, which is noticed here even when nothing else is written."""
         while not self.fenced.is_set():
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(RENEW_S)
             try:
-                await persistently(lambda: self._in_database(self._jobs.stamp, self.epoch))
+                await persistently(lambda: self._in_database(self._jobs.renew, self.epoch))
             except StaleEpochError as error:
                 self.lose(error)
 
@@ -58,17 +58,17 @@ class Tenure:
             self.fenced.set()
             _log.warning("%s; %s", error, LOST)
 
-    async def vacancy(self) -> None:
-        """Return once whoever holds the lease has not stamped it for VACANT_S."""
+    async def wait_until_expired(self) -> None:
+        """Return once whoever holds the lease has not stamped it for EXPIRES_S."""
         seen, since_s = None, time.monotonic()
-        while seen is None or time.monotonic() - since_s < VACANT_S:
+        while seen is None or time.monotonic() - since_s < EXPIRES_S:
             try:
-                beat = await self._in_database(self._jobs.beat)
+                heartbeat = await self._in_database(self._jobs.heartbeat)
             except DatabaseAwayError:
-                beat = None  # what cannot be seen may live
-            if beat != seen or beat is None:
-                seen, since_s = beat, time.monotonic()
-            await asyncio.sleep(min(BEAT_S, VACANT_S) / 4)
+                heartbeat = None  # what cannot be seen may live
+            if heartbeat != seen or heartbeat is None:
+                seen, since_s = heartbeat, time.monotonic()
+            await asyncio.sleep(min(RENEW_S, EXPIRES_S) / 4)
 
     def check(self) -> None:
         """Check that it is not over. Errors: DrainingError."""

@@ -73,7 +73,7 @@ class Succession:
         try:
             scheduler = await asyncio.to_thread(self._make)
             if waiting:
-                await scheduler.vacancy()
+                await scheduler.wait_until_expired()
             await scheduler.start()
         except BaseException as error:
             if scheduler is not None:

@@ -48,19 +48,19 @@ async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
 class Writer:
     """One a scheduler's life.
 
-    write: applies changes, all or none. carry_out: does what is behind them. refused: takes in that a job cannot be
+    write: applies changes, all or none. execute: does what is behind them. refused: takes in that a job cannot be
     recorded, and returns the commands that end it. fenced: takes in that a newer scheduler holds the lease.
     """
 
     def __init__(
         self,
         write: Callable[[Sequence[Change]], Awaitable[None]],
-        carry_out: Callable[[Sequence[Command]], None],
+        execute: Callable[[Sequence[Command]], None],
         refused: Callable[[ChangeRefusedError], list[Command]],
         fenced: Callable[[StaleEpochError], None],
     ) -> None:
         self._write = write
-        self._carry_out = carry_out
+        self._execute = execute
         self._refused = refused
         self._fenced = fenced
         self._pending: Batch = []
@@ -82,7 +82,7 @@ class Writer:
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._pending and not self._writing and not any(isinstance(c, Persist) for c in commands):
-            self._carry_out(commands)
+            self._execute(commands)
             done.set_result(None)
         else:
             self._pending.append((commands, done))
@@ -101,7 +101,7 @@ class Writer:
                 self._writing = not durable
                 for commands, done in batch:
                     if durable:
-                        self._carry_out(commands)
+                        self._execute(commands)
                     if done.done():
                         continue
                     if durable:

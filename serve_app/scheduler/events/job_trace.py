@@ -13,11 +13,11 @@ from serve_app.scheduler.core.events import (
     CancelAsked,
     JobArrived,
     JobRefused,
+    MachineEvent,
     ReplicaJoined,
     ReplicaLeft,
     ReplicaLost,
     Reported,
-    Stimulus,
 )
 from serve_app.scheduler.protocol.messages import NodePreviewed, NodeProgressed
 
@@ -34,7 +34,7 @@ class Line(NamedTuple):
     what: str
 
 
-class Story:
+class JobTrace:
     """The stimuli of one life of the scheduler, as far as they are remembered."""
 
     def __init__(self) -> None:
@@ -43,19 +43,19 @@ class Story:
         self._jobs: dict[str, list[Line]] = {}
         self._cluster: deque[Line] = deque(maxlen=CLUSTER_LINES)
 
-    def note(self, stimulus: Stimulus, at_s: float) -> None:
+    def note(self, event: MachineEvent, at_s: float) -> None:
         """Remember a stimulus. at_s: Unix time."""
-        match stimulus:
+        match event:
             case JobArrived(row, _):
                 self._jobs[row.job_id] = []
                 self._add(row.job_id, at_s, "arrived")
             case CancelAsked(job_id) | JobRefused(job_id):
-                self._add(job_id, at_s, type(stimulus).__name__)
+                self._add(job_id, at_s, type(event).__name__)
             case ReplicaJoined(info):
                 what = f"replica {info.replica_id} joined pool {info.pool}"
                 self._cluster.append(Line(next(self._numbers), at_s, what))
             case ReplicaLeft(replica_id) | ReplicaLost(replica_id, _, _):
-                what = f"{type(stimulus).__name__} {replica_id}"
+                what = f"{type(event).__name__} {replica_id}"
                 self._cluster.append(Line(next(self._numbers), at_s, what))
             case Reported(_, NodeProgressed() | NodePreviewed()):
                 pass

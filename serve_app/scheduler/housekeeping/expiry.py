@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 from serve_app import log
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.rounds import repeat
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import Area, FileRef, WholeStore
@@ -26,7 +26,7 @@ _log = log.get("scheduler")
 class Expiry:
     """forgotten: told of jobs that are no longer in the database. forget_files: see to it that no result names them.
 
-    deleted: told of each file that is gone. in_database: as `Tenure`'s.
+    deleted: told of each file that is gone. in_database: as `SchedulerLease`'s.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Expiry:
         rules: RetentionRules,
         jobs: Jobs,
         store: WholeStore,
-        tenure: Tenure,
+        lease: SchedulerLease,
         in_database: Callable[..., Awaitable[Any]],
         *,
         forgotten: Callable[[Sequence[str]], Awaitable[None]],
@@ -44,7 +44,7 @@ class Expiry:
         self._rules = rules
         self._jobs = jobs
         self._store = store
-        self._tenure = tenure
+        self._lease = lease
         self._in_database = in_database
         self._forgotten = forgotten
         self._forget_files = forget_files
@@ -70,7 +70,7 @@ class Expiry:
         count, gone = 0, ("",) * PORTION
         while len(gone) == PORTION:
             expire = ExpireJobs(tenant, until_seq, now_s)
-            gone = await self._in_database(self._jobs.inquire, self._tenure.epoch, expire)
+            gone = await self._in_database(self._jobs.query, self._lease.epoch, expire)
             if gone:
                 await self._forgotten(gone)
             count += len(gone)
@@ -80,7 +80,7 @@ class Expiry:
     async def _files(self, area: Area) -> None:
         count, portions = 0, files_beyond(self._store, area, self._rules)
         while (portion := await asyncio.to_thread(next, portions, None)) is not None:
-            await self._in_database(self._jobs.stamp, self._tenure.epoch)
+            await self._in_database(self._jobs.renew, self._lease.epoch)
             needed = await self._read(NeededFiles(portion))
             gone = [place for place in portion if place not in needed]
             await self._forget_files(gone)
@@ -94,9 +94,9 @@ class Expiry:
             self._store.delete(ref := ref_of(place))
             self._deleted(ref)
 
-    async def _read(self, inquiry: Any) -> Any:
+    async def _read(self, query: Any) -> Any:
         """Ask beside the thread that writes."""
-        return await asyncio.to_thread(self._jobs.inquire, self._tenure.epoch, inquiry)
+        return await asyncio.to_thread(self._jobs.query, self._lease.epoch, query)
 
 
 def _of(tenant: str) -> str:

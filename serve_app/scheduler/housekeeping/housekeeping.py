@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.expiry import Expiry
 from serve_app.scheduler.housekeeping.storage_count import StorageCount
 from serve_app.scheduler.housekeeping.tidying import Tidying
@@ -30,16 +30,17 @@ class KeptFiles:
 
 
 class Housekeeping:
-    """files: what is kept in order. count_bytes: whether anybody has a quota of bytes. in_database: as `Tenure`'s.
+    """The background work on a server's files: sweeps, retention and the count of stored bytes.
 
-    results: as `Tidying`'s; forgotten, forget_files: as `Expiry`'s.
+    files: the files. count_bytes: whether any tenant has a quota of bytes. in_database: as `SchedulerLease`'s. results:
+    as `Tidying`'s. forgotten, forget_files: as `Expiry`'s.
     """
 
     def __init__(
         self,
         files: KeptFiles,
         jobs: Jobs,
-        tenure: Tenure,
+        lease: SchedulerLease,
         in_database: Callable[..., Awaitable[Any]],
         *,
         count_bytes: bool,
@@ -48,16 +49,16 @@ class Housekeeping:
         forget_files: Callable[[Sequence[Place]], Awaitable[None]],
     ) -> None:
         store = files.store
-        self._count = StorageCount(count_bytes, jobs, store, files.user_data, tenure, in_database)
+        self._count = StorageCount(count_bytes, jobs, store, files.user_data, lease, in_database)
         deleted = self._count.deleted
-        self._tidying = Tidying(Sweep(jobs, store, files.temp_age_s, deleted), jobs, tenure, results, in_database)
+        self._tidying = Tidying(Sweep(jobs, store, files.temp_age_s, deleted), jobs, lease, results, in_database)
         self._expiry: Expiry | None = None
         if files.retention.concern(*KINDS):
             self._expiry = Expiry(
                 files.retention,
                 jobs,
                 store,
-                tenure,
+                lease,
                 in_database,
                 forgotten=forgotten,
                 forget_files=forget_files,

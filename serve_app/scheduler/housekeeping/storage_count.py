@@ -15,10 +15,10 @@ from itertools import groupby, islice
 from typing import Any
 
 from serve_app.errors import FileMissingError
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.rounds import repeat
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.files.atomic_write import UNFINISHED
 from serve_app.store.files.reserved import shown
 from serve_app.store.files.store import AREAS, FileRef, WholeStore
@@ -34,7 +34,7 @@ COUNT_S = 3600.0
 
 
 class StorageCount:
-    """needed: whether anybody has a quota of bytes; if not, nothing is counted. in_database: as `Tenure`'s."""
+    """needed: whether anybody has a quota of bytes; if not, nothing is counted. in_database: as `SchedulerLease`'s."""
 
     def __init__(
         self,
@@ -42,14 +42,14 @@ class StorageCount:
         jobs: Jobs,
         store: WholeStore,
         user_data: UserData | None,
-        tenure: Tenure,
+        lease: SchedulerLease,
         in_database: Callable[..., Awaitable[Any]],
     ) -> None:
         self._needed = needed
         self._jobs = jobs
         self._store = store
         self._user_data = user_data
-        self._tenure = tenure
+        self._lease = lease
         self._in_database = in_database
         self._changed: deque[Place] = deque()
         self._counted_s = -math.inf
@@ -97,8 +97,8 @@ class StorageCount:
         for tenant, files in groupby(sizes, key=lambda each: each[0]):
             await self._ask(NoteFiles({name: size for _, name, size in files}, tenant))
 
-    async def _ask(self, inquiry: Inquiry[Any]) -> None:
-        await self._in_database(self._jobs.inquire, self._tenure.epoch, inquiry)
+    async def _ask(self, query: Query[Any]) -> None:
+        await self._in_database(self._jobs.query, self._lease.epoch, query)
 
     def _sizes(self, changed: Iterable[Place]) -> list[tuple[str, str, int | None]]:
         """Return whose each is, its name in the count, and how large it is now."""

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.rounds import repeat
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.reserved import shown
@@ -25,19 +25,19 @@ LOOK_S = 3600.0
 
 
 class Tidying:
-    """results: what output nodes have shown whose results may be used again. in_database: as `Tenure`'s."""
+    """results: what output nodes have shown whose results may be used again. in_database: as `SchedulerLease`'s."""
 
     def __init__(
         self,
         sweep: Sweep,
         jobs: Jobs,
-        tenure: Tenure,
+        lease: SchedulerLease,
         results: Callable[[], Iterable[Any]],
         in_database: Callable[..., Awaitable[Any]],
     ) -> None:
         self._sweep = sweep
         self._jobs = jobs
-        self._tenure = tenure
+        self._lease = lease
         self._results = results
         self._in_database = in_database
         self._dooming = asyncio.Lock()
@@ -45,7 +45,7 @@ class Tidying:
 
     async def run(self) -> None:
         """Sweep until cancelled."""
-        started_s = self._tenure.started_s if self._tenure.anew else None
+        started_s = self._lease.started_s if self._lease.anew else None
 
         async def sweep() -> None:
             nonlocal started_s
@@ -62,16 +62,16 @@ class Tidying:
             await asyncio.to_thread(self._sweep.half_written)
             await asyncio.to_thread(self._sweep.abandoned_uploads)
             self._looked_s = time.monotonic()
-        expired = await self._in_database(self._jobs.inquire, self._tenure.epoch, ExpireAssets())
+        expired = await self._in_database(self._jobs.query, self._lease.epoch, ExpireAssets())
         await asyncio.to_thread(self._sweep.delete, expired)
         await self.doomed()
         await asyncio.to_thread(self._sweep.previews, started_s, chain(needed, self._kept()))
         while True:
-            await self._in_database(self._jobs.stamp, self._tenure.epoch)
+            await self._in_database(self._jobs.renew, self._lease.epoch)
             before_s = time.time() - SETTLED_S
             done = await asyncio.to_thread(self._sweep.unrecorded, before_s, self._kept())
             if done:
-                await self._in_database(self._jobs.settle, self._tenure.epoch, done)
+                await self._in_database(self._jobs.settle, self._lease.epoch, done)
             if len(done) < BATCH_SIZE:
                 return
 
@@ -79,11 +79,11 @@ class Tidying:
         """Delete the files of jobs that are gone, unless another has them."""
         async with self._dooming:
             while True:
-                files = await self._in_database(self._jobs.inquire, self._tenure.epoch, Doomed())
+                files = await self._in_database(self._jobs.query, self._lease.epoch, Doomed())
                 if not files:
                     return
                 await asyncio.to_thread(self._sweep.doomed, files)
-                await self._in_database(self._jobs.inquire, self._tenure.epoch, SettleDoomed(files))
+                await self._in_database(self._jobs.query, self._lease.epoch, SettleDoomed(files))
 
     def _kept(self) -> Iterator[FileRef]:
         """Yield, in any thread, the files of results that are remembered at the time of this call."""

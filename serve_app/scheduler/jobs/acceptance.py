@@ -18,7 +18,7 @@ from serve_app.errors import (
 )
 from serve_app.scheduler.core.events import JobArrived
 from serve_app.scheduler.core.machine import Machine
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.durability.writer import Writer
 from serve_app.scheduler.events.published_jobs import PublishedJobs
 from serve_app.scheduler.jobs.admission import Admission
@@ -37,13 +37,13 @@ LOOK_S = 1.0
 class Acceptance:
     """One a scheduler's life. feed: lets the machine decide; its future is done when that is durable.
 
-    in_database: as `Tenure`'s.
+    in_database: as `SchedulerLease`'s.
     """
 
     def __init__(
         self,
         jobs: Jobs,
-        tenure: Tenure,
+        lease: SchedulerLease,
         machine: Machine,
         published: PublishedJobs,
         lookup: JobLookup,
@@ -51,18 +51,18 @@ class Acceptance:
         admission: Admission,
         quotas: Quotas,
         *,
-        feed: Callable[[JobArrived], asyncio.Future[None]],
+        apply: Callable[[JobArrived], asyncio.Future[None]],
         in_database: Callable[..., Awaitable[Any]],
     ) -> None:
         self._jobs = jobs
-        self._tenure = tenure
+        self._lease = lease
         self._machine = machine
         self._published = published
         self._lookup = lookup
         self._writer = writer
         self._admission = admission
         self._quotas = quotas
-        self._feed = feed
+        self._apply = apply
         self._in_database = in_database
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -75,7 +75,7 @@ class Acceptance:
         try:
             self._jobs.check_there()
         except DatabaseGoneError:  # any write mends that if it can be mended
-            await self._in_database(self._jobs.stamp, self._tenure.epoch)
+            await self._in_database(self._jobs.renew, self._lease.epoch)
         # As long as one waits for the id's lock or has it, it is in the dictionary.
         async with self._submitting.setdefault(submission.job_id, asyncio.Lock()):
             # One whose id is new waits for no lookup, unless the database may be away: it would wait as long as that.
@@ -97,7 +97,7 @@ class Acceptance:
             raise refusal(most, stored)
         row, planned = await self._admission.admit(submission, self._waiting, self._machine.next_seq)
         self._published.expect(row)
-        accepted = self._feed(JobArrived(row, planned, submission.claims))
+        accepted = self._apply(JobArrived(row, planned, submission.claims))
         if arriving := self._machine.jobs.get(row.job_id):
             self._published.arrives(arriving)
         try:
@@ -124,7 +124,7 @@ class Acceptance:
         """Return the bytes that a tenant with a quota of them has stored; 0 for another."""
         if self._quotas.of(tenant).bytes_stored is None:
             return 0
-        stored: int = await self._in_database(self._jobs.inquire, self._tenure.epoch, StoredBytes(tenant))
+        stored: int = await self._in_database(self._jobs.query, self._lease.epoch, StoredBytes(tenant))
         return stored
 
     def _left(self, tenant: str, stored: int) -> tuple[QuotaLeft, ...]:
@@ -132,6 +132,6 @@ class Acceptance:
         return self._machine.usage.left(tenant, self._quotas.of(tenant), stored, time.time())
 
     def _waiting(self, tenant: str) -> Mapping[tuple[str, str | None], int]:
-        self._tenure.check()  # it may have lost the lease since the submission came
+        self._lease.check()  # it may have lost the lease since the submission came
         self._machine.usage.check(tenant, self._quotas.of(tenant), time.time())
         return self._machine.queued

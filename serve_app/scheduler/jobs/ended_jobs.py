@@ -10,14 +10,14 @@ from serve_app.scheduler.core.events import FilesGone
 from serve_app.scheduler.core.results import Results
 from serve_app.scheduler.events.published_jobs import PublishedJobs
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.files.reserved import shown
 from serve_app.store.retention.named_files import Place, ref_of
 from serve_app.store.retention.removal import PORTION, Removed, RemoveJobs
 
 
 class EndedJobs:
-    """One a scheduler's life. results: what replicas hold. feed: lets the machine decide. in_database: as `Tenure`'s;
+    """One a scheduler's life. results: what replicas hold. feed: lets the machine decide. in_database: as `Lease`'s;
     beside: reads beside that. epoch: this life's.
     """
 
@@ -28,8 +28,8 @@ class EndedJobs:
         published: PublishedJobs,
         results: Results,
         *,
-        feed: Callable[[FilesGone], Awaitable[None]],
-        inquire: Callable[[Inquiry[Removed]], Awaitable[Removed]],
+        apply: Callable[[FilesGone], Awaitable[None]],
+        query: Callable[[Query[Removed]], Awaitable[Removed]],
         in_database: Callable[..., Awaitable[Any]],
         beside: Callable[..., Awaitable[Any]],
     ) -> None:
@@ -37,8 +37,8 @@ class EndedJobs:
         self._epoch = epoch
         self._published = published
         self._results = results
-        self._feed = feed
-        self._inquire = inquire
+        self._apply = apply
+        self._query = query
         self._in_database = in_database
         self._beside = beside
 
@@ -58,7 +58,7 @@ class EndedJobs:
         left, count, unfinished = None if job_ids is None else tuple(dict.fromkeys(job_ids)), 0, list[str]()
         more = True
         while more:
-            removed = await self._inquire(RemoveJobs(left, tenant))
+            removed = await self._query(RemoveJobs(left, tenant))
             await self.forgotten(removed.ended)
             await self.forget_files(removed.files)
             left, more = None if left is None else left[PORTION:], removed.more
@@ -81,4 +81,4 @@ class EndedJobs:
             return any((ref.area, ref.filename) in gone for ref in shown(ui))
 
         if found := await asyncio.to_thread(lambda: [signature for signature, ui in remembered if named(ui)]):
-            await self._feed(FilesGone(tuple(found)))
+            await self._apply(FilesGone(tuple(found)))

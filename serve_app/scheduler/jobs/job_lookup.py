@@ -13,8 +13,8 @@ from serve_app.scheduler.core.records import JobRecord
 from serve_app.scheduler.events.event_stream import EventStream
 from serve_app.scheduler.events.published_jobs import PublishedJobs
 from serve_app.scheduler.jobs.views import brief as briefly
-from serve_app.scheduler.jobs.views import live_view, row_view, standing, unfinished_window
-from serve_app.scheduler.protocol.client import JobKeys, JobView, Standing
+from serve_app.scheduler.jobs.views import live_view, progress_of, row_view, unfinished_window
+from serve_app.scheduler.protocol.client import JobKeys, JobProgress, JobView
 from serve_app.store.database.changes import JobQuery, JobRow
 from serve_app.store.database.jobs import Jobs
 
@@ -22,7 +22,7 @@ from serve_app.store.database.jobs import Jobs
 class JobLookup:
     """One a scheduler's life. unfinished: the machine's jobs, some of which clients may not know of yet.
 
-    in_database: as `Tenure`'s. beside: reads beside that, as lists are read.
+    in_database: as `Lease`'s. beside: reads beside that, as lists are read.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class JobLookup:
         row = await self._in_database(self._jobs.job, job_id)
         return None if row is None or not row.is_of(tenant) else row_view(row)
 
-    def standing(self, job_id: str, tenant: str) -> Standing | None:
-        """As `SchedulerClient.standing`."""
+    def progress(self, job_id: str, tenant: str) -> JobProgress | None:
+        """As `SchedulerClient.progress`."""
         unended = self._published.unended.within(tenant)
         if (job := unended.get(job_id)) is None:
             return None
         stream = self._published.stream(job_id)
-        how = standing(job, unended.waiting.position(job_id), stream.events if stream else ())
+        how = progress_of(job, unended.waiting.position(job_id), stream.events if stream else ())
         preview = self._published.preview(job_id)
         return how if preview is None else replace(how, preview=preview.seq)
 

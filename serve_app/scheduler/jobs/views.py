@@ -10,7 +10,7 @@ from typing import Any
 from serve_app.events import Event, JobState, data_bytes
 from serve_app.scheduler.core.records import JobRecord
 from serve_app.scheduler.jobs.unfinished_jobs import UnfinishedJobs
-from serve_app.scheduler.protocol.client import JobView, QueueBounds, QueueCount, QueueItem, QueueView, Standing
+from serve_app.scheduler.protocol.client import JobProgress, JobView, QueueBounds, QueueCount, QueueItem, QueueView
 from serve_app.store.database.changes import JobQuery, JobRow
 from serve_app.store.tenants.credentials import without_credentials
 from serve_app.store.tenants.pauses import Pause
@@ -66,19 +66,19 @@ def live_view(job: JobRecord) -> JobView:
     return _view(job.row, state, job.started_s, percent, job.outputs, job.cached)
 
 
-def standing(job: JobRecord, position: int | None, events: Sequence[Event]) -> Standing:
+def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -> JobProgress:
     """Return how a job stands. position: in the queue, from 1. events: what clients have been told of it."""
     nodes = {node_id for task in job.plan.tasks for node_id in task.nodes}
     done = len(nodes & {*job.finished, *job.cached, *job.outputs})
     node = next(reversed(job.executing.values()), None)
     if node is None:
-        return Standing(position, job.percent, done, len(nodes))
+        return JobProgress(position, job.percent, done, len(nodes))
     said = next((e.data for e in reversed(events) if e.kind in ("progress", "executing")), {})
     # The last word may be of another node that runs.
     stepping = "max" in said and node in (said.get("node"), said.get("display_node"))
     steps = (int(said["value"]), int(said["max"])) if stepping else (None, None)
     class_type = job.plan.graph.nodes[node].class_type if node in job.plan.graph.nodes else None
-    return Standing(position, job.percent, done, len(nodes), node, class_type, *steps)
+    return JobProgress(position, job.percent, done, len(nodes), node, class_type, *steps)
 
 
 def success_view(job: JobRecord, ended_s: float) -> JobView:

@@ -15,13 +15,13 @@ from serve_app.graph.graph import Graph
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.core.demand import Demand
-from serve_app.scheduler.protocol.cluster_view import ClusterView, Trouble
+from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, SocketSaid
 from serve_app.store.database.changes import NO_CLAIMS, Claims, JobKey, JobQuery
 
 # Here and not above: whoever only names them needs no database.
 if TYPE_CHECKING:
-    from serve_app.store.database.queries import Inquiry
+    from serve_app.store.database.queries import Query
     from serve_app.store.tenants.pauses import Pause
 
 T = TypeVar("T")
@@ -107,7 +107,7 @@ class JobView:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class JobProgress:
     """How an unfinished job stands, at one moment.
 
     position: its place in the queue, from 1, while it waits. percent: 0–99. done, total: of the nodes that it may run.
@@ -249,7 +249,7 @@ class SchedulerClient(Protocol):
 
     async def job(self, job_id: str, tenant: str = "") -> JobView | None: ...
 
-    async def standing(self, job_id: str, tenant: str = "") -> Standing | None:
+    async def progress(self, job_id: str, tenant: str = "") -> JobProgress | None:
         """Return how a job stands; None once it has ended, and of one that is unknown."""
         ...
 
@@ -257,7 +257,7 @@ class SchedulerClient(Protocol):
         """Return the newest `preview` of a job that has not ended, if there is one."""
         ...
 
-    async def inquire(self, inquiry: Inquiry[T]) -> T:
+    async def query(self, query: Query[T]) -> T:
         """Return what the database answers."""
         ...
 
@@ -345,7 +345,7 @@ class SchedulerClient(Protocol):
 
     async def cluster(self) -> ClusterView: ...
 
-    async def ready(self) -> Sequence[Trouble]:
+    async def ready(self) -> Sequence[ReplicaTrouble]:
         """Return which replicas cannot work, once a change has been committed."""
         ...
 

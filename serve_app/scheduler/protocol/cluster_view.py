@@ -87,7 +87,7 @@ class ReplicaView:
 
 
 @dataclass(frozen=True, slots=True)
-class Trouble:
+class ReplicaTrouble:
     """A replica that cannot work, and what it says of it. working: how many others of its pool take tasks."""
 
     replica_id: str
@@ -131,6 +131,6 @@ class ClusterView:
     uptime_s: float
     epoch: int
     load: Load = field(default_factory=Load)
-    troubles: tuple[Trouble, ...] = ()
+    troubles: tuple[ReplicaTrouble, ...] = ()
     paused: tuple[Paused, ...] = ()
     backoffs: tuple[BackedOff, ...] = ()

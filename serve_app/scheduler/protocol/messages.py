@@ -373,7 +373,7 @@ class SchedulerForReplicas(Protocol):
 
     async def leave(self, replica_id: str, epoch: int) -> None: ...
 
-    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
+    async def report_trouble(self, replica_id: str, pool: str, why: str) -> None:
         """Note that the replica cannot work, and why; what ran there is lost as if it had died.
 
         Operators see it for some seconds, within which the replica says so again, or until it joins.

@@ -37,7 +37,7 @@ class Mailbox:
         self.cursor += 1
         self.messages.append((self.cursor, message))
         wait_s = 0.0
-        if isinstance(message, Assign) and message.task.patient:
+        if isinstance(message, Assign) and message.task.deferrable:
             wait_s = self._told_s + GATHER_S - time.monotonic()
         if wait_s <= 0:
             self.due.set()

@@ -14,8 +14,8 @@ from serve_app import log
 from serve_app.errors import ConcurrencyLimitError, StaleAttemptError, StaleEpochError
 from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.core.events import ReplicaJoined, ReplicaLeft, ReplicaLost, Reported, Stimulus
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.core.events import MachineEvent, ReplicaJoined, ReplicaLeft, ReplicaLost, Reported
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.jobs.remote_validation import RemoteValidation
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import Checked, Message, ReplicaInfo, Report, SocketSaid
@@ -41,21 +41,21 @@ class ReplicaRegistry:
 
     def __init__(
         self,
-        tenure: Tenure,
+        lease: SchedulerLease,
         pools: Collection[str],
         abilities: Abilities,
         *,
         validation: RemoteValidation,
-        feed: Callable[[Stimulus], asyncio.Future[None]],
+        apply: Callable[[MachineEvent], asyncio.Future[None]],
         record: Callable[[Change], Awaitable[None]],
         is_current: Callable[[TaskId], bool],
         silence_s: float,
         silenced: Callable[[str], None],
     ) -> None:
-        self._tenure = tenure
+        self._lease = lease
         self._pools = pools
         self._abilities = abilities
-        self._feed = feed
+        self._apply = apply
         self._record = record
         self._is_current = is_current
         self._silence_s = silence_s
@@ -66,17 +66,17 @@ class ReplicaRegistry:
         self._silenced = silenced
 
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
-        self._tenure.check()
+        self._lease.check()
         if info.pool not in self._pools:
             raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
-        await self._abilities.learn(self._tenure.epoch, info.pool, specs, info.routes)
+        await self._abilities.learn(self._lease.epoch, info.pool, specs, info.routes)
         self._validation.lost(info.replica_id)
         self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
         self._hosts[info.replica_id] = host
         self._troubles.pop(info.replica_id, None)
-        await self._feed(ReplicaJoined(info))
+        await self._apply(ReplicaJoined(info))
         _log.info("replica %s joined pool %s with %d slots", info.replica_id, info.pool, info.slots)
-        return self._tenure.epoch
+        return self._lease.epoch
 
     async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
         mailbox = self._mailbox(replica_id, epoch)
@@ -97,7 +97,7 @@ class ReplicaRegistry:
         for report in reports:
             if isinstance(report, Checked):
                 self._validation.answered(report)
-        fed = [self._feed(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
+        fed = [self._apply(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
         # Most of what nodes do waits for nothing to become durable.
         if waiting := [durable for durable in fed if not durable.done() or durable.exception() is not None]:
             await asyncio.gather(*waiting)
@@ -105,7 +105,7 @@ class ReplicaRegistry:
     async def reserve(
         self, task_id: TaskId, node_id: str, key: str, at_least: int, contents: Contents
     ) -> tuple[int, bool]:
-        self._tenure.check()
+        self._lease.check()
         if not self._is_current(task_id):
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
         change = CountersReserved(task_id.job_id, node_id, key, at_least, contents)
@@ -116,7 +116,7 @@ class ReplicaRegistry:
         return change.first, change.again
 
     async def leave(self, replica_id: str, epoch: int) -> None:
-        if epoch == self._tenure.epoch:
+        if epoch == self._lease.epoch:
             _log.info("replica %s leaves", replica_id)
             await self._gone(replica_id, ReplicaLeft(replica_id))
 
@@ -125,8 +125,8 @@ class ReplicaRegistry:
         _log.warning("replica %s is lost%s", replica_id, why and f": {why}")
         await self._gone(replica_id, ReplicaLost(replica_id, self._validation.under_way(replica_id), why))
 
-    async def trouble(self, replica_id: str, pool: str, why: str) -> None:
-        self._tenure.check()
+    async def report_trouble(self, replica_id: str, pool: str, why: str) -> None:
+        self._lease.check()
         now_s = time.monotonic()
         self._troubles = {name: said for name, said in self._troubles.items() if now_s - said[0] < TROUBLE_S}
         self._troubles[replica_id] = (now_s, pool, why)
@@ -140,18 +140,18 @@ class ReplicaRegistry:
             if now_s - said_s < TROUBLE_S:
                 yield replica_id, pool, why
 
-    async def _gone(self, replica_id: str, stimulus: Stimulus) -> None:
+    async def _gone(self, replica_id: str, event: MachineEvent) -> None:
         if self._mailboxes.pop(replica_id, None) is not None:
             self._hosts.pop(replica_id, None)
             self._validation.lost(replica_id)
-            await self._feed(stimulus)
+            await self._apply(event)
 
     def _mailbox(self, replica_id: str, epoch: int) -> Mailbox:
-        self._tenure.check()
+        self._lease.check()
         mailbox = self._mailboxes.get(replica_id)
-        if mailbox is None or epoch != self._tenure.epoch:
+        if mailbox is None or epoch != self._lease.epoch:
             raise StaleEpochError(
-                f"replica {replica_id} is not registered in epoch {self._tenure.epoch} and must join again"
+                f"replica {replica_id} is not registered in epoch {self._lease.epoch} and must join again"
             )
         mailbox.heard_s = time.monotonic()
         return mailbox

@@ -37,7 +37,7 @@ from serve_app.store.database.changes import Change, JobKey, JobQuery, JobRow, L
 from serve_app.store.database.costs import Cost
 from serve_app.store.database.execute import execute
 from serve_app.store.database.list_statements import ENDLESS, containing, counting, counting_ends, window_of
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.database.reservation_statements import let_go, reservation_of
 from serve_app.store.database.schema import JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, UNFINISHED, migrate
 from serve_app.store.database.sqlite_file import SqliteFile, damage, unreadable
@@ -130,14 +130,14 @@ class Jobs:
         with self._reading() as connection:
             return float(connection.execute(sa.select(LEASE.c.started_s)).scalar_one())
 
-    def stamp(self, epoch: int) -> None:
+    def renew(self, epoch: int) -> None:
         """Show that the epoch's scheduler lives. Errors: StaleEpochError when another epoch holds the lease."""
         with self._transaction() as connection:
             held = connection.execute(sa.update(LEASE).where(LEASE.c.epoch == epoch).values(beat=LEASE.c.beat + 1))
             if held.rowcount == 0:
                 raise _stale(epoch)
 
-    def beat(self) -> tuple[int, int]:
+    def heartbeat(self) -> tuple[int, int]:
         """Return the epoch that holds the lease, and how often it has been stamped."""
         with self._reading() as connection:
             held = connection.execute(sa.select(LEASE.c.epoch, LEASE.c.beat)).one()
@@ -205,15 +205,15 @@ class Jobs:
                 ended &= JOBS.c.tenant == tenant
             delete_jobs(connection, ended)
 
-    def inquire(self, epoch: int, inquiry: Inquiry[T]) -> T:
+    def query(self, epoch: int, query: Query[T]) -> T:
         """Return what an inquiry is answered; one that writes does so for the epoch."""
-        if not inquiry.writes:
+        if not query.writes:
             with self._reading() as connection:
-                return inquiry.carry_out(connection)
+                return query.execute(connection)
         self._webhooks = None
         with self._transaction() as connection:
             self._fence(connection, epoch)
-            return inquiry.carry_out(connection)
+            return query.execute(connection)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sa.Connection]:
@@ -235,10 +235,10 @@ class Jobs:
             connection.execute(sa.update(LEASE).values(beat=LEASE.c.beat + 1))
             yield connection
 
-    def administer(self, inquiry: Inquiry[T]) -> T:
+    def administer(self, query: Query[T]) -> T:
         """Carry out an inquiry that concerns no job, whoever holds the lease: as the command line does with keys."""
         with self._transaction() as connection:
-            return inquiry.carry_out(connection)
+            return query.execute(connection)
 
     # Reading ------------------------------------------------------------------------------------------------------
 

@@ -15,19 +15,19 @@ import sqlalchemy as sa
 
 from serve_app.events import JobState
 from serve_app.store.database.list_statements import of_tenant
-from serve_app.store.database.query_scope import OfTenant
+from serve_app.store.database.query_scope import TenantScoped
 from serve_app.store.database.schema import JOBS, LABELS
 from serve_app.store.tenants.tenants import prompt_id_of
 
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Inquiry(Protocol[T_co]):
+class Query(Protocol[T_co]):
     """One question or change. writes: whether it changes something. Whose it is, it says by a type of `whose.py`."""
 
     writes: ClassVar[bool]
 
-    def carry_out(self, connection: sa.Connection) -> T_co:
+    def execute(self, connection: sa.Connection) -> T_co:
         """Return the answer, within one transaction."""
         ...
 
@@ -46,7 +46,7 @@ class ListedJob:
 
 
 @dataclass(frozen=True, slots=True)
-class ListJobs(OfTenant):
+class ListJobs(TenantScoped):
     """The newest jobs, also those that were cancelled before they started: at most `limit`, submitted before `before`.
 
     labels: which they all have. tenant: who asks, "" for the operator, who may know of all.
@@ -59,7 +59,7 @@ class ListJobs(OfTenant):
     labels: Mapping[str, str] = field(default_factory=dict)
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> tuple[ListedJob, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[ListedJob, ...]:
         """Return them, the newest first."""
         columns = (JOBS.c.job_id, JOBS.c.order, JOBS.c.state, JOBS.c.created_s, JOBS.c.started_s, JOBS.c.ended_s)
         listed = sa.select(*columns, JOBS.c.labels).order_by(JOBS.c.order.desc()).limit(self.limit)

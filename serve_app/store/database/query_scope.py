@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 
-class OfTenant:
+class TenantScoped:
     """An inquiry about what one tenant has: its field `tenant` says whose; "" is the operator, who has everyone's.
 
-    The service says which: see `Service.inquire`.
+    The service says which: see `Service.query`.
     """
 
     __slots__ = ()
 
 
-class OfServer:
+class ServerScoped:
     """An inquiry about what is no tenant's, or everyone's; a tenant's service refuses it."""
 
     __slots__ = ()

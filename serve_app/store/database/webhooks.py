@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from serve_app.events import Failure
 from serve_app.store.database.changes import Change, JobAccepted, JobEnded, JobStarted
 from serve_app.store.database.insert_once import insert_once
-from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.database.schema import DELIVERIES, JOBS, OUTPUTS, WEBHOOKS
 from serve_app.store.tenants.tenants import prompt_id_of
 
@@ -194,7 +194,7 @@ def _moment(unix_s: float | None) -> str | None:
 
 
 @dataclass(frozen=True, slots=True)
-class AddWebhook(OfTenant):
+class AddWebhook(TenantScoped):
     """Keep a new webhook, unless its tenant has `most` already."""
 
     writes: ClassVar[bool] = True
@@ -203,7 +203,7 @@ class AddWebhook(OfTenant):
     most: int
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> bool:
+    def execute(self, connection: sa.Connection) -> bool:
         """Return whether it is kept."""
         new = replace(self.webhook, tenant=self.tenant) if self.tenant else self.webhook
         others = (WEBHOOKS.c.webhook_id != new.webhook_id) & (WEBHOOKS.c.tenant == new.tenant)
@@ -215,20 +215,20 @@ class AddWebhook(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class Webhooks(OfTenant):
+class Webhooks(TenantScoped):
     """The webhooks of a tenant; "" for everyone's."""
 
     writes: ClassVar[bool] = False
 
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> tuple[Webhook, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[Webhook, ...]:
         """Return them, the oldest first."""
         return tuple(webhook for webhook in known(connection) if self.tenant in ("", webhook.tenant))
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteWebhook(OfTenant):
+class DeleteWebhook(TenantScoped):
     """Forget a webhook and its deliveries, those that are pending too."""
 
     writes: ClassVar[bool] = True
@@ -236,7 +236,7 @@ class DeleteWebhook(OfTenant):
     webhook_id: str
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> bool:
+    def execute(self, connection: sa.Connection) -> bool:
         """Return whether it was there."""
         gone = connection.execute(sa.delete(WEBHOOKS).where(_is_its(self.webhook_id, self.tenant))).rowcount > 0
         if gone:
@@ -245,7 +245,7 @@ class DeleteWebhook(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class Deliveries(OfTenant):
+class Deliveries(TenantScoped):
     """A webhook's deliveries, the newest first: at most `limit`, with places before `before`, in one state or any."""
 
     writes: ClassVar[bool] = False
@@ -256,7 +256,7 @@ class Deliveries(OfTenant):
     state: State | None = None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> tuple[Delivery, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[Delivery, ...]:
         """Return them."""
         asked = sa.select(DELIVERIES).where(_are_its(self.webhook_id, self.tenant))
         if self.before is not None:
@@ -268,7 +268,7 @@ class Deliveries(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class SendAgain(OfTenant):
+class SendAgain(TenantScoped):
     """Let a delivery be sent anew, whatever came of it; one that is pending, at once. Its webhook is enabled again."""
 
     writes: ClassVar[bool] = True
@@ -278,7 +278,7 @@ class SendAgain(OfTenant):
     at_s: float
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> Delivery | None:
+    def execute(self, connection: sa.Connection) -> Delivery | None:
         """Return it as it is then; None where there is no such delivery."""
         its = _are_its(self.webhook_id, self.tenant) & (DELIVERIES.c.delivery_id == self.delivery_id)
         anew = {"state": "pending", "attempts": 0, "due_s": self.at_s, "asked_s": self.at_s, "ended_s": None}
@@ -307,7 +307,7 @@ def _are_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
 
 
 @dataclass(frozen=True, slots=True)
-class Heads(OfServer):
+class Heads(ServerScoped):
     """Of each of a webhook's jobs the first delivery that is pending: at most `limit`, the next to be due first."""
 
     writes: ClassVar[bool] = False
@@ -315,7 +315,7 @@ class Heads(OfServer):
     webhook_id: str
     limit: int
 
-    def carry_out(self, connection: sa.Connection) -> tuple[Delivery, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[Delivery, ...]:
         """Return them."""
         earlier = DELIVERIES.alias("earlier")
         same = (earlier.c.job_id == DELIVERIES.c.job_id) & (earlier.c.webhook_id == DELIVERIES.c.webhook_id)
@@ -344,14 +344,14 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
-class RecordAttempts(OfServer):
+class RecordAttempts(ServerScoped):
     """Note what was sent."""
 
     writes: ClassVar[bool] = True
 
     attempts: tuple[Attempt, ...]
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Change what is pending still; what waits behind a delivery waits as long as it does."""
         for attempt in self.attempts:
             sent = attempt.delivery
@@ -375,7 +375,7 @@ class RecordAttempts(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class TidyDeliveries(OfServer):
+class TidyDeliveries(ServerScoped):
     """Give up what was to be sent before `asked_before_s`, and forget what ended before `ended_before_s`."""
 
     writes: ClassVar[bool] = True
@@ -385,7 +385,7 @@ class TidyDeliveries(OfServer):
     at_s: float
     problem: str
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Change and delete them."""
         late = (DELIVERIES.c.state == "pending") & (DELIVERIES.c.asked_s < self.asked_before_s)
         failed = {"state": "failed", "ended_s": self.at_s, "problem": self.problem}

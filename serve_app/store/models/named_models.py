@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import sqlalchemy as sa
 
-from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import JOBS, UNFINISHED
 
 PAGE = 50
@@ -17,14 +17,14 @@ PAGE = 50
 
 
 @dataclass(frozen=True, slots=True)
-class NamesModel(OfServer):
+class NamesModel(ServerScoped):
     """Whether a job that has not ended names a file as its loaders do: by its name in its folder, whichever that is."""
 
     writes: ClassVar[bool] = False
 
     name: str
 
-    def carry_out(self, connection: sa.Connection) -> str | None:
+    def execute(self, connection: sa.Connection) -> str | None:
         """Return the id of one that does."""
         written = json.dumps(self.name)[1:-1]
         likely = UNFINISHED & JOBS.c.prompt.contains(written, autoescape=True)

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from serve_app.errors import AssetMissingError
 from serve_app.store.database.idempotency_keys import KeyClaim, claim_keys
 from serve_app.store.database.insert_once import insert_once
-from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.database.schema import ASSET_USES, ASSETS, JOBS, UNFINISHED
 from serve_app.store.files.store import AREAS, FileRef
 from serve_app.store.tenants.tenants import job_id_of, placed, prompt_id_of
@@ -76,7 +76,7 @@ class Minted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class MintAsset(OfTenant):
+class MintAsset(TenantScoped):
     """Keep an asset of a client's. One of equal bytes and name that is there stands for it, and lives as long as both.
 
     asset: if other assets have its bytes, theirs is its file, and the one it came with is nobody's. stored: whether it
@@ -91,7 +91,7 @@ class MintAsset(OfTenant):
     key: str | None = None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> Minted | None:
+    def execute(self, connection: sa.Connection) -> Minted | None:
         """Return what is kept; None where the tenant has the bytes not."""
         asset = replace(self.asset, tenant=self.tenant)
         if self.key is not None:
@@ -117,7 +117,7 @@ class MintAsset(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class RecordOutputs(OfTenant):
+class RecordOutputs(TenantScoped):
     """Keep assets of jobs' outputs, unless they are kept already."""
 
     writes: ClassVar[bool] = True
@@ -125,14 +125,14 @@ class RecordOutputs(OfTenant):
     assets: tuple[Asset, ...]
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Insert them."""
         theirs = [(asset, job_id_of(asset.job_id or "", self.tenant)) for asset in self.assets]
         _insert(connection, [replace(asset, job_id=job_id, tenant=self.tenant) for asset, job_id in theirs])
 
 
 @dataclass(frozen=True, slots=True)
-class SetHash(OfTenant):
+class SetHash(TenantScoped):
     """Note the hash of an output that had none yet."""
 
     writes: ClassVar[bool] = True
@@ -141,7 +141,7 @@ class SetHash(OfTenant):
     hash: str
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Change its record."""
         unknown = _is(self.asset_id) & ASSETS.c.hash.is_(None)
         if self.tenant:
@@ -157,7 +157,7 @@ class OutputAsset(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class OutputsOf(OfTenant):
+class OutputsOf(TenantScoped):
     """The assets of some jobs' outputs that are kept, by id; at most BATCH jobs."""
 
     writes: ClassVar[bool] = False
@@ -165,7 +165,7 @@ class OutputsOf(OfTenant):
     job_ids: tuple[str, ...]
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> dict[str, OutputAsset]:
+    def execute(self, connection: sa.Connection) -> dict[str, OutputAsset]:
         """Return them."""
         job_ids = [job_id_of(job_id, self.tenant) for job_id in self.job_ids]
         theirs = ASSETS.c.job_id.in_(job_ids) & (ASSETS.c.tenant == self.tenant)
@@ -174,7 +174,7 @@ class OutputsOf(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class FindAssets(OfTenant):
+class FindAssets(TenantScoped):
     """Assets by id, those that are there."""
 
     writes: ClassVar[bool] = False
@@ -182,7 +182,7 @@ class FindAssets(OfTenant):
     asset_ids: tuple[str, ...]
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> dict[str, Asset]:
+    def execute(self, connection: sa.Connection) -> dict[str, Asset]:
         """Return them by id."""
         found = {}
         for start in range(0, len(self.asset_ids), BATCH):
@@ -192,7 +192,7 @@ class FindAssets(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class HasBytes(OfTenant):
+class HasBytes(TenantScoped):
     """Whether some asset has these bytes."""
 
     writes: ClassVar[bool] = False
@@ -200,7 +200,7 @@ class HasBytes(OfTenant):
     hash: str
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> bool:
+    def execute(self, connection: sa.Connection) -> bool:
         """Return the answer."""
         there = (ASSETS.c.hash == self.hash) & (ASSETS.c.tenant == self.tenant) & _live()
         has = sa.select(sa.literal(1)).select_from(ASSETS).where(there).limit(1)
@@ -215,7 +215,7 @@ class Deleted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class DeleteAsset(OfTenant):
+class DeleteAsset(TenantScoped):
     """Take an asset away, unless a job that has not ended uses it."""
 
     writes: ClassVar[bool] = True
@@ -223,7 +223,7 @@ class DeleteAsset(OfTenant):
     asset_id: str
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> Deleted:
+    def execute(self, connection: sa.Connection) -> Deleted:
         """Return what became of it. Of an output the record stays, so that it is not made again."""
         found = _select(connection, _is(self.asset_id) & _live(), self.tenant)
         if not found:
@@ -237,12 +237,12 @@ class DeleteAsset(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class ExpireAssets(OfServer):
+class ExpireAssets(ServerScoped):
     """Take away the assets whose time is over, but for those that a job which has not ended uses."""
 
     writes: ClassVar[bool] = True
 
-    def carry_out(self, connection: sa.Connection) -> tuple[FileRef, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[FileRef, ...]:
         """Return the files that nobody refers to any more."""
         used = sa.select(ASSET_USES.c.asset_id).join(JOBS, JOBS.c.job_id == ASSET_USES.c.job_id)
         used = used.where(UNFINISHED)
@@ -251,12 +251,12 @@ class ExpireAssets(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class KnownFiles(OfServer):
+class KnownFiles(ServerScoped):
     """The names in FOLDER that assets refer to."""
 
     writes: ClassVar[bool] = False
 
-    def carry_out(self, connection: sa.Connection) -> frozenset[str]:
+    def execute(self, connection: sa.Connection) -> frozenset[str]:
         """Return them."""
         paths = sa.select(ASSETS.c.path).where((ASSETS.c.area == "input") & ASSETS.c.path.startswith(f"{FOLDER}/"))
         return frozenset(path.removeprefix(f"{FOLDER}/") for path in connection.execute(paths).scalars())

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from serve_app.store.database.insert_once import insert_once
-from serve_app.store.database.query_scope import OfTenant
+from serve_app.store.database.query_scope import TenantScoped
 from serve_app.store.database.schema import EXPORTS
 from serve_app.store.files.archive import Member
 from serve_app.store.files.store import AREAS, FileRef
@@ -37,7 +37,7 @@ class Export:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepExport(OfTenant):
+class KeepExport(TenantScoped):
     """Keep an export."""
 
     writes: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class KeepExport(OfTenant):
     export: Export
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Insert it, and delete what has had its time."""
         export = self.export
         members = [[*_place(member.ref), member.name, member.size, member.changed_s] for member in export.members]
@@ -65,7 +65,7 @@ class KeepExport(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class FindExport(OfTenant):
+class FindExport(TenantScoped):
     """A tenant's export by its id."""
 
     writes: ClassVar[bool] = False
@@ -73,7 +73,7 @@ class FindExport(OfTenant):
     export_id: str
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> Export | None:
+    def execute(self, connection: sa.Connection) -> Export | None:
         """Return it; None if it is not there, or has had its time."""
         wanted = (EXPORTS.c.export_id == self.export_id) & (EXPORTS.c.tenant == self.tenant)
         row = connection.execute(

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 import sqlalchemy as sa
 
 from serve_app.store.database.list_statements import of_tenant
-from serve_app.store.database.query_scope import OfTenant
+from serve_app.store.database.query_scope import TenantScoped
 from serve_app.store.database.schema import ASSETS, JOBS, OUTPUTS
 from serve_app.store.page.assets import Asset, select_assets
 from serve_app.store.tenants.tenants import job_id_of, prompt_id_of
@@ -39,7 +39,7 @@ class EndedJobs(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class EndedOutputs(OfTenant):
+class EndedOutputs(TenantScoped):
     """What jobs have shown that ended up to a place, the last first: of at most `limit` jobs."""
 
     writes: ClassVar[bool] = False
@@ -48,7 +48,7 @@ class EndedOutputs(OfTenant):
     until: int | None = None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> EndedJobs:
+    def execute(self, connection: sa.Connection) -> EndedJobs:
         """Return them, without those that have shown nothing."""
         ended = JOBS.c.ended_seq.is_not(None) & sa.exists().where(OUTPUTS.c.job_id == JOBS.c.job_id)
         ended &= of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
@@ -86,7 +86,7 @@ class ShownJobs(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class JobOutputs(OfTenant):
+class JobOutputs(TenantScoped):
     """What some jobs have shown, as many of them as one answer holds."""
 
     writes: ClassVar[bool] = False
@@ -94,7 +94,7 @@ class JobOutputs(OfTenant):
     job_ids: tuple[str, ...]
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> ShownJobs:
+    def execute(self, connection: sa.Connection) -> ShownJobs:
         """Return it, of the first of the jobs at least."""
         own = of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
         found: list[ShownJob] = []
@@ -130,7 +130,7 @@ class UploadsEnd(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Uploads(OfTenant):
+class Uploads(TenantScoped):
     """Assets that clients have uploaded, at most `limit`, past the end of an earlier stretch."""
 
     writes: ClassVar[bool] = False
@@ -139,7 +139,7 @@ class Uploads(OfTenant):
     past: UploadsEnd | None = None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> tuple[Asset, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[Asset, ...]:
         """Return them."""
         where: sa.ColumnElement[bool] = ASSETS.c.job_id.is_(None)
         place = sa.tuple_(ASSETS.c.created_s, ASSETS.c.asset_id)
@@ -150,7 +150,7 @@ class Uploads(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeTags(OfTenant):
+class ChangeTags(TenantScoped):
     """Give an asset tags, and take some from it. most: how many it may have."""
 
     writes: ClassVar[bool] = True
@@ -161,7 +161,7 @@ class ChangeTags(OfTenant):
     most: int
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> tuple[str, ...] | None:
+    def execute(self, connection: sa.Connection) -> tuple[str, ...] | None:
         """Return its tags, as they are now if it would have too many; None if it is not there."""
         where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
         found = select_assets(connection, where, (), 1, self.tenant)
@@ -176,7 +176,7 @@ class ChangeTags(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeAsset(OfTenant):
+class ChangeAsset(TenantScoped):
     """Call an asset otherwise, and change what its client keeps with it; None leaves that as it is."""
 
     writes: ClassVar[bool] = True
@@ -187,7 +187,7 @@ class ChangeAsset(OfTenant):
     preview_id: str | None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> Asset | None:
+    def execute(self, connection: sa.Connection) -> Asset | None:
         """Return it as it is now; None if it is not there."""
         where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
         values = {"name": self.name, "preview_id": self.preview_id}

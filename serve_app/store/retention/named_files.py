@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeAlias
 import sqlalchemy as sa
 
 from serve_app.errors import FileMissingError
-from serve_app.store.database.query_scope import OfTenant
+from serve_app.store.database.query_scope import TenantScoped
 from serve_app.store.database.schema import ASSETS, JOBS, OUTPUTS, UNFINISHED
 from serve_app.store.files.reserved import shown
 from serve_app.store.files.store import Area, FileRef
@@ -27,7 +27,7 @@ BATCH = 500
 
 
 @dataclass(frozen=True, slots=True)
-class NeededFiles(OfTenant):
+class NeededFiles(TenantScoped):
     """Which of some files are needed: a job that has not ended may read them or has shown them, or an asset is theirs.
 
     An asset of a job's output is the job's own, and needs nothing. tenant: of whose files alone it is told.
@@ -38,7 +38,7 @@ class NeededFiles(OfTenant):
     files: tuple[Place, ...]
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> frozenset[Place]:
+    def execute(self, connection: sa.Connection) -> frozenset[Place]:
         """Return those."""
         needed: set[Place] = set()
         filenames = {ref_of(place).filename for place in self.files}

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import sqlalchemy as sa
 
 from serve_app.store.database.insert_once import Values, insert_once
-from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.database.schema import ASSET_USES, DELIVERIES, DOOMED_FILES, JOBS, LABELS, OUTPUTS, RESERVATIONS
 from serve_app.store.files.reserved import shown
 from serve_app.store.retention.named_files import Place, places
@@ -38,7 +38,7 @@ class Removed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveJobs(OfTenant):
+class RemoveJobs(TenantScoped):
     """Take ended jobs out, these or all, at most PORTION of them. tenant: whose; "" for anyone's."""
 
     writes: ClassVar[bool] = True
@@ -46,7 +46,7 @@ class RemoveJobs(OfTenant):
     job_ids: tuple[str, ...] | None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> Removed:
+    def execute(self, connection: sa.Connection) -> Removed:
         """Return which, and which of those that were named have not ended."""
         wanted: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None) if self.job_ids is None else sa.true()
         if self.job_ids is not None:
@@ -65,26 +65,26 @@ class RemoveJobs(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class Doomed(OfServer):
+class Doomed(ServerScoped):
     """Files that are to be deleted, at most PORTION of them."""
 
     writes: ClassVar[bool] = False
 
-    def carry_out(self, connection: sa.Connection) -> tuple[Place, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[Place, ...]:
         """Return where they lie."""
         rows = connection.execute(sa.select(DOOMED_FILES.c.area, DOOMED_FILES.c.path).limit(PORTION))
         return tuple((row.area, row.path) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
-class SettleDoomed(OfServer):
+class SettleDoomed(ServerScoped):
     """Take files off the list: they are gone, or another has them."""
 
     writes: ClassVar[bool] = True
 
     files: tuple[Place, ...]
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Delete their rows."""
         for area, path in self.files:
             place = (DOOMED_FILES.c.area == area) & (DOOMED_FILES.c.path == path)

@@ -15,7 +15,7 @@ from typing import ClassVar, NamedTuple
 import sqlalchemy as sa
 
 from serve_app.store.database.idempotency_keys import KEY_S
-from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import IDEMPOTENCY_KEYS, JOBS, OUTPUTS, RESERVATIONS
 from serve_app.store.files.atomic_write import UNFINISHED
 from serve_app.store.files.store import Area, WholeStore
@@ -37,12 +37,12 @@ LYING: Mapping[Area, tuple[FileKind, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class EndedTenants(OfServer):
+class EndedTenants(ServerScoped):
     """Who has jobs that have ended."""
 
     writes: ClassVar[bool] = False
 
-    def carry_out(self, connection: sa.Connection) -> tuple[str, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[str, ...]:
         """Return the tenants, the operator first."""
         named = (
             sa.select(JOBS.c.tenant).distinct().where((JOBS.c.tenant != sa.text("''")) & JOBS.c.ended_s.is_not(None))
@@ -51,7 +51,7 @@ class EndedTenants(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class HistoryCut(OfServer):
+class HistoryCut(ServerScoped):
     """Up to where a tenant's history is beyond its bounds. now_s: Unix time."""
 
     writes: ClassVar[bool] = False
@@ -60,7 +60,7 @@ class HistoryCut(OfServer):
     bounds: Bounds
     now_s: float
 
-    def carry_out(self, connection: sa.Connection) -> int | None:
+    def execute(self, connection: sa.Connection) -> int | None:
         """Return the cursor of the last end that is beyond them; None if none is."""
         theirs = (JOBS.c.tenant == self.tenant) & JOBS.c.ended_seq.is_not(None)
         cuts: list[int | None] = []
@@ -96,7 +96,7 @@ class HistoryCut(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class ExpireJobs(OfServer):
+class ExpireJobs(ServerScoped):
     """Take a tenant's jobs out that ended up to a cursor, at most PORTION; their files stay.
 
     One stays whose idempotency key is still its own, or of which files may be there that nobody has recorded.
@@ -108,7 +108,7 @@ class ExpireJobs(OfServer):
     until_seq: int
     now_s: float
 
-    def carry_out(self, connection: sa.Connection) -> tuple[str, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[str, ...]:
         """Return their ids."""
         keyed = sa.select(IDEMPOTENCY_KEYS.c.holder).where(IDEMPOTENCY_KEYS.c.claimed_s > self.now_s - KEY_S)
         over = (JOBS.c.ended_seq <= self.until_seq) & (JOBS.c.tenant == self.tenant)

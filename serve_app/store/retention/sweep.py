@@ -71,7 +71,7 @@ class Sweep:
 
     def abandoned_uploads(self) -> int:
         """Remove uploads that no asset refers to: a process ended before one did, or after the last one went."""
-        before_s, known = time.time() - UNFINISHED_S, self._jobs.inquire(0, KnownFiles())
+        before_s, known = time.time() - UNFINISHED_S, self._jobs.query(0, KnownFiles())
         found = [(r, at_s) for r, at_s in self._store.files("input") if named_by_tenant(r).subfolder == FOLDER]
         # No two uploads have one name, so whose one is makes no difference.
         old = [r for r, at_s in found if at_s < before_s and NAME.fullmatch(r.filename) and r.filename not in known]
@@ -85,7 +85,7 @@ class Sweep:
 
     def doomed(self, files: tuple[Place, ...]) -> None:
         """Remove files of jobs that are gone, but for those that another job shows or that are needed otherwise."""
-        needed = self._jobs.inquire(0, NeededFiles(files))
+        needed = self._jobs.query(0, NeededFiles(files))
         for ref in (ref_of(place) for place in files if place not in needed):
             if not self._jobs.is_shown(ref):
                 self._delete(ref)

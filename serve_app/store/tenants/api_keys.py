@@ -23,7 +23,7 @@ import sqlalchemy as sa
 
 from serve_app.errors import InvalidSubmissionError
 from serve_app.store.database.insert_once import insert_once
-from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import API_KEYS
 from serve_app.store.tenants.tenants import is_tenant
 
@@ -120,7 +120,7 @@ _COLUMNS = tuple(column.name for column in API_KEYS.c)
 
 
 @dataclass(frozen=True, slots=True)
-class AddKey(OfServer):
+class AddKey(ServerScoped):
     """Keep a new key or session. replaces: the id of a key that holds until `grace_s` from now at most.
 
     Sessions that have ended go, and the oldest beyond SESSIONS.
@@ -132,7 +132,7 @@ class AddKey(OfServer):
     replaces: str | None = None
     grace_s: float = GRACE_S
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Insert it."""
         row = {**_values(self.key), "scopes": " ".join(self.key.scopes)}
         insert_once(connection, API_KEYS, ("key_id",), [row])
@@ -143,42 +143,42 @@ class AddKey(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class EndKey(OfServer):
+class EndKey(ServerScoped):
     """Revoke a key, with its sessions, or end a session."""
 
     writes: ClassVar[bool] = True
 
     key_id: str
 
-    def carry_out(self, connection: sa.Connection) -> bool:
+    def execute(self, connection: sa.Connection) -> bool:
         """Return whether there is such a key."""
         _end(connection, self.key_id, time.time())
-        return bool(FindKeys((self.key_id,)).carry_out(connection))
+        return bool(FindKeys((self.key_id,)).execute(connection))
 
 
 @dataclass(frozen=True, slots=True)
-class FindKey(OfServer):
+class FindKey(ServerScoped):
     """One key by its id, no session."""
 
     writes: ClassVar[bool] = False
 
     key_id: str
 
-    def carry_out(self, connection: sa.Connection) -> ApiKey | None:
+    def execute(self, connection: sa.Connection) -> ApiKey | None:
         """Return it."""
-        found = FindKeys((self.key_id,)).carry_out(connection)
+        found = FindKeys((self.key_id,)).execute(connection)
         return found[0] if found and found[0].session_of is None else None
 
 
 @dataclass(frozen=True, slots=True)
-class FindKeys(OfServer):
+class FindKeys(ServerScoped):
     """Keys and sessions by their ids."""
 
     writes: ClassVar[bool] = False
 
     key_ids: tuple[str, ...]
 
-    def carry_out(self, connection: sa.Connection) -> tuple[ApiKey, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[ApiKey, ...]:
         """Return those that there are, in any order; a session with the end of its key, if that is sooner."""
         whose = API_KEYS.outerjoin(_OWNERS, API_KEYS.c.session_of == _OWNERS.c.key_id)
         found = sa.select(API_KEYS, _OWNERS.c.key_id.label("owner"), _OWNERS.c.ends_s.label("owner_ends_s"))
@@ -187,12 +187,12 @@ class FindKeys(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class ListKeys(OfServer):
+class ListKeys(ServerScoped):
     """All keys, without sessions."""
 
     writes: ClassVar[bool] = False
 
-    def carry_out(self, connection: sa.Connection) -> tuple[ApiKey, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[ApiKey, ...]:
         """Return them, a tenant's together, the newest last."""
         keys = sa.select(API_KEYS).where(API_KEYS.c.session_of.is_(None))
         ordered = keys.order_by(API_KEYS.c.tenant, API_KEYS.c.created_s, API_KEYS.c.key_id)

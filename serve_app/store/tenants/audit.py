@@ -8,7 +8,7 @@ from typing import ClassVar
 import sqlalchemy as sa
 
 from serve_app.store.database.insert_once import insert_once
-from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import AUDIT
 
 
@@ -32,7 +32,7 @@ class AuditEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class WriteAudit(OfServer):
+class WriteAudit(ServerScoped):
     """Keep entries, and let go of those from before a moment."""
 
     writes: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class WriteAudit(OfServer):
     entries: tuple[AuditEntry, ...]
     before_s: float
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Insert and delete them."""
         rows = [{f.name: getattr(entry, f.name) for f in fields(entry)} for entry in self.entries]
         insert_once(connection, AUDIT, ("ingress", "number"), rows)
@@ -48,7 +48,7 @@ class WriteAudit(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class ReadAudit(OfServer):
+class ReadAudit(ServerScoped):
     """The newest entries: at most `limit`, from before a moment. tenant: only of one, None for all."""
 
     writes: ClassVar[bool] = False
@@ -57,7 +57,7 @@ class ReadAudit(OfServer):
     before_s: float | None = None
     whose: str | None = None
 
-    def carry_out(self, connection: sa.Connection) -> tuple[AuditEntry, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[AuditEntry, ...]:
         """Return them, the newest first."""
         found = sa.select(AUDIT).order_by(AUDIT.c.at_s.desc(), AUDIT.c.number.desc()).limit(self.limit)
         if self.before_s is not None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 
 from serve_app.config.quotas import Quotas
-from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import JOBS
 from serve_app.store.tenants.api_keys import ListKeys
 from serve_app.store.tenants.stored_bytes import totals
@@ -18,19 +18,19 @@ DAY_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
-class ListTenants(OfServer):
+class ListTenants(ServerScoped):
     """Those that have keys or jobs, or have used something today. now_s: Unix time."""
 
     writes: ClassVar[bool] = False
 
     now_s: float
 
-    def carry_out(self, connection: sa.Connection) -> tuple[dict[str, Any], ...]:
+    def execute(self, connection: sa.Connection) -> tuple[dict[str, Any], ...]:
         """Return them by name: how many keys hold, jobs by state, GPU-seconds up to the last job's end, and bytes.
 
         Those are counted only where somebody has a quota of them.
         """
-        keys, jobs = ListKeys().carry_out(connection), _jobs_by_tenant(connection)
+        keys, jobs = ListKeys().execute(connection), _jobs_by_tenant(connection)
         today = int(self.now_s // DAY_S)
         used = {each.tenant: each.gpu_s for each in read(connection, today) if each.day == today}
         holding = [key.tenant for key in keys if not key.ended(self.now_s)]

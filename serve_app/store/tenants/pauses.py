@@ -13,7 +13,7 @@ from typing import ClassVar, Literal, NamedTuple, TypeAlias
 import sqlalchemy as sa
 
 from serve_app.store.database.insert_once import insert_once
-from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import PAUSES
 
 Kind: TypeAlias = Literal["queue", "pool", "tenant"]
@@ -35,7 +35,7 @@ THE_QUEUE = Pause("queue")
 
 
 @dataclass(frozen=True, slots=True)
-class SetPause(OfServer):
+class SetPause(ServerScoped):
     """Pause, or resume: both say how it is to be, and may be said again."""
 
     writes: ClassVar[bool] = True
@@ -43,23 +43,23 @@ class SetPause(OfServer):
     pause: Pause
     paused: bool
 
-    def carry_out(self, connection: sa.Connection) -> Mapping[Pause, float]:
+    def execute(self, connection: sa.Connection) -> Mapping[Pause, float]:
         """Return what is paused after that, each with the Unix time since when."""
         kind, name = self.pause
         if self.paused:
             insert_once(connection, PAUSES, ("kind", "name"), [{"kind": kind, "name": name, "since_s": time.time()}])
         else:
             connection.execute(sa.delete(PAUSES).where((PAUSES.c.kind == kind) & (PAUSES.c.name == name)))
-        return AllPauses().carry_out(connection)
+        return AllPauses().execute(connection)
 
 
 @dataclass(frozen=True, slots=True)
-class AllPauses(OfServer):
+class AllPauses(ServerScoped):
     """What is paused."""
 
     writes: ClassVar[bool] = False
 
-    def carry_out(self, connection: sa.Connection) -> Mapping[Pause, float]:
+    def execute(self, connection: sa.Connection) -> Mapping[Pause, float]:
         """Return it, each with the Unix time since when."""
         rows = connection.execute(sa.select(PAUSES).order_by(PAUSES.c.since_s, PAUSES.c.kind, PAUSES.c.name))
         return {Pause(row.kind, row.name): float(row.since_s) for row in rows}

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from serve_app.errors import QuotaError
 from serve_app.limits import refused
 from serve_app.store.database.insert_once import insert_once
-from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.database.schema import STORED_BYTES, STORED_FILES
 
 CLAIM_S = 3600.0
@@ -58,7 +58,7 @@ class Claimed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ClaimBytes(OfTenant):
+class ClaimBytes(TenantScoped):
     """Count bytes that are about to be written, if there is room. replaced: the file in whose place they go, if any."""
 
     writes: ClassVar[bool] = True
@@ -69,7 +69,7 @@ class ClaimBytes(OfTenant):
     replaced: str | None = None
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> Claimed:
+    def execute(self, connection: sa.Connection) -> Claimed:
         """Return whether there is room."""
         named = [self.claim, *([] if self.replaced is None else [self.replaced])]
         there = _sizes(connection, named)
@@ -82,7 +82,7 @@ class ClaimBytes(OfTenant):
 
 
 @dataclass(frozen=True, slots=True)
-class NoteFiles(OfTenant):
+class NoteFiles(TenantScoped):
     """Take in what lies where a tenant's files do. sizes: bytes by `name_of`; None where there is no file."""
 
     writes: ClassVar[bool] = True
@@ -90,20 +90,20 @@ class NoteFiles(OfTenant):
     sizes: Mapping[str, int | None]
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Change the rows and the sum."""
         _put(connection, self.tenant, self.sizes, time.time())
 
 
 @dataclass(frozen=True, slots=True)
-class ForgetUnseen(OfServer):
+class ForgetUnseen(ServerScoped):
     """Forget files that nobody has noted since a time, and add up anew; with `inf`, all of it."""
 
     writes: ClassVar[bool] = True
 
     before_s: float
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         """Delete their rows."""
         connection.execute(sa.delete(STORED_FILES).where(STORED_FILES.c.seen_s < self.before_s))
         connection.execute(sa.delete(STORED_BYTES))
@@ -112,14 +112,14 @@ class ForgetUnseen(OfServer):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredBytes(OfTenant):
+class StoredBytes(TenantScoped):
     """What a tenant has stored."""
 
     writes: ClassVar[bool] = False
 
     tenant: str = ""
 
-    def carry_out(self, connection: sa.Connection) -> int:
+    def execute(self, connection: sa.Connection) -> int:
         """Return the bytes."""
         return _total(connection, self.tenant)
 

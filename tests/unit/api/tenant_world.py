@@ -98,7 +98,7 @@ class World:
     async def key(self, tenant: str, *scopes: str, ends_s: float | None = None) -> str:
         """Make a key."""
         key, text = minted(tenant, "test", scopes or ("submit", "read"), ends_s)
-        await self.service.inquire(AddKey(key))
+        await self.service.query(AddKey(key))
         return text
 
     def client(self, key: str | None) -> httpx.AsyncClient:

@@ -33,7 +33,7 @@ async def test_a_server_that_can_take_jobs_is_alive_and_ready(client):
 
 
 async def test_readiness_names_replicas_that_cannot_work(scheduler, client):
-    await scheduler.trouble("r9", "comfyui", "it has no main.py")
+    await scheduler.report_trouble("r9", "comfyui", "it has no main.py")
     answer = await client.get("/readyz")
     assert answer.status_code == 200
     assert answer.json() == {
@@ -56,7 +56,7 @@ async def test_only_an_operator_sees_where_the_database_is(tmp_path: Path, caplo
     async with world(tmp_path) as made:
         clients = [made.client(key) for key in (made.keys["a"], made.keys["root"], None)]
         async with clients[0] as a, clients[1] as root, clients[2] as anyone:
-            await made.replica.scheduler.trouble("r9", "comfyui", "http://gpu.internal.example refuses")
+            await made.replica.scheduler.report_trouble("r9", "comfyui", "http://gpu.internal.example refuses")
             assert (await anyone.get("/readyz")).json()["troubles"] == [{"pool": "comfyui", "working": 0}]
             for client in (a, root):  # so that their keys are known
                 await client.get("/queue")

@@ -83,7 +83,7 @@ async def test_beyond_it_each_dialect_answers_429_and_the_audit_log_has_it(tmp_p
         async with made.client(None) as operator:
             assert (await operator.get("/queue", headers=root)).status_code == 200
         await made.app.state.authenticator.audit.close()
-        entries = await made.service.inquire(ReadAudit(10, whose="a"))
+        entries = await made.service.query(ReadAudit(10, whose="a"))
         assert [entry.result for entry in entries] == [429, 429, 429]
         assert "requests_a_minute" in entries[0].reason
 

@@ -170,5 +170,5 @@ async def test_an_output_that_was_kept_before_ids_were_tenants_own_keeps_its_ass
             Asset(each, None, "output", "of_a.png", 1, "image/png", None, (), 1.0, job_id=JOB, node_id="2")
             for each in former
         ]
-        await made.service.for_tenant("a").inquire(RecordOutputs(tuple(kept)))
+        await made.service.for_tenant("a").query(RecordOutputs(tuple(kept)))
         assert [o["id"] for o in (await a.get(f"/api/v2/jobs/{JOB}")).json()["outputs"]] == former

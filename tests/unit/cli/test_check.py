@@ -13,7 +13,7 @@ from serve_app.cli import check as command
 from serve_app.cli import main
 from serve_app.events import Failure
 from serve_app.execution.files import NodeFiles
-from serve_app.scheduler.durability import lease as tenure
+from serve_app.scheduler.durability import lease
 from serve_app.store.database.changes import JobAccepted, JobEnded, JobRow, JobStarted, OutputRecorded
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.reserved import Contents
@@ -54,7 +54,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "BEAT_S", 0.01)
+    monkeypatch.setattr(command, "RENEW_S", 0.01)
     return Site(tmp_path)
 
 
@@ -109,14 +109,14 @@ def test_a_job_that_contradicts_itself_is_named(site, capsys, statement, said):
 
 def test_nothing_is_mended_while_a_server_works_on_the_database(site, capsys, monkeypatch):
     site.job("a", recorded=False)
-    beat: Callable[[Jobs], tuple[int, int]] = Jobs.beat
+    beat: Callable[[Jobs], tuple[int, int]] = Jobs.heartbeat
 
     def stamped(jobs: Jobs) -> tuple[int, int]:
-        site.jobs.stamp(site.epoch)
+        site.jobs.renew(site.epoch)
         return beat(jobs)
 
-    monkeypatch.setattr(Jobs, "beat", stamped)
+    monkeypatch.setattr(Jobs, "heartbeat", stamped)
     assert site.check("--mend") == 1
     assert "a server works on this database" in capsys.readouterr().err
     assert (site.root / "output" / "x_00001_.png").exists()
-    assert vars(command)["BEAT_S"] < tenure.BEAT_S
+    assert vars(command)["RENEW_S"] < lease.RENEW_S

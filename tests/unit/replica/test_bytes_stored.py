@@ -39,7 +39,7 @@ async def run(running: Cluster, color: int, tenant: str = "a") -> JobView:
 async def until_stored(running: Cluster, expected: int) -> None:
     """Return once the count is what it must be."""
     async with asyncio.timeout(120):
-        while await running.scheduler.inquire(StoredBytes("a")) != expected:
+        while await running.scheduler.query(StoredBytes("a")) != expected:
             await asyncio.sleep(0.01)
 
 

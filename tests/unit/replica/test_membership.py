@@ -115,9 +115,9 @@ async def test_a_deferrable_tasks_end_waits_for_others_once_a_call_has_been_made
     monkeypatch.setattr(membership, "GATHER_S", 3600.0)
     scheduler, member = scheduler_and_member
     first, second, third = (TaskFinished(TaskId(job, 0, 1)) for job in "abc")
-    member.send(first, patient=True)
+    member.send(first, deferrable=True)
     assert await asyncio.wait_for(scheduler.calls.get(), 60) == [first]
-    member.send(second, patient=True)
+    member.send(second, deferrable=True)
     for _ in range(10):
         await asyncio.sleep(0)
     assert scheduler.calls.empty()

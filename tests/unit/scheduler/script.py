@@ -88,8 +88,8 @@ class Script:
         self.order = 0
         self.at_s = 100.0
 
-    def feed(self, stimulus: object) -> list[Command]:
-        commands = self.machine.handle(stimulus, at_s=self.at_s)  # type: ignore[arg-type]
+    def apply(self, event: object) -> list[Command]:
+        commands = self.machine.handle(event, at_s=self.at_s)  # type: ignore[arg-type]
         assert self.machine.check() == []
         self.commands += commands
         return commands
@@ -111,13 +111,13 @@ class Script:
             queued_seq=self.machine.next_seq(),
             **row_fields,
         )
-        return self.feed(JobArrived(row, planned))
+        return self.apply(JobArrived(row, planned))
 
     def replica(self, name: str, pool: str = "gpu", slots: int = 1) -> list[Command]:
-        return self.feed(ReplicaJoined(ReplicaInfo(name, pool, slots)))
+        return self.apply(ReplicaJoined(ReplicaInfo(name, pool, slots)))
 
     def report(self, replica: str, report: object) -> list[Command]:
-        return self.feed(Reported(replica, report))  # type: ignore[arg-type]
+        return self.apply(Reported(replica, report))  # type: ignore[arg-type]
 
     def run(self, replica: str, task: Task) -> list[Command]:
         """Report the task's nodes and the task as finished."""

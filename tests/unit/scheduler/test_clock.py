@@ -35,7 +35,7 @@ def test_no_job_takes_less_than_no_time_however_the_clock_is_set(started_s: floa
     if end == "success":
         script.run(replica, task)
     else:
-        script.feed(CancelAsked("a"))
+        script.apply(CancelAsked("a"))
 
     assert list(moments(script)) == sorted(moments(script))
 

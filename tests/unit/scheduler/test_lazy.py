@@ -35,7 +35,7 @@ def started(*pools: Pool) -> Script:
     signatures = {node_id: f"s{node_id}" for node_id in NODES}
     planned = plan(Graph(NODES), SPECS, ["5"], signatures, pools)
     row = JobRow("a", 1, 1, {}, ("5",), None, {}, 99.0, script.machine.next_seq())
-    script.feed(JobArrived(row, planned))
+    script.apply(JobArrived(row, planned))
     for pool in pools:
         script.replica(f"r-{pool.name}", pool.name)
     return script
@@ -81,7 +81,7 @@ def test_a_task_that_a_running_one_waits_for_begins_though_jobs_that_wait_for_it
     planned = plan(Graph(nodes), SPECS, ["5"], {n: f"s{n}" for n in nodes}, pools)
     for order in range(jobs):
         row = JobRow(f"job{order}", order, order, {}, ("5",), None, {}, 99.0, script.machine.next_seq())
-        script.feed(JobArrived(row, planned))
+        script.apply(JobArrived(row, planned))
     for pool in pools:
         script.replica(f"r-{pool.name}", pool.name)
     [(replica, mixing)] = assigned(script.commands)
@@ -102,7 +102,7 @@ def test_what_a_suspects_running_task_waits_for_begins_though_it_is_another_tena
         planned = plan(Graph(nodes), SPECS, ["5"], {n: f"{job_id}{n}" for n in nodes}, pools)
         seq = script.machine.next_seq()
         row = JobRow(job_id, 1, seq, {}, ("5",), None, {}, 99.0, seq, tenant=tenant, losses=losses)
-        script.feed(JobArrived(row, planned))
+        script.apply(JobArrived(row, planned))
 
     submit("suspect", "z", SHARED_LOSSES)
     for pool in pools:
@@ -120,7 +120,7 @@ def test_what_is_asked_for_while_its_task_runs_for_something_else_is_made_by_ano
     script = Script((MAKERS, MIXERS))
     planned = plan(Graph(nodes), SPECS, ["5"], {n: f"s{n}" for n in nodes}, (MAKERS, MIXERS))
     row = JobRow("a", 1, 1, {}, ("5",), None, {}, 99.0, script.machine.next_seq())
-    script.feed(JobArrived(row, planned))
+    script.apply(JobArrived(row, planned))
     script.replica("r-makers", "makers")
     script.replica("r-mixers", "mixers")
     [(_, mixing)] = assigned(script.commands)
@@ -138,7 +138,7 @@ def test_a_lazy_value_that_a_replica_holds_is_asked_for_and_not_made_again() -> 
     [(_, making)] = assigned(script.report("r-mixers", Want(mixing.id, "s3")))
     finish(script, "r-makers", making, "3")
     script.report("r-makers", Exported("s3", "value"))
-    script.feed(ReplicaLost("r-mixers"))
+    script.apply(ReplicaLost("r-mixers"))
     commands = script.replica("r-new", "mixers")
     [(_, second)] = assigned(commands)
     commands = script.report("r-new", Want(second.id, "s3"))

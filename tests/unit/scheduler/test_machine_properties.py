@@ -189,18 +189,18 @@ class World(RuleBasedStateMachine):
         every = [THE_QUEUE, *(Pause("pool", pool.name) for pool in self.pools)]
         # None is drawn most often, for else hardly anything would ever start.
         pauses = data.draw(st.just([]) | st.just([]) | st.lists(st.sampled_from(every)))
-        self.script.feed(PausesChanged(frozenset(pauses)))
+        self.script.apply(PausesChanged(frozenset(pauses)))
         self.deliver()
 
     @rule(job=jobs)
     def cancel(self, job: str) -> None:
-        self.script.feed(CancelAsked(job))
+        self.script.apply(CancelAsked(job))
         self.deliver()
 
     @rule(seconds=st.floats(-1.0, 3.0))
     def wait(self, seconds: float) -> None:
         self.script.at_s += seconds
-        self.script.feed(TimePassed())
+        self.script.apply(TimePassed())
         self.deliver()
 
     @rule(data=st.data())
@@ -219,7 +219,7 @@ class World(RuleBasedStateMachine):
         if self.replicas:
             name = data.draw(st.sampled_from(sorted(self.replicas)))
             del self.replicas[name]
-            self.script.feed(ReplicaLost(name))
+            self.script.apply(ReplicaLost(name))
             self.deliver()
 
     @rule(data=st.data(), tenant=st.sampled_from(["", "one", "two"]), by_job=st.booleans())
@@ -241,7 +241,7 @@ class World(RuleBasedStateMachine):
 
     def leave(self, name: str) -> None:
         del self.replicas[name]
-        self.script.feed(ReplicaLeft(name))
+        self.script.apply(ReplicaLeft(name))
         self.deliver()
 
     @rule(data=st.data())
@@ -350,7 +350,7 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """With a working replica in every pool, nothing paused and nobody waiting for long, what is left finishes."""
-        self.script.feed(PausesChanged(frozenset()))
+        self.script.apply(PausesChanged(frozenset()))
         self.deliver()
         for name in [name for name in self.replicas if self.script.machine.replicas[name].draining]:
             self.leave(name)
@@ -406,7 +406,7 @@ class PoisonWorld(World):
     def die(self, name: str) -> None:
         pool = self.script.machine.replicas[name].info.pool
         self.replicas.pop(name).work.clear()
-        self.script.feed(ReplicaLost(name))
+        self.script.apply(ReplicaLost(name))
         self.deliver()
         # As Serve does, with a fresh process.
         self.made += 1

@@ -47,8 +47,8 @@ def test_no_more_jobs_of_a_tenant_run_than_its_quota_says_and_the_others_follow_
     assert script.running() == ["j0", "j1", "other's"]
     script.finish("j0")
     assert script.running() == ["j1", "front", "other's"]
-    script.feed(CancelAsked("j1"))
-    script.feed(CancelAsked("j2"))
+    script.apply(CancelAsked("j1"))
+    script.apply(CancelAsked("j2"))
     assert set(script.running()) == {"j3", "front", "other's"}
 
 
@@ -70,13 +70,13 @@ def test_gpu_seconds_are_kept_with_the_jobs_end_and_count_after_a_restart() -> N
     script.replica("r1")
     script.job("job", 1, tenant="studio")
     script.at_s += 8.0
-    script.feed(TimePassed())
+    script.apply(TimePassed())
     script.finish("job")
     [used] = changes(script.commands, TenantUsed)
     assert used == TenantUsed("job", "studio", 0, 4.0), "half a GPU for 8 s"
     assert events(script.commands, "job")[-1] == "success"
     again = Limited(usage=Usage([used, TenantUsed("", "studio", 1, 99.0)]))
-    again.feed(TimePassed())
+    again.apply(TimePassed())
     assert again.machine.usage.of("studio").gpu_s == 4.0
 
 
@@ -85,7 +85,7 @@ def test_what_a_cancelled_job_goes_on_to_use_counts_too() -> None:
     script.replica("r1")
     script.job("job", 1, tenant="studio")
     [(_, task)] = assigned(script.commands)
-    script.feed(CancelAsked("job"))
+    script.apply(CancelAsked("job"))
     script.at_s += 2.0
     script.run("r1", task)
     assert changes(script.commands, TenantUsed)[-1].gpu_s == 1.0

@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.config.quotas import Quota, Quotas
 from serve_app.scheduler.core.costs import Costs
-from serve_app.scheduler.core.dispatch import PATIENCE
+from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD
 from serve_app.scheduler.core.events import CancelAsked, ReplicaLeft, TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.protocol.messages import Resident
@@ -54,7 +54,7 @@ class Turns(Loaded):
         ends_s, takes_s = self.ends_s[name]
         while self.at_s < ends_s:  # as the scheduler is told of each second
             self.at_s = min(ends_s, self.at_s + 1.0)
-            self.feed(TimePassed())
+            self.apply(TimePassed())
             self.begin()
         del self.ends_s[name]
         [task_id] = self.machine.replicas[name].running
@@ -78,8 +78,8 @@ def test_no_tenant_that_waits_falls_behind_by_more_than_waiting_for_weights_may_
         for _ in range(60):
             script.ask(tenant, chance.choice("ab"), chance.randint(1, LONGEST))
     began = dict(script.had_s)
-    turn_s = PATIENCE * LOAD_S + LOAD_S + LONGEST * STEP_S
-    patience_s = PATIENCE * LOAD_S + slots * (turn_s + LONGEST * STEP_S)
+    turn_s = MIN_WORK_PER_LOAD * LOAD_S + LOAD_S + LONGEST * STEP_S
+    patience_s = MIN_WORK_PER_LOAD * LOAD_S + slots * (turn_s + LONGEST * STEP_S)
     furthest = 0.0
     while all(script.left[tenant] for tenant in WEIGHTS):
         script.end_next()
@@ -125,8 +125,8 @@ def test_what_a_cancelled_job_was_expected_to_take_is_given_back() -> None:
     script.having_loaded("r1", "a")
     script.submit("long", "a", 1000, tenant="flood")
     script.submit("next", "a", tenant="small")
-    script.feed(CancelAsked("long"))
-    script.feed(ReplicaLeft("r1"))
+    script.apply(CancelAsked("long"))
+    script.apply(ReplicaLeft("r1"))
     for job_id, tenant in (("f1", "flood"), ("s1", "small"), ("f2", "flood"), ("s2", "small"), ("f3", "flood")):
         script.submit(job_id, "a", tenant=tenant)
     script.having_loaded("r2", "a")

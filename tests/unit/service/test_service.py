@@ -200,7 +200,7 @@ class Undecided:
     writes: ClassVar[bool] = False
     tenant: str = ""
 
-    def carry_out(self, connection: object) -> None:
+    def execute(self, connection: object) -> None:
         """Never carried out."""
         raise AssertionError("it was carried out")
 
@@ -208,14 +208,14 @@ class Undecided:
 async def test_an_inquiry_without_a_scope_is_refused(service):
     for whose in ("", "studio"):
         with pytest.raises(TypeError, match="Undecided is no inquiry of a tenant's"):
-            await service.for_tenant(whose).inquire(Undecided())
+            await service.for_tenant(whose).query(Undecided())
 
 
 async def test_a_tenant_asks_of_its_own_alone_whatever_the_inquiry_says_and_nothing_of_the_servers(service):
-    await service.for_tenant("studio").inquire(NoteFiles({"a": 5}, "other"))
-    assert await service.for_tenant("studio").inquire(StoredBytes("other")) == 5
-    assert await service.inquire(StoredBytes("studio")) == 5
-    assert await service.inquire(StoredBytes("other")) == 0
+    await service.for_tenant("studio").query(NoteFiles({"a": 5}, "other"))
+    assert await service.for_tenant("studio").query(StoredBytes("other")) == 5
+    assert await service.query(StoredBytes("studio")) == 5
+    assert await service.query(StoredBytes("other")) == 0
     with pytest.raises(TypeError, match="ListKeys is no inquiry of a tenant's, and tenant studio asks"):
-        await service.for_tenant("studio").inquire(ListKeys())
-    assert await service.inquire(ListKeys()) == ()
+        await service.for_tenant("studio").query(ListKeys())
+    assert await service.query(ListKeys()) == ()

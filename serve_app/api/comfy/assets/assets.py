@@ -125,7 +125,7 @@ async def post_prune() -> Response:
 async def get_job_assets(request: Request, service: Current) -> Response:
     """List a job's output files."""
     job_id = request.path_params["job_id"]
-    found = (await service.inquire(JobOutputs((job_id,)))).jobs if service.is_job_id(job_id) else ()
+    found = (await service.query(JobOutputs((job_id,)))).jobs if service.is_job_id(job_id) else ()
     if not found:
         raise AssetRefusedError(404, "JOB_NOT_FOUND", f"no job has the id {short_repr(job_id)}")
     limit, offset = _limit(request), int(query_number(request, "offset", int, 0))
@@ -145,13 +145,13 @@ async def _delete(service: Service, item: AssetItem) -> None:
         raise AssetRefusedError(403, "FORBIDDEN", "model files are everyone's and are not deleted from the page")
     if item.record is None:
         place = tuple(places([item.ref], service.tenant))
-        if await service.inquire(NeededFiles(place)):
+        if await service.query(NeededFiles(place)):
             raise AssetRefusedError(
                 409, "ASSET_IN_USE", f"{item.path} is named by a job that has not ended, or by an asset"
             )
         await asyncio.to_thread(service.store.delete, item.ref)
         return
-    deleted = await service.inquire(DeleteAsset(item.asset_id))
+    deleted = await service.query(DeleteAsset(item.asset_id))
     if deleted.what == "missing":
         raise asset_missing(item.asset_id)
     if deleted.what == "in use":
@@ -166,7 +166,7 @@ async def _change_tags(request: Request, service: Service, *, add: bool) -> Resp
     if item.record is None:
         raise AssetRefusedError(403, "FORBIDDEN", f"{item.path} is a file as it lies there: it keeps no tags")
     own = item.record.tags
-    changed = await service.inquire(ChangeTags(item.asset_id, given if add else (), () if add else given, TAGS))
+    changed = await service.query(ChangeTags(item.asset_id, given if add else (), () if add else given, TAGS))
     if changed is None:
         raise asset_missing(item.asset_id)
     if add and not set(given) <= set(changed):

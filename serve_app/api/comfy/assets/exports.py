@@ -75,7 +75,7 @@ async def post_export(request: Request, service: Current) -> Response:
     wish = _wish(await read_members(request, service.limits.command), service.limits.ids)
     found, absent = await _find(service, wish)
     export = Export(str(uuid.uuid4()), time.time(), tuple(_members(found, wish.strategy)), tuple(absent))
-    await service.inquire(KeepExport(export))
+    await service.query(KeepExport(export))
     return JsonResponse(
         {"task_id": export.export_id, "status": "created", "message": "ask /api/tasks how it stands"}, 202
     )
@@ -190,7 +190,7 @@ async def _of_jobs(service: Service, wish: ExportRequest) -> tuple[dict[str, Exp
     known: set[str] = set()
     left = wish.job_ids
     while left:
-        jobs, asked = await service.inquire(JobOutputs(left[:BATCH]))
+        jobs, asked = await service.query(JobOutputs(left[:BATCH]))
         left = left[asked:]
         known.update(job.job_id for job in jobs)
         created = {job.job_id: job.created_s for job in jobs}
@@ -262,7 +262,7 @@ async def _read_in_threads(pieces: Generator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _kept(service: Service, export_id: str) -> Export | None:
-    return await service.inquire(FindExport(export_id)) if is_job_id(export_id) else None
+    return await service.query(FindExport(export_id)) if is_job_id(export_id) else None
 
 
 async def _named(service: Service, name: str) -> Export:

@@ -77,7 +77,7 @@ async def find_items(service: Service, asset_ids: Iterable[str]) -> dict[str, As
     ids = list(dict.fromkeys(asset_ids))
     records: dict[str, Asset] = {}
     if wanted := tuple(filter(is_job_id, ids)):
-        records = await service.inquire(FindAssets(wanted))
+        records = await service.query(FindAssets(wanted))
     found = {asset_id: item_of(asset) for asset_id, asset in records.items() if asset.tenant == service.tenant}
     for asset_id in ids:
         if not is_job_id(asset_id) and (item := await _file(service, asset_id)) is not None:

@@ -102,7 +102,7 @@ async def next_page(service: Service, wanted: AssetFilter, limit: int, source: s
 async def _outputs(service: Service, limit: int, cursor: str) -> Page:
     """Return outputs of ended jobs as records, without deleted or missing ones. cursor: PLACE-SKIPPED."""
     until, skip = map(int, cursor.split("-")) if cursor else (None, 0)
-    jobs, place = await service.inquire(EndedOutputs(limit, until))
+    jobs, place = await service.query(EndedOutputs(limit, until))
     listed: list[OutputFile] = []
     following = None if place is None else f"{place}-0"
     for job in jobs:
@@ -120,7 +120,7 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Page:
 
 async def assets_of(service: Service, outputs: Sequence[OutputFile]) -> list[Asset]:
     """Return outputs of at most BATCH jobs as records, and store those; without deleted or missing ones."""
-    kept = await service.inquire(OutputsOf(tuple(dict.fromkeys(output.job_id for output in outputs))))
+    kept = await service.query(OutputsOf(tuple(dict.fromkeys(output.job_id for output in outputs))))
     outputs = [output._replace(item=output.item.kept_in(kept)) for output in outputs]
     left = [o for o in outputs if o.item.asset_id not in kept or not kept[o.item.asset_id].deleted]
     stats = await stats_of(service, [output.item.ref for output in left])
@@ -130,13 +130,13 @@ async def assets_of(service: Service, outputs: Sequence[OutputFile]) -> list[Ass
         if stat is not None
     ]
     if new := tuple(asset for asset in assets if asset.asset_id not in kept):
-        await service.inquire(RecordOutputs(new))
+        await service.query(RecordOutputs(new))
     return assets
 
 
 async def _uploads(service: Service, limit: int, cursor: str) -> Page:
     """Return uploads of v2."""
-    found = await service.inquire(Uploads(limit + 1, UploadsEnd(*_decoded(cursor)) if cursor else None))
+    found = await service.query(Uploads(limit + 1, UploadsEnd(*_decoded(cursor)) if cursor else None))
     last = found[limit - 1] if len(found) > limit else None
     following = None if last is None else _encoded([last.created_s, last.asset_id])
     return Page([item_of(asset) for asset in found[:limit]], following)

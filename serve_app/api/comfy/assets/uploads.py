@@ -99,7 +99,7 @@ async def head_bytes(request: Request, service: Current) -> Response:
     """Answer whether bytes are stored."""
     with _as_refusal():
         hash_ = asset_hash(request.path_params["hash"].lower())
-    return Response(status_code=200 if await service.inquire(HasBytes(hash_)) else 404)
+    return Response(status_code=200 if await service.query(HasBytes(hash_)) else 404)
 
 
 @router.on("/assets/{asset_id}", ["PUT"])
@@ -113,7 +113,7 @@ async def put_asset(request: Request, service: Current) -> Response:
         name = None if members.get("name") is None else asset_name(members["name"], "name")
         kept = await _kept_with(service, members.get("user_metadata"), members.get("preview_id"))
     notes = kept["user_metadata"] if members.get("user_metadata") is not None else None
-    changed = await service.inquire(ChangeAsset(item.asset_id, name, notes, kept["preview_id"]))
+    changed = await service.query(ChangeAsset(item.asset_id, name, notes, kept["preview_id"]))
     if changed is None:
         raise asset_missing(item.asset_id)
     return JsonResponse(shape(item_of(changed, item.changed_s)))
@@ -126,7 +126,7 @@ async def _refer(
     name = hash_.partition(":")[2] if name is None else asset_name(name, "name")
     type_ = "" if type_ is None else asset_type(type_, "mime_type")
     new = (str(uuid.uuid4()), hash_, INPUT, "", 0, type_, name, tags, time.time())
-    minted = await service.inquire(MintAsset(Asset(*new, **kept), stored=False))
+    minted = await service.query(MintAsset(Asset(*new, **kept), stored=False))
     if minted is None:
         raise AssetRefusedError(404, "ASSET_NOT_FOUND", f"no bytes of {hash_} are here")
     return _created(minted)

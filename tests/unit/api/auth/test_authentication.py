@@ -34,7 +34,7 @@ from serve_app.service import service as services
 from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.database.changes import TenantUsed
-from serve_app.store.database.query_scope import OfServer
+from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.files.volume import Volume
 from serve_app.store.page.userdata import UserData
 from serve_app.store.tenants import api_keys, usage
@@ -256,7 +256,7 @@ async def test_a_revoked_key_is_refused_within_seconds_and_a_rotated_one_never_f
     assert found is not None
     async with made.client(made.keys["a"]) as a:
         assert (await a.get("/api/queue")).status_code == 200
-        await made.service.inquire(EndKey(found[0]))
+        await made.service.query(EndKey(found[0]))
         async with asyncio.timeout(60):
             while (await a.get("/api/queue")).status_code == 200:
                 await asyncio.sleep(0.05)
@@ -308,7 +308,7 @@ async def test_the_page_logs_in_by_a_cookie_that_scripts_do_not_see(made):
 
 
 @dataclass(frozen=True)
-class Use(OfServer):
+class Use(ServerScoped):
     """What a tenant has used of GPUs, written down as the ends of its jobs do."""
 
     writes: ClassVar[bool] = True
@@ -316,7 +316,7 @@ class Use(OfServer):
     whose: str
     gpu_s: float
 
-    def carry_out(self, connection: sa.Connection) -> None:
+    def execute(self, connection: sa.Connection) -> None:
         today = int(time.time() // DAY_S)
         usage.write(connection, [TenantUsed("", self.whose, today, self.gpu_s), TenantUsed("", "d", today - 1, 9.0)])
 
@@ -333,14 +333,14 @@ async def test_the_operators_routes_make_end_and_list_keys(made):
         assert (await root.post(f"/tenants/keys/{new['key_id']}/revoke")).status_code == 200
         quotas = Quotas(default=Quota(queued=5), tenants={"c": Quota(gpu_s_a_day=60.0)})
         made.service.limits = replace(made.service.limits, quotas=quotas)
-        await made.service.inquire(Use("c", 12.5))
+        await made.service.query(Use("c", 12.5))
         told = {one["tenant"]: one for one in (await root.get("/tenants")).json()["tenants"]}
         limits = {"weight": 1.0, "queued": 5, "gpu_s_a_day": 60.0}
         used = {"gpu_s_today": 12.5, "bytes_stored": 0}
         assert told["c"] == {"tenant": "c", "keys": 0, "jobs": {}, **used, "quotas": limits}
         assert (told["a"]["keys"], told["a"]["gpu_s_today"], told[""]["quotas"]) == (1, 0.0, {"weight": 1.0})
         assert "d" not in told, "what was used yesterday is not today's"
-    await made.service.inquire(AddKey(minted("d", "", ("read",), None)[0]))
+    await made.service.query(AddKey(minted("d", "", ("read",), None)[0]))
 
 
 async def test_the_audit_log_has_who_is_connected_unless_that_is_a_trusted_proxy(made):
@@ -351,7 +351,7 @@ async def test_the_audit_log_has_who_is_connected_unless_that_is_a_trusted_proxy
             await a.post("/api/interrupt", headers=forged)
             await nobody.post("/login", data={"key": "none"}, headers=forged)
     await made.app.state.authenticator.audit.close()
-    entries = await made.service.inquire(ReadAudit(9))
+    entries = await made.service.query(ReadAudit(9))
     assert [entry.source for entry in reversed(entries)] == ["127.0.0.1"] * 2 + ["198.51.100.7"] * 2
 
 
@@ -390,7 +390,7 @@ async def test_whatever_a_key_has_open_ends_with_it_and_nothing_of_others(made):
         upload = asyncio.create_task(c.post("/userdata/large", content=arriving(10, go_on)))
         async with c.stream("GET", f"/api/v2/jobs/{job}/events") as stream:
             assert stream.status_code == 200
-            await made.service.inquire(EndKey(key_id))
+            await made.service.query(EndKey(key_id))
             assert [chunk async for chunk in stream.aiter_text()], "the stream ends as a whole answer does"
         code, reason = await closed(mine)
         assert (code, revoked in reason) == (1008, True)
@@ -479,7 +479,7 @@ async def test_a_session_is_no_key_and_ends_at_the_logout_and_with_its_key(made)
         await one.post("/logout")
         await refused(one, sessions[0])
         assert (await two.get("/api/queue")).status_code == 200
-        await made.service.inquire(EndKey(found[0]))
+        await made.service.query(EndKey(found[0]))
         await refused(two, sessions[1])
 
 
@@ -493,7 +493,7 @@ async def test_a_session_of_a_token_ends_as_the_token_does_and_the_oldest_makes_
             sessions.append(browser.cookies[identities.COOKIE])
         age = int(entered.headers["set-cookie"].lower().partition("max-age=")[2].partition(";")[0])
         assert 900 < age <= 1000 + token_checks.EXPIRY_LEEWAY_S
-        found = await made.service.inquire(FindKeys(tuple((parts(each) or ("",))[0] for each in sessions)))
+        found = await made.service.query(FindKeys(tuple((parts(each) or ("",))[0] for each in sessions)))
         assert len(found) == 2
         assert {each.session_of for each in found} == {""}
 

@@ -20,8 +20,8 @@ class Database:
     def __init__(self) -> None:
         self.entries: list[AuditEntry] = []
 
-    async def inquire(self, inquiry: WriteAudit) -> None:
-        self.entries += inquiry.entries
+    async def query(self, query: WriteAudit) -> None:
+        self.entries += query.entries
 
 
 async def test_refusals_of_one_minute_are_written_up_to_a_number_and_then_counted(

@@ -191,7 +191,7 @@ async def test_the_audit_log_has_who_changed_which_model(tmp_path):
             assert (await root.put(MODEL, content=safetensors())).status_code == 201
             assert (await root.delete(MODEL)).status_code == 200
         async with asyncio.timeout(60):
-            while len(entries := await made.service.inquire(ReadAudit(3))) < 3:
+            while len(entries := await made.service.query(ReadAudit(3))) < 3:
                 await asyncio.sleep(0.1)
     told = [(entry.tenant, entry.what, entry.result) for entry in reversed(entries)]
     assert told == [("a", f"PUT {MODEL}", 403), ("", f"PUT {MODEL}", 201), ("", f"DELETE {MODEL}", 200)]

@@ -208,10 +208,10 @@ async def test_an_asset_is_gone_after_its_time_and_its_bytes_with_it(client, sch
     asset = (await upload(client, expires_in="60")).json()
     assert asset["expires_at"] is not None
     now_s = time.time()
-    assert await scheduler.inquire(ExpireAssets()) == ()
+    assert await scheduler.query(ExpireAssets()) == ()
     monkeypatch.setattr("serve_app.store.page.assets.time.time", lambda: now_s + 61)
     assert code(await client.get(f"/api/v2/assets/{asset['id']}")) == (404, "not_found")
-    [ref] = await scheduler.inquire(ExpireAssets())
+    [ref] = await scheduler.query(ExpireAssets())
     assert [ref.filename] == files(volume)
 
 
@@ -241,9 +241,9 @@ async def test_what_a_job_uses_stays_until_it_has_ended(client, replica, schedul
     assert code(await client.delete(f"/api/v2/assets/{asset['id']}")) == (409, "asset_in_use")
     now_s = time.time()
     monkeypatch.setattr("serve_app.store.page.assets.time.time", lambda: now_s + 61)
-    assert await scheduler.inquire(ExpireAssets()) == ()
+    assert await scheduler.query(ExpireAssets()) == ()
     await client.post(f"/api/v2/jobs/{job_id}/cancel")
-    assert len(await scheduler.inquire(ExpireAssets())) == 1
+    assert len(await scheduler.query(ExpireAssets())) == 1
 
 
 @pytest.mark.parametrize("asset", [UNKNOWN, "no-uuid", 5, None])
@@ -358,9 +358,9 @@ async def test_tenants_take_turns_at_late_hashes(service, volume):
         def __init__(self, tenant: str) -> None:
             self.tenant = tenant
 
-        async def inquire(self, inquiry: SetHash) -> None:
-            assert inquiry.hash == hashed()
-            order.append(inquiry.asset_id)
+        async def query(self, query: SetHash) -> None:
+            assert query.hash == hashed()
+            order.append(query.asset_id)
 
     late = BackgroundHasher(1)
     for tenant, count in (("a", 4), ("b", 2)):

@@ -22,7 +22,7 @@ def test_waits_double_up_to_the_longest_and_losses_are_forgiven_one_by_one():
     for at_s, left in ((1099.0, 4), (1100.0, 3), (1299.0, 2), (1300.0, 1), (1400.0, 0)):
         assert backoff.advance(at_s) == set()
         assert backoff.of(ANN).count == left
-    assert list(backoff.standing()) == [], "nothing is kept of who is forgiven"
+    assert list(backoff.owners()) == [], "nothing is kept of who is forgiven"
     assert backoff.charge(ANN, 2000.0).until_s == 2010.0
     assert backoff.totals == {"ann": 5}
 
@@ -39,7 +39,7 @@ def test_what_is_forgiven_after_a_long_time_is_no_more_than_there_was():
     backoff = Backoff(RULES)
     backoff.charge(ANN, 0.0)
     assert backoff.advance(1e9) == {ANN}
-    assert list(backoff.standing()) == []
+    assert list(backoff.owners()) == []
 
 
 def test_a_clock_that_is_set_back_makes_nobody_wait_longer_than_ever():

@@ -10,7 +10,7 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.scheduler.core import placement
 from serve_app.scheduler.core.costs import Costs
-from serve_app.scheduler.core.dispatch import PATIENCE, WORTH, WORTH_DISPLACING
+from serve_app.scheduler.core.dispatch import EVICT_IF_WAIT_EXCEEDS, LOAD_IF_WAIT_EXCEEDS, MIN_WORK_PER_LOAD
 from serve_app.scheduler.core.events import TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.replicas import ReplicaRecord
@@ -47,7 +47,7 @@ class Loaded(Script):
     def having_loaded(self, name: str, model: str) -> None:
         """As `holding`, where the replica has done no work with the model since it loaded it."""
         self.holding(name, model)
-        self.machine.replicas[name].owed_s = PATIENCE * LOAD_S
+        self.machine.replicas[name].owed_s = MIN_WORK_PER_LOAD * LOAD_S
 
     def submit(self, job_id: str, model: str, steps: int = 1, **fields: Any) -> list[str]:
         """Return which replicas were given something."""
@@ -119,7 +119,7 @@ def test_the_first_of_a_models_queue_waits_at_most_for_one_turn_of_every_other_q
     order = script.started()
     places = {job_id: place for place, job_id in enumerate(order)}
     assert models.keys() <= places.keys()
-    bound_s = 4 * (PATIENCE * LOAD_S + longest * STEP_S) * slots
+    bound_s = 4 * (MIN_WORK_PER_LOAD * LOAD_S + longest * STEP_S) * slots
     for job_id, place in first_at.items():
         meanwhile = order[place : places[job_id]]
         assert sum(steps[other] * STEP_S for other in meanwhile if int(other[1:]) > int(job_id[1:])) <= bound_s
@@ -131,7 +131,7 @@ def test_a_job_that_goes_to_the_front_waits_until_a_replica_has_worked_ten_times
     for number in range(200):
         script.submit(f"j{number}", "a")
     script.submit("front", "b", number=-1)
-    for _ in range(int(PATIENCE * LOAD_S / STEP_S) - 1):  # one runs already
+    for _ in range(int(MIN_WORK_PER_LOAD * LOAD_S / STEP_S) - 1):  # one runs already
         assert script.finish("r1") != ["front"]
     assert script.finish("r1") == ["front"]
 
@@ -167,10 +167,10 @@ def test_a_task_waits_for_the_replica_with_its_model_no_longer_than_is_worth_it(
     script.holding("r2", "b")
     script.submit("first", "a")
     script.submit("second", "a", steps=2)
-    script.at_s += WORTH_DISPLACING * LOAD_S / 2
-    assert assigned(script.feed(TimePassed())) == []
-    script.at_s += WORTH_DISPLACING * LOAD_S / 2
-    assert [name for name, _ in assigned(script.feed(TimePassed()))] == ["r2"]
+    script.at_s += EVICT_IF_WAIT_EXCEEDS * LOAD_S / 2
+    assert assigned(script.apply(TimePassed())) == []
+    script.at_s += EVICT_IF_WAIT_EXCEEDS * LOAD_S / 2
+    assert [name for name, _ in assigned(script.apply(TimePassed()))] == ["r2"]
 
 
 def test_a_free_replica_that_holds_nothing_loads_unless_it_need_not_within_a_part_of_the_time() -> None:
@@ -178,7 +178,7 @@ def test_a_free_replica_that_holds_nothing_loads_unless_it_need_not_within_a_par
     script.holding("r1", "a")
     script.replica("r2")
     script.submit("first", "a")
-    assert script.submit("long", "a", steps=int(WORTH * LOAD_S / STEP_S)) == ["r2"]
+    assert script.submit("long", "a", steps=int(LOAD_IF_WAIT_EXCEEDS * LOAD_S / STEP_S)) == ["r2"]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_a_free_replica_loads_once_waiting_tasks_are_late_by_the_time_of_a_load(
     script.submit("next", "a")
     for late_s, given in ((LOAD_S - 1, []), (1, ["r2"])):
         script.at_s += late_s
-        assert [name for name, _ in assigned(script.feed(TimePassed()))] == given
+        assert [name for name, _ in assigned(script.apply(TimePassed()))] == given
 
 
 def test_what_room_a_busy_replica_has_makes_no_other_load() -> None:
@@ -238,7 +238,7 @@ def test_a_model_that_more_is_asked_of_than_its_replicas_can_soon_do_comes_to_ot
         script.holding(f"r{number}", "b")
     given = {f"j{number}": names for number in range(64) if (names := script.submit(f"j{number}", "a"))}
     # The line is 20 s long for one replica, then for two, then for three.
-    assert WORTH_DISPLACING * LOAD_S == 20 * STEP_S
+    assert EVICT_IF_WAIT_EXCEEDS * LOAD_S == 20 * STEP_S
     assert given == {"j0": ["r1"], "j20": ["r2"], "j41": ["r3"], "j62": ["r4"]}
 
 
@@ -291,7 +291,7 @@ def test_a_decision_looks_at_as_many_replicas_among_500_as_among_20(looks: list[
     counts = []
     for size in (20, 500):
         script = Loaded()
-        script.feed = lambda stimulus, script=script: _fed(script, stimulus)  # type: ignore[method-assign, misc]
+        script.apply = lambda event, script=script: _fed(script, event)  # type: ignore[method-assign, misc]
         for number in range(size):
             script.holding(f"r{number}", "ab"[number % 2])
         for number in range(size):
@@ -306,8 +306,8 @@ def test_a_decision_looks_at_as_many_replicas_among_500_as_among_20(looks: list[
     assert counts[0] <= 60 * (placement.LOOKED_AT + 10)
 
 
-def _fed(script: Script, stimulus: Any) -> list[Any]:
+def _fed(script: Script, event: Any) -> list[Any]:
     """Feed a stimulus without the check of the whole state, which looks at everything."""
-    commands = script.machine.handle(stimulus, at_s=script.at_s)
+    commands = script.machine.handle(event, at_s=script.at_s)
     script.commands += commands
     return commands

@@ -64,17 +64,17 @@ def test_a_task_that_takes_a_replicas_last_slot_is_not_deferrable():
     script = Script()
     script.replica("r1", slots=3)
     tasks = [task for seed in range(4) for _, task in assigned(script.job(f"job {seed}", seed=seed))]
-    assert [task.patient for task in tasks] == [True, True, False]
-    assert [task.patient for _, task in assigned(script.run("r1", tasks[0]))] == [False], "it takes the slot left"
+    assert [task.deferrable for task in tasks] == [True, True, False]
+    assert [task.deferrable for _, task in assigned(script.run("r1", tasks[0]))] == [False], "it takes the slot left"
 
 
 def test_a_task_is_deferrable_if_no_socket_follows_its_job():
     script = Script()
     script.replica("r1", slots=8)
     clients = {None: True, "": True, "me": False}
-    for seed, (client_id, patient) in enumerate(clients.items()):
+    for seed, (client_id, deferrable) in enumerate(clients.items()):
         [(_, task)] = assigned(script.job(f"job {seed}", seed=seed, client_id=client_id))
-        assert task.patient == patient, client_id
+        assert task.deferrable == deferrable, client_id
 
 
 def test_an_output_and_the_end_of_its_job_are_one_batch_so_history_never_shows_half():
@@ -117,7 +117,7 @@ def test_a_task_that_is_only_stored_any_more_lets_another_begin_and_is_tried_aga
     assert (second.id.job_id, script.machine.backlog("gpu")[:2]) == ("b", (0, 1))
     script.run("r1", second)
     assert script.machine.backlog("gpu")[:2] == (0, 1)
-    again = assigned([*script.feed(ReplicaLost("r1")), *script.replica("r2")])
+    again = assigned([*script.apply(ReplicaLost("r1")), *script.replica("r2")])
     assert [(name, task.id.job_id, task.id.attempt) for name, task in again] == [("r2", "a", first.id.attempt + 1)]
 
 
@@ -126,7 +126,7 @@ def test_losing_the_replica_makes_a_new_attempt_and_the_old_ones_answers_are_dro
     script.replica("r1")
     [(_, first)] = assigned(script.job("a"))
     script.replica("r2")
-    [(replica, second)] = assigned(script.feed(ReplicaLost("r1")))
+    [(replica, second)] = assigned(script.apply(ReplicaLost("r1")))
     assert replica == "r2"
     assert second.id.attempt == first.id.attempt + 1
     assert script.report("r1", TaskFinished(first.id)) == []
@@ -149,7 +149,7 @@ def test_a_job_that_keeps_losing_replicas_on_which_it_runs_alone_is_given_up_wit
     for n in range(3):
         [(_, task)] = assigned(script.replica(f"r{n}"))
         script.report(f"r{n}", NodeStarted(task.id, "2"))
-        script.feed(ReplicaLost(f"r{n}"))
+        script.apply(ReplicaLost(f"r{n}"))
     [end] = changes(script.commands, JobEnded)
     assert (end.state, end.failure.node, end.failure.class_type) == ("error", "2", "Sample")
     assert "the last of 3 replicas of pool gpu on which it ran alone" in end.failure.message
@@ -164,7 +164,7 @@ def test_no_number_of_replicas_lost_together_with_others_ends_a_job():
         script.replica(f"r{n}", slots=100)
         if len(script.machine.replicas[f"r{n}"].running) < 2:
             break
-        script.feed(ReplicaLost(f"r{n}"))
+        script.apply(ReplicaLost(f"r{n}"))
     assert n == SHARED_LOSSES
     assert changes(script.commands, JobEnded) == []
 
@@ -175,7 +175,7 @@ def test_suspects_run_one_job_a_replica_and_let_nobody_in():
         script.job(name, seed=seed)
     for n in range(SHARED_LOSSES):
         script.replica(f"r{n}", slots=4)
-        script.feed(ReplicaLost(f"r{n}"))
+        script.apply(ReplicaLost(f"r{n}"))
     script.job("new", seed=9)
     [(_, first)] = assigned(script.replica("r9", slots=4))
     assert script.machine.replicas["r9"].quarantined == first.id.job_id == "a"
@@ -192,7 +192,7 @@ def test_a_suspect_waits_for_a_replica_to_clear_and_others_are_kept_off_it():
         script.job(name, seed=name)
     for n in range(SHARED_LOSSES):
         script.replica(f"r{n}", slots=4)
-        script.feed(ReplicaLost(f"r{n}"))
+        script.apply(ReplicaLost(f"r{n}"))
     script.job("c", seed=3, number=-1)
     [(_, earlier)] = assigned(script.replica("r9", slots=4))
     assert earlier.id.job_id == "c"
@@ -218,7 +218,7 @@ def test_a_replica_that_leaves_or_joins_again_is_held_against_nobody():
     script.job("a")
     script.replica("r1")
     script.replica("r1")
-    script.feed(ReplicaLeft("r1"))
+    script.apply(ReplicaLeft("r1"))
     [(_, task)] = assigned(script.replica("r2"))
     script.run("r2", task)
     assert events(script.commands, "a")[-1] == "success"
@@ -229,11 +229,11 @@ def test_a_job_is_not_alone_on_a_replica_that_checks_a_submission_or_stops_a_can
     script = Script(max_attempts=1)
     script.job("a")
     script.replica("r1")
-    script.feed(ReplicaLost("r1", checking=True))
+    script.apply(ReplicaLost("r1", checking=True))
     script.replica("r2", slots=2)
     script.job("b", seed=1)
-    script.feed(CancelAsked("b"))
-    script.feed(ReplicaLost("r2"))
+    script.apply(CancelAsked("b"))
+    script.apply(ReplicaLost("r2"))
     assert [end.job_id for end in changes(script.commands, JobEnded)] == ["b"]
     assert changes(script.commands, JobLostReplica)[-1] == JobLostReplica("a", 2, 0)
 
@@ -257,7 +257,7 @@ def test_a_restarted_scheduler_remembers_the_replicas_that_a_job_has_lost():
     script = Script(max_attempts=3)
     script.job("a", losses=7, lone_losses=2)
     script.replica("r1")
-    script.feed(ReplicaLost("r1"))
+    script.apply(ReplicaLost("r1"))
     assert events(script.commands, "a")[-1] == "error"
 
 
@@ -267,7 +267,7 @@ def test_a_suspect_computes_what_another_job_is_computing_and_leaves_it_its_clai
         script.job(name, seed=7 if name == "a" else 8)
     for n in range(SHARED_LOSSES):
         script.replica(f"r{n}", slots=4)
-        script.feed(ReplicaLost(f"r{n}"))
+        script.apply(ReplicaLost(f"r{n}"))
     script.job("c", seed=7, number=-1)
     [(_, other)] = assigned(script.replica("r8"))
     [(_, suspect)] = assigned(script.replica("r9"))
@@ -290,7 +290,7 @@ def test_a_node_that_raises_ends_the_job_with_its_error_and_frees_the_slot():
 def test_cancelling_a_waiting_job_ends_it_and_it_never_runs():
     script = Script()
     script.job("a")
-    assert events(script.feed(CancelAsked("a")), "a") == ["cancelled"]
+    assert events(script.apply(CancelAsked("a")), "a") == ["cancelled"]
     assert assigned(script.replica("r1")) == []
 
 
@@ -299,7 +299,7 @@ def test_cancelling_a_running_job_interrupts_it_and_its_slot_frees_when_it_has_s
     script.replica("r1")
     [(_, task)] = assigned(script.job("a", seed=1))
     script.job("b", seed=2)
-    commands = script.feed(CancelAsked("a"))
+    commands = script.apply(CancelAsked("a"))
     assert sent(commands, Interrupt) == [("r1", Interrupt(task.id))]
     assert assigned(commands) == []
     assert [t.id.job_id for _, t in assigned(script.report("r1", TaskStopped(task.id)))] == ["b"]
@@ -339,7 +339,7 @@ def test_a_wanted_value_whose_maker_is_lost_is_computed_by_who_wanted_it():
     script.job("a", seed=7)
     [(waiting, second)] = assigned(script.job("b", seed=7))
     script.report(waiting, Want(second.id, "save-7"))
-    commands = script.feed(ReplicaLost("r1" if waiting == "r2" else "r2"))
+    commands = script.apply(ReplicaLost("r1" if waiting == "r2" else "r2"))
     assert sent(commands, Compute) == [(waiting, Compute("save-7"))]
 
 
@@ -360,7 +360,7 @@ def test_an_output_that_is_recorded_is_not_computed_again_by_a_new_attempt():
     [(_, first)] = assigned(script.job("a", targets=("3", "4")))
     assert set(first.targets) == {"3", "4"}
     script.report("r1", NodeFinished(first.id, "3", first.signatures["3"], {"images": ["x"]}))
-    script.feed(ReplicaLost("r1"))
+    script.apply(ReplicaLost("r1"))
     script.machine.results = Results()  # and nobody remembers what it showed
     [(_, second)] = assigned(script.replica("r2"))
     assert second.targets == ("4",)
@@ -372,15 +372,15 @@ def test_a_job_says_what_happened_to_it_lately():
     [(_, task)] = assigned(script.replica("r1"))
     script.report("r1", NodeStarted(task.id, "2"))
     script.report("r1", NodeProgressed(task.id, "2", 1, 2))
-    script.feed(ReplicaLost("r1"))
-    assert [what for _, what in script.machine.story("a")] == [
+    script.apply(ReplicaLost("r1"))
+    assert [what for _, what in script.machine.trace("a")] == [
         "arrived",
         "replica r1 joined pool gpu",
         "NodeStarted 2 task 0.0 on r1",
         "ReplicaLost r1",
     ]
-    script.feed(CancelAsked("a"))
-    assert script.machine.story("a") == []
+    script.apply(CancelAsked("a"))
+    assert script.machine.trace("a") == []
 
 
 def test_a_state_that_no_rule_allows_is_found():
@@ -427,8 +427,8 @@ def test_values_lost_between_two_tasks_are_made_again_by_the_task_that_made_them
     [(_, sample)] = assigned(script.commands)[-1:]
     script.replica("g2", "gpu")
     script.run("g", sample)
-    script.feed(ReplicaLost("c"))
-    script.feed(ReplicaLost("g"))
+    script.apply(ReplicaLost("c"))
+    script.apply(ReplicaLost("g"))
     script.replica("c2", "cpu")
     for _ in range(10):
         pending = [(r, t) for r, t in assigned(script.commands) if script.machine.is_current(t.id)]
@@ -459,7 +459,7 @@ def test_a_cancelled_job_says_which_node_ran_and_what_had_run():
     script.report("r1", NodeStarted(task.id, "1"))
     script.report("r1", NodeFinished(task.id, "1", task.signatures["1"], None))
     script.report("r1", NodeStarted(task.id, "2"))
-    [ended] = [c.event for c in script.feed(CancelAsked("a")) if isinstance(c, Publish)]
+    [ended] = [c.event for c in script.apply(CancelAsked("a")) if isinstance(c, Publish)]
     assert ended.data == {"node": "2", "class_type": task.nodes["2"].class_type, "executed": ["1"]}
 
 
@@ -469,7 +469,7 @@ def test_a_task_that_waits_for_a_value_does_not_outlive_its_job():
     script.replica("r2")
     script.job("a", seed=7)
     [(waiting, second)] = assigned(script.job("b", seed=7))
-    script.feed(CancelAsked("b"))
+    script.apply(CancelAsked("b"))
     assert sent(script.report(waiting, Want(second.id, "save-7")), Interrupt) == [(waiting, Interrupt(second.id))]
 
 
@@ -477,7 +477,7 @@ def test_node_events_of_a_cancelled_job_are_dropped():
     script = Script()
     script.replica("r1")
     [(_, task)] = assigned(script.job("a"))
-    script.feed(CancelAsked("a"))
+    script.apply(CancelAsked("a"))
     assert script.report("r1", NodeStarted(task.id, "2")) == []
 
 
@@ -492,7 +492,7 @@ def test_a_job_that_cannot_be_recorded_ends_in_error_and_what_runs_of_it_is_stop
     script = Script()
     script.replica("r1")
     script.job("a")
-    commands = script.feed(JobRefused("a", Failure(message="too long")))
+    commands = script.apply(JobRefused("a", Failure(message="too long")))
     assert events(commands, "a") == ["error"]
     assert changes(commands, JobEnded) == [JobEnded("a", "error", 100.0, ANY, Failure(message="too long"))]
     assert sent(commands, Interrupt) == [("r1", Interrupt(task_id("a")))]
@@ -503,7 +503,7 @@ def test_an_end_that_could_not_be_recorded_is_reported_as_an_error():
     script.replica("r1")
     [(_, task)] = assigned(script.job("a"))
     script.run("r1", task)
-    commands = script.feed(JobRefused("a", Failure()))
+    commands = script.apply(JobRefused("a", Failure()))
     assert events(commands, "a") == ["error"]
     assert len(changes(commands, JobEnded)) == 1
 
@@ -512,19 +512,19 @@ def test_while_the_queue_is_paused_what_runs_goes_on_and_nothing_starts():
     script = Script()
     script.replica("r1", slots=2)
     [(_, running)] = assigned(script.job("a"))
-    script.feed(PausesChanged(frozenset({THE_QUEUE})))
+    script.apply(PausesChanged(frozenset({THE_QUEUE})))
     assert assigned(script.job("b", seed=2)) == []
     assert script.machine.backlog("gpu")[:2] == (0, 1)
     assert events(script.run("r1", running), "a")[-1] == "success"
-    assert [task.id.job_id for _, task in assigned(script.feed(PausesChanged(frozenset())))] == ["b"]
+    assert [task.id.job_id for _, task in assigned(script.apply(PausesChanged(frozenset())))] == ["b"]
 
 
 def test_a_started_job_whose_replica_is_lost_goes_on_although_the_queue_is_paused():
     script = Script()
     script.replica("r1")
     script.job("a")
-    script.feed(PausesChanged(frozenset({THE_QUEUE})))
-    script.feed(ReplicaLost("r1"))
+    script.apply(PausesChanged(frozenset({THE_QUEUE})))
+    script.apply(ReplicaLost("r1"))
     assert [task.id.job_id for _, task in assigned(script.replica("r2"))] == ["a"]
 
 
@@ -532,24 +532,24 @@ def test_what_waits_for_a_replica_is_held_back_by_a_later_pause_and_can_be_cance
     script = Script()
     script.job("a")
     script.job("b", seed=2)
-    script.feed(PausesChanged(frozenset({Pause("pool", "gpu")})))
+    script.apply(PausesChanged(frozenset({Pause("pool", "gpu")})))
     assert assigned(script.replica("r1")) == []
-    assert events(script.feed(CancelAsked("a")), "a") == ["cancelled"]
-    assert [task.id.job_id for _, task in assigned(script.feed(PausesChanged(frozenset())))] == ["b"]
+    assert events(script.apply(CancelAsked("a")), "a") == ["cancelled"]
+    assert [task.id.job_id for _, task in assigned(script.apply(PausesChanged(frozenset())))] == ["b"]
 
 
 def test_a_paused_pool_holds_back_the_jobs_that_will_need_it_and_no_others():
     script = Script(TWO_POOLS)
-    script.feed(PausesChanged(frozenset({Pause("pool", "gpu")})))
+    script.apply(PausesChanged(frozenset({Pause("pool", "gpu")})))
     script.replica("c1", "cpu")
     assert assigned(script.job("both")) == []
-    script.feed(PausesChanged(frozenset({Pause("pool", "elsewhere")})))
+    script.apply(PausesChanged(frozenset({Pause("pool", "elsewhere")})))
     assert [task.id.job_id for _, task in assigned(script.commands)] == ["both"]
 
 
 def test_a_paused_tenants_jobs_wait_while_others_run():
     script = Script()
-    script.feed(PausesChanged(frozenset({Pause("tenant", "acme")})))
+    script.apply(PausesChanged(frozenset({Pause("tenant", "acme")})))
     script.job("held", tenant="acme")
     script.job("free", seed=2, tenant="other")
     assert [task.id.job_id for _, task in assigned(script.replica("r1", slots=2))] == ["free"]
@@ -578,11 +578,11 @@ def lone_loss(script: Script, job_id: str, replica: str, seed: object, tenant: s
     """Have a job of a tenant end a replica on which it runs alone, and finish on another."""
     script.replica(replica)
     [(_, first)] = assigned(script.job(job_id, seed=seed, tenant=tenant))
-    script.feed(ReplicaLost(replica))
+    script.apply(ReplicaLost(replica))
     [(_, again)] = assigned(script.replica(f"{replica} again"))
     assert again.id.job_id == first.id.job_id == job_id
     script.run(f"{replica} again", again)
-    script.feed(ReplicaLeft(f"{replica} again"))
+    script.apply(ReplicaLeft(f"{replica} again"))
 
 
 def test_the_next_jobs_of_whoever_ended_a_replica_wait_longer_each_time_and_nobody_elses():
@@ -594,12 +594,12 @@ def test_the_next_jobs_of_whoever_ended_a_replica_wait_longer_each_time_and_nobo
         [(name, other)] = assigned(script.job(f"other {n}", seed=f"o{n}", tenant="innocent"))
         script.run(name, other)
         script.at_s += wait_s - 0.1
-        assert assigned(script.feed(TimePassed())) == []
+        assert assigned(script.apply(TimePassed())) == []
         script.at_s += 0.2
-        [(name, task)] = assigned(script.feed(TimePassed()))
+        [(name, task)] = assigned(script.apply(TimePassed()))
         assert task.id.job_id == f"waits {n}"
         script.run(name, task)
-        script.feed(ReplicaLeft(f"s{n}"))
+        script.apply(ReplicaLeft(f"s{n}"))
 
 
 def test_from_its_second_loss_on_the_jobs_of_an_owner_run_alone_until_it_is_forgiven():
@@ -623,7 +623,7 @@ def test_without_tenants_it_is_a_client_that_waits():
     script = Script()
     script.replica("r1")
     script.job("a", seed="a", client_id="me")
-    script.feed(ReplicaLost("r1"))
+    script.apply(ReplicaLost("r1"))
     script.run("r2", assigned(script.replica("r2", slots=4))[0][1])
     assert assigned(script.job("b", seed="b", client_id="me")) == []
     assert len(assigned(script.job("c", seed="c", client_id="you"))) == 1
@@ -635,7 +635,7 @@ def test_a_replica_that_drains_takes_nothing_more_and_what_runs_there_is_charged
     script.replica("r1", slots=4)
     [(_, guilty)] = assigned(script.job("guilty", seed="g", tenant="guilty"))
     script.job("innocent", seed="i", tenant="innocent")
-    script.feed(CancelAsked("guilty"))
+    script.apply(CancelAsked("guilty"))
     script.report("r1", TaskStopped(guilty.id))
     script.report("r1", Draining("guilty"))
     assert assigned(script.job("next", seed="n", tenant="innocent")) == []
@@ -643,7 +643,7 @@ def test_a_replica_that_drains_takes_nothing_more_and_what_runs_there_is_charged
     assert (name, other.id.job_id) == ("r2", "next")
     script.run("r2", other)
     assert assigned(script.job("guilty too", seed="g2", tenant="guilty")) == [], "its tenant waits"
-    lost = script.feed(ReplicaLost("r1"))
+    lost = script.apply(ReplicaLost("r1"))
     assert changes(lost, JobLostReplica) == []
     [(name, again)] = assigned(lost)
     assert (name, again.id.job_id) == ("r2", "innocent")
@@ -655,13 +655,13 @@ def test_who_is_cancelled_while_its_node_goes_on_answers_for_the_end_of_the_repl
     script.replica("r1", slots=2)
     [(_, guilty)] = assigned(script.job("guilty", seed="g", tenant="guilty"))
     script.job("innocent", seed="i", tenant="innocent")
-    script.feed(CancelAsked("guilty"))
+    script.apply(CancelAsked("guilty"))
     script.report("r1", GoesOn(frozenset({("guilty", None)})))
     script.report("r1", TaskStopped(guilty.id))
-    script.feed(ReplicaLost("r1"))
+    script.apply(ReplicaLost("r1"))
     innocent = script.machine.jobs["innocent"]
     assert (innocent.lone_losses, innocent.losses) == (0, 1), "it was not alone"
-    script.feed(CancelAsked("innocent"))
+    script.apply(CancelAsked("innocent"))
     script.replica("r2", slots=2)
     assert assigned(script.job("g2", seed="g2", tenant="guilty")) == []
     assert len(assigned(script.job("i2", seed="i2", tenant="innocent"))) == 1
@@ -672,7 +672,7 @@ def test_who_is_cancelled_answers_no_longer_once_its_node_has_ended():
     script.replica("r1", slots=2)
     script.report("r1", GoesOn(frozenset({("slow", None)})))
     script.report("r1", GoesOn(frozenset()))
-    script.feed(ReplicaLost("r1"))
+    script.apply(ReplicaLost("r1"))
     script.replica("r2", slots=2)
     assert len(assigned(script.job("a", tenant="slow"))) == 1
 
@@ -692,8 +692,8 @@ def test_an_owner_that_cancels_a_suspect_job_waits_as_if_it_had_ended_the_replic
     script.replica("r1", slots=2)
     script.job("guilty", seed="g", tenant="guilty")
     script.job("innocent", seed="i", tenant="innocent")
-    script.feed(ReplicaLost("r1"))
-    script.feed(CancelAsked("guilty"))
+    script.apply(ReplicaLost("r1"))
+    script.apply(CancelAsked("guilty"))
     [(name, innocent)] = assigned(script.replica("r2", slots=2))
     script.run(name, innocent)
     assert assigned(script.job("g2", seed="g2", tenant="guilty")) == []
@@ -704,7 +704,7 @@ def test_a_job_that_is_given_up_says_how_long_the_next_ones_wait():
     script = Script(max_attempts=1)
     script.replica("r1")
     script.job("a", tenant="guilty")
-    [end] = changes(script.feed(ReplicaLost("r1")), JobEnded)
+    [end] = changes(script.apply(ReplicaLost("r1")), JobEnded)
     assert end.failure.message.endswith("The next jobs of this tenant wait 5 s because of it")
 
 

@@ -11,7 +11,7 @@ import pytest
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.recipe import Recipe, encoders
 from serve_app.scheduler.core import prefetch as ahead
-from serve_app.scheduler.core.dispatch import PATIENCE
+from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD
 from serve_app.scheduler.core.events import CancelAsked, Command, ReplicaLost, TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.model_files import MOST_LORAS, files_of, recipes_of
@@ -132,7 +132,7 @@ def test_it_prefetches_again_while_jobs_of_the_model_it_loaded_run() -> None:
     with_room(script, "r1")
     script.submit("running on r1", "b")
     script.submit("same", "b", steps=1)
-    script.machine.replicas["r1"].owed_s = PATIENCE * LOAD_S
+    script.machine.replicas["r1"].owed_s = MIN_WORK_PER_LOAD * LOAD_S
     script.submit("next", "c")
     assert script.told() == [("r1", model("c"))]
 
@@ -143,7 +143,7 @@ def test_tasks_without_a_model_are_not_a_queue_that_a_replica_stays_with() -> No
     script.graph = without_model
     assert script.submit("running on r1", "none") == ["r1"]
     script.submit("same", "none")
-    script.machine.replicas["r1"].owed_s = PATIENCE * LOAD_S
+    script.machine.replicas["r1"].owed_s = MIN_WORK_PER_LOAD * LOAD_S
     script.graph = drawn
     script.submit("next", "c")
     assert script.told() == [("r1", model("c"))]
@@ -166,7 +166,7 @@ def test_no_mix_of_jobs_and_replicas_has_the_machine_fail() -> None:
                 script.submit(f"j{number}", chance.choice("abcdef") + lora, steps=chance.randint(1, 20))
             elif len(script.machine.replicas[name].running) == 1:
                 script.finish(name)
-            script.machine.replicas[name].owed_s = chance.choice([0.0, LOAD_S, PATIENCE * LOAD_S])
+            script.machine.replicas[name].owed_s = chance.choice([0.0, LOAD_S, MIN_WORK_PER_LOAD * LOAD_S])
 
 
 def test_a_prefetch_is_cancelled_where_another_replica_takes_the_queue() -> None:
@@ -188,7 +188,7 @@ def test_once_it_has_the_file_the_next_model_is_prefetched() -> None:
     assert script.told(script.report("r1", Resident(held))) == []
     assert script.finish("r1") == ["next"]
     assert script.told()[1:] == [("r1", model("c"))]
-    assert script.machine.replicas["r1"].owed_s == PATIENCE * LOAD_S, (
+    assert script.machine.replicas["r1"].owed_s == MIN_WORK_PER_LOAD * LOAD_S, (
         "it works for what it is told, as for what it loads"
     )
 
@@ -215,7 +215,7 @@ def test_a_plan_that_changes_is_called_off() -> None:
     script = Named()
     script.busy("r1", "a")
     script.submit("next", "b")
-    assert script.told(script.feed(CancelAsked("next"))) == [("r1", ())]
+    assert script.told(script.apply(CancelAsked("next"))) == [("r1", ())]
     script.submit("other", "c")
     assert script.told()[-1] == ("r1", model("c"))
 
@@ -226,7 +226,7 @@ def test_another_replica_prefetches_after_a_replica_is_lost() -> None:
     script.busy("r2", "b")
     script.submit("next", "c")
     assert script.told() == [("r1", model("c"))]
-    script.feed(ReplicaLost("r1"))
+    script.apply(ReplicaLost("r1"))
     # What ran there is before the next in order, and its model is held nowhere any more.
     assert script.told()[-1] == ("r2", model("a"))
 
@@ -304,7 +304,7 @@ def test_a_replica_serves_its_own_queue_while_it_prefetches_for_another_but_not_
     assert script.told() == [("r1", model("b"))]
     assert script.finish("r1") == ["own 1"]
     script.at_s += ahead.OVERDUE * LOAD_S
-    script.feed(TimePassed())
+    script.apply(TimePassed())
     assert script.finish("r1") == ["next"]
 
 
@@ -336,7 +336,7 @@ def test_after_an_eviction_only_replicas_with_less_weights_prefetch(
     script.replica("earlier")
     for held in earlier:
         script.report("earlier", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
-    script.feed(ReplicaLost("earlier"))
+    script.apply(ReplicaLost("earlier"))
     script.busy("r1", "a")
     script.submit("next", "b")
     assert script.told() == told

@@ -26,7 +26,7 @@ def test_the_next_tasks_of_a_file_are_the_first_of_it_in_order(seed: int) -> Non
     inside = sorted(f"j{number:03}" for number in numbers if number % 2 == 0)
     assert found() == inside[:LOOKED_FOR]
     for job_id in chance.sample(inside, len(inside) - 2):
-        script.feed(CancelAsked(job_id))
+        script.apply(CancelAsked(job_id))
         inside.remove(job_id)
         names = found()
         assert names == inside[: len(names)]

@@ -15,8 +15,7 @@ from serve_app.config import AppConfig
 from serve_app.errors import DatabaseGoneError, DrainingError, NotReadyError
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
-from serve_app.scheduler.durability import lease as tenure
-from serve_app.scheduler.durability import succession, writer
+from serve_app.scheduler.durability import lease, succession, writer
 from serve_app.scheduler.durability.succession import Succession
 from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.protocol.client import Accepted, QueueBounds, Submission
@@ -35,8 +34,8 @@ SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tenure, "BEAT_S", 0.05)
-    monkeypatch.setattr(tenure, "VACANT_S", 2.0)
+    monkeypatch.setattr(lease, "RENEW_S", 0.05)
+    monkeypatch.setattr(lease, "EXPIRES_S", 2.0)
     monkeypatch.setattr(succession, "AGAIN_S", 0.05)
     monkeypatch.setattr(writer, "FIRST_DELAY_S", 0.01)
 
@@ -96,7 +95,7 @@ async def test_the_older_server_notices_without_being_asked_and_works_on_when_th
                     await older.scheduler()
             await submitted(newer, "b")
             # As long as the newer one lives, the older one waits.
-            await asyncio.sleep(2 * tenure.VACANT_S)
+            await asyncio.sleep(2 * lease.EXPIRES_S)
             with pytest.raises(DrainingError):
                 await older.scheduler()
             assert not second.fenced.is_set()

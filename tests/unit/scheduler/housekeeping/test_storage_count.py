@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping import storage_count
 from serve_app.scheduler.housekeeping.expiry import Expiry
 from serve_app.scheduler.housekeeping.storage_count import StorageCount
@@ -31,14 +31,14 @@ class Site:
 
     def __init__(self, store: WholeStore, root: Path, *, needed: bool = True) -> None:
         self.store, self.jobs = store, Jobs(f"sqlite:///{root}/jobs.sqlite")
-        self.tenure = Tenure(self.jobs, "test", in_database)
-        self.tenure.epoch = self.jobs.acquire("test")
+        self.lease = SchedulerLease(self.jobs, "test", in_database)
+        self.lease.epoch = self.jobs.acquire("test")
         self.user_data = UserData(root / "user")
         self.studio = TenantStore(store, "studio")
-        self.count = StorageCount(needed, self.jobs, store, self.user_data, self.tenure, in_database)
+        self.count = StorageCount(needed, self.jobs, store, self.user_data, self.lease, in_database)
 
     def stored(self, tenant: str = "studio") -> int:
-        return self.jobs.inquire(self.tenure.epoch, StoredBytes(tenant))
+        return self.jobs.query(self.lease.epoch, StoredBytes(tenant))
 
 
 async def in_database(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -93,7 +93,7 @@ async def test_retention_gives_bytes_back(site: Site, monkeypatch: pytest.Monkey
         RetentionRules({"outputs": Bounds(count=0)}),
         site.jobs,
         site.store,
-        site.tenure,
+        site.lease,
         stamp,
         forgotten=forgotten,
         forget_files=forgotten,
@@ -112,7 +112,7 @@ async def test_the_next_look_corrects_what_nobody_noted(site: Site, monkeypatch:
     site.studio.write(FileRef("output", "", "by-a-pack.bin"), b"123")
     site.studio.delete(PICTURE)
     wrong = NoteFiles({name_of("input", "@studio/never.png"): 1000}, "studio")
-    site.jobs.inquire(site.tenure.epoch, wrong)
+    site.jobs.query(site.lease.epoch, wrong)
     await site.count.once()
     assert site.stored() == 1005
     monkeypatch.setattr(storage_count, "COUNT_S", 0.0)
@@ -123,7 +123,7 @@ async def test_the_next_look_corrects_what_nobody_noted(site: Site, monkeypatch:
 async def test_where_nobody_has_a_quota_of_bytes_nothing_is_counted_and_an_older_count_goes(tmp_path: Path) -> None:
     store = Volume({area: tmp_path / area for area in AREAS})
     site = Site(store, tmp_path, needed=False)
-    site.jobs.inquire(site.tenure.epoch, NoteFiles({"x": 5}, "studio"))
+    site.jobs.query(site.lease.epoch, NoteFiles({"x": 5}, "studio"))
     site.studio.write(PICTURE, b"12345")
     site.count.saved(UI, "studio")
     async with asyncio.timeout(60):

@@ -145,12 +145,12 @@ async def test_bytes_go_with_the_last_asset_whose_time_is_over(site):
     now_s = time.time()
     for name, expires_s in (("soon", now_s + 0.2), ("later", now_s + 1.0)):
         kept = ("blake3:" + "a" * 64, "input", ref.path, 1, "image/png", name, (), now_s, expires_s)
-        jobs.inquire(epoch, MintAsset(Asset(name, *kept), stored=True))
+        jobs.query(epoch, MintAsset(Asset(name, *kept), stored=True))
     scheduler = site.scheduler("server")
     await scheduler.start()
     try:
         async with asyncio.timeout(60):
-            while jobs.inquire(0, FindAssets(("soon",))):
+            while jobs.query(0, FindAssets(("soon",))):
                 await asyncio.sleep(0.01)
             # In this order: the file may go between the two.
             assert site.files() == {ref} or time.time() > now_s + 1.0

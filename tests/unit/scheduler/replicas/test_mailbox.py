@@ -15,8 +15,8 @@ from serve_app.scheduler.replicas.mailbox import SAID_BYTES, Mailbox
 FREE = Free(weights=True, results=True)
 
 
-def task(*, patient: bool) -> Assign:
-    return Assign(Task(TaskId("job", 0, 1), {}, (), {}, frozenset(), {}, {}, patient=patient))
+def task(*, deferrable: bool) -> Assign:
+    return Assign(Task(TaskId("job", 0, 1), {}, (), {}, frozenset(), {}, {}, deferrable=deferrable))
 
 
 def test_what_clients_say_waits_up_to_a_size_and_messages_of_the_scheduler_count_for_nothing() -> None:
@@ -36,37 +36,37 @@ async def test_a_deferrable_message_waits_a_moment_if_something_has_just_been_se
 ) -> None:
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     mailbox = Mailbox()
-    mailbox.put(task(patient=True))
+    mailbox.put(task(deferrable=True))
     assert mailbox.due.is_set(), "nothing has gone yet"
     mailbox.read(mailbox.tell()[-1][0])
-    mailbox.put(task(patient=True))
-    mailbox.put(task(patient=True))
+    mailbox.put(task(deferrable=True))
+    mailbox.put(task(deferrable=True))
     assert not mailbox.due.is_set()
     assert len(mailbox.tell()) == 2
     monkeypatch.setattr(module, "GATHER_S", 0.0)
-    mailbox.put(task(patient=True))
+    mailbox.put(task(deferrable=True))
     assert mailbox.due.is_set(), "the moment is over"
 
 
 async def test_a_deferrable_message_waits_no_longer_than_that() -> None:
     mailbox = Mailbox()
     mailbox.tell()
-    mailbox.put(task(patient=True))
+    mailbox.put(task(deferrable=True))
     await asyncio.wait_for(mailbox.due.wait(), 60)
 
 
-@pytest.mark.parametrize("message", [FREE, task(patient=False)])
+@pytest.mark.parametrize("message", [FREE, task(deferrable=False)])
 async def test_an_urgent_message_is_due_at_once_and_takes_deferrable_ones_along(
     monkeypatch: pytest.MonkeyPatch, message: Free | Assign
 ) -> None:
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     mailbox = Mailbox()
     mailbox.tell()
-    mailbox.put(task(patient=True))
+    mailbox.put(task(deferrable=True))
     assert not mailbox.due.is_set()
     mailbox.put(message)
     assert mailbox.due.is_set()
-    assert [told for _, told in mailbox.tell()] == [task(patient=True), message]
+    assert [told for _, told in mailbox.tell()] == [task(deferrable=True), message]
     assert not mailbox.due.is_set()
 
 
@@ -75,7 +75,7 @@ async def test_an_unacknowledged_message_is_due_again(monkeypatch: pytest.Monkey
     mailbox = Mailbox()
     mailbox.put(FREE)
     [(cursor, _)] = mailbox.tell()
-    mailbox.put(task(patient=True))
+    mailbox.put(task(deferrable=True))
     mailbox.read(cursor)
     assert not mailbox.due.is_set()
     mailbox.read(0)

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from serve_app.errors import InvalidSubmissionError, OutgoingError
+from serve_app.scheduler.webhooks.deliverer import WebhookDeliverer, WebhookDelivererThread
 from serve_app.scheduler.webhooks.outgoing import (
     NOT_ALLOWED,
     Outgoing,
@@ -26,7 +27,6 @@ from serve_app.scheduler.webhooks.outgoing import (
     new_secret,
     signed,
 )
-from serve_app.scheduler.webhooks.sender import Courier, CourierThread
 
 LOOPBACK = [ipaddress.ip_network("127.0.0.0/8")]
 INSIDE = [
@@ -203,7 +203,7 @@ async def test_a_name_is_asked_for_once_and_its_address_is_looked_at(monkeypatch
 async def test_a_couriers_thread_wakes_and_ends():
     woken = threading.Event()
 
-    class Waiting(Courier):
+    class Waiting(WebhookDeliverer):
         def __init__(self) -> None:
             self._event = asyncio.Event()
 
@@ -215,9 +215,9 @@ async def test_a_couriers_thread_wakes_and_ends():
             woken.set()
             await asyncio.sleep(3600)
 
-    thread = CourierThread(Waiting)
+    thread = WebhookDelivererThread(Waiting)
     thread.close()
-    thread = CourierThread(Waiting)
+    thread = WebhookDelivererThread(Waiting)
     thread.start()
     while not woken.is_set():
         thread.wake()

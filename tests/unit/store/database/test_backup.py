@@ -64,14 +64,14 @@ def filled(url: str) -> Jobs:
             JobEnded("done", "success", 9.5, 30, Failure()),
         ],
     )
-    jobs.inquire(epoch, SetPause(THE_QUEUE, True))
-    jobs.inquire(epoch, AddKey(KEY))
-    jobs.inquire(epoch, WriteAudit((SEEN,), 0.0))
+    jobs.query(epoch, SetPause(THE_QUEUE, True))
+    jobs.query(epoch, AddKey(KEY))
+    jobs.query(epoch, WriteAudit((SEEN,), 0.0))
     return jobs
 
 
 def state(jobs: Jobs) -> object:
-    kept = (jobs.inquire(0, each) for each in (AllPauses(), ListKeys(), ReadAudit(9)))
+    kept = (jobs.query(0, each) for each in (AllPauses(), ListKeys(), ReadAudit(9)))
     return (jobs.rows(["done", "runs"]), jobs.unfinished(), jobs.next_order(), *kept)
 
 
@@ -87,7 +87,7 @@ def test_what_is_restored_is_what_was_there_and_goes_on(database_url, other_url,
     restored = restore_backup(other, copy, store, replace=False, keep_keys=True)
     assert (restored.rows, restored.absent) == (summary.rows, ())
     assert state(other) == before
-    assert (other.inquire(0, ListKeys()), other.inquire(0, ReadAudit(9))) == ((KEY,), (SEEN,))
+    assert (other.query(0, ListKeys()), other.query(0, ReadAudit(9))) == ((KEY,), (SEEN,))
     epoch = other.acquire("server")
     assert epoch == 3, "the cursors of events go on growing"
     other.write(epoch, [JobEnded("runs", "success", 9.9, 31, Failure())])
@@ -131,7 +131,7 @@ def test_a_database_with_jobs_is_replaced_only_if_that_is_said_and_its_server_st
     restore_backup(jobs, copy, volume, replace=True)
     assert jobs.job("later") is None
     with pytest.raises(StaleEpochError):
-        jobs.stamp(1)
+        jobs.renew(1)
     jobs.close()
 
 
@@ -139,26 +139,26 @@ def test_what_is_restored_revives_no_key_that_was_revoked_since_and_loses_none(d
     jobs, copy = filled(database_url), tmp_path / "copy.gz"
     rotated, gone = (replace(KEY, key_id=name, name=name, ends_s=None) for name in ("rotated", "gone"))
     for key in (rotated, gone):
-        jobs.inquire(1, AddKey(key))
+        jobs.query(1, AddKey(key))
     logged_out, _ = new_session("later", "a", "", ("read",), math.inf)
-    jobs.inquire(1, AddKey(logged_out))
+    jobs.query(1, AddKey(logged_out))
     write_backup(jobs, copy, None)
     later = replace(KEY, key_id="later", created_s=200.0, ends_s=None)
-    jobs.inquire(1, AddKey(later, rotated.key_id, grace_s=1e9))
-    jobs.inquire(1, EndKey(gone.key_id))
-    jobs.inquire(1, EndKey(logged_out.key_id))
+    jobs.query(1, AddKey(later, rotated.key_id, grace_s=1e9))
+    jobs.query(1, EndKey(gone.key_id))
+    jobs.query(1, EndKey(logged_out.key_id))
     kept, _ = new_session("later", "a", "", ("read",), math.inf)
-    jobs.inquire(1, AddKey(kept))
+    jobs.query(1, AddKey(kept))
     later_seen = replace(SEEN, number=2, at_s=9.0, what="POST /tenants/keys/gone/revoke")
-    jobs.inquire(1, WriteAudit((later_seen,), 0.0))
-    before = jobs.inquire(0, ListKeys())
+    jobs.query(1, WriteAudit((later_seen,), 0.0))
+    before = jobs.query(0, ListKeys())
     for keep_keys in (True, False):
         assert restore_backup(jobs, copy, volume, replace=True, keep_keys=keep_keys).ended_keys == 0
-        assert jobs.inquire(0, ListKeys()) == before
-    sessions = jobs.inquire(0, FindKeys((kept.key_id, logged_out.key_id)))
+        assert jobs.query(0, ListKeys()) == before
+    sessions = jobs.query(0, FindKeys((kept.key_id, logged_out.key_id)))
     assert [session.key_id for session in sessions if not session.ended(time.time())] == [kept.key_id]
-    assert jobs.inquire(0, FindKey(gone.key_id)).ended(time.time())
-    assert jobs.inquire(0, ReadAudit(9)) == (later_seen, SEEN), "what was done since is not forgotten"
+    assert jobs.query(0, FindKey(gone.key_id)).ended(time.time())
+    assert jobs.query(0, ReadAudit(9)) == (later_seen, SEEN), "what was done since is not forgotten"
     jobs.close()
 
 
@@ -167,7 +167,7 @@ def test_keys_that_only_the_copy_knows_end_as_it_is_restored_unless_they_are_to_
 ):
     jobs, copy = filled(database_url), tmp_path / "copy.gz"
     held = replace(KEY, key_id="held", ends_s=None)
-    jobs.inquire(1, AddKey(held))
+    jobs.query(1, AddKey(held))
     write_backup(jobs, copy, None)
     jobs.close()
     other = Jobs(other_url)
@@ -175,7 +175,7 @@ def test_keys_that_only_the_copy_knows_end_as_it_is_restored_unless_they_are_to_
     other.administer(AddKey(operators))
     began_s = time.time()
     assert restore_backup(other, copy, volume, replace=False).ended_keys == 1, "the other one had ended by itself"
-    keys = {key.key_id: key for key in other.inquire(0, ListKeys())}
+    keys = {key.key_id: key for key in other.query(0, ListKeys())}
     assert keys[KEY.key_id] == KEY
     assert keys["operators"] == operators
     assert began_s <= (keys["held"].ends_s or 0.0) <= time.time()
@@ -219,7 +219,7 @@ def test_a_copy_that_cannot_be_finished_leaves_the_earlier_one(tmp_path, volume,
 
 def test_the_command_line_copies_restores_and_names_files_that_are_missing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "BEAT_S", 0.01)
+    monkeypatch.setattr(command, "RENEW_S", 0.01)
     volume = Volume({area: tmp_path / area for area in AREAS})
     volume.write(FILE, b"12345")
     filled(f"sqlite:///{tmp_path}/jobs.sqlite").close()
@@ -255,7 +255,7 @@ def a_page_in_the_middle(path: Path) -> None:
 @pytest.mark.parametrize("spoil", [everything, a_page_in_the_middle])
 def test_a_copy_takes_the_place_of_a_damaged_file_whose_own_companions_do_no_harm(tmp_path, monkeypatch, capsys, spoil):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "BEAT_S", 0.01)
+    monkeypatch.setattr(command, "RENEW_S", 0.01)
     path = tmp_path / "jobs.sqlite"
     url = f"sqlite:///{path}"
     filled(url).close()
@@ -292,7 +292,7 @@ def a_page_of_the_audit_log(path: Path) -> None:
 
 def test_keys_and_what_is_left_of_the_audit_log_are_taken_over_from_a_damaged_file(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "BEAT_S", 0.01)
+    monkeypatch.setattr(command, "RENEW_S", 0.01)
     path = tmp_path / "jobs.sqlite"
     url = f"sqlite:///{path}"
     jobs = filled(url)
@@ -302,14 +302,14 @@ def test_keys_and_what_is_left_of_the_audit_log_are_taken_over_from_a_damaged_fi
     jobs.administer(EndKey("revoked"))
     jobs.administer(AddKey(later))
     jobs.administer(WriteAudit(tuple(replace(SEEN, number=n, at_s=float(n)) for n in range(2, 500)), 0.0))
-    before = jobs.inquire(0, ListKeys())
+    before = jobs.query(0, ListKeys())
     jobs.close()
     a_page_of_the_audit_log(path)
     assert main(["restore", "copy.gz", "--replace", "--database-url", url]) == 0
     said = capsys.readouterr().err
     restored = Jobs(url)
-    assert restored.inquire(0, ListKeys()) == before
-    kept = {entry.number for entry in restored.inquire(0, ReadAudit(1000))}
+    assert restored.query(0, ListKeys()) == before
+    kept = {entry.number for entry in restored.query(0, ReadAudit(1000))}
     assert {1, 2, 499} < kept
     assert 400 < len(kept) < 499
     restored.close()

@@ -28,8 +28,8 @@ def accepted(order: int, key: str | None = None, created_s: float = 5.0, **label
     return JobAccepted(row, Claims(key))
 
 
-def listed(jobs: Jobs, inquiry: ListJobs) -> list[str]:
-    return [job.job_id for job in jobs.inquire(1, inquiry)]
+def listed(jobs: Jobs, query: ListJobs) -> list[str]:
+    return [job.job_id for job in jobs.query(1, query)]
 
 
 def test_a_key_is_one_jobs_also_after_a_restart(jobs, database_url):

@@ -337,7 +337,7 @@ def test_the_newest_page_of_a_list_takes_sqlite_as_many_steps_however_many_jobs_
 
         with jobs._reading() as connection:
             connection.connection.dbapi_connection.set_progress_handler(step, 1)
-            assert len(ListJobs(65).carry_out(connection)) == 65
+            assert len(ListJobs(65).execute(connection)) == 65
             connection.connection.dbapi_connection.set_progress_handler(None, 1)
         jobs.close()
         return count

@@ -40,16 +40,16 @@ def test_sessions_that_turned_read_only_are_let_go_and_none_is_opened_until_the_
             connection.exec_driver_sql("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
             connection.commit()
     with pytest.raises(DatabaseAwayError, match="read-only transaction"):
-        jobs.stamp(epoch)
-    jobs.stamp(epoch)
+        jobs.renew(epoch)
+    jobs.renew(epoch)
 
     name = urlsplit(url).path[1:]
     postgres_server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     jobs._engine.dispose()
     with pytest.raises(DatabaseAwayError, match="session is read-only"):
-        jobs.stamp(epoch)
+        jobs.renew(epoch)
     postgres_server.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
-    jobs.stamp(epoch)
+    jobs.renew(epoch)
     jobs.close()
 
 
@@ -60,14 +60,14 @@ def test_a_statement_whose_answer_never_comes_ends_after_its_limit_and_the_next_
     jobs = Jobs(by_relay(url, relay), LIMIT_S)
     epoch = jobs.acquire("me")
     relay.lost = True
-    for act in (lambda: jobs.stamp(epoch), jobs.beat):
+    for act in (lambda: jobs.renew(epoch), jobs.heartbeat):
         began_s = time.monotonic()
         with pytest.raises(DatabaseAwayError, match=r"no answer to a statement within 1 s|timeout"):
             act()
         assert time.monotonic() - began_s < 30
     relay.lost = False
-    jobs.stamp(epoch)
-    assert jobs.beat()[1] >= 1
+    jobs.renew(epoch)
+    assert jobs.heartbeat()[1] >= 1
     jobs.close()
     relay.close()
 
@@ -82,7 +82,7 @@ def test_a_session_that_was_given_up_in_the_middle_of_a_transaction_keeps_no_row
         waiting_s = time.monotonic() + 30
         while True:
             try:
-                jobs.stamp(epoch)
+                jobs.renew(epoch)
                 break
             except DatabaseAwayError:
                 assert time.monotonic() < waiting_s

@@ -11,7 +11,7 @@ from typing import Any
 
 from serve_app import api, scheduler, store
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.database.query_scope import OfServer, OfTenant
+from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.database.webhooks import AddWebhook, DeleteWebhook, Deliveries, SendAgain, Webhook, Webhooks
 
 FLOORS = (store, scheduler, api)
@@ -23,17 +23,17 @@ def inquiries() -> Iterator[type[Any]]:
     for floor in FLOORS:
         for module in pkgutil.walk_packages(floor.__path__, f"{floor.__name__}."):
             for _, found in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
-                if found.__module__ == module.name and hasattr(found, "carry_out") and dataclasses.is_dataclass(found):
+                if found.__module__ == module.name and hasattr(found, "execute") and dataclasses.is_dataclass(found):
                     yield found
 
 
 def test_every_inquiry_says_whose_it_is_and_a_tenants_has_room_for_whose() -> None:
     found = set(inquiries())
     assert len(found) > 40
-    undecided = [each.__name__ for each in found if issubclass(each, OfTenant) == issubclass(each, OfServer)]
+    undecided = [each.__name__ for each in found if issubclass(each, TenantScoped) == issubclass(each, ServerScoped)]
     assert undecided == []
     for each in found:
-        if issubclass(each, OfTenant):
+        if issubclass(each, TenantScoped):
             assert "tenant" in inspect.signature(each).parameters, each.__name__
 
 
@@ -41,20 +41,20 @@ def test_a_tenants_webhooks_are_nobody_elses_to_list_delete_or_send_again(databa
     jobs = Jobs(database_url)
     epoch = jobs.acquire("test")
     given = Webhook("hook", "https://hooks.example", ("job.queued",), "whsec_x", 0.0, "of whoever says so")
-    assert jobs.inquire(epoch, AddWebhook(given, 9, "studio"))
-    [kept] = jobs.inquire(epoch, Webhooks("studio"))
+    assert jobs.query(epoch, AddWebhook(given, 9, "studio"))
+    [kept] = jobs.query(epoch, Webhooks("studio"))
     assert kept.tenant == "studio"
     with jobs.replacing() as connection:
         connection.exec_driver_sql(
             "INSERT INTO deliveries VALUES ('d', 'hook', 'job', 1, 'job.queued', '{}', 'failed', 1, 0, 0, 1, 500, '')"
         )
     foreign = ("hook", "other")
-    assert jobs.inquire(epoch, Deliveries(foreign[0], 9, tenant=foreign[1])) == ()
-    assert jobs.inquire(epoch, SendAgain(foreign[0], "d", 5.0, foreign[1])) is None
-    assert not jobs.inquire(epoch, DeleteWebhook(*foreign))
+    assert jobs.query(epoch, Deliveries(foreign[0], 9, tenant=foreign[1])) == ()
+    assert jobs.query(epoch, SendAgain(foreign[0], "d", 5.0, foreign[1])) is None
+    assert not jobs.query(epoch, DeleteWebhook(*foreign))
     for tenant in ("studio", ""):
-        assert [d.state for d in jobs.inquire(epoch, Deliveries("hook", 9, tenant=tenant))] == ["failed"]
-    assert jobs.inquire(epoch, SendAgain("hook", "d", 5.0, "studio")) is not None
-    assert jobs.inquire(epoch, DeleteWebhook("hook", "studio"))
-    assert jobs.inquire(epoch, Deliveries("hook", 9)) == ()
+        assert [d.state for d in jobs.query(epoch, Deliveries("hook", 9, tenant=tenant))] == ["failed"]
+    assert jobs.query(epoch, SendAgain("hook", "d", 5.0, "studio")) is not None
+    assert jobs.query(epoch, DeleteWebhook("hook", "studio"))
+    assert jobs.query(epoch, Deliveries("hook", 9)) == ()
     jobs.close()

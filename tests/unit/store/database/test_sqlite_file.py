@@ -60,7 +60,7 @@ def test_a_file_that_is_deleted_again_and_again_loses_nothing(jobs, path):
     for n in range(5):
         jobs.write(epoch, [JobAccepted(replace(ROW, job_id=str(n), order=n))])
         path.unlink()
-    jobs.stamp(epoch)
+    jobs.renew(epoch)
     jobs.close()
     assert kept(path) == list("01234")
 

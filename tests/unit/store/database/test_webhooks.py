@@ -45,26 +45,26 @@ def jobs(database_url):
 
 
 def told(jobs: Jobs, hook: Webhook = HOOK) -> list[tuple[str, str]]:
-    return [(d.event, d.state) for d in reversed(jobs.inquire(1, Deliveries(hook.webhook_id, 100)))]
+    return [(d.event, d.state) for d in reversed(jobs.query(1, Deliveries(hook.webhook_id, 100)))]
 
 
 def test_without_a_webhook_nothing_is_written_to_the_outbox(jobs):
     assert jobs.write(1, LIFE) is False
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     assert told(jobs) == []
 
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_each_subscribed_event_is_in_the_outbox_once_however_often_it_is_written(jobs, at_once):
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     some = replace(HOOK, webhook_id="some", events=("job.succeeded",))
-    jobs.inquire(1, AddWebhook(some, 10))
+    jobs.query(1, AddWebhook(some, 10))
     for changes in [LIFE] if at_once else [[change] for change in LIFE]:
         for _ in range(2):
             jobs.write(1, changes)
     assert told(jobs) == [("job.queued", "pending"), ("job.running", "pending"), ("job.succeeded", "pending")]
     assert told(jobs, some) == [("job.succeeded", "pending")]
-    first, _, last = [json.loads(d.payload) for d in reversed(jobs.inquire(1, Deliveries("hook", 9)))]
+    first, _, last = [json.loads(d.payload) for d in reversed(jobs.query(1, Deliveries("hook", 9)))]
     assert first["type"] == "job.queued"
     assert first["data"] == {
         "id": "a",
@@ -79,7 +79,7 @@ def test_each_subscribed_event_is_in_the_outbox_once_however_often_it_is_written
 
 
 def test_a_change_that_is_not_made_is_not_in_the_outbox(jobs, database_url):
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     other = Jobs(database_url)
     other.acquire("newer")
     with pytest.raises(StaleEpochError):
@@ -93,19 +93,19 @@ def test_a_change_that_is_not_made_is_not_in_the_outbox(jobs, database_url):
 def test_a_tenant_gets_events_of_its_own_jobs_and_the_operator_of_everyones(jobs):
     hooks = [replace(HOOK, webhook_id=f"of {tenant}", tenant=tenant) for tenant in ("", "x", "y")]
     for hook in hooks:
-        jobs.inquire(1, AddWebhook(hook, 10))
+        jobs.query(1, AddWebhook(hook, 10))
     jobs.write(1, [JobAccepted(replace(ROW, tenant="x"))])
     assert [len(told(jobs, hook)) for hook in hooks] == [1, 1, 0]
-    assert jobs.inquire(1, Webhooks("x")) == (hooks[1],)
-    assert jobs.inquire(1, Webhooks()) == tuple(hooks)
+    assert jobs.query(1, Webhooks("x")) == (hooks[1],)
+    assert jobs.query(1, Webhooks()) == tuple(hooks)
 
 
 def test_a_failure_is_sent_without_its_traceback_and_outputs_up_to_a_size(jobs):
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     failure = Failure(node="1", class_type="X", exception_type="E", message="m" * 9999, traceback=("secret",))
     large = OutputRecorded("a", "1", {"text": ["x" * PAYLOAD_BYTES]}, 4)
     jobs.write(1, [JobAccepted(ROW), large, JobEnded("a", "error", 7.0, 5, failure)])
-    newest = jobs.inquire(1, Deliveries("hook", 1))[0].payload
+    newest = jobs.query(1, Deliveries("hook", 1))[0].payload
     data = json.loads(newest)["data"]
     assert (data["error"]["node_id"], len(data["error"]["message"]), data["outputs"]) == ("1", 2000, None)
     assert "secret" not in newest
@@ -113,67 +113,65 @@ def test_a_failure_is_sent_without_its_traceback_and_outputs_up_to_a_size(jobs):
 
 
 def test_only_the_first_event_of_a_job_that_waits_is_at_the_head(jobs):
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     jobs.write(1, LIFE)
     jobs.write(1, [JobAccepted(replace(ROW, job_id="b", order=1, queued_seq=8, created_s=9.0))])
-    heads = jobs.inquire(1, Heads("hook", 10))
+    heads = jobs.query(1, Heads("hook", 10))
     assert [(d.job_id, d.event) for d in heads] == [("a", "job.queued"), ("b", "job.queued")]
     later = Attempt(heads[0], "pending", 1, 10.0, 15.0, 500, "answered 500")
-    jobs.inquire(1, RecordAttempts((later,)))
-    heads = jobs.inquire(1, Heads("hook", 10))
+    jobs.query(1, RecordAttempts((later,)))
+    heads = jobs.query(1, Heads("hook", 10))
     assert [(d.job_id, d.due_s, d.attempts, d.status) for d in heads] == [("b", 9.0, 0, None), ("a", 15.0, 1, 500)]
-    jobs.inquire(1, RecordAttempts((Attempt(heads[1], "delivered", 2, 16.0, 15.0, 204, ""),)))
-    assert [(d.job_id, d.event, d.due_s) for d in jobs.inquire(1, Heads("hook", 10))] == [
+    jobs.query(1, RecordAttempts((Attempt(heads[1], "delivered", 2, 16.0, 15.0, 204, ""),)))
+    assert [(d.job_id, d.event, d.due_s) for d in jobs.query(1, Heads("hook", 10))] == [
         ("b", "job.queued", 9.0),
         ("a", "job.running", 15.0),
     ]
 
 
 def test_what_is_sent_again_is_not_answered_by_what_was_under_way(jobs):
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     jobs.write(1, LIFE)
-    head = jobs.inquire(1, Heads("hook", 1))[0]
-    again = jobs.inquire(1, SendAgain("hook", head.delivery_id, 20.0))
+    head = jobs.query(1, Heads("hook", 1))[0]
+    again = jobs.query(1, SendAgain("hook", head.delivery_id, 20.0))
     assert (again.state, again.due_s) == ("pending", 20.0)
-    jobs.inquire(1, RecordAttempts((Attempt(head, "failed", 12, 21.0, 5.0, 500, "answered 500"),)))
+    jobs.query(1, RecordAttempts((Attempt(head, "failed", 12, 21.0, 5.0, 500, "answered 500"),)))
     assert told(jobs)[0] == ("job.queued", "pending")
-    assert jobs.inquire(1, SendAgain("hook", "other", 20.0)) is None
+    assert jobs.query(1, SendAgain("hook", "other", 20.0)) is None
 
 
 def test_a_disabled_webhook_gets_nothing_until_a_delivery_is_sent_again(jobs):
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     jobs.write(1, LIFE)
-    head = jobs.inquire(1, Heads("hook", 1))[0]
-    jobs.inquire(1, RecordAttempts((Attempt(head, "failed", 1, 9.0, 5.0, 410, "answered 410", "gone"),)))
+    head = jobs.query(1, Heads("hook", 1))[0]
+    jobs.query(1, RecordAttempts((Attempt(head, "failed", 1, 9.0, 5.0, 410, "answered 410", "gone"),)))
     assert {state for _, state in told(jobs)} == {"failed"}
-    assert jobs.inquire(1, Webhooks())[0].disabled == "gone"
+    assert jobs.query(1, Webhooks())[0].disabled == "gone"
     other = replace(ROW, job_id="b", order=1, queued_seq=8)
     jobs.write(1, [JobAccepted(other)])
     assert len(told(jobs)) == 3
-    jobs.inquire(1, SendAgain("hook", head.delivery_id, 20.0))
+    jobs.query(1, SendAgain("hook", head.delivery_id, 20.0))
     jobs.write(1, [JobStarted("b", 9.0, 9)])
     assert told(jobs)[3:] == [("job.running", "pending")]
 
 
 def test_there_are_no_more_webhooks_than_are_allowed_and_one_that_goes_takes_its_deliveries_along(jobs):
-    assert [jobs.inquire(1, AddWebhook(HOOK, 1)) for _ in range(2)] == [True, True], "carried out twice"
-    assert not jobs.inquire(1, AddWebhook(replace(HOOK, webhook_id="other"), 1))
-    assert jobs.inquire(1, AddWebhook(replace(HOOK, webhook_id="theirs", tenant="studio"), 1)), (
-        "each tenant has its own"
-    )
+    assert [jobs.query(1, AddWebhook(HOOK, 1)) for _ in range(2)] == [True, True], "carried out twice"
+    assert not jobs.query(1, AddWebhook(replace(HOOK, webhook_id="other"), 1))
+    assert jobs.query(1, AddWebhook(replace(HOOK, webhook_id="theirs", tenant="studio"), 1)), "each tenant has its own"
     jobs.write(1, LIFE)
-    assert [jobs.inquire(1, DeleteWebhook("hook")) for _ in range(2)] == [True, False]
+    assert [jobs.query(1, DeleteWebhook("hook")) for _ in range(2)] == [True, False]
     assert told(jobs) == []
     assert jobs.write(1, [JobAccepted(replace(ROW, job_id="b", order=1, queued_seq=8))]) is False
 
 
 def test_what_is_late_is_given_up_and_what_is_old_or_forgotten_goes(jobs):
-    jobs.inquire(1, AddWebhook(HOOK, 10))
+    jobs.query(1, AddWebhook(HOOK, 10))
     jobs.write(1, LIFE)
-    jobs.inquire(1, TidyDeliveries(5.5, 0.0, 100.0, "late"))
+    jobs.query(1, TidyDeliveries(5.5, 0.0, 100.0, "late"))
     assert told(jobs)[0] == ("job.queued", "failed")
     jobs.forget(1, ["a"])
     assert told(jobs) == [("job.running", "pending"), ("job.succeeded", "pending")]
-    jobs.inquire(1, TidyDeliveries(50.0, 0.0, 100.0, "late"))
-    jobs.inquire(1, TidyDeliveries(0.0, 100.5, 100.0, "late"))
+    jobs.query(1, TidyDeliveries(50.0, 0.0, 100.0, "late"))
+    jobs.query(1, TidyDeliveries(0.0, 100.5, 100.0, "late"))
     assert told(jobs) == []

@@ -12,7 +12,7 @@ from serve_app.errors import AssetMissingError, KeyReusedError
 from serve_app.events import Failure
 from serve_app.store.database.changes import Claims, JobAccepted, JobEnded, JobRow
 from serve_app.store.database.jobs import Jobs, T
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.files.store import FileRef
 from serve_app.store.files.volume import Volume
 from serve_app.store.page.assets import (
@@ -48,8 +48,8 @@ class Asked:
     def __init__(self, jobs: Jobs) -> None:
         self.jobs, self.epoch = jobs, jobs.acquire("me")
 
-    def __call__(self, inquiry: Inquiry[T]) -> T:
-        return self.jobs.inquire(self.epoch, inquiry)
+    def __call__(self, query: Query[T]) -> T:
+        return self.jobs.query(self.epoch, query)
 
 
 @pytest.fixture

@@ -26,16 +26,16 @@ def saves(database_url: str, store: Store) -> Iterator[Saves]:
 
 def finish(saves: Saves) -> None:
     """Delete what is on the list, as the scheduler does."""
-    doomed = saves.jobs.inquire(saves.epoch, Doomed())
+    doomed = saves.jobs.query(saves.epoch, Doomed())
     Sweep(saves.jobs, saves.store, 1e9).doomed(doomed)
-    saves.jobs.inquire(saves.epoch, SettleDoomed(doomed))
-    assert saves.jobs.inquire(saves.epoch, Doomed()) == ()
+    saves.jobs.query(saves.epoch, SettleDoomed(doomed))
+    assert saves.jobs.query(saves.epoch, Doomed()) == ()
 
 
 def test_a_job_goes_with_its_files_and_others_stay(saves):
     gone = saves.save("a", b"1", b"2", recorded=True)
     kept = saves.save("b", b"3", recorded=True)
-    removed = saves.jobs.inquire(saves.epoch, RemoveJobs(("a", "unknown")))
+    removed = saves.jobs.query(saves.epoch, RemoveJobs(("a", "unknown")))
     assert (removed.ended, removed.unfinished, removed.more) == (("a",), (), False)
     assert {*removed.files} == {*places(gone)}
     assert saves.jobs.job("a") is None
@@ -45,7 +45,7 @@ def test_a_job_goes_with_its_files_and_others_stay(saves):
 
 def test_a_process_that_ends_between_the_steps_leaves_the_files_on_the_list(saves, database_url):
     gone = saves.save("a", b"1", recorded=True)
-    saves.jobs.inquire(saves.epoch, RemoveJobs(("a",)))
+    saves.jobs.query(saves.epoch, RemoveJobs(("a",)))
     saves.jobs.close()
     saves.jobs = Jobs(database_url)
     saves.epoch = saves.jobs.acquire("later")
@@ -66,8 +66,8 @@ def test_what_another_job_shows_or_is_about_to_read_or_an_asset_refers_to_stays(
         ],
     )
     asset = Asset("id", "blake3:0", "output", refs[2].path, 5, "image/png", None, (), 5.0)
-    saves.jobs.inquire(saves.epoch, MintAsset(asset, True))
-    removed = saves.jobs.inquire(saves.epoch, RemoveJobs(None))
+    saves.jobs.query(saves.epoch, MintAsset(asset, True))
+    removed = saves.jobs.query(saves.epoch, RemoveJobs(None))
     assert removed.ended == ("shown", "read", "asset", "gone")
     finish(saves)
     assert saves.there() == {*refs[:3]}
@@ -75,16 +75,16 @@ def test_what_another_job_shows_or_is_about_to_read_or_an_asset_refers_to_stays(
 
 def test_what_has_not_ended_stays_and_is_said(saves):
     saves.jobs.write(saves.epoch, [JobAccepted(replace(ROW, job_id="a"))])
-    removed = saves.jobs.inquire(saves.epoch, RemoveJobs(("a",)))
+    removed = saves.jobs.query(saves.epoch, RemoveJobs(("a",)))
     assert (removed.ended, removed.unfinished) == ((), ("a",))
-    assert saves.jobs.inquire(saves.epoch, RemoveJobs(None)).ended == ()
+    assert saves.jobs.query(saves.epoch, RemoveJobs(None)).ended == ()
     assert saves.jobs.job("a") is not None
 
 
 def test_a_tenant_removes_its_own_alone(saves):
     for name in ("a", "b"):
         saves.jobs.write(saves.epoch, [JobAccepted(replace(ROW, job_id=name, order=ord(name), tenant=name))])
-    assert saves.jobs.inquire(saves.epoch, RemoveJobs(("a", "b"), "b")).unfinished == ("b",)
+    assert saves.jobs.query(saves.epoch, RemoveJobs(("a", "b"), "b")).unfinished == ("b",)
 
 
 def test_what_a_node_shows_of_uploads_or_under_no_name_at_all_is_never_deleted(saves):
@@ -92,7 +92,7 @@ def test_what_a_node_shows_of_uploads_or_under_no_name_at_all_is_never_deleted(s
     saves.store.write(FileRef("input", "", "mine.png"), b"mine")
     shown = [{"filename": "mine.png", "type": "input"}, {"filename": "../x", "subfolder": "..", "type": "output"}]
     saves.jobs.write(saves.epoch, [OutputRecorded("a", "1", {"images": shown}, 9)])
-    assert saves.jobs.inquire(saves.epoch, RemoveJobs(("a",))).files == ()
+    assert saves.jobs.query(saves.epoch, RemoveJobs(("a",))).files == ()
     finish(saves)
     assert saves.there() == {FileRef("input", "", "mine.png")}
 
@@ -113,4 +113,4 @@ def test_every_name_in_a_prompt_is_found_wherever_it_stands_and_is_its_tenants(s
     )
     many = tuple[Place, ...](("input", f"{number}.png") for number in range(FEW))
     for among in (asked, asked + many):
-        assert saves.jobs.inquire(0, NeededFiles(among)) == {*asked[:4]}
+        assert saves.jobs.query(0, NeededFiles(among)) == {*asked[:4]}

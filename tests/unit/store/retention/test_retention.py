@@ -13,7 +13,7 @@ import pytest
 
 from serve_app.errors import StaleEpochError
 from serve_app.events import Failure
-from serve_app.scheduler.durability.lease import Tenure
+from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.expiry import Expiry
 from serve_app.store.database.changes import Claims, JobAccepted, JobEnded
 from serve_app.store.database.jobs import Jobs
@@ -68,10 +68,10 @@ class Site:
             return await asyncio.to_thread(function, *arguments)
 
         async def once() -> None:
-            tenure = Tenure(self.jobs, "test", in_database)
-            tenure.epoch = self.epoch
+            lease = SchedulerLease(self.jobs, "test", in_database)
+            lease.epoch = self.epoch
             told = {"forgotten": forgotten, "forget_files": forget_files}
-            await Expiry(rules, self.jobs, self.store, tenure, in_database, **cast(Any, told)).once()
+            await Expiry(rules, self.jobs, self.store, lease, in_database, **cast(Any, told)).once()
 
         asyncio.run(once())
 
@@ -137,7 +137,7 @@ def test_no_bound_lets_nothing_go(site):
     site.expire(RetentionRules())
     assert (site.left(), site.files()) == (["old"], {"output/x.png"})
     assert not RetentionRules({"temp": Bounds()}).concern(*KINDS)
-    assert site.jobs.inquire(0, HistoryCut("", Bounds(), time.time())) is None
+    assert site.jobs.query(0, HistoryCut("", Bounds(), time.time())) is None
 
 
 def test_an_older_scheduler_lets_nothing_go(site, monkeypatch):

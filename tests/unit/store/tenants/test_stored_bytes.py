@@ -21,18 +21,18 @@ class Count:
         self.epoch = self.jobs.acquire("test")
 
     def note(self, sizes: dict[str, int | None], tenant: str = "studio") -> None:
-        self.jobs.inquire(self.epoch, NoteFiles(sizes, tenant))
+        self.jobs.query(self.epoch, NoteFiles(sizes, tenant))
 
     def claim(self, size: int, replaced: str | None = None, claim: str | None = None) -> tuple[bool, int]:
         asked = ClaimBytes(claim or new_claim(), size, 100, replaced, "studio")
-        granted, stored = self.jobs.inquire(self.epoch, asked)
+        granted, stored = self.jobs.query(self.epoch, asked)
         return granted, stored
 
     def forget(self, before_s: float) -> None:
-        self.jobs.inquire(self.epoch, ForgetUnseen(before_s))
+        self.jobs.query(self.epoch, ForgetUnseen(before_s))
 
     def stored(self, tenant: str = "studio") -> int:
-        return self.jobs.inquire(self.epoch, StoredBytes(tenant))
+        return self.jobs.query(self.epoch, StoredBytes(tenant))
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from serve_app.config.limits import WebhookLimits
 from serve_app.errors import OutgoingError, StaleEpochError
 from serve_app.scheduler.durability.writer import persistently
 from serve_app.scheduler.webhooks.outgoing import signed
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.database.webhooks import (
     Attempt,
     Delivery,
@@ -59,10 +59,10 @@ Post: TypeAlias = Callable[[str, dict[str, str], bytes], Awaitable[int]]
 """(url, headers, body) -> the status that is answered, or OutgoingError."""
 
 
-class Asking(Protocol):
-    """How the database is asked: see `Scheduler.inquire`."""
+class RunQuery(Protocol):
+    """How the database is asked: see `Scheduler.query`."""
 
-    def __call__(self, inquiry: Inquiry[T], /) -> Awaitable[T]:
+    def __call__(self, query: Query[T], /) -> Awaitable[T]:
         """Return the answer."""
         ...
 
@@ -76,12 +76,12 @@ class _Line:
     rests_until_s: float = -math.inf
 
 
-class Courier:
+class WebhookDeliverer:
     """ask: the database. post: sends a message. clock: Unix time. jitter: 0 to 1."""
 
     def __init__(
         self,
-        ask: Asking,
+        ask: RunQuery,
         post: Post,
         limits: WebhookLimits,
         clock: Callable[[], float] = time.time,
@@ -213,13 +213,13 @@ class Courier:
         return Attempt(sent, "pending", attempts, now_s, now_s + delay_s, status, problem)
 
 
-class CourierThread:
+class WebhookDelivererThread:
     """A courier in a thread of its own. make: builds it, in that thread."""
 
-    def __init__(self, make: Callable[[], Courier]) -> None:
+    def __init__(self, make: Callable[[], WebhookDeliverer]) -> None:
         self._make = make
         self._loop = asyncio.new_event_loop()
-        self._courier: Courier | None = None
+        self._deliverer: WebhookDeliverer | None = None
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
         self._running: asyncio.Task[None] | None = None
 
@@ -240,8 +240,8 @@ class CourierThread:
             self._thread.join()
 
     def _wake(self) -> None:
-        if self._courier is not None:
-            self._courier.wake()
+        if self._deliverer is not None:
+            self._deliverer.wake()
 
     def _stop(self) -> None:
         if self._running is not None:
@@ -258,6 +258,6 @@ class CourierThread:
             self._loop.close()
 
     async def _work(self) -> None:
-        self._courier = self._make()
-        self._running = asyncio.create_task(self._courier.run())
+        self._deliverer = self._make()
+        self._running = asyncio.create_task(self._deliverer.run())
         await self._running

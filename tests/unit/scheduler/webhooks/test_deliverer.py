@@ -18,11 +18,11 @@ import pytest
 from serve_app.config.limits import WebhookLimits
 from serve_app.errors import DatabaseAwayError, OutgoingError
 from serve_app.events import Failure
+from serve_app.scheduler.webhooks.deliverer import CONCURRENT, CONCURRENT_EACH, WebhookDeliverer
 from serve_app.scheduler.webhooks.outgoing import new_secret
-from serve_app.scheduler.webhooks.sender import CONCURRENT, CONCURRENT_EACH, Courier
 from serve_app.store.database.changes import Change, JobAccepted, JobEnded, JobRow, JobStarted
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.database.queries import Inquiry
+from serve_app.store.database.queries import Query
 from serve_app.store.database.webhooks import EVENTS, AddWebhook, Deliveries, SendAgain, Webhook, Webhooks
 from tests.unit.scheduler.virtual_time import run
 
@@ -95,10 +95,11 @@ class Site:
         self.begin()
 
     def begin(self) -> None:
-        """Begin a life: a new epoch, and a courier for it."""
+        """Begin a life: a new epoch, and a deliverer for it."""
         self.epoch = self.jobs.acquire("me")
-        self._courier = Courier(self._ask, self._post, self._limits, asyncio.get_running_loop().time, lambda: 0.5)
-        self._working = asyncio.create_task(self._courier.run())
+        clock = asyncio.get_running_loop().time
+        self._deliverer = WebhookDeliverer(self._ask, self._post, self._limits, clock, lambda: 0.5)
+        self._working = asyncio.create_task(self._deliverer.run())
         self.lives += 1
 
     async def end(self) -> None:
@@ -107,9 +108,9 @@ class Site:
         with contextlib.suppress(asyncio.CancelledError):
             await self._working
 
-    async def _ask(self, inquiry: Inquiry[T]) -> T:
+    async def _ask(self, query: Query[T]) -> T:
         self.trouble()
-        return self.jobs.inquire(self.epoch, inquiry)
+        return self.jobs.query(self.epoch, query)
 
     async def _post(self, url: str, headers: dict[str, str], body: bytes) -> int:
         assert headers["webhook-id"]
@@ -118,8 +119,8 @@ class Site:
     def webhook(self, name: str, behaviour: Behaviour, events: tuple[str, ...] = EVENTS, tenant: str = "") -> Receiver:
         self.receivers[name] = Receiver(behaviour)
         made = Webhook(name, name, events, new_secret(), 0.0, tenant)
-        self.jobs.inquire(self.epoch, AddWebhook(made, 100))
-        self._courier.wake()
+        self.jobs.query(self.epoch, AddWebhook(made, 100))
+        self._deliverer.wake()
         return self.receivers[name]
 
     def change(self, job_id: str, event: str, tenant: str = "") -> None:
@@ -132,14 +133,14 @@ class Site:
         }
         self._orders += event == "job.queued"
         if self.jobs.write(self.epoch, [changes[event]]):
-            self._courier.wake()
+            self._deliverer.wake()
 
     def job(self, job_id: str, tenant: str = "") -> None:
         for event in STORY:
             self.change(job_id, event, tenant)
 
     def states(self, name: str) -> Counter[str]:
-        return Counter(d.state for d in self.jobs.inquire(self.epoch, Deliveries(name, 10_000)))
+        return Counter(d.state for d in self.jobs.query(self.epoch, Deliveries(name, 10_000)))
 
 
 def lived(work: Callable[[Site], Awaitable[Any]], folder: Path, **how: int) -> None:
@@ -193,12 +194,12 @@ def test_a_delivery_that_always_fails_is_given_up_is_listed_and_may_be_sent_agai
         await asyncio.sleep(3600)
         assert site.states("a") == {"failed": 3}
         assert len(receiver.tried) == 9
-        failed = site.jobs.inquire(site.epoch, Deliveries("a", 10, state="failed"))
+        failed = site.jobs.query(site.epoch, Deliveries("a", 10, state="failed"))
         assert {(d.attempts, d.status, d.problem) for d in failed} == {(3, 500, "answered 500")}
         receiver.behaviour = well
         for delivery in failed:
-            site.jobs.inquire(site.epoch, SendAgain("a", delivery.delivery_id, asyncio.get_running_loop().time()))
-        site._courier.wake()
+            site.jobs.query(site.epoch, SendAgain("a", delivery.delivery_id, asyncio.get_running_loop().time()))
+        site._deliverer.wake()
         await asyncio.sleep(100)
         assert receiver.taken == [("1", event) for event in STORY], "by their order, not by that of asking"
 
@@ -216,7 +217,7 @@ def test_a_receiver_that_answers_410_gets_nothing_more(tmp_path):
         site.job("3")
         await asyncio.sleep(DAY_S)
         assert site.states("a").total() == 6
-        assert site.jobs.inquire(site.epoch, Webhooks())[0].disabled == "its URL answered 410"
+        assert site.jobs.query(site.epoch, Webhooks())[0].disabled == "its URL answered 410"
 
     lived(story, tmp_path)
 
@@ -306,7 +307,7 @@ def test_what_waits_for_days_is_given_up(tmp_path):
         site.job("1")
         await asyncio.sleep(4 * DAY_S)
         assert site.states("a") == {"failed": 3}
-        problems = {d.problem for d in site.jobs.inquire(site.epoch, Deliveries("a", 10))}
+        problems = {d.problem for d in site.jobs.query(site.epoch, Deliveries("a", 10))}
         assert problems == {"not delivered within 3 days"}
         await asyncio.sleep(8 * DAY_S)
         assert site.states("a").total() == 0
