@@ -61,7 +61,7 @@ def test_a_model_is_loaded_ahead_and_replicas_say_so(server: Server):
 
 def test_a_copy_of_a_working_servers_database_is_restored_elsewhere(server: Server, tmp_path: Path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("serve_app.cli.backup.BEAT_S", 0.01)
+    monkeypatch.setattr("serve_app.cli.backup.RENEW_S", 0.01)
     job_id = submit(server, 13)
     server.finished(job_id)
     url = f"sqlite:///{server.root}/state/jobs.sqlite"

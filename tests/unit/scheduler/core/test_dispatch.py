@@ -87,7 +87,7 @@ def test_where_loading_takes_no_time_as_far_as_is_known_order_is_strict() -> Non
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_first_of_a_models_queue_waits_at_most_for_one_turn_of_every_other_queue(seed: int) -> None:
-    """The bound on waiting, for up to four lines: PATIENCE loads and a task of work, times the lines, for each slot."""
+    """The bound on waiting, for up to four lines: MIN_WORK_PER_LOAD loads and a task of work, times the lines, for each slot."""
     chance = random.Random(seed)
     script, slots, longest = Loaded(), chance.randint(1, 5), 9
     for number in range(slots):
