@@ -54,8 +54,8 @@ from serve_app.scheduler.protocol.messages import (
     Report,
     Resident,
     SchedulerForReplicas,
-    SlotVacated,
-    SocketSaid,
+    SlotReleased,
+    SocketFrame,
     TaskCancelled,
     TaskFinished,
     TaskStopped,
@@ -335,7 +335,7 @@ class ComfyUIRunner:
                 self._send(Evicted(signatures))
             case Check(check_id):
                 self._send(Checked(check_id, (), {}))
-            case SocketSaid(socket, frame):
+            case SocketFrame(socket, frame):
                 if (frames := self._relayed.get(socket)) is not None:
                     frames.put_nowait(frame)
 
@@ -407,7 +407,7 @@ class ComfyUIRunner:
     def _vacate(self, task_id: TaskId) -> None:
         """Let the next graph begin while this one's outputs are stored."""
         self._vacated.add(task_id)
-        self._send(SlotVacated(task_id))
+        self._send(SlotReleased(task_id))
 
     async def _stop(self, client: Client, graph: str) -> None:
         """Stop a graph; replace the process if it does not stop in time."""

@@ -46,7 +46,7 @@ from serve_app.scheduler.protocol.messages import (
     Assign,
     Check,
     Checked,
-    ClientTold,
+    ClientMessage,
     Compute,
     Deliver,
     Draining,
@@ -55,16 +55,16 @@ from serve_app.scheduler.protocol.messages import (
     Exported,
     Forget,
     Free,
-    GoesOn,
     Interrupt,
     Message,
     NodePreviewed,
+    NodesLinger,
     Prefetch,
     Reopened,
     ReplicaInfo,
     Report,
     SchedulerForReplicas,
-    SocketSaid,
+    SocketFrame,
     TaskCancelled,
     TaskFinished,
     TaskStopped,
@@ -249,7 +249,7 @@ class Runner:
                 self._answer(signature, reference)
             case Compute(signature):
                 self._answer(signature, None)
-            case SocketSaid(socket, frame):
+            case SocketFrame(socket, frame):
                 self.hear(socket, frame)
             case Check():
                 underway = Underway()
@@ -387,7 +387,7 @@ class Runner:
         answering = [whose for whose in (*over, self._computed_for) if whose is not None and whose.by_job]
         if (owners := frozenset(map(_owner, answering)) - blamed) != self._going_on:
             self._going_on = owners
-            self.send(GoesOn(owners))
+            self.send(NodesLinger(owners))
 
     def _see_stopped(self, run: asyncio.Task[None]) -> None:
         if self._underway.get(run):
@@ -515,7 +515,7 @@ class Runner:
         self.check_shown(data)
         with contextlib.suppress(RuntimeError):
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self.send, ClientTold(client_id, type_, data))
+                self._loop.call_soon_threadsafe(self.send, ClientMessage(client_id, type_, data))
 
     def check_shown(self, data: Any) -> None:
         """Check that a message to a client is not too large. Errors: NodeError."""

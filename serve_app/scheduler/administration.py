@@ -76,7 +76,7 @@ class Administration:
     def free(self, wish: Free) -> None:
         """As `SchedulerClient.free`."""
         if wish.results:
-            self._results.forget_all_shown()
+            self._results.forget_all_ui()
         self._registry.mail_all(wish)
 
     def _check_pool(self, name: str) -> None:

@@ -41,8 +41,8 @@ from serve_app.scheduler.core.events import (
     MachineEvent,
     Persist,
     Publish,
+    PublishToClient,
     Send,
-    Tell,
 )
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.time_limit import Overtime
@@ -75,7 +75,7 @@ from serve_app.scheduler.protocol.client import (
     Unfinished,
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, ReplicaTrouble
-from serve_app.scheduler.protocol.messages import Free, Message, SchedulerForReplicas, SocketSaid
+from serve_app.scheduler.protocol.messages import Free, Message, SchedulerForReplicas, SocketFrame
 from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
@@ -362,7 +362,7 @@ class Scheduler:
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         return await self._administration.pause(pause, paused)
 
-    async def hear(self, replica_id: str, said: SocketSaid) -> None:
+    async def hear(self, replica_id: str, said: SocketFrame) -> None:
         self._check_alive()
         self.registry.pass_on(replica_id, said)
 
@@ -476,7 +476,7 @@ class Scheduler:
                     if event.last:
                         with log.about(job=event.job_id):
                             _log.info("ended: state=%s", event.kind)
-                case Tell(client_id, event):
+                case PublishToClient(client_id, event):
                     self._published.feeds.put(client_id, event)
                 case Persist():
                     pass

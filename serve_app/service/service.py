@@ -43,7 +43,7 @@ from serve_app.scheduler.protocol.client import (
     SchedulerClient,
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
-from serve_app.scheduler.protocol.messages import Free, SocketSaid
+from serve_app.scheduler.protocol.messages import Free, SocketFrame
 from serve_app.service.job_list_cache import JobListCache, Show, without_secrets
 from serve_app.service.request_limits import Limits
 from serve_app.service.submissions import SubmissionCheck, abbreviated, parse_submission
@@ -381,7 +381,7 @@ class Service:
 
     async def hear(self, replica_id: str, socket: str, frame: PackFrame) -> None:
         """Send a client's message on a node pack's websocket to its replica."""
-        await self._scheduler.hear(replica_id, SocketSaid(socket, frame))
+        await self._scheduler.hear(replica_id, SocketFrame(socket, frame))
 
     async def handled(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a submission after the prompt handlers of node packs; unchanged without any.

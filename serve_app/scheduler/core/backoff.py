@@ -52,7 +52,7 @@ class Backoff:
         self.totals: dict[str, int] = {}
         """Replicas that each tenant has ended since this life of the scheduler began."""
 
-    def holds(self, owner: Owner) -> bool:
+    def blocks(self, owner: Owner) -> bool:
         """Whether an owner's next jobs wait."""
         return owner in self._waiting
 

@@ -1,4 +1,4 @@
-"""What the machine is told (stimuli) and what it asks for (commands). Plain data; see `machine.py` for the rules."""
+"""The machine's inputs (`MachineEvent`) and outputs (`Command`), as plain data; `machine.py` has the rules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve_app.store.tenants.pauses import Pause
 
 @dataclass(frozen=True, slots=True)
 class JobArrived:
-    """A new job, or after a restart an unfinished one. The plan leaves out outputs that the row has recorded."""
+    """A new job, or after a restart an unfinished one. The plan omits outputs that the row has recorded."""
 
     row: JobRow
     plan: Plan
@@ -28,8 +28,9 @@ class CancelAsked:
 
 @dataclass(frozen=True, slots=True)
 class JobRefused:
-    """A job can never go on: the database will not take what it is to record, its end perhaps included; it can no
-    longer be planned; its time is up. failure: as JobEnded's. since_s: when it began, if the machine does not know it.
+    """A job cannot continue: the database refuses its changes, it cannot be planned again, or its time is up.
+
+    failure: as JobEnded's. since_s: the Unix time at which it began, of a job that the machine does not know.
     """
 
     job_id: str
@@ -39,23 +40,23 @@ class JobRefused:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaJoined:
-    """A replica is here, empty. If its id was known, that earlier life is over."""
+    """An empty replica has registered. If its id was known, that earlier process is gone."""
 
     info: ReplicaInfo
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLeft:
-    """A replica goes as it was told to; nothing that ran there is to blame."""
+    """A replica leaves as requested; nothing that ran there is to blame."""
 
     replica_id: str
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaLost:
-    """A replica has died or is silent. checking: it ran something beside its tasks that may be the cause.
+    """A replica has died or does not answer. checking: it also ran a remote validation, which may be the cause.
 
-    why: what it said of it itself.
+    why: the reason that it reported itself.
     """
 
     replica_id: str
@@ -71,19 +72,19 @@ class Reported:
 
 @dataclass(frozen=True, slots=True)
 class TimePassed:
-    """Nothing else has happened: what waits for a busy replica may have waited for long enough."""
+    """Time has passed without another event, so a task may have waited long enough for a busy replica."""
 
 
 @dataclass(frozen=True, slots=True)
 class PausesChanged:
-    """What is held back from now on, all of it."""
+    """The complete set of pauses from now on."""
 
     pauses: frozenset[Pause]
 
 
 @dataclass(frozen=True, slots=True)
 class FilesGone:
-    """What output nodes of these signatures have shown names files that are no longer there."""
+    """The ui dicts of output nodes with these signatures name files that are deleted."""
 
     signatures: tuple[str, ...]
 
@@ -104,7 +105,7 @@ MachineEvent: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class Persist:
-    """Make the change durable before carrying out any later command."""
+    """Make the change durable before any later command is executed."""
 
     change: Change
 
@@ -121,11 +122,11 @@ class Publish:
 
 
 @dataclass(frozen=True, slots=True)
-class Tell:
-    """Let one client see an event of no job."""
+class PublishToClient:
+    """Publish an event outside any job to one client."""
 
     client_id: str
     event: Event
 
 
-Command: TypeAlias = Persist | Send | Publish | Tell
+Command: TypeAlias = Persist | Send | Publish | PublishToClient

@@ -1,27 +1,26 @@
-"""The scheduler's mind: a pure state machine. `handle(event) -> [command]`; no clock, no I/O, no Ray, no threads.
+"""The scheduler's state machine. `handle(event) -> [command]`, pure: no clock, no I/O, no Ray, no threads.
 
-Rules:
-1. A job runs its tasks when the values they need are there. Tenants are served by turns, a tenant's jobs by (number,
-   submission order), but for what `dispatch.py` says of weights that are worth waiting for.
-2. A task is sent to one replica as one attempt, and takes a slot there until it ends, or until the replica says that
-   the rest is storing. Only the current attempt of a running task counts; answers of any other are dropped. Losing the
-   replica makes a new attempt; a node that raises ends the job.
-   A job that has lost SHARED_LOSSES replicas together with others is a suspect: it runs in quarantine, on replicas
-   where no other job runs, and waits for no other job's work. So is one whose node got no memory. One that
-   loses max_attempts replicas on which it ran alone is given up. So no job is given up because of another, and each
-   replica lost brings a job nearer to its end.
-   A replica that drains, as a node there does not stop, is given no more tasks; what runs there goes on meanwhile, and
-   is charged with nothing. Whoever's nodes go on after their task's end is charged with the death of their replica.
-3. A signature is computed by one task at a time in the whole cluster. Who else needs it asks (Want) and is sent it
-   (Export, Deliver), or told to make it (Compute) once nobody has or makes it.
-4. An output recorded for a job is never computed again for that job.
-5. A job ends once: success when its outputs are recorded, error or cancelled otherwise. Nothing follows its end.
-6. A job that has not started stays so while the queue, its tenant or a pool that it needs is paused, and while its
-   owner waits for having ended a replica (`backoff.py`); one that has goes on.
-7. Whatever clients are told for good is a Persist with the same cursor, in front of the Publish that tells them
-   (`journal.py`). The shell commits every Persist of a batch before it carries any command of it out.
+Invariants:
+1. A task becomes ready when the values that it needs exist. `dispatch.py` says which ready task starts next, and where.
+2. A job that has not started does not start while the queue, its tenant or one of its pools is paused, or while its
+   owner backs off after ending a replica (`backoff.py`). A job that has started goes on.
+3. A task has one current attempt, on one replica. Answers of any other attempt are dropped.
+4. An attempt takes a slot until it ends, or until its replica reports that only storing is left.
+5. A node that raises ends its job. A lost replica makes a new attempt.
+6. A suspect is a job that has lost SHARED_LOSSES replicas together with other jobs, or whose node ran out of memory. It
+   runs in quarantine: on replicas where no other job runs, waiting for no other job's work (`quarantine.py`).
+7. A job that loses max_attempts replicas on which it ran alone ends in error. So a job is never given up because of
+   another, and each lost replica brings a job nearer to its end.
+8. A draining replica gets no tasks; what runs there continues and is not blamed for its end. If nodes run on after
+   their task, their owner is charged with the replica's death.
+9. One task in the cluster computes a signature at a time. Others ask for the value (Want) and receive it (Export,
+   Deliver), or compute it (Compute) if no replica has or makes it.
+10. A recorded output is never computed again for its job.
+11. A job ends once: in success when its outputs are recorded, else in error or cancelled. No event follows its end.
+12. An event that clients may rely on is a Persist before a Publish, with one cursor (`journal.py`). The shell commits
+    every Persist of a batch before it executes any of the batch's commands.
 
-The machine knows unfinished jobs only. The shell (`scheduler.py`) feeds it and carries the commands out.
+Knows unfinished jobs only. The shell (`scheduler.py`) passes the events in and executes the commands.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ from serve_app.scheduler.events.journal import Journal
 from serve_app.scheduler.jobs.usage import Usage
 from serve_app.scheduler.protocol.messages import (
     Assign,
-    ClientTold,
+    ClientMessage,
     Compute,
     Deliver,
     Draining,
@@ -87,20 +86,20 @@ from serve_app.scheduler.protocol.messages import (
     Export,
     Exported,
     Forget,
-    GoesOn,
     Interrupt,
     Message,
     NodeBlocked,
     NodeFinished,
+    NodeMessage,
     NodePreviewed,
     NodeProgressed,
-    NodeSaid,
     NodesCached,
+    NodesLinger,
     NodeStarted,
     Reopened,
     Report,
     Resident,
-    SlotVacated,
+    SlotReleased,
     TaskCancelled,
     TaskFailed,
     TaskFinished,
@@ -111,17 +110,16 @@ from serve_app.store.database.changes import Claims, JobRow, OwnerCharged
 from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 
 MAX_STOPS = 100
-"""How often a replica may stop a task that nobody has cancelled."""
+"""How often a replica may stop a task that was not cancelled, before its job ends in error."""
 
 
 class Machine:
-    """The state of the scheduler. epoch: the fencing number of this life.
+    """The state of the scheduler. epoch: the fencing number of this scheduler process.
 
-    max_attempts: replicas that a job may lose while it runs alone on them. costs: what work has taken in earlier lives.
-    quota: of a tenant, by which its share of each pool goes, and how many jobs of it run. gpus: of a replica, by pool,
-    else 1. usage: what tenants have used, counted on.
-    queued: how many jobs of each client have not started. pauses: what is held back. backoff: who waits for having
-    ended replicas.
+    max_attempts: replicas that a job may lose while it runs alone on them. costs: measured durations of earlier
+    epochs. quota: of a tenant; its weight in each pool and its limit of running jobs. gpus: of a replica, by pool, else
+    1. usage: device time that tenants have used. queued: the number of jobs that have not started, by client.
+    pauses: what is paused. backoff: the owners whose jobs wait because they ended replicas.
     """
 
     def __init__(
@@ -153,10 +151,9 @@ class Machine:
         self._trace = JobTrace()
 
     def handle(self, event: MachineEvent, at_s: float) -> list[Command]:
-        """Take one stimulus in and return what must be done, in order. at_s: Unix time.
+        """Apply one event and return the commands to execute, in order.
 
-        It is copied into events; nothing else goes by it but how long a task is held back beside a free replica, and
-        how long tasks have had their devices.
+        at_s: Unix time. It stamps events, measures device time, and bounds how long a task waits beside a free replica.
         """
         self._journal.at_s = at_s
         self._device_time.advance(at_s)
@@ -174,7 +171,7 @@ class Machine:
             case JobRefused(job_id, failure, since_s):
                 if job_id in self.jobs:
                     self._end(self.jobs[job_id], "error", failure)
-                else:  # nobody has been told of an end: it could not be recorded, or the job not be planned again
+                else:  # its end is not published yet: it could not be recorded, or the job not be planned again
                     self._journal.ended(job_id, "error", failure, since_s)
             case ReplicaJoined(info):
                 self._replica_gone(info.replica_id)
@@ -190,8 +187,8 @@ class Machine:
             case PausesChanged(pauses):
                 self._pauses_changed(pauses)
             case FilesGone(signatures):
-                for replica_id, held in self.results.forget_shown(signatures).items():
-                    self._send(replica_id, Forget(tuple(held)))
+                for replica_id, gone in self.results.forget_ui(signatures).items():
+                    self._send(replica_id, Forget(tuple(gone)))
             case TimePassed():
                 self._dispatch.moved = True
         moved = self._dispatch.moved or self.replicas.moved
@@ -203,12 +200,12 @@ class Machine:
         return self._journal.take()
 
     def check(self) -> list[tuple[str, str]]:
-        """Return what is wrong with this state, as (job id, what); see `invariants.py`. [] unless there is a defect."""
+        """Return violated invariants as (job id, description), [] unless there is a defect; see `invariants.py`."""
         queues = self._dispatch.queues()
-        return list(violations(self.jobs, self.replicas, queues, self.results, self._waiters, self._held))
+        return list(violations(self.jobs, self.replicas, queues, self.results, self._waiters, self._blocked))
 
     def trace(self, job_id: str) -> list[tuple[float, str]]:
-        """Return what happened to an unfinished job lately: (Unix time, stimulus); [] for any other."""
+        """Return what happened to an unfinished job lately: (Unix time, event); [] for any other."""
         return self._trace.of(job_id)
 
     def next_seq(self) -> int:
@@ -216,9 +213,9 @@ class Machine:
         return self._journal.next_seq()
 
     def backlog(self, pool: str) -> Demand:
-        """Return how many of the pool's tasks are ready but without a replica, and how many run.
+        """Return how many of the pool's tasks wait for a replica, and how many run.
 
-        A task runs until its replica has said otherwise, also when nobody wants it any more.
+        A task runs until its replica reports its end, also after its job was cancelled.
         """
         running = self.replicas.pool(pool).occupied
         return Demand(self._dispatch.waiting(pool), running, self._dispatch.waiting_s(pool))
@@ -265,19 +262,19 @@ class Machine:
                 del self.queued[client]
 
     def _wake(self, job: JobRecord) -> None:
-        """Make ready every waiting task whose needs are done and that has something to evaluate, unless it is held."""
-        if self._held(job):
+        """Make every waiting task ready whose needs are done and that has a target left, unless its job is blocked."""
+        if self._blocked(job):
             return
         done = {node_id for task in job.tasks if task.state == "done" for node_id in task.plan.nodes}
         for task in job.tasks:
             if task.state == "waiting" and done.issuperset(task.plan.needs) and targets_of(job, task):
                 self._make_ready(job, task)
 
-    def _held(self, job: JobRecord) -> bool:
-        """Whether a job must not start."""
+    def _blocked(self, job: JobRecord) -> bool:
+        """Whether a job must not start: invariant 2, and its tenant's limit of running jobs."""
         if job.started_s is not None:
             return False
-        if self._running_limit.holds(job) or self.backoff.holds(job.owner):
+        if self._running_limit.blocks(job) or self.backoff.blocks(job.owner):
             return True
         if not self.pauses:
             return False
@@ -287,12 +284,12 @@ class Machine:
     def _pauses_changed(self, pauses: frozenset[Pause]) -> None:
         self.pauses = pauses
         for job in [job for job in self.jobs.values() if job.started_s is None]:
-            if self._held(job):
+            if self._blocked(job):
                 self._put_back(job)
             self._wake(job)
 
     def _put_back(self, job: JobRecord) -> None:
-        """Take a job that is held out of the queues."""
+        """Remove the ready tasks of a job from the queues."""
         for task in job.tasks:
             if task.state == "ready":
                 task.state = "waiting"
@@ -303,7 +300,7 @@ class Machine:
         self._dispatch.put(job, task)
 
     def _awaited(self, job: JobRecord, task: TaskRecord) -> bool:
-        """Whether a running task of the job waits for what this one makes, or for what another makes of it."""
+        """Whether a running task of the job waits for a value of this task, directly or through other tasks."""
         waiters = (waiter for n in task.plan.nodes for waiter in self._waiters.get(job.plan.signatures[n], ()))
         return any(waiter.job_id == job.row.job_id and self.is_current(waiter) for waiter in waiters) or any(
             self._awaited(job, other)
@@ -312,7 +309,7 @@ class Machine:
         )
 
     def _record(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], by: TaskId | None = None) -> None:
-        """Record an output for good; end the job with its last one. by: the task that made it."""
+        """Record an output durably; end the job with its last one. by: the task that made it."""
         if node_id not in job.missing:
             return
         job.missing.discard(node_id)
@@ -322,7 +319,7 @@ class Machine:
             self._end(job, "success", Failure(), by)
 
     def _end(self, job: JobRecord, state: Ending, failure: Failure, by: TaskId | None = None) -> None:
-        """End a job and stop what runs of it, but for the task that brings the end and is as good as over itself."""
+        """End a job and interrupt its running tasks, except the one that reports the end."""
         if job.tenant:
             if by is not None and (replica := self.replicas.get(job.tasks[by.index].replica_id or "")) is not None:
                 self._bill(replica, by, whole=True)
@@ -331,7 +328,7 @@ class Machine:
         del self.jobs[job.row.job_id]
         self._count(job, -1)
         if job.unexplained and state != "success":
-            # Nobody will know whether it is what ended its replicas: else who cancels in time would never be found out.
+            # Whether it ended its replicas stays unknown. Without a charge, an owner could cancel in time each time.
             self._charge_owner(job.owner)
         self._trace.forget(job.row.job_id)
         self._journal.ended(job.row.job_id, state, failure, job.started_s or job.row.created_s)
@@ -351,7 +348,7 @@ class Machine:
     # Placing --------------------------------------------------------------------------------------------------------
 
     def _start(self, job: JobRecord, task: TaskRecord, among: LeastBusy) -> None:
-        """Send a ready task to one of the replicas, unless what it should produce is known already."""
+        """Send a ready task to one of the replicas, unless its outputs are known already."""
         if job.started_s is None:
             self._count(job, -1)
             self._start_job(job)
@@ -387,12 +384,12 @@ class Machine:
         self._journal.started(job)
         for node_id in job.cached:
             for rest, ui in self.results.made(job.plan.signatures[node_id]).items():
-                self._record_beside(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
+                self._record_ui(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
             if node_id not in job.plan.outputs and (shown := self.results.ui(job.plan.signatures[node_id])):
-                self._record_beside(job, node_id, shown, None)
+                self._record_ui(job, node_id, shown, None)
 
     def _left(self, job: JobRecord) -> set[str]:
-        """Return the nodes that its outputs may need yet: none whose value is known, nor what only such ones need."""
+        """Return the nodes that a job may have to compute: those that its outputs need through no known value."""
         left: set[str] = set()
         stack = list(job.plan.outputs)
         while stack:
@@ -411,12 +408,12 @@ class Machine:
         return bool(self.results.holders(signature)) or self._maker(signature, job) is not None
 
     def _maker(self, signature: str, job: JobRecord) -> TaskId | None:
-        """Return the task for whose work on the value the job may wait: a suspect waits for its own only."""
+        """Return the task that computes a value, if the job may wait for it: a suspect waits for its own tasks only."""
         owner = self.results.owner(signature)
         return owner if owner is None or not job.suspect or owner.job_id == job.row.job_id else None
 
     def _remake(self, job: JobRecord, nodes: Iterable[str]) -> None:
-        """Run the tasks whose values are wanted but gone, or were not evaluated so far."""
+        """Run the tasks again whose values are wanted but evicted, or were never computed."""
         for node_id in nodes:
             job.wanted |= {node_id}
             task = next(t for t in job.tasks if node_id in t.plan.nodes)
@@ -431,7 +428,7 @@ class Machine:
     def _claim(
         self, job: JobRecord, task: TaskRecord, targets: Iterable[str], replica: ReplicaRecord
     ) -> frozenset[str]:
-        """Walk down from the targets: claim what the replica must compute, return what it must ask for."""
+        """Walk down from the targets: claim what the replica computes, return the signatures that it must fetch."""
         task_id, own = id_of(job, task), set(task.plan.nodes)
         remote: set[str] = set()
         seen: set[str] = set()
@@ -448,7 +445,7 @@ class Machine:
             if holders or owner is not None or node_id not in own:
                 remote.add(signature)
                 continue
-            # Others may wait for what is claimed, so it must be what will be computed.
+            # Other tasks may wait for a claimed value, so only nodes that certainly run are claimed.
             if node_id in job.plan.certain and self.results.owner(signature) is None:
                 self.results.claim(signature, task_id)
             stack.extend(link.node_id for _, link in job.plan.graph.nodes[node_id].links())
@@ -466,17 +463,17 @@ class Machine:
                 if current := self._current(task_id):
                     self._node_finished(task_id, current[0], node_id, ui, origin, computed)
                     self._twins_finished(current[0], node_id, signature)
-            case ClientTold(client_id, type_, data):
-                self._journal.told_client(client_id, {"type": type_, "data": data})
+            case ClientMessage(client_id, type_, data):
+                self._journal.publish_to_client(client_id, {"type": type_, "data": data})
             case TaskFinished(task_id, took_s):
                 self._bill(replica, task_id, whole=took_s > 0)
                 if (work := replica.work.get(task_id)) is not None and took_s > 0:
                     self.costs.learn_steps(replica.info.pool, work.file, work.steps, took_s)
-                self._let_go(replica, task_id)
+                self._end_task(replica, task_id)
                 if current := self._current(task_id):
                     self._done(*current)
             case TaskFailed(task_id):
-                self._let_go(replica, task_id)
+                self._end_task(replica, task_id)
                 if current := self._current(task_id):
                     if report.out_of_memory and not current[0].suspect:
                         self._suspect(*current)
@@ -484,21 +481,21 @@ class Machine:
                         current[1].state = "done"
                         self._end(current[0], "error", failures.of_node(current[0], report))
             case TaskStopped(task_id):
-                self._let_go(replica, task_id)
+                self._end_task(replica, task_id)
                 if current := self._current(task_id):
                     self._stopped(*current)
-            case SlotVacated(task_id):
+            case SlotReleased(task_id):
                 self._bill(replica, task_id)
-                self.replicas.vacate(replica, task_id)
+                self.replicas.release_slot(replica, task_id)
             case TaskCancelled(task_id):
-                self._let_go(replica, task_id)
+                self._end_task(replica, task_id)
                 if current := self._current(task_id):
                     current[1].state = "done"
                     self._end(current[0], "cancelled", Failure())
             case Want(task_id, signature):
                 if self._current(task_id):
                     self._resolve(signature, [task_id])
-                else:  # nobody will bring it what it waits for
+                else:  # the value that it waits for will not come
                     self._send(replica_id, Interrupt(task_id))
             case Exported(signature, value):
                 for waiter in self._waiters.pop(signature, []):
@@ -511,16 +508,16 @@ class Machine:
                 self.replicas.drain(replica, why)
                 if by_job:
                     self._charge_owner((tenant, None if tenant else client_id))
-            case GoesOn(owners):
-                replica.going_on = owners
+            case NodesLinger(owners):
+                replica.lingering = owners
             case Reopened():
                 self.replicas.drain(replica, "")
             case Resident(recipes, loads):
                 self.costs.learn_loads(replica.info.pool, load_times(loads))
                 self.replicas.hold(replica, recipes)
-            case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeSaid() | NodePreviewed():
+            case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeMessage() | NodePreviewed():
                 if current := self._current(report.task_id):
-                    self._journal.told(current[0], *node_reports.told(current[0], report))
+                    self._journal.publish(current[0], *node_reports.event_of(current[0], report))
 
     def _node_finished(
         self,
@@ -531,35 +528,35 @@ class Machine:
         origin: Origin | None,
         computed: bool,
     ) -> None:
-        """Note that a node is done; keep what it shows, whether or not the job waits for it."""
+        """Record that a node is done, and its ui dict if it has one."""
         job.finished.add(node_id)
         job.executing.pop(node_id, None)
         if node_id in job.plan.outputs:
             self._record(job, node_id, ui or {}, by)
         elif ui:
-            self._record_beside(job, node_id, ui, origin)
+            self._record_ui(job, node_id, ui, origin)
             if origin is not None and node_id.startswith(origin.real):
                 self.results.add_made(job.plan.signatures[origin.real], node_id.removeprefix(origin.real), ui)
         elif computed:
-            self._journal.told(job, "finished", placed(node_id, origin))
+            self._journal.publish(job, "finished", placed(node_id, origin))
 
     def _twins_finished(self, job: JobRecord, node_id: str, signature: str) -> None:
-        """Say that the nodes have run which do what one has done, and which nobody therefore runs."""
+        """Publish equal nodes of the same job as run: their signature has just been computed, so they never will be."""
         for twin in job.plan.twins.get(signature, ()):
             known = twin in job.finished or twin in job.executing or twin in job.cached
             if twin in job.plan.certain and twin not in job.plan.outputs and twin != node_id and not known:
                 job.finished.add(twin)
-                self._journal.told(job, "executing", placed(twin, None))
-                self._journal.told(job, "finished", placed(twin, None))
+                self._journal.publish(job, "executing", placed(twin, None))
+                self._journal.publish(job, "finished", placed(twin, None))
 
-    def _record_beside(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], origin: Origin | None) -> None:
-        """Record what a node shows that is no output of the job, which no job waits for. origin: of a made one."""
+    def _record_ui(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], origin: Origin | None) -> None:
+        """Record the ui dict of a node that is no output of the job. origin: of an expanded node."""
         if node_id in job.outputs:
             return
         self._journal.output(job, node_id, ui, placed(node_id, origin))
 
     def _current(self, task_id: TaskId) -> tuple[JobRecord, TaskRecord] | None:
-        """Return the job and task if this attempt is the one that runs now."""
+        """Return the job and task if this attempt is the current one, else None."""
         job = self.jobs.get(task_id.job_id)
         if job is None or task_id.index >= len(job.tasks):
             return None
@@ -567,7 +564,7 @@ class Machine:
         return (job, task) if task.state == "running" and task.attempt == task_id.attempt else None
 
     def is_current(self, task_id: TaskId) -> bool:
-        """Whether this attempt is the one that runs now."""
+        """Whether this attempt is the current one of a running task."""
         return self._current(task_id) is not None
 
     def _replica_of(self, task_id: TaskId) -> str | None:
@@ -577,20 +574,20 @@ class Machine:
     def _done(self, job: JobRecord, task: TaskRecord) -> None:
         task.state = "done"
         signatures = [job.plan.signatures[n] for n in job.wanted.intersection(task.plan.nodes)]
-        # What was asked for while it ran was no target of this run.
+        # A value that was wanted while it ran was no target of this run.
         if any(self._waiters.get(s) and not self._reachable(s, job) for s in signatures):
             task.attempt += 1
             self._make_ready(job, task)
         self._wake(job)
 
-    def _let_go(self, replica: ReplicaRecord, task_id: TaskId) -> None:
-        """Free the task's slot, and hand on to its waiters what it claimed but did not compute."""
+    def _end_task(self, replica: ReplicaRecord, task_id: TaskId) -> None:
+        """Free a task's slot, and find other sources for values that it claimed but did not compute."""
         self._bill(replica, task_id)
         self.replicas.end(replica, task_id)
         self._orphan(self.results.release(task_id))
 
     def _bill(self, replica: ReplicaRecord, task_id: TaskId, *, whole: bool = False) -> None:
-        """Charge a task's tenant, once, for the device that it needs no longer. whole: the task has done its work."""
+        """Charge a task's tenant, once, for its device time. whole: the task has done its work."""
         had_s = self._device_time.end(replica.info.replica_id, task_id)
         if had_s is None:
             return
@@ -611,7 +608,7 @@ class Machine:
             self._resolve(signature, self._waiters.pop(signature, []))
 
     def _resolve(self, signature: str, waiters: Iterable[TaskId]) -> None:
-        """Find the wanted value for each waiter: from a holder, from whoever computes it, or from the waiter itself."""
+        """Give each waiter a source for a value: a holder, the task that computes it, or the waiter itself."""
         for task_id in waiters:
             current = self._current(task_id)
             if current is None:
@@ -634,21 +631,21 @@ class Machine:
     # Losing a replica -----------------------------------------------------------------------------------------------
 
     def _charge(self, replica_id: str, *, checking: bool, why: str) -> None:
-        """Hold a replica's death against the jobs that ran on it; give up the one that no other can have killed."""
+        """Count a replica's death for the jobs that ran on it; end the one that has lost too many alone."""
         replica = self.replicas.get(replica_id)
         if replica is None:
             return
-        for owner in replica.going_on:
+        for owner in replica.lingering:
             self._charge_owner(owner)
         if replica.draining:
             return
         present = {task_id.job_id for task_id in replica.running}
-        alone = len(present) == 1 and not (checking or replica.going_on)
+        alone = len(present) == 1 and not (checking or replica.lingering)
         if alone:
             self._charge_owner(next(iter(replica.work.values())).owner)
         ran = {task_id.job_id for task_id in replica.running if self.is_current(task_id)}
         for job in (self.jobs[job_id] for job_id in sorted(ran)):
-            job.unexplained = not (alone or replica.going_on)
+            job.unexplained = not (alone or replica.lingering)
             if alone:
                 job.lone_losses += 1
             else:
@@ -664,7 +661,7 @@ class Machine:
         losses = self.backoff.charge(owner, self._journal.at_s)
         self._journal.charged(OwnerCharged(*owner, losses.count, losses.last_s, losses.until_s))
         for job in self._unstarted(owner):
-            # Those that are queued are put among the suspects as their turn comes.
+            # Its queued tasks move to the suspects' queue.
             job.alone = job.alone or losses.alone
             self._put_back(job)
 
@@ -672,13 +669,13 @@ class Machine:
         return [job for job in self.jobs.values() if job.started_s is None and job.owner == owner]
 
     def _suspect(self, job: JobRecord, task: TaskRecord) -> None:
-        """Try again alone what others on its replica may have robbed of memory: they may be gone by now."""
+        """Try a task again in quarantine, since other jobs on its replica may have taken the memory."""
         job.losses = SHARED_LOSSES
         self._journal.lost_replica(job)
         self._try_again(job, task)
 
     def _replica_gone(self, replica_id: str) -> None:
-        """Hand on what a replica ran, held and was to make."""
+        """Retry a lost replica's tasks, and find other sources for its values."""
         replica = self.replicas.drop(replica_id)
         if replica is None:
             return
@@ -693,7 +690,7 @@ class Machine:
         self._orphan(orphans | set(stranded))
 
     def _stopped(self, job: JobRecord, task: TaskRecord) -> None:
-        """Try again what its replica has stopped, which a value lost on its way makes it do; not for ever."""
+        """Try a task again that its replica stopped, as for a value lost in transit; at most MAX_STOPS times."""
         task.stops += 1
         if task.stops < MAX_STOPS:
             self._try_again(job, task)

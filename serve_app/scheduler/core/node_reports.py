@@ -1,4 +1,4 @@
-"""What a replica reports of a node under way, as the event that clients see; its job remembers what matters."""
+"""Turns a replica's reports about running nodes into events for clients, and updates the job's record."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from serve_app.events import Kind
 from serve_app.scheduler.core.records import JobRecord, placed
 from serve_app.scheduler.protocol.messages import (
     NodeBlocked,
+    NodeMessage,
     NodePreviewed,
     NodeProgressed,
-    NodeSaid,
     NodesCached,
     NodeStarted,
 )
 
-NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeSaid | NodePreviewed
+NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeMessage | NodePreviewed
 
 
-def told(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
-    """Take a report into the job's record; return the kind and data of its event."""
+def event_of(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
+    """Update the job's record by a report; return the kind and data of the event."""
     match report:
         case NodeStarted(_, node_id, origin):
             job.executing[node_id] = node_id if origin is None else origin.real
@@ -33,7 +33,7 @@ def told(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
             return "progress", {**placed(node_id, origin), "value": value, "max": maximum}
         case NodeBlocked(_, node_id, class_type, message):
             return "blocked", {"node": node_id, "class_type": class_type, "message": message}
-        case NodeSaid(_, node_id, type_, data):
+        case NodeMessage(_, node_id, type_, data):
             return "message", {"node": node_id, "type": type_, "data": data}
         case NodePreviewed(_, node_id, image, origin):
             return "preview", {**placed(node_id, origin), "image": image}

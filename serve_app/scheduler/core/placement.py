@@ -13,7 +13,7 @@ from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.replicas import LeastBusy, ReplicaRecord
 from serve_app.scheduler.core.results import Results
 
-LOOKED_AT = 8
+CANDIDATES = 8
 """How many of the least busy replicas, and how many holders of each value, are looked at for one task."""
 
 
@@ -21,9 +21,9 @@ def choose(
     among: LeastBusy, signatures: Set[str], files: Sequence[str], results: Results, costs: Costs
 ) -> ReplicaRecord:
     """Return the best of the replicas, of which there is one at least. files: the model files that the task names."""
-    candidates = {record.info.replica_id: record for record in among.first(LOOKED_AT)}
+    candidates = {record.info.replica_id: record for record in among.first(CANDIDATES)}
     for signature in signatures:
-        for name in islice(results.holders(signature), LOOKED_AT):
+        for name in islice(results.holders(signature), CANDIDATES):
             if name not in candidates and (record := among.get(name)) is not None:
                 candidates[name] = record
 

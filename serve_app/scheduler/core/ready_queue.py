@@ -1,8 +1,7 @@
-"""Which of a pool's ready tasks is next: what a running task waits for, then whose tenant's turn it is, then by the
-job's priority, then in plan order.
+"""The ready tasks of one pool in order, and of each of its model queues.
 
-Tasks are found in that order among all, or among those of one model file, whatever the number of the others. It
-knows no replicas.
+Order: tasks that a running task waits for, then by the tenants' turns, the jobs' priorities and the plans. The first
+task of all, or of one model file, is found without a scan. Knows no replicas.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from serve_app.scheduler.core.fair_share import FIRST, FairShare, Ranking
 from serve_app.scheduler.core.records import JobRecord, Priority, TaskRecord
 
 TaskKey: TypeAlias = tuple[str, int]
-"""A task by its job's id and its index there."""
+"""A task: its job's id and its index in the plan."""
 
 
-class Entry(NamedTuple):
-    """A ready task, in the order of its tenant. ordinary: no running task of its job waits for it."""
+class QueueEntry(NamedTuple):
+    """The sort key of a ready task among its tenant's. ordinary: no running task of its job waits for it."""
 
     ordinary: bool
     priority: Priority
@@ -40,38 +39,37 @@ class Entry(NamedTuple):
 
 
 @dataclass(slots=True)
-class Waiting:
+class QueuedTask:
     """A ready task in the queue.
 
-    tenant: whose it is. file: the model file it is served by, "" for none. work_s: how long it is expected to take a
-    slot. first_s: how much work the queue had given out when it came to be the first of its tenant and file. held_s:
-    when it was first held back although a replica was free.
+    file: the model file of its model queue, "" for none. work_s: the seconds that it is expected to take a slot.
+    first_s: the work in seconds that had left the pool's queue when this became the first of its tenant and file.
+    deferred_s: the Unix time at which it was first made to wait although a replica was free.
     """
 
-    entry: Entry
+    entry: QueueEntry
     tenant: str
     file: str
     work_s: float
     first_s: float = 0.0
-    held_s: float | None = None
+    deferred_s: float | None = None
 
     @property
     def turn(self) -> str:
-        """By whose turn it is served: its tenant's, or at once."""
+        """The tenant whose turn it takes, or FIRST."""
         return FIRST if self.entry.awaited else self.tenant
 
 
 class ReadyQueue:
-    """The ready tasks of one pool. shares: whose turn it is there; told of every task that waits, and waits no more."""
+    """The ready tasks of one pool. shares: whose turn it is; counts the tasks that wait here."""
 
     def __init__(self, shares: FairShare) -> None:
         self._shares = shares
-        self._waiting: dict[TaskKey, Waiting] = {}
+        self._waiting: dict[TaskKey, QueuedTask] = {}
         self._turns = Ranking(shares)
-        # By whose turn, and of which file: heaps, in which entries stay that have left the queue otherwise; `_live`
-        # tells. And whose turn of those that wait for a file.
-        self._lines: dict[tuple[str, str], list[Entry]] = {}
-        self._heads: dict[str, list[Entry]] = {}
+        # Heaps by (turn, file) and by turn. Entries of tasks that have left stay in them; `_live` skips those.
+        self._queues: dict[tuple[str, str], list[QueueEntry]] = {}
+        self._heads: dict[str, list[QueueEntry]] = {}
         self._files: Counter[str] = Counter()
         self._turns_of: dict[str, Ranking] = {}
         self._waiting_s: defaultdict[str, float] = defaultdict(float)
@@ -81,46 +79,46 @@ class ReadyQueue:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[QueueEntry]:
         return (waiting.entry for waiting in self._waiting.values())
 
-    def has(self, entry: Entry) -> bool:
-        """Whether a task is there, in this place."""
+    def has(self, entry: QueueEntry) -> bool:
+        """Whether a task is queued with exactly this sort key."""
         return self._live(entry) is not None
 
     @property
     def waiting_s(self) -> Mapping[str, float]:
-        """How long the tasks of each model file are expected to take a slot, all together."""
+        """The seconds of one slot that the tasks of each model file are expected to take together."""
         return self._waiting_s
 
     def push(self, job: JobRecord, task: TaskRecord, *, awaited: bool, file: str, work_s: float) -> None:
-        """Add a ready task, or take in that it is awaited. file, work_s: as Waiting's."""
-        entry = Entry(not awaited, job.priority, job.row.job_id, task.plan.index)
+        """Add a ready task, or move one that is awaited from now on. file, work_s: as QueuedTask's."""
+        entry = QueueEntry(not awaited, job.priority, job.row.job_id, task.plan.index)
         if (earlier := self._waiting.get(entry.key)) is not None:
             if earlier.entry == entry:
                 return
             self._leave(earlier)
-        waiting = self._waiting[entry.key] = Waiting(entry, job.tenant, file, work_s)
+        waiting = self._waiting[entry.key] = QueuedTask(entry, job.tenant, file, work_s)
         self._shares.enter(waiting.tenant)
         self._waiting_s[file] += work_s
-        if (line := self._lines.get((waiting.turn, file))) is None:
-            line = self._lines[waiting.turn, file] = []
+        if (queue := self._queues.get((waiting.turn, file))) is None:
+            queue = self._queues[waiting.turn, file] = []
             self._files[waiting.turn] += 1
-        heapq.heappush(line, entry)
+        heapq.heappush(queue, entry)
         if self._first_of(waiting.turn, file) is waiting:
             self._lead(waiting)
 
-    def first(self) -> Waiting | None:
-        """Return what is next and leave it there."""
+    def first(self) -> QueuedTask | None:
+        """Return the first task in order, without removing it."""
         turn = self._turns.first()
         return None if turn is None else self._firsts_of(turn, 1)[0]
 
-    def firsts(self, count: int) -> list[Waiting]:
-        """Return the first task of each model file, in order, of at most so many files and as many tenants."""
+    def firsts(self, count: int) -> list[QueuedTask]:
+        """Return the first task of each model file, in order, of at most `count` files and tenants."""
         turns = self._turns.firsts(count)
         if len(turns) == 1:
             return self._firsts_of(turns[0], count)
-        found: dict[str, Waiting] = {}
+        found: dict[str, QueuedTask] = {}
         for turn in turns:
             for waiting in self._firsts_of(turn, count):
                 found.setdefault(waiting.file, waiting)
@@ -129,66 +127,66 @@ class ReadyQueue:
         return list(found.values())[:count]
 
     @property
-    def lines(self) -> KeysView[str]:
-        """The model files that tasks are there for, "" for none."""
+    def model_files(self) -> KeysView[str]:
+        """The model files with queued tasks, "" for tasks without one."""
         return self._turns_of.keys()
 
-    def first_of(self, file: str) -> Waiting | None:
-        """Return the first task that is served by a model file."""
+    def first_of(self, file: str) -> QueuedTask | None:
+        """Return the first task of a model file's queue."""
         turns = self._turns_of.get(file)
         turn = None if turns is None else turns.first()
         return None if turn is None else self._first_of(turn, file)
 
-    def nexts_of(self, file: str, count: int) -> list[Waiting]:
-        """Return the first tasks of a model file, in order, of the one whose turn it is there; at most so many.
+    def nexts_of(self, file: str, count: int) -> list[QueuedTask]:
+        """Return up to `count` first tasks of a model file, in order, of the tenant whose turn it is.
 
-        They may be fewer than there are where many others have left the queue.
+        May return fewer than there are if many others have left the queue.
         """
         turns = self._turns_of.get(file)
         turn = None if turns is None else turns.first()
         if turn is None:
             return []
-        line, found = self._lines[turn, file], list[Waiting]()
-        if len(line) == 1:
-            return [waiting] if (waiting := self._live(line[0])) is not None else []
+        queue, found = self._queues[turn, file], list[QueuedTask]()
+        if len(queue) == 1:
+            return [waiting] if (waiting := self._live(queue[0])) is not None else []
         # In a heap, what follows is below what was found.
-        rest = [(line[0], 0)]
+        rest = [(queue[0], 0)]
         for _ in range(4 * count):
             if not rest or len(found) == count:
                 break
             entry, at = heapq.heappop(rest)
             if (waiting := self._live(entry)) is not None and waiting not in found[-1:]:
                 found.append(waiting)
-            for below in range(2 * at + 1, min(2 * at + 3, len(line))):
-                heapq.heappush(rest, (line[below], below))
+            for below in range(2 * at + 1, min(2 * at + 3, len(queue))):
+                heapq.heappush(rest, (queue[below], below))
         return found
 
-    def place(self, waiting: Waiting) -> tuple[float, str, Entry]:
-        """Return a task's place in the order of all, at this moment."""
+    def place(self, waiting: QueuedTask) -> tuple[float, str, QueueEntry]:
+        """Return a task's sort key among all tasks of the pool, valid until something starts or ends."""
         return (self._shares.time(waiting.turn), waiting.turn, waiting.entry)
 
-    def take(self, waiting: Waiting) -> None:
-        """Take out a task that starts."""
+    def take(self, waiting: QueuedTask) -> None:
+        """Remove a task that starts."""
         self._given_out_s += waiting.work_s
         self._served_s[waiting.file] = self._given_out_s
         self._leave(waiting)
 
     def remove(self, key: TaskKey) -> None:
-        """Take out a task that will not start, if it is there."""
+        """Remove a task that will not start, if it is queued."""
         if (waiting := self._waiting.get(key)) is not None:
             self._leave(waiting)
 
-    def overtaken_s(self, waiting: Waiting) -> float:
-        """Return how much work has been given out while a task was the first of its line, none of that line."""
+    def overtaken_s(self, waiting: QueuedTask) -> float:
+        """Return the seconds of work of other queues that started while a task was the first of its own."""
         return self._given_out_s - max(waiting.first_s, self._served_s.get(waiting.file, 0.0))
 
-    def _firsts_of(self, turn: str, count: int) -> list[Waiting]:
-        """Return the first task of each model file of those with this turn, in order, of at most so many files."""
+    def _firsts_of(self, turn: str, count: int) -> list[QueuedTask]:
+        """Return the first task of each model file among those with this turn, in order, of at most `count` files."""
         heads = self._heads[turn]
-        found: list[Waiting] = []
+        found: list[QueuedTask] = []
         while heads:
             waiting = self._live(heads[0])
-            # What is not the first of its file comes back once it is.
+            # A task that is not the first of its file is pushed again when it becomes that.
             if waiting is None or self._first_of(turn, waiting.file) is not waiting or waiting in found[-1:]:
                 heapq.heappop(heads)
                 continue
@@ -200,26 +198,26 @@ class ReadyQueue:
             heapq.heappush(heads, waiting.entry)
         return found
 
-    def _first_of(self, turn: str, file: str) -> Waiting | None:
-        line = self._lines.get((turn, file), [])
-        while line:
-            if (waiting := self._live(line[0])) is not None:
+    def _first_of(self, turn: str, file: str) -> QueuedTask | None:
+        queue = self._queues.get((turn, file), [])
+        while queue:
+            if (waiting := self._live(queue[0])) is not None:
                 return waiting
-            heapq.heappop(line)
-        self._lines.pop((turn, file), None)
+            heapq.heappop(queue)
+        self._queues.pop((turn, file), None)
         return None
 
-    def _live(self, entry: Entry) -> Waiting | None:
+    def _live(self, entry: QueueEntry) -> QueuedTask | None:
         waiting = self._waiting.get(entry.key)
         return waiting if waiting is not None and waiting.entry == entry else None
 
-    def _lead(self, waiting: Waiting) -> None:
+    def _lead(self, waiting: QueuedTask) -> None:
         waiting.first_s = self._given_out_s
         heapq.heappush(self._heads.setdefault(waiting.turn, []), waiting.entry)
         self._turns.add(waiting.turn)
         self._turns_of.setdefault(waiting.file, Ranking(self._shares)).add(waiting.turn)
 
-    def _leave(self, waiting: Waiting) -> None:
+    def _leave(self, waiting: QueuedTask) -> None:
         turn, file = waiting.turn, waiting.file
         led = self._first_of(turn, file) is waiting
         del self._waiting[waiting.entry.key]
@@ -228,11 +226,11 @@ class ReadyQueue:
             if led:
                 self._lead(following)
         else:
-            self._end_line(turn, file)
+            self._drop_queue(turn, file)
         self._shares.leave(waiting.tenant)
 
-    def _end_line(self, turn: str, file: str) -> None:
-        """Forget a line of which nothing waits."""
+    def _drop_queue(self, turn: str, file: str) -> None:
+        """Forget a model queue that is empty."""
         turns = self._turns_of[file]
         turns.discard(turn)
         if not len(turns):

@@ -1,6 +1,6 @@
-"""The replicas there are, and the indexes by which one is found without a look at the others.
+"""The registered replicas, with indexes by which one is found without a scan.
 
-The one place that changes a `ReplicaRecord`, so that the indexes follow. Decides nothing.
+The one place that changes a `ReplicaRecord`, so the indexes stay consistent. Decides nothing.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from serve_app.scheduler.protocol.messages import ReplicaInfo
 
 
 class Work(NamedTuple):
-    """What a task is to its replica. file: the model file it is served by, "" for none. steps: how many it has.
+    """A running task as its replica's record keeps it. file: the model file of its queue, "" for none.
 
-    work_s: how long it is expected to take a slot. files: the model files it names, where replicas load any; they are
-    loaded before another task can start, or are now. owed_s: how long its replica is to work with what it loads for it.
-    charged_s: what its tenant has been charged for it in advance. due_s: the Unix time at which it is expected to end.
-    owner: whose losses of replicas it counts among.
+    work_s: the seconds that it is expected to take a slot. files: the model files that it names, which its replica has
+    or will have loaded before another task starts there; () in a pool that loads nothing. owed_s: how long its replica
+    should work after the loading for it. charged_s: the device time charged in advance. due_s: the Unix time at which
+    it is expected to end. owner: who is charged if it ends its replica.
     """
 
     file: str
@@ -39,67 +39,67 @@ class Work(NamedTuple):
 
 @dataclass(slots=True)
 class ReplicaRecord:
-    """A replica as the scheduler knows it. recipes: what weights it holds, e.g. "checkpoints/a.safetensors".
+    """A replica as the scheduler knows it. recipes: the weights it has loaded, e.g. "checkpoints/a.safetensors".
 
-    vacated: those of the running tasks that take no slot any more. work: what is known of the running tasks. held: the
-    model files of the recipes; models: those without LoRAs. owed_s: for how long it should work with what it has loaded
-    before it loads for others. ahead: the file that it has been told to load while it works; overdue: whether nobody
-    waits for that any longer. quarantined: the job that it is kept for alone. draining: why it takes no more tasks, ""
-    if it does. going_on: whose tasks are over while their nodes go on, and who has not been charged for that.
+    slotless: those of the running tasks that have released their slot. loaded: the model files of the recipes; models:
+    those without LoRAs. owed_s: the seconds that it should still work before it loads for another queue. prefetching:
+    the file that it prefetches; overdue: whether tasks start without waiting for that. quarantined: the job that has it
+    alone. draining: why it takes no more tasks, "" if it does. lingering: owners whose nodes run on after their tasks,
+    and who have not been charged for that.
     """
 
     info: ReplicaInfo
     running: set[TaskId] = field(default_factory=set)
-    vacated: set[TaskId] = field(default_factory=set)
+    slotless: set[TaskId] = field(default_factory=set)
     recipes: tuple[str, ...] = ()
-    held: frozenset[str] = frozenset()
+    loaded: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
     work: dict[TaskId, Work] = field(default_factory=dict)
     owed_s: float = 0.0
-    ahead: frozenset[str] = frozenset()
+    prefetching: frozenset[str] = frozenset()
     overdue: bool = False
     quarantined: str | None = None
     draining: str = ""
-    going_on: frozenset[Owner] = frozenset()
+    lingering: frozenset[Owner] = frozenset()
 
     @property
     def is_open(self) -> bool:
-        """Whether it is kept for no job and takes tasks."""
+        """Whether it takes tasks of any job."""
         return self.quarantined is None and not self.draining
 
     @property
     def free(self) -> bool:
         """Whether it can take one more task of any job."""
-        return self.is_open and len(self.running) - len(self.vacated) < self.info.slots
+        return self.is_open and len(self.running) - len(self.slotless) < self.info.slots
 
     @property
     def occupied(self) -> int:
-        """How many slots it needs; one while only tasks run that take none any more, so that it stays."""
-        return len(self.running) - len(self.vacated) or min(1, len(self.running))
+        """The number of slots it needs; at least one while any task runs, so that it is not scaled down."""
+        return len(self.running) - len(self.slotless) or min(1, len(self.running))
 
     @property
     def ready(self) -> frozenset[str]:
-        """The model files whose weights it holds, or will hold before another task can start there."""
-        there = self.held | self.ahead if self.overdue else self.held
+        """The model files that it has loaded, or will have before another task starts there."""
+        there = self.loaded | self.prefetching if self.overdue else self.loaded
         return there.union(*(work.files for work in self.work.values()))
 
     @property
     def files(self) -> frozenset[str]:
-        """The model files whose weights it holds or will hold."""
-        return self.ready | self.ahead
+        """The model files that it has loaded or will have."""
+        return self.ready | self.prefetching
 
     @property
     def due_s(self) -> float:
-        """The Unix time at which one of its tasks is expected to end, the first to do so; 0 if it runs none."""
+        """The Unix time at which the first of its tasks is expected to end; 0 if it runs none."""
         return min([work.due_s for work in self.work.values()], default=0.0)
 
     def runs_only(self, job_id: str) -> bool:
-        """Whether nothing of any other job runs on it."""
+        """Whether it runs no task of another job."""
         return all(task_id.job_id == job_id for task_id in self.running)
 
 
 class LeastBusy:
-    """Replicas by how many tasks they run; of equally busy ones, the one that has been so longest first."""
+    """Replicas in order of the tasks that they run; of equally busy ones, the longest unchanged first."""
 
     def __init__(self, records: Iterable[ReplicaRecord] = ()) -> None:
         # Not dicts: the first key of one whose first keys have been deleted is found by a scan over their places.
@@ -115,12 +115,12 @@ class LeastBusy:
         return (record for level in self._levels for record in level.values())
 
     def get(self, replica_id: str) -> ReplicaRecord | None:
-        """Return a replica that is among them, or None."""
+        """Return a contained replica, or None."""
         level = self._level.get(replica_id)
         return None if level is None else self._levels[level][replica_id]
 
     def put(self, record: ReplicaRecord) -> None:
-        """Add a replica that is not among them, as busy as it is."""
+        """Add a replica that is not contained."""
         level = len(record.running)
         while len(self._levels) <= level:
             self._levels.append(OrderedDict())
@@ -128,18 +128,18 @@ class LeastBusy:
         self._level[record.info.replica_id] = level
 
     def discard(self, replica_id: str) -> None:
-        """Take out a replica if it is among them."""
+        """Remove a replica if it is contained."""
         level = self._level.pop(replica_id, None)
         if level is not None:
             del self._levels[level][replica_id]
 
     def first(self, count: int) -> list[ReplicaRecord]:
-        """Return the first replicas in order, at most so many."""
+        """Return the first replicas in order, at most `count`."""
         return list(islice(self, count))
 
 
 class _Filed(NamedTuple):
-    """What the indexes go by of a replica."""
+    """The values of a replica that its place in the indexes depends on."""
 
     running: int
     occupied: int
@@ -151,12 +151,11 @@ class _Filed(NamedTuple):
 
 
 class PoolReplicas:
-    """The replicas of one pool. slots: how many tasks they run at once. occupied: how many they do run.
+    """The replicas of one pool. slots: the tasks that they can run at once. occupied: the slots in use.
 
-    open: those that are kept for no job and take tasks. free: those that can take one more task of any job. changed:
-    those that have become free, or come to hold other weights while free, since somebody took them out. most_models: of
-    how many models one has held weights at once. crowded: whether one has let weights go for others, so that it is
-    known how many fit.
+    open: those that take tasks of any job. free: those that can take one more. changed: those that have become free, or
+    have loaded or evicted weights while free, until removed by the caller. most_models: the most models that one has
+    had loaded at once. crowded: whether one has evicted weights for others, so that it is known how many fit.
     """
 
     def __init__(self) -> None:
@@ -175,30 +174,30 @@ class PoolReplicas:
         self._filed: dict[str, _Filed] = {}
 
     def free_with(self, file: str) -> LeastBusy:
-        """Return the free ones that hold a model file's weights now, and do not only load them ahead."""
+        """Return the free replicas that have loaded a model file; one that still prefetches it is not among them."""
         return self._free_with.get(file, _NONE)
 
     def holders(self, file: str) -> LeastBusy:
-        """Return those, kept for no job, that hold a model file's weights or will."""
+        """Return the open replicas that have loaded a model file or will have."""
         return self._holders.get(file, _NONE)
 
     def of_suspects(self) -> Iterator[ReplicaRecord]:
-        """Yield those that are kept for jobs and take tasks of these."""
+        """Yield the quarantined replicas that take tasks of their job."""
         return (record for record in self.quarantined.values() if not record.draining)
 
     def slots_with(self, file: str) -> int:
-        """Return how many tasks those run at once that hold a model file's weights."""
+        """Return the slots of the replicas that have loaded a model file or will have."""
         return self._slots_with.get(file, 0)
 
     def fewest_models(self, looked_at: int) -> int:
-        """Return of how many models one of the first free ones, so many, holds weights at least."""
+        """Return the lowest number of loaded models among the first `looked_at` free replicas."""
         return min((len(record.models) for record in self.free.first(looked_at)), default=0)
 
     def file(self, record: ReplicaRecord) -> bool:
-        """Bring the indexes up to what a replica is now; return whether it was another before."""
+        """Update the indexes for a replica; return whether that changed them."""
         name = record.info.replica_id
         ready = record.ready
-        files = ready | record.ahead
+        files = ready | record.prefetching
         now = _Filed(
             len(record.running),
             record.occupied,
@@ -233,7 +232,7 @@ class PoolReplicas:
         return True
 
     def unfile(self, name: str) -> None:
-        """Take a replica out of every index."""
+        """Remove a replica from every index."""
         filed, record = self._filed.pop(name, None), self.records.pop(name, None)
         if filed is None or record is None:
             return
@@ -253,7 +252,7 @@ class PoolReplicas:
 
 
 def _discard(index: dict[str, LeastBusy], file: str, name: str) -> None:
-    """Take a replica out of those of a file, if it is among them."""
+    """Remove a replica from the index of one file."""
     if (records := index.get(file)) is not None:
         records.discard(name)
         if not len(records):
@@ -267,7 +266,7 @@ class Replicas(Mapping[str, ReplicaRecord]):
         self._records: dict[str, ReplicaRecord] = {}
         self._pools: defaultdict[str, PoolReplicas] = defaultdict(PoolReplicas)
         self.moved = False
-        """Whether anything has changed that a start may follow from."""
+        """Whether a replica has changed so that a task may be able to start."""
 
     def __getitem__(self, replica_id: str) -> ReplicaRecord:
         return self._records[replica_id]
@@ -279,26 +278,26 @@ class Replicas(Mapping[str, ReplicaRecord]):
         return len(self._records)
 
     def pool(self, name: str) -> PoolReplicas:
-        """Return the replicas of a pool; none of one that is unknown."""
+        """Return the replicas of a pool, none for an unknown one."""
         return self._pools[name]
 
     def least_busy(self, pool: str) -> ReplicaRecord | None:
-        """Return the replica of a pool that runs least; one that is kept for a job where there is no other."""
+        """Return the least busy replica of a pool; a quarantined one only if there is no other."""
         there = self._pools[pool]
         return next(chain(there.open, there.of_suspects()), None)
 
     def quarantined(self) -> Iterator[str]:
-        """Yield the jobs that replicas of any pool are kept for."""
+        """Yield the jobs that have a quarantined replica in any pool."""
         for pool in self._pools.values():
             yield from (record.quarantined for record in pool.quarantined.values() if record.quarantined)
 
     def join(self, info: ReplicaInfo) -> None:
-        """Add a replica that runs and holds nothing."""
+        """Add an empty replica."""
         self._records[info.replica_id] = record = ReplicaRecord(info)
         self._file(record)
 
     def drop(self, replica_id: str) -> ReplicaRecord | None:
-        """Take a replica out and return it, if it is there."""
+        """Remove and return a replica, or return None."""
         record = self._records.pop(replica_id, None)
         if record is not None:
             self._pools[record.info.pool].unfile(replica_id)
@@ -306,54 +305,54 @@ class Replicas(Mapping[str, ReplicaRecord]):
         return record
 
     def start(self, record: ReplicaRecord, task_id: TaskId, work: Work) -> None:
-        """Note that a replica runs a task."""
+        """Record that a replica runs a task."""
         record.running.add(task_id)
         record.work[task_id] = work
         record.owed_s = work.owed_s or max(0.0, record.owed_s - work.work_s)
         self._file(record)
 
-    def vacate(self, record: ReplicaRecord, task_id: TaskId) -> None:
-        """Note that a task on a replica takes no slot any more."""
+    def release_slot(self, record: ReplicaRecord, task_id: TaskId) -> None:
+        """Record that a running task has released its slot."""
         if task_id in record.running:
-            record.vacated.add(task_id)
+            record.slotless.add(task_id)
             self._file(record)
 
     def end(self, record: ReplicaRecord, task_id: TaskId) -> Work | None:
-        """Note that a replica runs a task no longer, and return what was known of it."""
+        """Record that a task on a replica has ended, and return its work."""
         record.running.discard(task_id)
-        record.vacated.discard(task_id)
+        record.slotless.discard(task_id)
         work = record.work.pop(task_id, None)
         self._file(record)
         return work
 
     def hold(self, record: ReplicaRecord, recipes: tuple[str, ...]) -> None:
-        """Note which weights a replica holds."""
-        before, record.recipes = record.held, recipes
-        record.held = frozenset(file for recipe in recipes for file in files_in(recipe))
+        """Record which weights a replica has loaded."""
+        before, record.recipes = record.loaded, recipes
+        record.loaded = frozenset(file for recipe in recipes for file in files_in(recipe))
         record.models = frozenset(next(files_in(recipe)) for recipe in recipes)
-        # What goes alone was let go for work, or because somebody asked for it.
-        self._pools[record.info.pool].crowded |= bool(before - record.held and record.held - before)
+        # An eviction without a load was made for memory to work with, or on request.
+        self._pools[record.info.pool].crowded |= bool(before - record.loaded and record.loaded - before)
         self._file(record)
 
     def expect(self, record: ReplicaRecord, file: str | None, owed_s: float = 0.0) -> None:
-        """Note which file a replica is told to load ahead, if any, and for how long it should work for it."""
-        record.ahead = frozenset() if file is None else frozenset([file])
+        """Record the file that a replica prefetches, None for none, and how long it should then work with it."""
+        record.prefetching = frozenset() if file is None else frozenset([file])
         record.overdue = False
         record.owed_s = max(record.owed_s, owed_s)
         self._file(record)
 
     def wait_no_longer(self, record: ReplicaRecord) -> None:
-        """Let tasks start on a replica although it has not said that it has loaded what it was told to load ahead."""
+        """Let tasks start on a replica that has not reported the end of its prefetch."""
         record.overdue = True
         self._file(record)
 
     def drain(self, record: ReplicaRecord, why: str) -> None:
-        """Note why a replica takes no more tasks, also not of a job that it is kept for; "" if it does again."""
+        """Record why a replica takes no more tasks of any job; "" if it does again."""
         record.draining = why
         self._file(record)
 
     def keep(self, record: ReplicaRecord, job_id: str | None) -> None:
-        """Keep a replica for one job alone, or for none."""
+        """Quarantine a replica for one job, or end that with None."""
         record.quarantined = job_id
         self._file(record)
 

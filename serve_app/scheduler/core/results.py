@@ -121,7 +121,7 @@ class Results:
         kept = [*self._ui.items(), *made]
         return ((signature, pickle.loads(ui)) for signature, ui in kept)
 
-    def forget_shown(self, signatures: Iterable[str]) -> dict[str, list[str]]:
+    def forget_ui(self, signatures: Iterable[str]) -> dict[str, list[str]]:
         """Forget what nodes of these signatures showed; return which of them each replica holds, as before."""
         held: defaultdict[str, list[str]] = defaultdict(list)
         for signature in signatures:
@@ -131,7 +131,7 @@ class Results:
                 held[replica_id].append(signature)
         return held
 
-    def forget_all_shown(self) -> None:
+    def forget_all_ui(self) -> None:
         """Forget everything that nodes showed, so that it is made again."""
         self._ui.clear()
         self._made.clear()

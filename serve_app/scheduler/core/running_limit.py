@@ -22,7 +22,7 @@ class RunningLimit:
         self._waiting: dict[str, dict[str, JobRecord]] = {}
         self._order: dict[str, list[tuple[Priority, str]]] = {}
 
-    def holds(self, job: JobRecord) -> bool:
+    def blocks(self, job: JobRecord) -> bool:
         """Whether a job must wait for another of its tenant."""
         return job.row.job_id in self._waiting.get(job.tenant, ())
 

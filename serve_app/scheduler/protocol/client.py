@@ -16,7 +16,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
-from serve_app.scheduler.protocol.messages import Free, SocketSaid
+from serve_app.scheduler.protocol.messages import Free, SocketFrame
 from serve_app.store.database.changes import NO_CLAIMS, Claims, JobKey, JobQuery
 
 # Here and not above: whoever only names them needs no database.
@@ -301,7 +301,7 @@ class SchedulerClient(Protocol):
         """
         ...
 
-    async def hear(self, replica_id: str, said: SocketSaid) -> None:
+    async def hear(self, replica_id: str, said: SocketFrame) -> None:
         """Tell a replica what a client has said on a websocket that it answers."""
         ...
 

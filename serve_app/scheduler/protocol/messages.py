@@ -117,7 +117,7 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class SocketSaid:
+class SocketFrame:
     """Message: a client has said this on a websocket of a node pack's, which the replica answers."""
 
     socket: str
@@ -125,7 +125,7 @@ class SocketSaid:
 
 
 Message: TypeAlias = (
-    Assign | Interrupt | Export | Deliver | Compute | Check | Free | Warm | Prefetch | Forget | SocketSaid
+    Assign | Interrupt | Export | Deliver | Compute | Check | Free | Warm | Prefetch | Forget | SocketFrame
 )
 
 
@@ -183,7 +183,7 @@ class NodeBlocked:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeSaid:
+class NodeMessage:
     """A message of a node's own for its client. data: a JSON value."""
 
     task_id: TaskId
@@ -193,7 +193,7 @@ class NodeSaid:
 
 
 @dataclass(frozen=True, slots=True)
-class ClientTold:
+class ClientMessage:
     """A message of a node pack's own for a client, outside any job. data: a JSON value."""
 
     client_id: str
@@ -244,7 +244,7 @@ class TaskStopped:
 
 
 @dataclass(frozen=True, slots=True)
-class SlotVacated:
+class SlotReleased:
     """Nothing of the task is to be computed any more: another may begin while the rest of it is stored and reported."""
 
     task_id: TaskId
@@ -312,7 +312,7 @@ class Draining:
 
 
 @dataclass(frozen=True, slots=True)
-class GoesOn:
+class NodesLinger:
     """Whose tasks are over here while their nodes go on, all of them each time: they answer for the replica's death."""
 
     owners: frozenset[Owner]
@@ -329,13 +329,13 @@ Report: TypeAlias = (
     | NodeFinished
     | NodesCached
     | NodeBlocked
-    | NodeSaid
-    | ClientTold
+    | NodeMessage
+    | ClientMessage
     | NodePreviewed
     | TaskFinished
     | TaskFailed
     | TaskStopped
-    | SlotVacated
+    | SlotReleased
     | TaskCancelled
     | Want
     | Exported
@@ -343,7 +343,7 @@ Report: TypeAlias = (
     | Resident
     | Checked
     | Draining
-    | GoesOn
+    | NodesLinger
     | Reopened
 )
 

@@ -10,7 +10,7 @@ import asyncio
 import time
 from dataclasses import dataclass, field
 
-from serve_app.scheduler.protocol.messages import Assign, Message, SocketSaid
+from serve_app.scheduler.protocol.messages import Assign, Message, SocketFrame
 
 SAID_BYTES = 16 * 1024 * 1024
 """What clients have said on websockets may take in one mailbox, as a replica may not read it."""
@@ -61,5 +61,5 @@ class Mailbox:
 
     def has_room(self) -> bool:
         """Whether what clients say may be added."""
-        said = (message.frame.content for _, message in self.messages if isinstance(message, SocketSaid))
+        said = (message.frame.content for _, message in self.messages if isinstance(message, SocketFrame))
         return sum(len(content) for content in said if not isinstance(content, int)) < SAID_BYTES

@@ -18,7 +18,7 @@ from serve_app.scheduler.core.events import MachineEvent, ReplicaJoined, Replica
 from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.jobs.remote_validation import RemoteValidation
 from serve_app.scheduler.protocol.cluster_view import HostStats
-from serve_app.scheduler.protocol.messages import Checked, Message, ReplicaInfo, Report, SocketSaid
+from serve_app.scheduler.protocol.messages import Checked, Message, ReplicaInfo, Report, SocketFrame
 from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.mailbox import Mailbox
 from serve_app.store.database.changes import Change, CountersReserved
@@ -161,7 +161,7 @@ class ReplicaRegistry:
         if mailbox := self._mailboxes.get(replica_id):
             mailbox.put(message)
 
-    def pass_on(self, replica_id: str, said: SocketSaid) -> None:
+    def pass_on(self, replica_id: str, said: SocketFrame) -> None:
         """Put what a client has said into a replica's mailbox, if it is there. Errors: ConcurrencyLimitError if it
         is full.
         """

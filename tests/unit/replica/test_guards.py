@@ -169,9 +169,9 @@ class Client:
             while not (await self.running.replicas()) or not (await self.running.scheduler.cluster()).troubles:
                 await asyncio.sleep(0.01)
 
-    def going_on(self, replica: str) -> bool:
+    def lingering(self, replica: str) -> bool:
         """Whether the scheduler knows of somebody whose node goes on there after its task's end."""
-        return bool(self.running.scheduler._machine.replicas[replica].going_on)
+        return bool(self.running.scheduler._machine.replicas[replica].lingering)
 
     async def run(self, kind: str, error: str = "") -> JobView:
         return await asyncio.wait_for(self.running.finish(await self.submit(kind, error)), 60)
@@ -344,7 +344,7 @@ async def test_a_cancelled_node_answers_for_the_end_of_its_replica_for_as_long_a
             if stops:
                 stop.set()
             async with asyncio.timeout(60):
-                while c.going_on("cpu") == stops or c.running.runners["cpu"]._running:
+                while c.lingering("cpu") == stops or c.running.runners["cpu"]._running:
                     await asyncio.sleep(0.01)
             await c.running.lose("cpu")
             assert [one.losses for one in (await c.running.scheduler.cluster()).backoffs] == losses

@@ -37,7 +37,7 @@ from serve_app.scheduler.protocol.messages import (
     Interrupt,
     NodeFinished,
     Reopened,
-    SlotVacated,
+    SlotReleased,
     TaskFailed,
     TaskFinished,
     TaskStopped,
@@ -271,7 +271,7 @@ class World(RuleBasedStateMachine):
         busy = [(name, work) for name, r in sorted(self.replicas.items()) for work in r.work]
         if busy:
             name, work = data.draw(st.sampled_from(busy))
-            self.report(name, SlotVacated(work.task.id))
+            self.report(name, SlotReleased(work.task.id))
 
     @invariant()
     def no_replica_runs_more_than_its_slots_beside_what_a_task_may_have_waited_for(self) -> None:

@@ -14,10 +14,10 @@ def test_waits_double_up_to_the_longest_and_losses_are_forgiven_one_by_one():
     backoff = Backoff(RULES)
     waits = [backoff.charge(ANN, 1000.0).until_s - 1000.0 for _ in range(4)]
     assert waits == [10, 20, 35, 35]
-    assert (backoff.holds(ANN), backoff.holds(BEN)) == (True, False)
+    assert (backoff.blocks(ANN), backoff.blocks(BEN)) == (True, False)
     assert backoff.advance(1034.9) == set()
     assert backoff.advance(1035.0) == {ANN}
-    assert not backoff.holds(ANN)
+    assert not backoff.blocks(ANN)
     assert backoff.of(ANN).alone
     for at_s, left in ((1099.0, 4), (1100.0, 3), (1299.0, 2), (1300.0, 1), (1400.0, 0)):
         assert backoff.advance(at_s) == set()
@@ -30,7 +30,7 @@ def test_waits_double_up_to_the_longest_and_losses_are_forgiven_one_by_one():
 def test_what_earlier_lives_have_counted_goes_on():
     backoff = Backoff(RULES, [OwnerCharged("ann", None, 2, 1000.0, 1020.0), OwnerCharged("ben", None, 1, 900.0, 910.0)])
     assert backoff.advance(1010.0) == {BEN}, "who has waited while there was no scheduler"
-    assert (backoff.holds(ANN), backoff.of(ANN).alone) == (True, True)
+    assert (backoff.blocks(ANN), backoff.of(ANN).alone) == (True, True)
     assert backoff.charge(ANN, 1015.0).until_s == 1050.0
     assert backoff.of(BEN).count == 0
 

@@ -87,7 +87,7 @@ def test_where_loading_takes_no_time_as_far_as_is_known_order_is_strict() -> Non
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_first_of_a_models_queue_waits_at_most_for_one_turn_of_every_other_queue(seed: int) -> None:
-    """The bound on waiting, for up to four lines: MIN_WORK_PER_LOAD loads and a task of work, times the lines, for each slot."""
+    """The bound on waiting with up to four queues: MIN_WORK_PER_LOAD loads and one task for each queue and slot."""
     chance = random.Random(seed)
     script, slots, longest = Loaded(), chance.randint(1, 5), 9
     for number in range(slots):
@@ -281,7 +281,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def files(record: ReplicaRecord) -> frozenset[str]:
         looked.append(record.info.replica_id)
-        return record.held.union(*(work.files for work in record.work.values()))
+        return record.loaded.union(*(work.files for work in record.work.values()))
 
     monkeypatch.setattr(ReplicaRecord, "files", property(files))
     return looked
@@ -303,7 +303,7 @@ def test_a_decision_looks_at_as_many_replicas_among_500_as_among_20(looks: list[
             script.finish(f"r{number}")
         counts.append(len(looks))
     assert counts[0] == counts[1]
-    assert counts[0] <= 60 * (placement.LOOKED_AT + 10)
+    assert counts[0] <= 60 * (placement.CANDIDATES + 10)
 
 
 def _fed(script: Script, event: Any) -> list[Any]:

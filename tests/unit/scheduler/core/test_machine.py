@@ -24,14 +24,14 @@ from serve_app.scheduler.protocol.messages import (
     Evicted,
     Export,
     Exported,
-    GoesOn,
     Interrupt,
     NodeFinished,
     NodeProgressed,
+    NodesLinger,
     NodeStarted,
     Reopened,
     Resident,
-    SlotVacated,
+    SlotReleased,
     TaskFailed,
     TaskFinished,
     TaskStopped,
@@ -113,7 +113,7 @@ def test_a_task_that_is_only_stored_any_more_lets_another_begin_and_is_tried_aga
     [(_, first)] = assigned(script.job("a"))
     script.job("b", seed=2)
     assert script.machine.backlog("gpu")[:2] == (1, 1)
-    [(_, second)] = assigned(script.report("r1", SlotVacated(first.id)))
+    [(_, second)] = assigned(script.report("r1", SlotReleased(first.id)))
     assert (second.id.job_id, script.machine.backlog("gpu")[:2]) == ("b", (0, 1))
     script.run("r1", second)
     assert script.machine.backlog("gpu")[:2] == (0, 1)
@@ -656,7 +656,7 @@ def test_who_is_cancelled_while_its_node_goes_on_answers_for_the_end_of_the_repl
     [(_, guilty)] = assigned(script.job("guilty", seed="g", tenant="guilty"))
     script.job("innocent", seed="i", tenant="innocent")
     script.apply(CancelAsked("guilty"))
-    script.report("r1", GoesOn(frozenset({("guilty", None)})))
+    script.report("r1", NodesLinger(frozenset({("guilty", None)})))
     script.report("r1", TaskStopped(guilty.id))
     script.apply(ReplicaLost("r1"))
     innocent = script.machine.jobs["innocent"]
@@ -670,8 +670,8 @@ def test_who_is_cancelled_while_its_node_goes_on_answers_for_the_end_of_the_repl
 def test_who_is_cancelled_answers_no_longer_once_its_node_has_ended():
     script = Script()
     script.replica("r1", slots=2)
-    script.report("r1", GoesOn(frozenset({("slow", None)})))
-    script.report("r1", GoesOn(frozenset()))
+    script.report("r1", NodesLinger(frozenset({("slow", None)})))
+    script.report("r1", NodesLinger(frozenset()))
     script.apply(ReplicaLost("r1"))
     script.replica("r2", slots=2)
     assert len(assigned(script.job("a", tenant="slow"))) == 1

@@ -10,12 +10,12 @@ import pytest
 
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.recipe import Recipe, encoders
-from serve_app.scheduler.core import prefetch as ahead
+from serve_app.scheduler.core import prefetch
 from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD
 from serve_app.scheduler.core.events import CancelAsked, Command, ReplicaLost, TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.model_files import MOST_LORAS, files_of, recipes_of
-from serve_app.scheduler.core.prefetch import LOOKED_AT
+from serve_app.scheduler.core.prefetch import CANDIDATES
 from serve_app.scheduler.protocol.messages import Message, Prefetch, Resident
 from tests.unit.scheduler.core.test_dispatch import LOAD_S, STEP_S, Loaded, with_room
 from tests.unit.scheduler.script import assigned, sent
@@ -303,7 +303,7 @@ def test_a_replica_serves_its_own_queue_while_it_prefetches_for_another_but_not_
         script.submit(name, "a")
     assert script.told() == [("r1", model("b"))]
     assert script.finish("r1") == ["own 1"]
-    script.at_s += ahead.OVERDUE * LOAD_S
+    script.at_s += prefetch.OVERDUE * LOAD_S
     script.apply(TimePassed())
     assert script.finish("r1") == ["next"]
 
@@ -321,7 +321,7 @@ def test_a_long_queue_is_prefetched_for_by_one_more_replica_with_room() -> None:
     script.submit("little", "a", steps=1)
     assert script.told() == []
     for number in range(3):
-        script.submit(f"much {number}", "a", steps=int(ahead.SPREAD * LOAD_S))
+        script.submit(f"much {number}", "a", steps=int(prefetch.SPREAD * LOAD_S))
     assert script.told() == [("r3", model("a"))], "r2 has no room, as far as is known, and one is enough at a time"
 
 
@@ -360,7 +360,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         asked.append(graph)
         return recipes_of(graph, nodes)
 
-    monkeypatch.setattr(ahead, "recipes_of", counting)
+    monkeypatch.setattr(prefetch, "recipes_of", counting)
     return asked
 
 
@@ -377,11 +377,11 @@ def test_a_graph_without_models_is_searched_once(asked: list[Graph]) -> None:
 
 def test_of_many_model_queues_few_are_looked_at(asked: list[Graph]) -> None:
     script = Named()
-    for number in range(3 * LOOKED_AT):
+    for number in range(3 * CANDIDATES):
         script.busy(f"r{number}", f"held {number}")
     for number in range(200):
         script.submit(f"next {number}", f"model {number}")
-    assert len(script.told()) == len(asked) == LOOKED_AT
+    assert len(script.told()) == len(asked) == CANDIDATES
     assert not assigned(script.commands[-1:])
 
 

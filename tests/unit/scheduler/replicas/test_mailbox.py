@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.graph.plan import Task, TaskId
 from serve_app.packs.routes import PackFrame
-from serve_app.scheduler.protocol.messages import Assign, Free, SocketSaid
+from serve_app.scheduler.protocol.messages import Assign, Free, SocketFrame
 from serve_app.scheduler.replicas import mailbox as module
 from serve_app.scheduler.replicas.mailbox import SAID_BYTES, Mailbox
 
@@ -24,8 +24,8 @@ def test_what_clients_say_waits_up_to_a_size_and_messages_of_the_scheduler_count
     for _ in range(1000):
         mailbox.put(FREE)
     while mailbox.has_room():
-        mailbox.put(SocketSaid("socket", PackFrame(bytes(1_000_000))))
-    said = [m for _, m in mailbox.messages if isinstance(m, SocketSaid)]
+        mailbox.put(SocketFrame("socket", PackFrame(bytes(1_000_000))))
+    said = [m for _, m in mailbox.messages if isinstance(m, SocketFrame)]
     assert len(said) == -(-SAID_BYTES // 1_000_000)
     mailbox.read(mailbox.cursor - 1)
     assert mailbox.has_room()

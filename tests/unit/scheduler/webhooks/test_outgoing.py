@@ -203,7 +203,7 @@ async def test_a_name_is_asked_for_once_and_its_address_is_looked_at(monkeypatch
 async def test_a_couriers_thread_wakes_and_ends():
     woken = threading.Event()
 
-    class Waiting(WebhookDeliverer):
+    class QueuedTask(WebhookDeliverer):
         def __init__(self) -> None:
             self._event = asyncio.Event()
 
@@ -215,9 +215,9 @@ async def test_a_couriers_thread_wakes_and_ends():
             woken.set()
             await asyncio.sleep(3600)
 
-    thread = WebhookDelivererThread(Waiting)
+    thread = WebhookDelivererThread(QueuedTask)
     thread.close()
-    thread = WebhookDelivererThread(Waiting)
+    thread = WebhookDelivererThread(QueuedTask)
     thread.start()
     while not woken.is_set():
         thread.wake()
