@@ -49,7 +49,7 @@ from serve_app.scheduler.protocol.messages import (
     Prefetch,
     ReplicaInfo,
     Report,
-    Resident,
+    ResidentWeights,
     TaskFinished,
     TaskStopped,
     Want,
@@ -371,7 +371,7 @@ class Cluster:
         held = self.replicas[name].weights.held
         there = tuple(weights.resident for weights in held.values() if weights.ready_s <= self.now_s)
         times = tuple((held[model.name].resident, model.load_s) for model in loads if model.name in held)
-        self._report(name, Resident(there, times))
+        self._report(name, ResidentWeights(there, times))
 
     def _begin(self, name: str, run: Run) -> None:
         replica, request = self.replicas[name], self.requests[run.number]

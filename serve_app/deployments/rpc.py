@@ -58,7 +58,7 @@ class Address:
     key: bytes
 
 
-Frame: TypeAlias = tuple[Any, ...]
+RpcFrame: TypeAlias = tuple[Any, ...]
 """A call: (number, or None for one that is not answered, method, arguments). An answer: (number, whether it is an
 error, value or error)."""
 
@@ -92,10 +92,10 @@ class Peer(asyncio.Protocol, ABC):
         del self._received[:begin]
 
     @abstractmethod
-    def take(self, frame: Frame) -> None:
+    def take(self, frame: RpcFrame) -> None:
         """Do what a frame asks for."""
 
-    def send(self, frame: Frame) -> None:
+    def send(self, frame: RpcFrame) -> None:
         """Let a frame go with whatever else this turn of the loop sends. Errors: what pickling it raises."""
         buffer = io.BytesIO()
         buffer.write(bytes(LENGTH_BYTES))
@@ -126,7 +126,7 @@ class Peer(asyncio.Protocol, ABC):
 class _Served(Peer):
     """The server's side of a connection. Proof comes first: a peer that does not know the key is cut off, unread."""
 
-    def __init__(self, server: Server) -> None:
+    def __init__(self, server: RpcServer) -> None:
         super().__init__(server.forbidden)
         self._server = server
         self._challenge = secrets.token_bytes(CHALLENGE_BYTES)
@@ -157,7 +157,7 @@ class _Served(Peer):
             self._proved = True
         super().data_received(data)
 
-    def take(self, frame: Frame) -> None:
+    def take(self, frame: RpcFrame) -> None:
         number, method, arguments = frame
         if method == PING:
             self.send((number, False, None))
@@ -187,7 +187,7 @@ class _Served(Peer):
         self._server.connections.discard(self)
 
 
-class Server:
+class RpcServer:
     """Answers calls: call(the caller's connection, method, arguments).
 
     forbidden: types that must not be pickled; an answer with one is UnpicklableError to its caller.
@@ -200,7 +200,7 @@ class Server:
         self.forbidden = tuple(forbidden)
         self.key = secrets.token_bytes(CHALLENGE_BYTES)
         self.connections: set[_Served] = set()
-        self._listening: asyncio.Server | None = None
+        self._listening: asyncio.RpcServer | None = None
 
     async def listen(self, host: str) -> Address:
         """Listen at any free port of one address of this machine."""
@@ -274,7 +274,7 @@ class Connection(Peer):
             self._transport.write(_proof(self._key, challenge))
             self._ready.set_result(None)
 
-    def take(self, frame: Frame) -> None:
+    def take(self, frame: RpcFrame) -> None:
         number, failed, value = frame
         answer = self._waiting.get(number)
         if answer is None or answer.done():

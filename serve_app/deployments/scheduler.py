@@ -21,7 +21,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments import metrics
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
 from serve_app.deployments.process import clock
-from serve_app.deployments.rpc import Address, Peer, Server
+from serve_app.deployments.rpc import Address, Peer, RpcServer
 from serve_app.deployments.webhook_sender import WebhookSenderHandle
 from serve_app.graph.plan import Pool
 from serve_app.limits import REFUSALS
@@ -74,7 +74,7 @@ class SchedulerEndpoint:
 
     def __init__(self, config: AppConfig) -> None:
         self.config = config
-        self._server = Server(self._answer, OF_RAY)
+        self._server = RpcServer(self._answer, OF_RAY)
         self._listening: asyncio.Task[Address] | None = None
         self._callers: dict[str, Peer] = {}
         self._called_s = time.monotonic()

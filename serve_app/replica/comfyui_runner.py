@@ -52,7 +52,7 @@ from serve_app.scheduler.protocol.messages import (
     Message,
     ReplicaInfo,
     Report,
-    Resident,
+    ResidentWeights,
     SchedulerForReplicas,
     SlotReleased,
     SocketFrame,
@@ -314,7 +314,7 @@ class ComfyUIRunner:
     def joined(self) -> None:
         """Report the resident models to a scheduler that this replica has joined."""
         if self._resident:
-            self._send(Resident(self._resident))
+            self._send(ResidentWeights(self._resident))
 
     def take(self, message: Message) -> None:
         """Handle a message of the scheduler."""
@@ -364,7 +364,7 @@ class ComfyUIRunner:
             await self.client.free(weights=weights, results=results)
             if weights:
                 self._resident = ()
-                self._send(Resident(()))
+                self._send(ResidentWeights(()))
 
     def _send(self, report: Report) -> None:
         if self._membership is not None:
@@ -485,7 +485,7 @@ class ComfyUIRunner:
         resident = tuple(dict.fromkeys([*models, *self._resident]))[:RESIDENT]
         if resident != self._resident:
             self._resident = resident
-            self._send(Resident(resident))
+            self._send(ResidentWeights(resident))
 
 
 def _is_packs(path: str) -> bool:

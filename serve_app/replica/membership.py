@@ -27,7 +27,7 @@ from serve_app.scheduler.protocol.messages import (
     NodeStarted,
     ReplicaInfo,
     Report,
-    Resident,
+    ResidentWeights,
     SchedulerForReplicas,
 )
 
@@ -117,7 +117,7 @@ class Membership:
                 # A newer value replaces a waiting one: after the node's start and before its end.
                 key = report.task_id, report.node_id, type(report)
                 due_s += PROGRESS_S
-            case NodeStarted() | NodeFinished() | NodesCached() | Evicted() | Resident():
+            case NodeStarted() | NodeFinished() | NodesCached() | Evicted() | ResidentWeights():
                 due_s += GATHER_S
             case _ if deferrable:
                 due_s = max(due_s, self._reported_s + GATHER_S)

@@ -15,7 +15,7 @@ from serve_app.errors import ServeAppError, UnavailableError
 from serve_app.execution.runtime import Runtime
 from serve_app.recipe import Lora, Recipe, warm_recipes
 from serve_app.scheduler.core.model_files import files_in
-from serve_app.scheduler.protocol.messages import Report, Resident
+from serve_app.scheduler.protocol.messages import Report, ResidentWeights
 from serve_app.values import PreviewMethod
 
 if TYPE_CHECKING:
@@ -182,4 +182,4 @@ class ReplicaModels:
         resident, loads = self.made.resident(), self.made.load_times()
         if resident != self._resident or loads:
             self._resident = resident
-            self._send(Resident(resident, loads))
+            self._send(ResidentWeights(resident, loads))

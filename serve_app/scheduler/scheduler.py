@@ -45,7 +45,7 @@ from serve_app.scheduler.core.events import (
     Send,
 )
 from serve_app.scheduler.core.machine import Machine
-from serve_app.scheduler.core.time_limit import Overtime
+from serve_app.scheduler.core.time_limit import JobTimeLimits
 from serve_app.scheduler.durability.database_health import DatabaseHealth
 from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.durability.writer import Writer, persistently
@@ -128,7 +128,7 @@ class Scheduler:
         self._rules = rules
         self._admit = partial(Admission, rules, pools, fingerprint=fingerprint)
         self._silence_s = silence_s
-        self._overtime = Overtime({"job_time_s": job_time_s, "deadline_s": deadline_s})
+        self._time_limits = JobTimeLimits({"job_time_s": job_time_s, "deadline_s": deadline_s})
         self.silenced: Callable[[str], None] = lambda replica_id: None
         """Told of a replica that is about to be lost for its silence; its process may live. Set before `start`."""
         self._jobs = jobs
@@ -189,7 +189,7 @@ class Scheduler:
         next_order = await self._in_database(self._jobs.next_order)
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
         self._published = PublishedJobs(self.epoch, self._events)
-        self._watch = Watch(self._machine, self.registry, self._published.feeds, self._overtime, self._writer.put)
+        self._watch = Watch(self._machine, self.registry, self._published.feeds, self._time_limits, self._writer.put)
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch.run, self._remember)]
         unended = self._machine.jobs
         self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._beside)
@@ -239,7 +239,7 @@ class Scheduler:
                 self._lease,
                 self._in_database,
                 count_bytes=self._rules.quotas.count_bytes,
-                results=self._machine.results.shown,
+                results=self._machine.results.ui_dicts,
                 forgotten=self._ended.forgotten,
                 forget_files=self._ended.forget_files,
             )

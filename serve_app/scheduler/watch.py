@@ -12,7 +12,7 @@ from serve_app.events import Event
 from serve_app.scheduler.core.events import Command, JobRefused, TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.records import JobRecord
-from serve_app.scheduler.core.time_limit import Overtime
+from serve_app.scheduler.core.time_limit import JobTimeLimits
 from serve_app.scheduler.events.client_feeds import Feeds
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 
@@ -32,26 +32,26 @@ class Watch:
         machine: Machine,
         registry: ReplicaRegistry,
         feeds: Feeds,
-        overtime: Overtime,
+        time_limits: JobTimeLimits,
         put: Callable[[list[Command]], Any],
     ) -> None:
         self._machine = machine
         self._registry = registry
         self._feeds = feeds
-        self._overtime = overtime
+        self._time_limits = time_limits
         self._put = put
 
     def take(self, event: Event) -> None:
         """Count the time of a job from its submission and its start on, until it has ended."""
-        count = {"queued": self._overtime.arrived, "started": self._overtime.started}.get(event.kind)
+        count = {"queued": self._time_limits.arrived, "started": self._time_limits.started}.get(event.kind)
         if count is not None and (job := self._machine.jobs.get(event.job_id)) is not None:
             count(job, time.time(), time.monotonic())
         if event.last:
-            self._overtime.ended(event.job_id)
+            self._time_limits.ended(event.job_id)
 
     def recover(self, job: JobRecord) -> None:
         """Count the time of a job of an earlier life."""
-        for count in (self._overtime.arrived, self._overtime.started):
+        for count in (self._time_limits.arrived, self._time_limits.started):
             count(job, time.time(), time.monotonic())
 
     async def run(self) -> None:
@@ -68,7 +68,7 @@ class Watch:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():
                     _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.trace(job_id))
-            for job_id, failure in self._overtime.failures(self._machine.jobs, time.monotonic()):
+            for job_id, failure in self._time_limits.failures(self._machine.jobs, time.monotonic()):
                 self._put(self._machine.handle(JobRefused(job_id, failure), time.time()))
             if commands := self._machine.handle(TimePassed(), time.time()):
                 self._put(commands)

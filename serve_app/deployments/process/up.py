@@ -157,7 +157,7 @@ def _haproxy(folder: Path, host: str, port: int, replicas: int) -> tuple[str, st
     else:
         sockets = folder / f"http-{host}-{port}"
         if (refusal := HAProxy(binary, sockets, host, port, replicas).refusal()) is None:
-            fits = haproxy.room()
+            fits = haproxy.connection_limits()
             _log.info(
                 "there is room for %d clients at once, %d of them by websockets (ulimit -n is %d)",
                 fits.clients,

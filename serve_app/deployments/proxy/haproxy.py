@@ -83,24 +83,24 @@ def socket_path(folder: Path, rank: int) -> Path:
     return folder / f"{rank}.sock"
 
 
-class Room(NamedTuple):
+class ConnectionLimits(NamedTuple):
     """How many clients may be connected at once, and how many of them by websockets."""
 
     clients: int
     sockets: int
 
 
-def room() -> Room:
+def connection_limits() -> ConnectionLimits:
     """Return what fits the descriptors that a process may have open here."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, DESCRIPTORS)
     clients = max(4, (limit - RESERVED) // OF_A_CLIENT)
-    return Room(clients, int(clients * SOCKETS_SHARE))
+    return ConnectionLimits(clients, int(clients * SOCKETS_SHARE))
 
 
 def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
     inside = folder / "inside.sock"
-    fits = room()
+    fits = connection_limits()
     full = json.dumps(_answer("Too many websockets", f"this server has room for {fits.sockets} at once (ulimit -n)"))
     refusal = f"status 503 content-type application/json hdr Retry-After {FULL_RETRY_AFTER_S} string '{full}'"
     servers = [f"server {rank} unix@{socket_path(folder, rank)}" for rank in range(replicas)]

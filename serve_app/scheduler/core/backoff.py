@@ -1,8 +1,8 @@
-"""What ending a replica costs whoever did it: their next jobs wait, longer each time, and nobody else's. Pure.
+"""Exponential backoff for owners whose jobs end replicas: their next jobs wait, longer after each loss. Pure.
 
-A loss is counted where its cause is known: a node that does not stop or went on after its job as the replica died, a
-job that ran alone, or one that is cancelled before it has shown that it was not what ended its replica. From ALONE_FROM
-losses on the owner's jobs also run alone (`quarantine.py`). One loss is forgiven for each `forgiven_s` without another.
+A loss is charged if its cause is known: a node that does not stop or runs on after its job as the replica dies, a job
+that ran alone, or a job that is cancelled while it may have been the cause. From ALONE_FROM losses on, the owner's jobs
+also run in quarantine (`quarantine.py`). One loss is forgiven for each `forgiven_s` without another.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from serve_app.config.limits import BackoffRules
 from serve_app.store.database.changes import JobRow, OwnerCharged
 
 Owner: TypeAlias = tuple[str, str | None]
-"""Whose a job is: its tenant, or among jobs without one its client."""
+"""Who is charged for a job: (its tenant, None), or without one ("", its client)."""
 ALONE_FROM = 2
 
 
 def owner_of(row: JobRow) -> Owner:
-    """Return whose a job is; jobs without tenant and client are one owner's."""
+    """Return the owner of a job. Jobs without tenant and client have one owner."""
     return row.tenant, None if row.tenant else row.client_id
 
 
 @dataclass(slots=True)
 class Losses:
-    """Replicas that an owner has ended and not been forgiven; the last one's time, and until when its jobs wait."""
+    """The unforgiven losses of an owner: their count, the time of the last, and until when its jobs wait."""
 
     count: int = 0
     last_s: float = 0.0
@@ -34,14 +34,14 @@ class Losses:
 
     @property
     def alone(self) -> bool:
-        """Whether the owner's jobs run where no other job does."""
+        """Whether the owner's jobs run in quarantine."""
         return self.count >= ALONE_FROM
 
 
 class Backoff:
-    """One a machine. Whoever waits does so until `advance` says otherwise. All times are Unix times.
+    """The losses of every owner. An owner waits until `advance` releases it. All times are Unix times.
 
-    charged: what earlier lives of the scheduler have counted.
+    charged: losses from earlier epochs.
     """
 
     def __init__(self, rules: BackoffRules, charged: Iterable[OwnerCharged] = ()) -> None:
@@ -50,22 +50,22 @@ class Backoff:
         self._waiting = set(self._losses)
         self._advance_s = float("inf")
         self.totals: dict[str, int] = {}
-        """Replicas that each tenant has ended since this life of the scheduler began."""
+        """Replicas ended in this epoch, by tenant."""
 
     def blocks(self, owner: Owner) -> bool:
-        """Whether an owner's next jobs wait."""
+        """Whether an owner's next jobs must wait."""
         return owner in self._waiting
 
     def of(self, owner: Owner) -> Losses:
-        """Return what an owner has lost."""
+        """Return an owner's losses."""
         return self._losses.get(owner, Losses())
 
     def owners(self) -> Iterator[tuple[Owner, Losses]]:
-        """Yield whoever has losses."""
+        """Yield every owner with losses."""
         yield from self._losses.items()
 
     def charge(self, owner: Owner, at_s: float) -> Losses:
-        """Count a replica that an owner has ended, and have its next jobs wait."""
+        """Count a replica that an owner has ended, and make its next jobs wait."""
         losses = self._losses.setdefault(owner, Losses())
         losses.count, losses.last_s = losses.count + 1, at_s
         losses.until_s = at_s + min(self._rules.longest_s, self._rules.first_s * 2.0 ** min(losses.count - 1, 64))
@@ -75,8 +75,8 @@ class Backoff:
         return losses
 
     def advance(self, at_s: float) -> Set[Owner]:
-        """Forgive losses of long ago; return whose jobs wait no longer."""
-        # The clock may be set back, which makes nobody wait for longer than ever.
+        """Forgive old losses; return the owners whose wait is over."""
+        # If the wall clock is set back, waits are bounded anew.
         if self._advance_s - self._rules.longest_s - self._rules.forgiven_s <= at_s < self._advance_s:
             return frozenset()
         released = set[Owner]()

@@ -1,4 +1,4 @@
-"""How many replicas a pool's tasks are worth: by how long they will take, not by how many they are. Pure."""
+"""How many replicas a pool needs for its tasks, by their number or by their expected duration. Pure."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 
 class Demand(NamedTuple):
-    """What a pool is asked for. waiting, running: how many tasks wait for a replica, and run.
+    """A pool's load. waiting, running: the numbers of tasks.
 
-    waiting_s: how long those that wait are expected to take a slot, by the model file that they need most.
+    waiting_s: the slot seconds that the waiting tasks are expected to take, by model file.
     """
 
     waiting: int
@@ -19,14 +19,14 @@ class Demand(NamedTuple):
 
 
 def replicas_by_count(demand: Demand, slots: int) -> int:
-    """Return as many replicas as it takes to run every task at once. slots: tasks that one runs at once."""
+    """Return the replicas needed to run every task at once. slots: of one replica."""
     return math.ceil((demand.waiting + demand.running) / slots)
 
 
 def replicas_by_seconds(demand: Demand, slots: int, drain_s: float) -> int:
-    """Return as many replicas as it takes to do what waits within drain_s, beside those that run what runs.
+    """Return the replicas needed for the running tasks and to drain the waiting ones within drain_s.
 
-    Never more than can have a task, and one at least where any task is.
+    At most one for each task, and at least one if there is any task.
     """
     seconds = sum(demand.waiting_s.values())
     wanted = math.ceil((demand.running + seconds / drain_s) / slots)

@@ -1,6 +1,6 @@
-"""How long each task has had its replica's device: those that run on a replica at a time share it equally.
+"""Accounts the device time of tasks: the tasks that run on a replica at a time share its device equally.
 
-So what the tasks of a replica have had adds up to the time in which it ran any. Pure; a moment is what it is told.
+So the device times of a replica's tasks add up to the time in which it ran any. Pure: time comes as an argument.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from serve_app.graph.plan import TaskId
 
 LONGEST_S = 10.0
-"""More does not pass between two moments: the scheduler is told of each second, so the clock has been set."""
+"""The longest plausible time between two calls: they come every second, so beyond it the clock was set."""
 
 
 @dataclass(slots=True)
 class _Device:
-    """shared_s: how long any task has had it that has run there all the time, up to since_s. began_s: what that was
-    when each of those that run began.
+    """One device. shared_s: the device time, up to since_s, of a task that had run there from the beginning. began_s:
+    the value of shared_s at which each running task began.
     """
 
     shared_s: float = 0.0
@@ -38,19 +38,19 @@ class DeviceTime:
         self._devices: dict[str, _Device] = {}
 
     def advance(self, at_s: float) -> None:
-        """Take in that it is so late. at_s: Unix time, of a clock that may be set meanwhile."""
+        """Move the time on. at_s: Unix time, of a clock that may be set at any moment."""
         if self._at_s is not None:
             self._now_s += min(LONGEST_S, max(0.0, at_s - self._at_s))
         self._at_s = at_s
 
     def start(self, replica_id: str, task_id: TaskId) -> None:
-        """Take in that a task runs on a replica from now on."""
+        """Start accounting for a task on a replica."""
         device = self._devices.setdefault(replica_id, _Device())
         device.advance(self._now_s)
         device.began_s[task_id] = device.shared_s
 
     def end(self, replica_id: str, task_id: TaskId) -> float | None:
-        """Take in that a task needs its replica's device no more; return how long it has had it, None if it has not."""
+        """Stop accounting for a task; return its device time, None if it is not running there."""
         device = self._devices.get(replica_id)
         if device is None or task_id not in device.began_s:
             return None

@@ -35,7 +35,7 @@ from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.fair_share import FairShare
 from serve_app.scheduler.core.ready_queue import QueuedTask, ReadyQueue
 from serve_app.scheduler.core.records import JobRecord, TaskRecord
-from serve_app.scheduler.core.replicas import LeastBusy, PoolReplicas, ReplicaRecord, Replicas, Work
+from serve_app.scheduler.core.replicas import LeastBusy, PoolReplicas, ReplicaRecord, Replicas, RunningWork
 
 T = TypeVar("T")
 
@@ -108,7 +108,7 @@ class Dispatch:
             if task.plan.pool in queues:
                 queues[task.plan.pool].remove((job.row.job_id, task.plan.index))
 
-    def start(self, job: JobRecord, task: TaskRecord, replica: ReplicaRecord, at_s: float) -> Work:
+    def start(self, job: JobRecord, task: TaskRecord, replica: ReplicaRecord, at_s: float) -> RunningWork:
         """Charge a task's tenant its expected device time, and return the work as its replica's record keeps it.
 
         at_s: Unix time.
@@ -120,13 +120,13 @@ class Dispatch:
         owed_s = 0.0 if file in there else MIN_WORK_PER_LOAD * self._costs.load_s(pool, file) * replica.info.slots
         charged_s = self._shares[pool].start(job.tenant, self.expected_s(pool, job, task))
         due_s = at_s + work_s + sum(self._costs.load_s(pool, name) for name in files if name not in replica.loaded)
-        return Work(file, task.steps, work_s, files, owed_s, job.tenant, charged_s, due_s, job.owner)
+        return RunningWork(file, task.steps, work_s, files, owed_s, job.tenant, charged_s, due_s, job.owner)
 
     def expected_s(self, pool: str, job: JobRecord, task: TaskRecord) -> float:
         """Return the device time in seconds that a task is expected to take in a pool."""
         return task.steps * self._costs.share_s(pool, self._costs.heaviest(pool, job.files.whole))
 
-    def end(self, pool: str, work: Work, had_s: float) -> None:
+    def end(self, pool: str, work: RunningWork, had_s: float) -> None:
         """Correct a tenant's charge for a task by its measured device time. had_s: that time in seconds."""
         self._shares[pool].end(work.tenant, work.charged_s, had_s)
 

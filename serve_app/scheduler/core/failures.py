@@ -1,4 +1,4 @@
-"""What a job's history says of an end without success: where it was, and why it is over. Decides nothing."""
+"""Builds the `Failure` of a job that ends without success: its node, its reason and what had run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serve_app.scheduler.protocol.messages import TaskFailed
 
 
 def failure_of(job: JobRecord, node_id: str = "", exception_type: str = "", message: str = "") -> Failure:
-    """Return where a job is that is about to end: at this node, else at the one that began last, and what has run."""
+    """Return a failure at this node, else at the node that started last, with the nodes that have run."""
     if not node_id and job.executing:
         node_id = list(job.executing.values())[-1]
     node = job.plan.graph.nodes.get(node_id)
@@ -20,7 +20,7 @@ def failure_of(job: JobRecord, node_id: str = "", exception_type: str = "", mess
 
 
 def of_node(job: JobRecord, report: TaskFailed) -> Failure:
-    """Return what a job ends with one of whose nodes raised."""
+    """Return the failure of a job whose node raised."""
     return replace(
         failure_of(job, report.node_id, report.exception_type, report.message),
         node=report.node_id,
@@ -31,14 +31,14 @@ def of_node(job: JobRecord, report: TaskFailed) -> Failure:
 
 
 def of_cancelled(job: JobRecord) -> Failure:
-    """Return where a job is that is cancelled: nowhere unless a node runs."""
+    """Return the failure of a cancelled job: empty unless a node runs."""
     return replace(failure_of(job), current_outputs=()) if job.executing else Failure()
 
 
 def of_lost_replicas(job: JobRecord, pool: str, why: str, wait_s: float) -> Failure:
-    """Return what a job ends with that has lost too many replicas alone.
+    """Return the failure of a job that has lost too many replicas on which it ran alone.
 
-    why: what is known of the last one's end. wait_s: for how long its owner's next jobs wait because of that.
+    why: the reason of the last loss, if known. wait_s: how long its owner's next jobs wait because of it.
     """
     first = next(targets_of(job, task)[0] for task in job.tasks if task.state == "running")
     where = failure_of(job, "" if job.executing else first)

@@ -1,16 +1,16 @@
-"""Whose turn it is: the tenants of one pool, by how much of it each has had, over its weight.
+"""Fair queueing of the tenants of one pool by device time.
 
-Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), for several servers and work that is not known in
-advance. A tenant has a virtual time: the seconds that it has had of the pool's devices, over its weight. Of those that
-wait, the one with the least is next. A task is charged what it is expected to take as it starts, and what it did take
-as it ends. Whoever comes back is set forward to where the last of the others is: nobody saves up turns while idle.
+Start-time fair queueing (Goyal, Vin and Cheng, SIGCOMM 1996), for several servers and work whose length is not known in
+advance. A tenant's virtual time is the device time that it has had in the pool, divided by its weight. Of the tenants
+that wait, the one with the lowest virtual time is next. A task is charged its expected time as it starts and its
+measured time as it ends. A returning tenant starts at the lowest virtual time of those that wait (virtual-time
+catch-up), so no turns are saved up while idle.
 
-So of two tenants that both wait, as long as order is kept, neither is ahead of the other by more than one task of its
-own, over its weight, beside what is under way; and whoever waits is passed by no other for more than it is behind, and
-a task.
+Bounds: while order is kept, of two waiting tenants neither is ahead by more than one of its own tasks, over its weight,
+and what is running. No tenant passes a waiting one for more than the latter is behind, and one task.
 
-A virtual time never falls while its tenant waits, so that heaps find the least. What a task was expected to take and
-did not is credit, with which the tenant's next tasks are paid.
+A virtual time never falls while its tenant waits, so that heaps find the lowest. Time that was charged but not taken
+becomes credit, which pays for the tenant's next tasks.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 
 LEAST_S = 0.001
-"""What any task is charged at least: one that takes no time must not be a turn for nothing, again and again."""
+"""The least charge of a task. Tasks that take no time would otherwise get unlimited turns."""
 FIRST = "\0"
-"""Whose turn it always is. No tenant's name."""
+"""A pseudo-tenant that is always first. No tenant can have this name."""
 
 
 class FairShare:
@@ -41,21 +41,21 @@ class FairShare:
         return float("-inf") if tenant == FIRST else self._times.get(tenant, self._floor)
 
     def behind_s(self, tenant: str, other: str) -> float:
-        """Return how much more a tenant would have had, had it had as much as another for its weight."""
+        """Return by how many seconds of device time a tenant is behind another, over their weights."""
         return (self.time(other) - self.time(tenant)) * self._weight(tenant)
 
     def enter(self, tenant: str) -> None:
-        """Take in that one more task of a tenant waits."""
+        """Count one more waiting task of a tenant."""
         if not self._waiting[tenant]:
             self._advance_floor()
-            # While it is in no heap, its time may fall.
+            # A time may fall here, since the tenant is in no heap.
             had = self._times.get(tenant, 0.0) - self._credit_s.pop(tenant, 0.0) / self._weight(tenant)
             self._times[tenant] = max(had, self._floor)
             self._order.add(tenant)
         self._waiting[tenant] += 1
 
     def leave(self, tenant: str) -> None:
-        """Take in that one task of a tenant waits no longer."""
+        """Count one waiting task of a tenant less."""
         self._waiting[tenant] -= 1
         if not self._waiting[tenant]:
             self._advance_floor()
@@ -69,7 +69,7 @@ class FairShare:
         return charged_s
 
     def end(self, tenant: str, charged_s: float, took_s: float) -> None:
-        """Charge what a task did take in the place of what it was charged."""
+        """Replace a task's charge by its measured time."""
         self._charge(tenant, max(LEAST_S, took_s) - charged_s)
 
     def _charge(self, tenant: str, seconds: float) -> None:
@@ -80,17 +80,17 @@ class FairShare:
             self._times[tenant] = self.time(tenant) + left_s / self._weight(tenant)
 
     def _advance_floor(self) -> None:
-        """Set who comes from now on no further back than whoever is furthest back of those that wait."""
+        """Raise the virtual time of returning tenants to the lowest one that waits."""
         if (last := self._order.first()) is not None:
             self._floor = max(self._floor, self._times[last])
 
 
 class Ranking:
-    """Some tenants in the order of their virtual times, which only grow while they are in it."""
+    """Tenants in order of their virtual times, which must not fall while they are in it."""
 
     def __init__(self, shares: FairShare) -> None:
         self._shares = shares
-        # Entries stay whose tenant has gone since; the number tells.
+        # Entries of removed tenants stay; their number is not current.
         self._heap: list[tuple[float, str, int]] = []
         self._there: dict[str, int] = {}
         self._added = 0
@@ -99,20 +99,20 @@ class Ranking:
         return len(self._there)
 
     def add(self, tenant: str) -> None:
-        """Put a tenant in, if it is not."""
+        """Add a tenant if it is absent."""
         if tenant not in self._there:
             self._added += 1
             self._there[tenant] = self._added
             heapq.heappush(self._heap, (self._shares.time(tenant), tenant, self._added))
 
     def discard(self, tenant: str) -> None:
-        """Take a tenant out, if it is in."""
+        """Remove a tenant if it is present."""
         self._there.pop(tenant, None)
         if not self._there:
             self._heap.clear()
 
     def first(self) -> str | None:
-        """Return whose turn it is; None if nobody is there."""
+        """Return the first tenant, None if there is none."""
         while self._heap:
             at, tenant, number = self._heap[0]
             if self._there.get(tenant) != number:
@@ -124,7 +124,7 @@ class Ranking:
         return None
 
     def firsts(self, count: int) -> list[str]:
-        """Return the first tenants in order, at most so many."""
+        """Return the first tenants in order, at most `count`."""
         if len(self._there) == 1:
             return list(self._there)
         found: list[tuple[float, str, int]] = []

@@ -98,7 +98,7 @@ from serve_app.scheduler.protocol.messages import (
     NodeStarted,
     Reopened,
     Report,
-    Resident,
+    ResidentWeights,
     SlotReleased,
     TaskCancelled,
     TaskFailed,
@@ -457,7 +457,7 @@ class Machine:
         replica_id = replica.info.replica_id
         match report:
             case NodeFinished(task_id, node_id, signature, ui, origin, computed):
-                self.results.hold(replica_id, signature, ui)
+                self.results.add_holder(replica_id, signature, ui)
                 if self._waiters.get(signature):
                     self._send(replica_id, Export(signature))
                 if current := self._current(task_id):
@@ -512,7 +512,7 @@ class Machine:
                 replica.lingering = owners
             case Reopened():
                 self.replicas.drain(replica, "")
-            case Resident(recipes, loads):
+            case ResidentWeights(recipes, loads):
                 self.costs.learn_loads(replica.info.pool, load_times(loads))
                 self.replicas.hold(replica, recipes)
             case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeMessage() | NodePreviewed():

@@ -1,6 +1,6 @@
-"""Model files as the scheduler knows them: by name alone, as workflows name them and as replicas say what they hold.
+"""The model files of jobs and replicas, by file name.
 
-The folder is left out, since a workflow's constant does not say it.
+Folders are left out, since a constant in a workflow does not name its folder.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from serve_app.graph.model_files import LOADERS
 from serve_app.recipe import Recipe, warm_recipes
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
-"""What the names of files with weights end in."""
+"""The suffixes of weight files."""
 
 _CHANGING = ("UnetLoaderGGUFAdvanced", "CreateHookModelAsLora", "CreateHookModelAsLoraModelOnly")
-"""Loaders whose models are not, or need not be, as their files have them."""
+"""Loaders that may change the model that they load."""
 BYPASSING = ("LoraLoaderBypass", "LoraLoaderBypassModelOnly")
 LORA_LOADERS = ("LoraLoader", "LoraLoaderModelOnly", *BYPASSING)
 """Nodes that put a LoRA on a model, their first output, and some on a text encoder, their second."""
 MOST_LORAS = 64
-"""How many LoRAs a model may have of which replicas are told ahead: a graph can chain thousands."""
+"""The most LoRAs of a model that is prefetched: a graph can chain thousands."""
 _KINDS = {
     "TripleCLIPLoader": "sd3",
     "TripleCLIPLoaderGGUF": "sd3",
     "QuadrupleCLIPLoader": "hidream",
     "QuadrupleCLIPLoaderGGUF": "hidream",
 }
-"""What loaders of text encoders load them for that are not told a type."""
+"""The type of text encoder that loaders without a `type` input load."""
 
 _STRENGTH = re.compile(r" -?[0-9][0-9.e+-]*$")
 
 
-class ModelFiles(NamedTuple):
-    """The model files that a job names, each once. all: in its nodes' order. whole: without LoRAs."""
+class JobModelFiles(NamedTuple):
+    """The distinct model files that a job names. all: in its nodes' order. whole: without LoRAs."""
 
     all: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
 
 
-def files_of(graph: Graph, nodes: Iterable[str]) -> ModelFiles:
-    """Return the model files that nodes name. What an input with "lora" in its name names is taken to be a LoRA."""
+def files_of(graph: Graph, nodes: Iterable[str]) -> JobModelFiles:
+    """Return the model files that nodes name. An input with "lora" in its name is taken to name a LoRA."""
     inputs = (item for node_id in nodes for item in graph.nodes[node_id].inputs.items())
     named = {
         _base(value): "lora" in name.lower()
@@ -50,14 +50,14 @@ def files_of(graph: Graph, nodes: Iterable[str]) -> ModelFiles:
         if isinstance(value, str) and value.lower().endswith(SUFFIXES)
     }
     files = tuple(named)
-    return ModelFiles(files, tuple(file for file in files if not named[file]) if any(named.values()) else files)
+    return JobModelFiles(files, tuple(file for file in files if not named[file]) if any(named.values()) else files)
 
 
 def recipes_of(graph: Graph, nodes: Iterable[str]) -> tuple[Recipe, ...]:
-    """Return the models that nodes use and name outright, with their LoRAs, each once.
+    """Return the distinct models that nodes use and name by constants, with their LoRAs.
 
-    A loader that changes what it loads, or is told by a link what that is, is left out, and so is such a LoRA. So is a
-    model with more than MOST_LORAS.
+    Left out: loaders and LoRAs whose file comes by a link, loaders that change their model, and models with more than
+    MOST_LORAS.
     """
     users = (graph.nodes[node_id] for node_id in nodes)
     links = (link for user in users if user.class_type not in LORA_LOADERS for _, link in user.links())
@@ -67,7 +67,7 @@ def recipes_of(graph: Graph, nodes: Iterable[str]) -> tuple[Recipe, ...]:
 
 
 def _recipe(graph: Graph, link: Link, known: dict[Link, Recipe | None]) -> Recipe | None:
-    """Return the model that a link leads to, if it is one that is known. known: what links on the way to it give."""
+    """Return the model at the end of a link, if constants name it. known: a cache by link."""
     loras: list[Link] = []
     at: Any = link
     while isinstance(at, Link) and at not in known:
@@ -114,7 +114,7 @@ def _is_of_texts(inputs: Mapping[str, tuple[str, str]]) -> bool:
 
 
 def files_in(recipe: str) -> Iterator[str]:
-    """Yield the files of weights that a replica holds.
+    """Yield the weight files of a loaded recipe.
 
     recipe: one of `Resident.recipes`, e.g. "backbone checkpoints/a.safetensors + b.safetensors 0.8"; what follows the
     first file is a further one, or a LoRA with its strength.
@@ -123,7 +123,7 @@ def files_in(recipe: str) -> Iterator[str]:
 
 
 def load_times(loads: Iterable[tuple[str, float]]) -> Mapping[str, float]:
-    """Return how long each file took, of what was loaded together: a file of several parts took the sum of theirs.
+    """Return the loading time of each file in seconds: for a file of several parts the sum, shared among files.
 
     loads: recipes as `files_in` takes them, with seconds. What LoRAs made of a part did not read the part's file.
     """

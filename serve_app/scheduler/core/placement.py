@@ -1,7 +1,7 @@
-"""Which replica gets a task. Pure: reads records, changes nothing, and looks at a few replicas however many there are.
+"""Chooses the replica that a task is sent to. Pure; considers a few replicas, however many there are.
 
-Order of preference: the replica that holds or is computing most of the task's values, then the one where least is to be
-loaded, then the least busy, then the one that has been so longest.
+Order of preference: the replica that has or computes most of the task's values, then the one with the least loading
+time, then the least busy, then the one longest unchanged.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from serve_app.scheduler.core.replicas import LeastBusy, ReplicaRecord
 from serve_app.scheduler.core.results import Results
 
 CANDIDATES = 8
-"""How many of the least busy replicas, and how many holders of each value, are looked at for one task."""
+"""How many of the least busy replicas, and of the holders of each value, are considered for a task."""
 
 
 def choose(
     among: LeastBusy, signatures: Set[str], files: Sequence[str], results: Results, costs: Costs
 ) -> ReplicaRecord:
-    """Return the best of the replicas, of which there is one at least. files: the model files that the task names."""
+    """Return the best of at least one replica. files: the model files that the task names."""
     candidates = {record.info.replica_id: record for record in among.first(CANDIDATES)}
     for signature in signatures:
         for name in islice(results.holders(signature), CANDIDATES):
@@ -29,9 +29,9 @@ def choose(
 
     def score(record: ReplicaRecord) -> tuple[int, float, int, int]:
         name, there = record.info.replica_id, record.files
-        held = sum(name in results.holders(s) or results.owner(s) in record.running for s in signatures)
+        present = sum(name in results.holders(s) or results.owner(s) in record.running for s in signatures)
         lacking = [file for file in files if file not in there]
         load_s = sum(costs.load_s(record.info.pool, file) for file in lacking)
-        return (-held, load_s, len(lacking), len(record.running))
+        return (-present, load_s, len(lacking), len(record.running))
 
     return min(candidates.values(), key=score)

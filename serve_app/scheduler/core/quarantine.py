@@ -1,6 +1,6 @@
-"""Which replicas are kept for suspects: jobs that may be what ended the replicas they ran on (docs/decisions/0014).
+"""Quarantine: replicas reserved for suspects, the jobs that may have ended replicas that they ran on (decision 14).
 
-Decided anew whenever tasks are given out, from records alone; all that is remembered is `ReplicaRecord.quarantined`.
+Decided again at every placement, from records alone. The only state is `ReplicaRecord.quarantined`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from serve_app.scheduler.core.replicas import LeastBusy, PoolReplicas, ReplicaRe
 def keep_for(
     job: JobRecord, pool: PoolReplicas, replicas: Replicas, jobs: Mapping[str, JobRecord]
 ) -> ReplicaRecord | None:
-    """Return the replica of the pool that is kept for a suspect, others' tasks perhaps still to end there.
+    """Return the replica of the pool that is reserved for a suspect, or None if it must wait.
 
-    None: it must wait. At most half of a pool, but one replica in any case, is kept. Of the jobs that need several
-    pools one is in quarantine at a time: two could each wait for a replica that is kept for the other.
+    Other jobs' tasks may still run there. At most half of a pool is reserved, but at least one replica. Only one job
+    that spans pools is in quarantine at a time: two could wait for each other's replicas.
     """
     job_id = job.row.job_id
     if own := next((record for record in pool.of_suspects() if record.quarantined == job_id), None):
@@ -34,9 +34,9 @@ def keep_for(
 
 
 def end(pool: PoolReplicas, replicas: Replicas) -> None:
-    """Open replicas on which nothing of their suspect runs, be it over or about to begin.
+    """Release reserved replicas on which their suspect runs nothing.
 
-    Which one is cleared for the first suspect that waits is then decided anew: the one that is clearest by now.
+    The least busy replica is then reserved for the first suspect that waits.
     """
     for record in list(pool.quarantined.values()):
         if not any(task_id.job_id == record.quarantined for task_id in record.running):
@@ -44,9 +44,10 @@ def end(pool: PoolReplicas, replicas: Replicas) -> None:
 
 
 def open_to_awaited(pool: PoolReplicas, jobs: Mapping[str, JobRecord]) -> LeastBusy:
-    """Return the replicas that a task may go to which a running one waits for.
+    """Return the replicas that may run a task which a running task waits for.
 
-    Where all are kept, those whose suspect waits for a replica to clear: it may be this task that it waits for.
+    If all are reserved, those whose suspect waits for other jobs' tasks to end there: one of these may wait for this
+    task.
     """
 
     def waits(job_id: str | None) -> bool:

@@ -1,4 +1,4 @@
-"""What the machine knows of unfinished jobs and their tasks, and how it names them to others. Decides nothing."""
+"""The machine's records of unfinished jobs and their tasks. Decides nothing."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any, Literal, TypeAlias
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
 from serve_app.scheduler.core.backoff import Owner, owner_of
-from serve_app.scheduler.core.model_files import ModelFiles
+from serve_app.scheduler.core.model_files import JobModelFiles
 from serve_app.store.database.changes import JobRow
 
 SHARED_LOSSES = 2
-"""Replicas that a job may lose together with others before it is a suspect. Hosts go away more often than jobs kill."""
+"""Losses of shared replicas after which a job is a suspect. Hosts fail more often than jobs kill replicas."""
 
 
 Priority: TypeAlias = tuple[int, float, int]
-"""A job's place in the queue, the lower the sooner: less the priority it asks for, its number, its order."""
+"""A job's sort key, lowest first: negative priority, number, order of submission."""
 
 
 def priority_of(extra_data: Mapping[str, Any]) -> int:
-    """Return the priority that a submission asks for; 0 if it asks for none."""
+    """Return the priority in a submission's extra_data, 0 by default."""
     asked = extra_data.get("priority", 0)
     return asked if isinstance(asked, int) and not isinstance(asked, bool) else 0
 
 
 @dataclass(slots=True)
 class TaskRecord:
-    """steps: how many its nodes have between them, by which its duration is judged; at least one.
+    """A task of an unfinished job. steps: the sampling steps of its nodes, at least 1, as a measure of its duration.
 
-    stops: attempts that ended because the replica stopped them, though nobody had asked for it.
+    stops: attempts that their replica stopped although the task was not cancelled.
     """
 
     plan: TaskPlan
@@ -43,14 +43,13 @@ class TaskRecord:
 
 @dataclass(slots=True)
 class JobRecord:
-    """An unfinished job. row is as it was accepted; what has happened since is beside it.
+    """An unfinished job. row: as accepted; the other fields are its state since.
 
-    files: the model files that its nodes name.
-    wanted: nodes that a running task has asked for beyond what is evaluated in any case. executing: the nodes that run,
-    in the order they began, each with the submitted node that it goes back to. losses: replicas lost while other jobs
-    ran there too; lone_losses: while it ran there alone. alone: whether it runs alone for what its owner's other jobs
-    have done. unexplained: whether it may be what ended a replica on which others ran too. expected_s:
-    GPU-seconds that it is expected to take.
+    files: the model files that its nodes name. missing: outputs that are not recorded. wanted: nodes that a running
+    task has requested beyond the tasks' targets. executing: the running nodes in order of their start, each with the
+    submitted node that it comes from. losses: replicas lost while other jobs ran there; lone_losses: while it ran there
+    alone. alone: whether it runs alone because of its owner's losses. unexplained: whether it may have ended a replica
+    on which other jobs ran. expected_s: the GPU seconds that it is expected to take.
     """
 
     row: JobRow
@@ -59,7 +58,7 @@ class JobRecord:
     started_s: float | None
     outputs: dict[str, Mapping[str, Any]]
     missing: set[str]
-    files: ModelFiles
+    files: JobModelFiles
     wanted: frozenset[str] = frozenset()
     executing: dict[str, str] = field(default_factory=dict)
     finished: set[str] = field(default_factory=set)
@@ -73,17 +72,17 @@ class JobRecord:
 
     @property
     def tenant(self) -> str:
-        """Whose it is, as JobRow."""
+        """As JobRow's."""
         return self.row.tenant
 
     @property
     def owner(self) -> Owner:
-        """Whose losses of replicas it counts among."""
+        """Who is charged if it ends a replica."""
         return owner_of(self.row)
 
     @property
     def suspect(self) -> bool:
-        """Whether it may be what ended its replicas, and must run where it can harm no other."""
+        """Whether it may have ended its replicas, so that it must run in quarantine."""
         return self.alone or self.losses >= SHARED_LOSSES
 
     @property
@@ -98,7 +97,7 @@ class JobRecord:
 
     @property
     def percent(self) -> int:
-        """Work done so far, 0–99; a node with a `steps` constant counts that many times."""
+        """Work done, 0–99. A node counts by its `steps` constant, else once."""
         weights = {node_id: _steps(self.plan, node_id) for task in self.plan.tasks for node_id in task.nodes}
         total = sum(weights.values())
         done = sum(w * (1.0 if n in self.finished else self.progress.get(n, 0.0)) for n, w in weights.items())
@@ -106,24 +105,24 @@ class JobRecord:
 
 
 def steps_of(plan: Plan, nodes: Iterable[str]) -> int:
-    """Return how many steps these nodes have between them; one if none has any."""
+    """Return the sum of the nodes' steps, at least 1."""
     return max(1, sum(_steps(plan, node_id) for node_id in nodes if "steps" in plan.graph.nodes[node_id].inputs))
 
 
 def targets_of(job: JobRecord, task: TaskRecord) -> tuple[str, ...]:
-    """Return what the task is to evaluate: its targets, and what another one has asked for."""
+    """Return the nodes that a task must evaluate: its targets, and those that another task has requested."""
     asked = job.wanted.intersection(task.plan.nodes)
     return (*task.plan.targets, *sorted(asked.difference(task.plan.targets)))
 
 
 def elsewhere(job: JobRecord, task: TaskRecord, signature: str) -> list[str]:
-    """Return the nodes of the job's other tasks that make this value."""
+    """Return the nodes of the job's other tasks that compute a value."""
     others = (node_id for other in job.tasks if other is not task for node_id in other.plan.nodes)
     return [node_id for node_id in others if job.plan.signatures[node_id] == signature]
 
 
 def placed(node_id: str, origin: Origin | None) -> dict[str, Any]:
-    """Return how events name a node; one that another made says where it belongs."""
+    """Return the fields by which events name a node. origin: of an expanded node."""
     if origin is None:
         return {"node": node_id}
     made = {"display_node": origin.display, "parent_node": origin.parent, "real_node": origin.real}
@@ -138,7 +137,7 @@ def id_of(job: JobRecord, task: TaskRecord) -> TaskId:
 def assignment(
     job: JobRecord, task: TaskRecord, targets: tuple[str, ...], remote: frozenset[str], *, room: bool
 ) -> Task:
-    """Return the task as its replica is sent it. room: whether the replica can be sent others beside it."""
+    """Return the task as it is sent to its replica. room: whether the replica has another free slot."""
     return Task(
         id=id_of(job, task),
         nodes={node_id: job.plan.graph.nodes[node_id] for node_id in task.plan.nodes},

@@ -17,7 +17,7 @@ from serve_app.scheduler.core.model_files import files_in
 from serve_app.scheduler.protocol.messages import ReplicaInfo
 
 
-class Work(NamedTuple):
+class RunningWork(NamedTuple):
     """A running task as its replica's record keeps it. file: the model file of its queue, "" for none.
 
     work_s: the seconds that it is expected to take a slot. files: the model files that it names, which its replica has
@@ -54,7 +54,7 @@ class ReplicaRecord:
     recipes: tuple[str, ...] = ()
     loaded: frozenset[str] = frozenset()
     models: frozenset[str] = frozenset()
-    work: dict[TaskId, Work] = field(default_factory=dict)
+    work: dict[TaskId, RunningWork] = field(default_factory=dict)
     owed_s: float = 0.0
     prefetching: frozenset[str] = frozenset()
     overdue: bool = False
@@ -304,7 +304,7 @@ class Replicas(Mapping[str, ReplicaRecord]):
             self.moved = True
         return record
 
-    def start(self, record: ReplicaRecord, task_id: TaskId, work: Work) -> None:
+    def start(self, record: ReplicaRecord, task_id: TaskId, work: RunningWork) -> None:
         """Record that a replica runs a task."""
         record.running.add(task_id)
         record.work[task_id] = work
@@ -317,7 +317,7 @@ class Replicas(Mapping[str, ReplicaRecord]):
             record.slotless.add(task_id)
             self._file(record)
 
-    def end(self, record: ReplicaRecord, task_id: TaskId) -> Work | None:
+    def end(self, record: ReplicaRecord, task_id: TaskId) -> RunningWork | None:
         """Record that a task on a replica has ended, and return its work."""
         record.running.discard(task_id)
         record.slotless.discard(task_id)

@@ -1,7 +1,7 @@
-"""Which jobs of a tenant may start where its quota says how many may run at once: the first of them, in their order.
+"""Enforces a tenant's quota of running jobs: the first ones in order are admitted, the others wait. Pure.
 
-As many are let in as may run; the others wait until one of those has ended. One that comes before a job that is let in
-and has not started takes its place. Pure.
+When an admitted job ends, the next one is admitted. A new job takes the place of an admitted job that comes after it in
+order and has not started.
 """
 
 from __future__ import annotations
@@ -13,52 +13,52 @@ from serve_app.scheduler.core.records import JobRecord, Priority
 
 
 class RunningLimit:
-    """One a machine. limit: how many jobs of a tenant may run; None for any number."""
+    """The admitted and waiting jobs of every tenant with a limit. limit: of a tenant, None for no limit."""
 
     def __init__(self, limit: Callable[[str], int | None]) -> None:
         self._limit = limit
-        self._let_in: dict[str, dict[str, JobRecord]] = {}
-        # Entries stay whose job has ended or been let in since.
+        self._admitted: dict[str, dict[str, JobRecord]] = {}
+        # Entries of jobs that have ended or been admitted since stay.
         self._waiting: dict[str, dict[str, JobRecord]] = {}
         self._order: dict[str, list[tuple[Priority, str]]] = {}
 
     def blocks(self, job: JobRecord) -> bool:
-        """Whether a job must wait for another of its tenant."""
+        """Whether a job must wait for another job of its tenant."""
         return job.row.job_id in self._waiting.get(job.tenant, ())
 
     def enter(self, job: JobRecord) -> JobRecord | None:
-        """Take in a job that has come; return one that is let in no longer, because of it."""
+        """Add a new job; return the job that loses its place to it, if any."""
         limit = self._limit(job.tenant)
         if limit is None:
             return None
-        let_in = self._let_in.setdefault(job.tenant, {})
-        # What an earlier scheduler has started goes on.
-        if len(let_in) < limit or job.started_s is not None:
-            let_in[job.row.job_id] = job
+        admitted = self._admitted.setdefault(job.tenant, {})
+        # A job that started in an earlier epoch goes on.
+        if len(admitted) < limit or job.started_s is not None:
+            admitted[job.row.job_id] = job
             return None
-        last = max((j for j in let_in.values() if j.started_s is None), key=lambda j: j.priority, default=None)
+        last = max((j for j in admitted.values() if j.started_s is None), key=lambda j: j.priority, default=None)
         if last is None or last.priority < job.priority:
             self._wait(job)
             return None
-        del let_in[last.row.job_id]
-        let_in[job.row.job_id] = job
+        del admitted[last.row.job_id]
+        admitted[job.row.job_id] = job
         self._wait(last)
         return last
 
     def leave(self, job: JobRecord) -> JobRecord | None:
-        """Take in that a job has ended; return one that is let in, because of that."""
+        """Remove a job that has ended; return the job that is admitted in its place, if any."""
         tenant, job_id = job.tenant, job.row.job_id
         self._waiting.get(tenant, {}).pop(job_id, None)
-        let_in = self._let_in.get(tenant, {})
-        let_in.pop(job_id, None)
+        admitted = self._admitted.get(tenant, {})
+        admitted.pop(job_id, None)
         limit, order = self._limit(tenant), self._order.get(tenant, [])
-        while order and (limit is None or len(let_in) < limit):
+        while order and (limit is None or len(admitted) < limit):
             _, next_id = heapq.heappop(order)
             if (following := self._waiting[tenant].pop(next_id, None)) is not None:
-                let_in[next_id] = following
+                admitted[next_id] = following
                 return following
-        if not let_in and not order:
-            for kept in (self._let_in, self._waiting, self._order):
+        if not admitted and not order:
+            for kept in (self._admitted, self._waiting, self._order):
                 kept.pop(tenant, None)
         return None
 

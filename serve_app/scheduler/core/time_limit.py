@@ -1,6 +1,6 @@
-"""How long a job may run, counted from its start, and by when it must have ended, counted from its submission. Pure.
+"""Time limits of jobs: `job_time_s` from the start, `deadline_s` from the submission. Pure.
 
-Both also across restarts of the scheduler. They are counted by a steady clock: the wall clock may be set meanwhile.
+Both hold across restarts of the scheduler, and use a steady clock, since the wall clock may be set.
 """
 
 from __future__ import annotations
@@ -14,59 +14,59 @@ from serve_app.scheduler.core.failures import failure_of
 from serve_app.scheduler.core.records import JobRecord
 
 FEW = 64
-"""Jobs that have ended and are remembered in any case."""
+"""Ended jobs that stay in the heap in any case."""
 
-Kind: TypeAlias = Literal["job_time_s", "deadline_s"]
-"""What bounds a job, as the configuration and its extra_data call it."""
-KINDS: tuple[Kind, ...] = ("job_time_s", "deadline_s")
+TimeLimitKind: TypeAlias = Literal["job_time_s", "deadline_s"]
+"""A limit, by its key in the configuration and in extra_data."""
+KINDS: tuple[TimeLimitKind, ...] = ("job_time_s", "deadline_s")
 LONGEST_DEADLINE_S = 366 * 86_400.0
-"""What is more than that is no time from the submission on, but a moment of some calendar."""
+"""A larger deadline is no duration but a mistaken timestamp."""
 
 
 class _Due(NamedTuple):
     at_s: float
     order: int
     job_id: str
-    kind: Kind
+    kind: TimeLimitKind
 
 
-class Overtime:
-    """Which jobs have run for longer than they may, or have not ended in time. configured: the limits of all jobs.
+class JobTimeLimits:
+    """Finds jobs that exceed a time limit. configured: the limits of all jobs.
 
-    Only jobs whose time is up are looked at. Of those that have ended before, as many are remembered as there are.
+    A heap by due time, so that only due jobs are visited. It is rebuilt once half of it is of ended jobs.
     """
 
-    def __init__(self, configured: Mapping[Kind, float | None]) -> None:
+    def __init__(self, configured: Mapping[TimeLimitKind, float | None]) -> None:
         self._configured = configured
-        self._bounded: dict[tuple[str, Kind], _Due] = {}
+        self._bounded: dict[tuple[str, TimeLimitKind], _Due] = {}
         self._dues: list[_Due] = []
 
     def arrived(self, job: JobRecord, wall_s: float, steady_s: float) -> None:
-        """Count a job's time from its submission on. wall_s: Unix time. steady_s: by a clock nobody sets.
+        """Start a job's deadline. wall_s: Unix time. steady_s: of a monotonic clock.
 
-        Only what has passed before this counts by the wall clock.
+        Only the time before this call is taken from the wall clock.
         """
         self._count(job, "deadline_s", job.row.created_s, wall_s, steady_s)
 
     def started(self, job: JobRecord, wall_s: float, steady_s: float) -> None:
-        """Count a job's time from its start on; as `arrived`."""
+        """Start a job's time limit; arguments as for `arrived`."""
         if job.started_s is not None:
             self._count(job, "job_time_s", job.started_s, wall_s, steady_s)
 
-    def _count(self, job: JobRecord, kind: Kind, since_s: float, wall_s: float, steady_s: float) -> None:
+    def _count(self, job: JobRecord, kind: TimeLimitKind, since_s: float, wall_s: float, steady_s: float) -> None:
         if (limit := limit_of(job, kind, self._configured)) is not None:
             at_s = steady_s - max(0.0, wall_s - since_s) + limit[0]
             self._bounded[job.row.job_id, kind] = due = _Due(at_s, job.row.order, job.row.job_id, kind)
             heappush(self._dues, due)
 
     def ended(self, job_id: str) -> None:
-        """Count a job's time no longer."""
+        """Stop both limits of a job."""
         known = [self._bounded.pop((job_id, kind), None) for kind in KINDS]
         if any(known) and len(self._dues) > 2 * len(self._bounded) + FEW:
             self._dues = sorted(self._bounded.values())
 
     def failures(self, jobs: Mapping[str, JobRecord], steady_s: float) -> list[tuple[str, Failure]]:
-        """Return (job id, failure) of each whose time is up, once."""
+        """Return (job id, failure) of each job whose time is up, once."""
         found: dict[str, Failure] = {}
         while self._dues and self._dues[0].at_s < steady_s:
             due = heappop(self._dues)
@@ -77,10 +77,12 @@ class Overtime:
         return list(found.items())
 
 
-def limit_of(job: JobRecord, kind: Kind, configured: Mapping[Kind, float | None]) -> tuple[float, str] | None:
-    """Return how long a job may take and where that is set; None for as long as it likes.
+def limit_of(
+    job: JobRecord, kind: TimeLimitKind, configured: Mapping[TimeLimitKind, float | None]
+) -> tuple[float, str] | None:
+    """Return a job's limit in seconds and where it is set, None for no limit.
 
-    The lower one counts of what is configured and what the submission asks for in its extra_data.
+    The lower one of the configuration and the submission's extra_data counts.
     """
     configured_s = configured.get(kind)
     limits = [] if configured_s is None else [(configured_s, f"{kind} of the configuration")]
@@ -90,7 +92,7 @@ def limit_of(job: JobRecord, kind: Kind, configured: Mapping[Kind, float | None]
     return min(limits, default=None)
 
 
-def failure(job: JobRecord, kind: Kind, configured: Mapping[Kind, float | None]) -> Failure:
+def failure(job: JobRecord, kind: TimeLimitKind, configured: Mapping[TimeLimitKind, float | None]) -> Failure:
     """Return the failure of a job whose time is up."""
     limit_s, source = limit_of(job, kind, configured) or (0.0, kind)
     nodes = sorted(set(job.executing.values()))

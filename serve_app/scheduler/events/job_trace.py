@@ -26,7 +26,7 @@ CLUSTER_LINES = 200
 """Of the comings and goings of replicas, which concern every job."""
 
 
-class Line(NamedTuple):
+class TraceEntry(NamedTuple):
     """One stimulus. number: its place among all; the clock may go back."""
 
     number: int
@@ -40,8 +40,8 @@ class JobTrace:
     def __init__(self) -> None:
         self._numbers = itertools.count()
         # Not deques: an empty one takes as much as seventy places, and thousands of jobs that wait have one line each.
-        self._jobs: dict[str, list[Line]] = {}
-        self._cluster: deque[Line] = deque(maxlen=CLUSTER_LINES)
+        self._jobs: dict[str, list[TraceEntry]] = {}
+        self._cluster: deque[TraceEntry] = deque(maxlen=CLUSTER_LINES)
 
     def note(self, event: MachineEvent, at_s: float) -> None:
         """Remember a stimulus. at_s: Unix time."""
@@ -53,10 +53,10 @@ class JobTrace:
                 self._add(job_id, at_s, type(event).__name__)
             case ReplicaJoined(info):
                 what = f"replica {info.replica_id} joined pool {info.pool}"
-                self._cluster.append(Line(next(self._numbers), at_s, what))
+                self._cluster.append(TraceEntry(next(self._numbers), at_s, what))
             case ReplicaLeft(replica_id) | ReplicaLost(replica_id, _, _):
                 what = f"{type(event).__name__} {replica_id}"
-                self._cluster.append(Line(next(self._numbers), at_s, what))
+                self._cluster.append(TraceEntry(next(self._numbers), at_s, what))
             case Reported(_, NodeProgressed() | NodePreviewed()):
                 pass
             case Reported(replica_id, report):
@@ -77,5 +77,5 @@ class JobTrace:
 
     def _add(self, job_id: str, at_s: float, what: str) -> None:
         if (lines := self._jobs.get(job_id)) is not None:
-            lines.append(Line(next(self._numbers), at_s, what))
+            lines.append(TraceEntry(next(self._numbers), at_s, what))
             del lines[:-LINES_A_JOB]

@@ -15,7 +15,7 @@ from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.rounds import repeat
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import Area, FileRef, WholeStore
-from serve_app.store.retention.named_files import NeededFiles, Place, ref_of
+from serve_app.store.retention.named_files import NeededFiles, StoredPath, ref_of
 from serve_app.store.retention.removal import PORTION
 from serve_app.store.retention.retention import LYING, EndedTenants, ExpireJobs, HistoryCut, files_beyond
 from serve_app.store.retention.rules import RetentionRules
@@ -38,7 +38,7 @@ class Expiry:
         in_database: Callable[..., Awaitable[Any]],
         *,
         forgotten: Callable[[Sequence[str]], Awaitable[None]],
-        forget_files: Callable[[Sequence[Place]], Awaitable[None]],
+        forget_files: Callable[[Sequence[StoredPath]], Awaitable[None]],
         deleted: Callable[[FileRef], None] = lambda ref: None,
     ) -> None:
         self._rules = rules
@@ -89,7 +89,7 @@ class Expiry:
         if count:
             _log.info("%d files of %s are beyond their retention and gone", count, area)
 
-    def _delete(self, places: Iterator[Place]) -> None:
+    def _delete(self, places: Iterator[StoredPath]) -> None:
         for place in places:
             self._store.delete(ref := ref_of(place))
             self._deleted(ref)

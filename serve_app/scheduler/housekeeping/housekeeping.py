@@ -14,7 +14,7 @@ from serve_app.scheduler.housekeeping.tidying import Tidying
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import WholeStore
 from serve_app.store.page.userdata import UserData
-from serve_app.store.retention.named_files import Place
+from serve_app.store.retention.named_files import StoredPath
 from serve_app.store.retention.rules import KINDS, RetentionRules
 from serve_app.store.retention.sweep import Sweep
 
@@ -46,7 +46,7 @@ class Housekeeping:
         count_bytes: bool,
         results: Callable[[], Iterable[Any]],
         forgotten: Callable[[Sequence[str]], Awaitable[None]],
-        forget_files: Callable[[Sequence[Place]], Awaitable[None]],
+        forget_files: Callable[[Sequence[StoredPath]], Awaitable[None]],
     ) -> None:
         store = files.store
         self._count = StorageCount(count_bytes, jobs, store, files.user_data, lease, in_database)

@@ -23,7 +23,7 @@ from serve_app.store.files.atomic_write import UNFINISHED
 from serve_app.store.files.reserved import shown
 from serve_app.store.files.store import AREAS, FileRef, WholeStore
 from serve_app.store.page.userdata import UserData
-from serve_app.store.retention.named_files import Place, places, ref_of, tenant_of
+from serve_app.store.retention.named_files import StoredPath, places, ref_of, tenant_of
 from serve_app.store.retention.removal import PORTION
 from serve_app.store.tenants.stored_bytes import ForgetUnseen, NoteFiles, name_of
 
@@ -51,7 +51,7 @@ class StorageCount:
         self._user_data = user_data
         self._lease = lease
         self._in_database = in_database
-        self._changed: deque[Place] = deque()
+        self._changed: deque[StoredPath] = deque()
         self._counted_s = -math.inf
 
     def saved(self, ui: Mapping[str, Any], tenant: str) -> None:
@@ -100,7 +100,7 @@ class StorageCount:
     async def _ask(self, query: Query[Any]) -> None:
         await self._in_database(self._jobs.query, self._lease.epoch, query)
 
-    def _sizes(self, changed: Iterable[Place]) -> list[tuple[str, str, int | None]]:
+    def _sizes(self, changed: Iterable[StoredPath]) -> list[tuple[str, str, int | None]]:
         """Return whose each is, its name in the count, and how large it is now."""
         found: list[tuple[str, str, int | None]] = []
         for place in changed:

@@ -12,7 +12,7 @@ from serve_app.scheduler.events.published_jobs import PublishedJobs
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.queries import Query
 from serve_app.store.files.reserved import shown
-from serve_app.store.retention.named_files import Place, ref_of
+from serve_app.store.retention.named_files import StoredPath, ref_of
 from serve_app.store.retention.removal import PORTION, Removed, RemoveJobs
 
 
@@ -71,7 +71,7 @@ class EndedJobs:
         self._published.forget(job_ids, tenant)
         await self.count()
 
-    async def forget_files(self, files: Sequence[Place]) -> None:
+    async def forget_files(self, files: Sequence[StoredPath]) -> None:
         """See to it that no job is given a result that names one of these files."""
         # A result does not say whose it is; one too many that is forgotten is merely made again.
         gone = {(ref.area, ref.filename) for ref in map(ref_of, files)}

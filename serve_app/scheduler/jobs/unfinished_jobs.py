@@ -12,18 +12,18 @@ from typing import TypeAlias
 
 from serve_app.scheduler.core.records import JobRecord
 
-Place: TypeAlias = tuple[float, ...]
+QueuePosition: TypeAlias = tuple[float, ...]
 """Where a job is in an order; its place in the order of submission tells equal ones apart."""
 
 
 class Ordered:
     """Jobs in an order that does not change while they are in it."""
 
-    def __init__(self, place: Callable[[JobRecord], Place]) -> None:
+    def __init__(self, place: Callable[[JobRecord], QueuePosition]) -> None:
         self._place = place
-        self._places: list[Place] = []
-        self._jobs: dict[Place, JobRecord] = {}
-        self._found: dict[str, Place] = {}
+        self._places: list[QueuePosition] = []
+        self._jobs: dict[QueuePosition, JobRecord] = {}
+        self._found: dict[str, QueuePosition] = {}
 
     def __len__(self) -> int:
         return len(self._places)

@@ -288,7 +288,7 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
-class Resident:
+class ResidentWeights:
     """Which recipes' weights the replica holds now, as short names.
 
     loads: what it has loaded since it last said so, each with the seconds that took.
@@ -340,7 +340,7 @@ Report: TypeAlias = (
     | Want
     | Exported
     | Evicted
-    | Resident
+    | ResidentWeights
     | Checked
     | Draining
     | NodesLinger

@@ -28,8 +28,8 @@ from serve_app.errors import InvalidSubmissionError, OutgoingError, short_repr
 if TYPE_CHECKING:
     import httpcore
 
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
-Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+IPAddress: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 URL_LENGTH = 2000
 SECRET = "whsec_"
@@ -68,7 +68,7 @@ def _key(secret: str) -> bytes:
         return b""
 
 
-def check_url(url: Any, allowed: Iterable[Network]) -> str:
+def check_url(url: Any, allowed: Iterable[IPNetwork]) -> str:
     """Return a URL that may be sent to, as far as can be said without asking for its name. Errors: see `check_secret`.
 
     allowed: networks that may be sent to beside the global ones.
@@ -104,7 +104,7 @@ def _is_name(host: str) -> bool:
         return False
 
 
-def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
+def is_allowed(address: IPAddress, allowed: Iterable[IPNetwork]) -> bool:
     """Whether an address may be sent to: one of the Internet's, or of a network that the configuration allows."""
     inner = _inner(address)
     if any(a.version == network.version and a in network for network in allowed for a in (address, inner)):
@@ -112,14 +112,14 @@ def is_allowed(address: Address, allowed: Iterable[Network]) -> bool:
     return inner.is_global and not inner.is_multicast and not inner.is_reserved and not _leads_inside(inner)
 
 
-def _leads_inside(address: Address) -> bool:
+def _leads_inside(address: IPAddress) -> bool:
     # 6to4 and Teredo lead to an address inside them that nothing here reaches by itself.
     return isinstance(address, ipaddress.IPv6Address) and (
         address.sixtofour is not None or address.teredo is not None or address.is_site_local
     )
 
 
-def _inner(address: Address) -> Address:
+def _inner(address: IPAddress) -> IPAddress:
     """Return the IPv4 address that an IPv6 one stands for, else the address itself."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
@@ -129,7 +129,7 @@ def _inner(address: Address) -> Address:
     return address
 
 
-def _literal(host: str) -> Address | None:
+def _literal(host: str) -> IPAddress | None:
     try:
         return ipaddress.ip_address(host)
     except ValueError:
@@ -139,7 +139,7 @@ def _literal(host: str) -> Address | None:
 class Outgoing:
     """Sends messages. allowed: see `check_url`. timeout_s: how long one may take from its name to its status."""
 
-    def __init__(self, allowed: Sequence[Network], timeout_s: float) -> None:
+    def __init__(self, allowed: Sequence[IPNetwork], timeout_s: float) -> None:
         self._allowed = tuple(allowed)
         self._timeout_s = timeout_s
         self._tls: ssl.SSLContext | None = None
@@ -169,7 +169,7 @@ class Outgoing:
             raise OutgoingError(reason[:300]) from None
 
 
-def _backend(allowed: Sequence[Network]) -> httpcore.AsyncNetworkBackend:
+def _backend(allowed: Sequence[IPNetwork]) -> httpcore.AsyncNetworkBackend:
     """Return what connects to allowed addresses alone."""
     import httpcore
 

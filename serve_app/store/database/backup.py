@@ -30,7 +30,7 @@ from serve_app.store.database.salvage import Salvaged, salvaged
 from serve_app.store.database.schema import API_KEYS, AUDIT, JOBS, LEASE, METADATA, REVISION, REVISIONS
 from serve_app.store.database.sqlite_file import COMPANIONS
 from serve_app.store.files.store import AREAS, WholeStore
-from serve_app.store.retention.named_files import Place
+from serve_app.store.retention.named_files import StoredPath
 
 FORM = "serve-app backup 1"
 RESTORING = ".restoring"
@@ -50,7 +50,7 @@ class Summary:
     made_s: float
     rows: Counter[str] = field(default_factory=Counter)
     files: Counter[str] = field(default_factory=Counter)
-    absent: tuple[Place, ...] | None = None
+    absent: tuple[StoredPath, ...] | None = None
     ended_keys: int = 0
     salvaged: Mapping[str, Salvaged] = field(default_factory=dict)
 
@@ -137,7 +137,7 @@ def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[A
 
 def _restore(
     connection: sa.Connection, file: IO[str], *, replace: bool, keep_keys: bool
-) -> tuple[Summary, dict[Place, int] | None]:
+) -> tuple[Summary, dict[StoredPath, int] | None]:
     """Return what has been put into the database, and the bytes of each file that is listed."""
     lines: Iterator[Any] = map(json.loads, file)
     head = next(lines, None)
@@ -193,7 +193,7 @@ class _Reading:
         self._section: dict[str, Any] = {}
         self._lines: list[list[Any]] = []
         self.summary = summary
-        self.files: dict[Place, int] | None = None
+        self.files: dict[StoredPath, int] | None = None
         self.whole = False
 
     def take(self, line: Any) -> None:
@@ -234,8 +234,8 @@ def _tables() -> list[sa.Table]:
     return [table for table in METADATA.sorted_tables if table is not REVISIONS]
 
 
-def _absent(files: dict[Place, int], store: WholeStore) -> tuple[Place, ...]:
-    there: dict[Place, int] = {}
+def _absent(files: dict[StoredPath, int], store: WholeStore) -> tuple[StoredPath, ...]:
+    there: dict[StoredPath, int] = {}
     for area in AREAS:
         there.update({(area, ref.path): size for ref, size, _ in store.inventory(area)})
     return tuple(sorted(place for place, size in files.items() if there.get(place) != size))

@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from serve_app.store.database.schema import COSTS
 
-Kind: TypeAlias = Literal["load", "step", "share"]
+CostKind: TypeAlias = Literal["load", "step", "share"]
 
 
 class Cost(NamedTuple):
@@ -20,7 +20,7 @@ class Cost(NamedTuple):
     """
 
     pool: str
-    kind: Kind
+    kind: CostKind
     name: str
     seconds: float
     samples: int
@@ -29,7 +29,7 @@ class Cost(NamedTuple):
 def read(connection: sa.Connection) -> list[Cost]:
     """Return every cost that is kept."""
     rows = connection.execute(sa.select(COSTS)).all()
-    return [Cost(row.pool, cast(Kind, row.kind), row.name, row.seconds, row.samples) for row in rows]
+    return [Cost(row.pool, cast(CostKind, row.kind), row.name, row.seconds, row.samples) for row in rows]
 
 
 def write(connection: sa.Connection, costs: Sequence[Cost]) -> None:

@@ -21,7 +21,7 @@ _FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
 """What times the format has."""
 
 
-class Member(NamedTuple):
+class ArchiveMember(NamedTuple):
     """One file of an archive. name: there. size: bytes, when it was asked for. changed_s: Unix time."""
 
     ref: FileRef
@@ -30,7 +30,7 @@ class Member(NamedTuple):
     changed_s: float
 
 
-def zipped(store: Store, members: Sequence[Member]) -> Generator[bytes]:
+def zipped(store: Store, members: Sequence[ArchiveMember]) -> Generator[bytes]:
     """Yield the archive, in pieces of about PIECE_BYTES. It blocks while files are read."""
     written = _Written()
     gone = []

@@ -18,14 +18,14 @@ PAGE = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Difference:
+class FileDifference:
     """One thing that is not as it should be. mended: whether it is now."""
 
     what: str
     mended: bool = False
 
 
-def check(jobs: Jobs, store: Store, *, mend: bool = False) -> Iterator[Difference]:
+def check(jobs: Jobs, store: Store, *, mend: bool = False) -> Iterator[FileDifference]:
     """Yield what differs: ends that contradict themselves, outputs that are missing, files that nobody recorded.
 
     mend: remove such files, if it is certain that their job made them. Previews are not looked at: they come and go.
@@ -41,12 +41,14 @@ def check(jobs: Jobs, store: Store, *, mend: bool = False) -> Iterator[Differenc
 
     recorded: set[FileRef] = set()
     for row in _rows(jobs):
-        yield from (Difference(f"job {row.job_id} {wrong}") for wrong in _contradictions(row))
+        yield from (FileDifference(f"job {row.job_id} {wrong}") for wrong in _contradictions(row))
         for node_id, (_, ui) in row.outputs.items():
             for ref in (placed(ref, row.tenant) for ref in shown(ui) if ref.area == "output"):
                 recorded.add(ref)
                 if not there(ref):
-                    yield Difference(f"{ref.area}/{ref.path} is missing: node {node_id} of job {row.job_id} saved it")
+                    yield FileDifference(
+                        f"{ref.area}/{ref.path} is missing: node {node_id} of job {row.job_id} saved it"
+                    )
     for reservation in jobs.unsettled(float("inf"), None):
         for ref, digests in reservation.files():
             if ref in recorded or not there(ref):
@@ -59,7 +61,7 @@ def check(jobs: Jobs, store: Store, *, mend: bool = False) -> Iterator[Differenc
             if own and mend:
                 store.delete(ref)
             whose = "which saved it" if own else "but its content is another's, so it stays"
-            yield Difference(f"{what}, {whose}", mended=own and mend)
+            yield FileDifference(f"{what}, {whose}", mended=own and mend)
 
 
 def _rows(jobs: Jobs) -> Iterator[JobRow]:

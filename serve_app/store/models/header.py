@@ -20,7 +20,7 @@ HEADER_BYTES = 100_000_000
 _LENGTH_BYTES = 8
 
 
-class Entry(NamedTuple):
+class TensorEntry(NamedTuple):
     """Where a tensor is. dtype: safetensors' name of it; start: the byte of the file at which it begins."""
 
     dtype: str
@@ -69,19 +69,19 @@ def described(file: BinaryIO) -> tuple[Shapes, int]:
     return found, start + ends
 
 
-def entries(file: BinaryIO, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+def entries(file: BinaryIO, size: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """Return where a safetensors file of a size in bytes has each tensor, and its metadata.
 
     Errors: ModelFileError if it is none, is cut off, or has a tensor of other bytes than its shape takes.
     """
     said = header(file)
     start = file.tell()
-    found: dict[str, Entry] = {}
+    found: dict[str, TensorEntry] = {}
     try:
         metadata = {str(key): str(value) for key, value in (said.pop("__metadata__", None) or {}).items()}
         for name, entry in said.items():
             begin, end = map(int, entry["data_offsets"])
-            found[name] = Entry(str(entry["dtype"]), tuple(map(int, entry["shape"])), start + begin)
+            found[name] = TensorEntry(str(entry["dtype"]), tuple(map(int, entry["shape"])), start + begin)
             bits = int("".join(filter(str.isdigit, entry["dtype"].partition("_")[0])) or 8)
             if (
                 begin < 0

@@ -17,16 +17,16 @@ BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.",
 """Under which backbones are found in files: in a checkpoint, as trainers save them, and alone."""
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 
-Mark: TypeAlias = "str | tuple[str, int]"
+FileMark: TypeAlias = "str | tuple[str, int]"
 """A tensor's name, or its name and how many rows it has."""
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FileKind:
     """A family of networks. groups: a file is of it that has all marks of one of them. known: it can be used here."""
 
     title: str
-    groups: tuple[tuple[Mark, ...], ...]
+    groups: tuple[tuple[FileMark, ...], ...]
     known: bool = True
 
     def fits(self, shapes: Shapes, prefixes: Sequence[str]) -> bool:
@@ -43,7 +43,7 @@ class Role:
 
     wanted: str
     prefixes: Sequence[str]
-    kinds: Sequence[Kind]
+    kinds: Sequence[FileKind]
     open: bool = False
 
     @property
@@ -51,23 +51,23 @@ class Role:
         """What is wanted, with its article."""
         return f"{'an' if self.wanted[0] in 'aeiou' else 'a'} {self.wanted}"
 
-    def kind(self, shapes: Shapes) -> Kind | None:
+    def kind(self, shapes: Shapes) -> FileKind | None:
         """Return what a file holds, None if it is of no kind."""
         return next((kind for kind in self.kinds if kind.fits(shapes, self.prefixes)), None)
 
 
-def _has(shapes: Shapes, prefix: str, mark: Mark) -> bool:
+def _has(shapes: Shapes, prefix: str, mark: FileMark) -> bool:
     name, rows = (mark, None) if isinstance(mark, str) else mark
     shape = shapes.get(prefix + name)
     return shape is not None and (rows is None or shape[:1] == (rows,))
 
 
-def _known(title: str, *marks: str) -> Kind:
-    return Kind(title, tuple((mark,) for mark in marks))
+def _known(title: str, *marks: str) -> FileKind:
+    return FileKind(title, tuple((mark,) for mark in marks))
 
 
-def _lacking(title: str, *marks: Mark) -> Kind:
-    return Kind(title, tuple((mark,) for mark in marks), known=False)
+def _lacking(title: str, *marks: FileMark) -> FileKind:
+    return FileKind(title, tuple((mark,) for mark in marks), known=False)
 
 
 _BACKBONES = (
@@ -79,7 +79,7 @@ _BACKBONES = (
     _lacking("Mochi", "t5_yproj.weight"),
     _lacking("MiniMax H3", "video_patch_proj.weight"),
     _known("PixArt", "t_block.1.weight"),
-    Kind("PixArt", (("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias"),)),
+    FileKind("PixArt", (("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias"),)),
     _lacking("LTX-Video", "adaln_single.emb.timestep_embedder.linear_1.bias"),
     _lacking("ACE-Step", "genre_embedder.weight", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
@@ -142,7 +142,7 @@ _TEXTS = (
     _known("T5, UMT5 and Pile-T5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
     _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
-    Kind(
+    FileKind(
         "Gemma 3 or 4",
         (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),),
         known=False,
@@ -159,7 +159,7 @@ _TEXTS = (
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 _VAES = (
-    Kind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),)),
+    FileKind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),)),
     _known("Qwen-Image 2.1", _NESTED),
     _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),

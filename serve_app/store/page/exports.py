@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.query_scope import TenantScoped
 from serve_app.store.database.schema import EXPORTS
-from serve_app.store.files.archive import Member
+from serve_app.store.files.archive import ArchiveMember
 from serve_app.store.files.store import AREAS, FileRef
 
 KEPT_S = 86_400.0
@@ -32,7 +32,7 @@ class Export:
 
     export_id: str
     created_s: float
-    members: tuple[Member, ...]
+    members: tuple[ArchiveMember, ...]
     missing: tuple[str, ...]
 
 
@@ -89,6 +89,8 @@ def _place(ref: FileRef) -> Sequence[Any]:
     return ref.area, ref.path
 
 
-def _member(area: str, path: str, name: str, size: int, changed_s: float) -> Member:
+def _member(area: str, path: str, name: str, size: int, changed_s: float) -> ArchiveMember:
     subfolder, _, filename = path.rpartition("/")
-    return Member(FileRef(next(known for known in AREAS if known == area), subfolder, filename), name, size, changed_s)
+    return ArchiveMember(
+        FileRef(next(known for known in AREAS if known == area), subfolder, filename), name, size, changed_s
+    )

@@ -31,7 +31,7 @@ class EndedJob(NamedTuple):
     outputs: Mapping[str, Mapping[str, Any]]
 
 
-class EndedJobs(NamedTuple):
+class EndedJobOutputs(NamedTuple):
     """following: the place of the job that comes next; None where none does."""
 
     jobs: tuple[EndedJob, ...]
@@ -48,7 +48,7 @@ class EndedOutputs(TenantScoped):
     until: int | None = None
     tenant: str = ""
 
-    def execute(self, connection: sa.Connection) -> EndedJobs:
+    def execute(self, connection: sa.Connection) -> EndedJobOutputs:
         """Return them, without those that have shown nothing."""
         ended = JOBS.c.ended_seq.is_not(None) & sa.exists().where(OUTPUTS.c.job_id == JOBS.c.job_id)
         ended &= of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
@@ -60,14 +60,14 @@ class EndedOutputs(TenantScoped):
         rows = connection.execute(listed.order_by(JOBS.c.ended_seq.desc()).limit(self.limit + 1)).all()
         for place, job_id, ended_s in rows:
             if len(found) == self.limit:
-                return EndedJobs(tuple(found), place)
+                return EndedJobOutputs(tuple(found), place)
             texts = _texts(connection, job_id)
             left -= sum(map(len, texts.values()))
             if left < 0 and found:
-                return EndedJobs(tuple(found), place)
+                return EndedJobOutputs(tuple(found), place)
             named = prompt_id_of(job_id) if self.tenant else job_id
             found.append(EndedJob(place, named, ended_s, _parsed(texts)))
-        return EndedJobs(tuple(found), None)
+        return EndedJobOutputs(tuple(found), None)
 
 
 class ShownJob(NamedTuple):
@@ -78,7 +78,7 @@ class ShownJob(NamedTuple):
     outputs: Mapping[str, Mapping[str, Any]]
 
 
-class ShownJobs(NamedTuple):
+class JobOutputPage(NamedTuple):
     """jobs: those that are there. asked: how many of the ids they are the answer to, the first of them."""
 
     jobs: tuple[ShownJob, ...]
@@ -94,7 +94,7 @@ class JobOutputs(TenantScoped):
     job_ids: tuple[str, ...]
     tenant: str = ""
 
-    def execute(self, connection: sa.Connection) -> ShownJobs:
+    def execute(self, connection: sa.Connection) -> JobOutputPage:
         """Return it, of the first of the jobs at least."""
         own = of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
         found: list[ShownJob] = []
@@ -107,9 +107,9 @@ class JobOutputs(TenantScoped):
             texts = _texts(connection, job_id)
             left -= sum(map(len, texts.values()))
             if left < 0 and found:
-                return ShownJobs(tuple(found), place)
+                return JobOutputPage(tuple(found), place)
             found.append(ShownJob(named, created_s, _parsed(texts)))
-        return ShownJobs(tuple(found), len(self.job_ids))
+        return JobOutputPage(tuple(found), len(self.job_ids))
 
 
 def _texts(connection: sa.Connection, job_id: str) -> dict[str, str]:

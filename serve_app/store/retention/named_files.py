@@ -16,7 +16,7 @@ from serve_app.store.files.reserved import shown
 from serve_app.store.files.store import Area, FileRef
 from serve_app.store.tenants.tenants import MARK, named_by_tenant, placed
 
-Place: TypeAlias = tuple[Area, str]
+StoredPath: TypeAlias = tuple[Area, str]
 """Where a file lies: its area and its path there, however it is written."""
 LONGEST = 1100
 """No name of a file has more characters, and most of a prompt's long texts have."""
@@ -35,12 +35,12 @@ class NeededFiles(TenantScoped):
 
     writes: ClassVar[bool] = False
 
-    files: tuple[Place, ...]
+    files: tuple[StoredPath, ...]
     tenant: str = ""
 
-    def execute(self, connection: sa.Connection) -> frozenset[Place]:
+    def execute(self, connection: sa.Connection) -> frozenset[StoredPath]:
         """Return those."""
-        needed: set[Place] = set()
+        needed: set[StoredPath] = set()
         filenames = {ref_of(place).filename for place in self.files}
         prompts = sa.select(JOBS.c.tenant, JOBS.c.prompt).where(UNFINISHED & self._likely_in(JOBS.c.prompt))
         for tenant, prompt in connection.execute(prompts):
@@ -63,7 +63,7 @@ class NeededFiles(TenantScoped):
         return sa.or_(sa.false(), *(column.contains(name, autoescape=True) for name in names))
 
 
-def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[Place]:
+def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[StoredPath]:
     """Yield where a tenant's files lie; a name that is none is left out."""
     for ref in refs:
         try:
@@ -72,13 +72,13 @@ def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[Place]:
             continue
 
 
-def tenant_of(place: Place) -> str:
+def tenant_of(place: StoredPath) -> str:
     """Return whose a file is, "" for the operator."""
     first, slash, _ = place[1].partition("/")
     return first.removeprefix(MARK) if slash and first.startswith(MARK) else ""
 
 
-def ref_of(place: Place) -> FileRef:
+def ref_of(place: StoredPath) -> FileRef:
     """Return the file that lies there."""
     subfolder, _, filename = place[1].rpartition("/")
     return FileRef(place[0], subfolder, filename)

@@ -17,7 +17,7 @@ from serve_app.store.database.insert_once import Values, insert_once
 from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.database.schema import ASSET_USES, DELIVERIES, DOOMED_FILES, JOBS, LABELS, OUTPUTS, RESERVATIONS
 from serve_app.store.files.reserved import shown
-from serve_app.store.retention.named_files import Place, places
+from serve_app.store.retention.named_files import StoredPath, places
 
 PORTION = 200
 """How many jobs, or files, one transaction concerns."""
@@ -33,7 +33,7 @@ class Removed(NamedTuple):
 
     ended: tuple[str, ...]
     unfinished: tuple[str, ...]
-    files: tuple[Place, ...]
+    files: tuple[StoredPath, ...]
     more: bool
 
 
@@ -70,7 +70,7 @@ class Doomed(ServerScoped):
 
     writes: ClassVar[bool] = False
 
-    def execute(self, connection: sa.Connection) -> tuple[Place, ...]:
+    def execute(self, connection: sa.Connection) -> tuple[StoredPath, ...]:
         """Return where they lie."""
         rows = connection.execute(sa.select(DOOMED_FILES.c.area, DOOMED_FILES.c.path).limit(PORTION))
         return tuple((row.area, row.path) for row in rows)
@@ -82,7 +82,7 @@ class SettleDoomed(ServerScoped):
 
     writes: ClassVar[bool] = True
 
-    files: tuple[Place, ...]
+    files: tuple[StoredPath, ...]
 
     def execute(self, connection: sa.Connection) -> None:
         """Delete their rows."""
@@ -106,7 +106,7 @@ def delete_jobs(connection: sa.Connection, which: sa.ColumnElement[bool]) -> Non
     connection.execute(sa.delete(JOBS).where(which))
 
 
-def _shown_by(connection: sa.Connection, jobs: Sequence[Any]) -> list[Place]:
+def _shown_by(connection: sa.Connection, jobs: Sequence[Any]) -> list[StoredPath]:
     tenants = {job.job_id: job.tenant for job in jobs}
     found = sa.select(OUTPUTS.c.job_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id.in_(list(tenants)))
     files = {
@@ -118,6 +118,6 @@ def _shown_by(connection: sa.Connection, jobs: Sequence[Any]) -> list[Place]:
     return sorted(files)
 
 
-def _doom(connection: sa.Connection, files: Sequence[Place]) -> None:
+def _doom(connection: sa.Connection, files: Sequence[StoredPath]) -> None:
     rows: list[Values] = [{"area": area, "path": path} for area, path in files]
     insert_once(connection, DOOMED_FILES, ("area", "path"), rows)

@@ -20,9 +20,9 @@ from serve_app.store.database.schema import IDEMPOTENCY_KEYS, JOBS, OUTPUTS, RES
 from serve_app.store.files.atomic_write import UNFINISHED
 from serve_app.store.files.store import Area, WholeStore
 from serve_app.store.page.assets import FOLDER
-from serve_app.store.retention.named_files import Place, ref_of, tenant_of
+from serve_app.store.retention.named_files import StoredPath, ref_of, tenant_of
 from serve_app.store.retention.removal import PORTION, delete_jobs
-from serve_app.store.retention.rules import Bounds, FileKind, RetentionRules
+from serve_app.store.retention.rules import FileKind, RetentionBounds, RetentionRules
 from serve_app.store.retention.sweep import PREVIEW, SETTLED_S
 
 LYING: Mapping[Area, tuple[FileKind, ...]] = {
@@ -57,7 +57,7 @@ class HistoryCut(ServerScoped):
     writes: ClassVar[bool] = False
 
     tenant: str
-    bounds: Bounds
+    bounds: RetentionBounds
     now_s: float
 
     def execute(self, connection: sa.Connection) -> int | None:
@@ -131,7 +131,7 @@ class _Kept(NamedTuple):
 class _Newest:
     """The newest files of a kind that fit its bounds, as they come."""
 
-    def __init__(self, bounds: Bounds, now_s: float) -> None:
+    def __init__(self, bounds: RetentionBounds, now_s: float) -> None:
         self._bounds, self._now_s = bounds, now_s
         self._kept: list[_Kept] = []
         self._bytes = 0
@@ -155,16 +155,16 @@ class _Newest:
             yield oldest.path
 
 
-def files_beyond(store: WholeStore, area: Area, rules: RetentionRules) -> Iterator[tuple[Place, ...]]:
+def files_beyond(store: WholeStore, area: Area, rules: RetentionRules) -> Iterator[tuple[StoredPath, ...]]:
     """Yield the files of an area that are beyond their bounds, in portions. What has just been written is none.
 
     With a bound of count or bytes it remembers as many files as are kept.
     """
     now_s = time.time()
     newest: dict[tuple[FileKind, str], _Newest] = {}
-    portion: list[Place] = []
+    portion: list[StoredPath] = []
     for ref, size, modified_s in store.inventory(area):
-        place: Place = (area, f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename)
+        place: StoredPath = (area, f"{ref.subfolder}/{ref.filename}" if ref.subfolder else ref.filename)
         kind, tenant = _kind(place), tenant_of(place)
         if kind is None or not rules.bounds(kind, tenant).bound or modified_s > now_s - SETTLED_S:
             continue
@@ -178,7 +178,7 @@ def files_beyond(store: WholeStore, area: Area, rules: RetentionRules) -> Iterat
         yield tuple(portion)
 
 
-def _kind(place: Place) -> FileKind | None:
+def _kind(place: StoredPath) -> FileKind | None:
     """Return what kind a file is; None of what is removed by other rules."""
     ref = ref_of(place)
     if ref.filename.endswith(UNFINISHED):

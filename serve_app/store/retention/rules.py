@@ -12,12 +12,12 @@ from typing import Literal, TypeAlias
 from serve_app.config.retention import KeepConfig, KeptConfig, RetentionConfig
 
 FileKind: TypeAlias = Literal["outputs", "previews", "uploads", "temp"]
-Kind: TypeAlias = Literal["history"] | FileKind
-KINDS: tuple[Kind, ...] = ("history", "outputs", "uploads", "previews", "temp")
+RetentionKind: TypeAlias = Literal["history"] | FileKind
+KINDS: tuple[RetentionKind, ...] = ("history", "outputs", "uploads", "previews", "temp")
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class RetentionBounds:
     """How much is kept of a kind: nothing older than age_s, at most so many, of so many bytes. None is no bound."""
 
     age_s: float | None = None
@@ -25,7 +25,7 @@ class Bounds:
     bytes: int | None = None
 
     @classmethod
-    def of(cls, config: KeepConfig) -> Bounds:
+    def of(cls, config: KeepConfig) -> RetentionBounds:
         """Return a kind's bounds as the configuration says."""
         return cls(config.age_s, config.count, config.bytes)
 
@@ -35,15 +35,15 @@ class Bounds:
         return (self.age_s, self.count, self.bytes) != (None, None, None)
 
 
-NO_BOUNDS = Bounds()
+NO_BOUNDS = RetentionBounds()
 
 
 @dataclass(frozen=True, slots=True)
 class RetentionRules:
     """Bounds by kind, of every tenant that has none of its own for that kind. every_s: how often they are looked at."""
 
-    default: Mapping[Kind, Bounds] = field(default_factory=dict)
-    tenants: Mapping[str, Mapping[Kind, Bounds]] = field(default_factory=dict)
+    default: Mapping[RetentionKind, RetentionBounds] = field(default_factory=dict)
+    tenants: Mapping[str, Mapping[RetentionKind, RetentionBounds]] = field(default_factory=dict)
     every_s: float = 300.0
 
     @classmethod
@@ -52,23 +52,23 @@ class RetentionRules:
         tenants = {tenant: _by_kind(kept) for tenant, kept in config.tenants.items()}
         return cls(_by_kind(config), tenants, config.every_s)
 
-    def bounds(self, kind: Kind, tenant: str) -> Bounds:
+    def bounds(self, kind: RetentionKind, tenant: str) -> RetentionBounds:
         """Return a tenant's bounds."""
         return self.tenants.get(tenant, {}).get(kind) or self.default.get(kind, NO_BOUNDS)
 
-    def concern(self, *kinds: Kind) -> bool:
+    def concern(self, *kinds: RetentionKind) -> bool:
         """Whether anybody has bounds of one of these kinds."""
         given = (rules.get(kind, NO_BOUNDS) for rules in (self.default, *self.tenants.values()) for kind in kinds)
         return any(bounds.bound for bounds in given)
 
 
-def _by_kind(config: KeptConfig) -> dict[Kind, Bounds]:
+def _by_kind(config: KeptConfig) -> dict[RetentionKind, RetentionBounds]:
     """Return the bounds that are given."""
-    given: dict[Kind, KeepConfig | None] = {
+    given: dict[RetentionKind, KeepConfig | None] = {
         "history": config.history,
         "outputs": config.outputs,
         "previews": config.previews,
         "uploads": config.uploads,
         "temp": config.temp,
     }
-    return {kind: Bounds.of(keep) for kind, keep in given.items() if keep is not None}
+    return {kind: RetentionBounds.of(keep) for kind, keep in given.items() if keep is not None}

@@ -17,7 +17,7 @@ from serve_app.store.files.atomic_write import UNFINISHED
 from serve_app.store.files.reserved import Reservation, is_own
 from serve_app.store.files.store import AREAS, FileRef, Store
 from serve_app.store.page.assets import FOLDER, NAME, KnownFiles
-from serve_app.store.retention.named_files import NeededFiles, Place, ref_of
+from serve_app.store.retention.named_files import NeededFiles, StoredPath, ref_of
 from serve_app.store.tenants.tenants import named_by_tenant
 
 SETTLED_S = 90.0
@@ -83,7 +83,7 @@ class Sweep:
         for ref in refs:
             self._delete(ref)
 
-    def doomed(self, files: tuple[Place, ...]) -> None:
+    def doomed(self, files: tuple[StoredPath, ...]) -> None:
         """Remove files of jobs that are gone, but for those that another job shows or that are needed otherwise."""
         needed = self._jobs.query(0, NeededFiles(files))
         for ref in (ref_of(place) for place in files if place not in needed):

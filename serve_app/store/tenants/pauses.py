@@ -16,14 +16,14 @@ from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import PAUSES
 
-Kind: TypeAlias = Literal["queue", "pool", "tenant"]
-KINDS: tuple[Kind, ...] = ("queue", "pool", "tenant")
+PauseKind: TypeAlias = Literal["queue", "pool", "tenant"]
+KINDS: tuple[PauseKind, ...] = ("queue", "pool", "tenant")
 
 
 class Pause(NamedTuple):
     """What is held back. name: of the pool or tenant; "" for the queue."""
 
-    kind: Kind
+    kind: PauseKind
     name: str = ""
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ import pytest
 from serve_app.store.database.backup import restore_backup, write_backup
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.retention import retention
-from serve_app.store.retention.rules import Bounds, RetentionRules
+from serve_app.store.retention.rules import RetentionBounds, RetentionRules
 from serve_app.store.tenants.tenants import job_id_of
 from tests.unit.api.tenant_world import PICTURE, World, world
 
@@ -73,7 +73,7 @@ async def test_a_tenant_deletes_a_job_with_its_files_and_nobody_elses(tmp_path, 
 
 async def test_a_tenant_that_keeps_less_loses_its_own_alone(tmp_path, database_url, store, monkeypatch):
     monkeypatch.setattr(retention, "SETTLED_S", -60.0)
-    nothing = Bounds(count=0)
+    nothing = RetentionBounds(count=0)
     rules = RetentionRules({}, {"b": {"history": nothing, "outputs": nothing, "uploads": nothing}}, every_s=0.2)
     async with two(tmp_path, database_url=database_url, store=store) as (made, a, b):
         theirs = await made.fill(a, "a")

@@ -9,15 +9,18 @@ import pytest
 
 from serve_app.config import AppConfig, parse
 from serve_app.errors import ConfigError
-from serve_app.store.retention.rules import KINDS, Bounds, RetentionRules
+from serve_app.store.retention.rules import KINDS, RetentionBounds, RetentionRules
 
 
 def test_retention_is_off_and_a_tenants_bounds_of_a_kind_replace_everyones() -> None:
     assert not RetentionRules.of(AppConfig().retention).concern(*KINDS)
     given = {"history": {"count": 5}, "outputs": {"bytes": 9}, "tenants": {"acme": {"history": {"age_s": 1}}}}
     rules = RetentionRules.of(parse({"retention": given}, "here").retention)
-    assert rules.bounds("history", "acme") == Bounds(age_s=1.0)
-    assert (rules.bounds("history", "other"), rules.bounds("outputs", "acme")) == (Bounds(count=5), Bounds(bytes=9))
+    assert rules.bounds("history", "acme") == RetentionBounds(age_s=1.0)
+    assert (rules.bounds("history", "other"), rules.bounds("outputs", "acme")) == (
+        RetentionBounds(count=5),
+        RetentionBounds(bytes=9),
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import ray
 
 from serve_app.deployments import handles, replica
 from serve_app.deployments.handles import SchedulerHandle
-from serve_app.deployments.rpc import Address, Peer, Server
+from serve_app.deployments.rpc import Address, Peer, RpcServer
 from serve_app.errors import NotReadyError
 from serve_app.graph.spec import NodeSpec
 
@@ -45,12 +45,12 @@ class Actor:
         self.called = asyncio.Event()
         self.answers: dict[str, Any] = {}
         self.address, self.call = Method(self._address), Method(self._by_ray)
-        self._server = Server(self._by_connection, [Reference])
+        self._server = RpcServer(self._by_connection, [Reference])
 
     async def die(self) -> None:
         self.lives += 1
         self._server.close()
-        self._server = Server(self._by_connection, [Reference])
+        self._server = RpcServer(self._by_connection, [Reference])
         await asyncio.sleep(0)
 
     def close(self) -> None:

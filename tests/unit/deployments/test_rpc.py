@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serve_app.deployments import rpc
-from serve_app.deployments.rpc import Address, Connection, DisconnectedError, Peer, Server, UnpicklableError
+from serve_app.deployments.rpc import Address, Connection, DisconnectedError, Peer, RpcServer, UnpicklableError
 from serve_app.errors import QueueFullError
 from serve_app.events import Event
 
@@ -82,9 +82,9 @@ class Counted:
 
 
 @contextlib.asynccontextmanager
-async def served() -> AsyncIterator[tuple[Scheduler, Server, Address]]:
+async def served() -> AsyncIterator[tuple[Scheduler, RpcServer, Address]]:
     scheduler = Scheduler()
-    server = Server(scheduler, [Secret])
+    server = RpcServer(scheduler, [Secret])
     address = await server.listen("127.0.0.1")
     try:
         yield scheduler, server, address

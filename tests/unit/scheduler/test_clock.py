@@ -8,7 +8,7 @@ import pytest
 
 from serve_app.scheduler.core import time_limit
 from serve_app.scheduler.core.events import CancelAsked
-from serve_app.scheduler.core.time_limit import Overtime
+from serve_app.scheduler.core.time_limit import JobTimeLimits
 from serve_app.store.database.changes import JobEnded, JobStarted
 from tests.unit.scheduler.script import Script, assigned, changes
 
@@ -49,22 +49,22 @@ def running() -> Script:
 
 
 def test_a_job_may_run_as_long_as_it_may_by_the_clock_that_nobody_sets() -> None:
-    jobs, overtime = running().machine.jobs, Overtime({"job_time_s": 60.0})
-    overtime.started(jobs["a"], 101.0, 1.0)
-    assert overtime.failures(jobs, 1.0) == []
+    jobs, time_limits = running().machine.jobs, JobTimeLimits({"job_time_s": 60.0})
+    time_limits.started(jobs["a"], 101.0, 1.0)
+    assert time_limits.failures(jobs, 1.0) == []
 
-    assert overtime.failures(jobs, 20.0) == []
-    assert [job_id for job_id, _ in overtime.failures(jobs, 62.0)] == ["a"]
-    assert overtime.failures(jobs, 63.0) == []
+    assert time_limits.failures(jobs, 20.0) == []
+    assert [job_id for job_id, _ in time_limits.failures(jobs, 62.0)] == ["a"]
+    assert time_limits.failures(jobs, 63.0) == []
 
 
 def test_what_a_job_ran_before_the_scheduler_restarted_counts() -> None:
     jobs = running().machine.jobs
 
-    overtime = Overtime({"job_time_s": 60.0})
-    overtime.started(jobs["a"], 159.0, 1.0)
-    assert overtime.failures(jobs, 1.0) == []
-    assert [job_id for job_id, _ in overtime.failures(jobs, 2.5)] == ["a"]
+    time_limits = JobTimeLimits({"job_time_s": 60.0})
+    time_limits.started(jobs["a"], 159.0, 1.0)
+    assert time_limits.failures(jobs, 1.0) == []
+    assert [job_id for job_id, _ in time_limits.failures(jobs, 2.5)] == ["a"]
 
 
 def test_only_jobs_whose_time_is_up_are_looked_at() -> None:
@@ -79,43 +79,43 @@ def test_only_jobs_whose_time_is_up_are_looked_at() -> None:
             looked[0] += 1
             return super().get(key, default)
 
-    jobs, overtime = Looked(script.machine.jobs), Overtime({"job_time_s": 60.0})
+    jobs, time_limits = Looked(script.machine.jobs), JobTimeLimits({"job_time_s": 60.0})
     for number, job in enumerate(list(jobs.values())):
-        overtime.started(job, 100.0, float(number))
-    assert overtime.failures(jobs, 50.0) == []
+        time_limits.started(job, 100.0, float(number))
+    assert time_limits.failures(jobs, 50.0) == []
     assert looked == [0]
     for number in range(49):
-        overtime.ended(f"job {number}")
-    assert len(overtime._dues) <= 2 + time_limit.FEW
-    assert [job_id for job_id, _ in overtime.failures(jobs, 1000.0)] == ["job 49"]
+        time_limits.ended(f"job {number}")
+    assert len(time_limits._dues) <= 2 + time_limit.FEW
+    assert [job_id for job_id, _ in time_limits.failures(jobs, 1000.0)] == ["job 49"]
     assert looked == [1]
 
 
 def test_a_job_without_a_limit_is_not_remembered() -> None:
-    overtime = Overtime({})
-    overtime.started(running().machine.jobs["a"], 100.0, 1.0)
-    assert overtime._dues == []
+    time_limits = JobTimeLimits({})
+    time_limits.started(running().machine.jobs["a"], 100.0, 1.0)
+    assert time_limits._dues == []
 
 
 def test_a_deadline_is_counted_from_the_submission_also_of_what_waits() -> None:
-    script, overtime = Script(), Overtime({"deadline_s": 60.0})
+    script, time_limits = Script(), JobTimeLimits({"deadline_s": 60.0})
     script.job("a")
     script.job("b", extra_data={"deadline_s": 10})
     jobs = script.machine.jobs
     for job in jobs.values():  # submitted at 99 s
-        overtime.arrived(job, 104.0, 1.0)
-    [(job_id, failure)] = overtime.failures(jobs, 6.5)
+        time_limits.arrived(job, 104.0, 1.0)
+    [(job_id, failure)] = time_limits.failures(jobs, 6.5)
     assert (job_id, failure.exception_type) == ("b", "DeadlineError")
     expected = "the job had not ended 10 s after its submission, the deadline_s of its extra_data; it had not started"
     assert failure.message == expected
-    [(job_id, failure)] = overtime.failures(jobs, 57.0)
+    [(job_id, failure)] = time_limits.failures(jobs, 57.0)
     assert (job_id, "the deadline_s of the configuration" in failure.message) == ("a", True)
 
 
 def test_a_job_both_of_whose_times_are_up_ends_once() -> None:
-    jobs, overtime = running().machine.jobs, Overtime({"job_time_s": 5.0, "deadline_s": 5.0})
-    overtime.arrived(jobs["a"], 100.0, 1.0)
-    overtime.started(jobs["a"], 100.0, 1.0)
-    assert [job_id for job_id, _ in overtime.failures(jobs, 60.0)] == ["a"]
-    overtime.ended("a")
-    assert overtime.failures(jobs, 70.0) == []
+    jobs, time_limits = running().machine.jobs, JobTimeLimits({"job_time_s": 5.0, "deadline_s": 5.0})
+    time_limits.arrived(jobs["a"], 100.0, 1.0)
+    time_limits.started(jobs["a"], 100.0, 1.0)
+    assert [job_id for job_id, _ in time_limits.failures(jobs, 60.0)] == ["a"]
+    time_limits.ended("a")
+    assert time_limits.failures(jobs, 70.0) == []

@@ -12,7 +12,7 @@ from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD
 from serve_app.scheduler.core.events import CancelAsked, ReplicaLeft, TimePassed
 from serve_app.scheduler.core.machine import Machine
-from serve_app.scheduler.protocol.messages import Resident
+from serve_app.scheduler.protocol.messages import ResidentWeights
 from tests.unit.scheduler.core.test_dispatch import COSTS, LOAD_S, STEP_S, Loaded
 from tests.unit.scheduler.script import Script, assigned
 
@@ -60,7 +60,7 @@ class Turns(Loaded):
         [task_id] = self.machine.replicas[name].running
         tenant, model, _ = self.of[task_id.job_id]
         self.had_s[tenant] += takes_s
-        self.report(name, Resident((f"backbone checkpoints/{model}.safetensors",)))
+        self.report(name, ResidentWeights((f"backbone checkpoints/{model}.safetensors",)))
         self.finish(name)
         self.begin()
 

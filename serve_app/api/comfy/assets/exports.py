@@ -31,7 +31,7 @@ from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import short_repr
 from serve_app.service.service import Service
 from serve_app.service.submissions import is_job_id
-from serve_app.store.files.archive import Member, zipped
+from serve_app.store.files.archive import ArchiveMember, zipped
 from serve_app.store.page.assets import BATCH
 from serve_app.store.page.exports import Export, FindExport, KeepExport
 from serve_app.store.page.gallery import JobOutputs
@@ -210,7 +210,7 @@ async def _of_jobs(service: Service, wish: ExportRequest) -> tuple[dict[str, Exp
 # The archive ----------------------------------------------------------------------------------------------------------
 
 
-def _members(found: Sequence[ExportedAsset], strategy: str) -> Iterator[Member]:
+def _members(found: Sequence[ExportedAsset], strategy: str) -> Iterator[ArchiveMember]:
     """Yield the archive's members. Of two files with one name the second gets a number."""
     used: set[str] = set()
     folders: dict[str | None, str] = {}
@@ -229,7 +229,7 @@ def _members(found: Sequence[ExportedAsset], strategy: str) -> Iterator[Member]:
         named = PurePosixPath(item.name)
         path = f"{item.asset_id}{named.suffix}" if strategy == "asset_id" else str(PurePosixPath(folder) / named)
         used.add(name := _unused(path, used))
-        yield Member(item.ref, name, item.size or 0, item.changed_s)
+        yield ArchiveMember(item.ref, name, item.size or 0, item.changed_s)
 
 
 def _unused(path: str, used: set[str]) -> str:

@@ -15,7 +15,7 @@ import pytest
 from serve_app.api.app import create_app
 from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.errors import DatabaseAwayError, DrainingError, NotReadyError, QueueFullError, UnavailableError
-from serve_app.store.retention.rules import Bounds, RetentionRules
+from serve_app.store.retention.rules import RetentionBounds, RetentionRules
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -77,7 +77,7 @@ async def test_a_job_says_until_when_it_is_kept(client, service, replica, exampl
         return (expires - ended).total_seconds()
 
     assert await kept_s() == pytest.approx(365 * 86_400, abs=60)
-    service.limits = replace(service.limits, retention=RetentionRules({"history": Bounds(age_s=60.0)}))
+    service.limits = replace(service.limits, retention=RetentionRules({"history": RetentionBounds(age_s=60.0)}))
     assert await kept_s() == pytest.approx(60.0)
 
 

@@ -289,13 +289,13 @@ def test_where_few_files_may_be_open_websockets_are_refused_and_probes_are_answe
     with contextlib.ExitStack() as held:
         held.callback(site.close)
         url = f"ws://127.0.0.1:{site.port}/ws"
-        sockets = [held.enter_context(connect(url)) for _ in range(haproxy.room().sockets)]
+        sockets = [held.enter_context(connect(url)) for _ in range(haproxy.connection_limits().sockets)]
         with pytest.raises(InvalidStatus) as refused:
             connect(url)
         assert refused.value.response.status_code == 503
         assert refused.value.response.headers["Retry-After"] == "5"
         assert "Too many websockets" in refused.value.response.body.decode()
-        for _ in range(2 * haproxy.room().clients):
+        for _ in range(2 * haproxy.connection_limits().clients):
             assert httpx.get(f"http://127.0.0.1:{site.port}/readyz", timeout=PATIENCE_S).status_code == 200
         sockets.pop().close()
         wait_for(lambda: held.enter_context(connect(url)).id is not None)

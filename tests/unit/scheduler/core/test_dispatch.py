@@ -14,7 +14,7 @@ from serve_app.scheduler.core.dispatch import EVICT_IF_WAIT_EXCEEDS, LOAD_IF_WAI
 from serve_app.scheduler.core.events import TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.replicas import ReplicaRecord
-from serve_app.scheduler.protocol.messages import NodeFinished, Resident, TaskFinished
+from serve_app.scheduler.protocol.messages import NodeFinished, ResidentWeights, TaskFinished
 from serve_app.store.database.costs import Cost
 from tests.unit.scheduler.script import Script, assigned
 
@@ -42,7 +42,7 @@ class Loaded(Script):
 
     def holding(self, name: str, model: str) -> None:
         self.replica(name)
-        self.report(name, Resident((f"backbone checkpoints/{model}.safetensors",)))
+        self.report(name, ResidentWeights((f"backbone checkpoints/{model}.safetensors",)))
 
     def having_loaded(self, name: str, model: str) -> None:
         """As `holding`, where the replica has done no work with the model since it loaded it."""
@@ -113,7 +113,7 @@ def test_the_first_of_a_models_queue_waits_at_most_for_one_turn_of_every_other_q
         name = chance.choice(sorted(busy))
         [task_id] = script.machine.replicas[name].running
         if model := models.get(task_id.job_id):
-            script.report(name, Resident((f"backbone checkpoints/{model}.safetensors",)))
+            script.report(name, ResidentWeights((f"backbone checkpoints/{model}.safetensors",)))
         script.finish(name)
         note_firsts()
     order = script.started()
@@ -219,7 +219,7 @@ def test_what_room_a_busy_replica_has_makes_no_other_load() -> None:
     script = Loaded()
     script.holding("r1", "a")
     script.holding("r2", "b")
-    script.report("r2", Resident(tuple(f"backbone checkpoints/{name}.safetensors" for name in "bc")))
+    script.report("r2", ResidentWeights(tuple(f"backbone checkpoints/{name}.safetensors" for name in "bc")))
     script.submit("running", "a", steps=9)
     assert script.submit("next", "a") == [], "r1 has room, but is busy; r2 has none"
 
@@ -227,8 +227,8 @@ def test_what_room_a_busy_replica_has_makes_no_other_load() -> None:
 def with_room(script: Loaded, name: str) -> None:
     """A replica that holds one model and has held two."""
     script.holding(name, "b")
-    script.report(name, Resident(tuple(f"backbone checkpoints/{model}.safetensors" for model in "bc")))
-    script.report(name, Resident(("backbone checkpoints/b.safetensors",)))
+    script.report(name, ResidentWeights(tuple(f"backbone checkpoints/{model}.safetensors" for model in "bc")))
+    script.report(name, ResidentWeights(("backbone checkpoints/b.safetensors",)))
 
 
 def test_a_model_that_more_is_asked_of_than_its_replicas_can_soon_do_comes_to_others() -> None:
@@ -255,7 +255,7 @@ def test_what_work_takes_is_learned_from_reports() -> None:
     script.replica("r1")
     script.submit("job", "e", steps=5)
     recipe = "backbone checkpoints/e.safetensors"
-    script.report("r1", Resident((recipe,), ((recipe, 5.0), ("vae checkpoints/e.safetensors", 2.0))))
+    script.report("r1", ResidentWeights((recipe,), ((recipe, 5.0), ("vae checkpoints/e.safetensors", 2.0))))
     [(_, task)] = assigned(script.commands)
     script.report("r1", NodeFinished(task.id, "3", "save-job", {}))
     script.submit("next", "a", steps=5)

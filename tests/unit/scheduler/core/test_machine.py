@@ -30,7 +30,7 @@ from serve_app.scheduler.protocol.messages import (
     NodesLinger,
     NodeStarted,
     Reopened,
-    Resident,
+    ResidentWeights,
     SlotReleased,
     TaskFailed,
     TaskFinished,
@@ -443,11 +443,11 @@ def test_a_task_goes_to_the_replica_that_holds_its_values_then_to_resident_weigh
     script = Script()
     script.replica("r1", slots=4)
     script.replica("r2", slots=4)
-    script.report("r2", Resident(("checkpoints/a.safetensors",)))
+    script.report("r2", ResidentWeights(("checkpoints/a.safetensors",)))
     [(replica, task)] = assigned(script.job("a", seed=1))
     assert replica == "r2"
     script.report("r2", NodeFinished(task.id, "1", "load", None))
-    script.report("r2", Resident(()))
+    script.report("r2", ResidentWeights(()))
     [(replica, _)] = assigned(script.job("b", seed=2))
     assert replica == "r2"
 

@@ -16,7 +16,7 @@ from serve_app.scheduler.core.events import CancelAsked, Command, ReplicaLost, T
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.core.model_files import MOST_LORAS, files_of, recipes_of
 from serve_app.scheduler.core.prefetch import CANDIDATES
-from serve_app.scheduler.protocol.messages import Message, Prefetch, Resident
+from serve_app.scheduler.protocol.messages import Message, Prefetch, ResidentWeights
 from tests.unit.scheduler.core.test_dispatch import LOAD_S, STEP_S, Loaded, with_room
 from tests.unit.scheduler.script import assigned, sent
 
@@ -185,7 +185,7 @@ def test_once_it_has_the_file_the_next_model_is_prefetched() -> None:
     script.submit("next", "b")
     script.submit("later", "c")
     held = ("backbone checkpoints/sub/a.safetensors", "backbone checkpoints/sub/b.safetensors")
-    assert script.told(script.report("r1", Resident(held))) == []
+    assert script.told(script.report("r1", ResidentWeights(held))) == []
     assert script.finish("r1") == ["next"]
     assert script.told()[1:] == [("r1", model("c"))]
     assert script.machine.replicas["r1"].owed_s == MIN_WORK_PER_LOAD * LOAD_S, (
@@ -259,10 +259,10 @@ def test_a_lora_of_the_next_task_is_prefetched_once_where_it_is_missing() -> Non
     script.submit("later", "a+m")
     assert script.told() == [("r1", lora("l", "a"))]
     held = ("backbone checkpoints/sub/a.safetensors", "backbone checkpoints/sub/a.safetensors + l.safetensors 1")
-    script.report("r1", Resident(held))
+    script.report("r1", ResidentWeights(held))
     assert script.finish("r1") == ["next"]
     assert script.told()[1:] == [("r1", lora("m", "a"))]
-    script.report("r1", Resident((*held, "backbone checkpoints/sub/a.safetensors + m.safetensors 1")))
+    script.report("r1", ResidentWeights((*held, "backbone checkpoints/sub/a.safetensors + m.safetensors 1")))
     script.submit("again", "a+m", number=-1)
     assert len(script.told()) == 2, "what is held is not told of"
 
@@ -314,7 +314,7 @@ def test_a_long_queue_is_prefetched_for_by_one_more_replica_with_room() -> None:
     assert script.submit("running on r1", "a") == ["r1"]
     script.replica("r2")
     held = ("b", "x", "y")
-    script.report("r2", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
+    script.report("r2", ResidentWeights(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
     script.busy("r3", "c")
     assert script.submit("running on r2", "b") == ["r2"]
     script.submit("of a line that is done soon", "b", steps=1)
@@ -335,7 +335,9 @@ def test_after_an_eviction_only_replicas_with_less_weights_prefetch(
     script = Named()
     script.replica("earlier")
     for held in earlier:
-        script.report("earlier", Resident(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held)))
+        script.report(
+            "earlier", ResidentWeights(tuple(f"backbone checkpoints/sub/{name}.safetensors" for name in held))
+        )
     script.apply(ReplicaLost("earlier"))
     script.busy("r1", "a")
     script.submit("next", "b")

@@ -17,7 +17,7 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import AREAS, FileRef, WholeStore
 from serve_app.store.files.volume import Volume
 from serve_app.store.page.userdata import UserData
-from serve_app.store.retention.rules import Bounds, RetentionRules
+from serve_app.store.retention.rules import RetentionBounds, RetentionRules
 from serve_app.store.retention.sweep import Sweep
 from serve_app.store.tenants.stored_bytes import NoteFiles, StoredBytes, name_of
 from serve_app.store.tenants.tenants import TenantStore
@@ -90,7 +90,7 @@ async def test_retention_gives_bytes_back(site: Site, monkeypatch: pytest.Monkey
         return function(*arguments)
 
     expiry = Expiry(
-        RetentionRules({"outputs": Bounds(count=0)}),
+        RetentionRules({"outputs": RetentionBounds(count=0)}),
         site.jobs,
         site.store,
         site.lease,

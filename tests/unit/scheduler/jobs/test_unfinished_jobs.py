@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve_app.events import data_bytes
-from serve_app.scheduler.core.model_files import ModelFiles
+from serve_app.scheduler.core.model_files import JobModelFiles
 from serve_app.scheduler.core.records import JobRecord
 from serve_app.scheduler.jobs import views
 from serve_app.scheduler.jobs.unfinished_jobs import UnfinishedJobs
@@ -23,7 +23,7 @@ PROMPT_BYTES = data_bytes([PROMPT, ("1",), "me", {}])
 def record(order: int, number: float | None = None, started_s: float | None = None) -> JobRecord:
     row = JobRow(f"job {order}", order if number is None else number, order, PROMPT, ("1",), "me", {}, 100.0 + order, 1)
     plan: Any = None
-    return JobRecord(row, plan, [], started_s, {}, set(), ModelFiles())
+    return JobRecord(row, plan, [], started_s, {}, set(), JobModelFiles())
 
 
 def jobs(count: int, running: int = 0) -> UnfinishedJobs:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from serve_app.store.files.archive import GONE, PIECE_BYTES, Member, zipped
+from serve_app.store.files.archive import GONE, PIECE_BYTES, ArchiveMember, zipped
 from serve_app.store.files.s3 import S3
 from serve_app.store.files.store import FileRef, Store
 from serve_app.store.files.volume import Volume
@@ -23,10 +23,10 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Volume({"output": tmp_path / "output"})
 
 
-def member(store: Store, filename: str, data: bytes, name: str) -> Member:
+def member(store: Store, filename: str, data: bytes, name: str) -> ArchiveMember:
     ref = FileRef("output", "sub", filename)
     store.write(ref, data)
-    return Member(ref, name, len(data), 1e9)
+    return ArchiveMember(ref, name, len(data), 1e9)
 
 
 def opened(pieces: Iterator[bytes]) -> zipfile.ZipFile:

@@ -11,7 +11,7 @@ from serve_app.store.database.changes import JobAccepted, OutputRecorded
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import FileRef, Store
 from serve_app.store.page.assets import Asset, MintAsset
-from serve_app.store.retention.named_files import FEW, NeededFiles, Place, places
+from serve_app.store.retention.named_files import FEW, NeededFiles, StoredPath, places
 from serve_app.store.retention.removal import Doomed, RemoveJobs, SettleDoomed
 from serve_app.store.retention.sweep import Sweep
 from tests.unit.store.retention.test_sweep import ROW, Saves
@@ -103,7 +103,7 @@ def test_every_name_in_a_prompt_is_found_wherever_it_stands_and_is_its_tenants(s
     for tenant in ("", "acme"):
         row = replace(ROW, job_id=tenant or "job", order=len(tenant), prompt=prompt, tenant=tenant)
         saves.jobs.write(saves.epoch, [JobAccepted(row)])
-    asked: tuple[Place, ...] = (
+    asked: tuple[StoredPath, ...] = (
         ("input", "a/b.png"),
         ("temp", "c.png"),
         ("input", "@acme/a/b.png"),
@@ -111,6 +111,6 @@ def test_every_name_in_a_prompt_is_found_wherever_it_stands_and_is_its_tenants(s
         ("input", "@other/a/b.png"),
         ("input", "sub/äx%.png"),
     )
-    many = tuple[Place, ...](("input", f"{number}.png") for number in range(FEW))
+    many = tuple[StoredPath, ...](("input", f"{number}.png") for number in range(FEW))
     for among in (asked, asked + many):
         assert saves.jobs.query(0, NeededFiles(among)) == {*asked[:4]}

@@ -21,9 +21,9 @@ from serve_app.store.files.s3 import S3
 from serve_app.store.files.store import AREAS, FileRef, WholeStore
 from serve_app.store.files.volume import Volume
 from serve_app.store.retention import removal, retention
-from serve_app.store.retention.named_files import Place
+from serve_app.store.retention.named_files import StoredPath
 from serve_app.store.retention.retention import HistoryCut
-from serve_app.store.retention.rules import KINDS, Bounds, RetentionRules
+from serve_app.store.retention.rules import KINDS, RetentionBounds, RetentionRules
 from tests.unit.store.retention.test_sweep import ROW
 
 DAY_S = 86_400.0
@@ -36,7 +36,7 @@ class Site:
         self.jobs, self.store = Jobs(url), store
         self.epoch = self.jobs.acquire("test")
         self.forgotten: list[str] = []
-        self.named: list[Place] = []
+        self.named: list[StoredPath] = []
 
     def ended(self, job_id: str, ago_s: float = 0.0, tenant: str = "", **fields: Any) -> None:
         order = self.jobs.next_order()
@@ -60,7 +60,7 @@ class Site:
         async def forgotten(job_ids: Sequence[str]) -> None:
             self.forgotten += job_ids
 
-        async def forget_files(files: Sequence[Place]) -> None:
+        async def forget_files(files: Sequence[StoredPath]) -> None:
             assert {f"{area}/{path}" for area, path in files} <= self.files(), "they are forgotten before they are gone"
             self.named += files
 
@@ -92,7 +92,7 @@ def filed(store: WholeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def history(**bounds: Any) -> RetentionRules:
-    return RetentionRules({"history": Bounds(**bounds)})
+    return RetentionRules({"history": RetentionBounds(**bounds)})
 
 
 def test_old_jobs_go_in_portions_and_unfinished_ones_stay(site, monkeypatch):
@@ -112,7 +112,7 @@ def test_the_newest_of_each_tenant_stay_and_one_tenant_has_bounds_of_its_own(sit
     for number in range(3):
         for tenant in ("", "acme", "big"):
             site.ended(f"{tenant}{number}", tenant=tenant)
-    rules = RetentionRules({"history": Bounds(count=1)}, {"big": {"history": Bounds(count=2)}})
+    rules = RetentionRules({"history": RetentionBounds(count=1)}, {"big": {"history": RetentionBounds(count=2)}})
     site.expire(rules)
     assert sorted(site.left()) == ["2", "acme2", "big1", "big2"]
 
@@ -136,8 +136,8 @@ def test_no_bound_lets_nothing_go(site):
     site.file("output/x.png")
     site.expire(RetentionRules())
     assert (site.left(), site.files()) == (["old"], {"output/x.png"})
-    assert not RetentionRules({"temp": Bounds()}).concern(*KINDS)
-    assert site.jobs.query(0, HistoryCut("", Bounds(), time.time())) is None
+    assert not RetentionRules({"temp": RetentionBounds()}).concern(*KINDS)
+    assert site.jobs.query(0, HistoryCut("", RetentionBounds(), time.time())) is None
 
 
 def test_an_older_scheduler_lets_nothing_go(site, monkeypatch):
@@ -145,7 +145,7 @@ def test_an_older_scheduler_lets_nothing_go(site, monkeypatch):
     site.ended("old", 1e9)
     site.file("output/x.png")
     site.jobs.acquire("newer")
-    for rules in (history(age_s=1.0), RetentionRules({"outputs": Bounds(count=0)})):
+    for rules in (history(age_s=1.0), RetentionRules({"outputs": RetentionBounds(count=0)})):
         with pytest.raises(StaleEpochError):
             site.expire(rules)
     assert (site.left(), site.files()) == (["old"], {"output/x.png"})
@@ -156,7 +156,7 @@ def test_each_kind_of_file_has_its_own_bounds(filed):
     for name in names:
         filed.file(name)
     for kind, name in zip(("outputs", "uploads", "previews", "temp"), list(names), strict=True):
-        filed.expire(RetentionRules({cast(Any, kind): Bounds(count=0)}))
+        filed.expire(RetentionRules({cast(Any, kind): RetentionBounds(count=0)}))
         names.remove(name)
         assert filed.files() == {*names}
     assert len(filed.named) == 4
@@ -166,16 +166,16 @@ def test_the_newest_files_stay_by_count_and_by_bytes(filed):
     for number in range(4):
         filed.file(f"output/sub/{number}.png", b"x" * 100)
         time.sleep(1.1 if isinstance(filed.store, S3) else 0.02)  # a bucket tells whole seconds
-    filed.expire(RetentionRules({"outputs": Bounds(count=3)}))
+    filed.expire(RetentionRules({"outputs": RetentionBounds(count=3)}))
     assert filed.files() == {f"output/sub/{number}.png" for number in (1, 2, 3)}
-    filed.expire(RetentionRules({"outputs": Bounds(bytes=250)}))
+    filed.expire(RetentionRules({"outputs": RetentionBounds(bytes=250)}))
     assert filed.files() == {f"output/sub/{number}.png" for number in (2, 3)}
 
 
 def test_a_tenants_files_are_counted_apart(filed):
     for name in ("output/a.png", "output/@acme/a.png", "output/@big/a.png", "input/@acme/assets/hash"):
         filed.file(name)
-    none, tenant = Bounds(count=0), {"big": {"outputs": Bounds(count=1)}}
+    none, tenant = RetentionBounds(count=0), {"big": {"outputs": RetentionBounds(count=1)}}
     filed.expire(RetentionRules({"outputs": none, "uploads": none}, cast(Any, tenant)))
     assert filed.files() == {"output/@big/a.png", "input/@acme/assets/hash"}
 
@@ -187,7 +187,7 @@ def test_what_an_unfinished_job_reads_stays_and_so_do_assets_and_what_is_half_wr
     filed.file("input/.half.part")
     prompt = {"1": {"class_type": "LoadImage", "inputs": {"image": "read.png"}}}
     filed.jobs.write(filed.epoch, [JobAccepted(replace(ROW, job_id="a", prompt=prompt))])
-    filed.expire(RetentionRules({"uploads": Bounds(age_s=-60.0)}))
+    filed.expire(RetentionRules({"uploads": RetentionBounds(age_s=-60.0)}))
     assert "input/gone.png" not in filed.files()
     assert filed.files() == {"input/read.png", "input/assets/0.png", "input/.half.part"}
 
@@ -195,5 +195,5 @@ def test_what_an_unfinished_job_reads_stays_and_so_do_assets_and_what_is_half_wr
 def test_what_has_just_been_written_may_not_be_recorded_yet_and_stays(filed, monkeypatch):
     monkeypatch.setattr(retention, "SETTLED_S", 60.0)
     filed.file("output/a.png")
-    filed.expire(RetentionRules({"outputs": Bounds(count=0)}))
+    filed.expire(RetentionRules({"outputs": RetentionBounds(count=0)}))
     assert filed.files() == {"output/a.png"}
