@@ -25,10 +25,10 @@ def shown(seq: int, job_id: str = "a") -> Event:
 def test_what_output_nodes_showed_is_remembered_up_to_a_number_of_bytes() -> None:
     results = Results(ui_bytes=50_000)
     for i in range(10):
-        results.hold("r1", str(i), UI)
+        results.add_holder("r1", str(i), UI)
     assert [i for i in range(10) if results.ui(str(i))] == [6, 7, 8, 9]
-    results.hold("r1", "9", {})
-    results.hold("r1", "10", UI)
+    results.add_holder("r1", "9", {})
+    results.add_holder("r1", "10", UI)
     assert [i for i in range(11) if results.ui(str(i)) is not None] == [6, 7, 8, 9, 10]
 
 
