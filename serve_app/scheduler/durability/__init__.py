@@ -1,1 +1,1 @@
-"""One scheduler at a time, and nothing answered before it is committed: lease, succession, writer."""
+"""Lease, succession and writer: one scheduler at a time, and no answer before its commit."""

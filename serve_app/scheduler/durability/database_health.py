@@ -1,4 +1,4 @@
-"""Whether a job could be committed now, shown by committing one row; and whether the database's file is still sound."""
+"""Checks that the database takes commits, by committing one row, and that its file is not corrupt."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from serve_app.scheduler.durability.writer import Writer
 from serve_app.store.database.jobs import Jobs
 
 FRESH_S = 2.0
-"""How long the outcome of a commit answers for the next ones."""
+"""How long the result of a commit is reused."""
 ANSWER_S = 5.0
-"""How long a commit may take."""
+"""The timeout of a commit."""
 INSPECT_S = 60.0
-"""How often the file's pages are looked at, if that is quick."""
+"""The least interval between two checks of the file's pages."""
 INSPECT_SHARE = 0.02
-"""How much of the time the looking may take."""
+"""The largest share of time that these checks may take."""
 
 
 class DatabaseHealth:
-    """One a scheduler's life. renew: commits the smallest change there is."""
+    """The health checks of one scheduler. renew: commits a minimal change: it renews the lease."""
 
     def __init__(self, jobs: Jobs, writer: Writer, renew: Callable[[], Awaitable[None]]) -> None:
         self._jobs = jobs
@@ -31,7 +31,7 @@ class DatabaseHealth:
         self._began_s = float("-inf")
 
     async def check(self) -> None:
-        """Check that a change can be committed, by doing so unless that was done just now.
+        """Check that a change can be committed, by committing one unless that was done within FRESH_S.
 
         Errors: DatabaseAwayError, StaleEpochError; NotReadyError if the database does not answer.
         """
@@ -49,7 +49,7 @@ class DatabaseHealth:
         self._commit.result()
 
     async def inspect(self) -> None:
-        """Look at the file's pages again and again, until cancelled; `Jobs` refuses all writes once some are spoilt."""
+        """Check the file's pages regularly, until cancelled. Once one is corrupt, `Jobs` refuses all writes."""
         while True:
             began_s = time.monotonic()
             await asyncio.to_thread(self._jobs.inspect)

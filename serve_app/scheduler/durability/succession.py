@@ -1,7 +1,7 @@
-"""The schedulers of one server, one after another: who answers now, and what is answered while none can.
+"""Starts the scheduler of one server, and a successor when it loses the lease.
 
-A scheduler that loses the lease to another server's is closed. Another one is made, which waits until that server has
-gone and then works on from the database. One that cannot start is tried again, not for every call.
+A scheduler that loses the lease to another server is closed. Its successor waits until that server's lease has expired,
+then continues from the database. A failed start is retried after AGAIN_S, not for every call.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from serve_app.scheduler.durability.lease import LOST
 from serve_app.scheduler.scheduler import Scheduler
 
 AGAIN_S = 2.0
-"""How long after a failed start another one is tried."""
+"""The delay after a failed start."""
 _log = log.get("scheduler")
 
 
 class Succession:
-    """make: builds a scheduler over the database, not started yet; may raise what opening the database does."""
+    """The current scheduler. make: builds one without starting it; raises what opening the database raises."""
 
     def __init__(self, make: Callable[[], Scheduler]) -> None:
         self._make = make
@@ -33,7 +33,7 @@ class Succession:
         self.current: Scheduler | None = None
 
     async def scheduler(self) -> Scheduler:
-        """Return the scheduler that works, and start one if there is none.
+        """Return the running scheduler, starting one if there is none.
 
         Errors: DrainingError while another server has the lease; NotReadyError with the reason that none can start.
         """
@@ -49,7 +49,7 @@ class Succession:
         return self.current
 
     async def close(self) -> None:
-        """Stop working, and waiting."""
+        """Close the scheduler and stop waiting for the lease."""
         if self._waiting is not None:
             self._waiting.cancel()
             await asyncio.gather(self._waiting, return_exceptions=True)
@@ -80,7 +80,7 @@ class Succession:
                 await scheduler.close()
             if not isinstance(error, ServeAppError):
                 raise
-            if str(error) not in self._failure:  # once, however often it is tried
+            if str(error) not in self._failure:  # log it once, not at every try
                 _log.error("the scheduler cannot start: %s", error)
             self._failure, self._failed_s = f"the scheduler cannot start: {error}", time.monotonic()
             raise NotReadyError(self._failure, retry_after_s=2) from error

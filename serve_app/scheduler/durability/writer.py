@@ -1,7 +1,7 @@
-"""What makes decisions durable and then carries them out: one queue of commands, one transaction for all that gathered.
+"""Commits the machine's changes and then executes its commands: one queue, one transaction for each batch.
 
-A database that is away is asked again until it is back, and everything waits for it. A job whose change the database
-will never take is ended in error instead, so that it holds nobody else up.
+An unavailable database is retried until it is back; everything waits for it. A job whose change the database refuses
+ends in error, so that it blocks no other.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ Batch: TypeAlias = list[tuple[list[Command], "asyncio.Future[None]"]]
 _log = log.get("scheduler")
 
 FIRST_DELAY_S, LONGEST_DELAY_S = 0.1, 5.0
-"""How long to wait before asking a database again, at first and at most."""
+"""The first and the longest delay between two tries."""
 
 
 async def persistently(ask: Callable[[], Awaitable[T]]) -> T:
-    """Ask until there is an answer. Errors: StaleEpochError, ChangeRefusedError; they would be the same again."""
-    delay_s, told = FIRST_DELAY_S, ""
+    """Retry a database call, with backoff, until it succeeds. Errors: StaleEpochError, ChangeRefusedError."""
+    delay_s, logged = FIRST_DELAY_S, ""
     while True:
         try:
             answer = await ask()
         except (StaleEpochError, ChangeRefusedError):
             raise
         except Exception as error:
-            if str(error) != told:  # once, however long it lasts
-                told = str(error)
+            if str(error) != logged:  # once, however long it lasts
+                logged = str(error)
                 _log.error("%s; asking again until it answers", error, exc_info=not isinstance(error, UnavailableError))
             await asyncio.sleep(delay_s)
             delay_s = min(LONGEST_DELAY_S, delay_s * 2)
         else:
-            if told:
+            if logged:
                 _log.warning("the database answers again")
             return answer
 
 
 class Writer:
-    """One a scheduler's life.
+    """The queue of commands of one scheduler, and the loop that commits and executes them.
 
-    write: applies changes, all or none. execute: does what is behind them. refused: takes in that a job cannot be
-    recorded, and returns the commands that end it. fenced: takes in that a newer scheduler holds the lease.
+    write: applies changes, all or none. execute: executes the commands of a committed batch. refused: returns the
+    commands that end a job whose change is refused. fenced: is called if a newer scheduler holds the lease.
     """
 
     def __init__(
@@ -69,16 +69,16 @@ class Writer:
         self._given_up: set[str] = set()
         self._wrote_s = float("-inf")
         self.failure = ""
-        """Why the newest try to write has failed, while it is tried again."""
+        """The error of the last write, while it is retried."""
 
     def idle_s(self) -> float:
         """Return the seconds since the database last took a change."""
         return time.monotonic() - self._wrote_s
 
     def put(self, commands: list[Command]) -> asyncio.Future[None]:
-        """Take commands in; the future is done once they are durable and carried out.
+        """Queue commands. The future is done once they are durable and executed.
 
-        It fails with DrainingError if they never will be; with ChangeRefusedError for a new job that cannot be kept.
+        It fails with DrainingError if they never will be, with ChangeRefusedError for a new job that is refused.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._pending and not self._writing and not any(isinstance(c, Persist) for c in commands):
@@ -110,7 +110,7 @@ class Writer:
                         done.set_exception(DrainingError("a newer scheduler has taken over", retry_after_s=2))
 
     async def _commit(self, batch: Batch) -> bool:
-        """Make a batch durable, but for jobs that are refused; False once a newer scheduler holds the lease."""
+        """Commit a batch without the jobs that are refused; return False if a newer scheduler holds the lease."""
         while changes := [c.change for commands, _ in batch for c in commands if isinstance(c, Persist)]:
             try:
                 await persistently(partial(self._try, changes))
@@ -120,7 +120,7 @@ class Writer:
                 self._fenced(error)
                 return False
             except ChangeRefusedError as error:
-                if not isinstance(error, ClaimRefusedError):  # which is its client's doing, who is told
+                if not isinstance(error, ClaimRefusedError):  # which its client caused and gets as an error
                     _log.error("job %s ends: %s", error.job_id, error)
                 self._refuse(batch, error)
         return True
@@ -134,7 +134,7 @@ class Writer:
         self.failure = ""
 
     def _refuse(self, batch: Batch, error: ChangeRefusedError) -> None:
-        """Take all that was to be written and told of a job out of the batch and out of what waits; end the job."""
+        """Remove a job's commands from the batch and from the queue, and end the job."""
         job_id, new = error.job_id, False
         for commands, done in [*batch, *self._pending]:
             if any(
@@ -147,14 +147,14 @@ class Writer:
             commands[:] = [command for command in commands if _job_id(command) != job_id]
         ending = self._refused(error)
         if new or job_id in self._given_up:
-            # There is no row to end, or it takes not even its end: what is left is to stop what runs of it.
+            # It has no row, or its end is refused too: only its running tasks are stopped.
             ending = [command for command in ending if _job_id(command) != job_id]
         self._given_up.add(job_id)
         batch.append((ending, asyncio.get_running_loop().create_future()))
 
 
 def _job_id(command: Command) -> str | None:
-    """Return the job whose record or events a command is about."""
+    """Return the job that a command records or publishes, or None."""
     match command:
         case Persist(change):
             return change.job_id

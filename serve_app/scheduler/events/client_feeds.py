@@ -1,7 +1,7 @@
-"""What clients are told over their sockets: one ordered feed a client, read from wherever its socket is.
+"""The event feeds of clients' websockets: one ordered feed for each client, read by any ingress replica.
 
-A client's sockets come and go, at any ingress replica. The feed remembers how far they have sent, so that a client that
-returns gets what it missed, once and in order. Positions are the events' own seq, which also outlive a restart.
+A feed remembers how far the client's sockets have sent, so a client that reconnects gets what it missed, once and in
+order. Positions are the events' seq, which are valid across restarts.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from serve_app.limits import refused
 from serve_app.scheduler.protocol.client import Attached, News, QueueMark, Reader
 
 FLEETING = frozenset({"progress", "preview"})
-"""Kinds of which only the newest matters."""
+"""Kinds of events of which a feed keeps only the newest."""
 BEGINNINGS = frozenset({"queued", "started", "cached"})
-"""Kinds that a job begins with, before any node of it runs."""
+"""Kinds of events before any node of a job runs."""
 GATHER_S = 0.005
-"""How long beginnings and the queue's length wait for something else to go with them."""
+"""How long these and the queue's length wait for other events to be sent with them."""
 IDLE_S = 600.0
-"""How long a feed that nothing enters and nobody reads is remembered."""
+"""How long an unused feed is kept."""
 
 
 @dataclass(slots=True)
 class Feed:
-    """One client's events that no socket has sent yet. sent: the seq of the last that one has.
+    """One client's events that no socket has sent. sent: the seq of the last one that was.
 
-    held: jobs whose submission has not been answered yet; their events, and any behind them, wait for that.
+    held: jobs whose submission is not answered yet. Their events, and any after them, wait for that.
     """
 
     limits: EventLimits = field(default_factory=EventLimits)
@@ -45,7 +45,7 @@ class Feed:
     bytes: int = 0
 
     def put(self, event: Event) -> None:
-        """Add an event; progress or a picture of a node takes the place of the last one, if only such came since."""
+        """Add an event. A node's progress or preview replaces its last one, unless another kind came in between."""
         self.touched_s = time.monotonic()
         if event.kind in FLEETING:
             for place in range(len(self.unread) - 1, -1, -1):
@@ -67,7 +67,7 @@ class Feed:
         self.unread.append(event)
 
     def after(self, seq: int) -> tuple[Event, ...]:
-        """Forget what is sent, and return what may be sent next."""
+        """Drop events up to seq, which are sent, and return those that may be sent next."""
         self.touched_s = time.monotonic()
         self.sent = max(self.sent, seq)
         while self.unread and self.unread[0].seq <= self.sent:
@@ -80,7 +80,7 @@ class Feed:
         return tuple(ready)
 
     def _full(self) -> str:
-        """Return the limit that the newest event goes beyond; "" for none."""
+        """Return the key of the limit that the feed exceeds, "" for none."""
         if self.bytes > self.limits.feed_bytes:
             return "events.feed_bytes"
         return "events.feed_events" if len(self.unread) >= self.limits.feed_events else ""
@@ -90,7 +90,7 @@ class Feed:
 
 
 class _Poll:
-    """A question for news that waits. changed: those of its clients whose feeds have changed meanwhile."""
+    """A waiting call of `news`. changed: those of its clients whose feeds have changed."""
 
     def __init__(self, readers: Mapping[str, Reader]) -> None:
         self.readers = readers
@@ -99,14 +99,14 @@ class _Poll:
         self._timer: asyncio.TimerHandle | None = None
 
     def wake(self, *, soon: bool) -> None:
-        """Have it answered: soon, or within a moment."""
+        """Let it return: at once if soon, else within GATHER_S."""
         if soon:
             self.woken.set()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self.woken.set)
 
     def rest(self) -> None:
-        """Let it wait for what comes from now on."""
+        """Let it wait again."""
         self.woken.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -114,11 +114,10 @@ class _Poll:
 
 
 class Feeds:
-    """Every client's feed, and the length of the queue, which everyone is told. epoch: of the scheduler's life.
+    """Every client's feed, and the length of the queue, which all clients get. epoch: of the scheduler.
 
-    bytes: what all feeds took when `forget_idle` looked last.
-
-    A poll looks at each of its readers as it comes, and from then on only at those whose feeds change.
+    bytes: the size of all feeds at the last `forget_idle`. A poll checks all of its readers once, then only those whose
+    feeds change.
     """
 
     def __init__(self, epoch: int, limits: EventLimits | None = None) -> None:
@@ -127,7 +126,7 @@ class Feeds:
         self._feeds: dict[str, Feed] = {}
         self._held: dict[str, str] = {}
         self._polls: set[_Poll] = set()
-        # A version of an earlier life never comes back, so every reader sees that the count is another's.
+        # Versions are unique across epochs, so every reader notices a count of a new epoch.
         self.queue = QueueMark(epoch << 32, 0)
 
     def put(self, client_id: str, event: Event) -> None:
@@ -136,40 +135,40 @@ class Feeds:
         self._wake(client_id, soon=event.kind not in BEGINNINGS)
 
     def hold(self, job_id: str, client_id: str) -> None:
-        """Keep a job's events back until `release`."""
+        """Hold a job's events back until `release`."""
         self._held[job_id] = client_id
         self._feed(client_id).held.add(job_id)
 
     def holds(self, job_id: str) -> bool:
-        """Whether a job's events are kept back."""
+        """Whether a job's events are held back."""
         return job_id in self._held
 
     def is_read(self, client_id: str) -> bool:
-        """Whether a socket has read for a client, in this life."""
+        """Whether a socket has read for a client in this epoch."""
         return self._feed(client_id).token is not None
 
     def release(self, job_id: str) -> None:
-        """Let a job's events go out."""
+        """Let a job's events be sent."""
         if (client_id := self._held.pop(job_id, None)) is not None:
             (feed := self._feed(client_id)).held.discard(job_id)
-            # The last alone is looked at: a client that is not here may have thousands, and releases each of its jobs.
+            # Only the last one: an absent client may have thousands of events, and each of its jobs is released.
             self._wake(client_id, soon=bool(feed.unread) and feed.unread[-1].kind not in BEGINNINGS)
 
     def queue_is(self, remaining: int, of: Mapping[str, int] = MappingProxyType({})) -> None:
-        """Tell everyone how many jobs have not ended. of: by tenant."""
+        """Set the number of unfinished jobs for all clients. of: by tenant."""
         self.queue = QueueMark(self.queue.version + 1, remaining, dict(of))
         for poll in self._polls:
             poll.wake(soon=False)
 
     def attach(self, client_id: str, token: str) -> Attached:
-        """Let a socket read for a client from where its sockets are; the one before is replaced."""
+        """Make a socket the reader of a client's feed, in the place of an earlier one."""
         feed = self._feed(client_id)
         feed.token, feed.touched_s = token, time.monotonic()
         self._wake(client_id, soon=True)
         return Attached(feed.sent, self.queue)
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
-        """Return what the readers have not sent, waiting for the first of it. queue: the version they know."""
+        """Return unsent events of the readers' feeds, waiting for the first. queue: the version that they have."""
         deadline = time.monotonic() + timeout_s
         news = self._now(readers)
         poll = _Poll(readers)
@@ -190,7 +189,7 @@ class Feeds:
             poll.rest()
 
     def forget_idle(self) -> None:
-        """Forget the feeds that nobody has touched for long, and more of them where all take too much memory."""
+        """Drop feeds that are idle, and the least recently used ones if all exceed the budget of bytes."""
         limit = time.monotonic() - IDLE_S
         self.bytes = sum(feed.bytes for feed in self._feeds.values())
         for client_id, feed in sorted(self._feeds.items(), key=lambda item: item[1].touched_s):
@@ -206,7 +205,7 @@ class Feeds:
         replaced: set[str] = set()
         for client_id, reader in readers.items():
             feed = self._feed(client_id)
-            # In a new life of the scheduler, the socket that comes first is the client's.
+            # In a new epoch, the first socket that asks is the client's.
             feed.token = feed.token or reader.token
             ready = feed.after(reader.after)
             if feed.token != reader.token:

@@ -1,4 +1,4 @@
-"""A job's events, each behind a cursor, for long polls; and what is left of them after a restart."""
+"""The events of one job, each with a cursor, for long polls; and their reconstruction from the job's row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_app.store.database.changes import JobRow
 
 @dataclass(slots=True)
 class EventStream:
-    """One job's events so far. Ends with an event for which `last` is true. arrived: of who waits; None for nobody."""
+    """One job's events so far; the last one has `last` set. arrived: wakes waiting polls, None without any."""
 
     events: list[Event] = field(default_factory=list)
     arrived: asyncio.Event | None = None
@@ -22,13 +22,13 @@ class EventStream:
     def put(self, event: Event) -> None:
         self.bytes += event.bytes
         self.events.append(event)
-        # Wakes everyone who waits for it, and nobody who begins to wait later.
+        # Wakes every waiting poll, and none that begins later.
         if self.arrived is not None:
             self.arrived.set()
             self.arrived = None
 
     def begin(self, events: list[Event]) -> None:
-        """Put the stream's beginning in front of what it holds."""
+        """Insert earlier events at the front."""
         self.bytes += sum(event.bytes for event in events)
         self.events[:0] = events
 
@@ -36,7 +36,7 @@ class EventStream:
         return self.events[bisect_right(self.events, cursor, key=lambda event: event.seq) :]
 
     async def poll(self, cursor: int, timeout_s: float) -> list[Event]:
-        """Return the events past the cursor, waiting for the first; [] if none comes in time, or can come."""
+        """Return the events after the cursor, waiting for the first; [] after the timeout or the job's end."""
         deadline = time.monotonic() + timeout_s
         while not (found := self.after(cursor)):
             left = deadline - time.monotonic()
@@ -52,7 +52,7 @@ class EventStream:
 
 
 def rebuilt(row: JobRow) -> list[Event]:
-    """Return the durable events of a job, from its row: what is left of its stream after a restart."""
+    """Return the durable events of a job, reconstructed from its row after a restart."""
     events = [Event(row.job_id, row.queued_seq, "queued", row.created_s)]
     if row.started_s is not None and row.started_seq is not None:
         events.append(Event(row.job_id, row.started_seq, "started", row.started_s))

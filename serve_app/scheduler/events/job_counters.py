@@ -1,4 +1,4 @@
-"""What has happened to jobs, counted from the events that clients see: plain numbers for whoever shows them."""
+"""Counters and durations of jobs for metrics, from the published events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from serve_app.events import Event
 
 UNREAD = 10_000
-"""Durations kept for a reader that does not come."""
+"""The most durations that are kept unread."""
 
 
 @dataclass(slots=True)
@@ -26,7 +26,7 @@ class JobCounters:
     _since_s: dict[str, float] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
-        """Count an event. Jobs of an earlier life of the scheduler have no durations here."""
+        """Count an event. Jobs of an earlier epoch have no durations here."""
         match event.kind:
             case "queued":
                 self._since_s[event.job_id] = event.at_s
@@ -39,7 +39,7 @@ class JobCounters:
                 self.nodes["executing"] += 1
             case "success" | "error" | "cancelled":
                 self.ended[event.kind] += 1
-                # One that is cancelled may never have run.
+                # A cancelled job may never have run.
                 if event.kind == "cancelled":
                     self._since_s.pop(event.job_id, None)
                 else:
@@ -52,6 +52,6 @@ class JobCounters:
 
 
 def read(durations: deque[float]) -> Iterator[float]:
-    """Yield the durations that nobody has read yet, and forget them."""
+    """Yield and remove the unread durations."""
     while durations:
         yield durations.popleft()

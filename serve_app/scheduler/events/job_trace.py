@@ -1,6 +1,6 @@
-"""What the machine was told of each unfinished job, lately: for an operator who asks why one is stuck.
+"""The latest machine events of each unfinished job, for an operator who asks why one is stuck.
 
-Kept short: names and ids, no values. Progress and previews, which come by the thousand, are left out.
+Short entries: names and ids, no values, and no progress or previews, which come by the thousand.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from serve_app.scheduler.core.events import (
 )
 from serve_app.scheduler.protocol.messages import NodePreviewed, NodeProgressed
 
-LINES_A_JOB = 100
-CLUSTER_LINES = 200
-"""Of the comings and goings of replicas, which concern every job."""
+ENTRIES_PER_JOB = 100
+CLUSTER_ENTRIES = 200
+"""Entries about joining and lost replicas, which concern every job."""
 
 
 class TraceEntry(NamedTuple):
-    """One stimulus. number: its place among all; the clock may go back."""
+    """One machine event. number: its place among all, since the wall clock may go back."""
 
     number: int
     at_s: float
@@ -35,16 +35,16 @@ class TraceEntry(NamedTuple):
 
 
 class JobTrace:
-    """The stimuli of one life of the scheduler, as far as they are remembered."""
+    """The latest machine events of one epoch."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
-        # Not deques: an empty one takes as much as seventy places, and thousands of jobs that wait have one line each.
+        # Not deques: an empty one takes as much as seventy places, and thousands of waiting jobs have one entry each.
         self._jobs: dict[str, list[TraceEntry]] = {}
-        self._cluster: deque[TraceEntry] = deque(maxlen=CLUSTER_LINES)
+        self._cluster: deque[TraceEntry] = deque(maxlen=CLUSTER_ENTRIES)
 
     def note(self, event: MachineEvent, at_s: float) -> None:
-        """Remember a stimulus. at_s: Unix time."""
+        """Add an event. at_s: Unix time."""
         match event:
             case JobArrived(row, _):
                 self._jobs[row.job_id] = []
@@ -70,12 +70,12 @@ class JobTrace:
         self._jobs.pop(job_id, None)
 
     def of(self, job_id: str) -> list[tuple[float, str]]:
-        """Return what is remembered of a job and, since it came, of replicas: (Unix time, what), in order."""
+        """Return the entries of a job, and of replicas since its arrival: (Unix time, text), in order."""
         own = self._jobs.get(job_id, [])
-        around = [line for line in self._cluster if own and line.number > own[0].number]
-        return [(line.at_s, line.what) for line in sorted([*own, *around])]
+        around = [entry for entry in self._cluster if own and entry.number > own[0].number]
+        return [(entry.at_s, entry.what) for entry in sorted([*own, *around])]
 
     def _add(self, job_id: str, at_s: float, what: str) -> None:
-        if (lines := self._jobs.get(job_id)) is not None:
-            lines.append(TraceEntry(next(self._numbers), at_s, what))
-            del lines[:-LINES_A_JOB]
+        if (entries := self._jobs.get(job_id)) is not None:
+            entries.append(TraceEntry(next(self._numbers), at_s, what))
+            del entries[:-ENTRIES_PER_JOB]

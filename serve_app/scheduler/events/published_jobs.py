@@ -1,7 +1,7 @@
-"""What clients may see of jobs: which have not ended, each one's event stream, and each client's feed.
+"""The view of jobs that clients see: unfinished jobs, event streams and client feeds.
 
-Changed only by events that are durable, each in one step: at the moment a client reads a job's end anywhere, the queue
-has let go of it and its history is complete.
+Changed only by durable events, each in one step: when a client reads a job's end anywhere, the job has left the queue
+and its history is complete.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from serve_app.scheduler.protocol.client import Attached
 from serve_app.store.database.changes import JobRow, ListCount
 
 ANSWER_S = 2.0
-"""How long a job's events wait for its submission to be answered; an ingress replica that dies never says so."""
+"""The longest time that a job's events wait for the answer to its submission, as its ingress replica may die."""
 
 
 class PublishedJobs:
-    """One a scheduler's life.
+    """The published state of one epoch.
 
-    unended: the jobs that clients know of and whose end they cannot know yet. successes: those that ended last.
-    counts: of all jobs in lists, of this and earlier lives. seq: the cursor of the last event that was published.
+    unended: published jobs whose end is not published. successes: the latest successful ones. counts: of all jobs in
+    lists, also of earlier epochs. seq: the cursor of the last published event.
     """
 
     def __init__(self, epoch: int, limits: EventLimits | None = None) -> None:
@@ -51,48 +51,48 @@ class PublishedJobs:
         self._clients: dict[str, str] = {}
 
     def expect(self, row: JobRow) -> None:
-        """Prepare for a job whose submission is about to be accepted: nobody is told of it before its own client."""
+        """Prepare for a job that is about to be accepted: its events wait until its submission is answered."""
         if row.feed is not None:
             self._clients[row.job_id] = row.feed
             self.feeds.hold(row.job_id, row.feed)
             asyncio.get_running_loop().call_later(ANSWER_S, self.feeds.release, row.job_id)
 
     def arrives(self, job: JobRecord) -> None:
-        """Take in a job that is shown as soon as its `queued` event is published."""
+        """Add a job that becomes visible when its `queued` event is published."""
         self._arriving[job.row.job_id] = job
 
     def dismiss(self, job_id: str) -> None:
-        """Let go of a job whose submission is refused after all."""
+        """Remove a job whose submission is refused."""
         self._arriving.pop(job_id, None)
         self._clients.pop(job_id, None)
         self.feeds.release(job_id)
 
     def recover(self, rows: Iterable[JobRow]) -> None:
-        """Put back what is durable of jobs of an earlier life, for clients who may not have been told of it."""
-        told = []
+        """Put the durable events of jobs of an earlier epoch into their clients' feeds."""
+        events = []
         for row in rows:
             if row.feed is not None:
-                told += [(event, row.feed) for event in rebuilt(row)]
+                events += [(event, row.feed) for event in rebuilt(row)]
                 if not row.ended:
                     self._clients[row.job_id] = row.feed
-        for event, feed in sorted(told, key=lambda pair: pair[0].seq):
+        for event, feed in sorted(events, key=lambda pair: pair[0].seq):
             self.feeds.put(feed, event)
 
     def show(self, job: JobRecord) -> None:
-        """Show an unfinished job of an earlier life, which clients know."""
+        """Add an unfinished job of an earlier epoch."""
         self.unended.add(job, started=job.started_s is not None)
         self._count(job.row, "queued" if job.started_s is None else "running")
         self.feeds.queue_is(len(self.unended), self.unended.by_tenant())
 
     def publish(self, event: Event) -> None:
-        """Let clients see an event, and with it the job's coming or going."""
+        """Publish an event, and update the lists of jobs by it."""
         job_id, self.seq = event.job_id, event.seq
         if event.kind == "preview":
-            # A picture of a moment is for who looks on, and no part of the job's story.
+            # Previews are for connected clients only and no part of a job's event stream.
             if job_id in self.unended:
                 self._previews[job_id] = event
-            if (looking_on := self._clients.get(job_id)) is not None:
-                self.feeds.put(looking_on, event)
+            if (watching := self._clients.get(job_id)) is not None:
+                self.feeds.put(watching, event)
             return
         stream = self._streams.get(job_id) or self._begin(job_id)
         self._streams_bytes -= stream.bytes
@@ -113,10 +113,10 @@ class PublishedJobs:
                 self._count(ended.row, state, -1)
                 if event.kind != "cancelled" or state == "running":
                     self._count(ended.row, event.kind, ended_seq=event.seq)
-            # Of any other, some outputs may not have been recorded.
+            # Other jobs may lack recorded outputs.
             if ended is not None and event.kind == "success":
                 self.successes.add(success_view(ended, event.at_s))
-            # A job that could not be recorded ends without ever having been shown.
+            # A job that could not be recorded ends without having been visible.
             self._arriving.pop(job_id, None)
             self._shorten()
         client_id = self._clients.pop(job_id, None) if event.last else self._clients.get(job_id)
@@ -127,8 +127,10 @@ class PublishedJobs:
 
     @contextlib.contextmanager
     def recounting(self) -> Iterator[ListCounts]:
-        """Count anew: what is yielded has the unfinished jobs and each that ends from here on, and is what lists go by
-        once it is left, with the earlier ends that it was given. Of two at once the one begun later counts.
+        """Recount the jobs in lists. Yields counts of the unfinished jobs, which also follow those that end meanwhile.
+
+        The caller adds the jobs that ended before; on exit the counts replace the old ones. Of two overlapping recounts
+        the one begun later counts.
         """
         counts = self.counts.unfinished()
         self._recounts.append(counts)
@@ -148,21 +150,21 @@ class PublishedJobs:
             counts.add(counted)
 
     def attach(self, feed: str, token: str) -> Attached:
-        """Let a socket read for a client, as `Feeds.attach`."""
+        """As `Feeds.attach`, with the client's running jobs."""
         jobs = (job for job in self.unended.running if job.row.feed == feed)
         return replace(self.feeds.attach(feed, token), running=tuple(job.row.job_id for job in jobs))
 
     def preview(self, job_id: str) -> Event | None:
-        """Return the newest picture of a job that has not ended."""
+        """Return the newest preview of an unfinished job."""
         return self._previews.get(job_id)
 
     def stream(self, job_id: str) -> EventStream | None:
-        """Return a job's stream, if its beginning is in memory."""
+        """Return a job's event stream if it is complete in memory, else None."""
         stream = self._streams.get(job_id)
         return stream if stream is not None and stream.events and stream.events[0].kind == "queued" else None
 
     def rebuild(self, row: JobRow) -> EventStream:
-        """Return a job's stream with what its row says of its beginning, cursors and all."""
+        """Return a job's event stream, with the missing events reconstructed from its row."""
         stream = self._streams.get(row.job_id) or self._begin(row.job_id)
         if not stream.events or stream.events[0].kind != "queued":
             self._streams_bytes -= stream.bytes
@@ -174,7 +176,7 @@ class PublishedJobs:
 
     @property
     def use(self) -> dict[str, float]:
-        """How full what is kept of events is, 0 to 1, by the limit's key."""
+        """The used share of the limits on stored events, 0 to 1, by their key."""
         bounded = {
             "events.feeds_bytes": (self.feeds.bytes, self._limits.feeds_bytes),
             "events.streams_bytes": (self._streams_bytes, self._limits.streams_bytes),
@@ -182,7 +184,7 @@ class PublishedJobs:
         return {key: taken / max(1, most) for key, (taken, most) in bounded.items()}
 
     def forget(self, job_ids: Collection[str] | None, tenant: str = "") -> None:
-        """Forget ended jobs: these, or all. Of a tenant's that are not named the streams stay, until they are old."""
+        """Forget ended jobs: these, or all. For all jobs of a tenant, streams stay until they are evicted."""
         if tenant and job_ids is None:
             job_ids = self.successes.of(tenant)
         self.successes.forget(job_ids)
@@ -192,7 +194,7 @@ class PublishedJobs:
 
     def _shorten(self) -> None:
         most = self._limits.streams + len(self.unended) + len(self._arriving)
-        # Each is looked at once, as all may be of jobs that have not ended.
+        # Each is visited once at most, since all may belong to unfinished jobs.
         for _ in range(len(self._streams)):
             if len(self._streams) <= most and self._streams_bytes <= self._limits.streams_bytes:
                 return

@@ -45,7 +45,7 @@ class Tidying:
 
     async def run(self) -> None:
         """Sweep until cancelled."""
-        started_s = self._lease.started_s if self._lease.anew else None
+        started_s = self._lease.started_s if self._lease.server_started else None
 
         async def sweep() -> None:
             nonlocal started_s
