@@ -200,7 +200,7 @@ class RpcServer:
         self.forbidden = tuple(forbidden)
         self.key = secrets.token_bytes(CHALLENGE_BYTES)
         self.connections: set[_Served] = set()
-        self._listening: asyncio.RpcServer | None = None
+        self._listening: asyncio.Server | None = None
 
     async def listen(self, host: str) -> Address:
         """Listen at any free port of one address of this machine."""

@@ -1,4 +1,4 @@
-"""What an operator asks of a running server: to hold work back, to load models ahead, to free memory."""
+"""Operators' commands: pause and resume work, load models, free memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from serve_app.store.tenants.pauses import AllPauses, Pause, SetPause
 
 _log = log.get("scheduler")
 
-Held: TypeAlias = Mapping[Pause, float]
-"""What is held back, each with the Unix time since when."""
+PausedSince: TypeAlias = Mapping[Pause, float]
+"""The pauses, each with the Unix time since when."""
 
 
 class Administration:
-    """One a scheduler's life. replicas, results: as the machine knows them. feed: lets the machine decide."""
+    """The operator commands of one scheduler. replicas, results: the machine's. apply: passes it an event."""
 
     def __init__(
         self,
@@ -34,9 +34,9 @@ class Administration:
         registry: ReplicaRegistry,
         *,
         apply: Callable[[PausesChanged], Any],
-        query: Callable[[Query[Held]], Awaitable[Held]],
+        query: Callable[[Query[PausedSince]], Awaitable[PausedSince]],
     ) -> None:
-        self.paused: Held = {}
+        self.paused: PausedSince = {}
         self._pools = pools
         self._replicas = replicas
         self._results = results
@@ -46,20 +46,20 @@ class Administration:
         self._pausing = asyncio.Lock()
 
     async def recall(self) -> None:
-        """Hold back what was held back before this life."""
-        self._hold(await self._query(AllPauses()))
+        """Restore the pauses of earlier epochs."""
+        self._set(await self._query(AllPauses()))
 
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         """As `SchedulerClient.pause`."""
-        # One that the configuration has no longer may still be paused.
+        # A pool that was removed from the configuration can be resumed.
         if pause.kind == "pool" and paused:
             self._check_pool(pause.name)
         async with self._pausing:
-            self._hold(await self._query(SetPause(pause, paused)))
+            self._set(await self._query(SetPause(pause, paused)))
         _log.info("%s %s", pause, "paused" if paused else "resumed")
         return tuple(self.paused)
 
-    def _hold(self, paused: Held) -> None:
+    def _set(self, paused: PausedSince) -> None:
         self.paused = paused
         self._apply(PausesChanged(frozenset(paused)))
 
@@ -68,10 +68,10 @@ class Administration:
         if pool is not None:
             self._check_pool(pool)
         able = {each.name for each in self._pools if each.runtime and not each.whole and pool in (None, each.name)}
-        told = sorted(name for name, replica in self._replicas.items() if replica.info.pool in able)
-        for name in told:
+        replica_ids = sorted(name for name, replica in self._replicas.items() if replica.info.pool in able)
+        for name in replica_ids:
             self._registry.mail(name, Warm(tuple(models)))
-        return tuple(told)
+        return tuple(replica_ids)
 
     def free(self, wish: Free) -> None:
         """As `SchedulerClient.free`."""

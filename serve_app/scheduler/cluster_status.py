@@ -1,4 +1,4 @@
-"""The cluster and its queue at one moment, as operators and metrics look at them. Changes nothing."""
+"""A snapshot of the cluster and its queue for operators and metrics. Changes nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serve_app.store.tenants.pauses import Pause
 
 
 class ClusterStatus:
-    """One a scheduler's life. pools: their names. host: looks at the scheduler's own host."""
+    """The status of one scheduler's cluster. pools: their names. host: measures the scheduler's own host."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ClusterStatus:
         self._host = host
 
     def view(self, paused: Mapping[Pause, float]) -> ClusterView:
-        """Return all of it. paused: what is held back, each with since when."""
+        """Return the whole snapshot. paused: the pauses, each with its Unix time."""
         replicas = tuple(
             ReplicaView(
                 name,
@@ -65,15 +65,15 @@ class ClusterStatus:
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._registry.hosts()]}
         uptime_s = max(0.0, time.time() - self._lease.started_s)
-        held = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in paused.items())
+        pauses = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in paused.items())
         backoffs = tuple(self.backoffs())
         troubles = tuple(self.troubles())
         return ClusterView(
-            tuple(hosts.values()), replicas, uptime_s, self._lease.epoch, self.load(), troubles, held, backoffs
+            tuple(hosts.values()), replicas, uptime_s, self._lease.epoch, self.load(), troubles, pauses, backoffs
         )
 
     def troubles(self) -> list[ReplicaTrouble]:
-        """Return which replicas cannot work: those that drain, and those that cannot join."""
+        """Return the replicas that cannot work: those that drain and those that cannot join."""
         draining = [(name, r.info.pool, r.draining) for name, r in self._machine.replicas.items() if r.draining]
         unable = [*draining, *self._registry.troubles()]
         return [ReplicaTrouble(name, pool, why, self._working(pool)) for name, pool, why in unable]
@@ -82,7 +82,7 @@ class ClusterStatus:
         return sum(not record.draining for record in self._machine.replicas.pool(pool).records.values())
 
     def backoffs(self) -> list[BackedOff]:
-        """Return who has ended replicas and has not been forgiven."""
+        """Return the owners with unforgiven losses of replicas."""
         now_s = time.time()
         return [
             BackedOff(tenant, client_id, losses.count, max(0.0, losses.until_s - now_s), losses.alone)
@@ -90,7 +90,7 @@ class ClusterStatus:
         ]
 
     def load(self) -> Load:
-        """Return how long the queue is and what the pools have in hand."""
+        """Return the length of the queue and the load of the pools."""
         jobs = self._published.unended
         oldest = jobs.oldest_waiting()
         oldest_s = 0.0 if oldest is None else max(0.0, time.time() - oldest.row.created_s)
@@ -103,9 +103,9 @@ class ClusterStatus:
         return PoolLoad(pool, replicas, demand.waiting, demand.running, sum(demand.waiting_s.values()))
 
     def tenant_loads(self) -> dict[str, TenantLoad]:
-        """Return what tenants have, as `Usage.loads`."""
+        """Return the load of each tenant, as `Usage.loads`."""
         return self._machine.usage.loads(self._rules.quotas, self._machine.backoff.totals)
 
     def use(self) -> dict[str, float]:
-        """Return how full the queue and what is kept of events are, 0 to 1, by the limit's key."""
+        """Return the used share of the queue's and the events' limits, 0 to 1, by their key."""
         return {"max_queue": len(self._published.unended.waiting) / self._rules.max_queue, **self._published.use}

@@ -1,7 +1,7 @@
-"""The scheduler's shell: asyncio around the machine, the database under it, mailboxes and event streams beside it.
+"""The scheduler: the machine with its asyncio shell, database writer, mailboxes and event streams.
 
-What the machine decides goes through the writer, which carries it out once it is durable, so a job is in the database
-before its id is answered. Knows no Ray: `deployments/scheduler.py` makes it an actor.
+The machine's commands go through the writer, which executes them once their changes are durable. So a job is in the
+database before its id is answered. Knows no Ray: `deployments/scheduler.py` makes it an actor.
 """
 
 from __future__ import annotations
@@ -91,18 +91,18 @@ T = TypeVar("T")
 _log = log.get("scheduler")
 
 REMEMBER_S = 10.0
-"""How often it keeps what it has learned of durations."""
+"""The interval at which measured durations are stored."""
 RECENT_S, RECENT_JOBS = 60.0, 200
-"""Jobs that ended this shortly before a restart may have clients who have not been told; at most so many."""
+"""How long before a restart, and how many, ended jobs are published again, as clients may have missed their end."""
 
 
 class Scheduler:
     """One per cluster. Implements SchedulerClient; its `registry` implements SchedulerForReplicas.
 
     pools: as the planner sees them. fingerprint: (folder, name) -> a tag that changes with the file. host: looks at
-    the scheduler's own host. holder: the server it belongs to. rules: who may submit. files: what it keeps in order.
-    events: what is kept of them. backoff: how long whoever has ended a replica waits. webhooks: where those may be, and
-    how long they are tried. post: how their messages are sent; None sends them from this process.
+    the scheduler's own host. holder: its server. rules: who may submit. files: those for housekeeping. events: the
+    limits of stored events. backoff: how long owners wait that have ended replicas. webhooks: the allowed URLs and the
+    retries. post: sends a webhook message; None sends from this process.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Scheduler:
         self._silence_s = silence_s
         self._time_limits = JobTimeLimits({"job_time_s": job_time_s, "deadline_s": deadline_s})
         self.silenced: Callable[[str], None] = lambda replica_id: None
-        """Told of a replica that is about to be lost for its silence; its process may live. Set before `start`."""
+        """Called with a replica that is lost for its silence; its process may be alive. Set before `start`."""
         self._jobs = jobs
         self._pools = tuple(pools)
         self._host = host
@@ -140,7 +140,7 @@ class Scheduler:
         self._reading = Threads("reading")
         self._in_database = self._database.call
         self._beside = self._reading.call
-        """Reads from the database beside the writer, which a job's every change waits for."""
+        """Runs a read in threads of its own, so that it does not delay the writer."""
         self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
         self.counters = JobCounters()
@@ -150,7 +150,7 @@ class Scheduler:
         self.fenced = self._lease.fenced
         limits = webhooks or WebhookLimits()
         send = post or Outgoing(limits.allowed_networks, limits.timeout_s).post
-        self._deliverer = WebhookDelivererThread(lambda: WebhookDeliverer(self._asked, send, limits))
+        self._deliverer = WebhookDelivererThread(lambda: WebhookDeliverer(self._run_query, send, limits))
         self._writer = Writer(self._record, self._execute, self._refused, self._lease.lose)
         self._health = DatabaseHealth(jobs, self._writer, self._renew)
 
@@ -248,11 +248,11 @@ class Scheduler:
         _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
 
     async def wait_until_expired(self) -> None:
-        """Return once no other scheduler works on the database; for one that is not started yet."""
+        """Return once no other scheduler uses the database. Call it before `start`."""
         await self._lease.wait_until_expired()
 
     async def close(self) -> None:
-        """Stop working; what is not in the database yet is lost, and nobody has been told of it."""
+        """Stop. Changes that are not committed are lost; none of them has been published."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -262,11 +262,11 @@ class Scheduler:
         self._jobs.close()
 
     def retire(self) -> None:
-        """Stop deciding anything: every later call is answered DrainingError, as after losing the lease."""
+        """Refuse every later call with DrainingError, as after losing the lease."""
         self.fenced.set()
 
     def verb(self, name: str) -> Callable[..., Awaitable[Any]]:
-        """Return what answers a verb of SchedulerClient or of SchedulerForReplicas."""
+        """Return the method for a verb of SchedulerClient or of SchedulerForReplicas."""
         home = self.registry if hasattr(SchedulerForReplicas, name) else self
         answering: Callable[..., Awaitable[Any]] = getattr(home, name)
         return answering
@@ -321,15 +321,15 @@ class Scheduler:
     async def query(self, query: Query[T]) -> T:
         self._check_alive()
         try:
-            answer = await self._asked(query)
+            answer = await self._run_query(query)
         except StaleEpochError as error:
             raise DrainingError(str(error), retry_after_s=2) from error
         if query.writes:
             self._deliverer.wake()
         return answer
 
-    async def _asked(self, query: Query[T]) -> T:
-        """Return what an inquiry is answered, in whichever event loop."""
+    async def _run_query(self, query: Query[T]) -> T:
+        """Run a query, in any event loop."""
         ask = self._in_database if query.writes else self._beside
         return await ask(self._jobs.query, self.epoch, query)
 
@@ -347,10 +347,10 @@ class Scheduler:
 
     async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
         self._check_alive()
-        await self._writer.put([])  # what memory knows to have ended may not be durable yet
+        await self._writer.put([])  # ends that are known in memory may not be durable yet
         removed = await self._ended.remove(job_ids, tenant)
         if self._housekeeping is not None:
-            # What cannot be deleted now is on the list, and deleted with what else nobody needs.
+            # What cannot be deleted now stays on the list, and is deleted at the next round.
             with contextlib.suppress(UnavailableError, OSError):
                 await self._housekeeping.doomed()
         return removed
@@ -362,9 +362,9 @@ class Scheduler:
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         return await self._administration.pause(pause, paused)
 
-    async def hear(self, replica_id: str, said: SocketFrame) -> None:
+    async def hear(self, replica_id: str, frame: SocketFrame) -> None:
         self._check_alive()
-        self.registry.pass_on(replica_id, said)
+        self.registry.pass_on(replica_id, frame)
 
     async def free(self, wish: Free) -> None:
         self._check_alive()
@@ -396,7 +396,7 @@ class Scheduler:
         return self._say_why(lambda: self._abilities.specs_of(pool))
 
     async def specs_since(self, tag: str, pool: str | None = None) -> tuple[str, Mapping[str, NodeSpec] | None]:
-        """Return a tag that changes with the node classes, and those, as `specs`; None for them if it is that given."""
+        """Return a tag of the node classes, and the classes as `specs`, None if the tag is the given one."""
         specs, now = await self.specs(pool), f"{self.epoch}.{self._abilities.revision}"
         return now, None if now == tag else specs
 
@@ -404,7 +404,7 @@ class Scheduler:
         self._check_alive()
         return self._abilities.routes()
 
-    async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
+    async def job_trace(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
         self._check_ready()
         return self._machine.trace(job_id) if job_id in self._published.unended.within(tenant) else []
 
@@ -413,7 +413,7 @@ class Scheduler:
         return self.status.view(self._administration.paused)
 
     async def ready(self) -> Sequence[ReplicaTrouble]:
-        """Return which replicas cannot work. Errors: UnavailableError's kinds while no job could be committed."""
+        """Return the replicas that cannot work. Errors: kinds of UnavailableError while no job can be committed."""
         self._check_ready()
         try:
             await self._health.check()
@@ -423,9 +423,9 @@ class Scheduler:
         return self.status.troubles()
 
     async def backlog(self, pool: str) -> Demand:
-        """Return what the pool is asked for; what autoscaling goes by.
+        """Return the pool's load, for autoscaling.
 
-        A pool that nothing is known of has one waiting, for a replica to come and say which node classes it runs.
+        An unknown pool has one waiting task, so that a replica starts and reports its node classes.
         """
         if pool not in self._abilities:
             return Demand(1, 0)
@@ -435,7 +435,7 @@ class Scheduler:
     # Recovering -------------------------------------------------------------------------------------------------------
 
     async def _recover(self, row: JobRow) -> None:
-        """Plan an unfinished job again; returns once what became of it at once is durable."""
+        """Plan an unfinished job again; returns once the first changes are durable."""
         try:
             recovered = self._apply(JobArrived(row, await self.admission.readmit(row)))
             if job := self._machine.jobs.get(row.job_id):
@@ -446,10 +446,10 @@ class Scheduler:
             _log.error("job %s can no longer be planned: %s", row.job_id, error)
             await self._apply(JobRefused(row.job_id, Failure.of(error), row.started_s or row.created_s))
 
-    # Carrying out -----------------------------------------------------------------------------------------------------
+    # Executing --------------------------------------------------------------------------------------------------------
 
     def _apply(self, event: MachineEvent) -> asyncio.Future[None]:
-        """Let the machine decide now; the future is done when what it decided is durable and carried out."""
+        """Pass an event to the machine. The future is done once its commands are durable and executed."""
         return self._writer.put(self._machine.handle(event, time.time()))
 
     async def _record(self, changes: Sequence[Change]) -> None:
@@ -490,7 +490,7 @@ class Scheduler:
         self.registry.mail(replica_id, message)
 
     async def _remember(self) -> None:
-        """Keep what has been learned of durations, until the lease is lost."""
+        """Store measured durations until the lease is lost."""
         with contextlib.suppress(StaleEpochError):
             while True:
                 await asyncio.sleep(REMEMBER_S)
@@ -505,7 +505,7 @@ class Scheduler:
         self._say_why(self._abilities.check)
 
     def _say_why(self, checked: Callable[[], T]) -> T:
-        """Return what is asked of the abilities. Errors: NotReadyError, with what replicas say is wrong with them."""
+        """Return what `checked` returns. Errors: NotReadyError, with the reasons that replicas report."""
         try:
             return checked()
         except NotReadyError as error:

@@ -1,4 +1,4 @@
-"""What the scheduler sees to by the clock: silent replicas, jobs whose time is up, and its own state."""
+"""Periodic checks of the scheduler: silent replicas, jobs over their time limit, and its own invariants."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from serve_app.scheduler.replicas.registry import ReplicaRegistry
 _log = log.get("scheduler")
 
 WATCH_S = 1.0
-"""How often it looks for replicas that have been silent, and for jobs that have taken, for too long."""
+"""The interval of the checks of replicas and time limits."""
 CHECK_S, CHECKED_JOBS = 30.0, 200
-"""How often the machine's state is checked, while it has at most so many unfinished jobs."""
+"""The interval of the checks of the machine's invariants, and the most unfinished jobs with which they run."""
 
 
 class Watch:
-    """One a scheduler's life. put: takes in what the machine decides, as `Writer.put`."""
+    """The periodic checks of one scheduler. put: queues the machine's commands, as `Writer.put`."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Watch:
         self._put = put
 
     def take(self, event: Event) -> None:
-        """Count the time of a job from its submission and its start on, until it has ended."""
+        """Start a job's time limits at its submission and its start, and stop them at its end."""
         count = {"queued": self._time_limits.arrived, "started": self._time_limits.started}.get(event.kind)
         if count is not None and (job := self._machine.jobs.get(event.job_id)) is not None:
             count(job, time.time(), time.monotonic())
@@ -50,24 +50,24 @@ class Watch:
             self._time_limits.ended(event.job_id)
 
     def recover(self, job: JobRecord) -> None:
-        """Count the time of a job of an earlier life."""
+        """Start the time limits of a job of an earlier epoch."""
         for count in (self._time_limits.arrived, self._time_limits.started):
             count(job, time.time(), time.monotonic())
 
     async def run(self) -> None:
-        """Take replicas that have been silent for too long for lost, and end jobs whose time is up; until cancelled."""
+        """Run the checks until cancelled."""
         looked_s = checked_s = time.monotonic()
         while True:
             await asyncio.sleep(WATCH_S)
             late_s = time.monotonic() - looked_s - WATCH_S
             looked_s = time.monotonic()
             self._feeds.forget_idle()
-            # What this process did not hear while it was away itself is held against nobody.
+            # While this process itself was suspended, replicas could not be heard.
             await self._registry.lose_silent(late_s if late_s > WATCH_S else 0.0)
             if checked_s + CHECK_S < looked_s and len(self._machine.jobs) <= CHECKED_JOBS:
                 checked_s = looked_s
                 for job_id, what in self._machine.check():
-                    _log.error("the scheduler contradicts itself: %s; story=%s", what, self._machine.trace(job_id))
+                    _log.error("the scheduler contradicts itself: %s; trace=%s", what, self._machine.trace(job_id))
             for job_id, failure in self._time_limits.failures(self._machine.jobs, time.monotonic()):
                 self._put(self._machine.handle(JobRefused(job_id, failure), time.time()))
             if commands := self._machine.handle(TimePassed(), time.time()):

@@ -77,8 +77,8 @@ class TenantJobs:
         except JobMissingError:
             raise missing from None
 
-    async def story(self, job_id: str) -> Sequence[tuple[float, str]]:
-        return await self._scheduler.story(self._inside(job_id), self.tenant)
+    async def job_trace(self, job_id: str) -> Sequence[tuple[float, str]]:
+        return await self._scheduler.job_trace(self._inside(job_id), self.tenant)
 
     async def queue(self, bounds: QueueBounds) -> QueueView:
         view = await self._scheduler.queue(bounds, self.tenant)

@@ -91,7 +91,7 @@ async def get_story(request: Request, service: Current) -> Response:
     job_id = request.path_params["job_id"]
     if (job := await service.job(job_id)) is None:
         raise JobMissingError(f"no job has the id {job_id!r}")
-    story = [{"at_s": at_s, "what": what} for at_s, what in await service.story(job.job_id)]
+    story = [{"at_s": at_s, "what": what} for at_s, what in await service.job_trace(job.job_id)]
     return JsonResponse({"job_id": job.job_id, "state": job.state, "percent": job.percent, "story": story})
 
 

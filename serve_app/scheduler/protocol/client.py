@@ -1,6 +1,6 @@
-"""What the ingress asks of the scheduler and is answered: submissions, jobs as clients may see them, feeds, the queue.
+"""The ingress's protocol with the scheduler: submissions, jobs as clients see them, feeds, the queue.
 
-Plain data that pickles, and the protocol. What goes between scheduler and replicas is in `messages.py`.
+Plain data that pickles. The protocol between scheduler and replicas is in `messages.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTroubl
 from serve_app.scheduler.protocol.messages import Free, SocketFrame
 from serve_app.store.database.changes import NO_CLAIMS, Claims, JobKey, JobQuery
 
-# Here and not above: whoever only names them needs no database.
+# Not imported at run time: naming them needs no database.
 if TYPE_CHECKING:
     from serve_app.store.database.queries import Query
     from serve_app.store.tenants.pauses import Pause
@@ -31,10 +31,9 @@ T = TypeVar("T")
 class Submission:
     """A validated job on its way to the database.
 
-    prompt: the wire JSON with constants converted, which is what runs. outputs: the output nodes to run.
-    number: the client's own queue number, None for the next one; front: the next one, negated. id_is_new: nobody can
-    have submitted anything under this id before. labels: what the client calls the job. claims: what it takes hold of.
-    tenant: whose it is, as JobRow.
+    prompt: the wire JSON with constants converted. outputs: the output nodes to run. number: the client's own queue
+    number, None for the next one; front: the next one, negated. id_is_new: no earlier submission can have this id.
+    labels: the client's labels. claims: the keys and files that it claims. tenant: as JobRow's.
     """
 
     job_id: str
@@ -54,8 +53,7 @@ class Submission:
 class Accepted:
     """The answer to a submission that is in the database. Submitting the same job_id again gives the same job.
 
-    left: what is left of its tenant's quotas that the scheduler knows of. held: whether its client's sockets are told
-    nothing of it before `answered`.
+    left: of those quotas of its tenant that the scheduler knows. held: whether its events wait until `answered`.
     """
 
     job_id: str
@@ -66,7 +64,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Prevalidation:
-    """Outcome of the node classes' own checks. fingerprints: by node id, of the classes that have IS_CHANGED."""
+    """The result of the node classes' own checks. fingerprints: by node id, of classes with IS_CHANGED."""
 
     problems: tuple[Problem, ...] = ()
     fingerprints: Mapping[str, Any] = field(default_factory=dict)
@@ -77,11 +75,11 @@ Unfinished: TypeAlias = Literal["queued", "running"]
 
 @dataclass(frozen=True, slots=True)
 class JobView:
-    """A job as its client may see it, at one moment.
+    """A snapshot of a job as its client sees it.
 
     percent: 0–99 while it waits or runs, 100 after success. outputs: ui dict by node id, as far as recorded.
-    failure: the data of the event that ended the job, {} after success. cached: nodes whose values were known when
-    it started. Times are Unix seconds.
+    failure: the data of the event that ended the job, {} after success. cached: nodes whose values were known at its
+    start. Times are Unix seconds.
     """
 
     job_id: str
@@ -108,11 +106,11 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class JobProgress:
-    """How an unfinished job stands, at one moment.
+    """A snapshot of an unfinished job's progress.
 
-    position: its place in the queue, from 1, while it waits. percent: 0–99. done, total: of the nodes that it may run.
-    node: one that runs, as submitted, with its class; step of steps: as it last said. preview: the cursor of the newest
-    picture that there is of it, 0 for none.
+    position: in the queue, from 1, while it waits. percent: 0–99. done, total: of the nodes that it may run. node: a
+    running one, as submitted, with its class; step of steps: its last report. preview: the cursor of the newest
+    preview, 0 for none.
     """
 
     position: int | None
@@ -127,7 +125,7 @@ class JobProgress:
 
 
 class QueueItem(NamedTuple):
-    """An unfinished job as the queue lists it. One that is not whole has its id, number and time alone."""
+    """An unfinished job in the queue's list. Beyond the bound of bytes it has its id, number and time only."""
 
     job_id: str
     number: float
@@ -148,7 +146,7 @@ class QueueCount:
 
 @dataclass(frozen=True, slots=True)
 class QueueBounds:
-    """What one answer carries of the queue: items, and the bytes that the whole ones among them take in memory."""
+    """The limits of one answer: items, and the bytes in memory of those with their prompt."""
 
     items: int
     bytes: int
@@ -156,7 +154,7 @@ class QueueBounds:
 
 @dataclass(frozen=True, slots=True)
 class JobKeys:
-    """Which jobs a query finds, in its order; total: how many without its window."""
+    """The jobs that a query finds, in its order. total: without its window."""
 
     keys: tuple[JobKey, ...]
     total: int
@@ -166,8 +164,8 @@ class JobKeys:
 class QueueView:
     """Unfinished jobs: running in the order they started, pending in the order they will start.
 
-    Within the bounds that were asked for: the first are whole, the next are named, the rest are in `count` only.
-    paused: what is held back. wait_s: for how long no job begins of those that have ended a replica.
+    Within the requested bounds: the first are complete, the next have ids only, the rest are in `count` only. paused:
+    the pauses. wait_s: how long the tenant's jobs wait because they have ended replicas.
     """
 
     running: tuple[QueueItem, ...]
@@ -179,20 +177,20 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class QueueMark:
-    """How many jobs have not ended; the version differs from one count to the next. of: by tenant, those of tenants."""
+    """The number of unfinished jobs; each count has a new version. of: by tenant."""
 
     version: int
     remaining: int
     of: Mapping[str, int] = field(default_factory=dict)
 
     def left(self, tenant: str) -> int:
-        """Return how many jobs have not ended of those that a tenant knows of."""
+        """Return the number of unfinished jobs that a tenant can see."""
         return self.of.get(tenant, 0) if tenant else self.remaining
 
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One socket of a client, and how far it has sent: the seq of the last event that is out."""
+    """One socket of a client, and the seq of the last event that it has sent."""
 
     token: str
     after: int
@@ -200,9 +198,9 @@ class Reader:
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """Where a client's new socket begins to read; what has gone out by an earlier one lies before `after`.
+    """Where a client's new socket begins to read: `after` the last event that an earlier one has sent.
 
-    running: the client's jobs that have started and not ended.
+    running: the client's running jobs.
     """
 
     after: int
@@ -212,10 +210,10 @@ class Attached:
 
 @dataclass(frozen=True, slots=True)
 class News:
-    """What clients have not been sent yet, at one moment. replaced: clients that a newer socket reads for.
+    """Unsent events by client. replaced: clients that a newer socket reads for.
 
-    held: clients with a submission that has not been answered. The queue's length must wait with that job's events: a
-    client that hears of a queue without its job takes the job for ended, and has not heard that it ran.
+    held: clients with a submission that is not answered. The queue's length must wait with that job's events: a client
+    that gets a queue without its job takes the job for ended, before it has got the event that it ran.
     """
 
     events: Mapping[str, tuple[Event, ...]]
@@ -225,9 +223,9 @@ class News:
 
 
 class SchedulerClient(Protocol):
-    """What the ingress can ask. Errors: UnavailableError (and its kinds) when the client should come back later.
+    """The scheduler's interface for the ingress. Errors: kinds of UnavailableError if the client should retry later.
 
-    tenant: who asks; of what others have nothing is known, found or changed. "" is the operator, who has all.
+    tenant: the caller, who sees and changes only its own jobs. "" is the operator, who has all.
     """
 
     async def submit(self, submission: Submission) -> Accepted: ...
@@ -237,9 +235,9 @@ class SchedulerClient(Protocol):
         ...
 
     async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None, tenant: str = "") -> int:
-        """Cancel jobs that have not ended: these, or all; of them only those that wait, or that run. Returns how many.
+        """Cancel unfinished jobs: these, or all; with `which` only queued or running ones. Return how many.
 
-        What has ended or is unknown is passed over.
+        Ended and unknown jobs are skipped.
         """
         ...
 
@@ -250,15 +248,15 @@ class SchedulerClient(Protocol):
     async def job(self, job_id: str, tenant: str = "") -> JobView | None: ...
 
     async def progress(self, job_id: str, tenant: str = "") -> JobProgress | None:
-        """Return how a job stands; None once it has ended, and of one that is unknown."""
+        """Return an unfinished job's progress; None of an ended or unknown one."""
         ...
 
     async def preview(self, job_id: str, tenant: str = "") -> Event | None:
-        """Return the newest `preview` of a job that has not ended, if there is one."""
+        """Return the newest `preview` event of an unfinished job, or None."""
         ...
 
     async def query(self, query: Query[T]) -> T:
-        """Return what the database answers."""
+        """Run a query on the database and return its result."""
         ...
 
     async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
@@ -269,7 +267,7 @@ class SchedulerClient(Protocol):
         ...
 
     async def keys(self, query: JobQuery) -> JobKeys:
-        """Return which jobs a query finds."""
+        """Return the keys of the jobs that a query finds."""
         ...
 
     async def views(self, job_ids: Sequence[str], brief: bool, tenant: str = "") -> tuple[JobView, ...]:
@@ -281,54 +279,53 @@ class SchedulerClient(Protocol):
         ...
 
     async def remove(self, job_ids: Sequence[str] | None, tenant: str = "") -> tuple[int, tuple[str, ...]]:
-        """Forget ended jobs, these or all, and delete their files, but for those that others need.
+        """Forget ended jobs, these or all, and delete files that no other job needs.
 
-        Return how many, and which of these have not ended.
+        Return how many, and those of job_ids that have not ended.
         """
         ...
 
     async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
-        """Have the replicas of a pool, or of every one, load models ahead; return the replicas that are told.
+        """Load models on the replicas of a pool, or of every pool; return their ids.
 
-        Errors: InvalidSubmissionError for a pool that is not there.
+        Errors: InvalidSubmissionError for an unknown pool.
         """
         ...
 
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
-        """Hold back what has not started, or let it go on; return what is held back from now on, for good.
+        """Pause or resume jobs that have not started, durably; return all pauses.
 
-        Errors: InvalidSubmissionError for a pool that is not there.
+        Errors: InvalidSubmissionError for an unknown pool.
         """
         ...
 
-    async def hear(self, replica_id: str, said: SocketFrame) -> None:
-        """Tell a replica what a client has said on a websocket that it answers."""
+    async def hear(self, replica_id: str, frame: SocketFrame) -> None:
+        """Send a client's websocket frame to the replica that serves the socket."""
         ...
 
     async def free(self, wish: Free) -> None:
-        """Let every replica free memory when it has nothing to do."""
+        """Make every replica free memory once it is idle."""
         ...
 
     async def answered(self, job_id: str) -> None:
-        """Note that the job's client knows its id: from here on it may be told of it."""
+        """Note that the client has the job's id, so that its events may be sent."""
         ...
 
     async def attach(self, feed: str, token: str) -> Attached:
-        """Let this socket read a feed from where its client was; any earlier socket of it is replaced."""
+        """Make this socket the reader of a feed, from the last event that was sent; an earlier socket is replaced."""
         ...
 
     async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
-        """Return what these feeds' clients have not been sent, waiting for the first; also when the queue's version
-        differs.
+        """Return the unsent events of these feeds, waiting for the first or for a new version of the queue's count.
 
-        What a reader has sent may be forgotten.
+        Events up to a reader's `after` may be dropped.
         """
         ...
 
     async def check(self, graph: Graph, outputs: Sequence[str]) -> Prevalidation:
-        """Run what the classes of the outputs' ancestry have to say (VALIDATE_INPUTS, IS_CHANGED) in their workers.
+        """Run VALIDATE_INPUTS and IS_CHANGED of the outputs' ancestry in a worker of each pool.
 
-        Errors: NotReadyError when no replica that may run them comes in time.
+        Errors: NotReadyError if no replica answers in time.
         """
         ...
 
@@ -340,19 +337,19 @@ class SchedulerClient(Protocol):
         ...
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
-        """Return the routes of node packs by the pool that answers for them, in the order that pools are asked."""
+        """Return the routes of node packs by pool, in order of precedence."""
         ...
 
     async def cluster(self) -> ClusterView: ...
 
     async def ready(self) -> Sequence[ReplicaTrouble]:
-        """Return which replicas cannot work, once a change has been committed."""
+        """Return the replicas that cannot work, after committing a change."""
         ...
 
-    async def story(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
-        """Return what the scheduler was told of an unfinished job lately, as (Unix time, what); [] for any other."""
+    async def job_trace(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
+        """Return the latest machine events of an unfinished job, as (Unix time, text); [] for any other."""
         ...
 
     async def backlog(self, pool: str) -> Demand:
-        """Return what the pool is asked for; what autoscaling goes by."""
+        """Return the pool's load, for autoscaling."""
         ...

@@ -1,4 +1,4 @@
-"""The cluster at one moment, as plain data: hosts, their GPUs, replicas, the load of the pools."""
+"""A snapshot of the cluster as plain data: hosts, GPUs, replicas and the load of the pools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """One physical GPU; memory in MB. uuid tells equal cards apart."""
+    """One physical GPU; memory in MB. uuid distinguishes equal cards."""
 
     uuid: str
     name: str
@@ -19,7 +19,7 @@ class Gpu:
 
 @dataclass(frozen=True, slots=True)
 class HostStats:
-    """One host's memory in MB and its GPUs, as a process on it saw them."""
+    """One host's memory in MB and its GPUs, as measured by a process there."""
 
     host: str
     ram_total_mb: int
@@ -30,9 +30,9 @@ class HostStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolLoad:
-    """One pool at one moment: its replicas, the tasks that wait for one, the tasks that run.
+    """The load of one pool: the numbers of its replicas, waiting tasks and running tasks.
 
-    waiting_s: how long those that wait are expected to take, one after another.
+    waiting_s: the expected duration of the waiting tasks, one after another.
     """
 
     pool: str
@@ -44,9 +44,9 @@ class PoolLoad:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The queue at one moment. oldest_s: how long the job that has waited longest has waited, 0 if none waits.
+    """The load of the queue. oldest_s: the longest waiting time of a job, 0 if none waits.
 
-    ended: jobs by how they ended, since this scheduler began.
+    ended: jobs of this epoch, by how they ended.
     """
 
     queued: int = 0
@@ -58,10 +58,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class TenantLoad:
-    """What a tenant has at one moment: jobs that wait and run.
-
-    gpu_s: what it has used since this scheduler began; lost_replicas: how many replicas it has ended.
-    """
+    """The load of one tenant. gpu_s: used in this epoch; lost_replicas: ended by it in this epoch."""
 
     queued: int = 0
     running: int = 0
@@ -71,9 +68,9 @@ class TenantLoad:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaView:
-    """One replica, for operators: what it runs, what it holds, what to know of it.
+    """One replica, for operators. running: its tasks. recipes: its loaded weights. notes: such as packs that failed.
 
-    quarantined: the job that it is kept for alone. draining: whether it takes no more tasks, as it is to be ended.
+    quarantined: the job that has it alone. draining: whether it takes no more tasks, before its process ends.
     """
 
     replica_id: str
@@ -88,7 +85,7 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTrouble:
-    """A replica that cannot work, and what it says of it. working: how many others of its pool take tasks."""
+    """A replica that cannot work, and why. working: the replicas of its pool that take tasks."""
 
     replica_id: str
     pool: str
@@ -98,9 +95,9 @@ class ReplicaTrouble:
 
 @dataclass(frozen=True, slots=True)
 class BackedOff:
-    """Whose jobs have ended replicas: a tenant, or without one a client. losses: those not forgiven yet.
+    """An owner whose jobs have ended replicas: a tenant, or without one a client. losses: unforgiven ones.
 
-    wait_s: for how long their next jobs wait. alone: whether those then run where no other job does.
+    wait_s: how long its next jobs wait. alone: whether they then run in quarantine.
     """
 
     tenant: str
@@ -112,7 +109,7 @@ class BackedOff:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """What an operator holds back, and since when, as Unix time. name: "" for the queue."""
+    """A pause, and its Unix time. name: "" for the queue."""
 
     kind: str
     name: str
@@ -121,9 +118,9 @@ class Paused:
 
 @dataclass(frozen=True, slots=True)
 class ClusterView:
-    """The cluster at one moment: hosts (each once), replicas, seconds since the server started, what is wrong.
+    """A snapshot of the cluster. hosts: each once. uptime_s: of the server. troubles: replicas that cannot work.
 
-    paused: what is held back. backoffs: who has ended replicas.
+    backoffs: owners whose jobs have ended replicas.
     """
 
     hosts: tuple[HostStats, ...]

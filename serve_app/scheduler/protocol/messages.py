@@ -1,6 +1,6 @@
-"""What goes between the scheduler and its replicas: messages to a replica, its reports, and the protocol of both.
+"""The protocol between the scheduler and its replicas: messages to a replica, and its reports.
 
-Plain data that pickles. Nothing here decides anything; `machine.py` does. What clients ask is in `client.py`.
+Plain data that pickles. The machine decides. The ingress's protocol is in `client.py`.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from serve_app.store.files.reserved import Contents
 
 @dataclass(frozen=True, slots=True)
 class ReplicaInfo:
-    """A replica as it joins. slots: tasks it runs at once. routes: of the node packs that its pool answers for.
+    """A replica as it registers. slots: the tasks it runs at once. routes: of its pool's node packs.
 
-    notes: what an operator should know of it, such as packs that could not be imported.
+    notes: for operators, such as packs that could not be imported.
     """
 
     replica_id: str
@@ -50,7 +50,7 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class Free:
-    """Message: once no task runs, let go of weights, of results, or of both."""
+    """Message: once no task runs, evict weights, results or both."""
 
     weights: bool
     results: bool
@@ -58,17 +58,17 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """Message: load the weights of these models, "folder/name", beside what runs; followed by Resident."""
+    """Message: load the weights of these models, "folder/name", while tasks run; followed by ResidentWeights."""
 
     models: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Prefetch:
-    """Message: load these models into room that nobody needs; followed by Resident where any was loaded.
+    """Message: load these models into free memory; followed by ResidentWeights if any was loaded.
 
-    It takes the place of the one before; without recipes there is nothing to load any more. spare: the model files that
-    queued jobs need, which are not to make way.
+    Replaces the last one; without recipes it cancels that. spare: model files that must not be evicted, as queued jobs
+    need them.
     """
 
     recipes: tuple[Recipe, ...] = ()
@@ -77,21 +77,21 @@ class Prefetch:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """Message: let go of the values of these signatures: files that they name are gone. Answered by Evicted."""
+    """Message: evict the values of these signatures, since files that they name are deleted. Answered by Evicted."""
 
     signatures: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """Message: send the value of this signature to whoever asked; answered by Exported or Evicted."""
+    """Message: export the value of this signature for other replicas. Answered by Exported or Evicted."""
 
     signature: str
 
 
 @dataclass(frozen=True, slots=True)
 class Deliver:
-    """Message: the value you wanted. value: what Exported carried (an object ref on Ray, else the value itself)."""
+    """Message: a wanted value. value: as in Exported (an object ref on Ray, else the value itself)."""
 
     signature: str
     value: Any
@@ -99,16 +99,16 @@ class Deliver:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Message: nobody has or makes the value you wanted any more; make it yourself."""
+    """Message: compute a wanted value, since no replica has or computes it."""
 
     signature: str
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Message: run what these nodes' classes have to say before a job is accepted; answered by Checked.
+    """Message: run VALIDATE_INPUTS and IS_CHANGED of these nodes, before a job is accepted. Answered by Checked.
 
-    nodes: the whole graph, since a node may ask for the types of what it is linked to. node_ids: whom to ask.
+    nodes: the whole graph, since a node may need the types of its links. node_ids: those to check.
     """
 
     check_id: int
@@ -118,7 +118,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class SocketFrame:
-    """Message: a client has said this on a websocket of a node pack's, which the replica answers."""
+    """Message: a client's frame on a websocket route of a node pack, which the replica serves."""
 
     socket: str
     frame: PackFrame
@@ -131,7 +131,7 @@ Message: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class NodeStarted:
-    """origin: of a node that another one made, here and in the reports below."""
+    """A node runs. origin: of an expanded node, here and in the reports below."""
 
     task_id: TaskId
     node_id: str
@@ -140,7 +140,7 @@ class NodeStarted:
 
 @dataclass(frozen=True, slots=True)
 class NodeProgressed:
-    """value of maximum units done, for one node."""
+    """A node has done `value` of `maximum` units."""
 
     task_id: TaskId
     node_id: str
@@ -151,9 +151,9 @@ class NodeProgressed:
 
 @dataclass(frozen=True, slots=True)
 class NodeFinished:
-    """A node's values are held by the replica under the signature. ui: what an output node shows, else None.
+    """The replica has a node's values, under the signature. ui: the ui dict of an output node, else None.
 
-    computed: it ran for this task, and was not there already.
+    computed: whether it ran for this task, rather than being cached.
     """
 
     task_id: TaskId
@@ -166,7 +166,7 @@ class NodeFinished:
 
 @dataclass(frozen=True, slots=True)
 class NodesCached:
-    """Nodes that need not run, since what runs the task has their values from an earlier one."""
+    """Nodes that need not run, since their values are cached by a ComfyUI that runs the task."""
 
     task_id: TaskId
     nodes: tuple[str, ...]
@@ -174,7 +174,7 @@ class NodesCached:
 
 @dataclass(frozen=True, slots=True)
 class NodeBlocked:
-    """A node was passed over, for a reason that its client is told; the job goes on."""
+    """A node was skipped, for a reason that its client gets; the job continues."""
 
     task_id: TaskId
     node_id: str
@@ -184,7 +184,7 @@ class NodeBlocked:
 
 @dataclass(frozen=True, slots=True)
 class NodeMessage:
-    """A message of a node's own for its client. data: a JSON value."""
+    """A message from a node to its job's client. data: a JSON value."""
 
     task_id: TaskId
     node_id: str
@@ -194,7 +194,7 @@ class NodeMessage:
 
 @dataclass(frozen=True, slots=True)
 class ClientMessage:
-    """A message of a node pack's own for a client, outside any job. data: a JSON value."""
+    """A message from a node pack to a client, outside any job. data: a JSON value."""
 
     client_id: str
     type: str
@@ -203,7 +203,7 @@ class ClientMessage:
 
 @dataclass(frozen=True, slots=True)
 class NodePreviewed:
-    """What a node has come to, as a picture. image: a JPEG, as `Transfer.put` has put it away."""
+    """A preview of a node's work. image: a JPEG, as stored by `Transfer.put`."""
 
     task_id: TaskId
     node_id: str
@@ -213,7 +213,7 @@ class NodePreviewed:
 
 @dataclass(frozen=True, slots=True)
 class TaskFinished:
-    """took_s: how long it took a slot, without the time that weights were loaded meanwhile; 0 if that is not known."""
+    """A task has ended. took_s: the seconds that it took a slot, without loading weights; 0 if unknown."""
 
     task_id: TaskId
     took_s: float = 0.0
@@ -221,9 +221,9 @@ class TaskFinished:
 
 @dataclass(frozen=True, slots=True)
 class TaskFailed:
-    """A node raised. It ends the job: the same inputs would fail again. inputs: what it was given, as text.
+    """A node raised, which ends the job: the same inputs would fail again. inputs: of the node, as text.
 
-    out_of_memory: the process had no memory for it, which another job's node may have taken.
+    out_of_memory: the process ran out of memory, which another job may have used up.
     """
 
     task_id: TaskId
@@ -238,28 +238,28 @@ class TaskFailed:
 
 @dataclass(frozen=True, slots=True)
 class TaskStopped:
-    """An interrupted task has let go of its slot."""
+    """An interrupted task has ended."""
 
     task_id: TaskId
 
 
 @dataclass(frozen=True, slots=True)
 class SlotReleased:
-    """Nothing of the task is to be computed any more: another may begin while the rest of it is stored and reported."""
+    """A task has nothing left to compute: another may start while its results are stored."""
 
     task_id: TaskId
 
 
 @dataclass(frozen=True, slots=True)
 class TaskCancelled:
-    """A node of the task has cancelled the job by itself."""
+    """A node of the task has cancelled its job."""
 
     task_id: TaskId
 
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """The replica needs a value that the task named as remote."""
+    """A task needs a value of a remote signature."""
 
     task_id: TaskId
     signature: str
@@ -273,14 +273,14 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class Evicted:
-    """The replica no longer holds these values."""
+    """The replica has evicted these values."""
 
     signatures: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What a check found wrong, and the fingerprints of the nodes that have one."""
+    """The problems that a Check found, and the fingerprints of nodes with IS_CHANGED."""
 
     check_id: int
     problems: tuple[Problem, ...]
@@ -289,9 +289,9 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class ResidentWeights:
-    """Which recipes' weights the replica holds now, as short names.
+    """The recipes whose weights the replica has loaded, as short names.
 
-    loads: what it has loaded since it last said so, each with the seconds that took.
+    loads: those loaded since the last report, each with its seconds.
     """
 
     recipes: tuple[str, ...]
@@ -300,9 +300,9 @@ class ResidentWeights:
 
 @dataclass(frozen=True, slots=True)
 class Draining:
-    """What had to stop goes on, so this replica takes no more tasks until it has `Reopened`, or ends.
+    """Something did not stop in time, so the replica takes no tasks until it has `Reopened`, or ends.
 
-    tenant, client_id: whose job is to blame. by_job False: none, or none yet. why: for operators.
+    tenant, client_id: the owner to charge. by_job False: no job is to blame. why: for operators.
     """
 
     tenant: str = ""
@@ -313,14 +313,14 @@ class Draining:
 
 @dataclass(frozen=True, slots=True)
 class NodesLinger:
-    """Whose tasks are over here while their nodes go on, all of them each time: they answer for the replica's death."""
+    """The owners whose nodes run on after their tasks, all of them each time: they are charged with its death."""
 
     owners: frozenset[Owner]
 
 
 @dataclass(frozen=True, slots=True)
 class Reopened:
-    """What went on has stopped after all: the replica stays, and takes tasks again."""
+    """What did not stop has stopped: the replica stays and takes tasks again."""
 
 
 Report: TypeAlias = (
@@ -349,10 +349,10 @@ Report: TypeAlias = (
 
 
 class SchedulerForReplicas(Protocol):
-    """What a replica can ask of the scheduler. Errors: StaleEpochError when it must join again."""
+    """The scheduler's interface for replicas. Errors: StaleEpochError if the replica must register again."""
 
     async def join(self, info: ReplicaInfo, specs: list[NodeSpec], host: HostStats) -> int:
-        """Register, forgetting any earlier life of this id, and return the scheduler's epoch."""
+        """Register, replacing an earlier process with this id, and return the scheduler's epoch."""
         ...
 
     async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
@@ -366,7 +366,7 @@ class SchedulerForReplicas(Protocol):
     ) -> tuple[int, bool]:
         """Return the first of `count` consecutive counters for files named by `key`, none below at_least.
 
-        The same (job, node, key) gets the same counters again, whatever the attempt, and is told so.
+        The same (job, node, key) gets the same counters in every attempt; the bool says so.
         Errors: StaleAttemptError.
         """
         ...
@@ -374,8 +374,8 @@ class SchedulerForReplicas(Protocol):
     async def leave(self, replica_id: str, epoch: int) -> None: ...
 
     async def report_trouble(self, replica_id: str, pool: str, why: str) -> None:
-        """Note that the replica cannot work, and why; what ran there is lost as if it had died.
+        """Report that the replica cannot work, and why; its tasks are lost as if it had died.
 
-        Operators see it for some seconds, within which the replica says so again, or until it joins.
+        Operators see it for some seconds, within which the replica reports it again, or until it registers.
         """
         ...

@@ -1,4 +1,4 @@
-"""What the replicas of each pool can run and answer for. In the database too: a pool may have no replica just now."""
+"""The node classes and routes of each pool. Stored in the database too, for pools without a replica."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serve_app.store.database.jobs import Jobs
 
 
 class Abilities:
-    """One a scheduler's life. in_database: runs a function beside the event loop."""
+    """The abilities of every pool. in_database: runs a function in the database's thread."""
 
     def __init__(self, pools: Sequence[Pool], jobs: Jobs, in_database: Callable[..., Awaitable[Any]]) -> None:
         self._pools = pools
@@ -27,13 +27,13 @@ class Abilities:
         self._shared: dict[str, NodeSpec] = {}
         self._routes: dict[str, tuple[PackRoute, ...]] = {}
         self.revision = 0
-        """How often what pools can run has changed in this life."""
+        """The number of changes in this epoch."""
 
     def __contains__(self, pool: str) -> bool:
         return pool in self._specs
 
     async def recall(self) -> None:
-        """Read what replicas of earlier lives said."""
+        """Read what replicas of earlier epochs reported."""
         for pool, specs in (await self._in_database(self._jobs.specs)).items():
             self._specs[pool] = {s["class_type"]: NodeSpec.from_json(s) for s in specs}
         self._share()
@@ -41,7 +41,7 @@ class Abilities:
             self._routes[pool] = tuple(PackRoute(**route) for route in routes)
 
     async def learn(self, epoch: int, pool: str, specs: Sequence[NodeSpec], routes: tuple[PackRoute, ...]) -> None:
-        """Take in what a replica of a pool says; only what is new is written."""
+        """Take over a replica's report; a change is written to the database."""
         fresh = {spec.class_type: spec for spec in specs}
         as_json = [spec.to_json() for spec in specs]
         known = [spec.to_json() for spec in self._specs.get(pool, {}).values()]
@@ -55,7 +55,7 @@ class Abilities:
             await persistently(lambda: self._in_database(save))
 
     def specs(self) -> Mapping[str, NodeSpec]:
-        """Return every node class that a pool can run which shares workflows with others."""
+        """Return the node classes of all pools that share workflows."""
         return self._shared
 
     def _share(self) -> None:
@@ -73,8 +73,8 @@ class Abilities:
         return {pool.name: self._routes.get(pool.name, ()) for pool in self._pools}
 
     def check(self) -> None:
-        """Check that every pool is known that workflows may be shared by, or any if none are. Errors: NotReadyError."""
-        # It is durable: this waits once in a database's life, not after every restart.
+        """Check that every pool that shares workflows is known, or any pool if none does. Errors: NotReadyError."""
+        # Stored, so this waits only with a new database, not after every restart.
         shared = [pool.name for pool in self._pools if not pool.whole]
         if (unknown := [name for name in shared if name not in self._specs]) or not self._specs:
             unknown = unknown or [pool.name for pool in self._pools]

@@ -1,6 +1,6 @@
-"""The scheduler's side towards replicas: who is there, what waits for them, what they report, and when they are lost.
+"""The scheduler's interface for replicas: registration, mailboxes, reports, and loss of silent ones.
 
-Every message waits in a replica's mailbox, behind a cursor, until the replica has polled past it.
+A message stays in its replica's mailbox until a poll has acknowledged it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from serve_app.store.files.reserved import Contents
 POLL_S = 5.0
 """How long a replica's poll waits for a message before it is answered empty."""
 TROUBLE_S = 15.0
-"""How long what a replica that has not joined said is wrong with it counts; it says so again well before."""
+"""How long a trouble is shown that an unregistered replica reported; it repeats the report sooner."""
 _log = log.get("scheduler")
 
 
 class ReplicaRegistry:
-    """One a scheduler's life. Implements SchedulerForReplicas.
+    """The registered replicas of one scheduler. Implements SchedulerForReplicas.
 
-    feed: lets the machine decide; its future is done when that is durable. record: makes a change durable with
-    whatever else has gathered. is_current: whether an attempt is the one that runs now. silence_s: how long a replica
-    may say nothing before it counts as lost; silenced: told of one that is about to be, whose process may live.
+    apply: passes an event to the machine; its future is done once that is durable. record: makes a change durable.
+    is_current: whether an attempt is the current one. silence_s: how long a replica may be silent before it is lost;
+    silenced: is called with it, as its process may be alive.
     """
 
     def __init__(
@@ -80,26 +80,26 @@ class ReplicaRegistry:
 
     async def poll(self, replica_id: str, epoch: int, after: int) -> list[tuple[int, Message]]:
         mailbox = self._mailbox(replica_id, epoch)
-        mailbox.read(after)
+        mailbox.acknowledge(after)
         if not mailbox.due.is_set():
             with contextlib.suppress(TimeoutError):
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the event.
                 async with asyncio.timeout(POLL_S):
                     await mailbox.due.wait()
         self._mailbox(replica_id, epoch)
-        return mailbox.tell()
+        return mailbox.take()
 
     async def report(self, replica_id: str, epoch: int, reports: list[Report], host: HostStats | None) -> None:
-        """Take a replica's reports in, in order, and return once they are durable."""
+        """Apply a replica's reports in order, and return once they are durable."""
         self._mailbox(replica_id, epoch)
         if host is not None:
             self._hosts[replica_id] = host
         for report in reports:
             if isinstance(report, Checked):
                 self._validation.answered(report)
-        fed = [self._apply(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
-        # Most of what nodes do waits for nothing to become durable.
-        if waiting := [durable for durable in fed if not durable.done() or durable.exception() is not None]:
+        applied = [self._apply(Reported(replica_id, report)) for report in reports if not isinstance(report, Checked)]
+        # Most reports change nothing durable.
+        if waiting := [durable for durable in applied if not durable.done() or durable.exception() is not None]:
             await asyncio.gather(*waiting)
 
     async def reserve(
@@ -110,7 +110,7 @@ class ReplicaRegistry:
             raise StaleAttemptError(f"attempt {task_id.attempt} of job {task_id.job_id} has been replaced")
         change = CountersReserved(task_id.job_id, node_id, key, at_least, contents)
         await self._record(change)
-        # A job that the database refuses is taken out of a transaction that had filled its changes in.
+        # If the database refuses the job, the change may be filled in but not committed.
         if change.again is None or not self._is_current(task_id):
             raise StaleAttemptError(f"job {task_id.job_id} has ended meanwhile")
         return change.first, change.again
@@ -121,20 +121,20 @@ class ReplicaRegistry:
             await self._gone(replica_id, ReplicaLeft(replica_id))
 
     async def lost(self, replica_id: str, why: str = "") -> None:
-        """The replica has died or is silent: hand its tasks to others, and hold it against those that ran there."""
+        """Retry the tasks of a replica that has died or is silent, and count the loss for their jobs."""
         _log.warning("replica %s is lost%s", replica_id, why and f": {why}")
         await self._gone(replica_id, ReplicaLost(replica_id, self._validation.under_way(replica_id), why))
 
     async def report_trouble(self, replica_id: str, pool: str, why: str) -> None:
         self._lease.check()
         now_s = time.monotonic()
-        self._troubles = {name: said for name, said in self._troubles.items() if now_s - said[0] < TROUBLE_S}
+        self._troubles = {name: trouble for name, trouble in self._troubles.items() if now_s - trouble[0] < TROUBLE_S}
         self._troubles[replica_id] = (now_s, pool, why)
         if replica_id in self._mailboxes:
             await self.lost(replica_id, why)
 
     def troubles(self) -> Iterator[tuple[str, str, str]]:
-        """Yield (replica, pool, what is wrong) of replicas that cannot join and still say so; others are gone."""
+        """Yield (replica, pool, reason) of unregistered replicas that have reported a trouble lately."""
         now_s = time.monotonic()
         for replica_id, (said_s, pool, why) in self._troubles.items():
             if now_s - said_s < TROUBLE_S:
@@ -157,18 +157,16 @@ class ReplicaRegistry:
         return mailbox
 
     def mail(self, replica_id: str, message: Message) -> None:
-        """Put a message into a replica's mailbox, if it is there."""
+        """Put a message into a replica's mailbox, if it is registered."""
         if mailbox := self._mailboxes.get(replica_id):
             mailbox.put(message)
 
-    def pass_on(self, replica_id: str, said: SocketFrame) -> None:
-        """Put what a client has said into a replica's mailbox, if it is there. Errors: ConcurrencyLimitError if it
-        is full.
-        """
+    def pass_on(self, replica_id: str, frame: SocketFrame) -> None:
+        """Put a websocket frame into a replica's mailbox, if it is registered. Errors: ConcurrencyLimitError if it is full."""
         if (mailbox := self._mailboxes.get(replica_id)) is not None:
             if not mailbox.has_room():
                 raise ConcurrencyLimitError(f"replica {replica_id} does not read what clients say", retry_after_s=5)
-            mailbox.put(said)
+            mailbox.put(frame)
 
     def mail_all(self, message: Message) -> None:
         """Put a message into every mailbox."""
@@ -176,11 +174,11 @@ class ReplicaRegistry:
             mailbox.put(message)
 
     def hosts(self) -> Iterable[HostStats]:
-        """Return the hosts as their replicas saw them last."""
+        """Return the replicas' last statistics of their hosts."""
         return self._hosts.values()
 
     async def lose_silent(self, late_s: float) -> None:
-        """Take replicas for lost that have said nothing for silence_s. late_s: how long this process was away."""
+        """Lose replicas that have been silent for silence_s. late_s: how long this process was suspended."""
         for mailbox in self._mailboxes.values():
             mailbox.heard_s += late_s
         now_s = time.monotonic()

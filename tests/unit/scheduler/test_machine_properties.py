@@ -276,7 +276,7 @@ class World(RuleBasedStateMachine):
     @invariant()
     def no_replica_runs_more_than_its_slots_beside_what_a_task_may_have_waited_for(self) -> None:
         for record in self.script.machine.replicas.values():
-            assert len(record.running - self.awaited - record.vacated) <= record.info.slots
+            assert len(record.running - self.awaited - record.slotless) <= record.info.slots
 
     @invariant()
     def every_replica_is_found_as_what_it_is(self) -> None:
@@ -314,7 +314,7 @@ class World(RuleBasedStateMachine):
                 assert queue.first() == next(iter(firsts), None)
                 assert all(queue.first_of(first.file) is first for first in firsts)
         devices = {(name, t) for name, device in machine._device_time._devices.items() for t in device.began_s}
-        running = {(name, t) for name, r in machine.replicas.items() for t in r.running - r.vacated}
+        running = {(name, t) for name, r in machine.replicas.items() for t in r.running - r.slotless}
         assert devices <= running
         # What brought its job's end is charged with it.
         assert {t.job_id for _, t in running - devices}.isdisjoint(machine.jobs)

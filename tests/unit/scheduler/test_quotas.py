@@ -52,7 +52,7 @@ def test_no_more_jobs_of_a_tenant_run_than_its_quota_says_and_the_others_follow_
     assert set(script.running()) == {"j3", "front", "other's"}
 
 
-def test_a_job_that_comes_before_one_that_is_let_in_takes_its_place() -> None:
+def test_a_job_that_comes_before_one_that_is_admitted_takes_its_place() -> None:
     script = Limited(running=1)
     script.job("late", 1, tenant="studio")
     script.job("front", 2, number=-1, tenant="studio")
@@ -62,7 +62,7 @@ def test_a_job_that_comes_before_one_that_is_let_in_takes_its_place() -> None:
     assert script.running() == ["late"]
     script.finish("late")
     assert script.machine.usage.of("studio").running == 0
-    assert not script.machine._running_limit._let_in
+    assert not script.machine._running_limit._admitted
 
 
 def test_gpu_seconds_are_kept_with_the_jobs_end_and_count_after_a_restart() -> None:

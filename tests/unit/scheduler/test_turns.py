@@ -46,7 +46,7 @@ class Turns(Loaded):
                 [task_id] = record.running
                 tenant, model, steps = self.of[task_id.job_id]
                 self.left[tenant] -= 1
-                takes_s = steps * STEP_S + (0.0 if f"{model}.safetensors" in record.held else LOAD_S)
+                takes_s = steps * STEP_S + (0.0 if f"{model}.safetensors" in record.loaded else LOAD_S)
                 self.ends_s[name] = self.at_s + takes_s, takes_s
 
     def end_next(self) -> None:

@@ -10,7 +10,7 @@ from serve_app.graph.plan import Task, TaskId
 from serve_app.packs.routes import PackFrame
 from serve_app.scheduler.protocol.messages import Assign, Free, SocketFrame
 from serve_app.scheduler.replicas import mailbox as module
-from serve_app.scheduler.replicas.mailbox import SAID_BYTES, Mailbox
+from serve_app.scheduler.replicas.mailbox import FRAME_BYTES, Mailbox
 
 FREE = Free(weights=True, results=True)
 
@@ -26,8 +26,8 @@ def test_what_clients_say_waits_up_to_a_size_and_messages_of_the_scheduler_count
     while mailbox.has_room():
         mailbox.put(SocketFrame("socket", PackFrame(bytes(1_000_000))))
     said = [m for _, m in mailbox.messages if isinstance(m, SocketFrame)]
-    assert len(said) == -(-SAID_BYTES // 1_000_000)
-    mailbox.read(mailbox.cursor - 1)
+    assert len(said) == -(-FRAME_BYTES // 1_000_000)
+    mailbox.acknowledge(mailbox.cursor - 1)
     assert mailbox.has_room()
 
 
@@ -38,11 +38,11 @@ async def test_a_deferrable_message_waits_a_moment_if_something_has_just_been_se
     mailbox = Mailbox()
     mailbox.put(task(deferrable=True))
     assert mailbox.due.is_set(), "nothing has gone yet"
-    mailbox.read(mailbox.tell()[-1][0])
+    mailbox.acknowledge(mailbox.take()[-1][0])
     mailbox.put(task(deferrable=True))
     mailbox.put(task(deferrable=True))
     assert not mailbox.due.is_set()
-    assert len(mailbox.tell()) == 2
+    assert len(mailbox.take()) == 2
     monkeypatch.setattr(module, "GATHER_S", 0.0)
     mailbox.put(task(deferrable=True))
     assert mailbox.due.is_set(), "the moment is over"
@@ -50,7 +50,7 @@ async def test_a_deferrable_message_waits_a_moment_if_something_has_just_been_se
 
 async def test_a_deferrable_message_waits_no_longer_than_that() -> None:
     mailbox = Mailbox()
-    mailbox.tell()
+    mailbox.take()
     mailbox.put(task(deferrable=True))
     await asyncio.wait_for(mailbox.due.wait(), 60)
 
@@ -61,12 +61,12 @@ async def test_an_urgent_message_is_due_at_once_and_takes_deferrable_ones_along(
 ) -> None:
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     mailbox = Mailbox()
-    mailbox.tell()
+    mailbox.take()
     mailbox.put(task(deferrable=True))
     assert not mailbox.due.is_set()
     mailbox.put(message)
     assert mailbox.due.is_set()
-    assert [told for _, told in mailbox.tell()] == [task(deferrable=True), message]
+    assert [told for _, told in mailbox.take()] == [task(deferrable=True), message]
     assert not mailbox.due.is_set()
 
 
@@ -74,14 +74,14 @@ async def test_an_unacknowledged_message_is_due_again(monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     mailbox = Mailbox()
     mailbox.put(FREE)
-    [(cursor, _)] = mailbox.tell()
+    [(cursor, _)] = mailbox.take()
     mailbox.put(task(deferrable=True))
-    mailbox.read(cursor)
+    mailbox.acknowledge(cursor)
     assert not mailbox.due.is_set()
-    mailbox.read(0)
+    mailbox.acknowledge(0)
     assert not mailbox.due.is_set(), "what is read is forgotten"
     mailbox.put(FREE)
-    told = mailbox.tell()
-    mailbox.read(told[0][0])
+    told = mailbox.take()
+    mailbox.acknowledge(told[0][0])
     assert mailbox.due.is_set()
-    assert mailbox.tell() == told[1:]
+    assert mailbox.take() == told[1:]
