@@ -366,8 +366,7 @@ class SchedulerForReplicas(Protocol):
     ) -> tuple[int, bool]:
         """Return the first of `count` consecutive counters for files named by `key`, none below at_least.
 
-        The same (job, node, key) gets the same counters in every attempt; the bool says so.
-        Errors: StaleAttemptError.
+        The same (job, node, key) gets the same counters in every attempt; the bool says so. Errors: StaleAttemptError.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Who has ended replicas and waits for it, as a row for each owner of jobs, written as each loss is counted."""
+"""The losses of replicas by owners of jobs: one row for each owner, written with each loss."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from serve_app.store.database.schema import BACKOFFS
 
 
 def write(connection: sa.Connection, charged: Sequence[OwnerCharged]) -> None:
-    """Keep counts, each in the place of an earlier one; of several of an owner the last."""
+    """Store counts, replacing earlier ones of the same owner; the last of several wins."""
     rows = {(owner := _hash(c)): {"owner": owner, **_values(c)} for c in charged}
     if not rows:
         return
@@ -26,7 +26,7 @@ def write(connection: sa.Connection, charged: Sequence[OwnerCharged]) -> None:
 
 
 def read(connection: sa.Connection) -> list[OwnerCharged]:
-    """Return every count that is kept."""
+    """Return every stored count."""
     columns = [column for column in BACKOFFS.c if column is not BACKOFFS.c.owner]
     return [OwnerCharged(**row._mapping) for row in connection.execute(sa.select(*columns).order_by(BACKOFFS.c.owner))]
 

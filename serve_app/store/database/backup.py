@@ -1,9 +1,8 @@
-"""Copies of the database as one file that either kind of database takes back, and the list of what the store held.
+"""Backups of the database as one file that SQLite and PostgreSQL can restore, with a list of the stored files.
 
-Written in one transaction that sees the database as it is at one moment, while a server works on it. Gzipped JSON, a
-value a line: what it is; for each table its name and columns, then its rows; for each area of files its name, then
-[path, bytes, Unix time of the last change]; and how many rows there were, without which it is not whole. It holds what
-the database does, credentials of jobs that have not ended among it.
+Written in one snapshot transaction, while a server works on the database. Gzipped JSON, one value per line: a header;
+for each table its name and columns, then its rows; for each area of files its name, then [path, bytes, Unix time of the
+last change]; and the numbers of rows, without which it is incomplete. It contains the credentials of unfinished jobs.
 """
 
 from __future__ import annotations
@@ -41,10 +40,10 @@ ROWS = 500
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a copy holds: rows by table, files by area. made_s: Unix time.
+    """The contents of a backup: rows by table, files by area. made_s: Unix time.
 
-    absent: files that the store has not, or of another size; None where none are listed. ended_keys: how many of its
-    API keys no longer hold, since it is restored. salvaged: what was left of these tables in a damaged file.
+    absent: listed files that the store lacks or has in another size; None without a list. ended_keys: the API keys
+    that were ended by the restore. salvaged: rows of these tables that were read from a damaged file.
     """
 
     made_s: float
@@ -56,9 +55,9 @@ class Summary:
 
 
 def write_backup(jobs: Jobs, path: Path, store: WholeStore | None) -> Summary:
-    """Write a copy of the database, and the list of a store's files if that is given. Only its owner can read it.
+    """Write a backup of the database, and of the list of a store's files if given. Only its owner can read it.
 
-    Errors: OSError; DatabaseAwayError, StoreError. What was at the path stays until the copy is whole.
+    Errors: OSError; DatabaseAwayError, StoreError. An earlier file at the path stays until the backup is complete.
     """
     summary, part = Summary(time.time()), path.with_name(f"{path.name}.part")
     try:
@@ -75,11 +74,11 @@ def write_backup(jobs: Jobs, path: Path, store: WholeStore | None) -> Summary:
 
 
 def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool, keep_keys: bool = False) -> Summary:
-    """Put a copy in the place of all that a database holds, all of it or nothing, and compare its files with a store's.
+    """Replace the contents of a database by a backup, all or nothing, and compare its files with a store's.
 
-    A server that works on the database loses its lease. replace: whether jobs that are there may go. keep_keys: whether
-    API keys of the copy hold that the database does not know; those that it knows stay as they are. Errors: OSError;
-    BackupError for what is no whole copy, or of other tables; DatabaseAwayError, StoreError.
+    A server that uses the database loses its lease. replace: whether existing jobs may be deleted. keep_keys: whether
+    API keys that only the backup has stay valid; keys that the database has stay as they are. Errors: OSError;
+    BackupError for an incomplete backup, or one of other tables; DatabaseAwayError, StoreError.
     """
     try:
         with gzip.open(path, "rt", encoding="utf-8") as file, jobs.replacing() as connection:
@@ -90,9 +89,9 @@ def restore_backup(jobs: Jobs, path: Path, store: WholeStore, *, replace: bool, 
 
 
 def restore_over_damaged(url: str, path: Path, store: WholeStore, *, keep_keys: bool = False) -> tuple[Summary, Path]:
-    """Put a copy in the place of SQLite's file that can no longer be read; return also where that file is now.
+    """Replace a damaged SQLite file by a backup; return also the new path of that file.
 
-    The copy is whole before anything is moved. Of API keys and the audit log what can be read of the damaged file is
+    The restored file is complete before anything is moved. Readable API keys and audit entries of the damaged file are
     taken over. Errors: as `restore_backup`.
     """
     damaged = Path(str(sa.make_url(url).database)).absolute()
@@ -138,7 +137,7 @@ def _lines(jobs: Jobs, store: WholeStore | None, summary: Summary) -> Iterator[A
 def _restore(
     connection: sa.Connection, file: IO[str], *, replace: bool, keep_keys: bool
 ) -> tuple[Summary, dict[StoredPath, int] | None]:
-    """Return what has been put into the database, and the bytes of each file that is listed."""
+    """Return the summary of the restored rows, and the sizes of the listed files."""
     lines: Iterator[Any] = map(json.loads, file)
     head = next(lines, None)
     if not isinstance(head, dict) or head.get("form") != FORM:
@@ -168,9 +167,9 @@ def _restore(
 
 
 def _settle_keys(connection: sa.Connection, known: list[dict[str, Any]], *, keep: bool) -> int:
-    """Leave the keys that the database knew as they were; end others unless `keep`, and return how many those are.
+    """Keep the keys that the database had as they were; end others unless `keep`, and return their number.
 
-    A copy does not know which keys were revoked after it was made, nor who has logged out: its sessions go.
+    A backup has no later revocations and logouts: its sessions are deleted.
     """
     connection.execute(sa.delete(API_KEYS).where(API_KEYS.c.session_of.is_not(None)))
     for key in known:
@@ -185,7 +184,7 @@ def _settle_keys(connection: sa.Connection, known: list[dict[str, Any]], *, keep
 
 
 class _Reading:
-    """A copy as it is read, line by line, into a database. files: the bytes of each that is listed; None without."""
+    """Reads a backup line by line into a database. files: the sizes of the listed files; None without a list."""
 
     def __init__(self, connection: sa.Connection, summary: Summary) -> None:
         self._connection = connection
@@ -197,7 +196,7 @@ class _Reading:
         self.whole = False
 
     def take(self, line: Any) -> None:
-        """Take a line in. Errors: BackupError."""
+        """Apply one line. Errors: BackupError."""
         if isinstance(line, list):
             self._lines.append(line)
             if len(self._lines) == ROWS:

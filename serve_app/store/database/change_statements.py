@@ -1,7 +1,6 @@
-"""Changes of jobs as SQL: one statement for all changes of a kind, whose text is made once.
+"""Applies changes of jobs by SQL: one precompiled statement for all changes of a kind.
 
-Every change may be applied twice, for the answer to its COMMIT may have been lost: one that is there already changes
-nothing.
+Changes are idempotent, since the answer to a COMMIT may be lost and the change applied again.
 """
 
 from __future__ import annotations
@@ -64,9 +63,9 @@ _HOLDING = sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(
 
 
 def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
-    """Apply changes, kind by kind. Errors: ChangeRefusedError for a row that differs from what is to be there.
+    """Apply changes, kind by kind. Errors: ChangeRefusedError if a different row exists.
 
-    A job is accepted, starts, loses replicas, shows outputs and ends in this order, whatever other jobs do meanwhile.
+    This order of kinds is valid for each job, however changes of several jobs interleave.
     """
     accepted = _of(JobAccepted, changes)
     _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in accepted])
@@ -104,7 +103,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
 
 
 def _claim(connection: sa.Connection, accepted: Sequence[JobAccepted]) -> None:
-    """Give new jobs what they claim and the index their labels; a job that has neither costs no statement."""
+    """Insert the claims and labels of new jobs; costs no statement without any."""
     labels = [
         {"key": key, "value": value, "order": change.row.order}
         for change in accepted
@@ -121,7 +120,7 @@ def _of(kind: type[T], changes: Iterable[object]) -> list[T]:
 
 
 def _row_of(change: JobAccepted) -> Values:
-    """Return a new job as its row: credentials are never written down."""
+    """Return a new job as its row, without credentials, which are never stored."""
     row = change.row
     values = {column: getattr(row, column) for column in row.__slots__ if column != "outputs"}
     values["failure"] = row.failure.to_json()
@@ -136,7 +135,7 @@ def _new(job_id: str, **columns: Any) -> Values:
 
 
 def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: list[Values]) -> None:
-    """Insert rows unless they are there. Errors: ChangeRefusedError if one that differs in `same` has a place."""
+    """Insert rows unless they exist. Errors: ChangeRefusedError if an existing one differs in `same`."""
     if (refused := insert_once(connection, table, same, rows)) is not None:
         raise ChangeRefusedError(
             refused["job_id"], f"another row of {table.name} has the place of what the job is to record"
@@ -144,7 +143,7 @@ def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], row
 
 
 def clear_credentials(connection: sa.Connection) -> None:
-    """Remove what earlier releases kept with jobs until those ended."""
+    """Remove credentials that earlier releases stored with jobs."""
     found = connection.execute(_HOLDING).all()
     cleared = [(row.job_id, without_credentials(json.loads(row.extra_data))) for row in found]
     execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])

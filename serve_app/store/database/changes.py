@@ -1,7 +1,6 @@
-"""What a job's row can go through: the durable changes the scheduler asks for, as data.
+"""The durable changes of a job, as data.
 
-`jobs.py` applies them; `scheduler/core/machine.py` asks for them. A change is in the database before anyone is
-told of it.
+The machine emits them and `jobs.py` applies them. A change is committed before its event is published.
 """
 
 from __future__ import annotations
@@ -19,14 +18,13 @@ NO_FAILURE = Failure()
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """One job as the database holds it.
+    """A job's row.
 
     order: position in submission order, unique. *_seq: the event cursors of its queued, started and ended events.
     prompt: the wire JSON with constants converted. outputs: ui dict by node id, as recorded, with their cursors.
-    cached: the nodes whose values were known when it started; the event that says so has the cursor after started_seq.
+    cached: the nodes whose values were known at its start; its `cached` event has the cursor after started_seq.
     losses, lone_losses: replicas that it has lost, together with other jobs and alone.
-    labels: its client's words for it. tenant: whose it is; "" is the operator's, and everyone's where there are no
-    tenants.
+    labels: set by its client. tenant: its owner, "" for the operator or without tenants.
     """
 
     job_id: str
@@ -58,25 +56,24 @@ class JobRow:
 
     @property
     def feed(self) -> str | None:
-        """What its client's events are known by; None without one, and for "", which is no socket's id."""
+        """The key of its client's event feed; None without a client, or with "", which is no socket's id."""
         return feed_of(self.tenant, self.client_id) if self.client_id else None
 
     def is_of(self, tenant: str) -> bool:
-        """Whether a tenant may know of it; "" is the operator, who may of all."""
+        """Whether a tenant can see it; "" is the operator, who sees all."""
         return tenant in ("", self.tenant)
 
 
 def feed_of(tenant: str, client_id: str) -> str:
-    """Return what a client's events are known by: clients of two tenants are two, whatever they call themselves."""
+    """Return the key of a client's event feed, which is distinct for clients of different tenants."""
     return f"{tenant}\n{client_id}" if tenant else client_id
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """What a new job takes hold of in the transaction that inserts it, or is refused for with ClaimRefusedError.
+    """What a new job claims in the transaction that inserts it; ClaimRefusedError if it cannot.
 
-    key: an idempotency key, as `keys.py` has them; None for none. assets: ids of those that it uses: none is taken away
-    before it has ended.
+    key: an idempotency key, or None. assets: ids of assets that must not be deleted before the job has ended.
     """
 
     key: str | None = None
@@ -99,7 +96,7 @@ class JobAccepted:
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
-    """cached: the nodes whose values are known already; the next cursor is that of the event which says so."""
+    """A job has started. cached: the nodes whose values are known; their event has the next cursor."""
 
     job_id: str
     at_s: float
@@ -109,7 +106,7 @@ class JobStarted:
 
 @dataclass(frozen=True, slots=True)
 class JobLostReplica:
-    """How many replicas the job has lost by now; see JobRow. A restart of the scheduler forgives none."""
+    """The number of replicas that a job has lost; see JobRow. Stored, so that a restart does not reset it."""
 
     job_id: str
     losses: int
@@ -118,7 +115,7 @@ class JobLostReplica:
 
 @dataclass(frozen=True, slots=True)
 class OutputRecorded:
-    """An output node of the job is done, for good: it is skipped whenever the job is planned again."""
+    """An output node of the job is done: it is skipped when the job is planned again."""
 
     job_id: str
     node_id: str
@@ -128,13 +125,12 @@ class OutputRecorded:
 
 @dataclass(slots=True, eq=False)
 class CountersReserved:
-    """A node of the job is to save files that consecutive counters of `key` name. The transaction fills in which.
+    """Reserves consecutive counters of `key` for files that a node saves. The transaction fills in which.
 
-    at_least: none is below it; 0 asks for what follows those given before, and is answered 0 if none were: then files
-    may be there that nobody here counted. The same (job, node, key) is given the same ones again while they are high
-    enough. first: the first of them. again: whether they were reserved before, None until a transaction has looked; one
-    that is tried again, as the answer to its COMMIT was lost, may find what the first try reserved, so what that found
-    stays.
+    at_least: the lowest allowed counter; 0 for the next one, and the result is 0 if none was reserved yet, as
+    uncounted files may exist. The same (job, node, key) gets the same counters again if they are high enough. first:
+    the first counter. again: whether they were reserved before; None until a transaction has set it. A retry after a
+    lost COMMIT finds what the first try reserved, so the value of the first try stays.
     """
 
     job_id: str
@@ -148,7 +144,7 @@ class CountersReserved:
 
 @dataclass(frozen=True, slots=True)
 class JobEnded:
-    """failure: of its error, or where it was when it was cancelled."""
+    """A job has ended. failure: of its error, or its position when it was cancelled."""
 
     job_id: str
     state: Ending
@@ -159,7 +155,7 @@ class JobEnded:
 
 @dataclass(frozen=True, slots=True)
 class TenantUsed:
-    """What a tenant has used of GPUs in a day, all together; written with a job's end. day: of UTC, since 1970."""
+    """The total GPU time of a tenant in a day; written with a job's end. day: of UTC, since 1970."""
 
     job_id: str
     tenant: str
@@ -169,7 +165,7 @@ class TenantUsed:
 
 @dataclass(frozen=True, slots=True)
 class OwnerCharged:
-    """How many replicas an owner of jobs has ended and not been forgiven, when the last, until when its jobs wait.
+    """The unforgiven losses of an owner of jobs: the count, the time of the last, and until when its jobs wait.
 
     client_id: of jobs without tenant.
     """
@@ -188,12 +184,12 @@ Sort: TypeAlias = Literal["created", "ended", "duration"]
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """Which jobs to list, and in what order. A job that was cancelled before it started is in no list.
+    """A query for a list of jobs. Jobs that were cancelled before they started are in no list.
 
     states: of the database: queued, running, success, error, cancelled; only the last three in a list by ends. limit
     None: all from offset. workflow_id: only jobs of this saved workflow. brief: without prompts, and of extra_data only
-    the id of the saved workflow. tenant: only of jobs that it may know of. start: the order, or cursor, that offset
-    counts from; None for the first. Of no meaning where jobs are sorted by how long they ran.
+    the id of the saved workflow. tenant: only jobs that it can see. start: the order, or cursor, that offset
+    counts from; None for the first. Unused if jobs are sorted by their duration.
     """
 
     states: tuple[str, ...]
@@ -208,9 +204,9 @@ class JobQuery:
 
 
 class ListCount(NamedTuple):
-    """How many jobs of one tenant and state lie in one stretch of places of the list by creation and of that by ends.
+    """The number of jobs of one tenant and state in one stretch of the list by creation and of that by end.
 
-    ended: None of jobs that have not, which are in no list by ends.
+    ended: None for unfinished jobs, which are in no list by end.
     """
 
     tenant: str
@@ -225,4 +221,4 @@ Change: TypeAlias = (
 )
 
 JobKey: TypeAlias = tuple[str, int | None]
-"""What tells a job's states apart: its id, and the cursor of its end, after which nothing of it changes."""
+"""The key of a job's state: its id, and the cursor of its end, after which nothing changes."""

@@ -1,4 +1,4 @@
-"""What work takes on each kind of replica, as rows: what placement has learned, kept over restarts."""
+"""Measured durations by pool, as rows, so that placement keeps them across restarts."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ CostKind: TypeAlias = Literal["load", "step", "share"]
 
 
 class Cost(NamedTuple):
-    """How long something takes in a pool: loading a model file, a step of a task on a slot, its share of the device.
+    """A measured duration in a pool: loading a file, or a step of a task by slot time or by device time.
 
-    name: the model file, "" for the steps of tasks without one. samples: how often it has been measured.
+    name: the model file, "" for the steps of tasks without one. samples: the number of measurements.
     """
 
     pool: str
@@ -27,13 +27,13 @@ class Cost(NamedTuple):
 
 
 def read(connection: sa.Connection) -> list[Cost]:
-    """Return every cost that is kept."""
+    """Return every stored cost."""
     rows = connection.execute(sa.select(COSTS)).all()
     return [Cost(row.pool, cast(CostKind, row.kind), row.name, row.seconds, row.samples) for row in rows]
 
 
 def write(connection: sa.Connection, costs: Sequence[Cost]) -> None:
-    """Keep costs, each in the place of an earlier one of its kind."""
+    """Store costs, replacing earlier ones with the same key."""
     insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
     statement = insert(COSTS)
     newer = {name: statement.excluded[name] for name in ("seconds", "samples")}

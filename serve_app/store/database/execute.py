@@ -1,4 +1,4 @@
-"""Statements as text made once and handed to the driver: SQLAlchemy takes longer over one than the database does."""
+"""Executes statements by the driver as cached text, since SQLAlchemy compiles longer than the database runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 
 def execute(connection: sa.Connection, statement: sa.UpdateBase, rows: Sequence[Mapping[str, Any]]) -> int:
-    """Carry a statement out for each row, in one call; return how many rows of its table it has changed.
+    """Execute a statement for each row, in one call; return the number of changed rows.
 
     rows: values by the names of the statement's parameters, the same names in each. Errors: as `Connection.execute`.
     """

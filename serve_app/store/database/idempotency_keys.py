@@ -1,4 +1,4 @@
-"""Idempotency keys: each is used once in KEY_S by a tenant, by the job or asset whose transaction claims it."""
+"""Idempotency keys: a tenant can use each once within KEY_S, for the job or asset whose transaction claims it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ KEY_S = 86_400.0
 
 
 class KeyClaim(NamedTuple):
-    """holder: the id of the job or asset. claimed_s: Unix time."""
+    """A claim of a key. holder: the id of the job or asset. claimed_s: Unix time."""
 
     holder: str
     key: str
@@ -25,7 +25,7 @@ class KeyClaim(NamedTuple):
 
 
 def claim_keys(connection: sa.Connection, claims: Sequence[KeyClaim]) -> None:
-    """Give each holder its key; no claim costs no statement. Errors: KeyReusedError with the holder that has it not."""
+    """Insert claims; costs no statement without any. Errors: KeyReusedError with the holder that is refused."""
     if not claims:
         return
     old = IDEMPOTENCY_KEYS.c.claimed_s < min(claim.claimed_s for claim in claims) - KEY_S

@@ -1,4 +1,4 @@
-"""Inserting rows that may be there already, since the answer to an earlier COMMIT may have been lost."""
+"""Inserts rows that may exist already, since the answer to an earlier COMMIT may have been lost."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Values = dict[str, Any]
 def insert_once(
     connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: Sequence[Values]
 ) -> Values | None:
-    """Insert rows unless they are there; return the first whose place has one that differs in `same`, None for none."""
+    """Insert rows unless they exist; return the first for which a row exists that differs in `same`, or None."""
     if execute(connection, _inserting(table, connection.dialect.name), rows) == len(rows):
         return None
     return next((row for row in rows if not _is_there(connection, table, same, row)), None)

@@ -2,11 +2,10 @@
 
 SQLAlchemy Core over SQLite or PostgreSQL; the tables are in `schema.py`. Every write belongs to an epoch and happens
 only while that epoch holds the lease, so of two schedulers alive at once only the newer one can change anything (a
-fencing token, Kleppmann 2016).
-Synchronous; one thread at a time writes, others may read.
+fencing token, Kleppmann 2016). Synchronous; one thread at a time writes, others may read.
 
-A database that does not answer, or refuses for reasons of its own, is DatabaseAwayError: ask again. One that will never
-take a change because of what is in it is ChangeRefusedError.
+Errors: DatabaseAwayError if it does not answer or refuses for reasons of its own: retry. ChangeRefusedError if it will
+never accept a change.
 """
 
 from __future__ import annotations
@@ -75,9 +74,8 @@ _ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_jo
 class Jobs:
     """The database by URL: `sqlite:///state/jobs.sqlite`, or `postgresql://user@host/name` with psycopg 3.
 
-    Opening it makes its tables, or brings those of an older release to this one's. A password that the URL leaves out
-    comes from PGPASSWORD or PGPASSFILE. statement_s: how long PostgreSQL may take to answer one statement.
-    Errors: ConfigError, DatabaseAwayError.
+    Opening it creates or migrates its tables. A password that is not in the URL comes from PGPASSWORD or PGPASSFILE.
+    statement_s: how long PostgreSQL may take to answer one statement. Errors: ConfigError, DatabaseAwayError.
     """
 
     def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
@@ -100,7 +98,7 @@ class Jobs:
             migrate(self._engine)
 
     def close(self) -> None:
-        """Let go of every connection."""
+        """Close every connection."""
         if self._log is not None:
             self._log.close()
         if self._file is not None:
@@ -112,9 +110,9 @@ class Jobs:
     # The lease ----------------------------------------------------------------------------------------------------
 
     def acquire(self, holder: str) -> int:
-        """Take the lease, whoever had it, and return the new epoch. The newest scheduler always wins.
+        """Take the lease from any holder and return the new epoch. The newest scheduler always wins.
 
-        holder: the server this scheduler belongs to; the same one again, as after a crash, has not started anew.
+        holder: the scheduler's server; started_s stays if it is the same one, as after a crash of the scheduler.
         """
         with self._transaction() as connection:
             earlier = connection.execute(sa.select(LEASE).with_for_update()).one()
@@ -131,14 +129,14 @@ class Jobs:
             return float(connection.execute(sa.select(LEASE.c.started_s)).scalar_one())
 
     def renew(self, epoch: int) -> None:
-        """Show that the epoch's scheduler lives. Errors: StaleEpochError when another epoch holds the lease."""
+        """Renew the lease of an epoch. Errors: StaleEpochError if another epoch holds it."""
         with self._transaction() as connection:
             held = connection.execute(sa.update(LEASE).where(LEASE.c.epoch == epoch).values(beat=LEASE.c.beat + 1))
             if held.rowcount == 0:
                 raise _stale(epoch)
 
     def heartbeat(self) -> tuple[int, int]:
-        """Return the epoch that holds the lease, and how often it has been stamped."""
+        """Return the epoch that holds the lease, and the number of renewals."""
         with self._reading() as connection:
             held = connection.execute(sa.select(LEASE.c.epoch, LEASE.c.beat)).one()
             return int(held.epoch), int(held.beat)
@@ -151,7 +149,7 @@ class Jobs:
     # Writing ------------------------------------------------------------------------------------------------------
 
     def write(self, epoch: int, changes: Sequence[Change]) -> bool:
-        """Apply the changes in order, all or none; return whether webhooks are to be told of some.
+        """Apply the changes in order, all or none; return whether that queued webhook deliveries.
 
         Errors: StaleEpochError; ChangeRefusedError naming the first job.
         """
@@ -172,7 +170,7 @@ class Jobs:
             return webhooks.enclose(connection, self._webhooks, chain.from_iterable(batches))
 
     def settle(self, epoch: int, reservations: Sequence[Reservation]) -> None:
-        """Let go of reservations whose files are recorded or gone."""
+        """Delete reservations whose files are recorded or deleted."""
         with self._transaction() as connection:
             self._fence(connection, epoch)
             let_go(connection, reservations)
@@ -180,7 +178,7 @@ class Jobs:
     def save_specs(
         self, epoch: int, pool: str, specs: Sequence[Mapping[str, Any]], routes: Sequence[Mapping[str, str]]
     ) -> None:
-        """Remember what a pool can run and the routes it answers for, while it has no replica too."""
+        """Store the node classes and routes of a pool, for times when it has no replica."""
         with self._transaction() as connection:
             self._fence(connection, epoch)
             connection.execute(sa.delete(POOL_SPECS).where(POOL_SPECS.c.pool == pool))
@@ -189,13 +187,13 @@ class Jobs:
             )
 
     def save_costs(self, epoch: int, learned: Sequence[Cost]) -> None:
-        """Remember what work takes, each figure in the place of an earlier one."""
+        """Store costs, replacing earlier ones."""
         with self._transaction() as connection:
             self._fence(connection, epoch)
             costs.write(connection, learned)
 
     def forget(self, epoch: int, job_ids: Sequence[str] | None, tenant: str = "") -> None:
-        """Delete ended jobs, these or all, with their outputs. tenant: only those of one, "" for everyone's."""
+        """Delete ended jobs, these or all, with their outputs. tenant: only its jobs, "" for all."""
         with self._transaction() as connection:
             self._fence(connection, epoch)
             ended: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None)
@@ -206,7 +204,7 @@ class Jobs:
             delete_jobs(connection, ended)
 
     def query(self, epoch: int, query: Query[T]) -> T:
-        """Return what an inquiry is answered; one that writes does so for the epoch."""
+        """Execute a query; one that writes does so under the epoch's lease."""
         if not query.writes:
             with self._reading() as connection:
                 return query.execute(connection)
@@ -217,7 +215,7 @@ class Jobs:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sa.Connection]:
-        """Open a transaction that sees the database as it is at its first statement, whatever is written meanwhile."""
+        """Open a snapshot transaction: it sees the database as of its first statement."""
         sqlite = self._engine.dialect.name == "sqlite"
         level = "AUTOCOMMIT" if sqlite else "REPEATABLE READ"
         with self._answering(), self._engine.connect().execution_options(isolation_level=level) as connection:
@@ -229,41 +227,41 @@ class Jobs:
 
     @contextlib.contextmanager
     def replacing(self) -> Iterator[sa.Connection]:
-        """Open a transaction that may change everything, whoever holds the lease; all of it happens, or nothing."""
+        """Open a transaction that may change everything without holding the lease."""
         with self._transaction() as connection, _unlimited(connection):
             # Whoever works on the database waits for this, and then finds that it has lost the lease.
             connection.execute(sa.update(LEASE).values(beat=LEASE.c.beat + 1))
             yield connection
 
     def administer(self, query: Query[T]) -> T:
-        """Carry out an inquiry that concerns no job, whoever holds the lease: as the command line does with keys."""
+        """Execute a query that concerns no job, without holding the lease, as the command line does for keys."""
         with self._transaction() as connection:
             return query.execute(connection)
 
     # Reading ------------------------------------------------------------------------------------------------------
 
     def specs(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the classes that `save_specs` remembered, by pool."""
+        """Return the stored node classes, by pool."""
         with self._reading() as connection:
             return {row.pool: json.loads(row.specs) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def routes(self) -> dict[str, list[dict[str, str]]]:
-        """Return the routes that `save_specs` remembered, by pool."""
+        """Return the stored routes, by pool."""
         with self._reading() as connection:
             return {row.pool: json.loads(row.routes) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def costs(self) -> list[Cost]:
-        """Return what `save_costs` remembered."""
+        """Return the stored costs."""
         with self._reading() as connection:
             return costs.read(connection)
 
     def backoffs(self) -> list[OwnerCharged]:
-        """Return who has ended replicas, as the last changes said."""
+        """Return the stored losses of owners."""
         with self._reading() as connection:
             return backoffs.read(connection)
 
     def usage(self, since_day: int) -> list[TenantUsed]:
-        """Return what tenants have used on a day, by its number since 1970 in UTC, and on those after it."""
+        """Return the GPU time of tenants from a day on. day: its number since 1970, in UTC."""
         with self._reading() as connection:
             return usage.read(connection, since_day)
 
@@ -280,22 +278,22 @@ class Jobs:
         return self._rows(UNFINISHED)
 
     def ended_counts(self, until_seq: int) -> list[ListCount]:
-        """Return how many listed jobs have ended up to a cursor, by what lists count them by."""
+        """Return the counts of listed jobs that ended up to a cursor."""
         with self._reading() as connection:
             return [ListCount(*row) for row in connection.execute(counting_ends(), {"until": until_seq})]
 
     def page(self, query: JobQuery) -> tuple[list[JobRow], int]:
-        """Return the jobs a query finds, in its order, and how many there are without its window."""
+        """Return the jobs that a query finds, in its order, and their number without its window."""
         return self.rows([job_id for job_id, _ in self.keys(query)], brief=query.brief), self.count(query)
 
     def count(self, query: JobQuery) -> int:
-        """Return how many jobs a query finds without its window. It looks at each."""
+        """Return the number of jobs that a query finds without its window. Scans all of them."""
         by, asked = _asked(query)
         with self._reading() as connection:
             return int(connection.execute(counting(*by), asked).scalar_one())
 
     def keys(self, query: JobQuery) -> list[JobKey]:
-        """Return which jobs a query finds, in its order. It looks at each that its offset passes over."""
+        """Return the keys of the jobs that a query finds, in its order. Scans those that its offset skips."""
         by, asked = _asked(query)
         start = query.start if query.start is not None else ENDLESS if query.descending else 0
         most = ENDLESS if query.limit is None else query.limit
@@ -313,14 +311,14 @@ class Jobs:
         return [found[job_id] for job_id in job_ids if job_id in found]
 
     def unsettled(self, ended_before_s: float, limit: int | None) -> list[Reservation]:
-        """Return reservations of jobs that ended before a moment, whose files may not all be recorded."""
+        """Return reservations of jobs that ended before a time, whose files may not all be recorded."""
         ended = sa.select(RESERVATIONS).join(JOBS, JOBS.c.job_id == RESERVATIONS.c.job_id)
         ended = ended.where(JOBS.c.ended_s < ended_before_s).limit(limit)
         with self._reading() as connection:
             return [reservation_of(row) for row in connection.execute(ended)]
 
     def shown(self, job_ids: Sequence[str]) -> set[FileRef]:
-        """Return the files that these jobs' recorded outputs name, where they lie."""
+        """Return the stored files that these jobs' recorded outputs name."""
         files: set[FileRef] = set()
         with self._reading() as connection:
             for start in range(0, len(job_ids), VARIABLES):
@@ -330,7 +328,7 @@ class Jobs:
         return files
 
     def shown_unfinished(self) -> set[FileRef]:
-        """Return the files that the recorded outputs of jobs that have not ended name, as tenants name them."""
+        """Return the files that the recorded outputs of unfinished jobs name, by tenants' names."""
         with self._reading() as connection:
             outputs = connection.execute(_SHOWN.where(UNFINISHED))
             return {ref for _, ui in outputs for ref in shown(json.loads(ui))}
@@ -359,7 +357,7 @@ class Jobs:
         return [_row(dict(row._mapping), outputs.get(row.job_id, {})) for row in rows]
 
     def check_there(self) -> None:
-        """Check that the database's file is where it was opened, and sound as far as is known.
+        """Check that the database's file is still at its path and not known to be damaged.
 
         Errors: DatabaseGoneError, which a write may mend; DatabaseDamagedError.
         """
@@ -368,14 +366,14 @@ class Jobs:
             self._file.check()
 
     def inspect(self) -> None:
-        """Look at each page of SQLite's file; once one is spoilt, whatever is to be written is refused."""
+        """Check every page of SQLite's file. Once one is damaged, all writes are refused."""
         path = None if self._file is None else self._file.path
         if path is not None and not self._damage and (found := damage(path)):
             self._damage = found
             _log.error("%s", self._damaged())
 
     def check_sound(self) -> None:
-        """Check that nothing is known to be wrong with the file. Errors: DatabaseDamagedError."""
+        """Check that the file is not known to be damaged. Errors: DatabaseDamagedError."""
         if self._damage:
             raise self._damaged()
 
@@ -413,7 +411,7 @@ class Jobs:
 
     @contextlib.contextmanager
     def _answering(self) -> Iterator[None]:
-        """Turn what the driver says of a database that is away into DatabaseAwayError."""
+        """Turn the driver's connection errors into DatabaseAwayError."""
         try:
             yield
         except sa.exc.SQLAlchemyError as error:
@@ -424,7 +422,7 @@ class Jobs:
 
 
 def check_readable(url: str) -> None:
-    """Check that a database can be used, or may come to be without anybody's doing. Errors: see `Jobs`."""
+    """Check that a database can be used, or may become usable by itself. Errors: see `Jobs`."""
     try:
         Jobs(url).close()
     except DatabaseDamagedError:
@@ -434,7 +432,7 @@ def check_readable(url: str) -> None:
 
 
 def _asked(query: JobQuery) -> tuple[tuple[bool, bool], dict[str, Any]]:
-    """Return whether a query goes by workflow and by tenant, and the parameters of what it finds."""
+    """Return whether a query filters by workflow and by tenant, and its parameters."""
     asked: dict[str, Any] = {"states": sorted(query.states)}
     if query.workflow_id is not None:
         # The id of a saved workflow is a UUID inside extra_data, so its text is found nowhere else by accident.
@@ -449,7 +447,7 @@ def _stale(epoch: int) -> StaleEpochError:
 
 
 def _engine(url: str, statement_s: float) -> sa.Engine:
-    """Make the engine of a database. Errors: ConfigError for a URL that is none, or a driver that is not there."""
+    """Make the engine of a database. Errors: ConfigError for an invalid URL or a missing driver."""
     try:
         parsed = sa.make_url(url)
         if parsed.drivername in ("postgres", "postgresql"):
@@ -487,7 +485,7 @@ def _unlimited(connection: sa.Connection) -> contextlib.AbstractContextManager[N
 
 @contextlib.contextmanager
 def _refusing(job_id: str) -> Iterator[None]:
-    """Turn what a database will say for good of a statement into ChangeRefusedError for the job it concerns."""
+    """Turn a permanent refusal of a statement into ChangeRefusedError for its job."""
     try:
         yield
     except Exception as error:
@@ -510,13 +508,13 @@ def _for_good(error: Exception) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Return the driver's own words: SQLAlchemy's hold the statement with all its values."""
+    """Return the driver's message: SQLAlchemy's contains the statement with its values."""
     words = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
     return words.splitlines()[0][:500]
 
 
 def _placed(ui: str, tenant: str) -> set[FileRef]:
-    """Return where the files lie that what a job of the tenant's shows names."""
+    """Return the stored paths of the files that a ui dict of a tenant's job names."""
     found = set()
     for ref in shown(json.loads(ui)):
         with contextlib.suppress(FileMissingError):

@@ -1,4 +1,4 @@
-"""Lists of jobs as SQL: which jobs a list holds, in its order; each statement's text is made once."""
+"""SQL of the lists of jobs: their contents, order and counts; each statement is compiled once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ENDLESS = 2**62
 
 @functools.cache
 def counting(by_workflow: bool, by_tenant: bool) -> sa.Select[int]:
-    """Return what counts a list's jobs.
+    """Return the statement that counts a list's jobs.
 
     Parameters: states; with by_workflow also saved, made by `containing`; with by_tenant also owner.
     """
@@ -34,7 +34,7 @@ def counting(by_workflow: bool, by_tenant: bool) -> sa.Select[int]:
 
 @functools.cache
 def window_of(sort: Sort, descending: bool, by_workflow: bool, by_tenant: bool) -> sa.Select[Any]:
-    """Return what reads a part of a list, as keys of jobs.
+    """Return the statement that reads a page of a list, as keys of jobs.
 
     Parameters: those of `counting`; skipped, most; where jobs have places also start, the first of them.
     """
@@ -49,7 +49,7 @@ def window_of(sort: Sort, descending: bool, by_workflow: bool, by_tenant: bool) 
 
 
 def counting_ends() -> sa.Select[Any]:
-    """Return what counts the listed jobs that have ended, by tenant, state, and stretch of both lists.
+    """Return the statement that counts ended jobs by tenant, state, and stretch of both lists.
 
     Parameter: until, the cursor of the last end.
     """
@@ -60,12 +60,12 @@ def counting_ends() -> sa.Select[Any]:
 
 
 def of_tenant(tenant: str | sa.BindParameter[Any]) -> sa.ColumnElement[bool]:
-    """Return that a job is a tenant's, said so that the indexes of tenants' jobs serve."""
+    """Return the condition that a job is a tenant's, in a form that the tenants' indexes serve."""
     return (JOBS.c.tenant == tenant) & TENANTS
 
 
 def containing(text: str) -> str:
-    """Return the pattern of what contains a text."""
+    """Return the LIKE pattern for a contained text."""
     for special in "/%_":
         text = text.replace(special, f"/{special}")
     return f"%{text}%"

@@ -1,7 +1,7 @@
-"""What the ingress asks of the database beside the course of jobs: data that the scheduler is sent and carries out.
+"""Database queries of the ingress, as data that the scheduler executes, since only its process has the database.
 
-Only its process has the database. An inquiry that writes does so under the scheduler's lease, and may be
-carried out twice, for its answer may have been lost.
+A query that writes does so under the scheduler's lease. It must be idempotent: it is executed again if its answer was
+lost.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Query(Protocol[T_co]):
-    """One question or change. writes: whether it changes something. Whose it is, it says by a type of `whose.py`."""
+    """A query or change. writes: whether it changes something. Its base class (`query_scope.py`) says who may run it."""
 
     writes: ClassVar[bool]
 
     def execute(self, connection: sa.Connection) -> T_co:
-        """Return the answer, within one transaction."""
+        """Return the result, within one transaction."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ListedJob:
-    """A job in a list of all. order: its place in the order of submission. Times are Unix seconds."""
+    """A job in a list. order: its position in the order of submission. Times are Unix seconds."""
 
     job_id: str
     order: int
@@ -47,9 +47,10 @@ class ListedJob:
 
 @dataclass(frozen=True, slots=True)
 class ListJobs(TenantScoped):
-    """The newest jobs, also those that were cancelled before they started: at most `limit`, submitted before `before`.
+    """Lists the newest jobs, with those that were cancelled before they started: `limit` ones submitted before
+    `before`.
 
-    labels: which they all have. tenant: who asks, "" for the operator, who may know of all.
+    labels: that they all have. tenant: the caller, "" for the operator, who sees all.
     """
 
     writes: ClassVar[bool] = False
@@ -60,7 +61,7 @@ class ListJobs(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> tuple[ListedJob, ...]:
-        """Return them, the newest first."""
+        """Return the jobs, the newest first."""
         columns = (JOBS.c.job_id, JOBS.c.order, JOBS.c.state, JOBS.c.created_s, JOBS.c.started_s, JOBS.c.ended_s)
         listed = sa.select(*columns, JOBS.c.labels).order_by(JOBS.c.order.desc()).limit(self.limit)
         if self.tenant:

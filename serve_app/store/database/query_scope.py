@@ -1,18 +1,18 @@
-"""Whose an inquiry is: which of them a tenant may ask, of what it has alone, and which only the server itself."""
+"""The scope of database queries: those that a tenant may run on its own data, and those of the server."""
 
 from __future__ import annotations
 
 
 class TenantScoped:
-    """An inquiry about what one tenant has: its field `tenant` says whose; "" is the operator, who has everyone's.
+    """A query on the data of one tenant, in its field `tenant`; "" is the operator, who has all data.
 
-    The service says which: see `Service.query`.
+    The service sets the field: see `Service.query`.
     """
 
     __slots__ = ()
 
 
 class ServerScoped:
-    """An inquiry about what is no tenant's, or everyone's; a tenant's service refuses it."""
+    """A query on data of the server or of all tenants; a tenant's service refuses it."""
 
     __slots__ = ()

@@ -1,4 +1,4 @@
-"""Counters of files that nodes save, reserved in the transaction that jobs' other changes are in."""
+"""Reserves counters for files that nodes save, in the transaction of the jobs' other changes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _LET_GO = sa.delete(RESERVATIONS).where(_NAMED)
 
 
 def reserve(connection: sa.Connection, changes: Sequence[CountersReserved]) -> None:
-    """Reserve counters for each change, in order, and write into it which."""
+    """Reserve counters for each change, in order, and fill them in."""
     for change in changes:
         _reserve(connection, change)
 
 
 def let_go(connection: sa.Connection, reservations: Sequence[Reservation]) -> None:
-    """Delete reservations whose files are recorded or gone."""
+    """Delete reservations whose files are recorded or deleted."""
     execute(connection, _LET_GO, [_named(given) for given in reservations])
 
 
 def reservation_of(row: Any) -> Reservation:
-    """Return a row of the table as what it stands for."""
+    """Return a row of the table as a reservation."""
     digests = tuple(map(frozenset, json.loads(row.digests)))
     return Reservation(row.job_id, row.node_id, row.key, int(row.first), int(row.amount), row.ending, digests)
 

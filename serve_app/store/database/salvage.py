@@ -1,4 +1,4 @@
-"""What can still be read of a table in a damaged SQLite file: rows before its spoilt pages, and those behind them."""
+"""Reads what is left of a table in a damaged SQLite file: rows before and after its damaged pages."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from serve_app.store.database.insert_once import Values
 
 @dataclass(frozen=True, slots=True)
 class Salvaged:
-    """Rows of a table as they were read. whole: whether they are all of it."""
+    """The rows that were read of a table. whole: whether they are all."""
 
     rows: list[Values]
     whole: bool
 
 
 def salvaged(path: Path, table: sa.Table) -> Salvaged:
-    """Return what is left of a table, in its order. Writes nothing."""
+    """Return the readable rows of a table, in its order. Writes nothing."""
     found: dict[int, tuple[Any, ...]] = {}
     whole = _read(path, table, found)
     rows = [dict(zip(table.c.keys(), values, strict=True)) for _, values in sorted(found.items())]

@@ -1,4 +1,4 @@
-"""How each connection to SQLite's file is set up, before anything is asked by it."""
+"""Sets up each connection to SQLite's file, before its first statement."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 BUSY_S = 30
 """How long one waits for others that write."""
 LONGEST_LOG_PAGES = 16_000
-"""From so many pages in the log on a commit moves them into the file itself, if `sqlite_log.py` has not."""
+"""The pages in the log from which on a commit makes a checkpoint, if `sqlite_log.py` has not."""
 
 
 def prepare(connection: sqlite3.Connection, _record: object) -> None:
-    """A log that is written ahead lets readers go on beside the writer; FULL keeps a committed job through a power cut.
+    """Set write-ahead logging, so that readers do not wait, and FULL, so that commits survive a power cut.
 
-    What is deleted, credentials among it, is overwritten in the file too.
+    Deleted data, such as credentials, is overwritten in the file.
     """
     connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000}")
     _write_ahead(connection)
@@ -23,9 +23,9 @@ def prepare(connection: sqlite3.Connection, _record: object) -> None:
 
 
 def _write_ahead(connection: sqlite3.Connection) -> None:
-    """Have the file written by a log ahead, as it stays from the first time on.
+    """Switch the file to write-ahead logging, which is persistent.
 
-    Where several do that at once SQLite refuses all but one without waiting, for waiting could be for ever.
+    If several connections do it at once, SQLite refuses all but one without waiting.
     """
     until_s = time.monotonic() + BUSY_S
     while True:

@@ -1,6 +1,6 @@
-"""SQLite's file at its path: noticed when somebody deletes or replaces it, and written there again from what is open.
+"""Watches SQLite's file at its path: detects that it was deleted or replaced, and restores it from the open file.
 
-A process goes on writing to a file that was deleted, and all of that is lost once it ends. Source: "How To Corrupt An
+A process can write on to a deleted file, and loses all of it when it ends. Source: "How To Corrupt An
 SQLite Database File", section 2; "VACUUM INTO".
 """
 
@@ -19,7 +19,7 @@ from serve_app.errors import DatabaseDamagedError, DatabaseGoneError
 from serve_app.store.files.atomic_write import claim
 
 RESCUED = ".rescued"
-"""What follows the path in the name of a copy of a file that is no longer there; the time of the copy follows."""
+"""The suffix of the path of a restored copy, before the time of the copy."""
 COMPANIONS = ("-wal", "-shm")
 """What follows the path in the names of the files that SQLite keeps beside the database."""
 _UNREADABLE = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB"})
@@ -27,7 +27,7 @@ _log = log.get("store")
 
 
 class SqliteFile:
-    """The file that this process has open. Without a path, of a database in memory, it is always there.
+    """The file that this process has open. Without a path, for a database in memory, every check passes.
 
     path: absolute, or None.
     """
@@ -47,7 +47,7 @@ class SqliteFile:
             )
 
     def connected(self) -> None:
-        """Note which file it is and keep it open, as the first connection to it is made."""
+        """Remember the file's identity and keep it open; called at the first connection."""
         if self.path is not None and self._opened is None:
             self._opened = self.path.stat()
             # Others may be in use, or not there, at the moment when the file can be had only from one.
@@ -55,7 +55,7 @@ class SqliteFile:
             self._open.execute("SELECT * FROM sqlite_master").fetchall()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._open is not None:
             self._open.close()
 
@@ -69,7 +69,7 @@ class SqliteFile:
         raise DatabaseGoneError(f"the database {self.path} {what} while it was open{why}", retry_after_s=5)
 
     def restore(self, engine: sa.Engine) -> None:
-        """Write what the open file holds to the path again, if that is free, and beside it if not.
+        """Write the open file's contents to the path again, if that is free, else next to it.
 
         Errors: DatabaseGoneError if it is not at the path afterwards.
         """
@@ -114,9 +114,9 @@ class SqliteFile:
 
 
 def damage(path: Path) -> str:
-    """Return what is wrong with the pages of a file, "" if nothing or if another process has it to itself.
+    """Return the damage of a file's pages, "" if there is none or another process has it locked.
 
-    It reads all of it. What numbers and texts hold is not looked at. Source: SQLite's "PRAGMA quick_check".
+    Reads the whole file. The contents of values are not checked. Source: SQLite's "PRAGMA quick_check".
     """
     try:
         with contextlib.closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:

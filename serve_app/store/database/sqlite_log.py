@@ -1,8 +1,8 @@
-"""SQLite's log of what was written, moved into the file beside the thread that writes.
+"""Checkpoints SQLite's write-ahead log in a background thread.
 
-SQLite, which calls that a checkpoint, has the commit that fills the log do it: where there are a hundred thousand jobs,
-one POST in a hundred and thirty then waits until two hundred pages all over the file are on the disk. One that another
-connection makes holds up no commit. Source: "Write-Ahead Logging", section 2.3.
+By default the commit that fills the log makes the checkpoint: with a hundred thousand jobs, one POST in 130 then waits
+until two hundred scattered pages are on the disk. A checkpoint by another connection delays no commit. Source:
+"Write-Ahead Logging", section 2.3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _log = log.get("store")
 
 
 class SqliteLog:
-    """The log of the file at a path. The file may be gone, which is for whoever writes to notice."""
+    """The log of the file at a path. A deleted file is noticed by the writer, not here."""
 
     def __init__(self, path: Path) -> None:
         self._file = f"{path.absolute().as_uri()}?mode=rw"
@@ -32,14 +32,14 @@ class SqliteLog:
         self._moving: Future[None] | None = None
 
     def wrote(self, changes: int) -> None:
-        """Count changes that have been committed, and begin to move the log once it is time."""
+        """Count committed changes, and start a checkpoint once there are enough."""
         self._changes += changes
         if self._changes >= CHANGES and (self._moving is None or self._moving.done()):
             self._changes = 0
             self._moving = self._thread.submit(self._move)
 
     def close(self) -> None:
-        """Return once it is not being moved."""
+        """Return once no checkpoint runs."""
         self._thread.shutdown()
 
     def _move(self) -> None:

@@ -1,7 +1,7 @@
-"""Webhooks, and the outbox of what they are still to be told: a delivery for each event of a job that one asks for.
+"""Webhooks and their outbox: one delivery for each event of a job that a webhook subscribes to.
 
-Deliveries are written in the transaction that makes their event durable, so none is lost and none tells of what did not
-happen. One is due once no earlier one of its webhook and job is pending, which keeps a job's events in order.
+Deliveries are written in the transaction of their event (a transactional outbox), so none is lost and none is wrong.
+One is due once no earlier one of its webhook and job is pending, which keeps a job's events in order.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from serve_app.store.database.schema import DELIVERIES, JOBS, OUTPUTS, WEBHOOKS
 from serve_app.store.tenants.tenants import prompt_id_of
 
 EVENTS = ("job.queued", "job.running", "job.succeeded", "job.failed", "job.canceled")
-"""What a webhook may ask to be told."""
+"""The events that a webhook can subscribe to."""
 PAYLOAD_BYTES = 65_536
 """How large a payload may be; a larger one goes without the job's outputs."""
 MESSAGE_CHARACTERS = 2_000
@@ -38,9 +38,9 @@ _IDS = uuid.UUID("2d0b9d53-9a5c-4f0e-8f43-0d6a3c4f7a11")
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Where somebody wants to be told of jobs. secret: as given, "whsec_" and base64. disabled: why it is told nothing.
+    """A subscription to events of jobs. secret: as given, "whsec_" and base64. disabled: the reason, "" if enabled.
 
-    tenant: of whose jobs; "" is the operator's, of everyone's.
+    tenant: of its jobs; "" is the operator, of all jobs.
     """
 
     webhook_id: str
@@ -56,8 +56,8 @@ class Webhook:
 class Delivery:
     """One event on its way to one webhook.
 
-    place: the event's cursor, by which those of a job are in order. asked_s: since when it is to be sent. attempts,
-    status, problem: how often it was sent, and what the last time came to: an HTTP status, or a reason for none.
+    place: the event's cursor, the order of a job's deliveries. asked_s: since when it is to be sent. attempts: the
+    number of tries. status, problem: the last one's HTTP status, or the reason for none.
     """
 
     delivery_id: str
@@ -76,7 +76,7 @@ class Delivery:
 
 
 class _Told(NamedTuple):
-    """An event that webhooks may ask for."""
+    """An event that webhooks can subscribe to."""
 
     job_id: str
     event: str
@@ -91,7 +91,7 @@ def known(connection: sa.Connection) -> tuple[Webhook, ...]:
 
 
 def enclose(connection: sa.Connection, webhooks: Sequence[Webhook], changes: Iterable[Change]) -> bool:
-    """Put what webhooks ask for of these changes, which are applied already, into the outbox; False for nothing."""
+    """Write deliveries for applied changes to the outbox; return whether there are any."""
     active = [webhook for webhook in webhooks if not webhook.disabled]
     asked = {event for webhook in active for event in webhook.events}
     events = [told for told in _told(changes) if told.event in asked] if asked else []
@@ -139,9 +139,9 @@ def _jobs(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _payload(connection: sa.Connection, told: _Told, job: Any, job_id: str) -> str:
-    """Return what is sent of an event: the job as it was then, in the members that clients of v2 know.
+    """Return the payload of an event: the job at that time, with the members of the v2 API.
 
-    job_id: as who is told calls it.
+    job_id: as the receiver knows it.
     """
     status = told.event.removeprefix("job.")
     ended = told.event in _ENDINGS.values()
@@ -195,7 +195,7 @@ def _moment(unix_s: float | None) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class AddWebhook(TenantScoped):
-    """Keep a new webhook, unless its tenant has `most` already."""
+    """Stores a new webhook, unless its tenant has `most` already."""
 
     writes: ClassVar[bool] = True
 
@@ -204,7 +204,7 @@ class AddWebhook(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> bool:
-        """Return whether it is kept."""
+        """Return whether it was stored."""
         new = replace(self.webhook, tenant=self.tenant) if self.tenant else self.webhook
         others = (WEBHOOKS.c.webhook_id != new.webhook_id) & (WEBHOOKS.c.tenant == new.tenant)
         counted = sa.select(sa.func.count()).select_from(WEBHOOKS).where(others)
@@ -216,7 +216,7 @@ class AddWebhook(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class Webhooks(TenantScoped):
-    """The webhooks of a tenant; "" for everyone's."""
+    """Lists the webhooks of a tenant; "" for all."""
 
     writes: ClassVar[bool] = False
 
@@ -229,7 +229,7 @@ class Webhooks(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class DeleteWebhook(TenantScoped):
-    """Forget a webhook and its deliveries, those that are pending too."""
+    """Deletes a webhook and its deliveries, also pending ones."""
 
     writes: ClassVar[bool] = True
 
@@ -237,7 +237,7 @@ class DeleteWebhook(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> bool:
-        """Return whether it was there."""
+        """Return whether it existed."""
         gone = connection.execute(sa.delete(WEBHOOKS).where(_is_its(self.webhook_id, self.tenant))).rowcount > 0
         if gone:
             connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.webhook_id == self.webhook_id))
@@ -246,7 +246,9 @@ class DeleteWebhook(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class Deliveries(TenantScoped):
-    """A webhook's deliveries, the newest first: at most `limit`, with places before `before`, in one state or any."""
+    """Lists a webhook's deliveries, the newest first: at most `limit`, with places before `before`, in one state or
+    any.
+    """
 
     writes: ClassVar[bool] = False
 
@@ -269,7 +271,7 @@ class Deliveries(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class SendAgain(TenantScoped):
-    """Let a delivery be sent anew, whatever came of it; one that is pending, at once. Its webhook is enabled again."""
+    """Sends a delivery again, at once, whatever its state. Enables its webhook."""
 
     writes: ClassVar[bool] = True
 
@@ -279,7 +281,7 @@ class SendAgain(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> Delivery | None:
-        """Return it as it is then; None where there is no such delivery."""
+        """Return the delivery, None if there is none."""
         its = _are_its(self.webhook_id, self.tenant) & (DELIVERIES.c.delivery_id == self.delivery_id)
         anew = {"state": "pending", "attempts": 0, "due_s": self.at_s, "asked_s": self.at_s, "ended_s": None}
         connection.execute(sa.update(DELIVERIES).where(its).values(anew))
@@ -291,13 +293,13 @@ class SendAgain(TenantScoped):
 
 
 def _is_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
-    """Whether a webhook is the one with an id, and a tenant's."""
+    """The condition that a webhook has an id and is a tenant's."""
     its = WEBHOOKS.c.webhook_id == webhook_id
     return its & (WEBHOOKS.c.tenant == tenant) if tenant else its
 
 
 def _are_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
-    """Whether deliveries are those of such a webhook."""
+    """The condition that deliveries are of a webhook of `_is_its`."""
     its = DELIVERIES.c.webhook_id == webhook_id
     own = sa.exists(sa.select(sa.literal(1)).select_from(WEBHOOKS).where(_is_its(webhook_id, tenant)))
     return its & own if tenant else its
@@ -308,7 +310,7 @@ def _are_its(webhook_id: str, tenant: str) -> sa.ColumnElement[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Heads(ServerScoped):
-    """Of each of a webhook's jobs the first delivery that is pending: at most `limit`, the next to be due first."""
+    """Lists the first pending delivery of each of a webhook's jobs: at most `limit`, in order of due time."""
 
     writes: ClassVar[bool] = False
 
@@ -328,9 +330,9 @@ class Heads(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What sending a delivery has come to. attempts: how many there were. due_s: of the next, while it is pending.
+    """The result of sending a delivery. attempts: their number. due_s: of the next one, while it is pending.
 
-    gone: why its webhook is to be told nothing more, "" where it goes on.
+    gone: the reason to disable its webhook, else "".
     """
 
     delivery: Delivery
@@ -345,20 +347,20 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class RecordAttempts(ServerScoped):
-    """Note what was sent."""
+    """Records the results of attempts."""
 
     writes: ClassVar[bool] = True
 
     attempts: tuple[Attempt, ...]
 
     def execute(self, connection: sa.Connection) -> None:
-        """Change what is pending still; what waits behind a delivery waits as long as it does."""
+        """Update deliveries that are still pending; later ones of the job wait as long as their head."""
         for attempt in self.attempts:
             sent = attempt.delivery
             ended_s = None if attempt.state == "pending" else attempt.at_s
             came = {"state": attempt.state, "attempts": attempt.attempts, "due_s": attempt.due_s, "ended_s": ended_s}
             its = (DELIVERIES.c.delivery_id == sent.delivery_id) & (DELIVERIES.c.state == "pending")
-            # Who has asked meanwhile to have it sent anew is not answered by what was under way.
+            # A request to send it again must not be answered by the attempt in flight.
             its &= DELIVERIES.c.asked_s == sent.asked_s
             noted = {"status": attempt.status, "problem": attempt.problem}
             connection.execute(sa.update(DELIVERIES).where(its).values(**came, **noted))
@@ -376,7 +378,7 @@ class RecordAttempts(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class TidyDeliveries(ServerScoped):
-    """Give up what was to be sent before `asked_before_s`, and forget what ended before `ended_before_s`."""
+    """Fails deliveries pending since before `asked_before_s`, and deletes those that ended before `ended_before_s`."""
 
     writes: ClassVar[bool] = True
 
@@ -386,7 +388,7 @@ class TidyDeliveries(ServerScoped):
     problem: str
 
     def execute(self, connection: sa.Connection) -> None:
-        """Change and delete them."""
+        """Update and delete them."""
         late = (DELIVERIES.c.state == "pending") & (DELIVERIES.c.asked_s < self.asked_before_s)
         failed = {"state": "failed", "ended_s": self.at_s, "problem": self.problem}
         connection.execute(sa.update(DELIVERIES).where(late).values(failed))
@@ -399,6 +401,6 @@ def _webhook(row: Any) -> Webhook:
 
 
 def _delivery(row: Any, tenant: str = "") -> Delivery:
-    """Return a delivery as a tenant has it, or the server."""
+    """Return a delivery as the tenant or the server sees it."""
     delivery = Delivery(**{f.name: getattr(row, f.name) for f in fields(Delivery)})
     return replace(delivery, job_id=prompt_id_of(delivery.job_id)) if tenant else delivery

@@ -1,1 +1,1 @@
-"""What is deleted: by age, number and size, and with the jobs that it belongs to."""
+"""Deletion of jobs and files: by age, number and size, with their jobs, and of orphans."""

@@ -1,4 +1,4 @@
-"""Which stored files others need: what jobs that have not ended may read or have shown, and what assets refer to."""
+"""Finds stored files that are in use: by unfinished jobs, as inputs or outputs, and by assets."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ BATCH = 500
 
 @dataclass(frozen=True, slots=True)
 class NeededFiles(TenantScoped):
-    """Which of some files are needed: a job that has not ended may read them or has shown them, or an asset is theirs.
+    """Finds which of some files are in use by an unfinished job or an asset.
 
-    An asset of a job's output is the job's own, and needs nothing. tenant: of whose files alone it is told.
+    An asset of a job's output belongs to the job and does not count. tenant: only its files are returned.
     """
 
     writes: ClassVar[bool] = False
@@ -39,7 +39,7 @@ class NeededFiles(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> frozenset[StoredPath]:
-        """Return those."""
+        """Return the files in use."""
         needed: set[StoredPath] = set()
         filenames = {ref_of(place).filename for place in self.files}
         prompts = sa.select(JOBS.c.tenant, JOBS.c.prompt).where(UNFINISHED & self._likely_in(JOBS.c.prompt))
@@ -56,7 +56,7 @@ class NeededFiles(TenantScoped):
         return frozenset(p for p in needed.intersection(self.files) if self.tenant in ("", tenant_of(p)))
 
     def _likely_in(self, column: sa.Column[str]) -> sa.ColumnElement[bool]:
-        """Whether a text of JSON may name one of the files, if they are few."""
+        """The condition that a JSON text may name one of a few files."""
         if len(self.files) > FEW:
             return sa.true()
         names = {json.dumps(ref_of(place).filename)[1:-1] for place in self.files}
@@ -64,7 +64,7 @@ class NeededFiles(TenantScoped):
 
 
 def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[StoredPath]:
-    """Yield where a tenant's files lie; a name that is none is left out."""
+    """Yield the stored paths of a tenant's files; invalid names are skipped."""
     for ref in refs:
         try:
             yield (ref.area, placed(ref, tenant).path)
@@ -73,19 +73,19 @@ def places(refs: Iterable[FileRef], tenant: str = "") -> Iterator[StoredPath]:
 
 
 def tenant_of(place: StoredPath) -> str:
-    """Return whose a file is, "" for the operator."""
+    """Return the tenant of a file, "" for the operator."""
     first, slash, _ = place[1].partition("/")
     return first.removeprefix(MARK) if slash and first.startswith(MARK) else ""
 
 
 def ref_of(place: StoredPath) -> FileRef:
-    """Return the file that lies there."""
+    """Return the file at a stored path."""
     subfolder, _, filename = place[1].rpartition("/")
     return FileRef(place[0], subfolder, filename)
 
 
 def _named(value: Any, filenames: Set[str]) -> Iterator[FileRef]:
-    """Yield the files of these names, in whatever folder, that the texts in a JSON value could name."""
+    """Yield the files, in any folder, that strings in a JSON value may name."""
     left = [value]
     while left:
         each = left.pop()

@@ -1,7 +1,7 @@
-"""Removing ended jobs together with their files, so that a process which ends halfway leaves nothing behind.
+"""Removes ended jobs with their files, without leaving files behind if the process ends halfway.
 
-The transaction that takes jobs out of the tables writes down their files, and whoever deletes those takes them off the
-list after that. What another job shows, or an asset refers to, only leaves the list.
+The transaction that deletes the jobs' rows puts their files on a list. A file leaves the list after it is deleted, or
+at once if another job or an asset uses it.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ DELETED_AREAS = ("output", "temp")
 
 
 class Removed(NamedTuple):
-    """ended: jobs that are gone. unfinished: jobs that are there and have not ended. more: whether some are left.
+    """The result of a removal. ended: removed jobs. unfinished: jobs that have not ended. more: whether some are left.
 
-    files: what those that are gone have shown.
+    files: the outputs of the removed jobs.
     """
 
     ended: tuple[str, ...]
@@ -39,7 +39,7 @@ class Removed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RemoveJobs(TenantScoped):
-    """Take ended jobs out, these or all, at most PORTION of them. tenant: whose; "" for anyone's."""
+    """Removes ended jobs, these or all, at most PORTION of them. tenant: only its jobs; "" for all."""
 
     writes: ClassVar[bool] = True
 
@@ -47,7 +47,7 @@ class RemoveJobs(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> Removed:
-        """Return which, and which of those that were named have not ended."""
+        """Return the removed jobs, and the named ones that have not ended."""
         wanted: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None) if self.job_ids is None else sa.true()
         if self.job_ids is not None:
             wanted = JOBS.c.job_id.in_(self.job_ids[:PORTION])
@@ -66,19 +66,19 @@ class RemoveJobs(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class Doomed(ServerScoped):
-    """Files that are to be deleted, at most PORTION of them."""
+    """Lists files that are to be deleted, at most PORTION of them."""
 
     writes: ClassVar[bool] = False
 
     def execute(self, connection: sa.Connection) -> tuple[StoredPath, ...]:
-        """Return where they lie."""
+        """Return their stored paths."""
         rows = connection.execute(sa.select(DOOMED_FILES.c.area, DOOMED_FILES.c.path).limit(PORTION))
         return tuple((row.area, row.path) for row in rows)
 
 
 @dataclass(frozen=True, slots=True)
 class SettleDoomed(ServerScoped):
-    """Take files off the list: they are gone, or another has them."""
+    """Takes files off the list, as they are deleted or in use."""
 
     writes: ClassVar[bool] = True
 
@@ -92,7 +92,7 @@ class SettleDoomed(ServerScoped):
 
 
 def delete_jobs(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
-    """Delete jobs with all that belongs to them in the tables, but for keys and what webhooks are yet to be told.
+    """Delete jobs with all of their rows, except idempotency keys and pending webhook deliveries.
 
     which: the rows of the table of jobs.
     """

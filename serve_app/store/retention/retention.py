@@ -1,7 +1,7 @@
-"""What is too old, too many or too large by the rules of retention, of each tenant apart.
+"""Finds the jobs and files of each tenant that exceed the retention bounds.
 
-Decides what goes; `scheduler/housekeeping/expiry.py` lets it go, portion by portion. Of the history the oldest ends go
-first, of files those that were changed first. Nothing is looked at for which there is no bound.
+`scheduler/housekeeping/expiry.py` deletes them in portions: jobs that ended first, files that were changed first.
+Kinds without a bound are not read.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LYING: Mapping[Area, tuple[FileKind, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class EndedTenants(ServerScoped):
-    """Who has jobs that have ended."""
+    """Lists the tenants that have ended jobs."""
 
     writes: ClassVar[bool] = False
 
@@ -52,7 +52,7 @@ class EndedTenants(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class HistoryCut(ServerScoped):
-    """Up to where a tenant's history is beyond its bounds. now_s: Unix time."""
+    """Finds the cursor up to which a tenant's history exceeds its bounds. now_s: Unix time."""
 
     writes: ClassVar[bool] = False
 
@@ -61,7 +61,7 @@ class HistoryCut(ServerScoped):
     now_s: float
 
     def execute(self, connection: sa.Connection) -> int | None:
-        """Return the cursor of the last end that is beyond them; None if none is."""
+        """Return the cursor of the last end that exceeds them, or None."""
         theirs = (JOBS.c.tenant == self.tenant) & JOBS.c.ended_seq.is_not(None)
         cuts: list[int | None] = []
         if self.bounds.age_s is not None:
@@ -75,7 +75,7 @@ class HistoryCut(ServerScoped):
         return max((cut for cut in cuts if cut is not None), default=None)
 
     def _by_bytes(self, connection: sa.Connection, theirs: sa.ColumnElement[bool], left: int) -> int | None:
-        """Return the first end, from the newest on, with which the texts of all up to it are too large."""
+        """Return the first end, from the newest on, at which the total size of the texts exceeds the bound."""
         below: int | None = None
         while True:
             texts = (JOBS.c.prompt, JOBS.c.extra_data, JOBS.c.failure)
@@ -97,9 +97,9 @@ class HistoryCut(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class ExpireJobs(ServerScoped):
-    """Take a tenant's jobs out that ended up to a cursor, at most PORTION; their files stay.
+    """Deletes a tenant's jobs that ended up to a cursor, at most PORTION of them; their files stay.
 
-    One stays whose idempotency key is still its own, or of which files may be there that nobody has recorded.
+    A job stays while its idempotency key is valid, or while it may have unrecorded files.
     """
 
     writes: ClassVar[bool] = True
@@ -129,7 +129,7 @@ class _Kept(NamedTuple):
 
 
 class _Newest:
-    """The newest files of a kind that fit its bounds, as they come."""
+    """Keeps the newest files of a kind that fit its bounds, one by one."""
 
     def __init__(self, bounds: RetentionBounds, now_s: float) -> None:
         self._bounds, self._now_s = bounds, now_s
@@ -137,7 +137,7 @@ class _Newest:
         self._bytes = 0
 
     def offer(self, file: _Kept) -> Iterator[str]:
-        """Take a file in; yield the paths of those that do not fit beside newer ones."""
+        """Add a file; yield the paths of those that no longer fit."""
         bounds = self._bounds
         if bounds.age_s is not None and file.modified_s < self._now_s - bounds.age_s:
             yield file.path
@@ -156,9 +156,9 @@ class _Newest:
 
 
 def files_beyond(store: WholeStore, area: Area, rules: RetentionRules) -> Iterator[tuple[StoredPath, ...]]:
-    """Yield the files of an area that are beyond their bounds, in portions. What has just been written is none.
+    """Yield the files of an area that exceed their bounds, in portions. Files just written are skipped.
 
-    With a bound of count or bytes it remembers as many files as are kept.
+    With a bound on count or bytes, memory grows with the number of kept files.
     """
     now_s = time.time()
     newest: dict[tuple[FileKind, str], _Newest] = {}
@@ -179,7 +179,7 @@ def files_beyond(store: WholeStore, area: Area, rules: RetentionRules) -> Iterat
 
 
 def _kind(place: StoredPath) -> FileKind | None:
-    """Return what kind a file is; None of what is removed by other rules."""
+    """Return the kind of a file; None if other rules remove it."""
     ref = ref_of(place)
     if ref.filename.endswith(UNFINISHED):
         return None

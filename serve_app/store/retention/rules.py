@@ -1,6 +1,6 @@
-"""The rules of retention: for how long jobs and files are kept. What goes by them: `retention.py`.
+"""The retention bounds: how long, how many and how many bytes of jobs and files are kept. Applied by `retention.py`.
 
-Knows nothing of a database, so that whoever has only read the configuration needs none.
+Needs no database, so that the configuration can be read without one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ KINDS: tuple[RetentionKind, ...] = ("history", "outputs", "uploads", "previews",
 
 @dataclass(frozen=True, slots=True)
 class RetentionBounds:
-    """How much is kept of a kind: nothing older than age_s, at most so many, of so many bytes. None is no bound."""
+    """The bounds of a kind: age in seconds, count and bytes. None is no bound."""
 
     age_s: float | None = None
     count: int | None = None
@@ -40,7 +40,7 @@ NO_BOUNDS = RetentionBounds()
 
 @dataclass(frozen=True, slots=True)
 class RetentionRules:
-    """Bounds by kind, of every tenant that has none of its own for that kind. every_s: how often they are looked at."""
+    """Bounds by kind, with tenants' own ones. every_s: the interval at which they are applied."""
 
     default: Mapping[RetentionKind, RetentionBounds] = field(default_factory=dict)
     tenants: Mapping[str, Mapping[RetentionKind, RetentionBounds]] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class RetentionRules:
 
     @classmethod
     def of(cls, config: RetentionConfig) -> RetentionRules:
-        """Return what the configuration says."""
+        """Return the configured rules."""
         tenants = {tenant: _by_kind(kept) for tenant, kept in config.tenants.items()}
         return cls(_by_kind(config), tenants, config.every_s)
 
@@ -57,13 +57,13 @@ class RetentionRules:
         return self.tenants.get(tenant, {}).get(kind) or self.default.get(kind, NO_BOUNDS)
 
     def concern(self, *kinds: RetentionKind) -> bool:
-        """Whether anybody has bounds of one of these kinds."""
+        """Whether any tenant has a bound of one of these kinds."""
         given = (rules.get(kind, NO_BOUNDS) for rules in (self.default, *self.tenants.values()) for kind in kinds)
         return any(bounds.bound for bounds in given)
 
 
 def _by_kind(config: KeptConfig) -> dict[RetentionKind, RetentionBounds]:
-    """Return the bounds that are given."""
+    """Return the configured bounds, by kind."""
     given: dict[RetentionKind, KeepConfig | None] = {
         "history": config.history,
         "outputs": config.outputs,

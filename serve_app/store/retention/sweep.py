@@ -1,7 +1,7 @@
-"""Removing files that nobody will ask for: saved by jobs that ended before it was recorded, old previews, half-written.
+"""Removes orphaned files: unrecorded outputs of ended jobs, old previews, abandoned uploads, half-written files.
 
-Only what is certainly ours goes: by a reserved name and a content that its node meant to save, or by a name that only
-our own code gives. Everything is synchronous and slow where the store is; callers use a thread.
+Only files that are certainly ours are removed: by a reserved name with the reserved content, or by a name that only
+this server gives. Synchronous, and slow with a slow store; callers use a thread.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ _log = log.get("store")
 
 
 class Sweep:
-    """temp_age_s: how old previews may get. deleted: told of each file that is gone."""
+    """Removes orphaned files of a store. temp_age_s: the largest age of previews. deleted: called with each removed
+    file.
+    """
 
     def __init__(
         self, jobs: Jobs, store: Store, temp_age_s: float, deleted: Callable[[FileRef], None] = lambda ref: None
@@ -43,10 +45,9 @@ class Sweep:
         self._deleted = deleted
 
     def unrecorded(self, ended_before_s: float, kept: Iterable[FileRef]) -> list[Reservation]:
-        """Remove what ended jobs saved and nobody recorded; return the reservations that are thereby done with.
+        """Remove unrecorded files of ended jobs; return the reservations that are settled by that.
 
-        kept: files that may still come to be recorded, by a job that is given another one's results; as tenants
-        name them.
+        kept: files that a job with equal results may still record; by tenants' names.
         """
         reservations = self._jobs.unsettled(ended_before_s, BATCH_SIZE)
         recorded = self._jobs.shown([reservation.job_id for reservation in reservations])
@@ -65,12 +66,12 @@ class Sweep:
         return done
 
     def previews(self, started_s: float | None, kept: Iterable[FileRef]) -> int:
-        """Remove previews that are too old, or as a server starts all from before `started_s`; return how many."""
+        """Remove previews that are too old, or at a server's start all from before `started_s`; return their number."""
         before_s = time.time() - self._temp_age_s if started_s is None else started_s
         return self._aged("temp", PREVIEW, before_s, kept)
 
     def abandoned_uploads(self) -> int:
-        """Remove uploads that no asset refers to: a process ended before one did, or after the last one went."""
+        """Remove uploads without an asset, which a process left behind as it ended."""
         before_s, known = time.time() - UNFINISHED_S, self._jobs.query(0, KnownFiles())
         found = [(r, at_s) for r, at_s in self._store.files("input") if named_by_tenant(r).subfolder == FOLDER]
         # No two uploads have one name, so whose one is makes no difference.
@@ -79,19 +80,19 @@ class Sweep:
         return len(old)
 
     def delete(self, refs: Iterable[FileRef]) -> None:
-        """Remove files that the database does not name any more."""
+        """Remove files that the database has dropped."""
         for ref in refs:
             self._delete(ref)
 
     def doomed(self, files: tuple[StoredPath, ...]) -> None:
-        """Remove files of jobs that are gone, but for those that another job shows or that are needed otherwise."""
+        """Remove files of deleted jobs, except those in use by another job or an asset."""
         needed = self._jobs.query(0, NeededFiles(files))
         for ref in (ref_of(place) for place in files if place not in needed):
             if not self._jobs.is_shown(ref):
                 self._delete(ref)
 
     def half_written(self) -> int:
-        """Remove what a process that was killed was about to write; return how many files that were."""
+        """Remove files that a killed process left half written; return their number."""
         before_s = time.time() - UNFINISHED_S
         return sum(self._aged(area, _HALF, before_s, ()) for area in AREAS)
 
@@ -124,5 +125,5 @@ class Sweep:
 
 
 def _among(files: set[FileRef], kept: Iterable[FileRef]) -> set[FileRef]:
-    """Return which of the files are kept. Many more may be, so those are gone through one by one."""
+    """Return which of the files are among the kept ones, which are iterated, as there may be many more."""
     return {ref for ref in kept if ref in files} if files else set()
