@@ -23,7 +23,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Query(Protocol[T_co]):
-    """A query or change. writes: whether it changes something. Its base class (`query_scope.py`) says who may run it."""
+    """A query or change. writes: whether it changes something. Its base class in `query_scope.py` is who may run it."""
 
     writes: ClassVar[bool]
 
