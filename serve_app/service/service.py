@@ -318,7 +318,7 @@ class Service:
             asked = query
         else:
             whose = f"tenant {self.tenant}" if self.tenant else "the operator"
-            raise TypeError(f"{type(query).__name__} is no inquiry of a tenant's, and {whose} asks")
+            raise TypeError(f"{type(query).__name__} is no query that {whose} may run")
         return await self._scheduler.query(asked)
 
     async def queue(self) -> QueueView:

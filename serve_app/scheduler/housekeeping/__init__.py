@@ -1,1 +1,1 @@
-"""Work in the background: retention, sweeps, counting of bytes."""
+"""Background work on files: retention, sweeps, and the count of stored bytes."""

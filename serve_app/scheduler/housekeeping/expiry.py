@@ -1,6 +1,6 @@
-"""Lets go of history and files that are beyond their bounds: in portions, beside all other work, under the lease.
+"""Deletes history and files that exceed their retention bounds, in portions, in the background and under the lease.
 
-What was deleted halfway when a process ends is beyond its bounds still, and is found again.
+A deletion that a process leaves halfway is found again, as its files still exceed the bounds.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ _log = log.get("scheduler")
 
 
 class Expiry:
-    """forgotten: told of jobs that are no longer in the database. forget_files: see to it that no result names them.
-
-    deleted: told of each file that is gone. in_database: as `SchedulerLease`'s.
+    """Applies the retention rules. forgotten: called with jobs that are deleted. forget_files: removes results that
+    name files. deleted: called with each deleted file. in_database: as `SchedulerLease`'s.
     """
 
     def __init__(
@@ -51,11 +50,11 @@ class Expiry:
         self._deleted = deleted
 
     async def run(self) -> None:
-        """Look now and then, until cancelled."""
+        """Apply the rules at their interval, until cancelled."""
         await repeat(self.once, self._rules.every_s, "what is beyond its retention stays for now")
 
     async def once(self) -> None:
-        """Let everything go that is beyond its bounds."""
+        """Delete everything that exceeds its bounds."""
         if self._rules.concern("history"):
             for tenant in await self._read(EndedTenants()):
                 await self._history(tenant)
@@ -95,7 +94,7 @@ class Expiry:
             self._deleted(ref)
 
     async def _read(self, query: Any) -> Any:
-        """Ask beside the thread that writes."""
+        """Run a query in a thread other than the writer's."""
         return await asyncio.to_thread(self._jobs.query, self._lease.epoch, query)
 
 

@@ -1,4 +1,4 @@
-"""Keeps a store in order beside all other work: sweeps, lets go of what is beyond its retention, counts its bytes."""
+"""The background work on a server's files: sweeps, retention, and the count of stored bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serve_app.store.retention.sweep import Sweep
 
 @dataclass(frozen=True, slots=True)
 class KeptFiles:
-    """The files of a server. temp_age_s: how old previews may get. user_data: what is counted beside the store."""
+    """The files of a server. temp_age_s: the largest age of previews. user_data: also counted."""
 
     store: WholeStore
     temp_age_s: float
@@ -30,10 +30,8 @@ class KeptFiles:
 
 
 class Housekeeping:
-    """The background work on a server's files: sweeps, retention and the count of stored bytes.
-
-    files: the files. count_bytes: whether any tenant has a quota of bytes. in_database: as `SchedulerLease`'s. results:
-    as `Tidying`'s. forgotten, forget_files: as `Expiry`'s.
+    """Runs that work. files: of the server. count_bytes: whether any tenant has a quota of bytes. in_database: as
+    `SchedulerLease`'s. results: as `Tidying`'s. forgotten, forget_files: as `Expiry`'s.
     """
 
     def __init__(
@@ -66,16 +64,16 @@ class Housekeeping:
             )
 
     def start(self) -> list[asyncio.Task[None]]:
-        """Begin to work; return what works, until it is cancelled."""
+        """Start the background tasks and return them; they run until cancelled."""
         works = [self._count.run, self._tidying.run]
         if self._expiry is not None:
             works.append(self._expiry.run)
         return [asyncio.create_task(work()) for work in works]
 
     def saved(self, ui: Mapping[str, Any], tenant: str) -> None:
-        """Take in what a tenant's node has shown."""
+        """Count the files of a tenant's ui dict."""
         self._count.saved(ui, tenant)
 
     async def doomed(self) -> None:
-        """Delete the files of jobs that are gone, unless another has them."""
+        """Delete the files of deleted jobs, unless they are in use."""
         await self._tidying.doomed()

@@ -1,4 +1,4 @@
-"""Work that a scheduler does again and again beside all other: what every such piece does when something is away."""
+"""Repeats background work, and skips a round while a store or the database is unavailable."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _log = log.get("scheduler")
 
 
 async def repeat(work: Callable[[], Awaitable[bool | None]], every_s: float, undone: str) -> None:
-    """Do the work until cancelled, until it returns True, or until another scheduler has the database.
+    """Repeat work until cancelled, until it returns True, or until another scheduler has the lease.
 
-    undone: what is left for the next time while a store or a database is away, which is logged once a reason.
+    undone: the consequence of a skipped round, which is logged once for each reason.
     """
     told = ""
     while True:

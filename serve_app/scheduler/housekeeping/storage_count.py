@@ -1,6 +1,7 @@
-"""Counts what tenants have stored, where a quota of bytes asks for it: notes what jobs save and what is deleted here.
+"""Counts the bytes that tenants have stored, if any has a quota of bytes, from the files that jobs save and that are
+deleted.
 
-All files are looked at as a scheduler's life begins and every hour, which corrects the count by what nobody noted.
+All files are listed at the scheduler's start and every hour, which corrects the count.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from serve_app.store.retention.removal import PORTION
 from serve_app.store.tenants.stored_bytes import ForgetUnseen, NoteFiles, name_of
 
 EVERY_S = 1.0
-"""How often what has changed is noted."""
+"""The interval at which changes are written."""
 COUNT_S = 3600.0
-"""How often all files are looked at."""
+"""The interval at which all files are listed."""
 
 
 class StorageCount:
-    """needed: whether anybody has a quota of bytes; if not, nothing is counted. in_database: as `SchedulerLease`'s."""
+    """Counts stored bytes. needed: whether any tenant has a quota of bytes. in_database: as `SchedulerLease`'s."""
 
     def __init__(
         self,
@@ -55,22 +56,22 @@ class StorageCount:
         self._counted_s = -math.inf
 
     def saved(self, ui: Mapping[str, Any], tenant: str) -> None:
-        """Take in what a tenant's node has shown."""
+        """Count the files of a tenant's ui dict."""
         if self._needed and tenant:
             self._changed.extend(places(shown(ui), tenant))
 
     def deleted(self, ref: FileRef) -> None:
-        """Take in that a file is gone; from any thread."""
+        """Count a deleted file; from any thread."""
         if self._needed and tenant_of(place := (ref.area, ref.path)):
             self._changed.append(place)
 
     async def run(self) -> None:
-        """Count until cancelled; an earlier count that nobody needs any more goes."""
+        """Count until cancelled. Without a quota of bytes, delete an earlier count."""
         work = self.once if self._needed else self._forget
         await repeat(work, EVERY_S, "what tenants have stored is not counted for now")
 
     async def once(self) -> None:
-        """Note what has changed, and look at all files if that is due."""
+        """Write the changes, and list all files if that is due."""
         while self._changed:
             portion = [self._changed.popleft() for _ in range(min(PORTION, len(self._changed)))]
             try:
@@ -101,7 +102,7 @@ class StorageCount:
         await self._in_database(self._jobs.query, self._lease.epoch, query)
 
     def _sizes(self, changed: Iterable[StoredPath]) -> list[tuple[str, str, int | None]]:
-        """Return whose each is, its name in the count, and how large it is now."""
+        """Return (tenant, name in the count, size or None) of each file."""
         found: list[tuple[str, str, int | None]] = []
         for place in changed:
             size: int | None = None
@@ -111,7 +112,7 @@ class StorageCount:
         return found
 
     def _all(self) -> Iterator[tuple[str, str, int]]:
-        """Yield every tenant's files, as `_sizes`."""
+        """Yield the files of every tenant, as `_sizes`."""
         for area in AREAS:
             for ref, size, _ in self._store.inventory(area):
                 if (tenant := tenant_of((area, ref.path))) and not ref.filename.endswith(UNFINISHED):

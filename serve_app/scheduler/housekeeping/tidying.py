@@ -1,4 +1,4 @@
-"""Keeps the store as the database has it: sweeps now and then, beside all other work, and never for an older epoch."""
+"""Sweeps orphaned files from the store, in the background and under the lease."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from serve_app.store.retention.removal import Doomed, SettleDoomed
 from serve_app.store.retention.sweep import BATCH_SIZE, SETTLED_S, Sweep
 
 EVERY_S = 60.0
-"""How often is swept."""
+"""The interval of sweeps."""
 LOOK_S = 3600.0
-"""How often it is looked for files of processes that were killed as they wrote."""
+"""The interval at which half-written files are searched."""
 
 
 class Tidying:
-    """results: what output nodes have shown whose results may be used again. in_database: as `SchedulerLease`'s."""
+    """The sweeps of one store. results: the cached ui dicts, whose files stay. in_database: as `SchedulerLease`'s."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Tidying:
         await repeat(sweep, EVERY_S, "files that nobody needs stay for now")
 
     async def once(self, started_s: float | None = None) -> None:
-        """Sweep. started_s: when the server started, if that was just now."""
+        """Sweep once. started_s: the server's start, at the first sweep after it."""
         needed = await asyncio.to_thread(self._jobs.shown_unfinished)
         # Whole areas are listed for it.
         if started_s is not None or time.monotonic() >= self._looked_s + LOOK_S:
@@ -76,7 +76,7 @@ class Tidying:
                 return
 
     async def doomed(self) -> None:
-        """Delete the files of jobs that are gone, unless another has them."""
+        """Delete the files of deleted jobs, unless they are in use."""
         async with self._dooming:
             while True:
                 files = await self._in_database(self._jobs.query, self._lease.epoch, Doomed())
@@ -86,5 +86,5 @@ class Tidying:
                 await self._in_database(self._jobs.query, self._lease.epoch, SettleDoomed(files))
 
     def _kept(self) -> Iterator[FileRef]:
-        """Yield, in any thread, the files of results that are remembered at the time of this call."""
+        """Yield, in any thread, the files of the results that are cached at this call."""
         return (ref for ui in self._results() for ref in shown(ui))

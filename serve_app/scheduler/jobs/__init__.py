@@ -1,1 +1,1 @@
-"""The course of jobs: accepting them, listing them, and what quotas count."""
+"""Admission, lists, look-ups and quotas of jobs."""

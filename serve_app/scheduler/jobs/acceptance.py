@@ -1,4 +1,4 @@
-"""From a submission to its acceptance: one job an id, durable before it is answered, within its tenant's quotas."""
+"""Accepts submissions: one job for each id, committed before it is answered, within its tenant's quotas."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.tenants.stored_bytes import StoredBytes, refusal
 
 PROBE_S = 0.2
-"""A database that has taken a change this lately is not asked whether it is there."""
+"""The database is taken to be available for this long after a commit."""
 LOOK_S = 1.0
-"""How often whoever waits for a commit looks whether one can still be made."""
+"""The interval at which a waiting submission checks that the database can still commit."""
 
 
 class Acceptance:
-    """One a scheduler's life. feed: lets the machine decide; its future is done when that is durable.
+    """Accepts the submissions of one scheduler. apply: passes an event to the machine; its future is done once it is
+    durable.
 
     in_database: as `SchedulerLease`'s.
     """
@@ -67,22 +68,22 @@ class Acceptance:
         self._submitting: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def submit(self, submission: Submission) -> Accepted:
-        """Accept a job; one that was accepted before is answered again.
+        """Accept a job. One that was accepted before gets the same answer.
 
         Errors: InvalidSubmissionError for the id of another job; ClaimRefusedError; InvalidGraphError, NotReadyError,
-        QueueFullError, DrainingError, DatabaseAwayError; DatabaseDamagedError, also while it waits for the commit.
+        QueueFullError, DrainingError, DatabaseAwayError; DatabaseDamagedError, also while waiting for the commit.
         """
         try:
             self._jobs.check_there()
-        except DatabaseGoneError:  # any write mends that if it can be mended
+        except DatabaseGoneError:  # a write restores the file if possible
             await self._in_database(self._jobs.renew, self._lease.epoch)
-        # As long as one waits for the id's lock or has it, it is in the dictionary.
+        # The lock stays in the dictionary while a call waits for it or has it.
         async with self._submitting.setdefault(submission.job_id, asyncio.Lock()):
-            # One whose id is new waits for no lookup, unless the database may be away: it would wait as long as that.
+            # A new id needs no look-up, unless the database may be unavailable.
             if submission.id_is_new and self._writer.idle_s() < PROBE_S:
                 return await self._accept(submission)
             if await self._lookup.row(submission.job_id) is not None:
-                await self._writer.put([])  # what memory knows may not be durable yet
+                await self._writer.put([])  # the job in memory may not be durable yet
                 if earlier := await self._lookup.row(submission.job_id):
                     check_repeat(earlier, submission)
                     stored = await self._stored_by(submission.tenant)
@@ -109,11 +110,11 @@ class Acceptance:
             raise InvalidSubmissionError(f"the job cannot be kept: {error}") from error
         feeds = self._published.feeds
         if row.feed is not None and not feeds.is_read(row.feed):
-            feeds.release(row.job_id)  # whom nobody tells anything needs no word that the client knows the job
+            feeds.release(row.job_id)  # no socket reads the feed, so no event can precede the answer
         return Accepted(row.job_id, row.number, self._left(row.tenant, stored), feeds.holds(row.job_id))
 
     async def _durable(self, accepted: asyncio.Future[None]) -> None:
-        """Wait until a job is in the database. Errors: DatabaseDamagedError once it cannot come to be there."""
+        """Wait until a job is committed. Errors: DatabaseDamagedError if it cannot be."""
         while not accepted.done():
             await asyncio.wait([accepted], timeout=LOOK_S)
             if not accepted.done():
@@ -121,7 +122,7 @@ class Acceptance:
         await accepted
 
     async def _stored_by(self, tenant: str) -> int:
-        """Return the bytes that a tenant with a quota of them has stored; 0 for another."""
+        """Return the bytes that a tenant has stored, 0 without a quota of bytes."""
         if self._quotas.of(tenant).bytes_stored is None:
             return 0
         stored: int = await self._in_database(self._jobs.query, self._lease.epoch, StoredBytes(tenant))

@@ -1,6 +1,6 @@
-"""How a submission becomes a job: its limits, its number, its signatures and its plan, from one parse of its prompt.
+"""Turns a submission into a job: limits, number, signatures and plan, from one parse of its prompt.
 
-Decides from what it is given; the scheduler makes what comes out durable. The home of whatever bounds who may submit.
+The scheduler commits the result.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ from serve_app.store.database.changes import JobRow
 
 @dataclass(frozen=True, slots=True)
 class AdmissionRules:
-    """What bounds who may submit.
+    """The limits of submissions.
 
-    max_queue: how many jobs may wait; client_share: how much of it one client's may take. client_priority: whether
-    clients may say `front`, `number` and a priority; max_priority: how far from 0 that may be. share_results: whether
-    a job may use what another one made; across_tenants: also one of another tenant's, where that is impersonal.
-    strict: whether jobs are that do not say. quotas: of tenants.
-    gpus: of a replica, by pool.
+    max_queue: the most waiting jobs; client_share: the share of one client. client_priority: whether clients may set
+    `front`, `number` and a priority; max_priority: its largest absolute value. share_results: whether jobs may use
+    each other's results; across_tenants: also another tenant's, if they depend on none of its files. strict: the
+    default of jobs. quotas: of tenants. gpus: of a replica, by pool.
     """
 
     max_queue: int
@@ -52,7 +51,7 @@ class AdmissionRules:
 
     @classmethod
     def of(cls, config: AppConfig) -> AdmissionRules:
-        """Return what the configuration says."""
+        """Return the configured rules."""
         return cls(
             config.max_queue,
             config.client_share,
@@ -67,11 +66,10 @@ class AdmissionRules:
 
 
 class Admission:
-    """One a scheduler's life.
+    """Admits the jobs of one scheduler.
 
-    pools: as the planner sees them. specs: the node classes that they run now. fingerprint: (folder, name,
-    tenant) -> a tag that changes with the file, of uploads a tenant's. next_order: the next job's place in the order
-    of submission.
+    pools: as the planner sees them. specs: their node classes. fingerprint: (folder, name,
+    tenant) -> a tag that changes with the file. next_order: the next job's position in the order of submission.
     """
 
     def __init__(
@@ -97,8 +95,8 @@ class Admission:
     ) -> tuple[JobRow, Plan]:
         """Return the job that a submission becomes.
 
-        waiting: how many jobs of each tenant's each client wait, for a tenant that may submit.
-        next_seq: the cursor of its event.
+        waiting: checks the tenant's quotas and returns the number of waiting jobs by (tenant, client). next_seq: the
+        cursor of its event.
 
         Errors: InvalidGraphError, InvalidSubmissionError, QueueFullError, QuotaError.
         """
@@ -111,9 +109,9 @@ class Admission:
             raise InvalidSubmissionError(
                 f"'priority' in 'extra_data' is {priority}; max_priority of the configuration allows {-most} to {most}"
             )
-        # Kept with the job, so that another configuration leaves what is queued as it is.
+        # Stored with the job, so that a new configuration does not change queued jobs.
         extra_data = {"strict": True, **submission.extra_data} if self.rules.strict else submission.extra_data
-        # Before the job has its number: the store may be slow to answer.
+        # Before the job has its number, since the store may be slow.
         graph = built(submission.prompt)
         signed = await self._signed(submission.job_id, graph, extra_data, submission.tenant)
         self._check_room(submission, waiting(submission.tenant))
@@ -137,7 +135,7 @@ class Admission:
         return row, planned
 
     async def readmit(self, row: JobRow) -> Plan:
-        """Plan what a job of an earlier life still has to produce. Errors: InvalidGraphError."""
+        """Plan the outputs that a job of an earlier epoch still lacks. Errors: InvalidGraphError."""
         graph = parse(row.prompt)
         signed = await self._signed(row.job_id, graph, row.extra_data, row.tenant)
         left = [node_id for node_id in row.targets if node_id not in row.outputs]

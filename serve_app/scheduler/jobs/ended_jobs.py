@@ -1,4 +1,4 @@
-"""Ended jobs: how many there are, and what is forgotten with those that are let go of."""
+"""Counts ended jobs, and deletes them from the database and from memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from serve_app.store.retention.removal import PORTION, Removed, RemoveJobs
 
 
 class EndedJobs:
-    """One a scheduler's life. results: what replicas hold. feed: lets the machine decide. in_database: as `Lease`'s;
-    beside: reads beside that. epoch: this life's.
+    """The ended jobs of one scheduler. results: the result index. apply: passes an event to the machine. in_database:
+    as `SchedulerLease`'s; beside: runs reads in other threads.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class EndedJobs:
         self._beside = beside
 
     async def count(self) -> None:
-        """Count them anew, as far as they are published; later ones are counted on."""
+        """Count the published ended jobs in the database; later ones are counted as they end."""
         with self._published.recounting() as counts:
             for found in await self._beside(self._jobs.ended_counts, self._published.seq):
                 counts.add(found)
@@ -54,7 +54,7 @@ class EndedJobs:
         await self.forgotten(job_ids, tenant)
 
     async def remove(self, job_ids: Sequence[str] | None, tenant: str) -> tuple[int, tuple[str, ...]]:
-        """As `SchedulerClient.remove`, but that their files are only on the list of what is to be deleted."""
+        """As `SchedulerClient.remove`, but their files are only put on the list of files to delete."""
         left, count, unfinished = None if job_ids is None else tuple(dict.fromkeys(job_ids)), 0, list[str]()
         more = True
         while more:
@@ -67,13 +67,13 @@ class EndedJobs:
         return count, tuple(unfinished)
 
     async def forgotten(self, job_ids: Sequence[str] | None, tenant: str = "") -> None:
-        """Take in that jobs are no longer in the database: these, or all."""
+        """Forget jobs that are deleted from the database: these, or all."""
         self._published.forget(job_ids, tenant)
         await self.count()
 
     async def forget_files(self, files: Sequence[StoredPath]) -> None:
-        """See to it that no job is given a result that names one of these files."""
-        # A result does not say whose it is; one too many that is forgotten is merely made again.
+        """Remove cached results that name one of these files."""
+        # A result has no tenant. One that is removed needlessly is only computed again.
         gone = {(ref.area, ref.filename) for ref in map(ref_of, files)}
         remembered = self._results.remembered() if files else []
 

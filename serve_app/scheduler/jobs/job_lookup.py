@@ -1,4 +1,4 @@
-"""Jobs as clients see them, alone, in lists and event by event: from memory what is there, else from the database."""
+"""Looks up jobs, lists and events for clients: from memory, else from the database."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from serve_app.store.database.jobs import Jobs
 
 
 class JobLookup:
-    """One a scheduler's life. unfinished: the machine's jobs, some of which clients may not know of yet.
+    """Looks up the jobs of one scheduler. unfinished: the machine's jobs, some of which are not published yet.
 
-    in_database: as `Lease`'s. beside: reads beside that, as lists are read.
+    in_database: as `SchedulerLease`'s. beside: runs reads of lists in other threads.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class JobLookup:
         self._beside = beside
 
     async def row(self, job_id: str) -> JobRow | None:
-        """Return a job's row; what memory knows of it may not be durable yet."""
+        """Return a job's row, or None. A row from memory may not be durable yet."""
         if job := self._unfinished.get(job_id):
             return job.row
         row: JobRow | None = await self._in_database(self._jobs.job, job_id)
@@ -70,7 +70,7 @@ class JobLookup:
         return self._published.preview(job_id) if job_id in self._published.unended.within(tenant) else None
 
     async def stream(self, job_id: str, tenant: str) -> EventStream:
-        """Return a job's stream; what memory does not hold is rebuilt from the database, cursors and all.
+        """Return a job's event stream, reconstructed from the database if it is not in memory.
 
         Errors: JobMissingError.
         """
@@ -88,7 +88,7 @@ class JobLookup:
         return row is not None and row.is_of(tenant)
 
     async def keys(self, query: JobQuery) -> JobKeys:
-        """As `SchedulerClient.keys`. No job is counted but of a workflow, and none that waits is read for itself."""
+        """As `SchedulerClient.keys`. Only lists of one workflow are counted by a scan."""
         unended = self._published.unended
         if (window := unfinished_window(unended, query)) is not None:
             jobs, total = window

@@ -1,5 +1,5 @@
-"""How many jobs lists hold, by tenant, state and stretch of places: how long a list is, and from where a page of it is
-read, without a look at the jobs before it. Pure.
+"""Counts the jobs in lists by tenant, state and stretch of positions: the length of a list, and where a page begins,
+without a scan of the jobs before it. Pure.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ UNFINISHED = frozenset({"queued", "running"})
 
 
 class ListCounts:
-    """Jobs that are in lists, of everyone and of each tenant."""
+    """The counts of listed jobs, in all and of each tenant."""
 
     def __init__(self) -> None:
         self._stretches: dict[tuple[Sort, str, str], Counter[int]] = {}
 
     def add(self, counted: ListCount) -> None:
-        """Count more jobs, or fewer where it counts less than none."""
+        """Add to a count; a negative number subtracts."""
         stretches: Mapping[Sort, int | None] = {"created": counted.created, "ended": counted.ended}
         for whose in {"", counted.tenant}:
             for sort, stretch in stretches.items():
@@ -32,11 +32,11 @@ class ListCounts:
                         del counts[stretch]
 
     def length(self, query: JobQuery) -> int:
-        """Return how many jobs a query finds without its window; its workflow is not looked at."""
+        """Return the number of jobs that a query finds without its window and its workflow."""
         return sum(count for counts in self._of(query, "created") for count in counts.values())
 
     def near(self, query: JobQuery) -> JobQuery:
-        """Return a query that finds the same jobs and passes over less than one stretch, where jobs have places."""
+        """Return an equal query that skips less than one stretch, if its sort order has positions."""
         if query.sort not in STRETCH_BITS:
             return query
         counts = self._of(query, query.sort)
@@ -49,7 +49,7 @@ class ListCounts:
         return replace(query, offset=0, limit=0)
 
     def unfinished(self) -> ListCounts:
-        """Return a copy that holds the jobs that have not ended alone."""
+        """Return a copy with unfinished jobs only."""
         kept = ListCounts()
         kept._stretches = {key: Counter(counts) for key, counts in self._stretches.items() if key[2] in UNFINISHED}
         return kept
@@ -60,5 +60,5 @@ class ListCounts:
 
 
 def stretch_of(sort: Sort, place: int) -> int:
-    """Return the stretch of a list that a place lies in."""
+    """Return the stretch of a list that contains a position."""
     return place >> STRETCH_BITS[sort]

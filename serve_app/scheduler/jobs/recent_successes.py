@@ -1,4 +1,4 @@
-"""The jobs that succeeded last, as clients see them: most are asked for at once, and then wait for no database."""
+"""A cache of the latest successful jobs as clients see them: most are requested right after their end."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ KEPT_BYTES = 32 * 1024 * 1024
 
 
 class RecentSuccesses:
-    """At most KEPT jobs of at most KEPT_BYTES in all, none of more than FEW_NODES nodes; the database has all."""
+    """A cache of at most KEPT jobs and KEPT_BYTES, none of more than FEW_NODES nodes."""
 
     def __init__(self) -> None:
         self._views: OrderedDict[str, tuple[JobView, int]] = OrderedDict()
         self._bytes = 0
 
     def add(self, view: JobView) -> None:
-        """Keep a job that has just succeeded, if it is small."""
+        """Add a job that has succeeded, if it is small."""
         if len(view.prompt) > FEW_NODES:
             return
         size = data_bytes([view.prompt, view.extra_data, view.outputs, view.failure.to_json()])
@@ -31,16 +31,16 @@ class RecentSuccesses:
             self._drop(next(iter(self._views)))
 
     def get(self, job_id: str) -> JobView | None:
-        """Return a job, None if it is not among them."""
+        """Return a cached job, or None."""
         kept = self._views.get(job_id)
         return None if kept is None else kept[0]
 
     def of(self, tenant: str) -> list[str]:
-        """Return the ids of a tenant's."""
+        """Return the ids of a tenant's jobs."""
         return [job_id for job_id, (view, _) in self._views.items() if view.tenant == tenant]
 
     def forget(self, job_ids: Iterable[str] | None) -> None:
-        """Forget these, or all."""
+        """Remove these, or all."""
         for job_id in list(self._views if job_ids is None else job_ids):
             if job_id in self._views:
                 self._drop(job_id)

@@ -1,6 +1,6 @@
-"""Asking workers what a graph's own classes say of it, before its job is accepted: VALIDATE_INPUTS and IS_CHANGED.
+"""Runs VALIDATE_INPUTS and IS_CHANGED of node classes on workers, before a job is accepted.
 
-Nothing of it is durable: who asked waits for the answer, and asks again when there is none (docs/decisions/0009).
+Nothing is durable: a submission waits for the result, and its client retries without one (decision 9).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from serve_app.scheduler.protocol.client import Prevalidation
 from serve_app.scheduler.protocol.messages import Check, Checked
 
 CHECK_S = 30.0
-"""How long a submission waits for a replica that may run its classes' code, and for its answer."""
+"""How long a submission waits for a replica and its result."""
 LOOK_S = 0.1
-"""How often a submission that waits for a replica looks for one."""
+"""The interval at which a submission looks for a replica."""
 MAX_LOSSES = 2
-"""Replicas that may be lost while they check one submission; it is refused then, for its classes may be the cause."""
+"""Replicas that may be lost while they check a submission before it is refused, as its classes may be the cause."""
 
 
 class RemoteValidation:
-    """The checks that are under way. send: carries a message to a replica. replica: of a pool the one to ask next."""
+    """The running checks. send: sends a message to a replica. replica: returns the next one of a pool to use."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class RemoteValidation:
         self._waiting: dict[str, int] = {}
 
     async def check(self, graph: Graph, outputs: Sequence[str], specs: Mapping[str, NodeSpec]) -> Prevalidation:
-        """Ask of every node with such checks that the outputs need.
+        """Check every node with own checks in the outputs' ancestry.
 
         Errors: NotReadyError after CHECK_S without an answer; InvalidSubmissionError if MAX_LOSSES replicas were lost.
         """
@@ -51,7 +51,7 @@ class RemoteValidation:
         for node_id in graph.ancestors(outputs):
             spec = specs[graph.nodes[node_id].class_type]
             pool = next((pool.name for pool in self._pools if takes(pool, spec)), None)
-            # That no pool takes a node is the planner's to say.
+            # The planner reports a node that no pool takes.
             if spec.needs_prevalidation and pool is not None:
                 asked.setdefault(pool, []).append(node_id)
         answers = await asyncio.gather(*(self._ask(pool, graph, tuple(ids)) for pool, ids in asked.items()))
@@ -59,23 +59,23 @@ class RemoteValidation:
         return Prevalidation(problems, {k: v for answer in answers for k, v in answer.fingerprints.items()})
 
     def answered(self, answer: Checked) -> None:
-        """Take a replica's answer in; one that nobody waits for is dropped."""
+        """Pass a replica's result to the waiting check; drop it without one."""
         future = self._answers.get(answer.check_id)
         if future is not None and not future.done():
             future.set_result(answer)
 
     def lost(self, replica_id: str) -> None:
-        """The replica is gone: whoever waits for it asks another."""
+        """Retry the checks of a lost replica on another one."""
         for number in self._asked.pop(replica_id, ()):
             if (future := self._answers.get(number)) is not None:
                 future.cancel()
 
     def under_way(self, replica_id: str) -> bool:
-        """Whether the replica is checking something now."""
+        """Whether a check runs on the replica."""
         return bool(self._asked.get(replica_id))
 
     def waiting(self, pool: str) -> int:
-        """Return how many checks wait for a replica of the pool to come; what starts one of a pool at zero."""
+        """Return the number of checks that wait for a replica of the pool, which scales a pool up from zero."""
         return self._waiting.get(pool, 0)
 
     async def _ask(self, pool: str, graph: Graph, node_ids: tuple[str, ...]) -> Checked:
@@ -105,7 +105,7 @@ class RemoteValidation:
             ) from error
 
     async def _replica(self, pool: str) -> str:
-        """Return the least busy replica of the pool, one in quarantine last, waiting for one to come."""
+        """Return the least busy replica of the pool, a quarantined one last; wait until there is one."""
         self._waiting[pool] = self.waiting(pool) + 1
         try:
             while (replica := self._next(pool)) is None:

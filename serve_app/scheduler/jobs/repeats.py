@@ -1,4 +1,4 @@
-"""Whether a submission is one that was accepted before, sent again: by a client whose answer was lost on the way."""
+"""Recognises a submission that is sent again because its answer was lost."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from serve_app.store.tenants.tenants import prompt_id_of
 
 
 def check_repeat(row: JobRow, submission: Submission) -> None:
-    """Check that a submission under a job's id asks for what the job does.
+    """Check that a submission with a job's id is equal to the job.
 
-    That is the prompt with its constants converted, without what classes said of the world as it was checked; the
-    output nodes; and extra_data, without credentials and a `strict` that the configuration has set. Who asks, and for
-    which place in the queue, makes no difference. Errors: InvalidSubmissionError.
+    Compared are the prompt with constants converted, without fingerprints; the output nodes; and extra_data, without
+    credentials and a configured `strict`. The client and the queue number are not compared. Errors:
+    InvalidSubmissionError.
     """
-    # A job that has ended has no credentials any more.
+    # An ended job has no credentials.
     accepted_data, given_data = without_credentials(row.extra_data), without_credentials(submission.extra_data)
     differing = [
         name
@@ -46,5 +46,5 @@ def _plain(prompt: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    """As text, so that NaN is equal to itself, and what has been JSON to what will be."""
+    """Return JSON text, so that NaN equals itself and parsed values equal unparsed ones."""
     return json.dumps(value, sort_keys=True)

@@ -1,6 +1,6 @@
-"""The jobs that clients know of and whose end they cannot know yet, in the orders in which they are listed.
+"""The published unfinished jobs, in the orders of their lists.
 
-A list, a count and the job that has waited longest are read without a look at the other jobs. Pure.
+Lists, counts and the longest waiting job are read without a scan. Pure.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TypeAlias
 from serve_app.scheduler.core.records import JobRecord
 
 QueuePosition: TypeAlias = tuple[float, ...]
-"""Where a job is in an order; its place in the order of submission tells equal ones apart."""
+"""A job's sort key; its position in the order of submission distinguishes equal ones."""
 
 
 class Ordered:
-    """Jobs in an order that does not change while they are in it."""
+    """Jobs sorted by a key that does not change while they are contained."""
 
     def __init__(self, place: Callable[[JobRecord], QueuePosition]) -> None:
         self._place = place
@@ -40,22 +40,21 @@ class Ordered:
         return job_id in self._found
 
     def position(self, job_id: str) -> int | None:
-        """Return a job's place in the order, from 1; None of one that is not there."""
+        """Return a job's position, from 1, or None."""
         place = self._found.get(job_id)
         return None if place is None else bisect_left(self._places, place) + 1
 
     def discard(self, job_id: str) -> None:
-        """Take out a job if it is there."""
+        """Remove a job if it is contained."""
         if (place := self._found.pop(job_id, None)) is not None:
             del self._places[bisect_left(self._places, place)]
             del self._jobs[place]
 
 
 class UnfinishedJobs(Mapping[str, JobRecord]):
-    """Every one by its id, in the order of arrival.
+    """The unfinished jobs by id, in order of arrival.
 
-    running: those whose start clients know of, the first to start first. waiting: the others, in the order they will
-    start.
+    running: those whose start is published, by start. waiting: the others, in the order in which they will start.
     """
 
     def __init__(self) -> None:
@@ -76,15 +75,15 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
         return len(self._jobs)
 
     def within(self, tenant: str) -> UnfinishedJobs:
-        """Return those that a tenant knows of."""
+        """Return the jobs that a tenant can see."""
         return self._of.get(tenant) or UnfinishedJobs() if tenant else self
 
     def by_tenant(self) -> dict[str, int]:
-        """Return how many there are of each tenant that has some."""
+        """Return the number of jobs of each tenant."""
         return {tenant: len(jobs) for tenant, jobs in self._of.items()}
 
     def by_arrival(self, states: Collection[str], *, descending: bool) -> tuple[Iterator[JobRecord], int]:
-        """Return the jobs that are queued, running or both in the order of their arrival, and how many they are."""
+        """Return queued or running jobs or both, in order of arrival, and their number."""
         if states == {"running"}:
             running = sorted(self.running, key=lambda job: job.row.order, reverse=descending)
             return iter(running), len(running)
@@ -92,11 +91,11 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
         return (jobs[job_id] for job_id in (reversed(jobs) if descending else jobs)), len(jobs)
 
     def oldest_waiting(self) -> JobRecord | None:
-        """Return the one that has waited longest."""
+        """Return the job that has waited longest, or None."""
         return next(iter(self._unstarted.values()), None)
 
     def add(self, job: JobRecord, *, started: bool) -> None:
-        """Add a job that is not among them."""
+        """Add a new job."""
         if job.tenant:
             self._of.setdefault(job.tenant, UnfinishedJobs())._put(job, started=started)
         self._put(job, started=started)
@@ -110,7 +109,7 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
             self._unstarted[job.row.job_id] = job
 
     def start(self, job_id: str) -> JobRecord | None:
-        """Note that clients know of a job's start; return it if it has waited until now."""
+        """Move a waiting job to the running ones; return it, or None if it was not waiting."""
         if (job := self._unstarted.pop(job_id, None)) is not None:
             self.waiting.discard(job_id)
             self.running.add(job)
@@ -119,7 +118,7 @@ class UnfinishedJobs(Mapping[str, JobRecord]):
         return job
 
     def discard(self, job_id: str) -> JobRecord | None:
-        """Take out a job and return it, if it is there."""
+        """Remove and return a job, or return None."""
         self._unstarted.pop(job_id, None)
         self.running.discard(job_id)
         self.waiting.discard(job_id)

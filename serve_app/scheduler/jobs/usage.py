@@ -1,6 +1,6 @@
-"""What tenants have used today, and whether they may submit more: quotas that are decided where they are true. Pure.
+"""Counts what tenants use, and checks the quotas of jobs and GPU time at each submission. Pure.
 
-A day is one of UTC. What is used is kept in the database as a total of each day, so that it may be written twice.
+Days are UTC. Use is stored as a total for each day, so that writing it twice is harmless.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ from serve_app.store.tenants.stored_bytes import RETRY_S as STORED_RETRY_S
 
 DAY_S = 86_400
 RETRY_S = 5
-"""When to ask again for what other jobs' ends decide."""
+"""The retry delay for limits that other jobs' ends relax."""
 
 
 @dataclass(frozen=True, slots=True)
 class TenantUse:
-    """What a tenant has: jobs that wait and run, GPU-seconds of today, and those its unfinished jobs are expected to
-    take.
-    """
+    """The use of one tenant: waiting and running jobs, GPU seconds of today, and expected ones of unfinished jobs."""
 
     queued: int = 0
     running: int = 0
@@ -34,7 +32,7 @@ class TenantUse:
 
 
 class Usage:
-    """One a scheduler's life. used: what the database has of today, and perhaps of other days."""
+    """The use of all tenants. used: stored totals of today, and perhaps of other days."""
 
     def __init__(self, used: Iterable[TenantUsed] = ()) -> None:
         self.queued: Counter[str] = Counter()
@@ -43,43 +41,43 @@ class Usage:
         self._day = -1
         self._used: dict[str, float] = {}
         self.spent_s: defaultdict[str, float] = defaultdict(float)
-        """GPU-seconds by tenant since this life began."""
+        """GPU seconds of this epoch, by tenant."""
         self._earlier = tuple(used)
 
     def advance(self, at_s: float) -> None:
-        """Take in that it is so late, as Unix time; on another day nothing has been used of it but what is kept."""
+        """Move the time on. at_s: Unix time. A new day starts with its stored totals."""
         if (day := int(at_s // DAY_S)) > self._day:
             self._day = day
             self._used = {each.tenant: each.gpu_s for each in self._earlier if each.day == day}
 
     def expect(self, tenant: str, seconds: float) -> None:
-        """Count GPU-seconds that are expected of a tenant's unfinished jobs; fewer where less than 0."""
+        """Add expected GPU seconds of a tenant's unfinished jobs; a negative number subtracts."""
         self._expected_s[tenant] += seconds
         if abs(self._expected_s[tenant]) < 1e-6:
             del self._expected_s[tenant]
 
     def add(self, tenant: str, seconds: float) -> None:
-        """Count GPU-seconds that a tenant has used."""
+        """Add GPU seconds that a tenant has used."""
         self._used[tenant] = self._used.get(tenant, 0.0) + seconds
         self.spent_s[tenant] += seconds
 
     def total(self, tenant: str, job_id: str) -> TenantUsed:
-        """Return what a tenant has used today, as the database is to keep it. job_id: whose end it is written with."""
+        """Return a tenant's total of today, to be stored with the end of job_id."""
         return TenantUsed(job_id, tenant, self._day, self._used.get(tenant, 0.0))
 
     def of(self, tenant: str) -> TenantUse:
-        """Return what a tenant has."""
+        """Return the use of a tenant."""
         expected_s = max(0.0, self._expected_s.get(tenant, 0.0))
         return TenantUse(self.queued[tenant], self.running[tenant], self._used.get(tenant, 0.0), expected_s)
 
     def tenants(self) -> set[str]:
-        """Return whoever has anything."""
+        """Return all tenants with any use."""
         return {*self.queued, *self.running, *self._used, *self._expected_s}
 
     def loads(self, quotas: Quotas, lost: Mapping[str, int]) -> dict[str, TenantLoad]:
-        """Return what tenants have, by their label: each that is configured, and "other". Without the operator.
+        """Return the tenants' loads by label: each configured tenant, and "other". Without the operator.
 
-        lost: replicas that each has ended.
+        lost: the replicas that each has ended.
         """
         found = {label: TenantLoad() for label in (*quotas.tenants, OTHER)}
         for tenant in filter(None, {*self.queued, *self.running, *self.spent_s, *lost}):
@@ -90,7 +88,7 @@ class Usage:
         return found
 
     def left(self, tenant: str, quota: Quota, stored: int, at_s: float) -> tuple[QuotaLeft, ...]:
-        """Return what is left of a tenant's quotas. stored: bytes that it has; at_s: Unix time."""
+        """Return what is left of a tenant's quotas. stored: its bytes; at_s: Unix time."""
         self.advance(at_s)
         use = self.of(tenant)
         kept = (
@@ -103,7 +101,7 @@ class Usage:
         )
 
     def check(self, tenant: str, quota: Quota, at_s: float) -> None:
-        """Refuse a tenant one more job. at_s: Unix time. Errors: QuotaError."""
+        """Check that a tenant may submit one more job. at_s: Unix time. Errors: QuotaError."""
         self.advance(at_s)
         use = self.of(tenant)
         if quota.running == 0:
@@ -121,7 +119,7 @@ class Usage:
 
 
 def _midnight_s(at_s: float) -> int:
-    """Return in how many seconds the next day of UTC has begun."""
+    """Return the seconds until the next UTC day."""
     return max(1, int(DAY_S - at_s % DAY_S) + 1)
 
 

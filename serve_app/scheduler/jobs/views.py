@@ -1,4 +1,4 @@
-"""Jobs as clients may see them: unfinished ones from the machine's records, ended ones from their rows."""
+"""Builds the views of jobs for clients: of unfinished ones from records, of ended ones from rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from serve_app.store.tenants.pauses import Pause
 def queue_view(
     jobs: UnfinishedJobs, bounds: QueueBounds, paused: Iterable[Pause] = (), wait_s: float = 0.0
 ) -> QueueView:
-    """Return the queue's beginning. It costs what it carries, however many jobs wait."""
+    """Return the beginning of the queue, in time proportional to its size."""
     count = QueueCount(len(jobs.running), len(jobs.waiting))
     running = min(count.running, bounds.items)
     items = _items(islice(chain(jobs.running, jobs.waiting), bounds.items), bounds.bytes)
@@ -27,7 +27,7 @@ def queue_view(
 
 
 def _items(jobs: Iterable[JobRecord], left_bytes: int) -> Iterator[QueueItem]:
-    """Yield jobs as the queue lists them: whole until the next one would take more than is left."""
+    """Yield the queue's items: complete until the bytes are used up."""
     whole = True
     for row in (job.row for job in jobs):
         if whole:
@@ -41,7 +41,7 @@ def _items(jobs: Iterable[JobRecord], left_bytes: int) -> Iterator[QueueItem]:
 
 
 def brief(view: JobView) -> JobView:
-    """Return a job without its prompt, and of its extra_data the id of the saved workflow alone."""
+    """Return a job without its prompt, and with only the saved workflow's id of its extra_data."""
     try:
         saved: Any = {"extra_pnginfo": {"workflow": {"id": view.extra_data["extra_pnginfo"]["workflow"]["id"]}}}
     except (KeyError, TypeError):
@@ -50,7 +50,7 @@ def brief(view: JobView) -> JobView:
 
 
 def unfinished_window(jobs: UnfinishedJobs, query: JobQuery) -> tuple[list[JobRecord], int] | None:
-    """Return what a query for unfinished jobs in the order of their creation finds; None of any other query."""
+    """Return the jobs that a query for unfinished jobs in order of creation finds; None for another query."""
     states = frozenset(query.states)
     if not states <= {"queued", "running"} or query.sort != "created" or query.workflow_id is not None:
         return None
@@ -60,21 +60,21 @@ def unfinished_window(jobs: UnfinishedJobs, query: JobQuery) -> tuple[list[JobRe
 
 
 def live_view(job: JobRecord) -> JobView:
-    """Return an unfinished job as it is now."""
+    """Return the view of an unfinished job."""
     state: JobState
     state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
     return _view(job.row, state, job.started_s, percent, job.outputs, job.cached)
 
 
 def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -> JobProgress:
-    """Return how a job stands. position: in the queue, from 1. events: what clients have been told of it."""
+    """Return a job's progress. position: in the queue, from 1. events: its published ones."""
     nodes = {node_id for task in job.plan.tasks for node_id in task.nodes}
     done = len(nodes & {*job.finished, *job.cached, *job.outputs})
     node = next(reversed(job.executing.values()), None)
     if node is None:
         return JobProgress(position, job.percent, done, len(nodes))
     said = next((e.data for e in reversed(events) if e.kind in ("progress", "executing")), {})
-    # The last word may be of another node that runs.
+    # The last event may be of another running node.
     stepping = "max" in said and node in (said.get("node"), said.get("display_node"))
     steps = (int(said["value"]), int(said["max"])) if stepping else (None, None)
     class_type = job.plan.graph.nodes[node].class_type if node in job.plan.graph.nodes else None
@@ -82,13 +82,13 @@ def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -
 
 
 def success_view(job: JobRecord, ended_s: float) -> JobView:
-    """Return a job as its row says it once its success is durable."""
+    """Return the view of a job whose success is durable."""
     view = _view(job.row, "success", job.started_s, 100, dict(job.outputs), job.cached)
     return replace(view, extra_data=without_credentials(job.row.extra_data), ended_s=ended_s)
 
 
 def row_view(row: JobRow) -> JobView:
-    """Return a job as the database has it."""
+    """Return the view of a job's row."""
     percent = 100 if row.state == "success" else 0
     outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
     return _view(row, row.state, row.started_s, percent, outputs, row.cached)

@@ -207,15 +207,15 @@ class Undecided:
 
 async def test_an_inquiry_without_a_scope_is_refused(service):
     for whose in ("", "studio"):
-        with pytest.raises(TypeError, match="Undecided is no inquiry of a tenant's"):
+        with pytest.raises(TypeError, match="Undecided is no query that"):
             await service.for_tenant(whose).query(Undecided())
 
 
-async def test_a_tenant_asks_of_its_own_alone_whatever_the_inquiry_says_and_nothing_of_the_servers(service):
+async def test_a_tenant_asks_of_its_own_alone_whatever_the_query_says_and_nothing_of_the_servers(service):
     await service.for_tenant("studio").query(NoteFiles({"a": 5}, "other"))
     assert await service.for_tenant("studio").query(StoredBytes("other")) == 5
     assert await service.query(StoredBytes("studio")) == 5
     assert await service.query(StoredBytes("other")) == 0
-    with pytest.raises(TypeError, match="ListKeys is no inquiry of a tenant's, and tenant studio asks"):
+    with pytest.raises(TypeError, match="ListKeys is no query that tenant studio may run"):
         await service.for_tenant("studio").query(ListKeys())
     assert await service.query(ListKeys()) == ()
