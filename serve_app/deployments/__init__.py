@@ -1,1 +1,1 @@
-"""The Ray floor: the application's deployments, the only code that imports Ray. All below decides; this acts."""
+"""Ray actors and Serve deployments, and the processes of `serve-app up`. With `cli` the only code that imports Ray."""

@@ -1,4 +1,4 @@
-"""The application as Serve deploys it: `serve run configs/local.yaml` and KubeRay's serveConfigV2 come in here."""
+"""Builds the Serve application: the entry point of `serve run configs/local.yaml` and of KubeRay's serveConfigV2."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from serve_app.deployments.replica import Replica
 from serve_app.deployments.scaling import Backlog
 
 CALLS = 100
-"""Calls of node packs' routes that a replica runs at once; more wait for one of them to end."""
+"""The concurrent calls of node packs' routes on a replica; more are queued."""
 FAILURES = 3
-"""How many health checks in a row Serve lets fail."""
+"""The failed health checks in a row after which Serve replaces a replica."""
 HEALTH_CHECK_S = 1.0
-"""A dead replica is replaced within about this time."""
+"""The time within which a dead replica is replaced."""
 
 
 def build(arguments: dict[str, Any]) -> Application:
@@ -33,9 +33,8 @@ def build(arguments: dict[str, Any]) -> Application:
 
 
 def bind(config: AppConfig, sockets: Path | None = None) -> Application:
-    """Bind the ingress and every pool's deployment, for the GPUs that the cluster has now.
-
-    sockets: where ingress replicas listen, if by themselves.
+    """Bind the ingress and every pool's deployment for the cluster's GPUs. sockets: the folder in which ingress
+    replicas listen themselves.
     """
     config = config.on(gpus())
     pools = [_pool(pool, config.silence_s).bind(config, pool) for pool in config.pools]
@@ -43,12 +42,12 @@ def bind(config: AppConfig, sockets: Path | None = None) -> Application:
 
 
 def gpus() -> float:
-    """Return how many GPUs the cluster has that this process is connected to."""
+    """Return the number of GPUs of the connected cluster."""
     return float(ray.cluster_resources().get("GPU", 0.0))
 
 
 def _ingress(config: AppConfig, *, direct: bool = False) -> Any:
-    """Return the ingress deployment: scaled by Serve on requests in hand; direct: of which it does not know."""
+    """Return the ingress deployment, scaled by Serve on running requests. direct: requests do not go through Serve."""
     ingress = config.ingress
     least = ingress.max_replicas if direct else ingress.min_replicas
     scaling = AutoscalingConfig(
@@ -61,7 +60,7 @@ def _ingress(config: AppConfig, *, direct: bool = False) -> Any:
         name="ingress",
         ray_actor_options={"num_cpus": ingress.num_cpus, "label_selector": dict(ingress.hosts)},
         # What a client can make last has rooms of its own in the ingress, beyond which it is refused; were Serve to
-        # let the rest wait instead, such requests would keep out all others, probes among them.
+        # let the rest wait instead, these requests would block all others, probes among them.
         max_ongoing_requests=ingress.max_bodies + ingress.max_listeners + 10 * ingress.ongoing_requests,
         health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=config.silence_s / FAILURES,
@@ -105,7 +104,7 @@ def _pool(pool: PoolConfig, silence_s: float) -> Any:
 
 
 def _runtime_env() -> dict[str, Any]:
-    """Return what makes a process have ENVIRONMENT: nothing where all have it, for then a worker that waits will do."""
+    """Return the runtime_env for ENVIRONMENT; empty if all processes have it, so that Ray can reuse a worker."""
     missing = {name: value for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
     return {"env_vars": missing} if missing else {}
 

@@ -1,4 +1,4 @@
-"""The replica that is a ComfyUI, as a Serve deployment class; as `replica.py`, without an engine and without torch."""
+"""The Serve deployment class of replicas that run a ComfyUI process; like `replica.py`, without engine and torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from serve_app.packs.routes import PackCall, Piece
 
 
 class ComfyUIReplica:
-    """One replica of a pool with `comfyui`. Its process is not this one, and may be replaced while this one lives."""
+    """One replica of a pool with `comfyui`. The ComfyUI is another process, which may be replaced meanwhile."""
 
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
         # Here and not above, so that who only deploys this class needs none of it.
@@ -41,14 +41,14 @@ class ComfyUIReplica:
         yield from metrics.limit_figures({}, REFUSALS)
 
     async def answer(self, call: PackCall) -> AsyncIterator[str | Piece]:
-        """Pass a request on. Yields at once which replica has the call, then the answer."""
+        """Forward a request. Yields this replica's id first, then the answer."""
         yield self._replica_id
         async with aclosing(self._runner.answer(call)) as pieces:
             async for piece in pieces:
                 yield piece
 
     def check_health(self) -> None:
-        """Fail Serve's health check once the replica's life has ended by an error; its process is its own to mend."""
+        """Fail Serve's health check once the replica has ended by an error. It restarts its ComfyUI itself."""
         if self._life.done():
             self._life.result()
 

@@ -1,10 +1,10 @@
-"""How processes reach the scheduler: one named, detached actor, found by name and called until it answers.
+"""The client of the scheduler's actor: found by name, and called until it answers.
 
-Ray says where the actor is; the calls go to it by a connection of our own (`rpc.py`). What holds an object reference
-or an actor's handle goes as Ray's own call, since Ray counts who has references.
+Ray gives the actor's address; calls use a connection of our own (`rpc.py`). Calls with an object reference or an actor
+handle go through Ray, since Ray counts references.
 
-The scheduler may be restarting when it is called, so every call here is one that may be made twice. Who waits for a
-scheduler that does not come back is told UnavailableError.
+The scheduler may restart during a call, so every call is idempotent and retried. Errors: UnavailableError if it does
+not come back in time.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ NAME = "scheduler"
 NAMESPACE = "serve_app"
 SPECS_S = 5.0
 PATIENCE_S = 15.0
-"""How long a call waits for a scheduler that is being restarted."""
+"""How long a call waits for a restarting scheduler."""
 AGAIN_S = 0.2
-"""How long after a failed call it is made again."""
+"""The delay before a retry."""
 ADDRESS_S = 3.0
-"""How long the actor may take to say where it listens, which it does as soon as it runs."""
+"""The timeout for the actor's address."""
 OF_RAY = (ray.ObjectRef, ray.actor.ActorHandle)
-"""What only Ray may carry."""
+"""Types that only Ray can transfer."""
 
 
 def own_actor() -> bytes:
-    """Return a handle of this process's actor, pickled: whoever unpickles it imports what the actor's class needs."""
+    """Return a handle of this process's actor, pickled, since unpickling imports the modules of the actor's class."""
     return cloudpickle.dumps(ray.get_runtime_context().current_actor)  # type: ignore[no-any-return]
 
 
 class SchedulerVerbs(SchedulerClient, SchedulerForReplicas, Protocol):
-    """All that the scheduler can be asked, by whomever."""
+    """Both protocols of the scheduler."""
 
 
 def scheduler_client(me: bytes = b"") -> SchedulerVerbs:
@@ -62,11 +62,11 @@ SIGNATURES = {
     for name, verb in vars(protocol).items()
     if inspect.iscoroutinefunction(verb)
 }
-"""The verbs of both protocols; what arguments each takes."""
+"""The verbs of both protocols, with their signatures."""
 
 
 class SchedulerHandle:
-    """Calls the actor's verbs by name; those written out here are more than a call. `scheduler_client` types it."""
+    """Forwards verbs to the actor by name; those defined here do more. `scheduler_client` adds the types."""
 
     def __init__(self, me: bytes = b"") -> None:
         self._me = me
@@ -95,12 +95,12 @@ class SchedulerHandle:
         return accepted
 
     async def answered(self, job_id: str) -> None:
-        """Say so; a scheduler that does not hear it lets the job's events go a little later by itself."""
+        """Report it without waiting; if it is lost, the scheduler releases the job's events later by itself."""
         if self._connection is not None:
             self._connection[1].tell("answered", job_id)
 
     async def specs(self, pool: str | None = None) -> Mapping[str, NodeSpec]:
-        """Return the node classes, at most SPECS_S old: every submission needs them, and they hardly ever change."""
+        """Return the node classes, cached for SPECS_S: every submission needs them, and they rarely change."""
         at_s, tag, specs = self._specs.get(pool, (float("-inf"), "", {}))
         if time.monotonic() - at_s > SPECS_S:
             # Those of a ComfyUI take a tenth of a second on their way, so they go only where they have changed.
@@ -110,7 +110,7 @@ class SchedulerHandle:
         return specs
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
-        """Return the routes of node packs, likewise: every request for a path that is not there needs them."""
+        """Return the routes of node packs, cached too: every request for an unknown path needs them."""
         if time.monotonic() - self._routes_at_s > SPECS_S:
             self._routes, self._routes_at_s = await self._call("routes"), time.monotonic()
         return self._routes
@@ -120,7 +120,7 @@ class SchedulerHandle:
         return epoch
 
     async def _call(self, method: str, *arguments: Any) -> Any:
-        """Call the scheduler, finding it again if it died. Errors: the method's own; NotReadyError after PATIENCE_S."""
+        """Call the scheduler, with reconnection. Errors: the method's own; NotReadyError after PATIENCE_S."""
         deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
@@ -145,7 +145,7 @@ class SchedulerHandle:
                 self._connecting = asyncio.create_task(_connect())
                 # Whoever waited for it may have given up, and then nobody asks how it ended.
                 self._connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
-            # It is everybody's: whoever gives up waiting for it leaves it to the others.
+            # It is shared: a caller that is cancelled must not cancel it for the others.
             self._connection = await asyncio.shield(self._connecting)
         return self._connection
 
@@ -161,10 +161,10 @@ async def _connect() -> tuple[Any, Connection]:
 
 
 async def _by_ray(actor: Any, connection: Connection, method: str, arguments: tuple[Any, ...]) -> Any:
-    """Make a call as Ray makes it. Errors: the method's own; DisconnectedError once the scheduler has died.
+    """Call through Ray. Errors: the method's own; DisconnectedError if the scheduler has died.
 
-    A death is the connection's to notice: once the wall clock was set back, Ray may never say so (its timers are wall
-    clock's, ray 2.60).
+    The connection detects a death: after the wall clock was set back, Ray may not (its timers use the wall clock, ray
+    2.60).
     """
     answer = asyncio.ensure_future(actor.call.remote(method, *arguments))
     ended = asyncio.ensure_future(connection.ended.wait())

@@ -1,4 +1,4 @@
-"""The ingress: the HTTP app in a Serve deployment. Torch-free, holds nothing, so any number of replicas may run.
+"""The ingress: the HTTP app as a Serve deployment. Stateless and without torch, so any number of replicas may run.
 
 Serve's proxy brings it requests, or HAProxy does without Serve: then each replica listens by itself.
 """
@@ -45,10 +45,8 @@ from serve_app.store.page.userdata import UserData
 
 @serve.ingress()
 class Ingress:
-    """The HTTP face.
-
-    sockets: the folder of the sockets that HAProxy asks; None where Serve's proxy brings the requests. pools: the
-    handles of the pools' deployments, bound so that Serve deploys them with it.
+    """The HTTP server. sockets: the folder of the Unix sockets behind HAProxy; None behind Serve's proxy. pools: the
+    handles of the pools' deployments, bound so that Serve deploys them too.
     """
 
     def __init__(self, config: AppConfig, sockets: Path | None, *pools: Any) -> None:
@@ -66,7 +64,7 @@ class Ingress:
         ensure(config)
 
     async def check_health(self) -> None:
-        """Answer Serve's health check in the loop that answers requests, so that a loop that is blocked does not."""
+        """Answer Serve's health check in the event loop of requests, so that it fails if that is blocked."""
         if self._showing is None:
             self._showing = asyncio.create_task(
                 metrics.show(lambda: metrics.limit_figures(self._concurrency.use, REFUSALS))

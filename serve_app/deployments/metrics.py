@@ -1,4 +1,4 @@
-"""Every metric in one table, and how the plain counters of scheduler and replicas become Ray's metrics.
+"""The table of all metrics, and their export from plain counters to Ray's metrics.
 
 Ray exports each on its host's metrics port as `ray_<name>`, counters with `_total`; Prometheus, the Ray dashboard and
 Grafana read them there. docs/metrics.md and the Grafana dashboard are made from the table by k8s/generate.py.
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from serve_app.replica.models import Models
 
 READ_S = 2.0
-"""How often the counters are read. Ray itself exports every ten seconds."""
+"""The interval at which counters are read. Ray exports every ten seconds."""
 SECONDS = (0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
 """Upper bounds of the buckets of every duration."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. unit: as Grafana spells it. labels: beside those that Ray adds, such as the host's address."""
+    """One metric. unit: as Grafana spells it. labels: without those that Ray adds, such as the host's address."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -128,7 +128,7 @@ Figure: TypeAlias = tuple[str, float, dict[str, str]]
 
 
 def scheduler_figures(load: Load, counters: JobCounters) -> Iterator[Figure]:
-    """Yield what the scheduler's load and counters say. Durations are read from the counters, once."""
+    """Yield the figures of the scheduler's load and counters. Durations are read from the counters, once."""
     yield "serve_app_jobs", load.queued, {"state": "queued"}
     yield "serve_app_jobs", load.running, {"state": "running"}
     yield "serve_app_queue_oldest_seconds", load.oldest_s, {}
@@ -146,14 +146,14 @@ def scheduler_figures(load: Load, counters: JobCounters) -> Iterator[Figure]:
 
 
 def node_figures(pool: str, replica: str, times: NodeTimes) -> Iterator[Figure]:
-    """Yield what a replica's nodes took. Durations are read from them, once."""
+    """Yield the figures of a replica's nodes. Durations are read from them, once."""
     yield "serve_app_result_hits", times.held, {"pool": pool, "replica": replica}
     for class_type, seconds in times.read():
         yield "serve_app_node_seconds", seconds, {"pool": pool, "class_type": class_type}
 
 
 def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
-    """Yield what a replica's engine and weights say."""
+    """Yield the figures of a replica's engine and weights."""
     engine, weights, vaes = models.counters, models.loads, models.autoencoding
     labels = {"pool": pool, "replica": replica}
     yield "serve_app_evaluations", engine.evaluations, labels
@@ -179,7 +179,7 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
 
 
 def limit_figures(use: Mapping[str, float], refusals: Mapping[str, int]) -> Iterator[Figure]:
-    """Yield what a process's limits have refused, and how full what they bound is."""
+    """Yield the refusals by a process's limits, and their used share."""
     for key, count in dict(refusals).items():
         yield "serve_app_refusals", count, {"limit": key}
     for key, share in use.items():
@@ -187,7 +187,7 @@ def limit_figures(use: Mapping[str, float], refusals: Mapping[str, int]) -> Iter
 
 
 def tenant_figures(loads: Mapping[str, TenantLoad]) -> Iterator[Figure]:
-    """Yield what tenants have, by their label."""
+    """Yield the figures of tenants, by label."""
     for tenant, load in loads.items():
         yield "serve_app_tenant_jobs", load.queued, {"tenant": tenant, "state": "queued"}
         yield "serve_app_tenant_jobs", load.running, {"tenant": tenant, "state": "running"}
@@ -196,7 +196,7 @@ def tenant_figures(loads: Mapping[str, TenantLoad]) -> Iterator[Figure]:
 
 
 async def show(figures: Callable[[], Iterable[Figure]]) -> None:
-    """Hand this process's figures to Ray until cancelled."""
+    """Export this process's figures to Ray until cancelled."""
     meters = Meters()
     while True:
         for figure in figures():
@@ -212,7 +212,7 @@ class Meters:
         self._totals: dict[tuple[str, frozenset[tuple[str, str]]], float] = {}
 
     def show(self, name: str, value: float, labels: Mapping[str, str]) -> None:
-        """Hand one figure to Ray. Errors: KeyError for a name or ValueError for a label that the table lacks."""
+        """Export one figure to Ray. Errors: KeyError for a name or ValueError for a label that the table lacks."""
         metric = self._metrics[name]
         if isinstance(metric, ray_metrics.Gauge):
             metric.set(value, tags=dict(labels))

@@ -1,4 +1,4 @@
-"""Calls of node packs' routes on their way from the ingress to one replica of a pool, whichever Serve picks."""
+"""Forwards calls of node packs' routes from the ingress to a replica of a pool, chosen by Serve."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from serve_app.errors import NotReadyError
 from serve_app.packs.routes import PackCall, Piece
 
 REPLICA_S = 30.0
-"""How long a call waits for a replica to take it: of a pool at zero, one is started for it."""
+"""The timeout of a call until a replica takes it; a pool at zero starts one."""
 
 
 class Relay:
@@ -25,7 +25,7 @@ class Relay:
     async def __call__(self, pool: str, call: PackCall) -> AsyncGenerator[str | Piece]:
         """Yield the id of the replica that has the call, then its answer, however long it takes.
 
-        Whoever stops before the end ends the answer too. Errors: NotReadyError if none can, or it has died.
+        Closing the generator ends the answer. Errors: NotReadyError if none can, or it has died.
         """
         pieces = self._pools[pool].options(stream=True).answer.remote(call)
         whole = False

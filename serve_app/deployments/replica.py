@@ -29,7 +29,7 @@ from serve_app.replica.host import own_limit
 from serve_app.replica.watchdog import Watchdog, limit_allocations
 
 GET_S = 300.0
-"""How long a value may be on its way from another replica; then it is taken for lost, and asked for again."""
+"""The timeout of a value's transfer between replicas, after which it is requested again."""
 
 
 class Replica:
@@ -78,7 +78,7 @@ class Replica:
             yield from metrics.model_figures(pool, replica_id, models)
 
     async def answer(self, call: PackCall) -> AsyncIterator[str | Piece]:
-        """Run the handler of a node pack's route. Yields at once which replica has the call, then the answer."""
+        """Run the handler of a node pack's route. Yields this replica's id first, then the answer."""
         yield self._replica_id
         async with aclosing(self._routes.answer(call)) as pieces:
             async for piece in pieces:
@@ -100,14 +100,14 @@ class Replica:
 
 
 class ObjectStore:
-    """Values between replicas: through Ray's object store, by reference."""
+    """Transfers values between replicas through Ray's object store, by reference."""
 
     def put(self, value: Any) -> Any:
         # In a list, so that the reference itself travels and not what it refers to.
         return [ray.put(value)]
 
     async def get(self, reference: Any) -> Any:
-        """Return the value, or None if it was lost with the replica that made it."""
+        """Return the value, or None if its replica has died."""
         try:
             async with asyncio.timeout(GET_S):
                 return await reference[0]

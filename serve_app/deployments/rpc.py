@@ -32,13 +32,13 @@ CHALLENGE_BYTES, DIGEST = 32, "sha256"
 PROOF_BYTES = hashlib.new(DIGEST).digest_size
 LENGTH_BYTES = 8
 PROVE_S = 5.0
-"""How long a peer may take to prove that it knows the key."""
+"""The timeout of the key's proof."""
 LOOK_S = 3.0
-"""How often a connection with unanswered calls is looked at. One that says nothing for twice as long is dead."""
+"""The interval of pings while calls are unanswered. A peer that is silent for two intervals is dead."""
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host that is cut off closes no connection: seconds until the kernel asks, between asking, and how often."""
 PING = ""
-"""The method that every server answers by itself."""
+"""The method of pings."""
 
 
 class DisconnectedError(ConnectionError):
@@ -46,7 +46,7 @@ class DisconnectedError(ConnectionError):
 
 
 class UnpicklableError(TypeError):
-    """Arguments, or an answer, that must not go this way."""
+    """Arguments or an answer that must not be sent over this connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class _Served(Peer):
         super().connection_lost(exc)
         if self._late is not None:
             self._late.cancel()
-        # What a caller that is gone has asked for is done all the same: it may ask again, and must find it done.
+        # A call is executed although its caller has disconnected: it may retry, and must find it done.
         self._server.connections.discard(self)
 
 
@@ -241,7 +241,7 @@ class Connection(Peer):
         return connection
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Return the answer. Errors: what the method raises; UnpicklableError; DisconnectedError."""
+        """Call a method and return its answer. Errors: what the method raises; UnpicklableError; DisconnectedError."""
         if self.ended.is_set():
             raise DisconnectedError("the connection has ended")
         number = next(self._numbers)
@@ -257,7 +257,9 @@ class Connection(Peer):
             self._waiting.pop(number, None)
 
     def tell(self, method: str, *arguments: Any) -> None:
-        """Call without an answer: it is lost with the connection, and what it raises too. Errors: UnpicklableError."""
+        """Call a method without waiting for an answer or error; the call may be lost with the connection. Errors:
+        UnpicklableError.
+        """
         if not self.ended.is_set():
             self.send((None, method, arguments))
 
@@ -294,7 +296,7 @@ class Connection(Peer):
                 answer.set_exception(lost)
 
     def _see(self) -> None:
-        """Ask a peer that owes an answer and says nothing whether it is there; end the connection if it is not."""
+        """Ping a silent peer with unanswered calls; end the connection if it does not answer."""
         self._look = None
         if self.ended.is_set() or not self._waiting:
             return

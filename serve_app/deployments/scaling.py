@@ -1,4 +1,4 @@
-"""How many replicas a pool should have: enough to do soon what waits, by the seconds that the scheduler expects.
+"""The autoscaling policy of pools: enough replicas to drain the waiting tasks soon, by their expected duration.
 
 Serve's own metric, requests in hand, says nothing of tasks, because replicas take these from the scheduler. It counts
 the calls of node packs' routes, for which one replica is enough.
@@ -17,9 +17,8 @@ from serve_app.scheduler.core.demand import Demand, replicas_by_seconds
 
 
 class Backlog:
-    """An autoscaling policy. Runs in Serve's controller, whose loop must not wait: the demand is fetched beside it.
-
-    drain_s: within what time the replicas should have done what waits.
+    """An autoscaling policy. Runs in Serve's controller, whose loop must not wait: a thread fetches the demand.
+    drain_s: the time within which waiting tasks should be drained.
     """
 
     def __init__(self, pool: str, tasks_per_replica: int, drain_s: float) -> None:
@@ -31,7 +30,7 @@ class Backlog:
         self._asking: asyncio.Task[None] | None = None
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """Return the wanted number of replicas; as it is now while the scheduler cannot be asked."""
+        """Return the wanted number of replicas; the current one while the scheduler is unavailable."""
         if self._asking is None or self._asking.done():
             self._asking = asyncio.get_running_loop().create_task(self._ask())
         if self._demand is None:

@@ -1,7 +1,7 @@
-"""The graph scheduler as a detached Ray actor: one a cluster, restarted by Ray for as long as anyone needs it.
+"""The graph scheduler as a detached Ray actor: one for each cluster, restarted by Ray.
 
-Detached and pinned to the head, so that it outlives ingress replicas; all it knows is in the database. It ends itself
-once nobody calls it any more, that is, when the application it belongs to is gone.
+Detached and pinned to the head node, so that it outlives ingress replicas; its state is in the database. It exits when
+it gets no calls, that is, when its application is gone.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from serve_app.store.page.userdata import UserData
 from serve_app.store.retention.rules import RetentionRules
 
 ORPHANED_S = 120.0
-"""How long a scheduler that nobody calls stays: longer than any restart of its callers."""
+"""How long the actor stays without calls: longer than any restart of its callers."""
 PULSE_S = 1.0
 _log = log.get("deployments.scheduler")
 
 
 class SchedulerActor:
-    """The scheduler behind one actor method. Starts on its first call, which a restart by Ray makes come soon."""
+    """The Ray actor of the scheduler. Starts on its first call."""
 
     def __init__(self, config: AppConfig) -> None:
         collector.collect_rarely()
@@ -57,7 +57,7 @@ class SchedulerActor:
         return await self._endpoint.call(method, *arguments)
 
     async def address(self) -> Address:
-        """Return where this life of the actor takes the same calls by a connection."""
+        """Return the address at which this process takes the same calls over TCP."""
         return await self._endpoint.address()
 
     async def version(self) -> str:
@@ -65,12 +65,12 @@ class SchedulerActor:
         return version(self._endpoint.config)
 
     async def retire(self) -> None:
-        """Take no new job, let go of the lease and exit; the next scheduler plans what is unfinished."""
+        """Refuse calls and exit; the next scheduler plans the unfinished jobs."""
         self._endpoint.retire()
 
 
 class SchedulerEndpoint:
-    """Where one life of the actor takes calls. Apart from the actor, around whose every method Ray puts its own."""
+    """Dispatches the actor's calls to the scheduler. Not the actor class itself, as Ray wraps each of its methods."""
 
     def __init__(self, config: AppConfig) -> None:
         self.config = config
@@ -99,7 +99,7 @@ class SchedulerEndpoint:
         return await scheduler.verb(method)(*arguments)
 
     async def address(self) -> Address:
-        """Return where it listens."""
+        """Return the address, listening from the first call on."""
         if self._listening is None:
             self._listening = asyncio.create_task(self._server.listen(ray.util.get_node_ip_address()))
         return await self._listening
@@ -112,7 +112,7 @@ class SchedulerEndpoint:
         return await self.call(method, *arguments)
 
     def retire(self) -> None:
-        """Take no new job, and end."""
+        """Refuse calls, and exit."""
         if self._succession.current is not None:
             self._succession.current.retire()
         self._retired.set()
@@ -137,9 +137,9 @@ class SchedulerEndpoint:
         return epoch
 
     async def _pulse(self, scheduler: Scheduler, replica_id: str, packed: bytes) -> None:
-        """Notice the death of a replica's process: a call to a dead actor fails at once, one to a busy actor waits.
+        """Detect the death of a replica's process: a call to a dead actor fails at once, one to a busy actor waits.
 
-        While the replica has a connection it lives, and is not asked.
+        No calls are made while the replica's connection is open.
         """
         actor: Any = None
         while True:
@@ -157,7 +157,7 @@ class SchedulerEndpoint:
                 return
 
     def _end_actor(self, replica_id: str) -> None:
-        """End the process of a replica that says nothing, so that Serve replaces it."""
+        """Kill the process of a silent replica, so that Serve replaces it."""
         if packed := self._actors.pop(replica_id, None):
             asyncio.get_running_loop().run_in_executor(None, lambda: ray.kill(pickle.loads(packed)))
 
@@ -172,7 +172,7 @@ class SchedulerEndpoint:
 
 
 def ensure(config: AppConfig) -> None:
-    """Make sure that a scheduler of this version is there or coming; one of another version is retired first."""
+    """Start a scheduler of this version unless it runs; retire one of another version first."""
     actor = ray.remote(SchedulerActor).options(
         name=NAME,
         namespace=NAMESPACE,
@@ -218,5 +218,5 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
 
 
 def version(config: AppConfig) -> str:
-    """Return what tells this scheduler from one that must be replaced: the code's version and its configuration."""
+    """Return the version that an up-to-date scheduler has: of the code and its configuration."""
     return f"{__version__} {config.model_dump_json()}"

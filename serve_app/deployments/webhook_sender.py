@@ -1,9 +1,8 @@
 """The webhook sender: the one process that connects to URLs of clients, so the only one that needs the Internet.
 
-A Ray actor of the scheduler's, started when there is something to send, on the hosts that `webhooks.hosts` of the
-configuration names. It resolves a URL's host, connects, sends what it is given, and says what was answered. The outbox
-and the keys of signatures stay with the scheduler, so nothing is lost with the sender: what was under way as it ended
-is sent again.
+A Ray actor, started by the scheduler for the first message, on the hosts in `webhooks.hosts` of the configuration. It
+resolves a URL's host, connects, sends, and returns the status. The outbox and the signing keys stay with the
+scheduler, so nothing is lost with the sender: messages in flight are sent again.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ from serve_app.scheduler.webhooks.outgoing import Outgoing
 
 NAME = "webhook_sender"
 TRIES = 2
-"""How often a message is given to a sender that ends over it, before that counts as an attempt that failed."""
+"""How often a message is sent if the sender dies, before the attempt has failed."""
 LATE_S = 10.0
-"""How long after a message's own time a sender that says nothing is ended."""
+"""How long after a message's timeout a silent sender is killed."""
 AGAIN_S, WARN_S = 0.5, 60.0
-"""How soon a sender that has ended is looked for again; how often the log says that there is none."""
+"""The delay before a dead sender is replaced, and the interval of log lines about it."""
 _log = log.get("deployments.webhook_sender")
 
 
 class WebhookSender:
-    """Sends messages; the actor's class."""
+    """The actor class: sends messages."""
 
     def __init__(self, limits: WebhookLimits, logs: log.Form) -> None:
         log.configure(logs)
         self._outgoing = Outgoing(limits.allowed_networks, limits.timeout_s)
 
     async def post(self, url: str, headers: dict[str, str], body: bytes) -> int | str:
-        """Return the status that a message is answered, or why there is none."""
+        """Return the HTTP status of a message's answer, or the reason for none."""
         try:
             return await self._outgoing.post(url, headers, body)
         except OutgoingError as error:
@@ -47,7 +46,7 @@ class WebhookSender:
 
 
 class WebhookSenderHandle:
-    """How the scheduler sends. It waits for a sender that is not there, as long as it takes, and gives nothing up."""
+    """The scheduler's client of the sender. Waits without a timeout while there is no sender."""
 
     def __init__(self, limits: WebhookLimits, logs: log.Form) -> None:
         self._limits, self._logs = limits, logs
@@ -73,7 +72,7 @@ class WebhookSenderHandle:
         raise OutgoingError("the webhook sender ended")
 
     async def _ready(self) -> Any:
-        """Return the actor once it runs. One asks for all, so that one alone starts another."""
+        """Return the actor once it runs. Concurrent callers share one start."""
         began_s = time.monotonic()
         async with self._looking:
             while True:
@@ -93,7 +92,7 @@ class WebhookSenderHandle:
                     await asyncio.sleep(AGAIN_S)
 
     def _found(self) -> Any:
-        """Return the actor, which is started if there is none; it ends with the scheduler's process."""
+        """Return the actor, starting it if there is none; it ends with the scheduler's process."""
         options = {"label_selector": dict(self._limits.hosts)} if self._limits.hosts else {}
         actor = ray.remote(WebhookSender).options(
             name=NAME, namespace=NAMESPACE, get_if_exists=True, max_restarts=-1, num_cpus=0, **options

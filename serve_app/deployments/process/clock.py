@@ -1,7 +1,7 @@
-"""What a wall clock that is set back would do to Serve, and what mends it.
+"""Restarts Serve's controller when the wall clock was set back.
 
 Serve's controller times its health checks by the wall clock (ray 2.60, serve/_private/deployment_state.py): set back by
-an hour, it would notice no dead replica and no dead proxy for an hour. A controller that starts again looks at once.
+an hour, it would notice no dead replica and no dead proxy for an hour. A restarted controller checks at once.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from serve_app import log
 
 CONTROLLER, NAMESPACE = "SERVE_CONTROLLER_ACTOR", "serve"
 STEP_S = 5.0
-"""How far the clock must be set back at once; with less, health checks only come that much later."""
+"""The least step back that matters; a smaller one only delays health checks by as much."""
 LOOK_S = 1.0
 _log = log.get("deployments.clock")
 
 
 class Clock:
-    """Notices that the wall clock was set back. Both clocks are Python's own but for tests."""
+    """Detects that the wall clock was set back. wall, steady: clocks, for tests."""
 
     def __init__(self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic) -> None:
         self._wall, self._steady = wall, steady
         self._offset_s = wall() - steady()
 
     def set_back_s(self) -> float:
-        """Return by how much the clock was set back since the last look; 0 for less than STEP_S."""
+        """Return by how much the clock was set back since the last call; 0 for less than STEP_S."""
         before, self._offset_s = self._offset_s, self._wall() - self._steady()
         step_s = before - self._offset_s
         return step_s if step_s >= STEP_S else 0.0

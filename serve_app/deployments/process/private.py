@@ -1,4 +1,4 @@
-"""Keeps what `serve-app up` writes from the machine's other users: the database, logs, Ray's token and its sockets."""
+"""Protects the files of `serve-app up` from the machine's other users: database, logs, Ray's token and sockets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from serve_app import log
 from serve_app.errors import ConfigError
 
 OTHERS = 0o077
-"""The bits of a mode that let anyone but the owner in."""
+"""The mode bits that give access to anyone but the owner."""
 _log = log.get("up")
 
 
 def prepare(database_url: str) -> Path:
-    """Let this process and its children write for their user alone. Returns the folder for Ray's sessions.
+    """Restrict what this process and its children write to their user. Return the folder for Ray's sessions.
 
-    What an earlier start left open to others is closed too. Errors: ConfigError if the folder is somebody else's.
+    Files of earlier starts are restricted too. Errors: ConfigError if the folder is another user's.
     """
     os.umask(OTHERS)
     url = make_url(database_url)
@@ -43,9 +43,9 @@ def _close(path: Path) -> None:
 
 
 def _folder() -> Path:
-    """Return a folder that only this user enters, made if need be, in RAY_TMPDIR or where temporary files are.
+    """Return a folder that only this user can enter, in RAY_TMPDIR or the temporary folder; create it if needed.
 
-    Ray opens what it makes to everybody, whatever the umask says. The path is short: those of sockets in it must be.
+    Ray makes its files readable by all, whatever the umask. The path is short, as paths of sockets must be.
     """
     within = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir())
     if _is_own(within) and not within.stat().st_mode & OTHERS:

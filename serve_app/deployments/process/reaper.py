@@ -1,4 +1,4 @@
-"""Leaves no process behind: ends every process that carries a mark in its environment.
+"""Kills every process that has a mark in its environment, so that none is left behind.
 
 Ray's processes inherit the mark from the server's. Run as a program, the reaper waits until the pipe it was given
 closes, which happens however its parent dies, SIGKILL included, and then does the same.
@@ -19,20 +19,20 @@ MARK = "SERVE_APP_MARK"
 
 
 def marked(mark: str) -> dict[str, str]:
-    """Return what the environment of a process to be marked must have, so that its children are marked too."""
+    """Return the environment variables of the mark, which child processes inherit."""
     # Ray renames its processes; the second keeps their environment, and so the mark, readable.
     return {MARK: mark, "SPT_NOENV": "1"}
 
 
 class Reaper:
-    """One that is running. It acts when the process that started it has died, or lets it go."""
+    """A running reaper. It acts when the process that started it has died, or calls `close`."""
 
     def __init__(self, process: subprocess.Popen[bytes], watched: int) -> None:
         self._process = process
         self._watched = watched
 
     def close(self) -> None:
-        """Have it act, and return once it has ended."""
+        """Make it act, and return once it has ended."""
         os.close(self._watched)
         self._process.wait()
 

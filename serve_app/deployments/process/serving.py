@@ -3,7 +3,8 @@
 On a cluster it stays and takes the application away again. Run as a program it starts a Ray on this machine, as a child
 of the supervisor: `HOST PORT SOCKETS DASHBOARD READY`, the configuration as JSON on standard input. SOCKETS is the
 folder of the sockets that HAProxy asks, empty where Serve's own proxy is to listen; DASHBOARD is 1 for Ray's; READY a
-descriptor that is told when a job can run. Then the process goes on as the parent of Ray's processes and no more.
+file descriptor that is written to when a job can run. Then the process goes on as the parent of Ray's processes and no
+more.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def serve_on_own_ray(
 def _serve(
     settings: AppConfig, host: str, port: int, sockets: Path | None, context: Any, stop: threading.Event
 ) -> bool:
-    """Deploy and say that it is there, once a job can run. False if it could not be deployed, or `stop` came before."""
+    """Deploy, and report readiness once a job can run. False if it could not be deployed, or `stop` came before."""
     # Ray has put handlers of its own in place meanwhile.
     _stop_on_signals(stop)
     deployed: Future[None] = Future()
@@ -128,7 +129,7 @@ def _deployments() -> list[tuple[str, Any]]:
 
 
 def _wait_until_ready(stop: threading.Event, deployed: Future[None]) -> bool:
-    """Wait until a replica has joined, so that a job can run. False if the deployment failed or a stop was asked."""
+    """Wait until a replica has registered, so that a job can run. False if the deployment failed or `stop` is set."""
 
     async def ready() -> bool:
         handle = scheduler_client()
@@ -148,7 +149,7 @@ def _wait_until_ready(stop: threading.Event, deployed: Future[None]) -> bool:
 
 
 def _withdraw() -> None:
-    """Take the application and its scheduler off a cluster that goes on."""
+    """Remove the application and its scheduler from a running cluster."""
     serve.delete(APPLICATION)
     try:
         ray.kill(ray.get_actor(NAME, NAMESPACE), no_restart=True)
@@ -158,7 +159,7 @@ def _withdraw() -> None:
 
 
 def _stay(stop: threading.Event) -> None:
-    """Go on as a program that waits to be ended, unless `stop` has come; Ray sees its driver leave.
+    """Replace this process by a small program that waits to be ended, unless `stop` is set; Ray sees its driver leave.
 
     Ray's processes stay children of this one and end with it. Only a driver's memory, a fifth of what a server without
     models takes, and its threads are gone.

@@ -30,17 +30,17 @@ from serve_app.deployments.proxy.haproxy import HAProxy
 
 STDIN = 0
 PARTS = ("gcs_server", "raylet")
-"""Ray's processes that it cannot do without and does not start again, children of the server's process."""
+"""Ray's essential processes that Ray does not restart, children of the server's process."""
 GIVEN_UP = 3
-"""The status of a server that says that another start would end alike."""
+"""The exit status of a server that would fail again if restarted."""
 LOOK_S = 0.5
 TRIES = 3
-"""Starts that may fail before the first success."""
+"""The failed starts before the first success after which it gives up."""
 STEADY_S = 60.0
-"""A server that was ready for so long is not told to wait before it starts again."""
+"""A server that was ready for this long is restarted without a delay."""
 LONGEST_WAIT_S = 30.0
 STOP_S = 8.0
-"""How long a server may take to stop."""
+"""The timeout of a server's stop."""
 _log = log.get("up")
 
 
@@ -155,7 +155,7 @@ class _Life:
         return 0.0 if self._ready_at_s is None else time.monotonic() - self._ready_at_s
 
     def fault(self) -> str | None:
-        """Return what has died, None while all is well."""
+        """Return the part that has died, or None."""
         if self._ready_at_s is None and select.select([self._ready], [], [], 0)[0] and os.read(self._ready, 1):
             self._ready_at_s = time.monotonic()
         if (status := self.status) is not None:
@@ -169,7 +169,7 @@ class _Life:
         return None
 
     def end(self) -> None:
-        """Ask it to stop, and leave it to the reaper if it does not."""
+        """Stop it; the reaper kills it if it does not end in time."""
         print("stopping", flush=True)
         self._process.send_signal(signal.SIGTERM)
         try:

@@ -1,4 +1,4 @@
-"""What processes that compute with torch are told by their environment, which it and cuBLAS read as they start.
+"""Environment variables of processes that compute with torch, which it and cuBLAS read at their start.
 
 Imports nothing, so that the supervisor, which has neither torch nor Ray, can hand it to every process of its own Ray.
 """

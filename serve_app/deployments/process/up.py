@@ -41,7 +41,7 @@ OWN_RAY = {
     # What pools ask for: all processes have it, so that the first replicas need none of their own.
     **ENVIRONMENT,
 }
-"""What the processes of a Ray of our own are told by their environment, where it does not say otherwise."""
+"""The default environment variables of our own Ray's processes."""
 QUIET_RAY = {
     # Of Serve's controller, which looks at everything once in each; Serve's own is 0.1.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
@@ -64,7 +64,7 @@ QUIET_RAY = {
     "RAY_io_context_monitor_probe_interval_ms": "10000",
     "RAY_debug_dump_period_milliseconds": "0",
 }
-"""Likewise, so that a server that nobody asks does next to nothing."""
+"""More defaults, so that an idle server uses almost no CPU."""
 WITHOUT_DASHBOARD = {
     # What only its pages show: every call with its times, and the host's figures every few seconds.
     "RAY_task_events_report_interval_ms": "0",
@@ -81,7 +81,7 @@ _log = log.get("up")
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What the command line says. changed: configuration keys with new values, None for those that stay.
+    """The command line's options. changed: configuration keys with new values, None for those that stay.
 
     demo: provide the models that ship. insecure: listen beyond this machine without tenants.
     """
@@ -189,7 +189,7 @@ def _settings(arguments: UpOptions) -> AppConfig:
 
 
 def check_exposure(host: str, settings: AppConfig, *, insecure: bool) -> None:
-    """Refuse to let everyone in who reaches the machine, unless that is said. Errors: ConfigError."""
+    """Refuse to listen beyond this machine without tenants, unless `insecure`. Errors: ConfigError."""
     if host in LOOPBACK or host.startswith("127.") or settings.tenants is not None or insecure:
         return
     raise ConfigError(
@@ -199,7 +199,7 @@ def check_exposure(host: str, settings: AppConfig, *, insecure: bool) -> None:
 
 
 def _provide(settings: AppConfig) -> None:
-    """Put the models that ship where the server finds them. Errors: ConfigError."""
+    """Install the bundled models into the models folder. Errors: ConfigError."""
     if settings.models is not None:
         raise ConfigError(
             f"--demo fills models_dir, and the model files are in bucket {settings.models.bucket}: copy them there"

@@ -1,10 +1,9 @@
-"""What clients of Serve's HTTP proxy see while the application behind it is not there.
+"""ASGI middleware for Serve's HTTP proxy that answers in the contract's form while the application is not available.
 
 Serve's proxy answers 404 for routes it does not know yet, lets requests wait for replicas that are still starting,
 words its own errors as plain text, and answers nothing when a replica dies with a request in hand. This ASGI middleware
 turns these into the contract's 503. The proxy loads it by the environment's RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
-They are told apart from the application's by their headers: the proxy's errors in plain text say no length, which the
-application always says.
+The proxy's own errors are recognised by their headers: plain text without a length, which the application always sets.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ SERVES_LOGGER = "ray.serve"
 
 
 class Gate:
-    """One a proxy. `is_open` once the application has answered."""
+    """The state of one proxy. `is_open` once the application has answered."""
 
     def __init__(self, app: Callable[[Any, Receive, Send], Awaitable[None]]) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The HAProxy that has the port of `serve-app up` from its first moment to its last.
+"""Configures and runs the HAProxy on the port of `serve-app up`, from its start to its end.
 
 Ingress replicas listen on Unix sockets in a folder of the user's own, one each, named by their rank. HAProxy learns
 which of them are there by connecting, so its configuration never changes: nothing that dies or starts cuts a connection
@@ -28,18 +28,18 @@ HEADERS_S = 60
 HEAD_BYTES = 65_536
 """Of a request's head, as much as the ingress's own server takes."""
 DESCRIPTORS = 40_000
-"""As many as it takes. Where the machine allows fewer, it makes do with those."""
+"""The wanted file descriptors. If the machine allows fewer, it uses those."""
 OF_A_CLIENT = 4
 """Descriptors of a client's connection: its own, both ends of that to the inside, and that to the ingress."""
 RESERVED = 40
-"""Descriptors that are no client's."""
+"""Descriptors for other purposes than clients."""
 SOCKETS_SHARE = 0.75
-"""How much of the room websockets may take, which stay; the rest is for requests, among them probes."""
+"""The share of connections for long-lived websockets; the rest is for requests, such as probes."""
 RETRY_AFTER_S = 1
 FULL_RETRY_AFTER_S = 5
 START_S = 5.0
 AGAIN_S = 1.0
-"""A HAProxy that has died is started again, at most so often."""
+"""The least interval between restarts of a HAProxy that has died."""
 _log = log.get("up")
 
 _ANSWERS = {
@@ -84,14 +84,14 @@ def socket_path(folder: Path, rank: int) -> Path:
 
 
 class ConnectionLimits(NamedTuple):
-    """How many clients may be connected at once, and how many of them by websockets."""
+    """The most clients connected at once, and those of them by websocket."""
 
     clients: int
     sockets: int
 
 
 def connection_limits() -> ConnectionLimits:
-    """Return what fits the descriptors that a process may have open here."""
+    """Return the limits that the allowed file descriptors permit."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, DESCRIPTORS)
     clients = max(4, (limit - RESERVED) // OF_A_CLIENT)
@@ -115,12 +115,12 @@ def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
             f"timeout tunnel {QUIET_S}s",
             f"timeout http-request {HEADERS_S}s",
             f"timeout http-keep-alive {HEADERS_S}s",
-            # A client that has gone is told to the ingress at once, which then stops working for it.
+            # A client that disconnects is reported to the ingress at once, which stops its work.
             "option abortonclose",
             # Events go out as they come, not when a segment is full.
             "option http-no-delay",
             "http-reuse always",
-            # A socket that nobody listens on refuses at once; the other replicas are then asked, each once.
+            # A socket without a listener refuses at once; then each other replica is tried once.
             f"retries {replicas - 1}",
             "option redispatch 1",
             *error_pages(folder),
@@ -137,10 +137,10 @@ def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
         # When a server dies with a request that is not the first of its client's connection, HAProxy closes that
         # connection without a word. So each request goes through HAProxy once more, on a connection of its own.
         "backend inside": ["option http-server-close", "http-reuse never", f"server inside unix@{inside}"],
-        # Counted apart, so that there is room for requests.
+        # Limited apart, so that connections are left for requests.
         "backend sockets": ["http-reuse never", f"server inside unix@{inside}"],
         "frontend inside": [f"bind unix@{inside} mode 600 proto h1", "default_backend ingress"],
-        # What only reads is asked of another replica where one dies with it before it has said anything.
+        # A read is retried on another replica if one dies before its first byte.
         "backend ingress": [
             "balance leastconn",
             "retry-on conn-failure empty-response",
@@ -152,7 +152,7 @@ def _configuration(folder: Path, host: str, port: int, replicas: int) -> str:
 
 
 class HAProxy:
-    """One HAProxy over the sockets of so many ingress replicas in a folder, which is made."""
+    """One HAProxy in front of `replicas` ingress sockets in a folder, which is created."""
 
     def __init__(self, binary: str, folder: Path, host: str, port: int, replicas: int) -> None:
         folder.mkdir(mode=0o700, exist_ok=True)

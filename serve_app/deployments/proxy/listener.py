@@ -1,4 +1,4 @@
-"""The HTTP server of an ingress replica that HAProxy asks directly, by a Unix socket.
+"""The HTTP server of an ingress replica behind HAProxy, on a Unix socket.
 
 Serve's own way to a replica, by its proxy or by a port of the replica's, costs each request a copy of all it carries
 and the bookkeeping of a call. Here the request comes to the process that answers it, as it was sent.
@@ -45,7 +45,7 @@ class Listener:
         self._serving = asyncio.get_running_loop().create_task(self._server.serve(sockets=[listening]))
 
     def check(self) -> None:
-        """Raise if it answers no more."""
+        """Raise if the server has stopped."""
         if self._serving.done():
             raise RuntimeError("the HTTP server has ended") from self._serving.exception()
 

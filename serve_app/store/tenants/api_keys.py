@@ -1,4 +1,4 @@
-"""API keys: what a client proves itself by, as the database keeps them, and what is asked of it about them.
+"""API keys and sessions in the database, and the queries on them.
 
 A key is "sa_ID_SECRET". The id is shown and finds the key; of the secret, 256 random bits, only a hash is kept: one
 that takes long to compute is for what people think up. A key holds until it ends; to revoke one is to end it now, and
@@ -30,20 +30,20 @@ from serve_app.store.tenants.tenants import is_tenant
 PREFIX = "sa"
 KEY = re.compile(rf"{PREFIX}_([0-9a-f]{{12}})_([A-Za-z0-9_-]{{43}})")
 KEY_SCOPES = ("submit", "read", "admin", "metrics")
-"""What a key may allow: to change what its tenant has, to see it, to do everything, to see how the server does."""
+"""The scopes of a key: change its tenant's data, read it, do everything, read the server's metrics."""
 USUAL_SCOPES = ("submit", "read")
 GRACE_S = 3600.0
-"""How long a key holds beside its successor, unless it is said otherwise."""
+"""How long a rotated key stays valid, by default."""
 NAME_LENGTH = 100
 SESSION_S = 7 * 86_400.0
-"""How long a session lasts at most."""
+"""The longest life of a session."""
 SESSIONS = 100
-"""How many sessions one key may have, and one user of tokens; the newest replaces the oldest."""
+"""The most sessions of one key or token user; a new one replaces the oldest."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret. tenant: "" is the operator's. name: people's word for it. ends_s: Unix time.
+    """A key without its secret. tenant: "" is the operator's. name: for people. ends_s: Unix time.
 
     session_of: the id of the key that a session is of, "" for a token's; None for what is no session.
     """
@@ -59,7 +59,7 @@ class ApiKey:
 
     @property
     def shown(self) -> str:
-        """Return what may be shown of it."""
+        """Return the public part of a key."""
         return f"{PREFIX}_{self.key_id}_…"
 
     @property
@@ -121,7 +121,7 @@ _COLUMNS = tuple(column.name for column in API_KEYS.c)
 
 @dataclass(frozen=True, slots=True)
 class AddKey(ServerScoped):
-    """Keep a new key or session. replaces: the id of a key that holds until `grace_s` from now at most.
+    """Stores a new key or session. replaces: the id of a key that holds until `grace_s` from now at most.
 
     Sessions that have ended go, and the oldest beyond SESSIONS.
     """
@@ -144,21 +144,21 @@ class AddKey(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class EndKey(ServerScoped):
-    """Revoke a key, with its sessions, or end a session."""
+    """Revokes a key with its sessions, or ends a session."""
 
     writes: ClassVar[bool] = True
 
     key_id: str
 
     def execute(self, connection: sa.Connection) -> bool:
-        """Return whether there is such a key."""
+        """Return whether the key exists."""
         _end(connection, self.key_id, time.time())
         return bool(FindKeys((self.key_id,)).execute(connection))
 
 
 @dataclass(frozen=True, slots=True)
 class FindKey(ServerScoped):
-    """One key by its id, no session."""
+    """Finds a key by its id; no session."""
 
     writes: ClassVar[bool] = False
 
@@ -172,7 +172,7 @@ class FindKey(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class FindKeys(ServerScoped):
-    """Keys and sessions by their ids."""
+    """Finds keys and sessions by their ids."""
 
     writes: ClassVar[bool] = False
 
@@ -188,7 +188,7 @@ class FindKeys(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class ListKeys(ServerScoped):
-    """All keys, without sessions."""
+    """Lists all keys, without sessions."""
 
     writes: ClassVar[bool] = False
 

@@ -1,4 +1,4 @@
-"""The audit log: who did what, from where, and what came of it; kept for as long as the configuration says."""
+"""The audit log: caller, action, source and result of requests, kept as long as configured."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class WriteAudit(ServerScoped):
-    """Keep entries, and let go of those from before a moment."""
+    """Stores entries, and deletes those from before a time."""
 
     writes: ClassVar[bool] = True
 
@@ -49,7 +49,7 @@ class WriteAudit(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class ReadAudit(ServerScoped):
-    """The newest entries: at most `limit`, from before a moment. tenant: only of one, None for all."""
+    """Lists the newest entries: at most `limit`, from before a time. tenant: only of one, None for all."""
 
     writes: ClassVar[bool] = False
 

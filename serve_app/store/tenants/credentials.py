@@ -1,4 +1,4 @@
-"""Credentials that a client sends with a job for its nodes, and how they stay out of all that is told or kept."""
+"""Credentials that a client sends with a job for its nodes, kept out of answers, events, logs and the database."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHORTEST = 6
 
 
 def without_credentials(extra_data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a job's `extra_data` as it may be shown and written down."""
+    """Return a job's `extra_data` without credentials, for answers and the database."""
     return {key: value for key, value in extra_data.items() if key not in CREDENTIALS}
 
 

@@ -1,4 +1,4 @@
-"""Who there is: each tenant's keys, jobs, GPU-seconds of today, bytes stored and quotas, as the operator sees them."""
+"""Lists tenants for the operator: keys, jobs, GPU seconds of today, stored bytes and quotas."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAY_S = 86_400
 
 @dataclass(frozen=True, slots=True)
 class ListTenants(ServerScoped):
-    """Those that have keys or jobs, or have used something today. now_s: Unix time."""
+    """Lists tenants with keys, jobs or use of today. now_s: Unix time."""
 
     writes: ClassVar[bool] = False
 
@@ -54,7 +54,7 @@ def with_quotas(tenants: tuple[dict[str, Any], ...], quotas: Quotas) -> list[dic
 
 
 def _jobs_by_tenant(connection: sa.Connection) -> dict[str, dict[str, int]]:
-    """Return how many jobs there are, by tenant and state."""
+    """Return the number of jobs by tenant and state."""
     counted = sa.select(JOBS.c.tenant, JOBS.c.state, sa.func.count()).group_by(JOBS.c.tenant, JOBS.c.state)
     found: dict[str, dict[str, int]] = {}
     for tenant, state, count in connection.execute(counted):

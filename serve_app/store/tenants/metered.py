@@ -1,6 +1,6 @@
-"""A tenant's store that counts what is written to it and deleted from it, and refuses what is beyond a quota.
+"""A tenant's store that counts written and deleted bytes, and enforces the quota of bytes.
 
-Everything is synchronous, as in every store, and asks the database: never call it on an event loop.
+Synchronous, and queries the database: never call it on an event loop.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from serve_app.store.tenants.stored_bytes import ClaimBytes, NoteFiles, name_of,
 from serve_app.store.tenants.tenants import placed
 
 Ask = Callable[[Any], Any]
-"""(inquiry) -> what the database answers the tenant."""
+"""Runs a database query for the tenant."""
 
 
 class Meter:
-    """What one tenant stores, as one process counts it. most: its quota of bytes, None for any number."""
+    """The meter of one tenant in one process. most: its quota of bytes, None for no limit."""
 
     def __init__(self, ask: Ask, most: int | None) -> None:
         self._ask, self._most = ask, most
 
     def unbounded(self) -> Meter:
-        """Return one that counts and refuses nothing."""
+        """Return a meter without count and limit."""
         return Meter(self._ask, None)
 
     def write(self, name: str, size: int, write: Callable[[], None], *, replace: bool) -> None:
-        """Write a file of so many bytes. name: as `name_of`; replace: whether one may be there.
+        """Write a file of `size` bytes. name: as `name_of`; replace: whether one may be there.
 
-        Errors: QuotaError if that is too much, before anything is written; and `write`'s.
+        Errors: QuotaError before anything is written; and `write`'s.
         """
         if self._most is None:
             write()
@@ -48,12 +48,12 @@ class Meter:
         self._ask(NoteFiles({name: size, claim: None}))
 
     def note(self, name: str, size: int | None) -> None:
-        """Take in that a file is there, of so many bytes, or with None that it is not."""
+        """Count a file by its size, or with None its deletion."""
         self._ask(NoteFiles({name: size}))
 
 
 class MeteredStore:
-    """A tenant's store beside its meter."""
+    """A tenant's store with its meter."""
 
     def __init__(self, store: Store, tenant: str, meter: Meter) -> None:
         self._store, self._tenant, self._meter = store, tenant, meter

@@ -1,7 +1,4 @@
-"""What an operator holds back: the whole queue, the jobs that need a pool, or those of a tenant.
-
-Kept in the database until it is resumed.
-"""
+"""Pauses of the whole queue, of a pool's jobs or of a tenant's, stored until they are resumed."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ KINDS: tuple[PauseKind, ...] = ("queue", "pool", "tenant")
 
 
 class Pause(NamedTuple):
-    """What is held back. name: of the pool or tenant; "" for the queue."""
+    """A pause. name: of the pool or tenant; "" for the queue."""
 
     kind: PauseKind
     name: str = ""
@@ -31,12 +28,12 @@ class Pause(NamedTuple):
 
 
 THE_QUEUE = Pause("queue")
-"""Everything that has not started."""
+"""The pause of all jobs that have not started."""
 
 
 @dataclass(frozen=True, slots=True)
 class SetPause(ServerScoped):
-    """Pause, or resume: both say how it is to be, and may be said again."""
+    """Pauses or resumes; idempotent."""
 
     writes: ClassVar[bool] = True
 
@@ -44,7 +41,7 @@ class SetPause(ServerScoped):
     paused: bool
 
     def execute(self, connection: sa.Connection) -> Mapping[Pause, float]:
-        """Return what is paused after that, each with the Unix time since when."""
+        """Return the resulting pauses, each with its Unix time."""
         kind, name = self.pause
         if self.paused:
             insert_once(connection, PAUSES, ("kind", "name"), [{"kind": kind, "name": name, "since_s": time.time()}])
@@ -55,11 +52,11 @@ class SetPause(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class AllPauses(ServerScoped):
-    """What is paused."""
+    """Lists the pauses."""
 
     writes: ClassVar[bool] = False
 
     def execute(self, connection: sa.Connection) -> Mapping[Pause, float]:
-        """Return it, each with the Unix time since when."""
+        """Return the pauses, each with its Unix time."""
         rows = connection.execute(sa.select(PAUSES).order_by(PAUSES.c.since_s, PAUSES.c.kind, PAUSES.c.name))
         return {Pause(row.kind, row.name): float(row.since_s) for row in rows}

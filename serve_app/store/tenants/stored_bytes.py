@@ -1,9 +1,8 @@
-"""How many bytes each tenant has stored: a row for each of its files, and their sum.
+"""The stored bytes of each tenant: a row for each of its files, and their sum.
 
-Whoever writes or deletes a file notes what lies there now, so that a note may be made twice. What nobody has noted, as
-a file that a node pack wrote by itself, is found where all files are looked at: see
-`scheduler/housekeeping/storage_count.py`. An upload claims its bytes before it is written, so that two at a time do not
-pass the quota together.
+A write or deletion records the file's size afterwards, which is idempotent. Unrecorded files, such as a node pack's
+own, are found when all files are listed (`scheduler/housekeeping/storage_count.py`). An upload claims its bytes before
+it is written, so that two concurrent ones cannot exceed the quota together.
 """
 
 from __future__ import annotations
@@ -25,25 +24,25 @@ from serve_app.store.database.query_scope import ServerScoped, TenantScoped
 from serve_app.store.database.schema import STORED_BYTES, STORED_FILES
 
 CLAIM_S = 3600.0
-"""How long a claim counts whose upload never ended; no upload takes so long."""
+"""The life of a claim, longer than any upload."""
 RETRY_S = 60
-"""When a tenant may ask again for what deletion and retention decide."""
+"""The retry delay for a limit that deletion and retention relax."""
 BATCH = 500
-"""How many rows one statement names."""
+"""The rows of one statement."""
 
 
 def name_of(area: str, path: str) -> str:
-    """Return what a file is known by here, however long its path."""
+    """Return a file's key in the table, of bounded length."""
     return hashlib.sha256(f"{area}/{path}".encode(errors="replace")).hexdigest()
 
 
 def new_claim() -> str:
-    """Return a name that no file has."""
+    """Return a key that no file has."""
     return f"claim {secrets.token_hex(16)}"
 
 
 def refusal(most: int, stored: int, size: int = 0) -> QuotaError:
-    """Return the refusal of `size` more bytes, or of a job, to a tenant that has stored so many; counts it."""
+    """Return the refusal of `size` more bytes, or of a job, to a tenant that has `stored` bytes; counts it."""
     refused("quotas.bytes_stored")
     more = f", and this is {size} more" if size else ""
     reason = f"this tenant has stored {stored} bytes{more}; its quota 'bytes_stored' allows {most}"
@@ -59,7 +58,9 @@ class Claimed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ClaimBytes(TenantScoped):
-    """Count bytes that are about to be written, if there is room. replaced: the file in whose place they go, if any."""
+    """Claims bytes that are about to be written, if the quota allows them. replaced: the file in whose place they go,
+    if any.
+    """
 
     writes: ClassVar[bool] = True
 
@@ -70,7 +71,7 @@ class ClaimBytes(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> Claimed:
-        """Return whether there is room."""
+        """Return whether the quota allows them."""
         named = [self.claim, *([] if self.replaced is None else [self.replaced])]
         there = _sizes(connection, named)
         stored = _total(connection, self.tenant) - there.get(self.claim, 0)
@@ -83,7 +84,7 @@ class ClaimBytes(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class NoteFiles(TenantScoped):
-    """Take in what lies where a tenant's files do. sizes: bytes by `name_of`; None where there is no file."""
+    """Records sizes of a tenant's files. sizes: bytes by `name_of`; None for a deleted file."""
 
     writes: ClassVar[bool] = True
 
@@ -97,7 +98,7 @@ class NoteFiles(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class ForgetUnseen(ServerScoped):
-    """Forget files that nobody has noted since a time, and add up anew; with `inf`, all of it."""
+    """Deletes rows not recorded since a time, and recomputes the sums; with `inf`, deletes all."""
 
     writes: ClassVar[bool] = True
 
@@ -113,7 +114,7 @@ class ForgetUnseen(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class StoredBytes(TenantScoped):
-    """What a tenant has stored."""
+    """Reads the stored bytes of a tenant."""
 
     writes: ClassVar[bool] = False
 
@@ -125,7 +126,7 @@ class StoredBytes(TenantScoped):
 
 
 def totals(connection: sa.Connection) -> dict[str, int]:
-    """Return the bytes of each tenant that has some."""
+    """Return the stored bytes by tenant."""
     return {row.tenant: int(row.bytes) for row in connection.execute(sa.select(STORED_BYTES)) if row.bytes}
 
 

@@ -1,4 +1,4 @@
-"""Tenants in the store: each one's files lie in a folder of its own in every area, and its jobs have ids of its own.
+"""Tenants' names, folders and ids: each tenant has a folder in every area, and its own namespace of job ids.
 
 The operator, tenant "", has the areas themselves, and so the tenants' folders too.
 """
@@ -53,17 +53,17 @@ def named_by_tenant(ref: FileRef) -> FileRef:
 
 
 def job_id_of(prompt_id: str, tenant: str) -> str:
-    """Return the id in the whole server of the job that a tenant calls so: what clients call theirs may be alike."""
+    """Return the server-wide id of a tenant's job, as ids of several tenants may be equal."""
     return f"{prompt_id}{MARK}{tenant}" if tenant else prompt_id
 
 
 def prompt_id_of(job_id: str) -> str:
-    """Return what its tenant calls a job."""
+    """Return a job's id as its tenant knows it."""
     return job_id.partition(MARK)[0]
 
 
 def store_of(store: Store, tenant: str) -> Store:
-    """Return a store as a tenant has it."""
+    """Return a store restricted to a tenant's folders."""
     return TenantStore(store, tenant) if tenant else store
 
 
@@ -107,7 +107,7 @@ class TenantStore:
 
     @contextlib.contextmanager
     def _as_it_names_them(self) -> Iterator[None]:
-        """Say of files that are not there what the tenant calls them."""
+        """Replace paths in errors of missing files by the tenant's names."""
         try:
             yield
         except FileMissingError as error:

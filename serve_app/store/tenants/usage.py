@@ -1,4 +1,4 @@
-"""What tenants have used of the cluster, as a row for each tenant and day of UTC, written with the ends of jobs."""
+"""The GPU time of tenants: a row for each tenant and UTC day, written with the ends of jobs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from serve_app.store.database.schema import USAGE
 
 
 def write(connection: sa.Connection, used: Sequence[TenantUsed]) -> None:
-    """Keep totals, each in the place of an earlier one; of several of a tenant and day the last."""
+    """Store totals, replacing earlier ones; the last of several of a tenant and day wins."""
     totals = {(each.tenant, each.day): {"tenant": each.tenant, "day": each.day, "gpu_s": each.gpu_s} for each in used}
     if not totals:
         return
@@ -24,6 +24,6 @@ def write(connection: sa.Connection, used: Sequence[TenantUsed]) -> None:
 
 
 def read(connection: sa.Connection, since_day: int) -> list[TenantUsed]:
-    """Return the totals of a day and those after it."""
+    """Return the totals from a day on."""
     rows = connection.execute(sa.select(USAGE).where(USAGE.c.day >= since_day).order_by(USAGE.c.day, USAGE.c.tenant))
     return [TenantUsed("", row.tenant, int(row.day), float(row.gpu_s)) for row in rows]
