@@ -1,1 +1,1 @@
-"""Files of clients in three areas (input, output, temp), on a volume or in a bucket."""
+"""Clients' files in three areas (input, output, temp), on a volume or in a bucket."""

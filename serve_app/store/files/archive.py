@@ -1,4 +1,4 @@
-"""Stored files as one ZIP archive that is made while it is read: never more of it is in memory than a piece.
+"""Streams stored files as one ZIP archive, with at most one piece in memory.
 
 Files are stored as they are, since pictures and videos are compressed already. Source: PKWARE's APPNOTE.TXT, as
 Python's zipfile writes it to what cannot be sought in: sizes and checksums follow each file.
@@ -16,13 +16,13 @@ from serve_app.store.files.store import FileRef, Store
 
 PIECE_BYTES = 256 * 1024
 GONE = "MISSING.txt"
-"""The file that names those which have gone since the archive was asked for."""
+"""The member that lists files deleted since the archive was requested."""
 _FIRST, _LAST = (1980, 1, 1, 0, 0, 0), (2107, 12, 31, 23, 59, 58)
-"""What times the format has."""
+"""The range of times of the format."""
 
 
 class ArchiveMember(NamedTuple):
-    """One file of an archive. name: there. size: bytes, when it was asked for. changed_s: Unix time."""
+    """One file of an archive. name: in the archive. size: bytes at the request. changed_s: Unix time."""
 
     ref: FileRef
     name: str
@@ -55,7 +55,7 @@ def zipped(store: Store, members: Sequence[ArchiveMember]) -> Generator[bytes]:
 
 
 class _Written:
-    """What the archive has written and nobody has taken yet."""
+    """The written bytes that are not yielded yet."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -65,7 +65,7 @@ class _Written:
         return len(piece)
 
     def flush(self) -> None:
-        """Do nothing: all is at hand."""
+        """Do nothing: nothing is buffered elsewhere."""
 
     def taken(self) -> Iterator[bytes]:
         if self._pieces:

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, for whatever keeps files on a file system."""
+"""Atomic writes of files on a file system."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from serve_app.store.files.store import Content, pieces
 
 UNFINISHED = ".part"
-"""How the name of a file that is still being written ends; such files are not listed."""
+"""The suffix of files that are being written, which are not listed."""
 
 NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What file systems without hard links, such as SMB's, say when they are asked for one."""
+"""The errors of file systems without hard links, such as SMB."""
 
 
 def write_file(path: Path, data: Content, *, replace: bool = True, durable: bool = True) -> None:
     """Store the whole content or nothing, and return once it is on the disk. The folder must exist.
 
     durable: whether it has to outlive a crash of the machine, which takes two waits for the disk.
-    Errors: FileExistsError if there is such a file and it may not be replaced, whoever made it meanwhile; OSError.
+    Errors: FileExistsError if the file exists, also since the call, and may not be replaced; OSError.
     """
     unfinished = path.with_name(f".{uuid.uuid4().hex}{UNFINISHED}")
     try:
@@ -40,7 +40,7 @@ def write_file(path: Path, data: Content, *, replace: bool = True, durable: bool
             unfinished.unlink()
     if not durable:
         return
-    # The name itself must outlive a crash too: the record that tells of the file does.
+    # The directory entry must survive a crash too, as the file's record does.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -49,7 +49,7 @@ def write_file(path: Path, data: Content, *, replace: bool = True, durable: bool
 
 
 def claim(unfinished: Path, path: Path) -> None:
-    """Give a file its name only if that is free, which looking first could not promise. Errors: FileExistsError."""
+    """Give a file its name only if that is free, atomically. Errors: FileExistsError."""
     try:
         os.link(unfinished, path)
     except OSError as error:

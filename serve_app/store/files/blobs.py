@@ -1,4 +1,4 @@
-"""Bytes by their content: the hash that assets are known by, and the files that they lie in."""
+"""Content hashes of assets, and the names of their files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 
 
 class FilePieces:
-    """An open file's content from its beginning, as often as it is asked for.
+    """The content of an open file, from its beginning at each iteration.
 
-    late: whether it has taken too long, which is then a TimeoutError.
+    late: whether the time is up, which raises TimeoutError.
     """
 
     def __init__(self, file: BinaryIO, late: Callable[[], bool] = lambda: False) -> None:
@@ -48,7 +48,7 @@ def content_hash(pieces: FilePieces) -> tuple[str, int]:
 
 
 def new_file(hash_: str, name: str) -> FileRef:
-    """Return a file that no other upload has, for a content. name: the client's, of which the suffix is kept."""
+    """Return a unique file for an upload's content. name: the client's, whose suffix is kept."""
     suffix = PurePosixPath(name).suffix.lower()
     kept = suffix if _SUFFIX.fullmatch(suffix) else ""
     return FileRef("input", FOLDER, f"{hash_.removeprefix('blake3:')}-{secrets.token_hex(6)}{kept}")

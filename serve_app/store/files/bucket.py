@@ -1,10 +1,9 @@
-"""One bucket of an S3-compatible store, under one prefix: what the files of clients and the model files both rest on.
+"""A client of one bucket of an S3-compatible store, under one prefix, for clients' files and model files.
 
-Keys here are without the prefix. An absent key is FileNotFoundError, a taken one FileExistsError; whatever else goes
-wrong is StoreError: at once for a refusal, after as much patience as the location has for a store that is away or busy.
-Credentials come from the environment, a shared
-file or a role, as boto3 finds them. Source: Amazon S3 API Reference; conditional writes: "How to prevent object
-overwrites with conditional writes".
+Keys here are without the prefix. An absent key is FileNotFoundError, a taken one FileExistsError; every other failure
+is StoreError: at once for a refusal, after the location's `patience_s` if the store is unavailable or busy. Credentials
+come from the environment, a shared file or a role, as boto3 finds them. Source: Amazon S3 API Reference; conditional
+writes: "How to prevent object overwrites with conditional writes".
 """
 
 from __future__ import annotations
@@ -35,10 +34,10 @@ CONNECTIONS = 32
 """Connections a process keeps open to one store."""
 
 PART_BYTES = 64 * 1024 * 1024
-"""How much of a content that comes in pieces goes to the store at once; S3 takes 10,000 parts of at least 5 MiB."""
+"""The part size of uploads of unknown length; S3 takes 10,000 parts of at least 5 MiB."""
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0
-"""How long to wait before a store is asked again, at first and at most."""
+"""The first and the longest delay before a retry."""
 _ACCESS = frozenset({"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoCredentialsError"})
 _ABSENT = frozenset({"404", "NoSuchKey", "NotFound"})
 _UNKNOWN = frozenset({"501", "NotImplemented"})
@@ -48,7 +47,7 @@ _PAGE = "text/html"
 
 
 class ForeignAnswerError(BotoCoreError):  # type: ignore[misc]
-    """Something else answers in the store's place, as a captive portal or a proxy's login page does with 200."""
+    """Another server answered with 200, such as a captive portal or a proxy's login page."""
 
     fmt = "the answer is not S3's: {reason}; a proxy or a login page answers in its place"
 
@@ -64,7 +63,7 @@ class Bucket:
         self._signing = self._client if public is None else _client(location, public)
         self._conditional = True
         self._tags_are_md5 = True
-        """Whether tags of contents that came in one request are their MD5, as far as is known."""
+        """Whether tags of contents uploaded in one request are their MD5, as far as is known."""
 
     def stat(self, key: str) -> FileStat:
         """Return a key's size, time and tag. Errors: FileNotFoundError, StoreError."""
@@ -92,10 +91,10 @@ class Bucket:
         return self._tags_are_md5 and not encrypted and _MD5.fullmatch(tag(answer)) is not None
 
     def put(self, key: str, data: bytes, content_type: str, *, replace: bool = True) -> None:
-        """Store a content, whole or not at all; it is durable when this returns.
+        """Store a content atomically; it is durable on return.
 
-        Without `replace`, the store itself sees to it that the name is new; one that cannot is asked first, which does
-        not stop another who writes at the same moment. Errors: FileExistsError, StoreError.
+        Without `replace`, a conditional write checks that the name is new; with a store that lacks those, a check
+        before, which a concurrent write can pass. Errors: FileExistsError, StoreError.
         """
         md5 = hashlib.md5(data, usedforsecurity=False)
         said = base64.b64encode(md5.digest()).decode()
@@ -136,9 +135,8 @@ class Bucket:
     def put_parts(
         self, key: str, data: Iterable[bytes | memoryview], content_type: str, *, replace: bool = True
     ) -> None:
-        """Store a content that comes in pieces, whole or not at all; as `put`.
-
-        What is stored of a content that is not finished goes again. Errors: as `put`.
+        """Store a content of unknown length atomically; as `put`. Parts of an unfinished upload are deleted. Errors: as
+        `put`.
         """
         at = self._at(key)
         create = partial(self._client.create_multipart_upload, **at, ContentType=content_type)
@@ -178,7 +176,7 @@ class Bucket:
             self._complete(key, asked, size, replace=False)
 
     def list(self, start: str, *, deep: bool = False) -> Iterator[tuple[str, FileStat]]:
-        """Yield (rest of the key, what is known of it) for every key that starts so. deep: also where the rest has "/".
+        """Yield (rest of the key, its stat) for every key with a prefix. deep: also where the rest has "/".
 
         Errors: StoreError.
         """
@@ -197,9 +195,8 @@ class Bucket:
             self._ask("delete", key, lambda: self._client.delete_object(**self._at(key)))
 
     def link(self, key: str, seconds: int, **answer: str) -> str:
-        """Return a URL that lets whoever has it read the key for a while.
-
-        answer: parameters of GetObject that set the answer's headers. Asks nothing of the store. Errors: StoreError.
+        """Return a presigned URL to read the key. answer: parameters of GetObject that set the answer's headers. Makes
+        no request. Errors: StoreError.
         """
         asked = {**self._at(key), **answer}
         sign = self._signing.generate_presigned_url
@@ -225,7 +222,7 @@ class Bucket:
         return {"Bucket": self.location.bucket, "Key": self._prefix + key}
 
     def _ask(self, what: str, key: str, ask: Callable[[], T]) -> T:
-        """Ask, again while that may help and patience lasts, and turn boto3's failures into this module's."""
+        """Make a request, with retries for `patience_s`, and turn boto3's errors into this module's."""
         deadline = time.monotonic() + self.location.patience_s
         pause_s = FIRST_PAUSE_S
         while True:
@@ -244,7 +241,7 @@ class Bucket:
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
     def error(self, what: str, key: str, code: str, words: str) -> StoreError:
-        """Return the error for something that could not be done."""
+        """Return the StoreError of a failed action."""
         hint = ""
         if code in _ACCESS:
             hint = "; credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or a role"
@@ -260,7 +257,7 @@ def _asked(ask: Callable[[], T]) -> T:
 
 
 def _no_page(answer: T, key: str) -> T:
-    """Return an answer that is no page of HTML, or is of a file that is. Errors: ForeignAnswerError."""
+    """Return an answer unless it is an HTML page for a file that is none. Errors: ForeignAnswerError."""
     if isinstance(answer, dict) and mimetypes.guess_type(key)[0] != _PAGE:
         headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         if headers.get("content-type", "").startswith(_PAGE):
@@ -269,7 +266,7 @@ def _no_page(answer: T, key: str) -> T:
 
 
 def _has(answer: dict[str, Any], *needed: str) -> dict[str, Any]:
-    """Return an answer that has what S3's always have. Errors: ForeignAnswerError."""
+    """Return an answer that has the fields that S3's always have. Errors: ForeignAnswerError."""
     if lacking := [name for name in needed if name not in answer]:
         raise ForeignAnswerError(reason=f"it has no {lacking[0]}")
     return answer
@@ -314,7 +311,7 @@ def _client(location: Location, endpoint: str | None) -> Any:
 
 
 def _stat(answer: dict[str, Any]) -> FileStat:
-    """Return what HEAD, GET or a listing says of a key. Errors: ForeignAnswerError."""
+    """Return a key's size, time and tag from HEAD, GET or a listing. Errors: ForeignAnswerError."""
     _has(answer, "LastModified", "ETag")
     size = answer["ContentLength"] if "ContentLength" in answer else answer["Size"]
     return FileStat(int(size), answer["LastModified"].timestamp(), tag(answer))
@@ -336,7 +333,7 @@ def _words(error: ClientError | BotoCoreError) -> str:
 
 
 def _may_pass(error: ClientError | BotoCoreError) -> bool:
-    """Whether asking again may help: nobody answers, the connection broke, or the server says that it cannot now."""
+    """Whether a retry may help: no answer, a broken connection, or a server that is busy."""
     if isinstance(error, ClientError):
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return (status >= 500 and _code(error) not in _UNKNOWN) or status in (408, 429)

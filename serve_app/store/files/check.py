@@ -1,4 +1,4 @@
-"""Comparing what the database says with what the store holds, while no server works on them."""
+"""Compares the database with the store, while no server uses them."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class FileDifference:
-    """One thing that is not as it should be. mended: whether it is now."""
+    """One difference. mended: whether it was repaired."""
 
     what: str
     mended: bool = False
 
 
 def check(jobs: Jobs, store: Store, *, mend: bool = False) -> Iterator[FileDifference]:
-    """Yield what differs: ends that contradict themselves, outputs that are missing, files that nobody recorded.
+    """Yield differences: inconsistent ends, missing outputs, unrecorded files.
 
-    mend: remove such files, if it is certain that their job made them. Previews are not looked at: they come and go.
+    mend: remove unrecorded files if their job certainly made them. Previews are not checked, as they are temporary.
     """
     folders: dict[tuple[str, str], frozenset[str]] = {}
 
     def there(ref: FileRef) -> bool:
-        """A folder is listed once: asking for every file costs a bucket a request each."""
+        """Each folder is listed once, since a bucket would need a request for each file."""
         place = ref.area, ref.subfolder
         if place not in folders:
             folders[place] = frozenset(store.names(ref.area, ref.subfolder))

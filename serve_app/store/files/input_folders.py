@@ -1,6 +1,6 @@
-"""The folders of uploaded files, where nodes read all files of one.
+"""Folders of uploaded files, for nodes that read all files of a folder.
 
-Folders are not kept: there are those that files lie in, and those around them.
+Folders are not stored: a folder exists if a file lies below it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from serve_app.store.files.store import Store
 from serve_app.store.models.catalog import Catalog
 
 INPUT_FOLDERS = "input folders"
-"""As which a choice of these folders names where it is from, beside the catalog's folders and "input"."""
+"""The source name of a choice among these folders, besides the catalog's folders and "input"."""
 
 
 def choices(store: Store, catalog: Catalog, folder: str) -> list[str]:
-    """Return what a choice from a folder may be: of the catalog, "input" for uploaded files, or INPUT_FOLDERS."""
+    """Return the choices from a folder of the catalog, from "input" for uploaded files, or from INPUT_FOLDERS."""
     if folder == INPUT_FOLDERS:
         return input_folders(store)
     return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
@@ -35,7 +35,7 @@ def files_below(store: Store, folder: str) -> list[str]:
 
 
 def folder_tag(store: Store, folder: str) -> str:
-    """Return what changes when a file below a folder comes, goes or changes."""
+    """Return a tag that changes when a file below a folder is added, removed or changed."""
     said = sorted(f"{path} {changed_s}" for path, changed_s in _below(store, folder))
     return hashlib.sha256("\n".join(said).encode(errors="replace")).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Where a bucket of an S3-compatible store is. Apart from its client, so that naming a place loads none of it."""
+"""The location of a bucket in an S3-compatible store. Apart from the client, so that boto3 need not be loaded."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from serve_app.config.storage import BucketConfig, S3Config
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a bucket is, and how patiently it is asked.
+    """The location of a bucket, with timeouts.
 
     endpoint: None is Amazon's own, or AWS_ENDPOINT_URL_S3. public_endpoint: as clients outside reach it, None for the
-    same. path_style: the bucket in the path and not in the host's name. patience_s: for how long a store that does not
-    answer, or says that it cannot now, is asked again. timeout_s: how long one request may stay without an answer.
+    same. path_style: the bucket in the path and not in the host's name. patience_s: how long requests to an
+    unavailable or busy store are retried. timeout_s: of one request.
     """
 
     bucket: str
@@ -27,13 +27,13 @@ class Location:
 
     @classmethod
     def of(cls, config: BucketConfig) -> Location:
-        """Return where a bucket of the configuration is."""
+        """Return the location of a configured bucket."""
         public = config.public_endpoint if isinstance(config, S3Config) else None
         return cls(**config.model_dump(include=set(BucketConfig.model_fields)), public_endpoint=public)
 
     @property
     def hurried(self) -> Location:
-        """The same, for one who can go on without an answer: it is asked once."""
+        """The same location without retries, for callers that can go on without an answer."""
         return replace(self, patience_s=0.0, timeout_s=5.0)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""An object of a bucket as a file for reading: one request for a stretch, another where it is read elsewhere."""
+"""A bucket's object as a readable file: one request for each sequentially read range."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from botocore.exceptions import BotoCoreError
 from serve_app.store.files.bucket import FIRST_PAUSE_S, LONGEST_PAUSE_S, Bucket, tag
 
 READS = 6
-"""How often one stretch of a file is asked for when connections break off in the middle of it."""
+"""The tries of one range when connections break."""
 
 
 class ObjectFile(io.RawIOBase):
-    """A key as a file. A connection that breaks off is made again where it broke, while the content is the same."""
+    """A key as a file. A broken connection is resumed at its position while the content is the same."""
 
     def __init__(self, bucket: Bucket, key: str, span: range | None) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class ObjectFile(io.RawIOBase):
         self._at = 0 if span is None else span.start
         self._answer: dict[str, Any] | None = None
         self._read: Any = None
-        """The MD5 of all that was read, as long as that is in order and can be compared with the tag."""
+        """The MD5 of the bytes read, as long as they are read in order and the tag is an MD5."""
         if span is not None and not span:
             found = bucket.stat(key)
             self._size, self.etag = found.size, found.etag
@@ -69,14 +69,14 @@ class ObjectFile(io.RawIOBase):
                 self._at += len(data)
                 self._check(data)
                 return len(data)
-            # Nothing while bytes are left: the stretch that was asked for is read, or the connection has broken off.
+            # Empty while bytes are left: the requested range is read, or the connection has broken.
             self._let_go()
             if attempt:
                 time.sleep(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**attempt))
         raise self._bucket.error("read", self._key, f"byte {self._at} of {self._size}", reason)
 
     def _check(self, data: bytes) -> None:
-        """Check at the end that all that was read is what the tag says. Errors: StoreError."""
+        """Check at the end that the bytes read match the tag. Errors: StoreError."""
         if self._read is None:
             return
         self._read.update(data)

@@ -1,4 +1,4 @@
-"""Files that nodes save under reserved names: what they are called, and by what they are known as a node's own."""
+"""Files that nodes save under reserved names: their names, and the digests that prove they are a node's own."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from serve_app.store.files.store import AREAS, Content, FileRef, Store, pieces
 
 BATCH = "%batch_num%"
-"""Stands in a key for a file's place among those that are saved together."""
+"""The placeholder in a key for a file's position among those that are saved together."""
 
 LONGEST_KEY = 767
 """The most characters of a key."""
@@ -19,7 +19,7 @@ LONGEST_KEY = 767
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What is about to be saved under one prefix: what follows the counter in each name, and a digest of each file."""
+    """The contents to save under one prefix: the part of each name after the counter, and a digest of each file."""
 
     ending: str
     digests: tuple[str, ...]
@@ -35,10 +35,10 @@ class Contents:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Counters of one node of one job for files PREFIX_00001ENDING and on.
+    """Reserved counters of one node of one job, for files PREFIX_00001ENDING and on.
 
-    key: area, folder and prefix. digests: of each file, those that attempts of the node meant to save; none of files
-    from before they were written down.
+    key: area, folder and prefix. digests: of each file, one for each attempt of the node; none for files of old
+    releases.
     """
 
     job_id: str
@@ -50,15 +50,14 @@ class Reservation:
     digests: tuple[frozenset[str], ...]
 
     def files(self) -> list[tuple[FileRef, frozenset[str]]]:
-        """Return the files that the node may have made, with the digests by which they are its own."""
+        """Return the files that the node may have saved, with their digests."""
         refs = named(self.key, self.ending, self.first, self.amount)
         return list(zip(refs, self.digests, strict=True)) if len(self.digests) == self.amount else []
 
 
 def named(key: str, ending: str, first: int, amount: int) -> list[FileRef]:
-    """Return so many files that consecutive counters name.
-
-    ending: what follows the counter, "_.png"; of files that share a counter in turn, "_.png|_.txt".
+    """Return `count` files with consecutive counters. ending: after the counter, "_.png"; of files that share a
+    counter, "_.png|_.txt".
     """
     area, _, path = key.partition("/")
     subfolder, filename = posixpath.split(path)
@@ -72,7 +71,7 @@ def named(key: str, ending: str, first: int, amount: int) -> list[FileRef]:
 
 
 def shown(ui: Any) -> Iterator[FileRef]:
-    """Yield the stored files that what an output node shows names."""
+    """Yield the stored files that a ui dict names."""
     for items in ui.values() if isinstance(ui, Mapping) else ():
         for item in items if isinstance(items, list | tuple) else ():
             if isinstance(item, Mapping) and item.get("type") in AREAS and isinstance(item.get("filename"), str):
@@ -80,7 +79,7 @@ def shown(ui: Any) -> Iterator[FileRef]:
 
 
 def is_own(store: Store, ref: FileRef, digests: frozenset[str]) -> bool:
-    """Whether a file has one of the contents that a node meant to save. Errors: as `Store.open`."""
+    """Whether a file has one of the digests of its reservation. Errors: as `Store.open`."""
     with store.open(ref) as file:
         return _digest(iter(lambda: file.read(1 << 20), b"")) in digests
 

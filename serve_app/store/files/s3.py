@@ -17,7 +17,7 @@ KEY_BYTES = 1024
 
 
 class S3:
-    """The store, under keys AREA/SUBFOLDER/FILENAME. links_s: how long a link is good; None gives out none."""
+    """The store, under keys AREA/SUBFOLDER/FILENAME. links_s: how long a link is valid; None for no links."""
 
     def __init__(self, bucket: Bucket, links_s: int | None = None) -> None:
         self._bucket = bucket
@@ -40,7 +40,7 @@ class S3:
     def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
         """Store the whole content or nothing; it is durable when this returns.
 
-        Errors: FileMissingError for a name that is none; FileExistsError for one that is taken, without `replace`;
+        Errors: FileMissingError for an invalid name; FileExistsError for an existing file, without `replace`;
         StoreError.
         """
         content_type = mimetypes.guess_type(ref.filename)[0] or "application/octet-stream"
@@ -50,7 +50,7 @@ class S3:
             self._bucket.put_parts(self._key(ref), pieces(data), content_type, replace=replace)
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
-        """Yield the file names directly in a subfolder; none if there is no such subfolder. Errors: as `stat`."""
+        """Yield the file names directly in a subfolder, none if it does not exist. Errors: as `stat`."""
         start = self._key(FileRef(area, subfolder, "any")).removesuffix("any")
         # A key that ends in "/" is the folder's own mark, which some tools make.
         return (name for name, _ in self._bucket.list(start) if name)
@@ -68,11 +68,11 @@ class S3:
                 yield FileRef(area, folder, filename), found.size, found.modified_s
 
     def delete(self, ref: FileRef) -> None:
-        """Remove a file; one that is not there is no error. Errors: StoreError."""
+        """Remove a file; an absent one is no error. Errors: StoreError."""
         self._bucket.delete(self._key(ref))
 
     def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
-        """Return a link to the file under these headers, if links are given out. Whether it is there is not asked."""
+        """Return a link to the file with these headers, None without links. The file need not exist."""
         if self._links_s is None:
             return None
         answer = {"ResponseContentType": content_type, "ResponseContentDisposition": disposition}

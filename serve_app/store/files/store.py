@@ -1,7 +1,7 @@
 """The store protocol: the three directories clients know (input, output, temp), on a volume or an object store.
 
-Names come from clients and are checked here once: one that would leave its area is as absent as one that is not
-there, since ComfyUI's clients see a 404 for both. Everything is synchronous; callers on an event loop use a thread.
+Names come from clients and are checked here: one that would leave its area counts as absent, since ComfyUI answers 404
+for both. Everything is synchronous; callers on an event loop use a thread.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FileRef:
 
     @property
     def path(self) -> str:
-        """The file's path within its area, e.g. "sub/a.png". Errors: FileMissingError for a name that is none."""
+        """The file's path within its area, e.g. "sub/a.png". Errors: FileMissingError for an invalid name."""
         text = f"{self.subfolder}/{self.filename}"
         if "\0" in text or "\\" in text:
             raise self.missing("NUL and backslash are not allowed in names")
@@ -52,19 +52,19 @@ class FileRef:
         return posixpath.normpath(posixpath.join(self.subfolder, self.filename))
 
     def missing(self, reason: str) -> FileMissingError:
-        """Return the error that says why there is no such file."""
+        """Return the error for an absent file."""
         name = f"{self.subfolder}/{self.filename}" if self.subfolder else self.filename
         return FileMissingError(f"{self.area} file {name[:300]!r}: {reason}")
 
 
 class Pieces(Protocol):
-    """A content that is too large to be held: its bytes in order, the same whenever they are iterated over."""
+    """A content too large for memory: its bytes in order, the same at each iteration."""
 
     def __iter__(self) -> Iterator[bytes | memoryview]: ...
 
 
 Content: TypeAlias = bytes | Pieces
-"""What a file holds."""
+"""The content of a file."""
 
 
 def pieces(content: Content) -> Iterable[bytes | memoryview]:
@@ -82,22 +82,20 @@ class FileStat:
 
 
 class Store(Protocol):
-    """What every store can do.
-
-    Errors of all: FileMissingError for a name that is absent or leaves its area; StoreError, or OSError of a disk, when
-    the store is away or refuses.
+    """The interface of a store. Errors of all: FileMissingError for a name that is absent or leaves its area;
+    StoreError, or OSError of a disk, if the store is unavailable or refuses.
     """
 
     def stat(self, ref: FileRef) -> FileStat: ...
 
     def open(self, ref: FileRef, span: range | None = None) -> BinaryIO:
-        """Open for reading; seekable. The caller closes it. span: where it stands at first, and how far it is read."""
+        """Open for reading; seekable. The caller closes it. span: the range that will be read."""
         ...
 
     def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
         """Store the whole content or nothing: a reader never sees half a file. Replaces an older content.
 
-        Errors: FileExistsError for a name that is taken, without `replace`.
+        Errors: FileExistsError for an existing file, without `replace`.
         """
         ...
 
@@ -110,16 +108,16 @@ class Store(Protocol):
         ...
 
     def delete(self, ref: FileRef) -> None:
-        """Remove a file; one that is not there is no error."""
+        """Remove a file; an absent one is no error."""
         ...
 
     def link(self, ref: FileRef, content_type: str, disposition: str) -> str | None:
-        """Return a URL from which a client may fetch the file itself for a while, under these headers; None without."""
+        """Return a temporary URL of the file for a client, with these headers; None if there are none."""
         ...
 
 
 class WholeStore(Store, Protocol):
-    """A store with everything that is in it."""
+    """A store with access to all files."""
 
     def inventory(self, area: Area) -> Iterator[tuple[FileRef, int, float]]:
         """Yield every file of an area, half-written ones too, with its bytes and the Unix time of its last change."""

@@ -19,7 +19,7 @@ from serve_app.store.files.store import Area, Content, FileRef, FileStat
 
 
 class Volume:
-    """The three areas as directories. They are made when first written to."""
+    """The three areas as directories. They are created at the first write."""
 
     def __init__(self, directories: Mapping[Area, Path]) -> None:
         self._roots = {area: Path(os.path.realpath(directory)) for area, directory in directories.items()}
@@ -49,7 +49,7 @@ class Volume:
         return file
 
     def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
-        """Store the whole content or nothing, and return once it is on the disk; of previews nobody waits for that.
+        """Store the whole content or nothing, and return once it is on the disk, except previews.
 
         Errors: FileMissingError for a name that leaves its area or is a folder's; FileExistsError for a name that is
         taken, without `replace`; OSError when the disk refuses.
@@ -69,7 +69,7 @@ class Volume:
             raise
 
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
-        """Yield the file names directly in a subfolder; none if there is no such subfolder."""
+        """Yield the file names directly in a subfolder, none if it does not exist."""
         try:
             with os.scandir(self._path(FileRef(area, subfolder, "any")).parent) as entries:
                 for entry in entries:
@@ -95,7 +95,7 @@ class Volume:
                         yield ref, found.st_size, found.st_mtime
 
     def delete(self, ref: FileRef) -> None:
-        """Remove a file; one that is not there is no error. Errors: OSError when the disk refuses."""
+        """Remove a file; an absent one is no error. Errors: OSError when the disk refuses."""
         with contextlib.suppress(FileMissingError):
             self.resolve(ref).unlink(missing_ok=True)
 

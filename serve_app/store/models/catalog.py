@@ -1,4 +1,4 @@
-"""The model files, in ComfyUI's folder layout: which there are, by folder and name, wherever they are kept."""
+"""The catalog of model files in ComfyUI's folder layout, by folder and name, on a disk or in a bucket."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "unet_gguf": ("unet", "diffusion_models"),
     "clip_gguf": ("text_encoders", "clip"),
 }
-"""Every folder of model files, and the directories it is made of; the first that has a file wins."""
+"""Every folder of model files with its directories; the first directory that has a file wins."""
 
 OLD_NAMES: Mapping[str, str] = {"clip": "text_encoders", "unet": "diffusion_models"}
 """Folder names that older workflows and node packs use."""
@@ -51,12 +51,12 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 """Suffixes of the pictures of models that users keep beside them."""
 
 DRAWING = ("checkpoints", "diffusion_models", "diffusers")
-"""Folders one of which must have a model before any picture can be drawn."""
+"""Folders of which one must have a model before any image can be generated."""
 NO_MODELS = (
     "no model can draw yet: put a checkpoint into models/checkpoints, such as models/checkpoints/sd15.safetensors; "
     "`serve-app up --demo` brings a tiny one"
 )
-"""What a first visitor is told while those are empty."""
+"""The message to users while those are empty."""
 
 TINY_VAES = ("taesd", "taesdxl", "taesd3", "taef1", "taef2")
 """VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
@@ -70,13 +70,13 @@ DIFFUSERS_PARTS: Mapping[str, tuple[str, ...]] = {
 
 DIFFUSERS_MARK = "model_index.json"
 NAME_BYTES = 200
-"""How long a part of a new file's name may be; with what is put before and after it, disks take it."""
+"""The longest part of a new file's name, which file systems accept with its prefix and suffix."""
 _PLAIN = re.compile(r'\w[^\\:*?"<>|\x00-\x1f\x7f]*')
 _DIFFUSERS_ENDS = (".fp16.safetensors", ".safetensors")
 
 
 class Catalog:
-    """What model files there are, in a directory or wherever `files` says. Errors of a bucket: StoreError."""
+    """The model files of a directory, or of `files`. Errors of a bucket: StoreError."""
 
     def __init__(self, files: Path | ModelFiles) -> None:
         self._files: ModelFiles = ModelFolder(files) if isinstance(files, Path) else files
@@ -97,26 +97,24 @@ class Catalog:
         return sorted(found)
 
     def path(self, folder: str, name: str) -> Path:
-        """Return where a model file is on this host; one of a bucket is fetched if need be.
+        """Return the path of a model file on this host; one in a bucket is fetched if needed.
 
         Errors: ModelFileError for a file that is absent or of another format.
         """
         return self._files.path(self._existing(folder, name))
 
     def beside(self, folder: str, name: str) -> Path | None:
-        """Return where a file that is no model lies beside a folder's models, None if it does not."""
+        """Return the path of another file among a folder's models, or None."""
         found = self._find(folder, name)
         return None if found is None else self._files.path(found)
 
     def open(self, folder: str, name: str) -> BinaryIO:
-        """Open a model file where it is kept, to read a little of it. Errors: as `path`."""
+        """Open a model file without fetching it, to read a small part. Errors: as `path`."""
         return self._files.open(self._existing(folder, name))
 
     def picture(self, folder: str, index: int, name: str) -> BinaryIO | None:
-        """Open the picture that lies beside a model in the folder's directory of that number; None without one.
-
-        It is called as the model, with an image's suffix or ".preview" and one. Errors: ModelFileError for an unknown
-        folder.
+        """Open the preview image of a model in the folder's directory of that index, or return None. It has the model's
+        name with an image's suffix or ".preview" and one. Errors: ModelFileError for an unknown folder.
         """
         directories = self._directories(folder)
         parts = name.split("/")
@@ -135,7 +133,7 @@ class Catalog:
         return found
 
     def fetch(self, folder: str, name: str) -> None:
-        """See that all files of a model are on this host. Errors: as `path`, but none for what is absent."""
+        """Fetch all files of a model to this host. Errors: as `path`, but none for absent files."""
         for found in self._all(folder, name):
             if found is not None and found.lower().endswith(_suffixes(folder)):
                 self._files.path(found)
@@ -201,9 +199,9 @@ class Catalog:
         self._files.delete(self._existing(folder, name))
 
     def fingerprint(self, folder: str, name: str) -> str:
-        """Return text that changes when the file's content does; "absent" if there is no such file.
+        """Return a tag that changes with the file's content; "absent" without a file.
 
-        It never fails for a missing file: the node that reads the file says so, with its id.
+        A missing file is reported by the node that reads it, with its id.
         """
         return " ".join(map(self._fingerprint, self._all(folder, name)))
 

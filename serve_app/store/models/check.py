@@ -1,4 +1,4 @@
-"""Whether model files can be what loaders want of them, as far as their headers tell: names and shapes of tensors.
+"""Checks by their headers whether model files fit their loaders: by names and shapes of tensors.
 
 A header is read once for a file's size and time. Knows no torch.
 """
@@ -16,11 +16,11 @@ from serve_app.store.models.header import shapes
 from serve_app.store.models.kinds import refusal
 
 FILES_KEPT = 4096
-"""Of how many files it is remembered what was found."""
+"""The number of cached results."""
 
 
 class ModelCheck:
-    """What is wrong with the files of a catalog. Every method may be called from any thread."""
+    """Checks the files of a catalog. Thread-safe."""
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
@@ -28,7 +28,7 @@ class ModelCheck:
         self._lock = Lock()
 
     def refusal(self, part: str, folder: str, name: str) -> str | None:
-        """Return why a file cannot be a part of a model, None if it may. An absent one is left to who reads it."""
+        """Return why a file cannot be a part of a model, None if it can or is absent."""
         if folder == "diffusers" or (folder == "vae" and name in TINY_VAES):
             return None
         try:

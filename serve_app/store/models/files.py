@@ -1,4 +1,4 @@
-"""Where model files are: the disk that this host sees. What they are called, and which are wanted, is the catalog's.
+"""Model files on this host's disk. The catalog knows folders and names.
 
 Names are relative and use forward slashes, e.g. "checkpoints/sub/a.safetensors". `mirror.py` has those of a bucket.
 """
@@ -14,26 +14,26 @@ from serve_app.store.files.atomic_write import write_file
 from serve_app.store.files.store import FileStat
 
 DEPTH_LIMIT = 16
-"""How many subfolders deep files are looked for."""
+"""The depth of subfolders that are searched."""
 
 
 class ModelFiles(Protocol):
-    """What the catalog needs of a place. Errors of a bucket: StoreError. str() says where it is."""
+    """The interface of a location of model files. Errors of a bucket: StoreError. str() describes the location."""
 
     def names(self, directory: str, ends: tuple[str, ...]) -> Iterator[str]:
-        """Yield the files below a directory, relative to it, that end so in lower case."""
+        """Yield the files below a directory, relative to it, with one of the suffixes in lower case."""
         ...
 
     def stat(self, name: str) -> FileStat | None:
-        """Return a file's size, time and tag; None if there is no such file."""
+        """Return a file's size, time and tag, or None."""
         ...
 
     def path(self, name: str) -> Path:
-        """Return where a file that is there lies on this host, bringing it here first if need be."""
+        """Return an existing file's path on this host, fetching it if needed."""
         ...
 
     def open(self, name: str) -> BinaryIO:
-        """Open a file that is there for reading a little of it."""
+        """Open an existing file to read a small part."""
         ...
 
     def put(self, name: str, data: Iterator[bytes]) -> None:
@@ -41,12 +41,12 @@ class ModelFiles(Protocol):
         ...
 
     def delete(self, name: str) -> None:
-        """Remove a file; who reads it may go on. An absent one is no error. Errors: OSError, StoreError."""
+        """Remove a file; open readers are not disturbed. An absent one is no error. Errors: OSError, StoreError."""
         ...
 
 
 class ModelFolder:
-    """Model files below a directory. Every call looks at the disk, so a file copied in is there at once."""
+    """Model files below a directory. Every call reads the disk, so a new file is visible at once."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -55,7 +55,7 @@ class ModelFolder:
         return str(self._root)
 
     def names(self, directory: str, ends: tuple[str, ...]) -> Iterator[str]:
-        """Yield the files below a directory. Links are followed, except to a folder that holds them."""
+        """Yield the files below a directory. Links are followed, except to a folder that contains them."""
         stack: list[tuple[Path, str, tuple[str, ...]]] = [(self._root / directory, "", ())]
         while stack:
             current, prefix, above = stack.pop()

@@ -1,4 +1,4 @@
-"""What the header of a GGUF file says of its tensors: shapes, by the names that families know.
+"""Reads the tensors' names and shapes from the header of a GGUF file, with the names that families know.
 
 Backbones are named in such files as their authors' files name them; text encoders as llama.cpp does, by blocks and
 leaves. Knows no torch. Sources: ggml's GGUF specification; llama.cpp's `gguf-py/gguf/tensor_mapping.py`.
@@ -16,11 +16,11 @@ from serve_app.store.models.kinds import Shapes
 
 SUFFIX = ".gguf"
 SHAPE = "comfy.gguf.orig_shape."
-"""What a tensor that was reshaped to fit blocks has its shape under."""
+"""The metadata key prefix of the original shape of a reshaped tensor."""
 ARCHITECTURE = "general.architecture"
 
 HEADER_BYTES = 100_000_000
-"""The longest header that is read: a tokeniser is part of it."""
+"""The longest header that is read, as it may contain a tokenizer."""
 
 _T5_ATTENTION, _T5_DENSE = "layer.0.SelfAttention", "layer.1.DenseReluDense"
 _T5: Mapping[str, str] = {
@@ -72,7 +72,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 
 
 def renamed(name: str, architecture: str) -> str:
-    """Return what families call a tensor of a file of an architecture."""
+    """Return the name by which families know a tensor of an architecture."""
     names = TEXT_ENCODERS.get(architecture, {})
     layer, _, leaf = name.rpartition(".")
     number = _NUMBER.search(f"{layer}.")
@@ -81,7 +81,7 @@ def renamed(name: str, architecture: str) -> str:
 
 
 def shapes(file: BinaryIO) -> Shapes:
-    """Return the tensors of a GGUF file. Errors: ModelFileError if it is none, or ends within its header."""
+    """Return the tensors of a GGUF file. Errors: ModelFileError if it is none, or is cut off in its header."""
     reader = _Reader(file)
     if reader.take(len(_MAGIC)) != _MAGIC or reader.number("I") not in _VERSIONS:
         versions = " or ".join(map(str, _VERSIONS))
@@ -103,7 +103,7 @@ def shapes(file: BinaryIO) -> Shapes:
 
 
 class _Reader:
-    """A header from its beginning. Errors of all: ModelFileError where it ends too early."""
+    """Reads a header from its beginning. Errors of all: ModelFileError if it ends too early."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -124,7 +124,7 @@ class _Reader:
         return self.take(self.number("Q")).decode("utf-8", "replace")
 
     def value(self, kind: int) -> Any:
-        """Return a value of a type; of texts in a row, of which tokenisers have many, nothing."""
+        """Return a value of a type; arrays of strings, as of tokenizers, are skipped."""
         if kind == _TEXT:
             return self.text()
         if kind == _ARRAY:

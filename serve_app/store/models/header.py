@@ -1,4 +1,4 @@
-"""The headers of safetensors files: which tensors there are, and how long the file is. `gguf_header` reads GGUF's.
+"""Reads headers of safetensors files: tensors and the file's length. `gguf_header` reads GGUF's.
 
 Source: safetensors' format description.
 """
@@ -21,7 +21,7 @@ _LENGTH_BYTES = 8
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor is. dtype: safetensors' name of it; start: the byte of the file at which it begins."""
+    """The position of a tensor. dtype: as safetensors names it; start: the byte of the file at which it begins."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -29,7 +29,7 @@ class TensorEntry(NamedTuple):
 
 
 def header(file: BinaryIO) -> dict[str, Any]:
-    """Return the header of a safetensors file: what it has of each tensor, and "__metadata__" if there is any.
+    """Return the header of a safetensors file: one entry for each tensor, and "__metadata__" if present.
 
     Errors: ModelFileError for a file of another kind.
     """
@@ -57,7 +57,7 @@ def shapes(file: BinaryIO, size: int) -> Shapes:
 
 
 def described(file: BinaryIO) -> tuple[Shapes, int]:
-    """Return the tensors of a safetensors file, and how many bytes all of it has. Errors: ModelFileError."""
+    """Return the tensors of a safetensors file, and its length in bytes. Errors: ModelFileError."""
     entries = header(file)
     start = file.tell()
     tensors = {name: entry for name, entry in entries.items() if name != "__metadata__"}
@@ -70,9 +70,8 @@ def described(file: BinaryIO) -> tuple[Shapes, int]:
 
 
 def entries(file: BinaryIO, size: int) -> tuple[dict[str, TensorEntry], dict[str, str]]:
-    """Return where a safetensors file of a size in bytes has each tensor, and its metadata.
-
-    Errors: ModelFileError if it is none, is cut off, or has a tensor of other bytes than its shape takes.
+    """Return the tensors' positions in a safetensors file of a size in bytes, and its metadata. Errors: ModelFileError
+    if it is none, is cut off, or has a tensor whose bytes do not fit its shape.
     """
     said = header(file)
     start = file.tell()
@@ -99,7 +98,7 @@ def entries(file: BinaryIO, size: int) -> tuple[dict[str, TensorEntry], dict[str
 
 
 def checked(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield a safetensors file as it comes. Errors: ModelFileError once it cannot be one, and if it ends too soon."""
+    """Pass a safetensors file through, checking it. Errors: ModelFileError if it is none or ends too soon."""
     head, size, whole = bytearray(), 0, 0
     for piece in pieces:
         size += len(piece)

@@ -1,7 +1,7 @@
-"""What model files hold, told by the names of their tensors: families that are known here, and those that are not.
+"""Recognises the family of a model file by its tensors' names, also families that are not supported.
 
-Pure, and without torch, so that a workflow whose file cannot be used is refused before its job is accepted. What a
-network of a known family is like, its own class reads off the file when it is loaded (`models/families`).
+Pure, and without torch, so that a workflow whose file cannot be used is refused before its job is accepted. A
+supported family's class reads the details when it loads the file (`models/families`).
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 """The tensors of a file: names and shapes."""
 
 BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
-"""Under which backbones are found in files: in a checkpoint, as trainers save them, and alone."""
+"""The key prefixes of backbones: in a checkpoint, as saved by trainers, and alone."""
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
 
 FileMark: TypeAlias = "str | tuple[str, int]"
-"""A tensor's name, or its name and how many rows it has."""
+"""A tensor's name, or its name and its number of rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """A family of networks. groups: a file is of it that has all marks of one of them. known: it can be used here."""
+    """A family of networks. groups: a file belongs to it if it has all marks of one group. known: whether it is
+    supported.
+    """
 
     title: str
     groups: tuple[tuple[FileMark, ...], ...]
     known: bool = True
 
     def fits(self, shapes: Shapes, prefixes: Sequence[str]) -> bool:
-        """Whether a file is of it, under any of the prefixes."""
+        """Whether a file is of this kind, under any of the prefixes."""
         return any(all(_has(shapes, prefix, mark) for mark in group) for prefix in prefixes for group in self.groups)
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """What a loader wants of a file. kinds: those there are; the first that fits is what the file holds.
-
-    open: files of no kind may hold it none the less.
+    """What a loader needs of a file. kinds: the candidates; the first that matches is the file's. open: whether an
+    unrecognised file may fit.
     """
 
     wanted: str
@@ -48,11 +49,11 @@ class Role:
 
     @property
     def one(self) -> str:
-        """What is wanted, with its article."""
+        """The needed thing with its article, for messages."""
         return f"{'an' if self.wanted[0] in 'aeiou' else 'a'} {self.wanted}"
 
     def kind(self, shapes: Shapes) -> FileKind | None:
-        """Return what a file holds, None if it is of no kind."""
+        """Return the kind of a file, or None."""
         return next((kind for kind in self.kinds if kind.fits(shapes, self.prefixes)), None)
 
 
@@ -213,13 +214,13 @@ ROLES: Mapping[str, Role] = {
     "clip_vision": Role("image encoder", ("visual.", "embedder.model.visual.", ""), _SEEING),
     "style_model": Role("style model", ("",), _STYLES),
 }
-"""What loaders want, by the part of a recipe that it becomes."""
+"""What loaders need, by the part of a recipe."""
 
 _LORA = ("lora_down.", "lora_up.", "lora_A.", "lora_B.")
 
 
 def refusal(part: str, shapes: Shapes) -> str | None:
-    """Return what a file holds that cannot be used as a part, and what can; None if it can, as far as names tell."""
+    """Return the file's kind if it cannot be used as a part, and the kinds that can; None if it can."""
     role = ROLES[part]
     kind = role.kind(shapes)
     if role.open if kind is None else kind.known:
@@ -231,7 +232,7 @@ def refusal(part: str, shapes: Shapes) -> str | None:
 
 
 def looks_like(shapes: Shapes) -> str:
-    """Return what a file holds, in any role; "" if that is not known."""
+    """Return the kind of a file, in any role; "" if unknown."""
     if any(part in name for name in shapes for part in _LORA):
         return "a LoRA"
     for part in ("controlnet", "model_patch", "backbone", "vae", "style_model", "clip_vision", "clip"):

@@ -1,8 +1,8 @@
-"""Model files of a bucket, copied to this host's disk when they are first used.
+"""A cache of a bucket's model files on this host's disk, filled on first use.
 
-A copy lies under the tag of its content, so a copy that is there is the right one, and a model that is replaced in the
-bucket disturbs nobody who still reads the earlier one. Processes of one host share the copies: a lock file lets one
-fetch what the others wait for, and is let go of with its process, however that ends.
+A copy is stored under the tag of its content, so an existing copy is the right one, and replacing a model in the
+bucket does not disturb readers of the old one. Processes of a host share the copies: a lock file lets one fetch while
+others wait, and is released when its process ends.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ from serve_app.store.files.object_file import ObjectFile
 from serve_app.store.files.store import FileStat
 
 LISTING_S = 5.0
-"""How old what is known of the bucket's files may be."""
+"""The age up to which a listing of the bucket is used."""
 AWAY_S = 30.0
-"""How long what was known goes on to count after the bucket could not be asked."""
+"""How long an old listing is used while the bucket is unavailable."""
 STREAMS, SPAN_BYTES, CHUNK_BYTES = 8, 64 * 1024**2, 1024**2
-"""A file is fetched in so many requests at once, each of one span, and written in chunks."""
+"""A file is fetched by concurrent requests of one span each, and written in chunks."""
 UNFINISHED = ".part"
 
 _log = log.get("store")
 
 
 class Mirror:
-    """The model files of a bucket. budget_bytes: copies beyond it go, least recently used first; 0 keeps them all."""
+    """The model files of a bucket. budget_bytes: beyond it copies are evicted, least recently used first; 0 for no
+    limit.
+    """
 
     def __init__(self, bucket: Bucket, cache_dir: Path, budget_bytes: int = 0) -> None:
         self._bucket = bucket
@@ -61,11 +63,11 @@ class Mirror:
                 yield name
 
     def stat(self, name: str) -> FileStat | None:
-        """Return a file's size, time and tag; None if there is no such file. Errors: StoreError."""
+        """Return a file's size, time and tag, or None. Errors: StoreError."""
         return self._files().get(name)
 
     def path(self, name: str) -> Path:
-        """Return where this host's copy is, made first if need be. Errors: FileNotFoundError, StoreError, OSError."""
+        """Return the path of this host's copy, fetched if needed. Errors: FileNotFoundError, StoreError, OSError."""
         found = self._files().get(name)
         if found is None:
             raise FileNotFoundError(name)
@@ -82,7 +84,7 @@ class Mirror:
         return copy
 
     def copies(self) -> dict[str, Path]:
-        """Return by name where this host's copy of each file is, or will be once it is fetched. Errors: StoreError."""
+        """Return the path of each file's copy, existing or not, by name. Errors: StoreError."""
         return {name: self._copy_of(name, found) for name, found in self._files().items()}
 
     def open(self, name: str) -> BinaryIO:
@@ -95,7 +97,7 @@ class Mirror:
         self._look_again()
 
     def delete(self, name: str) -> None:
-        """Remove a file from the bucket; copies of it go as they make room for others. Errors: StoreError."""
+        """Remove a file from the bucket; its copies are evicted later. Errors: StoreError."""
         self._bucket.delete(name)
         self._look_again()
 
@@ -104,7 +106,7 @@ class Mirror:
             self._good_until_s = 0.0
 
     def _files(self) -> Mapping[str, FileStat]:
-        """Return what is in the bucket, at most LISTING_S old while it can be asked."""
+        """Return the bucket's listing, at most LISTING_S old while it is available."""
         with self._lock:
             if self._known is None or time.monotonic() > self._good_until_s:
                 try:
@@ -122,7 +124,7 @@ class Mirror:
         return self._cache / hashlib.sha256(f"{found.size} {found.etag}".encode()).hexdigest()[:16] / name
 
     def _fetch(self, name: str, found: FileStat, copy: Path) -> None:
-        """Copy a file here whole or not at all, and see that it is the one that was listed."""
+        """Copy a file here atomically, and check that it is the listed one."""
         began_s = time.monotonic()
         unfinished = copy.with_name(f".{copy.name}{UNFINISHED}")
         try:
@@ -158,7 +160,7 @@ class Mirror:
         return self._bucket.is_md5(answer)
 
     def _make_room(self, size: int) -> None:
-        """Let copies go, least recently used first, until so many bytes fit. Who reads one may go on reading."""
+        """Evict copies, least recently used first, until `size` bytes fit. Open readers are not disturbed."""
         if not self._budget_bytes:
             return
         copies = [(path.stat(), path) for path in self._cache.rglob("*") if path.is_file() and path.name[0] != "."]
@@ -184,7 +186,7 @@ def _md5(path: Path) -> str:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-    """Hold a lock file, waiting for whoever has it."""
+    """Acquire a lock file, waiting for its holder."""
     with lock.open("wb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

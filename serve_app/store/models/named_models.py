@@ -1,4 +1,4 @@
-"""Which jobs that have not ended name a model file."""
+"""Finds unfinished jobs that name a model file."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import JOBS, UNFINISHED
 
 PAGE = 50
-"""Prompts that are read at once."""
+"""The prompts that are read in one batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamesModel(ServerScoped):
-    """Whether a job that has not ended names a file as its loaders do: by its name in its folder, whichever that is."""
+    """Finds an unfinished job that names a file as loaders do: by its name within any folder."""
 
     writes: ClassVar[bool] = False
 
     name: str
 
     def execute(self, connection: sa.Connection) -> str | None:
-        """Return the id of one that does."""
+        """Return the job's id, or None."""
         written = json.dumps(self.name)[1:-1]
         likely = UNFINISHED & JOBS.c.prompt.contains(written, autoescape=True)
         found = connection.execute(sa.select(JOBS.c.job_id, JOBS.c.prompt).where(likely).order_by(JOBS.c.order))

@@ -1,10 +1,9 @@
-"""Assets: records of stored files by id, of which several may stand for the same bytes.
+"""Assets: records of stored files by id; several may have the same bytes.
 
 An upload lies once in the store, in the input area's folder FOLDER under a name of its own, however many assets refer
-to it; the last of them to go takes it along. An asset of a job's output is a record alone: its file is the job's.
-Each is one tenant's; the operator knows of all, by where they lie.
-What may be taken away is decided here, in the transaction that takes it out of the table; the file goes after that, and
-one that a crash leaves behind is nobody's (`sweep.py`).
+to it; it is deleted with the last of them. An asset of a job's output is a record alone: its file is the job's.
+Each belongs to one tenant; the operator sees all, by their stored paths. The transaction that deletes a record decides
+whether its file is deleted afterwards; a crash leaves an orphan, which `sweep.py` removes.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ from serve_app.store.files.store import AREAS, FileRef
 from serve_app.store.tenants.tenants import job_id_of, placed, prompt_id_of
 
 FOLDER = "assets"
-"""Of the input area: where uploaded bytes lie."""
+"""The folder of uploads in the input area."""
 NAME = re.compile(r"[0-9a-f]{64}-[0-9a-f]{12}(\.[a-z0-9]{1,8})?")
-"""How files are called there: the hash of their content, what makes the name this upload's, and a suffix."""
+"""The names of files there: the hash of their content, a unique part, and a suffix."""
 BATCH = 500
-"""How many ids one statement names."""
+"""The ids of one statement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
     """A record of stored bytes.
 
-    hash: "blake3:HEX"; None of an output that was not read. path: of the file within its area. size: bytes. name: where
-    the client says it lies, its own word for it. expires_s: Unix time, None for never. job_id, node_id: of an output.
-    tenant: whose. user_metadata: JSON that its client keeps with it; preview_id: of the asset that shows what it is.
+    hash: "blake3:HEX"; None of an output that was not read. path: of the file within its area. size: bytes. name: the
+    client's name or path. expires_s: Unix time, None for never. job_id, node_id: of an output.
+    tenant: its owner. user_metadata: the client's JSON; preview_id: of the asset that shows what it is.
     """
 
     asset_id: str
@@ -68,7 +67,7 @@ class Asset:
 
 
 class Minted(NamedTuple):
-    """asset: as it is kept. created: whether the record is new; shared: whether its bytes were there."""
+    """The result of a new asset. asset: the record. created: whether it is new; shared: whether its bytes existed."""
 
     asset: Asset
     created: bool
@@ -77,11 +76,9 @@ class Minted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MintAsset(TenantScoped):
-    """Keep an asset of a client's. One of equal bytes and name that is there stands for it, and lives as long as both.
-
-    asset: if other assets have its bytes, theirs is its file, and the one it came with is nobody's. stored: whether it
-    came with one; else its bytes must be there, and a content type of "" is theirs. key: an idempotency key. Errors:
-    KeyReusedError.
+    """Stores a client's asset. An existing one with equal bytes and name is used instead, with the later expiry. asset:
+    if other assets have its bytes, it shares their file, and its own is an orphan. stored: whether it has a file; else
+    its bytes must exist, and a content type of "" is theirs. key: an idempotency key. Errors: KeyReusedError.
     """
 
     writes: ClassVar[bool] = True
@@ -92,7 +89,7 @@ class MintAsset(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> Minted | None:
-        """Return what is kept; None where the tenant has the bytes not."""
+        """Return the result; None if the tenant does not have the bytes."""
         asset = replace(self.asset, tenant=self.tenant)
         if self.key is not None:
             claim_keys(connection, [KeyClaim(asset.asset_id, self.key, asset.created_s, self.tenant)])
@@ -118,7 +115,7 @@ class MintAsset(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class RecordOutputs(TenantScoped):
-    """Keep assets of jobs' outputs, unless they are kept already."""
+    """Stores assets of jobs' outputs, unless they exist."""
 
     writes: ClassVar[bool] = True
 
@@ -133,7 +130,7 @@ class RecordOutputs(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class SetHash(TenantScoped):
-    """Note the hash of an output that had none yet."""
+    """Stores the hash of an output that had none."""
 
     writes: ClassVar[bool] = True
 
@@ -150,7 +147,7 @@ class SetHash(TenantScoped):
 
 
 class OutputAsset(NamedTuple):
-    """deleted: whether its client wants it shown no more."""
+    """The state of an output's asset. deleted: whether its client has deleted it."""
 
     asset: Asset
     deleted: bool
@@ -158,7 +155,7 @@ class OutputAsset(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OutputsOf(TenantScoped):
-    """The assets of some jobs' outputs that are kept, by id; at most BATCH jobs."""
+    """Lists the assets of some jobs' outputs, by id; at most BATCH jobs."""
 
     writes: ClassVar[bool] = False
 
@@ -175,7 +172,7 @@ class OutputsOf(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class FindAssets(TenantScoped):
-    """Assets by id, those that are there."""
+    """Finds assets by id; absent ones are left out."""
 
     writes: ClassVar[bool] = False
 
@@ -193,7 +190,7 @@ class FindAssets(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class HasBytes(TenantScoped):
-    """Whether some asset has these bytes."""
+    """Finds out whether an asset has these bytes."""
 
     writes: ClassVar[bool] = False
 
@@ -208,7 +205,7 @@ class HasBytes(TenantScoped):
 
 
 class Deleted(NamedTuple):
-    """files: what nobody refers to any more."""
+    """The result of a deletion. files: those without a record."""
 
     what: Literal["deleted", "missing", "in use"]
     files: tuple[FileRef, ...] = ()
@@ -216,7 +213,7 @@ class Deleted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeleteAsset(TenantScoped):
-    """Take an asset away, unless a job that has not ended uses it."""
+    """Deletes an asset, unless an unfinished job uses it."""
 
     writes: ClassVar[bool] = True
 
@@ -224,7 +221,7 @@ class DeleteAsset(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> Deleted:
-        """Return what became of it. Of an output the record stays, so that it is not made again."""
+        """Return the result. The record of an output stays, so that it is not created again."""
         found = _select(connection, _is(self.asset_id) & _live(), self.tenant)
         if not found:
             return Deleted("missing")
@@ -238,12 +235,12 @@ class DeleteAsset(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class ExpireAssets(ServerScoped):
-    """Take away the assets whose time is over, but for those that a job which has not ended uses."""
+    """Deletes expired assets, except those that an unfinished job uses."""
 
     writes: ClassVar[bool] = True
 
     def execute(self, connection: sa.Connection) -> tuple[FileRef, ...]:
-        """Return the files that nobody refers to any more."""
+        """Return the files without a record."""
         used = sa.select(ASSET_USES.c.asset_id).join(JOBS, JOBS.c.job_id == ASSET_USES.c.job_id)
         used = used.where(UNFINISHED)
         over = (ASSETS.c.expires_s <= time.time()) & ASSETS.c.asset_id.not_in(used)
@@ -252,7 +249,7 @@ class ExpireAssets(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class KnownFiles(ServerScoped):
-    """The names in FOLDER that assets refer to."""
+    """Lists the names in FOLDER that assets refer to."""
 
     writes: ClassVar[bool] = False
 
@@ -263,7 +260,7 @@ class KnownFiles(ServerScoped):
 
 
 class AssetUse(NamedTuple):
-    """tenant: whose the job is."""
+    """The use of assets by a job. tenant: of the job."""
 
     job_id: str
     asset_id: str
@@ -271,7 +268,7 @@ class AssetUse(NamedTuple):
 
 
 def use(connection: sa.Connection, uses: Sequence[AssetUse]) -> None:
-    """Note that jobs use assets; none costs no statement. Errors: AssetMissingError for the job."""
+    """Record the use of assets by jobs; costs no statement without any. Errors: AssetMissingError for the job."""
     for job_id, asset_id, tenant in uses:
         # One that is used already may have expired since: a statement may be carried out twice.
         if not _select(connection, _is(asset_id) & (_live() | _is_used_by(job_id)), tenant):
@@ -318,7 +315,7 @@ def _insert(connection: sa.Connection, assets: Sequence[Asset]) -> None:
 
 
 def _select(connection: sa.Connection, where: sa.ColumnElement[bool], tenant: str = "") -> list[Asset]:
-    """Return assets, of a tenant's only its own."""
+    """Return assets; for a tenant only its own."""
     if tenant:
         where &= ASSETS.c.tenant == tenant
     rows = connection.execute(sa.select(ASSETS).where(where).order_by(ASSETS.c.created_s, ASSETS.c.asset_id))
@@ -339,7 +336,7 @@ def select_assets(
 
 
 def _asset(row: Any, tenant: str) -> Asset:
-    """Return an asset as a tenant has it, or the operator."""
+    """Return an asset as the tenant or the operator sees it."""
     values = {f.name: getattr(row, f.name) for f in fields(Asset)}
     if tenant and row.job_id is not None:
         values["job_id"] = prompt_id_of(row.job_id)

@@ -1,7 +1,7 @@
-"""Exports: which files a client has asked to be given as one archive, kept for a while.
+"""Exports: lists of files to download as one archive, stored for a while.
 
-An export is a list; its archive is made as it is read (`archive.py`), so it takes no room and leaves nothing behind.
-Each is one tenant's. A new one takes the place of those that are too old or too many.
+An export is a list; its archive is streamed (`archive.py`), so nothing is stored. Each belongs to one tenant. A new
+one replaces those that are too old or too many.
 """
 
 from __future__ import annotations
@@ -21,14 +21,16 @@ from serve_app.store.files.archive import ArchiveMember
 from serve_app.store.files.store import AREAS, FileRef
 
 KEPT_S = 86_400.0
-"""How long one can be read."""
+"""The life of an export."""
 KEPT = 20
-"""How many of a tenant can be read, the newest."""
+"""The most exports of a tenant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """members: what is in the archive. missing: ids that were asked for and were not there. created_s: Unix time."""
+    """A list of files to download. members: of the archive. missing: requested ids that do not exist. created_s: Unix
+    time.
+    """
 
     export_id: str
     created_s: float
@@ -38,7 +40,7 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class KeepExport(TenantScoped):
-    """Keep an export."""
+    """Stores an export."""
 
     writes: ClassVar[bool] = True
 
@@ -46,7 +48,7 @@ class KeepExport(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> None:
-        """Insert it, and delete what has had its time."""
+        """Insert it, and delete expired ones."""
         export = self.export
         members = [[*_place(member.ref), member.name, member.size, member.changed_s] for member in export.members]
         row = {
@@ -66,7 +68,7 @@ class KeepExport(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class FindExport(TenantScoped):
-    """A tenant's export by its id."""
+    """Finds a tenant's export by its id."""
 
     writes: ClassVar[bool] = False
 
@@ -74,7 +76,7 @@ class FindExport(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> Export | None:
-        """Return it; None if it is not there, or has had its time."""
+        """Return the export, None if it is absent or expired."""
         wanted = (EXPORTS.c.export_id == self.export_id) & (EXPORTS.c.tenant == self.tenant)
         row = connection.execute(
             sa.select(EXPORTS).where(wanted & (EXPORTS.c.created_s >= time.time() - KEPT_S))

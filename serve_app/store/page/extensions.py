@@ -1,4 +1,4 @@
-"""The web pages of node packs: which folder of each pack a browser may read, found in its source as text.
+"""Finds the web folder of each node pack, which browsers may read, from the pack's source text.
 
 Packs run in workers only, so nothing here imports one: WEB_DIRECTORY is read where it is a plain string at the top of
 the pack, and `[tool.comfy] web` from its pyproject.toml. Source: the rules of ComfyUI 0.3.64's `nodes.py`.
@@ -14,7 +14,7 @@ from serve_app.errors import FileMissingError
 
 
 class Extensions:
-    """The pages of the packs of a folder; None has none. Every call looks at the disk."""
+    """The web folders of a folder of packs; None for no packs. Every call reads the disk."""
 
     def __init__(self, packs_dir: Path | None) -> None:
         self._packs_dir = packs_dir

@@ -1,6 +1,6 @@
-"""What the web page's gallery lists: outputs of ended jobs, and uploads. Both stretch by stretch, the newest first.
+"""The queries of the web page's gallery: outputs of ended jobs, and uploads, in pages, the newest first.
 
-A stretch is of the tenant who asks; the operator's is of what is its own.
+A page has the caller's own data, also the operator's.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from serve_app.store.page.assets import Asset, select_assets
 from serve_app.store.tenants.tenants import job_id_of, prompt_id_of
 
 CHARACTERS = 4_000_000
-"""Of what jobs have shown, as JSON, in one answer; one job's is there whole."""
+"""The most bytes of ui JSON in one answer; the first job's is always complete."""
 
 
 class EndedJob(NamedTuple):
-    """place: the cursor of its end. outputs: ui dict by node id."""
+    """An ended job. place: the cursor of its end. outputs: ui dict by node id."""
 
     place: int
     job_id: str
@@ -32,7 +32,7 @@ class EndedJob(NamedTuple):
 
 
 class EndedJobOutputs(NamedTuple):
-    """following: the place of the job that comes next; None where none does."""
+    """A page of ended jobs. following: the place of the next job, or None."""
 
     jobs: tuple[EndedJob, ...]
     following: int | None
@@ -40,7 +40,7 @@ class EndedJobOutputs(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class EndedOutputs(TenantScoped):
-    """What jobs have shown that ended up to a place, the last first: of at most `limit` jobs."""
+    """Lists the outputs of at most `limit` jobs that ended up to a place, the last first."""
 
     writes: ClassVar[bool] = False
 
@@ -49,7 +49,7 @@ class EndedOutputs(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> EndedJobOutputs:
-        """Return them, without those that have shown nothing."""
+        """Return the jobs that have outputs."""
         ended = JOBS.c.ended_seq.is_not(None) & sa.exists().where(OUTPUTS.c.job_id == JOBS.c.job_id)
         ended &= of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
         if self.until is not None:
@@ -71,7 +71,7 @@ class EndedOutputs(TenantScoped):
 
 
 class ShownJob(NamedTuple):
-    """outputs: ui dict by node id, of a job that has not ended as far as they are there."""
+    """A job's outputs: ui dict by node id; of an unfinished job those recorded so far."""
 
     job_id: str
     created_s: float
@@ -79,7 +79,7 @@ class ShownJob(NamedTuple):
 
 
 class JobOutputPage(NamedTuple):
-    """jobs: those that are there. asked: how many of the ids they are the answer to, the first of them."""
+    """The outputs of jobs. jobs: the existing ones. asked: how many of the given ids are covered."""
 
     jobs: tuple[ShownJob, ...]
     asked: int
@@ -87,7 +87,7 @@ class JobOutputPage(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class JobOutputs(TenantScoped):
-    """What some jobs have shown, as many of them as one answer holds."""
+    """Lists the outputs of some jobs, as many as fit one answer."""
 
     writes: ClassVar[bool] = False
 
@@ -95,7 +95,7 @@ class JobOutputs(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> JobOutputPage:
-        """Return it, of the first of the jobs at least."""
+        """Return the outputs, at least of the first job."""
         own = of_tenant(self.tenant) if self.tenant else JOBS.c.tenant == ""
         found: list[ShownJob] = []
         left = CHARACTERS
@@ -113,7 +113,7 @@ class JobOutputs(TenantScoped):
 
 
 def _texts(connection: sa.Connection, job_id: str) -> dict[str, str]:
-    """Return the JSON of what each node of a job has shown, by its id."""
+    """Return the ui JSON of each node of a job, by node id."""
     shown = sa.select(OUTPUTS.c.node_id, OUTPUTS.c.ui).where(OUTPUTS.c.job_id == job_id)
     return {row.node_id: row.ui for row in connection.execute(shown.order_by(OUTPUTS.c.seq))}
 
@@ -123,7 +123,7 @@ def _parsed(texts: Mapping[str, str]) -> dict[str, Any]:
 
 
 class UploadsEnd(NamedTuple):
-    """Where a stretch of uploads ends."""
+    """The end of a page of uploads."""
 
     created_s: float
     asset_id: str
@@ -131,7 +131,7 @@ class UploadsEnd(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Uploads(TenantScoped):
-    """Assets that clients have uploaded, at most `limit`, past the end of an earlier stretch."""
+    """Lists at most `limit` uploads after the end of an earlier page."""
 
     writes: ClassVar[bool] = False
 
@@ -151,7 +151,7 @@ class Uploads(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class ChangeTags(TenantScoped):
-    """Give an asset tags, and take some from it. most: how many it may have."""
+    """Adds and removes tags of an asset. most: the most tags."""
 
     writes: ClassVar[bool] = True
 
@@ -162,7 +162,7 @@ class ChangeTags(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> tuple[str, ...] | None:
-        """Return its tags, as they are now if it would have too many; None if it is not there."""
+        """Return its tags, unchanged if there would be too many; None if the asset is absent."""
         where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
         found = select_assets(connection, where, (), 1, self.tenant)
         if not found:
@@ -177,7 +177,7 @@ class ChangeTags(TenantScoped):
 
 @dataclass(frozen=True, slots=True)
 class ChangeAsset(TenantScoped):
-    """Call an asset otherwise, and change what its client keeps with it; None leaves that as it is."""
+    """Changes an asset's name and its client's data; None leaves a value."""
 
     writes: ClassVar[bool] = True
 
@@ -188,7 +188,7 @@ class ChangeAsset(TenantScoped):
     tenant: str = ""
 
     def execute(self, connection: sa.Connection) -> Asset | None:
-        """Return it as it is now; None if it is not there."""
+        """Return the changed asset, None if it is absent."""
         where = (ASSETS.c.asset_id == self.asset_id) & (ASSETS.c.tenant == self.tenant)
         values = {"name": self.name, "preview_id": self.preview_id}
         if self.user_metadata is not None:

@@ -1,4 +1,4 @@
-"""What node packs bring for the web page beside scripts: example workflows, blueprints of subgraphs, translations.
+"""Content of node packs for the web page: example workflows, subgraph blueprints, translations.
 
 All of it lies in folders of fixed names, so nothing here imports a pack. Source: those that ComfyUI 0.33.0 reads.
 """
@@ -21,7 +21,7 @@ TRANSLATED = ("nodeDefs", "commands", "settings")
 
 
 class PackContent:
-    """The content of the packs of a folder; None has none. Every call looks at the disk."""
+    """The content of a folder of packs; None for no packs. Every call reads the disk."""
 
     def __init__(self, packs_dir: Path | None) -> None:
         self._packs_dir = packs_dir
@@ -35,7 +35,7 @@ class PackContent:
         return found
 
     def workflow(self, pack: str, file: str) -> Path:
-        """Return where a file beside a pack's example workflows is, such as a thumbnail. Errors: FileMissingError."""
+        """Return the path of a file among a pack's example workflows, such as a thumbnail. Errors: FileMissingError."""
         for folder in WORKFLOWS:
             for owner, path in self._files(f"{folder}/*"):
                 if owner == pack and path.name == file and path.is_file():
@@ -43,11 +43,11 @@ class PackContent:
         raise FileMissingError(f"no example workflow {file[:300]!r} belongs to the node pack {pack[:100]!r}")
 
     def subgraphs(self) -> list[tuple[str, Path]]:
-        """Return the blueprints of subgraphs: whose each is, and its file."""
+        """Return the subgraph blueprints, each with its pack and file."""
         return list(self._files(f"{SUBGRAPHS}/*.json"))
 
     def translations(self) -> dict[str, Any]:
-        """Return what the page shows instead of its own words, by language; later packs add to earlier ones.
+        """Return the page's translations by language; later packs add to earlier ones.
 
         A file that is no JSON object counts as empty.
         """

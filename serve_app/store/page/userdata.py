@@ -1,4 +1,4 @@
-"""What the web page keeps for its users: each one's files and settings, in a folder of the user's own.
+"""The web page's user data: files and settings, in a folder for each user.
 
 Several ingress replicas may serve one user, so every change is one atomic step on the file system that they share.
 Layout: ComfyUI's (`user/ID/…`, `user/ID/comfy.settings.json`, `user/users.json`).
@@ -25,13 +25,13 @@ from serve_app.store.tenants.stored_bytes import name_of
 from serve_app.store.tenants.tenants import MARK, folder
 
 AREA = "user"
-"""As what the count of what tenants have stored knows it, beside the store's areas."""
+"""The area name of user data in the count of stored bytes."""
 DEFAULT = "default"
 """The only user where there are no others."""
 SETTINGS = "comfy.settings.json"
 USERS = "users.json"
 SETTINGS_BYTES = 4_000_000
-"""How large one user's settings may grow."""
+"""The largest size of one user's settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,8 @@ class UserFile:
 
 
 class UserData:
-    """Every user's folder under one root. many: whether there are users beside the default one.
-
-    meter: counts what is kept, and refuses what is beyond a quota with QuotaError; None counts nothing.
+    """Every user's folder under one root. many: whether there are other users than the default one. meter: counts
+    stored bytes and enforces the quota with QuotaError; None counts nothing.
     """
 
     def __init__(self, root: Path, *, many: bool = False, meter: Meter | None = None) -> None:
@@ -57,7 +56,7 @@ class UserData:
         self.many = many
 
     def within(self, tenant: str, meter: Meter | None = None) -> UserData:
-        """Return what is kept for a tenant's users."""
+        """Return the user data of a tenant."""
         return UserData(self._root / folder(tenant), many=self.many, meter=meter) if tenant else self
 
     def counted(self) -> Iterator[tuple[str, str, int]]:
@@ -100,7 +99,7 @@ class UserData:
     # Files --------------------------------------------------------------------------------------------------------
 
     def files(self, user: str, folder: str, *, recursive: bool) -> list[UserFile]:
-        """Return what a folder holds, folders among it, by path. Errors: as `path`; FileMissingError without it."""
+        """Return the files and folders of a folder, by path. Errors: as `path`; FileMissingError without it."""
         top = self.path(user, folder) if folder else self._folder(user)
         if not os.path.isdir(top):  # False also for a name that no file system takes
             raise FileMissingError(f"the user has no folder {folder[:200]!r}")
@@ -153,7 +152,7 @@ class UserData:
         self._note(target, size)
 
     def path(self, user: str, name: str) -> Path:
-        """Return where a name of the user's leads.
+        """Return the path of a user's name.
 
         Errors: UserMissingError; ForbiddenPathError for one that leaves the user's folder or is the folder itself.
         """
@@ -202,7 +201,7 @@ class UserData:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold off every other process that reads a file in order to write it again."""
+        """Lock a file for a read-modify-write."""
         self._root.mkdir(parents=True, exist_ok=True)
         with (self._root / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -210,7 +209,7 @@ class UserData:
 
 
 def _check_settings(data: bytes) -> None:
-    """Refuse what would have to be read again at every change. Errors: InvalidSubmissionError."""
+    """Refuse settings that are too large to be rewritten at every change. Errors: InvalidSubmissionError."""
     if len(data) > SETTINGS_BYTES:
         raise InvalidSubmissionError(f"settings of {len(data)} bytes are too many; at most {SETTINGS_BYTES} are kept")
     try:
