@@ -201,7 +201,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
     return Scheduler(
         jobs,
         [Pool.of(pool) for pool in config.pools],
-        fingerprints(open_catalog(config), open_store(config, patient=False)),
+        fingerprints(open_catalog(config), open_store(config, retry=False)),
         host_stats,
         holder=holder,
         rules=AdmissionRules.of(config),

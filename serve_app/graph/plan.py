@@ -75,8 +75,8 @@ class Task:
     remote: signatures that another replica has or is computing; the replica requests them from the scheduler. prompt,
     extra_data: the submission's own, for hidden inputs (PROMPT, EXTRA_PNGINFO). created_s: the job's Unix time. tenant:
     the owner of the job and of the files that its nodes see; "" on a server without tenants. client_id: of the
-    submission. patient: no client waits for an event of its end, so the task and the report of its end may be delayed
-    and batched.
+    submission. deferrable: no client waits for an event of its end, so the task and the report of its end may be
+    delayed and batched.
     """
 
     id: TaskId

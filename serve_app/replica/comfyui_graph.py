@@ -25,8 +25,8 @@ from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.transfer import Transfer
 from serve_app.scheduler.protocol.messages import (
     NodeFinished,
-    NodeMessage,
     NodePreviewed,
+    NodeSentMessage,
     NodeStarted,
     Report,
     SchedulerForReplicas,
@@ -127,7 +127,7 @@ class GraphRun:
                     case NodeMessage():
                         self._count(executed.data)
                         said = scrubbed(executed.data, task.extra_data)
-                        self._send(NodeMessage(task.id, executed.node_id, executed.type, said))
+                        self._send(NodeSentMessage(task.id, executed.node_id, executed.type, said))
                     case _:
                         self._report(executed)
 

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 _log = log.get("replica")
 
 
-def open_store(config: AppConfig, *, patient: bool = True) -> WholeStore:
-    """Return the store of clients' files. patient False: an unreachable one is not retried."""
+def open_store(config: AppConfig, *, retry: bool = True) -> WholeStore:
+    """Return the store of clients' files. retry False: an unreachable one is not retried."""
     if not isinstance(config.store, S3Config):
         return Volume(config.directories)
     # Imported here, as below: a server with files on a volume needs no S3 client.
     from serve_app.store.files.bucket import Bucket
     from serve_app.store.files.s3 import S3
 
-    location = Location.of(config.store) if patient else Location.of(config.store).hurried
+    location = Location.of(config.store) if retry else Location.of(config.store).hurried
     return S3(Bucket(location), config.store.link_s if config.store.presigned_redirects else None)
 
 

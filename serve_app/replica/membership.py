@@ -1,8 +1,8 @@
 """A replica's membership with the scheduler: it joins, polls for messages, sends reports, and joins again.
 
-Reports are batched, one call at a time: those of nodes wait a moment for more or for their task's end, a patient task's
-end for others if a call has just been made, and of progress only the newest value per node is sent. With a scheduler of
-another epoch, running tasks are void: all are dropped.
+Reports are batched, one call at a time: those of nodes wait a moment for more or for their task's end, a deferrable
+task's end for others if a call has just been made, and of progress only the newest value per node is sent. With a
+scheduler of another epoch, running tasks are void: all are dropped.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class Membership:
             _log.info("left without a word: %s", error)
 
     def send(self, report: Report, *, deferrable: bool = False) -> None:
-        """Queue a report, to be sent in order. patient: it may wait to be batched, as `Task.deferrable`."""
+        """Queue a report, to be sent in order. deferrable: it may wait to be batched, as `Task.deferrable`."""
         key: Hashable = next(self._numbers)
         loop = asyncio.get_running_loop()
         due_s = loop.time()

@@ -15,7 +15,13 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
-from serve_app.scheduler.protocol.messages import NodeBlocked, NodeFinished, NodeMessage, NodeProgressed, NodeStarted
+from serve_app.scheduler.protocol.messages import (
+    NodeBlocked,
+    NodeFinished,
+    NodeProgressed,
+    NodeSentMessage,
+    NodeStarted,
+)
 from serve_app.store.tenants.credentials import scrubbed
 
 if TYPE_CHECKING:
@@ -59,7 +65,7 @@ class TaskScope:
 
     def _remark(self, node_id: str, text: str) -> None:
         """Send the job's client a text about a node."""
-        self._runner.send(NodeMessage(self._task.id, node_id, "progress_text", {"text": text}))
+        self._runner.send(NodeSentMessage(self._task.id, node_id, "progress_text", {"text": text}))
 
     def _show(self, node_id: str, picture: Any) -> None:
         """Send an image (h,w,3) in 0…255 as a preview, unless the node's last one is still being encoded."""
@@ -75,7 +81,7 @@ class TaskScope:
         def send_message(type_: str, data: Any) -> None:
             self._runner.check_shown(data)
             with contextlib.suppress(RuntimeError):
-                message = NodeMessage(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
+                message = NodeSentMessage(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
                 self._loop.call_soon_threadsafe(self._runner.send, message)
 
         return send_message

@@ -90,10 +90,10 @@ from serve_app.scheduler.protocol.messages import (
     Message,
     NodeBlocked,
     NodeFinished,
-    NodeMessage,
     NodePreviewed,
     NodeProgressed,
     NodesCached,
+    NodeSentMessage,
     NodesLinger,
     NodeStarted,
     Reopened,
@@ -515,7 +515,7 @@ class Machine:
             case ResidentWeights(recipes, loads):
                 self.costs.learn_loads(replica.info.pool, load_times(loads))
                 self.replicas.hold(replica, recipes)
-            case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeMessage() | NodePreviewed():
+            case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeSentMessage() | NodePreviewed():
                 if current := self._current(report.task_id):
                     self._journal.publish(current[0], *node_reports.event_of(current[0], report))
 

@@ -9,14 +9,14 @@ from serve_app.events import Kind
 from serve_app.scheduler.core.records import JobRecord, placed
 from serve_app.scheduler.protocol.messages import (
     NodeBlocked,
-    NodeMessage,
     NodePreviewed,
     NodeProgressed,
     NodesCached,
+    NodeSentMessage,
     NodeStarted,
 )
 
-NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeMessage | NodePreviewed
+NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeSentMessage | NodePreviewed
 
 
 def event_of(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
@@ -33,7 +33,7 @@ def event_of(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any
             return "progress", {**placed(node_id, origin), "value": value, "max": maximum}
         case NodeBlocked(_, node_id, class_type, message):
             return "blocked", {"node": node_id, "class_type": class_type, "message": message}
-        case NodeMessage(_, node_id, type_, data):
+        case NodeSentMessage(_, node_id, type_, data):
             return "message", {"node": node_id, "type": type_, "data": data}
         case NodePreviewed(_, node_id, image, origin):
             return "preview", {**placed(node_id, origin), "image": image}

@@ -183,7 +183,7 @@ class NodeBlocked:
 
 
 @dataclass(frozen=True, slots=True)
-class NodeMessage:
+class NodeSentMessage:
     """A message from a node to its job's client. data: a JSON value."""
 
     task_id: TaskId
@@ -329,7 +329,7 @@ Report: TypeAlias = (
     | NodeFinished
     | NodesCached
     | NodeBlocked
-    | NodeMessage
+    | NodeSentMessage
     | ClientMessage
     | NodePreviewed
     | TaskFinished

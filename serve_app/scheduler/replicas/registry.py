@@ -162,7 +162,9 @@ class ReplicaRegistry:
             mailbox.put(message)
 
     def pass_on(self, replica_id: str, frame: SocketFrame) -> None:
-        """Put a websocket frame into a replica's mailbox, if it is registered. Errors: ConcurrencyLimitError if it is full."""
+        """Put a websocket frame into a replica's mailbox, if it is registered. Errors: ConcurrencyLimitError if it is
+        full.
+        """
         if (mailbox := self._mailboxes.get(replica_id)) is not None:
             if not mailbox.has_room():
                 raise ConcurrencyLimitError(f"replica {replica_id} does not read what clients say", retry_after_s=5)
