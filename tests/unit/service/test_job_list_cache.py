@@ -10,8 +10,8 @@ import pytest
 
 from serve_app.events import Failure
 from serve_app.scheduler.protocol.client import JobKeys, JobView
+from serve_app.service import job_list_cache
 from serve_app.service.job_list_cache import JobListCache, Show
-from serve_app.service.service import job_list_cache
 from serve_app.service.tenant_jobs import TenantJobs
 from serve_app.store.database.changes import JobKey, JobQuery
 
