@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import pytest
+from PIL import Image
 
 from tests import examples
 
@@ -17,6 +18,16 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 examples.register()
+
+
+@pytest.fixture(autouse=True)
+def pillow_formats() -> Iterator[None]:
+    """Replicas that a test makes in this process limit what Pillow opens in it, which is undone after the test."""
+    Image.init()
+    limits = Image.OPEN.copy(), Image.ID.copy(), Image.MAX_IMAGE_PIXELS
+    yield
+    if limits != (Image.OPEN, Image.ID, Image.MAX_IMAGE_PIXELS):
+        Image.OPEN, Image.ID, Image.MAX_IMAGE_PIXELS = limits
 
 
 @pytest.fixture(scope="session")
