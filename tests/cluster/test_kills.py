@@ -34,7 +34,8 @@ class Follower(threading.Thread):
         return [data for seen, data in self.events if seen == kind]
 
 
-@pytest.mark.parametrize("victim", TITLES)
+# The sender of webhooks starts with the first message: test_webhooks.py kills it.
+@pytest.mark.parametrize("victim", sorted(TITLES.keys() - {"webhook_sender"}))
 def test_every_job_finishes_once_after_a_process_is_killed(victim: str, server: Server):
     prefix = f"{victim}/image"
     jobs = [
