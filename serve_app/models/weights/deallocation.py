@@ -40,8 +40,10 @@ def free_tensors(tensors: Iterable[Tensor]) -> None:
         # A view keeps what it is a view of.
         for one in (tensor, tensor._base):
             if one is not None and not isinstance(one, FileTensor):
-                # Assigned, it takes the place of what is behind the object, for everybody who has that.
-                one.data = torch.empty(0).to_mkldnn() if one.is_mkldnn else one.new_empty(0)
+                # Assigned, it takes the place of what is behind the object, for everybody who has that. A packed tensor
+                # takes only one that was made in the same mode of inference.
+                with torch.inference_mode(one.is_inference()):
+                    one.data = torch.empty(0).to_mkldnn() if one.is_mkldnn else one.new_empty(0)
 
 
 def tensors_of(layers: Iterable[nn.Module]) -> list[Tensor]:

@@ -134,14 +134,14 @@ def test_an_image_whose_whole_would_have_to_be_made_huge_is_refused() -> None:
 def test_a_style_model_refuses_what_another_encoder_sees() -> None:
     style = StyleModel(Redux(32, 48, 40), Redux(32, 48, 40).build().requires_grad_(False))
     assert style.tokens(torch.zeros(2, 5, 32)).shape == (1, 10, 40)
-    with pytest.raises(NodeError, match=r"is 24 wide; Flux\.1 Redux reads states 32 wide"):
+    with pytest.raises(NodeError, match=r"are 24 wide; Flux\.1 Redux reads states 32 wide"):
         style.tokens(torch.zeros(2, 5, 24))
 
 
 def test_unclip_refuses_what_another_encoder_sees() -> None:
     output = ClipVisionOutput(*(torch.zeros(1, 17, 32),) * 3)
     told = {"clip_vision_output": output, "strength": 1.0, "noise_augmentation": 0.0}
-    with pytest.raises(NodeError, match="is of shape 17×32; this backbone reads a vector 768 wide, of CLIP's ViT-L"):
+    with pytest.raises(NodeError, match="are of shape 17×32; this backbone reads a vector 768 wide, of CLIP's ViT-L"):
         seen_vector({"unclip_conditioning": [told]}, 768, 0)
 
 

@@ -104,7 +104,7 @@ def test_on_a_card_samplers_draw_from_the_runs_own_seed_there_as_comfyui_does(mo
     gaussian_noise(x, SIGMAS, 7)
     assert asked == [("cuda", 7)]
     monkeypatch.setattr(module, "draws_of", lambda device: HostDraws())
-    monkeypatch.setattr(module, "sent", lambda tensor, device: tensor)
+    monkeypatch.setattr(module, "to_device", lambda tensor, device: tensor)
     brownian_noise(x, SIGMAS, 7)(2.0, 1.0)
     assert len(asked) == 1
     brownian_noise(x, SIGMAS, 7, on_device=True)(2.0, 1.0)
@@ -120,7 +120,7 @@ PAIRS = list(pairwise(LEVELS.tolist()))
 def of_card(monkeypatch):
     """Latents of a card, whose noise the CPU draws and keeps."""
     monkeypatch.setattr(module, "draws_of", lambda device: HostDraws())
-    monkeypatch.setattr(module, "sent", lambda tensor, device: tensor)
+    monkeypatch.setattr(module, "to_device", lambda tensor, device: tensor)
     return torch.zeros(SHAPE).as_subclass(OfCard)
 
 

@@ -115,7 +115,7 @@ def test_the_width_of_the_vector_distinguishes_sdxl_its_refiner_and_unclip():
     assert (type(told(2048, 2816)), type(told(1280, 2560))) == (Sdxl, SdxlRefiner)
     assert (told(2048, 2816).sizes, told(1280, 2560).sizes) == (6, 5)
     assert (type(told(1024, 1536)), type(told(1024, 2048))) == (Unclip, Unclip)
-    with pytest.raises(ModelFileError, match="told a vector 768 wide, as video models are"):
+    with pytest.raises(ModelFileError, match="a vector input 768 wide, as video models are"):
         told(1024, 768)
 
 
