@@ -1,4 +1,4 @@
-"""The nodes that make SDXL's CONDITIONING: text, and the sizes or the score that the model is told beside it."""
+"""The nodes that make SDXL's CONDITIONING: text, with the image sizes or the aesthetic score."""
 
 from __future__ import annotations
 
@@ -7,15 +7,12 @@ from typing import Annotated, TypeAlias
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, Float, Int, Text
 from serve_app.nodes.sockets import CLIP, CONDITIONING, RUNTIME
-from serve_app.values import Conditioning, Texts
+from serve_app.sampling.guidance.conditioning import with_options
+from serve_app.values import Texts
 
 Line: TypeAlias = Annotated[str, Text(multiline=True, dynamicPrompts=True)]
 Side: TypeAlias = Annotated[int, Int(1024, min=0, max=MAX_RESOLUTION)]
 Crop: TypeAlias = Annotated[int, Int(0, min=0, max=MAX_RESOLUTION)]
-
-
-def _told(conditioning: Conditioning, **told: float) -> Conditioning:
-    return [(cond, {**options, **told}) for cond, options in conditioning]
 
 
 @node(
@@ -33,9 +30,9 @@ async def clip_text_encode_sdxl_refiner(
     text: Line,
     runtime: RUNTIME,
 ) -> CONDITIONING:
-    """Text for SDXL's refiner, with the size of the picture and how good it is to look."""
+    """Text for SDXL's refiner, with the image's size and its aesthetic score."""
     conditioning = await runtime.encode_text(clip, text)
-    return _told(conditioning, aesthetic_score=ascore, width=width, height=height)
+    return with_options(conditioning, aesthetic_score=ascore, width=width, height=height)
 
 
 @node(
@@ -55,7 +52,7 @@ async def clip_text_encode_sdxl(
 ) -> CONDITIONING:
     """A text for each of SDXL's two encoders, and the sizes of the picture it describes."""
     conditioning = await runtime.encode_text(clip, Texts(g=text_g, l=text_l))
-    return _told(
+    return with_options(
         conditioning,
         width=width,
         height=height,
