@@ -21,7 +21,7 @@ sampling.sigmas sampling.guiders model.patches model.controls model.attention_sc
 model.guidance_patches model.layer_patches latent.latents latent.empty latent.batch latent.transform latent.math
 latent.inpaint mask.masks image.compositing image.alpha mask.morphology image.images image.scale image.batch
 image.transform image.filters image.edges image.animation latent.tiled logic.primitives text.strings text.format
-text.generate logic.switches logic.loops logic.numbers image.batches image.files image.regions mask.crop
+text.generate logic.switches logic.loops logic.numbers image.resize_and_batch image.files image.regions mask.crop
 image.color_transfer image.bounding_boxes layers.layers image.curves text.camera model.devices audio.sounds audio.files
 video.videos video.frames conditioning.vision dataset.folders dataset.images dataset.lists dataset.saving
 """

@@ -1,4 +1,4 @@
-"""Node classes that went, and what a workflow that still has one becomes. Pure.
+"""Node classes that ComfyUI removed, and the ones that replace them in a workflow. Pure.
 
 The web page offers to replace them; in a submitted prompt they are replaced without asking. Source: what ComfyUI 0.33.0
 registers in `nodes_replacements`, and what its `node_replace_manager` does with it.

@@ -33,7 +33,7 @@ def empty_audio(
     sample_rate: Annotated[int, Int(44100, min=1, max=192000, advanced=True)],
     channels: Annotated[int, Int(2, min=1, max=2, advanced=True)],
 ) -> AUDIO:
-    """Silence. Return zeros of so many seconds."""
+    """Return silence of a duration in seconds."""
     length = round(duration * sample_rate)
     allow(1, channels, length)
     return {"waveform": torch.zeros(1, channels, length), "sample_rate": sample_rate}
@@ -51,9 +51,7 @@ def trim_audio_duration(
     start_index: Annotated[float, Float(0.0, min=-LARGEST, max=LARGEST, step=0.01)],
     duration: Annotated[float, Float(60.0, min=0.0, step=0.01)],
 ) -> AUDIO | None:
-    """A part of a sound.
-
-    Return so many seconds, or what there is of them; a start below 0 counts from the end.
+    """Return a part of a sound, or what there is of it. Times are in seconds; a start below 0 counts from the end.
 
     Errors: NodeError if there is nothing. An empty sound stays as it is.
     """

@@ -1,4 +1,4 @@
-"""The nodes that put conditionings under ControlNets and T2I-Adapters: they make values, and a sampler acts on them."""
+"""The nodes that apply ControlNets and T2I-Adapters to conditionings. They make values; samplers run the networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ HINT_KINDS: Mapping[str, int] = {
     "tile": 6,
     "repaint": 7,
 }
-"""The kinds of hint that ControlNet Union tells apart."""
+"""The kinds of hint that ControlNet Union has a mode for."""
 
 Strength: TypeAlias = Annotated[float, Float(1.0, min=0.0, max=10.0, step=0.01)]
 Start: TypeAlias = Annotated[float, Float(0.0, min=0.0, max=1.0, step=0.001)]
@@ -75,7 +75,7 @@ def control_net_apply_advanced(
 
     Return the conditionings under one more control; the same ones at strength 0.
 
-    vae, mask: read by the ControlNets that are told latents, and a mask (N,H,W), of those there are.
+    vae, mask: for ControlNets that read latents, and a mask (N,H,W).
     """
     if strength == 0:
         return positive, negative

@@ -1,4 +1,4 @@
-"""The nodes that tell FLUX, and models like it, more than a text: how strongly to follow it, and images to go by."""
+"""The nodes of conditioning for FLUX and models like it: the guidance scale, and reference images."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def reference_latent(conditioning: CONDITIONING, latent: LATENT | None = None) -
     description="Places reference images as models of FLUX's family with a cache of keys and values want them.",
 )
 def flux_kv_cache(model: MODEL) -> MODEL:
-    """References told apart by planes and known to be without noise, as models are trained on that keep them.
+    """Give each reference image an index of its own and noise level 0, as models with a cache for references expect.
 
     ComfyUI keeps the references' keys and values of the first step for the others; here each step makes its own.
 

@@ -1,4 +1,4 @@
-"""The nodes of GLIGEN: texts that are to be seen in boxes."""
+"""The nodes of GLIGEN: texts with the boxes of the image that they belong in."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ async def gligen_text_box_apply(
 ) -> CONDITIONING:
     """A text in a box of the picture, beside those that a conditioning has.
 
-    Return every entry with one more box, in pixels; all boxes of an entry are told by this model.
+    Return every entry with one more box, in pixels; this model reads all boxes of an entry.
 
     Errors: NodeError for a text encoder that does not make one vector of a text.
     """

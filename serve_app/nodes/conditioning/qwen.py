@@ -1,4 +1,4 @@
-"""The nodes that say how images are to be edited: the text encoder sees them, the model has them as references."""
+"""The nodes of conditioning for Qwen-Image edits: images for the text encoder, and reference latents."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TEMPLATE = (
     "that meets the user's requirements while maintaining consistency with the original input where appropriate."
     "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 )
-"""What Qwen-Image-Edit was trained to be told around a text. Source: Wu et al. 2025, arXiv:2508.02324."""
+"""The prompt template that Qwen-Image-Edit was trained with. Source: Wu et al. 2025, arXiv:2508.02324."""
 
 _PIXELS, _SEEN_PIXELS = 1024 * 1024, 384 * 384
 Prompt: TypeAlias = Annotated[str, Text(multiline=True, dynamicPrompts=True)]
@@ -72,7 +72,7 @@ async def text_encode_qwen_image_edit_plus(
 
 
 def _of_size(image: Tensor, pixels: int, multiple: int = 1) -> Tensor:
-    """Return images (B,H,W,C) of about so many pixels, their sides multiples of a number."""
+    """Resize images (B,H,W,C) to about a number of pixels, with sides that are multiples of another."""
     height, width = image.shape[1:3]
     scale = math.sqrt(pixels / (width * height))
     new_width, new_height = (round(side * scale / multiple) * multiple for side in (width, height))

@@ -1,4 +1,4 @@
-"""The nodes of Qwen-Image 2.1: a prompt with the images that it tells of, and how its cache is kept."""
+"""The nodes of Qwen-Image 2.1: a prompt with the images that it refers to, and its cache of keys and values."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def text_encode_qwen_image21(
     seen = tuple(map(_over_white, sized))
     said = []
     for text in (prompt, negative_prompt):
-        # A language model has to be told something.
+        # A language model needs at least one token.
         encoded = await runtime.encode_text(clip, IllustratedText(text or " ", seen, placed=bool(references)))
         said.append(with_options(encoded, reference_latents=references) if references else encoded)
     height, width = sized[0].shape[1:3] if sized else (resolution or 1024,) * 2
@@ -84,12 +84,10 @@ def qwen_image21_cache(
     device: Annotated[str, Choice(["auto", "gpu", "cpu", "off"], default="auto")],
     dtype: Annotated[str, Choice(["default", "int8", "int4"], default="default")],
 ) -> MODEL:
-    """The model as it is.
+    """Return the model as it is.
 
     ComfyUI keeps the keys and values of text and references between steps, where and in how many bits this says; here
-    each step makes its own, so there is nothing to keep.
-
-    Return the model.
+    each step makes its own.
     """
     return model
 

@@ -1,4 +1,4 @@
-"""The nodes that make CONDITIONING for transformers: a text for each encoder, and how texts are filled up."""
+"""The nodes that make CONDITIONING for transformers: a text for each encoder, and how texts are padded."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ SYSTEM_PROMPTS: Mapping[str, str] = {
     "alignment": "You are an assistant designed to generate high-quality images with the highest degree of image-text "
     "alignment based on textual prompts.",
 }
-"""What Lumina-Image 2.0 was trained to be told before a text."""
+"""The system prompt that Lumina-Image 2.0 was trained with."""
 
 
 @node("CLIPTextEncodeHiDream", "CLIP Text Encode (HiDream)", category="model/conditioning/hidream", function="encode")
@@ -104,6 +104,6 @@ async def clip_text_encode_pixart_alpha(
 def t5_tokenizer_options(clip: CLIP, min_padding: Count, min_length: Count) -> CLIP:
     """How T5's texts are filled up, for models that were trained with another length than the usual.
 
-    Return the text encoder, whose texts get so many pads at least and are at least so long.
+    Return the text encoder with a least number of padding tokens and a least length of its texts.
     """
     return clip.with_patch(T5Padding(min_padding, min_length))

@@ -95,7 +95,7 @@ async def style_model_apply(
 
 
 def _with_bias(options: Mapping[str, Any], text: int, tokens: int, bias: float) -> dict[str, Any]:
-    """Return a conditioning's options of attention with so many tokens after its text, attended to with a bias.
+    """Return a conditioning's attention options with more tokens after its text, attended to with a bias.
 
     The tokens themselves attend to all alike. "attention_mask" is (1,L,L), L being text and image, which is here of the
     size "attention_mask_img_shape" and is stretched to its own by the network. Errors: NodeError for another mask.
@@ -137,15 +137,12 @@ def unclip_conditioning(
     strength: Annotated[float, Float(1.0, min=-10.0, max=10.0, step=0.01)],
     noise_augmentation: Annotated[float, Float(0.0, min=0.0, max=1.0, step=0.01)],
 ) -> CONDITIONING:
-    """What is seen in images, told to a network beside its text.
-
-    Return the conditioning with this after what it tells already; at strength 0 as it is.
-    """
+    """Add an image's features to a conditioning, for unCLIP models; at strength 0 return it as it is."""
     if strength == 0:
         return conditioning
-    told = {
+    image = {
         "clip_vision_output": clip_vision_output,
         "strength": strength,
         "noise_augmentation": noise_augmentation,
     }
-    return with_more(conditioning, unclip_conditioning=told)
+    return with_more(conditioning, unclip_conditioning=image)

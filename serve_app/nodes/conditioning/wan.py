@@ -1,4 +1,4 @@
-"""The nodes that tell Wan of the images that a video begins and ends with.
+"""The nodes of conditioning for Wan's image-to-video: first and last images.
 
 A video is a batch of images (F,H,W,C) here, and one latent (1,c,T,h,w): the first cell in time is of one image, each of
 the others of FRAMES. In masks, 1 is what is to be made, 0 what is given. Source: Wan team 2025, arXiv:2503.20314.
@@ -107,8 +107,8 @@ async def wan_image_to_video(
         mask = torch.ones(1, 1, latents.shape[2], *image.shape[-2:])
         mask[:, :, : cells_in_time(len(start))] = 0
     seen = clip_vision_output
-    told = both(positive, negative, concat_latent_image=image, concat_mask=mask, clip_vision_output=seen)
-    return *told, {"samples": latents}
+    conditionings = both(positive, negative, concat_latent_image=image, concat_mask=mask, clip_vision_output=seen)
+    return *conditionings, {"samples": latents}
 
 
 @node("WanFirstLastFrameToVideo", category=CATEGORY, function="encode", return_names=PAIR_AND_LATENT)
@@ -145,14 +145,14 @@ async def wan_first_last_frame_to_video(
         end = sized(end_image[-length:], width, height)
         video[-len(end) :] = end
         mask[:, :, -len(end) :] = 0
-    told = both(
+    conditionings = both(
         positive,
         negative,
         concat_latent_image=await runtime.encode(vae, video),
         concat_mask=by_cell(mask),
         clip_vision_output=_seen_together(clip_vision_start_image, clip_vision_end_image),
     )
-    return *told, {"samples": latents}
+    return *conditionings, {"samples": latents}
 
 
 @node("WanFunInpaintToVideo", category=f"{CATEGORY}/fun inpaint", function="encode", return_names=PAIR_AND_LATENT)

@@ -1,4 +1,4 @@
-"""The nodes that tell Wan of a video to go by: the two editions of Wan Fun's control, and VACE.
+"""The nodes of conditioning for Wan by a control video: both editions of Wan Fun Control, and VACE.
 
 Source: Jiang et al. 2025, "VACE: All-in-One Video Creation and Editing", arXiv:2503.07598.
 """
@@ -64,8 +64,8 @@ async def wan_fun_control_to_video(
         await video_vae(runtime, vae, WAN)
     latents = empty_video(width, height, length, batch_size)
     image = await _beside(runtime, vae, WAN, latents, (width, height, length), control_video, start_image)
-    told = both(positive, negative, concat_latent_image=image, clip_vision_output=clip_vision_output)
-    return *told, {"samples": latents}
+    conditionings = both(positive, negative, concat_latent_image=image, clip_vision_output=clip_vision_output)
+    return *conditionings, {"samples": latents}
 
 
 @node("Wan22FunControlToVideo", category=CONTROL, function="encode", return_names=PAIR_AND_LATENT)
@@ -92,11 +92,16 @@ async def wan22_fun_control_to_video(
     latents = empty_video(width, height, length, batch_size, made.channels, made.factor)
     image = await _beside(runtime, vae, made, latents, (width, height, length), control_video)
     mask = by_cell(unknown(latents))
-    told = both(positive, negative, concat_latent_image=image, concat_mask=mask, concat_mask_index=made.channels)
+    conditionings = both(
+        positive, negative, concat_latent_image=image, concat_mask=mask, concat_mask_index=made.channels
+    )
     if ref_image is not None:
         reference = await runtime.encode(vae, sized(ref_image[:1], width, height))
-        told = with_more(told[0], reference_latents=reference), with_more(told[1], reference_latents=reference)
-    return *told, {"samples": latents}
+        conditionings = (
+            with_more(conditionings[0], reference_latents=reference),
+            with_more(conditionings[1], reference_latents=reference),
+        )
+    return *conditionings, {"samples": latents}
 
 
 @node(
@@ -145,10 +150,10 @@ async def wan_vace_to_video(
         frames = torch.cat([torch.cat([reference, nothing], dim=1), frames], dim=2)
         trimmed = reference.shape[2]
         cells = torch.cat([torch.zeros_like(cells[:, :, :trimmed]), cells], dim=2)
-    told = {"vace_frames": frames, "vace_mask": cells, "vace_strength": strength}
+    options = {"vace_frames": frames, "vace_mask": cells, "vace_strength": strength}
     shape = (batch_size, WAN.channels, cells.shape[2], height // WAN.factor, width // WAN.factor)
     allow(*shape)
-    return with_more(positive, **told), with_more(negative, **told), {"samples": torch.zeros(shape)}, trimmed
+    return with_more(positive, **options), with_more(negative, **options), {"samples": torch.zeros(shape)}, trimmed
 
 
 async def _beside(

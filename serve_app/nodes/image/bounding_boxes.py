@@ -133,15 +133,15 @@ def _box(element: Mapping[str, Any], width: int, height: int) -> dict[str, Any]:
 
 def _region(box: Box, width: int, height: int) -> Region:
     metadata = box.get("metadata")
-    told = metadata if isinstance(metadata, Mapping) else {}
+    described = metadata if isinstance(metadata, Mapping) else {}
     return Region(
         left=box.get("x", 0) / width,
         top=box.get("y", 0) / height,
         width=box.get("width", 0) / width,
         height=box.get("height", 0) / height,
-        text=str(told.get("text", "")) if told.get("type") == "text" else None,
-        description=str(told.get("desc") or ""),
-        palette=tuple(colour for colour in told.get("palette") or () if isinstance(colour, str) and colour),
+        text=str(described.get("text", "")) if described.get("type") == "text" else None,
+        description=str(described.get("desc") or ""),
+        palette=tuple(colour for colour in described.get("palette") or () if isinstance(colour, str) and colour),
     )
 
 

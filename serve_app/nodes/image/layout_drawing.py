@@ -102,12 +102,12 @@ def _draw_region(draw: ImageDraw.ImageDraw, size: tuple[int, int], number: int, 
     draw.rectangle((left, top, left + draw.textlength(label, font=small) + 6, top + pixels + 2), fill=colour)
     draw.text((left + 3, top + 1), label, fill=BLACK if _luminance(colour) > DARK_ON else WHITE, font=small)
 
-    told = region.description
+    caption = region.description
     if region.text:
-        told = f'"{region.text}"' + (f" — {told}" if told else "")
-    if told and right - left > 8:
+        caption = f'"{region.text}"' + (f" — {caption}" if caption else "")
+    if caption and right - left > 8:
         font = ImageFont.load_default(pixels)
-        for i, line in enumerate(_lines(draw, told, font, right - left - 8)):
+        for i, line in enumerate(_lines(draw, caption, font, right - left - 8)):
             y = top + pixels + 5 + i * (pixels + 2)
             if y > bottom:
                 break

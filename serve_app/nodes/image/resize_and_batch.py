@@ -1,4 +1,4 @@
-"""The nodes that resize IMAGE or MASK alike, and that make one batch of as many as are linked."""
+"""The nodes that resize IMAGE and MASK alike, and that join any number of linked ones into one batch."""
 
 from __future__ import annotations
 

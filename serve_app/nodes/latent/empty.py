@@ -22,14 +22,14 @@ FRAMES = 4
 
 
 def cells_in_time(images: int) -> int:
-    """Return how many cells so many images of a video, at least one, are in time."""
+    """Return the number of latent frames of a video with this number of images, at least one."""
     return (images - 1) // FRAMES + 1
 
 
 def empty_video(
     width: int, height: int, length: int, batch_size: int, channels: int = 16, factor: int = 8
 ) -> torch.Tensor:
-    """Return zeros (batch_size,channels,T,height/factor,width/factor) of a video of so many images."""
+    """Return zeros (batch_size,channels,T,height/factor,width/factor) of a video with this number of images."""
     return _zeros(batch_size, channels, cells_in_time(length), height // factor, width // factor)
 
 

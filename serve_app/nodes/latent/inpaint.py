@@ -1,4 +1,4 @@
-"""The nodes that say which part of a latent is to be sampled, and show the rest to the VAE or the backbone.
+"""The nodes of inpainting: masks of a latent, and conditioning with the image that stays.
 
 A noise mask is (N,1,H,W) in pixels, 1 where to sample.
 """

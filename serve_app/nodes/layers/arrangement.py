@@ -45,23 +45,23 @@ class Arrangement:
 
     def of(self, stack: Sequence[Layer]) -> list[Layer]:
         """Return the layers as they are arranged, the lowest first."""
-        told, order = self.layers, self.order
-        arranged = [_moved(layer, told[place] if place < len(told) else None) for place, layer in enumerate(stack)]
+        given, order = self.layers, self.order
+        arranged = [_moved(layer, given[place] if place < len(given) else None) for place, layer in enumerate(stack)]
         if not isinstance(order, list) or not all(type(place) is int for place in order):
             return arranged
-        if sorted(order) != list(range(len(told))):
+        if sorted(order) != list(range(len(given))):
             return arranged
         return [arranged[place] for place in order if place < len(arranged)]
 
 
-def _moved(layer: Layer, told: Any) -> Layer:
+def _moved(layer: Layer, given: Any) -> Layer:
     """Return a layer where an arrangement has it. Its numbers are kept within bounds."""
-    told = told if isinstance(told, Mapping) else {}
-    place = told.get("transform")
+    given = given if isinstance(given, Mapping) else {}
+    place = given.get("transform")
     place = place if isinstance(place, Mapping) else {}
     rows, columns = layer.image.shape[1:3]
     w, h = (finite(place.get(key), side) for key, side in (("w", columns), ("h", rows)))
-    mode = told.get("blend")
+    mode = given.get("blend")
     return replace(
         layer,
         x=min(max(finite(place.get("x"), 0.0), -MAX_RESOLUTION), MAX_RESOLUTION),
@@ -69,11 +69,11 @@ def _moved(layer: Layer, told: Any) -> Layer:
         w=min(w, MAX_RESOLUTION) if w > 0 else columns,
         h=min(h, MAX_RESOLUTION) if h > 0 else rows,
         rotation=finite(place.get("rotation"), 0.0),
-        opacity=min(max(finite(told.get("opacity"), 1.0), 0.0), 1.0),
+        opacity=min(max(finite(given.get("opacity"), 1.0), 0.0), 1.0),
         mode=mode if isinstance(mode, str) else "normal",
-        visible=bool(told.get("visible", True)),
-        flip_h=bool(told.get("flipH", False)),
-        flip_v=bool(told.get("flipV", False)),
+        visible=bool(given.get("visible", True)),
+        flip_h=bool(given.get("flipH", False)),
+        flip_v=bool(given.get("flipV", False)),
     )
 
 

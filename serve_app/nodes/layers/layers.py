@@ -88,8 +88,8 @@ def layers_from_bounding_boxes(
     for number in range(len(image)):
         box = boxes[number] if number < len(boxes) else {}
         item = _boxed(image[number : number + 1], frame_mask(mask, number), box, crop=crop_to_content)
-        told = box.get("metadata")
-        z_index = told.get("z_index") if isinstance(told, Mapping) else None
+        metadata = box.get("metadata")
+        z_index = metadata.get("z_index") if isinstance(metadata, Mapping) else None
         items.append(item | {"z_index": whole(z_index, lowest + number)})
     document = stacked(layers, items)
     if canvas_width > 0 and canvas_height > 0:
@@ -149,10 +149,10 @@ async def image_compositor(
 
 def _boxed(image: Tensor, mask: Tensor | None, box: Mapping[str, Any], *, crop: bool) -> dict[str, Any]:
     """Return the item of one picture, where its box says, and as large unless it is cut."""
-    told = box.get("metadata")
-    told = told if isinstance(told, Mapping) else {}
+    metadata = box.get("metadata")
+    metadata = metadata if isinstance(metadata, Mapping) else {}
     x, y, width, height = (whole(box.get(key)) for key in ("x", "y", "width", "height"))
-    cut = told.get("content_rect")
+    cut = metadata.get("content_rect")
     rows, columns = image.shape[1:3]
     if crop and isinstance(cut, list | tuple) and len(cut) == 4:
         left, top, wide, high = (max(whole(value), 0) for value in cut)
@@ -166,7 +166,9 @@ def _boxed(image: Tensor, mask: Tensor | None, box: Mapping[str, Any], *, crop: 
     item |= {key: value for key, value in (("w", width), ("h", height)) if value > 0}
     if mask is not None:
         item["mask"] = mask
-    name = next((told[key] for key in ("name", "desc") if isinstance(told.get(key), str) and told[key]), None)
+    name = next(
+        (metadata[key] for key in ("name", "desc") if isinstance(metadata.get(key), str) and metadata[key]), None
+    )
     return item if name is None else {**item, "name": name}
 
 

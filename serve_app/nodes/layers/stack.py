@@ -57,7 +57,7 @@ class Layer:
         return digest.hexdigest()[:16]
 
     def shown(self) -> dict[str, Any]:
-        """Return what the page's editor is told of it."""
+        """Return the layer as the page's editor reads it."""
         return {
             "x": self.x,
             "y": self.y,

@@ -170,7 +170,7 @@ def resolution_selector(
     megapixels: Annotated[float, Float(1.0, min=0.1, max=16.0, step=0.1)],
     multiple: Annotated[int, Int(8, min=8, max=128, step=4, advanced=True)],
 ) -> tuple[INT, INT]:
-    """Sides of an aspect ratio that make about so many megapixels.
+    """Return the sides of an image by its aspect ratio and megapixels.
 
     Return width and height, a megapixel being 1024².
     """

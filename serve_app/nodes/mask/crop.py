@@ -1,4 +1,4 @@
-"""The node that cuts out what a mask marks, as models of objects like it: alone, in the middle, at one size."""
+"""The node that cuts out the object under a mask: alone, centred, at one size, as 3D models expect it."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def mask_composite(
 
 @node("FeatherMask", "Feather Mask", category="image/mask", function="feather")
 def feather_mask(mask: MASK, left: Corner, top: Corner, right: Corner, bottom: Corner) -> MASK:
-    """Masks with soft edges. Return the mask, rising over so many pixels from each edge."""
+    """Return the mask with soft edges: it rises from each edge over a number of pixels."""
     planes = as_planes(mask)
     rows = _feathered(planes.shape[1], top, bottom)
     return planes * rows[:, None] * _feathered(planes.shape[2], left, right)

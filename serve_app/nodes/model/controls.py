@@ -1,4 +1,4 @@
-"""The nodes that put a MODEL under networks of the folder "model_patches": they make values; a sampler acts on them."""
+"""The nodes that apply networks of the folder "model_patches" to a MODEL. They make values; samplers run them."""
 
 from __future__ import annotations
 

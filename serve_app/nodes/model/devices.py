@@ -1,4 +1,4 @@
-"""The nodes that choose a device for a model. Where a model runs is a pool's matter here: they change nothing."""
+"""The nodes that choose a device for a model. They change nothing: the pool decides where models run."""
 
 from __future__ import annotations
 

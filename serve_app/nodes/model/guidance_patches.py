@@ -1,4 +1,4 @@
-"""The nodes that put a patch on a MODEL by which guidance looks at branches otherwise, or at another scale."""
+"""The nodes that patch a MODEL's guidance: how branches are combined, and the scale by noise level."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The nodes that put a patch on a MODEL by which its layers do otherwise, or less."""
+"""The nodes that patch a MODEL's layers: other features, or less work."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ def model_sampling_continuous_edm(
     sigma_max: Annotated[float, _level(120.0)],
     sigma_min: Annotated[float, _level(0.002)],
 ) -> MODEL:
-    """Training on any noise level between two, of which the network is told the logarithm.
+    """Training on any noise level between two, with its logarithm as the network's input.
 
     Return the model's recipe with the training. Errors: NodeError for one of a family that is not supported.
     """
@@ -64,13 +64,13 @@ def model_sampling_continuous_v(
     sigma_max: Annotated[float, _level(500.0)],
     sigma_min: Annotated[float, _level(0.03)],
 ) -> MODEL:
-    """Training on any noise level between two, of which the network is told an angle."""
+    """Training on any noise level between two, with an angle as the network's input."""
     return _patched(model, ContinuousV(sigma_max, sigma_min))
 
 
 @node("ModelSamplingSD3", category="model/patch/stable diffusion", function="patch")
 def model_sampling_sd3(model: MODEL, shift: Annotated[float, _shift(3.0)]) -> MODEL:
-    """Training on a flow, of which the network is told thousandths.
+    """Training on a flow, with thousandths of the level as the network's input.
 
     Errors: NodeError for a shift of 0, which leaves no levels.
     """
@@ -79,7 +79,7 @@ def model_sampling_sd3(model: MODEL, shift: Annotated[float, _shift(3.0)]) -> MO
 
 @node("ModelSamplingAuraFlow", category="model/patch", function="patch")
 def model_sampling_aura_flow(model: MODEL, shift: Annotated[float, _shift(1.73)]) -> MODEL:
-    """Training on a flow, of which the network is told the level itself.
+    """Training on a flow, with the level itself as the network's input.
 
     Errors: NodeError for a shift of 0, which leaves no levels.
     """

@@ -1,4 +1,4 @@
-"""KSampler and KSamplerAdvanced: what ComfyUI's two sets of widgets mean as one SamplingRequest."""
+"""KSampler and KSamplerAdvanced: ComfyUI's two sets of widgets as one SamplingRequest."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def laplace_scheduler(
     mu: Annotated[float, _number(0.0, 10.0, 0.1, -10.0)],
     beta: Annotated[float, _number(0.5, 10.0, 0.1)],
 ) -> SIGMAS:
-    """Sigmas most of which lie about one level. Return so many sigmas, without 0 at the end."""
+    """Return a number of sigmas most of which lie near one level, without 0 at the end."""
     allow_levels(steps)
     return laplace(Ends(sigma_max, sigma_min), steps, mu, beta)
 

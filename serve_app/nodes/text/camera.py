@@ -1,4 +1,4 @@
-"""The node that puts a camera around a subject, and says in words where it stands."""
+"""The node that describes in words where a camera stands around a subject."""
 
 from __future__ import annotations
 
