@@ -81,8 +81,8 @@ class PoolConfig(Section):
     """Pinned host memory of a replica: for weights evicted from its GPU, and for models that do not fit it.
 
     The first come back by copies, the second come block by block as the model runs. auto is half of `memory_bytes`, or
-    where that is not said of its part of the host, by its share of the host's GPUs. With 0 what was evicted is read
-    from its files again, and a model that does not fit is refused. On a CPU there is none.
+    where that is not said of its part of the host, by its share of the host's GPUs. What has no room in it is read from
+    its files again: with 0 all that was evicted, and in every forward the blocks that stream. On a CPU there is none.
     """
     results_bytes: Annotated[int, Field(ge=0)] = 1024**3
     """Node results a replica keeps, likewise."""

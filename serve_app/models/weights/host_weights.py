@@ -1,8 +1,9 @@
 """Weights in pinned host memory: networks evicted from a GPU, and blocks that stream to it during forwards.
 
-One byte budget covers both. An evicted network returns by copies instead of from its files; the least recently evicted
-are dropped first, also to make room for streamed blocks. While evicted, a network's tensors are views of chunks of
-pinned memory. LoRA sets made on it are dropped, with the hooks by which layers add them.
+One byte budget covers both; blocks that have no room in it stay in their files. An evicted network returns by copies
+instead of from its files; the least recently evicted are dropped first, also to make room for streamed blocks. While
+evicted, a network's tensors are views of chunks of pinned memory. LoRA sets made on it are dropped, with the hooks by
+which layers add them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from serve_app import log
-from serve_app.errors import DeviceMemoryError
 from serve_app.models.kernels.packing import move_weights, weights_of
 from serve_app.models.lora.slots import remove_slots
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
@@ -27,8 +27,6 @@ from serve_app.models.weights.streaming import StreamCounters, Streaming, stream
 from serve_app.models.weights.upload import ALIGNED, Copies, copies_of
 
 _log = log.get("models")
-
-MB = 1024**2
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,14 +68,14 @@ class HostWeights:
         return kept + sum(memory.nbytes for memory in [*self._streams])
 
     def stream(self, room_bytes: int, network: nn.Module, dtype: torch.dtype | None, name: str) -> Streaming:
-        """Move blocks of a network from its files to host memory, so that it takes at most `room_bytes` on the GPU.
+        """Have blocks of a network stream, so that it takes at most `room_bytes` on the GPU.
 
-        dtype: to run in, None: as stored. name: of the part in errors. Errors: DeviceMemoryError where the host lacks
-        memory.
+        As many as there is room for move from its files to pinned memory; the others are read as they are needed.
+        dtype: to run in, None: as stored. name: of the part, for the log.
         """
         blocks = streamed_blocks(network, dtype, room_bytes)
-        memory = self._memory_for(sum(block.nbytes for block in blocks), room_bytes, name)
-        _log.info("%s streams: blocks=%d host_mb=%d", name, len(blocks), memory.nbytes >> 20)
+        memory = self._memory_for(sum(block.nbytes for block in blocks), name)
+        _log.info("%s streams: blocks=%d pinned_mb=%d", name, len(blocks), memory.nbytes >> 20)
         copies = self._copies or copies_of(self._device)
         try:
             return Streaming(network, blocks, dtype, memory, self._device, copies, self.streamed)
@@ -85,24 +83,19 @@ class HostWeights:
             memory.close()
             raise
 
-    def _memory_for(self, nbytes: int, room_bytes: int, name: str) -> PinnedMemory:
+    def _memory_for(self, nbytes: int, name: str) -> PinnedMemory:
+        """Return pinned memory for the first of `nbytes`: all of them, or whole chunks within the budget."""
         memory = PinnedMemory(nbytes, self._chunk_bytes)
-        lacks = (
-            f"{name} does not fit the {room_bytes // MB:,} MB that it may take of this card, and the rest streams from "
-            f"{memory.nbytes // MB:,} MB of pinned host memory"
-        )
         with self._lock:
             self._let_go(memory.nbytes)
-            left = self._budget_bytes - self.nbytes
-            if memory.nbytes > left:
-                raise DeviceMemoryError(
-                    f"{lacks}, of which this replica has {self._budget_bytes // MB:,} MB, {left // MB:,} of them free: "
-                    "raise `host_bytes` of its pool, or `memory_bytes`; or `weights_bytes`, for more of the card"
-                )
+            if memory.nbytes > (left := self._budget_bytes - self.nbytes):
+                memory = PinnedMemory(max(0, left) // self._chunk_bytes * self._chunk_bytes, self._chunk_bytes)
             try:
                 memory.allocate()
             except RuntimeError as error:
-                raise DeviceMemoryError(f"{lacks}, which this host has not got: {error}") from None
+                _log.warning("%s streams from its files: this host pins too little: error=%s", name, repr(error))
+                memory.close()
+                memory = PinnedMemory(0, self._chunk_bytes)
             self._streams = [other for other in self._streams if other.nbytes] + [memory]
         return memory
 

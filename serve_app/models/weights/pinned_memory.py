@@ -36,9 +36,10 @@ class Chunks:
 
 
 class PinnedMemory(Chunks):
-    """A contiguous address range of `nbytes` over the chunks."""
+    """A contiguous address range of `capacity` bytes over the chunks."""
 
     def __init__(self, nbytes: int, chunk_bytes: int = CHUNK_BYTES) -> None:
+        self.capacity = nbytes
         super().__init__(min(chunk_bytes, nbytes - start) for start in range(0, nbytes, chunk_bytes))
         self._chunk_bytes = chunk_bytes
 

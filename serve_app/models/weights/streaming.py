@@ -2,8 +2,9 @@
 
 Any subtree of a network may be a block. Before its first layer runs, its weights are copied to one of two slots on the
 GPU, on a copy stream; while it computes, the block that followed it in the last forward is prefetched into the other
-slot. The host never waits: the two streams synchronise by events. Weights that fit besides the slots stay resident, and
-streamed blocks are spread over the network, so that copies overlap with computation throughout.
+slot. The host waits for no pinned block: the two streams synchronise by events. Blocks without room in pinned memory
+are read from their files each time, during the computation of those before them. Weights that fit besides the slots
+stay resident, and streamed blocks are spread over the network, so that copies overlap with computation throughout.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from serve_app.models.kernels.packing import move_weights, weights_of
 from serve_app.models.weights.deallocation import free_tensors
+from serve_app.models.weights.pageable_blocks import PageableBlock, Staging
 from serve_app.models.weights.pinned_memory import PinnedMemory
 from serve_app.models.weights.upload import Copies
 
@@ -113,9 +115,9 @@ def _blocks(network: nn.Module, dtype: torch.dtype | None, most_bytes: int) -> I
 
 
 class Streaming:
-    """The streamed blocks of a network, in host memory, and their slots.
+    """The streamed blocks of a network, in host memory or their files, and their slots.
 
-    dtype: of the weights, None: as stored.
+    dtype: of the weights, None: as stored. memory: has room for the first blocks; later ones stay where they are.
     """
 
     def __init__(
@@ -139,6 +141,9 @@ class Streaming:
         self._copies = copies
         self._counters = counters
         self._starts = [sum(block.nbytes for block in blocks[:number]) for number in range(len(blocks))]
+        pageable = [n for n, block in enumerate(blocks) if self._starts[n] + block.nbytes > memory.capacity]
+        self._pageable = {number: PageableBlock() for number in pageable}
+        self._staging = Staging(max((blocks[number].nbytes for number in pageable), default=0), SLOTS, copies)
         # Learnt from forwards: each block's slot, and the block that follows it.
         self._slot_of: dict[int, int] = {}
         self._after: dict[int | None, int] = {}
@@ -164,11 +169,13 @@ class Streaming:
         """Free the slots; the network cannot run until `allocate_slots`."""
         self._clear()
         for block in self._blocks:
-            self._each(block, lambda tensor, at: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
+            self._each(block, lambda tensor, at, dtype: torch.empty(tensor.shape, dtype=dtype, device="meta"))
 
     def close(self) -> None:
         """Free the slots and the blocks in host memory; the network is of no use after that."""
         self._clear()
+        self._pageable.clear()
+        self._staging.close()
         self.memory.close()
 
     def _clear(self) -> None:
@@ -178,28 +185,33 @@ class Streaming:
         self._current: int | None = None
 
     def _write(self, number: int, dtype: torch.dtype | None) -> None:
-        start = self._starts[number]
+        start, pageable = self._starts[number], self._pageable.get(number)
 
-        def write(tensor: Tensor, at: int) -> Tensor:
-            self.memory.write(start + at, tensor)
-            return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        def write(tensor: Tensor, at: int, dtype: torch.dtype) -> Tensor:
+            if pageable is None:
+                self.memory.write(start + at, tensor.to(dtype))
+            else:
+                pageable.add(at, tensor, dtype)
+            return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
         self._each(self._blocks[number], write, dtype)
 
     def _place(self, number: int, slot: int) -> None:
         """Point a block's weights into a slot."""
         memory = self._slots[slot]
-        self._each(self._blocks[number], lambda tensor, at: _view(memory, at, tensor))
+        self._each(self._blocks[number], lambda tensor, at, dtype: _view(memory, at, tensor))
 
-    def _each(self, block: Block, place: Callable[[Tensor, int], Tensor], dtype: torch.dtype | None = None) -> None:
-        """Replace each weight by what `place` returns for it and its offset in the slot."""
+    def _each(
+        self, block: Block, place: Callable[[Tensor, int, torch.dtype], Tensor], dtype: torch.dtype | None = None
+    ) -> None:
+        """Replace each weight by what `place` returns for it, its offset in the slot and its dtype there."""
         at = 0
 
         def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
             nonlocal at
-            begins, tensor = at, tensor if dtype is None else tensor.to(dtype)
-            at += _slot_bytes(tensor)
-            return place(tensor, begins)
+            begins, dtype = at, dtype or tensor.dtype
+            at += _aligned(tensor.numel() * dtype.itemsize)
+            return place(tensor, begins, dtype)
 
         move_weights(block.layers, send, self._device, dtype)
 
@@ -224,10 +236,15 @@ class Streaming:
         slot = self._slot_of[number]
         if self._in[slot] == number:
             return
-        nbytes = self._blocks[number].nbytes
+        nbytes, pageable = self._blocks[number].nbytes, self._pageable.get(number)
+        staged = None if pageable is None else self._staging.filled(slot, pageable)
         self._copies.follow()
         with self._copies.asked():
-            self.memory.read(self._starts[number], self._slots[slot][:nbytes])
+            if staged is None:
+                self.memory.read(self._starts[number], self._slots[slot][:nbytes])
+            else:
+                self._slots[slot][:nbytes].copy_(staged[:nbytes], non_blocking=True)
+                self._staging.sent(slot)
         self._in[slot] = number
         self._counters.blocks += 1
         self._counters.nbytes += nbytes
@@ -238,8 +255,11 @@ class Streaming:
         made._parameters = dict(layer._parameters)
 
         def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+            at = int(tensor.storage_offset()) * tensor.dtype.itemsize
+            if (pageable := self._pageable.get(number)) is not None:
+                return pageable.weight(at).to(self._device)
             memory = torch.empty(_nbytes([tensor]), dtype=torch.uint8, device=self._device)
-            self.memory.read(self._starts[number] + int(tensor.storage_offset()) * tensor.dtype.itemsize, memory)
+            self.memory.read(self._starts[number] + at, memory)
             return _view(memory, 0, tensor)
 
         move_weights([made], send, self._device)
@@ -268,7 +288,11 @@ def _nbytes(tensors: Sequence[Tensor]) -> int:
 
 
 def _slot_bytes(tensor: Tensor) -> int:
-    return -(-_nbytes([tensor]) // ALIGNED) * ALIGNED
+    return _aligned(_nbytes([tensor]))
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGNED) * ALIGNED
 
 
 def _view(memory: Tensor, at: int, like: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from serve_app.models.kernels.packing import upload, weights_of
 from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.weights.host_weights import HostWeights
+from serve_app.models.weights.pageable_blocks import PageableBlock, Staging
 from serve_app.models.weights.streaming import SLOTS, Streaming, streamed_blocks, with_own_weights
 from serve_app.models.weights.upload import HostCopies, Ring
 from tests.unit.engine.card import CARD, Card
@@ -225,3 +227,32 @@ def test_what_stays_and_the_slots_are_within_the_room_and_no_more_streams_than_h
     small = 900 + 31 * 4 * (room // 8 // 64 + 8)
     assert taken <= room or taken <= small + SLOTS * most
     assert taken >= min(whole, room - (SLOTS + 2) * most - small)
+
+
+class Marked(HostCopies):
+    """Notes which of its marks are waited for."""
+
+    def __init__(self) -> None:
+        self.marks = 0
+        self.waited: list[int] = []
+
+    def mark(self) -> Callable[[], object]:
+        self.marks += 1
+        number = self.marks
+        return lambda: self.waited.append(number)
+
+
+def test_a_buffer_is_filled_again_only_once_the_copies_have_sent_what_it_had() -> None:
+    copies = Marked()
+    waited = []
+    with Card().used():
+        staging = Staging(8, 2, copies)
+        for number in range(3):
+            block = PageableBlock()
+            block.add(0, torch.full((4,), float(number)), torch.float16)
+            assert staging.filled(number % 2, block).view(torch.float16).tolist() == [number] * 4
+            staging.sent(number % 2)
+            waited.append([*copies.waited])
+        staging.close()
+    assert waited == [[], [], [1]]
+    assert sorted(copies.waited) == [1, 2, 3]
