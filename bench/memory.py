@@ -125,7 +125,7 @@ def taken(models: Path, folder: str, name: str) -> tuple[int, int, int]:
     )
     [answer] = family.forward(backbone.network.module, [Rows(x, 0.5, torch.full((1,), 0.5), inputs)])
     assert answer.isfinite().all()
-    return weights.held_bytes, _memory() - before, _memory("VmHWM:") - before
+    return weights.resident_bytes, _memory() - before, _memory("VmHWM:") - before
 
 
 def _memory(line: str = "VmRSS:") -> int:

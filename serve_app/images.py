@@ -70,7 +70,7 @@ def to_animated_webp(
     return _animated(frames, "WEBP", duration=duration_ms, lossless=lossless, quality=quality, method=method, exif=exif)
 
 
-def to_be_seen(
+def vision_pixels(
     images: Tensor, size: int, mean: Sequence[float], spread: Sequence[float], *, crop: bool = True
 ) -> Tensor:
     """Return images (B,H,W,C) in 0…1 normalised for image encoders, (B,3,size,size).

@@ -28,6 +28,6 @@ def levels_of(steps: int, denoise: float = 1.0) -> int:
     return min(MOST_COUNTED, max(0, steps) if denoise >= 1.0 else math.ceil(min(max(0, steps) / denoise, MOST_COUNTED)))
 
 
-def made_of_levels(steps: int, denoise: float) -> str:
+def describe_levels(steps: int, denoise: float) -> str:
     """Return the levels of a run as the beginning of an error: what is given, and of what it makes too many."""
     return f"steps {steps} and denoise {denoise:g} make a schedule of"

@@ -163,7 +163,7 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_forward_failures", engine.failures, labels
     for event, count in asdict(models.replays).items():
         yield "serve_app_forward_graphs", count, {**labels, "event": event}
-    yield "serve_app_weights_bytes", weights.held_bytes, labels
+    yield "serve_app_weights_bytes", weights.resident_bytes, labels
     yield "serve_app_weights_loads", weights.loads, labels
     yield "serve_app_weights_load_seconds", weights.seconds, labels
     yield "serve_app_weights_evictions", weights.evictions, labels

@@ -51,7 +51,7 @@ class Replica:
             self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())
             self._routes = RouteServer(PromptServer.instance.app)
             asyncio.get_running_loop().set_default_executor(Executor(thread_name_prefix="asyncio"))
-        self._runner.hear = self._routes.hear
+        self._runner.deliver_pack_frame = self._routes.deliver_pack_frame
         self._watchdog = Watchdog(
             asyncio.get_running_loop(),
             hang_s=pool.hang_s,

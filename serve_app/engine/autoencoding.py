@@ -136,7 +136,7 @@ class Autoencoding:
         taken_pixels = min(len(batch), max(1, slice_pixels // pixels)) * pixels
         if self._memory is not None:
             self._memory.watch()
-            held = self._memory.held_bytes()
+            held = self._memory.allocated_bytes()
         try:
             made = to_host((model.decode if work == "decode" else model.encode)(batch, slice_pixels))
         except torch.OutOfMemoryError as error:

@@ -384,8 +384,10 @@ class Engine:
         """
         began_s = perf_counter()
         try:
-            with self._work_for((run.future for run in runs), brief=all(run.is_brief for run in runs)) as check_wanted:
-                answers = self._forwards.answer([run.trajectory.pieces for run in runs], check_wanted)
+            with self._work_for(
+                (run.future for run in runs), brief=all(run.is_brief for run in runs)
+            ) as check_cancelled:
+                answers = self._forwards.answer([run.trajectory.pieces for run in runs], check_cancelled)
                 # Guidance that does more than add up needs numbers.
                 compute(
                     latents

@@ -72,11 +72,11 @@ class Forwards:
         return rows * of_row
 
     def answer(
-        self, evaluations: Sequence[Sequence[Piece]], check_wanted: Callable[[], None] = lambda: None
+        self, evaluations: Sequence[Sequence[Piece]], check_cancelled: Callable[[], None] = lambda: None
     ) -> list[list[Latents] | DeviceMemoryError]:
         """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself.
 
-        They are lazy sums, as those of `denoised_by`. check_wanted: called before each forward; may raise.
+        They are lazy sums, as those of `denoised_by`. check_cancelled: called before each forward; may raise.
         """
         pieces = [piece for asked in evaluations for piece in asked]
         owners = [i for i, asked in enumerate(evaluations) for _ in asked]
@@ -85,7 +85,7 @@ class Forwards:
         failed: dict[int, DeviceMemoryError] = {}
         left = list(range(len(pieces)))
         while left:
-            check_wanted()
+            check_cancelled()
             first = pieces[left[0]]
             limit = self.limit(first)
             smallest = _group(pieces, left, 0)
@@ -122,7 +122,7 @@ class Forwards:
         key, cells, held = _key(asked[0]), _padded_cells(asked), 0
         if self._memory is not None:
             self._memory.watch()
-            held = self._memory.held_bytes()
+            held = self._memory.allocated_bytes()
         try:
             outputs = answered(asked)
         except torch.OutOfMemoryError as error:
@@ -171,7 +171,7 @@ class Forwards:
         size = "×".join(str(side) for side in reversed(piece.x.shape[2:]))
         planned = ""
         if (memory := self._memory) is not None:
-            held, most = memory.held_bytes() // MB, memory.planned_bytes // MB
+            held, most = memory.allocated_bytes() // MB, memory.planned_bytes // MB
             planned = f" (beside weights and all else in use, {held:,} of the {most:,} MB that this replica may take)"
         return DeviceMemoryError(
             f"a batch of {sum(piece.rows for piece in asked)} latents of {size} cells does not fit the device's memory "

@@ -98,7 +98,7 @@ class Memory(Protocol):
         """What weights, forwards and all else may take together."""
         ...
 
-    def held_bytes(self) -> int:
+    def allocated_bytes(self) -> int:
         """Return how many bytes are allocated."""
         ...
 
@@ -153,12 +153,12 @@ class CardMemory:
     def planned_bytes(self) -> int:
         return self._planned_bytes
 
-    def held_bytes(self) -> int:
+    def allocated_bytes(self) -> int:
         return torch.cuda.memory_allocated(self._device) + self.replay_bytes()
 
     def watch(self) -> None:
         torch.cuda.reset_peak_memory_stats(self._device)
-        self._watched = self._replays.counters.replays, self.held_bytes()
+        self._watched = self._replays.counters.replays, self.allocated_bytes()
 
     def peak_bytes(self) -> int:
         replays, held = self._watched
@@ -170,7 +170,7 @@ class CardMemory:
         return self._replays.idle_bytes()
 
     def cached_bytes(self) -> int:
-        return torch.cuda.memory_reserved(self._device) - self.held_bytes()
+        return torch.cuda.memory_reserved(self._device) - self.allocated_bytes()
 
     def empty(self) -> None:
         torch.cuda.empty_cache()
@@ -183,4 +183,4 @@ class CardMemory:
 
 def room_bytes(memory: Memory, weights: EvictableWeights | None = None) -> int:
     """Return how many bytes of a device work may take; below 0 where too much is in use already."""
-    return memory.planned_bytes - memory.held_bytes() - (0 if weights is None else weights.reserved_bytes)
+    return memory.planned_bytes - memory.allocated_bytes() - (0 if weights is None else weights.reserved_bytes)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.errors import DeviceMemoryError, NodeError
-from serve_app.limits import levels_of, made_of_levels, refused
+from serve_app.limits import describe_levels, levels_of, refused
 from serve_app.models.families.family import Family, VideoVaeFamily
 from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_latent_frames
@@ -275,7 +275,7 @@ class NodeRuntime:
     def _check_levels(self, sigmas: Steps | Tensor) -> None:
         """Refuse a run of too many levels before its schedule is made. Errors: NodeError."""
         if isinstance(sigmas, Steps):
-            what, levels = made_of_levels(sigmas.count, sigmas.denoise), levels_of(sigmas.count, sigmas.denoise)
+            what, levels = describe_levels(sigmas.count, sigmas.denoise), levels_of(sigmas.count, sigmas.denoise)
         else:
             what, levels = "sigmas are", sigmas.numel() - 1
         if (excess := self._shared.limits.excess("levels", levels, "levels")) is not None:

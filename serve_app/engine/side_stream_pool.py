@@ -34,7 +34,7 @@ class SideStreamPool:
             return
         loading = self._loading
         memory.watch()
-        held = memory.held_bytes()
+        held = memory.allocated_bytes()
         try:
             yield
         finally:

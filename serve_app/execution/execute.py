@@ -29,7 +29,7 @@ from serve_app.execution.protocol import spec_of
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.rounds import Rounds, dependents
 from serve_app.execution.runtime import NodeStore, Runtime
-from serve_app.execution.size import COUNTED, allow_shown, allow_task, check_made
+from serve_app.execution.size import COUNTED, allow_output, allow_task, check_results
 from serve_app.execution.time_limit import TimeLimit
 from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Link, Node, Origin
@@ -259,12 +259,12 @@ class Execution:
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
             slots = () if spec.python_module.startswith(PACKS) else spec.outputs
             made = [one.values or () for one in returned]
-            check_made(made, slots, self._limits)
+            check_results(made, slots, self._limits)
             self._made.append(made)
             self._made_bytes = allow_task(made, self._limits, self._made_bytes, self._counted)
             for one in returned:
                 if one.ui is not None:
-                    self._shown_bytes = allow_shown(one.ui, self._limits, self._shown_bytes)
+                    self._shown_bytes = allow_output(one.ui, self._limits, self._shown_bytes)
             result = merge(await self._expanded(node, returned, group), spec)
             return result if result.ui is None else replace(result, ui=_plain(result.ui))
         except (CancelledJobError, NodeFailedError, LostValueError):

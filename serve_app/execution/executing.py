@@ -118,7 +118,7 @@ def executing() -> Executing | None:
     return _current.get()
 
 
-def check_wanted() -> None:
+def check_cancelled() -> None:
     """Check for cancellation, between parts of long work. Errors: NodeError once the current call is cancelled."""
     if (call := executing()) is not None and call.stopped.is_set():
         raise NodeError("it is waited for no more")

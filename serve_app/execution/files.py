@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import re2
 
 from serve_app.errors import FileMissingError, NodeError
-from serve_app.execution.executing import check_wanted
+from serve_app.execution.executing import check_cancelled
 from serve_app.execution.runtime import Saved
 from serve_app.openmp import end_team
 from serve_app.store.files.input_folders import files_below
@@ -185,5 +185,5 @@ def _made(saved: Saved) -> Content:
     """Return the content to save. Errors: NodeError once the call is cancelled."""
     if not callable(saved):
         return saved
-    check_wanted()
+    check_cancelled()
     return saved()

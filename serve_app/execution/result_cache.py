@@ -84,7 +84,7 @@ class ResultCache:
             self._drop(signature)
         self._evicted(signatures)
 
-    def forget_shown(self) -> None:
+    def evict_outputs(self) -> None:
         """Evict results of output nodes: their files may have been deleted."""
         gone = tuple(signature for signature, (result, _) in self._results.items() if result.ui)
         for signature in gone:

@@ -19,7 +19,7 @@ from PIL import Image
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import executing
-from serve_app.limits import levels_of, made_of_levels
+from serve_app.limits import describe_levels, levels_of
 from serve_app.media.decoder import DecoderLimits
 
 FLOAT_BYTES = 4
@@ -76,10 +76,10 @@ def allow_text(characters: int) -> None:
 
 def allow_levels(steps: int, denoise: float = 1.0) -> None:
     """Refuse a schedule of too many levels. Errors: NodeError."""
-    _refuse(made_of_levels(steps, denoise), levels_of(steps, denoise), "levels", "levels", limits())
+    _refuse(describe_levels(steps, denoise), levels_of(steps, denoise), "levels", "levels", limits())
 
 
-def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
+def allow_output(value: object, most: SizeLimits, before: int = 0) -> int:
     """Refuse an output to clients that is too large to be sent; return the total bytes including it.
 
     before: bytes that the same task has output so far. Errors: NodeError.
@@ -89,7 +89,7 @@ def allow_shown(value: object, most: SizeLimits, before: int = 0) -> int:
     return size
 
 
-def check_made(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeLimits) -> None:
+def check_results(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: SizeLimits) -> None:
     """Refuse results of a node's calls that are too large. Errors: NodeError.
 
     slots: the types of the values, for which an empty batch is refused as well.

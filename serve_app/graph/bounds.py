@@ -15,7 +15,7 @@ from serve_app.graph.cost import PIXELS_A_SIDE, STEPS, Extent
 from serve_app.graph.graph import Graph, Node
 from serve_app.graph.spec import NodeSpec
 from serve_app.graph.validate import Validated, with_findings
-from serve_app.limits import made_of_levels
+from serve_app.limits import describe_levels
 
 BYTES_A_PIXEL = 12
 """Of an image as nodes have it: three numbers of single precision."""
@@ -59,7 +59,7 @@ def _levels(graph: Graph, nodes: Sequence[Node], specs: Mapping[str, NodeSpec], 
             if cost.SIGMAS in node.inputs:
                 message = f"{steps} steps between every two sigmas make a schedule of {excess}"
             else:
-                message = f"{made_of_levels(int(steps or 0), 1.0 if denoise is None else denoise)} {excess}"
+                message = f"{describe_levels(int(steps or 0), 1.0 if denoise is None else denoise)} {excess}"
             yield _problem("too_many_levels", node, message, name)
 
 

@@ -39,7 +39,7 @@ LOOK_S = 0.2
 CHUNK = 1 << 20
 HEADER_BYTES = 1 << 16
 """The largest header of a decoder's answer."""
-ENVIRONMENT = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SERVE_APP_MARK"})
+ENVIRONMENT = frozenset({"PATH", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "SERVE_APP_INSTANCE"})
 """Environment variables that a decoder inherits. By the last one the reaper finds it."""
 COUNTED = frozenset({"limits.image_pixels", "limits.decoder_bytes"})
 """Limits that are enforced in a decoder; their refusals are counted in this process."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.images import to_be_seen
+from serve_app.images import vision_pixels
 from serve_app.models.families.family import StyleFamily, VisionFamily
 from serve_app.sampling.transfer import to_device, to_host
 from serve_app.values import ClipVisionOutput
@@ -66,7 +66,7 @@ class ImageEncoder:
                 f"an image of {width}×{height} pixels is more than {LONGEST} times as long as wide; crop it "
                 "before it is encoded, or set crop to 'none'"
             )
-        return to_be_seen(image[None], size, self.family.mean, self.family.spread, crop=crop)
+        return vision_pixels(image[None], size, self.family.mean, self.family.spread, crop=crop)
 
 
 class StyleModel:

@@ -78,7 +78,7 @@ class RouteServer:
             self._said.pop(call.socket or "", None)
             await _in(loop, pieces.aclose())
 
-    def hear(self, socket: str, frame: PackFrame) -> None:
+    def deliver_pack_frame(self, socket: str, frame: PackFrame) -> None:
         """Deliver a client's message to its websocket, if that is open."""
         said = self._said.get(socket)
         if said is not None and self._loop is not None:

@@ -71,7 +71,7 @@ REFRESH_S = 30.0
 """How often its classes are read while it is idle: lists of model files are in them."""
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 """Back-off after a failed start: the first delay and the longest."""
-TELL_S = 5.0
+REPORT_S = 5.0
 """How often the scheduler is told again that none can be started."""
 HEARTBEAT_S = 60.0
 """Interval of pings to a ComfyUI on another host: a host that is cut off closes no connection."""
@@ -199,7 +199,7 @@ class ComfyUIRunner:
         while True:
             with contextlib.suppress(ServeAppError):
                 await self._scheduler.report_trouble(self._replica_id, self._pool, why)
-            await asyncio.sleep(TELL_S)
+            await asyncio.sleep(REPORT_S)
 
     # A process's life -------------------------------------------------------------------------------------------------
 

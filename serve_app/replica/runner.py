@@ -24,7 +24,7 @@ from serve_app.execution.files import NodeFiles
 from serve_app.execution.prevalidation import run_hooks
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.runtime import NodeStore, Runtime
-from serve_app.execution.size import allow_shown
+from serve_app.execution.size import allow_output
 from serve_app.execution.time_limit import NodeLimits, TimeLimit
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
@@ -163,7 +163,7 @@ class Runner:
         self._wishes: list[Free] = []
         self._prefetching: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.hear: Callable[[str, PackFrame], None] = lambda socket, frame: None
+        self.deliver_pack_frame: Callable[[str, PackFrame], None] = lambda socket, frame: None
         """Takes a client's message on a node pack's websocket."""
 
     async def run(self) -> None:
@@ -183,7 +183,7 @@ class Runner:
 
     async def lost_touch(self) -> None:
         """Drop all tasks and results: a scheduler that does not know the results does not keep their files."""
-        self._held.forget_shown()
+        self._held.evict_outputs()
         await self.drop_all()
 
     def check_health(self) -> None:
@@ -250,7 +250,7 @@ class Runner:
             case Compute(signature):
                 self._answer(signature, None)
             case SocketFrame(socket, frame):
-                self.hear(socket, frame)
+                self.deliver_pack_frame(socket, frame)
             case Check():
                 underway = Underway()
                 checking = self._run_errand(self._check(message, underway))
@@ -512,14 +512,14 @@ class Runner:
 
         Errors: NodeError for one that is too large.
         """
-        self.check_shown(data)
+        self.check_message(data)
         with contextlib.suppress(RuntimeError):
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self.send, ClientMessage(client_id, type_, data))
 
-    def check_shown(self, data: Any) -> None:
+    def check_message(self, data: Any) -> None:
         """Check that a message to a client is not too large. Errors: NodeError."""
-        allow_shown(data, self._limits)
+        allow_output(data, self._limits)
 
     def _evicted(self, signatures: tuple[str, ...]) -> None:
         self.send(Evicted(signatures))

@@ -79,7 +79,7 @@ class TaskScope:
 
     def message_sender(self, node_id: str) -> SendMessage:
         def send_message(type_: str, data: Any) -> None:
-            self._runner.check_shown(data)
+            self._runner.check_message(data)
             with contextlib.suppress(RuntimeError):
                 message = NodeSentMessage(self._task.id, node_id, type_, scrubbed(data, self._task.extra_data))
                 self._loop.call_soon_threadsafe(self._runner.send, message)

@@ -65,7 +65,6 @@ from serve_app.scheduler.protocol.client import (
     JobKeys,
     JobProgress,
     JobView,
-    News,
     Prevalidation,
     QueueBounds,
     QueueCount,
@@ -73,6 +72,7 @@ from serve_app.scheduler.protocol.client import (
     Reader,
     Submission,
     Unfinished,
+    UnsentEvents,
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, Message, SchedulerForReplicas, SocketFrame
@@ -362,7 +362,7 @@ class Scheduler:
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         return await self._administration.pause(pause, paused)
 
-    async def hear(self, replica_id: str, frame: SocketFrame) -> None:
+    async def deliver_pack_frame(self, replica_id: str, frame: SocketFrame) -> None:
         self._check_alive()
         self.registry.pass_on(replica_id, frame)
 
@@ -377,9 +377,9 @@ class Scheduler:
         self._check_alive()
         return self._published.attach(feed, token)
 
-    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+    async def unsent_events(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> UnsentEvents:
         self._check_alive()
-        return await self._published.feeds.news(readers, queue, timeout_s)
+        return await self._published.feeds.unsent_events(readers, queue, timeout_s)
 
     async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
         self._check_alive()

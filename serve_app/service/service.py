@@ -34,13 +34,13 @@ from serve_app.scheduler.protocol.client import (
     Attached,
     JobProgress,
     JobView,
-    News,
     QueueBounds,
     QueueCount,
     QueueItem,
     QueueView,
     Reader,
     SchedulerClient,
+    UnsentEvents,
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, SocketFrame
@@ -282,9 +282,9 @@ class Service:
         """Attach a socket to a client's events; as `SchedulerClient.attach`."""
         return await self._scheduler.attach(self.feed(client_id), token)
 
-    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
-        """Return the events that clients have not been sent, by feed; as `SchedulerClient.news`."""
-        return await self._scheduler.news(readers, queue, timeout_s)
+    async def unsent_events(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> UnsentEvents:
+        """Return the events that clients have not been sent, by feed; as `SchedulerClient.unsent_events`."""
+        return await self._scheduler.unsent_events(readers, queue, timeout_s)
 
     async def job(self, job_id: str) -> JobView | None:
         """Return a job without its credentials, or None."""
@@ -379,9 +379,9 @@ class Service:
         """Return the routes of node packs by pool; as `SchedulerClient.routes`."""
         return await self._scheduler.routes()
 
-    async def hear(self, replica_id: str, socket: str, frame: PackFrame) -> None:
+    async def deliver_pack_frame(self, replica_id: str, socket: str, frame: PackFrame) -> None:
         """Send a client's message on a node pack's websocket to its replica."""
-        await self._scheduler.hear(replica_id, SocketFrame(socket, frame))
+        await self._scheduler.deliver_pack_frame(replica_id, SocketFrame(socket, frame))
 
     async def handled(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Return a submission after the prompt handlers of node packs; unchanged without any.

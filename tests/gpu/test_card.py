@@ -232,7 +232,7 @@ def test_the_pool_of_graphs_is_counted_and_comes_back(replayed):
         for _ in range(EAGER + 1):
             denoise(SD.pieces(ours, 8))
     assert memory.replay_bytes() > 0
-    assert memory.held_bytes() == torch.cuda.memory_allocated(CARD) + memory.replay_bytes()
+    assert memory.allocated_bytes() == torch.cuda.memory_allocated(CARD) + memory.replay_bytes()
     assert memory.empty_with_replays()
     assert memory.replay_bytes() == 0
     assert not memory.empty_with_replays()

@@ -117,7 +117,7 @@ LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads
 UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
 WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
 WAN_I2V = replace(WAN, fed=36)
-WAN_SEEING = replace(WAN_I2V, seen_width=VIT_H.width)
+WAN_SEEING = replace(WAN_I2V, image_width=VIT_H.width)
 WAN_FIRST_LAST = replace(WAN_SEEING, places=2 * (VIT_H.side**2 + 1))
 WAN_FUN_CONTROL = replace(WAN_SEEING, fed=48)
 WAN_22_FUN_CONTROL = replace(WAN, fed=52, reference_channels=16)

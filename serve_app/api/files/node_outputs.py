@@ -36,7 +36,7 @@ class OutputItem:
     ref: FileRef
     text: str | None
 
-    def kept_in(self, kept: Container[str]) -> OutputItem:
+    def with_stored_id(self, kept: Container[str]) -> OutputItem:
         """Return the output with the id that it has in the database."""
         return replace(self, asset_id=self.former_id) if self.former_id in kept else self
 

@@ -55,14 +55,14 @@ async def post_job(request: Request, service: Current) -> Response:
     except InvalidGraphError as error:
         details = {"node_errors": node_errors(error, ancestry(prompt, await service.specs()))}
         raise CodedError("invalid_workflow", str(error), details) from error
-    shown_now = await shown_job(request, service, await job(service, submitted.job_id))
+    shown_now = await job_answer(request, service, await job(service, submitted.job_id))
     return JsonResponse(shown_now, 201, quota_headers(request, submitted))
 
 
 @router.read("/jobs/{job_id}")
 async def get_job(request: Request, service: Current) -> Response:
     """Show a job."""
-    return JsonResponse(await shown_job(request, service, await job(service, request.path_params["job_id"])))
+    return JsonResponse(await job_answer(request, service, await job(service, request.path_params["job_id"])))
 
 
 @router.read("/jobs/{job_id}/workflow")
@@ -76,7 +76,7 @@ async def post_cancel(request: Request, service: Current) -> Response:
     """Cancel a job; one that has ended stays as it is."""
     job_id = request.path_params["job_id"]
     await service.cancel(job_id)
-    return JsonResponse(await shown_job(request, service, await job(service, job_id)))
+    return JsonResponse(await job_answer(request, service, await job(service, job_id)))
 
 
 @router.read("/jobs")
@@ -105,7 +105,7 @@ async def job(service: Service, job_id: str) -> JobView:
     return view
 
 
-async def shown_job(request: Request, service: Service, view: JobView) -> dict[str, Any]:
+async def job_answer(request: Request, service: Service, view: JobView) -> dict[str, Any]:
     """Return a job as the answer to a request has it."""
     progress = await service.progress(view.job_id) if view.ended_s is None else None
     outputs = await outputs_of(request, service.for_tenant(view.tenant), prompt_id_of(view.job_id), view.outputs)

@@ -37,7 +37,7 @@ async def outputs_of(
     if not items:
         return []
     kept = await service.query(OutputsOf((job_id,)))
-    items = [item.kept_in(kept) for item in items]
+    items = [item.with_stored_id(kept) for item in items]
     new = [item for item in items if item.asset_id not in kept]
     made: list[Asset] = []
     if new:

@@ -15,7 +15,7 @@ from collections.abc import Container
 
 import psutil
 
-MARK = "SERVE_APP_MARK"
+MARK = "SERVE_APP_INSTANCE"
 
 
 def marked(mark: str) -> dict[str, str]:

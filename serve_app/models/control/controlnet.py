@@ -201,7 +201,7 @@ class UnetControlNet(OneCallNet):
         of_kind = network.kind_embedding(hint.kind)
         return [embedded] if of_kind is None else [embedded, of_kind]
 
-    def given(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, call: UnetCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         arguments = {
             "x": call.x[index],
             "timestep": call.timestep[index],

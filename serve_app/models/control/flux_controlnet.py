@@ -209,7 +209,7 @@ class FluxControlNet(OneCallNet):
             return [tokens]
         return [tokens, embed(to_device(torch.tensor([[hint.kind]]), weight.device))]
 
-    def given(self, call: FluxCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, call: FluxCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         guidance = call.guidance
         if guidance is None and self.control.family.guided:
             guidance = torch.full_like(call.level, GUIDANCE)

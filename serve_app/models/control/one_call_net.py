@@ -28,7 +28,7 @@ class OneCallNet(ControlNet):
         self.replays = replays_of(next(network.parameters()).device)
 
     @abstractmethod
-    def given(self, call: Any, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, call: Any, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         """Return all input tensors of the call for rows, by name; None for an absent one. As `residuals`.
 
         Host tensors are sent to the device here.
@@ -42,5 +42,5 @@ class OneCallNet(ControlNet):
         return self.replays.padded_rows(rows)
 
     def residuals(self, call: Any, index: RowIndex, read: Sequence[Tensor], exclusive: bool) -> Sequence[Tensor]:
-        call = CapturableCall(present(self.given(call, index, read)), self.run, None if exclusive else ())
+        call = CapturableCall(present(self.call_inputs(call, index, read)), self.run, None if exclusive else ())
         return self.replays.answer(next(self._module.parameters()), call)

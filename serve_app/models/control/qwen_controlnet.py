@@ -198,7 +198,7 @@ class _Applied(OneCallNet):
         parameter = next(self.network.parameters())
         return [self.tokens(hint, height, width).to(parameter.device, parameter.dtype)]
 
-    def given(self, call: QwenImageCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, call: QwenImageCall, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         fields = {name: getattr(call, name) for name in self.call_fields}
         of_rows = {name: None if tensor is None else tensor[index] for name, tensor in fields.items()}
         return {**of_rows, "hint": read[0], "image turns": call.turns[0], "text turns": call.turns[1]}

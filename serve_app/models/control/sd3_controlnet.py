@@ -127,7 +127,7 @@ class Sd3ControlNet(OneCallNet):
         masked = self.control.channels == MASKED_CHANNELS
         return [_to(self.network, hint_latents(hint, height, width, _UNSHIFTED, masked=masked))]
 
-    def given(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         return {
             "x": call.x[index],
             "hint": read[0],
@@ -244,7 +244,7 @@ class Sd35ControlNet(OneCallNet):
             hint = replace(hint, image=1 - hint.image)
         return [_to(self.network, hint_latents(hint, height, width, SD3, masked=False))]
 
-    def given(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, call: Sd3Call, index: RowIndex, read: Sequence[Tensor]) -> Mapping[Any, Tensor | None]:
         of_backbone = self.control.of_backbone
         return {
             "x": call.x[index],

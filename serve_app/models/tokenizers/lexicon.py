@@ -32,7 +32,7 @@ class Lexicon:
 
     def vocabulary(self, name: str) -> Path | None:
         """Return the path of a tokeniser file among the text encoders, None if it is missing."""
-        return self._catalog.beside("text_encoders", name)
+        return self._catalog.sibling("text_encoders", name)
 
     def vectors(self, name: str, width: int, key: str = "clip_l") -> Tensor | None:
         """Return an embedding's vectors (N, width); None, with a warning, if it is missing or has another width.

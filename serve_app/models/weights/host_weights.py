@@ -172,7 +172,7 @@ class HostWeights:
         # GPU memory comes from the pool of forwards, and may have been in use until its allocation.
         copies.follow()
         try:
-            with copies.asked():
+            with copies.enqueueing():
                 for target, source in pairs:
                     target.copy_(source, non_blocking=True)
         finally:

@@ -239,7 +239,7 @@ class Streaming:
         nbytes, pageable = self._blocks[number].nbytes, self._pageable.get(number)
         staged = None if pageable is None else self._staging.filled(slot, pageable)
         self._copies.follow()
-        with self._copies.asked():
+        with self._copies.enqueueing():
             if staged is None:
                 self.memory.read(self._starts[number], self._slots[slot][:nbytes])
             else:

@@ -39,7 +39,7 @@ class Copies(Protocol):
         """Keep the memory of a tensor made elsewhere until copies are done with it."""
         ...
 
-    def asked(self) -> AbstractContextManager[Any]:
+    def enqueueing(self) -> AbstractContextManager[Any]:
         """Return a context in which work is enqueued on this stream."""
         ...
 
@@ -60,7 +60,7 @@ class HostCopies:
     def keep(self, tensor: Tensor) -> None:
         """Do nothing."""
 
-    def asked(self) -> AbstractContextManager[Any]:
+    def enqueueing(self) -> AbstractContextManager[Any]:
         """Return a null context."""
         return nullcontext()
 
@@ -88,7 +88,7 @@ class CudaCopies:
         """Record the stream with the allocator."""
         tensor.record_stream(self._stream)
 
-    def asked(self) -> AbstractContextManager[Any]:
+    def enqueueing(self) -> AbstractContextManager[Any]:
         """Return the stream's context."""
         context: AbstractContextManager[Any] = torch.cuda.stream(self._stream)
         return context
@@ -169,7 +169,7 @@ class Ring:
             pinned = self.device.type == "cuda"
             memory = [torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in range(BUFFERS)]
             self._buffers = [_Buffer(buffer, lambda: None) for buffer in memory]
-            with copies.asked():
+            with copies.enqueueing():
                 self._landing = torch.empty(self.buffer_bytes, dtype=torch.uint8, device=self.device)
         copies.follow()
         filled: deque[tuple[Future[int], _Buffer, list[_Piece]]] = deque()
@@ -190,7 +190,7 @@ class Ring:
         self, copies: Copies, landing: Tensor, filled: Future[int], buffer: _Buffer, pieces: Sequence[_Piece]
     ) -> None:
         used = filled.result()
-        with copies.asked():
+        with copies.enqueueing():
             landed = landing[:used].copy_(buffer.memory[:used], non_blocking=True)
             buffer.free = copies.mark()
             for source, target, at in pieces:

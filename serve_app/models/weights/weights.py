@@ -80,7 +80,7 @@ class LoadCounters:
     seconds: float = 0.0
     evictions: int = 0
     releases: int = 0
-    held_bytes: int = 0
+    resident_bytes: int = 0
     host_bytes: int = 0
     host_hits: int = 0
     host_misses: int = 0
@@ -335,7 +335,7 @@ class Weights:
         return self._residency.names
 
     @property
-    def held_bytes(self) -> int:
+    def resident_bytes(self) -> int:
         """Bytes of resident weights, merged LoRAs included. Never waits for a load."""
         return self._residency.nbytes
 
@@ -422,7 +422,7 @@ class Weights:
                 said = DeviceMemoryError.figures(error)
             # Here the error is gone, and with it what was loaded by then.
             if not self.release():
-                held_mb, needed_mb = self.held_bytes / MB, nbytes / MB
+                held_mb, needed_mb = self.resident_bytes / MB, nbytes / MB
                 raise DeviceMemoryError(
                     f"weights of {needed_mb:,.0f} MB do not fit the device's memory besides {held_mb:,.0f} MB of "
                     "weights that are in use. " + said
@@ -436,7 +436,7 @@ class Weights:
             loaded = self._loader.load(recipe, files, stream)
         streaming = loaded.streaming
         nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes
-        _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.held_bytes + nbytes) >> 20)
+        _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.resident_bytes + nbytes) >> 20)
         return ResidentWeights(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
     def _load_set(self, recipe: Recipe, base: ResidentWeights, files: WeightFiles) -> ResidentWeights:

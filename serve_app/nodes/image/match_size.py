@@ -9,7 +9,7 @@ from torch import Tensor, arange, split
 from torch.nn.functional import interpolate
 
 from serve_app import images
-from serve_app.execution.executing import check_wanted
+from serve_app.execution.executing import check_cancelled
 from serve_app.execution.runtime import Runtime
 from serve_app.execution.size import allow
 from serve_app.images import Crop
@@ -36,7 +36,7 @@ def resize(x: Tensor, width: int, height: int, method: str, crop: Crop = "disabl
         return images.resize(x, width, height, method, crop)
     made, done = x.new_empty(x.shape[0], height, width, x.shape[-1]), 0
     for part in parts:
-        check_wanted()
+        check_cancelled()
         made[done : done + len(part)] = images.resize(part, width, height, method, crop)
         done += len(part)
     return made

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.images import to_be_seen
+from serve_app.images import vision_pixels
 from serve_app.packs.comfy.model_patcher import ModelPatcher
 from serve_app.packs.comfy.sd import place_of
 from serve_app.packs.missing import MissingMemberError
@@ -128,7 +128,7 @@ def clip_preprocess(
     crop: bool = True,
 ) -> Tensor:
     """Return images (B,H,W,C) in 0…1 preprocessed for an encoder, (B,3,size,size)."""
-    return to_be_seen(image, size, mean, std, crop=crop)
+    return vision_pixels(image, size, mean, std, crop=crop)
 
 
 def load(ckpt_path: Any) -> ClipVisionModel:

@@ -383,7 +383,7 @@ class Machine:
         job.cached = tuple(node_id for node_id in nodes if node_id not in left)
         self._journal.started(job)
         for node_id in job.cached:
-            for rest, ui in self.results.made(job.plan.signatures[node_id]).items():
+            for rest, ui in self.results.expanded(job.plan.signatures[node_id]).items():
                 self._record_ui(job, node_id + rest, ui, Origin(node_id, node_id, node_id))
             if node_id not in job.plan.outputs and (shown := self.results.ui(job.plan.signatures[node_id])):
                 self._record_ui(job, node_id, shown, None)
@@ -536,7 +536,7 @@ class Machine:
         elif ui:
             self._record_ui(job, node_id, ui, origin)
             if origin is not None and node_id.startswith(origin.real):
-                self.results.add_made(job.plan.signatures[origin.real], node_id.removeprefix(origin.real), ui)
+                self.results.add_expanded(job.plan.signatures[origin.real], node_id.removeprefix(origin.real), ui)
         elif computed:
             self._journal.publish(job, "finished", placed(node_id, origin))
 

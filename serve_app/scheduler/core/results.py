@@ -136,15 +136,15 @@ class Results:
         self._ui.clear()
         self._made.clear()
 
-    def add_made(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
+    def add_expanded(self, signature: str, rest: str, ui: Mapping[str, Any]) -> None:
         """Cache the ui dict of a node that a node of this signature expanded to. rest: its id without its maker's."""
         made = self._made.get(signature) or {}
         if rest not in made:
             made[rest] = _pickled(ui)
             self._made.put(signature, made, sum(map(len, made.values())))
 
-    def made(self, signature: str) -> Mapping[str, Mapping[str, Any]]:
-        """Return the ui dicts of expanded nodes, by `rest` as for `add_made`."""
+    def expanded(self, signature: str) -> Mapping[str, Mapping[str, Any]]:
+        """Return the ui dicts of expanded nodes, by `rest` as for `add_expanded`."""
         return {rest: pickle.loads(ui) for rest, ui in (self._made.get(signature) or {}).items()}
 
     def known(self, signature: str) -> bool:

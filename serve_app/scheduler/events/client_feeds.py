@@ -17,7 +17,7 @@ from types import MappingProxyType
 from serve_app.config.limits import EventLimits
 from serve_app.events import Event
 from serve_app.limits import refused
-from serve_app.scheduler.protocol.client import Attached, News, QueueMark, Reader
+from serve_app.scheduler.protocol.client import Attached, QueueMark, Reader, UnsentEvents
 
 FLEETING = frozenset({"progress", "preview"})
 """Kinds of events of which a feed keeps only the newest."""
@@ -167,7 +167,7 @@ class Feeds:
         self._wake(client_id, soon=True)
         return Attached(feed.sent, self.queue)
 
-    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+    async def unsent_events(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> UnsentEvents:
         """Return unsent events of the readers' feeds, waiting for the first. queue: the version that they have."""
         deadline = time.monotonic() + timeout_s
         news = self._now(readers)
@@ -200,7 +200,7 @@ class Feeds:
                 self.bytes -= feed.bytes
                 del self._feeds[client_id]
 
-    def _now(self, readers: Mapping[str, Reader]) -> News:
+    def _now(self, readers: Mapping[str, Reader]) -> UnsentEvents:
         events: dict[str, tuple[Event, ...]] = {}
         replaced: set[str] = set()
         for client_id, reader in readers.items():
@@ -212,7 +212,7 @@ class Feeds:
                 replaced.add(client_id)
             elif ready:
                 events[client_id] = ready
-        return News(events, frozenset(replaced), self.queue)
+        return UnsentEvents(events, frozenset(replaced), self.queue)
 
     def _feed(self, client_id: str) -> Feed:
         if (feed := self._feeds.get(client_id)) is None:

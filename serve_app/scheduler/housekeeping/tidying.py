@@ -56,7 +56,7 @@ class Tidying:
 
     async def once(self, started_s: float | None = None) -> None:
         """Sweep once. started_s: the server's start, at the first sweep after it."""
-        needed = await asyncio.to_thread(self._jobs.shown_unfinished)
+        needed = await asyncio.to_thread(self._jobs.outputs_of_unfinished)
         # Whole areas are listed for it.
         if started_s is not None or time.monotonic() >= self._looked_s + LOOK_S:
             await asyncio.to_thread(self._sweep.half_written)

@@ -209,7 +209,7 @@ class Attached:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class UnsentEvents:
     """Unsent events by client. replaced: clients that a newer socket reads for.
 
     held: clients with a submission that is not answered. The queue's length must wait with that job's events: a client
@@ -299,7 +299,7 @@ class SchedulerClient(Protocol):
         """
         ...
 
-    async def hear(self, replica_id: str, frame: SocketFrame) -> None:
+    async def deliver_pack_frame(self, replica_id: str, frame: SocketFrame) -> None:
         """Send a client's websocket frame to the replica that serves the socket."""
         ...
 
@@ -315,7 +315,7 @@ class SchedulerClient(Protocol):
         """Make this socket the reader of a feed, from the last event that was sent; an earlier socket is replaced."""
         ...
 
-    async def news(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> News:
+    async def unsent_events(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> UnsentEvents:
         """Return the unsent events of these feeds, waiting for the first or for a new version of the queue's count.
 
         Events up to a reader's `after` may be dropped.

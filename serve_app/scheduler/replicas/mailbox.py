@@ -29,7 +29,7 @@ class Mailbox:
     cursor: int = 0
     due: asyncio.Event = field(default_factory=asyncio.Event)
     sent: int = 0
-    heard_s: float = 0.0
+    last_heartbeat_s: float = 0.0
     _sent_s: float = float("-inf")
     _timer: asyncio.TimerHandle | None = None
 

@@ -71,7 +71,7 @@ class ReplicaRegistry:
             raise StaleEpochError(f"pool {info.pool!r} is not one of this scheduler's")
         await self._abilities.learn(self._lease.epoch, info.pool, specs, info.routes)
         self._validation.lost(info.replica_id)
-        self._mailboxes[info.replica_id] = Mailbox(heard_s=time.monotonic())
+        self._mailboxes[info.replica_id] = Mailbox(last_heartbeat_s=time.monotonic())
         self._hosts[info.replica_id] = host
         self._troubles.pop(info.replica_id, None)
         await self._apply(ReplicaJoined(info))
@@ -153,7 +153,7 @@ class ReplicaRegistry:
             raise StaleEpochError(
                 f"replica {replica_id} is not registered in epoch {self._lease.epoch} and must join again"
             )
-        mailbox.heard_s = time.monotonic()
+        mailbox.last_heartbeat_s = time.monotonic()
         return mailbox
 
     def mail(self, replica_id: str, message: Message) -> None:
@@ -182,9 +182,11 @@ class ReplicaRegistry:
     async def lose_silent(self, late_s: float) -> None:
         """Lose replicas that have been silent for silence_s. late_s: how long this process was suspended."""
         for mailbox in self._mailboxes.values():
-            mailbox.heard_s += late_s
+            mailbox.last_heartbeat_s += late_s
         now_s = time.monotonic()
-        for replica_id in [name for name, box in self._mailboxes.items() if now_s - box.heard_s > self._silence_s]:
+        for replica_id in [
+            name for name, box in self._mailboxes.items() if now_s - box.last_heartbeat_s > self._silence_s
+        ]:
             _log.error("replica %s has said nothing for %g s", replica_id, self._silence_s)
             self._silenced(replica_id)
             await self.lost(replica_id)

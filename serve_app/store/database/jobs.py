@@ -327,13 +327,13 @@ class Jobs:
                     files.update(_placed(ui, tenant))
         return files
 
-    def shown_unfinished(self) -> set[FileRef]:
+    def outputs_of_unfinished(self) -> set[FileRef]:
         """Return the files that the recorded outputs of unfinished jobs name, by tenants' names."""
         with self._reading() as connection:
             outputs = connection.execute(_SHOWN.where(UNFINISHED))
             return {ref for _, ui in outputs for ref in shown(json.loads(ui))}
 
-    def is_shown(self, ref: FileRef) -> bool:
+    def is_output(self, ref: FileRef) -> bool:
         """Whether any job's recorded outputs name the file."""
         likely = OUTPUTS.c.ui.contains(json.dumps(ref.filename), autoescape=True)
         with self._reading() as connection:

@@ -103,7 +103,7 @@ class Catalog:
         """
         return self._files.path(self._existing(folder, name))
 
-    def beside(self, folder: str, name: str) -> Path | None:
+    def sibling(self, folder: str, name: str) -> Path | None:
         """Return the path of another file among a folder's models, or None."""
         found = self._find(folder, name)
         return None if found is None else self._files.path(found)

@@ -88,7 +88,7 @@ class Sweep:
         """Remove files of deleted jobs, except those in use by another job or an asset."""
         needed = self._jobs.query(0, NeededFiles(files))
         for ref in (ref_of(place) for place in files if place not in needed):
-            if not self._jobs.is_shown(ref):
+            if not self._jobs.is_output(ref):
                 self._delete(ref)
 
     def half_written(self) -> int:
@@ -119,7 +119,7 @@ class Sweep:
         except FileMissingError:
             return
         # Looked up last and only for files that are there: it reads what every job has shown.
-        if not self._jobs.is_shown(ref):
+        if not self._jobs.is_output(ref):
             self._delete(ref)
             _log.info("%s is removed: job %s saved it and ended before that was recorded", ref.path, job_id)
 

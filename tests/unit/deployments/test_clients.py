@@ -47,7 +47,7 @@ async def heard(running: Cluster, after: int = 0, token: str = "t") -> list:
     events: list = []
     while not events or not events[-1].last:
         at = events[-1].seq if events else after
-        news = await running.scheduler.news(
+        news = await running.scheduler.unsent_events(
             {"c": Reader(token, at)}, running.scheduler._published.feeds.queue.version, 5.0
         )
         events += news.events.get("c", ())

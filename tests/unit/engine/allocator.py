@@ -35,7 +35,7 @@ class Allocator:
     emptied: int = 0
     flushed: int = 0
 
-    def held_bytes(self) -> int:
+    def allocated_bytes(self) -> int:
         return self.held
 
     def watch(self) -> None:

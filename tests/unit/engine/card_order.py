@@ -193,7 +193,7 @@ class CardCopies:
         """Record that it uses a tensor."""
         record(tensor, COPIES)
 
-    def asked(self) -> AbstractContextManager[None]:
+    def enqueueing(self) -> AbstractContextManager[None]:
         """Have this thread ask it."""
         return self._order.on(COPIES)
 

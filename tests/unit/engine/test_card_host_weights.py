@@ -236,13 +236,13 @@ def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_
         assert all(torch.equal(a, b) for a, b in zip(found, expected[part, name], strict=True))
         assert loads.host.nbytes <= host_bytes
         # One part alone may be larger, where it does not stream, or its slots alone are.
-        held_bytes = loads.weights.held_bytes
-        assert held_bytes <= budget or len(loads.weights.resident()) == 1
-        assert loads.live_bytes() == held_bytes
+        resident_bytes = loads.weights.resident_bytes
+        assert resident_bytes <= budget or len(loads.weights.resident()) == 1
+        assert loads.live_bytes() == resident_bytes
         if releases:
             with torch.no_grad(), loads.card.used():
                 loads.weights.release()
-            assert loads.live_bytes() == loads.weights.held_bytes == 0
+            assert loads.live_bytes() == loads.weights.resident_bytes == 0
     assert len(loads.opened) == loads.weights.counters.host_misses or not host_bytes
 
 

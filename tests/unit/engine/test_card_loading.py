@@ -84,7 +84,7 @@ class Slow(HostCopies):
     def follow(self) -> None:
         self.followed.append(self.marks)
 
-    def asked(self) -> AbstractContextManager[Any]:
+    def enqueueing(self) -> AbstractContextManager[Any]:
         return nullcontext()
 
     def mark(self) -> Callable[[], object]:

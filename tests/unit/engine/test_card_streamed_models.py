@@ -101,7 +101,7 @@ def test_a_transformer_that_streams_gives_the_same_bits(tmp_path: Path, net: str
     wanted, ours = whole.made(work), models.made(work)
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
     [streaming] = models.streaming
-    assert models.weights.held_bytes < whole.weights.held_bytes
+    assert models.weights.resident_bytes < whole.weights.resident_bytes
     # Each block at most once a forward, and one for the next; some do not run.
     assert 0 < streaming._counters.blocks <= 2 * len(streaming._blocks) + 1
     assert models.card.order.early == []
@@ -193,7 +193,7 @@ def test_what_streams_takes_its_share_of_the_room_and_no_more(root: Path) -> Non
     need = models.weights.need(BACKBONE)
     assert list(need.nbytes.values()) == [SHARE * BUDGET]
     models.made(rows(BACKBONE, (1, 4, 8, 8), UNET_TEXT))
-    assert 0.5 * BUDGET < models.weights.held_bytes <= SHARE * BUDGET
+    assert 0.5 * BUDGET < models.weights.resident_bytes <= SHARE * BUDGET
 
 
 def test_two_models_that_stream_take_turns_without_reading_their_files_again(root: Path) -> None:
@@ -213,7 +213,7 @@ def test_two_models_that_stream_take_turns_without_reading_their_files_again(roo
     first = [models.made(work)[0] for work in works]
     for work, wanted in [*zip(works, first, strict=True)]:
         assert torch.equal(models.made(work)[0], wanted)
-        assert models.weights.held_bytes <= BUDGET
+        assert models.weights.resident_bytes <= BUDGET
         assert len(models.weights.resident()) == 1
     assert opened == ["a.safetensors", "b.safetensors"]
     assert models.weights.counters.host_hits == 2
@@ -300,13 +300,13 @@ def test_a_backbone_that_fits_alone_but_not_beside_its_controlnet_streams_and_gi
     models = Models(controls, own + net // 2)
     assert all(torch.equal(a, b) for a, b in zip(models.made(under_control), wanted, strict=True))
     [streaming] = models.streaming
-    assert models.weights.held_bytes == streaming.nbytes + net <= own + net // 2
+    assert models.weights.resident_bytes == streaming.nbytes + net <= own + net // 2
     assert models.card.order.early == []
     # A job without it has the whole, once what streams has left.
     assert models.weights.fitted(CONTROLLED) == CONTROLLED
     with torch.inference_mode(), models.card.used():
         assert not models.weights.backbone(CONTROLLED).network.streamed
-    assert models.weights.held_bytes <= own + net // 2
+    assert models.weights.resident_bytes <= own + net // 2
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_copies_of_weights_begin_after_what_was_asked_for_and_forwards_after_the
     copies = CudaCopies(CARD)
     copies.follow()
     copies.lead()
-    with copies.asked():
+    with copies.enqueueing():
         assert cuda.current is cuda.streams[0]
     copies.mark()
     assert cuda.said == ["s0 waits for current", "current waits for s0", "an event of s0"]

@@ -65,9 +65,9 @@ async def test_eviction_frees_the_weights_of_a_run_whoever_keeps_its_models_its_
     tensors = kept[3]
     places = storages(tensors)
     assert places
-    assert weights.held_bytes > 0
+    assert weights.resident_bytes > 0
     await runtime.release()
-    assert (weights.resident(), weights.held_bytes) == ((), 0)
+    assert (weights.resident(), weights.resident_bytes) == ((), 0)
     assert not any(tensor.numel() for tensor in tensors)
     assert all(place.expired() for place in places)
 

@@ -138,7 +138,7 @@ async def test_what_is_granted_room_is_not_displaced_while_it_waits_to_be_loaded
     weights.go.set()
     assert len(await asyncio.wait_for(asyncio.gather(*jobs), 60)) == 3
     assert weights.counters.loads == 3
-    assert weights.held_bytes <= 2 * ONE
+    assert weights.resident_bytes <= 2 * ONE
 
 
 async def test_a_clock_stands_still_for_who_waits_for_a_load_and_for_nobody_else(
@@ -272,10 +272,10 @@ async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
     assert weights.resident() == (a, b)
     assert await shared.prefetch(recipe("backbone", "c"), lambda name: name == a)
     assert set(weights.resident()) == {a, "backbone checkpoints/c.safetensors"}
-    assert weights.held_bytes <= 2 * ONE
+    assert weights.resident_bytes <= 2 * ONE
     # And what nobody has used by now makes way for what somebody does ask for.
     await shared.bind(ignore).sample(sampled("b"))
-    assert weights.held_bytes <= 2 * ONE
+    assert weights.resident_bytes <= 2 * ONE
 
 
 async def test_nothing_is_loaded_ahead_while_something_is_loaded_that_was_asked_for(

@@ -89,7 +89,7 @@ async def test_jobs_whose_controlnets_do_not_fit_beside_each_other_wait_for_each
     weights = cpu_weights(catalog)
     weights.control_net(NET)
     weights.backbone(UNET)
-    pair_bytes = weights.held_bytes
+    pair_bytes = weights.resident_bytes
     shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=pair_bytes))
     pairs = [request(Control(net, hint(seed), 1.0), seed) for seed, net in enumerate((NET, OTHER) * 2)]
     answers = asyncio.gather(*(sample(shared, job) for job in pairs))

@@ -20,7 +20,7 @@ from serve_app.execution.call import NodeResult
 from serve_app.execution.execute import Execution, NodeFailedError
 from serve_app.execution.executing import Executing, enter
 from serve_app.execution.result_cache import ResultCache
-from serve_app.execution.size import COUNTED, allow, allow_levels, check_made, size_of
+from serve_app.execution.size import COUNTED, allow, allow_levels, check_results, size_of
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.recipe import Recipe
 from tests.unit.nodes.one_replica import Node, OneReplica, task
@@ -93,9 +93,9 @@ def test_small_values_that_are_too_much_work_are_refused_from_any_node(
     slot: str, fits: Any, excess: Any, words: str
 ) -> None:
     most = SizeLimits()
-    check_made([[fits]], [slot], most)
+    check_results([[fits]], [slot], most)
     with pytest.raises(NodeError, match=rf"it has made {words}.*; limits\.\w+ of the configuration allows"):
-        check_made([[excess]], [slot], most)
+        check_results([[excess]], [slot], most)
 
 
 def test_a_schedule_is_refused_where_its_denoise_comes_to_be_known() -> None:

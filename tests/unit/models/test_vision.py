@@ -12,7 +12,7 @@ from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import ClipVision, Flux, Redux, StyleAdapter
 from serve_app.models.families.family import Family, VisionFamily
 from serve_app.models.families.shared.attention_bias import attention_bias
-from serve_app.models.families.unet.unclip import seen_vector
+from serve_app.models.families.unet.unclip import image_vector
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
@@ -142,13 +142,13 @@ def test_unclip_refuses_what_another_encoder_sees() -> None:
     output = ClipVisionOutput(*(torch.zeros(1, 17, 32),) * 3)
     told = {"clip_vision_output": output, "strength": 1.0, "noise_augmentation": 0.0}
     with pytest.raises(NodeError, match="are of shape 17×32; this backbone reads a vector 768 wide, of CLIP's ViT-L"):
-        seen_vector({"unclip_conditioning": [told]}, 768, 0)
+        image_vector({"unclip_conditioning": [told]}, 768, 0)
 
 
 def test_unclips_noise_is_of_the_runs_seed() -> None:
     output = ClipVisionOutput(*(noise("seen", (1, 768)),) * 3)
     told = {"unclip_conditioning": [{"clip_vision_output": output, "strength": 1.0, "noise_augmentation": 0.5}]}
-    one, again, another = (seen_vector(told, 768, seed) for seed in (3, 3, 4))
+    one, again, another = (image_vector(told, 768, seed) for seed in (3, 3, 4))
     assert torch.equal(one, again)
     assert not torch.allclose(one, another)
     assert torch.equal(one[:, 768:], another[:, 768:])

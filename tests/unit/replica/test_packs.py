@@ -260,7 +260,7 @@ async def test_a_picture_passed_to_a_progress_bar_is_sent_to_the_client(
         await c.service.submit({"prompt": prompt, "client_id": "me"})
         after, queue, pictures, ended = attached.after, attached.queue, [], False
         while not ended:
-            news = await c.service.news({"me": Reader("socket", after)}, queue.version, 1.0)
+            news = await c.service.unsent_events({"me": Reader("socket", after)}, queue.version, 1.0)
             queue = news.queue
             for event in news.events.get("me", ()):
                 after, ended = event.seq, event.last
@@ -281,7 +281,7 @@ async def test_outside_a_job_a_pack_may_send_json_to_the_client_it_names(tmp_pat
         after = attached.after
         async with asyncio.timeout(60):
             while len(heard) < 3:
-                news = await c.service.news({"me": Reader("socket", after)}, attached.queue.version, 1.0)
+                news = await c.service.unsent_events({"me": Reader("socket", after)}, attached.queue.version, 1.0)
                 for event in news.events.get("me", ()):
                     heard.append(event.data)
                     after = event.seq

@@ -129,7 +129,7 @@ async def test_a_job_may_choose_whether_its_steps_are_previewed(root, configured
         await running.scheduler.submit(job)
         after, queue, kinds = attached.after, attached.queue, []
         while "success" not in kinds:
-            news = await running.scheduler.news({"me": Reader("socket", after)}, queue.version, 1.0)
+            news = await running.scheduler.unsent_events({"me": Reader("socket", after)}, queue.version, 1.0)
             queue = news.queue
             for event in news.events.get("me", ()):
                 after = event.seq

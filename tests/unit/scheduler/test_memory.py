@@ -35,9 +35,9 @@ def test_what_output_nodes_showed_is_remembered_up_to_a_number_of_bytes() -> Non
 def test_what_made_nodes_showed_is_remembered_up_to_a_number_of_bytes() -> None:
     results = Results(ui_bytes=50_000)
     for i in range(10):
-        results.add_made(str(i // 2), f".{i}", UI)
-        results.add_made(str(i // 2), f".{i}", UI)
-    assert [sorted(results.made(str(i))) for i in range(5)] == [[], [], [], [".6", ".7"], [".8", ".9"]]
+        results.add_expanded(str(i // 2), f".{i}", UI)
+        results.add_expanded(str(i // 2), f".{i}", UI)
+    assert [sorted(results.expanded(str(i))) for i in range(5)] == [[], [], [], [".6", ".7"], [".8", ".9"]]
 
 
 async def test_an_absent_clients_events_are_kept_up_to_a_number_of_bytes() -> None:

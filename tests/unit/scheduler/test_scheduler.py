@@ -395,7 +395,7 @@ async def test_a_job_is_delayed_only_for_a_client_with_open_sockets(life):
     assert (await life.scheduler.submit(jobs[1])).held, "it is answered once more, and the first answer may be lost"
 
     async def told() -> set[str]:
-        news = await life.scheduler.news({"me": Reader("token", attached.after)}, -1, 0.0)
+        news = await life.scheduler.unsent_events({"me": Reader("token", attached.after)}, -1, 0.0)
         return {event.job_id for event in news.events["me"]}
 
     await life.finish(jobs[1].job_id)
@@ -506,7 +506,9 @@ async def test_a_job_that_can_no_longer_be_planned_ends_for_everyone_who_looks(d
         view = await life.finish(job_id)
         assert (view.state, view.failure.exception_type) == ("error", "InvalidGraphError")
         attached = await life.scheduler.attach("looking on", "token")
-        news = await life.scheduler.news({"looking on": Reader("token", attached.after)}, attached.queue.version, 5)
+        news = await life.scheduler.unsent_events(
+            {"looking on": Reader("token", attached.after)}, attached.queue.version, 5
+        )
         assert news.events["looking on"][-1].kind == "error"
         assert life.scheduler.status.load().ended == {"error": 1}
 

@@ -121,7 +121,7 @@ async def _outputs(service: Service, limit: int, cursor: str) -> Page:
 async def assets_of(service: Service, outputs: Sequence[OutputFile]) -> list[Asset]:
     """Return outputs of at most BATCH jobs as records, and store those; without deleted or missing ones."""
     kept = await service.query(OutputsOf(tuple(dict.fromkeys(output.job_id for output in outputs))))
-    outputs = [output._replace(item=output.item.kept_in(kept)) for output in outputs]
+    outputs = [output._replace(item=output.item.with_stored_id(kept)) for output in outputs]
     left = [o for o in outputs if o.item.asset_id not in kept or not kept[o.item.asset_id].deleted]
     stats = await stats_of(service, [output.item.ref for output in left])
     assets = [

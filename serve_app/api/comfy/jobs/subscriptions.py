@@ -19,7 +19,7 @@ from serve_app.api.comfy.jobs.frames import Frame, JobFrames, status, text_messa
 from serve_app.api.comfy.jobs.log_lines import SIZE, log_entries
 from serve_app.errors import ServeAppError
 from serve_app.events import Event
-from serve_app.scheduler.protocol.client import Attached, News, QueueMark, Reader
+from serve_app.scheduler.protocol.client import Attached, QueueMark, Reader, UnsentEvents
 from serve_app.service.service import Service
 from serve_app.store.database.changes import feed_of
 from serve_app.store.tenants.tenants import prompt_id_of
@@ -73,7 +73,7 @@ class Socket:
     async def send_events(self, events: tuple[Event, ...], queue: QueueMark, *, held: bool) -> None:
         """Send events. A job's end is followed by the queue without it, and that by the end of its execution.
 
-        held: as of `News`.
+        held: as of `UnsentEvents`.
         """
         if queue.version != self.queue_version and not held and not any(event.last for event in events):
             await self.send_queue(queue)
@@ -145,13 +145,13 @@ class Subscriptions:
     async def _feed(self, service: Service) -> None:
         while self._sockets or self._parted:
             try:
-                if (news := await self._news(service)) is not None:
+                if (news := await self._next_events(service)) is not None:
                     await self._deliver(news, service)
             except ServeAppError as error:
                 _log.info("sockets wait: %s", error)
                 await asyncio.sleep(RETRY_S)
 
-    async def _news(self, service: Service) -> News | None:
+    async def _next_events(self, service: Service) -> UnsentEvents | None:
         """Poll for events; None if a socket has joined, left or caught up meanwhile, so that another poll is due."""
         self._joined.clear()
         parted, self._parted = self._parted, {}
@@ -160,7 +160,7 @@ class Subscriptions:
         wait_s = KEEPALIVE_S / 2
         if any(socket.queue_version != self._queue_version for socket in free):
             wait_s = max(0.0, self._queue_sent_s + STATUS_S - time.monotonic())
-        asked = asyncio.ensure_future(service.news(readers, self._queue_version, 0.0 if parted else wait_s))
+        asked = asyncio.ensure_future(service.unsent_events(readers, self._queue_version, 0.0 if parted else wait_s))
         joined = asyncio.ensure_future(self._joined.wait())
         try:
             await asyncio.wait({asked, joined}, return_when=asyncio.FIRST_COMPLETED)
@@ -173,7 +173,7 @@ class Subscriptions:
             asked.cancel()
             joined.cancel()
 
-    async def _deliver(self, news: News, service: Service) -> None:
+    async def _deliver(self, news: UnsentEvents, service: Service) -> None:
         for feed in news.replaced:
             self._sockets.pop(feed, None)
         tellings = []
@@ -194,7 +194,7 @@ class Subscriptions:
             await asyncio.wait(tellings, timeout=SOON_S)
 
     async def _send_events(
-        self, socket: Socket, service: Service, events: tuple[Event, ...], news: News, *, silent: bool
+        self, socket: Socket, service: Service, events: tuple[Event, ...], news: UnsentEvents, *, silent: bool
     ) -> None:
         try:
             for event in _unknown(socket, events):

@@ -145,15 +145,15 @@ async def _send_to_replica(socket: WebSocket, service: Service, replica_id: str,
     while True:
         message = await socket.receive()
         if message["type"] == "websocket.disconnect":
-            await service.hear(replica_id, name, PackFrame(int(message.get("code") or 1000)))
+            await service.deliver_pack_frame(replica_id, name, PackFrame(int(message.get("code") or 1000)))
             return
         text = message.get("text")
         content = message.get("bytes") or b"" if text is None else text
         if len(content) > service.limits.command_bytes:
             refused("ingress.max_command_bytes")
-            await service.hear(replica_id, name, PackFrame(TOO_LARGE))
+            await service.deliver_pack_frame(replica_id, name, PackFrame(TOO_LARGE))
             return
-        await service.hear(replica_id, name, PackFrame(content))
+        await service.deliver_pack_frame(replica_id, name, PackFrame(content))
 
 
 async def _refuse(socket: WebSocket, reason: str) -> None:

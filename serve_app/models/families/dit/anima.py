@@ -204,7 +204,7 @@ class Anima(Transformer):
         """Return the shape of x, and whether the text goes through the adapter."""
         return tuple(x.shape[1:]), inputs.ids is None
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text, its length and LoRAs."""
         dtype, inputs = network.proj_out.weight.dtype, [r.inputs for r in rows]
         texts, counts = [i.text.to(dtype) for i in inputs], lengths([i.text for i in inputs])

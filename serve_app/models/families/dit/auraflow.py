@@ -177,7 +177,7 @@ class AuraFlow(Transformer):
         """Return the shape of x and the length of the text: the network's attention takes no mask."""
         return tuple(x.shape[1:]), inputs.text.shape[1]
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text and LoRAs."""
         dtype = network.proj_out.weight.dtype
         given = {

@@ -178,7 +178,7 @@ class Chroma(Transformer):
         text = to_batch(to_device(cond, device).float(), canvas.rows)
         return ChromaInputs(text, torch.full((canvas.rows,), float(options.get("guidance") or 0.0), device=device))
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text and its length."""
         dtype, size = network.x_embedder.bias.dtype, rows[0].x.shape[-2:]
         texts = [r.inputs.text.to(dtype) for r in rows]

@@ -299,7 +299,7 @@ class Flux(Transformer):
         attended: int = inputs.bias.text + sum(math.prod(grid(*image.shape[-2:])) for image in images)
         return cells + x.shape[0] * attended**2 // self.width
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors.
 
         Rows may differ in level, guidance, text and its length, references, controls, LoRAs and attention biases.

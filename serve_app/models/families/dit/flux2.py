@@ -202,7 +202,7 @@ class Flux2(Transformer):
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, guidance, text, references and LoRAs."""
         dtype, inputs, size = network.x_embedder.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         texts, references, method = [i.text.to(dtype) for i in inputs], inputs[0].references, inputs[0].method

@@ -214,7 +214,7 @@ class Krea2(Transformer):
         """Return the shapes of x and the references, and whether those have a timestep of their own."""
         return tuple(x.shape[1:]), tuple(one.shape[1:] for one in inputs.references), inputs.timestep_zero
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text, references and LoRAs."""
         dtype, inputs, size = network.img_in.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
         texts, references = [i.text.to(dtype) for i in inputs], inputs[0].references

@@ -49,7 +49,7 @@ READING = PromptFormat(
     embeds=False,
     pad=qwen.PAD,
     masked=True,
-    tells_mask=True,
+    returns_mask=True,
 )
 
 
@@ -179,9 +179,9 @@ class OmniGen2(OneStream):
     def image_at(self, x: Tensor, inputs: Any) -> Tensor:
         return _in_turn(inputs.text.shape[1], (*inputs.references, x))[-1]
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the streams of rows, with references' if they have any: none of a group or all do."""
-        given, inputs = super(OmniGen2, self).given(network, rows), [r.inputs for r in rows]
+        given, inputs = super(OmniGen2, self).call_inputs(network, rows), [r.inputs for r in rows]
         if not inputs[0].references:
             return given
         dtype = network.x_embedder.weight.dtype

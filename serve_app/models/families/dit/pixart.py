@@ -193,7 +193,7 @@ class PixArt(Transformer):
         size = None if height is None or width is None else (int(height), int(width))
         return PixArtInputs(to_batch(to_device(cond, device).float(), canvas.rows), size)
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text, its length and LoRAs."""
         dtype, device = network.proj_out.weight.dtype, rows[0].x.device
         texts = [r.inputs.text.to(dtype) for r in rows]

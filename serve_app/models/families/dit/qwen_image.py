@@ -216,7 +216,7 @@ class QwenImage(Transformer):
         """Return the shapes of x and the references, and the method of their positions."""
         return tuple(x.shape[1:]), tuple(reference.shape[1:] for reference in inputs.references), inputs.method
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors.
 
         Rows may differ in level, text and its length, references, controls and LoRAs.

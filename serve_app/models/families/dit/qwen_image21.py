@@ -154,7 +154,7 @@ class QwenImage21(Transformer):
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), inputs.text.shape[1], shapes, inputs.slots
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text, references and LoRAs."""
         dtype, inputs = network.img_in.weight.dtype, [r.inputs for r in rows]
         given = {

@@ -240,7 +240,7 @@ class Sd3(Transformer):
         """Return the shape of x and the length of the text: the network's attention takes no mask."""
         return tuple(x.shape[1:]), inputs.text.shape[1]
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text and controls."""
         dtype = network.proj_out.bias.dtype
         given = {

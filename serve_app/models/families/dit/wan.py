@@ -118,7 +118,7 @@ class WanInputs:
 class Wan(Transformer):
     """A backbone. width: of a token; inside: of feed-forward layers; text_width: of a text row.
 
-    fed: channels of x with those concatenated. seen_width: of image features, None if it reads none; places: number of
+    fed: channels of x with those concatenated. image_width: of image features, None if it reads none; places: number of
     features with learnt positions. reference_channels: of a reference, 0 if it reads none. vace: number of VACE blocks;
     vace_channels: of their input.
     """
@@ -133,7 +133,7 @@ class Wan(Transformer):
     inside: int
     text_width: int
     fed: int = 16
-    seen_width: int | None = None
+    image_width: int | None = None
     places: int | None = None
     reference_channels: int = 0
     vace: int = 0
@@ -198,8 +198,8 @@ class Wan(Transformer):
             text_dim=self.text_width,
             ffn_dim=self.inside,
             num_layers=self.layers,
-            image_dim=self.seen_width,
-            added_kv_proj_dim=None if self.seen_width is None else self.width,
+            image_dim=self.image_width,
+            added_kv_proj_dim=None if self.image_width is None else self.width,
             pos_embed_seq_len=self.places,
         )
         if self.reference_channels:
@@ -256,13 +256,13 @@ class Wan(Transformer):
         )
 
     def _seen(self, output: ClipVisionOutput | None, rows: int, device: torch.device) -> Tensor | None:
-        if output is None or self.seen_width is None:
+        if output is None or self.image_width is None:
             return None
         states = output.penultimate_hidden_states
-        if states.shape[-1] != self.seen_width:
+        if states.shape[-1] != self.image_width:
             raise NodeError(
-                f"the CLIP vision output is {states.shape[-1]} wide, and this {self.title} reads one {self.seen_width} "
-                "wide"
+                f"the CLIP vision output is {states.shape[-1]} wide, and this {self.title} reads one "
+                f"{self.image_width} wide"
             )
         if self.places is not None and states.shape[1] > self.places:
             raise NodeError(
@@ -321,7 +321,7 @@ class Wan(Transformer):
         shapes = (None if part is None else part.shape[1:] for part in (inputs.seen, inputs.reference))
         return tuple(x.shape[1:]), *shapes, inputs.noisy is None, len(inputs.vace)
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text and its length, images and LoRAs."""
         dtype, inputs, size = network.proj_out.weight.dtype, [r.inputs for r in rows], rows[0].x.shape[2:]
         texts, first = [i.text.to(dtype) for i in inputs], inputs[0]
@@ -362,7 +362,7 @@ class Wan(Transformer):
         time = time.view(*given["level"].shape, -1)
         text = embed.text_embedder(given["text"])
         read = [(text, given.get("mask"))]
-        if self.seen_width is not None:
+        if self.image_width is not None:
             # Without image features, the text is used, as in ComfyUI.
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))

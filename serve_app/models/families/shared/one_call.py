@@ -27,7 +27,7 @@ class OneCall(BackboneFamily):
     steady: ClassVar[tuple[type, ...]] = ()
 
     @abstractmethod
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return all input tensors of the call for rows, by the family's own names; None for an absent one.
 
         Host tensors are sent to the device here.
@@ -66,11 +66,11 @@ class OneCall(BackboneFamily):
 
     def capturable_call(self, network: Any, rows: Sequence[Rows]) -> CapturableCall:
         return CapturableCall(
-            present(self.given(network, rows)), partial(self._outputs, network, rows), self.variant(rows)
+            present(self.call_inputs(network, rows)), partial(self._outputs, network, rows), self.variant(rows)
         )
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        return self.split_output(self.run(network, rows, present(self.given(network, rows))).float(), rows)
+        return self.split_output(self.run(network, rows, present(self.call_inputs(network, rows))).float(), rows)
 
     def _outputs(self, network: Any, rows: Sequence[Rows], given: Inputs) -> tuple[Tensor]:
         return (self.run(network, rows, given),)

@@ -124,7 +124,7 @@ class OneStream(Transformer):
         """Return the power of two that contains the cells: smaller ones are padded, by less than half."""
         return x.shape[1], (x.shape[-2] * x.shape[-1] - 1).bit_length()
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in all but their number of channels."""
         dtype = next(network.parameters()).dtype
         texts = [r.inputs.text.to(dtype) for r in rows]

@@ -247,7 +247,7 @@ class TextEncoder:
         by_text: list[list[Chunk]] = []
         for text in texts:
             if isinstance(text, TokenizedText):
-                by_text.append(self.given(text))
+                by_text.append(self.chunks_of(text))
             elif not isinstance(text, Texts):
                 by_text.append(self.chunks(own_text(text, self._family.kind)))
             elif self._family.kind == "g":
@@ -266,7 +266,7 @@ class TextEncoder:
         kind = self._family.kind
         return {kind: numbered_chunks(text, self._family.positions, self._embedding, _PADDING[kind])}
 
-    def given(self, text: TokenizedText) -> list[Chunk]:
+    def chunks_of(self, text: TokenizedText) -> list[Chunk]:
         """Return a text's chunks for this encoder. Errors: NodeError if there are none, or they are no chunks."""
         kind, length = self._family.kind, self._family.positions
         chunks = [list(chunk) for chunk in text.chunks.get(kind, ())]

@@ -19,7 +19,7 @@ from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_p
 START, PAD, END, END_OF_TURN = 2, 0, 1, 107
 
 LUMINA = PromptFormat(
-    "gemma2_2b", embeds=False, start=START, pad=PAD, empty=(START,), masked=True, tells_mask=True, taps=(-2,)
+    "gemma2_2b", embeds=False, start=START, pad=PAD, empty=(START,), masked=True, returns_mask=True, taps=(-2,)
 )
 
 

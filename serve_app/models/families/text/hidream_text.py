@@ -23,7 +23,7 @@ from serve_app.values import Conditioning, Text
 LENGTH = 128
 """T5's fixed number of tokens."""
 LLAMA_LAYERS = 32
-READING = replace(MASKED, least=LENGTH, tells_mask=False)
+READING = replace(MASKED, least=LENGTH, returns_mask=False)
 
 
 @dataclass(frozen=True, slots=True)

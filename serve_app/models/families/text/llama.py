@@ -15,7 +15,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, llama
 
 HIDREAM = PromptFormat(
-    "llama", start=llama.START, pad=llama.PAD, least=128, empty=(llama.START,), masked=True, tells_mask=False
+    "llama", start=llama.START, pad=llama.PAD, least=128, empty=(llama.START,), masked=True, returns_mask=False
 )
 VOCABULARIES = (128256, 128320)
 """Its numbers of tokens: as published, and with those of a vision model."""

@@ -23,7 +23,7 @@ FLUX2 = PromptFormat(
     weighs=False,
     start=tekken.START,
     masked=True,
-    tells_mask=True,
+    returns_mask=True,
     taps=(10, 20, 30),
 )
 

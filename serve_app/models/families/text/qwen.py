@@ -28,7 +28,7 @@ from serve_app.values import GenerationRequest, IllustratedText, Text
 
 _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 
-PLAIN = PromptFormat("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, tells_mask=True)
+PLAIN = PromptFormat("qwen3_4b", pad=qwen.PAD, weighs=False, masked=True, returns_mask=True)
 Z_IMAGE = replace(PLAIN, template=_USER, taps=(-2,))
 _NO_THOUGHT = "<think>\n\n</think>\n\n"
 """The empty reasoning block that makes the model answer at once."""

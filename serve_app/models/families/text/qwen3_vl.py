@@ -28,7 +28,7 @@ QWEN_IMAGE_21 = PromptFormat(
     weighs=False,
     pad=qwen.PAD,
     masked=True,
-    tells_mask=True,
+    returns_mask=True,
     taps=(-1,),
 )
 _SEEN = "<image{}><|vision_start|><|image_pad|><|vision_end|>"

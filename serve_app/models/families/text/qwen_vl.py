@@ -41,7 +41,7 @@ QWEN_IMAGE = PromptFormat(
     weighs=False,
     pad=qwen.PAD,
     masked=True,
-    tells_mask=True,
+    returns_mask=True,
 )
 KEYS_3B = 256
 """Width of the keys of OmniGen2's model."""

@@ -28,7 +28,7 @@ class PromptFormat:
 
     key: the encoder's name in embedding files and `Texts`. template: contains {} for the text. weighs: brackets are
     weights; embeds: embeddings are looked up. start, end, pad: special tokens, or None; least: minimum length. empty:
-    beginning of the empty text that weights are measured from. masked: padding is masked in the network; tells_mask:
+    beginning of the empty text that weights are measured from. masked: padding is masked in the network; returns_mask:
     the conditioning has the mask; zeroed: states of padding become zeros. taps: layers whose states are concatenated; 0
     is the input of the first layer, -1 the output of the last; (): the last after the final norm.
     """
@@ -43,7 +43,7 @@ class PromptFormat:
     least: int = 1
     empty: tuple[int, ...] = ()
     masked: bool = False
-    tells_mask: bool = False
+    returns_mask: bool = False
     zeroed: bool = False
     taps: tuple[int, ...] = ()
 
@@ -94,7 +94,7 @@ class SequenceEncoder(ABC):
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
         """Return the conditioning of an encoded text."""
         seen = encoded.seen.long()[None]
-        return encoded.states[None], {"attention_mask": seen} if self.prompt_format.tells_mask else {}
+        return encoded.states[None], {"attention_mask": seen} if self.prompt_format.returns_mask else {}
 
     def row(self, text: Text, padding: T5Padding | None = None) -> Weighted:
         """Return a text's tokens with weights, formatted. Errors: NodeError for unsupported input."""

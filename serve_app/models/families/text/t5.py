@@ -37,7 +37,7 @@ PADDED_77 = replace(PADDED, least=77)
 UNPADDED = replace(PADDED, least=1, empty=())
 """Chroma's and PixArt's format; the empty text for weights is all padding."""
 
-MASKED = replace(PADDED, masked=True, tells_mask=True)
+MASKED = replace(PADDED, masked=True, returns_mask=True)
 """Mochi's format, and the default for unknown types."""
 
 

@@ -16,7 +16,7 @@ from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families.family import File, TextEnsemble, TextResources, own_text, spec_of
 from serve_app.models.families.shared.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
 from serve_app.models.families.text.clip import ClipText, TextEncoder
-from serve_app.models.families.unet.unclip import seen_vector
+from serve_app.models.families.unet.unclip import image_vector
 from serve_app.models.families.unet.unet import CELL, SIZE_WIDTH, Unet, sinusoids
 from serve_app.recipe import ContinuousEdm, Discrete, T5Padding, Training
 from serve_app.sampling.forward import Canvas
@@ -68,7 +68,7 @@ class Sdxl(Unet):
         expected, (height, width) = self.vector_dim - self.sizes * SIZE_WIDTH, canvas.latents.shape[-2:]
         pooled: Tensor | None = options.get("pooled_output")
         if options.get("unclip_conditioning"):
-            pooled = seen_vector(options, expected, canvas.seed)[:, :expected]
+            pooled = image_vector(options, expected, canvas.seed)[:, :expected]
         if pooled is None or pooled.shape[-1] != expected:
             given = "no pooled output" if pooled is None else f"a pooled output {pooled.shape[-1]} wide"
             raise NodeError(
@@ -152,8 +152,8 @@ class DualTextEncoder:
         l_chunks, g_chunks = [], []
         for text in texts:
             if isinstance(text, TokenizedText):
-                l_chunks.append(self._l.given(text))
-                g_chunks.append(self._g.given(text))
+                l_chunks.append(self._l.chunks_of(text))
+                g_chunks.append(self._g.chunks_of(text))
                 continue
             of_l, of_g = self._l.chunks(own_text(text, "l")), self._g.chunks(own_text(text, "g"))
             if isinstance(text, Texts):
@@ -175,7 +175,7 @@ class DualTextEncoder:
             return self.encode([text], stop_at)[0]
         assert isinstance(text, TokenizedText)
         encoder = self._l if "l" in text.chunks else self._g
-        [(cond, pooled)] = encoder.encode_chunks([encoder.given(text)], stop_at)
+        [(cond, pooled)] = encoder.encode_chunks([encoder.chunks_of(text)], stop_at)
         return [(cond, {"pooled_output": pooled})]
 
     def tokens(self, text: str) -> dict[str, list[list[tuple[Any, float, int]]]]:

@@ -53,10 +53,10 @@ class Unclip(Sd):
         if not options.get("unclip_conditioning"):
             return torch.zeros(1, self.vector_dim)
         merged = options.get("unclip_noise_augment_merge", MERGED_NOISE)
-        return seen_vector(options, self.vector_dim // 2, canvas.seed, merged)
+        return image_vector(options, self.vector_dim // 2, canvas.seed, merged)
 
 
-def seen_vector(options: Mapping[str, Any], width: int, seed: int, merged: float = 0.0) -> Tensor:
+def image_vector(options: Mapping[str, Any], width: int, seed: int, merged: float = 0.0) -> Tensor:
     """Return the combined features of "unclip_conditioning", (1,2·width): the noised vector, and its level.
 
     seed: of the run. merged: noise level for the sum of several. Errors: NodeError for vectors of another width.

@@ -280,7 +280,7 @@ class Unet(OneCall):
         """Whether the same is computed for a row in every forward; grounding boxes are handled by layers."""
         return super(Unet, self).is_steady(row) and not row.inputs.boxes
 
-    def given(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, in text and its length, in LoRAs and controls."""
         dtype, inputs = next(network.parameters()).dtype, [r.inputs for r in rows]
         x = torch.cat([r.x for r in rows]).to(dtype)

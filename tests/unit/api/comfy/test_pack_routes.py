@@ -204,9 +204,9 @@ async def replica(packs: Packs) -> AsyncIterator[ScriptedReplica]:
 async def service(replica: ScriptedReplica) -> AsyncIterator[Service]:
     served = RouteServer(PromptServer.instance.app)
 
-    async def hear(replica_id: str, socket: str, frame: PackFrame) -> None:
+    async def deliver_pack_frame(replica_id: str, socket: str, frame: PackFrame) -> None:
         assert replica_id == "replica"
-        served.hear(socket, frame)
+        served.deliver_pack_frame(socket, frame)
 
     async def relay(pool: str, call: PackCall) -> AsyncGenerator[str | Piece]:
         if pool != "cpu":
@@ -218,7 +218,7 @@ async def service(replica: ScriptedReplica) -> AsyncIterator[Service]:
 
     limits = replace(LIMITS, upload_bytes=LIMIT_BYTES)
     service = Service(replica.scheduler.client, Volume({}), lambda folder: [], limits, relay=relay)
-    service.hear = hear  # type: ignore[method-assign]
+    service.deliver_pack_frame = deliver_pack_frame  # type: ignore[method-assign]
     yield service
     await served.close()
 

@@ -106,8 +106,8 @@ def test_merged_weights_take_what_one_model_takes_and_count_before_they_are_load
     one, held = cpu_weights(catalog), cpu_weights(catalog)
     one.backbone(backbone("unet_a"))
     held.backbone(recipe)
-    assert held.held_bytes == one.held_bytes > 0
-    assert list(held.need(recipe).nbytes.values()) == [one.held_bytes]
+    assert held.resident_bytes == one.resident_bytes > 0
+    assert list(held.need(recipe).nbytes.values()) == [one.resident_bytes]
 
 
 def test_equal_merges_are_one_network_whatever_else_the_models_carry(catalog: Catalog) -> None:
@@ -250,13 +250,13 @@ def test_a_dtype_of_its_own_is_weights_of_its_own(catalog: Catalog) -> None:
     assert held.backbone(usual).network is held.backbone(backbone("unet_a")).network
     module = held.backbone(half).network.module
     assert {parameter.dtype for parameter in module.parameters()} == {torch.bfloat16}
-    assert held.held_bytes == 1.5 * cpu_loaded_bytes(catalog)
+    assert held.resident_bytes == 1.5 * cpu_loaded_bytes(catalog)
 
 
 def cpu_loaded_bytes(catalog: Catalog) -> int:
     held = cpu_weights(catalog)
     held.backbone(backbone("unet_a"))
-    return held.held_bytes
+    return held.resident_bytes
 
 
 def test_loras_of_several_models_are_read_from_one_folder() -> None:

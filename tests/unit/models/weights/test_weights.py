@@ -188,13 +188,13 @@ def test_what_is_released_is_no_longer_said_to_be_held(catalog):
     held = weights(catalog)
     in_use = held.open(backbone("a"))
     held.backbone(backbone("b"))
-    assert (held.counters.held_bytes, held.counters.loads) == (2 * ONE, 2)
+    assert (held.counters.resident_bytes, held.counters.loads) == (2 * ONE, 2)
     held.release()
     assert names(held) == ["a"]
-    assert (held.held_bytes, held.counters.held_bytes, held.counters.evictions) == (ONE, ONE, 1)
+    assert (held.resident_bytes, held.counters.resident_bytes, held.counters.evictions) == (ONE, ONE, 1)
     in_use.close()
     held.release()
-    assert (held.resident(), held.held_bytes) == ((), 0)
+    assert (held.resident(), held.resident_bytes) == ((), 0)
 
 
 def test_asking_again_whether_weights_fit_touches_no_file(tmp_path):
@@ -322,9 +322,9 @@ def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave
 def test_room_that_was_given_is_known_until_the_weights_are_there(catalog):
     held = weights(catalog)
     hold = held.hold(held.need(backbone("a")))
-    assert (held.reserved_bytes, held.held_bytes) == (ONE, 0)
+    assert (held.reserved_bytes, held.resident_bytes) == (ONE, 0)
     held.load(hold)
-    assert (held.reserved_bytes, held.held_bytes) == (0, ONE)
+    assert (held.reserved_bytes, held.resident_bytes) == (0, ONE)
     other = held.hold(held.need(backbone("b")))
     assert held.reserved_bytes == ONE
     other.close()

@@ -124,19 +124,19 @@ def test_equal_loras_in_equal_order_are_one_set(catalog):
 def test_a_set_takes_of_the_budget_what_it_adds_to_the_part(catalog):
     held = weights(catalog)
     held.backbone(BACKBONE)
-    before = held.held_bytes
+    before = held.resident_bytes
     held.backbone(under(BACKBONE, (1, 0.8)))
-    assert held.held_bytes == before + THIN_BYTES
+    assert held.resident_bytes == before + THIN_BYTES
     held.clip(CLIP)
-    before = held.held_bytes
+    before = held.resident_bytes
     held.clip(under(CLIP, (1, 0.8)))
-    assert held.held_bytes == before + MERGED_BYTES
+    assert held.resident_bytes == before + MERGED_BYTES
 
 
 def test_a_set_goes_before_the_part_that_it_was_made_of(catalog):
     one = weights(catalog)
     one.backbone(BACKBONE)
-    held = weights(catalog, one.held_bytes + THIN_BYTES)
+    held = weights(catalog, one.resident_bytes + THIN_BYTES)
     held.backbone(under(BACKBONE, (1, 0.8)))
     held.backbone(under(BACKBONE, (2, 0.5)))
     part = "backbone checkpoints/a.safetensors"
@@ -146,7 +146,7 @@ def test_a_set_goes_before_the_part_that_it_was_made_of(catalog):
 def test_a_part_that_goes_takes_its_sets_with_it(catalog):
     one = weights(catalog)
     one.backbone(BACKBONE)
-    held = weights(catalog, one.held_bytes + THIN_BYTES)
+    held = weights(catalog, one.resident_bytes + THIN_BYTES)
     held.backbone(under(BACKBONE, (1, 0.8)))
     held.backbone(Recipe("backbone", "checkpoints", "b.safetensors"))
     assert held.resident() == ("backbone checkpoints/b.safetensors",)
@@ -155,7 +155,7 @@ def test_a_part_that_goes_takes_its_sets_with_it(catalog):
 def test_a_part_is_in_use_as_long_as_what_was_made_of_it(catalog):
     one = weights(catalog)
     one.backbone(BACKBONE)
-    held = weights(catalog, one.held_bytes + THIN_BYTES)
+    held = weights(catalog, one.resident_bytes + THIN_BYTES)
     in_use = held.open(under(BACKBONE, (1, 0.8)))
     b = Recipe("backbone", "checkpoints", "b.safetensors")
     assert not held.fits(held.need(b))
@@ -191,7 +191,7 @@ def test_a_set_that_is_not_resident_counts_towards_what_has_to_fit(catalog):
     one = weights(catalog)
     one.backbone(BACKBONE)
     one.clip(CLIP)
-    both_bytes = one.held_bytes
+    both_bytes = one.resident_bytes
     for recipe, more_bytes in ((under(BACKBONE, (1, 0.8)), THIN_BYTES), (under(CLIP, (1, 0.8)), MERGED_BYTES)):
         for budget_bytes, fits in ((both_bytes + more_bytes, True), (both_bytes + more_bytes - 1, False)):
             held = weights(catalog, budget_bytes)
@@ -221,15 +221,15 @@ def test_merged_weights_make_room_for_others(catalog):
     one = weights(catalog)
     one.backbone(BACKBONE)
     merged_bytes = 4 * 32 * 32
-    held = weights(catalog, 2 * one.held_bytes + THIN_BYTES + merged_bytes // 2)
+    held = weights(catalog, 2 * one.resident_bytes + THIN_BYTES + merged_bytes // 2)
     in_use = held.backbone(under(BACKBONE, (1, 0.8)), held.open(under(BACKBONE, (1, 0.8))))
     for _ in range(12):
         denoised(in_use)
-    assert held.held_bytes == one.held_bytes + THIN_BYTES + merged_bytes
+    assert held.resident_bytes == one.resident_bytes + THIN_BYTES + merged_bytes
     b = Recipe("backbone", "checkpoints", "b.safetensors")
     assert held.fits(held.need(b))
     other = held.backbone(b, held.open(b))
-    assert held.held_bytes == 2 * one.held_bytes + THIN_BYTES
+    assert held.resident_bytes == 2 * one.resident_bytes + THIN_BYTES
     assert in_use.key != other.key
 
 

@@ -20,13 +20,15 @@ def event(seq: int, kind: str = "executing", job_id: str = "a", node: str = "1",
     return Event(job_id, seq, kind, 0.0, {"node": node, **data})  # type: ignore[arg-type]
 
 
-async def news(feeds: Feeds, token: str = "t", after: int = 0, queue: int | None = None, timeout_s: float = 0.0):
+async def unsent_events(
+    feeds: Feeds, token: str = "t", after: int = 0, queue: int | None = None, timeout_s: float = 0.0
+):
     version = feeds.queue.version if queue is None else queue
-    return await feeds.news({"c": Reader(token, after)}, version, timeout_s)
+    return await feeds.unsent_events({"c": Reader(token, after)}, version, timeout_s)
 
 
 async def seqs(feeds: Feeds, after: int = 0) -> list[int]:
-    return [e.seq for e in (await news(feeds, after=after)).events.get("c", ())]
+    return [e.seq for e in (await unsent_events(feeds, after=after)).events.get("c", ())]
 
 
 async def test_what_is_not_sent_is_given_again_and_what_is_sent_is_not():
@@ -41,7 +43,7 @@ async def test_what_is_not_sent_is_given_again_and_what_is_sent_is_not():
 
 async def test_a_poll_waits_for_the_first_event():
     feeds = Feeds(epoch=1)
-    poll = asyncio.create_task(news(feeds, timeout_s=5))
+    poll = asyncio.create_task(unsent_events(feeds, timeout_s=5))
     await asyncio.sleep(0)
     assert not poll.done()
     feeds.put("c", event(5))
@@ -50,12 +52,12 @@ async def test_a_poll_waits_for_the_first_event():
 
 async def test_a_poll_ends_when_the_queues_length_changes():
     feeds = Feeds(epoch=1)
-    poll = asyncio.create_task(news(feeds, timeout_s=5))
+    poll = asyncio.create_task(unsent_events(feeds, timeout_s=5))
     await asyncio.sleep(0)
     feeds.queue_is(3)
     told = await poll
     assert (told.events, told.queue.remaining) == ({}, 3)
-    assert (await news(feeds, queue=told.queue.version)).queue == told.queue
+    assert (await unsent_events(feeds, queue=told.queue.version)).queue == told.queue
 
 
 async def test_a_jobs_beginning_and_the_queues_length_wait_a_moment_for_what_its_nodes_do(
@@ -64,7 +66,7 @@ async def test_a_jobs_beginning_and_the_queues_length_wait_a_moment_for_what_its
     feeds = Feeds(epoch=1)
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     feeds.hold("a", "c")
-    poll = asyncio.create_task(news(feeds, timeout_s=60))
+    poll = asyncio.create_task(unsent_events(feeds, timeout_s=60))
     await asyncio.sleep(0)
     for seq, kind in enumerate(("queued", "started", "cached"), start=5):
         feeds.put("c", event(seq, kind))
@@ -82,7 +84,7 @@ async def test_a_jobs_beginning_and_the_queues_length_wait_a_moment_for_what_its
 async def test_a_jobs_beginning_waits_no_longer_than_that():
     feeds = Feeds(epoch=1)
     for seq in (5, 6):
-        poll = asyncio.create_task(news(feeds, after=seq - 1, timeout_s=60))
+        poll = asyncio.create_task(unsent_events(feeds, after=seq - 1, timeout_s=60))
         await asyncio.sleep(0)
         feeds.put("c", event(seq, "started"))
         assert [e.seq for e in (await asyncio.wait_for(poll, 30)).events["c"]] == [seq]
@@ -92,7 +94,7 @@ async def test_a_delayed_start_event_is_sent_as_soon_as_a_node_runs(monkeypatch:
     feeds = Feeds(epoch=1)
     monkeypatch.setattr(module, "GATHER_S", 3600.0)
     feeds.hold("a", "c")
-    poll = asyncio.create_task(news(feeds, timeout_s=60))
+    poll = asyncio.create_task(unsent_events(feeds, timeout_s=60))
     await asyncio.sleep(0)
     feeds.put("c", event(5, "started"))
     feeds.put("c", event(6))
@@ -114,7 +116,7 @@ async def test_to_release_a_job_looks_through_no_feed():
 
 
 async def test_a_poll_that_nothing_answers_comes_back_empty():
-    assert (await news(Feeds(epoch=1), timeout_s=0.01)).events == {}
+    assert (await unsent_events(Feeds(epoch=1), timeout_s=0.01)).events == {}
 
 
 async def test_versions_of_the_queue_of_another_life_are_never_this_ones():
@@ -140,33 +142,33 @@ async def test_news_names_the_clients_that_wait_for_an_answer_whatever_else_ende
     feeds = Feeds(epoch=1)
     feeds.hold("a", "c")
     readers = {name: Reader(name, 0) for name in ("c", "other")}
-    polling = asyncio.create_task(feeds.news(readers, feeds.queue.version, 60))
+    polling = asyncio.create_task(feeds.unsent_events(readers, feeds.queue.version, 60))
     await asyncio.sleep(0)
     feeds.put("other", event(1, job_id="b"))
     assert (await polling).held == {"c"}
     feeds.release("a")
-    assert (await feeds.news(readers, -1, 0)).held == frozenset()
+    assert (await feeds.unsent_events(readers, -1, 0)).held == frozenset()
 
 
 async def test_a_socket_begins_where_the_one_before_it_was():
     feeds = Feeds(epoch=1)
     feeds.attach("c", "first")
     feeds.put("c", event(5))
-    await news(feeds, "first", after=5)
+    await unsent_events(feeds, "first", after=5)
     assert feeds.attach("c", "second").after == 5
 
 
 async def test_a_socket_that_a_newer_one_replaces_is_closed_and_gets_no_events():
     feeds = Feeds(epoch=1)
     feeds.attach("c", "old")
-    poll = asyncio.create_task(news(feeds, "old", timeout_s=5))
+    poll = asyncio.create_task(unsent_events(feeds, "old", timeout_s=5))
     await asyncio.sleep(0)
     feeds.attach("c", "new")
     feeds.put("c", event(5))
     assert (await poll).replaced == {"c"}
-    told = await news(feeds, "old")
+    told = await unsent_events(feeds, "old")
     assert (told.replaced, told.events) == ({"c"}, {})
-    assert [e.seq for e in (await news(feeds, "new")).events["c"]] == [5]
+    assert [e.seq for e in (await unsent_events(feeds, "new")).events["c"]] == [5]
 
 
 async def test_what_a_replaced_socket_had_sent_counts_as_sent():
@@ -175,15 +177,15 @@ async def test_what_a_replaced_socket_had_sent_counts_as_sent():
     for seq in (5, 6):
         feeds.put("c", event(seq))
     feeds.attach("c", "new")
-    await news(feeds, "old", after=5)
-    assert [e.seq for e in (await news(feeds, "new")).events["c"]] == [6]
+    await unsent_events(feeds, "old", after=5)
+    assert [e.seq for e in (await unsent_events(feeds, "new")).events["c"]] == [6]
 
 
 async def test_a_socket_of_an_earlier_life_goes_on_where_it_was():
     feeds = Feeds(epoch=2)
     for seq in (5, 6):
         feeds.put("c", event(seq))
-    told = await news(feeds, "kept", after=5)
+    told = await unsent_events(feeds, "kept", after=5)
     assert ([e.seq for e in told.events["c"]], told.replaced) == ([6], frozenset())
 
 
@@ -226,7 +228,7 @@ async def test_an_event_costs_a_look_at_its_own_clients_feed_alone(monkeypatch: 
     monkeypatch.setattr(Feed, "after", lambda feed, seq: looked.append(seq) or real(feed, seq))
     feeds = Feeds(epoch=1)
     readers = {f"client {number}": Reader("t", 0) for number in range(500)}
-    polls = [asyncio.create_task(feeds.news(readers, feeds.queue.version, 5.0)) for _ in range(2)]
+    polls = [asyncio.create_task(feeds.unsent_events(readers, feeds.queue.version, 5.0)) for _ in range(2)]
     await asyncio.sleep(0)
     assert len(looked) == 2 * 500
     feeds.put("somebody else", event(1))

@@ -345,7 +345,7 @@ def test_the_newest_page_of_a_list_takes_sqlite_as_many_steps_however_many_jobs_
     assert steps(100) == steps(5000) > 65
 
 
-@pytest.mark.parametrize("ask", [Jobs.unfinished, Jobs.shown_unfinished])
+@pytest.mark.parametrize("ask", [Jobs.unfinished, Jobs.outputs_of_unfinished])
 def test_what_has_not_ended_is_found_by_the_index_of_ends_in_order_and_no_ended_job_is_looked_at(tmp_path, ask):
     [plan] = plans(tmp_path, ask)
     assert "INDEX jobs_by_end (ended_seq=?)" in plan
