@@ -16,7 +16,7 @@ import torch
 from bench.series import Ratio, Series, ratio
 from serve_app.deployments.process.torch_environment import ENVIRONMENT
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Part, Recipe
+from serve_app.recipe.recipe import Part, Recipe
 from serve_app.store.models.catalog import Catalog
 
 NAME = "loading"

@@ -27,7 +27,8 @@ from serve_app.models.files.layout import joined, origins
 from serve_app.models.files.safetensors_file import SafetensorsFile, Written
 from serve_app.models.quantization.ggml_blocks import TYPES
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Discrete, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.catalog import Catalog
 

@@ -28,7 +28,7 @@ from serve_app.models.families.family import Rows
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Guider, Noise, SamplerChoice

@@ -23,7 +23,8 @@ from serve_app.engine.timeline import timeline_of
 from serve_app.execution.runtime import Runtime
 from serve_app.models.weights.weights import Weights
 from serve_app.nodes.conditioning.controlnet import control_net_apply_advanced
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Conditioning, Guider, Noise, SamplerChoice

@@ -18,7 +18,7 @@ from serve_app.engine.stopping import Stoppable, StoppableFuture
 from serve_app.models.families.family import Rows
 from serve_app.models.shipped import CHECKPOINT, SHIPPED
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.catalog import Catalog
 

@@ -25,7 +25,7 @@ from serve_app.models.families.dit.wan import Wan
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.files.layout import reverse, translate
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 
 NAME = "transformers"
 PACKS = Path(__file__).parent / "packs"

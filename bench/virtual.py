@@ -21,7 +21,8 @@ from bench.virtual_replica import Model, Models, Weights
 from serve_app.config.quotas import Quota, Quotas
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.plan import Plan, Task, TaskId, TaskPlan
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
 from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.core.events import (

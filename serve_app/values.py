@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from pydantic import Field
 from serve_app.config.comfyui import ComfyUIConfig
 from serve_app.config.limits import LatentBounds
 from serve_app.config.section import Seconds, Section
-from serve_app.recipe import WARM_FORM, warm_recipes
+from serve_app.recipe.warm import WARM_FORM, warm_recipes
 
 EVERY_CLASS = ("*",)
 """The patterns of a pool that takes nodes of every class."""

@@ -20,7 +20,7 @@ from serve_app.engine.memory import EvictableWeights, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.transfer import to_host
 from serve_app.values import Tiling
 

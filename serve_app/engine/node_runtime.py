@@ -20,7 +20,8 @@ from serve_app.models.families.family import Family, VideoVaeFamily
 from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_latent_frames
 from serve_app.models.vision import ImageEncoder
-from serve_app.recipe import ClipHooks, Recipe
+from serve_app.recipe.hooks import ClipHooks
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_options, with_tensors
 from serve_app.sampling.guidance.hooks import changes, clip_ranges
 from serve_app.sampling.latents.latents import LatentFormat

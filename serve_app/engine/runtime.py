@@ -33,7 +33,7 @@ from serve_app.models.tiling import Tiles
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import LoadCounters, Weights
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.values import (
     GenerationRequest,

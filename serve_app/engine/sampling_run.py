@@ -24,7 +24,9 @@ from serve_app.models.unet_patches import gligen
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import HookChange, PackFunctions, Recipe, tiny_vae
+from serve_app.recipe.hooks import HookChange
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.recipe import Recipe, tiny_vae
 from serve_app.sampling.beginning import Beginning, beginning_of
 from serve_app.sampling.guidance.hooks import changes, hooks_of
 from serve_app.sampling.request import Sampled, SamplingRequest

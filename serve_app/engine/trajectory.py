@@ -13,7 +13,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.recipe import EasyCache
+from serve_app.recipe.layers import EasyCache
 from serve_app.sampling.beginning import Beginning, beginning_of
 from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, model_inputs
 from serve_app.sampling.guidance.guidance import Guidance

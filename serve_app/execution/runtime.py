@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.files.store import Area, Content, Pieces
 from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, Text, Tiling

@@ -19,7 +19,10 @@ from serve_app.models.lora.layers import LoraSet
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.split_batch import split_batch
 from serve_app.models.unet_patches import gligen
-from serve_app.recipe import PackFunctions, Recipe, ReferenceMethod, Training
+from serve_app.recipe.layers import ReferenceMethod
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Training
 from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Inputs, Piece
 from serve_app.sampling.latents.latents import LatentFormat

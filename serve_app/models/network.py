@@ -16,7 +16,8 @@ from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import Replays
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.lora.forward import with_loras
-from serve_app.recipe import DeepShrink, Training
+from serve_app.recipe.layers import DeepShrink
+from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Piece
 
 

@@ -14,7 +14,8 @@ from serve_app.execution.expansion import DynamicPrompt
 from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.nodes.inputs import InputType
 from serve_app.nodes.video.value import Video
-from serve_app.recipe import Hooks, Keyframe, Recipe
+from serve_app.recipe.hooks import Hooks, Keyframe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents.latent_operations import LatentOperation
 from serve_app.values import Audio, ClipVisionOutput, Conditioning, Guider, Latent, Noise, SamplerChoice
 

@@ -15,7 +15,7 @@ from serve_app.packs.comfy.controlnet import ControlNet
 from serve_app.packs.comfy.model_patcher import ModelPatcher
 from serve_app.packs.comfy.samplers import KSAMPLER, CFGGuider, DrawnNoise, Sampler, is_noise, noise_of
 from serve_app.packs.comfy.sd import CLIP, VAE
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import ClipVisionOutput, Control, Guider, Noise, SamplerChoice
 
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from serve_app import log
 from serve_app.errors import ServeAppError, UnavailableError
 from serve_app.execution.runtime import Runtime
-from serve_app.recipe import Lora, Recipe, warm_recipes
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.warm import warm_recipes
+from serve_app.recipe.weights import Lora
 from serve_app.scheduler.core.model_files import files_in
 from serve_app.scheduler.protocol.messages import Report, ResidentWeights
 from serve_app.values import PreviewMethod

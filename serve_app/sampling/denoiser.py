@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
+from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 from serve_app.sampling.schedules.levels import (
     AngleLevels,
     EdmLevels,

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from serve_app.recipe import PackFunctions
+from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.sampling.denoiser import Prediction
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.lazy_sum import Latents, LazySum, compute, value

@@ -29,7 +29,7 @@ from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
 from serve_app.packs.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
-from serve_app.recipe import WARM_FORM, warm_recipes
+from serve_app.recipe.warm import WARM_FORM, warm_recipes
 from serve_app.scheduler.protocol.client import (
     Attached,
     JobProgress,

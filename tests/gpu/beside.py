@@ -18,7 +18,7 @@ from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest
 from tests.gpu.bench import Bench, Figure
 from tests.gpu.images import JOBS, loaded

@@ -17,7 +17,7 @@ from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.transfer import to_host, unpinned
 from serve_app.store.models.catalog import Catalog
 from tests.gpu.bench import Bench, Figure

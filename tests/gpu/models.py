@@ -23,7 +23,7 @@ from serve_app.models.vae import Vae
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.streaming import Streaming
 from serve_app.models.weights.upload import Ring
-from serve_app.recipe import Discrete
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas, Piece
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog

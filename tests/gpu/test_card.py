@@ -23,7 +23,7 @@ from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.kernels.cuda_graphs import GraphRecorder
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.upload import Ring, Upload
-from serve_app.recipe import Discrete
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.samplers.samplers import SAMPLERS

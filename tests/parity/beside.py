@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import ClipVisionOutput
 from tests.parity.cases import CASES, Case
 from tests.parity.comfyui import ComfyUI

@@ -12,7 +12,8 @@ from serve_app.models.control.control import Controlled, activated
 from serve_app.models.control.controlnet_file import ControlFile
 from serve_app.models.families.unet.unet import UnetCall, arguments, residuals
 from serve_app.models.files.checkpoint import Checkpoint
-from serve_app.recipe import HintKind, Recipe
+from serve_app.recipe.controls import HintKind
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.denoiser import EPS
 from serve_app.sampling.schedules.levels import TableLevels
 from serve_app.values import Control

@@ -18,7 +18,7 @@ from serve_app.models.families.dit.anima import IDS, WEIGHTS
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.files.checkpoint import Checkpoint
-from serve_app.recipe import Discrete
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from tests.parity.dit_cases import CASES, NETS, Case, asked, llama_states, t5_tokens, weights
 from tests.parity.figures import GOLDEN, Figures, module_tolerance

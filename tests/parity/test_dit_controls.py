@@ -18,7 +18,9 @@ from serve_app.models.control.control import activated
 from serve_app.models.control.dit_control_file import open_control
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.files.checkpoint import Checkpoint
-from serve_app.recipe import Discrete, Flow, HintKind, Recipe
+from serve_app.recipe.controls import HintKind
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete, Flow
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Canvas
 from serve_app.values import Conditioning, Control

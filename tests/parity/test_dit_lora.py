@@ -19,7 +19,7 @@ from serve_app.models.kernels.packing import move_to
 from serve_app.models.lora.forward import with_loras
 from serve_app.models.lora.layers import LoraSet, parameters
 from serve_app.models.lora.layouts import read
-from serve_app.recipe import Discrete
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from tests.parity.dit_cases import CASES, asked, noise, weights
 from tests.parity.figures import GOLDEN

@@ -11,7 +11,8 @@ import torch
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
-from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Recipe, Training
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete, Training
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Guider, Noise, SamplerChoice

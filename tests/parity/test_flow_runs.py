@@ -23,7 +23,8 @@ from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold, Residency
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Flow, FluxFlow, Recipe, Training
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Flow, FluxFlow, Training
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX, FLUX2, WAN

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from serve_app.models.tokenizers.vocabularies import packaged
-from serve_app.recipe import LoadedAs, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import LoadedAs
 from serve_app.store.models.catalog import Catalog
 from tests.parity.figures import Figures
 from tests.parity.generation_cases import CASES

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.models.families import Sd, Sdxl, SdxlRefiner
-from serve_app.recipe import ContinuousEdm, Discrete
+from serve_app.recipe.training import ContinuousEdm, Discrete
 from serve_app.sampling.forward import Canvas
 from tests.parity.figures import Figures
 from tests.parity.input_cases import CONCATS, VECTORS

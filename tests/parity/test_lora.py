@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.models.catalog import Catalog
 from tests.parity.checkpoints import models_dir

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from serve_app.models.families.unet.unet import UnetInputs
-from serve_app.recipe import ClipSkip, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ClipSkip
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.models.catalog import Catalog
 from tests.parity.cases import IMAGE

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 from tests.parity.checkpoints import models_dir
 from tests.unit.engine.mixes import Job, conditioning, request

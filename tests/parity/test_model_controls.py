@@ -17,7 +17,9 @@ from serve_app.models.control.dit_control_file import open_model_patch
 from serve_app.models.control.model_control import ActiveModelControl, ModelPatch, activated
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.files.checkpoint import Checkpoint
-from serve_app.recipe import Discrete, ModelControl, Recipe
+from serve_app.recipe.controls import ModelControl
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_cases import Vae

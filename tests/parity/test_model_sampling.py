@@ -7,7 +7,7 @@ highest): the network's timestep and input, D(x, sigma) for a random output, lev
 import pytest
 import torch
 
-from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete
+from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers.evaluation import SamplerSpec

@@ -19,7 +19,9 @@ from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.models.vae import Vae
 from serve_app.nodes.conditioning.qwen21 import text_encode_qwen_image21
-from serve_app.recipe import Discrete, LoadedAs, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import LoadedAs
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Conditioning, Text

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve_app.recipe import Flow, FluxFlow
+from serve_app.recipe.training import Flow, FluxFlow
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.lazy_sum import LazySum, compute, value
 from serve_app.sampling.noise import noise

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from serve_app.models.families.unet.unet import UnetInputs
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.forward import Piece, denoise
 from tests.parity.checkpoints import models_dir
 from tests.parity.figures import PROMPTS, Figures

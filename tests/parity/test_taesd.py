@@ -8,7 +8,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.families import Taesd
 from serve_app.models.families.autoencoders.taesd import TinyVae
 from serve_app.nodes.loaders.models import vae_loader
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents import latent_formats as formats
 from serve_app.store.models.catalog import Catalog
 from tests.parity.dit_cases import noise, weights

@@ -8,7 +8,8 @@ import torch
 
 from serve_app.models.families.text.sequences import SequenceEncoder
 from serve_app.models.tokenizers.vocabularies import packaged
-from serve_app.recipe import ClipSkip, LoadedAs, Recipe, T5Padding
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ClipSkip, LoadedAs, T5Padding
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import IllustratedText, Texts
 from tests.parity.figures import Figures

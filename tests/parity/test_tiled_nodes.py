@@ -16,7 +16,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.execution.runtime import Runtime
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 from tests.parity import tiled_cases
 from tests.parity.checkpoints import models_dir

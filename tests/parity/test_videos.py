@@ -17,7 +17,7 @@ from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families import Wan22Vae, WanVae
 from serve_app.models.families.family import VaeFamily
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents import latent_formats
 from serve_app.store.models.catalog import Catalog
 from tests.parity.dit_cases import noise, weights

@@ -19,7 +19,8 @@ from serve_app.models.families.family import BackboneFamily, Family, Rows, Style
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.nodes.conditioning.vision import style_model_apply, unclip_conditioning
-from serve_app.recipe import Discrete, Part, Recipe
+from serve_app.recipe.recipe import Part, Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ClipVisionOutput, Conditioning
 from tests.parity.dit_cases import GUIDANCE, POOLED_WIDTH, SIGMAS, noise, weights

@@ -8,7 +8,7 @@ import torch
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, ClipVisionOutput, Guider, Noise, SamplerChoice

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from serve_app.errors import NodeError
 from serve_app.images import resize
-from serve_app.recipe import HintKind, Recipe
+from serve_app.recipe.controls import HintKind
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.schedules.levels import Levels, single
 from serve_app.sampling.transfer import to_device

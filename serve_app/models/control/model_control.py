@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.images import resize
 from serve_app.models.control.control import Autoencoder
-from serve_app.recipe import ModelControl
+from serve_app.recipe.controls import ModelControl
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.transfer import to_device
 

@@ -21,7 +21,8 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.forward import CapturableCall
 from serve_app.models.lora.layers import LoraSet
-from serve_app.recipe import T5Padding, Training
+from serve_app.recipe.text import T5Padding
+from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.store.models.kinds import BACKBONE_PREFIXES

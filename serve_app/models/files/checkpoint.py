@@ -25,7 +25,9 @@ from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.half_precision_text import ITEMSIZE, names
 from serve_app.models.quantization.quantized_linear import WIDE, QuantizedLinear, QuantizedWeight, may_go_to
-from serve_app.recipe import EightBit, Part, Training
+from serve_app.recipe.recipe import Part
+from serve_app.recipe.training import Training
+from serve_app.recipe.weights import EightBit
 
 _SAFELY_UNUSED = ("position_ids", "logit_scale", "text_projection.weight", "num_batches_tracked")
 

@@ -18,7 +18,7 @@ from serve_app.models.families import (
 from serve_app.models.families.family import Family, Located, TextFamily
 from serve_app.models.files.layout import Place, places
 from serve_app.models.files.tensors import Tensors
-from serve_app.recipe import Part
+from serve_app.recipe.recipe import Part
 
 PART_NAMES: Mapping[Part, str] = {
     "backbone": "diffusion network",

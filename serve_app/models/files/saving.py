@@ -19,7 +19,8 @@ from serve_app.models.files.safetensors_file import SafetensorsFile, Written
 from serve_app.models.weights.loading import mixture
 from serve_app.models.weights.mixture import Mixture
 from serve_app.models.weights.recipes import part_files
-from serve_app.recipe import ContinuousEdm, Discrete, Recipe, Training
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import ContinuousEdm, Discrete, Training
 from serve_app.store.models.catalog import Catalog
 
 PREFIX = "model.diffusion_model."

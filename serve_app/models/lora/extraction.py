@@ -15,7 +15,7 @@ from torch import Tensor
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.files.safetensors_file import SafetensorsFile, Written
 from serve_app.models.files.saving import Progress, encoder_tensors, members, mixture_of, tensors_of
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Extraction
 

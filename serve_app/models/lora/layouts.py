@@ -26,7 +26,7 @@ from serve_app.models.lora.adapters import (
     WeightDelta,
     WeightReplacement,
 )
-from serve_app.recipe import Part
+from serve_app.recipe.recipe import Part
 
 _TEXT_MARKS = ("lora_te", "text_encoder", "lora_prior_te")
 _UP_AND_DOWN = (

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from serve_app.images import resize
-from serve_app.recipe import DeepShrink
+from serve_app.recipe.layers import DeepShrink
 
 Size = tuple[int, int]
 

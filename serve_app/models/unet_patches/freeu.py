@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.recipe import FreeU
+from serve_app.recipe.layers import FreeU
 from serve_app.sampling.transfer import to_device
 
 

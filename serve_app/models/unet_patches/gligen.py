@@ -23,7 +23,8 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.unet_patches.grounding import ActiveGrounding, GroundingNetwork
-from serve_app.recipe import Grounding, Recipe
+from serve_app.recipe.controls import Grounding
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from serve_app.models.control.model_control import ModelPatch, ModelPatchNetwork
-from serve_app.recipe import Grounding
+from serve_app.recipe.controls import Grounding
 
 
 class GroundingNetwork(ModelPatchNetwork):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from serve_app.models.unet_patches.token_merging import merging
-from serve_app.recipe import HyperTile, TokenMerging
+from serve_app.recipe.layers import HyperTile, TokenMerging
 from serve_app.sampling.guidance.layers import AttentionMap, Drawn, Opposed, WithoutAttention
 from serve_app.sampling.transfer import to_device
 

@@ -12,7 +12,7 @@ from typing import Any
 from serve_app.models.unet_patches.deep_shrink import with_deep_shrink
 from serve_app.models.unet_patches.freeu import with_freeu
 from serve_app.models.unet_patches.unet_attention import with_attention
-from serve_app.recipe import DeepShrink, FreeU
+from serve_app.recipe.layers import DeepShrink, FreeU
 
 
 @contextmanager

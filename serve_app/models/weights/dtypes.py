@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from serve_app.errors import ConfigError
-from serve_app.recipe import Part
+from serve_app.recipe.recipe import Part
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -48,19 +48,17 @@ from serve_app.models.weights.mixture import Adapted, Mixture, added
 from serve_app.models.weights.recipes import Change, WeightFiles
 from serve_app.models.weights.streaming import Streaming
 from serve_app.models.weights.upload import Ring
-from serve_app.recipe import (
+from serve_app.recipe.recipe import Part, Recipe
+from serve_app.recipe.training import Discrete, Training
+from serve_app.recipe.weights import (
     DEFAULT_DTYPE,
     ComputedIn,
-    Discrete,
     EightBit,
     Lora,
     Merge,
-    Part,
-    Recipe,
     Rounded,
     Scale,
     Towards,
-    Training,
     WeightChange,
 )
 from serve_app.store.models.catalog import Catalog

@@ -20,7 +20,7 @@ from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.files.layout import origins
 from serve_app.models.lora.adapters import Adapter, merged
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
-from serve_app.recipe import Share
+from serve_app.recipe.weights import Share
 
 _log = log.get("models")
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from serve_app.recipe import (
+from serve_app.recipe.controls import DiffControlNetBase
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import (
     DEFAULT_DTYPE,
     ComputedIn,
-    DiffControlNetBase,
     Lora,
     Merge,
-    Recipe,
     Rounded,
     Scale,
     Streams,

@@ -37,20 +37,13 @@ from serve_app.models.weights.loading import Loader, control_file
 from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
 from serve_app.models.weights.streaming import stream_share
-from serve_app.recipe import (
-    ClipSkip,
-    DiffControlNetBase,
-    ModelControl,
-    PackFunctions,
-    Part,
-    Recipe,
-    ReferenceMethod,
-    Scale,
-    Streams,
-    T5Padding,
-    Training,
-    WeightChange,
-)
+from serve_app.recipe.controls import DiffControlNetBase, ModelControl
+from serve_app.recipe.layers import ReferenceMethod
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.recipe import Part, Recipe
+from serve_app.recipe.text import ClipSkip, T5Padding
+from serve_app.recipe.training import Training
+from serve_app.recipe.weights import Scale, Streams, WeightChange
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.schedules.levels import Levels

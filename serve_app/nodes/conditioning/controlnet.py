@@ -11,7 +11,8 @@ from torch import Tensor
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, File, Float
 from serve_app.nodes.sockets import CONDITIONING, CONTROL_NET, IMAGE, MASK, MODEL, VAE
-from serve_app.recipe import DiffControlNetBase, HintKind, Recipe
+from serve_app.recipe.controls import DiffControlNetBase, HintKind
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Conditioning, Control
 
 FOLDER = "controlnet"

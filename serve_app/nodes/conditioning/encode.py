@@ -12,7 +12,7 @@ import torch
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Float, Int, Text
 from serve_app.nodes.sockets import CLIP, CONDITIONING, RUNTIME
-from serve_app.recipe import ClipSkip
+from serve_app.recipe.text import ClipSkip
 
 
 @node(

@@ -7,7 +7,7 @@ from typing import Annotated
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Float, InputType
 from serve_app.nodes.sockets import CONDITIONING, LATENT, MODEL
-from serve_app.recipe import ReferenceMethod
+from serve_app.recipe.layers import ReferenceMethod
 from serve_app.sampling.guidance.conditioning import with_more, with_options
 
 METHODS = ["offset", "index", "uxo/uno", "index_timestep_zero"]

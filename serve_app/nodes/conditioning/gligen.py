@@ -8,7 +8,8 @@ from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, File, Int, Text
 from serve_app.nodes.sockets import CLIP, CONDITIONING, GLIGEN, RUNTIME
-from serve_app.recipe import Grounding, Recipe
+from serve_app.recipe.controls import Grounding
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Conditioning
 
 CELL = 8

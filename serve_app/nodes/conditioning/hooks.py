@@ -13,7 +13,7 @@ from typing import Annotated, TypeAlias
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Bool, Choice, File, Float, InputType, Int
 from serve_app.nodes.sockets import CLIP, HOOK_KEYFRAMES, HOOKS
-from serve_app.recipe import ClipHooks, Hook, Hooks, Keyframe
+from serve_app.recipe.hooks import ClipHooks, Hook, Hooks, Keyframe
 from serve_app.sampling.guidance.hooks import combined
 
 Keyframes: TypeAlias = tuple[Keyframe, ...]

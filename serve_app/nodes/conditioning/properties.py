@@ -9,7 +9,7 @@ from torch import Tensor
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, Float
 from serve_app.nodes.sockets import CONDITIONING, HOOKS, MASK, TIMESTEPS_RANGE
-from serve_app.recipe import Hooks
+from serve_app.recipe.hooks import Hooks
 from serve_app.sampling.guidance.conditioning import with_options
 from serve_app.sampling.guidance.hooks import combined
 from serve_app.values import Conditioning

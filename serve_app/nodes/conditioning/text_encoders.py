@@ -8,7 +8,7 @@ from typing import Annotated, TypeAlias
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, Choice, Float, Int, Text
 from serve_app.nodes.sockets import CLIP, CONDITIONING, RUNTIME
-from serve_app.recipe import T5Padding
+from serve_app.recipe.text import T5Padding
 from serve_app.sampling.guidance.conditioning import with_options
 from serve_app.values import Texts
 

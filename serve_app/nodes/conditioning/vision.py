@@ -24,7 +24,7 @@ from serve_app.nodes.sockets import (
     STYLE_MODEL,
     VAE,
 )
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_more
 from serve_app.values import Conditioning
 

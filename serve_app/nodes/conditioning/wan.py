@@ -20,7 +20,7 @@ from serve_app.nodes.image.match_size import resize
 from serve_app.nodes.inputs import MAX_RESOLUTION, Int
 from serve_app.nodes.latent.empty import FRAMES, BatchSize, cells_in_time, empty_video
 from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, LATENT, RUNTIME, VAE
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_options
 from serve_app.sampling.latents.latent_formats import WAN_22
 from serve_app.sampling.latents.latents import LatentFormat

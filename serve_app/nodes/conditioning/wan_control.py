@@ -32,7 +32,7 @@ from serve_app.nodes.image.match_size import as_planes, resize
 from serve_app.nodes.inputs import Float
 from serve_app.nodes.latent.empty import BatchSize, cells_in_time, empty_video
 from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, MASK, RUNTIME, VAE
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_more
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
 from serve_app.sampling.latents.latents import LatentFormat

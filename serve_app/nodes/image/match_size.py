@@ -13,7 +13,7 @@ from serve_app.execution.executing import check_cancelled
 from serve_app.execution.runtime import Runtime
 from serve_app.execution.size import allow
 from serve_app.images import Crop
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 
 PIXELS_PER_LATENT = 8
 AT_ONCE = 1 << 24

@@ -8,7 +8,7 @@ from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import allow_decoded
 from serve_app.nodes.inputs import File, Int
 from serve_app.nodes.sockets import IMAGE, LATENT, RUNTIME, UPSCALE_MODEL, VAE
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Tiling
 
 Overlap: TypeAlias = Annotated[int, Int(64, min=0, max=4096, step=32)]

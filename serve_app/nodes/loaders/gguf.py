@@ -8,7 +8,7 @@ from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Bool, Choice, File
 from serve_app.nodes.loaders.models import DUAL_TYPES, TYPES
 from serve_app.nodes.sockets import CLIP, MODEL
-from serve_app.recipe import Recipe, encoders
+from serve_app.recipe.recipe import Recipe, encoders
 
 CATEGORY = "bootleg"
 ENCODERS = "clip_gguf"

@@ -14,7 +14,7 @@ from serve_app.nodes.inputs import Bool, Choice, File, Text
 from serve_app.nodes.loaders.gguf import Dtype, unet_loader_gguf
 from serve_app.nodes.loaders.models import EIGHT_BIT, unet_loader
 from serve_app.nodes.sockets import MODEL
-from serve_app.recipe import ComputedIn
+from serve_app.recipe.weights import ComputedIn
 
 CATEGORY = "KJNodes/model_loaders"
 WIDE = ("fp16", "bf16", "fp32")

@@ -8,7 +8,10 @@ from typing import Annotated, TypeAlias
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, File
 from serve_app.nodes.sockets import CLIP, MODEL, VAE
-from serve_app.recipe import ENCODER_TYPE, ClipSkip, Discrete, EightBit, Recipe, Rounded, encoders, tiny_vae
+from serve_app.recipe.recipe import ENCODER_TYPE, Recipe, encoders, tiny_vae
+from serve_app.recipe.text import ClipSkip
+from serve_app.recipe.training import Discrete
+from serve_app.recipe.weights import EightBit, Rounded
 from serve_app.store.models.catalog import TINY_VAES
 
 _CONFIGS: Mapping[str, Discrete | ClipSkip | None] = {

@@ -8,7 +8,8 @@ from typing import Annotated, TypeAlias
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Float
 from serve_app.nodes.sockets import CLIP, MODEL
-from serve_app.recipe import Recipe, Scale
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Scale
 
 CATEGORY = "experimental/attention_experiments"
 Factor: TypeAlias = Annotated[float, Float(1.0, min=0.0, max=10.0, step=0.01, advanced=True)]

@@ -10,7 +10,8 @@ from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import File, Float
 from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, IMAGE, MASK, MODEL, MODEL_PATCH, VAE
-from serve_app.recipe import ModelControl, Recipe
+from serve_app.recipe.controls import ModelControl
+from serve_app.recipe.recipe import Recipe
 
 FOLDER = "model_patches"
 

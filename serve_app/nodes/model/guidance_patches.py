@@ -9,17 +9,17 @@ from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Float, Text
 from serve_app.nodes.model.patches import PATCHED_MODEL
 from serve_app.nodes.sockets import MODEL
-from serve_app.recipe import (
+from serve_app.recipe.guidance import (
     CfgOverride,
     NormalizedAttention,
     PerturbedAttention,
-    Recipe,
     SelfAttentionGuidance,
     SkipLayerGuidance,
     SkippedBlocks,
     TemporalRescaling,
     WeakNegative,
 )
+from serve_app.recipe.recipe import Recipe
 
 GUIDANCE = "advanced/guidance"
 

@@ -7,7 +7,7 @@ from typing import Annotated, TypeAlias
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Bool, Choice, Float, Int
 from serve_app.nodes.sockets import MODEL
-from serve_app.recipe import DeepShrink, EasyCache, HyperTile, TokenMerging
+from serve_app.recipe.layers import DeepShrink, EasyCache, HyperTile, TokenMerging
 
 UNET = "model/patch/unet"
 CELL = 8

@@ -9,7 +9,8 @@ from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Float
 from serve_app.nodes.sockets import CLIP, MODEL
-from serve_app.recipe import Merge, Recipe, Share
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Merge, Share
 
 CATEGORY = "model/merging"
 SPECIFIC = f"{CATEGORY}/model specific"

@@ -7,15 +7,11 @@ from typing import Annotated
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Bool, Choice, Float, Int
 from serve_app.nodes.sockets import LATENT_OPERATION, MODEL
-from serve_app.recipe import (
-    DEFAULT_DTYPE,
+from serve_app.recipe.guidance import (
     AdaptiveProjection,
     CfgNorm,
     CfgZeroStar,
-    ComputedIn,
-    DifferentialDiffusion,
     EpsilonScaling,
-    FreeU,
     FrequencyScaling,
     Mahiro,
     NoiseNorm,
@@ -24,6 +20,8 @@ from serve_app.recipe import (
     RescaleCfg,
     TangentialDamping,
 )
+from serve_app.recipe.layers import DifferentialDiffusion, FreeU
+from serve_app.recipe.weights import DEFAULT_DTYPE, ComputedIn
 
 PATCHED_MODEL = ("patched_model",)
 

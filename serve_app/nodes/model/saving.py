@@ -13,7 +13,7 @@ from serve_app.nodes.image.images import workflow_text
 from serve_app.nodes.inputs import Bool, Choice, InputType, Int, Text
 from serve_app.nodes.model.merging import CATEGORY
 from serve_app.nodes.sockets import CLIP, EXTRA_PNGINFO, MODEL, PROMPT, RUNTIME, STORE, VAE
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Extraction
 
 SUFFIX = ".safetensors"

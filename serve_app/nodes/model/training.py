@@ -8,7 +8,8 @@ from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Choice, Float, InputType, Int
 from serve_app.nodes.sockets import MODEL
-from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Recipe, Training
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 from serve_app.sampling.denoiser import trained
 
 _OTHER_FAMILIES = {

@@ -11,7 +11,7 @@ from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, Float, InputType
 from serve_app.nodes.sampling.ksampler import CfgScale
 from serve_app.nodes.sockets import CONDITIONING, GUIDER, MODEL
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PerpNeg
 
 CATEGORY = "model/sampling/guiders"

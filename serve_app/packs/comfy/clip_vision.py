@@ -16,7 +16,7 @@ from serve_app.packs.comfy.model_patcher import ModelPatcher
 from serve_app.packs.comfy.sd import place_of
 from serve_app.packs.missing import MissingMemberError
 from serve_app.packs.waiting import run_on_loop, runtime
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import ClipVisionOutput
 
 PENULTIMATE = -2

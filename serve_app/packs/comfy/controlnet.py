@@ -12,7 +12,7 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.packs.comfy.sd import VAE, place_of
 from serve_app.packs.missing import MissingMemberError
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Control
 
 

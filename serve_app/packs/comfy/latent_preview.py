@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 from serve_app.errors import NodeError
 from serve_app.packs.comfy.sample import PREVIEW
 from serve_app.packs.comfy.sd import VAE
-from serve_app.recipe import tiny_vae
+from serve_app.recipe.recipe import tiny_vae
 from serve_app.sampling.latents.latent_formats import FLUX, FLUX2, SD, SD3, SDXL
 
 MAX_PREVIEW_RESOLUTION = 512

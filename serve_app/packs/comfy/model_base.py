@@ -17,7 +17,8 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.packs.comfy.model_management import get_torch_device
 from serve_app.packs.missing import MissingMemberError
-from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Recipe, Training
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.guidance.guidance_patches import Branches
 from serve_app.sampling.latents import latent_formats

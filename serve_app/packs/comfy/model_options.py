@@ -20,7 +20,7 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.packs.comfy.model_base import BaseModel, ModelSampling
 from serve_app.packs.missing import MissingNameError
-from serve_app.recipe import PackFunctions
+from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.sampling.guidance.guidance_patches import Guided, GuidedBy
 from serve_app.sampling.lazy_sum import value
 from serve_app.sampling.schedules.levels import Levels

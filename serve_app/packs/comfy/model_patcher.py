@@ -19,7 +19,11 @@ from serve_app.packs.comfy.model_base import BaseModel, ModelSampling, class_of
 from serve_app.packs.comfy.model_management import get_torch_device
 from serve_app.packs.missing import MissingMemberError
 from serve_app.packs.waiting import run_on_loop, runtime
-from serve_app.recipe import DifferentialDiffusion, Lora, PackFunctions, Recipe, Training
+from serve_app.recipe.layers import DifferentialDiffusion
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Training
+from serve_app.recipe.weights import Lora
 from serve_app.sampling.denoiser import trained
 
 

@@ -21,7 +21,8 @@ from serve_app.packs.comfy.pack_sampler import run_in_thread
 from serve_app.packs.comfy.schedules import HANDLERS, calculate_sigmas
 from serve_app.packs.missing import MissingMemberError
 from serve_app.packs.waiting import run_on_loop, runtime
-from serve_app.recipe import PackFunctions, Recipe
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.noise import drawn
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers.samplers import SAMPLERS

@@ -22,7 +22,9 @@ from serve_app.packs.comfy.model_patcher import LoadedLora, ModelPatcher
 from serve_app.packs.comfy.utils import TensorFile
 from serve_app.packs.missing import MissingMemberError, MissingNameError
 from serve_app.packs.waiting import run_on_loop, runtime
-from serve_app.recipe import ClipSkip, LoadedAs, Lora, Recipe, T5Padding
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ClipSkip, LoadedAs, T5Padding
+from serve_app.recipe.weights import Lora
 from serve_app.values import Conditioning, Text, Tiling
 
 

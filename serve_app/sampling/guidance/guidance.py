@@ -16,7 +16,10 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.recipe import EasyCache, Hooks, PackFunctions, SelfAttentionGuidance
+from serve_app.recipe.guidance import SelfAttentionGuidance
+from serve_app.recipe.hooks import Hooks
+from serve_app.recipe.layers import EasyCache
+from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.sampling.forward import (
     Area,
     Backbone,

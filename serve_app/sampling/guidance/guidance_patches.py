@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from serve_app.recipe import (
+from serve_app.recipe.guidance import (
     AdaptiveProjection,
     CfgNorm,
     CfgOverride,
@@ -27,7 +27,6 @@ from serve_app.recipe import (
     NoiseNorm,
     NormalizedAttention,
     OperatedGuidance,
-    PackFunctions,
     PerturbedAttention,
     RenormCfg,
     RescaleCfg,
@@ -38,6 +37,7 @@ from serve_app.recipe import (
     TemporalRescaling,
     WeakNegative,
 )
+from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.sampling.forward import Backbone
 from serve_app.sampling.guidance.layers import between
 from serve_app.sampling.guidance.perturbation import PerturbedBranch, perturbed_branches

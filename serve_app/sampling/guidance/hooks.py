@@ -10,7 +10,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from math import isclose
 
-from serve_app.recipe import HookChange, Hooks, Keyframe, Part
+from serve_app.recipe.hooks import HookChange, Hooks, Keyframe
+from serve_app.recipe.recipe import Part
 from serve_app.sampling.forward import Backbone
 from serve_app.sampling.schedules.levels import Levels, single
 from serve_app.values import Conditioning

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.recipe import DeepShrink, FreeU, HyperTile, NormalizedAttention, TokenMerging
+from serve_app.recipe.guidance import NormalizedAttention
+from serve_app.recipe.layers import DeepShrink, FreeU, HyperTile, TokenMerging
 from serve_app.sampling.schedules.levels import Levels, single
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import conv2d, interpolate, pad
 
 from serve_app.errors import NodeError
-from serve_app.recipe import PerturbedAttention, SkipLayerGuidance
+from serve_app.recipe.guidance import PerturbedAttention, SkipLayerGuidance
 from serve_app.sampling.guidance.layers import AttentionMap, WithoutAttention, between
 from serve_app.sampling.schedules.levels import Levels
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 import torch
 from torch import Tensor
 
-from serve_app.recipe import EasyCache
+from serve_app.recipe.layers import EasyCache
 from serve_app.sampling.forward import Piece
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels, single

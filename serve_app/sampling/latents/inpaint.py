@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from serve_app.recipe import DifferentialDiffusion, PackFunctions, Patch
+from serve_app.recipe.layers import DifferentialDiffusion
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.patch import Patch
 from serve_app.sampling.forward import to_batch
 from serve_app.sampling.lazy_sum import Latents, LazySum, mixed
 from serve_app.sampling.samplers.evaluation import Evaluation

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from serve_app.graph.graph import Graph, Link, Node
 from serve_app.graph.model_files import LOADERS
-from serve_app.recipe import Recipe, warm_recipes
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.warm import warm_recipes
 
 SUFFIXES = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 """The suffixes of weight files."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.scheduler.core.costs import Costs
 from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD, free_in_s
 from serve_app.scheduler.core.model_files import recipes_of

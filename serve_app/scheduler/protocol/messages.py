@@ -14,7 +14,7 @@ from serve_app.graph.graph import Node, Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackFrame, PackRoute
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.scheduler.core.backoff import Owner
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.store.files.reserved import Contents

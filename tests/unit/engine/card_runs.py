@@ -17,7 +17,7 @@ from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.unet.unet import UnetInputs, stack_contexts
 from serve_app.models.network import LoadedNetwork
-from serve_app.recipe import Discrete
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas, Inputs, to_batch
 from serve_app.sampling.latents.latent_formats import SD
 from serve_app.sampling.request import Sampled, SamplingRequest

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from serve_app.models.families.unet.unet import UnetInputs, stack_contexts
 from serve_app.models.split_batch import split_batch
-from serve_app.recipe import PackFunctions, Recipe
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.denoiser import ImgToImg
 from serve_app.sampling.forward import Piece, denoise, to_batch
 from serve_app.sampling.guidance.conditioning import area_of, resolved, weight_of

@@ -18,7 +18,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.vae import Vae, Work
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Tiling
 from tests.unit.engine.allocator import Allocator, IdleWeights

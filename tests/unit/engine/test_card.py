@@ -15,12 +15,10 @@ from serve_app.engine.preview import picture
 from serve_app.engine.timeline import HostTimeline
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.vae import Vae
-from serve_app.recipe import (
+from serve_app.recipe.guidance import (
     AdaptiveProjection,
     CfgNorm,
     CfgZeroStar,
-    DifferentialDiffusion,
-    EasyCache,
     EpsilonScaling,
     FrequencyScaling,
     Mahiro,
@@ -30,6 +28,7 @@ from serve_app.recipe import (
     TangentialDamping,
     TemporalRescaling,
 )
+from serve_app.recipe.layers import DifferentialDiffusion, EasyCache
 from serve_app.sampling.latents.latent_formats import SD
 from serve_app.sampling.samplers.samplers import SAMPLERS
 from serve_app.values import PerpNeg

@@ -25,7 +25,7 @@ from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.streaming import with_own_weights
 from serve_app.models.weights.upload import ALIGNED, HostCopies, Ring
 from serve_app.models.weights.weights import STREAMED, Weights
-from serve_app.recipe import Part, Recipe
+from serve_app.recipe.recipe import Part, Recipe
 from serve_app.store.models.catalog import Catalog
 from tests.examples import fewer
 from tests.unit.engine.card import CARD, Card, OnCard

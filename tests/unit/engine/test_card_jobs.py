@@ -24,7 +24,7 @@ from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents.latent_formats import SD
 from tests.unit.engine import card_costs
 from tests.unit.engine.card import CARD, Card

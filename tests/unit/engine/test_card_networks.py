@@ -17,18 +17,11 @@ from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.lora.adapters import LowRank, WeightDelta
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.network import LoadedNetwork
-from serve_app.recipe import (
-    DeepShrink,
-    Discrete,
-    FreeU,
-    HyperTile,
-    NormalizedAttention,
-    Patch,
-    PerturbedAttention,
-    Recipe,
-    SelfAttentionGuidance,
-    TokenMerging,
-)
+from serve_app.recipe.guidance import NormalizedAttention, PerturbedAttention, SelfAttentionGuidance
+from serve_app.recipe.layers import DeepShrink, FreeU, HyperTile, TokenMerging
+from serve_app.recipe.patch import Patch
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.request import SamplingRequest
 from serve_app.values import Control
 from tests.unit.engine import card_costs

@@ -23,7 +23,10 @@ from serve_app.models.weights.pinned_memory import PinnedMemory
 from serve_app.models.weights.streaming import Streaming
 from serve_app.models.weights.upload import HostCopies, Ring
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Discrete, LoadedAs, Lora, Part, Recipe, Streams
+from serve_app.recipe.recipe import Part, Recipe
+from serve_app.recipe.text import LoadedAs
+from serve_app.recipe.training import Discrete
+from serve_app.recipe.weights import Lora, Streams
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Control

@@ -23,7 +23,8 @@ from serve_app.errors import ModelFileError, UnavailableError
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold, ResidentWeights
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog
 from tests.unit.engine.test_runtime import ONE, TEXT, UNET, VAE, ignore, recipe, request

@@ -12,7 +12,7 @@ from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents import latent_formats
 from serve_app.sampling.request import Steps
 from serve_app.store.models.catalog import Catalog

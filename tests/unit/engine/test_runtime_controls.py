@@ -7,7 +7,8 @@ import torch
 
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.recipe import Recipe, Streams
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Streams
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Cfg, Control, Guider, Noise, SamplerChoice

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
 from serve_app.store.models.catalog import Catalog
 from tests.unit.engine import mixes
 from tests.unit.models.sample import cpu_weights, random_tensors

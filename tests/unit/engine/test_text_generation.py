@@ -13,7 +13,8 @@ from serve_app.errors import NodeError
 from serve_app.models.families import ClipText, Sd
 from serve_app.models.families.text.decoder import DecoderEncoder
 from serve_app.models.tokenizers.vocabularies import packaged
-from serve_app.recipe import LoadedAs, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import LoadedAs
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import GenerationRequest, TokenSampling
 from tests.parity.generation_cases import CASES, VARIED

@@ -20,7 +20,7 @@ from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.models.families import AutoencoderKL
 from serve_app.models.tiling import Tiles
 from serve_app.models.vae import Vae
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Tiling
 from tests.unit.engine.mixes import MAX_CELLS

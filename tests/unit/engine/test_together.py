@@ -10,7 +10,7 @@ import torch
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.errors import NodeError
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import ClipSkip
+from serve_app.recipe.text import ClipSkip
 from serve_app.values import Texts
 from tests.unit.engine import mixes
 from tests.unit.engine.test_engine import arrived, held

@@ -23,7 +23,9 @@ from serve_app.models.families.dit.hidream import STATES
 from serve_app.nodes.latent.latents import vae_decode
 from serve_app.nodes.loaders.models import unet_loader, vae_loader
 from serve_app.nodes.sampling.ksampler import ksampler
-from serve_app.recipe import Lora, Recipe, ReferenceMethod
+from serve_app.recipe.layers import ReferenceMethod
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import ClipVisionOutput, Conditioning

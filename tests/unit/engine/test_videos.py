@@ -19,7 +19,7 @@ from serve_app.errors import DeviceMemoryError
 from serve_app.models.families import Wan22Vae, WanVae
 from serve_app.models.families.family import VaeFamily
 from serve_app.models.vae import Vae
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 from tests.unit.engine.allocator import Allocator, IdleWeights
 from tests.unit.engine.test_strict import ignore

@@ -22,7 +22,7 @@ from serve_app.execution.executing import Executing, enter
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.size import COUNTED, allow, allow_levels, check_results, size_of
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from tests.unit.nodes.one_replica import Node, OneReplica, task
 
 LIMITS = SizeLimits(

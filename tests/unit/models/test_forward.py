@@ -15,7 +15,8 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.forward import EAGER, ROW_BUCKETS, CapturableCall, Replays
 from serve_app.models.network import LoadedNetwork
-from serve_app.recipe import DeepShrink, Discrete, FreeU
+from serve_app.recipe.layers import DeepShrink, FreeU
+from serve_app.recipe.training import Discrete
 from tests.unit.models.control_nets import ARCHITECTURE, backbone
 from tests.unit.models.recorder import FakeRecorder
 

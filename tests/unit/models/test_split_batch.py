@@ -15,7 +15,10 @@ from serve_app.models.families.shared.attention_bias import AttentionBias
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.split_batch import split_batch
-from serve_app.recipe import Discrete, HyperTile, PackFunctions, Recipe
+from serve_app.recipe.layers import HyperTile
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.guidance.layers import AttentionMap, Drawn, WithoutAttention
 from serve_app.values import Control

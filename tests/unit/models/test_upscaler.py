@@ -13,7 +13,7 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.upscaler import Upscaler, UpscalerFile
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 from tests.parity.tiled_cases import esrgan
 from tests.unit.models.sample import cpu_weights

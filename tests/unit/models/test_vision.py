@@ -17,7 +17,8 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.vision import LONGEST, ImageEncoder, StyleModel
-from serve_app.recipe import Flow, Part
+from serve_app.recipe.recipe import Part
+from serve_app.recipe.training import Flow
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ClipVisionOutput
 from tests.parity.dit_cases import noise, weights

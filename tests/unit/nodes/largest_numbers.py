@@ -28,7 +28,7 @@ from serve_app.config.limits import SizeLimits
 from serve_app.execution.executing import Executing, enter
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.schedules.levels import TableLevels
 
 VALUE_BYTES = 10_000

@@ -24,7 +24,8 @@ from serve_app.graph.signature import signatures
 from serve_app.graph.validate import validate
 from serve_app.images import resize
 from serve_app.nodes.registry import BUILTIN, specs
-from serve_app.recipe import ClipSkip, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ClipSkip
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.store.files.reserved import Contents
 from serve_app.store.files.store import AREAS, FileRef

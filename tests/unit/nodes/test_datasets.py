@@ -12,7 +12,7 @@ import torch
 from serve_app.errors import NodeError
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 
 
 def run(class_type: str, **inputs: Any) -> Any:

@@ -10,7 +10,10 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import Flow, FluxFlow, Recipe, ReferenceMethod, RenormCfg
+from serve_app.recipe.guidance import RenormCfg
+from serve_app.recipe.layers import ReferenceMethod
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Flow, FluxFlow
 
 MODEL = Recipe("backbone", "diffusion_models", "a.safetensors")
 TEXT = [(torch.zeros(1, 7, 8), {"pooled_output": torch.zeros(1, 8)})]

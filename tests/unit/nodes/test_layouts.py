@@ -12,7 +12,7 @@ import torch
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.store.models.catalog import Catalog
 
 

@@ -26,7 +26,10 @@ from serve_app.nodes.model.training import (
     model_sampling_continuous_v,
     model_sampling_discrete,
 )
-from serve_app.recipe import ClipSkip, ContinuousEdm, ContinuousV, Discrete, LoadedAs, Recipe, Rounded
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ClipSkip, LoadedAs
+from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete
+from serve_app.recipe.weights import Rounded
 from serve_app.values import Texts
 
 MODEL = Recipe("backbone", "checkpoints", "a.safetensors")

@@ -10,7 +10,9 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import ComputedIn, Recipe, Scale, Share, SkipLayerGuidance, SkippedBlocks, WeakNegative
+from serve_app.recipe.guidance import SkipLayerGuidance, SkippedBlocks, WeakNegative
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import ComputedIn, Scale, Share
 from serve_app.sampling.schedules.levels import TableLevels
 
 MODEL, OTHER = (Recipe("backbone", "checkpoints", name) for name in ("a.safetensors", "b.safetensors"))

@@ -15,7 +15,7 @@ from serve_app.execution.executing import Executing, enter
 from serve_app.nodes.registry import BUILTIN
 from serve_app.packs.comfy.model_patcher import ModelPatcher
 from serve_app.packs.library import common_ksampler, library, needs_models
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.values import Noise
 

@@ -14,7 +14,7 @@ import torch
 from serve_app.errors import NodeError
 from serve_app.execution.execute import NodeFailedError
 from serve_app.packs.loading import Packs, load_packs
-from serve_app.recipe import Discrete
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.denoiser import trained
 from tests.parity.stack import Stack
 from tests.unit.models.sample import write_sample_checkpoint

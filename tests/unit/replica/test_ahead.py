@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.config.pool import PoolConfig
-from serve_app.recipe import warm_recipes
+from serve_app.recipe.warm import warm_recipes
 from serve_app.scheduler.protocol.messages import Prefetch
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.recipe import ContinuousEdm, Discrete, Flow, FluxFlow
+from serve_app.recipe.training import ContinuousEdm, Discrete, Flow, FluxFlow
 from serve_app.sampling.denoiser import EPS, X0, Edm, ImgToImg, Lcm, V, Velocity, trained
 from serve_app.sampling.latents.inpaint import Inpainting, latent_mask
 from serve_app.sampling.lazy_sum import value

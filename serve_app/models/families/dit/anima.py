@@ -45,7 +45,8 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.models.tokenizers import Tokenize, Tokenizer, t5
 from serve_app.models.tokenizers.prompt import Weighted, runs
-from serve_app.recipe import Flow, T5Padding, Training
+from serve_app.recipe.text import T5Padding
+from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import WAN
 from serve_app.sampling.transfer import to_device

@@ -37,7 +37,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.models.tokenizers import Tokenize, llama2
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
-from serve_app.recipe import Flow, Training
+from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import SDXL
 from serve_app.sampling.transfer import to_device

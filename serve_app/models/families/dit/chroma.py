@@ -36,7 +36,7 @@ from serve_app.models.families.shared.dit import (
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
-from serve_app.recipe import FluxFlow, Training
+from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
 from serve_app.sampling.transfer import to_device

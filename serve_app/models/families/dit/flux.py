@@ -56,7 +56,7 @@ from serve_app.models.families.shared.references import (
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
-from serve_app.recipe import Flow, FluxFlow, Training
+from serve_app.recipe.training import Flow, FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
 from serve_app.sampling.transfer import to_device

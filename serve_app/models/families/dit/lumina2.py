@@ -18,7 +18,7 @@ from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS
 from serve_app.models.families.shared.one_stream import OneStream
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
-from serve_app.recipe import Flow, Training
+from serve_app.recipe.training import Flow, Training
 
 SHIFT = 6.0
 THETA = 10000.0

@@ -27,7 +27,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.models.tokenizers import qwen
-from serve_app.recipe import Flow, Training
+from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.transfer import to_device
 

@@ -43,7 +43,7 @@ from serve_app.models.families.shared.references import scaled_references
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
-from serve_app.recipe import Flow, Training
+from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
 from serve_app.sampling.transfer import to_device

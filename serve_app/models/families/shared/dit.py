@@ -18,7 +18,7 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.files.layout import Place, Table, reverse, translate
 from serve_app.models.forward import Inputs
-from serve_app.recipe import SkippedBlocks
+from serve_app.recipe.guidance import SkippedBlocks
 from serve_app.sampling.transfer import to_device
 
 PATCH = 2

@@ -31,7 +31,7 @@ from serve_app.models.families.shared.dit import (
     within,
 )
 from serve_app.models.forward import Inputs
-from serve_app.recipe import Training
+from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
 from serve_app.sampling.transfer import to_device

@@ -22,7 +22,7 @@ from serve_app.models.files.layout import Place, Table, inside
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers.clip import END
 from serve_app.models.tokenizers.prompt import Chunk, chunks, empty_chunk, numbered_chunks
-from serve_app.recipe import T5Padding
+from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, Text, Texts, TokenizedText
 

@@ -24,7 +24,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.prompt import Weighted
 from serve_app.models.weights.dtypes import dtype_of
-from serve_app.recipe import T5Padding
+from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
 from serve_app.values import GenerationRequest
 

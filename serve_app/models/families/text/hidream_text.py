@@ -17,7 +17,7 @@ from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.sd3_text import G_WIDTH, L_WIDTH, WIDTH, AbsentClip, device_of
 from serve_app.models.families.text.t5 import MASKED, T5Encoder, T5Text
 from serve_app.models.tokenizers.prompt import Weighted, filled, runs
-from serve_app.recipe import T5Padding
+from serve_app.recipe.text import T5Padding
 from serve_app.values import Conditioning, Text
 
 LENGTH = 128

@@ -23,7 +23,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
 from serve_app.models.tokenizers.prompt import Weighted
-from serve_app.recipe import T5Padding
+from serve_app.recipe.text import T5Padding
 from serve_app.values import GenerationRequest, IllustratedText, Text
 
 _USER = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"

@@ -18,7 +18,7 @@ from serve_app.models.families.text.clip import ClipText, Encoded, TextEncoder
 from serve_app.models.families.text.t5 import PADDED_77, T5Encoder, T5Text
 from serve_app.models.tokenizers.prompt import Chunk, Weighted, chunks, empty_chunk
 from serve_app.models.tokenizers.t5 import END
-from serve_app.recipe import T5Padding
+from serve_app.recipe.text import T5Padding
 from serve_app.values import Conditioning, Text, Texts
 
 L_WIDTH, G_WIDTH, WIDTH, LENGTH = 768, 1280, 4096, 77

@@ -17,7 +17,7 @@ from torch import Tensor
 from serve_app.models.families.family import Vectors, own_text
 from serve_app.models.tokenizers import Tokenize
 from serve_app.models.tokenizers.prompt import Token, Weighted, runs
-from serve_app.recipe import T5Padding
+from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
 from serve_app.values import Conditioning, IllustratedText, Text
 

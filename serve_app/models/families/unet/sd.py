@@ -11,7 +11,7 @@ from torch import Tensor
 from serve_app.models.families.family import File
 from serve_app.models.families.shared.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
 from serve_app.models.families.unet.unet import Unet
-from serve_app.recipe import Discrete, Training
+from serve_app.recipe.training import Discrete, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents.latent_formats import SD
 

@@ -18,7 +18,8 @@ from serve_app.models.families.shared.concat import EDIT_CHANNELS, image_to_edit
 from serve_app.models.families.text.clip import ClipText, TextEncoder
 from serve_app.models.families.unet.unclip import image_vector
 from serve_app.models.families.unet.unet import CELL, SIZE_WIDTH, Unet, sinusoids
-from serve_app.recipe import ContinuousEdm, Discrete, T5Padding, Training
+from serve_app.recipe.text import T5Padding
+from serve_app.recipe.training import ContinuousEdm, Discrete, Training
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents.latent_formats import SDXL
 from serve_app.sampling.transfer import to_device

@@ -29,7 +29,8 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.models.unet_patches.grounding import ActiveGrounding, with_boxes
 from serve_app.models.unet_patches.unet_layers import with_layers
-from serve_app.recipe import FreeU, Training
+from serve_app.recipe.layers import FreeU
+from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.transfer import to_device
 

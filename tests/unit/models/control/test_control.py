@@ -13,7 +13,9 @@ from serve_app.models.control.control import Controlled, activated, recipes
 from serve_app.models.families import Sd
 from serve_app.models.families.unet.unet import UnetCall, UnetInputs, arguments, residuals
 from serve_app.models.network import LoadedNetwork
-from serve_app.recipe import Discrete, HintKind, Recipe
+from serve_app.recipe.controls import HintKind
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.sampling.schedules.levels import TableLevels
 from serve_app.values import Control

@@ -22,7 +22,8 @@ from serve_app.models.families.unet.unet import Unet, UnetInputs
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.network import LoadedNetwork
-from serve_app.recipe import Discrete, Flow, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete, Flow
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.schedules.levels import Levels, TableLevels

@@ -11,7 +11,7 @@ from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFami
 from serve_app.models.files.layout import translate
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
-from serve_app.recipe import Part
+from serve_app.recipe.recipe import Part
 from tests.unit.models.sample import SAMPLE, random_tensors
 
 KEYS = json.loads((Path(__file__).parents[3] / "parity" / "checkpoint_keys.json").read_text())

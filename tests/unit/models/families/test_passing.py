@@ -8,7 +8,8 @@ import torch
 
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import Passing, passed
-from serve_app.recipe import FreeU, SkippedBlocks
+from serve_app.recipe.guidance import SkippedBlocks
+from serve_app.recipe.layers import FreeU
 
 TEXT, IMAGE = torch.zeros(3, 2, 4), torch.ones(3, 5, 4)
 

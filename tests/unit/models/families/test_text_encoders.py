@@ -15,7 +15,8 @@ from serve_app.models.tokenizers import lexicon, qwen, t5
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.models.tokenizers.tekken import tokenizer as tekken
 from serve_app.models.tokenizers.vocabularies import no_file
-from serve_app.recipe import LoadedAs, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import LoadedAs
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import GenerationRequest, IllustratedText, Texts
 from tests.parity.text_cases import CASES, tensors

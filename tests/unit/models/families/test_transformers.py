@@ -36,7 +36,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import placed, places
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
-from serve_app.recipe import Discrete, Flow, FluxFlow
+from serve_app.recipe.training import Discrete, Flow, FluxFlow
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.kinds import BACKBONE_PREFIXES, refusal
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, weights

@@ -28,7 +28,8 @@ from serve_app.models.lora.layouts import read
 from serve_app.models.quantization.ggml_blocks import TYPES, BlockWeight, widened
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import LoadedAs, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import LoadedAs
 from serve_app.store.models.catalog import Catalog
 from serve_app.store.models.check import ModelCheck
 from serve_app.store.models.gguf_header import HEADER_BYTES, shapes

@@ -21,7 +21,10 @@ from serve_app.models.files import saving
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.safetensors_file import SafetensorsFile
-from serve_app.recipe import ClipSkip, Discrete, LoadedAs, Lora, Recipe, Rounded, tiny_vae
+from serve_app.recipe.recipe import Recipe, tiny_vae
+from serve_app.recipe.text import ClipSkip, LoadedAs
+from serve_app.recipe.training import Discrete
+from serve_app.recipe.weights import Lora, Rounded
 from serve_app.store.models.catalog import Catalog
 from tests.parity.dit_cases import noise, weights
 from tests.parity.figures import GOLDEN

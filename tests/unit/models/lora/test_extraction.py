@@ -14,7 +14,8 @@ from serve_app.models.lora.adapters import merged
 from serve_app.models.lora.extraction import halves, lora_file
 from serve_app.models.lora.layers import parameters
 from serve_app.models.lora.layouts import read
-from serve_app.recipe import Merge, Recipe, Share
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Merge, Share
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import Extraction
 from tests.parity.dit_cases import noise

@@ -22,7 +22,8 @@ from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.models.weights.loading import Loaded, Loader
 from serve_app.models.weights.recipes import part_files
-from serve_app.recipe import LoadedAs, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import LoadedAs
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import GenerationRequest
 from tests.parity.generation_cases import CASES as GENERATIONS

@@ -24,7 +24,8 @@ from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.ggml_blocks import TYPES, BlockWeight
 from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
 from serve_app.models.weights.weights import Weights
-from serve_app.recipe import Discrete, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.catalog import Catalog
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, noise, weights

@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from serve_app.models.unet_patches.freeu import with_freeu
-from serve_app.recipe import FreeU
+from serve_app.recipe.layers import FreeU
 
 FIRST, SECOND = FreeU(1.4, 1.6, 0.9, 0.2), FreeU(1.3, 1.4, 0.8, 0.4, adaptive=True)
 

@@ -18,7 +18,8 @@ from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.unet_patches import gligen
 from serve_app.models.unet_patches.grounding import ActiveGrounding
-from serve_app.recipe import Grounding, Recipe
+from serve_app.recipe.controls import Grounding
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import resolved
 from serve_app.store.models.kinds import refusal
 from serve_app.values import Conditioning

@@ -9,7 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from serve_app.models.unet_patches.unet_layers import with_layers
-from serve_app.recipe import DeepShrink, FreeU, HyperTile, NormalizedAttention, TokenMerging
+from serve_app.recipe.guidance import NormalizedAttention
+from serve_app.recipe.layers import DeepShrink, FreeU, HyperTile, TokenMerging
 from serve_app.sampling.guidance.layers import AttentionMap, Drawn, Opposed, WithoutAttention
 
 SIDE = 16

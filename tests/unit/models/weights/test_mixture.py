@@ -21,7 +21,9 @@ from serve_app.models.weights.recipes import part_files
 from serve_app.models.weights.weights import Weights
 from serve_app.nodes.model.merging import MODELS, PARTS, merged
 from serve_app.nodes.registry import BUILTIN
-from serve_app.recipe import Discrete, Lora, Recipe, Scale, Share
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
+from serve_app.recipe.weights import Lora, Scale, Share
 from serve_app.store.models.catalog import Catalog
 from tests.parity.figures import Figures, thinned
 from tests.parity.merging_cases import CASES, NETS, Case, lora, model

@@ -12,7 +12,9 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import places
 from serve_app.models.kernels.packing import move_to
 from serve_app.models.tokenizers.lexicon import Lexicon
-from serve_app.recipe import ContinuousEdm, ContinuousV, Discrete, Recipe, Rounded
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete
+from serve_app.recipe.weights import Rounded
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents import latent_formats
 from serve_app.store.models.catalog import Catalog

@@ -12,7 +12,8 @@ from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.weights.deallocation import tensors_of
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.models.weights.loading import Loader
-from serve_app.recipe import ClipSkip, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ClipSkip
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.models.catalog import Catalog
 from tests.unit.models.sample import cpu_weights, random_tensors

@@ -8,7 +8,8 @@ from serve_app.errors import ModelFileError
 from serve_app.models.families import ClipText, Sd
 from serve_app.models.files.file_tensor import OpenFile
 from serve_app.models.weights.deallocation import tensors_of
-from serve_app.recipe import Lora, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
 from serve_app.sampling.forward import Canvas, Piece, denoise
 from serve_app.store.models.catalog import Catalog
 from tests.unit.models.sample import cpu_weights, random_tensors

@@ -12,7 +12,8 @@ from serve_app.nodes.conditioning.controlnet import (
     set_union_control_net_type,
 )
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
-from serve_app.recipe import DiffControlNetBase, HintKind, Recipe
+from serve_app.recipe.controls import DiffControlNetBase, HintKind
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Control
 
 NET = Recipe("controlnet", "controlnet", "canny.safetensors")

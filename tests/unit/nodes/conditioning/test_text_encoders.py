@@ -24,7 +24,8 @@ from serve_app.nodes.conditioning.text_encoders import (
 )
 from serve_app.nodes.registry import specs
 from serve_app.nodes.text.generate import text_generate
-from serve_app.recipe import Recipe, T5Padding
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import T5Padding
 from serve_app.values import GenerationRequest, Texts, TokenSampling
 
 CLIP = Recipe("clip", "text_encoders", "a.safetensors")

@@ -22,7 +22,8 @@ from serve_app.nodes.conditioning.vision import (
 )
 from serve_app.nodes.model.controls import uso_style_reference
 from serve_app.nodes.registry import DISPLAY_NAMES, specs
-from serve_app.recipe import ModelControl, Recipe
+from serve_app.recipe.controls import ModelControl
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import ClipVisionOutput, Conditioning
 
 ENCODER = Recipe("clip_vision", "clip_vision", "sigclip.safetensors")

@@ -21,7 +21,7 @@ from serve_app.nodes.latent.inpaint import vae_encode_for_inpaint
 from serve_app.nodes.latent.latents import latent_upscale_by
 from serve_app.nodes.latent.math import latent_interpolate, latent_operation_sharpen
 from serve_app.nodes.latent.transform import latent_concat, latent_crop, latent_cut, latent_rotate
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.values import Latent
 
 

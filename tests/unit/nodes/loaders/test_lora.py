@@ -7,7 +7,9 @@ from serve_app.nodes.loaders.lora import (
     lora_loader_bypass_model_only,
     lora_loader_model_only,
 )
-from serve_app.recipe import ClipSkip, Lora, Merge, Recipe, Share
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ClipSkip
+from serve_app.recipe.weights import Lora, Merge, Share
 
 MODEL = Recipe("backbone", "checkpoints", "a.safetensors")
 CLIP = Recipe("clip", "checkpoints", "a.safetensors", (ClipSkip(-2),))

@@ -11,7 +11,7 @@ import torch
 from serve_app.execution.runtime import Runtime
 from serve_app.nodes.registry import BUILTIN
 from serve_app.nodes.sampling.custom import add_noise
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.noise import noise
 from serve_app.sampling.schedules.levels import FlowLevels, Levels

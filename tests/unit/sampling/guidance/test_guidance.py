@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.recipe import Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.forward import Canvas, to_batch
 from serve_app.sampling.guidance.guidance import Guidance
 from serve_app.sampling.guidance.rules import CfgRule, PerpNegRule, rule_of

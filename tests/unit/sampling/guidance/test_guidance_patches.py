@@ -5,17 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve_app.recipe import (
+from serve_app.recipe.guidance import (
     AdaptiveProjection,
     CfgNorm,
     CfgZeroStar,
     EpsilonScaling,
-    FreeU,
     FrequencyScaling,
     RenormCfg,
     RescaleCfg,
     TangentialDamping,
 )
+from serve_app.recipe.layers import FreeU
 from serve_app.sampling.guidance.guidance_patches import GuidancePatches, GuidedBy
 from serve_app.sampling.schedules.levels import FlowLevels
 

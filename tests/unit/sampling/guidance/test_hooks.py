@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.recipe import Hook, HookChange, Keyframe
+from serve_app.recipe.hooks import Hook, HookChange, Keyframe
 from serve_app.sampling.guidance.hooks import HookSchedule, clip_ranges, combined, hooks_of
 from serve_app.sampling.schedules.levels import FlowLevels
 

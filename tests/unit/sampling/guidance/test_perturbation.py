@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.recipe import (
+from serve_app.recipe.guidance import (
     CfgOverride,
-    DeepShrink,
-    FreeU,
-    HyperTile,
     NormalizedAttention,
     PerturbedAttention,
     SelfAttentionGuidance,
@@ -22,6 +19,7 @@ from serve_app.recipe import (
     TemporalRescaling,
     WeakNegative,
 )
+from serve_app.recipe.layers import DeepShrink, FreeU, HyperTile
 from serve_app.sampling.forward import Canvas, Piece, to_batch
 from serve_app.sampling.guidance.guidance import Guidance
 from serve_app.sampling.guidance.guidance_patches import GuidancePatches

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.recipe import EasyCache
+from serve_app.recipe.layers import EasyCache
 from serve_app.sampling.forward import Canvas, Piece, to_batch
 from serve_app.sampling.guidance.guidance import Guidance
 from serve_app.sampling.guidance.rules import CfgRule

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from serve_app.recipe import DifferentialDiffusion, PackFunctions
+from serve_app.recipe.layers import DifferentialDiffusion
+from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.sampling.latents.inpaint import Inpainting, changing_mask, differential, latent_mask
 from serve_app.sampling.lazy_sum import value
 from serve_app.sampling.samplers.evaluation import Evaluation

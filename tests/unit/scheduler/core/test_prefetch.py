@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from serve_app.graph.graph import Graph, Link, Node
-from serve_app.recipe import Recipe, encoders
+from serve_app.recipe.recipe import Recipe, encoders
 from serve_app.scheduler.core import prefetch
 from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD
 from serve_app.scheduler.core.events import CancelAsked, Command, ReplicaLost, TimePassed

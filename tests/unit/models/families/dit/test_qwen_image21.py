@@ -19,7 +19,8 @@ from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.kernels.packing import move_to
 from serve_app.nodes.conditioning.qwen21 import qwen_image21_cache, text_encode_qwen_image21
-from serve_app.recipe import Discrete, Recipe
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.kinds import BACKBONE_PREFIXES
 from tests.parity.dit_cases import noise

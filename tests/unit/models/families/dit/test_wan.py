@@ -12,7 +12,7 @@ from serve_app.models.families import Wan, Wan22
 from serve_app.models.families.dit.wan import WanInputs
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
-from serve_app.recipe import Flow
+from serve_app.recipe.training import Flow
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.kinds import refusal
 from serve_app.values import ClipVisionOutput

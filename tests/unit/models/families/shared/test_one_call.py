@@ -20,7 +20,9 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.network import LoadedNetwork
-from serve_app.recipe import Discrete, Recipe, SkippedBlocks
+from serve_app.recipe.guidance import SkippedBlocks
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ClipVisionOutput, Control
 from tests.parity.dit_cases import POOLED_WIDTH, TEXT_WIDTH, drawn, noise

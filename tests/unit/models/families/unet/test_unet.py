@@ -14,7 +14,7 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.unet.unet import Unet, stack_contexts
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.network import LoadedNetwork
-from serve_app.recipe import Discrete
+from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from tests.unit.engine.card import CARD, Card
 from tests.unit.models.recorder import CardRecorder

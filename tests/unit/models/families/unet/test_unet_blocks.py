@@ -18,7 +18,7 @@ from serve_app.models.families.unet.sdxl import SdxlRefiner
 from serve_app.models.families.unet.unet import Unet
 from serve_app.models.families.unet.unet_blocks import UnetAttention, UnetResidual
 from serve_app.models.unet_patches.unet_layers import with_layers
-from serve_app.recipe import DeepShrink, FreeU, HyperTile
+from serve_app.recipe.layers import DeepShrink, FreeU, HyperTile
 from serve_app.sampling.guidance.layers import Drawn, WithoutAttention
 from tests.unit.engine.card import Card, OnCard
 from tests.unit.models.control_nets import drawn

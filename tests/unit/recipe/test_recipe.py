@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from serve_app.recipe import ClipSkip, ContinuousV, Discrete, Lora, Recipe, Training, tiny_vae
+from serve_app.recipe.recipe import Recipe, tiny_vae
+from serve_app.recipe.text import ClipSkip
+from serve_app.recipe.training import ContinuousV, Discrete, Training
+from serve_app.recipe.weights import Lora
 
 PLAIN = Recipe("backbone", "checkpoints", "a.safetensors")
 

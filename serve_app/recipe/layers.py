@@ -1,0 +1,89 @@
+"""Changes to what a network's layers compute, and to when they do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class DifferentialDiffusion:
+    """Denoise a cell only while its mask exceeds the remaining fraction of the schedule; strength: how sharply."""
+
+    strength: float
+
+
+@dataclass(frozen=True, slots=True)
+class FreeU:
+    """Amplify the backbone's features (b) and damp the low frequencies of skip connections (s), at two widths.
+
+    adaptive: only where the features are large, as in FreeU's second version.
+    """
+
+    b1: float
+    b2: float
+    s1: float
+    s2: float
+    adaptive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HyperTile:
+    """Restrict a UNet's wide self-attention to tiles.
+
+    size: the minimum side of a tile in latent cells; choices: number of divisions that one is drawn from; depth: number
+    of resolutions that are tiled; scaled: tiles grow with them.
+    """
+
+    size: int
+    choices: int
+    depth: int
+    scaled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenMerging:
+    """Merge a share of the queries of a UNet's widest self-attention into their most similar ones (ToMe)."""
+
+    ratio: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeepShrink:
+    """Downscale a UNet's features from a block of its encoder on, between two shares of the sampling.
+
+    after_skip: skip connections keep their size. down, up: names of resize methods.
+    """
+
+    block: int
+    factor: float
+    start_percent: float
+    end_percent: float
+    after_skip: bool
+    down: str
+    up: str
+
+
+@dataclass(frozen=True, slots=True)
+class EasyCache:
+    """Reuse the network's residual of the step before while its input has changed little.
+
+    threshold: the estimated relative change of the output up to which it is reused. whole: cache the guided result
+    instead of each branch (LazyCache).
+    """
+
+    threshold: float
+    start_percent: float
+    end_percent: float
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceMethod:
+    """How reference latents are placed where a conditioning does not say; see `families/shared/references.py`."""
+
+    name: str
+
+
+LayerPatch: TypeAlias = FreeU | HyperTile | TokenMerging | DeepShrink
+"""Changes to what a network's layers compute, by row; weights stay."""

@@ -1,0 +1,36 @@
+"""Every kind of ordered change that a recipe can have."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from serve_app.recipe.controls import DiffControlNetBase, HintKind, ModelControl
+from serve_app.recipe.guidance import GuidancePatch
+from serve_app.recipe.hooks import ClipHooks
+from serve_app.recipe.layers import DifferentialDiffusion, EasyCache, LayerPatch, ReferenceMethod
+from serve_app.recipe.pack_functions import PackFunctions
+from serve_app.recipe.text import ClipSkip, LoadedAs, T5Padding
+from serve_app.recipe.training import Training
+from serve_app.recipe.weights import ComputedIn, Rounded, Streams, WeightChange
+
+Patch: TypeAlias = (
+    ClipSkip
+    | ClipHooks
+    | LoadedAs
+    | T5Padding
+    | WeightChange
+    | Training
+    | Rounded
+    | ComputedIn
+    | Streams
+    | HintKind
+    | DiffControlNetBase
+    | GuidancePatch
+    | LayerPatch
+    | EasyCache
+    | DifferentialDiffusion
+    | ReferenceMethod
+    | PackFunctions
+    | ModelControl
+)
+"""Every kind of ordered change that a recipe can have."""
