@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -80,9 +80,15 @@ def files(site: Site, history: Mapping[str, Any], *, swept: bool) -> Iterator[st
     if status != 0 or (swept and "; removed" in said):
         yield f"`serve-app check` ended with {status}: {said}"
     recorded = {file for entry in history.values() for file in _files(entry["outputs"])}
-    made = Counter(file for entry in history.values() for file in _files(_made(entry)))
+    made: defaultdict[tuple[str, str], list[Any]] = defaultdict(list)
+    for entry in history.values():
+        for file in _files(_made(entry)):
+            made[file].append(entry["native"] and entry["native"]["prompt"][2])
     saved = site.saved()
-    yield from (f"doubled: {count} jobs made the file {file}" for file, count in made.items() if count > 1)
+    # Equal jobs that are unfinished at once are computed once, and both name its file.
+    for file, prompts in made.items():
+        if any(prompt != prompts[0] for prompt in prompts):
+            yield f"doubled: {len(prompts)} jobs made the file {file}"
     yield from (f"the recorded file {file} is not there" for file in recorded - saved)
     yield from (f"unrecorded: no job recorded the file {file}" for file in saved - recorded)
 
