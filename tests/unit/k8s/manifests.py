@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +21,25 @@ CRDS = ROOT.parent / "shared" / "crds"
 
 
 @functools.cache
-def rendered(overlay: str) -> tuple[dict[str, Any], ...]:
-    """Return every object of an overlay."""
+def rendered(overlay: str, *components: str) -> tuple[dict[str, Any], ...]:
+    """Return every object of an overlay to which these components were added."""
     if shutil.which("kubectl") is None:
         pytest.skip("kubectl is not installed (apt-get install kubectl)")
-    command = ["kubectl", "kustomize", str(ROOT / "k8s" / "overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        shipped = Path(os.path.relpath(ROOT / "k8s", Path(folder).resolve()))
+        asked = {
+            "resources": [str(shipped / "overlays" / overlay)],
+            "components": [str(shipped / "components" / name) for name in components],
+        }
+        Path(folder, "kustomization.yaml").write_text(yaml.safe_dump(asked))
+        done = subprocess.run(["kubectl", "kustomize", folder], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return tuple(yaml.safe_load_all(done.stdout))
 
 
-def one(overlay: str, kind: str, name: str = "serve-app") -> dict[str, Any]:
+def one(overlay: str, kind: str, name: str = "serve-app", *components: str) -> dict[str, Any]:
     """Return the object of that kind and name."""
-    [found] = [o for o in rendered(overlay) if o["kind"] == kind and o["metadata"]["name"] == name]
+    [found] = [o for o in rendered(overlay, *components) if o["kind"] == kind and o["metadata"]["name"] == name]
     return found
 
 
@@ -39,6 +48,12 @@ def pods(overlay: str) -> dict[str, dict[str, Any]]:
     cluster = one(overlay, "RayService")["spec"]["rayClusterConfig"]
     groups = {group["groupName"]: group["template"] for group in cluster["workerGroupSpecs"]}
     return {"head": cluster["headGroupSpec"]["template"], **groups}
+
+
+def parse_quantity(quantity: str | int) -> int:
+    """Return the bytes of a quantity of memory, such as 4Gi."""
+    number, unit = re.fullmatch(r"(\d+)([KMGT]i)?", str(quantity)).groups()
+    return int(number) * 1024 ** (" KMGT".index(unit[0]) if unit else 0)
 
 
 def strict(schema: dict[str, Any]) -> dict[str, Any]:
