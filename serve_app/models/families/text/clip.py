@@ -17,7 +17,7 @@ from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from serve_app.errors import NodeError
 from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, own_text
-from serve_app.models.families.text.sequences import embedded
+from serve_app.models.families.text.sequences import embedded, from_the_end
 from serve_app.models.files.layout import Place, Table, inside
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers.clip import END
@@ -239,7 +239,7 @@ class TextEncoder:
     ) -> list[Conditioning]:
         """Encode each text, all in one forward. The conds and pooled outputs are float32 on its device.
 
-        stop_at: the layer whose output is taken, counted from the end; one that the encoder lacks means the last, None
+        stop_at: the layer whose output is taken, as of `from_the_end`; one that the encoder lacks means the last, None
         the default. A text of n chunks gives a cond of n times the encoder's length. Weights move each token's row
         along the line from the empty text's. Errors: ModelFileError for an unusable embedding; NodeError for several
         texts, which only SDXL's encoders read, and for images.
@@ -319,8 +319,8 @@ class TextEncoder:
         rows = embedded(table, [[token for token, _ in chunk] for chunk in batch], END)
         x = rows + network.embeddings.position_embedding.weight
         layers = len(network.encoder.layers)
-        back = self._default if stop_at is None else stop_at
-        stop = layers + back if -layers <= back < 0 else None
+        back = from_the_end(self._default if stop_at is None else stop_at, layers)
+        stop = None if back is None else layers + back
         taken: Tensor | None = None
         for index, layer in enumerate(network.encoder.layers):
             x = layer(x, self._mask)

@@ -18,7 +18,7 @@ from torch.nn.functional import linear, pad
 from serve_app.errors import NodeError
 from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, marked
 from serve_app.models.families.text.generation import Cache, Generation, as_cache
-from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, embedded, whole_names
+from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, embedded, from_the_end, whole_names
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
@@ -288,7 +288,8 @@ class DecoderEncoder(SequenceEncoder):
             mask = mask | (causal & ~mask.any(dim=-1, keepdim=True))
         taps = self.prompt_format.taps
         if len(taps) == 1 and stop_at is not None:
-            taps = (stop_at,) if -count <= stop_at < 0 else ()
+            back = from_the_end(stop_at, count)
+            taps = () if back is None else (back,)
         wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]
         family = self.family
         rotation = rotated(positions, family.head, family.theta, family.sections, x.dtype, family.interleaved)

@@ -164,6 +164,15 @@ def whole_names(key: str, layer: str) -> tuple[str, str]:
     return f"text_encoders.{key}.transformer.{layer}", f"text_encoders.transformer.{layer}"
 
 
+def from_the_end(layer: int, count: int) -> int | None:
+    """Return which of `count` layers a number names, as -1 for the last; None for one that there is not.
+
+    Numbers from 0 on count from the first layer, as in ComfyUI.
+    """
+    back = layer - count if layer >= 0 else layer
+    return back if -count <= back < 0 else None
+
+
 def embedded(table: Tensor, batch: Sequence[Sequence[Token]], fill: int) -> Tensor:
     """Return rows of tokens as vectors (N,T,D) of a table (V,D), in float32; shorter ones are padded with a token."""
     longest = max(map(len, batch))

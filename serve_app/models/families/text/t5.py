@@ -17,7 +17,7 @@ from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Stack
 
 from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, marked
-from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, whole_names
+from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, from_the_end, whole_names
 from serve_app.models.files.layout import Table, reverse, translate
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, llama2, t5
@@ -197,14 +197,12 @@ class T5Encoder(SequenceEncoder):
         self._network = network
 
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
-        count = len(self._network.block)
-        earlier = stop_at is not None and -count <= stop_at < -1
+        back = None if stop_at is None else from_the_end(stop_at, len(self._network.block))
+        earlier = back is not None and back < -1
         mask = None
         if seen is not None:
             # An additive mask: for a boolean one transformers synchronises to ask whether all are unmasked.
             mask = torch.zeros_like(seen, dtype=x.dtype).masked_fill_(~seen, torch.finfo(x.dtype).min)[:, None, None]
         out = self._network(inputs_embeds=x, attention_mask=mask, output_hidden_states=earlier)
-        states: Tensor = (
-            self._network.final_layer_norm(out.hidden_states[stop_at]) if earlier else out.last_hidden_state
-        )
+        states: Tensor = self._network.final_layer_norm(out.hidden_states[back]) if earlier else out.last_hidden_state
         return states

@@ -87,6 +87,11 @@ def test_a_stop_takes_that_layers_output_through_the_final_norm(encoder, oracle,
     torch.testing.assert_close(only(Clip(encoder, stop_at).encode(["a red fox"]))[0], expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_stop_from_0_on_counts_layers_from_the_first(encoder):
+    for stop_at in (0, 1, 2):
+        assert torch.equal(only(encoder.encode(["a fox"], stop_at))[0], only(encoder.encode(["a fox"], stop_at - 3))[0])
+
+
 def test_a_stop_beyond_the_first_layer_means_the_last(encoder):
     assert torch.equal(only(encoder.encode(["a fox"], -4))[0], only(encoder.encode(["a fox"], -1))[0])
 
