@@ -64,14 +64,15 @@ def in_passes(
     passes = [[*whole, *(Axis(tile, overlap, scaled, scaled) for tile in shape)] for shape in shapes]
     count = len(passes[0])
     plans = [_plan(batch.shape[-count:], axes) for axes in passes]
-    total = len(batch) * sum(map(len, plans))
+    total = len(batch) * sum(prod(map(len, plan)) for plan in plans)
     done = 0
     size = [axis.length(side) for axis, side in zip(passes[0], batch.shape[-count:], strict=True)]
     means: list[Tensor | None] = [None] * len(batch)
     for axes, plan in zip(passes, plans, strict=True):
+        tiles = prod(map(len, plan))
         for i, image in enumerate(torch.split(batch, 1)):
             blended, weights = torch.empty(0), torch.zeros(size)
-            for cut in plan:
+            for cut in product(*plan):
                 cells: tuple[Any, ...] = (..., *cut)
                 tile = to_host(work(image[cells]).float())
                 done += 1
@@ -83,7 +84,7 @@ def in_passes(
                 for n, axis, part in zip(range(-count, 0), axes, cut, strict=True):
                     start, length = axis.place(part.start), tile.shape[n]
                     into += (slice(start, start + length),)
-                    fade = _fade(length, axis.length(axis.overlap) if len(plan) > 1 else 0)
+                    fade = _fade(length, axis.length(axis.overlap) if tiles > 1 else 0)
                     fades.append(fade.view(-1, *(1,) * (-n - 1)))
                 weight = prod(fades[1:], start=fades[0])
                 blended[into] += tile * weight
@@ -99,9 +100,9 @@ def three_shapes(size: int) -> list[Shape]:
     return [(size * 2, size // 2), (size // 2, size * 2), (size, size)]
 
 
-def _plan(sides: Sequence[int], axes: Sequence[Axis]) -> list[tuple[slice, ...]]:
-    cuts = (_cuts(side, axis.tile, axis.overlap) for side, axis in zip(sides, axes, strict=True))
-    return list(product(*cuts))
+def _plan(sides: Sequence[int], axes: Sequence[Axis]) -> list[list[slice]]:
+    """Return the cuts of each axis; the tiles are their product, too many for a list."""
+    return [_cuts(side, axis.tile, axis.overlap) for side, axis in zip(sides, axes, strict=True)]
 
 
 def _cuts(side: int, tile: int, overlap: int) -> list[slice]:

@@ -66,3 +66,9 @@ def test_passes_are_averaged() -> None:
 def test_an_overlap_as_large_as_a_tile_is_an_error() -> None:
     with pytest.raises(NodeError, match="tiles of 32 overlap by 32"):
         finished(in_passes(torch.zeros(1, 1, 64, 128), lambda t: t, three_shapes(64), 32, 1))
+
+
+def test_tiles_are_planned_as_they_come() -> None:
+    batch = torch.zeros(1).expand(1, 1, 10**6, 10**6)
+    tiles = in_passes(batch, lambda t: t[..., :1, :1].clone(), [(2, 2)], 1, 1e-6)
+    assert next(tiles) == (1, 999_999**2)
