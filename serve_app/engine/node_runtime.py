@@ -22,6 +22,7 @@ from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_latent_frames
 from serve_app.models.vision import ImageEncoder
 from serve_app.recipe.hooks import ClipHooks
 from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import T5Padding
 from serve_app.sampling.guidance.conditioning import with_options, with_tensors
 from serve_app.sampling.guidance.hooks import changes, clip_ranges
 from serve_app.sampling.latents.latents import LatentFormat
@@ -75,7 +76,7 @@ class NodeRuntime:
 
         With hooks, there is one entry for each range of the sampling in which their strengths are constant.
         """
-        self._check_text(text)
+        self._check_text(text, clip.last(T5Padding))
         if (given := clip.last(ClipHooks)) is None:
             return await self._encode(clip, text)
         passed_on = {"hooks": given.hooks} if given.passed_on else {}
@@ -295,17 +296,17 @@ class NodeRuntime:
                         f"text; latent_cells of this pool allows {most:,} beside the latents"
                     )
 
-    def _check_text(self, text: Text) -> None:
+    def _check_text(self, text: Text, padding: T5Padding | None = None) -> None:
         """Refuse a text that is too long, before it is encoded in a batch with others. Errors: NodeError."""
         parts: list[str] = []
-        tokens = 0
+        tokens = 0 if padding is None else max(padding.pads, padding.length)
         match text:
             case str():
                 parts = [text]
             case Texts():
                 parts = [part for part in (text.l, text.g, text.t5xxl, text.llama) if part is not None]
             case TokenizedText():
-                tokens = max((sum(map(len, of_one)) for of_one in text.chunks.values()), default=0)
+                tokens = max([tokens, *(sum(map(len, of_one)) for of_one in text.chunks.values())])
             case _:
                 parts = [text.text]
                 seen = sum(image[..., 0].numel() for image in text.images) // PIXELS_A_CELL
@@ -315,12 +316,12 @@ class NodeRuntime:
                         f"latent_cells of this pool allows {cells:,}"
                     )
         # A token has at least one byte.
-        longest = max((len(part.encode(errors="replace")) for part in parts), default=tokens)
+        longest = max([tokens, *(len(part.encode(errors="replace")) for part in parts)])
         most = self._shared.limits
         if longest > (allowed := most.prompt_bytes):
             refused("limits.prompt_bytes")
             raise NodeError(
-                f"a text has {longest:,} bytes; limits.prompt_bytes of the configuration allows {allowed:,}"
+                f"a text has {longest:,} bytes or tokens; limits.prompt_bytes of the configuration allows {allowed:,}"
             )
 
     async def _with_vae(self, vae: Recipe, work: Work, batch: Tensor, pixels: int) -> Tensor:

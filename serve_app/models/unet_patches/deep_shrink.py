@@ -22,7 +22,7 @@ Size = tuple[int, int]
 def with_deep_shrink(network: Any, patch: DeepShrink) -> Iterator[None]:
     """Shrink features while the network runs. network: UNet2DConditionModel."""
     ends = list(_ends(network))
-    if patch.block >= len(ends):
+    if not 0 <= patch.block < len(ends):
         yield
         return
     begins = [*_begins(network), network.mid_block]

@@ -156,7 +156,8 @@ def _tiling(patch: HyperTile, generator: torch.Generator, tokens: int, size: tup
     ComfyUI; for non-square latents, and for keys, the paper differs. Source: tfernd's HyperTile.
     """
     height, width = size
-    depths = [d for d in range(patch.depth + 1) if (height / 2**d) * (width / 2**d) == tokens]
+    deepest = min(patch.depth, height.bit_length())
+    depths = [d for d in range(deepest + 1) if (height / 2**d) * (width / 2**d) == tokens]
     if not depths:
         return None
     least = patch.size * (2 ** depths[0] if patch.scaled else 1)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from serve_app.errors import NodeError
 from serve_app.sampling.lazy_sum import Latents
 from serve_app.sampling.samplers.evaluation import Evaluation, Sampler, guided
 from serve_app.sampling.schedules.levels import Interpolation
@@ -24,6 +25,9 @@ Array: TypeAlias = NDArray[np.float64]
 
 Coefficients: TypeAlias = Callable[[Sequence[float], float], Iterable[float]]
 """(levels up to the current one, the following level) to the factors of the slopes, the current one's first."""
+
+MOST_NODES = 100
+"""Of one polynomial. What it costs grows with their square, and each keeps latents; the engine waits for it."""
 
 
 @cache
@@ -39,7 +43,12 @@ def quadrature(start: float, end: float) -> tuple[Array, Array]:
 
 
 def lagrange(nodes: Sequence[float], points: Array) -> Array:
-    """Return the Lagrange polynomials of n nodes at N points, (n,N): row j is 1 at node j and 0 at the others."""
+    """Return the Lagrange polynomials of n nodes at N points, (n,N): row j is 1 at node j and 0 at the others.
+
+    Errors: NodeError for too many nodes.
+    """
+    if len(nodes) > MOST_NODES:
+        raise NodeError(f"the sampler's order combines {len(nodes)} evaluations; at most {MOST_NODES} are combined")
     rows = []
     for j, node in enumerate(nodes):
         factors = [(points - other) / (node - other) for k, other in enumerate(nodes) if k != j]

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from math import atan, isfinite, prod, sqrt
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from serve_app.errors import NodeError
 from serve_app.sampling.lazy_sum import Latents
 from serve_app.sampling.samplers.error_estimate import ErrorEstimate
 from serve_app.sampling.samplers.evaluation import Evaluation, NoiseSource, Sampler
@@ -76,7 +77,7 @@ def dpm_adaptive(
     sigmas: Tensor,
     noise: NoiseSource | None = None,
     *,
-    order: Literal[2, 3] = 3,
+    order: int = 3,
     rtol: float = 0.05,
     atol: float = 0.0078,
     h_init: float = 0.05,
@@ -95,11 +96,13 @@ def dpm_adaptive(
     s_noise: as of `euler_ancestral`. Ends at once where x is not finite. Source: Lu et al. 2022, arXiv:2206.00927,
     Appendix C; p, i, d and eta as in Crowson's k-diffusion.
     """
+    if order not in (2, 3):
+        raise NodeError(f"order is {order}; dpm_adaptive has 2 and 3")
     levels = sigmas[:-1].tolist()
     t, end = _ends(sigmas)
     powers = [power / (1.5 if eta else order) for power in (p + i + d, -(p + 2 * d), d)]
     agreements: list[float] = []
-    before, h_next, tried = x, h_init, 0
+    before, h_next, tried = x, abs(h_init), 0
     while t < end - 1e-5:
         sigma = float(t.neg().exp())
         step = sum(level > sigma * (1 - 1e-6) for level in levels) - 1

@@ -13,6 +13,7 @@ from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import T5Padding
 from serve_app.sampling.latents import latent_formats
 from serve_app.sampling.request import Steps
 from serve_app.store.models.catalog import Catalog
@@ -270,6 +271,9 @@ async def test_texts_that_are_too_long_are_refused_before_they_are_read_with_oth
     for text in ("ninebytes", "äöüßé", Texts(g="", t5xxl="ninebytes")):
         with pytest.raises(NodeError, match="prompt_bytes of the configuration allows 8"):
             await runtime.encode_text(recipe("clip"), text)
+    padded = recipe("clip").with_patch(T5Padding(0, 9))
+    with pytest.raises(NodeError, match="9 bytes or tokens"):
+        await runtime.encode_text(padded, "a")
     with pytest.raises(NodeError, match="max_length is 5; limits"):
         await runtime.generate_text(recipe("clip"), GenerationRequest("a", 5, None, False, True))
     assert shared.resident() == ()

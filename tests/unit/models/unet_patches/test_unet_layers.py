@@ -86,6 +86,12 @@ def test_rows_of_one_run_draw_together_though_anothers_lie_between_them(network:
     torch.testing.assert_close(first, last, rtol=1e-5, atol=1e-6)
 
 
+def test_no_latents_have_more_resolutions_to_tile_than_their_size_can_be_halved(network: Any) -> None:
+    x = latents(1)
+    deep, deeper = (run(network, x, [(1, (drawn(HyperTile(4, 4, depth, False)),))]) for depth in (5, 10**12))
+    assert torch.equal(deep, deeper)
+
+
 def test_a_map_is_of_the_rows_that_leave_it_and_adds_up_to_their_tokens(network: Any) -> None:
     x, alone, shared = latents(3), AttentionMap(), AttentionMap()
     run(network, x, [(1, ()), (2, (shared,))])
@@ -116,12 +122,12 @@ def test_a_positive_is_led_from_the_negative_of_its_own_run_alone(network: Any) 
 BICUBIC = ("bicubic", "bicubic")
 
 
-@pytest.mark.parametrize("block", range(1, 8))
+@pytest.mark.parametrize("block", [-1, *range(1, 8)])
 @pytest.mark.parametrize("after_skip", [True, False])
 @pytest.mark.parametrize("size", [(16, 16), (24, 8)])
 def test_features_that_shrink_grow_again(network: Any, block: int, after_skip: bool, size: tuple[int, int]) -> None:
     x = latents(2, *size)
     shrunk = run(network, x, [(2, (DeepShrink(block, 1.7, 0, 1, after_skip, *BICUBIC),))])
     assert shrunk.shape == x.shape
-    # The encoder has 6 blocks: beyond them nothing shrinks.
-    assert torch.equal(shrunk, run(network, x, [(2, ())])) == (block > 5)
+    # The encoder has 6 blocks: outside of them nothing shrinks.
+    assert torch.equal(shrunk, run(network, x, [(2, ())])) == (not 0 <= block <= 5)

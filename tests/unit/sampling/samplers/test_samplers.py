@@ -10,6 +10,7 @@ from math import log2, nan, sqrt
 import pytest
 import torch
 
+from serve_app.errors import NodeError
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.samplers import sde, seeds, stochastic
 from serve_app.sampling.samplers.adams import deis, ipndm, ipndm_v, lms
@@ -148,6 +149,24 @@ def test_dpm_adaptive_ends_when_the_network_answers_with_something_not_finite():
     x, seen = drive(dpm_adaptive(torch.ones(1, 1, 2, 2), geometric(4).float()), lambda e: e.x * nan)
     assert x.isnan().all()
     assert len(seen) == 3
+
+
+def test_dpm_adaptive_has_two_orders_and_steps_forward() -> None:
+    x, sigmas = torch.ones(1, 1, 1, 1), geometric(4)
+    with pytest.raises(NodeError, match="order is 4; dpm_adaptive has 2 and 3"):
+        next(dpm_adaptive(x, sigmas, order=4))
+    forwards, backwards = (drive(dpm_adaptive(x, sigmas, h_init=h))[0] for h in (0.1, -0.1))
+    assert torch.equal(forwards, backwards)
+
+
+@pytest.mark.parametrize(
+    "sampler", [partial(lms, order=200), partial(sa_solver, noise=silent, interval=(0.0, 0.0), predictor_order=200)]
+)
+def test_too_many_evaluations_are_not_combined(sampler) -> None:
+    x = torch.ones(1, 1, 1, 1)
+    drive(sampler(x, geometric(100)))
+    with pytest.raises(NodeError, match="combines 101 evaluations; at most 100"):
+        drive(sampler(x, geometric(200)))
 
 
 def test_a_single_step_leaves_dpm_adaptive_and_dpm_fast_where_they_are():
