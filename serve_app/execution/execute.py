@@ -29,14 +29,13 @@ from serve_app.execution.protocol import spec_of
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.rounds import Rounds, dependents
 from serve_app.execution.runtime import NodeStore, Runtime
-from serve_app.execution.size import COUNTED, allow_output, allow_task, check_results
+from serve_app.execution.size import allow_output, allow_task, check_results
 from serve_app.execution.time_limit import TimeLimit
 from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Link, Node, Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.signature import salt_of, signature
 from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
-from serve_app.graph.validate import out_of_bounds
 from serve_app.limits import refused
 
 SHOWN_CHARACTERS = 2000
@@ -253,7 +252,6 @@ class Execution:
                 )
             instance = self._object(node, node_class)
             await self._lazy(node, spec, instance, inputs, lazy, executing, group)
-            _check_counts(node, spec, inputs)
             # Late, as the nodes that it waited for have made values.
             executing = replace(executing, made_bytes=self._made_bytes)
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
@@ -471,23 +469,6 @@ _spec_of_own = lru_cache(1024)(spec_of)
 def _declared(inputs: Mapping[str, list[Any]], spec: NodeSpec | None) -> dict[str, list[Any]]:
     """Return the inputs that a client gave, without hidden ones, which contain credentials and the server's own."""
     return {name: values for name, values in inputs.items() if spec is not None and spec.input(name) is not None}
-
-
-def _check_counts(node: Node, spec: NodeSpec, inputs: Mapping[str, Sequence[Any]]) -> None:
-    """Refuse linked whole numbers above their declared maximum, if nodes do not check them. Errors: NodeError.
-
-    ComfyUI checks no value of a link, and every other number outside its declared range runs here as it does there,
-    also in packs, which may rely on it.
-    """
-    if spec.python_module.startswith(PACKS):
-        return
-    counted = COUNTED.get(spec.class_type, ())
-    for declared in spec.inputs:
-        if declared.type == "INT" and declared.name not in counted and isinstance(node.inputs.get(declared.name), Link):
-            for value in inputs.get(declared.name, ()):
-                problem, message = out_of_bounds(declared, value) or ("", "")
-                if problem == "value_bigger_than_max":
-                    raise NodeError(message)
 
 
 def _slot(name: str, link: Link, found: Mapping[str, Sequence[list[Any]]]) -> list[Any]:

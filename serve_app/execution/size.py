@@ -27,20 +27,6 @@ PIXEL_BYTES = 4
 OBJECT_BYTES = 32
 """The size that any Python object counts, beside its content."""
 _NUMBERS = frozenset({type(None), bool, int, float})
-COUNTED: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("EmptyImage", "EmptyLatentImage"), ("width", "height", "batch_size")),
-    **dict.fromkeys(("SolidMask", "ImageScale"), ("width", "height")),
-    **dict.fromkeys(("RepeatImageBatch", "RepeatLatentBatch"), ("amount",)),
-    "ImagePadForOutpaint": ("left", "top", "right", "bottom"),
-    "ResizeAndPadImage": ("target_width", "target_height"),
-    **dict.fromkeys(("ImageCrop", "LatentCrop", "CropMask", "ConditioningSetArea"), ("width", "height", "x", "y")),
-    **dict.fromkeys(("ImageFromBatch", "LatentFromBatch"), ("batch_index", "length")),
-    **dict.fromkeys(("LatentComposite", "LatentCompositeMasked", "ImageCompositeMasked", "MaskComposite"), ("x", "y")),
-    "SplitSigmas": ("step",),
-}
-"""Whole numbers that may exceed their declared maximum on a link, as in ComfyUI: the node checks the size that they
-request, or they are indices.
-"""
 FEWEST_DIMENSIONS = {"IMAGE": 3, "MASK": 2, "LATENT": 3}
 """Least number of dimensions by type. No node can use an empty batch of these."""
 

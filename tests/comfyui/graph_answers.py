@@ -357,8 +357,6 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
         return "ours runs what fails there"
     if what == "fails in another node":
         return "nodes that do not need each other run in another order, so another one of those that fail is the first"
-    if what == "ends in success, ours in error" and "bigger than the maximum" in ours:
-        return "a linked whole number above its maximum is refused"
     if "pixel_space" in ours:
         return "a choice that is not supported here"
     if any(name in ours and name not in theirs for name in ("dependency_cycle", "Dependency cycle")):

@@ -10,6 +10,7 @@ from dataclasses import replace
 from math import cos, pi
 from typing import Annotated, TypeAlias
 
+from serve_app.execution.size import allow_levels
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Bool, Choice, File, Float, InputType, Int
 from serve_app.nodes.sockets import CLIP, HOOK_KEYFRAMES, HOOKS
@@ -151,6 +152,7 @@ def create_hook_keyframes_interpolated(
 
     Return the keyframes before with as many, spread evenly from start to end. print_keyframes: no effect.
     """
+    allow_levels(keyframes_count)
     ease = _EASING[interpolation]
     shares = (number / (keyframes_count - 1) for number in range(keyframes_count))
     factors = [strength_start + (strength_end - strength_start) * ease(share) for share in shares]

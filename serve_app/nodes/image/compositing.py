@@ -65,7 +65,7 @@ def latent_composite(samples_to: LATENT, samples_from: LATENT, x: Pixels, y: Pix
 def _faded_edges(size: int, feather: int, at_start: bool, at_end: bool) -> Tensor:
     """Return weights (size,) that rise over feather positions from the start, and fall towards the end."""
     weights = torch.ones(max(0, size))
-    for i in range(feather):
+    for i in range(min(feather, 2 * weights.numel())):
         rate = (1.0 / feather) * (i + 1)
         if at_start:
             weights[i : i + 1] *= rate

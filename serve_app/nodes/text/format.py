@@ -135,6 +135,10 @@ def _laid_out(text: str) -> str:
 
 def _written(value: Any, indent: int) -> str:
     try:
+        if indent > 1:
+            by_one = json.dumps(value, ensure_ascii=False, indent=1)
+            indents = sum(len(row) - len(row.lstrip(" ")) for row in by_one.split("\n"))
+            allow_text(max(indent, len(by_one) + indents * (indent - 1)))
         return json.dumps(value, ensure_ascii=False, indent=indent or None)
     except (TypeError, ValueError, RecursionError) as error:
         raise NodeError(f"a {type(value).__name__} cannot be written as JSON: {error}") from error

@@ -1,9 +1,11 @@
-"""Calls node classes with their numbers at the declared maximum, under small limits, and prints what each allocated.
+"""Calls node classes with numbers as links may bring them, under small limits, and prints what each call allocated.
 
     python -m tests.unit.nodes.largest_numbers
 
-A JSON object for each class and choice: {"class": …, "tensor": bytes of the largest tensor, "arrays": peak bytes of
-arrays and other objects, "ended": how}. Memory that the process cannot have is refused to it.
+Each class gets all its numbers at the declared maximum, and each number alone far outside its range, for each choice
+that brings numbers. A JSON object for each call: {"class": …, "far": the number outside and its value, "tensor": bytes
+of the largest tensor, "arrays": peak bytes of arrays and other objects, "ended": how}. Memory that the process cannot
+have is refused to it, and a call that computes for longer than SECONDS ends as "endless".
 """
 
 from __future__ import annotations
@@ -13,9 +15,11 @@ import contextvars
 import inspect
 import json
 import resource
+import signal
 import tracemalloc
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,13 +48,19 @@ ADDRESS_BYTES = 1_000_000_000
 """More than the process has when it begins; what is allocated beyond it fails."""
 LARGEST = 10**6
 """In place of a larger maximum, or of none."""
+FAR = (10**6, 10**12, -(10**12))
+"""Numbers outside their ranges: memory for the first can be had, a loop over the second does not end."""
+SMALL = 16
+"""What numbers in the range come to at most, where their ranges allow it."""
+SECONDS = 5.0
+"""Of the process's own time, for one call."""
 IMAGE = torch.zeros(1, 8, 8, 3)
 LATENT = {"samples": torch.zeros(1, 4, 8, 8)}
 TEXT = [(torch.zeros(1, 4, 8), {})]
 BOX = {"x": 0, "y": 0, "width": LARGEST, "height": LARGEST}
 SOCKETS: Mapping[str, Any] = {
     "*": IMAGE,
-    "ARRAY": [],
+    "ARRAY": [[1], [2]],
     "AUDIO": {"waveform": torch.zeros(1, 2, 1000), "sample_rate": 8000},
     "BOOLEAN": False,
     "BOUNDING_BOX": [[BOX]],
@@ -61,7 +71,7 @@ SOCKETS: Mapping[str, Any] = {
     "COMFY_MATCHTYPE_V3": IMAGE,
     "CONDITIONING": TEXT,
     "CONTROL_NET": Recipe("controlnet", "controlnet", "a.safetensors"),
-    "DICT": {},
+    "DICT": {"a": {"b": 1}},
     "FLOATS": [1.0],
     "IMAGE": IMAGE,
     "LATENT": LATENT,
@@ -94,7 +104,13 @@ class Runtime:
         return TEXT
 
 
+NUMBERS: Mapping[str, Callable[[Any], Any]] = {"INT": int, "FLOAT": float}
+SECTIONS = ("required", "optional")
 HIDDEN: Mapping[str, Any] = {"RUNTIME": Runtime(), "UNIQUE_ID": "1", "PROMPT": {}, "EXTRA_PNGINFO": {}}
+
+
+class EndlessError(BaseException):
+    """A call has computed for too long. No node catches it."""
 
 
 class Largest(TorchDispatchMode):
@@ -109,9 +125,13 @@ class Largest(TorchDispatchMode):
         return made
 
 
+def _is_number(declared: Any) -> bool:
+    return isinstance(declared[0], str) and declared[0] in NUMBERS
+
+
 def has_numbers(declared: Any) -> bool:
     """Whether an entry of INPUT_TYPES, or one that a choice of it brings, is a number."""
-    return declared[0] in ("INT", "FLOAT") or any(
+    return _is_number(declared) or any(
         has_numbers(brought)
         for option in _options(declared)
         for brought in option["inputs"].get("required", {}).values()
@@ -137,32 +157,55 @@ def largest(declared: Any) -> Any:
     if isinstance(kind, list) or kind == "COMBO":
         choices = kind if isinstance(kind, list) else options.get("options")
         return options.get("default", next(iter(choices), "") if isinstance(choices, list) else "")
-    if kind in ("INT", "FLOAT"):
-        return (int if kind == "INT" else float)(min(options.get("max", LARGEST), LARGEST))
+    if _is_number(declared):
+        return NUMBERS[kind](min(options.get("max", LARGEST), LARGEST))
     if kind == "STRING":
         return options.get("default") or "a"
     return SOCKETS.get(kind.split(",")[0])
 
 
-def calls(types: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield a class's arguments, for each choice that brings inputs."""
-    plain: dict[str, Any] = {}
-    choosing: dict[str, list[dict[str, Any]]] = {}
-    for section in ("required", "optional"):
+def small(declared: Any) -> Any:
+    """Return a small number within its range, or a small value of another type."""
+    kind, options = declared[0], declared[1] if len(declared) > 1 else {}
+    if not _is_number(declared):
+        return largest(declared)
+    least = options.get("min", 0)
+    return NUMBERS[kind](max(least, min(options.get("default", least), options.get("max", SMALL), SMALL)))
+
+
+def calls(types: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what is far outside its range and a class's arguments, for each choice that brings inputs."""
+    hidden = {name: HIDDEN.get(kind) for name, kind in types.get("hidden", {}).items()}
+    for chosen in product(*([(name, one) for one in _options(declared)] for name, declared in _choosing(types))):
+        keys = {name: one["key"] for name, one in chosen}
+        brought = {(name, of): d for name, one in chosen for of, d in one["inputs"].get("required", {}).items()}
+        inputs = {("", name): declared for name, declared in _plain(types)} | brought
+        yield "", _arguments({place: largest(declared) for place, declared in inputs.items()}, keys) | hidden
+        within = {place: small(declared) for place, declared in inputs.items()}
+        for place, declared in inputs.items():
+            for number in FAR if _is_number(declared) else ():
+                far = {place: NUMBERS[declared[0]](number)}
+                yield f"{place[1]} {number}", _arguments(within | far, keys) | hidden
+
+
+def _arguments(values: Mapping[tuple[str, str], Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return arguments from values by (the choice that brings an input or "", its name), and the choices' keys."""
+    made: dict[str, Any] = {name: {name: key} for name, key in keys.items()}
+    for (choice, name), value in values.items():
+        (made[choice] if choice else made)[name] = value
+    return made
+
+
+def _choosing(types: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    return [(name, d) for section in SECTIONS for name, d in types.get(section, {}).items() if _options(d)]
+
+
+def _plain(types: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section in SECTIONS:
         for name, declared in types.get(section, {}).items():
-            if options := _options(declared):
-                choosing[name] = options
-            elif section == "required" or str(declared[0]).split(",")[0] in ("INT", "FLOAT", *SOCKETS):
-                plain[name] = largest(declared)
-    plain |= {name: HIDDEN.get(kind) for name, kind in types.get("hidden", {}).items()}
-    made = [plain]
-    for name, options in choosing.items():
-        brought = [
-            {name: option["key"], **{of: largest(d) for of, d in option["inputs"].get("required", {}).items()}}
-            for option in options
-        ]
-        made = [{**call, name: choice} for call in made for choice in brought]
-    yield from made
+            known = str(declared[0]).split(",")[0] in (*NUMBERS, *SOCKETS)
+            if not _options(declared) and (section == "required" or known):
+                yield name, declared
 
 
 def measured(node_class: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -178,13 +221,18 @@ def measured(node_class: Any, given: dict[str, Any]) -> dict[str, Any]:
             if inspect.isawaitable(returned):
                 asyncio.run(_awaited(returned))
 
+    signal.setitimer(signal.ITIMER_VIRTUAL, SECONDS)
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
     try:
         contextvars.copy_context().run(call)
         ended = "returned"
+    except EndlessError:
+        ended = "endless"
     except Exception as error:
         ended = f"{type(error).__name__}: {error}"[:300]
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
     return {"tensor": largest_made.nbytes, "arrays": tracemalloc.get_traced_memory()[1] - before, "ended": ended}
 
 
@@ -194,6 +242,11 @@ async def _awaited(returned: Any) -> Any:
 
 def main() -> None:
     """Measure every class whose inputs can be given."""
+
+    def stop(*_: Any) -> None:
+        raise EndlessError
+
+    signal.signal(signal.SIGVTALRM, stop)
     torch.set_num_threads(1)
     with Largest():
         torch.zeros(1) + 1  # the first such block imports much
@@ -202,11 +255,11 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (bytes_now + ADDRESS_BYTES,) * 2)
     tracemalloc.start()
     for name, types in of_numbers():
-        for call in calls(types):
+        for far, call in calls(types):
             made = measured(BUILTIN[name], call)
             if made["arrays"] > VALUE_BYTES:  # what a first call imports is not what it makes
                 made = measured(BUILTIN[name], call)
-            print(json.dumps({"class": name, **made}), flush=True)
+            print(json.dumps({"class": name, "far": far, **made}), flush=True)
 
 
 if __name__ == "__main__":
