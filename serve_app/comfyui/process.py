@@ -44,14 +44,15 @@ _TAKEN = re.compile(r"(?:address|port \d+ is) already in use|\[Errno 98\]", re.I
 class Installation:
     """A ComfyUI on this host. python None: that of a virtual environment in the directory.
 
-    models_dir: model files beside its own; mirror: those of a bucket. scratch_dir: where the folders of its processes
-    are made.
+    models_dir: model files beside its own, and those that the files extra_model_paths name; mirror: those of a bucket.
+    scratch_dir: where the folders of its processes are made.
     """
 
     directory: Path
     python: Path | None = None
     arguments: tuple[str, ...] = ()
     models_dir: Path | None = None
+    extra_model_paths: tuple[Path, ...] = ()
     mirror: ModelMirror | None = None
     scratch_dir: Path | None = None
 
@@ -114,8 +115,9 @@ class Process:
         # It makes a folder of the name "temp" in this one.
         command += ["--temp-directory", str(folder), "--user-directory", str(folder / "user")]
         command += ["--database-url", f"sqlite:///{folder}/user/comfyui.db", "--max-upload-size", str(MAX_UPLOAD_MB)]
-        if (models := _model_folders(linked.folder if linked else installation.models_dir, folder)) is not None:
-            command += ["--extra-model-paths-config", str(models)]
+        models = _model_folders(linked.folder if linked else installation.models_dir, folder)
+        for paths in (*([] if models is None else [models]), *installation.extra_model_paths):
+            command += ["--extra-model-paths-config", str(paths)]
         held, holding = os.pipe()
         try:
             process = await asyncio.create_subprocess_exec(

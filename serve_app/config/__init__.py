@@ -40,6 +40,10 @@ class AppConfig(Section):
     """Model files in a bucket, as keys or as s3://BUCKET/PREFIX; the latter uses the endpoint of an s3 store."""
     models_dir: Path = Path("models")
     """Model files; with `models`, where each host keeps its copies."""
+    extra_model_paths: tuple[Path, ...] = ()
+    """Files in the form of ComfyUI's extra_model_paths.yaml, which name further directories of models; every host reads
+    them. Not with `models`.
+    """
     models_cache_bytes: Annotated[int, Field(ge=0)] = 0
     """Limit of the copies, evicted least recently used first; 0 keeps them all."""
     model_changes: ModelChangeLimits | None = None
@@ -103,6 +107,12 @@ class AppConfig(Section):
     pools: Annotated[tuple[PoolConfig, ...], Field(min_length=1)] = (PoolConfig(name="gpu"),)
 
     @pydantic.model_validator(mode="after")
+    def _models_have_one_place(self) -> AppConfig:
+        if self.models is not None and self.extra_model_paths:
+            raise ValueError("extra_model_paths names directories, and the model files are in a bucket (models)")
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _names_are_unique(self) -> AppConfig:
         names = [pool.name for pool in self.pools]
         if SHARED in names:
@@ -160,6 +170,7 @@ class AppConfig(Section):
             pool if pool.comfyui is None else pool.model_copy(update={"comfyui": pool.comfyui.absolute()})
             for pool in self.pools
         )
+        update["extra_model_paths"] = tuple(path.expanduser().absolute() for path in self.extra_model_paths)
         if self.custom_nodes_dir is not None:
             update["custom_nodes_dir"] = self.custom_nodes_dir.expanduser().absolute()
         scheme, separator, path = self.database_url.partition("sqlite:///")

@@ -16,14 +16,15 @@ from serve_app.errors import NodeError
 from serve_app.execution.protocol import FolderChoice
 from serve_app.store.files.store import Area
 from serve_app.store.models.catalog import FOLDERS, OLD_NAMES, SUFFIXES
+from serve_app.store.models.extra_paths import ExtraPath
 
 supported_pt_extensions = {".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"}
 folder_names_and_paths: dict[str, tuple[list[str], set[str]]] = {}
 base_path = models_dir = output_directory = temp_directory = input_directory = user_directory = ""
 
 
-def place(models: Path, areas: Mapping[Area, Path], packs: Path) -> None:
-    """Set the directories. packs: the folder of node packs."""
+def place(models: Path, areas: Mapping[Area, Path], packs: Path, extra: Iterable[ExtraPath] = ()) -> None:
+    """Set the directories. packs: the folder of node packs; extra: further directories of models."""
     global base_path, models_dir, output_directory, temp_directory, input_directory, user_directory
     base_path, models_dir = str(packs.parent), str(models)
     output_directory, temp_directory, input_directory = (str(areas[area]) for area in ("output", "temp", "input"))
@@ -31,6 +32,8 @@ def place(models: Path, areas: Mapping[Area, Path], packs: Path) -> None:
     for folder, parts in FOLDERS.items():
         folder_names_and_paths[folder] = ([str(models / part) for part in parts], supported_pt_extensions)
     folder_names_and_paths["custom_nodes"] = ([str(packs)], set())
+    for path in extra:
+        add_model_folder_path(path.folder, str(path.directory), path.first)
 
 
 def map_legacy(folder_name: str) -> str:

@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,6 +36,7 @@ from serve_app.packs.routes import PackRoute
 from serve_app.packs.server import PromptServer
 from serve_app.packs.static_analysis import analyse
 from serve_app.store.files.store import Area
+from serve_app.store.models.extra_paths import ExtraPath
 
 _log = log.get("nodes.packs")
 
@@ -67,9 +68,13 @@ def load_packs(
     models_dir: Path,
     areas: Mapping[Area, Path],
     watched: Callable[[str], AbstractContextManager[object]] = nullcontext,
+    extra: Iterable[ExtraPath] = (),
 ) -> Packs:
-    """Load every pack of a folder. Runs their code, each inside the context `watched(name)`."""
-    install_modules(models_dir, areas, packs_dir)
+    """Load every pack of a folder. Runs their code, each inside the context `watched(name)`.
+
+    extra: further directories of models.
+    """
+    install_modules(models_dir, areas, packs_dir, extra)
     for missing in unmet(packs_dir):
         _log.error("the lock of the node packs asks for %s", missing)
     found = Packs()

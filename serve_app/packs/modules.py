@@ -7,7 +7,7 @@ Everything here is written from facts about ComfyUI 0.3.64's interfaces.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -41,11 +41,14 @@ from serve_app.packs.comfy_api import latest, ui
 from serve_app.packs.library import common_ksampler, library
 from serve_app.packs.saving import PreviewImage, SaveImage
 from serve_app.store.files.store import Area
+from serve_app.store.models.extra_paths import ExtraPath
 
 
-def install_modules(models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path) -> None:
+def install_modules(
+    models_dir: Path, areas: Mapping[Area, Path], packs_dir: Path, extra: Iterable[ExtraPath] = ()
+) -> None:
     """Make the modules importable, set the directories of `folder_paths`, and reset the server's routes."""
-    folder_paths.place(models_dir, areas, packs_dir)
+    folder_paths.place(models_dir, areas, packs_dir, extra)
     server.PromptServer.instance = server.PromptServer()
     for name, module in _modules().items():
         sys.modules[name] = missing.fill(module, name)

@@ -23,7 +23,7 @@ from serve_app.packs.image_files import limit_image_files
 from serve_app.packs.loading import Packs, load_packs
 from serve_app.packs.server import PromptServer
 from serve_app.replica import collector
-from serve_app.replica.files import fingerprints, open_catalog, open_store
+from serve_app.replica.files import extra_paths, fingerprints, open_catalog, open_store
 from serve_app.replica.host import gpu_count, host_stats, memory_bytes, own_limit
 from serve_app.replica.models import Models
 from serve_app.replica.runner import Runner
@@ -172,7 +172,7 @@ def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
         return exit_unless_done_within(config.pack_import_s, f"importing node pack {pack}", exit)
 
     limit_image_files(config.limits.image_pixels)
-    return load_packs(config.custom_nodes_dir, config.models_dir, config.directories, watched)
+    return load_packs(config.custom_nodes_dir, config.models_dir, config.directories, watched, extra_paths(config))
 
 
 def _threads(pool: PoolConfig, device: torch.device) -> int:

@@ -52,6 +52,7 @@ def _installation(config: AppConfig, pool: PoolConfig, comfyui: ComfyUIConfig) -
         python=comfyui.python,
         arguments=(*comfyui.arguments, *share),
         models_dir=config.models_dir if mirror is None else None,
+        extra_model_paths=config.extra_model_paths,
         mirror=mirror,
         scratch_dir=comfyui.scratch_dir,
     )

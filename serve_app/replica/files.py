@@ -15,6 +15,7 @@ from serve_app.store.files.location import Location
 from serve_app.store.files.store import FileRef, Store, WholeStore
 from serve_app.store.files.volume import Volume
 from serve_app.store.models.catalog import Catalog
+from serve_app.store.models.extra_paths import ExtraPath, directories_with, read_extra_paths
 from serve_app.store.tenants.tenants import store_of
 
 if TYPE_CHECKING:
@@ -36,8 +37,13 @@ def open_store(config: AppConfig, *, retry: bool = True) -> WholeStore:
 
 
 def open_catalog(config: AppConfig) -> Catalog:
-    """Return the catalog of model files."""
-    return Catalog(open_mirror(config) or config.models_dir)
+    """Return the catalog of model files. Errors: ConfigError for a file of extra paths that cannot be read."""
+    return Catalog(open_mirror(config) or config.models_dir, directories_with(extra_paths(config)))
+
+
+def extra_paths(config: AppConfig) -> list[ExtraPath]:
+    """Return the further directories of model files. Errors: ConfigError."""
+    return [path for file in config.extra_model_paths for path in read_extra_paths(file)]
 
 
 def open_mirror(config: AppConfig) -> Mirror | None:

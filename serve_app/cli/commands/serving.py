@@ -28,6 +28,10 @@ def up(
         ),
     ] = False,
     models_dir: Annotated[Path | None, _folder("model files in ComfyUI's folders")] = None,
+    extra_model_paths_config: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="further folders of models, as ComfyUI's extra_model_paths.yaml names them"),
+    ] = None,
     input_dir: Annotated[Path | None, _folder("uploaded files")] = None,
     output_dir: Annotated[Path | None, _folder("saved images")] = None,
     temp_dir: Annotated[Path | None, _folder("previews")] = None,
@@ -83,6 +87,7 @@ def up(
             allowed_origins=tuple(allowed_origin or ()),
             changed={
                 "models_dir": models_dir,
+                "extra_model_paths": tuple(extra_model_paths_config) if extra_model_paths_config else None,
                 "input_dir": input_dir,
                 "output_dir": output_dir,
                 "temp_dir": temp_dir,

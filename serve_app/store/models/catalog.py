@@ -76,10 +76,14 @@ _DIFFUSERS_ENDS = (".fp16.safetensors", ".safetensors")
 
 
 class Catalog:
-    """The model files of a directory, or of `files`. Errors of a bucket: StoreError."""
+    """The model files of a directory, or of `files`. Errors of a bucket: StoreError.
 
-    def __init__(self, files: Path | ModelFiles) -> None:
+    directories: of every folder, in the order in which they are searched; `extra_paths` adds absolute ones.
+    """
+
+    def __init__(self, files: Path | ModelFiles, directories: Mapping[str, tuple[str, ...]] = FOLDERS) -> None:
         self._files: ModelFiles = ModelFolder(files) if isinstance(files, Path) else files
+        self._directories_of = directories
 
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's models, sorted, subfolders with forward slashes.
@@ -174,7 +178,7 @@ class Catalog:
         Errors: InvalidSubmissionError for a name that cannot be and for what is no such file; ModelFileError for an
         unknown folder; FileExistsError; OSError; StoreError; what data raises.
         """
-        directories = self._directories(folder)
+        own_directories = [found for found in self._directories(folder) if not found.startswith("/")]
         parts = name.split("/")
         plain = all(_PLAIN.fullmatch(part) and len(part.encode(errors="replace")) <= NAME_BYTES for part in parts)
         if len(parts) > DEPTH_LIMIT or not plain:
@@ -188,15 +192,18 @@ class Catalog:
         if self._find(folder, name) is not None:
             raise FileExistsError(name)
         own = OLD_NAMES.get(folder, folder)
-        directory = own if own in directories else directories[0]
+        directory = own if own in own_directories else own_directories[0]
         try:
             self._files.put(f"{directory}/{name}", checked(data))
         except ModelFileError as error:
             raise InvalidSubmissionError(f"{_shown(folder, name)} {error}") from error
 
     def delete(self, folder: str, name: str) -> None:
-        """Remove a model file. Errors: as `path`; OSError."""
-        self._files.delete(self._existing(folder, name))
+        """Remove a model file. Errors: as `path`, also for one in an extra directory; OSError."""
+        found = self._existing(folder, name)
+        if found.startswith("/"):
+            raise ModelFileError(f"{_shown(folder, name)} is in a folder of extra_model_paths, which is only read")
+        self._files.delete(found)
 
     def fingerprint(self, folder: str, name: str) -> str:
         """Return a tag that changes with the file's content; "absent" without a file.
@@ -218,11 +225,12 @@ class Catalog:
         return found.etag if found is not None else "absent"
 
     def directories(self, folder: str) -> list[str]:
-        """Return the directories a folder is made of, below `models`: where that is, is nothing to clients.
+        """Return names for the directories a folder is made of: clients do not learn where they are on the host.
 
         Errors: ModelFileError for an unknown folder.
         """
-        return [f"models/{directory}" for directory in self._directories(folder)]
+        directories = enumerate(self._directories(folder))
+        return [f"extra/{index}" if found.startswith("/") else f"models/{found}" for index, found in directories]
 
     def directory_index(self, folder: str, name: str) -> int:
         """Return which of the folder's directories a file is read from. Errors: as `path`."""
@@ -237,7 +245,7 @@ class Catalog:
         return next((found for found in candidates if self._files.stat(found) is not None), None)
 
     def _directories(self, folder: str) -> tuple[str, ...]:
-        known = FOLDERS.get(OLD_NAMES.get(folder, folder))
+        known = self._directories_of.get(OLD_NAMES.get(folder, folder))
         if known is None:
             near = did_you_mean(folder, FOLDERS)
             raise ModelFileError(
