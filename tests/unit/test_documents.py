@@ -19,7 +19,7 @@ TEXTS = [
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
 def test_ray_is_never_started_without_a_token(path: Path):
     text = path.read_text()
-    for found in re.finditer(r"\bray start\b", text):
+    for found in re.finditer(r"\bray start(?= -)", text):
         # The block of commands that it is in, or the sentences around it.
         before, after = text[: found.start()], text[found.end() :]
         fenced = before.count("```") % 2
