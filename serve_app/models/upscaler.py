@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.files.tensor_pickle import load_tensors
+from serve_app.models.kernels.packing import replace_parameters
 from serve_app.models.tiling import Tiles, in_passes
+from serve_app.models.weights.upload import Ring, SendTensor, uploading
 from serve_app.sampling.transfer import to_device
 
 TILE = 512
@@ -71,8 +73,8 @@ class UpscalerFile:
         """Return about how many numbers the file has: its tensors are read only on loading."""
         return self.path.stat().st_size // torch.float32.itemsize
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """Return the file's network on the device, as spandrel's descriptor.
+    def load(self, device: torch.device, dtype: torch.dtype, ring: Ring | None = None) -> Any:
+        """Return the file's network on the device, as spandrel's descriptor. ring: of a GPU.
 
         Errors: ModelFileError for a file that holds more than tensors, is damaged, or is no upscaler of a known layout.
         """
@@ -89,8 +91,19 @@ class UpscalerFile:
             raise ModelFileError(
                 f"'{self.path.name}' does not map one image to one image; other upscale models are not supported"
             )
-        descriptor.to(device, dtype).eval()
+        descriptor.eval()
+        with uploading(device, ring) as send:
+            _move(descriptor.model, send, dtype)
         return descriptor
+
+
+def _move(network: nn.Module, send: SendTensor, dtype: torch.dtype) -> None:
+    """Send a network's weights and buffers, floats in a dtype."""
+    replace_parameters(network.modules(), lambda parameter: send(parameter.data, dtype))
+    for layer in network.modules():
+        for name, buffer in layer._buffers.items():
+            if buffer is not None:
+                layer._buffers[name] = send(buffer, dtype if buffer.is_floating_point() else None)
 
 
 def _tensors(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.quantization.quantized_linear import widen
+from serve_app.models.weights.upload import Ring, SendTensor, uploading
 
 ControlModule: TypeAlias = ControlNetwork | T2iNetwork
 """A network whose outputs are added inside a backbone."""
@@ -98,28 +99,33 @@ class ControlFile:
         base = (item for file in self._base for item in file.shapes.items())
         return own + sum(prod(shape) for name, shape in base if any(part in name for part in ENCODER))
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> ControlModule:
-        """Return the network on the device.
+    def load(self, device: torch.device, dtype: torch.dtype, ring: Ring | None = None) -> ControlModule:
+        """Return the network on the device. ring: of a GPU.
 
         Errors: ModelFileError for missing tensors, other shapes, or a missing base.
         """
         if self._adapter:
             with torch.device("meta"):
                 adapter = T2iNetwork(T2iSize.probe(self._tensors)).eval().requires_grad_(False)
-            self._fill(adapter, self._own(adapter.state_dict(), {}, device, dtype))
+            with uploading(device, ring) as send:
+                state = self._own(adapter.state_dict(), {}, send, dtype)
+            self._fill(adapter, state)
             return adapter
         found = self._changes()
         family = found[0] if found is not None and self.needs_base else self._unet()
-        control_net = self._empty(family)
-        wanted = control_net.state_dict()
-        state = self._own(wanted, _table(family), device, dtype)
-        if found is not None:
-            of_base = found[1].state_dict()
-            weights = {name: of_base[name].to(device, dtype) for name in of_base if name in wanted}
-            if self.needs_base:
-                state = weights | state | self._changed(weights, _table(family), device, dtype)
-            else:
-                state |= {name: state[name] + weights[name] for name in weights if name in state}
+        control_net, table = self._empty(family), _table(family)
+        wanted, of_base = control_net.state_dict(), {} if found is None else found[1].state_dict()
+        with uploading(device, ring) as send:
+            state = self._own(wanted, table, send, dtype)
+            weights = {name: send(of_base[name], dtype) for name in of_base if name in wanted}
+            low_rank = self._low_rank(weights, table, send, dtype) if self.needs_base else {}
+        if self.needs_base:
+            changed = {
+                ours: weights[ours] + (up @ down).view_as(weights[ours]) for ours, (up, down) in low_rank.items()
+            }
+            state = weights | state | changed
+        else:
+            state |= {name: state[name] + weights[name] for name in weights if name in state}
         self._fill(control_net, state)
         return control_net
 
@@ -169,7 +175,7 @@ class ControlFile:
         return names
 
     def _own(
-        self, wanted: Mapping[str, Tensor], prefixes: Mapping[str, str], device: torch.device, dtype: torch.dtype
+        self, wanted: Mapping[str, Tensor], prefixes: Mapping[str, str], send: SendTensor, dtype: torch.dtype
     ) -> dict[str, Tensor]:
         """Return the file's tensors for the network, by our names."""
         state: dict[str, Tensor] = {}
@@ -177,27 +183,27 @@ class ControlFile:
         for theirs, name in self._names.items():
             ours = _ours(name, prefixes) if prefixes else name
             if ours in wanted:
-                state[ours] = self._file.tensor(theirs).to(device, dtype)
+                state[ours] = send(self._file.unread(theirs), dtype)
             elif not name.endswith(CHANGES):
                 unknown.append(theirs)
         if unknown:
             _log.warning("%s: %d tensors are not used, '%s' first", self._where, len(unknown), unknown[0])
         return state
 
-    def _changed(
-        self, weights: Mapping[str, Tensor], prefixes: Mapping[str, str], device: torch.device, dtype: torch.dtype
-    ) -> dict[str, Tensor]:
-        """Return the backbone's weights changed by the file: weight + up @ down."""
-        changed: dict[str, Tensor] = {}
+    def _low_rank(
+        self, weights: Mapping[str, Tensor], prefixes: Mapping[str, str], send: SendTensor, dtype: torch.dtype
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the (up, down) whose product the file adds to each of the backbone's weights."""
+        found: dict[str, tuple[Tensor, Tensor]] = {}
         for theirs, name in self._names.items():
             if not name.endswith(".up"):
                 continue
             ours = _ours(f"{name.removesuffix('.up')}.weight", prefixes)
             if ours in weights:
-                up = self._file.tensor(theirs).to(device, dtype).flatten(1)
-                down = self._file.tensor(f"{theirs.removesuffix('.up')}.down").to(device, dtype).flatten(1)
-                changed[ours] = weights[ours] + (up @ down).reshape(weights[ours].shape)
-        return changed
+                down = f"{theirs.removesuffix('.up')}.down"
+                up_down = (send(self._file.unread(name), dtype).flatten(1) for name in (theirs, down))
+                found[ours] = next(up_down), next(up_down)
+        return found
 
     def _fill(self, module: ControlModule, state: dict[str, Tensor]) -> None:
         wanted = module.state_dict()

@@ -21,6 +21,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import placed, places
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.unet_patches.gligen import Gligen
+from serve_app.models.weights.upload import Ring, uploading
 
 FAMILIES: Sequence[type[DitControlFamily]] = (
     *(Sd35ControlFamily, Sd3ControlFamily, FluxControlFamily),
@@ -48,8 +49,11 @@ class SideFile:
         """Return how many numbers the network has."""
         return sum(map(prod, self._file.shapes.values()))
 
-    def load(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """Return the network on the device. Errors: ModelFileError for tensors missing or of another shape."""
+    def load(self, device: torch.device, dtype: torch.dtype, ring: Ring | None = None) -> Any:
+        """Return the network on the device. ring: of a GPU.
+
+        Errors: ModelFileError for tensors missing or of another shape.
+        """
         with torch.device("meta"):
             network = self._family.build()
         network.eval().requires_grad_(False)
@@ -61,16 +65,18 @@ class SideFile:
                 if place.name not in wanted:
                     unused.append(name)
                     continue
-                tensor = placed(self._file.tensor(name), place)
+                tensor = placed(self._file.unread(name), place)
                 if tensor.shape != wanted[place.name].shape:
                     raise tensors.unsupported(
                         f"has '{name}' of shape {self._file.shapes[name]}, expected {tuple(wanted[place.name].shape)}"
                     )
-                state[place.name] = tensor.to(device, dtype)
+                state[place.name] = tensor
         if missing := sorted(set(wanted) - set(state)):
             raise tensors.unsupported(f"lacks {len(missing)} tensors of its network, '{missing[0]}' first")
         if unused:
             _log.warning("%s: %d tensors are not used, '%s' first", self._file.where, len(unused), unused[0])
+        with uploading(device, ring) as send:
+            state = {name: send(tensor, dtype) for name, tensor in state.items()}
         network.load_state_dict(state, assign=True)
         return network
 

@@ -10,7 +10,7 @@ takes 20 ms over two rows of 8×8 on a CPU with AVX-512, plain 1 ms.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from typing import Any, Protocol, TypeAlias, TypeGuard, cast
+from typing import Any, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from serve_app.models.files.file_tensor import held
 from serve_app.models.kernels.upsampling import PackedUpsampling, Upsampling
 from serve_app.models.kernels.winograd import PackedWinograd, Winograd
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
-from serve_app.models.weights.upload import Ring, Upload
+from serve_app.models.weights.upload import Ring, SendTensor, uploading
 
 _ops: Any = torch.ops.mkldnn
 
@@ -133,15 +133,8 @@ def move_to(
 
 def upload(layers: Iterable[nn.Module], dtype: torch.dtype | None, ring: Ring, stay: Set[int] = frozenset()) -> None:
     """Upload layers' weights to a ring's device. dtype, stay: as `move_weights`."""
-    upload = Upload(ring)
-    move_weights(layers, upload.send, ring.device, dtype, stay)
-    upload.finish()
-
-
-class SendTensor(Protocol):
-    """Moves a tensor to a device, in a dtype; None: its own."""
-
-    def __call__(self, tensor: Tensor, dtype: torch.dtype | None = None, /) -> Tensor: ...
+    with uploading(ring.device, ring) as send:
+        move_weights(layers, send, ring.device, dtype, stay)
 
 
 def move_weights(

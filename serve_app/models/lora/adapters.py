@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,12 @@ class Adapter(ABC):
     def part(self, place: Place, rows: int) -> Adapter:
         """Return its effect on the part of a weight that goes to a place. rows: of the whole weight."""
         return Part(self, place, rows)
+
+    def sent(self, send: Callable[[Tensor], Tensor]) -> Adapter:
+        """Return it with `send` applied to each of its tensors."""
+        of: Any = self
+        changed: Adapter = replace(of, **{field.name: _sent(getattr(self, field.name), send) for field in fields(of)})
+        return changed
 
 
 def merged(weight: Tensor, adapters: Sequence[tuple[Adapter, float]]) -> Tensor:
@@ -242,6 +248,10 @@ class Other(Adapter):
 
     weight: Callable[[], Tensor]
 
+    def sent(self, send: Callable[[Tensor], Tensor]) -> Adapter:
+        there = send(self.weight())
+        return Other(lambda: there)
+
     def change(self, weight: Tensor, strength: float) -> Tensor:
         return (_f32(self.weight(), weight) - weight) * strength
 
@@ -277,6 +287,18 @@ class Part(Adapter):
         return change - weight if isinstance(self.whole, WeightReplacement) else change
 
 
+def _sent(value: Any, send: Callable[[Tensor], Tensor]) -> Any:
+    """Return a field of an adapter with `send` applied to its tensors."""
+    match value:
+        case Tensor():
+            return send(value)
+        case Adapter():
+            return value.sent(send)
+        case tuple():
+            return tuple(_sent(one, send) for one in value)
+    return value
+
+
 def _f32(tensor: Tensor, like: Tensor) -> Tensor:
     return to_device(tensor, like.device).to(torch.float32)
 
@@ -293,11 +315,12 @@ def _factor(parts: Tensor | tuple[Tensor, Tensor, Tensor | None], like: Tensor) 
 def _rotations(blocks: Tensor, limit: float) -> Tensor:
     """Return Cayley's orthogonal matrix (1+Q)(1−Q)⁻¹ of each block's skew part Q, whose total norm is limited."""
     skew = blocks - blocks.transpose(-1, -2)
-    norm = float(skew.norm()) + 1e-8
-    if limit > 0 and norm > limit:
-        skew = skew * limit / norm
+    if limit > 0:
+        norm = skew.norm() + 1e-8
+        skew = torch.where(norm > limit, skew * limit / norm, skew)
     identity = torch.eye(blocks.shape[-1], device=blocks.device)
-    inverse: Tensor = torch.linalg.inv(identity - skew)
+    # Always regular, so that a GPU need not be waited for to see whether it is.
+    inverse: Tensor = torch.linalg.inv_ex(identity - skew).inverse
     return (identity + skew) @ inverse
 
 

@@ -24,6 +24,7 @@ from serve_app.models.lora.slots import Pair, Slots, slots_of
 from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
 from serve_app.models.weights.deallocation import free_network
 from serve_app.models.weights.streaming import with_own_weights
+from serve_app.models.weights.upload import Ring, SendTensor, uploading
 
 Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
 """Changes of one layer: "weight" or "bias" -> its adapters with strengths, in order."""
@@ -40,6 +41,7 @@ class LoraSet:
     stack: each LoRA's adapters, by parameter of the network, and its strength. A parameter that the network lacks is
     left out. may_take: whether a number of bytes is free for merged weights. stored_as: dtype that merged weights are
     rounded to, if not the network's. bypassing: number of the stack's last LoRAs, which are added after rounding.
+    ring: the way onto the network's GPU, if it is on one.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class LoraSet:
         may_take: Callable[[int], bool] = lambda nbytes: True,
         stored_as: torch.dtype | None = None,
         bypassing: int = 0,
+        ring: Ring | None = None,
     ) -> None:
         self.key = key
         self.slots: Slots | None = None
         """Slots of the last GPU forward whose first set this was, unless another first set has taken them over."""
         self.slots_of_network = slots_of(network)
         self._may_take = may_take
+        self._ring = ring
         self._policy = MergePolicy()
         by_layer = _by_layer(stack)
         rounded = _by_layer(stack[: len(stack) - bypassing])
@@ -66,7 +70,7 @@ class LoraSet:
             base = modules.get(name)
             known = {kind: of for kind, of in changes.items() if getattr(base, kind, None) is not None}
             if base is not None and known:
-                self.layers[name] = LoraLayer(base, known, stored_as, rounded.get(name, {}))
+                self.layers[name] = LoraLayer(base, known, stored_as, rounded.get(name, {}), ring)
 
     @property
     def nbytes(self) -> int:
@@ -87,10 +91,10 @@ class LoraSet:
     def prepared(self) -> Iterator[None]:
         """Make the required form of each layer, which the first forward would otherwise wait for; yield in between."""
         left = [layer for layer in self.layers.values() if not layer.is_ready]
-        whole = [layer for layer in left if layer.thin() is None]
+        _make([layer for layer in left if layer.has_thin], LoraLayer.thin_form, self._ring)
+        whole = [layer for layer in left if not layer.has_thin]
         for first in range(0, len(whole), MERGED_AT_ONCE):
-            for layer in whole[first : first + MERGED_AT_ONCE]:
-                layer.whole()
+            _make(whole[first : first + MERGED_AT_ONCE], LoraLayer.whole_form, self._ring)
             if first + MERGED_AT_ONCE < len(whole):
                 yield
 
@@ -101,8 +105,13 @@ class LoraSet:
             return
         left = [layer for layer in self.layers.values() if not layer.is_merged]
         if alone and left and self._may_take(sum(layer.whole_bytes for layer in left)):
-            for layer in left[:MERGED_AT_ONCE]:
-                layer.whole()
+            _make(left[:MERGED_AT_ONCE], LoraLayer.whole_form, self._ring)
+
+    def merge_all(self) -> None:
+        """Merge all layers."""
+        layers = [*self.layers.values()]
+        for first in range(0, len(layers), MERGED_AT_ONCE):
+            _make(layers[first : first + MERGED_AT_ONCE], LoraLayer.whole_form, self._ring)
 
     def keep(self, slots: Slots) -> None:
         """Take over slots from their previous owner, in place of its own."""
@@ -126,14 +135,22 @@ class LoraSet:
 class LoraLayer:
     """One layer of a network with the changes of a set; its forms are made on first use.
 
-    rounded: the first of the changes, with which merged weights are rounded.
+    rounded: the first of the changes, with which merged weights are rounded. ring: as `LoraSet`.
     """
 
-    def __init__(self, base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rounded: Changes) -> None:
+    def __init__(
+        self,
+        base: nn.Module,
+        changes: Changes,
+        stored_as: torch.dtype | None,
+        rounded: Changes,
+        ring: Ring | None = None,
+    ) -> None:
         self.base = base
+        self._ring = ring
         self._changes = changes
         self._stored_as = stored_as
-        self._rounded = rounded
+        self._rounded = {kind: len(first) for kind, first in rounded.items()}
         self._pairs = _pairs(base, changes)
         self._thin: nn.Module | None = None
         self._whole: nn.Module | None = None
@@ -147,9 +164,19 @@ class LoraLayer:
         return sum(down.numel() + up.numel() for down, up, _ in self._pairs) * itemsize
 
     @property
+    def device(self) -> torch.device:
+        """The device of the layer's weights."""
+        return _parameter(self.base, "weight").device
+
+    @property
     def on_gpu(self) -> bool:
         """Whether the layer's weights are on a GPU."""
-        return _parameter(self.base, "weight").device.type == "cuda"
+        return self.device.type == "cuda"
+
+    @property
+    def has_thin(self) -> bool:
+        """Whether the changes are low-rank."""
+        return self._pairs is not None
 
     @property
     def is_ready(self) -> bool:
@@ -173,9 +200,28 @@ class LoraLayer:
 
     def thin(self) -> nn.Module | None:
         """Return the low-rank layer whose output is added to the shared one's, or None if there is none."""
-        if self._thin is None and self._pairs is not None:
-            self._thin = _thin(self.base, self._pairs)
+        if self._thin is None and self.has_thin:
+            _make([self], LoraLayer.thin_form, self._ring)
         return self._thin
+
+    def thin_form(self, send: SendTensor) -> Callable[[], None]:
+        """Send the low-rank layer's weights; return what makes the layer once they have arrived."""
+        assert self._pairs is not None, "only low-rank changes have a thin form"
+        thin = _thin(self.base, self._pairs, send)
+
+        def make() -> None:
+            self._thin = thin
+
+        return make
+
+    def whole_form(self, send: SendTensor) -> Callable[[], None]:
+        """Send the changes; return what merges them once they have arrived."""
+        there = {kind: [(a.sent(send), strength) for a, strength in own] for kind, own in self._changes.items()}
+
+        def make() -> None:
+            self._whole = _whole(self.base, there, self._stored_as, self._rounded)
+
+        return make
 
     def pair(self) -> Pair:
         """Return the matrices of the thin form, for a layer that has one and is not packed."""
@@ -184,8 +230,8 @@ class LoraLayer:
 
     def whole(self) -> nn.Module:
         """Return the layer with merged weights. Another thread may unmerge it meanwhile."""
-        if (whole := self._whole) is None:
-            whole = self._whole = _whole(self.base, self._changes, self._stored_as, self._rounded)
+        while (whole := self._whole) is None:
+            _make([self], LoraLayer.whole_form, self._ring)
         return whole
 
     def unmerge(self) -> None:
@@ -237,10 +283,23 @@ def _pairs(base: nn.Module, changes: Changes) -> list[tuple[Tensor, Tensor, floa
     return pairs or None
 
 
-def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.Module:
-    weight = _parameter(base, "weight")
-    down = torch.cat([down.to(weight.device, torch.float32) for down, _, _ in pairs])
-    up = torch.cat([up.to(weight.device, torch.float32) * factor for _, up, factor in pairs], dim=1)
+def _make(
+    layers: Sequence[LoraLayer], form: Callable[[LoraLayer, SendTensor], Callable[[], None]], ring: Ring | None
+) -> None:
+    """Make a form of layers, by its method, of changes that all go to the layers' device at once."""
+    if layers:
+        with uploading(layers[0].device, ring) as send:
+            made = [form(layer, send) for layer in layers]
+        for make in made:
+            make()
+
+
+def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]], send: SendTensor) -> nn.Module:
+    """Return the low-rank layer of pairs, which are computed here and sent in the dtype of the base's weight."""
+    dtype = _parameter(base, "weight").dtype
+    # One alone is read where it is sent from.
+    down = pairs[0][0] if len(pairs) == 1 else torch.cat([down.float() for down, _, _ in pairs])
+    up = torch.cat([up.float() * factor for _, up, factor in pairs], dim=1)
     rank, (out, *inside) = len(down), weight_shape(base)
     with torch.device("meta"):
         if inside[1:]:
@@ -250,8 +309,8 @@ def _thin(base: nn.Module, pairs: Sequence[tuple[Tensor, Tensor, float]]) -> nn.
             second: nn.Module = nn.Conv2d(rank, out, 1, bias=False)
         else:
             first, second = nn.Linear(inside[0], rank, bias=False), nn.Linear(rank, out, bias=False)
-    first.weight = nn.Parameter(down.reshape(rank, *inside).to(weight.dtype), requires_grad=False)
-    second.weight = nn.Parameter(up.reshape(out, rank, *[1] * len(inside[1:])).to(weight.dtype), requires_grad=False)
+    first.weight = nn.Parameter(send(down.reshape(rank, *inside), dtype), requires_grad=False)
+    second.weight = nn.Parameter(send(up.reshape(out, rank, *[1] * len(inside[1:])), dtype), requires_grad=False)
     return nn.Sequential(packed(first), packed(second)).eval()
 
 
@@ -267,12 +326,13 @@ def _by_layer(
     return found
 
 
-def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rounded: Changes) -> nn.Module:
+def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rounded: Mapping[str, int]) -> nn.Module:
+    """Return the layer with merged weights. rounded: by parameter, how many of its first changes are rounded."""
     layer = copy.copy(plain(with_own_weights(base)))
     layer._parameters = dict(layer._parameters)
     for kind, adapters in changes.items():
         own = _parameter(layer, kind)
-        first = rounded.get(kind, ())
+        first = adapters[: rounded.get(kind, 0)]
         weight = merged(own, first)
         if stored_as is not None and first:
             weight = weight.to(stored_as).to(own.dtype)

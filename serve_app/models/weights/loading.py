@@ -47,7 +47,7 @@ from serve_app.models.weights.dtypes import dtype_of
 from serve_app.models.weights.mixture import Adapted, Mixture, added
 from serve_app.models.weights.recipes import Change, WeightFiles
 from serve_app.models.weights.streaming import Streaming
-from serve_app.models.weights.upload import Ring
+from serve_app.models.weights.upload import Ring, uploading
 from serve_app.recipe.recipe import Part, Recipe
 from serve_app.recipe.training import Discrete, Training
 from serve_app.recipe.weights import (
@@ -178,18 +178,21 @@ class Loader:
         match file:
             case UpscalerFile():
                 # Some upscalers compute a convolution's weight during the forward, which a packed convolution lacks.
-                return replace(loaded, module=file.load(self.device, self._dtype(recipe)))
+                return replace(loaded, module=file.load(self.device, self._dtype(recipe), self._ring))
             case ControlFile() | SideFile():
                 dtype = self._side_dtype(file)
-                module: nn.Module = file.load(self.device, dtype)
+                module: nn.Module = file.load(self.device, dtype, self._ring)
                 move_to(module, self.device, dtype, self._ring)
                 return replace(loaded, module=module)
         training = file.training() if recipe.part == "backbone" else UNSAID
         mixed = mixture(recipe, files)
         dtype = self._dtype(recipe, mixed.family)
         is_text = recipe.part == "clip"
-        mixed_on = self.device if stream is None else torch.device("cpu")
-        module = mixed.build(mixed_on, self._text_dtype if is_text else dtype) if files.changes else mixed.module
+        module = mixed.module
+        if files.changes:
+            device, ring = (self.device, self._ring) if stream is None else (torch.device("cpu"), None)
+            with uploading(device, ring) as send:
+                module = mixed.build(send, self._text_dtype if is_text else dtype)
         if is_text:
             round_weights(module, self._text_dtype)
         staying = keep(module) if self._keeps(recipe) else ()
@@ -245,11 +248,20 @@ class Loader:
         stack, remarks = _stack(recipe.part, files.changes, base.family, base.module)
         stored_as = self._text_dtype if recipe.part == "clip" else None
         bypassing = sum(isinstance(change.patch, Lora) and change.patch.bypass for change in files.changes)
-        made = LoraSet(files.key, base.module, stack, may_take=may_take, stored_as=stored_as, bypassing=bypassing)
+        made = LoraSet(
+            files.key,
+            base.module,
+            stack,
+            may_take=may_take,
+            stored_as=stored_as,
+            bypassing=bypassing,
+            ring=self._ring,
+        )
         return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
 
     def merged(self, base: Loaded, loras: LoraSet) -> Loaded:
         """Return a part with a set's merged weights where the set changes it, and shared ones elsewhere."""
+        loras.merge_all()
         return replace(base, module=with_merged(base.module, loras), shared=base.module)
 
     def _keeps(self, recipe: Recipe) -> bool:

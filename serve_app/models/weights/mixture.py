@@ -20,6 +20,7 @@ from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.files.layout import origins
 from serve_app.models.lora.adapters import Adapter, merged
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
+from serve_app.models.weights.upload import SendTensor
 from serve_app.recipe.weights import Share
 
 _log = log.get("models")
@@ -92,8 +93,8 @@ class Mixture:
         """Append a change of the weights."""
         self._changes.append(change)
 
-    def build(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """Return the network with mixed tensors in place of the file's, on a device and in a dtype.
+    def build(self, send: SendTensor, dtype: torch.dtype) -> nn.Module:
+        """Return the network with mixed tensors in place of the file's, sent in a dtype.
 
         Layers with quantized weights quantize the mixed ones too.
         """
@@ -105,7 +106,7 @@ class Mixture:
             if isinstance(stored, QuantizedLinear):
                 self.module.set_submodule(owner, stored.holding(tensor))
                 continue
-            tensor = tensor.to(device, dtype)
+            tensor = send(tensor, dtype)
             layer = self.module.get_submodule(owner)
             if leaf in layer._parameters:
                 layer._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)

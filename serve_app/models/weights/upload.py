@@ -1,8 +1,12 @@
-"""Uploads weights from files to a GPU during other work: through a ring of pinned buffers, on a copy stream.
+"""The way of weights onto a GPU during other work: through pinned memory, on a copy stream (`uploading`).
 
-Several threads fill the buffers, as one alone reads no faster than a core copies. Each buffer is sent by one
-asynchronous copy, and the device scatters tensors to their places and dtypes. Weights share the memory pool of
-forwards; so copies wait for the work that was enqueued before their memory was allocated.
+Whatever is loaded takes it: models from files and from host memory, LoRAs, ControlNets, upscalers, merges. A copy from
+pageable memory would make the host wait for all forwards enqueued, once a tensor.
+
+Tensors in pinned memory are copied from there. All others go through a ring of pinned buffers. Several threads fill the
+buffers, as one alone reads no faster than a core copies. Each buffer is sent by one asynchronous copy, and the device
+scatters tensors to their places and dtypes. Weights share the memory pool of forwards; so copies wait for the work that
+was enqueued before their memory was allocated.
 """
 
 from __future__ import annotations
@@ -10,18 +14,23 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from serve_app.models.files.file_tensor import FileTensor, held
 
 BUFFER_BYTES = 32 * 2**20
 BUFFERS = 4
 """Buffers of the ring; each is filled by a thread of its own."""
 ALIGNED = 16
 """Alignment of every tensor in a buffer, in bytes, as its dtype may require."""
+PENDING_BYTES = 2**30
+"""Most bytes of host memory that tensors take which wait to be sent, but for those in files."""
 
 
 class Copies(Protocol):
@@ -122,17 +131,42 @@ class _Buffer:
     free: Callable[[], object]
 
 
-class Upload:
-    """Tensors on their way to a device. Several threads may create uploads; one at a time finishes."""
+class SendTensor(Protocol):
+    """Moves a tensor to a device, in a dtype; None: its own."""
+
+    def __call__(self, tensor: Tensor, dtype: torch.dtype | None = None, /) -> Tensor: ...
+
+
+@contextmanager
+def uploading(device: torch.device, ring: Ring | None) -> Iterator[SendTensor]:
+    """Yield a function that returns tensors on a device, whose numbers are valid once the context ends.
+
+    ring: of a GPU; without one each tensor is moved at once. Several threads may upload.
+    """
+    if ring is None:
+        yield lambda tensor, dtype=None: held(tensor.to(device, dtype or tensor.dtype))
+        return
+    upload = _Upload(ring)
+    yield upload.send
+    upload.finish()
+
+
+class _Upload:
+    """Tensors on their way to a GPU."""
 
     def __init__(self, ring: Ring) -> None:
         self._ring = ring
         self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._pending_bytes = 0
 
     def send(self, tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return the tensor on the device; its numbers are valid after `finish`. dtype: None: unchanged."""
         if tensor.device.type != "cpu":
             return tensor.to(self._ring.device, dtype or tensor.dtype)
+        if not isinstance(tensor, FileTensor):
+            self._pending_bytes += tensor.numel() * tensor.dtype.itemsize
+            if self._pending_bytes > PENDING_BYTES:
+                self.finish()
         target = torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=self._ring.device)
         turned = tensor.ndim == 2 and not tensor.is_contiguous() and tensor.mT.is_contiguous()
         if turned and tensor.shape[0] * tensor.dtype.itemsize <= self._ring.buffer_bytes:
@@ -144,7 +178,7 @@ class Upload:
 
     def finish(self) -> None:
         """Copy all tensors sent, and wait for that."""
-        pairs, self._pairs = self._pairs, []
+        pairs, self._pairs, self._pending_bytes = self._pairs, [], 0
         self._ring.copy(pairs)
 
 
@@ -157,34 +191,50 @@ class Ring:
         self._copies = copies
         self._buffers: list[_Buffer] = []
         self._landing: Tensor | None = None
+        self._lock = Lock()
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Copy tensors to their destinations on the device, and wait for that."""
-        if not pairs:
-            return
+        if pairs:
+            with self._lock:
+                self._copy(pairs)
+
+    def _copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         if self._copies is None:
             self._copies = copies_of(self.device)
         copies = self._copies
+        copies.follow()
+        try:
+            with copies.asked():
+                for source, target in pairs:
+                    if _is_direct(source, target):
+                        target.copy_(source, non_blocking=True)
+            if through := [pair for pair in pairs if not _is_direct(*pair)]:
+                self._copy_through(copies, self._landed(copies), through)
+        finally:
+            # Until then the device may still write to destinations that are freed when this fails.
+            copies.mark()()
+
+    def _landed(self, copies: Copies) -> Tensor:
+        """Return the memory of the device that buffers are sent to; on first use it and the buffers are allocated."""
         if self._landing is None:
             pinned = self.device.type == "cuda"
             memory = [torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in range(BUFFERS)]
             self._buffers = [_Buffer(buffer, lambda: None) for buffer in memory]
             with copies.enqueueing():
                 self._landing = torch.empty(self.buffer_bytes, dtype=torch.uint8, device=self.device)
-        copies.follow()
+        return self._landing
+
+    def _copy_through(self, copies: Copies, landing: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         filled: deque[tuple[Future[int], _Buffer, list[_Piece]]] = deque()
-        try:
-            with ThreadPoolExecutor(BUFFERS, "reads") as readers:
-                for number, pieces in enumerate(_loads(pairs, self.buffer_bytes)):
-                    if len(filled) == BUFFERS:
-                        self._send(copies, self._landing, *filled.popleft())
-                    buffer = self._buffers[number % BUFFERS]
-                    filled.append((readers.submit(_fill, buffer, pieces), buffer, pieces))
-                while filled:
-                    self._send(copies, self._landing, *filled.popleft())
-        finally:
-            # Until then the device may still write to destinations that are freed when this fails.
-            copies.mark()()
+        with ThreadPoolExecutor(BUFFERS, "reads") as readers:
+            for number, pieces in enumerate(_loads(pairs, self.buffer_bytes)):
+                if len(filled) == BUFFERS:
+                    self._send(copies, landing, *filled.popleft())
+                buffer = self._buffers[number % BUFFERS]
+                filled.append((readers.submit(_fill, buffer, pieces), buffer, pieces))
+            while filled:
+                self._send(copies, landing, *filled.popleft())
 
     def _send(
         self, copies: Copies, landing: Tensor, filled: Future[int], buffer: _Buffer, pieces: Sequence[_Piece]
@@ -195,6 +245,12 @@ class Ring:
             buffer.free = copies.mark()
             for source, target, at in pieces:
                 target.copy_(_view(landed, at, source))
+
+
+def _is_direct(source: Tensor, target: Tensor) -> bool:
+    """Whether a tensor is copied from where it lies: in pinned memory, as it will be."""
+    alike = source.dtype == target.dtype and source.is_contiguous()
+    return alike and not isinstance(source, FileTensor) and source.is_pinned()
 
 
 def _loads(pairs: Sequence[tuple[Tensor, Tensor]], room: int) -> Iterator[list[_Piece]]:

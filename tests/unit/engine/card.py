@@ -127,7 +127,10 @@ _WHOLE = {
 }  # fmt: skip
 """Operations that a card has a kernel for, though torch could take them apart."""
 
-_READS = {"_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
+_READS = {
+    "_local_scalar_dense", "item", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim",
+    "_linalg_check_errors",
+}  # fmt: skip
 """Operations whose result the host has to wait for."""
 
 

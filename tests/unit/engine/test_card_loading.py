@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from serve_app.models.kernels.packing import move_to
 from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
-from serve_app.models.weights.upload import BUFFERS, HostCopies, Ring, Upload
+from serve_app.models.weights.upload import BUFFERS, HostCopies, Ring, uploading
 from tests.unit.engine.card import CARD, Card
 
 BUFFER = 4096
@@ -109,9 +109,13 @@ def test_a_file_that_cannot_be_read_ends_the_load_after_the_device_has_done_what
             return super().__torch_function__(func, types, args, kwargs)
 
     copies = Slow()
-    upload = Upload(Ring(torch.device("cpu"), copies, BUFFER))
-    upload.send(torch.ones(3))
-    upload.send(torch.ones(3).as_subclass(Broken))
+    ring = Ring(torch.device("cpu"), copies, BUFFER)
+
+    def upload() -> None:
+        with uploading(ring.device, ring) as send:
+            send(torch.ones(3))
+            send(torch.ones(3).as_subclass(Broken))
+
     with pytest.raises(OSError, match="the disk is gone"):
-        upload.finish()
+        upload()
     assert copies.waited == [0]
