@@ -205,7 +205,7 @@ class Ring:
         copies = self._copies
         copies.follow()
         try:
-            with copies.asked():
+            with copies.enqueueing():
                 for source, target in pairs:
                     if _is_direct(source, target):
                         target.copy_(source, non_blocking=True)
