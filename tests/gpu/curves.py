@@ -15,7 +15,7 @@ from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.forward import EAGER, Replays
 from serve_app.models.lora.adapters import LowRank
 from serve_app.models.lora.layers import LoraSet
-from serve_app.models.weights.upload import Ring, Upload, copies_of
+from serve_app.models.weights.upload import Ring, copies_of, uploading
 from serve_app.sampling.forward import denoise
 from tests.gpu.bench import Bench, Figure
 from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, streamed, vae
@@ -49,9 +49,8 @@ def of_card(bench: Bench) -> Iterator[Figure]:
 
 
 def _upload(ring: Ring, weights: torch.Tensor) -> None:
-    upload = Upload(ring)
-    upload.send(weights)
-    upload.finish()
+    with uploading(ring.device, ring) as send:
+        send(weights)
 
 
 def of_forwards(bench: Bench) -> Iterator[Figure]:

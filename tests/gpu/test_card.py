@@ -22,7 +22,7 @@ from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.kernels.cuda_graphs import GraphRecorder
 from serve_app.models.network import LoadedNetwork
-from serve_app.models.weights.upload import Ring, Upload
+from serve_app.models.weights.upload import Ring, uploading
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
@@ -157,11 +157,11 @@ def test_a_forward_that_does_not_fit_is_learned_once():
 def test_weights_arrive_whole_while_the_card_is_busy(dtype):
     source = [torch.randn(3000, 5000), torch.randn(4000, 3000).half().t(), torch.randn(7)]
     busy = torch.randn(4096, 4096, device=CARD)
-    upload = Upload(Ring(CARD))
+    ring = Ring(CARD)
     for _ in range(20):
         busy = busy @ busy / 64
-    sent = [upload.send(tensor, dtype) for tensor in source]
-    upload.finish()
+    with uploading(CARD, ring) as send:
+        sent = [send(tensor, dtype) for tensor in source]
     for ours, wanted in zip(sent, source, strict=True):
         assert torch.equal(ours.cpu(), wanted.to(dtype))
 
