@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Generator, Hashable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from serve_app import log
 from serve_app.engine.budget import Budget
+from serve_app.engine.device_lost import is_out_of_memory
 from serve_app.engine.memory import EvictableWeights, Memory, room_bytes
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.tiling import Tiles
@@ -139,7 +139,9 @@ class Autoencoding:
             held = self._memory.allocated_bytes()
         try:
             made = to_host((model.decode if work == "decode" else model.encode)(batch, slice_pixels))
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             figures = DeviceMemoryError.figures(error)
         else:
             self._budget.answered(key, taken_pixels, None if self._memory is None else self._memory.peak_bytes() - held)
@@ -160,5 +162,7 @@ def _until_it_runs_out(tiles: Tiles) -> Generator[tuple[int, int], None, Tensor 
     """Return what tiles make, or torch's words where the device runs out of memory."""
     try:
         return (yield from tiles)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return DeviceMemoryError.figures(error)

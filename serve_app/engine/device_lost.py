@@ -1,6 +1,7 @@
-"""Errors after which a process cannot use its device any more: the CUDA context is corrupt, only a new process helps.
+"""Errors of a device: those after which a process cannot use it any more, and those for want of its memory.
 
-Every later CUDA call fails with the first error. A device that is out of memory is not lost.
+After the first every later CUDA call fails with the same error, as the context is corrupt; only a new process helps. A
+device that is out of memory is not lost.
 """
 
 from __future__ import annotations
@@ -8,22 +9,43 @@ from __future__ import annotations
 import torch
 
 _CUDA_ERROR = "CUDA error"
-"""How torch's errors of CUDA's runtime begin; those of its allocator do not."""
+"""How torch's errors of CUDA's runtime and of cuBLAS begin; those of its allocator do not."""
+_NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What such an error says where memory is lacking outside of torch's allocator."""
+_HARMLESS = (
+    # The product was refused before it ran. Source: NVIDIA, cuBLAS documentation, "cublasStatus_t".
+    "CUBLAS_STATUS_NOT_SUPPORTED",
+    "CUBLAS_STATUS_INVALID_VALUE",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUBLAS_STATUS_ARCH_MISMATCH",
+    # A capture was refused. Source: NVIDIA, CUDA runtime API, "cudaError_t".
+    "stream is capturing",
+    "during capture",
+)
+"""What such an error says where later calls work."""
 
 
 class DeviceLostError(Exception):
     """The device of this process cannot be used any more."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the device has no memory for what was asked."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return _is_of_device(error) and any(words in str(error) for words in _NO_MEMORY)
+
+
 def is_lost(error: BaseException) -> bool:
     """Whether an error means that the device is lost."""
+    return _is_of_device(error) and not any(words in str(error) for words in (*_NO_MEMORY, *_HARMLESS))
+
+
+def _is_of_device(error: BaseException) -> bool:
+    """Whether an error is one of CUDA's, and not of torch's allocator."""
     if isinstance(error, torch.OutOfMemoryError):
         return False
-    message = str(error)
-    of_device = isinstance(error, torch.AcceleratorError) or (
-        isinstance(error, RuntimeError) and _CUDA_ERROR in message
-    )
-    return of_device and "out of memory" not in message
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and _CUDA_ERROR in str(error))
 
 
 def check(error: BaseException) -> None:

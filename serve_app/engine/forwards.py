@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from serve_app.engine.budget import Budget
+from serve_app.engine.device_lost import is_out_of_memory
 from serve_app.engine.memory import MB, EvictableWeights, Memory, room_bytes
 from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.errors import DeviceMemoryError
@@ -125,7 +126,9 @@ class Forwards:
             held = self._memory.allocated_bytes()
         try:
             outputs = answered(asked)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             reason = DeviceMemoryError.figures(error)
         else:
             taken = None if self._memory is None else self._memory.peak_bytes() - held

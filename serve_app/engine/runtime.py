@@ -14,12 +14,11 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
 
-import torch
 from torch import Tensor
 
 from serve_app.config.limits import SizeLimits
 from serve_app.engine.autoencoding import Autoencoding
-from serve_app.engine.device_lost import is_lost
+from serve_app.engine.device_lost import is_lost, is_out_of_memory
 from serve_app.engine.engine import Engine
 from serve_app.engine.forwards import Counters
 from serve_app.engine.loads import Loads, PrefetchCounters
@@ -300,7 +299,9 @@ class EngineRuntime:
         while True:
             try:
                 return work()
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 figures = DeviceMemoryError.figures(error)
             # Here the error is gone, and with it what the work had made.
             if not self.weights.release():

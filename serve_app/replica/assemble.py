@@ -24,6 +24,7 @@ from serve_app.packs.loading import Packs, load_packs
 from serve_app.packs.server import PromptServer
 from serve_app.replica import collector
 from serve_app.replica.files import extra_paths, fingerprints, open_catalog, open_store
+from serve_app.replica.gpu import gpu_of
 from serve_app.replica.host import gpu_count, host_stats, memory_bytes, own_limit
 from serve_app.replica.models import Models
 from serve_app.replica.runner import Runner
@@ -91,15 +92,8 @@ def assemble(
 
 
 def device_of(pool: PoolConfig) -> torch.device:
-    """Return the device of a pool's models. Errors: ConfigError if it needs a GPU and torch finds none."""
-    if not pool.gpus or pool.device == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise ConfigError(
-            f"pool {pool.name}: num_gpus is {pool.gpus:g}, and torch finds no GPU here (torch {torch.__version__}); "
-            "`num_gpus: auto` takes one where there is one, and `device: cpu` computes on the CPU"
-        )
-    return torch.device("cuda")
+    """Return the device of a pool's models. Errors: ConfigError if it needs a GPU that is not there or not usable."""
+    return gpu_of(pool.name) if pool.gpus and pool.device != "cpu" else torch.device("cpu")
 
 
 def memory_of(pool: PoolConfig, device: torch.device) -> tuple[int, Memory | None]:
@@ -164,6 +158,15 @@ def set_arithmetic(pool: PoolConfig, device: torch.device) -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def check_dtypes(pool: PoolConfig, device: torch.device) -> None:
+    """Errors: ConfigError for a dtype that is configured and that the device lacks."""
+    try:
+        dtype_of(pool.dtype, "backbone", device)
+        dtype_of(pool.vae_dtype, "vae", device)
+    except ConfigError as error:
+        raise ConfigError(f"pool {pool.name}: {error}") from None
+
+
 def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
     if config.custom_nodes_dir is None:
         return Packs()
@@ -187,8 +190,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
     set_arithmetic(pool, device)
     budget_bytes, memory = memory_of(pool, device)
     host_bytes = host_bytes_of(pool, device)
-    dtype_of(pool.dtype, "backbone", device)
-    dtype_of(pool.vae_dtype, "vae", device)
+    check_dtypes(pool, device)
 
     def make() -> Models:
         with collector.freeze_startup_objects():

@@ -64,6 +64,15 @@ def gpu_count() -> int:
         return 0
 
 
+def driver_version() -> str:
+    """Return the version of the NVIDIA driver, or `none`."""
+    try:
+        pynvml.nvmlInit()
+        return _text(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return "none"
+
+
 def _gpu(index: int) -> Gpu:
     handle = pynvml.nvmlDeviceGetHandleByIndex(index)
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)

@@ -11,6 +11,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
+from serve_app.sampling.transfer import to_device
 from serve_app.values import TokenSampling
 
 
@@ -42,7 +43,7 @@ def next_token(
 def _penalized(logits: Tensor, sampling: TokenSampling, before: Collection[int]) -> Tensor:
     if not before or (sampling.repetition_penalty == 1.0 and not sampling.presence_penalty):
         return logits
-    at = torch.tensor(sorted(set(before)), device=logits.device)
+    at = to_device(torch.tensor(sorted(set(before))), logits.device)
     of_these = logits[:, at]
     factor = sampling.repetition_penalty
     of_these = torch.where(of_these < 0, of_these * factor, of_these / factor) - sampling.presence_penalty

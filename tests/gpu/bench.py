@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from time import perf_counter
 
 import torch
 
-from serve_app.engine.timeline import timeline_of
+from serve_app.engine.timeline import Timeline, timeline_of
 from tests.gpu.models import FULL, SMALL, Model
 from tests.parity.comfyui import ComfyUI
 
@@ -34,6 +35,11 @@ class Bench:
     small: bool
     comfyui: ComfyUI | None = None
 
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The stream that work is measured on; marks of another would say nothing of it."""
+        return timeline_of(self.device)
+
     @property
     def models(self) -> Sequence[Model]:
         return SMALL if self.small else FULL
@@ -48,13 +54,13 @@ class Bench:
 
     def seconds(self, work: Callable[[], object]) -> tuple[float, float]:
         """Return what work takes the device, and the host to ask for it, in seconds; after a first time."""
-        work()
-        timeline = timeline_of(self.device)
-        began = timeline.mark()
-        for _ in range(self.repeats):
+        with self.timeline.enqueueing():
             work()
-        asked = perf_counter()
-        ended = timeline.mark()
+            began = self.timeline.mark()
+            for _ in range(self.repeats):
+                work()
+            asked = perf_counter()
+            ended = self.timeline.mark()
         ended.wait()
         return ended.since(began) / self.repeats, (asked - began.enqueued_s) / self.repeats
 
@@ -65,15 +71,16 @@ class Bench:
             return 0.0
         held = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        work()
+        with self.timeline.enqueueing():
+            work()
         return float(torch.cuda.max_memory_allocated() - held)
 
     def kernels(self, work: Callable[[], object]) -> float:
         """Return how many kernels work launches; on a CPU, operations."""
         cuda = self.device.type == "cuda"
         activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
-        with torch.profiler.profile(activities=[activity]) as profiled:
+        with torch.profiler.profile(activities=[activity]) as profiled, self.timeline.enqueueing():
             work()
-            timeline_of(self.device).mark().wait()
+            self.timeline.mark().wait()
         kind = "CUDA" if cuda else "CPU"
         return float(sum(event.device_type.name == kind for event in profiled.events()))

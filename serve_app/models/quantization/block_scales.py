@@ -19,8 +19,8 @@ from serve_app.models.quantization.quantized_linear import QuantizedWeight
 NVFP4_BLOCK, MXFP8_BLOCK = 16, 32
 """How many inputs share a scale."""
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Values of the four-bit codes, without their sign."""
+_E2M1_BIAS = 2.0**14
+"""What an E2M1 number (a sign, two bits of exponent, one of mantissa) is more than a float16 with the same fields."""
 _EXPONENT = 23
 """Lowest bit of the exponent in a single-precision number."""
 _TILE_ROWS, _TILE_COLUMNS, _GROUP = 128, 4, 32
@@ -76,8 +76,9 @@ class Nvfp4Weight(QuantizedWeight):
         return x if self.inputs is None else x * self.inputs.to(x.dtype)
 
     def _own(self) -> Tensor:
-        codes = torch.tensor([*_E2M1, *(-number for number in _E2M1)], device=self.stored.device)
-        numbers = codes[torch.stack([self.stored >> 4, self.stored & 15], dim=-1).long()]
+        codes = torch.stack([self.stored >> 4, self.stored & 15], dim=-1).to(torch.int16)
+        # The same bits in the fields of float16; a table would be made from host memory in each forward.
+        numbers = ((codes & 8) << 12 | (codes & 7) << 9).view(torch.float16).float() * _E2M1_BIAS
         blocks = numbers.view(*self.scales.shape, NVFP4_BLOCK)
         return (blocks * (self.scale * self.scales.view(torch.float8_e4m3fn).float())[..., None]).view(self.shape)
 

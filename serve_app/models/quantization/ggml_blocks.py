@@ -6,6 +6,7 @@ for bit. Source of the formats: Gerganov and contributors, ggml; Kawrakow 2023, 
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
@@ -29,8 +30,10 @@ class BlockType(NamedTuple):
     widen: Widen
 
 
-# Values of the sixteen codes of IQ4.
 _CODES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""Values of the sixteen codes of IQ4."""
+_LOWER, _UPPER = struct.unpack("<2q", struct.pack("<16b", *_CODES))
+"""Their bytes as two numbers, which kernels take as arguments."""
 
 
 def _fields(packed: Tensor, bits: int) -> Tensor:
@@ -135,7 +138,10 @@ def _q6_k(b: Tensor) -> Tensor:
 
 
 def _coded(codes: Tensor) -> Tensor:
-    return torch.tensor(_CODES, dtype=torch.float32, device=codes.device)[codes.long()]
+    # Filled by kernels: a table from host memory would make the host wait in each forward.
+    table = torch.full((2,), _LOWER, dtype=torch.int64, device=codes.device)
+    table[1].fill_(_UPPER)
+    return table.view(torch.int8)[codes.long()].float()
 
 
 def _iq4_nl(b: Tensor) -> Tensor:

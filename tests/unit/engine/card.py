@@ -11,21 +11,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from sys import _getframe
 from threading import Lock, current_thread, local
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.unit.engine.card_order import Memory, Order, Place
+from tests.unit.engine.card_driver import Driver, Memories, name_of
+from tests.unit.engine.card_order import Memory, Order, Place, record
 
 CARD = torch.device("cuda", 0)
+Work: TypeAlias = Callable[[], Any]
+"""Does an operation on the numbers of tensors."""
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
 """What torch's own code takes the card's tensors to be on, which needs no CUDA."""
@@ -72,6 +76,10 @@ class OnCard(Tensor):
     @property
     def is_meta(self) -> bool:  # type: ignore[override]
         return False
+
+    def record_stream(self, stream: Any) -> None:
+        """Record a driver's stream, which torch's own binding does not know."""
+        record(self, name_of(stream.stream_id))
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -144,21 +152,23 @@ class _Within(local):
 class Card(TorchDispatchMode):
     """The card, as a thread has it that is inside `used`.
 
-    counts: of all threads but those that draw noise, drawing: of these.
+    counts: of all threads but those that draw noise, drawing: of these. driver: what `Driver` takes, for one that
+    torch's own Python reaches; without any, what production asks torch.cuda for is replaced.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, **driver: Any) -> None:
         super().__init__()
         self.counts = Counts()
         self.drawing = Counts()
         self.order = Order()
+        self.driver = Driver(self.order, **driver) if driver else None
         self._within = _Within()
         self._lock = Lock()
 
     @contextmanager
     def used(self) -> Iterator[Card]:
         """Let this thread use the card."""
-        with _READY, _Bindings(), self:
+        with _READY if self.driver is None else nullcontext(), _Bindings(), self:
             yield self
 
     def place(self, held: Tensor) -> OnCard:
@@ -234,22 +244,37 @@ class Card(TorchDispatchMode):
         if to_card:
             kwargs["device"] = _CPU
         wrappers = {id(leaf.held): leaf for leaf in mine}
-        made = func(*_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
-        wrapped = _mapped(made, lambda leaf: _wrapped(leaf, wrappers))
-        self._place(name, func, mine, wrapped)
+        work = partial(func, *_mapped(args, _held), **{key: _mapped(value, _held) for key, value in kwargs.items()})
+        wrapped = _mapped(work(), lambda leaf: _wrapped(leaf, wrappers))
+        self._place(name, func, mine, wrapped, work)
         return wrapped
 
-    def _place(self, name: str, func: Any, given: Sequence[OnCard], made: Any) -> None:
+    def _place(self, name: str, func: Any, given: Sequence[OnCard], made: Any, work: Work | None = None) -> None:
         """Note which memory an operation has read and written."""
         memories = {leaf.held.untyped_storage()._cdata: leaf.memory for leaf in given}
         results = [leaf for leaf in _leaves(made) if isinstance(leaf, OnCard)]
         for leaf in results:
             storage = leaf.held.untyped_storage()._cdata
-            leaf.memory = memories[storage] if storage in memories else self.order.allocated()
+            leaf.memory = memories[storage] if storage in memories else self._allocated(leaf.held)
         if not func.is_view and name not in _FREE:
             written = [leaf.memory for leaf in results if leaf.memory is not None]
             read = [leaf.memory for leaf in given if leaf.memory is not None]
             self.order.asked(name, read, written)
+            if work is not None:
+                places = [None if leaf.held.untyped_storage()._cdata in memories else leaf.held for leaf in results]
+                self._captured(work, places, read, written)
+
+    def _captured(self, work: Work, places: Sequence[Tensor | None], read: Memories, written: Memories) -> None:
+        """Have a capture take an operation in, if this thread's stream captures. work, places: as `Capture.add`."""
+        if self.driver is not None and (capture := self.driver.capture) is not None:
+            capture.add(lambda: [leaf for leaf in _leaves(work()) if isinstance(leaf, Tensor)], places, read, written)
+
+    def _allocated(self, held: Tensor) -> Memory:
+        """Return memory for numbers. Errors: torch.OutOfMemoryError."""
+        memory = self.order.allocated()
+        if self.driver is not None:
+            self.driver.allocate(memory, held.untyped_storage().nbytes())
+        return memory
 
     def _arrived(self, name: str, func: Any, leaves: Sequence[Any]) -> None:
         """See that the host reads nothing that a copy has yet to bring."""
@@ -284,6 +309,8 @@ class Card(TorchDispatchMode):
                     self._counted.kernels += 1
 
     def _stall(self, kind: str) -> None:
+        if self.driver is not None:
+            self.driver.refuse_capture()
         with self._lock:
             counts = self._counted
             setattr(counts, kind, getattr(counts, kind) + 1)
@@ -315,14 +342,16 @@ class Card(TorchDispatchMode):
             _held(target).copy_(_held(source))
             written = [target.memory] if goes and target.memory is not None else []
             place = self.order.asked(name, read, written)
+            self._captured(lambda: _held(target).copy_(_held(source)), [None], read, written)
             return target if goes else _brought(target, place, waits)
         changed = {key: value for key, value in kwargs.items() if key not in ("device", "non_blocking", "pin_memory")}
         made = torch.ops.aten._to_copy.default(_held(source), **changed)
         if not goes:
             return _brought(made, self.order.asked(name, read, []), waits)
         card = OnCard(made)
-        card.memory = self.order.allocated()
+        card.memory = self._allocated(made)
         self.order.asked(name, read, [card.memory])
+        self._captured(lambda: torch.ops.aten._to_copy.default(_held(source), **changed), [made], read, [card.memory])
         return card
 
 

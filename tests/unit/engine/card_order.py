@@ -40,7 +40,7 @@ class Place(NamedTuple):
 class Memory:
     """Of tensors of the card. home: the stream that allocated it. used: by stream, what last read or wrote it.
 
-    freed: told of it as it goes.
+    freed: told of it as it goes. nbytes, pool: what it takes of a driver's memory, and of which pool of graphs.
     """
 
     home: str
@@ -48,16 +48,23 @@ class Memory:
     written: Place | None = None
     used: dict[str, int] = field(default_factory=dict)
     recorded: set[str] = field(default_factory=set)
+    nbytes: int = 0
+    pool: tuple[int, int] | None = None
 
     def __del__(self) -> None:
         self.freed(self)
 
 
 class Order:
-    """What the card has been asked for. early: memory that was given back while another stream was to use it."""
+    """What the card has been asked for. early: memory that was given back while another stream was to use it.
+
+    default: the stream of threads that have chosen none.
+    """
 
     def __init__(self) -> None:
         self.early: list[str] = []
+        self.default = FORWARDS
+        self._looked: set[Place] = set()
         self._asked: Counter[str] = Counter()
         self._done: Counter[str] = Counter()
         # By stream: up to which number of each other it waits.
@@ -68,7 +75,7 @@ class Order:
     @property
     def stream(self) -> str:
         """The stream that this thread asks."""
-        return getattr(self._thread, "stream", FORWARDS)
+        return getattr(self._thread, "stream", self.default)
 
     @contextmanager
     def on(self, stream: str) -> Iterator[None]:
@@ -78,6 +85,10 @@ class Order:
             yield
         finally:
             self._thread.stream = earlier
+
+    def ask_from_now_on(self, stream: str) -> None:
+        """Have this thread ask a stream."""
+        self._thread.stream = stream
 
     def follow(self, place: Place) -> None:
         """Have the stream that is asked wait for a place, and for all that the place's stream waits for by now."""
@@ -124,6 +135,22 @@ class Order:
     def done(self, place: Place) -> bool:
         """Whether the host knows that a place is done."""
         return self._done[place.stream] >= place.number
+
+    def seen(self, place: Place) -> bool:
+        """Whether a place is done when the host looks, which it is at its second look; that is as good as a wait."""
+        if self.done(place):
+            return True
+        if place not in self._looked:
+            self._looked.add(place)
+            return False
+        self._looked.discard(place)
+        self.wait(place)
+        return True
+
+    def wait_for_all(self) -> None:
+        """Have the host wait for all streams."""
+        for stream in [*self._asked]:
+            self.wait(self.place(stream))
 
     def _follows(self, name: str, place: Place) -> None:
         if not self._is_ordered(self.stream, place):

@@ -9,11 +9,12 @@ from serve_app.engine.device_lost import is_lost
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
-from serve_app.errors import UnavailableError
+from serve_app.errors import DeviceMemoryError, UnavailableError
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request
 from tests.unit.engine.test_engine import together
 
 ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported"
+BLAS = "CUDA error: CUBLAS_STATUS_{} when calling `cublasGemmEx(handle, opa, opb, m, n, k)`"
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,10 @@ ILLEGAL = "CUDA error: an illegal memory access was encountered\nCUDA kernel err
         (RuntimeError("CUDA error: out of memory"), False),
         (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
         (ValueError(ILLEGAL), False),
+        (RuntimeError(BLAS.format("EXECUTION_FAILED")), True),
+        (RuntimeError(BLAS.format("NOT_SUPPORTED")), False),
+        (RuntimeError(BLAS.format("ALLOC_FAILED")), False),
+        (torch.AcceleratorError("CUDA error: operation not permitted when stream is capturing"), False),
     ],
 )
 def test_only_errors_of_the_device_itself_mean_that_it_is_lost(error, lost):
@@ -57,17 +62,25 @@ def test_an_engine_whose_device_is_lost_closes_and_answers_nothing_more(where):
     engine.close()
 
 
-def test_a_device_that_is_out_of_memory_is_not_lost():
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be"),
+        RuntimeError(BLAS.format("ALLOC_FAILED")),
+    ],
+)
+def test_a_device_that_is_out_of_memory_is_not_lost(error):
     engine = Engine(MAX_CELLS, HostTimeline())
 
     def fail(*given):
-        raise torch.OutOfMemoryError("CUDA out of memory.")
+        raise error
 
     backbone = TinyBackbone()
     backbone.answer = fail  # type: ignore[method-assign]
     struck = Trajectory(backbone, request())
     [failed, done] = together(engine, [struck, Trajectory(TinyBackbone("other"), request())])
-    assert failed.exception() is not None
+    assert isinstance(failed.exception(), DeviceMemoryError)
     assert done.exception() is None
     assert engine.alive
     engine.close()
