@@ -158,7 +158,7 @@ def _delivery(delivery: Delivery) -> dict[str, Any]:
         "attempts": delivery.attempts,
         "status": delivery.status,
         "problem": delivery.problem or None,
-        "asked_at": _moment(delivery.requested_s),
+        "asked_at": _moment(delivery.asked_s),
         "next_attempt_at": _moment(delivery.due_s) if delivery.state == "pending" else None,
         "ended_at": None if delivery.ended_s is None else _moment(delivery.ended_s),
         "payload": loads(delivery.payload),

@@ -56,7 +56,7 @@ class Webhook:
 class Delivery:
     """One event on its way to one webhook.
 
-    place: the event's cursor, the order of a job's deliveries. requested_s: since when it is to be sent. attempts: the
+    place: the event's cursor, the order of a job's deliveries. asked_s: since when it is to be sent. attempts: the
     number of tries. status, problem: the last one's HTTP status, or the reason for none.
     """
 
@@ -69,7 +69,7 @@ class Delivery:
     state: State
     attempts: int
     due_s: float
-    requested_s: float
+    asked_s: float
     ended_s: float | None
     status: int | None
     problem: str
@@ -178,7 +178,7 @@ def _row(webhook: Webhook, told: _Told, payload: str) -> dict[str, Any]:
         *(delivery_id, webhook.webhook_id, told.job_id, told.place, told.event, payload, "pending"),
         attempts=0,
         due_s=told.at_s,
-        requested_s=told.at_s,
+        asked_s=told.at_s,
         ended_s=None,
         status=None,
         problem="",
@@ -283,7 +283,7 @@ class SendAgain(TenantScoped):
     def execute(self, connection: sa.Connection) -> Delivery | None:
         """Return the delivery, None if there is none."""
         its = _are_its(self.webhook_id, self.tenant) & (DELIVERIES.c.delivery_id == self.delivery_id)
-        anew = {"state": "pending", "attempts": 0, "due_s": self.at_s, "requested_s": self.at_s, "ended_s": None}
+        anew = {"state": "pending", "attempts": 0, "due_s": self.at_s, "asked_s": self.at_s, "ended_s": None}
         connection.execute(sa.update(DELIVERIES).where(its).values(anew))
         row = connection.execute(sa.select(DELIVERIES).where(its)).first()
         if row is None:
@@ -361,7 +361,7 @@ class RecordAttempts(ServerScoped):
             came = {"state": attempt.state, "attempts": attempt.attempts, "due_s": attempt.due_s, "ended_s": ended_s}
             its = (DELIVERIES.c.delivery_id == sent.delivery_id) & (DELIVERIES.c.state == "pending")
             # A request to send it again must not be answered by the attempt in flight.
-            its &= DELIVERIES.c.requested_s == sent.requested_s
+            its &= DELIVERIES.c.asked_s == sent.asked_s
             noted = {"status": attempt.status, "problem": attempt.problem}
             connection.execute(sa.update(DELIVERIES).where(its).values(**came, **noted))
             pending = (DELIVERIES.c.webhook_id == sent.webhook_id) & (DELIVERIES.c.state == "pending")
@@ -389,7 +389,7 @@ class TidyDeliveries(ServerScoped):
 
     def execute(self, connection: sa.Connection) -> None:
         """Update and delete them."""
-        late = (DELIVERIES.c.state == "pending") & (DELIVERIES.c.requested_s < self.requested_before_s)
+        late = (DELIVERIES.c.state == "pending") & (DELIVERIES.c.asked_s < self.requested_before_s)
         failed = {"state": "failed", "ended_s": self.at_s, "problem": self.problem}
         connection.execute(sa.update(DELIVERIES).where(late).values(failed))
         connection.execute(sa.delete(DELIVERIES).where(DELIVERIES.c.ended_s < self.ended_before_s))
