@@ -1,4 +1,4 @@
-"""`ray` with a `ray start` for busy hosts, whose raylet does not end when an agent takes more than 15 s to start.
+"""`ray` for busy hosts: a raylet that it starts does not end when an agent takes more than 15 s to start.
 
 A raylet waits so long for the file in which an agent writes each of its ports, but not for a port that it is given. Of
 the four, `ray start` passes on three; --dashboard-agent-listen-port it gives to the agent alone. Written for ray 2.60
