@@ -21,7 +21,7 @@ from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.api.operator.audit import AuditLog
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
-from serve_app.deployments import metrics
+from serve_app.deployments import metrics, metrics_export
 from serve_app.deployments.handles import scheduler_client
 from serve_app.deployments.proxy import http_protocol
 from serve_app.deployments.proxy.gate import SERVES_LOGGER
@@ -92,6 +92,7 @@ class Ingress:
             pack_content=PackContent(config.custom_nodes_dir),
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None and not any(p.comfyui for p in config.pools) else self._relay,
+            metrics=metrics_export.exported,
             pools=[Pool.of(pool) for pool in config.pools],
             shared_packs=config.tenants is not None and config.tenants.shared_packs,
         )

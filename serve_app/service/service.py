@@ -98,7 +98,8 @@ class Service:
     catalog: the model files. user_data: the web page's settings and files of users. extensions: web pages of packs.
     pack_content: other files of packs for the web page. fetch: returns a preview image that a replica keeps, None if it
     is lost. relay: (pool, call) -> the id of the pool's replica that handles a call of a node pack's route, then its
-    answer; raises NotReadyError; None without packs. pools: as the planner sees them; an empty sequence means that all
+    answer; raises NotReadyError; None without packs. metrics: returns the cluster's metrics in Prometheus' text format;
+    None where nothing exports them. pools: as the planner sees them; an empty sequence means that all
     share every workflow. shared_packs: whether tenants may use what does not separate their files: pools that are a
     ComfyUI, and routes of node packs.
     """
@@ -116,6 +117,7 @@ class Service:
         pack_content: PackContent | None = None,
         fetch: Callable[[Any], Awaitable[Any]] | None = None,
         relay: Callable[[str, PackCall], AsyncGenerator[str | Piece]] | None = None,
+        metrics: Callable[[], Awaitable[str]] | None = None,
         pools: Sequence[Pool] = (),
         shared_packs: bool = False,
     ) -> None:
@@ -131,6 +133,7 @@ class Service:
         self.pack_content = pack_content or PackContent(None)
         self.fetch = fetch or _as_it_is
         self.relay = relay
+        self.metrics = metrics
         self.user_data = user_data or UserData(Path("user"))
         self._shown_jobs = JobListCache()
         self._scheduler = scheduler

@@ -66,7 +66,8 @@ def test_prometheus_sees_jobs_forwards_weights_stages_and_routes(cluster: RayClu
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed (apt-get install prometheus)")
     port = free_port()
-    scrape = {"job_name": "ray", "static_configs": [{"targets": [f"127.0.0.1:{cluster.metrics_port}"]}]}
+    # From the server's own port, where the metrics of every host come together.
+    scrape = {"job_name": "serve-app", "static_configs": [{"targets": [f"127.0.0.1:{cluster.port}"]}]}
     (tmp_path / "prometheus.yml").write_text(
         yaml.safe_dump({"global": {"scrape_interval": "1s"}, "scrape_configs": [scrape]})
     )

@@ -12,7 +12,7 @@ from serve_app.api.auth.principal import Admin, principal_of
 from serve_app.api.request import Current, query_number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
-from serve_app.errors import InvalidSubmissionError, JobMissingError, short_repr
+from serve_app.errors import InvalidSubmissionError, JobMissingError, NotReadyError, short_repr
 from serve_app.events import Event
 from serve_app.service.service import Service
 from serve_app.store.tenants.pauses import KINDS, THE_QUEUE, Pause
@@ -83,6 +83,14 @@ async def post_resume(request: Request, service: Current, _: Admin) -> Response:
 async def get_status(service: Current) -> Response:
     """Return hosts, replicas, uptime, and how many jobs run and wait."""
     return JsonResponse({**asdict(await service.cluster()), "jobs": asdict(await service.count())})
+
+
+@router.read("/metrics")
+async def get_metrics(service: Current) -> Response:
+    """Return the metrics of all hosts, in Prometheus' text format. Errors: NotReadyError where nothing exports them."""
+    if service.metrics is None:
+        raise NotReadyError("no metrics are exported here")
+    return Response(await service.metrics(), media_type="text/plain; version=0.0.4")
 
 
 @router.read("/status/{job_id}")

@@ -137,6 +137,7 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     # What is everyone's
     ("POST", "/free"): Entry("admin", body={"free_memory": True}),
     ("GET", "/status"): Entry("metrics"),
+    ("GET", "/metrics"): Entry("metrics"),
     ("GET", "/object_info"): own(),
     ("GET", "/object_info/{node_class}"): own("/object_info/Load"),
     **{
