@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from serve_app.nodes.registry import specs
-from tests.parity import taesd_cases, tiled_cases
+from tests.parity import pixel_space_cases, taesd_cases, tiled_cases
 from tests.parity import wan_workflows as wan_workflows_cases
 from tests.parity.audio_cases import CASES as SOUNDS
 from tests.parity.audio_cases import described, sound
@@ -227,6 +227,12 @@ def taesd(comfyui: ComfyUI) -> None:
         _save("taesd", comfyui.workflows(taesd_cases.CASES, Path(models)))
 
 
+def pixel_space(comfyui: ComfyUI) -> None:
+    """Make pixel_space.npz."""
+    with TemporaryDirectory() as models:
+        _save("pixel_space", comfyui.workflows(pixel_space_cases.CASES, Path(models)))
+
+
 def _levels(comfyui: ComfyUI, given: Mapping[str, Any], asked: Any) -> dict[str, np.ndarray]:
     with TemporaryDirectory() as folder:
         np.savez(Path(folder) / "given.npz", **given)
@@ -251,7 +257,7 @@ def conditioning(comfyui: ComfyUI) -> None:
 
 
 _MAKERS = (
-    *(mini15, sd15, nodes_tiled, taesd, model_sampling, conditioning),
+    *(mini15, sd15, nodes_tiled, taesd, pixel_space, model_sampling, conditioning),
     *(samplers, grid, flow_grid, flow_runs, sampler_options, wan_workflows),
     *(nodes, sounds, media, files, texts, generations),
 )

@@ -43,7 +43,7 @@ def test_one_of_sixteen_channels_is_found_by_its_name(tmp_path, name, latents):
         own = {n.removeprefix(f"{half}."): t for n, t in tensors.items() if n.startswith(half)}
         save_file(own, tmp_path / "vae_approx" / f"{name}_{half}.safetensors")
     catalog = Catalog(tmp_path)
-    assert catalog.names("vae") == [name]
+    assert catalog.choices("vae") == [name, "pixel_space"]
     recipe = vae_loader(name)
     vae = cpu_weights(catalog).vae(recipe)
     assert vae.family == Taesd(latents)

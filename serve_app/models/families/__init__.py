@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
+from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.families.autoencoders.wan import WanVae
@@ -56,7 +57,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, Wan, Wan22),
 )
-VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, Taesd)
+VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, Taesd, PixelSpace)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -100,6 +101,7 @@ __all__ = [
     "OmniGen2",
     "PixArt",
     "PixArtAlpha",
+    "PixelSpace",
     "QwenImage",
     "QwenImage21",
     "QwenImage21Vae",

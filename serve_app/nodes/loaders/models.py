@@ -221,7 +221,7 @@ def quadruple_clip_loader(
 
 @node("VAELoader", "Load VAE", category="model/loaders", function="load_vae")
 def vae_loader(vae_name: Annotated[str, File("vae")]) -> VAE:
-    """A VAE in a file of its own, or a TAESD in its two files."""
+    """A VAE in a file of its own, a TAESD in its two files, or pixels as they are."""
     if vae_name in TINY_VAES:
         return tiny_vae(vae_name)
     return Recipe("vae", "vae", vae_name)

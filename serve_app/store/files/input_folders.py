@@ -20,7 +20,7 @@ def choices(store: Store, catalog: Catalog, folder: str) -> list[str]:
     """Return the choices from a folder of the catalog, from "input" for uploaded files, or from INPUT_FOLDERS."""
     if folder == INPUT_FOLDERS:
         return input_folders(store)
-    return sorted(store.names("input")) if folder == "input" else catalog.names(folder)
+    return sorted(store.names("input")) if folder == "input" else catalog.choices(folder)
 
 
 def input_folders(store: Store) -> list[str]:

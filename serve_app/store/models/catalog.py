@@ -60,6 +60,9 @@ NO_MODELS = (
 
 TINY_VAES = ("taesd", "taesdxl", "taesd3", "taef1", "taef2")
 """VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
+PIXEL_SPACE = "pixel_space"
+"""The VAE of models that work on pixels. Its file comes with the server."""
+_PIXEL_SPACE_FILE = Path(__file__).with_name("pixel_space.safetensors")
 
 DIFFUSERS_PARTS: Mapping[str, tuple[str, ...]] = {
     "backbone": ("unet/diffusion_pytorch_model",),
@@ -88,23 +91,30 @@ class Catalog:
     def names(self, folder: str) -> list[str]:
         """Return the names of a folder's models, sorted, subfolders with forward slashes.
 
-        They are its files; in "diffusers" the folders with a model's parts; in "vae" the TAESDs beside the files.
-        Errors: ModelFileError for a folder the layout does not have.
+        They are its files; in "diffusers" the folders with a model's parts. Errors: ModelFileError for a folder the
+        layout does not have.
         """
         suffixes = (DIFFUSERS_MARK,) if folder == "diffusers" else _suffixes(folder)
         found = {name for directory in self._directories(folder) for name in self._files.names(directory, suffixes)}
         if folder == "diffusers":
             found = {name.removesuffix(f"/{DIFFUSERS_MARK}") for name in found if "/" in name}
-        elif folder == "vae":
-            halves = set(self.names("vae_approx"))
-            found |= {n for n in TINY_VAES if {f"{n}_encoder.safetensors", f"{n}_decoder.safetensors"} <= halves}
         return sorted(found)
+
+    def choices(self, folder: str) -> list[str]:
+        """Return what a loader offers of a folder: its models, and VAEs that are no file there. Errors: as `names`."""
+        if folder != "vae":
+            return self.names(folder)
+        halves = set(self.names("vae_approx"))
+        tiny = (n for n in TINY_VAES if {f"{n}_encoder.safetensors", f"{n}_decoder.safetensors"} <= halves)
+        return [*self.names(folder), *tiny, PIXEL_SPACE]
 
     def path(self, folder: str, name: str) -> Path:
         """Return the path of a model file on this host; one in a bucket is fetched if needed.
 
         Errors: ModelFileError for a file that is absent or of another format.
         """
+        if (folder, name) == ("vae", PIXEL_SPACE):
+            return _PIXEL_SPACE_FILE
         return self._files.path(self._existing(folder, name))
 
     def sibling(self, folder: str, name: str) -> Path | None:
@@ -152,7 +162,7 @@ class Catalog:
         return found
 
     def _absent(self, folder: str, name: str) -> ModelFileError:
-        near = did_you_mean(name, self.names(folder))
+        near = did_you_mean(name, self.choices(folder))
         return ModelFileError(f"{_shown(folder, name)} is not in {self._files}{near}")
 
     def paths(self, folder: str, name: str, part: str) -> list[Path]:
@@ -216,6 +226,8 @@ class Catalog:
         """Return every file of a model, None for one that is absent."""
         if folder == "diffusers":
             return [found for part in DIFFUSERS_PARTS for found in self._diffusers(name, part)]
+        if (folder, name) == ("vae", PIXEL_SPACE):
+            return []
         if folder == "vae" and name in TINY_VAES:
             return [self._find("vae_approx", f"{name}_{half}.safetensors") for half in ("encoder", "decoder")]
         return [self._find(folder, name)]

@@ -167,6 +167,7 @@ _VAES = (
     _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),
     _lacking("Stable Audio", "decoder.layers.1.layers.0.beta"),
     _known("Stable Diffusion, Flux.1 and Flux.2", "decoder.conv_in.weight"),
+    _known("pixels", "pixel_space_vae"),
 )
 
 _PATCHES = (

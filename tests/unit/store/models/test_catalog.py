@@ -105,9 +105,10 @@ def test_a_taesd_is_a_vae_once_both_of_its_halves_are_there(tmp_path: Path) -> N
     catalog = Catalog(tmp_path)
     put(tmp_path / "vae/own.safetensors")
     put(tmp_path / "vae_approx/taesd_encoder.safetensors")
-    assert catalog.names("vae") == ["own.safetensors"]
+    assert catalog.choices("vae") == ["own.safetensors", "pixel_space"]
     put(tmp_path / "vae_approx/taesd_decoder.safetensors")
-    assert catalog.names("vae") == ["own.safetensors", "taesd"]
+    assert catalog.choices("vae") == ["own.safetensors", "taesd", "pixel_space"]
+    assert catalog.names("vae") == ["own.safetensors"]
     before = catalog.fingerprint("vae", "taesd")
     put(tmp_path / "vae_approx/taesd_decoder.safetensors", b"other")
     assert catalog.fingerprint("vae", "taesd") != before
