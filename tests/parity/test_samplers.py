@@ -44,14 +44,9 @@ another processor, whose library rounds exp and log otherwise: by 3e-4 between t
 ROUNDED = {
     ("flow", "ddpm", "exponential", 6): 2e-4,
     ("flow", "ddpm", "kl_optimal", 12): 3e-4,
-    ("flow", "uni_pc_bh2", "exponential", 6): 2e-4,
     ("flux", "ddpm", "exponential", 6): 2e-2,
     ("flux", "ddpm", "kl_optimal", 12): 2e-2,
     ("flux", "deis", "karras", 5): 1e-3,
-    ("flux", "uni_pc", "exponential", 4): 3e-4,
-    ("flux", "uni_pc", "karras", 20): 5e-2,
-    ("flux", "uni_pc_bh2", "exponential", 6): 4e-3,
-    ("flux", "uni_pc_bh2", "karras", 4): 3e-4,
 }
 """Runs over a flow's levels below 0.003, where ComfyUI's sigma² + 1 has few digits in single precision: its formulas of
 `ddpm` and `deis` in double precision are ours to 1e-7 and 1e-4."""

@@ -30,7 +30,7 @@ def uni_pc(x: Latents, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order:
     levels[-1] = levels[-1] or LOWEST
     rounded = [_rounded(level) for level in levels]
     steps = len(levels) - 1
-    history: list[Latents] = [(yield Evaluation(x, levels[0], step=0))]
+    history = [_through_noise(x, (yield Evaluation(x, levels[0], step=0)), rounded[0] / levels[0])]
     if steps == 1:
         return x * sqrt((1 + levels[1] ** 2) / (1 + levels[0] ** 2))
     for i in range(1, steps + 1):
@@ -54,7 +54,8 @@ def uni_pc(x: Latents, sigmas: Tensor, *, variant: Literal["bh1", "bh2"], order:
             rho = np.linalg.solve(np.array(matrix)[:-1, :-1], b[:-1])
             x = base - combined(differences, map(float, rho * b_h))
         if i < steps:
-            denoised: Latents = yield Evaluation(x, levels[i], step=i, kept=(base,))
+            answer: Latents = yield Evaluation(x, levels[i], step=i, kept=(base,))
+            denoised = _through_noise(x, answer, rounded[i] / levels[i])
             rho = np.array([0.5]) if p == 1 else np.linalg.solve(matrix, b)
             x = base - combined([*differences, denoised - history[0]], map(float, rho * b_h))
             history = [denoised, *history][:order]
@@ -69,6 +70,14 @@ def unipc_on_flow(function: Callable[..., Sampler], _levels: Interpolation) -> C
         return reached if float(sigmas[-1]) else reached / (1 - LOWEST)
 
     return run
+
+
+def _through_noise(x: Latents, denoised: Latents, ratio: float) -> Latents:
+    """Return what ComfyUI's formulas take for denoised: x less its noise at the rounded level, not at the level itself.
+
+    ratio: the rounded level over the level.
+    """
+    return denoised + (x - denoised) * (1 - ratio)
 
 
 def _rounded(sigma: float) -> float:
