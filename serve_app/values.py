@@ -67,12 +67,24 @@ class Texts:
     skip_empty: bool = False
 
 
+SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
+"""The place of an image in a text that Qwen's models read."""
+
+EDIT_TEMPLATE = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
+    "that meets the user's requirements while maintaining consistency with the original input where appropriate."
+    "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""The prompt template that Qwen-Image-Edit was trained with. Source: Wu et al. 2025, arXiv:2508.02324."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class IllustratedText:
     """A text with images (1,H,W,3) in 0…1 for the encoder, one for each <|image_pad|> of its template.
 
-    template: the text replaces {} in it; None: the encoder's default. placed: the model reads the images itself, and
-    the conditioning says their positions instead of having their features; not for all encoders.
+    template: the text replaces {} in it, if the encoder has templates; None: the encoder's own. placed: the model reads
+    the images itself, and the conditioning says their positions instead of having their features; not for all encoders.
     """
 
     text: str

@@ -34,7 +34,7 @@ from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers.vocabularies import packaged
-from serve_app.nodes.conditioning.qwen import SEEN, TEMPLATE
+from serve_app.values import EDIT_TEMPLATE, SEEN
 from tests.parity.figures import GOLDEN
 
 AWKWARD: list[str] = json.loads((GOLDEN / "text_prompts.json").read_text())
@@ -225,8 +225,8 @@ CASES: Mapping[str, TextCase] = {
         texts=(
             *_SOME,
             "<|im_start|>user\nof my own",
-            {"text": "make it (red:1.2)", "images": [[60, 100]], "template": TEMPLATE.replace("{}", f"{SEEN}{{}}")},
-            {"text": f"a {SEEN} b {SEEN} c", "images": [[150, 230], [20, 31]], "template": TEMPLATE},
+            {"text": "make it (red:1.2)", "images": [[60, 100]], "template": None},
+            {"text": f"a {SEEN} b {SEEN} c", "images": [[150, 230], [20, 31]], "template": EDIT_TEMPLATE},
         ),
         tower={"hidden_size": 80, "num_layers": 9, "num_heads": 1, "intermediate_size": 96},
         every=5,

@@ -12,18 +12,7 @@ from serve_app.nodes.image.match_size import resize
 from serve_app.nodes.inputs import Text
 from serve_app.nodes.sockets import CLIP, CONDITIONING, IMAGE, RUNTIME, VAE
 from serve_app.sampling.guidance.conditioning import with_options
-from serve_app.values import IllustratedText
-
-SEEN = "<|vision_start|><|image_pad|><|vision_end|>"
-"""Where an image stands in a text."""
-
-TEMPLATE = (
-    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
-    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
-    "that meets the user's requirements while maintaining consistency with the original input where appropriate."
-    "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-)
-"""The prompt template that Qwen-Image-Edit was trained with. Source: Wu et al. 2025, arXiv:2508.02324."""
+from serve_app.values import EDIT_TEMPLATE, SEEN, IllustratedText
 
 _PIXELS, _SEEN_PIXELS = 1024 * 1024, 384 * 384
 Prompt: TypeAlias = Annotated[str, Text(multiline=True, dynamicPrompts=True)]
@@ -40,8 +29,7 @@ async def text_encode_qwen_image_edit(
     if image is None:
         return await runtime.encode_text(clip, prompt)
     seen = _of_size(image, _PIXELS)[..., :3]
-    text = IllustratedText(prompt, (seen,), TEMPLATE.replace("{}", f"{SEEN}{{}}"))
-    conditioning = await runtime.encode_text(clip, text)
+    conditioning = await runtime.encode_text(clip, IllustratedText(prompt, (seen,)))
     if vae is None:
         return conditioning
     return with_options(conditioning, reference_latents=[await runtime.encode(vae, seen)])
@@ -64,7 +52,7 @@ async def text_encode_qwen_image_edit_plus(
     given = {i: image for i, image in enumerate((image1, image2, image3), 1) if image is not None}
     pictures = "".join(f"Picture {i}: {SEEN}" for i in given)
     seen = tuple(_of_size(image, _SEEN_PIXELS)[..., :3] for image in given.values())
-    conditioning = await runtime.encode_text(clip, IllustratedText(pictures + prompt, seen, TEMPLATE))
+    conditioning = await runtime.encode_text(clip, IllustratedText(pictures + prompt, seen, EDIT_TEMPLATE))
     if vae is None or not given:
         return conditioning
     references = [await runtime.encode(vae, _of_size(image, _PIXELS, 8)[..., :3]) for image in given.values()]

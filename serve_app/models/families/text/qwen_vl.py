@@ -28,9 +28,10 @@ from serve_app.models.tokenizers import Tokenizer, qwen
 from serve_app.models.tokenizers.prompt import Weighted
 from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
-from serve_app.values import Conditioning, IllustratedText, Text
+from serve_app.values import EDIT_TEMPLATE, SEEN, Conditioning, IllustratedText, Text
 
 _USER = "<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+_EDITS = EDIT_TEMPLATE.replace("{}", f"{SEEN}{{}}")
 _SYSTEM = "<|im_start|>system\n"
 
 QWEN_IMAGE = PromptFormat(
@@ -179,8 +180,11 @@ class QwenVlEncoder(QwenImageEncoder):
         ]
 
     def illustrated(self, text: IllustratedText, stop_at: int | None) -> tuple[Tensor, dict[str, Any]]:
-        """Return the conditioning of a text with images. Errors: NodeError for a file without a tower."""
-        return self.entry(self.seeing(text, stop_at)[0])
+        """Return the conditioning of a text with images, by default one image to edit.
+
+        Errors: NodeError for a file without a tower.
+        """
+        return self.entry(self.seeing(replace(text, template=text.template or _EDITS), stop_at)[0])
 
     def seeing(self, text: IllustratedText, stop_at: int | None) -> tuple[Encoded, list[tuple[int, int]]]:
         """Encode a text with images; also return each image's span of tokens. Errors: NodeError without a tower."""

@@ -48,8 +48,8 @@ class PromptFormat:
     taps: tuple[int, ...] = ()
 
     def around(self, text: str, template: str | None = None) -> str:
-        """Return a text in the template."""
-        return (template or self.template).replace("{}", text)
+        """Return a text in a template, None: its own. A format without one ignores others, as ComfyUI's do."""
+        return (self.template if template is None or self.template == "{}" else template).replace("{}", text)
 
     def framed(self, tokens: Weighted, padding: T5Padding | None) -> Weighted:
         """Return a text's tokens with special tokens and padding."""

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import ModelFileError, NodeError
+from serve_app.models.families.text.gemma import LUMINA
 from serve_app.models.families.text.generation import Generation
 from serve_app.models.families.text.qwen import KLEIN, Z_IMAGE, Krea2Encoder
 from serve_app.models.families.text.t5 import MASKED, UNPADDED
@@ -85,6 +86,11 @@ def test_an_encoder_that_sees_no_images_reads_the_text_beside_them(root):
     clip = cpu_weights(Catalog(root)).clip(Recipe("clip", "text_encoders", "t5.safetensors"))
     (illustrated,), (plain,) = clip.encode([IllustratedText("a", (torch.zeros(1, 8, 8, 3),)), "a"])
     torch.testing.assert_close(illustrated[0], plain[0])
+
+
+def test_only_an_encoder_with_a_template_reads_texts_in_another() -> None:
+    assert Z_IMAGE.around("a", "<{}>") == "<a>"
+    assert UNPADDED.around("a", "<{}>") == LUMINA.around("a", "<{}>") == "a"
 
 
 def test_krea_2s_encoder_which_sees_images_in_comfyui_refuses_them():

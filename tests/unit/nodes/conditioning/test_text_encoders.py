@@ -8,12 +8,7 @@ import torch
 
 from serve_app.errors import NodeError
 from serve_app.graph.dynamic import opened
-from serve_app.nodes.conditioning.qwen import (
-    SEEN,
-    TEMPLATE,
-    text_encode_qwen_image_edit,
-    text_encode_qwen_image_edit_plus,
-)
+from serve_app.nodes.conditioning.qwen import text_encode_qwen_image_edit, text_encode_qwen_image_edit_plus
 from serve_app.nodes.conditioning.text_encoders import (
     SYSTEM_PROMPTS,
     clip_text_encode_flux,
@@ -26,7 +21,7 @@ from serve_app.nodes.registry import specs
 from serve_app.nodes.text.generate import text_generate
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import T5Padding
-from serve_app.values import GenerationRequest, Texts, TokenSampling
+from serve_app.values import EDIT_TEMPLATE, SEEN, GenerationRequest, Texts, TokenSampling
 
 CLIP = Recipe("clip", "text_encoders", "a.safetensors")
 VAE = Recipe("vae", "vae", "v.safetensors")
@@ -95,7 +90,7 @@ async def test_an_image_to_edit_is_seen_and_referred_to_at_about_a_megapixel():
     image = torch.rand(1, 300, 500, 4)
     options = await said(text_encode_qwen_image_edit(CLIP, "make it red", ORACLE, vae=VAE, image=image))
     assert options["asked"].text == "make it red"
-    assert options["asked"].template == TEMPLATE.replace("{}", f"{SEEN}{{}}")
+    assert options["asked"].template is None
     (seen,) = options["asked"].images
     assert seen.shape == (1, 793, 1322, 3)
     assert torch.equal(options["reference_latents"][0], seen)
@@ -106,9 +101,9 @@ async def test_several_images_are_numbered_as_they_are_linked_and_seen_small():
     images = {"image1": torch.rand(1, 300, 500, 3), "image3": torch.rand(1, 64, 64, 3)}
     options = await said(text_encode_qwen_image_edit_plus(CLIP, "join them", ORACLE, vae=VAE, **images))
     assert options["asked"].text == f"Picture 1: {SEEN}Picture 3: {SEEN}join them"
-    assert options["asked"].template == TEMPLATE
+    assert options["asked"].template == EDIT_TEMPLATE
     assert [tuple(seen.shape) for seen in options["asked"].images] == [(1, 297, 496, 3), (1, 384, 384, 3)]
     assert [tuple(r.shape) for r in options["reference_latents"]] == [(1, 792, 1320, 3), (1, 1024, 1024, 3)]
     none = await said(text_encode_qwen_image_edit_plus(CLIP, "a fox", ORACLE, vae=VAE))
-    assert (none["asked"].images, none["asked"].template) == ((), TEMPLATE)
+    assert (none["asked"].images, none["asked"].template) == ((), EDIT_TEMPLATE)
     assert "reference_latents" not in none
