@@ -10,7 +10,6 @@ not come back in time.
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
@@ -18,10 +17,11 @@ from typing import Any, Protocol, cast
 
 import ray
 import ray.actor
-from ray import cloudpickle
 from ray.exceptions import RayActorError, RayTaskError
 
-from serve_app.deployments.rpc import Connection, DisconnectedError, UnpicklableError
+from serve_app.deployments.codec import UnsendableError
+from serve_app.deployments.rpc import Connection, DisconnectedError
+from serve_app.deployments.verbs import CALLED, VERBS
 from serve_app.errors import NotReadyError
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
@@ -31,6 +31,8 @@ from serve_app.scheduler.protocol.messages import ReplicaInfo, SchedulerForRepli
 
 NAME = "scheduler"
 NAMESPACE = "serve_app"
+OF_SERVE = "serve"
+"""The namespace of Serve's replicas."""
 SPECS_S = 5.0
 PATIENCE_S = 15.0
 """How long a call waits for a restarting scheduler."""
@@ -42,33 +44,24 @@ OF_RAY = (ray.ObjectRef, ray.actor.ActorHandle)
 """Types that only Ray can transfer."""
 
 
-def own_actor() -> bytes:
-    """Return a handle of this process's actor, pickled, since unpickling imports the modules of the actor's class."""
-    return cloudpickle.dumps(ray.get_runtime_context().current_actor)  # type: ignore[no-any-return]
+def own_actor() -> str:
+    """Return the name of this process's actor, which is a replica of Serve's."""
+    return str(ray.get_runtime_context().get_actor_name())
 
 
 class SchedulerVerbs(SchedulerClient, SchedulerForReplicas, Protocol):
     """Both protocols of the scheduler."""
 
 
-def scheduler_client(me: bytes = b"") -> SchedulerVerbs:
+def scheduler_client(me: str = "") -> SchedulerVerbs:
     """Return a client of the scheduler's actor. me: a replica's `own_actor`, so that its death is noticed."""
     return cast(SchedulerVerbs, SchedulerHandle(me))
-
-
-SIGNATURES = {
-    name: inspect.signature(verb)
-    for protocol in (SchedulerClient, SchedulerForReplicas)
-    for name, verb in vars(protocol).items()
-    if inspect.iscoroutinefunction(verb)
-}
-"""The verbs of both protocols, with their signatures."""
 
 
 class SchedulerHandle:
     """Forwards verbs to the actor by name; those defined here do more. `scheduler_client` adds the types."""
 
-    def __init__(self, me: bytes = b"") -> None:
+    def __init__(self, me: str = "") -> None:
         self._me = me
         self._connection: tuple[Any, Connection] | None = None
         self._connecting: asyncio.Task[tuple[Any, Connection]] | None = None
@@ -77,8 +70,9 @@ class SchedulerHandle:
         self._routes_at_s = float("-inf")
 
     def __getattr__(self, verb: str) -> Callable[..., Coroutine[Any, Any, Any]]:
-        if (signature := SIGNATURES.get(verb)) is None:
+        if verb not in CALLED:
             raise AttributeError(f"the scheduler has no verb {verb!r}")
+        signature = CALLED[verb].signature
 
         def call(*arguments: Any, **named: Any) -> Coroutine[Any, Any, Any]:
             bound = signature.bind(self, *arguments, **named)
@@ -135,7 +129,7 @@ class SchedulerHandle:
         actor, connection = await self._connected()
         try:
             return await connection.call(method, *arguments)
-        except UnpicklableError:
+        except UnsendableError:
             return await _by_ray(actor, connection, method, arguments)
 
     async def _connected(self) -> tuple[Any, Connection]:
@@ -155,7 +149,7 @@ async def _connect() -> tuple[Any, Connection]:
         actor = await asyncio.to_thread(ray.get_actor, NAME, NAMESPACE)
         async with asyncio.timeout(ADDRESS_S):
             address = await actor.address.remote()
-        return actor, await Connection.open(address, OF_RAY)
+        return actor, await Connection.open(address, VERBS, OF_RAY)
     except (RayActorError, ValueError, OSError, TimeoutError) as error:
         raise DisconnectedError(type(error).__name__) from error
 

@@ -1,30 +1,28 @@
-"""Calls from one process to another over a TCP connection: a number, a method and its arguments, pickled in a frame.
+"""Calls from one process to another over a TCP connection: a number, a verb and its arguments in a frame.
 
 What the scheduler is asked, by every ingress and replica, goes this way: a call of Ray's costs several times as much on
 either side. Frames of one turn of the event loop leave in one write. Knows no Ray and no scheduler.
 
-A pickle is code, so nothing is read of a peer before it has proved that it knows the server's key (a challenge answered
-by HMAC, RFC 2104). The traffic itself is as open as Ray's own.
+Frames are MessagePack of declared types (`verbs.py`, `codec.py`), and nothing is read of a peer before it has proved
+that it knows the server's key (a challenge answered by HMAC, RFC 2104). The traffic itself is as open as Ray's own.
 """
 
 from __future__ import annotations
 
 import asyncio
-import copyreg
 import hashlib
 import hmac
-import io
 import itertools
-import operator
-import pickle
 import secrets
 import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, NoReturn, TypeAlias, cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 from serve_app import log
+from serve_app.deployments.codec import Encoder, UndeclaredError, UnsendableError, decode
+from serve_app.deployments.verbs import Verb, pack_error, unpack_error
 
 _log = log.get("deployments.rpc")
 
@@ -38,15 +36,11 @@ LOOK_S = 3.0
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}
 """A host that is cut off closes no connection: seconds until the kernel asks, between asking, and how often."""
 PING = ""
-"""The method of pings."""
+"""The verb of pings."""
 
 
 class DisconnectedError(ConnectionError):
     """The connection has ended before the call was answered; whether the call was carried out is not known."""
-
-
-class UnpicklableError(TypeError):
-    """Arguments or an answer that must not be sent over this connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,9 +52,12 @@ class Address:
     key: bytes
 
 
-RpcFrame: TypeAlias = tuple[Any, ...]
-"""A call: (number, or None for one that is not answered, method, arguments). An answer: (number, whether it is an
-error, value or error)."""
+ANSWERED, FAILED, UNSENDABLE = 0, 1, 2
+"""The outcomes of a call: its answer; its error; an answer that this connection must not carry.
+
+A frame of a caller's is [number, verb, packed arguments], with None for the number of a call that is not answered; one
+of a server's [number, outcome, packed answer or error].
+"""
 
 
 class Peer(asyncio.Protocol, ABC):
@@ -68,10 +65,10 @@ class Peer(asyncio.Protocol, ABC):
 
     def __init__(self, forbidden: Iterable[type]) -> None:
         self.ended = asyncio.Event()
-        self._reducers = _Reducers({**copyreg.dispatch_table, **dict.fromkeys(forbidden, _refuse)})
+        self._encode = Encoder(forbidden)
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
-        self._leaving: list[memoryview] = []
+        self._leaving: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's is one too, though not by class.
@@ -85,28 +82,26 @@ class Peer(asyncio.Protocol, ABC):
             end = begin + LENGTH_BYTES + int.from_bytes(self._received[begin : begin + LENGTH_BYTES], "big")
             if len(self._received) < end:
                 break
-            with memoryview(self._received) as view, view[begin + LENGTH_BYTES : end] as frame:
-                content = pickle.loads(frame)
+            frame = bytes(self._received[begin + LENGTH_BYTES : end])
             begin = end
-            self.take(content)
+            try:
+                self.take(decode(frame))
+            except UndeclaredError as error:
+                _log.warning("a peer that sent what is no frame was cut off: %s", error)
+                self.close()
+                return
         del self._received[:begin]
 
     @abstractmethod
-    def take(self, frame: RpcFrame) -> None:
-        """Do what a frame asks for."""
+    def take(self, frame: Any) -> None:
+        """Do what a frame asks for. Errors: UndeclaredError for what is none."""
 
-    def send(self, frame: RpcFrame) -> None:
-        """Let a frame go with whatever else this turn of the loop sends. Errors: what pickling it raises."""
-        buffer = io.BytesIO()
-        buffer.write(bytes(LENGTH_BYTES))
-        pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
-        pickler.dispatch_table = self._reducers
-        pickler.dump(frame)
-        content = buffer.getbuffer()
-        content[:LENGTH_BYTES] = (len(content) - LENGTH_BYTES).to_bytes(LENGTH_BYTES, "big")
+    def send(self, frame: tuple[Any, ...]) -> None:
+        """Let a frame go with whatever else this turn of the loop sends. Errors: UnsendableError."""
+        content = self._encode(frame)
         if not self._leaving:
             asyncio.get_running_loop().call_soon(self._leave)
-        self._leaving.append(content)
+        self._leaving += (len(content).to_bytes(LENGTH_BYTES, "big"), content)
 
     def _leave(self) -> None:
         frames, self._leaving = self._leaving, []
@@ -157,27 +152,37 @@ class _Served(Peer):
             self._proved = True
         super().data_received(data)
 
-    def take(self, frame: RpcFrame) -> None:
-        number, method, arguments = frame
-        if method == PING:
-            self.send((number, False, None))
-            return
-        call = asyncio.get_running_loop().create_task(self._answer(number, method, arguments))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
+    def take(self, frame: Any) -> None:
+        match frame:
+            case [int(number), str(name), []] if name == PING:
+                self.send((number, ANSWERED, None))
+            case [int() | None as number, str(name), list(packed)]:
+                call = asyncio.get_running_loop().create_task(self._answer(number, name, packed))
+                self._calls.add(call)
+                call.add_done_callback(self._calls.discard)
+            case _:
+                raise UndeclaredError("a call is [number, verb, arguments]")
 
-    async def _answer(self, number: int | None, method: str, arguments: tuple[Any, ...]) -> None:
+    async def _answer(self, number: int | None, name: str, packed: list[Any]) -> None:
         try:
-            answer = (number, False, await self._server.call(self, method, arguments))
+            answer = ANSWERED, await self._answered(name, packed)
         except Exception as error:
-            answer = (number, True, error)
+            answer = FAILED, pack_error(error)
         if number is None:
             return
         try:
-            self.send(answer)
+            self.send((number, *answer))
+        except UnsendableError as error:
+            self.send((number, UNSENDABLE, str(error)))
         except Exception as error:
-            why = error if isinstance(error, UnpicklableError) else UnpicklableError(f"{method}: {error!r}")
-            self.send((number, True, why))
+            self.send((number, FAILED, pack_error(error)))
+
+    async def _answered(self, name: str, packed: list[Any]) -> Any:
+        """Return the packed answer to a call. Errors: the verb's; UndeclaredError."""
+        if (verb := self._server.verbs.get(name)) is None:
+            raise UndeclaredError(f"there is no verb {name!r}")
+        arguments = verb.unpack(packed)
+        return verb.pack_answer(arguments, await self._server.call(self, name, arguments))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -188,15 +193,19 @@ class _Served(Peer):
 
 
 class RpcServer:
-    """Answers calls: call(the caller's connection, method, arguments).
+    """Answers calls of verbs: call(the caller's connection, verb, arguments).
 
-    forbidden: types that must not be pickled; an answer with one is UnpicklableError to its caller.
+    forbidden: types that must not be sent; an answer with one is UnsendableError to its caller.
     """
 
     def __init__(
-        self, call: Callable[[Peer, str, tuple[Any, ...]], Awaitable[Any]], forbidden: Iterable[type] = ()
+        self,
+        call: Callable[[Peer, str, tuple[Any, ...]], Awaitable[Any]],
+        verbs: Mapping[str, Verb],
+        forbidden: Iterable[type] = (),
     ) -> None:
         self.call = call
+        self.verbs = verbs
         self.forbidden = tuple(forbidden)
         self.key = secrets.token_bytes(CHALLENGE_BYTES)
         self.connections: set[_Served] = set()
@@ -218,9 +227,10 @@ class RpcServer:
 class Connection(Peer):
     """A caller's side; `open` makes one. Calls are answered in any order."""
 
-    def __init__(self, key: bytes, forbidden: Iterable[type]) -> None:
+    def __init__(self, key: bytes, verbs: Mapping[str, Verb], forbidden: Iterable[type]) -> None:
         super().__init__(forbidden)
         self._key = key
+        self._verbs = verbs
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
@@ -228,9 +238,9 @@ class Connection(Peer):
         self._look: asyncio.TimerHandle | None = None
 
     @classmethod
-    async def open(cls, address: Address, forbidden: Iterable[type] = ()) -> Connection:
+    async def open(cls, address: Address, verbs: Mapping[str, Verb], forbidden: Iterable[type] = ()) -> Connection:
         """Connect and prove that the key is known. Errors: OSError, TimeoutError."""
-        connection = cls(address.key, forbidden)
+        connection = cls(address.key, verbs, forbidden)
         try:
             async with asyncio.timeout(PROVE_S):
                 await asyncio.get_running_loop().create_connection(lambda: connection, address.host, address.port)
@@ -240,28 +250,28 @@ class Connection(Peer):
             raise
         return connection
 
-    async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method and return its answer. Errors: what the method raises; UnpicklableError; DisconnectedError."""
+    async def call(self, name: str, *arguments: Any) -> Any:
+        """Call a verb and return its answer. Errors: its own; UndeclaredError; UnsendableError; DisconnectedError."""
         if self.ended.is_set():
             raise DisconnectedError("the connection has ended")
-        number = next(self._numbers)
+        number, verb = next(self._numbers), self._verbs[name]
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.send((number, method, arguments))
+        self.send((number, name, verb.pack(arguments)))
         self._waiting[number] = answer
         if self._look is None:
             self._silent_looks = 0
             self._look = asyncio.get_running_loop().call_later(LOOK_S, self._see)
         try:
-            return await answer
+            return verb.unpack_answer(arguments, await answer)
         finally:
             self._waiting.pop(number, None)
 
-    def tell(self, method: str, *arguments: Any) -> None:
-        """Call a method without waiting for an answer or error; the call may be lost with the connection. Errors:
-        UnpicklableError.
+    def tell(self, name: str, *arguments: Any) -> None:
+        """Call a verb without waiting for an answer or error; the call may be lost with the connection. Errors:
+        UndeclaredError, UnsendableError.
         """
         if not self.ended.is_set():
-            self.send((None, method, arguments))
+            self.send((None, name, self._verbs[name].pack(arguments)))
 
     def data_received(self, data: bytes) -> None:
         self._silent_looks = 0
@@ -276,15 +286,18 @@ class Connection(Peer):
             self._transport.write(_proof(self._key, challenge))
             self._ready.set_result(None)
 
-    def take(self, frame: RpcFrame) -> None:
-        number, failed, value = frame
-        answer = self._waiting.get(number)
+    def take(self, frame: Any) -> None:
+        match frame:
+            case [int(number), int(outcome), content]:
+                answer = self._waiting.get(number)
+            case _:
+                raise UndeclaredError("an answer is [number, outcome, content]")
         if answer is None or answer.done():
             return
-        if failed:
-            answer.set_exception(value)
+        if outcome == ANSWERED:
+            answer.set_result(content)
         else:
-            answer.set_result(value)
+            answer.set_exception(UnsendableError(content) if outcome == UNSENDABLE else unpack_error(content))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -304,31 +317,8 @@ class Connection(Peer):
             self.close()
             return
         self._silent_looks += 1
-        self.send((-1, PING, ()))
+        self.send((-1, PING, []))
         self._look = asyncio.get_running_loop().call_later(LOOK_S, self._see)
-
-
-class _Reducers(dict[type, Callable[[Any], Any]]):
-    """How objects are pickled, by their type: a table of the pickler's own, which asks it once for each object.
-
-    A frozen dataclass with slots, as nearly all that goes this way is, goes as a call of its class: Python's own way
-    looks for its fields by name, at each object and on both sides, which takes as long as all else of a frame.
-    """
-
-    def __missing__(self, kind: type) -> Callable[[Any], Any]:
-        if not _is_its_arguments(kind):
-            raise KeyError(kind)
-        values = operator.attrgetter(*(field.name for field in fields(kind)))
-        one = len(fields(kind)) == 1
-        reduce = self[kind] = lambda value: (kind, (values(value),) if one else values(value))
-        return reduce
-
-
-def _is_its_arguments(kind: type) -> bool:
-    """Whether a class makes an equal object of the values of its fields, in their order, and does nothing else."""
-    if not is_dataclass(kind) or "__slots__" not in vars(kind) or hasattr(kind, "__post_init__"):
-        return False
-    return bool(fields(kind)) and all(field.init and not field.kw_only for field in fields(kind))
 
 
 def _proof(key: bytes, challenge: bytes) -> bytes:
@@ -340,7 +330,3 @@ def _keep_alive(connection: socket.socket) -> None:
     for option, value in KEEPALIVE.items():
         if (number := getattr(socket, option, None)) is not None:  # not every system has each
             connection.setsockopt(socket.IPPROTO_TCP, number, value)
-
-
-def _refuse(value: object) -> NoReturn:
-    raise UnpicklableError(f"a {type(value).__name__} cannot go by this connection")

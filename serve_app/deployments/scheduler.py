@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +18,10 @@ from ray.exceptions import RayActorError
 from serve_app import __version__, log
 from serve_app.config import AppConfig
 from serve_app.deployments import metrics
-from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY
+from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY, OF_SERVE
 from serve_app.deployments.process import clock
 from serve_app.deployments.rpc import Address, Peer, RpcServer
+from serve_app.deployments.verbs import VERBS
 from serve_app.deployments.webhook_sender import WebhookSenderHandle
 from serve_app.graph.plan import Pool
 from serve_app.limits import REFUSALS
@@ -74,7 +74,7 @@ class SchedulerEndpoint:
 
     def __init__(self, config: AppConfig) -> None:
         self.config = config
-        self._server = RpcServer(self._answer, OF_RAY)
+        self._server = RpcServer(self._answer, VERBS, OF_RAY)
         self._listening: asyncio.Task[Address] | None = None
         self._callers: dict[str, Peer] = {}
         self._called_s = time.monotonic()
@@ -82,7 +82,7 @@ class SchedulerEndpoint:
         self._succession = Succession(self._made)
         self._tasks: list[asyncio.Task[None]] = []
         self._pulses: dict[str, asyncio.Task[None]] = {}
-        self._actors: dict[str, bytes] = {}
+        self._actors: dict[str, str] = {}
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of SchedulerClient or SchedulerForReplicas."""
@@ -128,7 +128,7 @@ class SchedulerEndpoint:
             yield from metrics.tenant_figures(scheduler.status.tenant_loads())
             yield from metrics.limit_figures(scheduler.status.use(), REFUSALS)
 
-    async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: bytes) -> int:
+    async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: str) -> int:
         epoch = await scheduler.registry.join(info, specs, host)
         if earlier := self._pulses.pop(info.replica_id, None):
             earlier.cancel()
@@ -136,7 +136,7 @@ class SchedulerEndpoint:
         self._pulses[info.replica_id] = asyncio.create_task(self._pulse(scheduler, info.replica_id, actor))
         return epoch
 
-    async def _pulse(self, scheduler: Scheduler, replica_id: str, packed: bytes) -> None:
+    async def _pulse(self, scheduler: Scheduler, replica_id: str, name: str) -> None:
         """Detect the death of a replica's process: a call to a dead actor fails at once, one to a busy actor waits.
 
         No calls are made while the replica's connection is open.
@@ -147,10 +147,10 @@ class SchedulerEndpoint:
                 await caller.ended.wait()
             try:
                 # Not before: it brings the actor's class, with all of Serve, into this process.
-                actor = actor or await asyncio.to_thread(pickle.loads, packed)
+                actor = actor or await asyncio.to_thread(ray.get_actor, name, OF_SERVE)
                 await actor.__ray_ready__.remote()
                 await asyncio.sleep(PULSE_S)
-            except RayActorError:
+            except (RayActorError, ValueError):  # ValueError: no actor has this name any more
                 self._actors.pop(replica_id, None)
                 self._callers.pop(replica_id, None)
                 await scheduler.registry.lost(replica_id)
@@ -158,8 +158,8 @@ class SchedulerEndpoint:
 
     def _end_actor(self, replica_id: str) -> None:
         """Kill the process of a silent replica, so that Serve replaces it."""
-        if packed := self._actors.pop(replica_id, None):
-            asyncio.get_running_loop().run_in_executor(None, lambda: ray.kill(pickle.loads(packed)))
+        if name := self._actors.pop(replica_id, None):
+            asyncio.get_running_loop().run_in_executor(None, lambda: ray.kill(ray.get_actor(name, OF_SERVE)))
 
     async def _exit_when_done(self) -> None:
         while not self._retired.is_set() and (left_s := self._called_s + ORPHANED_S - time.monotonic()) > 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,10 @@ class BadLink:
     value: Any
 
 
+InputValue: TypeAlias = Annotated[Any, Link, BadLink]
+"""The value of an input: a constant, which is any JSON value, or one of these classes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """The origin of a node that another one made.
@@ -37,14 +41,14 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One node: its class and inputs, each a constant (any JSON value), a Link, or a BadLink, which is refused.
+    """One node: its class and inputs, each a constant, a Link, or a BadLink, which is refused.
 
     fingerprint: the result of its class's IS_CHANGED; part of the node's signature.
     """
 
     id: str
     class_type: str
-    inputs: Mapping[str, Any]
+    inputs: Mapping[str, InputValue]
     fingerprint: Any = None
 
     def links(self) -> Iterator[tuple[str, Link]]:

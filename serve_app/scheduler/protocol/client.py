@@ -1,6 +1,7 @@
 """The ingress's protocol with the scheduler: submissions, jobs as clients see them, feeds, the queue.
 
-Plain data that pickles. The protocol between scheduler and replicas is in `messages.py`.
+Plain data, which goes between processes by the types that are declared here (`deployments/codec.py`). The protocol
+between scheduler and replicas is in `messages.py`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """The protocol between the scheduler and its replicas: messages to a replica, and its reports.
 
-Plain data that pickles. The machine decides. The ingress's protocol is in `client.py`.
+Plain data, which goes between processes by the types that are declared here (`deployments/codec.py`). The machine
+decides. The ingress's protocol is in `client.py`.
 """
 
 from __future__ import annotations

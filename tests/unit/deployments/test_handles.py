@@ -12,8 +12,12 @@ import ray
 from serve_app.deployments import handles, replica
 from serve_app.deployments.handles import SchedulerHandle
 from serve_app.deployments.rpc import Address, Peer, RpcServer
+from serve_app.deployments.verbs import VERBS
 from serve_app.errors import NotReadyError
+from serve_app.graph.plan import TaskId
 from serve_app.graph.spec import NodeSpec
+from serve_app.scheduler.protocol.client import QueueCount
+from serve_app.scheduler.protocol.messages import Deliver, Exported, NodePreviewed
 
 PATIENCE_S = 60.0
 
@@ -45,12 +49,12 @@ class Actor:
         self.called = asyncio.Event()
         self.answers: dict[str, Any] = {}
         self.address, self.call = Method(self._address), Method(self._by_ray)
-        self._server = RpcServer(self._by_connection, [Reference])
+        self._server = RpcServer(self._by_connection, VERBS, [Reference])
 
     async def die(self) -> None:
         self.lives += 1
         self._server.close()
-        self._server = RpcServer(self._by_connection, [Reference])
+        self._server = RpcServer(self._by_connection, VERBS, [Reference])
         await asyncio.sleep(0)
 
     def close(self) -> None:
@@ -72,7 +76,7 @@ class Actor:
         await self.release.wait()
         if life != self.lives:
             await asyncio.Event().wait()
-        return self.answers.get(method, life)
+        return QueueCount(life, 0) if method == "count" else self.answers.get(method)
 
 
 @pytest.fixture
@@ -87,7 +91,7 @@ async def actor(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Actor]:
 
 async def asked(handle: SchedulerHandle) -> Any:
     """Call it; the answer is the life that has given it."""
-    return await handle.count()
+    return (await handle.count()).running
 
 
 async def test_a_call_whose_scheduler_died_is_made_again_to_the_next_one(actor: Actor) -> None:
@@ -112,15 +116,17 @@ async def test_calls_share_a_connection(actor: Actor) -> None:
 async def test_what_only_ray_may_carry_goes_by_ray(actor: Actor) -> None:
     handle = SchedulerHandle()
     actor.release.set()
-    await handle.report("replica", 1, [Reference()], None)
+    await handle.report("replica", 1, [Exported("signature", [Reference()])], None)
     assert actor.calls == [("ray", 1, "report")]
-    actor.answers["poll"] = [(1, Reference())]
+    actor.answers["poll"] = [(1, Deliver("signature", [Reference()]))]
     assert await handle.poll("replica", 1, 0) == actor.answers["poll"]
     assert actor.calls[1:] == [("connection", 1, "poll"), ("ray", 1, "poll")]
 
 
 async def test_a_call_by_ray_whose_scheduler_died_unsaid_is_made_again(actor: Actor) -> None:
-    call = asyncio.create_task(SchedulerHandle().report("replica", 1, [Reference()], None))
+    call = asyncio.create_task(
+        SchedulerHandle().report("replica", 1, [NodePreviewed(TaskId("job", 0, 1), "1", [Reference()])], None)
+    )
     await actor.called.wait()
     await actor.die()
     actor.release.set()
