@@ -2,7 +2,7 @@
 
 configs/cluster.yaml → the RayService's serveConfigV2, as it is, with its files in a bucket, and with a pool that is a
 ComfyUI; the metric table →
-docs/metrics.md and the Grafana dashboard.
+docs/metrics.md and the Grafana dashboard; the alerts of Prometheus → the operator's PrometheusRule.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from serve_app.deployments.metrics import METRICS, Metric
 
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "configs" / "cluster.yaml"
+MONITORING = ROOT / "k8s" / "components" / "monitoring"
 
 SECTIONS = {
     "Jobs": ("serve_app_job", "serve_app_queue", "serve_app_nodes"),
@@ -100,6 +101,7 @@ def files() -> dict[Path, str]:
     return {
         ROOT / "docs" / "metrics.md": table(),
         ROOT / "k8s" / "base" / "grafana-dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
+        MONITORING / "prometheusrule.yaml": prometheus_rule((MONITORING / "rules.yaml").read_text()),
         ROOT / "k8s" / "base" / "serve-config.yaml": patch(config),
         ROOT / "k8s" / "overlays" / "s3" / "serve-config.yaml": patch(saying(IN_BUCKET, config)),
         ROOT / "k8s" / "overlays" / "comfyui" / "serve-config.yaml": patch(config + COMFYUI),
@@ -124,6 +126,17 @@ def patch(config: str) -> str:
         Dumper=Dumper,
         sort_keys=False,
     )
+
+
+def prometheus_rule(rules: str) -> str:
+    """Return a rule file of Prometheus as the operator's kind."""
+    manifest = {
+        "apiVersion": "monitoring.coreos.com/v1",
+        "kind": "PrometheusRule",
+        "metadata": {"name": "serve-app", "namespace": "serve-app"},
+        "spec": yaml.safe_load(rules),
+    }
+    return "# Made by k8s/generate.py from rules.yaml.\n" + yaml.safe_dump(manifest, sort_keys=False, width=120)
 
 
 class Text(str):

@@ -6,11 +6,12 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
 
-from k8s.generate import RATIOS, SERVE, dashboard, files
+from k8s.generate import MONITORING, RATIOS, SERVE, dashboard, files
 from serve_app.deployments.metrics import METRICS
 
 
@@ -39,6 +40,72 @@ def test_prometheus_can_read_every_expression(tmp_path):
     done = subprocess.run(["promtool", "check", "rules", str(path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(rules)} rules found" in done.stdout
+
+
+ALERTED = [
+    ("ServeAppAway", {}, "1h"),
+    ("ServeAppQueueIsOld", {"ray_serve_app_queue_oldest_seconds": "1000x60"}, "30m"),
+    (
+        "ServeAppJobsFail",
+        {
+            'ray_serve_app_jobs_ended_total{state="error"}': "0+4x60",
+            'ray_serve_app_jobs_ended_total{state="success"}': "0+6x60",
+        },
+        "30m",
+    ),
+    ("ServeAppNoReplica", {'ray_serve_app_tasks{pool="gpu",state="waiting"}': "3x60"}, "30m"),
+    ("ServeAppForwardsFail", {'ray_serve_app_forward_failures_total{pool="gpu"}': "0+1x60"}, "30m"),
+    ("ServeAppLimitIsFull", {'ray_serve_app_limit_use{limit="max_queue"}': "0.95x60"}, "30m"),
+    (
+        "ServeAppAnswersErrors",
+        {
+            'ray_serve_num_http_requests_total{status_code="200"}': "0+60x60",
+            'ray_serve_num_http_requests_total{status_code="500"}': "0+60x60",
+        },
+        "30m",
+    ),
+    (
+        "ServeAppDiskIsFull",
+        {
+            'ray_node_disk_free{NodeAddress="10.0.0.1"}': "5x60",
+            'ray_node_disk_usage{NodeAddress="10.0.0.1"}': "95x60",
+        },
+        "30m",
+    ),
+]
+"""Alerts, with series that set each off: a value a minute."""
+
+
+def test_each_alert_fires_on_its_cause_and_on_no_other(tmp_path: Path) -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("promtool is not installed (apt-get install prometheus)")
+    rules = yaml.safe_load((MONITORING / "rules.yaml").read_text())
+    names = [rule["alert"] for group in rules["groups"] for rule in group["rules"]]
+    assert names == [name for name, *_ in ALERTED]
+    known = {metric.exported for metric in METRICS} | {name for name, *_ in SERVE}
+    used = set(re.findall(r"ray_\w+", (MONITORING / "rules.yaml").read_text()))
+    assert {name for name in used - known if not name.startswith("ray_node_disk_")} == set()
+    healthy = {"ray_serve_app_jobs": "0x60", 'ray_serve_app_replicas{pool="other"}': "1x60"}
+    tests = []
+    for name, series, at in ALERTED:
+        given = series if name == "ServeAppAway" else healthy | series
+        tests.append(
+            {
+                "interval": "1m",
+                "input_series": [{"series": key, "values": values} for key, values in given.items()],
+                "promql_expr_test": [
+                    {
+                        "expr": 'count by (alertname) (ALERTS{alertstate="firing"})',
+                        "eval_time": at,
+                        "exp_samples": [{"labels": f'{{alertname="{name}"}}', "value": 1}],
+                    }
+                ],
+            }
+        )
+    path = tmp_path / "tests.yaml"
+    path.write_text(yaml.safe_dump({"rule_files": [str(MONITORING / "rules.yaml")], "tests": tests}))
+    done = subprocess.run(["promtool", "test", "rules", str(path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_panels_lie_beside_each_other_and_have_ids_of_their_own():

@@ -54,11 +54,11 @@ def test_every_core_object_is_valid_to_the_last_field(overlay):
     assert {o["kind"] for o in core} >= {"Namespace", "StatefulSet", "Ingress", "NetworkPolicy", "PodDisruptionBudget"}
     for manifest in core:
         kubernetes_validate.validate(manifest, VERSION, strict=True)
-    # Only what no schema is at hand for is left; the PodMonitor's kind is the Prometheus operator's, which many lack.
+    # Only what no schema is at hand for is left; the other kinds are the Prometheus operator's, which many lack.
     others = [
         {o["kind"] for o in rendered(overlay, *added)} - {o["kind"] for o in core} for added in ([], ["monitoring"])
     ]
-    assert others == [{"RayService"}, {"RayService", "PodMonitor"}]
+    assert others == [{"RayService"}, {"RayService", "PodMonitor", "PrometheusRule"}]
 
 
 def test_the_example_secrets_are_valid_and_have_every_key_that_pods_ask_for():
