@@ -11,7 +11,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
-from serve_app.engine.memory import CELL_BYTES
+from serve_app.models.weights.memory_plan import CELL_BYTES
 
 KEYS_KEPT = 256
 """Of how many keys the limit is kept."""

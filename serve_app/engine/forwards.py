@@ -16,10 +16,11 @@ from torch import Tensor
 
 from serve_app.engine.budget import Budget
 from serve_app.engine.device_lost import is_out_of_memory
-from serve_app.engine.memory import MB, EvictableWeights, Memory, room_bytes
+from serve_app.engine.memory import EvictableWeights, Memory, room_bytes
 from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.errors import DeviceMemoryError
 from serve_app.log import get
+from serve_app.models.weights.memory_plan import MB
 from serve_app.sampling.forward import Piece, answered, denoised_by
 from serve_app.sampling.lazy_sum import Latents
 

@@ -84,7 +84,7 @@ class SamplingRun:
 
     def requirements(self) -> Need:
         """Return all weights that the run needs at once. It opens files. Errors: ModelFileError."""
-        return self._weights.need(*self._needed(self._backbone))
+        return self._weights.need(*self._needed(self._backbone), activation_bytes=self._activation_bytes)
 
     def prepare(self, hold: Hold) -> Beginning:
         """Return schedule, noise and first latents. Errors: NodeError for an unknown sampler or schedule."""
@@ -156,8 +156,16 @@ class SamplingRun:
 
     @cached_property
     def _backbone(self) -> Recipe:
-        """The guider's backbone; one that streams where not all weights fit."""
-        return self._weights.fitted(*self._needed(self._guider.backbone))
+        """The guider's backbone; one that streams where not all weights fit beside its forwards."""
+        return self._weights.fitted(*self._needed(self._guider.backbone), activation_bytes=self._activation_bytes)
+
+    @cached_property
+    def _activation_bytes(self) -> int:
+        """What a forward of one of its rows takes of the device, beside weights."""
+        request = self._request
+        return self._weights.activation_bytes(
+            self._guider.backbone, request.latents, self._guider.conds, request.factor
+        )
 
     @cached_property
     def _backbones(self) -> tuple[Recipe, ...]:

@@ -11,13 +11,14 @@ import torch
 from serve_app import log
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
-from serve_app.engine.memory import MB, CardMemory, Memory, card_share, host_weights_bytes, offload_bytes
+from serve_app.engine.memory import CardMemory, Memory
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
 from serve_app.execution.time_limit import NodeLimits
 from serve_app.graph.plan import Pool, takes_pack
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.weights.dtypes import dtype_of
+from serve_app.models.weights.memory_plan import MB, card_share, host_weights_bytes, offload_bytes
 from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.packs.image_files import limit_image_files
 from serve_app.packs.loading import Packs, load_packs
@@ -204,6 +205,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
             dtype=pool.dtype,
             vae_dtype=pool.vae_dtype,
             budget_bytes=budget_bytes,
+            forwards_bytes=0 if memory is None else memory.planned_bytes - budget_bytes,
             host_bytes=host_bytes,
             fp8_matmul=pool.fp8_matmul,
         )

@@ -113,10 +113,13 @@ class FlowWeights:
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
         return ()
 
-    def fitted(self, backbone: Recipe, *others: Recipe) -> Recipe:
+    def activation_bytes(self, backbone: Recipe, *run: Any) -> int:
+        return 0
+
+    def fitted(self, backbone: Recipe, *others: Recipe, activation_bytes: int = 0) -> Recipe:
         return backbone
 
-    def need(self, *recipes: Recipe) -> Need:
+    def need(self, *recipes: Recipe, activation_bytes: int = 0) -> Need:
         return Need({})
 
     def hold(self, need: Need) -> Hold:

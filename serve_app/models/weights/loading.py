@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from serve_app import log
 from serve_app.errors import ModelFileError
@@ -32,7 +32,7 @@ from serve_app.models.families.family import (
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.parts import PART_NAMES
-from serve_app.models.kernels.packing import move_to, parameter_shape, replace_parameters, upload
+from serve_app.models.kernels.packing import move_to, move_weights, parameter_shape, replace_parameters, upload
 from serve_app.models.lora.adapters import Adapter, Other, WeightScale
 from serve_app.models.lora.layers import LoraSet, parameters, with_merged
 from serve_app.models.lora.layouts import read
@@ -166,6 +166,23 @@ class Loader:
                     sixteen_bits=self._keeps(recipe),
                 )
         raise AssertionError
+
+    def outline(self, recipe: Recipe, files: WeightFiles) -> tuple[Family, nn.Module]:
+        """Return a part's family, and its network as it is on the device but without numbers, on the meta device.
+
+        Nothing but headers is read, and scales of quantized weights. LoRAs and merges are left out.
+        """
+        file, others = _open(recipe, files.paths)
+        assert isinstance(file, Checkpoint)
+        family, module = file.load(recipe.part, others, _rounded(recipe), recipe.loaded_as)
+        staying = keep(module) if self._keeps(recipe) else ()
+        meta = torch.device("meta")
+
+        def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+            return torch.empty(tensor.shape, dtype=dtype or tensor.dtype, device=meta)
+
+        move_weights(module.modules(), send, meta, self._dtype(recipe, family), {*map(id, staying)})
+        return family, module
 
     def load(self, recipe: Recipe, files: WeightFiles, stream: Stream | None = None) -> Loaded:
         """Return a part on the device, except the blocks that `stream` moves, for a backbone or text encoder.

@@ -61,10 +61,11 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Weights needed at once: bytes by key, and their recipes."""
+    """Weights needed at once: bytes by key, and their recipes. activation_bytes: of the largest forward with them."""
 
     nbytes: Mapping[Hashable, int]
     recipes: tuple[Recipe, ...] = ()
+    activation_bytes: int = 0
 
 
 def merged_in(recipe: Recipe) -> tuple[WeightChange, ...]:

@@ -1,7 +1,8 @@
 """Which weights are resident: least recently used are evicted first, within a budget of bytes.
 
 A `Hold` keeps weights in use until it is closed, and weights in use are not evicted. A hold on weights that are absent
-reserves their room, so that nobody else is given it while they are loaded. It knows neither files nor networks.
+reserves their room, so that nobody else is given it while they are loaded. While a hold is open whose forwards need
+more than they are left beside the budget, weights may take less. It knows neither files nor networks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from serve_app import log
 from serve_app.errors import WeightsFreedError
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.weights.loading import Loaded
+from serve_app.models.weights.memory_plan import weights_left
 from serve_app.models.weights.recipes import Need
 
 _log = log.get("models")
@@ -103,11 +105,15 @@ class _Expected:
 
 
 class Residency:
-    """The weights that are resident. Whoever changes it takes its `lock`, which is never kept over a load."""
+    """The weights that are resident. Whoever changes it takes its `lock`, which is never kept over a load.
 
-    def __init__(self, budget_bytes: int) -> None:
+    forwards_bytes: what forwards are left beside the budget.
+    """
+
+    def __init__(self, budget_bytes: int, forwards_bytes: int = 0) -> None:
         self.lock = Lock()
         self.budget_bytes = budget_bytes
+        self.forwards_bytes = forwards_bytes
         self.loads = self.evictions = self.releases = 0
         self.seconds = 0.0
         self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
@@ -115,6 +121,8 @@ class Residency:
         self._evicted: list[ResidentWeights] = []
         self._resident: dict[Hashable, ResidentWeights] = {}
         self._expected: dict[Hashable, _Expected] = {}
+        self._open: set[Hold] = set()
+        """The holds that are open on anything here."""
 
     @property
     def nbytes(self) -> int:
@@ -146,6 +154,7 @@ class Residency:
             resident.holds.discard(hold)
         for key in list(self._expected):
             self.give_up(key, hold)
+        self._open.discard(hold)
 
     def share(self, hold: Hold, other: Hold) -> None:
         """Have another hold keep what a hold keeps."""
@@ -153,6 +162,7 @@ class Residency:
         for holds in (*resident, *(expected.holds for expected in self._expected.values())):
             if hold in holds:
                 holds.add(other)
+        self._open.add(other)
 
     def put(self, key: Hashable, resident: ResidentWeights, took_s: float) -> None:
         """Take in what was loaded in `took_s` seconds; the holds that expect it keep it from now on."""
@@ -166,6 +176,7 @@ class Residency:
 
     def expect(self, nbytes: Mapping[Hashable, int], hold: Hold) -> None:
         """Have a hold keep weights: those that are resident, and room for those that are not."""
+        self._open.add(hold)
         for key in nbytes:
             self.get(key, hold)
         absent = [key for key in nbytes if key not in self._resident]
@@ -190,19 +201,24 @@ class Residency:
         return () if resident is None else resident.remarks
 
     def fits(self, need: Need) -> bool:
-        """Whether all needed weights can be resident at once within the budget.
+        """Whether all needed weights can be resident at once within the budget, beside the largest forward.
 
         True if it is resident, if evicting what nobody uses makes room, or if nothing is in use: what exceeds the
         budget by itself is loaded all the same.
         """
         in_use = sum(resident.needed_bytes for resident in self._resident.values() if resident.in_use)
         in_use += self.reserved_bytes
-        absent = self._absent(need)
-        if not absent or not in_use:
+        absent, left = self._absent(need), self._left_bytes(need.activation_bytes)
+        if not in_use or (not absent and left == self._left_bytes()):
             return True
         wanted = [self._resident[key] for key in need.nbytes if key in self._resident]
         idle = sum(resident.needed_bytes for resident in wanted if not resident.in_use)
-        return in_use + idle + sum(absent) <= self.budget_bytes
+        return in_use + idle + sum(absent) <= left
+
+    def _left_bytes(self, activation_bytes: int = 0) -> int:
+        """Return what weights may take beside the forwards of all open holds, and one of `activation_bytes`."""
+        largest = max((hold.need.activation_bytes for hold in self._open), default=0)
+        return weights_left(self.budget_bytes, self.forwards_bytes, max(largest, activation_bytes))
 
     def has_room_to_prefetch(self, need: Need, spared: Callable[[str], bool]) -> bool:
         """Whether all that is needed fits the budget beside what is in use, what is coming, and idle weights by name.
@@ -213,7 +229,7 @@ class Residency:
         for key in kept:
             self._resident[key] = self._resident.pop(key)
         stays = sum(r.nbytes for key, r in self._resident.items() if r.in_use or key in kept or key in need.nbytes)
-        return stays + self.reserved_bytes + sum(self._absent(need)) <= self.budget_bytes
+        return stays + self.reserved_bytes + sum(self._absent(need)) <= self._left_bytes(need.activation_bytes)
 
     def _absent(self, need: Need) -> list[int]:
         """Return the bytes of each of the needed weights that have neither been loaded nor been given room."""
@@ -225,7 +241,7 @@ class Residency:
 
     def has_room(self, nbytes: int) -> bool:
         """Whether `nbytes` are free without evicting anything."""
-        return self.nbytes + self.reserved_bytes + nbytes <= self.budget_bytes
+        return self.nbytes + self.reserved_bytes + nbytes <= self._left_bytes()
 
     def make_room(self, nbytes: int) -> None:
         """Evict least recently used weights until nbytes fit the budget, or all that is left is in use."""

@@ -24,8 +24,6 @@ from serve_app.models.weights.pageable_blocks import PageableBlock, Staging
 from serve_app.models.weights.pinned_memory import PinnedMemory
 from serve_app.models.weights.upload import Copies
 
-QUARTERS = 4
-"""Shares of the weight budget, in quarters, for networks that stream; one quarter is left for other weights."""
 SLOTS = 2
 BLOCKS = 8
 """A block takes at most an eighth of the network's room, unless it is a single layer."""
@@ -51,19 +49,6 @@ class StreamCounters:
 
     blocks: int = 0
     nbytes: int = 0
-
-
-def stream_share(nbytes: int, other_bytes: int, budget_bytes: int) -> float | None:
-    """Return the share of the weight budget for a network that has to stream; None for one that fits.
-
-    nbytes: of the network; other_bytes: of other weights needed at once; budget_bytes: of all weights. The share is in
-    whole quarters, so that a network has few variants; at least one, even if the others leave less.
-    """
-    if nbytes + other_bytes <= budget_bytes:
-        return None
-    left = QUARTERS * (budget_bytes - other_bytes) // max(budget_bytes, 1)
-    share = min(max(left, 1), QUARTERS - 1) / QUARTERS
-    return share if nbytes > share * budget_bytes else None
 
 
 def streamed_blocks(network: nn.Module, dtype: torch.dtype | None, room_bytes: int) -> list[Block]:

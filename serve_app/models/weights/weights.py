@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from serve_app import log
 from serve_app.errors import DeviceMemoryError
@@ -32,11 +33,12 @@ from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
+from serve_app.models.weights.activations import Activations
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loader, control_file
+from serve_app.models.weights.memory_plan import stream_share, weights_left
 from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
-from serve_app.models.weights.streaming import stream_share
 from serve_app.recipe.controls import DiffControlNetBase, ModelControl
 from serve_app.recipe.layers import ReferenceMethod
 from serve_app.recipe.pack_functions import PackFunctions
@@ -48,7 +50,7 @@ from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.store.models.catalog import Catalog
-from serve_app.values import Extraction
+from serve_app.values import Conditioning, Extraction
 
 MB = 1024**2
 SIZES_KEPT = 1024
@@ -86,6 +88,7 @@ class Weights:
     dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul: as
     `Loader`.
     budget_bytes: what is kept before the least recently used is evicted; on a GPU, a network of more streams.
+    forwards_bytes: what forwards are left beside that; weights take less of the budget beside one that needs more.
     host_bytes: what is kept in host memory there, of those that were evicted or stream.
     A method that returns a model takes the open hold that keeps its weights; they are loaded if they are absent.
     Without one nothing keeps them, and the model is good until the next eviction.
@@ -100,6 +103,7 @@ class Weights:
         dtype: str,
         vae_dtype: str,
         budget_bytes: int,
+        forwards_bytes: int = 0,
         host_bytes: int = 0,
         fp8_matmul: bool = False,
     ) -> None:
@@ -107,7 +111,8 @@ class Weights:
         self._catalog = catalog
         self._loader = Loader(device, dtype, vae_dtype, fp8_matmul)
         self._lexicon = Lexicon(catalog)
-        self._residency = Residency(budget_bytes)
+        self._residency = Residency(budget_bytes, forwards_bytes)
+        self._activations = Activations(self._loader)
         self._host = HostWeights(device, host_bytes)
         self._sizes: dict[Hashable, int] = {}
         self._lock = self._residency.lock
@@ -201,19 +206,31 @@ class Weights:
         own = tuple(patch for patch in control_net.patches if not isinstance(patch, DiffControlNetBase))
         return replace(control_net, patches=own if changed is None else (*own, changed))
 
-    def fitted(self, backbone: Recipe, *others: Recipe) -> Recipe:
-        """Return a backbone's recipe for use with others at once: streaming if not all fit.
+    def fitted(self, backbone: Recipe, *others: Recipe, activation_bytes: int = 0) -> Recipe:
+        """Return a backbone's recipe for use with others at once: streaming if not all fit beside its forwards.
 
-        It opens files seen for the first time. Errors: ModelFileError.
+        activation_bytes: of a forward. It opens files seen for the first time. Errors: ModelFileError.
         """
         if self.device.type != "cuda":
             return backbone
         files, budget = self._files(backbone)[0], self._residency.budget_bytes
         beside = sum(self.need(backbone, *others).nbytes.values()) - self._device_bytes(backbone, files)
         nbytes = self._part_bytes(backbone, files)
-        share = stream_share(nbytes, beside, budget)
+        left = weights_left(budget, self._residency.forwards_bytes, activation_bytes)
+        share = stream_share(nbytes, beside, budget, left)
         alone = stream_share(nbytes, 0, budget)
         return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
+
+    def activation_bytes(
+        self, backbone: Recipe, latents: Tensor, conds: Mapping[str, Conditioning], factor: int | None = None
+    ) -> int:
+        """Return what a forward of one of a run's rows takes of the GPU beside weights; 0 on a CPU.
+
+        latents, factor: as in a SamplingRequest. It opens files seen for the first time. Errors: ModelFileError.
+        """
+        if self.device.type != "cuda":
+            return 0
+        return self._activations.nbytes(backbone, part_files(self._catalog, backbone), latents, conds, factor)
 
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the warnings on a resident recipe: LoRAs or merges with tensors that fit nowhere."""
@@ -255,8 +272,11 @@ class Weights:
         """Return the LoRA extracted from a backbone's and text encoders' weights. Errors: ModelFileError."""
         return extraction.lora_file(self._catalog, model, clip, asked, self.device, progress)
 
-    def need(self, *recipes: Recipe) -> Need:
-        """Return the weights that these recipes need at once. It opens files seen for the first time."""
+    def need(self, *recipes: Recipe, activation_bytes: int = 0) -> Need:
+        """Return the weights that these recipes need at once. It opens files seen for the first time.
+
+        activation_bytes: of the largest forward with them, as `activation_bytes`.
+        """
         nbytes: dict[Hashable, int] = {}
         shown = (control for recipe in recipes for control in recipe.all(ModelControl))
         beside = (found for control in shown for found in (control.recipe, control.vae) if found is not None)
@@ -266,7 +286,7 @@ class Weights:
             nbytes[files.key] = self._device_bytes(recipe, files)
             if of_set is not None:
                 nbytes[of_set.key] = self._set_bytes(recipe, files, of_set)
-        return Need(nbytes, wanted)
+        return Need(nbytes, wanted, activation_bytes)
 
     def hold(self, need: Need) -> Hold | None:
         """Return a hold that keeps all that is needed, and room for what is absent; None if that does not fit now.

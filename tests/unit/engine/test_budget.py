@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.engine.budget import GROWS_AFTER, KEYS_KEPT, MEASURED, Budget
-from serve_app.engine.memory import CELL_BYTES
+from serve_app.models.weights.memory_plan import CELL_BYTES
 
 
 def run(budget, room, wanted, forwards, key="a"):

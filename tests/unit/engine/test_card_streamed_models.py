@@ -11,6 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from serve_app.engine.engine import Engine
+from serve_app.engine.sampling_run import SamplingRun
+from serve_app.engine.timeline import HostTimeline
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control.control import ControlNet
 from serve_app.models.families import ClipText, Sd
@@ -20,6 +23,7 @@ from serve_app.models.network import LoadedNetwork
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loaded
 from serve_app.models.weights.pinned_memory import PinnedMemory
+from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.streaming import Streaming
 from serve_app.models.weights.upload import HostCopies, Ring
 from serve_app.models.weights.weights import Weights
@@ -35,6 +39,7 @@ from tests.parity.dit_cases import LLAMA_STATES, TEXT_WIDTH, noise, weights
 from tests.parity.text_cases import CASES, tensors
 from tests.unit.engine.card import CARD, Card, OnCard
 from tests.unit.engine.card_order import CardCopies
+from tests.unit.engine.mixes import request
 from tests.unit.engine.test_card_loading import held
 from tests.unit.engine.test_transformers import KEYS, NETS, SHAPES, WITHOUT_IMAGES, text
 from tests.unit.models.recorder import FakeRecorder
@@ -51,9 +56,12 @@ LARGE = {"auraflow"}
 class Models:
     """Weights on the honest card. budget_bytes: of which those may take so much that stream."""
 
-    def __init__(self, root: Path, budget_bytes: int, host_bytes: int = AMPLE, dtype: str = "fp32") -> None:
+    def __init__(
+        self, root: Path, budget_bytes: int, host_bytes: int = AMPLE, dtype: str = "fp32", forwards_bytes: int = 0
+    ) -> None:
         self.card = Card()
-        self.weights = Weights(Catalog(root), CARD, dtype=dtype, vae_dtype="fp32", budget_bytes=budget_bytes)
+        room: Any = {"budget_bytes": budget_bytes, "forwards_bytes": forwards_bytes}
+        self.weights = Weights(Catalog(root), CARD, dtype=dtype, vae_dtype="fp32", **room)
         self.weights._host = HostWeights(CARD, host_bytes, CardCopies(self.card.order), CHUNK)
         loader: Any = self.weights._loader
         loader._ring = Ring(CARD, HostCopies(), CHUNK)
@@ -313,15 +321,46 @@ def test_a_backbone_that_fits_alone_but_not_beside_its_controlnet_streams_and_gi
 
 
 @pytest.mark.parametrize(
-    ("others", "share"), [(0.3, None), (0.5, 0.5), (0.6, 0.25), (0.9, 0.25)], ids=lambda part: str(part)
+    ("others", "share"), [(0.3, None), (0.5, 0.5), (0.6, 0.375), (0.95, 0.125)], ids=lambda part: str(part)
 )
-def test_what_streams_has_the_quarters_that_the_others_leave(
+def test_what_streams_has_the_eighths_that_the_others_leave(
     controls: Path, monkeypatch: pytest.MonkeyPatch, others: float, share: float | None
 ) -> None:
     models = Models(controls, AMPLE)
     monkeypatch.setattr(models.weights, "_part_bytes", lambda recipe, _: round(AMPLE * {NET: others}.get(recipe, 0.7)))
     wanted = CONTROLLED if share is None else CONTROLLED.with_patch(Streams(share))
     assert models.weights.fitted(CONTROLLED, NET) == wanted
+
+
+async def test_a_backbone_streams_where_its_jobs_forwards_need_the_room_and_gives_the_same_bits(root: Path) -> None:
+    whole = Models(root, AMPLE)
+    own = sum(whole.weights.need(BACKBONE).nbytes.values())
+    models = Models(root, own, forwards_bytes=own // 4)
+    cond = {"positive": UNET_TEXT, "negative": UNET_TEXT}
+    engine = Engine(1024, HostTimeline())
+
+    def needed(side: int) -> Need:
+        job = request(shape=(2, 4, side, side), backbone=BACKBONE, **cond)
+        return SamplingRun(engine, models.weights, job, lambda done, steps: None).requirements()
+
+    small, large = needed(8), needed(16)
+    engine.close()
+    assert small.recipes == (BACKBONE,)
+    assert 0 < small.activation_bytes <= own // 4 < large.activation_bytes
+    [recipe] = large.recipes
+    assert sum(large.nbytes.values()) + large.activation_bytes <= own + own // 4
+    # Counted for one row: a forward is split down to that.
+    a_cell = small.activation_bytes / 8**2
+    assert large.activation_bytes == pytest.approx(a_cell * 16**2, rel=0.2)
+    with_hold = models.weights.hold(large)
+    assert with_hold is not None
+    # While its forwards run, nobody else has the room that they need.
+    assert not models.weights.fits(small)
+    with_hold.close()
+    assert models.weights.fits(small)
+    work, streams = (rows(one, (2, 4, 16, 16), UNET_TEXT) for one in (BACKBONE, recipe))
+    assert all(torch.equal(a, b) for a, b in zip(models.made(streams), whole.made(work), strict=True))
+    assert len(models.streaming) == 1
 
 
 PARTS: tuple[Part, ...] = ("backbone", "clip")

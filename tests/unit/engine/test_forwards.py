@@ -9,12 +9,12 @@ import torch
 
 from serve_app.engine.engine import Engine
 from serve_app.engine.forwards import Counters, Forwards
-from serve_app.engine.memory import CELL_BYTES
 from serve_app.engine.timeline import HostTimeline
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.forward import ROW_BUCKETS, Replays
+from serve_app.models.weights.memory_plan import CELL_BYTES
 from serve_app.sampling.forward import Piece
 from tests.unit.engine.allocator import Allocator, IdleWeights, OnAllocator
 from tests.unit.engine.mixes import MAX_CELLS, TinyBackbone, request

@@ -101,7 +101,7 @@ async def test_jobs_whose_controlnets_do_not_fit_beside_each_other_wait_for_each
 async def test_a_run_has_the_backbone_as_it_fits_beside_its_controlnet(engine, catalog, monkeypatch):
     weights, asked = cpu_weights(catalog), []
 
-    def fitted(backbone, *others):
+    def fitted(backbone, *others, activation_bytes):
         asked.append((backbone, *others))
         return backbone.with_patch(Streams(0.5))
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from serve_app.engine.forwards import Counters, Forwards
-from serve_app.engine.memory import CELL_BYTES
 from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.models.families.unet.unet import UnetInputs
+from serve_app.models.weights.memory_plan import CELL_BYTES
 from serve_app.sampling.forward import Piece
 from tests.unit.engine.allocator import Allocator, IdleWeights, OnAllocator
 

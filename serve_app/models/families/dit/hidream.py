@@ -249,7 +249,8 @@ class Experts(nn.Module):
         for number, expert in enumerate(self.experts):
             share = torch.where(chosen == number, shares, 0).sum(dim=-1)
             taken = share > 0
-            most = int(taken.sum(dim=1).max())
+            # Without numbers, as a forward's cost is counted, any token may be this expert's.
+            most = x.shape[1] if x.is_meta else int(taken.sum(dim=1).max())
             if not most:
                 continue
             # Each row's tokens for this expert come first; padding of shorter rows is ignored.

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve_app.config.pool import PoolConfig
-from serve_app.engine.memory import (
+from serve_app.errors import ConfigError
+from serve_app.models.weights.memory_plan import (
     CELL_BYTES,
     CONTEXT_BYTES,
     RESERVE_BYTES,
@@ -15,7 +16,6 @@ from serve_app.engine.memory import (
     card_share,
     host_weights_bytes,
 )
-from serve_app.errors import ConfigError
 
 GB = 10**9
 MAX_CELLS = PoolConfig(name="a").max_cells

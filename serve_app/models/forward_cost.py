@@ -1,0 +1,143 @@
+"""What one forward of a network costs, counted without running it: activations, arithmetic and memory traffic.
+
+The family's own forward runs on the meta device, where tensors have shapes and no numbers. So a count follows the code
+as it is, whatever the sizes, and takes about a second of a CPU for a full-size network.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map_only
+
+from serve_app.models.backbone import RecipeBackbone
+from serve_app.models.families.family import BackboneFamily
+from serve_app.models.forward import Replays
+from serve_app.models.network import LoadedNetwork
+from serve_app.recipe.training import Discrete
+from serve_app.sampling.forward import Canvas, Piece, denoise
+
+META = torch.device("meta")
+
+FUSED = frozenset(
+    {"linear", "conv1d", "conv2d", "conv3d", "scaled_dot_product_attention", "layer_norm", "group_norm", "rms_norm"}
+    | {"softmax", "silu", "gelu", "embedding"}
+)
+"""Operations that are one kernel on a GPU, though torch could take them apart."""
+
+
+class Kernel(NamedTuple):
+    """One kernel: its floating-point operations, and the bytes that it reads and writes."""
+
+    flops: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardCost:
+    """The cost of one forward. peak_bytes: activations, the most that live at once. kernels: how many of each."""
+
+    peak_bytes: int
+    kernels: Mapping[Kernel, int]
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of all kernels."""
+        return sum(kernel.flops * count for kernel, count in self.kernels.items())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all kernels read and write."""
+        return sum(kernel.nbytes * count for kernel, count in self.kernels.items())
+
+
+def forward_cost(
+    family: BackboneFamily, network: nn.Module, x: Tensor, cond: Tensor, options: Mapping[str, Any]
+) -> ForwardCost:
+    """Return the cost of a forward of a conditioning entry.
+
+    network: on the meta device, in its dtypes. x: (B,C,h,w) or (B,C,T,h,w); cond: (N,T,D); options: as of a
+    conditioning. Only shapes are read. Errors: NodeError as `BackboneFamily.inputs`.
+    """
+    backbone = RecipeBackbone(LoadedNetwork("counted", family, network, Discrete(), Replays()))
+    with torch.inference_mode(), Counting() as counting:
+        x, cond = x.to(META), cond.to(META)
+        inputs = backbone.inputs(cond, tree_map_only(Tensor, _without_numbers, {**options}), "positive", Canvas(x, x))
+        denoise([Piece(backbone, x, 0.5, inputs)])
+    return ForwardCost(counting.peak_bytes, dict(counting.kernels))
+
+
+class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts what operations on one device allocate and compute. device: tensors elsewhere are not counted."""
+
+    def __init__(self, device: torch.device = META) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak_bytes = 0
+        self.kernels: Counter[Kernel] = Counter()
+        self._device = device
+        self._live: dict[int, int] = {}
+        self._live_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
+        if name not in FUSED and func._can_decompose():
+            with self:
+                made = func.decompose(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
+        if name == "scaled_dot_product_attention" and self._device == META:
+            # Torch's own takes it apart, with logits for every pair of tokens, which no GPU's kernel has.
+            made = args[0].new_empty(*args[0].shape[:-1], args[2].shape[-1])
+        else:
+            made = func(*args, **kwargs)
+        written = [*self._tensors(made)]
+        for tensor in written:
+            self._allocated(tensor)
+        if written and not func.is_view:
+            read = [*self._tensors(args)]
+            nbytes = sum(tensor.numel() * tensor.dtype.itemsize for tensor in (*read, *written))
+            self.kernels[Kernel(_flops(name, read, written[0]), nbytes)] += 1
+        return made
+
+    def _tensors(self, value: Any) -> Iterator[Tensor]:
+        for leaf in tree_iter(value):
+            if isinstance(leaf, Tensor) and leaf.device.type == self._device.type:
+                yield leaf
+
+    def _allocated(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if (key := storage._cdata) not in self._live:
+            self._live[key] = storage.nbytes()
+            self._live_bytes += storage.nbytes()
+            self.peak_bytes = max(self.peak_bytes, self._live_bytes)
+            weakref.finalize(storage, self._freed, key)
+
+    def _freed(self, key: int) -> None:
+        self._live_bytes -= self._live.pop(key)
+
+
+def _flops(name: str, read: list[Tensor], made: Tensor) -> int:
+    """Return the floating-point operations of an operation; of those that are bound by memory: one a number."""
+    match name:
+        case "linear" | "mm" | "bmm" | "matmul":
+            return 2 * made.numel() * read[0].shape[-1]
+        case "addmm" | "baddbmm":
+            return 2 * made.numel() * read[1].shape[-1]
+        case "conv1d" | "conv2d" | "conv3d" | "convolution":
+            return 2 * made.numel() * read[1][0].numel()
+        case "scaled_dot_product_attention":
+            query, key, value = read[:3]
+            return 2 * (query.numel() // query.shape[-1]) * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+    return made.numel()
+
+
+def _without_numbers(tensor: Tensor) -> Tensor:
+    return tensor.to(META)
