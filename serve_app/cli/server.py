@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from serve_app.cli.lines import print_line
-from serve_app.errors import ServerRefusedError, ServerUnreachableError
+from serve_app.errors import ConfigError, ServerRefusedError, ServerUnreachableError
 
 LONGEST_PAUSE_S = 5.0
 SLOW_S = 600.0
@@ -46,6 +46,8 @@ class ServerClient:
         self.url = url.rstrip("/")
         self._patience_s = patience_s
         key = os.environ.get("SERVE_APP_KEY")
+        if key and not key.isascii():
+            raise ConfigError("SERVE_APP_KEY has letters that no key has; `serve-app keys create` prints one")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0), follow_redirects=True, headers=headers)
 
