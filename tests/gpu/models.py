@@ -136,7 +136,7 @@ def vae(family: VaeFamily, device: torch.device, dtype: torch.dtype) -> Vae:
 def streamed(module: nn.Module, device: torch.device, dtype: torch.dtype, share: float) -> Streaming:
     """Have a network that is on the CPU stream to a GPU, of which it takes a share of its bytes, or little more."""
     room_bytes = int(share * sum(tensor.numel() for tensor in module.parameters()) * dtype.itemsize)
-    streaming = HostWeights(device, 2**34).stream(room_bytes, module, dtype, "a network")
+    streaming = HostWeights(device, 2**34).stream("backbone", room_bytes, module, dtype, "a network")
     upload(streaming.resident, dtype, Ring(device))
     streaming.allocate_slots()
     return streaming

@@ -8,6 +8,7 @@ itself is never changed. This module knows neither files nor recipes, nor batche
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any, TypeAlias, cast
@@ -330,6 +331,8 @@ def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rou
     """Return the layer with merged weights. rounded: by parameter, how many of its first changes are rounded."""
     layer = copy.copy(plain(with_own_weights(base)))
     layer._parameters = dict(layer._parameters)
+    # Hooks are the base's: what is done to one layer's is not to happen to the other's.
+    layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()
     for kind, adapters in changes.items():
         own = _parameter(layer, kind)
         first = adapters[: rounded.get(kind, 0)]

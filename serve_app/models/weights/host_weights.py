@@ -1,16 +1,15 @@
-"""Weights in pinned host memory: networks evicted from a GPU, and blocks that stream to it during forwards.
+"""Weights in pinned host memory: copies of networks evicted from a GPU, and blocks that stream to it during forwards.
 
-One byte budget covers both; blocks that have no room in it stay in their files. An evicted network returns by copies
-instead of from its files; the least recently evicted are dropped first, also to make room for streamed blocks. While
-evicted, a network's tensors are views of chunks of pinned memory. LoRA sets made on it are dropped, with the hooks by
-which layers add them.
+One byte budget covers both; blocks that have no room in it stay in their files. Which copies stay is decided by
+`host_cache`. An evicted network returns by copies from here, and from its files as far as it is not here. Its copy
+stays meanwhile, as weights do not change: the next eviction frees the GPU's memory at once. LoRA sets made on it are
+dropped, with the hooks by which layers add them.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 
 import torch
@@ -21,64 +20,94 @@ from serve_app.models.kernels.packing import move_weights, weights_of
 from serve_app.models.lora.slots import remove_slots
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.weights.deallocation import free_tensors, tensors_of
+from serve_app.models.weights.host_cache import HostCache, HostCopy
 from serve_app.models.weights.loading import Loaded
-from serve_app.models.weights.pinned_memory import CHUNK_BYTES, Chunks, PinnedMemory
+from serve_app.models.weights.pinned_memory import CHUNK_BYTES, Layout, PinnedMemory, pinned
 from serve_app.models.weights.streaming import StreamCounters, Streaming, streamed_blocks
-from serve_app.models.weights.upload import ALIGNED, Copies, copies_of
+from serve_app.models.weights.upload import Copies, Ring, copies_of, uploading
+from serve_app.recipe.recipe import Part
 
 _log = log.get("models")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Kept:
-    """An evicted part with its tensors in host memory. nbytes: without blocks that stream."""
+@dataclass(slots=True, eq=False)
+class _Part:
+    """A part that has a copy. chunks: those of its layout that are there, the first ones.
+
+    evicted: it is not on the GPU; its tensors have no numbers then.
+    """
 
     loaded: Loaded
-    nbytes: int
+    layout: Layout
+    chunks: list[Tensor] = field(default_factory=list)
+    evicted: bool = False
+
+    def source(self, number: int, like: Tensor) -> Tensor:
+        """Return a weight as host memory has it, or else its file."""
+        if self.layout.chunk(number) < len(self.chunks):
+            return self.layout.view(self.chunks, number, like)
+        source = self.loaded.source(number)
+        assert source is not None, "what no file has is in the chunks that are required"
+        return source
 
 
 class HostWeights:
     """Evicted parts of one GPU. Thread-safe; work on one part is exclusive.
 
-    budget_bytes: of pinned memory, 0 for none. copies: the GPU's copy stream, if it has one.
+    budget_bytes: of pinned memory, 0 for none. copies: makes a copy stream of the GPU. ring: its upload ring.
     """
 
     def __init__(
         self,
         device: torch.device,
         budget_bytes: int,
-        copies: Copies | None = None,
+        copies: Callable[[], Copies] | None = None,
         chunk_bytes: int = CHUNK_BYTES,
+        ring: Ring | None = None,
     ) -> None:
         self.hits = self.misses = 0
         """How many requested parts were found here."""
+        self.copied_bytes = 0
+        """How many bytes were copied from the GPU."""
         self.streamed = StreamCounters()
         self._device = device
-        self._budget_bytes = budget_bytes
-        self._copies = copies
+        self._new_copies = copies or (lambda: copies_of(device))
+        # One for all that streams in forwards, one for what streams beside them, one for evictions.
+        self._copies: dict[str, Copies] = {}
+        self._ring = ring or Ring(device)
         self._chunk_bytes = chunk_bytes
-        self._kept: dict[Hashable, _Kept] = {}
+        self._parts: dict[Hashable, _Part] = {}
         self._streams: list[PinnedMemory] = []
+        self._cache = HostCache(budget_bytes, self._streamed_bytes, self._shrunk)
         self._lock = Lock()
 
     @property
     def nbytes(self) -> int:
         """Bytes of pinned memory in use."""
-        kept = sum(kept.nbytes for kept in [*self._kept.values()])
-        return kept + sum(memory.nbytes for memory in [*self._streams])
+        return self._cache.nbytes
 
-    def stream(self, room_bytes: int, network: nn.Module, dtype: torch.dtype | None, name: str) -> Streaming:
+    def _streamed_bytes(self) -> int:
+        return sum(memory.nbytes for memory in [*self._streams])
+
+    def _copies_for(self, use: str) -> Copies:
+        if (copies := self._copies.get(use)) is None:
+            copies = self._copies[use] = self._new_copies()
+        return copies
+
+    def stream(
+        self, part: Part, room_bytes: int, network: nn.Module, dtype: torch.dtype | None, name: str
+    ) -> Streaming:
         """Have blocks of a network stream, so that it takes at most `room_bytes` on the GPU.
 
-        As many as there is room for move from its files to pinned memory; the others are read as they are needed.
+        As many as there is room for move from its files to pinned memory; the others are read as they are needed. Each
+        kind of part has a copy stream of its own: on one for both, forwards would wait for what texts wait for.
         dtype: to run in, None: as stored. name: of the part, for the log.
         """
         blocks = streamed_blocks(network, dtype, room_bytes)
         memory = self._memory_for(sum(block.nbytes for block in blocks), name)
         _log.info("%s streams: blocks=%d pinned_mb=%d", name, len(blocks), memory.nbytes >> 20)
-        copies = self._copies or copies_of(self._device)
         try:
-            return Streaming(network, blocks, dtype, memory, self._device, copies, self.streamed)
+            return Streaming(network, blocks, dtype, memory, self._device, self._copies_for(part), self.streamed)
         except BaseException:
             memory.close()
             raise
@@ -87,8 +116,8 @@ class HostWeights:
         """Return pinned memory for the first of `nbytes`: all of them, or whole chunks within the budget."""
         memory = PinnedMemory(nbytes, self._chunk_bytes)
         with self._lock:
-            self._let_go(memory.nbytes)
-            if memory.nbytes > (left := self._budget_bytes - self.nbytes):
+            self._cache.make_room(memory.nbytes)
+            if memory.nbytes > (left := self._cache.budget_bytes - self.nbytes):
                 memory = PinnedMemory(max(0, left) // self._chunk_bytes * self._chunk_bytes, self._chunk_bytes)
             try:
                 memory.allocate()
@@ -99,84 +128,115 @@ class HostWeights:
             self._streams = [other for other in self._streams if other.nbytes] + [memory]
         return memory
 
-    def _let_go(self, nbytes: int) -> None:
-        """Drop the least recently evicted parts until `nbytes` more fit, or none is left."""
-        while self._kept and self.nbytes + nbytes > self._budget_bytes:
-            gone = self._kept.pop(next(iter(self._kept)))
-            _log.info("let go of %s in host memory: mb=%d", gone.loaded.name, gone.nbytes >> 20)
-            gone.loaded.close()
-
     def keep(self, loaded: Loaded) -> bool:
         """Take a part that nobody uses off the card, and free its memory there; False if there is no room for it.
 
-        What was kept before makes way for it.
+        Others make way for it, as far as `host_cache` says. Only what is not here yet is copied.
         """
-        network, streaming = loaded.module, loaded.streaming
-        if not self._budget_bytes or not isinstance(network, nn.Module) or not _all_moves(network, self._device):
-            return False
         with self._lock:
-            remove_slots(network)
-            chunks = _Places([_nbytes(tensor) for tensor in weights_of(_resident(loaded))], self._chunk_bytes)
-            nbytes = chunks.nbytes
-            if nbytes + (0 if streaming is None else streaming.memory.nbytes) > self._budget_bytes:
+            kept = self._keep(loaded)
+            if not kept:
+                self._forget(loaded.key)
+            return kept
+
+    def _keep(self, loaded: Loaded) -> bool:
+        network, streaming = loaded.module, loaded.streaming
+        if not self._cache.budget_bytes or not isinstance(network, nn.Module) or not _all_moves(network, self._device):
+            return False
+        remove_slots(network)
+        layers = [*_resident(loaded)]
+        weights = weights_of(layers)
+        part = self._parts.get(loaded.key)
+        if part is None or part.loaded is not loaded:
+            self._forget(loaded.key)
+            part = _Part(loaded, self._layout(loaded, weights))
+        fixed_bytes = 0 if streaming is None else streaming.memory.nbytes
+        copy = self._cache.evict(loaded.key, part.layout.sizes, part.layout.first, fixed_bytes)
+        if copy is None or not self._fill(part, copy, weights):
+            return False
+        if streaming is not None:
+            streaming.leave()
+        on_card = tensors_of(layers)
+        move_weights(layers, _without_numbers, torch.device("cpu"))
+        free_tensors(on_card)
+        part.evicted = True
+        self._parts[loaded.key] = part
+        return True
+
+    def _layout(self, loaded: Loaded, weights: Sequence[Tensor]) -> Layout:
+        required = [loaded.source(number) is None for number in range(len(weights))]
+        return Layout([tensor.numel() * tensor.dtype.itemsize for tensor in weights], required, self._chunk_bytes)
+
+    def _fill(self, part: _Part, copy: HostCopy, weights: Sequence[Tensor]) -> bool:
+        """Copy what a part's copy may have and has not yet; return whether that is enough for it to return."""
+        here = len(part.chunks)
+        try:
+            part.chunks += [pinned(size) for size in part.layout.sizes[here : copy.held]]
+        except RuntimeError as error:
+            _log.warning("%s could not be kept in host memory: error=%s", part.loaded.name, repr(error))
+            self._cache.limit(copy, len(part.chunks))
+            if copy.key not in self._cache:
                 return False
-            self._let_go(nbytes)
-            if self.nbytes + nbytes > self._budget_bytes:
-                return False
-            try:
-                chunks.allocate()
-            except RuntimeError as error:
-                _log.warning("%s could not be kept in host memory: error=%s", loaded.name, repr(error))
-                return False
-            if streaming is not None:
-                streaming.leave()
-            on_card = tensors_of(_resident(loaded))
-            self._move(_resident(loaded), chunks.place, torch.device("cpu"))
-            free_tensors(on_card)
-            self._kept[loaded.key] = _Kept(loaded, nbytes)
-            return True
+        new = [number for number in range(len(weights)) if here <= part.layout.chunk(number) < len(part.chunks)]
+        copies = self._copies_for("eviction")
+        copies.follow()
+        try:
+            with copies.enqueueing():
+                for number in new:
+                    part.layout.view(part.chunks, number, weights[number]).copy_(weights[number], non_blocking=True)
+                    self.copied_bytes += weights[number].numel() * weights[number].dtype.itemsize
+        finally:
+            copies.mark()()
+        return True
 
     def take(self, key: Hashable) -> Loaded | None:
         """Move a part back to the GPU and return it; None if it is not here.
 
-        Errors: torch.OutOfMemoryError; the part is dropped then.
+        Errors: torch.OutOfMemoryError, or ModelFileError where its file was changed; the part is dropped then.
         """
-        if not self._budget_bytes:
+        if not self._cache.budget_bytes:
             return None
         with self._lock:
-            kept = self._kept.pop(key, None)
-            if kept is None:
+            part = self._parts.get(key)
+            if part is None or not part.evicted:
                 self.misses += 1
                 return None
-            self._move(_resident(kept.loaded), self._on_card, self._device)
-            if kept.loaded.streaming is not None:
-                kept.loaded.streaming.allocate_slots()
+            self._cache.take(key)
+            try:
+                self._return(part)
+            except BaseException:
+                self._forget(key)
+                raise
             self.hits += 1
-            return kept.loaded
+            return part.loaded
 
-    def _on_card(self, tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=self._device)
+    def _return(self, part: _Part) -> None:
+        number = 0
+        with uploading(self._device, self._ring) as send:
 
-    def _move(self, layers: Iterable[nn.Module], place: Callable[[Tensor], Tensor], device: torch.device) -> None:
-        """Copy layers' weights to their places, and wait for that copy alone."""
-        if self._copies is None:
-            self._copies = copies_of(self._device)
-        copies = self._copies
-        pairs: list[tuple[Tensor, Tensor]] = []
+            def sent(tensor: Tensor, _: torch.dtype | None = None) -> Tensor:
+                nonlocal number
+                source, number = part.source(number, tensor), number + 1
+                return send(source, tensor.dtype)
 
-        def send(tensor: Tensor, _: torch.dtype | None = None) -> Tensor:
-            pairs.append((place(tensor), tensor))
-            return pairs[-1][0]
+            move_weights(_resident(part.loaded), sent, self._device)
+        if part.loaded.streaming is not None:
+            part.loaded.streaming.allocate_slots()
+        part.evicted = False
 
-        move_weights(layers, send, device)
-        # GPU memory comes from the pool of forwards, and may have been in use until its allocation.
-        copies.follow()
-        try:
-            with copies.enqueueing():
-                for target, source in pairs:
-                    target.copy_(source, non_blocking=True)
-        finally:
-            copies.mark()()
+    def _shrunk(self, copy: HostCopy) -> None:
+        """Give back the memory of chunks that a copy has lost, and the part if the copy is gone."""
+        if (part := self._parts.get(copy.key)) is not None:
+            del part.chunks[copy.held :]
+            if copy.key not in self._cache:
+                _log.info("%s is no longer in host memory", part.loaded.name)
+                self._forget(copy.key)
+
+    def _forget(self, key: Hashable) -> None:
+        """Drop the copy of a part, and the part if it is not on the GPU."""
+        self._cache.forget(key)
+        if (part := self._parts.pop(key, None)) is not None and part.evicted:
+            part.loaded.close()
 
 
 def _resident(loaded: Loaded) -> Iterable[nn.Module]:
@@ -185,34 +245,12 @@ def _resident(loaded: Loaded) -> Iterable[nn.Module]:
     return network.modules() if loaded.streaming is None else loaded.streaming.resident
 
 
+def _without_numbers(tensor: Tensor, _: torch.dtype | None = None) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+
 def _all_moves(network: nn.Module, device: torch.device) -> bool:
     """Whether a network has nothing on a device but its weights."""
     layers = (layer for layer in network.modules() if not isinstance(layer, QuantizedLinear))
     others = (other for layer in layers for other in [*vars(layer).values(), *layer._buffers.values()])
     return not any(isinstance(other, Tensor) and other.device.type == device.type for other in others)
-
-
-class _Places(Chunks):
-    """Places for tensors of the given sizes, requested in that order, in chunks of pinned memory."""
-
-    def __init__(self, sizes: Sequence[int], chunk_bytes: int) -> None:
-        used: list[int] = []
-        places: dict[int, tuple[int, int]] = {}
-        # The largest first: small ones then fill the gaps.
-        for number in sorted(range(len(sizes)), key=lambda number: -sizes[number]):
-            fits = (chunk for chunk, taken in enumerate(used) if taken + sizes[number] <= chunk_bytes)
-            if (chunk := next(fits, len(used))) == len(used):
-                used.append(0)
-            places[number] = chunk, used[chunk]
-            used[chunk] += -(-sizes[number] // ALIGNED) * ALIGNED
-        super().__init__(used)
-        self._places = deque(places[number] for number in range(len(sizes)))
-
-    def place(self, tensor: Tensor) -> Tensor:
-        """Return the memory for the next tensor."""
-        chunk, at = self._places.popleft()
-        return self._chunks[chunk][at : at + _nbytes(tensor)].view(tensor.dtype).view(tensor.shape)
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.dtype.itemsize

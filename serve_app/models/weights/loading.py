@@ -5,7 +5,7 @@ It stores nothing: `residency` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,9 +30,17 @@ from serve_app.models.families.family import (
     VisionFamily,
 )
 from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.files.file_tensor import FileTensor
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.parts import PART_NAMES
-from serve_app.models.kernels.packing import move_to, move_weights, parameter_shape, replace_parameters, upload
+from serve_app.models.kernels.packing import (
+    move_to,
+    move_weights,
+    parameter_shape,
+    replace_parameters,
+    upload,
+    weights_of,
+)
 from serve_app.models.lora.adapters import Adapter, Other, WeightScale
 from serve_app.models.lora.layers import LoraSet, parameters, with_merged
 from serve_app.models.lora.layouts import read
@@ -78,7 +86,7 @@ class Loaded:
 
     module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
     should know of the weights. streaming: of a network that is not all on the device. shared: the network that `module`
-    has some of its tensors from, if it is another's with changes.
+    has some of its tensors from, if it is another's with changes. sources: as `source`; empty for none.
     """
 
     key: Hashable
@@ -90,6 +98,11 @@ class Loaded:
     remarks: tuple[str, ...] = ()
     streaming: Streaming | None = None
     shared: Any = None
+    sources: Sequence[FileTensor | None] = ()
+
+    def source(self, number: int) -> FileTensor | None:
+        """Return where a file has a weight's numbers, None if none has. number: in `weights_of` what is on the GPU."""
+        return self.sources[number] if self.sources else None
 
     def close(self) -> None:
         """Free the memory of the weights, but of those that are shared, whoever still has references to them."""
@@ -145,7 +158,7 @@ class Loader:
         for part, name in self._dtypes.items():
             dtype_of(name, part, device)
         self._text_dtype = torch.float16 if dtype == "auto" else dtype_of(dtype, "clip", device)
-        self._ring = Ring(device) if device.type == "cuda" else None
+        self.ring = Ring(device) if device.type == "cuda" else None
 
     def nbytes(self, recipe: Recipe, files: WeightFiles) -> int:
         """Return how many bytes a part will take."""
@@ -195,11 +208,11 @@ class Loader:
         match file:
             case UpscalerFile():
                 # Some upscalers compute a convolution's weight during the forward, which a packed convolution lacks.
-                return replace(loaded, module=file.load(self.device, self._dtype(recipe), self._ring))
+                return replace(loaded, module=file.load(self.device, self._dtype(recipe), self.ring))
             case ControlFile() | SideFile():
                 dtype = self._side_dtype(file)
-                module: nn.Module = file.load(self.device, dtype, self._ring)
-                move_to(module, self.device, dtype, self._ring)
+                module: nn.Module = file.load(self.device, dtype, self.ring)
+                move_to(module, self.device, dtype, self.ring)
                 return replace(loaded, module=module)
         training = file.training() if recipe.part == "backbone" else UNSAID
         mixed = mixture(recipe, files)
@@ -207,7 +220,7 @@ class Loader:
         is_text = recipe.part == "clip"
         module = mixed.module
         if files.changes:
-            device, ring = (self.device, self._ring) if stream is None else (torch.device("cpu"), None)
+            device, ring = (self.device, self.ring) if stream is None else (torch.device("cpu"), None)
             with uploading(device, ring) as send:
                 module = mixed.build(send, self._text_dtype if is_text else dtype)
         if is_text:
@@ -215,34 +228,49 @@ class Loader:
         staying = keep(module) if self._keeps(recipe) else ()
         streaming = None
         if stream is None:
-            move_to(module, self.device, dtype, self._ring, staying)
+            sources = self._sources(module.modules())
+            move_to(module, self.device, dtype, self.ring, staying)
         else:
-            streaming = self._streamed(module, dtype, staying, stream, name)
+            streaming, sources = self._streamed(module, dtype, staying, stream, name)
         if self._fp8_matmul and recipe.part == "backbone":
             for layer in module.modules():
                 if isinstance(layer, QuantizedLinear):
                     layer.in_eight_bits = True
         remarks = tuple(mixed.remarks)
         return replace(
-            loaded, module=module, family=mixed.family, trained_as=training, remarks=remarks, streaming=streaming
+            loaded,
+            module=module,
+            family=mixed.family,
+            trained_as=training,
+            remarks=remarks,
+            streaming=streaming,
+            sources=sources,
         )
+
+    def _sources(self, layers: Iterable[nn.Module]) -> Sequence[FileTensor | None]:
+        """Return where files have the numbers of layers' weights, which are not on a GPU yet but will be."""
+        if self.ring is None:
+            return ()
+        return [tensor if isinstance(tensor, FileTensor) else None for tensor in weights_of(layers)]
 
     def _streamed(
         self, module: nn.Module, dtype: torch.dtype, staying: Sequence[nn.Parameter], stream: Stream, name: str
-    ) -> Streaming:
-        assert self._ring is not None, "only weights of a GPU stream"
+    ) -> tuple[Streaming, Sequence[FileTensor | None]]:
+        """Return what streams of a network, and the sources of the weights that do not."""
+        assert self.ring is not None, "only weights of a GPU stream"
         if stay := {id(parameter) for parameter in staying}:
             # Few of its weights have another dtype: they are converted here.
             replace_parameters(module.modules(), lambda p: p.data if id(p) in stay else p.data.to(dtype))
         converted = None if stay else dtype
         streaming = stream(module, converted, name)
+        sources = self._sources(streaming.resident)
         try:
-            upload(streaming.resident, converted, self._ring)
+            upload(streaming.resident, converted, self.ring)
             streaming.allocate_slots()
         except BaseException:
             streaming.close()
             raise
-        return streaming
+        return streaming, sources
 
     def lora_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
         """Return how many bytes a LoRA set will take beyond its part; nothing needs to be loaded for that."""
@@ -272,7 +300,7 @@ class Loader:
             may_take=may_take,
             stored_as=stored_as,
             bypassing=bypassing,
-            ring=self._ring,
+            ring=self.ring,
         )
         return made, f"{base.name} + {' + '.join(_shown(change.patch) for change in files.changes)}", remarks
 

@@ -81,10 +81,14 @@ class Staging:
         """Note that the copies have been asked to send a slot's buffer."""
         self._free[slot] = self._copies.mark()
 
-    def close(self) -> None:
-        """Wait for the copies, and give the buffers back."""
+    def leave(self) -> None:
+        """Wait for the copies, and give the buffers back until a block is read again."""
         for wait in self._free:
             wait()
-        self._buffers, self._free = [], []
+        self._buffers, self._free = [], [lambda: None] * len(self._free)
+
+    def close(self) -> None:
+        """Give the buffers back for good."""
+        self.leave()
         if self._readers is not None:
             self._readers.shutdown()

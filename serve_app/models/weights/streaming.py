@@ -153,6 +153,7 @@ class Streaming:
     def leave(self) -> None:
         """Free the slots; the network cannot run until `allocate_slots`."""
         self._clear()
+        self._staging.leave()
         for block in self._blocks:
             self._each(block, lambda tensor, at, dtype: torch.empty(tensor.shape, dtype=dtype, device="meta"))
 

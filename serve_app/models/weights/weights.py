@@ -113,7 +113,7 @@ class Weights:
         self._lexicon = Lexicon(catalog)
         self._residency = Residency(budget_bytes, forwards_bytes)
         self._activations = Activations(self._loader)
-        self._host = HostWeights(device, host_bytes)
+        self._host = HostWeights(device, host_bytes, ring=self._loader.ring)
         self._sizes: dict[Hashable, int] = {}
         self._lock = self._residency.lock
         # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
@@ -445,7 +445,7 @@ class Weights:
         loaded = self._host.take(files.key)
         if loaded is None:
             room = self._stream_bytes(recipe, files)
-            stream = None if room is None else partial(self._host.stream, room)
+            stream = None if room is None else partial(self._host.stream, recipe.part, room)
             loaded = self._loader.load(recipe, files, stream)
         streaming = loaded.streaming
         nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes

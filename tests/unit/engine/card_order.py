@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from threading import RLock, local
 from time import perf_counter
 from typing import NamedTuple
@@ -123,6 +124,10 @@ class Order:
         if self._done[place.stream] < place.number:
             raise UnorderedError(f"{name} reads in the host what {place} has yet to bring")
 
+    def awaited(self, stream: str, other: str) -> int:
+        """Return how many of what another stream was asked for a stream waits for."""
+        return self._awaits[stream][other]
+
     def place(self, stream: str) -> Place:
         """Return the last that a stream was asked for."""
         return Place(stream, self._asked[stream])
@@ -201,33 +206,40 @@ class CardTimeline:
 
 
 class CardCopies:
-    """An honest card's stream of weights."""
+    """An honest card's stream of weights, each with a name of its own."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, stream: str = COPIES) -> None:
         self._order = order
+        self._stream = stream
 
     def follow(self) -> None:
         """Have it wait for the stream that this thread asks."""
         asked = self._order.place(self._order.stream)
-        with self._order.on(COPIES):
+        with self._order.on(self._stream):
             self._order.follow(asked)
 
     def lead(self) -> None:
         """Have that wait for it."""
-        self._order.follow(self._order.place(COPIES))
+        self._order.follow(self._order.place(self._stream))
 
     def keep(self, tensor: object) -> None:
         """Record that it uses a tensor."""
-        record(tensor, COPIES)
+        record(tensor, self._stream)
 
     def enqueueing(self) -> AbstractContextManager[None]:
         """Have this thread ask it."""
-        return self._order.on(COPIES)
+        return self._order.on(self._stream)
 
     def mark(self) -> Callable[[], object]:
         """Return what has the host wait for all it was asked for by now."""
-        place = self._order.place(COPIES)
+        place = self._order.place(self._stream)
         return lambda: self._order.wait(place)
+
+
+def copies_of(order: Order) -> Callable[[], CardCopies]:
+    """Return what makes streams of weights of an honest card."""
+    numbers = count(1)
+    return lambda: CardCopies(order, f"{COPIES} {next(numbers)}")
 
 
 @dataclass(frozen=True)

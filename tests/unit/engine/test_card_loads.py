@@ -149,7 +149,7 @@ class Loading:
         self._backbone = on_card(self.card)
         self.weights = Weights(Catalog(root), CARD, dtype="fp16", vae_dtype="fp16", budget_bytes=10**9)
         loader: Any = self.weights._loader
-        loader._ring = Ring(CARD, CardCopies(self.card.order), BUFFER)
+        loader.ring = Ring(CARD, CardCopies(self.card.order), BUFFER)
 
     def run(self, load: Callable[[], object]) -> Counts:
         """Load something while eight jobs run; return what was asked of the card by then."""

@@ -25,7 +25,7 @@ from serve_app.models.weights.loading import Loaded
 from serve_app.models.weights.pinned_memory import PinnedMemory
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.streaming import Streaming
-from serve_app.models.weights.upload import HostCopies, Ring
+from serve_app.models.weights.upload import Ring
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Part, Recipe
 from serve_app.recipe.text import LoadedAs
@@ -38,7 +38,7 @@ from tests.parity import control_files
 from tests.parity.dit_cases import LLAMA_STATES, TEXT_WIDTH, noise, weights
 from tests.parity.text_cases import CASES, tensors
 from tests.unit.engine.card import CARD, Card, OnCard
-from tests.unit.engine.card_order import CardCopies
+from tests.unit.engine.card_order import FORWARDS, SIDE, CardCopies, CardTimeline, copies_of
 from tests.unit.engine.mixes import request
 from tests.unit.engine.test_card_loading import held
 from tests.unit.engine.test_transformers import KEYS, NETS, SHAPES, WITHOUT_IMAGES, text
@@ -62,9 +62,9 @@ class Models:
         self.card = Card()
         room: Any = {"budget_bytes": budget_bytes, "forwards_bytes": forwards_bytes}
         self.weights = Weights(Catalog(root), CARD, dtype=dtype, vae_dtype="fp32", **room)
-        self.weights._host = HostWeights(CARD, host_bytes, CardCopies(self.card.order), CHUNK)
         loader: Any = self.weights._loader
-        loader._ring = Ring(CARD, HostCopies(), CHUNK)
+        loader.ring = Ring(CARD, CardCopies(self.card.order), CHUNK)
+        self.weights._host = HostWeights(CARD, host_bytes, copies_of(self.card.order), CHUNK, loader.ring)
 
     def made(self, work: Callable[[Models], list[Tensor]]) -> list[Tensor]:
         """Return what is made on the card."""
@@ -246,7 +246,11 @@ def test_what_the_host_has_no_pinned_memory_for_is_read_from_its_file_and_gives_
     assert models.card.order.early == []
     with torch.inference_mode(), models.card.used():
         models.weights.release()
-    assert streaming._pageable == {}
+    # With some memory it is kept, and what is not there is read again.
+    assert (streaming._pageable == {}) == (host_bytes == 0)
+    assert streaming._staging._buffers == []
+    assert models.weights.counters.host_bytes <= host_bytes
+    assert all(torch.equal(a, b) for a, b in zip(models.made(work), wanted, strict=True))
 
 
 def test_a_host_that_pins_nothing_reads_blocks_from_their_file(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +270,25 @@ def test_of_what_was_evicted_as_much_goes_as_what_streams_needs(root: Path) -> N
         models.made(rows(Recipe("backbone", "checkpoints", f"{name}.safetensors"), (1, 4, 8, 8), UNET_TEXT))
         assert models.weights.counters.host_bytes <= 1_300_000
     assert models.weights.counters.host_hits == 0
+
+
+def test_a_forward_that_streams_waits_for_no_text_that_does(root: Path) -> None:
+    models = Models(root, 4 * 10**7)
+    side_stream = CardTimeline(models.card.order).side_stream
+    assert side_stream is not None
+    clip = Recipe("clip", "checkpoints", "a.safetensors", (Streams(0.25),))
+    with torch.inference_mode(), models.card.used():
+        encoder = models.weights.clip(clip)
+        work = rows(BACKBONE.with_patch(Streams(0.01)), (1, 4, 8, 8), UNET_TEXT)
+        for _ in range(2):
+            with side_stream.enqueueing():
+                encoder.encode(["a fox"])
+            work(models)
+    assert len(models.streaming) == 2
+    order = models.card.order
+    assert order.awaited(FORWARDS, SIDE) == 0
+    assert order.awaited(SIDE, FORWARDS) > 0
+    assert order.early == []
 
 
 CONTROLLED = Recipe("backbone", "checkpoints", "unet_sd1.safetensors")

@@ -72,8 +72,8 @@ STAYS = 8 * WIDTH * 4 - WIDTH * 4 + 4
 def streamed(card: Card, room_bytes: int, copies: Any = None) -> tuple[Deep, Streaming]:
     """Return the network on the card, of which it takes so many bytes."""
     network = Deep()
-    host = HostWeights(CARD, 10**7, copies or CardCopies(card.order), PIECE)
-    streaming = host.stream(room_bytes, network, torch.float32, "deep")
+    host = HostWeights(CARD, 10**7, lambda: copies or CardCopies(card.order), PIECE)
+    streaming = host.stream("backbone", room_bytes, network, torch.float32, "deep")
     upload(streaming.resident, torch.float32, Ring(CARD, HostCopies()))
     streaming.allocate_slots()
     return network, streaming

@@ -287,6 +287,17 @@ def test_what_is_beside_the_weights_is_added_after_they_are_rounded():
     torch.testing.assert_close(changed.weight, rounded + drawn(2, 6, 2) @ drawn(3, 2, 6), rtol=0, atol=1e-6)
 
 
+@torch.inference_mode()
+def test_a_network_runs_on_once_a_set_with_merged_layers_is_freed():
+    shared = network()
+    before = shared(inputs(2))
+    whole = LoraSet("other", shared, [({"second.weight": WeightDelta(drawn(0, 6, 10))}, 1.0)])
+    with with_loras([(2, whole)]):
+        assert not torch.equal(shared(inputs(2)), before)
+    whole.close()
+    assert torch.equal(shared(inputs(2)), before)
+
+
 def test_layers_without_a_thin_form_are_ready_before_the_first_forward_a_few_at_a_time():
     layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(2 * MERGED_AT_ONCE + 2))).requires_grad_(False)
     pair = (drawn(1, 4, 2), drawn(2, 2, 4), None)
