@@ -254,6 +254,10 @@ class StoreError(UnavailableError):
     """The store of files does not answer, or refuses; has the operation, the place and the reason."""
 
 
+class StoreRefusedError(StoreError):
+    """The store of files refuses and would again: the bucket is not there, or the credentials do not allow it."""
+
+
 class OutgoingError(ServeAppError):
     """A message could not be sent to a client's URL; has the reason."""
 

@@ -19,6 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ServeAppError as error:
         print_line(f"serve-app: {error}", error=True)
         return 1
+    except OSError as error:
+        named = "" if error.filename is None else f"{error.filename}: "
+        print_line(f"serve-app: {named}{error.strerror or error}", error=True)
+        return 1
     except SystemExit as ended:
         if isinstance(ended.code, int):
             return ended.code

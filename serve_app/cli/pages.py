@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from serve_app.cli.lines import print_json, print_line
-from serve_app.store.models.catalog import DRAWING, NO_MODELS
+from serve_app.store.models.catalog import DRAWING, no_models
 
 
 def print_answer(page: Callable[[Any], Iterator[str]], answer: Any, *, as_json: bool) -> int:
@@ -27,7 +27,7 @@ def model_lines(answer: Mapping[str, list[str]]) -> Iterator[str]:
         if not names:
             yield f"{folder}/ (no files)"
     if not any(answer.get(folder) for folder in DRAWING):
-        yield NO_MODELS
+        yield no_models()
 
 
 def node_lines(answer: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

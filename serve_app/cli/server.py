@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from serve_app.cli.lines import print_line
-from serve_app.errors import ServerRefusedError, ServerUnreachableError
+from serve_app.errors import ConfigError, ServerRefusedError, ServerUnreachableError
 
 LONGEST_PAUSE_S = 5.0
 SLOW_S = 600.0
@@ -46,7 +46,10 @@ class ServerClient:
         self.url = url.rstrip("/")
         self._patience_s = patience_s
         key = os.environ.get("SERVE_APP_KEY")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        if key and not key.isascii():
+            raise ConfigError("SERVE_APP_KEY has letters that no key has; `serve-app keys create` prints one")
+        # The root's routes then answer in the contract's form, whatever the server's root dialect is.
+        headers = {"X-Comfy-Dialect": "contract", **({"Authorization": f"Bearer {key}"} if key else {})}
         self._http = httpx.Client(timeout=httpx.Timeout(60.0, connect=5.0), follow_redirects=True, headers=headers)
 
     def __enter__(self) -> ServerClient:
@@ -93,7 +96,7 @@ class ServerClient:
             else:
                 if response.is_success:
                     return response
-                reason = _words(response)
+                reason = refusal_reason(response)
                 if response.status_code not in UNAVAILABLE:
                     raise ServerRefusedError(reason)
                 after = response.headers.get("Retry-After", "")
@@ -116,12 +119,16 @@ class ServerClient:
             ) from error
 
 
-def _words(response: httpx.Response) -> str:
-    """Return the contract's error and detail, v2's message, or the status of an answer that has neither."""
+def refusal_reason(response: httpx.Response) -> str:
+    """Return the reason of a refusal in the form of any dialect, or the status of an answer that has none."""
     try:
         body = response.json()
-        if isinstance(body["error"], dict):
-            return f"{body['error']['code']}: {body['error']['message']}"
-        return f"{body['error']}: {body['detail']}" if body.get("detail") else str(body["error"])
+        error = body["error"]
+        if not isinstance(error, dict):
+            return f"{error}: {body['detail']}" if body.get("detail") else str(error)
+        # v2 says code and message; ComfyUI type, message and details, and what is wrong with each node.
+        said = [f"{error.get('code') or error['type']}: {error['message']}", str(error.get("details") or "")]
+        nodes = [each for node in (body.get("node_errors") or {}).values() for each in node["errors"]]
+        return "; ".join(filter(None, [*said, *(f"{each['message']} ({each['details']})" for each in nodes)]))
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"{response.status_code} {response.reason_phrase} from {response.request.url}"

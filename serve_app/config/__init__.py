@@ -23,6 +23,7 @@ from serve_app.config.limits import (
     SizeLimits,
     WebhookLimits,
 )
+from serve_app.config.mistakes import mistakes
 from serve_app.config.pool import SHARED, PoolConfig
 from serve_app.config.quotas import Quotas
 from serve_app.config.retention import RetentionConfig
@@ -31,6 +32,15 @@ from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.errors import ConfigError
 from serve_app.values import PreviewMethod
+
+LAST_PORT = 65_535
+
+
+def _database(url: str) -> str:
+    if not url.startswith(("sqlite:", "postgresql:", "postgresql+psycopg:", "postgres:")):
+        # A password may be in it.
+        raise ValueError("must be sqlite:///FILE or postgresql://USER@HOST/NAME")
+    return url
 
 
 class AppConfig(Section):
@@ -63,7 +73,7 @@ class AppConfig(Section):
     """Whether the web page asks for a user, to separate settings. It is no security: anyone may be any user."""
     tenants: TenantsConfig | None = None
     """None lets every client in, and all share all jobs and files."""
-    database_url: str = "sqlite:///state/jobs.sqlite"
+    database_url: Annotated[str, pydantic.AfterValidator(_database)] = "sqlite:///state/jobs.sqlite"
     database_statement_s: Seconds = 30.0
     """How long PostgreSQL may take to answer one statement; then it is retried over another connection."""
     max_queue: Annotated[int, Field(ge=1)] = 1000
@@ -156,15 +166,18 @@ class AppConfig(Section):
         pools = (pool.model_copy(update={"num_gpus": given.get(pool.name, pool.gpus)}) for pool in self.pools)
         return self.model_copy(update={"pools": tuple(pools)})
 
-    def resolved(self) -> AppConfig:
-        """Return the configuration with absolute paths, and make every directory, the database's among them."""
+    def resolved(self, *, make: bool = True) -> AppConfig:
+        """Return the configuration with absolute paths, and make every directory, the database's among them.
+
+        make: False makes none. Errors: ConfigError for one that cannot be made.
+        """
         update: dict[str, Any] = {}
         for name in ("models_dir", "input_dir", "output_dir", "temp_dir", "user_dir"):
             path = getattr(self, name).expanduser().absolute()
             # A host whose clients' files are in a bucket may have no disk to make their directories on.
             remote = isinstance(self.store, S3Config) and name in ("input_dir", "output_dir", "temp_dir")
-            if name != "models_dir" and not remote:
-                path.mkdir(0o700, parents=True, exist_ok=True)
+            if make and name != "models_dir" and not remote:
+                _make(name, path)
             update[name] = path
         update["pools"] = tuple(
             pool if pool.comfyui is None else pool.model_copy(update={"comfyui": pool.comfyui.absolute()})
@@ -176,9 +189,19 @@ class AppConfig(Section):
         scheme, separator, path = self.database_url.partition("sqlite:///")
         if separator and not scheme and path and path != ":memory:":
             file = Path(path).expanduser().absolute()
-            file.parent.mkdir(0o700, parents=True, exist_ok=True)
+            if make:
+                _make("database_url", file.parent)
             update["database_url"] = f"sqlite:///{file}"
         return self.model_copy(update=update)
+
+
+def _make(key: str, folder: Path) -> None:
+    try:
+        folder.mkdir(0o700, parents=True, exist_ok=True)
+    except FileExistsError:
+        raise ConfigError(f"{key}: {folder} is a file; give a folder") from None
+    except OSError as error:
+        raise ConfigError(f"{key}: the folder {folder} cannot be made: {error.strerror}") from error
 
 
 def parse(arguments: Any, where: str) -> AppConfig:
@@ -186,16 +209,35 @@ def parse(arguments: Any, where: str) -> AppConfig:
     try:
         return AppConfig.model_validate(arguments)
     except pydantic.ValidationError as error:
-        wrong = (f"{'.'.join(map(str, e['loc'])) or 'configuration'}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"{where}: " + "; ".join(wrong)) from error
+        raise ConfigError(f"{where}: " + "; ".join(mistakes(AppConfig, error))) from error
 
 
 def load(path: Path) -> AppConfig:
     """Read the application's arguments out of a Serve config file. Errors: ConfigError."""
     try:
-        document = yaml.safe_load(path.read_text())
-        (application,) = document["applications"]
+        (application,) = _document(path)["applications"]
         arguments = application.get("args") or {}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"{path}: not a Serve config file with one application: {error}") from error
     return parse(arguments, str(path))
+
+
+def port_of(path: Path) -> int | None:
+    """Return `http_options.port` of a Serve config file, None if it names none. Errors: ConfigError."""
+    options = _document(path).get("http_options") or {}
+    port = options.get("port") if isinstance(options, dict) else None
+    if port is not None and (not isinstance(port, int) or isinstance(port, bool) or not 0 <= port <= LAST_PORT):
+        raise ConfigError(f"{path}: http_options.port must be a whole number from 0 to {LAST_PORT}, not {port!r}")
+    return port
+
+
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise ConfigError(f"{path}: not a Serve config file: it has no `applications`")
+    return document

@@ -9,6 +9,7 @@ import asyncio
 import copy
 import json
 import re
+import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -59,6 +60,7 @@ from serve_app.store.page.extensions import Extensions
 from serve_app.store.page.pack_content import PackContent
 from serve_app.store.page.userdata import UserData
 from serve_app.store.tenants.credentials import without_credentials
+from serve_app.store.tenants.listing import ListTenants
 from serve_app.store.tenants.metered import Meter, MeteredStore
 from serve_app.store.tenants.pauses import Pause
 from serve_app.store.tenants.tenants import store_of
@@ -253,8 +255,18 @@ class Service:
         return await self._scheduler.warm(models, pool)
 
     async def pause(self, pause: Pause, *, paused: bool) -> tuple[Pause, ...]:
-        """Pause or resume the start of jobs; as `SchedulerClient.pause`."""
+        """Pause or resume the start of jobs; as `SchedulerClient.pause`. Errors: also for a tenant that is nobody."""
+        if paused and pause.kind == "tenant":
+            await self._check_tenant(pause.name)
         return await self._scheduler.pause(pause, paused)
+
+    async def _check_tenant(self, name: str) -> None:
+        """Check that somebody has this name: by a key, a job or a quota. Errors: InvalidSubmissionError."""
+        listed = await self._operators.query(ListTenants(time.time()))
+        known = {*self.limits.quotas.tenants, *(one["tenant"] for one in listed)}
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise InvalidSubmissionError(f"no tenant {abbreviated(name)} has a key, a job or a quota{hint}")
 
     async def free(self, *, weights: bool, results: bool) -> None:
         """Let every replica free memory when it is idle."""

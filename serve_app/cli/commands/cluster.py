@@ -44,7 +44,7 @@ def status(
 
 @app.command()
 def top(
-    every: Annotated[float, typer.Option(metavar="SECONDS", help="between looks")] = 2.0,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="between looks")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="look once")] = False,
     server: options.Server = SERVER,
     patience: options.Patience = PATIENCE_S,
@@ -54,7 +54,7 @@ def top(
     from serve_app.cli.top import watch_cluster
 
     with ServerClient(server, patience) as client:
-        return watch_cluster(client, max(0.1, every), once=once)
+        return watch_cluster(client, every, once=once)
 
 
 @app.command()

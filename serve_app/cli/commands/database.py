@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from serve_app.cli.commands import options
+from serve_app.errors import BackupError
 
 app = typer.Typer()
 Copy = Annotated[Path, typer.Argument(help="the copy, such as jobs.backup.gz")]
@@ -56,6 +57,7 @@ def restore(
     """Replace a database by a backup, while no server works on it."""
     from serve_app.cli.backup import restore_database
 
-    return restore_database(
-        options.settings(config, database_url=database_url), file, replace=replace, keep_keys=keep_keys
-    )
+    if not file.is_file():
+        raise BackupError(f"there is no backup {file}")
+    changed = options.settings(config, new=True, database_url=database_url)
+    return restore_database(changed, file, replace=replace, keep_keys=keep_keys)

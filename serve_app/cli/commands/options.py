@@ -14,7 +14,8 @@ LOCAL_CONFIG = Path("configs/local.yaml")
 
 Server = Annotated[str, typer.Option(envvar="SERVE_APP_URL", metavar="URL", help="the server to ask")]
 Patience = Annotated[
-    float, typer.Option(metavar="SECONDS", help="how long to try a server that does not answer", show_default=True)
+    float,
+    typer.Option(min=0, metavar="SECONDS", help="how long to try a server that does not answer", show_default=True),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print the answer as JSON")]
 Config = Annotated[
@@ -32,11 +33,18 @@ def config_file(given: Path | None) -> Path | None:
     return given or (LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None)
 
 
-def settings(given: Path | None, **changed: Any) -> AppConfig:
-    """Return the configuration with overrides from the command line; None is no override. Errors: ConfigError."""
+def settings(given: Path | None, *, new: bool = False, **changed: Any) -> AppConfig:
+    """Return the configuration with overrides from the command line; None is no override.
+
+    new: whether the command may make a database and folders. Errors: ConfigError, also if none is there to be used.
+    """
     from serve_app import config
+    from serve_app.store.database.jobs import check_exists
 
     file = config_file(given)
     read = config.load(file) if file else config.AppConfig()
     named = {name: value for name, value in changed.items() if value is not None}
-    return config.parse({**read.model_dump(), **named}, "command line").resolved()
+    found = config.parse({**read.model_dump(), **named}, "command line").resolved(make=new)
+    if not new:
+        check_exists(found.database_url)
+    return found

@@ -19,7 +19,9 @@ def _folder(what: str) -> typer.models.OptionInfo:
 @app.command()
 def up(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on")] = 8188,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="port to listen on (default: as configured, else 8188)")
+    ] = None,
     insecure: Annotated[
         bool,
         typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,7 +39,8 @@ def create(
     name: Annotated[str, typer.Option(help="what people call it")] = "",
     scope: Annotated[list[Scope] | None, typer.Option(help="what it allows; may be repeated")] = None,
     days: Annotated[
-        float | None, typer.Option(metavar="N", help="how long it holds (default: until it is revoked)")
+        float | None,
+        typer.Option(min=0.01, max=36_500, metavar="N", help="how long it holds (default: until it is revoked)"),
     ] = None,
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
@@ -48,14 +50,14 @@ def create(
     """Make a key and print it, this once."""
     from serve_app.store.tenants.api_keys import USUAL_SCOPES
 
-    with _opened(server, config, database_url) as tenants:
+    with _opened(server, config, database_url, new=True) as tenants:
         return _print_key(tenants.create(tenant, name, list(map(str, scope or USUAL_SCOPES)), days), as_json)
 
 
 @keys.command()
 def rotate(
     key: Key,
-    grace: Annotated[float, typer.Option(metavar="SECONDS", help="how long the old one holds")] = 3600.0,
+    grace: Annotated[float, typer.Option(min=0, metavar="SECONDS", help="how long the old one holds")] = 3600.0,
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
@@ -109,7 +111,7 @@ def list_tenants(
 
 @app.command()
 def audit(
-    limit: Annotated[int, typer.Option(metavar="N", help="entries")] = 50,
+    limit: Annotated[int, typer.Option(min=1, metavar="N", help="entries")] = 50,
     tenant: Annotated[str | None, typer.Option(metavar="NAME", help="only of one")] = None,
     as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
@@ -124,10 +126,22 @@ def audit(
 
 
 @contextmanager
-def _opened(server: str | None, config: Any, database_url: str | None) -> Iterator[TenantAdmin]:
+def _opened(
+    server: str | None, config: Path | None, database_url: str | None, *, new: bool = False
+) -> Iterator[TenantAdmin]:
+    """Open the server, or the database of the configuration. new: for a key, which may be a database's first row."""
     from serve_app.cli.tenants import database_tenants, server_tenants
 
-    opened = server_tenants(server) if server else database_tenants(options.settings(config, database_url=database_url))
+    if server:
+        opened = server_tenants(server)
+    else:
+        settings = options.settings(config, new=new, database_url=database_url)
+        if new and settings.tenants is None:
+            print_line(
+                "the configuration has no section `tenants`, so a server asks for no key: add `tenants: {}`",
+                error=True,
+            )
+        opened = database_tenants(settings)
     with opened as tenants:
         yield tenants
 

@@ -31,7 +31,7 @@ from serve_app.deployments.process import lean_ray
 from serve_app.deployments.process.supervisor import GIVEN_UP
 from serve_app.errors import StoreError, UnavailableError
 from serve_app.replica.files import open_catalog
-from serve_app.store.models.catalog import DRAWING, NO_MODELS
+from serve_app.store.models.catalog import DRAWING, no_models
 
 APPLICATION = "serve-app"
 STDERR = 2
@@ -92,7 +92,7 @@ def _serve(
     if works:
         print(f"server:    http://{host}:{port}", flush=True)
         if _has_no_models(settings):
-            print(f"models:    {NO_MODELS}", flush=True)
+            print(f"models:    {no_models(settings.models_dir)}", flush=True)
     elif not stop.is_set():
         print("serve-app up: the application could not be deployed; see the log above", file=sys.stderr)
     return works

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import resource
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -19,15 +18,13 @@ from typing import Any
 
 from serve_app import config, log
 from serve_app.config import AppConfig
-from serve_app.config.ingress import LOOPBACK
 from serve_app.deployments.process import private, supervisor
+from serve_app.deployments.process.start_checks import Start, examine
 from serve_app.deployments.process.torch_environment import ENVIRONMENT
 from serve_app.deployments.proxy import haproxy
 from serve_app.deployments.proxy.haproxy import HAProxy
-from serve_app.errors import ConfigError, DatabaseDamagedError
+from serve_app.errors import ConfigError
 from serve_app.models.shipped import provide
-from serve_app.packs.requirements import check_lock
-from serve_app.store.database.jobs import check_readable
 
 OWN_RAY = {
     # Ray's word for machines that form no cluster: all its processes then listen on this one alone.
@@ -74,6 +71,8 @@ WITHOUT_DASHBOARD = {
 }
 SERVES_HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 """Serve's own HAProxy is never wanted here, for its replicas listen on every interface; 0 keeps ours off too."""
+PORT = 8188
+"""The port where neither the command line nor the configuration file names one: ComfyUI's."""
 DESCRIPTORS = 65_536
 """Files that a process may open, if its hard limit allows that."""
 _log = log.get("up")
@@ -83,11 +82,12 @@ _log = log.get("up")
 class UpOptions:
     """The command line's options. changed: configuration keys with new values, None for those that stay.
 
-    demo: provide the models that ship. insecure: listen beyond this machine without tenants.
+    port: None for the configuration file's. demo: provide the models that ship. insecure: listen beyond this machine
+    without tenants.
     """
 
     host: str = "127.0.0.1"
-    port: int = 8188
+    port: int | None = None
     insecure: bool = False
     dashboard: bool = False
     demo: bool = False
@@ -105,29 +105,27 @@ def up(arguments: UpOptions) -> int:
     own = "RAY_ADDRESS" not in os.environ
     try:
         settings = _settings(arguments)
-        check_exposure(arguments.host, settings, insecure=arguments.insecure)
-        if settings.custom_nodes_dir is not None:
-            check_lock(settings.custom_nodes_dir)
+        start = Start(settings, arguments.host, _port(arguments), own, arguments.insecure)
         if arguments.demo:
             _provide(settings)
-        if own:
-            _check_port(arguments.host, arguments.port)
-            folder = private.prepare(settings.database_url)
-            quiet = QUIET_RAY if arguments.dashboard else QUIET_RAY | WITHOUT_DASHBOARD
-            environment = {**OWN_RAY, **quiet, **os.environ, "RAY_TMPDIR": str(folder), SERVES_HAPROXY: "0"}
-            check_readable(settings.database_url)
-    except (ConfigError, DatabaseDamagedError) as error:
+        # Before anything is written.
+        folder = private.prepare(settings.database_url) if own else None
+    except ConfigError as error:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2
-    if own:
-        front = _haproxy(folder, arguments.host, arguments.port, settings.ingress.max_replicas)
+    if not _may_start(start):
+        return 2
+    if folder is not None:
+        quiet = QUIET_RAY if arguments.dashboard else QUIET_RAY | WITHOUT_DASHBOARD
+        environment = {**OWN_RAY, **quiet, **os.environ, "RAY_TMPDIR": str(folder), SERVES_HAPROXY: "0"}
+        front = _haproxy(folder, start.host, start.port, settings.ingress.max_replicas)
         command = [
             sys.executable,
             "-P",
             "-m",
             "serve_app.deployments.process.serving",
-            arguments.host,
-            str(arguments.port),
+            start.host,
+            str(start.port),
         ]
         command += ["" if front is None else front[1], str(int(arguments.dashboard))]
         supervisor.become(command, settings.model_dump_json().encode(), environment, front)
@@ -137,7 +135,7 @@ def up(arguments: UpOptions) -> int:
     # Here and not above: a Ray of our own is another process's.
     from serve_app.deployments.process.serving import serve_on_cluster
 
-    return serve_on_cluster(settings, arguments.host, arguments.port, stop)
+    return serve_on_cluster(settings, start.host, start.port, stop)
 
 
 def raise_descriptors() -> None:
@@ -188,14 +186,23 @@ def _settings(arguments: UpOptions) -> AppConfig:
     return config.parse({**settings.model_dump(), **changed, "ingress": ingress}, "command line").resolved()
 
 
-def check_exposure(host: str, settings: AppConfig, *, insecure: bool) -> None:
-    """Refuse to listen beyond this machine without tenants, unless `insecure`. Errors: ConfigError."""
-    if host in LOOPBACK or host.startswith("127.") or settings.tenants is not None or insecure:
-        return
-    raise ConfigError(
-        f"--host {host} lets in whoever reaches it, to everything that everyone has: turn on tenants "
-        "(docs/tenants.md), or say --insecure where something else decides who comes in"
-    )
+def _port(arguments: UpOptions) -> int:
+    """Return the port of the command line, else the file's, else the usual one. Errors: ConfigError."""
+    if arguments.port is not None:
+        return arguments.port
+    configured = config.port_of(arguments.config) if arguments.config else None
+    return PORT if configured is None else configured
+
+
+def _may_start(start: Start) -> bool:
+    """Print what the checks find wrong; False if the server cannot start."""
+    findings = [finding for finding in examine(start) if finding.level != "ok"]
+    for finding in findings:
+        if finding.level == "error":
+            print(f"serve-app up: {finding}", file=sys.stderr)
+        else:
+            _log.warning("%s", finding)
+    return all(finding.level != "error" for finding in findings)
 
 
 def _provide(settings: AppConfig) -> None:
@@ -210,12 +217,3 @@ def _provide(settings: AppConfig) -> None:
         raise ConfigError(f"--demo cannot fill models_dir {settings.models_dir}: {error.strerror}") from error
     for path in provided:
         print(f"demo:      {path}", flush=True)
-
-
-def _check_port(host: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise ConfigError(f"cannot listen on {host}:{port}: {error.strerror}; give another --port") from error

@@ -421,14 +421,11 @@ class Jobs:
             raise DatabaseAwayError(f"the database {self._shown}: {_reason(error)}", retry_after_s=2) from error
 
 
-def check_readable(url: str) -> None:
-    """Check that a database can be used, or may become usable by itself. Errors: see `Jobs`."""
-    try:
-        Jobs(url).close()
-    except DatabaseDamagedError:
-        raise
-    except DatabaseAwayError as error:
-        _log.warning("%s; going on without it until it answers", error)
+def check_exists(url: str) -> None:
+    """Check that SQLite's file is there, which opening it would make. Errors: ConfigError."""
+    path = SqliteFile(sa.make_url(url)).path
+    if path is not None and not path.is_file():
+        raise ConfigError(f"there is no database {path}: give --database-url, or --config with its `database_url`")
 
 
 def _asked(query: JobQuery) -> tuple[tuple[bool, bool], dict[str, Any]]:

@@ -15,6 +15,7 @@ import mimetypes
 import random
 import re
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError, ConnectionError, HTTPClientError
 from botocore.parsers import ResponseParserError
 
-from serve_app.errors import StoreError
+from serve_app.errors import StoreError, StoreRefusedError
 from serve_app.store.files.location import Location
 from serve_app.store.files.store import FileStat
 
@@ -64,6 +65,17 @@ class Bucket:
         self._conditional = True
         self._tags_are_md5 = True
         """Whether tags of contents uploaded in one request are their MD5, as far as is known."""
+
+    def check(self, *, writes: bool) -> None:
+        """Check that the bucket is there and may be listed, and if `writes` that keys may be written and deleted.
+
+        Errors: StoreRefusedError if not, StoreError if the store does not answer.
+        """
+        next(self.list(""), None)
+        if writes:
+            key = f".check-{uuid.uuid4().hex}"
+            self.put(key, b"", "text/plain")
+            self.delete(key)
 
     def stat(self, key: str) -> FileStat:
         """Return a key's size, time and tag. Errors: FileNotFoundError, StoreError."""
@@ -234,19 +246,21 @@ class Bucket:
                     raise FileNotFoundError(key) from error
                 if code in _TAKEN:
                     raise FileExistsError(key) from error
-                if not _may_pass(error) or time.monotonic() + pause_s > deadline:
+                if not _may_pass(error):
+                    raise self.error(what, key, code, _words(error), StoreRefusedError) from error
+                if time.monotonic() + pause_s > deadline:
                     raise self.error(what, key, code, _words(error)) from error
             # At random, so that many who were refused together do not come back together.
             time.sleep(pause_s * random.uniform(0.5, 1.0))
             pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
 
-    def error(self, what: str, key: str, code: str, words: str) -> StoreError:
-        """Return the StoreError of a failed action."""
+    def error(self, what: str, key: str, code: str, words: str, kind: type[StoreError] = StoreError) -> StoreError:
+        """Return the error of a failed action."""
         hint = ""
         if code in _ACCESS:
             hint = "; credentials are AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY of the environment, or a role"
         reason = f"{code}: {words}" if words else code
-        return StoreError(f"could not {what} {key[:300]!r} in {self.location}: {reason}{hint}", retry_after_s=5)
+        return kind(f"could not {what} {key[:300]!r} in {self.location}: {reason}{hint}", retry_after_s=5)
 
 
 def _asked(ask: Callable[[], T]) -> T:

@@ -52,11 +52,6 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 
 DRAWING = ("checkpoints", "diffusion_models", "diffusers")
 """Folders of which one must have a model before any image can be generated."""
-NO_MODELS = (
-    "no model can draw yet: put a checkpoint into models/checkpoints, such as models/checkpoints/sd15.safetensors; "
-    "`serve-app up --demo` brings a tiny one"
-)
-"""The message to users while those are empty."""
 
 TINY_VAES = ("taesd", "taesdxl", "taesd3", "taef1", "taef2")
 """VAEs by the name of their family: an encoder and a decoder, each in a file of vae_approx."""
@@ -264,6 +259,14 @@ class Catalog:
                 f"there is no folder {folder[:100]!r} of model files{near}; there are {', '.join(FOLDERS)}"
             )
         return known
+
+
+def no_models(folder: Path | str = "models") -> str:
+    """Return the message to users while the folders of DRAWING are empty. folder: of models, as they know it."""
+    return (
+        f"no model can draw yet: put a checkpoint into {folder}/checkpoints, such as "
+        f"{folder}/checkpoints/sd15.safetensors; `serve-app up --demo` brings a tiny one"
+    )
 
 
 def _suffixes(folder: str) -> tuple[str, ...]:

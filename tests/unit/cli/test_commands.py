@@ -235,7 +235,9 @@ def test_bars_follow_each_node():
 def test_up_ends_with_one_line_when_its_database_is_damaged(tmp_path, capsys):
     database = tmp_path / "jobs.sqlite"
     database.write_bytes(b"no database" * 1000)
-    directories = [word for name in ("input", "output", "temp", "user") for word in (f"--{name}-dir", str(tmp_path))]
+    directories = [
+        word for name in ("models", "input", "output", "temp", "user") for word in (f"--{name}-dir", str(tmp_path))
+    ]
     assert main(["up", "--port", "0", "--database-url", f"sqlite:///{database}", *directories]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert str(database) in line

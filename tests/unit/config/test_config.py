@@ -25,7 +25,8 @@ def test_shipped_files_are_found():
 
 
 def test_an_unknown_key_is_refused_by_its_path():
-    with pytest.raises(ConfigError, match=r"here: pools\.0\.num_gpu: Extra inputs"):
+    said = r"^here: pools\.0\.num_gpu: there is no such key; did you mean 'num_gpus'\?$"
+    with pytest.raises(ConfigError, match=said):
         config.parse({"pools": [{"name": "gpu", "num_gpu": 1}]}, "here")
 
 

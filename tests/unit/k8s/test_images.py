@@ -11,8 +11,8 @@ import yaml
 from serve_app.cli import main
 from serve_app.config import AppConfig
 from serve_app.deployments.process import up
-from serve_app.deployments.process.up import UpOptions, check_exposure
-from serve_app.errors import ConfigError
+from serve_app.deployments.process.start_checks import Start, exposure
+from serve_app.deployments.process.up import UpOptions
 from tests.unit.k8s.manifests import ROOT
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -41,8 +41,9 @@ def test_both_targets_end_as_a_user_without_privileges_and_let_nobody_in_unasked
         assert program == "serve-app"
         asked = up_options(arguments)
         assert asked.host == "0.0.0.0"
-        with pytest.raises(ConfigError, match="turn on tenants"):
-            check_exposure(asked.host, AppConfig(), insecure=asked.insecure)
+        [finding] = exposure(Start(AppConfig(), asked.host, 8188, insecure=asked.insecure))
+        assert finding.level == "error"
+        assert "turn on tenants" in str(finding)
 
 
 def test_what_the_image_copies_is_there_and_is_let_through():

@@ -25,7 +25,7 @@ from serve_app.api.routing import READ
 from serve_app.api.strict_json import JsonResponse
 from serve_app.models.shipped import CHECKPOINT
 from serve_app.service.service import Service
-from serve_app.store.models.catalog import NO_MODELS
+from serve_app.store.models.catalog import no_models
 
 PACKAGE = "comfyui_frontend_package"
 TEMPLATES = "comfyui_workflow_templates_"
@@ -111,7 +111,7 @@ def _with_checkpoint(workflow: dict[str, Any], names: list[str]) -> Mapping[str,
             "color": "#432",
             "bgcolor": "#653",
         }
-        workflow["nodes"].append({**note, **shown, "widgets_values": [f"## First steps\n\n{NO_MODELS}."]})
+        workflow["nodes"].append({**note, **shown, "widgets_values": [f"## First steps\n\n{no_models()}."]})
         workflow["last_node_id"] = 10
     return workflow
 

@@ -12,7 +12,7 @@ import pytest
 
 from serve_app.errors import ConfigError, DatabaseAwayError, DatabaseDamagedError, DatabaseGoneError
 from serve_app.store.database.changes import JobAccepted, JobRow
-from serve_app.store.database.jobs import Jobs, check_readable
+from serve_app.store.database.jobs import Jobs
 
 ROW = JobRow("a", 0.0, 0, {}, ("1",), "client", {}, created_s=5.0, queued_seq=1)
 OTHER = replace(ROW, job_id="b", order=1)
@@ -152,7 +152,7 @@ def test_a_copy_that_a_crash_left_without_its_original_is_asked_about_not_passed
     Jobs(f"sqlite:///{path}").close()
     os.rename(path, f"{path}.rescued-1")
     with pytest.raises(DatabaseDamagedError, match="rescued-1"):
-        check_readable(f"sqlite:///{path}")
+        Jobs(f"sqlite:///{path}")
     assert not path.exists()
 
 
@@ -161,7 +161,7 @@ def test_a_file_that_is_no_database_is_said_to_be_damaged_and_left_alone(tmp_pat
     path = tmp_path / "jobs.sqlite"
     path.write_bytes(content)
     with pytest.raises(DatabaseDamagedError, match="move it away"):
-        check_readable(f"sqlite:///{path}")
+        Jobs(f"sqlite:///{path}")
     assert path.read_bytes() == content
 
 
@@ -170,12 +170,11 @@ def test_a_damaged_page_is_distinguished_from_a_database_that_is_away(tmp_path):
     Jobs(f"sqlite:///{path}").close()
     path.write_bytes(path.read_bytes()[:4096] + b"\xff" * (path.stat().st_size - 4096))
     with pytest.raises(DatabaseDamagedError):
-        check_readable(f"sqlite:///{path}")
+        Jobs(f"sqlite:///{path}")
 
 
-def test_a_database_that_may_answer_later_keeps_no_server_from_starting(tmp_path):
-    check_readable(f"postgresql://me@/jobs?host={tmp_path}")
+def test_a_database_that_does_not_answer_is_distinguished_from_a_url_that_names_none(tmp_path):
     with pytest.raises(ConfigError):
-        check_readable("nosuch://host/x")
+        Jobs("nosuch://host/x")
     with pytest.raises(DatabaseAwayError):
         Jobs(f"postgresql://me@/jobs?host={tmp_path}")
