@@ -19,7 +19,11 @@ _PARTS = 3
 """How many parts of a file's path are kept."""
 
 
-_NO_MEMORY = re.compile(r"can't allocate memory|not enough memory|Cannot allocate memory")
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|Cannot allocate memory"
+    # oneDNN's, which says no more, where its code or scratch memory cannot be allocated.
+    r"|could not create a primitive$"
+)
 
 CHARACTERS, LINES = 20_000, 1000
 """Limits of an exception's text, and of its traceback: they may contain any value of the node's inputs."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -36,6 +38,29 @@ def test_torch_says_that_it_got_no_memory_in_the_words_that_are_looked_for() -> 
     with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60, dtype=torch.uint8)
     assert failed(TASK, "1", "Show", raised.value).out_of_memory
+
+
+ONEDNN = """
+import resource, psutil, torch
+torch.set_num_threads(1)
+convolve = torch.nn.Conv2d(64, 64, 3)
+with torch.inference_mode():
+    convolve(torch.zeros(1, 64, 8, 8))
+    for room in range(0, 64 << 20, 16 << 20):
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + room, -1))
+        for size in range(9, 60):
+            try:
+                convolve(torch.zeros(2, 64, size, size + 3))
+            except RuntimeError as error:
+                print(error, flush=True)
+"""
+
+
+def test_onednn_says_that_it_got_no_memory_in_the_words_that_are_looked_for() -> None:
+    done = subprocess.run([sys.executable, "-c", ONEDNN], capture_output=True, text=True, check=False)
+    messages = {line for line in done.stdout.splitlines() if "primitive" in line}
+    assert messages
+    assert all(failed(TASK, "1", "Show", RuntimeError(message)).out_of_memory for message in messages)
 
 
 def test_a_giant_message_of_an_exception_is_truncated() -> None:
