@@ -33,7 +33,8 @@ PARTS = {
     "scheduler": r"^ray::SchedulerActor",
     "gcs": r"/gcs/gcs_server ",
     "raylet": r"/raylet/raylet ",
-    "server": r" serve_app\.deployments\.process\.serving ",
+    # Its supervisor has this command among its arguments.
+    "server": r"^\S+ -P -m serve_app\.deployments\.process\.serving ",
 }
 """How a part's process names itself; it is looked for among the server's own processes only."""
 FOUND_S = 150.0
