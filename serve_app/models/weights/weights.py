@@ -375,7 +375,12 @@ class Weights:
     def release(self, nbytes: int | None = None) -> int:
         """Evict unused weights until nbytes are freed, or all of them; as `Residency.release`."""
         with self._evicting() as residency:
-            return residency.release(nbytes)
+            freed = residency.release(nbytes)
+        if freed and self.device.type == "cuda":
+            # So that other streams can have it. What is evicted for a load has the load's own pool, and giving it back
+            # to the device would wait for all forwards enqueued.
+            torch.cuda.empty_cache()
+        return freed
 
     def _model(self, recipe: Recipe, kind: Any, hold: Hold | None) -> tuple[Any, ResidentWeights]:
         """Return a recipe's model of a kind, and what is resident of it. hold: keeps it; None: nothing does."""
@@ -516,8 +521,6 @@ class Weights:
             # What was made of a part goes before the part.
             for resident in reversed(evicted):
                 self._free(resident)
-            if evicted and self.device.type == "cuda":
-                torch.cuda.empty_cache()
 
     def _free(self, resident: ResidentWeights) -> None:
         """Free evicted weights, whoever still has references to them; a part may go to host memory."""

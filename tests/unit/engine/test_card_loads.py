@@ -168,9 +168,29 @@ class Loading:
         return self._engine.submit(Trajectory(self._backbone, wanted, lambda done, steps: began.set()))
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+def test_weights_that_make_way_for_a_load_wait_for_no_forward_and_those_for_a_forward_go_back_to_the_device(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emptied: list[int] = []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(loading.weights.counters.evictions))
+    loading = Loading(root)
+    one, other = SMALL, of("vae", "checkpoints", "sample")
+    loading.weights._residency.budget_bytes = sum(loading.weights.need(one).nbytes.values())
+
+    def turns() -> None:
+        for recipe in (one, other, one, other):
+            hold = loading.weights.hold(loading.weights.need(recipe))
+            assert hold is not None
+            with hold:
+                loading.weights.load(hold)
+
+    counts = loading.run(turns)
+    assert loading.weights.counters.evictions == 3
+    # Giving memory back makes the host wait for all that the device was asked for.
+    assert (counts.stalls, emptied) == (0, []), counts.where
+    with torch.no_grad(), loading.card.used():
+        assert loading.weights.release() > 0
+    assert emptied == [4]
 
 
 @pytest.mark.parametrize("kind", LOADED)
