@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -168,7 +169,7 @@ class Card(TorchDispatchMode):
     @contextmanager
     def used(self) -> Iterator[Card]:
         """Let this thread use the card."""
-        with _READY if self.driver is None else nullcontext(), _Bindings(), self:
+        with _READY if self.driver is None else nullcontext(), _Bindings(self), self:
             yield self
 
     def place(self, held: Tensor) -> OnCard:
@@ -201,6 +202,15 @@ class Card(TorchDispatchMode):
         finally:
             self._leaves()
 
+    @contextmanager
+    def apart(self) -> Iterator[None]:
+        """Have torch's own code take an operation apart, whose tensors it takes to be on `_META`."""
+        self._within.taken_apart += 1
+        try:
+            yield
+        finally:
+            self._within.taken_apart -= 1
+
     @property
     def _counted(self) -> Counts:
         """Those that this thread's asking is counted in."""
@@ -229,12 +239,8 @@ class Card(TorchDispatchMode):
             self._arrived(name, func, leaves)
             return func(*args, **kwargs)
         if name not in _WHOLE and func._can_decompose():
-            self._within.taken_apart += 1
-            try:
-                with self:
-                    made = func.decompose(*args, **kwargs)
-            finally:
-                self._within.taken_apart -= 1
+            with self.apart(), self:
+                made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
                 return made
         if name in ("_to_copy", "copy_", "to"):
@@ -405,6 +411,10 @@ _READY = _Ready()
 class _Bindings(TorchFunctionMode):
     """What torch's bindings do for a GPU before any dispatch, which needs CUDA to be there."""
 
+    def __init__(self, card: Card) -> None:
+        super().__init__()
+        self._card = card
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         device = kwargs.get("device")
@@ -416,6 +426,10 @@ class _Bindings(TorchFunctionMode):
         if func is Tensor.__setitem__ and isinstance(args[0], OnCard) and not isinstance(args[2], Tensor):
             # The number would be made where torch's own code takes the tensor to be.
             args = (*args[:2], OnCard(torch.tensor(args[2], dtype=args[0].dtype)))
+        if func is scaled_dot_product_attention:
+            # Outside of inference mode torch's own code makes a mask's numbers where it takes the card's tensors to be.
+            with self._card.apart():
+                return func(*args, **kwargs)
         return func(*args, **kwargs)
 
 

@@ -145,7 +145,7 @@ class Loading:
 
     def __init__(self, root: Path) -> None:
         self.card = Card()
-        self._engine = CardEngine(self.card)
+        self.engine = CardEngine(self.card)
         self._backbone = on_card(self.card)
         self.weights = Weights(Catalog(root), CARD, dtype="fp16", vae_dtype="fp16", budget_bytes=10**9)
         loader: Any = self.weights._loader
@@ -160,20 +160,20 @@ class Loading:
             load()
         for job in jobs:
             job.result(30)
-        self._engine.close()
+        self.engine.close()
         return self.card.counts
 
     def _job(self, seed: int, began: Event) -> Future[Sampled]:
         wanted = request(steps=4, seed=seed)
-        return self._engine.submit(Trajectory(self._backbone, wanted, lambda done, steps: began.set()))
+        return self.engine.submit(Trajectory(self._backbone, wanted, lambda done, steps: began.set()))
 
 
 def test_weights_that_make_way_for_a_load_wait_for_no_forward_and_those_for_a_forward_go_back_to_the_device(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     emptied: list[int] = []
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(loading.weights.counters.evictions))
     loading = Loading(root)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(loading.weights.counters.evictions))
     one, other = SMALL, of("vae", "checkpoints", "sample")
     loading.weights._residency.budget_bytes = sum(loading.weights.need(one).nbytes.values())
 
