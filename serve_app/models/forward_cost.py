@@ -98,11 +98,13 @@ class Counting(TorchDispatchMode):  # type: ignore[no-untyped-call]
             made = args[0].new_empty(*args[0].shape[:-1], args[2].shape[-1])
         else:
             made = func(*args, **kwargs)
-        written = [*self._tensors(made)]
+        written, read = [*self._tensors(made)], [*self._tensors(args)]
+        given = {tensor.untyped_storage()._cdata for tensor in read}
         for tensor in written:
-            self._allocated(tensor)
+            # Views, of weights too, and what is changed in place are no allocations.
+            if tensor.untyped_storage()._cdata not in given:
+                self._allocated(tensor)
         if written and not func.is_view:
-            read = [*self._tensors(args)]
             nbytes = sum(tensor.numel() * tensor.dtype.itemsize for tensor in (*read, *written))
             self.kernels[Kernel(_flops(name, read, written[0]), nbytes)] += 1
         return made

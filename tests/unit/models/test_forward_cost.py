@@ -99,3 +99,13 @@ def test_a_kernel_is_counted_with_what_it_computes_reads_and_writes() -> None:
     }
     # The first result goes once the second is there.
     assert made.peak_bytes == 4 * (48 + 48)
+
+
+def test_views_of_weights_and_changes_in_place_are_no_allocations() -> None:
+    weight, x = torch.ones(64, 64), torch.ones(1, 64)
+    with torch.inference_mode(), Counting(torch.device("cpu")) as made:
+        for first in range(0, 64, 16):
+            y = torch.nn.functional.linear(x, weight[first : first + 16])
+            y.add_(1)
+    # The last result, and the one before it until it is replaced.
+    assert made.peak_bytes == 2 * 4 * 16
