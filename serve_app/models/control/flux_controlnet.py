@@ -25,7 +25,7 @@ from serve_app.models.control.dit_control import (
     hint_latents,
 )
 from serve_app.models.control.one_call_net import OneCallNet
-from serve_app.models.families.dit.flux import GUIDANCE, Flux, FluxCall, mask_arguments
+from serve_app.models.families.dit.flux import GUIDANCE, Flux, FluxCall
 from serve_app.models.families.shared.dit import DOUBLES, PATCH, SINGLES, attended, by_heads, positions, to_tokens
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Place, Table
@@ -123,7 +123,6 @@ class FluxControlNetwork(DitControlNetwork):
         self.control = control
         family = control.family
         network: Any = family.build()
-        self.pos_embed = network.pos_embed
         self.x_embedder = network.x_embedder
         self.context_embedder = network.context_embedder
         self.time_text_embed = network.time_text_embed
@@ -150,20 +149,21 @@ class FluxControlNetwork(DitControlNetwork):
             text = torch.cat([kinds, text], dim=1)
             there = None if there is None else torch.cat([there.new_ones(len(there), 1), there], dim=1)
         image = self.x_embedder(to_tokens(call.x)) + self.controlnet_x_embedder(hint)
-        arguments = {
-            "temb": time,
-            "image_rotary_emb": self.pos_embed(at),
-            "joint_attention_kwargs": mask_arguments(by_heads(attended(there, image.shape[1]))),
+        shared = {
+            "temb": nn.functional.silu(time),
+            "image_rotary_emb": self.control.family.turns(at),
+            "attention_mask": by_heads(attended(there, image.shape[1])),
         }
         answers = []
-        for blocks, ends in (
-            (self.transformer_blocks, self.controlnet_blocks),
-            (self.single_transformer_blocks, self.controlnet_single_blocks),
-        ):
-            for block, end in zip(blocks, ends, strict=True):
-                text, image = block(hidden_states=image, encoder_hidden_states=text, **arguments)
-                answer = end(image)
-                answers.append(nn.functional.silu(answer) if self.control.activated else answer)
+        for block, end in zip(self.transformer_blocks, self.controlnet_blocks, strict=True):
+            text, image = block(hidden_states=image, encoder_hidden_states=text, **shared)
+            answers.append(end(image))
+        both = torch.cat([text, image], dim=1)
+        for block, end in zip(self.single_transformer_blocks, self.controlnet_single_blocks, strict=True):
+            both = block(hidden_states=both, **shared)
+            answers.append(end(both[:, text.shape[1] :]))
+        if self.control.activated:
+            return [nn.functional.silu(answer) for answer in answers]
         return answers
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any, ClassVar, Self
 
-from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -28,7 +27,8 @@ from serve_app.models.control.dit_control import (
 from serve_app.models.control.model_control import one_image
 from serve_app.models.control.one_call_net import OneCallNet
 from serve_app.models.families.dit.qwen_image import BLOCKS, QwenImage, QwenImageCall
-from serve_app.models.families.shared.dit import PATCH, to_tokens
+from serve_app.models.families.shared.dit import PATCH, attended, by_heads, to_tokens
+from serve_app.models.families.shared.fused_blocks import QwenImageBlock
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
@@ -102,9 +102,9 @@ class QwenControlNetwork(DitControlNetwork):
         time = self.control.family.time(own, given["level"], hint.dtype)
         text = own.txt_in(own.txt_norm(given["text"].to(hint.dtype)))
         image = own.img_in(to_tokens(given["x"][:, :, 0].to(hint.dtype))) + self.controlnet_x_embedder(hint)
-        answers = []
+        mask, time, answers = by_heads(attended(there, image.shape[1])), nn.functional.silu(time), []
         for block, answer in zip(own.transformer_blocks, self.controlnet_blocks, strict=True):
-            text, image = block(image, text, there, time, turns)
+            text, image = block(image, text, mask, time, turns)
             answers.append(answer(image))
         return answers
 
@@ -142,7 +142,7 @@ class QwenFunControlFamily(DitControlFamily):
         return QwenFunControlNetwork(self)
 
 
-class _FunBlock(QwenImageTransformerBlock):  # type: ignore[misc]
+class _FunBlock(QwenImageBlock):
     """A block with an output. first: it adds its input to the backbone's tokens."""
 
     def __init__(self, width: int, heads: int, *, first: bool) -> None:
@@ -169,10 +169,11 @@ class QwenFunControlNetwork(DitControlNetwork):
         """Return the outputs (R,n,D) for rows. given: of a `QwenImageCall`, and the hint as tokens (R,n,columns)."""
         blocks: Any = self.control_blocks
         image, text, answers = self.control_img_in(given["hint"]), given["embedded"], []
+        mask, time = by_heads(attended(given.get("there"), image.shape[1])), nn.functional.silu(given["time"])
         for block in blocks:
             if block.before_proj is not None:
                 image = block.before_proj(image) + given["image"]
-            text, image = block(image, text, given.get("there"), given["time"], turns)
+            text, image = block(image, text, mask, time, turns)
             answers.append(block.after_proj(image))
         return answers
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from diffusers.models.transformers.transformer_z_image import ZImageTransformerBlock
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
@@ -21,6 +20,7 @@ from serve_app.models.control.dit_control import SideFamily, check_family
 from serve_app.models.control.model_control import AtWork, BlockwiseNetwork, ControlImages, SomeRows, fitted
 from serve_app.models.families.dit.zimage import SIZES, ZImage, attention_names
 from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS, lengths, stacked, to_tokens, within
+from serve_app.models.families.shared.fused_blocks import ZImageBlock
 from serve_app.models.families.shared.one_stream import LAYERS, REFINERS, StreamCall
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Place, Table
@@ -95,7 +95,7 @@ class ZImageControl(SideFamily):
         return ZImageControlNetwork(self)
 
 
-class _Layer(ZImageTransformerBlock):  # type: ignore[misc]
+class _Layer(ZImageBlock):
     """A layer with an output. first: of its stack; it adds its input to the backbone's tokens."""
 
     def __init__(self, width: int, heads: int, *, first: bool) -> None:
@@ -115,9 +115,7 @@ class ZImageControlNetwork(BlockwiseNetwork):
         self.control_all_x_embedder = nn.ModuleDict({SIZES: nn.Linear(channels * PATCH**2, width)})
         self.control_layers = nn.ModuleList(_Layer(width, heads, first=not i) for i in range(family.layers))
         self.control_noise_refiner = nn.ModuleList(
-            _Layer(width, heads, first=not i)
-            if family.refines
-            else ZImageTransformerBlock(0, width, heads, heads, _EPS, True)
+            _Layer(width, heads, first=not i) if family.refines else ZImageBlock(0, width, heads, heads, _EPS, True)
             for i in range(family.refiners)
         )
         for name, module in self.named_modules():

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from serve_app.errors import NodeError
 from serve_app.models.control.control import ActiveControl
@@ -30,6 +31,7 @@ from serve_app.models.families.shared.dit import (
     Passing,
     Transformer,
     added_after,
+    angles,
     attended,
     by_heads,
     check_text,
@@ -45,6 +47,7 @@ from serve_app.models.families.shared.dit import (
     to_tokens,
     within,
 )
+from serve_app.models.families.shared.fused_blocks import fused
 from serve_app.models.families.shared.one_call import present
 from serve_app.models.families.shared.references import (
     check_method,
@@ -56,6 +59,7 @@ from serve_app.models.families.shared.references import (
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.rotary import turns_of
 from serve_app.recipe.training import Flow, FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
@@ -66,6 +70,7 @@ GUIDANCE = 3.5
 """Default guidance of a guidance-distilled network."""
 AXES = (2, 7, 7)
 """Sixteenths of a head rotated by plane, row and column."""
+THETA = 10000.0
 TIMES = 1000.0
 
 EXTRA_CHANNELS = {0: "x alone", 16: "x and an image", 80: "x, a masked image and its mask"}
@@ -211,20 +216,24 @@ class Flux(Transformer):
         return table | dict(flux_names.modulation(self.doubles, self.singles))
 
     def build(self) -> nn.Module:
-        head = self.width // self.heads
-        network: nn.Module = FluxTransformer2DModel(
+        network = FluxTransformer2DModel(
             in_channels=(self.latent_channels + self.extra_channels) * PATCH**2,
             out_channels=self.latent_channels * PATCH**2,
             num_layers=self.doubles,
             num_single_layers=self.singles,
-            attention_head_dim=head,
+            attention_head_dim=self.width // self.heads,
             num_attention_heads=self.heads,
             joint_attention_dim=self.text_width,
             pooled_projection_dim=self.pooled_width,
             guidance_embeds=self.guided,
-            axes_dims_rope=tuple(head // 16 * share for share in AXES),
+            axes_dims_rope=self.axes,
         )
-        return network
+        return fused(network)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Numbers of a head rotated by each coordinate."""
+        return tuple(self.width // self.heads // 16 * share for share in AXES)
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
         return flux_names.lora_names(parameters, self.table(), self.singles)
@@ -337,20 +346,30 @@ class Flux(Transformer):
             text = torch.cat([text, given["behind"]], dim=1)
         images = [torch.cat([call.x, given["concat"]], dim=1) if "concat" in given else call.x, *references_of(given)]
         tokens = [*map(to_tokens, images)]
-        count, image = tokens[0].shape[1], network.x_embedder(torch.cat(tokens, dim=1))
-        arguments = {
-            "temb": time,
-            "image_rotary_emb": network.pos_embed(given["at"]),
-            "joint_attention_kwargs": mask_arguments(given.get("mask")),
+        length, count = text.shape[1], tokens[0].shape[1]
+        image = network.x_embedder(torch.cat(tokens, dim=1))
+        shared = {
+            "temb": silu(time),
+            "image_rotary_emb": self.turns(given["at"]),
+            "attention_mask": given.get("mask"),
         }
-        for kind, blocks in ((DOUBLES, network.transformer_blocks), (SINGLES, network.single_transformer_blocks)):
-            passing = Passing(rows, kind, given)
-            for number, block in enumerate(blocks):
-                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **arguments)
-                text, image = passing.through(number, call_block, text, image)
-                for residual in added_after(given, kind, number):
-                    image = torch.cat([image[:, :count] + residual.to(image.dtype), image[:, count:]], dim=1)
-        return from_tokens(network.proj_out(network.norm_out(image[:, :count], time)), *size)
+        doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
+        for number, block in enumerate(network.transformer_blocks):
+            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **shared)
+            text, image = doubles.through(number, call_block, text, image)
+            for residual in added_after(given, DOUBLES, number):
+                image[:, :count] += residual.to(image.dtype)
+        both = torch.cat([text, image], dim=1)
+        for number, block in enumerate(network.single_transformer_blocks):
+            [both] = singles.through(number, partial(block, hidden_states=both, **shared), both)
+            for residual in added_after(given, SINGLES, number):
+                both[:, length : length + count] += residual.to(both.dtype)
+        image = both[:, length : length + count]
+        return from_tokens(network.proj_out(network.norm_out(image, time)), *size)
+
+    def turns(self, at: Tensor) -> Tensor:
+        """Return the rotary positions of tokens at (n,3)."""
+        return turns_of(angles(at, self.axes, THETA))
 
 
 def _behind(
@@ -370,11 +389,6 @@ def _behind(
         of_text = torch.ones_like(text[..., 0], dtype=torch.bool) if there is None else there
         there = torch.cat([of_text, within(counts, max(counts), text.device)], dim=1)
     return behind, there
-
-
-def mask_arguments(mask: Tensor | None) -> dict[str, Tensor] | None:
-    """Return the blocks' keyword arguments for an attention mask; None for none."""
-    return None if mask is None else {"attention_mask": mask}
 
 
 def _by_diffusers(tensors: Tensors) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 from torch import Tensor, nn
+from torch.nn.functional import silu
 
 from serve_app.errors import NodeError
 from serve_app.models.control.control import ActiveControl
@@ -26,6 +27,8 @@ from serve_app.models.families.shared.dit import (
     Transformer,
     added_after,
     angles,
+    attended,
+    by_heads,
     check_text,
     control_answers,
     from_tokens,
@@ -36,6 +39,7 @@ from serve_app.models.families.shared.dit import (
     there,
     to_tokens,
 )
+from serve_app.models.families.shared.fused_blocks import fused
 from serve_app.models.families.shared.one_call import present
 from serve_app.models.families.shared.references import (
     INDEX_TIMESTEP_ZERO,
@@ -49,6 +53,7 @@ from serve_app.models.families.shared.references import (
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.rotary import turns_of
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import WAN
@@ -170,8 +175,7 @@ class QwenImage(Transformer):
         )
         if self.method == INDEX_TIMESTEP_ZERO:
             network.register_parameter(_ZERO, nn.Parameter(torch.empty(0)))
-        built: nn.Module = network
-        return built
+        return fused(network)
 
     @property
     def axes(self) -> tuple[int, ...]:
@@ -246,19 +250,17 @@ class QwenImage(Transformer):
             turns = self._turns(given["at"]), turns[1]
             image = torch.cat([image, network.img_in(torch.cat([*map(frame_tokens, references)], dim=1))], dim=1)
         controls = all_at_work(rows, call)
-        still, which = rows[0].inputs.method == INDEX_TIMESTEP_ZERO, None
-        if still:
+        which = None
+        if rows[0].inputs.method == INDEX_TIMESTEP_ZERO:
             time = torch.cat([time, self.time(network, torch.zeros_like(call.level), dtype)])
             which = (torch.arange(image.shape[1], device=image.device) >= count).int().expand(len(image), -1)
-        passing = Passing(rows, DOUBLES, given)
+        passing, mask, time = Passing(rows, DOUBLES, given), by_heads(attended(call.there, image.shape[1])), silu(time)
         for number, block in enumerate(network.transformer_blocks):
-            # Whether `time` has a second half for the tokens that `which` marks, for these rows.
-            block.zero_cond_t = still
             call_block = partial(
                 block,
                 hidden_states=image,
                 encoder_hidden_states=text,
-                encoder_hidden_states_mask=call.there,
+                attention_mask=mask,
                 temb=time,
                 image_rotary_emb=turns,
                 modulate_index=which,
@@ -289,9 +291,8 @@ class QwenImage(Transformer):
         return [_centred(reference.shape[2:], at) for reference, at in zip(references, placed, strict=True)]
 
     def _turns(self, at: Tensor) -> Tensor:
-        """Return the rotary positions of (n,3), complex numbers (n,D/2)."""
-        turned = angles(at, self.axes, THETA).float()
-        return torch.polar(torch.ones_like(turned), turned)
+        """Return the rotary positions of tokens at (n,3)."""
+        return turns_of(angles(at, self.axes, THETA))
 
     def time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the modulation input (R,width) of levels (R,)."""

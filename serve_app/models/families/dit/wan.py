@@ -13,11 +13,9 @@ from math import prod
 from typing import Any, NamedTuple
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from torch import Tensor, addcmul, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from serve_app.errors import NodeError
 from serve_app.models.families.family import File, Rows
@@ -39,10 +37,12 @@ from serve_app.models.families.shared.dit import (
     there,
     whole_patches,
 )
+from serve_app.models.families.shared.fused_blocks import attention_output
 from serve_app.models.families.shared.references import scaled_references
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.rotary import rotated, turns_of
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
@@ -366,7 +366,7 @@ class Wan(Transformer):
             # Without image features, the text is used, as in ComfyUI.
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
-        tell = partial(_block, time=by_block, read=read, turns=_turns(given["at"]))
+        tell = partial(_block, time=by_block, read=read, turns=turns_of(angles(given["at"], AXES, THETA)))
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
         vace_tokens, beginning = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints], image
         every = self.layers // self.vace if self.vace else 0
@@ -419,11 +419,12 @@ def _block(
     image: Tensor,
     time: Tensor,
     read: Sequence[tuple[Tensor, Tensor | None]],
-    turns: tuple[Tensor, Tensor],
+    turns: Tensor,
 ) -> Tensor:
     """Return a block's output for tokens (R,n,W). time: (R,G,6,W).
 
-    read: the text (R,T,W), and image features if the network reads them; each with its mask, as for `_attended`.
+    read: the text (R,T,W), and image features if the network reads them; each with a mask of real keys, (R,1,1,m),
+    None: all. turns: of `turns_of`.
     """
     count = image.shape[1]
     shift, scale, gate, inner_shift, inner_scale, inner_gate = (
@@ -431,17 +432,15 @@ def _block(
     )
     # Videos are long: each separate sum and product would be another pass over all tokens.
     own, others, modulated = block.attn1, block.attn2, addcmul(shift, block.norm1(image), 1 + scale)
-    q, k = (
-        apply_rotary_emb(_heads(norm(to(modulated))), turns)
-        for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k))
-    )
-    image = addcmul(image, own.to_out[0](_attended(q, k, _heads(own.to_v(modulated)))), gate)
+    q, k = (_heads(norm(to(modulated))) for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k)))
+    q, k = rotated(q, k, turns)
+    image = addcmul(image, own.to_out[0](attention_output(q, k, _heads(own.to_v(modulated)))), gate)
     q = _heads(others.norm_q(others.to_q(block.norm2(image))))
     text, *seen = read
-    found = _attended(q, _heads(others.norm_k(others.to_k(text[0]))), _heads(others.to_v(text[0])), text[1])
+    found = attention_output(q, _heads(others.norm_k(others.to_k(text[0]))), _heads(others.to_v(text[0])), text[1])
     for tokens, mask in seen:
         k = others.norm_added_k(others.add_k_proj(tokens))
-        found = found + _attended(q, _heads(k), _heads(others.add_v_proj(tokens)), mask)
+        found = found + attention_output(q, _heads(k), _heads(others.add_v_proj(tokens)), mask)
     image = image + others.to_out[0](found)
     return addcmul(image, block.ffn(addcmul(inner_shift, block.norm3(image), 1 + inner_scale)), inner_gate)
 
@@ -458,13 +457,8 @@ def _by_token(of_groups: Tensor, count: int) -> Tensor:
 
 
 def _heads(tokens: Tensor) -> Tensor:
-    """Return tokens (R,n,W) by heads, (R,H,n,d)."""
-    return tokens.view(*tokens.shape[:2], -1, HEAD).transpose(1, 2)
-
-
-def _attended(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the attention output of queries (R,H,n,d), (R,n,W). mask: (R,1,1,m), of real keys; None: all."""
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+    """Return tokens (R,n,W) by heads, (R,n,H,d)."""
+    return torch.unflatten(tokens, 2, (-1, HEAD))
 
 
 def _of_images(embedder: Any, seen: Tensor) -> Tensor:
@@ -478,9 +472,3 @@ def _of_images(embedder: Any, seen: Tensor) -> Tensor:
 def _tokens(cells: Tensor) -> Tensor:
     """Return patches (R,W,…) as tokens (R,n,W)."""
     return cells.flatten(2).transpose(1, 2)
-
-
-def _turns(at: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines (n,d) of rotary positions (n,3)."""
-    turned = angles(at, AXES, THETA).float().repeat_interleave(2, dim=1)
-    return turned.cos(), turned.sin()

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from serve_app.models.families.family import File
 from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS, thirds
+from serve_app.models.families.shared.fused_blocks import fused
 from serve_app.models.families.shared.one_stream import OneStream
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
+from serve_app.models.kernels.rotary import turns_of
 from serve_app.recipe.training import Flow, Training
 
 SHIFT = 3.0
@@ -116,8 +118,7 @@ class ZImage(OneStream):
         for name, module in network.named_modules():
             if name.endswith(("norm_q", "norm_k")):
                 module.eps = WHOLE_EPS
-        built: nn.Module = network
-        return built
+        return fused(network)
 
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         return Flow(SHIFT, 1.0)
@@ -128,6 +129,9 @@ class ZImage(OneStream):
             TimestepEmbedder.timestep_embedding(time * TIMES, TIME_WIDTH).to(network.x_pad_token.dtype)
         )
         return made
+
+    def turns(self, turned: Tensor) -> Tensor:
+        return turns_of(turned)
 
     def embedded_image(self, network: Any) -> tuple[nn.Module, Tensor | None]:
         return network.all_x_embedder[SIZES], network.x_pad_token

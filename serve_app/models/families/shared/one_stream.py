@@ -44,7 +44,7 @@ REFINERS, LAYERS = "refiners", "layers"
 class StreamCall:
     """Inputs of model controls in a forward of R rows. time: the modulation input, (R,W).
 
-    turns: rotary positions of the image's tokens, (R,S,d/2).
+    turns: rotary positions of the image's tokens, (R,S,…), as its layers take them.
     """
 
     time: Tensor
@@ -95,6 +95,10 @@ class OneStream(Transformer):
     @abstractmethod
     def last(self, network: Any, tokens: Tensor, time: Tensor) -> Tensor:
         """Return the output's tokens."""
+
+    def turns(self, turned: Tensor) -> Tensor:
+        """Return rotary positions as the layers take them, from angles (R,S,d/2): complex numbers by default."""
+        return torch.polar(torch.ones_like(turned), turned).to(torch.complex64)
 
     def text_at(self, count: int) -> Tensor:
         """Return the positions (n,3) of a text's tokens and their padding, from 1 on."""
@@ -184,14 +188,12 @@ class OneStream(Transformer):
         tokens = pad(tokens, (0, 0, 0, at.shape[1] - tokens.shape[1]))
         if padding is not None and own is not None:
             tokens = torch.where(own[..., None], tokens, padding)
-        turns = angles(at, self.axes, self.theta)
-        turns = torch.polar(torch.ones_like(turns), turns).to(torch.complex64)
-        return Stream(tokens, turns, given.get(f"{name} there"))
+        return Stream(tokens, self.turns(angles(at, self.axes, self.theta)), given.get(f"{name} there"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Stream:
-    """Tokens (R,S,D), their rotary positions (R,S,d/2), and the mask of real ones (R,S); None: all."""
+    """Tokens (R,S,D), their rotary positions (R,S,…), and the mask of real ones (R,S); None: all."""
 
     tokens: Tensor
     turns: Tensor

@@ -1,0 +1,28 @@
+"""Jobs whose denoising step is counted. It needs Python alone, as ComfyUI's interpreter imports it too."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class StepJob(NamedTuple):
+    """One job's forward. latents: (C,h,w) or (C,F,h,w). texts: the length of each row's text, in tokens.
+
+    fp8: with weights in fp8 with a scale each, multiplied in fp8.
+    """
+
+    family: str
+    latents: tuple[int, ...]
+    texts: tuple[int, ...]
+    fp8: bool = False
+
+
+JOBS = {
+    "SD 1.5, 512×512, cfg": StepJob("sd15", (4, 64, 64), (77, 77)),
+    "SDXL, 1024×1024, cfg": StepJob("sdxl", (4, 128, 128), (77, 77)),
+    "Z-Image turbo, 1024×1024": StepJob("zimage", (16, 128, 128), (96,)),
+    "Flux.1 dev bf16, 1024×1024": StepJob("flux", (16, 128, 128), (512,)),
+    "Flux.1 dev fp8 scaled, 1024×1024": StepJob("flux", (16, 128, 128), (512,), fp8=True),
+    "Qwen-Image, 1328×1328, cfg": StepJob("qwen", (16, 1, 166, 166), (60, 20)),
+    "Wan 2.1 14B, 832×480, 81 frames, cfg": StepJob("wan", (16, 21, 60, 104), (512, 512)),
+}

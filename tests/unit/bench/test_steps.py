@@ -1,0 +1,19 @@
+"""A step's kernels and bytes at full size, beside what ComfyUI's networks were counted to take."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.step_jobs import JOBS
+from bench.steps import TARGET, counted, ratios, recorded
+
+TITLES = [title for title in JOBS if title.startswith(("Z-Image", "Flux.1 dev fp8", "Wan"))]
+"""Those of all kinds of block; the command counts the others too."""
+
+
+@pytest.mark.parametrize("title", TITLES)
+def test_a_step_takes_no_more_kernels_and_bytes_than_comfyuis(title: str) -> None:
+    pytest.importorskip("comfy_kitchen")
+    kernels, nbytes = ratios(counted(JOBS[title]), recorded()[title])
+    assert kernels <= TARGET
+    assert nbytes <= TARGET
