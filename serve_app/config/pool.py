@@ -67,8 +67,12 @@ class PoolConfig(Section):
     """auto is fp32 on a CPU, bf16 on a GPU that has it."""
     fast: bool = False
     """On a GPU, products of fp16 are summed in fp16: faster on GeForce cards, and less exact."""
-    fp8_matmul: bool = False
-    """On a GPU of compute capability 8.9 or above, backbones' layers kept in fp8 multiply in it: other pictures."""
+    fp8_matmul: Literal["auto"] | bool = "auto"
+    """Whether backbones' layers kept in fp8 multiply in it, on a GPU of compute capability 8.9 or above.
+
+    auto: as ComfyUI, those of files that mark their layers, unless the mark forbids it. true: all but those that are
+    forbidden, as ComfyUI with --fast fp8_matrix_mult. Inputs are rounded to fp8: other pictures than with false.
+    """
     graphs: bool = True
     """On a GPU, forwards of a shape that was seen twice are recorded as CUDA graphs; false runs each as it is."""
     weights_bytes: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"

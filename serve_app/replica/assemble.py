@@ -146,11 +146,11 @@ def set_arithmetic(pool: PoolConfig, device: torch.device) -> None:
     Errors: ConfigError for matrix products that the device lacks.
     """
     if device.type != "cuda":
-        if asked := [key for key in ("fast", "fp8_matmul") if getattr(pool, key)]:
+        if asked := [key for key in ("fast", "fp8_matmul") if getattr(pool, key) is True]:
             raise ConfigError(f"pool {pool.name}: {asked[0]} is of products on a GPU, and its models are on a CPU")
         return
     capability = torch.cuda.get_device_capability(device)
-    if pool.fp8_matmul and capability < FP8_CAPABILITY:
+    if pool.fp8_matmul is True and capability < FP8_CAPABILITY:
         has, needed = (".".join(map(str, version)) for version in (capability, FP8_CAPABILITY))
         raise ConfigError(f"pool {pool.name}: fp8_matmul needs compute capability {needed}; this GPU has {has}")
     torch.backends.cuda.matmul.allow_fp16_accumulation = pool.fast
@@ -166,6 +166,14 @@ def check_dtypes(pool: PoolConfig, device: torch.device) -> None:
         dtype_of(pool.vae_dtype, "vae", device)
     except ConfigError as error:
         raise ConfigError(f"pool {pool.name}: {error}") from None
+
+
+def fp8_matmul_of(pool: PoolConfig, device: torch.device) -> bool | None:
+    """Return whether a pool's backbones multiply in fp8, as `weights.loading.Loader`; None: where files say so."""
+    if pool.fp8_matmul != "auto":
+        return pool.fp8_matmul
+    capable = device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+    return None if capable else False
 
 
 def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
@@ -207,7 +215,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
             budget_bytes=budget_bytes,
             forwards_bytes=0 if memory is None else memory.planned_bytes - budget_bytes,
             host_bytes=host_bytes,
-            fp8_matmul=pool.fp8_matmul,
+            fp8_matmul=fp8_matmul_of(pool, device),
         )
         engine = Engine(pool.max_cells, timeline_of(device), memory, weights=weights)
         latents = pool.latents(cuda=device.type == "cuda")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from serve_app.models.quantization.quantized_linear import QuantizedWeight
 NVFP4_BLOCK, MXFP8_BLOCK = 16, 32
 """How many inputs share a scale."""
 
-_E2M1_BIAS = 2.0**14
-"""What an E2M1 number (a sign, two bits of exponent, one of mantissa) is more than a float16 with the same fields."""
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""Values of the four-bit codes, without their sign."""
 _EXPONENT = 23
 """Lowest bit of the exponent in a single-precision number."""
 _TILE_ROWS, _TILE_COLUMNS, _GROUP = 128, 4, 32
@@ -66,21 +67,17 @@ class Nvfp4Weight(QuantizedWeight):
         return in_eight_bits(wide)
 
     def wide(self) -> Tensor:
-        own = self._own()
+        own = self.widened(torch.float32)
         return own if self.inputs is None else own * self.inputs.float()
 
-    def widened(self, dtype: torch.dtype) -> Tensor:
-        return self._own().to(dtype)
+    def fill(self, out: Tensor) -> None:
+        pairs = torch.index_select(_pairs(self.stored.device), 0, self.stored.int().flatten())
+        scales = self.scale * self.scales.view(torch.float8_e4m3fn).float() / 2
+        blocks = (*self.scales.shape, NVFP4_BLOCK)
+        torch.mul(pairs.view(blocks), scales[..., None], out=out.view(blocks))
 
     def turned(self, x: Tensor) -> Tensor:
         return x if self.inputs is None else x * self.inputs.to(x.dtype)
-
-    def _own(self) -> Tensor:
-        codes = torch.stack([self.stored >> 4, self.stored & 15], dim=-1).to(torch.int16)
-        # The same bits in the fields of float16; a table would be made from host memory in each forward.
-        numbers = ((codes & 8) << 12 | (codes & 7) << 9).view(torch.float16).float() * _E2M1_BIAS
-        blocks = numbers.view(*self.scales.shape, NVFP4_BLOCK)
-        return (blocks * (self.scale * self.scales.view(torch.float8_e4m3fn).float())[..., None]).view(self.shape)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,8 +104,17 @@ class Mxfp8Weight(QuantizedWeight):
     def holding(self, wide: Tensor) -> QuantizedWeight:
         return in_eight_bits(wide)
 
-    def wide(self) -> Tensor:
-        blocks = self.stored.float().view(*self.scales.shape, MXFP8_BLOCK)
+    def fill(self, out: Tensor) -> None:
         # They are exponents of single precision, where exponent 0 means zero.
         scales = (self.scales.int() << _EXPONENT).view(torch.float32)
-        return (blocks * scales[..., None]).view(self.shape)
+        out.copy_(self.stored)
+        out.view(*self.scales.shape, MXFP8_BLOCK).mul_(scales[..., None])
+
+
+@lru_cache(maxsize=8)
+def _pairs(device: torch.device) -> Tensor:
+    """Return the doubled numbers of the two codes in each byte, (256,2) int8, the higher half's first."""
+    codes = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
+    both = torch.cartesian_prod(codes, codes) * 2
+    # This copy is synchronous, so any stream that uses it later finds it complete.
+    return both.to(torch.int8).to(device)

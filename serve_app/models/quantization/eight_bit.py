@@ -14,20 +14,31 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from serve_app.models.files.file_tensor import held
 from serve_app.models.files.layout import Place, placed
+from serve_app.models.kernels.comfy_kitchen import has_kernels
 from serve_app.models.quantization.quantized_linear import WIDE, QuantizedWeight
+
+_EIGHT = torch.float8_e4m3fn
+"""The dtype that devices multiply in eight bits."""
+_KITCHEN_CODES = {torch.float8_e4m3fn: 5}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EightBitWeight(QuantizedWeight):
     """A weight (out,in) of eight bits. scale: (1,) or (out,1) float32, its factor; None: 1.
 
-    group: number of neighbouring inputs that are rotated together; 0 for none.
+    group: number of neighbouring inputs that are rotated together; 0 for none. inputs: the file's scale of inputs in
+    products of eight bits, () float32; None: 1. may: whether the file allows such products; None: it does not say.
+    largest: the one scale, or the largest magnitude of several, on the host; None: unknown.
     """
 
     stored: Tensor
     scale: Tensor | None = None
     group: int = 0
+    inputs: Tensor | None = None
+    may: bool | None = None
+    largest: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,12 +52,22 @@ class EightBitWeight(QuantizedWeight):
     def saved_as(self) -> torch.dtype:
         return self.stored.dtype if self.scale is None else WIDE
 
+    @property
+    def may_multiply(self) -> bool | None:
+        # The devices' eight-bit products take multiples of 16.
+        fits = self.stored.dtype == _EIGHT and not any(size % 16 for size in self.shape)
+        return self.may if fits else False
+
     def part(self, place: Place) -> EightBitWeight:
         scale = self.scale if self.scale is None or len(self.scale) == 1 else placed(self.scale, place)
         return replace(self, stored=placed(self.stored, place), scale=scale)
 
     def sent(self, send: Callable[[Tensor], Tensor]) -> EightBitWeight:
-        return replace(self, stored=send(self.stored), scale=None if self.scale is None else send(self.scale))
+        largest = self.largest
+        if largest is None and self.scale is not None and self.scale.device.type == "cpu":
+            largest = _largest(held(self.scale))
+        scale, inputs = (None if tensor is None else send(tensor) for tensor in (self.scale, self.inputs))
+        return replace(self, stored=send(self.stored), scale=scale, inputs=inputs, largest=largest)
 
     def holding(self, wide: Tensor) -> EightBitWeight:
         """Return a weight with other numbers (out,in), quantized in the same way with scales of their own."""
@@ -54,27 +75,44 @@ class EightBitWeight(QuantizedWeight):
         if self.scale is None:
             return replace(self, stored=wide.to(kind))
         stored, scale = _scaled(rotated(wide.float(), self.group), kind, by_row=len(self.scale) > 1)
-        return replace(self, stored=stored, scale=scale)
+        return replace(self, stored=stored, scale=scale, largest=None)
 
     def wide(self) -> Tensor:
         return rotated(self.widened(torch.float32), self.group)
 
-    def widened(self, dtype: torch.dtype) -> Tensor:
-        # A half-precision scale would add an error as large as the weights' own rounding, equal for a whole row.
-        return self.stored.to(dtype) if self.scale is None else (self.stored.float() * self.scale).to(dtype)
+    def fill(self, out: Tensor) -> None:
+        # Eight bits fit sixteen, so rounding to these happens once, after the scale, which stays in single precision.
+        out.copy_(self.stored)
+        if self.scale is not None:
+            out.mul_(self.scale)
 
-    def multiplied(self, x: Tensor) -> Tensor | None:
-        # The devices' eight-bit products take multiples of 16.
-        if self.stored.dtype != torch.float8_e4m3fn or any(size % 16 for size in self.shape):
-            return None
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Scale what the stored numbers give: outputs are fewer than weights, or the product scales them itself."""
+        if self.scale is None or self.largest is None:
+            return super(EightBitWeight, self).product(x, bias)
+        rows, stored = self.turned(x).reshape(-1, self.shape[1]), self.stored.to(x.dtype)
+        if one := len(self.scale) == 1:
+            into, keep = (rows.new_empty(()), 0) if bias is None else (bias, 1)
+            made = torch.addmm(into, rows, stored.mT, beta=keep, alpha=self.largest)
+        else:
+            made = torch.addmm(rows.new_empty(()), rows, stored.mT, beta=0, alpha=self.largest)
+            made.mul_(self.scale.mT / self.largest)
+        return (made if one or bias is None else made.add_(bias)).view(*x.shape[:-1], self.shape[0])
+
+    def multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
         rows = self.turned(x).reshape(-1, self.shape[1])
-        eight, scale = _scaled(rows.float(), self.stored.dtype, by_row=True)
-        own = self.stored.new_ones(1, dtype=torch.float32) if self.scale is None else self.scale
-        # With a scale for each row the product is made in bfloat16 only.
-        product: Tensor = torch._scaled_mm(
-            eight, self.stored.mT, scale, own.expand(self.shape[0], 1).mT.contiguous(), out_dtype=torch.bfloat16
-        )
-        return product.to(x.dtype).view(*x.shape[:-1], self.shape[0])
+        inputs = rows.new_ones((), dtype=torch.float32) if self.inputs is None else self.inputs
+        scale = inputs.new_ones(1) if self.scale is None else self.scale
+        eight, dtype = _rounded(rows, self.inputs, inputs), x.dtype
+        if len(scale) > 1:
+            # With a scale for each row the product is made in bfloat16 only.
+            inputs, scale, dtype = inputs.expand(len(rows), 1).contiguous(), scale.mT.contiguous(), torch.bfloat16
+        elif dtype.itemsize > torch.float16.itemsize:
+            dtype = torch.bfloat16
+        added = bias if dtype == x.dtype else None
+        made: Tensor = torch._scaled_mm(eight, self.stored.mT, inputs, scale, bias=added, out_dtype=dtype)
+        made = made.to(x.dtype)
+        return (made if added is not None or bias is None else made + bias).view(*x.shape[:-1], self.shape[0])
 
     def turned(self, x: Tensor) -> Tensor:
         # The matrix is its own inverse, so rotating the inputs undoes the weight's rotation, and they are fewer.
@@ -84,6 +122,19 @@ class EightBitWeight(QuantizedWeight):
 def in_eight_bits(wide: Tensor) -> EightBitWeight:
     """Return a weight (out,in) quantized to eight bits, with a scale for each output."""
     return EightBitWeight(*_scaled(wide.float(), torch.float8_e4m3fn, by_row=True))
+
+
+def _largest(scale: Tensor) -> float:
+    return float(scale) if scale.numel() == 1 else float(scale.abs().max()) or 1.0
+
+
+def _rounded(x: Tensor, said: Tensor | None, scale: Tensor) -> Tensor:
+    """Return inputs rounded to float8, as ComfyUI does: by the file's scale, and else as they are."""
+    if has_kernels(x.device):
+        rounded: Tensor = torch.ops.comfy_kitchen.quantize_fp8(x, scale, _KITCHEN_CODES[_EIGHT])
+        return rounded
+    most = torch.finfo(_EIGHT).max
+    return (x.clamp(-most, most) if said is None else (x / said).clamp_(-most, most)).to(_EIGHT)
 
 
 def _scaled(wide: Tensor, kind: torch.dtype, *, by_row: bool) -> tuple[Tensor, Tensor]:

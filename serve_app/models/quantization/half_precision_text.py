@@ -45,15 +45,12 @@ class SixteenBitWeight(QuantizedWeight):
     def sent(self, send: Callable[[Tensor], Tensor]) -> SixteenBitWeight:
         return SixteenBitWeight(send(self.stored))
 
-    def wide(self) -> Tensor:
-        return self.stored.float()
+    def fill(self, out: Tensor) -> None:
+        out.copy_(self.stored)
 
     def widened(self, dtype: torch.dtype) -> Tensor:
+        # No intermediate tensor is made, so there is nothing to do in parts.
         return self.stored.to(dtype)
-
-    def widened_by_rows(self, dtype: torch.dtype) -> Tensor:
-        # No intermediate tensor is made.
-        return self.widened(dtype)
 
     def holding(self, wide: Tensor) -> SixteenBitWeight:
         return SixteenBitWeight(wide.to(self.stored.dtype))

@@ -20,9 +20,11 @@ from serve_app.models.quantization.quantized_linear import QuantizedWeight
 
 _SCALES = (".weight_scale", ".scale_weight")
 _SECOND, _INPUTS = ".weight_scale_2", ".pre_quant_scale"
+_INPUT_SCALES = (".input_scale", ".scale_input")
 _BESIDE = (
     *_SCALES,
-    *(".comfy_quant", ".input_scale", ".scale_input", _INPUTS, _SECOND),
+    *_INPUT_SCALES,
+    *(".comfy_quant", _INPUTS, _SECOND),
     *(".weight_s_rel", ".weight_s_channel", ".weight_codebook"),
 )
 """Names of the tensors that belong to a quantized weight."""
@@ -36,12 +38,15 @@ _STORED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": _INT8}
 _DTYPES = {_NVFP4: ("U8",), _MXFP8: ("F8_E4M3", "U8")}
 """The dtypes in which formats without a dtype of their own are stored."""
 _GROUP = 256
+_EXACT = 2
+"""Numbers in the older mark of a file whose weights are not to be multiplied in eight bits."""
 
 
 class Encoding(NamedTuple):
     """How a weight is stored. scale: the name of its scale; group: number of inputs rotated together.
 
-    second: NVFP4's scale of all scales; inputs: factors of the inputs, or None.
+    second: NVFP4's scale of all scales; inputs: factors of the inputs, or None. input_scale: the inputs' scale in
+    products of eight bits, or None; may_multiply: whether the file allows such products; None: it does not say.
     """
 
     format: str
@@ -49,6 +54,8 @@ class Encoding(NamedTuple):
     group: int = 0
     second: str | None = None
     inputs: str | None = None
+    input_scale: str | None = None
+    may_multiply: bool | None = None
 
     def shape(self, stored: Shape) -> Shape:
         """Return the weight's shape from that of the stored tensor."""
@@ -68,13 +75,16 @@ def encodings(
     Errors: ModelFileError for an unsupported format.
     """
     said = dict(_said(dtypes, metadata, tensor))
+    marked = _marked(dtypes, tensor)
     found: dict[str, Encoding] = {}
     for name, dtype in dtypes.items():
         layer = name.removesuffix(".weight")
         if layer == name or (dtype not in _STORED and layer not in said):
             continue
         settings = said.get(layer, {})
-        scale = next((layer + end for end in _SCALES if layer + end in dtypes), None)
+        scale, input_scale = (
+            next((layer + end for end in ends if layer + end in dtypes), None) for ends in (_SCALES, _INPUT_SCALES)
+        )
         if dtype == "I8" and not settings and scale is None:
             continue  # Not a quantized weight: other numbers in eight bits.
         kind = settings.get("format", _STORED.get(dtype))
@@ -83,7 +93,9 @@ def encodings(
         if kind not in _FORMATS or dtype not in _DTYPES.get(kind, tuple(_STORED)) or lacking:
             known = f"read are {', '.join(_FORMATS)}"
             raise ModelFileError(f"{where} has weights in {kind}{lacking} ('{name}'); {known}")
-        found[name] = Encoding(kind, scale, _group(settings, name, where), second, inputs)
+        may_multiply = marked if layer not in said else not settings.get("full_precision_matrix_mult")
+        group = _group(settings, name, where)
+        found[name] = Encoding(kind, scale, group, second, inputs, input_scale, may_multiply)
     return found
 
 
@@ -92,7 +104,16 @@ def weight_of(name: str, encoding: Encoding, read: Callable[[str], Tensor], wher
     stored = read(name)
     scale = None if encoding.scale is None else read(encoding.scale)
     if encoding.format not in (_NVFP4, _MXFP8) or scale is None:
-        return EightBitWeight(stored, None if scale is None else scale.float().reshape(-1, 1), encoding.group)
+        inputs = torch.ones(()) if encoding.may_multiply else None
+        if encoding.input_scale is not None:
+            inputs = read(encoding.input_scale).float().reshape(())
+        return EightBitWeight(
+            stored,
+            None if scale is None else scale.float().reshape(-1, 1),
+            encoding.group,
+            inputs,
+            encoding.may_multiply,
+        )
     rows, columns = encoding.shape(tuple(stored.shape))
     block = NVFP4_BLOCK if encoding.format == _NVFP4 else MXFP8_BLOCK
     tiles = -(-rows // 128) * 128 * -(-(columns // block) // 4) * 4
@@ -114,6 +135,12 @@ def _lacking(kind: str | None, scale: str | None, second: str | None) -> str:
     if scale is None and kind in (_INT8, _NVFP4, _MXFP8):
         return " without a scale"
     return " without a scale of its scales" if kind == _NVFP4 and second is None else ""
+
+
+def _marked(dtypes: Mapping[str, str], tensor: Callable[[str], Tensor]) -> bool | None:
+    """Return whether a file with the older mark allows products of eight bits, by its size; None: it has none."""
+    mark = next((name for name in dtypes if name == _MARK or name.endswith(f".{_MARK}")), None)
+    return None if mark is None else tensor(mark).numel() != _EXACT
 
 
 def _said(

@@ -22,7 +22,9 @@ WIDE = torch.bfloat16
 
 
 class QuantizedWeight(ABC):
-    """A weight (out,in) as a file stores it."""
+    """A weight (out,in) as a file stores it. stored: its numbers, in the file's layout."""
+
+    stored: Tensor
 
     @property
     @abstractmethod
@@ -42,35 +44,42 @@ class QuantizedWeight(ABC):
     def sent(self, send: Callable[[Tensor], Tensor]) -> QuantizedWeight:
         """Return it with `send` applied to each of its tensors."""
 
-    @abstractmethod
     def wide(self) -> Tensor:
         """Return the weight in float32."""
+        return self.widened(torch.float32)
+
+    @abstractmethod
+    def fill(self, out: Tensor) -> None:
+        """Write to `out`, (out,in) of any float dtype, the factor of inputs that went through `turned`.
+
+        That is the weight itself, if its inputs are not transformed.
+        """
 
     def widened(self, dtype: torch.dtype) -> Tensor:
-        """Return the factor of inputs that went through `turned`: the weight itself, if they are not rotated."""
-        return self.wide().to(dtype)
-
-    def widened_by_rows(self, dtype: torch.dtype) -> Tensor:
-        """Return as `widened`, computed some rows at a time where the weight is large."""
+        """Return what `fill` writes, computed some rows at a time where the weight is large."""
         rows, columns = self.shape
+        whole = torch.empty(self.shape, dtype=dtype, device=self.stored.device)
         step = max(1, AT_ONCE // columns)
         if rows <= step:
-            return self.widened(dtype)
-        whole: Tensor | None = None
+            self.fill(whole)
+            return whole
         for first in range(0, rows, step):
             end = min(first + step, rows)
-            part = self.part(Place("", rows=(first, end))).widened(dtype)
-            whole = part.new_empty(self.shape) if whole is None else whole
-            whole[first:end] = part
-        assert whole is not None, "a weight has rows"
+            self.part(Place("", rows=(first, end))).fill(whole[first:end])
         return whole
 
-    def multiplied(self, x: Tensor) -> Tensor | None:
-        """Return inputs (…,in), rounded to eight bits, times the stored weight: (…,out) in the dtype of x.
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return inputs (…,in) times the weight, and a bias in the dtype of x added: (…,out)."""
+        return linear(self.turned(x), self.widened(x.dtype), bias)
 
-        None where the device has no such product for it.
-        """
-        return None
+    @property
+    def may_multiply(self) -> bool | None:
+        """Whether a device may multiply the weight as stored; None: it could, and the file does not say."""
+        return False
+
+    def multiplied(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """Return as `product`, with inputs rounded to eight bits, times the stored weight; if `may_multiply`."""
+        raise NotImplementedError
 
     def turned(self, x: Tensor) -> Tensor:
         """Return inputs (…,in) transformed for multiplication by `widened`."""
@@ -95,8 +104,8 @@ class QuantizedLinear(nn.Module):
     """A Linear for inference with a quantized weight. It cannot be trained or saved.
 
     weight: a placeholder with the shape, dtype and device of the dequantized weight, for code that reads those of a
-    layer; it takes no memory (all numbers are one NaN). in_eight_bits: inputs are rounded to eight bits where the
-    device can multiply in that.
+    layer; it takes no memory (all numbers are one NaN). in_eight_bits: inputs are rounded to eight bits and
+    multiplied in that, which the device can, where the weight allows it.
     """
 
     in_eight_bits = False
@@ -116,9 +125,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the linear map of x (…,in): (…,out), in the dtype of x."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.in_eight_bits and (product := self.quantized.multiplied(x)) is not None:
-            return product if bias is None else product + bias
-        return linear(self.quantized.turned(x), self.quantized.widened_by_rows(x.dtype), bias)
+        quantized = self.quantized
+        multiplies = self.in_eight_bits and quantized.may_multiply is not False
+        return quantized.multiplied(x, bias) if multiplies else quantized.product(x, bias)
 
     def holding(self, wide: Tensor) -> QuantizedLinear:
         """Return the layer with another weight (out,in), quantized too."""

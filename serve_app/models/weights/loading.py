@@ -138,11 +138,12 @@ class Loader:
     """Loads parts onto one device.
 
     dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype: of VAEs. Text encoders always compute
-    in float32, as ComfyUI's; their weights are rounded to dtype, for auto to float16. fp8_matmul: fp8 layers of
-    backbones multiply in fp8. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
+    in float32, as ComfyUI's; their weights are rounded to dtype, for auto to float16. fp8_matmul: whether fp8 layers of
+    backbones multiply in fp8, where files allow it; None: where files mark their layers. Errors: ConfigError for
+    dtypes; of what reads files: ModelFileError.
     """
 
-    def __init__(self, device: torch.device, dtype: str, vae_dtype: str, fp8_matmul: bool = False) -> None:
+    def __init__(self, device: torch.device, dtype: str, vae_dtype: str, fp8_matmul: bool | None = False) -> None:
         self.device = device
         self._fp8_matmul = fp8_matmul
         self._dtypes: dict[Part, str] = {
@@ -232,10 +233,10 @@ class Loader:
             move_to(module, self.device, dtype, self.ring, staying)
         else:
             streaming, sources = self._streamed(module, dtype, staying, stream, name)
-        if self._fp8_matmul and recipe.part == "backbone":
+        if self._fp8_matmul is not False and recipe.part == "backbone":
             for layer in module.modules():
                 if isinstance(layer, QuantizedLinear):
-                    layer.in_eight_bits = True
+                    layer.in_eight_bits = self._fp8_matmul or layer.quantized.may_multiply is True
         remarks = tuple(mixed.remarks)
         return replace(
             loaded,

@@ -105,7 +105,7 @@ class Weights:
         budget_bytes: int,
         forwards_bytes: int = 0,
         host_bytes: int = 0,
-        fp8_matmul: bool = False,
+        fp8_matmul: bool | None = False,
     ) -> None:
         self.device = device
         self._catalog = catalog

@@ -244,12 +244,11 @@ def test_a_weight_that_no_linear_layer_reads_is_widened(tmp_path: Path) -> None:
 def test_a_large_weight_is_widened_some_rows_at_a_time(
     monkeypatch: pytest.MonkeyPatch, weight: QuantizedWeight
 ) -> None:
-    whole = weight.widened_by_rows(torch.bfloat16)
+    whole = weight.widened(torch.bfloat16)
     monkeypatch.setattr("serve_app.models.quantization.quantized_linear.AT_ONCE", 16 * 64)
-    by_rows = weight.widened_by_rows(torch.bfloat16)
+    by_rows = weight.widened(torch.bfloat16)
     assert by_rows.dtype == torch.bfloat16
     torch.testing.assert_close(by_rows, whole, rtol=0, atol=0, equal_nan=True)
-    torch.testing.assert_close(whole, weight.widened(torch.bfloat16), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("scales", [0, 1, 48])
@@ -280,14 +279,66 @@ def test_what_no_device_multiplies_in_eight_bits_is_widened(stored: torch.Tensor
     assert torch.equal(layer(x), wide)
 
 
-@pytest.mark.parametrize("fp8_matmul", [False, True])
-def test_layers_of_a_backbone_multiply_in_eight_bits_where_that_is_asked(tmp_path: Path, fp8_matmul: bool) -> None:
+def plain_fp8(made: Written) -> None:
+    for layer in (FUSED, PLAIN):
+        made.tensors[f"{layer}.weight"] = made.wide[f"{layer}.weight"].to(torch.float8_e4m3fn)
+
+
+def old_fp8_to_multiply(made: Written) -> None:
+    old_fp8(made)
+    made.tensors["scaled_fp8"] = torch.zeros(0).to(torch.float8_e4m3fn)
+
+
+@pytest.mark.parametrize(
+    ("make", "by_default", "asked_for"),
+    [
+        (fp8_metadata, True, True),
+        (old_fp8_to_multiply, True, True),
+        (fp8_tensors, False, False),
+        (old_fp8, False, False),
+        (plain_fp8, False, True),
+        (int8_params, False, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_layers_of_a_backbone_multiply_in_eight_bits_as_their_file_and_the_pool_say(
+    tmp_path: Path, make: Any, by_default: bool, asked_for: bool
+) -> None:
     (tmp_path / "diffusion_models").mkdir()
-    made = Written(tmp_path / "diffusion_models" / "a.safetensors")
-    fp8_tensors(made)
+    make(made := Written(tmp_path / "diffusion_models" / "a.safetensors"))
     made.opened()
-    held = Weights(Catalog(tmp_path), CPU, dtype="auto", vae_dtype="auto", budget_bytes=10**9, fp8_matmul=fp8_matmul)
-    network = held.backbone(Recipe("backbone", "diffusion_models", "a.safetensors")).network.module
-    kept = [layer for layer in network.modules() if isinstance(layer, QuantizedLinear)]
-    assert kept
-    assert {layer.in_eight_bits for layer in kept} == {fp8_matmul}
+    for fp8_matmul, expected in ((None, by_default), (True, asked_for), (False, False)):
+        weights = Weights(
+            Catalog(tmp_path), CPU, dtype="auto", vae_dtype="auto", budget_bytes=10**9, fp8_matmul=fp8_matmul
+        )
+        network = weights.backbone(Recipe("backbone", "diffusion_models", "a.safetensors")).network.module
+        kept = [layer for layer in network.modules() if isinstance(layer, QuantizedLinear)]
+        assert kept
+        assert {layer.in_eight_bits and layer.quantized.may_multiply is not False for layer in kept} == {expected}
+
+
+@pytest.mark.parametrize("scales", [1, 70])
+@pytest.mark.parametrize("bias", [None, noise("bias", (70,))])
+def test_the_product_is_scaled_as_the_weight_would_be(scales: int, bias: Tensor | None) -> None:
+    scale = torch.linspace(0.001, 0.002, scales).reshape(-1, 1)
+    weight = EightBitWeight((noise("stored", (70, 64)) * 100).to(torch.float8_e4m3fn), scale)
+    sent = weight.sent(lambda tensor: tensor)
+    assert sent.largest == pytest.approx(float(scale.max()))
+    # Halves have no room for the sum of the stored numbers, before the scale.
+    for dtype, near in ((torch.float32, 1e-5), (torch.float16, 1e-2)):
+        x, added = (noise("x", (2, 3, 64)) * 500).to(dtype), None if bias is None else bias.to(dtype)
+        torch.testing.assert_close(sent.product(x, added), weight.product(x, added), rtol=near, atol=near * 50)
+        assert sent.product(x, added).isfinite().all()
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_inputs_are_rounded_by_the_files_scale(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if fused:
+        pytest.importorskip("comfy_kitchen")
+        monkeypatch.setattr("serve_app.models.kernels.comfy_kitchen.DEVICES", {"cpu"})
+    stored = noise("stored", (48, 32)).to(torch.float8_e4m3fn)
+    weight = EightBitWeight(stored, torch.tensor([[0.5]]), inputs=torch.tensor(4.0), may=True)
+    x = noise("x", (5, 32)).bfloat16() * 1000
+    rounded = (x.float() / 4).clamp(-448, 448).to(torch.float8_e4m3fn).float() * 4
+    expected = rounded @ stored.float().T * 0.5
+    torch.testing.assert_close(weight.multiplied(x, None).float(), expected, rtol=1e-2, atol=1.0)
