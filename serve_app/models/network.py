@@ -15,6 +15,7 @@ from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import Replays
 from serve_app.models.kernels.cuda_graphs import replays_of
+from serve_app.models.kernels.packing import weights_of
 from serve_app.models.lora.forward import with_loras
 from serve_app.recipe.layers import DeepShrink
 from serve_app.recipe.training import Training
@@ -26,6 +27,7 @@ class LoadedNetwork:
 
     key: equal for equal weights, whatever LoRAs are used with them. trained_as: the training that the file states.
     replays: runs the forwards; None: eagerly. streamed: some weights stay on the host and are copied for each forward.
+    splits_texts: the device's fastest attention takes no mask, so rows with texts of unequal lengths may run apart.
     """
 
     def __init__(
@@ -36,12 +38,16 @@ class LoadedNetwork:
         trained_as: Training,
         replays: Replays | None = None,
         streamed: bool = False,
+        splits_texts: bool = False,
     ) -> None:
         self.key = key
         self.streamed = streamed
         self.family = family
         self.module = module
         self.trained_as = trained_as
+        self._splits_texts = splits_texts and not streamed
+        kept = weights_of(module.modules()) if self._splits_texts else ()
+        self._weights_bytes = sum(tensor.nbytes for tensor in kept)
         self._weight = next(module.parameters())
         self.device: torch.device = self._weight.device
         self._replays = replays_of(self.device) if replays is None else replays
@@ -53,7 +59,13 @@ class LoadedNetwork:
     def group_key(self, piece: Piece) -> Hashable:
         """Return what must be equal for pieces to share a forward, including patches that resize features."""
         resized = tuple(patch for patch in piece.layers if isinstance(patch, DeepShrink))
-        return (self.family.group_key(piece.x, piece.inputs), *resized)
+        return (self.family.group_key(piece.x, piece.inputs), self._lengths(piece), *resized)
+
+    def _lengths(self, piece: Piece) -> Hashable | None:
+        """Return the lengths that rows of a forward with a piece must have; None: any."""
+        attention = self.family.joint_attention(piece.x, piece.inputs) if self._splits_texts else None
+        apart = attention is not None and attention.runs_apart(self._weights_bytes)
+        return attention.lengths if attention is not None and apart else None
 
     def cells(self, piece: Piece) -> int:
         """Return how much work a piece is, in latent cells."""

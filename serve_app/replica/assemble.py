@@ -38,6 +38,8 @@ _log = log.get("replica")
 
 FP8_CAPABILITY = (8, 9)
 """The lowest compute capability with fp8 products."""
+MASKED_CAPABILITY = (9, 0)
+"""The lowest compute capability whose fastest attention, cuDNN's, takes masks."""
 
 
 def assemble(
@@ -176,6 +178,11 @@ def fp8_matmul_of(pool: PoolConfig, device: torch.device) -> bool | None:
     return None if capable else False
 
 
+def splits_texts(device: torch.device) -> bool:
+    """Whether the device's flash attention takes no mask, as `models.network.LoadedNetwork`."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) < MASKED_CAPABILITY
+
+
 def _packs(config: AppConfig, exit: Callable[[int], object]) -> Packs:
     if config.custom_nodes_dir is None:
         return Packs()
@@ -216,6 +223,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
             forwards_bytes=0 if memory is None else memory.planned_bytes - budget_bytes,
             host_bytes=host_bytes,
             fp8_matmul=fp8_matmul_of(pool, device),
+            splits_texts=splits_texts(device),
         )
         engine = Engine(pool.max_cells, timeline_of(device), memory, weights=weights)
         latents = pool.latents(cuda=device.type == "cuda")

@@ -21,6 +21,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.forward import CapturableCall
 from serve_app.models.lora.layers import LoraSet
+from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.text import T5Padding
 from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Canvas, Inputs
@@ -189,6 +190,10 @@ class BackboneFamily(Family):
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return what must be equal for pieces to share a forward: (C,h,w) by default."""
         return tuple(x.shape[1:])
+
+    def joint_attention(self, x: Tensor, inputs: Any) -> JointAttention | None:
+        """Return how a row's text and image attend to each other; None, as by default, where lengths need no mask."""
+        return None
 
     def cells(self, x: Tensor, inputs: Any) -> int:
         """Return the work of a piece's rows in latent cells.

@@ -86,7 +86,8 @@ class Loaded:
 
     module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
     should know of the weights. streaming: of a network that is not all on the device. shared: the network that `module`
-    has some of its tensors from, if it is another's with changes. sources: as `source`; empty for none.
+    has some of its tensors from, if it is another's with changes. splits_texts: as `LoadedNetwork`. sources: as
+    `source`; empty for none.
     """
 
     key: Hashable
@@ -98,6 +99,7 @@ class Loaded:
     remarks: tuple[str, ...] = ()
     streaming: Streaming | None = None
     shared: Any = None
+    splits_texts: bool = False
     sources: Sequence[FileTensor | None] = ()
 
     def source(self, number: int) -> FileTensor | None:
@@ -116,7 +118,12 @@ class Loaded:
         match self.family:
             case BackboneFamily() as family:
                 return LoadedNetwork(
-                    self.key, family, self.module, self.trained_as, streamed=self.streaming is not None
+                    self.key,
+                    family,
+                    self.module,
+                    self.trained_as,
+                    streamed=self.streaming is not None,
+                    splits_texts=self.splits_texts,
                 )
             case TextFamily() as family:
                 return family.encoder(self.module, lexicon)
@@ -139,12 +146,20 @@ class Loader:
 
     dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype: of VAEs. Text encoders always compute
     in float32, as ComfyUI's; their weights are rounded to dtype, for auto to float16. fp8_matmul: whether fp8 layers of
-    backbones multiply in fp8, where files allow it; None: where files mark their layers. Errors: ConfigError for
-    dtypes; of what reads files: ModelFileError.
+    backbones multiply in fp8, where files allow it; None: where files mark their layers. splits_texts: as
+    `LoadedNetwork`. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
-    def __init__(self, device: torch.device, dtype: str, vae_dtype: str, fp8_matmul: bool | None = False) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: str,
+        vae_dtype: str,
+        fp8_matmul: bool | None = False,
+        splits_texts: bool = False,
+    ) -> None:
         self.device = device
+        self._splits_texts = splits_texts
         self._fp8_matmul = fp8_matmul
         self._dtypes: dict[Part, str] = {
             "backbone": dtype,
@@ -204,7 +219,7 @@ class Loader:
         Errors: of `stream`.
         """
         name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.extra_files))}"
-        loaded = Loaded(files.key, name, recipe.part, None)
+        loaded = Loaded(files.key, name, recipe.part, None, splits_texts=self._splits_texts)
         file, _ = _open(recipe, files.paths)
         match file:
             case UpscalerFile():

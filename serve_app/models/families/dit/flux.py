@@ -60,6 +60,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.models.kernels.rotary import turns_of
+from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.training import Flow, FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
@@ -294,6 +295,11 @@ class Flux(Transformer):
         """
         shapes = tuple(reference.shape[1:] for reference in inputs.references)
         return tuple(x.shape[1:]), shapes, inputs.method, inputs.guidance is None, inputs.bias is None
+
+    def joint_attention(self, x: Tensor, inputs: Any) -> JointAttention:
+        length = inputs.text.shape[1]
+        images = sum(math.prod(grid(*image.shape[-2:])) for image in (x, *inputs.references))
+        return JointAttention(length, length + images, self.width, self.doubles + self.singles)
 
     def cells(self, x: Tensor, inputs: Any) -> int:
         """Return the cells of x and the references, and the equivalent of an attention bias in memory.

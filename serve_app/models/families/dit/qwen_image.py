@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -54,6 +55,7 @@ from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.models.kernels.rotary import turns_of
+from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import WAN
@@ -219,6 +221,11 @@ class QwenImage(Transformer):
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shapes of x and the references, and the method of their positions."""
         return tuple(x.shape[1:]), tuple(reference.shape[1:] for reference in inputs.references), inputs.method
+
+    def joint_attention(self, x: Tensor, inputs: Any) -> JointAttention:
+        length = inputs.text.shape[1]
+        images = sum(image.shape[2] * prod(grid(*image.shape[-2:])) for image in (x, *inputs.references))
+        return JointAttention(length, length + images, self.width, self.layers)
 
     def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors.

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder, ZImageTransformer2DModel
 from torch import Tensor, nn
 
 from serve_app.models.families.family import File
-from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS, thirds
+from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS, grid, thirds
 from serve_app.models.families.shared.fused_blocks import fused
-from serve_app.models.families.shared.one_stream import OneStream
+from serve_app.models.families.shared.one_stream import OneStream, padded_length
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.kernels.rotary import turns_of
+from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.training import Flow, Training
 
 SHIFT = 3.0
@@ -129,6 +131,13 @@ class ZImage(OneStream):
             TimestepEmbedder.timestep_embedding(time * TIMES, TIME_WIDTH).to(network.x_pad_token.dtype)
         )
         return made
+
+    def joint_attention(self, x: Tensor, inputs: Any) -> JointAttention:
+        # Images are padded to a multiple too, so one of another size may need no mask.
+        of_text, of_image = (
+            padded_length(count, self.multiple) for count in (inputs.text.shape[1], prod(grid(*x.shape[-2:])))
+        )
+        return JointAttention((of_text, of_image), of_text + of_image, self.width, self.layers)
 
     def turns(self, turned: Tensor) -> Tensor:
         return turns_of(turned)

@@ -102,11 +102,11 @@ class OneStream(Transformer):
 
     def text_at(self, count: int) -> Tensor:
         """Return the positions (n,3) of a text's tokens and their padding, from 1 on."""
-        return pad(torch.arange(1.0, _padded_length(count, self.multiple) + 1)[:, None], (0, 2))
+        return pad(torch.arange(1.0, padded_length(count, self.multiple) + 1)[:, None], (0, 2))
 
     def image_at(self, x: Tensor, inputs: Any) -> Tensor:
         """Return the positions (n,3) of an image's tokens, which come after the text's."""
-        return positions(x.shape[-2:], _padded_length(inputs.text.shape[1], self.multiple) + 1)
+        return positions(x.shape[-2:], padded_length(inputs.text.shape[1], self.multiple) + 1)
 
     def reference_tokens(self, network: Any, given: Inputs, time: Tensor) -> Stream | None:
         """Return further tokens that image and text attend to; None by default."""
@@ -167,7 +167,7 @@ class OneStream(Transformer):
         Pieces (B_i,n_i,F) are each padded, with positions (≥n_i,3); padding is at 0.
         """
         counts = lengths(pieces)
-        padded_lengths = [_padded_length(count, self.multiple) for count in counts]
+        padded_lengths = [padded_length(count, self.multiple) for count in counts]
         longest, device = max(padded_lengths), pieces[0].device
         padded = (pad(a, (0, 0, 0, longest - len(a))) for a in at)
         placed = torch.cat([a.expand(len(piece), -1, -1) for a, piece in zip(padded, pieces, strict=True)])
@@ -223,5 +223,5 @@ class Stream:
         return Stream(tokens, turns, torch.cat(there, dim=1))
 
 
-def _padded_length(count: int, multiple: int) -> int:
+def padded_length(count: int, multiple: int) -> int:
     return -(-count // multiple) * multiple
