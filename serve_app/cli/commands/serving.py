@@ -1,4 +1,4 @@
-"""`serve-app up` and `demo`: starting a server on this machine."""
+"""`serve-app up`, `doctor` and `demo`: starting a server on this machine."""
 
 from __future__ import annotations
 
@@ -101,6 +101,34 @@ def up(
             },
         )
     )
+
+
+@app.command()
+def doctor(
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="port to listen on (default: as configured, else 8188)")
+    ] = None,
+    models_dir: Annotated[Path | None, _folder("model files in ComfyUI's folders")] = None,
+    output_dir: Annotated[Path | None, _folder("saved images")] = None,
+    custom_nodes_dir: Annotated[Path | None, _folder("node packs to load")] = None,
+    database_url: options.DatabaseUrl = None,
+    as_json: options.Json = False,
+    config: options.Config = None,
+) -> int:
+    """Check all that up needs, change nothing, and say what mends what is wrong."""
+    from serve_app.cli.doctor import print_findings
+    from serve_app.deployments.process.start_checks import examine
+    from serve_app.deployments.process.up import UpOptions, planned
+
+    changed = {"models_dir": models_dir, "output_dir": output_dir, "custom_nodes_dir": custom_nodes_dir}
+    asked = UpOptions(
+        host=host,
+        port=port,
+        config=options.config_file(config),
+        changed={**changed, "database_url": database_url},
+    )
+    return print_findings(examine(planned(asked, looking=True)), as_json=as_json)
 
 
 @app.command("demo")

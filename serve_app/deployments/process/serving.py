@@ -28,6 +28,7 @@ from serve_app.config import AppConfig
 from serve_app.deployments.build import bind, gpus
 from serve_app.deployments.handles import NAME, NAMESPACE, scheduler_client
 from serve_app.deployments.process import lean_ray
+from serve_app.deployments.process.start_checks import lacking_gpus
 from serve_app.deployments.process.supervisor import GIVEN_UP
 from serve_app.errors import StoreError, UnavailableError
 from serve_app.replica.files import open_catalog
@@ -65,14 +66,9 @@ def serve_on_own_ray(
     actors = 2 + ingress.max_replicas + sum(p.min_replicas for p in settings.pools)
     context = lean_ray.init(max(actors, math.ceil(needed)), dashboard=dashboard, **QUIET)
     # Elsewhere hosts with GPUs may be yet to come.
-    for pool in settings.pools:
-        if pool.gpus > (found := gpus()):
-            print(
-                f"serve-app up: pool {pool.name} asks for num_gpus: {pool.gpus:g}, and this machine has {found:g}; "
-                "`num_gpus: auto` takes one where there is one",
-                file=sys.stderr,
-            )
-            return False
+    for lack in lacking_gpus(settings, gpus()):
+        print(f"serve-app up: {lack}", file=sys.stderr)
+        return False
     return _serve(settings, host, port, sockets, context, stop)
 
 

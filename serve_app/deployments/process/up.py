@@ -102,14 +102,13 @@ def up(arguments: UpOptions) -> int:
     """Start the server, block until SIGTERM or Ctrl-C, stop it. Returns the exit status."""
     log.configure()
     raise_descriptors()
-    own = "RAY_ADDRESS" not in os.environ
     try:
-        settings = _settings(arguments)
-        start = Start(settings, arguments.host, _port(arguments), own, arguments.insecure)
+        start = planned(arguments)
+        settings = start.settings
         if arguments.demo:
             _provide(settings)
         # Before anything is written.
-        folder = private.prepare(settings.database_url) if own else None
+        folder = private.prepare(settings.database_url) if start.own_ray else None
     except ConfigError as error:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2
@@ -136,6 +135,13 @@ def up(arguments: UpOptions) -> int:
     from serve_app.deployments.process.serving import serve_on_cluster
 
     return serve_on_cluster(settings, start.host, start.port, stop)
+
+
+def planned(arguments: UpOptions, *, looking: bool = False) -> Start:
+    """Return what these options start. looking: only to look at it, which makes no folder. Errors: ConfigError."""
+    settings = _settings(arguments).resolved(make=not looking)
+    own_ray = "RAY_ADDRESS" not in os.environ
+    return Start(settings, arguments.host, _port(arguments), own_ray, arguments.insecure, looking)
 
 
 def raise_descriptors() -> None:
@@ -183,7 +189,7 @@ def _settings(arguments: UpOptions) -> AppConfig:
             ingress["allowed_hosts"] = (*ingress["allowed_hosts"], arguments.host)
         elif arguments.host not in ingress["allowed_hosts"]:
             ingress["allowed_hosts"] = ("*",)
-    return config.parse({**settings.model_dump(), **changed, "ingress": ingress}, "command line").resolved()
+    return config.parse({**settings.model_dump(), **changed, "ingress": ingress}, "command line")
 
 
 def _port(arguments: UpOptions) -> int:

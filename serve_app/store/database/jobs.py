@@ -74,11 +74,12 @@ _ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_jo
 class Jobs:
     """The database by URL: `sqlite:///state/jobs.sqlite`, or `postgresql://user@host/name` with psycopg 3.
 
-    Opening it creates or migrates its tables. A password that is not in the URL comes from PGPASSWORD or PGPASSFILE.
+    Opening it creates or migrates its tables, unless `migrates` is False. A password that is not in the URL comes from
+    PGPASSWORD or PGPASSFILE.
     statement_s: how long PostgreSQL may take to answer one statement. Errors: ConfigError, DatabaseAwayError.
     """
 
-    def __init__(self, url: str, statement_s: float = STATEMENT_S) -> None:
+    def __init__(self, url: str, statement_s: float = STATEMENT_S, *, migrates: bool = True) -> None:
         self._engine = _engine(url, statement_s)
         self._shown = self._engine.url.render_as_string()
         self._webhooks: tuple[Webhook, ...] | None = None
@@ -94,8 +95,9 @@ class Jobs:
             # A connection to a path that is free would make an empty database there.
             sa.event.listen(self._engine, "do_connect", lambda *_: file.check())
             sa.event.listen(self._engine, "connect", lambda *_: file.connected())
-        with self._answering():
-            migrate(self._engine)
+        if migrates:
+            with self._answering():
+                migrate(self._engine)
 
     def close(self) -> None:
         """Close every connection."""
@@ -421,10 +423,16 @@ class Jobs:
             raise DatabaseAwayError(f"the database {self._shown}: {_reason(error)}", retry_after_s=2) from error
 
 
-def check_exists(url: str) -> None:
-    """Check that SQLite's file is there, which opening it would make. Errors: ConfigError."""
+def exists(url: str) -> bool:
+    """Whether SQLite's file is there, which opening it would make; another database answers for itself."""
     path = SqliteFile(sa.make_url(url)).path
-    if path is not None and not path.is_file():
+    return path is None or path.is_file()
+
+
+def check_exists(url: str) -> None:
+    """Check that a database exists. Errors: ConfigError."""
+    if not exists(url):
+        path = sa.make_url(url).database
         raise ConfigError(f"there is no database {path}: give --database-url, or --config with its `database_url`")
 
 

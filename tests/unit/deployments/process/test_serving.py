@@ -62,7 +62,7 @@ def test_a_server_that_can_draw_nothing_says_where_to_put_a_model(monkeypatch, t
     assert serving.serve_on_cluster(settings, "127.0.0.1", 8188, stop) == 0
     said = capsys.readouterr().out
     assert "server:    http://127.0.0.1:8188" in said
-    assert ("put a checkpoint into models/checkpoints" in said) is told
+    assert (f"put a checkpoint into {tmp_path}/checkpoints" in said) is told
 
 
 def test_a_gpu_that_is_asked_for_and_absent_ends_the_start_with_what_to_say_instead(monkeypatch, capsys):

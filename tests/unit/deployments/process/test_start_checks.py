@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serve_app import config
-from serve_app.deployments.process.start_checks import Start, buckets, database, examine, folders
+from serve_app.deployments.process.start_checks import (
+    Start,
+    buckets,
+    database,
+    examine,
+    folders,
+    lacking_gpus,
+)
+from serve_app.store.database.changes import JobAccepted, JobRow
+from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.bucket import Bucket
 
 
@@ -27,11 +37,11 @@ def stored_in(made: Bucket, **differing: Any) -> dict[str, Any]:
 def test_all_that_is_in_order_is_ok(tmp_path):
     (tmp_path / "models").mkdir()
     found = {finding.check: finding.level for finding in examine(start(tmp_path))}
-    assert found == {"folders": "ok", "port": "ok", "database": "ok"}
+    assert found == {"folders": "ok", "port": "ok", "database": "ok", "clock": "ok"}
 
 
 def test_a_models_folder_that_is_not_there_is_a_warning(tmp_path):
-    [warning, _] = folders(start(tmp_path))
+    [warning] = folders(start(tmp_path))
     assert (warning.level, warning.what) == ("warning", f"there is no models folder {tmp_path}/models")
 
 
@@ -67,3 +77,19 @@ def test_a_folder_that_may_not_be_written_is_an_error(tmp_path, monkeypatch, key
     assert [str(each) for each in found] == [
         f"this user may not write to {key} {tmp_path}/closed; chown it, or name another"
     ]
+
+
+def test_a_clock_that_is_behind_the_newest_job_is_a_warning(tmp_path, monkeypatch):
+    jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
+    jobs.write(
+        jobs.acquire("here"),
+        [JobAccepted(JobRow("a", 0.0, 0, {}, ("1",), None, {}, created_s=time.time() + 3600, queued_seq=1))],
+    )
+    jobs.close()
+    [opened, clock] = database(start(tmp_path))
+    assert (opened.level, clock.check, clock.level) == ("ok", "clock", "warning")
+
+
+def test_a_pool_that_asks_for_more_gpus_than_there_are_is_named():
+    [lack] = lacking_gpus(config.parse({"pools": [{"name": "big", "num_gpus": 2}]}, "here"), 1)
+    assert lack.startswith("pool big asks for num_gpus: 2, and this machine has 1")
