@@ -65,7 +65,7 @@ def image_scale_to_total_pixels(
     """
     height, width = image.shape[1:3]
     factor = sqrt(megapixels * 1024 * 1024 / (width * height))
-    return _scaled(image, factor, upscale_method, resolution_steps)
+    return _scaled(image, factor, upscale_method, abs(resolution_steps))
 
 
 @node("ImageScaleToMaxDimension", "Scale Image to Max Dimension", category="image/upscaling", function="upscale")

@@ -109,7 +109,13 @@ def resize_and_pad_image(
     """
     height, width = image.shape[1:3]
     scale = min(target_width / width, target_height / height)
-    resized = resize(image, max(1, int(width * scale)), max(1, int(height * scale)), interpolation)
+    sides = int(width * scale), int(height * scale)
+    # Of an image that is too narrow for a single pixel nothing is left.
+    resized = (
+        resize(image, *sides, interpolation)
+        if all(sides)
+        else image.new_empty(len(image), *sides[::-1], image.shape[3])
+    )
     value = 1.0 if padding_color == "white" else 0.0
     return _centred(_centred(resized, ROWS, target_height, value), COLUMNS, target_width, value)
 

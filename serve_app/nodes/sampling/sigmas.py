@@ -39,7 +39,7 @@ def split_sigmas_denoise(
     Return both parts; where the share holds no step the first is empty, as in ComfyUI.
     """
     steps = round(max(len(sigmas) - 1, 0) * denoise)
-    return (sigmas[: len(sigmas) - steps if steps else 0], sigmas[-(steps + 1) :])
+    return (sigmas[:-steps], sigmas[-(steps + 1) :])
 
 
 @node("FlipSigmas", category=CATEGORY, function="get_sigmas")

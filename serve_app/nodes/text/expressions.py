@@ -114,15 +114,15 @@ class Expression:
                 raise NodeError(f"finding what the pattern matches takes longer than {SEARCH_S:g} s")
 
     def replaced(self, text: str, template: str, count: int = 0) -> str:
-        """Return the text with the first `count` matches, 0 for all, as the template has it, such as `<\\1>`.
+        """Return the text with the first `count` matches as the template has it, such as `<\\1>`.
 
-        Errors: re.error and IndexError for a wrong template, as Python's; NodeError.
+        count: 0 is all, less is none. Errors: re.error and IndexError for a wrong template, as Python's; NodeError.
         """
         written = self._template(template)
         encoded = text.encode()
         pieces: list[str] = []
         at = length = 0
-        for match in itertools.islice(self.matches(text), count or None):
+        for match in itertools.islice(self.matches(text), max(0, count) if count else None):
             start, end = match.span
             pieces += [encoded[at:start].decode(), written(match)]
             length += len(pieces[-2]) + len(pieces[-1])

@@ -157,4 +157,6 @@ def picked(coefficient: float, steps: int) -> Sequence[float]:
     if picks is None:
         raise NodeError(f"coeff {coefficient:g} has no schedule; there are {', '.join(map(str, PICKS))}")
     between = picks.split("/")[min(steps, MOST_STEPS) - 2].split()
-    return [GRID[0], *(GRID[int(place)] for place in between), GRID[-1]]
+    levels = [GRID[0], *(GRID[int(place)] for place in between), GRID[-1]]
+    # Of fewer than 2 steps, which only a link brings, the end of the last list.
+    return levels[-(min(steps, MOST_STEPS) + 1) :]
