@@ -364,9 +364,11 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
     if _has_whole_ids(graph):
         return "ids of links may be numbers, as in the contract's own example"
     if TEXT_LISTS & {node.get("class_type") for node in graph.values()} and (
-        what.startswith(("members", "what ", "ends in error, ours in success"))
+        what.startswith(("members", "what ", "value of ", "ends in error, ours in success"))
     ):
         return "a text node that changes one text makes a list of it there, which no other text node takes"
+    if "'filename': '._" in theirs and "'filename': 'ComfyUI_" in ours:
+        return "an empty prefix of files is the default one, and a hidden file there"
     if "avcodec_open2" in theirs or "Video" in what:
         return "its PyAV has an encoder that refuses the size"
     return ""

@@ -17,8 +17,10 @@ from torch import Tensor
 from serve_app.errors import NodeError
 from serve_app.execution.protocol import FolderChoice
 from serve_app.nodes.declare import node
+from serve_app.nodes.image.images import at, save_together
 from serve_app.nodes.inputs import Combo, Text
 from serve_app.nodes.sockets import CONDITIONING, RUNTIME, STORE
+from serve_app.values import Conditioning
 
 COND = "conditioning"
 OPTIONS = "conditioning_options"
@@ -30,18 +32,27 @@ OPTIONS = "conditioning_options"
     category="model/conditioning",
     function="save",
     output_node=True,
+    skips_blocked=True,
     description="Saves a conditioning to the output folder; in models/embeddings, Load Conditioning finds it.",
     search_aliases=("export conditioning", "cache text encoder output"),
 )
 async def save_conditioning(
-    conditioning: CONDITIONING,
-    filename_prefix: Annotated[str, Text("conditioning/ComfyUI", multiline=False)],
-    store: STORE,
+    conditioning: list[CONDITIONING],
+    filename_prefix: list[Annotated[str, Text("conditioning/ComfyUI", multiline=False)]],
+    store: list[STORE],
 ) -> dict[str, Any]:
-    """One entry to a file.
+    """One entry to a file, for each of a list.
 
-    Store the entry. Errors: NodeError for several, and for options that no file holds, such as a ControlNet.
+    Takes its inputs as lists, so that all files of a node are saved at once: a retry then finds the same names. Errors:
+    NodeError for several entries in one, and for options that no file holds, such as a ControlNet.
     """
+    files = []
+    for i, one in enumerate(conditioning):
+        files.append((at(filename_prefix, i), (0, 0), await asyncio.to_thread(_file, one)))
+    return {"ui": {"conditioning": await save_together(store[0], "output", ".safetensors", files)}}
+
+
+def _file(conditioning: Conditioning) -> bytes:
     if len(conditioning) != 1:
         raise NodeError(f"the conditioning has {len(conditioning)} entries; one is saved, before they are combined")
     [(cond, options)] = conditioning
@@ -56,8 +67,7 @@ async def save_conditioning(
         elif value is not None:
             raise NodeError(f"the conditioning has {name!r}, a {type(value).__name__}, which no file holds")
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    data = await asyncio.to_thread(safetensors.torch.save, held, {OPTIONS: json.dumps(values)})
-    return {"ui": {"conditioning": await store.save("output", filename_prefix, ".safetensors", [data])}}
+    return safetensors.torch.save(held, {OPTIONS: json.dumps(values)})
 
 
 @node(

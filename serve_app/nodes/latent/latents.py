@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any, TypeAlias
 
 import safetensors.torch
@@ -11,8 +12,10 @@ import torch
 from safetensors import SafetensorError
 
 from serve_app.errors import NodeError
+from serve_app.execution.runtime import Saved
 from serve_app.images import Crop
 from serve_app.nodes.declare import node
+from serve_app.nodes.image.images import at, save_together, workflow_text
 from serve_app.nodes.image.match_size import allow_decoded, fit_latents
 from serve_app.nodes.inputs import MAX_RESOLUTION, Choice, File, Float, Int, Text
 from serve_app.nodes.sockets import EXTRA_PNGINFO, IMAGE, LATENT, PROMPT, RUNTIME, STORE, VAE
@@ -102,23 +105,31 @@ async def load_latent(latent: Annotated[str, File("input")], store: STORE) -> LA
     category="model/latent",
     function="save",
     return_types=("LATENT",),
+    output_is_list=(True,),
     return_names=("samples",),
     output_node=True,
+    skips_blocked=True,
 )
 async def save_latent(
-    samples: LATENT,
-    filename_prefix: Annotated[str, Text("latents/ComfyUI")],
-    prompt: PROMPT,
-    extra_pnginfo: EXTRA_PNGINFO,
-    store: STORE,
+    samples: list[LATENT],
+    filename_prefix: list[Annotated[str, Text("latents/ComfyUI")]],
+    prompt: list[PROMPT],
+    extra_pnginfo: list[EXTRA_PNGINFO],
+    store: list[STORE],
 ) -> dict[str, Any]:
-    """Latents to a .latent file: safetensors with ComfyUI's two keys.
+    """Latents to .latent files: safetensors with ComfyUI's two keys, and the workflow in the metadata.
 
-    Store the samples with the workflow in the metadata.
+    Takes its inputs as lists, so that all files of a node are saved at once: a retry then finds the same names.
     """
-    tensors = {"latent_tensor": samples["samples"].contiguous(), "latent_format_version_0": torch.tensor([])}
-    extra = extra_pnginfo if isinstance(extra_pnginfo, dict) else {}
-    metadata = {key: json.dumps(value) for key, value in {"prompt": prompt, **extra}.items()}
-    data = await asyncio.to_thread(safetensors.torch.save, tensors, metadata)
-    saved = await store.save("output", filename_prefix, ".latent", [data])
+    metadata = workflow_text(prompt, extra_pnginfo)
+    files: list[tuple[str, Sequence[int], Saved]] = [
+        (at(filename_prefix, i), (0, 0), partial(_latent_file, latent["samples"], metadata))
+        for i, latent in enumerate(samples)
+    ]
+    saved = await save_together(store[0], "output", ".latent", files)
     return {"ui": {"latents": saved}, "result": (samples,)}
+
+
+def _latent_file(samples: torch.Tensor, metadata: dict[str, str]) -> bytes:
+    tensors = {"latent_tensor": samples.contiguous(), "latent_format_version_0": torch.tensor([])}
+    return safetensors.torch.save(tensors, metadata)

@@ -248,6 +248,12 @@ async def test_a_latent_comes_back_from_its_file_as_it_was_saved(replica: Replic
     assert torch.equal(latent["samples"], torch.zeros(2, 4, 14, 16))
 
 
+async def test_each_latent_of_a_list_is_saved(replica: Replica) -> None:
+    two = ("RebatchLatents", {"latents": ["e", 0], "batch_size": 1})
+    await replica.run("s", e=EMPTY, r=two, s=("SaveLatent", {"samples": ["r", 0], "filename_prefix": "x"}))
+    assert [item["filename"] for item in replica.ui["s"]["latents"]] == ["x_00001_.latent", "x_00002_.latent"]
+
+
 async def test_a_latent_file_from_before_versions_is_unscaled_and_another_file_is_refused(replica: Replica) -> None:
     old = safetensors.torch.save({"latent_tensor": torch.full((1, 4, 2, 2), 0.18215, dtype=torch.float16)})
     replica.volume.write(FileRef("input", "", "a.latent"), old)

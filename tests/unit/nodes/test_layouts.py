@@ -168,7 +168,10 @@ def test_a_saved_conditioning_is_loaded_as_it_was(tmp_path: Path) -> None:
     }
     cond = torch.rand(1, 7, 5).half()
     saving = run(
-        "SaveConditioning", conditioning=[(cond, options)], filename_prefix="c", store=_Files(tmp_path / "embeddings")
+        "SaveConditioning",
+        conditioning=[[(cond, options)]],
+        filename_prefix=["c"],
+        store=[_Files(tmp_path / "embeddings")],
     )
     shown = asyncio.run(saving)
     assert shown["ui"]["conditioning"] == [{"filename": "saved.safetensors", "subfolder": "c", "type": "output"}]
@@ -185,9 +188,11 @@ def test_a_saved_conditioning_is_loaded_as_it_was(tmp_path: Path) -> None:
 def test_what_no_file_holds_is_not_saved(tmp_path: Path) -> None:
     entry = (torch.rand(1, 7, 5), {"control": object()})
     with pytest.raises(NodeError, match="'control', a object"):
-        asyncio.run(run("SaveConditioning", conditioning=[entry], filename_prefix="c", store=_Files(tmp_path)))
+        asyncio.run(run("SaveConditioning", conditioning=[[entry]], filename_prefix=["c"], store=[_Files(tmp_path)]))
     with pytest.raises(NodeError, match="2 entries"):
-        asyncio.run(run("SaveConditioning", conditioning=[entry] * 2, filename_prefix="c", store=_Files(tmp_path)))
+        asyncio.run(
+            run("SaveConditioning", conditioning=[[entry] * 2], filename_prefix=["c"], store=[_Files(tmp_path)])
+        )
 
 
 def test_a_file_of_another_kind_is_no_conditioning(tmp_path: Path) -> None:
