@@ -215,7 +215,9 @@ def _without_tracebacks(value: Any) -> Any:
 
 async def run(urls: tuple[str, str], numbers: Iterator[int], seed: int, found: Found, trials: int) -> bool:
     """Compare graphs of a seed; return whether that ended early, since a server has gone."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(300)) as session:
+    # A server may close an idle connection in the moment in which a request begins on it.
+    fresh = aiohttp.TCPConnector(force_close=True)
+    async with aiohttp.ClientSession(connector=fresh, timeout=aiohttp.ClientTimeout(300)) as session:
         theirs, ours = (Server(url, session) for url in urls)
         known = await asyncio.gather(theirs.object_info(), ours.object_info())
         info = {name: declared for name, declared in known[0].items() if name in known[1]}

@@ -143,7 +143,7 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    async def save(self, area: str, prefix: str, suffix: str, contents: list[bytes]) -> list[dict[str, Any]]:
+    async def save(self, area: str, prefix: str, suffix: str, contents: list[bytes], **_: Any) -> list[dict[str, Any]]:
         [data] = contents
         (self.folder / f"saved{suffix}").write_bytes(data)
         return [{"filename": f"saved{suffix}", "subfolder": prefix, "type": area}]
