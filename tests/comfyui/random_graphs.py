@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 Graph = dict[str, dict[str, Any]]
@@ -107,19 +107,19 @@ class Generator:
             for kind in declared["output"]:
                 if isinstance(kind, str):
                     self._givers.setdefault(kind, []).append(name)
-        known: set[str] = set()
+        known: dict[str, int] = {}
         while more := {name for name in info if name not in known and self._possible(name, known)}:
-            known |= more
-        self.classes = sorted(known - {"FuzzShow"})
-        # Those that need fewest links come first: with them a graph ends.
+            known |= dict.fromkeys(more, max(known.values(), default=0) + 1)
+        self.classes = sorted(known.keys() - {"FuzzShow"})
+        # First those that all others are made from, and of these those that need fewest links: with them a graph ends.
         self._givers = {
-            kind: sorted((n for n in names if n in known), key=lambda n: (self._links_of(n), n))
+            kind: sorted((n for n in names if n in known), key=lambda n: (known[n], self._links_of(n), n))
             for kind, names in self._givers.items()
         }
         self._heavy = [name for name in self.classes if self._is_heavy(name)]
         self._light = [name for name in self.classes if name not in set(self._heavy)]
 
-    def _possible(self, name: str, known: set[str]) -> bool:
+    def _possible(self, name: str, known: Container[str]) -> bool:
         if name in LEFT_OUT:
             return False
         for _, declared in inputs_of(self._info[name], "required"):
