@@ -109,13 +109,11 @@ def resize_and_pad_image(
     """
     height, width = image.shape[1:3]
     scale = min(target_width / width, target_height / height)
-    sides = int(width * scale), int(height * scale)
-    # Of an image that is too narrow for a single pixel nothing is left.
-    resized = (
-        resize(image, *sides, interpolation)
-        if all(sides)
-        else image.new_empty(len(image), *sides[::-1], image.shape[3])
-    )
+    wide, high = int(width * scale), int(height * scale)
+    if wide and high:
+        resized = resize(image, wide, high, interpolation)
+    else:  # nothing is left of an image that is too narrow for a single pixel
+        resized = image.new_empty(image.shape[0], high, wide, image.shape[3])
     value = 1.0 if padding_color == "white" else 0.0
     return _centred(_centred(resized, ROWS, target_height, value), COLUMNS, target_width, value)
 
