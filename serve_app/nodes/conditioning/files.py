@@ -67,7 +67,8 @@ def _file(conditioning: Conditioning) -> bytes:
         elif value is not None:
             raise NodeError(f"the conditioning has {name!r}, a {type(value).__name__}, which no file holds")
     held = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return safetensors.torch.save(held, {OPTIONS: json.dumps(values)})
+    data: bytes = safetensors.torch.save(held, {OPTIONS: json.dumps(values)})
+    return data
 
 
 @node(

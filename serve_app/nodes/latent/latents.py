@@ -132,4 +132,5 @@ async def save_latent(
 
 def _latent_file(samples: torch.Tensor, metadata: dict[str, str]) -> bytes:
     tensors = {"latent_tensor": samples.contiguous(), "latent_format_version_0": torch.tensor([])}
-    return safetensors.torch.save(tensors, metadata)
+    data: bytes = safetensors.torch.save(tensors, metadata)
+    return data
