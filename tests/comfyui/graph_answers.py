@@ -357,6 +357,8 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
         return "ours runs what fails there"
     if what == "fails in another node":
         return "nodes that do not need each other run in another order, so another one of those that fail is the first"
+    if what == "error dependency_cycle" and difference.theirs is None:
+        return "a circle through a link of a wrong type is named too"
     if any(name in ours and name not in theirs for name in ("dependency_cycle", "Dependency cycle")):
         return "a circle through a link of a wrong type is named too"
     if _has_slots_below_0(graph):
