@@ -1,13 +1,13 @@
 """One forward of a network for rows with different LoRAs, on shared weights.
 
 Low-rank changes run as additional layers, so rows of many sets go through the shared layer together. All other changes,
-and on a CPU those of a set that has long been alone, run as merged layers, for the set's rows instead of the shared
-one. On a GPU the low-rank layers of all rows are two kernels (`slots`), and nothing is merged.
+and those of a set that has long been alone, run as merged layers, for the set's rows instead of the shared one. On a
+GPU the low-rank layers of all rows are two kernels (`slots`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -50,11 +50,16 @@ def with_loras(
         yield ()
         return
     names = dict.fromkeys(name for loras in sets.values() for name in loras.layers)
-    on_gpu = any(layer.on_gpu for loras in sets.values() for layer in loras.layers.values())
-    if merging and not on_gpu:
+    on_gpu, alone = any(loras.on_gpu for loras in sets.values()), len(spans) == 1
+    if merging:
         for loras in sets.values():
-            loras.merge(alone=len(spans) == 1)
-        spans[0].whole = len(spans) == 1
+            loras.merge(alone)
+        [first, *_] = sets.values()
+        if on_gpu and alone and (merged := first.merged_layers()):
+            with _in_place(first, merged):
+                yield (first.merged_weight(merged),)
+            return
+        spans[0].whole = alone and not on_gpu
     slots = _slots(spans, names) if on_gpu else None
     slotted = set() if slots is None else {name for name, _ in slots.layout}
     forwards: list[tuple[nn.Module, Forward]] = []
@@ -75,6 +80,19 @@ def with_loras(
             base.__dict__.pop("forward", None)
         if slots is not None:
             slots.leave()
+
+
+@contextmanager
+def _in_place(loras: LoraSet, merged: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Run a set's merged layers in place of the network's, for all rows of forwards inside the context."""
+    bases = {name: loras.layers[name].base for name in merged}
+    try:
+        for name, base in bases.items():
+            base.__dict__["forward"] = merged[name].forward
+        yield
+    finally:
+        for base in bases.values():
+            base.__dict__.pop("forward", None)
 
 
 def _slots(spans: Sequence[_Span], names: Iterable[str]) -> Slots | None:

@@ -24,7 +24,7 @@ from serve_app.models.lora.merging import MergePolicy
 from serve_app.models.lora.slots import Pair, Slots, slots_of
 from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
 from serve_app.models.weights.deallocation import free_network
-from serve_app.models.weights.streaming import with_own_weights
+from serve_app.models.weights.streaming import streams, with_own_weights
 from serve_app.models.weights.upload import Ring, SendTensor, uploading
 
 Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
@@ -32,6 +32,9 @@ Changes: TypeAlias = Mapping[str, Sequence[tuple[Adapter, float]]]
 
 MERGED_AT_ONCE = 16
 """Number of layers merged in one step: merging all of them takes longer than a forward of few rows."""
+
+MERGED_ON_GPU_AFTER = 64
+"""Forwards that a set has to itself before it is merged on a GPU: merging and recording forwards anew takes five."""
 
 _log = log.get("models")
 
@@ -62,7 +65,6 @@ class LoraSet:
         self.slots_of_network = slots_of(network)
         self._may_take = may_take
         self._ring = ring
-        self._policy = MergePolicy()
         by_layer = _by_layer(stack)
         rounded = _by_layer(stack[: len(stack) - bypassing])
         modules = dict(network.named_modules())
@@ -72,6 +74,10 @@ class LoraSet:
             known = {kind: of for kind, of in changes.items() if getattr(base, kind, None) is not None}
             if base is not None and known:
                 self.layers[name] = LoraLayer(base, known, stored_as, rounded.get(name, {}), ring)
+        # Whether some optional merged weights may be there.
+        self._merges = False
+        self.on_gpu = any(layer.on_gpu for layer in self.layers.values())
+        self._policy = MergePolicy(MERGED_ON_GPU_AFTER) if self.on_gpu else MergePolicy()
 
     @property
     def nbytes(self) -> int:
@@ -100,13 +106,42 @@ class LoraSet:
                 yield
 
     def merge(self, alone: bool) -> None:
-        """Record a forward with this set alone or not; merge a few layers once that is worth it, or unmerge all."""
+        """Record a forward with this set alone or not; merge layers once that is worth it, or unmerge all.
+
+        On a CPU a few are merged; on a GPU all, of what is there, unless some weights stream or are quantized.
+        """
         if not self._policy.forward(alone):
-            self.unmerge()
+            if self._merges:
+                self._unmerge_layers()
             return
         left = [layer for layer in self.layers.values() if not layer.is_merged]
-        if alone and left and self._may_take(sum(layer.whole_bytes for layer in left)):
+        if not alone or not left or not self._may_take(sum(layer.whole_bytes for layer in left)):
+            return
+        self._merges = True
+        if not self.on_gpu:
             _make(left[:MERGED_AT_ONCE], LoraLayer.whole_form, self._ring)
+        elif all(layer.may_merge_on_gpu for layer in left):
+            for layer in left:
+                layer.merge_pair()
+
+    def merged_layers(self) -> dict[str, nn.Module] | None:
+        """Return the layers with merged weights, if all layers that the set changes are merged."""
+        if not self._merges and any(layer.has_thin for layer in self.layers.values()):
+            return None
+        found = {name: layer.merged for name, layer in self.layers.items()}
+        whole = {name: layer for name, layer in found.items() if layer is not None}
+        return whole if len(whole) == len(found) else None
+
+    def merged_weight(self, merged: Mapping[str, nn.Module]) -> Tensor:
+        """Return one of the weights of `merged_layers`, which is freed as soon as any of them."""
+        name = next((name for name, layer in self.layers.items() if layer.has_thin), next(iter(merged)))
+        return self.layers[name].changed_weight(merged[name])
+
+    def read_in_place(self) -> list[Tensor]:
+        """Return tensors by which recordings of forwards with this set are known: merged weights, and slots."""
+        merged = self.merged_layers()
+        weights = [self.merged_weight(merged)] if merged else []
+        return weights if self.slots is None else [*weights, self.slots.first]
 
     def merge_all(self) -> None:
         """Merge all layers."""
@@ -122,6 +157,10 @@ class LoraSet:
     def unmerge(self) -> None:
         """Free merged weights and slots that are optional."""
         self.slots = None
+        self._unmerge_layers()
+
+    def _unmerge_layers(self) -> None:
+        self._merges = False
         for layer in self.layers.values():
             layer.unmerge()
 
@@ -190,6 +229,20 @@ class LoraLayer:
         return self._whole is not None or self._pairs is None
 
     @property
+    def merged(self) -> nn.Module | None:
+        """The layer with merged weights, if it is made."""
+        return self._whole
+
+    def changed_weight(self, merged: nn.Module) -> Tensor:
+        """Return a weight that the set changes. merged: this layer with merged weights."""
+        return _parameter(merged, next(iter(self._changes)))
+
+    @property
+    def may_merge_on_gpu(self) -> bool:
+        """Whether merged weights replace the layer's at no cost: they are as wide, and no weights stream."""
+        return self.has_thin and not isinstance(self.base, QuantizedLinear) and not streams(self.base)
+
+    @property
     def can_unmerge(self) -> bool:
         """Whether the layer has optional merged weights."""
         return self._whole is not None and self._pairs is not None
@@ -234,6 +287,15 @@ class LoraLayer:
         while (whole := self._whole) is None:
             _make([self], LoraLayer.whole_form, self._ring)
         return whole
+
+    def merge_pair(self) -> None:
+        """Merge the low-rank layer's weights, in single precision, as they are on the device."""
+        down, up = self.pair()
+        own = _parameter(self.base, "weight")
+        weight = own.float() + (up.flatten(1).float() @ down.flatten(1).float()).view(own.shape)
+        layer = _copied(self.base)
+        layer._parameters["weight"] = nn.Parameter(weight.to(own.dtype), requires_grad=False)
+        self._whole = layer
 
     def unmerge(self) -> None:
         """Free the merged weights."""
@@ -329,10 +391,7 @@ def _by_layer(
 
 def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rounded: Mapping[str, int]) -> nn.Module:
     """Return the layer with merged weights. rounded: by parameter, how many of its first changes are rounded."""
-    layer = copy.copy(plain(with_own_weights(base)))
-    layer._parameters = dict(layer._parameters)
-    # Hooks are the base's: what is done to one layer's is not to happen to the other's.
-    layer._forward_pre_hooks, layer._forward_hooks = OrderedDict(), OrderedDict()
+    layer = _copied(plain(with_own_weights(base)))
     for kind, adapters in changes.items():
         own = _parameter(layer, kind)
         first = adapters[: rounded.get(kind, 0)]
@@ -342,6 +401,15 @@ def _whole(base: nn.Module, changes: Changes, stored_as: torch.dtype | None, rou
         weight = merged(weight, adapters[len(first) :])
         layer._parameters[kind] = nn.Parameter(weight, requires_grad=False)
     return packed(layer) if isinstance(base, Packed) else layer
+
+
+def _copied(layer: nn.Module) -> nn.Module:
+    """Return a layer of the same weights, which others may replace."""
+    made = copy.copy(layer)
+    made._parameters = dict(layer._parameters)
+    # Hooks are the layer's: what is done to one layer's is not to happen to the other's.
+    made._forward_pre_hooks, made._forward_hooks = OrderedDict(), OrderedDict()
+    return made
 
 
 def _parameter(layer: nn.Module, kind: str) -> Tensor:

@@ -263,6 +263,11 @@ class _Arrival:
         self.streaming.arrive(self.number)
 
 
+def streams(layer: nn.Module) -> bool:
+    """Whether a layer's weights are on the GPU only while it runs."""
+    return _ARRIVAL in layer.__dict__
+
+
 def with_own_weights(layer: nn.Module) -> nn.Module:
     """Return a layer with its current weights: for a streamed layer, with weights of its own."""
     arrival: _Arrival | None = layer.__dict__.get(_ARRIVAL)

@@ -526,8 +526,8 @@ class Weights:
     def _free(self, resident: ResidentWeights) -> None:
         """Free evicted weights, whoever still has references to them; a part may go to host memory."""
         if (loras := resident.loras) is not None:
-            if loras.slots is not None:
-                replays_of(self.device).forget(loras.slots.first)
+            for tensor in loras.read_in_place():
+                replays_of(self.device).forget(tensor)
             loras.close()
             return
         if resident.base is None and isinstance(resident.model, LoadedNetwork):

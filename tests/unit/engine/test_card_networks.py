@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import Rows
 from serve_app.models.families.unet.unet import UnetInputs
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
+from serve_app.models.lora import layers
 from serve_app.models.lora.adapters import LowRank, WeightDelta
+from serve_app.models.lora.forward import with_loras
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.network import LoadedNetwork
 from serve_app.recipe.guidance import NormalizedAttention, PerturbedAttention, SelfAttentionGuidance
@@ -202,6 +205,51 @@ def test_recordings_go_with_the_slots_that_they_read() -> None:
     gc.collect()
     assert len(answers.recorder.recorded) == 0
     assert answers(7, *answers.sets[:2]) == (1, 1)
+
+
+def test_a_set_that_is_long_alone_is_merged_and_costs_no_more_than_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers, "MERGED_ON_GPU_AFTER", 4)
+    answers = Answers()
+    one, two, _ = answers.sets
+
+    def kernels(*sets: LoraSet | None) -> int:
+        """Return what forwards of these sets cost once they are recorded."""
+        for seed in range(2 * EAGER + 2):
+            answers(seed, *sets)
+        before = answers.card.counts.copy()
+        answers(9, *sets)
+        return answers.card.counts.since(before).kernels
+
+    none, alone = kernels(None, None), kernels(one, one)
+    merged = one.merged_layers()
+    assert merged is not None
+    for name, layer in merged.items():
+        own, pair = one.layers[name].base, one.layers[name].pair()
+        down, up, weight, theirs = (held_by(t) for t in (pair.down, pair.up, own.weight, layer.weight))
+        assert torch.equal(theirs, weight + up @ down)
+    # The same job, were it to be repeated to the bit, would not depend on what ran before.
+    with torch.inference_mode(), answers.card.used():
+        with with_loras([(2, one)], merging=False) as reads:
+            assert one.slots is not None
+            assert reads == (one.slots.first,)
+        with with_loras([(2, one)]) as reads:
+            assert reads == (one.merged_weight(merged),)
+    seen = ref(one.merged_weight(merged))
+    del merged, layer, reads, own, theirs
+    beside = kernels(one, two)
+    assert alone == none < beside
+    # Among others it is merged no more, and what was recorded of that has gone.
+    gc.collect()
+    assert one.merged_layers() is None
+    assert seen() is None
+    assert answers.replays.counters.recordings == 3
+    assert len(answers.recorder.recorded) == 2
+
+
+def held_by(tensor: Any) -> Tensor:
+    """Return the numbers of a tensor of the card."""
+    numbers: Tensor = tensor.held
+    return numbers
 
 
 def test_changes_that_are_not_of_low_rank_are_not_recorded() -> None:
