@@ -131,7 +131,9 @@ class QuantizedLinear(nn.Module):
 
     def holding(self, wide: Tensor) -> QuantizedLinear:
         """Return the layer with another weight (out,in), quantized too."""
-        return QuantizedLinear(self.quantized.holding(wide), self.bias)
+        made = QuantizedLinear(self.quantized.holding(wide), self.bias)
+        made.in_eight_bits = self.in_eight_bits
+        return made
 
     def plain(self) -> nn.Linear:
         """Return the same layer with a dequantized weight."""

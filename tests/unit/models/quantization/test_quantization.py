@@ -342,3 +342,12 @@ def test_inputs_are_rounded_by_the_files_scale(fused: bool, monkeypatch: pytest.
     rounded = (x.float() / 4).clamp(-448, 448).to(torch.float8_e4m3fn).float() * 4
     expected = rounded @ stored.float().T * 0.5
     torch.testing.assert_close(weight.multiplied(x, None).float(), expected, rtol=1e-2, atol=1.0)
+
+
+@pytest.mark.parametrize("multiplies", [True, False])
+def test_a_merged_layer_multiplies_as_the_one_without_a_lora_does(multiplies: bool) -> None:
+    stored = noise("stored", (48, 32)).to(torch.float8_e4m3fn)
+    layer = QuantizedLinear(EightBitWeight(stored, torch.tensor([[0.5]]), inputs=torch.tensor(1.0), may=True), None)
+    layer.in_eight_bits = multiplies
+    merged = layer.holding(layer.quantized.wide() + 1)
+    assert (merged.in_eight_bits, merged.quantized.may_multiply) == (multiplies, True)
