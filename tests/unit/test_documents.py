@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import modules
+from docs import modules, plan_matrix
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -39,6 +39,18 @@ def test_links_lead_to_files_that_are_there(path: Path):
 
 def test_the_page_of_modules_is_made_from_their_docstrings():
     assert (ROOT / "docs" / "modules.md").read_text() == modules.page(), "python -m docs.modules writes it"
+
+
+@pytest.mark.parametrize("names", ["SDXL", "Wan 14B, fp8"])
+def test_the_page_of_what_fits_a_card_is_made_by_the_planner(names: str):
+    def without_kernels(text: str) -> str:
+        # Seconds and the largest sizes follow every kernel of a forward.
+        return re.sub(r", [\d.]+ s\b|(?<=no): [^|]*", "", text)
+
+    page = without_kernels(plan_matrix.PAGE.read_text()).splitlines()
+    for name, made in plan_matrix.rows(names):
+        for of_ram in made.values():
+            assert without_kernels(plan_matrix.line(name, of_ram)) in page, "python -m docs.plan_matrix writes it"
 
 
 def test_no_folder_has_more_than_about_twenty_modules():

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from serve_app.cli.commands import cluster, database, jobs, packs, serving, tenants
+from serve_app.cli.commands import cluster, database, jobs, packs, plan, serving, tenants
 
 
 class _Commands(TyperGroup):
@@ -25,6 +25,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (serving.app, jobs.app, cluster.app, database.app, packs.app, tenants.app):
+for group in (serving.app, jobs.app, cluster.app, database.app, packs.app, plan.app, tenants.app):
     app.add_typer(group)
 app.add_typer(tenants.keys, name="keys")

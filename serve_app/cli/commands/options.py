@@ -33,18 +33,27 @@ def config_file(given: Path | None) -> Path | None:
     return given or (LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None)
 
 
-def settings(given: Path | None, *, new: bool = False, **changed: Any) -> AppConfig:
+def configured(given: Path | None, *, new: bool = False, **changed: Any) -> AppConfig:
     """Return the configuration with overrides from the command line; None is no override.
 
-    new: whether the command may make a database and folders. Errors: ConfigError, also if none is there to be used.
+    new: whether the command may make folders. Errors: ConfigError.
     """
     from serve_app import config
-    from serve_app.store.database.jobs import check_exists
 
     file = config_file(given)
     read = config.load(file) if file else config.AppConfig()
     named = {name: value for name, value in changed.items() if value is not None}
-    found = config.parse({**read.model_dump(), **named}, "command line").resolved(make=new)
+    return config.parse({**read.model_dump(), **named}, "command line").resolved(make=new)
+
+
+def settings(given: Path | None, *, new: bool = False, **changed: Any) -> AppConfig:
+    """Return the configuration, as `configured`, of a server whose database is there.
+
+    new: whether the command may make a database and folders. Errors: ConfigError, also if none is there to be used.
+    """
+    from serve_app.store.database.jobs import check_exists
+
+    found = configured(given, new=new, **changed)
     if not new:
         check_exists(found.database_url)
     return found

@@ -145,6 +145,8 @@ class BackboneFamily(Family):
     """Prefixes of text encoders in its checkpoints, by encoder key, where they are unusual."""
     vae_prefix: ClassVar[str] = "vae."
     """Prefix of the VAE in its checkpoints."""
+    text_width: int
+    """Width of a text's rows."""
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
@@ -163,6 +165,10 @@ class BackboneFamily(Family):
     @abstractmethod
     def probe(cls, tensors: Tensors) -> BackboneFamily:
         """Return the network that a backbone's tensors describe. Errors: ModelFileError for an unsupported variant."""
+
+    def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
+        """Return a conditioning of a text, cond (1,T,D) and options, without numbers, to count a forward's cost."""
+        return torch.empty(1, tokens, self.text_width, device="meta"), {}
 
     def saved_as(self) -> Mapping[str, str]:
         """Return metadata that ComfyUI writes to saved files of this family; empty by default."""

@@ -7,7 +7,9 @@ functions of this module.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from serve_app.errors import ConfigError
 
@@ -112,3 +114,99 @@ def stream_share(nbytes: int, other_bytes: int, budget_bytes: int, left_bytes: i
         return None
     share = min(max(SHARES * left // max(budget_bytes, 1), 1), LARGEST_SHARE) / SHARES
     return share if nbytes > share * budget_bytes else None
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one process may take of a card and its host.
+
+    planned_bytes: of the card, for weights and forwards; weights_bytes: of that, for weights beside usual forwards.
+    host_bytes: pinned memory.
+    """
+
+    planned_bytes: int
+    weights_bytes: int
+    host_bytes: int
+
+    @classmethod
+    def of(cls, card_bytes: int, process_bytes: int, max_cells: int) -> Room:
+        """Return the room of a process that has a whole card. process_bytes: of host memory that it may use.
+
+        Errors: ConfigError for a card that is too small for any model.
+        """
+        share = card_share(card_bytes, card_bytes - CONTEXT_BYTES, 1)
+        return cls(share.planned_bytes, share.weights_bytes(None, max_cells), offload_bytes(None, process_bytes))
+
+    def weights_left(self, activation_bytes: int) -> int:
+        """Return how many bytes weights may take beside a forward, as `weights_left`."""
+        return weights_left(self.weights_bytes, self.planned_bytes - self.weights_bytes, activation_bytes)
+
+    @property
+    def largest_activations(self) -> int:
+        """Bytes of the largest forward that a network which streams as far as it can has room for."""
+        return self.planned_bytes - self.weights_bytes // SHARES
+
+
+@dataclass(frozen=True, slots=True)
+class PartSize:
+    """A part of a model. streamed: takes the bytes that it may take of a card, returns those copied in each forward."""
+
+    nbytes: int
+    streamed: Callable[[int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class PartPlan:
+    """Where the weights of a part are. card_bytes: on the card; streamed_bytes: copied in each forward.
+
+    file_bytes: of those, the ones that are read from files, as pinned memory has no room for them.
+    """
+
+    nbytes: int
+    card_bytes: int
+    streamed_bytes: int = 0
+    file_bytes: int = 0
+
+
+Outcome: TypeAlias = Literal["whole", "evicting", "streaming", "too large"]
+"""What becomes of a job: all its weights stay on the card; its parts take turns; some stream; a forward has no room."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """What a job takes of a card. activation_bytes: of a forward of one row. reread_bytes: of files, for each new text.
+
+    The latter are of evicted parts that pinned memory has no room for.
+    """
+
+    outcome: Outcome
+    backbone: PartPlan
+    text: PartPlan
+    vae_bytes: int
+    activation_bytes: int
+    reread_bytes: int = 0
+
+
+def plan_job(room: Room, backbone: PartSize, text: PartSize, vae_bytes: int, activation_bytes: int) -> JobPlan:
+    """Return what becomes of a job alone on a card. text: all its text encoders."""
+    left = room.weights_left(activation_bytes)
+    denoises, encodes = _placed(room, backbone, left), _placed(room, text, room.weights_bytes)
+    together = denoises.card_bytes + encodes.card_bytes + vae_bytes
+    outcome: Outcome = "whole" if together <= left else "evicting"
+    if denoises.streamed_bytes or encodes.streamed_bytes:
+        outcome = "streaming"
+    if denoises.card_bytes > left:
+        outcome = "too large"
+    pinned = sum(part.streamed_bytes - part.file_bytes for part in (denoises, encodes))
+    evicted = 0 if together <= left or not text.nbytes else denoises.card_bytes + encodes.card_bytes
+    reread = max(0, evicted - max(0, room.host_bytes - pinned))
+    return JobPlan(outcome, denoises, encodes, vae_bytes, activation_bytes, reread)
+
+
+def _placed(room: Room, part: PartSize, left_bytes: int) -> PartPlan:
+    share = stream_share(part.nbytes, 0, room.weights_bytes, left_bytes)
+    if share is None:
+        return PartPlan(part.nbytes, part.nbytes)
+    card_bytes = int(share * room.weights_bytes)
+    streamed = part.streamed(card_bytes)
+    return PartPlan(part.nbytes, card_bytes, streamed, max(0, streamed - room.host_bytes))

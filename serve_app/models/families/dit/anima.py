@@ -201,6 +201,9 @@ class Anima(Transformer):
         one_row = (to_device(tokens.view(1, -1), device).expand(rows, -1) for tokens in (ids.long(), weights))
         return AnimaInputs(text, *one_row)
 
+    def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
+        return torch.empty(1, tokens, self.adapter.width, device="meta"), {}
+
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shape of x, and whether the text goes through the adapter."""
         return tuple(x.shape[1:]), inputs.ids is None

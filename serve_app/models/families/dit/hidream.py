@@ -181,6 +181,10 @@ class HiDream(BackboneFamily):
             reference,
         )
 
+    def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
+        states = torch.empty(1, self.doubles + self.singles, tokens, self.states_width, device="meta")
+        return super(HiDream, self).blank_text(tokens)[0], {STATES: states}
+
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shapes of x, the reference and the texts: the attention takes no mask."""
         reference = None if inputs.reference is None else inputs.reference.shape[1:]

@@ -210,6 +210,9 @@ class Krea2(Transformer):
             bool(references) and method == INDEX_TIMESTEP_ZERO,
         )
 
+    def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
+        return torch.empty(1, tokens, self.states * self.text.width, device="meta"), {}
+
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
         """Return the shapes of x and the references, and whether those have a timestep of their own."""
         return tuple(x.shape[1:]), tuple(one.shape[1:] for one in inputs.references), inputs.timestep_zero

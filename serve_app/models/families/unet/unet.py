@@ -138,6 +138,11 @@ class Unet(OneCall):
     ) -> Tensor | None:
         """Return the channels to concatenate with x, (B,C,h,w). latents, mask: of the run."""
 
+    def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
+        pooled = self.vector_dim - self.sizes * SIZE_WIDTH
+        options = {"pooled_output": torch.empty(1, pooled, device="meta")} if self.vector_dim else {}
+        return torch.empty(1, tokens, self.context_dim, device="meta"), options
+
     @property
     def heads(self) -> tuple[int, ...]:
         """Number of attention heads of each level."""

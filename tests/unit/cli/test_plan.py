@@ -1,0 +1,104 @@
+"""`serve-app plan`: from the headers of files to what becomes of a job, and what it says of bad input."""
+
+from __future__ import annotations
+
+import json
+import re
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.cli import main
+from serve_app.models.families import Flux, Wan
+from serve_app.models.families.family import Family
+from serve_app.models.families.text.t5 import T5Text
+from serve_app.models.files.layout import reverse, translate
+from tests.unit.models.sample import write_sample_checkpoint
+
+NAMES = {"bf16": "BF16", "fp8": "F8_E4M3"}
+
+
+def write(path: Path, family: Family, kind: str) -> Path:
+    """Write a model file of full size without numbers, which takes no room: a header, and a hole behind it."""
+    names, at = {} if isinstance(family, Flux) else reverse(family.table()), 0
+    entries: dict[str, Any] = {}
+    for ours, parameter in family.empty().state_dict().items():
+        eight = kind == "fp8" and parameter.ndim == 2
+        nbytes = prod(parameter.shape) * (1 if eight else 2)
+        # Flux's published file has layers fused, diffusers' has the network's names.
+        name = translate(ours, names) or ours
+        dtype = NAMES[kind] if eight else "BF16"
+        entries[name] = {"dtype": dtype, "shape": list(parameter.shape), "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + at)
+    return path
+
+
+FLUX = Flux(3072, 24, 19, 38, 4096, 768)
+WAN = Wan(5120, 40, 13824, 4096)
+T5 = T5Text(layers=24, width=4096, hidden_width=10240, heads=64, head_width=64, buckets=32, vocabulary=32128)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    status = main(["plan", *map(str, arguments)])
+    output = capsys.readouterr()
+    return status, output.out + output.err
+
+
+def test_flux_in_fp8_takes_turns_with_its_text_encoder_or_streams_and_says_how_long_a_step_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flux, t5 = write(tmp_path / "flux.safetensors", FLUX, "fp8"), write(tmp_path / "t5.safetensors", T5, "bf16")
+    status, text = run(capsys, flux, t5, "--gpu", "16G", "--ram", "32G")
+    assert status == 0
+    first, network, encoders, activations, evicted, step = text.splitlines()
+    assert first == "Flux.1, 1024×1024: the parts take turns on the card"
+    assert network == "  diffusion network: 11.9 GB, 11.9 GB on the card"
+    assert encoders == "  text encoders: 9.5 GB, 9.5 GB on the card"
+    assert re.fullmatch(r"  activations of one row: 0\.[5-9] GB", activations)
+    assert evicted.startswith("  each new text reads 7.7 GB of evicted weights from files")
+    assert re.fullmatch(r"a step takes about \d\.\d+ s, with a negative .* RTX 4070 Ti SUPER\)", step)
+    status, text = run(capsys, flux, "--gpu", "8G", "--ram", "16G", "--json")
+    made = json.loads(text)
+    assert made["job"]["outcome"] == "streaming"
+    assert 0 < made["job"]["backbone"]["file_bytes"] < made["job"]["backbone"]["streamed_bytes"]
+
+
+def test_a_video_that_does_not_fit_says_what_would(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wan = write(tmp_path / "wan.safetensors", WAN, "fp8")
+    size = ("--width", 1280, "--height", 720)
+    status, text = run(capsys, wan, "--gpu", "8G", "--ram", "32G", *size)
+    assert status == 1
+    assert "Wan, 1280×720, 81 frames: a forward does not fit the card" in text
+    frames = re.search(r"what would fit: 1280×720, (\d+) frames or a card of 16 GB", text)
+    assert frames is not None
+    assert run(capsys, wan, "--gpu", "8G", "--ram", "32G", *size, "--frames", frames[1])[0] == 0
+
+
+def test_bad_input_is_said_with_what_is_allowed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sd, text = tmp_path / "sd.safetensors", tmp_path / "text.safetensors"
+    write_sample_checkpoint(sd)
+    text.write_bytes(b"no header")
+    card = ("--gpu", "24G", "--ram", "64G")
+    wrong = {
+        (sd, "--gpu", "24", "--ram", "64G"): "--gpu is '24'; give a size as 24G or 24576M",
+        (sd, "--gpu", "24G", "--ram", "0G"): "--ram is '0G'; give a size as 24G or 24576M",
+        (sd, "--gpu", "900M", "--ram", "64G"): "has no room beside the",
+        (text, *card): "'text.safetensors' holds no diffusion network, text encoder or VAE of a known layout",
+        ("absent", *card): "there is no file 'absent', and no model of that name in checkpoints, diffusion_models",
+        (sd, sd, *card): "a job has one diffusion network, and these files have sd.safetensors, sd.safetensors",
+        (sd, *card, "--frames", "81"): "--frames is 81, and Stable Diffusion 1.x and 2.x makes images; leave it out",
+        (sd, *card, "--width", "4"): "the size is 4×512, and a cell of Stable Diffusion 1.x and 2.x is 8×8 pixels",
+    }
+    for arguments, said in wrong.items():
+        status, printed = run(capsys, *arguments)
+        assert status == 1
+        assert said in printed
