@@ -35,6 +35,10 @@ STREAMS = 32
 """Torch has as many streams of each priority, and then hands out the first again."""
 CONTEXT_BYTES = 500 * MB
 Memories: TypeAlias = Sequence[Memory]
+ENDING = ("engine", "loads", "rooms", "prefetches")
+"""The threads that choose a stream of the card for as long as they live."""
+ENDED_S = 20.0
+"""How long they may take to end, on a busy machine."""
 _CUDA = 1
 """The type of a device, as torch numbers them."""
 _NOT_CAPTURED = "CUDA error: operation not permitted when stream is capturing"
@@ -515,13 +519,20 @@ def driven(driver: Driver) -> Iterator[None]:
 
 @contextmanager
 def threads_on(used: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Have this thread and all that are started use a card."""
-    run = Thread.run
+    """Have this thread and all that are started use a card. Those of closed engines are waited for at the end."""
+    run, started = Thread.run, list[Thread]()
 
     def on_card(thread: Thread) -> None:
+        started.append(thread)
         with used():
             run(thread)
 
     with pytest.MonkeyPatch.context() as patch, used():
         patch.setattr(Thread, "run", on_card)
-        yield
+        try:
+            yield
+        finally:
+            for thread in started:
+                if thread.name in ENDING:
+                    thread.join(ENDED_S)
+                    assert not thread.is_alive(), f"{thread.name} goes on"
