@@ -34,8 +34,8 @@ def throw_exception_if_processing_interrupted() -> None:
 
 
 def get_torch_device() -> torch.device:
-    """Return the device for tensor work of nodes."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Return the device for tensor work of nodes, a GPU with its index."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def intermediate_device() -> torch.device:

@@ -398,6 +398,8 @@ class _Ready:
         with self._lock:
             self._inside += 1
             torch.cuda._initialized = True
+            # Without a driver there is no cache to empty.
+            vars(torch._C).setdefault("_cuda_emptyCache", lambda: None)
 
     def __exit__(self, *_: object) -> None:
         with self._lock:

@@ -217,11 +217,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-
-
 def test_of_two_models_that_take_turns_no_file_is_read_again(root: Path) -> None:
     loads = Loads(root, ONE, 10**9)
     found = [loads.bits("backbone", name) for name in "ab" * 3]

@@ -81,11 +81,6 @@ class Models:
         return [streaming for streaming in found if streaming is not None]
 
 
-@pytest.fixture(autouse=True)
-def no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-
-
 def rows(recipe: Recipe, shape: tuple[int, ...], conditioning: Any) -> Callable[[Models], list[Tensor]]:
     """Return the work of a forward of a backbone; it is done twice."""
 

@@ -5,24 +5,28 @@ Torch's own Python runs over a driver that is not there (`tests.unit.engine.card
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from k8s.generate import files
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.engine.loads import _Worker
+from serve_app.replica.assemble import device_of, memory_of
 from tests.unit.engine.card import Card
-from tests.unit.engine.card_driver import GB, Driver, driven, threads_on
+from tests.unit.engine.card_driver import CONTEXT_BYTES, GB, Driver, driven, threads_on
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
-from tests.unit.replica.test_runner import txt2img
+from tests.workflows import txt2img
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = {path.stem: path.read_text() for path in (ROOT / "configs").glob("*.yaml")}
@@ -67,27 +71,45 @@ def pools_of(text: str) -> tuple[PoolConfig, ...]:
     return tuple(pool for pool in config.pools if pool.comfyui is None)
 
 
-async def picture(running: Cluster, seed: int, **changes: Any) -> bytes:
-    job_id = await running.submit(txt2img(seed, **changes), ("6",))
-    view = await running.finish(job_id)
+@asynccontextmanager
+async def replicas(root: Path, pools: tuple[PoolConfig, ...]) -> AsyncIterator[Cluster]:
+    """Replicas whose threads all begin here, so that they use the card that there is now."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
+    async with cluster(root, pools) as running:
+        try:
+            yield running
+        finally:
+            end(running)
+
+
+def prompt(seed: int, name: str = "tiny", steps: int = 4) -> dict[str, Any]:
+    return txt2img(f"{name}.safetensors", seed, steps=steps)
+
+
+async def picture(running: Cluster, seed: int, name: str = "tiny", steps: int = 4) -> bytes:
+    """Return the pixels that a job saves."""
+    view = await running.finish(await running.submit(prompt(seed, name, steps), ("6",)))
     assert view.state == "success", view.failure
     [image] = view.outputs["6"]["images"]
-    return (running.config.output_dir / image["filename"]).read_bytes()
+    return Image.open(running.config.output_dir / image["filename"]).tobytes()
 
 
-async def drawn(root: Path, pools: tuple[PoolConfig, ...], *prompts: dict[str, Any]) -> tuple[list[bytes], list[Any]]:
+async def drawn(root: Path, pools: tuple[PoolConfig, ...], *jobs: dict[str, Any]) -> tuple[list[bytes], list[Any]]:
     """Return the pictures of jobs, and the replicas' counts of replays."""
-    async with cluster(root, pools) as running:
-        pictures = [await picture(running, **prompt) for prompt in prompts]
-        models = [runner.models for runner in running.runners.values() if runner.models is not None]
-        counts = [model.replays for model in models]
-    for model in models:
-        # They end with their process otherwise.
-        model._engine.close()
-        for worker in vars(model._loads).values():
-            if isinstance(worker, _Worker):
-                worker._waiting.put(None)
+    async with replicas(root, pools) as running:
+        pictures = [await picture(running, **job) for job in jobs]
+        counts = [runner.models.replays for runner in running.runners.values() if runner.models is not None]
     return pictures, counts
+
+
+def end(running: Cluster) -> None:
+    """End the threads of replicas that have no more work; otherwise they end with their process."""
+    for runner in running.runners.values():
+        if runner.models is not None:
+            runner.models._engine.close()
+            for worker in vars(runner.models._loads).values():
+                if isinstance(worker, _Worker):
+                    worker._waiting.put(None)
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *MANIFESTS])
@@ -99,3 +121,64 @@ async def test_a_replica_of_each_pool_starts_loads_draws_and_saves(root: Path, n
         assert max(count.replays for count in counts) == driver.asked["replay"] > 0
         assert max(count.failures for count in counts) == 0
         assert card.order.early == []
+
+
+GPU = PoolConfig(name="gpu", num_gpus=1, threads=1)
+NAMES = ("tiny", "other")
+TRIED = 8
+"""At how many allocations of a job, spread over it, one fails."""
+
+
+async def test_pictures_by_graphs_are_those_without_to_the_bit(root: Path) -> None:
+    found = []
+    for graphs in (True, False):
+        with a_card() as (_, driver):
+            pool = GPU.model_copy(update={"graphs": graphs})
+            pictures, [counts] = await drawn(root, (pool,), *({"seed": seed, "steps": 6} for seed in range(2)))
+            assert (counts.recordings > 0) is (counts.replays > 0) is (driver.asked["replay"] > 0) is graphs
+        found.append(pictures)
+    assert found[0] == found[1]
+
+
+async def test_graphs_are_made_dropped_and_made_again_as_models_take_turns(root: Path, models: Path) -> None:
+    (models / "checkpoints" / "other.safetensors").write_bytes(
+        (models / "checkpoints" / "tiny.safetensors").read_bytes()
+    )
+    # One of the two fits.
+    pool = GPU.model_copy(update={"weights_bytes": 20_000_000})
+    with a_card() as (card, _):
+        jobs = [{"seed": seed, "steps": 4, "name": name} for seed in (1, 2) for name in NAMES]
+        pictures, [counts] = await drawn(root, (pool,), *jobs)
+        assert (counts.failures, counts.dropped) == (0, 0)
+        assert counts.recordings == len(jobs)
+        assert pictures[0] == pictures[1] != pictures[2] == pictures[3]
+        assert card.order.early == []
+
+
+async def test_a_job_that_finds_no_memory_somewhere_ends_and_the_next_is_as_any_other(root: Path) -> None:
+    with a_card():
+        [wanted], _ = await drawn(root, (GPU,), {"seed": 99})
+    with a_card() as (_, driver):
+        async with replicas(root, (GPU,)) as running:
+            await picture(running, 1)
+            before = driver.allocations
+            await picture(running, 2)
+            of_a_job = driver.allocations - before
+            for part in range(TRIED):
+                driver.fails_at = driver.allocations + 1 + part * of_a_job // TRIED
+                view = await running.finish(await running.submit(prompt(3 + part), ("6",)))
+                assert view.state == "success" or "memory" in str(view.failure)
+            driver.fails_at = None
+            assert running.exits == []
+            assert await picture(running, 99) == wanted
+
+
+def test_the_shares_of_one_card_and_their_contexts_fit_it() -> None:
+    taken = 0
+    for pool in pools_of(CONFIGS["cluster"]):
+        if not pool.gpus:
+            continue
+        with a_card(taken_bytes=taken) as (_, driver):
+            memory_of(pool, device_of(pool))
+            taken += CONTEXT_BYTES + int(driver.fraction * driver.total_bytes)
+    assert 23 * GB < taken <= 24 * GB

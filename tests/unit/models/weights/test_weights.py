@@ -16,6 +16,8 @@ from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import ClipSkip
 from serve_app.sampling.forward import Piece, denoise
 from serve_app.store.models.catalog import Catalog
+from tests.unit.engine.card_driver import Driver, driven
+from tests.unit.engine.card_order import Order
 from tests.unit.models.sample import cpu_weights, random_tensors
 
 CPU = torch.device("cpu")
@@ -260,17 +262,17 @@ def test_a_network_of_any_format_denoises_close_to_the_full_one(catalog, dtype):
     assert float((denoised - exact).norm() / exact.norm()) < {"fp32": 1e-6, "fp16": 0.01, "bf16": 0.05}[dtype]
 
 
-def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu(monkeypatch):
-    gpu = torch.device("cuda")
+def test_automatic_formats_are_full_on_a_cpu_and_half_on_a_gpu():
+    gpu, driver = torch.device("cuda", 0), Driver(Order())
     assert dtype_of("auto", "backbone", CPU) == dtype_of("auto", "vae", CPU, AutoencoderKL.dtypes) == torch.float32
-    assert dtype_of("auto", "backbone", gpu) == torch.float16
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.bfloat16
-    # As a card of compute capability 7.5 answers, which emulates it.
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
-    assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.float32
-    with pytest.raises(ConfigError, match="this GPU does not do bf16"):
-        dtype_of("bf16", "vae", gpu)
+    with driven(driver):
+        assert dtype_of("auto", "backbone", gpu) == torch.float16
+        assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.bfloat16
+        # Torch emulates it there.
+        driver.capability = 7, 5
+        assert dtype_of("auto", "vae", gpu, AutoencoderKL.dtypes) == torch.float32
+        with pytest.raises(ConfigError, match="this GPU does not do bf16"):
+            dtype_of("bf16", "vae", gpu)
 
 
 def test_an_unknown_format_is_refused_with_those_allowed():
