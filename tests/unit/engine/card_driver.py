@@ -7,11 +7,14 @@ Only a torch that was built without CUDA has bases that can be replaced.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import _lru_cache_wrapper
+from inspect import signature
 from itertools import count
 from threading import RLock, Thread
 from types import SimpleNamespace
@@ -24,7 +27,6 @@ import torch._dynamo  # It takes bindings over as it is imported, of which a dri
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from serve_app.models.kernels import cuda_graphs
 from serve_app.sampling import draws
 from tests.unit.engine.card_order import Memory, Order
 
@@ -505,16 +507,22 @@ def _generators(real: Any) -> Any:
 @contextmanager
 def driven(driver: Driver) -> Iterator[None]:
     """Stand in for torch's bindings in this process, and keep nothing that production keeps of a device."""
-    kept = (cuda_graphs.replays_of, draws.draws_of, draws._threads)
-    for each in kept:
-        each.cache_clear()
+    _forget_devices()
     with pytest.MonkeyPatch.context() as patch:
         driver.install(patch)
         try:
             yield
         finally:
-            for each in kept:
-                each.cache_clear()
+            _forget_devices()
+
+
+def _forget_devices() -> None:
+    """Clear what production caches by device: tensors, streams and graphs. Threads that draw noise begin anew."""
+    draws._threads.cache_clear()
+    for name, module in [*sys.modules.items()]:
+        for value in [*vars(module).values()] if name.startswith("serve_app.") else ():
+            if isinstance(value, _lru_cache_wrapper) and "device" in signature(value).parameters:
+                value.cache_clear()
 
 
 @contextmanager

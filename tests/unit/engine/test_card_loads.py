@@ -173,7 +173,11 @@ def test_weights_that_make_way_for_a_load_wait_for_no_forward_and_those_for_a_fo
 ) -> None:
     emptied: list[int] = []
     loading = Loading(root)
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(loading.weights.counters.evictions))
+
+    def emptied_by() -> None:
+        emptied.append(loading.weights.counters.evictions)
+
+    monkeypatch.setattr(torch._C, "_cuda_emptyCache", emptied_by, raising=False)
     one, other = SMALL, of("vae", "checkpoints", "sample")
     loading.weights._residency.budget_bytes = sum(loading.weights.need(one).nbytes.values())
 
