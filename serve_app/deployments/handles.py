@@ -1,6 +1,6 @@
 """The client of the scheduler's actor: found by name, and called until it answers.
 
-Ray gives the actor's address; calls use a connection of our own (`rpc.py`). Calls with an object reference or an actor
+Ray gives the actor's address and keys; calls go by ZeroMQ (`rpc.py`). Calls with an object reference or an actor
 handle go through Ray, since Ray counts references.
 
 The scheduler may restart during a call, so every call is idempotent and retried. Errors: UnavailableError if it does

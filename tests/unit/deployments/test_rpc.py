@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import os
 import pickle
-import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any, Protocol
 
 import msgspec
 import pytest
+import zmq
+import zmq.asyncio
 
 from serve_app.deployments import rpc
-from serve_app.deployments.codec import Shapes, UndeclaredError, UnsendableError
+from serve_app.deployments.codec import Shapes, UndeclaredError, UnsendableError, decode
 from serve_app.deployments.rpc import Address, Connection, DisconnectedError, Peer, RpcServer
-from serve_app.deployments.verbs import FaultError, verbs_of
+from serve_app.deployments.verbs import verbs_of
 from serve_app.errors import QueueFullError
 
 PATIENCE_S = 60.0
@@ -85,6 +86,16 @@ async def served() -> AsyncIterator[tuple[Scheduler, RpcServer, Address]]:
         server.close()
 
 
+@contextlib.asynccontextmanager
+async def raw(address: Address) -> AsyncIterator[Any]:
+    """Give a socket that is let in, by which anything can be sent."""
+    with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger, socket.curve_serverkey = 0, address.server
+        socket.curve_publickey, socket.curve_secretkey = zmq.curve_public(address.key), address.key
+        socket.connect(f"tcp://{address.host}:{address.port}")
+        yield socket
+
+
 async def test_answers_and_errors_come_back_as_they_are() -> None:
     async with served() as (_, _, address):
         connection = await connected(address)
@@ -98,19 +109,35 @@ async def test_answers_and_errors_come_back_as_they_are() -> None:
         connection.close()
 
 
+async def test_every_one_of_many_calls_is_answered_however_they_and_their_answers_meet() -> None:
+    async with served() as (_, _, address):
+        connection = await connected(address)
+
+        async def client(first: int) -> None:
+            for number in range(first, first + 150):
+                assert await connection.call("echo", number, None) == (number, None)
+
+        await asyncio.gather(*(client(first) for first in range(0, 16_000, 1000)))
+        connection.close()
+
+
 async def test_one_way_calls_are_made_and_not_answered() -> None:
+    async with served() as (scheduler, _, address), raw(address) as socket:
+        for name, arguments in (("fail", []), ("undeclared", []), ("hold", [])):
+            await socket.send(msgspec.msgpack.encode([None, name, arguments]))
+        await socket.send(msgspec.msgpack.encode([1, "echo", [1, None]]))
+        assert decode(await asyncio.wait_for(socket.recv(), PATIENCE_S)) == [1, rpc.ANSWERED, [1, None]]
+        assert len(scheduler.callers) == 4
+
+
+async def test_a_one_way_call_of_an_ended_connection_is_lost() -> None:
     async with served() as (scheduler, _, address):
         connection = await connected(address)
-        received = []
-        connection.take = received.append  # type: ignore[method-assign, assignment]
-        for method in ("echo", "fail", "undeclared"):
-            connection.tell(method, *([1, None] if method == "echo" else []))
         connection.tell("hold")
         await asyncio.wait_for(scheduler.held.wait(), PATIENCE_S)
-        assert (len(scheduler.callers), received) == (4, [])
         connection.close()
-        await connection.ended.wait()
-        connection.tell("echo", 1, None)  # nobody is there to hear it, and nobody waits for it
+        connection.tell("hold")
+        assert len(scheduler.callers) == 1
 
 
 async def test_answers_come_in_any_order() -> None:
@@ -123,22 +150,37 @@ async def test_answers_come_in_any_order() -> None:
         connection.close()
 
 
-async def test_a_peer_that_does_not_know_the_key_is_cut_off() -> None:
+async def test_a_caller_without_the_callers_key_is_not_connected() -> None:
     async with served() as (scheduler, _, address):
-        connection = await connected(replace(address, key=b"another"))
-        with pytest.raises(DisconnectedError):
-            await connection.call("echo", 1, None)
+        other = zmq.curve_keypair()
+        for wrong in (replace(address, key=other[1]), replace(address, server=other[0])):
+            with pytest.raises((DisconnectedError, TimeoutError)):
+                await connected(wrong)
         assert scheduler.callers == []
 
 
-async def test_a_peer_that_proves_nothing_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "PROVE_S", 0.05)
-    async with served() as (_, _, address):
-        reader, writer = await asyncio.open_connection(address.host, address.port)
-        assert len(await reader.readexactly(rpc.CHALLENGE_BYTES)) == rpc.CHALLENGE_BYTES
-        with contextlib.suppress(ConnectionError):
-            assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
-        writer.close()
+@pytest.mark.parametrize("kind", ["plain", "null", "open"])
+async def test_nothing_is_read_of_a_peer_that_proves_nothing(kind: str) -> None:
+    async with served() as (scheduler, _, address):
+        call = msgspec.msgpack.encode([None, "echo", [1, None]])
+        if kind == "open":
+            reader, writer = await asyncio.open_connection(address.host, address.port)
+            writer.write(call)
+            with contextlib.suppress(ConnectionError):
+                await asyncio.wait_for(reader.read(), PATIENCE_S)
+            writer.close()
+        else:
+            with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+                socket.linger = 0
+                if kind == "plain":
+                    socket.plain_username, socket.plain_password = b"me", address.key
+                socket.connect(f"tcp://{address.host}:{address.port}")
+                socket.send(call)
+                await asyncio.sleep(0.2)
+        connection = await connected(address)
+        assert await connection.call("echo", 1, None) == (1, None)
+        assert len(scheduler.callers) == 1
+        connection.close()
 
 
 class Evil:
@@ -148,52 +190,33 @@ class Evil:
         return os._exit, (1,)
 
 
-async def sent(address: Address, content: bytes, key: bytes) -> None:
-    """Prove a key, send a frame, and return once the server has cut the connection."""
-    reader, writer = await asyncio.open_connection(address.host, address.port)
-    challenge = await reader.readexactly(rpc.CHALLENGE_BYTES)
-    proof = hmac.digest(key, challenge, rpc.DIGEST)
-    writer.write(proof + len(content).to_bytes(rpc.LENGTH_BYTES, "big") + content)
-    with contextlib.suppress(ConnectionError):
-        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
-    writer.close()
-
-
-async def test_nothing_is_read_before_the_proof() -> None:
-    async with served() as (scheduler, _, address):
-        await sent(address, msgspec.msgpack.encode([1, "echo", [1, None]]), b"another")
-        assert scheduler.callers == []
-
-
 @pytest.mark.parametrize(
     "frame",
     [pickle.dumps(Evil()), pickle.dumps((1, "echo", Evil())), b"", b"\xc1", msgspec.msgpack.encode({"verb": "echo"})],
 )
-async def test_a_pickle_or_anything_else_that_is_no_call_ends_its_connection(frame: bytes) -> None:
-    async with served() as (scheduler, _, address):
-        await sent(address, frame, address.key)
-        connection = await connected(address)
-        assert await connection.call("echo", 1, None) == (1, None)
+async def test_a_pickle_or_anything_else_that_is_no_call_is_dropped(frame: bytes) -> None:
+    async with served() as (scheduler, _, address), raw(address) as socket:
+        await socket.send(frame)
+        await socket.send(msgspec.msgpack.encode([1, "echo", [1, None]]))
+        assert decode(await asyncio.wait_for(socket.recv(), PATIENCE_S)) == [1, rpc.ANSWERED, [1, None]]
         assert len(scheduler.callers) == 1
-        connection.close()
 
 
-async def test_calls_that_no_verb_declares_are_refused_and_not_made() -> None:
-    async with served() as (scheduler, _, address):
-        connection = await connected(address)
-        for name, arguments, why in (
-            ("drop", [], "there is no verb 'drop'"),
-            ("echo", [], "echo: a list is no list of 2"),
-            ("echo", ["1", None], "echo: a str is none of what is declared here: int"),
-            ("fail", [None], "fail: a list is no list of 0"),
-        ):
-            answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-            connection._waiting[7] = answer
-            connection.send((7, name, arguments))
-            with pytest.raises(FaultError, match=f"UndeclaredError: {why}"):
-                await asyncio.wait_for(answer, PATIENCE_S)
+@pytest.mark.parametrize(
+    ("name", "arguments", "why"),
+    [
+        ("drop", [], "there is no verb 'drop'"),
+        ("echo", [], "echo: a list is no list of 2"),
+        ("echo", ["1", None], "echo: a str is none of what is declared here: int"),
+        ("fail", [None], "fail: a list is no list of 0"),
+    ],
+)
+async def test_a_call_that_no_verb_declares_is_refused_and_not_made(name: str, arguments: list[Any], why: str) -> None:
+    async with served() as (scheduler, _, address), raw(address) as socket:
+        await socket.send(msgspec.msgpack.encode([1, name, arguments]))
+        refused = [1, rpc.FAILED, ["UndeclaredError", why, None]]
+        assert decode(await asyncio.wait_for(socket.recv(), PATIENCE_S)) == refused
         assert scheduler.callers == []
-        connection.close()
 
 
 async def test_what_must_not_be_sent_goes_neither_way() -> None:
@@ -247,17 +270,18 @@ async def test_a_slow_call_is_awaited_while_its_server_lives(monkeypatch: pytest
 
 async def test_a_server_that_has_fallen_silent_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rpc, "LOOK_S", 0.02)
-    silent = socket.create_server(("127.0.0.1", 0))
-    silent.setblocking(False)
-    opening = asyncio.create_task(connected(Address("127.0.0.1", silent.getsockname()[1], b"key")))
-    accepted, _ = await asyncio.get_running_loop().sock_accept(silent)
-    accepted.setblocking(False)
-    await asyncio.get_running_loop().sock_sendall(accepted, bytes(rpc.CHALLENGE_BYTES))
-    connection = await opening
+    monkeypatch.setattr(RpcServer, "_take", lambda server, message: None)
+    async with served() as (_, _, address):
+        connection = await connected(address)
+        with pytest.raises(DisconnectedError, match="silent"):
+            await asyncio.wait_for(connection.call("echo", 1, None), PATIENCE_S)
+
+
+async def test_a_server_that_is_not_there_is_not_connected_to() -> None:
+    async with served() as (_, _, address):
+        pass
     with pytest.raises(DisconnectedError):
-        await asyncio.wait_for(connection.call("echo", 1, None), PATIENCE_S)
-    accepted.close()
-    silent.close()
+        await connected(address)
 
 
 async def test_a_caller_that_gives_up_leaves_nothing_behind() -> None:
@@ -270,3 +294,13 @@ async def test_a_caller_that_gives_up_leaves_nothing_behind() -> None:
         assert len(asyncio.all_tasks()) == before + 1
         assert await connection.call("echo", 1, None) == (1, None)
         connection.close()
+
+
+async def test_a_call_right_after_the_end_of_a_connection_says_so() -> None:
+    async with served() as (_, server, address):
+        connection = await connected(address)
+        server.close()
+        time.sleep(0.1)  # the socket knows, and this loop has not been told
+        with pytest.raises(DisconnectedError):
+            await connection.call("echo", 1, None)
+        connection.tell("echo", 1, None)
