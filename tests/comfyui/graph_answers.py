@@ -39,12 +39,10 @@ class Answer:
 
 
 class Server:
-    """A server and a socket to it. Its routes are ComfyUI's."""
+    """A server, with ComfyUI's routes."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
         self.url, self._session = url, session
-        self._client_id = uuid.uuid4().hex
-        self._socket: aiohttp.ClientWebSocketResponse | None = None
 
     async def object_info(self) -> dict[str, Any]:
         async with self._session.get(f"{self.url}/api/object_info") as response:
@@ -53,44 +51,36 @@ class Server:
 
     async def answer(self, graph: Mapping[str, Any], **more: Any) -> Answer:
         """Submit a workflow and wait for its end."""
-        socket = await self._connected()
-        body = {"prompt": graph, "client_id": self._client_id, **more}
-        async with self._session.post(f"{self.url}/api/prompt", data=json.dumps(body)) as response:
-            text = await response.text()
-        answer = Answer(response.status, _json(text))
-        if response.status != 200:
-            return answer
-        job_id = answer.body["prompt_id"]
-        async with asyncio.timeout(LIMIT_S):
-            while True:
-                message = await socket.receive()
-                if message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.ERROR):
+        # A socket that nobody reads while the other server works would be closed for its silence.
+        client_id = uuid.uuid4().hex
+        async with self._session.ws_connect(f"{self.url}/ws?clientId={client_id}", max_msg_size=0) as socket:
+            body = {"prompt": graph, "client_id": client_id, **more}
+            async with self._session.post(f"{self.url}/api/prompt", data=json.dumps(body)) as response:
+                text = await response.text()
+            answer = Answer(response.status, _json(text))
+            if response.status != 200:
+                return answer
+            job_id = answer.body["prompt_id"]
+            async with asyncio.timeout(LIMIT_S):
+                async for message in socket:
+                    if message.type is not aiohttp.WSMsgType.TEXT:
+                        continue
+                    said = json.loads(message.data)
+                    if said["data"].get("prompt_id") != job_id:
+                        continue
+                    answer.messages.append(said)
+                    if said["type"] == "executing" and said["data"]["node"] is None:
+                        break
+                else:
                     raise ConnectionError(f"the socket of {self.url} was closed")
-                if message.type is not aiohttp.WSMsgType.TEXT:
-                    continue
-                said = json.loads(message.data)
-                if said["data"].get("prompt_id") != job_id:
-                    continue
-                answer.messages.append(said)
-                if said["type"] == "executing" and said["data"]["node"] is None:
-                    break
         async with self._session.get(f"{self.url}/api/history/{job_id}") as response:
             answer.entry = (await response.json())[job_id]
         return answer
 
     async def abandon(self) -> None:
-        """Stop what runs, and hear no more of it."""
-        if self._socket is not None:
-            await self._socket.close()
-        self._socket, self._client_id = None, uuid.uuid4().hex
+        """Stop what runs."""
         async with self._session.post(f"{self.url}/api/interrupt"):
             pass
-
-    async def _connected(self) -> aiohttp.ClientWebSocketResponse:
-        if self._socket is None or self._socket.closed:
-            url = f"{self.url}/ws?clientId={self._client_id}"
-            self._socket = await self._session.ws_connect(url, max_msg_size=0)
-        return self._socket
 
 
 def _json(text: str) -> Any:
