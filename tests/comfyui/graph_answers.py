@@ -335,7 +335,9 @@ def deliberate(difference: Difference, graph: Mapping[str, Any]) -> str:
     what, theirs, ours = difference.what, str(difference.theirs), str(difference.ours)
     if what == "dependent_outputs" and set(difference.ours) <= set(difference.theirs):
         return "ComfyUI names outputs that failed after a node, whether they need it or not"
-    if what in ("status of the POST", "a node that is wrong for one only") and "comes by a link" in ours:
+    if what.startswith("values of") and "inf of [nan" in theirs and "nan" not in ours:
+        return "ours has numbers where ComfyUI divides by zero"
+    if "comes by a link" in ours:
         return "a constant for a socket is refused before the job, and fails in the job there"
     if what in ("status of the POST", "a node that is wrong for one only") and "(COMFY_MATCHTYPE_V3)" in ours:
         return "a value of a type that the class does not name is refused before the job, and fails in the job there"
