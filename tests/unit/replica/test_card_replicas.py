@@ -173,6 +173,24 @@ async def test_a_job_that_finds_no_memory_somewhere_ends_and_the_next_is_as_any_
             assert await picture(running, 99) == wanted
 
 
+async def test_a_lost_card_ends_its_replica_and_no_job(root: Path) -> None:
+    with a_card() as (_, driver):
+        async with replicas(root, (GPU,)) as running:
+            await picture(running, 1)
+            job_id = await running.submit(prompt(2, steps=40), ("6",))
+            await running.until(job_id, "executing")
+            driver.fault = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+            models = running.runners["gpu"].models
+            while models.alive:
+                await asyncio.sleep(0.01)
+            driver.fault = None
+            end(running)
+            # Serve starts another, as this one's health is gone.
+            await running.lose("gpu")
+            await running.replica("gpu", GPU)
+            assert (await running.finish(job_id)).state == "success"
+
+
 def test_the_shares_of_one_card_and_their_contexts_fit_it() -> None:
     taken = 0
     for pool in pools_of(CONFIGS["cluster"]):
