@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +32,13 @@ PATIENCE_S = 60.0
 def config_file(given: Path | None) -> Path | None:
     """Return the configuration file to read: the given one, else the local one if it exists."""
     return given or (LOCAL_CONFIG if LOCAL_CONFIG.is_file() else None)
+
+
+def umask(text: str) -> int:
+    """Return the mode bits that octal digits name. Errors: typer.BadParameter."""
+    if not re.fullmatch("[0-7]{1,4}", text):
+        raise typer.BadParameter(f"{text!r} is not a mode in octal digits, such as 077 or 022", param_hint="--umask")
+    return int(text, 8)
 
 
 def configured(given: Path | None, *, new: bool = False, **changed: Any) -> AppConfig:

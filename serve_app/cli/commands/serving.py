@@ -20,7 +20,10 @@ def _folder(what: str) -> typer.models.OptionInfo:
 def up(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="port to listen on (default: as configured, else 8188)")
+        int | None,
+        typer.Option(
+            min=0, max=65_535, help="port to listen on (default: as configured, else 8188)", envvar="SERVE_APP_PORT"
+        ),
     ] = None,
     insecure: Annotated[
         bool,
@@ -67,6 +70,9 @@ def up(
         Literal["none", "latent2rgb", "taesd", "auto"] | None,
         typer.Option(help="how clients see a picture while it is sampled (default: as configured)"),
     ] = None,
+    umask: Annotated[
+        str, typer.Option(metavar="MODE", help="permissions that files it writes do not have, such as 022")
+    ] = "077",
     database_url: options.DatabaseUrl = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="put the tiny models that ship into the folder of models first")
@@ -83,6 +89,7 @@ def up(
             insecure=insecure,
             dashboard=dashboard,
             demo=demo,
+            umask=options.umask(umask),
             config=options.config_file(config),
             root_dialect=root_dialect,
             allowed_hosts=tuple(allowed_host or ()),

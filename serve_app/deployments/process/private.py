@@ -17,14 +17,19 @@ OTHERS = 0o077
 _log = log.get("up")
 
 
-def prepare(database_url: str) -> Path:
+def prepare(database_url: str, umask: int = OTHERS) -> Path:
     """Restrict what this process and its children write to their user. Return the folder for Ray's sessions.
 
-    Files of earlier starts are restricted too. Errors: ConfigError if the folder is another user's.
+    umask: what new files are restricted by. Files of earlier starts that have secrets are restricted too.
+    Errors: ConfigError if the folder is another user's.
     """
-    os.umask(OTHERS)
+    os.umask(umask)
+    # Ray makes its token with whatever permissions the umask leaves.
+    secrets = Path.home() / ".ray"
+    secrets.mkdir(exist_ok=True)
+    secrets.chmod(0o700)
     url = make_url(database_url)
-    kept = [Path.home() / ".ray" / "auth_token"]
+    kept = [secrets / "auth_token"]
     if url.get_backend_name() == "sqlite" and url.database:
         kept += [Path(url.database + end) for end in ("", "-wal", "-shm")]
     for path in kept:

@@ -83,7 +83,7 @@ class UpOptions:
     """The command line's options. changed: configuration keys with new values, None for those that stay.
 
     port: None for the configuration file's. demo: provide the models that ship. insecure: listen beyond this machine
-    without tenants.
+    without tenants. umask: mode bits that files it writes do not have.
     """
 
     host: str = "127.0.0.1"
@@ -91,6 +91,7 @@ class UpOptions:
     insecure: bool = False
     dashboard: bool = False
     demo: bool = False
+    umask: int = private.OTHERS
     config: Path | None = None
     root_dialect: str | None = None
     allowed_hosts: tuple[str, ...] = ()
@@ -108,7 +109,7 @@ def up(arguments: UpOptions) -> int:
         if arguments.demo:
             _provide(settings)
         # Before anything is written.
-        folder = private.prepare(settings.database_url) if start.own_ray else None
+        folder = private.prepare(settings.database_url, arguments.umask) if start.own_ray else None
     except ConfigError as error:
         print(f"serve-app up: {error}", file=sys.stderr)
         return 2

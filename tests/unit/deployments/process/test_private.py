@@ -37,6 +37,12 @@ def test_new_files_are_their_owners_alone(home: Path):
     assert (mode(home / "new"), mode(home / "folder")) == (0o600, 0o700)
 
 
+def test_new_files_have_the_permissions_that_a_umask_leaves_them_but_rays_folder_none(home: Path):
+    folder = private.prepare("sqlite:///x", 0o022)
+    (home / "new").write_text("")
+    assert (mode(home / "new"), mode(folder), mode(home / ".ray")) == (0o644, 0o700, 0o700)
+
+
 def test_a_token_and_a_database_that_were_open_to_others_are_closed(home: Path):
     (home / ".ray").mkdir()
     files = [home / ".ray" / "auth_token", *(home / f"jobs.sqlite{end}" for end in ("", "-wal", "-shm"))]
