@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
+from pathlib import PurePosixPath
 
 import pytest
 import yaml
@@ -22,10 +24,11 @@ def service(file: str = "compose.yaml") -> dict:
     return yaml.safe_load((ROOT / file).read_text())["services"]["serve-app"]
 
 
-def up_options(arguments: list[str]) -> UpOptions:
-    """Return what `serve-app` passes on of these arguments."""
+def up_options(arguments: list[str], port: int = 8188) -> UpOptions:
+    """Return what `serve-app` passes on of these arguments in the image, whose environment has that port."""
     given: list[UpOptions] = []
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SERVE_APP_PORT", str(port))
         patch.setattr(up, "up", lambda options: given.append(options) or 0)
         assert main(arguments) == 0
     return given[0]
@@ -33,7 +36,7 @@ def up_options(arguments: list[str]) -> UpOptions:
 
 def test_both_targets_end_as_a_user_without_privileges_and_let_nobody_in_unasked():
     stages = {stage.split()[0]: stage for stage in re.split(r"\nFROM \S+ AS ", DOCKERFILE)[1:]}
-    assert set(stages) == {"base", "cpu", "cuda"}
+    assert set(stages) == {"base", "wheel", "cpu", "cuda"}
     for name in ("cpu", "cuda"):
         assert re.search(r"^USER 1000:1000$", stages[name], re.MULTILINE)
         [command] = re.findall(r"^CMD (.*)$", stages[name], re.MULTILINE)
@@ -48,7 +51,9 @@ def test_both_targets_end_as_a_user_without_privileges_and_let_nobody_in_unasked
 
 def test_what_the_image_copies_is_there_and_is_let_through():
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
-    for line in re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE):
+    mounted = re.findall(r"--mount=type=bind,source=(\S+?),", DOCKERFILE)
+    assert len(mounted) == 4
+    for line in [*re.findall(r"^COPY (.*)$", DOCKERFILE, re.MULTILINE), *(f"{name} ." for name in mounted)]:
         *sources, _ = [word for word in shlex.split(line) if not word.startswith("--")]
         for source in sources:
             assert (ROOT / source).exists()
@@ -90,20 +95,47 @@ def test_a_container_is_bounded_and_writes_to_mounts_alone():
     assert set(written) == {"/tmp", "/home/app", "output", "input", "temp", "user", "state"}
 
 
-def test_the_image_says_whether_it_works():
-    assert len(re.findall(r"^HEALTHCHECK .*/readyz", DOCKERFILE, re.MULTILINE)) == 2
+def test_the_image_says_whether_it_works_at_the_port_that_the_server_has():
+    assert len(re.findall(r"^HEALTHCHECK .*:\$SERVE_APP_PORT/readyz", DOCKERFILE, re.MULTILINE)) == 2
     assert re.findall(r"^EXPOSE (.*)$", DOCKERFILE, re.MULTILINE) == ["8188", "8188"]
+    assert "SERVE_APP_PORT=8188" in DOCKERFILE
+    for file in ("compose.yaml", "compose.traefik.yaml"):
+        assert up_options(service(file)["command"][1:], 9000).port == 9000
+
+
+def test_the_source_is_in_the_image_once_and_its_tools_are_not():
+    stages = {stage.split()[0]: stage for stage in re.split(r"\nFROM \S+ AS ", DOCKERFILE)[1:]}
+    assert [name for name, stage in stages.items() if "COPY serve_app" in stage] == ["wheel"]
+    assert "--from=wheel" not in DOCKERFILE
+
+
+def test_compose_has_shared_memory_for_rays_object_store_and_lets_this_hosts_users_read_outputs():
+    """Ray takes 30 % of the memory, and a disk where shared memory is smaller."""
+    sizes = {key: re.fullmatch(r"\$\{\w+:-(\d+)g\}", service()[key])[1] for key in ("mem_limit", "shm_size")}
+    assert int(sizes["shm_size"]) >= 0.3 * int(sizes["mem_limit"])
+    assert up_options(service()["command"][1:]).umask == 0o022
 
 
 def test_the_image_installs_nothing_that_the_lock_file_does_not_know_but_torch_of_an_index_that_is_named():
     commands = re.findall(r"pip install (.*?)(?= *\\?\n)", DOCKERFILE)
-    hashed = "--no-deps --require-hashes --only-binary :all: --requirement /src/requirements.lock"
-    assert [command for command in commands if not command.startswith('--index-url "$TORCH_INDEX"')] == [
-        *(hashed, "--no-deps --no-build-isolation /src"),
-        *(hashed, "--no-deps --no-build-isolation /src"),
+    hashed = "--no-deps --require-hashes --only-binary :all: --requirement"
+    assert commands == [
+        f"{hashed} /build/requirements.lock",
+        '--no-deps --index-url "$TORCH_INDEX"',
+        f"{hashed} /tmp/requirements.lock",
+        "--no-deps /dist/*.whl",
+        f"{hashed} /src/requirements.lock",
+        "--no-deps /dist/*.whl",
     ]
 
 
-def test_compose_mounts_what_the_contract_mounts():
-    mounts = {mount.rpartition("/app/")[2] for mount in service()["volumes"]}
-    assert {"models/checkpoints:ro", "models/loras:ro", "models/controlnet:ro", "output:rw"} <= mounts
+def test_compose_mounts_every_folder_of_models_and_so_what_the_contract_mounts():
+    mounts = dict(
+        re.search(r":(/app/\w+):?(\w*)$", mount).groups() for mount in service()["volumes"] if "/app/" in mount
+    )
+    assert mounts["/app/models"] == "ro"
+    contract = json.loads((ROOT / "serve_app/api/contract/openapi.json").read_text())
+    for mount in contract["x-internal-notes"]["volume_mounts"]:
+        _, path, mode = mount.split(":")
+        [covering] = [mode for folder, mode in mounts.items() if PurePosixPath(path).is_relative_to(folder)]
+        assert covering == mode
