@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos lock sbom clients format clean
+.PHONY: demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos image nightly lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
@@ -50,6 +50,14 @@ chaos: $(VENV)/installed
 	$(RUN)/python -m tests.chaos --jobs 1000 --kills 40 --poison 0.01 --replicas 2
 	$(RUN)/python -m tests.chaos --jobs 750 --kills 0 --cancels 500
 	$(RUN)/python -m tests.chaos --jobs 200 --kills 20 --clock
+
+# Builds the image and runs it as compose.yaml has it, without Docker: by podman, as root, with the packages of Debian that
+# tests/image/__main__.py names. IMAGE_ARGUMENTS: more for it, such as --build=--build-arg=TORCH_INDEX=URL.
+image: $(VENV)/installed
+	$(RUN)/python -m tests.image $(IMAGE_ARGUMENTS)
+
+# What takes too long for every change. Run `image` also when Dockerfile, requirements.lock or compose.yaml changed.
+nightly: image test-all
 
 # What the image (Python 3.11, Linux, x86-64) installs, to the byte: the versions that .venv has, so that the tests ran with them.
 lock: $(VENV)/installed
