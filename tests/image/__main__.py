@@ -29,7 +29,7 @@ GLOBAL = ["--runtime=runc", "--cgroup-manager=cgroupfs"]
 """What podman needs where systemd is not the init, as in CI."""
 FILL = r"""
 import os, re, numpy, psutil
-os.environ["RAY_AUTH_MODE"] = "token"
+os.environ.update(RAY_AUTH_MODE="token", RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0")
 import ray
 commands = " ".join(word for process in psutil.process_iter() for word in process.cmdline())
 ray.init(re.search(r"--gcs-address=(\d\S+)", commands)[1], log_to_driver=False, logging_level="ERROR")

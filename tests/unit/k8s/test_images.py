@@ -111,7 +111,7 @@ def test_the_source_is_in_the_image_once_and_its_tools_are_not():
 
 def test_compose_has_shared_memory_for_rays_object_store_and_lets_this_hosts_users_read_outputs():
     """Ray takes 30 % of the memory, and a disk where shared memory is smaller."""
-    sizes = {key: re.fullmatch(r"\$\{\w+:-(\d+)g\}", service()[key])[1] for key in ("mem_limit", "shm_size")}
+    sizes = {key: re.fullmatch(r"\$\{\w+:-(\d+)g\}", service()[key]).group(1) for key in ("mem_limit", "shm_size")}
     assert int(sizes["shm_size"]) >= 0.3 * int(sizes["mem_limit"])
     assert up_options(service()["command"][1:]).umask == 0o022
 
@@ -130,9 +130,8 @@ def test_the_image_installs_nothing_that_the_lock_file_does_not_know_but_torch_o
 
 
 def test_compose_mounts_every_folder_of_models_and_so_what_the_contract_mounts():
-    mounts = dict(
-        re.search(r":(/app/\w+):?(\w*)$", mount).groups() for mount in service()["volumes"] if "/app/" in mount
-    )
+    found = [re.search(r":(/app/\w+):?(\w*)$", mount) for mount in service()["volumes"] if "/app/" in mount]
+    mounts = {match.group(1): match.group(2) for match in found}
     assert mounts["/app/models"] == "ro"
     contract = json.loads((ROOT / "serve_app/api/contract/openapi.json").read_text())
     for mount in contract["x-internal-notes"]["volume_mounts"]:
