@@ -372,10 +372,11 @@ async def test_a_backbone_streams_where_its_jobs_forwards_need_the_room_and_give
     assert large.activation_bytes == pytest.approx(a_cell * 16**2, rel=0.2)
     with_hold = models.weights.hold(large)
     assert with_hold is not None
-    # While its forwards run, nobody else has the room that they need.
-    assert not models.weights.fits(small)
+    # While its forwards run, nobody else has the room that they need, though the budget has it.
+    other = Need({"another": own - sum(large.nbytes.values())})
+    assert not models.weights.fits(other)
     with_hold.close()
-    assert models.weights.fits(small)
+    assert models.weights.fits(other)
     work, streams = (rows(one, (2, 4, 16, 16), UNET_TEXT) for one in (BACKBONE, recipe))
     assert all(torch.equal(a, b) for a, b in zip(models.made(streams), whole.made(work), strict=True))
     assert len(models.streaming) == 1
