@@ -28,7 +28,7 @@ from serve_app.api.comfy.jobs import websocket
 from serve_app.api.comfy.page import pack_routes, page
 from serve_app.api.concurrency_limits import ConcurrencyLimits, ConcurrencyMiddleware
 from serve_app.api.contract import document, routes
-from serve_app.api.operator import admin, model_changes, operator
+from serve_app.api.operator import admin, model_changes, operator, overview
 from serve_app.api.routing import PrefixRouter, Routes, prefixed
 from serve_app.api.v2 import failures as v2_failures
 from serve_app.api.v2 import routes as v2
@@ -71,7 +71,8 @@ def create_app(
         table.routes += prefixed(V2_PREFIX, router.routes)
     table.routes += prefixed(PREFIX, webhooks.router.routes)
     page.install(app, page_dir)
-    for router in (routes.router, document.router, operator.router, model_changes.router, *native.UNPREFIXED):
+    operators = (operator.router, overview.router, model_changes.router)
+    for router in (routes.router, document.router, *operators, *native.UNPREFIXED):
         table.routes += router.routes
     table.routes += _native_only(routes.router)
     pack_routes.install(app)

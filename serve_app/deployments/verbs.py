@@ -106,14 +106,14 @@ class QueryVerb(Verb):
 def queries() -> tuple[Any, ...]:
     """Return the classes of the queries that the ingress may send."""
     # Here and not above: a replica sends none, and needs no database.
-    from serve_app.store.database import queries, webhooks
+    from serve_app.store.database import activity, queries, webhooks
     from serve_app.store.models import named_models
     from serve_app.store.page import assets, exports, gallery
     from serve_app.store.retention import named_files
     from serve_app.store.tenants import api_keys, audit, listing, stored_bytes
 
     return (
-        queries.ListJobs,
+        *(queries.ListJobs, activity.ReadActivity, activity.ReadTenantDays),
         *(webhooks.AddWebhook, webhooks.Webhooks, webhooks.DeleteWebhook, webhooks.Deliveries, webhooks.SendAgain),
         named_models.NamesModel,
         *(assets.MintAsset, assets.RecordOutputs, assets.SetHash, assets.OutputsOf, assets.FindAssets),

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import pytest
 
 from serve_app.api.comfy.page import page as web_page
+from serve_app.models.shipped import provide
+from tests.cluster.tenants import TenantServer, running
 
 T = TypeVar("T")
 CHROMIUM = shutil.which("chromium")
@@ -54,6 +56,15 @@ def browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="package")
+def site(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[TenantServer]:
+    """A server with four tenants and the checkpoint that ships. Without a browser none is started."""
+    root = tmp_path_factory.mktemp("server")
+    provide(root / "models")
+    with running(root, "a", "b", "c", "d", pools=[{"name": "gpu", "threads": 1}]) as site:
+        yield site
 
 
 @pytest.fixture

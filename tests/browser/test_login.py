@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import pytest
-
 from serve_app.api.auth.authentication import COOKIE
-from serve_app.models.shipped import provide
 from tests.browser.conftest import COMMANDS, EXECUTE, LOG_OUT, SHOWN, refusals
 from tests.cluster.server import wait_for
-from tests.cluster.tenants import TenantServer, running
+from tests.cluster.tenants import TenantServer
 
 PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[TenantServer]:
-    """A server with the checkpoint that comes with the package. Without a browser none is started."""
-    root = tmp_path_factory.mktemp("server")
-    provide(root / "models")
-    with running(root, "a", "b", pools=[{"name": "gpu", "threads": 1}]) as site:
-        yield site
 
 
 def log_in(tab: Any, site: TenantServer, tenant: str) -> None:

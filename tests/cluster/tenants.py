@@ -18,16 +18,16 @@ CLIENT = "the-same-client"
 
 
 class TenantServer:
-    """A server over a directory. keys: each tenant's, as it is now."""
+    """A server over a directory. keys: each tenant's, as it is now. admin_key: the operator's."""
 
     def __init__(self, root: Path, *tenants: str, arguments: Mapping[str, Any]) -> None:
         configure(root, {"tenants": {}, **arguments})
         self.root = root
         self.keys = {tenant: self.told("keys", "create", tenant) for tenant in tenants}
-        operator = self.told("keys", "create", "", "--scope", "admin")
+        self.admin_key = self.told("keys", "create", "", "--scope", "admin")
         self.server = Server(root)
         """The server as the operator sees it."""
-        self.server.http.headers["Authorization"] = f"Bearer {operator}"
+        self.server.http.headers["Authorization"] = f"Bearer {self.admin_key}"
 
     def told(self, *arguments: str) -> str:
         """Return what a command prints that works on the server's database."""

@@ -62,6 +62,11 @@ def prompt_id_of(job_id: str) -> str:
     return job_id.partition(MARK)[0]
 
 
+def tenant_of(job_id: str) -> str:
+    """Return the tenant of a job by its id in the scheduler; "" without one."""
+    return job_id.partition(MARK)[2]
+
+
 def store_of(store: Store, tenant: str) -> Store:
     """Return a store restricted to a tenant's folders."""
     return TenantStore(store, tenant) if tenant else store

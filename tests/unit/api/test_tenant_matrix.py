@@ -194,6 +194,12 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     ("POST", "/tenants/keys/{key_id}/rotate"): Entry("admin", body={}),
     ("POST", "/tenants/keys/{key_id}/revoke"): Entry("admin", body={}),
     ("GET", "/tenants/audit"): ADMIN,
+    ("GET", "/operator"): ADMIN,
+    ("GET", "/operator/files/{name}"): ADMIN,
+    ("GET", "/operator/jobs"): ADMIN,
+    ("GET", "/operator/jobs/{job_id}/preview"): ADMIN,
+    ("GET", "/operator/activity"): ADMIN,
+    ("GET", "/operator/use.csv"): ADMIN,
 }
 
 MAKES_NO_DIFFERENCE = {

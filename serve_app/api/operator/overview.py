@@ -1,0 +1,126 @@
+"""The operator's page at `/operator`, and the figures that only it shows; its other data come from `/status`.
+
+The page is HTML and a script without a build step, and asks no other host for anything. Source of its policy: CSP
+level 3.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response
+
+from serve_app.api.auth.principal import Admin
+from serve_app.api.request import Current, query_number
+from serve_app.api.routing import Routes
+from serve_app.api.strict_json import JsonResponse
+from serve_app.errors import JobMissingError, short_repr
+from serve_app.scheduler.protocol.client import QueueItem
+from serve_app.service.service import Service
+from serve_app.store.database.activity import DAY_S, ReadActivity, ReadTenantDays
+from serve_app.store.tenants.tenants import tenant_of
+
+router = Routes("/operator")
+
+PAGE = Path(__file__).with_name("page")
+FILES: Mapping[str, str] = {"operator.js": "text/javascript", "operator.css": "text/css"}
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+}
+SLOT_S = 1800
+"""The width of a bar of the page's charts, which show a day."""
+SHOWN_JOBS = 200
+"""The most jobs of one answer: those that run, then those that start next."""
+DAYS = 31
+LOADERS = ("ckpt_name", "unet_name", "model_name")
+"""Inputs that name the file of a job's model, the first that is there."""
+
+
+@router.read("")
+async def get_page(_: Admin) -> Response:
+    """Return the page."""
+    return FileResponse(PAGE / "index.html", headers=HEADERS, media_type="text/html")
+
+
+@router.read("/files/{name}")
+async def get_file(request: Request, _: Admin) -> Response:
+    """Return the page's script or style sheet."""
+    name = request.path_params["name"]
+    if name not in FILES:
+        raise JobMissingError(f"the page has no file {short_repr(name)}; it has {', '.join(FILES)}")
+    return FileResponse(PAGE / name, headers=HEADERS, media_type=FILES[name])
+
+
+@router.read("/jobs")
+async def get_jobs(service: Current, _: Admin) -> Response:
+    """Return unfinished jobs of all tenants: those that run, then those that wait, in the order of their start."""
+    view = await service.queue()
+    items = [*(("running", item) for item in view.running), *(("pending", item) for item in view.pending)]
+    jobs = [await _job(service, state, item) for state, item in items[:SHOWN_JOBS]]
+    count = view.count
+    return JsonResponse({"jobs": jobs, "running": count.running, "pending": count.pending})
+
+
+@router.read("/jobs/{job_id}/preview")
+async def get_preview(request: Request, service: Current, _: Admin) -> Response:
+    """Return the newest preview of a running job, a JPEG. Errors: JobMissingError without one."""
+    found = await service.preview(request.path_params["job_id"])
+    if found is None:
+        raise JobMissingError(f"job {short_repr(request.path_params['job_id'])} shows no preview")
+    return Response(found[1], media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+@router.read("/activity")
+async def get_activity(service: Current, _: Admin) -> Response:
+    """Return the ended jobs of the last day in slots of `slot_s`: counts by state, mean waits and durations."""
+    since_s = (time.time() // SLOT_S + 1) * SLOT_S - DAY_S
+    slots = await service.for_tenant("").query(ReadActivity(since_s, SLOT_S))
+    return JsonResponse({"since_s": since_s, "slot_s": SLOT_S, "slots": list(map(asdict, slots))})
+
+
+@router.read("/use.csv")
+async def get_use(request: Request, service: Current, _: Admin) -> Response:
+    """Return each tenant's jobs and GPU-seconds by UTC day, of the last `days`, as CSV."""
+    days = min(366, max(1, int(query_number(request, "days", int, DAYS))))
+    found = await service.for_tenant("").query(ReadTenantDays(int(time.time() // DAY_S) - days + 1))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("day", "tenant", "jobs", "gpu_seconds"))
+    for each in found:
+        rows.writerow(
+            (datetime.fromtimestamp(each.day * DAY_S, UTC).date(), each.tenant, each.jobs, f"{each.gpu_s:.3f}")
+        )
+    return Response(text.getvalue(), media_type="text/csv", headers={"Cache-Control": "no-store"})
+
+
+async def _job(service: Service, state: str, item: QueueItem) -> dict[str, Any]:
+    progress = await service.progress(item.job_id)
+    return {
+        "job_id": item.job_id,
+        "tenant": tenant_of(item.job_id),
+        "client_id": item.client_id,
+        "state": state,
+        "created_s": item.created_s,
+        "model": _model(item.prompt),
+        "nodes": len(item.prompt),
+        "progress": None if progress is None else asdict(progress),
+    }
+
+
+def _model(prompt: Mapping[str, Any]) -> str:
+    """Return the file of the model that a workflow loads first, "" for one that loads none."""
+    inputs = [node.get("inputs") or {} for node in prompt.values() if isinstance(node, Mapping)]
+    found = (named[key] for key in LOADERS for named in inputs if isinstance(named.get(key), str))
+    return next(found, "")

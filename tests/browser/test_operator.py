@@ -1,0 +1,51 @@
+"""The operator's page: it shows jobs of all tenants, pauses and cancels them, and asks no other host for anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.browser.conftest import refusals
+from tests.cluster.server import wait_for
+from tests.cluster.tenants import TenantServer
+
+NAP = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 1}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+PHONE = {"width": 390, "height": 900}
+
+
+def test_an_admin_sees_pauses_and_cancels_every_tenants_jobs(site: TenantServer, tab: Any, keep: Any) -> None:
+    url = site.server.url
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto(f"{url}/login")
+    tab.get_by_label("Key or token").fill(site.admin_key)
+    tab.get_by_role("button", name="Log in").click()
+    tab.wait_for_url(f"{url}/")
+    refused, before = refusals(tab, url), len(asked)
+    tab.goto(f"{url}/operator")
+    tab.get_by_text("nothing runs and nothing waits").wait_for()
+
+    tab.get_by_role("button", name="Pause the queue").click()
+    tab.get_by_role("button", name="Resume the queue").wait_for()
+    with site.client("c") as c, site.client("d") as d:
+        assert c.http.post("/api/prompt", json={"prompt": NAP}).is_success
+        assert d.http.post("/api/prompt", json={"prompt": NAP}).is_success
+        tab.get_by_text("2 waiting").wait_for()
+        rows = tab.locator("#jobs tbody tr")
+        assert sorted(row.split("\t")[1] for row in rows.all_inner_texts()) == ["c", "d"]
+        assert "paused: queue" in rows.first.inner_text()
+        keep("operator")
+        rows.filter(has_text="\td\t").get_by_role("button", name="Cancel").click()
+        tab.get_by_text("1 waiting").wait_for()
+        tab.get_by_role("button", name="Resume the queue").click()
+        wait_for(lambda: c.get("/api/jobs", status="completed")["jobs"], "the other job's end")
+
+    tab.set_viewport_size(PHONE)
+    tab.reload()
+    tab.locator("#charts rect.success").first.wait_for()
+    assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    keep("operator-on-a-phone")
+    assert refused == []
+    assert [one for one in asked[before:] if not one.startswith(url)] == []
