@@ -33,8 +33,8 @@ PARTS = {
     "scheduler": r"^ray::SchedulerActor",
     "gcs": r"/gcs/gcs_server ",
     "raylet": r"/raylet/raylet ",
-    # Its supervisor has this command among its arguments.
-    "server": r"^\S+ -P -m serve_app\.deployments\.process\.serving ",
+    # Once it serves, what waits in its place has its arguments; its supervisor has the command among its own.
+    "server": r"^\S+ (-I -S -c [^-]*)?-P -m serve_app\.deployments\.process\.serving ",
 }
 """How a part's process names itself; it is looked for among the server's own processes only."""
 FOUND_S = 150.0
