@@ -60,13 +60,14 @@ class ServerClient:
     ) -> None:
         self._http.close()
 
-    def get(self, path: str, **query: Any) -> Any:
+    def get(self, path: str, *, headers: Mapping[str, str] | None = None, **query: Any) -> Any:
         """Return the JSON answer to a GET."""
-        return self._json(self._ask("GET", path, params=query))
+        return self._json(self._ask("GET", path, params=query, headers=headers))
 
-    def post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Return the JSON answer to a POST."""
-        return self._json(self._ask("POST", path, json=body))
+    def post(self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None) -> Any:
+        """Return the JSON answer to a POST, None where it has no content."""
+        response = self._ask("POST", path, json=body, headers=headers)
+        return self._json(response) if response.content else None
 
     def put(self, path: str, file: Path) -> Any:
         """Return the JSON answer to a PUT of a file. Once it has succeeded its name is taken, so a repeat is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -13,9 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from serve_app.cli.pages import backoff_line
+from serve_app.cli.queue import QueuedJob, queued_jobs
 from serve_app.cli.server import ServerClient
 from serve_app.printable import printable
 
+JOBS = 15
+"""The jobs on the screen; the others are counted."""
 Status = Mapping[str, Any]
 """The answer of `GET /status`."""
 
@@ -24,20 +27,27 @@ def watch_cluster(server: ServerClient, every_s: float, *, once: bool) -> int:
     """Show the cluster every `every_s` seconds, or once if `once` or if standard output is no terminal."""
     console = Console(width=None if sys.stdout.isatty() else 120)
     earlier, now, now_s = None, server.get("/status"), time.monotonic()
+    first = screen(now, _unended(server, now))
     if once or not sys.stdout.isatty():
-        console.print(screen(now))
+        console.print(first)
         return 0
-    with Live(screen(now), console=console, screen=True, auto_refresh=False) as live:
+    with Live(first, console=console, screen=True, auto_refresh=False) as live:
         while True:
             time.sleep(every_s)
             earlier, earlier_s = now, now_s
             now, now_s = server.get("/status"), time.monotonic()
-            live.update(screen(now, earlier, now_s - earlier_s), refresh=True)
+            live.update(screen(now, _unended(server, now), earlier, now_s - earlier_s), refresh=True)
 
 
-def screen(now: Status, earlier: Status | None = None, since_s: float = 0.0) -> RenderableType:
-    """Return the screen. earlier: the status of since_s ago, for rates."""
-    return Group(_jobs(now, earlier, since_s), *_paused(now), _pools(now), _replicas(now), _hosts(now))
+def _unended(server: ServerClient, now: Status) -> list[QueuedJob]:
+    return queued_jobs(server.get("/api/queue"), now)
+
+
+def screen(
+    now: Status, jobs: Sequence[QueuedJob] = (), earlier: Status | None = None, since_s: float = 0.0
+) -> RenderableType:
+    """Return the screen. jobs: those that have not ended. earlier: the status of since_s ago, for rates."""
+    return Group(_jobs(now, earlier, since_s), *_paused(now), *_queue(jobs), _pools(now), _replicas(now), _hosts(now))
 
 
 def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
@@ -59,6 +69,14 @@ def _paused(now: Status) -> list[Text]:
     waiting = [backoff_line(one) for one in now["backoffs"] if one["wait_s"] > 0]
     lines = [f"paused: {held}"] if held else []
     return [Text(printable(line), style="bold yellow") for line in (*lines, *waiting)]
+
+
+def _queue(jobs: Sequence[QueuedJob]) -> list[RenderableType]:
+    table = _table("place", "job", "owner", "model")
+    for job in jobs[:JOBS]:
+        _add(table, *job.cells())
+    more = [Text(f"and {len(jobs) - JOBS} more", style="dim")] if len(jobs) > JOBS else []
+    return [table, *more] if jobs else []
 
 
 def _pools(now: Status) -> Table:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from importlib.metadata import version
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from serve_app.cli.commands import cluster, database, jobs, packs, plan, serving, tenants
+from serve_app.cli.lines import print_line
 
 
 class _Commands(TyperGroup):
@@ -17,8 +19,23 @@ class _Commands(TyperGroup):
         raise typer.Exit(super().invoke(ctx) or 0)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        print_line(f"serve-app {version('serve-app')}")
+        raise typer.Exit
+
+
+def _main(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    """ComfyUI workflows on Ray Serve."""
+
+
 app = typer.Typer(
     name="serve-app",
+    callback=_main,
     cls=_Commands,
     help="ComfyUI workflows on Ray Serve.",
     no_args_is_help=True,

@@ -1,7 +1,8 @@
-"""Commands for jobs: submit, watch, cancel, story; and for workflows: compare, convert."""
+"""Commands for jobs: submit, watch, queue, jobs, history, cancel, story; and for workflows: compare, convert."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,18 @@ from serve_app.cli.lines import print_json, print_line
 
 app = typer.Typer()
 Workflow = Annotated[Path, typer.Argument(help="a workflow, as the web page saves it or in API format")]
+Limit = Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="jobs")]
 Job = Annotated[str, typer.Argument(help="the id that submit printed")]
+
+
+class State(StrEnum):
+    """The state of a job, as the web page names it."""
+
+    PENDING = "pending"
+    IN_PROGRESS = "in_progress"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 @app.command()
@@ -112,13 +124,70 @@ def convert(
 
 
 @app.command()
-def cancel(
-    job: Job, as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
+def queue(
+    as_json: options.Json = False, server: options.Server = SERVER, patience: options.Patience = PATIENCE_S
 ) -> int:
-    """Cancel a job that has not ended."""
+    """List the jobs that run and wait, the next to start first: owner, model, place, about how long they wait."""
+    from dataclasses import asdict
+
+    from serve_app.cli.queue import queue_lines, queued_jobs
     from serve_app.cli.server import ServerClient
 
     with ServerClient(server, patience) as client:
+        found = queued_jobs(client.get("/api/queue"), client.get("/status"))
+    if as_json:
+        print_json([asdict(job) for job in found])
+    else:
+        for line in queue_lines(found):
+            print_line(line)
+    return 0
+
+
+@app.command("jobs")
+def list_jobs(
+    state: Annotated[list[State] | None, typer.Option(help="only these; may be repeated")] = None,
+    limit: Limit = 20,
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """List jobs, the newest first."""
+    return _list(state or list(State), limit, as_json, server, patience)
+
+
+@app.command()
+def history(
+    limit: Limit = 20,
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """List the jobs that have ended, the newest first."""
+    return _list([State.COMPLETED, State.FAILED, State.CANCELLED], limit, as_json, server, patience)
+
+
+@app.command()
+def cancel(
+    job: Annotated[str | None, typer.Argument(help="the id that submit printed")] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="all jobs that run or wait and are this key's to cancel")
+    ] = False,
+    tenant: Annotated[str | None, typer.Option(metavar="NAME", help="all jobs of a tenant")] = None,
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Cancel a job that has not ended, or many."""
+    from serve_app.cli.cancel import cancel_all, cancel_tenant
+    from serve_app.cli.server import ServerClient
+
+    if [job is not None, every, tenant is not None].count(True) != 1:
+        raise typer.BadParameter("give a job, --all or --tenant NAME")
+    with ServerClient(server, patience) as client:
+        if job is None:
+            cancelled = cancel_all(client) if tenant is None else cancel_tenant(client, tenant)
+            print_json({"cancelled": cancelled}) if as_json else print_line(f"{cancelled} jobs are cancelled")
+            return 0
         answer = client.post(f"/jobs/{job}/cancel", {})
     if as_json:
         print_json(answer)
@@ -137,3 +206,13 @@ def story(
 
     with ServerClient(server, patience) as client:
         return pages.print_answer(pages.event_lines, client.get(f"/status/{job}"), as_json=as_json)
+
+
+def _list(states: list[State], limit: int, as_json: bool, server: str, patience: float) -> int:
+    from serve_app.cli.pages import print_answer
+    from serve_app.cli.queue import job_lines
+    from serve_app.cli.server import ServerClient
+
+    with ServerClient(server, patience) as client:
+        answer = client.get("/api/jobs", status=",".join(states), limit=limit)
+    return print_answer(job_lines, answer, as_json=as_json)

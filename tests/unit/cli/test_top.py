@@ -51,11 +51,11 @@ def test_jobs_pools_replicas_hosts_and_cards_are_on_the_screen():
 
 def test_the_second_look_says_how_many_jobs_end_a_minute():
     earlier = status(load={**status()["load"], "ended": {"success": 2}})
-    assert "24.0 a minute" in shown(status(), earlier, 10.0)
+    assert "24.0 a minute" in shown(status(), [], earlier, 10.0)
 
 
 def test_a_scheduler_that_was_replaced_meanwhile_gives_no_rate():
-    assert "a minute" not in shown(status(), status(epoch=0), 10.0)
+    assert "a minute" not in shown(status(), [], status(epoch=0), 10.0)
 
 
 def test_without_a_terminal_the_screen_is_printed_once(url, capsys):
