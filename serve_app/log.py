@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 from serve_app.printable import printable
 
 Form: TypeAlias = Literal["text", "json"]
+Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 _about: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
 
@@ -35,14 +36,17 @@ def about(**ids: str) -> Iterator[None]:
         _about.reset(token)
 
 
-def configure(form: Form = "text", level: int = logging.INFO) -> None:
-    """Send the project's log lines to standard error. Called once a process, by the entry point."""
+def configure(form: Form = "text", level: Level = "info") -> None:
+    """Send the project's log lines of a level, and those above it, to standard error.
+
+    Called once a process, by the entry point.
+    """
     logger = logging.getLogger("serve_app")
     if not logger.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
         logger.addHandler(handler)
-    logger.setLevel(level)
+    logger.setLevel(level.upper())
     logger.propagate = False
 
 

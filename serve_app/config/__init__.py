@@ -104,6 +104,8 @@ class AppConfig(Section):
     """How long one pack may take to be imported; then the process that imports it ends, saying which it was."""
     logs: log.Form = "text"
     """The format of log lines."""
+    log_level: log.Level = "info"
+    """The least level of log lines."""
     retention: RetentionConfig = RetentionConfig()
     """Which jobs and files are deleted; none by default."""
     limits: SizeLimits = SizeLimits()

@@ -27,7 +27,7 @@ class ComfyUIReplica:
         # Here and not above, so that who only deploys this class needs none of it.
         from serve_app.replica.comfyui_assemble import assemble_comfyui
 
-        log.configure(config.logs)
+        log.configure(config.logs, config.log_level)
         keep_to_the_node()
         scheduler = scheduler_client(me=own_actor())
         replica_id = serve.get_replica_context().replica_id.unique_id

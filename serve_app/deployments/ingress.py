@@ -50,7 +50,7 @@ class Ingress:
     """
 
     def __init__(self, config: AppConfig, sockets: Path | None, *pools: Any) -> None:
-        log.configure(config.logs)
+        log.configure(config.logs, config.log_level)
         keep_to_the_node()
         # Behind Serve's own HAProxy each replica listens by a server of Serve's, which is made after this.
         http_protocol.install()

@@ -36,7 +36,7 @@ class Replica:
     """One replica of a pool."""
 
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
-        log.configure(config.logs)
+        log.configure(config.logs, config.log_level)
         keep_to_the_node()
         scheduler = scheduler_client(me=own_actor())
         replica_id = serve.get_replica_context().replica_id.unique_id

@@ -49,7 +49,7 @@ class SchedulerActor:
     def __init__(self, config: AppConfig) -> None:
         collector.collect_rarely()
         with collector.freeze_startup_objects():
-            log.configure(config.logs)
+            log.configure(config.logs, config.log_level)
             self._endpoint = SchedulerEndpoint(config)
 
     async def call(self, method: str, *arguments: Any) -> Any:
@@ -213,7 +213,7 @@ def make_scheduler(config: AppConfig, holder: str) -> Scheduler:
         events=config.events,
         backoff=config.backoff,
         webhooks=config.webhooks,
-        post=WebhookSenderHandle(config.webhooks, config.logs).post,
+        post=WebhookSenderHandle(config.webhooks, config.logs, config.log_level).post,
     )
 
 

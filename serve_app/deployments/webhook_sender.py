@@ -33,8 +33,8 @@ _log = log.get("deployments.webhook_sender")
 class WebhookSender:
     """The actor class: sends messages."""
 
-    def __init__(self, limits: WebhookLimits, logs: log.Form) -> None:
-        log.configure(logs)
+    def __init__(self, limits: WebhookLimits, logs: log.Form, log_level: log.Level) -> None:
+        log.configure(logs, log_level)
         self._outgoing = Outgoing(limits.allowed_networks, limits.timeout_s)
 
     async def post(self, url: str, headers: dict[str, str], body: bytes) -> int | str:
@@ -48,8 +48,8 @@ class WebhookSender:
 class WebhookSenderHandle:
     """The scheduler's client of the sender. Waits without a timeout while there is no sender."""
 
-    def __init__(self, limits: WebhookLimits, logs: log.Form) -> None:
-        self._limits, self._logs = limits, logs
+    def __init__(self, limits: WebhookLimits, logs: log.Form, log_level: log.Level) -> None:
+        self._limits, self._logs, self._log_level = limits, logs, log_level
         self._actor: Any = None
         self._looking = asyncio.Lock()
 
@@ -97,4 +97,4 @@ class WebhookSenderHandle:
         actor = ray.remote(WebhookSender).options(
             name=NAME, namespace=NAMESPACE, get_if_exists=True, max_restarts=-1, num_cpus=0, **options
         )
-        return actor.remote(self._limits, self._logs)
+        return actor.remote(self._limits, self._logs, self._log_level)

@@ -470,16 +470,26 @@ class Scheduler:
                 case Publish(event):
                     if event.kind == "executed":
                         self._saved(event)
+                    if event.last:
+                        self._log_end(event)
                     self._published.publish(event)
                     self.counters.take(event)
                     self._watch.take(event)
-                    if event.last:
-                        with log.about(job=event.job_id):
-                            _log.info("ended: state=%s", event.kind)
                 case PublishToClient(client_id, event):
                     self._published.feeds.put(client_id, event)
                 case Persist():
                     pass
+
+    def _log_end(self, event: Event) -> None:
+        """Log a job's end, with its tenant, how long it waited and how long it ran, as far as they are known."""
+        job = self._published.unended.get(event.job_id)
+        known: dict[str, str] = {}
+        if job is not None:
+            started_s = event.at_s if job.started_s is None else job.started_s
+            known = {"waited_s": f"{started_s - job.row.created_s:.3f}", "ran_s": f"{event.at_s - started_s:.3f}"}
+            known |= {"tenant": job.tenant} if job.tenant else {}
+        with log.about(job=event.job_id, **known):
+            _log.info("ended: state=%s", event.kind)
 
     def _saved(self, event: Event) -> None:
         job = self._published.unended.get(event.job_id)

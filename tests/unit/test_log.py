@@ -66,3 +66,11 @@ def test_a_configured_process_writes_in_that_form_to_standard_error(form):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.stdout, done.stderr.startswith("{")) == ("", form == "json")
     assert "ready" in done.stderr
+
+
+@pytest.mark.parametrize(("level", "printed"), [("debug", "diwe"), ("info", "iwe"), ("error", "e")])
+def test_lines_below_the_configured_level_are_not_written(level, printed):
+    lines = "; ".join(f"logger.{name}({name[0]!r})" for name in ("debug", "info", "warning", "error"))
+    code = f"from serve_app import log\nlog.configure('text', {level!r})\nlogger = log.get('up'); {lines}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "".join(line[-1] for line in done.stderr.splitlines()) == printed

@@ -186,7 +186,10 @@ def cancel(
     with ServerClient(server, patience) as client:
         if job is None:
             cancelled = cancel_all(client) if tenant is None else cancel_tenant(client, tenant)
-            print_json({"cancelled": cancelled}) if as_json else print_line(f"{cancelled} jobs are cancelled")
+            if as_json:
+                print_json({"cancelled": cancelled})
+            else:
+                print_line(f"{cancelled} jobs are cancelled")
             return 0
         answer = client.post(f"/jobs/{job}/cancel", {})
     if as_json:

@@ -173,11 +173,11 @@ def _stay(stop: threading.Event) -> None:
 
 def main() -> int:
     """Serve as the supervisor's child."""
-    log.configure()
     stop = threading.Event()
     _stop_on_signals(stop)
     host, port, sockets, dashboard, ready = sys.argv[1:]
     settings = AppConfig.model_validate_json(sys.stdin.buffer.read())
+    log.configure(settings.logs, settings.log_level)
     folder = Path(sockets) if sockets else None
     if serve_on_own_ray(settings, host, int(port), folder, stop, dashboard=dashboard == "1"):
         os.write(int(ready), b"1")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import httpx
 import pytest
 
 from serve_app.cli import main
 from serve_app.cli.cancel import cancel_tenant
 from serve_app.cli.queue import QueuedJob, queue_lines, queued_jobs
+from serve_app.cli.server import ServerClient
 from serve_app.errors import ServerRefusedError
 from tests.unit.cli.conftest import fails
 
@@ -73,22 +75,24 @@ def test_nothing_is_cancelled_in_the_name_of_a_tenant_that_is_nobody(url, waitin
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
-def test_a_tenants_jobs_are_cancelled_in_its_name():
+def test_a_tenants_jobs_are_cancelled_in_its_name(monkeypatch):
     asked = []
 
-    class Client:
-        def get(self, path, **given):
-            asked.append((path, given))
-            return {"tenants": [{"tenant": "studio"}], "queue_running": [], "queue_pending": [1]}
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.method, request.url.path, request.headers.get("X-Tenant")))
+        return httpx.Response(200, json={"tenants": [{"tenant": "studio"}], "queue_running": [], "queue_pending": [1]})
 
-        def post(self, path, body, **given):
-            asked.append((path, given))
-
-    assert cancel_tenant(Client(), "studio") == 1
-    inside = {"headers": {"X-Tenant": "studio"}}
-    assert asked[1:] == [("/api/queue", inside), ("/api/queue", inside), ("/api/interrupt", inside)]
+    client = ServerClient("http://host")
+    monkeypatch.setattr(client, "_http", httpx.Client(transport=httpx.MockTransport(answer)))
+    assert cancel_tenant(client, "studio") == 1
+    assert asked == [
+        ("GET", "/tenants", None),
+        ("GET", "/api/queue", "studio"),
+        ("POST", "/api/queue", "studio"),
+        ("POST", "/api/interrupt", "studio"),
+    ]
     with pytest.raises(ServerRefusedError, match="did you mean 'studio'"):
-        cancel_tenant(Client(), "studo")
+        cancel_tenant(client, "studo")
 
 
 def test_the_version_is_printed(capsys):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
+import logging
 import sqlite3
 import threading
 import uuid
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from serve_app import log
 from serve_app.api.comfy.jobs import history
 from serve_app.config import AppConfig
 from serve_app.errors import DatabaseAwayError, DrainingError, InvalidSubmissionError, QueueFullError, StaleAttemptError
@@ -160,6 +163,26 @@ async def test_a_job_is_in_the_database_when_its_id_is_answered_and_its_outputs_
     assert (view.state, row.state) == ("success", "success")
     assert {node_id: ui for node_id, (_, ui) in row.outputs.items()} == {"1": {"images": ["1"]}, "2": {"images": ["2"]}}
     assert [e.kind for e in await life.events(job_id)][-1] == "success"
+
+
+async def test_the_log_has_a_jobs_end_with_its_tenant_and_how_long_it_waited_and_ran(tmp_path):
+    lines = io.StringIO()
+    handler = logging.StreamHandler(lines)
+    handler.setFormatter(log.JsonFormatter())
+    logger = log.get("scheduler")
+    logger.addHandler(handler)
+    logger.setLevel("INFO")
+    try:
+        async with living(f"sqlite:///{tmp_path}/jobs.sqlite") as life:
+            job_id = await life.submit("1", tenant="studio")
+            await life.finish(job_id)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    [end] = [line for line in map(json.loads, lines.getvalue().splitlines()) if line["message"].startswith("ended")]
+    assert (end["job"], end["tenant"], end["message"]) == (job_id, "studio", "ended: state=success")
+    assert 0 <= float(end["waited_s"]) < 60
+    assert 0 <= float(end["ran_s"]) < 60
 
 
 async def test_a_recent_success_is_answered_from_memory_as_the_database_has_it(life, monkeypatch):
