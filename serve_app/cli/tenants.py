@@ -69,7 +69,7 @@ class ServerTenants:
         return list(self._server.get("/tenants")["tenants"])
 
     def audit(self, limit: int, tenant: str | None) -> list[dict[str, Any]]:
-        whose = {} if tenant is None else {"whose": tenant}
+        whose: dict[str, Any] = {} if tenant is None else {"whose": tenant}
         return list(self._server.get("/tenants/audit", limit=limit, **whose)["entries"])
 
 
