@@ -17,7 +17,7 @@ def cancel_all(server: ServerClient, **headers: str) -> int:
 def cancel_tenant(server: ServerClient, tenant: str) -> int:
     """Cancel all jobs of a tenant, with an admin's key. Errors: ServerRefusedError for a tenant that is nobody."""
     # A server without tenants has no such route, and would take a request in a tenant's name for one about everybody.
-    known = [one["tenant"] for one in server.get("/tenants")["tenants"]]
+    known = [one["tenant"] for one in server.get("/tenants")["tenants"] if one["tenant"]]
     if tenant not in known:
         raise ServerRefusedError(f"no tenant {tenant!r} has a key or a job{did_you_mean(tenant, known)}")
     return cancel_all(server, **{"X-Tenant": tenant})

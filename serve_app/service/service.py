@@ -263,7 +263,7 @@ class Service:
     async def _check_tenant(self, name: str) -> None:
         """Check that somebody has this name: by a key, a job or a quota. Errors: InvalidSubmissionError."""
         listed = await self._operators.query(ListTenants(time.time()))
-        known = {*self.limits.quotas.tenants, *(one["tenant"] for one in listed)}
+        known = {*self.limits.quotas.tenants, *(one["tenant"] for one in listed)} - {""}
         if name not in known:
             hint = did_you_mean(name, known)
             raise InvalidSubmissionError(f"no tenant {abbreviated(name)} has a key, a job or a quota{hint}")

@@ -70,6 +70,8 @@ def test_the_history_says_why_a_job_failed(url, server, workflow, capsys):
 
 def test_nothing_is_cancelled_in_the_name_of_a_tenant_that_is_nobody(url, waiting, capsys):
     assert main(["cancel", "--tenant", "studio", "--server", url]) == 1
+    assert main(["pause", "--tenant", "x", "--server", url]) == 1
+    assert "did you mean" not in capsys.readouterr().err  # the operator, who has these jobs
     assert main(["cancel", "--server", url]) == 2
     assert main(["queue", "--json", "--server", url]) == 0
     assert len(json.loads(capsys.readouterr().out)) == 2
