@@ -42,7 +42,8 @@ def gpu_of(pool: str) -> torch.device:
 
 def _check_torch(pool: str) -> None:
     """Errors: ConfigError if the installed torch is not one that this package requires."""
-    if torch.__version__ not in (required := required_torch()):
+    # A vendor's build may be a pre-release, as 2.12.0a0 is.
+    if not (required := required_torch()).contains(torch.__version__, prereleases=True):
         raise ConfigError(f"pool {pool}: torch {torch.__version__} is installed, and models on a GPU need {required}")
 
 

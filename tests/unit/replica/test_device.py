@@ -114,6 +114,9 @@ def test_products_that_the_card_lacks_are_named(driver):
 def test_a_torch_that_this_package_does_not_run_with_is_named(driver, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
     assert refused() == f"pool a: torch 2.4.1+cu121 is installed, and models on a GPU need {required_torch()}"
+    # A vendor's build, of a card that is refused for another reason.
+    monkeypatch.setattr(torch, "__version__", "2.13.0a0+0f0f0f.nv26")
+    assert "has no room beside" in refused(num_gpus=0.03)
 
 
 def test_the_required_torch_has_what_is_called_of_it():
