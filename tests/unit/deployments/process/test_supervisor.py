@@ -107,7 +107,7 @@ def test_a_stop_ends_the_program_and_is_success(runs, tmp_path):
 
 @pytest.mark.parametrize("name", supervisor.PARTS)
 def test_the_death_of_a_part_of_ray_ends_the_rest_and_starts_all_again(name, runs, tmp_path):
-    run = start(runs, tmp_path, "[part(name) for name in ('gcs_server', 'raylet')]; " + SLEEP)
+    run = start(runs, tmp_path, "parts = [part(name) for name in ('gcs_server', 'raylet')]; " + SLEEP)
     others = {run.named(other) for other in supervisor.PARTS if other != name}
     run.named(name).kill()
     run.wait_for_lives(2)
