@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-MODEL_SUFFIXES = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pth")
+from serve_app.graph.first_model import first_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,13 +75,4 @@ def job_lines(answer: Mapping[str, Any]) -> Iterator[str]:
 def _queued(item: Sequence[Any]) -> QueuedJob:
     """Return a job of the queue's list. An operator sees a tenant's job as ID@TENANT."""
     _, job_id, prompt, *_ = item
-    return QueuedJob(job_id, job_id.partition("@")[2], _model(prompt))
-
-
-def _model(prompt: Mapping[str, Any]) -> str:
-    """Return the first model file that a graph names."""
-    for node in prompt.values():
-        for value in node.get("inputs", {}).values() if isinstance(node, dict) else ():
-            if isinstance(value, str) and value.endswith(MODEL_SUFFIXES):
-                return value
-    return ""
+    return QueuedJob(job_id, job_id.partition("@")[2], first_model(prompt))

@@ -215,7 +215,7 @@ _BASES: tuple[Any, ...] = (str, int, float, bytes, dict, list)
 """What MessagePack knows, and no class that is derived of it: such as NumPy's float."""
 _BARE = (bytes, bool, int, float, type(None), Ext)
 _PLAIN = (str, bytes, bool, int, float, None, type(None))
-"""Types that MessagePack tells apart by itself."""
+"""Types that MessagePack distinguishes by itself."""
 
 
 def _arguments(kind: type) -> list[str]:

@@ -23,6 +23,7 @@ from serve_app.api.request import Current, query_number
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import JobMissingError, short_repr
+from serve_app.graph.first_model import first_model
 from serve_app.scheduler.protocol.client import QueueItem
 from serve_app.service.service import Service
 from serve_app.store.database.activity import DAY_S, ReadActivity, ReadTenantDays
@@ -44,8 +45,6 @@ SLOT_S = 1800
 SHOWN_JOBS = 200
 """The most jobs of one answer: those that run, then those that start next."""
 DAYS = 31
-LOADERS = ("ckpt_name", "unet_name", "model_name")
-"""Inputs that name the file of a job's model, the first that is there."""
 
 
 @router.read("")
@@ -113,14 +112,7 @@ async def _job(service: Service, state: str, item: QueueItem) -> dict[str, Any]:
         "client_id": item.client_id,
         "state": state,
         "created_s": item.created_s,
-        "model": _model(item.prompt),
+        "model": first_model(item.prompt),
         "nodes": len(item.prompt),
         "progress": None if progress is None else asdict(progress),
     }
-
-
-def _model(prompt: Mapping[str, Any]) -> str:
-    """Return the file of the model that a workflow loads first, "" for one that loads none."""
-    inputs = [node.get("inputs") or {} for node in prompt.values() if isinstance(node, Mapping)]
-    found = (named[key] for key in LOADERS for named in inputs if isinstance(named.get(key), str))
-    return next(found, "")

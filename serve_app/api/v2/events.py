@@ -116,7 +116,7 @@ class _JobStream:
                     found = await poll
                 finally:
                     poll.cancel()
-                async for frame in self._next_events(found.events):
+                async for frame in self._frames_of(found.events):
                     yield frame
         except (UnavailableError, JobMissingError):
             return
@@ -130,7 +130,7 @@ class _JobStream:
             wait_s = max(0.0, self._progress_s + PROGRESS_S - time.monotonic())
         return await self._service.events(self._job_id, self._cursor, wait_s)
 
-    async def _next_events(self, events: Sequence[Event]) -> AsyncGenerator[str]:
+    async def _frames_of(self, events: Sequence[Event]) -> AsyncGenerator[str]:
         before = self._state
         async for frame in self._outputs(events):
             yield frame

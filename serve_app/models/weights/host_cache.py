@@ -16,7 +16,7 @@ TURNS = 2
 
 @dataclass(slots=True, eq=False)
 class HostCopy:
-    """The copy of one part in chunks of the given bytes, of which the first `held` are there.
+    """The copy of one part in chunks of the given bytes, of which the first `present` are in host memory.
 
     required: how many of the first are needed if it is to return at all, as no file has their numbers. fixed_bytes: of
     host memory that it takes besides as long as it is evicted. on_gpu: the part is there too. used: the number of its
@@ -27,19 +27,19 @@ class HostCopy:
     sizes: Sequence[int]
     required: int
     fixed_bytes: int
-    held: int = 0
+    present: int = 0
     on_gpu: bool = False
     used: int = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes of the chunks that are there."""
-        return sum(self.sizes[: self.held])
+        return sum(self.sizes[: self.present])
 
     @property
     def smaller(self) -> int | None:
         """How many chunks are left once one goes; None where all go with it."""
-        left = self.held - 1
+        left = self.present - 1
         is_some_use = left > 0 or (left == 0 and self.fixed_bytes > 0 and not self.on_gpu)
         return left if is_some_use and left >= self.required else None
 
@@ -82,7 +82,7 @@ class HostCache:
         self._evictions += 1
         if (copy := self._copies.get(key)) is None:
             copy = self._copies[key] = HostCopy(key, sizes, required, fixed_bytes)
-        copy.held, copy.on_gpu, copy.used = len(sizes), False, self._evictions
+        copy.present, copy.on_gpu, copy.used = len(sizes), False, self._evictions
         self.make_room(0)
         return self._copies.get(key)
 
@@ -92,9 +92,9 @@ class HostCache:
             copy.on_gpu = True
         return copy
 
-    def limit(self, copy: HostCopy, held: int) -> None:
+    def limit(self, copy: HostCopy, present: int) -> None:
         """Have a copy keep at most the first chunks."""
-        while copy.key in self._copies and copy.held > held:
+        while copy.key in self._copies and copy.present > present:
             self._shrink(copy)
 
     def forget(self, key: Hashable) -> None:
@@ -119,7 +119,7 @@ class HostCache:
 
     def _shrink(self, copy: HostCopy) -> None:
         left = copy.smaller
-        copy.held = left or 0
+        copy.present = left or 0
         if left is None:
             del self._copies[copy.key]
         self._shrunk(copy)

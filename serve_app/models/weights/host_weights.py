@@ -171,7 +171,7 @@ class HostWeights:
         """Copy what a part's copy may have and has not yet; return whether that is enough for it to return."""
         here = len(part.chunks)
         try:
-            part.chunks += [pinned(size) for size in part.layout.sizes[here : copy.held]]
+            part.chunks += [pinned(size) for size in part.layout.sizes[here : copy.present]]
         except RuntimeError as error:
             _log.warning("%s could not be kept in host memory: error=%s", part.loaded.name, repr(error))
             self._cache.limit(copy, len(part.chunks))
@@ -227,7 +227,7 @@ class HostWeights:
     def _shrunk(self, copy: HostCopy) -> None:
         """Give back the memory of chunks that a copy has lost, and the part if the copy is gone."""
         if (part := self._parts.get(copy.key)) is not None:
-            del part.chunks[copy.held :]
+            del part.chunks[copy.present :]
             if copy.key not in self._cache:
                 _log.info("%s is no longer in host memory", part.loaded.name)
                 self._forget(copy.key)

@@ -87,7 +87,7 @@ def offload_bytes(configured: int | None, process_bytes: int, share: float = 1.0
 
 
 SHARES = 8
-"""A network that streams takes so many eighths of the weight budget, so that it has few variants."""
+"""A network that streams takes a multiple of 1 / SHARES of the weight budget, so that it has few variants."""
 LARGEST_SHARE = 6
 """Of the eighths, the most that it takes: the others are left for LoRAs, ControlNets and a VAE."""
 ACTIVATIONS_MARGIN = 1.1

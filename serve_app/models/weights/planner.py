@@ -28,7 +28,7 @@ from serve_app.sampling.latents.latents import LatentFormat
 TEXT_TOKENS = 512
 """How long texts are taken to be."""
 STEP = 64
-"""Sides of images that would fit are given in multiples of so many pixels."""
+"""Sides of images that would fit are multiples of this, in pixels."""
 PARTS: tuple[Part, ...] = ("backbone", "clip", "vae")
 
 

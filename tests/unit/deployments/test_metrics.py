@@ -19,7 +19,8 @@ from serve_app.deployments.metrics import (
     tenant_figures,
 )
 from tests.unit.replica.cluster import cluster
-from tests.unit.replica.test_runner import models, root, txt2img
+from tests.unit.replica.conftest import models, root
+from tests.unit.replica.test_runner import txt2img
 
 __all__ = ["models", "root"]
 

@@ -300,7 +300,7 @@ async def test_a_call_right_after_the_end_of_a_connection_says_so() -> None:
     async with served() as (_, server, address):
         connection = await connected(address)
         server.close()
-        time.sleep(0.1)  # the socket knows, and this loop has not been told
+        time.sleep(0.1)  # the socket has read it, and this loop has not
         with pytest.raises(DisconnectedError):
             await connection.call("echo", 1, None)
         connection.tell("echo", 1, None)

@@ -24,7 +24,6 @@ from serve_app.engine.loads import _Worker
 from serve_app.replica.assemble import device_of, memory_of
 from tests.unit.engine.card import Card
 from tests.unit.engine.card_driver import CONTEXT_BYTES, GB, Driver, driven, threads_on
-from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.workflows import txt2img
 
@@ -35,19 +34,6 @@ MANIFESTS = {
     for path, text in files().items()
     if path.name == "serve-config.yaml"
 }
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_sample_checkpoint(folder / "checkpoints" / "tiny.safetensors")
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path: Path, models: Path) -> Path:
-    (tmp_path / "models").symlink_to(models)
-    return tmp_path
 
 
 @contextmanager

@@ -27,7 +27,6 @@ from serve_app.scheduler.protocol.client import Reader, Submission
 from serve_app.scheduler.protocol.messages import Free
 from serve_app.scheduler.replicas import registry as replica_registry
 from tests import workflows
-from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
 
 # One thread count for all: sums in another order may round a pixel the other way.
@@ -40,20 +39,6 @@ SPLIT = (
 )
 
 txt2img = partial(workflows.txt2img, "tiny.safetensors", steps=4, prefix="out")
-
-
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder with one small checkpoint."""
-    folder = tmp_path_factory.mktemp("models")
-    write_sample_checkpoint(folder / "checkpoints" / "tiny.safetensors")
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path: Path, models: Path) -> Path:
-    (tmp_path / "models").symlink_to(models)
-    return tmp_path
 
 
 def preview(color: int) -> dict[str, object]:

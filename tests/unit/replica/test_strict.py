@@ -8,22 +8,8 @@ from pathlib import Path
 import pytest
 
 from serve_app.scheduler.protocol.client import JobView, Submission
-from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.replica.test_runner import ONE, txt2img
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    write_sample_checkpoint(folder / "checkpoints" / "tiny.safetensors")
-    return folder
-
-
-@pytest.fixture
-def root(tmp_path: Path, models: Path) -> Path:
-    (tmp_path / "models").symlink_to(models)
-    return tmp_path
 
 
 async def submit(running: Cluster, seed: int, **extra_data: object) -> str:

@@ -145,8 +145,8 @@ class Subscriptions:
     async def _feed(self, service: Service) -> None:
         while self._sockets or self._parted:
             try:
-                if (news := await self._next_events(service)) is not None:
-                    await self._deliver(news, service)
+                if (unsent := await self._next_events(service)) is not None:
+                    await self._deliver(unsent, service)
             except ServeAppError as error:
                 _log.info("sockets wait: %s", error)
                 await asyncio.sleep(RETRY_S)
@@ -173,37 +173,37 @@ class Subscriptions:
             asked.cancel()
             joined.cancel()
 
-    async def _deliver(self, news: UnsentEvents, service: Service) -> None:
-        for feed in news.replaced:
+    async def _deliver(self, unsent: UnsentEvents, service: Service) -> None:
+        for feed in unsent.replaced:
             self._sockets.pop(feed, None)
         tellings = []
-        self._queue_version, now_s = news.queue.version, time.monotonic()
+        self._queue_version, now_s = unsent.queue.version, time.monotonic()
         if due := now_s - self._queue_sent_s >= STATUS_S:
             self._queue_sent_s = now_s
         for socket in list(self._sockets.values()):
-            events = news.events.get(socket.feed, ())
+            events = unsent.events.get(socket.feed, ())
             if socket.sending is None:
-                held = socket.feed in news.held
+                held = socket.feed in unsent.held
                 silent = now_s - socket.spoke_s > KEEPALIVE_S / 2
-                if events or (not held and (silent or (due and news.queue.version != socket.queue_version))):
+                if events or (not held and (silent or (due and unsent.queue.version != socket.queue_version))):
                     socket.sending = asyncio.create_task(
-                        self._send_events(socket, service, events, news, silent=silent)
+                        self._send_events(socket, service, events, unsent, silent=silent)
                     )
                     tellings.append(socket.sending)
         if tellings:
             await asyncio.wait(tellings, timeout=SOON_S)
 
     async def _send_events(
-        self, socket: Socket, service: Service, events: tuple[Event, ...], news: UnsentEvents, *, silent: bool
+        self, socket: Socket, service: Service, events: tuple[Event, ...], unsent: UnsentEvents, *, silent: bool
     ) -> None:
         try:
             for event in _unknown(socket, events):
                 socket.jobs[event.job_id] = await _job_frames(service, event.job_id, event.seq - 1)
             events = await _with_images(events, service)
             if silent and not events:
-                await socket.send_queue(news.queue)
+                await socket.send_queue(unsent.queue)
             else:
-                await socket.send_events(events, news.queue, held=socket.feed in news.held)
+                await socket.send_events(events, unsent.queue, held=socket.feed in unsent.held)
         except Exception as error:
             # The connection is gone, or its client does not read; it may reconnect and get the rest.
             _log.info("client %s: %r", socket.client_id, error)

@@ -14,7 +14,7 @@ CHUNK = 4
 
 
 class Host:
-    """A GPU with room for so many bytes of models, the least recently used of which are evicted to host memory.
+    """A GPU with room for a number of bytes of models, the least recently used of which are evicted to host memory.
 
     Models have chunks of CHUNK bytes; all that a copy lacks is read from the file.
     """
@@ -40,9 +40,9 @@ class Host:
 
     def _evict(self, model: int, required: int) -> None:
         before = self.cache.take(model)
-        had = 0 if before is None else before.held
+        had = 0 if before is None else before.present
         copy = self.cache.evict(model, [CHUNK] * self._models[model], required)
-        self.copied += max(0, (0 if copy is None else copy.held) - had)
+        self.copied += max(0, (0 if copy is None else copy.present) - had)
         assert self.cache.nbytes <= self.cache.budget_bytes
 
     def _bytes(self, *models: int) -> int:
@@ -98,12 +98,12 @@ def test_models_that_are_used_once_do_not_keep_what_others_need_in_turn() -> Non
 def test_a_copy_without_what_no_file_has_is_of_no_use() -> None:
     cache = HostCache(10 * CHUNK)
     shrunk: list[tuple[str, int]] = []
-    cache._shrunk = lambda copy: shrunk.append((str(copy.key), copy.held))
+    cache._shrunk = lambda copy: shrunk.append((str(copy.key), copy.present))
     assert cache.evict("plain", [CHUNK] * 8) is not None
     merged = cache.evict("merged", [CHUNK] * 8, required=8)
     # Of the other all but a chunk may be read from its file.
     assert merged is not None
-    assert merged.held == 8
+    assert merged.present == 8
     assert shrunk[-1] == ("plain", 2)
     assert cache.evict("another", [CHUNK] * 8, required=8) is None
     assert "merged" in cache
