@@ -92,7 +92,7 @@ class Ingress:
             pack_content=PackContent(config.custom_nodes_dir),
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None and not any(p.comfyui for p in config.pools) else self._relay,
-            metrics=metrics_export.exported,
+            metrics=metrics_export.MetricsExport(),
             pools=[Pool.of(pool) for pool in config.pools],
             shared_packs=config.tenants is not None and config.tenants.shared_packs,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
 import httpx
 import ray
@@ -12,8 +12,25 @@ TIMEOUT_S = 3.0
 """How long a host may take to answer; one that takes longer is left out of the answer."""
 
 
-async def exported() -> str:
-    """Return all hosts' metrics in Prometheus' text format, Ray's, Serve's and this application's."""
+class MetricsExport:
+    """All hosts' metrics in Prometheus' text format: Ray's, Serve's and this application's.
+
+    Requests that come while the hosts are asked share the answer, so that many cost as much as one.
+    """
+
+    def __init__(self, read: Callable[[], Awaitable[str]] | None = None) -> None:
+        self._read = read or _exported
+        self._reading: asyncio.Future[str] | None = None
+
+    async def __call__(self) -> str:
+        """Return the metrics."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(self._read())
+        # A client that goes away takes the answer from no other.
+        return await asyncio.shield(self._reading)
+
+
+async def _exported() -> str:
     nodes = await asyncio.to_thread(ray.nodes)
     addresses = [f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}" for node in nodes if node["Alive"]]
     async with httpx.AsyncClient(timeout=TIMEOUT_S, trust_env=False) as client:
