@@ -30,10 +30,11 @@ from serve_app.errors import (
     StaleEpochError,
 )
 from serve_app.events import Failure
-from serve_app.store.database import backoffs, costs, sqlite_connection, webhooks
+from serve_app.store.database import backoffs, costs, webhooks
 from serve_app.store.database.change_statements import JSON_COLUMNS, VARIABLES, apply, clear_credentials
 from serve_app.store.database.changes import Change, JobKey, JobQuery, JobRow, ListCount, OwnerCharged, TenantUsed
 from serve_app.store.database.costs import Cost
+from serve_app.store.database.engine import database_engine
 from serve_app.store.database.execute import execute
 from serve_app.store.database.list_statements import ENDLESS, containing, counting, counting_ends, window_of
 from serve_app.store.database.queries import Query
@@ -80,24 +81,24 @@ class Jobs:
     """
 
     def __init__(self, url: str, statement_s: float = STATEMENT_S, *, migrates: bool = True) -> None:
-        self._engine = _engine(url, statement_s)
-        self._shown = self._engine.url.render_as_string()
+        self.engine = database_engine(url, statement_s)
+        self._shown = self.engine.url.render_as_string()
         self._webhooks: tuple[Webhook, ...] | None = None
         """As they are while this process holds the lease, whose holder alone changes them; None is not known."""
         self._file: SqliteFile | None = None
         self._log: SqliteLog | None = None
         self._damage = ""
         """What is wrong with the file, from when that is seen: what is written to it then may be lost with it."""
-        if self._engine.dialect.name == "sqlite":
-            self._file = file = SqliteFile(self._engine.url)
+        if self.engine.dialect.name == "sqlite":
+            self._file = file = SqliteFile(self.engine.url)
             if file.path is not None:
                 self._log = SqliteLog(file.path)
             # A connection to a path that is free would make an empty database there.
-            sa.event.listen(self._engine, "do_connect", lambda *_: file.check())
-            sa.event.listen(self._engine, "connect", lambda *_: file.connected())
+            sa.event.listen(self.engine, "do_connect", lambda *_: file.check())
+            sa.event.listen(self.engine, "connect", lambda *_: file.connected())
         if migrates:
             with self._answering():
-                migrate(self._engine)
+                migrate(self.engine)
 
     def close(self) -> None:
         """Close every connection."""
@@ -105,9 +106,9 @@ class Jobs:
             self._log.close()
         if self._file is not None:
             with contextlib.suppress(DatabaseGoneError):
-                self._file.restore(self._engine)
+                self._file.restore(self.engine)
             self._file.close()
-        self._engine.dispose()
+        self.engine.dispose()
 
     # The lease ----------------------------------------------------------------------------------------------------
 
@@ -127,7 +128,7 @@ class Jobs:
 
     def started_s(self) -> float:
         """Return the Unix time at which the server that holds the lease started."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return float(connection.execute(sa.select(LEASE.c.started_s)).scalar_one())
 
     def renew(self, epoch: int) -> None:
@@ -139,7 +140,7 @@ class Jobs:
 
     def heartbeat(self) -> tuple[int, int]:
         """Return the epoch that holds the lease, and the number of renewals."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             held = connection.execute(sa.select(LEASE.c.epoch, LEASE.c.beat)).one()
             return int(held.epoch), int(held.beat)
 
@@ -208,7 +209,7 @@ class Jobs:
     def query(self, epoch: int, query: Query[T]) -> T:
         """Execute a query; one that writes does so under the epoch's lease."""
         if not query.writes:
-            with self._reading() as connection:
+            with self.reading() as connection:
                 return query.execute(connection)
         self._webhooks = None
         with self._transaction() as connection:
@@ -218,9 +219,9 @@ class Jobs:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[sa.Connection]:
         """Open a snapshot transaction: it sees the database as of its first statement."""
-        sqlite = self._engine.dialect.name == "sqlite"
+        sqlite = self.engine.dialect.name == "sqlite"
         level = "AUTOCOMMIT" if sqlite else "REPEATABLE READ"
-        with self._answering(), self._engine.connect().execution_options(isolation_level=level) as connection:
+        with self._answering(), self.engine.connect().execution_options(isolation_level=level) as connection:
             if sqlite:  # its driver opens none for what only reads
                 connection.exec_driver_sql("BEGIN")
             yield connection
@@ -244,32 +245,32 @@ class Jobs:
 
     def specs(self) -> dict[str, list[dict[str, Any]]]:
         """Return the stored node classes, by pool."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return {row.pool: json.loads(row.specs) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def routes(self) -> dict[str, list[dict[str, str]]]:
         """Return the stored routes, by pool."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return {row.pool: json.loads(row.routes) for row in connection.execute(sa.select(POOL_SPECS))}
 
     def costs(self) -> list[Cost]:
         """Return the stored costs."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return costs.read(connection)
 
     def backoffs(self) -> list[OwnerCharged]:
         """Return the stored losses of owners."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return backoffs.read(connection)
 
     def usage(self, since_day: int) -> list[TenantUsed]:
         """Return the GPU time of tenants from a day on. day: its number since 1970, in UTC."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return usage.read(connection, since_day)
 
     def job(self, job_id: str) -> JobRow | None:
         """Return a job with its outputs, or None."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             if (row := connection.execute(_ONE_JOB, {"the_job": job_id}).first()) is None:
                 return None
             outputs = connection.execute(_ITS_OUTPUTS, {"the_job": job_id})
@@ -281,7 +282,7 @@ class Jobs:
 
     def ended_counts(self, until_seq: int) -> list[ListCount]:
         """Return the counts of listed jobs that ended up to a cursor."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [ListCount(*row) for row in connection.execute(counting_ends(), {"until": until_seq})]
 
     def page(self, query: JobQuery) -> tuple[list[JobRow], int]:
@@ -291,7 +292,7 @@ class Jobs:
     def count(self, query: JobQuery) -> int:
         """Return the number of jobs that a query finds without its window. Scans all of them."""
         by, asked = _asked(query)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return int(connection.execute(counting(*by), asked).scalar_one())
 
     def keys(self, query: JobQuery) -> list[JobKey]:
@@ -300,7 +301,7 @@ class Jobs:
         start = query.start if query.start is not None else ENDLESS if query.descending else 0
         most = ENDLESS if query.limit is None else query.limit
         window = window_of(query.sort, query.descending, *by)
-        with self._reading() as connection:
+        with self.reading() as connection:
             found = connection.execute(window, {**asked, "start": start, "skipped": query.offset, "most": most})
             return [(row.job_id, row.ended_seq) for row in found]
 
@@ -316,13 +317,13 @@ class Jobs:
         """Return reservations of jobs that ended before a time, whose files may not all be recorded."""
         ended = sa.select(RESERVATIONS).join(JOBS, JOBS.c.job_id == RESERVATIONS.c.job_id)
         ended = ended.where(JOBS.c.ended_s < ended_before_s).limit(limit)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return [reservation_of(row) for row in connection.execute(ended)]
 
     def shown(self, job_ids: Sequence[str]) -> set[FileRef]:
         """Return the stored files that these jobs' recorded outputs name."""
         files: set[FileRef] = set()
-        with self._reading() as connection:
+        with self.reading() as connection:
             for start in range(0, len(job_ids), VARIABLES):
                 theirs = OUTPUTS.c.job_id.in_(job_ids[start : start + VARIABLES])
                 for tenant, ui in connection.execute(_SHOWN.where(theirs)):
@@ -331,25 +332,25 @@ class Jobs:
 
     def outputs_of_unfinished(self) -> set[FileRef]:
         """Return the files that the recorded outputs of unfinished jobs name, by tenants' names."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             outputs = connection.execute(_SHOWN.where(UNFINISHED))
             return {ref for _, ui in outputs for ref in shown(json.loads(ui))}
 
     def is_output(self, ref: FileRef) -> bool:
         """Whether any job's recorded outputs name the file."""
         likely = OUTPUTS.c.ui.contains(json.dumps(ref.filename), autoescape=True)
-        with self._reading() as connection:
+        with self.reading() as connection:
             return any(ref in _placed(ui, tenant) for tenant, ui in connection.execute(_SHOWN.where(likely)))
 
     def next_order(self) -> int:
         """Return one more than the highest submission order so far."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             highest = connection.execute(sa.select(sa.func.max(JOBS.c.order))).scalar()
             return 0 if highest is None else int(highest) + 1
 
     def _rows(self, where: sa.ColumnElement[bool], *, brief: bool = False) -> list[JobRow]:
         columns = [sa.literal("{}").label("prompt") if brief and c is JOBS.c.prompt else c for c in JOBS.c]
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(sa.select(*columns).where(where).order_by(JOBS.c.order)).all()
             outputs: dict[str, dict[str, tuple[int, Any]]] = {}
             for start in range(0, len(rows), VARIABLES):
@@ -392,14 +393,14 @@ class Jobs:
         with self._answering():
             self.check_sound()
             if self._file is not None:
-                self._file.restore(self._engine)
+                self._file.restore(self.engine)
             try:
-                with self._engine.begin() as connection:
+                with self.engine.begin() as connection:
                     yield connection
             except sa.exc.SQLAlchemyError as error:
                 if not _for_good(error):
                     # Whatever ails the database, as a change of its server's role, ails all sessions from before.
-                    self._engine.dispose()
+                    self.engine.dispose()
                 raise
             if self._log is not None:
                 self._log.wrote(changes)
@@ -407,8 +408,9 @@ class Jobs:
             self.check_there()
 
     @contextlib.contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
-        with self._answering(), self._engine.connect() as connection:
+    def reading(self) -> Iterator[sa.Connection]:
+        """Yield a connection to read with. Errors: DatabaseAwayError."""
+        with self._answering(), self.engine.connect() as connection:
             yield connection
 
     @contextlib.contextmanager
@@ -449,35 +451,6 @@ def _asked(query: JobQuery) -> tuple[tuple[bool, bool], dict[str, Any]]:
 
 def _stale(epoch: int) -> StaleEpochError:
     return StaleEpochError(f"epoch {epoch} no longer holds the scheduler's lease; a newer scheduler does")
-
-
-def _engine(url: str, statement_s: float) -> sa.Engine:
-    """Make the engine of a database. Errors: ConfigError for an invalid URL or a missing driver."""
-    try:
-        parsed = sa.make_url(url)
-        if parsed.drivername in ("postgres", "postgresql"):
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        if parsed.get_backend_name() == "sqlite":
-            if parsed.database in (None, "", ":memory:"):
-                raise ConfigError(f"database_url names no file: {url!r}; each thread would have a database of its own")
-            # A connection drops the pages it has cached once another has written, so all writes go to the same one.
-            # Parameters are named, as with PostgreSQL's driver: `execute` passes rows to either unchanged.
-            engine = sa.create_engine(parsed, pool_use_lifo=True, paramstyle="named")
-            sa.event.listen(engine, "connect", sqlite_connection.prepare)
-            return engine
-        from serve_app.store.database import postgres_connection  # whose driver is optional
-
-        def connected(_dialect: object, _record: object, arguments: Any, parameters: Any) -> Any:
-            parameters = {**postgres_connection.PARAMETERS, **parameters}
-            return postgres_connection.connect(arguments, parameters, statement_s)
-
-        # A connection that the server has dropped meanwhile is noticed before it is used, and replaced.
-        engine = sa.create_engine(parsed, pool_pre_ping=True)
-        sa.event.listen(engine, "do_connect", connected)
-        return engine
-    except (sa.exc.ArgumentError, ImportError) as error:
-        hint = "; pip install 'serve-app[postgres]'" if isinstance(error, ImportError) else ""
-        raise ConfigError(f"database_url cannot be used: {error}{hint}") from error
 
 
 def _unlimited(connection: sa.Connection) -> contextlib.AbstractContextManager[None]:

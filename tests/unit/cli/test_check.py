@@ -101,7 +101,7 @@ def test_another_content_under_a_reserved_name_stays(site, capsys):
 )
 def test_a_job_that_contradicts_itself_is_named(site, capsys, statement, said):
     site.job("a", recorded=True)
-    with site.jobs._engine.begin() as connection:
+    with site.jobs.engine.begin() as connection:
         connection.exec_driver_sql(statement)
     assert site.check() == 1
     assert said in capsys.readouterr().out

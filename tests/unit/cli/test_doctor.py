@@ -37,12 +37,12 @@ def test_what_keeps_a_server_from_starting_is_an_error_with_what_mends_it(here, 
 
 def test_a_database_of_an_older_release_is_looked_at_and_left_as_it_is(here, capsys):
     jobs = Jobs("sqlite:///jobs.sqlite")
-    with jobs._engine.begin() as connection:
+    with jobs.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0001'")
     jobs.close()
     assert main(["doctor", "--port", "0", "--database-url", "sqlite:///jobs.sqlite"]) == 0
     jobs = Jobs("sqlite:///jobs.sqlite", migrates=False)
-    with jobs._engine.begin() as connection:
+    with jobs.engine.begin() as connection:
         assert connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar() == "0001"
     jobs.close()
 

@@ -299,7 +299,7 @@ async def test_an_output_waits_for_a_database_that_is_away_and_is_then_there(pos
 
 async def test_a_database_that_another_holds_for_long_delays_jobs_and_fails_none(tmp_path):
     async with living(f"sqlite:///{tmp_path}/jobs.sqlite") as life:
-        with life.jobs._engine.connect() as connection:
+        with life.jobs.engine.connect() as connection:
             connection.exec_driver_sql("PRAGMA busy_timeout=1")
         other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
@@ -337,7 +337,7 @@ async def test_a_store_that_is_slow_to_find_a_file_delays_no_other_job(tmp_path)
 
 
 async def test_whatever_commit_loses_its_answer_jobs_are_accepted_and_end_as_if_none_had(life):
-    with losing_commits(life.jobs._engine):
+    with losing_commits(life.jobs.engine):
         job_ids = await asyncio.gather(*(life.submit("1", "2") for _ in range(5)))
         views = [await life.finish(job_id) for job_id in job_ids]
         reserved = [await life.reserve(job_id) for job_id in [await held(life)]]

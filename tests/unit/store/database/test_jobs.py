@@ -168,7 +168,7 @@ def test_a_database_that_is_away_says_so_and_is_used_again_when_it_is_back(postg
 def test_a_database_that_is_locked_is_away_not_refusing(tmp_path, monkeypatch):
     jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
     epoch = jobs.acquire("me")
-    with jobs._engine.connect() as connection:
+    with jobs.engine.connect() as connection:
         connection.exec_driver_sql("PRAGMA busy_timeout=1")
     other = sqlite3.connect(tmp_path / "jobs.sqlite", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -183,10 +183,10 @@ def test_a_database_that_is_locked_is_away_not_refusing(tmp_path, monkeypatch):
 def test_every_write_to_a_file_goes_to_the_same_connection_however_many_there_are(tmp_path):
     jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
     epoch = jobs.acquire("me")
-    with jobs._engine.connect(), jobs._engine.connect():  # two that go back into the pool
+    with jobs.engine.connect(), jobs.engine.connect():  # two that go back into the pool
         pass
     wrote = set()
-    sa.event.listen(jobs._engine, "commit", lambda connection: wrote.add(connection.connection.dbapi_connection))
+    sa.event.listen(jobs.engine, "commit", lambda connection: wrote.add(connection.connection.dbapi_connection))
     for n in range(5):
         jobs.write(epoch, [JobAccepted(replace(ROW, job_id=str(n), order=n))])
     assert len(wrote) == 1
@@ -197,7 +197,7 @@ def test_a_postgresql_whose_host_is_cut_off_is_given_up_unless_the_url_says_othe
     url = postgres_server.database()
     for more, expected in (("", "20000"), ("tcp_user_timeout=7", "7")):
         jobs = Jobs(f"{url}{'&' if '?' in url else '?'}{more}")
-        with contextlib.closing(jobs._engine.raw_connection()) as connection:
+        with contextlib.closing(jobs.engine.raw_connection()) as connection:
             said = connection.driver_connection.info.get_parameters()
         jobs.close()
         assert said["tcp_user_timeout"] == expected
@@ -335,7 +335,7 @@ def test_the_newest_page_of_a_list_takes_sqlite_as_many_steps_however_many_jobs_
             count += 1
             return 0
 
-        with jobs._reading() as connection:
+        with jobs.reading() as connection:
             connection.connection.dbapi_connection.set_progress_handler(step, 1)
             assert len(ListJobs(65).execute(connection)) == 65
             connection.connection.dbapi_connection.set_progress_handler(None, 1)
@@ -358,7 +358,7 @@ def plans(folder: Path, ask: Callable[[Jobs], object]) -> list[str]:
     file = folder / "jobs.sqlite"
     jobs = Jobs(f"sqlite:///{file}")
     asked: list[tuple[str, tuple]] = []
-    sa.event.listen(jobs._engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
+    sa.event.listen(jobs.engine, "before_cursor_execute", lambda *given: asked.append((given[2], given[3])))
     ask(jobs)
     jobs.close()
     with contextlib.closing(sqlite3.connect(file)) as connection:

@@ -74,7 +74,7 @@ def test_changes_written_again_after_a_lost_commit_leave_what_they_would_have_le
     together = [change for step in zip(*LIVES, strict=True) for change in step]
     for cuts in itertools.chain.from_iterable(itertools.combinations(range(1, len(LIVES[0])), n) for n in range(5)):
         jobs.forget(epoch, None)
-        with losing_commits(jobs._engine):
+        with losing_commits(jobs.engine):
             for batch in batches(together, [len(LIVES) * cut for cut in cuts]):
                 with pytest.raises(DatabaseAwayError):
                     jobs.write(epoch, batch)
@@ -106,7 +106,7 @@ def test_a_row_that_is_there_but_otherwise_is_refused(database_url, other):
 
 def test_counters_specs_and_the_lease_are_the_same_after_a_lost_commit(database_url):
     jobs = Jobs(database_url)
-    with losing_commits(jobs._engine):
+    with losing_commits(jobs.engine):
         with pytest.raises(DatabaseAwayError):
             jobs.acquire("me")
         epoch = jobs.acquire("me")

@@ -35,7 +35,7 @@ def test_sessions_that_turned_read_only_are_let_go_and_none_is_opened_until_the_
 ) -> None:
     jobs = Jobs(url)
     epoch = jobs.acquire("me")
-    with jobs._engine.connect() as one, jobs._engine.connect() as other:  # as many as the pool keeps
+    with jobs.engine.connect() as one, jobs.engine.connect() as other:  # as many as the pool keeps
         for connection in (one, other):
             connection.exec_driver_sql("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY")
             connection.commit()
@@ -45,7 +45,7 @@ def test_sessions_that_turned_read_only_are_let_go_and_none_is_opened_until_the_
 
     name = urlsplit(url).path[1:]
     postgres_server.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
-    jobs._engine.dispose()
+    jobs.engine.dispose()
     with pytest.raises(DatabaseAwayError, match="session is read-only"):
         jobs.renew(epoch)
     postgres_server.execute(f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
@@ -77,7 +77,7 @@ def test_a_session_that_was_given_up_in_the_middle_of_a_transaction_keeps_no_row
 ) -> None:
     jobs = Jobs(url, LIMIT_S)
     epoch = jobs.acquire("me")
-    with jobs._engine.connect() as abandoned:
+    with jobs.engine.connect() as abandoned:
         abandoned.execute(sa.text("UPDATE lease SET beat = beat"))  # and its client says nothing more
         waiting_s = time.monotonic() + 30
         while True:

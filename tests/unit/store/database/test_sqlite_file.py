@@ -71,7 +71,7 @@ def test_a_reader_of_the_deleted_file_leaves_the_one_that_takes_its_place_alone(
     reading, done = threading.Event(), threading.Event()
 
     def read() -> None:
-        with jobs._reading() as connection:
+        with jobs.reading() as connection:
             connection.exec_driver_sql("SELECT * FROM jobs").fetchone()
             reading.set()
             done.wait(60)
@@ -132,16 +132,16 @@ def test_a_folder_that_is_gone_is_named_until_it_is_there_again(jobs, path, tmp_
 
 def test_a_file_that_is_deleted_between_writing_and_the_commits_answer_is_noticed(jobs, path):
     epoch = jobs.acquire("me")
-    commit = jobs._engine.dialect.do_commit
+    commit = jobs.engine.dialect.do_commit
 
     def deleting(connection: object) -> None:
         commit(connection)
         path.unlink()
 
-    jobs._engine.dialect.do_commit = deleting
+    jobs.engine.dialect.do_commit = deleting
     with pytest.raises(DatabaseGoneError):
         jobs.write(epoch, [JobAccepted(ROW)])
-    jobs._engine.dialect.do_commit = commit
+    jobs.engine.dialect.do_commit = commit
     jobs.write(epoch, [JobAccepted(ROW)])
     jobs.close()
     assert kept(path) == ["a"]

@@ -46,7 +46,7 @@ class Site:
         self.jobs.write(self.epoch, [JobAccepted(row, claims), end])
 
     def left(self) -> list[str]:
-        with self.jobs._reading() as connection:
+        with self.jobs.reading() as connection:
             return [*connection.exec_driver_sql('SELECT job_id FROM jobs ORDER BY "order"').scalars()]
 
     def file(self, path: str, content: bytes = b"x") -> None:

@@ -118,7 +118,7 @@ def test_what_either_attempt_of_a_node_saved_is_known_as_its_own(saves, place):
 
 def test_reservations_from_before_contents_were_written_down_are_let_go_of_with_their_files_kept(saves):
     refs = saves.save("a", b"1")
-    with saves.jobs._engine.begin() as connection:
+    with saves.jobs.engine.begin() as connection:
         connection.exec_driver_sql("UPDATE reservations SET digests = '[]', ending = ''")
     saves.sweep()
     assert saves.there() == {*refs}
