@@ -84,8 +84,8 @@ def main() -> None:
     small = picture(64, "PNG")
     cold = []
     for _ in range(rounds):
-        while decoder._idle:
-            decoder._idle.pop().close()
+        while decoder.idle_decoders:
+            decoder.idle_decoders.pop().close()
         cold.append(milliseconds(there, small))
     print(f"| PNG 64, the first of a process | | {median(cold):.1f} | |")
 

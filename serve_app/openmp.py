@@ -31,12 +31,12 @@ def _found() -> Callable[[int], object]:
     return lambda kind: None
 
 
-_pause = _found()
+pause = _found()
 
 
 def end_team() -> None:
     """End the calling thread's team, if it has one. The next computation creates another, in tens of microseconds."""
-    _pause(SOFT)
+    pause(SOFT)
 
 
 class Executor(ThreadPoolExecutor):

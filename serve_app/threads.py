@@ -25,7 +25,7 @@ class Threads:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._closed = False
-        self._idle: list[None] = []
+        self.idle: list[None] = []
         """One item for each waiting thread; list append and pop are atomic between threads."""
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -38,7 +38,7 @@ class Threads:
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._calls.put((answer, function, arguments))
         try:
-            self._idle.pop()
+            self.idle.pop()
         except IndexError:
             if len(self._threads) < self._most:
                 self._threads.append(threading.Thread(target=self._run, name=self._name, daemon=True))
@@ -58,7 +58,7 @@ class Threads:
             _make(*call)
             del call  # which would be kept until the next
             self._after()
-            self._idle.append(None)
+            self.idle.append(None)
 
 
 def _make(answer: asyncio.Future[Any], function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

@@ -23,8 +23,8 @@ class RequestRate:
     """
 
     def __init__(self, quota: Callable[[str], int | None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._quota, self._clock = quota, clock
-        self._buckets: LRUCache[str, tuple[float, float]] = LRUCache(TENANTS)
+        self._quota, self.clock = quota, clock
+        self.buckets: LRUCache[str, tuple[float, float]] = LRUCache(TENANTS)
 
     def take(self, tenant: str) -> QuotaLeft | None:
         """Count one request and return what is left; None without a quota.
@@ -34,11 +34,11 @@ class RequestRate:
         most = self._quota(tenant)
         if most is None:
             return None
-        now_s = self._clock()
-        left, at_s = self._buckets.get(tenant, (float(most), now_s))
+        now_s = self.clock()
+        left, at_s = self.buckets.get(tenant, (float(most), now_s))
         left = min(float(most), left + (now_s - at_s) * most / 60)
         enough = left >= 1
-        self._buckets[tenant] = (left - enough, now_s)
+        self.buckets[tenant] = (left - enough, now_s)
         if enough:
             full_s = math.ceil((most - left + 1) * 60 / most)
             return QuotaLeft(KEY, most, math.floor(left - 1), full_s)

@@ -115,7 +115,7 @@ class Process:
         # It makes a folder of the name "temp" in this one.
         command += ["--temp-directory", str(folder), "--user-directory", str(folder / "user")]
         command += ["--database-url", f"sqlite:///{folder}/user/comfyui.db", "--max-upload-size", str(MAX_UPLOAD_MB)]
-        models = _model_folders(linked.folder if linked else installation.models_dir, folder)
+        models = model_folders(linked.folder if linked else installation.models_dir, folder)
         for paths in (*([] if models is None else [models]), *installation.extra_model_paths):
             command += ["--extra-model-paths-config", str(paths)]
         held, holding = os.pipe()
@@ -129,7 +129,7 @@ class Process:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
                 cwd=installation.directory,
-                env=_environment(os.environ, folder / "tmp"),
+                env=environment_of(os.environ, folder / "tmp"),
                 start_new_session=True,
             )
         except OSError:
@@ -219,7 +219,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _environment(own: Mapping[str, str], temporary: Path) -> dict[str, str]:
+def environment_of(own: Mapping[str, str], temporary: Path) -> dict[str, str]:
     """Return the environment of a process: ours without our secrets and variables for our Python."""
     kept = {name: value for name, value in own.items() if not name.startswith(_HIDDEN)}
     return {**kept, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
@@ -234,7 +234,7 @@ def _linked(mirror: ModelMirror | None, folder: Path) -> LinkedModels | None:
     return linked
 
 
-def _model_folders(models_dir: Path | None, folder: Path) -> Path | None:
+def model_folders(models_dir: Path | None, folder: Path) -> Path | None:
     """Write ComfyUI's extra_model_paths file for our model files; None without any."""
     if models_dir is None or not models_dir.is_dir():
         return None

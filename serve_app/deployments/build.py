@@ -37,8 +37,8 @@ def bind(config: AppConfig, sockets: Path | None = None) -> Application:
     replicas listen themselves.
     """
     config = config.on(gpus())
-    pools = [_pool(pool, config.silence_s).bind(config, pool) for pool in config.pools]
-    return _ingress(config, direct=sockets is not None).bind(config, sockets, *pools)
+    pools = [pool_deployment(pool, config.silence_s).bind(config, pool) for pool in config.pools]
+    return ingress_deployment(config, direct=sockets is not None).bind(config, sockets, *pools)
 
 
 def gpus() -> float:
@@ -46,7 +46,7 @@ def gpus() -> float:
     return float(ray.cluster_resources().get("GPU", 0.0))
 
 
-def _ingress(config: AppConfig, *, direct: bool = False) -> Any:
+def ingress_deployment(config: AppConfig, *, direct: bool = False) -> Any:
     """Return the ingress deployment, scaled by Serve on running requests. direct: requests do not go through Serve."""
     ingress = config.ingress
     least = ingress.max_replicas if direct else ingress.min_replicas
@@ -68,7 +68,7 @@ def _ingress(config: AppConfig, *, direct: bool = False) -> Any:
     )
 
 
-def _pool(pool: PoolConfig, silence_s: float) -> Any:
+def pool_deployment(pool: PoolConfig, silence_s: float) -> Any:
     """Return one pool's deployment: scaled on the scheduler's backlog, to zero and from zero if the minimum is 0.
 
     silence_s: after which Serve replaces a replica that does not answer its health checks.

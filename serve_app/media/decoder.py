@@ -91,13 +91,13 @@ def decoding(
     what: the file's name in messages. Errors: NodeError for a refused file, for a decoder that took too much memory or
     time or has crashed, and after cancellation.
     """
-    decoder = _take(what, bounds)
+    decoder = take(what, bounds)
     try:
         yield decoder.answers(task, files, what, bounds, arguments)
     except (EOFError, BrokenPipeError) as error:
         raise NodeError(f"{what} cannot be read: {decoder.end(bounds.sizes)}") from error
     finally:
-        _give_back(decoder, bounds.owner)
+        give_back(decoder, bounds.owner)
 
 
 class DecoderProcess:
@@ -110,7 +110,7 @@ class DecoderProcess:
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TMPDIR": self._folder, "SVT_LOG": "1"}
         # Idle threads would reserve address space, which is limited.
         environment |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, "-P", "-m", "serve_app.media.decoder_process"],
             bufsize=0,
             stdin=subprocess.PIPE,
@@ -120,9 +120,9 @@ class DecoderProcess:
             cwd=self._folder,
             start_new_session=True,
         )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._to, self._from = self._process.stdin.fileno(), self._process.stdout.fileno()
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self._to, self._from = self.process.stdin.fileno(), self.process.stdout.fileno()
         for descriptor in (self._to, self._from):
             os.set_blocking(descriptor, False)
             # Larger pipes need fewer context switches.
@@ -134,7 +134,7 @@ class DecoderProcess:
     @property
     def alive(self) -> bool:
         """Whether the process can take a task."""
-        return self.idle and self._process.poll() is None
+        return self.idle and self.process.poll() is None
 
     def answers(
         self, task: str, files: Sequence[File], what: str, bounds: DecoderLimits, arguments: dict[str, Any]
@@ -154,15 +154,15 @@ class DecoderProcess:
 
     def close(self) -> None:
         """Kill the process, also while it decodes."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.communicate()
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def end(self, sizes: SizeLimits) -> str:
         """Return why the process has ended by itself."""
         try:
-            status = self._process.wait(timeout=5.0)
+            status = self.process.wait(timeout=5.0)
         except subprocess.TimeoutExpired:
             return "its decoder closed the pipe"
         allowed = f"limits.decoder_bytes of the configuration allows {sizes.decoder_bytes:,} bytes"
@@ -221,19 +221,19 @@ class DecoderProcess:
 _room = threading.Condition()
 _taken: Counter[str] = Counter()
 """Decoders in use, by owner."""
-_idle: list[DecoderProcess] = []
+idle_decoders: list[DecoderProcess] = []
 """Idle decoders, the last used first. A list's append and pop are atomic between threads."""
 
 
-def _take(what: str, bounds: DecoderLimits) -> DecoderProcess:
+def take(what: str, bounds: DecoderLimits) -> DecoderProcess:
     with _room:
         while _taken[bounds.owner] == AT_ONCE or _taken.total() > AT_ONCE:
             _room.wait(LOOK_S)
             if bounds.stopped():
                 raise NodeError(f"{what} is not read: nobody waits for it any more")
         _taken[bounds.owner] += 1
-    while _idle:
-        decoder = _idle.pop()
+    while idle_decoders:
+        decoder = idle_decoders.pop()
         if decoder.alive:
             return decoder
         decoder.close()
@@ -244,9 +244,9 @@ def _take(what: str, bounds: DecoderLimits) -> DecoderProcess:
         raise
 
 
-def _give_back(decoder: DecoderProcess, owner: str) -> None:
+def give_back(decoder: DecoderProcess, owner: str) -> None:
     if decoder.alive:
-        _idle.append(decoder)
+        idle_decoders.append(decoder)
     else:
         decoder.close()
     _leave(owner)

@@ -50,11 +50,11 @@ class LoadedNetwork:
         self._weights_bytes = sum(tensor.nbytes for tensor in kept)
         self._weight = next(module.parameters())
         self.device: torch.device = self._weight.device
-        self._replays = replays_of(self.device) if replays is None else replays
+        self.replays = replays_of(self.device) if replays is None else replays
 
     def close(self) -> None:
         """Reset what was recorded of its forwards: its weights are about to be freed."""
-        self._replays.forget(self._weight)
+        self.replays.forget(self._weight)
 
     def group_key(self, piece: Piece) -> Hashable:
         """Return what must be equal for pieces to share a forward, including patches that resize features."""
@@ -73,7 +73,7 @@ class LoadedNetwork:
 
     def padded_rows(self, rows: int) -> int:
         """Return the batch size that a batch of `rows` is padded to, or would be if it is not padded."""
-        return self._replays.padded_rows(rows) if isinstance(self.family, OneCall) else rows
+        return self.replays.padded_rows(rows) if isinstance(self.family, OneCall) else rows
 
     def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, float32, from one forward; their group keys are equal.
@@ -92,11 +92,11 @@ class LoadedNetwork:
                 if read is None or self.streamed
                 else replace(call, reads=read[0] if read else None)
             )
-            [output] = self._replays.answer(self._weight, call, torch.float32)
+            [output] = self.replays.answer(self._weight, call, torch.float32)
         return self.family.split_output(output, rows)[:asked]
 
     def _padded(self, rows: Sequence[Rows]) -> Sequence[Rows]:
         count = sum(r.count for r in rows)
-        lacking = self._replays.padded_rows(count) - count
+        lacking = self.replays.padded_rows(count) - count
         padding = self.family.pad_rows(rows, lacking) if lacking else None
         return rows if padding is None else [*rows, padding]

@@ -82,7 +82,7 @@ class RouteServer:
         """Deliver a client's message to its websocket, if that is open."""
         said = self._said.get(socket)
         if said is not None and self._loop is not None:
-            self._loop.call_soon_threadsafe(_keep, said, frame)
+            self._loop.call_soon_threadsafe(put_frame, said, frame)
 
     async def close(self) -> None:
         """Stop the server."""
@@ -103,7 +103,7 @@ class RouteServer:
         return await self._opened.enter_async_context(client)
 
 
-def _keep(said: asyncio.Queue[PackFrame], frame: PackFrame) -> None:
+def put_frame(said: asyncio.Queue[PackFrame], frame: PackFrame) -> None:
     """Add a message; if the queue is full, the last one closes the websocket."""
     if said.qsize() < UNREAD_MESSAGES - 1:
         said.put_nowait(frame)

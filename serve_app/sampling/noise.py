@@ -149,7 +149,7 @@ class BrownianNoise:
             self._draw_ahead(self._thread)
 
     def __call__(self, sigma: float, following: float) -> Tensor:
-        hand_over = self._taken(sigma, following) or self._drawn(sigma, following)
+        hand_over = self._taken(sigma, following) or self.draw(sigma, following)
         if self._thread is not None:
             self._draw_ahead(self._thread)
         return hand_over()
@@ -167,7 +167,7 @@ class BrownianNoise:
         for pair in islice(self._expected, max(0, AHEAD - len(self._ahead))):
             self._ahead.append((pair, by.submit(_drawn_for, ref(self), pair)))
 
-    def _drawn(self, sigma: float, following: float) -> Callable[[], Tensor]:
+    def draw(self, sigma: float, following: float) -> Callable[[], Tensor]:
         with self._lock:
             return self._draws.made(lambda: to_device(self._between(sigma, following), self._device))
 
@@ -183,4 +183,4 @@ def _drawn_for(source: ref[BrownianNoise], pair: tuple[float, float]) -> Callabl
     """Draw for a run unless it has ended. Errors: ReferenceError, which nobody then awaits."""
     if (wanted := source()) is None:
         raise ReferenceError("the run has ended that the noise is of")
-    return wanted._drawn(*pair)
+    return wanted.draw(*pair)

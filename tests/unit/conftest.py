@@ -87,5 +87,5 @@ def bucket_of(seaweed: Seaweed, credentials: None) -> Callable[..., Bucket]:
 def bucket(bucket_of: Callable[..., Bucket]) -> Bucket:
     """A new, empty bucket."""
     made = bucket_of(f"bucket-{uuid.uuid4().hex[:12]}")
-    made._client.create_bucket(Bucket=made.location.bucket)
+    made.client.create_bucket(Bucket=made.location.bucket)
     return made

@@ -17,7 +17,7 @@ from serve_app.threads import Threads
 
 TASKS = Path("/proc/self/task")
 pytestmark = pytest.mark.skipif(
-    not TASKS.exists() or openmp._pause(openmp.SOFT) is None, reason="needs Linux, and a torch that came with libgomp"
+    not TASKS.exists() or openmp.pause(openmp.SOFT) is None, reason="needs Linux, and a torch that came with libgomp"
 )
 
 

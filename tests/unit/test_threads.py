@@ -27,7 +27,7 @@ async def test_a_thread_that_is_free_is_used_again(threads: Threads) -> None:
     used = set()
     for _ in range(20):
         used.add(await threads.call(threading.get_ident))
-        while not threads._idle:  # the answer comes a moment before its thread is free
+        while not threads.idle:  # the answer comes a moment before its thread is free
             await asyncio.sleep(0)
     assert len(used) == 1
 

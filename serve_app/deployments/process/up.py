@@ -140,7 +140,7 @@ def up(arguments: UpOptions) -> int:
 
 def planned(arguments: UpOptions, *, looking: bool = False) -> Start:
     """Return what these options start. looking: only to look at it, which makes no folder. Errors: ConfigError."""
-    settings = _settings(arguments).resolved(make=not looking)
+    settings = settings_of(arguments).resolved(make=not looking)
     own_ray = "RAY_ADDRESS" not in os.environ
     return Start(settings, arguments.host, _port(arguments), own_ray, arguments.insecure, looking)
 
@@ -175,7 +175,7 @@ def _haproxy(folder: Path, host: str, port: int, replicas: int) -> tuple[str, st
     return None
 
 
-def _settings(arguments: UpOptions) -> AppConfig:
+def settings_of(arguments: UpOptions) -> AppConfig:
     """Return the file's configuration with the command line's changes. Errors: ConfigError."""
     settings = config.load(arguments.config) if arguments.config else AppConfig()
     changed = {name: value for name, value in arguments.changed.items() if value is not None}

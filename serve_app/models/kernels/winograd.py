@@ -27,7 +27,7 @@ _BAND_NUMBERS = 2**20
 _KEPT_NUMBERS = 4 * _BAND_NUMBERS
 """Limit on half of a thread's scratch memory: 32 MiB in both halves, for images up to 1,820 pixels wide."""
 
-_of_thread = threading.local()
+of_thread = threading.local()
 
 _POINTS = (0.5**0.5, -(0.5**0.5), 2**0.5, -(2**0.5))
 """Interpolation points, besides 0 and infinity.
@@ -139,11 +139,11 @@ def _scratch(numbers: int) -> Tensor:
     """
     if numbers > _KEPT_NUMBERS:
         return torch.empty(2, numbers)
-    held: Tensor | None = getattr(_of_thread, "scratch", None)
+    held: Tensor | None = getattr(of_thread, "scratch", None)
     if held is None or held.shape[1] < numbers:
         # An inference tensor could not be written outside of inference mode.
         with torch.inference_mode(False):
-            held = _of_thread.scratch = torch.empty(2, numbers)
+            held = of_thread.scratch = torch.empty(2, numbers)
     return held
 
 

@@ -50,7 +50,7 @@ class BrownianPath:
         self._start, self._end = round(start, DIGITS), round(end, DIGITS)
         self._whole: _Weights = {None: sqrt(end - start)}
         # Draws of the last sum: the next one often begins at its end.
-        self._kept: dict[_Place, Tensor] = {}
+        self.kept: dict[_Place, Tensor] = {}
 
     def at(self, t: float) -> Tensor:
         """Return the path's value at t."""
@@ -88,12 +88,12 @@ class BrownianPath:
         # In one order, so that the increment back is exactly the negative.
         places = sorted(weights, key=lambda place: (-1, 0) if place is None else (place[1], place[0]))
         drawn = torch.stack([self._drawn(place) for place in places])
-        self._kept = dict(zip(places, drawn, strict=True)) if drawn.nbytes <= KEPT_BYTES else {}
+        self.kept = dict(zip(places, drawn, strict=True)) if drawn.nbytes <= KEPT_BYTES else {}
         factors = to_device(torch.tensor([weights[place] for place in places], dtype=torch.float32), drawn.device)
         return (factors @ drawn.flatten(1)).view(self._shape)
 
     def _drawn(self, place: _Place) -> Tensor:
-        if (kept := self._kept.get(place)) is not None:
+        if (kept := self.kept.get(place)) is not None:
             return kept
         key = () if place is None else place
         seeds = np.random.SeedSequence(self._seed, spawn_key=key, pool_size=24)

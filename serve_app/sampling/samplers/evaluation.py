@@ -129,13 +129,15 @@ class SamplerSpec:
             return function(x, sigmas, **given)
         source = self.noise(value(x), sigmas, seed)
         if isinstance(source, Foreseen):
-            source.expect(_asked(function, sigmas, given))
+            source.expect(foreseen_draws(function, sigmas, given))
         if isinstance(x, Tensor):
             return function(x, sigmas, source, **given)
         return function(x, sigmas, lambda sigma, following: LazySum.of(source(sigma, following)), **given)
 
 
-def _asked(function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str, Any]) -> Iterator[tuple[float, float]]:
+def foreseen_draws(
+    function: Callable[..., Sampler], sigmas: Tensor, given: Mapping[str, Any]
+) -> Iterator[tuple[float, float]]:
     """Yield the pairs of levels between which a sampler will draw noise, by running it over empty latents.
 
     Its levels do not depend on latents, except for samplers whose noise is not foreseen.

@@ -59,9 +59,9 @@ class Bucket:
     def __init__(self, location: Location) -> None:
         self.location = location
         self._prefix = location.prefix.strip("/") + "/" if location.prefix.strip("/") else ""
-        self._client = _client(location, location.endpoint)
+        self.client = _client(location, location.endpoint)
         public = location.public_endpoint
-        self._signing = self._client if public is None else _client(location, public)
+        self._signing = self.client if public is None else _client(location, public)
         self._conditional = True
         self._tags_are_md5 = True
         """Whether tags of contents uploaded in one request are their MD5, as far as is known."""
@@ -80,11 +80,11 @@ class Bucket:
     def stat(self, key: str) -> FileStat:
         """Return a key's size, time and tag. Errors: FileNotFoundError, StoreError."""
         try:
-            return self._ask("look at", key, lambda: _stat(_no_page(self._client.head_object(**self._at(key)), key)))
+            return self._ask("look at", key, lambda: _stat(_no_page(self.client.head_object(**self._at(key)), key)))
         except FileNotFoundError:
             # An answer without a body does not say whether it is the key or the bucket that is absent.
             asked = {"Bucket": self.location.bucket, "Prefix": self._prefix + key, "MaxKeys": 1}
-            self._ask("look at", key, lambda: _listed(self._client.list_objects_v2(**asked)))
+            self._ask("look at", key, lambda: _listed(self.client.list_objects_v2(**asked)))
             raise
 
     def get(self, key: str, span: range | None = None, etag: str | None = None) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Bucket:
         asked = self._at(key) | ({} if span is None else {"Range": f"bytes={span.start}-{span.stop - 1}"})
         if etag is not None:
             asked["IfMatch"] = f'"{etag}"'
-        return self._ask("read", key, lambda: _has(self._client.get_object(**asked), "ETag", "LastModified"))
+        return self._ask("read", key, lambda: _has(self.client.get_object(**asked), "ETag", "LastModified"))
 
     def is_md5(self, answer: dict[str, Any]) -> bool:
         """Whether the tag of the content that an answer is about is its MD5."""
@@ -119,7 +119,7 @@ class Bucket:
             if not replace and not self._conditional and self._there(key):
                 raise FileExistsError(key)
             unless_there = {"IfNoneMatch": "*"} if not replace and self._conditional else {}
-            self._check_stored(key, self._client.put_object(**asked, **unless_there), md5.hexdigest(), len(data))
+            self._check_stored(key, self.client.put_object(**asked, **unless_there), md5.hexdigest(), len(data))
 
         try:
             self._ask("write", key, put_once)
@@ -138,7 +138,7 @@ class Bucket:
         if (stored := tag(_has(_no_page(answer, key), "ETag"))) == md5:
             return
         # The tag of a content that is encrypted, or in parts, is none that could be worked out here.
-        found = _stat(_no_page(self._client.head_object(**self._at(key)), key))
+        found = _stat(_no_page(self.client.head_object(**self._at(key)), key))
         if (found.etag, found.size) != (stored, size):
             raise ForeignAnswerError(reason=f"{size} bytes were written, and {found.size} are there")
         if self.is_md5(answer):
@@ -151,7 +151,7 @@ class Bucket:
         `put`.
         """
         at = self._at(key)
-        create = partial(self._client.create_multipart_upload, **at, ContentType=content_type)
+        create = partial(self.client.create_multipart_upload, **at, ContentType=content_type)
         begun = self._ask("write", key, lambda: _has(create(), "UploadId"))
         upload = {**at, "UploadId": begun["UploadId"]}
         try:
@@ -165,18 +165,18 @@ class Bucket:
             self._complete(key, {**upload, "MultipartUpload": {"Parts": parts}}, size, replace=replace)
         except BaseException:
             with contextlib.suppress(Exception):
-                self._client.abort_multipart_upload(**upload)
+                self.client.abort_multipart_upload(**upload)
             raise
 
     def _upload_part(self, **sent: Any) -> dict[str, Any]:
-        return _has(self._client.upload_part(**sent), "ETag")
+        return _has(self.client.upload_part(**sent), "ETag")
 
     def _complete(self, key: str, asked: dict[str, Any], size: int, *, replace: bool) -> None:
         def complete() -> None:
             if not replace and not self._conditional and self._there(key):
                 raise FileExistsError(key)
             unless_there = {"IfNoneMatch": "*"} if not replace and self._conditional else {}
-            answer = self._client.complete_multipart_upload(**asked, **unless_there)
+            answer = self.client.complete_multipart_upload(**asked, **unless_there)
             self._check_stored(key, answer, "", size)
 
         try:
@@ -194,7 +194,7 @@ class Bucket:
         """
         asked = {"Bucket": self.location.bucket, "Prefix": self._prefix + start, **({} if deep else {"Delimiter": "/"})}
         while True:
-            page = self._ask("list", start, lambda: _listed(self._client.list_objects_v2(**asked)))
+            page = self._ask("list", start, lambda: _listed(self.client.list_objects_v2(**asked)))
             for found in page.get("Contents", ()):
                 yield found["Key"].removeprefix(asked["Prefix"]), _stat(found)
             if not page.get("IsTruncated"):
@@ -204,7 +204,7 @@ class Bucket:
     def delete(self, key: str) -> None:
         """Remove a key; an absent one is no error. Errors: StoreError."""
         with contextlib.suppress(FileNotFoundError):
-            self._ask("delete", key, lambda: self._client.delete_object(**self._at(key)))
+            self._ask("delete", key, lambda: self.client.delete_object(**self._at(key)))
 
     def link(self, key: str, seconds: int, **answer: str) -> str:
         """Return a presigned URL to read the key. answer: parameters of GetObject that set the answer's headers. Makes
@@ -223,7 +223,7 @@ class Bucket:
 
     def _there(self, key: str) -> bool:
         try:
-            self._client.head_object(**self._at(key))
+            self.client.head_object(**self._at(key))
             return True
         except ClientError as error:
             if _code(error) in _ABSENT:

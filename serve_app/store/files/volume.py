@@ -26,13 +26,13 @@ class Volume:
 
     def resolve(self, ref: FileRef) -> Path:
         """Return the real path of an existing regular file. Errors: FileMissingError."""
-        path = self._path(ref)
+        path = self.path_of(ref)
         self._stat(ref, path)
         return path
 
     def stat(self, ref: FileRef) -> FileStat:
         """Return the size, time and tag of a file. Errors: FileMissingError."""
-        found = self._stat(ref, self._path(ref))
+        found = self._stat(ref, self.path_of(ref))
         # A file is replaced whole, by a new inode, so even two contents of one size and one clock tick differ in tag.
         etag = f"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"
         return FileStat(found.st_size, found.st_mtime, etag)
@@ -54,7 +54,7 @@ class Volume:
         Errors: FileMissingError for a name that leaves its area or is a folder's; FileExistsError for a name that is
         taken, without `replace`; OSError when the disk refuses.
         """
-        path = self._path(ref)
+        path = self.path_of(ref)
         try:
             if path.is_dir():
                 raise ref.missing("it is a folder")
@@ -71,7 +71,7 @@ class Volume:
     def names(self, area: Area, subfolder: str = "") -> Iterator[str]:
         """Yield the file names directly in a subfolder, none if it does not exist."""
         try:
-            with os.scandir(self._path(FileRef(area, subfolder, "any")).parent) as entries:
+            with os.scandir(self.path_of(FileRef(area, subfolder, "any")).parent) as entries:
                 for entry in entries:
                     if not entry.name.endswith(UNFINISHED) and entry.is_file():
                         yield entry.name
@@ -85,7 +85,7 @@ class Volume:
     def inventory(self, area: Area, subfolder: str = "") -> Iterator[tuple[FileRef, int, float]]:
         """As `WholeStore.inventory`; no links."""
         root = self._roots[area]
-        for folder, _, names in os.walk(self._path(FileRef(area, subfolder, "any")).parent):
+        for folder, _, names in os.walk(self.path_of(FileRef(area, subfolder, "any")).parent):
             place = Path(folder).relative_to(root).as_posix()
             for name in names:
                 with contextlib.suppress(FileNotFoundError):
@@ -103,7 +103,7 @@ class Volume:
         """Return None: a volume is read through the ingress."""
         return None
 
-    def _path(self, ref: FileRef) -> Path:
+    def path_of(self, ref: FileRef) -> Path:
         root = self._roots.get(ref.area)
         if root is None:
             raise ref.missing(f"there is no area {ref.area!r}; there are {', '.join(self._roots)}")

@@ -80,7 +80,7 @@ class Catalog:
     """
 
     def __init__(self, files: Path | ModelFiles, directories: Mapping[str, tuple[str, ...]] = FOLDERS) -> None:
-        self._files: ModelFiles = ModelFolder(files) if isinstance(files, Path) else files
+        self.files: ModelFiles = ModelFolder(files) if isinstance(files, Path) else files
         self._directories_of = directories
 
     def names(self, folder: str) -> list[str]:
@@ -90,7 +90,7 @@ class Catalog:
         layout does not have.
         """
         suffixes = (DIFFUSERS_MARK,) if folder == "diffusers" else _suffixes(folder)
-        found = {name for directory in self._directories(folder) for name in self._files.names(directory, suffixes)}
+        found = {name for directory in self._directories(folder) for name in self.files.names(directory, suffixes)}
         if folder == "diffusers":
             found = {name.removesuffix(f"/{DIFFUSERS_MARK}") for name in found if "/" in name}
         return sorted(found)
@@ -110,16 +110,16 @@ class Catalog:
         """
         if (folder, name) == ("vae", PIXEL_SPACE):
             return _PIXEL_SPACE_FILE
-        return self._files.path(self._existing(folder, name))
+        return self.files.path(self._existing(folder, name))
 
     def sibling(self, folder: str, name: str) -> Path | None:
         """Return the path of another file among a folder's models, or None."""
         found = self._find(folder, name)
-        return None if found is None else self._files.path(found)
+        return None if found is None else self.files.path(found)
 
     def open(self, folder: str, name: str) -> BinaryIO:
         """Open a model file without fetching it, to read a small part. Errors: as `path`."""
-        return self._files.open(self._existing(folder, name))
+        return self.files.open(self._existing(folder, name))
 
     def picture(self, folder: str, index: int, name: str) -> BinaryIO | None:
         """Open the preview image of a model in the folder's directory of that index, or return None. It has the model's
@@ -131,12 +131,12 @@ class Catalog:
             return None
         stem = f"{directories[index]}/{PurePosixPath(name).with_suffix('')}" if parts[-1] else ""
         found = (stem + end + suffix for end in ("", ".preview") for suffix in PICTURES)
-        there = next((picture for picture in found if stem and self._files.stat(picture) is not None), None)
-        return None if there is None else self._files.open(there)
+        there = next((picture for picture in found if stem and self.files.stat(picture) is not None), None)
+        return None if there is None else self.files.open(there)
 
     def stat(self, folder: str, name: str) -> FileStat:
         """Return a model file's size, time and tag. Errors: as `path`."""
-        found = self._files.stat(self._existing(folder, name))
+        found = self.files.stat(self._existing(folder, name))
         if found is None:  # taken away just now
             raise self._absent(folder, name)
         return found
@@ -145,7 +145,7 @@ class Catalog:
         """Fetch all files of a model to this host. Errors: as `path`, but none for absent files."""
         for found in self._all(folder, name):
             if found is not None and found.lower().endswith(_suffixes(folder)):
-                self._files.path(found)
+                self.files.path(found)
 
     def _existing(self, folder: str, name: str) -> str:
         if not name.lower().endswith(_suffixes(folder)):
@@ -158,7 +158,7 @@ class Catalog:
 
     def _absent(self, folder: str, name: str) -> ModelFileError:
         near = did_you_mean(name, self.choices(folder))
-        return ModelFileError(f"{_shown(folder, name)} is not in {self._files}{near}")
+        return ModelFileError(f"{_shown(folder, name)} is not in {self.files}{near}")
 
     def paths(self, folder: str, name: str, part: str) -> list[Path]:
         """Return the files of a part of a model: one, or more of a folder in diffusers' layout. Errors: as `path`."""
@@ -167,8 +167,8 @@ class Catalog:
         found = self._diffusers(name, part)
         if not found:
             wanted = DIFFUSERS_PARTS[part][0] + _DIFFUSERS_ENDS[-1]
-            raise ModelFileError(f"diffusers folder {name[:300]!r} in {self._files} has no {wanted}")
-        return list(map(self._files.path, found))
+            raise ModelFileError(f"diffusers folder {name[:300]!r} in {self.files} has no {wanted}")
+        return list(map(self.files.path, found))
 
     def _diffusers(self, name: str, part: str) -> list[str]:
         found: list[str] = []
@@ -199,7 +199,7 @@ class Catalog:
         own = OLD_NAMES.get(folder, folder)
         directory = own if own in own_directories else own_directories[0]
         try:
-            self._files.put(f"{directory}/{name}", checked(data))
+            self.files.put(f"{directory}/{name}", checked(data))
         except ModelFileError as error:
             raise InvalidSubmissionError(f"{_shown(folder, name)} {error}") from error
 
@@ -208,7 +208,7 @@ class Catalog:
         found = self._existing(folder, name)
         if found.startswith("/"):
             raise ModelFileError(f"{_shown(folder, name)} is in a folder of extra_model_paths, which is only read")
-        self._files.delete(found)
+        self.files.delete(found)
 
     def fingerprint(self, folder: str, name: str) -> str:
         """Return a tag that changes with the file's content; "absent" without a file.
@@ -228,7 +228,7 @@ class Catalog:
         return [self._find(folder, name)]
 
     def _fingerprint(self, name: str | None) -> str:
-        found = self._files.stat(name) if name is not None else None
+        found = self.files.stat(name) if name is not None else None
         return found.etag if found is not None else "absent"
 
     def directories(self, folder: str) -> list[str]:
@@ -249,7 +249,7 @@ class Catalog:
         if "\0" in name or name.startswith("/") or ".." in parts:
             return None
         candidates = (f"{directory}/{name}" for directory in self._directories(folder))
-        return next((found for found in candidates if self._files.stat(found) is not None), None)
+        return next((found for found in candidates if self.files.stat(found) is not None), None)
 
     def _directories(self, folder: str) -> tuple[str, ...]:
         known = self._directories_of.get(OLD_NAMES.get(folder, folder))

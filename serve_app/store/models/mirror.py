@@ -44,7 +44,7 @@ class Mirror:
     def __init__(self, bucket: Bucket, cache_dir: Path, budget_bytes: int = 0) -> None:
         self._bucket = bucket
         # Who has a listing can go on with it, and had better not wait for a newer one.
-        self._hurried = Bucket(bucket.location.hurried)
+        self.hurried = Bucket(bucket.location.hurried)
         self._cache = cache_dir
         self._budget_bytes = budget_bytes
         self._lock = threading.Lock()
@@ -110,7 +110,7 @@ class Mirror:
         with self._lock:
             if self._known is None or time.monotonic() > self._good_until_s:
                 try:
-                    asked = self._bucket if self._known is None else self._hurried
+                    asked = self._bucket if self._known is None else self.hurried
                     self._known = dict(asked.list("", deep=True))
                     self._good_until_s = time.monotonic() + LISTING_S
                 except StoreError as error:

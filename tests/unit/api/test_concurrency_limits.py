@@ -17,7 +17,7 @@ from serve_app.api.comfy.jobs import subscriptions
 from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.config import AppConfig
 from serve_app.config.ingress import IngressConfig
-from serve_app.deployments.build import FAILURES, _ingress
+from serve_app.deployments.build import FAILURES, ingress_deployment
 
 JOB = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -160,7 +160,7 @@ async def test_only_a_sockets_first_message_is_read_and_none_that_is_huge(servic
 
 
 def test_an_ingress_whose_loop_does_not_answer_is_replaced_as_soon_as_a_replica():
-    deployment = _ingress(AppConfig(silence_s=12))
+    deployment = ingress_deployment(AppConfig(silence_s=12))
     # A coroutine: of its own, Serve asks the loop that answers requests only once in minutes.
     assert inspect.iscoroutinefunction(deployment.func_or_class.check_health)
     assert deployment._deployment_config.health_check_timeout_s * FAILURES == 12
@@ -168,5 +168,5 @@ def test_an_ingress_whose_loop_does_not_answer_is_replaced_as_soon_as_a_replica(
 
 def test_serve_lets_no_request_wait_behind_what_lasts():
     ingress = IngressConfig(max_bodies=700, max_listeners=5000)
-    deployment = _ingress(AppConfig(ingress=ingress))
+    deployment = ingress_deployment(AppConfig(ingress=ingress))
     assert deployment.max_ongoing_requests >= 700 + 5000 + 10 * ingress.ongoing_requests

@@ -59,7 +59,7 @@ def test_buckets_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
     rate = RequestRate(lambda _: 1, Clock())
     for tenant in ("one", "two", "three"):
         rate.take(tenant)
-    assert list(rate._buckets) == ["two", "three"]
+    assert list(rate.buckets) == ["two", "three"]
     refusal(rate, "three")
 
 
@@ -97,7 +97,7 @@ async def test_an_accepted_job_gets_the_most_exhausted_quota_in_each_dialect(tmp
         }
     )
     async with world(tmp_path, quotas=quotas) as made:
-        made.app.state.authenticator.rate._clock = Clock()
+        made.app.state.authenticator.rate.clock = Clock()
         bodies = {"/prompt": {"prompt": WORKFLOW}, "/api/prompt": {"prompt": WORKFLOW}}
         bodies["/api/v2/jobs"] = {"workflow": WORKFLOW}
 

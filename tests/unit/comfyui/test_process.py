@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from serve_app.comfyui import guard
-from serve_app.comfyui.process import Installation, _environment, _model_folders
+from serve_app.comfyui.process import Installation, environment_of, model_folders
 from serve_app.errors import ComfyUIError
 
 FAMILY = """
@@ -90,13 +90,13 @@ def test_what_is_missing_is_named_before_anything_starts(tmp_path: Path) -> None
 
 def test_our_secrets_and_our_pythons_paths_stay_ours(tmp_path: Path) -> None:
     own = {"AWS_SECRET_ACCESS_KEY": "s", "RAY_AUTH_TOKEN": "t", "PGPASSWORD": "p", "PYTHONPATH": "/ours", "HOME": "/h"}
-    env = _environment({**own, "CUDA_VISIBLE_DEVICES": "1"}, tmp_path)
+    env = environment_of({**own, "CUDA_VISIBLE_DEVICES": "1"}, tmp_path)
     assert env == {"HOME": "/h", "CUDA_VISIBLE_DEVICES": "1", "PYTHONUNBUFFERED": "1", "TMPDIR": str(tmp_path)}
 
 
 def test_our_model_folders_are_written_as_it_reads_them(tmp_path: Path) -> None:
-    assert _model_folders(tmp_path / "none", tmp_path) is None
+    assert model_folders(tmp_path / "none", tmp_path) is None
     (tmp_path / "models/loras").mkdir(parents=True)
-    file = _model_folders(tmp_path / "models", tmp_path)
+    file = model_folders(tmp_path / "models", tmp_path)
     assert file is not None
     assert file.read_text() == f"serve_app:\n  base_path: {tmp_path}/models\n  loras: loras\n"

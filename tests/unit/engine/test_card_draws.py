@@ -66,13 +66,13 @@ def test_of_all_samplers_of_a_brownian_path_it_is_known_what_they_draw() -> None
 
 @pytest.mark.parametrize("sampler", sorted(card_costs.DRAWS))
 def test_all_is_drawn_by_threads_of_noise_which_wait_for_nothing(card, engine, monkeypatch, sampler):
-    threads, drawn = [], noise.BrownianNoise._drawn
+    threads, drawn = [], noise.BrownianNoise.draw
 
     def draw(source, *levels):
         threads.append(current_thread().name.partition("_")[0])
         return drawn(source, *levels)
 
-    monkeypatch.setattr(noise.BrownianNoise, "_drawn", draw)
+    monkeypatch.setattr(noise.BrownianNoise, "draw", draw)
     found, before = [], Counts()
     for count in (1, 8):
         run(card, engine, count, sampler)

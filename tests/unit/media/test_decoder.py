@@ -62,8 +62,8 @@ def read_slowly(bounds: DecoderLimits) -> None:
 
 
 def test_a_decoder_that_dies_says_how_and_another_takes_its_place() -> None:
-    decoder._give_back(decoder._take("it", BOUNDS), BOUNDS.owner)
-    process = decoder._idle[-1]._process
+    decoder.give_back(decoder.take("it", BOUNDS), BOUNDS.owner)
+    process = decoder.idle_decoders[-1].process
     with pytest.raises(NodeError, match="it cannot be read: its decoder ended by SIGSEGV"):
         read_after(lambda: os.killpg(process.pid, signal.SIGSEGV), BOUNDS)
     assert process.poll() is not None
@@ -72,13 +72,13 @@ def test_a_decoder_that_dies_says_how_and_another_takes_its_place() -> None:
 
 def test_one_owner_has_all_decoders_but_one_at_most() -> None:
     ann, ben = DecoderLimits(SizeLimits(), owner="ann"), DecoderLimits(SizeLimits(), owner="ben")
-    taken = [decoder._take("it", ann) for _ in range(decoder.AT_ONCE)]
+    taken = [decoder.take("it", ann) for _ in range(decoder.AT_ONCE)]
     with pytest.raises(NodeError, match="nobody waits"):
-        decoder._take("it", replace(ann, stopped=lambda: True))
+        decoder.take("it", replace(ann, stopped=lambda: True))
     with decoding("frames", [picture()], "it", ben) as answers:
         assert read(answers) == [(1, 8, 8, 3)]
     for one in taken:
-        decoder._give_back(one, "ann")
+        decoder.give_back(one, "ann")
     with decoding("frames", [picture()], "it", ann) as answers:
         assert read(answers) == [(1, 8, 8, 3)]
 
@@ -129,7 +129,7 @@ def test_a_decoder_has_nothing_of_the_environment_and_leaves_nothing(monkeypatch
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     one = DecoderProcess()
     assert read(one.answers("frames", [picture()], "it", BOUNDS, {})) == [(1, 8, 8, 3)]
-    environment = Path(f"/proc/{one._process.pid}/environ").read_bytes()
+    environment = Path(f"/proc/{one.process.pid}/environ").read_bytes()
     assert b"secret" not in environment
     folder = next(part[7:] for part in environment.split(b"\0") if part.startswith(b"TMPDIR="))
     assert Path(os.fsdecode(folder)).exists()

@@ -16,7 +16,7 @@ from serve_app.sampling import draws
 from serve_app.sampling import noise as module
 from serve_app.sampling.draws import THREADS, HostDraws
 from serve_app.sampling.noise import BrownianNoise, brownian_noise, gaussian_noise, noise
-from serve_app.sampling.samplers.evaluation import _asked
+from serve_app.sampling.samplers.evaluation import foreseen_draws
 from serve_app.sampling.samplers.samplers import SAMPLERS
 from tests.philox import CardNoise, philox
 
@@ -127,13 +127,13 @@ def of_card(monkeypatch):
 @pytest.fixture
 def threads(monkeypatch):
     """The names of those that draw."""
-    names, drawn = [], BrownianNoise._drawn
+    names, drawn = [], BrownianNoise.draw
 
     def draw(source, *pair):
         names.append(current_thread().name.partition("_")[0])
         return drawn(source, *pair)
 
-    monkeypatch.setattr(BrownianNoise, "_drawn", draw)
+    monkeypatch.setattr(BrownianNoise, "draw", draw)
     return names
 
 
@@ -170,7 +170,7 @@ def test_of_a_run_that_has_ended_nothing_more_is_drawn(of_card, threads):
 @pytest.mark.parametrize("name", [name for name, spec in SAMPLERS.items() if spec.noise is brownian_noise])
 def test_what_a_sampler_of_a_brownian_path_will_ask_for_is_foreseen(name):
     spec, sigmas = SAMPLERS[name], torch.tensor([5.0, 3.0, 2.0, 1.0, 0.0])
-    foreseen = list(_asked(spec.function, sigmas, {}))
+    foreseen = list(foreseen_draws(spec.function, sigmas, {}))
     asked, x = [], torch.ones(SHAPE)
     sampler = spec.function(x, sigmas, lambda *pair: (asked.append(pair), torch.zeros(SHAPE))[1])
     answer = None

@@ -216,10 +216,10 @@ def _runs_of(rows: Sequence[Rows]) -> list[_Run]:
     """Return the runs of rows' sequences, which are alike."""
     x, inputs = rows[0].x, rows[0].inputs
     sizes = [(image.shape[-2], image.shape[-1]) for image in (*inputs.references, x)]
-    return _runs(inputs.text.shape[1], inputs.slots, sizes)
+    return sequence_runs(inputs.text.shape[1], inputs.slots, sizes)
 
 
-def _runs(text: int, slots: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[_Run]:
+def sequence_runs(text: int, slots: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[_Run]:
     """Return the runs of a sequence: text tokens, an image before each slot's token, and the new image at the end.
 
     An image advances the text's position by the number of tokens of its longer side.

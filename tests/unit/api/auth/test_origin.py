@@ -8,7 +8,7 @@ import pytest
 from serve_app.api.app import create_app
 from serve_app.api.auth.origin import AllowedOrigins
 from serve_app.config.ingress import IngressConfig
-from serve_app.deployments.process.up import UpOptions, _settings
+from serve_app.deployments.process.up import UpOptions, settings_of
 from serve_app.packs.routes import PackRoute
 
 HERE = "http://127.0.0.1:8188"
@@ -163,5 +163,5 @@ def test_what_up_listens_on_decides_the_names_that_the_file_leaves_out(tmp_path,
     config = tmp_path / "config.yaml"
     config.write_text(f"applications:\n  - args:\n      {file or 'max_queue: 5'}\n")
     arguments = UpOptions(host, config=config, allowed_hosts=given, allowed_origins=("https://app.example",))
-    assert set(_settings(arguments).ingress.allowed_hosts) == names
-    assert _settings(arguments).ingress.allowed_origins == ("https://app.example",)
+    assert set(settings_of(arguments).ingress.allowed_hosts) == names
+    assert settings_of(arguments).ingress.allowed_origins == ("https://app.example",)

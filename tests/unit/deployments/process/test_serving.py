@@ -82,7 +82,7 @@ def test_a_gpu_that_is_asked_for_and_absent_ends_the_start_with_what_to_say_inst
 def test_replicas_start_with_the_environment_for_cublas_and_torchs_allocator(monkeypatch):
     for name in ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
-    pool = build._pool(PoolConfig(name="gpu", num_gpus=1), 10.0)
+    pool = build.pool_deployment(PoolConfig(name="gpu", num_gpus=1), 10.0)
     told = pool.ray_actor_options["runtime_env"]["env_vars"]
     assert told == ENVIRONMENT
     # What strict jobs and row buckets promise rests on the first, and rows that change all the time on the second.
@@ -92,8 +92,8 @@ def test_replicas_start_with_the_environment_for_cublas_and_torchs_allocator(mon
 @pytest.mark.parametrize("found", [0.0, 1.0])
 def test_a_pool_that_does_not_say_is_deployed_with_the_gpu_that_the_cluster_has(monkeypatch, found):
     monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": found} if found else {})
-    deployed, pool_of = [], build._pool
-    monkeypatch.setattr(build, "_pool", lambda *given: deployed.append(pool_of(*given)) or deployed[-1])
+    deployed, pool_of = [], build.pool_deployment
+    monkeypatch.setattr(build, "pool_deployment", lambda *given: deployed.append(pool_of(*given)) or deployed[-1])
     build.bind(AppConfig(pools=(PoolConfig(name="gpu"), PoolConfig(name="cpu", runtime=False))))
     assert [pool.ray_actor_options["num_gpus"] for pool in deployed] == [found, 0]
 

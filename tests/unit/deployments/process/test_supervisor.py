@@ -37,10 +37,10 @@ class Run:
     """`supervise` in a thread over a program that is told 'hello' and notes each of its lives."""
 
     def __init__(self, folder: Path, program: str) -> None:
-        self._lives = folder / "lives"
+        self.lives_file = folder / "lives"
         self.stop = threading.Event()
         self._status: Future[int] = Future()
-        command = [sys.executable, "-c", PROGRAM + program, str(self._lives)]
+        command = [sys.executable, "-c", PROGRAM + program, str(self.lives_file)]
         self._thread = threading.Thread(
             target=lambda: self._status.set_result(
                 supervisor.supervise(command, b"hello", os.environ.copy(), self.stop)
@@ -53,7 +53,7 @@ class Run:
 
     def lives(self) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
-            return self._lives.read_text().splitlines()
+            return self.lives_file.read_text().splitlines()
         return []
 
     def wait_for_lives(self, count: int) -> None:
@@ -67,7 +67,7 @@ class Run:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                if str(self._lives.parent) in " ".join(process.cmdline()):
+                if str(self.lives_file.parent) in " ".join(process.cmdline()):
                     found.append(process)
         return found
 
@@ -156,7 +156,7 @@ def test_a_process_that_becomes_a_supervisor_keeps_its_pid_and_nothing_it_has_im
     )
     process = subprocess.Popen([sys.executable, "-c", code, sys.executable, "-c", program, str(lives)])
     run = Run.__new__(Run)
-    run._lives = lives
+    run.lives_file = lives
     child = run.named("raylet")
     maps = Path(f"/proc/{process.pid}/maps").read_text()
     assert child.environ()["TOLD"] == "yes"
@@ -187,7 +187,7 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(tmp_path):
     program = PROGRAM + "part('raylet'); " + SLEEP
     outer = subprocess.Popen([sys.executable, "-c", code, sys.executable, "-c", program, str(lives)])
     run = Run.__new__(Run)
-    run._lives = lives
+    run.lives_file = lives
     child = run.named("raylet")
     outer.kill()
     outer.wait()

@@ -62,7 +62,7 @@ def test_a_picture_does_not_depend_on_those_beside_it():
 
 def test_memory_that_stays_can_be_written_outside_of_inference_mode_too(monkeypatch):
     packed, x = PackedWinograd(plain()), cells((1, 8, 8))
-    monkeypatch.setattr(winograd, "_of_thread", threading.local())
+    monkeypatch.setattr(winograd, "of_thread", threading.local())
     with torch.inference_mode():
         inside = packed(x)
     assert torch.equal(packed(x), inside)
@@ -70,13 +70,13 @@ def test_memory_that_stays_can_be_written_outside_of_inference_mode_too(monkeypa
 
 def test_what_a_wide_picture_takes_does_not_stay(monkeypatch):
     packed, narrow, wide = PackedWinograd(plain()), cells((1, 4, 8)), cells((1, 4, 80))
-    monkeypatch.setattr(winograd, "_of_thread", threading.local())
+    monkeypatch.setattr(winograd, "of_thread", threading.local())
     monkeypatch.setattr(winograd, "_KEPT_NUMBERS", 5_000)
     first = packed(narrow)
-    kept = winograd._of_thread.scratch
+    kept = winograd.of_thread.scratch
     torch.testing.assert_close(packed(wide), plain()(wide), rtol=1e-5, atol=1e-5)
     assert torch.equal(packed(narrow), first)
-    assert winograd._of_thread.scratch is kept
+    assert winograd.of_thread.scratch is kept
     assert kept.shape[1] <= 5_000
 
 

@@ -29,7 +29,7 @@ def test_a_step_draws_nothing_again_of_the_one_before(monkeypatch):
     monkeypatch.setattr(one, "_generator", lambda seed: drawn.append(seed) or torch.Generator().manual_seed(seed))
     for start, end in pairwise(POINTS):
         one.between(start, end)
-        assert len(one._kept) <= 2 * 25
+        assert len(one.kept) <= 2 * 25
     assert len(drawn) == len(set(drawn))
 
 
@@ -38,7 +38,7 @@ def test_what_is_more_than_may_be_kept_is_drawn_again_as_it_was(monkeypatch):
     monkeypatch.setattr(brownian, "KEPT_BYTES", 40 * 50 * 50 * 4)
     one = path()
     assert all(torch.equal(one.between(*pair), noise) for pair, noise in zip(pairwise(POINTS), wanted, strict=True))
-    assert one._kept == {}
+    assert one.kept == {}
 
 
 def test_increments_have_their_intervals_variance_and_do_not_know_of_one_another():

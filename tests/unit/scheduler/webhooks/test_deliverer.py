@@ -98,15 +98,15 @@ class Site:
         """Begin a life: a new epoch, and a deliverer for it."""
         self.epoch = self.jobs.acquire("me")
         clock = asyncio.get_running_loop().time
-        self._deliverer = WebhookDeliverer(self._ask, self._post, self._limits, clock, lambda: 0.5)
-        self._working = asyncio.create_task(self._deliverer.run())
+        self.deliverer = WebhookDeliverer(self._ask, self._post, self._limits, clock, lambda: 0.5)
+        self.working = asyncio.create_task(self.deliverer.run())
         self.lives += 1
 
     async def end(self) -> None:
         """End it as a process that is killed does, whatever is under way."""
-        self._working.cancel()
+        self.working.cancel()
         with contextlib.suppress(asyncio.CancelledError):
-            await self._working
+            await self.working
 
     async def _ask(self, query: Query[T]) -> T:
         self.trouble()
@@ -120,7 +120,7 @@ class Site:
         self.receivers[name] = Receiver(behaviour)
         made = Webhook(name, name, events, new_secret(), 0.0, tenant)
         self.jobs.query(self.epoch, AddWebhook(made, 100))
-        self._deliverer.wake()
+        self.deliverer.wake()
         return self.receivers[name]
 
     def change(self, job_id: str, event: str, tenant: str = "") -> None:
@@ -133,7 +133,7 @@ class Site:
         }
         self._orders += event == "job.queued"
         if self.jobs.write(self.epoch, [changes[event]]):
-            self._deliverer.wake()
+            self.deliverer.wake()
 
     def job(self, job_id: str, tenant: str = "") -> None:
         for event in STORY:
@@ -199,7 +199,7 @@ def test_a_delivery_that_always_fails_is_given_up_is_listed_and_may_be_sent_agai
         receiver.behaviour = well
         for delivery in failed:
             site.jobs.query(site.epoch, SendAgain("a", delivery.delivery_id, asyncio.get_running_loop().time()))
-        site._deliverer.wake()
+        site.deliverer.wake()
         await asyncio.sleep(100)
         assert receiver.taken == [("1", event) for event in STORY], "by their order, not by that of asking"
 
@@ -365,7 +365,7 @@ def test_the_sender_ends_when_a_newer_scheduler_holds_the_lease(tmp_path):
         await asyncio.sleep(0.5)
         site.jobs.acquire("newer")
         await asyncio.sleep(5)
-        assert site._working.done()
+        assert site.working.done()
         site.epoch += 1
 
     lived(story, tmp_path)

@@ -35,14 +35,14 @@ def everything(store: S3) -> list:
 
 def test_keys_lie_under_the_prefix_by_area(bucket):
     S3(bucket).write(REF, b"x")
-    listed = bucket._client.list_objects_v2(Bucket=bucket.location.bucket)["Contents"]
+    listed = bucket.client.list_objects_v2(Bucket=bucket.location.bucket)["Contents"]
     assert [found["Key"] for found in listed] == ["site/a/output/sub/x.png"]
 
 
 def test_a_file_has_the_content_type_of_its_name(bucket):
     S3(bucket).write(REF, b"x")
     key = {"Bucket": bucket.location.bucket, "Key": "site/a/output/sub/x.png"}
-    assert bucket._client.head_object(**key)["ContentType"] == "image/png"
+    assert bucket.client.head_object(**key)["ContentType"] == "image/png"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_server_without_conditional_writes_is_asked_whether_the_name_is_free(b
             return AWSResponse(request.url, 501, {}, raw)
         return None
 
-    bucket._client.meta.events.register("before-send.s3.PutObject", refuse)
+    bucket.client.meta.events.register("before-send.s3.PutObject", refuse)
     store = S3(bucket)
     store.write(REF, b"mine", replace=False)
     with pytest.raises(FileExistsError):

@@ -148,7 +148,7 @@ def test_no_spelling_reaches_a_file_beside_the_areas(
     root = tmp_path_factory.getbasetemp()
     volume = Volume({"output": root / "area" / "output"})
     try:
-        path = volume._path(FileRef("output", subfolder, filename))
+        path = volume.path_of(FileRef("output", subfolder, filename))
     except FileMissingError:
         return
     assert path.is_relative_to(root / "area" / "output")

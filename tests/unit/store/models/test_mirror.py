@@ -80,9 +80,9 @@ def test_a_replaced_file_has_another_fingerprint_and_is_fetched_beside_the_earli
 def test_models_that_were_used_can_be_used_while_the_bucket_is_away(bucket, tmp_path):
     catalog = Catalog(Mirror(bucket, tmp_path))
     path = catalog.path("checkpoints", "sub/a.safetensors")
-    files = catalog._files
+    files = catalog.files
     assert isinstance(files, Mirror)
-    files._hurried = Bucket(replace(bucket.location, endpoint="http://127.0.0.1:9", patience_s=0.0))
+    files.hurried = Bucket(replace(bucket.location, endpoint="http://127.0.0.1:9", patience_s=0.0))
     assert catalog.names("checkpoints") == ["sub/a.safetensors"]
     assert catalog.path("checkpoints", "sub/a.safetensors") == path
 

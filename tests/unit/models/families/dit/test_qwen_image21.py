@@ -12,7 +12,7 @@ from torch import Tensor
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import QwenImage21, Wan22Vae
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
-from serve_app.models.families.dit.qwen_image21 import _runs
+from serve_app.models.families.dit.qwen_image21 import sequence_runs
 from serve_app.models.families.family import Rows
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower
 from serve_app.models.files.parts import find_part
@@ -76,7 +76,7 @@ def test_a_tower_of_a_depth_that_is_not_known_is_refused() -> None:
 
 
 def test_images_lie_in_the_text_where_their_slots_say_and_are_centred_on_the_image_to_make() -> None:
-    first, image, rest, made = _runs(3, (2,), [(3, 2), (4, 4)])
+    first, image, rest, made = sequence_runs(3, (2,), [(3, 2), (4, 4)])
     assert [(run.start, run.length, run.image) for run in (first, image, rest, made)] == [
         (0, 2, None),
         (2, 6, 0),

@@ -127,7 +127,7 @@ def test_replays_give_what_the_forward_gives_to_the_bit(net: str) -> None:
         answers.append(replayed.answer(asked))
         assert equal(answers[-1], eager.answer(asked))
         assert [len(answer) for answer in answers[-1]] == [1, 1, 1]
-    counters = replayed._replays.counters
+    counters = replayed.replays.counters
     assert (counters.recordings, counters.replays, counters.failures) == (1, 3, 0)
     assert not torch.equal(answers[-1][0], answers[-2][0])
 
@@ -167,10 +167,10 @@ def test_what_controlnets_add_is_replayed_for_the_rows_that_they_act_on() -> Non
         made = replayed.answer(rows)
         assert equal(made, eager.answer(rows))
         assert torch.equal(made[0], eager.answer([row("sd3", number)] * 2)[0])
-    assert replayed._replays.counters.replays == 2
+    assert replayed.replays.counters.replays == 2
     idle = replace(rows[1].inputs, controls=(replace(acting, above=0.0),))
     replayed.answer([rows[0], replace(rows[1], inputs=idle)])
-    assert replayed._replays.counters.replays == 2
+    assert replayed.replays.counters.replays == 2
 
 
 @torch.inference_mode()
@@ -185,7 +185,7 @@ def test_rows_of_a_stream_may_be_of_several_sizes() -> None:
         made = replayed.answer(rows)
         assert [answer.shape[-2:] for answer in made] == [(6, 8), (4, 12)]
         assert equal(made, eager.answer(rows))
-    assert replayed._replays.counters.replays == 2
+    assert replayed.replays.counters.replays == 2
 
 
 @torch.inference_mode()
@@ -202,7 +202,7 @@ def test_nothing_in_a_recorded_call_comes_from_the_host_or_makes_it_wait(net: st
             before = card.counts.copy()
             network.answer(asked)
             counts = card.counts.since(before)
-    assert network._replays.counters.replays == 3
+    assert network.replays.counters.replays == 3
     assert (counts.trapped, counts.stalls) == (0, 0), counts.where
     assert (counts.kernels, counts.inside) == card_costs.REPLAYED_TRANSFORMERS[net]
 

@@ -86,6 +86,6 @@ def test_nothing_in_a_recorded_call_comes_from_the_host_or_makes_it_wait(kind: s
             before = card.counts.copy()
             network.answer(rows)
             counts = card.counts.since(before)
-    assert network._replays.counters.replays == 3
+    assert network.replays.counters.replays == 3
     assert (counts.trapped, counts.stalls) == (0, 0), counts.where
     assert (counts.kernels, counts.inside) == expected
