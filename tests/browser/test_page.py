@@ -43,7 +43,7 @@ def jobs(server: Server, status: str, earlier: set[str]) -> list[dict[str, Any]]
     return [job for job in server.get("/api/jobs", status=status)["jobs"] if job["id"] not in earlier]
 
 
-def test_a_first_visit_runs_the_workflow_it_is_shown_and_sees_the_picture(server, earlier, tab, told, refused, keep):
+def test_a_first_visit_runs_the_default_workflow_and_shows_the_picture(server, earlier, tab, told, refused, keep):
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
     keep("1-first-workflow")

@@ -27,7 +27,7 @@ def test_every_rendered_shape_is_distinguished_from_the_others():
 
 
 @pytest.mark.parametrize("scene", HELD_OUT[::30])
-def test_another_colour_place_or_background_is_not_what_was_asked(scene):
+def test_another_colour_place_or_background_does_not_match_the_prompt(scene):
     (thing,) = scene.things
     other = next(colour for colour in COLOURS if colour not in (thing.colour, scene.background))
     elsewhere = next(place for place in PLACES if place != thing.place)
@@ -42,7 +42,7 @@ def test_noise_is_no_scene():
     assert not any(judge(noise, scene).shown for scene in HELD_OUT)
 
 
-def test_no_scene_that_is_drawn_for_training_is_held_out():
+def test_no_training_scene_is_in_the_test_set():
     random = Random("training")
     assert not any(is_held_out(draw_scene(random)) for _ in range(500))
     assert 150 < len(HELD_OUT) < 300

@@ -34,7 +34,7 @@ def share(verdicts):
     return sum(verdict.shown for verdict in verdicts) / len(verdicts)
 
 
-def test_what_is_asked_for_is_drawn():
+def test_the_picture_shows_what_the_prompt_says():
     pictures = draw_all(SHIPPED, TINY, [Wish(full_caption(scene), seed) for seed, scene in enumerate(SCENES)])
     assert [judge(picture, scene).shown for picture, scene in zip(pictures, SCENES, strict=True)] == [True] * 5
 

@@ -96,7 +96,7 @@ def test_a_client_that_leaves_and_returns_hears_everything_once(server: Server):
     assert steps == sorted(set(steps))
 
 
-def test_an_interrupt_is_heard_and_kept(server: Server):
+def test_an_interrupt_ends_the_job_and_stays_in_its_history(server: Server):
     with listening(server, "impatient") as socket:
         job_id = submit(server, txt2img(904, steps=5000), "impatient")
         while json.loads(socket.recv(timeout=120))["type"] != "progress":

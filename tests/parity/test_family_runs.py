@@ -75,5 +75,5 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("figure", families.RUNS)
-def test_a_run_beside_others_ends_where_comfyuis_does(runs, figure):
+def test_a_run_batched_with_others_matches_comfyui(runs, figure):
     FIGURES.assert_agrees(runs[figure].latents, figure, ZSNR_TOLERANCE if "|zsnr|" in figure else TOLERANCE)

@@ -40,7 +40,7 @@ def test_the_vector_is_comfyuis(name, role, options):
 
 
 @pytest.mark.parametrize(("name", "options", "mask"), CONCATS)
-def test_the_channels_beside_x_are_comfyuis(name, options, mask):
+def test_the_channels_concatenated_to_x_match_comfyui(name, options, mask):
     scaled = name == "edit|scaled"
     family = INPAINT if name.startswith("inpaint") else COSXL_EDIT if scaled else EDIT
     given = {option: FIGURES[held] for option, held in options.items()}

@@ -139,7 +139,7 @@ def test_a_control_of_another_family_says_what_each_is(folder: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", ["qwen_masked", "zimage_1", "zimage_2"])
-def test_a_control_that_is_shown_nothing_asks_for_an_image(folder: Path, name: str) -> None:
+def test_a_control_without_an_image_is_an_error_that_asks_for_one(folder: Path, name: str) -> None:
     family = backbone(folder, name.partition("_")[0])[0]
     control = ModelControl(Recipe("model_patch", "model_patches", name), VAE, 1.0)
     with pytest.raises(NodeError, match=r"follows an image.*: connect one"):

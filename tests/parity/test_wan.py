@@ -53,5 +53,5 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("run", wan_cases.RUNS, ids=lambda run: run.name)
-def test_a_run_beside_others_ends_where_comfyuis_does(runs, run):
+def test_a_run_batched_with_others_matches_comfyui(runs, run):
     FIGURES.assert_agrees(runs[run.name].latents, run.name, 1e-5)

@@ -65,7 +65,7 @@ async def test_a_call_that_has_not_begun_is_not_made_for_a_caller_that_is_cancel
     assert made == ["held"]
 
 
-async def test_closing_waits_for_what_was_asked_for() -> None:
+async def test_closing_waits_for_running_calls() -> None:
     one, made = Threads("test"), list[int]()
     calls = [asyncio.create_task(one.call(made.append, number)) for number in range(10)]
     await asyncio.sleep(0)

@@ -49,7 +49,7 @@ async def test_a_length_beyond_any_number_is_refused(client):
     assert answer.status_code == 413
 
 
-async def test_a_large_body_is_read_beside_the_event_loop(client, monkeypatch):
+async def test_a_large_body_is_parsed_outside_the_event_loop(client, monkeypatch):
     parsed_in = []
 
     async def noting(function, *arguments):

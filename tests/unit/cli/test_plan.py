@@ -80,7 +80,7 @@ def test_a_video_that_does_not_fit_says_what_would(tmp_path: Path, capsys: pytes
     assert run(capsys, wan, "--gpu", "8G", "--ram", "32G", *size, "--frames", frames[1])[0] == 0
 
 
-def test_bad_input_is_said_with_what_is_allowed(
+def test_bad_input_is_an_error_that_names_what_is_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

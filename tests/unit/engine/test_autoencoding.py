@@ -114,7 +114,7 @@ def test_slices_of_a_batch_become_smaller_once_and_give_the_same_bits(
 
 @pytest.mark.parametrize("work", ["decode", "encode"])
 @pytest.mark.parametrize("room", range(1, 5))
-def test_a_device_that_can_be_asked_never_fails_for_a_batch(vae: Vae, work: Work, room: int) -> None:
+def test_a_device_that_reports_free_memory_never_fails_for_a_batch(vae: Vae, work: Work, room: int) -> None:
     allocator = Allocator(room * PIXELS * PIXEL_BYTES)
     model, made = OnAllocator(vae, allocator), Autoencoding(IdleWeights(allocator, []), allocator)
     assert torch.allclose(made.whole(VAE, model, work, given(work)), one_by_one(vae, work), atol=1e-5)

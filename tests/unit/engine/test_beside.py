@@ -208,7 +208,7 @@ def test_decodes_on_the_side_stream_delay_steps_of_eight_jobs_by_no_more_than_a_
     assert sum(first.began_s < w.began_s < first.ended_s for _, w in backbone.asked) >= OVERTAKES - IN_FLIGHT
 
 
-def test_what_is_learned_of_forwards_and_how_far_ahead_they_are_asked_for_stays_as_it_is() -> None:
+def test_side_stream_work_changes_neither_the_measured_forward_times_nor_the_queue_depth() -> None:
     device, engines = Device(), []
 
     def calls(engine: Engine, count: int) -> None:
@@ -258,7 +258,7 @@ def test_a_call_that_forwards_leave_nothing_of_the_device_is_waited_for_in_the_e
     assert OVERTAKES <= before <= OVERTAKES + 4
 
 
-def test_no_more_than_two_calls_are_asked_for_ahead_and_they_are_in_order() -> None:
+def test_at_most_two_calls_are_queued_ahead_and_in_order() -> None:
     device = Device()
     ahead: list[int] = []
 
@@ -294,7 +294,7 @@ def test_what_runs_begin_with_stays_among_forwards_and_texts_and_images_do_not()
     assert streams == {"a beginning": device.forwards, "an image": device.side_stream, "a text": device.side_stream}
 
 
-def test_of_pictures_one_is_under_way_and_the_newest_is_shown() -> None:
+def test_one_preview_is_in_flight_at_a_time_and_the_newest_is_sent() -> None:
     device = Device()
     pictures, made = Pictures(device.forwards, SideStreamPool()), []
 

@@ -116,7 +116,7 @@ def test_what_fits_by_measured_forwards_does_and_one_cell_more_would_not_where_m
         assert cells == room // a_cell
 
 
-def test_what_others_took_beside_a_forward_passes_with_later_ones():
+def test_memory_taken_by_others_during_one_forward_is_forgotten_after_later_ones():
     budget = Budget(MOST)
     budget.answered("a", 10, 10_000)
     assert budget.limit("a", 1000) == 1

@@ -163,7 +163,7 @@ def test_nothing_waits_for_the_card_between_forwards_but_samplers_that_choose_th
     assert not any(alone or of_eight for _, alone, _, of_eight in (card_costs.BESIDE | card_costs.NO_SUMS).values())
 
 
-def test_beside_samplers_that_choose_their_steps_others_are_done_with_before_the_card_is_waited_for(card, engine):
+def test_with_adaptive_samplers_all_other_runs_advance_before_the_host_waits_for_the_card(card, engine):
     backbone = on_card(card)
     forwards, begun, waited = Forwards(card, backbone.network.module), [], []
     backbone.network.module.register_forward_pre_hook(lambda *_: begun.append(card.counts.stalls))

@@ -114,7 +114,7 @@ def test_a_draw_whose_memory_goes_too_early_is_noticed(card, engine, monkeypatch
     assert set(card.order.early) == {f"{DRAWS} may use again what forwards uses"}
 
 
-def test_what_does_not_fit_beside_a_forward_is_drawn_where_it_is_asked_for(card, engine, monkeypatch):
+def test_noise_that_does_not_fit_in_memory_ahead_is_drawn_at_its_step(card, engine, monkeypatch):
     failed, made = [], CardDraws.made
 
     def make(draws, draw):

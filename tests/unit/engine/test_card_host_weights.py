@@ -259,7 +259,7 @@ ASKED = st.lists(st.tuples(st.sampled_from(PARTS), st.sampled_from("ab")), min_s
 
 @fewer(10)
 @given(ASKED, st.integers(0, 2 * ONE), st.integers(0, 3 * ONE), st.booleans())
-def test_whatever_is_asked_for_neither_the_card_nor_the_host_is_given_more_than_its_bound(
+def test_no_sequence_of_loads_exceeds_the_memory_of_card_or_host(
     root: Path, asked: list[tuple[Part, str]], budget: int, host_bytes: int, releases: bool
 ) -> None:
     loads, plain = Loads(root, budget, host_bytes), Loads(root, 10**9, 0)

@@ -150,7 +150,7 @@ def flat(value: Any) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("case", card_costs.JOBS)
-def test_what_a_job_does_beside_its_steps_waits_for_no_copy(case: str) -> None:
+def test_work_of_a_job_outside_its_steps_waits_for_no_copy(case: str) -> None:
     card = Card()
     with torch.inference_mode():
         wanted = flat(made(case, lambda network: network, tiny())())

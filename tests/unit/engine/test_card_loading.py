@@ -100,7 +100,7 @@ def test_a_buffer_is_filled_again_once_the_device_has_read_it_and_all_is_there_a
     assert sorted(copies.waited) == [*range(6 - BUFFERS), 6]
 
 
-def test_a_file_that_cannot_be_read_ends_the_load_after_the_device_has_done_what_was_asked() -> None:
+def test_an_unreadable_file_ends_the_load_after_the_queued_copies() -> None:
     class Broken(Tensor):
         @classmethod
         def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -51,7 +51,7 @@ def beside(loading: Loading, work: Callable[[], Any]) -> None:
     reason="the vocabularies are not installed",
 )
 @pytest.mark.parametrize("name", FAMILIES.values())
-def test_no_text_beside_forwards_makes_them_or_the_host_wait(
+def test_encoding_texts_makes_neither_forwards_nor_the_host_wait(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serve_app.models.families.text.qwen.WIDTH_06B", SMALL)
@@ -68,7 +68,7 @@ def test_no_text_beside_forwards_makes_them_or_the_host_wait(
 
 @pytest.mark.parametrize("work", ["decode", "encode"])
 @pytest.mark.parametrize("name", VAES)
-def test_no_image_beside_forwards_makes_them_or_the_host_wait(tmp_path: Path, name: str, work: Any) -> None:
+def test_decoding_images_makes_neither_forwards_nor_the_host_wait(tmp_path: Path, name: str, work: Any) -> None:
     loading, family = Loading(tmp_path), VAES[name]
     with torch.inference_mode(), loading.card.used():
         torch.manual_seed(1)

@@ -319,7 +319,7 @@ def controlled(models: Models, backbone: RecipeBackbone, net: ControlNet) -> lis
     return denoise([piece]) + denoise([piece])
 
 
-def test_a_backbone_that_fits_alone_but_not_beside_its_controlnet_streams_and_gives_the_same_bits(
+def test_a_backbone_that_does_not_fit_with_its_controlnet_streams_with_equal_bits(
     controls: Path,
 ) -> None:
     whole = Models(controls, AMPLE)

@@ -331,7 +331,7 @@ def test_a_call_cancelled_in_time_does_not_run(engine):
     assert ran == []
 
 
-def test_latents_can_be_changed_in_place_by_whoever_gets_them(engine):
+def test_returned_latents_can_be_changed_in_place(engine):
     latents = engine.submit(Trajectory(TinyBackbone(), request())).result(30).latents
     latents += 1
     assert not latents.is_inference()

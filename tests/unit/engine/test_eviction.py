@@ -44,7 +44,7 @@ def storages(tensors: list[torch.Tensor]) -> list[StorageWeakRef]:
 
 
 @pytest.mark.parametrize("fails", [True, False])
-async def test_eviction_frees_the_weights_of_a_run_whoever_keeps_its_models_its_error_and_its_frames(
+async def test_eviction_frees_weights_though_references_to_models_errors_and_frames_remain(
     engine: Engine, catalog: Catalog, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     weights = cpu_weights(catalog)

@@ -51,7 +51,7 @@ def unharmed():
 
 
 @pytest.mark.parametrize("room", range(1, ROWS + 1))
-def test_a_device_that_cannot_be_asked_fails_no_more_than_halvings_of_its_rows_in_a_whole_run(unharmed, room):
+def test_a_device_that_reports_no_free_memory_fails_at_most_once_for_each_halving_of_a_batch(unharmed, room):
     allocator = Allocator(room * CELLS)
     done, failures = results(OnAllocator(allocator, 1))
     assert len(allocator.failures) == failures == ceil(log2(ROWS / room))
@@ -60,7 +60,7 @@ def test_a_device_that_cannot_be_asked_fails_no_more_than_halvings_of_its_rows_i
 
 
 @pytest.mark.parametrize("room", range(1, ROWS + 1))
-def test_a_device_that_can_be_asked_never_fails_where_a_cell_takes_no_more_than_is_taken_for_granted(unharmed, room):
+def test_a_device_that_reports_free_memory_never_fails_while_a_cell_costs_at_most_the_estimate(unharmed, room):
     backbone = OnAllocator(allocator := Allocator(room * CELLS * CELL_BYTES), CELL_BYTES // 2)
     done, failures = results(backbone, allocator)
     assert failures == 0
@@ -112,7 +112,7 @@ def test_a_batch_of_more_than_is_configured_goes_apart_only_where_it_does_not_fi
 
 
 @pytest.mark.parametrize("room", range(1, ROWS + 1))
-def test_of_a_batch_there_are_as_many_rows_in_a_forward_as_a_device_that_can_be_asked_has_room_for(room):
+def test_a_forward_has_as_many_rows_as_fit_the_reported_free_memory(room):
     expected, _ = batch(OnAllocator(Allocator(10**12), 1))
     backbone = OnAllocator(allocator := Allocator(room * CELLS * CELL_BYTES), CELL_BYTES)
     done, failures = batch(backbone, allocator)
@@ -134,7 +134,7 @@ def test_a_row_of_a_batch_has_idle_weights_make_way_and_fails_with_its_own_figur
     assert "a batch of 1 latents of 4×4 cells" in str(error)
 
 
-def test_what_fits_beside_no_idle_weights_makes_the_oldest_go_once_and_none_that_need_not(unharmed):
+def test_a_batch_that_does_not_fit_evicts_the_oldest_idle_weights_once_and_no_others(unharmed):
     allocator = Allocator(5 * CELLS)
     idle = IdleWeights(allocator, [2 * CELLS, 2 * CELLS, CELLS])
     done, failures = results(OnAllocator(allocator, 1), idle=idle)
@@ -191,7 +191,7 @@ def test_what_does_not_fit_at_all_fails_alone_with_what_it_needed_and_what_there
     assert failures == len(allocator.failures)
 
 
-def test_forwards_grow_and_shrink_with_the_room_beside_them_and_never_fail():
+def test_batches_grow_and_shrink_with_the_free_memory_and_never_fail():
     """Weights come and go while jobs run: each forward is what fits beside them."""
     allocator = Allocator(ROWS * CELLS * CELL_BYTES)
     backbone = OnAllocator(allocator, CELL_BYTES)

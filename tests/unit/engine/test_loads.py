@@ -210,7 +210,7 @@ def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_throug
     assert weights.is_loaded(third.result(30))
 
 
-def test_room_that_cannot_be_asked_for_is_an_error_and_those_behind_it_get_theirs(catalog: Catalog) -> None:
+def test_an_invalid_request_for_memory_fails_alone(catalog: Catalog) -> None:
     weights = cpu_weights(catalog)
     loads = Loads(weights, lambda error: None, HostTimeline())
 
@@ -279,9 +279,7 @@ async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
     assert weights.resident_bytes <= 2 * ONE
 
 
-async def test_nothing_is_loaded_ahead_while_something_is_loaded_that_was_asked_for(
-    engine: Engine, catalog: Catalog
-) -> None:
+async def test_nothing_is_prefetched_while_a_job_waits_for_a_load(engine: Engine, catalog: Catalog) -> None:
     weights = slow(catalog)
     shared = EngineRuntime(engine, weights)
     weights.go.clear()

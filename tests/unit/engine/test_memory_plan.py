@@ -237,7 +237,7 @@ MANY = st.lists(
     st.lists(st.integers(1, 6 * UNIT), min_size=2 * PARTS, max_size=2 * PARTS),
     st.integers(CELL_BYTES // 2, CELL_BYTES),
 )
-def test_forwards_are_only_as_large_as_there_is_room_beside_weights_that_come_and_go(jobs, planned, sizes, rate):
+def test_batches_fit_in_the_memory_that_streamed_weights_leave(jobs, planned, sizes, rate):
     card = Card(planned, sizes, [rate] * PARTS)
     card.run(jobs)
     assert all(job.error is None and job.steps == 0 for job in jobs)
@@ -251,9 +251,7 @@ def test_forwards_are_only_as_large_as_there_is_room_beside_weights_that_come_an
     st.integers(CELL_BYTES // 2, CELL_BYTES),
     st.lists(st.integers(0, 8 * UNIT), min_size=20, max_size=20),
 )
-def test_forwards_are_planned_beside_what_texts_and_images_keep_and_that_goes_only_where_a_piece_has_no_room(
-    jobs, planned, sizes, rate, texts
-):
+def test_forwards_leave_side_stream_pools_alone_unless_a_row_would_not_fit(jobs, planned, sizes, rate, texts):
     card = Card(planned, sizes, [rate] * PARTS, texts)
     card.run(jobs)
     assert all(job.error is None and job.steps == 0 for job in jobs)
@@ -280,7 +278,7 @@ LARGE = st.lists(st.integers(1, 400 * UNIT), min_size=PARTS, max_size=PARTS)
 
 
 @given(JOBS, st.integers(16 * UNIT, 100 * UNIT), LARGE, OTHERS, st.integers(1, CELL_BYTES))
-def test_a_network_of_any_size_has_its_room_beside_others_that_leave_it_an_eighth(jobs, planned, sizes, others, rate):
+def test_a_network_of_any_size_fits_where_others_leave_an_eighth_free(jobs, planned, sizes, others, rate):
     budget = CardShare(0, 0, planned).weights_bytes(None, MAX_ROWS * CELLS)
     card = Streaming(planned, [*sizes, *(int(share * budget) for share in others)], [rate] * PARTS)
     card.run(jobs)

@@ -112,7 +112,7 @@ def engine(device):
 
 
 @pytest.mark.parametrize("asking", ASKING_S)
-def test_of_eight_jobs_the_device_is_busy_and_asked_no_more_than_two_forwards_ahead(engine, device, asking):
+def test_eight_jobs_keep_the_device_busy_with_at_most_two_queued_forwards(engine, device, asking):
     backbone = Slow(device, ASKING_S[asking])
     together(engine, [Trajectory(backbone, request(seed=seed, steps=20)) for seed in range(8)])
     began_s, ended_s = device.done[0][0], device.done[-1][1]
@@ -255,7 +255,7 @@ def test_results_are_given_once_the_device_has_them(engine, device):
 
 
 @pytest.mark.parametrize("question", ["done", "wait", "mark"])
-def test_an_error_that_shows_only_when_the_device_is_asked_closes_the_engine(engine, device, caplog, question):
+def test_an_asynchronous_device_error_closes_the_engine(engine, device, caplog, question):
     backbone = Slow(device)
 
     def before(count):

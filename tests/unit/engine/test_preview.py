@@ -45,7 +45,7 @@ def test_a_cell_of_several_places_shows_each_of_them():
     assert others == [(2, 5)]
 
 
-def test_of_a_video_the_first_moment_is_shown():
+def test_the_preview_of_a_video_is_its_first_latent_frame():
     latents = torch.zeros(2, 16, 3, 4, 6)
     latents[:, :, 1:] = 1.0
     latents[1] = 1.0

@@ -92,7 +92,7 @@ async def test_many_nodes_at_once_get_what_each_gets_alone(shared, engine):
         torch.testing.assert_close(other.latents, one.latents, rtol=1e-4, atol=1e-4)
 
 
-async def test_each_step_can_be_shown(shared):
+async def test_each_step_can_have_a_preview(shared):
     pictures = []
     runtime = shared.bind(ignore, show=pictures.append, previews="latent2rgb")
     conditioning = await runtime.encode_text(recipe("clip"), "a fox")
@@ -130,7 +130,7 @@ async def test_with_the_files_of_a_taesd_pictures_are_decoded(engine, catalog, t
     assert [shown.shape for shown in pictures] == [(32, 32, 3)] * 3
 
 
-async def test_the_levels_of_a_backbone_are_read_beside_the_event_loop(engine, catalog):
+async def test_the_sigmas_of_a_backbone_are_read_outside_the_event_loop(engine, catalog):
     class Watched(Weights):
         def levels(self, recipe):
             threads.append(get_ident())

@@ -86,7 +86,7 @@ async def test_a_control_that_acts_nowhere_changes_nothing(engine, catalog):
     assert not torch.equal(await sample(shared, plain), await sample(shared, request(Control(NET, hint(1), 1.0))))
 
 
-async def test_jobs_whose_controlnets_do_not_fit_beside_each_other_wait_for_each_other(engine, catalog):
+async def test_jobs_whose_controlnets_do_not_fit_together_take_turns(engine, catalog):
     weights = cpu_weights(catalog)
     weights.control_net(NET)
     weights.backbone(UNET)
@@ -98,7 +98,7 @@ async def test_jobs_whose_controlnets_do_not_fit_beside_each_other_wait_for_each
     assert len(shared.resident()) == 2
 
 
-async def test_a_run_has_the_backbone_as_it_fits_beside_its_controlnet(engine, catalog, monkeypatch):
+async def test_a_run_gets_the_backbone_in_the_form_that_fits_with_its_controlnet(engine, catalog, monkeypatch):
     weights, asked = cpu_weights(catalog), []
 
     def fitted(backbone, *others, activation_bytes):
@@ -133,7 +133,7 @@ async def test_a_run_under_a_controlnet_of_another_family_fails_and_leaves_the_r
     assert kept.value.__traceback__ is not None
 
 
-async def test_a_controlnet_that_is_not_there_is_said_by_name(engine, catalog):
+async def test_a_missing_controlnet_is_named(engine, catalog):
     shared = EngineRuntime(engine, cpu_weights(catalog))
     with pytest.raises(ModelFileError, match=r"'sd2\.safetensors' is not in"):
         await sample(shared, request(Control(Recipe("controlnet", "controlnet", "sd2.safetensors"), hint(1), 1.0)))

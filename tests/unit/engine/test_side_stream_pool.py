@@ -51,7 +51,7 @@ def test_memory_taken_while_weights_are_loaded_counts_as_theirs() -> None:
     assert pool.nbytes == 20
 
 
-def test_a_device_that_cannot_be_asked_keeps_nothing_that_is_known() -> None:
+def test_a_device_that_reports_no_free_memory_has_no_measured_pool() -> None:
     pool = SideStreamPool()
     with pool.measured():
         pass

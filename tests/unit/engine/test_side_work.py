@@ -69,7 +69,7 @@ def test_what_fails_among_others_fails_alone(engine):
         futures[1].result(30)
 
 
-def test_what_is_cancelled_in_time_is_not_asked(engine):
+def test_a_call_cancelled_in_time_never_runs(engine):
     double = Doubling()
     go = held(engine)
     futures = [engine.gather(n, double, "a", most=16) for n in range(3)]

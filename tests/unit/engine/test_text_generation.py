@@ -88,7 +88,7 @@ async def test_two_jobs_generate_side_by_side_while_a_third_samples(shared, monk
     assert together.count(2) > 0
 
 
-async def test_a_job_is_cancelled_between_two_tokens_and_lets_go_of_its_model(shared):
+async def test_a_job_is_cancelled_between_two_tokens_and_releases_its_model(shared):
     reached = asyncio.Event()
     endless = asyncio.create_task(
         shared.bind(lambda done, of: reached.set()).generate_text(QWEN, replace(FOX, max_tokens=32768))

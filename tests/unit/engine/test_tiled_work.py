@@ -109,7 +109,7 @@ async def test_a_call_that_comes_meanwhile_waits_for_one_tile_at_most(engine: En
     assert order == ["tile", "tile", "call", "tile", "tile"]
 
 
-async def test_a_cancelled_node_lets_go_of_its_model_after_the_tile_in_progress(shared: EngineRuntime) -> None:
+async def test_a_cancelled_node_releases_its_model_after_the_tile_in_progress(shared: EngineRuntime) -> None:
     reached = asyncio.Event()
 
     def progress(done: int, of: int) -> None:
@@ -126,7 +126,7 @@ async def test_a_cancelled_node_lets_go_of_its_model_after_the_tile_in_progress(
     assert shared.resident() == ("vae vae/b.safetensors",)
 
 
-async def test_a_tiling_that_cannot_be_is_the_nodes_error_and_lets_go_of_the_model(shared: EngineRuntime) -> None:
+async def test_an_impossible_tiling_is_the_nodes_error_and_releases_the_model(shared: EngineRuntime) -> None:
     runtime = shared.bind(ignore)
     with pytest.raises(NodeError, match="tiles of 4 overlap by 8"):
         await runtime.encode(VAE, torch.zeros(1, 32, 32, 3), Tiling(8, 8))

@@ -48,7 +48,7 @@ def test_stages_split_over_pools_become_a_chain_of_tasks() -> None:
     ]
 
 
-def test_a_node_that_needs_no_model_goes_beside_its_consumer_else_its_producer_else_to_the_first_pool() -> None:
+def test_a_node_without_a_model_is_placed_with_its_consumer_else_its_producer_else_in_the_first_pool() -> None:
     samplers = Pool("samplers", True, ("Sampler", "Encode", "Empty", "Loader"))
     rest = Pool("rest", True, ("Decode", "Scale", "Save", "Loader", "Empty"))
     prompt = wire()
@@ -86,7 +86,7 @@ def test_an_early_node_waits_for_the_run_of_its_consumer() -> None:
     assert [set(task.nodes) for task in made.tasks] == [{"a"}, {"b"}, {"c", "late"}]
 
 
-def test_an_output_beside_an_early_node_does_not_wait_for_later_runs() -> None:
+def test_an_output_of_an_early_node_does_not_wait_for_later_runs() -> None:
     prompt = {
         "a": {"class_type": "Encode", "inputs": {}},
         "early": {"class_type": "Decode", "inputs": {"samples": ["a", 0]}},

@@ -136,7 +136,7 @@ def test_every_problem_of_every_node_is_found_reachable_or_not() -> None:
     ]
 
 
-def test_outputs_with_a_right_ancestry_are_named_beside_the_wrong_ones() -> None:
+def test_valid_outputs_are_named_with_the_invalid_ones() -> None:
     prompt = wire()
     prompt["load"] = {"class_type": "Load", "inputs": {"image": "dog.png"}}
     prompt["bad"] = {"class_type": "Save", "inputs": {"images": ["load", 0], "prefix": "x"}}

@@ -80,7 +80,7 @@ def test_traefik_has_that_port_and_requires_an_authenticator():
     assert service("compose.traefik.yaml").keys() == {"networks", "labels", "command"}
 
 
-def test_the_server_goes_by_this_hosts_names_and_behind_traefik_by_any_that_traefik_lets_through():
+def test_allowed_hosts_are_this_hosts_names_and_behind_traefik_any_that_traefik_routes():
     for file, names in (("compose.yaml", ("localhost", "127.0.0.1")), ("compose.traefik.yaml", ("*",))):
         arguments = up_options(service(file)["command"][1:])
         assert (arguments.host, arguments.port, arguments.allowed_hosts) == ("0.0.0.0", 8188, names)

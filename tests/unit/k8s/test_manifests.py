@@ -179,7 +179,7 @@ def test_every_object_that_has_a_namespace_is_in_ours(overlay):
     assert outside == ["Namespace"]
 
 
-def test_whoever_comes_from_another_namespace_is_known_by_the_namespaces_name(overlay):
+def test_a_peer_of_another_namespace_is_selected_by_the_namespaces_name(overlay):
     limits = policies(overlay, "monitoring")
     peers = [peer for policy in limits for rule in policy.get("ingress", []) for peer in rule["from"]]
     names = [peer["namespaceSelector"]["matchLabels"] for peer in peers if "namespaceSelector" in peer]

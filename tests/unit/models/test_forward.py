@@ -130,7 +130,7 @@ def test_inputs_and_outputs_of_recordings_take_no_more_than_they_may_of_all_netw
     assert recordings((0, 16)) == 0
 
 
-def test_recordings_are_reset_with_the_weights_or_slots_that_they_read_whoever_still_has_these(replays, recorder):
+def test_recordings_are_reset_with_the_weights_or_slots_that_they_read(replays, recorder):
     weights, slots = [weight(), weight()], weight()
     for reads in (None, slots):
         for one in weights:

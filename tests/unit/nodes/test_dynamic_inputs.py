@@ -77,7 +77,7 @@ async def test_a_list_in_one_of_them_makes_a_call_for_each_element() -> None:
     assert (await made(**nodes))[0] == [10, 11, 12]
 
 
-async def test_only_the_lazy_input_that_is_asked_for_by_its_dotted_name_is_evaluated() -> None:
+async def test_only_the_lazy_input_requested_by_its_dotted_name_is_evaluated() -> None:
     Either.asked.clear()
     values, started = await made(
         a=("Constant", {"value": 1}),

@@ -93,7 +93,7 @@ def test_training_is_put_on_the_recipe():
         ("edm", 0.0, "sigma_min 0.0 and sigma_max 120.0 leave no levels"),
     ],
 )
-def test_training_that_is_not_supported_is_refused_where_it_is_asked_for(sampling, low, message):
+def test_unsupported_training_is_refused_at_its_node(sampling, low, message):
     with pytest.raises(NodeError, match=message):
         model_sampling_continuous_edm(MODEL, sampling, 120.0, low)
 
@@ -126,7 +126,7 @@ def test_the_refiners_text_carries_the_size_and_the_score():
     assert (options["width"], options["height"]) == (640, 480)
 
 
-def test_an_image_to_edit_goes_beside_both_conditionings_and_empty_latents_take_its_size():
+def test_an_image_to_edit_joins_both_conditionings_and_empty_latents_take_its_size():
     image = torch.rand(1, 16, 24, 3)
     conditioning = [(torch.zeros(1, 77, 8), {"strength": 0.5})]
     vae = Recipe("vae", "vae", "v.sft")

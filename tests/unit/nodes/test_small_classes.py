@@ -163,7 +163,7 @@ def test_two_models_of_a_family_are_merged_part_by_part(class_type: str, first: 
     assert (shares[""], shares[some], shares[parts[-1]]) == ((0.75, 0.25), (0.25, 0.75), (1.0, 0.0))
 
 
-async def test_a_lora_of_no_difference_is_no_file_and_else_one_of_the_rank_asked_for() -> None:
+async def test_an_extracted_lora_has_the_given_rank_and_no_file_without_a_difference() -> None:
     runtime, store = AsyncMock(), AsyncMock()
     asked = {"filename_prefix": "loras/x", "rank": 4, "lora_type": "full_diff", "bias_diff": False}
     assert await run("LoraSave", **asked, runtime=runtime, store=store) == {}

@@ -195,7 +195,7 @@ async def test_images_are_saved_in_the_format_asked_for_and_passed_on(
     assert made["ui"]["images"][0]["filename"].endswith(f".{format['format']}")
 
 
-async def test_what_is_compared_is_shown_apart(tmp_path: Path) -> None:
+async def test_compared_images_are_reported_apart(tmp_path: Path) -> None:
     given = {"prompt": {}, "extra_pnginfo": None, "store": files(tmp_path)}
     shown = (await run("ImageCompare", image_a=torch.rand(2, 4, 4, 3), image_b=torch.rand(1, 4, 4, 3), **given))["ui"]
     assert (len(shown["a_images"]), len(shown["b_images"])) == (2, 1)

@@ -71,7 +71,7 @@ async def test_a_second_model_answers_for_the_negative(stack: Stack) -> None:
     torch.testing.assert_close(await guided(stack, "DualModelGuider", **both, model_negative=["one", 0]), usual)
 
 
-async def test_at_a_scale_of_1_the_second_model_is_not_asked(stack: Stack) -> None:
+async def test_at_a_scale_of_1_the_second_model_is_not_run(stack: Stack) -> None:
     given: dict[str, Any] = {"positive": ["positive", 0], "model_negative": ["two", 0], "cfg": 1.0}
     made = await guided(stack, "DualModelGuider", **given)
     torch.testing.assert_close(made, await guided(stack, "BasicGuider", conditioning=["positive", 0]))

@@ -541,7 +541,7 @@ async def test_every_way_to_sample_gives_what_ksampler_gives(stack: Stack, way: 
 
 
 @pytest.mark.parametrize(("sampler", "same"), [("OwnSampler", "euler"), ("BorrowedSampler", "dpmpp_2m")])
-async def test_a_packs_sampler_runs_beside_the_servers(stack: Stack, sampler: str, same: str) -> None:
+async def test_a_packs_sampler_shares_forwards_with_the_servers(stack: Stack, sampler: str, same: str) -> None:
     own = await samples(stack, **custom(("KSamplerSelect", {"sampler_name": same})))
     theirs = await samples(stack, **custom((sampler, {})))
     torch.testing.assert_close(theirs, own, rtol=1e-4, atol=1e-4)

@@ -115,7 +115,7 @@ def test_what_a_suspects_running_task_waits_for_begins_though_it_is_another_tena
     assert (replica, first.id.job_id, first.targets) == ("r-mixers", "suspect", ("1",))
 
 
-def test_what_is_asked_for_while_its_task_runs_for_something_else_is_made_by_another_run() -> None:
+def test_a_lazy_input_requested_while_its_task_runs_is_computed_by_another_task() -> None:
     nodes = {**NODES, "3": Node("3", "Make", {"from": Link("1", 0)})}
     script = Script((MAKERS, MIXERS))
     planned = plan(Graph(nodes), SPECS, ["5"], {n: f"s{n}" for n in nodes}, (MAKERS, MIXERS))
@@ -132,7 +132,7 @@ def test_what_is_asked_for_while_its_task_runs_for_something_else_is_made_by_ano
     assert again.id.attempt == making.id.attempt + 1
 
 
-def test_a_lazy_value_that_a_replica_holds_is_asked_for_and_not_made_again() -> None:
+def test_a_lazy_value_in_a_replicas_memory_is_fetched_and_not_computed_again() -> None:
     script = started(MAKERS, MIXERS)
     [(_, mixing)] = assigned(script.commands)
     [(_, making)] = assigned(script.report("r-mixers", Want(mixing.id, "s3")))

@@ -491,9 +491,7 @@ async def test_jobs_are_counted_and_cancelled_together_by_where_they_are(life):
     assert [view.state for view in views] == ["cancelled"] * 5
 
 
-async def test_a_replica_that_is_silent_is_lost_and_named_to_whoever_can_end_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_replica_is_lost_and_given_to_be_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "WATCH_S", 0.02)
     jobs = Jobs(f"sqlite:///{tmp_path}/jobs.sqlite")
     silence = Scheduler(

@@ -67,7 +67,7 @@ async def test_its_files_are_served_and_are_immutable_where_their_name_has_a_has
         "%2fetc%2fpasswd",
     ],
 )
-async def test_nothing_beside_its_files_is_served(client, path):
+async def test_only_the_pages_own_files_are_served(client, path):
     answer = await client.get(f"/{path}")
     assert answer.status_code == 404
     assert "hidden" not in answer.text

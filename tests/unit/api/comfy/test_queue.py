@@ -195,7 +195,9 @@ def saved(name: str, **members: str) -> dict[str, str]:
         ({"animated": [True], "images": [saved("a.webp")]}, (1, 1), "a.webp"),
     ],
 )
-async def test_what_stands_for_a_job_goes_by_its_kind_and_its_file(client, replica, submit, shown, counts, previewed):
+async def test_the_thumbnail_of_a_job_follows_from_its_outputs_kind_and_file(
+    client, replica, submit, shown, counts, previewed
+):
     await submit(JOB)
     await replica.succeed(JOB, {"6": shown})
     [job] = (await get(client, "/api/jobs"))["jobs"]

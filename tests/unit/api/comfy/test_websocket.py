@@ -164,7 +164,7 @@ async def test_the_queues_new_length_comes_between_a_jobs_success_and_its_end(se
         assert kinds([await me.frame(), await me.frame()]) == [("status", 0), ("executing", None)]
 
 
-async def test_the_history_is_there_when_the_end_is_heard(server, replica, example):
+async def test_the_history_is_there_when_the_end_event_arrives(server, replica, example):
     async with client(server) as me, httpx.AsyncClient(base_url=f"http://{server}") as http:
         await submit(server, example)
         await run(replica)
@@ -227,7 +227,7 @@ async def test_a_job_that_is_withdrawn_while_it_waits_is_a_change_of_the_queue_o
         assert kinds([await me.frame()]) == [("status", 1)]
 
 
-async def test_neither_a_job_nor_a_queue_without_it_is_heard_before_its_submission_is_answered(
+async def test_no_event_of_a_job_arrives_before_its_submission_is_answered(
     server, service, replica, example, monkeypatch
 ):
     monkeypatch.setattr(published_jobs, "ANSWER_S", 3600)
@@ -408,7 +408,7 @@ async def test_a_client_may_return_through_another_replica(service, replica, exa
     ]
 
 
-async def test_each_output_is_heard_once_though_a_replica_dies(service, replica, example):
+async def test_each_output_event_arrives_once_though_a_replica_dies(service, replica, example):
     heard: list[str] = []
     example["prompt"] |= {"7": example["prompt"]["6"], "8": example["prompt"]["6"]}
     async with ingress(service) as two:

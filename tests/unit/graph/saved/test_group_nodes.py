@@ -45,7 +45,7 @@ def test_what_a_group_node_has_not_saved_is_as_inside():
     assert [prompt[name]["inputs"]["strength"] for name in ("10:8", "10:9")] == [0.125, 0.25]
 
 
-def test_an_output_linked_inside_and_outside_is_an_exit_beside_the_others():
+def test_an_output_linked_inside_and_outside_the_group_is_an_exit_too():
     saved = grouped(*PATCHES, values=[], links=[(0, 0, 1, 0)], group={"external": [[0, 0, "MODEL"]]})
     assert convert(saved, OWN)["2"]["inputs"]["model"] == ["10:8", 0]
     hidden = {"external": [[0, 0, "MODEL"]], "config": {"0": {"output": {"0": {"visible": False}}}}}

@@ -138,7 +138,7 @@ def test_replays_of_a_controlnet_give_what_its_forward_gives_to_the_bit(folder: 
 
 
 @pytest.mark.parametrize("name", [*UNETS, *OF_CONTROL])
-def test_nothing_of_a_controlnet_is_asked_for_but_its_replay_and_nothing_in_it_waits(folder: Path, name: str) -> None:
+def test_a_recorded_controlnet_launches_only_its_replay_and_waits_for_nothing(folder: Path, name: str) -> None:
     card = Card()
     with card.used():
         bench = Bench(folder, name, Replays(CardRecorder(card), ROW_BUCKETS), card)

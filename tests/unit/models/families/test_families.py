@@ -96,7 +96,7 @@ def test_linear_projections_around_attention_mean_heads_sixty_four_wide():
 
 
 @pytest.mark.parametrize(("channels", "beside"), [(9, 5), (8, 4)])
-def test_input_channels_beyond_the_latents_are_those_beside_x(channels, beside):
+def test_input_channels_beyond_the_latents_are_concatenated_to_x(channels, beside):
     found = Sd.probe(changed("unet_mini", **{"input_blocks.0.0.weight": (320, channels, 3, 3)}))
     assert found.concat_channels == beside
 

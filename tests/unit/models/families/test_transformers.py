@@ -235,7 +235,7 @@ def test_text_of_another_familys_encoder_is_refused() -> None:
         )
 
 
-def test_an_image_beside_x_goes_with_the_area_it_is_for() -> None:
+def test_an_image_concatenated_to_x_is_cropped_with_the_area() -> None:
     latents = torch.zeros(1, 16, 8, 8)
     options = {"concat_latent_image": torch.arange(64.0).view(1, 1, 8, 8).expand(1, 16, 8, 8)}
     family = TINY["flux_depth"]

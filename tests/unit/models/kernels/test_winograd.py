@@ -55,7 +55,7 @@ def test_winograd_is_as_exact_as_onednn_over_the_most_channels_there_are():
     assert (PackedWinograd(layer)(x) - exact).abs().max() < 7e-6
 
 
-def test_a_picture_does_not_depend_on_those_beside_it():
+def test_a_picture_does_not_depend_on_others_in_its_batch():
     packed, x = PackedWinograd(plain()), cells((3, 9, 8))
     assert torch.equal(packed(x)[1:2], packed(x[1:2]))
 

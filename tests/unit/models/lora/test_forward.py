@@ -279,7 +279,7 @@ def test_a_merged_copy_shares_weights_that_are_kept_in_fewer_bits():
     assert not isinstance(first, QuantizedLinear)
 
 
-def test_what_is_beside_the_weights_is_added_after_they_are_rounded():
+def test_an_unmerged_lora_is_added_after_the_weights_are_rounded():
     base = nn.Sequential(nn.Linear(6, 6))
     stack = [({"0.weight": LowRank(drawn(i, 6, 2), drawn(i + 1, 2, 6), 1.0)}, 1.0) for i in (0, 2)]
     (changed,) = with_merged(base, LoraSet("set", base, stack, stored_as=torch.float16, bypassing=1)).children()

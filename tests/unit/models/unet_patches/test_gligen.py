@@ -89,7 +89,7 @@ def test_boxes_are_shares_of_the_canvas_or_of_the_area_that_is_one(patch: ModelP
     assert active.tokens(8, 8) is active.tokens(8, 8)
 
 
-def test_the_negative_has_the_positives_boxes_also_beside_an_area() -> None:
+def test_the_negative_has_the_positives_boxes_also_with_an_area() -> None:
     boxes = grounding(1)
     plain = resolved({"positive": conditioning(gligen=boxes), "negative": conditioning()}, 8, 8)
     assert plain["negative"][0][1]["gligen"] is boxes

@@ -124,7 +124,7 @@ def test_equal_merges_are_one_network_whatever_else_the_models_carry(catalog: Ca
     assert held.backbone(reverse).network is not one.network
 
 
-def test_a_lora_after_a_merge_goes_beside_it_and_one_before_into_it(catalog: Catalog) -> None:
+def test_a_lora_after_a_merge_stays_unmerged_and_one_before_is_part_of_it(catalog: Catalog) -> None:
     held = cpu_weights(catalog)
     plainly = merged(backbone("unet_a"), backbone("unet_b"), HALF)
     within = merged(backbone("unet_a").with_lora("unet.safetensors", 1.0), backbone("unet_b"), HALF)
@@ -209,7 +209,7 @@ def test_a_graph_that_merges_without_end_is_refused() -> None:
         merged(recipe, recipe, HALF)
 
 
-def test_scaled_attention_is_weights_beside_those_that_all_share(catalog: Catalog) -> None:
+def test_scaled_attention_has_its_own_weights_and_shares_the_rest(catalog: Catalog) -> None:
     [recipe] = BUILTIN["UNetSelfAttentionMultiply"]().multiply(backbone("unet_a"), 0.5, 1, 2, 1)  # type: ignore[attr-defined]
     assert recipe.last(Scale) == Scale((("attn1.to_q", 0.5), ("attn1.to_v", 2)))
     own, scaled = (published(catalog, one) for one in (backbone("unet_a"), recipe))

@@ -105,7 +105,7 @@ def live_bytes(module):
 
 
 @pytest.mark.parametrize("part", ["backbone", "clip", "vae"])
-def test_an_evicted_part_has_no_memory_whoever_has_references_to_it_and_says_so_if_it_is_used(catalog, part):
+def test_an_evicted_part_has_no_memory_and_says_so_if_it_is_used(catalog, part):
     held, recipe = weights(catalog, ONE), Recipe(part, "checkpoints", "a.safetensors")
     model = getattr(held, part)(recipe)
     [module] = [resident.loaded.module for resident in held._residency._resident.values()]
@@ -154,7 +154,7 @@ def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog
     assert held.resident() == ("backbone checkpoints/a.safetensors",)
 
 
-def test_weights_fit_if_resident_or_if_room_can_be_made_beside_what_is_in_use(catalog):
+def test_weights_fit_if_resident_or_if_idle_ones_can_be_evicted(catalog):
     held = weights(catalog, 2 * ONE)
     a, b = held.open(backbone("a")), held.open(backbone("b"))
     assert held.fits(held.need(backbone("a")))
@@ -187,7 +187,7 @@ def test_a_file_replaced_under_its_name_is_loaded_anew(tmp_path):
     assert not torch.equal(before, after)
 
 
-def test_what_is_released_is_no_longer_said_to_be_held(catalog):
+def test_released_weights_are_no_longer_reported(catalog):
     held = weights(catalog)
     in_use = held.open(backbone("a"))
     held.backbone(backbone("b"))
@@ -306,7 +306,7 @@ def test_weights_that_run_out_of_memory_are_loaded_again_without_idle_ones(catal
         assert (names(held), device.failures) == (["a", "c"], 1)
 
 
-def test_weights_that_do_not_fit_beside_those_in_use_fail_with_figures_and_leave_no_room_taken(catalog, monkeypatch):
+def test_weights_that_do_not_fit_fail_with_figures_and_reserve_nothing(catalog, monkeypatch):
     held = weights(catalog)
     Tight(monkeypatch, held, 1)
     in_use = held.open(backbone("a"))
@@ -334,7 +334,7 @@ def test_room_that_was_given_is_known_until_the_weights_are_there(catalog):
     assert held.reserved_bytes == 0
 
 
-def test_as_much_is_released_as_is_asked_for_oldest_first(catalog):
+def test_the_oldest_weights_are_released_until_the_request_is_met(catalog):
     held = weights(catalog)
     for name in "abc":
         held.backbone(backbone(name))

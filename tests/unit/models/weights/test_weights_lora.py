@@ -98,7 +98,7 @@ def test_a_text_under_a_lora_is_encoded_as_with_weights_merged_in_half_precision
     assert float((without - theirs).norm() / theirs.norm()) > 1e-2
 
 
-def test_a_text_under_a_lora_beside_the_weights_is_encoded_without_their_rounding(catalog):
+def test_a_text_with_an_unmerged_lora_is_encoded_without_the_weights_rounding(catalog):
     held = weights(catalog)
     merged = held.clip(under(CLIP, (1, 0.8))).encode(["a fox"])[0][0][0]
     beside = held.clip(CLIP.with_bypass_lora("style1.safetensors", 0.8)).encode(["a fox"])[0][0][0]

@@ -74,7 +74,7 @@ def test_options_of_token_sampling_apply_only_where_tokens_are_sampled():
     assert on - off == {f"sampling_mode.{field.name}" for field in fields(TokenSampling)}
 
 
-async def test_a_language_model_is_asked_for_a_text_in_the_numbers_of_the_node():
+async def test_a_language_model_generates_with_the_nodes_settings():
     sampling = TokenSampling(temperature=0.7, top_k=9, top_p=0.9, min_p=0.1, repetition_penalty=1.1, seed=5)
     on = {"sampling_mode": "on", **asdict(sampling)}
     modes: Any = {"thinking": True, "use_default_template": False}

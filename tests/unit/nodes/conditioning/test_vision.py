@@ -76,14 +76,14 @@ def test_loaders_name_their_files() -> None:
 
 
 @pytest.mark.parametrize(("crop", "asked"), [("center", True), ("none", False)])
-def test_an_image_is_looked_at_as_asked(crop: str, asked: bool) -> None:
+def test_an_image_is_cropped_for_the_encoder_as_the_input_says(crop: str, asked: bool) -> None:
     runtime: Any = Oracle()
     output = asyncio.run(clip_vision_encode(ENCODER, torch.zeros(1, 8, 8, 3), crop, runtime))
     assert output is SEEN
     assert runtime.asked == (ENCODER, asked)
 
 
-def test_a_style_goes_after_the_text_as_strong_as_asked() -> None:
+def test_a_style_follows_the_text_with_its_strength() -> None:
     given = text(guidance=3.5)
     [(cond, options)] = styled(given, 0.5, "multiply")
     assert torch.equal(cond, torch.cat([given[0][0], TOKENS * 0.5], dim=1))

@@ -33,7 +33,7 @@ def test_loras_are_stacked_in_the_order_they_were_loaded():
     assert twice.patches == (Lora("a.safetensors", 1.0), Lora("b.safetensors", 0.5))
 
 
-def test_a_lora_beside_the_weights_takes_the_place_of_another_and_counts_last():
+def test_an_unmerged_lora_replaces_the_one_before_and_is_applied_last():
     model, clip = lora_loader_bypass(MODEL, CLIP, "a.safetensors", 0.5, 0)
     assert (model.patches, clip) == ((Lora("a.safetensors", 0.5, bypass=True),), CLIP)
     model = lora_loader_bypass_model_only(model, "b.safetensors", 0.7)
@@ -42,7 +42,7 @@ def test_a_lora_beside_the_weights_takes_the_place_of_another_and_counts_last():
     assert lora_loader_bypass(model, CLIP, "a.safetensors", 0, 0) == (model, CLIP)
 
 
-def test_a_merge_takes_of_the_other_model_its_weights_and_keeps_what_is_beside_its_own():
+def test_a_merge_takes_the_other_models_weights_and_keeps_its_own_patches():
     beside = Lora("a.safetensors", 0.5, bypass=True)
     merge = Merge(MODEL, (Share("", 0.5, 0.5),))
     merged = MODEL.with_patch(beside).with_patch(merge)

@@ -121,7 +121,7 @@ async def test_loops_one_after_another_are_each_its_own() -> None:
     assert await run(**nodes) == [2, 4, 6]
 
 
-async def test_what_a_loop_shows_is_shown_each_time_at_its_own_node_and_not_outside_the_iterations() -> None:
+async def test_previews_inside_a_loop_are_sent_each_iteration_under_their_own_node() -> None:
     nodes: dict[str, Any] = {
         "start": ("StartLoop", {**SIMPLE, "mode.num_iterations": 3}),
         "sum": ("Add", {"a": ["start", 0], "b": 5}),

@@ -49,7 +49,7 @@ async def reserve(key: str, at_least: int, contents: Contents) -> tuple[int, boo
         ("VAESave", ("vae",), "all/mine_00001_.safetensors", "decoder.conv_in.bias"),
     ],
 )
-async def test_parts_are_saved_with_their_workflow_and_shown(
+async def test_parts_are_saved_with_their_workflow_and_reported(
     catalog: Catalog, tmp_path: Path, name: str, parts: tuple[str, ...], filename: str, tensor: str
 ) -> None:
     volume = Volume({area: tmp_path / area for area in AREAS})

@@ -231,7 +231,7 @@ def with_room(script: Loaded, name: str) -> None:
     script.report(name, ResidentWeights(("backbone checkpoints/b.safetensors",)))
 
 
-def test_a_model_that_more_is_asked_of_than_its_replicas_can_soon_do_comes_to_others() -> None:
+def test_a_model_with_too_long_a_queue_is_loaded_on_further_replicas() -> None:
     script = Loaded()
     script.holding("r1", "a")
     for number in range(2, 6):

@@ -213,7 +213,7 @@ def test_a_suspect_goes_on_once_the_one_before_it_has_left_another_pool():
     assert [(name, task.id.job_id) for name, task in assigned(script.run("g1", samples))] == [("g1", "b")]
 
 
-def test_a_replica_that_leaves_or_joins_again_is_held_against_nobody():
+def test_a_replica_that_leaves_or_joins_again_counts_as_nobodys_failure():
     script = Script(max_attempts=1)
     script.job("a")
     script.replica("r1")
@@ -306,7 +306,7 @@ def test_cancelling_a_running_job_interrupts_it_and_its_slot_frees_when_it_has_s
     assert changes(script.report("r1", NodeFinished(task.id, "3", "s", {"images": []})), OutputRecorded) == []
 
 
-def test_equal_work_is_answered_from_what_was_shown_before_without_a_replica():
+def test_equal_work_is_answered_from_recorded_outputs_without_a_replica():
     script = Script()
     script.replica("r1")
     [(_, task)] = assigned(script.job("a", seed=7))
@@ -528,7 +528,7 @@ def test_a_started_job_whose_replica_is_lost_goes_on_although_the_queue_is_pause
     assert [task.id.job_id for _, task in assigned(script.replica("r2"))] == ["a"]
 
 
-def test_what_waits_for_a_replica_is_held_back_by_a_later_pause_and_can_be_cancelled():
+def test_a_waiting_task_obeys_a_later_pause_and_can_be_cancelled():
     script = Script()
     script.job("a")
     script.job("b", seed=2)
@@ -585,7 +585,7 @@ def lone_loss(script: Script, job_id: str, replica: str, seed: object, tenant: s
     script.apply(ReplicaLeft(f"{replica} again"))
 
 
-def test_the_next_jobs_of_whoever_ended_a_replica_wait_longer_each_time_and_nobody_elses():
+def test_jobs_of_a_tenant_that_killed_replicas_back_off_and_nobody_elses_do():
     script = Script()
     for n, wait_s in enumerate((5.0, 10.0, 20.0)):
         lone_loss(script, f"guilty {n}", f"r{n}", seed=f"g{n}")
@@ -727,7 +727,7 @@ def ran(commands, job_id):
     return [event.data["node"] for event in told if event.kind == "executing"], known
 
 
-def test_a_node_that_does_what_another_has_done_is_told_as_run_with_it():
+def test_a_node_equal_to_a_running_one_is_reported_as_executed_with_it():
     script = Script(graph=twins)
     script.replica("r1")
     [(_, task)] = assigned(script.job("a"))
@@ -737,7 +737,7 @@ def test_a_node_that_does_what_another_has_done_is_told_as_run_with_it():
     assert ran(script.report("r1", NodeFinished(task.id, "1", task.signatures["1"], None)), "a") == ([], [])
 
 
-def test_what_only_known_nodes_need_is_told_as_known_too():
+def test_ancestors_of_cached_nodes_are_reported_as_cached_too():
     script = Script()
     script.replica("r1")
     [(_, task)] = assigned(script.job("a", seed=7))

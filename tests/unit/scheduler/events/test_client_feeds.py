@@ -138,7 +138,7 @@ async def test_events_of_a_job_and_all_behind_them_wait_until_its_submission_is_
     feeds.release("a")
 
 
-async def test_news_names_the_clients_that_wait_for_an_answer_whatever_else_ended_the_poll():
+async def test_a_poll_names_the_clients_that_wait_for_an_answer_whatever_ended_it():
     feeds = Feeds(epoch=1)
     feeds.hold("a", "c")
     readers = {name: Reader(name, 0) for name in ("c", "other")}

@@ -44,7 +44,7 @@ def test_a_clock_that_goes_back_makes_no_negative_duration():
     assert list(told(("a", "queued", 10), ("a", "started", 9)).waits_s) == [0]
 
 
-def test_nodes_that_need_not_run_are_counted_beside_those_that_do():
+def test_cached_nodes_are_counted_with_those_that_run():
     counters = told(("a", "cached", 1, {"nodes": ["1", "2", "3"]}), ("a", "executing", 1, {"node": "4"}))
     assert counters.nodes == {"cached": 3, "executing": 1}
 

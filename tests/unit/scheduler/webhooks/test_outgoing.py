@@ -101,7 +101,7 @@ def test_the_signature_of_the_reference_implementations_own_example():
 
 
 @pytest.mark.parametrize("secret", [None, "", "whsec_", "whsec_!!", "whsec_" + "QUFB" * 4, "whsec_" + "QUFB" * 30, "x"])
-def test_a_secret_that_is_none_is_refused_and_not_said(secret):
+def test_an_invalid_secret_is_refused_and_not_printed(secret):
     with pytest.raises(InvalidSubmissionError) as refused:
         check_secret(secret)
     assert not secret or secret in ("x", "whsec_") or secret not in str(refused.value)
@@ -175,7 +175,7 @@ async def test_no_answer_and_one_that_is_no_http_are_errors(answer, problem):
         await Outgoing(LOOPBACK, 5).post(f"http://127.0.0.1:{port}/", {}, b"{}")
 
 
-async def test_a_name_is_asked_for_once_and_its_address_is_looked_at(monkeypatch, caplog):
+async def test_a_host_name_is_resolved_once_and_its_address_checked(monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("serve_app"), "propagate", True)
     asked: list[str] = []
     answers = {"outside.example": "127.0.0.1", "both.example": "10.0.0.9"}

@@ -121,7 +121,7 @@ def test_a_copy_is_of_one_moment_while_jobs_come(database_url, other_url, tmp_pa
     other.close()
 
 
-def test_a_database_with_jobs_is_replaced_only_if_that_is_said_and_its_server_stops(database_url, tmp_path, volume):
+def test_a_database_with_jobs_is_replaced_only_with_the_option_and_its_server_stops(database_url, tmp_path, volume):
     jobs, copy = filled(database_url), tmp_path / "copy.gz"
     write_backup(jobs, copy, None)
     jobs.write(1, [JobAccepted(replace(ROW, job_id="later", order=9, queued_seq=9))])

@@ -87,7 +87,7 @@ def test_a_reader_of_the_deleted_file_leaves_the_one_that_takes_its_place_alone(
     assert kept(path) == ["a", "b", "c"]
 
 
-def test_another_file_in_its_place_takes_no_write_and_what_was_accepted_lies_beside_it(jobs, path, tmp_path):
+def test_another_file_in_its_place_is_not_written_and_accepted_jobs_are_saved_next_to_it(jobs, path, tmp_path):
     epoch = jobs.acquire("me")
     jobs.write(epoch, [JobAccepted(ROW)])
     Jobs(f"sqlite:///{tmp_path}/other.sqlite").close()
@@ -147,7 +147,7 @@ def test_a_file_that_is_deleted_between_writing_and_the_commits_answer_is_notice
     assert kept(path) == ["a"]
 
 
-def test_a_copy_that_a_crash_left_without_its_original_is_asked_about_not_passed_over(path):
+def test_a_copy_left_by_a_crash_without_its_original_is_an_error_not_ignored(path):
     path.parent.mkdir()
     Jobs(f"sqlite:///{path}").close()
     os.rename(path, f"{path}.rescued-1")

@@ -84,7 +84,7 @@ def test_a_store_that_is_away_is_an_error_once_patience_ends(bucket_of):
 
 
 @pytest.mark.parametrize("page", [HTML, XHTML])
-def test_a_page_of_html_in_the_stores_place_is_an_error_whatever_is_asked(bucket_of, page):
+def test_a_page_of_html_in_the_stores_place_is_an_error_for_every_request(bucket_of, page):
     portal = CaptivePortal(page)
     store = S3(bucket_of("bucket", endpoint=portal.endpoint, patience_s=0.0))
     for ask in [*everything(store), lambda: store.delete(REF), lambda: store.write(REF, iter([b"x"]))]:
@@ -198,7 +198,7 @@ def test_a_read_never_goes_on_in_another_content(bucket, monkeypatch):
             file.read()
 
 
-def test_a_server_without_conditional_writes_is_asked_whether_the_name_is_free(bucket):
+def test_without_conditional_writes_the_name_is_checked_first(bucket):
     """The refusal is Swift's; everything else is the real store's answer."""
     refused = []
 

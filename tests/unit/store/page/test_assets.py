@@ -70,7 +70,7 @@ def test_a_second_asset_of_the_bytes_has_the_firsts_file(ask):
     assert not ask(HasBytes(HASH))
 
 
-def test_what_is_asked_twice_is_answered_alike(ask):
+def test_equal_queries_have_equal_answers(ask):
     for _ in range(2):
         minted = ask(MintAsset(asset(1), stored=True, key="k"))
         assert (minted.created, minted.shared) == (True, False)

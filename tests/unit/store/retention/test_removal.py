@@ -73,7 +73,7 @@ def test_what_another_job_shows_or_is_about_to_read_or_an_asset_refers_to_stays(
     assert saves.there() == {*refs[:3]}
 
 
-def test_what_has_not_ended_stays_and_is_said(saves):
+def test_unfinished_jobs_stay_and_are_named(saves):
     saves.jobs.write(saves.epoch, [JobAccepted(replace(ROW, job_id="a"))])
     removed = saves.jobs.query(saves.epoch, RemoveJobs(("a",)))
     assert (removed.ended, removed.unfinished) == ((), ("a",))

@@ -113,7 +113,7 @@ def test_conditioning_that_an_edition_cannot_take_is_refused(net: str, options: 
         inputs(NETS[net], options)
 
 
-def test_what_lies_beside_x_goes_with_the_area_it_is_for() -> None:
+def test_what_is_concatenated_to_x_is_cropped_with_the_area() -> None:
     cells = torch.arange(24.0).view(1, 1, 1, 4, 6)
     image_inputs = inputs(
         NETS["control_22"],
