@@ -19,6 +19,7 @@ Form: TypeAlias = Literal["text", "json"]
 Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 _about: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
+_process: dict[str, str] = {}
 
 
 def get(name: str) -> logging.Logger:
@@ -36,11 +37,17 @@ def about(**ids: str) -> Iterator[None]:
         _about.reset(token)
 
 
-def configure(form: Form = "text", level: Level = "info") -> None:
+def ids() -> dict[str, str]:
+    """Return the ids of the lines that are logged here: the process's, then those of `about`."""
+    return {**_process, **(_about.get() or {})}
+
+
+def configure(form: Form = "text", level: Level = "info", **process: str) -> None:
     """Send the project's log lines of a level, and those above it, to standard error.
 
-    Called once a process, by the entry point.
+    process: ids of every line, such as replica=…. Called once a process, by the entry point.
     """
+    _process.update(process)
     logger = logging.getLogger("serve_app")
     if not logger.handlers:
         handler = logging.StreamHandler()
@@ -68,8 +75,8 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line, without a traceback."""
-        ids = "".join(f" {name}={value}" for name, value in (_about.get() or {}).items())
-        return printable(super().formatMessage(record) + ids)
+        pairs = "".join(f" {name}={value}" for name, value in ids().items())
+        return printable(super().formatMessage(record) + pairs)
 
     def formatException(self, ei: Any) -> str:
         """Return a traceback with indented lines, so that no message in it looks like a log line."""
@@ -77,8 +84,8 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """Formats lines for log collectors: JSON objects with `at`, `level`, `logger`, `message`, the ids, and a
-    traceback.
+    """Formats lines for log collectors: JSON objects with `at`, `level`, `logger`, `message`, the ids, a record's
+    `fields`, and a traceback.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -88,7 +95,8 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **(_about.get() or {}),
+            **ids(),
+            **getattr(record, "fields", {}),
         }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)

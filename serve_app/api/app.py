@@ -29,6 +29,7 @@ from serve_app.api.comfy.page import pack_routes, page
 from serve_app.api.concurrency_limits import ConcurrencyLimits, ConcurrencyMiddleware
 from serve_app.api.contract import document, routes
 from serve_app.api.operator import admin, model_changes, operator, overview
+from serve_app.api.request_id import RequestIdMiddleware
 from serve_app.api.routing import PrefixRouter, Routes, prefixed
 from serve_app.api.v2 import failures as v2_failures
 from serve_app.api.v2 import routes as v2
@@ -90,7 +91,7 @@ def create_app(
             allow_credentials="*" not in allowed.origins,
         )
     app.add_middleware(OriginMiddleware, allowed=allowed, answer=_answer)
-    app.add_middleware(v2_failures.RequestIds)
+    app.add_middleware(RequestIdMiddleware)
     app.add_middleware(DialectMiddleware, root_dialect=root_dialect, prefixed=under_api)
     return app
 

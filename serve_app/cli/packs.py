@@ -5,10 +5,11 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from serve_app.cli.lines import print_line
+from serve_app.cli.lines import print_json, print_line
 from serve_app.execution.call import PACKS
 from serve_app.packs.loading import Packs, load_packs
 from serve_app.packs.requirements import requirements, unmet, write_lock
@@ -17,16 +18,19 @@ SHOWN_NAMES = 3
 """How many missing names a line has, the most used first."""
 
 
-def report_packs(packs_dir: Path, *, markdown: bool = False) -> int:
+def report_packs(packs_dir: Path, *, markdown: bool = False, as_json: bool = False) -> int:
     """Print a line for each pack and a line of sums; return 1 if a pack was left out. Runs the packs' code.
 
-    markdown: print a Markdown table.
+    markdown: print a Markdown table; as_json: print JSON instead.
     """
     with tempfile.TemporaryDirectory() as root:
         folders = {area: Path(root, area) for area in ("input", "output", "temp")}
         for folder in folders.values():
             folder.mkdir()
         found = load_packs(packs_dir, Path(root, "models"), folders)  # type: ignore[arg-type]
+    if as_json:
+        print_json(report(found))
+        return 1 if found.failures else 0
     for line in markdown_table(found) if markdown else report_lines(found):
         print_line(line)
     return 1 if found.failures else 0
@@ -54,6 +58,15 @@ class _Row:
     able: int
     missing: str
     left_out: tuple[str, ...]
+
+
+def report(found: Packs) -> dict[str, Any]:
+    """Return the table as JSON: each pack with its classes, and what was left out or refused to run."""
+    return {
+        "packs": {pack: asdict(row) for pack, row in sorted(_rows(found).items())},
+        "left_out": dict(found.failures),
+        "refused_to_run": {pack: list(commands) for pack, commands in found.installs.items()},
+    }
 
 
 def report_lines(found: Packs) -> Iterator[str]:

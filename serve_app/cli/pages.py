@@ -44,6 +44,9 @@ def status_lines(answer: Mapping[str, Any]) -> Iterator[str]:
     for pause in answer["paused"]:
         since = datetime.fromtimestamp(pause["since_s"]).isoformat(" ", "seconds")
         yield f"paused since {since}: {pause['kind']} {pause['name']}".rstrip()
+    for drain in answer["drained"]:
+        since = datetime.fromtimestamp(drain["since_s"]).isoformat(" ", "seconds")
+        yield f"drained since {since}: {drain['kind']} {drain['name']}"
     yield from map(backoff_line, answer["backoffs"])
     for host in answer["hosts"]:
         yield f"host {host['host']}: {host['ram_available_mb']} of {host['ram_total_mb']} MB memory available"
@@ -54,10 +57,18 @@ def status_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         running = f"{replica['running']} of {replica['slots']} tasks"
         kept = f", kept for job {replica['quarantined']} alone" if replica["quarantined"] else ""
         kept += ", takes no more tasks" if replica["draining"] else ""
+        kept += f", {state}" if (state := drain_state(replica)) else ""
         yield f"replica {replica['replica_id']} ({replica['pool']}): {running}, holds {held}{kept}"
         yield from (f"  {note}" for note in replica["notes"])
     for trouble in answer["troubles"]:
         yield f"replica {trouble['replica_id']} ({trouble['pool']}) cannot work: {trouble['why']}"
+
+
+def drain_state(replica: Mapping[str, Any]) -> str:
+    """Return whether a replica that an operator drains still has tasks; "" if it is not drained."""
+    if not replica["drained"]:
+        return ""
+    return "drains" if replica["running"] else "drained"
 
 
 def backoff_line(one: Mapping[str, Any]) -> str:

@@ -84,6 +84,17 @@ class ServerClient:
         """Return the bytes that answer a GET."""
         return self._ask("GET", path, params=query).content
 
+    def stream(self, path: str, **query: Any) -> Iterator[str]:
+        """Yield the lines of an answer that the server may go on with, without its heartbeats."""
+        try:
+            with self._http.stream("GET", self.url + path, params=query) as response:
+                if not response.is_success:
+                    response.read()
+                    raise ServerRefusedError(refusal_reason(response))
+                yield from filter(None, response.iter_lines())
+        except httpx.TransportError as error:
+            raise ServerUnreachableError(f"{self.url} ended the answer: {error or type(error).__name__}") from error
+
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         until = time.monotonic() + self._patience_s
         pause_s, told = 0.25, ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
@@ -12,7 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from serve_app.cli.pages import backoff_line
+from serve_app.cli.lines import print_json
+from serve_app.cli.pages import backoff_line, drain_state
 from serve_app.cli.queue import QueuedJob, queued_jobs
 from serve_app.cli.server import ServerClient
 from serve_app.printable import printable
@@ -37,6 +39,13 @@ def watch_cluster(server: ServerClient, every_s: float, *, once: bool) -> int:
             earlier, earlier_s = now, now_s
             now, now_s = server.get("/status"), time.monotonic()
             live.update(screen(now, _unended(server, now), earlier, now_s - earlier_s), refresh=True)
+
+
+def print_cluster(server: ServerClient) -> int:
+    """Print the status and the unfinished jobs once, as JSON."""
+    now = server.get("/status")
+    print_json({**now, "unfinished": [asdict(job) for job in _unended(server, now)]})
+    return 0
 
 
 def _unended(server: ServerClient, now: Status) -> list[QueuedJob]:
@@ -87,10 +96,11 @@ def _pools(now: Status) -> Table:
 
 
 def _replicas(now: Status) -> Table:
-    table = _table("replica", "pool", "tasks", "holds")
+    table = _table("replica", "pool", "host", "tasks", "holds", "")
     for replica in now["replicas"]:
         tasks = f"{replica['running']}/{replica['slots']}"
-        _add(table, replica["replica_id"], replica["pool"], tasks, ", ".join(replica["recipes"]) or "no model")
+        loaded = ", ".join(replica["recipes"]) or "no model"
+        _add(table, replica["replica_id"], replica["pool"], replica["host"], tasks, loaded, drain_state(replica))
     return table
 
 

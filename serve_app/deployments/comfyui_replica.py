@@ -27,10 +27,10 @@ class ComfyUIReplica:
         # Here and not above, so that who only deploys this class needs none of it.
         from serve_app.replica.comfyui_assemble import assemble_comfyui
 
-        log.configure(config.logs, config.log_level)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        log.configure(config.logs, config.log_level, replica=replica_id)
         keep_to_the_node()
         scheduler = scheduler_client(me=own_actor())
-        replica_id = serve.get_replica_context().replica_id.unique_id
         self._replica_id = replica_id
         self._runner = assemble_comfyui(config, pool, replica_id, scheduler, ObjectStore())
         self._life = asyncio.create_task(self._runner.run())

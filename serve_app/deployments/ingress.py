@@ -23,6 +23,7 @@ from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.deployments import metrics, metrics_export
 from serve_app.deployments.handles import scheduler_client
+from serve_app.deployments.log_files import LogFiles
 from serve_app.deployments.proxy import http_protocol
 from serve_app.deployments.proxy.gate import SERVES_LOGGER
 from serve_app.deployments.proxy.haproxy import socket_path
@@ -93,6 +94,7 @@ class Ingress:
             fetch=ObjectStore().get,
             relay=None if config.custom_nodes_dir is None and not any(p.comfyui for p in config.pools) else self._relay,
             metrics=metrics_export.MetricsExport(),
+            logs=LogFiles(),
             pools=[Pool.of(pool) for pool in config.pools],
             shared_packs=config.tenants is not None and config.tenants.shared_packs,
         )

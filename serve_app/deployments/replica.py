@@ -36,10 +36,10 @@ class Replica:
     """One replica of a pool."""
 
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
-        log.configure(config.logs, config.log_level)
+        replica_id = serve.get_replica_context().replica_id.unique_id
+        log.configure(config.logs, config.log_level, replica=replica_id)
         keep_to_the_node()
         scheduler = scheduler_client(me=own_actor())
-        replica_id = serve.get_replica_context().replica_id.unique_id
         self._replica_id = replica_id
         with collector.freeze_startup_objects():
             # Here and not above, so that who only deploys this class needs no torch.

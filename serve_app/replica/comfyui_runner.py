@@ -35,7 +35,7 @@ from serve_app.replica.comfyui_failure import (
     graph_refused,
 )
 from serve_app.replica.comfyui_graph import GraphRun
-from serve_app.replica.failure import failed
+from serve_app.replica.failure import failed, state_of
 from serve_app.replica.membership import Membership
 from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.transfer import Transfer
@@ -60,6 +60,7 @@ from serve_app.scheduler.protocol.messages import (
     TaskFinished,
     TaskStopped,
 )
+from serve_app.scheduler.protocol.request_ids import ids_of
 from serve_app.store.files.store import Store
 from serve_app.store.files.volume import Volume
 
@@ -321,7 +322,7 @@ class ComfyUIRunner:
         match message:
             case Assign(task):
                 before = [running for other, running in self._running.items() if other not in self._vacated]
-                with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
+                with log.about(**ids_of(task)):
                     self._running[task.id] = running = asyncio.create_task(self._run(task, before))
                 running.add_done_callback(partial(self._ended, task))
             case Interrupt(task_id):
@@ -452,6 +453,8 @@ class ComfyUIRunner:
         self._tidy(task)
         if self._leaving:
             return
+        with log.about(**ids_of(task)):
+            _log.info("task ended: state=%s", state_of(error))
         match error:
             case None:
                 self._send(TaskFinished(task_id))

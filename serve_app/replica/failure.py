@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import traceback
 from collections.abc import Mapping
@@ -27,6 +28,13 @@ _NO_MEMORY = re.compile(
 
 CHARACTERS, LINES = 20_000, 1000
 """Limits of an exception's text, and of its traceback: they may contain any value of the node's inputs."""
+
+
+def state_of(error: BaseException | None) -> str:
+    """Return how a task ended, for the log."""
+    if error is None:
+        return "success"
+    return "stopped" if isinstance(error, asyncio.CancelledError) else f"failed ({type(error).__name__})"
 
 
 def failed(

@@ -31,7 +31,7 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackFrame
-from serve_app.replica.failure import failed
+from serve_app.replica.failure import failed, state_of
 from serve_app.replica.membership import Membership
 from serve_app.replica.models import Models, ReplicaModels
 from serve_app.replica.node_times import NodeTimes
@@ -71,6 +71,7 @@ from serve_app.scheduler.protocol.messages import (
     Want,
     Warm,
 )
+from serve_app.scheduler.protocol.request_ids import ids_of
 from serve_app.store.files.reserved import Contents
 from serve_app.store.files.store import AREAS, Store
 from serve_app.store.tenants.tenants import placed_key, store_of
@@ -296,7 +297,7 @@ class Runner:
         scope = TaskScope(self, task)
         execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
         # Everything that the task starts, threads too, inherits this context.
-        with log.about(job=task.id.job_id, task=f"{task.id.index}.{task.id.attempt}"):
+        with log.about(**ids_of(task)):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
         self._underway[running], self._tasks[running] = execution.underway, task
         # A callback, as a coroutine that is cancelled before its first step never reaches its end.
@@ -332,6 +333,8 @@ class Runner:
         if self._membership.leaving:
             return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
+        with log.about(**ids_of(task), took_s=f"{took_s:.3f}"):
+            _log.info("task ended: state=%s", state_of(error))
         if error is not None and self._models.ended:
             # Not the task's fault: as this replica is replaced, the scheduler retries it.
             _log.warning(

@@ -1,4 +1,4 @@
-"""Operators' commands: pause and resume work, load models, free memory."""
+"""Operators' commands: pause and resume jobs, drain replicas and hosts, load models, free memory."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Administration:
         query: Callable[[Query[PausedSince]], Awaitable[PausedSince]],
     ) -> None:
         self.paused: PausedSince = {}
+        self.drained: PausedSince = {}
         self._pools = pools
         self._replicas = replicas
         self._results = results
@@ -46,7 +47,7 @@ class Administration:
         self._pausing = asyncio.Lock()
 
     async def recall(self) -> None:
-        """Restore the pauses of earlier epochs."""
+        """Restore the pauses and drains of earlier epochs."""
         self._set(await self._query(AllPauses()))
 
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
@@ -54,14 +55,18 @@ class Administration:
         # A pool that was removed from the configuration can be resumed.
         if pause.kind == "pool" and paused:
             self._check_pool(pause.name)
+        if pause.drains and paused:
+            self._check_drain(pause)
         async with self._pausing:
             self._set(await self._query(SetPause(pause, paused)))
-        _log.info("%s %s", pause, "paused" if paused else "resumed")
-        return tuple(self.paused)
+        begun, ended = ("drains", "drains no more") if pause.drains else ("paused", "resumed")
+        _log.info("%s %s", pause, begun if paused else ended)
+        return tuple(self.drained if pause.drains else self.paused)
 
-    def _set(self, paused: PausedSince) -> None:
-        self.paused = paused
-        self._apply(PausesChanged(frozenset(paused)))
+    def _set(self, pauses: PausedSince) -> None:
+        self.paused = {pause: since_s for pause, since_s in pauses.items() if not pause.drains}
+        self.drained = {pause: since_s for pause, since_s in pauses.items() if pause.drains}
+        self._apply(PausesChanged(frozenset(pauses)))
 
     def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         """As `SchedulerClient.warm`."""
@@ -78,6 +83,13 @@ class Administration:
         if wish.results:
             self._results.forget_all_ui()
         self._registry.mail_all(wish)
+
+    def _check_drain(self, drain: Pause) -> None:
+        there = sorted({name if drain.kind == "replica" else each.host for name, each in self._replicas.items()})
+        if drain.name not in there:
+            hint = did_you_mean(drain.name, there)
+            known = f"there are {', '.join(there)}" if there else "there is none"
+            raise InvalidSubmissionError(f"no {drain.kind} is named {short_repr(drain.name)}; {known}{hint}")
 
     def _check_pool(self, name: str) -> None:
         pools = [pool.name for pool in self._pools]

@@ -48,8 +48,8 @@ class ClusterStatus:
         self._counters = counters
         self._host = host
 
-    def view(self, paused: Mapping[Pause, float]) -> ClusterView:
-        """Return the whole snapshot. paused: the pauses, each with its Unix time."""
+    def view(self, paused: Mapping[Pause, float], drained: Mapping[Pause, float]) -> ClusterView:
+        """Return the whole snapshot. paused, drained: each with its Unix time."""
         replicas = tuple(
             ReplicaView(
                 name,
@@ -60,16 +60,23 @@ class ClusterStatus:
                 r.quarantined,
                 r.info.notes,
                 bool(r.draining),
+                r.drained,
+                r.host,
             )
             for name, r in sorted(self._machine.replicas.items())
         )
         hosts = {stats.host: stats for stats in [self._host(), *self._registry.hosts()]}
         uptime_s = max(0.0, time.time() - self._lease.started_s)
-        pauses = tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in paused.items())
-        backoffs = tuple(self.backoffs())
-        troubles = tuple(self.troubles())
         return ClusterView(
-            tuple(hosts.values()), replicas, uptime_s, self._lease.epoch, self.load(), troubles, pauses, backoffs
+            tuple(hosts.values()),
+            replicas,
+            uptime_s,
+            self._lease.epoch,
+            self.load(),
+            troubles=tuple(self.troubles()),
+            paused=_listed(paused),
+            backoffs=tuple(self.backoffs()),
+            drained=_listed(drained),
         )
 
     def troubles(self) -> list[ReplicaTrouble]:
@@ -79,7 +86,7 @@ class ClusterStatus:
         return [ReplicaTrouble(name, pool, why, self._working(pool)) for name, pool, why in unable]
 
     def _working(self, pool: str) -> int:
-        return sum(not record.draining for record in self._machine.replicas.pool(pool).records.values())
+        return sum(record.takes_tasks for record in self._machine.replicas.pool(pool).records.values())
 
     def backoffs(self) -> list[BackedOff]:
         """Return the owners with unforgiven losses of replicas."""
@@ -109,3 +116,7 @@ class ClusterStatus:
     def use(self) -> dict[str, float]:
         """Return the used share of the queue's and the events' limits, 0 to 1, by their key."""
         return {"max_queue": len(self._published.unended.waiting) / self._rules.max_queue, **self._published.use}
+
+
+def _listed(pauses: Mapping[Pause, float]) -> tuple[Paused, ...]:
+    return tuple(Paused(pause.kind, pause.name, since_s) for pause, since_s in pauses.items())

@@ -76,6 +76,7 @@ from serve_app.scheduler.protocol.client import (
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, Message, SchedulerForReplicas, SocketFrame
+from serve_app.scheduler.protocol.request_ids import request_id_of
 from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
@@ -410,7 +411,7 @@ class Scheduler:
 
     async def cluster(self) -> ClusterView:
         self._check_ready()
-        return self.status.view(self._administration.paused)
+        return self.status.view(self._administration.paused, self._administration.drained)
 
     async def ready(self) -> Sequence[ReplicaTrouble]:
         """Return the replicas that cannot work. Errors: kinds of UnavailableError while no job can be committed."""
@@ -481,13 +482,14 @@ class Scheduler:
                     pass
 
     def _log_end(self, event: Event) -> None:
-        """Log a job's end, with its tenant, how long it waited and how long it ran, as far as they are known."""
+        """Log a job's end, with its request, its tenant, how long it waited and how long it ran, as far as known."""
         job = self._published.unended.get(event.job_id)
         known: dict[str, str] = {}
         if job is not None:
             started_s = event.at_s if job.started_s is None else job.started_s
             known = {"waited_s": f"{started_s - job.row.created_s:.3f}", "ran_s": f"{event.at_s - started_s:.3f}"}
             known |= {"tenant": job.tenant} if job.tenant else {}
+            known |= request_id_of(job.row.extra_data)
         with log.about(job=event.job_id, **known):
             _log.info("ended: state=%s", event.kind)
 

@@ -11,12 +11,13 @@ import json
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from serve_app import log
 from serve_app.errors import (
     InvalidSubmissionError,
     JobMissingError,
@@ -45,7 +46,9 @@ from serve_app.scheduler.protocol.client import (
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, SocketFrame
+from serve_app.scheduler.protocol.request_ids import with_request_id
 from serve_app.service.job_list_cache import JobListCache, Show, without_secrets
+from serve_app.service.log_query import LogQuery
 from serve_app.service.request_limits import Limits
 from serve_app.service.submissions import SubmissionCheck, abbreviated, parse_submission
 from serve_app.service.tenant_jobs import TenantJobs
@@ -66,6 +69,7 @@ from serve_app.store.tenants.pauses import Pause
 from serve_app.store.tenants.tenants import store_of
 
 T = TypeVar("T")
+_log = log.get("service")
 
 TENANTS = 1000
 """How many tenants' services a process caches."""
@@ -101,7 +105,8 @@ class Service:
     pack_content: other files of packs for the web page. fetch: returns a preview image that a replica keeps, None if it
     is lost. relay: (pool, call) -> the id of the pool's replica that handles a call of a node pack's route, then its
     answer; raises NotReadyError; None without packs. metrics: returns the cluster's metrics in Prometheus' text format;
-    None where nothing exports them. pools: as the planner sees them; an empty sequence means that all
+    None where nothing exports them. logs: yields the log lines that somebody wants to read, as JSON; None where no file
+    has them. pools: as the planner sees them; an empty sequence means that all
     share every workflow. shared_packs: whether tenants may use what does not separate their files: pools that are a
     ComfyUI, and routes of node packs.
     """
@@ -120,6 +125,7 @@ class Service:
         fetch: Callable[[Any], Awaitable[Any]] | None = None,
         relay: Callable[[str, PackCall], AsyncGenerator[str | Piece]] | None = None,
         metrics: Callable[[], Awaitable[str]] | None = None,
+        logs: Callable[[LogQuery], AsyncIterator[str]] | None = None,
         pools: Sequence[Pool] = (),
         shared_packs: bool = False,
     ) -> None:
@@ -136,6 +142,7 @@ class Service:
         self.fetch = fetch or _as_it_is
         self.relay = relay
         self.metrics = metrics
+        self.logs = logs
         self.user_data = user_data or UserData(Path("user"))
         self._shown_jobs = JobListCache()
         self._scheduler = scheduler
@@ -213,7 +220,9 @@ class Service:
         submission, targets = parse_submission(body)
         submission = replace(submission, labels=labels or {}, claims=claims)
         submission, problems = await self._check.settled(submission, targets, partial=partial)
-        accepted = await self._jobs.submit(submission)
+        accepted = await self._jobs.submit(replace(submission, extra_data=with_request_id(submission.extra_data)))
+        with log.about(job=accepted.job_id):
+            _log.info("accepted")
         return Submitted(accepted.job_id, accepted.number, tuple(problems), accepted.held, accepted.left)
 
     async def answered(self, submitted: Submitted) -> None:
@@ -255,7 +264,7 @@ class Service:
         return await self._scheduler.warm(models, pool)
 
     async def pause(self, pause: Pause, *, paused: bool) -> tuple[Pause, ...]:
-        """Pause or resume the start of jobs; as `SchedulerClient.pause`. Errors: also for a tenant that is nobody."""
+        """Pause, drain or undo that; as `SchedulerClient.pause`. Errors: also for a tenant that is nobody."""
         if paused and pause.kind == "tenant":
             await self._check_tenant(pause.name)
         return await self._scheduler.pause(pause, paused)

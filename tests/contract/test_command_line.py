@@ -71,3 +71,19 @@ def test_models_nodes_and_status_are_listed(server: Server):
     status = run(server, "status").stdout
     assert "0 jobs running, 0 waiting" in status
     assert "(gpu): 0 of 16 tasks" in status
+
+
+def test_one_request_id_is_in_the_answer_the_job_and_the_logs_of_ingress_scheduler_and_replica(server: Server):
+    body, own = {"prompt": txt2img(321, steps=2, prefix="request")}, {"X-Request-ID": "one-id-for-all"}
+    answer = server.http.post("/prompt", json=body, headers=own)
+    assert answer.headers["X-Request-ID"] == "one-id-for-all"
+    job_id = answer.json()["prompt_id"]
+    server.finished(job_id)
+    known = {"serve_app.service", "serve_app.scheduler", "serve_app.replica"}
+
+    def logged() -> list[dict[str, str]] | None:
+        found = run(server, "logs", "--request", "one-id-for-all", "--json")
+        lines = [json.loads(line) for line in found.stdout.splitlines()]
+        return lines if {line["logger"] for line in lines} >= known else None
+
+    assert {line["job"] for line in wait_for(logged, "lines of ingress, scheduler and replica")} == {job_id}

@@ -76,8 +76,9 @@ class AuditLog:
         )
         if _log.isEnabledFor(logging.INFO):
             # The caller is always this line: finding it by the stack would double the cost.
-            text = _line({key: getattr(entry, key) for key in LOGGED_FIELDS})
-            _log.handle(_log.makeRecord(_log.name, logging.INFO, __file__, 0, text, (), None))
+            logged = {key: getattr(entry, key) for key in LOGGED_FIELDS}
+            extra = {"fields": {"message": what, "audit": logged}}
+            _log.handle(_log.makeRecord(_log.name, logging.INFO, __file__, 0, _line(logged), (), None, extra=extra))
         self._waiting.append(entry)
         if len(self._waiting) > WAITING:
             self._waiting.popleft()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -9,15 +10,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve_app.api.auth.principal import Admin, principal_of
+from serve_app.api.limited_stream import NOT_BUFFERED, LimitedStream
 from serve_app.api.request import Current, query_number, read_object
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import InvalidSubmissionError, JobMissingError, NotReadyError, short_repr
 from serve_app.events import Event
+from serve_app.service.log_query import IDS as LOG_IDS
+from serve_app.service.log_query import LogQuery
 from serve_app.service.service import Service
-from serve_app.store.tenants.pauses import KINDS, THE_QUEUE, Pause
+from serve_app.store.tenants.pauses import DRAINS, KINDS, THE_QUEUE, Pause, PauseKind
 
 router = Routes()
+
+LOG_LINES = 10_000
+"""The most log lines of the past in one answer."""
 
 
 @router.read("/jobs/{job_id}/events")
@@ -79,6 +86,18 @@ async def post_resume(request: Request, service: Current, _: Admin) -> Response:
     return await _set_pause(request, service, paused=False)
 
 
+@router.post("/drain")
+async def post_drain(request: Request, service: Current, _: Admin) -> Response:
+    """Give a replica, or all of a host's, no more tasks; they finish what they have."""
+    return await _set_drain(request, service, drained=True)
+
+
+@router.post("/undrain")
+async def post_undrain(request: Request, service: Current, _: Admin) -> Response:
+    """Undo a drain: the replica or the host's take tasks again."""
+    return await _set_drain(request, service, drained=False)
+
+
 @router.read("/status")
 async def get_status(service: Current) -> Response:
     """Return hosts, replicas, uptime, and how many jobs run and wait."""
@@ -91,6 +110,23 @@ async def get_metrics(service: Current) -> Response:
     if service.metrics is None:
         raise NotReadyError("no metrics are exported here")
     return Response(await service.metrics(), media_type="text/plain; version=0.0.4")
+
+
+@router.read("/logs")
+async def get_logs(request: Request, service: Current, _: Admin) -> Response:
+    """Stream log lines of the ingress's host as JSON lines: the `last` ones, and with `follow=true` new ones.
+
+    `level`, `job`, `request` and `replica` choose among them. Empty lines are heartbeats. Errors: NotReadyError where
+    no file has them.
+    """
+    if service.logs is None:
+        raise NotReadyError("no log file is known here")
+    query = request.query_params
+    ids = {name: query[name] for name in LOG_IDS if name in query}
+    last = min(LOG_LINES, int(query_number(request, "last", int, 200)))
+    wanted = LogQuery(query.get("level", "debug"), ids, last, follow=query.get("follow") == "true")
+    limit = request.app.state.concurrency.listeners
+    return LimitedStream(service.logs(wanted), limit, media_type="application/x-ndjson", headers=NOT_BUFFERED)
 
 
 @router.read("/status/{job_id}")
@@ -132,13 +168,25 @@ async def _set_pause(request: Request, service: Service, *, paused: bool) -> Res
     named = KINDS[1:]
     if len(body) > 1 or any(key not in named for key in body):
         raise InvalidSubmissionError(f"the body must be {{}} for the queue, or name one {' or '.join(named)}")
-    pause = THE_QUEUE
-    for kind in named:
-        if kind in body:
-            if not isinstance(body[kind], str) or not body[kind]:
-                raise InvalidSubmissionError(f"'{kind}' must be a name, not {short_repr(body[kind])}")
-            pause = Pause(kind, body[kind])
+    pause = _named(body, named) if body else THE_QUEUE
     return JsonResponse({"paused": [str(each) for each in await service.pause(pause, paused=paused)]})
+
+
+async def _set_drain(request: Request, service: Service, *, drained: bool) -> Response:
+    """Drain or undo that, and return what is drained. The body is {"replica": ID} or {"host": NAME}."""
+    body = await read_object(request, service.limits.command)
+    if len(body) != 1 or any(key not in DRAINS for key in body):
+        raise InvalidSubmissionError(f"the body must name one {' or '.join(DRAINS)}")
+    pause = _named(body, DRAINS)
+    return JsonResponse({"drained": [str(each) for each in await service.pause(pause, paused=drained)]})
+
+
+def _named(body: Mapping[str, Any], kinds: Sequence[PauseKind]) -> Pause:
+    """Return what a body names, which has one key, a kind. Errors: InvalidSubmissionError."""
+    [kind] = [kind for kind in kinds if kind in body]
+    if not isinstance(body[kind], str) or not body[kind]:
+        raise InvalidSubmissionError(f"'{kind}' must be a name, not {short_repr(body[kind])}")
+    return Pause(kind, body[kind])
 
 
 def _event(event: Event) -> dict[str, Any]:

@@ -14,10 +14,11 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serve_app.api.concurrency_limits import ConcurrencyLimit
+from serve_app.api.limited_stream import NOT_BUFFERED, LimitedStream
 from serve_app.api.request import Current
 from serve_app.api.routing import Routes
 from serve_app.api.v2.failures import CodedError
@@ -38,7 +39,6 @@ PROGRESS_S = 0.5
 """The shortest time between two progress events."""
 MOVES_S = 2.0
 """How often the queue position of a waiting job is checked."""
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 PING = ": ping\n\n"
 
 _STATES = {"queued": "queued", "started": "running", **{kind: kind for kind in ENDINGS}}
@@ -53,24 +53,22 @@ async def get_events(request: Request, service: Current) -> Response:
     view = await job(service, request.path_params["job_id"])
     if request.method == "HEAD":
         # A stream would last as long without a body, and the connection's next request would wait for it.
-        return Response(media_type=_Stream.media_type, headers=HEADERS)
+        return Response(media_type=_Stream.media_type, headers=NOT_BUFFERED)
     return _Stream(_JobStream(request, service, view).frames(), request.app.state.concurrency.listeners)
 
 
-class _Stream(StreamingResponse):
+class _Stream(LimitedStream):
     """A response of server-sent events that counts against a limit while it lasts."""
 
     media_type = "text/event-stream"
 
     def __init__(self, frames: AsyncGenerator[str], limit: ConcurrencyLimit) -> None:
-        super().__init__(frames, headers=HEADERS)
-        self._limit = limit
+        super().__init__(frames, limit, headers=NOT_BUFFERED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the frames. Errors: CodedError too_many_streams, before anything is sent."""
         try:
-            with self._limit.acquire():
-                await super().__call__(scope, receive, send)
+            await super().__call__(scope, receive, send)
         except ConcurrencyLimitError as error:
             raise CodedError(
                 "too_many_streams", str(error), headers={"Retry-After": str(error.retry_after_s)}

@@ -6,14 +6,12 @@ Retry-After asks a client to repeat the request, so every temporary refusal is o
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve_app import log
 from serve_app.api.problems import headers_of, reason_for
@@ -37,9 +35,6 @@ from serve_app.errors import (
     UnauthenticatedError,
     UnavailableError,
 )
-
-REQUEST_ID = "X-Comfy-Request-Id"
-"""The header with the request's id, which clients show with an error."""
 
 CODES: Mapping[str, int] = {
     "invalid_request": 400,
@@ -149,24 +144,3 @@ def node_errors(error: InvalidGraphError, needed: Mapping[str, Collection[str]])
             summary = {"type": problem.type, "message": problem.message, "details": problem.details}
             entry["errors"].append({**summary, "extra_info": dict(problem.extra)})
     return found
-
-
-class RequestIds:
-    """Middleware that adds a request id to every answer of the dialect."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, and its answer with the header."""
-        if scope.get("dialect") != "v2":
-            await self._app(scope, receive, send)
-            return
-        name = str(uuid.uuid4()).encode()
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), (REQUEST_ID.lower().encode(), name)]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)

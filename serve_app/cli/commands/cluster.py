@@ -1,9 +1,9 @@
-"""Commands for operators of a running server: nodes, models, the cluster, pauses."""
+"""Commands for operators of a running server: nodes, models, the cluster, its log, pauses and drains."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import quote
 
 import typer
@@ -15,6 +15,7 @@ from serve_app.errors import ServeAppError
 
 app = typer.Typer()
 Pool = Annotated[str | None, typer.Option(metavar="NAME", help="only jobs that need this pool")]
+Level = Literal["debug", "info", "warning", "error"]
 Tenant = Annotated[str | None, typer.Option(metavar="NAME", help="only this tenant's jobs")]
 
 
@@ -46,15 +47,70 @@ def status(
 def top(
     every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="between looks")] = 2.0,
     once: Annotated[bool, typer.Option("--once", help="look once")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="look once, and print what is there as JSON")] = False,
     server: options.Server = SERVER,
     patience: options.Patience = PATIENCE_S,
 ) -> int:
     """Watch the cluster: queue, pools, replicas, hosts."""
     from serve_app.cli.server import ServerClient
-    from serve_app.cli.top import watch_cluster
+    from serve_app.cli.top import print_cluster, watch_cluster
 
     with ServerClient(server, patience) as client:
+        if as_json:
+            return print_cluster(client)
         return watch_cluster(client, every, once=once)
+
+
+@app.command()
+def logs(
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="go on with new lines, until Ctrl-C")] = False,
+    last: Annotated[int, typer.Option("-n", "--last", min=0, metavar="N", help="lines to begin with")] = 200,
+    level: Annotated[Level | None, typer.Option(help="only lines of it and graver ones")] = None,
+    job: Annotated[str | None, typer.Option(metavar="JOB", help="only lines about this job")] = None,
+    request: Annotated[
+        str | None, typer.Option(metavar="ID", help="only lines about the request with this X-Request-ID")
+    ] = None,
+    replica: Annotated[str | None, typer.Option(metavar="REPLICA", help="only lines of this replica")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print each line as JSON")] = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Show the log of the server's processes."""
+    from serve_app.cli.logs import print_logs
+    from serve_app.cli.server import ServerClient
+
+    wanted = {"last": last, "level": level, "job": job, "request": request, "replica": replica}
+    query = {name: value for name, value in wanted.items() if value is not None}
+    with ServerClient(server, patience) as client:
+        return print_logs(client, query | ({"follow": "true"} if follow else {}), as_json=as_json)
+
+
+@app.command()
+def drain(
+    replica: Annotated[str | None, typer.Argument(help="its id, as status lists it")] = None,
+    host: Annotated[str | None, typer.Option(metavar="NAME", help="all replicas of a host")] = None,
+    undo: Annotated[bool, typer.Option("--undo", help="let it take tasks again")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="return once it has finished its tasks")] = False,
+    as_json: options.Json = False,
+    server: options.Server = SERVER,
+    patience: options.Patience = PATIENCE_S,
+) -> int:
+    """Give a replica or host no more tasks; it finishes what it has, also over restarts."""
+    from serve_app.cli import drain
+    from serve_app.cli.server import ServerClient
+
+    if (replica is None) == (host is None):
+        raise typer.BadParameter("give a replica or --host NAME")
+    kind, name = ("replica", replica or "") if host is None else ("host", host)
+    with ServerClient(server, patience) as client:
+        drained = drain.drain(client, kind, name, undo=undo)
+        if wait and not undo:
+            drain.wait_until_idle(client, kind, name)
+    if as_json:
+        print_json({"drained": drained})
+    else:
+        print_line(f"drained: {', '.join(drained)}" if drained else "nothing is drained")
+    return 0
 
 
 @app.command()

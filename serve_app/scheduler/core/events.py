@@ -40,9 +40,10 @@ class JobRefused:
 
 @dataclass(frozen=True, slots=True)
 class ReplicaJoined:
-    """An empty replica has registered. If its id was known, that earlier process is gone."""
+    """An empty replica has registered, on a host. If its id was known, that earlier process is gone."""
 
     info: ReplicaInfo
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)

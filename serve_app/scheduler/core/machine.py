@@ -12,7 +12,7 @@ Invariants:
 7. A job that loses max_attempts replicas on which it ran alone ends in error. So a job is never given up because of
    another, and each lost replica brings a job nearer to its end.
 8. A draining replica gets no tasks; what runs there continues and is not blamed for its end. If nodes run on after
-   their task, their owner is charged with the replica's death.
+   their task, their owner is charged with the replica's death. An operator's drain stops tasks alike.
 9. One task in the cluster computes a signature at a time. Others ask for the value (Want) and receive it (Export,
    Deliver), or compute it (Compute) if no replica has or makes it.
 10. A recorded output is never computed again for its job.
@@ -119,7 +119,7 @@ class Machine:
     max_attempts: replicas that a job may lose while it runs alone on them. costs: measured durations of earlier
     epochs. quota: of a tenant; its weight in each pool and its limit of running jobs. gpus: of a replica, by pool, else
     1. usage: device time that tenants have used. queued: the number of jobs that have not started, by client.
-    pauses: what is paused. backoff: the owners whose jobs wait because they ended replicas.
+    pauses: what is paused or drained. backoff: the owners whose jobs wait because they ended replicas.
     """
 
     def __init__(
@@ -173,9 +173,9 @@ class Machine:
                     self._end(self.jobs[job_id], "error", failure)
                 else:  # its end is not published yet: it could not be recorded, or the job not be planned again
                     self._journal.ended(job_id, "error", failure, since_s)
-            case ReplicaJoined(info):
+            case ReplicaJoined(info, host):
                 self._replica_gone(info.replica_id)
-                self.replicas.join(info)
+                self.replicas.join(info, host, drained=self._drained(info.replica_id, host))
             case ReplicaLeft(replica_id):
                 self._replica_gone(replica_id)
             case ReplicaLost(replica_id, checking, why):
@@ -283,10 +283,15 @@ class Machine:
 
     def _pauses_changed(self, pauses: frozenset[Pause]) -> None:
         self.pauses = pauses
+        for name, replica in self.replicas.items():
+            self.replicas.set_drained(replica, self._drained(name, replica.host))
         for job in [job for job in self.jobs.values() if job.started_s is None]:
             if self._blocked(job):
                 self._put_back(job)
             self._wake(job)
+
+    def _drained(self, replica_id: str, host: str) -> bool:
+        return not self.pauses.isdisjoint((Pause("replica", replica_id), Pause("host", host)))
 
     def _put_back(self, job: JobRecord) -> None:
         """Remove the ready tasks of a job from the queues."""
@@ -637,7 +642,7 @@ class Machine:
             return
         for owner in replica.lingering:
             self._charge_owner(owner)
-        if replica.draining:
+        if not replica.takes_tasks:
             return
         present = {task_id.job_id for task_id in replica.running}
         alone = len(present) == 1 and not (checking or replica.lingering)

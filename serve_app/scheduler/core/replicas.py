@@ -44,11 +44,12 @@ class ReplicaRecord:
     slotless: those of the running tasks that have released their slot. loaded: the model files of the recipes; models:
     those without LoRAs. owed_s: the seconds that it should still work before it loads for another queue. prefetching:
     the file that it prefetches; overdue: whether tasks start without waiting for that. quarantined: the job that has it
-    alone. draining: why it takes no more tasks, "" if it does. lingering: owners whose nodes run on after their tasks,
-    and who have not been charged for that.
+    alone. draining: why it takes no more tasks, "" if it does; drained: whether an operator wants that. lingering:
+    owners whose nodes run on after their tasks, and who have not been charged for that. host: the name of its host.
     """
 
     info: ReplicaInfo
+    host: str = ""
     running: set[TaskId] = field(default_factory=set)
     slotless: set[TaskId] = field(default_factory=set)
     recipes: tuple[str, ...] = ()
@@ -60,12 +61,18 @@ class ReplicaRecord:
     overdue: bool = False
     quarantined: str | None = None
     draining: str = ""
+    drained: bool = False
     lingering: frozenset[Owner] = frozenset()
+
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether it takes more tasks, be it of one job."""
+        return not (self.draining or self.drained)
 
     @property
     def is_open(self) -> bool:
         """Whether it takes tasks of any job."""
-        return self.quarantined is None and not self.draining
+        return self.quarantined is None and self.takes_tasks
 
     @property
     def free(self) -> bool:
@@ -183,7 +190,7 @@ class PoolReplicas:
 
     def of_suspects(self) -> Iterator[ReplicaRecord]:
         """Yield the quarantined replicas that take tasks of their job."""
-        return (record for record in self.quarantined.values() if not record.draining)
+        return (record for record in self.quarantined.values() if record.takes_tasks)
 
     def slots_with(self, file: str) -> int:
         """Return the slots of the replicas that have loaded a model file or will have."""
@@ -291,9 +298,9 @@ class Replicas(Mapping[str, ReplicaRecord]):
         for pool in self._pools.values():
             yield from (record.quarantined for record in pool.quarantined.values() if record.quarantined)
 
-    def join(self, info: ReplicaInfo) -> None:
-        """Add an empty replica."""
-        self._records[info.replica_id] = record = ReplicaRecord(info)
+    def join(self, info: ReplicaInfo, host: str = "", *, drained: bool = False) -> None:
+        """Add an empty replica on a host. drained: whether an operator wants it to take no tasks."""
+        self._records[info.replica_id] = record = ReplicaRecord(info, host, drained=drained)
         self._file(record)
 
     def drop(self, replica_id: str) -> ReplicaRecord | None:
@@ -349,6 +356,11 @@ class Replicas(Mapping[str, ReplicaRecord]):
     def drain(self, record: ReplicaRecord, why: str) -> None:
         """Record why a replica takes no more tasks of any job; "" if it does again."""
         record.draining = why
+        self._file(record)
+
+    def set_drained(self, record: ReplicaRecord, drained: bool) -> None:
+        """Record whether an operator wants a replica to take no more tasks."""
+        record.drained = drained
         self._file(record)
 
     def keep(self, record: ReplicaRecord, job_id: str | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from serve_app.errors import InvalidSubmissionError
 from serve_app.graph.parse import FINGERPRINT
 from serve_app.scheduler.protocol.client import Submission
+from serve_app.scheduler.protocol.request_ids import without_request_id
 from serve_app.store.database.changes import JobRow
 from serve_app.store.tenants.credentials import without_credentials
 from serve_app.store.tenants.tenants import prompt_id_of
@@ -18,11 +19,11 @@ def check_repeat(row: JobRow, submission: Submission) -> None:
     """Check that a submission with a job's id is equal to the job.
 
     Compared are the prompt with constants converted, without fingerprints; the output nodes; and extra_data, without
-    credentials and a configured `strict`. The client and the queue number are not compared. Errors:
+    credentials, the request's id and a configured `strict`. The client and the queue number are not compared. Errors:
     InvalidSubmissionError.
     """
     # An ended job has no credentials.
-    accepted_data, given_data = without_credentials(row.extra_data), without_credentials(submission.extra_data)
+    accepted_data, given_data = _plain_data(row.extra_data), _plain_data(submission.extra_data)
     differing = [
         name
         for name, accepted, given in (
@@ -43,6 +44,10 @@ def check_repeat(row: JobRow, submission: Submission) -> None:
 
 def _plain(prompt: Mapping[str, Any]) -> str:
     return _text({n: {key: v for key, v in node.items() if key != FINGERPRINT} for n, node in prompt.items()})
+
+
+def _plain_data(extra_data: Mapping[str, Any]) -> dict[str, Any]:
+    return without_request_id(without_credentials(extra_data))
 
 
 def _text(value: Any) -> str:

@@ -294,9 +294,9 @@ class SchedulerClient(Protocol):
         ...
 
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
-        """Pause or resume jobs that have not started, durably; return all pauses.
+        """Pause or resume jobs that have not started, or drain a replica or host or undo that, durably.
 
-        Errors: InvalidSubmissionError for an unknown pool.
+        Return all pauses, or all drains. Errors: InvalidSubmissionError for an unknown pool, replica or host.
         """
         ...
 

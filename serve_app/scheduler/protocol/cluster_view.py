@@ -70,7 +70,8 @@ class TenantLoad:
 class ReplicaView:
     """One replica, for operators. running: its tasks. recipes: its loaded weights. notes: such as packs that failed.
 
-    quarantined: the job that has it alone. draining: whether it takes no more tasks, before its process ends.
+    quarantined: the job that has it alone. draining: whether it takes no more tasks, before its process ends; drained:
+    whether it takes none because an operator wants that. host: the name of its host.
     """
 
     replica_id: str
@@ -81,6 +82,8 @@ class ReplicaView:
     quarantined: str | None = None
     notes: tuple[str, ...] = ()
     draining: bool = False
+    drained: bool = False
+    host: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +112,7 @@ class BackedOff:
 
 @dataclass(frozen=True, slots=True)
 class Paused:
-    """A pause, and its Unix time. name: "" for the queue."""
+    """A pause or a drain, and its Unix time. name: "" for the queue."""
 
     kind: str
     name: str
@@ -120,7 +123,7 @@ class Paused:
 class ClusterView:
     """A snapshot of the cluster. hosts: each once. uptime_s: of the server. troubles: replicas that cannot work.
 
-    backoffs: owners whose jobs have ended replicas.
+    backoffs: owners whose jobs have ended replicas. drained: replicas and hosts that an operator drains.
     """
 
     hosts: tuple[HostStats, ...]
@@ -131,3 +134,4 @@ class ClusterView:
     troubles: tuple[ReplicaTrouble, ...] = ()
     paused: tuple[Paused, ...] = ()
     backoffs: tuple[BackedOff, ...] = ()
+    drained: tuple[Paused, ...] = ()

@@ -74,7 +74,7 @@ class ReplicaRegistry:
         self._mailboxes[info.replica_id] = Mailbox(last_heartbeat_s=time.monotonic())
         self._hosts[info.replica_id] = host
         self._troubles.pop(info.replica_id, None)
-        await self._apply(ReplicaJoined(info))
+        await self._apply(ReplicaJoined(info, host.host))
         _log.info("replica %s joined pool %s with %d slots", info.replica_id, info.pool, info.slots)
         return self._lease.epoch
 

@@ -1,4 +1,4 @@
-"""Pauses of the whole queue, of a pool's jobs or of a tenant's, stored until they are resumed."""
+"""Pauses of the queue, of a pool's jobs or a tenant's, and drains of replicas and hosts; stored until undone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,26 @@ from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import PAUSES
 
-PauseKind: TypeAlias = Literal["queue", "pool", "tenant"]
+PauseKind: TypeAlias = Literal["queue", "pool", "tenant", "replica", "host"]
 KINDS: tuple[PauseKind, ...] = ("queue", "pool", "tenant")
+"""Of pauses, after which no more jobs start."""
+DRAINS: tuple[PauseKind, ...] = ("replica", "host")
+"""Of drains, after which a replica, or all of a host's, takes no more tasks."""
 
 
 class Pause(NamedTuple):
-    """A pause. name: of the pool or tenant; "" for the queue."""
+    """A pause or a drain. name: of the pool, tenant, replica or host; "" for the queue."""
 
     kind: PauseKind
     name: str = ""
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".rstrip()
+
+    @property
+    def drains(self) -> bool:
+        """Whether it is a drain."""
+        return self.kind in DRAINS
 
 
 THE_QUEUE = Pause("queue")

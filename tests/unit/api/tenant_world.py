@@ -20,6 +20,7 @@ from serve_app.api.operator.audit import AuditLog
 from serve_app.config.limits import ModelChangeLimits
 from serve_app.config.quotas import NO_QUOTAS, Quotas
 from serve_app.graph.spec import Input, NodeSpec
+from serve_app.service.log_query import LogQuery
 from serve_app.service.request_limits import Limits
 from serve_app.service.service import Service
 from serve_app.store.files.store import WholeStore
@@ -174,6 +175,10 @@ async def _posted(client: httpx.AsyncClient, path: str, body: Any) -> Any:
     return answer.json()
 
 
+async def _logs(query: LogQuery) -> AsyncIterator[str]:
+    yield "{}\n"
+
+
 async def _metrics() -> str:
     return "ray_serve_app_jobs 0.0\n"
 
@@ -211,6 +216,7 @@ async def world(
             catalog=Catalog(folder / "models"),
             user_data=user_data,
             metrics=_metrics,
+            logs=_logs,
             **options,
         )
         authenticator = Authenticator(lambda: service, AuditLog(lambda: service, 1.0), tokens)

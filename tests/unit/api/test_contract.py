@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from typing import Any
+from unittest.mock import ANY
 
 import httpx
 import jsonschema
@@ -104,7 +105,7 @@ async def test_history_holds_the_prompt_as_comfyui_does_without_credentials(clie
     number, identity, prompt, extra_data, outputs = response.json()[job_id]["prompt"]
     assert (number, identity, outputs) == (7, job_id, ["6"])
     assert prompt == (await scheduler.job(job_id)).prompt
-    assert extra_data == {"extra_pnginfo": {"workflow": {}}}
+    assert extra_data == {"extra_pnginfo": {"workflow": {}}, "request_id": ANY}
     assert (await scheduler.job(job_id)).extra_data["auth_token_comfy_org"] == "secret"
 
 

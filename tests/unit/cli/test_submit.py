@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+from unittest.mock import ANY
 
 import pytest
 
@@ -72,7 +73,7 @@ def test_the_strict_option_is_added_to_the_body(url, server, volume, workflow, t
     server.next_job(makes(volume))
     assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out"), "--strict"]) == 0
     [job] = server.jobs().values()
-    assert job.extra_data == {"extra_pnginfo": {}, "strict": True}
+    assert job.extra_data == {"extra_pnginfo": {}, "strict": True, "request_id": ANY}
 
 
 def test_inputs_are_set_from_the_command_line(url, server, volume, workflow, tmp_path):

@@ -142,15 +142,23 @@ function showStatus(status) {
       troubles.get(replica.replica_id) && `cannot work: ${troubles.get(replica.replica_id)}`,
       replica.quarantined && "kept for one job alone",
       replica.draining && "takes no more tasks",
+      replica.drained && (replica.running ? "drains" : "drained"),
       ...replica.notes,
     ].filter(Boolean).join("; ")],
+    ["", replica => drainButton("replica", replica.replica_id, status)],
   ], status.replicas, "no replica")
   fill("hosts", [
     ["host", host => host.host],
     ["memory, GB", host => `${gigabytes(host.ram_available_mb)} of ${gigabytes(host.ram_total_mb)} free`],
     ["GPUs", host => host.gpus.map(gpu =>
       `${gpu.name}: ${gigabytes(gpu.vram_free_mb)} of ${gigabytes(gpu.vram_total_mb)} GB free`).join("; ") || "none"],
+    ["", host => status.replicas.some(replica => replica.host === host.host) ? drainButton("host", host.host, status) : ""],
   ], status.hosts, "no host")
+}
+
+function drainButton(kind, name, status) {
+  const drained = status.drained.some(one => one.kind === kind && one.name === name)
+  return button(drained ? "Undo drain" : "Drain", () => post(drained ? "/undrain" : "/drain", { [kind]: name }))
 }
 
 // kinds: [name in a slot, class]; the bars of a slot stand on each other.

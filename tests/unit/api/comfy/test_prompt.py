@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from unittest.mock import ANY
 
 import pytest
 
@@ -34,7 +35,7 @@ async def test_unknown_keys_nulls_and_near_values_are_taken_as_comfyui_takes_the
     del body["client_id"]
     answer = (await client.post("/api/prompt", json=body)).json()
     job = (await replica.jobs())[answer["prompt_id"]]
-    assert (job.client_id, job.number, dict(job.extra_data)) == ("c", 2.5, {"x": 1})
+    assert (job.client_id, job.number, dict(job.extra_data)) == ("c", 2.5, {"x": 1, "request_id": ANY})
     assert answer["number"] == 2.5
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import ANY
+
 import httpx
 import pytest
 
@@ -41,7 +43,8 @@ async def test_the_queue_has_a_job_as_its_five_members(client, replica, schedule
     queue = await get(client, "/api/queue")
     [[number, job_id, prompt, extra, outputs]] = queue["queue_running"]
     assert (number, job_id, prompt, outputs) == (0, JOB, (await scheduler.job(JOB)).prompt, ["6"])
-    assert extra == {"x": 1, "client_id": "client-001", "create_time": int((await scheduler.job(JOB)).created_s * 1000)}
+    created = int((await scheduler.job(JOB)).created_s * 1000)
+    assert extra == {"x": 1, "client_id": "client-001", "create_time": created, "request_id": ANY}
     assert [item[1] for item in queue["queue_pending"]] == [OTHER]
 
 

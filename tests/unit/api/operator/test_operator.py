@@ -96,7 +96,7 @@ async def test_status_counts_the_jobs(client, replica, example):
     await replica.start(first)
     status = (await client.get("/status")).json()
     assert status.keys() == {
-        *("hosts", "replicas", "uptime_s", "epoch", "load", "jobs", "troubles", "paused", "backoffs")
+        *("hosts", "replicas", "uptime_s", "epoch", "load", "jobs", "troubles", "paused", "backoffs", "drained")
     }
     assert [host["host"] for host in status["hosts"]] == ["host"]
     busy = [(r["pool"], r["slots"], r["running"]) for r in status["replicas"]]
@@ -115,6 +115,44 @@ async def test_the_queue_and_a_pool_are_paused_and_resumed_and_clients_can_see_i
     assert (await client.post("/resume", json={})).json() == {"paused": ["pool cpu"]}
     assert (await client.post("/resume", json={"pool": "cpu"})).json() == {"paused": []}
     assert "X-Queue-Paused" not in (await client.get("/queue")).headers
+
+
+async def test_a_replica_is_drained_by_name_and_status_says_so_until_that_is_undone(client, replica, example):
+    await replica.start(await queued(client, example))
+    name = (await client.get("/status")).json()["replicas"][0]["replica_id"]
+    assert (await client.post("/drain", json={"replica": name})).json() == {"drained": [f"replica {name}"]}
+    status = (await client.get("/status")).json()
+    assert [each["drained"] for each in status["replicas"] if each["replica_id"] == name] == [True]
+    assert ([each["name"] for each in status["drained"]], status["paused"]) == ([name], [])
+    assert "X-Queue-Paused" not in (await client.get("/queue")).headers
+    assert (await client.post("/undrain", json={"replica": name})).json() == {"drained": []}
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"replica": "nobody"}, {"host": 1}, {"pool": "cpu"}, {"replica": "a", "host": "b"}]
+)
+async def test_a_drain_of_nothing_there_is_is_refused(client, replica, body):
+    answer = await client.post("/drain", json=body)
+    assert (answer.status_code, answer.json()["error"]) == (400, "Invalid submission")
+
+
+@pytest.mark.parametrize("path", ["/prompt", "/api/prompt"])
+async def test_a_job_has_the_id_that_its_request_had_or_was_given(client, example, path):
+    answer = await client.post(path, json=example, headers={"X-Request-ID": "shop-4711"})
+    assert answer.headers["X-Request-ID"] == "shop-4711"
+    job = (await client.get(f"/api/jobs/{answer.json()['prompt_id']}")).json()
+    assert job["workflow"]["extra_data"]["request_id"] == "shop-4711"
+    forged = {**example, "extra_data": {"request_id": "mine"}}
+    answer = await client.post(path, json=forged, headers={"X-Request-ID": "two\tlines"})
+    assert len(answer.headers["X-Request-ID"]) == 36
+    job = (await client.get(f"/api/jobs/{answer.json()['prompt_id']}")).json()
+    assert job["workflow"]["extra_data"]["request_id"] == answer.headers["X-Request-ID"]
+
+
+async def test_a_submission_is_the_same_one_when_it_is_sent_again_by_another_request(client, example):
+    body = {**example, "prompt_id": UNKNOWN}
+    answers = [await client.post("/api/prompt", json=body) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [200, 200]
 
 
 async def test_owners_in_backoff_after_ending_a_replica_are_listed(client, replica, example):

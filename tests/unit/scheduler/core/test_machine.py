@@ -11,6 +11,7 @@ from serve_app.scheduler.core.events import (
     PausesChanged,
     Persist,
     Publish,
+    ReplicaJoined,
     ReplicaLeft,
     ReplicaLost,
     TimePassed,
@@ -30,6 +31,7 @@ from serve_app.scheduler.protocol.messages import (
     NodesLinger,
     NodeStarted,
     Reopened,
+    ReplicaInfo,
     ResidentWeights,
     SlotReleased,
     TaskFailed,
@@ -545,6 +547,36 @@ def test_a_paused_pool_holds_back_the_jobs_that_will_need_it_and_no_others():
     assert assigned(script.job("both")) == []
     script.apply(PausesChanged(frozenset({Pause("pool", "elsewhere")})))
     assert [task.id.job_id for _, task in assigned(script.commands)] == ["both"]
+
+
+def test_a_drained_replica_finishes_what_it_has_and_takes_no_more_until_that_is_undone():
+    script = Script()
+    script.job("a")
+    [(_, task)] = assigned(script.replica("r1"))
+    script.apply(PausesChanged(frozenset({Pause("replica", "r1")})))
+    script.job("b", seed=2)
+    assert "success" in events(script.run("r1", task), "a")
+    assert [job.row.job_id for job in script.machine.jobs.values()] == ["b"]
+    assert [task.id.job_id for _, task in assigned(script.apply(PausesChanged(frozenset())))] == ["b"]
+
+
+def test_a_drained_host_gives_its_replicas_no_tasks_also_when_they_join_again():
+    script = Script()
+    script.job("a")
+    script.apply(PausesChanged(frozenset({Pause("host", "h1")})))
+    assert assigned(script.apply(ReplicaJoined(ReplicaInfo("r1", "gpu", 1), "h1"))) == []
+    assert [replica for replica, _ in assigned(script.apply(ReplicaJoined(ReplicaInfo("r2", "gpu", 1), "h2")))] == [
+        "r2"
+    ]
+
+
+def test_the_end_of_a_drained_replica_is_no_jobs_fault():
+    script = Script()
+    script.job("a")
+    script.replica("r1")
+    script.apply(PausesChanged(frozenset({Pause("replica", "r1")})))
+    script.apply(ReplicaLost("r1", False, "its host was stopped"))
+    assert script.machine.jobs["a"].lone_losses == 0
 
 
 def test_a_paused_tenants_jobs_wait_while_others_run():

@@ -1,0 +1,22 @@
+"""`serve-app drain`: a replica or host takes no more tasks and finishes what it has."""
+
+from __future__ import annotations
+
+import time
+
+from serve_app.cli.server import ServerClient
+
+EVERY_S = 1.0
+
+
+def drain(server: ServerClient, kind: str, name: str, *, undo: bool) -> list[str]:
+    """Drain a replica or a host, or undo that; return what is drained then. kind: "replica" or "host"."""
+    drained: list[str] = server.post("/undrain" if undo else "/drain", {kind: name})["drained"]
+    return drained
+
+
+def wait_until_idle(server: ServerClient, kind: str, name: str, every_s: float = EVERY_S) -> None:
+    """Return once no task runs on a replica, or on any of a host's."""
+    key = "replica_id" if kind == "replica" else "host"
+    while any(each[key] == name and each["running"] for each in server.get("/status")["replicas"]):
+        time.sleep(every_s)
