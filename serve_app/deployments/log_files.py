@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +40,7 @@ class LogFiles:
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder
 
-    async def __call__(self, query: LogQuery) -> AsyncIterator[str]:
+    async def __call__(self, query: LogQuery) -> AsyncGenerator[str]:
         """Yield the wanted lines as JSON, the oldest first, each with a line feed; "" where none has come for long.
 
         With `query.follow` this goes on until the caller stops; a file that appears meanwhile is read from its start.
