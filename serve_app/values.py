@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from serve_app.nested_tensor import Samples
 from serve_app.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ auto is latent2rgb.
 
 Latent: TypeAlias = dict[str, Any]
 """LATENT: {"samples": (B,C,h,w), or (B,C,T,h,w) of a video's autoencoder, unscaled; optional "batch_index": list[int],
-"noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}.
+"noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}. A video
+with its sound has NestedTensors of both as samples and noise_mask.
 """
 
 Audio: TypeAlias = dict[str, Any]
@@ -157,12 +159,12 @@ class SamplerChoice:
 class Noise:
     """NOISE: a seed. added False: latents get no noise, and the seed is only for the sampler.
 
-    draw: makes the noise of (latents (B,C,…), their batch_index) instead of the seed.
+    draw: makes the noise of (samples, their batch_index) instead of the seed.
     """
 
     seed: int
     added: bool = True
-    draw: Callable[[torch.Tensor, Any], torch.Tensor] | None = None
+    draw: Callable[[Samples, Any], Samples] | None = None
 
 
 @dataclass(frozen=True, slots=True)

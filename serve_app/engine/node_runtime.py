@@ -20,6 +20,7 @@ from serve_app.models.families.family import Family, VideoVaeFamily
 from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_latent_frames
 from serve_app.models.vision import ImageEncoder
+from serve_app.nested_tensor import Samples, parts_of
 from serve_app.recipe.hooks import ClipHooks
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import T5Padding
@@ -253,7 +254,7 @@ class NodeRuntime:
 
         return progress
 
-    def _check_cells(self, latents: Tensor, factor: int | None = None) -> None:
+    def _check_cells(self, latents: Samples, factor: int | None = None) -> None:
         """Refuse latents (B,C,…) whose forward would take too long, as a GPU does not stop one. Errors: NodeError.
 
         factor: pixels along a side of a cell, of empty latents; a model with smaller cells has more of these.
@@ -261,11 +262,11 @@ class NodeRuntime:
         most, cells = self._shared.latent_cells, _cells(latents, factor)
         if most is not None and cells > most:
             raise NodeError(
-                f"latents of shape {'×'.join(map(str, latents.shape))} are {cells:,} cells at once; "
+                f"latents of shape {_shape(latents)} are {cells:,} cells at once; "
                 f"latent_cells of this pool allows {most:,}"
             )
 
-    def _check_pairs(self, latents: Tensor, factor: int | None) -> None:
+    def _check_pairs(self, latents: Samples, factor: int | None) -> None:
         """Refuse latents (B,C,…) with too many pairs of cells that attend to each other. Errors: NodeError."""
         most, cells = self._shared.latent_pairs, _cells(latents[:1], factor)
         if most is not None and (pairs := len(latents) * cells**2) > most:
@@ -285,7 +286,7 @@ class NodeRuntime:
 
     def _check_attended(self, request: SamplingRequest) -> None:
         """Refuse references and texts with which a forward would take too long. Errors: NodeError."""
-        most, rows = self._shared.latent_cells, request.latents.shape[0]
+        most, rows = self._shared.latent_cells, len(request.latents)
         for conditioning in request.guider.conds.values():
             for cond, options in conditioning:
                 references = sum(latents[:1, 0].numel() for latents in options.get("reference_latents") or ())
@@ -378,9 +379,13 @@ class NodeRuntime:
         )
 
 
-def _cells(latents: Tensor, factor: int | None) -> int:
-    """Return how many cells latents (B,C,…) have. factor: as `NodeRuntime._check_cells`'s."""
-    cells = latents[:, 0].numel()
+def _shape(latents: Samples) -> str:
+    return " and ".join("×".join(map(str, part.shape)) for part in parts_of(latents))
+
+
+def _cells(latents: Samples, factor: int | None) -> int:
+    """Return how many cells latents (B,C,…) have, in all parts. factor: as `NodeRuntime._check_cells`'s."""
+    cells = sum(part[:, 0].numel() for part in parts_of(latents))
     return cells if factor is None else max(cells, cells * factor**2 // PIXELS_A_CELL)
 
 

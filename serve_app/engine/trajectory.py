@@ -13,6 +13,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nested_tensor import Samples
 from serve_app.recipe.layers import EasyCache
 from serve_app.sampling.beginning import Beginning, beginning_of
 from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, model_inputs
@@ -20,7 +21,8 @@ from serve_app.sampling.guidance.guidance import Guidance
 from serve_app.sampling.guidance.hooks import HookSchedule, Variant
 from serve_app.sampling.guidance.layers import LayerPatches
 from serve_app.sampling.guidance.rules import rule_of
-from serve_app.sampling.latents.inpaint import Inpainting, changing_mask, latent_mask
+from serve_app.sampling.latents.inpaint import Inpainting, changing_mask, joint_mask
+from serve_app.sampling.latents.layout import ONE_PART
 from serve_app.sampling.lazy_sum import Latents, LazySum, compute, value
 from serve_app.sampling.noise import after_noise
 from serve_app.sampling.request import Sampled, SamplingRequest
@@ -90,6 +92,7 @@ class Trajectory:
         self._callbacks: list[Callable[[], object]] = []
         self._steps_done = 0
         self._seen_step = (-1, 0)
+        self._layout = ONE_PART
         self._inpainting: Inpainting | None = None
         self._sums = True
         self._next: Evaluation | None = None
@@ -101,25 +104,26 @@ class Trajectory:
         r, levels, latent_format = self._request, self.backbone.levels, self.backbone.latent_format
         beginning, self._beginning = self._beginning or beginning_of(r, levels, latent_format), None
         spec, sigmas, given = beginning.spec, beginning.sigmas, beginning.latents
+        layout = self._layout = beginning.layout
         if not len(sigmas):
-            self.result = Sampled(given, given)
+            self.result = Sampled(layout.unpack(given), layout.unpack(given))
             return
         self.steps = len(sigmas) - 1
         device, sigma = self.backbone.device, float(sigmas[0])
         # Empty latents are of no image, so they are not moved by the mean of those of images.
         placed = to_device(given, device)
-        latents = latent_format.to_model(placed) if given.any() else placed
+        latents = layout.map([of.to_model for of in latent_format.parts], placed) if given.any() else placed
         added = to_device(beginning.noise, device)
         x = levels.start(latents, added, sigma)
-        canvas = Canvas(latents, added, seed=r.noise.seed)
+        canvas = Canvas(latents, added, seed=r.noise.seed, layout=layout)
         if r.noise_mask is not None:
-            mask = latent_mask(r.noise_mask, latents)
+            mask = joint_mask(r.noise_mask, latents, layout)
             canvas = replace(canvas, mask=mask)
             kept_noise = added if beginning.kept_noise is None else to_device(beginning.kept_noise, device)
             changing = changing_mask(mask, r.guider.backbone.patches, levels, sigmas)
             held_at = None if self.backbone.keeps_clean else levels
             self._inpainting = Inpainting(mask, latents, kept_noise, held_at, changing)
-        recipe, seeded = r.guider.backbone, partial(after_noise, given.shape, r.noise.seed, r.batch_index)
+        recipe, seeded = r.guider.backbone, partial(after_noise, layout.shapes_of(given), r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)
         rule, caches = rule_of(r.guider, levels), recipe.all(EasyCache)
         hooks = None
@@ -139,8 +143,8 @@ class Trajectory:
 
     @property
     def shown(self) -> Tensor:
-        """The latest step's denoised estimate: latents as the backbone samples them, on its device."""
-        return value(self._denoised)
+        """The first part of the latest step's denoised estimate: as the backbone samples it, on its device."""
+        return self._layout.parts(value(self._denoised))[0]
 
     @property
     def is_sum(self) -> bool:
@@ -241,14 +245,19 @@ class Trajectory:
         self.cells = sum(piece.cells for piece in self.pieces)
 
     def _end(self, x: Tensor, sigma: float) -> None:
-        from_model = self.backbone.latent_format.from_model
         latents = self.backbone.levels.unnoised(x, sigma)
-        self.result = Sampled(to_host(from_model(latents)), to_host(from_model(self.shown)))
+        self.result = Sampled(self._samples(latents), self._samples(value(self._denoised)))
+
+    def _samples(self, x: Tensor) -> Samples:
+        """Return latents that the backbone samples as a LATENT has them, on the host."""
+        from_model = [latent_format.from_model for latent_format in self.backbone.latent_format.parts]
+        return self._layout.unpack(to_host(self._layout.map(from_model, x)))
 
     def _report(self, steps_done: int) -> None:
         if steps_done > self._steps_done:
             if self._on_step is not None and (callback := self._on_step(steps_done, self.steps)) is not None:
                 self._callbacks.append(callback)
             if self._request.after_step is not None:
-                self._request.after_step(steps_done - 1, self.shown, self._evaluation.latents, self.steps)
+                denoised, x = (self._layout.unpack(of) for of in (value(self._denoised), self._evaluation.latents))
+                self._request.after_step(steps_done - 1, denoised, x, self.steps)
         self._steps_done = steps_done

@@ -21,6 +21,7 @@ from serve_app.errors import NodeError
 from serve_app.execution.executing import executing
 from serve_app.limits import describe_levels, levels_of
 from serve_app.media.decoder import DecoderLimits
+from serve_app.nested_tensor import NestedTensor
 
 FLOAT_BYTES = 4
 PIXEL_BYTES = 4
@@ -92,6 +93,9 @@ def check_results(calls: Sequence[Sequence[Any]], slots: Sequence[str], most: Si
 def _check_count(slot: str, value: Any, most: SizeLimits) -> None:
     """Refuse a small value that would make too much work for later nodes. Errors: NodeError."""
     tensor = value.get("samples") if isinstance(value, Mapping) else value
+    if isinstance(tensor, NestedTensor):
+        for part in tensor.tensors:
+            _check_count(slot, {"samples": part}, most)
     match slot, value:
         case (("IMAGE" | "MASK" | "LATENT"), _) if isinstance(tensor, torch.Tensor):
             if not tensor.numel():

@@ -21,8 +21,10 @@ from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.forward import Replays
 from serve_app.models.network import LoadedNetwork
+from serve_app.nested_tensor import Samples
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas, Piece, denoise
+from serve_app.sampling.latents.layout import LatentLayout
 
 META = torch.device("meta")
 
@@ -59,17 +61,19 @@ class ForwardCost:
 
 
 def forward_cost(
-    family: BackboneFamily, network: nn.Module, x: Tensor, cond: Tensor, options: Mapping[str, Any]
+    family: BackboneFamily, network: nn.Module, samples: Samples, cond: Tensor, options: Mapping[str, Any]
 ) -> ForwardCost:
     """Return the cost of a forward of a conditioning entry.
 
-    network: on the meta device, in its dtypes. x: (B,C,h,w) or (B,C,T,h,w); cond: (N,T,D); options: as of a
+    network: on the meta device, in its dtypes. samples: as of a LATENT; cond: (N,T,D); options: as of a
     conditioning. Only shapes are read. Errors: NodeError as `BackboneFamily.inputs`.
     """
     backbone = RecipeBackbone(LoadedNetwork("counted", family, network, Discrete(), Replays()))
     with torch.inference_mode(), Counting() as counting:
-        x, cond = x.to(META), cond.to(META)
-        inputs = backbone.inputs(cond, tree_map_only(Tensor, _without_numbers, {**options}), "positive", Canvas(x, x))
+        layout = LatentLayout.of(samples)
+        x, cond = layout.pack(samples.to(META)), cond.to(META)
+        canvas = Canvas(x, x, layout=layout)
+        inputs = backbone.inputs(cond, tree_map_only(Tensor, _without_numbers, {**options}), "positive", canvas)
         denoise([Piece(backbone, x, 0.5, inputs)])
     return ForwardCost(counting.peak_bytes, dict(counting.kernels))
 

@@ -18,7 +18,9 @@ from functools import wraps
 from types import UnionType
 from typing import Annotated, Any, Required, TypedDict, TypeVar, Union, Unpack, get_args, get_origin
 
+from serve_app.errors import NodeError
 from serve_app.graph.spec import MATCH_TYPE
+from serve_app.nested_tensor import NestedTensor
 from serve_app.nodes.inputs import InputType
 from serve_app.nodes.sockets import Hidden
 
@@ -124,6 +126,22 @@ class _Declared:
         return None
 
 
+def _takes_one_part(of: InputType | Hidden) -> bool:
+    return isinstance(of, InputType) and of.kind == "LATENT" and not of.joint
+
+
+def _check_one_part(named: Mapping[str, Any], latents: Sequence[str]) -> None:
+    """Errors: NodeError for a LATENT of several parts in one of these inputs."""
+    for name in latents:
+        given = named.get(name)
+        for latent in given if isinstance(given, list) else [given]:
+            if isinstance(latent, Mapping) and isinstance(latent.get("samples"), NestedTensor):
+                raise NodeError(
+                    f"{name} is a latent of several parts, as a video with its sound, and this node takes one part; "
+                    "LTXVSeparateAVLatent separates them"
+                )
+
+
 class _Signature:
     """What a function's annotations say of its class."""
 
@@ -171,12 +189,15 @@ class _Signature:
     def method(self) -> Callable[..., Any]:
         """Return the function as a method, which returns a tuple of one output."""
         function, one = self._function, self._one
+        latents = [name for name, of in self._inputs.items() if _takes_one_part(of.type)]
 
         async def awaited(self: object, *values: Any, **named: Any) -> Any:
+            _check_one_part(named, latents)
             returned = await function(*values, **named)
             return (returned,) if one else returned
 
         def called(self: object, *values: Any, **named: Any) -> Any:
+            _check_one_part(named, latents)
             returned = function(*values, **named)
             return (returned,) if one else returned
 

@@ -23,10 +23,14 @@ MAX_RESOLUTION = 16384
 
 @dataclass(frozen=True, eq=False)
 class InputType:
-    """An input as INPUT_TYPES has it. kind: its type, or a list of choices."""
+    """An input as INPUT_TYPES has it. kind: its type, or a list of choices.
+
+    joint: of LATENT: one of several parts is taken as well.
+    """
 
     kind: Any
     options: Mapping[str, Any] = field(default_factory=dict)
+    joint: bool = False
 
     def declared(self) -> tuple[Any, dict[str, Any]]:
         """Return the entry of INPUT_TYPES, which whoever gets it may change."""

@@ -59,6 +59,8 @@ HOOK_KEYFRAMES: TypeAlias = Annotated[tuple[Keyframe, ...], InputType("HOOK_KEYF
 IMAGE: TypeAlias = Annotated[Tensor, InputType("IMAGE")]
 INT: TypeAlias = Annotated[int, InputType("INT")]
 LATENT: TypeAlias = Annotated[Latent, InputType("LATENT")]
+JOINT_LATENT: TypeAlias = Annotated[Latent, InputType("LATENT", joint=True)]
+"""LATENT for functions that also take one of several parts, a video with its sound for one."""
 LATENT_OPERATION: TypeAlias = Annotated[LatentOperation, InputType("LATENT_OPERATION")]
 LAYERS: TypeAlias = Annotated[dict[str, Any], InputType("LAYERS")]
 MASK: TypeAlias = Annotated[Tensor, InputType("MASK")]

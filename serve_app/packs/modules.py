@@ -86,6 +86,7 @@ def _modules() -> dict[str, ModuleType]:
         "comfy.samplers": _made("comfy.samplers", {**_public(samplers), **_names(), **_public(model_options)}),
         "comfy.sampler_helpers": _made("comfy.sampler_helpers", sample.HELPERS),
         "comfy.sample": _made("comfy.sample", {**sample.SAMPLE, "np": numpy}),
+        "comfy.nested_tensor": _made("comfy.nested_tensor", sample.NESTED_TENSOR),
         "comfy.sd": _made("comfy.sd", sd.NAMES),
         "comfy.clip_vision": _made("comfy.clip_vision", _public(clip_vision)),
         "comfy.sd1_clip": _made("comfy.sd1_clip", clip_tokens.SD1_CLIP),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.latents.layout import ONE_PART, LatentLayout
 from serve_app.sampling.lazy_sum import value
 from serve_app.sampling.noise import drawn, noise
 from serve_app.sampling.request import SamplingRequest, Steps
@@ -22,13 +23,17 @@ from serve_app.sampling.schedules.sigmas import sigmas_for
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Beginning:
-    """sigmas: (n+1,). latents, noise: (B,C,…), unscaled; kept_noise: for the masked-out part, None: the same noise."""
+    """sigmas: (n+1,). latents, noise: (B,C,…), unscaled; kept_noise: for the masked-out part, None: the same noise.
+
+    layout: of several parts, which are packed in all of these.
+    """
 
     spec: SamplerSpec
     sigmas: Tensor
     latents: Tensor
     noise: Tensor
     kept_noise: Tensor | None = None
+    layout: LatentLayout = ONE_PART
 
 
 def beginning_of(request: SamplingRequest, levels: Levels, latent_format: LatentFormat) -> Beginning:
@@ -38,13 +43,15 @@ def beginning_of(request: SamplingRequest, levels: Levels, latent_format: Latent
     """
     spec = _spec(request, levels)
     sigmas = _sigmas(request, levels, spec)
-    latents = latent_format.accept(request.latents.to("cpu", torch.float32), request.factor)
+    samples = latent_format.accept(request.latents.to("cpu", torch.float32), request.factor)
+    layout = LatentLayout.of(samples)
+    latents = layout.pack(samples)
     if not len(sigmas):
-        return Beginning(spec, sigmas, latents, latents)
-    added, kept = drawn(request.noise, latents, request.batch_index), None
+        return Beginning(spec, sigmas, latents, latents, layout=layout)
+    added, kept = layout.pack(drawn(request.noise, samples, request.batch_index)), None
     if request.noise_mask is not None and spec.fresh_inpaint_noise:
         kept = noise(latents.shape, request.noise.seed + 1)
-    return Beginning(spec, sigmas, latents, added, kept)
+    return Beginning(spec, sigmas, latents, added, kept, layout)
 
 
 def _spec(request: SamplingRequest, levels: Levels) -> SamplerSpec:

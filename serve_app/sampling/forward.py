@@ -17,6 +17,7 @@ from torch import Tensor
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.sampling.denoiser import Prediction
 from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.latents.layout import ONE_PART, LatentLayout
 from serve_app.sampling.lazy_sum import Latents, LazySum, compute, value
 from serve_app.sampling.schedules.levels import Levels
 
@@ -29,13 +30,14 @@ class Canvas:
     """The latents and noise of a run. latents, noise: (B,C,h,w), scaled for the network; mask: (B,1,h,w), 1: sample.
 
     Video latents have a time axis before h, here and everywhere: (B,C,T,h,w), (B,1,T,h,w). seed: of the run, for other
-    noise that it draws.
+    noise that it draws. layout: of several parts, which are packed: (B,1,N), and so is the mask.
     """
 
     latents: Tensor
     noise: Tensor
     mask: Tensor | None = None
     seed: int = 0
+    layout: LatentLayout = ONE_PART
 
     @property
     def rows(self) -> int:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nested_tensor import NestedTensor, Samples, parts_of
 from serve_app.sampling.draws import draws_of, thread
 from serve_app.sampling.samplers.brownian import BrownianPath
 from serve_app.sampling.samplers.evaluation import DrawnNoise
@@ -48,10 +49,13 @@ def noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = N
     return _drawn(shape, torch.Generator().manual_seed(seed % SEEDS), batch_index)
 
 
-def after_noise(shape: Sequence[int], seed: int, batch_index: Sequence[int] | None = None) -> torch.Generator:
-    """Return the seed's generator in the state after `noise`, from which layers draw in ComfyUI."""
+def after_noise(
+    shapes: Iterable[Sequence[int]], seed: int, batch_index: Sequence[int] | None = None
+) -> torch.Generator:
+    """Return the seed's generator after the noise of latents, from which layers draw in ComfyUI. shapes: of parts."""
     generator = torch.Generator().manual_seed(seed % SEEDS)
-    _drawn(shape, generator, batch_index)
+    for shape in shapes:
+        _drawn(shape, generator, batch_index)
     return generator
 
 
@@ -72,18 +76,28 @@ def _drawn(shape: Sequence[int], generator: torch.Generator, batch_index: Sequen
     return torch.cat([drawn[index] for index in batch_index])
 
 
-def drawn(given: Noise, latents: Tensor, batch_index: Sequence[int] | None = None) -> Tensor:
-    """Return the tensor of a NOISE for latents, float32 on the CPU; zeros if it adds none. Errors: NodeError.
+def drawn(given: Noise, samples: Samples, batch_index: Sequence[int] | None = None) -> Samples:
+    """Return the numbers of a NOISE for samples, float32 on the CPU; zeros if it adds none. Errors: NodeError.
 
-    batch_index: as `noise`.
+    The noise of several parts is drawn part after part, as in ComfyUI. batch_index: as `noise`.
     """
+    parts = parts_of(samples)
     if given.draw is not None:
-        made = given.draw(latents, batch_index)
-        if made.shape[1:] != latents.shape[1:] or made.shape[0] not in (1, latents.shape[0]):
-            of, to = ("×".join(map(str, t.shape)) for t in (made, latents))
+        own = parts_of(given.draw(samples, batch_index))
+        if len(own) != len(parts) or not all(_fits(made, part) for made, part in zip(own, parts, strict=True)):
+            of, to = (" and ".join("×".join(map(str, t.shape)) for t in tensors) for tensors in (own, parts))
             raise NodeError(f"a node pack made noise {of} for latents {to}; their shapes must agree")
-        return made.to("cpu", torch.float32).expand_as(latents)
-    return noise(latents.shape, given.seed, batch_index) if given.added else torch.zeros(latents.shape)
+        made = [part.to("cpu", torch.float32).expand_as(like) for part, like in zip(own, parts, strict=True)]
+    elif given.added:
+        generator = torch.Generator().manual_seed(given.seed % SEEDS)
+        made = [_drawn(part.shape, generator, batch_index) for part in parts]
+    else:
+        made = [torch.zeros(part.shape) for part in parts]
+    return NestedTensor(made) if isinstance(samples, NestedTensor) else made[0]
+
+
+def _fits(made: Tensor, latents: Tensor) -> bool:
+    return made.shape[1:] == latents.shape[1:] and made.shape[0] in (1, latents.shape[0])
 
 
 def gaussian_noise(x: Tensor, _sigmas: Tensor, seed: int) -> DrawnNoise:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from serve_app.nested_tensor import Samples
 from serve_app.values import Guider, Noise, SamplerChoice
 
 if TYPE_CHECKING:
@@ -33,26 +34,29 @@ class Steps:
 class SamplingRequest:
     """All inputs of one sampler run.
 
-    latents: (B,C,h,w) or (B,C,T,h,w) unscaled, as in a LATENT. sigmas: (n+1,), or the steps that make them.
-    batch_index: position in the seed's noise sequence of each latent; None: counted from 0. noise_mask: as in a LATENT.
-    factor: pixels per cell along one side, where empty latents state it. after_step: called in the engine's thread with
-    (step index, denoised, x, total steps), both scaled for the backbone.
+    latents: (B,C,h,w), (B,C,T,h,w) or several parts, unscaled, as in a LATENT. sigmas: (n+1,), or the steps that make
+    them. batch_index: position in the seed's noise sequence of each latent; None: counted from 0. noise_mask: as in a
+    LATENT. factor: pixels per cell along one side, where empty latents state it. after_step: called in the engine's
+    thread with (step index, denoised, x, total steps), both scaled for the backbone.
     """
 
     guider: Guider
-    latents: torch.Tensor
+    latents: Samples
     sampler: SamplerChoice
     sigmas: Steps | torch.Tensor
     noise: Noise
     batch_index: Sequence[int] | None = None
-    noise_mask: torch.Tensor | None = None
+    noise_mask: Samples | None = None
     factor: int | None = None
-    after_step: Callable[[int, torch.Tensor, torch.Tensor, int], None] | None = None
+    after_step: Callable[[int, Samples, Samples, int], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sampled:
-    """The result of a run: final latents and last denoised estimate, unscaled on the CPU, of equal shape."""
+    """The result of a run: final latents and last denoised estimate, unscaled on the CPU, of equal shapes.
 
-    latents: torch.Tensor
-    denoised: torch.Tensor
+    They are `Samples` of the request's kind, untyped as in a Latent.
+    """
+
+    latents: Any
+    denoised: Any

@@ -72,7 +72,7 @@ def _request(model: Model, sampler: str) -> SamplingRequest:
 
 def _given(model: Model) -> dict[str, Any]:
     request = _request(model, "euler")
-    given: dict[str, Tensor] = {"latents": request.latents}
+    given: dict[str, Any] = {"latents": request.latents}
     for role, conditioning in request.guider.conds.items():
         [(cond, options)] = conditioning
         given[role] = cond

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from serve_app.recipe.recipe import Recipe
+from serve_app.sampling.latents.layout import LatentLayout
 from serve_app.values import ClipVisionOutput
 from tests.parity.cases import CASES, Case
 from tests.parity.comfyui import ComfyUI
@@ -78,8 +79,8 @@ OWN: dict[str, type] = {"Fixed": Fixed, "SmallModel": SmallModel}
 async def ours(stack: Stack, case: Case) -> torch.Tensor:
     """Return what we make of a case, float32."""
     value = await stack.run(case.target, **case.nodes)
-    tensor: torch.Tensor = value["samples"] if isinstance(value, dict) else value
-    return tensor.float()
+    samples = value["samples"] if isinstance(value, dict) else value
+    return LatentLayout.of(samples).pack(samples).float()
 
 
 def relative_error(a: torch.Tensor, b: np.ndarray) -> float:

@@ -25,6 +25,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.clip_vision  # noqa: E402
+import comfy.conds  # noqa: E402
 import comfy.latent_formats  # noqa: E402
 import comfy.model_base  # noqa: E402
 import comfy.model_patcher  # noqa: E402
@@ -70,6 +71,7 @@ FLOWS: dict[str, tuple[str, dict[str, float], Any]] = {
     "z": ("FLOW", {"shift": 3.0, "multiplier": 1.0}, comfy.latent_formats.Flux),
     "flux 2": ("FLUX", {"shift": 2.02}, comfy.latent_formats.Flux2),
     "wan": ("FLOW", {"shift": 8.0, "multiplier": 1000.0}, comfy.latent_formats.Wan21),
+    "joint": ("FLUX", {"shift": 2.37}, comfy.latent_formats.LTXAV),
 }
 
 
@@ -80,9 +82,19 @@ class Velocity(torch.nn.Module):
         super().__init__()
         self.dtype, self.in_channels = torch.float32, 16
 
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor, context: torch.Tensor, **_: Any) -> torch.Tensor:
+    def forward(self, x: Any, timestep: torch.Tensor, context: torch.Tensor, **_: Any) -> Any:
+        if isinstance(x, list):
+            return [self.forward(part * (1 + i), timestep, context) for i, part in enumerate(x)]
         told, read = (value.view(-1, *[1] * (x.ndim - 1)) for value in (timestep, context.mean(dim=(1, 2))))
         return x * (0.8 + 0.2 * torch.sin(told * 0.01)) - 0.5 * torch.cos(1.5 * x) + read
+
+
+class JointModel(comfy.model_base.BaseModel):  # type: ignore[misc]
+    """A model whose network is given the parts of a nested latent."""
+
+    def extra_conds(self, **given: Any) -> dict[str, Any]:
+        shapes = {"latent_shapes": comfy.conds.CONDConstant(given["latent_shapes"])}
+        return {**super().extra_conds(**given), **(shapes if len(given["latent_shapes"]) > 1 else {})}
 
 
 class FlowModel:
@@ -95,7 +107,7 @@ class FlowModel:
         model_type, settings, latent_format = FLOWS[kind]
         config = comfy.supported_models_base.BASE({})
         config.sampling_settings, config.latent_format = settings, latent_format()
-        model = comfy.model_base.BaseModel(config, comfy.model_base.ModelType[model_type], unet_model=Velocity)
+        model = JointModel(config, comfy.model_base.ModelType[model_type], unet_model=Velocity)
         cpu = torch.device("cpu")
         return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
 
@@ -201,7 +213,8 @@ def tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"{name}|cond", cond
         yield f"{name}|pooled", options["pooled_output"]
     else:
-        yield name, value["samples"] if isinstance(value, dict) else value
+        samples = value["samples"] if isinstance(value, dict) else value
+        yield name, comfy.utils.pack_latents(samples.unbind())[0] if samples.is_nested else samples
 
 
 async def with_packs() -> None:

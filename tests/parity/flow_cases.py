@@ -71,6 +71,40 @@ def _positive(kind: str, node: tuple[str, dict[str, Any]], *samples: int, **node
     return _case(kind, target, latent=_latent(*samples), r=node, c=combined, **nodes)
 
 
+def _joint(
+    target: tuple[str, dict[str, Any]] | None = None,
+    video: str = "video",
+    audio: str = "audio",
+    **nodes: Any,
+) -> Case:
+    """Return a case on a latent of two parts, of a video and of its sound."""
+    parts: Nodes = {
+        "video": _latent(2, 4, 3, 4, 6),
+        "audio": ("Fixed", {"kind": "latent", "seed": 8, "shape": "2,3,7,5"}),
+    }
+    joined = ("LTXVConcatAVLatent", {"video_latent": [video, 0], "audio_latent": [audio, 0]})
+    return _case("joint", target or _sampled(), **parts, **nodes, latent=joined)
+
+
+def _joint_masks() -> Nodes:
+    return {
+        "video mask": ("Fixed", {"kind": "soft mask", "seed": 5, "shape": "3,64,48"}),
+        "audio mask": ("Fixed", {"kind": "soft mask", "seed": 6, "shape": "1,14,5"}),
+        "masked": ("SetLatentNoiseMask", {"samples": ["video", 0], "mask": ["video mask", 0]}),
+        "masked audio": ("SetLatentNoiseMask", {"samples": ["audio", 0], "mask": ["audio mask", 0]}),
+    }
+
+
+def _replaced(length: int) -> Case:
+    """Return a case on a latent whose sound is replaced by one of another length, with a mask."""
+    other: Nodes = {
+        "other audio": ("Fixed", {"kind": "latent", "seed": 9, "shape": f"2,3,{length},5"}),
+        "other masked": ("SetLatentNoiseMask", {"samples": ["other audio", 0], "mask": ["audio mask", 0]}),
+        "joined": ("LTXVConcatAVLatent", {"video_latent": ["video", 0], "audio_latent": ["audio", 0]}),
+    }
+    return _joint(video="joined", audio="other masked", **_joint_masks(), **other)
+
+
 _OTHER = {"conditioning": ["other", 0]}
 _ADVANCED = {name: [name, 0] for name in ("noise", "guider", "sampler", "sigmas")}
 _CUSTOM: Nodes = {
@@ -189,4 +223,23 @@ FLOW_CASES: dict[str, Case] = {
         ("FluxKontextImageScale", {"image": ["image", 0]}),
         image=("Fixed", {"kind": "image", "seed": 6, "shape": "1,23,40,3"}),
     ),
+    **{
+        f"joint|{sampler}": _joint(_sampled(sampler))
+        for sampler in ("euler", "euler_ancestral", "dpmpp_2m_sde", "uni_pc", "res_multistep")
+    },
+    "joint|partial": _joint(_sampled(denoise=0.6)),
+    "joint|one noise": _joint(
+        video="same", same=("LatentBatchSeedBehavior", {"samples": ["video", 0], "seed_behavior": "fixed"})
+    ),
+    "joint|video masked": _joint(_sampled("euler_ancestral"), video="masked", **_joint_masks()),
+    "joint|sound masked": _joint(audio="masked audio", **_joint_masks()),
+    "joint|both masked": _joint(_sampled("uni_pc"), video="masked", audio="masked audio", **_joint_masks()),
+    "joint|video's mask only": _joint(
+        _sampled(latent_image=["again", 0]),
+        again=("SetLatentNoiseMask", {"samples": ["latent", 0], "mask": ["video mask", 0]}),
+        **_joint_masks(),
+    ),
+    "joint|shorter sound": _replaced(5),
+    "joint|longer sound": _replaced(11),
+    "joint|rescaled": _joint(_sampled(model=["patched", 0]), patched=("RescaleCFG", {**MODEL, "multiplier": 0.6})),
 }

@@ -5,8 +5,9 @@ golden/flow_runs.npz holds what ComfyUI's own nodes and samplers make of the wor
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +30,7 @@ from serve_app.sampling.denoiser import trained
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX, FLUX2, WAN
 from serve_app.sampling.latents.latents import LatentFormat
+from serve_app.sampling.latents.layout import LatentLayout
 from serve_app.sampling.schedules.levels import Levels
 from tests.parity.beside import Fixed, ours
 from tests.parity.figures import GOLDEN, TOLERANCE, thinned
@@ -41,14 +43,16 @@ KINDS: dict[str, tuple[Training, LatentFormat]] = {
     "z": (Flow(3.0, 1.0), FLUX),
     "flux 2": (FluxFlow(2.02), FLUX2),
     "wan": (Flow(8.0, 1000.0), WAN),
+    "joint": (FluxFlow(2.37), LatentFormat(4, 32, frames=8, others=(LatentFormat(3),))),
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Text:
-    """What the formula is told. context: (B,T,D)."""
+    """What the formula is told. context: (B,T,D). layout: of x."""
 
     context: Tensor
+    layout: LatentLayout
 
     def within(self, area: Area | None) -> Text:
         return self
@@ -76,18 +80,29 @@ class Formula(BackboneFamily):
     def inputs(
         self, cond: Tensor, options: Any, role: str, canvas: Canvas, device: torch.device, trained_as: Training
     ) -> Text:
-        return Text(to_batch(cond, canvas.rows))
+        return Text(to_batch(cond, canvas.rows), canvas.layout)
 
     def group_key(self, x: Tensor, inputs: Text) -> Hashable:
-        return tuple(x.shape[1:]), inputs.context.shape[1]
+        return tuple(x.shape[1:]), inputs.context.shape[1], inputs.layout
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         x = torch.cat([row.x for row in rows])
         each = (-1, *(1,) * (x.ndim - 1))
         told = torch.cat([row.timestep for row in rows]).view(each)
         read = torch.cat([row.inputs.context for row in rows]).mean(dim=(1, 2)).view(each)
-        velocity = x * (0.8 + 0.2 * torch.sin(told * 0.01)) - 0.5 * torch.cos(1.5 * x) + read
+
+        def formula(x: Tensor) -> Tensor:
+            each = (-1, *(1,) * (x.ndim - 1))
+            return x * (0.8 + 0.2 * torch.sin(told.view(each) * 0.01)) - 0.5 * torch.cos(1.5 * x) + read.view(each)
+
+        layout = rows[0].inputs.layout
+        parts = [partial(_times, formula, 1 + number) for number in range(max(1, len(layout.shapes)))]
+        velocity = layout.map(parts, x)
         return list(velocity.split([row.count for row in rows]))
+
+
+def _times(formula: Callable[[Tensor], Tensor], factor: int, part: Tensor) -> Tensor:
+    return formula(part * factor)
 
 
 class FlowWeights:

@@ -16,6 +16,7 @@ from serve_app.models.families.family import BackboneFamily, Family
 from serve_app.models.forward_cost import forward_cost
 from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN
 from serve_app.models.weights.recipes import WeightFiles
+from serve_app.nested_tensor import Samples, parts_of
 from serve_app.recipe.controls import ModelControl
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Recipe
@@ -47,7 +48,7 @@ class Activations:
         self,
         backbone: Recipe,
         files: WeightFiles,
-        latents: Tensor,
+        latents: Samples,
         conds: Mapping[str, Conditioning],
         factor: int | None = None,
     ) -> int:
@@ -58,7 +59,7 @@ class Activations:
         together = backbone.last(ModelControl) is not None or backbone.last(PackFunctions) is not None
         rows = latents if together else latents[:1]
         outline = partial(self._outlines.outline, backbone, files)
-        of_rows = files.key, rows.shape, bool(rows.any()), factor
+        of_rows = files.key, *(part.shape for part in parts_of(rows)), bool(rows.any()), factor
         largest = 0
         for cond, options in (entry for own in conds.values() for entry in own):
             read = {name: value for name, value in options.items() if name not in BOUND}
@@ -73,7 +74,7 @@ class Activations:
 
 def _counted(
     outline: Callable[[], tuple[Family, nn.Module]],
-    latents: Tensor,
+    latents: Samples,
     factor: int | None,
     cond: Tensor,
     options: Mapping[str, Any],
@@ -81,8 +82,8 @@ def _counted(
     family, network = outline()
     assert isinstance(family, BackboneFamily)
     try:
-        x = family.latent_format.accept(latents.to("cpu", torch.float32), factor)
-        cost = forward_cost(family, network, x, cond, options)
+        samples = family.latent_format.accept(latents.to("cpu", torch.float32), factor)
+        cost = forward_cost(family, network, samples, cond, options)
     except (NodeError, RuntimeError) as error:
         # What is wrong with a job is said where it runs.
         _log.info("a forward could not be counted: family=%s error=%s", family.title, repr(error))

@@ -14,7 +14,6 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from serve_app import log
 from serve_app.errors import DeviceMemoryError
@@ -39,6 +38,7 @@ from serve_app.models.weights.loading import Loader, control_file
 from serve_app.models.weights.memory_plan import stream_share, weights_left
 from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
+from serve_app.nested_tensor import Samples
 from serve_app.recipe.controls import DiffControlNetBase, ModelControl
 from serve_app.recipe.layers import ReferenceMethod
 from serve_app.recipe.pack_functions import PackFunctions
@@ -223,7 +223,7 @@ class Weights:
         return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
 
     def activation_bytes(
-        self, backbone: Recipe, latents: Tensor, conds: Mapping[str, Conditioning], factor: int | None = None
+        self, backbone: Recipe, latents: Samples, conds: Mapping[str, Conditioning], factor: int | None = None
     ) -> int:
         """Return what a forward of one of a run's rows takes of the GPU beside weights; 0 on a CPU.
 

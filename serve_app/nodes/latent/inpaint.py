@@ -13,12 +13,12 @@ from torch.nn.functional import max_pool2d
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import PIXELS_PER_LATENT, as_planes, fit_batch, fit_mask
 from serve_app.nodes.inputs import Bool, Int
-from serve_app.nodes.sockets import CONDITIONING, IMAGE, LATENT, MASK, RUNTIME, VAE
+from serve_app.nodes.sockets import CONDITIONING, IMAGE, JOINT_LATENT, LATENT, MASK, RUNTIME, VAE
 from serve_app.values import Latent
 
 
 @node("SetLatentNoiseMask", "Set Latent Noise Mask", category="model/latent", function="set_mask")
-def set_latent_noise_mask(samples: LATENT, mask: MASK) -> LATENT:
+def set_latent_noise_mask(samples: JOINT_LATENT, mask: MASK) -> LATENT:
     """A latent that is to be sampled only where a mask is 1. Return the latent with the mask as its noise mask."""
     return {**samples, "noise_mask": as_planes(mask).unsqueeze(1)}
 

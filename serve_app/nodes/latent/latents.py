@@ -14,11 +14,12 @@ from safetensors import SafetensorError
 from serve_app.errors import NodeError
 from serve_app.execution.runtime import Saved
 from serve_app.images import Crop
+from serve_app.nested_tensor import NestedTensor, Samples, parts_of
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.images import at, save_together, workflow_text
 from serve_app.nodes.image.match_size import allow_decoded, fit_latents
 from serve_app.nodes.inputs import MAX_RESOLUTION, Choice, File, Float, Int, Text
-from serve_app.nodes.sockets import EXTRA_PNGINFO, IMAGE, LATENT, PROMPT, RUNTIME, STORE, VAE
+from serve_app.nodes.sockets import EXTRA_PNGINFO, IMAGE, JOINT_LATENT, LATENT, PROMPT, RUNTIME, STORE, VAE
 
 LATENT_METHODS = ["nearest-exact", "bilinear", "area", "bicubic", "bislerp"]
 CROPS = ["disabled", "center"]
@@ -70,10 +71,11 @@ def latent_upscale_by(
     description="Decodes latent images into pixels.",
     order=("samples",),
 )
-async def vae_decode(vae: VAE, samples: LATENT, runtime: RUNTIME) -> IMAGE:
-    """Latents to images. Return images (B,H,W,3); those of a video one after the other."""
-    await allow_decoded(samples["samples"], vae, runtime)
-    images = await runtime.decode(vae, samples["samples"])
+async def vae_decode(vae: VAE, samples: JOINT_LATENT, runtime: RUNTIME) -> IMAGE:
+    """Latents to images. Return images (B,H,W,3); those of a video, which may have a sound, one after the other."""
+    latents = parts_of(samples["samples"])[0]
+    await allow_decoded(latents, vae, runtime)
+    images = await runtime.decode(vae, latents)
     return images.reshape(-1, *images.shape[-3:])
 
 
@@ -92,11 +94,15 @@ async def load_latent(latent: Annotated[str, File("input")], store: STORE) -> LA
     data = await store.read(latent)
     try:
         tensors = await asyncio.to_thread(safetensors.torch.load, data)
-        samples = tensors["latent_tensor"].float()
+        parts = [tensors["latent_tensor"].float()]
     except (SafetensorError, KeyError) as error:
         raise NodeError(f"{latent!r} is no .latent file: {error}") from error
-    # Files from before the format had a version hold latents scaled for SD 1.5's backbone.
-    return {"samples": samples if "latent_format_version_0" in tensors else samples / 0.18215}
+    if "latent_format_version_0" not in tensors:
+        # Files from before the format had a version hold latents scaled for SD 1.5's backbone.
+        return {"samples": parts[0] / 0.18215}
+    while (further := tensors.get(_part_name(len(parts)))) is not None:
+        parts.append(further.float())
+    return {"samples": NestedTensor(parts) if len(parts) > 1 else parts[0]}
 
 
 @node(
@@ -111,7 +117,7 @@ async def load_latent(latent: Annotated[str, File("input")], store: STORE) -> LA
     skips_blocked=True,
 )
 async def save_latent(
-    samples: list[LATENT],
+    samples: list[JOINT_LATENT],
     filename_prefix: list[Annotated[str, Text("latents/ComfyUI")]],
     prompt: list[PROMPT],
     extra_pnginfo: list[EXTRA_PNGINFO],
@@ -130,7 +136,13 @@ async def save_latent(
     return {"ui": {"latents": saved}, "result": (samples,)}
 
 
-def _latent_file(samples: torch.Tensor, metadata: dict[str, str]) -> bytes:
-    tensors = {"latent_tensor": samples.contiguous(), "latent_format_version_0": torch.tensor([])}
+def _part_name(number: int) -> str:
+    """Return the name of a latent's part in a file. ComfyUI reads the first, as of a latent of one part."""
+    return f"latent_tensor_{number}" if number else "latent_tensor"
+
+
+def _latent_file(samples: Samples, metadata: dict[str, str]) -> bytes:
+    tensors = {_part_name(number): part.contiguous() for number, part in enumerate(parts_of(samples))}
+    tensors["latent_format_version_0"] = torch.tensor([])
     data: bytes = safetensors.torch.save(tensors, metadata)
     return data

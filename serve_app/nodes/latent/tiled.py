@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, TypeAlias
 
+from serve_app.nested_tensor import parts_of
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import allow_decoded
 from serve_app.nodes.inputs import File, Int
-from serve_app.nodes.sockets import IMAGE, LATENT, RUNTIME, UPSCALE_MODEL, VAE
+from serve_app.nodes.sockets import IMAGE, JOINT_LATENT, LATENT, RUNTIME, UPSCALE_MODEL, VAE
 from serve_app.recipe.recipe import Recipe
 from serve_app.values import Tiling
 
@@ -39,7 +40,7 @@ async def image_upscale_with_model(upscale_model: UPSCALE_MODEL, image: IMAGE, r
 )
 async def vae_decode_tiled(
     vae: VAE,
-    samples: LATENT,
+    samples: JOINT_LATENT,
     tile_size: Annotated[int, Int(512, min=64, max=4096, step=32)],
     overlap: Overlap = 64,
     temporal_size: Frames = 64,
@@ -56,8 +57,9 @@ async def vae_decode_tiled(
     shared_frames = temporal_overlap // 2 if temporal_size < temporal_overlap * 2 else temporal_overlap
     shared = tile_size // 4 if tile_size < overlap * 4 else overlap
     tiling = Tiling(tile_size, shared, temporal_size, shared_frames)
-    await allow_decoded(samples["samples"], vae, runtime)
-    images = await runtime.decode(vae, samples["samples"], tiling)
+    latents = parts_of(samples["samples"])[0]
+    await allow_decoded(latents, vae, runtime)
+    images = await runtime.decode(vae, latents, tiling)
     return images.reshape(-1, *images.shape[-3:])
 
 

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from serve_app.execution.runtime import Runtime
+from serve_app.nested_tensor import parts_of
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Bool
 from serve_app.nodes.sampling.ksampler import CfgScale, Seed, run, with_samples
-from serve_app.nodes.sockets import CONDITIONING, GUIDER, LATENT, MODEL, NOISE, RUNTIME, SAMPLER, SIGMAS
+from serve_app.nodes.sockets import CONDITIONING, GUIDER, JOINT_LATENT, LATENT, MODEL, NOISE, RUNTIME, SAMPLER, SIGMAS
 from serve_app.sampling.lazy_sum import value
 from serve_app.sampling.noise import drawn
 from serve_app.values import Cfg, Guider, Latent, Noise, SamplerChoice
@@ -27,7 +28,7 @@ async def sampler_custom(
     negative: CONDITIONING,
     sampler: SAMPLER,
     sigmas: SIGMAS,
-    latent_image: LATENT,
+    latent_image: JOINT_LATENT,
     runtime: RUNTIME,
 ) -> tuple[LATENT, LATENT]:
     """Sample latents over any sigmas with any sampler.
@@ -45,7 +46,7 @@ async def sampler_custom(
     return_names=("output", "denoised_output"),
 )
 async def sampler_custom_advanced(
-    noise: NOISE, guider: GUIDER, sampler: SAMPLER, sigmas: SIGMAS, latent_image: LATENT, runtime: RUNTIME
+    noise: NOISE, guider: GUIDER, sampler: SAMPLER, sigmas: SIGMAS, latent_image: JOINT_LATENT, runtime: RUNTIME
 ) -> tuple[LATENT, LATENT]:
     """Sample latents over any sigmas with any sampler, noise and guidance.
 
@@ -84,7 +85,7 @@ async def add_noise(model: MODEL, noise: NOISE, sigmas: SIGMAS, latent_image: LA
     way = sigmas[0] - sigmas[-1] if len(sigmas) > 1 else sigmas[0]
     levels, latent_format = await runtime.levels(model), await runtime.latent_format(model)
     samples: Tensor = latent_image["samples"].to("cpu", torch.float32)
-    added = drawn(noise, samples, latent_image.get("batch_index"))
+    [added] = parts_of(drawn(noise, samples, latent_image.get("batch_index")))
     latents = latent_format.to_model(samples) if samples.any() else samples
     noisy = latent_format.from_model(value(levels.noised(latents, added, float(way.abs()))))
     return {**latent_image, "samples": noisy.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)}

@@ -7,9 +7,10 @@ from typing import Annotated, TypeAlias
 from torch import Tensor
 
 from serve_app.execution.runtime import Runtime
+from serve_app.nested_tensor import Samples
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, Float, Int
-from serve_app.nodes.sockets import CONDITIONING, LATENT, MODEL, RUNTIME
+from serve_app.nodes.sockets import CONDITIONING, JOINT_LATENT, LATENT, MODEL, RUNTIME
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.samplers.samplers import SAMPLERS
 from serve_app.sampling.schedules.sigmas import SCHEDULES
@@ -39,7 +40,7 @@ async def run(
     return await runtime.sample(request)
 
 
-def with_samples(latent: Latent, samples: Tensor) -> Latent:
+def with_samples(latent: Latent, samples: Samples) -> Latent:
     """Return a LATENT with sampled samples in place of its own; of empty ones' factor nothing is left to say."""
     return {name: value for name, value in latent.items() if name != FACTOR} | {"samples": samples}
 
@@ -60,7 +61,7 @@ async def ksampler(
     scheduler: Annotated[str, Choice(SCHEDULES)],
     positive: CONDITIONING,
     negative: CONDITIONING,
-    latent_image: LATENT,
+    latent_image: JOINT_LATENT,
     runtime: RUNTIME,
     denoise: Annotated[float, Float(1.0, min=0.0, max=1.0, step=0.01)] = 1.0,
 ) -> LATENT:
@@ -82,7 +83,7 @@ async def ksampler_advanced(
     scheduler: Annotated[str, Choice(SCHEDULES)],
     positive: CONDITIONING,
     negative: CONDITIONING,
-    latent_image: LATENT,
+    latent_image: JOINT_LATENT,
     start_at_step: Annotated[int, Int(0, min=0, max=10000)],
     end_at_step: Annotated[int, Int(10000, min=0, max=10000)],
     return_with_leftover_noise: Annotated[str, Choice(["disable", "enable"])],

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nested_tensor import Samples
 from serve_app.packs.comfy.model_management import get_torch_device
 from serve_app.packs.missing import MissingMemberError
 from serve_app.recipe.recipe import Recipe
@@ -114,7 +115,7 @@ class LatentFormat:
         """Return sampled latents as the autoencoder has them."""
         return self._latents.from_model(latent)
 
-    def accept(self, latent: Tensor, factor: int | None = None) -> Tensor:
+    def accept(self, latent: Samples, factor: int | None = None) -> Samples:
         """Return latents with the model's channels where they are empty."""
         return self._latents.accept(latent, factor)
 

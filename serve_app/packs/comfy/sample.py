@@ -13,32 +13,39 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from serve_app.nested_tensor import NestedTensor, Samples
 from serve_app.packs.comfy.model_patcher import ModelPatcher
 from serve_app.packs.comfy.samplers import Callback, CFGGuider, KSampler
 from serve_app.packs.comfy.utils import repeat_to_batch_size
-from serve_app.sampling.noise import noise as noise_of
+from serve_app.sampling.noise import drawn
+from serve_app.values import Noise
 
 
-def prepare_noise(latent_image: Tensor, seed: int, noise_inds: Sequence[int] | None = None) -> Tensor:
+def prepare_noise(latent_image: Samples, seed: int, noise_inds: Sequence[int] | None = None) -> Samples:
     """Return the noise of a seed for latents; noise_inds: which of the seed's sequence each takes.
 
     Torch's own generator begins at the seed as well: packs draw on from it.
     """
     torch.manual_seed(seed)
     indices = None if noise_inds is None else [int(i) for i in noise_inds]
-    return noise_of(latent_image.shape, seed, indices).to(latent_image.dtype)
+    return drawn(Noise(seed), latent_image, indices).to(latent_image.dtype)
 
 
-def prepare_empty_noise(latent_image: Tensor) -> Tensor:
+def prepare_empty_noise(latent_image: Samples) -> Samples:
     """Return no noise for latents."""
-    return torch.zeros_like(latent_image, device="cpu")
+    return drawn(Noise(0, added=False), latent_image).to(latent_image.dtype)
+
+
+def cat_nested(tensors: Sequence[NestedTensor], dim: int = 0) -> NestedTensor:
+    """Return these after each other along an axis, part by part."""
+    return NestedTensor([torch.cat(parts, dim) for parts in zip(*(one.tensors for one in tensors), strict=True)])
 
 
 def fix_empty_latent_channels(
-    model: ModelPatcher, latent_image: Tensor, downscale_ratio_spacial: int | None = None, *more: Any, **options: Any
-) -> Tensor:
+    model: ModelPatcher, latent_image: Samples, downscale_ratio_spacial: int | None = None, *more: Any, **options: Any
+) -> Samples:
     """Return latents with the model's channels where they are empty."""
-    accepted: Tensor = model.get_model_object("latent_format").accept(latent_image, downscale_ratio_spacial)
+    accepted: Samples = model.get_model_object("latent_format").accept(latent_image, downscale_ratio_spacial)
     return accepted
 
 
@@ -100,7 +107,8 @@ def sample_custom(
     guider = CFGGuider(model)
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
-    return guider.sample(noise, latent_image, sampler, sigmas, noise_mask, callback, disable_pbar, seed)
+    sampled: Tensor = guider.sample(noise, latent_image, sampler, sigmas, noise_mask, callback, disable_pbar, seed)
+    return sampled
 
 
 sample._asks_for_runtime = sample_custom._asks_for_runtime = True  # type: ignore[attr-defined]
@@ -180,3 +188,5 @@ HELPERS: Mapping[str, Any] = {
 
 PREVIEW: Mapping[str, Any] = {made.__name__: made for made in (LatentPreviewMethod, get_previewer, prepare_callback)}
 """What of `latent_preview` is about sampling."""
+
+NESTED_TENSOR: Mapping[str, Any] = {"NestedTensor": NestedTensor, "cat_nested": cat_nested}

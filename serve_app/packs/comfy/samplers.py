@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from serve_app.execution.size import allow_levels
+from serve_app.nested_tensor import Samples
 from serve_app.packs.comfy.k_diffusion import function_of
 from serve_app.packs.comfy.model_options import predicting, sampling_function
 from serve_app.packs.comfy.model_patcher import ModelPatcher
@@ -29,7 +30,7 @@ from serve_app.sampling.samplers.samplers import SAMPLERS
 from serve_app.sampling.schedules.sigmas import sigmas_for
 from serve_app.values import Cfg, Guider, Noise, SamplerChoice
 
-Callback = Callable[[int, Tensor, Tensor, int], Any]
+Callback = Callable[[int, Any, Any, int], Any]
 """(the step's index, its estimate of the image, x, steps in all) -> ignored; as the model samples latents."""
 
 
@@ -103,7 +104,7 @@ class DrawnNoise:
     def __init__(self, noise: Noise) -> None:
         self.noise, self.seed = noise, noise.seed
 
-    def generate_noise(self, input_latent: Mapping[str, Any]) -> Tensor:
+    def generate_noise(self, input_latent: Mapping[str, Any]) -> Samples:
         """Return the noise of a LATENT."""
         return drawn(self.noise, input_latent["samples"], input_latent.get("batch_index"))
 
@@ -130,11 +131,11 @@ def is_noise(value: Any) -> bool:
 def noise_of(value: Any) -> Noise:
     """Convert a pack's own NOISE for a link; it is drawn when it is used."""
 
-    def draw(latents: Tensor, batch_index: Sequence[int] | None) -> Tensor:
+    def draw(latents: Samples, batch_index: Sequence[int] | None) -> Samples:
         told: dict[str, Any] = {"samples": latents}
         if batch_index is not None:
             told["batch_index"] = list(batch_index)
-        made: Tensor = value.generate_noise(told)
+        made: Samples = value.generate_noise(told)
         return made
 
     return Noise(value.seed, draw=draw)
@@ -210,15 +211,15 @@ class CFGGuider:
 
     def sample(
         self,
-        noise: Tensor,
-        latent_image: Tensor,
+        noise: Samples,
+        latent_image: Samples,
         sampler: Any,
         sigmas: Tensor,
-        denoise_mask: Tensor | None = None,
+        denoise_mask: Samples | None = None,
         callback: Callback | None = None,
         disable_pbar: bool = False,
         seed: int | None = None,
-    ) -> Tensor:
+    ) -> Any:
         """Return latents as sampled from these, with this noise."""
         from serve_app.packs.values import plain
 
@@ -242,11 +243,11 @@ class Guider_DualCFG(CFGGuider):
 
 def run(
     guider: Guider,
-    noise: Tensor,
-    latents: Tensor,
+    noise: Samples,
+    latents: Samples,
     sampler: Any,
     sigmas: Tensor | Steps,
-    mask: Tensor | None = None,
+    mask: Samples | None = None,
     callback: Callback | None = None,
     seed: int | None = None,
 ) -> Sampled:
@@ -288,7 +289,8 @@ def sample(
     guider.set_conds(positive, negative)
     guider.set_cfg(cfg)
     latents = torch.zeros_like(noise) if latent_image is None else latent_image
-    return guider.sample(noise, latents, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+    sampled: Tensor = guider.sample(noise, latents, sampler, sigmas, denoise_mask, callback, disable_pbar, seed)
+    return sampled
 
 
 def sigmas_of(model: ModelPatcher, sampler_name: str, steps: Steps) -> Tensor:
@@ -369,4 +371,7 @@ class KSampler:
         guider = CFGGuider(self.model)
         guider.set_conds(positive, negative)
         guider.set_cfg(cfg)
-        return guider.sample(noise, latents, self.sampler, levels, denoise_mask, callback, disable_pbar, seed)
+        sampled: Tensor = guider.sample(
+            noise, latents, self.sampler, levels, denoise_mask, callback, disable_pbar, seed
+        )
+        return sampled

@@ -90,6 +90,17 @@ def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict
     return branches
 
 
+def check_whole(conds: Mapping[str, Conditioning]) -> None:
+    """Errors: NodeError for an entry with an area or a mask, which latents of several parts cannot have."""
+    for role, entries in conds.items():
+        for _, options in entries:
+            if placed := [name for name in ("area", "mask") if options.get(name) is not None]:
+                raise NodeError(
+                    f"the {role} conditioning has a {placed[0]}, and the latents have several parts, such as a video "
+                    "and its sound: their conditionings apply to all of them"
+                )
+
+
 def area_of(options: Mapping[str, Any], height: int, width: int) -> Area | None:
     """Return a resolved entry's area, cut to the canvas; None for the whole canvas.
 

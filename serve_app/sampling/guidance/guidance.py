@@ -32,7 +32,7 @@ from serve_app.sampling.forward import (
     same_model_inputs,
     to_batch,
 )
-from serve_app.sampling.guidance.conditioning import area_of, resolved, weight_of
+from serve_app.sampling.guidance.conditioning import area_of, check_whole, resolved, weight_of
 from serve_app.sampling.guidance.hooks import HookSchedule
 from serve_app.sampling.guidance.layers import AttentionMap, LayerPatches, Opposed
 from serve_app.sampling.guidance.perturbation import blurrable, blurred
@@ -139,6 +139,8 @@ class Guidance:
                 self._whole = WholeCache(patch, backbone.levels)
             else:
                 self._branches = BranchCache(patch, backbone.levels)
+        if canvas.layout.joint:
+            check_whole(conds)
         height, width = canvas.latents.shape[-2:]
         self._entries: dict[str, tuple[ConditioningEntry, ...]] = {}
         placed = resolved(conds, height, width)

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from serve_app.nested_tensor import NestedTensor, Samples, parts_of
 from serve_app.recipe.layers import DifferentialDiffusion
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.patch import Patch
 from serve_app.sampling.forward import to_batch
+from serve_app.sampling.latents.layout import LatentLayout
 from serve_app.sampling.lazy_sum import Latents, LazySum, mixed
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels
@@ -99,14 +101,27 @@ def _by_function(
     return function(mask, sigma, sigmas, levels)
 
 
+def joint_mask(masks: Samples, latents: Tensor, layout: LatentLayout) -> Tensor:
+    """Return the mask of latents, packed like them; parts without a mask of their own are all sampled.
+
+    masks: one for each of the first parts, as `latent_mask` has them.
+    """
+    own, parts = parts_of(masks), layout.parts(latents)
+    made = [latent_mask(mask, part) for mask, part in zip(own, parts, strict=False)]
+    if not layout.joint:
+        return made[0]
+    made += [torch.ones_like(part) for part in parts[len(own) :]]
+    return layout.pack(NestedTensor([mask.expand_as(part) for mask, part in zip(made, parts, strict=True)]))
+
+
 def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:
     """Return a pixel mask (H,W), (N,H,W) or (N,1,H,W) as (B,1,h,w), repeated or cut to the latents' batch.
 
-    For latents with a time axis, N is that axis, and the mask is (B,1,T,h,w).
+    For latents with a time axis, N is that axis, and the mask is (B,1,T,h,w); one of five axes has these itself.
     """
-    planes = mask.float().reshape(-1, 1, *mask.shape[-2:])
     if latents.ndim == 5:
-        scaled = interpolate(planes.movedim(0, 1)[None], size=latents.shape[2:], mode="trilinear")
+        planes = mask.float() if mask.ndim == 5 else mask.float().reshape(1, 1, -1, *mask.shape[-2:])
+        scaled = interpolate(planes, size=latents.shape[2:], mode="trilinear")
     else:
-        scaled = interpolate(planes, size=latents.shape[2:], mode="bilinear")
+        scaled = interpolate(mask.float().reshape(-1, 1, *mask.shape[-2:]), size=latents.shape[2:], mode="bilinear")
     return to_device(to_batch(scaled, latents.shape[0]), latents.device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nested_tensor import NestedTensor, Samples
 from serve_app.sampling.transfer import to_device
 
 PerChannel: TypeAlias = "float | tuple[float, ...]"
@@ -38,7 +39,7 @@ class LatentFormat:
     factor: pixels per latent cell along one side. scale, shift: per channel, the inverse deviation and the mean.
     frames: images of a video that one latent frame covers, for latents with a time axis, (B,C,T,h,w); 0 without,
     (B,C,h,w). preview: shows latents without the autoencoder. tiny: prefix of the files of the tiny autoencoder that
-    decodes them too.
+    decodes them too. others: formats of the parts that may be sampled with it, such as the sound of a video.
     """
 
     channels: int
@@ -48,6 +49,12 @@ class LatentFormat:
     frames: int = 0
     preview: PreviewMap | None = None
     tiny: str = ""
+    others: tuple[LatentFormat, ...] = ()
+
+    @property
+    def parts(self) -> tuple[LatentFormat, ...]:
+        """The format of each part of latents, itself first."""
+        return (self, *self.others)
 
     def to_model(self, latents: Tensor) -> Tensor:
         """Return an autoencoder's latents scaled for a backbone."""
@@ -57,12 +64,18 @@ class LatentFormat:
         """Return a backbone's latents scaled for the autoencoder."""
         return x / self._spread(self.scale, x) + self._spread(self.shift, x)
 
-    def accept(self, latents: Tensor, factor: int | None = None) -> Tensor:
-        """Return latents converted to this format, to be sampled.
+    def accept(self, samples: Samples, factor: int | None = None) -> Samples:
+        """Return latents converted to this format, to be sampled; of several parts each, which are checked only.
 
         Empty ones, all zero, get its channels, and if made for another factor, the size of the same image. Images get a
         time axis where the format has one. Errors: NodeError for latents of another kind.
         """
+        if isinstance(samples, NestedTensor):
+            self._check_parts(samples)
+            return samples
+        return self._accepted(samples, factor)
+
+    def _accepted(self, latents: Tensor, factor: int | None) -> Tensor:
         shape = list(latents.shape)
         if len(shape) in (4, 5) and not latents.any():
             shape[1] = self.channels
@@ -81,6 +94,17 @@ class LatentFormat:
             expected = f"(batch,{self.channels},{'time,' if self.frames else ''}height,width)"
             given = ",".join(map(str, shape))
             raise NodeError(f"the latents are ({given}); this model samples latents {expected}")
+
+    def _check_parts(self, samples: NestedTensor) -> None:
+        if len(samples.tensors) != len(self.parts):
+            raise NodeError(
+                f"the latents have {len(samples.tensors)} parts; this model samples latents of "
+                f"{'one part' if not self.others else f'{len(self.parts)} parts'}"
+            )
+        for latent_format, part in zip(self.parts, samples.tensors, strict=True):
+            latent_format.check(part.shape)
+        if len(rows := {len(part) for part in samples.tensors}) > 1:
+            raise NodeError(f"the parts of the latents are batches of {sorted(rows)}; they must be of one size")
 
     def _spread(self, numbers: PerChannel, latents: Tensor) -> Tensor | float:
         if isinstance(numbers, float | int):

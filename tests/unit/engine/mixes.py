@@ -174,6 +174,7 @@ def alone(backbone: Any, r: SamplingRequest) -> torch.Tensor:
     """Return what the request gives with every row of every evaluation in a forward of its own."""
     spec = SAMPLERS[r.sampler.name]
     sigmas = sigmas_for(backbone.levels, r.sigmas, spec) if isinstance(r.sigmas, Steps) else r.sigmas
+    assert isinstance(r.latents, torch.Tensor)
     if len(sigmas) < 2:
         return r.latents
     sigma, flow = sigmas[0], isinstance(backbone.levels, FlowLevels)

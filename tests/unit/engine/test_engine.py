@@ -340,6 +340,7 @@ def test_returned_latents_can_be_changed_in_place(engine):
 def test_a_run_of_no_steps_gives_back_its_latents_and_shares_nothing_with_them(engine):
     r = request(denoise=0.0)
     latents = engine.submit(Trajectory(TinyBackbone(), r)).result(30).latents
+    assert isinstance(r.latents, torch.Tensor)
     assert torch.equal(latents, r.latents)
     assert latents.data_ptr() != r.latents.data_ptr()
 

@@ -98,6 +98,7 @@ def test_ddim_keeps_masked_latents_with_noise_of_the_next_seed():
     r = request(sampler="ddim", noise_mask=mask, seed=6)
     trajectory = Trajectory(TinyBackbone(), r)
     trajectory.start()
+    assert isinstance(r.latents, torch.Tensor)
     held = trajectory.pieces[0].x - r.latents * 0.18215
     noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(7))
     torch.testing.assert_close(held, noise * 14.614641, rtol=1e-4, atol=1e-4)

@@ -71,5 +71,6 @@ def test_empty_latents_become_those_of_the_same_image(latent_format, shape, fact
 def test_latents_of_an_image_get_an_axis_of_time_and_keep_their_size():
     latents = torch.randn(2, 3, 8, 6)
     accepted = EACH.accept(latents, 16)
+    assert isinstance(accepted, torch.Tensor)
     assert torch.equal(accepted, latents[:, :, None])
     assert EACH.accept(accepted) is accepted
