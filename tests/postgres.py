@@ -1,4 +1,4 @@
-"""A PostgreSQL of this machine, started for the tests: its own data directory, a Unix socket, no network."""
+"""A PostgreSQL of this machine, started for the tests: its own data directory, a Unix socket, by default no network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import LiteralString
 from urllib.parse import urlsplit
@@ -26,24 +27,30 @@ def binaries() -> Path | None:
 
 
 class Postgres:
-    """One server. It refuses to run as root, so root runs it as the user postgres."""
+    """One server. It refuses to run as root, so root runs it as the user postgres.
 
-    def __init__(self, programs: Path) -> None:
-        self._programs = programs
+    address: where it also listens, for whoever is in the same network. within: what its commands are prefixed with.
+    """
+
+    def __init__(self, programs: Path, address: str = "", within: Sequence[str] = ()) -> None:
+        self._programs, self._address, self._within = programs, address, list(within)
         self._root = Path(tempfile.mkdtemp(prefix="pg-"))
         if os.geteuid() == 0:
             shutil.chown(self._root, "postgres")
         self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", "-D", f"{self._root}/data")
+        if address:
+            with (self._root / "data" / "pg_hba.conf").open("a") as rules:
+                rules.write("host all all samenet trust\n")
         self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
         as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        command = [*as_user, str(self._programs / program), *arguments]
+        command = [*self._within, *as_user, str(self._programs / program), *arguments]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=self._root)
         assert done.returncode == 0, done.stderr.decode()
 
     def start(self) -> None:
-        options = f"-c listen_addresses= -c unix_socket_directories={self._root} -c fsync=off"
+        options = f"-c listen_addresses={self._address} -c unix_socket_directories={self._root} -c fsync=off"
         self._run("pg_ctl", "-w", "-D", f"{self._root}/data", "-l", f"{self._root}/log", "-o", options, "start")
 
     def stop(self) -> None:

@@ -29,14 +29,17 @@ PORTS = range(20_000, 22_700)
 
 
 class Seaweed:
-    """One server. Ending in good order takes long, so it is always killed; what it has acknowledged outlives that."""
+    """One server. Ending in good order takes long, so it is always killed; what it has acknowledged outlives that.
 
-    def __init__(self, root: Path) -> None:
-        self._root = root
+    address: where it listens. within: what its command is prefixed with.
+    """
+
+    def __init__(self, root: Path, address: str = "127.0.0.1", within: Sequence[str] = ()) -> None:
+        self._root, self._address, self._within = root, address, list(within)
         (root / "s3.json").write_text(json.dumps({"identities": [ADMIN]}))
         (root / "data").mkdir()
         self._ports = _free_ports(len(NAMES))
-        self.endpoint = f"http://127.0.0.1:{self._ports[-1]}"
+        self.endpoint = f"http://{address}:{self._ports[-1]}"
         self.start()
 
     @staticmethod
@@ -46,8 +49,9 @@ class Seaweed:
 
     def start(self) -> None:
         command = [
+            *self._within,
             *(self.program() or "weed", "-logtostderr", "server", f"-dir={self._root}/data"),
-            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3", f"-s3.config={self._root}/s3.json"),
+            *(f"-ip={self._address}", f"-ip.bind={self._address}", "-filer", "-s3", f"-s3.config={self._root}/s3.json"),
             *("-volume.max=100", "-master.volumeSizeLimitMB=128", "-volume.preStopSeconds=1"),
             *("-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", "-s3.iam=false"),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"),

@@ -10,7 +10,8 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.campaign import Plan, under_faults
-from tests.chaos.site import Setting
+from tests.chaos.faults import faults
+from tests.chaos.site import Setting, Site
 
 
 def main() -> int:
@@ -30,7 +31,8 @@ def main() -> int:
         arguments.seed,
         minutes=arguments.minutes,
     )
-    report = under_faults(plan, setting)
+    site = Site(setting)
+    report = under_faults(plan, site, faults(site), setting.title)
     print("\n".join(report.lines()), flush=True)
     if arguments.keep:
         print(f"kept: {root}")

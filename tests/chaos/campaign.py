@@ -1,4 +1,4 @@
-"""Campaigns: jobs under faults, and cancels. Each runs on a server of its own, judges it, and reports."""
+"""Campaigns: jobs under faults, and cancels. Each runs on a server or a cluster of its own, judges it, and reports."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 
 from tests.chaos import verdict
 from tests.chaos.clients import Book, Caller, Client, Listener, Watcher
-from tests.chaos.faults import Injector, Struck, faults, schedule
+from tests.chaos.faults import Fault, Injector, Struck, schedule
 from tests.chaos.jobs import POISON, Draw, Job
-from tests.chaos.site import SLOTS, Setting, Site
+from tests.chaos.site import SLOTS
+from tests.chaos.target import Target
 
 CLIENTS = 6
 POISONER = "poisoner"
@@ -85,14 +86,13 @@ class Report:
             yield f"VIOLATION ({count}): {what}" if count > 1 else f"VIOLATION: {what}"
 
 
-def under_faults(plan: Plan, setting: Setting) -> Report:
-    """Run mixed jobs while parts of the server die and hang, then judge."""
+def under_faults(plan: Plan, site: Target, faults: Sequence[Fault], title: str) -> Report:
+    """Run mixed jobs while these faults happen, as many as are planned, then judge, and close the target."""
     rng = random.Random(plan.seed)
-    title = f"{plan.jobs} jobs, {plan.kills} faults, {plan.cancels} cancels, {setting.database}, {setting.store}"
-    report = Report(f"{title}, {setting.replicas} replicas, seed {plan.seed}")
-    site, book, began = Site(setting), Book(), time.monotonic()
+    report = Report(f"{plan.jobs} jobs, {plan.kills} faults, {plan.cancels} cancels, {title}, seed {plan.seed}")
+    book, began = Book(), time.monotonic()
     try:
-        _run(site, plan, rng, book, report)
+        _run(site, plan, faults, rng, book, report)
     except (RuntimeError, TimeoutError, AssertionError, SystemExit) as error:
         report.violations.append(f"the campaign could not go on: {error}")
     finally:
@@ -103,15 +103,15 @@ def under_faults(plan: Plan, setting: Setting) -> Report:
     return report
 
 
-def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report) -> None:
+def _run(site: Target, plan: Plan, faults: Sequence[Fault], rng: random.Random, book: Book, report: Report) -> None:
     draw = Draw(random.Random(rng.random()))
     jobs = plan.drawn(draw, rng)
     caller = Caller(site.url, Counter())
     # The first one warms up.
     paces_s = [] if plan.short else [verdict.pace_s(caller, draw) for _ in range(2)]
     until_s = time.monotonic() + 60 * plan.minutes
-    strikes = schedule(rng, faults(site, short=plan.short), plan.kills, len(jobs))
-    injector = Injector(site, book, strikes, rng, until_s)
+    strikes = schedule(rng, faults, plan.kills, len(jobs))
+    injector = Injector(site.url, book, strikes, rng, until_s)
     innocents, guilty = [job for job in jobs if not job.poison], [job for job in jobs if job.poison]
     of_clients = {f"client-{i}": innocents[i::CLIENTS] for i in range(CLIENTS)} | {POISONER: guilty}
     listeners = {name: Listener(site.url, name, book) for name in of_clients}
@@ -138,8 +138,8 @@ def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report)
     book.finished.set()
     violations += verdict.unfinished(caller)
     violations += verdict.times(caller)
-    violations += verdict.idle(caller, site.setting.replicas)
-    violations += verdict.full_width(caller, draw, site.setting.replicas)
+    violations += verdict.idle(caller, site.replicas)
+    violations += verdict.full_width(caller, draw, site.replicas)
     if paces_s:
         report.notes.append(
             f"{SLOTS} jobs of 8 steps at once took {paces_s[-1]:.1f} s on the fresh server, "
@@ -147,7 +147,7 @@ def _run(site: Site, plan: Plan, rng: random.Random, book: Book, report: Report)
         )
     before = verdict.recorded(caller, book)
     # What is swept by age waits for as long as the clock is set back.
-    swept = not plan.short and not site.setting.clock
+    swept = not plan.short and not site.clock
     if swept:
         violations += verdict.unswept(site, before)
     with site.stopped():

@@ -9,26 +9,27 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import psutil
 
 from tests.chaos.clients import Book, Caller
 from tests.chaos.jobs import Draw
 from tests.chaos.site import Site
+from tests.chaos.target import Target
 
-Action = Literal["kill", "stop", "long stop", "terminate", "lock", "read-only", "jump"]
-Strike = Callable[[Site, random.Random], bool]
+Strike = Callable[[random.Random], bool]
 """Does it and, if it passes, waits until it is over. False if what it is done to is not there."""
 
 PARTS = {
     "proxy": r"/haproxy -db ",
     "controller": r"^ray::ServeController",
-    "replica": r"^ray::ServeReplica:serve-app:gpu",
+    "replica": r"^ray::ServeReplica:serve-app:(?!ingress)",
     "ingress": r"^ray::ServeReplica:serve-app:ingress",
     "scheduler": r"^ray::SchedulerActor",
     "gcs": r"/gcs/gcs_server ",
@@ -47,7 +48,7 @@ class Fault:
     """Something that can happen to a part. weight: how often it is drawn."""
 
     part: str
-    action: Action
+    action: str
     strike: Strike
     weight: int
 
@@ -57,37 +58,38 @@ class Struck:
     """A fault that was done. mended_s: until a job that was submitted then was done; None for never."""
 
     part: str
-    action: Action
+    action: str
     mended_s: float | None
 
 
-def faults(site: Site, *, short: bool) -> list[Fault]:
+def faults(site: Site, *, short: bool = False) -> list[Fault]:
     """Return what can be done to this server. short: only what is mended within seconds."""
     kills = [("replica", 5), ("scheduler", 3), ("ingress", 2), ("controller", 2)]
-    found = [Fault(part, "kill", _killing(part), weight) for part, weight in kills]
+    found = [Fault(part, "kill", partial(killed, site, part), weight) for part, weight in kills]
     if site.setting.clock:
-        return [*found[:2], Fault("clock", "jump", _jump, 20)]
+        return [*found[:2], Fault("clock", "jump", partial(_jump, site), 20)]
     if short:
-        return [*found, Fault("replica", "stop", _stopping("replica", 1, 3), 1)]
-    found.append(Fault("proxy", "kill", _killing("proxy"), 2))
-    found += [Fault(part, "kill", _killing(part), 1) for part in ("gcs", "raylet", "server")]
-    found.append(Fault("up", "kill", _kill_up, 1))
+        return [*found, Fault("replica", "stop", partial(_stop, site, "replica", 1, 3), 1)]
+    found.append(Fault("proxy", "kill", partial(killed, site, "proxy"), 2))
+    found += [Fault(part, "kill", partial(killed, site, part), 1) for part in ("gcs", "raylet", "server")]
+    found.append(Fault("up", "kill", partial(_kill_up, site), 1))
     found += [
-        Fault(part, "stop", _stopping(part, 2, 15), 1)
+        Fault(part, "stop", partial(_stop, site, part, 2, 15), 1)
         for part in ("proxy", "controller", "ingress", "scheduler", "gcs", "raylet")
     ]
-    found.append(Fault("replica", "stop", _stopping("replica", 2, 15), 2))
+    found.append(Fault("replica", "stop", partial(_stop, site, "replica", 2, 15), 2))
     # Longer than a silent replica is waited for.
-    found.append(Fault("replica", "long stop", _stopping("replica", 25, 60), 1))
+    found.append(Fault("replica", "long stop", partial(_stop, site, "replica", 25, 60), 1))
     if site.postgres is None:
-        found.append(Fault("database", "lock", _lock_database, 2))
+        found.append(Fault("database", "lock", partial(_lock_database, site), 2))
     else:
-        found += [Fault("database", "kill", _kill_postgres, 3), Fault("database", "terminate", _terminate_backends, 3)]
-        found.append(Fault("database", "read-only", _demote, 2))
+        found.append(Fault("database", "kill", partial(_kill_postgres, site), 3))
+        found.append(Fault("database", "terminate", partial(_terminate_backends, site), 3))
+        found.append(Fault("database", "read-only", partial(_demote, site), 2))
     if site.seaweed is not None:
-        found.append(Fault("store", "kill", _kill_seaweed, 3))
+        found.append(Fault("store", "kill", partial(_kill_seaweed, site), 3))
     elif os.geteuid() != 0 or shutil.which("chattr"):
-        found.append(Fault("store", "read-only", _lock_output, 2))
+        found.append(Fault("store", "read-only", partial(_lock_output, site), 2))
     return found
 
 
@@ -104,11 +106,11 @@ class Injector(threading.Thread):
     """Does the faults of a schedule, now and then before the one before is mended."""
 
     def __init__(
-        self, site: Site, book: Book, plan: Sequence[tuple[int, Fault]], rng: random.Random, until_s: float
+        self, url: str, book: Book, plan: Sequence[tuple[int, Fault]], rng: random.Random, until_s: float
     ) -> None:
         super().__init__(daemon=True)
         self._until_s = until_s
-        self._site, self._book, self._plan, self._rng = site, book, plan, rng
+        self._url, self._book, self._plan, self._rng = url, book, plan, rng
         self._draw = Draw(random.Random(rng.random()))
         self._probes: list[threading.Thread] = []
         self.done: list[Struck] = []
@@ -123,7 +125,8 @@ class Injector(threading.Thread):
             if self._over():
                 break
             began = time.monotonic()
-            if not fault.strike(self._site, self._rng):
+            print(f"{fault.part}: {fault.action}", file=sys.stderr)
+            if not fault.strike(self._rng):
                 self._book.wrong(f"no {fault.part} to {fault.action} for {FOUND_S:.0f} s")
                 continue
             if fault.part == "store":
@@ -141,7 +144,7 @@ class Injector(threading.Thread):
 
     def _probe(self, fault: Fault, began: float) -> None:
         """Measure until a job that is submitted now, before all others, has been done."""
-        caller, job = Caller(self._site.url, self._book.strange), self._draw.plain()
+        caller, job = Caller(self._url, self._book.strange), self._draw.plain()
         mended_s = None
         try:
             body = {"prompt": job.prompt, "prompt_id": job.job_id, "front": True}
@@ -157,7 +160,7 @@ class Injector(threading.Thread):
         self.done.append(Struck(fault.part, fault.action, mended_s))
 
 
-def _found(site: Site, part: str) -> psutil.Process | None:
+def _found(site: Target, part: str) -> psutil.Process | None:
     """Return a living process of a part, one of them at random if there are several."""
     deadline = time.monotonic() + FOUND_S
     while time.monotonic() < deadline:
@@ -169,28 +172,23 @@ def _found(site: Site, part: str) -> psutil.Process | None:
     return None
 
 
-def _killing(part: str) -> Strike:
-    def strike(site: Site, rng: random.Random) -> bool:
-        if (process := _found(site, part)) is None:
-            return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-        return True
-
-    return strike
+def killed(site: Target, part: str, rng: random.Random) -> bool:
+    """SIGKILL a process of a part. False if there is none."""
+    if (process := _found(site, part)) is None:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.kill()
+    return True
 
 
-def _stopping(part: str, least_s: float, most_s: float) -> Strike:
-    def strike(site: Site, rng: random.Random) -> bool:
-        if (process := _found(site, part)) is None:
-            return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.send_signal(signal.SIGSTOP)
-            time.sleep(rng.uniform(least_s, most_s))
-            process.send_signal(signal.SIGCONT)
-        return True
-
-    return strike
+def _stop(site: Target, part: str, least_s: float, most_s: float, rng: random.Random) -> bool:
+    if (process := _found(site, part)) is None:
+        return False
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(rng.uniform(least_s, most_s))
+        process.send_signal(signal.SIGCONT)
+    return True
 
 
 def _kill_up(site: Site, rng: random.Random) -> bool:

@@ -49,6 +49,11 @@ class Setting:
     clock: bool = False
     keep: bool = False
 
+    @property
+    def title(self) -> str:
+        """What to call it in a report."""
+        return f"{self.database}, {self.store}, {self.replicas} replicas"
+
 
 class Site:
     """A server that is started again whenever it ends. violations: what its ends and starts did wrong."""
@@ -56,6 +61,8 @@ class Site:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.root = setting.root
+        self.replicas: int | None = setting.replicas
+        self.clock = setting.clock
         self.violations: list[str] = []
         self.starts = 0
         self.postgres = Postgres(_programs()) if setting.database == "postgres" else None

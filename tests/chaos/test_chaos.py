@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.chaos.campaign import Plan, under_faults
-from tests.chaos.site import Setting
+from tests.chaos.faults import faults
+from tests.chaos.site import Setting, Site
 
 QUICK = (
     "PoisonSystemExit",
@@ -19,6 +20,7 @@ QUICK = (
 def test_what_is_accepted_ends_once_and_as_it_should_whatever_is_killed(tmp_path: Path) -> None:
     plan = Plan(jobs=45, kills=4, cancels=12, poison=0.09, seed=1, short=True, kinds=QUICK)
 
-    report = under_faults(plan, Setting(tmp_path))
+    site = Site(Setting(tmp_path))
+    report = under_faults(plan, site, faults(site, short=True), site.setting.title)
 
     assert report.violations == [], "\n".join(report.lines())

@@ -10,7 +10,8 @@ from typing import Any
 from serve_app.events import ENDINGS
 from tests.chaos.clients import Book, Caller, Entry, Listener
 from tests.chaos.jobs import Draw
-from tests.chaos.site import SLOTS, Site
+from tests.chaos.site import SLOTS
+from tests.chaos.target import Target
 
 QUIET_S = 120.0
 """How long an idle server may take to say that it is."""
@@ -62,7 +63,7 @@ def _events(job_id: str, entry: Entry, caller: Caller) -> Iterator[str]:
         yield f"job {job_id} ({entry.job.kind}) recorded an output twice: {dict(executed)}"
 
 
-def unswept(site: Site, history: Mapping[str, Any]) -> Iterator[str]:
+def unswept(site: Target, history: Mapping[str, Any]) -> Iterator[str]:
     """The server removes by itself what jobs saved and did not come to record."""
     recorded = {file for entry in history.values() for file in _files(entry["outputs"])}
     deadline = time.monotonic() + SWEPT_S
@@ -71,7 +72,7 @@ def unswept(site: Site, history: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"unrecorded: no job recorded the file {file}" for file in left)
 
 
-def files(site: Site, history: Mapping[str, Any], *, swept: bool) -> Iterator[str]:
+def files(site: Target, history: Mapping[str, Any], *, swept: bool) -> Iterator[str]:
     """Every output is some job's, once, and is there, once the server is stopped; `serve-app check` sees that too.
 
     swept: it has nothing to mend.
@@ -123,13 +124,15 @@ def sockets(listeners: Mapping[str, Listener], book: Book) -> tuple[list[str], i
     return wrong, sum(not heard for heard in told.values())
 
 
-def idle(caller: Caller, replicas: int) -> Iterator[str]:
-    """Nothing runs, nothing waits, and every slot of every replica is free."""
+def idle(caller: Caller, replicas: int | None) -> Iterator[str]:
+    """Nothing runs, nothing waits, and every slot of every replica is free. replicas: None for any number of them."""
     deadline = time.monotonic() + QUIET_S
     while True:
         status = caller.ask("GET", "/status")
-        busy = {"jobs": status["jobs"], "replicas": [replica["running"] for replica in status["replicas"]]}
-        if busy == {"jobs": {"running": 0, "pending": 0}, "replicas": [0] * replicas}:
+        running = [replica["running"] for replica in status["replicas"]]
+        busy = {"jobs": status["jobs"], "replicas": running}
+        whole = len(running) if replicas is None else replicas
+        if busy == {"jobs": {"running": 0, "pending": 0}, "replicas": [0] * whole}:
             return
         if time.monotonic() > deadline:
             yield f"with every job ended the server is not idle, or not whole: {busy}"
@@ -137,10 +140,10 @@ def idle(caller: Caller, replicas: int) -> Iterator[str]:
         time.sleep(0.5)
 
 
-def full_width(caller: Caller, draw: Draw, replicas: int) -> Iterator[str]:
+def full_width(caller: Caller, draw: Draw, replicas: int | None) -> Iterator[str]:
     """One replica runs as many tasks at once as it has slots: what ended has freed what it had."""
     # With more replicas a meeting would be spread over them.
-    if replicas > 1:
+    if replicas != 1:
         return
     batch = draw.batch(SLOTS)
     for job in batch:
