@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos image nightly lock sbom clients format clean
+.PHONY: demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos cluster image nightly lock sbom clients format clean
 
 demo: $(VENV)/installed
 	$(RUN)/serve-app demo
@@ -12,7 +12,7 @@ demo: $(VENV)/installed
 # share one server are one group, and so one process. It ends first; then those that keep time begin, which have a processor
 # before all others.
 ONE_SERVER := $(addprefix tests/,browser clients contract $(addprefix cluster/test_,kills.py sockets.py supervision.py webhooks.py))
-SERVERS := $(addprefix tests/,chaos cluster fuzz $(addprefix unit/,api cli comfyui deployments))
+SERVERS := $(addprefix tests/,chaos cluster fuzz hosts $(addprefix unit/,api cli comfyui deployments))
 KEEPING_TIME := $(addprefix tests/unit/,replica scheduler store)
 # Ray would run its workers at nice 15, after those that compute.
 PYTEST := RAY_worker_niceness=0 OMP_NUM_THREADS=1 nice -n 5 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS)
@@ -51,13 +51,21 @@ chaos: $(VENV)/installed
 	$(RUN)/python -m tests.chaos --jobs 750 --kills 0 --cancels 500
 	$(RUN)/python -m tests.chaos --jobs 200 --kills 20 --clock
 
+# Attacks a cluster of three hosts in network namespaces of this machine, as root, with iproute2, nftables, postgresql and
+# redis-server of Debian: cut links, lost hosts, then an upgrade under load. About an hour.
+cluster: $(VENV)/installed
+	$(RUN)/python -m tests.hosts
+	$(RUN)/python -m tests.hosts --upgrade
+
 # Builds the image and runs it as compose.yaml has it, without Docker: by podman, as root, with the packages of Debian that
 # tests/image/__main__.py names. IMAGE_ARGUMENTS: more for it, such as --build=--build-arg=TORCH_INDEX=URL.
 image: $(VENV)/installed
 	$(RUN)/python -m tests.image $(IMAGE_ARGUMENTS)
 
-# What takes too long for every change. Run `image` also when Dockerfile, requirements.lock or compose.yaml changed.
-nightly: image test-all
+# What takes too long for every change. Run `image` also when Dockerfile, requirements.lock or compose.yaml changed. Where
+# pip needs a certificate or an index of its own, IMAGE_ARGUMENTS mounts its configuration into the build:
+# --build=--volume=/etc/pip.conf:/etc/pip.conf:ro --build=--volume=/etc/ssl/certs:/etc/ssl/certs:ro
+nightly: image cluster test-all
 
 # What the image (Python 3.11, Linux, x86-64) installs, to the byte: the versions that .venv has, so that the tests ran with them.
 lock: $(VENV)/installed

@@ -1,0 +1,55 @@
+"""The load balancer before a cluster's hosts: a HAProxy that sends clients to those that say they are ready."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from serve_app.deployments.proxy.haproxy import error_pages, find
+from tests.cluster.server import free_port
+
+CONFIG = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 1h
+    timeout server 1h
+    retries 3
+    option redispatch
+{pages}
+frontend clients
+    bind 127.0.0.1:{port}
+    default_backend hosts
+backend hosts
+    option httpchk GET /readyz
+    timeout check 3s
+    default-server check inter 1s fall 2 rise 1 on-marked-down shutdown-sessions
+{servers}
+"""
+
+
+class Front:
+    """servers: host and port of each by name; those that are not there yet are waited for."""
+
+    def __init__(self, folder: Path, servers: Mapping[str, str]) -> None:
+        folder.mkdir()
+        self._port = free_port()
+        pages = "\n".join(f"    {line}" for line in error_pages(folder))
+        listed = "\n".join(f"    server {name} {address}" for name, address in servers.items())
+        path = folder / "haproxy.cfg"
+        path.write_text(CONFIG.format(port=self._port, pages=pages, servers=listed))
+        program = find()
+        assert program is not None
+        with (folder / "log").open("wb") as log:
+            command = [program, "-db", "-f", str(path)]
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+
+    @property
+    def url(self) -> str:
+        """Where clients come in."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()

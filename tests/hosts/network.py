@@ -1,0 +1,133 @@
+"""Hosts' networks on this machine: network namespaces on one bridge, whose links can be cut, slow and lossy."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+HERE = 254
+"""The last part of this machine's own address on the bridge, where clients are."""
+TABLE = "serve_app_faults"
+Direction = Literal["in", "out"]
+
+
+def missing() -> str | None:
+    """Return why no hosts can be made here, None where they can."""
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    for program, package in (("ip", "iproute2"), ("tc", "iproute2"), ("nft", "nftables"), ("unshare", "util-linux")):
+        if shutil.which(program) is None:
+            return f"no `{program}`: install {package}"
+    name = f"probe{secrets.token_hex(3)}"
+    made = subprocess.run(["ip", "netns", "add", name], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        return f"`ip netns add` is refused here: {made.stderr.strip()}"
+    try:
+        tried = [
+            ["ip", "netns", "exec", name, "nft", "add", "table", "inet", TABLE],
+            ["ip", "link", "add", name[:12], "type", "bridge"],
+        ]
+        for command in tried:
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                return f"`{' '.join(command)}` is refused here: {done.stderr.strip()}"
+        _run("ip", "link", "delete", name[:12])
+    finally:
+        _run("ip", "netns", "delete", name)
+    return None
+
+
+class Network:
+    """A bridge with a namespace for each name. Addresses end in 1, 2, …, in the order of the names."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._mark = f"sa{secrets.token_hex(2)}"
+        self._prefix = f"10.{64 + secrets.randbelow(64)}.{secrets.randbelow(256)}"
+        self.addresses = {name: f"{self._prefix}.{number}" for number, name in enumerate(names, 1)}
+        self.here = f"{self._prefix}.{HERE}"
+        _run("ip", "link", "add", self._mark, "type", "bridge")
+        _run("ip", "address", "add", f"{self.here}/24", "dev", self._mark)
+        _run("ip", "link", "set", self._mark, "up")
+        for name, address in self.addresses.items():
+            self._connect(name, address)
+
+    def _connect(self, name: str, address: str) -> None:
+        outside = self._outside(name)
+        inside = f"{outside}i"
+        _run("ip", "netns", "add", self._namespace(name))
+        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+        _run("ip", "link", "set", outside, "master", self._mark, "up")
+        _run("ip", "link", "set", inside, "netns", self._namespace(name))
+        self._in(name, "ip", "link", "set", inside, "name", "eth0")
+        self._in(name, "ip", "address", "add", f"{address}/24", "dev", "eth0")
+        self._in(name, "ip", "link", "set", "eth0", "up")
+        self._in(name, "ip", "link", "set", "lo", "up")
+        # Leads nowhere, but by it a program learns which address is the host's own.
+        self._in(name, "ip", "route", "add", "default", "via", self.here)
+
+    def within(self, name: str) -> list[str]:
+        """Return what a command is prefixed with to run in a host's network."""
+        return ["ip", "netns", "exec", self._namespace(name)]
+
+    def drop(self, name: str, peers: Iterable[str] = (), directions: Iterable[Direction] = ("in", "out")) -> None:
+        """Let what a host sends to these addresses or gets from them vanish; without any, all but its own loopback."""
+        peers = list(peers)
+        for direction in directions:
+            match = f"ip {'saddr' if direction == 'in' else 'daddr'} {{ {', '.join(peers)} }}" if peers else ""
+            self._rule(name, direction, f'{"iifname" if direction == "in" else "oifname"} != "lo" {match} drop')
+
+    def lose(self, name: str, percent: int) -> None:
+        """Let so many of the packets that a host gets and sends vanish, each by chance."""
+        for direction in ("in", "out"):
+            interface = "iifname" if direction == "in" else "oifname"
+            self._rule(name, direction, f'{interface} != "lo" numgen random mod 100 < {percent} drop')
+
+    def slow(self, name: str, kilobits: int, queue_ms: int = 400) -> None:
+        """Let a host send and get so many kbit/s each way; what is more waits up to queue_ms, then is lost.
+
+        A token bucket and not netem, which not every kernel has: delay comes from the queue, as on a full line.
+        """
+        shape = ["tbf", "rate", f"{kilobits}kbit", "burst", "16kb", "latency", f"{queue_ms}ms"]
+        self._in(name, "tc", "qdisc", "replace", "dev", "eth0", "root", *shape)
+        _run("tc", "qdisc", "replace", "dev", self._outside(name), "root", *shape)
+
+    def heal(self, name: str) -> None:
+        """Let a host's link be whole again."""
+        self._in(name, "nft", "add", "table", "inet", TABLE)
+        self._in(name, "nft", "delete", "table", "inet", TABLE)
+        delete = ["tc", "qdisc", "delete", "root", "dev"]
+        for command in ([*self.within(name), *delete, "eth0"], [*delete, self._outside(name)]):
+            # There is none unless it was slow.
+            subprocess.run(command, capture_output=True, check=False)
+
+    def close(self) -> None:
+        """Remove all of it."""
+        for name in self.addresses:
+            _run("ip", "netns", "delete", self._namespace(name))
+        _run("ip", "link", "delete", self._mark)
+
+    def _rule(self, name: str, direction: str, rule: str) -> None:
+        hook = {"in": "input", "out": "output"}[direction]
+        self._in(name, "nft", "add", "table", "inet", TABLE)
+        chain = f"{{ type filter hook {hook} priority -300; }}"
+        self._in(name, "nft", "add", "chain", "inet", TABLE, hook, chain)
+        self._in(name, "nft", "add", "rule", "inet", TABLE, hook, *rule.split())
+
+    def _in(self, name: str, *command: str) -> None:
+        _run(*self.within(name), *command)
+
+    def _outside(self, name: str) -> str:
+        """Return the end of a host's link at the bridge; the other one is its eth0."""
+        return f"{self._mark}h{self.addresses[name].rpartition('.')[2]}"
+
+    def _namespace(self, name: str) -> str:
+        return f"{self._mark}-{name}"
+
+
+def _run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
