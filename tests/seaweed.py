@@ -39,7 +39,8 @@ class Seaweed:
         (root / "s3.json").write_text(json.dumps({"identities": [ADMIN]}))
         (root / "data").mkdir()
         self._ports = _free_ports(len(NAMES))
-        self.endpoint = f"http://{address}:{self._ports[-1]}"
+        self.port = self._ports[-1]
+        self.endpoint = f"http://{address}:{self.port}"
         self.start()
 
     @staticmethod

@@ -22,7 +22,7 @@ NAME = "data"
 DATABASE = "serve-app"
 BUCKET, PREFIX = "serve-app", "files"
 """As the s3 overlay's configuration has them."""
-REDIS = 6379
+POSTGRES, REDIS = 5432, 6379
 REGION = "us-east-1"
 
 

@@ -13,6 +13,7 @@ HERE = 254
 """The last part of this machine's own address on the bridge, where clients are."""
 TABLE = "serve_app_faults"
 Direction = Literal["in", "out"]
+BOTH: tuple[Direction, ...] = ("in", "out")
 
 
 def missing() -> str | None:
@@ -73,18 +74,21 @@ class Network:
         """Return what a command is prefixed with to run in a host's network."""
         return ["ip", "netns", "exec", self._namespace(name)]
 
-    def drop(self, name: str, peers: Iterable[str] = (), directions: Iterable[Direction] = ("in", "out")) -> None:
-        """Let what a host sends to these addresses or gets from them vanish; without any, all but its own loopback."""
-        peers = list(peers)
+    def drop(self, name: str, *, peer: str = "", port: int = 0, directions: Iterable[Direction] = BOTH) -> None:
+        """Let what a host sends and gets vanish, all but its own loopback.
+
+        peer, port: only what goes to that address, and that port of it, and comes from there.
+        """
         for direction in directions:
-            match = f"ip {'saddr' if direction == 'in' else 'daddr'} {{ {', '.join(peers)} }}" if peers else ""
-            self._rule(name, direction, f'{"iifname" if direction == "in" else "oifname"} != "lo" {match} drop')
+            side = "s" if direction == "in" else "d"
+            match = f"ip {side}addr {peer} " if peer else ""
+            match += f"tcp {side}port {port} " if port else ""
+            self._rule(name, direction, f"{match}drop")
 
     def lose(self, name: str, percent: int) -> None:
         """Let so many of the packets that a host gets and sends vanish, each by chance."""
-        for direction in ("in", "out"):
-            interface = "iifname" if direction == "in" else "oifname"
-            self._rule(name, direction, f'{interface} != "lo" numgen random mod 100 < {percent} drop')
+        for direction in BOTH:
+            self._rule(name, direction, f"numgen random mod 100 < {percent} drop")
 
     def slow(self, name: str, kilobits: int, queue_ms: int = 400) -> None:
         """Let a host send and get so many kbit/s each way; what is more waits up to queue_ms, then is lost.
@@ -110,12 +114,11 @@ class Network:
             _run("ip", "netns", "delete", self._namespace(name))
         _run("ip", "link", "delete", self._mark)
 
-    def _rule(self, name: str, direction: str, rule: str) -> None:
-        hook = {"in": "input", "out": "output"}[direction]
+    def _rule(self, name: str, direction: Direction, rule: str) -> None:
+        hook, interface = {"in": ("input", "iifname"), "out": ("output", "oifname")}[direction]
         self._in(name, "nft", "add", "table", "inet", TABLE)
-        chain = f"{{ type filter hook {hook} priority -300; }}"
-        self._in(name, "nft", "add", "chain", "inet", TABLE, hook, chain)
-        self._in(name, "nft", "add", "rule", "inet", TABLE, hook, *rule.split())
+        self._in(name, "nft", "add", "chain", "inet", TABLE, hook, f"{{ type filter hook {hook} priority -300; }}")
+        self._in(name, "nft", "add", "rule", "inet", TABLE, hook, interface, "!=", "lo", *rule.split())
 
     def _in(self, name: str, *command: str) -> None:
         _run(*self.within(name), *command)
