@@ -1,6 +1,7 @@
 """Request ids: each request has one, which its answer, the log lines about it and the job that it makes have too.
 
-A client may choose it, so that its own logs can be joined with the server's.
+A client may choose it, so that its own logs can be joined with the server's. With traces, a request that may change
+something is a span, in the client's trace if it sends a `traceparent`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import uuid
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve_app import log
+from serve_app import log, tracing
+from serve_app.tracing import TRACEPARENT
 
 HEADER = "X-Request-ID"
 """The header with the id, in requests and answers."""
@@ -30,7 +32,8 @@ class RequestIdMiddleware:
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        given = next((value for name, value in scope["headers"] if name == HEADER.lower().encode()), b"")
+        headers = dict(scope["headers"])
+        given = headers.get(HEADER.lower().encode(), b"")
         name = given if _FORM.fullmatch(given) else str(uuid.uuid4()).encode()
         added = [(HEADER.lower().encode(), name)]
         if scope.get("dialect") == "v2":
@@ -42,4 +45,10 @@ class RequestIdMiddleware:
             await send(message)
 
         with log.about(request=name.decode()):
-            await self._app(scope, receive, send_with_id)
+            if scope.get("method") != "POST":
+                await self._app(scope, receive, send_with_id)
+                return
+            parent = headers.get(TRACEPARENT.encode(), b"").decode("latin-1") or None
+            about = {"http.request.method": "POST", "url.path": scope["path"], "request": name.decode()}
+            with tracing.span("POST", parent, **about):
+                await self._app(scope, receive, send_with_id)

@@ -30,6 +30,7 @@ from serve_app.config.retention import RetentionConfig
 from serve_app.config.section import Seconds, Section
 from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
 from serve_app.config.tenants import TenantsConfig
+from serve_app.config.traces import TracesConfig
 from serve_app.errors import ConfigError
 from serve_app.values import PreviewMethod
 
@@ -106,6 +107,8 @@ class AppConfig(Section):
     """The format of log lines."""
     log_level: log.Level = "info"
     """The least level of log lines."""
+    traces: TracesConfig | None = None
+    """Where traces of jobs are sent; None makes none."""
     retention: RetentionConfig = RetentionConfig()
     """Which jobs and files are deleted; none by default."""
     limits: SizeLimits = SizeLimits()

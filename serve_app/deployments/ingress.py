@@ -21,7 +21,7 @@ from serve_app.api.concurrency_limits import ConcurrencyLimits
 from serve_app.api.operator.audit import AuditLog
 from serve_app.config import AppConfig
 from serve_app.config.tenants import TenantsConfig
-from serve_app.deployments import metrics, metrics_export
+from serve_app.deployments import metrics, metrics_export, telemetry
 from serve_app.deployments.handles import scheduler_client
 from serve_app.deployments.log_files import LogFiles
 from serve_app.deployments.proxy import http_protocol
@@ -51,7 +51,7 @@ class Ingress:
     """
 
     def __init__(self, config: AppConfig, sockets: Path | None, *pools: Any) -> None:
-        log.configure(config.logs, config.log_level)
+        telemetry.configure(config, "ingress")
         keep_to_the_node()
         # Behind Serve's own HAProxy each replica listens by a server of Serve's, which is made after this.
         http_protocol.install()

@@ -16,10 +16,9 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
-from serve_app import log
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
-from serve_app.deployments import metrics
+from serve_app.deployments import metrics, telemetry
 from serve_app.deployments.handles import own_actor, scheduler_client
 from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.limits import REFUSALS
@@ -37,7 +36,7 @@ class Replica:
 
     async def __init__(self, config: AppConfig, pool: PoolConfig) -> None:  # type: ignore[misc]
         replica_id = serve.get_replica_context().replica_id.unique_id
-        log.configure(config.logs, config.log_level, replica=replica_id)
+        telemetry.configure(config, "replica", replica=replica_id)
         keep_to_the_node()
         scheduler = scheduler_client(me=own_actor())
         self._replica_id = replica_id

@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError
 
 from serve_app import __version__, log
 from serve_app.config import AppConfig
-from serve_app.deployments import metrics
+from serve_app.deployments import metrics, telemetry
 from serve_app.deployments.handles import NAME, NAMESPACE, OF_RAY, OF_SERVE
 from serve_app.deployments.process import clock
 from serve_app.deployments.rpc import Address, Peer, RpcServer
@@ -49,7 +49,7 @@ class SchedulerActor:
     def __init__(self, config: AppConfig) -> None:
         collector.collect_rarely()
         with collector.freeze_startup_objects():
-            log.configure(config.logs, config.log_level)
+            telemetry.configure(config, "scheduler")
             self._endpoint = SchedulerEndpoint(config)
 
     async def call(self, method: str, *arguments: Any) -> Any:

@@ -22,11 +22,12 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Lock, Thread
-from time import perf_counter
+from time import perf_counter, time
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 
+from serve_app import tracing
 from serve_app.engine.batcher import in_turn, share
 from serve_app.engine.curve import Curves
 from serve_app.engine.device_lost import DeviceLostError, check, is_lost
@@ -120,17 +121,19 @@ class Engine:
         at_work_for, turn = self._at_work_for, self.turn
         return turn if at_work_for and unwanted(at_work_for) else 0
 
-    def submit(self, trajectory: Trajectory, *, uses: Closeable | None = None) -> Future[Sampled]:
+    def submit(
+        self, trajectory: Trajectory, *, uses: Closeable | None = None, trace: str | None = None
+    ) -> Future[Sampled]:
         """Let a trajectory join at the next forward; the future holds what it ended with.
 
         Once the future is cancelled, the run leaves before its next evaluation, and the forward ends that it has alone.
         uses: what the run uses, weights for one: the engine closes it in any case, also where this raises
-        UnavailableError, and not before the device has done all that uses it. Errors, in the future: UnavailableError
-        if the engine closes first, DeviceMemoryError if one of its pieces does not fit the device alone, and whatever
-        the run itself raises.
+        UnavailableError, and not before the device has done all that uses it. trace: the span of which its forwards are
+        parts. Errors, in the future: UnavailableError if the engine closes first, DeviceMemoryError if one of its
+        pieces does not fit the device alone, and whatever the run itself raises.
         """
         future: StoppableFuture[Sampled] = StoppableFuture()
-        self._send(Run(trajectory, future, uses))
+        self._send(Run(trajectory, future, uses, trace=trace))
         return future
 
     def call(self, function: Callable[[], T], *, side_stream: bool = False, uses: Closeable | None = None) -> Future[T]:
@@ -382,7 +385,7 @@ class Engine:
         If a forward of several runs fails, those are its halves, the last one first: so only a run that fails alone
         gets the error. completion: takes steps and results. Nothing is answered once all runs are cancelled.
         """
-        began_s = perf_counter()
+        began_s, at_s = perf_counter(), time()
         try:
             with self._work_for(
                 (run.future for run in runs), brief=all(run.is_brief for run in runs)
@@ -410,6 +413,8 @@ class Engine:
         if self.timeline.at_once and perf_counter() - began_s < BRIEF_S:
             for run in runs:
                 run.was_brief()
+        for run in runs:
+            tracing.record("forward", at_s, time(), run.trace, evaluations=len(runs))
         for run, answered in zip(runs, answers, strict=True):
             if isinstance(answered, DeviceMemoryError):
                 _fail(run, answered)

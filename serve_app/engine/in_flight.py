@@ -32,13 +32,17 @@ class Closeable(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Run:
-    """A trajectory in the engine, as the batcher sees it. over: it has ended, or its future has its error."""
+    """A trajectory in the engine, as the batcher sees it. over: it has ended, or its future has its error.
+
+    trace: the span that its forwards belong to, None for none.
+    """
 
     trajectory: Trajectory
     future: StoppableFuture[Sampled]
     uses: Closeable | None = None
     since: int = 0
     over: bool = False
+    trace: str | None = None
     _brief: set[Hashable] = field(default_factory=set)
 
     @property

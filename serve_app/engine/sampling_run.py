@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from serve_app import tracing
 from serve_app.engine.engine import Engine
 from serve_app.engine.preview import Pictures, picture
 from serve_app.engine.trajectory import Trajectory
@@ -72,6 +73,7 @@ class SamplingRun:
         self._guider = request.guider
         self._strict = strict
         self._loop = asyncio.get_running_loop()
+        self._trace = tracing.traceparent()
         self._progress = progress
         self._show = show
         self._decodes_pictures = previews == "taesd"
@@ -111,7 +113,7 @@ class SamplingRun:
         variant = self._variant if self._hooks else None
         self._hold = hold.share()
         self._trajectory = Trajectory(backbone, request, self.on_step, variant, *others, beginning=beginning)
-        return self._engine.submit(self._trajectory, uses=self)
+        return self._engine.submit(self._trajectory, uses=self, trace=self._trace)
 
     def on_step(self, done: int, steps: int) -> Callable[[], None]:
         """Have a picture made of a step that was enqueued; return what reports the step once the device has done it."""

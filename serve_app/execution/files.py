@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import re2
 
+from serve_app import tracing
 from serve_app.errors import FileMissingError, NodeError
 from serve_app.execution.executing import check_cancelled
 from serve_app.execution.runtime import Saved
@@ -96,11 +97,12 @@ class NodeFiles:
 
         ending = "|".join(mark + one for one in suffix.split("|"))
         try:
-            if area == "temp":
-                refs = named(key, ending, 1, len(contents))
-                await _in_thread(self._create, refs, contents, True)
-            else:
-                refs = await self._create_next(area, subfolder, filename, ending, contents)
+            with tracing.span("store", area=area, files=len(contents)):
+                if area == "temp":
+                    refs = named(key, ending, 1, len(contents))
+                    await _in_thread(self._create, refs, contents, True)
+                else:
+                    refs = await self._create_next(area, subfolder, filename, ending, contents)
         except FileMissingError as error:
             raise NodeError(f"it cannot save under {prefix[:300]!r}: {error}") from error
         return [{"filename": ref.filename, "subfolder": subfolder, "type": area} for ref in refs]

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
-from serve_app import log
+from serve_app import log, tracing
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import CancelledJobError
 from serve_app.execution.call import PACKS
@@ -75,6 +75,7 @@ from serve_app.scheduler.protocol.request_ids import ids_of
 from serve_app.store.files.reserved import Contents
 from serve_app.store.files.store import AREAS, Store
 from serve_app.store.tenants.tenants import placed_key, store_of
+from serve_app.tracing import TRACEPARENT
 from serve_app.values import PreviewMethod
 
 _log = log.get("replica")
@@ -311,7 +312,8 @@ class Runner:
         await self._models.fetch((folder, name) for folder, name in named if folder not in AREAS)
         # Packs keep state of several rounds by job in their modules, as ComfyUI runs one job at a time.
         async with self._lasting if execution.lasts else contextlib.nullcontext():
-            await execution.run()
+            with tracing.span("task", task.extra_data.get(TRACEPARENT), **ids_of(task)):
+                await execution.run()
 
     def _may_need_models(self, task: Task) -> bool:
         """Whether a node uses RUNTIME, or is of a pack, whose code may use it or return nodes that do."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from serve_app import tracing
 from serve_app.execution.executing import Progress, SendMessage
 from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.execution.time_limit import TimeLimit
@@ -35,6 +37,7 @@ class TaskScope:
         self._runner = runner
         self._task = task
         self._origins: dict[str, Origin | None] = {}
+        self._began_s: dict[str, float] = {}
         self._drawing: dict[str, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
 
@@ -88,6 +91,7 @@ class TaskScope:
 
     def started(self, node_id: str, origin: Origin | None) -> None:
         self._origins[node_id] = origin
+        self._began_s[node_id] = time.time()
         self._runner.times.began(self._task, node_id)
         self._runner.send(NodeStarted(self._task.id, node_id, origin))
 
@@ -95,6 +99,10 @@ class TaskScope:
         self, node_id: str, signature: str, ui: Mapping[str, Any] | None, origin: Origin | None, *, computed: bool
     ) -> None:
         self._runner.times.ended(self._task, node_id, computed=computed)
+        if computed and (began_s := self._began_s.pop(node_id, None)) is not None:
+            node = self._task.nodes.get(node_id)
+            about = {"node": node_id, "class": "" if node is None else node.class_type}
+            tracing.record("node", began_s, time.time(), tracing.traceparent(), **about)
         shown = scrubbed(ui, self._task.extra_data)
         self._runner.send(NodeFinished(self._task.id, node_id, signature, shown, origin, computed))
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from serve_app import log
+from serve_app import log, tracing
 from serve_app.config.limits import BackoffRules, EventLimits, WebhookLimits
 from serve_app.errors import (
     ChangeRefusedError,
@@ -87,6 +87,7 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.queries import Query
 from serve_app.store.tenants.pauses import Pause
 from serve_app.threads import Threads
+from serve_app.tracing import TRACEPARENT
 
 T = TypeVar("T")
 _log = log.get("scheduler")
@@ -473,6 +474,7 @@ class Scheduler:
                         self._saved(event)
                     if event.last:
                         self._log_end(event)
+                    self._trace(event)
                     self._published.publish(event)
                     self.counters.take(event)
                     self._watch.take(event)
@@ -480,6 +482,15 @@ class Scheduler:
                     self._published.feeds.put(client_id, event)
                 case Persist():
                     pass
+
+    def _trace(self, event: Event) -> None:
+        """Record how long a job has waited, once it starts, and the whole of it, once it has ended."""
+        job = self._published.unended.get(event.job_id)
+        if job is None or (event.kind != "started" and not event.last):
+            return
+        name = "job" if event.last else "wait"
+        parent, about = job.row.extra_data.get(TRACEPARENT), {"job": event.job_id, "state": event.kind}
+        tracing.record(name, job.row.created_s, event.at_s, parent, **about)
 
     def _log_end(self, event: Event) -> None:
         """Log a job's end, with its request, its tenant, how long it waited and how long it ran, as far as known."""
