@@ -36,6 +36,8 @@ SECTIONS = {
         "serve_app_host",
         "serve_app_streamed",
         "serve_app_vae",
+        "serve_app_run_state",
+        "serve_app_resumed",
     ),
     "Tenants": ("serve_app_tenant",),
     "Limits": ("serve_app_refusals", "serve_app_limit"),

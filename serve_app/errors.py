@@ -310,6 +310,10 @@ class NodeError(ServeAppError):
     """A node has an input that it cannot work with."""
 
 
+class RunStateError(ServeAppError):
+    """The saved state of a run does not go with the run."""
+
+
 class ComfyUIError(ServeAppError):
     """A ComfyUI cannot be started, reached or used, or has ended; has the reason and the end of its log."""
 

@@ -26,6 +26,7 @@ from serve_app.config.limits import (
 from serve_app.config.mistakes import mistakes
 from serve_app.config.pool import SHARED, PoolConfig
 from serve_app.config.quotas import Quotas
+from serve_app.config.resume import ResumeConfig
 from serve_app.config.retention import RetentionConfig
 from serve_app.config.section import Seconds, Section
 from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
@@ -111,6 +112,8 @@ class AppConfig(Section):
     """Where traces of jobs are sent; None makes none."""
     retention: RetentionConfig = RetentionConfig()
     """Which jobs and files are deleted; none by default."""
+    resume: ResumeConfig | None = ResumeConfig()
+    """Which sampler runs go on where they stopped if their replica is lost; None: all start again."""
     limits: SizeLimits = SizeLimits()
     events: EventLimits = EventLimits()
     webhooks: WebhookLimits = WebhookLimits()

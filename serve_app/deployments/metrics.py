@@ -102,6 +102,15 @@ METRICS = (
         "Weights copied to the device as networks ran that do not fit it",
     ),
     Metric("serve_app_vae_failures", "counter", "short", ("pool", "replica"), "VAE work the device had no memory for"),
+    Metric(
+        "serve_app_run_states",
+        "counter",
+        "short",
+        ("pool", "replica", "event"),
+        "States of sampler runs: parts `saved`, saves that `failed`, runs `resumed` from one",
+    ),
+    Metric("serve_app_run_state_bytes", "counter", "bytes", ("pool", "replica"), "Bytes of saved states of runs"),
+    Metric("serve_app_resumed_steps", "counter", "short", ("pool", "replica"), "Steps that resumed runs left out"),
     Metric("serve_app_vae_tiled", "counter", "short", ("pool", "replica"), "VAE work done in tiles because of that"),
     Metric(
         "serve_app_refusals",
@@ -174,6 +183,11 @@ def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:
     yield "serve_app_streamed_weights_bytes", weights.streamed_bytes, labels
     yield "serve_app_vae_failures", vaes.failures, labels
     yield "serve_app_vae_tiled", vaes.in_tiles, labels
+    states = models.run_states
+    for event, count in (("saved", states.saves), ("failed", states.failures), ("resumed", states.resumed)):
+        yield "serve_app_run_states", count, {**labels, "event": event}
+    yield "serve_app_run_state_bytes", states.bytes, labels
+    yield "serve_app_resumed_steps", states.steps, labels
     for outcome, count in asdict(models.prefetched).items():
         yield "serve_app_weights_prefetches", count, {**labels, "outcome": outcome}
 

@@ -390,7 +390,11 @@ class Engine:
             with self._work_for(
                 (run.future for run in runs), brief=all(run.is_brief for run in runs)
             ) as check_cancelled:
-                answers = self._forwards.answer([run.trajectory.pieces for run in runs], check_cancelled)
+                outputs = self._forwards.answer([run.trajectory.pieces for run in runs], check_cancelled)
+                answers = [
+                    given if isinstance(given, DeviceMemoryError) else run.trajectory.denoised(given)
+                    for run, given in zip(runs, outputs, strict=True)
+                ]
                 # Guidance that does more than add up needs numbers.
                 compute(
                     latents

@@ -21,8 +21,7 @@ from serve_app.engine.side_stream_pool import SideStreamPool
 from serve_app.errors import DeviceMemoryError
 from serve_app.log import get
 from serve_app.models.weights.memory_plan import MB
-from serve_app.sampling.forward import Piece, answered, denoised_by
-from serve_app.sampling.lazy_sum import Latents
+from serve_app.sampling.forward import Piece, answered
 
 log = get("engine")
 
@@ -75,10 +74,10 @@ class Forwards:
 
     def answer(
         self, evaluations: Sequence[Sequence[Piece]], check_cancelled: Callable[[], None] = lambda: None
-    ) -> list[list[Latents] | DeviceMemoryError]:
-        """Return the denoised rows of each piece of each evaluation, or why one does not fit the device by itself.
+    ) -> list[list[Tensor] | DeviceMemoryError]:
+        """Return the network's output for each piece of each evaluation, or why one does not fit the device by itself.
 
-        They are lazy sums, as those of `denoised_by`. check_cancelled: called before each forward; may raise.
+        check_cancelled: called before each forward; may raise.
         """
         pieces = [piece for asked in evaluations for piece in asked]
         owners = [i for i, asked in enumerate(evaluations) for _ in asked]
@@ -111,11 +110,11 @@ class Forwards:
                 failed |= {owners[i]: error for i in group}
             left = [i for i in left if i not in outputs and owners[i] not in failed]
         outputs |= {i: torch.cat([outputs[row] for row in of]) for i, of in rows.items() if owners[i] not in failed}
-        of_each: list[list[Latents] | DeviceMemoryError] = []
+        of_each: list[list[Tensor] | DeviceMemoryError] = []
         first_of = 0
         for i, own in enumerate(evaluations):
-            numbered = enumerate(own, first_of)
-            of_each.append(failed[i] if i in failed else [denoised_by(piece, outputs[at]) for at, piece in numbered])
+            numbers = range(first_of, first_of + len(own))
+            of_each.append(failed[i] if i in failed else [outputs[at] for at in numbers])
             first_of += len(own)
         return of_each
 

@@ -43,6 +43,7 @@ from serve_app.values import (
 )
 
 if TYPE_CHECKING:
+    from serve_app.engine.run_state import StateFiles
     from serve_app.engine.runtime import EngineRuntime, Loading
     from serve_app.engine.sampling_run import Show
 
@@ -64,8 +65,10 @@ class NodeRuntime:
         previews: PreviewMethod,
         remark: Callable[[str], None],
         loading: Loading,
+        states: Callable[[], StateFiles] | None = None,
     ) -> None:
         self._shared = shared
+        self._states = states
         self._loading = loading
         self._weights = shared.weights
         self._progress, self._show, self._previews = progress, show, previews
@@ -159,6 +162,7 @@ class NodeRuntime:
             previews=self._previews,
             remark=self._remark,
             loading=self._loading,
+            state=None if self._states is None else self._states(),
         )
 
     async def decode(self, vae: Recipe, latents: Tensor, tiling: Tiling | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TypeAlias, TypeVar
@@ -17,12 +17,14 @@ from typing import TypeAlias, TypeVar
 from torch import Tensor
 
 from serve_app.config.limits import SizeLimits
+from serve_app.config.resume import ResumeConfig
 from serve_app.engine.autoencoding import Autoencoding
 from serve_app.engine.device_lost import is_lost, is_out_of_memory
 from serve_app.engine.engine import Engine
 from serve_app.engine.forwards import Counters
 from serve_app.engine.loads import Loads, PrefetchCounters
 from serve_app.engine.node_runtime import NodeRuntime
+from serve_app.engine.run_state import RunStateCounters, StateFiles, StateSaver
 from serve_app.engine.sampling_run import SamplingRun, Show
 from serve_app.engine.text_generation import TEXTS_TOGETHER, Job, add_token
 from serve_app.errors import DeviceMemoryError, UnavailableError
@@ -64,7 +66,7 @@ class EngineRuntime:
 
     latent_cells: the most cells of one run's latents, and of its references; None: no limit.
     latent_pairs: the most pairs of these cells that attend to each other; None: no limit.
-    limits: of schedules, and of texts that models read and generate.
+    limits: of schedules, and of texts that models read and generate. resume: which runs have a state; None: none has.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class EngineRuntime:
         latent_cells: int | None = None,
         latent_pairs: int | None = None,
         limits: SizeLimits | None = None,
+        resume: ResumeConfig | None = None,
     ) -> None:
         self.latent_cells, self.latent_pairs = latent_cells, latent_pairs
         self.limits = limits or SizeLimits()
@@ -82,6 +85,11 @@ class EngineRuntime:
         self.weights = weights
         self.autoencoding = Autoencoding(weights, engine.memory)
         self._loads = Loads(weights, self._failed_to_load, engine.timeline)
+        self._resume = resume
+        self._writer = ThreadPoolExecutor(1, "run-states")
+        self._sampling: set[SamplingRun] = set()
+        self.run_states = RunStateCounters()
+        """Counts of saved states, and of runs that went on from one."""
 
     @property
     def counters(self) -> Counters:
@@ -122,14 +130,16 @@ class EngineRuntime:
         previews: PreviewMethod = "none",
         remark: Callable[[str], None] = ignored,
         loading: Loading = uncounted,
+        states: Callable[[], StateFiles] | None = None,
     ) -> NodeRuntime:
         """Return the RUNTIME of one node. progress: called in the event loop with (steps done, steps in all).
 
         strict: its work is done apart from all other. show: called there with a picture of each step. previews: how
         the pictures are made. remark: called there with what the job's client should know of the models it names.
-        loading: entered there while the node waits for weights to be loaded.
+        loading: entered there while the node waits for weights to be loaded. states: makes the files for the state of
+        the node's next sampler run; None: its runs have no state.
         """
-        return NodeRuntime(self, progress, strict, show, previews, remark, loading)
+        return NodeRuntime(self, progress, strict, show, previews, remark, loading, states)
 
     async def release(self) -> None:
         """Evict all weights that are not in use."""
@@ -175,9 +185,37 @@ class EngineRuntime:
         previews: PreviewMethod = "none",
         remark: Callable[[str], None] = ignored,
         loading: Loading = uncounted,
+        state: StateFiles | None = None,
     ) -> Sampled:
-        """Run a sampler, as `SamplingRun`. remark, loading: as `bind`."""
-        run = SamplingRun(self._engine, self.weights, request, progress, strict=strict, show=show, previews=previews)
+        """Run a sampler, as `SamplingRun`. remark, loading: as `bind`. state: the files of its state, if it has one."""
+        saver = None if state is None or self._resume is None else self._saver(state, self._resume)
+        run = SamplingRun(
+            self._engine,
+            self.weights,
+            request,
+            progress,
+            strict=strict,
+            show=show,
+            previews=previews,
+            remark=remark,
+            saver=saver,
+        )
+        self._sampling.add(run)
+        try:
+            sampled = await self._run(run, remark, loading)
+        except (asyncio.CancelledError, UnavailableError):
+            # The job has not ended: another replica goes on.
+            raise
+        except BaseException:
+            run.forget()
+            raise
+        else:
+            run.forget()
+            return sampled
+        finally:
+            self._sampling.discard(run)
+
+    async def _run(self, run: SamplingRun, remark: Callable[[str], None], loading: Loading) -> Sampled:
         with await self._ready(run.requirements, loading) as hold:
             beginning = await asyncio.to_thread(run.prepare, hold)
             started = self._engine.work(run.start(hold, beginning), uses=hold.share())
@@ -189,6 +227,15 @@ class EngineRuntime:
         for text in run.remarks:
             remark(text)
         return await asyncio.wrap_future(running)
+
+    def _saver(self, state: StateFiles, resume: ResumeConfig) -> StateSaver:
+        after_s, max_bytes = resume.after_s, resume.max_bytes
+        return StateSaver(state, self._writer, self.run_states, after_s=after_s, max_bytes=max_bytes)
+
+    async def save_runs(self) -> None:
+        """Save the state of every run, as this replica is about to end and others are to go on with them."""
+        with suppress(UnavailableError):
+            await asyncio.gather(*(run.save() for run in self._sampling))
 
     async def generate_text(
         self,

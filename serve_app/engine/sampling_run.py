@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +17,7 @@ from torch import Tensor
 from serve_app import tracing
 from serve_app.engine.engine import Engine
 from serve_app.engine.preview import Pictures, picture
+from serve_app.engine.run_state import Answer, StateSaver
 from serve_app.engine.trajectory import Trajectory
 from serve_app.errors import DeviceMemoryError, ModelFileError, UnavailableError
 from serve_app.models.backbone import RecipeBackbone
@@ -51,7 +52,8 @@ class SamplingRun:
 
     Until it runs, the caller closes the hold, in whichever state it ends or is cancelled; a run has a hold of its own,
     which the engine closes. strict: it shares no forward, so what else runs changes no bit. progress: called in the
-    event loop with (steps done, steps in all); show: there, with a picture of each step, made as `previews` says.
+    event loop with (steps done, steps in all); show: there, with a picture of each step, made as `previews` says;
+    remark: there, with what the job's client should know. saver: of its state; None: it has none.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class SamplingRun:
         strict: bool = False,
         show: Show | None = None,
         previews: PreviewMethod = "none",
+        remark: Callable[[str], None] = lambda text: None,
+        saver: StateSaver | None = None,
     ) -> None:
         self.remarks: list[str] = []
         """What users should know of the models, once it runs."""
@@ -83,13 +87,21 @@ class SamplingRun:
         self._hold: Hold | None = None
         self._preview_hold: Hold | None = None
         self._trajectory: Trajectory | None = None
+        self._remark = remark
+        self._saver = saver
+        self._state: Sequence[Answer] = ()
 
     def requirements(self) -> Need:
         """Return all weights that the run needs at once. It opens files. Errors: ModelFileError."""
         return self._weights.need(*self._needed(self._backbone), activation_bytes=self._activation_bytes)
 
     def prepare(self, hold: Hold) -> Beginning:
-        """Return schedule, noise and first latents. Errors: NodeError for an unknown sampler or schedule."""
+        """Return schedule, noise and first latents; read its state.
+
+        Errors: NodeError for an unknown sampler or schedule.
+        """
+        if self._saver is not None:
+            self._state = self._saver.read()
         backbone = self._weights.backbone(self._backbone, hold)
         with torch.no_grad():
             return beginning_of(self._request, backbone.levels, backbone.latent_format)
@@ -112,14 +124,63 @@ class SamplingRun:
         request = replace(self._request, guider=replace(self._guider, conds=conds))
         variant = self._variant if self._hooks else None
         self._hold = hold.share()
-        self._trajectory = Trajectory(backbone, request, self.on_step, variant, *others, beginning=beginning)
+        self._trajectory = Trajectory(
+            backbone,
+            request,
+            self.on_step,
+            variant,
+            *others,
+            beginning=beginning,
+            state=self._state,
+            keeps_answers=self._saver is not None,
+        )
         return self._engine.submit(self._trajectory, uses=self, trace=self._trace)
 
     def on_step(self, done: int, steps: int) -> Callable[[], None]:
         """Have a picture made of a step that was enqueued; return what reports the step once the device has done it."""
-        if self._pictures is not None and self._trajectory is not None:
-            self._pictures.make(self._trajectory.shown, self._picture)
-        return partial(self._report, done, steps)
+        trajectory = self._trajectory
+        assert trajectory is not None, "a run that steps is not closed"
+        if self._pictures is not None:
+            self._pictures.make(trajectory.shown, self._picture)
+        if done == trajectory.resumed_at and self._saver is not None:
+            self._saver.resumed(done)
+            text = f"goes on after step {done} of {steps}, where another replica stopped"
+            self._loop.call_soon_threadsafe(self._remark, text)
+        return partial(self._report, done, steps, self._taken(trajectory) if done < steps else None)
+
+    def _taken(self, trajectory: Trajectory) -> Callable[[], object] | None:
+        """Take the run's answers if its saver wants them; return what has them saved."""
+        saver, answers = self._saver, trajectory.answers
+        if saver is None or answers is None:
+            return None
+        if self._state and not trajectory.has_state:
+            saver.restart()
+        self._state = ()
+        if saver.is_full:
+            trajectory.answers = None
+        elif saver.wants(answers):
+            trajectory.answers = []
+            return saver.take(answers)
+        return None
+
+    async def save(self) -> None:
+        """Save all of its state that there is, as its replica is about to end. Errors: UnavailableError."""
+
+        def take() -> Callable[[], Future[None]] | None:
+            trajectory = self._trajectory
+            if self._saver is None or trajectory is None or trajectory.answers is None:
+                return None
+            answers, trajectory.answers = trajectory.answers, None
+            return self._saver.take(answers, now=True)
+
+        saves = await asyncio.wrap_future(self._engine.call(take))
+        if saves is not None:
+            await asyncio.wrap_future(saves())
+
+    def forget(self) -> None:
+        """Delete its state: the run has ended."""
+        if self._saver is not None:
+            self._saver.delete()
 
     def close(self) -> None:
         """Let its weights go. Called by the engine once the device has done all of the run, in the engine's thread."""
@@ -131,8 +192,10 @@ class SamplingRun:
             with suppress(UnavailableError):
                 self._engine.call(lambda: None, side_stream=True, uses=self._preview_hold)
 
-    def _report(self, done: int, steps: int) -> None:
+    def _report(self, done: int, steps: int, save: Callable[[], object] | None) -> None:
         self._loop.call_soon_threadsafe(self._progress, done, steps)
+        if save is not None:
+            save()
         if self._show is not None and self._pictures is not None and (image := self._pictures.take()) is not None:
             self._loop.call_soon_threadsafe(self._show, image.numpy())
 

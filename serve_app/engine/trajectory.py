@@ -5,6 +5,7 @@ It knows one job and one backbone, no other job and no thread.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,11 +13,13 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from serve_app.errors import NodeError
+from serve_app.engine.run_state import Answer, check_outputs
+from serve_app.errors import NodeError, RunStateError
+from serve_app.log import get
 from serve_app.nested_tensor import Samples
 from serve_app.recipe.layers import EasyCache
 from serve_app.sampling.beginning import Beginning, beginning_of
-from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, model_inputs
+from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, denoised_by, model_inputs
 from serve_app.sampling.guidance.guidance import Guidance
 from serve_app.sampling.guidance.hooks import HookSchedule, Variant
 from serve_app.sampling.guidance.layers import LayerPatches
@@ -29,6 +32,8 @@ from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.sampling.samplers.error_estimate import ErrorEstimate
 from serve_app.sampling.samplers.evaluation import Evaluation, Sampler
 from serve_app.sampling.transfer import to_device, to_host
+
+log = get("engine")
 
 OnStep: TypeAlias = Callable[[int, int], Callable[[], object] | None]
 
@@ -48,7 +53,9 @@ class Trajectory:
     called with (steps done, steps in all) after each step was enqueued, in the thread that settles it; what it returns
     is called once the device has done the step (`take_callbacks`). variant: gives the backbone with further LoRAs, for
     conditionings that have hooks. negative: the backbone that answers for the negative, if that is another. beginning:
-    schedule, noise and first latents; made by `start` if it is not given.
+    schedule, noise and first latents; made by `start` if it is not given. state: the answers of an earlier run of the
+    request, after which this one goes on; one that does not go with it is left out. keeps_answers: whether `answers`
+    has those to come.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -70,6 +77,8 @@ class Trajectory:
         negative: Backbone | None = None,
         *,
         beginning: Beginning | None = None,
+        state: Sequence[Answer] = (),
+        keeps_answers: bool = False,
     ) -> None:
         self.backbone = backbone
         self.pieces: tuple[Piece, ...] = ()
@@ -84,12 +93,24 @@ class Trajectory:
         """What it ended with; None until then."""
         self.steps = 0
         """Steps in all, once started."""
+        self.answers: list[Answer] | None = [] if keeps_answers else None
+        """The answers since they were taken last, after those of `state`; None if they are not kept."""
+        self.resumed_at = 0
+        """How many steps `state` has brought it."""
+        self.has_state = bool(state)
+        """Whether it goes on after `state`; False too if that does not go with it."""
         self._request = request
         self._on_step = on_step
         self._variant = variant
         self._negative = negative
         self._beginning = beginning
         self._callbacks: list[Callable[[], object]] = []
+        self._state = deque(state)
+        self._replays = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self.pieces, self.pending, self.error_estimate, self.result = (), (), None, None
         self._steps_done = 0
         self._seen_step = (-1, 0)
         self._layout = ONE_PART
@@ -100,7 +121,35 @@ class Trajectory:
         self._reached: Latents | None = None
 
     def start(self) -> None:
-        """Run to the first evaluation. Errors: NodeError for an unknown sampler, schedule or guider."""
+        """Run to the first evaluation, after those of its state.
+
+        Errors: NodeError for an unknown sampler, schedule or guider.
+        """
+        self._begin()
+        try:
+            self._replay()
+        except RunStateError as error:
+            log.warning("a run starts again: %s", error)
+            self.has_state = False
+            self._state.clear()
+            self._reset()
+            self._begin()
+
+    def _replay(self) -> None:
+        self._replays = True
+        try:
+            while self._state:
+                shapes = [piece.x.shape for piece in self.pieces]
+                outputs = check_outputs(self._state.popleft(), shapes)
+                self.feed(self._denoised_of([to_device(output, self.backbone.device) for output in outputs]))
+                self.advance()
+        finally:
+            self._replays = False
+        if self._steps_done:
+            self.resumed_at = self._steps_done
+            self._call_on_step()
+
+    def _begin(self) -> None:
         r, levels, latent_format = self._request, self.backbone.levels, self.backbone.latent_format
         beginning, self._beginning = self._beginning or beginning_of(r, levels, latent_format), None
         spec, sigmas, given = beginning.spec, beginning.sigmas, beginning.latents
@@ -161,6 +210,15 @@ class Trajectory:
         """The key under which the size of forwards is learned: the weights, and what their network groups by."""
         return self.backbone.network.key, self._group_key
 
+    def denoised(self, outputs: Sequence[Tensor]) -> list[Latents]:
+        """Return the denoised rows of `pieces` from the network's outputs for them, to be fed; lazy sums."""
+        if self.answers is not None:
+            self.answers.append(tuple(outputs))
+        return self._denoised_of(outputs)
+
+    def _denoised_of(self, outputs: Sequence[Tensor]) -> list[Latents]:
+        return [denoised_by(piece, output) for piece, output in zip(self.pieces, outputs, strict=True)]
+
     def feed(self, answers: Sequence[Latents]) -> None:
         """Take the denoised rows of `pieces`, in their order, and write down what follows; to be settled next."""
         self.pieces = self._guidance.take(self._evaluation, answers)
@@ -170,7 +228,15 @@ class Trajectory:
     def go_on(self) -> None:
         """Tell the sampler its `error_estimate`, read here if it is not by then, and write down what follows."""
         assert self.error_estimate is not None, "it waits for one"
-        number, self.error_estimate = self.error_estimate.number, None
+        if self._state:
+            number = self._state.popleft()
+            if isinstance(number, tuple):
+                raise RunStateError("the state of a run has outputs where it needs the number of an error estimate")
+        else:
+            number = self.error_estimate.number
+            if self.answers is not None:
+                self.answers.append(number)
+        self.error_estimate = None
         self._advance(number)
 
     def advance(self) -> None:
@@ -254,10 +320,15 @@ class Trajectory:
         return self._layout.unpack(to_host(self._layout.map(from_model, x)))
 
     def _report(self, steps_done: int) -> None:
-        if steps_done > self._steps_done:
-            if self._on_step is not None and (callback := self._on_step(steps_done, self.steps)) is not None:
-                self._callbacks.append(callback)
-            if self._request.after_step is not None:
-                denoised, x = (self._layout.unpack(of) for of in (value(self._denoised), self._evaluation.latents))
-                self._request.after_step(steps_done - 1, denoised, x, self.steps)
-        self._steps_done = steps_done
+        more, self._steps_done = steps_done > self._steps_done, steps_done
+        if not more:
+            return
+        if not self._replays:
+            self._call_on_step()
+        if self._request.after_step is not None:
+            denoised, x = (self._layout.unpack(of) for of in (value(self._denoised), self._evaluation.latents))
+            self._request.after_step(steps_done - 1, denoised, x, self.steps)
+
+    def _call_on_step(self) -> None:
+        if self._on_step is not None and (callback := self._on_step(self._steps_done, self.steps)) is not None:
+            self._callbacks.append(callback)

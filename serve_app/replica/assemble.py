@@ -228,7 +228,12 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
         engine = Engine(pool.max_cells, timeline_of(device), memory, weights=weights)
         latents = pool.latents(cuda=device.type == "cuda")
         return EngineRuntime(
-            engine, weights, latent_cells=latents.cells, latent_pairs=latents.pairs, limits=config.limits
+            engine,
+            weights,
+            latent_cells=latents.cells,
+            latent_pairs=latents.pairs,
+            limits=config.limits,
+            resume=config.resume,
         )
 
     return make

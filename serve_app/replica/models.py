@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from serve_app.engine.autoencoding import Autoencoding
     from serve_app.engine.forwards import Counters
     from serve_app.engine.loads import PrefetchCounters
+    from serve_app.engine.run_state import RunStateCounters, StateFiles
     from serve_app.models.forward import ReplayCounters
     from serve_app.models.weights.weights import LoadCounters
 
@@ -63,7 +64,13 @@ class Models(Protocol):
         previews: PreviewMethod = "none",
         remark: Callable[[str], None] = ...,
         loading: Callable[[], contextlib.AbstractContextManager[None]] = ...,
+        states: Callable[[], StateFiles] | None = None,
     ) -> Runtime: ...
+
+    @property
+    def run_states(self) -> RunStateCounters: ...
+
+    async def save_runs(self) -> None: ...
 
     def resident(self) -> tuple[str, ...]: ...
 
@@ -130,6 +137,11 @@ class ReplicaModels:
         """
         fetched = (asyncio.to_thread(self._fetch, folder, name) for folder, name in files)
         await asyncio.gather(*fetched, return_exceptions=True)
+
+    async def save_runs(self) -> None:
+        """Save the states of the sampler runs, for another replica to go on with them."""
+        if self.made is not None:
+            await self.made.save_runs()
 
     async def release(self) -> None:
         """Free unused weights."""

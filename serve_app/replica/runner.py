@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from serve_app import log, tracing
 from serve_app.config.limits import SizeLimits
-from serve_app.errors import CancelledJobError
+from serve_app.errors import CancelledJobError, StoreError
 from serve_app.execution.call import PACKS
 from serve_app.execution.contained import original_error
 from serve_app.execution.execute import Execution, LostValueError, NodeFailedError
@@ -35,6 +35,7 @@ from serve_app.replica.failure import failed, state_of
 from serve_app.replica.membership import Membership
 from serve_app.replica.models import Models, ReplicaModels
 from serve_app.replica.node_times import NodeTimes
+from serve_app.replica.run_states import JobStates, RunStateFiles
 from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import REPLACED, exit_process, free_unused
@@ -200,6 +201,7 @@ class Runner:
     async def leave(self) -> None:
         """Leave the scheduler's registry; unfinished tasks are given to other replicas at once."""
         self._membership.leaving = True
+        await self._models.save_runs()
         await self.drop_all()
         await self._membership.leave()
 
@@ -227,7 +229,10 @@ class Runner:
                 self._start(task)
             case Interrupt(task_id):
                 if running := self._running.get(task_id):
-                    whose = _whose(self._tasks.get(running))
+                    cancelled = self._tasks.get(running)
+                    whose = _whose(cancelled)
+                    if cancelled is not None:
+                        self._run_errand(self._forget_states(cancelled))
                     self._cancelled.append((asyncio.get_running_loop().time(), whose))
                     running.cancel()
                     asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, running)
@@ -535,6 +540,7 @@ class Runner:
         show: Callable[[Any], None],
         remark: Callable[[str], None],
         task: Task,
+        states: Callable[[], RunStateFiles],
     ) -> Runtime | None:
         """Return a RUNTIME for one node of a task, with previews as the job requests."""
         if (models := self.models) is None:
@@ -543,7 +549,24 @@ class Runner:
         # ComfyUI reads any other value, "default" included, as its own default.
         previews = next((method for method in get_args(PreviewMethod) if method == asked), self._previews)
         loading = self._work[task.id].loading
-        return models.bind(progress, strict=task.strict, show=show, previews=previews, remark=remark, loading=loading)
+        return models.bind(
+            progress,
+            strict=task.strict,
+            show=show,
+            previews=previews,
+            remark=remark,
+            loading=loading,
+            states=states,
+        )
+
+    def run_states(self, task: Task) -> JobStates:
+        """Return the states of a task's sampler runs."""
+        return JobStates(store_of(self._store, task.tenant), task.id.job_id)
+
+    async def _forget_states(self, task: Task) -> None:
+        """Delete the states of a cancelled job's runs."""
+        with contextlib.suppress(StoreError, OSError):
+            await asyncio.to_thread(self.run_states(task).delete)
 
     def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
         """Report a node's preview. image: a JPEG, of which the scheduler gets a reference only."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import Awaitable, Mapping
 from functools import partial
@@ -17,6 +18,7 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
+from serve_app.replica.run_states import RunStateFiles
 from serve_app.scheduler.protocol.messages import (
     NodeBlocked,
     NodeFinished,
@@ -43,7 +45,13 @@ class TaskScope:
 
     def runtime(self, node_id: str) -> Runtime | None:
         progress, show, remark = (partial(f, node_id) for f in (self._progressed, self._show, self._remark))
-        return self._runner.runtime(progress, show, remark, self._task)
+        numbers, states = itertools.count(), self._runner.run_states(self._task)
+        recipe = self._task.signatures.get(node_id, "")
+
+        def files() -> RunStateFiles:
+            return states.of(node_id, next(numbers), recipe)
+
+        return self._runner.runtime(progress, show, remark, self._task, files)
 
     def fingerprint(self, folder: str, name: str) -> str:
         return self._runner.fingerprint(folder, name, self._task.tenant)

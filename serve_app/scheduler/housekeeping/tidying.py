@@ -60,6 +60,7 @@ class Tidying:
         # Whole areas are listed for it.
         if started_s is not None or time.monotonic() >= self._looked_s + LOOK_S:
             await asyncio.to_thread(self._sweep.half_written)
+            await asyncio.to_thread(self._sweep.run_states)
             await asyncio.to_thread(self._sweep.abandoned_uploads)
             self._looked_s = time.monotonic()
         expired = await self._in_database(self._jobs.query, self._lease.epoch, ExpireAssets())

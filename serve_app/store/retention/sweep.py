@@ -27,6 +27,9 @@ BATCH_SIZE = 200
 UNFINISHED_S = 3600.0
 """No file takes so long to write."""
 PREVIEW = re.compile(r"_[a-z]{12}_[0-9]{5,}_[^/]*$")
+RUN_STATES = "run-states"
+"""The folder of the temp area with the states of runs."""
+_STATE = re.compile(r"^[0-9a-f]{24}-[0-9]+_v[0-9]+-[0-9a-f]{24}_[0-9]{8}\.safetensors$")
 _HALF = re.compile(r"\.[0-9a-f]{32}" + re.escape(UNFINISHED))
 _log = log.get("store")
 
@@ -69,6 +72,10 @@ class Sweep:
         """Remove previews that are too old, or at a server's start all from before `started_s`; return their number."""
         before_s = time.time() - self._temp_age_s if started_s is None else started_s
         return self._aged("temp", PREVIEW, before_s, kept)
+
+    def run_states(self) -> int:
+        """Remove states of runs that nobody has gone on with; return their number."""
+        return self._aged("temp", _STATE, time.time() - self._temp_age_s, ())
 
     def abandoned_uploads(self) -> int:
         """Remove uploads without an asset, which a process left behind as it ended."""

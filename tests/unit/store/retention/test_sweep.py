@@ -14,12 +14,13 @@ import pytest
 
 from serve_app.events import Failure
 from serve_app.execution.files import NodeFiles
+from serve_app.replica.run_states import JobStates
 from serve_app.store.database.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.reserved import Contents, shown
 from serve_app.store.files.store import AREAS, FileRef, Store
 from serve_app.store.files.volume import Volume
-from serve_app.store.retention.sweep import Sweep
+from serve_app.store.retention.sweep import RUN_STATES, Sweep
 from tests.unit.store import reserving
 
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
@@ -152,3 +153,14 @@ def test_half_written_files_go_once_no_one_can_be_writing_them(tmp_path, saves):
         os.utime(tmp_path / "output" / "sub" / name, (1, 1) if name != names[1] else None)
     assert Sweep(saves.jobs, volume, 1e9).half_written() == 1
     assert sorted(os.listdir(tmp_path / "output" / "sub")) == sorted([names[1], ".mine.part"])
+
+
+def test_states_of_runs_go_once_they_are_old_and_nothing_else_does(saves: Saves) -> None:
+    files = JobStates(saves.store, "a").of("3", 0, "recipe")
+    files.write(0, b"state")
+    other = FileRef("temp", RUN_STATES, "a.safetensors")
+    saves.store.write(other, b"a person's")
+    assert Sweep(saves.jobs, saves.store, 1e9).run_states() == 0
+    assert files.read() == [b"state"]
+    assert Sweep(saves.jobs, saves.store, -60).run_states() == 1
+    assert saves.there() == {other}

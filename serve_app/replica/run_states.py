@@ -1,0 +1,68 @@
+"""Where the states of a job's sampler runs are kept: files in the store's temp area, which every replica reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from hashlib import sha256
+
+from serve_app import log
+from serve_app.store.files.store import FileRef, Store
+from serve_app.store.retention.sweep import RUN_STATES
+
+_log = log.get("replica")
+
+VERSION = 1
+"""Of the files' content."""
+
+
+class JobStates:
+    """The states of one job's runs. store: that of the job's tenant."""
+
+    def __init__(self, store: Store, job_id: str) -> None:
+        self._store = store
+        self.folder = f"{RUN_STATES}/{_digest(job_id)}"
+
+    def of(self, node_id: str, run: int, recipe: str) -> RunStateFiles:
+        """Return the files of a node's run. run: its number in the node; recipe: what determines its result."""
+        return RunStateFiles(self._store, self.folder, f"{_digest(node_id)}-{run}", f"v{VERSION}-{_digest(recipe)}")
+
+    def delete(self) -> None:
+        """Delete all of them: the job has ended. Errors: StoreError, or a disk's OSError."""
+        for name in [*self._store.names("temp", self.folder)]:
+            self._store.delete(FileRef("temp", self.folder, name))
+
+
+class RunStateFiles:
+    """The state of one run, as `engine.run_state.StateFiles`. Names: RUN_RECIPE_FIRST.safetensors."""
+
+    def __init__(self, store: Store, folder: str, run: str, recipe: str) -> None:
+        self._store, self._folder = store, folder
+        self._run, self._recipe = run, recipe
+
+    def read(self) -> list[bytes]:
+        found = []
+        for ref in sorted(self._files(), key=lambda ref: ref.filename):
+            if ref.filename.startswith(f"{self._run}_{self._recipe}_"):
+                with self._store.open(ref) as file:
+                    found.append(file.read())
+            else:
+                _log.warning("the state of a run is of another version or another workflow, so the run starts again")
+                self._store.delete(ref)
+        return found
+
+    def write(self, first: int, part: bytes) -> None:
+        name = f"{self._run}_{self._recipe}_{first:08}.safetensors"
+        self._store.write(FileRef("temp", self._folder, name), part)
+
+    def delete(self) -> None:
+        for ref in [*self._files()]:
+            self._store.delete(ref)
+
+    def _files(self) -> Iterator[FileRef]:
+        for name in self._store.names("temp", self._folder):
+            if name.startswith(f"{self._run}_"):
+                yield FileRef("temp", self._folder, name)
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:24]

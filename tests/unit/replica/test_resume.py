@@ -1,0 +1,106 @@
+"""Runs that go on where a replica stopped, on another one: with files, scheduler and engine, without Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serve_app.config.pool import PoolConfig
+from serve_app.config.resume import ResumeConfig
+from serve_app.engine import run_state
+from serve_app.scheduler.protocol.client import JobView
+from tests import workflows
+from tests.unit.replica.cluster import Cluster, cluster
+
+ONE = PoolConfig(name="gpu", threads=1)
+STEPS = 60
+
+
+def job(seed: int, sampler: str = "dpmpp_2m_sde") -> dict[str, Any]:
+    graph = workflows.txt2img("tiny.safetensors", seed, steps=STEPS)
+    graph["3"]["inputs"]["sampler_name"] = sampler
+    return graph
+
+
+def states(running: Cluster) -> list[str]:
+    """Return the names of the saved parts."""
+    return sorted(path.name for path in running.config.temp_dir.rglob("*.safetensors"))
+
+
+def evaluations(running: Cluster, name: str) -> int:
+    return running.runners[name].models.counters.evaluations
+
+
+async def picture(running: Cluster, view: JobView) -> bytes:
+    assert view.state == "success", view.failure
+    [image] = view.outputs["6"]["images"]
+    return (running.config.output_dir / image["filename"]).read_bytes()
+
+
+async def sampled(running: Cluster, job_id: str, steps: int) -> None:
+    """Return once a job has taken so many steps."""
+    while (view := await running.scheduler.job(job_id)) is None or (view.percent or 0) * STEPS < 100 * steps * 0.5:
+        await asyncio.sleep(0.005)
+    name = next(iter(running.runners))
+    while (models := running.runners[name].models) is None or models.counters.evaluations < steps:
+        await asyncio.sleep(0.002)
+
+
+@pytest.fixture
+def at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a state saved after each step, as if saving took no time."""
+    monkeypatch.setattr(run_state, "SHARE", 1e9)
+
+
+@pytest.mark.usefixtures("at_each_step")
+async def test_a_lost_replicas_run_and_a_leaving_ones_go_on_at_their_steps_with_the_same_picture(root: Path) -> None:
+    async with cluster(root, (ONE,), resume=ResumeConfig(after_s=0.0)) as running:
+        wanted = await picture(running, await running.finish(await running.submit(job(5), ("6",))))
+        assert states(running) == [], "the states of jobs that have ended are deleted"
+    for ends in ("lost", "leaves"):
+        async with cluster(root, (ONE,), resume=ResumeConfig(after_s=0.0), cache="none") as running:
+            job_id = await running.submit(job(5), ("6",), job_id=f"00000000-0000-4000-8000-00000000000{len(ends)}")
+            await sampled(running, job_id, 20)
+            if ends == "leaves":
+                await running.runners["gpu"].leave()
+            first = evaluations(running, "gpu")
+            await running.lose("gpu")
+            assert states(running)
+            await running.replica("second", ONE)
+            view = await running.finish(job_id)
+            assert await picture(running, view) == wanted
+            # Of a run that is handed over at most one step is computed twice; of a lost one those since the last save.
+            assert first + evaluations(running, "second") - STEPS <= (1 if ends == "leaves" else 4)
+            counters = running.runners["second"].models.run_states
+            assert (counters.resumed, counters.steps >= 15) == (1, True)
+            assert states(running) == []
+            texts = [str(event.data) for event in await running.events(job_id)]
+            assert any("goes on after step" in text for text in texts)
+
+
+@pytest.mark.usefixtures("at_each_step")
+async def test_the_state_of_a_cancelled_job_is_deleted_and_a_server_that_restarts_goes_on(root: Path) -> None:
+    async with cluster(root, (ONE,), resume=ResumeConfig(after_s=0.0), cache="none") as running:
+        cancelled = await running.submit(job(1), ("6",))
+        await sampled(running, cancelled, 5)
+        await running.scheduler.cancel(cancelled)
+        await running.finish(cancelled)
+        while states(running):
+            await asyncio.sleep(0.01)
+        job_id = await running.submit(job(2), ("6",))
+        while len(states(running)) < 10:
+            await asyncio.sleep(0.002)
+        await running.lose("gpu")
+        await running.restart_scheduler()
+        await running.replica("second", ONE)
+        assert (await running.finish(job_id)).state == "success"
+        assert evaluations(running, "second") <= STEPS - 8
+
+
+async def test_runs_keep_no_state_where_none_is_configured(root: Path) -> None:
+    async with cluster(root, (ONE,), resume=None) as running:
+        await running.finish(await running.submit(job(1), ("6",)))
+        assert running.runners["gpu"].models.run_states.saves == 0
