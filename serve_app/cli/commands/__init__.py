@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from serve_app.cli.commands import cluster, database, jobs, packs, plan, serving, tenants
+from serve_app.cli.commands import adopt, cluster, database, jobs, packs, plan, serving, tenants
 from serve_app.cli.lines import print_line
 
 
@@ -42,6 +42,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (serving.app, jobs.app, cluster.app, database.app, packs.app, plan.app, tenants.app):
+for group in (serving.app, adopt.app, jobs.app, cluster.app, database.app, packs.app, plan.app, tenants.app):
     app.add_typer(group)
 app.add_typer(tenants.keys, name="keys")
