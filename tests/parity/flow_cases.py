@@ -86,7 +86,7 @@ def _joint(
     return _case("joint", target or _sampled(), **parts, **nodes, latent=joined)
 
 
-def _joint_masks() -> Nodes:
+def _joint_masks() -> dict[str, Any]:
     return {
         "video mask": ("Fixed", {"kind": "soft mask", "seed": 5, "shape": "3,64,48"}),
         "audio mask": ("Fixed", {"kind": "soft mask", "seed": 6, "shape": "1,14,5"}),
