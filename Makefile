@@ -5,7 +5,8 @@ RUN := $(VENV)/bin
 
 .PHONY: demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos cluster image nightly lock sbom clients format clean
 
-demo: $(VENV)/installed
+# A server, one picture: without what development needs. About 100 packages; torch for CUDA is the largest of them.
+demo: $(VENV)/serving
 	$(RUN)/serve-app demo
 
 # Four groups of tests: three at once keep two processors busy, for those with servers wait for much of their time. Tests that
@@ -93,6 +94,12 @@ clients: .clients/installed
 format: $(VENV)/installed
 	$(RUN)/ruff format .
 	$(RUN)/ruff check --fix .
+
+# What serving needs. pip shows each download; `make demo PIP_ARGUMENTS=...` passes on more, such as an index of torch.
+$(VENV)/serving: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/pip install $(PIP_ARGUMENTS) --editable .
+	touch $@
 
 $(VENV)/installed: pyproject.toml vocabularies.txt
 	$(PYTHON) -m venv $(VENV)

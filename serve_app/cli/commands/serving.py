@@ -1,4 +1,4 @@
-"""`serve-app up`, `doctor` and `demo`: starting a server on this machine."""
+"""`serve-app up`, `doctor`, `demo` and `examples`: starting a server on this machine, and what to send it."""
 
 from __future__ import annotations
 
@@ -136,6 +136,20 @@ def doctor(
         changed={**changed, "database_url": database_url},
     )
     return print_findings(examine(planned(asked, looking=True)), as_json=as_json)
+
+
+@app.command("examples")
+def show_examples(
+    name: Annotated[str | None, typer.Argument(help="print this one (default: list all)")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="write all into this folder")] = None,
+    as_json: options.Json = False,
+) -> int:
+    """List the sample workflows that come with the package; they run on its tiny models."""
+    from serve_app.cli import examples
+
+    if out is not None:
+        return examples.write_examples(out)
+    return examples.list_examples(as_json=as_json) if name is None else examples.print_example(name)
 
 
 @app.command("demo")

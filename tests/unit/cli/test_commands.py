@@ -65,19 +65,21 @@ def test_status_shows_gpus_and_what_replicas_hold():
     gpu = {"name": "H100", "vram_free_mb": 60, "vram_total_mb": 80}
     host = {"host": "a", "ram_available_mb": 1, "ram_total_mb": 2, "gpus": [gpu]}
     replica = {"replica_id": "r1", "pool": "gpu", "slots": 16, "running": 2, "recipes": ["sd15"], "quarantined": "j"}
-    replica["draining"] = True
+    replica |= {"draining": True, "drained": True}
     replica["notes"] = ["node pack X could not be imported"]
     answer = {"uptime_s": 1, "jobs": {"running": 2, "pending": 0}, "hosts": [host], "replicas": [replica]}
-    answer["paused"] = []
+    answer |= {"paused": [], "drained": [{"kind": "host", "name": "a", "since_s": 0.0}]}
     waits = {"tenant": "studio", "client_id": None, "losses": 2, "wait_s": 9.6, "alone": True}
     answer["backoffs"] = [waits, {**waits, "tenant": "", "losses": 1, "wait_s": 0.0, "alone": False}]
     answer["troubles"] = [{"replica_id": "r2", "pool": "comfyui", "why": "it has no main.py", "working": 0}]
-    assert list(status_lines(answer))[1:] == [
+    _, drained, *lines = status_lines(answer)
+    assert drained.endswith(": host a")
+    assert lines == [
         "tenant studio has ended 2 replicas: its jobs wait 10 s, and run alone",
         "client (without an id) has ended 1 replicas: its jobs wait no longer",
         "host a: 1 of 2 MB memory available",
         "  H100: 60 of 80 MB free",
-        "replica r1 (gpu): 2 of 16 tasks, holds sd15, kept for job j alone, takes no more tasks",
+        "replica r1 (gpu): 2 of 16 tasks, holds sd15, kept for job j alone, takes no more tasks, drains",
         "  node pack X could not be imported",
         "replica r2 (comfyui) cannot work: it has no main.py",
     ]
