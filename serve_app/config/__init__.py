@@ -25,6 +25,7 @@ from serve_app.config.limits import (
 )
 from serve_app.config.mistakes import mistakes
 from serve_app.config.pool import SHARED, PoolConfig
+from serve_app.config.preemption import PreemptionConfig
 from serve_app.config.quotas import Quotas
 from serve_app.config.resume import ResumeConfig
 from serve_app.config.retention import RetentionConfig
@@ -114,6 +115,8 @@ class AppConfig(Section):
     """Which jobs and files are deleted; none by default."""
     resume: ResumeConfig | None = ResumeConfig()
     """Which sampler runs go on where they stopped if their replica is lost; None: all start again."""
+    preemption: PreemptionConfig = PreemptionConfig()
+    """How replicas learn that their machine will be taken away."""
     limits: SizeLimits = SizeLimits()
     events: EventLimits = EventLimits()
     webhooks: WebhookLimits = WebhookLimits()

@@ -18,8 +18,10 @@ from ray.exceptions import RayError
 
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
+from serve_app.config.preemption import PreemptionConfig
 from serve_app.deployments import metrics, telemetry
 from serve_app.deployments.handles import own_actor, scheduler_client
+from serve_app.deployments.preemption import notice
 from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.limits import REFUSALS
 from serve_app.packs.routes import PackCall, Piece
@@ -68,7 +70,11 @@ class Replica:
         if pool.memory_bytes and not pool.gpus:
             limit_allocations(pool.memory_bytes)
         self._life = asyncio.create_task(self._runner.run())
+        self._leaving = asyncio.create_task(self._leave_in_time(config.preemption))
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
+
+    async def _leave_in_time(self, preemption: PreemptionConfig) -> None:
+        await self._runner.leave_by(*await notice(ray.get_runtime_context().get_node_id(), preemption))
 
     def _figures(self, pool: str, replica_id: str) -> Iterator[metrics.Figure]:
         yield from metrics.node_figures(pool, replica_id, self._runner.times)
@@ -92,6 +98,7 @@ class Replica:
     async def __del__(self) -> None:
         if life := getattr(self, "_life", None):
             self._showing.cancel()
+            self._leaving.cancel()
             self._watchdog.stop()
             await self._runner.leave()
             life.cancel()

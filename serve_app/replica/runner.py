@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
@@ -88,7 +89,7 @@ LOOK_S = 0.1
 CANCELLED, CANCELLED_S = 64, 1.0
 """How many cancellations are remembered, and the delay until the engine's unwanted work is detected."""
 LEAVE_S = 5.0
-"""How long a replica that must end waits for the scheduler to take its tasks back."""
+"""How long a replica that must end waits for the scheduler to take its tasks back; its notice to leave by a time."""
 
 
 class Runner:
@@ -204,6 +205,14 @@ class Runner:
         await self._models.save_runs()
         await self.drop_all()
         await self._membership.leave()
+
+    async def leave_by(self, why: str, end_s: float) -> None:
+        """Take no more tasks, and leave once those that run have ended, at the latest LEAVE_S before a Unix time."""
+        self._replacing = asyncio.current_task()
+        self.send(Draining(by_job=False, why=self._close(why)))
+        while self._running and time.time() < end_s - LEAVE_S:
+            await asyncio.sleep(LOOK_S)
+        await self.leave()
 
     async def drop_all(self) -> None:
         """Stop every task and discard its unsent reports."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,23 @@ async def test_a_lost_replicas_run_and_a_leaving_ones_go_on_at_their_steps_with_
             assert states(running) == []
             texts = [str(event.data) for event in await running.events(job_id)]
             assert any("goes on after step" in text for text in texts)
+
+
+async def test_a_replica_with_a_notice_ends_what_it_can_in_time_and_hands_the_rest_over(root: Path) -> None:
+    async with cluster(root, (ONE,), cache="none") as running:
+        # Nothing is saved before the notice.
+        for end_s, resumed in ((3600.0, 0), (0.0, 1)):
+            job_id = await running.submit(job(7), ("6",))
+            await sampled(running, job_id, 20)
+            [name] = running.runners
+            await running.runners[name].leave_by("the machine goes", time.time() + end_s)
+            done = evaluations(running, name)
+            assert (done == STEPS) == (resumed == 0)
+            await running.lose(name)
+            await running.replica(f"after {name}", ONE)
+            assert (await running.finish(job_id)).state == "success"
+            models = running.runners[f"after {name}"].models
+            assert (0 if models is None else models.run_states.resumed) == resumed
 
 
 @pytest.mark.usefixtures("at_each_step")

@@ -1,0 +1,85 @@
+"""Notices that a machine is about to go: by Ray, for real, and as clouds give them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from ray._private.state import state
+
+from serve_app.config.preemption import PreemptionConfig
+from serve_app.deployments import preemption
+
+DRAINED = """
+import asyncio, pathlib, subprocess, sys
+import ray
+from serve_app.config.preemption import PreemptionConfig
+from serve_app.deployments.preemption import look, notice
+
+ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80 * 2**20)
+
+@ray.remote
+class Replica:
+    def look(self):
+        return look(ray.get_runtime_context().get_node_id(), PreemptionConfig())
+
+    async def wait(self):
+        return await notice(ray.get_runtime_context().get_node_id(), PreemptionConfig())
+
+replica, context = Replica.remote(), ray.get_runtime_context()
+print(ray.get(replica.look.remote()), flush=True)
+command = [str(pathlib.Path(sys.executable).with_name("ray")), "drain-node", "--address", context.gcs_address]
+command += ["--node-id", context.get_node_id(), "--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot"]
+subprocess.run([*command, "--deadline-remaining-seconds", "100"], check=True, stdout=subprocess.DEVNULL)
+print(*ray.get(replica.wait.remote()), sep=";", flush=True)
+"""
+
+
+def test_a_replica_sees_that_ray_drains_its_host_and_until_when() -> None:
+    done = subprocess.run([sys.executable, "-c", DRAINED], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, after = done.stdout.splitlines()
+    why, end_s = after.split(";")
+    assert (before, why) == ("None", "Ray drains this host")
+    assert 0 < float(end_s) - time.time() <= 100
+
+
+class Cloud(BaseHTTPRequestHandler):
+    text, status = b"FALSE", 200
+
+    def do_GET(self) -> None:
+        assert self.headers["Metadata-Flavor"] == "Google"
+        self.send_response(Cloud.status)
+        self.end_headers()
+        self.wfile.write(Cloud.text)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    monkeypatch.setattr(state, "get_draining_nodes", dict)
+    with HTTPServer(("127.0.0.1", 0), Cloud) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/preempted"
+        server.shutdown()
+
+
+def test_a_file_or_an_address_gives_notice(address: str, tmp_path: Path) -> None:
+    file = PreemptionConfig(notice=str(tmp_path / "notice"), notice_s=30.0)
+    assert preemption.look("node", file) is None
+    (tmp_path / "notice").touch()
+    found = preemption.look("node", file)
+    assert found is not None
+    assert 25 < found[1] - time.time() <= 30
+    asked = PreemptionConfig(notice=address)
+    for Cloud.status, Cloud.text, given in ((200, b"FALSE\n", 0), (404, b"no", 0), (200, b"", 0), (200, b"TRUE", 1)):
+        assert (preemption.look("node", asked) is not None) == given, Cloud.text
+    assert preemption.look("node", PreemptionConfig(notice="http://127.0.0.1:9/")) is None
