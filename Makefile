@@ -56,6 +56,7 @@ chaos: $(VENV)/installed
 # redis-server of Debian: cut links, lost hosts, then an upgrade under load. About an hour.
 cluster: $(VENV)/installed
 	$(RUN)/python -m tests.hosts
+	$(RUN)/python -m tests.hosts --scale
 	$(RUN)/python -m tests.hosts --upgrade
 
 # Builds the image and runs it as compose.yaml has it, without Docker: by podman, as root, with the packages of Debian that

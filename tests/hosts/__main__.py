@@ -1,7 +1,7 @@
 """`python -m tests.hosts`: attacks a cluster of hosts of its own, as root. Exits with 1 if a promise broke.
 
 Jobs run while hosts are cut off, deaf, slow, turned off and drained, the head, the database and the bucket among them.
-`--upgrade` instead counts what clients see of an upgrade in place, and of hosts that are replaced one after another.
+`--upgrade` instead counts what clients see of upgrades, `--scale` has pools go from no replica to several and back.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.campaign import Plan, under_faults
+from tests.chaos.campaign import Plan, Report, under_faults
 from tests.hosts import cluster, network
 from tests.hosts.cluster import Cluster
 from tests.hosts.faults import faults
-from tests.hosts.upgrade import Pace, upgraded
+from tests.hosts.scaling import Scaled, scaled
+from tests.hosts.upgrade import Upgraded, upgraded
 
 
 def main() -> int:
@@ -29,23 +30,21 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     root = Path(tempfile.mkdtemp(prefix="hosts-"))
     with cluster.started(root, keep=arguments.keep) as site:
-        lines, violations = _upgrade(site, arguments) if arguments.upgrade else _attack(site, arguments)
-    print("\n".join(lines), flush=True)
+        report = _reported(site, arguments)
+    print("\n".join(report.lines()), flush=True)
     if arguments.keep:
         print(f"kept: {root}")
-    return 1 if violations else 0
+    return 1 if report.violations else 0
 
 
-def _attack(site: Cluster, arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
+def _reported(site: Cluster, arguments: argparse.Namespace) -> Report | Upgraded | Scaled:
+    if arguments.upgrade:
+        return upgraded(site, arguments.rate, arguments.seed)
+    if arguments.scale:
+        return scaled(site, arguments.seed)
     plan = Plan(arguments.jobs, arguments.kills, poison=0.0, seed=arguments.seed)
     chosen = [fault for fault in faults(site) if arguments.only in f"{fault.part}: {fault.action}"]
-    report = under_faults(plan, site, chosen, "three hosts, postgres, s3")
-    return list(report.lines()), report.violations
-
-
-def _upgrade(site: Cluster, arguments: argparse.Namespace) -> tuple[list[str], list[str]]:
-    report = upgraded(site, Pace(arguments.rate), arguments.seed)
-    return list(report.lines()), report.violations
+    return under_faults(plan, site, chosen, "three hosts, postgres, s3")
 
 
 def _arguments() -> argparse.Namespace:
@@ -54,6 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=35, help="faults meanwhile (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="what all is drawn from (default: %(default)s)")
     parser.add_argument("--only", default="", help="only faults with this in their name, as `worker: cut off`")
+    parser.add_argument("--scale", action="store_true", help="scale from zero and back instead")
     parser.add_argument("--upgrade", action="store_true", help="upgrade under load instead")
     parser.add_argument("--rate", type=float, default=20.0, help="submissions a second then (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep its directory, the hosts' logs included")

@@ -31,13 +31,6 @@ ENDED_S = 300.0
 V2_ENDINGS = {STATES[state] for state in ENDINGS}
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How many jobs are submitted a second."""
-
-    rate: float
-
-
 @dataclass
 class Phase:
     """What was done, how long it took, and what submissions were answered first meanwhile."""
@@ -68,10 +61,10 @@ class Upgraded:
 
 
 class Senders:
-    """Submits jobs at a pace, each under an id of its own and again until it is accepted."""
+    """Submits so many jobs a second, each under an id of its own and again until it is accepted."""
 
-    def __init__(self, url: str, pace: Pace, draw: Draw, book: Book) -> None:
-        self._url, self._pace, self._draw, self._book = url, pace, draw, book
+    def __init__(self, url: str, rate: float, draw: Draw, book: Book) -> None:
+        self._url, self._rate, self._draw, self._book = url, rate, draw, book
         self._lock = threading.Lock()
         self._next_s = time.monotonic()
         self.phase = Phase("before")
@@ -93,7 +86,7 @@ class Senders:
             while not self.over.is_set():
                 with self._lock:
                     job, at_s = self._draw.plain(), self._next_s
-                    self._next_s = max(at_s, time.monotonic() - 1.0) + 1.0 / self._pace.rate
+                    self._next_s = max(at_s, time.monotonic() - 1.0) + 1.0 / self._rate
                 time.sleep(max(0.0, at_s - time.monotonic()))
                 self._submit(http, job, client)
                 count += 1
@@ -147,8 +140,8 @@ class Stream(threading.Thread):
             time.sleep(0.2)
 
 
-def upgraded(site: Cluster, pace: Pace, seed: int) -> Upgraded:
-    """Upgrade a cluster under load in each of its ways, then judge."""
+def upgraded(site: Cluster, rate: float, seed: int) -> Upgraded:
+    """Upgrade a cluster in each of its ways while so many jobs are submitted a second, then judge."""
     report, book, current = Upgraded(), Book(), site
     caller, draw = Caller(site.url, book.strange), Draw(random.Random(seed))
     port = free_port()
@@ -158,7 +151,7 @@ def upgraded(site: Cluster, pace: Pace, seed: int) -> Upgraded:
     made = httpx.post(f"{site.url}/api/webhooks", json=wanted, timeout=60.0)
     assert made.status_code == 201, made.text
     Watcher(site.url, book)
-    senders = Senders(site.url, pace, draw, book)
+    senders = Senders(site.url, rate, draw, book)
     try:
         for name, way in WAYS.items():
             report.phases.append(Phase(name))
