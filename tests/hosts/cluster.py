@@ -96,10 +96,17 @@ class Cluster:
         return config
 
     def deploy(self, config: Mapping[str, Any]) -> None:
-        """Hand a configuration to Serve on the head, as an operator does, and return once it runs."""
+        """Hand a configuration to Serve on the head, again if it is refused, as KubeRay does; return once it runs."""
         self.starts += 1
         path = self.head.give("serve.yaml", yaml.safe_dump(dict(config)))
-        self.head.run("serve", "deploy", "--address", f"http://127.0.0.1:{DASHBOARD}", path)
+        deadline = time.monotonic() + DEPLOYED_S
+        while True:
+            try:
+                self.head.run("serve", "deploy", "--address", f"http://127.0.0.1:{DASHBOARD}", path)
+                break
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
         self.wait_until_deployed()
 
     def wait_until_joined(self) -> None:

@@ -167,6 +167,8 @@ def upgraded(site: Cluster, rate: float, seed: int) -> Upgraded:
         with current.stopped():
             report.violations += verdict.files(current, before, swept=False)
         report.violations += verdict.changed(before, verdict.recorded(caller, book))
+    except (RuntimeError, TimeoutError, AssertionError) as error:
+        report.violations.append(f"it could not go on: {error}")
     finally:
         senders.over.set()
         book.finished.set()
