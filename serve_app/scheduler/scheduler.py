@@ -431,8 +431,8 @@ class Scheduler:
         """
         if pool not in self._abilities:
             return Demand(1, 0)
-        waiting, running, seconds = self._machine.backlog(pool)
-        return Demand(waiting + self._validation.waiting(pool), running, seconds)
+        demand = self._machine.backlog(pool)
+        return demand._replace(waiting=demand.waiting + self._validation.waiting(pool))
 
     # Recovering -------------------------------------------------------------------------------------------------------
 

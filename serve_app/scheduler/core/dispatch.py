@@ -126,6 +126,10 @@ class Dispatch:
         """Return the device time in seconds that a task is expected to take in a pool."""
         return task.steps * self._costs.share_s(pool, self._costs.heaviest(pool, job.files.whole))
 
+    def slot_s(self, job: JobRecord, task: TaskRecord) -> float:
+        """Return the seconds that a task is expected to take a slot of its pool."""
+        return self._queue_of(task.plan.pool, job, task)[1]
+
     def end(self, pool: str, work: RunningWork, had_s: float) -> None:
         """Correct a tenant's charge for a task by its measured device time. had_s: that time in seconds."""
         self._shares[pool].end(work.tenant, work.charged_s, had_s)

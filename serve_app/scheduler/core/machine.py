@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 from serve_app.config.limits import BackoffRules
@@ -109,6 +110,8 @@ from serve_app.scheduler.protocol.messages import (
 from serve_app.store.database.changes import Claims, JobRow, OwnerCharged
 from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 
+LOOKED_AHEAD = 64
+"""Jobs whose next tasks are considered where a pool has none."""
 MAX_STOPS = 100
 """How often a replica may stop a task that was not cancelled, before its job ends in error."""
 
@@ -218,7 +221,19 @@ class Machine:
         A task runs until its replica reports its end, also after its job was cancelled.
         """
         running = self.replicas.pool(pool).occupied
-        return Demand(self._dispatch.waiting(pool), running, self._dispatch.waiting_s(pool))
+        waiting = self._dispatch.waiting(pool)
+        next_s = None if waiting + running else self._next_s(pool)
+        return Demand(waiting, running, self._dispatch.waiting_s(pool), next_s)
+
+    def _next_s(self, pool: str) -> float | None:
+        """Return in how many seconds one of the oldest jobs is expected to have a task for a pool; None if none is."""
+        expected = []
+        for job in islice(self.jobs.values(), LOOKED_AHEAD):
+            left = [task for task in job.tasks if task.state != "done"]
+            others = [task for task in left if task.plan.pool != pool]
+            if len(others) < len(left) and not self._blocked(job):
+                expected.append(sum(self._dispatch.slot_s(job, task) for task in others))
+        return min(expected, default=None)
 
     # Jobs -----------------------------------------------------------------------------------------------------------
 

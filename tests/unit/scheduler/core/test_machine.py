@@ -5,6 +5,7 @@ from __future__ import annotations
 from unittest.mock import ANY
 
 from serve_app.events import Failure
+from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.core.events import (
     CancelAsked,
     JobRefused,
@@ -777,3 +778,31 @@ def test_ancestors_of_cached_nodes_are_reported_as_cached_too():
     script.report("r1", Evicted(("load",)))
     assert ran(script.job("b", seed=7), "b")[1] == ["1", "2", "3"]
     assert ran(script.job("c", seed=8), "c")[1] == []
+
+
+def test_a_pool_without_tasks_knows_when_a_job_is_expected_to_need_it():
+    script = Script(TWO_POOLS)
+    assert script.machine.backlog("gpu").next_s is None
+
+    script.job("a")
+    loading_and_saving = 2.0
+    assert script.machine.backlog("gpu") == Demand(0, 0, {}, loading_and_saving)
+    [(_, load)] = assigned(script.replica("r1", pool="cpu"))
+    assert script.machine.backlog("gpu").next_s == loading_and_saving
+    script.run("r1", load)
+    assert script.machine.backlog("gpu").waiting == 1
+    [(_, sample)] = assigned(script.replica("r2", pool="gpu"))
+    [(_, save)] = assigned(script.run("r2", sample))
+
+    assert script.machine.backlog("gpu").next_s is None, "what is left is no work of this pool"
+    script.run("r1", save)
+    assert script.machine.backlog("cpu").next_s is None
+
+
+def test_a_job_that_may_not_start_has_no_pool_wait_for_it():
+    script = Script(TWO_POOLS)
+    script.apply(PausesChanged(frozenset({THE_QUEUE})))
+
+    script.job("a")
+
+    assert script.machine.backlog("gpu").next_s is None
