@@ -3,33 +3,33 @@
 Mutants are cosmic-ray's, drawn by a seed and written down, one JSON object a line, with what became of each; a campaign
 that is started again goes on where it ended:
 
-    uvx --with cosmic-ray python -m bench.mutants --python .venv/bin/python --tree ../mutated --count 300
-    uvx --with cosmic-ray python -m bench.mutants --python .venv/bin/python --tree ../mutated --beside ../before
+    uvx --with cosmic-ray python -m bench.mutants draw --tree ../mutated --count 300 --seed 30
+    uv run --no-project --with coverage python -m bench.mutants try --tree ../mutated --covered /tmp/unit.json
 
-`--tree` and `--beside` are checkouts (`git worktree add`) that nothing else uses: files in them are overwritten and
-restored. `--beside` has the suite of another commit, for the mutants that the tree's does not find and whose lines are
-there too. `--near` runs only the tests nearest to each; what they do not find is left for a campaign without it.
+`--tree` is a checkout (`git worktree add`) that nothing else uses: files in it are overwritten and restored. `--covered`
+is what `bench.covered` recorded: each mutant meets the tests that execute its line, and is a survivor at once where none
+does. With `--suite before` and the recording of another commit, its checkout is tried on the survivors.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import difflib
-import itertools
 import json
 import os
 import random
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cosmic_ray.ast import ast_nodes, get_ast
-from cosmic_ray.mutating import mutate_code
-from cosmic_ray.plugins import get_operator
+if TYPE_CHECKING:
+    from bench.covered import Covered
+    from bench.forked import Warm
 
 PACKAGES = ("sampling", "scheduler", "store", "api", "engine", "models")
 OPERATORS = (
@@ -45,25 +45,17 @@ OPERATORS = (
     *("ReplaceBinaryOperator_FloorDiv_Mul", "ReplaceBinaryOperator_Mod_Mul", "ReplaceBinaryOperator_Pow_Mul"),
 )
 """Of cosmic-ray's operators those that make what a person might write."""
-NEXT = {
-    "sampling": ("tests/parity/test_samplers.py", "tests/parity/test_sampler_options.py"),
-    "scheduler": ("tests/unit/replica", "tests/unit/api"),
-    "store": ("tests/unit/scheduler", "tests/unit/api", "tests/unit/replica", "tests/unit/cli"),
-    "api": ("tests/fuzz", "tests/contract"),
-    "engine": ("tests/unit/replica/test_runner.py", "tests/parity/test_beside.py"),
-    "models": ("tests/unit/engine", "tests/parity", "tests/templates"),
-}
-"""Where else a package's errors show, after its own unit tests."""
-NEAR = 2
-"""How many of a module's selections of tests are near."""
 NOT_THERE = "its lines are not there"
-LIMIT_S = 1200.0
-"""How long one selection of tests may take; a mutant with which they do not end is found."""
+NOT_EXECUTED = "no test executes it"
+SURVIVED = "survived"
 
 
 @dataclass
 class Mutant:
-    """One changed place. before, after: the lines that differ. found: by suite, the test that failed, "" for none."""
+    """One changed place. before, after: the lines that differ.
+
+    found: by suite, the test that failed, or why none did. verdict: of a survivor, what a person says about it.
+    """
 
     path: str
     operator: str
@@ -71,11 +63,16 @@ class Mutant:
     before: list[str]
     after: list[str]
     found: dict[str, str] = field(default_factory=dict)
+    verdict: str = ""
 
     def applied(self, source: str) -> str | None:
         """Return a file's text with the change, where its lines are there once, None elsewhere."""
         before, after = "".join(self.before), "".join(self.after)
         return source.replace(before, after) if source.count(before) == 1 else None
+
+    def killed(self, suite: str) -> bool:
+        """Return whether a test of a suite fails with it."""
+        return self.found.get(suite, SURVIVED) not in (SURVIVED, NOT_EXECUTED, NOT_THERE)
 
 
 def drawn(tree: Path, count: int, seed: int) -> Iterator[Mutant]:
@@ -94,7 +91,11 @@ def drawn(tree: Path, count: int, seed: int) -> Iterator[Mutant]:
 
 
 def some(path: Path, tree: Path, name: str, rng: random.Random) -> Iterator[Mutant]:
-    """Yield one of the mutants that an operator makes of a module, if it makes any."""
+    """Yield one of the mutants that an operator makes of a module, if it makes any that matters."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
     source, operator = path.read_text(), get_operator(f"core/{name}")()
     places = sum(len(list(operator.mutation_positions(node))) for node in ast_nodes(get_ast(source)))
     if not places:
@@ -104,111 +105,74 @@ def some(path: Path, tree: Path, name: str, rng: random.Random) -> Iterator[Muta
     [(_, i, j, k, m)] = [code for code in difflib.SequenceMatcher(None, old, new).get_opcodes() if code[0] != "equal"]
     mutant = Mutant(str(path.relative_to(tree)), name, i + 1, old[i:j], new[k:m])
     # One that is not alone in its file could not be told apart in another commit's.
-    if mutant.applied(source) == mutated:
+    if mutant.applied(source) == mutated and not immaterial(source) & set(range(i + 1, j + 1)):
         yield mutant
 
 
-def selections(tree: Path, path: str) -> Iterator[list[str]]:
-    """Yield the tests that look at a module, the nearest first."""
-    parts = Path(path).with_suffix("").parts[1:]
-    module = f"serve_app.{'.'.join(parts)}"
-    mirror = Path("tests/unit", *parts[:-1], f"test_{parts[-1]}.py")
-    own = Path("tests/unit", parts[0])
-    naming = {
-        str(file.relative_to(tree))
-        for file in (tree / "tests/unit").rglob("test_*.py")
-        if module in file.read_text() or f"from {module.rpartition('.')[0]} import {parts[-1]}" in file.read_text()
+def immaterial(source: str) -> set[int]:
+    """Return the lines of a module whose change no test can see: imports for types alone, and messages of logs."""
+    logged = ("_log.debug(", "_log.info(", "_log.warning(", "_log.error(", "_log.exception(")
+    return {
+        line
+        for node in ast.walk(ast.parse(source))
+        if (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        or (isinstance(node, ast.Call) and ast.unparse(node).startswith(logged))
+        for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
-    room = [str(mirror.parent)] if mirror.parent != own and (tree / mirror.parent).exists() else []
-    yield [str(mirror)] if (tree / mirror).exists() else []
-    yield room + [test for test in sorted(naming) if not room or not test.startswith(f"{room[0]}/")][:12]
-    yield [str(own)]
-    yield [place for place in NEXT[parts[0]] if (tree / place).exists()]
 
 
-def found_by(tree: Path, mutant: Mutant, path: str, python: str, near: bool) -> str:
-    """Return which test fails with a mutant in a tree, "" if none does."""
-    file = tree / path
+def found_by(warm: Warm, covered: Covered, mutant: Mutant, path: str, budget_s: float) -> str:
+    """Return which test fails with a mutant in a tree, or why none does."""
+    file = warm.tree / path
     source = file.read_text() if file.exists() else ""
     mutated = mutant.applied(source)
     if mutated is None:
         return NOT_THERE
-    file.write_text(mutated)
+    tests = covered.tests(path, source[: source.index("".join(mutant.before))].count("\n") + 1, budget_s)
+    if not tests:
+        return NOT_EXECUTED
+    with replaced(file, mutated):
+        return warm.first_failure(tests, covered.seconds) or SURVIVED
+
+
+@contextmanager
+def replaced(file: Path, text: str) -> Iterator[None]:
+    """Have a file say something else for a while; its time is restored too, by which bytecode is known to be its."""
+    source, times = file.read_text(), file.stat()
+    file.write_text(text)
     try:
-        for tests in itertools.islice(selections(tree, path), NEAR if near else None):
-            if tests and (failed := first_failure(tree, tests, python)):
-                return failed
+        yield
     finally:
         file.write_text(source)
-    return ""
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
 
 
-def first_failure(tree: Path, tests: Sequence[str], python: str) -> str:
-    """Return the first of these tests that fails, "" if none does."""
-    environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
-    line = [python, "-m", "pytest", "-x", "-p", "no:cacheprovider", "--tb=no", *tests]
-    try:
-        done = subprocess.run(line, cwd=tree, env=environment, capture_output=True, text=True, timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return f"no end within {LIMIT_S:.0f} s"
-    if done.returncode == 0:
-        return ""
-    told = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return told[0] if told else f"status {done.returncode}"
-
-
-def renamed(tree: Path, beside: Path) -> dict[str, str]:
+def renamed(tree: Path, other: Path) -> dict[str, str]:
     """Return where each file of a tree is in another commit's, where that is elsewhere."""
     commits = [
         subprocess.run(["git", "rev-parse", "HEAD"], cwd=at, capture_output=True, text=True, check=True).stdout.strip()
-        for at in (beside, tree)
+        for at in (other, tree)
     ]
     command = ["git", "diff", "-M40", "--diff-filter=R", "--name-status", "-l0", *commits, "--", "serve_app"]
     lines = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=True).stdout.splitlines()
     return {new: old for _, old, new in (line.split("\t") for line in lines)}
 
 
-def told(mutants: Sequence[Mutant]) -> Iterator[str]:
-    """Yield what came of a campaign."""
-    tried = [m for m in mutants if "tree" in m.found]
-    survivors = [m for m in tried if not m.found["tree"]]
-    yield f"{len(tried)} of {len(mutants)} mutants tried: {len(tried) - len(survivors)} found, {len(survivors)} not"
-    beside = Counter(bool(m.found["beside"]) for m in survivors if m.found.get("beside", NOT_THERE) != NOT_THERE)
-    yield f"of {beside.total()} that are not found and are in the other suite's tree, that finds {beside[True]}"
-    for m in survivors:
-        change = f"{''.join(m.before).strip()} -> {''.join(m.after).strip()}"
-        yield f"{m.path}:{m.line} {m.operator}: {change}; the other suite: {m.found.get('beside', 'not run')}"
+def summary(mutants: Sequence[Mutant], suite: str) -> Iterator[str]:
+    """Yield what came of a campaign: counts by package, and each survivor."""
+    for package in PACKAGES:
+        of = [m for m in mutants if m.path.startswith(f"serve_app/{package}/") and suite in m.found]
+        counts = Counter("killed" if m.killed(suite) else m.found[suite] for m in of)
+        yield f"{package}: {len(of)} tried, " + ", ".join(f"{n} {name}" for name, n in counts.most_common())
+    for m in mutants:
+        if suite in m.found and not m.killed(suite):
+            change = f"{''.join(m.before).strip()} -> {''.join(m.after).strip()}"
+            yield f"{m.path}:{m.line} {m.operator}: {change} [{m.found}] {m.verdict}"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw mutants unless they were drawn, try those that were not tried, and say what came of all."""
-    parser = argparse.ArgumentParser(prog="python -m bench.mutants", description=__doc__.splitlines()[0])
-    parser.add_argument("--results", type=Path, default=Path("bench/results/mutants.jsonl"))
-    parser.add_argument("--count", type=int, default=0, help="have at least so many")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--tree", type=Path, required=True)
-    parser.add_argument("--beside", type=Path)
-    parser.add_argument("--python", default=sys.executable, help="that runs the tests")
-    parser.add_argument("--near", action="store_true", help="run only the tests nearest to each mutant")
-    given = parser.parse_args(arguments)
-    tree, python = given.tree.resolve(), os.path.abspath(given.python)
-    suites: dict[str, tuple[Path, dict[str, str]]] = {"tree": (tree, {})}
-    if given.beside is not None:
-        suites["beside"] = (given.beside.resolve(), renamed(tree, given.beside.resolve()))
-    lines = given.results.read_text().splitlines() if given.results.exists() else []
-    mutants = [Mutant(**json.loads(line)) for line in lines]
-    if len(mutants) < given.count:
-        mutants += list(drawn(tree, given.count, given.seed))[len(mutants) :]
-        write(given.results, mutants)
-    for mutant, (name, (at, elsewhere)) in itertools.product(mutants, suites.items()):
-        if name in mutant.found or mutant.found.get("tree") or (name == "beside" and "tree" not in mutant.found):
-            continue
-        failed = found_by(at, mutant, elsewhere.get(mutant.path, mutant.path), python, given.near)
-        print(f"{name}: {mutant.path}:{mutant.line} {mutant.operator}: {failed or 'not found'}", flush=True)
-        if failed or not given.near:
-            mutant.found[name] = failed
-            write(given.results, mutants)
-    print("\n".join(told(mutants)))
+def read(path: Path) -> list[Mutant]:
+    """Return what was written of a campaign."""
+    return [Mutant(**json.loads(line)) for line in path.read_text().splitlines()]
 
 
 def write(path: Path, mutants: Sequence[Mutant]) -> None:
@@ -217,6 +181,53 @@ def write(path: Path, mutants: Sequence[Mutant]) -> None:
     new = path.with_suffix(".new")
     new.write_text("".join(json.dumps(row) + "\n" for row in rows))
     new.rename(path)
+
+
+def attempt(given: argparse.Namespace) -> None:
+    """Try the mutants that a suite was not tried with, or all of its survivors again."""
+    from bench.covered import Covered
+    from bench.forked import Warm
+
+    results = given.results.resolve()
+    mutants, tree = read(results), given.tree.resolve()
+    covered = Covered.read(tree, [path.resolve() for path in given.covered])
+    elsewhere = renamed(given.drawn_in.resolve(), tree) if given.drawn_in else {}
+    warm = Warm(tree)
+    for mutant in mutants:
+        tried = given.suite in mutant.found and not (given.again and not mutant.killed(given.suite))
+        if tried or mutant.killed(given.unless) or mutant.path.split("/")[1] not in given.packages:
+            continue
+        path = elsewhere.get(mutant.path, mutant.path)
+        mutant.found[given.suite] = found_by(warm, covered, mutant, path, given.budget_s)
+        print(f"{mutant.path}:{mutant.line} {mutant.operator}: {mutant.found[given.suite]}", flush=True)
+        write(results, mutants)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Draw mutants, or try those that were not tried; say what came of all."""
+    parser = argparse.ArgumentParser(prog="python -m bench.mutants", description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=Path("bench/results/mutants.jsonl"))
+    parser.add_argument("--suite", default="today", help="under which what the tests find is written")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    draw = verbs.add_parser("draw")
+    draw.add_argument("--tree", type=Path, required=True)
+    draw.add_argument("--count", type=int, required=True)
+    draw.add_argument("--seed", type=int, required=True)
+    tries = verbs.add_parser("try")
+    tries.add_argument("--tree", type=Path, required=True)
+    tries.add_argument("--covered", type=Path, nargs="+", required=True)
+    tries.add_argument("--budget-s", type=float, default=60.0, help="how many seconds of tests each mutant meets")
+    tries.add_argument("--again", action="store_true", help="try survivors again")
+    tries.add_argument("--unless", default="", help="leave out what this other suite kills")
+    tries.add_argument("--packages", nargs="+", default=PACKAGES)
+    tries.add_argument("--drawn-in", type=Path, help="the tree they were drawn in, where this is of another commit")
+    verbs.add_parser("tell")
+    given = parser.parse_args(arguments)
+    if given.verb == "draw":
+        write(given.results, list(drawn(given.tree.resolve(), given.count, given.seed)))
+    elif given.verb == "try":
+        attempt(given)
+    print("\n".join(summary(read(given.results), given.suite)))
 
 
 if __name__ == "__main__":
