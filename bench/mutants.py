@@ -6,9 +6,9 @@ that is started again goes on where it ended:
     uvx --with cosmic-ray python -m bench.mutants draw --tree ../mutated --count 300 --seed 30
     uv run --no-project --with coverage python -m bench.mutants try --tree ../mutated --covered /tmp/unit.json
 
-`--tree` is a checkout (`git worktree add`) that nothing else uses: files in it are overwritten and restored. `--covered`
-is what `bench.covered` recorded: each mutant meets the tests that execute its line, and is a survivor at once where none
-does. With `--suite before` and the recording of another commit, its checkout is tried on the survivors.
+`--tree` is a checkout (`git worktree add`) that nothing else uses: files in it are overwritten and restored.
+`--covered` is what `bench.covered` recorded: each mutant meets the tests that execute its line, and is a survivor at
+once where none does. With `--suite before` and the recording of another commit, its checkout is tried on the survivors.
 """
 
 from __future__ import annotations
@@ -105,18 +105,38 @@ def some(path: Path, tree: Path, name: str, rng: random.Random) -> Iterator[Muta
     [(_, i, j, k, m)] = [code for code in difflib.SequenceMatcher(None, old, new).get_opcodes() if code[0] != "equal"]
     mutant = Mutant(str(path.relative_to(tree)), name, i + 1, old[i:j], new[k:m])
     # One that is not alone in its file could not be told apart in another commit's.
-    if mutant.applied(source) == mutated and not immaterial(source) & set(range(i + 1, j + 1)):
+    alone = mutant.applied(source) == mutated
+    if alone and is_meant(name, source, mutated) and not immaterial(source) & set(range(i + 1, j + 1)):
         yield mutant
 
 
+def is_meant(name: str, source: str, mutated: str) -> bool:
+    """Return whether a changed text is Python, and a sign that was replaced was an operator.
+
+    It is none in a signature's `*` and in a `**` that unpacks.
+    """
+    try:
+        before, after = (
+            Counter(type(node.op) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.BinOp))
+            for text in (source, mutated)
+        )
+    except SyntaxError:
+        return False
+    return before != after or not name.startswith("ReplaceBinaryOperator")
+
+
 def immaterial(source: str) -> set[int]:
-    """Return the lines of a module whose change no test can see: imports for types alone, and messages of logs."""
+    """Return the lines of a module whose change no test can see.
+
+    They are imports for types alone, messages of logs, and whether an object has slots.
+    """
     logged = ("_log.debug(", "_log.info(", "_log.warning(", "_log.error(", "_log.exception(")
     return {
         line
         for node in ast.walk(ast.parse(source))
         if (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
         or (isinstance(node, ast.Call) and ast.unparse(node).startswith(logged))
+        or (isinstance(node, ast.Call) and ast.unparse(node) == "dataclass(frozen=True, slots=True)")
         for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)
     }
 
