@@ -1,6 +1,8 @@
 """Which tests execute each line of serve_app, and how long each takes: recorded once, by one run of them.
 
-In the environment of the tests, with coverage (`uv run --no-project --with coverage python -m bench.covered --help`).
+    python -m bench.covered /tmp/unit.json tests/unit
+
+Needs coverage beside what the tests need; see README.md.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +68,12 @@ class Warm:
         os.environ.update(PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
         sys.path.insert(0, str(tree))
         os.chdir(tree)
-        for name in imported(tree):
+        plugins = [plugin.module for plugin in entry_points(group="pytest11")]
+        for name in [*plugins, *imported(tree)]:
             with suppress(Exception):
                 importlib.import_module(name)
+        # pytest collects garbage at its end, which would look through all of it in each fork.
+        gc.freeze()
 
     def first_failure(self, tests: Sequence[str], seconds: Mapping[str, float]) -> str:
         """Return the first of these tests that fails or does not end, "" if none does."""

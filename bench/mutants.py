@@ -3,8 +3,8 @@
 Mutants are cosmic-ray's, drawn by a seed and written down, one JSON object a line, with what became of each; a campaign
 that is started again goes on where it ended:
 
-    uvx --with cosmic-ray python -m bench.mutants draw --tree ../mutated --count 300 --seed 30
-    uv run --no-project --with coverage python -m bench.mutants try --tree ../mutated --covered /tmp/unit.json
+    python -m bench.mutants draw --tree ../mutated --count 300 --seed 30
+    python -m bench.mutants try --tree ../mutated --covered /tmp/unit.json
 
 `--tree` is a checkout (`git worktree add`) that nothing else uses: files in it are overwritten and restored.
 `--covered` is what `bench.covered` recorded: each mutant meets the tests that execute its line, and is a survivor at
