@@ -86,7 +86,7 @@ _KINDS: Mapping[type[Exception], str] = {
 }
 """The code by class; a subclass without its own entry takes its parent's."""
 
-_ROUTING = {404: "not_found", 405: "method_not_allowed"}
+_ROUTING = {CODES[code]: code for code in ("not_found", "method_not_allowed")}
 
 
 class CodedError(ServeAppError):

@@ -172,8 +172,8 @@ class QueueView:
     running: tuple[QueueItem, ...]
     pending: tuple[QueueItem, ...]
     count: QueueCount
-    paused: tuple[Pause, ...] = ()
-    wait_s: float = 0.0
+    paused: tuple[Pause, ...]
+    wait_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -322,7 +322,8 @@ class Use(ServerScoped):
 
 
 async def test_the_operators_routes_make_end_and_list_keys(made):
-    async with made.client(made.keys["root"]) as root:
+    async with made.client(made.keys["root"]) as root, made.client(made.keys["a"]) as a:
+        assert (await a.post("/prompt", json={"prompt": WORKFLOW})).status_code == 200
         new = (await root.post("/tenants/keys", json={"tenant": "c", "name": "n", "scopes": ["read"]})).json()
         listed = (await root.get("/tenants/keys")).json()["keys"]
         assert new["key"] not in json.dumps(listed)
@@ -339,6 +340,7 @@ async def test_the_operators_routes_make_end_and_list_keys(made):
         used = {"gpu_s_today": 12.5, "bytes_stored": 0}
         assert told["c"] == {"tenant": "c", "keys": 0, "jobs": {}, **used, "quotas": limits}
         assert (told["a"]["keys"], told["a"]["gpu_s_today"], told[""]["quotas"]) == (1, 0.0, {"weight": 1.0})
+        assert told["a"]["jobs"] == {"queued": 1}
         assert "d" not in told, "what was used yesterday is not today's"
     await made.service.query(AddKey(minted("d", "", ("read",), None)[0]))
 
@@ -353,6 +355,8 @@ async def test_the_audit_log_has_who_is_connected_unless_that_is_a_trusted_proxy
     await made.app.state.authenticator.audit.close()
     entries = await made.service.query(ReadAudit(9))
     assert [entry.source for entry in reversed(entries)] == ["127.0.0.1"] * 2 + ["198.51.100.7"] * 2
+    key_id, _ = parts(made.keys["a"]) or ("", "")
+    assert {entry.who for entry in entries} == {f"sa_{key_id}_… test", ""}
 
 
 def websocket(made: World, credential: str, client_id: str) -> websockets.connect:

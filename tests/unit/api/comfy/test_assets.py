@@ -31,6 +31,7 @@ async def listed(client: httpx.AsyncClient, query: str, limit: int = 100) -> lis
         page = answer.json()
         assert len(page["assets"]) <= limit
         assert page["has_more"] == ("next_cursor" in page)
+        assert page["total"] == len(page["assets"]) + page["has_more"]
         found += page["assets"]
         if not page["has_more"]:
             return found

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from serve_app.models.lora.adapters import LowRank, WeightDelta, WeightReplacement, merged
+from serve_app.models.lora.adapters import Generalized, LowRank, WeightDelta, WeightReplacement, merged
 
 
 def drawn(seed, *shape):
@@ -32,6 +32,15 @@ def test_a_convolutions_pair_is_flat():
 @pytest.mark.parametrize("adapter", [DECOMPOSED, WeightDelta(drawn(4, 8, 6)), WeightReplacement(drawn(5, 8, 6))])
 def test_what_is_not_of_low_rank_says_so(adapter):
     assert adapter.low_rank() is None
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_generalized_adapter_of_a_square_weight_is_applied_as_its_file_has_it(transposed):
+    weight, first, second = drawn(0, 8, 8), drawn(1, 8, 2), drawn(2, 2, 8)
+    a1, a2, b1, b2 = first, second, 2 * first, 3 * second
+    change = weight @ a1 @ a2 + b1 @ b2
+    given = (a2, a1, b2, b1) if transposed else (a1, a2, b1, b2)
+    torch.testing.assert_close(merged(weight, [(Generalized(*given, None), 0.5)]), weight + 0.5 * change)
 
 
 def test_adapters_are_applied_in_order():

@@ -168,7 +168,7 @@ def test_each_event_arrives_at_once_and_once_where_all_goes_well(tmp_path):
     lived(story, tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [away, status(500), status(302), status(429), status(404)])
+@pytest.mark.parametrize("wrong", [away, status(500), status(300), status(302), status(429), status(404)])
 def test_a_receiver_that_was_away_or_wrong_gets_all_events_in_order_once_it_recovers(tmp_path, wrong):
     async def story(site: Site) -> None:
         receiver = site.webhook("a", wrong)
