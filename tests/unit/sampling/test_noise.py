@@ -15,9 +15,10 @@ from serve_app.errors import NodeError
 from serve_app.sampling import draws
 from serve_app.sampling import noise as module
 from serve_app.sampling.draws import THREADS, HostDraws
-from serve_app.sampling.noise import BrownianNoise, brownian_noise, gaussian_noise, noise
+from serve_app.sampling.noise import BrownianNoise, brownian_noise, drawn, gaussian_noise, noise
 from serve_app.sampling.samplers.evaluation import foreseen_draws
 from serve_app.sampling.samplers.samplers import SAMPLERS
+from serve_app.values import Noise
 from tests.philox import CardNoise, philox
 
 SHAPE = (3, 4, 8, 8)
@@ -45,6 +46,16 @@ def test_noise_from_too_far_on_in_a_seeds_sequence_is_refused_before_it_is_drawn
 def test_a_batch_index_picks_the_noise_that_latent_has_in_a_whole_batch():
     whole = noise(SHAPE, 7)
     assert torch.equal(noise(SHAPE, 7, [2, 0, 2]), whole[[2, 0, 2]])
+
+
+@pytest.mark.parametrize("shape", [SHAPE, (1, *SHAPE[1:]), (2, *SHAPE[1:]), (*SHAPE[:3], 9)], ids=str)
+def test_a_packs_noise_is_of_one_latent_or_of_all_and_of_no_other_shape(shape):
+    given = Noise(0, draw=lambda latents, batch_index: torch.ones(shape, dtype=torch.float64))
+    if shape in (SHAPE, (1, *SHAPE[1:])):
+        assert torch.equal(drawn(given, torch.zeros(SHAPE)), torch.ones(SHAPE))
+        return
+    with pytest.raises(NodeError, match=f"made noise {'×'.join(map(str, shape))} for latents 3×4×8×8"):
+        drawn(given, torch.zeros(SHAPE))
 
 
 def test_the_largest_seed_and_the_one_after_it_draw_noise():
