@@ -139,10 +139,10 @@ def test_a_control_of_another_family_says_what_each_is(folder: Path) -> None:
 
 def test_a_kind_of_hint_that_a_control_does_not_know_is_refused(folder: Path) -> None:
     family, _ = backbone(folder, "flux")
-    recipe = Recipe("controlnet", "controlnet", "union", (HintKind(7),))
+    recipe = Recipe("controlnet", "controlnet", "union", (HintKind(5),))
     control = Control(recipe, torch.zeros(1, 8, 8, 3), 1, vae=VAE)
     conds: dict[str, Conditioning] = {"positive": [(torch.zeros(1, 1, 48), {"control": control})]}
-    with pytest.raises(NodeError, match="knows 5 kinds of hint, and kind 7 is not one of them"):
+    with pytest.raises(NodeError, match="knows 5 kinds of hint, and kind 5 is not one of them"):
         activated(conds, {recipe: net(folder, "flux_union", None)}, family, LEVELS, {VAE: Vae()})
 
 

@@ -88,6 +88,15 @@ def test_files_are_listed_by_what_an_input_takes():
             assert (rest[0]["options"] if more else kind) == listed
 
 
+def test_a_class_that_another_server_describes_keeps_its_options_and_has_our_files():
+    options = {"options": ["theirs.pt"], "tooltip": "which"}
+    theirs = {"file": ["COMBO", options], "plain": [["theirs.pt"]], "steps": ["INT"]}
+    files = (Input("file", "COMBO", folder="loras", options=options), Input("plain", "COMBO", folder="loras"))
+    spec = NodeSpec("Load", (*files, Input("steps", "INT")), (), (), (), described={"input": {"required": theirs}})
+    ours = {"file": [["a.pt"], {"tooltip": "which"}], "plain": [["a.pt"]], "steps": ["INT"]}
+    assert info(spec, {"loras": ["a.pt"]}) == {"input": {"required": ours}}
+
+
 async def test_an_unknown_class_is_an_empty_object(client):
     assert await get(client, "/api/object_info/Nope") == {}
 
@@ -152,7 +161,7 @@ async def test_the_picture_beside_a_model_is_served(client, models, tmp_path, be
         ("checkpoints/0/broken.safetensors", 404),
         ("checkpoints/0/", 404),
         ("checkpoints/0/..%2f..%2fsecret.safetensors", 404),
-        ("checkpoints/9/a.safetensors", 404),
+        ("checkpoints/1/a.safetensors", 404),
         ("checkpoints/x/a.safetensors", 400),
         ("secrets/0/a.safetensors", 404),
     ],

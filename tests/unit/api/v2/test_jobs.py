@@ -268,6 +268,7 @@ async def test_a_list_has_every_job_once_newest_first_over_its_pages(client, rep
     await client.post(f"/api/v2/jobs/{ids[1]}/cancel")
     found = await listed(client, "limit=2")
     assert [job["id"] for job in found] == ids[::-1]
+    assert "next_cursor" not in (await client.get("/api/v2/jobs?limit=5")).json()
     assert [job["metadata"]["n"] for job in found] == ["4", "3", "2", "1", "0"]
     assert [job["status"] for job in found] == ["queued", "queued", "queued", "canceled", "queued"]
     assert found[0]["created_at"] == found[0]["create_time"]

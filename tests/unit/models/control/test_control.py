@@ -195,11 +195,11 @@ def test_the_controlnets_of_all_chains_are_found_once_each():
         (A, 4, ARCHITECTURE, "the hint has 4 channels; 'net1.safetensors' takes 3"),
         (A, 3, Sd((32, 64), (1, 1), (1, 1), 1, context_dim=24), "another family"),
         (T, 3, Sd((32, 64, 64), (1, 1, 1), (1, 1, 1), 1, context_dim=16), "another family"),
-        (U.with_patch(HintKind(7)), 3, ARCHITECTURE, "knows 3 kinds of hint, and kind 7"),
+        (U.with_patch(HintKind(3)), 3, ARCHITECTURE, "knows 3 kinds of hint, and kind 3"),
     ],
 )
 def test_incompatible_controls_are_refused_before_the_run(nets, recipe, channels, architecture, says):
-    known = {**nets, U.with_patch(HintKind(7)): nets[U]}
+    known = {**nets, U.with_patch(HintKind(3)): nets[U]}
     control = Control(recipe, torch.zeros(1, 8, 8, channels), 1.0)
     with pytest.raises(NodeError, match=says):
         activated({"positive": [(hint(1), {"control": control})]}, known, architecture, LEVELS)

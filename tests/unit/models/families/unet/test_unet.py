@@ -43,6 +43,13 @@ def test_contexts_whose_common_length_is_too_long_are_padded_to_the_longest_and_
     assert torch.equal(stacked.bool().all(dim=2), mask)
 
 
+def test_a_context_of_no_tokens_takes_none_from_the_others():
+    stacked, mask = stack_contexts([torch.ones(1, 0, 4), torch.ones(1, 3, 4)])
+    assert mask is not None
+    assert mask.sum(dim=1).tolist() == [0, 3]
+    assert torch.equal(stacked.bool().all(dim=2), mask)
+
+
 def normal(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
