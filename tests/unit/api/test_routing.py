@@ -49,6 +49,11 @@ async def test_the_route_table_finds_what_starlettes_router_finds(method: str, p
     assert answers[0] == answers[1]
 
 
+@pytest.mark.parametrize(("path", "known"), [("/a/c/d", True), ("/api/a/c", True), ("/files/x", True), ("/c", False)])
+def test_the_route_table_knows_the_paths_of_its_routes(path: str, known: bool) -> None:
+    assert PrefixRouter(routes()).knows({"type": "http", "method": "GET", "path": path}) == known
+
+
 async def test_the_route_table_tries_only_routes_with_the_paths_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[str] = []
     matches = Route.matches

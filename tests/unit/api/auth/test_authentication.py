@@ -328,6 +328,8 @@ async def test_the_operators_routes_make_end_and_list_keys(made):
         listed = (await root.get("/tenants/keys")).json()["keys"]
         assert new["key"] not in json.dumps(listed)
         assert next(k for k in listed if k["key_id"] == new["key_id"])["scopes"] == ["read"]
+        short = (await root.post("/tenants/keys", json={"tenant": "e", "expires_in_s": 600})).json()
+        assert 500 < short["ends_s"] - time.time() <= 600
         assert (await root.post("/tenants/keys", json={"tenant": "C"})).status_code == 400
         assert (await root.post("/tenants/keys", json={"tenant": "c", "scope": []})).status_code == 400
         assert (await root.post("/tenants/keys/unknown/rotate", json={})).status_code == 404

@@ -243,3 +243,9 @@ async def test_a_list_that_cannot_be_is_refused(client, query):
     answer = await client.get(f"/api/assets?{query}")
     assert (answer.status_code, answer.json()["error"]["code"][:7]) == (400, "INVALID")
     assert query.partition("=")[0] in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("count", "status"), [(100, 200), (101, 400)])
+async def test_a_list_is_asked_for_by_at_most_a_hundred_tags(client, count, status):
+    answer = await client.get("/api/assets", params={"tags_any": ",".join(map(str, range(count)))})
+    assert answer.status_code == status
