@@ -58,8 +58,10 @@ async def test_waiting_jobs_are_deleted_and_running_ones_are_not(client, replica
     assert ((await scheduler.job(JOB)).state, (await scheduler.job(OTHER)).state) == ("running", "cancelled")
 
 
-@pytest.mark.parametrize(("body", "stopped"), [(b"", True), (b'{"prompt_id": "%s"}' % JOB.encode(), True)])
-async def test_an_interrupt_stops_what_runs(client, replica, scheduler, submit, body, stopped):
+@pytest.mark.parametrize(
+    "body", [b"", b'{"prompt_id": "%s"}' % JOB.encode(), b'{"prompt_id": ""}', b'{"prompt_id": 7}']
+)
+async def test_an_interrupt_stops_what_runs(client, replica, scheduler, submit, body):
     await submit(JOB)
     await submit(OTHER)
     await replica.start(JOB)
