@@ -14,7 +14,7 @@ import pytest
 
 from serve_app.api.app import create_app
 from serve_app.api.comfy.jobs import subscriptions
-from serve_app.api.concurrency_limits import ConcurrencyLimits
+from serve_app.api.concurrency_limits import ConcurrencyLimit, ConcurrencyLimits
 from serve_app.config import AppConfig
 from serve_app.config.ingress import IngressConfig
 from serve_app.deployments.build import FAILURES, ingress_deployment
@@ -157,6 +157,13 @@ async def test_only_a_sockets_first_message_is_read_and_none_that_is_huge(servic
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.wait_for(socket.task, 60)
     assert read == []
+
+
+def test_the_use_of_a_limit_is_the_share_of_it_that_is_taken():
+    limit = ConcurrencyLimit("streams", "limits.streams", 4)
+    with limit.acquire(), limit.acquire(), limit.acquire():
+        assert limit.use == ("limits.streams", 0.75)
+    assert limit.use == ("limits.streams", 0.0)
 
 
 def test_an_ingress_whose_loop_does_not_answer_is_replaced_as_soon_as_a_replica():

@@ -237,6 +237,8 @@ async def test_a_key_is_given_in_any_of_its_ways_and_nobody_behind_sees_it(made)
     for query in (f"a=1&token={key}", f"a=1&t%6Fken={key}"):
         seen = identities.without_credentials({"headers": headers, "query_string": query.encode()})
         assert (seen["headers"], seen["query_string"]) == ([(b"cookie", b"x=1"), (b"x-mine", b"yes")], b"a=1")
+    without = {"headers": [], "query_string": b"a=%20b&c"}
+    assert identities.without_credentials(without) == without, "what has none is passed on to the byte"
 
 
 def test_a_tenants_service_is_made_once_and_of_the_tenants_seen_last(tmp_path, monkeypatch):
