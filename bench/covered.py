@@ -139,7 +139,8 @@ def executed_with(module: ast.Module, line: int) -> range | None:
 
 def first_line(node: ast.stmt) -> int:
     """Return the first line of a statement, which may be its decorator's."""
-    return min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", []))])
+    decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+    return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
 def record(tree: Path, tests: Sequence[str], into: Path) -> int:

@@ -48,7 +48,7 @@ class RemoveJobs(TenantScoped):
 
     def execute(self, connection: sa.Connection) -> Removed:
         """Return the removed jobs, and the named ones that have not ended."""
-        wanted = JOBS.c.ended_s.is_not(None)
+        wanted: sa.ColumnElement[bool] = JOBS.c.ended_s.is_not(None)
         if self.job_ids is not None:
             wanted = JOBS.c.job_id.in_(self.job_ids[:PORTION])
         if self.tenant:

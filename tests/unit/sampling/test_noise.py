@@ -52,7 +52,9 @@ def test_a_batch_index_picks_the_noise_that_latent_has_in_a_whole_batch():
 def test_a_packs_noise_is_of_one_latent_or_of_all_and_of_no_other_shape(shape):
     given = Noise(0, draw=lambda latents, batch_index: torch.ones(shape, dtype=torch.float64))
     if shape in (SHAPE, (1, *SHAPE[1:])):
-        assert torch.equal(drawn(given, torch.zeros(SHAPE)), torch.ones(SHAPE))
+        found = drawn(given, torch.zeros(SHAPE))
+        assert isinstance(found, torch.Tensor)
+        assert torch.equal(found, torch.ones(SHAPE))
         return
     with pytest.raises(NodeError, match=f"made noise {'×'.join(map(str, shape))} for latents 3×4×8×8"):
         drawn(given, torch.zeros(SHAPE))

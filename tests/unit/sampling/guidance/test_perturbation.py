@@ -131,6 +131,13 @@ def test_a_blurred_negative_is_asked_once_the_branches_are_answered() -> None:
     torch.testing.assert_close(guided.combine(evaluation)[0], 5 + (degraded - 3.0) * 0.5)
 
 
+def test_latents_too_small_to_be_blurred_are_guided_without_it() -> None:
+    guided, evaluation = guidance(SAG), Evaluation(X[..., :4, :4], MIDDLE, 0)
+    pieces = guided.pieces(evaluation)
+    assert guided.take(evaluation, constants(pieces, 5.0, 1.0)) == ()
+    assert float(guided.combine(evaluation)[0].mean()) == pytest.approx(1 + 4 * 4)
+
+
 def test_only_what_is_attended_to_more_than_others_is_blurred() -> None:
     attention = AttentionMap(torch.tensor([[1.5, 0.5, 0.5, 1.5]]))
     changed = (blurred(X, attention, 2.0) != X).all(dim=1)[0]

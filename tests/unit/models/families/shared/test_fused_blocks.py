@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock
 
@@ -13,7 +15,7 @@ WIDTH, TOKENS = 32, 6
 @torch.no_grad()
 def test_a_stream_beyond_half_precisions_range_ends_at_its_largest_number_and_another_is_the_same():
     torch.manual_seed(1)
-    block = fused(FluxSingleTransformerBlock(WIDTH, 2, WIDTH // 2))
+    block: Any = fused(FluxSingleTransformerBlock(WIDTH, 2, WIDTH // 2))
     tokens, modulation = torch.randn(1, TOKENS, WIDTH), torch.randn(1, WIDTH)
     turns = torch.ones(TOKENS, WIDTH // 4, dtype=torch.complex64)
     whole = block(tokens, modulation, turns)
