@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos cluster image nightly lock sbom clients format clean
+.PHONY: site demo test test-all test-servers test-computing test-one-server test-keeping-time check bench chaos cluster image nightly lock sbom clients format clean
 
 # A server, one picture: without what development needs. About 100 packages; torch for CUDA is the largest of them.
 demo: $(VENV)/serving
@@ -42,6 +42,10 @@ check: $(VENV)/installed
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/lint-imports
+
+# The documents as a site, in the folder `site`. A link that leads nowhere ends it.
+site: $(VENV)/installed
+	$(RUN)/python -m docs.site site
 
 bench: $(VENV)/installed
 	$(RUN)/python -m bench
@@ -109,4 +113,4 @@ $(VENV)/installed: pyproject.toml vocabularies.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .clients build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .clients build site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -37,6 +37,17 @@ def test_links_lead_to_files_that_are_there(path: Path):
     assert [link for link in links if not (path.parent / link).exists()] == []
 
 
+LONG = ("deploy.md",)
+"""Pages that are still longer than they should be."""
+
+
+@pytest.mark.parametrize("path", (ROOT / "docs").rglob("*.md"), ids=lambda path: path.name)
+def test_no_page_that_people_write_is_longer_than_a_quarter_of_an_hours_reading(path: Path):
+    text = path.read_text()
+    made = re.search(r"^(Made|Written) by `python -m|^\[?Made from", text, re.MULTILINE)
+    assert made or path.name in LONG or len(text.split()) <= 2500, "split it"
+
+
 def test_the_page_of_modules_is_made_from_their_docstrings():
     assert (ROOT / "docs" / "modules.md").read_text() == modules.page(), "python -m docs.modules writes it"
 

@@ -1,0 +1,31 @@
+"""The documents as a site, whose every link leads somewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from docs import reference_pages, site
+
+
+def test_the_site_is_built_without_a_link_that_leads_nowhere(tmp_path: Path):
+    assert site.build(tmp_path / "site") == 0
+    assert "A quarter of an hour" in (tmp_path / "site" / "tutorial" / "index.html").read_text()
+
+
+def test_a_link_to_an_anchor_that_is_not_there_ends_the_build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def few_pages(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "index.md").write_text("[limits](limits.md#no-such-anchor)")
+        (folder / "limits.md").write_text("# Limits")
+
+    monkeypatch.setattr(site, "stage", few_pages)
+    monkeypatch.setattr(site, "nav", lambda: ["index.md", "limits.md"])
+    assert site.build(tmp_path / "site") == 1
+
+
+@pytest.mark.parametrize("name", reference_pages.PAGES)
+def test_a_reference_page_is_made_from_the_code(name: str):
+    page = reference_pages.FOLDER / f"{name}.md"
+    assert page.read_text() == reference_pages.PAGES[name](), "python -m docs.reference_pages writes it"
