@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 import threading
 import time
 from collections import Counter
@@ -40,6 +41,11 @@ class Phase:
     longest_s: float = 0.0
     took_s: float = 0.0
 
+    def line(self) -> str:
+        """Return it as text."""
+        answers = ", ".join(f"{count} x {what}" for what, count in self.answers.most_common())
+        return f"{self.name}: {self.took_s:.0f} s, slowest answer {self.longest_s:.1f} s; {answers}"
+
 
 @dataclass
 class Upgraded:
@@ -51,9 +57,7 @@ class Upgraded:
 
     def lines(self) -> Iterator[str]:
         """Yield the report as text."""
-        for phase in self.phases:
-            answers = ", ".join(f"{count} x {what}" for what, count in phase.answers.most_common())
-            yield f"{phase.name}: {phase.took_s:.0f} s, slowest answer {phase.longest_s:.1f} s; {answers}"
+        yield from (phase.line() for phase in self.phases)
         yield from (f"note: {note}" for note in self.notes)
         for what, count in Counter(self.violations).items():
             yield f"VIOLATION ({count}): {what}"
@@ -160,6 +164,7 @@ def upgraded(site: Cluster, rate: float, seed: int) -> Upgraded:
             current = way(current)
             senders.phase.took_s = time.monotonic() - began
             time.sleep(STEADY_S)
+            print(senders.phase.line(), file=sys.stderr)
         senders.stop()
         wait_for(lambda: not book.open(), "the end of every job", ENDED_S)
         report.violations += _judged(book, caller, listeners, senders, receiver, report)
