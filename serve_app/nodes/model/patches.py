@@ -159,10 +159,15 @@ def model_compute_dtype(
 def attention_backend(
     model: MODEL, attention: Annotated[str, Choice(["pytorch attention", "comfy kitchen attention"])]
 ) -> MODEL:
-    """Which attention a model runs with: torch's whatever is asked, as in a ComfyUI that has no other.
+    """Return the recipe as it is: the pool's `attention` says what attention its models run with."""
+    return model
 
-    Return the recipe as it is.
-    """
+
+@node("TorchCompileModel", category="experimental", function="patch", experimental=True)
+def torch_compile_model(
+    model: MODEL, backend: Annotated[str, Choice(["inductor", "cudagraphs"], advanced=True)]
+) -> MODEL:
+    """Return the recipe as it is: the pool's `compile` and `graphs` say what is compiled and recorded."""
     return model
 
 
