@@ -24,7 +24,7 @@ from serve_app.config.limits import (
     WebhookLimits,
 )
 from serve_app.config.mistakes import mistakes
-from serve_app.config.pool import SHARED, PoolConfig
+from serve_app.config.pool import NOT_STRICT, SHARED, PoolConfig
 from serve_app.config.preemption import PreemptionConfig
 from serve_app.config.quotas import Quotas
 from serve_app.config.resume import ResumeConfig
@@ -143,6 +143,8 @@ class AppConfig(Section):
         for pool in self.pools:
             if pool.min_replicas > pool.max_replicas:
                 raise ValueError(f"pool {pool.name}: min_replicas {pool.min_replicas} exceeds {pool.max_replicas}")
+            if self.strict and (keys := ", ".join(sorted(pool.optimizations.keys() & NOT_STRICT))):
+                raise ValueError(f"strict is true, and pool {pool.name} has {keys}; give one or the other")
             if pool.hang_s >= self.silence_s:
                 raise ValueError(
                     f"pool {pool.name}: hang_s {pool.hang_s:g} must be less than silence_s {self.silence_s:g}"

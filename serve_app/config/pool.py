@@ -23,6 +23,10 @@ LATENTS = {
 }
 """The defaults of `latent_cells` and `latent_pairs` by device."""
 Dtype = Literal["auto", "fp32", "fp16", "bf16"]
+OPTIMIZATIONS = ("fast", "fp8_matmul", "attention", "compile", "step_cache")
+"""A pool's settings for speed by which pictures differ."""
+NOT_STRICT = frozenset({"attention", "compile", "step_cache"})
+"""Those that strict jobs are refused with."""
 
 
 def _warmable(models: tuple[str, ...]) -> tuple[str, ...]:
@@ -72,6 +76,22 @@ class PoolConfig(Section):
 
     auto: as ComfyUI, those of files that mark their layers, unless the mark forbids it. true: all but those that are
     forbidden, as ComfyUI with --fast fp8_matrix_mult. Inputs are rounded to fp8: other pictures than with false.
+    """
+    attention: Literal["sdpa", "flash3", "sage"] = "sdpa"
+    """What computes attention in backbones: torch's own, FlashAttention 3 or SageAttention, in 16 bits on a GPU.
+
+    Attention that the package does not compute, as with a mask or in wider heads, stays torch's. Other pictures.
+    """
+    compile: bool = False
+    """Whether backbones' repeated blocks are compiled (torch.compile, inductor), each kind of block once.
+
+    Other pictures, by rounding. Models that stream or are quantized, and families without a list of blocks, run as
+    they are; the log says so.
+    """
+    step_cache: Annotated[float, Field(ge=0, le=3, allow_inf_nan=False)] = 0.0
+    """The reuse_threshold of an EasyCache for each sampling whose workflow has none of its own; 0 is none.
+
+    Steps in which the network's output would change by less, by estimate, reuse its last change. Other pictures.
     """
     graphs: bool = True
     """On a GPU, forwards of a shape that was seen twice are recorded as CUDA graphs; false runs each as it is."""
@@ -167,6 +187,12 @@ class PoolConfig(Section):
         return LatentBounds(self.latent_cells or default.cells, self.latent_pairs or default.pairs)
 
     @property
+    def optimizations(self) -> dict[str, str | bool | float]:
+        """Its settings of OPTIMIZATIONS that are not the default, by key."""
+        fields = type(self).model_fields
+        return {key: value for key in OPTIMIZATIONS if (value := getattr(self, key)) != fields[key].default}
+
+    @property
     def takes_a_gpu(self) -> bool:
         """Whether its replicas can use a GPU: they have models, and not on the CPU."""
         elsewhere = self.comfyui is not None and self.comfyui.url is not None
@@ -176,6 +202,15 @@ class PoolConfig(Section):
     def slots(self) -> int:
         """Tasks one replica runs at once; a ComfyUI has one queue."""
         return self.tasks_per_replica if self.comfyui is None else 1
+
+    @pydantic.model_validator(mode="after")
+    def _optimizes_models(self) -> PoolConfig:
+        keys = ", ".join(sorted(self.optimizations.keys() & NOT_STRICT))
+        if keys and not self.runtime:
+            raise ValueError(f"pool {self.name}: {keys} is for a pool whose replicas hold models")
+        if keys and self.comfyui is not None:
+            raise ValueError(f"pool {self.name}: {keys} is not for a pool with comfyui; give comfyui.arguments")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _goes_with_comfyui(self) -> PoolConfig:

@@ -34,6 +34,7 @@ from serve_app.models.tiling import Tiles
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import LoadCounters, Weights
+from serve_app.recipe.layers import EasyCache
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.values import (
@@ -67,6 +68,7 @@ class EngineRuntime:
     latent_cells: the most cells of one run's latents, and of its references; None: no limit.
     latent_pairs: the most pairs of these cells that attend to each other; None: no limit.
     limits: of schedules, and of texts that models read and generate. resume: which runs have a state; None: none has.
+    step_cache: as `SamplingRun`.
     """
 
     def __init__(
@@ -78,7 +80,9 @@ class EngineRuntime:
         latent_pairs: int | None = None,
         limits: SizeLimits | None = None,
         resume: ResumeConfig | None = None,
+        step_cache: EasyCache | None = None,
     ) -> None:
+        self._step_cache = step_cache
         self.latent_cells, self.latent_pairs = latent_cells, latent_pairs
         self.limits = limits or SizeLimits()
         self._engine = engine
@@ -199,6 +203,7 @@ class EngineRuntime:
             previews=previews,
             remark=remark,
             saver=saver,
+            step_cache=self._step_cache,
         )
         self._sampling.add(run)
         try:

@@ -27,6 +27,7 @@ from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe.hooks import HookChange
+from serve_app.recipe.layers import EasyCache
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Recipe, tiny_vae
 from serve_app.sampling.beginning import Beginning, beginning_of
@@ -54,6 +55,7 @@ class SamplingRun:
     which the engine closes. strict: it shares no forward, so what else runs changes no bit. progress: called in the
     event loop with (steps done, steps in all); show: there, with a picture of each step, made as `previews` says;
     remark: there, with what the job's client should know. saver: of its state; None: it has none.
+    step_cache: for a backbone that has none of its own, unless strict; None: none.
     """
 
     def __init__(
@@ -68,13 +70,14 @@ class SamplingRun:
         previews: PreviewMethod = "none",
         remark: Callable[[str], None] = lambda text: None,
         saver: StateSaver | None = None,
+        step_cache: EasyCache | None = None,
     ) -> None:
         self.remarks: list[str] = []
         """What users should know of the models, once it runs."""
         self._engine = engine
         self._weights = weights
         self._request = request
-        self._guider = request.guider
+        self._guider = request.guider if strict or step_cache is None else _with_cache(request.guider, step_cache)
         self._strict = strict
         self._loop = asyncio.get_running_loop()
         self._trace = tracing.traceparent()
@@ -257,6 +260,12 @@ class SamplingRun:
         hooked = map(backbone.with_patches, self._hooks)
         others = (*_of_negative(self._guider), *self._grounding, *hooked)
         return (backbone, *others, *self._control_nets.values(), *self._hint_vaes)
+
+
+def _with_cache(guider: Guider, cache: EasyCache) -> Guider:
+    """Return a guider whose backbone has a step cache: its own, or this one."""
+    recipe = guider.backbone
+    return guider if recipe.all(EasyCache) else replace(guider, backbone=recipe.with_patch(cache))
 
 
 def _of_negative(guider: Guider) -> tuple[Recipe, ...]:

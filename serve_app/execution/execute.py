@@ -33,7 +33,7 @@ from serve_app.execution.size import allow_output, allow_task, check_results
 from serve_app.execution.time_limit import TimeLimit
 from serve_app.graph.dynamic import opened
 from serve_app.graph.graph import Link, Node, Origin
-from serve_app.graph.plan import Task
+from serve_app.graph.plan import OPTIMIZATIONS, Task
 from serve_app.graph.signature import salt_of, signature
 from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
 from serve_app.limits import refused
@@ -414,7 +414,11 @@ class Execution:
             return self._prompt
         if kind == "UNIQUE_ID":
             return node.id
-        return self._task.extra_data.get(kind.lower())
+        given = self._task.extra_data.get(kind.lower())
+        if kind == "EXTRA_PNGINFO" and (optimizations := self._task.extra_data.get(OPTIMIZATIONS)):
+            # Saved files carry what is in it.
+            return {**(given if isinstance(given, Mapping) else {}), OPTIMIZATIONS: optimizations}
+        return given
 
     # Subgraphs --------------------------------------------------------------------------------------------------------
 

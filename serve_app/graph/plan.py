@@ -26,6 +26,10 @@ TASKS_LIMIT = 1000
 """How many tasks a job may be cut into, for the same reason; only a graph made for it changes pools so often."""
 
 
+OPTIMIZATIONS = "optimizations"
+"""The member of a job's extra_data, and of its files, that names its pools' settings by which pictures differ."""
+
+
 @dataclass(frozen=True, slots=True)
 class TaskPlan:
     """One connected group of nodes for one pool, or several groups in large jobs.

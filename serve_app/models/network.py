@@ -6,14 +6,17 @@ What is particular to one recipe comes with its rows; `backbone` makes them.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from serve_app import log
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import Replays
+from serve_app.models.kernels.compiled_blocks import CompiledBlocks, reason_against
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.kernels.packing import weights_of
 from serve_app.models.lora.forward import with_loras
@@ -21,13 +24,26 @@ from serve_app.recipe.layers import DeepShrink
 from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Piece
 
+_log = log.get("models")
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardOptions:
+    """How forwards of backbones run on a device.
+
+    splits_texts: its fastest attention takes no mask, so rows with texts of unequal lengths may run apart. compiled:
+    repeated blocks are compiled, where they can be.
+    """
+
+    splits_texts: bool = False
+    compiled: bool = False
+
 
 class LoadedNetwork:
     """The weights of one backbone.
 
     key: equal for equal weights, whatever LoRAs are used with them. trained_as: the training that the file states.
     replays: runs the forwards; None: eagerly. streamed: some weights stay on the host and are copied for each forward.
-    splits_texts: the device's fastest attention takes no mask, so rows with texts of unequal lengths may run apart.
     """
 
     def __init__(
@@ -38,14 +54,16 @@ class LoadedNetwork:
         trained_as: Training,
         replays: Replays | None = None,
         streamed: bool = False,
-        splits_texts: bool = False,
+        options: ForwardOptions | None = None,
     ) -> None:
+        options = options or ForwardOptions()
         self.key = key
         self.streamed = streamed
         self.family = family
         self.module = module
         self.trained_as = trained_as
-        self._splits_texts = splits_texts and not streamed
+        self._splits_texts = options.splits_texts and not streamed
+        self._blocks = _compiled(family, module) if options.compiled else None
         kept = weights_of(module.modules()) if self._splits_texts else ()
         self._weights_bytes = sum(tensor.nbytes for tensor in kept)
         self._weight = next(module.parameters())
@@ -92,7 +110,10 @@ class LoadedNetwork:
                 if read is None or self.streamed
                 else replace(call, reads=read[0] if read else None)
             )
-            [output] = self.replays.answer(self._weight, call, torch.float32)
+            # Blocks with other changes than a CUDA graph could contain would be compiled again and again.
+            compiled = None if call.variant is None else self._blocks
+            with nullcontext() if compiled is None else compiled.running():
+                [output] = self.replays.answer(self._weight, call, torch.float32)
         return self.family.split_output(output, rows)[:asked]
 
     def _padded(self, rows: Sequence[Rows]) -> Sequence[Rows]:
@@ -100,3 +121,10 @@ class LoadedNetwork:
         lacking = self.replays.padded_rows(count) - count
         padding = self.family.pad_rows(rows, lacking) if lacking else None
         return rows if padding is None else [*rows, padding]
+
+
+def _compiled(family: BackboneFamily, module: nn.Module) -> CompiledBlocks | None:
+    reason = reason_against(module)
+    if reason is not None:
+        _log.info("blocks of %s are not compiled: %s", family.title, reason)
+    return CompiledBlocks(module) if reason is None else None

@@ -73,8 +73,8 @@ class EasyCache:
     """
 
     threshold: float
-    start_percent: float
-    end_percent: float
+    start_percent: float = 0.15
+    end_percent: float = 0.95
     whole: bool = False
 
 

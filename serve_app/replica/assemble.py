@@ -23,6 +23,7 @@ from serve_app.nodes.registry import BUILTIN, specs
 from serve_app.packs.image_files import limit_image_files
 from serve_app.packs.loading import Packs, load_packs
 from serve_app.packs.server import PromptServer
+from serve_app.recipe.layers import EasyCache
 from serve_app.replica import collector
 from serve_app.replica.files import extra_paths, fingerprints, open_catalog, open_store
 from serve_app.replica.gpu import gpu_of
@@ -161,6 +162,33 @@ def set_arithmetic(pool: PoolConfig, device: torch.device) -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def set_kernels(pool: PoolConfig, device: torch.device) -> None:
+    """Have the process compute attention, and compile, as its pool configures it.
+
+    Errors: ConfigError for what does not work here, such as a package that is missing or has no kernels for the card.
+    """
+    if pool.attention != "sdpa":
+        _set_attention(pool, device)
+    if pool.compile:
+        from serve_app.models.kernels.compiled_blocks import prepare_compiler
+
+        if (reason := prepare_compiler(device)) is not None:
+            raise ConfigError(f"pool {pool.name}: compile is true, and here it must be false: {reason}")
+
+
+def _set_attention(pool: PoolConfig, device: torch.device) -> None:
+    from serve_app.models.kernels.attention import PACKAGES, reason_against, use_attention
+
+    asked = pool.attention
+    if device.type != "cuda":
+        raise ConfigError(f"pool {pool.name}: attention {asked} is of a GPU, and its models are on a CPU")
+    reasons = {name: reason_against(name, device) for name in PACKAGES}
+    if (reason := reasons[asked]) is not None:
+        able = ", ".join(["sdpa", *(name for name, against in reasons.items() if against is None)])
+        raise ConfigError(f"pool {pool.name}: attention is {asked}, and what works here is {able}: {reason}")
+    use_attention(asked)
+
+
 def check_dtypes(pool: PoolConfig, device: torch.device) -> None:
     """Errors: ConfigError for a dtype that is configured and that the device lacks."""
     try:
@@ -179,7 +207,7 @@ def fp8_matmul_of(pool: PoolConfig, device: torch.device) -> bool | None:
 
 
 def splits_texts(device: torch.device) -> bool:
-    """Whether the device's flash attention takes no mask, as `models.network.LoadedNetwork`."""
+    """Whether the device's flash attention takes no mask, as `models.network.ForwardOptions`."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) < MASKED_CAPABILITY
 
 
@@ -207,11 +235,13 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
     budget_bytes, memory = memory_of(pool, device)
     host_bytes = host_bytes_of(pool, device)
     check_dtypes(pool, device)
+    set_kernels(pool, device)
 
     def make() -> Models:
         with collector.freeze_startup_objects():
             from serve_app.engine.engine import Engine
             from serve_app.engine.runtime import EngineRuntime
+            from serve_app.models.network import ForwardOptions
             from serve_app.models.weights.weights import Weights
 
         weights = Weights(
@@ -223,7 +253,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
             forwards_bytes=0 if memory is None else memory.planned_bytes - budget_bytes,
             host_bytes=host_bytes,
             fp8_matmul=fp8_matmul_of(pool, device),
-            splits_texts=splits_texts(device),
+            options=ForwardOptions(splits_texts(device), pool.compile),
         )
         engine = Engine(pool.max_cells, timeline_of(device), memory, weights=weights)
         latents = pool.latents(cuda=device.type == "cuda")
@@ -234,6 +264,7 @@ def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch
             latent_pairs=latents.pairs,
             limits=config.limits,
             resume=config.resume,
+            step_cache=EasyCache(pool.step_cache) if pool.step_cache else None,
         )
 
     return make

@@ -110,8 +110,10 @@ def move_to(
     dtype: torch.dtype,
     ring: Ring | None = None,
     staying: Sequence[nn.Parameter] = (),
+    *,
+    packs: bool = True,
 ) -> None:
-    """Move a network's weights to a device and dtype, in place; on a CPU in float32 they are packed.
+    """Move a network's weights to a device and dtype, in place; on a CPU in float32 they are packed, if `packs`.
 
     Quantized layers keep their weights and compute in the dtype; so do layers whose dtype is in `staying`. ring: the
     device's upload ring.
@@ -123,7 +125,7 @@ def move_to(
     for layer in network.modules():
         if isinstance(layer, QuantizedLinear):
             layer.move_to(lambda tensor: held(tensor.to(device)), device, dtype)
-    if device.type == "cpu" and dtype == torch.float32:
+    if packs and device.type == "cpu" and dtype == torch.float32:
         _pack(network)
     replace_parameters(
         network.modules(),

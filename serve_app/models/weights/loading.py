@@ -33,6 +33,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.file_tensor import FileTensor
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.parts import PART_NAMES
+from serve_app.models.kernels.compiled_blocks import reason_against
 from serve_app.models.kernels.packing import (
     move_to,
     move_weights,
@@ -44,7 +45,7 @@ from serve_app.models.kernels.packing import (
 from serve_app.models.lora.adapters import Adapter, Other, WeightScale
 from serve_app.models.lora.layers import LoraSet, parameters, with_merged
 from serve_app.models.lora.layouts import read
-from serve_app.models.network import LoadedNetwork
+from serve_app.models.network import ForwardOptions, LoadedNetwork
 from serve_app.models.quantization.half_precision_text import ITEMSIZE, keep, round_weights
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.upscaler import Upscaler, UpscalerFile
@@ -86,7 +87,7 @@ class Loaded:
 
     module: a network, or a whole upscaler. trained_as: what a backbone's file says of its training. remarks: what users
     should know of the weights. streaming: of a network that is not all on the device. shared: the network that `module`
-    has some of its tensors from, if it is another's with changes. splits_texts: as `LoadedNetwork`. sources: as
+    has some of its tensors from, if it is another's with changes. options: of a backbone's forwards. sources: as
     `source`; empty for none.
     """
 
@@ -99,7 +100,7 @@ class Loaded:
     remarks: tuple[str, ...] = ()
     streaming: Streaming | None = None
     shared: Any = None
-    splits_texts: bool = False
+    options: ForwardOptions | None = None
     sources: Sequence[FileTensor | None] = ()
 
     def source(self, number: int) -> FileTensor | None:
@@ -123,7 +124,7 @@ class Loaded:
                     self.module,
                     self.trained_as,
                     streamed=self.streaming is not None,
-                    splits_texts=self.splits_texts,
+                    options=self.options,
                 )
             case TextFamily() as family:
                 return family.encoder(self.module, lexicon)
@@ -146,8 +147,8 @@ class Loader:
 
     dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype: of VAEs. Text encoders always compute
     in float32, as ComfyUI's; their weights are rounded to dtype, for auto to float16. fp8_matmul: whether fp8 layers of
-    backbones multiply in fp8, where files allow it; None: where files mark their layers. splits_texts: as
-    `LoadedNetwork`. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
+    backbones multiply in fp8, where files allow it; None: where files mark their layers. options: of
+    backbones' forwards. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
     def __init__(
@@ -156,10 +157,10 @@ class Loader:
         dtype: str,
         vae_dtype: str,
         fp8_matmul: bool | None = False,
-        splits_texts: bool = False,
+        options: ForwardOptions | None = None,
     ) -> None:
         self.device = device
-        self._splits_texts = splits_texts
+        self._options = options or ForwardOptions()
         self._fp8_matmul = fp8_matmul
         self._dtypes: dict[Part, str] = {
             "backbone": dtype,
@@ -219,7 +220,7 @@ class Loader:
         Errors: of `stream`.
         """
         name = f"{recipe.part} {recipe.folder}/{' + '.join((recipe.name, *recipe.extra_files))}"
-        loaded = Loaded(files.key, name, recipe.part, None, splits_texts=self._splits_texts)
+        loaded = Loaded(files.key, name, recipe.part, None, options=self._options)
         file, _ = _open(recipe, files.paths)
         match file:
             case UpscalerFile():
@@ -245,7 +246,9 @@ class Loader:
         streaming = None
         if stream is None:
             sources = self._sources(module.modules())
-            move_to(module, self.device, dtype, self.ring, staying)
+            compiles = recipe.part == "backbone" and self._options.compiled and reason_against(module) is None
+            # Inductor has no code for packed weights.
+            move_to(module, self.device, dtype, self.ring, staying, packs=not compiles)
         else:
             streaming, sources = self._streamed(module, dtype, staying, stream, name)
         if self._fp8_matmul is not False and recipe.part == "backbone":

@@ -26,7 +26,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.lora import extraction
-from serve_app.models.network import LoadedNetwork
+from serve_app.models.network import ForwardOptions, LoadedNetwork
 from serve_app.models.text_encoder import Clip
 from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.upscaler import Upscaler
@@ -86,7 +86,7 @@ class Weights:
     """The models of recipes on one device. Thread-safe; loading blocks the caller.
 
     dtype: of all parts but VAEs and upscalers, as `dtypes.dtype_of` reads it; vae_dtype: of VAEs. fp8_matmul,
-    splits_texts: as `Loader`.
+    options: as `Loader`.
     budget_bytes: what is kept before the least recently used is evicted; on a GPU, a network of more streams.
     forwards_bytes: what forwards are left beside that; weights take less of the budget beside one that needs more.
     host_bytes: what is kept in host memory there, of those that were evicted or stream.
@@ -106,11 +106,11 @@ class Weights:
         forwards_bytes: int = 0,
         host_bytes: int = 0,
         fp8_matmul: bool | None = False,
-        splits_texts: bool = False,
+        options: ForwardOptions | None = None,
     ) -> None:
         self.device = device
         self._catalog = catalog
-        self._loader = Loader(device, dtype, vae_dtype, fp8_matmul, splits_texts)
+        self._loader = Loader(device, dtype, vae_dtype, fp8_matmul, options)
         self._lexicon = Lexicon(catalog)
         self._residency = Residency(budget_bytes, forwards_bytes)
         self._activations = Activations(self._loader)

@@ -11,16 +11,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from serve_app.config import AppConfig
-from serve_app.config.pool import SHARED
+from serve_app.config.pool import NOT_STRICT, SHARED
 from serve_app.config.quotas import NO_QUOTAS, Quotas
-from serve_app.errors import InvalidSubmissionError, QueueFullError
+from serve_app.errors import InvalidGraphError, InvalidSubmissionError, Problem, QueueFullError
 from serve_app.graph.destination import own_signatures, plan_whole
 from serve_app.graph.files import is_quick
 from serve_app.graph.graph import Graph
 from serve_app.graph.parse import built, parse
-from serve_app.graph.plan import Plan, Pool, is_strict, plan
+from serve_app.graph.plan import OPTIMIZATIONS, Plan, Pool, is_strict, plan
 from serve_app.graph.signature import salt_of, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
@@ -36,7 +37,8 @@ class AdmissionRules:
     max_queue: the most waiting jobs; client_share: the share of one client. client_priority: whether clients may set
     `front`, `number` and a priority; max_priority: its largest absolute value. share_results: whether jobs may use
     each other's results; across_tenants: also another tenant's, if they depend on none of its files. strict: the
-    default of jobs. quotas: of tenants. gpus: of a replica, by pool.
+    default of jobs. quotas: of tenants. gpus: of a replica, by pool. optimizations: settings by which pictures differ,
+    of the pools that have some.
     """
 
     max_queue: int
@@ -48,6 +50,7 @@ class AdmissionRules:
     quotas: Quotas = NO_QUOTAS
     across_tenants: bool = False
     gpus: Mapping[str, float] = field(default_factory=dict)
+    optimizations: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, config: AppConfig) -> AdmissionRules:
@@ -62,6 +65,7 @@ class AdmissionRules:
             quotas=config.quotas,
             across_tenants=config.tenants is not None and config.tenants.shared_results,
             gpus={pool.name: pool.gpus or float(pool.runtime) for pool in config.pools},
+            optimizations={pool.name: found for pool in config.pools if (found := pool.optimizations)},
         )
 
 
@@ -117,6 +121,7 @@ class Admission:
         self._check_room(submission, waiting(submission.tenant))
         order = self._next_order
         planned = self._plan(graph, submission.outputs, signed, extra_data)
+        extra_data = self._with_optimizations(extra_data, planned)
         number = submission.number
         row = JobRow(
             job_id=submission.job_id,
@@ -144,12 +149,32 @@ class Admission:
     def _plan(
         self, graph: Graph, outputs: Sequence[str], signed: Mapping[str, str], extra_data: Mapping[str, object]
     ) -> Plan:
-        """Plan a job for the one pool that it names, or for those that share workflows. Errors: InvalidGraphError."""
+        """Plan a job for the one pool that it names, or for those that share workflows.
+
+        Errors: InvalidGraphError, also for a strict job that only pools take which it must not use.
+        """
         pool = str(extra_data.get("pool", SHARED))
         if pool in self._whole:
             return plan_whole(graph, outputs, signed, pool)
         pools = [p for p in self._pools if not p.whole and pool in (SHARED, p.name)]
-        return plan(graph, self._specs(), outputs, signed, pools)
+        others = {p.name: keys for p in pools if (keys := self.rules.optimizations.get(p.name, {}).keys() & NOT_STRICT)}
+        if not others or not is_strict(extra_data):
+            return plan(graph, self._specs(), outputs, signed, pools)
+        try:
+            return plan(graph, self._specs(), outputs, signed, [p for p in pools if p.name not in others])
+        except InvalidGraphError:
+            # One that no pool takes at all is another error.
+            plan(graph, self._specs(), outputs, signed, pools)
+        named = "; ".join(f"pool {name} has {', '.join(sorted(keys))}" for name, keys in others.items())
+        message = f"'strict' in 'extra_data' is true, and only pools take this that compute otherwise: {named}"
+        raise InvalidGraphError([Problem("no_pool", message)])
+
+    def _with_optimizations(self, extra_data: Mapping[str, Any], planned: Plan) -> Mapping[str, Any]:
+        """Return a job's extra_data with the optimizations of its tasks' pools, by pool, and no others."""
+        pools = dict.fromkeys(task.pool for task in planned.tasks)
+        used = {pool: found for pool in pools if (found := self.rules.optimizations.get(pool))}
+        own = {key: value for key, value in extra_data.items() if key != OPTIMIZATIONS}
+        return {**own, OPTIMIZATIONS: used} if used else own
 
     def _check_room(self, submission: Submission, waiting: Mapping[tuple[str, str | None], int]) -> None:
         if (everyones := sum(waiting.values())) >= self.rules.max_queue:

@@ -8,6 +8,7 @@ from typing import Any
 
 from serve_app.errors import InvalidSubmissionError
 from serve_app.graph.parse import FINGERPRINT
+from serve_app.graph.plan import OPTIMIZATIONS
 from serve_app.scheduler.protocol.client import Submission
 from serve_app.scheduler.protocol.request_ids import without_request_id
 from serve_app.store.database.changes import JobRow
@@ -19,8 +20,8 @@ def check_repeat(row: JobRow, submission: Submission) -> None:
     """Check that a submission with a job's id is equal to the job.
 
     Compared are the prompt with constants converted, without fingerprints; the output nodes; and extra_data, without
-    credentials, the request's id and a configured `strict`. The client and the queue number are not compared. Errors:
-    InvalidSubmissionError.
+    credentials, the request's id, a configured `strict` and the pools' optimizations. The client and the queue number
+    are not compared. Errors: InvalidSubmissionError.
     """
     # An ended job has no credentials.
     accepted_data, given_data = _plain_data(row.extra_data), _plain_data(submission.extra_data)
@@ -47,7 +48,8 @@ def _plain(prompt: Mapping[str, Any]) -> str:
 
 
 def _plain_data(extra_data: Mapping[str, Any]) -> dict[str, Any]:
-    return without_request_id(without_credentials(extra_data))
+    given = without_request_id(without_credentials(extra_data))
+    return {key: value for key, value in given.items() if key != OPTIMIZATIONS}
 
 
 def _text(value: Any) -> str:

@@ -91,3 +91,20 @@ def test_what_cannot_be_loaded_ahead_is_refused(warm: str) -> None:
         ConfigError, match="must be FOLDER/NAME, of checkpoints, diffusion_models, unet_gguf, vae, text"
     ):
         parse({"pools": [{"name": "gpu", "warm": [warm]}]}, "here")
+
+
+@pytest.mark.parametrize("option", [{"attention": "sage"}, {"compile": True}, {"step_cache": 0.2}])
+def test_a_setting_for_speed_by_which_pictures_differ_is_refused_with_strict_and_without_models(option):
+    [key] = option
+    assert PoolConfig(name="a", **option).optimizations == option
+    with pytest.raises(ConfigError, match=f"strict is true, and pool a has {key}; give one or the other"):
+        config.parse({"strict": True, "pools": [{"name": "a", **option}]}, "here")
+    with pytest.raises(ConfigError, match=f"pool a: {key} is for a pool whose replicas hold models"):
+        config.parse({"pools": [{"name": "a", "runtime": False, **option}]}, "here")
+    with pytest.raises(ConfigError, match=f"pool a: {key} is not for a pool with comfyui"):
+        config.parse({"pools": [{"name": "a", "comfyui": {"url": "http://x:1"}, **option}]}, "here")
+
+
+def test_settings_for_speed_are_named_unless_they_are_the_default():
+    assert PoolConfig(name="a").optimizations == {}
+    assert PoolConfig(name="a", fast=True, fp8_matmul=True).optimizations == {"fast": True, "fp8_matmul": True}

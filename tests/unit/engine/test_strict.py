@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
+from serve_app.recipe.layers import EasyCache
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.weights import Lora
 from serve_app.store.models.catalog import Catalog
@@ -85,3 +86,32 @@ async def test_a_strict_run_shares_no_forward_and_others_do(engine, shared):
     await forwards(usual)
     assert await forwards(strict, strict, strict) == 12
     assert await forwards(usual, usual, usual) < 12
+
+
+async def evaluations(engine, runtime, backbone=BACKBONE, **bound):
+    """Return how many evaluations a sampling of ten steps has."""
+    before = engine.counters.evaluations
+    await picture(runtime.bind(ignore, **bound), 1, backbone, steps=10)
+    return engine.counters.evaluations - before
+
+
+async def test_a_pools_step_cache_is_for_samplings_that_have_none_and_are_not_strict(engine, catalog):
+    weights = cpu_weights(catalog)
+    plain, cached = EngineRuntime(engine, weights), EngineRuntime(engine, weights, step_cache=EasyCache(9.0, 0.0, 0.8))
+    assert await evaluations(engine, plain) == await evaluations(engine, cached, strict=True) == 10
+    # The change of an output is known from the second step on, and above the last fifth all is computed.
+    assert 2 < await evaluations(engine, cached) < 8
+    assert await evaluations(engine, cached, BACKBONE.with_patch(EasyCache(0.0, 0.0, 0.8))) == 10
+
+
+async def test_a_run_that_skips_steps_leaves_those_that_share_its_forwards_as_they_are(engine, catalog):
+    weights = cpu_weights(catalog)
+    plain, cached = EngineRuntime(engine, weights), EngineRuntime(engine, weights, step_cache=EasyCache(9.0, 0.0, 0.8))
+    nodes = plain.bind(ignore), cached.bind(ignore)
+    alone = [await picture(node, 1, steps=10) for node in nodes]
+    before = engine.counters.evaluations
+    together = await asyncio.gather(*(picture(node, 1, steps=10) for node in nodes))
+    assert engine.counters.evaluations - before < 2 * 10
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(one[1], other[1], rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(alone[0][1], alone[1][1], atol=1e-3)

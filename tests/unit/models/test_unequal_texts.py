@@ -13,7 +13,7 @@ from serve_app.models.families.dit.flux import FluxInputs
 from serve_app.models.families.dit.qwen_image import QwenImageInputs
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.shared.one_stream import TextInputs
-from serve_app.models.network import LoadedNetwork
+from serve_app.models.network import ForwardOptions, LoadedNetwork
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Piece
 
@@ -27,7 +27,8 @@ FAMILIES: dict[str, BackboneFamily] = {
 def keys(kind: str, side: int, texts: Sequence[int] = (60, 20), **changes: Any) -> list[Any]:
     """Return the group keys of rows of an image with texts of some lengths, on full-size weights."""
     module = FAMILIES[kind].empty().to(torch.bfloat16)
-    network = LoadedNetwork(kind, FAMILIES[kind], module, Discrete(), **{"splits_texts": True, **changes})
+    options = {"options": ForwardOptions(splits_texts=True)}
+    network = LoadedNetwork(kind, FAMILIES[kind], module, Discrete(), **(options | changes))
     found = []
     for length in texts:
         text = torch.empty(1, length, 8, device="meta")
@@ -59,6 +60,6 @@ def test_texts_padded_to_one_length_share_a_forward() -> None:
     assert len(set(keys("zimage", 1536, (33, 60)))) == 1
 
 
-@pytest.mark.parametrize("changes", [{"streamed": True}, {"splits_texts": False}])
+@pytest.mark.parametrize("changes", [{"streamed": True}, {"options": ForwardOptions()}])
 def test_a_streamed_network_and_a_device_whose_attention_takes_masks_run_texts_together(changes: Any) -> None:
     assert len(set(keys("qwen", 1536, **changes))) == 1

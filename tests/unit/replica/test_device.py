@@ -111,6 +111,26 @@ def test_products_that_the_card_lacks_are_named(driver):
     assert refused(fp8_matmul=True) == "pool a: fp8_matmul needs compute capability 8.9; this GPU has 8.6"
 
 
+def test_attention_by_a_package_that_is_missing_is_named_with_what_works(driver):
+    said = refused(attention="sage")
+    assert said.startswith(
+        "pool a: attention is sage, and what works here is sdpa: RuntimeError: Sage Attention backend"
+    )
+    assert "install `sageattention" in said
+    assert refused(attention="flash3").startswith("pool a: attention is flash3, and what works here is sdpa: ")
+
+
+def test_attention_by_a_package_is_an_error_of_a_pool_on_a_cpu():
+    said = refused(num_gpus=0, attention="sage")
+    assert said == "pool a: attention sage is of a GPU, and its models are on a CPU"
+
+
+def test_a_compiler_that_is_missing_is_named(monkeypatch):
+    reason = "InvalidCxxCompiler: No working C++ compiler found"
+    monkeypatch.setattr("serve_app.models.kernels.compiled_blocks.prepare_compiler", lambda device: reason)
+    assert refused(num_gpus=0, compile=True) == f"pool a: compile is true, and here it must be false: {reason}"
+
+
 def test_a_torch_that_this_package_does_not_run_with_is_named(driver, monkeypatch):
     monkeypatch.setattr(torch, "__version__", "2.4.1+cu121")
     assert refused() == f"pool a: torch 2.4.1+cu121 is installed, and models on a GPU need {required_torch()}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from serve_app.config.pool import PoolConfig
+from serve_app.errors import InvalidGraphError
 from serve_app.scheduler.protocol.client import JobView, Submission
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.replica.test_runner import ONE, txt2img
@@ -53,3 +57,15 @@ async def test_jobs_are_strict_by_configuration_unless_they_say(root: Path) -> N
         strict, _, ran = await finish(running, await submit(running, 1))
         assert (usual.extra_data["strict"], strict.extra_data["strict"]) == (False, True)
         assert len(ran) == 6
+
+
+async def test_a_job_and_its_pictures_name_their_pools_settings_and_a_strict_one_is_refused(root: Path) -> None:
+    pools = (PoolConfig(name="gpu", threads=1, step_cache=0.4),)
+    async with cluster(root, pools) as running:
+        view, _, _ = await finish(running, await submit(running, 1))
+        assert view.extra_data == {"optimizations": {"gpu": {"step_cache": 0.4}}}
+        [image] = view.outputs["6"]["images"]
+        with Image.open(running.config.output_dir / image["filename"]) as picture:
+            assert json.loads(picture.info["optimizations"]) == {"gpu": {"step_cache": 0.4}}
+        with pytest.raises(InvalidGraphError, match="pool gpu has step_cache"):
+            await submit(running, 1, strict=True)

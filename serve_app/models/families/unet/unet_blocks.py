@@ -10,16 +10,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """Return attention over heads of queries (B,N,H·d), keys and values (B,M,H·d), as (B,N,H·d)."""
-    q, k, v = (torch.unflatten(t, -1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
+    q, k, v = (torch.unflatten(t, -1, (heads, -1)) for t in (q, k, v))
+    found: Tensor = dispatch_attention_fn(q, k, v, attn_mask=mask)
+    return found.flatten(-2)
 
 
 class UnetAttention(Attention):  # type: ignore[misc]

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from serve_app.errors import InvalidSubmissionError, QueueFullError
+from serve_app.errors import InvalidGraphError, InvalidSubmissionError, QueueFullError
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.jobs.admission import Admission, AdmissionRules
+from serve_app.scheduler.jobs.repeats import check_repeat
 from serve_app.scheduler.protocol.client import Submission
 
 SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
@@ -59,3 +60,38 @@ async def test_a_priority_beyond_the_bound_is_refused_with_the_bound(priority: i
     await admit(admission(), [], extra_data={"priority": 100})
     with pytest.raises(InvalidSubmissionError, match="max_priority of the configuration allows -100 to 100"):
         await admit(admission(), [], extra_data={"priority": priority})
+
+
+def two_pools(**settings: Any) -> Admission:
+    """Two pools that take the node, of which the first has settings by which pictures differ."""
+    door = admission(optimizations={"quick": {"fast": True, "step_cache": 0.2}, "exact": {"fast": True}}, **settings)
+    door._pools = [Pool("quick", True), Pool("exact", True)]
+    return door
+
+
+async def job_of(door: Admission, **extra_data: Any) -> tuple[str, dict[str, Any]]:
+    """Return the pool that a job is planned for, and its extra_data."""
+    submission = Submission("job", {"1": {"class_type": "Save", "inputs": {}}}, ("1",), extra_data=extra_data)
+    row, planned = await door.admit(submission, lambda _: Counter(), lambda: 1)
+    check_repeat(row, submission)
+    return planned.tasks[0].pool, dict(row.extra_data)
+
+
+async def test_a_job_names_the_settings_of_its_pools_by_which_pictures_differ() -> None:
+    door = two_pools()
+    used = {"optimizations": {"quick": {"fast": True, "step_cache": 0.2}}}
+    assert await job_of(door, other=1) == ("quick", {"other": 1, **used})
+    # One that is sent again with what its answer had.
+    assert await job_of(door, pool="exact", **used) == (
+        "exact",
+        {"pool": "exact", "optimizations": {"exact": {"fast": True}}},
+    )
+    assert await job_of(admission(), **used) == ("cpu", {})
+
+
+async def test_a_strict_job_goes_to_a_pool_that_computes_as_usual_or_is_refused() -> None:
+    door = two_pools()
+    assert (await job_of(door, strict=True))[0] == "exact"
+    with pytest.raises(InvalidGraphError, match=r"'strict' in 'extra_data' is true, .*: pool quick has step_cache"):
+        await job_of(door, strict=True, pool="quick")
+    assert (await job_of(door, strict=False, pool="quick"))[0] == "quick"

@@ -1,0 +1,83 @@
+"""Chooses what computes attention in this process: torch, or a package of faster kernels that round otherwise.
+
+diffusers' dispatcher knows how each package is called. Networks call the dispatcher's default, torch's, which is
+replaced by one that asks the package where that can compute the call: without a mask, in sixteen bits, for heads that
+are narrow enough. Sources: Shah et al. 2024, arXiv:2407.08608 (FlashAttention 3); Zhang et al. 2024, arXiv:2411.10958
+(SageAttention 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import wraps
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    attention_backend,
+    dispatch_attention_fn,
+)
+from torch import Tensor
+
+TORCH = "sdpa"
+"""The name of torch's own attention."""
+DTYPES = (torch.float16, torch.bfloat16)
+
+
+class Package(NamedTuple):
+    """A package of attention kernels. widest: of a head."""
+
+    backend: AttentionBackendName
+    widest: int
+
+
+PACKAGES: Mapping[str, Package] = {
+    "flash3": Package(AttentionBackendName._FLASH_3, 256),
+    "sage": Package(AttentionBackendName.SAGE, 128),
+}
+
+_torch: Callable[..., Tensor] = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
+
+
+def use_attention(name: str) -> None:
+    """Compute attention by a package from now on wherever it can, and by torch elsewhere; TORCH: everywhere."""
+    chosen = _torch if name == TORCH else _by_package(PACKAGES[name])
+    _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(chosen)
+
+
+def reason_against(name: str, device: torch.device) -> str | None:
+    """Return why a package does not compute attention on a device, in one line; None if it does."""
+    if name == TORCH:
+        return None
+    q = torch.ones(1, 128, 2, 64, dtype=torch.bfloat16, device=device)
+    try:
+        with attention_backend(PACKAGES[name].backend):
+            dispatch_attention_fn(q, q, q).sum().item()
+    except Exception as error:
+        # Whatever the package raises: it may be missing, built for another torch, or have no kernels for the card.
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return None
+
+
+def _by_package(package: Package) -> Callable[..., Tensor]:
+    computed: Callable[..., Tensor] = _AttentionBackendRegistry._backends[package.backend]
+
+    # The dispatcher reads the names of arguments off the signature.
+    @wraps(_torch)
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        if attn_mask is None and _takes(package, query, key, value, options):
+            return computed(query, key, value, scale=options.get("scale"))
+        return _torch(query, key, value, attn_mask, **options)
+
+    return attention
+
+
+def _takes(package: Package, query: Tensor, key: Tensor, value: Tensor, options: Mapping[str, Any]) -> bool:
+    """Whether a package computes attention as torch would. Shapes: (R,n,H,d)."""
+    kinds = {tensor.dtype for tensor in (query, key, value)}
+    heads = {(tensor.shape[0], *tensor.shape[2:]) for tensor in (query, key, value)}
+    plain = not options.get("dropout_p") and not options.get("is_causal") and not options.get("return_lse")
+    narrow = query.shape[-1] <= package.widest and query.shape[-1] % 8 == 0
+    return plain and narrow and len(kinds) == len(heads) == 1 and query.dtype in DTYPES
