@@ -115,7 +115,8 @@ def _compiled(kind: Any) -> Callable[..., Any]:
 
 
 def _forward(block: nn.Module) -> Callable[..., Any]:
-    compiled = _compiled(type(block))
+    kind: Any = type(block)
+    compiled = _compiled(kind)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         # An operation for a torch function mode, as the one that ends cancelled work: it sees none in the block.

@@ -41,6 +41,5 @@ def test_the_error_of_an_unsupported_class_says_why():
     prompt = {"1": {"class_type": "ScaleROPE", "inputs": {}}}
     problems = validate(parse(prompt), specs(), lambda folder: [], None, UNSUPPORTED).problems
     assert [p.message for p in problems if p.type == "missing_node_type"] == [
-        "node class 'ScaleROPE' is not supported: "
-        "patches that change how the network itself runs are not supported"
+        "node class 'ScaleROPE' is not supported: patches that change how the network itself runs are not supported"
     ]

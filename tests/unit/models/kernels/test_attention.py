@@ -28,8 +28,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, ...]]]:
     def sage(query: Tensor, key: Tensor, value: Tensor, scale: float | None = None, **_: Any) -> Tensor:
         assert query.dtype == key.dtype == value.dtype == BF16
         found.append(tuple(query.shape))
-        heads = (tensor.transpose(1, 2) for tensor in (query, key, value))
-        return scaled_dot_product_attention(*heads, scale=scale).transpose(1, 2)
+        query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+        return scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
 
     monkeypatch.setitem(_AttentionBackendRegistry._backends, AttentionBackendName.SAGE, sage)
     use_attention("sage")

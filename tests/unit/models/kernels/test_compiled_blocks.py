@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-import torch.fx.experimental._config as sizes
+import torch.fx.experimental._config
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -44,6 +44,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     compiled_blocks._compiled.cache_clear()
     torch._dynamo.reset()
     settings = torch._dynamo.config.patch(recompile_limit=8, skip_nnmodule_hook_guards=True, suppress_errors=False)
+    sizes: Any = torch.fx.experimental._config
     with settings, sizes.patch(use_duck_shape=True):
         assert prepare_compiler(torch.device("cpu")) is None
         found.clear()
@@ -122,14 +123,15 @@ def test_lora_slots_are_added_in_compiled_blocks(compiles: list[str]) -> None:
 def test_work_that_nobody_waits_for_ends_between_two_compiled_blocks(compiles: list[str]) -> None:
     made, rows, job = flux(), flux_rows(2, 8, 16, 8), StoppableFuture[None]()
     ran: list[int] = []
-    for number, block in enumerate(made.module.transformer_blocks):
+    blocks: Any = made.module.transformer_blocks
+    for number, block in enumerate(blocks):
         block.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
-    made.module.transformer_blocks[0].register_forward_hook(lambda *_: job.cancel() and None)
+    blocks[0].register_forward_hook(lambda *_: job.cancel() and None)
     with pytest.raises(StoppedError), Stoppable([job]):
         answer(made, rows)
     assert ran in ([0], [0, 1])
     assert len(compiles) == 1
-    assert "forward" not in made.module.transformer_blocks[0].__dict__
+    assert "forward" not in blocks[0].__dict__
 
 
 def test_rows_that_change_from_forward_to_forward_run_as_they_are(compiles: list[str]) -> None:
@@ -139,7 +141,8 @@ def test_rows_that_change_from_forward_to_forward_run_as_they_are(compiles: list
 
 
 def test_networks_that_are_not_compiled_say_why(compiles: list[str], caplog: pytest.LogCaptureFixture) -> None:
-    quantized, streamed = flux(compiled=False).module, flux(compiled=False).module
+    networks: Any = flux(compiled=False).module, flux(compiled=False).module
+    quantized, streamed = networks
     quantized.proj_out = QuantizedLinear(in_eight_bits(quantized.proj_out.weight.data), None)
     streamed.proj_out.__dict__[_ARRIVAL] = object()
     assert reason_against(quantized) == "its weights are quantized"
