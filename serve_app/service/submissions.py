@@ -83,8 +83,7 @@ class SubmissionCheck:
             # Stored with the job, so that it is planned again as it was validated.
             submission = replace(submission, extra_data={**submission.extra_data, "pool": pool})
         prompt = _prompt(validated.graph, submission.prompt)
-        outputs = tuple(validated.outputs)
-        return replace(submission, prompt=prompt, outputs=outputs), list(validated.problems)
+        return replace(submission, prompt=prompt, targets=tuple(validated.outputs)), list(validated.problems)
 
     def _check_pool(self, extra_data: Mapping[str, Any]) -> None:
         names = [SHARED, *(pool.name for pool in self._pools)]
@@ -178,7 +177,7 @@ def parse_submission(body: Mapping[str, Any]) -> tuple[Submission, Sequence[str]
     submission = Submission(
         job_id=job_id or str(uuid.uuid4()),
         prompt=field("prompt", "an object of nodes by id", _is_object, {}),
-        outputs=(),
+        targets=(),
         client_id=field("client_id", "a string without NUL", _is_string),
         extra_data=field("extra_data", "an object", _is_object, {}),
         number=None if number is None else float(number),

@@ -84,7 +84,7 @@ async def get_system_stats(service: Current) -> Response:
 def execution_result(job: JobView) -> dict[str, Any]:
     """Return a job as the contract's ExecutionResult; `timestamp` is the time of its latest change of state."""
     return {
-        "prompt": [job.number, job.job_id, job.prompt, job.extra_data, list(job.outputs_to_execute)],
+        "prompt": [job.number, job.job_id, job.prompt, job.extra_data, list(job.targets)],
         "outputs": {node_id: _shown(ui) for node_id, ui in job.outputs.items()},
         "status": {
             "status_code": 100 if job.state == "success" else min(job.percent, 99),

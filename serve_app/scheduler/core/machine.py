@@ -238,14 +238,13 @@ class Machine:
     # Jobs -----------------------------------------------------------------------------------------------------------
 
     def _job_arrived(self, row: JobRow, plan: Plan, claims: Claims) -> None:
-        outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
         job = JobRecord(
             row=row,
             plan=plan,
             tasks=[TaskRecord(task, steps_of(plan, task.nodes)) for task in plan.tasks],
             started_s=row.started_s,
-            outputs=outputs,
-            missing=set(row.targets) - set(outputs),
+            outputs=dict(row.outputs),
+            missing=set(row.targets) - set(row.outputs),
             files=files_of(plan.graph, (node_id for task in plan.tasks for node_id in task.nodes)),
             cached=row.cached,
             losses=row.losses,

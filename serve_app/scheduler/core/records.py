@@ -72,7 +72,7 @@ class JobRecord:
 
     @property
     def tenant(self) -> str:
-        """As JobRow's."""
+        """As Job's."""
         return self.row.tenant
 
     @property

@@ -57,7 +57,7 @@ def rebuilt(row: JobRow) -> list[Event]:
     if row.started_s is not None and row.started_seq is not None:
         events.append(Event(row.job_id, row.started_seq, "started", row.started_s))
         events.append(Event(row.job_id, row.started_seq + 1, "cached", row.started_s, {"nodes": list(row.cached)}))
-    for node_id, (seq, ui) in row.outputs.items():
+    for (node_id, ui), seq in zip(row.outputs.items(), row.output_seqs, strict=True):
         at_s = row.ended_s or row.started_s or row.created_s
         events.append(Event(row.job_id, seq, "executed", at_s, {"node": node_id, "output": ui}))
     ending = None if row.state == "queued" or row.state == "running" else row.state

@@ -27,7 +27,7 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
 from serve_app.scheduler.core.records import priority_of
 from serve_app.scheduler.protocol.client import Submission
-from serve_app.store.database.changes import JobRow
+from serve_app.store.database.changes import JobRow, made_from
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,21 +120,17 @@ class Admission:
         signed = await self._signed(submission.job_id, graph, extra_data, submission.tenant)
         self._check_room(submission, waiting(submission.tenant))
         order = self._next_order
-        planned = self._plan(graph, submission.outputs, signed, extra_data)
+        planned = self._plan(graph, submission.targets, signed, extra_data)
         extra_data = self._with_optimizations(extra_data, planned)
         number = submission.number
-        row = JobRow(
-            job_id=submission.job_id,
+        row = made_from(
+            JobRow,
+            submission,
             number=float(-order if submission.front else order) if number is None else number,
             order=order,
-            prompt=submission.prompt,
-            targets=tuple(submission.outputs),
-            client_id=submission.client_id,
             extra_data=extra_data,
             created_s=time.time(),
             queued_seq=next_seq(),
-            labels=submission.labels,
-            tenant=submission.tenant,
         )
         self._next_order += 1
         return row, planned

@@ -29,7 +29,7 @@ def check_repeat(row: JobRow, submission: Submission) -> None:
         name
         for name, accepted, given in (
             ("prompt", _plain(row.prompt), _plain(submission.prompt)),
-            ("outputs", _text(row.targets), _text(submission.outputs)),
+            ("outputs", _text(row.targets), _text(submission.targets)),
             ("extra_data", _text(accepted_data), _text(given_data)),
         )
         if accepted != given

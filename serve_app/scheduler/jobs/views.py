@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
@@ -11,7 +11,7 @@ from serve_app.events import Event, JobState, data_bytes
 from serve_app.scheduler.core.records import JobRecord
 from serve_app.scheduler.jobs.unfinished_jobs import UnfinishedJobs
 from serve_app.scheduler.protocol.client import JobProgress, JobView, QueueBounds, QueueCount, QueueItem, QueueView
-from serve_app.store.database.changes import JobQuery, JobRow
+from serve_app.store.database.changes import JobQuery, JobRow, made_from
 from serve_app.store.tenants.credentials import without_credentials
 from serve_app.store.tenants.pauses import Pause
 
@@ -63,7 +63,8 @@ def live_view(job: JobRecord) -> JobView:
     """Return the view of an unfinished job."""
     state: JobState
     state, percent = ("queued", 0) if job.started_s is None else ("running", job.percent)
-    return _view(job.row, state, job.started_s, percent, job.outputs, job.cached)
+    since = {"state": state, "started_s": job.started_s, "outputs": job.outputs, "cached": job.cached}
+    return made_from(JobView, job.row, percent=percent, **since)
 
 
 def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -> JobProgress:
@@ -83,40 +84,11 @@ def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -
 
 def success_view(job: JobRecord, ended_s: float) -> JobView:
     """Return the view of a job whose success is durable."""
-    view = _view(job.row, "success", job.started_s, 100, dict(job.outputs), job.cached)
-    return replace(view, extra_data=without_credentials(job.row.extra_data), ended_s=ended_s)
+    since = {"started_s": job.started_s, "ended_s": ended_s, "outputs": dict(job.outputs), "cached": job.cached}
+    extra_data = without_credentials(job.row.extra_data)
+    return made_from(JobView, job.row, percent=100, state="success", extra_data=extra_data, **since)
 
 
 def row_view(row: JobRow) -> JobView:
     """Return the view of a job's row."""
-    percent = 100 if row.state == "success" else 0
-    outputs = {node_id: ui for node_id, (_, ui) in row.outputs.items()}
-    return _view(row, row.state, row.started_s, percent, outputs, row.cached)
-
-
-def _view(
-    row: JobRow,
-    state: JobState,
-    started_s: float | None,
-    percent: int,
-    outputs: Mapping[str, Any],
-    cached: tuple[str, ...],
-) -> JobView:
-    return JobView(
-        job_id=row.job_id,
-        number=row.number,
-        state=state,
-        prompt=row.prompt,
-        outputs_to_execute=row.targets,
-        client_id=row.client_id,
-        extra_data=row.extra_data,
-        created_s=row.created_s,
-        started_s=started_s,
-        ended_s=row.ended_s,
-        percent=percent,
-        outputs=outputs,
-        failure=row.failure,
-        cached=cached,
-        labels=row.labels,
-        tenant=row.tenant,
-    )
+    return made_from(JobView, row, percent=100 if row.state == "success" else 0)

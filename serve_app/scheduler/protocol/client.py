@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from serve_app.errors import Problem, QuotaLeft
-from serve_app.events import Event, Failure, JobState
+from serve_app.events import Event
 from serve_app.graph.graph import Graph
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, SocketFrame
-from serve_app.store.database.changes import NO_CLAIMS, Claims, JobKey, JobQuery
+from serve_app.store.database.changes import NO_CLAIMS, Claims, Job, JobKey, JobQuery
 
 # Not imported at run time: naming them needs no database.
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ T = TypeVar("T")
 class Submission:
     """A validated job on its way to the database.
 
-    prompt: the wire JSON with constants converted. outputs: the output nodes to run. number: the client's own queue
+    prompt: the wire JSON with constants converted. targets: the output nodes to run. number: the client's own queue
     number, None for the next one; front: the next one, negated. id_is_new: no earlier submission can have this id.
-    labels: the client's labels. claims: the keys and files that it claims. tenant: as JobRow's.
+    labels: the client's labels. claims: the keys and files that it claims. tenant: as Job's.
     """
 
     job_id: str
     prompt: Mapping[str, Any]
-    outputs: tuple[str, ...]
+    targets: tuple[str, ...]
     client_id: str | None = None
     extra_data: Mapping[str, Any] = field(default_factory=dict)
     number: float | None = None
@@ -75,34 +75,10 @@ Unfinished: TypeAlias = Literal["queued", "running"]
 
 
 @dataclass(frozen=True, slots=True)
-class JobView:
-    """A snapshot of a job as its client sees it.
+class JobView(Job):
+    """A snapshot of a job as its client sees it. percent: 0–99 while it waits or runs, 100 after success."""
 
-    percent: 0–99 while it waits or runs, 100 after success. outputs: ui dict by node id, as far as recorded.
-    failure: the data of the event that ended the job, {} after success. cached: nodes whose values were known at its
-    start. Times are Unix seconds.
-    """
-
-    job_id: str
-    number: float
-    state: JobState
-    prompt: Mapping[str, Any]
-    outputs_to_execute: tuple[str, ...]
-    client_id: str | None
-    extra_data: Mapping[str, Any]
-    created_s: float
-    started_s: float | None
-    ended_s: float | None
-    percent: int
-    outputs: Mapping[str, Any]
-    failure: Failure
-    cached: tuple[str, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    tenant: str = ""
-
-    def is_of(self, tenant: str) -> bool:
-        """Whether a tenant may know of it, as `JobRow.is_of`."""
-        return tenant in ("", self.tenant)
+    percent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +108,7 @@ class QueueItem(NamedTuple):
     number: float
     created_s: float
     prompt: Mapping[str, Any] = {}
-    outputs_to_execute: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
     client_id: str | None = None
     extra_data: Mapping[str, Any] = {}
 

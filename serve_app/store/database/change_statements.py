@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from serve_app.errors import ChangeRefusedError
+from serve_app.events import Failure
 from serve_app.store.database import backoffs
 from serve_app.store.database.changes import (
     Change,
@@ -28,15 +30,12 @@ from serve_app.store.database.execute import execute
 from serve_app.store.database.idempotency_keys import KeyClaim, claim_keys
 from serve_app.store.database.insert_once import Values, insert_once
 from serve_app.store.database.reservation_statements import reserve
-from serve_app.store.database.schema import JOBS, LABELS, OUTPUTS, UNFINISHED
+from serve_app.store.database.schema import JOBS, JSON_COLUMNS, LABELS, OUTPUTS, UNFINISHED
 from serve_app.store.page.assets import AssetUse, use
 from serve_app.store.tenants import usage
 from serve_app.store.tenants.credentials import CREDENTIALS, without_credentials
 
 T = TypeVar("T")
-
-JSON_COLUMNS = ("prompt", "targets", "extra_data", "failure", "cached", "labels")
-"""The columns of a job that hold JSON."""
 
 ACCEPTED_COLUMNS = ("job_id", "number", "order", "prompt", "targets", "client_id", "created_s", "queued_seq", "tenant")
 """What a job's row has from the start and keeps."""
@@ -51,9 +50,11 @@ def _update(*columns: str) -> sa.Update:
     return sa.update(JOBS).where(_THE_JOB).values({column: sa.bindparam(f"new_{column}") for column in columns})
 
 
-_START = _update("state", "started_s", "started_seq", "cached")
-_LOSE = _update("losses", "lone_losses")
-_END = _update("state", "ended_s", "ended_seq", "failure")
+_UPDATES = {
+    kind: _update(*(field.name for field in fields(kind) if field.name != "job_id"))
+    for kind in (JobStarted, JobLostReplica, JobEnded)
+}
+"""The statements of changes whose fields are columns of their job."""
 _CLEAR = _update("extra_data")
 _HOLDING = sa.select(JOBS.c.job_id, JOBS.c.extra_data).where(
     UNFINISHED,
@@ -70,34 +71,15 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
     accepted = _of(JobAccepted, changes)
     _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in accepted])
     _claim(connection, accepted)
-    execute(
-        connection,
-        _START,
-        [
-            _new(c.job_id, state="running", started_s=c.at_s, started_seq=c.seq, cached=json.dumps(c.cached))
-            for c in _of(JobStarted, changes)
-        ],
-    )
-    execute(
-        connection,
-        _LOSE,
-        [_new(c.job_id, losses=c.losses, lone_losses=c.lone_losses) for c in _of(JobLostReplica, changes)],
-    )
+    _set(connection, JobStarted, changes)
+    _set(connection, JobLostReplica, changes)
     reserve(connection, _of(CountersReserved, changes))
     outputs = [
         {"job_id": c.job_id, "node_id": c.node_id, "ui": json.dumps(c.ui), "seq": c.seq}
         for c in _of(OutputRecorded, changes)
     ]
     _insert(connection, OUTPUTS, tuple(OUTPUTS.c.keys()), outputs)
-    ended = _of(JobEnded, changes)
-    execute(
-        connection,
-        _END,
-        [
-            _new(c.job_id, state=c.state, ended_s=c.at_s, ended_seq=c.seq, failure=json.dumps(c.failure.to_json()))
-            for c in ended
-        ],
-    )
+    _set(connection, JobEnded, changes)
     usage.write(connection, _of(TenantUsed, changes))
     backoffs.write(connection, _of(OwnerCharged, changes))
 
@@ -119,19 +101,28 @@ def _of(kind: type[T], changes: Iterable[object]) -> list[T]:
     return [change for change in changes if isinstance(change, kind)]
 
 
+def _set(connection: sa.Connection, kind: type[Any], changes: Iterable[object]) -> None:
+    """Set the columns that changes of a kind have as fields."""
+    columns = [field.name for field in fields(kind) if field.name != "job_id"]
+    made = _of(kind, changes)
+    execute(connection, _UPDATES[kind], [_new(c.job_id, **{name: getattr(c, name) for name in columns}) for c in made])
+
+
 def _row_of(change: JobAccepted) -> Values:
     """Return a new job as its row, without credentials, which are never stored."""
-    row = change.row
-    values = {column: getattr(row, column) for column in row.__slots__ if column != "outputs"}
-    values["failure"] = row.failure.to_json()
-    values["extra_data"] = without_credentials(row.extra_data)
-    for column in JSON_COLUMNS:
-        values[column] = json.dumps(values[column])
-    return values
+    row = replace(change.row, extra_data=without_credentials(change.row.extra_data))
+    return {column.name: _stored(column.name, getattr(row, column.name)) for column in JOBS.c}
 
 
 def _new(job_id: str, **columns: Any) -> Values:
-    return {"the_job": job_id, **{f"new_{column}": value for column, value in columns.items()}}
+    return {"the_job": job_id, **{f"new_{column}": _stored(column, value) for column, value in columns.items()}}
+
+
+def _stored(column: str, value: Any) -> Any:
+    """Return a field of a job as its column stores it."""
+    if column not in JSON_COLUMNS:
+        return value
+    return json.dumps(value.to_json() if isinstance(value, Failure) else value)
 
 
 def _insert(connection: sa.Connection, table: sa.Table, same: Sequence[str], rows: list[Values]) -> None:
@@ -146,4 +137,4 @@ def clear_credentials(connection: sa.Connection) -> None:
     """Remove credentials that earlier releases stored with jobs."""
     found = connection.execute(_HOLDING).all()
     cleared = [(row.job_id, without_credentials(json.loads(row.extra_data))) for row in found]
-    execute(connection, _CLEAR, [_new(job_id, extra_data=json.dumps(left)) for job_id, left in cleared])
+    execute(connection, _CLEAR, [_new(job_id, extra_data=left) for job_id, left in cleared])

@@ -6,25 +6,29 @@ The machine emits them and `jobs.py` applies them. A change is committed before 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 from serve_app.events import Ending, Failure, JobState
 from serve_app.store.files.reserved import Contents
+
+T = TypeVar("T")
 
 NO_FAILURE = Failure()
 """The same object for every job that has not failed, of which thousands may wait in memory."""
 
 
 @dataclass(frozen=True, slots=True)
-class JobRow:
-    """A job's row.
+class Job:
+    """A job, as far as clients know it; a `JobRow` has more that is stored, a `JobView` how far it is.
 
-    order: position in submission order, unique. *_seq: the event cursors of its queued, started and ended events.
-    prompt: the wire JSON with constants converted. outputs: ui dict by node id, as recorded, with their cursors.
-    cached: the nodes whose values were known at its start; its `cached` event has the cursor after started_seq.
-    losses, lone_losses: replicas that it has lost, together with other jobs and alone.
-    labels: set by its client. tenant: its owner, "" for the operator or without tenants.
+    A column is a field here or there, in `schema.py` and in a revision. What a `Submission` has by the same name is
+    taken over.
+
+    order: position in submission order, unique. queued_seq: the cursor of its first event. prompt: the wire JSON with
+    constants converted. outputs: recorded ui dicts by node id. cached: the nodes whose values were known at its start.
+    failure: the data of the event that ended it. labels: set by its client. tenant: its owner, "" for the operator or
+    without tenants. Times are Unix seconds.
     """
 
     job_id: str
@@ -38,14 +42,10 @@ class JobRow:
     queued_seq: int
     state: JobState = "queued"
     started_s: float | None = None
-    started_seq: int | None = None
     ended_s: float | None = None
-    ended_seq: int | None = None
     failure: Failure = NO_FAILURE
     cached: tuple[str, ...] = ()
-    outputs: Mapping[str, tuple[int, Mapping[str, Any]]] = field(default_factory=dict)
-    losses: int = 0
-    lone_losses: int = 0
+    outputs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     labels: Mapping[str, str] = field(default_factory=dict)
     tenant: str = ""
 
@@ -62,6 +62,22 @@ class JobRow:
     def is_of(self, tenant: str) -> bool:
         """Whether a tenant can see it; "" is the operator, who sees all."""
         return tenant in ("", self.tenant)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow(Job):
+    """A job's row.
+
+    started_seq, ended_seq, output_seqs: the cursors of its started and ended events and of its outputs; its `cached`
+    event has the cursor after started_seq. losses, lone_losses: replicas that it has lost, together with other jobs
+    and alone.
+    """
+
+    started_seq: int | None = None
+    ended_seq: int | None = None
+    output_seqs: tuple[int, ...] = ()
+    losses: int = 0
+    lone_losses: int = 0
 
 
 def feed_of(tenant: str, client_id: str) -> str:
@@ -83,6 +99,12 @@ class Claims:
 NO_CLAIMS = Claims()
 
 
+def made_from(kind: type[T], source: Any, **others: Any) -> T:
+    """Return an object of a dataclass: with these fields, and those that `source` has by the same names."""
+    names = (field.name for field in fields(kind) if field.name not in others)  # type: ignore[arg-type]
+    return kind(**{name: getattr(source, name) for name in names if hasattr(source, name)}, **others)
+
+
 @dataclass(frozen=True, slots=True)
 class JobAccepted:
     row: JobRow
@@ -96,12 +118,16 @@ class JobAccepted:
 
 @dataclass(frozen=True, slots=True)
 class JobStarted:
-    """A job has started. cached: the nodes whose values are known; their event has the next cursor."""
+    """A job has started. cached: the nodes whose values are known; their event has the next cursor.
+
+    The fields of this change, of JobLostReplica and of JobEnded are the columns that they set.
+    """
 
     job_id: str
-    at_s: float
-    seq: int
+    started_s: float
+    started_seq: int
     cached: tuple[str, ...] = ()
+    state: JobState = "running"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +174,8 @@ class JobEnded:
 
     job_id: str
     state: Ending
-    at_s: float
-    seq: int
+    ended_s: float
+    ended_seq: int
     failure: Failure
 
 

@@ -31,7 +31,7 @@ from serve_app.errors import (
 )
 from serve_app.events import Failure
 from serve_app.store.database import backoffs, costs, webhooks
-from serve_app.store.database.change_statements import JSON_COLUMNS, VARIABLES, apply, clear_credentials
+from serve_app.store.database.change_statements import VARIABLES, apply, clear_credentials
 from serve_app.store.database.changes import Change, JobKey, JobQuery, JobRow, ListCount, OwnerCharged, TenantUsed
 from serve_app.store.database.costs import Cost
 from serve_app.store.database.engine import database_engine
@@ -39,7 +39,16 @@ from serve_app.store.database.execute import execute
 from serve_app.store.database.list_statements import ENDLESS, containing, counting, counting_ends, window_of
 from serve_app.store.database.queries import Query
 from serve_app.store.database.reservation_statements import let_go, reservation_of
-from serve_app.store.database.schema import JOBS, LEASE, OUTPUTS, POOL_SPECS, RESERVATIONS, UNFINISHED, migrate
+from serve_app.store.database.schema import (
+    JOBS,
+    JSON_COLUMNS,
+    LEASE,
+    OUTPUTS,
+    POOL_SPECS,
+    RESERVATIONS,
+    UNFINISHED,
+    migrate,
+)
 from serve_app.store.database.sqlite_file import SqliteFile, damage, unreadable
 from serve_app.store.database.sqlite_log import SqliteLog
 from serve_app.store.database.webhooks import Webhook
@@ -274,7 +283,7 @@ class Jobs:
             if (row := connection.execute(_ONE_JOB, {"the_job": job_id}).first()) is None:
                 return None
             outputs = connection.execute(_ITS_OUTPUTS, {"the_job": job_id})
-            return _row(dict(row._mapping), {o.node_id: (o.seq, json.loads(o.ui)) for o in outputs})
+            return _row(row, list(outputs))
 
     def unfinished(self) -> list[JobRow]:
         """Return every job that has not ended, in submission order."""
@@ -352,12 +361,12 @@ class Jobs:
         columns = [sa.literal("{}").label("prompt") if brief and c is JOBS.c.prompt else c for c in JOBS.c]
         with self.reading() as connection:
             rows = connection.execute(sa.select(*columns).where(where).order_by(JOBS.c.order)).all()
-            outputs: dict[str, dict[str, tuple[int, Any]]] = {}
+            outputs: dict[str, list[Any]] = {}
             for start in range(0, len(rows), VARIABLES):
                 theirs = OUTPUTS.c.job_id.in_([row.job_id for row in rows[start : start + VARIABLES]])
                 for output in connection.execute(sa.select(OUTPUTS).where(theirs).order_by(OUTPUTS.c.seq)):
-                    outputs.setdefault(output.job_id, {})[output.node_id] = (output.seq, json.loads(output.ui))
-        return [_row(dict(row._mapping), outputs.get(row.job_id, {})) for row in rows]
+                    outputs.setdefault(output.job_id, []).append(output)
+        return [_row(row, outputs.get(row.job_id, ())) for row in rows]
 
     def check_there(self) -> None:
         """Check that the database's file is still at its path and not known to be damaged.
@@ -500,9 +509,12 @@ def _placed(ui: str, tenant: str) -> set[FileRef]:
     return found
 
 
-def _row(columns: Mapping[str, Any], outputs: Mapping[str, tuple[int, Any]]) -> JobRow:
-    values: dict[str, Any] = dict(columns)
+def _row(row: Any, outputs: Sequence[Any]) -> JobRow:
+    """Return a job of its row and those of its outputs, in their order."""
+    values: dict[str, Any] = dict(row._mapping)
     for column in JSON_COLUMNS:
-        values[column] = json.loads(values[column])
-    lists = {column: tuple(values[column]) for column in ("targets", "cached")}
-    return JobRow(**{**values, **lists, "failure": Failure.from_json(values["failure"]), "outputs": outputs})
+        value = json.loads(values[column])
+        values[column] = tuple(value) if isinstance(value, list) else value
+    values["failure"] = Failure.from_json(values["failure"])
+    shown = {output.node_id: json.loads(output.ui) for output in outputs}
+    return JobRow(**values, outputs=shown, output_seqs=tuple(output.seq for output in outputs))

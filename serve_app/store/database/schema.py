@@ -20,6 +20,8 @@ from serve_app.store.tenants.tenants import JOB_ID_LENGTH
 METADATA = sa.MetaData()
 JOB_ID = sa.String(JOB_ID_LENGTH).with_variant(sa.String(64), "sqlite")
 """A job's id, as `tenants.job_id_of` makes it. SQLite takes texts of any length, and changes no column's type."""
+JSON = {"json": True}
+"""The info of a column whose text is JSON."""
 
 REVISIONS = sa.Table("alembic_version", METADATA, sa.Column("version_num", sa.String(32), primary_key=True))
 """Alembic's own table, which says of which revision the others are."""
@@ -40,22 +42,24 @@ JOBS = sa.Table(
     sa.Column("order", sa.BigInteger, nullable=False, unique=True),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("client_id", sa.Text),
-    sa.Column("prompt", sa.Text, nullable=False),
-    sa.Column("targets", sa.Text, nullable=False),
-    sa.Column("extra_data", sa.Text, nullable=False),
+    sa.Column("prompt", sa.Text, nullable=False, info=JSON),
+    sa.Column("targets", sa.Text, nullable=False, info=JSON),
+    sa.Column("extra_data", sa.Text, nullable=False, info=JSON),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("started_s", sa.Float),
     sa.Column("ended_s", sa.Float),
-    sa.Column("failure", sa.Text, nullable=False),
+    sa.Column("failure", sa.Text, nullable=False, info=JSON),
     sa.Column("queued_seq", sa.BigInteger, nullable=False),
     sa.Column("started_seq", sa.BigInteger),
     sa.Column("ended_seq", sa.BigInteger),
-    sa.Column("cached", sa.Text, nullable=False),
+    sa.Column("cached", sa.Text, nullable=False, info=JSON),
     sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
     sa.Column("lone_losses", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("labels", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("labels", sa.Text, nullable=False, server_default="{}", info=JSON),
     sa.Column("tenant", sa.String(64), nullable=False, server_default=""),
 )
+JSON_COLUMNS = frozenset(column.name for column in JOBS.c if column.info is JSON)
+"""The columns of a job that hold JSON; the others hold JobRow's fields as they are."""
 UNFINISHED = JOBS.c.ended_seq.is_(None)
 """Jobs that have not ended, said so that the index of ends finds them, in the order of submission."""
 # Lists are read in these orders without touching the rows' long texts.

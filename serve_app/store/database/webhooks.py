@@ -116,9 +116,9 @@ def _told(changes: Iterable[Change]) -> Iterator[_Told]:
         if isinstance(change, JobAccepted):
             yield _Told(change.job_id, "job.queued", change.row.created_s, change.row.queued_seq)
         elif isinstance(change, JobStarted):
-            yield _Told(change.job_id, "job.running", change.at_s, change.seq)
+            yield _Told(change.job_id, "job.running", change.started_s, change.started_seq)
         elif isinstance(change, JobEnded):
-            yield _Told(change.job_id, _ENDINGS[change.state], change.at_s, change.seq)
+            yield _Told(change.job_id, _ENDINGS[change.state], change.ended_s, change.ended_seq)
 
 
 def _jobs(connection: sa.Connection, job_ids: Sequence[str]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def check(jobs: Jobs, store: Store, *, mend: bool = False) -> Iterator[FileDiffe
     recorded: set[FileRef] = set()
     for row in _rows(jobs):
         yield from (FileDifference(f"job {row.job_id} {wrong}") for wrong in _contradictions(row))
-        for node_id, (_, ui) in row.outputs.items():
+        for node_id, ui in row.outputs.items():
             for ref in (placed(ref, row.tenant) for ref in shown(ui) if ref.area == "output"):
                 recorded.add(ref)
                 if not there(ref):

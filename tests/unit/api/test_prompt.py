@@ -29,7 +29,7 @@ async def test_the_contracts_example_is_queued(client, scheduler, example):
     assert response.status_code == 200
     job_id = response.json()["prompt_id"]
     assert response.json() == {"prompt_id": str(UUID(job_id)), "number": 0}
-    assert (await scheduler.job(job_id)).outputs_to_execute == ("6",)
+    assert (await scheduler.job(job_id)).targets == ("6",)
     assert (await scheduler.job(job_id)).client_id == "client-001"
     assert (await scheduler.job(job_id)).prompt["5"]["inputs"] == {"samples": ["3", 0], "vae": ["1", 2]}
 
@@ -142,7 +142,7 @@ async def test_a_number_between_two_is_left_out_of_the_answer_because_the_contra
 async def test_only_the_chosen_targets_are_queued(client, replica, example):
     example["prompt"]["7"] = {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": "x"}}
     response = await client.post("/prompt", json={**example, "partial_execution_targets": ["7"]})
-    assert (await replica.jobs())[response.json()["prompt_id"]].outputs_to_execute == ("7",)
+    assert (await replica.jobs())[response.json()["prompt_id"]].targets == ("7",)
 
 
 async def test_a_body_over_the_limit_is_refused_by_its_length(client):

@@ -88,7 +88,7 @@ def makes(
         for step in (1, 10, 20):
             await replica.progress(job_id, "3", step, 20)
         volume.write(FileRef("output", file["subfolder"], file["filename"]), data)
-        [target] = (await replica.jobs())[job_id].outputs_to_execute
+        [target] = (await replica.jobs())[job_id].targets
         await replica.succeed(job_id, {target: {shown: [file, file]}})
 
     return work

@@ -150,7 +150,7 @@ async def test_what_a_class_refuses_is_refused_before_the_job_is_accepted(tmp_pa
             await c.run(n=("Number", {"n": 7}), s=show("n"))
         assert refused.value.problems[0].node_id == "n"
         view, _ = await c.run(n=("Number", {"n": 7}), s=show("n"), m=("Number", {"n": 1}), t=show("m"))
-        assert view.outputs_to_execute == ("t",)
+        assert view.targets == ("t",)
 
 
 async def test_a_class_that_always_changes_runs_again_and_what_does_not_stays(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def moments(script: Script) -> tuple[float, float, float]:
     started: Any
     ended: Any
     [started], [ended] = changes(script.commands, JobStarted), changes(script.commands, JobEnded)
-    return 99.0, started.at_s, ended.at_s
+    return 99.0, started.started_s, ended.ended_s
 
 
 @pytest.mark.parametrize("end", ["success", "cancelled"])

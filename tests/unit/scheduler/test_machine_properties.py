@@ -97,7 +97,7 @@ class World(RuleBasedStateMachine):
         persisted: set[int] = set()
         for command in commands:
             if isinstance(command, Persist):
-                persisted.add(getattr(command.change, "seq", 0))
+                persisted |= {getattr(command.change, name, 0) for name in ("seq", "started_seq", "ended_seq")}
             if isinstance(command, Publish) and command.event.kind in ("started", "executed", *ENDINGS):
                 assert command.event.seq in persisted, "a client would be told of what is not durable"
             if isinstance(command, Publish) and command.event.kind == "started":

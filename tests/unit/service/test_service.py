@@ -25,7 +25,7 @@ __all__ = ["example", "replica", "scheduler", "service", "volume"]
 async def test_a_partial_submission_leaves_out_the_outputs_that_cannot_run_and_says_why(service, scheduler, example):
     example["prompt"]["7"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}
     submitted = await service.submit(example, partial=True)
-    assert (await scheduler.job(submitted.job_id)).outputs_to_execute == ("6",)
+    assert (await scheduler.job(submitted.job_id)).targets == ("6",)
     assert [(p.node_id, p.type) for p in submitted.problems] == [("7", "required_input_missing")]
     with pytest.raises(InvalidGraphError) as refused:
         await service.submit(example)

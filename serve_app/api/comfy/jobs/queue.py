@@ -49,7 +49,7 @@ def item(job: JobView | QueueItem) -> list[Any]:
     extra: dict[str, Any] = {**job.extra_data, "create_time": milliseconds(job.created_s)}
     if job.client_id is not None:
         extra["client_id"] = job.client_id
-    return [number, job.job_id, job.prompt, extra, list(job.outputs_to_execute)]
+    return [number, job.job_id, job.prompt, extra, list(job.targets)]
 
 
 def milliseconds(seconds: float) -> int:

@@ -240,7 +240,7 @@ async def test_good_outputs_run_without_the_bad_ones(client, replica, example):
     example["prompt"]["7"] = copy.deepcopy(example["prompt"]["6"])
     del example["prompt"]["7"]["inputs"]["images"]
     answer = (await client.post("/api/prompt", json=example)).json()
-    assert (await replica.jobs())[answer["prompt_id"]].outputs_to_execute == ("6",)
+    assert (await replica.jobs())[answer["prompt_id"]].targets == ("6",)
     assert answer["node_errors"].keys() == {"7"}
     assert answer["node_errors"]["7"]["dependent_outputs"] == ["7"]
 

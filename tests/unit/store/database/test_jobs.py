@@ -53,7 +53,7 @@ def test_a_jobs_life_is_readable_from_its_row(jobs):
     jobs.write(epoch, [OutputRecorded("a", "1", {"images": ["x"]}, 3), JobEnded("a", "success", 7.0, 4, Failure())])
     row = jobs.job("a")
     assert (row.state, row.started_s, row.started_seq, row.ended_s, row.ended_seq) == ("success", 6.0, 2, 7.0, 4)
-    assert row.outputs == {"1": (3, {"images": ["x"]})}
+    assert (row.outputs, row.output_seqs) == ({"1": {"images": ["x"]}}, (3,))
     assert row.ended
 
 
