@@ -25,6 +25,7 @@ from serve_app.models.families.text.qwen import Qwen3Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower
 from serve_app.models.families.text.qwen_vl import patches
 from serve_app.models.files.layout import reverse, translate
+from serve_app.models.files.parts import as_type
 from serve_app.models.tokenizers import qwen
 from serve_app.models.tokenizers.vocabularies import no_file
 from tests.parity import text_cases
@@ -63,7 +64,7 @@ def drawn(family: BackboneFamily | VaeFamily) -> dict[str, Tensor]:
 
 def text_file() -> dict[str, Tensor]:
     """Return the text encoder's tensors."""
-    return text_cases.tensors(TEXT.as_type("qwen_image"))
+    return text_cases.tensors(as_type(TEXT, "qwen_image"))
 
 
 class Processor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
@@ -40,7 +40,7 @@ from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.hidream_text import HiDreamText
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.mistral import MistralText
-from serve_app.models.families.text.qwen import Qwen3Text
+from serve_app.models.families.text.qwen import Krea2Text, Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
@@ -75,6 +75,15 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         LlamaText,
     ),
 )
+TEXT_READERS: Sequence[type[TextFamily]] = (Krea2Text, QwenImage21Text)
+"""Kinds of encoders of the families above, for loader types of their own."""
+UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
+    "ideogram4": (Qwen3Text, "Ideogram 4"),
+    "boogu": (Qwen3Text, "Boogu-Image"),
+    "joyimage": (Qwen3Text, "JoyImage"),
+    "mage": (Qwen3Text, "Mage-Flow"),
+}
+"""Loader types for which an encoder is read as by a family that is not supported."""
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText)
 """Encoders that go together, and are read side by side."""
 
@@ -84,7 +93,9 @@ __all__ = [
     "STYLE_MODELS",
     "TEXT_ENCODERS",
     "TEXT_ENSEMBLES",
+    "TEXT_READERS",
     "UNETS",
+    "UNSUPPORTED_TYPES",
     "VAES",
     "Anima",
     "AuraFlow",

@@ -26,7 +26,7 @@ from serve_app.recipe.text import T5Padding
 from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Canvas, Inputs
 from serve_app.sampling.latents.latents import LatentFormat
-from serve_app.store.models.kinds import BACKBONE_PREFIXES
+from serve_app.store.models.kinds import BACKBONE_PREFIXES, ROLES
 from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, Text, TokenizedText
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
@@ -131,11 +131,11 @@ class Rows:
 
 
 class BackboneFamily(Family):
-    """A family of diffusion networks. title: its name in errors."""
+    """A family of diffusion networks. title: its name in errors, and of its files in `store/models/kinds.py`."""
 
     title: ClassVar[str]
-    marks: ClassVar[tuple[str, ...]]
-    """Tensor names; every file of the family has at least one of them."""
+    kind: ClassVar[str] = ""
+    """The title of its files there, where that is another one."""
     latent_format: ClassVar[LatentFormat]
     keeps_clean: ClassVar[bool] = False
     """Whether masked-out latents reach the network without noise; by default they have the level of the rest."""
@@ -150,15 +150,21 @@ class BackboneFamily(Family):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        """Yield the network of the first file, as `Family.find`, if that has a mark and is recognised."""
-        found = marked(files[0], BACKBONE_PREFIXES, cls.marks)
+        """Yield the network of the first file, as `Family.find`, if that is of its kind and recognised."""
+        found = cls.of_kind(files[0])
         if found is not None and cls.recognises(found[1]):
             prefix, tensors = found
             yield Located(cls.probe(tensors), tensors, prefix=prefix)
 
     @classmethod
+    def of_kind(cls, whole: Tensors) -> tuple[str, Tensors] | None:
+        """Return the prefix under which a file is of the family's kind, and the tensors under it without the prefix."""
+        prefix = ROLES["backbone"].kind_of(cls.kind or cls.title).prefix(whole.shapes, BACKBONE_PREFIXES)
+        return None if prefix is None else (prefix, whole.within(prefix))
+
+    @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
-        """Whether a backbone with a mark is of this family and not of another with the same mark; True by default."""
+        """Whether a backbone of its kind is of this family and not of another of the same kind; True by default."""
         return True
 
     @classmethod
@@ -370,11 +376,11 @@ def own_text(text: Text, key: str) -> str:
 class TextFamily(Family):
     """A family of text encoders, or of encoders used side by side. name: its name in errors.
 
-    for_others: loader types of unknown families that use this encoder, and those families.
+    types: the loader types for which it stands in the place of the family that recognises its files.
     """
 
     name: ClassVar[str]
-    for_others: ClassVar[Mapping[str, str]] = {}
+    types: ClassVar[tuple[str, ...]] = ()
 
     @property
     def title(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from serve_app.errors import ModelFileError
@@ -13,6 +13,8 @@ from serve_app.models.families import (
     STYLE_MODELS,
     TEXT_ENCODERS,
     TEXT_ENSEMBLES,
+    TEXT_READERS,
+    UNSUPPORTED_TYPES,
     VAES,
 )
 from serve_app.models.families.family import Family, Located, TextFamily
@@ -71,6 +73,14 @@ def find_part(part: Part, files: Sequence[Tensors], loaded_as: str = "") -> Foun
     raise _absent(part, files[0])
 
 
+def as_type(encoder: TextFamily, loaded_as: str) -> TextFamily:
+    """Return an encoder as a loader's type configures it, "" for none."""
+    for kind in TEXT_READERS:
+        if loaded_as in kind.types and issubclass(kind, type(encoder)):
+            encoder = kind(**{field.name: getattr(encoder, field.name) for field in fields(kind)})  # type: ignore[arg-type]
+    return encoder.as_type(loaded_as)
+
+
 def _absent(part: Part, whole: Tensors) -> ModelFileError:
     titles = sorted(title for family in _FAMILIES[part] if (title := getattr(family, "title", "")))
     known = f"; supported are {', '.join(titles)}" if titles else ""
@@ -100,9 +110,9 @@ def _text(files: Sequence[Tensors], loaded_as: str) -> FoundPart:
             )
     encoders = [one.family for one in found if isinstance(one.family, TextFamily)]
     for one, encoder in zip(found, encoders, strict=True):
-        if (other := encoder.for_others.get(loaded_as)) is not None:
+        if (other := UNSUPPORTED_TYPES.get(loaded_as)) is not None and isinstance(encoder, other[0]):
             raise files[one.file].unsupported(
-                f"is {encoder.title}, which type '{loaded_as}' reads as {other} does, a family that is not supported"
+                f"is {encoder.title}, which type '{loaded_as}' reads as {other[1]} does, a family that is not supported"
             )
     titles = [family.title for family in encoders]
     for ensemble in TEXT_ENSEMBLES:
@@ -111,7 +121,7 @@ def _text(files: Sequence[Tensors], loaded_as: str) -> FoundPart:
             placed = [one._replace(module=f"{name}.") for one, name in zip(found, names, strict=True)]
             return _merged(ensemble(**dict(zip(names, encoders, strict=True))), placed)
     if len(found) == 1:
-        return _merged(encoders[0].as_type(loaded_as), found)
+        return _merged(as_type(encoders[0], loaded_as), found)
     known = ", ".join(f"{' and '.join(ensemble.takes)} ({ensemble.name})" for ensemble in TEXT_ENSEMBLES)
     where = " and ".join(whole.where for whole in files)
     asked = f", which type '{loaded_as}' does not read together" if loaded_as else ""

@@ -33,7 +33,12 @@ class FileKind:
 
     def fits(self, shapes: Shapes, prefixes: Sequence[str]) -> bool:
         """Whether a file is of this kind, under any of the prefixes."""
-        return any(all(_has(shapes, prefix, mark) for mark in group) for prefix in prefixes for group in self.groups)
+        return self.prefix(shapes, prefixes) is not None
+
+    def prefix(self, shapes: Shapes, prefixes: Sequence[str]) -> str | None:
+        """Return the first prefix under which a file is of this kind, or None."""
+        fitting = (p for p in prefixes for group in self.groups if all(_has(shapes, p, mark) for mark in group))
+        return next(fitting, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,10 @@ class Role:
     def kind(self, shapes: Shapes) -> FileKind | None:
         """Return the kind of a file, or None."""
         return next((kind for kind in self.kinds if kind.fits(shapes, self.prefixes)), None)
+
+    def kind_of(self, title: str) -> FileKind:
+        """Return the kind of a title. Errors: KeyError for an unknown one."""
+        return {kind.title: kind for kind in self.kinds}[title]
 
 
 def _has(shapes: Shapes, prefix: str, mark: FileMark) -> bool:
@@ -79,8 +88,10 @@ _BACKBONES = (
     _lacking("HunyuanVideo or HunyuanImage", "txt_in.individual_token_refiner.blocks.0.norm1.weight"),
     _lacking("Mochi", "t5_yproj.weight"),
     _lacking("MiniMax H3", "video_patch_proj.weight"),
-    _known("PixArt", "t_block.1.weight"),
-    FileKind("PixArt", (("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias"),)),
+    FileKind(
+        "PixArt",
+        (("t_block.1.weight",), ("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias")),
+    ),
     _lacking("LTX-Video", "adaln_single.emb.timestep_embedder.linear_1.bias"),
     _lacking("ACE-Step", "genre_embedder.weight", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),

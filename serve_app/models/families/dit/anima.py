@@ -102,7 +102,6 @@ class Anima(Transformer):
     """
 
     title = "Anima"
-    marks = ("llm_adapter.blocks.0.cross_attn.q_proj.weight",)
     latent_format = WAN
     dtypes = (torch.bfloat16,)
     """In fp16 the residual stream overflows."""

@@ -96,7 +96,6 @@ class AuraFlow(Transformer):
     """
 
     title = "AuraFlow"
-    marks = ("double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.add_k_proj.weight")
     latent_format = SDXL
     dtypes = (torch.bfloat16, torch.float16)
 

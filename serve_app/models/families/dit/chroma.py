@@ -77,7 +77,6 @@ class Chroma(Transformer):
     """
 
     title = "Chroma"
-    marks = tuple(f"distilled_guidance_layer.norms.0.{leaf}" for leaf in ("scale", "weight"))
     latent_format = FLUX
     text_prefixes = {"t5xxl": "cond_stage_model.t5xxl.transformer."}  # noqa: RUF012
     vae_prefix = "first_stage_model."

@@ -154,7 +154,6 @@ class Flux(Transformer):
     """
 
     title = "Flux.1"
-    marks = (*_MARKS, *_DIFFUSERS_MARKS)
     latent_format = FLUX
     dtypes = (torch.bfloat16, torch.float16)
 

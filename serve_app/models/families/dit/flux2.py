@@ -93,7 +93,6 @@ class Flux2(Transformer):
     """
 
     title = "Flux.2"
-    marks = ("double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight")
     latent_format = FLUX2
     dtypes = (torch.bfloat16, torch.float16)
 

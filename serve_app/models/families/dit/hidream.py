@@ -81,7 +81,6 @@ class HiDream(BackboneFamily):
     """
 
     title = "HiDream"
-    marks = ("caption_projection.0.linear.weight",)
     latent_format = FLUX
     dtypes = (torch.bfloat16,)
 

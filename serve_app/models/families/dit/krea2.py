@@ -109,7 +109,6 @@ class Krea2(Transformer):
     """A backbone. layers: number of blocks; states: number of a text encoder's states for each token."""
 
     title = "Krea 2"
-    marks = ("txtfusion.projector.weight", "text_fusion.projector.weight")
     latent_format = WAN
     dtypes = (torch.bfloat16, torch.float16)
 

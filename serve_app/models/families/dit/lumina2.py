@@ -55,7 +55,6 @@ class Lumina2(OneStream):
     """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "Lumina 2"
-    marks = ("layers.0.adaLN_modulation.1.weight",)
     theta = THETA
 
     width: int

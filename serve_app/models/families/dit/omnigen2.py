@@ -71,7 +71,6 @@ class OmniGen2(OneStream):
     """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "OmniGen2"
-    marks = ("time_caption_embed.timestep_embedder.linear_1.bias",)
     theta = THETA
 
     width: int

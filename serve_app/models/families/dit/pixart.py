@@ -15,7 +15,7 @@ import torch
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from serve_app.models.families.family import File, Located, Rows, marked
+from serve_app.models.families.family import File, Located, Rows
 from serve_app.models.families.shared.dit import (
     PATCH,
     Transformer,
@@ -35,7 +35,6 @@ from serve_app.recipe.training import Discrete, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import SD, SDXL
 from serve_app.sampling.transfer import to_device
-from serve_app.store.models.kinds import BACKBONE_PREFIXES
 
 HEADS = 16
 """Number of attention heads of all published models."""
@@ -93,7 +92,6 @@ class PixArt(Transformer):
     """A backbone, Σ's. width: of a token; stretch: divisor of positions, 0: derived from x."""
 
     title = "PixArt"
-    marks = ("t_block.1.weight", "adaln_single.linear.weight")
     latent_format = SDXL
 
     width: int
@@ -103,7 +101,7 @@ class PixArt(Transformer):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], BACKBONE_PREFIXES, cls.marks)) is not None:
+        if (found := cls.of_kind(files[0])) is not None:
             prefix, tensors = found
             sized, concats = (any(name in tensors.shapes for name in names) for names in (_SIZED, _BESIDE))
             if concats and sized == cls.sized():

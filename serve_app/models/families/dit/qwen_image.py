@@ -123,7 +123,6 @@ class QwenImage(Transformer):
     """
 
     title = "Qwen-Image"
-    marks = ("transformer_blocks.0.txt_mod.1.weight",)
     latent_format = WAN
     dtypes = (torch.bfloat16,)
 

@@ -59,7 +59,6 @@ class QwenImage21(Transformer):
     """A backbone. width: of a token; ratio: of the hidden layers' width."""
 
     title = "Qwen-Image 2.1"
-    marks = ("txt_in.text_norm.weight",)
     latent_format = QWEN_IMAGE_21
     dtypes = (torch.bfloat16,)
 

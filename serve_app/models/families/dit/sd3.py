@@ -100,7 +100,6 @@ class Sd3(Transformer):
     """
 
     title = "Stable Diffusion 3"
-    marks = ("joint_blocks.0.context_block.attn.qkv.weight", "transformer_blocks.0.attn.add_q_proj.weight")
     latent_format = SD3
     dtypes = (torch.bfloat16, torch.float16)
     vae_prefix = "first_stage_model."

@@ -124,7 +124,6 @@ class Wan(Transformer):
     """
 
     title = "Wan"
-    marks = ("head.modulation",)
     latent_format = WAN
     dtypes = (torch.float16, torch.bfloat16)
 
@@ -394,6 +393,7 @@ class Wan22(Wan):
     """
 
     title = "Wan 2.2"
+    kind = "Wan"
     latent_format = WAN_22
     keeps_clean = True
 

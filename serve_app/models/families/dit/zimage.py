@@ -48,7 +48,6 @@ class ZImage(OneStream):
     """A backbone. width: of a token in the network; text_width: of a row of text; time_width: inside time's layers."""
 
     title = "Z-Image"
-    marks = ("layers.0.adaLN_modulation.0.weight",)
     theta = THETA
     multiple = MULTIPLE
 

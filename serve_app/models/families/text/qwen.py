@@ -6,7 +6,7 @@ Source: Yang et al. 2025, arXiv:2505.09388.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -54,13 +54,6 @@ class Qwen3Text(DecoderText):
     theta = 1e6
     stop: ClassVar[tuple[int, ...]] = qwen.STOP
 
-    for_others = {  # noqa: RUF012
-        "ideogram4": "Ideogram 4",
-        "boogu": "Boogu-Image",
-        "joyimage": "JoyImage",
-        "mage": "Mage-Flow",
-    }
-
     tower: Qwen3VisionTower | None = None
 
     @classmethod
@@ -86,14 +79,6 @@ class Qwen3Text(DecoderText):
         """Whether a model of this width is used in this way."""
         return width != WIDTH_06B
 
-    def as_type(self, loaded_as: str) -> Qwen3Text:
-        readers = {"krea2": (Krea2Text, KREA2), "qwen_image": (QwenImage21Text, QWEN_IMAGE_21)}
-        if loaded_as in readers:
-            kind, prompt_format = readers[loaded_as]
-            made = {field.name: getattr(self, field.name) for field in fields(self)}
-            return kind(**{**made, "prompt_format": prompt_format})
-        return replace(self, prompt_format=self.prompt_format_for(loaded_as))
-
     def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         if self.width >= _WIDTH_8B:
             return replace(KLEIN, key="qwen3_8b")
@@ -111,7 +96,11 @@ class Qwen3Text(DecoderText):
 class Krea2Text(Qwen3Text):
     """Qwen3-VL as Krea 2 uses it, with another theta of its rotary positions. It reads no images."""
 
+    types = ("krea2",)
     theta = 5e6
+
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        return KREA2
 
     def encoder(self, network: Any, lexicon: TextResources) -> Krea2Encoder:
         return Krea2Encoder(self, KREA2, self.tokenizer(None, lexicon), network, lexicon.vectors)
@@ -137,9 +126,13 @@ class Krea2Encoder(QwenImageEncoder):
 class QwenImage21Text(Qwen3Text):
     """Qwen3-VL as Qwen-Image 2.1 uses it, with its vision tower."""
 
+    types = ("qwen_image",)
     theta = 5e6
     sections = (24, 20, 20)
     interleaved = True
+
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        return QWEN_IMAGE_21
 
     def build(self) -> nn.Module:
         network = super(QwenImage21Text, self).build()

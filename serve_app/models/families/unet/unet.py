@@ -107,7 +107,7 @@ class Unet(OneCall):
     """
 
     vae_prefix = "first_stage_model."
-    marks = ("input_blocks.0.0.weight", "conv_in.weight")
+    kind = "Stable Diffusion"
     functions = FUNCTIONS
     steady = (FreeU,)
     sizes: ClassVar[int] = 0
