@@ -1,16 +1,13 @@
 """The main object of a replica, without Ray: take messages, run tasks, send reports.
 
-`membership.py` communicates with the scheduler; `models.py` has the models.
+`membership.py` communicates with the scheduler; `models.py` has the models; `replacement.py` closes and replaces it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any, get_args
 
@@ -36,12 +33,12 @@ from serve_app.replica.failure import failed, state_of
 from serve_app.replica.membership import Membership
 from serve_app.replica.models import Models, ReplicaModels
 from serve_app.replica.node_times import NodeTimes
+from serve_app.replica.replacement import ReplicaReplacement
 from serve_app.replica.run_states import JobStates, RunStateFiles
 from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
-from serve_app.replica.watchdog import REPLACED, exit_process, free_unused
+from serve_app.replica.watchdog import free_unused
 from serve_app.replica.work_time import WorkTime
-from serve_app.scheduler.core.backoff import Owner
 from serve_app.scheduler.jobs.remote_validation import CHECK_S
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import (
@@ -51,7 +48,6 @@ from serve_app.scheduler.protocol.messages import (
     ClientMessage,
     Compute,
     Deliver,
-    Draining,
     Evicted,
     Export,
     Exported,
@@ -60,9 +56,7 @@ from serve_app.scheduler.protocol.messages import (
     Interrupt,
     Message,
     NodePreviewed,
-    NodesLinger,
     Prefetch,
-    Reopened,
     ReplicaInfo,
     Report,
     SchedulerForReplicas,
@@ -84,12 +78,6 @@ _log = log.get("replica")
 
 RETRY_S = 0.3
 """Delay before a retry for a value that did not arrive."""
-LOOK_S = 0.1
-"""How often a draining replica checks whether it may stay."""
-CANCELLED, CANCELLED_S = 64, 1.0
-"""How many cancellations are remembered, and the delay until the engine's unwanted work is detected."""
-LEAVE_S = 5.0
-"""How long a replica that must end waits for the scheduler to take its tasks back; its notice to leave by a time."""
 
 
 class Runner:
@@ -97,10 +85,7 @@ class Runner:
 
     models: creates them, in a thread once the replica has joined, since it takes seconds; tasks that need them wait.
     None is a worker, whose nodes cannot use RUNTIME. warm: models to load at the start. limits: sizes of values.
-    node_limits: times of nodes. stop_s: how long a cancelled node may go on. Then the replica takes no more tasks, and
-    hands over those that wait for a thread; unless the node stops within finish_s, or as soon as nothing else runs, it
-    hands over the others too and ends its process by `exit`, since a thread cannot be killed. cancelled_time_s: how
-    long the engine may compute cancelled work; after that the process ends at once.
+    node_limits: times of nodes. stop_s, finish_s, cancelled_time_s, exit: as `ReplicaReplacement`'.
     """
 
     def __init__(
@@ -132,24 +117,8 @@ class Runner:
         self._scheduler = scheduler
         self._previews = previews
         self.node_limits = node_limits
-        self._stop_s, self._finish_s, self._cancelled_time_s = stop_s, finish_s, cancelled_time_s
-        self._exit = exit
-        # By run of a task or check, also of an ended one whose nodes go on. Not by the task's id, which a scheduler
-        # that has forgotten it may reuse.
-        self._underway: dict[asyncio.Task[None], Underway] = {}
-        self._tasks: dict[asyncio.Task[None], Task] = {}
-        self._stuck: set[asyncio.Task[None]] = set()
-        self._blamed: set[Draining] = set()
-        # Times and owners of the last cancellations.
-        self._cancelled: deque[tuple[float, Draining]] = deque(maxlen=CANCELLED)
+        self._stop_s = stop_s
         self._lasting = asyncio.Lock()
-        self._replacing: asyncio.Task[None] | None = None
-        self._closed_for = ""
-        """Why this replica takes no more tasks; "" if it does."""
-        self._engine_closed = False
-        self._computed_for: Draining | None = None
-        """Whose cancelled job the engine computes."""
-        self._going_on: frozenset[Owner] = frozenset()
         self._classes = classes
         self._specs = specs
         self._membership = Membership(scheduler, info, specs, host, self)
@@ -160,6 +129,17 @@ class Runner:
         self._held = ResultCache(results_bytes, self._evicted, results_entries)
         self.times = NodeTimes()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
+        self.replacement = ReplicaReplacement(
+            self._membership,
+            self._running,
+            self.leave,
+            stop_s=stop_s,
+            finish_s=finish_s,
+            cancelled_time_s=cancelled_time_s,
+            exit=exit,
+        )
+        self.computes_unwanted = self.replacement.computes_unwanted
+        self.leave_by = self.replacement.leave_by
         self._errands: set[asyncio.Task[None]] = set()
         self._work: dict[TaskId, WorkTime] = {}
         self._signatures: dict[TaskId, frozenset[str]] = {}
@@ -178,9 +158,7 @@ class Runner:
     def joined(self) -> None:
         """Report this replica's state to a scheduler that it has joined."""
         self._models.joined()
-        self._going_on = frozenset()
-        if self._closed_for:
-            self.send(Draining(by_job=False, why=self._closed_for))
+        self.replacement.joined()
         ahead, self._ahead = self._ahead, ()
         if ahead:
             self.take(Warm(ahead))
@@ -206,26 +184,15 @@ class Runner:
         await self.drop_all()
         await self._membership.leave()
 
-    async def leave_by(self, why: str, end_s: float) -> None:
-        """Take no more tasks, and leave once those that run have ended, at the latest LEAVE_S before a Unix time."""
-        self._replacing = asyncio.current_task()
-        self.send(Draining(by_job=False, why=self._close(why)))
-        while self._running and time.time() < end_s - LEAVE_S:
-            await asyncio.sleep(LOOK_S)
-        await self.leave()
-
     async def drop_all(self) -> None:
         """Stop every task and discard its unsent reports."""
         running = [*self._running.values(), *self._errands]
-        # These jobs were not cancelled: their owners are not to blame for nodes that go on.
-        self._tasks.clear()
+        self.replacement.blame_nobody()
         for task in running:
             task.cancel()
         if running:
             _, left = await asyncio.wait(running, timeout=self._stop_s)
-            if left:
-                self._stuck |= left
-                self._replace(Draining(by_job=False))
+            self.replacement.left(left)
         self._wanted.clear()
         self._membership.discard_unsent()
 
@@ -237,14 +204,8 @@ class Runner:
             case Assign(task):
                 self._start(task)
             case Interrupt(task_id):
-                if running := self._running.get(task_id):
-                    cancelled = self._tasks.get(running)
-                    whose = _whose(cancelled)
-                    if cancelled is not None:
-                        self._run_errand(self._forget_states(cancelled))
-                    self._cancelled.append((asyncio.get_running_loop().time(), whose))
-                    running.cancel()
-                    asyncio.get_running_loop().call_later(self._stop_s, self._see_stopped, running)
+                if (running := self._running.get(task_id)) and (stopped := self.replacement.cancel(running)):
+                    self._run_errand(self._forget_states(stopped))
             case Free():
                 self._wishes.append(message)
                 self._free()
@@ -270,8 +231,8 @@ class Runner:
             case Check():
                 underway = Underway()
                 checking = self._run_errand(self._check(message, underway))
-                self._underway[checking] = underway
-                checking.add_done_callback(self._over)
+                self.replacement.watch(checking, underway)
+                checking.add_done_callback(self.replacement.over)
 
     def _run_errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a coroutine beside the tasks; it is stopped with them."""
@@ -314,7 +275,7 @@ class Runner:
         # Everything that the task starts, threads too, inherits this context.
         with log.about(**ids_of(task)):
             self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
-        self._underway[running], self._tasks[running] = execution.underway, task
+        self.replacement.watch(running, execution.underway, task)
         # A callback, as a coroutine that is cancelled before its first step never reaches its end.
         running.add_done_callback(partial(self._ended, task))
 
@@ -345,7 +306,7 @@ class Runner:
         self._signatures.pop(task_id, None)
         self._models.report()
         self._free()
-        self._over(running)
+        self.replacement.over(running)
         if self._membership.leaving:
             return
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
@@ -370,140 +331,14 @@ class Runner:
             case _:
                 self.send(failed(task, "", "", original_error(error)))
 
-    # Nodes that do not end
-    # ----------------------------------------------------------------------------------------------
-
     def underway(self) -> list[str]:
         """Return which nodes of which jobs run here. Callable from any thread."""
-        return [name for underway in list(self._underway.values()) for name in underway.names()]
+        return self.replacement.names()
 
     def relieve(self) -> None:
         """Free as much memory as possible, though running tasks may have to recompute values."""
         self._held.clear()
         free_unused()
-
-    def _over(self, run: asyncio.Task[None]) -> None:
-        """Note that a task or check has ended, and make sure that its nodes stop."""
-        loop, underway = asyncio.get_running_loop(), self._underway.get(run)
-        if underway is not None:
-            # Before it is looked whether any goes on, for the last may end meanwhile.
-            underway.ended = partial(self._call_in, loop, self._forget, run)
-        if underway:
-            loop.call_later(self._stop_s, self._see_stopped, run)
-            self._say_going_on()
-        else:
-            self._forget(run)
-
-    def _call_in(self, loop: asyncio.AbstractEventLoop, function: Callable[..., object], *arguments: Any) -> None:
-        """Have a function called in the loop; from any thread, also as the loop ends."""
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(function, *arguments)
-
-    def _say_going_on(self) -> None:
-        """Report the owners of nodes that go on after their task's end, unless they were reported or blamed already."""
-        over = [_whose(self._tasks.get(run)) for run, underway in self._underway.items() if run.done() and underway]
-        blamed = {_owner(whose) for whose in self._blamed}
-        answering = [whose for whose in (*over, self._computed_for) if whose is not None and whose.by_job]
-        if (owners := frozenset(map(_owner, answering)) - blamed) != self._going_on:
-            self._going_on = owners
-            self.send(NodesLinger(owners))
-
-    def _see_stopped(self, run: asyncio.Task[None]) -> None:
-        if self._underway.get(run):
-            self._stuck.add(run)
-            self._replace(_whose(self._tasks.get(run)))
-        else:
-            self._forget(run)
-
-    def _forget(self, run: asyncio.Task[None]) -> None:
-        """Note that all nodes of an ended run have stopped."""
-        self._underway.pop(run, None)
-        self._tasks.pop(run, None)
-        self._stuck.discard(run)
-        self._say_going_on()
-
-    def _replace(self, because: Draining) -> None:
-        """Begin to replace this replica: a cancelled node goes on, and a thread cannot be killed."""
-        if because not in self._blamed:
-            self._blamed.add(because)
-            self._say_going_on()
-            why = self._close(f"a node goes on {self._stop_s:g} s after it had to stop")
-            reported = asyncio.create_task(self._membership.send_and_wait(replace(because, why=why)))
-            self._replacing = self._replacing or asyncio.create_task(self._give_way(reported, why))
-
-    async def _give_way(self, reported: asyncio.Task[None], why: str) -> None:
-        await asyncio.wait([reported], timeout=LEAVE_S)
-        if not await self._stops_while_others_finish():
-            await self._hand_over(why)
-
-    def _close(self, why: str) -> str:
-        """Note why this replica takes no more tasks, and return that."""
-        self._closed_for = why
-        _log.warning("taking no more tasks: %s; running: %s", why, ", ".join(self.underway()) or "no node")
-        return why
-
-    def _reopen(self) -> None:
-        """Take tasks again, if nothing goes on any more that had to stop."""
-        if self._closed_for and not (self._stuck or self._engine_closed or self._replacing):
-            self._closed_for = ""
-            _log.info("taking tasks again: what went on has stopped")
-            self.send(Reopened())
-
-    def computes_unwanted(self, seconds: float) -> None:
-        """Note for how long the engine has been computing nothing but cancelled work; 0 once it has stopped."""
-        why = f"the engine has been computing for {seconds:g} s what was cancelled"
-        self._computed_for = self._cancelled_before(seconds) if seconds else None
-        self._say_going_on()
-        if seconds >= self._cancelled_time_s:
-            if self._replacing is None:
-                self._replacing = asyncio.create_task(self._give_way_at_once(why, self._cancelled_before(seconds)))
-        elif seconds >= self._stop_s and not self._engine_closed:
-            self._engine_closed = True
-            self.send(Draining(by_job=False, why=self._close(why)))
-        elif not seconds and self._engine_closed:
-            self._engine_closed = False
-            self._reopen()
-
-    def _cancelled_before(self, seconds: float) -> Draining:
-        """Return the owner of the last job that was cancelled before that time: the engine computes its work."""
-        began_s = asyncio.get_running_loop().time() - seconds + CANCELLED_S
-        return next((whose for at_s, whose in reversed(self._cancelled) if at_s <= began_s), Draining(by_job=False))
-
-    async def _give_way_at_once(self, why: str, because: Draining) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._membership.send_and_wait(replace(because, why=why)), LEAVE_S)
-        await self._hand_over(why)
-
-    async def _hand_over(self, why: str) -> None:
-        """Hand all tasks back to the scheduler, and end this process."""
-        _log.warning("leaving, for another replica to take over: %s; running: %s", why, ", ".join(self.underway()))
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.leave(), self._stop_s + LEAVE_S)
-        exit_process(REPLACED, why, self.underway, self._exit)
-
-    async def _stops_while_others_finish(self) -> bool:
-        """Let other tasks go on for finish_s; return whether the cancelled node has stopped meanwhile.
-
-        Those that only wait for a thread, which the node that goes on may never free, are handed over at once.
-        """
-        loop = asyncio.get_running_loop()
-        end_s = loop.time() + self._finish_s
-        waited: set[asyncio.Task[None]] = set()
-        while loop.time() < end_s and set(self._running.values()) - self._stuck and not self._membership.leaving:
-            await asyncio.sleep(LOOK_S)
-            # Twice in a row: a call whose thread has just returned looks the same for a moment.
-            waiting = {run for run in self._running.values() if self._underway[run].waits}
-            for run in waiting & waited:
-                run.cancel()
-            waited = waiting
-            for run in [run for run in self._stuck if not self._underway.get(run)]:
-                self._forget(run)
-            if not self._stuck:
-                self._blamed.clear()
-                self._replacing = None
-                self._reopen()
-                return True
-        return False
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:
         """Request a value by way of the scheduler; None means that this replica must compute it."""
@@ -592,13 +427,3 @@ class Runner:
     def fingerprint(self, folder: str, name: str, tenant: str) -> str:
         """Return a file's fingerprint; tenant: the owner of an upload."""
         return self._fingerprint(folder, name, tenant) if tenant else self._fingerprint(folder, name)
-
-
-def _whose(task: Task | None) -> Draining:
-    """Return the owner to blame for a task that goes on; of None nobody."""
-    return Draining(by_job=False) if task is None else Draining(task.tenant, task.client_id)
-
-
-def _owner(whose: Draining) -> Owner:
-    """Return the owner that is charged with it."""
-    return whose.tenant, None if whose.tenant else whose.client_id

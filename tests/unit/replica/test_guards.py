@@ -295,12 +295,13 @@ async def test_a_task_that_waits_for_the_thread_of_a_node_that_goes_on_is_handed
         guilty = await c.started("Endless")
         behind = await c.submit("Node", "behind")
         async with asyncio.timeout(30):
-            while not any(run.waits for run in c.running.runners["cpu"]._underway.values()):
+            while not c.running.runners["cpu"].replacement.waiting:
                 await asyncio.sleep(0.01)
             assert await c.running.scheduler.cancel(guilty)
             while (await c.running.scheduler.cluster()).replicas[0].running > 1:
                 await asyncio.sleep(0.01)
-            assert (c.running.exits, len(c.running.runners["cpu"]._stuck)) == ([], 1), "what runs there goes on"
+            stuck = c.running.runners["cpu"].replacement.stuck
+            assert (c.running.exits, stuck) == ([], 1), "what runs there goes on"
             c.running.runners["cpu"]._classes["Endless"].stop.set()
             assert (await c.running.finish(behind)).state == "success"
 
@@ -365,7 +366,7 @@ async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) 
         c.running.runners["cpu"]._classes["Endless"].stop.set()
         await c.check()
         async with asyncio.timeout(60):
-            while c.running.runners["cpu"]._underway:
+            while c.running.runners["cpu"].underway():
                 await asyncio.sleep(0.01)
         assert c.running.exits == []
 
@@ -387,9 +388,9 @@ async def test_an_engine_stuck_in_a_cancelled_job_is_reported_and_replaced_at_no
         assert "cpu" in await c.running.replicas(), "it is to go on"
         assert (await c.running.scheduler.job(innocent)).state == "running"
         assert (await c.running.scheduler.cluster()).backoffs == ()
-        while not runner._cancelled:
+        while not (cancelled := runner.replacement.cancelled):
             await asyncio.sleep(0.01)
-        runner._cancelled[0] = (runner._cancelled[0][0] - 9.0, runner._cancelled[0][1])
+        cancelled[0] = (cancelled[0][0] - 9.0, cancelled[0][1])
         runner.computes_unwanted(9.0)
         async with asyncio.timeout(60):
             while not c.running.exits:
