@@ -76,7 +76,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (Krea2Text, QwenImage21Text)
-"""Kinds of encoders of the families above, for loader types of their own."""
+"""Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "ideogram4": (Qwen3Text, "Ideogram 4"),
     "boogu": (Qwen3Text, "Boogu-Image"),

@@ -376,7 +376,7 @@ def own_text(text: Text, key: str) -> str:
 class TextFamily(Family):
     """A family of text encoders, or of encoders used side by side. name: its name in errors.
 
-    types: the loader types for which it stands in the place of the family that recognises its files.
+    types: the loader types that are its own, of one in TEXT_READERS.
     """
 
     name: ClassVar[str]
@@ -399,6 +399,11 @@ class TextFamily(Family):
     def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> Mapping[str, str]:
         """Return layers' names in LoRA files, as `Family`. alone: it is the first encoder."""
         return {}
+
+    @classmethod
+    def replaces(cls, found: TextFamily, loaded_as: str) -> bool:
+        """Whether one in TEXT_READERS is what an encoder found in files is, loaded as this type."""
+        return loaded_as in cls.types
 
     def as_type(self, loaded_as: str) -> TextFamily:
         """Return this encoder as a loader's type configures it, "" for none; the same for all types by default."""

@@ -76,7 +76,7 @@ def find_part(part: Part, files: Sequence[Tensors], loaded_as: str = "") -> Foun
 def as_type(encoder: TextFamily, loaded_as: str) -> TextFamily:
     """Return an encoder as a loader's type configures it, "" for none."""
     for kind in TEXT_READERS:
-        if loaded_as in kind.types and issubclass(kind, type(encoder)):
+        if issubclass(kind, type(encoder)) and kind.replaces(encoder, loaded_as):
             encoder = kind(**{field.name: getattr(encoder, field.name) for field in fields(kind)})  # type: ignore[arg-type]
     return encoder.as_type(loaded_as)
 
