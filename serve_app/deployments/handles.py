@@ -25,9 +25,10 @@ from serve_app.deployments.verbs import CALLED, VERBS
 from serve_app.errors import NotReadyError
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackRoute
-from serve_app.scheduler.protocol.client import Accepted, SchedulerClient, Submission
+from serve_app.scheduler.protocol.client import Accepted, SchedulerClient
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import ReplicaInfo, SchedulerForReplicas
+from serve_app.store.database.changes import Submission
 
 NAME = "scheduler"
 NAMESPACE = "serve_app"

@@ -70,7 +70,6 @@ from serve_app.scheduler.protocol.client import (
     QueueCount,
     QueueView,
     Reader,
-    Submission,
     Unfinished,
     UnsentEvents,
 )
@@ -82,7 +81,7 @@ from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
 from serve_app.scheduler.webhooks.deliverer import Post, WebhookDeliverer, WebhookDelivererThread
 from serve_app.scheduler.webhooks.outgoing import Outgoing
-from serve_app.store.database.changes import Change, JobQuery, JobRow
+from serve_app.store.database.changes import Change, JobQuery, JobRow, Submission
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.queries import Query
 from serve_app.store.tenants.pauses import Pause

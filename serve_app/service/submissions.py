@@ -34,8 +34,9 @@ from serve_app.limits import refused
 from serve_app.nodes.replacements import replaced
 from serve_app.nodes.unsupported import NOT_THERE
 from serve_app.scheduler.core.time_limit import LONGEST_DEADLINE_S
-from serve_app.scheduler.protocol.client import SchedulerClient, Submission
+from serve_app.scheduler.protocol.client import SchedulerClient
 from serve_app.service.request_limits import Limits
+from serve_app.store.database.changes import Submission
 from serve_app.store.files.store import FileRef, Store
 from serve_app.store.models.check import ModelCheck
 

@@ -20,11 +20,10 @@ from serve_app.scheduler.protocol.client import (
     QueueItem,
     QueueView,
     SchedulerClient,
-    Submission,
     Unfinished,
 )
 from serve_app.service.submissions import abbreviated, is_job_id
-from serve_app.store.database.changes import JobQuery
+from serve_app.store.database.changes import JobQuery, Submission
 from serve_app.store.tenants.tenants import MARK, is_tenant, job_id_of, prompt_id_of
 
 

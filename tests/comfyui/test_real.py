@@ -19,7 +19,8 @@ from PIL import Image
 from serve_app.comfyui.client import Client
 from serve_app.config.comfyui import ComfyUIConfig
 from serve_app.config.pool import PoolConfig
-from serve_app.scheduler.protocol.client import JobView, Submission
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.store.database.changes import Submission
 from serve_app.store.files.store import FileRef
 from tests.comfyui.pools import ARGUMENTS, HOME, PYTHON
 from tests.parity.checkpoints import models_dir

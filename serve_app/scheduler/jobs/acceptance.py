@@ -24,7 +24,8 @@ from serve_app.scheduler.events.published_jobs import PublishedJobs
 from serve_app.scheduler.jobs.admission import Admission
 from serve_app.scheduler.jobs.job_lookup import JobLookup
 from serve_app.scheduler.jobs.repeats import check_repeat
-from serve_app.scheduler.protocol.client import Accepted, Submission
+from serve_app.scheduler.protocol.client import Accepted
+from serve_app.store.database.changes import Submission
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.tenants.stored_bytes import StoredBytes, refusal
 

@@ -26,8 +26,7 @@ from serve_app.graph.signature import salt_of, signatures
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
 from serve_app.scheduler.core.records import priority_of
-from serve_app.scheduler.protocol.client import Submission
-from serve_app.store.database.changes import JobRow, made_from
+from serve_app.store.database.changes import JobRow, Submission, made_from
 
 
 @dataclass(frozen=True, slots=True)

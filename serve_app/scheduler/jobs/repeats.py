@@ -9,9 +9,8 @@ from typing import Any
 from serve_app.errors import InvalidSubmissionError
 from serve_app.graph.parse import FINGERPRINT
 from serve_app.graph.plan import OPTIMIZATIONS
-from serve_app.scheduler.protocol.client import Submission
 from serve_app.scheduler.protocol.request_ids import without_request_id
-from serve_app.store.database.changes import JobRow
+from serve_app.store.database.changes import JobRow, Submission
 from serve_app.store.tenants.credentials import without_credentials
 from serve_app.store.tenants.tenants import prompt_id_of
 

@@ -1,4 +1,4 @@
-"""The ingress's protocol with the scheduler: submissions, jobs as clients see them, feeds, the queue.
+"""The ingress's protocol with the scheduler: jobs as clients see them, feeds, the queue.
 
 Plain data, which goes between processes by the types that are declared here (`deployments/codec.py`). The protocol
 between scheduler and replicas is in `messages.py`.
@@ -18,7 +18,7 @@ from serve_app.packs.routes import PackRoute
 from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.protocol.cluster_view import ClusterView, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, SocketFrame
-from serve_app.store.database.changes import NO_CLAIMS, Claims, Job, JobKey, JobQuery
+from serve_app.store.database.changes import Job, JobKey, JobQuery, Submission
 
 # Not imported at run time: naming them needs no database.
 if TYPE_CHECKING:
@@ -26,28 +26,6 @@ if TYPE_CHECKING:
     from serve_app.store.tenants.pauses import Pause
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Submission:
-    """A validated job on its way to the database.
-
-    prompt: the wire JSON with constants converted. targets: the output nodes to run. number: the client's own queue
-    number, None for the next one; front: the next one, negated. id_is_new: no earlier submission can have this id.
-    labels: the client's labels. claims: the keys and files that it claims. tenant: as Job's.
-    """
-
-    job_id: str
-    prompt: Mapping[str, Any]
-    targets: tuple[str, ...]
-    client_id: str | None = None
-    extra_data: Mapping[str, Any] = field(default_factory=dict)
-    number: float | None = None
-    front: bool = False
-    id_is_new: bool = False
-    labels: Mapping[str, str] = field(default_factory=dict)
-    claims: Claims = NO_CLAIMS
-    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)

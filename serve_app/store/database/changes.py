@@ -1,4 +1,4 @@
-"""The durable changes of a job, as data.
+"""A job as data: as submitted and as stored, its durable changes, and queries for lists.
 
 The machine emits them and `jobs.py` applies them. A change is committed before its event is published.
 """
@@ -97,6 +97,28 @@ class Claims:
 
 
 NO_CLAIMS = Claims()
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A validated job on its way to the database.
+
+    prompt: the wire JSON with constants converted. targets: the output nodes to run. number: the client's own queue
+    number, None for the next one; front: the next one, negated. id_is_new: no earlier submission can have this id.
+    labels: the client's labels. claims: the keys and files that it claims. tenant: as Job's.
+    """
+
+    job_id: str
+    prompt: Mapping[str, Any]
+    targets: tuple[str, ...]
+    client_id: str | None = None
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+    number: float | None = None
+    front: bool = False
+    id_is_new: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    claims: Claims = NO_CLAIMS
+    tenant: str = ""
 
 
 def made_from(kind: type[T], source: Any, **others: Any) -> T:

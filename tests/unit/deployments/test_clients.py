@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from serve_app.config.pool import PoolConfig
-from serve_app.scheduler.protocol.client import QueueBounds, Reader, Submission
+from serve_app.scheduler.protocol.client import QueueBounds, Reader
 from serve_app.scheduler.protocol.messages import Free
-from serve_app.store.database.changes import JobQuery
+from serve_app.store.database.changes import JobQuery, Submission
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.scheduler.job_pages import page
 

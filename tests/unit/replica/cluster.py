@@ -19,8 +19,9 @@ from serve_app.replica.assemble import assemble
 from serve_app.replica.comfyui_assemble import assemble_comfyui
 from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.replica.runner import Runner
-from serve_app.scheduler.protocol.client import JobView, Submission
+from serve_app.scheduler.protocol.client import JobView
 from serve_app.scheduler.scheduler import Scheduler
+from serve_app.store.database.changes import Submission
 
 
 class InProcess:

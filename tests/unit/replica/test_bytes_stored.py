@@ -13,7 +13,8 @@ from serve_app.config.quotas import Quota, Quotas
 from serve_app.config.storage import S3Config
 from serve_app.errors import QuotaError
 from serve_app.scheduler.housekeeping import storage_count
-from serve_app.scheduler.protocol.client import JobView, Submission
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.store.database.changes import Submission
 from serve_app.store.tenants.stored_bytes import StoredBytes
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.replica.test_bucket import CPU, drawing, place

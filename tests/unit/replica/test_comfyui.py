@@ -18,7 +18,7 @@ from PIL import Image
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import NotReadyError
 from serve_app.replica.comfyui_runner import ComfyUIRunner
-from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import Submission
 from serve_app.store.files.store import FileRef
 from serve_app.store.files.volume import Volume
 from tests.comfyui.pools import STANDIN, graph, standin

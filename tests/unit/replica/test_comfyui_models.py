@@ -12,7 +12,7 @@ from PIL import Image
 
 from serve_app.config.storage import BucketConfig
 from serve_app.replica import comfyui_runner
-from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import Submission
 from serve_app.store.files.bucket import Bucket
 from serve_app.store.models import mirror
 from tests.comfyui.pools import standin

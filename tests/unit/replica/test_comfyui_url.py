@@ -16,7 +16,7 @@ from serve_app.config import AppConfig
 from serve_app.config.comfyui import ComfyUIConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.replica import comfyui_runner
-from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import Submission
 from tests.comfyui.pools import free_port, graph, standin, started
 from tests.unit.replica.cluster import Cluster
 

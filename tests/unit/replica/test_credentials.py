@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from serve_app.config.pool import PoolConfig
-from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import Submission
 from serve_app.store.tenants.credentials import HIDDEN
 from tests.unit.replica.cluster import Cluster, cluster
 

@@ -23,9 +23,10 @@ from serve_app.errors import NotReadyError, QueueFullError, StaleEpochError, Una
 from serve_app.images import to_png
 from serve_app.replica import assemble as assembling
 from serve_app.replica import membership
-from serve_app.scheduler.protocol.client import Reader, Submission
+from serve_app.scheduler.protocol.client import Reader
 from serve_app.scheduler.protocol.messages import Free
 from serve_app.scheduler.replicas import registry as replica_registry
+from serve_app.store.database.changes import Submission
 from tests import workflows
 from tests.unit.replica.cluster import Cluster, cluster
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from serve_app.config.pool import PoolConfig
-from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import Submission
 from tests import workflows
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster, cluster

@@ -11,7 +11,8 @@ from PIL import Image
 
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import InvalidGraphError
-from serve_app.scheduler.protocol.client import JobView, Submission
+from serve_app.scheduler.protocol.client import JobView
+from serve_app.store.database.changes import Submission
 from tests.unit.replica.cluster import Cluster, cluster
 from tests.unit.replica.test_runner import ONE, txt2img
 

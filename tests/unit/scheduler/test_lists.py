@@ -12,9 +12,8 @@ import pytest
 
 from serve_app.errors import InvalidSubmissionError
 from serve_app.scheduler.jobs import list_counts
-from serve_app.scheduler.protocol.client import Submission
 from serve_app.store.database import list_statements
-from serve_app.store.database.changes import JobAccepted, JobQuery, JobRow, Sort
+from serve_app.store.database.changes import JobAccepted, JobQuery, JobRow, Sort, Submission
 from tests.unit.scheduler.job_pages import page
 from tests.unit.scheduler.test_scheduler import UNSTORABLE, Life, impatient, life, living
 

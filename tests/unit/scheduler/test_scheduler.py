@@ -28,11 +28,11 @@ from serve_app.scheduler import watch
 from serve_app.scheduler.durability import writer
 from serve_app.scheduler.jobs.admission import AdmissionRules
 from serve_app.scheduler.jobs.views import row_view
-from serve_app.scheduler.protocol.client import JobView, QueueBounds, QueueCount, Reader, Submission
+from serve_app.scheduler.protocol.client import JobView, QueueBounds, QueueCount, Reader
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import Assign, NodeFinished, NodeStarted, ReplicaInfo, Report, TaskFinished
 from serve_app.scheduler.scheduler import Scheduler
-from serve_app.store.database.changes import JobQuery
+from serve_app.store.database.changes import JobQuery, Submission
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.reserved import Contents
 from serve_app.store.tenants.pauses import THE_QUEUE, Pause

@@ -13,8 +13,7 @@ import pytest
 from serve_app.config.quotas import Quota, Quotas
 from serve_app.errors import QuotaError
 from serve_app.scheduler.jobs.usage import DAY_S
-from serve_app.scheduler.protocol.client import Submission
-from serve_app.store.database.changes import TenantUsed
+from serve_app.store.database.changes import Submission, TenantUsed
 from tests.unit.scheduler import test_scheduler
 from tests.unit.scheduler.test_scheduler import Life, living
 

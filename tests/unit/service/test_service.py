@@ -10,9 +10,10 @@ from serve_app.config.quotas import Quota, Quotas
 from serve_app.errors import InvalidGraphError, InvalidSubmissionError, NotReadyError
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Pool
-from serve_app.scheduler.protocol.client import Accepted, SchedulerClient, Submission
+from serve_app.scheduler.protocol.client import Accepted, SchedulerClient
 from serve_app.service.service import Service
 from serve_app.service.submissions import KEYS
+from serve_app.store.database.changes import Submission
 from serve_app.store.tenants.api_keys import ListKeys
 from serve_app.store.tenants.stored_bytes import NoteFiles, StoredBytes
 from tests.unit.api.conftest import FILES, example, replica, scheduler, service, volume

@@ -18,10 +18,11 @@ from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.durability import lease, succession, writer
 from serve_app.scheduler.durability.succession import Succession
 from serve_app.scheduler.jobs.admission import AdmissionRules
-from serve_app.scheduler.protocol.client import Accepted, QueueBounds, Submission
+from serve_app.scheduler.protocol.client import Accepted, QueueBounds
 from serve_app.scheduler.protocol.cluster_view import HostStats
 from serve_app.scheduler.protocol.messages import ReplicaInfo
 from serve_app.scheduler.scheduler import Scheduler
+from serve_app.store.database.changes import Submission
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.schema import REVISIONS
 

@@ -13,7 +13,7 @@ from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.scheduler.jobs.admission import Admission, AdmissionRules
 from serve_app.scheduler.jobs.repeats import check_repeat
-from serve_app.scheduler.protocol.client import Submission
+from serve_app.store.database.changes import Submission
 
 SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 
