@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeAlias
+
+from cachetools import LRUCache
 
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.service.tenant_jobs import TenantJobs
@@ -28,8 +30,7 @@ class JobListCache:
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Show, JobKey], bytes] = OrderedDict()
-        self._bytes = 0
+        self._kept: LRUCache[tuple[Show, JobKey], bytes] = LRUCache(KEPT_BYTES, getsizeof=len)
 
     async def list(self, jobs: TenantJobs, query: JobQuery, show: Show) -> tuple[dict[str, bytes], int]:
         """Return the rendered jobs that a query finds, by id and in its order, and the number that it finds in all."""
@@ -40,7 +41,6 @@ class JobListCache:
             if (kept := self._kept.get((show, key))) is None:
                 missing.append(key)
             else:
-                self._kept.move_to_end((show, key))
                 shown[key[0]] = kept
         for start in range(0, len(missing), CHUNK):
             shown |= await self._made(jobs, missing[start : start + CHUNK], query, show)
@@ -55,14 +55,9 @@ class JobListCache:
                 continue
             made[view.job_id] = show(without_secrets(view))
             if end is not None:
-                self._keep((show, (view.job_id, end)), made[view.job_id])
+                with contextlib.suppress(ValueError):  # it is larger than the cache
+                    self._kept[show, (view.job_id, end)] = made[view.job_id]
         return made
-
-    def _keep(self, key: tuple[Show, JobKey], text: bytes) -> None:
-        self._bytes += len(text) - len(self._kept.pop(key, b""))
-        self._kept[key] = text
-        while self._bytes > KEPT_BYTES:
-            self._bytes -= len(self._kept.popitem(last=False)[1])
 
 
 def without_secrets(view: JobView) -> JobView:

@@ -10,12 +10,13 @@ import copy
 import json
 import re
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
+
+from cachetools import LRUCache
 
 from serve_app import log
 from serve_app.errors import (
@@ -151,7 +152,7 @@ class Service:
         self._pools = pools
         self.shared_packs = shared_packs
         self._operators = self
-        self._tenants: OrderedDict[str, Service] = OrderedDict()
+        self._tenants: LRUCache[str, Service] = LRUCache(TENANTS)
 
     @property
     def tenant(self) -> str:
@@ -165,9 +166,6 @@ class Service:
             return whole
         if (bound := whole._tenants.get(tenant)) is None:
             bound = whole._tenants[tenant] = whole._bound(tenant)
-            if len(whole._tenants) > TENANTS:
-                whole._tenants.popitem(last=False)
-        whole._tenants.move_to_end(tenant)
         return bound
 
     def _bound(self, tenant: str) -> Service:
