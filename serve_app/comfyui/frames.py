@@ -13,7 +13,7 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.scheduler.protocol.messages import NodeFinished, NodeProgressed, NodesCached, NodeStarted, Report
 
-PREVIEW, TEXT, DESCRIBED_PREVIEW = 1, 3, 4
+PREVIEW, TEXT = 1, 3
 """Kinds of its binary frames."""
 
 

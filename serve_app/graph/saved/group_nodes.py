@@ -166,7 +166,3 @@ class _Inside:
 
 def _slots(node: JsonObject) -> Sequence[JsonObject]:
     return [slot for slot in node.get("inputs") or () if slot]
-
-
-def _is_widget(slot: JsonObject, name: str) -> bool:
-    return slot["name"] == name and bool(slot.get("widget"))

@@ -18,7 +18,7 @@ from serve_app.errors import NodeError
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.transfer import to_device
 
-EDIT_CHANNELS, INPAINT_CHANNELS = 4, 5
+EDIT_CHANNELS = 4
 MASK_CHANNELS = 4
 """Channels of a video's mask: one for each image of a latent frame."""
 
