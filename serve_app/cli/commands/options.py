@@ -59,7 +59,7 @@ def settings(given: Path | None, *, new: bool = False, **changed: Any) -> AppCon
 
     new: whether the command may make a database and folders. Errors: ConfigError, also if none is there to be used.
     """
-    from serve_app.store.database.jobs import check_exists
+    from serve_app.store.database.database import check_exists
 
     found = configured(given, new=new, **changed)
     if not new:

@@ -25,7 +25,8 @@ from serve_app.packs.requirements import check_lock
 from serve_app.replica.files import models_location
 from serve_app.replica.host import driver_version, host_stats
 from serve_app.store.database.changes import JobQuery
-from serve_app.store.database.jobs import Jobs, exists
+from serve_app.store.database.database import exists
+from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.location import Location
 
 LOW_BYTES = 1_000_000_000

@@ -22,10 +22,6 @@ import sqlalchemy as sa
 from serve_app import log
 from serve_app.errors import (
     ChangeRefusedError,
-    ConfigError,
-    DatabaseAwayError,
-    DatabaseDamagedError,
-    DatabaseGoneError,
     FileMissingError,
     StaleEpochError,
 )
@@ -34,7 +30,7 @@ from serve_app.store.database import backoffs, costs, webhooks
 from serve_app.store.database.change_statements import VARIABLES, apply, clear_credentials
 from serve_app.store.database.changes import Change, JobKey, JobQuery, JobRow, ListCount, OwnerCharged, TenantUsed
 from serve_app.store.database.costs import Cost
-from serve_app.store.database.engine import database_engine
+from serve_app.store.database.database import Database, is_permanent, reason, unlimited_statements
 from serve_app.store.database.execute import execute
 from serve_app.store.database.list_statements import ENDLESS, containing, counting, counting_ends, window_of
 from serve_app.store.database.queries import Query
@@ -47,10 +43,7 @@ from serve_app.store.database.schema import (
     POOL_SPECS,
     RESERVATIONS,
     UNFINISHED,
-    migrate,
 )
-from serve_app.store.database.sqlite_file import SqliteFile, damage, unreadable
-from serve_app.store.database.sqlite_log import SqliteLog
 from serve_app.store.database.webhooks import Webhook
 from serve_app.store.files.reserved import Reservation, shown
 from serve_app.store.files.store import FileRef
@@ -61,19 +54,6 @@ from serve_app.store.tenants.tenants import placed
 T = TypeVar("T")
 _log = log.get("store")
 
-STATEMENT_S = 30.0
-"""How long PostgreSQL may take to answer one statement."""
-
-REFUSALS = (
-    *(sa.exc.IntegrityError, sa.exc.DataError),
-    *(UnicodeError, OverflowError, RecursionError, TypeError, ValueError),
-)
-"""What a statement fails with because of the values in it, however often it is sent."""
-
-REFUSAL_STATES = ("22", "23", "54")
-"""Classes of SQLSTATE that say the same: data exception, constraint violation, program limit exceeded."""
-
-
 # What every job needs is made once: SQLAlchemy takes longer to make a statement than to carry it out.
 _HOLD_LEASE = sa.update(LEASE).where(LEASE.c.epoch == sa.bindparam("held")).values(epoch=sa.bindparam("held"))
 _ONE_JOB = sa.select(JOBS).where(JOBS.c.job_id == sa.bindparam("the_job"))
@@ -81,43 +61,11 @@ _SHOWN = sa.select(JOBS.c.tenant, OUTPUTS.c.ui).join(JOBS, JOBS.c.job_id == OUTP
 _ITS_OUTPUTS = sa.select(OUTPUTS).where(OUTPUTS.c.job_id == sa.bindparam("the_job")).order_by(OUTPUTS.c.seq)
 
 
-class Jobs:
-    """The database by URL: `sqlite:///state/jobs.sqlite`, or `postgresql://user@host/name` with psycopg 3.
+class Jobs(Database):
+    """The statements of jobs and of the lease over an open database."""
 
-    Opening it creates or migrates its tables, unless `migrates` is False. A password that is not in the URL comes from
-    PGPASSWORD or PGPASSFILE.
-    statement_s: how long PostgreSQL may take to answer one statement. Errors: ConfigError, DatabaseAwayError.
-    """
-
-    def __init__(self, url: str, statement_s: float = STATEMENT_S, *, migrates: bool = True) -> None:
-        self.engine = database_engine(url, statement_s)
-        self._shown = self.engine.url.render_as_string()
-        self._webhooks: tuple[Webhook, ...] | None = None
-        """As they are while this process holds the lease, whose holder alone changes them; None is not known."""
-        self._file: SqliteFile | None = None
-        self._log: SqliteLog | None = None
-        self._damage = ""
-        """What is wrong with the file, from when that is seen: what is written to it then may be lost with it."""
-        if self.engine.dialect.name == "sqlite":
-            self._file = file = SqliteFile(self.engine.url)
-            if file.path is not None:
-                self._log = SqliteLog(file.path)
-            # A connection to a path that is free would make an empty database there.
-            sa.event.listen(self.engine, "do_connect", lambda *_: file.check())
-            sa.event.listen(self.engine, "connect", lambda *_: file.connected())
-        if migrates:
-            with self._answering():
-                migrate(self.engine)
-
-    def close(self) -> None:
-        """Close every connection."""
-        if self._log is not None:
-            self._log.close()
-        if self._file is not None:
-            with contextlib.suppress(DatabaseGoneError):
-                self._file.restore(self.engine)
-            self._file.close()
-        self.engine.dispose()
+    _webhooks: tuple[Webhook, ...] | None = None
+    """As they are while this process holds the lease, whose holder alone changes them; None is not known."""
 
     # The lease ----------------------------------------------------------------------------------------------------
 
@@ -226,29 +174,12 @@ class Jobs:
             return query.execute(connection)
 
     @contextlib.contextmanager
-    def snapshot(self) -> Iterator[sa.Connection]:
-        """Open a snapshot transaction: it sees the database as of its first statement."""
-        sqlite = self.engine.dialect.name == "sqlite"
-        level = "AUTOCOMMIT" if sqlite else "REPEATABLE READ"
-        with self._answering(), self.engine.connect().execution_options(isolation_level=level) as connection:
-            if sqlite:  # its driver opens none for what only reads
-                connection.exec_driver_sql("BEGIN")
-            yield connection
-            if sqlite:
-                connection.exec_driver_sql("COMMIT")
-
-    @contextlib.contextmanager
     def replacing(self) -> Iterator[sa.Connection]:
         """Open a transaction that may change everything without holding the lease."""
-        with self._transaction() as connection, _unlimited(connection):
+        with self._transaction() as connection, unlimited_statements(connection):
             # Whoever works on the database waits for this, and then finds that it has lost the lease.
             connection.execute(sa.update(LEASE).values(beat=LEASE.c.beat + 1))
             yield connection
-
-    def administer(self, query: Query[T]) -> T:
-        """Execute a query that concerns no job, without holding the lease, as the command line does for keys."""
-        with self._transaction() as connection:
-            return query.execute(connection)
 
     # Reading ------------------------------------------------------------------------------------------------------
 
@@ -368,83 +299,18 @@ class Jobs:
                     outputs.setdefault(output.job_id, []).append(output)
         return [_row(row, outputs.get(row.job_id, ())) for row in rows]
 
-    def check_there(self) -> None:
-        """Check that the database's file is still at its path and not known to be damaged.
 
-        Errors: DatabaseGoneError, which a write may mend; DatabaseDamagedError.
-        """
-        self.check_sound()
-        if self._file is not None:
-            self._file.check()
-
-    def inspect(self) -> None:
-        """Check every page of SQLite's file. Once one is damaged, all writes are refused."""
-        path = None if self._file is None else self._file.path
-        if path is not None and not self._damage and (found := damage(path)):
-            self._damage = found
-            _log.error("%s", self._damaged())
-
-    def check_sound(self) -> None:
-        """Check that the file is not known to be damaged. Errors: DatabaseDamagedError."""
-        if self._damage:
-            raise self._damaged()
-
-    def _damaged(self) -> DatabaseDamagedError:
-        return DatabaseDamagedError(
-            f"the database {self._shown} is damaged, and nothing more is written to it: {self._damage}; stop the "
-            "server, put a backup in its place with `serve-app restore --replace BACKUP`, or move it away, with its "
-            "-wal and -shm, to begin anew; then start the server",
-            retry_after_s=5,
-        )
-
-    @contextlib.contextmanager
-    def _transaction(self, changes: int = 1) -> Iterator[sa.Connection]:
-        with self._answering():
-            self.check_sound()
-            if self._file is not None:
-                self._file.restore(self.engine)
-            try:
-                with self.engine.begin() as connection:
-                    yield connection
-            except sa.exc.SQLAlchemyError as error:
-                if not _for_good(error):
-                    # Whatever ails the database, as a change of its server's role, ails all sessions from before.
-                    self.engine.dispose()
-                raise
-            if self._log is not None:
-                self._log.wrote(changes)
-            # Whatever went into a file that is gone meanwhile has not been written.
-            self.check_there()
-
-    @contextlib.contextmanager
-    def reading(self) -> Iterator[sa.Connection]:
-        """Yield a connection to read with. Errors: DatabaseAwayError."""
-        with self._answering(), self.engine.connect() as connection:
-            yield connection
-
-    @contextlib.contextmanager
-    def _answering(self) -> Iterator[None]:
-        """Turn the driver's connection errors into DatabaseAwayError."""
-        try:
-            yield
-        except sa.exc.SQLAlchemyError as error:
-            if unreadable(error):
-                self._damage = _reason(error)
-                raise self._damaged() from error
-            raise DatabaseAwayError(f"the database {self._shown}: {_reason(error)}", retry_after_s=2) from error
-
-
-def exists(url: str) -> bool:
-    """Whether SQLite's file is there, which opening it would make; another database answers for itself."""
-    path = SqliteFile(sa.make_url(url)).path
-    return path is None or path.is_file()
-
-
-def check_exists(url: str) -> None:
-    """Check that a database exists. Errors: ConfigError."""
-    if not exists(url):
-        path = sa.make_url(url).database
-        raise ConfigError(f"there is no database {path}: give --database-url, or --config with its `database_url`")
+@contextlib.contextmanager
+def _refusing(job_id: str) -> Iterator[None]:
+    """Turn a permanent refusal of a statement into ChangeRefusedError for its job."""
+    try:
+        yield
+    except Exception as error:
+        if is_permanent(error):
+            raise ChangeRefusedError(
+                job_id, f"the database refuses what the job is to record: {reason(error)}"
+            ) from error
+        raise
 
 
 def _asked(query: JobQuery) -> tuple[tuple[bool, bool], dict[str, Any]]:
@@ -460,44 +326,6 @@ def _asked(query: JobQuery) -> tuple[tuple[bool, bool], dict[str, Any]]:
 
 def _stale(epoch: int) -> StaleEpochError:
     return StaleEpochError(f"epoch {epoch} no longer holds the scheduler's lease; a newer scheduler does")
-
-
-def _unlimited(connection: sa.Connection) -> contextlib.AbstractContextManager[None]:
-    if connection.dialect.name == "sqlite":
-        return contextlib.nullcontext()
-    from serve_app.store.database.postgres_connection import unlimited
-
-    return unlimited(connection)
-
-
-@contextlib.contextmanager
-def _refusing(job_id: str) -> Iterator[None]:
-    """Turn a permanent refusal of a statement into ChangeRefusedError for its job."""
-    try:
-        yield
-    except Exception as error:
-        if _for_good(error):
-            raise ChangeRefusedError(
-                job_id, f"the database refuses what the job is to record: {_reason(error)}"
-            ) from error
-        raise
-
-
-def _for_good(error: Exception) -> bool:
-    if isinstance(error, REFUSALS):
-        return True
-    if isinstance(error, sa.exc.StatementError) and not isinstance(error, sa.exc.DBAPIError):
-        return True  # a value that could not even be sent
-    state = getattr(getattr(error, "orig", None), "sqlstate", None)
-    if state is None:  # of the driver's own making: it knows no way to send a value of that type
-        return isinstance(error, sa.exc.ProgrammingError | sa.exc.InterfaceError)
-    return state[:2] in REFUSAL_STATES
-
-
-def _reason(error: Exception) -> str:
-    """Return the driver's message: SQLAlchemy's contains the statement with its values."""
-    words = str(getattr(error, "orig", None) or error).strip() or type(error).__name__
-    return words.splitlines()[0][:500]
 
 
 def _placed(ui: str, tenant: str) -> set[FileRef]:

@@ -37,7 +37,8 @@ from serve_app.scheduler.protocol.messages import (
 )
 from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.database.changes import JobQuery
-from serve_app.store.database.jobs import STATEMENT_S, Jobs
+from serve_app.store.database.database import STATEMENT_S
+from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import WholeStore
 from serve_app.store.page.userdata import UserData
 from serve_app.store.retention.rules import RetentionRules
