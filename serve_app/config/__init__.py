@@ -30,7 +30,7 @@ from serve_app.config.quotas import Quotas
 from serve_app.config.resume import ResumeConfig
 from serve_app.config.retention import RetentionConfig
 from serve_app.config.section import Seconds, Section
-from serve_app.config.storage import NamedBucket, S3Config, VolumeConfig
+from serve_app.config.storage import NamedBucket, S3Config, StoreConfig, VolumeConfig
 from serve_app.config.tenants import TenantsConfig
 from serve_app.config.traces import TracesConfig
 from serve_app.errors import ConfigError
@@ -61,7 +61,7 @@ class AppConfig(Section):
     """Limit of the copies, evicted least recently used first; 0 keeps them all."""
     model_changes: ModelChangeLimits | None = None
     """Whether admins may upload and delete model files over HTTP: an empty section allows it, None does not."""
-    store: Annotated[VolumeConfig | S3Config, Field(discriminator="kind")] = VolumeConfig()
+    store: StoreConfig = VolumeConfig()
     """Where clients' files are."""
     input_dir: Path = Path("input")
     output_dir: Path = Path("output")

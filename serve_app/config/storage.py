@@ -49,6 +49,9 @@ class VolumeConfig(Section):
     kind: Literal["volume"] = "volume"
 
 
+StoreConfig = Annotated[VolumeConfig | S3Config, Field(discriminator="kind")]
+
+
 def _by_url(given: Any) -> Any:
     """Expand `s3://bucket/prefix` to keys."""
     if not isinstance(given, str):
