@@ -191,6 +191,17 @@ class NodeRuntime:
         self._check_cells(images[:1, ::8, ::8].movedim(-1, 1))
         return await self._with_vae(vae, "encode", images, images[:1, ..., 0].numel())
 
+    async def decode_audio(self, vae: Recipe, latents: Tensor) -> Tensor:
+        """Return sounds (B,C,T) from latents (B,c,…)."""
+        self._check_cells(latents)
+        made = await self._shared.use(vae, self._weights.audio_vae, lambda model: model.decode(latents), self._loading)
+        return await asyncio.to_thread(unpinned, made)
+
+    async def encode_audio(self, vae: Recipe, waveform: Tensor) -> Tensor:
+        """Return latents (B,c,…) from sounds (B,C,T)."""
+        made = await self._shared.use(vae, self._weights.audio_vae, lambda model: model.encode(waveform), self._loading)
+        return await asyncio.to_thread(unpinned, made)
+
     async def see(self, encoder: Recipe, images: Tensor, *, crop: bool) -> ClipVisionOutput:
         """Return what an image encoder sees in images (B,H,W,C) in 0…1. crop: their middle, else all, squeezed."""
         return _joined([await self._see(encoder, part, crop) for part in torch.split(images, IMAGES_TOGETHER)])

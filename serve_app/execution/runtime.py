@@ -57,7 +57,7 @@ class Runtime(Protocol):
         """Return the family and size of a recipe's network, a value of `models/families`. Loads no weights.
 
         A VAE's has `latent_channels`, `factor` (pixels a latent cell covers along one side) and `frames` (images of a
-        video that one latent covers; 0 for a VAE of images alone).
+        video that one latent covers; 0 for a VAE of images alone). An audio VAE's has `rate` and `output_rate`.
         """
         ...
 
@@ -77,6 +77,17 @@ class Runtime(Protocol):
 
         Sides are cropped to a multiple of the pixels that a cell covers, half on each side.
         """
+        ...
+
+    async def decode_audio(self, vae: Recipe, latents: torch.Tensor) -> torch.Tensor:
+        """Return sounds (B,C,T) float32 of an audio VAE's `output_rate` from latents (B,c,…).
+
+        Errors: NodeError for another kind of VAE, and for latents of another.
+        """
+        ...
+
+    async def encode_audio(self, vae: Recipe, waveform: torch.Tensor) -> torch.Tensor:
+        """Return latents (B,c,…) from sounds (B,C,T) of an audio VAE's `rate`. Errors: NodeError as `decode_audio`."""
         ...
 
     async def see(self, encoder: Recipe, images: torch.Tensor, *, crop: bool) -> ClipVisionOutput:

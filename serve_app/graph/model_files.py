@@ -34,6 +34,8 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         ("CLIPLoaderGGUF", "DualCLIPLoaderGGUF", "TripleCLIPLoaderGGUF", "QuadrupleCLIPLoaderGGUF"), _CLIP_GGUF
     ),
     "VAELoader": {"vae_name": ("vae", "vae")},
+    "LTXVAudioVAELoader": {"ckpt_name": ("audio_vae", "checkpoints")},
+    "LTXAVTextEncoderLoader": {"text_encoder": ("clip", "text_encoders")},
     "ControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},
     "DiffControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},
     "GLIGENLoader": {"gligen_name": ("model_patch", "gligen")},

@@ -9,7 +9,7 @@ from serve_app.recipe.guidance import GuidancePatch
 from serve_app.recipe.hooks import ClipHooks
 from serve_app.recipe.layers import DifferentialDiffusion, EasyCache, LayerPatch, ReferenceMethod
 from serve_app.recipe.pack_functions import PackFunctions
-from serve_app.recipe.text import ClipSkip, LoadedAs, T5Padding
+from serve_app.recipe.text import ClipSkip, LoadedAs, ProjectedBy, T5Padding
 from serve_app.recipe.training import Training
 from serve_app.recipe.weights import ComputedIn, Rounded, Streams, WeightChange
 
@@ -18,6 +18,7 @@ Patch: TypeAlias = (
     | ClipHooks
     | LoadedAs
     | T5Padding
+    | ProjectedBy
     | WeightChange
     | Training
     | Rounded

@@ -25,3 +25,10 @@ class T5Padding:
 
     pads: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectedBy:
+    """A checkpoint has the projection of the text encoder's states, as LTX-2's. name: in the folder checkpoints."""
+
+    name: str

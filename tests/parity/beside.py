@@ -79,7 +79,7 @@ OWN: dict[str, type] = {"Fixed": Fixed, "SmallModel": SmallModel}
 async def ours(stack: Stack, case: Case) -> torch.Tensor:
     """Return what we make of a case, float32."""
     value = await stack.run(case.target, **case.nodes)
-    samples = value["samples"] if isinstance(value, dict) else value
+    samples: Any = value.get("samples", value.get("waveform")) if isinstance(value, dict) else value
     return LatentLayout.of(samples).pack(samples).float()
 
 

@@ -63,7 +63,9 @@ def fixed(kind: str, tensor: torch.Tensor, extra: Any) -> Any:
         output.penultimate_hidden_states = tensor
         return output
     pooled = torch.randn(1, int(extra), generator=torch.Generator().manual_seed(9))
-    return [[tensor, {"pooled_output": pooled}]]
+    return [
+        [tensor, {"pooled_output": pooled, **({"unprocessed_ltxav_embeds": True} if "unprocessed" in kind else {})}]
+    ]
 
 
 FLOWS: dict[str, tuple[str, dict[str, float], Any]] = {
@@ -213,7 +215,7 @@ def tensors(name: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
         yield f"{name}|cond", cond
         yield f"{name}|pooled", options["pooled_output"]
     else:
-        samples = value["samples"] if isinstance(value, dict) else value
+        samples: Any = value.get("samples", value.get("waveform")) if isinstance(value, dict) else value
         yield name, comfy.utils.pack_latents(samples.unbind())[0] if samples.is_nested else samples
 
 

@@ -37,6 +37,7 @@ TURN = 151644
 """Qwen's token that begins a turn."""
 UNREAD = ("logit_scale", "text_projection.weight", "model.lm_head.weight")
 """Weights that no conditioning is made of."""
+TOWERS = ("visual.", "vision_model.", "multi_modal_projector.")
 BROUGHT = ("spiece_model", "tekken_model")
 
 
@@ -56,11 +57,15 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
     if case["called"] is not None:
         made = made(**case["called"])
     options = {f"{name}_model_config": sizes for name, sizes in case["sizes"].items()}
+    if case["module"] == "lt":
+        options["model_name"] = "gemma3_12b"
     clip = made(device="cpu", dtype=torch.float32, model_options=options)
     for file in files:
         missing, unexpected = clip.load_sd(file)
         # A tower that no file of the case has is not looked through.
-        needed = [name for name in missing if case["tower"] is not None or not name.startswith("visual.")]
+        needed = [name for name in missing if case["tower"] is not None or not name.startswith(TOWERS)]
+        # A file may be of one of several parts.
+        needed = [name for name in needed if not any(name in other for other in files)]
         assert not [name for name in needed if name not in UNREAD], missing
         assert not [name for name in unexpected if not name.endswith("position_ids")], unexpected
     tokenizer_module: Any = importlib.import_module(
@@ -121,7 +126,8 @@ def main() -> None:
             arrays[f"{name}|{i}|cond"] = kept(cond, case)
             if pooled is not None:
                 arrays[f"{name}|{i}|pooled_output"] = pooled.numpy()
-            for key, value in (more[0] if more else {}).items():
+            of_text = more[0] if more else {}
+            for key, value in ((key, value) for key, value in of_text.items() if isinstance(value, torch.Tensor)):
                 arrays[f"{name}|{i}|{key}"] = kept(value, case) if value.ndim > 2 else value.numpy()
         for i, asked in enumerate(case.get("generations", ())):
             clip.reset_clip_options()

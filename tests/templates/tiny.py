@@ -43,6 +43,7 @@ from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.text.llama import LlamaText
+from serve_app.models.families.text.ltx2_text import PREFIX, Gemma3Text
 from serve_app.models.families.text.mistral import MistralText
 from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
@@ -53,6 +54,7 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
+from tests.parity import ltx_cases, ltx_workflows
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.qwen21_cases import drawn, file_of
@@ -136,6 +138,9 @@ def whole(backbone: BackboneFamily, vae: VaeFamily, **texts: TextFamily) -> Tens
     return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
+GEMMA3 = Gemma3Text(7, 32, 48, 2, 1, 256, 256000)
+PROJECTED = {f"{PREFIX}video_aggregate_embed.weight": 48, f"{PREFIX}audio_aggregate_embed.weight": 32}
+"""The layers that make a text of the states, and how wide each stream's is."""
 FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
@@ -195,6 +200,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
+    r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint(),
+    r"text_encoders/gemma_3_12B.*": lambda: text_tensors(GEMMA3),
     r"text_encoders/umt5_xxl.*": lambda: {**text_tensors(UMT5), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
@@ -208,6 +215,22 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"vae/full_encoder_small_decoder.*": lambda: network(SMALL_DECODER),
 }
 """What a file holds, by its folder and name; the first that fits."""
+METADATA: Mapping[str, Callable[[], dict[str, str]]] = {
+    r"checkpoints/ltx-2\.3.*": lambda: ltx_cases.metadata(ltx_workflows.NET)
+}
+"""What a file's metadata says, where its authors write any."""
+
+
+def ltx_checkpoint() -> Tensors:
+    """Return a checkpoint of LTX-2.3, with the projection of its text encoder's states."""
+    return {
+        **ltx_workflows.tensors(),
+        **{name: drawn_by_name(name, (width, GEMMA3.width * (GEMMA3.layers + 1))) for name, width in PROJECTED.items()},
+    }
+
+
+def drawn_by_name(name: str, shape: tuple[int, ...]) -> Tensor:
+    return weights({name: shape})[name]
 
 
 def network(family: Family | SideFamily) -> Tensors:
@@ -267,7 +290,8 @@ def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]
         if make is None:
             raise LookupError(f"no tiny file is known for {folder}/{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(dict(make()), path)
+        said = next((of for pattern, of in METADATA.items() if re.fullmatch(pattern, f"{folder}/{name}")), None)
+        save_file(dict(make()), path, None if said is None else said())
         if name.startswith("llama"):
             (path.parent / "llama3.tokenizer.json").write_text(letters())
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
+from serve_app.models.families.autoencoders.ltx2 import Ltx2Vae
+from serve_app.models.families.autoencoders.ltx2_audio import Ltx2AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
@@ -18,6 +20,7 @@ from serve_app.models.families.dit.flux import Flux
 from serve_app.models.families.dit.flux2 import Flux2
 from serve_app.models.families.dit.hidream import HiDream
 from serve_app.models.families.dit.krea2 import Krea2
+from serve_app.models.families.dit.ltx2 import Ltx2
 from serve_app.models.families.dit.lumina2 import Lumina2
 from serve_app.models.families.dit.omnigen2 import OmniGen2, OmniGen2Text
 from serve_app.models.families.dit.pixart import PixArt, PixArtAlpha
@@ -27,6 +30,7 @@ from serve_app.models.families.dit.sd3 import Sd3
 from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import (
+    AudioVaeFamily,
     BackboneFamily,
     StyleFamily,
     TextEnsemble,
@@ -39,6 +43,7 @@ from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.hidream_text import HiDreamText
 from serve_app.models.families.text.llama import LlamaText
+from serve_app.models.families.text.ltx2_text import Gemma3Text, Ltx2Projection, Ltx2Text
 from serve_app.models.families.text.mistral import MistralText
 from serve_app.models.families.text.qwen import Krea2Text, Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen_vl import QwenVlText
@@ -55,9 +60,12 @@ UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22),
+    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2),
 )
-VAES: Sequence[type[VaeFamily]] = (Flux2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, Taesd, PixelSpace)
+VAES: Sequence[type[VaeFamily]] = (
+    *(Flux2Vae, Ltx2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, Taesd, PixelSpace),
+)
+AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -71,6 +79,8 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         QwenVlText,
         OmniGen2Text,
         Gemma2Text,
+        Gemma3Text,
+        Ltx2Projection,
         MistralText,
         LlamaText,
     ),
@@ -84,10 +94,11 @@ UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "mage": (Qwen3Text, "Mage-Flow"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
+    "AUDIO_VAES",
     "BACKBONES",
     "IMAGE_ENCODERS",
     "STYLE_MODELS",
@@ -106,8 +117,14 @@ __all__ = [
     "Flux",
     "Flux2",
     "Flux2Vae",
+    "Gemma3Text",
     "HiDream",
     "Krea2",
+    "Ltx2",
+    "Ltx2AudioVae",
+    "Ltx2Projection",
+    "Ltx2Text",
+    "Ltx2Vae",
     "Lumina2",
     "OmniGen2",
     "PixArt",

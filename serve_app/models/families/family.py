@@ -291,6 +291,37 @@ class VideoVaeFamily(VaeFamily):
         return torch.cat(list(self.encode_frames(network, latent_frames)), 2)
 
 
+class AudioVaeFamily(Family):
+    """A family of autoencoders between sounds and latents. title: its name in errors.
+
+    rate, output_rate: samples in a second of the sounds that it encodes and decodes. step: samples of a sound that are
+    encoded together; a sound is cut to a multiple. channels: of a sound.
+    """
+
+    title: ClassVar[str]
+    dtypes = (torch.float32,)
+    channels: ClassVar[int] = 2
+
+    latent_axes: ClassVar[int] = 4
+    """Axes of latents, with those of the batch and of channels."""
+
+    rate: int
+    step: ClassVar[int]
+    latent_channels: int
+
+    @property
+    @abstractmethod
+    def output_rate(self) -> int: ...
+
+    @abstractmethod
+    def decode(self, network: Any, latents: Tensor) -> Tensor:
+        """Return sounds (B,C,T), usually in −1…1, from latents (B,c,…), unscaled."""
+
+    @abstractmethod
+    def encode(self, network: Any, waveform: Tensor) -> Tensor:
+        """Return the mean latents of sounds (B,C,T) of `rate`."""
+
+
 class VisionFamily(Family):
     """A family of image encoders. title: its name in errors.
 

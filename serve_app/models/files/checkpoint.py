@@ -80,7 +80,7 @@ class Checkpoint:
 
         Errors: ModelFileError if the files have no such part or one of another family.
         """
-        return find_part(part, [Tensors(file.shapes, file.where) for file in (self, *others)], loaded_as)
+        return find_part(part, [Tensors(file.shapes, file.where, file.metadata) for file in (self, *others)], loaded_as)
 
     def family(self, part: Part, others: Sequence[Checkpoint] = (), loaded_as: str = "") -> Family:
         """Return a part's family; as `find`."""

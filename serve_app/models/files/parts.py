@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from serve_app.errors import ModelFileError
 from serve_app.models.families import (
+    AUDIO_VAES,
     BACKBONES,
     IMAGE_ENCODERS,
     STYLE_MODELS,
@@ -25,6 +26,7 @@ from serve_app.recipe.recipe import Part
 PART_NAMES: Mapping[Part, str] = {
     "backbone": "diffusion network",
     "vae": "VAE",
+    "audio_vae": "audio VAE",
     "clip": "text encoder",
     "clip_vision": "image encoder",
     "style_model": "style model",
@@ -33,7 +35,8 @@ PART_NAMES: Mapping[Part, str] = {
 
 _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
     "backbone": BACKBONES,
-    "vae": VAES,
+    "vae": (*VAES, *AUDIO_VAES),
+    "audio_vae": AUDIO_VAES,
     "clip_vision": IMAGE_ENCODERS,
     "style_model": STYLE_MODELS,
 }

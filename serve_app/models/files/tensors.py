@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 from serve_app.errors import ModelFileError
 from serve_app.store.models.kinds import looks_like
@@ -12,11 +14,17 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Tensors:
-    """The tensors of one part: names without the part's prefix, shapes, and their file for errors."""
+    """The tensors of one part: names without the part's prefix, shapes, and their file for errors.
 
-    def __init__(self, shapes: Mapping[str, Shape], where: str) -> None:
+    metadata: the file's.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, Shape], where: str, metadata: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.shapes = shapes
         self.where = where
+        self._metadata = metadata
         self._prefixes = {name[: i + 1] for name in shapes for i, char in enumerate(name) if char == "."}
 
     def within(self, prefix: str) -> Tensors:
@@ -24,11 +32,25 @@ class Tensors:
         if not prefix:
             return self
         shapes = {name[len(prefix) :]: shape for name, shape in self.shapes.items() if name.startswith(prefix)}
-        return Tensors(shapes, self.where)
+        return Tensors(shapes, self.where, self._metadata)
 
     def has(self, prefix: str) -> bool:
         """Whether any name starts with the prefix, which ends with a dot."""
         return prefix in self._prefixes
+
+    def config(self, section: str) -> Mapping[str, Any]:
+        """Return a section of the configuration in the metadata, which some authors write; empty without one.
+
+        Errors: ModelFileError for one that is no JSON object.
+        """
+        try:
+            whole = json.loads(self._metadata.get("config", "{}"))
+            found = whole.get(section) or {}
+        except (ValueError, AttributeError) as error:
+            raise self.unsupported(f"has a 'config' in its metadata that is no JSON object: {error}") from error
+        if not isinstance(found, dict):
+            raise self.unsupported(f"has a 'config' in its metadata whose '{section}' is no JSON object")
+        return found
 
     def count(self, prefix: str) -> int:
         """Return the number of consecutive prefix0., prefix1., …."""

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from serve_app import log
 from serve_app.errors import ModelFileError
+from serve_app.models.audio_vae import AudioVae
 from serve_app.models.control.controlnet_file import ControlFile, ControlModule
 from serve_app.models.control.dit_control import DitControlNetwork
 from serve_app.models.control.dit_control_file import DitControlFile, SideFile, open_control, open_model_patch
 from serve_app.models.control.model_control import ModelPatch
 from serve_app.models.families.family import (
+    AudioVaeFamily,
     BackboneFamily,
     Family,
     StyleFamily,
@@ -130,6 +132,8 @@ class Loaded:
                 return family.encoder(self.module, lexicon)
             case VaeFamily() as family:
                 return Vae(family, self.module)
+            case AudioVaeFamily() as family:
+                return AudioVae(family, self.module)
             case VisionFamily() as family:
                 return ImageEncoder(family, self.module)
             case StyleFamily() as family:
@@ -166,6 +170,7 @@ class Loader:
             "backbone": dtype,
             "clip": dtype,
             "vae": vae_dtype,
+            "audio_vae": "fp32",
             "controlnet": dtype,
             "clip_vision": dtype,
             "style_model": dtype,
@@ -340,6 +345,8 @@ class Loader:
             return torch.float32
         preferred = (torch.float16,) if family is None else family.dtypes
         asked, part = recipe.last(ComputedIn), recipe.part
+        if isinstance(family, AudioVaeFamily):
+            return torch.float32
         name = self._dtypes[part] if asked is None or asked.dtype == DEFAULT_DTYPE else asked.dtype
         return dtype_of(name, part, self.device, preferred)
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from serve_app.recipe.controls import DiffControlNetBase
 from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.text import ProjectedBy
 from serve_app.recipe.weights import (
     DEFAULT_DTYPE,
     ComputedIn,
@@ -95,6 +96,8 @@ def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> Weig
     paths = [path for name in names for path in catalog.paths(recipe.folder, name, recipe.part)]
     if (changed := recipe.last(DiffControlNetBase)) is not None:
         paths += part_files(catalog, changed.backbone).paths
+    if (projection := recipe.last(ProjectedBy)) is not None:
+        paths += catalog.paths("checkpoints", projection.name, recipe.part)
     rounded, computed = recipe.last(Rounded), recipe.last(ComputedIn)
     dtypes = (rounded and rounded.to, computed.dtype if computed is not None else DEFAULT_DTYPE)
     streams = recipe.last(Streams)

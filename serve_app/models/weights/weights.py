@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from serve_app import log
-from serve_app.errors import DeviceMemoryError
+from serve_app.errors import DeviceMemoryError, NodeError
+from serve_app.models.audio_vae import AudioVae
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control.control import ControlNet
 from serve_app.models.control.model_control import ModelPatch, activated
@@ -168,6 +169,11 @@ class Weights:
     def vae(self, recipe: Recipe, hold: Hold | None = None) -> Vae:
         """Return the recipe's VAE."""
         vae: Vae = self._model(recipe, Vae, hold)[0]
+        return vae
+
+    def audio_vae(self, recipe: Recipe, hold: Hold | None = None) -> AudioVae:
+        """Return the recipe's audio VAE."""
+        vae: AudioVae = self._model(recipe, AudioVae, hold)[0]
         return vae
 
     def image_encoder(self, recipe: Recipe, hold: Hold | None = None) -> ImageEncoder:
@@ -393,7 +399,8 @@ class Weights:
             if resident.model is None:
                 resident.model = resident.loaded.model(self._lexicon)
         if not isinstance(resident.model, kind):
-            raise TypeError(f"{recipe} was asked for as {kind.__name__}")
+            found = type(resident.model).__name__
+            raise NodeError(f"'{recipe.name}' is loaded as {found}, and this node needs one loaded as {kind.__name__}")
         return resident.model, resident
 
     def _loaded(self, recipe: Recipe, hold: Hold) -> ResidentWeights:

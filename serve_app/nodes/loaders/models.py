@@ -9,7 +9,7 @@ from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Choice, File
 from serve_app.nodes.sockets import CLIP, MODEL, VAE
 from serve_app.recipe.recipe import ENCODER_TYPE, Recipe, encoders, tiny_vae
-from serve_app.recipe.text import ClipSkip
+from serve_app.recipe.text import ClipSkip, ProjectedBy
 from serve_app.recipe.training import Discrete
 from serve_app.recipe.weights import EightBit, Rounded
 from serve_app.store.models.catalog import TINY_VAES
@@ -225,3 +225,14 @@ def vae_loader(vae_name: Annotated[str, File("vae")]) -> VAE:
     if vae_name in TINY_VAES:
         return tiny_vae(vae_name)
     return Recipe("vae", "vae", vae_name)
+
+
+@node(
+    "LTXAVTextEncoderLoader",
+    "Load LTXV Audio Text Encoder",
+    category="model/loaders",
+    description="Recipes:\nltxav: gemma 3 12B or matching gemma 4 model",
+)
+def ltxav_text_encoder_loader(text_encoder: EncoderFile, ckpt_name: CheckpointFile, device: Device) -> CLIP:
+    """Gemma 3, and the projection of its states, which a checkpoint of LTX-2 has. The server chooses the device."""
+    return encoders("ltxv", text_encoder).with_patch(ProjectedBy(ckpt_name))

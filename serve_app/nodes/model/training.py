@@ -7,10 +7,12 @@ from typing import Annotated, TypeAlias
 from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Choice, Float, InputType, Int
-from serve_app.nodes.sockets import MODEL
+from serve_app.nodes.sampling.schedules import video_tokens
+from serve_app.nodes.sockets import JOINT_LATENT, MODEL
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import ContinuousEdm, ContinuousV, Discrete, Flow, FluxFlow, Training
 from serve_app.sampling.denoiser import trained
+from serve_app.sampling.schedules.schedules import ltx_shift
 
 _OTHER_FAMILIES = {
     "cosmos_rflow": "Cosmos models, which are not supported",
@@ -110,3 +112,14 @@ def model_sampling_flux(
 _BASE_TOKENS, _MAX_TOKENS = 256, 4096
 """Of images of 256×256 and 1024×1024 pixels, on which FLUX.1 was trained with base_shift and max_shift."""
 _PIXELS_A_TOKEN = 16 * 16
+
+
+@node("ModelSamplingLTXV", category="model/patch/ltxv")
+def model_sampling_ltxv(
+    model: MODEL,
+    max_shift: Annotated[float, _shift(2.05)],
+    base_shift: Annotated[float, _shift(0.95)],
+    latent: JOINT_LATENT | None = None,
+) -> MODEL:
+    """Training on a flow that is shifted the further, the larger the video, which is LTX's largest without one."""
+    return _patched(model, FluxFlow(ltx_shift(video_tokens(latent), max_shift, base_shift)))

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import prod
 from typing import Annotated, Any, TypeAlias
 
 import torch
 
 from serve_app.execution.size import allow_levels
+from serve_app.nested_tensor import parts_of
 from serve_app.nodes.declare import node
-from serve_app.nodes.inputs import MAX_RESOLUTION, Choice, Float, InputType, Int
-from serve_app.nodes.sockets import MODEL, RUNTIME, SIGMAS
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Choice, Float, InputType, Int
+from serve_app.nodes.sockets import JOINT_LATENT, MODEL, RUNTIME, SIGMAS
 from serve_app.sampling.schedules.gits import picked
 from serve_app.sampling.schedules.schedules import (
     ALIGN_YOUR_STEPS,
+    LTX_TOKENS,
     OPTIMAL_STEPS,
     Ends,
     flux_2,
     from_table,
     laplace,
+    ltx,
     polyexponential,
     turbo,
     variance_preserving,
 )
 from serve_app.sampling.schedules.sigmas import SCHEDULES, beta, exponential, karras
+from serve_app.values import Latent
 
 CATEGORY = "model/sampling/schedulers"
 
@@ -188,3 +193,22 @@ def flux2_scheduler(steps: Annotated[int, Int(20, min=1, max=4096)], width: Side
     """Sigmas that FLUX.2 was tuned for, by the size of the image. Return the sigmas, then 0."""
     allow_levels(steps)
     return flux_2(steps, round(width * height / (16 * 16)))
+
+
+@node("LTXVScheduler", category="model/sampling/schedulers")
+def ltxv_scheduler(
+    steps: Annotated[int, Int(20, min=1, max=10000)],
+    max_shift: Annotated[float, Float(2.05, min=0.0, max=100.0, step=0.01)],
+    base_shift: Annotated[float, Float(0.95, min=0.0, max=100.0, step=0.01)],
+    stretch: Annotated[bool, Bool(True, advanced=True, tooltip="Stretch the sigmas to be in the range [terminal, 1].")],
+    terminal: Annotated[float, Float(0.1, min=0.0, max=0.99, step=0.01, advanced=True)],
+    latent: JOINT_LATENT | None = None,
+) -> SIGMAS:
+    """Sigmas shifted the further, the larger the video, which is LTX's largest without one. Return them, then 0."""
+    allow_levels(steps)
+    return ltx(steps, video_tokens(latent), max_shift, base_shift, terminal if stretch else None)
+
+
+def video_tokens(latent: Latent | None) -> int:
+    """Return the tokens of LTX's video of a latent; without one, of the largest that it was trained on."""
+    return LTX_TOKENS[1] if latent is None else prod(parts_of(latent["samples"])[0].shape[2:])

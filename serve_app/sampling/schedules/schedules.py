@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from math import log, pi
+from math import exp, log, pi
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ ALIGN_YOUR_STEPS: Mapping[str, Sequence[float]] = {
 }
 """Levels of ten steps by kind of model. Source: Sabour et al. 2024, arXiv:2404.14507, and its project page."""
 
+
+LTX_TOKENS = 1024, 4096
+"""Latent cells of the smallest and the largest video that LTX was trained on."""
 
 OPTIMAL_STEPS: Mapping[str, Sequence[float]] = {
     "FLUX": (0.9968, 0.9886, 0.9819, 0.975, 0.966, 0.9471, 0.9158, 0.8287, 0.5512, 0.2808, 0.001),
@@ -109,6 +112,28 @@ def flux_2(steps: int, tokens: int) -> Tensor:
     at_10 = 8.73809524e-05 * tokens + 1.89833333
     slope = (at_200 - at_10) / 190.0
     return FluxLevels(slope * steps + (at_200 - 200.0 * slope)).sigma(torch.linspace(1, 0, steps + 1))
+
+
+def ltx(steps: int, tokens: int, high: float, low: float, last: float | None) -> Tensor:
+    """Times equally spaced, shifted as FLUX's levels by a mu that is a line through both ends of `LTX_TOKENS`.
+
+    tokens: latent cells of a video. low, high: the mu at both ends. last: what the last level above 0 is stretched to;
+    None: the levels stay. Source: HaCohen et al. 2024, arXiv:2501.00103; the numbers are ComfyUI's.
+    """
+    sigmas = torch.linspace(1.0, 0.0, steps + 1)
+    shift = exp(ltx_shift(tokens, high, low))
+    sigmas = torch.where(sigmas != 0, shift / (shift + (1 / sigmas - 1)), 0)
+    if last is not None:
+        above = sigmas != 0
+        rest = 1.0 - sigmas[above]
+        sigmas[above] = 1.0 - rest / (rest[-1] / (1.0 - last))
+    return sigmas
+
+
+def ltx_shift(tokens: int, high: float, low: float) -> float:
+    """Return the mu for a number of tokens, as `ltx`."""
+    slope = (high - low) / (LTX_TOKENS[1] - LTX_TOKENS[0])
+    return tokens * slope + (low - slope * LTX_TOKENS[0])
 
 
 def from_table(table: Sequence[float], steps: int, denoise: float = 1.0) -> Tensor:

@@ -92,6 +92,8 @@ _BACKBONES = (
         "PixArt",
         (("t_block.1.weight",), ("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias")),
     ),
+    _lacking("LTX-2.5", "keyframes_abs_pos_embedding"),
+    _known("LTX-2", "audio_adaln_single.linear.weight"),
     _lacking("LTX-Video", "adaln_single.emb.timestep_embedder.linear_1.bias"),
     _lacking("ACE-Step", "genre_embedder.weight", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
@@ -155,7 +157,18 @@ _TEXTS = (
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
     _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
     FileKind(
-        "Gemma 3 or 4",
+        "Gemma 3",
+        (
+            (
+                "layers.0.post_feedforward_layernorm.weight",
+                f"{_FIRST}.q_norm.weight",
+                "layers.5.self_attn.v_proj.weight",
+                "layers.0.pre_feedforward_layernorm.weight",
+            ),
+        ),
+    ),
+    FileKind(
+        "Gemma 4",
         (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),),
         known=False,
     ),
@@ -169,11 +182,17 @@ _TEXTS = (
     _known("Mistral 3 and Llama 3.1", _NORM),
 )
 
+_SOUNDS = (
+    _known("LTX-2's sounds", "vocoder.resblocks.0.convs1.0.weight", "vocoder.vocoder.resblocks.0.convs1.0.weight"),
+)
+
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 _VAES = (
     FileKind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),)),
     _known("Qwen-Image 2.1", _NESTED),
     _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
+    _known("LTX-2", "decoder.up_blocks.0.res_blocks.0.conv1.conv.weight"),
+    *_SOUNDS,
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),
     _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),
     _lacking("Stable Audio", "decoder.layers.1.layers.0.beta"),
@@ -221,6 +240,7 @@ ROLES: Mapping[str, Role] = {
     "backbone": Role("diffusion network", BACKBONE_PREFIXES, _BACKBONES),
     "clip": Role("text encoder", _ROOTS, _TEXTS),
     "vae": Role("VAE", VAE_PREFIXES, _VAES),
+    "audio_vae": Role("audio VAE", ("",), _SOUNDS),
     "controlnet": Role("ControlNet", ("",), _CONTROLS, open=True),
     "model_patch": Role("model patch", ("",), _PATCHES),
     "clip_vision": Role("image encoder", ("visual.", "embedder.model.visual.", ""), _SEEING),

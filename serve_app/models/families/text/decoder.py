@@ -45,7 +45,9 @@ class DecoderText(TextFamily):
     final_norm: it has the last norm; vocabulary_bytes: size of the tokeniser in the file, or 0; separate_head: the file
     has an output layer, not tied to the token embeddings. head_width: of a head where no norm's length shows it. theta:
     of rotary positions; eps: of norms. sections: frequencies of a head for each axis of an image; interleaved: the axes
-    alternate. scaled: embeddings times √width. stop: tokens that end a generated text; empty: it cannot generate.
+    alternate. scaled: embeddings times √width. stretch: positions are divided by it. window: tokens that a layer sees,
+    its own among them, 0 for all; every `global_every`th layer sees all; window_theta: theta of the others. stop:
+    tokens that end a generated text; empty: it cannot generate.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
@@ -55,6 +57,10 @@ class DecoderText(TextFamily):
     sections: ClassVar[tuple[int, ...]] = ()
     interleaved: ClassVar[bool] = False
     scaled: ClassVar[bool] = False
+    stretch: ClassVar[float] = 1.0
+    window: ClassVar[int] = 0
+    window_theta: ClassVar[float] = 1e4
+    global_every: ClassVar[int] = 1
     stop: ClassVar[tuple[int, ...]] = ()
     vocabulary_name: ClassVar[str] = "tokenizer_json"
     """Name of the tokeniser in saved files."""
@@ -111,6 +117,10 @@ class DecoderText(TextFamily):
     def published(self, prefix: str) -> Table:
         others = [name for name in _VOCABULARIES if name != self.vocabulary_name]
         return {theirs: ours for theirs, ours in self.table().items() if theirs not in others}
+
+    def sees_window(self, layer: int) -> bool:
+        """Whether a layer, by its number, sees a window of the tokens only."""
+        return self.window > 0 and (layer + 1) % self.global_every != 0
 
     def as_type(self: F, loaded_as: str) -> F:
         return replace(self, prompt_format=self.prompt_format_for(loaded_as))
@@ -182,6 +192,7 @@ class CausalLM(nn.Module):
         self.embed_tokens = nn.Embedding(family.tokens, family.width)
         self.layers = nn.ModuleList([layer(i) for i in range(family.layers)])
         self.norm = norm if family.final_norm else nn.Identity()
+        self._sees_window = [family.sees_window(i) for i in range(family.layers)]
         if family.separate_head:
             self.lm_head = nn.Linear(family.width, family.tokens, bias=False)
 
@@ -193,16 +204,18 @@ class CausalLM(nn.Module):
         last: int,
         cache: Cache | None = None,
         deeper: Sequence[Tensor] = (),
+        near: tuple[Tensor | None, tuple[Tensor, Tensor]] | None = None,
     ) -> Iterator[Tensor]:
         """Yield the states (N,T,D): the input of the first layer, and the output of each up to number `last`.
 
         x: (N,T,D); mask: (N,1,T,S), true where a row's token attends to another, None for all; rotation: cosines and
         sines (…,T,head). cache: keys and values of the S−T tokens before. deeper: additions to the outputs of the first
-        layers, (N,T,D) each.
+        layers, (N,T,D) each. near: mask and rotation of the layers that see a window, None for the same.
         """
         yield x
         for number, layer in enumerate(self.layers[:last]):
-            out = layer(x, attention_mask=mask, position_embeddings=rotation, **as_cache(cache))
+            seen, turned = near if near is not None and self._sees_window[number] else (mask, rotation)
+            out = layer(x, attention_mask=seen, position_embeddings=turned, **as_cache(cache))
             x = out[0] if isinstance(out, tuple) else out
             if number < len(deeper):
                 x = x + deeper[number]
@@ -219,6 +232,7 @@ class DecoderEncoder(SequenceEncoder):
         self.family = family
         self.network = network
         self.tokenizer = tokenizer
+        self.vectors = vectors
         # Generation computes in another dtype than encoding, as in ComfyUI.
         self._generates_in = dtype_of("auto", "clip", self._table.device, (torch.bfloat16,))
 
@@ -260,8 +274,16 @@ class DecoderEncoder(SequenceEncoder):
             there = [torch.arange(most, device=device) >= most - length for length in lengths]
             mask = pad(torch.stack(there), (0, count), value=True)[:, None, None]
         cache = Cache([one.cache for one in rows])
-        rotation = rotated(positions, self.family.head, self.family.theta, self.family.sections, x.dtype)
-        for states in self.network(x, mask, rotation, self.family.layers, cache):
+        family = self.family
+        rotation = rotated(positions / family.stretch, family.head, family.theta, family.sections, x.dtype)
+        near = None
+        if family.window:
+            if most + count > family.window:
+                raise NodeError(
+                    f"{family.title} generates texts of up to {family.window:,} tokens here, the prompt's included"
+                )
+            near = mask, rotated(positions, family.head, family.window_theta, (), x.dtype)
+        for states in self.network(x, mask, rotation, family.layers, cache, near=near):
             last = states
         last = self.network.norm(last[:, -1])
         logits = self.network.lm_head(last) if self.family.separate_head else linear(last, self._table.to(last.dtype))
@@ -292,8 +314,13 @@ class DecoderEncoder(SequenceEncoder):
             taps = () if back is None else (back,)
         wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]
         family = self.family
-        rotation = rotated(positions, family.head, family.theta, family.sections, x.dtype, family.interleaved)
-        states = self.network(x, mask, rotation, max(wanted), deeper=deeper)
+        shrunk = positions / family.stretch if family.stretch != 1 else positions
+        rotation = rotated(shrunk, family.head, family.theta, family.sections, x.dtype, family.interleaved)
+        near = None
+        if family.window:
+            within = mask & torch.ones_like(causal).triu(1 - family.window)
+            near = within, rotated(positions, family.head, family.window_theta, (), x.dtype)
+        states = self.network(x, mask, rotation, max(wanted), deeper=deeper, near=near)
         kept = {i: state for i, state in enumerate(states) if i in wanted}
         # A single tap by number is taken as it is; the last of several, or the default, is normalised.
         if count in kept and len(taps) != 1:

@@ -46,7 +46,7 @@ def written(models: Path, part: str, *names: str, rows: int = 1) -> str | None:
         ("backbone", "Chroma Radiance", ("nerf_blocks.0.norm.scale", "distilled_guidance_layer.norms.0.scale")),
         (
             "clip",
-            "Gemma 3 or 4",
+            "Gemma 4",
             (f"model.layers.0.{n}.weight" for n in ("post_feedforward_layernorm", "self_attn.q_norm")),
         ),
         ("clip", "Qwen3.5", ("model.language_model.layers.0.linear_attn.A_log",)),

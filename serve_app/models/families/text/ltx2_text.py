@@ -1,0 +1,175 @@
+"""LTX-2's text encoder: Gemma 3, all of whose states a projection in the checkpoint makes into a text.
+
+Texts have no template and no weights. What the connectors of the network make of them is the network's. Sources: Gemma
+2025, arXiv:2503.19786; HaCohen et al. 2026, arXiv:2601.03233; the numbers are ComfyUI's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3RMSNorm
+
+from serve_app.errors import ModelFileError
+from serve_app.models.families.family import Encoder, Located, TextEnsemble, TextFamily, TextResources
+from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
+from serve_app.models.families.text.sequences import Encoded, PromptFormat
+from serve_app.models.files.layout import Table
+from serve_app.models.files.tensors import Tensors
+from serve_app.models.tokenizers import Tokenizer
+from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_pieces
+
+START, PAD, END, END_OF_TURN = 2, 0, 1, 106
+EPS = 1e-6
+SPREAD = 8.0
+"""LTX-2.0's states fill this range."""
+PREFIX = "text_embedding_projection."
+_ONE, _VIDEO, _AUDIO = "aggregate_embed", "video_aggregate_embed", "audio_aggregate_embed"
+LOADED_BY = "LTXAVTextEncoderLoader loads Gemma 3 with a checkpoint of LTX-2, which has the projection of its states"
+
+
+@dataclass(frozen=True, slots=True)
+class Gemma3Text(DecoderText):
+    """Gemma 3, of any size. Five of six layers see a window."""
+
+    name = "Gemma 3"
+    prefixes = ("text_encoders.gemma3_12b.transformer.", "")
+    head_width = 256
+    theta = 1e6
+    stretch = 8.0
+    window = 1024
+    window_theta = 1e4
+    global_every = 6
+    scaled = True
+    stop = (END, END_OF_TURN)
+    vocabulary_name = "spiece_model"
+
+    @classmethod
+    def recognises(cls, inner: Tensors) -> bool:
+        # Gemma 4 has layers without values of their own.
+        marks = ("0.self_attn.q_norm", "0.post_feedforward_layernorm", "5.self_attn.v_proj")
+        return all(f"layers.{mark}.weight" in inner.shapes for mark in marks)
+
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        taps = tuple(range(self.layers + 1))
+        return PromptFormat("gemma3_12b", weighs=False, embeds=False, start=START, pad=PAD, masked=True, taps=taps)
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        config = Gemma3TextConfig(**self.sizes(), query_pre_attn_scalar=self.head)
+        return lambda i: Gemma3DecoderLayer(config, i), Gemma3RMSNorm(self.width, self.eps)
+
+    def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
+        model = brought_pieces(vocabulary, self.name, "gemma3.spiece.model", lexicon.vocabulary)
+        return sentence_pieces(model, {"<end_of_turn>": END_OF_TURN})
+
+    def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
+        raise ModelFileError(f"{self.title} alone encodes no texts; {LOADED_BY}")
+
+    def states_encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
+        """Return the encoder of all its states. Errors: ModelFileError if its tokeniser is missing."""
+        return DecoderText.encoder(self, network, lexicon)
+
+
+@dataclass(frozen=True, slots=True)
+class Ltx2Projection(TextFamily):
+    """What makes a text of a language model's states.
+
+    read: their width, of all layers; made: a text's, for each stream; biases: whether there are, of each. One stream:
+    LTX-2.0's, whose text both streams read.
+    """
+
+    name = "LTX-2's projection"
+
+    read: int
+    made: tuple[int, ...]
+    biases: tuple[bool, ...]
+
+    @property
+    def key(self) -> str:
+        return ""
+
+    @classmethod
+    def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
+        for number, whole in enumerate(files):
+            tensors = whole.within(PREFIX) if whole.has(PREFIX) else None
+            names = (_ONE,) if tensors is not None and f"{_ONE}.weight" in tensors.shapes else (_VIDEO, _AUDIO)
+            if tensors is None or f"{names[0]}.weight" not in tensors.shapes:
+                continue
+            shapes = [tensors.shape(f"{name}.weight") for name in names]
+            biases = tuple(f"{name}.bias" in tensors.shapes for name in names)
+            yield Located(cls(shapes[0][1], tuple(shape[0] for shape in shapes), biases), tensors, number, PREFIX)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers, in the file and in the network."""
+        return (_ONE,) if len(self.made) == 1 else (_VIDEO, _AUDIO)
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        return {name: name for name in self.names}
+
+    def lora_names(self, parameters: Sequence[str], *, alone: bool = True) -> dict[str, str]:
+        return {f"{PREFIX}{name}": f"{name}.weight" for name in self.names if f"{name}.weight" in parameters}
+
+    def build(self) -> nn.Module:
+        made = zip(self.names, self.made, self.biases, strict=True)
+        return nn.ModuleDict({name: nn.Linear(self.read, width, bias=bias) for name, width, bias in made})
+
+    def encoder(self, network: Any, lexicon: TextResources) -> Encoder:
+        raise ModelFileError(f"the checkpoint of LTX-2 has no whole text encoder; {LOADED_BY}")
+
+    def text(self, network: Any, states: Tensor) -> Tensor:
+        """Return a text (T,D) of the states of all layers (L,T,W)."""
+        layers = states.permute(1, 2, 0)
+        if len(self.made) == 1:
+            mean, high, low = (of(layers, (0, 1)) for of in (_mean, torch.amax, torch.amin))
+            one: Tensor = network[_ONE]((SPREAD * (layers - mean) / (high - low + EPS)).flatten(1))
+            return one
+        level = layers * torch.rsqrt(layers.square().mean(dim=1, keepdim=True) + EPS)
+        flat, width = level.flatten(1), layers.shape[1]
+        made = [network[name](flat * sqrt(size / width)) for name, size in zip(self.names, self.made, strict=True)]
+        return torch.cat(made, dim=1)
+
+
+def _mean(tensor: Tensor, over: tuple[int, ...]) -> Tensor:
+    return tensor.mean(dim=over)
+
+
+@dataclass(frozen=True, slots=True)
+class Ltx2Text(TextEnsemble):
+    """Gemma 3 and the projection of its states."""
+
+    takes = {"Gemma 3": "gemma", "LTX-2's projection": "projection"}  # noqa: RUF012
+    name = "LTX-2"
+    types = ("ltxv",)
+
+    gemma: Gemma3Text
+    projection: Ltx2Projection
+
+    def encoder(self, network: Any, lexicon: TextResources) -> Ltx2Encoder:
+        if (states := self.gemma.width * (self.gemma.layers + 1)) != self.projection.read:
+            raise ModelFileError(
+                f"the text encoder has {self.gemma.layers + 1} states of {self.gemma.width}, {states:,} in all; "
+                f"the checkpoint's projection reads {self.projection.read:,}: LTX-2 goes with Gemma 3 12B"
+            )
+        return Ltx2Encoder(self, network, lexicon)
+
+
+class Ltx2Encoder(DecoderEncoder):
+    """Both on their device. Texts are generated by Gemma 3 alone."""
+
+    def __init__(self, family: Ltx2Text, network: Any, lexicon: TextResources) -> None:
+        gemma = family.gemma.states_encoder(network["gemma"], lexicon)
+        super().__init__(gemma.family, gemma.prompt_format, gemma.tokenizer, gemma.network, gemma.vectors)
+        self._projected = family.projection
+        self._projection = network["projection"]
+
+    def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
+        states = torch.stack(encoded.states.chunk(self.family.layers + 1, dim=-1))
+        text = self._projected.text(self._projection, states).float()
+        return text[None], {}

@@ -1,0 +1,145 @@
+"""Workflows of LTX-2.3 on a small random checkpoint, which are compared with ComfyUI's, by name.
+
+Texts are given: ComfyUI knows Gemma 3 of one size.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.parity import ltx_cases
+from tests.parity.cases import Case
+from tests.parity.figures import GOLDEN
+from tests.parity.workflow import Nodes
+
+NET = "ltx23"
+FILE = "ltx23.safetensors"
+FRAMES, RATE = 17, 24.0
+
+_TEXT = {"kind": "unprocessed text", "shape": f"1,7,{ltx_cases.TEXTS[NET]}", "extra": "8"}
+_NODES: Nodes = {
+    "file": ("CheckpointLoaderSimple", {"ckpt_name": FILE}),
+    "audio vae": ("LTXVAudioVAELoader", {"ckpt_name": FILE}),
+    "text": ("Fixed", {**_TEXT, "seed": 1}),
+    "other": ("Fixed", {**_TEXT, "seed": 2}),
+    "image": ("Fixed", {"kind": "image", "seed": 3, "shape": "1,70,90,3"}),
+    "video": ("EmptyLTXVLatentVideo", {"width": 96, "height": 64, "length": FRAMES, "batch_size": 1}),
+    "sound": (
+        "LTXVEmptyLatentAudio",
+        {"frames_number": FRAMES, "frame_rate": RATE, "batch_size": 1, "audio_vae": ["audio vae", 0]},
+    ),
+    "texts": ("LTXVConditioning", {"positive": ["text", 0], "negative": ["other", 0], "frame_rate": RATE}),
+    "begun": (
+        "LTXVImgToVideoInplace",
+        {"vae": ["file", 2], "image": ["image", 0], "latent": ["video", 0], "strength": 0.7, "bypass": False},
+    ),
+    "whole": ("LTXVConcatAVLatent", {"video_latent": ["video", 0], "audio_latent": ["sound", 0]}),
+    "sampler": ("KSamplerSelect", {"sampler_name": "euler"}),
+    "noise": ("RandomNoise", {"noise_seed": 5}),
+    "guider": (
+        "CFGGuider",
+        {"model": ["file", 0], "positive": ["texts", 0], "negative": ["texts", 1], "cfg": 3.0},
+    ),
+    "sigmas": ("ManualSigmas", {"sigmas": "1.0, 0.9875, 0.909375, 0.421875, 0.0"}),
+    "k": (
+        "SamplerCustomAdvanced",
+        {name: [name, 0] for name in ("noise", "guider", "sampler", "sigmas")} | {"latent_image": ["whole", 0]},
+    ),
+}
+
+
+def _case(target: str, **nodes: tuple[str, dict[str, Any]]) -> Case:
+    return Case({**_NODES, **nodes}, target)
+
+
+def _sampled(**changes: Any) -> tuple[str, dict[str, Any]]:
+    settings = {"sampler_name": "euler_ancestral", "scheduler": "linear_quadratic", "seed": 6, "steps": 4}
+    links = {"model": ["file", 0], "positive": ["texts", 0], "negative": ["texts", 1], "latent_image": ["whole", 0]}
+    return ("KSampler", {**settings, "cfg": 1.0, "denoise": 1.0, **links, **changes})
+
+
+def _heard(node: str, **vae: Any) -> Case:
+    """Return the decoding of a drawn latent."""
+    return _case(
+        "heard",
+        kept=("Fixed", {"kind": "latent", "seed": 8, "shape": "1,8,18,16"}),
+        whole=("LTXVConcatAVLatent", {"video_latent": ["video", 0], "audio_latent": ["kept", 0]}),
+        heard=(node, {"samples": ["whole", 0], **vae}),
+    )
+
+
+WORKFLOWS: dict[str, Case] = {
+    "text to video with sound": _case("k"),
+    "text to video": _case("s", s=_sampled(latent_image=["video", 0])),
+    "few steps": _case("s", s=_sampled()),
+    "an image": _case("k", whole=("LTXVConcatAVLatent", {"video_latent": ["begun", 0], "audio_latent": ["sound", 0]})),
+    "a given sound": _case(
+        "s",
+        s=_sampled(cfg=2.0),
+        silence=("SolidMask", {"value": 0.0, "width": 16, "height": 16}),
+        kept=("Fixed", {"kind": "latent", "seed": 8, "shape": "1,8,18,16"}),
+        masked=("SetLatentNoiseMask", {"samples": ["kept", 0], "mask": ["silence", 0]}),
+        whole=("LTXVConcatAVLatent", {"video_latent": ["video", 0], "audio_latent": ["masked", 0]}),
+    ),
+    "a second stage": _case(
+        "again",
+        apart=("LTXVSeparateAVLatent", {"av_latent": ["k", 0]}),
+        larger=("LatentUpscaleBy", {"samples": ["apart", 0], "upscale_method": "bilinear", "scale_by": 2.0}),
+        again_begun=(
+            "LTXVImgToVideoInplace",
+            {"vae": ["file", 2], "image": ["image", 0], "latent": ["larger", 0], "strength": 1.0, "bypass": False},
+        ),
+        joined=("LTXVConcatAVLatent", {"video_latent": ["again_begun", 0], "audio_latent": ["apart", 1]}),
+        last=("ManualSigmas", {"sigmas": "0.85, 0.4219, 0.0"}),
+        again=(
+            "SamplerCustomAdvanced",
+            {name: [name, 0] for name in ("noise", "guider", "sampler")}
+            | {"sigmas": ["last", 0], "latent_image": ["joined", 0]},
+        ),
+    ),
+    "LTX's schedule": _case(
+        "k",
+        sigmas=(
+            "LTXVScheduler",
+            {
+                "steps": 4,
+                "max_shift": 2.05,
+                "base_shift": 0.95,
+                "stretch": True,
+                "terminal": 0.1,
+                "latent": ["whole", 0],
+            },
+        ),
+    ),
+    "LTX's levels": _case(
+        "s",
+        shifted=("ModelSamplingLTXV", {"model": ["file", 0], "max_shift": 2.05, "base_shift": 0.95}),
+        s=_sampled(model=["shifted", 0], scheduler="simple"),
+    ),
+    "images": _case("images", images=("VAEDecode", {"samples": ["k", 0], "vae": ["file", 2]})),
+    "a sound": _heard("LTXVAudioVAEDecode", audio_vae=["audio vae", 0]),
+    "a quieter sound": _heard("VAEDecodeAudio", vae=["audio vae", 0]),
+    "compressed": _case("made", made=("LTXVPreprocess", {"image": ["image", 0], "img_compression": 18})),
+}
+
+
+def tensors() -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint, as it is published: the network, both autoencoders and the vocoder."""
+    keys = json.loads((GOLDEN / "ltx_keys.json").read_text())
+    made = {}
+    for name, prefix in ((NET, "model.diffusion_model."), ("vae", "vae."), (f"{NET} sounds", "")):
+        for key, tensor in ltx_cases.autoencoder_weights(keys[name]).items():
+            made[prefix + key.replace("autoencoder.", "audio_vae.")] = tensor
+    return made
+
+
+def write(models: Path) -> None:
+    """Write the checkpoint."""
+    folder = models / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors(), folder / FILE, ltx_cases.metadata(NET))

@@ -1,0 +1,126 @@
+"""LTX-2's networks against ComfyUI's modules, with the same weights, in float32 (golden/ltx.npz, by `ltx_figures`)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from serve_app.models.audio_vae import AudioVae
+from serve_app.models.families.dit.ltx2 import Ltx2
+from serve_app.models.families.family import Rows
+from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.nested_tensor import NestedTensor
+from serve_app.recipe.recipe import Part
+from serve_app.recipe.training import Discrete
+from serve_app.sampling.forward import Canvas
+from serve_app.sampling.latents.layout import LatentLayout
+from tests.parity import ltx_cases
+from tests.parity.dit_cases import noise
+from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, Figures, thinned
+from tests.parity.ltx_cases import CASES, Case, autoencoder_weights
+
+CPU = torch.device("cpu")
+FIGURES = Figures("ltx")
+KEYS = json.loads((GOLDEN / "ltx_keys.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield tmp_path_factory.mktemp("ltx")
+    transformer.cache_clear()
+    autoencoder.cache_clear()
+
+
+@lru_cache
+def transformer(folder: Path, name: str) -> tuple[Ltx2, nn.Module]:
+    path = folder / f"{name}.safetensors"
+    save_file(autoencoder_weights(KEYS[name]), path, ltx_cases.metadata(name))
+    family, module = Checkpoint(path).load("backbone")
+    assert isinstance(family, Ltx2)
+    return family, module
+
+
+def rows(family: Ltx2, case: Case) -> list[Rows]:
+    """Return what the network is asked, a row a piece, as a run would ask it."""
+    asked, levels, made = ltx_cases.asked(case), ltx_cases.levels(case), []
+    for i in range(len(levels)):
+        parts = [part[i : i + 1] for part in (asked.video, asked.sound)]
+        samples = NestedTensor(parts) if case.sound else parts[0]
+        layout = LatentLayout.of(samples)
+        x = layout.pack(samples)
+        mask = None
+        if asked.masks is not None:
+            own = [m[i : i + 1].expand_as(part) for m, part in zip(asked.masks, parts, strict=True)]
+            mask = layout.pack(NestedTensor(own))
+        canvas = Canvas(x, x, mask, layout=layout)
+        options = {"frame_rate": case.frame_rate}
+        inputs = family.inputs(asked.text[i : i + 1], options, "positive", canvas, CPU, Discrete())
+        made.append(Rows(x, float(levels[i]), levels[i : i + 1], inputs))
+    return made
+
+
+@lru_cache
+def autoencoder(folder: Path, name: str, part: Part) -> tuple[Any, nn.Module]:
+    """Return an autoencoder of the networks that a name of KEYS stands for."""
+    path = folder / f"{name} {part}.safetensors"
+    named = {key.replace("autoencoder.", "audio_vae."): t for key, t in autoencoder_weights(KEYS[name]).items()}
+    save_file(named, path, ltx_cases.metadata(name.partition(" ")[0] if name != "vae" else "ltx2"))
+    return Checkpoint(path).load(part)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("count", ltx_cases.LATENT_FRAMES)
+def test_a_video_is_encoded_and_decoded_as_by_comfyui(folder: Path, count: int) -> None:
+    family, module = autoencoder(folder, "vae", "vae")
+    images = noise(f"images {count}", (1, 3, 8 * count - 7, 32, 64)).sigmoid() * 2 - 1
+    FIGURES.assert_agrees(family.encode(module, images), f"vae {count} encoded", MODULE_TOLERANCE)
+    made = family.decode(module, noise(f"latents {count}", (1, 128, count, 2, 3)))
+    assert made.shape == (1, 3, 8 * count - 7, 64, 96)
+    FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"vae {count} decoded", MODULE_TOLERANCE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("net", "rate"), [("ltx2", 24000), ("ltx23", 48000)])
+def test_a_sound_is_decoded_as_by_comfyui(folder: Path, net: str, rate: int) -> None:
+    family, module = autoencoder(folder, f"{net} sounds", "audio_vae")
+    assert family.output_rate == rate
+    made = family.decode(module, noise("sound latents", (1, 8, 3, 16)))
+    FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"{net} heard", MODULE_TOLERANCE)
+
+
+@torch.inference_mode()
+def test_spectra_are_encoded_as_by_comfyui(folder: Path) -> None:
+    family, module = autoencoder(folder, "ltx23 sounds", "audio_vae")
+    made = family.latents(module, noise("spectra", ltx_cases.SPECTRA))
+    FIGURES.assert_agrees(made, "spectra encoded", MODULE_TOLERANCE)
+
+
+@torch.inference_mode()
+def test_a_tone_is_encoded_at_its_pitch_and_a_whole_number_of_steps(folder: Path) -> None:
+    family, module = autoencoder(folder, "ltx23 sounds", "audio_vae")
+    tone = torch.sin(torch.arange(10 * family.step + 5) * (2 * torch.pi * 1000 / family.rate))[None, None]
+    seen: list[torch.Tensor] = []
+    module.audio_vae.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    made = AudioVae(family, module).encode(tone)
+    [spectra] = seen
+    # Slaney's scale is linear below 1 kHz, which is mel 15 of 45.2 at 8 kHz.
+    assert int(spectra[0, 0, 20].argmax()) == round(15 / 45.245 * 65) - 1
+    assert made.shape[-2] == -(-spectra.shape[2] // 4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_forward_is_comfyuis(folder: Path, case: Case) -> None:
+    family, module = transformer(folder, case.net)
+    asked = rows(family, case)
+    made = torch.cat(family.forward(module, asked))
+    for part, tensor in zip(("video", "sound"), asked[0].inputs.layout.parts(made), strict=False):
+        FIGURES.assert_agrees(tensor, f"{case.name} {part}", MODULE_TOLERANCE)
