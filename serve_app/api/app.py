@@ -7,7 +7,7 @@ request's header decides.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def create_app(
     allowed: AllowedOrigins = ANY_ORIGIN,
     concurrency: ConcurrencyLimits | None = None,
     authenticator: Authenticator | None = None,
+    page_hosts: Sequence[str] = (),
 ) -> Starlette:
     """Return the application.
 
@@ -57,6 +58,7 @@ def create_app(
     of the root routes that both dialects have. page_dir: the files of the web page; None serves a text that says how to
     install it. allowed: accepted Host names and origins. concurrency: how many long requests may be open at once.
     authenticator: authenticates requests, where there are tenants; None makes every caller the operator.
+    page_hosts: that the page may ask beside this server.
     """
     app = Starlette()
     app.router = table = PrefixRouter()
@@ -71,7 +73,7 @@ def create_app(
     for router in v2.ROUTERS:
         table.routes += prefixed(V2_PREFIX, router.routes)
     table.routes += prefixed(PREFIX, webhooks.router.routes)
-    page.install(app, page_dir)
+    page.install(app, page_dir, page_hosts)
     operators = (operator.router, overview.router, model_changes.router)
     for router in (routes.router, document.router, *operators, *native.UNPREFIXED):
         table.routes += router.routes

@@ -61,5 +61,9 @@ class IngressConfig(Section):
     """Accepted names in a request's Host header, "*.example" for all subdomains; "*" for any, as behind a proxy.
     `serve-app up` accepts any if it listens beyond this machine and the key is not set.
     """
+    page_hosts: tuple[str, ...] = ()
+    """Hosts that ComfyUI's page may ask beside this server, such as https://api.comfy.org; "*" for any. Browsers
+    enforce it. The frontend asks some for news, statistics and accounts; scripts of node packs may need others.
+    """
     allowed_origins: tuple[str, ...] = ()
     """Origins whose pages may use this server beside its own, as https://app.example; "*" for any."""

@@ -108,6 +108,7 @@ class Ingress:
             AllowedOrigins.of(ingress),
             self._concurrency,
             authenticator,
+            ingress.page_hosts,
         )
         if self._sockets is not None:
             self._listener = Listener(app, socket_path(self._sockets, serve.get_replica_context().rank.rank))

@@ -31,6 +31,7 @@ from serve_app.events import ENDINGS, Event
 from serve_app.graph.plan import Pool
 from serve_app.graph.spec import NodeSpec
 from serve_app.limits import refused
+from serve_app.nodes.unsupported import NOT_THERE
 from serve_app.packs.routes import ON_PROMPT, PackAnswer, PackCall, PackFrame, PackRoute, Piece
 from serve_app.recipe.warm import WARM_FORM, warm_recipes
 from serve_app.scheduler.protocol.client import (
@@ -396,6 +397,15 @@ class Service:
         """Return every node class that some pool can run; where pools differ, as the shared ones have it."""
         known, _ = await self._check.known()
         return {name: spec for specs in reversed(known.values()) for name, spec in specs.items()}
+
+    async def missing_classes(self, names: Iterable[str]) -> dict[str, str]:
+        """Return why node classes cannot run here, in sentences for users, by those of the names that cannot."""
+        known = await self.specs()
+        comfyuis = [pool.name for pool in self._pools if pool.whole]
+        there = f"The pool {' or '.join(comfyuis)}, a ComfyUI, has no such class either."
+        elsewhere = there if comfyuis else "A pool that is a ComfyUI would run it, if the operator adds one."
+        unknown = "it is of no node pack that is installed here"
+        return {name: f"Here {NOT_THERE.get(name, unknown)}. {elsewhere}" for name in names if name not in known}
 
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         """Return the routes of node packs by pool; as `SchedulerClient.routes`."""

@@ -80,3 +80,28 @@ def test_a_visitor_cancels_the_job_that_runs(server, earlier, tab, told, refused
     wait_in(tab, lambda: "execution_interrupted" in [message["type"] for message in told], "word of it")
     keep("4-cancelled")
     assert refused == []
+
+
+def test_the_page_asks_no_other_host_for_anything(server, tab, keep):
+    answered: list[str] = []
+    failed: dict[str, str] = {}
+    tab.on("response", lambda response: answered.append(response.url))
+    tab.on("requestfailed", lambda request: failed.update({request.url: request.failure}))
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    tab.wait_for_timeout(3000)
+    elsewhere = {url for url in (*answered, *failed) if url.startswith("http") and not url.startswith(server.url)}
+    # What its policy forbids is reported as a request that failed for that, and never leaves the browser.
+    assert {url: failed.get(url, "was answered") for url in elsewhere if failed.get(url) != "csp"} == {}
+
+
+def test_a_missing_class_is_explained_with_the_reason_and_where_it_would_run(server, tab, keep):
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    node = {"id": 1, "type": "EmptyHunyuanVideo15Latent", "pos": [0, 0], "size": [200, 80], "flags": {}, "order": 0}
+    graph = {"nodes": [{**node, "mode": 0}], "links": [], "last_node_id": 1, "last_link_id": 0, "version": 0.4}
+    tab.evaluate("graph => { window.comfyAPI.app.app.loadGraphData(graph) }", graph)
+    shown = tab.get_by_text("EmptyHunyuanVideo15Latent does not run on this server")
+    shown.first.wait_for()
+    tab.get_by_text("A pool that is a ComfyUI would run it").first.wait_for()
+    keep("missing-class")

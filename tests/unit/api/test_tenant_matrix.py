@@ -151,9 +151,11 @@ ENTRIES: dict[tuple[str, str], Entry] = {
             *(
                 "/experiment/models/preview/{folder}/{index}/{name:path}",
                 "/extensions",
+                "/serve_app/missing_classes",
                 "/extensions/{pack}/{file:path}",
             ),
             *("/extensions/serve_app/first_workflow.js", "/extensions/serve_app/log_out.js"),
+            "/extensions/serve_app/missing_classes.js",
             *("/global_subgraphs", "/global_subgraphs/{id}", "/i18n"),
             *("/workflow_templates", "/workflow_templates/{pack}/{file}", "/internal/folder_paths"),
             *("/internal/logs", "/internal/logs/raw"),

@@ -20,11 +20,18 @@ router = Routes()
 @router.read("/extensions")
 async def get_extensions(request: Request, service: Current) -> Response:
     """List the URL paths of the scripts."""
-    own = [] if request.app.state.page is None else [page.SCRIPT]
+    own = [] if request.app.state.page is None else [page.SCRIPT, page.MISSING]
     if own and hasattr(request.app.state, "authenticator"):
         own.append(page.LOG_OUT)
     passed_on = [route.script for routes in (await service.routes()).values() for route in routes if route.script]
     return JsonResponse(list(dict.fromkeys([*own, *await asyncio.to_thread(service.extensions.scripts), *passed_on])))
+
+
+@router.read("/serve_app/missing_classes")
+async def get_missing_classes(request: Request, service: Current) -> Response:
+    """Return why node classes, each a `name` of the query, are not here, and where they would run."""
+    names = request.query_params.getlist("name")[: service.limits.ids]
+    return JsonResponse(await service.missing_classes(names))
 
 
 @router.read("/extensions/{pack}/{file:path}")

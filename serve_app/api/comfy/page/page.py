@@ -35,6 +35,8 @@ DOCS = "comfyui_embedded_docs"
 HERE = Path(__file__).parent
 SCRIPT, LOG_OUT = "/extensions/serve_app/first_workflow.js", "/extensions/serve_app/log_out.js"
 """The URL paths of the scripts that load the first workflow, and log out."""
+MISSING = "/extensions/serve_app/missing_classes.js"
+"""The URL path of the script that says why node classes are not here."""
 PACK, FIRST = "serve_app", "first_workflow"
 """The first workflow among the templates: its pack, and its name."""
 FRESH = {"Cache-Control": "no-cache"}
@@ -50,20 +52,36 @@ def installed() -> Path | None:
     return static if static is not None and (static / "index.html").is_file() else None
 
 
-def install(app: Starlette, page: Path | None) -> None:
-    """Serve the page's files at the root, each by a route of its own, so that other paths are not affected."""
+def policy(hosts: Sequence[str]) -> str:
+    """Return the policy by which browsers let the page ask this server and some other hosts alone: CSP level 3.
+
+    hosts: such as https://api.comfy.org; "*" for any.
+    """
+    others = "".join(f" {host}" for host in hosts)
+    # ComfyUI's frontend and node packs make code and styles as they run.
+    return f"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:{others}; object-src 'none'"
+
+
+def install(app: Starlette, page: Path | None, hosts: Sequence[str] = ()) -> None:
+    """Serve the page's files at the root, each by a route of its own, so that other paths are not affected.
+
+    hosts: that the page may ask beside this server, as `policy`.
+    """
     app.state.page = page
+    headers = {**FRESH, "Content-Security-Policy": policy(hosts)}
 
     async def index(_: Request) -> Response:
-        return PlainTextResponse(ABSENT, 404) if page is None else FileResponse(page / "index.html", headers=FRESH)
+        return PlainTextResponse(ABSENT, 404) if page is None else FileResponse(page / "index.html", headers=headers)
 
     app.add_route("/", index, methods=READ)
     if page is None:
         return
-    for script in (SCRIPT, LOG_OUT):
+    for script in (SCRIPT, LOG_OUT, MISSING):
         app.add_route(script, _sender(HERE / script.rpartition("/")[2]), methods=READ)
     for entry in sorted(page.iterdir()):
-        if entry.is_file():
+        if entry.name == "index.html":
+            app.add_route("/index.html", index, methods=READ)
+        elif entry.is_file():
             app.add_route(f"/{entry.name}", _sender(entry), methods=READ)
         elif entry.name == "extensions":  # node packs have their own beside the page's
             for own in filter(Path.is_dir, entry.iterdir()):

@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.comfy.page.page import SCRIPT
+from serve_app.api.comfy.page.page import MISSING, SCRIPT, policy
 from serve_app.cli.convert import own_classes
 from serve_app.graph.parse import parse
 from serve_app.graph.saved.convert import convert
@@ -88,7 +88,7 @@ async def test_without_the_page_the_root_says_how_to_install_it(service):
 
 
 async def test_the_page_is_given_a_script_that_loads_the_first_workflow(client):
-    assert (await client.get("/api/extensions")).json() == [SCRIPT]
+    assert (await client.get("/api/extensions")).json() == [SCRIPT, MISSING]
     script = await client.get(SCRIPT)
     assert "javascript" in script.headers["Content-Type"]
     [[pack, [name]]] = (await client.get("/api/workflow_templates")).json().items()
@@ -148,3 +148,16 @@ async def test_blueprints_are_listed_with_their_names_and_read_one_by_one(client
     assert json.loads(read.pop("data"))["definitions"]["subgraphs"][0]["name"] == entry["name"]
     assert read == entry
     assert (await client.get("/api/global_subgraphs/none")).status_code == 404
+
+
+async def test_a_class_that_is_missing_is_explained_and_one_that_is_there_is_not(client):
+    names = ["EmptyHunyuanVideo15Latent", "OfSomePack", "KSampler"]
+    found = (await client.get("/api/serve_app/missing_classes", params={"name": names})).json()
+    assert found.keys() == {"EmptyHunyuanVideo15Latent", "OfSomePack"}
+    assert "of video models only Wan's are supported" in found["EmptyHunyuanVideo15Latent"]
+    assert found["OfSomePack"].startswith("Here it is of no node pack that is installed here. A pool that is a ComfyUI")
+
+
+def test_the_pages_policy_names_this_server_and_the_configured_hosts_alone():
+    assert policy(()) == "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; object-src 'none'"
+    assert " https://api.comfy.org;" in policy(("https://api.comfy.org",))
