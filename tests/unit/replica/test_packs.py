@@ -227,8 +227,13 @@ async def test_a_check_waits_for_a_replica_and_gives_up_in_the_end(
     monkeypatch.setattr(remote_validation, "CHECK_S", 0.3)
     async with client(tmp_path) as c:
         await c.running.lose("cpu")
+        running, backlogs = asyncio.create_task(c.run(n=("Number", {"n": 1}), s=show("n"))), {(0, 0)}
+        while not running.done():
+            backlogs.add((await c.running.scheduler.backlog("cpu"))[:2])
+            await asyncio.sleep(0.01)
         with pytest.raises(NotReadyError, match="no replica of pool cpu has checked the inputs of Number"):
-            await c.run(n=("Number", {"n": 1}), s=show("n"))
+            await running
+        assert backlogs == {(0, 0), (1, 0)}, "the pool would not scale up from zero"
         assert (await c.running.scheduler.backlog("cpu"))[:2] == (0, 0)
 
 

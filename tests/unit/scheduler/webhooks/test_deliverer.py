@@ -243,6 +243,17 @@ def test_slow_and_dead_receivers_hold_up_no_other_and_are_not_stormed(tmp_path):
     lived(story, tmp_path)
 
 
+def test_an_event_is_sent_while_the_answer_to_another_jobs_is_awaited(tmp_path):
+    async def story(site: Site) -> None:
+        receiver = site.webhook("a", status(204, 5.0))
+        for number in range(3):
+            site.job(str(number))
+            await asyncio.sleep(1)
+        assert receiver.at_once == 3
+
+    lived(story, tmp_path)
+
+
 def test_no_more_is_under_way_than_is_allowed(tmp_path):
     async def story(site: Site) -> None:
         receivers = [site.webhook(str(n), status(204, 5.0)) for n in range(10)]
