@@ -8,6 +8,7 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from threading import Event, current_thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -208,6 +209,17 @@ def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_throug
     assert asked == ["a", "b"]
     assert second.cancel()
     assert weights.is_loaded(third.result(30))
+
+
+def test_the_threads_of_loads_end_with_them(catalog: Catalog) -> None:
+    before = set(enumerate_threads())
+    loads = Loads(cpu_weights(catalog), lambda error: None, HostTimeline())
+    own = set(enumerate_threads()) - before
+    assert {thread.name for thread in own} == {"rooms", "loads", "prefetches"}
+    del loads
+    for thread in own:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in own)
 
 
 def test_an_invalid_request_for_memory_fails_alone(catalog: Catalog) -> None:
