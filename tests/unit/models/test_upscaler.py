@@ -69,15 +69,6 @@ def test_a_model_trained_in_a_wrapper_is_the_same_model(tmp_path: Path) -> None:
     assert torch.equal(plain, wrapped)
 
 
-def test_what_leaves_the_range_of_an_image_is_cut_off(tmp_path: Path) -> None:
-    tensors = esrgan()
-    tensors["model.7.bias"] = torch.tensor([9.0, -9.0, 0.4])
-    save_file(tensors, tmp_path / "a.safetensors")
-    pixels = finished(loaded(tmp_path / "a.safetensors").upscale(torch.rand(1, 8, 8, 3)))
-    assert (pixels[..., 0] == 1).all()
-    assert (pixels[..., 1] == 0).all()
-
-
 def test_weights_hold_an_upscaler_as_any_other_model(tmp_path: Path) -> None:
     (tmp_path / "upscale_models").mkdir()
     save_file(esrgan(), tmp_path / "upscale_models" / "a.safetensors")
