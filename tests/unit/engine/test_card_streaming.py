@@ -173,6 +173,15 @@ def test_a_network_that_left_comes_back_and_runs_as_before() -> None:
         assert card.counts.since(began).copies == pieces(streaming)
 
 
+def test_networks_that_stream_pin_no_more_of_the_host_than_they_may() -> None:
+    card = Card()
+    with torch.inference_mode(), card.used():
+        host = HostWeights(CARD, BLOCKS * ONE * 3 // 2, lambda: CardCopies(card.order), PIECE)
+        first, second = (host.stream(name, STAYS + 4 * ONE, Deep(), torch.float32, name) for name in "ab")
+        assert first.memory.nbytes > second.memory.nbytes > 0
+        assert host.nbytes <= BLOCKS * ONE * 3 // 2
+
+
 def test_a_forward_that_ends_early_costs_copies_and_no_bits() -> None:
     card = Card()
     with torch.inference_mode(), card.used():
