@@ -35,7 +35,7 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     ),
     "VAELoader": {"vae_name": ("vae", "vae")},
     "LTXVAudioVAELoader": {"ckpt_name": ("audio_vae", "checkpoints")},
-    "LTXAVTextEncoderLoader": {"text_encoder": ("clip", "text_encoders")},
+    "LTXAVTextEncoderLoader": {"text_encoder": ("clip", "text_encoders"), "ckpt_name": ("clip", "checkpoints")},
     "ControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},
     "DiffControlNetLoader": {"control_net_name": ("controlnet", "controlnet")},
     "GLIGENLoader": {"gligen_name": ("model_patch", "gligen")},

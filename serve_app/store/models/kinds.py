@@ -180,6 +180,11 @@ _TEXTS = (
     _known("Qwen3", f"{_FIRST}.q_norm.weight"),
     _lacking("Ministral 3", (_NORM, 3072)),
     _known("Mistral 3 and Llama 3.1", _NORM),
+    _known(
+        "LTX-2's projection",
+        "text_embedding_projection.aggregate_embed.weight",
+        "text_embedding_projection.video_aggregate_embed.weight",
+    ),
 )
 
 _SOUNDS = (
