@@ -210,9 +210,13 @@ def _head(site: Cluster) -> Cluster:
 def _beside(site: Cluster) -> Cluster:
     """As KubeRay does: the first cluster goes a while after the second runs."""
     second = Cluster(site.root, site.network, site.data, site.url, NEXT_HEAD, NEXT_WORKERS)
-    second.wait_until_joined()
-    second.deploy(second.configuration(max_queue=9998))
-    time.sleep(STEADY_S)
+    try:
+        second.wait_until_joined()
+        second.deploy(second.configuration(max_queue=9998))
+        time.sleep(STEADY_S)
+    except BaseException:
+        second.close()
+        raise
     site.close()
     return second
 
