@@ -14,6 +14,7 @@ from serve_app.graph.saved.convert import convert
 from serve_app.graph.validate import validate
 from serve_app.models.shipped import CHECKPOINT
 from serve_app.nodes.registry import specs
+from serve_app.nodes.unsupported import NOT_THERE
 from serve_app.service.service import Service
 from tests.unit.api.conftest import FILES
 
@@ -154,7 +155,7 @@ async def test_a_class_that_is_missing_is_explained_and_one_that_is_there_is_not
     names = ["EmptyHunyuanVideo15Latent", "OfSomePack", "KSampler"]
     found = (await client.get("/api/serve_app/missing_classes", params={"name": names})).json()
     assert found.keys() == {"EmptyHunyuanVideo15Latent", "OfSomePack"}
-    assert "of video models only Wan's are supported" in found["EmptyHunyuanVideo15Latent"]
+    assert NOT_THERE["EmptyHunyuanVideo15Latent"] in found["EmptyHunyuanVideo15Latent"]
     assert found["OfSomePack"].startswith("Here it is of no node pack that is installed here. A pool that is a ComfyUI")
 
 
