@@ -33,7 +33,16 @@ GUIDES = (
     "clients",
 )
 REFERENCE = ("models", "nodes", "templates", "limits", "metrics", "plan", "pack-coverage", "modules", "glossary")
-EXPLANATION = ("failures", "misbehaving-nodes", "scale", "scale-simulation", "gpu", "parity", "parity-differences")
+EXPLANATION = (
+    "failures",
+    "misbehaving-nodes",
+    "scale",
+    "scale-simulation",
+    "gpu",
+    "speed-settings",
+    "parity",
+    "parity-differences",
+)
 OTHERS = ("model-card", "style")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")
 
