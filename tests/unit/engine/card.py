@@ -48,9 +48,17 @@ class OnCard(Tensor):
 
     @staticmethod
     def __new__(cls: type[OnCard], held: Tensor) -> OnCard:
-        made = Tensor._make_wrapper_subclass(
-            cls, held.size(), held.stride(), held.storage_offset(), dtype=held.dtype, device=_META, requires_grad=False
-        )
+        # In inference mode too, a view of a tensor that was made outside is none of inference.
+        with torch.inference_mode(held.is_inference()):
+            made = Tensor._make_wrapper_subclass(
+                cls,
+                held.size(),
+                held.stride(),
+                held.storage_offset(),
+                dtype=held.dtype,
+                device=_META,
+                requires_grad=False,
+            )
         made.held, made.memory = held, None
         return made
 
@@ -132,7 +140,10 @@ _FREE = {
 
 _WHOLE = {
     "linear", "conv2d", "conv1d", "scaled_dot_product_attention", "layer_norm", "group_norm", "softmax", "log_softmax",
-    "rms_norm", "upsample_nearest2d", "embedding", "silu", "gelu",
+    "rms_norm", "embedding", "silu", "gelu",
+    *(f"upsample_{way}" for way in ("linear1d", "bilinear2d", "bicubic2d", "trilinear3d")),
+    *(f"{way}{axes}d" for axes in (1, 2, 3) for way in ("upsample_nearest", "_upsample_nearest_exact")),
+    *(f"_upsample_{way}2d_aa" for way in ("bilinear", "bicubic")),
 }  # fmt: skip
 """Operations that a card has a kernel for, though torch could take them apart."""
 
@@ -423,6 +434,9 @@ class _Bindings(TorchFunctionMode):
         if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == CARD.type:
             made = torch.tensor(*args, **{**kwargs, "device": _CPU})
             return made.to(CARD)
+        if func is Tensor.type_as and isinstance(args[1], OnCard):
+            # Torch would take it to where it takes the card's tensors to be.
+            return args[0].to(CARD, args[1].dtype)
         if func is Tensor.tolist and isinstance(args[0], OnCard):
             return args[0].cpu().tolist()
         if func is Tensor.__setitem__ and isinstance(args[0], OnCard) and not isinstance(args[2], Tensor):
