@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
 from serve_app.models.families.dit.anima import Anima, AnimaText, LlmAdapter
+from serve_app.models.families.dit.auraflow import PileT5Text
 from serve_app.models.families.dit.flux import Flux
 from serve_app.models.families.dit.flux2 import Flux2
 from serve_app.models.families.dit.hidream import HiDream
@@ -42,6 +45,7 @@ from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
+from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import PREFIX, Gemma3Text
 from serve_app.models.families.text.mistral import MistralText
@@ -54,9 +58,10 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
-from tests.parity import ltx_cases, ltx_workflows
+from tests.parity import dit_cases, ltx_cases, ltx_workflows
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
+from tests.parity.figures import GOLDEN
 from tests.parity.qwen21_cases import drawn, file_of
 from tests.parity.text_cases import bytes_of, llama2_pieces
 from tests.parity.text_cases import tensors as text_tensors
@@ -126,6 +131,11 @@ WAN_22_FUN_CONTROL = replace(WAN, fed=52, reference_channels=16)
 WAN_VACE = replace(WAN, vace=1, vace_channels=96)
 WAN_22_5B = Wan22(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=48)
 WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
+PARITY_WIDTH = dit_cases.TEXT_WIDTH
+"""Of the texts of networks that are those of the parity tests: files have layers joined that the network has apart."""
+PARITY_T5 = replace(T5, width=PARITY_WIDTH)
+GEMMA = Gemma2Text(2, PARITY_WIDTH, 48, 2, 1, 256, 256000)
+PILE_T5 = PileT5Text(1, PARITY_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=32128, pieces=1)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -141,6 +151,13 @@ def whole(backbone: BackboneFamily, vae: VaeFamily, **texts: TextFamily) -> Tens
 GEMMA3 = Gemma3Text(7, 32, 48, 2, 1, 256, 256000)
 PROJECTED = {f"{PREFIX}video_aggregate_embed.weight": 48, f"{PREFIX}audio_aggregate_embed.weight": 32}
 """The layers that make a text of the states, and how wide each stream's is."""
+
+
+def of_parity(name: str) -> Tensors:
+    """Return a network that the parity tests compare with ComfyUI's."""
+    return weights(json.loads((GOLDEN / "dit_keys.json").read_text())[name])
+
+
 FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
@@ -156,6 +173,10 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"model_patches/qwen_image_canny_diffsynth.*": lambda: single_file(QwenDiffSynth(QWEN_IMAGE.width, 1)),
     r"model_patches/uso-flux1.*": lambda: single_file(Uso(FLUX.width, (SIGLIP.width, SIGLIP.side**2), 4)),
     r"controlnet/sd3.5_large.*": lambda: weights(dict(sd3_large(SD3.width, SD3.pooled_width))),
+    **{
+        rf"diffusion_models/{name}\..*": partial(of_parity, name)
+        for name in ("auraflow", "chroma", "lumina2", "pixart", "pixart_alpha")
+    },
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
     r"diffusion_models/flux1-fill.*": lambda: network(FILL),
@@ -189,6 +210,9 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
+    r"text_encoders/gemma_2.*": lambda: text_tensors(GEMMA),
+    r"text_encoders/pile_t5.*": lambda: text_tensors(PILE_T5),
+    r"text_encoders/t5xxl_48.*": lambda: text_tensors(PARITY_T5),
     r"text_encoders/qwen_3_06b.*": lambda: {k: t.bfloat16() for k, t in text_tensors(QWEN3_06B).items()},
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
@@ -206,6 +230,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
+    r"vae/sdxl.*": lambda: network(SDXL_VAE),
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),
     r"vae/qwen_image_layered_vae.*": lambda: single_file(replace(WAN_VAE, image_channels=4)),
