@@ -18,7 +18,10 @@ from serve_app.replica.files import open_catalog
 from serve_app.replica.host import OWN_SHARE
 from serve_app.store.models.catalog import Catalog
 
-FOLDERS = ("checkpoints", "diffusion_models", "text_encoders", "vae")
+FOLDERS = (
+    *("checkpoints", "diffusion_models", "text_encoders", "vae", "loras", "controlnet", "upscale_models", "unet_gguf"),
+    "clip_gguf",
+)
 """Where models are looked for by name."""
 GB = 10**9
 
@@ -93,8 +96,10 @@ def lines(title: str, size: Size, card: Card, made: Estimate) -> Iterator[str]:
         streams = f", {_gb(part.streamed_bytes)} are copied in each forward" if part.streamed_bytes else ""
         files = f", {_gb(part.file_bytes)} of them read from files" if part.file_bytes else ""
         yield f"  {name}: {_gb(part.nbytes)}, {_gb(part.card_bytes)} on the card{streams}{files}"
+    if job.added_bytes:
+        yield f"  LoRAs and ControlNets: {_gb(job.added_bytes)}, beside the diffusion network"
     if job.vae_bytes:
-        yield f"  VAE: {_gb(job.vae_bytes)}"
+        yield f"  VAE and upscalers: {_gb(job.vae_bytes)}"
     yield f"  activations of one row: {_gb(job.activation_bytes)}"
     if job.reread_bytes:
         yield f"  each new text reads {_gb(job.reread_bytes)} of evicted weights from files: the host's memory is short"

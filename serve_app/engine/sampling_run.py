@@ -23,6 +23,8 @@ from serve_app.errors import DeviceMemoryError, ModelFileError, UnavailableError
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control import control
 from serve_app.models.unet_patches import gligen
+from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN
+from serve_app.models.weights.planner import Size, change_to_fit
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import Weights
@@ -35,6 +37,7 @@ from serve_app.sampling.guidance.hooks import changes, hooks_of
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.values import Cfg, Guider, PreviewMethod
 
+GB = 10**9
 Show: TypeAlias = Callable[[Any], None]
 """Takes a picture, (h,w,3) in 0…255."""
 
@@ -224,8 +227,27 @@ class SamplingRun:
 
     @cached_property
     def _backbone(self) -> Recipe:
-        """The guider's backbone; one that streams where not all weights fit beside its forwards."""
+        """The guider's backbone; one that streams where not all weights fit beside its forwards.
+
+        Errors: DeviceMemoryError, with what would fit, where a forward of one row has no room even so.
+        """
+        self._refuse_too_large()
         return self._weights.fitted(*self._needed(self._guider.backbone), activation_bytes=self._activation_bytes)
+
+    def _refuse_too_large(self) -> None:
+        needed = self._activation_bytes
+        if not needed:
+            return
+        own, elsewhere = self._weights.room_with(*self._needed(self._guider.backbone))
+        # What is counted has a margin, which a forward that would just fit need not have.
+        if needed <= ACTIVATIONS_MARGIN * own:
+            return
+        size = Size.of(self._request.latents, self._weights.latent_format(self._guider.backbone))
+        change = change_to_fit(size, needed, own, elsewhere)
+        raise DeviceMemoryError(
+            f"{size}: one row's forward takes {needed / GB:.1f} GB of the GPU, which beside streaming weights has room "
+            f"for {max(0, own) / GB:.1f} GB; what would fit: {change or 'nothing near; take a smaller size'}"
+        )
 
     @cached_property
     def _activation_bytes(self) -> int:

@@ -116,6 +116,14 @@ def stream_share(nbytes: int, other_bytes: int, budget_bytes: int, left_bytes: i
     return share if nbytes > share * budget_bytes else None
 
 
+def largest_forward(nbytes: int, other_bytes: int, budget_bytes: int, forwards_bytes: int) -> int:
+    """Return the bytes of the largest forward that has room, beside a network that streams as far as it can.
+
+    nbytes, other_bytes, budget_bytes: as `stream_share`; forwards_bytes: as `weights_left`.
+    """
+    return budget_bytes + forwards_bytes - other_bytes - min(nbytes, budget_bytes // SHARES)
+
+
 @dataclass(frozen=True, slots=True)
 class Room:
     """What one process may take of a card and its host.
@@ -141,10 +149,9 @@ class Room:
         """Return how many bytes weights may take beside a forward, as `weights_left`."""
         return weights_left(self.weights_bytes, self.planned_bytes - self.weights_bytes, activation_bytes)
 
-    @property
-    def largest_activations(self) -> int:
-        """Bytes of the largest forward that a network which streams as far as it can has room for."""
-        return self.planned_bytes - self.weights_bytes // SHARES
+    def largest_forward(self, nbytes: int, other_bytes: int) -> int:
+        """Return the bytes of the largest forward that has room, as `largest_forward`."""
+        return largest_forward(nbytes, other_bytes, self.weights_bytes, self.planned_bytes - self.weights_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +183,8 @@ Outcome: TypeAlias = Literal["whole", "evicting", "streaming", "too large"]
 class JobPlan:
     """What a job takes of a card. activation_bytes: of a forward of one row. reread_bytes: of files, for each new text.
 
-    The latter are of evicted parts that pinned memory has no room for.
+    The latter are of evicted parts that pinned memory has no room for. added_bytes: of LoRAs and ControlNets, which are
+    beside the backbone in each forward. vae_bytes: of VAEs and upscalers, which come after.
     """
 
     outcome: Outcome
@@ -185,11 +193,14 @@ class JobPlan:
     vae_bytes: int
     activation_bytes: int
     reread_bytes: int = 0
+    added_bytes: int = 0
 
 
-def plan_job(room: Room, backbone: PartSize, text: PartSize, vae_bytes: int, activation_bytes: int) -> JobPlan:
-    """Return what becomes of a job alone on a card. text: all its text encoders."""
-    left = room.weights_left(activation_bytes)
+def plan_job(
+    room: Room, backbone: PartSize, text: PartSize, vae_bytes: int, activation_bytes: int, added_bytes: int = 0
+) -> JobPlan:
+    """Return what becomes of a job alone on a card. text: all its text encoders; the others: as of `JobPlan`."""
+    left = room.weights_left(activation_bytes) - added_bytes
     denoises, encodes = _placed(room, backbone, left), _placed(room, text, room.weights_bytes)
     together = denoises.card_bytes + encodes.card_bytes + vae_bytes
     outcome: Outcome = "whole" if together <= left else "evicting"
@@ -200,7 +211,7 @@ def plan_job(room: Room, backbone: PartSize, text: PartSize, vae_bytes: int, act
     pinned = sum(part.streamed_bytes - part.file_bytes for part in (denoises, encodes))
     evicted = 0 if together <= left or not text.nbytes else denoises.card_bytes + encodes.card_bytes
     reread = max(0, evicted - max(0, room.host_bytes - pinned))
-    return JobPlan(outcome, denoises, encodes, vae_bytes, activation_bytes, reread)
+    return JobPlan(outcome, denoises, encodes, vae_bytes, activation_bytes, reread, added_bytes)
 
 
 def _placed(room: Room, part: PartSize, left_bytes: int) -> PartPlan:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from math import sqrt
+from math import prod, sqrt
 from pathlib import Path
 
 import torch
@@ -29,6 +30,10 @@ TEXT_TOKENS = 512
 """How long texts are taken to be."""
 STEP = 64
 """Sides of images that would fit are multiples of this, in pixels."""
+_VIDEO = 5
+"""How many axes the latents of videos have."""
+SIXTEEN_BITS = 2
+"""Bytes of a number of a LoRA."""
 PARTS: tuple[Part, ...] = ("backbone", "clip", "vae")
 
 
@@ -42,6 +47,13 @@ class Size:
 
     def __str__(self) -> str:
         return f"{self.width}×{self.height}" + (f", {self.frames} frames" if self.frames > 1 else "")
+
+    @classmethod
+    def of(cls, latents: Tensor, latent_format: LatentFormat) -> Size:
+        """Return the size of what latents (B,C,h,w) or (B,C,T,h,w) are of."""
+        height, width = (side * latent_format.factor for side in latents.shape[-2:])
+        over_time = latents.ndim == _VIDEO and latent_format.frames
+        return cls(width, height, (latents.shape[2] - 1) * latent_format.frames + 1 if over_time else 1)
 
     def latents(self, latent_format: LatentFormat) -> Tensor:
         """Return the latents of one row, without numbers."""
@@ -60,13 +72,17 @@ class Size:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A backbone and what it is used with, without numbers. network: on the meta device, in its dtypes."""
+    """A backbone and what it is used with, without numbers. network: on the meta device, in its dtypes.
+
+    vae_bytes, added_bytes: as of `JobPlan`.
+    """
 
     family: BackboneFamily
     network: nn.Module
     backbone: PartSize
     text: PartSize
     vae_bytes: int = 0
+    added_bytes: int = 0
 
     def cost(self, size: Size) -> ForwardCost:
         """Return the cost of a forward of one row. Errors: NodeError for a size that the model cannot make."""
@@ -95,17 +111,28 @@ def estimate(
     needed = int(ACTIVATIONS_MARGIN * cost.peak_bytes)
 
     def job_in(room: Room) -> JobPlan:
-        return plan_job(room, model.backbone, model.text, model.vae_bytes, needed)
+        return plan_job(room, model.backbone, model.text, model.vae_bytes, needed, model.added_bytes)
 
     job = job_in(room)
     if job.outcome != "too large":
         return Estimate(job, forward_s(cost, job.backbone, card))
-    rooms = ((one.gib, Room.of(one.gib * GIB, process_bytes, max_cells)) for one in CARDS)
-    gib = next((gib for gib, larger in rooms if job_in(larger).outcome != job.outcome), None)
-    smaller = size.smaller(room.largest_activations / needed)
+
+    def largest(on_bytes: int) -> int:
+        room = Room.of(on_bytes, process_bytes, max_cells)
+        return room.largest_forward(model.backbone.nbytes, model.added_bytes)
+
+    return Estimate(job, 0.0, change_to_fit(size, needed, largest(card_bytes), largest))
+
+
+def change_to_fit(size: Size, needed_bytes: int, largest_bytes: int, largest: Callable[[int], int]) -> str:
+    """Return the smallest changes that would make a forward fit: a smaller size, a larger card; empty if none would.
+
+    largest_bytes: of the largest forward on this card; largest: that on a card of so many bytes.
+    """
+    cards = (card.gib for card in CARDS if largest(card.gib * GIB) >= needed_bytes)
+    smaller, gib = size.smaller(max(0, largest_bytes) / needed_bytes), next(cards, None)
     changes = [str(smaller)] if smaller is not None else []
-    changes += [f"a card of {gib} GB"] if gib is not None else []
-    return Estimate(job, 0.0, " or ".join(changes))
+    return " or ".join(changes + ([f"a card of {gib} GB"] if gib is not None else []))
 
 
 def part_size(*networks: nn.Module) -> PartSize:
@@ -116,17 +143,19 @@ def part_size(*networks: nn.Module) -> PartSize:
 
 
 def model_of(paths: Sequence[Path]) -> Model:
-    """Return the model in files: one backbone, with the text encoders and VAEs beside it.
+    """Return the model in files: one backbone, with text encoders, VAEs, LoRAs, ControlNets and upscalers.
 
     Reads headers alone. Errors: ModelFileError for a file that holds none of these, or for no or several backbones.
     """
     # Of a device that is no CPU, dtypes are a card's.
     loader = Loader(META, "auto", "auto")
     found: dict[Part, list[tuple[Recipe, WeightFiles]]] = {part: [] for part in PARTS}
+    added = after = 0
     for path in paths:
         parts = [part for part in PARTS if _holds(path, part)]
         if not parts:
-            raise ModelFileError(f"'{path.name}' holds no diffusion network, text encoder or VAE of a known layout")
+            beside, later = _other_bytes(loader, path)
+            added, after = added + beside, after + later
         for part in parts:
             found[part].append((Recipe(part, "", path.name), WeightFiles((path,), path)))
     if len(found["backbone"]) != 1:
@@ -136,8 +165,26 @@ def model_of(paths: Sequence[Path]) -> Model:
     family, network = loader.outline(recipe, files)
     assert isinstance(family, BackboneFamily)
     texts = (loader.outline(*text)[1] for text in found["clip"])
-    return Model(
-        family, network, part_size(network), part_size(*texts), sum(loader.nbytes(*vae) for vae in found["vae"])
+    after += sum(loader.nbytes(*vae) for vae in found["vae"])
+    return Model(family, network, part_size(network), part_size(*texts), after, added)
+
+
+def _other_bytes(loader: Loader, path: Path) -> tuple[int, int]:
+    """Return the bytes of a file that is used beside the backbone, a LoRA or ControlNet, or after it, an upscaler.
+
+    Errors: ModelFileError for any other.
+    """
+    files = WeightFiles((path,), path)
+    with suppress(ModelFileError):
+        return loader.nbytes(Recipe("controlnet", "", path.name), files), 0
+    with suppress(ModelFileError):
+        return 0, loader.nbytes(Recipe("upscaler", "", path.name), files)
+    with suppress(ModelFileError):
+        shapes = Checkpoint(path).shapes
+        if any("lora" in name for name in shapes):
+            return SIXTEEN_BITS * sum(map(prod, shapes.values())), 0
+    raise ModelFileError(
+        f"'{path.name}' holds no diffusion network, text encoder, VAE, LoRA, ControlNet or upscaler of a known layout"
     )
 
 

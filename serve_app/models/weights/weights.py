@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +36,7 @@ from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.activations import Activations
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loader, control_file
-from serve_app.models.weights.memory_plan import stream_share, weights_left
+from serve_app.models.weights.memory_plan import CELL_BYTES, Room, largest_forward, stream_share, weights_left
 from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
 from serve_app.nested_tensor import Samples
@@ -220,13 +220,28 @@ class Weights:
         """
         if self.device.type != "cuda":
             return backbone
-        files, budget = self._files(backbone)[0], self._residency.budget_bytes
-        beside = sum(self.need(backbone, *others).nbytes.values()) - self._device_bytes(backbone, files)
-        nbytes = self._part_bytes(backbone, files)
+        budget = self._residency.budget_bytes
+        nbytes, beside = self._sizes_with(backbone, others)
         left = weights_left(budget, self._residency.forwards_bytes, activation_bytes)
         share = stream_share(nbytes, beside, budget, left)
         alone = stream_share(nbytes, 0, budget)
         return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
+
+    def room_with(self, backbone: Recipe, *others: Recipe) -> tuple[int, Callable[[int], int]]:
+        """Return the bytes of the largest forward with a backbone and others at once: here, and by a card's bytes."""
+        nbytes, beside = self._sizes_with(backbone, others)
+        budget, forwards = self._residency.budget_bytes, self._residency.forwards_bytes
+
+        def on_card(card_bytes: int) -> int:
+            return Room.of(card_bytes, 0, forwards // CELL_BYTES).largest_forward(nbytes, beside)
+
+        return largest_forward(nbytes, beside, budget, forwards), on_card
+
+    def _sizes_with(self, backbone: Recipe, others: Sequence[Recipe]) -> tuple[int, int]:
+        """Return the bytes of a backbone, and of others that are needed at once."""
+        files = self._files(backbone)[0]
+        beside = sum(self.need(backbone, *others).nbytes.values()) - self._device_bytes(backbone, files)
+        return self._part_bytes(backbone, files), beside
 
     def activation_bytes(
         self, backbone: Recipe, latents: Samples, conds: Mapping[str, Conditioning], factor: int | None = None

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from serve_app.cli import main
 from serve_app.models.families import Flux, Wan
 from serve_app.models.families.family import Family
 from serve_app.models.families.text.t5 import T5Text
 from serve_app.models.files.layout import reverse, translate
+from tests.parity import control_files, tiled_cases
 from tests.unit.models.sample import write_sample_checkpoint
 
 NAMES = {"bf16": "BF16", "fp8": "F8_E4M3"}
@@ -80,6 +83,20 @@ def test_a_video_that_does_not_fit_says_what_would(tmp_path: Path, capsys: pytes
     assert run(capsys, wan, "--gpu", "8G", "--ram", "32G", *size, "--frames", frames[1])[0] == 0
 
 
+def test_what_is_beside_the_network_is_in_the_account(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sample_checkpoint(tmp_path / "sd.safetensors")
+    save_file({"a.lora_up.weight": torch.zeros(200, 10**5)}, tmp_path / "lora.safetensors")
+    save_file(control_files.tensors("sd1"), tmp_path / "net.safetensors")
+    save_file(tiled_cases.esrgan(), tmp_path / "esrgan.safetensors")
+    files = [tmp_path / f"{name}.safetensors" for name in ("sd", "lora", "net", "esrgan")]
+    alone, beside = (
+        json.loads(run(capsys, *of, "--gpu", "24G", "--ram", "64G", "--json")[1])["job"] for of in (files[:1], files)
+    )
+    assert beside["added_bytes"] > 2 * 200 * 10**5 > 0 == alone["added_bytes"]
+    assert beside["vae_bytes"] > alone["vae_bytes"]
+    assert "LoRAs and ControlNets: 0." in run(capsys, *files, "--gpu", "24G", "--ram", "64G")[1]
+
+
 def test_bad_input_is_an_error_that_names_what_is_allowed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +109,7 @@ def test_bad_input_is_an_error_that_names_what_is_allowed(
         (sd, "--gpu", "24", "--ram", "64G"): "--gpu is '24'; give a size as 24G or 24576M",
         (sd, "--gpu", "24G", "--ram", "0G"): "--ram is '0G'; give a size as 24G or 24576M",
         (sd, "--gpu", "900M", "--ram", "64G"): "has no room beside the",
-        (text, *card): "'text.safetensors' holds no diffusion network, text encoder or VAE of a known layout",
+        (text, *card): "'text.safetensors' holds no diffusion network, text encoder, VAE, LoRA, ControlNet",
         ("absent", *card): "there is no file 'absent', and no model of that name in checkpoints, diffusion_models",
         (sd, sd, *card): "a job has one diffusion network, and these files have sd.safetensors, sd.safetensors",
         (sd, *card, "--frames", "81"): "--frames is 81, and Stable Diffusion 1.x and 2.x makes images; leave it out",

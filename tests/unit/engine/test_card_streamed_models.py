@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch import Tensor
 from serve_app.engine.engine import Engine
 from serve_app.engine.sampling_run import SamplingRun
 from serve_app.engine.timeline import HostTimeline
+from serve_app.errors import DeviceMemoryError
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control.control import ControlNet
 from serve_app.models.families import ClipText, Sd
@@ -380,6 +383,19 @@ async def test_a_backbone_streams_where_its_jobs_forwards_need_the_room_and_give
     work, streams = (rows(one, (2, 4, 16, 16), UNET_TEXT) for one in (BACKBONE, recipe))
     assert all(torch.equal(a, b) for a, b in zip(models.made(streams), whole.made(work), strict=True))
     assert len(models.streaming) == 1
+
+
+async def test_a_job_whose_forward_has_no_room_is_refused_before_it_runs_with_what_would_fit(root: Path) -> None:
+    models = Models(root, BUDGET, forwards_bytes=BUDGET)
+    job = request(shape=(1, 4, 64, 64), backbone=BACKBONE, positive=UNET_TEXT, negative=UNET_TEXT)
+    engine = Engine(1024, HostTimeline())
+    run = SamplingRun(engine, models.weights, job, lambda done, steps: None)
+    with pytest.raises(DeviceMemoryError, match=r"^512×512: .* what would fit: (\d+)×\1 or a card of 8 GB$") as refused:
+        run.requirements()
+    engine.close()
+    side = int(re.findall(r"(\d+)×", str(refused.value))[-1])
+    fits = replace(job, latents=torch.zeros(1, 4, side // 8, side // 8))
+    assert SamplingRun(engine, models.weights, fits, lambda done, steps: None).requirements().recipes
 
 
 PARTS: tuple[Part, ...] = ("backbone", "clip")

@@ -37,7 +37,7 @@ def test_a_job_is_refused_only_where_its_forward_has_no_room_beside_a_network_th
     card, host, backbone, text, activations
 ):
     has, job = room(card, host), planned(card, backbone, text, activations, host)
-    fits = job.activation_bytes <= has.largest_activations
+    fits = job.activation_bytes <= has.largest_forward(part(backbone).nbytes, 0)
     whole = job.activation_bytes + part(backbone).nbytes <= has.planned_bytes
     assert (job.outcome != "too large") == (fits or whole)
     if job.outcome == "too large":
@@ -77,3 +77,10 @@ def test_what_the_host_lacks_memory_for_is_read_from_files():
     assert jobs[16].backbone.file_bytes > jobs[24].backbone.file_bytes > 0
     assert jobs[64].backbone.file_bytes == 0 < jobs[64].backbone.streamed_bytes
     assert jobs[32].reread_bytes > jobs[128].reread_bytes == 0
+
+
+def test_what_is_beside_the_network_in_each_forward_takes_room_from_it():
+    alone, beside = (plan_job(room(24), part(12), part(5), GIB // 4, GIB, added_bytes=added * GIB) for added in (0, 9))
+    assert (alone.outcome, beside.outcome) == ("whole", "streaming")
+    assert beside.backbone.card_bytes + 9 * GIB + GIB <= room(24).planned_bytes
+    assert plan_job(room(24), part(12), part(5), GIB // 4, GIB, added_bytes=22 * GIB).outcome == "too large"
