@@ -8,13 +8,14 @@ from typing import NamedTuple
 class StepJob(NamedTuple):
     """One job's forward. latents: (C,h,w) or (C,F,h,w). texts: the length of each row's text, in tokens.
 
-    fp8: with weights in fp8 with a scale each, multiplied in fp8.
+    fp8: with weights in fp8 with a scale each, multiplied in fp8. part: the network has one in so many of its blocks.
     """
 
     family: str
     latents: tuple[int, ...]
     texts: tuple[int, ...]
     fp8: bool = False
+    part: int = 1
 
 
 JOBS = {
@@ -26,3 +27,13 @@ JOBS = {
     "Qwen-Image, 1328×1328, cfg": StepJob("qwen", (16, 1, 166, 166), (60, 20)),
     "Wan 2.1 14B, 832×480, 81 frames, cfg": StepJob("wan", (16, 21, 60, 104), (512, 512)),
 }
+
+_FEW = {"Flux.1 dev bf16, 1024×1024": 4, "Qwen-Image, 1328×1328, cfg": 6, "Wan 2.1 14B, 832×480, 81 frames, cfg": 4}
+GPU_JOBS = {f"{title}, 1/{part} of its blocks": JOBS[title]._replace(part=part) for title, part in _FEW.items()}
+"""Those that a GPU measures, with few enough blocks for 24 GB."""
+SMALL_JOBS = {
+    "Flux.1, small": StepJob("flux", (16, 8, 8), (16,), part=19),
+    "Qwen-Image, small": StepJob("qwen", (16, 1, 8, 8), (16, 8), part=60),
+    "Wan, small": StepJob("wan", (16, 2, 8, 8), (16, 16), part=40),
+}
+"""Those that show on any machine that measuring works."""

@@ -13,6 +13,8 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -49,18 +51,29 @@ FAMILIES: dict[str, BackboneFamily] = {
 
 def counted(job: StepJob) -> Counts:
     """Return the counts of a job's step."""
-    family = FAMILIES[job.family]
-    made = network(job)
-    # The kernels of a GPU are to be counted, for tensors that are on none.
-    with patch.object(comfy_kitchen, "DEVICES", {META.type}), torch.inference_mode(), Counting() as counting:
-        family.forward(made, [rows(job, length) for length in job.texts])
+    with as_on_a_card(), torch.inference_mode():
+        family, made, given = family_of(job), network(job), [rows(job, length) for length in job.texts]
+        with Counting() as counting:
+            family.forward(made, given)
     counts: Counts = counting.counts
     return counts
 
 
+def as_on_a_card() -> AbstractContextManager[object]:
+    """Have the kernels of a GPU counted, for tensors that are on none."""
+    return patch.object(comfy_kitchen, "DEVICES", {META.type})
+
+
+def family_of(job: StepJob) -> Any:
+    """Return the job's family, with as many blocks as the job has."""
+    family: Any = FAMILIES[job.family]
+    blocks = [name for name in ("doubles", "singles", "layers") if hasattr(family, name)]
+    return replace(family, **{name: getattr(family, name) // job.part for name in blocks})
+
+
 def network(job: StepJob) -> nn.Module:
     """Return the job's network on the meta device, as it is on a GPU with fp8 products."""
-    family = FAMILIES[job.family]
+    family = family_of(job)
     made = family.empty().to(family.dtypes[0] if job.family != "wan" else torch.bfloat16)
     if job.fp8:
         for name, layer in list(made.named_modules()):
@@ -74,11 +87,11 @@ def network(job: StepJob) -> nn.Module:
     return made
 
 
-def rows(job: StepJob, length: int) -> Rows:
-    """Return one row of a job with a text of a length."""
+def rows(job: StepJob, length: int, device: torch.device = META) -> Rows:
+    """Return one row of a job with a text of a length, of random numbers."""
 
     def numbers(*shape: int) -> Tensor:
-        return torch.empty(1, *shape, device=META)
+        return torch.randn(1, *shape, device=device)
 
     inputs: Any
     match job.family:

@@ -60,13 +60,13 @@ UNETS: dict[str, dict[str, Any]] = {
 }
 
 
-def network(job: StepJob) -> Any:
-    """Return the network on the meta device."""
+def network(job: StepJob, device: torch.device = META) -> Any:
+    """Return the network, without numbers."""
     operations = comfy.ops.disable_weight_init
     if job.fp8:
         operations = comfy.ops.mixed_precision_ops({}, torch.bfloat16)
     dtype = torch.float16 if job.family in UNETS else torch.bfloat16
-    common = {"device": META, "dtype": dtype, "operations": operations}
+    common = {"device": device, "dtype": dtype, "operations": operations}
     match job.family:
         case "sd15" | "sdxl":
             sizes = {"image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320}
@@ -74,21 +74,21 @@ def network(job: StepJob) -> Any:
         case "flux":
             made = Flux(
                 in_channels=16, out_channels=16, vec_in_dim=768, context_in_dim=4096, hidden_size=3072, mlp_ratio=4.0,
-                num_heads=24, depth=19, depth_single_blocks=38, axes_dim=[16, 56, 56], theta=10000, patch_size=2,
-                qkv_bias=True, guidance_embed=True, txt_ids_dims=[], **common,
+                num_heads=24, depth=19 // job.part, depth_single_blocks=38 // job.part, axes_dim=[16, 56, 56],
+                theta=10000, patch_size=2, qkv_bias=True, guidance_embed=True, txt_ids_dims=[], **common,
             )  # fmt: skip
             return in_fp8(made) if job.fp8 else made
         case "zimage":
             return NextDiT(
-                patch_size=2, in_channels=16, dim=3840, cap_feat_dim=2560, n_layers=30, qk_norm=True, n_heads=30,
-                n_kv_heads=30, axes_dims=[32, 48, 48], axes_lens=[1536, 512, 512], rope_theta=256.0,
+                patch_size=2, in_channels=16, dim=3840, cap_feat_dim=2560, n_layers=30 // job.part, qk_norm=True,
+                n_heads=30, n_kv_heads=30, axes_dims=[32, 48, 48], axes_lens=[1536, 512, 512], rope_theta=256.0,
                 ffn_dim_multiplier=8.0 / 3.0, z_image_modulation=True, time_scale=1000.0, pad_tokens_multiple=32,
                 **common,
             )  # fmt: skip
         case "qwen":
-            return QwenImageTransformer2DModel(**common)
+            return QwenImageTransformer2DModel(num_layers=60 // job.part, **common)
         case "wan":
-            return WanModel(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40, **common)
+            return WanModel(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40 // job.part, **common)
     raise AssertionError(job.family)
 
 
@@ -112,12 +112,13 @@ def in_fp8(made: torch.nn.Module) -> torch.nn.Module:
     return made
 
 
-def forward(made: Any, job: StepJob, texts: tuple[int, ...]) -> None:
+def forward(made: Any, job: StepJob, texts: tuple[int, ...], device: torch.device = META) -> None:
     """Run one forward for rows with texts of equal lengths."""
     rows, dtype = len(texts), torch.float16 if job.family in UNETS else torch.bfloat16
 
     def numbers(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        return torch.empty(rows, *shape, device=META, dtype=dtype)
+        make = torch.empty if device == META else torch.randn
+        return make(rows, *shape, device=device, dtype=dtype)
 
     widths = {"sd15": 768, "sdxl": 2048, "flux": 4096, "zimage": 2560, "qwen": 3584, "wan": 4096}
     x, time, text = numbers(*job.latents), numbers(dtype=torch.float32), numbers(texts[0], widths[job.family])

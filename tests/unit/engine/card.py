@@ -327,7 +327,7 @@ class Card(TorchDispatchMode):
 
     def _stall(self, kind: str) -> None:
         if self.driver is not None:
-            self.driver.refuse_capture()
+            self.driver.refuse_wait()
         with self._lock:
             counts = self._counted
             setattr(counts, kind, getattr(counts, kind) + 1)

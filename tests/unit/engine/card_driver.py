@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import _lru_cache_wrapper
@@ -44,6 +44,8 @@ ENDED_S = 20.0
 _CUDA = 1
 """The type of a device, as torch numbers them."""
 _NOT_CAPTURED = "CUDA error: operation not permitted when stream is capturing"
+_REFUSED = 2
+"""The mode in which torch refuses what makes the host wait, as it numbers them."""
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Driver:
     """The bindings, and what they are asked for.
 
     capability, total_bytes: of the card; taken_bytes: of it, by other processes; kernels: what torch was built for.
+    ledger: what each process takes that shares the card, where it is shared; number: the place of this one in it.
     refusal: what CUDA says instead of finding a card, as a warning; fault: what each call raises, as after a fault.
     fails_at: the number of the allocation that fails for want of memory; allocations: how many there were.
     """
@@ -111,15 +114,18 @@ class Driver:
         taken_bytes: int = 0,
         cards: int = 1,
         kernels: str = "sm_75 sm_80 sm_86 sm_90 sm_100 sm_120",
+        ledger: MutableSequence[int] | None = None,
+        number: int = 0,
     ) -> None:
         self.order = order
         self.capability, self.total_bytes, self.taken_bytes, self.cards = capability, total_bytes, taken_bytes, cards
-        self.kernels = kernels
+        self.kernels, self.ledger, self.number = kernels, [0] if ledger is None else ledger, number
         self.refusal: str | None = None
         self.fault: BaseException | None = None
         self.fails_at: int | None = None
         self.allocations = 0
         self.fraction = 1.0
+        self.sync_debug_mode = 0
         self.asked: Counter[str] = Counter()
         self.captures: dict[str, Capture] = {}
         self.pools: dict[tuple[int, int], Pool] = {}
@@ -140,6 +146,12 @@ class Driver:
     def capture(self) -> Capture | None:
         """What the stream that this thread asks captures."""
         return self.captures.get(self.order.stream)
+
+    def refuse_wait(self) -> None:
+        """Take in what makes the host wait for an operation. Errors: as torch's, where it is to refuse that."""
+        self.refuse_capture()
+        if self.sync_debug_mode == _REFUSED:
+            raise RuntimeError("called a synchronizing CUDA operation")
 
     def refuse_capture(self) -> None:
         """Take in what waits for the card. Errors: as CUDA's, where this thread's stream captures."""
@@ -169,11 +181,22 @@ class Driver:
             else:
                 self._taken += nbytes
                 self._peak, self._kept = max(self._peak, self._taken), max(self._kept, self._taken)
+            self.ledger[self.number] = self.own_bytes
+
+    @property
+    def own_bytes(self) -> int:
+        """What this process takes of the card."""
+        return CONTEXT_BYTES + self._kept + sum(pool.kept for pool in self.pools.values())
+
+    @property
+    def others_bytes(self) -> int:
+        """What other processes take of it."""
+        return self.taken_bytes + sum(self.ledger) - self.ledger[self.number]
 
     @property
     def room_bytes(self) -> int:
         """What tensors may take, beside those that are there."""
-        most = min(int(self.fraction * self.total_bytes), self.total_bytes - self.taken_bytes - CONTEXT_BYTES)
+        most = min(int(self.fraction * self.total_bytes), self.total_bytes - self.others_bytes - CONTEXT_BYTES)
         return most - self._taken - sum(pool.kept for pool in self.pools.values())
 
     def _freed(self, freed: Callable[[Memory], None]) -> Callable[[Memory], None]:
@@ -228,6 +251,8 @@ class Driver:
             "_cuda_getDevice": lambda: self._counted("getDevice", 0),
             "_cuda_setDevice": lambda index: None,
             "_cuda_synchronize": self._synchronize,
+            "_cuda_set_sync_debug_mode": lambda mode: setattr(self, "sync_debug_mode", mode),
+            "_cuda_get_sync_debug_mode": lambda: self.sync_debug_mode,
             "_cuda_getCurrentStream": lambda index: (_number(self.order.stream), index, _CUDA),
             "_cuda_getDefaultStream": lambda index: (0, index, _CUDA),
             "_cuda_setStream": self._set_stream,
@@ -260,8 +285,8 @@ class Driver:
 
     def _memory_info(self, index: int) -> tuple[int, int]:
         self.ask()
-        own = CONTEXT_BYTES + self._kept + sum(pool.kept for pool in self.pools.values())
-        return max(0, self.total_bytes - self.taken_bytes - own), self.total_bytes
+        self.ledger[self.number] = self.own_bytes
+        return max(0, self.total_bytes - self.others_bytes - self.own_bytes), self.total_bytes
 
     def _synchronize(self) -> None:
         self.ask()

@@ -1,0 +1,65 @@
+"""Steps of Flux.1, Qwen-Image and Wan at full width, with some of their blocks, beside the planner's and ComfyUI's.
+
+Weights are random. Networks have a part of their blocks, so that they fit a card of 24 GB; both sides have the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bench.step_jobs import GPU_JOBS, SMALL_JOBS, StepJob
+from bench.steps import as_on_a_card, family_of, network, rows
+from serve_app.models.families.family import Rows
+from serve_app.models.forward_cost import Counting, ForwardCost
+from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN, PartPlan
+from serve_app.models.weights.planner import part_size
+from serve_app.models.weights.roofline import Card, assumed_card, forward_s
+from tests.gpu.bench import Bench, Figure
+from tests.gpu.models import random_weights
+
+SIDE = Path(__file__).with_name("comfyui_steps.py")
+OVER = 1.25
+"""How much longer than the roofline a step is to take at most."""
+DTYPE = torch.bfloat16
+
+
+def of_transformers(bench: Bench) -> Iterator[Figure]:
+    """Measure a step of each, its activations, and how long ComfyUI's modules take, where one is named."""
+    for title, job in (SMALL_JOBS if bench.small else GPU_JOBS).items():
+        cost, nbytes = planned(job)
+        floor_s = forward_s(cost, PartPlan(nbytes, nbytes), assumed(bench.device))
+        module = random_weights(family_of(job), bench.device, DTYPE)
+        given = [rows(job, length, bench.device) for length in job.texts]
+        work = partial(family_of(job).forward, module, given)
+        took_s, asked_s = bench.seconds(work)
+        goal = f"{1000 * OVER * floor_s:.3g} ms"
+        yield Figure(f"{title}, step", 1000 * took_s, "ms", f"{1000 * floor_s:.3g} ms at least", goal)
+        yield Figure(f"{title}, host asks for a step", 1000 * asked_s, "ms", "less than the step")
+        peak = ACTIVATIONS_MARGIN * cost.peak_bytes / 2**20
+        yield Figure(f"{title}, activations", bench.peak_bytes(work) / 2**20, "MiB", f"{peak:.0f} MiB at most")
+        del module, work
+        if bench.comfyui is not None:
+            asked: dict[str, Any] = {"title": title, "repeats": bench.repeats, "small": bench.small}
+            theirs = float(bench.comfyui.run(str(SIDE), asked)["seconds"])
+            yield Figure(f"{title}, step of ComfyUI", 1000 * theirs, "ms")
+            yield Figure(f"{title}, over ComfyUI's speed", theirs / took_s, "", "", "1.0")
+
+
+def planned(job: StepJob) -> tuple[ForwardCost, int]:
+    """Return the cost of a job's step and the bytes of its weights, as the planner counts them."""
+    empty: nn.Module = network(job)
+    given: list[Rows] = [rows(job, length) for length in job.texts]
+    with as_on_a_card(), torch.inference_mode(), Counting() as counting:
+        family_of(job).forward(empty, given)
+    return ForwardCost(counting.peak_bytes, dict(counting.kernels)), part_size(empty).nbytes
+
+
+def assumed(device: torch.device) -> Card:
+    """Return the card whose speed is assumed."""
+    return assumed_card(torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else 0)
