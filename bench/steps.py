@@ -74,7 +74,7 @@ def family_of(job: StepJob) -> Any:
 def network(job: StepJob) -> nn.Module:
     """Return the job's network on the meta device, as it is on a GPU with fp8 products."""
     family = family_of(job)
-    made = family.empty().to(family.dtypes[0] if job.family != "wan" else torch.bfloat16)
+    made: nn.Module = family.empty().to(family.dtypes[0] if job.family != "wan" else torch.bfloat16)
     if job.fp8:
         for name, layer in list(made.named_modules()):
             if isinstance(layer, nn.Linear) and "blocks" in name:

@@ -28,6 +28,7 @@ from serve_app.models.weights.planner import Size, change_to_fit
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import Weights
+from serve_app.nested_tensor import parts_of
 from serve_app.recipe.hooks import HookChange
 from serve_app.recipe.layers import EasyCache
 from serve_app.recipe.pack_functions import PackFunctions
@@ -242,7 +243,8 @@ class SamplingRun:
         # What is counted has a margin, which a forward that would just fit need not have.
         if needed <= ACTIVATIONS_MARGIN * own:
             return
-        size = Size.of(self._request.latents, self._weights.latent_format(self._guider.backbone))
+        # Of joint latents the first part is the video.
+        size = Size.of(parts_of(self._request.latents)[0], self._weights.latent_format(self._guider.backbone))
         change = change_to_fit(size, needed, own, elsewhere)
         raise DeviceMemoryError(
             f"{size}: one row's forward takes {needed / GB:.1f} GB of the GPU, which beside streaming weights has room "
