@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
 from docs import modules, plan_matrix
+from serve_app.cli.commands import app
 
 ROOT = Path(__file__).parents[2]
 TEXTS = [
@@ -46,6 +49,28 @@ def test_no_page_that_people_write_is_longer_than_a_quarter_of_an_hours_reading(
     text = path.read_text()
     made = re.search(r"^(Made|Written) by `python -m|^\[?Made from", text, re.MULTILINE)
     assert made or path.name in LONG or len(text.split()) <= 2500, "split it"
+
+
+def test_every_command_in_the_documents_has_the_name_and_options_that_it_is_given():
+    group = typer.main.get_command(app)
+    lines = [
+        (path.name, line)
+        for path in (ROOT / "README.md", ROOT / "docs" / "tutorial.md", *(ROOT / "docs" / "guides").glob("*.md"))
+        for block in re.findall(r"```bash\n(.*?)```", path.read_text(), re.DOTALL)
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("serve-app ")
+    ]
+    assert len(lines) > 30
+    for name, line in lines:
+        for command in line.split("  #")[0].split(";"):
+            words = shlex.split(command.split(" > ")[0], comments=True)[1:]
+            found = group
+            while words and hasattr(found, "commands"):
+                assert words[0] in found.commands, (name, line)
+                found = found.commands[words.pop(0)]
+            options = {option for parameter in found.params for option in (*parameter.opts, *parameter.secondary_opts)}
+            given = {word.partition("=")[0] for word in words if word.startswith("-")}
+            assert given <= options | {"--help", "-h"}, (name, line)
 
 
 def test_the_page_of_modules_is_made_from_their_docstrings():
