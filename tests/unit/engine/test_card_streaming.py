@@ -177,7 +177,7 @@ def test_networks_that_stream_pin_no_more_of_the_host_than_they_may() -> None:
     card = Card()
     with torch.inference_mode(), card.used():
         host = HostWeights(CARD, BLOCKS * ONE * 3 // 2, lambda: CardCopies(card.order), PIECE)
-        first, second = (host.stream(name, STAYS + 4 * ONE, Deep(), torch.float32, name) for name in "ab")
+        first, second = (host.stream("clip", STAYS + 4 * ONE, Deep(), torch.float32, name) for name in "ab")
         assert first.memory.nbytes > second.memory.nbytes > 0
         assert host.nbytes <= BLOCKS * ONE * 3 // 2
 
