@@ -96,6 +96,24 @@ class IllustratedText:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class InterleavedText:
+    """Texts and images in the order in which the encoder reads them, each text tokenised by itself.
+
+    An image is (1,H,W,3) in 0…1; of a video, two frames (2,H,W,3) that are read as one.
+    """
+
+    parts: tuple[str | torch.Tensor, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        return [part for part in self.parts if isinstance(part, str)]
+
+    @property
+    def images(self) -> list[torch.Tensor]:
+        return [part for part in self.parts if not isinstance(part, str)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenizedText:
     """Tokens for CLIP's encoders, in chunks of their length: by encoder ("l", "h", "g"), with weights.
 
@@ -105,7 +123,7 @@ class TokenizedText:
     chunks: Mapping[str, Sequence[Sequence[tuple[Any, float]]]]
 
 
-Text: TypeAlias = "str | Texts | IllustratedText | TokenizedText"
+Text: TypeAlias = "str | Texts | IllustratedText | InterleavedText | TokenizedText"
 """Input of text encoders."""
 
 

@@ -24,7 +24,7 @@ from serve_app.nested_tensor import Samples, parts_of
 from serve_app.recipe.hooks import ClipHooks
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import T5Padding
-from serve_app.sampling.guidance.conditioning import with_options, with_tensors
+from serve_app.sampling.guidance.conditioning import attended_latents, with_options, with_tensors
 from serve_app.sampling.guidance.hooks import changes, clip_ranges
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
@@ -35,6 +35,7 @@ from serve_app.values import (
     Conditioning,
     Extraction,
     GenerationRequest,
+    IllustratedText,
     PreviewMethod,
     Text,
     Texts,
@@ -304,7 +305,7 @@ class NodeRuntime:
         most, rows = self._shared.latent_cells, len(request.latents)
         for conditioning in request.guider.conds.values():
             for cond, options in conditioning:
-                references = sum(latents[:1, 0].numel() for latents in options.get("reference_latents") or ())
+                references = sum(latents[:1, 0].numel() for latents in attended_latents(options))
                 attended = rows * references + cond.shape[1]
                 if most is not None and attended > most:
                     raise NodeError(
@@ -324,7 +325,8 @@ class NodeRuntime:
             case TokenizedText():
                 tokens = max([tokens, *(sum(map(len, of_one)) for of_one in text.chunks.values())])
             case _:
-                parts = [text.text]
+                # The pieces of an interleaved text are one text to the encoder.
+                parts = [text.text if isinstance(text, IllustratedText) else "".join(text.texts)]
                 seen = sum(image[..., 0].numel() for image in text.images) // PIXELS_A_CELL
                 if (cells := self._shared.latent_cells) is not None and seen > cells:
                     raise NodeError(

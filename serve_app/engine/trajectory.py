@@ -171,7 +171,9 @@ class Trajectory:
             kept_noise = added if beginning.kept_noise is None else to_device(beginning.kept_noise, device)
             changing = changing_mask(mask, r.guider.backbone.patches, levels, sigmas)
             held_at = None if self.backbone.keeps_clean else levels
-            self._inpainting = Inpainting(mask, latents, kept_noise, held_at, changing)
+            self._inpainting = Inpainting(
+                mask, latents, kept_noise, held_at, changing, self.backbone.injection(replace(canvas, noise=kept_noise))
+            )
         recipe, seeded = r.guider.backbone, partial(after_noise, layout.shapes_of(given), r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)
         rule, caches = rule_of(r.guider, levels), recipe.all(EasyCache)

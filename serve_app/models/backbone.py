@@ -24,7 +24,7 @@ from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import Training
 from serve_app.sampling.denoiser import Prediction, trained
-from serve_app.sampling.forward import Canvas, Inputs, Piece
+from serve_app.sampling.forward import Canvas, Injection, Inputs, Piece
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import to_device
@@ -70,11 +70,14 @@ class RecipeBackbone:
 
     @property
     def latent_format(self) -> LatentFormat:
-        return self.network.family.latent_format
+        return self.network.family.format_of(self.training or self.network.trained_as)
 
     @property
     def keeps_clean(self) -> bool:
         return self.network.family.keeps_clean
+
+    def injection(self, canvas: Canvas) -> Injection | None:
+        return self.network.family.injection(canvas, self.training or self.network.trained_as)
 
     def prepared(self) -> Iterator[None]:
         """Do the work that the first forward would otherwise wait for, yielding in between, as `LoraSet.prepared`."""
@@ -127,6 +130,7 @@ class RecipeBackbone:
             role=piece.role,
             functions=tuple(functions.network for functions in self.functions if functions.network),
             sigmas=self.sigmas,
+            training=self.training,
         )
 
     def apart(self, piece: Piece) -> list[Piece]:

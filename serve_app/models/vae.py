@@ -5,7 +5,7 @@ Source: Rombach et al. 2022, arXiv:2112.10752. Latents here are the VAE's own: u
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Literal, TypeAlias
 
 import torch
@@ -75,7 +75,9 @@ class Vae:
         return self._decoded_by_latent_frames(batch) if work == "decode" else self._encoded_by_latent_frames(batch)
 
     def decode_tiled(self, latents: Tensor, tiling: Tiling) -> Tiles:
-        """Decode in passes of tiles, averaged."""
+        """Decode in passes of tiles, averaged; as a whole where the family makes tiles itself."""
+        if self.family.tiles_itself:
+            return (yield from self._by_itself("decode", latents))
         latents, time = self._with_time(latents), None
         if (frames := self.family.frames) and latents.shape[2] > 1:
             tile = max(2, tiling.frames // frames) if tiling.frames else latents.shape[2]
@@ -97,7 +99,9 @@ class Vae:
         return pixels.add_(1).div_(2).clamp_(0, 1).movedim(1, -1)
 
     def encode_tiled(self, images: Tensor, tiling: Tiling) -> Tiles:
-        """Encode in passes of tiles, averaged; cropped as `encode` does."""
+        """Encode in passes of tiles, averaged; whole where the family makes tiles itself. Cropped as `encode` does."""
+        if self.family.tiles_itself:
+            return (yield from self._by_itself("encode", images))
         time = None
         if (frames := self.family.frames) and len(images) > 1:
             images = images[: (len(images) - 1) // frames * frames + 1]
@@ -130,6 +134,12 @@ class Vae:
         """Pixels a latent cell covers along one side."""
         return self.family.factor
 
+    def _by_itself(self, work: Work, batch: Tensor) -> Tiles:
+        if self.is_video(work, batch):
+            return (yield from self.by_latent_frames(work, batch))
+        yield 1, 1
+        return self.decode(batch) if work == "decode" else self.encode(batch)
+
     def _decoded(self, latents: Tensor) -> Tensor:
         return self.family.decode(self.network, latents)
 
@@ -140,18 +150,24 @@ class Vae:
         count, _, latent_frames, *sides = latents.shape
         size = (side * self.factor for side in sides)
         images = torch.empty(
-            *(count, (latent_frames - 1) * self.family.frames + 1, *size, self.family.image_channels),
+            *(count, self._videos.images_of(latent_frames), *size, self.family.image_channels),
             pin_memory=self._device.type == "cuda",
         )
         done = 0
+
+        def next_frames(video: Tensor) -> Iterator[Tensor]:
+            nonlocal done
+            for latent in torch.split(video, 1, 2):
+                done += 1
+                yield self._given(latent)
+
         for i, video in enumerate(torch.split(latents, 1)):
             at = 0
-            for pixels in self._videos.decode_frames(self.network, map(self._given, torch.split(video, 1, 2))):
+            for pixels in self._videos.decode_frames(self.network, next_frames(video)):
                 shown = ((pixels[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0).contiguous()
                 # Both sides are contiguous; otherwise a copy from a GPU would synchronise.
                 images[i, at : at + len(shown)].copy_(shown, non_blocking=True)
                 at += len(shown)
-                done += 1
                 yield done, count * latent_frames
         return images
 

@@ -52,11 +52,21 @@ class Flow:
 
 
 @dataclass(frozen=True, slots=True)
+class AudioVideoFlow(Flow):
+    """As Flow, on the levels of a video whose sound has a schedule of its own (ModelSamplingAV).
+
+    sound_shift: of that schedule. The run samples the sound on the video's, times shift / sound_shift.
+    """
+
+    sound_shift: float = 3.0
+
+
+@dataclass(frozen=True, slots=True)
 class FluxFlow:
     """As Flow with a shift of e^mu and a finer table; the timestep is the level itself (ModelSamplingFlux)."""
 
     mu: float
 
 
-Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV | Flow | FluxFlow
+Training: TypeAlias = Discrete | ContinuousEdm | ContinuousV | Flow | AudioVideoFlow | FluxFlow
 """What a backbone predicts and on which noise levels: read from its file, or set by a patch."""

@@ -6,10 +6,10 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class Canvas:
     @property
     def rows(self) -> int:
         return self.latents.shape[0]
+
+
+Injection: TypeAlias = Callable[[Tensor, float, Tensor], Tensor]
+"""From a run's x, a noise level and the mask there to the latents that the run keeps, all of one shape."""
 
 
 class Inputs(Protocol):
@@ -141,6 +145,10 @@ class Backbone(Protocol):
     @property
     def keeps_clean(self) -> bool:
         """Whether masked-out latents reach its network without noise at every level."""
+        ...
+
+    def injection(self, canvas: Canvas) -> Injection | None:
+        """Return what a run has in the place of what it keeps; None: the latents with noise, or clean ones."""
         ...
 
     @property

@@ -8,6 +8,8 @@ from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
 from serve_app.models.families.autoencoders.ltx2 import Ltx2Vae
 from serve_app.models.families.autoencoders.ltx2_audio import Ltx2AudioVae
+from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
+from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
@@ -22,6 +24,7 @@ from serve_app.models.families.dit.hidream import HiDream
 from serve_app.models.families.dit.krea2 import Krea2
 from serve_app.models.families.dit.ltx2 import Ltx2
 from serve_app.models.families.dit.lumina2 import Lumina2
+from serve_app.models.families.dit.minimax_h3 import MiniMaxH3
 from serve_app.models.families.dit.omnigen2 import OmniGen2, OmniGen2Text
 from serve_app.models.families.dit.pixart import PixArt, PixArtAlpha
 from serve_app.models.families.dit.qwen_image import QwenImage
@@ -45,7 +48,7 @@ from serve_app.models.families.text.hidream_text import HiDreamText
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import Gemma3Text, Ltx2Projection, Ltx2Text
 from serve_app.models.families.text.mistral import MistralText
-from serve_app.models.families.text.qwen import Krea2Text, Qwen3Text, QwenImage21Text
+from serve_app.models.families.text.qwen import Krea2Text, MiniMaxH3Text, Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
@@ -60,12 +63,12 @@ UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2),
+    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3),
 )
 VAES: Sequence[type[VaeFamily]] = (
-    *(Flux2Vae, Ltx2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, Taesd, PixelSpace),
+    *(Flux2Vae, Ltx2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
 )
-AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae,)
+AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -85,7 +88,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         LlamaText,
     ),
 )
-TEXT_READERS: Sequence[type[TextFamily]] = (Krea2Text, QwenImage21Text)
+TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, QwenImage21Text)
 """Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "ideogram4": (Qwen3Text, "Ideogram 4"),
@@ -126,6 +129,9 @@ __all__ = [
     "Ltx2Text",
     "Ltx2Vae",
     "Lumina2",
+    "MiniMaxH3",
+    "MiniMaxH3AudioVae",
+    "MiniMaxH3Vae",
     "OmniGen2",
     "PixArt",
     "PixArtAlpha",

@@ -24,10 +24,10 @@ from serve_app.models.lora.layers import LoraSet
 from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.text import T5Padding
 from serve_app.recipe.training import Training
-from serve_app.sampling.forward import Canvas, Inputs
+from serve_app.sampling.forward import Canvas, Injection, Inputs
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.store.models.kinds import BACKBONE_PREFIXES, ROLES
-from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, Text, TokenizedText
+from serve_app.values import ClipVisionOutput, Conditioning, IllustratedText, InterleavedText, Text, TokenizedText
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
 """From an embedding's name, an encoder's width D and its key to vectors (N,D), or None if none fits."""
@@ -81,6 +81,10 @@ class Family(ABC):
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         """Yield the networks of this family in files. Errors: ModelFileError for one that cannot be used."""
 
+    def single(self, name: str) -> bool:
+        """Whether a tensor of the network stays in float32, whatever the rest computes in; False by default."""
+        return False
+
     @abstractmethod
     def table(self, tensors: Tensors | None = None) -> Table:
         """Return the mapping from tensor names in a file to the network's; None: names of the published single file."""
@@ -110,7 +114,7 @@ class Rows:
     inputs: the family's conditioning inputs. loras, controls: the recipe's changes for these rows; layers: patches of
     layers, as in `sampling.guidance.layers`. exclusive: they share no forward, and their outputs do not depend, to the
     bit, on earlier ones. role: of their branch. functions: of node packs, as `PackFunctions.network`, in order. sigmas:
-    noise levels of the run, for functions.
+    noise levels of the run, for functions. training: what a patch of the recipe sets; None: the file's.
     """
 
     x: Tensor
@@ -124,6 +128,7 @@ class Rows:
     role: str = "positive"
     functions: tuple[Mapping[str, Any], ...] = ()
     sigmas: Tensor | None = None
+    training: Training | None = None
 
     @property
     def count(self) -> int:
@@ -184,6 +189,14 @@ class BackboneFamily(Family):
     def training(self, file: File, names: Mapping[str, str]) -> Training:
         """Return what a file's backbone predicts, on which noise levels. names: the network's names -> the file's."""
 
+    def format_of(self, training: Training) -> LatentFormat:
+        """Return its latents' format with a training, by default the same with all. Errors: NodeError."""
+        return self.latent_format
+
+    def injection(self, canvas: Canvas, training: Training) -> Injection | None:
+        """Return what a run has in the place of what it keeps, as `sampling.forward.Backbone.injection`."""
+        return None
+
     @abstractmethod
     def inputs(
         self,
@@ -243,6 +256,9 @@ class VaeFamily(Family):
     frames: ClassVar[int] = 0
     """Images that one latent frame covers, as in `LatentFormat`; 0 for an autoencoder of single images."""
 
+    tiles_itself: ClassVar[bool] = False
+    """Whether it works in tiles of its own, with which it was trained, so that others are not made."""
+
     latent_channels: int
     image_channels: int
 
@@ -264,10 +280,14 @@ class VaeFamily(Family):
 
 
 class VideoVaeFamily(VaeFamily):
-    """A family of video autoencoders, which process a video causally, frame by frame.
+    """A family of video autoencoders, which process a video piece by piece: by default causally, frame by frame.
 
-    A latent frame covers `frames` images, the first one image.
+    A latent frame covers `frames` images, the first one image, if the family does not say otherwise.
     """
+
+    def images_of(self, latent_frames: int) -> int:
+        """Return how many images a number of latent frames covers."""
+        return (latent_frames - 1) * self.frames + 1
 
     @abstractmethod
     def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -275,10 +295,10 @@ class VideoVaeFamily(VaeFamily):
 
     @abstractmethod
     def encode_frames(self, network: Any, pixels: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Yield a video's mean latents in order, (B,c,1,h,w), from its images as `latent_frames` groups them."""
+        """Yield a video's mean latents in order, (B,c,t,h,w), from its images as `latent_frames` groups them."""
 
     def latent_frames(self, count: int) -> Iterator[slice]:
-        """Yield the images that each latent frame covers, of `count` images; a remainder is dropped."""
+        """Yield the images encoded together, of `count`: by default those of a latent frame, without a remainder."""
         yield slice(0, 1)
         for first in range(1, count - self.frames + 1, self.frames):
             yield slice(first, first + self.frames)
@@ -396,6 +416,8 @@ def own_text(text: Text, key: str) -> str:
             return text
         case IllustratedText():
             return text.text
+        case InterleavedText():
+            raise NodeError(f"the text encoder '{key}' reads no texts with images among them; MiniMax H3's does")
         case TokenizedText():
             raise NodeError(f"the text encoder '{key}' reads texts, not tokens that a node pack gives it")
     own: str | None = getattr(text, key, None)

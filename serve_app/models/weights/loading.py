@@ -210,7 +210,7 @@ class Loader:
         file, others = _open(recipe, files.paths)
         assert isinstance(file, Checkpoint)
         family, module = file.load(recipe.part, others, _rounded(recipe), recipe.loaded_as)
-        staying = keep(module) if self._keeps(recipe) else ()
+        staying = [*widened(module, family), *(keep(module) if self._keeps(recipe) else ())]
         meta = torch.device("meta")
 
         def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -247,7 +247,7 @@ class Loader:
                 module = mixed.build(send, self._text_dtype if is_text else dtype)
         if is_text:
             round_weights(module, self._text_dtype)
-        staying = keep(module) if self._keeps(recipe) else ()
+        staying = [*widened(module, mixed.family), *(keep(module) if self._keeps(recipe) else ())]
         streaming = None
         if stream is None:
             sources = self._sources(module.modules())
@@ -367,6 +367,15 @@ def _open(
     if recipe.part == "model_patch":
         return open_model_patch(file), others
     return (open_control(file, others) if recipe.part == "controlnet" else file), others
+
+
+def widened(network: nn.Module, family: Family) -> list[nn.Parameter]:
+    """Return the parameters of a network that its family keeps in float32, converted where they are stored narrower."""
+    single = [parameter for name, parameter in network.named_parameters() if family.single(name)]
+    for parameter in single:
+        if parameter.dtype != torch.float32:
+            parameter.data = parameter.data.to(torch.float32)
+    return single
 
 
 def _rounded(recipe: Recipe) -> EightBit | None:

@@ -144,10 +144,7 @@ class Weights:
 
     def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""
-        training: Training | None = recipe.last(Training)
-        if training is None:
-            training = Checkpoint(part_files(self._catalog, recipe).paths[0]).training()
-        return trained(training)[0]
+        return trained(self._training(recipe))[0]
 
     def family(self, recipe: Recipe) -> Family:
         """Return the family and size of the recipe's network, without loading it."""
@@ -158,7 +155,11 @@ class Weights:
         """Return the latent format of the recipe's backbone, without loading it."""
         family = self.family(recipe)
         assert isinstance(family, BackboneFamily)
-        return family.latent_format
+        return family.format_of(self._training(recipe))
+
+    def _training(self, recipe: Recipe) -> Training:
+        set_by_patch: Training | None = recipe.last(Training)
+        return set_by_patch or Checkpoint(part_files(self._catalog, recipe).paths[0]).training()
 
     def clip(self, recipe: Recipe, hold: Hold | None = None) -> Clip:
         """Return the recipe's text encoder, and how it is used."""

@@ -53,6 +53,14 @@ def with_options(conditioning: Conditioning, **options: Any) -> Conditioning:
     return [(cond, {**said, **options}) for cond, said in conditioning]
 
 
+def attended_latents(options: Mapping[str, Any]) -> list[Tensor]:
+    """Return the latents beside those to sample that a network attends to: references, keyframes and their sounds."""
+    found = [*(options.get("reference_latents") or ())]
+    for given in (*(options.get("minimax_keyframes") or ()), *(options.get("minimax_refs") or ())):
+        found += [latents for name in ("latent", "audio_latent") if (latents := given.get(name)) is not None]
+    return found
+
+
 def with_more(conditioning: Conditioning, **items: Any) -> Conditioning:
     """Return the entries with one item each appended to the lists of these names."""
     return [

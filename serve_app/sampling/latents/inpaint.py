@@ -19,9 +19,9 @@ from serve_app.nested_tensor import NestedTensor, Samples, parts_of
 from serve_app.recipe.layers import DifferentialDiffusion
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.patch import Patch
-from serve_app.sampling.forward import to_batch
+from serve_app.sampling.forward import Injection, to_batch
 from serve_app.sampling.latents.layout import LatentLayout
-from serve_app.sampling.lazy_sum import Latents, LazySum, mixed
+from serve_app.sampling.lazy_sum import Latents, LazySum, mixed, value
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import to_device
@@ -32,7 +32,7 @@ class Inpainting:
     """The preserved region of one run. mask: (B,1,…), 1 where to sample; latents: (B,C,…), clean; noise: unit-variance.
 
     levels: add noise to latents; None: the preserved region stays clean. at: returns the mask of a noise level, if it
-    changes.
+    changes. injection: what the preserved region holds in their place.
     """
 
     mask: Tensor
@@ -40,12 +40,16 @@ class Inpainting:
     noise: Tensor
     levels: Levels | None
     at: Callable[[float], Tensor] | None = None
+    injection: Injection | None = None
 
     def hold(self, evaluation: Evaluation) -> Evaluation:
         """Return the evaluation with the preserved region replaced by the latents at its noise level."""
         latents = LazySum.of(self.latents)
-        if self.levels is None:
-            kept: Latents = latents
+        if self.injection is not None:
+            own = self.injection(value(evaluation.x), evaluation.sigma, self._mask(evaluation.sigma))
+            kept: Latents = LazySum.of(own)
+        elif self.levels is None:
+            kept = latents
         else:
             kept = self.levels.noised(latents, LazySum.of(self.noise), evaluation.sigma)
         return replace(evaluation, x=mixed(kept, evaluation.x, self._mask(evaluation.sigma)))

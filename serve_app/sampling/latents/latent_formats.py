@@ -6,6 +6,10 @@ the numbers of ComfyUI's previews (0.33.0; Qwen-Image 2.1: 0.38.0).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import cycle, islice
+
+from serve_app.nested_tensor import NestedTensor, Samples
 from serve_app.sampling.latents.latents import LatentFormat, PreviewMap
 
 SD = LatentFormat(
@@ -501,3 +505,67 @@ LTX2 = LatentFormat(
     others=(LatentFormat(channels=8, factor=1),),
 )
 """The video autoencoder of LTX-2 and its sound's, whose latents are of unit variance themselves."""
+MINIMAX_H3_SOUND = LatentFormat(channels=32)
+"""The sound of a MiniMax H3 video, (B,32,2,n): both channels of a stereo sound; its autoencoder scales it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoWithSound(LatentFormat):
+    """Latents of a video that get latents of a sound where they are empty and have none.
+
+    clip: images that latent frames cover, over and over; sounds: latents of the sound in an image's time, and channels
+    of the sound.
+    """
+
+    clip: tuple[int, ...] = (1,)
+    sounds: tuple[float, int] = (1.0, 2)
+
+    def accept(self, samples: Samples, factor: int | None = None) -> Samples:
+        # Latents that are not empty need a sound of their own, and checking their parts says so.
+        video = super(VideoWithSound, self).accept(samples, factor)
+        if isinstance(video, NestedTensor) or video.any():
+            return video
+        images = sum(islice(cycle(self.clip), video.shape[2]))
+        rate, channels = self.sounds
+        sound = video.new_zeros(len(video), self.others[0].channels, channels, round(images * rate))
+        return NestedTensor([video, sound])
+
+
+MINIMAX_H3 = VideoWithSound(
+    channels=24,
+    factor=16,
+    frames=4,
+    preview=PreviewMap(
+        (
+            (-0.018555, 0.024344, -0.017536),
+            (0.150164, 0.137244, 0.129221),
+            (0.027367, -0.050369, -0.208606),
+            (-0.000793, -0.164622, -0.323161),
+            (-0.048556, 0.013970, -0.074286),
+            (0.011740, 0.014172, -0.006906),
+            (0.061517, 0.061212, 0.110025),
+            (0.035321, 0.086879, 0.110059),
+            (-0.017426, 0.002997, 0.035356),
+            (0.531539, 0.548819, 0.624404),
+            (-0.024968, -0.040234, -0.034302),
+            (-0.032549, -0.029096, -0.017221),
+            (0.022609, 0.020286, 0.050661),
+            (-0.084001, -0.038131, -0.020805),
+            (-0.018830, 0.010412, 0.061120),
+            (0.020777, 0.011196, -0.030994),
+            (-0.008390, -0.012201, -0.025687),
+            (-0.013281, -0.002924, 0.006331),
+            (0.000260, 0.001833, -0.011038),
+            (0.105471, 0.100482, 0.132106),
+            (0.016529, 0.015213, 0.009999),
+            (-0.014015, -0.017438, -0.019134),
+            (-0.033787, -0.009984, -0.019725),
+            (0.004224, 0.017284, 0.027196),
+        ),
+        (0.057426, -0.022078, -0.071449),
+    ),
+    others=(MINIMAX_H3_SOUND,),
+    clip=(1, 4, 4, 4, 4),
+    sounds=(5 / 3, 2),
+)
+"""MiniMax H3's videos, 24 images a second; its autoencoder scales them. Source: MiniMax 2026, MiniMax-H3."""

@@ -87,7 +87,7 @@ _BACKBONES = (
     _lacking("Hunyuan-DiT", "mlp_t5.0.weight"),
     _lacking("HunyuanVideo or HunyuanImage", "txt_in.individual_token_refiner.blocks.0.norm1.weight"),
     _lacking("Mochi", "t5_yproj.weight"),
-    _lacking("MiniMax H3", "video_patch_proj.weight"),
+    _known("MiniMax H3", "video_patch_proj.weight"),
     FileKind(
         "PixArt",
         (("t_block.1.weight",), ("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias")),
@@ -189,6 +189,7 @@ _TEXTS = (
 
 _SOUNDS = (
     _known("LTX-2's sounds", "vocoder.resblocks.0.convs1.0.weight", "vocoder.vocoder.resblocks.0.convs1.0.weight"),
+    _known("MiniMax H3's sounds", "pre_block.attn.zero_k_bias"),
 )
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
@@ -197,6 +198,7 @@ _VAES = (
     _known("Qwen-Image 2.1", _NESTED),
     _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
     _known("LTX-2", "decoder.up_blocks.0.res_blocks.0.conv1.conv.weight"),
+    _known("MiniMax H3", "decoder.transformer_blocks.0.scale1"),
     *_SOUNDS,
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),
     _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),

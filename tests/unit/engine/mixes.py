@@ -70,6 +70,9 @@ class TinyBackbone:
     def network(self) -> TinyBackbone:
         return self
 
+    def injection(self, canvas: Any) -> None:
+        return None
+
     def inputs(self, cond: torch.Tensor, options: Any, role: str, canvas: Any) -> UnetInputs:
         return UnetInputs(to_batch(cond.to(self.device), canvas.rows))
 

@@ -1,4 +1,4 @@
-"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B; Qwen3-VL for Krea 2 and Qwen-Image 2.1.
+"""Qwen3 as text encoder: 4B for Z-Image and Flux.2 klein 4B, 8B for klein 9B; Qwen3-VL for several other families.
 
 Source: Yang et al. 2025, arXiv:2505.09388.
 """
@@ -14,10 +14,11 @@ from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import TextResources
+from serve_app.models.families.family import TextFamily, TextResources
 from serve_app.models.families.text.decoder import DecoderText
+from serve_app.models.families.text.minimax_h3_text import LAYERS, MINIMAX_H3, MiniMaxH3Encoder
 from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21, Qwen3VisionTower, QwenImage21Encoder, tower
-from serve_app.models.families.text.qwen_vl import QWEN_IMAGE, QwenImageEncoder
+from serve_app.models.families.text.qwen_vl import QWEN_IMAGE, QwenImageEncoder, QwenVlEncoder
 from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
@@ -36,6 +37,7 @@ KLEIN = replace(PLAIN, template=_USER + _NO_THOUGHT, least=512, taps=(9, 18, 27)
 
 KREA2 = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True, taps=tuple(range(2, 36, 3)))
 
+_KEYS = ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b", "qwen3vl_32b")
 WIDTH_06B, _WIDTH_OVIS = 1024, 2048
 """Widths of models used otherwise: Anima's, and one of an unsupported family."""
 _WIDTH_8B = 4096
@@ -48,7 +50,7 @@ class Qwen3Text(DecoderText):
 
     name = "Qwen3"
     prefixes: ClassVar[tuple[str, ...]] = (
-        *(f"text_encoders.{key}.transformer." for key in ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b")),
+        *(f"text_encoders.{key}.transformer." for key in _KEYS),
         "",
     )
     theta = 1e6
@@ -140,5 +142,26 @@ class QwenImage21Text(Qwen3Text):
             network.visual = tower(self.tower, self.width)
         return network
 
-    def encoder(self, network: Any, lexicon: TextResources) -> QwenImage21Encoder:
+    def encoder(self, network: Any, lexicon: TextResources) -> QwenVlEncoder:
         return QwenImage21Encoder(self, QWEN_IMAGE_21, self.tokenizer(None, lexicon), network, lexicon.vectors)
+
+
+@dataclass(frozen=True, slots=True)
+class MiniMaxH3Text(QwenImage21Text):
+    """Qwen3-VL 32B as MiniMax H3 uses it, up to layer 50, with its vision tower."""
+
+    types = ("minimax",)
+
+    @classmethod
+    def replaces(cls, found: TextFamily, loaded_as: str) -> bool:
+        """Whether the type says so, or the file: only MiniMax H3's has a tower and so many layers."""
+        whole = isinstance(found, Qwen3Text) and found.tower is not None and found.layers >= LAYERS
+        return whole or loaded_as in cls.types
+
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        return replace(MINIMAX_H3, taps=(min(LAYERS, self.layers),))
+
+    def encoder(self, network: Any, lexicon: TextResources) -> QwenVlEncoder:
+        return MiniMaxH3Encoder(
+            self, self.prompt_format_for(""), self.tokenizer(None, lexicon), network, lexicon.vectors
+        )

@@ -33,8 +33,10 @@ QWEN_IMAGE_21 = PromptFormat(
 )
 _SEEN = "<image{}><|vision_start|><|image_pad|><|vision_end|>"
 
-_PATCH, _HEADS, _MERGED = 16, 16, 2
-_HALVES = (0.5, 0.5, 0.5)
+PATCH = 16
+"""Side of a patch in pixels."""
+_HEADS, _MERGED = 16, 2
+HALVES = (0.5, 0.5, 0.5)
 """The mean and the deviation of an image's channels."""
 _DEEPER: Mapping[int, tuple[int, ...]] = {24: (5, 11, 17), 27: (8, 16, 24)}
 """Layers of a tower whose outputs are added to the language model's first states, by its depth: 4B; 8B and 32B."""
@@ -70,7 +72,7 @@ def tower(sizes: Qwen3VisionTower, outside: int) -> nn.Module:
         hidden_size=sizes.width,
         intermediate_size=sizes.hidden_width,
         num_heads=_HEADS,
-        patch_size=_PATCH,
+        patch_size=PATCH,
         spatial_merge_size=_MERGED,
         out_hidden_size=outside,
         num_position_embeddings=sizes.places,
@@ -111,5 +113,5 @@ class QwenImage21Encoder(QwenVlEncoder):
         return cond, {**options, "image_slots": slots}
 
     def see(self, image: Tensor) -> Seen:
-        rows, columns, seen = self.looked(*patches(image, _PATCH, _HALVES, _HALVES))
+        rows, columns, seen = self.looked(*patches(image[:1], PATCH, HALVES, HALVES))
         return Seen(seen.pooler_output, rows, columns, seen.deepstack_features)

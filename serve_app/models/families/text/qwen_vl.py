@@ -25,7 +25,7 @@ from serve_app.models.families.text.sequences import Encoded, PromptFormat, embe
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen
-from serve_app.models.tokenizers.prompt import Weighted
+from serve_app.models.tokenizers.prompt import Token, Weighted
 from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
 from serve_app.values import EDIT_TEMPLATE, SEEN, Conditioning, IllustratedText, Text
@@ -46,7 +46,7 @@ QWEN_IMAGE = PromptFormat(
 )
 KEYS_3B = 256
 """Width of the keys of OmniGen2's model."""
-_IMAGE_PAD, IM_START, _USER_WORD, _NEW_LINE = 151655, 151644, 872, 198
+IMAGE_PAD, IM_START, _USER_WORD, _NEW_LINE = 151655, 151644, 872, 198
 _OWN_TEMPLATES = ("<|im_start|>", "<|start_header_id|>")
 
 # Of the tower: side of a patch, patches of a token along one side, frames, width of a head, blocks with full attention.
@@ -188,28 +188,33 @@ class QwenVlEncoder(QwenImageEncoder):
 
     def seeing(self, text: IllustratedText, stop_at: int | None) -> tuple[Encoded, list[tuple[int, int]]]:
         """Encode a text with images; also return each image's span of tokens. Errors: NodeError without a tower."""
-        if not hasattr(self.network, "visual"):
-            raise NodeError("the text encoder's file has no part that sees images, 'visual.'; use one that has it")
-        row = self.framed(self.around(text.text, text.template))
         images = iter(text.images)
+        row: list[tuple[Token, float] | Seen] = []
+        for token, weight in self.framed(self.around(text.text, text.template)):
+            image = next(images, None) if isinstance(token, int) and token == IMAGE_PAD else None
+            row.append((token, weight) if image is None else self.see(image))
+        return self.spliced(row, stop_at)
+
+    def spliced(
+        self, row: Sequence[tuple[Token, float] | Seen], stop_at: int | None
+    ) -> tuple[Encoded, list[tuple[int, int]]]:
+        """Encode tokens with images among them; also return each image's span of tokens."""
         tokens: Weighted = []
         positions: list[tuple[int, int, int]] = []
         spans: list[tuple[int, int]] = []
         deeper: list[Sequence[Tensor]] = []
         at = 0
-        for token, weight in row:
-            image = next(images, None) if token == _IMAGE_PAD else None
-            if image is None:
-                tokens.append((token, weight))
+        for piece in row:
+            if not isinstance(piece, Seen):
+                tokens.append(piece)
                 positions.append((at, at, at))
                 at += 1
                 continue
-            seen = self.see(image)
-            spans.append((len(tokens), len(tokens) + len(seen.vectors)))
-            tokens += [(vector, 1.0) for vector in seen.vectors]
-            deeper.append(seen.deeper)
-            positions += [(at, at + y, at + x) for y in range(seen.rows) for x in range(seen.columns)]
-            at += max(seen.rows, seen.columns)
+            spans.append((len(tokens), len(tokens) + len(piece.vectors)))
+            tokens += [(vector, 1.0) for vector in piece.vectors]
+            deeper.append(piece.deeper)
+            positions += [(at, at + y, at + x) for y in range(piece.rows) for x in range(piece.columns)]
+            at += max(piece.rows, piece.columns)
         x = embedded(self._table, [[token for token, _ in tokens]], self.prompt_format.pad)
         of_axes = to_device(torch.tensor(positions), x.device).t()[:, None]
         added = [torch.zeros_like(x) for _ in (deeper[0] if deeper else ())]
@@ -220,12 +225,14 @@ class QwenVlEncoder(QwenImageEncoder):
         return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool)), spans
 
     def see(self, image: Tensor) -> Seen:
-        """Return the features of an image (1,H,W,3)."""
-        rows, columns, seen = self.looked(*patches(image, _PATCH, _MEAN, _SPREAD))
+        """Return the features of an image (1,H,W,3). Errors: as `looked`."""
+        rows, columns, seen = self.looked(*patches(image[:1], _PATCH, _MEAN, _SPREAD))
         return Seen(seen.pooler_output, rows, columns)
 
     def looked(self, cut: Tensor, rows: int, columns: int) -> tuple[int, int, Any]:
-        """Return the tower's output for an image, with its rows and columns of tokens."""
+        """Return rows and columns of tokens, and the tower's output for an image. Errors: NodeError without a tower."""
+        if not hasattr(self.network, "visual"):
+            raise NodeError("the text encoder's file has no part that sees images, 'visual.'; use one that has it")
         visual = self.network.visual
         if next(visual.rotary_pos_emb.buffers()).is_meta:
             # Its frequencies are in no file, and were not computed on the meta device.
@@ -247,7 +254,8 @@ def _before_words(tokens: Sequence[Any], length: int) -> int:
 def patches(image: Tensor, patch: int, mean: Sequence[float], spread: Sequence[float]) -> tuple[Tensor, int, int]:
     """Return an image (1,H,W,3) in 0…1 as patches (N,3·2·patch²), grouped by token, and the rows and columns.
 
-    Its sides become multiples of two patches, its number of pixels stays within bounds. mean, spread: of its channels.
+    Two frames of a video, (2,H,W,3), become the patches of one. Its sides become multiples of two patches, its number
+    of pixels stays within bounds. mean, spread: of its channels.
     """
     height, width = image.shape[1:3]
     unit = patch * _MERGED
@@ -258,9 +266,11 @@ def patches(image: Tensor, patch: int, mean: Sequence[float], spread: Sequence[f
     elif rows * columns * unit**2 < _LEAST_PIXELS:
         grown = math.sqrt(_LEAST_PIXELS / (height * width))
         rows, columns = (math.ceil(side * grown / unit) for side in (height, width))
-    planes = interpolate(image[:1, ..., :3].movedim(-1, 1).float(), (rows * unit, columns * unit), mode="bilinear")
+    planes = interpolate(
+        image[:_FRAMES, ..., :3].movedim(-1, 1).float(), (rows * unit, columns * unit), mode="bilinear"
+    )
     planes = (planes - torch.tensor(mean)[:, None, None]) / torch.tensor(spread)[:, None, None]
-    # (C, rows, 2, p, columns, 2, p) → (rows, columns, 2, 2, C, frames, p, p): a still image is two equal frames.
-    cut = planes[0].reshape(3, rows, _MERGED, patch, columns, _MERGED, patch).permute(1, 4, 2, 5, 0, 3, 6)
-    cut = cut[:, :, :, :, :, None].expand(-1, -1, -1, -1, -1, _FRAMES, -1, -1)
+    # (frames, C, rows, 2, p, columns, 2, p) → (rows, columns, 2, 2, C, frames, p, p); a still is two equal frames.
+    cut = planes.expand(_FRAMES, -1, -1, -1).reshape(_FRAMES, 3, rows, _MERGED, patch, columns, _MERGED, patch)
+    cut = cut.permute(2, 5, 3, 6, 1, 0, 4, 7)
     return cut.reshape(rows * columns * _MERGED**2, -1), rows * _MERGED, columns * _MERGED
