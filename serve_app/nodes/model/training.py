@@ -28,7 +28,8 @@ def _shift(default: float) -> InputType:
     return Float(default, min=0.0, max=100.0, step=0.01)
 
 
-def _patched(model: Recipe, training: Training) -> Recipe:
+def patched(model: Recipe, training: Training) -> Recipe:
+    """Return a model with another training. Errors: NodeError for levels that are none."""
     # Levels that are none are refused here, where the node is known, rather than when the model is loaded.
     trained(training)
     return model.with_patch(training)
@@ -41,7 +42,7 @@ def model_sampling_discrete(
     zsnr: Annotated[bool, Bool(False)],
 ) -> MODEL:
     """Training on a table of noise levels. Return the model's recipe with the training."""
-    return _patched(model, Discrete(sampling, zsnr))
+    return patched(model, Discrete(sampling, zsnr))
 
 
 @node("ModelSamplingContinuousEDM", category="model/patch", function="patch")
@@ -57,7 +58,7 @@ def model_sampling_continuous_edm(
     """
     if (family := _OTHER_FAMILIES.get(sampling)) is not None:
         raise NodeError(f"sampling '{sampling}' is for {family}; supported are v_prediction, edm, eps")
-    return _patched(model, ContinuousEdm(sampling, sigma_max, sigma_min))
+    return patched(model, ContinuousEdm(sampling, sigma_max, sigma_min))
 
 
 @node("ModelSamplingContinuousV", category="model/patch", function="patch")
@@ -68,7 +69,7 @@ def model_sampling_continuous_v(
     sigma_min: Annotated[float, _level(0.03)],
 ) -> MODEL:
     """Training on any noise level between two, with an angle as the network's input."""
-    return _patched(model, ContinuousV(sigma_max, sigma_min))
+    return patched(model, ContinuousV(sigma_max, sigma_min))
 
 
 @node("ModelSamplingSD3", category="model/patch/stable diffusion", function="patch")
@@ -77,7 +78,7 @@ def model_sampling_sd3(model: MODEL, shift: Annotated[float, _shift(3.0)]) -> MO
 
     Errors: NodeError for a shift of 0, which leaves no levels.
     """
-    return _patched(model, Flow(shift, 1000.0))
+    return patched(model, Flow(shift, 1000.0))
 
 
 @node("ModelSamplingAuraFlow", category="model/patch", function="patch")
@@ -86,7 +87,7 @@ def model_sampling_aura_flow(model: MODEL, shift: Annotated[float, _shift(1.73)]
 
     Errors: NodeError for a shift of 0, which leaves no levels.
     """
-    return _patched(model, Flow(shift, 1.0))
+    return patched(model, Flow(shift, 1.0))
 
 
 Side: TypeAlias = Annotated[int, Int(1024, min=16, max=MAX_RESOLUTION, step=8)]
@@ -106,7 +107,7 @@ def model_sampling_flux(
     """
     slope = (max_shift - base_shift) / (_MAX_TOKENS - _BASE_TOKENS)
     mu = (width * height / _PIXELS_A_TOKEN) * slope + (base_shift - slope * _BASE_TOKENS)
-    return _patched(model, FluxFlow(mu))
+    return patched(model, FluxFlow(mu))
 
 
 _BASE_TOKENS, _MAX_TOKENS = 256, 4096
