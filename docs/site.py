@@ -42,6 +42,7 @@ EXPLANATION = (
     "speed-settings",
     "parity",
     "parity-differences",
+    "parity-sound",
 )
 OTHERS = ("model-card", "style")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)#:\s]+)(#[^)\s]*)?\)")

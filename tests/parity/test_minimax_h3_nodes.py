@@ -17,6 +17,7 @@ from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.nested_tensor import parts_of
 from serve_app.nodes.audio.latents import vae_decode_audio, vae_encode_audio
 from serve_app.nodes.conditioning.minimax_h3 import (
+    empty_minimax_h3_latent_av,
     minimax_h3_add_guide,
     minimax_h3_image_to_video,
     minimax_h3_reference_to_video,
@@ -113,6 +114,11 @@ async def test_first_and_last_frames_are_read_by_both_networks(root: Path, runti
         *("<Picture 1>: ", (1, 32, 64, 3), "<Picture 2>: ", (1, 32, 64, 3), "a fox")
     ]
     assert (positive[0][1]["minimax_token_tags"] == 0).any()
+
+
+def test_empty_latents_have_whole_clips_and_the_sound_of_their_time() -> None:
+    shapes = [tuple(part.shape) for part in parts_of(empty_minimax_h3_latent_av(64, 32, 124)["samples"])]
+    assert shapes == [(1, 24, 37, 2, 4), (1, 32, 2, 207)]
 
 
 async def test_guides_are_cut_to_clips_and_to_the_videos_end(root: Path, runtime: Any) -> None:

@@ -94,6 +94,8 @@ VIDEOS = {
     "video_wan_vace_flf2v": 16,
 }
 """Templates that make a video, and its images a second."""
+WITH_SOUND = ("video_minimax_h3_t2v", "video_minimax_h3_r2v")
+"""Templates that make a video with its sound."""
 CUT = {"width": 64, "height": 64, "length": 17}
 """How large a video is made here, where a node is given its size as numbers: the templates' own take minutes."""
 CUT_BY_TITLE = {"Width": 64, "Height": 64, "Duration": 1, "Float (Duration)": 1.0}
@@ -129,7 +131,7 @@ def template(name: str) -> Any:
 def prompt_of(name: str) -> dict[str, Any]:
     pytest.importorskip(PACKAGE)
     saved = template(name)
-    for node in saved["nodes"] if name in VIDEOS else ():
+    for node in saved["nodes"] if name in (*VIDEOS, *WITH_SOUND) else ():
         if node["type"] == "LoadImage" and node["mode"] == BYPASSED:
             node["mode"] = 0
     prompt = convert(saved, own_classes(), NOT_THERE)
@@ -198,14 +200,18 @@ async def test_a_template_makes_its_pictures(name: str, own_size: bool, tmp_path
                 assert image.mode == ("RGBA" if name in LAYERS or "qwen_image_2_1" in name else "RGB")
 
 
-@pytest.mark.parametrize("name", VIDEOS)
-async def test_a_template_makes_its_video(name: str, tmp_path: Path) -> None:
-    prompt = prompt_of(name)
+def cut(prompt: dict[str, Any]) -> None:
     for node in prompt.values():
         if (title := node["_meta"]["title"]) in CUT_BY_TITLE:
             node["inputs"]["value"] = CUT_BY_TITLE[title]
         if node["inputs"].keys() >= CUT.keys():
             node["inputs"] |= {key: value for key, value in CUT.items() if isinstance(node["inputs"][key], int)}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+async def test_a_template_makes_its_video(name: str, tmp_path: Path) -> None:
+    prompt = prompt_of(name)
+    cut(prompt)
     async with ran(prompt, tmp_path) as (client, outputs):
         [saved] = saved_of(outputs)
         made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
@@ -213,3 +219,23 @@ async def test_a_template_makes_its_video(name: str, tmp_path: Path) -> None:
         assert made.frame_rate == VIDEOS[name]
         assert made.images.std() > 0.01, "it is of one colour"
         assert (made.images[1:] - made.images[:-1]).abs().amax(dim=(1, 2, 3)).min() > 0, "it stands still"
+
+
+@pytest.mark.parametrize(
+    "name", [WITH_SOUND[0], *(pytest.param(name, marks=pytest.mark.long) for name in WITH_SOUND[1:])]
+)
+async def test_a_template_makes_its_video_with_sound(name: str, tmp_path: Path) -> None:
+    prompt = prompt_of(name)
+    cut(prompt)
+    shrink(prompt)
+    async with ran(prompt, tmp_path) as (client, outputs):
+        [saved] = saved_of(outputs)
+        made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
+        assert (len(made.images) - 5) % 17 == 0
+        assert made.frame_rate == 24
+        assert (made.images[1:] - made.images[:-1]).abs().amax(dim=(1, 2, 3)).min() > 0, "it stands still"
+        assert made.audio is not None
+        waveform, seconds = made.audio["waveform"], len(made.images) / 24
+        assert waveform.shape[1] == 2
+        assert abs(waveform.shape[-1] / made.audio["sample_rate"] - seconds) < 0.1
+        assert waveform.std() > 0, "it is silent"

@@ -58,7 +58,7 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
-from tests.parity import dit_cases, ltx_cases, ltx_workflows
+from tests.parity import dit_cases, ltx_cases, ltx_workflows, minimax_h3_cases
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
@@ -204,6 +204,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.2_ti2v_5B.*": lambda: single_file(WAN_22_5B),
     r"diffusion_models/wan2\.2_fun_inpaint_5B.*": lambda: single_file(replace(WAN_22_5B, fed=100)),
     r"diffusion_models/wan2\.2_fun_control_5B.*": lambda: single_file(WAN_22_5B_CONTROL),
+    r"diffusion_models/minimax_h3.*": lambda: minimax_h3_cases.file("pruned"),
+    r"loras/minimax_h3.*": lambda: lora("diffusion_model.blocks.0.attn.qkv_proj", 768, 64),
     r"loras/([Ww]an_?2|wan_alpha|lightx2v).*": lambda: few_steps(WAN.width, WAN.inside),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
     r"loras/uso-flux1.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 96, 32),
@@ -219,6 +221,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
     # It refines prompts where a switch says so, and is not read where it is off.
     r"text_encoders/qwen3.5_9b.*": lambda: {"unread": torch.zeros(1)},
+    r"text_encoders/qwen3vl_32b_minimax_h3.*": lambda: minimax_h3_cases.file("text"),
     r"text_encoders/qwen3vl_8b.*": lambda: text_tensors(QWEN3_VL_8B),
     r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
@@ -231,6 +234,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/sdxl.*": lambda: network(SDXL_VAE),
+    r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
+    r"vae/minimax_h3_audio_vae.*": lambda: minimax_h3_cases.file("audio_vae"),
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),
     r"vae/qwen_image_layered_vae.*": lambda: single_file(replace(WAN_VAE, image_channels=4)),

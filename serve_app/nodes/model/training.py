@@ -123,4 +123,4 @@ def model_sampling_ltxv(
     latent: JOINT_LATENT | None = None,
 ) -> MODEL:
     """Training on a flow that is shifted the further, the larger the video, which is LTX's largest without one."""
-    return _patched(model, FluxFlow(ltx_shift(video_tokens(latent), max_shift, base_shift)))
+    return patched(model, FluxFlow(ltx_shift(video_tokens(latent), max_shift, base_shift)))
