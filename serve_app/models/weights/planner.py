@@ -178,11 +178,11 @@ def _other_bytes(loader: Loader, path: Path) -> tuple[int, int]:
     with suppress(ModelFileError):
         return loader.nbytes(Recipe("controlnet", "", path.name), files), 0
     with suppress(ModelFileError):
-        return 0, loader.nbytes(Recipe("upscaler", "", path.name), files)
-    with suppress(ModelFileError):
         shapes = Checkpoint(path).shapes
         if any("lora" in name for name in shapes):
             return SIXTEEN_BITS * sum(map(prod, shapes.values())), 0
+        # It is opened without a look at its layout, so it is tried last.
+        return 0, loader.nbytes(Recipe("upscaler", "", path.name), files)
     raise ModelFileError(
         f"'{path.name}' holds no diffusion network, text encoder, VAE, LoRA, ControlNet or upscaler of a known layout"
     )
