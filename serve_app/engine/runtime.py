@@ -227,7 +227,7 @@ class EngineRuntime:
             try:
                 running = await asyncio.wrap_future(started)
             except asyncio.CancelledError:
-                started.add_done_callback(_cancel_run)
+                run.cancel()
                 raise
         for text in run.remarks:
             remark(text)
@@ -368,11 +368,6 @@ class EngineRuntime:
         if is_lost(error):
             with suppress(UnavailableError):
                 self._engine.call(again)
-
-
-def _cancel_run(beginning: Future[Future[Sampled]]) -> None:
-    if not beginning.cancelled() and beginning.exception() is None:
-        beginning.result().cancel()
 
 
 def _close_hold(room: Future[Hold]) -> None:

@@ -94,6 +94,8 @@ class SamplingRun:
         self._hold: Hold | None = None
         self._preview_hold: Hold | None = None
         self._trajectory: Trajectory | None = None
+        self._running: Future[Sampled] | None = None
+        self._cancelled = False
         self._remark = remark
         self._saver = saver
         self._state: Sequence[Answer] = ()
@@ -141,7 +143,16 @@ class SamplingRun:
             state=self._state,
             keeps_answers=self._saver is not None,
         )
-        return self._engine.submit(self._trajectory, uses=self, trace=self._trace)
+        self._running = self._engine.submit(self._trajectory, uses=self, trace=self._trace)
+        if self._cancelled:
+            self._running.cancel()
+        return self._running
+
+    def cancel(self) -> None:
+        """Have the run leave the engine, which it may be joining at this moment in the engine's thread."""
+        self._cancelled = True
+        if self._running is not None:
+            self._running.cancel()
 
     def on_step(self, done: int, steps: int) -> Callable[[], None]:
         """Have a picture made of a step that was enqueued; return what reports the step once the device has done it."""

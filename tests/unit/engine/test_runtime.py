@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from serve_app.config.limits import SizeLimits
 from serve_app.engine.preview import in_eight_bits, picture
 from serve_app.engine.runtime import EngineRuntime
+from serve_app.engine.sampling_run import SamplingRun
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Taesd
 from serve_app.models.weights.weights import Weights
@@ -223,24 +224,35 @@ async def test_jobs_that_come_together_join_the_same_forward(engine, shared, mon
     assert engine.counters.forwards - before == 3
 
 
-async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(engine, catalog):
-    class CancelsAsItLoads(Weights):
-        def backbone(self, recipe, hold=None):
-            if recipe.name == "a.safetensors":
-                asyncio.run_coroutine_threadsafe(cancel(), loop).result(30)
-            return super().backbone(recipe, hold)
+@pytest.mark.parametrize("moment", ["prepare", "submit"])
+async def test_a_run_that_begins_while_its_node_is_cancelled_is_cancelled_too(engine, catalog, monkeypatch, moment):
+    def cancelling(of, name):
+        begin = getattr(of, name)
+
+        def begins(*args, **options):
+            monkeypatch.setattr(of, name, begin)
+            made = begin(*args, **options)
+            asyncio.run_coroutine_threadsafe(cancel(), loop).result(30)
+            return made
+
+        monkeypatch.setattr(of, name, begins)
 
     async def cancel():
         endless.cancel()
+        await asyncio.wait({endless}, timeout=1)
 
     loop = asyncio.get_running_loop()
-    shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=ONE, kind=CancelsAsItLoads))
+    shared = EngineRuntime(engine, cpu_weights(catalog, budget_bytes=ONE))
+    cancelling(*{"prepare": (SamplingRun, "prepare"), "submit": (engine, "submit")}[moment])
     conditioning = [(torch.zeros(1, 77, 64), {})]
     endless = asyncio.create_task(shared.bind(ignore).sample(request(conditioning, "a", steps=100_000)))
     with pytest.raises(asyncio.CancelledError):
         await endless
     sampled = await asyncio.wait_for(shared.bind(ignore).sample(request(conditioning, "b")), timeout=30)
     assert sampled.latents.shape == (1, 4, 4, 4)
+    before = engine.counters.forwards
+    await asyncio.sleep(0.2)
+    assert engine.counters.forwards == before
 
 
 @pytest.mark.parametrize(
