@@ -48,7 +48,10 @@ def problems(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> tuple[l
         return [], [str(error)]
     named = {v for node in prompt.values() for v in node["inputs"].values() if isinstance(v, str)}
     validated = validate(parse(prompt), specs(), lambda folder: sorted(named), None, NOT_THERE)
-    found = within_bounds(validated, specs(), SizeLimits(), LATENTS["cuda"]).problems
+    bounded = within_bounds(validated, specs(), SizeLimits(), LATENTS["cuda"])
+    outputs = {node.id for node in bounded.graph.nodes.values() if specs()[node.class_type].output_node}
+    # What no output needs is never run, as in ComfyUI.
+    found = () if outputs and outputs <= {*bounded.outputs} else bounded.problems
     return [], [f"{problem.class_type or 'the graph'}: {problem.message}" for problem in found]
 
 

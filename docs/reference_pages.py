@@ -30,7 +30,8 @@ def configuration() -> str:
     """Return the page of every configuration key, with its type, default, limits and meaning."""
     text = [f"# Configuration keys\n\n{MADE} An example: [configs/local.yaml](../../configs/local.yaml).\n"]
     text.append("The keys of `args` of an application. A key that does not exist is refused.\n")
-    waiting, seen = [("The application", AppConfig)], set()
+    waiting: list[tuple[str, type[BaseModel]]] = [("The application", AppConfig)]
+    seen: set[type[BaseModel]] = set()
     while waiting:
         title, section = waiting.pop(0)
         if section in seen:

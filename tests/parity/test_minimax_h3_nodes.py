@@ -15,7 +15,7 @@ from serve_app.models.families.family import Rows
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.nested_tensor import parts_of
-from serve_app.nodes.audio.latents import vae_decode_audio, vae_encode_audio
+from serve_app.nodes.audio.latents import ltxv_audio_vae_encode, vae_decode_audio, vae_encode_audio
 from serve_app.nodes.conditioning.minimax_h3 import (
     empty_minimax_h3_latent_av,
     minimax_h3_add_guide,
@@ -157,6 +157,7 @@ async def test_references_keep_their_order_sizes_and_sounds(root: Path, runtime:
 async def test_sounds_become_latents_and_sounds_again(runtime: Any) -> None:
     latent = await vae_encode_audio(sound(0.5), AUDIO, runtime)
     assert latent["samples"].shape == (1, 32, 2, 20)
+    assert torch.equal((await ltxv_audio_vae_encode(sound(0.5), AUDIO, runtime))["samples"], latent["samples"])
     made = await vae_decode_audio(latent, AUDIO, runtime)
     assert (made["waveform"].shape, made["sample_rate"]) == ((1, 2, 16000), 32000)
 

@@ -21,6 +21,7 @@ from serve_app.nodes.loaders.models import (
     unet_loader,
     vae_loader,
 )
+from serve_app.nodes.model.patches import attention_backend, torch_compile_model
 from serve_app.nodes.model.training import (
     model_sampling_continuous_edm,
     model_sampling_continuous_v,
@@ -64,6 +65,10 @@ def test_parts_of_their_own_files_are_named_by_folder():
 def test_an_eight_bit_format_rounds_the_weights(asked, rounded):
     recipe = unet_loader("u.sft", asked)
     assert recipe.patches == (Rounded(rounded),)
+
+
+def test_what_a_pool_decides_leaves_the_model_as_it_is():
+    assert torch_compile_model(MODEL, "inductor") == attention_backend(MODEL, "pytorch attention") == MODEL
 
 
 def test_a_type_and_every_file_of_text_encoders_travel_in_the_recipe():
