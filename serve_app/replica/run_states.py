@@ -19,24 +19,27 @@ class JobStates:
     """The states of one job's runs. store: that of the job's tenant."""
 
     def __init__(self, store: Store, job_id: str) -> None:
-        self._store = store
+        self.store = store
         self.folder = f"{RUN_STATES}/{_digest(job_id)}"
+        self.over = False
+        """Whether the job has ended: what is still being written is deleted too."""
 
     def of(self, node_id: str, run: int, recipe: str) -> RunStateFiles:
         """Return the files of a node's run. run: its number in the node; recipe: what determines its result."""
-        return RunStateFiles(self._store, self.folder, f"{_digest(node_id)}-{run}", f"v{VERSION}-{_digest(recipe)}")
+        return RunStateFiles(self, f"{_digest(node_id)}-{run}", f"v{VERSION}-{_digest(recipe)}")
 
     def delete(self) -> None:
         """Delete all of them: the job has ended. Errors: StoreError, or a disk's OSError."""
-        for name in [*self._store.names("temp", self.folder)]:
-            self._store.delete(FileRef("temp", self.folder, name))
+        self.over = True
+        for name in [*self.store.names("temp", self.folder)]:
+            self.store.delete(FileRef("temp", self.folder, name))
 
 
 class RunStateFiles:
     """The state of one run, as `engine.run_state.StateFiles`. Names: RUN_RECIPE_FIRST.safetensors."""
 
-    def __init__(self, store: Store, folder: str, run: str, recipe: str) -> None:
-        self._store, self._folder = store, folder
+    def __init__(self, job: JobStates, run: str, recipe: str) -> None:
+        self._job, self._store, self._folder = job, job.store, job.folder
         self._run, self._recipe = run, recipe
 
     def read(self) -> list[bytes]:
@@ -53,6 +56,8 @@ class RunStateFiles:
     def write(self, first: int, part: bytes) -> None:
         name = f"{self._run}_{self._recipe}_{first:08}.safetensors"
         self._store.write(FileRef("temp", self._folder, name), part)
+        if self._job.over:
+            self.delete()
 
     def delete(self) -> None:
         for ref in [*self._files()]:

@@ -143,6 +143,7 @@ class Runner:
         self._errands: set[asyncio.Task[None]] = set()
         self._work: dict[TaskId, WorkTime] = {}
         self._signatures: dict[TaskId, frozenset[str]] = {}
+        self._run_states: dict[TaskId, JobStates] = {}
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._wishes: list[Free] = []
         self._prefetching: asyncio.Task[None] | None = None
@@ -205,7 +206,7 @@ class Runner:
                 self._start(task)
             case Interrupt(task_id):
                 if (running := self._running.get(task_id)) and (stopped := self.replacement.cancel(running)):
-                    self._run_errand(self._forget_states(stopped))
+                    self._run_errand(self._delete_states(self.run_states(stopped)))
             case Free():
                 self._wishes.append(message)
                 self._free()
@@ -304,6 +305,7 @@ class Runner:
         took_s = self._work.pop(task_id).seconds
         self.times.over(task_id)
         self._signatures.pop(task_id, None)
+        self._run_states.pop(task_id, None)
         self._models.report()
         self._free()
         self.replacement.over(running)
@@ -404,13 +406,15 @@ class Runner:
         )
 
     def run_states(self, task: Task) -> JobStates:
-        """Return the states of a task's sampler runs."""
-        return JobStates(store_of(self._store, task.tenant), task.id.job_id)
+        """Return the states of a running task's sampler runs."""
+        if task.id not in self._run_states:
+            self._run_states[task.id] = JobStates(store_of(self._store, task.tenant), task.id.job_id)
+        return self._run_states[task.id]
 
-    async def _forget_states(self, task: Task) -> None:
+    async def _delete_states(self, states: JobStates) -> None:
         """Delete the states of a cancelled job's runs."""
         with contextlib.suppress(StoreError, OSError):
-            await asyncio.to_thread(self.run_states(task).delete)
+            await asyncio.to_thread(states.delete)
 
     def preview(self, task_id: TaskId, node_id: str, image: bytes, origin: Origin | None) -> None:
         """Report a node's preview. image: a JPEG, of which the scheduler gets a reference only."""

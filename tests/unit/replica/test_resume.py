@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from serve_app.config.pool import PoolConfig
 from serve_app.config.resume import ResumeConfig
 from serve_app.engine import run_state
+from serve_app.replica.run_states import JobStates
 from serve_app.scheduler.protocol.client import JobView
+from serve_app.store.files.volume import Volume
 from tests import workflows
 from tests.unit.replica.cluster import Cluster, cluster
 
@@ -41,13 +44,16 @@ async def picture(running: Cluster, view: JobView) -> bytes:
     return (running.config.output_dir / image["filename"]).read_bytes()
 
 
-async def sampled(running: Cluster, job_id: str, steps: int) -> None:
+async def sampled(running: Cluster, steps: int) -> None:
     """Return once a job has taken so many steps."""
-    while (view := await running.scheduler.job(job_id)) is None or (view.percent or 0) * STEPS < 100 * steps * 0.5:
-        await asyncio.sleep(0.005)
-    name = next(iter(running.runners))
-    while (models := running.runners[name].models) is None or models.counters.evaluations < steps:
-        await asyncio.sleep(0.002)
+    [name] = running.runners
+    await until(lambda: running.runners[name].models is not None and evaluations(running, name) >= steps)
+
+
+async def until(happens: Callable[[], bool]) -> None:
+    async with asyncio.timeout(120):
+        while not happens():
+            await asyncio.sleep(0.002)
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ async def test_a_lost_replicas_run_and_a_leaving_ones_go_on_at_their_steps_with_
     for ends in ("lost", "leaves"):
         async with cluster(root, (ONE,), resume=ResumeConfig(after_s=0.0), cache="none") as running:
             job_id = await running.submit(job(5), ("6",), job_id=f"00000000-0000-4000-8000-00000000000{len(ends)}")
-            await sampled(running, job_id, 20)
+            await sampled(running, 20)
             if ends == "leaves":
                 await running.runners["gpu"].leave()
             first = evaluations(running, "gpu")
@@ -87,7 +93,7 @@ async def test_a_replica_with_a_notice_ends_what_it_can_in_time_and_hands_the_re
         # Nothing is saved before the notice.
         for end_s, resumed in ((3600.0, 0), (0.0, 1)):
             job_id = await running.submit(job(7), ("6",))
-            await sampled(running, job_id, 20)
+            await sampled(running, 20)
             [name] = running.runners
             await running.runners[name].leave_by("the machine goes", time.time() + end_s)
             done = evaluations(running, name)
@@ -103,14 +109,12 @@ async def test_a_replica_with_a_notice_ends_what_it_can_in_time_and_hands_the_re
 async def test_the_state_of_a_cancelled_job_is_deleted_and_a_server_that_restarts_goes_on(root: Path) -> None:
     async with cluster(root, (ONE,), resume=ResumeConfig(after_s=0.0), cache="none") as running:
         cancelled = await running.submit(job(1), ("6",))
-        await sampled(running, cancelled, 5)
+        await sampled(running, 5)
         await running.scheduler.cancel(cancelled)
         await running.finish(cancelled)
-        while states(running):
-            await asyncio.sleep(0.01)
+        await until(lambda: states(running) == [])
         job_id = await running.submit(job(2), ("6",))
-        while len(states(running)) < 10:
-            await asyncio.sleep(0.002)
+        await until(lambda: len(states(running)) >= 10)
         await running.lose("gpu")
         await running.restart_scheduler()
         await running.replica("second", ONE)
@@ -122,3 +126,12 @@ async def test_runs_keep_no_state_where_none_is_configured(root: Path) -> None:
     async with cluster(root, (ONE,), resume=None) as running:
         await running.finish(await running.submit(job(1), ("6",)))
         assert running.runners["gpu"].models.run_states.saves == 0
+
+
+def test_a_part_that_is_written_as_its_job_is_cancelled_is_deleted(tmp_path: Path) -> None:
+    job_states = JobStates(Volume({"temp": tmp_path}), "job")
+    files = job_states.of("3", 0, "recipe")
+    files.write(0, b"a")
+    job_states.delete()
+    files.write(1, b"b")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
