@@ -61,7 +61,16 @@ def test_the_command_line_prints_each_entry_as_one_plain_line(capsys):
 
 
 def test_top_shows_names_as_they_are_and_no_markup_of_theirs():
-    replica = {"replica_id": HOSTILE, "pool": "[red]p[/red]", "running": 0, "slots": 1, "recipes": ["[link=x]m[/link]"]}
+    replica: dict[str, Any] = {
+        "replica_id": HOSTILE,
+        "pool": "[red]p[/red]",
+        "host": HOSTILE,
+        "running": 0,
+        "slots": 1,
+        "draining": False,
+        "drained": False,
+    }
+    replica["recipes"] = ["[link=x]m[/link]"]
     load = {"ended": {}, "running": 0, "queued": 0, "oldest_s": 0, "pools": []}
     waiting = {"tenant": "", "client_id": HOSTILE, "wait_s": 5.0, "losses": 1, "alone": False}
     status = {"uptime_s": 1, "load": load, "paused": [], "replicas": [replica], "hosts": [], "epoch": 1}

@@ -435,6 +435,8 @@ class _Bindings(TorchFunctionMode):
             made = torch.tensor(*args, **{**kwargs, "device": _CPU})
             return made.to(CARD)
         if func is Tensor.type_as and isinstance(args[1], OnCard):
+            if isinstance(args[0], OnCard) and args[0].dtype == args[1].dtype:
+                return args[0]
             # Torch would take it to where it takes the card's tensors to be.
             return args[0].to(CARD, args[1].dtype)
         if func is Tensor.tolist and isinstance(args[0], OnCard):

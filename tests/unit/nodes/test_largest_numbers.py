@@ -18,7 +18,7 @@ TENSOR_BYTES = 3 * VALUE_BYTES
 """A node works with a few tensors of a size that is allowed."""
 ARRAY_BYTES = 300_000
 """Python's own objects count among arrays."""
-TABLES = {"Flux2Scheduler", "ModelSamplingFlux"}
+TABLES = {"Flux2Scheduler", "ModelSamplingFlux", "ModelSamplingLTXV"}
 """Classes that make a table of a fixed size."""
 
 

@@ -379,7 +379,7 @@ class Ltx2(Transformer):
     def _turns(self, at: Tensor, stream: Stream, width: int, middle: bool) -> Tensor:
         """Return the rotations of tokens' heads, (n,H,d/2) complex. at: where they begin and end, (n,K,2)."""
         spot = at.mean(dim=-1) if middle else at[..., 0]
-        span = torch.tensor(SPAN[: at.shape[1]], device=at.device)
+        span = to_device(torch.tensor(SPAN[: at.shape[1]]), at.device)
         return _rotations(spot / span, stream.heads, width, double=self.double)
 
     def _texts(self, network: Any, given: Inputs) -> tuple[Tensor, Tensor]:
