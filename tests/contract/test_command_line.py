@@ -67,7 +67,9 @@ def test_models_nodes_and_status_are_listed(server: Server):
     assert f"checkpoints/{CHECKPOINT}" in run(server, "models").stdout.splitlines()
     nodes = [line.split()[0] for line in run(server, "nodes").stdout.splitlines()]
     assert {"CheckpointLoaderSimple", "KSampler", "KSamplerAdvanced", "SaveImage", "LoadLatent"} <= set(nodes)
-    wait_for(lambda: server.get("/status")["replicas"][0]["running"] == 0, "the end of what earlier jobs ran")
+    wait_for(
+        lambda: [one["running"] for one in server.get("/status")["replicas"]] == [0], "the end of what earlier jobs ran"
+    )
     status = run(server, "status").stdout
     assert "0 jobs running, 0 waiting" in status
     assert "(gpu): 0 of 16 tasks" in status

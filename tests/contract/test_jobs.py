@@ -122,7 +122,7 @@ def test_a_cancelled_job_stops_at_once_and_says_so(server: Server):
     assert (status["completed"], status["status_str"]) == (False, "cancelled")
     assert status["messages"] == ["the job was cancelled"]
     # Its slot and its rows in the batch are free again.
-    wait_for(lambda: server.get("/status")["replicas"][0]["running"] == 0, "the replica to let go")
+    wait_for(lambda: [one["running"] for one in server.get("/status")["replicas"]] == [0], "the replica to let go")
     assert server.http.post(f"/jobs/{job_id}/cancel").json() == {"cancelled": False}
     assert server.finished(server.submit(txt2img(6)))["status"]["completed"]
 

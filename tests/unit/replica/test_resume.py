@@ -20,7 +20,7 @@ from tests import workflows
 from tests.unit.replica.cluster import Cluster, cluster
 
 ONE = PoolConfig(name="gpu", threads=1)
-STEPS = 60
+STEPS = 100
 
 
 def job(seed: int, sampler: str = "dpmpp_2m_sde") -> dict[str, Any]:
@@ -80,9 +80,9 @@ async def test_a_lost_replicas_run_and_a_leaving_ones_go_on_at_their_steps_with_
             view = await running.finish(job_id)
             assert await picture(running, view) == wanted
             # Of a run that is handed over at most one step is computed twice; of a lost one those since the last save.
-            assert first + evaluations(running, "second") - STEPS <= (1 if ends == "leaves" else 4)
+            assert first + evaluations(running, "second") - STEPS <= (1 if ends == "leaves" else 20)
             counters = running.runners["second"].models.run_states
-            assert (counters.resumed, counters.steps >= 15) == (1, True)
+            assert (counters.resumed, counters.steps >= 5) == (1, True)
             assert states(running) == []
             texts = [str(event.data) for event in await running.events(job_id)]
             assert any("goes on after step" in text for text in texts)
