@@ -22,7 +22,7 @@ import pytest
 IMPORT_S = 180
 """How long a fork may take until its first test."""
 SLACK_S, SLOWER = 30.0, 8.0
-"""A test is ended that takes longer than this and so many times what was recorded."""
+"""A test is ended that takes longer than this and this multiple of its recorded time."""
 
 
 @dataclass(eq=False)

@@ -68,7 +68,7 @@ class Simulation:
         self._parts: dict[int, bytes] = {}
         self._lost_at_s, self._noticed_at_s = self._next_loss()
 
-    def read(self) -> list[bytes]:
+    def read(self, max_bytes: int) -> list[bytes]:
         return [self._parts[first] for first in sorted(self._parts)]
 
     def write(self, first: int, part: bytes) -> None:

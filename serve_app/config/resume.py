@@ -17,5 +17,5 @@ class ResumeConfig(Section):
 
     after_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5.0
     """How long a run takes before anything is saved; a shorter one starts again."""
-    max_bytes: Annotated[int, Field(ge=1)] = 4_000_000_000
+    max_bytes: Annotated[int, Field(ge=1)] = 2_000_000_000
     """The most that one run's state may take. It grows by two latents a step with cfg, else by one."""

@@ -51,8 +51,8 @@ class RunStateCounters:
 class StateFiles(Protocol):
     """Where the state of one run is kept, in parts. Called in worker threads. Errors: StoreError, a disk's OSError."""
 
-    def read(self) -> list[bytes]:
-        """Return the parts in order; those of another version or another recipe are deleted."""
+    def read(self, max_bytes: int) -> list[bytes]:
+        """Return the parts in order, as many as have no more bytes; those of another version or recipe are deleted."""
         ...
 
     def write(self, first: int, part: bytes) -> None:
@@ -138,7 +138,7 @@ class StateSaver:
     def read(self) -> list[Answer]:
         """Return the answers of an earlier replica's run; [] if there are none or they cannot be read."""
         try:
-            parts = self.files.read()
+            parts = self.files.read(self._left_bytes)
         except (StoreError, OSError) as error:
             log.warning("the state of a run cannot be read, so it starts again: %s", error)
             return []
@@ -148,7 +148,7 @@ class StateSaver:
         return answers
 
     def resumed(self, steps: int) -> None:
-        """Count a run that went on after so many steps."""
+        """Count a run that went on. steps: how many it did not repeat."""
         self._counters.resumed += 1
         self._counters.steps += steps
 
@@ -159,7 +159,10 @@ class StateSaver:
 
     def wants(self, answers: Sequence[Answer]) -> bool:
         """Whether it is time to take a run's answers: to save them, or since they fill the device's memory."""
-        return perf_counter() >= self._due_s or sum(map(_nbytes, answers)) > DEVICE_BYTES
+        if not answers:
+            return False
+        # All are about as large as the last one.
+        return perf_counter() >= self._due_s or _nbytes(answers[-1]) * len(answers) > DEVICE_BYTES
 
     def take(self, answers: Sequence[Answer], *, now: bool = False) -> Callable[[], Future[None]]:
         """Copy answers to the host; the returned function has them saved, once the device has done the copies.

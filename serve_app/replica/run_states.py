@@ -42,10 +42,14 @@ class RunStateFiles:
         self._job, self._store, self._folder = job, job.store, job.folder
         self._run, self._recipe = run, recipe
 
-    def read(self) -> list[bytes]:
-        found = []
+    def read(self, max_bytes: int) -> list[bytes]:
+        found: list[bytes] = []
+        left = max_bytes
         for ref in sorted(self._files(), key=lambda ref: ref.filename):
             if ref.filename.startswith(f"{self._run}_{self._recipe}_"):
+                left -= self._store.stat(ref).size
+                if left < 0:
+                    break
                 with self._store.open(ref) as file:
                     found.append(file.read())
             else:

@@ -73,7 +73,7 @@ def prepare_compiler(device: torch.device) -> str | None:
     if not _is_private(folder := Path(cache_dir())):
         return f"others may write to its folder {folder}; set TORCHINDUCTOR_CACHE_DIR"
     dynamo.recompile_limit = VARIANTS
-    # LoRA slots are added by hooks, of which compiled code would otherwise not be told.
+    # LoRA slots are added by hooks, which compiled code would otherwise leave out.
     dynamo.skip_nnmodule_hook_guards = False
     # Two sizes that are equal once, as rows and heads may be, are not taken for one.
     sizes.use_duck_shape = False

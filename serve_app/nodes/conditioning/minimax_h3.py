@@ -78,7 +78,7 @@ Prompt: TypeAlias = Annotated[str, Text(multiline=True, dynamicPrompts=True)]
 
 
 def aligned(images: int) -> int:
-    """Return the number of images of a video of at least so many."""
+    """Return the least number of images that a video can have which is not below the given one."""
     least = max(IN_LAST, images)
     return least + (IN_LAST - least) % IN_CLIP
 
@@ -290,7 +290,7 @@ class _References:
     blocks: list[dict[str, Any]] = field(default_factory=list)
 
     async def image(self, image: Tensor, most_pixels: int | None) -> None:
-        """Add an image (B,H,W,C), its first, made smaller where it has more than so many pixels.
+        """Add an image (B,H,W,C), its first, made smaller where it has more pixels than the bound.
 
         most_pixels: None: where its shorter side is longer than LARGEST_REFERENCE.
         """
@@ -305,7 +305,7 @@ class _References:
         self.blocks.append({"kind": "image", **_size(latents), "latent": latents})
 
     async def video(self, video: Tensor, most_images: int, track: Audio | None) -> None:
-        """Add a video (F,H,W,C) in whole clips, of at most so many images, with its sound before it."""
+        """Add a video (F,H,W,C) in whole clips, no more images than the bound, with its sound before it."""
         if (count := min(len(video), most_images)) < IN_LAST:
             raise NodeError(f"a reference video has {count} images; {IN_LAST} are the fewest, of {RATE} a second")
         width, height = _canvas(video.shape[2], video.shape[1])

@@ -154,7 +154,7 @@ class MiniMaxH3Text(QwenImage21Text):
 
     @classmethod
     def replaces(cls, found: TextFamily, loaded_as: str) -> bool:
-        """Whether the type says so, or the file: only MiniMax H3's has a tower and so many layers."""
+        """Whether the type says so, or the file: only MiniMax H3's has a vision tower and 50 layers."""
         whole = isinstance(found, Qwen3Text) and found.tower is not None and found.layers >= LAYERS
         return whole or loaded_as in cls.types
 
