@@ -63,6 +63,8 @@ class ReplicaReplacement:
         # Times and owners of the last cancellations.
         self.cancelled: deque[tuple[float, Draining]] = deque(maxlen=CANCELLED)
         self._replacing: asyncio.Task[None] | None = None
+        self.left_for = ""
+        """Why this replica has left by a time, for good; "" if it has not."""
         self._closed_for = ""
         """Why this replica takes no more tasks; "" if it does."""
         self._engine_closed = False
@@ -121,6 +123,7 @@ class ReplicaReplacement:
         while self._running and time.time() < end_s - LEAVE_S:
             await asyncio.sleep(LOOK_S)
         await self._leave()
+        self.left_for = why
 
     def over(self, run: asyncio.Task[None]) -> None:
         """Note that a task or check has ended, and make sure that its nodes stop."""

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from serve_app import log, tracing
 from serve_app.config.limits import SizeLimits
-from serve_app.errors import CancelledJobError, StoreError
+from serve_app.errors import CancelledJobError, StoreError, UnavailableError
 from serve_app.execution.call import PACKS
 from serve_app.execution.contained import original_error
 from serve_app.execution.execute import Execution, LostValueError, NodeFailedError
@@ -171,6 +171,8 @@ class Runner:
 
     def check_health(self) -> None:
         """Raise if this replica cannot work, and must be replaced."""
+        if self.replacement.left_for:
+            raise UnavailableError(f"this replica has left: {self.replacement.left_for}")
         self._models.check_health()
 
     @property

@@ -13,6 +13,7 @@ import pytest
 from serve_app.config.pool import PoolConfig
 from serve_app.config.resume import ResumeConfig
 from serve_app.engine import run_state
+from serve_app.errors import UnavailableError
 from serve_app.replica.run_states import JobStates
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.store.files.volume import Volume
@@ -96,6 +97,9 @@ async def test_a_replica_with_a_notice_ends_what_it_can_in_time_and_hands_the_re
             await sampled(running, 20)
             [name] = running.runners
             await running.runners[name].leave_by("the machine goes", time.time() + end_s)
+            # A notice may have been false, so Serve replaces it though its machine stays.
+            with pytest.raises(UnavailableError, match="the machine goes"):
+                running.runners[name].check_health()
             done = evaluations(running, name)
             assert (done == STEPS) == (resumed == 0)
             await running.lose(name)
