@@ -22,6 +22,8 @@ AT_ROOT = {"README": "index", "ARCHITECTURE": "architecture", "SECURITY": "secur
 """The site's pages that are beside the folder of documents, by their file's name."""
 GUIDES = (
     "deploy",
+    "deploy-tested",
+    "kubernetes",
     "operations",
     "storage",
     "model-files",
