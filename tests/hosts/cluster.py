@@ -161,7 +161,7 @@ class Cluster:
         """Let `serve-app check` mend what it can."""
         path = self.root / "check.yaml"
         path.write_text(yaml.safe_dump(self.configuration()))
-        command = ["serve-app", "check", "--config", str(path), "--mend"]
+        command = [_installed(f"{INSTALLED}/serve-app"), "check", "--config", str(path), "--mend"]
         environment = {**os.environ, **self.data.database, **self.data.bucket}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout + done.stderr
