@@ -17,7 +17,8 @@ class PreemptionConfig(Section):
 
     notice: str | None = None
     """A file that exists, or an http:// address that answers 200 with a text that is not FALSE, once there is a notice;
-    each replica looks every few seconds. A node termination handler writes such a file. On Google Cloud:
+    each replica looks every few seconds, and logs an answer that is neither that nor 404. On AWS, whose addresses ask
+    for a token, let a node termination handler write a file. On Google Cloud:
     http://metadata.google.internal/computeMetadata/v1/instance/preempted
     """
     notice_s: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 15.0

@@ -7,6 +7,7 @@ without being one, such as a traceback, belongs to it, and what other packages w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import json
 import os
@@ -62,8 +63,9 @@ class LogFiles:
         """
         for path in (self._folder or _rays_folder()).glob(PATTERN):
             if path not in files:
-                size = path.stat().st_size
-                files[path] = _File(path, max(0, size - TAIL_BYTES) if begin is None else begin)
+                with contextlib.suppress(FileNotFoundError):
+                    size = path.stat().st_size
+                    files[path] = _File(path, max(0, size - TAIL_BYTES) if begin is None else begin)
         return list(heapq.merge(*(file.new_lines() for file in files.values()), key=lambda line: str(line["at"])))
 
 
@@ -80,8 +82,12 @@ class _File:
     rest: bytes = field(default=b"")
 
     def new_lines(self) -> list[dict[str, Any]]:
-        """Return the lines that have been written since the last look."""
-        with self.path.open("rb") as file:
+        """Return the lines that have been written since the last look; none while Ray replaces the file."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
             if os.fstat(file.fileno()).st_size < self.offset:  # Ray began it anew
                 self.offset, self.rest = 0, b""
             file.seek(self.offset)

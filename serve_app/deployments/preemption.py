@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from http import HTTPStatus
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import Request, urlopen
+
+import httpx
 
 # As Ray Train's watcher does; there is no public name for it.
 from ray._private.state import state
@@ -28,11 +29,14 @@ ANSWER_S = 1.0
 
 async def notice(node_id: str, preemption: PreemptionConfig) -> tuple[str, float]:
     """Wait for a notice of a node's end; return what it is and the Unix time of the end."""
+    unseen = ""
     while True:
         try:
             found = await asyncio.to_thread(look, node_id, preemption)
         except Exception as error:
-            _log.warning("whether this machine is about to go cannot be seen: %s", error)
+            if (why := str(error)) != unseen:
+                _log.warning("whether this machine is about to go cannot be seen: %s", why)
+                unseen = why
             found = None
         if found is not None:
             return found
@@ -52,11 +56,14 @@ def look(node_id: str, preemption: PreemptionConfig) -> tuple[str, float] | None
 
 
 def _is_given(place: str) -> bool:
+    """Return whether a notice is there. Errors: httpx.HTTPStatusError if the address wants something else first."""
     if not place.startswith("http://"):
         return Path(place).exists()
     try:
-        # Google's server answers only requests that say so; others ignore it.
-        with urlopen(Request(place, headers={"Metadata-Flavor": "Google"}), timeout=ANSWER_S) as answer:
-            return bool(answer.status == 200 and answer.read(64).strip().upper() not in (b"", b"FALSE"))
-    except (URLError, OSError):
+        # Google's server answers only requests that say so; others ignore it. No proxy may answer for the machine.
+        answer = httpx.get(place, headers={"Metadata-Flavor": "Google"}, timeout=ANSWER_S, trust_env=False)
+    except httpx.TransportError:
         return False
+    if answer.status_code == HTTPStatus.NOT_FOUND:
+        return False
+    return answer.raise_for_status().text.strip().upper() not in ("", "FALSE")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
 from ray._private.state import state
 
@@ -83,3 +84,12 @@ def test_a_file_or_an_address_gives_notice(address: str, tmp_path: Path) -> None
     for Cloud.status, Cloud.text, given in ((200, b"FALSE\n", 0), (404, b"no", 0), (200, b"", 0), (200, b"TRUE", 1)):
         assert (preemption.look("node", asked) is not None) == given, Cloud.text
     assert preemption.look("node", PreemptionConfig(notice="http://127.0.0.1:9/")) is None
+
+
+def test_an_address_that_wants_a_token_is_said_and_no_proxy_answers_for_it(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9/")
+    Cloud.status, Cloud.text = 401, b"TRUE"
+    with pytest.raises(httpx.HTTPStatusError, match="401"):
+        preemption.look("node", PreemptionConfig(notice=address))
