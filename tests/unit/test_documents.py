@@ -73,7 +73,7 @@ def test_the_page_of_modules_is_made_from_their_docstrings():
     assert (ROOT / "docs" / "modules.md").read_text() == modules.page(), "python -m docs.modules writes it"
 
 
-@pytest.mark.parametrize("names", ["SDXL", "Wan 14B, fp8"])
+@pytest.mark.parametrize("names", ["SDXL, fp16, 1", "Flux.1, NVFP4", "Wan 14B, fp16"])
 def test_the_page_of_what_fits_a_card_is_made_by_the_planner(names: str):
     def without_kernels(text: str) -> str:
         # Seconds and the largest sizes follow every kernel of a forward.
@@ -83,6 +83,13 @@ def test_the_page_of_what_fits_a_card_is_made_by_the_planner(names: str):
     for name, made in plan_matrix.rows(names):
         for of_ram in made.values():
             assert without_kernels(plan_matrix.line(name, of_ram)) in page, "python -m docs.plan_matrix writes it"
+
+
+def test_a_model_is_refused_only_where_one_row_has_no_room_and_with_what_would_help():
+    cells = [cell for row in plan_matrix.PAGE.read_text().splitlines() for cell in row.split(" | ")]
+    refused = [cell for cell in cells if cell.startswith("no:")]
+    assert refused
+    assert all(re.fullmatch(r"no: 1280×720, \d+ frames or a card of \d+ GB", cell) for cell in refused)
 
 
 def test_no_folder_has_more_than_about_twenty_modules():
