@@ -41,11 +41,12 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "GLIGENLoader": {"gligen_name": ("model_patch", "gligen")},
     "ModelPatchLoader": {"name": ("model_patch", "model_patches")},
     "unCLIPCheckpointLoader": {"ckpt_name": ("backbone", "checkpoints")},
+    "ImageOnlyCheckpointLoader": {"ckpt_name": ("backbone", "checkpoints")},
     "CLIPVisionLoader": {"clip_name": ("clip_vision", "clip_vision")},
     "StyleModelLoader": {"style_model_name": ("style_model", "style_models")},
 }
 """The loaders whose files are checked, and the part and folder of each of their inputs."""
-_FIRST_SLOT = ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader")
+_FIRST_SLOT = ("CheckpointLoaderSimple", "CheckpointLoader", "unCLIPCheckpointLoader", "ImageOnlyCheckpointLoader")
 """Loaders of several parts, which need the backbone only if the first output is linked."""
 
 

@@ -135,7 +135,8 @@ class RecipeBackbone:
 
     def apart(self, piece: Piece) -> list[Piece]:
         """Return one piece for each row, in order, or the piece itself where its rows depend on each other."""
-        return [piece] if self.functions or self.controls else split_batch(piece)
+        together = self.functions or self.controls or self.network.family.rows_are_frames
+        return [piece] if together else split_batch(piece)
 
     def fed(self, piece: Piece) -> Tensor:
         """Return the piece's x as the network reads it, times c_in, float32."""

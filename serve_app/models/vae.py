@@ -43,7 +43,7 @@ class Vae:
         """
         if self.is_video("decode", latents):
             return _to_the_end(self.by_latent_frames("decode", latents))
-        pixels = self._sliced(self._decoded, self._with_time(latents), self.factor**2, slice_pixels)
+        pixels = self._decoded_in_slices(self._with_time(latents), slice_pixels)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
     def picture(self, latents: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class Vae:
         """
         if self.is_video("encode", images):
             return _to_the_end(self.by_latent_frames("encode", images))
-        return self._sliced(self._encoded, self._pixels(images), 1, slice_pixels)
+        return self._encoded_in_slices(self._pixels(images), slice_pixels)
 
     def is_video(self, work: Work, batch: Tensor) -> bool:
         """Whether a batch is one or more videos of more than one image."""
@@ -90,7 +90,7 @@ class Vae:
             )
         pixels = yield from in_passes(
             latents,
-            lambda tile: self._sliced(self._decoded, tile, self.factor**2),
+            self._decoded_in_slices,
             self._shapes(tiling.size // self.factor),
             tiling.overlap // self.factor,
             self.factor,
@@ -114,14 +114,17 @@ class Vae:
             tile, shared = ((cells - 1) * frames + 1 for cells in (tile, shared))
             time = Axis(tile, shared, latent_frames, lambda image: image // frames)
         pixels = self._pixels(images)
-        encode = lambda tile: self._sliced(self._encoded, tile, 1)  # noqa: E731
-        return (yield from in_passes(pixels, encode, self._shapes(tiling.size), tiling.overlap, 1 / self.factor, time))
+        shapes = self._shapes(tiling.size)
+        return (yield from in_passes(pixels, self._encoded_in_slices, shapes, tiling.overlap, 1 / self.factor, time))
 
     def pixels(self, work: Work, batch: Tensor) -> int:
-        """Return pixels per image of a batch; of a video, pixels of the images that one latent frame covers."""
+        """Return pixels of the images of a batch that are processed at once: one, or those that one latent frame covers
+        or that are decoded together.
+        """
         frames = self.family.frames if self.is_video(work, batch) else 1
         if work == "encode":
             return batch.shape[1] * batch.shape[2] * frames
+        frames = max(frames, min(len(batch), self._together(batch)))
         return batch.shape[-1] * batch.shape[-2] * self.factor**2 * frames
 
     @property
@@ -213,18 +216,28 @@ class Vae:
         over = size % self.factor
         return slice(over // 2, over // 2 + size - over)
 
-    def _sliced(
-        self, work: Callable[[Tensor], Tensor], batch: Tensor, pixels_per_cell: int, slice_pixels: int = SLICE_PIXELS
-    ) -> Tensor:
-        """Apply work to a batch slice by slice; the result is float32 on the device."""
-        parts = torch.split(batch, self._rows(batch, pixels_per_cell, slice_pixels))
-        return torch.cat([work(self._given(part)).float() for part in parts])
+    def _decoded_in_slices(self, latents: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
+        rows = self._together(latents) or self._rows(latents, self.factor**2, slice_pixels)
+        return self._sliced(self._decoded, latents, rows)
+
+    def _encoded_in_slices(self, pixels: Tensor, slice_pixels: int = SLICE_PIXELS) -> Tensor:
+        return self._sliced(self._encoded, pixels, self._rows(pixels, 1, slice_pixels))
+
+    def _sliced(self, work: Callable[[Tensor], Tensor], batch: Tensor, rows: int) -> Tensor:
+        """Apply work to a batch, so many rows at a time; the result is float32 on the device."""
+        return torch.cat([work(self._given(part)).float() for part in torch.split(batch, rows)])
 
     def _rows(self, batch: Tensor, pixels_per_cell: int, slice_pixels: int) -> int:
-        """Return how many rows of a batch are processed at once."""
+        """Return how many rows of a batch are processed at once, of rows that do not depend on each other."""
         if self._device.type == "cpu":
             slice_pixels = min(slice_pixels, HOST_SLICE_PIXELS)
         return max(1, slice_pixels // (batch.shape[-1] * batch.shape[-2] * pixels_per_cell))
+
+    def _together(self, latents: Tensor) -> int:
+        """Return how many latents are decoded at once as their images depend on each other; 0 where none does."""
+        if not (pixels := self.family.pixels_together):
+            return 0
+        return max(1, pixels // (latents.shape[-1] * latents.shape[-2] * self.factor**2))
 
 
 def has_latent_frames(work: Work, batch: Tensor) -> bool:

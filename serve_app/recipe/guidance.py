@@ -23,6 +23,17 @@ class RenormCfg:
 
 
 @dataclass(frozen=True, slots=True)
+class CfgByFrame:
+    """Guide the frames of a video by different scales: from `lowest` at the first to the run's at the last.
+
+    triangle: back to `lowest` at the last, with the run's in the middle.
+    """
+
+    lowest: float
+    triangle: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class CfgZeroStar:
     """Scale the negative to be nearest to the positive before guiding away from it."""
 
@@ -161,6 +172,7 @@ class OperatedGuidance:
 GuidancePatch: TypeAlias = (
     RescaleCfg
     | RenormCfg
+    | CfgByFrame
     | NoiseNorm
     | CfgZeroStar
     | CfgNorm

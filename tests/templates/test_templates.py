@@ -87,6 +87,7 @@ LAYERS = {"image_qwen_image_layered": 2}
 PICTURES = {"image_qwen_image_instantx_inpainting_controlnet": 2}
 """How many pictures a template makes that holds several workflows."""
 VIDEOS = {
+    "txt_to_image_to_video": 10,
     "video_wan2_2_14B_i2v": 16,
     "video_wan2_2_14B_fun_control": 16,
     "video_wan2_2_5B_ti2v": 24,
@@ -96,7 +97,7 @@ VIDEOS = {
 """Templates that make a video, and its images a second."""
 WITH_SOUND = ("video_minimax_h3_t2v", "video_minimax_h3_r2v")
 """Templates that make a video with its sound."""
-CUT = {"width": 64, "height": 64, "length": 17}
+CUT = {"width": 64, "height": 64, "length": 17, "video_frames": 17}
 """How large a video is made here, where a node is given its size as numbers: the templates' own take minutes."""
 CUT_BY_TITLE = {"Width": 64, "Height": 64, "Duration": 1, "Float (Duration)": 1.0}
 """The same for what nodes compute it of, by the titles of those that give these numbers; durations are in seconds."""
@@ -204,8 +205,8 @@ def cut(prompt: dict[str, Any]) -> None:
     for node in prompt.values():
         if (title := node["_meta"]["title"]) in CUT_BY_TITLE:
             node["inputs"]["value"] = CUT_BY_TITLE[title]
-        if node["inputs"].keys() >= CUT.keys():
-            node["inputs"] |= {key: value for key, value in CUT.items() if isinstance(node["inputs"][key], int)}
+        if node["inputs"].keys() >= {"width", "height"}:
+            node["inputs"] |= {key: value for key, value in CUT.items() if isinstance(node["inputs"].get(key), int)}
 
 
 @pytest.mark.parametrize("name", VIDEOS)

@@ -28,6 +28,7 @@ from serve_app.models.control.uso import Uso
 from serve_app.models.control.zimage_control import ZImageControl
 from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Redux, Sdxl
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
+from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
@@ -53,6 +54,7 @@ from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.unet.svd import Svd
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
@@ -105,6 +107,8 @@ VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 SDXL = Sdxl((32, 64), (1, 1), (0, 1), 1, context_dim=128, linear=True, vector_dim=64 + 6 * 256)
 SDXL_VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
+SVD = Svd((64, 64), (1, 1), (1, 0), 1, context_dim=64, linear=True, concat_channels=4, vector_dim=768)
+SVD_VAE = TemporalKL(channels=(32,) * 4, res_blocks=2, latent_channels=4, image_channels=3, quantized=False)
 VIT_H = ClipVision(layers=32, width=32, hidden_width=48, side=16, patch=14, projection=64)
 VIT_G = ClipVision(layers=48, width=32, hidden_width=48, side=16, patch=14, projection=64)
 SIGLIP = ClipVision(layers=27, width=32, hidden_width=48, side=27, patch=14, siglip=True)
@@ -162,6 +166,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
+    r"checkpoints/svd.*": lambda: svd_checkpoint(),
     r"checkpoints/sd_xl.*": lambda: whole(SDXL, SDXL_VAE, clip_l=CLIP_L, clip_g=CLIP_G),
     r"clip_vision/clip_vision_g.*": lambda: single_file(VIT_G),
     r"clip_vision/clip_vision_h.*": lambda: single_file(VIT_H),
@@ -257,6 +262,16 @@ def ltx_checkpoint() -> Tensors:
         **ltx_workflows.tensors(),
         **{name: drawn_by_name(name, (width, GEMMA3.width * (GEMMA3.layers + 1))) for name, width in PROJECTED.items()},
     }
+
+
+def svd_checkpoint() -> Tensors:
+    """Return a checkpoint of Stable Video Diffusion with its image encoder."""
+    parts = {
+        "model.diffusion_model.": single_file(SVD),
+        "first_stage_model.": single_file(SVD_VAE),
+        "conditioner.embedders.0.open_clip.model.visual.": single_file(VIT_H),
+    }
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def drawn_by_name(name: str, shape: tuple[int, ...]) -> Tensor:

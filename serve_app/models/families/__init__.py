@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
+from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.ltx2 import Ltx2Vae
 from serve_app.models.families.autoencoders.ltx2_audio import Ltx2AudioVae
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
@@ -54,19 +55,20 @@ from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.families.unet.sd import Sd
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
+from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.unet.unclip import Unclip
 from serve_app.models.families.unet.unet import Unet
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
-UNETS: Sequence[type[Unet]] = (Unclip, SdxlRefiner, Sdxl, Sd)
+UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3),
 )
 VAES: Sequence[type[VaeFamily]] = (
-    *(Flux2Vae, Ltx2Vae, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
+    *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)

@@ -142,6 +142,8 @@ class BackboneFamily(Family):
     kind: ClassVar[str] = ""
     """The title of its files there, where that is another one."""
     latent_format: ClassVar[LatentFormat]
+    rows_are_frames: ClassVar[bool] = False
+    """Whether a run's rows are the frames of one video, which the network reads together."""
     keeps_clean: ClassVar[bool] = False
     """Whether masked-out latents reach the network without noise; by default they have the level of the rest."""
     functions: ClassVar[frozenset[str]] = frozenset()
@@ -255,6 +257,9 @@ class VaeFamily(Family):
 
     frames: ClassVar[int] = 0
     """Images that one latent frame covers, as in `LatentFormat`; 0 for an autoencoder of single images."""
+
+    pixels_together: ClassVar[int] = 0
+    """Pixels of as many images of a batch as are decoded at once, as each depends on its neighbours; 0: none does."""
 
     tiles_itself: ClassVar[bool] = False
     """Whether it works in tiles of its own, with which it was trained, so that others are not made."""

@@ -43,6 +43,8 @@ class Activations:
     def __init__(self, outlines: Outlines) -> None:
         self._outlines = outlines
         self._counted: OrderedDict[Hashable, int] = OrderedDict()
+        self._of_frames: dict[Hashable, bool] = {}
+        """Whether the rows of a model's runs are frames of one video."""
 
     def nbytes(
         self,
@@ -56,9 +58,8 @@ class Activations:
 
         0 for a run that cannot be counted. latents, factor: as in a SamplingRequest. Errors: ModelFileError.
         """
-        together = backbone.last(ModelControl) is not None or backbone.last(PackFunctions) is not None
-        rows = latents if together else latents[:1]
         outline = partial(self._outlines.outline, backbone, files)
+        rows = latents if self._are_together(backbone, files) else latents[:1]
         of_rows = files.key, *(part.shape for part in parts_of(rows)), bool(rows.any()), factor
         largest = 0
         for cond, options in (entry for own in conds.values() for entry in own):
@@ -70,6 +71,15 @@ class Activations:
                     self._counted.popitem(last=False)
             largest = max(largest, self._counted[key])
         return largest
+
+    def _are_together(self, backbone: Recipe, files: WeightFiles) -> bool:
+        """Whether all rows of a run go into one forward."""
+        if backbone.last(ModelControl) is not None or backbone.last(PackFunctions) is not None:
+            return True
+        if files.key not in self._of_frames:
+            family, _ = self._outlines.outline(backbone, files)
+            self._of_frames[files.key] = isinstance(family, BackboneFamily) and family.rows_are_frames
+        return self._of_frames[files.key]
 
 
 def _counted(

@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from serve_app.recipe.guidance import (
     AdaptiveProjection,
+    CfgByFrame,
     CfgNorm,
     CfgOverride,
     CfgZeroStar,
@@ -43,6 +44,7 @@ from serve_app.sampling.guidance.layers import between
 from serve_app.sampling.guidance.perturbation import PerturbedBranch, perturbed_branches
 from serve_app.sampling.lazy_sum import Latents, mixed, value
 from serve_app.sampling.schedules.levels import Interpolation, Levels, TableLevels, single
+from serve_app.sampling.transfer import to_device
 
 IMAGE = (-3, -2, -1)
 """The dimensions that ComfyUI takes for a latent's; of a video, those of one channel."""
@@ -184,6 +186,18 @@ def rescaled_denoised(patch: RescaleCfg, guided: Guided) -> Tensor:
     over = tuple(range(1, denoised.ndim))
     ratio = guided.cond.std(dim=over, keepdim=True) / denoised.std(dim=over, keepdim=True).clamp(min=1e-8)
     return denoised * (ratio * patch.multiplier + (1 - patch.multiplier))
+
+
+def guided_by_frame(patch: CfgByFrame, guided: Guided) -> Tensor:
+    """Guide each row by a scale of its own. Source: Blattmann et al. 2023, arXiv:2311.15127, appendix D."""
+    lowest, highest = patch.lowest, guided.scale
+    at = torch.linspace(0, 1, len(guided.cond))
+    if patch.triangle:
+        scales = 2 * (at - torch.floor(at + 0.5)).abs() * (highest - lowest) + lowest
+    else:
+        scales = torch.linspace(lowest, highest, len(guided.cond))
+    scales = to_device(scales, guided.cond.device).view(-1, *(1,) * (guided.cond.ndim - 1))
+    return guided.uncond + scales * (guided.cond - guided.uncond)
 
 
 def renormed(patch: RenormCfg, guided: Guided) -> Tensor:
@@ -364,6 +378,7 @@ _BEFORE: dict[type, Callable[[Any], Callable[[Guided], Guided]]] = {
 }
 _INSTEAD: dict[type, Callable[[Any, Guided], Tensor]] = {
     RescaleCfg: rescaled,
+    CfgByFrame: guided_by_frame,
     RenormCfg: renormed,
     NoiseNorm: noise_normed,
 }

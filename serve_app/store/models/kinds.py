@@ -16,6 +16,8 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
 """The key prefixes of backbones: in a checkpoint, as saved by trainers, and alone."""
 VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+VISION_PREFIXES = ("visual.", "embedder.model.visual.", "conditioner.embedders.0.open_clip.model.visual.", "")
+"""The key prefixes of image encoders: in OpenCLIP's files, in checkpoints of unCLIP and of SVD, and alone."""
 
 FileMark: TypeAlias = "str | tuple[str, int]"
 """A tensor's name, or its name and its number of rows."""
@@ -83,7 +85,7 @@ def _lacking(title: str, *marks: FileMark) -> FileKind:
 _BACKBONES = (
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),
-    _lacking("Stable Video Diffusion", "input_blocks.1.0.time_stack.emb_layers.1.weight"),
+    _known("Stable Video Diffusion", "input_blocks.1.0.time_stack.emb_layers.1.weight"),
     _lacking("Hunyuan-DiT", "mlp_t5.0.weight"),
     _lacking("HunyuanVideo or HunyuanImage", "txt_in.individual_token_refiner.blocks.0.norm1.weight"),
     _lacking("Mochi", "t5_yproj.weight"),
@@ -203,6 +205,7 @@ _VAES = (
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),
     _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),
     _lacking("Stable Audio", "decoder.layers.1.layers.0.beta"),
+    _known("Stable Video Diffusion", "decoder.mid.block_1.mix_factor"),
     _known("Stable Diffusion, Flux.1 and Flux.2", "decoder.conv_in.weight"),
     _known("pixels", "pixel_space_vae"),
 )
@@ -250,7 +253,7 @@ ROLES: Mapping[str, Role] = {
     "audio_vae": Role("audio VAE", ("",), _SOUNDS),
     "controlnet": Role("ControlNet", ("",), _CONTROLS, open=True),
     "model_patch": Role("model patch", ("",), _PATCHES),
-    "clip_vision": Role("image encoder", ("visual.", "embedder.model.visual.", ""), _SEEING),
+    "clip_vision": Role("image encoder", VISION_PREFIXES, _SEEING),
     "style_model": Role("style model", ("",), _STYLES),
 }
 """What loaders need, by the part of a recipe."""

@@ -109,7 +109,7 @@ class Unet(OneCall):
     vae_prefix = "first_stage_model."
     kind = "Stable Diffusion"
     functions = FUNCTIONS
-    steady = (FreeU,)
+    steady: ClassVar[tuple[type, ...]] = (FreeU,)
     sizes: ClassVar[int] = 0
     """Number of sizes that follow the pooled text."""
 

@@ -22,6 +22,7 @@ from serve_app.models.families.family import Located, VisionFamily, marked
 from serve_app.models.families.text.clip import open_clip_layer
 from serve_app.models.files.layout import Place, Table, places
 from serve_app.models.files.tensors import Tensors
+from serve_app.store.models.kinds import VISION_PREFIXES
 from serve_app.values import ClipVisionOutput
 
 HEADS = 16
@@ -41,8 +42,6 @@ _SIZES = {(27, 14): 384}
 
 _OPEN_CLIP_MARK = "transformer.resblocks.0.attn.in_proj_weight"
 _MARK = "vision_model.embeddings.patch_embedding.weight"
-_PREFIXES = ("visual.", "embedder.model.visual.", "")
-"""Prefixes of encoders: in OpenCLIP's files, in checkpoints of unCLIP, and alone."""
 _MODULES = ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
 
 
@@ -65,7 +64,7 @@ class ClipVision(VisionFamily):
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
-        if (found := marked(files[0], _PREFIXES, (_OPEN_CLIP_MARK, _MARK))) is not None:
+        if (found := marked(files[0], VISION_PREFIXES, (_OPEN_CLIP_MARK, _MARK))) is not None:
             prefix, tensors = found
             family = cls.probe(tensors)
             table = family.table(tensors)
