@@ -99,12 +99,13 @@ WITH_SOUND = ("video_minimax_h3_t2v", "video_minimax_h3_r2v")
 """Templates that make a video with its sound."""
 CUT = {"width": 64, "height": 64, "length": 17, "video_frames": 17}
 """How large a video is made here, where a node is given its size as numbers: the templates' own take minutes."""
-CUT_BY_TITLE = {"Width": 64, "Height": 64, "Duration": 1, "Float (Duration)": 1.0}
+CUT_BY_TITLE = {"Width": 64, "Height": 64, "Duration": 1, "Float (Duration)": 1.0, "Float (duration)": 1.0}
 """The same for what nodes compute it of, by the titles of those that give these numbers; durations are in seconds."""
 SWITCHES = {
     "Enable 4 Steps LoRA?": True,
     "Enable 4steps LoRA?": True,
     "Boolean (Enable Lightning LoRA?)": True,
+    "Boolean (Enable Lightning LoRA)": True,
 }
 """Switches that are turned here, by title, as those of few steps are."""
 SMALL = {
