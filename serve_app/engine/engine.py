@@ -98,7 +98,8 @@ class Engine:
         self._curves = Curves()
         self.timeline = timeline
         self._in_flight, self._side_in_flight = InFlightQueue(), InFlightQueue()
-        self._inbox: SimpleQueue[_Item] = SimpleQueue()
+        self.inbox: SimpleQueue[_Item] = SimpleQueue()
+        """What its thread has not taken in yet."""
         self._runs: list[Run] = []
         self._calls = Calls()
         self._side_calls = self._calls if timeline.side_stream is None else Calls()
@@ -188,14 +189,14 @@ class Engine:
         with self._closing:
             if not self._closed:
                 self._closed = True
-                self._inbox.put(_Close())
+                self.inbox.put(_Close())
         self._thread.join()
 
     def _send(self, item: Run | Call) -> None:
         # The lock keeps anything from being put in after the loop's last look at the inbox.
         with self._closing:
             if not self._closed:
-                self._inbox.put(item)
+                self.inbox.put(item)
                 return
         close(item.uses)
         raise UnavailableError("the engine has closed")
@@ -245,7 +246,7 @@ class Engine:
             if wait:
                 self.turn = 0
             try:
-                if not self._take_in(self._inbox.get(wait)):
+                if not self._take_in(self.inbox.get(wait)):
                     return False
             except Empty:
                 return True
@@ -468,8 +469,8 @@ class Engine:
         left: list[Future[Any]] = [run.future for run in self._runs]
         close(*(run.uses for run in self._runs))
         left += [*self._in_flight.abandon(), *self._side_in_flight.abandon()]
-        while not self._inbox.empty():
-            if not isinstance(item := self._inbox.get(), _Close):
+        while not self.inbox.empty():
+            if not isinstance(item := self.inbox.get(), _Close):
                 left.append(item.future)
                 close(item.uses)
         for future in left:

@@ -90,6 +90,11 @@ class Loads:
 
         return self._prefetches.do(work, self._failed)
 
+    def close(self) -> None:
+        """End its threads after what is asked of them."""
+        for worker in (self._rooms, self._loads, self._prefetches):
+            worker.close()
+
     def _prefetch(self, need: Need, spared: Callable[[str], bool]) -> bool:
         for key in [key for key in self._unused if not self._weights.is_resident(key)]:
             self._unused.pop(key, None)
@@ -170,6 +175,9 @@ class _Worker:
     @property
     def turn(self) -> int:
         return self._turns[1]
+
+    def close(self) -> None:
+        self._waiting.put(None)
 
     @property
     def idle(self) -> bool:

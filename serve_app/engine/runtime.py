@@ -85,7 +85,7 @@ class EngineRuntime:
         self._step_cache = step_cache
         self.latent_cells, self.latent_pairs = latent_cells, latent_pairs
         self.limits = limits or SizeLimits()
-        self._engine = engine
+        self.engine = engine
         self.weights = weights
         self.autoencoding = Autoencoding(weights, engine.memory)
         self._loads = Loads(weights, self._failed_to_load, engine.timeline)
@@ -98,22 +98,22 @@ class EngineRuntime:
     @property
     def counters(self) -> Counters:
         """What the engine has done since it began."""
-        return self._engine.counters
+        return self.engine.counters
 
     @property
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
-        return self._engine.alive
+        return self.engine.alive
 
     @property
     def turns(self) -> tuple[int, int]:
         """The numbers of the engine's turn and of the load under way, 0 where there is none."""
-        return self._engine.turn, self._loads.turn
+        return self.engine.turn, self._loads.turn
 
     @property
     def unwanted_turn(self) -> int:
         """The number of the engine's turn if all jobs that it computes for have cancelled; else 0."""
-        return self._engine.unwanted_turn
+        return self.engine.unwanted_turn
 
     @property
     def replays(self) -> ReplayCounters:
@@ -145,9 +145,14 @@ class EngineRuntime:
         """
         return NodeRuntime(self, progress, strict, show, previews, remark, loading, states)
 
+    def close(self) -> None:
+        """End its threads: the engine's after what it computes, those of loads after what is asked of them."""
+        self.engine.close()
+        self._loads.close()
+
     async def release(self) -> None:
         """Evict all weights that are not in use."""
-        await asyncio.wrap_future(self._engine.call(self.weights.release))
+        await asyncio.wrap_future(self.engine.call(self.weights.release))
 
     async def warm(self, recipes: Sequence[Recipe]) -> None:
         """Load weights that no job needs yet, one after another.
@@ -194,7 +199,7 @@ class EngineRuntime:
         """Run a sampler, as `SamplingRun`. remark, loading: as `bind`. state: the files of its state, if it has one."""
         saver = None if state is None or self._resume is None else self._saver(state, self._resume)
         run = SamplingRun(
-            self._engine,
+            self.engine,
             self.weights,
             request,
             progress,
@@ -223,7 +228,7 @@ class EngineRuntime:
     async def _run(self, run: SamplingRun, remark: Callable[[str], None], loading: Loading) -> Sampled:
         with await self._ready(run.requirements, loading) as hold:
             beginning = await asyncio.to_thread(run.prepare, hold)
-            started = self._engine.work(run.start(hold, beginning), uses=hold.share())
+            started = self.engine.work(run.start(hold, beginning), uses=hold.share())
             try:
                 running = await asyncio.wrap_future(started)
             except asyncio.CancelledError:
@@ -255,7 +260,7 @@ class EngineRuntime:
         loop = asyncio.get_running_loop()
         job = Job(request, lambda done: loop.call_soon_threadsafe(progress, done, request.max_tokens))
         hold = await self._hold(clip, loading)
-        generated = self._engine.gather(
+        generated = self.engine.gather(
             job,
             lambda jobs: add_token(jobs, self.weights.clip(clip, hold)),
             None if strict else (clip, "generate"),
@@ -285,7 +290,7 @@ class EngineRuntime:
         with await self._hold(recipe, loading) as hold:
             tiles = await self._call(hold.share(), lambda: work(load(recipe, hold)))
             while True:
-                call = self._engine.call(partial(_next_tile, tiles), side_stream=True, uses=hold.share())
+                call = self.engine.call(partial(_next_tile, tiles), side_stream=True, uses=hold.share())
                 made = await asyncio.wrap_future(call)
                 if isinstance(made, Tensor):
                     return made
@@ -314,12 +319,12 @@ class EngineRuntime:
             return together() if len(questions) > 1 else self._in_room(together)
 
         hold = await self._hold(recipe, loading)
-        gathered = self._engine.gather(question, answers, (recipe, key), cost=cost, most=most, uses=hold)
+        gathered = self.engine.gather(question, answers, (recipe, key), cost=cost, most=most, uses=hold)
         return await asyncio.wrap_future(gathered)
 
     async def _call(self, hold: Hold, work: Callable[[], T]) -> T:
         """Do work in the engine's thread, which closes the hold of its weights after it."""
-        done = self._engine.call(lambda: self._in_room(work), side_stream=True, uses=hold)
+        done = self.engine.call(lambda: self._in_room(work), side_stream=True, uses=hold)
         return await asyncio.wrap_future(done)
 
     async def _hold(self, recipe: Recipe, loading: Loading) -> Hold:
@@ -367,7 +372,7 @@ class EngineRuntime:
 
         if is_lost(error):
             with suppress(UnavailableError):
-                self._engine.call(again)
+                self.engine.call(again)
 
 
 def _close_hold(room: Future[Hold]) -> None:

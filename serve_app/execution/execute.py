@@ -136,7 +136,7 @@ class Execution:
         self._nodes = dict(task.nodes)
         self._signatures = dict(task.signatures)
         self._values: dict[str, asyncio.Task[NodeResult]] = {}
-        self._awaited: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.awaited: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self._stopped = threading.Event()
         self._rounds = Rounds(task, lambda node: self._class(node)[1])
         self._objects: dict[str, Any] = {}
@@ -377,11 +377,11 @@ class Execution:
 
     @contextlib.contextmanager
     def _waiting(self, node_id: str, sources: Sequence[str]) -> Iterator[None]:
-        self._awaited[node_id].update(sources)
+        self.awaited[node_id].update(sources)
         try:
             yield
         finally:
-            self._awaited[node_id].subtract(sources)
+            self.awaited[node_id].subtract(sources)
 
     def _check_circle(self, node_id: str, source: str) -> None:
         """Refuse to wait for a node that waits for this one: a cycle through a subgraph."""
@@ -394,7 +394,7 @@ class Execution:
                 raise DependencyCycleError("Dependency cycle detected")
             if waiting not in seen:
                 seen.add(waiting)
-                stack.extend(needed for needed, times in self._awaited[waiting].items() if times > 0)
+                stack.extend(needed for needed, times in self.awaited[waiting].items() if times > 0)
         if source not in self._signatures:
             raise NodeError(f"it needs node {source!r}, which is not in the prompt")
 

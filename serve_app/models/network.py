@@ -63,7 +63,7 @@ class LoadedNetwork:
         self.module = module
         self.trained_as = trained_as
         self._splits_texts = options.splits_texts and not streamed
-        self._blocks = _compiled(family, module) if options.compiled else None
+        self.blocks = _compiled(family, module) if options.compiled else None
         kept = weights_of(module.modules()) if self._splits_texts else ()
         self._weights_bytes = sum(tensor.nbytes for tensor in kept)
         self._weight = next(module.parameters())
@@ -111,7 +111,7 @@ class LoadedNetwork:
                 else replace(call, reads=read[0] if read else None)
             )
             # Blocks with other changes than a CUDA graph could contain would be compiled again and again.
-            compiled = None if call.variant is None else self._blocks
+            compiled = None if call.variant is None else self.blocks
             with nullcontext() if compiled is None else compiled.running():
                 [output] = self.replays.answer(self._weight, call, torch.float32)
         return self.family.split_output(output, rows)[:asked]

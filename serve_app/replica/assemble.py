@@ -74,7 +74,7 @@ def assemble(
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica, routes),
         classes=packs.classes | dict(BUILTIN),
         specs=known,
-        models=_models(catalog, config, pool, device) if pool.runtime else None,
+        models=make_models(catalog, config, pool, device) if pool.runtime else None,
         store=store,
         transfer=transfer,
         host=host_stats,
@@ -229,7 +229,7 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
     return (os.cpu_count() or 1) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
 
 
-def _models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> Callable[[], Models]:
+def make_models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> Callable[[], Models]:
     """Return a function that makes the engine on the pool's device; it imports torch's parts, which takes seconds."""
     set_arithmetic(pool, device)
     budget_bytes, memory = memory_of(pool, device)

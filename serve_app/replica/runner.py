@@ -119,19 +119,19 @@ class Runner:
         self.node_limits = node_limits
         self._stop_s = stop_s
         self._lasting = asyncio.Lock()
-        self._classes = classes
+        self.classes = classes
         self._specs = specs
         self._membership = Membership(scheduler, info, specs, host, self)
         self._models = ReplicaModels(models, fetch, self.send)
         self._store = store
         self._transfer = transfer
         self._fingerprint = fingerprint
-        self._held = ResultCache(results_bytes, self._evicted, results_entries)
+        self.results = ResultCache(results_bytes, self._evicted, results_entries)
         self.times = NodeTimes()
-        self._running: dict[TaskId, asyncio.Task[None]] = {}
+        self.running: dict[TaskId, asyncio.Task[None]] = {}
         self.replacement = ReplicaReplacement(
             self._membership,
-            self._running,
+            self.running,
             self.leave,
             stop_s=stop_s,
             finish_s=finish_s,
@@ -166,7 +166,7 @@ class Runner:
 
     async def lost_touch(self) -> None:
         """Drop all tasks and results: a scheduler that does not know the results does not keep their files."""
-        self._held.evict_outputs()
+        self.results.evict_outputs()
         await self.drop_all()
 
     def check_health(self) -> None:
@@ -189,7 +189,7 @@ class Runner:
 
     async def drop_all(self) -> None:
         """Stop every task and discard its unsent reports."""
-        running = [*self._running.values(), *self._errands]
+        running = [*self.running.values(), *self._errands]
         self.replacement.blame_nobody()
         for task in running:
             task.cancel()
@@ -207,7 +207,7 @@ class Runner:
             case Assign(task):
                 self._start(task)
             case Interrupt(task_id):
-                if (running := self._running.get(task_id)) and (stopped := self.replacement.cancel(running)):
+                if (running := self.running.get(task_id)) and (stopped := self.replacement.cancel(running)):
                     self._run_errand(self._delete_states(self.run_states(stopped)))
             case Free():
                 self._wishes.append(message)
@@ -219,9 +219,9 @@ class Runner:
                     self._prefetching.cancel()
                 self._prefetching = self._run_errand(self._models.prefetch(recipes, frozenset(spare)))
             case Forget(signatures):
-                self._held.forget(signatures)
+                self.results.forget(signatures)
             case Export(signature):
-                if (value := self._held.get(signature)) is None:
+                if (value := self.results.get(signature)) is None:
                     self.send(Evicted((signature,)))
                 else:
                     self.send(Exported(signature, self._transfer.put(value)))
@@ -245,20 +245,20 @@ class Runner:
 
     def _free(self) -> None:
         """Free the requested memory, unless a task runs, which may need it."""
-        if self._wishes and not self._running:
+        if self._wishes and not self.running:
             wishes, self._wishes = self._wishes, []
             self._run_errand(self._let_go(wishes))
 
     async def _let_go(self, wishes: list[Free]) -> None:
         if any(wish.results for wish in wishes):
-            self._held.clear()
+            self.results.clear()
         if any(wish.weights for wish in wishes):
             await self._models.release()
 
     async def _check(self, check: Check, underway: Underway) -> None:
         limit = TimeLimit(CHECK_S, "time that a submission waits")
         problems, fingerprints = await run_hooks(
-            self._classes, check.nodes, check.node_ids, limit=limit, underway=underway
+            self.classes, check.nodes, check.node_ids, limit=limit, underway=underway
         )
         self.send(Checked(check.check_id, tuple(problems), fingerprints))
 
@@ -271,13 +271,13 @@ class Runner:
 
     def _start(self, task: Task) -> None:
         self._signatures[task.id] = frozenset(task.signatures.values())
-        self._held.begin(frozenset().union(*self._signatures.values()))
+        self.results.begin(frozenset().union(*self._signatures.values()))
         self._work[task.id] = WorkTime()
         scope = TaskScope(self, task)
-        execution = Execution(task, self._classes, self._held, scope, scope, scope.fetch, self._limits)
+        execution = Execution(task, self.classes, self.results, scope, scope, scope.fetch, self._limits)
         # Everything that the task starts, threads too, inherits this context.
         with log.about(**ids_of(task)):
-            self._running[task.id] = running = asyncio.create_task(self._run(task, execution))
+            self.running[task.id] = running = asyncio.create_task(self._run(task, execution))
         self.replacement.watch(running, execution.underway, task)
         # A callback, as a coroutine that is cancelled before its first step never reaches its end.
         running.add_done_callback(partial(self._ended, task))
@@ -303,7 +303,7 @@ class Runner:
         stop.
         """
         task_id = task.id
-        self._running.pop(task_id, None)
+        self.running.pop(task_id, None)
         took_s = self._work.pop(task_id).seconds
         self.times.over(task_id)
         self._signatures.pop(task_id, None)
@@ -325,7 +325,7 @@ class Runner:
         match error:
             case None:
                 # With no other running task there is no end to batch with, and the scheduler may have more tasks.
-                self._membership.send(TaskFinished(task_id, took_s), deferrable=task.deferrable and bool(self._running))
+                self._membership.send(TaskFinished(task_id, took_s), deferrable=task.deferrable and bool(self.running))
             case asyncio.CancelledError() | LostValueError():
                 self.send(TaskStopped(task_id))
             case CancelledJobError():
@@ -341,7 +341,7 @@ class Runner:
 
     def relieve(self) -> None:
         """Free as much memory as possible, though running tasks may have to recompute values."""
-        self._held.clear()
+        self.results.clear()
         free_unused()
 
     async def fetch(self, task_id: TaskId, signature: str) -> Any | None:

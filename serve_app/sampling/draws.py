@@ -75,9 +75,10 @@ def draws_of(device: torch.device) -> Draws:
 
 def thread() -> Executor:
     """Return the thread that draws for a run; runs are assigned to threads in turn."""
-    return next(_threads())
+    return next(drawing_threads())
 
 
 @cache
-def _threads() -> Iterator[Executor]:
+def drawing_threads() -> Iterator[Executor]:
+    """Return the threads that draw, in an endless turn."""
     return cycle([ThreadPoolExecutor(1, "noise") for _ in range(THREADS)])

@@ -132,7 +132,7 @@ class Scheduler:
         self._time_limits = JobTimeLimits({"job_time_s": job_time_s, "deadline_s": deadline_s})
         self.silenced: Callable[[str], None] = lambda replica_id: None
         """Called with a replica that is lost for its silence; its process may be alive. Set before `start`."""
-        self._jobs = jobs
+        self.jobs = jobs
         self._pools = tuple(pools)
         self._host = host
         self._max_attempts = max_attempts
@@ -145,8 +145,8 @@ class Scheduler:
         self._abilities = Abilities(self._pools, jobs, self._in_database)
         self._tasks: list[asyncio.Task[None]] = []
         self.counters = JobCounters()
-        self._files = files
-        self._housekeeping: Housekeeping | None = None
+        self.files = files
+        self.housekeeping: Housekeeping | None = None
         self._lease = SchedulerLease(jobs, holder, self._in_database)
         self.fenced = self._lease.fenced
         limits = webhooks or WebhookLimits()
@@ -160,13 +160,13 @@ class Scheduler:
         await self._lease.take()
         self.epoch = self._lease.epoch
         self._tasks = [asyncio.create_task(work()) for work in (self._lease.keep, self._health.inspect)]
-        costs = Costs(await self._in_database(self._jobs.costs))
-        usage = Usage(await self._in_database(self._jobs.usage, int(time.time() // DAY_S)))
+        costs = Costs(await self._in_database(self.jobs.costs))
+        usage = Usage(await self._in_database(self.jobs.usage, int(time.time() // DAY_S)))
         quota, gpus = self._rules.quotas.of, self._rules.gpus
-        backoff = Backoff(self._backoff or BackoffRules(), await self._in_database(self._jobs.backoffs))
-        self._machine = Machine(self.epoch, self._max_attempts, costs, quota, gpus, usage, backoff)
+        backoff = Backoff(self._backoff or BackoffRules(), await self._in_database(self.jobs.backoffs))
+        self.machine = Machine(self.epoch, self._max_attempts, costs, quota, gpus, usage, backoff)
         shared = [pool for pool in self._pools if not pool.whole]
-        self._validation = RemoteValidation(shared, self._machine.replicas.least_busy, self._mail)
+        self._validation = RemoteValidation(shared, self.machine.replicas.least_busy, self._mail)
         self.registry = ReplicaRegistry(
             self._lease,
             {pool.name for pool in self._pools},
@@ -174,31 +174,31 @@ class Scheduler:
             validation=self._validation,
             apply=self._apply,
             record=lambda change: self._writer.put([Persist(change)]),
-            is_current=self._machine.is_current,
+            is_current=self.machine.is_current,
             silence_s=self._silence_s,
             silenced=self.silenced,
         )
         self._administration = Administration(
             self._pools,
-            self._machine.replicas,
-            self._machine.results,
+            self.machine.replicas,
+            self.machine.results,
             self.registry,
             apply=self._apply,
             query=self.query,
         )
         await self._abilities.recall()
-        next_order = await self._in_database(self._jobs.next_order)
+        next_order = await self._in_database(self.jobs.next_order)
         self.admission = self._admit(specs=self._abilities.specs, next_order=next_order)
-        self._published = PublishedJobs(self.epoch, self._events)
-        self._watch = Watch(self._machine, self.registry, self._published.feeds, self._time_limits, self._writer.put)
+        self.published = PublishedJobs(self.epoch, self._events)
+        self._watch = Watch(self.machine, self.registry, self.published.feeds, self._time_limits, self._writer.put)
         self._tasks += [asyncio.create_task(work()) for work in (self._writer.run, self._watch.run, self._remember)]
-        unended = self._machine.jobs
-        self._lookup = JobLookup(self._jobs, self._published, unended, self._in_database, self._beside)
+        unended = self.machine.jobs
+        self._lookup = JobLookup(self.jobs, self.published, unended, self._in_database, self._beside)
         self._acceptance = Acceptance(
-            self._jobs,
+            self.jobs,
             self._lease,
-            self._machine,
-            self._published,
+            self.machine,
+            self.published,
             self._lookup,
             self._writer,
             self.admission,
@@ -210,43 +210,43 @@ class Scheduler:
             [pool.name for pool in self._pools],
             self._rules,
             self._lease,
-            self._machine,
-            self._published,
+            self.machine,
+            self.published,
             self.registry,
             self.counters,
             self._host,
         )
         self._ended = EndedJobs(
-            self._jobs,
+            self.jobs,
             self.epoch,
-            self._published,
-            self._machine.results,
+            self.published,
+            self.machine.results,
             apply=self._apply,
             query=self.query,
             in_database=self._in_database,
             beside=self._beside,
         )
         await self._administration.recall()
-        unfinished = await self._in_database(self._jobs.unfinished)
+        unfinished = await self._in_database(self.jobs.unfinished)
         query = JobQuery(tuple(ENDINGS), "ended", descending=True, limit=RECENT_JOBS)
-        ended, _ = await self._in_database(self._jobs.page, query)
-        self._published.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
+        ended, _ = await self._in_database(self.jobs.page, query)
+        self.published.recover([*(row for row in ended if (row.ended_s or 0.0) > time.time() - RECENT_S), *unfinished])
         await asyncio.gather(*map(self._recover, unfinished), return_exceptions=True)
         await self._ended.count()
-        if self._files is not None:
-            self._housekeeping = Housekeeping(
-                self._files,
-                self._jobs,
+        if self.files is not None:
+            self.housekeeping = Housekeeping(
+                self.files,
+                self.jobs,
                 self._lease,
                 self._in_database,
                 count_bytes=self._rules.quotas.count_bytes,
-                results=self._machine.results.ui_dicts,
+                results=self.machine.results.ui_dicts,
                 forgotten=self._ended.forgotten,
                 forget_files=self._ended.forget_files,
             )
-            self._tasks += self._housekeeping.start()
+            self._tasks += self.housekeeping.start()
         self._deliverer.start()
-        _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self._machine.jobs))
+        _log.info("epoch %d: %d unfinished jobs", self.epoch, len(self.machine.jobs))
 
     async def wait_until_expired(self) -> None:
         """Return once no other scheduler uses the database. Call it before `start`."""
@@ -260,7 +260,7 @@ class Scheduler:
         await asyncio.to_thread(self._deliverer.close)
         self._database.close()
         self._reading.close()
-        self._jobs.close()
+        self.jobs.close()
 
     def retire(self) -> None:
         """Refuse every later call with DrainingError, as after losing the lease."""
@@ -280,7 +280,7 @@ class Scheduler:
 
     async def cancel(self, job_id: str, tenant: str = "") -> bool:
         self._check_alive()
-        job = self._machine.jobs.get(job_id)
+        job = self.machine.jobs.get(job_id)
         if job is None or not job.row.is_of(tenant):
             return False
         await self._apply(CancelAsked(job_id))
@@ -288,11 +288,11 @@ class Scheduler:
 
     async def cancel_all(self, job_ids: Sequence[str] | None, which: Unfinished | None = None, tenant: str = "") -> int:
         self._check_alive()
-        unended = self._published.unended.within(tenant)
+        unended = self.published.unended.within(tenant)
         lists = {"running": unended.running, "queued": unended.waiting}
         shown = unended.values() if which is None else iter(lists[which])
         ids = [job.row.job_id for job in shown] if job_ids is None else dict.fromkeys(job_ids)
-        known = [job for job_id in ids if (job := self._machine.jobs.get(job_id)) is not None]
+        known = [job for job_id in ids if (job := self.machine.jobs.get(job_id)) is not None]
         jobs = [job for job in known if job.row.is_of(tenant)]
         wanted = [job for job in jobs if which is None or (job.started_s is None) == (which == "queued")]
         await asyncio.gather(*[self._apply(CancelAsked(job.row.job_id)) for job in wanted])
@@ -300,13 +300,13 @@ class Scheduler:
 
     async def count(self, tenant: str = "") -> QueueCount:
         self._check_ready()
-        unended = self._published.unended.within(tenant)
+        unended = self.published.unended.within(tenant)
         return QueueCount(len(unended.running), len(unended.waiting))
 
     async def queue(self, bounds: QueueBounds, tenant: str = "") -> QueueView:
         self._check_ready()
         wait_s = max((one.wait_s for one in self.status.backoffs() if one.tenant == tenant), default=0.0)
-        return queue_view(self._published.unended.within(tenant), bounds, self._administration.paused, wait_s)
+        return queue_view(self.published.unended.within(tenant), bounds, self._administration.paused, wait_s)
 
     async def job(self, job_id: str, tenant: str = "") -> JobView | None:
         self._check_ready()
@@ -332,7 +332,7 @@ class Scheduler:
     async def _run_query(self, query: Query[T]) -> T:
         """Run a query, in any event loop."""
         ask = self._in_database if query.writes else self._beside
-        return await ask(self._jobs.query, self.epoch, query)
+        return await ask(self.jobs.query, self.epoch, query)
 
     async def keys(self, query: JobQuery) -> JobKeys:
         self._check_ready()
@@ -350,10 +350,10 @@ class Scheduler:
         self._check_alive()
         await self._writer.put([])  # ends that are known in memory may not be durable yet
         removed = await self._ended.remove(job_ids, tenant)
-        if self._housekeeping is not None:
+        if self.housekeeping is not None:
             # What cannot be deleted now stays on the list, and is deleted at the next round.
             with contextlib.suppress(UnavailableError, OSError):
-                await self._housekeeping.doomed()
+                await self.housekeeping.doomed()
         return removed
 
     async def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
@@ -372,15 +372,15 @@ class Scheduler:
         self._administration.free(wish)
 
     async def answered(self, job_id: str) -> None:
-        self._published.feeds.release(job_id)
+        self.published.feeds.release(job_id)
 
     async def attach(self, feed: str, token: str) -> Attached:
         self._check_alive()
-        return self._published.attach(feed, token)
+        return self.published.attach(feed, token)
 
     async def unsent_events(self, readers: Mapping[str, Reader], queue: int, timeout_s: float) -> UnsentEvents:
         self._check_alive()
-        return await self._published.feeds.unsent_events(readers, queue, timeout_s)
+        return await self.published.feeds.unsent_events(readers, queue, timeout_s)
 
     async def events(self, job_id: str, after: int, timeout_s: float, tenant: str = "") -> list[Event]:
         self._check_alive()
@@ -407,7 +407,7 @@ class Scheduler:
 
     async def job_trace(self, job_id: str, tenant: str = "") -> Sequence[tuple[float, str]]:
         self._check_ready()
-        return self._machine.trace(job_id) if job_id in self._published.unended.within(tenant) else []
+        return self.machine.trace(job_id) if job_id in self.published.unended.within(tenant) else []
 
     async def cluster(self) -> ClusterView:
         self._check_ready()
@@ -430,7 +430,7 @@ class Scheduler:
         """
         if pool not in self._abilities:
             return Demand(1, 0)
-        demand = self._machine.backlog(pool)
+        demand = self.machine.backlog(pool)
         return demand._replace(waiting=demand.waiting + self._validation.waiting(pool))
 
     # Recovering -------------------------------------------------------------------------------------------------------
@@ -439,8 +439,8 @@ class Scheduler:
         """Plan an unfinished job again; returns once the first changes are durable."""
         try:
             recovered = self._apply(JobArrived(row, await self.admission.readmit(row)))
-            if job := self._machine.jobs.get(row.job_id):
-                self._published.show(job)
+            if job := self.machine.jobs.get(row.job_id):
+                self.published.show(job)
                 self._watch.recover(job)
             await recovered
         except ServeAppError as error:
@@ -451,17 +451,17 @@ class Scheduler:
 
     def _apply(self, event: MachineEvent) -> asyncio.Future[None]:
         """Pass an event to the machine. The future is done once its commands are durable and executed."""
-        return self._writer.put(self._machine.handle(event, time.time()))
+        return self._writer.put(self.machine.handle(event, time.time()))
 
     async def _record(self, changes: Sequence[Change]) -> None:
-        if await self._in_database(self._jobs.write, self.epoch, changes):
+        if await self._in_database(self.jobs.write, self.epoch, changes):
             self._deliverer.wake()
 
     async def _renew(self) -> None:
-        await self._in_database(self._jobs.renew, self.epoch)
+        await self._in_database(self.jobs.renew, self.epoch)
 
     def _refused(self, error: ChangeRefusedError) -> list[Command]:
-        return self._machine.handle(JobRefused(error.job_id, Failure.of(error)), time.time())
+        return self.machine.handle(JobRefused(error.job_id, Failure.of(error)), time.time())
 
     def _execute(self, commands: Sequence[Command]) -> None:
         for command in commands:
@@ -474,17 +474,17 @@ class Scheduler:
                     if event.last:
                         self._log_end(event)
                     self._trace(event)
-                    self._published.publish(event)
+                    self.published.publish(event)
                     self.counters.take(event)
                     self._watch.take(event)
                 case PublishToClient(client_id, event):
-                    self._published.feeds.put(client_id, event)
+                    self.published.feeds.put(client_id, event)
                 case Persist():
                     pass
 
     def _trace(self, event: Event) -> None:
         """Record how long a job has waited, once it starts, and the whole of it, once it has ended."""
-        job = self._published.unended.get(event.job_id)
+        job = self.published.unended.get(event.job_id)
         if job is None or (event.kind != "started" and not event.last):
             return
         name = "job" if event.last else "wait"
@@ -493,7 +493,7 @@ class Scheduler:
 
     def _log_end(self, event: Event) -> None:
         """Log a job's end, with its request, its tenant, how long it waited and how long it ran, as far as known."""
-        job = self._published.unended.get(event.job_id)
+        job = self.published.unended.get(event.job_id)
         known: dict[str, str] = {}
         if job is not None:
             started_s = event.at_s if job.started_s is None else job.started_s
@@ -504,9 +504,9 @@ class Scheduler:
             _log.info("ended: state=%s", event.kind)
 
     def _saved(self, event: Event) -> None:
-        job = self._published.unended.get(event.job_id)
-        if self._housekeeping is not None and job is not None:
-            self._housekeeping.saved(event.data["output"], job.tenant)
+        job = self.published.unended.get(event.job_id)
+        if self.housekeeping is not None and job is not None:
+            self.housekeeping.saved(event.data["output"], job.tenant)
 
     def _mail(self, replica_id: str, message: Message) -> None:
         self.registry.mail(replica_id, message)
@@ -516,8 +516,8 @@ class Scheduler:
         with contextlib.suppress(StaleEpochError):
             while True:
                 await asyncio.sleep(REMEMBER_S)
-                if learned := self._machine.costs.take_changed():
-                    await persistently(partial(self._in_database, self._jobs.save_costs, self.epoch, learned))
+                if learned := self.machine.costs.take_changed():
+                    await persistently(partial(self._in_database, self.jobs.save_costs, self.epoch, learned))
 
     def _check_alive(self) -> None:
         self._lease.check()

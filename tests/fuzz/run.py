@@ -137,10 +137,10 @@ async def _application(root: Path, *, tenants: bool = False) -> AsyncIterator[tu
         if tenants:
             await audit.close()
         # What feeds its websockets would go on.
-        running = app.state.subscriptions._running
-        if running is not None:
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
+        feeding = app.state.subscriptions.feeding
+        if feeding is not None:
+            feeding.cancel()
+            await asyncio.gather(feeding, return_exceptions=True)
 
 
 async def _echo(pool: str, call: PackCall) -> AsyncGenerator[str | Piece]:

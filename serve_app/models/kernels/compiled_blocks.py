@@ -108,7 +108,7 @@ def _names(kind: type) -> set[str]:
 
 
 @cache
-def _compiled(kind: Any) -> Callable[..., Any]:
+def compiled_forward(kind: Any) -> Callable[..., Any]:
     """Return the compiled forward of a class of blocks."""
     compiled: Callable[..., Any] = torch.compile(kind.forward, dynamic=True, backend=BACKEND)
     return compiled
@@ -116,7 +116,7 @@ def _compiled(kind: Any) -> Callable[..., Any]:
 
 def _forward(block: nn.Module) -> Callable[..., Any]:
     kind: Any = type(block)
-    compiled = _compiled(kind)
+    compiled = compiled_forward(kind)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         # An operation for a torch function mode, as the one that ends cancelled work: it sees none in the block.

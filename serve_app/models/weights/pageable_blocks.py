@@ -59,7 +59,7 @@ class Staging:
     def __init__(self, nbytes: int, slots: int, copies: Copies) -> None:
         self._copies = copies
         self._nbytes = nbytes
-        self._buffers: list[Tensor] = []
+        self.buffers: list[Tensor] = []
         self._free: list[Callable[[], object]] = [lambda: None] * slots
         self._readers = ThreadPoolExecutor(READERS, "reads") if nbytes else None
 
@@ -69,9 +69,9 @@ class Staging:
         Errors: ModelFileError where a file was changed.
         """
         assert self._readers is not None, "there are pageable blocks"
-        if not self._buffers:
-            self._buffers = [torch.empty(self._nbytes, dtype=torch.uint8, pin_memory=True) for _ in self._free]
-        buffer = self._buffers[slot]
+        if not self.buffers:
+            self.buffers = [torch.empty(self._nbytes, dtype=torch.uint8, pin_memory=True) for _ in self._free]
+        buffer = self.buffers[slot]
         self._free[slot]()
         for _ in self._readers.map(lambda source: source.fill(buffer), block.sources):
             pass
@@ -85,7 +85,7 @@ class Staging:
         """Wait for the copies, and give the buffers back until a block is read again."""
         for wait in self._free:
             wait()
-        self._buffers, self._free = [], [lambda: None] * len(self._free)
+        self.buffers, self._free = [], [lambda: None] * len(self._free)
 
     def close(self) -> None:
         """Give the buffers back for good."""

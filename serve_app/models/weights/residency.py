@@ -119,7 +119,8 @@ class Residency:
         self.times: deque[tuple[str, float]] = deque(maxlen=UNREAD)
         """What was loaded, with the seconds it took, for whoever takes it out."""
         self._evicted: list[ResidentWeights] = []
-        self._resident: dict[Hashable, ResidentWeights] = {}
+        self.resident: dict[Hashable, ResidentWeights] = {}
+        """What is resident, least recently used first."""
         self._expected: dict[Hashable, _Expected] = {}
         self._open: set[Hold] = set()
         """The holds that are open on anything here."""
@@ -127,12 +128,12 @@ class Residency:
     @property
     def nbytes(self) -> int:
         """How many bytes are resident. It may be asked at any time, also while weights are loaded."""
-        return sum(resident.nbytes for resident in [*self._resident.values()])
+        return sum(resident.nbytes for resident in [*self.resident.values()])
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of what is resident, least recently used first. It may be asked at any time."""
-        return tuple(resident.name for resident in [*self._resident.values()])
+        return tuple(resident.name for resident in [*self.resident.values()])
 
     def get(self, key: Hashable, hold: Hold) -> ResidentWeights | None:
         """Return what is resident under a key, kept by a hold and the most recently used from now on, or None.
@@ -140,8 +141,8 @@ class Residency:
         Errors: WeightsFreedError where the hold is closed.
         """
         hold.check()
-        if (resident := self._resident.pop(key, None)) is not None:
-            self._resident[key] = resident
+        if (resident := self.resident.pop(key, None)) is not None:
+            self.resident[key] = resident
             resident.holds.add(hold)
             if resident.base is not None:
                 # The part comes after what was made of it, which is no use without it.
@@ -150,7 +151,7 @@ class Residency:
 
     def close(self, hold: Hold) -> None:
         """Have a hold keep nothing, neither weights nor room for them."""
-        for resident in self._resident.values():
+        for resident in self.resident.values():
             resident.holds.discard(hold)
         for key in list(self._expected):
             self.give_up(key, hold)
@@ -158,7 +159,7 @@ class Residency:
 
     def share(self, hold: Hold, other: Hold) -> None:
         """Have another hold keep what a hold keeps."""
-        resident = [resident.holds for resident in self._resident.values()]
+        resident = [resident.holds for resident in self.resident.values()]
         for holds in (*resident, *(expected.holds for expected in self._expected.values())):
             if hold in holds:
                 holds.add(other)
@@ -166,7 +167,7 @@ class Residency:
 
     def put(self, key: Hashable, resident: ResidentWeights, took_s: float) -> None:
         """Take in what was loaded in `took_s` seconds; the holds that expect it keep it from now on."""
-        self._resident[key] = resident
+        self.resident[key] = resident
         if (expected := self._expected.pop(key, None)) is not None:
             for hold in expected.holds:
                 self.get(key, hold)
@@ -179,7 +180,7 @@ class Residency:
         self._open.add(hold)
         for key in nbytes:
             self.get(key, hold)
-        absent = [key for key in nbytes if key not in self._resident]
+        absent = [key for key in nbytes if key not in self.resident]
         self.make_room(sum(nbytes[key] for key in absent if key not in self._expected))
         for key in absent:
             self._expected.setdefault(key, _Expected(nbytes[key])).holds.add(hold)
@@ -193,11 +194,11 @@ class Residency:
 
     def has_all(self, need: Need) -> bool:
         """Whether all that is needed is resident."""
-        return all(key in self._resident for key in need.nbytes)
+        return all(key in self.resident for key in need.nbytes)
 
     def remarks(self, key: Hashable) -> tuple[str, ...]:
         """Return the remarks on what is resident under a key; none if nothing is. It may be asked at any time."""
-        resident = self._resident.get(key)
+        resident = self.resident.get(key)
         return () if resident is None else resident.remarks
 
     def fits(self, need: Need) -> bool:
@@ -206,12 +207,12 @@ class Residency:
         True if it is resident, if evicting what nobody uses makes room, or if nothing is in use: what exceeds the
         budget by itself is loaded all the same.
         """
-        in_use = sum(resident.needed_bytes for resident in self._resident.values() if resident.in_use)
+        in_use = sum(resident.needed_bytes for resident in self.resident.values() if resident.in_use)
         in_use += self.reserved_bytes
         absent, left = self._absent(need), self._left_bytes(need.activation_bytes)
         if not in_use or (not absent and left == self._left_bytes()):
             return True
-        wanted = [self._resident[key] for key in need.nbytes if key in self._resident]
+        wanted = [self.resident[key] for key in need.nbytes if key in self.resident]
         idle = sum(resident.needed_bytes for resident in wanted if not resident.in_use)
         return in_use + idle + sum(absent) <= left
 
@@ -225,19 +226,19 @@ class Residency:
 
         Those idle ones are then evicted last.
         """
-        kept = [key for key, resident in self._resident.items() if not resident.in_use and spared(resident.name)]
+        kept = [key for key, resident in self.resident.items() if not resident.in_use and spared(resident.name)]
         for key in kept:
-            self._resident[key] = self._resident.pop(key)
-        stays = sum(r.nbytes for key, r in self._resident.items() if r.in_use or key in kept or key in need.nbytes)
+            self.resident[key] = self.resident.pop(key)
+        stays = sum(r.nbytes for key, r in self.resident.items() if r.in_use or key in kept or key in need.nbytes)
         return stays + self.reserved_bytes + sum(self._absent(need)) <= self._left_bytes(need.activation_bytes)
 
     def _absent(self, need: Need) -> list[int]:
         """Return the bytes of each of the needed weights that have neither been loaded nor been given room."""
-        return [n for key, n in need.nbytes.items() if key not in self._resident and key not in self._expected]
+        return [n for key, n in need.nbytes.items() if key not in self.resident and key not in self._expected]
 
     def has(self, key: Hashable) -> bool:
         """Whether something is resident under a key. It may be asked at any time."""
-        return key in self._resident
+        return key in self.resident
 
     def has_room(self, nbytes: int) -> bool:
         """Whether `nbytes` are free without evicting anything."""
@@ -259,14 +260,14 @@ class Residency:
 
     def _evict(self, enough: Callable[[], bool]) -> None:
         if not enough():
-            for loras in [resident.loras for resident in self._resident.values()]:
+            for loras in [resident.loras for resident in self.resident.values()]:
                 if loras is not None:
                     loras.unmerge()
-        unused = [key for key, resident in self._resident.items() if not resident.in_use]
+        unused = [key for key, resident in self.resident.items() if not resident.in_use]
         while unused and not enough():
             key = unused.pop(0)
-            for going in [key, *(other for other, resident in self._resident.items() if resident.base == key)]:
-                if (evicted := self._resident.pop(going, None)) is not None:
+            for going in [key, *(other for other, resident in self.resident.items() if resident.base == key)]:
+                if (evicted := self.resident.pop(going, None)) is not None:
                     _log.info("evicted %s: mb=%d", evicted.name, evicted.nbytes >> 20)
                     self.evictions += 1
                     self._evicted.append(evicted)

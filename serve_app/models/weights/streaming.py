@@ -32,7 +32,8 @@ SMALL = 64
 ALIGNED = 256
 """Alignment of every weight in bytes, as in memory of its own."""
 
-_ARRIVAL = "arrival"
+ARRIVAL = "arrival"
+"""The attribute of a streamed layer that has its hook."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,14 +122,16 @@ class Streaming:
         """The layers whose weights stay on the GPU."""
         self.nbytes = _nbytes(weights_of(self.resident, dtype)) + SLOTS * max(block.nbytes for block in blocks)
         """Bytes of the GPU that the network takes."""
-        self._blocks = blocks
+        self.blocks = blocks
+        """What streams, in the order of the network."""
         self._device = device
         self._copies = copies
         self._counters = counters
         self._starts = [sum(block.nbytes for block in blocks[:number]) for number in range(len(blocks))]
         pageable = [n for n, block in enumerate(blocks) if self._starts[n] + block.nbytes > memory.capacity]
-        self._pageable = {number: PageableBlock() for number in pageable}
-        self._staging = Staging(max((blocks[number].nbytes for number in pageable), default=0), SLOTS, copies)
+        self.pageable = {number: PageableBlock() for number in pageable}
+        """The blocks without room in pinned memory, by their numbers."""
+        self.staging = Staging(max((blocks[number].nbytes for number in pageable), default=0), SLOTS, copies)
         # Learnt from forwards: each block's slot, and the block that follows it.
         self._slot_of: dict[int, int] = {}
         self._after: dict[int | None, int] = {}
@@ -138,30 +141,30 @@ class Streaming:
             self._write(number, dtype)
             arrival = _Arrival(self, number)
             for layer in block.layers:
-                layer.__dict__[_ARRIVAL] = arrival
+                layer.__dict__[ARRIVAL] = arrival
                 layer.register_forward_pre_hook(arrival)
 
     def allocate_slots(self) -> None:
         """Allocate the slots on the GPU. Errors: torch.OutOfMemoryError."""
-        nbytes = max(block.nbytes for block in self._blocks)
+        nbytes = max(block.nbytes for block in self.blocks)
         self._slots = [torch.empty(nbytes, dtype=torch.uint8, device=self._device) for _ in range(SLOTS)]
         for slot in self._slots:
             self._copies.keep(slot)
-        for number in range(len(self._blocks)):
+        for number in range(len(self.blocks)):
             self._place(number, self._slot_of.get(number, 0))
 
     def leave(self) -> None:
         """Free the slots; the network cannot run until `allocate_slots`."""
         self._clear()
-        self._staging.leave()
-        for block in self._blocks:
+        self.staging.leave()
+        for block in self.blocks:
             self._each(block, lambda tensor, at, dtype: torch.empty(tensor.shape, dtype=dtype, device="meta"))
 
     def close(self) -> None:
         """Free the slots and the blocks in host memory; the network is of no use after that."""
         self._clear()
-        self._pageable.clear()
-        self._staging.close()
+        self.pageable.clear()
+        self.staging.close()
         self.memory.close()
 
     def _clear(self) -> None:
@@ -171,7 +174,7 @@ class Streaming:
         self._current: int | None = None
 
     def _write(self, number: int, dtype: torch.dtype | None) -> None:
-        start, pageable = self._starts[number], self._pageable.get(number)
+        start, pageable = self._starts[number], self.pageable.get(number)
 
         def write(tensor: Tensor, at: int, dtype: torch.dtype) -> Tensor:
             if pageable is None:
@@ -180,12 +183,12 @@ class Streaming:
                 pageable.add(at, tensor, dtype)
             return torch.empty(tensor.shape, dtype=dtype, device="meta")
 
-        self._each(self._blocks[number], write, dtype)
+        self._each(self.blocks[number], write, dtype)
 
     def _place(self, number: int, slot: int) -> None:
         """Point a block's weights into a slot."""
         memory = self._slots[slot]
-        self._each(self._blocks[number], lambda tensor, at, dtype: _view(memory, at, tensor))
+        self._each(self.blocks[number], lambda tensor, at, dtype: _view(memory, at, tensor))
 
     def _each(
         self, block: Block, place: Callable[[Tensor, int, torch.dtype], Tensor], dtype: torch.dtype | None = None
@@ -222,15 +225,15 @@ class Streaming:
         slot = self._slot_of[number]
         if self._in[slot] == number:
             return
-        nbytes, pageable = self._blocks[number].nbytes, self._pageable.get(number)
-        staged = None if pageable is None else self._staging.filled(slot, pageable)
+        nbytes, pageable = self.blocks[number].nbytes, self.pageable.get(number)
+        staged = None if pageable is None else self.staging.filled(slot, pageable)
         self._copies.follow()
         with self._copies.enqueueing():
             if staged is None:
                 self.memory.read(self._starts[number], self._slots[slot][:nbytes])
             else:
                 self._slots[slot][:nbytes].copy_(staged[:nbytes], non_blocking=True)
-                self._staging.sent(slot)
+                self.staging.sent(slot)
         self._in[slot] = number
         self._counters.blocks += 1
         self._counters.nbytes += nbytes
@@ -242,7 +245,7 @@ class Streaming:
 
         def send(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
             at = int(tensor.storage_offset()) * tensor.dtype.itemsize
-            if (pageable := self._pageable.get(number)) is not None:
+            if (pageable := self.pageable.get(number)) is not None:
                 return pageable.weight(at).to(self._device)
             memory = torch.empty(_nbytes([tensor]), dtype=torch.uint8, device=self._device)
             self.memory.read(self._starts[number] + at, memory)
@@ -265,12 +268,12 @@ class _Arrival:
 
 def streams(layer: nn.Module) -> bool:
     """Whether a layer's weights are on the GPU only while it runs."""
-    return _ARRIVAL in layer.__dict__
+    return ARRIVAL in layer.__dict__
 
 
 def with_own_weights(layer: nn.Module) -> nn.Module:
     """Return a layer with its current weights: for a streamed layer, with weights of its own."""
-    arrival: _Arrival | None = layer.__dict__.get(_ARRIVAL)
+    arrival: _Arrival | None = layer.__dict__.get(ARRIVAL)
     return layer if arrival is None else arrival.streaming.own(arrival.number, layer)
 
 

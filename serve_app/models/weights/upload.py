@@ -190,7 +190,8 @@ class Ring:
         self.buffer_bytes = buffer_bytes
         self._copies = copies
         self._buffers: list[_Buffer] = []
-        self._landing: Tensor | None = None
+        self.landing: Tensor | None = None
+        """The memory of the device that buffers are sent to, from the first copy on."""
         self._lock = Lock()
 
     def copy(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -217,13 +218,13 @@ class Ring:
 
     def _landed(self, copies: Copies) -> Tensor:
         """Return the memory of the device that buffers are sent to; on first use it and the buffers are allocated."""
-        if self._landing is None:
+        if self.landing is None:
             pinned = self.device.type == "cuda"
             memory = [torch.empty(self.buffer_bytes, dtype=torch.uint8, pin_memory=pinned) for _ in range(BUFFERS)]
             self._buffers = [_Buffer(buffer, lambda: None) for buffer in memory]
             with copies.enqueueing():
-                self._landing = torch.empty(self.buffer_bytes, dtype=torch.uint8, device=self.device)
-        return self._landing
+                self.landing = torch.empty(self.buffer_bytes, dtype=torch.uint8, device=self.device)
+        return self.landing
 
     def _copy_through(self, copies: Copies, landing: Tensor, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         filled: deque[tuple[Future[int], _Buffer, list[_Piece]]] = deque()

@@ -111,13 +111,13 @@ class Weights:
     ) -> None:
         self.device = device
         self._catalog = catalog
-        self._loader = Loader(device, dtype, vae_dtype, fp8_matmul, options)
+        self.loader = Loader(device, dtype, vae_dtype, fp8_matmul, options)
         self._lexicon = Lexicon(catalog)
-        self._residency = Residency(budget_bytes, forwards_bytes)
-        self._activations = Activations(self._loader)
-        self._host = HostWeights(device, host_bytes, ring=self._loader.ring)
+        self.residency = Residency(budget_bytes, forwards_bytes)
+        self._activations = Activations(self.loader)
+        self.host = HostWeights(device, host_bytes, ring=self.loader.ring)
         self._sizes: dict[Hashable, int] = {}
-        self._lock = self._residency.lock
+        self._lock = self.residency.lock
         # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
         self._loading = Lock()
         # Held until evicted weights have left the device.
@@ -221,9 +221,9 @@ class Weights:
         """
         if self.device.type != "cuda":
             return backbone
-        budget = self._residency.budget_bytes
+        budget = self.residency.budget_bytes
         nbytes, beside = self._sizes_with(backbone, others)
-        left = weights_left(budget, self._residency.forwards_bytes, activation_bytes)
+        left = weights_left(budget, self.residency.forwards_bytes, activation_bytes)
         share = stream_share(nbytes, beside, budget, left)
         alone = stream_share(nbytes, 0, budget)
         return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
@@ -231,7 +231,7 @@ class Weights:
     def room_with(self, backbone: Recipe, *others: Recipe) -> tuple[int, Callable[[int], int]]:
         """Return the bytes of the largest forward with a backbone and others at once: here, and by a card's bytes."""
         nbytes, beside = self._sizes_with(backbone, others)
-        budget, forwards = self._residency.budget_bytes, self._residency.forwards_bytes
+        budget, forwards = self.residency.budget_bytes, self.residency.forwards_bytes
 
         def on_card(card_bytes: int) -> int:
             return Room.of(card_bytes, 0, forwards // CELL_BYTES).largest_forward(nbytes, beside)
@@ -260,7 +260,7 @@ class Weights:
         if not recipe.all(WeightChange):
             return ()
         files, of_set = self._files(recipe)
-        return self._residency.remarks(files.key) + (() if of_set is None else self._residency.remarks(of_set.key))
+        return self.residency.remarks(files.key) + (() if of_set is None else self.residency.remarks(of_set.key))
 
     def encodes_hint(self, control_net: Recipe) -> bool:
         """Whether a ControlNet reads its hint as latents. Errors: ModelFileError."""
@@ -319,13 +319,13 @@ class Weights:
         with self._evicting() as residency:
             if not residency.fits(need):
                 return None
-            hold = Hold(need, self._residency)
+            hold = Hold(need, self.residency)
             residency.expect(need.nbytes, hold)
             return hold
 
     def open(self, *recipes: Recipe) -> Hold:
         """Return a hold of recipes' weights, which are loaded by then, whether or not they fit the budget."""
-        hold = Hold(Need({}, recipes), self._residency)
+        hold = Hold(Need({}, recipes), self.residency)
         try:
             self.load(hold)
         except BaseException:
@@ -339,20 +339,20 @@ class Weights:
         spared: whether idle weights of a name, as `resident` has it, stay.
         """
         with self._lock:
-            if not self._residency.has_room_to_prefetch(need, spared):
+            if not self.residency.has_room_to_prefetch(need, spared):
                 return None
-            hold = Hold(need, self._residency)
-            self._residency.expect(need.nbytes, hold)
+            hold = Hold(need, self.residency)
+            self.residency.expect(need.nbytes, hold)
             return hold
 
     def is_resident(self, key: Hashable) -> bool:
         """Whether weights are resident, by their key in a Need. Never waits for a load."""
-        return self._residency.has(key)
+        return self.residency.has(key)
 
     def is_loaded(self, hold: Hold) -> bool:
         """Whether all weights of a hold are resident. Never waits for a load."""
         with self._lock:
-            return self._residency.has_all(hold.need)
+            return self.residency.has_all(hold.need)
 
     def load(self, hold: Hold) -> None:
         """Load the absent weights of a hold, with all that a first forward would wait for."""
@@ -364,27 +364,27 @@ class Weights:
     def fits(self, need: Need) -> bool:
         """Whether all needed weights fit at once now, as `Residency.fits`."""
         with self._lock:
-            return self._residency.fits(need)
+            return self.residency.fits(need)
 
     def resident(self) -> tuple[str, ...]:
         """Return "part folder/name" of resident weights, least recently used first. Never waits for a load."""
-        return self._residency.names
+        return self.residency.names
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of resident weights, merged LoRAs included. Never waits for a load."""
-        return self._residency.nbytes
+        return self.residency.nbytes
 
     @property
     def reserved_bytes(self) -> int:
         """Bytes reserved for absent weights. Never waits for a load."""
         with self._lock:
-            return self._residency.reserved_bytes
+            return self.residency.reserved_bytes
 
     @property
     def counters(self) -> LoadCounters:
         """Return counters of loads and evictions, and what is resident. Never waits for a load."""
-        held, host = self._residency, self._host
+        held, host = self.residency, self.host
         return LoadCounters(
             *(held.loads, held.seconds, held.evictions, held.releases, held.nbytes),
             *(host.nbytes, host.hits, host.misses, host.streamed.nbytes),
@@ -392,7 +392,7 @@ class Weights:
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
         """Return weights loaded since the last call, named as in `resident`, with load times in seconds."""
-        times = self._residency.times
+        times = self.residency.times
         return tuple(times.popleft() for _ in range(len(times)))
 
     def release(self, nbytes: int | None = None) -> int:
@@ -408,7 +408,7 @@ class Weights:
     def _model(self, recipe: Recipe, kind: Any, hold: Hold | None) -> tuple[Any, ResidentWeights]:
         """Return a recipe's model of a kind, and what is resident of it. hold: keeps it; None: nothing does."""
         if hold is None:
-            with Hold(Need({}, (recipe,)), self._residency) as hold:
+            with Hold(Need({}, (recipe,)), self.residency) as hold:
                 return self._model(recipe, kind, hold)
         resident = self._loaded(recipe, hold)
         with self._lock:
@@ -434,11 +434,11 @@ class Weights:
         self, key: Hashable, hold: Hold, nbytes: Callable[[], int], load: Callable[[], ResidentWeights]
     ) -> ResidentWeights:
         with self._lock:
-            if (resident := self._residency.get(key, hold)) is not None:
+            if (resident := self.residency.get(key, hold)) is not None:
                 return resident
         with self._loading:
             with self._lock:
-                if (resident := self._residency.get(key, hold)) is not None:
+                if (resident := self.residency.get(key, hold)) is not None:
                     return resident
             began, room = perf_counter(), nbytes()
             try:
@@ -446,11 +446,11 @@ class Weights:
                     residency.expect({key: room}, hold)
                 resident = self._in_room(load, room)
                 with self._lock:
-                    self._residency.put(key, resident, perf_counter() - began)
+                    self.residency.put(key, resident, perf_counter() - began)
                 return resident
             finally:
                 with self._lock:
-                    self._residency.give_up(key, hold)
+                    self.residency.give_up(key, hold)
 
     def _in_room(self, load: Callable[[], ResidentWeights], nbytes: int) -> ResidentWeights:
         """Load weights of `nbytes`; on out of memory, evict unused ones and retry.
@@ -471,11 +471,11 @@ class Weights:
                 )
 
     def _load(self, recipe: Recipe, files: WeightFiles) -> ResidentWeights:
-        loaded = self._host.take(files.key)
+        loaded = self.host.take(files.key)
         if loaded is None:
             room = self._stream_bytes(recipe, files)
-            stream = None if room is None else partial(self._host.stream, recipe.part, room)
-            loaded = self._loader.load(recipe, files, stream)
+            stream = None if room is None else partial(self.host.stream, recipe.part, room)
+            loaded = self.loader.load(recipe, files, stream)
         streaming = loaded.streaming
         nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.resident_bytes + nbytes) >> 20)
@@ -484,10 +484,10 @@ class Weights:
     def _load_set(self, recipe: Recipe, base: ResidentWeights, files: WeightFiles) -> ResidentWeights:
         """Return the LoRA set of a part: low-rank layers for a backbone, merged weights for a text encoder."""
         key = base.loaded.key
-        loras, name, remarks = self._loader.lora_set(recipe, base.loaded, files, self._has_room)
+        loras, name, remarks = self.loader.lora_set(recipe, base.loaded, files, self._has_room)
         if recipe.part == "backbone":
             return ResidentWeights(base.loaded, name, 0, key, loras, remarks)
-        return ResidentWeights(self._loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
+        return ResidentWeights(self.loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
 
     def _files(self, recipe: Recipe) -> tuple[WeightFiles, WeightFiles | None]:
         """Return the files of a recipe's part, and of the changes on top of it, if any.
@@ -505,7 +505,7 @@ class Weights:
         """Return how much of a GPU a streaming part takes, by its recipe or as it is too large; else None."""
         if self.device.type != "cuda" or recipe.part not in STREAMED:
             return None
-        budget, said = self._residency.budget_bytes, recipe.last(Streams)
+        budget, said = self.residency.budget_bytes, recipe.last(Streams)
         share = stream_share(self._part_bytes(recipe, files), 0, budget) if said is None else said.share
         return None if share is None else int(budget * share)
 
@@ -514,13 +514,13 @@ class Weights:
         return self._part_bytes(recipe, files) if room is None else room
 
     def _part_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
-        return self._size(files.key, lambda: self._loader.nbytes(recipe, files))
+        return self._size(files.key, lambda: self.loader.nbytes(recipe, files))
 
     def _set_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
         # Strengths are ignored: they do not matter, and have no end of values.
         scaled = (end for change in unmerged(recipe) if isinstance(change, Scale) for end, _ in change.factors)
         size_key = (files.key, *map(version, of_set.paths), *scaled)
-        return self._size(size_key, lambda: self._loader.lora_bytes(recipe, files, of_set))
+        return self._size(size_key, lambda: self.loader.lora_bytes(recipe, files, of_set))
 
     def _size(self, key: Hashable, measure: Callable[[], int]) -> int:
         if (size := self._sizes.get(key)) is None:
@@ -533,15 +533,15 @@ class Weights:
 
     def _has_room(self, nbytes: int) -> bool:
         with self._lock:
-            return self._residency.has_room(nbytes)
+            return self.residency.has_room(nbytes)
 
     @contextmanager
     def _evicting(self) -> Iterator[Residency]:
         """Give the residency to a caller that may evict. What it evicts has left the device once this ends."""
         with self._leaving:
             with self._lock:
-                yield self._residency
-                evicted = self._residency.evicted()
+                yield self.residency
+                evicted = self.residency.evicted()
             # What was made of a part goes before the part.
             for resident in reversed(evicted):
                 self._free(resident)
@@ -555,5 +555,5 @@ class Weights:
             return
         if resident.base is None and isinstance(resident.model, LoadedNetwork):
             resident.model.close()
-        if resident.base is not None or not self._host.keep(resident.loaded):
+        if resident.base is not None or not self.host.keep(resident.loaded):
             resident.loaded.close()

@@ -35,7 +35,7 @@ class DeviceTime:
     def __init__(self) -> None:
         self._at_s: float | None = None
         self._now_s = 0.0
-        self._devices: dict[str, _Device] = {}
+        self.devices: dict[str, _Device] = {}
 
     def advance(self, at_s: float) -> None:
         """Move the time on. at_s: Unix time, of a clock that may be set at any moment."""
@@ -45,17 +45,17 @@ class DeviceTime:
 
     def start(self, replica_id: str, task_id: TaskId) -> None:
         """Start accounting for a task on a replica."""
-        device = self._devices.setdefault(replica_id, _Device())
+        device = self.devices.setdefault(replica_id, _Device())
         device.advance(self._now_s)
         device.began_s[task_id] = device.shared_s
 
     def end(self, replica_id: str, task_id: TaskId) -> float | None:
         """Stop accounting for a task; return its device time, None if it is not running there."""
-        device = self._devices.get(replica_id)
+        device = self.devices.get(replica_id)
         if device is None or task_id not in device.began_s:
             return None
         device.advance(self._now_s)
         had_s = device.shared_s - device.began_s.pop(task_id)
         if not device.began_s:
-            del self._devices[replica_id]
+            del self.devices[replica_id]
         return had_s

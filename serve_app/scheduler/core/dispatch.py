@@ -69,25 +69,25 @@ class Dispatch:
         self._replicas = replicas
         self._costs = costs
         self._awaited = awaited
-        self._shares = _ByPool(lambda _: FairShare(weight))
-        self.ready = _ByPool(lambda pool: ReadyQueue(self._shares[pool]))
+        self.shares = _ByPool(lambda _: FairShare(weight))
+        self.ready = _ByPool(lambda pool: ReadyQueue(self.shares[pool]))
         """The ready tasks of each pool, without those of suspects."""
-        self._suspects = _ByPool(lambda pool: ReadyQueue(self._shares[pool]))
+        self.suspects = _ByPool(lambda pool: ReadyQueue(self.shares[pool]))
         self.moved = False
         """Whether the queues have changed so that a task may be able to start."""
 
     def queues(self) -> list[ReadyQueue]:
         """Return every queue of every pool."""
-        return [*self.ready.values(), *self._suspects.values()]
+        return [*self.ready.values(), *self.suspects.values()]
 
     def waiting(self, pool: str) -> int:
         """Return how many of the pool's tasks are ready."""
-        return sum(len(queues[pool]) for queues in (self.ready, self._suspects) if pool in queues)
+        return sum(len(queues[pool]) for queues in (self.ready, self.suspects) if pool in queues)
 
     def waiting_s(self, pool: str) -> dict[str, float]:
         """Return the seconds of one slot that the pool's ready tasks are expected to take, by model file."""
         waiting_s: defaultdict[str, float] = defaultdict(float)
-        for queues in (self.ready, self._suspects):
+        for queues in (self.ready, self.suspects):
             if pool in queues:
                 for file, seconds in queues[pool].waiting_s.items():
                     waiting_s[file] += seconds
@@ -96,7 +96,7 @@ class Dispatch:
     def put(self, job: JobRecord, task: TaskRecord) -> None:
         """Queue a ready task. Call it again when a running task may have begun to wait for it."""
         pool = task.plan.pool
-        queue = (self._suspects if job.suspect else self.ready)[pool]
+        queue = (self.suspects if job.suspect else self.ready)[pool]
         file, work_s = self._queue_of(pool, job, task)
         self.moved = True
         queue.push(job, task, awaited=self._awaited(job, task), file=file, work_s=work_s)
@@ -104,7 +104,7 @@ class Dispatch:
     def forget(self, job: JobRecord, task: TaskRecord) -> None:
         """Remove a task that will not start."""
         self.moved = True
-        for queues in (self.ready, self._suspects):
+        for queues in (self.ready, self.suspects):
             if task.plan.pool in queues:
                 queues[task.plan.pool].remove((job.row.job_id, task.plan.index))
 
@@ -118,7 +118,7 @@ class Dispatch:
         # In a pool that loads nothing, a task does not show what its replica has loaded.
         files = job.files.all if self._costs.loads(pool) else ()
         owed_s = 0.0 if file in there else MIN_WORK_PER_LOAD * self._costs.load_s(pool, file) * replica.info.slots
-        charged_s = self._shares[pool].start(job.tenant, self.expected_s(pool, job, task))
+        charged_s = self.shares[pool].start(job.tenant, self.expected_s(pool, job, task))
         due_s = at_s + work_s + sum(self._costs.load_s(pool, name) for name in files if name not in replica.loaded)
         return RunningWork(file, task.steps, work_s, files, owed_s, job.tenant, charged_s, due_s, job.owner)
 
@@ -132,7 +132,7 @@ class Dispatch:
 
     def end(self, pool: str, work: RunningWork, had_s: float) -> None:
         """Correct a tenant's charge for a task by its measured device time. had_s: that time in seconds."""
-        self._shares[pool].end(work.tenant, work.charged_s, had_s)
+        self.shares[pool].end(work.tenant, work.charged_s, had_s)
 
     def _queue_of(self, pool: str, job: JobRecord, task: TaskRecord) -> tuple[str, float]:
         """Return the model file of a task's queue, and the seconds that it is expected to take a slot."""
@@ -144,7 +144,7 @@ class Dispatch:
         progress = self.moved or self._replicas.moved
         while progress:
             progress = False
-            names = {**self._suspects, **self.ready}
+            names = {**self.suspects, **self.ready}
             # In every pool first: a suspect that spans several pools may wait for a replica kept in another one.
             for name in names:
                 quarantine.end(self._replicas.pool(name), self._replicas)
@@ -230,7 +230,7 @@ class Dispatch:
         ready, slots, min_work_s = self.ready[name], pool.slots_with(other.file), MIN_WORK_PER_LOAD * load_s
         if not slots or ready.overtaken_s(other) >= min_work_s * pool.slots:
             return True
-        if self._shares[name].behind_s(other.tenant, own.tenant) >= min_work_s:
+        if self.shares[name].behind_s(other.tenant, own.tenant) >= min_work_s:
             return True
         left = pool.slots_with(own.file) - record.info.slots
         return left > 0 and ready.waiting_s[other.file] / slots > ready.waiting_s[own.file] / left + min_work_s
@@ -261,7 +261,7 @@ class Dispatch:
 
     def _of_suspects(self, name: str, pool: PoolReplicas) -> Generator[Startable, None, bool]:
         """Yield tasks of suspects with a replica for each job alone; return whether any left the queue."""
-        suspects, progress = self._suspects[name], False
+        suspects, progress = self.suspects[name], False
         while (waiting := suspects.first()) is not None:
             job = self._jobs[waiting.entry.job_id]
             task = job.tasks[waiting.entry.task_index]
@@ -282,7 +282,7 @@ class Dispatch:
 
     def _outranks(self, pool: str, waiting: QueuedTask, job: JobRecord) -> bool:
         """Whether a task comes before those of a suspect in order."""
-        time = self._shares[pool].time
+        time = self.shares[pool].time
         its_turn = (time(waiting.tenant), waiting.tenant, waiting.entry.priority)
         return its_turn < (time(job.tenant), job.tenant, job.priority)
 

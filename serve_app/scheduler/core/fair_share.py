@@ -32,8 +32,8 @@ class FairShare:
         self._weight = weight
         self._times: dict[str, float] = {}
         self._credit_s: defaultdict[str, float] = defaultdict(float)
-        self._waiting: Counter[str] = Counter()
-        self._order = Ranking(self)
+        self.waiting: Counter[str] = Counter()
+        self.order = Ranking(self)
         self._floor = 0.0
 
     def time(self, tenant: str) -> float:
@@ -46,21 +46,21 @@ class FairShare:
 
     def enter(self, tenant: str) -> None:
         """Count one more waiting task of a tenant."""
-        if not self._waiting[tenant]:
+        if not self.waiting[tenant]:
             self._advance_floor()
             # A time may fall here, since the tenant is in no heap.
             had = self._times.get(tenant, 0.0) - self._credit_s.pop(tenant, 0.0) / self._weight(tenant)
             self._times[tenant] = max(had, self._floor)
-            self._order.add(tenant)
-        self._waiting[tenant] += 1
+            self.order.add(tenant)
+        self.waiting[tenant] += 1
 
     def leave(self, tenant: str) -> None:
         """Count one waiting task of a tenant less."""
-        self._waiting[tenant] -= 1
-        if not self._waiting[tenant]:
+        self.waiting[tenant] -= 1
+        if not self.waiting[tenant]:
             self._advance_floor()
-            del self._waiting[tenant]
-            self._order.discard(tenant)
+            del self.waiting[tenant]
+            self.order.discard(tenant)
 
     def start(self, tenant: str, expected_s: float) -> float:
         """Charge a task that starts; return what is charged, for `end`."""
@@ -81,7 +81,7 @@ class FairShare:
 
     def _advance_floor(self) -> None:
         """Raise the virtual time of returning tenants to the lowest one that waits."""
-        if (last := self._order.first()) is not None:
+        if (last := self.order.first()) is not None:
             self._floor = max(self._floor, self._times[last])
 
 
@@ -91,7 +91,7 @@ class Ranking:
     def __init__(self, shares: FairShare) -> None:
         self._shares = shares
         # Entries of removed tenants stay; their number is not current.
-        self._heap: list[tuple[float, str, int]] = []
+        self.entries: list[tuple[float, str, int]] = []
         self._there: dict[str, int] = {}
         self._added = 0
 
@@ -103,22 +103,22 @@ class Ranking:
         if tenant not in self._there:
             self._added += 1
             self._there[tenant] = self._added
-            heapq.heappush(self._heap, (self._shares.time(tenant), tenant, self._added))
+            heapq.heappush(self.entries, (self._shares.time(tenant), tenant, self._added))
 
     def discard(self, tenant: str) -> None:
         """Remove a tenant if it is present."""
         self._there.pop(tenant, None)
         if not self._there:
-            self._heap.clear()
+            self.entries.clear()
 
     def first(self) -> str | None:
         """Return the first tenant, None if there is none."""
-        while self._heap:
-            at, tenant, number = self._heap[0]
+        while self.entries:
+            at, tenant, number = self.entries[0]
             if self._there.get(tenant) != number:
-                heapq.heappop(self._heap)
+                heapq.heappop(self.entries)
             elif (now := self._shares.time(tenant)) > at:
-                heapq.heapreplace(self._heap, (now, tenant, number))
+                heapq.heapreplace(self.entries, (now, tenant, number))
             else:
                 return tenant
         return None
@@ -129,7 +129,7 @@ class Ranking:
             return list(self._there)
         found: list[tuple[float, str, int]] = []
         while len(found) < count and self.first() is not None:
-            found.append(heapq.heappop(self._heap))
+            found.append(heapq.heappop(self.entries))
         for entry in found:
-            heapq.heappush(self._heap, entry)
+            heapq.heappush(self.entries, entry)
         return [tenant for _, tenant, _ in found]

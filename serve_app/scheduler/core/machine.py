@@ -145,10 +145,10 @@ class Machine:
         self.costs = Costs() if costs is None else costs
         self._journal = Journal(epoch)
         self._max_attempts = max_attempts
-        self._device_time = DeviceTime()
-        self._dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited, lambda t: quota(t).weight)
+        self.device_time = DeviceTime()
+        self.dispatch = Dispatch(self.jobs, self.replicas, self.costs, self._awaited, lambda t: quota(t).weight)
         self._prefetcher = Prefetcher(self.jobs, self.replicas, self.costs)
-        self._running_limit = RunningLimit(lambda tenant: quota(tenant).running)
+        self.running_limit = RunningLimit(lambda tenant: quota(tenant).running)
         self._gpus = dict(gpus or {})
         self._waiters: defaultdict[str, list[TaskId]] = defaultdict(list)
         self._trace = JobTrace()
@@ -159,7 +159,7 @@ class Machine:
         at_s: Unix time. It stamps events, measures device time, and bounds how long a task waits beside a free replica.
         """
         self._journal.at_s = at_s
-        self._device_time.advance(at_s)
+        self.device_time.advance(at_s)
         self.usage.advance(at_s)
         self._trace.note(event, at_s)
         for owner in self.backoff.advance(at_s):
@@ -193,18 +193,18 @@ class Machine:
                 for replica_id, gone in self.results.forget_ui(signatures).items():
                     self._send(replica_id, Forget(tuple(gone)))
             case TimePassed():
-                self._dispatch.moved = True
-        moved = self._dispatch.moved or self.replicas.moved
-        for job, task, among in self._dispatch.startable(at_s):
+                self.dispatch.moved = True
+        moved = self.dispatch.moved or self.replicas.moved
+        for job, task, among in self.dispatch.startable(at_s):
             self._start(job, task, among)
         if moved:
-            for replica_id, message in self._prefetcher.changes(self._dispatch.ready, at_s):
+            for replica_id, message in self._prefetcher.changes(self.dispatch.ready, at_s):
                 self._send(replica_id, message)
         return self._journal.take()
 
     def check(self) -> list[tuple[str, str]]:
         """Return violated invariants as (job id, description), [] unless there is a defect; see `invariants.py`."""
-        queues = self._dispatch.queues()
+        queues = self.dispatch.queues()
         return list(violations(self.jobs, self.replicas, queues, self.results, self._waiters, self._blocked))
 
     def trace(self, job_id: str) -> list[tuple[float, str]]:
@@ -221,9 +221,9 @@ class Machine:
         A task runs until its replica reports its end, also after its job was cancelled.
         """
         running = self.replicas.pool(pool).occupied
-        waiting = self._dispatch.waiting(pool)
+        waiting = self.dispatch.waiting(pool)
         next_s = None if waiting + running else self._next_s(pool)
-        return Demand(waiting, running, self._dispatch.waiting_s(pool), next_s)
+        return Demand(waiting, running, self.dispatch.waiting_s(pool), next_s)
 
     def _next_s(self, pool: str) -> float | None:
         """Return in how many seconds one of the oldest jobs is expected to have a task for a pool; None if none is."""
@@ -232,7 +232,7 @@ class Machine:
             left = [task for task in job.tasks if task.state != "done"]
             others = [task for task in left if task.plan.pool != pool]
             if len(others) < len(left) and not self._blocked(job):
-                expected.append(sum(self._dispatch.slot_s(job, task) for task in others))
+                expected.append(sum(self.dispatch.slot_s(job, task) for task in others))
         return min(expected, default=None)
 
     # Jobs -----------------------------------------------------------------------------------------------------------
@@ -255,11 +255,11 @@ class Machine:
         self.jobs[row.job_id] = job
         self._count(job, 1)
         if job.tenant:
-            expected = (self._gpus_of(t.plan.pool) * self._dispatch.expected_s(t.plan.pool, job, t) for t in job.tasks)
+            expected = (self._gpus_of(t.plan.pool) * self.dispatch.expected_s(t.plan.pool, job, t) for t in job.tasks)
             job.expected_s = sum(expected)
             self.usage.expect(job.tenant, job.expected_s)
         self._journal.accepted(row, claims)
-        if (passed := self._running_limit.enter(job)) is not None:
+        if (passed := self.running_limit.enter(job)) is not None:
             self._put_back(passed)
         if job.missing:
             self._wake(job)
@@ -288,7 +288,7 @@ class Machine:
         """Whether a job must not start: invariant 2, and its tenant's limit of running jobs."""
         if job.started_s is not None:
             return False
-        if self._running_limit.blocks(job) or self.backoff.blocks(job.owner):
+        if self.running_limit.blocks(job) or self.backoff.blocks(job.owner):
             return True
         if not self.pauses:
             return False
@@ -312,11 +312,11 @@ class Machine:
         for task in job.tasks:
             if task.state == "ready":
                 task.state = "waiting"
-                self._dispatch.forget(job, task)
+                self.dispatch.forget(job, task)
 
     def _make_ready(self, job: JobRecord, task: TaskRecord) -> None:
         task.state, task.replica_id = "ready", None
-        self._dispatch.put(job, task)
+        self.dispatch.put(job, task)
 
     def _awaited(self, job: JobRecord, task: TaskRecord) -> bool:
         """Whether a running task of the job waits for a value of this task, directly or through other tasks."""
@@ -354,10 +354,10 @@ class Machine:
         for task in job.tasks:
             task_id = id_of(job, task)
             if task.state == "ready":
-                self._dispatch.forget(job, task)
+                self.dispatch.forget(job, task)
             if task.state == "running" and (task_id != by or any(task_id in w for w in self._waiters.values())):
                 self._send(task.replica_id, Interrupt(task_id))
-        if (following := self._running_limit.leave(job)) is not None:
+        if (following := self.running_limit.leave(job)) is not None:
             self._wake(following)
 
     def _send(self, replica_id: str | None, message: Message) -> None:
@@ -391,8 +391,8 @@ class Machine:
         replica = choose(among, signatures, job.files.all, self.results, self.costs)
         task.state, task.replica_id = "running", replica.info.replica_id
         task_id = id_of(job, task)
-        self.replicas.start(replica, task_id, self._dispatch.start(job, task, replica, self._journal.at_s))
-        self._device_time.start(replica.info.replica_id, task_id)
+        self.replicas.start(replica, task_id, self.dispatch.start(job, task, replica, self._journal.at_s))
+        self.device_time.start(replica.info.replica_id, task_id)
         remote = self._claim(job, task, targets, replica)
         self._send(replica.info.replica_id, Assign(assignment(job, task, targets, remote, room=replica.free)))
 
@@ -442,7 +442,7 @@ class Machine:
         self._wake(job)
         for task in job.tasks:
             if task.state == "ready":  # it may be awaited from now on
-                self._dispatch.put(job, task)
+                self.dispatch.put(job, task)
 
     def _claim(
         self, job: JobRecord, task: TaskRecord, targets: Iterable[str], replica: ReplicaRecord
@@ -607,11 +607,11 @@ class Machine:
 
     def _bill(self, replica: ReplicaRecord, task_id: TaskId, *, whole: bool = False) -> None:
         """Charge a task's tenant, once, for its device time. whole: the task has done its work."""
-        had_s = self._device_time.end(replica.info.replica_id, task_id)
+        had_s = self.device_time.end(replica.info.replica_id, task_id)
         if had_s is None:
             return
         pool, work = replica.info.pool, replica.work[task_id]
-        self._dispatch.end(pool, work, had_s)
+        self.dispatch.end(pool, work, had_s)
         if whole and not work.owed_s:
             self.costs.learn_shares(pool, work.file, work.steps, had_s)
         if work.tenant:

@@ -65,7 +65,7 @@ class ReadyQueue:
 
     def __init__(self, shares: FairShare) -> None:
         self._shares = shares
-        self._waiting: dict[TaskKey, QueuedTask] = {}
+        self.waiting: dict[TaskKey, QueuedTask] = {}
         self._turns = Ranking(shares)
         # Heaps by (turn, file) and by turn. Entries of tasks that have left stay in them; `_live` skips those.
         self._queues: dict[tuple[str, str], list[QueueEntry]] = {}
@@ -77,10 +77,10 @@ class ReadyQueue:
         self._given_out_s = 0.0
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self.waiting)
 
     def __iter__(self) -> Iterator[QueueEntry]:
-        return (waiting.entry for waiting in self._waiting.values())
+        return (waiting.entry for waiting in self.waiting.values())
 
     def has(self, entry: QueueEntry) -> bool:
         """Whether a task is queued with exactly this sort key."""
@@ -94,11 +94,11 @@ class ReadyQueue:
     def push(self, job: JobRecord, task: TaskRecord, *, awaited: bool, file: str, work_s: float) -> None:
         """Add a ready task, or move one that is awaited from now on. file, work_s: as QueuedTask's."""
         entry = QueueEntry(not awaited, job.priority, job.row.job_id, task.plan.index)
-        if (earlier := self._waiting.get(entry.key)) is not None:
+        if (earlier := self.waiting.get(entry.key)) is not None:
             if earlier.entry == entry:
                 return
             self._leave(earlier)
-        waiting = self._waiting[entry.key] = QueuedTask(entry, job.tenant, file, work_s)
+        waiting = self.waiting[entry.key] = QueuedTask(entry, job.tenant, file, work_s)
         self._shares.enter(waiting.tenant)
         self._waiting_s[file] += work_s
         if (queue := self._queues.get((waiting.turn, file))) is None:
@@ -173,7 +173,7 @@ class ReadyQueue:
 
     def remove(self, key: TaskKey) -> None:
         """Remove a task that will not start, if it is queued."""
-        if (waiting := self._waiting.get(key)) is not None:
+        if (waiting := self.waiting.get(key)) is not None:
             self._leave(waiting)
 
     def overtaken_s(self, waiting: QueuedTask) -> float:
@@ -208,7 +208,7 @@ class ReadyQueue:
         return None
 
     def _live(self, entry: QueueEntry) -> QueuedTask | None:
-        waiting = self._waiting.get(entry.key)
+        waiting = self.waiting.get(entry.key)
         return waiting if waiting is not None and waiting.entry == entry else None
 
     def _lead(self, waiting: QueuedTask) -> None:
@@ -220,7 +220,7 @@ class ReadyQueue:
     def _leave(self, waiting: QueuedTask) -> None:
         turn, file = waiting.turn, waiting.file
         led = self._first_of(turn, file) is waiting
-        del self._waiting[waiting.entry.key]
+        del self.waiting[waiting.entry.key]
         self._waiting_s[file] -= waiting.work_s
         if (following := self._first_of(turn, file)) is not None:
             if led:

@@ -17,7 +17,7 @@ class RunningLimit:
 
     def __init__(self, limit: Callable[[str], int | None]) -> None:
         self._limit = limit
-        self._admitted: dict[str, dict[str, JobRecord]] = {}
+        self.admitted: dict[str, dict[str, JobRecord]] = {}
         # Entries of jobs that have ended or been admitted since stay.
         self._waiting: dict[str, dict[str, JobRecord]] = {}
         self._order: dict[str, list[tuple[Priority, str]]] = {}
@@ -31,7 +31,7 @@ class RunningLimit:
         limit = self._limit(job.tenant)
         if limit is None:
             return None
-        admitted = self._admitted.setdefault(job.tenant, {})
+        admitted = self.admitted.setdefault(job.tenant, {})
         # A job that started in an earlier epoch goes on.
         if len(admitted) < limit or job.started_s is not None:
             admitted[job.row.job_id] = job
@@ -49,7 +49,7 @@ class RunningLimit:
         """Remove a job that has ended; return the job that is admitted in its place, if any."""
         tenant, job_id = job.tenant, job.row.job_id
         self._waiting.get(tenant, {}).pop(job_id, None)
-        admitted = self._admitted.get(tenant, {})
+        admitted = self.admitted.get(tenant, {})
         admitted.pop(job_id, None)
         limit, order = self._limit(tenant), self._order.get(tenant, [])
         while order and (limit is None or len(admitted) < limit):
@@ -58,7 +58,7 @@ class RunningLimit:
                 admitted[next_id] = following
                 return following
         if not admitted and not order:
-            for kept in (self._admitted, self._waiting, self._order):
+            for kept in (self.admitted, self._waiting, self._order):
                 kept.pop(tenant, None)
         return None
 

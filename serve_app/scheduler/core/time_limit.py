@@ -39,7 +39,7 @@ class JobTimeLimits:
     def __init__(self, configured: Mapping[TimeLimitKind, float | None]) -> None:
         self._configured = configured
         self._bounded: dict[tuple[str, TimeLimitKind], _Due] = {}
-        self._dues: list[_Due] = []
+        self.dues: list[_Due] = []
 
     def arrived(self, job: JobRecord, wall_s: float, steady_s: float) -> None:
         """Start a job's deadline. wall_s: Unix time. steady_s: of a monotonic clock.
@@ -57,19 +57,19 @@ class JobTimeLimits:
         if (limit := limit_of(job, kind, self._configured)) is not None:
             at_s = steady_s - max(0.0, wall_s - since_s) + limit[0]
             self._bounded[job.row.job_id, kind] = due = _Due(at_s, job.row.order, job.row.job_id, kind)
-            heappush(self._dues, due)
+            heappush(self.dues, due)
 
     def ended(self, job_id: str) -> None:
         """Stop both limits of a job."""
         known = [self._bounded.pop((job_id, kind), None) for kind in KINDS]
-        if any(known) and len(self._dues) > 2 * len(self._bounded) + FEW:
-            self._dues = sorted(self._bounded.values())
+        if any(known) and len(self.dues) > 2 * len(self._bounded) + FEW:
+            self.dues = sorted(self._bounded.values())
 
     def failures(self, jobs: Mapping[str, JobRecord], steady_s: float) -> list[tuple[str, Failure]]:
         """Return (job id, failure) of each job whose time is up, once."""
         found: dict[str, Failure] = {}
-        while self._dues and self._dues[0].at_s < steady_s:
-            due = heappop(self._dues)
+        while self.dues and self.dues[0].at_s < steady_s:
+            due = heappop(self.dues)
             if self._bounded.get((due.job_id, due.kind)) == due:
                 del self._bounded[due.job_id, due.kind]
                 if (job := jobs.get(due.job_id)) is not None and due.job_id not in found:

@@ -123,9 +123,9 @@ class Feeds:
     def __init__(self, epoch: int, limits: EventLimits | None = None) -> None:
         self.bytes = 0
         self._limits = limits or EventLimits()
-        self._feeds: dict[str, Feed] = {}
+        self.feeds: dict[str, Feed] = {}
         self._held: dict[str, str] = {}
-        self._polls: set[_Poll] = set()
+        self.polls: set[_Poll] = set()
         # Versions are unique across epochs, so every reader notices a count of a new epoch.
         self.queue = QueueMark(epoch << 32, 0)
 
@@ -157,7 +157,7 @@ class Feeds:
     def queue_is(self, remaining: int, of: Mapping[str, int] = MappingProxyType({})) -> None:
         """Set the number of unfinished jobs for all clients. of: by tenant."""
         self.queue = QueueMark(self.queue.version + 1, remaining, dict(of))
-        for poll in self._polls:
+        for poll in self.polls:
             poll.wake(soon=False)
 
     def attach(self, client_id: str, token: str) -> Attached:
@@ -172,7 +172,7 @@ class Feeds:
         deadline = time.monotonic() + timeout_s
         news = self._now(readers)
         poll = _Poll(readers)
-        self._polls.add(poll)
+        self.polls.add(poll)
         try:
             while not (news.events or news.replaced or news.queue.version != queue):
                 if (left := deadline - time.monotonic()) <= 0:
@@ -185,20 +185,20 @@ class Feeds:
                 news = self._now({client_id: readers[client_id] for client_id in changed})
             return replace(news, held=frozenset(self._held.values()) & readers.keys())
         finally:
-            self._polls.discard(poll)
+            self.polls.discard(poll)
             poll.rest()
 
     def forget_idle(self) -> None:
         """Drop feeds that are idle, and the least recently used ones if all exceed the budget of bytes."""
         limit = time.monotonic() - IDLE_S
-        self.bytes = sum(feed.bytes for feed in self._feeds.values())
-        for client_id, feed in sorted(self._feeds.items(), key=lambda item: item[1].touched_s):
+        self.bytes = sum(feed.bytes for feed in self.feeds.values())
+        for client_id, feed in sorted(self.feeds.items(), key=lambda item: item[1].touched_s):
             crowded = self.bytes > self._limits.feeds_bytes and not feed.held
             if feed.touched_s < limit or crowded:
                 if feed.touched_s >= limit:
                     refused("events.feeds_bytes")
                 self.bytes -= feed.bytes
-                del self._feeds[client_id]
+                del self.feeds[client_id]
 
     def _now(self, readers: Mapping[str, Reader]) -> UnsentEvents:
         events: dict[str, tuple[Event, ...]] = {}
@@ -215,12 +215,12 @@ class Feeds:
         return UnsentEvents(events, frozenset(replaced), self.queue)
 
     def _feed(self, client_id: str) -> Feed:
-        if (feed := self._feeds.get(client_id)) is None:
-            feed = self._feeds[client_id] = Feed(self._limits)
+        if (feed := self.feeds.get(client_id)) is None:
+            feed = self.feeds[client_id] = Feed(self._limits)
         return feed
 
     def _wake(self, client_id: str, *, soon: bool) -> None:
-        for poll in self._polls:
+        for poll in self.polls:
             if client_id in poll.readers:
                 poll.changed.add(client_id)
                 poll.wake(soon=soon)

@@ -23,16 +23,16 @@ class JobCounters:
     nodes: Counter[str] = field(default_factory=Counter)
     waits_s: deque[float] = field(default_factory=lambda: deque(maxlen=UNREAD))
     runs_s: deque[float] = field(default_factory=lambda: deque(maxlen=UNREAD))
-    _since_s: dict[str, float] = field(default_factory=dict)
+    since_s: dict[str, float] = field(default_factory=dict)
 
     def take(self, event: Event) -> None:
         """Count an event. Jobs of an earlier epoch have no durations here."""
         match event.kind:
             case "queued":
-                self._since_s[event.job_id] = event.at_s
+                self.since_s[event.job_id] = event.at_s
             case "started":
                 self._note(event, self.waits_s)
-                self._since_s[event.job_id] = event.at_s
+                self.since_s[event.job_id] = event.at_s
             case "cached":
                 self.nodes["cached"] += len(event.data["nodes"])
             case "executing":
@@ -41,12 +41,12 @@ class JobCounters:
                 self.ended[event.kind] += 1
                 # A cancelled job may never have run.
                 if event.kind == "cancelled":
-                    self._since_s.pop(event.job_id, None)
+                    self.since_s.pop(event.job_id, None)
                 else:
                     self._note(event, self.runs_s)
 
     def _note(self, event: Event, durations: deque[float]) -> None:
-        since_s = self._since_s.pop(event.job_id, None)
+        since_s = self.since_s.pop(event.job_id, None)
         if since_s is not None:
             durations.append(max(0.0, event.at_s - since_s))
 

@@ -45,7 +45,7 @@ class PublishedJobs:
         self.successes = RecentSuccesses()
         self.feeds = Feeds(epoch, self._limits)
         self._streams: OrderedDict[str, EventStream] = OrderedDict()
-        self._streams_bytes = 0
+        self.streams_bytes = 0
         self._previews: dict[str, Event] = {}
         self._arriving: dict[str, JobRecord] = {}
         self._clients: dict[str, str] = {}
@@ -95,9 +95,9 @@ class PublishedJobs:
                 self.feeds.put(watching, event)
             return
         stream = self._streams.get(job_id) or self._begin(job_id)
-        self._streams_bytes -= stream.bytes
+        self.streams_bytes -= stream.bytes
         stream.put(event)
-        self._streams_bytes += stream.bytes
+        self.streams_bytes += stream.bytes
         self._streams.move_to_end(job_id)
         arrived = self._arriving.pop(job_id, None) if event.kind == "queued" else None
         if arrived is not None:
@@ -167,9 +167,9 @@ class PublishedJobs:
         """Return a job's event stream, with the missing events reconstructed from its row."""
         stream = self._streams.get(row.job_id) or self._begin(row.job_id)
         if not stream.events or stream.events[0].kind != "queued":
-            self._streams_bytes -= stream.bytes
+            self.streams_bytes -= stream.bytes
             stream.begin([e for e in rebuilt(row) if not stream.events or e.seq < stream.events[0].seq])
-            self._streams_bytes += stream.bytes
+            self.streams_bytes += stream.bytes
             self._streams.move_to_end(row.job_id)
             self._shorten()
         return stream
@@ -179,7 +179,7 @@ class PublishedJobs:
         """The used share of the limits on stored events, 0 to 1, by their key."""
         bounded = {
             "events.feeds_bytes": (self.feeds.bytes, self._limits.feeds_bytes),
-            "events.streams_bytes": (self._streams_bytes, self._limits.streams_bytes),
+            "events.streams_bytes": (self.streams_bytes, self._limits.streams_bytes),
         }
         return {key: taken / max(1, most) for key, (taken, most) in bounded.items()}
 
@@ -196,7 +196,7 @@ class PublishedJobs:
         most = self._limits.streams + len(self.unended) + len(self._arriving)
         # Each is visited once at most, since all may belong to unfinished jobs.
         for _ in range(len(self._streams)):
-            if len(self._streams) <= most and self._streams_bytes <= self._limits.streams_bytes:
+            if len(self._streams) <= most and self.streams_bytes <= self._limits.streams_bytes:
                 return
             oldest = next(iter(self._streams))
             if oldest in self.unended or oldest in self._arriving:
@@ -210,4 +210,4 @@ class PublishedJobs:
 
     def _drop(self, job_id: str) -> None:
         if (stream := self._streams.pop(job_id, None)) is not None:
-            self._streams_bytes -= stream.bytes
+            self.streams_bytes -= stream.bytes

@@ -91,7 +91,7 @@ class ScriptedReplica:
         self._scheduler = scheduler
         self._specs = specs
         self._routes: dict[str, tuple[PackRoute, ...]] = {}
-        self._running: dict[str, tuple[str, Task]] = {}
+        self.running: dict[str, tuple[str, Task]] = {}
         self._numbers = itertools.count(1)
 
     async def jobs(self) -> dict[str, JobView]:
@@ -126,7 +126,7 @@ class ScriptedReplica:
             for cursor, message in await self._scheduler.registry.poll(replica_id, self._scheduler.epoch, seen):
                 seen = cursor
                 if isinstance(message, Assign):
-                    self._running[message.task.id.job_id] = (replica_id, message.task)
+                    self.running[message.task.id.job_id] = (replica_id, message.task)
                     return message.task.id.job_id
 
     async def start(self, job_id: str) -> None:
@@ -148,14 +148,14 @@ class ScriptedReplica:
 
     async def output(self, job_id: str, node: str, shown: Mapping[str, Any] | None) -> None:
         """A node is done, and this is what it shows; the last output of a job ends it."""
-        task = self._running[job_id][1]
+        task = self.running[job_id][1]
         await self._report(job_id, NodeFinished(task.id, node, task.signatures[node], shown))
 
     async def succeed(self, job_id: str, outputs: Mapping[str, Any]) -> None:
         """Make these outputs, in their order, and then the job's others, which show nothing."""
-        if job_id not in self._running:
+        if job_id not in self.running:
             await self.start(job_id)
-        replica_id, task = self._running.pop(job_id)
+        replica_id, task = self.running.pop(job_id)
         assert outputs.keys() <= {*task.targets}, f"the job's output nodes are {task.targets}"
         made = {node_id: outputs.get(node_id, {}) for node_id in (*outputs, *task.targets)}
         done = [NodeFinished(task.id, node_id, task.signatures[node_id], shown) for node_id, shown in made.items()]
@@ -164,20 +164,20 @@ class ScriptedReplica:
 
     async def fail(self, job_id: str, failure: Mapping[str, Any]) -> None:
         """End the job as a node that raises does."""
-        if job_id not in self._running:
+        if job_id not in self.running:
             await self.start(job_id)
         assert (await self._scheduler.count()).pending == 0, "the replica, free before it leaves, would start another"
         reasons = {"traceback": (), **failure}
-        replica_id, task = self._running.pop(job_id)
+        replica_id, task = self.running.pop(job_id)
         failed = TaskFailed(task.id, node_id=reasons.pop("node"), **reasons)
         await self._scheduler.registry.report(replica_id, self._scheduler.epoch, [failed], None)
         await self._scheduler.registry.leave(replica_id, self._scheduler.epoch)
 
     def _id(self, job_id: str) -> TaskId:
-        return self._running[job_id][1].id
+        return self.running[job_id][1].id
 
     async def _report(self, job_id: str, report: Report) -> None:
-        await self._scheduler.registry.report(self._running[job_id][0], self._scheduler.epoch, [report], None)
+        await self._scheduler.registry.report(self.running[job_id][0], self._scheduler.epoch, [report], None)
 
 
 @contextlib.asynccontextmanager

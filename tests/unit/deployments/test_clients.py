@@ -48,7 +48,7 @@ async def heard(running: Cluster, after: int = 0, token: str = "t") -> list:
     while not events or not events[-1].last:
         at = events[-1].seq if events else after
         news = await running.scheduler.unsent_events(
-            {"c": Reader(token, at)}, running.scheduler._published.feeds.queue.version, 5.0
+            {"c": Reader(token, at)}, running.scheduler.published.feeds.queue.version, 5.0
         )
         events += news.events.get("c", ())
     return events
@@ -77,7 +77,7 @@ async def test_at_every_moment_a_job_is_in_the_queue_or_in_the_history(running):
 async def test_the_end_is_heard_once_the_queue_is_without_the_job_and_its_outputs_are_there(running):
     job_id = await submit(running, 3)
     await heard(running)
-    assert running.scheduler._published.feeds.queue.remaining == 0
+    assert running.scheduler.published.feeds.queue.remaining == 0
     job = await running.scheduler.job(job_id)
     assert (job.state, list(job.outputs)) == ("success", ["2"])
 
@@ -104,7 +104,7 @@ async def test_a_socket_goes_on_after_a_restart_of_the_scheduler_without_a_gap_o
 async def test_results_are_forgotten_once_nothing_runs(running):
     job_id = await submit(running, 11, None)
     await running.finish(job_id)
-    held = running.runners["cpu"]._held
+    held = running.runners["cpu"].results
     assert held.bytes > 0
     await running.scheduler.free(Free(weights=True, results=True))
     while held.bytes:

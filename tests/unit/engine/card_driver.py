@@ -130,8 +130,8 @@ class Driver:
         self.captures: dict[str, Capture] = {}
         self.pools: dict[tuple[int, int], Pool] = {}
         self._taken = self._peak = self._kept = 0
-        self._streams: Counter[int] = Counter()
-        self._numbers = count(1)
+        self.streams: Counter[int] = Counter()
+        self.numbers = count(1)
         self._lock = RLock()
         order.default = DEFAULT
 
@@ -329,7 +329,7 @@ class Driver:
     # Graphs.
 
     def _new_pool(self) -> tuple[int, int]:
-        return 0, next(self._numbers)
+        return 0, next(self.numbers)
 
     def _captures(self) -> bool:
         return self.capture is not None
@@ -393,8 +393,8 @@ class Driver:
             made = object.__new__(cls)
             if not device_type:
                 first = STREAMS * (1 + (min(0, priority) < 0))
-                stream_id = first + driver._streams[first] % STREAMS
-                driver._streams[first] += 1
+                stream_id = first + driver.streams[first] % STREAMS
+                driver.streams[first] += 1
             made.stream_id = made.cuda_stream = stream_id
             made.device_index, made.device_type, made.device = device_index, _CUDA, torch.device("cuda", device_index)
             # Torch has two priorities: this one, and that of all others.
@@ -426,7 +426,7 @@ class Driver:
         def record(event: Any, stream: Any) -> None:
             driver.ask()
             event.place = driver.order.place(name_of(stream.stream_id))
-            event.at_s = next(driver._numbers) / 1e6
+            event.at_s = next(driver.numbers) / 1e6
 
         def wait(event: Any, stream: Any) -> None:
             driver.ask()
@@ -543,7 +543,7 @@ def driven(driver: Driver) -> Iterator[None]:
 
 def _forget_devices() -> None:
     """Clear what production caches by device: tensors, streams and graphs. Threads that draw noise begin anew."""
-    draws._threads.cache_clear()
+    draws.drawing_threads.cache_clear()
     for name, module in [*sys.modules.items()]:
         for value in [*vars(module).values()] if name.startswith("serve_app.") else ():
             if isinstance(value, _lru_cache_wrapper) and "device" in signature(value).parameters:

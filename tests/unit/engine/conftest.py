@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from serve_app.engine.curve import Curves
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import HostTimeline
 from tests.unit.engine.mixes import MAX_CELLS
@@ -21,4 +22,4 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have forwards hold all that fit: what they take on this machine is no part of what is tested."""
-    monkeypatch.setattr(Engine, "_took_by_size", lambda engine, key, size, seconds: engine._took(seconds))
+    monkeypatch.setattr(Curves, "took", lambda curves, key, size, seconds: None)

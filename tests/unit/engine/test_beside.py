@@ -141,16 +141,16 @@ class Behind:
     def wait(self) -> None:
         device = self.stream.device
         device.advance(self._done)
-        device.host_s = max(device.host_s, self._at_s())
+        device.host_s = max(device.host_s, self.at_s())
 
     def since(self, earlier: Mark) -> float:
         assert isinstance(earlier, Behind)
-        return self._at_s() - earlier._at_s()
+        return self.at_s() - earlier.at_s()
 
     def _done(self) -> bool:
         return all(work is None or work.ended_s < inf for work in (self.work, self.after))
 
-    def _at_s(self) -> float:
+    def at_s(self) -> float:
         return max([self.enqueued_s, *(w.ended_s for w in (self.work, self.after) if w is not None)])
 
 

@@ -21,8 +21,6 @@ from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loaded
 from serve_app.models.weights.pinned_memory import ALIGNED, Layout
-from serve_app.models.weights.recipes import Need
-from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.streaming import with_own_weights
 from serve_app.models.weights.upload import HostCopies, Ring
 from serve_app.models.weights.weights import STREAMED, Weights
@@ -164,9 +162,9 @@ class Loads:
         self.opened: list[str] = []
         settings: dict[str, Any] = {"dtype": "fp32", "vae_dtype": "fp32"}
         self.weights = Weights(Catalog(root), CARD, **settings, budget_bytes=budget_bytes)
-        loader: Any = self.weights._loader
+        loader: Any = self.weights.loader
         loader.ring, load = Ring(CARD, HostCopies(), 2**16), loader.load
-        self.host = self.weights._host = HostWeights(CARD, host_bytes, HostCopies, 2**16, loader.ring)
+        self.host = self.weights.host = HostWeights(CARD, host_bytes, HostCopies, 2**16, loader.ring)
 
         def counted(recipe: Recipe, *others: Any) -> Loaded:
             self.opened.append(recipe.name)
@@ -178,9 +176,10 @@ class Loads:
     def bits(self, part: Part, name: str, *patches: Any) -> list[Tensor]:
         """Return the weights of a part, loaded if it is absent."""
         with torch.no_grad(), self.card.used():
-            with Hold(Need({}), self.weights._residency) as hold:
-                recipe = Recipe(part, "checkpoints", f"{name}.safetensors", patches)
-                resident = self.weights._loaded(recipe, hold)
+            recipe = Recipe(part, "checkpoints", f"{name}.safetensors", patches)
+            *_, key = self.weights.need(recipe).nbytes
+            with self.weights.open(recipe):
+                resident = self.weights.residency.resident[key]
             # All at once: what has gone may have had the place of what comes, by which tensors are told apart.
             layers = [with_own_weights(layer) for layer in resident.loaded.module.modules()]
             return [held(tensor).clone() for tensor in weights_of(layers)]
@@ -201,8 +200,8 @@ def storages_on_card() -> dict[int, torch.UntypedStorage]:
 
 def loads_landing(loads: Loads) -> int:
     """Return what the ring has on the card, through which weights come from files."""
-    ring: Any = loads.weights._loader.ring
-    return 0 if ring._landing is None else int(ring._landing.numel())
+    ring: Any = loads.weights.loader.ring
+    return 0 if ring.landing is None else int(ring.landing.numel())
 
 
 @pytest.fixture(scope="module")

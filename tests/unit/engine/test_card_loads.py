@@ -148,7 +148,7 @@ class Loading:
         self.engine = CardEngine(self.card)
         self._backbone = on_card(self.card)
         self.weights = Weights(Catalog(root), CARD, dtype="fp16", vae_dtype="fp16", budget_bytes=10**9)
-        loader: Any = self.weights._loader
+        loader: Any = self.weights.loader
         loader.ring = Ring(CARD, CardCopies(self.card.order), BUFFER)
 
     def run(self, load: Callable[[], object]) -> Counts:
@@ -179,7 +179,7 @@ def test_weights_that_make_way_for_a_load_wait_for_no_forward_and_those_for_a_fo
 
     monkeypatch.setattr(torch._C, "_cuda_emptyCache", emptied_by, raising=False)
     one, other = SMALL, of("vae", "checkpoints", "sample")
-    loading.weights._residency.budget_bytes = sum(loading.weights.need(one).nbytes.values())
+    loading.weights.residency.budget_bytes = sum(loading.weights.need(one).nbytes.values())
 
     def turns() -> None:
         for recipe in (one, other, one, other):

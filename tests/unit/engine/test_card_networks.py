@@ -68,14 +68,14 @@ class Runs:
                 card.watch(network)
         else:
             net.replays = replays
-        self._plain = RecipeBackbone(LoadedNetwork("unet", ARCHITECTURE, self.module, Discrete(), replays))
+        self.plain = RecipeBackbone(LoadedNetwork("unet", ARCHITECTURE, self.module, Discrete(), replays))
         self._nets = {NET: net}
 
     def made(self, case: str) -> Callable[[int], tuple[RecipeBackbone, SamplingRequest]]:
-        sets = [self._loras(seed) for seed in range({"one set of LoRAs": 1, "eight sets of LoRAs": 8}.get(case, 0))]
+        sets = [self.loras(seed) for seed in range({"one set of LoRAs": 1, "eight sets of LoRAs": 8}.get(case, 0))]
 
         def job(seed: int) -> tuple[RecipeBackbone, SamplingRequest]:
-            own = self._plain
+            own = self.plain
             if sets:
                 own = RecipeBackbone(own.network, loras=sets[seed % len(sets)])
             options = {"control": Control(NET, torch.sigmoid(normal(seed, 1, 64, 64, 3)), 0.7)}
@@ -88,7 +88,7 @@ class Runs:
 
         return job
 
-    def _loras(self, seed: int) -> LoraSet:
+    def loras(self, seed: int) -> LoraSet:
         shapes = {name: tensor.shape for name, tensor in self.module.named_parameters() if ".attn" in name}
         changed = {name: shape for name, shape in shapes.items() if len(shape) == 2}
         adapters = {
@@ -158,11 +158,11 @@ class Answers:
         self._module, self._networks = (
             runs.module,
             [
-                runs._plain.network,
+                runs.plain.network,
                 LoadedNetwork("unet", ARCHITECTURE, runs.module, Discrete(), Replays(None, ROW_BUCKETS)),
             ],
         )
-        self.sets = [runs._loras(seed) for seed in range(3)]
+        self.sets = [runs.loras(seed) for seed in range(3)]
         name = next(name for name in self.sets[0].layers)
         weight: Any = runs.module.get_submodule(name).weight
         self.whole = LoraSet("whole", runs.module, [({f"{name}.weight": WeightDelta(torch.ones(weight.shape))}, 0.1)])

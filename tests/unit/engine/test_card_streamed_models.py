@@ -65,9 +65,9 @@ class Models:
         self.card = Card()
         room: Any = {"budget_bytes": budget_bytes, "forwards_bytes": forwards_bytes}
         self.weights = Weights(Catalog(root), CARD, dtype=dtype, vae_dtype="fp32", **room)
-        loader: Any = self.weights._loader
+        loader: Any = self.weights.loader
         loader.ring = Ring(CARD, CardCopies(self.card.order), CHUNK)
-        self.weights._host = HostWeights(CARD, host_bytes, copies_of(self.card.order), CHUNK, loader.ring)
+        self.weights.host = HostWeights(CARD, host_bytes, copies_of(self.card.order), CHUNK, loader.ring)
 
     def made(self, work: Callable[[Models], list[Tensor]]) -> list[Tensor]:
         """Return what is made on the card."""
@@ -79,7 +79,7 @@ class Models:
     @property
     def streaming(self) -> list[Streaming]:
         """Of what is held."""
-        held_now = self.weights._residency._resident.values()
+        held_now = self.weights.residency.resident.values()
         found = (resident.loaded.streaming for resident in held_now if resident.base is None)
         return [streaming for streaming in found if streaming is not None]
 
@@ -112,7 +112,7 @@ def test_a_transformer_that_streams_gives_the_same_bits(tmp_path: Path, net: str
     [streaming] = models.streaming
     assert models.weights.resident_bytes < whole.weights.resident_bytes
     # Each block at most once a forward, and one for the next; some do not run.
-    assert 0 < streaming._counters.blocks <= 2 * len(streaming._blocks) + 1
+    assert 0 < models.weights.host.streamed.blocks <= 2 * len(streaming.blocks) + 1
     assert models.card.order.early == []
 
 
@@ -193,7 +193,7 @@ def test_a_text_encoder_that_streams_has_its_loras_in_it(root: Path) -> None:
     assert list(need.nbytes.values()) == [SHARE * 300_000]
     wanted, ours = Models(root, AMPLE).made(work), models.made(work)
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
-    assert [*models.weights._residency._resident] == [*need.nbytes]
+    assert [*models.weights.residency.resident] == [*need.nbytes]
     assert len(models.streaming) == 1
 
 
@@ -208,7 +208,7 @@ def test_what_streams_takes_its_share_of_the_room_and_no_more(root: Path) -> Non
 def test_two_models_that_stream_take_turns_without_reading_their_files_again(root: Path) -> None:
     models = Models(root, BUDGET)
     opened: list[str] = []
-    loader: Any = models.weights._loader
+    loader: Any = models.weights.loader
     load = loader.load
 
     def counted(recipe: Recipe, *others: Any) -> Loaded:
@@ -239,14 +239,14 @@ def test_what_the_host_has_no_pinned_memory_for_is_read_from_its_file_and_gives_
     models = Models(root, BUDGET, host_bytes)
     assert all(torch.equal(a, b) for a, b in zip(models.made(work), wanted, strict=True))
     [streaming] = models.streaming
-    assert 0 < len(streaming._pageable) <= len(streaming._blocks) - bool(host_bytes)
+    assert 0 < len(streaming.pageable) <= len(streaming.blocks) - bool(host_bytes)
     assert models.weights.counters.host_bytes <= host_bytes
     assert models.card.order.early == []
     with torch.inference_mode(), models.card.used():
         models.weights.release()
     # With some memory it is kept, and what is not there is read again.
-    assert (streaming._pageable == {}) == (host_bytes == 0)
-    assert streaming._staging._buffers == []
+    assert (streaming.pageable == {}) == (host_bytes == 0)
+    assert streaming.staging.buffers == []
     assert models.weights.counters.host_bytes <= host_bytes
     assert all(torch.equal(a, b) for a, b in zip(models.made(work), wanted, strict=True))
 
@@ -348,7 +348,9 @@ def test_what_streams_has_the_eighths_that_the_others_leave(
     controls: Path, monkeypatch: pytest.MonkeyPatch, others: float, share: float | None
 ) -> None:
     models = Models(controls, AMPLE)
-    monkeypatch.setattr(models.weights, "_part_bytes", lambda recipe, _: round(AMPLE * {NET: others}.get(recipe, 0.7)))
+    monkeypatch.setattr(
+        models.weights.loader, "nbytes", lambda recipe, _: round(AMPLE * {NET: others}.get(recipe, 0.7))
+    )
     wanted = CONTROLLED if share is None else CONTROLLED.with_patch(Streams(share))
     assert models.weights.fitted(CONTROLLED, NET) == wanted
 
@@ -405,7 +407,8 @@ PARTS: tuple[Part, ...] = ("backbone", "clip")
 def test_on_a_cpu_nothing_streams(root: Path, part: Part) -> None:
     weights = Weights(Catalog(root), torch.device("cpu"), dtype="fp32", vae_dtype="fp32", budget_bytes=1000)
     recipe = Recipe(part, "checkpoints", "a.safetensors")
-    _, resident = weights._model(recipe, object, None)
+    getattr(weights, part)(recipe)
+    [resident] = weights.residency.resident.values()
     assert resident.loaded.streaming is None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -81,8 +82,9 @@ def streamed(card: Card, room_bytes: int, copies: Any = None) -> tuple[Deep, Str
 
 def pieces(streaming: Streaming) -> int:
     """Return the copies that bring every block once: parts of chunks."""
-    ends = [(start, block.nbytes) for start, block in zip(streaming._starts, streaming._blocks, strict=True)]
-    return sum(len(list(streaming.memory.pieces(*end))) for end in ends)
+    sizes = [block.nbytes for block in streaming.blocks]
+    starts = accumulate(sizes[:-1], initial=0)
+    return sum(len(list(streaming.memory.pieces(*end))) for end in zip(starts, sizes, strict=True))
 
 
 WORDS = torch.tensor([[1, 5, 2], [0, 6, 3]])
@@ -114,7 +116,7 @@ def test_a_forward_copies_each_block_that_streams_once_and_the_host_waits_for_no
         copies = Noted(card)
         with card.used():
             network, streaming = streamed(card, STAYS + (SLOTS + stay) * ONE, copies)
-            assert len(streaming._blocks) == blocks
+            assert len(streaming.blocks) == blocks
             words = card.place(WORDS)
             for _ in range(4):
                 began = card.counts.copy()
@@ -165,7 +167,7 @@ def test_a_network_that_left_comes_back_and_runs_as_before() -> None:
         network, streaming = streamed(card, STAYS + 10 * ONE)
         before = held(network(card.place(WORDS)))
         streaming.leave()
-        assert all(tensor.is_meta for block in streaming._blocks for tensor in weights_of(block.layers))
+        assert all(tensor.is_meta for block in streaming.blocks for tensor in weights_of(block.layers))
         streaming.allocate_slots()
         began = card.counts.copy()
         assert torch.equal(held(network(card.place(WORDS))), before)

@@ -32,7 +32,7 @@ def engine():
 
 async def arrived(engine, count):
     """Return once so much waits for an engine that is held."""
-    while engine._inbox.qsize() < count:
+    while engine.inbox.qsize() < count:
         await asyncio.sleep(0.001)
 
 

@@ -139,7 +139,7 @@ def out_of_memory() -> None:
 
 
 async def test_work_that_runs_out_of_memory_is_done_again_without_idle_weights(shared: EngineRuntime) -> None:
-    shared.weights._residency.budget_bytes *= 2
+    shared.weights.residency.budget_bytes *= 2
     await shared.bind(ignore).encode(OTHER, torch.zeros(1, 32, 32, 3))
     tried: list[tuple[str, ...]] = []
 

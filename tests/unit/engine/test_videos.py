@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import serve_app.models.vae as of_vae
 from serve_app.engine.autoencoding import Autoencoding
 from serve_app.engine.engine import Engine
 from serve_app.engine.runtime import EngineRuntime
@@ -107,8 +108,7 @@ async def test_a_video_that_nobody_waits_for_any_more_is_left_where_it_is(engine
 @pytest.mark.parametrize("vae", FAMILIES, indirect=True)
 def test_of_a_video_only_what_a_latent_stands_for_is_on_the_device(vae: Vae, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    given = vae._given
-    monkeypatch.setattr(vae, "_given", lambda batch: seen.append(batch.shape[2]) or given(batch))
+    monkeypatch.setattr(of_vae, "to_device", lambda batch, device: seen.append(batch.shape[2]) or batch)
     vae.encode(IMAGES)
     vae.decode(next(known for name, known in LATENTS.items() if FAMILIES[name] == vae.family)[:1])
     assert seen == [1, 4, 4, 1, 1, 1]
@@ -135,11 +135,11 @@ def test_a_video_of_which_no_moment_fits_is_given_up_at_once_the_next_time(
 ) -> None:
     asked: list[int] = []
 
-    def too_much(batch: Tensor) -> Tensor:
+    def too_much(batch: Tensor, device: torch.device) -> Tensor:
         asked.append(batch.shape[2])
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(vae, "_given", too_much)
+    monkeypatch.setattr(of_vae, "to_device", too_much)
     autoencoding = Autoencoding(IdleWeights(Allocator(1), []))
     for count in (2, 3):
         with pytest.raises(DeviceMemoryError, match="512 pixels do not fit the device's memory as one"):

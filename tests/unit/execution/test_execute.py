@@ -276,7 +276,7 @@ async def test_what_a_submitted_graph_costs_to_wait_for_grows_with_its_links():
         nodes |= {f"n{i}": ("Add", {"a": [f"n{i - 1}", 0], "b": 1}) for i in range(1, length)}
         wanted = {f"w{i}": ("Add", {"a": [f"n{length - 1}", 0], "b": i}) for i in range(length)}
         execution = Replica().execution(task_of(*wanted, **nodes, **wanted))
-        execution._awaited = awaited = Counted(Counter)
+        execution.awaited = awaited = Counted(Counter)
         await execution.run()
         return awaited.asked
 

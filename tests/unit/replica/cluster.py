@@ -69,6 +69,12 @@ class Cluster:
         except NotReadyError:
             return set()
 
+    async def models(self, name: str) -> Any:
+        """Return a replica's models once they are created."""
+        while (models := self.runners[name].models) is None:
+            await asyncio.sleep(0.01)
+        return models
+
     async def lose(self, name: str) -> None:
         """End a replica without a word, as SIGKILL would, and let the scheduler notice."""
         life = self.lives.pop(name)

@@ -82,7 +82,7 @@ async def test_a_plan_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
         write_sample_checkpoint(tmp_path / "models" / "checkpoints" / f"{name}.safetensors")
     async with cluster(tmp_path, (POOL,)) as running:
         runner = running.runners["gpu"]
-        await runner._models.wait()
+        await running.models("gpu")
         runner.take(Prefetch(warm_recipes("checkpoints/second.safetensors")))
         third = warm_recipes("checkpoints/third.safetensors")
         runner.take(Prefetch((*warm_recipes("checkpoints/none.safetensors"), third[0].with_lora("none", 1.0), *third)))

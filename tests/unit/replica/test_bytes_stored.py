@@ -46,8 +46,8 @@ async def until_stored(running: Cluster, expected: int) -> None:
 
 def size(running: Cluster) -> int:
     """How many bytes lie in the tenant's folders."""
-    assert running.scheduler._files is not None
-    store = running.scheduler._files.store
+    assert running.scheduler.files is not None
+    store = running.scheduler.files.store
     areas = [store.inventory(area) for area in ("input", "output", "temp")]  # type: ignore[arg-type]
     return sum(size for area in areas for ref, size, _ in area if ref.subfolder.startswith("@a"))
 

@@ -20,7 +20,7 @@ from PIL import Image
 from k8s.generate import files
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
-from serve_app.engine.loads import _Worker
+from serve_app.engine.runtime import EngineRuntime
 from serve_app.replica.assemble import device_of, memory_of
 from serve_app.scheduler.protocol.client import JobView
 from tests.unit.engine.card import Card
@@ -97,11 +97,9 @@ async def drawn(root: Path, pools: tuple[PoolConfig, ...], *jobs: dict[str, Any]
 def end(running: Cluster) -> None:
     """End the threads of replicas that have no more work; otherwise they end with their process."""
     for runner in running.runners.values():
-        if runner.models is not None:
-            runner.models._engine.close()
-            for worker in vars(runner.models._loads).values():
-                if isinstance(worker, _Worker):
-                    worker._waiting.put(None)
+        if (models := runner.models) is not None:
+            assert isinstance(models, EngineRuntime)
+            models.close()
 
 
 @pytest.mark.parametrize("name", [*CONFIGS, *MANIFESTS])

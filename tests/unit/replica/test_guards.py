@@ -171,7 +171,7 @@ class Client:
 
     def lingering(self, replica: str) -> bool:
         """Whether the scheduler knows of somebody whose node goes on there after its task's end."""
-        return bool(self.running.scheduler._machine.replicas[replica].lingering)
+        return bool(self.running.scheduler.machine.replicas[replica].lingering)
 
     async def run(self, kind: str, error: str = "") -> JobView:
         return await asyncio.wait_for(self.running.finish(await self.submit(kind, error)), 60)
@@ -193,7 +193,7 @@ async def client(root: Path, pools: tuple[PoolConfig, ...] = ONE, **settings: An
             yield Client(running)
         finally:
             for runner in running.runners.values():
-                runner._classes["Endless"].stop.set()
+                runner.classes["Endless"].stop.set()
 
 
 @pytest.mark.parametrize("kind", ["Sync", "Async", "Lazy"])
@@ -261,7 +261,7 @@ async def test_a_cancelled_node_that_goes_on_costs_its_replica_and_no_other_job(
         assert c.running.exits == [REPLACED]
         assert "cpu" not in await c.running.replicas()
         assert (await c.running.finish(guilty)).state == "cancelled"
-        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        c.running.runners["cpu"].classes["Endless"].stop.set()
         await c.running.replica("second", impatient()[0])
         assert (await c.run("Node", "fine")).state == "success"
         view = await asyncio.wait_for(c.running.finish(innocent), 60)
@@ -282,7 +282,7 @@ async def test_other_jobs_finish_before_a_replica_is_ended_and_the_owner_of_the_
         async with asyncio.timeout(60):
             while not c.running.exits:
                 await asyncio.sleep(0.01)
-        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        c.running.runners["cpu"].classes["Endless"].stop.set()
         await c.running.replica("second", impatient()[0])
         waits = await c.submit("Node", "waits")
         await asyncio.sleep(0.3)
@@ -302,7 +302,7 @@ async def test_a_task_that_waits_for_the_thread_of_a_node_that_goes_on_is_handed
                 await asyncio.sleep(0.01)
             stuck = c.running.runners["cpu"].replacement.stuck
             assert (c.running.exits, stuck) == ([], 1), "what runs there goes on"
-            c.running.runners["cpu"]._classes["Endless"].stop.set()
+            c.running.runners["cpu"].classes["Endless"].stop.set()
             assert (await c.running.finish(behind)).state == "success"
 
 
@@ -314,7 +314,7 @@ async def test_a_replica_stays_whose_node_stops_while_others_finish(tmp_path: Pa
         async with asyncio.timeout(60):
             while not (await c.running.scheduler.cluster()).replicas[0].draining:
                 await asyncio.sleep(0.01)
-            c.running.runners["cpu"]._classes["Endless"].stop.set()
+            c.running.runners["cpu"].classes["Endless"].stop.set()
             assert (await c.run("Node", "fine")).state == "success"
         assert c.running.exits == []
         assert (await c.running.scheduler.job(innocent)).state == "running"
@@ -328,24 +328,24 @@ async def test_a_node_that_goes_on_is_seen_also_where_a_new_scheduler_has_its_ta
             while not c.running.exits:
                 await asyncio.sleep(0.01)
         assert c.running.exits == [REPLACED]
-        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        c.running.runners["cpu"].classes["Endless"].stop.set()
         await c.running.replica("second", impatient()[0])
         # Its pack is imported anew, with a node of its own to be stopped.
-        c.running.runners["second"]._classes["Endless"].stop.set()
+        c.running.runners["second"].classes["Endless"].stop.set()
         assert (await c.running.finish(guilty)).state == "success"
 
 
 async def test_a_cancelled_node_answers_for_the_end_of_its_replica_for_as_long_as_it_goes_on(tmp_path: Path) -> None:
     async with client(tmp_path, impatient(stop_s=60.0), backoff=BackoffRules(first_s=60.0)) as c:
         for stops, losses in ((True, []), (False, [1])):
-            stop = c.running.runners["cpu"]._classes["Endless"].stop
+            stop = c.running.runners["cpu"].classes["Endless"].stop
             guilty = await c.started("Endless")
             assert await c.running.scheduler.cancel(guilty)
             await c.running.finish(guilty)
             if stops:
                 stop.set()
             async with asyncio.timeout(60):
-                while c.lingering("cpu") == stops or c.running.runners["cpu"]._running:
+                while c.lingering("cpu") == stops or c.running.runners["cpu"].running:
                     await asyncio.sleep(0.01)
             await c.running.lose("cpu")
             assert [one.losses for one in (await c.running.scheduler.cluster()).backoffs] == losses
@@ -363,7 +363,7 @@ async def test_a_cancelled_node_that_ends_in_time_costs_nothing(tmp_path: Path) 
         guilty = await c.started("Endless")
         assert await c.running.scheduler.cancel(guilty)
         await c.running.finish(guilty)
-        c.running.runners["cpu"]._classes["Endless"].stop.set()
+        c.running.runners["cpu"].classes["Endless"].stop.set()
         await c.check()
         async with asyncio.timeout(60):
             while c.running.runners["cpu"].underway():

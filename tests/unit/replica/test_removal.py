@@ -59,7 +59,7 @@ async def test_a_store_that_is_away_is_left_for_later(tmp_path: Path, monkeypatc
         assert there(running) == [name]
         await running.restart_scheduler()
         while there(running):
-            await running.scheduler._housekeeping.doomed()
+            await running.scheduler.housekeeping.doomed()
 
 
 async def test_retention_deletes_jobs_and_files_while_jobs_run(tmp_path: Path, monkeypatch) -> None:

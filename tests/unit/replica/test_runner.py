@@ -91,8 +91,8 @@ async def test_a_job_of_quick_nodes_takes_few_calls_of_its_replica_and_few_trans
     async with cluster(root, (PoolConfig(name="cpu", runtime=False),)) as running:
         for name in ("poll", "report", "reserve"):
             count(running.scheduler.registry, name)
-        count(running.scheduler._jobs, "write")
-        count(running.scheduler._jobs, "_transaction")
+        count(running.scheduler.jobs, "write")
+        count(running.scheduler.jobs, "_transaction")
         for color in (1, 2):
             counted.clear()
             workflow = preview(color)
@@ -265,7 +265,7 @@ async def test_two_schedulers_over_one_database_leave_only_the_newer_one_writing
         old = running.scheduler
         await running.restart_scheduler()
         with pytest.raises(StaleEpochError):
-            old._jobs.write(old.epoch, [])
+            old.jobs.write(old.epoch, [])
 
 
 async def test_a_cancelled_job_stops_within_an_evaluation_and_the_next_one_runs(root):
@@ -307,7 +307,7 @@ async def test_submitting_the_same_id_twice_runs_it_once(root):
         twice = [running.submit(preview(3), ("2",), job_id="11111111-1111-4111-8111-111111111111") for _ in range(5)]
         assert len(set(await asyncio.gather(*twice))) == 1
         await running.finish("11111111-1111-4111-8111-111111111111")
-        assert running.scheduler._jobs.next_order() == 1
+        assert running.scheduler.jobs.next_order() == 1
 
 
 async def test_two_replicas_make_an_equal_value_once(root):
@@ -336,7 +336,7 @@ async def test_no_class_is_unknown_before_every_pool_has_reported_its_classes(ro
     running = Cluster(config)
     await running.start()
     joining = [asyncio.create_task(running.replica(pool.name, pool)) for pool in SPLIT[1:]]
-    while len(running.scheduler._machine.replicas) < len(joining):
+    while len(running.scheduler.machine.replicas) < len(joining):
         await asyncio.sleep(0.01)
     with pytest.raises(NotReadyError, match="no replica of encode has joined"):
         await running.scheduler.specs()
@@ -366,16 +366,14 @@ async def test_a_replica_whose_engine_has_ended_is_not_healthy(root):
     async with cluster(root, ONE) as running:
         runner = running.runners["gpu"]
         runner.check_health()
-        await runner._models.wait()
-        runner.models._engine.close()
+        (await running.models("gpu")).engine.close()
         with pytest.raises(UnavailableError, match="engine"):
             runner.check_health()
 
 
 async def test_a_job_whose_device_is_lost_is_a_new_attempt_on_another_replica(root, monkeypatch):
     async with cluster(root, ONE) as running:
-        await running.runners["gpu"]._models.wait()
-        engine, struck = running.runners["gpu"].models._engine, []
+        engine, struck = (await running.models("gpu")).engine, []
 
         def answered(pieces):
             struck.append(len(pieces))
@@ -503,7 +501,7 @@ async def test_a_video_goes_through_a_job_by_its_format_or_by_the_codec_of_older
 def late(monkeypatch):
     """Have replicas make their models only once this is set."""
     made = threading.Event()
-    models = assembling._models
+    models = assembling.make_models
 
     def waiting(*arguments):
         make = models(*arguments)
@@ -514,7 +512,7 @@ def late(monkeypatch):
 
         return make_late
 
-    monkeypatch.setattr(assembling, "_models", waiting)
+    monkeypatch.setattr(assembling, "make_models", waiting)
     yield made
     made.set()
 
@@ -528,7 +526,7 @@ async def test_a_deferrable_tasks_end_waits_for_others_only_while_others_run(roo
         waits_for_models = await running.submit(txt2img(1), ("6",))
         quick = await running.submit(preview(3), ("2",))
         runner = running.runners["gpu"]
-        while [task_id.job_id for task_id in runner._running] != [waits_for_models]:
+        while [task_id.job_id for task_id in runner.running] != [waits_for_models]:
             await asyncio.sleep(0.01)
         for _ in range(10):
             await asyncio.sleep(0)
@@ -559,7 +557,7 @@ async def test_a_replica_whose_models_cannot_be_made_is_not_healthy_and_says_why
 
         return make
 
-    monkeypatch.setattr(assembling, "_models", models)
+    monkeypatch.setattr(assembling, "make_models", models)
     async with cluster(root, ONE) as running:
         view = await running.finish(await running.submit(txt2img(1), ("6",)))
         assert view.state == "error"

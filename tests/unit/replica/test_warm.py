@@ -71,7 +71,6 @@ async def test_a_job_goes_to_the_replica_that_was_warmed_for_it(root: Path) -> N
         await running.replica("cold", POOL)
         view = await running.finish(await running.submit(txt2img(2), ("6",)))
         assert view.state == "success"
-        await running.runners["cold"]._models.wait()
-        assert running.runners["cold"].models.loads.loads == 0
+        assert (await running.models("cold")).loads.loads == 0
         with pytest.raises(InvalidSubmissionError, match="no pool is named 'gpx'; there are gpu; did you mean 'gpu'"):
             await running.scheduler.warm([TINY], "gpx")

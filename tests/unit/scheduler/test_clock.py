@@ -86,7 +86,7 @@ def test_only_jobs_whose_time_is_up_are_looked_at() -> None:
     assert looked == [0]
     for number in range(49):
         time_limits.ended(f"job {number}")
-    assert len(time_limits._dues) <= 2 + time_limit.FEW
+    assert len(time_limits.dues) <= 2 + time_limit.FEW
     assert [job_id for job_id, _ in time_limits.failures(jobs, 1000.0)] == ["job 49"]
     assert looked == [1]
 
@@ -94,7 +94,7 @@ def test_only_jobs_whose_time_is_up_are_looked_at() -> None:
 def test_a_job_without_a_limit_is_not_remembered() -> None:
     time_limits = JobTimeLimits({})
     time_limits.started(running().machine.jobs["a"], 100.0, 1.0)
-    assert time_limits._dues == []
+    assert time_limits.dues == []
 
 
 def test_a_deadline_is_counted_from_the_submission_also_of_what_waits() -> None:

@@ -302,18 +302,18 @@ class World(RuleBasedStateMachine):
     def every_turn_is_of_a_tenant_that_waits_and_every_device_is_had_by_what_runs(self) -> None:
         machine = self.script.machine
         for name in {pool.name for pool in self.pools}:
-            queues = [queues[name] for queues in (machine._dispatch.ready, machine._dispatch._suspects)]
+            queues = [queues[name] for queues in (machine.dispatch.ready, machine.dispatch.suspects)]
             waiting = Counter(machine.jobs[entry.job_id].tenant for queue in queues for entry in queue)
-            shares = machine._dispatch._shares[name]
-            assert shares._waiting == waiting
-            assert set(shares._order.firsts(99)) == waiting.keys()
+            shares = machine.dispatch.shares[name]
+            assert shares.waiting == waiting
+            assert set(shares.order.firsts(99)) == waiting.keys()
             for queue in queues:
                 firsts = queue.firsts(99)
-                assert {first.file for first in firsts} == {waiting.file for waiting in queue._waiting.values()}
+                assert {first.file for first in firsts} == {waiting.file for waiting in queue.waiting.values()}
                 assert firsts == sorted(queue.firsts(99), key=queue.place)
                 assert queue.first() == next(iter(firsts), None)
                 assert all(queue.first_of(first.file) is first for first in firsts)
-        devices = {(name, t) for name, device in machine._device_time._devices.items() for t in device.began_s}
+        devices = {(name, t) for name, device in machine.device_time.devices.items() for t in device.began_s}
         running = {(name, t) for name, r in machine.replicas.items() for t in r.running - r.slotless}
         assert devices <= running
         # What brought its job's end is charged with it.

@@ -59,7 +59,7 @@ async def test_feeds_that_take_too_much_together_are_forgotten_the_oldest_first(
     for client in "abc":
         feeds.put(client, shown(5))
     feeds.forget_idle()
-    assert list(feeds._feeds) == ["b", "c"]
+    assert list(feeds.feeds) == ["b", "c"]
     assert REFUSALS["events.feeds_bytes"] == forgotten + 1
 
 
@@ -78,7 +78,7 @@ async def test_streams_of_ended_jobs_are_kept_up_to_a_number_of_bytes() -> None:
     published.rebuild(row("job 0"))
     assert [i for i in range(5) if published.stream(f"job {i}")] == [0, 2, 3, 4]
     published.forget(None)
-    assert published._streams_bytes == 0
+    assert published.streams_bytes == 0
 
 
 def wait(script: Script, published: PublishedJobs, count: int) -> None:

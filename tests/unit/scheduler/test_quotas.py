@@ -62,7 +62,7 @@ def test_a_job_that_comes_before_one_that_is_admitted_takes_its_place() -> None:
     assert script.running() == ["late"]
     script.finish("late")
     assert script.machine.usage.of("studio").running == 0
-    assert not script.machine._running_limit._admitted
+    assert not script.machine.running_limit.admitted
 
 
 def test_gpu_seconds_are_kept_with_the_jobs_end_and_count_after_a_restart() -> None:

@@ -142,7 +142,7 @@ def test_the_time_of_a_replica_is_shared_by_those_that_run_there() -> None:
     script.replica("r1", slots=2)
     script.submit("one", "a", 4, tenant="flood")
     script.submit("two", "a", 4, tenant="small")
-    time = script.machine._device_time
+    time = script.machine.device_time
     one, two = sorted(script.machine.replicas["r1"].running, key=lambda task_id: task_id.job_id)
     time.advance(script.at_s + 4.0)
     assert time.end("r1", one) == 2.0
@@ -156,7 +156,7 @@ def test_a_clock_that_is_set_charges_nobody_for_hours() -> None:
     script.replica("r1")
     script.submit("one", "a", 4, tenant="flood")
     [task_id] = script.machine.replicas["r1"].running
-    time = script.machine._device_time
+    time = script.machine.device_time
     time.advance(script.at_s + 86_400.0)
     time.advance(script.at_s - 86_400.0)
     assert time.end("r1", task_id) == 10.0

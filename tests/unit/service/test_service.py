@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -138,35 +139,45 @@ class Knowing:
 
 
 @pytest.fixture
-def pooled(volume) -> Service:
-    return Service(cast(SchedulerClient, Knowing()), volume, lambda folder: FILES[folder], LIMITS, pools=POOLS)
+def knowing() -> Knowing:
+    return Knowing()
 
 
-async def chosen(service: Service, body: dict[str, Any]) -> Any:
-    """Return the pool that a submission is kept with."""
-    await service.submit(body)
-    return cast(Knowing, service._scheduler).submitted.extra_data.get("pool")
+@pytest.fixture
+def pooled(volume, knowing) -> Service:
+    return Service(cast(SchedulerClient, knowing), volume, lambda folder: FILES[folder], LIMITS, pools=POOLS)
 
 
-async def test_a_workflow_goes_to_ours_unless_it_needs_what_a_comfyui_has(pooled, example):
-    assert await chosen(pooled, example) is None
+@pytest.fixture
+def chosen(pooled, knowing) -> Callable[[dict[str, Any]], Awaitable[Any]]:
+    """Returns the pool that a submission is kept with."""
+
+    async def of(body: dict[str, Any]) -> Any:
+        await pooled.submit(body)
+        return knowing.submitted.extra_data.get("pool")
+
+    return of
+
+
+async def test_a_workflow_goes_to_ours_unless_it_needs_what_a_comfyui_has(pooled, chosen, example):
+    assert await chosen(example) is None
     example["prompt"]["6"]["class_type"] = "Film"
     with pytest.raises(InvalidGraphError, match=r"sampler_name"):  # as the pool that has the class knows it
         await pooled.submit(example)
     example["prompt"]["3"]["inputs"]["sampler_name"] = "newest"
-    assert await chosen(pooled, example) == "comfyui"
+    assert await chosen(example) == "comfyui"
 
 
-async def test_a_value_that_only_a_comfyui_takes_sends_the_workflow_there(pooled, example):
+async def test_a_value_that_only_a_comfyui_takes_sends_the_workflow_there(chosen, example):
     example["prompt"]["3"]["inputs"]["sampler_name"] = "newest"
-    assert await chosen(pooled, example) == "comfyui"
+    assert await chosen(example) == "comfyui"
 
 
-async def test_the_client_chooses_the_pool(pooled, example):
+async def test_the_client_chooses_the_pool(pooled, chosen, example):
     with pytest.raises(InvalidGraphError, match="sampler_name"):
         await pooled.submit({**example, "extra_data": {"pool": "comfyui"}})
     for pool in ("gpu", "shared"):
-        assert await chosen(pooled, {**example, "extra_data": {"pool": pool}}) == pool
+        assert await chosen({**example, "extra_data": {"pool": pool}}) == pool
     for wrong in ("none", 1, ["gpu"]):
         with pytest.raises(InvalidSubmissionError, match="must be one of shared, gpu, comfyui, broken"):
             await pooled.submit({**example, "extra_data": {"pool": wrong}})
@@ -185,12 +196,12 @@ async def test_every_class_of_every_pool_is_known(pooled):
     assert (await pooled.specs())["KSampler"] == SPECS["KSampler"]
 
 
-async def test_a_service_within_a_tenant_submits_that_tenants_jobs(pooled, example):
+async def test_a_service_within_a_tenant_submits_that_tenants_jobs(pooled, knowing, example):
     bound = pooled.for_tenant("studio")
     await bound.submit(example)
-    assert cast(Knowing, pooled._scheduler).submitted.tenant == "studio"
+    assert knowing.submitted.tenant == "studio"
     await pooled.submit(example)
-    assert cast(Knowing, pooled._scheduler).submitted.tenant == ""
+    assert knowing.submitted.tenant == ""
     assert pooled.for_tenant("") is pooled
 
 

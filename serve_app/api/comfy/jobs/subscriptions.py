@@ -99,7 +99,8 @@ class Subscriptions:
         self._sockets: dict[str, Socket] = {}
         self._parted: dict[str, Reader] = {}
         self._joined = asyncio.Event()
-        self._running: asyncio.Task[None] | None = None
+        self.feeding: asyncio.Task[None] | None = None
+        """What sends events to the sockets."""
         self._queue_version = -1
         self._queue_sent_s = float("-inf")
 
@@ -119,8 +120,8 @@ class Subscriptions:
         await self._catch_up(socket, everyones, attached.running)
         self._sockets[socket.feed] = socket
         self._joined.set()
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._feed(everyones))
+        if self.feeding is None or self.feeding.done():
+            self.feeding = asyncio.create_task(self._feed(everyones))
 
     def leave(self, socket: Socket) -> None:
         """Stop feeding a socket; the next poll has its last cursor."""

@@ -226,7 +226,7 @@ class TextEncoder:
     ) -> None:
         self._family = family
         self._projected = bool(family.projection) and (projected or family.kind != "l")
-        self._network: Any = network
+        self.network: Any = network
         self._vectors = vectors
         self._normed = family.kind != "g" and not paired
         self._default = -1 if family.kind == "l" and not paired else -2
@@ -314,7 +314,7 @@ class TextEncoder:
 
     def _forward(self, batch: list[Chunk], stop_at: int | None) -> tuple[Tensor, Tensor]:
         """Return the layer's rows (N,T,D) and each chunk's pooled row (N,P), float32."""
-        network = self._network
+        network = self.network
         table: Tensor = network.embeddings.token_embedding.weight
         rows = embedded(table, [[token for token, _ in chunk] for chunk in batch], END)
         x = rows + network.embeddings.position_embedding.weight

@@ -327,7 +327,7 @@ async def test_a_job_is_deleted_once_it_has_ended_and_no_sooner(client, replica,
         refused = await client.delete(f"{root}/jobs/{JOB}")
         assert refused.status_code == 409
         assert "has not ended" in refused.text
-        if not replica._running:
+        if not replica.running:
             await replica.start(JOB)
     await replica.succeed(JOB, {"6": SHOWN})
     assert (await client.delete(f"{root}/jobs/{JOB}")).json() == {"deleted": True}

@@ -195,7 +195,7 @@ async def test_an_unknown_asset_is_not_found(client, asset_id):
 
 async def test_an_older_scheduler_changes_nothing_and_says_to_come_back(client, scheduler):
     asset = (await upload(client)).json()
-    scheduler.scheduler._jobs.acquire("a newer one")
+    scheduler.scheduler.jobs.acquire("a newer one")
     answer = await client.delete(f"/api/v2/assets/{asset['id']}")
     assert code(answer) == (429, "deployment_not_ready")
     assert int(answer.headers["Retry-After"]) > 0

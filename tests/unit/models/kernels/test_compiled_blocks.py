@@ -23,7 +23,7 @@ from serve_app.models.lora.slots import Pair, Slots, Slotted
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.quantization.eight_bit import in_eight_bits
 from serve_app.models.quantization.quantized_linear import QuantizedLinear
-from serve_app.models.weights.streaming import _ARRIVAL
+from serve_app.models.weights.streaming import ARRIVAL
 from tests.unit.models.kernels.blocks import flux_rows, network
 
 FLUX = Flux(64, 2, 3, 3, 16, 8)
@@ -41,7 +41,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return graph.forward
 
     monkeypatch.setattr(compiled_blocks, "BACKEND", backend)
-    compiled_blocks._compiled.cache_clear()
+    compiled_blocks.compiled_forward.cache_clear()
     torch._dynamo.reset()
     settings = torch._dynamo.config.patch(recompile_limit=8, skip_nnmodule_hook_guards=True, suppress_errors=False)
     sizes: Any = torch.fx.experimental._config
@@ -49,7 +49,7 @@ def compiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         assert prepare_compiler(torch.device("cpu")) is None
         found.clear()
         yield found
-    compiled_blocks._compiled.cache_clear()
+    compiled_blocks.compiled_forward.cache_clear()
     torch._dynamo.reset()
 
 
@@ -111,9 +111,9 @@ def test_lora_slots_are_added_in_compiled_blocks(compiles: list[str]) -> None:
         with_slots = answer(made, rows)
         slots.leave()
         slots.use(2)
-        made._blocks, blocks = None, made._blocks
+        made.blocks, blocks = None, made.blocks
         torch.testing.assert_close(with_slots, answer(made, rows), rtol=1e-4, atol=1e-4)
-        made._blocks = blocks
+        made.blocks = blocks
         slots.leave()
     assert not torch.allclose(with_slots, bare, atol=1e-2)
     assert torch.equal(bare, answer(made, rows))
@@ -144,7 +144,7 @@ def test_networks_that_are_not_compiled_say_why(compiles: list[str], caplog: pyt
     networks: Any = flux(compiled=False).module, flux(compiled=False).module
     quantized, streamed = networks
     quantized.proj_out = QuantizedLinear(in_eight_bits(quantized.proj_out.weight.data), None)
-    streamed.proj_out.__dict__[_ARRIVAL] = object()
+    streamed.proj_out.__dict__[ARRIVAL] = object()
     assert reason_against(quantized) == "its weights are quantized"
     assert reason_against(streamed) == "some of its weights stream"
     with caplog.at_level("INFO"):

@@ -96,9 +96,8 @@ def test_models_that_are_used_once_do_not_keep_what_others_need_in_turn() -> Non
 
 
 def test_a_copy_without_what_no_file_has_is_of_no_use() -> None:
-    cache = HostCache(10 * CHUNK)
     shrunk: list[tuple[str, int]] = []
-    cache._shrunk = lambda copy: shrunk.append((str(copy.key), copy.present))
+    cache = HostCache(10 * CHUNK, shrunk=lambda copy: shrunk.append((str(copy.key), copy.present)))
     assert cache.evict("plain", [CHUNK] * 8) is not None
     merged = cache.evict("merged", [CHUNK] * 8, required=8)
     # Of the other all but a chunk may be read from its file.

@@ -179,7 +179,7 @@ def test_text_encoders_are_merged_and_rounded_as_comfyui_holds_them(catalog: Cat
     a, b = (Recipe("clip", "text_encoders", f"{letter}.safetensors") for letter in "ab")
     recipe = merged(a, b, Share("", 0.3, 0.7))
     held = cpu_weights(catalog)
-    module = held.clip(recipe).encoder._network  # type: ignore[attr-defined]
+    module = held.clip(recipe).encoder.network  # type: ignore[attr-defined]
     ends = ("embeddings.token_embedding.weight", "final_layer_norm.bias")
     for name in ends:
         of = [mixture(one, part_files(catalog, one)).tensor(name) for one in (a, b)]

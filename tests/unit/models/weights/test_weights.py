@@ -108,7 +108,7 @@ def live_bytes(module):
 def test_an_evicted_part_has_no_memory_and_says_so_if_it_is_used(catalog, part):
     held, recipe = weights(catalog, ONE), Recipe(part, "checkpoints", "a.safetensors")
     model = getattr(held, part)(recipe)
-    [module] = [resident.loaded.module for resident in held._residency._resident.values()]
+    [module] = [resident.loaded.module for resident in held.residency.resident.values()]
     tensors = tensors_of(module.modules())
     storages = [StorageWeakRef(tensor.untyped_storage()) for tensor in tensors if not tensor.is_mkldnn]
     assert live_bytes(module) > 0
@@ -285,8 +285,8 @@ class Tight:
 
     def __init__(self, monkeypatch, held, room):
         self.failures = 0
-        self._held, self._room, self._load = held, room, held._loader.load
-        monkeypatch.setattr(held._loader, "load", self.load)
+        self._held, self._room, self._load = held, room, held.loader.load
+        monkeypatch.setattr(held.loader, "load", self.load)
 
     def load(self, recipe, files, stream=None):
         if len(self._held.resident()) >= self._room:

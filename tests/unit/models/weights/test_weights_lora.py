@@ -172,7 +172,7 @@ def test_an_evicted_set_has_no_memory_and_the_weights_that_it_shared_stay(catalo
     load = held.backbone if recipe is BACKBONE else held.clip
     hold = held.open(recipe)
     load(under(recipe, (1, 0.8)))
-    loras, part = held._residency._resident.values()
+    loras, part = held.residency.resident.values()
     own = tensors_of(part.loaded.module.modules())
     if recipe is BACKBONE:
         changed = [p for layer in loras.loras.layers.values() for p in tensors_of(layer.thin().modules())]

@@ -169,4 +169,4 @@ def test_tenants_that_come_and_go_leave_nothing_in_a_ranking() -> None:
         ranking.discard(tenant)
         shares.end("stays", shares.start("stays", 1.0), 1.0)
         assert ranking.firsts(9) == ["stays"]
-    assert len(ranking._heap) <= 4
+    assert len(ranking.entries) <= 4

@@ -18,7 +18,7 @@ def test_the_next_tasks_of_a_file_are_the_first_of_it_in_order(seed: int) -> Non
     script, numbers = Loaded(), chance.sample(range(1000), 40)
     for number in numbers:
         script.submit(f"j{number:03}", "ab"[number % 2], number=number)
-    ready = script.machine._dispatch.ready["gpu"]
+    ready = script.machine.dispatch.ready["gpu"]
 
     def found() -> list[str]:
         return [waiting.entry.job_id for waiting in ready.nexts_of("a.safetensors", LOOKED_FOR)]

@@ -109,7 +109,7 @@ async def test_to_release_a_job_looks_through_no_feed():
 
     feeds = Feeds(epoch=1)
     feeds.hold("a", "c")
-    feeds._feed("c").unread = Unread()
+    feeds.feeds["c"].unread = Unread()
     feeds.put("c", event(5, "queued"))
     feeds.release("a")
     assert not feeds.holds("a")
@@ -237,4 +237,4 @@ async def test_an_event_costs_a_look_at_its_own_clients_feed_alone(monkeypatch: 
     feeds.put("client 7", event(2))
     assert [list((await poll).events) for poll in polls] == [["client 7"]] * 2
     assert len(looked) == 2 * 500 + 2
-    assert not feeds._polls
+    assert not feeds.polls

@@ -32,7 +32,7 @@ def test_durations_are_read_once():
 
 def test_a_job_cancelled_before_it_starts_has_run_for_no_time_at_all():
     counters = told(("a", "queued", 10), ("a", "cancelled", 15))
-    assert (list(counters.runs_s), counters.ended["cancelled"], counters._since_s) == ([], 1, {})
+    assert (list(counters.runs_s), counters.ended["cancelled"], counters.since_s) == ([], 1, {})
 
 
 def test_a_job_of_an_earlier_scheduler_is_counted_without_durations():

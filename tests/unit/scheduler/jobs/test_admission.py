@@ -18,10 +18,10 @@ from serve_app.store.database.changes import Submission
 SPEC = NodeSpec("Save", (), (), (), (), output_node=True)
 
 
-def admission(**settings: Any) -> Admission:
+def admission(*pools: Pool, **settings: Any) -> Admission:
     given = {"max_queue": 10, "client_share": 0.8, "client_priority": True, "share_results": True, "strict": False}
     rules = AdmissionRules(**{**given, "max_priority": 100, **settings})
-    return Admission(rules, [Pool("cpu", False)], lambda: {"Save": SPEC}, lambda *_: "", next_order=0)
+    return Admission(rules, pools or [Pool("cpu", False)], lambda: {"Save": SPEC}, lambda *_: "", next_order=0)
 
 
 async def admit(door: Admission, waiting: Sequence[str | None], **fields: Any) -> float:
@@ -64,9 +64,8 @@ async def test_a_priority_beyond_the_bound_is_refused_with_the_bound(priority: i
 
 def two_pools(**settings: Any) -> Admission:
     """Two pools that take the node, of which the first has settings by which pictures differ."""
-    door = admission(optimizations={"quick": {"fast": True, "step_cache": 0.2}, "exact": {"fast": True}}, **settings)
-    door._pools = [Pool("quick", True), Pool("exact", True)]
-    return door
+    optimizations = {"quick": {"fast": True, "step_cache": 0.2}, "exact": {"fast": True}}
+    return admission(Pool("quick", True), Pool("exact", True), optimizations=optimizations, **settings)
 
 
 async def job_of(door: Admission, **extra_data: Any) -> tuple[str, dict[str, Any]]:

@@ -155,7 +155,7 @@ def test_tokens_that_it_cannot_read_are_refused(encoder, chunks, said):
 
 
 def test_sdxl_reads_tokens_for_both_encoders_or_for_one(encoder, checkpoint):
-    both = DualTextEncoder(encoder, TextEncoder(replace(ARCHITECTURE, kind="g"), encoder._network, lambda *_: None))
+    both = DualTextEncoder(encoder, TextEncoder(replace(ARCHITECTURE, kind="g"), encoder.network, lambda *_: None))
     tokens = {key: [[p[:2] for p in chunk] for chunk in chunks] for key, chunks in both.tokens("a hill").items()}
     [text, given, alone] = both.encode(["a hill", TokenizedText(tokens), TokenizedText({"l": tokens["l"]})])
     assert torch.equal(given[0][0], text[0][0])
