@@ -103,6 +103,13 @@ def test_a_kernel_is_counted_with_what_it_computes_reads_and_writes() -> None:
     assert made.peak_bytes == 4 * (48 + 48)
 
 
+def test_an_operation_that_torch_takes_apart_is_counted_by_its_parts() -> None:
+    x, weight = torch.ones(6, 4), torch.ones(4, 8)
+    with torch.inference_mode(), Counting(torch.device("cpu")) as made:
+        torch.matmul(x, weight)
+    assert made.kernels == {Kernel(2 * 6 * 4 * 8, 4 * (24 + 32 + 48)): 1}
+
+
 def test_views_of_weights_and_changes_in_place_are_no_allocations() -> None:
     weight, x = torch.ones(64, 64), torch.ones(1, 64)
     with torch.inference_mode(), Counting(torch.device("cpu")) as made:

@@ -107,6 +107,12 @@ def test_the_authors_own_names_of_norms_are_known_too() -> None:
     assert set(found.sources) == set(find_part("backbone", [tensors("flux")]).sources)
 
 
+@pytest.mark.parametrize("name", ["zimage", "lumina2"])
+def test_norms_of_queries_and_keys_add_the_least_that_the_authors_torch_adds(name: str) -> None:
+    norms = [m for end, m in TINY[name].empty().named_modules() if end.endswith(("norm_q", "norm_k"))]
+    assert {norm.eps for norm in norms} == {torch.finfo(torch.float32).eps}
+
+
 @pytest.mark.parametrize(
     ("family", "billions"),
     [

@@ -46,6 +46,14 @@ def test_a_patch_set_to_do_nothing_leaves_plain_guidance(patch):
         torch.testing.assert_close(shaped(patch), UNCOND + (COND - UNCOND) * 4, rtol=1e-4, atol=1e-4)
 
 
+def test_low_frequencies_of_guidance_are_scaled_apart_from_high_ones():
+    low = torch.ones_like(COND)
+    high = low.clone()
+    high[..., 1::2] *= -1
+    guided = shaped(FrequencyScaling(2.0, 3.0, 1), scale=1.0, cond=UNCOND + low + high)
+    torch.testing.assert_close(guided, UNCOND + 2 * low + 3 * high, rtol=1e-4, atol=1e-4)
+
+
 def test_rescaling_gives_the_guided_v_the_positives_deviation():
     denoised = shaped(RescaleCfg(1.0))
     v, positive = (X / 10 - d for d in (denoised, COND))

@@ -53,16 +53,19 @@ class Adding:
 
 
 def run(
-    cache: EasyCache, moves: list[float], sigmas: list[float], scale: float = 1.0
+    cache: EasyCache, moves: list[float], sigmas: list[float], scale: float = 1.0, size: float = 1.0
 ) -> tuple[list[int], list[Tensor]]:
-    """Return how many pieces each step asks, and what it comes to. moves: of x, from X, in turn."""
+    """Return how many pieces each step asks, and what it comes to. moves: of x, from X, in turn; size: of all."""
     backbone: Any = Adding()
-    conds: Any = {"positive": [(torch.full((1, 2, 3), 1.0), {})], "negative": [(torch.full((1, 2, 3), 3.0), {})]}
+    conds: Any = {
+        "positive": [(torch.full((1, 2, 3), size), {})],
+        "negative": [(torch.full((1, 2, 3), 3 * size), {})],
+    }
     canvas = Canvas(X * 0, X * 0)
     guidance = Guidance(backbone, conds, CfgRule(Cfg(scale)), canvas, caches=(cache,))
     asked, made = [], []
     for step, (move, sigma) in enumerate(zip(moves, sigmas, strict=True)):
-        evaluation = Evaluation(X + move, sigma, step)
+        evaluation = Evaluation((X + move) * size, sigma, step)
         pieces = guidance.pieces(evaluation)
         guidance.take(evaluation, [backbone.answer(piece) for piece in pieces])
         asked.append(len(pieces))
@@ -97,6 +100,12 @@ def test_estimated_changes_add_up_until_a_step_is_computed() -> None:
     reused = "".join("r" if count == 0 else "c" for count in asked)
     assert reused.startswith("cc")
     assert "rc" in reused[2:]
+
+
+def test_changes_count_by_the_size_of_what_changes() -> None:
+    moves, sigmas = [0.1 * step for step in range(12)], [0.95 - 0.05 * step for step in range(12)]
+    asked = [run(EasyCache(0.3, 0.0, 1.0), moves, sigmas, size=size)[0] for size in (1.0, 0.125, 8.0)]
+    assert asked[0] == asked[1] == asked[2]
 
 
 def test_only_between_its_levels() -> None:

@@ -12,6 +12,7 @@ from serve_app.sampling.request import Steps
 from serve_app.sampling.samplers.evaluation import SamplerSpec
 from serve_app.sampling.samplers.samplers import euler
 from serve_app.sampling.schedules.levels import TableLevels
+from serve_app.sampling.schedules.schedules import variance_preserving
 from serve_app.sampling.schedules.sigmas import SCHEDULES, sigmas_for
 
 LEVELS = TableLevels()
@@ -32,6 +33,13 @@ def test_a_schedule_descends_from_within_the_table_to_zero(name, steps):
     assert (sigmas.diff() < 0).all()
     assert sigmas[-1] == 0
     assert sigmas[0] <= LEVELS.sigma_max * (1 + 1e-5)
+
+
+def test_levels_of_a_variance_preserving_process_are_those_of_its_times():
+    beta_d, beta_min = 19.0, 0.2
+    found = variance_preserving(3, beta_d, beta_min, 0.5)
+    wanted = [math.sqrt(math.expm1(beta_d * t * t / 2 + beta_min * t)) for t in (1.0, 0.75, 0.5)]
+    torch.testing.assert_close(found, torch.tensor([*wanted, 0.0]))
 
 
 @pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"ddim_uniform"}))
