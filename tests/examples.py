@@ -1,7 +1,10 @@
-"""How many examples Hypothesis tries of a property: few in `make test`, many in `make test-all`."""
+"""How many examples tests try of a property: few in `make test`, many in `make test-all`."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 from hypothesis import HealthCheck, settings
 
 PROFILES = {"short": 30, "long": 200}
@@ -20,3 +23,8 @@ def register() -> None:
 def fewer(times: int) -> settings:
     """Return settings for a property whose examples are slow: the profile's number of them divided by `times`."""
     return settings(max_examples=settings().max_examples // times)
+
+
+def seeds(few: int, many: int) -> list[Any]:
+    """Return the seeds of a test of drawn cases, of which those after the first `few` are part of its long form."""
+    return [*range(few), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(few, many))]

@@ -13,6 +13,7 @@ from serve_app.scheduler.core.dispatch import MIN_WORK_PER_LOAD
 from serve_app.scheduler.core.events import CancelAsked, ReplicaLeft, TimePassed
 from serve_app.scheduler.core.machine import Machine
 from serve_app.scheduler.protocol.messages import ResidentWeights
+from tests.examples import seeds
 from tests.unit.scheduler.core.test_dispatch import COSTS, LOAD_S, STEP_S, Loaded
 from tests.unit.scheduler.script import Script, assigned
 
@@ -65,7 +66,7 @@ class Turns(Loaded):
         self.begin()
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", seeds(4, 20))
 def test_no_tenant_that_waits_falls_behind_by_more_than_waiting_for_weights_may_cost(seed: int) -> None:
     """The bound of `fair_share.py`, where a turn is the time for which `dispatch.py` keeps a line."""
     chance = random.Random(seed)
