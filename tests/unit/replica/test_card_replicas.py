@@ -58,6 +58,17 @@ def pools_of(text: str) -> tuple[PoolConfig, ...]:
     return tuple(pool for pool in config.pools if pool.comfyui is None)
 
 
+def shipped() -> list[Any]:
+    """Return the pools of each shipped configuration and manifest, those of several that are equal once."""
+    names: dict[str, list[str]] = {}
+    pools: dict[str, tuple[PoolConfig, ...]] = {}
+    for name, text in (CONFIGS | MANIFESTS).items():
+        found = pools_of(text)
+        pools[repr(found)] = found
+        names.setdefault(repr(found), []).append(name)
+    return [pytest.param(found, id=", ".join(names[key])) for key, found in pools.items()]
+
+
 @asynccontextmanager
 async def replicas(root: Path, pools: tuple[PoolConfig, ...]) -> AsyncIterator[Cluster]:
     """Replicas whose threads all begin here, so that they use the card that there is now."""
@@ -102,9 +113,8 @@ def end(running: Cluster) -> None:
             models.close()
 
 
-@pytest.mark.parametrize("name", [*CONFIGS, *MANIFESTS])
-async def test_a_replica_of_each_pool_starts_loads_draws_and_saves(root: Path, name: str) -> None:
-    pools = pools_of((CONFIGS | MANIFESTS)[name])
+@pytest.mark.parametrize("pools", shipped())
+async def test_a_replica_of_each_pool_starts_loads_draws_and_saves(root: Path, pools: tuple[PoolConfig, ...]) -> None:
     assert sum(pool.gpus for pool in pools) <= 1
     with a_card() as (card, driver):
         _, counts = await drawn(root, pools, *({"seed": seed} for seed in range(3)))
@@ -145,7 +155,7 @@ async def test_graphs_are_made_dropped_and_made_again_as_models_take_turns(root:
         assert card.order.early == []
 
 
-@pytest.mark.parametrize("tried", [8, pytest.param(500, marks=pytest.mark.long)])
+@pytest.mark.parametrize("tried", [4, pytest.param(500, marks=pytest.mark.long)])
 async def test_a_job_that_finds_no_memory_somewhere_ends_and_the_next_is_as_any_other(root: Path, tried: int) -> None:
     """Weights are loaded anew for each job, so that every allocation of one, from its first, is among those tried."""
     pictures: dict[int, bytes] = {}
