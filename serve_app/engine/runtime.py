@@ -165,7 +165,7 @@ class EngineRuntime:
     async def prefetch(self, recipe: Recipe, spared: Callable[[str], bool]) -> bool:
         """Load weights that jobs are expected to need, as `Loads.prefetch`. Errors: ModelFileError."""
         try:
-            need = await asyncio.to_thread(self.weights.need, recipe)
+            need = await asyncio.to_thread(self.weights.needs.of, recipe)
             return await asyncio.wrap_future(self._loads.prefetch(need, spared))
         except asyncio.CancelledError:
             self._loads.prefetched.dropped += 1
@@ -328,7 +328,7 @@ class EngineRuntime:
         return await asyncio.wrap_future(done)
 
     async def _hold(self, recipe: Recipe, loading: Loading) -> Hold:
-        return await self._ready(lambda: self.weights.need(recipe), loading)
+        return await self._ready(lambda: self.weights.needs.of(recipe), loading)
 
     async def _ready(self, need: Callable[[], Need], loading: Loading) -> Hold:
         """Return a hold of weights, which are loaded by then; the caller closes it. need: called in another thread."""

@@ -102,7 +102,7 @@ class SamplingRun:
 
     def requirements(self) -> Need:
         """Return all weights that the run needs at once. It opens files. Errors: ModelFileError."""
-        return self._weights.need(*self._needed(self._backbone), activation_bytes=self._activation_bytes)
+        return self._weights.needs.of(*self._needed(self._backbone), activation_bytes=self._activation_bytes)
 
     def prepare(self, hold: Hold) -> Beginning:
         """Return schedule, noise and first latents; read its state.
@@ -244,13 +244,13 @@ class SamplingRun:
         Errors: DeviceMemoryError, with what would fit, where a forward of one row has no room even so.
         """
         self._refuse_too_large()
-        return self._weights.fitted(*self._needed(self._guider.backbone), activation_bytes=self._activation_bytes)
+        return self._weights.needs.fitted(*self._needed(self._guider.backbone), activation_bytes=self._activation_bytes)
 
     def _refuse_too_large(self) -> None:
         needed = self._activation_bytes
         if not needed:
             return
-        own, elsewhere = self._weights.room_with(*self._needed(self._guider.backbone))
+        own, elsewhere = self._weights.needs.room_with(*self._needed(self._guider.backbone))
         # What is counted has a margin, which a forward that would just fit need not have.
         if needed <= ACTIVATIONS_MARGIN * own:
             return
@@ -266,7 +266,7 @@ class SamplingRun:
     def _activation_bytes(self) -> int:
         """What a forward of one of its rows takes of the device, beside weights."""
         request = self._request
-        return self._weights.activation_bytes(
+        return self._weights.needs.activation_bytes(
             self._guider.backbone, request.latents, self._guider.conds, request.factor
         )
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,33 +33,25 @@ from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
-from serve_app.models.weights.activations import Activations
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loader, control_file
-from serve_app.models.weights.memory_plan import CELL_BYTES, Room, largest_forward, stream_share, weights_left
-from serve_app.models.weights.recipes import Need, WeightFiles, part_files, set_files, unmerged, version
+from serve_app.models.weights.needs import Needs
+from serve_app.models.weights.recipes import Need, WeightFiles, part_files
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
-from serve_app.nested_tensor import Samples
 from serve_app.recipe.controls import DiffControlNetBase, ModelControl
 from serve_app.recipe.layers import ReferenceMethod
 from serve_app.recipe.pack_functions import PackFunctions
-from serve_app.recipe.recipe import Part, Recipe
+from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import ClipSkip, T5Padding
 from serve_app.recipe.training import Training
-from serve_app.recipe.weights import Scale, Streams, WeightChange
+from serve_app.recipe.weights import WeightChange
 from serve_app.sampling.denoiser import trained
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.store.models.catalog import Catalog
-from serve_app.values import Conditioning, Extraction
+from serve_app.values import Extraction
 
 MB = 1024**2
-SIZES_KEPT = 1024
-"""How many parts' and sets' sizes are cached; computing one opens files."""
-
-STREAMED: frozenset[Part] = frozenset({"backbone", "clip"})
-"""Parts that stream where they are too large."""
-
 _log = log.get("models")
 
 
@@ -114,9 +106,8 @@ class Weights:
         self.loader = Loader(device, dtype, vae_dtype, fp8_matmul, options)
         self._lexicon = Lexicon(catalog)
         self.residency = Residency(budget_bytes, forwards_bytes)
-        self._activations = Activations(self.loader)
+        self.needs = Needs(catalog, device, self.loader, self.residency)
         self.host = HostWeights(device, host_bytes, ring=self.loader.ring)
-        self._sizes: dict[Hashable, int] = {}
         self._lock = self.residency.lock
         # Held over a load; the other lock never is, so that whoever only asks does not wait for one.
         self._loading = Lock()
@@ -214,52 +205,11 @@ class Weights:
         own = tuple(patch for patch in control_net.patches if not isinstance(patch, DiffControlNetBase))
         return replace(control_net, patches=own if changed is None else (*own, changed))
 
-    def fitted(self, backbone: Recipe, *others: Recipe, activation_bytes: int = 0) -> Recipe:
-        """Return a backbone's recipe for use with others at once: streaming if not all fit beside its forwards.
-
-        activation_bytes: of a forward. It opens files seen for the first time. Errors: ModelFileError.
-        """
-        if self.device.type != "cuda":
-            return backbone
-        budget = self.residency.budget_bytes
-        nbytes, beside = self._sizes_with(backbone, others)
-        left = weights_left(budget, self.residency.forwards_bytes, activation_bytes)
-        share = stream_share(nbytes, beside, budget, left)
-        alone = stream_share(nbytes, 0, budget)
-        return backbone if share in (None, alone) else backbone.with_patch(Streams(share))
-
-    def room_with(self, backbone: Recipe, *others: Recipe) -> tuple[int, Callable[[int], int]]:
-        """Return the bytes of the largest forward with a backbone and others at once: here, and by a card's bytes."""
-        nbytes, beside = self._sizes_with(backbone, others)
-        budget, forwards = self.residency.budget_bytes, self.residency.forwards_bytes
-
-        def on_card(card_bytes: int) -> int:
-            return Room.of(card_bytes, 0, forwards // CELL_BYTES).largest_forward(nbytes, beside)
-
-        return largest_forward(nbytes, beside, budget, forwards), on_card
-
-    def _sizes_with(self, backbone: Recipe, others: Sequence[Recipe]) -> tuple[int, int]:
-        """Return the bytes of a backbone, and of others that are needed at once."""
-        files = self._files(backbone)[0]
-        beside = sum(self.need(backbone, *others).nbytes.values()) - self._device_bytes(backbone, files)
-        return self._part_bytes(backbone, files), beside
-
-    def activation_bytes(
-        self, backbone: Recipe, latents: Samples, conds: Mapping[str, Conditioning], factor: int | None = None
-    ) -> int:
-        """Return what a forward of one of a run's rows takes of the GPU beside weights; 0 on a CPU.
-
-        latents, factor: as in a SamplingRequest. It opens files seen for the first time. Errors: ModelFileError.
-        """
-        if self.device.type != "cuda":
-            return 0
-        return self._activations.nbytes(backbone, part_files(self._catalog, backbone), latents, conds, factor)
-
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
         """Return the warnings on a resident recipe: LoRAs or merges with tensors that fit nowhere."""
         if not recipe.all(WeightChange):
             return ()
-        files, of_set = self._files(recipe)
+        files, of_set = self.needs.files(recipe)
         return self.residency.remarks(files.key) + (() if of_set is None else self.residency.remarks(of_set.key))
 
     def encodes_hint(self, control_net: Recipe) -> bool:
@@ -294,22 +244,6 @@ class Weights:
     ) -> SafetensorsFile:
         """Return the LoRA extracted from a backbone's and text encoders' weights. Errors: ModelFileError."""
         return extraction.lora_file(self._catalog, model, clip, asked, self.device, progress)
-
-    def need(self, *recipes: Recipe, activation_bytes: int = 0) -> Need:
-        """Return the weights that these recipes need at once. It opens files seen for the first time.
-
-        activation_bytes: of the largest forward with them, as `activation_bytes`.
-        """
-        nbytes: dict[Hashable, int] = {}
-        shown = (control for recipe in recipes for control in recipe.all(ModelControl))
-        beside = (found for control in shown for found in (control.recipe, control.vae) if found is not None)
-        wanted = tuple(dict.fromkeys((*recipes, *beside)))
-        for recipe in wanted:
-            files, of_set = self._files(recipe)
-            nbytes[files.key] = self._device_bytes(recipe, files)
-            if of_set is not None:
-                nbytes[of_set.key] = self._set_bytes(recipe, files, of_set)
-        return Need(nbytes, wanted, activation_bytes)
 
     def hold(self, need: Need) -> Hold | None:
         """Return a hold that keeps all that is needed, and room for what is absent; None if that does not fit now.
@@ -421,13 +355,13 @@ class Weights:
 
     def _loaded(self, recipe: Recipe, hold: Hold) -> ResidentWeights:
         """Return what is resident of a recipe, kept by a hold; loaded if it is absent."""
-        files, of_set = self._files(recipe)
+        files, of_set = self.needs.files(recipe)
         resident = self._get(
-            files.key, hold, partial(self._device_bytes, recipe, files), partial(self._load, recipe, files)
+            files.key, hold, partial(self.needs.device_bytes, recipe, files), partial(self._load, recipe, files)
         )
         if of_set is not None:
             load = partial(self._load_set, recipe, resident, of_set)
-            resident = self._get(of_set.key, hold, partial(self._set_bytes, recipe, files, of_set), load)
+            resident = self._get(of_set.key, hold, partial(self.needs.set_bytes, recipe, files, of_set), load)
         return resident
 
     def _get(
@@ -473,11 +407,11 @@ class Weights:
     def _load(self, recipe: Recipe, files: WeightFiles) -> ResidentWeights:
         loaded = self.host.take(files.key)
         if loaded is None:
-            room = self._stream_bytes(recipe, files)
+            room = self.needs.stream_bytes(recipe, files)
             stream = None if room is None else partial(self.host.stream, recipe.part, room)
             loaded = self.loader.load(recipe, files, stream)
         streaming = loaded.streaming
-        nbytes = self._part_bytes(recipe, files) if streaming is None else streaming.nbytes
+        nbytes = self.needs.part_bytes(recipe, files) if streaming is None else streaming.nbytes
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.resident_bytes + nbytes) >> 20)
         return ResidentWeights(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
@@ -488,48 +422,6 @@ class Weights:
         if recipe.part == "backbone":
             return ResidentWeights(base.loaded, name, 0, key, loras, remarks)
         return ResidentWeights(self.loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)
-
-    def _files(self, recipe: Recipe) -> tuple[WeightFiles, WeightFiles | None]:
-        """Return the files of a recipe's part, and of the changes on top of it, if any.
-
-        For a streamed text encoder all changes are merged in: there is no room for merged copies of layers.
-        """
-        files, changes = part_files(self._catalog, recipe), unmerged(recipe)
-        if not changes:
-            return files, None
-        if recipe.part != "backbone" and self._stream_bytes(recipe, files) is not None:
-            return part_files(self._catalog, recipe, whole=True), None
-        return files, set_files(self._catalog, files.key, changes)
-
-    def _stream_bytes(self, recipe: Recipe, files: WeightFiles) -> int | None:
-        """Return how much of a GPU a streaming part takes, by its recipe or as it is too large; else None."""
-        if self.device.type != "cuda" or recipe.part not in STREAMED:
-            return None
-        budget, said = self.residency.budget_bytes, recipe.last(Streams)
-        share = stream_share(self._part_bytes(recipe, files), 0, budget) if said is None else said.share
-        return None if share is None else int(budget * share)
-
-    def _device_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
-        room = self._stream_bytes(recipe, files)
-        return self._part_bytes(recipe, files) if room is None else room
-
-    def _part_bytes(self, recipe: Recipe, files: WeightFiles) -> int:
-        return self._size(files.key, lambda: self.loader.nbytes(recipe, files))
-
-    def _set_bytes(self, recipe: Recipe, files: WeightFiles, of_set: WeightFiles) -> int:
-        # Strengths are ignored: they do not matter, and have no end of values.
-        scaled = (end for change in unmerged(recipe) if isinstance(change, Scale) for end, _ in change.factors)
-        size_key = (files.key, *map(version, of_set.paths), *scaled)
-        return self._size(size_key, lambda: self.loader.lora_bytes(recipe, files, of_set))
-
-    def _size(self, key: Hashable, measure: Callable[[], int]) -> int:
-        if (size := self._sizes.get(key)) is None:
-            size = measure()
-            with self._lock:
-                self._sizes[key] = size
-                if len(self._sizes) > SIZES_KEPT:
-                    del self._sizes[next(iter(self._sizes))]
-        return size
 
     def _has_room(self, nbytes: int) -> bool:
         with self._lock:

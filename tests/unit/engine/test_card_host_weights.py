@@ -20,10 +20,11 @@ from serve_app.models.lora.slots import Pair, Slots, Slotted
 from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loaded
+from serve_app.models.weights.needs import STREAMED
 from serve_app.models.weights.pinned_memory import ALIGNED, Layout
 from serve_app.models.weights.streaming import with_own_weights
 from serve_app.models.weights.upload import HostCopies, Ring
-from serve_app.models.weights.weights import STREAMED, Weights
+from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Part, Recipe
 from serve_app.recipe.weights import Merge, Share
 from serve_app.store.models.catalog import Catalog
@@ -177,7 +178,7 @@ class Loads:
         """Return the weights of a part, loaded if it is absent."""
         with torch.no_grad(), self.card.used():
             recipe = Recipe(part, "checkpoints", f"{name}.safetensors", patches)
-            *_, key = self.weights.need(recipe).nbytes
+            *_, key = self.weights.needs.of(recipe).nbytes
             with self.weights.open(recipe):
                 resident = self.weights.residency.resident[key]
             # All at once: what has gone may have had the place of what comes, by which tensors are told apart.

@@ -179,11 +179,11 @@ def test_weights_that_make_way_for_a_load_wait_for_no_forward_and_those_for_a_fo
 
     monkeypatch.setattr(torch._C, "_cuda_emptyCache", emptied_by, raising=False)
     one, other = SMALL, of("vae", "checkpoints", "sample")
-    loading.weights.residency.budget_bytes = sum(loading.weights.need(one).nbytes.values())
+    loading.weights.residency.budget_bytes = sum(loading.weights.needs.of(one).nbytes.values())
 
     def turns() -> None:
         for recipe in (one, other, one, other):
-            hold = loading.weights.hold(loading.weights.need(recipe))
+            hold = loading.weights.hold(loading.weights.needs.of(recipe))
             assert hold is not None
             with hold:
                 loading.weights.load(hold)

@@ -189,7 +189,7 @@ def test_a_text_encoder_that_streams_has_its_loras_in_it(root: Path) -> None:
         return [cond for made in models.weights.clip(recipe).encode(["a fox"]) for cond, _ in made]
 
     models = Models(root, 300_000)
-    need = models.weights.need(recipe)
+    need = models.weights.needs.of(recipe)
     assert list(need.nbytes.values()) == [SHARE * 300_000]
     wanted, ours = Models(root, AMPLE).made(work), models.made(work)
     assert all(torch.equal(a, b) for a, b in zip(ours, wanted, strict=True))
@@ -199,7 +199,7 @@ def test_a_text_encoder_that_streams_has_its_loras_in_it(root: Path) -> None:
 
 def test_what_streams_takes_its_share_of_the_room_and_no_more(root: Path) -> None:
     models = Models(root, BUDGET)
-    need = models.weights.need(BACKBONE)
+    need = models.weights.needs.of(BACKBONE)
     assert list(need.nbytes.values()) == [SHARE * BUDGET]
     models.made(rows(BACKBONE, (1, 4, 8, 8), UNET_TEXT))
     assert 0.5 * BUDGET < models.weights.resident_bytes <= SHARE * BUDGET
@@ -304,8 +304,8 @@ def controls(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def under_control(models: Models) -> list[Tensor]:
     """Return what a backbone makes under a ControlNet, both of which have their room first."""
-    recipe = models.weights.fitted(CONTROLLED, NET)
-    hold = models.weights.hold(models.weights.need(recipe, NET))
+    recipe = models.weights.needs.fitted(CONTROLLED, NET)
+    hold = models.weights.hold(models.weights.needs.of(recipe, NET))
     assert hold is not None
     with hold:
         models.weights.load(hold)
@@ -328,14 +328,14 @@ def test_a_backbone_that_does_not_fit_with_its_controlnet_streams_with_equal_bit
     whole = Models(controls, AMPLE)
     wanted = whole.made(under_control)
     assert whole.streaming == []
-    own, net = (sum(whole.weights.need(recipe).nbytes.values()) for recipe in (CONTROLLED, NET))
+    own, net = (sum(whole.weights.needs.of(recipe).nbytes.values()) for recipe in (CONTROLLED, NET))
     models = Models(controls, own + net // 2)
     assert all(torch.equal(a, b) for a, b in zip(models.made(under_control), wanted, strict=True))
     [streaming] = models.streaming
     assert models.weights.resident_bytes == streaming.nbytes + net <= own + net // 2
     assert models.card.order.early == []
     # A job without it has the whole, once what streams has left.
-    assert models.weights.fitted(CONTROLLED) == CONTROLLED
+    assert models.weights.needs.fitted(CONTROLLED) == CONTROLLED
     with torch.inference_mode(), models.card.used():
         assert not models.weights.backbone(CONTROLLED).network.streamed
     assert models.weights.resident_bytes <= own + net // 2
@@ -352,12 +352,12 @@ def test_what_streams_has_the_eighths_that_the_others_leave(
         models.weights.loader, "nbytes", lambda recipe, _: round(AMPLE * {NET: others}.get(recipe, 0.7))
     )
     wanted = CONTROLLED if share is None else CONTROLLED.with_patch(Streams(share))
-    assert models.weights.fitted(CONTROLLED, NET) == wanted
+    assert models.weights.needs.fitted(CONTROLLED, NET) == wanted
 
 
 async def test_a_backbone_streams_where_its_jobs_forwards_need_the_room_and_gives_the_same_bits(root: Path) -> None:
     whole = Models(root, AMPLE)
-    own = sum(whole.weights.need(BACKBONE).nbytes.values())
+    own = sum(whole.weights.needs.of(BACKBONE).nbytes.values())
     models = Models(root, own, forwards_bytes=own // 4)
     cond = {"positive": UNET_TEXT, "negative": UNET_TEXT}
     engine = Engine(1024, HostTimeline())

@@ -200,7 +200,7 @@ def test_room_is_given_in_order_of_arrival_and_who_leaves_lets_the_others_throug
     def room(name: str) -> Future[Hold]:
         def need() -> Need:
             asked.append(name)
-            return weights.need(recipe("backbone", name))
+            return weights.needs.of(recipe("backbone", name))
 
         return loads.room(need)
 
@@ -232,9 +232,9 @@ def test_an_invalid_request_for_memory_fails_alone(catalog: Catalog) -> None:
     loads = Loads(weights, lambda error: None, HostTimeline())
 
     def missing() -> Need:
-        return weights.need(Recipe("backbone", "checkpoints", "missing.safetensors"))
+        return weights.needs.of(Recipe("backbone", "checkpoints", "missing.safetensors"))
 
-    first, second = loads.room(missing), loads.room(lambda: weights.need(recipe("backbone")))
+    first, second = loads.room(missing), loads.room(lambda: weights.needs.of(recipe("backbone")))
     with pytest.raises(ModelFileError, match="missing"):
         first.result(30)
     assert second.result(30).need.nbytes
@@ -280,7 +280,7 @@ async def test_what_is_loaded_ahead_takes_no_room_from_what_is_in_use_or_spared(
     a, b = (f"backbone checkpoints/{name}.safetensors" for name in "ab")
     for name in "ab":
         await shared.warm([recipe("backbone", name)])
-    in_use = weights.hold(weights.need(recipe("backbone", "a")))
+    in_use = weights.hold(weights.needs.of(recipe("backbone", "a")))
     assert not await shared.prefetch(recipe("backbone", "c"), lambda name: name == b)
     assert set(weights.resident()) == {a, b}
     assert (shared.prefetched.begun, shared.prefetched.dropped) == (0, 1)

@@ -111,7 +111,7 @@ async def test_a_run_gets_the_backbone_in_the_form_that_fits_with_its_controlnet
     assert torch.equal(await sample(EngineRuntime(engine, weights), request(Control(NET, hint(1), 1.0))), wanted)
     assert asked == [(UNET, NET)]
     # All that a run asks for is one backbone, and is there before it begins.
-    assert weights.need(UNET.with_patch(Streams(0.5)), NET).nbytes.keys() == weights.residency.resident.keys()
+    assert weights.needs.of(UNET.with_patch(Streams(0.5)), NET).nbytes.keys() == weights.residency.resident.keys()
 
 
 async def test_a_control_lora_steers_with_the_weights_of_the_jobs_own_backbone(engine, catalog):

@@ -74,7 +74,7 @@ def test_weights_hold_an_upscaler_as_any_other_model(tmp_path: Path) -> None:
     save_file(esrgan(), tmp_path / "upscale_models" / "a.safetensors")
     weights = cpu_weights(Catalog(tmp_path))
     recipe = Recipe("upscaler", "upscale_models", "a.safetensors")
-    assert weights.fits(weights.need(recipe))
+    assert weights.fits(weights.needs.of(recipe))
     assert weights.upscaler(recipe) is not None
     assert weights.resident() == ("upscaler upscale_models/a.safetensors",)
 

@@ -132,7 +132,7 @@ def test_a_backbone_answers_as_its_widened_weights_do_and_keeps_its_blocks(catal
     elements = sum(layer.weight.numel() for layer in layers.values())
     assert blocks == sum(np.prod(KEYS[name]) * size for name, size in ((FUSED, 34 / 32), (PLAIN, 24 / 32)))
     assert held.resident_bytes == wide.resident_bytes - 4 * elements + blocks
-    assert list(held.need(recipe).nbytes.values()) == [held.resident_bytes]
+    assert list(held.needs.of(recipe).nbytes.values()) == [held.resident_bytes]
 
 
 @torch.inference_mode()

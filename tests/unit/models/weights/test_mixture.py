@@ -109,7 +109,7 @@ def test_merged_weights_take_what_one_model_takes_and_count_before_they_are_load
     one.backbone(backbone("unet_a"))
     held.backbone(recipe)
     assert held.resident_bytes == one.resident_bytes > 0
-    assert list(held.need(recipe).nbytes.values()) == [one.resident_bytes]
+    assert list(held.needs.of(recipe).nbytes.values()) == [one.resident_bytes]
 
 
 def test_equal_merges_are_one_network_whatever_else_the_models_carry(catalog: Catalog) -> None:
@@ -222,7 +222,7 @@ def test_scaled_attention_has_its_own_weights_and_shares_the_rest(catalog: Catal
     assert changed.key == network.key
     assert changed.loras is not None
     assert {name.rpartition(".")[2] for name in changed.loras.layers} == {"to_q", "to_v"}
-    assert list(held.need(recipe).nbytes.values())[1] == changed.loras.needed_bytes
+    assert list(held.needs.of(recipe).nbytes.values())[1] == changed.loras.needed_bytes
 
 
 def test_attention_is_scaled_by_the_names_of_the_published_file(tmp_path: Path) -> None:

@@ -157,18 +157,18 @@ def test_a_part_larger_than_the_budget_is_loaded_after_all_else_has_gone(catalog
 def test_weights_fit_if_resident_or_if_idle_ones_can_be_evicted(catalog):
     held = weights(catalog, 2 * ONE)
     a, b = held.open(backbone("a")), held.open(backbone("b"))
-    assert held.fits(held.need(backbone("a")))
-    assert not held.fits(held.need(backbone("c")))
+    assert held.fits(held.needs.of(backbone("a")))
+    assert not held.fits(held.needs.of(backbone("c")))
     b.close()
-    assert held.fits(held.need(backbone("c")))
+    assert held.fits(held.needs.of(backbone("c")))
     a.close()
 
 
 def test_a_part_larger_than_the_budget_fits_once_nothing_is_in_use(catalog):
     held = weights(catalog, ONE - 1)
     with held.open(Recipe("vae", "checkpoints", "a.safetensors")):
-        assert not held.fits(held.need(backbone("a")))
-    assert held.fits(held.need(backbone("a")))
+        assert not held.fits(held.needs.of(backbone("a")))
+    assert held.fits(held.needs.of(backbone("a")))
 
 
 def test_a_file_replaced_under_its_name_is_loaded_anew(tmp_path):
@@ -205,7 +205,7 @@ def test_asking_again_whether_weights_fit_touches_no_file(tmp_path):
     path = tmp_path / "checkpoints" / "a.safetensors"
     save_file(random_tensors(UNET), path)
     held = weights(Catalog(tmp_path))
-    need = held.need(backbone("a"))
+    need = held.needs.of(backbone("a"))
     path.unlink()
     assert held.fits(need)
 
@@ -221,7 +221,7 @@ def test_what_a_file_takes_is_read_off_it_once(catalog, monkeypatch):
     held = weights(catalog)
     for _ in range(3):
         held.backbone(backbone("a"))
-        assert held.need(backbone("a")).nbytes
+        assert held.needs.of(backbone("a")).nbytes
     assert len(read) == 1
 
 
@@ -324,11 +324,11 @@ def test_weights_that_do_not_fit_fail_with_figures_and_reserve_nothing(catalog, 
 
 def test_room_that_was_given_is_known_until_the_weights_are_there(catalog):
     held = weights(catalog)
-    hold = held.hold(held.need(backbone("a")))
+    hold = held.hold(held.needs.of(backbone("a")))
     assert (held.reserved_bytes, held.resident_bytes) == (ONE, 0)
     held.load(hold)
     assert (held.reserved_bytes, held.resident_bytes) == (0, ONE)
-    other = held.hold(held.need(backbone("b")))
+    other = held.hold(held.needs.of(backbone("b")))
     assert held.reserved_bytes == ONE
     other.close()
     assert held.reserved_bytes == 0

@@ -159,11 +159,11 @@ def test_a_part_is_in_use_as_long_as_what_was_made_of_it(catalog):
     held = weights(catalog, one.resident_bytes + THIN_BYTES)
     in_use = held.open(under(BACKBONE, (1, 0.8)))
     b = Recipe("backbone", "checkpoints", "b.safetensors")
-    assert not held.fits(held.need(b))
+    assert not held.fits(held.needs.of(b))
     held.backbone(b)
     assert len(held.resident()) == 3
     in_use.close()
-    assert held.fits(held.need(b))
+    assert held.fits(held.needs.of(b))
 
 
 @pytest.mark.parametrize("recipe", [BACKBONE, CLIP])
@@ -197,11 +197,11 @@ def test_a_set_that_is_not_resident_counts_towards_what_has_to_fit(catalog):
         for budget_bytes, fits in ((both_bytes + more_bytes, True), (both_bytes + more_bytes - 1, False)):
             held = weights(catalog, budget_bytes)
             with held.open(BACKBONE if recipe.part == "clip" else CLIP):
-                assert held.fits(held.need(recipe)) is fits
+                assert held.fits(held.needs.of(recipe)) is fits
     held = weights(catalog, both_bytes)
     held.open(BACKBONE)
-    assert not held.fits(held.need(under(BACKBONE, (1, 0.8)), CLIP))
-    assert held.fits(held.need(BACKBONE, CLIP))
+    assert not held.fits(held.needs.of(under(BACKBONE, (1, 0.8)), CLIP))
+    assert held.fits(held.needs.of(BACKBONE, CLIP))
 
 
 def test_what_a_set_takes_is_known_without_its_tensors(catalog, monkeypatch):
@@ -214,7 +214,7 @@ def test_what_a_set_takes_is_known_without_its_tensors(catalog, monkeypatch):
     monkeypatch.setattr(OpenFile, "fill", noted)
     held = weights(catalog)
     for recipe, nbytes in ((under(BACKBONE, (1, 0.8)), THIN_BYTES), (under(CLIP, (1, 0.8)), MERGED_BYTES)):
-        assert list(held.need(recipe).nbytes.values())[1] == nbytes
+        assert list(held.needs.of(recipe).nbytes.values())[1] == nbytes
     assert sum(read) <= 1, "its alpha"
 
 
@@ -228,7 +228,7 @@ def test_merged_weights_make_room_for_others(catalog):
         denoised(in_use)
     assert held.resident_bytes == one.resident_bytes + THIN_BYTES + merged_bytes
     b = Recipe("backbone", "checkpoints", "b.safetensors")
-    assert held.fits(held.need(b))
+    assert held.fits(held.needs.of(b))
     other = held.backbone(b, held.open(b))
     assert held.resident_bytes == 2 * one.resident_bytes + THIN_BYTES
     assert in_use.key != other.key
