@@ -150,6 +150,8 @@ class BackboneFamily(Family):
     """Names of the node packs' functions that its forward calls, as ComfyUI names them."""
     text_prefixes: ClassVar[Mapping[str, str]] = {}
     """Prefixes of text encoders in its checkpoints, by encoder key, where they are unusual."""
+    trained_as: ClassVar[Training]
+    """What all files of the family were trained to predict, on which noise levels, if that is known."""
     vae_prefix: ClassVar[str] = "vae."
     """Prefix of the VAE in its checkpoints."""
     text_width: int
@@ -187,9 +189,12 @@ class BackboneFamily(Family):
         """Return metadata that ComfyUI writes to saved files of this family; empty by default."""
         return {}
 
-    @abstractmethod
     def training(self, file: File, names: Mapping[str, str]) -> Training:
-        """Return what a file's backbone predicts, on which noise levels. names: the network's names -> the file's."""
+        """Return what a file's backbone predicts, on which noise levels: `trained_as`, unless files say.
+
+        names: the network's names -> the file's.
+        """
+        return self.trained_as
 
     def format_of(self, training: Training) -> LatentFormat:
         """Return its latents' format with a training, by default the same with all. Errors: NodeError."""

@@ -18,7 +18,6 @@ from torch.nn.functional import pad
 
 from serve_app.models.families.dit.qwen_image import frame_tokens
 from serve_app.models.families.family import (
-    File,
     Rows,
     TextResources,
     Vectors,
@@ -102,6 +101,7 @@ class Anima(Transformer):
     """
 
     title = "Anima"
+    trained_as = Flow(SHIFT, 1.0)
     latent_format = WAN
     dtypes = (torch.bfloat16,)
     """In fp16 the residual stream overflows."""
@@ -173,9 +173,6 @@ class Anima(Transformer):
         network.llm_adapter = TextAdapter(self.adapter)
         built: nn.Module = network
         return built
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(SHIFT, 1.0)
 
     def inputs(
         self,

@@ -17,7 +17,7 @@ from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransf
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from serve_app.models.families.family import File, Rows, TextResources
+from serve_app.models.families.family import Rows, TextResources
 from serve_app.models.families.shared.dit import (
     DOUBLES,
     PATCH,
@@ -96,6 +96,7 @@ class AuraFlow(Transformer):
     """
 
     title = "AuraFlow"
+    trained_as = Flow(SHIFT, 1.0)
     latent_format = SDXL
     dtypes = (torch.bfloat16, torch.float16)
 
@@ -156,9 +157,6 @@ class AuraFlow(Transformer):
             pos_embed_max_size=self.side**2,
         )
         return network
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(SHIFT, 1.0)
 
     def inputs(
         self,

@@ -17,7 +17,7 @@ from diffusers.models.transformers.transformer_chroma import ChromaTransformer2D
 from torch import Tensor, nn
 
 from serve_app.models.families.dit import flux_names
-from serve_app.models.families.family import File, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
     PATCH,
@@ -77,6 +77,7 @@ class Chroma(Transformer):
     """
 
     title = "Chroma"
+    trained_as = FluxFlow(MU)
     latent_format = FLUX
     text_prefixes = {"t5xxl": "cond_stage_model.t5xxl.transformer."}  # noqa: RUF012
     vae_prefix = "first_stage_model."
@@ -159,9 +160,6 @@ class Chroma(Transformer):
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
         return flux_names.lora_names(parameters, self.table(), self.singles)
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return FluxFlow(MU)
 
     def inputs(
         self,

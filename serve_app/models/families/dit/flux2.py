@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families.dit import flux_names
-from serve_app.models.families.family import File, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
     SINGLES,
@@ -93,6 +93,7 @@ class Flux2(Transformer):
     """
 
     title = "Flux.2"
+    trained_as = FluxFlow(MU)
     latent_format = FLUX2
     dtypes = (torch.bfloat16, torch.float16)
 
@@ -165,9 +166,6 @@ class Flux2(Transformer):
             guidance_embeds=self.guided,
         )
         return network
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return FluxFlow(MU)
 
     def inputs(
         self,

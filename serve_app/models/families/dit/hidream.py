@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_hidream_image import (
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import BackboneFamily, File, Rows
+from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.dit import (
     PATCH,
     check_text,
@@ -81,6 +81,7 @@ class HiDream(BackboneFamily):
     """
 
     title = "HiDream"
+    trained_as = Flow(1.0, TIMES)
     latent_format = FLUX
     dtypes = (torch.bfloat16,)
 
@@ -141,9 +142,6 @@ class HiDream(BackboneFamily):
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
         return lora_names(parameters, self.table())
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(1.0, TIMES)
 
     def inputs(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, rms_norm
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import File, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     PATCH,
     Transformer,
@@ -109,6 +109,7 @@ class Krea2(Transformer):
     """A backbone. layers: number of blocks; states: number of a text encoder's states for each token."""
 
     title = "Krea 2"
+    trained_as = FluxFlow(MU)
     latent_format = WAN
     dtypes = (torch.bfloat16, torch.float16)
 
@@ -179,9 +180,6 @@ class Krea2(Transformer):
         names = lora_names(parameters, self.table())
         # Some files omit the index in attention's output module: only one has weights.
         return names | {name.removesuffix(".0"): ours for name, ours in names.items() if name.endswith("attn.to_out.0")}
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return FluxFlow(MU)
 
     def inputs(
         self,

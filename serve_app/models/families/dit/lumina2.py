@@ -6,19 +6,17 @@ arXiv:2503.21758; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel
 from torch import Tensor, nn
 
-from serve_app.models.families.family import File
 from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS
 from serve_app.models.families.shared.one_stream import OneStream
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
-from serve_app.recipe.training import Flow, Training
+from serve_app.recipe.training import Flow
 
 SHIFT = 6.0
 THETA = 10000.0
@@ -55,6 +53,7 @@ class Lumina2(OneStream):
     """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "Lumina 2"
+    trained_as = Flow(SHIFT, 1.0)
     theta = THETA
 
     width: int
@@ -129,9 +128,6 @@ class Lumina2(OneStream):
                 module.eps = WHOLE_EPS
         built: nn.Module = network
         return built
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(SHIFT, 1.0)
 
     def time(self, network: Any, time: Tensor) -> Tensor:
         embed = network.time_caption_embed

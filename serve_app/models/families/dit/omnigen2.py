@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.families.dit.lumina2 import AXES, MULTIPLE, THETA, inside
-from serve_app.models.families.family import File, Rows, TextResources
+from serve_app.models.families.family import Rows, TextResources
 from serve_app.models.families.shared.dit import PATCH, grid, positions, to_tokens
 from serve_app.models.families.shared.one_stream import OneStream, Stream, TextInputs
 from serve_app.models.families.shared.references import scaled_references
@@ -71,6 +71,7 @@ class OmniGen2(OneStream):
     """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "OmniGen2"
+    trained_as = Flow(SHIFT, 1.0)
     theta = THETA
 
     width: int
@@ -131,9 +132,6 @@ class OmniGen2(OneStream):
         )
         built: nn.Module = network
         return built
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(SHIFT, 1.0)
 
     def inputs(
         self,

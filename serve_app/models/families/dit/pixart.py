@@ -15,7 +15,7 @@ import torch
 from diffusers.models.transformers.pixart_transformer_2d import PixArtTransformer2DModel
 from torch import Tensor, nn
 
-from serve_app.models.families.family import File, Located, Rows
+from serve_app.models.families.family import Located, Rows
 from serve_app.models.families.shared.dit import (
     PATCH,
     Transformer,
@@ -92,6 +92,7 @@ class PixArt(Transformer):
     """A backbone, Σ's. width: of a token; stretch: divisor of positions, 0: derived from x."""
 
     title = "PixArt"
+    trained_as = Discrete(even=True)
     latent_format = SDXL
 
     width: int
@@ -169,9 +170,6 @@ class PixArt(Transformer):
         names = dict(lora_names(parameters, self.table()))
         by_peft = {name: found for name, found in names.items() if name.startswith("base_model.model.")}
         return names | {f"unet.{name}": found for name, found in by_peft.items()}
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Discrete(even=True)
 
     def inputs(
         self,

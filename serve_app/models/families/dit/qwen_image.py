@@ -20,7 +20,7 @@ from torch.nn.functional import silu
 from serve_app.errors import NodeError
 from serve_app.models.control.control import ActiveControl
 from serve_app.models.control.model_control import all_at_work
-from serve_app.models.families.family import File, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
     PATCH,
@@ -123,6 +123,7 @@ class QwenImage(Transformer):
     """
 
     title = "Qwen-Image"
+    trained_as = FluxFlow(MU)
     latent_format = WAN
     dtypes = (torch.bfloat16,)
 
@@ -182,9 +183,6 @@ class QwenImage(Transformer):
     def axes(self) -> tuple[int, ...]:
         """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return FluxFlow(MU)
 
     def inputs(
         self,

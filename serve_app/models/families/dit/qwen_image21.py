@@ -16,7 +16,7 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.models.transformers.transformer_qwenimage21 import QwenImage21Transformer2DModel
 from torch import Tensor, nn
 
-from serve_app.models.families.family import File, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import Transformer, angles, check_text, thirds
 from serve_app.models.families.shared.references import references_of, references_together, scaled_references
 from serve_app.models.files.layout import Place, Table
@@ -59,6 +59,7 @@ class QwenImage21(Transformer):
     """A backbone. width: of a token; ratio: of the hidden layers' width."""
 
     title = "Qwen-Image 2.1"
+    trained_as = FluxFlow(MU)
     latent_format = QWEN_IMAGE_21
     dtypes = (torch.bfloat16,)
 
@@ -121,9 +122,6 @@ class QwenImage21(Transformer):
     def axes(self) -> tuple[int, ...]:
         """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return FluxFlow(MU)
 
     def inputs(
         self,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.control.control import ActiveControl
-from serve_app.models.families.family import File, Rows, spec_of
+from serve_app.models.families.family import Rows, spec_of
 from serve_app.models.families.shared.dit import (
     DOUBLES,
     PATCH,
@@ -100,6 +100,7 @@ class Sd3(Transformer):
     """
 
     title = "Stable Diffusion 3"
+    trained_as = Flow(SHIFT, TIMES)
     latent_format = SD3
     dtypes = (torch.bfloat16, torch.float16)
     vae_prefix = "first_stage_model."
@@ -207,9 +208,6 @@ class Sd3(Transformer):
         network.pos_embed.pos_embed = nn.Parameter(torch.zeros(1, self.side**2, self.width))
         built: nn.Module = network
         return built
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(SHIFT, TIMES)
 
     def inputs(
         self,

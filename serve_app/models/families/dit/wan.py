@@ -18,7 +18,7 @@ from diffusers.models.transformers.transformer_wan import WanTransformer3DModel,
 from torch import Tensor, addcmul, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import File, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.concat import frames_and_mask
 from serve_app.models.families.shared.dit import (
     DOUBLES,
@@ -124,6 +124,7 @@ class Wan(Transformer):
     """
 
     title = "Wan"
+    trained_as = Flow(SHIFT)
     latent_format = WAN
     dtypes = (torch.float16, torch.bfloat16)
 
@@ -224,9 +225,6 @@ class Wan(Transformer):
         # Wan Fun's own trainer adds an underscore to the prefix.
         flat = {name: changed for name, changed in names.items() if name.startswith(_FLAT)}
         return names | {f"{_FLAT}_{name.removeprefix(_FLAT)}": changed for name, changed in flat.items()}
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(SHIFT)
 
     def inputs(
         self,

@@ -6,7 +6,6 @@ Team 2025, arXiv:2511.22699; the numbers are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -14,7 +13,6 @@ from typing import Any
 from diffusers.models.transformers.transformer_z_image import TimestepEmbedder, ZImageTransformer2DModel
 from torch import Tensor, nn
 
-from serve_app.models.families.family import File
 from serve_app.models.families.shared.dit import PATCH, WHOLE_EPS, grid, thirds
 from serve_app.models.families.shared.fused_blocks import fused
 from serve_app.models.families.shared.one_stream import OneStream, padded_length
@@ -22,7 +20,7 @@ from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.kernels.rotary import turns_of
 from serve_app.models.unequal_texts import JointAttention
-from serve_app.recipe.training import Flow, Training
+from serve_app.recipe.training import Flow
 
 SHIFT = 3.0
 MULTIPLE = 32
@@ -48,6 +46,7 @@ class ZImage(OneStream):
     """A backbone. width: of a token in the network; text_width: of a row of text; time_width: inside time's layers."""
 
     title = "Z-Image"
+    trained_as = Flow(SHIFT, 1.0)
     theta = THETA
     multiple = MULTIPLE
 
@@ -120,9 +119,6 @@ class ZImage(OneStream):
             if name.endswith(("norm_q", "norm_k")):
                 module.eps = WHOLE_EPS
         return fused(network)
-
-    def training(self, file: File, names: Mapping[str, str]) -> Training:
-        return Flow(SHIFT, 1.0)
 
     def time(self, network: Any, time: Tensor) -> Tensor:
         embed = network.t_embedder
