@@ -348,7 +348,7 @@ class Engine:
                 groups += self._answer(groups.pop(), completion)
             # How much each of several forwards took is not known; a stopped one does not count.
             done = self.counters.forwards - forwards
-            learn = partial(self._took_by_size, key, size) if done == 1 else self._took if done else _learn_nothing
+            learn = partial(self.learn_size, key, size) if done == 1 else self.learn if done else _learn_nothing
             ended, closes = self.timeline.mark(), self._take_out_ended()
             self._in_flight.add(InFlight(began, ended, learn, completion, is_forward=True, closes=closes))
         return True
@@ -359,11 +359,13 @@ class Engine:
         self._runs = [run for run in self._runs if not run.over]
         return closes
 
-    def _took_by_size(self, key: Hashable, size: int, seconds: float) -> None:
+    def learn_size(self, key: Hashable, size: int, seconds: float) -> None:
+        """Note what one forward of a size took, by which the sizes of later ones are chosen."""
         self._curves.took(key, size, seconds)
-        self._took(seconds)
+        self.learn(seconds)
 
-    def _took(self, seconds: float) -> None:
+    def learn(self, seconds: float) -> None:
+        """Note what the forwards of a turn took."""
         self._forward_s = seconds
         self.counters.seconds += seconds
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from serve_app.engine.curve import Curves
 from serve_app.engine.engine import Engine
 from serve_app.engine.timeline import HostTimeline
 from tests.unit.engine.mixes import MAX_CELLS
@@ -22,4 +21,4 @@ def engine() -> Iterator[Engine]:
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have forwards hold all that fit: what they take on this machine is no part of what is tested."""
-    monkeypatch.setattr(Curves, "took", lambda curves, key, size, seconds: None)
+    monkeypatch.setattr(Engine, "learn_size", lambda engine, key, size, seconds: engine.learn(seconds))
