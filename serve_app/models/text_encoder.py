@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import Encoder, TokenEncoder
 from serve_app.models.families.text.decoder import DecoderEncoder
 from serve_app.models.families.text.generation import Generation
+from serve_app.models.families.text_family import Encoder, TokenEncoder
 from serve_app.recipe.text import T5Padding
 from serve_app.sampling.guidance.conditioning import with_tensors
 from serve_app.sampling.transfer import to_host

@@ -23,7 +23,6 @@ from torch import Tensor
 from serve_app.models.families.dit.anima import AnimaText
 from serve_app.models.families.dit.auraflow import PileT5Text
 from serve_app.models.families.dit.omnigen2 import OmniGen2Text
-from serve_app.models.families.family import TextFamily
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.ltx2_text import PREFIX, Gemma3Text, Ltx2Projection
@@ -33,6 +32,7 @@ from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text_family import TextFamily
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.values import EDIT_TEMPLATE, SEEN

@@ -44,7 +44,7 @@ from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.dit.sd3 import Sd3
 from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.dit.zimage import ZImage
-from serve_app.models.families.family import BackboneFamily, Family, TextFamily, VaeFamily
+from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.llama import LlamaText
@@ -55,6 +55,7 @@ from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTowe
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.families.unet.svd import Svd
+from serve_app.models.families.text_family import TextFamily
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters

@@ -33,15 +33,7 @@ from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.dit.sd3 import Sd3
 from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.dit.zimage import ZImage
-from serve_app.models.families.family import (
-    AudioVaeFamily,
-    BackboneFamily,
-    StyleFamily,
-    TextEnsemble,
-    TextFamily,
-    VaeFamily,
-    VisionFamily,
-)
+from serve_app.models.families.family import AudioVaeFamily, BackboneFamily, StyleFamily, VaeFamily, VisionFamily
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -53,6 +45,7 @@ from serve_app.models.families.text.qwen import Krea2Text, MiniMaxH3Text, Qwen3T
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text_family import TextEnsemble, TextFamily
 from serve_app.models.families.unet.sd import Sd
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.unet.svd import Svd

@@ -18,7 +18,8 @@ from serve_app.models.families import (
     UNSUPPORTED_TYPES,
     VAES,
 )
-from serve_app.models.families.family import Family, Located, TextFamily
+from serve_app.models.families.family import Family, Located
+from serve_app.models.families.text_family import TextFamily
 from serve_app.models.files.layout import Place, places
 from serve_app.models.files.tensors import Tensors
 from serve_app.recipe.recipe import Part

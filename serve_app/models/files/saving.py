@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families.family import BackboneFamily, TextEnsemble, TextFamily
+from serve_app.models.families.family import BackboneFamily
+from serve_app.models.families.text_family import TextEnsemble, TextFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.layout import Place, Table, joined, origins
 from serve_app.models.files.safetensors_file import SafetensorsFile, Written

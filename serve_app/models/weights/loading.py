@@ -26,11 +26,10 @@ from serve_app.models.families.family import (
     BackboneFamily,
     Family,
     StyleFamily,
-    TextFamily,
-    TextResources,
     VaeFamily,
     VisionFamily,
 )
+from serve_app.models.families.text_family import TextFamily, TextResources
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.file_tensor import FileTensor
 from serve_app.models.files.layout import reverse, translate

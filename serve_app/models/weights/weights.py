@@ -21,7 +21,8 @@ from serve_app.models.audio_vae import AudioVae
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.models.control.control import ControlNet
 from serve_app.models.control.model_control import ModelPatch, activated
-from serve_app.models.families.family import BackboneFamily, Encoder, Family
+from serve_app.models.families.family import BackboneFamily, Family
+from serve_app.models.families.text_family import Encoder
 from serve_app.models.files import saving
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.safetensors_file import SafetensorsFile

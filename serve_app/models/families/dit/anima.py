@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.models.families.dit.qwen_image import frame_tokens
-from serve_app.models.families.family import (
-    Rows,
-    TextResources,
-    Vectors,
-    own_text,
-)
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     PATCH,
     Transformer,
@@ -39,6 +34,7 @@ from serve_app.models.families.text.decoder import DecoderEncoder, rotated
 from serve_app.models.families.text.qwen import PLAIN, Qwen3Text
 from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.families.text.t5 import UNPADDED
+from serve_app.models.families.text_family import TextResources, Vectors, own_text
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs

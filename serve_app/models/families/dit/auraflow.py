@@ -17,7 +17,7 @@ from diffusers.models.transformers.auraflow_transformer_2d import AuraFlowTransf
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from serve_app.models.families.family import Rows, TextResources
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
     PATCH,
@@ -32,6 +32,7 @@ from serve_app.models.families.shared.dit import (
 )
 from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.families.text.t5 import UMT5Text
+from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.families.dit.lumina2 import AXES, MULTIPLE, THETA, inside
-from serve_app.models.families.family import Rows, TextResources
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import PATCH, grid, positions, to_tokens
 from serve_app.models.families.shared.one_stream import OneStream, Stream, TextInputs
 from serve_app.models.families.shared.references import scaled_references
 from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sequences import PromptFormat
+from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs

@@ -16,8 +16,9 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPTextModel
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, own_text
+from serve_app.models.families.family import Located
 from serve_app.models.families.text.sequences import embedded, from_the_end
+from serve_app.models.families.text_family import TextFamily, TextResources, Vectors, own_text
 from serve_app.models.files.layout import Place, Table, inside
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers.clip import END

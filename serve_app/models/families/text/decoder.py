@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, marked
+from serve_app.models.families.family import Located, marked
 from serve_app.models.families.text.generation import Cache, Generation, as_cache
 from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, embedded, from_the_end, whole_names
+from serve_app.models.families.text_family import TextFamily, TextResources, Vectors
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer

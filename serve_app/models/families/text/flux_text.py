@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serve_app.models.families.family import TextEnsemble, TextResources, own_text
 from serve_app.models.families.text.clip import ClipText, TextEncoder
 from serve_app.models.families.text.t5 import PADDED, T5Encoder, T5Text
+from serve_app.models.families.text_family import TextEnsemble, TextResources, own_text
 from serve_app.recipe.text import T5Padding
 from serve_app.values import Conditioning, Text
 

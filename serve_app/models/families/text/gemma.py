@@ -9,9 +9,9 @@ from torch import nn
 from transformers.models.gemma2.configuration_gemma2 import Gemma2Config
 from transformers.models.gemma2.modeling_gemma2 import Gemma2DecoderLayer, Gemma2RMSNorm
 
-from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.sequences import PromptFormat
+from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
 from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_pieces

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from serve_app.models.families.dit.hidream import STATES
-from serve_app.models.families.family import TextEnsemble, TextResources, own_text
 from serve_app.models.families.text.clip import ClipText, TextEncoder
 from serve_app.models.families.text.decoder import DecoderEncoder
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.sd3_text import G_WIDTH, L_WIDTH, WIDTH, AbsentClip, device_of
 from serve_app.models.families.text.t5 import MASKED, T5Encoder, T5Text
+from serve_app.models.families.text_family import TextEnsemble, TextResources, own_text
 from serve_app.models.tokenizers.prompt import Weighted, filled, runs
 from serve_app.recipe.text import T5Padding
 from serve_app.values import Conditioning, Text

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.mistral import llama_parts, plain_llama
 from serve_app.models.families.text.sequences import PromptFormat
+from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, llama
 

@@ -17,9 +17,10 @@ from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3RMSNorm
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families.family import Encoder, Located, TextEnsemble, TextFamily, TextResources
+from serve_app.models.families.family import Located
 from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
 from serve_app.models.families.text.sequences import Encoded, PromptFormat
+from serve_app.models.families.text_family import Encoder, TextEnsemble, TextFamily, TextResources
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer

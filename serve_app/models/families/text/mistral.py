@@ -9,9 +9,9 @@ from torch import nn
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
-from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.sequences import PromptFormat
+from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, tekken
 

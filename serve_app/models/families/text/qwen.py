@@ -14,12 +14,12 @@ from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import TextFamily, TextResources
 from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.minimax_h3_text import LAYERS, MINIMAX_H3, MiniMaxH3Encoder
 from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21, Qwen3VisionTower, QwenImage21Encoder, tower
 from serve_app.models.families.text.qwen_vl import QWEN_IMAGE, QwenImageEncoder, QwenVlEncoder
 from serve_app.models.families.text.sequences import PromptFormat
+from serve_app.models.families.text_family import TextFamily, TextResources
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen

@@ -19,9 +19,9 @@ from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVi
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import TextResources
 from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
 from serve_app.models.families.text.sequences import Encoded, PromptFormat, embedded
+from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer, qwen

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from serve_app.models.families.family import TextEnsemble, TextResources, own_text
 from serve_app.models.families.text.clip import ClipText, Encoded, TextEncoder
 from serve_app.models.families.text.t5 import PADDED_77, T5Encoder, T5Text
+from serve_app.models.families.text_family import TextEnsemble, TextResources, own_text
 from serve_app.models.tokenizers.prompt import Chunk, Weighted, chunks, empty_chunk
 from serve_app.models.tokenizers.t5 import END
 from serve_app.recipe.text import T5Padding

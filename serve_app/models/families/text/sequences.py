@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from serve_app.models.families.family import Vectors, own_text
+from serve_app.models.families.text_family import Vectors, own_text
 from serve_app.models.tokenizers import Tokenize
 from serve_app.models.tokenizers.prompt import Token, Weighted, runs
 from serve_app.recipe.text import T5Padding

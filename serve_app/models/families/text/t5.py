@@ -16,8 +16,9 @@ from transformers.models.t5.modeling_t5 import T5Stack
 from transformers.models.umt5.configuration_umt5 import UMT5Config
 from transformers.models.umt5.modeling_umt5 import UMT5Stack
 
-from serve_app.models.families.family import Located, TextFamily, TextResources, Vectors, marked
+from serve_app.models.families.family import Located, marked
 from serve_app.models.families.text.sequences import PromptFormat, SequenceEncoder, from_the_end, whole_names
+from serve_app.models.families.text_family import TextFamily, TextResources, Vectors
 from serve_app.models.files.layout import Table, reverse, translate
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenize, llama2, t5

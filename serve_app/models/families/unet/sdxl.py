@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.families.family import File, TextEnsemble, TextResources, own_text, spec_of
+from serve_app.models.families.family import File, spec_of
 from serve_app.models.families.shared.concat import EDIT_CHANNELS, image_to_edit, mask_and_image
 from serve_app.models.families.text.clip import ClipText, TextEncoder
+from serve_app.models.families.text_family import TextEnsemble, TextResources, own_text
 from serve_app.models.families.unet.unclip import image_vector
 from serve_app.models.families.unet.unet import CELL, SIZE_WIDTH, Unet, sinusoids
 from serve_app.recipe.text import T5Padding

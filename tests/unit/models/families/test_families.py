@@ -7,7 +7,8 @@ import pytest
 
 from serve_app.errors import ModelFileError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd, Sdxl, SdxlRefiner, Unclip
-from serve_app.models.families.family import BackboneFamily, TextFamily, VaeFamily
+from serve_app.models.families.family import BackboneFamily, VaeFamily
+from serve_app.models.families.text_family import TextFamily
 from serve_app.models.files.layout import translate
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
