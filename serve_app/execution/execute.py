@@ -19,11 +19,12 @@ from functools import lru_cache, partial
 from typing import Any, NoReturn, Protocol
 
 from serve_app.config.limits import SizeLimits
-from serve_app.errors import CancelledJobError, NodeError, ServeAppError
+from serve_app.errors import CancelledJobError, NodeError
 from serve_app.execution.call import PACKS, ExecutionBlocker, NodeResult, Returned, call, map_over_lists, merge
 from serve_app.execution.contained import contained, is_cancelled, original_error, safe_str
 from serve_app.execution.executing import Executing, Progress, SendMessage, Underway, ignore
 from serve_app.execution.expansion import DependencyCycleError, DynamicPrompt, as_link
+from serve_app.execution.node_failure import SHOWN_CHARACTERS, LostValueError, NodeFailedError, shown_inputs
 from serve_app.execution.prevalidation import constant_inputs, fingerprint
 from serve_app.execution.protocol import spec_of
 from serve_app.execution.result_cache import ResultCache
@@ -37,33 +38,6 @@ from serve_app.graph.plan import OPTIMIZATIONS, Task
 from serve_app.graph.signature import salt_of, signature
 from serve_app.graph.spec import HIDDEN_KINDS, NodeSpec
 from serve_app.limits import refused
-
-SHOWN_CHARACTERS = 2000
-"""The most characters of an input in a failure."""
-SHOWN_VALUES = 100
-"""The most values of an input in a failure."""
-
-
-class NodeFailedError(ServeAppError):
-    """A node raised: the submitted node that it belongs to, the exception, and its inputs as text."""
-
-    def __init__(
-        self,
-        node_id: str,
-        class_type: str,
-        exception: BaseException,
-        inputs: Mapping[str, Sequence[Any]] | None = None,
-    ) -> None:
-        super().__init__(f"{class_type} {node_id}: {safe_str(exception) or type(exception).__name__}")
-        self.node_id, self.class_type, self.exception = node_id, class_type, exception
-        self.inputs = inputs or {}
-
-    def __reduce__(self) -> tuple[type[NodeFailedError], tuple[Any, ...]]:
-        return (NodeFailedError, (self.node_id, self.class_type, self.exception, self.inputs))
-
-
-class LostValueError(ServeAppError):
-    """A value of another task is lost, and this task cannot recompute it: that task has to run again."""
 
 
 class Capabilities(Protocol):
@@ -312,8 +286,7 @@ class Execution:
     def _fail(self, node: Node, error: BaseException, inputs: Mapping[str, Sequence[Any]]) -> NoReturn:
         real = self._prompt.get_real_node_id(node.id)
         class_type = node.class_type if real == node.id else str(self._prompt.get_node(real)["class_type"])
-        given = {name: [_shown(value) for value in values[:SHOWN_VALUES]] for name, values in inputs.items()}
-        raise NodeFailedError(real, class_type, error, given) from error
+        raise NodeFailedError(real, class_type, error, shown_inputs(inputs)) from error
 
     def _blocked(self, node: Node, blocker: ExecutionBlocker) -> ExecutionBlocker:
         if blocker.message is None:
@@ -514,9 +487,3 @@ def _plain(ui: Mapping[str, Any]) -> dict[str, Any]:
     except (TypeError, ValueError, RecursionError) as error:
         raise NodeError(f"what it shows is no JSON: {error}") from error
     return plain
-
-
-def _shown(value: Any) -> Any:
-    if value is None or type(value) in (bool, int, float):
-        return value
-    return safe_str(value)[:SHOWN_CHARACTERS]

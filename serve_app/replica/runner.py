@@ -16,9 +16,10 @@ from serve_app.config.limits import SizeLimits
 from serve_app.errors import CancelledJobError, StoreError, UnavailableError
 from serve_app.execution.call import PACKS
 from serve_app.execution.contained import original_error
-from serve_app.execution.execute import Execution, LostValueError, NodeFailedError
+from serve_app.execution.execute import Execution
 from serve_app.execution.executing import Underway
 from serve_app.execution.files import NodeFiles
+from serve_app.execution.node_failure import LostValueError, NodeFailedError
 from serve_app.execution.prevalidation import run_hooks
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.runtime import NodeStore, Runtime

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import pytest
 
 from serve_app.errors import CancelledJobError, NodeError
-from serve_app.execution.execute import Execution, LostValueError, NodeFailedError
+from serve_app.execution.execute import Execution
+from serve_app.execution.node_failure import LostValueError, NodeFailedError
 from serve_app.graph.plan import Task
 from tests.unit.nodes.one_replica import Add, Constant, Node, OneReplica, Range, Show, task
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from serve_app.execution.execute import NodeFailedError
+from serve_app.execution.node_failure import NodeFailedError
 from serve_app.graph.plan import Task
 from serve_app.packs.lasting import mark_stateful, returns_itself
 from serve_app.packs.server import PromptServer

@@ -17,8 +17,9 @@ from PIL import Image
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.call import NodeResult
-from serve_app.execution.execute import Execution, NodeFailedError
+from serve_app.execution.execute import Execution
 from serve_app.execution.executing import Executing, enter
+from serve_app.execution.node_failure import NodeFailedError
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.size import allow, allow_levels, check_results, size_of
 from serve_app.nodes.registry import BUILTIN

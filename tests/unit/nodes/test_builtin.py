@@ -15,8 +15,9 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from serve_app.execution.execute import Execution, NodeFailedError
+from serve_app.execution.execute import Execution
 from serve_app.execution.files import NodeFiles
+from serve_app.execution.node_failure import NodeFailedError
 from serve_app.execution.result_cache import ResultCache
 from serve_app.graph.parse import parse
 from serve_app.graph.plan import Task, TaskId

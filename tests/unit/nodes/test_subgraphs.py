@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from serve_app.execution.call import ExecutionBlocker
-from serve_app.execution.execute import NodeFailedError
 from serve_app.execution.expansion import DependencyCycleError, DuplicateNodeError, DynamicPrompt
+from serve_app.execution.node_failure import NodeFailedError
 from serve_app.execution.protocol import FolderChoice
 from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task

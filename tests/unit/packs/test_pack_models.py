@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.execution.execute import NodeFailedError
+from serve_app.execution.node_failure import NodeFailedError
 from serve_app.packs.loading import Packs, load_packs
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.denoiser import trained

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from serve_app.execution.execute import NodeFailedError
+from serve_app.execution.node_failure import NodeFailedError
 from serve_app.models.families import ClipVision
 from serve_app.packs.loading import Packs, load_packs
 from tests.parity.dit_cases import weights

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from serve_app.execution.execute import NodeFailedError
+from serve_app.execution.node_failure import NodeFailedError
 from serve_app.nodes.registry import BUILTIN
 from tests.unit.nodes.one_replica import Add, Constant, Node, OneReplica, Range, task
 
