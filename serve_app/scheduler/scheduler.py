@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from serve_app import log, tracing
+from serve_app import log
 from serve_app.config.limits import BackoffRules, EventLimits, WebhookLimits
 from serve_app.errors import (
     ChangeRefusedError,
@@ -49,6 +49,7 @@ from serve_app.scheduler.core.time_limit import JobTimeLimits
 from serve_app.scheduler.durability.database_health import DatabaseHealth
 from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.durability.writer import Writer, persistently
+from serve_app.scheduler.events import job_log
 from serve_app.scheduler.events.job_counters import JobCounters
 from serve_app.scheduler.events.published_jobs import PublishedJobs
 from serve_app.scheduler.housekeeping.housekeeping import Housekeeping, KeptFiles
@@ -75,7 +76,6 @@ from serve_app.scheduler.protocol.client import (
 )
 from serve_app.scheduler.protocol.cluster_view import ClusterView, HostStats, ReplicaTrouble
 from serve_app.scheduler.protocol.messages import Free, Message, SchedulerForReplicas, SocketFrame
-from serve_app.scheduler.protocol.request_ids import request_id_of
 from serve_app.scheduler.replicas.abilities import Abilities
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.scheduler.watch import Watch
@@ -86,7 +86,6 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.queries import Query
 from serve_app.store.tenants.pauses import Pause
 from serve_app.threads import Threads
-from serve_app.tracing import TRACEPARENT
 
 T = TypeVar("T")
 _log = log.get("scheduler")
@@ -469,11 +468,10 @@ class Scheduler:
                 case Send(replica_id, message):
                     self._mail(replica_id, message)
                 case Publish(event):
-                    if event.kind == "executed":
-                        self._saved(event)
-                    if event.last:
-                        self._log_end(event)
-                    self._trace(event)
+                    job = self.published.unended.get(event.job_id)
+                    if event.kind == "executed" and self.housekeeping is not None and job is not None:
+                        self.housekeeping.saved(event.data["output"], job.tenant)
+                    job_log.note(event, job)
                     self.published.publish(event)
                     self.counters.take(event)
                     self._watch.take(event)
@@ -481,32 +479,6 @@ class Scheduler:
                     self.published.feeds.put(client_id, event)
                 case Persist():
                     pass
-
-    def _trace(self, event: Event) -> None:
-        """Record how long a job has waited, once it starts, and the whole of it, once it has ended."""
-        job = self.published.unended.get(event.job_id)
-        if job is None or (event.kind != "started" and not event.last):
-            return
-        name = "job" if event.last else "wait"
-        parent, about = job.row.extra_data.get(TRACEPARENT), {"job": event.job_id, "state": event.kind}
-        tracing.record(name, job.row.created_s, event.at_s, parent, **about)
-
-    def _log_end(self, event: Event) -> None:
-        """Log a job's end, with its request, its tenant, how long it waited and how long it ran, as far as known."""
-        job = self.published.unended.get(event.job_id)
-        known: dict[str, str] = {}
-        if job is not None:
-            started_s = event.at_s if job.started_s is None else job.started_s
-            known = {"waited_s": f"{started_s - job.row.created_s:.3f}", "ran_s": f"{event.at_s - started_s:.3f}"}
-            known |= {"tenant": job.tenant} if job.tenant else {}
-            known |= request_id_of(job.row.extra_data)
-        with log.about(job=event.job_id, **known):
-            _log.info("ended: state=%s", event.kind)
-
-    def _saved(self, event: Event) -> None:
-        job = self.published.unended.get(event.job_id)
-        if self.housekeeping is not None and job is not None:
-            self.housekeeping.saved(event.data["output"], job.tenant)
 
     def _mail(self, replica_id: str, message: Message) -> None:
         self.registry.mail(replica_id, message)
