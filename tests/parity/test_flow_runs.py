@@ -105,10 +105,24 @@ def _times(formula: Callable[[Tensor], Tensor], factor: int, part: Tensor) -> Te
     return formula(part * factor)
 
 
+class NoNeeds:
+    """Recipes that need no weights."""
+
+    def activation_bytes(self, backbone: Recipe, *run: Any) -> int:
+        return 0
+
+    def fitted(self, backbone: Recipe, *others: Recipe, activation_bytes: int = 0) -> Recipe:
+        return backbone
+
+    def of(self, *recipes: Recipe, activation_bytes: int = 0) -> Need:
+        return Need({})
+
+
 class FlowWeights:
     """Weights of no file: a recipe's name is the kind of its backbone."""
 
     device = torch.device("cpu")
+    needs = NoNeeds()
 
     def __init__(self) -> None:
         self._networks = {
@@ -127,15 +141,6 @@ class FlowWeights:
 
     def remarks(self, recipe: Recipe) -> tuple[str, ...]:
         return ()
-
-    def activation_bytes(self, backbone: Recipe, *run: Any) -> int:
-        return 0
-
-    def fitted(self, backbone: Recipe, *others: Recipe, activation_bytes: int = 0) -> Recipe:
-        return backbone
-
-    def need(self, *recipes: Recipe, activation_bytes: int = 0) -> Need:
-        return Need({})
 
     def hold(self, need: Need) -> Hold:
         return Hold(need, Residency(0))

@@ -107,7 +107,7 @@ async def test_a_run_gets_the_backbone_in_the_form_that_fits_with_its_controlnet
 
     wanted = await sample(EngineRuntime(engine, weights), request(Control(NET, hint(1), 1.0)))
     weights.release()
-    monkeypatch.setattr(weights, "fitted", fitted)
+    monkeypatch.setattr(weights.needs, "fitted", fitted)
     assert torch.equal(await sample(EngineRuntime(engine, weights), request(Control(NET, hint(1), 1.0))), wanted)
     assert asked == [(UNET, NET)]
     # All that a run asks for is one backbone, and is there before it begins.
