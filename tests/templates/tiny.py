@@ -54,8 +54,8 @@ from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
-from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.text_family import TextFamily
+from serve_app.models.families.unet.svd import Svd
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
