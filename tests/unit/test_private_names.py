@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,9 +28,13 @@ OF_OTHERS = {
 """Private names of other libraries that tests read, by the reason."""
 
 
+MAYBE = re.compile(r"(?<!\bself)(?<!\bcls)\._[a-zA-Z]|\bimport (\([^)]*|[^\n(]*)\b_[a-zA-Z]")
+"""What a module that reads one has in its text: most have not, and are not parsed."""
+
+
 def private_names(source: str) -> Iterator[tuple[int, str]]:
     """Yield the line and name of each private name that a module reads of something else than itself."""
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(ast.parse(source if MAYBE.search(source) else "")):
         if isinstance(node, ast.Attribute) and not is_own(node.value):
             names = [node.attr]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith(("serve_app", "tests")):
