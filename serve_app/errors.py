@@ -326,6 +326,10 @@ class BackupError(ServeAppError):
     """A file is no complete backup of this release, or must not be restored into this database."""
 
 
+class TenantMoveError(ServeAppError):
+    """A tenant cannot be moved out of this database, or into it."""
+
+
 class ConfigError(ServeAppError):
     """The configuration is wrong; has the key, what was given and what is allowed."""
 

@@ -11,9 +11,9 @@ from serve_app.config import AppConfig
 from serve_app.errors import BackupError, ConfigError, DatabaseDamagedError
 from serve_app.replica.files import open_store
 from serve_app.scheduler.durability.lease import RENEW_S
-from serve_app.store.database.backup import Summary, restore_backup, restore_over_damaged, write_backup
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import WholeStore
+from serve_app.store.transfer.backup import Summary, restore_backup, restore_over_damaged, write_backup
 
 
 def backup_database(config: AppConfig, file: Path, *, files: bool) -> int:

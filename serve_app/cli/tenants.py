@@ -1,4 +1,4 @@
-"""API keys, the audit log and the list of tenants: over HTTP with an admin's key, or in the database itself."""
+"""API keys, the audit log and the list of tenants, over HTTP or in the database; tenants' moves between databases."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
+from serve_app.cli.lines import print_line
 from serve_app.cli.server import ServerClient
 from serve_app.config import AppConfig
 from serve_app.config.quotas import Quotas
-from serve_app.errors import InvalidSubmissionError, ServerRefusedError
+from serve_app.errors import BackupError, InvalidSubmissionError, ServerRefusedError
+from serve_app.replica.files import open_store
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.tenants.api_keys import PREFIX, AddKey, EndKey, FindKey, ListKeys, minted
 from serve_app.store.tenants.audit import ReadAudit
 from serve_app.store.tenants.listing import ListTenants, with_quotas
+from serve_app.store.transfer.moving import Moved, export_tenant, import_tenant
 
 DAY_S = 86_400.0
 
@@ -124,6 +128,36 @@ def database_tenants(settings: AppConfig) -> Iterator[TenantAdmin]:
         raise ServerRefusedError(str(error)) from error
     finally:
         jobs.close()
+
+
+def export_rows(config: AppConfig, tenant: str, file: Path) -> int:
+    """Move a tenant into a file. Errors: BackupError if it cannot be written, and `export_tenant`'s."""
+    jobs = Jobs(config.database_url)
+    try:
+        moved = export_tenant(jobs, tenant, file, open_store(config))
+    except OSError as error:
+        raise BackupError(f"{file} cannot be written: {error}; nothing is changed") from error
+    finally:
+        jobs.close()
+    print_line(f"{file}: {_moved(moved)}")
+    return 0
+
+
+def import_rows(config: AppConfig, file: Path, *, without_files: bool) -> int:
+    """Move a tenant from a file into the database. Errors: BackupError if it cannot be read, and `import_tenant`'s."""
+    jobs = Jobs(config.database_url)
+    try:
+        moved = import_tenant(jobs, file, open_store(config), without_files=without_files)
+    except OSError as error:
+        raise BackupError(f"{file} cannot be read: {error}; nothing is changed") from error
+    finally:
+        jobs.close()
+    print_line(_moved(moved))
+    return 0
+
+
+def _moved(moved: Moved) -> str:
+    return f"{moved.tenant}: {moved.rows['jobs']} jobs, {moved.rows.total()} rows, {moved.files.total()} files listed"
 
 
 def key_line(key: dict[str, Any]) -> str:

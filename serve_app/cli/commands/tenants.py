@@ -125,6 +125,34 @@ def audit(
         return _print_rows(tenants.audit(limit, tenant), entry_line, as_json)
 
 
+@app.command("export-tenant")
+def export_tenant(
+    tenant: Annotated[str, typer.Argument(help="which one")],
+    file: Annotated[Path, typer.Argument(help="the file to make, such as studio.tenant.gz")],
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+) -> int:
+    """Move a tenant's jobs, keys and all its rows out of the database into a file, also while a server runs."""
+    from serve_app.cli.tenants import export_rows
+
+    return export_rows(options.settings(config, database_url=database_url), tenant, file)
+
+
+@app.command("import-tenant")
+def import_tenant(
+    file: Annotated[Path, typer.Argument(help="what export-tenant made")],
+    without_files: Annotated[
+        bool, typer.Option("--without-files", help="also if some of the tenant's stored files are not here")
+    ] = False,
+    database_url: options.DatabaseUrl = None,
+    config: options.Config = None,
+) -> int:
+    """Move a tenant from a file into the database, also while a server runs."""
+    from serve_app.cli.tenants import import_rows
+
+    return import_rows(options.settings(config, database_url=database_url), file, without_files=without_files)
+
+
 @contextmanager
 def _opened(
     server: str | None, config: Path | None, database_url: str | None, *, new: bool = False

@@ -1,7 +1,7 @@
 """The lease of the scheduler on its database: taking it, renewing it, and waiting until another's has expired.
 
 The holder renews the lease. A waiting scheduler measures the time between renewals by its own clock, so the clocks of
-hosts may differ.
+hosts may differ. One that was deposed for nobody, as by a move of a tenant, takes it at once.
 """
 
 from __future__ import annotations
@@ -60,10 +60,12 @@ class SchedulerLease:
             _log.warning("%s; %s", error, LOST)
 
     async def wait_until_expired(self) -> None:
-        """Return once the lease has not been renewed for EXPIRES_S."""
+        """Return once nobody holds the lease, or it has not been renewed for EXPIRES_S."""
         seen, since_s = None, time.monotonic()
         while seen is None or time.monotonic() - since_s < EXPIRES_S:
             try:
+                if await self._in_database(self._jobs.vacant):
+                    return
                 heartbeat = await self._in_database(self._jobs.heartbeat)
             except DatabaseAwayError:
                 heartbeat = None  # an unreachable lease may be in use

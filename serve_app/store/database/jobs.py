@@ -101,6 +101,22 @@ class Jobs(Database):
             held = connection.execute(sa.select(LEASE.c.epoch, LEASE.c.beat)).one()
             return int(held.epoch), int(held.beat)
 
+    def vacant(self) -> bool:
+        """Whether nobody holds the lease: its holder was deposed, and no scheduler has taken it since."""
+        with self.reading() as connection:
+            return str(connection.execute(sa.select(LEASE.c.holder)).scalar_one()) == ""
+
+    def depose(self, connection: sa.Connection, above: int = 0) -> int:
+        """Take the lease from any holder, for nobody; return the epoch, higher than `above` and than all before.
+
+        Its scheduler notices at its next write, takes the lease again and begins anew from the database. Within
+        `replacing`.
+        """
+        earlier = int(connection.execute(sa.select(LEASE.c.epoch)).scalar_one())
+        epoch = max(earlier, above) + 1
+        connection.execute(sa.update(LEASE).values(epoch=epoch, holder=""))
+        return epoch
+
     def _fence(self, connection: sa.Connection, epoch: int) -> None:
         """Lock the lease row for this transaction. Errors: StaleEpochError when another epoch holds it."""
         if execute(connection, _HOLD_LEASE, [{"held": epoch}]) == 0:

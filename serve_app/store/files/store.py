@@ -119,6 +119,9 @@ class Store(Protocol):
 class WholeStore(Store, Protocol):
     """A store with access to all files."""
 
-    def inventory(self, area: Area) -> Iterator[tuple[FileRef, int, float]]:
-        """Yield every file of an area, half-written ones too, with its bytes and the Unix time of its last change."""
+    def inventory(self, area: Area, subfolder: str = "") -> Iterator[tuple[FileRef, int, float]]:
+        """Yield every file of an area, or below a subfolder, with its bytes and the Unix time of its last change.
+
+        Half-written ones too.
+        """
         ...

@@ -11,11 +11,11 @@ from typing import Any
 import httpx
 import pytest
 
-from serve_app.store.database.backup import restore_backup, write_backup
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.retention import retention
 from serve_app.store.retention.rules import RetentionBounds, RetentionRules
 from serve_app.store.tenants.tenants import job_id_of
+from serve_app.store.transfer.backup import restore_backup, write_backup
 from tests.unit.api.tenant_world import PICTURE, World, world
 
 KEPT = ("/history", "/api/assets?tags_any=output,input", "/api/webhooks", "/settings", "/userdata?dir=notes")

@@ -25,6 +25,10 @@ from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.database.changes import Submission
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.database.schema import REVISIONS
+from serve_app.store.files.store import AREAS
+from serve_app.store.files.volume import Volume
+from serve_app.store.tenants.tenants import tenant_of
+from serve_app.store.transfer.moving import export_tenant, import_tenant
 
 EVERY = QueueBounds(1000, 1_000_000)
 
@@ -74,7 +78,7 @@ async def submitted(server: Succession, job_id: str) -> Accepted:
 
 
 def submission(job_id: str) -> Submission:
-    return Submission(job_id, {"1": {"class_type": "Save", "inputs": {}}}, ("1",), None)
+    return Submission(job_id, {"1": {"class_type": "Save", "inputs": {}}}, ("1",), tenant=tenant_of(job_id))
 
 
 async def works(server: Succession) -> Scheduler:
@@ -120,6 +124,34 @@ async def test_a_server_that_comes_back_while_the_older_one_works_takes_over_aga
         async with server(database_url, "newer") as newer:
             assert (await newer.scheduler()).epoch > working.epoch
             await working.fenced.wait()
+
+
+async def test_a_tenants_waiting_jobs_move_between_two_working_servers_which_go_on_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(lease, "EXPIRES_S", 3600.0)
+    urls = [f"sqlite:///{tmp_path}/{name}.sqlite" for name in ("north", "south")]
+    store, file = Volume({area: tmp_path / area for area in AREAS}), tmp_path / "studio.gz"
+    async with server(urls[0], "north") as north, server(urls[1], "south") as south:
+        for job_id in ("a", "b@studio", "c@studio"):
+            await submitted(north, job_id)
+        for number in range(5):
+            await submitted(south, f"earlier {number}")
+        before = [await each.scheduler() for each in (north, south)]
+        admin = [Jobs(url) for url in urls]
+        await asyncio.to_thread(export_tenant, admin[0], "studio", file, store)
+        await asyncio.to_thread(import_tenant, admin[1], file, store)
+        for scheduler in before:
+            await scheduler.fenced.wait()
+        after = [await works(each) for each in (north, south)]
+        assert await waiting(after[0]) == ["a"]
+        assert (await waiting(after[1]))[5:] == ["b@studio", "c@studio"]
+        await submitted(south, "d@studio")
+        assert (await waiting(await works(south)))[5:] == ["b@studio", "c@studio", "d@studio"]
+        for jobs in admin:
+            jobs.close()
+
+
+async def waiting(scheduler: Scheduler) -> list[str]:
+    return [job.job_id for job in (await scheduler.queue(EVERY)).pending]
 
 
 @pytest.mark.parametrize("wrong", ["damaged", "newer"])

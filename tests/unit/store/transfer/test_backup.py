@@ -19,7 +19,6 @@ from serve_app.cli import backup as command
 from serve_app.cli import main
 from serve_app.errors import BackupError, StaleEpochError
 from serve_app.events import Failure
-from serve_app.store.database.backup import restore_backup, write_backup
 from serve_app.store.database.changes import Claims, JobAccepted, JobEnded, JobStarted, OutputRecorded
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import AREAS, FileRef, WholeStore
@@ -27,6 +26,7 @@ from serve_app.store.files.volume import Volume
 from serve_app.store.tenants.api_keys import AddKey, EndKey, FindKey, FindKeys, ListKeys, minted, new_session
 from serve_app.store.tenants.audit import AuditEntry, ReadAudit, WriteAudit
 from serve_app.store.tenants.pauses import THE_QUEUE, AllPauses, SetPause
+from serve_app.store.transfer.backup import restore_backup, write_backup
 from tests.unit.store.retention.test_sweep import ROW
 
 KEY = replace(minted("acme", "website", ("submit", "read"), 90.0)[0], created_s=5.0)
@@ -109,7 +109,7 @@ def test_a_copy_is_of_one_moment_while_jobs_come(database_url, other_url, tmp_pa
 
     encode: Callable[..., str] = json.dumps
     with monkeypatch.context() as patch:
-        patch.setattr("serve_app.store.database.backup.json", SimpleNamespace(dumps=written))
+        patch.setattr("serve_app.store.transfer.rows_file.json", SimpleNamespace(dumps=written))
         # Two lines are written before the transaction has begun.
         summary = write_backup(jobs, copy, None)
     assert summary.rows["jobs"] - 2 == summary.rows["outputs"] - 2 <= 2
