@@ -28,7 +28,11 @@ STUCK_S = 420.0
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of what. poison: its share. short: only faults that cost seconds. minutes: how long new jobs come."""
+    """How much of what. poison: its share. short: only faults that cost seconds. minutes: how long new jobs come.
+
+    pace_s: how long a client waits after a submission, so that jobs come for as long as faults do. restart: whether the
+    history is compared with that after a restart.
+    """
 
     jobs: int
     kills: int = 0
@@ -37,6 +41,8 @@ class Plan:
     seed: int = 0
     short: bool = False
     minutes: float = math.inf
+    pace_s: float = 0.0
+    restart: bool = True
     kinds: Sequence[str] = POISON
 
     def drawn(self, draw: Draw, rng: random.Random) -> list[Job]:
@@ -115,7 +121,7 @@ def _run(site: Target, plan: Plan, faults: Sequence[Fault], rng: random.Random, 
     innocents, guilty = [job for job in jobs if not job.poison], [job for job in jobs if job.poison]
     of_clients = {f"client-{i}": innocents[i::CLIENTS] for i in range(CLIENTS)} | {POISONER: guilty}
     listeners = {name: Listener(site.url, name, book) for name in of_clients}
-    clients = [Client(name, site.url, own, book, until_s) for name, own in of_clients.items()]
+    clients = [Client(name, site.url, own, book, until_s, pace_s=plan.pace_s) for name, own in of_clients.items()]
     Watcher(site.url, book)
     for thread in (*clients, injector):
         thread.start()
@@ -150,9 +156,10 @@ def _run(site: Target, plan: Plan, faults: Sequence[Fault], rng: random.Random, 
     swept = not plan.short and not site.clock
     if swept:
         violations += verdict.unswept(site, before)
-    with site.stopped():
+    with site.stopped(back=plan.restart):
         violations += verdict.files(site, before, swept=swept)
-    violations += verdict.changed(before, verdict.recorded(caller, book))
+    if plan.restart:
+        violations += verdict.changed(before, verdict.recorded(caller, book))
     report.notes += [f"answered {what}, {count} times" for what, count in book.strange.items()]
     connections = sum(listener.connections for listener in listeners.values())
     report.notes.append(f"`up` was started {site.starts} times; {CLIENTS} clients opened {connections} sockets")

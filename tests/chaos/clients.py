@@ -103,6 +103,12 @@ class Book:
                 if entry.state is None and client in (None, entry.client)
             }
 
+    def since(self, moment_s: float) -> frozenset[str]:
+        """Return the jobs that had not ended at a moment, or came later."""
+        with self.lock:
+            entries = self.entries.items()
+            return frozenset(name for name, entry in entries if entry.state is None or entry.ended_s >= moment_s)
+
     def ended(self) -> int:
         """Return how many have ended."""
         with self.lock:
@@ -115,10 +121,20 @@ class Book:
 
 
 class Client(threading.Thread):
-    """Submits its jobs, a few at a time, and cancels those that are to be cancelled; no new ones after until_s."""
+    """Submits its jobs, a few at a time, and cancels those that are to be cancelled; no new ones after until_s.
+
+    pace_s: the least time between two submissions.
+    """
 
     def __init__(
-        self, name: str, url: str, jobs: Sequence[Job], book: Book, until_s: float, width: int = WIDTH
+        self,
+        name: str,
+        url: str,
+        jobs: Sequence[Job],
+        book: Book,
+        until_s: float,
+        width: int = WIDTH,
+        pace_s: float = 0.0,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._caller = Caller(url, book.strange)
@@ -126,6 +142,8 @@ class Client(threading.Thread):
         self._book = book
         self._until_s = until_s
         self._width = width
+        self._pace_s = pace_s
+        self._next_s = 0.0
         self._cancels: list[tuple[float, str]] = []
 
     def run(self) -> None:
@@ -135,7 +153,8 @@ class Client(threading.Thread):
                     self._jobs.clear()
                 if self._cancels and self._cancels[0][0] <= time.monotonic():
                     self._cancel(self._cancels.pop(0)[1])
-                elif self._jobs and len(self._book.open(self.name)) < self._width:
+                elif self._jobs and self._next_s < time.monotonic() and len(self._book.open(self.name)) < self._width:
+                    self._next_s = time.monotonic() + self._pace_s
                     self._submit(self._jobs.pop(0))
                 else:
                     time.sleep(0.02)

@@ -55,11 +55,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Struck:
-    """A fault that was done. mended_s: until a job that was submitted then was done; None for never."""
+    """A fault that was done. mended_s: until a job that was submitted then was done; None for never.
+
+    jobs: those that were open or accepted meanwhile. load: of the machine as it began, over a minute.
+    """
 
     part: str
     action: str
     mended_s: float | None
+    jobs: frozenset[str]
+    load: float
 
 
 def faults(site: Site, *, short: bool = False) -> list[Fault]:
@@ -124,14 +129,14 @@ class Injector(threading.Thread):
             time.sleep(self._rng.uniform(0.0, 1.0))
             if self._over():
                 break
-            began = time.monotonic()
+            began, load = time.monotonic(), os.getloadavg()[0]
             print(f"{fault.part}: {fault.action}", file=sys.stderr)
             if not fault.strike(self._rng):
                 self._book.wrong(f"no {fault.part} to {fault.action} for {FOUND_S:.0f} s")
                 continue
             if fault.part == "store":
                 self.windows.append((began, time.monotonic()))
-            probe = threading.Thread(target=self._probe, args=(fault, began), daemon=True)
+            probe = threading.Thread(target=self._probe, args=(fault, began, load), daemon=True)
             probe.start()
             self._probes.append(probe)
             if self._rng.random() < 0.7:
@@ -142,7 +147,7 @@ class Injector(threading.Thread):
     def _over(self) -> bool:
         return self._book.finished.is_set() or time.monotonic() > self._until_s
 
-    def _probe(self, fault: Fault, began: float) -> None:
+    def _probe(self, fault: Fault, began: float, load: float) -> None:
         """Measure until a job that is submitted now, before all others, has been done."""
         caller, job = Caller(self._url, self._book.strange), self._draw.plain()
         mended_s = None
@@ -157,7 +162,7 @@ class Injector(threading.Thread):
                 time.sleep(0.1)
         except (RuntimeError, TimeoutError) as error:
             self._book.wrong(f"after a {fault.action} of {fault.part}: {error}")
-        self.done.append(Struck(fault.part, fault.action, mended_s))
+        self.done.append(Struck(fault.part, fault.action, mended_s, self._book.since(began), load))
 
 
 def _found(site: Target, part: str) -> psutil.Process | None:

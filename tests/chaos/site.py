@@ -102,11 +102,13 @@ class Site:
             self.server.up.kill()
 
     @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Stop the server in good order meanwhile, and return once it is back."""
+    def stopped(self, *, back: bool = True) -> Iterator[None]:
+        """Stop the server in good order meanwhile, and return once it is back. back: whether it comes back."""
         with self._changing:
             self._stop()
             yield
+            if not back:
+                return
             self.server = self._start()
         self.server.wait_until_ready()
 

@@ -26,8 +26,8 @@ class Target(Protocol):
     def processes(self) -> list[psutil.Process]:
         """Return every living process of it."""
 
-    def stopped(self) -> AbstractContextManager[None]:
-        """Stop it in good order meanwhile; it is back afterwards."""
+    def stopped(self, *, back: bool = True) -> AbstractContextManager[None]:
+        """Stop it in good order meanwhile; it is back afterwards, unless not `back`."""
 
     def check(self) -> tuple[int, str]:
         """Let `serve-app check` mend what it can; return its exit status and what it said."""

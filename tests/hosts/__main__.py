@@ -7,13 +7,14 @@ Jobs run while hosts are cut off, deaf, slow, turned off and drained, the head, 
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from tests.chaos.campaign import Plan, Report, under_faults
-from tests.hosts import cluster, network
+from tests.hosts import cluster, network, record
 from tests.hosts.cluster import Cluster
 from tests.hosts.faults import faults
 from tests.hosts.scaling import Scaled, scaled
@@ -42,17 +43,24 @@ def _reported(site: Cluster, arguments: argparse.Namespace) -> Report | Upgraded
         return upgraded(site, arguments.rate, arguments.seed)
     if arguments.scale:
         return scaled(site, arguments.seed)
-    plan = Plan(arguments.jobs, arguments.kills, poison=0.0, seed=arguments.seed)
-    chosen = [fault for fault in faults(site) if arguments.only in f"{fault.part}: {fault.action}"]
-    return under_faults(plan, site, chosen, "three hosts, postgres, s3")
+    plan = Plan(arguments.jobs, arguments.kills, poison=0.0, seed=arguments.seed, pace_s=arguments.pace)
+    chosen = [fault for fault in faults(site) if re.search(arguments.only, f"{fault.part}: {fault.action}")]
+    report = under_faults(plan, site, chosen, "three hosts, postgres, s3")
+    if arguments.record is not None:
+        record.add(report, arguments.record)
+    return report
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.hosts", description=__doc__)
     parser.add_argument("--jobs", type=int, default=600, help="mixed jobs (default: %(default)s)")
     parser.add_argument("--kills", type=int, default=35, help="faults meanwhile (default: %(default)s)")
+    parser.add_argument(
+        "--pace", type=float, default=8.0, help="seconds between a client's jobs (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="what all is drawn from (default: %(default)s)")
-    parser.add_argument("--only", default="", help="only faults with this in their name, as `worker: cut off`")
+    parser.add_argument("--only", default="", metavar="REGEX", help="only faults with such a name, as `worker: cut`")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="append the faults as JSON, and make the table")
     parser.add_argument("--scale", action="store_true", help="scale from zero and back instead")
     parser.add_argument("--upgrade", action="store_true", help="upgrade under load instead")
     parser.add_argument("--rate", type=float, default=20.0, help="submissions a second then (default: %(default)s)")

@@ -146,8 +146,8 @@ class Cluster:
         return [node["node_ip"] for node in found if node["state"] == state]
 
     @contextlib.contextmanager
-    def stopped(self) -> Iterator[None]:
-        """Take the application away in good order, and deploy it again afterwards."""
+    def stopped(self, *, back: bool = True) -> Iterator[None]:
+        """Take the application away in good order, and deploy it again afterwards. back: whether it comes back."""
         self.head.run("serve", "shutdown", "--yes", "--address", f"http://127.0.0.1:{DASHBOARD}")
         wait_for(lambda: not self._processes.found("ray::ServeReplica"), "the replicas to end")
         # By itself it ends after two minutes without calls. Ray starts another, which does nothing until it is called.
@@ -155,7 +155,8 @@ class Cluster:
             scheduler.kill()
             scheduler.wait(60)
         yield
-        self.deploy(self.configuration())
+        if back:
+            self.deploy(self.configuration())
 
     def check(self) -> tuple[int, str]:
         """Let `serve-app check` mend what it can."""

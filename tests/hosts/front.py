@@ -20,12 +20,17 @@ defaults
 {pages}
 frontend clients
     bind 127.0.0.1:{port}
+    use_backend sockets if {{ hdr(upgrade) -i websocket }}
     default_backend hosts
 backend hosts
     option httpchk GET /readyz
     timeout check 3s
-    default-server check inter 1s fall 2 rise 1 on-marked-down shutdown-sessions
+    default-server check inter 1s fall 2 rise 1
 {servers}
+backend sockets
+    # Those of a host that is gone are closed, so that clients open others. A request is let end: it may be answered.
+    default-server on-marked-down shutdown-sessions
+{sockets}
 """
 
 
@@ -37,8 +42,9 @@ class Front:
         self._port = free_port()
         pages = "\n".join(f"    {line}" for line in error_pages(folder))
         listed = "\n".join(f"    server {name} {address}" for name, address in servers.items())
+        sockets = "\n".join(f"    server {name} {address} track hosts/{name}" for name, address in servers.items())
         path = folder / "haproxy.cfg"
-        path.write_text(CONFIG.format(port=self._port, pages=pages, servers=listed))
+        path.write_text(CONFIG.format(port=self._port, pages=pages, servers=listed, sockets=sockets))
         program = find()
         assert program is not None
         with (folder / "log").open("wb") as log:

@@ -19,7 +19,7 @@ def test_what_is_accepted_ends_once_whatever_becomes_of_hosts_and_links(tmp_path
         pytest.skip(why)
     with cluster.started(tmp_path) as site:
         quick = faults(site, short=True)
-        plan = Plan(jobs=30, kills=len(quick), poison=0.0, seed=1, short=True)
+        plan = Plan(jobs=30, kills=len(quick), poison=0.0, seed=1, short=True, restart=False)
 
         report = under_faults(plan, site, quick, "three hosts")
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import ipaddress
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -348,3 +349,12 @@ def _found(value: Any, key: str) -> list[dict[str, Any]]:
     if isinstance(value, list | tuple):
         return [found for inner in value for found in _found(inner, key)]
     return []
+
+
+def test_the_table_of_what_was_tested_has_every_object():
+    rows = [row for row in (ROOT / "docs" / "deploy-tested.md").read_text().splitlines() if row.startswith("| ")]
+    said = set(re.findall(r"[\w-]+", " ".join(row.split("|")[1] for row in rows)))
+    for path in sorted((ROOT / "k8s").rglob("*.yaml")):
+        for found in yaml.safe_load_all(path.read_text()):
+            if isinstance(found, dict) and found.get("kind") not in (None, "Kustomization", "Component"):
+                assert {found["kind"], found["metadata"]["name"]} <= said, path
