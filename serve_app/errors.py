@@ -118,6 +118,10 @@ class DeviceMemoryError(ServeAppError):
         return str(out_of_memory).partition(" If reserved but unallocated")[0].partition("\n")[0]
 
 
+class RankLostError(ServeAppError):
+    """Another rank of this replica has ended or does not answer: what they compute together cannot go on."""
+
+
 class WeightsFreedError(ServeAppError):
     """Weights are used whose memory is free: the hold that kept them is closed. A fault of the server."""
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import torch
 
+from serve_app.errors import RankLostError
+
 _CUDA_ERROR = "CUDA error"
 """How torch's errors of CUDA's runtime and of cuBLAS begin; those of its allocator do not."""
 _NO_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -37,7 +39,9 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException) -> bool:
-    """Whether an error means that the device is lost."""
+    """Whether an error means that the device is lost, or another rank that computes with it."""
+    if isinstance(error, RankLostError):
+        return True
     return _is_of_device(error) and not any(words in str(error) for words in (*_NO_MEMORY, *_HARMLESS))
 
 

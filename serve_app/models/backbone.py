@@ -38,7 +38,7 @@ class RecipeBackbone:
     training: overrides the training that the file states. loras: applied to the rows of this recipe only. functions: of
     node packs; controls: model patches that read images. references: how reference images are placed where a
     conditioning does not say; None: the family's default. own_key: if set, its rows share a forward with no others.
-    sigmas: noise levels of the current run, for functions.
+    sigmas: noise levels of the current run, for functions. recipe: of the weights, for other ranks.
     """
 
     network: LoadedNetwork
@@ -49,6 +49,7 @@ class RecipeBackbone:
     own_key: object | None = None
     functions: tuple[PackFunctions, ...] = ()
     sigmas: Tensor | None = None
+    recipe: Recipe | None = None
     levels: Levels = field(init=False)
     prediction: Prediction = field(init=False)
 
@@ -131,6 +132,7 @@ class RecipeBackbone:
             functions=tuple(functions.network for functions in self.functions if functions.network),
             sigmas=self.sigmas,
             training=self.training,
+            recipe=self.recipe,
         )
 
     def apart(self, piece: Piece) -> list[Piece]:

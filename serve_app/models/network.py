@@ -5,9 +5,10 @@ What is particular to one recipe comes with its rows; `backbone` makes them.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from serve_app import log
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.one_call import OneCall
-from serve_app.models.forward import Replays
+from serve_app.models.forward import CapturableCall, Inputs, Replays
 from serve_app.models.kernels.compiled_blocks import CompiledBlocks, reason_against
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.kernels.packing import weights_of
@@ -23,6 +24,9 @@ from serve_app.models.lora.forward import with_loras
 from serve_app.recipe.layers import DeepShrink
 from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Piece
+
+if TYPE_CHECKING:
+    from serve_app.models.ranks.leader import Leader
 
 _log = log.get("models")
 
@@ -32,11 +36,12 @@ class ForwardOptions:
     """How forwards of backbones run on a device.
 
     splits_texts: its fastest attention takes no mask, so rows with texts of unequal lengths may run apart. compiled:
-    repeated blocks are compiled, where they can be.
+    repeated blocks are compiled, where they can be. ranks: that compute forwards with this process.
     """
 
     splits_texts: bool = False
     compiled: bool = False
+    ranks: Leader | None = None
 
 
 class LoadedNetwork:
@@ -63,6 +68,7 @@ class LoadedNetwork:
         self.module = module
         self.trained_as = trained_as
         self._splits_texts = options.splits_texts and not streamed
+        self._ranks = options.ranks
         self.blocks = _compiled(family, module) if options.compiled else None
         kept = weights_of(module.modules()) if self._splits_texts else ()
         self._weights_bytes = sum(tensor.nbytes for tensor in kept)
@@ -98,23 +104,43 @@ class LoadedNetwork:
 
         Exclusive rows come alone, and their outputs do not depend on earlier forwards.
         """
-        merging = not any(r.exclusive for r in rows)
+        if self._ranks is not None and self._ranks.computes(self.family, rows):
+            return self._ranks.answer(self, rows)
         asked, rows = len(rows), self._padded(rows)
-        with with_loras([(r.count, r.loras) for r in rows], merging=merging) as read:
-            call = self.family.capturable_call(self.module, rows)
+        with self.prepared(rows) as call:
             if call is None:
                 return self.family.forward(self.module, rows)
-            # A CUDA graph would not contain the copies that bring streamed weights.
-            call = (
-                replace(call, variant=None)
-                if read is None or self.streamed
-                else replace(call, reads=read[0] if read else None)
-            )
-            # Blocks with other changes than a CUDA graph could contain would be compiled again and again.
-            compiled = None if call.variant is None else self.blocks
-            with nullcontext() if compiled is None else compiled.running():
-                [output] = self.replays.answer(self._weight, call, torch.float32)
+            output = self.run(call)
         return self.family.split_output(output, rows)[:asked]
+
+    @contextmanager
+    def prepared(self, rows: Sequence[Rows], given: Inputs | None = None) -> Iterator[CapturableCall | None]:
+        """Yield the call of rows' forward, to `run` inside; None for a family that has none.
+
+        given: its input tensors, if they are made already, as by another rank.
+        """
+        merging = not any(r.exclusive for r in rows)
+        with with_loras([(r.count, r.loras) for r in rows], merging=merging) as read:
+            call = (
+                self.family.prepared_call(self.module, rows, given)
+                if given is not None and isinstance(self.family, OneCall)
+                else self.family.capturable_call(self.module, rows)
+            )
+            if call is None:
+                yield None
+            # A CUDA graph would not contain the copies that bring streamed weights.
+            elif read is None or self.streamed:
+                yield replace(call, variant=None)
+            else:
+                yield replace(call, reads=read[0] if read else None)
+
+    def run(self, call: CapturableCall) -> Tensor:
+        """Return the output of a call of `prepared`, float32."""
+        # Blocks with other changes than a CUDA graph could contain would be compiled again and again.
+        compiled = None if call.variant is None else self.blocks
+        with nullcontext() if compiled is None else compiled.running():
+            [output] = self.replays.answer(self._weight, call, torch.float32)
+        return output
 
     def _padded(self, rows: Sequence[Rows]) -> Sequence[Rows]:
         count = sum(r.count for r in rows)

@@ -20,6 +20,7 @@ from serve_app.models.files.tensors import Shape, Tensors
 from serve_app.models.forward import CapturableCall
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.unequal_texts import JointAttention
+from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Canvas, Injection, Inputs
 from serve_app.sampling.latents.latents import LatentFormat
@@ -96,7 +97,8 @@ class Rows:
     inputs: the family's conditioning inputs. loras, controls: the recipe's changes for these rows; layers: patches of
     layers, as in `sampling.guidance.layers`. exclusive: they share no forward, and their outputs do not depend, to the
     bit, on earlier ones. role: of their branch. functions: of node packs, as `PackFunctions.network`, in order. sigmas:
-    noise levels of the run, for functions. training: what a patch of the recipe sets; None: the file's.
+    noise levels of the run, for functions. training: what a patch of the recipe sets; None: the file's. recipe: by
+    which another rank finds the weights and LoRAs; None: it cannot.
     """
 
     x: Tensor
@@ -111,6 +113,7 @@ class Rows:
     functions: tuple[Mapping[str, Any], ...] = ()
     sigmas: Tensor | None = None
     training: Training | None = None
+    recipe: Recipe | None = None
 
     @property
     def count(self) -> int:
@@ -138,6 +141,11 @@ class BackboneFamily(Family):
     """Prefix of the VAE in its checkpoints."""
     text_width: int
     """Width of a text's rows."""
+
+    @property
+    def sharded_heads(self) -> int | None:
+        """The heads of its attention, if its forward can shard tokens over ranks (`ranks.sharding`); else None."""
+        return None
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:

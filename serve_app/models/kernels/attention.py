@@ -8,7 +8,8 @@ are narrow enough. Sources: Shah et al. 2024, arXiv:2407.08608 (FlashAttention 3
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor
+
+from serve_app.models.ranks.sharding import Sharding
 
 TORCH = "sdpa"
 """The name of torch's own attention."""
@@ -45,6 +48,33 @@ def use_attention(name: str) -> None:
     """Compute attention by a package from now on wherever it can, and by torch elsewhere; TORCH: everywhere."""
     chosen = _torch if name == TORCH else _by_package(PACKAGES[name])
     _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(chosen)
+
+
+@contextmanager
+def attention_over(sharding: Sharding | None, keys: Sharding | None = None) -> Iterator[None]:
+    """Let attention inside be over the tokens of all ranks, of which queries, keys and values are this rank's shards.
+
+    sharding: of the tokens, as `Sharding.of_attention`; a mask is of all tokens, by `Sharding.mask`. keys: of keys and
+    values, where those are of other tokens. One thread at a time computes attention.
+    """
+    if sharding is None:
+        yield
+        return
+    computed = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
+
+    @wraps(_torch)
+    def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+            found: Tensor = computed(q, k, v, mask, **options)
+            return found
+
+        return sharding.attention(query, key, value, attn_mask, attend, keys)
+
+    _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(attention)
+    try:
+        yield
+    finally:
+        _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(computed)
 
 
 def reason_against(name: str, device: torch.device) -> str | None:

@@ -8,7 +8,7 @@ contain all changes up to the last merge.
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,17 @@ def unmerged(recipe: Recipe) -> tuple[Lora | Towards | Scale, ...]:
 def _of_weights(recipe: Recipe) -> tuple[Any, ...]:
     """Return the changes of a recipe's weights, in order, without bypass LoRAs."""
     return tuple(change for change in recipe.all(WeightChange) if not (isinstance(change, Lora) and change.bypass))
+
+
+def of_weights(recipe: Recipe) -> Recipe:
+    """Return a backbone's recipe with those patches alone of which its weights are made: plain values, to be sent."""
+    return replace(
+        recipe, patches=tuple(map(_of_weights_alone, recipe.all(WeightChange | Rounded | ComputedIn | Streams)))
+    )
+
+
+def _of_weights_alone(patch: Any) -> Any:
+    return replace(patch, other=of_weights(patch.other)) if isinstance(patch, Merge | Towards) else patch
 
 
 def part_files(catalog: Catalog, recipe: Recipe, *, whole: bool = False) -> WeightFiles:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from threading import Lock
@@ -37,7 +37,7 @@ from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.host_weights import HostWeights
 from serve_app.models.weights.loading import Loader, control_file
 from serve_app.models.weights.needs import Needs
-from serve_app.models.weights.recipes import Need, WeightFiles, part_files
+from serve_app.models.weights.recipes import Need, WeightFiles, of_weights, part_files
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
 from serve_app.recipe.controls import DiffControlNetBase, ModelControl
 from serve_app.recipe.layers import ReferenceMethod
@@ -104,6 +104,7 @@ class Weights:
     ) -> None:
         self.device = device
         self._catalog = catalog
+        self._ranks = None if options is None else options.ranks
         self.loader = Loader(device, dtype, vae_dtype, fp8_matmul, options)
         self._lexicon = Lexicon(catalog)
         self.residency = Residency(budget_bytes, forwards_bytes)
@@ -132,7 +133,9 @@ class Weights:
             for control in recipe.all(ModelControl)
         )
         functions = recipe.all(PackFunctions)
-        return RecipeBackbone(network, training, resident.loras, references, controls, functions=functions)
+        return RecipeBackbone(
+            network, training, resident.loras, references, controls, functions=functions, recipe=of_weights(recipe)
+        )
 
     def levels(self, recipe: Recipe) -> Levels:
         """Return the noise levels of the recipe's backbone, without loading it."""
@@ -406,20 +409,28 @@ class Weights:
                 )
 
     def _load(self, recipe: Recipe, files: WeightFiles) -> ResidentWeights:
-        loaded = self.host.take(files.key)
-        if loaded is None:
-            room = self.needs.stream_bytes(recipe, files)
-            stream = None if room is None else partial(self.host.stream, recipe.part, room)
-            loaded = self.loader.load(recipe, files, stream)
+        with self._on_all_ranks(recipe):
+            loaded = self.host.take(files.key)
+            if loaded is None:
+                room = self.needs.stream_bytes(recipe, files)
+                stream = None if room is None else partial(self.host.stream, recipe.part, room)
+                loaded = self.loader.load(recipe, files, stream)
         streaming = loaded.streaming
         nbytes = self.needs.part_bytes(recipe, files) if streaming is None else streaming.nbytes
         _log.info("loaded %s: mb=%d held_mb=%d", loaded.name, nbytes >> 20, (self.resident_bytes + nbytes) >> 20)
         return ResidentWeights(loaded, loaded.name, nbytes, remarks=loaded.remarks)
 
+    def _on_all_ranks(self, recipe: Recipe) -> AbstractContextManager[None]:
+        """Have the other ranks load a recipe too, if there are any and they compute with it."""
+        if self._ranks is None or recipe.part != "backbone":
+            return nullcontext()
+        return self._ranks.loading(of_weights(recipe))
+
     def _load_set(self, recipe: Recipe, base: ResidentWeights, files: WeightFiles) -> ResidentWeights:
         """Return the LoRA set of a part: low-rank layers for a backbone, merged weights for a text encoder."""
         key = base.loaded.key
-        loras, name, remarks = self.loader.lora_set(recipe, base.loaded, files, self._has_room)
+        with self._on_all_ranks(recipe):
+            loras, name, remarks = self.loader.lora_set(recipe, base.loaded, files, self._has_room)
         if recipe.part == "backbone":
             return ResidentWeights(base.loaded, name, 0, key, loras, remarks)
         return ResidentWeights(self.loader.merged(base.loaded, loras), name, loras.merged_bytes, key, remarks=remarks)

@@ -47,6 +47,12 @@ def random_tensors(family: Family, dtype: torch.dtype = torch.float16) -> dict[s
     return drawn
 
 
+def by_own_names(family: Family) -> dict[str, Tensor]:
+    """Return float32 tensors for a network under its own names, each drawn from its name."""
+    parameters = family.empty().state_dict()
+    return {name: _drawn(name, tuple(parameter.shape)) for name, parameter in parameters.items()}
+
+
 def cpu_weights(
     catalog: Catalog,
     *,

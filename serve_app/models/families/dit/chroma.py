@@ -20,11 +20,14 @@ from serve_app.models.families.dit import flux_names
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
     PATCH,
     SINGLES,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     attended,
+    by_heads,
     check_text,
     from_tokens,
     passed,
@@ -36,6 +39,8 @@ from serve_app.models.families.shared.dit import (
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
@@ -139,6 +144,10 @@ class Chroma(Transformer):
             table |= {f"{norm}.{leaf}": f"{norm}.weight" for leaf in flux_names.NORM_LEAVES}
         return table
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def build(self) -> nn.Module:
         head = self.width // self.heads
         network = ChromaTransformer2DModel(
@@ -195,21 +204,28 @@ class Chroma(Transformer):
         numbers = self._modulations(given["level"], given["guidance"], x.dtype)
         modulation = network.distilled_guidance_layer(numbers.to(x.dtype))
         text, image = network.context_embedder(given["text"]), network.x_embedder(to_tokens(x))
-        shared = {"image_rotary_emb": network.pos_embed(given["at"]), "attention_mask": given.get("there")}
+        shards, (cos, sin) = sharding(text.shape[1], image.shape[1]), network.pos_embed(given["at"])
+        known = shards.mask(by_heads(given.get("there")))
+        shared = {
+            "image_rotary_emb": (shards.shard(cos, dim=0), shards.shard(sin, dim=0)),
+            "attention_mask": None if known is None else known[:, 0, 0],
+        }
+        text, image = shards.shard(text, TEXT_TOKENS), shards.shard(image, IMAGE_TOKENS)
         doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
         of_image = SINGLE * self.singles
         of_text = of_image + DOUBLE * self.doubles
-        for number, block in enumerate(network.transformer_blocks):
-            starts = (start + DOUBLE * number for start in (of_image, of_text))
-            own = torch.cat([modulation[:, start : start + DOUBLE] for start in starts], dim=1)
-            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=own, **shared)
-            text, image = doubles.through(number, call_block, text, image)
-        both = torch.cat([text, image], dim=1)
-        for number, block in enumerate(network.single_transformer_blocks):
-            own = modulation[:, SINGLE * number : SINGLE * (number + 1)]
-            [both] = singles.through(number, partial(block, hidden_states=both, temb=own, **shared), both)
+        with attention_over(shards.of_attention):
+            for number, block in enumerate(network.transformer_blocks):
+                starts = (start + DOUBLE * number for start in (of_image, of_text))
+                own = torch.cat([modulation[:, start : start + DOUBLE] for start in starts], dim=1)
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=own, **shared)
+                text, image = doubles.through(number, call_block, text, image)
+            both = torch.cat([text, image], dim=1)
+            for number, block in enumerate(network.single_transformer_blocks):
+                own = modulation[:, SINGLE * number : SINGLE * (number + 1)]
+                [both] = singles.through(number, partial(block, hidden_states=both, temb=own, **shared), both)
         output = network.proj_out(network.norm_out(both[:, text.shape[1] :], modulation[:, -LAST:]))
-        return from_tokens(output, *x.shape[-2:])
+        return from_tokens(shards.gather(output, IMAGE_TOKENS), *x.shape[-2:])
 
     def _modulations(self, level: Tensor, guidance: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the modulation network's input for each vector, (R,MODULATIONS,embedding_width).

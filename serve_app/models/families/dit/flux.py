@@ -26,8 +26,11 @@ from serve_app.models.families.shared.attention_bias import AttentionBias, added
 from serve_app.models.families.shared.concat import image_to_edit, mask_as_channels
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
     PATCH,
+    REFERENCE_TOKENS,
     SINGLES,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     added_after,
@@ -59,7 +62,9 @@ from serve_app.models.families.shared.references import (
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import turns_of
+from serve_app.models.ranks.sharding import sharding
 from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.training import Flow, FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
@@ -73,7 +78,6 @@ AXES = (2, 7, 7)
 """Sixteenths of a head rotated by plane, row and column."""
 THETA = 10000.0
 TIMES = 1000.0
-
 EXTRA_CHANNELS = {0: "x alone", 16: "x and an image", 80: "x, a masked image and its mask"}
 """The channels concatenated with x, by their number."""
 
@@ -231,6 +235,10 @@ class Flux(Transformer):
         return fused(network)
 
     @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
+    @property
     def axes(self) -> tuple[int, ...]:
         """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
@@ -351,26 +359,33 @@ class Flux(Transformer):
             text = torch.cat([text, given["behind"]], dim=1)
         images = [torch.cat([call.x, given["concat"]], dim=1) if "concat" in given else call.x, *references_of(given)]
         tokens = [*map(to_tokens, images)]
-        length, count = text.shape[1], tokens[0].shape[1]
-        image = network.x_embedder(torch.cat(tokens, dim=1))
+        all_tokens = torch.cat(tokens, dim=1)
+        count = tokens[0].shape[1]
+        shards = sharding(text.shape[1], count, all_tokens.shape[1] - count)
+        text, image = (
+            shards.shard(text, TEXT_TOKENS),
+            network.x_embedder(shards.shard(all_tokens, IMAGE_TOKENS, REFERENCE_TOKENS)),
+        )
+        length, count = shards.count(TEXT_TOKENS), shards.count(IMAGE_TOKENS)
         shared = {
             "temb": silu(time),
-            "image_rotary_emb": self.turns(given["at"]),
-            "attention_mask": given.get("mask"),
+            "image_rotary_emb": shards.shard(self.turns(given["at"]), dim=0),
+            "attention_mask": shards.mask(given.get("mask")),
         }
         doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
-        for number, block in enumerate(network.transformer_blocks):
-            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **shared)
-            text, image = doubles.through(number, call_block, text, image)
-            for residual in added_after(given, DOUBLES, number):
-                image[:, :count] += residual.to(image.dtype)
-        both = torch.cat([text, image], dim=1)
-        for number, block in enumerate(network.single_transformer_blocks):
-            [both] = singles.through(number, partial(block, hidden_states=both, **shared), both)
-            for residual in added_after(given, SINGLES, number):
-                both[:, length : length + count] += residual.to(both.dtype)
+        with attention_over(shards.of_attention):
+            for number, block in enumerate(network.transformer_blocks):
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **shared)
+                text, image = doubles.through(number, call_block, text, image)
+                for residual in added_after(given, DOUBLES, number):
+                    image[:, :count] += shards.shard(residual, IMAGE_TOKENS).to(image.dtype)
+            both = torch.cat([text, image], dim=1)
+            for number, block in enumerate(network.single_transformer_blocks):
+                [both] = singles.through(number, partial(block, hidden_states=both, **shared), both)
+                for residual in added_after(given, SINGLES, number):
+                    both[:, length : length + count] += shards.shard(residual, IMAGE_TOKENS).to(both.dtype)
         image = both[:, length : length + count]
-        return from_tokens(network.proj_out(network.norm_out(image, time)), *size)
+        return from_tokens(shards.gather(network.proj_out(network.norm_out(image, time)), IMAGE_TOKENS), *size)
 
     def turns(self, at: Tensor) -> Tensor:
         """Return the rotary positions of tokens at (n,3)."""

@@ -20,7 +20,10 @@ from serve_app.models.families.dit import flux_names
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
+    REFERENCE_TOKENS,
     SINGLES,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     attended,
@@ -44,6 +47,8 @@ from serve_app.models.families.shared.references import (
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX2
@@ -151,6 +156,10 @@ class Flux2(Transformer):
         # The file has the shift first, the network the scale.
         return table | {"final_layer.adaLN_modulation.1": (Place("norm_out.linear", swapped=True),)}
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def build(self) -> nn.Module:
         head = self.width // self.heads
         network: nn.Module = Flux2Transformer2DModel(
@@ -221,25 +230,33 @@ class Flux2(Transformer):
         time, text = self._time(network, level, guidance, x.dtype), network.context_embedder(given["text"])
         tokens = [one.flatten(2).transpose(1, 2) for one in (x, *references_of(given))]
         count, length, image = tokens[0].shape[1], text.shape[1], network.x_embedder(torch.cat(tokens, dim=1))
+        shards = sharding(length, count, image.shape[1] - count)
+        mask, (cos, sin) = shards.mask(given.get("mask")), network.pos_embed(given["at"])
         arguments = {
-            "image_rotary_emb": network.pos_embed(given["at"]),
-            "joint_attention_kwargs": {"attention_mask": given["mask"]} if "mask" in given else None,
+            "image_rotary_emb": (shards.shard(cos, dim=0), shards.shard(sin, dim=0)),
+            "joint_attention_kwargs": None if mask is None else {"attention_mask": mask},
         }
         of_image, of_words, of_both = (getattr(network, name)(time) for name in _MODULATIONS)
         if rows[0].inputs.method == INDEX_TIMESTEP_ZERO:
             still, clean = self._time(network, level * 0, guidance, x.dtype), image.shape[1] - count
             of_image = by_token(of_image, count, network.double_stream_modulation_img(still), clean)
             of_both = by_token(of_both, length + count, network.single_stream_modulation(still), clean)
+            of_image, of_both = shards.shard(of_image, IMAGE_TOKENS, REFERENCE_TOKENS), shards.shard(of_both)
+        text, image = shards.shard(text, TEXT_TOKENS), shards.shard(image, IMAGE_TOKENS, REFERENCE_TOKENS)
+        length, count = shards.count(TEXT_TOKENS), shards.count(IMAGE_TOKENS)
         doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
         modulated = {"temb_mod_img": of_image, "temb_mod_txt": of_words, **arguments}
-        for number, block in enumerate(network.transformer_blocks):
-            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **modulated)
-            text, image = doubles.through(number, call_block, text, image)
-        both = torch.cat([text, image], dim=1)
-        for number, block in enumerate(network.single_transformer_blocks):
-            call_block = partial(block, hidden_states=both, encoder_hidden_states=None, temb_mod=of_both, **arguments)
-            [both] = singles.through(number, call_block, both)
-        output = network.proj_out(network.norm_out(both[:, length : length + count], time))
+        with attention_over(shards.of_attention):
+            for number, block in enumerate(network.transformer_blocks):
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, **modulated)
+                text, image = doubles.through(number, call_block, text, image)
+            both = torch.cat([text, image], dim=1)
+            for number, block in enumerate(network.single_transformer_blocks):
+                call_block = partial(
+                    block, hidden_states=both, encoder_hidden_states=None, temb_mod=of_both, **arguments
+                )
+                [both] = singles.through(number, call_block, both)
+        output = shards.gather(network.proj_out(network.norm_out(both[:, length : length + count], time)), IMAGE_TOKENS)
         made: Tensor = output.transpose(1, 2).reshape(len(output), -1, *x.shape[-2:])
         return made
 

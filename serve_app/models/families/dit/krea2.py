@@ -18,7 +18,9 @@ from torch.nn.functional import gelu, pad, rms_norm
 from serve_app.errors import NodeError
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
+    IMAGE_TOKENS,
     PATCH,
+    TEXT_TOKENS,
     Transformer,
     attended,
     by_heads,
@@ -41,6 +43,8 @@ from serve_app.models.families.shared.references import (
 from serve_app.models.files.layout import Place, Table, inside
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import WAN
@@ -181,6 +185,10 @@ class Krea2(Transformer):
         # Some files omit the index in attention's output module: only one has weights.
         return names | {name.removesuffix(".0"): ours for name, ours in names.items() if name.endswith("attn.to_out.0")}
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.image.heads
+
     def inputs(
         self,
         cond: Tensor,
@@ -236,17 +244,22 @@ class Krea2(Transformer):
         count, image = tokens[0].shape[1], network.img_in(torch.cat(tokens, dim=1))
         states = states.view(*states.shape[:2], self.states, -1)
         text = network.txt_in(network.text_fusion(states, given.get("text mask")))
-        length, turns, level = text.shape[1], network.rotary_emb(given["at"]), given["level"]
+        length, (cos, sin), level = text.shape[1], network.rotary_emb(given["at"]), given["level"]
+        shards = sharding(length, count, image.shape[1] - count)
         time = network.time_embed(level, x.dtype)
         modulation = network.time_mod_proj(gelu(time, approximate="tanh"))
         if rows[0].inputs.timestep_zero:
             still = network.time_mod_proj(gelu(network.time_embed(level * 0, x.dtype), approximate="tanh"))
             modulation = by_token(modulation[:, 0], length + count, still[:, 0], image.shape[1] - count)
-        both = torch.cat([text, image], dim=1)
-        for block in network.transformer_blocks:
-            both = block(both, modulation, turns, given.get("mask"))
-        output = from_tokens(network.final_layer(both[:, length : length + count], time), *x.shape[-2:])
-        return output[:, :, None]
+            modulation = shards.shard(modulation)
+        both, mask = shards.shard(torch.cat([text, image], dim=1)), shards.mask(given.get("mask"))
+        turns = shards.shard(cos, dim=0), shards.shard(sin, dim=0)
+        with attention_over(shards.of_attention):
+            for block in network.transformer_blocks:
+                both = block(both, modulation, turns, mask)
+        length, count = shards.count(TEXT_TOKENS), shards.count(IMAGE_TOKENS)
+        output = shards.gather(network.final_layer(both[:, length : length + count], time), IMAGE_TOKENS)
+        return from_tokens(output, *x.shape[-2:])[:, :, None]
 
 
 class Norm(nn.Module):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from math import pi
+from math import gcd, pi
 from typing import Any
 
 import torch
@@ -26,6 +26,8 @@ from serve_app.models.families.shared.fused_blocks import attention_output
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.nested_tensor import NestedTensor
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -152,6 +154,10 @@ class Ltx2(Transformer):
     middle: bool
     causal: bool
     cross_time_scale: float
+
+    @property
+    def sharded_heads(self) -> int:
+        return gcd(self.video.heads, self.audio.heads)
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Ltx2:
@@ -355,14 +361,15 @@ class Ltx2(Transformer):
             self._turns(given["audio at"], self.audio, audio_width, self.middle),
             self._turns(crossing[1], self.audio, audio_width, True),
         )
+        levels = given["level"], given["audio level"]
         times = _Times(
-            network, given["level"], given["audio level"], self.cross_time_scale / TIME_SCALE, video.tokens.dtype
+            network, levels, (video.shards, audio.shards), self.cross_time_scale / TIME_SCALE, video.tokens.dtype
         )
         texts = self._texts(network, given)
         for block in network.transformer_blocks:
             self._block(block, video, audio, times, texts)
         made = _finished(network.norm_out, network.scale_shift_table, network.proj_out, video.tokens, times.video[1])
-        frames = torch.unflatten(made.transpose(1, 2), 2, tuple(size))
+        frames = torch.unflatten(video.shards.gather(made, 0).transpose(1, 2), 2, tuple(size))
         if not sounds:
             return frames
         made = _finished(
@@ -372,6 +379,7 @@ class Ltx2(Transformer):
             audio.tokens,
             times.audio[1],
         )
+        made = audio.shards.gather(made, 0)
         sound = torch.unflatten(made, 2, (AUDIO_CHANNELS, AUDIO_BINS)).transpose(1, 2)
         layout: LatentLayout = rows[0].inputs.layout
         return layout.pack(NestedTensor([frames, sound]))
@@ -429,7 +437,7 @@ class Ltx2(Transformer):
         table = getattr(block, f"{prefix}scale_shift_table")
         shift, scale, gate = _modulation(table, time, stream.tokens, slice(0, 3))
         inner = addcmul(shift, _normed(stream.tokens), 1 + scale)
-        found = self._attention(getattr(block, f"{prefix}attn1"), inner, turns=stream.turns)
+        found = self._attention(getattr(block, f"{prefix}attn1"), inner, turns=stream.turns, shards=stream.shards)
         stream.tokens = addcmul(stream.tokens, found, gate)
         reads = getattr(block, f"{prefix}attn2")
         if of_text is None:
@@ -454,6 +462,8 @@ class Ltx2(Transformer):
             addcmul(found[1], normed_audio, 1 + found[0]),
             turns=video.crossing,
             key_turns=audio.crossing,
+            shards=video.shards,
+            key_shards=audio.shards,
         )
         gate = _gate(of_video, times.video_gate)
         video.tokens = addcmul(video.tokens, made, gate)
@@ -463,6 +473,8 @@ class Ltx2(Transformer):
             addcmul(seen[3], _normed(video.tokens), 1 + seen[2]),
             turns=audio.crossing,
             key_turns=video.crossing,
+            shards=audio.shards,
+            key_shards=video.shards,
         )
         audio.tokens = addcmul(audio.tokens, made, _gate(of_audio, times.audio_gate))
 
@@ -473,14 +485,20 @@ class Ltx2(Transformer):
         read: Tensor | None = None,
         turns: Tensor | None = None,
         key_turns: Tensor | None = None,
+        shards: Sharding | None = None,
+        key_shards: Sharding | None = None,
     ) -> Tensor:
-        """Return what tokens (R,n,W) find in those they read (R,m,W'), by default themselves."""
+        """Return what tokens (R,n,W) find in those they read (R,m,W'), by default themselves.
+
+        shards: of the tokens, if those that they read are sharded too, by `key_shards` or by default alike.
+        """
         source = tokens if read is None else read
         q, k, v = layer.norm_q(layer.to_q(tokens)), layer.norm_k(layer.to_k(source)), layer.to_v(source)
         q, k, v = (torch.unflatten(part, 2, (layer.heads, -1)) for part in (q, k, v))
         if turns is not None:
             q, k = self._rotated(q, turns), self._rotated(k, turns if key_turns is None else key_turns)
-        found = attention_output(q, k, v)
+        with attention_over(None if shards is None else shards.of_attention, key_shards):
+            found = attention_output(q, k, v)
         if layer.to_gate_logits is not None:
             gates = 2.0 * torch.sigmoid(layer.to_gate_logits(tokens))
             found = (torch.unflatten(found, 2, (layer.heads, -1)) * gates.unsqueeze(-1)).flatten(2)
@@ -497,23 +515,34 @@ class Ltx2(Transformer):
 
 
 class _Tokens:
-    """The tokens of a stream within a forward. turns: of self-attention; crossing: of attention to the other stream."""
+    """The tokens of a stream within a forward, this rank's shard of them: `shards`.
+
+    turns: of self-attention; crossing: of attention to the other stream.
+    """
 
     def __init__(self, tokens: Tensor, turns: Tensor, crossing: Tensor) -> None:
-        self.tokens, self.turns, self.crossing = tokens, turns, crossing
+        self.shards = sharding(tokens.shape[1])
+        self.tokens = self.shards.shard(tokens)
+        self.turns, self.crossing = (self.shards.shard(one, dim=0) for one in (turns, crossing))
 
 
 class _Times:
     """What a forward's blocks are modulated by: (R,G,K·W) each, G groups of tokens.
 
     video, audio: for a stream's blocks, with the time itself (R,G,W) for its end. A gate between streams opens by the
-    highest level of the other one.
+    highest level of the other one. levels: of the video's groups and the sound's, (R,G) each; shards: of their tokens.
     """
 
     def __init__(
-        self, network: Any, level: Tensor, audio_level: Tensor, cross_time_scale: float, dtype: torch.dtype
+        self,
+        network: Any,
+        levels: tuple[Tensor, Tensor],
+        shards: tuple[Sharding, Sharding],
+        cross_time_scale: float,
+        dtype: torch.dtype,
     ) -> None:
-        most, audio_most = level.amax(dim=1, keepdim=True), audio_level.amax(dim=1, keepdim=True)
+        most, audio_most = (level.amax(dim=1, keepdim=True) for level in levels)
+        level, audio_level = (_own_levels(*both) for both in zip(levels, shards, strict=True))
 
         def of(layer: Any, levels: Tensor) -> tuple[Tensor, Tensor]:
             time = layer.emb.timestep_embedder(layer.emb.time_proj(levels.flatten()).to(dtype))
@@ -531,6 +560,13 @@ class _Times:
         if network.prompt_modulation:
             self.video_text, _ = of(network.prompt_adaln, most)
             self.audio_text, _ = of(network.audio_prompt_adaln, audio_most)
+
+
+def _own_levels(level: Tensor, shards: Sharding) -> Tensor:
+    """Return the levels (R,G') of a rank's tokens, from those of all groups (R,G)."""
+    if shards.of_attention is None or level.shape[1] == 1:
+        return level
+    return shards.shard(_by_token(level[..., None], shards.lengths[0])[..., 0])
 
 
 def _connector(tensors: Tensors, name: str, heads: int) -> Connector:

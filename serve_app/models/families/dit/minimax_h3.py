@@ -53,6 +53,8 @@ from serve_app.models.families.text.minimax_h3_text import TAGS, TEXT_TAG, VISIO
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.nested_tensor import NestedTensor
 from serve_app.recipe.training import AudioVideoFlow, Training
 from serve_app.sampling.forward import Area, Canvas, Injection, to_batch
@@ -162,6 +164,10 @@ class MiniMaxH3(Transformer):
     curve: int = 0
     channels: int = 24
     sound_channels: int = 32
+
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
 
     @classmethod
     def probe(cls, tensors: Tensors) -> MiniMaxH3:
@@ -370,17 +376,21 @@ class MiniMaxH3(Transformer):
         sequence = torch.cat(list(_in_order(inputs.segments, embedded)), dim=1)
         times = self._times(sigma, sound_sigma, inputs.read_at, given)
         embedded_times = self._embedded(network, times, dtype)
-        plan, turns = _plan(inputs, given), _turns(given["at"], dtype)
+        plan = _plan(inputs, given)
+        shards = sharding(*(part.end - part.start for part in plan))
+        cos, sin = (shards.shard(one, dim=0) for one in _turns(given["at"], dtype))
+        sequence, plan = shards.shard(sequence), _own(plan, shards)
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.transformer_blocks):
             (sequence,) = passing.through(
-                number, partial(_block, block, sequence, embedded_times, plan, turns), sequence
+                number, partial(_block, block, sequence, embedded_times, plan, (cos, sin), shards), sequence
             )
         modulation = network.norm_out.linear(embedded_times)
         by_time = modulation.view(*times.shape, 1, 2, self.width)
         *_, of_sound, of_video = plan
-        velocity = network.proj_out(_last(network, sequence, by_time, of_video))
-        sound_velocity = network.audio_proj_out(_last(network, sequence, by_time, of_sound))
+        velocity = shards.gather(network.proj_out(_last(network, sequence, by_time, of_video)), len(plan) - 1)
+        own_sound = network.audio_proj_out(_last(network, sequence, by_time, of_sound))
+        sound_velocity = shards.gather(own_sound, len(plan) - 2)
         return self._output(velocity, sound_velocity, sound, sound_sigma, shift / sound_shift, inputs)
 
     def _times(self, sigma: Tensor, sound_sigma: Tensor, read_at: tuple[float, float], given: Inputs) -> Tensor:
@@ -501,6 +511,19 @@ def _plan(inputs: MiniMaxH3Inputs, given: Inputs) -> list[Modulated]:
     return plan
 
 
+def _own(plan: list[Modulated], shards: Sharding) -> list[Modulated]:
+    """Return the modulations of a rank's rows. shards: of the rows, a stream for each modulation."""
+    if shards.of_attention is None:
+        return plan
+    own, start = [], 0
+    for stream, part in enumerate(plan):
+        end = start + shards.count(stream)
+        time = part.time if isinstance(part.time, int) else shards.shard(part.time, stream)
+        own.append(Modulated(start, end, time, part.kind))
+        start = end
+    return own
+
+
 def _turns(at: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the cosines and sines (n,1,3·ROPE) of positions (n,3)."""
     steps = torch.arange(0, 2 * ROPE, 2, dtype=torch.float32, device=at.device) / (2 * ROPE)
@@ -525,15 +548,22 @@ def _of(by_time: Tensor, part: Modulated, number: int) -> Tensor:
 
 
 def _block(
-    block: Any, sequence: Tensor, times: Tensor, plan: Sequence[Modulated], turns: tuple[Tensor, Tensor]
+    block: Any,
+    sequence: Tensor,
+    times: Tensor,
+    plan: Sequence[Modulated],
+    turns: tuple[Tensor, Tensor],
+    shards: Sharding,
 ) -> Tensor:
-    """Return a block's output for a sequence (R,n,W). times: embedded, (R·M,time_width)."""
+    """Return a block's output for a sequence (R,n,W), a rank's shard. times: embedded, (R·M,time_width)."""
     rows, width = len(sequence), sequence.shape[2]
     by_time = block.adaln_proj.linear(times).to(sequence.dtype).view(rows, -1, KINDS, 6, width)
     attn = block.attn
     inner = _modulated(block.norm1(sequence), by_time, plan, 0)
     q, k, v = (torch.unflatten(getattr(attn, f"to_{kind}")(inner), -1, (attn.heads, -1)) for kind in "qkv")
-    found = attention_output(_rotated(attn.norm_q(q), turns), _rotated(attn.norm_k(k), turns), v)
+    q, k = _rotated(attn.norm_q(q), turns), _rotated(attn.norm_k(k), turns)
+    with attention_over(shards.of_attention):
+        found = attention_output(q, k, v)
     sequence = _gated(sequence, attn.to_out[0](found), by_time, plan, 2)
     return _gated(sequence, block.ff(_modulated(block.norm2(sequence), by_time, plan, 3)), by_time, plan, 5)
 

@@ -23,7 +23,10 @@ from serve_app.models.control.model_control import all_at_work
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
     PATCH,
+    REFERENCE_TOKENS,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     added_after,
@@ -54,7 +57,9 @@ from serve_app.models.families.shared.references import (
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import turns_of
+from serve_app.models.ranks.sharding import sharding
 from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
@@ -180,6 +185,10 @@ class QwenImage(Transformer):
         return fused(network)
 
     @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
+    @property
     def axes(self) -> tuple[int, ...]:
         """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
@@ -259,22 +268,35 @@ class QwenImage(Transformer):
             time = torch.cat([time, self.time(network, torch.zeros_like(call.level), dtype)])
             which = (torch.arange(image.shape[1], device=image.device) >= count).int().expand(len(image), -1)
         passing, mask, time = Passing(rows, DOUBLES, given), by_heads(attended(call.there, image.shape[1])), silu(time)
-        for number, block in enumerate(network.transformer_blocks):
-            call_block = partial(
-                block,
-                hidden_states=image,
-                encoder_hidden_states=text,
-                attention_mask=mask,
-                temb=time,
-                image_rotary_emb=turns,
-                modulate_index=which,
-            )
-            text, image = passing.through(number, call_block, text, image)
-            for control in controls:
-                control.after(BLOCKS, number, image)
-            for residual in added_after(given, BLOCKS, number):
-                image[:, :count] += residual.to(dtype)
-        made = network.proj_out(network.norm_out(image[:, :count], call.time))
+        shards = sharding(text.shape[1], count, image.shape[1] - count)
+        mask, text, image = (
+            shards.mask(mask),
+            shards.shard(text, TEXT_TOKENS),
+            shards.shard(image, IMAGE_TOKENS, REFERENCE_TOKENS),
+        )
+        turns = (
+            shards.shard(turns[0], IMAGE_TOKENS, REFERENCE_TOKENS, dim=0),
+            shards.shard(turns[1], TEXT_TOKENS, dim=0),
+        )
+        which = None if which is None else shards.shard(which, IMAGE_TOKENS, REFERENCE_TOKENS)
+        count = shards.count(IMAGE_TOKENS)
+        with attention_over(shards.of_attention):
+            for number, block in enumerate(network.transformer_blocks):
+                call_block = partial(
+                    block,
+                    hidden_states=image,
+                    encoder_hidden_states=text,
+                    attention_mask=mask,
+                    temb=time,
+                    image_rotary_emb=turns,
+                    modulate_index=which,
+                )
+                text, image = passing.through(number, call_block, text, image)
+                for control in controls:
+                    control.after(BLOCKS, number, image)
+                for residual in added_after(given, BLOCKS, number):
+                    image[:, :count] += shards.shard(residual, IMAGE_TOKENS).to(dtype)
+        made = shards.gather(network.proj_out(network.norm_out(image[:, :count], call.time)), IMAGE_TOKENS)
         frames = from_tokens(made.reshape(len(made) * size[0], -1, made.shape[2]), size[1], size[2])
         return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
 

@@ -42,7 +42,9 @@ from serve_app.models.families.shared.references import scaled_references
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import rotated, turns_of
+from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
@@ -187,6 +189,10 @@ class Wan(Transformer):
                     f"{block}.after_proj": f"{block}.after_proj",
                 }
         return table
+
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // HEAD
 
     def build(self) -> nn.Module:
         heads = self.width // HEAD
@@ -353,7 +359,8 @@ class Wan(Transformer):
         image = _tokens(network.patch_embedding(whole_patches(fed)))
         if "reference" in given:
             image = torch.cat([_tokens(network.ref_conv(whole_patches(given["reference"]))), image], dim=1)
-        count = image.shape[1]
+        shards = sharding(image.shape[1])
+        image = shards.shard(image)
         # Time reaches the sinusoids in single precision, as in ComfyUI. (R,G,W): of all tokens, or of each frame's.
         time = embed.time_embedder(embed.timesteps_proj(given["level"].flatten()).to(x.dtype))
         time = time.view(*given["level"].shape, -1)
@@ -363,9 +370,18 @@ class Wan(Transformer):
             # Without image features, the text is used, as in ComfyUI.
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
-        tell = partial(_block, time=by_block, read=read, turns=turns_of(angles(given["at"], AXES, THETA)))
+        groups = shards.shard(_groups(len(given["at"]), time.shape[1], image.device), dim=0)
+        tell = partial(
+            _block,
+            time=by_block,
+            groups=groups,
+            read=read,
+            turns=shards.shard(turns_of(angles(given["at"], AXES, THETA)), dim=0),
+            sharding=shards.of_attention,
+        )
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
-        vace_tokens, beginning = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints], image
+        hint_tokens = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
+        vace_tokens, beginning = [*map(shards.shard, hint_tokens)], image
         every = self.layers // self.vace if self.vace else 0
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.blocks):
@@ -376,8 +392,8 @@ class Wan(Transformer):
             for i, hint in enumerate(vace_tokens):
                 vace_tokens[i] = tell(of_vace, of_vace.before_proj(hint) + beginning if number == 0 else hint)
                 image = addcmul(image, of_vace.after_proj(vace_tokens[i]), given[OfVace("strength", i)])
-        shift, scale = (_by_token(part, count) for part in _modulation(network, time[:, :, None]))
-        made = network.proj_out(addcmul(shift, network.norm_out(image), 1 + scale))
+        shift, scale = (_by_token(part, groups) for part in _modulation(network, time[:, :, None]))
+        made = shards.gather(network.proj_out(addcmul(shift, network.norm_out(image), 1 + scale)), 0)
         by_frame = made[:, -size[0] * prod(grid(size[1], size[2])) :].reshape(len(x) * size[0], -1, made.shape[2])
         frames = from_tokens(by_frame, size[1], size[2], channels_last=True)
         return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
@@ -416,23 +432,26 @@ def _block(
     block: Any,
     image: Tensor,
     time: Tensor,
+    groups: Tensor,
     read: Sequence[tuple[Tensor, Tensor | None]],
     turns: Tensor,
+    sharding: Sharding | None,
 ) -> Tensor:
-    """Return a block's output for tokens (R,n,W). time: (R,G,6,W).
+    """Return a block's output for tokens (R,n,W). time: (R,G,6,W). groups: of each token, (n,).
 
     read: the text (R,T,W), and image features if the network reads them; each with a mask of real keys, (R,1,1,m),
-    None: all. turns: of `turns_of`.
+    None: all. turns: of `turns_of`. sharding: of the tokens, as `Sharding.of_attention`.
     """
-    count = image.shape[1]
     shift, scale, gate, inner_shift, inner_scale, inner_gate = (
-        _by_token(part, count) for part in _modulation(block, time)
+        _by_token(part, groups) for part in _modulation(block, time)
     )
     # Videos are long: each separate sum and product would be another pass over all tokens.
     own, others, modulated = block.attn1, block.attn2, addcmul(shift, block.norm1(image), 1 + scale)
     q, k = (_heads(norm(to(modulated))) for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k)))
     q, k = rotated(q, k, turns)
-    image = addcmul(image, own.to_out[0](attention_output(q, k, _heads(own.to_v(modulated)))), gate)
+    with attention_over(sharding):
+        found = attention_output(q, k, _heads(own.to_v(modulated)))
+    image = addcmul(image, own.to_out[0](found), gate)
     q = _heads(others.norm_q(others.to_q(block.norm2(image))))
     text, *seen = read
     found = attention_output(q, _heads(others.norm_k(others.to_k(text[0]))), _heads(others.to_v(text[0])), text[1])
@@ -448,10 +467,14 @@ def _modulation(layer: Any, time: Tensor) -> tuple[Tensor, ...]:
     return torch.unbind(layer.scale_shift_table + time, dim=2)
 
 
-def _by_token(of_groups: Tensor, count: int) -> Tensor:
-    """Return vectors of groups of tokens (R,G,W) for each of n tokens; of one group unchanged."""
-    groups = of_groups.shape[1]
-    return of_groups if groups == 1 else of_groups.repeat_interleave(-(-count // groups), dim=1)[:, :count]
+def _groups(count: int, groups: int, device: torch.device) -> Tensor:
+    """Return the group of each of `count` tokens, of which equal numbers follow each other."""
+    return torch.arange(count, device=device) // -(-count // groups)
+
+
+def _by_token(of_groups: Tensor, groups: Tensor) -> Tensor:
+    """Return vectors of groups of tokens (R,G,W) for each of n tokens; of one group unchanged. groups: (n,)."""
+    return of_groups if of_groups.shape[1] == 1 else of_groups[:, groups]
 
 
 def _heads(tokens: Tensor) -> Tensor:

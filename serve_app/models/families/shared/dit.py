@@ -27,6 +27,9 @@ PATCH = 2
 DOUBLES, SINGLES = "doubles", "singles"
 """The kinds of block where a network has two: text and image apart, and both as one stream."""
 
+TEXT_TOKENS, IMAGE_TOKENS, REFERENCE_TOKENS = range(3)
+"""The streams of tokens that attend to each other, in their order."""
+
 WHOLE_EPS = float(torch.finfo(torch.float32).eps)
 """Epsilon of the norms of queries and keys where the file's authors gave torch no number."""
 

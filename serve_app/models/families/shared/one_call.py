@@ -65,9 +65,11 @@ class OneCall(BackboneFamily):
         return replace(last, x=many(last.x), timestep=many(last.timestep), inputs=map_rows(last.inputs, many))
 
     def capturable_call(self, network: Any, rows: Sequence[Rows]) -> CapturableCall:
-        return CapturableCall(
-            present(self.call_inputs(network, rows)), partial(self._outputs, network, rows), self.variant(rows)
-        )
+        return self.prepared_call(network, rows, present(self.call_inputs(network, rows)))
+
+    def prepared_call(self, network: Any, rows: Sequence[Rows], given: Inputs) -> CapturableCall:
+        """Return the call for rows whose input tensors are there already, as `call_inputs` returned them elsewhere."""
+        return CapturableCall(given, partial(self._outputs, network, rows), self.variant(rows))
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         return self.split_output(self.run(network, rows, present(self.call_inputs(network, rows))).float(), rows)

@@ -1,0 +1,184 @@
+"""RankGroup: the processes that compute one replica's forwards, and what goes between them.
+
+Rank 0 leads: it alone has the engine, and all others do what it says. Tensors go by NCCL between GPUs and by gloo
+between CPUs, which authenticate nobody and carry numbers alone. Orders are pickled, so they go by Unix sockets in a
+folder that is the replica's own. Once a rank has ended, whatever waits for it raises RankLostError. Nothing is mended
+then: ranks that are left cannot know how far it came.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from math import prod
+from multiprocessing.connection import Client, Connection, Listener
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from serve_app.errors import RankLostError
+
+Kind: TypeAlias = Literal["forwards", "loads"]
+KINDS: Sequence[Kind] = ("forwards", "loads")
+"""What orders are about: those of a kind have a connection, and a thread of their own on each rank."""
+
+MEET_S = 120.0
+"""How long ranks wait for the others to be there."""
+
+
+@dataclass(slots=True)
+class SentBytes:
+    """Bytes that this rank has sent to others: in all-to-alls, in all-gathers, and to one rank at a time."""
+
+    exchanged: int = 0
+    gathered: int = 0
+    sent: int = 0
+
+
+class RankGroup:
+    """The ranks of one replica, as each of them sees it. One a process, and one thread at a time uses its tensors.
+
+    folder: where they meet, which nobody else may enter. timeout_s: how long one waits for another within a forward.
+    Errors: RankLostError if the others do not come.
+    """
+
+    def __init__(self, folder: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+        self.rank, self.size, self.device = rank, size, device
+        self.sent = SentBytes()
+        self._sequences: dict[int, SequenceGroup] = {}
+        path = str(folder / "orders")
+        with lost_ranks():
+            # Before it meets the others, which connect as soon as they have met.
+            listener = Listener(path, "AF_UNIX", backlog=2 * size) if rank == 0 else None
+            self._meet(folder / "meeting", timeout_s)
+            self._connections = _connections(path, rank) if listener is None else _accepted(listener, size)
+
+    def _meet(self, meeting: Path, timeout_s: float) -> None:
+        """Join torch's process group, and make those of ranks that share tokens."""
+        store = dist.FileStore(str(meeting), self.size)  # type: ignore[attr-defined]
+        store.set_timeout(timedelta(seconds=MEET_S))
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=timeout_s)
+        )
+        for degree in range(2, self.size + 1):
+            for first in range(0, self.size, degree) if self.size % degree == 0 else ():
+                ranks = list(range(first, first + degree))
+                # Every rank makes every group, in one order, as torch.distributed demands.
+                group = dist.new_group(ranks)
+                if self.rank in ranks:
+                    self._sequences[degree] = SequenceGroup(group, self.rank - first, degree, self.sent)
+
+    def sequence(self, degree: int) -> SequenceGroup | None:
+        """Return this rank among as many neighbouring ones that share tokens, a divisor of `size`; None for one."""
+        return None if degree == 1 else self._sequences[degree]
+
+    def close(self) -> None:
+        """Leave the group; the others lose this rank."""
+        for connection in self._connections.values():
+            connection.close()
+        dist.destroy_process_group()
+
+    def order(self, kind: Kind, order: Any) -> None:
+        """Give an order to all other ranks, on rank 0."""
+        for rank in range(1, self.size):
+            self.say(kind, order, rank)
+
+    def say(self, kind: Kind, message: Any, rank: int = 0) -> None:
+        """Send a message to a rank: rank 0's is an order, another one's its answer."""
+        with lost_ranks():
+            self._connections[kind, rank].send_bytes(pickle.dumps(message))
+
+    def hear(self, kind: Kind, rank: int = 0) -> Any:
+        """Return the next message from a rank, whenever it comes."""
+        with lost_ranks():
+            return pickle.loads(self._connections[kind, rank].recv_bytes())
+
+    def send(self, tensor: Tensor, rank: int) -> None:
+        """Send a tensor to a rank."""
+        self.sent.sent += tensor.nbytes
+        flat = as_bytes(tensor)
+        with lost_ranks():
+            dist.send(flat, rank)
+
+    def receive(self, shape: Sequence[int], dtype: torch.dtype, rank: int) -> Tensor:
+        """Return a tensor that a rank sends."""
+        tensor = torch.empty(*shape, dtype=dtype, device=self.device)
+        flat = as_bytes(tensor)
+        with lost_ranks():
+            dist.recv(flat, rank)
+        return tensor
+
+
+class SequenceGroup:
+    """Neighbouring ranks that shard the tokens of a forward; implements `sharding.SequenceRanks`."""
+
+    def __init__(self, group: dist.ProcessGroup, rank: int, size: int, sent: SentBytes) -> None:
+        self.rank, self.size = rank, size
+        self._group = group
+        self._sent = sent
+
+    def all_to_all(self, sent: Sequence[Tensor], received: Sequence[Sequence[int]]) -> list[Tensor]:
+        dtype, bytes_sent = sent[0].dtype, [tensor.nbytes for tensor in sent]
+        self._sent.exchanged += sum(bytes_sent) - bytes_sent[self.rank]
+        bytes_received = [prod(shape) * dtype.itemsize for shape in received]
+        source = torch.cat([as_bytes(one) for one in sent])
+        flat = source.new_empty(sum(bytes_received))
+        with lost_ranks():
+            dist.all_to_all_single(flat, source, bytes_received, bytes_sent, group=self._group)
+        return [
+            part.view(dtype).view(*shape)
+            for part, shape in zip(torch.split(flat, bytes_received), received, strict=True)
+        ]
+
+    def all_gather(self, own: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
+        self._sent.gathered += own.nbytes * (self.size - 1)
+        # All send as much: shards differ by a few tokens.
+        longest, first = max(sizes), own.movedim(dim, 0)
+        padded = own.new_zeros(longest, *first.shape[1:])
+        padded[: len(first)] = first
+        whole = [torch.empty_like(padded) for _ in range(self.size)]
+        into, source = [as_bytes(one) for one in whole], as_bytes(padded)
+        with lost_ranks():
+            dist.all_gather(into, source, group=self._group)
+        return torch.cat([one[:size] for one, size in zip(whole, sizes, strict=True)]).movedim(0, dim)
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """Return a tensor's bytes, (n,), so that every dtype can be sent; of a contiguous one without a copy."""
+    return tensor.contiguous().view(-1).view(torch.uint8)
+
+
+def _connections(path: str, rank: int) -> dict[tuple[Kind, int], Connection]:
+    """Return a rank's connections to rank 0."""
+    made: dict[tuple[Kind, int], Connection] = {}
+    for kind in KINDS:
+        made[kind, 0] = Client(path, "AF_UNIX")
+        made[kind, 0].send((kind, rank))
+    return made
+
+
+def _accepted(listener: Listener, size: int) -> dict[tuple[Kind, int], Connection]:
+    """Return rank 0's connections to the others, all of which are about to connect."""
+    made: dict[tuple[Kind, int], Connection] = {}
+    with listener:
+        while len(made) < len(KINDS) * (size - 1):
+            connection = listener.accept()
+            made[connection.recv()] = connection
+    return made
+
+
+@contextmanager
+def lost_ranks() -> Iterator[None]:
+    """Raise RankLostError for what torch.distributed and connections raise inside once a rank is lost."""
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        reason = f"{error}".partition("\n")[0] or type(error).__name__
+        raise RankLostError(f"another rank of this replica is lost: {reason}") from None

@@ -1,0 +1,171 @@
+"""Leader: rank 0's side of forwards that several ranks compute.
+
+It alone has an engine. It divides a forward's rows (`division`), prepares the inputs of each part as it would its own,
+ControlNets' outputs among them, and sends them; it computes the first part itself and takes in the outputs of the
+others. So noise, guidance, samplers and everything else of a run know of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from serve_app.errors import ModelFileError, RankLostError
+from serve_app.models.batch_inputs import is_batched, map_rows
+from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.shared.one_call import OneCall
+from serve_app.models.forward import CapturableCall, Inputs
+from serve_app.models.ranks.division import Parallel, Part, divide
+from serve_app.models.ranks.group import KINDS, RankGroup, SentBytes
+from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, outline, packed, shapes_of
+from serve_app.models.ranks.sharding import sharded_over
+from serve_app.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from serve_app.models.network import LoadedNetwork
+
+
+class Leader:
+    """Has forwards computed by a group of ranks. parallel: how they are divided.
+
+    Forwards are asked for by one thread, loads by one at a time. Errors: RankLostError once a rank is lost.
+    """
+
+    def __init__(self, group: RankGroup, parallel: Parallel = "auto") -> None:
+        self.group = group
+        self._parallel: Parallel = parallel
+
+    @property
+    def size(self) -> int:
+        """The number of ranks, this one among them."""
+        return self.group.size
+
+    @property
+    def sent(self) -> SentBytes:
+        """What this rank has sent to others."""
+        return self.group.sent
+
+    def close(self) -> None:
+        """Let the other ranks end."""
+        for kind in KINDS:
+            self.group.order(kind, None)
+        self.group.close()
+
+    @contextmanager
+    def loading(self, recipe: Recipe) -> Iterator[None]:
+        """Have all ranks load a backbone while this one loads it inside. Errors: ModelFileError of another rank."""
+        self.group.order("loads", recipe)
+        failed: list[str] = []
+        try:
+            yield
+        finally:
+            outcomes = {rank: self.group.hear("loads", rank) for rank in range(1, self.size)}
+            failed = [f"rank {rank}: {outcome}" for rank, outcome in outcomes.items() if outcome is not None]
+        if failed:
+            raise ModelFileError(f"'{recipe.name}' is not loaded on every device: {'; '.join(failed)}")
+
+    def computes(self, family: BackboneFamily, rows: Sequence[Rows]) -> bool:
+        """Whether the ranks can compute these rows: nothing but inputs, weights and plain patches makes their output.
+
+        Others, such as those of strict jobs or with functions of node packs, are computed by this rank alone.
+        """
+        known = all(row.recipe is not None for row in rows)
+        return known and isinstance(family, OneCall) and all(map(family.is_steady, rows))
+
+    def answer(self, network: LoadedNetwork, rows: Sequence[Rows]) -> list[Tensor]:
+        """Return the network's output for each of the rows, as `LoadedNetwork.answer`."""
+        units = [_units(row) for row in rows]
+        single = [unit for of_row in units for unit in of_row]
+        parts = divide(len(single), self.size, network.family.sharded_heads, self._parallel)
+        outputs = iter(self._outputs(network, [(part, single[part.rows.start : part.rows.stop]) for part in parts]))
+        return [torch.cat([next(outputs) for _ in of_row]) if len(of_row) > 1 else next(outputs) for of_row in units]
+
+    def _outputs(self, network: LoadedNetwork, parts: Sequence[tuple[Part, Sequence[Rows]]]) -> list[Tensor]:
+        """Return the output for each row of each part."""
+        (first, own), *others = parts
+        # Until all is prepared nothing is sent, so an error until then is this forward's alone.
+        inputs = [_inputs(network, rows) for _, rows in others]
+        with network.prepared(own) as call:
+            assert call is not None
+            self._order(parts, [call.inputs, *inputs])
+            try:
+                made = [self._run(network, call, first.degree)]
+            except RankLostError:
+                raise
+            except BaseException:
+                # The others do not know of it, and what they send must not be taken for the next forward's.
+                self._received([part for part, _ in others])
+                raise
+        made += self._received([part for part, _ in others])
+        return [
+            of_row
+            for output, (_, rows) in zip(made, parts, strict=True)
+            for of_row in network.family.split_output(output, rows)
+        ]
+
+    def _order(self, parts: Sequence[tuple[Part, Sequence[Rows]]], inputs: Sequence[Inputs]) -> None:
+        """Order a forward's parts, and send each its inputs."""
+        orders = [
+            PartOrder(part, tuple(map(outline, rows)), shapes_of(given))
+            for (part, rows), given in zip(parts, inputs, strict=True)
+        ]
+        self.group.order("forwards", orders)
+        for (part, _), given in zip(parts, inputs, strict=True):
+            if receivers := [rank for rank in part.ranks if rank != self.group.rank]:
+                buffer = packed(given)
+                for rank in receivers:
+                    self.group.send(buffer, rank)
+
+    def _run(self, network: LoadedNetwork, call: CapturableCall, degree: int) -> Tensor:
+        """Return the output of this rank's part."""
+        if degree == 1:
+            return network.run(call)
+        try:
+            # The ranks that shard its tokens cannot know that nobody waits for it any more: it is not stopped.
+            with torch._C.DisableTorchFunction(), sharded_over(self.group.sequence(degree)):
+                return network.run(replace(call, variant=None))
+        except RankLostError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+            raise RankLostError(f"rank 0 failed in a forward of {degree} ranks, which wait for it: {reason}") from None
+
+    def _received(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Return the outputs of parts. Errors: RuntimeError for one that failed, or its subclass for want of memory."""
+        reports = {part.first_rank: self.group.hear("forwards", part.first_rank) for part in parts}
+        received = [
+            self.group.receive(report.shape, report.dtype, rank)
+            for rank, report in reports.items()
+            if isinstance(report, TensorShape)
+        ]
+        for rank, report in reports.items():
+            if isinstance(report, Failure):
+                kind = torch.OutOfMemoryError if report.out_of_memory else RuntimeError
+                raise kind(f"rank {rank}: {report.reason}")
+        return received
+
+
+def _inputs(network: LoadedNetwork, rows: Sequence[Rows]) -> Inputs:
+    """Return the input tensors of rows' call, prepared with the rows' LoRAs."""
+    with network.prepared(rows) as call:
+        assert call is not None
+        return call.inputs
+
+
+def _units(rows: Rows) -> list[Rows]:
+    """Return each of the rows alone, or all of them where their inputs cannot be taken apart."""
+    if rows.count == 1 or not is_batched(rows.inputs, rows.count):
+        return [rows]
+
+    def one(number: int) -> Rows:
+        def only(tensor: Tensor) -> Tensor:
+            return tensor[number : number + 1]
+
+        return replace(rows, x=only(rows.x), timestep=only(rows.timestep), inputs=map_rows(rows.inputs, only))
+
+    return [one(number) for number in range(rows.count)]

@@ -1,0 +1,233 @@
+"""Several ranks draw what one process draws: processes over gloo, with every family of transformers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from serve_app.errors import ModelFileError, RankLostError, UnavailableError
+from serve_app.models.families import Flux, QwenImage, Wan, Wan22
+from serve_app.models.families.dit.hidream import STATES
+from serve_app.models.families.family import BackboneFamily
+from serve_app.models.ranks.leader import Leader
+from serve_app.nested_tensor import NestedTensor
+from serve_app.recipe.recipe import Recipe
+from serve_app.recipe.weights import Lora
+from serve_app.sampling.request import SamplingRequest
+from serve_app.values import ClipVisionOutput, Conditioning, Control
+from tests.parity import dit_control_cases, ltx_cases, minimax_h3_cases
+from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
+from tests.parity.figures import GOLDEN
+from tests.unit.engine.mixes import relative_error, request
+from tests.unit.models.ranks.processes import drawn, run_ranks, weights_of
+from tests.unit.models.sample import by_own_names, random_tensors, write_sample_checkpoint
+
+SIZES = (4, 3, 2)
+SEEN = 40
+SMALL: Mapping[str, BackboneFamily] = {
+    "flux4": Flux(128, 4, 2, 2, TEXT_WIDTH, POOLED_WIDTH),
+    "qwen4": QwenImage(128, 4, 2, TEXT_WIDTH, method="index_timestep_zero"),
+    "wan4": Wan(512, 2, 96, TEXT_WIDTH, 36, SEEN),
+    "wan22": Wan22(256, 2, 96, TEXT_WIDTH, 48),
+    "vace": Wan(256, 2, 96, TEXT_WIDTH, vace=1, vace_channels=96),
+}
+"""Families whose tokens are sharded, with heads that two and four ranks divide."""
+KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
+CONTROLLED = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
+LTX = json.loads((GOLDEN / "ltx_keys.json").read_text())
+SHARDED = ("flux", "qwen", "flux2", "chroma", "krea2")
+NETS = (*SHARDED, "zimage", "lumina2", "sd35", "omnigen2", "anima", "hidream", "auraflow", "pixart", "sample")
+"""Families of which rows are divided, with two heads: those of which tokens are sharded too, and the others."""
+AXES = {
+    "qwen4": (16, 1),
+    "wan4": (16, 3),
+    "wan22": (48, 3),
+    "vace": (16, 3),
+    "sample": (4,),
+    "flux2": (128,),
+    "krea2": (16, 1),
+    "qwen": (16, 1),
+    "anima": (16, 1),
+    "auraflow": (4,),
+    "pixart": (4,),
+}
+CONTROLNET = Recipe("controlnet", "controlnet", "flux_xlabs.safetensors")
+
+
+def write_models(models: Path) -> None:
+    """Write small files of each family, a LoRA and a ControlNet."""
+    for folder in ("checkpoints", "diffusion_models", "loras", "controlnet"):
+        (models / folder).mkdir(parents=True)
+    write_sample_checkpoint(models / "checkpoints" / "sample.safetensors")
+    files = {name: weights(KEYS[name]) for name in NETS if name != "sample"}
+    for name, family in SMALL.items():
+        files[name] = by_own_names(family) if name == "flux4" else random_tensors(family, torch.float32)
+    files |= {"controlled": weights(CONTROLLED["flux"]), "h3": minimax_h3_cases.file("pruned")}
+    for name, tensors in files.items():
+        save_file(tensors, models / "diffusion_models" / f"{name}.safetensors")
+    for name in ltx_cases.NETS:
+        path = models / "checkpoints" / f"{name}.safetensors"
+        save_file(ltx_cases.autoencoder_weights(LTX[name]), path, ltx_cases.metadata(name))
+    case = dit_control_cases.Case("flux_xlabs")
+    save_file(dit_control_cases.file(case), models / "controlnet" / CONTROLNET.name)
+    layer = "single_transformer_blocks.1.proj_out"
+    pair = {"lora_A": noise("down", (2, 128 * 5)) / 9, "lora_B": noise("up", (128, 2)) / 2}
+    named = {f"transformer.{layer}.{name}.weight": one for name, one in pair.items()}
+    save_file(named, models / "loras" / "l.safetensors")
+
+
+def text(net: str, seed: int, length: int, **options: Any) -> Conditioning:
+    width = ltx_cases.TEXTS.get(net, 64 if net == "sample" else TEXT_WIDTH)
+    if net == "hidream":
+        options[STATES] = noise(f"states {seed}", (1, LLAMA_STATES, length, TEXT_WIDTH))
+    options["pooled_output"] = noise(f"pooled {seed}", (1, POOLED_WIDTH))
+    return [(noise(f"text {seed}", (1, length, width)), options)]
+
+
+def job(
+    net: str, cfg: float = 1.0, *, rows: int = 1, words: int = 7, lora: float = 0, **options: Any
+) -> SamplingRequest:
+    """Return a job of two steps. cfg: 1 is without a negative."""
+    folder = "checkpoints" if net in ("sample", *ltx_cases.NETS) else "diffusion_models"
+    recipe = Recipe("backbone", folder, f"{net}.safetensors")
+    asked = {name: options.pop(name) for name in ("latents", "noise_mask") if name in options}
+    return request(
+        backbone=recipe.with_patch(Lora("l.safetensors", lora)) if lora else recipe,
+        shape=(rows, *AXES.get(net, (16,)), *((8, 8) if net == "sample" else (6, 10))),
+        positive=text(net, 1, words, **options),
+        negative=text(net, 2, 5, **{name: one for name, one in options.items() if not name.startswith("attention")}),
+        cfg=cfg,
+        schedule="simple",
+        steps=2,
+        seed=3,
+        **asked,
+    )
+
+
+def cases(size: int) -> dict[str, list[SamplingRequest]]:
+    """Return jobs that run together, by what they show on a number of ranks."""
+    reference: dict[str, Any] = {"reference_latents": [noise("one", (1, 16, 4, 6)), noise("two", (1, 16, 5, 3))]}
+    frames: dict[str, Any] = {"reference_latents": [one.unsqueeze(2) for one in reference["reference_latents"]]}
+    seen = noise("seen", (1, 5, SEEN))
+    image: dict[str, Any] = {
+        "concat_latent_image": noise("image", (1, 16, 3, 6, 10)),
+        "clip_vision_output": ClipVisionOutput(seen, seen, seen),
+    }
+    bias: dict[str, Any] = {"attention_mask": noise("bias", (1, 11, 11)), "attention_mask_img_shape": (2, 2)}
+    half = torch.ones(1, 1, 6, 10)
+    half[..., :4] = 0
+    later = torch.ones(1, 1, 3, 6, 10)
+    later[:, :, 0] = 0
+    hint = noise("hint", (1, 48, 80, 3)).sigmoid()
+    sound = NestedTensor([noise("video", (1, 128, 3, 2, 3)), noise("sound", (1, 8, 5, 16))])
+    sounding = NestedTensor([noise(name, (1, *shape)) for name, shape in (("h3", (24, 7, 6, 8)), ("h3s", (32, 2, 13)))])
+    first = {"resolved_frame_index": 0, "latent": noise("first", (1, 24, 1, 6, 8))}
+    # Two rows: a rank has each, or three share the tokens of both.
+    rows = {f"rows of {net}": [job(net, 3.0, words=5)] for net in NETS}
+    texts = {f"texts of two lengths of {net}": [job(net), job(net, words=4)] for net in SHARDED}
+    of_each = {
+        "one row of flux": [job("flux4")],
+        **{f"one row of {net}": [job(net)] for net in ("flux2", "chroma", "krea2")},
+        "references of qwen": [job("qwen4", 3.0, **frames)],
+        "a video": [job("wan4", 3.0, **image)],
+        "a video with sound of ltx23": [job("ltx23", latents=sound)],
+        "a video with sound that begins with an image": [job("h3", latents=sounding, minimax_keyframes=[first])],
+    }
+    if size == 4:
+        return of_each
+    return {
+        **of_each,
+        **(rows if size == 2 else texts),
+        "references of flux": [job("flux4", 3.0, lora=0.7, **reference)],
+        "texts of two lengths, with and without a LoRA": [job("flux4", words=3), job("flux4", words=9, lora=0.5)],
+        "three rows and a mask": [job("flux4", rows=3, noise_mask=half)],
+        "a bias of attention": [job("flux4", **bias)],
+        "a ControlNet": [job("controlled", 3.0, control=Control(CONTROLNET, hint, 0.6))],
+        "texts of two lengths": [job("qwen4"), job("qwen4", words=4)],
+        "a video of which a frame is kept": [job("wan22", noise_mask=later)],
+        "a video that follows another": [job("vace", vace_frames=[noise("vace", (1, 32, 3, 6, 10))])],
+        "a video with sound of ltx2": [job("ltx2", latents=sound)],
+        "a video with sound of h3": [job("h3", latents=sounding)],
+        "a video with sound, guided": [job("ltx23", 3.0, latents=sound)],
+    }
+
+
+def lead(models: Path, leader: Leader) -> dict[str, tuple[float, int, int]]:
+    """Return of each case the largest error beside one process, and the bytes that were sent and exchanged."""
+    together, alone, found = weights_of(models, leader), weights_of(models), {}
+    for name, jobs in cases(leader.size).items():
+        before = leader.sent.sent, leader.sent.exchanged + leader.sent.gathered
+        pairs = zip(drawn(together, jobs), drawn(alone, jobs), strict=True)
+        error = max(relative_error(flat(ours), flat(theirs)) for ours, theirs in pairs)
+        found[name] = error, leader.sent.sent - before[0], leader.sent.exchanged + leader.sent.gathered - before[1]
+    return found
+
+
+def flat(latents: Any) -> Tensor:
+    """Return all numbers of latents."""
+    parts = latents.unbind() if isinstance(latents, NestedTensor) else [latents]
+    return torch.cat([part.flatten() for part in parts])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    models = tmp_path_factory.mktemp("ranks") / "models"
+    write_models(models)
+    return models
+
+
+@pytest.fixture(scope="module")
+def found(models: Path) -> dict[int, Any]:
+    return run_ranks(models.parent, SIZES, lead)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_several_ranks_draw_what_one_process_draws(found: dict[int, Any], size: int) -> None:
+    errors = {name: error for name, (error, _, _) in found[size].items()}
+    assert errors.keys() == cases(size).keys()
+    assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
+
+
+def test_each_rank_has_a_row_where_there_are_enough(found: dict[int, Any]) -> None:
+    by_rows = [*(f"rows of {net}" for net in NETS), "references of flux", "a ControlNet", "a video"]
+    sent = {name: found[2][name][1:] for name in by_rows}
+    # HiDream's forward chooses experts on its way, so it is no call that another rank could make.
+    assert [name for name, (nbytes, _) in sent.items() if not nbytes] == ["rows of hidream"]
+    assert not any(exchanged for _, exchanged in sent.values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", ["one row of flux", "one row of krea2", "a video with sound of ltx23"])
+def test_ranks_share_the_tokens_of_one_row(found: dict[int, Any], size: int, case: str) -> None:
+    assert found[size][case][2] > 0
+
+
+def faults(models: Path, leader: Leader) -> tuple[str, str, str]:
+    """Return what is said of a model that another rank cannot load, and of a job whose other rank ends."""
+    with pytest.raises(ModelFileError) as missing, leader.loading(Recipe("backbone", "diffusion_models", "none")):
+        pass
+    weights = weights_of(models, leader)
+    drawn(weights, [job("flux4")])
+    # No such order exists, so it ends who gets it.
+    leader.group.order("forwards", ["nonsense"])
+    with pytest.raises(UnavailableError) as lost:
+        drawn(weights, [job("flux4")])
+    with pytest.raises(RankLostError) as again:
+        leader.group.hear("forwards", 1)
+    return str(missing.value), str(lost.value), str(again.value)
+
+
+def test_a_rank_that_cannot_load_is_an_error_of_the_load_and_one_that_ends_is_no_error_of_the_job(
+    models: Path,
+) -> None:
+    missing, lost, again = run_ranks(models.parent, (2,), faults)[2]
+    assert missing.startswith("'none' is not loaded on every device: rank 1: ")
+    assert lost == "the engine has closed"
+    assert again.startswith("another rank of this replica is lost: ")
