@@ -42,6 +42,7 @@ EXPLANATION = (
     "scale-simulation",
     "gpu",
     "speed-settings",
+    "several-devices",
     "parity",
     "parity-differences",
     "parity-sound",

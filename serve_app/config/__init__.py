@@ -170,12 +170,23 @@ class AppConfig(Section):
         return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
 
     def on(self, gpus: float) -> AppConfig:
-        """Return the configuration for a cluster with this many GPUs, which decides `num_gpus: auto` of its pools."""
+        """Return the configuration for a cluster with this many GPUs, which decides `num_gpus: auto` of its pools.
+
+        Errors: ConfigError if it has some, and fewer than pools with `devices_per_replica` need.
+        """
         auto = [pool for pool in self.pools if pool.num_gpus == "auto" and pool.takes_a_gpu]
-        left = max(0.0, gpus - sum(pool.gpus for pool in self.pools))
+        given = {pool.name: 1.0 for pool in auto if gpus and pool.devices_per_replica > 1}
+        left = gpus - sum(given.get(pool.name, pool.gpus) * pool.devices_per_replica for pool in self.pools)
+        if given and left < 0:
+            [first, *_] = (pool for pool in auto if pool.name in given)
+            raise ConfigError(
+                f"pool {first.name}: devices_per_replica is {first.devices_per_replica}, and the cluster has {gpus:g} "
+                f"GPUs, {-left:g} fewer than its pools need; give less, or `device: cpu`"
+            )
+        alone = [pool.name for pool in auto if pool.name not in given]
         # Ray's shares have four digits.
-        each = min(1.0, floor(left / max(1, len(auto)) * 10_000) / 10_000)
-        given = {pool.name: each for pool in auto}
+        each = min(1.0, floor(max(0.0, left) / max(1, len(alone)) * 10_000) / 10_000)
+        given |= dict.fromkeys(alone, each)
         pools = (pool.model_copy(update={"num_gpus": given.get(pool.name, pool.gpus)}) for pool in self.pools)
         return self.model_copy(update={"pools": tuple(pools)})
 

@@ -58,6 +58,18 @@ class PoolConfig(Section):
     auto is one for a pool that holds models, if the cluster has one as the application is deployed; pools share what
     there is. One that is asked for by a number and is not there is an error.
     """
+    devices_per_replica: Annotated[int, Field(ge=1, le=64)] = 1
+    """How many devices of one host compute each forward of a replica together, for a video that takes minutes on one.
+
+    Each takes num_cpus, num_gpus (a whole one or none) and resources, and has the backbones' weights. To all others
+    they are one replica, on the first device; that has everything else. If one is lost, all are replaced.
+    """
+    parallel: Literal["auto", "rows", "ulysses"] = "auto"
+    """How those devices divide a forward. rows: by rows, such as a positive and its negative, or those of several jobs.
+
+    auto: devices that are left over also divide the tokens of a row, in families that can: by Ulysses if they divide
+    the attention heads, else by gathering keys and values. ulysses: never by gathering. Pictures differ by rounding.
+    """
     device: Literal["auto", "cpu"] = "auto"
     """Where its models are: auto is on its GPU, if it has one; cpu is on the CPU, whatever num_gpus reserves."""
     resources: Mapping[str, float] = {}
@@ -202,6 +214,23 @@ class PoolConfig(Section):
     def slots(self) -> int:
         """Tasks one replica runs at once; a ComfyUI has one queue."""
         return self.tasks_per_replica if self.comfyui is None else 1
+
+    @pydantic.model_validator(mode="after")
+    def _devices_are_whole(self) -> PoolConfig:
+        if self.devices_per_replica == 1:
+            if self.parallel != "auto":
+                raise ValueError(f"pool {self.name}: parallel is for a pool with devices_per_replica of 2 or more")
+            return self
+        if not self.runtime or self.comfyui is not None:
+            raise ValueError(f"pool {self.name}: devices_per_replica is for a pool whose replicas hold models")
+        if not self.num_cpus:
+            raise ValueError(f"pool {self.name}: num_cpus is of each of devices_per_replica, and must be above 0")
+        if self.gpus not in (0, 1):
+            raise ValueError(
+                f"pool {self.name}: num_gpus is of each of devices_per_replica {self.devices_per_replica}, so it is 0 "
+                f"or 1, not {self.gpus:g}"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _optimizes_models(self) -> PoolConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from serve_app.config import AppConfig, parse
 from serve_app.config.pool import PoolConfig
 from serve_app.deployments.comfyui_replica import ComfyUIReplica
 from serve_app.deployments.ingress import Ingress
-from serve_app.deployments.process.torch_environment import ENVIRONMENT
+from serve_app.deployments.process.torch_environment import runtime_env
 from serve_app.deployments.replica import Replica
 from serve_app.deployments.scaling import Backlog
 
@@ -91,22 +90,33 @@ def pool_deployment(pool: PoolConfig, silence_s: float) -> Any:
             "num_cpus": pool.num_cpus,
             "num_gpus": pool.gpus,
             "resources": dict(pool.resources),
-            "label_selector": dict(pool.hosts),
-            "runtime_env": _runtime_env(),
+            # Of several devices, the bundles are what is placed.
+            "label_selector": dict(pool.hosts) if pool.devices_per_replica == 1 else {},
+            "runtime_env": runtime_env(),
         },
         max_ongoing_requests=CALLS,
         health_check_period_s=HEALTH_CHECK_S,
         health_check_timeout_s=silence_s / FAILURES,
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=5,
+        **_bundles(pool),
         **_replicas(pool.min_replicas, pool.max_replicas, scaling),
     )
 
 
-def _runtime_env() -> dict[str, Any]:
-    """Return the runtime_env for ENVIRONMENT; empty if all processes have it, so that Ray can reuse a worker."""
-    missing = {name: value for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
-    return {"env_vars": missing} if missing else {}
+def _bundles(pool: PoolConfig) -> dict[str, Any]:
+    """Return the placement of a replica with several devices: a bundle for each, on one host."""
+    if pool.devices_per_replica == 1:
+        return {}
+    each = {"CPU": pool.num_cpus, "GPU": pool.gpus, **pool.resources}
+    bundle = {name: count for name, count in each.items() if count}
+    placement: dict[str, Any] = {
+        "placement_group_bundles": [bundle] * pool.devices_per_replica,
+        "placement_group_strategy": "STRICT_PACK",
+    }
+    if pool.hosts:
+        placement["placement_group_bundle_label_selector"] = [dict(pool.hosts)] * pool.devices_per_replica
+    return placement
 
 
 def _replicas(least: int, most: int, scaling: AutoscalingConfig) -> dict[str, Any]:

@@ -22,7 +22,9 @@ from serve_app.config.preemption import PreemptionConfig
 from serve_app.deployments import metrics, telemetry
 from serve_app.deployments.handles import own_actor, scheduler_client
 from serve_app.deployments.preemption import notice
+from serve_app.deployments.process.torch_environment import runtime_env
 from serve_app.deployments.proxy.loopback import keep_to_the_node
+from serve_app.deployments.ranks import Ranks
 from serve_app.limits import REFUSALS
 from serve_app.packs.routes import PackCall, Piece
 from serve_app.replica import collector
@@ -42,6 +44,7 @@ class Replica:
         keep_to_the_node()
         scheduler = scheduler_client(me=own_actor())
         self._replica_id = replica_id
+        self._ranks: Ranks | None = None
         with collector.freeze_startup_objects():
             # Here and not above, so that who only deploys this class needs no torch.
             from serve_app.openmp import Executor
@@ -49,7 +52,10 @@ class Replica:
             from serve_app.packs.server import PromptServer
             from serve_app.replica.assemble import assemble
 
-            self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore())
+            if pool.devices_per_replica > 1:
+                self._ranks = await Ranks.start(config, pool, replica_id, runtime_env())
+            leader = None if self._ranks is None else self._ranks.leader
+            self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore(), ranks=leader)
             self._routes = RouteServer(PromptServer.instance.app)
             asyncio.get_running_loop().set_default_executor(Executor(thread_name_prefix="asyncio"))
         self._runner.deliver_pack_frame = self._routes.deliver_pack_frame
@@ -69,6 +75,8 @@ class Replica:
         # Not where nobody has set a limit: what packs map counts as well, and takes no memory.
         if pool.memory_bytes and not pool.gpus:
             limit_allocations(pool.memory_bytes)
+        if self._ranks is not None:
+            self._ranks.watch()
         self._life = asyncio.create_task(self._runner.run())
         self._leaving = asyncio.create_task(self._leave_in_time(config.preemption))
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
@@ -103,6 +111,8 @@ class Replica:
             await self._runner.leave()
             life.cancel()
             await self._routes.close()
+        if (ranks := getattr(self, "_ranks", None)) is not None:
+            ranks.close()
 
 
 class ObjectStore:

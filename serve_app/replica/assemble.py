@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -35,6 +36,10 @@ from serve_app.replica.watchdog import exit_unless_done_within
 from serve_app.scheduler.protocol.messages import ReplicaInfo, SchedulerForReplicas
 from serve_app.store.models.catalog import Catalog
 
+if TYPE_CHECKING:
+    from serve_app.models.ranks.leader import Leader
+    from serve_app.models.weights.weights import Weights
+
 _log = log.get("replica")
 
 FP8_CAPABILITY = (8, 9)
@@ -50,8 +55,9 @@ def assemble(
     scheduler: SchedulerForReplicas,
     transfer: Transfer,
     exit: Callable[[int], object] = os._exit,
+    ranks: Leader | None = None,
 ) -> Runner:
-    """Return a replica of the pool, ready to `run`. exit: as the runner's.
+    """Return a replica of the pool, ready to `run`. exit: as the runner's. ranks: that compute with this process.
 
     Errors: ConfigError for a dtype that the device lacks, a missing GPU, or one with too little memory.
     """
@@ -74,7 +80,7 @@ def assemble(
         ReplicaInfo(replica_id, pool.name, pool.tasks_per_replica, routes),
         classes=packs.classes | dict(BUILTIN),
         specs=known,
-        models=make_models(catalog, config, pool, device) if pool.runtime else None,
+        models=make_models(catalog, config, pool, device, ranks) if pool.runtime else None,
         store=store,
         transfer=transfer,
         host=host_stats,
@@ -229,22 +235,25 @@ def _threads(pool: PoolConfig, device: torch.device) -> int:
     return (os.cpu_count() or 1) if pool.runtime and device.type == "cpu" else max(1, round(pool.num_cpus))
 
 
-def make_models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device) -> Callable[[], Models]:
-    """Return a function that makes the engine on the pool's device; it imports torch's parts, which takes seconds."""
+def weights_on(
+    catalog: Catalog, pool: PoolConfig, device: torch.device, ranks: Leader | None = None
+) -> tuple[Callable[[], Weights], Memory | None]:
+    """Return a function that makes the weights of a pool's device, and the device's memory, if it can be measured.
+
+    The function imports torch's parts, which takes seconds. What the device must have is checked here, and the process
+    set up for it. Errors: ConfigError.
+    """
     set_arithmetic(pool, device)
     budget_bytes, memory = memory_of(pool, device)
     host_bytes = host_bytes_of(pool, device)
     check_dtypes(pool, device)
     set_kernels(pool, device)
 
-    def make() -> Models:
-        with collector.freeze_startup_objects():
-            from serve_app.engine.engine import Engine
-            from serve_app.engine.runtime import EngineRuntime
-            from serve_app.models.network import ForwardOptions
-            from serve_app.models.weights.weights import Weights
+    def make() -> Weights:
+        from serve_app.models.network import ForwardOptions
+        from serve_app.models.weights.weights import Weights
 
-        weights = Weights(
+        return Weights(
             catalog,
             device,
             dtype=pool.dtype,
@@ -253,8 +262,24 @@ def make_models(catalog: Catalog, config: AppConfig, pool: PoolConfig, device: t
             forwards_bytes=0 if memory is None else memory.planned_bytes - budget_bytes,
             host_bytes=host_bytes,
             fp8_matmul=fp8_matmul_of(pool, device),
-            options=ForwardOptions(splits_texts(device), pool.compile),
+            options=ForwardOptions(splits_texts(device), pool.compile, ranks),
         )
+
+    return make, memory
+
+
+def make_models(
+    catalog: Catalog, config: AppConfig, pool: PoolConfig, device: torch.device, ranks: Leader | None = None
+) -> Callable[[], Models]:
+    """Return a function that makes the engine on the pool's device; it imports torch's parts, which takes seconds."""
+    make_weights, memory = weights_on(catalog, pool, device, ranks)
+
+    def make() -> Models:
+        with collector.freeze_startup_objects():
+            from serve_app.engine.engine import Engine
+            from serve_app.engine.runtime import EngineRuntime
+
+            weights = make_weights()
         engine = Engine(pool.max_cells, timeline_of(device), memory, weights=weights)
         latents = pool.latents(cuda=device.type == "cuda")
         return EngineRuntime(

@@ -1,9 +1,12 @@
 """Environment variables of processes that compute with torch, which it and cuBLAS read at their start.
 
-Imports nothing, so that the supervisor, which has neither torch nor Ray, can hand it to every process of its own Ray.
+Imports neither, so that the supervisor, which has neither torch nor Ray, can hand it to every process of its own Ray.
 """
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 ENVIRONMENT = {
     # torch asks for large memory in large pages, which halves the time to load on a CPU.
@@ -14,3 +17,9 @@ ENVIRONMENT = {
     # would leave it in pieces that are too small for the next.
     "PYTORCH_ALLOC_CONF": "expandable_segments:True",
 }
+
+
+def runtime_env() -> dict[str, Any]:
+    """Return Ray's runtime_env for ENVIRONMENT; empty if all processes have it, so that Ray can reuse a worker."""
+    missing = {name: value for name, value in ENVIRONMENT.items() if os.environ.get(name) != value}
+    return {"env_vars": missing} if missing else {}

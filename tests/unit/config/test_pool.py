@@ -108,3 +108,27 @@ def test_a_setting_for_speed_by_which_pictures_differ_is_refused_with_strict_and
 def test_settings_for_speed_are_named_unless_they_are_the_default():
     assert PoolConfig(name="a").optimizations == {}
     assert PoolConfig(name="a", fast=True, fp8_matmul=True).optimizations == {"fast": True, "fp8_matmul": True}
+
+
+@pytest.mark.parametrize(
+    ("pool", "says"),
+    [
+        ({"devices_per_replica": 2, "num_gpus": 0.5}, "num_gpus is of each of devices_per_replica 2"),
+        ({"devices_per_replica": 2, "num_gpus": 2}, "it is 0 or 1, not 2"),
+        ({"devices_per_replica": 2, "runtime": False}, "whose replicas hold models"),
+        ({"parallel": "rows"}, "devices_per_replica of 2 or more"),
+    ],
+)
+def test_devices_of_a_replica_are_whole_and_compute_with_models(pool: dict[str, object], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        parse({"pools": [{"name": "gpu", **pool}]}, "here")
+
+
+def test_each_device_of_a_replica_gets_a_gpu_and_too_few_are_refused_in_a_line() -> None:
+    both = [{"name": "video", "devices_per_replica": 4}, {"name": "gpu"}]
+    given = parse({"pools": both}, "here")
+    assert [pool.gpus for pool in given.on(5).pools] == [1, 1]
+    assert [pool.gpus for pool in given.on(4).pools] == [1, 0]
+    assert [pool.gpus for pool in given.on(0).pools] == [0, 0]
+    with pytest.raises(ConfigError, match="devices_per_replica is 4, and the cluster has 2 GPUs, 2 fewer"):
+        given.on(2)
