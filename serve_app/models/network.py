@@ -49,6 +49,7 @@ class LoadedNetwork:
 
     key: equal for equal weights, whatever LoRAs are used with them. trained_as: the training that the file states.
     replays: runs the forwards; None: eagerly. streamed: some weights stay on the host and are copied for each forward.
+    Errors: ModelFileError as `Leader.check`.
     """
 
     def __init__(
@@ -69,6 +70,8 @@ class LoadedNetwork:
         self.trained_as = trained_as
         self._splits_texts = options.splits_texts and not streamed
         self._ranks = options.ranks
+        if self._ranks is not None:
+            self._ranks.check(family)
         self.blocks = _compiled(family, module) if options.compiled else None
         kept = weights_of(module.modules()) if self._splits_texts else ()
         self._weights_bytes = sum(tensor.nbytes for tensor in kept)

@@ -32,15 +32,17 @@ def divide(rows: int, ranks: int, heads: int | None, parallel: Parallel = "auto"
 
     The slowest part has as few rows for its ranks as can be; of equal choices, rows are divided most.
     """
-    choices = [1] if heads is None or parallel == "rows" else _degrees(ranks, heads, parallel)
-    degree = min(choices, key=lambda degree: (-(-rows // min(rows, ranks // degree)) / degree, degree))
+    degree = min(
+        degrees(ranks, heads, parallel), key=lambda degree: (-(-rows // min(rows, ranks // degree)) / degree, degree)
+    )
     parts = min(rows, ranks // degree)
     bounds = [rows * number // parts for number in range(parts + 1)]
     return [Part(range(*bounds[number : number + 2]), number * degree, degree) for number in range(parts)]
 
 
-def _degrees(ranks: int, heads: int, parallel: Parallel) -> list[int]:
+def degrees(ranks: int, heads: int | None, parallel: Parallel) -> list[int]:
+    """Return the numbers of ranks that may shard the tokens of a row; 1: none do."""
+    if heads is None or parallel == "rows":
+        return [1]
     divisors = [degree for degree in range(1, ranks + 1) if ranks % degree == 0]
-    if parallel == "auto":
-        return divisors
-    return [degree for degree in divisors if heads % degree == 0]
+    return [degree for degree in divisors if parallel == "auto" or heads % degree == 0]

@@ -20,7 +20,7 @@ from serve_app.models.batch_inputs import is_batched, map_rows
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import CapturableCall, Inputs
-from serve_app.models.ranks.division import Parallel, Part, divide
+from serve_app.models.ranks.division import Parallel, Part, degrees, divide
 from serve_app.models.ranks.group import KINDS, RankGroup, SentBytes
 from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, outline, packed, shapes_of
 from serve_app.models.ranks.sharding import sharded_over
@@ -68,6 +68,16 @@ class Leader:
             failed = [f"rank {rank}: {outcome}" for rank, outcome in outcomes.items() if outcome is not None]
         if failed:
             raise ModelFileError(f"'{recipe.name}' is not loaded on every device: {'; '.join(failed)}")
+
+    def check(self, family: BackboneFamily) -> None:
+        """Errors: ModelFileError for a network whose heads these ranks cannot divide, where they shall."""
+        heads = family.sharded_heads
+        if self._parallel == "ulysses" and heads is not None and degrees(self.size, heads, "ulysses") == [1]:
+            able = ", ".join(str(size) for size in range(2, heads + 1) if heads % size == 0)
+            raise ModelFileError(
+                f"this {family.title} has {heads} attention heads, which devices_per_replica {self.size} does not "
+                f"divide; with `parallel: ulysses` allowed are {able}, and `parallel: auto` takes any"
+            )
 
     def computes(self, family: BackboneFamily, rows: Sequence[Rows]) -> bool:
         """Whether the ranks can compute these rows: nothing but inputs, weights and plain patches makes their output.

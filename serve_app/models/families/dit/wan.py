@@ -370,7 +370,9 @@ class Wan(Transformer):
             # Without image features, the text is used, as in ComfyUI.
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
-        groups = shards.shard(_groups(len(given["at"]), time.shape[1], image.device), dim=0)
+        groups = None
+        if time.shape[1] > 1:
+            groups = shards.shard(_groups(len(given["at"]), time.shape[1], image.device), dim=0)
         tell = partial(
             _block,
             time=by_block,
@@ -432,12 +434,12 @@ def _block(
     block: Any,
     image: Tensor,
     time: Tensor,
-    groups: Tensor,
+    groups: Tensor | None,
     read: Sequence[tuple[Tensor, Tensor | None]],
     turns: Tensor,
     sharding: Sharding | None,
 ) -> Tensor:
-    """Return a block's output for tokens (R,n,W). time: (R,G,6,W). groups: of each token, (n,).
+    """Return a block's output for tokens (R,n,W). time: (R,G,6,W). groups: of each token, (n,), None: one.
 
     read: the text (R,T,W), and image features if the network reads them; each with a mask of real keys, (R,1,1,m),
     None: all. turns: of `turns_of`. sharding: of the tokens, as `Sharding.of_attention`.
@@ -472,9 +474,9 @@ def _groups(count: int, groups: int, device: torch.device) -> Tensor:
     return torch.arange(count, device=device) // -(-count // groups)
 
 
-def _by_token(of_groups: Tensor, groups: Tensor) -> Tensor:
-    """Return vectors of groups of tokens (R,G,W) for each of n tokens; of one group unchanged. groups: (n,)."""
-    return of_groups if of_groups.shape[1] == 1 else of_groups[:, groups]
+def _by_token(of_groups: Tensor, groups: Tensor | None) -> Tensor:
+    """Return vectors of groups of tokens (R,G,W) for each of n tokens, (n,); of one group, None, unchanged."""
+    return of_groups if groups is None else of_groups[:, groups]
 
 
 def _heads(tokens: Tensor) -> Tensor:

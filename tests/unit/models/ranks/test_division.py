@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
+from serve_app.errors import ModelFileError
+from serve_app.models.families import Wan
 from serve_app.models.ranks.division import Part, divide
+from serve_app.models.ranks.leader import Leader
 
 
 @pytest.mark.parametrize(
@@ -35,3 +41,14 @@ def test_the_slowest_part_has_as_few_rows_for_its_ranks_as_can_be(
 
 def test_parts_name_their_ranks() -> None:
     assert list(Part(range(1, 2), 2, 2).ranks) == [2, 3]
+
+
+def test_heads_that_no_ranks_divide_are_refused_only_where_they_must_be() -> None:
+    family: Any = Wan(1536, 1, 192, 48)
+    group: Any = SimpleNamespace(size=5)
+    Leader(group, "auto").check(family)
+    said = r"has 12 attention heads.* 5 does not divide; .* allowed are 2, 3, 4, 6, 12"
+    with pytest.raises(ModelFileError, match=said):
+        Leader(group, "ulysses").check(family)
+    group.size = 4
+    Leader(group, "ulysses").check(family)
