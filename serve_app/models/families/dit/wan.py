@@ -370,16 +370,12 @@ class Wan(Transformer):
             # Without image features, the text is used, as in ComfyUI.
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
-        groups = None
-        if time.shape[1] > 1:
-            groups = shards.shard(_groups(len(given["at"]), time.shape[1], image.device), dim=0)
         tell = partial(
             _block,
             time=by_block,
-            groups=groups,
             read=read,
             turns=shards.shard(turns_of(angles(given["at"], AXES, THETA)), dim=0),
-            sharding=shards.of_attention,
+            shards=shards,
         )
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
         hint_tokens = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
@@ -394,7 +390,7 @@ class Wan(Transformer):
             for i, hint in enumerate(vace_tokens):
                 vace_tokens[i] = tell(of_vace, of_vace.before_proj(hint) + beginning if number == 0 else hint)
                 image = addcmul(image, of_vace.after_proj(vace_tokens[i]), given[OfVace("strength", i)])
-        shift, scale = (_by_token(part, groups) for part in _modulation(network, time[:, :, None]))
+        shift, scale = (_by_token(part, shards) for part in _modulation(network, time[:, :, None]))
         made = shards.gather(network.proj_out(addcmul(shift, network.norm_out(image), 1 + scale)), 0)
         by_frame = made[:, -size[0] * prod(grid(size[1], size[2])) :].reshape(len(x) * size[0], -1, made.shape[2])
         frames = from_tokens(by_frame, size[1], size[2], channels_last=True)
@@ -434,24 +430,23 @@ def _block(
     block: Any,
     image: Tensor,
     time: Tensor,
-    groups: Tensor | None,
     read: Sequence[tuple[Tensor, Tensor | None]],
     turns: Tensor,
-    sharding: Sharding | None,
+    shards: Sharding,
 ) -> Tensor:
-    """Return a block's output for tokens (R,n,W). time: (R,G,6,W). groups: of each token, (n,), None: one.
+    """Return a block's output for tokens (R,n,W). time: (R,G,6,W).
 
     read: the text (R,T,W), and image features if the network reads them; each with a mask of real keys, (R,1,1,m),
-    None: all. turns: of `turns_of`. sharding: of the tokens, as `Sharding.of_attention`.
+    None: all. turns: of `turns_of`. shards: of the tokens.
     """
     shift, scale, gate, inner_shift, inner_scale, inner_gate = (
-        _by_token(part, groups) for part in _modulation(block, time)
+        _by_token(part, shards) for part in _modulation(block, time)
     )
     # Videos are long: each separate sum and product would be another pass over all tokens.
     own, others, modulated = block.attn1, block.attn2, addcmul(shift, block.norm1(image), 1 + scale)
     q, k = (_heads(norm(to(modulated))) for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k)))
     q, k = rotated(q, k, turns)
-    with attention_over(sharding):
+    with attention_over(shards.of_attention):
         found = attention_output(q, k, _heads(own.to_v(modulated)))
     image = addcmul(image, own.to_out[0](found), gate)
     q = _heads(others.norm_q(others.to_q(block.norm2(image))))
@@ -469,14 +464,15 @@ def _modulation(layer: Any, time: Tensor) -> tuple[Tensor, ...]:
     return torch.unbind(layer.scale_shift_table + time, dim=2)
 
 
-def _groups(count: int, groups: int, device: torch.device) -> Tensor:
-    """Return the group of each of `count` tokens, of which equal numbers follow each other."""
-    return torch.arange(count, device=device) // -(-count // groups)
-
-
-def _by_token(of_groups: Tensor, groups: Tensor | None) -> Tensor:
-    """Return vectors of groups of tokens (R,G,W) for each of n tokens, (n,); of one group, None, unchanged."""
-    return of_groups if groups is None else of_groups[:, groups]
+def _by_token(of_groups: Tensor, shards: Sharding) -> Tensor:
+    """Return vectors of groups of tokens (R,G,W) for each of a rank's tokens (R,n,W); of one group unchanged."""
+    (count,), groups = shards.lengths, of_groups.shape[1]
+    if groups == 1:
+        return of_groups
+    each = -(-count // groups)
+    if shards.of_attention is None:
+        return of_groups.repeat_interleave(each, dim=1)[:, :count]
+    return of_groups[:, shards.shard(torch.arange(count, device=of_groups.device) // each, dim=0)]
 
 
 def _heads(tokens: Tensor) -> Tensor:
