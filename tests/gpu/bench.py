@@ -1,7 +1,8 @@
-"""What a GPU is measured by: times from its own marks, memory from its allocator, kernels from a profile."""
+"""How a GPU is measured: times from its own marks, memory from its allocator, kernels from a profile."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,27 +18,20 @@ REPEATS = 10
 
 
 @dataclass(frozen=True)
-class Figure:
-    """What was measured, and what was predicted and aimed at."""
-
-    name: str
-    value: float
-    unit: str
-    predicted: str = ""
-    goal: str = ""
-
-
-@dataclass(frozen=True)
 class Bench:
-    """What is measured, and where. small: on any machine, to show that measuring works. comfyui: one to run beside."""
+    """What is measured, and where. small: with small networks, to show that measuring works.
+
+    comfyui: one to run beside. python: the command of another process that uses the device, but for its program.
+    """
 
     device: torch.device
     small: bool
     comfyui: ComfyUI | None = None
+    python: Sequence[str] = (sys.executable, "-c")
 
     @cached_property
     def timeline(self) -> Timeline:
-        """The stream that work is measured on; marks of another would say nothing of it."""
+        """The stream that work is measured on, and what it uses is made; marks of another would say nothing of it."""
         return timeline_of(self.device)
 
     @property
@@ -77,10 +71,10 @@ class Bench:
 
     def kernels(self, work: Callable[[], object]) -> float:
         """Return how many kernels work launches; on a CPU, operations."""
-        cuda = self.device.type == "cuda"
-        activity = torch.profiler.ProfilerActivity.CUDA if cuda else torch.profiler.ProfilerActivity.CPU
-        with torch.profiler.profile(activities=[activity]) as profiled, self.timeline.enqueueing():
+        # All that this torch can see: events of the CPU too, which are left out.
+        seen = torch.profiler.supported_activities()
+        with torch.profiler.profile(activities=seen) as profiled, self.timeline.enqueueing():
             work()
             self.timeline.mark().wait()
-        kind = "CUDA" if cuda else "CPU"
+        kind = "CUDA" if self.device.type == "cuda" else "CPU"
         return float(sum(event.device_type.name == kind for event in profiled.events()))

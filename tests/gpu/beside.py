@@ -20,9 +20,10 @@ from serve_app.engine.trajectory import Trajectory
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import SamplingRequest
-from tests.gpu.bench import Bench, Figure
+from tests.gpu.bench import Bench
 from tests.gpu.images import JOBS, loaded
 from tests.gpu.models import Model
+from tests.gpu.results import Figure
 from tests.parity.comfyui import ComfyUI
 from tests.unit.engine.mixes import relative_error
 from tests.unit.models.sample import random_tensors

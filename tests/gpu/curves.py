@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from math import nan
 
 import torch
 from torch import nn
@@ -17,8 +18,9 @@ from serve_app.models.lora.adapters import LowRank
 from serve_app.models.lora.layers import LoraSet
 from serve_app.models.weights.upload import Ring, copies_of, uploading
 from serve_app.sampling.forward import denoise
-from tests.gpu.bench import Bench, Figure
+from tests.gpu.bench import Bench
 from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, streamed, vae
+from tests.gpu.results import Figure
 
 ROWS = (1, 2, 4, 8, 16, 32)
 SIDES = (512, 1024, 2048)
@@ -84,9 +86,16 @@ def _otherwise(bench: Bench, model: Model, backbone: RecipeBackbone, usual_s: fl
     unlike_s, _ = bench.seconds(partial(denoise, model.pieces(backbone, 8, (77, 154))))
     yield Figure(f"{model.name}, unequal texts over equal ones", unlike_s / alike_s, "")
     for name, kernel in ATTENTION.items() if bench.device.type == "cuda" else list(ATTENTION.items())[:1]:
-        with sdpa_kernel(kernel):
-            took_s, _ = bench.seconds(partial(denoise, pieces))
-        yield Figure(f"{model.name}, attention by {name} over the usual", took_s / usual_s, "")
+        try:
+            with sdpa_kernel(kernel):
+                took_s, _ = bench.seconds(partial(denoise, pieces))
+        except RuntimeError as error:
+            # Not every kernel takes heads of every width: cuDNN's does not take the 160 of SD 1.5.
+            if "kernel" not in str(error):
+                raise
+            yield Figure(f"{model.name}, attention by {name} over the usual", nan, "no kernel")
+        else:
+            yield Figure(f"{model.name}, attention by {name} over the usual", took_s / usual_s, "")
     if bench.device.type == "cuda":
         # Packed weights of a CPU have a layout of their own.
         last = model.of(copy.deepcopy(backbone.network.module).to(memory_format=torch.channels_last), Replays())  # type: ignore[call-overload]

@@ -20,8 +20,9 @@ from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.transfer import to_host, unpinned
 from serve_app.store.models.catalog import Catalog
-from tests.gpu.bench import Bench, Figure
+from tests.gpu.bench import Bench
 from tests.gpu.models import FULL_VAE, SMALL_VAE, Model, vae
+from tests.gpu.results import Figure
 
 JOBS = 8
 EACH = 3

@@ -11,8 +11,9 @@ from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.backbone import RecipeBackbone
 from serve_app.sampling.request import Sampled
-from tests.gpu.bench import Bench, Figure
+from tests.gpu.bench import Bench
 from tests.gpu.models import Model
+from tests.gpu.results import Figure
 
 JOBS = (1, 4, 8, 16)
 

@@ -1,97 +1,91 @@
-"""Measure one GPU: what forwards, decodes and jobs take there, beside what was predicted without one.
+"""Measures stages of one GPU: what forwards, decodes and jobs take there, beside what was predicted without one.
 
-    python -m tests.gpu --comfyui DIR --comfyui-python PYTHON   # the tests of a GPU, and all of this
-    python -m tests.gpu.measure parity                          # some stages
-    python -m tests.gpu.measure --check                         # every stage on this CPU with small networks
+    python -m tests.gpu.measure parity curves       # these stages, in this process; `python -m tests.gpu` runs them all
+    python -m tests.gpu.measure --rehearse jobs     # small networks, on a card that only claims to be one
 
-It writes a table, measured.md, and JSON, measured.json, after each figure, and begins nothing more once --minutes are
-over. Weights are random: speed does not depend on them, so no file is needed. Neither is Ray. bench/README.md has what
-the stages measure.
+A stage has several measures, and one that fails keeps no other from being taken. Weights are random: speed does not
+depend on them, so no file is needed. Neither is Ray. bench/README.md has what the stages measure.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import gc
 import platform
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
-from math import isfinite
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
 import torch
 
-from tests.gpu.bench import Bench, Figure
+from tests.gpu import rehearsal
+from tests.gpu.bench import Bench
 from tests.gpu.beside import of_files
 from tests.gpu.curves import of_card, of_ends, of_forwards
 from tests.gpu.images import of_images
 from tests.gpu.jobs import of_jobs
 from tests.gpu.parity import of_process, of_rows, of_workflows
 from tests.gpu.predictions import PREDICTED
+from tests.gpu.results import Failure, Figure, Results, Stage, arguments, out_of
 from tests.gpu.transformers import of_transformers
 from tests.parity.comfyui import ComfyUI
 
 STAGES: Mapping[str, Sequence[Callable[[Bench], Iterator[Figure]]]] = {
-    "parity": (of_card, of_workflows, of_rows, of_process),
+    "card": (of_card, of_process, of_rows),
+    "parity": (of_workflows,),
     "curves": (of_forwards, of_ends),
     "transformers": (of_transformers,),
     "jobs": (of_jobs, of_images, of_files),
 }
-MINUTES = 45.0
-"""How long all of it may take, with the tests before."""
 
 
-def measured(bench: Bench, stages: Sequence[str] = tuple(STAGES), until: float | None = None) -> Iterator[Figure]:
-    """Yield every figure of the stages, beside what was predicted. until: by `monotonic`, when nothing more begins."""
-    for measure in (measure for stage in stages for measure in STAGES[stage]):
-        with torch.inference_mode():
-            for figure in measure(bench):
-                predicted, goal = PREDICTED.get(figure.name, (figure.predicted, figure.goal))
-                yield replace(figure, predicted=predicted, goal=goal)
-                if until is not None and monotonic() > until:
-                    return
+def measured(bench: Bench, stage: str, until: float | None = None) -> Iterator[Figure | Failure]:
+    """Yield every figure of a stage, beside what was predicted. until: by `monotonic`, when nothing more begins."""
+    for measure in STAGES[stage]:
+        try:
+            with torch.inference_mode(), bench.timeline.enqueueing():
+                for figure in measure(bench):
+                    predicted, goal = PREDICTED.get(figure.name, (figure.predicted, figure.goal))
+                    yield replace(figure, predicted=predicted, goal=goal)
+                    if until is not None and monotonic() > until:
+                        return
+        except Exception as error:
+            traceback.print_exc()
+            yield Failure(measure.__name__, f"{type(error).__name__}: {error}")
+        # What it has left, with its error's frames, is no room of the next.
+        gc.collect()
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
 
 
-def table(about: Mapping[str, object], found: Sequence[Figure]) -> str:
-    """Return the figures as a table in Markdown; what is of ComfyUI has a name that says so."""
-    lines = [f"{', '.join(f'{name}: {value}' for name, value in about.items())}", ""]
-    lines += ["| what | measured | predicted | goal |", "|---|---|---|---|"]
-    lines += [f"| {one.name} | {one.value:.4g} {one.unit} | {one.predicted} | {one.goal} |" for one in found]
-    return "\n".join(lines) + "\n"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu.measure", description="Measure one GPU.")
-    parser.add_argument("stages", nargs="*", choices=(*STAGES, []), help="all, if none is named")
-    parser.add_argument("--check", action="store_true", help="small networks on the CPU: that measuring works")
-    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="a ComfyUI to measure beside")
-    parser.add_argument("--comfyui-python", type=Path, default=Path(sys.executable), metavar="PYTHON")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help="after which nothing more begins")
-    parser.add_argument("--out", type=Path, default=Path("measured.json"), help="the table is beside it, as .md")
-    given = parser.parse_args(arguments)
-    if not given.check and not torch.cuda.is_available():
-        print("torch finds no GPU here; --check runs every stage on the CPU, with small networks", file=sys.stderr)
+def main(given_arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu.measure", description="Measure stages of one GPU.")
+    parser.add_argument("stages", nargs="+", choices=STAGES)
+    parser.add_argument("--minutes", type=float, default=60.0, help="after which nothing more begins")
+    arguments(parser)
+    given = parser.parse_args(given_arguments)
+    if given.rehearse:
+        rehearsal.begin()
+    if not torch.cuda.is_available():
+        print("torch finds no GPU here; --rehearse needs none", file=sys.stderr)
         return 2
-    beside = ComfyUI(given.comfyui.absolute(), given.comfyui_python.absolute()) if given.comfyui else None
-    bench = Bench(torch.device("cpu" if given.check else "cuda"), small=given.check, comfyui=beside)
-    stages = given.stages or tuple(STAGES)
-    until = monotonic() + 60 * given.minutes
-    device = torch.cuda.get_device_name() if bench.device.type == "cuda" else platform.processor()
-    about = {"device": device, "torch": torch.__version__, "small": bench.small}
-    found: list[Figure] = []
-    print(f"{'':64} {'measured':>12} {'':8} {'predicted':38} goal")
-    for figure in measured(bench, stages, until):
-        found.append(figure)
-        print(f"{figure.name:64} {figure.value:12.4g} {figure.unit:8} {figure.predicted:38} {figure.goal}", flush=True)
-        # After each, for a call that is cut off.
-        given.out.write_text(json.dumps({**about, "figures": [asdict(one) for one in found]}, indent=1) + "\n")
-        given.out.with_suffix(".md").write_text(table(about, found))
+    beside = ComfyUI(Path(given.comfyui).absolute(), Path(given.comfyui_python).absolute()) if given.comfyui else None
+    python = rehearsal.PROGRAM if given.rehearse else Bench.python
+    bench = Bench(torch.device("cuda", 0), small=given.rehearse, comfyui=beside, python=python)
+    results, until, failures = Results(out_of(given)), monotonic() + 60 * given.minutes, 0
+    for stage in given.stages:
+        device = torch.cuda.get_device_name()
+        results.add(Stage(stage, f"{device}, {platform.machine()}", torch.__version__, given.rehearse))
+        for row in measured(bench, stage, until):
+            results.add(row)
+            failures += isinstance(row, Failure)
+            print(row, flush=True)
     if monotonic() > until:
         print(f"the {given.minutes:g} minutes are over, and not all was measured", file=sys.stderr)
-        return 1
-    return 0 if all(isfinite(figure.value) for figure in found) else 1
+    return int(failures > 0 or monotonic() > until)
 
 
 if __name__ == "__main__":

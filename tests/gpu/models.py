@@ -143,7 +143,10 @@ def streamed(module: nn.Module, device: torch.device, dtype: torch.dtype, share:
 
 
 def random_weights(family: Family, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Return a family's network with weights that keep what goes through it about as large as it is."""
+    """Return a family's network with weights that keep what goes through it about as large as it is.
+
+    They are there for every stream.
+    """
     torch.manual_seed(1)
     # Tables of positions and such, which are no parameters, are as the family makes them.
     with device:
@@ -152,4 +155,6 @@ def random_weights(family: Family, device: torch.device, dtype: torch.dtype) -> 
         drawn = torch.randn(parameter.shape, device=device)
         parameter.copy_(1 + 0.05 * drawn if parameter.ndim == 1 else drawn / max(1, parameter[0].numel()) ** 0.5)
     move_to(module, device, dtype)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return module

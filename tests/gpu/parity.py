@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,8 @@ from torch import Tensor
 from serve_app.models.weights.weights import Weights
 from serve_app.sampling.forward import denoise
 from serve_app.store.models.catalog import Catalog
-from tests.gpu.bench import Bench, Figure
+from tests.gpu.bench import Bench
+from tests.gpu.results import Figure
 from tests.parity.beside import Fixed
 from tests.parity.cases import CASES, MINI15, Case
 from tests.parity.checkpoints import models_dir
@@ -100,9 +100,10 @@ def of_process(bench: Bench) -> Iterator[Figure]:
     """Measure what a process that uses a card takes of it before its first tensor."""
     if bench.device.type != "cuda":
         return
-    code = "import torch; a = torch.randn(64, 64, device='cuda'); print((a @ a).sum().item(), flush=True); input()"
+    code = "import sys, torch; a = torch.randn(64, 64, device='cuda'); "
+    code += "print((a @ a).sum().item(), flush=True); sys.stdin.read()"
     free, _ = torch.cuda.mem_get_info()
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+    with subprocess.Popen([*bench.python, code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdin is not None
         other.stdout.readline()

@@ -6,6 +6,7 @@ What `tests/unit/engine/test_card` counts on an honest card, a real one proves h
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from math import log2
@@ -27,6 +28,7 @@ from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import denoise
 from serve_app.sampling.noise import brownian_noise, gaussian_noise
 from serve_app.sampling.samplers.samplers import SAMPLERS
+from tests.gpu import rehearsal
 from tests.gpu.models import FULL, SMALL, random_weights, streamed
 from tests.philox import CardNoise
 from tests.unit.engine.mixes import relative_error
@@ -34,8 +36,12 @@ from tests.unit.engine.test_engine import together
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU here")]
 
-CARD, CPU = torch.device("cuda"), torch.device("cpu")
+CARD, CPU = torch.device("cuda", 0), torch.device("cpu")
+REHEARSED = rehearsal.LEDGER in os.environ
+"""Whether the card only claims to be one."""
 SD = SMALL[0]
+BUSY = 64 if REHEARSED else 4096
+"""Rows of a matrix whose products keep a card busy."""
 DRAWN_ON_THE_CARD = {name for name, spec in SAMPLERS.items() if spec.noise is gaussian_noise or name.endswith("_gpu")}
 """Samplers whose noise a card draws, which is another than a CPU's."""
 
@@ -45,6 +51,8 @@ def engine() -> Iterator[Engine]:
     engine = Engine(2**20, timeline_of(CARD))
     yield engine
     engine.close()
+    # The next has a stream of its own, and recordings of the networks that it shares with this one.
+    torch.cuda.synchronize()
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,7 @@ def test_a_sampler_gives_on_a_card_what_it_gives_on_a_cpu(engine, networks, samp
     assert all(relative_error(a.latents, b.latents) <= 1e-3 for a, b in zip(ours, theirs, strict=True))
 
 
+@pytest.mark.skipif(REHEARSED, reason="it draws as a CPU does")
 @pytest.mark.parametrize("seed", [0, 7, 2**40 + 3])
 def test_a_card_draws_what_the_published_algorithm_says(seed):
     generator, expected = torch.Generator(CARD).manual_seed(seed), CardNoise(seed)
@@ -93,7 +102,7 @@ def test_noise_is_the_same_drawn_ahead_while_the_card_is_busy_and_graphs_are_cap
     pairs = list(pairwise(levels.tolist()))
     x, busy, recorder = (
         torch.zeros(1, 4, 128, 128, device=CARD),
-        torch.randn(4096, 4096, device=CARD),
+        torch.randn(BUSY, BUSY, device=CARD),
         GraphRecorder(CARD),
     )
     plain, ahead = (brownian_noise(x, levels, 7, on_device=on_device) for _ in range(2))
@@ -135,6 +144,7 @@ def test_the_same_rows_in_the_same_places_give_the_same_bits():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.skipif(REHEARSED, reason="of a small network jobs take more memory than rows")
 def test_a_forward_that_does_not_fit_is_learned_once():
     """Of full-size Stable Diffusion 1.x a row takes about 65 MiB beside its 1.6 GiB of weights."""
     model = FULL[0]
@@ -156,7 +166,7 @@ def test_a_forward_that_does_not_fit_is_learned_once():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_weights_arrive_whole_while_the_card_is_busy(dtype):
     source = [torch.randn(3000, 5000), torch.randn(4000, 3000).half().t(), torch.randn(7)]
-    busy = torch.randn(4096, 4096, device=CARD)
+    busy = torch.randn(BUSY, BUSY, device=CARD)
     ring = Ring(CARD)
     for _ in range(20):
         busy = busy @ busy / 64

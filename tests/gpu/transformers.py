@@ -20,8 +20,9 @@ from serve_app.models.forward_cost import Counting, ForwardCost
 from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN, PartPlan
 from serve_app.models.weights.planner import part_size
 from serve_app.models.weights.roofline import Card, assumed_card, forward_s
-from tests.gpu.bench import Bench, Figure
+from tests.gpu.bench import Bench
 from tests.gpu.models import random_weights
+from tests.gpu.results import Figure
 
 SIDE = Path(__file__).with_name("comfyui_steps.py")
 OVER = 1.25

@@ -31,6 +31,7 @@ from tests.unit.engine.card_order import Memory, Order, Place, record
 CARD = torch.device("cuda", 0)
 Work: TypeAlias = Callable[[], Any]
 """Does an operation on the numbers of tensors."""
+_UNNUMBERED = torch.device("cuda")
 _CPU = torch.device("cpu")
 _META = torch.device("meta")
 """What torch's own code takes the card's tensors to be on, which needs no CUDA."""
@@ -297,7 +298,8 @@ class Card(TorchDispatchMode):
         """See that the host reads nothing that a copy has yet to bring."""
         if not func.is_view and name not in _FREE:
             for leaf in leaves:
-                on_host = isinstance(leaf, Tensor) and not isinstance(leaf, OnCard)
+                # Weights in a layout of a CPU's own have no storage, and no copy brings them.
+                on_host = isinstance(leaf, Tensor) and not isinstance(leaf, OnCard) and not leaf.is_mkldnn
                 place = getattr(leaf.untyped_storage(), "arrives", None) if on_host else None
                 if place is not None:
                     self.order.arrived(name, place)
@@ -386,6 +388,10 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     return change(value)
 
 
+def _numbered(value: Any) -> Any:
+    return CARD if isinstance(value, torch.device) and value == _UNNUMBERED else value
+
+
 def _held(value: Any) -> Any:
     return value.held if isinstance(value, OnCard) else value
 
@@ -429,7 +435,9 @@ class _Bindings(TorchFunctionMode):
         self._card = card
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = dict(kwargs or {})
+        # Torch's bindings would ask below its Python which device is in use.
+        args = tuple(_numbered(value) for value in args)
+        kwargs = {key: _numbered(value) for key, value in (kwargs or {}).items()}
         device = kwargs.get("device")
         if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == CARD.type:
             made = torch.tensor(*args, **{**kwargs, "device": _CPU})
