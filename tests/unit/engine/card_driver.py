@@ -100,7 +100,8 @@ class Driver:
     """The bindings, and what they are asked for.
 
     capability, total_bytes: of the card; taken_bytes: of it, by other processes; kernels: what torch was built for.
-    ledger: what each process takes that shares the card, where it is shared; number: the place of this one in it.
+    ledger: what each process takes that shares the card, where it is shared, without a lock of its own: a tensor that
+    goes while that is held would wait for this driver's, and its holder for that. number: the place of this one in it.
     refusal: what CUDA says instead of finding a card, as a warning; fault: what each call raises, as after a fault.
     fails_at: the number of the allocation that fails for want of memory; allocations: how many there were.
     """
