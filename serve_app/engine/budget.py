@@ -1,7 +1,7 @@
 """The most latent cells of a forward: as configured, as the device has memory for, and fewer where it ran out of it.
 
 A forward's memory grows with its latent cells. How many bytes a cell takes is learned from measured forwards. Pure: it
-gets outcomes and measurements, and measures nothing.
+gets outcomes and measurements, and measures nothing. Before the first, a cell takes what was planned for it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ MEASURED = 8
 class _Learned:
     """limit: the most cells to try; good: the most that have fit; forwards: answered since either changed.
 
-    taken: (cells, bytes) of the latest measured forwards.
+    cell_bytes: planned for a cell. taken: (cells, bytes) of the latest measured forwards.
     """
 
     limit: int
+    cell_bytes: int
     good: int = 0
     forwards: int = 0
     taken: deque[tuple[int, int]] = field(default_factory=lambda: deque(maxlen=MEASURED))
@@ -45,7 +46,7 @@ class _Learned:
 class Budget:
     """The most cells of a forward, by key: the network and how it groups rows.
 
-    max_cells: of any forward. cell_bytes: assumed per cell before any forward was measured.
+    max_cells: of any forward. cell_bytes: assumed per cell where no forward was measured or planned.
     """
 
     def __init__(self, max_cells: int, cell_bytes: int = CELL_BYTES) -> None:
@@ -55,12 +56,16 @@ class Budget:
 
     def limit(self, key: Hashable, room_bytes: int | None = None) -> int:
         """Return how many cells a forward may hold. room_bytes: free on the device; None: unknown."""
-        learned = self._learned.get(key) or _Learned(self.max_cells)
+        learned = self._learned.get(key) or self._nothing_learned()
         most = min(self.max_cells, learned.limit)
         if room_bytes is None:
             return most
         room_bytes = max(0, room_bytes)
-        return min(most, _cells_in(room_bytes, learned.points()) if learned.taken else room_bytes // self._cell_bytes)
+        return min(most, _cells_in(room_bytes, learned.points()) if learned.taken else room_bytes // learned.cell_bytes)
+
+    def plan(self, key: Hashable, cell_bytes: int) -> None:
+        """Take it that a cell takes so many bytes until forwards are measured."""
+        self._use(key).cell_bytes = cell_bytes
 
     def needs(self, key: Hashable, cells: int) -> int | None:
         """Return how many bytes `cells` will take; None before any forward was measured."""
@@ -70,7 +75,8 @@ class Budget:
     def expects(self, key: Hashable, cells: int) -> int:
         """Return how many bytes `cells` are expected to take, measured or not."""
         needed = self.needs(key, cells)
-        return cells * self._cell_bytes if needed is None else needed
+        learned = self._learned.get(key) or self._nothing_learned()
+        return cells * learned.cell_bytes if needed is None else needed
 
     def failed(self, key: Hashable, cells: int) -> None:
         """Note that `cells` did not fit: the limit becomes half of them, but not less than what has fit.
@@ -94,11 +100,14 @@ class Budget:
             learned.limit, learned.forwards = learned.limit + max(1, learned.limit // 8), 0
 
     def _use(self, key: Hashable) -> _Learned:
-        learned = self._learned.pop(key, None) or _Learned(self.max_cells)
+        learned = self._learned.pop(key, None) or self._nothing_learned()
         self._learned[key] = learned
         if len(self._learned) > KEYS_KEPT:
             del self._learned[next(iter(self._learned))]
         return learned
+
+    def _nothing_learned(self) -> _Learned:
+        return _Learned(self.max_cells, self._cell_bytes)
 
 
 def _bytes_of(cells: int, points: list[tuple[int, int]]) -> int:

@@ -341,6 +341,7 @@ class Engine:
         if self._runs:
             completion = Completion()
             oldest = in_turn(self._runs)[0].trajectory
+            self._forwards.plan(oldest.largest, oldest.activation_bytes)
             key, limit = oldest.budget_key, self._forwards.limit(oldest.largest)
             groups = [share(self._runs, limit, partial(self._curves.enough, key))]
             size, forwards = sum(run.cost for run in groups[0]), self.counters.forwards

@@ -1,9 +1,9 @@
 """Answers evaluations in as few forwards as the device has memory for.
 
-The memory of forwards is measured, and later ones are as large as fits next to the weights. Where the device runs out
-of memory nevertheless, forwards become smaller, down to one piece and then to one row of it: a positive and its
-negative, and the rows of a batch, are then split. The limit is remembered. What does not fit even so has idle weights
-evicted; if that is not enough, it fails.
+The memory of forwards is planned, then measured, and they are as large as fits next to the weights. Where the device
+runs out of memory nevertheless, forwards become smaller, down to one piece and then to one row of it: a positive and
+its negative, and the rows of a batch, are then split. The limit is remembered. What does not fit even so has idle
+weights evicted; if that is not enough, it fails.
 """
 
 from __future__ import annotations
@@ -61,6 +61,11 @@ class Forwards:
         self._memory = memory
         self._weights = weights
         self._pool = pool or SideStreamPool()
+
+    def plan(self, piece: Piece, row_bytes: int) -> None:
+        """Take it that a forward of one row like a piece's takes so many bytes, until one is measured; 0: unknown."""
+        if row_bytes:
+            self._budget.plan(_key(piece), -(-row_bytes * piece.rows // piece.cells))
 
     def limit(self, piece: Piece) -> int:
         """Return how many cells of pieces like one a forward may hold, so that it also fits once it is padded."""

@@ -142,6 +142,7 @@ class SamplingRun:
             beginning=beginning,
             state=self._state,
             keeps_answers=self._saver is not None,
+            activation_bytes=self._activation_bytes,
         )
         self._running = self._engine.submit(self._trajectory, uses=self, trace=self._trace)
         if self._cancelled:

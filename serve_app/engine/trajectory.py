@@ -55,7 +55,7 @@ class Trajectory:
     conditionings that have hooks. negative: the backbone that answers for the negative, if that is another. beginning:
     schedule, noise and first latents; made by `start` if it is not given. state: the answers of an earlier run of the
     request, after which this one goes on; one that does not go with it is left out. keeps_answers: whether `answers`
-    has those to come.
+    has those to come. activation_bytes: what a forward of one row is planned to take of the device; 0: unknown.
     """
 
     # Set by `start`, which needs the engine's thread for them.
@@ -79,8 +79,10 @@ class Trajectory:
         beginning: Beginning | None = None,
         state: Sequence[Answer] = (),
         keeps_answers: bool = False,
+        activation_bytes: int = 0,
     ) -> None:
         self.backbone = backbone
+        self.activation_bytes = activation_bytes
         self.pieces: tuple[Piece, ...] = ()
         """What it waits for; empty before `start` and after the end."""
         self.pending: tuple[Latents, ...] = ()

@@ -33,11 +33,14 @@ def no_time(monkeypatch):
     monkeypatch.setattr("serve_app.engine.timeline.perf_counter", lambda: 0.0)
 
 
-def results(backbone, memory=None, idle=None, shape=(1, 4, 4, 4)):
-    """Return what eight jobs end with that run together, latents or error, and the engine's failures."""
+def results(backbone, memory=None, idle=None, shape=(1, 4, 4, 4), row_bytes=0):
+    """Return what eight jobs end with that run together, latents or error, and the engine's failures.
+
+    row_bytes: planned for a forward of one row.
+    """
     engine = Engine(MAX_CELLS, HostTimeline(), memory=memory, weights=idle)
     requests = [request(seed=i, steps=STEPS) for i in range(7)] + [request(seed=7, steps=STEPS, shape=shape)]
-    futures = together(engine, [Trajectory(backbone, r) for r in requests])
+    futures = together(engine, [Trajectory(backbone, r, activation_bytes=row_bytes) for r in requests])
     engine.close()
     return [future.exception() or future.result().latents for future in futures], engine.counters.failures
 
@@ -79,6 +82,16 @@ def test_where_a_cell_takes_more_it_is_learned_with_no_more_failures_than_halvin
     assert failures <= ceil(log2(min(ROWS, 4 * room) / room))
     for latents, expected in zip(done, unharmed, strict=True):
         assert torch.equal(latents, expected)
+
+
+@pytest.mark.parametrize("room", range(1, ROWS + 1))
+def test_where_a_cell_takes_more_as_was_planned_nothing_fails(unharmed, room):
+    backbone = OnAllocator(allocator := Allocator(room * CELLS * 4 * CELL_BYTES), 4 * CELL_BYTES)
+    done, failures = results(backbone, allocator, row_bytes=CELLS * 4 * CELL_BYTES)
+    assert failures == 0
+    for latents, expected in zip(done, unharmed, strict=True):
+        assert torch.equal(latents, expected)
+    assert backbone.calls[0][0] >= max(1, min(room, ROWS) // 2 * 2) * CELLS
 
 
 def batch(backbone, memory=None, idle=None, rows=ROWS // 2, max_cells=MAX_CELLS):
