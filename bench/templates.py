@@ -3,20 +3,22 @@
 The templates come in packages of their own and are not part of this project:
 
     pip download --no-deps -d DIR comfyui-workflow-templates-json && unzip -d DIR DIR/*.whl
-    python -m bench.templates DIR > docs/templates.md
+    python -m bench.templates DIR [COMFYUI PYTHON] > docs/templates.md
 
-A template passes if it converts, validates with every model file that it names there, and is within the default
-bounds of a GPU; whether such a file is of a
-family that runs here, only the file says.
+A template passes if it converts, validates with every model file that it names there, is within the default bounds of a
+GPU, and names no network of `UNSUPPORTED`, which is known by its file's name alone. One that does not pass runs in a
+pool of a ComfyUI if that validates it (`bench/templates_comfyui.py`): COMFYUI is its folder, PYTHON its interpreter.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from serve_app.cli.convert import own_classes
@@ -31,28 +33,62 @@ from serve_app.graph.validate import validate
 from serve_app.nodes.registry import specs
 from serve_app.nodes.unsupported import NOT_THERE
 
+SPECS = specs()
+UNSUPPORTED = {
+    "boogu": "Boogu-Image",
+    "hunyuan_video": "HunyuanVideo",
+    "kandinsky5": "Kandinsky 5",
+    "lens": "Lens",
+    "longcat": "LongCat-Image",
+    "ltx-video-2b": "LTX-Video",
+    "ming_image": "Ming-Image",
+    "newbie": "NewBie-Image",
+    "ovis_image": "Ovis-Image",
+}
+"""Families that are not supported, by how the names of their networks begin."""
+WRITERS = {"qwen3.5": "Qwen3.5", "gemma4": "Gemma 4"}
+"""The same of language models, where a template does nothing but write."""
 MOST_CLASSES = 4
 """How many missing classes a row names."""
 
 
 def problems(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return the classes that a saved workflow lacks, and, with all there, what else is wrong with it."""
-    subgraphs = {str(found["id"]) for found in _definitions(workflow)}
-    used = {str(node["type"]) for node in _nodes(workflow) if node.get("mode") not in (2, 4)}
-    missing = sorted(used - classes.keys() - subgraphs - PAGE_ONLY)
-    if missing:
+    if missing := lacking(workflow, classes):
         return missing, []
     try:
         prompt = convert(workflow, classes, NOT_THERE)
     except WorkflowFileError as error:
         return [], [str(error)]
     named = {v for node in prompt.values() for v in node["inputs"].values() if isinstance(v, str)}
-    validated = validate(parse(prompt), specs(), lambda folder: sorted(named), None, NOT_THERE)
-    bounded = within_bounds(validated, specs(), SizeLimits(), LATENTS["cuda"])
-    outputs = {node.id for node in bounded.graph.nodes.values() if specs()[node.class_type].output_node}
+    validated = validate(parse(prompt), SPECS, lambda folder: sorted(named), None, NOT_THERE)
+    bounded = within_bounds(validated, SPECS, SizeLimits(), LATENTS["cuda"])
+    outputs = {node.id for node in bounded.graph.nodes.values() if SPECS[node.class_type].output_node}
     # What no output needs is never run, as in ComfyUI.
     found = () if outputs and outputs <= {*bounded.outputs} else bounded.problems
-    return [], [f"{problem.class_type or 'the graph'}: {problem.message}" for problem in found]
+    wrong = [f"{problem.class_type or 'the graph'}: {problem.message}" for problem in found]
+    return [], wrong + [f"{family} is not supported" for family in families(prompt)]
+
+
+def families(prompt: Mapping[str, Any]) -> list[str]:
+    """Return the families that are not supported of the networks that a prompt names."""
+    loaded: dict[str, set[str]] = {}
+    for node in prompt.values():
+        for declared in SPECS[node["class_type"]].inputs:
+            if isinstance(name := node["inputs"].get(declared.name), str) and declared.folder:
+                loaded.setdefault(declared.folder, set()).add(name.lower())
+    networks = loaded.get("diffusion_models", set()) | loaded.get("checkpoints", set())
+    # A text encoder may be behind a switch that is off.
+    table = UNSUPPORTED if networks else WRITERS
+    named = networks or loaded.get("text_encoders", set())
+    return sorted({family for begin, family in table.items() if any(name.startswith(begin) for name in named)})
+
+
+def lacking(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> list[str]:
+    """Return the classes that a saved workflow has, and that are not among some."""
+    subgraphs = {str(found["id"]) for found in _definitions(workflow)}
+    used = {str(node["type"]) for node in _nodes(workflow) if node.get("mode") not in (2, 4)}
+    return sorted(used - classes.keys() - subgraphs - PAGE_ONLY)
 
 
 def _definitions(workflow: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
@@ -67,49 +103,84 @@ def _nodes(workflow: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield from subgraph.get("nodes") or ()
 
 
-def page(folder: Path) -> str:
-    """Return the table of the templates below a folder."""
+def said_by_comfyui(templates: Mapping[str, Any], folder: str, python: str) -> dict[str, list[str]]:
+    """Return what a ComfyUI lacks for each saved workflow, by name: classes, or else what its validation refuses."""
+    with TemporaryDirectory() as made:
+        classes, prompts, out = (Path(made) / f"{name}.json" for name in ("classes", "prompts", "out"))
+        script = [python, "-P", str(Path(__file__).with_name("templates_comfyui.py")), folder]
+        subprocess.run([*script, "classes", str(classes)], check=True, stdout=subprocess.DEVNULL)
+        known = json.loads(classes.read_text())
+        said, converted = {}, {}
+        for name, workflow in templates.items():
+            if missing := lacking(workflow, known):
+                said[name] = [f"`{one}`" for one in missing]
+                continue
+            try:
+                converted[name] = convert(workflow, known, {})
+            except WorkflowFileError as error:
+                said[name] = [str(error)]
+        prompts.write_text(json.dumps(converted))
+        subprocess.run([*script, "validate", str(prompts), str(out)], check=True, stdout=subprocess.DEVNULL)
+        validated: dict[str, list[str]] = json.loads(out.read_text())
+        return said | validated
+
+
+def page(folder: Path, *comfyui: str) -> str:
+    """Return the table of the templates below a folder. comfyui: its folder and its interpreter, if it is asked."""
     index = next(folder.rglob("index.json"))
     listed = [template for group in json.loads(index.read_text()) for template in group["templates"]]
     local = [template for template in listed if template.get("openSource") is not False]
+    workflows = {one["name"]: json.loads((index.parent / f"{one['name']}.json").read_text()) for one in local}
+    usage = {template["name"]: int(template.get("usage") or 0) for template in local}
     classes = own_classes()
+    found = {name: problems(workflow, classes) for name, workflow in workflows.items()}
+    failing = {name: workflows[name] for name, (missing, wrong) in found.items() if missing or wrong}
+    elsewhere = said_by_comfyui(failing, *comfyui) if comfyui else {}
     rows: list[str] = []
-    lacking: Counter[str] = Counter()
-    complete = passing = 0
-    for template in sorted(local, key=lambda one: -int(one.get("usage") or 0)):
-        workflow = json.loads((index.parent / f"{template['name']}.json").read_text())
-        missing, wrong = problems(workflow, classes)
-        lacking.update(missing)
-        complete += not missing
-        passing += not missing and not wrong
-        shown = ", ".join(f"`{name}`" for name in missing[:MOST_CLASSES])
-        more = f" and {len(missing) - MOST_CLASSES} more" if len(missing) > MOST_CLASSES else ""
-        said = shown + more or "; ".join(wrong[:2]).replace("|", "\\|")[:300] or "passes"
-        rows.append(f"| {template['name']} | {template.get('usage') or 0} | {said} |")
+    missed: Counter[str] = Counter()
+    nowhere = 0
+    for name in sorted(workflows, key=lambda name: -usage[name]):
+        missing, wrong = found[name]
+        missed.update(missing)
+        there = elsewhere.get(name)
+        nowhere += bool(there)
+        where = "here" if name not in failing else "" if there is None else "nowhere" if there else "ComfyUI pool"
+        shown = _few([f"`{one}`" for one in missing]) or "; ".join(wrong[:2])
+        if there:
+            shown += f"; a ComfyUI lacks {_few(there)}"
+        rows.append(f"| {name} | {usage[name]} | {where} | {shown.replace('|', '/')[:400]} |")
+    passing = len(workflows) - len(failing)
+    share = sum(usage[name] for name in workflows if name not in failing) / max(1, sum(usage.values()))
+    pools = f"{len(failing) - nowhere} more validate in a pool of ComfyUI 0.33.0, and {nowhere} run nowhere, since they"
     head = [
         "# Templates",
         "",
-        f"Of the {len(listed)} official templates of ComfyUI {len(local)} run on one's own machine. All classes of",
-        f"{complete} of them are there, and {passing} convert and validate, given the model files that they name.",
-        "Of which families those are, files alone tell: those of `hunyuan_video_text_to_video`,",
-        "`ltxv_text_to_video` and `ltxv_image_to_video` are not supported.",
+        f"Of the {len(listed)} official templates of ComfyUI {len(local)} run on one's own machine. {passing} of them",
+        f"convert and validate here, given the model files that they name: {share:.0%} by use.",
+        *([pools, "need what came after it."] if comfyui else []),
         "",
-        "Written by `python -m bench.templates DIR`, DIR being the folder of the installed templates.",
+        "Written by `python -m bench.templates DIR COMFYUI PYTHON`, DIR being the folder of the installed templates.",
         "",
         "## Classes that are missing most often",
         "",
         "| class | templates |",
         "|---|---|",
-        *(f"| `{name}` | {count} |" for name, count in lacking.most_common(30)),
+        *(f"| `{name}` | {count} |" for name, count in missed.most_common(30)),
         "",
         "## Templates, most used first",
         "",
-        "| template | usage | |",
-        "|---|---|---|",
+        "| template | usage | where | what is missing here |",
+        "|---|---|---|---|",
         *rows,
     ]
     return "\n".join(head) + "\n"
 
 
+def _few(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - MOST_CLASSES} more" if len(names) > MOST_CLASSES else ""
+    return ", ".join(names[:MOST_CLASSES]) + more
+
+
 if __name__ == "__main__":
-    print(page(Path(sys.argv[1])), end="")
+    print(page(Path(sys.argv[1]), *sys.argv[2:]), end="")

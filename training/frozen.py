@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from serve_app.models.families import ClipText
-from serve_app.models.families.family import Vectors
 from serve_app.models.families.text.clip import TextEncoder
+from serve_app.models.families.text_family import Vectors
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.sampling.latents import latent_formats
 from serve_app.sampling.schedules.levels import TableLevels

@@ -19,7 +19,7 @@ from serve_app.models.lora.layers import LoraSet
 from serve_app.models.network import LoadedNetwork
 from serve_app.models.split_batch import split_batch
 from serve_app.models.unet_patches import gligen
-from serve_app.recipe.layers import ReferenceMethod
+from serve_app.recipe.layers import ReferenceMethod, ScaledPositions
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import Training
@@ -37,14 +37,16 @@ class RecipeBackbone:
 
     training: overrides the training that the file states. loras: applied to the rows of this recipe only. functions: of
     node packs; controls: model patches that read images. references: how reference images are placed where a
-    conditioning does not say; None: the family's default. own_key: if set, its rows share a forward with no others.
-    sigmas: noise levels of the current run, for functions. recipe: of the weights, for other ranks.
+    conditioning does not say; None: the family's default. positions: changes of tokens' positions. own_key: if set, its
+    rows share a forward with no others. sigmas: noise levels of the current run, for functions. recipe: of the weights,
+    for other ranks.
     """
 
     network: LoadedNetwork
     training: Training | None = None
     loras: LoraSet | None = None
     references: ReferenceMethod | None = None
+    positions: ScaledPositions | None = None
     controls: tuple[ActiveModelControl, ...] = ()
     own_key: object | None = None
     functions: tuple[PackFunctions, ...] = ()
@@ -115,6 +117,8 @@ class RecipeBackbone:
         network = self.network
         if self.references is not None:
             options = {"reference_latents_method": self.references.name, **options}
+        if self.positions is not None:
+            options = {**options, ScaledPositions.OPTION: self.positions}
         return network.family.inputs(cond, options, role, canvas, self.device, network.trained_as)
 
     def rows(self, piece: Piece, fed: Tensor, timestep: Tensor) -> Rows:

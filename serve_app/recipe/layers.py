@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import ClassVar, TypeAlias
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,26 @@ class DeepShrink:
 
 
 @dataclass(frozen=True, slots=True)
+class SparseAttention:
+    """Attend to the best blocks of keys only, between two shares of the sampling.
+
+    method: "vsa", "sla" or "sol-attn"; amount: percent of blocks that each block of queries keeps, of the last the
+    threshold in deviations of scores. dense: numbers of the network's blocks that attend to all; least: rows of a
+    sequence from which on it is sparse; extra: rows added to the best blocks, not by "vsa". sinks: "exact_kv": all that
+    is given is attended to; "exact_kv_and_rows": and the sound attends to all; "off".
+    """
+
+    method: str
+    amount: float
+    start_percent: float = 0.2
+    end_percent: float = 1.0
+    dense: frozenset[int] = frozenset()
+    least: int = 12288
+    extra: int = 0
+    sinks: str = "exact_kv_and_rows"
+
+
+@dataclass(frozen=True, slots=True)
 class EasyCache:
     """Reuse the network's residual of the step before while its input has changed little.
 
@@ -78,6 +98,17 @@ class EasyCache:
     whole: bool = False
 
 
+@dataclass(frozen=True)
+class ScaledPositions:
+    """Scale and shift the positions of a video's tokens, by frame, row and column."""
+
+    OPTION: ClassVar[str] = "rope_options"
+    """Its name among a conditioning's options."""
+
+    scale: tuple[float, float, float]
+    shift: tuple[float, float, float]
+
+
 @dataclass(frozen=True, slots=True)
 class ReferenceMethod:
     """How reference latents are placed where a conditioning does not say; see `families/shared/references.py`."""
@@ -85,5 +116,5 @@ class ReferenceMethod:
     name: str
 
 
-LayerPatch: TypeAlias = FreeU | HyperTile | TokenMerging | DeepShrink
+LayerPatch: TypeAlias = FreeU | HyperTile | TokenMerging | DeepShrink | SparseAttention
 """Changes to what a network's layers compute, by row; weights stay."""

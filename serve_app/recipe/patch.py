@@ -7,7 +7,7 @@ from typing import TypeAlias
 from serve_app.recipe.controls import DiffControlNetBase, HintKind, ModelControl
 from serve_app.recipe.guidance import GuidancePatch
 from serve_app.recipe.hooks import ClipHooks
-from serve_app.recipe.layers import DifferentialDiffusion, EasyCache, LayerPatch, ReferenceMethod
+from serve_app.recipe.layers import DifferentialDiffusion, EasyCache, LayerPatch, ReferenceMethod, ScaledPositions
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.text import ClipSkip, LoadedAs, ProjectedBy, T5Padding
 from serve_app.recipe.training import Training
@@ -31,6 +31,7 @@ Patch: TypeAlias = (
     | EasyCache
     | DifferentialDiffusion
     | ReferenceMethod
+    | ScaledPositions
     | PackFunctions
     | ModelControl
 )

@@ -16,13 +16,21 @@ import torch
 from torch import Tensor
 
 CHANNELS = 16
-OTHERS = {"flux2": 128, "flux2_klein": 128, "auraflow": 4, "pixart": 4, "pixart_alpha": 4}
+OTHERS = {
+    "flux2": 128,
+    "flux2_klein": 128,
+    "ideogram4": 128,
+    "ernie_image": 128,
+    "auraflow": 4,
+    "pixart": 4,
+    "pixart_alpha": 4,
+}
 """How many channels latents have where not as many."""
 ROWS = 2
 IN_TIME = ("krea2", "qwen", "qwen_2511", "qwen_layered", "anima")
 """Networks whose latents have an axis of time."""
 SIGMAS = (0.3, 0.9)
-TIMES = {"sd3": 1000, "sd35": 1000, "hidream": 1000, "pixart": 1000, "pixart_alpha": 1000}
+TIMES = {"ernie_image": 1000, "sd3": 1000, "sd35": 1000, "hidream": 1000, "pixart": 1000, "pixart_alpha": 1000}
 """By what a network is told them times more."""
 TEXT_WIDTH, POOLED_WIDTH = 48, 32
 GUIDANCE = (3.5, 30.0)
@@ -151,6 +159,22 @@ NETS: Mapping[str, dict[str, Any]] = {
         "txtkvheads": 2,
         "layers": 2,
         "channels": CHANNELS,
+    },
+    "ernie_image": {
+        "hidden_size": 256,
+        "num_attention_heads": 2,
+        "num_layers": 2,
+        "ffn_hidden_size": 96,
+        "text_in_dim": TEXT_WIDTH,
+    },
+    "ideogram4": {
+        "in_channels": 128,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 128,
+        "intermediate_size": 96,
+        "adaln_dim": 16,
+        "llm_features_dim": TEXT_WIDTH,
     },
     "qwen": _QWEN,
     "qwen_2511": {**_QWEN, "num_layers": 1, "default_ref_method": "index_timestep_zero"},
@@ -291,6 +315,10 @@ class Case:
 
 
 CASES: Sequence[Case] = (
+    Case("ideogram4", (4, 6), 5),
+    Case("ernie_image", (4, 6), 5),
+    Case("ernie_image", (5, 3), 9),
+    Case("ideogram4", (5, 3), 9),
     Case("zimage", (8, 8), 5),
     Case("zimage", (6, 10), 32),
     Case("zimage", (9, 7), 40),

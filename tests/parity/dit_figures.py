@@ -32,8 +32,10 @@ import comfy.latent_formats  # noqa: E402
 import comfy.ldm.anima.model  # noqa: E402
 import comfy.ldm.aura.mmdit  # noqa: E402
 import comfy.ldm.chroma.model  # noqa: E402
+import comfy.ldm.ernie.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.hidream.model  # noqa: E402
+import comfy.ldm.ideogram4.model  # noqa: E402
 import comfy.ldm.krea2.model  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
 import comfy.ldm.models.autoencoder  # noqa: E402
@@ -67,6 +69,8 @@ MODULES: dict[str, Any] = {
     "zimage": comfy.ldm.lumina.model.NextDiT,
     "lumina2": comfy.ldm.lumina.model.NextDiT,
     "chroma": comfy.ldm.chroma.model.Chroma,
+    "ernie_image": comfy.ldm.ernie.model.ErnieImageModel,
+    "ideogram4": comfy.ldm.ideogram4.model.Ideogram4Transformer2DModel,
     "krea2": comfy.ldm.krea2.model.SingleStreamDiT,
     **dict.fromkeys(("qwen", "qwen_2511", "qwen_layered"), comfy.ldm.qwen_image.model.QwenImageTransformer2DModel),
     "sd3": comfy.ldm.modules.diffusionmodules.mmdit.MMDiT,
@@ -111,7 +115,7 @@ def answer(net: Any, case: Case, a: Asked) -> Tensor:
     if name.startswith("sd3"):
         of_two_streams: Tensor = net(a.x, a.sigma, context=a.text, y=a.pooled)
         return of_two_streams
-    if name == "auraflow":
+    if name in ("auraflow", "ernie_image", "ideogram4"):
         of_text_alone: Tensor = net(a.x, a.sigma, a.text)
         return of_text_alone
     if name.startswith("pixart"):

@@ -211,6 +211,9 @@ FLOW_CASES: dict[str, Case] = {
         ),
         latent=_latent(2, 16, 3, 8, 6),
     ),
+    "sigmas|ideogram 4": _case(
+        "z", ("Ideogram4Scheduler", {"steps": 7, "width": 1536, "height": 1024, "mu": 0.5, "std": 1.5})
+    ),
     "sigmas|flux 2 large": _case("z", ("Flux2Scheduler", {"steps": 7, "width": 1536, "height": 1024})),
     **{
         f"sigmas|optimal {kind}": _case(

@@ -12,6 +12,10 @@ from tests.parity.figures import GOLDEN
 DECLARED: dict[str, dict[str, Any]] = json.loads((GOLDEN / "declared.json").read_text())
 
 
+LATER = {"CLIPLoader", "CreateVideo", "GetVideoComponents"}
+"""Classes that take what a later ComfyUI's do, as saved workflows have it."""
+
+
 def test_every_class_that_is_compared_is_there():
     assert DECLARED.keys() <= specs().keys()
 
@@ -21,4 +25,4 @@ def test_classes_declare_what_comfyuis_do():
     for name, theirs in DECLARED.items():
         if (declared := ours(described[name])) != theirs:
             differing[name] = (declared, theirs)
-    assert differing == {}
+    assert differing.keys() == LATER, {name: both for name, both in differing.items() if name not in LATER}

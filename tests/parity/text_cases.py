@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from math import prod, sqrt
 from pathlib import Path
@@ -204,6 +204,16 @@ CASES: Mapping[str, TextCase] = {
         "te",
         "Krea2Tokenizer",
         {"qwen3vl_4b": {**DECODER_SIZES, "num_hidden_layers": 36}},
+        texts=_SOME,
+        every=13,
+    ),
+    "ideogram4": TextCase(
+        {"qwen3_ideogram": replace(_qwen3(36), final_norm=False)},
+        "ideogram4",
+        "ideogram4",
+        "te",
+        "Ideogram4Tokenizer",
+        {"qwen3vl_8b": {**DECODER_SIZES, "num_hidden_layers": 36}},
         texts=_SOME,
         every=13,
     ),

@@ -28,6 +28,8 @@ NETS: Mapping[str, Wan] = {
     "5b": Wan22(WIDTH, 2, INSIDE, TEXT, 48),
     "5b_inpaint": Wan22(WIDTH, 1, INSIDE, TEXT, 100),
     "vace": Wan(WIDTH, 4, INSIDE, TEXT, vace=2, vace_channels=96),
+    "camera": Wan(WIDTH, 1, INSIDE, TEXT, 32, SEEN, camera=24),
+    "camera_22": Wan(WIDTH, 1, INSIDE, TEXT, 36, camera=24),
 }
 STEPS, SEED, CFG = 3, 7, 3.0
 SAMPLER, SCHEDULE = "euler", "simple"

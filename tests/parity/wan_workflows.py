@@ -84,6 +84,11 @@ def _one(kind: str, file: str, *patches: tuple[str, dict[str, Any]], target: str
     return Case({**_NODES, **nodes, "wan": (kind, {**TOLD, **inputs}), "k": k}, target)
 
 
+def _with(case: Case, **nodes: tuple[str, dict[str, Any]]) -> Case:
+    """Return a case with more nodes."""
+    return Case({**case.nodes, **nodes}, case.target)
+
+
 def _two(kind: str, stages: Nodes, *patches: tuple[str, dict[str, Any]], **inputs: Any) -> Case:
     models = _models(*patches, high="i2v_22", low="i2v_22_low")
     return Case({**_NODES, **models, **stages, "wan": (kind, {**TOLD, **inputs})}, "images")
@@ -94,6 +99,12 @@ _LORA = ("LoraLoaderModelOnly", {"lora_name": "few_steps.safetensors", "strength
 _FUN = ("LoraLoaderModelOnly", {"lora_name": "fun.safetensors", "strength_model": 0.7})
 _START: dict[str, Any] = {"start_image": ["start", 0]}
 _END: dict[str, Any] = {"end_image": ["end", 0]}
+_PATH = {**{name: SIZE[name] for name in ("width", "height", "length")}, "speed": 1.0}
+_PATH |= dict.fromkeys(("fx", "fy", "cx", "cy"), 0.5)
+_ELSEWHERE = {"scale_x": 1.5, "shift_x": 2.0, "scale_y": 0.5, "shift_y": -1.0, "scale_t": 7.0, "shift_t": 0.5}
+_POINTS = '[[{"x": 4, "y": 5}, {"x": 20, "y": 9}, {"x": 40, "y": 30}], [{"x": 30, "y": 20}]]'
+_TRACKS = {"width": 48, "height": 32, "start_x": 0.1, "start_y": 0.3, "end_x": 0.9, "end_y": 0.7, "num_frames": 9}
+_TRACKS |= {"num_tracks": 1, "track_spread": 0.3, "bezier": False, "mid_x": 0.5, "mid_y": 0.1}
 _SKIPPED = {"double_layers": "1", "single_layers": "1", "scale": 3.0, "start_percent": 0.01, "end_percent": 0.8}
 _TEMPORAL = dict.fromkeys(("self_structural", "self_temporal"), 1.0) | {"cross_structural": 1.2, "cross_temporal": 1.3}
 
@@ -132,6 +143,25 @@ WORKFLOWS: dict[str, Case] = {
         control_video=["control", 0],
         control_masks=["masks", 0],
         reference_image=["start", 0],
+    ),
+    "camera": _with(
+        _one("WanCameraImageToVideo", "camera", **_START, camera_conditions=["camera", 0]),
+        camera=("WanCameraEmbedding", {**_PATH, "camera_pose": "Pan Right", "speed": 1.5}),
+    ),
+    "camera of 2.2": _with(
+        _one("WanCameraImageToVideo", "camera_22", camera_conditions=["camera", 0]),
+        camera=("WanCameraEmbedding", {**_PATH, "camera_pose": "ClockWise (CW)", "fx": 0.7, "cy": 0.4}),
+    ),
+    "context": _one(
+        "BerniniConditioning", "t2v", ref_max_size=40, source_video=["control", 0], reference_video=["end", 0]
+    ),
+    "positions": _one("WanImageToVideo", "i2v_22", ("ScaleROPE", _ELSEWHERE), **_START),
+    "tracks": _one("WanTrackToVideo", "i2v_22", tracks=_POINTS, temperature=20.0, topk=2, **_START),
+    "moved": _with(
+        _one("WanMoveTrackToVideo", "i2v_22", strength=0.8, tracks=["tracks", 0], **_START),
+        curve=("GenerateTracks", {**_TRACKS, "num_tracks": 2, "bezier": True, "interpolation": "ease_in"}),
+        straight=("GenerateTracks", {**_TRACKS, "end_y": 0.1, "interpolation": "ease_in_out", "num_tracks": 1}),
+        tracks=("WanMoveConcatTrack", {"tracks_1": ["curve", 0], "tracks_2": ["straight", 0]}),
     ),
     "VACE, trimmed": Case(
         {

@@ -80,6 +80,9 @@ TEMPLATES = {
     "image_flux2_text_to_image_9b": (1024, 1024),
     "image_flux2": None,
     "image_flux2_fp8": None,
+    "image_flux3_klein_t2i": (1024, 1024),
+    "image_flux3_klein_distilled_image_edit": None,
+    "image_ideogram4_t2i": None,
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 LAYERS = {"image_qwen_image_layered": 2}
@@ -93,9 +96,10 @@ VIDEOS = {
     "video_wan2_2_5B_ti2v": 24,
     "wan2.1_fun_inp": 16,
     "video_wan_vace_flf2v": 16,
+    "video_wan2_2_14B_fun_camera": 16,
 }
 """Templates that make a video, and its images a second."""
-WITH_SOUND = ("video_minimax_h3_t2v", "video_minimax_h3_r2v")
+WITH_SOUND = ("video_minimax_h3_t2v", "video_minimax_h3_r2v", "video_fastvideo_fasth3_t2v")
 """Templates that make a video with its sound."""
 CUT = {"width": 64, "height": 64, "length": 17, "video_frames": 17}
 """How large a video is made here, where a node is given its size as numbers: the templates' own take minutes."""

@@ -36,7 +36,9 @@ from serve_app.models.families.dit.anima import Anima, AnimaText, LlmAdapter
 from serve_app.models.families.dit.auraflow import PileT5Text
 from serve_app.models.families.dit.flux import Flux
 from serve_app.models.families.dit.flux2 import Flux2
+from serve_app.models.families.dit.flux3 import Flux3
 from serve_app.models.families.dit.hidream import HiDream
+from serve_app.models.families.dit.ideogram4 import Ideogram4
 from serve_app.models.families.dit.krea2 import Attention, Krea2
 from serve_app.models.families.dit.omnigen2 import OmniGen2, OmniGen2Text
 from serve_app.models.families.dit.qwen_image import NEGATIVE_INDEX, QwenImage
@@ -75,7 +77,7 @@ WIDE = 4096
 """Of a text where what is beside it is padded to this."""
 QWEN3 = Qwen3Text(layers=27, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
 QWEN3_VL = replace(QWEN3, layers=36)
-QWEN3_VL_8B = QwenImage21Text(2, TEXT_WIDTH, 48, 1, 1, 128, 151936, tower=DeepTower(27, 64, 48, 48**2))
+QWEN3_VL_8B = QwenImage21Text(36, TEXT_WIDTH, 48, 1, 1, 128, 151936, tower=DeepTower(27, 64, 48, 48**2))
 MISTRAL = MistralText(
     layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
 )
@@ -98,6 +100,8 @@ SCHNELL = replace(FLUX, guided=False)
 DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
 KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH)
 FLUX2 = replace(KLEIN, guided=True)
+FLUX3 = Flux3(width=32, heads=1, layers=1, singles=1, text_width=8 * TEXT_WIDTH)
+IDEOGRAM4 = Ideogram4(width=128, heads=1, layers=1, inside=48, text_width=13 * TEXT_WIDTH, modulation=16)
 KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
 QWEN_IMAGE = QwenImage(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
 QWEN_2511 = replace(QWEN_IMAGE, method=INDEX_TIMESTEP_ZERO)
@@ -134,6 +138,7 @@ WAN_FIRST_LAST = replace(WAN_SEEING, places=2 * (VIT_H.side**2 + 1))
 WAN_FUN_CONTROL = replace(WAN_SEEING, fed=48)
 WAN_22_FUN_CONTROL = replace(WAN, fed=52, reference_channels=16)
 WAN_VACE = replace(WAN, vace=1, vace_channels=96)
+WAN_CAMERA = replace(WAN_I2V, camera=24)
 WAN_22_5B = Wan22(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=48)
 WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
 PARITY_WIDTH = dit_cases.TEXT_WIDTH
@@ -190,6 +195,11 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux1.*": lambda: network(FLUX),
     r"diffusion_models/flux2_dev.*": lambda: network(FLUX2),
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
+    r"diffusion_models/flux3-image-klein-base.*": lambda: network(FLUX3),
+    r"diffusion_models/flux3-image-klein.*": lambda: network(replace(FLUX3, flow_map=True)),
+    r"diffusion_models/ideogram4.*": lambda: network(IDEOGRAM4),
+    r"diffusion_models/wan2\.2_fun_camera.*": lambda: single_file(WAN_CAMERA),
+    r"diffusion_models/fast.*h3.*": lambda: fast_h3(),
     r"diffusion_models/qwen_image_2\.1.*": lambda: file_of(QWEN_IMAGE_21, drawn(QWEN_IMAGE_21)),
     r"diffusion_models/anima.*": lambda: single_file(ANIMA),
     r"diffusion_models/hidream_i1.*": lambda: network(HIDREAM),
@@ -273,6 +283,13 @@ def svd_checkpoint() -> Tensors:
         "conditioner.embedders.0.open_clip.model.visual.": single_file(VIT_H),
     }
     return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+
+
+def fast_h3() -> Tensors:
+    """Return a network of FastH3: MiniMax H3's with a gate in each block."""
+    gate = "blocks.{}.attn.to_gate_compress.weight"
+    gates = {gate.format(number): drawn_by_name(gate.format(number), (256, 64)) for number in range(2)}
+    return minimax_h3_cases.file("pruned") | gates
 
 
 def drawn_by_name(name: str, shape: tuple[int, ...]) -> Tensor:

@@ -19,9 +19,12 @@ from serve_app.models.families.autoencoders.wan22 import Wan22Vae
 from serve_app.models.families.dit.anima import Anima, AnimaText
 from serve_app.models.families.dit.auraflow import AuraFlow, PileT5Text
 from serve_app.models.families.dit.chroma import Chroma
+from serve_app.models.families.dit.ernie_image import ErnieImage
 from serve_app.models.families.dit.flux import Flux
 from serve_app.models.families.dit.flux2 import Flux2
+from serve_app.models.families.dit.flux3 import Flux3
 from serve_app.models.families.dit.hidream import HiDream
+from serve_app.models.families.dit.ideogram4 import Ideogram4
 from serve_app.models.families.dit.krea2 import Krea2
 from serve_app.models.families.dit.ltx2 import Ltx2
 from serve_app.models.families.dit.lumina2 import Lumina2
@@ -40,8 +43,15 @@ from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.hidream_text import HiDreamText
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import Gemma3Text, Ltx2Projection, Ltx2Text
-from serve_app.models.families.text.mistral import MistralText
-from serve_app.models.families.text.qwen import Krea2Text, MiniMaxH3Text, Qwen3Text, QwenImage21Text
+from serve_app.models.families.text.mistral import MinistralText, MistralText
+from serve_app.models.families.text.qwen import (
+    Flux3Text,
+    Ideogram4Text,
+    Krea2Text,
+    MiniMaxH3Text,
+    Qwen3Text,
+    QwenImage21Text,
+)
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
@@ -58,7 +68,7 @@ UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3),
+    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
 )
 VAES: Sequence[type[VaeFamily]] = (
     *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
@@ -79,14 +89,14 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         Gemma2Text,
         Gemma3Text,
         Ltx2Projection,
+        MinistralText,
         MistralText,
         LlamaText,
     ),
 )
-TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, QwenImage21Text)
+TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text)
 """Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
-    "ideogram4": (Qwen3Text, "Ideogram 4"),
     "boogu": (Qwen3Text, "Boogu-Image"),
     "joyimage": (Qwen3Text, "JoyImage"),
     "mage": (Qwen3Text, "Mage-Flow"),
@@ -112,11 +122,14 @@ __all__ = [
     "Chroma",
     "ClipText",
     "ClipVision",
+    "ErnieImage",
     "Flux",
     "Flux2",
     "Flux2Vae",
+    "Flux3",
     "Gemma3Text",
     "HiDream",
+    "Ideogram4",
     "Krea2",
     "Ltx2",
     "Ltx2AudioVae",

@@ -20,7 +20,7 @@ _OLDEST_CUDA = 13
 
 def has_kernels(device: torch.device) -> bool:
     """Whether its operations may be called for tensors on a device."""
-    return device.type in DEVICES and (device.type != "cuda" or _cuda() >= _OLDEST_CUDA) and _is_installed()
+    return device.type in DEVICES and (device.type != "cuda" or _cuda() >= _OLDEST_CUDA) and is_installed()
 
 
 def _cuda() -> int:
@@ -29,7 +29,8 @@ def _cuda() -> int:
 
 
 @lru_cache(maxsize=1)
-def _is_installed() -> bool:
+def is_installed() -> bool:
+    """Whether the package is there; its slow implementations compute on any device."""
     if find_spec("comfy_kitchen") is None:
         return False
     # Triton would compile its kernels during the first forwards.

@@ -40,7 +40,7 @@ from serve_app.models.weights.needs import Needs
 from serve_app.models.weights.recipes import Need, WeightFiles, of_weights, part_files
 from serve_app.models.weights.residency import Hold, Residency, ResidentWeights
 from serve_app.recipe.controls import DiffControlNetBase, ModelControl
-from serve_app.recipe.layers import ReferenceMethod
+from serve_app.recipe.layers import ReferenceMethod, ScaledPositions
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import ClipSkip, T5Padding
@@ -133,8 +133,9 @@ class Weights:
             for control in recipe.all(ModelControl)
         )
         functions = recipe.all(PackFunctions)
+        placed, whole = recipe.last(ScaledPositions), of_weights(recipe)
         return RecipeBackbone(
-            network, training, resident.loras, references, controls, functions=functions, recipe=of_weights(recipe)
+            network, training, resident.loras, references, placed, controls, functions=functions, recipe=whole
         )
 
     def levels(self, recipe: Recipe) -> Levels:

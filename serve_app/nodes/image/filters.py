@@ -8,12 +8,12 @@ from typing import Annotated, TypeAlias
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import conv2d, normalize, pad
 
 from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
-from serve_app.nodes.inputs import Choice, Float, Int
+from serve_app.nodes.inputs import Choice, Combo, Float, Int
 from serve_app.nodes.sockets import IMAGE
 
 BLENDS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
@@ -28,6 +28,27 @@ BLENDS: Mapping[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
 }
 """Backdrop and source to their mix. Source: W3C Compositing and Blending Level 1; its "difference" is absolute,
 ComfyUI's is not."""
+
+
+@node(
+    "MarigoldV2PostProcess",
+    "Marigold V2 Post-Process",
+    category="image/geometry estimation",
+    function="show",
+    description="Makes a picture of what Marigold V2 estimates: depth with what is near bright, normals, or albedo.",
+)
+def marigold_v2_post_process(
+    image: IMAGE, prediction: Annotated[str, Combo(["depth", "disparity", "normals", "albedo"])]
+) -> IMAGE:
+    """An estimate as a picture: depth or disparity in grey over its whole range, unit normals, or albedo in sRGB."""
+    if prediction == "normals":
+        return (normalize(image * 2 - 1, dim=-1) + 1) / 2
+    if prediction == "albedo":
+        return torch.where(image <= 0.0031308, 12.92 * image, 1.055 * image.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+    grey = image.mean(dim=-1, keepdim=True)
+    least, most = (bound(grey, dim=(1, 2, 3), keepdim=True) for bound in (torch.amin, torch.amax))
+    share = (grey - least) / (most - least).clamp(min=1e-6)
+    return (1 - share if prediction == "depth" else share).repeat(1, 1, 1, 3)
 
 
 @node("ImageBlend", "Blend Images", category="image/filters")

@@ -65,6 +65,7 @@ TYPES = (
     "joyimage",
     "mage",
     "minimax",
+    "flux3",
 )
 DUAL_TYPES = (
     "sdxl",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
 
+from serve_app.errors import NodeError
 from serve_app.nodes.declare import node
-from serve_app.nodes.inputs import Bool, Choice, Float, Int
-from serve_app.nodes.sockets import MODEL
-from serve_app.recipe.layers import DeepShrink, EasyCache, HyperTile, TokenMerging
+from serve_app.nodes.inputs import Bool, Choice, Combo, DynamicCombo, Float, Int, Text
+from serve_app.nodes.sockets import MODEL, RUNTIME
+from serve_app.recipe.layers import DeepShrink, EasyCache, HyperTile, ScaledPositions, SparseAttention, TokenMerging
 
 UNET = "model/patch/unet"
 CELL = 8
@@ -89,6 +92,86 @@ def patch_model_add_downscale(
             upscale_method,
         )
     )
+
+
+@node(
+    "BlockSparseAttention",
+    "Model Sparse Attention",
+    category="model/patch",
+    function="patch",
+    experimental=True,
+    description="Has attention look at the best blocks of a long sequence only; for MiniMax H3.",
+)
+async def block_sparse_attention(
+    model: MODEL,
+    selection: Annotated[
+        Mapping[str, Any],
+        DynamicCombo(
+            {
+                "sol-attn": {"tau": Float(1.3, min=0.0, max=4.0, step=0.05)},
+                "sla": {"keep_percent": Float(10.0, min=0.5, max=95.0, step=0.5)},
+                "vsa": {"keep_percent": Float(10.0, min=0.5, max=95.0, step=0.5)},
+            },
+            display_name="method",
+        ),
+    ],
+    start_percent: Annotated[float, Float(0.2, min=0.0, max=1.0, step=0.01)],
+    end_percent: Annotated[float, Float(1.0, min=0.0, max=1.0, step=0.01)],
+    dense_blocks: Annotated[str, Text("", advanced=True)],
+    min_tokens: Annotated[int, Int(12288, min=0, max=1 << 20, step=512, advanced=True)],
+    extra_tokens: Annotated[int, Int(256, min=0, max=256, step=64, advanced=True)],
+    sink_conditioning: Annotated[
+        str, Combo(["exact_kv", "exact_kv_and_rows", "off"], default="exact_kv_and_rows", advanced=True)
+    ],
+    verbose: Verbose,
+    runtime: RUNTIME,
+) -> MODEL:
+    """Attend sparsely between two shares of the sampling, in sequences of at least min_tokens rows.
+
+    selection: the method, and what it keeps. dense_blocks: numbers, and ranges of them, of blocks that are not sparse.
+    Errors: NodeError for another model than MiniMax H3.
+    """
+    family = await runtime.family(model)
+    if family.title != "MiniMax H3":
+        raise NodeError(f"the model is one of {family.title}; attention is sparse for MiniMax H3 alone")
+    method = selection["selection"]
+    amount = selection["tau" if method == "sol-attn" else "keep_percent"]
+    dense = frozenset(
+        number
+        for first, last in re.findall(r"(\d+)(?:\s*-\s*(\d+))?", dense_blocks)
+        for number in range(int(first), int(last or first) + 1)
+    )
+    return model.with_patch(
+        SparseAttention(method, amount, start_percent, end_percent, dense, min_tokens, extra_tokens, sink_conditioning)
+    )
+
+
+Factor: TypeAlias = Annotated[float, Float(1.0, min=0.0, max=100.0, step=0.1, advanced=True)]
+Shift: TypeAlias = Annotated[float, Float(0.0, min=-256.0, max=256.0, step=0.1, advanced=True)]
+
+
+@node(
+    "ScaleROPE",
+    category="model/patch",
+    function="patch",
+    experimental=True,
+    description="Scales and shifts the positions of a video's tokens; for Wan.",
+)
+async def scale_rope(
+    model: MODEL,
+    scale_x: Factor,
+    shift_x: Shift,
+    scale_y: Factor,
+    shift_y: Shift,
+    scale_t: Factor,
+    shift_t: Shift,
+    runtime: RUNTIME,
+) -> MODEL:
+    """Have tokens elsewhere than they are, by column, row and frame. Errors: NodeError for another model than Wan."""
+    family = await runtime.family(model)
+    if not family.title.startswith("Wan"):
+        raise NodeError(f"the model is one of {family.title}; positions are scaled for Wan alone")
+    return model.with_patch(ScaledPositions((scale_t, scale_y, scale_x), (shift_t, shift_y, shift_x)))
 
 
 @node(

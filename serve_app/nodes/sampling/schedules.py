@@ -21,6 +21,7 @@ from serve_app.sampling.schedules.schedules import (
     Ends,
     flux_2,
     from_table,
+    ideogram4,
     laplace,
     ltx,
     polyexponential,
@@ -71,6 +72,22 @@ async def basic_scheduler(
     allow_levels(steps, denoise)
     whole = int(steps / denoise) if denoise < 1.0 else steps
     return SCHEDULES[scheduler](await runtime.levels(model), whole)[-(steps + 1) :]
+
+
+@node("Ideogram4Scheduler", "Ideogram 4 Scheduler", category=CATEGORY, function="get_sigmas")
+def ideogram4_scheduler(
+    steps: Annotated[int, Int(20, min=1, max=200)],
+    width: Annotated[int, Int(1024, min=256, max=8192, step=16)],
+    height: Annotated[int, Int(1024, min=256, max=8192, step=16)],
+    mu: Annotated[float, Float(0.0, min=-10.0, max=10.0, step=0.05)],
+    std: Annotated[float, Float(1.75, min=0.1, max=5.0, step=0.05)],
+) -> SIGMAS:
+    """Sigmas whose logits are spread normally, around a mean that grows with the picture.
+
+    Return them at even quantiles, then 0. mu: the mean for 512×512 pixels; std: the deviation.
+    """
+    allow_levels(steps)
+    return ideogram4(steps, width * height, mu, std)
 
 
 SigmaMax: TypeAlias = Annotated[float, _number(14.614642, 5000.0)]

@@ -12,8 +12,8 @@ from serve_app.execution.protocol import FolderChoice
 from serve_app.media.video_file import Style, webm_from_frames
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.images import at, save_together, workflow_text
-from serve_app.nodes.inputs import Bool, Combo, DynamicCombo, Float, InputType, Int, Text
-from serve_app.nodes.sockets import AUDIO, EXTRA_PNGINFO, FLOAT, IMAGE, INT, PROMPT, STORE, VIDEO
+from serve_app.nodes.inputs import Bool, Combo, DynamicCombo, Float, InputType, Text
+from serve_app.nodes.sockets import AUDIO, EXTRA_PNGINFO, FLOAT, IMAGE, PROMPT, STORE, VIDEO
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents, VideoFromFile
 
 
@@ -35,13 +35,20 @@ def create_video(
     images: IMAGE,
     fps: Annotated[float, Float(30.0, min=1.0, max=120.0, step=1.0)],
     audio: AUDIO | None = None,
-    bit_depth: Annotated[int, Int(8, min=8, max=10, step=2, display="number")] = 8,
+    bit_depth: Annotated[int | str, Combo(["auto", 8, 10], default="auto")] = "auto",
+    color_space: Annotated[str, Combo(["sRGB", "HDR", "HDR PQ"], default="sRGB")] = "sRGB",
+    codec: Annotated[str, Combo(["none", "auto", "h264", "av1"], default="none", advanced=True)] = "none",
 ) -> VIDEO:
     """Frames and their sound.
 
-    Return the video; it is encoded where it is saved. bit_depth: of such a file, 8 or 10.
+    Return the video; it is encoded where it is saved, whatever codec says. bit_depth: of such a file; "auto" is 8.
+    Errors: NodeError for frames of another colour space than sRGB.
     """
-    return VideoFromComponents(VideoComponents(images, Fraction(fps), audio), bit_depth)
+    if color_space != "sRGB":
+        raise NodeError(f"color_space is {color_space}; a video is made of images in sRGB here")
+    return VideoFromComponents(
+        VideoComponents(images, Fraction(fps), audio), 8 if bit_depth == "auto" else int(bit_depth)
+    )
 
 
 @node(
@@ -52,7 +59,9 @@ def create_video(
     return_names=("images", "audio", "fps", "bit_depth", "color_space"),
     description="Returns a video's frames, sound, frame rate, bit depth and colour space.",
 )
-def get_video_components(video: VIDEO) -> tuple[IMAGE, AUDIO | None, FLOAT, INT, Annotated[str, InputType("COMBO")]]:
+def get_video_components(
+    video: VIDEO,
+) -> tuple[IMAGE, AUDIO | None, FLOAT, Annotated[int, InputType("INT,COMBO")], Annotated[str, InputType("COMBO")]]:
     """What a video is made of.
 
     Decode; a mute video's sound is None. Errors: NodeError for more than the limits allow.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from serve_app.recipe.guidance import NormalizedAttention
-from serve_app.recipe.layers import DeepShrink, FreeU, HyperTile, TokenMerging
+from serve_app.recipe.layers import DeepShrink, FreeU, HyperTile, SparseAttention, TokenMerging
 from serve_app.sampling.schedules.levels import Levels, single
 
 
@@ -60,7 +60,7 @@ class LayerPatches:
         for patch in patches:
             if isinstance(patch, HyperTile | TokenMerging) and shared is not None:
                 self._patches.append(Drawn(patch, shared))
-            elif isinstance(patch, FreeU | DeepShrink):
+            elif isinstance(patch, FreeU | DeepShrink | SparseAttention):
                 self._patches.append(patch)
 
     def at(self, sigma: float) -> tuple[Any, ...]:
@@ -68,7 +68,8 @@ class LayerPatches:
         return tuple(
             patch
             for patch in self._patches
-            if not isinstance(patch, DeepShrink) or between(self._levels, patch.start_percent, patch.end_percent, sigma)
+            if not isinstance(patch, DeepShrink | SparseAttention)
+            or between(self._levels, patch.start_percent, patch.end_percent, sigma)
         )
 
 

@@ -17,6 +17,9 @@ from serve_app.errors import NodeError
 from serve_app.sampling.schedules.levels import FluxLevels, Levels, SigmaRange, single
 from serve_app.sampling.schedules.sigmas import ending_at_zero
 
+_LOG_RATIOS = (18.0, -15.0)
+"""The logarithm of signal over noise at Ideogram 4's lowest and highest level."""
+
 ALIGN_YOUR_STEPS: Mapping[str, Sequence[float]] = {
     "SD1": (
         *(14.6146412293, 6.4745760956, 3.8636745985, 2.6946151520, 1.8841921177, 1.3943805092),
@@ -112,6 +115,21 @@ def flux_2(steps: int, tokens: int) -> Tensor:
     at_10 = 8.73809524e-05 * tokens + 1.89833333
     slope = (at_200 - at_10) / 190.0
     return FluxLevels(slope * steps + (at_200 - 200.0 * slope)).sigma(torch.linspace(1, 0, steps + 1))
+
+
+def ideogram4(steps: int, pixels: int, mu: float, std: float) -> Tensor:
+    """Levels whose logits are normally distributed, at even quantiles, then 0.
+
+    pixels: of the image; mu: the mean of the logits for 512×512 of them; std: their deviation. Source: Ideogram 2026,
+    Ideogram 4's sampling code, which clamps the logarithm of signal over noise.
+    """
+    mean = mu + log(pixels / 512**2) / 2
+    spread = torch.special.expit(mean + std * torch.special.ndtri(torch.linspace(1, 0, steps + 1, dtype=torch.float64)))
+    least, most = (1 / (1 + exp(ratio / 2)) for ratio in _LOG_RATIOS)
+    sigmas = 1 - (1 - spread).clamp(least, most)
+    sigmas[-1] = 0
+    made: Tensor = sigmas.float()
+    return made
 
 
 def ltx(steps: int, tokens: int, high: float, low: float, last: float | None) -> Tensor:

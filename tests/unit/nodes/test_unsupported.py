@@ -38,8 +38,8 @@ def test_the_page_of_nodes_is_what_the_registry_and_the_table_say():
 
 
 def test_the_error_of_an_unsupported_class_says_why():
-    prompt = {"1": {"class_type": "ScaleROPE", "inputs": {}}}
+    prompt = {"1": {"class_type": "HypernetworkLoader", "inputs": {}}}
     problems = validate(parse(prompt), specs(), lambda folder: [], None, UNSUPPORTED).problems
     assert [p.message for p in problems if p.type == "missing_node_type"] == [
-        "node class 'ScaleROPE' is not supported: patches that change how the network itself runs are not supported"
+        "node class 'HypernetworkLoader' is not supported: hypernetworks are not supported"
     ]

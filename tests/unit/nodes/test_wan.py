@@ -14,6 +14,8 @@ from torch import Tensor
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing, enter
+from serve_app.nodes.conditioning.wan_camera import wan_camera_embedding
+from serve_app.nodes.conditioning.wan_tracks import generate_tracks, wan_move_concat_track
 from serve_app.nodes.latent.transform import trim_video_latent
 from serve_app.nodes.registry import BUILTIN
 from serve_app.values import Conditioning
@@ -44,8 +46,52 @@ WITHOUT_IMAGES: dict[str, dict[str, Any]] = {
     "WanFunControlToVideo": {},
     "Wan22FunControlToVideo": {},
     "WanVaceToVideo": {"strength": 1.0},
+    "WanCameraImageToVideo": {},
     "Wan22ImageToVideoLatent": {},
 }
+
+
+def test_videos_and_images_to_edit_by_are_encoded_in_order_and_images_at_their_own_proportions() -> None:
+    given = {
+        "source_video": torch.full((9, 20, 40, 3), 0.1),
+        "reference_video": torch.full((3, 64, 32, 3), 0.2),
+        "reference_images": {"reference_image_0": torch.full((2, 100, 50, 3), 0.3)},
+    }
+    positive, negative, latent = made("BerniniConditioning", Vae(), **given, ref_max_size=48)
+    context = positive[0][1]["context_latents"]
+    assert [tuple(one.shape[2:]) for one in context] == [(2, 2, 4), (1, 6, 4), (1, 6, 4), (1, 6, 4)]
+    assert [round(float(one.mean()), 3) for one in context] == [0.1, 0.2, 0.3, 0.3]
+    assert negative[0][1]["context_latents"] is context
+    assert latent["samples"].shape == (1, 16, 2, 2, 4)
+    assert "context_latents" not in made("BerniniConditioning", Vae())[0][0][1]
+    with pytest.raises(NodeError, match="makes 48 channels with cells of 16 pixels; this node takes one of videos"):
+        made("BerniniConditioning", Vae(48, 16), **given)
+
+
+def test_tracks_that_cannot_be_read_or_joined_are_refused() -> None:
+    tracks, length = BUILTIN["WanMoveTracksFromCoords"]().read('[{"x": 1, "y": 2}, {"x": 3, "y": 4}]')  # type: ignore[attr-defined]
+    assert tracks["track_path"].tolist() == [[[1.0, 2.0]], [[3.0, 4.0]]]
+    assert length == 2
+    shown = generate_tracks(
+        32, 16, 0, 0, 1, 1, 3, 2, 0.1, False, 0, 0, "linear", torch.eye(3)[:, None] * torch.ones(1, 1, 3)
+    )
+    assert shown[0]["track_visibility"].all()
+    with pytest.raises(NodeError, match="track_mask has 2 images, and the tracks are 3 long"):
+        generate_tracks(32, 16, 0, 0, 1, 1, 3, 2, 0.1, False, 0, 0, "linear", torch.ones(2, 4, 4))
+    with pytest.raises(NodeError, match="the tracks are 2 and 3 images long"):
+        wan_move_concat_track(tracks, shown[0])
+    for text in ("[[1, 2]]", "{", '[{"x": "a"}]', "3"):
+        with pytest.raises(NodeError, match=r"tracks must be a JSON list of lists of \{x, y\}"):
+            BUILTIN["WanMoveTracksFromCoords"]().read(text)  # type: ignore[attr-defined]
+
+
+def test_a_cameras_path_of_another_size_than_the_video_is_refused_by_its_network() -> None:
+    rays, *size = wan_camera_embedding("Zoom Out", 48, 32, 9)
+    assert rays.shape == (1, 24, 3, 32, 48)
+    assert size == [48, 32, 9]
+    # The first image stands for all of its cell; directions have length 1.
+    assert torch.equal(rays[:, 0::4, 0], rays[:, 3::4, 0])
+    torch.testing.assert_close(rays[:, 12::4].norm(dim=1), torch.ones(1, 3, 32, 48))
 
 
 def said() -> Conditioning:

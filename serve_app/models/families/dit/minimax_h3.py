@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from diffusers.models.transformers.transformer_minimax_h3 import MiniMaxH3Transformer3DModel
@@ -37,6 +37,7 @@ from serve_app.models.families.dit.minimax_h3_sequence import (
     even,
     segments,
 )
+from serve_app.models.families.dit.minimax_h3_sparse import Tiles, is_sparse, sequenced, sparse_attention, tiles_of
 from serve_app.models.families.family import File, Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
@@ -56,6 +57,8 @@ from serve_app.models.forward import Inputs
 from serve_app.models.kernels.attention import attention_over
 from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.nested_tensor import NestedTensor
+from serve_app.recipe.guidance import SkippedBlocks
+from serve_app.recipe.layers import SparseAttention
 from serve_app.recipe.training import AudioVideoFlow, Training
 from serve_app.sampling.forward import Area, Canvas, Injection, to_batch
 from serve_app.sampling.latents.latent_formats import MINIMAX_H3
@@ -76,7 +79,12 @@ KINDS = 3
 OF_VIDEO, OF_SOUND, OF_GIVEN_VIDEO, OF_GIVEN_SOUND, TIMES_OF_ALL = range(5)
 """The columns of times that every forward has, and how many these are; those of masked rows follow."""
 
-_ATTENTION = {"q_norm": "norm_q", "k_norm": "norm_k", "out_proj": "to_out.0"}
+_ATTENTION = {
+    "q_norm": "norm_q",
+    "k_norm": "norm_k",
+    "out_proj": "to_out.0",
+    "to_gate_compress": "to_gate_compress",
+}
 _ENDS = {
     "video_patch_proj": "proj_in",
     "audio_patch_proj": "audio_proj_in",
@@ -91,6 +99,7 @@ _ENDS = {
     "final_layer.audio_out": "audio_proj_out",
 }
 _TABLE = "adaln_t_table"
+_GATE = "to_gate_compress"
 _KEPT = {"minimax_visual_cond_noise_aug": KEPT_VIDEO, "minimax_audio_cond_noise_aug": KEPT_SOUND}
 _TIME_OF = {"video": OF_VIDEO, "sound": OF_SOUND, "given video": OF_GIVEN_VIDEO, "given sound": OF_GIVEN_SOUND}
 _TAG_OF = {"video": VISION_TAG, "sound": SOUND_TAG, "given video": VISION_TAG, "given sound": SOUND_TAG}
@@ -146,6 +155,7 @@ class MiniMaxH3(Transformer):
     """A backbone. width: of a row; inside: of feed-forward layers.
 
     time_inside, time_width: of the network that embeds times; curve: points of the table in its place, 0 without.
+    gated: attention has a gate for the coarse branch of "vsa", as FastH3's.
     """
 
     title = "MiniMax H3"
@@ -164,6 +174,9 @@ class MiniMaxH3(Transformer):
     curve: int = 0
     channels: int = 24
     sound_channels: int = 32
+    gated: bool = False
+
+    steady = (SkippedBlocks, SparseAttention)
 
     @property
     def sharded_heads(self) -> int:
@@ -193,6 +206,7 @@ class MiniMaxH3(Transformer):
             curve,
             cells // PATCH**2,
             tensors.shape("audio_patch_proj.weight")[1],
+            "blocks.0.attn.to_gate_compress.weight" in tensors.shapes,
         )
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -234,6 +248,8 @@ class MiniMaxH3(Transformer):
         if self.curve:
             network.time_embedder = nn.Identity()
             network.adaln_t_table = nn.Parameter(torch.empty(self.curve, self.time_width))
+        for block in network.transformer_blocks if self.gated else ():
+            block.attn.to_gate_compress = nn.Linear(self.width, self.heads * self.head, bias=False)
         built: nn.Module = network
         return built
 
@@ -354,6 +370,10 @@ class MiniMaxH3(Transformer):
         ):
             for number, what in enumerate(("shares", "numbers")):
                 tensors[f"{kind} {what}"] = together([None if mask is None else mask[number] for mask in masks])
+        if any(patch.method == "vsa" for patch in _sparse(rows) if patch is not None):
+            lengths = tuple(segment.length for segment in inputs[0].segments)
+            for name, tensor in tiles_of(lengths, inputs[0].size)._asdict().items():
+                tensors[OfTiles(name)] = to_device(tensor, rows[0].x.device)
         return tensors | passed(rows)
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
@@ -380,10 +400,14 @@ class MiniMaxH3(Transformer):
         shards = sharding(*(part.end - part.start for part in plan))
         cos, sin = (shards.shard(one, dim=0) for one in _turns(given["at"], dtype))
         sequence, plan = shards.shard(sequence), _own(plan, shards)
-        passing = Passing(rows, DOUBLES, given)
+        passing, attention = Passing(rows, DOUBLES, given), _attention(rows, given, shards)
         for number, block in enumerate(network.transformer_blocks):
             (sequence,) = passing.through(
-                number, partial(_block, block, sequence, embedded_times, plan, (cos, sin), shards), sequence
+                number,
+                partial(
+                    _block, block, sequence, embedded_times, plan, (turns[0], turns[1]), partial(attention, number)
+                ),
+                sequence,
             )
         modulation = network.norm_out.linear(embedded_times)
         by_time = modulation.view(*times.shape, 1, 2, self.width)
@@ -547,13 +571,56 @@ def _of(by_time: Tensor, part: Modulated, number: int) -> Tensor:
     return torch.take_along_dim(of_kind, part.time[..., None], dim=1)
 
 
+class OfTiles(NamedTuple):
+    """Name of a call's input: a tensor of the tiles of its sequence, as `Tiles`."""
+
+    what: str
+
+
+Attention: TypeAlias = Callable[[Any, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""From an attention layer, its input (R,n,W), and queries, keys and values (R,n,H,d) to its output (R,n,H·d)."""
+
+
+def _sparse(rows: Sequence[Rows]) -> list[SparseAttention | None]:
+    """Return the last patch of sparse attention of each piece of rows."""
+    return [next((p for p in reversed(r.layers) if isinstance(p, SparseAttention)), None) for r in rows]
+
+
+def _attention(rows: Sequence[Rows], given: Inputs, shards: Sharding) -> Callable[..., Tensor]:
+    """Return what attention computes for a block by number, for rows that each have a patch of it or none.
+
+    shards: of the sequence; over several ranks attention is dense.
+    """
+    patches = _sparse(rows)
+    lengths = [segment.length for segment in rows[0].inputs.segments]
+    tiles = Tiles(*(given[OfTiles(name)] for name in Tiles._fields)) if OfTiles("source") in given else None
+    begins = [sum(r.count for r in rows[:number]) for number in range(len(rows) + 1)]
+
+    def attention(number: int, attn: Any, inner: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if shards.of_attention is not None or not any(is_sparse(patch, number, q) for patch in patches):
+            with attention_over(shards.of_attention):
+                return attention_output(q, k, v)
+        found = []
+        for patch, start, end in zip(patches, begins, begins[1:], strict=False):
+            own = q[start:end], k[start:end], v[start:end]
+            if patch is None or not is_sparse(patch, number, q):
+                found.append(attention_output(*own))
+                continue
+            vsa = patch.method == "vsa"
+            gate = attn.to_gate_compress(inner[start:end]).view_as(own[0]) if vsa and hasattr(attn, _GATE) else None
+            found.append(sparse_attention(patch, *own, sequenced(lengths, tiles if vsa else None), gate))
+        return torch.cat(found)
+
+    return attention
+
+
 def _block(
     block: Any,
     sequence: Tensor,
     times: Tensor,
     plan: Sequence[Modulated],
     turns: tuple[Tensor, Tensor],
-    shards: Sharding,
+    attention: Attention,
 ) -> Tensor:
     """Return a block's output for a sequence (R,n,W), a rank's shard. times: embedded, (R·M,time_width)."""
     rows, width = len(sequence), sequence.shape[2]
@@ -561,9 +628,7 @@ def _block(
     attn = block.attn
     inner = _modulated(block.norm1(sequence), by_time, plan, 0)
     q, k, v = (torch.unflatten(getattr(attn, f"to_{kind}")(inner), -1, (attn.heads, -1)) for kind in "qkv")
-    q, k = _rotated(attn.norm_q(q), turns), _rotated(attn.norm_k(k), turns)
-    with attention_over(shards.of_attention):
-        found = attention_output(q, k, v)
+    found = attention(attn, inner, _rotated(attn.norm_q(q), turns), _rotated(attn.norm_k(k), turns), v)
     sequence = _gated(sequence, attn.to_out[0](found), by_time, plan, 2)
     return _gated(sequence, block.ff(_modulated(block.norm2(sequence), by_time, plan, 3)), by_time, plan, 5)
 

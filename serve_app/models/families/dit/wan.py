@@ -1,4 +1,5 @@
-"""Wan 2.1 and 2.2: videos from a text, a first image, a first and a last one, or frames to keep or follow (Fun, VACE).
+"""Wan 2.1 and 2.2: videos from a text, a first image, a first and a last one, or frames to keep or follow (Fun, VACE),
+a camera's path (Fun) or other videos and images as tokens of their own (Bernini).
 
 Reads the authors' single file; run by the layers of diffusers' WanTransformer3DModel. Source: Wan team 2025,
 arXiv:2503.20314; Jiang et al. 2025 (VACE), arXiv:2503.07598; the numbers are ComfyUI's.
@@ -16,8 +17,10 @@ import torch
 from diffusers.models.normalization import FP32LayerNorm
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel, WanTransformerBlock
 from torch import Tensor, addcmul, nn
+from torch.nn.functional import pad
 
 from serve_app.errors import NodeError
+from serve_app.models.families.dit.wan_camera import CELL, CameraAdapter
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.concat import frames_and_mask
 from serve_app.models.families.shared.dit import (
@@ -45,6 +48,7 @@ from serve_app.models.forward import Inputs
 from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import rotated, turns_of
 from serve_app.models.ranks.sharding import Sharding, sharding
+from serve_app.recipe.layers import ScaledPositions
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
@@ -80,6 +84,7 @@ _ENDS = {
     "head.modulation": "scale_shift_table",
     "ref_conv": "ref_conv",
     "vace_patch_embedding": "vace_patch_embedding",
+    "control_adapter": "control_adapter",
 }
 
 
@@ -97,7 +102,8 @@ class WanInputs:
 
     text: (B,T,D). concat: (B,E,F,h,w), concatenated with x. seen: (B,N,V), image features. noisy: (B,F), noise level of
     each frame as a share of sigma; None: 1. reference: (B,C,h,w), a frame before the first, scaled. vace: inputs of
-    VACE.
+    VACE. camera: (B,E,F,H,W), the rays of a camera's path by pixel. context: (B,C,f,h,w) each, scaled, further videos
+    and images to attend to. placed: changes of the tokens' positions.
     """
 
     text: Tensor
@@ -106,6 +112,9 @@ class WanInputs:
     noisy: Tensor | None = None
     reference: Tensor | None = None
     vace: tuple[VaceControl, ...] = ()
+    camera: Tensor | None = None
+    context: tuple[Tensor, ...] = ()
+    placed: ScaledPositions | None = None
 
     def within(self, area: Area | None) -> WanInputs:
         """Return the inputs for an area of the canvas, in all frames."""
@@ -113,7 +122,9 @@ class WanInputs:
             return self
         concat, reference = (None if rows is None else crop(rows, area) for rows in (self.concat, self.reference))
         vace = tuple(replace(one, frames=crop(one.frames, area)) for one in self.vace)
-        return replace(self, concat=concat, reference=reference, vace=vace)
+        pixels = (area[0] * CELL, area[1] * CELL, area[2] * CELL, area[3] * CELL)
+        camera = None if self.camera is None else crop(self.camera, pixels)
+        return replace(self, concat=concat, reference=reference, vace=vace, camera=camera)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +133,7 @@ class Wan(Transformer):
 
     fed: channels of x with those concatenated. image_width: of image features, None if it reads none; places: number of
     features with learnt positions. reference_channels: of a reference, 0 if it reads none. vace: number of VACE blocks;
-    vace_channels: of their input.
+    vace_channels: of their input. camera: channels of a camera's rays, 0 if it reads none.
     """
 
     title = "Wan"
@@ -140,6 +151,7 @@ class Wan(Transformer):
     reference_channels: int = 0
     vace: int = 0
     vace_channels: int = 0
+    camera: int = 0
 
     @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
@@ -169,6 +181,7 @@ class Wan(Transformer):
             _side(tensors, "ref_conv.weight", 1) or 0,
             vace,
             _side(tensors, "vace_patch_embedding.weight", 1) or 0,
+            (_side(tensors, "control_adapter.conv.weight", 1) or 0) // CELL**2,
         )
 
     def table(self, tensors: Tensors | None = None) -> Table:
@@ -210,6 +223,8 @@ class Wan(Transformer):
         )
         if self.reference_channels:
             network.ref_conv = nn.Conv2d(self.reference_channels, self.width, PATCH, PATCH)
+        if self.camera:
+            network.control_adapter = CameraAdapter(self.camera, self.width, PATCH)
         if self.vace:
             patch = (1, PATCH, PATCH)
             network.vace_patch_embedding = nn.Conv3d(self.vace_channels, self.width, patch, patch)
@@ -256,6 +271,9 @@ class Wan(Transformer):
             self._noisy(canvas, device),
             self._reference(options, canvas, device),
             self._vace_controls(options, canvas, device) if self.vace else (),
+            self._rays(options, canvas, device) if self.camera else None,
+            self._context(options, canvas, device),
+            options.get(ScaledPositions.OPTION),
         )
 
     def _seen(self, output: ClipVisionOutput | None, rows: int, device: torch.device) -> Tensor | None:
@@ -291,6 +309,33 @@ class Wan(Transformer):
             )
         return reference
 
+    def _rays(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> Tensor | None:
+        """Return the rays of a camera's path. Errors: NodeError for those of a video of another size."""
+        rays: Tensor | None = options.get("camera_conditions")
+        if rays is None:
+            return None
+        frames, height, width = canvas.latents.shape[2:]
+        wanted = (self.camera, frames, height * CELL, width * CELL)
+        if rays.shape[1:] != wanted:
+            raise NodeError(
+                f"the camera's path is {tuple(rays.shape[1:])} channels, latent frames, rows, columns of pixels, and "
+                f"the video to sample takes {wanted}: width, height and length of both nodes must be equal"
+            )
+        return to_batch(to_device(rays, device).float(), canvas.rows)
+
+    def _context(self, options: Mapping[str, Any], canvas: Canvas, device: torch.device) -> tuple[Tensor, ...]:
+        """Return further videos and images. Errors: NodeError for latents of another VAE, or a network without any."""
+        given: Sequence[Tensor] = options.get("context_latents") or ()
+        if given and (self.fed != self.latent_format.channels or self.reference_channels):
+            raise NodeError(
+                f"{len(given)} videos or images are given as context, which only a {self.title} of texts alone reads; "
+                f"this one reads {self.fed} channels"
+            )
+        for one in given:
+            self.latent_format.check(one.shape)
+        scaled = (self.latent_format.to_model(to_device(one, device).float()) for one in given)
+        return tuple(to_batch(one, canvas.rows) for one in scaled)
+
     def _vace_controls(
         self, options: Mapping[str, Any], canvas: Canvas, device: torch.device
     ) -> tuple[VaceControl, ...]:
@@ -320,9 +365,11 @@ class Wan(Transformer):
         return tuple(controls)
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shapes of x, image features and reference, and which other inputs there are."""
-        shapes = (None if part is None else part.shape[1:] for part in (inputs.seen, inputs.reference))
-        return tuple(x.shape[1:]), *shapes, inputs.noisy is None, len(inputs.vace)
+        """Return the shapes of x, image features, reference and context, and which other inputs there are."""
+        parts = (inputs.seen, inputs.reference, *inputs.context)
+        shapes = (None if part is None else part.shape[1:] for part in parts)
+        there = inputs.noisy is None, inputs.camera is None
+        return tuple(x.shape[1:]), *shapes, *there, len(inputs.vace), inputs.placed
 
     def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text and its length, images and LoRAs."""
@@ -336,17 +383,20 @@ class Wan(Transformer):
             return None if own[0] is None else torch.cat(own).to(dtype)
 
         # A reference is a frame before the first.
-        frames = range(size[0] + (first.reference is not None))
+        shown = [(size[0] + (first.reference is not None), *size[1:]), *(one.shape[2:] for one in first.context)]
         tensors: dict[Any, Tensor | None] = {
             "x": x.to(dtype),
             "level": level if first.noisy is None else level * torch.cat([i.noisy for i in inputs]),
             "text": stacked(texts),
             "mask": by_heads(there(texts)),
-            "at": to_device(torch.cat([positions(size[1:], frame) for frame in frames]), x.device),
+            "at": to_device(_positions(shown, first.placed), x.device),
             "concat": together("concat"),
             "seen": together("seen"),
             "reference": together("reference"),
+            "camera": together("camera"),
         }
+        for number, own in enumerate(zip(*(i.context for i in inputs), strict=True)):
+            tensors[OfContext(number)] = torch.cat(own).to(dtype)
         by_number = zip(*(i.vace for i in inputs), strict=True)
         for number, controls in enumerate(by_number):
             tensors[OfVace("frames", number)] = torch.cat([one.frames for one in controls]).to(dtype)
@@ -356,9 +406,14 @@ class Wan(Transformer):
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x, size, embed = given["x"], given["x"].shape[2:], network.condition_embedder
         fed = torch.cat([x, given["concat"]], dim=1) if "concat" in given else x
-        image = _tokens(network.patch_embedding(whole_patches(fed)))
+        patches = network.patch_embedding(whole_patches(fed))
+        image = _tokens(patches + network.control_adapter(given["camera"]) if "camera" in given else patches)
         if "reference" in given:
             image = torch.cat([_tokens(network.ref_conv(whole_patches(given["reference"]))), image], dim=1)
+        own = image.shape[1]
+        context = [tensor for name, tensor in given.items() if isinstance(name, OfContext)]
+        embedded = [_tokens(network.patch_embedding(whole_patches(one))) for one in context]
+        image = torch.cat([image, *embedded], dim=1) if embedded else image
         shards = sharding(image.shape[1])
         image = shards.shard(image)
         # Time reaches the sinusoids in single precision, as in ComfyUI. (R,G,W): of all tokens, or of each frame's.
@@ -370,13 +425,8 @@ class Wan(Transformer):
             # Without image features, the text is used, as in ComfyUI.
             read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
         by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
-        tell = partial(
-            _block,
-            time=by_block,
-            read=read,
-            turns=shards.shard(turns_of(angles(given["at"], AXES, THETA)), dim=0),
-            shards=shards,
-        )
+        turns = shards.shard(turns_of(_angles(given["at"])), dim=0)
+        tell = partial(_block, time=by_block, read=read, turns=turns, shards=shards)
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
         hint_tokens = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
         vace_tokens, beginning = [*map(shards.shard, hint_tokens)], image
@@ -392,7 +442,9 @@ class Wan(Transformer):
                 image = addcmul(image, of_vace.after_proj(vace_tokens[i]), given[OfVace("strength", i)])
         shift, scale = (_by_token(part, shards) for part in _modulation(network, time[:, :, None]))
         made = shards.gather(network.proj_out(addcmul(shift, network.norm_out(image), 1 + scale)), 0)
-        by_frame = made[:, -size[0] * prod(grid(size[1], size[2])) :].reshape(len(x) * size[0], -1, made.shape[2])
+        by_frame = made[:, own - size[0] * prod(grid(size[1], size[2])) : own].reshape(
+            len(x) * size[0], -1, made.shape[2]
+        )
         frames = from_tokens(by_frame, size[1], size[2], channels_last=True)
         return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
 
@@ -417,6 +469,31 @@ def _side(tensors: Tensors, name: str, axis: int) -> int | None:
     """Return the size of a tensor's side; None if it is missing."""
     shape = tensors.shapes.get(name)
     return None if shape is None else shape[axis]
+
+
+class OfContext(NamedTuple):
+    """Name of a call's input: one of the videos and images of a context, (R,C,f,h,w)."""
+
+    number: int
+
+
+def _positions(sizes: Sequence[Sequence[int]], placed: ScaledPositions | None) -> Tensor:
+    """Return the positions of videos' tokens, (n,3): frame, row, column; of several (n,4), with which video it is.
+
+    sizes: latent frames, rows and columns of each; the first is the video to sample.
+    """
+    videos = [torch.cat([positions(size[1:], frame) for frame in range(size[0])]) for size in sizes]
+    if placed is not None:
+        videos = [at * torch.tensor(placed.scale) + torch.tensor(placed.shift) for at in videos]
+    if len(videos) > 1:
+        videos = [pad(at, (0, 1), value=float(number)) for number, at in enumerate(videos)]
+    return torch.cat(videos)
+
+
+def _angles(at: Tensor) -> Tensor:
+    """Return the rotary angles of positions; the number of a video turns all of a head."""
+    turned = angles(at[:, :3], AXES, THETA)
+    return turned if at.shape[1] == 3 else turned + angles(at[:, 3:], (HEAD,), THETA)
 
 
 class OfVace(NamedTuple):

@@ -6,7 +6,7 @@ Source of the networks: Peebles and Xie 2023, arXiv:2212.09748; of rotary positi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ WHOLE_EPS = float(torch.finfo(torch.float32).eps)
 class Transformer(OneCall):
     """A family of diffusion transformers whose forward is one capturable call."""
 
-    steady = (SkippedBlocks,)
+    steady: ClassVar[tuple[type, ...]] = (SkippedBlocks,)
 
     def lora_names(self, parameters: Sequence[str]) -> Table:
         """As `Family.lora_names`: by the published single file and by the network."""

@@ -1,4 +1,7 @@
-"""Mistral Small 3 24B, Flux.2 dev's text encoder, whole or cut off after 30 layers. Its file has its tokeniser."""
+"""Mistral Small 3 24B, Flux.2 dev's text encoder, whole or cut off after 30 layers; Ministral 3 3B, ERNIE-Image's.
+
+Their files have their tokenisers.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,11 @@ FLUX2 = PromptFormat(
     taps=(10, 20, 30),
 )
 
+ERNIE_IMAGE = PromptFormat(
+    "ministral3_3b", weighs=False, start=tekken.START, masked=True, returns_mask=True, taps=(-2,)
+)
+MINISTRAL_WIDTH = 3072
+
 
 @dataclass(frozen=True, slots=True)
 class MistralText(DecoderText):
@@ -40,7 +48,13 @@ class MistralText(DecoderText):
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
-        return inner.shape("embed_tokens.weight")[0] == tekken.TOKENS and plain_llama(inner)
+        tokens, width = inner.shape("embed_tokens.weight")
+        return tokens == tekken.TOKENS and cls.reads(width) and plain_llama(inner)
+
+    @classmethod
+    def reads(cls, width: int) -> bool:
+        """Whether a model of this width is used in this way."""
+        return width != MINISTRAL_WIDTH
 
     def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         return FLUX2
@@ -50,6 +64,22 @@ class MistralText(DecoderText):
 
     def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
         return tekken.tokenizer(vocabulary, lexicon.vocabulary)
+
+
+@dataclass(frozen=True, slots=True)
+class MinistralText(MistralText):
+    """Ministral 3 3B, recognised by its width."""
+
+    name = "Ministral 3"
+    prefixes = ("text_encoders.ministral3_3b.transformer.", "")
+    theta = 1e6
+
+    @classmethod
+    def reads(cls, width: int) -> bool:
+        return width == MINISTRAL_WIDTH
+
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        return ERNIE_IMAGE
 
 
 def plain_llama(inner: Tensors) -> bool:

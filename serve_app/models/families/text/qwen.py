@@ -9,12 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer, Qwen3RMSNorm
 
 from serve_app.errors import NodeError
-from serve_app.models.families.text.decoder import DecoderText
+from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
 from serve_app.models.families.text.minimax_h3_text import LAYERS, MINIMAX_H3, MiniMaxH3Encoder
 from serve_app.models.families.text.qwen3_vl import QWEN_IMAGE_21, Qwen3VisionTower, QwenImage21Encoder, tower
 from serve_app.models.families.text.qwen_vl import QWEN_IMAGE, QwenImageEncoder, QwenVlEncoder
@@ -36,6 +37,9 @@ _NO_THOUGHT = "<think>\n\n</think>\n\n"
 KLEIN = replace(PLAIN, template=_USER + _NO_THOUGHT, least=512, taps=(9, 18, 27))
 
 KREA2 = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True, taps=tuple(range(2, 36, 3)))
+
+FLUX3 = replace(PLAIN, key="qwen3vl_4b", template=_USER, multiple=80, returns_mask=False, taps=tuple(range(4, 33, 4)))
+IDEOGRAM4 = replace(QWEN_IMAGE, key="qwen3vl_8b", template=_USER, embeds=True, taps=(*range(1, 35, 3), 36))
 
 _KEYS = ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b", "qwen3vl_32b")
 WIDTH_06B, _WIDTH_OVIS = 1024, 2048
@@ -122,6 +126,60 @@ class Krea2Encoder(QwenImageEncoder):
         text = request.text if own else self.prompt_format.around(request.text)
         thought = "" if own or request.thinking else _NO_THOUGHT
         return self.framed(text + thought, T5Padding(pads=0, length=1))
+
+
+@dataclass(frozen=True, slots=True)
+class Flux3Text(Qwen3Text):
+    """Qwen3-VL as Flux.3 uses it. It reads no images: the network has them itself."""
+
+    types = ("flux3",)
+    theta = 5e6
+
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        return FLUX3
+
+    def encoder(self, network: Any, lexicon: TextResources) -> Flux3Encoder:
+        return Flux3Encoder(self, FLUX3, self.tokenizer(None, lexicon), network, lexicon.vectors)
+
+
+class Flux3Encoder(DecoderEncoder):
+    """Qwen3-VL on its device. A text's padding is part of its conditioning."""
+
+    def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
+        at = torch.arange(x.shape[1], device=x.device)[None]
+        # The network is trained on padding at position 1.
+        return self.states(self.scaled(x), seen, at if seen is None else torch.where(seen, at, 1), stop_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Ideogram4Text(Qwen3Text):
+    """Qwen3-VL as Ideogram 4 uses it. It reads no images."""
+
+    types = ("ideogram4",)
+    theta = 5e6
+
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        return IDEOGRAM4
+
+    def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
+        layer, norm = super(Ideogram4Text, self).parts()
+        # The last layer's states are normed where the file has a tower, as in ComfyUI.
+        return layer, nn.Identity() if self.tower is None else norm
+
+    def encoder(self, network: Any, lexicon: TextResources) -> Ideogram4Encoder:
+        return Ideogram4Encoder(self, IDEOGRAM4, self.tokenizer(None, lexicon), network, lexicon.vectors)
+
+
+class Ideogram4Encoder(DecoderEncoder):
+    """Qwen3-VL on its device. The layers' states of a token alternate, number by number."""
+
+    def around(self, text: str, template: str | None) -> str:
+        return text if text.startswith("<|im_start|>") else super().around(text, template)
+
+    def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
+        states = super().forward(x, seen, stop_at)
+        by_layer = states.view(*states.shape[:-1], -1, x.shape[-1])
+        return by_layer.transpose(-1, -2).flatten(-2)
 
 
 @dataclass(frozen=True, slots=True)

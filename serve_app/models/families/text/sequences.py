@@ -27,10 +27,11 @@ class PromptFormat:
     """How a text is formatted for an encoder, and which of its states make a conditioning.
 
     key: the encoder's name in embedding files and `Texts`. template: contains {} for the text. weighs: brackets are
-    weights; embeds: embeddings are looked up. start, end, pad: special tokens, or None; least: minimum length. empty:
-    beginning of the empty text that weights are measured from. masked: padding is masked in the network; returns_mask:
-    the conditioning has the mask; zeroed: states of padding become zeros. taps: layers whose states are concatenated; 0
-    is the input of the first layer, -1 the output of the last; (): the last after the final norm.
+    weights; embeds: embeddings are looked up. start, end, pad: special tokens, or None; least: minimum length;
+    multiple: of the length. empty: beginning of the empty text that weights are measured from. masked: padding is
+    masked in the network; returns_mask: the conditioning has the mask; zeroed: states of padding become zeros. taps:
+    layers whose states are concatenated; 0 is the input of the first layer, -1 the output of the last; (): the last
+    after the final norm.
     """
 
     key: str
@@ -41,6 +42,7 @@ class PromptFormat:
     end: int | None = None
     pad: int = 0
     least: int = 1
+    multiple: int = 1
     empty: tuple[int, ...] = ()
     masked: bool = False
     returns_mask: bool = False
@@ -56,7 +58,8 @@ class PromptFormat:
         row = [(token, 1.0) for token in (self.start,) if token is not None] + tokens
         row += [(token, 1.0) for token in (self.end,) if token is not None]
         pads, least = (0, self.least) if padding is None else (padding.pads, padding.length)
-        return row + [(self.pad, 1.0)] * max(pads, least - len(row))
+        row += [(self.pad, 1.0)] * max(pads, least - len(row))
+        return row + [(self.pad, 1.0)] * (-len(row) % self.multiple)
 
     def seen(self, row: Weighted) -> list[bool]:
         """Return the mask of a row's unmasked tokens: up to the first end, else to the first pad."""

@@ -59,7 +59,7 @@ def test_the_published_networks_have_their_size(family: Wan, billions: float) ->
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"control_adapter.conv.weight": (8, 8)}, r"known layout \(it looks like a diffusion network of Wan Camera\)"),
+        ({"face_adapter.fuser_blocks.0.k_norm.weight": (8,)}, "it looks like a diffusion network of Wan Animate"),
         ({"casual_audio_encoder.encoder.final_linear.weight": (8,)}, "it looks like a diffusion network of Wan S2V"),
         (
             {f"vace_blocks.{number}.after_proj.weight": (8,) for number in range(3)},

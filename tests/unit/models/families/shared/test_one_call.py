@@ -41,7 +41,7 @@ FAMILIES["wan22"] = Wan22(128, 2, 192, TEXT_WIDTH, 48)
 
 NETS = sorted(FAMILIES)
 AXES = {
-    **dict.fromkeys(("flux2", "flux2_klein"), (128,)),
+    **dict.fromkeys(("flux2", "flux2_klein", "ideogram4", "ernie_image"), (128,)),
     **dict.fromkeys(("auraflow", "pixart", "pixart_alpha"), (4,)),
     **dict.fromkeys(("krea2", "qwen", "qwen_2511", "anima"), (16, 1)),
     "qwen_layered": (16, 2),
@@ -60,7 +60,7 @@ METHODS = {
     "qwen21": "",
 }
 """How references are placed, of the networks that are shown such here."""
-BY_LENGTH = ("sd3", "sd35", "auraflow", "qwen21")
+BY_LENGTH = ("sd3", "sd35", "auraflow", "qwen21", "ernie_image")
 """Networks whose rows share a forward with texts of their length only."""
 SKIPS = ("sd3", "sd35", "flux", "flux2", "qwen", "chroma", "auraflow", "wan", "wan_vace", "wan22")
 
