@@ -47,7 +47,7 @@ UNSUPPORTED = {
 }
 """Families that are not supported, by how the names of their networks begin."""
 WRITERS = {"qwen3.5": "Qwen3.5", "gemma4": "Gemma 4"}
-"""The same of language models, where a template does nothing but write."""
+"""The same of language models that write texts."""
 MOST_CLASSES = 4
 """How many missing classes a row names."""
 
@@ -73,15 +73,43 @@ def problems(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> tuple[l
 def families(prompt: Mapping[str, Any]) -> list[str]:
     """Return the families that are not supported of the networks that a prompt names."""
     loaded: dict[str, set[str]] = {}
-    for node in prompt.values():
+    for node in (prompt[key] for key in reached(prompt)):
         for declared in SPECS[node["class_type"]].inputs:
             if isinstance(name := node["inputs"].get(declared.name), str) and declared.folder:
                 loaded.setdefault(declared.folder, set()).add(name.lower())
     networks = loaded.get("diffusion_models", set()) | loaded.get("checkpoints", set())
-    # A text encoder may be behind a switch that is off.
-    table = UNSUPPORTED if networks else WRITERS
-    named = networks or loaded.get("text_encoders", set())
-    return sorted({family for begin, family in table.items() if any(name.startswith(begin) for name in named)})
+    named = ((UNSUPPORTED, networks), (WRITERS, loaded.get("text_encoders", set())))
+    return sorted(
+        family
+        for table, names in named
+        for begin, family in table.items()
+        if any(name.startswith(begin) for name in names)
+    )
+
+
+def reached(prompt: Mapping[str, Any]) -> set[str]:
+    """Return the nodes that a prompt's outputs need, by the switches as they are saved."""
+    found: set[str] = set()
+    todo = [key for key, node in prompt.items() if SPECS[node["class_type"]].output_node]
+    while todo:
+        if (key := todo.pop()) in found:
+            continue
+        found.add(key)
+        node = prompt[key]
+        left_out = {"on_false" if turned else "on_true" for turned in [_turned(prompt, node)] if turned is not None}
+        links = (value for name, value in node["inputs"].items() if name not in left_out)
+        todo += [link[0] for link in links if isinstance(link, list) and len(link) == 2 and link[0] in prompt]
+    return found
+
+
+def _turned(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> bool | None:
+    """Return how a switch is turned; None for another node, or one that another than a constant turns."""
+    if node["class_type"] != "ComfySwitchNode":
+        return None
+    turned = node["inputs"].get("switch")
+    if isinstance(turned, list) and prompt[turned[0]]["class_type"] == "PrimitiveBoolean":
+        turned = prompt[turned[0]]["inputs"].get("value")
+    return turned if isinstance(turned, bool) else None
 
 
 def lacking(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> list[str]:

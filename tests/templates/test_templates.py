@@ -112,6 +112,8 @@ SWITCHES = {
     "Boolean (Enable Lightning LoRA)": True,
 }
 """Switches that are turned here, by title, as those of few steps are."""
+UNREFINED = {"image_flux3_klein_t2i": ("18:16", False), "image_flux3_klein_distilled_image_edit": ("51", True)}
+"""Templates that refine the prompt by Qwen3.5, which is not supported, and the switch by which they do not."""
 SMALL = {
     **dict.fromkeys(("width", "height", "largest_size", "Width", "Height"), 256),
     **dict.fromkeys(("left", "right", "bottom", "max_length"), 64),
@@ -145,6 +147,8 @@ def prompt_of(name: str) -> dict[str, Any]:
         if (title := node["_meta"]["title"]) in SWITCHES:
             node["inputs"]["value"] = SWITCHES[title]
         inputs = node["inputs"]
+        if name in UNREFINED and node is prompt[UNREFINED[name][0]]:
+            inputs["switch"] = UNREFINED[name][1]
         if isinstance(steps := inputs.get("steps"), int) and "end_at_step" not in inputs:
             inputs["steps"] = min(steps, STEPS)
     return prompt
@@ -190,7 +194,7 @@ async def test_a_template_makes_its_pictures(name: str, own_size: bool, tmp_path
     if not own_size:
         shrink(prompt)
     async with ran(prompt, tmp_path) as (client, outputs):
-        if any(node["class_type"] == "TextGenerate" for node in prompt.values()):
+        if name not in UNREFINED and any(node["class_type"] == "TextGenerate" for node in prompt.values()):
             [[refined]] = [output["text"] for output in outputs.values() if "text" in output]
             assert refined not in ("", *(node["inputs"].get("value") for node in prompt.values()))
         pictures = saved_of(outputs)
