@@ -64,7 +64,7 @@ def main(folder: str, task: str, *paths: str) -> None:
     from comfy.options import enable_args_parsing
 
     enable_args_parsing()
-    import execution
+    import execution  # type: ignore[import-not-found]
     import folder_paths
     import nodes
     import server  # type: ignore[import-not-found]

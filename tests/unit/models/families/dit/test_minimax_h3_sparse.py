@@ -159,12 +159,12 @@ class Family:
 async def test_nodes_patch_the_models_that_read_the_patch_and_refuse_others() -> None:
     model = Recipe("backbone", "diffusion_models", "a.safetensors")
     selection = {"selection": "vsa", "keep_percent": 12.5}
-    rest: Any = (0.2, 1.0, "0, 2-3", 0, 256, "off", False)
+    rest: tuple[Any, ...] = (0.2, 1.0, "0, 2-3", 0, 256, "off", False)
     h3, wan, flux = (cast("Any", Family(title)) for title in ("MiniMax H3", "Wan 2.2", "Flux.1"))
-    patched = await block_sparse_attention(model, selection, *rest, runtime=h3)
+    patched = await block_sparse_attention(model, selection, *rest, h3)
     assert patched.last(SparseAttention) == SparseAttention("vsa", 12.5, 0.2, 1.0, frozenset({0, 2, 3}), 0, 256, "off")
     with pytest.raises(NodeError, match=r"the model is one of Flux.1; attention is sparse for MiniMax H3 alone"):
-        await block_sparse_attention(model, selection, *rest, runtime=flux)
+        await block_sparse_attention(model, selection, *rest, flux)
     moved = await scale_rope(model, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, wan)
     assert moved.last(ScaledPositions) == ScaledPositions((5.0, 3.0, 1.0), (6.0, 4.0, 2.0))
     with pytest.raises(NodeError, match=r"the model is one of Flux.1; positions are scaled for Wan alone"):
