@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -35,6 +35,7 @@ from tests.parity import minimax_h3_cases as cases
 from tests.parity.dit_cases import noise
 from tests.parity.figures import GOLDEN, Figures, thinned
 from tests.unit.engine.mixes import MAX_CELLS
+from tests.unit.models.quantization.test_block_scales import tiled
 from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("minimax_h3")
@@ -100,19 +101,48 @@ def rotated_int8(tensors: dict[str, Tensor], layers: Sequence[str]) -> dict[str,
     return made
 
 
+def narrow(tensors: dict[str, Tensor], layers: Sequence[str], format: str) -> dict[str, Tensor]:
+    """Return a file's tensors with layers in fp8, whose scale is the tensor's, or in nvfp4, as ComfyUI writes them."""
+    made = dict(tensors)
+    for layer in layers:
+        weight = tensors[f"{layer}.weight"]
+        if format == "nvfp4":
+            blocks = weight.view(len(weight), -1, 16)
+            scales = (blocks.abs().amax(dim=-1) / 6 / (second := weight.abs().max() / 6 / 448)).to(torch.float8_e4m3fn)
+            steps = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+            sought = (blocks.abs() / (scales.float() * second).clamp(1e-12)[..., None]).flatten(1)
+            codes = (sought[..., None] - steps).abs().argmin(dim=-1) + 8 * (weight < 0)
+            made[f"{layer}.weight"] = (codes[:, 0::2] * 16 + codes[:, 1::2]).to(torch.uint8)
+            made[f"{layer}.weight_scale"] = tiled(scales.view(torch.uint8))
+            made[f"{layer}.weight_scale_2"] = second
+        else:
+            made[f"{layer}.weight_scale"] = scale = weight.abs().max() / 448
+            made[f"{layer}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+        made[f"{layer}.comfy_quant"] = torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+    return made
+
+
+LAYERS = {
+    "pruned": ("blocks.0.attn.qkv_proj", "blocks.1.mlp.fc1", "blocks.1.mlp.fc2"),
+    "vae": ("decoder.transformer_blocks.0.attn.to_qkv", "decoder.transformer_blocks.1.ff.w1"),
+}
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    ("name", "part", "layers"),
-    [
-        ("pruned", "backbone", ("blocks.0.attn.qkv_proj", "blocks.1.mlp.fc1", "blocks.1.mlp.fc2")),
-        ("vae", "vae", ("decoder.transformer_blocks.0.attn.to_qkv", "decoder.transformer_blocks.1.ff.w1")),
-    ],
+    ("name", "format"),
+    [("pruned", "int8"), ("vae", "int8"), ("pruned", "float8_e4m3fn"), ("pruned", "nvfp4")],
 )
-def test_rotated_int8_layers_stay_so_and_compute_as_their_dequantized_weights(
-    name: str, part: Any, layers: Sequence[str], tmp_path: Path
+def test_quantized_layers_stay_so_and_compute_as_their_dequantized_weights(
+    name: str, format: str, tmp_path: Path
 ) -> None:
-    save_file(rotated_int8(cases.file(name), layers), quantized := tmp_path / "int8.safetensors")
-    plain = {key: Checkpoint(quantized).tensor(key).contiguous() for key in cases.file(name)}
+    file, layers, part = cases.file(name), LAYERS[name], cast("Any", "vae" if name == "vae" else "backbone")
+    written = rotated_int8(file, layers) if format == "int8" else narrow(file, layers, format)
+    save_file(written, quantized := tmp_path / "quantized.safetensors")
+    plain = {key: Checkpoint(quantized).tensor(key).float().contiguous() for key in file}
+    for layer in layers:
+        error = (plain[f"{layer}.weight"] - file[f"{layer}.weight"]).norm() / file[f"{layer}.weight"].norm()
+        assert format == "int8" or error < 0.12, "the file's weights are near what they stand for"
     save_file(plain, dequantized := tmp_path / "plain.safetensors")
     answers = []
     for path in (quantized, dequantized):

@@ -159,7 +159,7 @@ class Family:
 async def test_nodes_patch_the_models_that_read_the_patch_and_refuse_others() -> None:
     model = Recipe("backbone", "diffusion_models", "a.safetensors")
     selection = {"selection": "vsa", "keep_percent": 12.5}
-    rest: tuple[Any, ...] = (0.2, 1.0, "0, 2-3", 0, 256, "off", False)
+    rest = (0.2, 1.0, "0, 2-3", 0, 256, "off", False)
     h3, wan, flux = (cast("Any", Family(title)) for title in ("MiniMax H3", "Wan 2.2", "Flux.1"))
     patched = await block_sparse_attention(model, selection, *rest, h3)
     assert patched.last(SparseAttention) == SparseAttention("vsa", 12.5, 0.2, 1.0, frozenset({0, 2, 3}), 0, 256, "off")
