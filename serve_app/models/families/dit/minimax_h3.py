@@ -404,9 +404,7 @@ class MiniMaxH3(Transformer):
         for number, block in enumerate(network.transformer_blocks):
             (sequence,) = passing.through(
                 number,
-                partial(
-                    _block, block, sequence, embedded_times, plan, (turns[0], turns[1]), partial(attention, number)
-                ),
+                partial(_block, block, sequence, embedded_times, plan, (cos, sin), partial(attention, number)),
                 sequence,
             )
         modulation = network.norm_out.linear(embedded_times)
