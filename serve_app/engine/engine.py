@@ -103,6 +103,8 @@ class Engine:
         self._runs: list[Run] = []
         self._calls = Calls()
         self._side_calls = self._calls if timeline.side_stream is None else Calls()
+        # The costs of the largest evaluation of each forward, added up: the time that the batcher's rule counts by.
+        self._worked = 0
         # What the last completed forward took, and how long trajectories have waited for calls since one was enqueued.
         self._forward_s = 0.0
         self._calls_s = 0.0
@@ -266,7 +268,7 @@ class Engine:
         return True
 
     def _join(self, run: Run) -> None:
-        run.since = self.counters.forwards
+        run.since = self._worked
         # Where the device is lost it stays here: its future gets the error with all others, once the engine has closed.
         self._runs.append(run)
         began = self.timeline.mark()
@@ -340,10 +342,12 @@ class Engine:
             self._in_flight.add(InFlight(began, began, _learn_nothing, closes=closes))
         if self._runs:
             completion = Completion()
-            oldest = in_turn(self._runs)[0].trajectory
+            due = in_turn(self._runs)
+            oldest = due[0].trajectory
             self._forwards.plan(oldest.largest, oldest.activation_bytes)
             key, limit = oldest.budget_key, self._forwards.limit(oldest.largest)
-            groups = [share(self._runs, limit, partial(self._curves.enough, key))]
+            groups = [share(due, limit, partial(self._curves.enough, key))]
+            self._worked += max(run.cost for run in groups[0])
             size, forwards = sum(run.cost for run in groups[0]), self.counters.forwards
             while groups:
                 groups += self._answer(groups.pop(), completion)
@@ -428,7 +432,7 @@ class Engine:
                 _fail(run, answered)
                 continue
             self.counters.evaluations += 1
-            run.since = self.counters.forwards
+            run.since = self._worked
             self._own(run, partial(run.trajectory.feed, answered))
         left = [run for run in runs if not run.over]
         while left:

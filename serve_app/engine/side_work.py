@@ -47,7 +47,6 @@ class Call:
     even: bool = False
     side_stream: bool = False
     uses: Closeable | None = None
-    since: int = field(default=0, init=False)
     over: bool = field(default=False, init=False)
 
     def begin(self) -> bool:

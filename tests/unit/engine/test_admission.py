@@ -13,7 +13,7 @@ from statistics import mean
 
 import pytest
 
-from serve_app.engine.batcher import PATIENCE, share
+from serve_app.engine.batcher import PATIENCE, in_turn, share
 from serve_app.engine.curve import Curves
 
 ROWS, STEPS, MOST, JOBS = 2, 20, 32, 400
@@ -64,10 +64,10 @@ def simulated(takes_s: Callable[[int], float], load: float, rule: Callable[..., 
             waiting[-1].since = forward
         chosen = rule(waiting)
         seconds = takes_s(ROWS * len(chosen))
-        forward, now_s, busy_s = forward + 1, now_s + seconds, busy_s + seconds
+        forward, now_s, busy_s = forward + ROWS, now_s + seconds, busy_s + seconds
         learn(rule, ROWS * len(chosen), seconds)
         for rank, job in enumerate(waiting):
-            bound = max(bound, (forward - job.since) / (PATIENCE * rank + len(waiting)))
+            bound = max(bound, (forward - job.since) / (ROWS * (PATIENCE * rank + len(waiting))))
         for job in chosen:
             job.left, job.since = job.left - 1, forward
             if not job.left:
@@ -89,7 +89,7 @@ class Rule:
         self.curves = Curves()
 
     def __call__(self, waiting: Sequence[Job]) -> Sequence[Job]:
-        return share(waiting, MOST, partial(self.curves.enough, "a"))
+        return share(in_turn(waiting), MOST, partial(self.curves.enough, "a"))
 
 
 def all_that_fit(waiting: Sequence[Job]) -> Sequence[Job]:
