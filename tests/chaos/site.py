@@ -11,8 +11,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,7 +40,10 @@ GONE_S = 60.0
 
 @dataclass(frozen=True)
 class Setting:
-    """What a campaign runs on. clock: the server's wall clock can be set, by libfaketime."""
+    """What a campaign runs on. clock: the server's wall clock can be set, by libfaketime.
+
+    arguments: of the application, beside those that every campaign has.
+    """
 
     root: Path
     replicas: int = 1
@@ -48,6 +51,7 @@ class Setting:
     store: Literal["volume", "s3"] = "volume"
     clock: bool = False
     keep: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -233,6 +237,7 @@ class Site:
             "database_url": self._database_url,
             "pools": [pool],
             "backoff": {"first_s": 1.0, "longest_s": 5.0, "forgiven_s": 60.0},
+            **self.setting.arguments,
         }
         if self.seaweed is not None:
             self._bucket().create_bucket(Bucket=BUCKET)
