@@ -8,9 +8,11 @@ itself, outside evaluations, are computed again.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from time import perf_counter
 from typing import Protocol, TypeAlias
@@ -129,6 +131,9 @@ class StateSaver:
         self._due_s = perf_counter() + after_s
         self._left_bytes = max_bytes
         self._first = 0
+        # Copies that may not be done, and how many answers were copied and how many of these are done.
+        self._copied: deque[Answer] = deque()
+        self._taken = self._kept = 0
         # Answers whose save failed; only the writer's thread touches them.
         self._unsaved: list[Answer] = []
         self._exists = False
@@ -172,14 +177,19 @@ class StateSaver:
         saves = now or perf_counter() >= self._due_s
         if saves:
             self._due_s = inf
-        copied = [tuple(map(to_host, answer)) if isinstance(answer, tuple) else answer for answer in answers]
-        return lambda: self._writer.submit(self._keep, copied, saves)
+        self._copied += [tuple(map(to_host, answer)) if isinstance(answer, tuple) else answer for answer in answers]
+        self._taken += len(answers)
+        return partial(self._writer.submit, self._keep, self._taken, saves)
 
     def delete(self) -> None:
         """Delete what was saved, once saves under way are done: the run has ended."""
         self._writer.submit(self._delete)
 
-    def _keep(self, answers: list[Answer], saves: bool) -> None:
+    def _keep(self, taken: int, saves: bool) -> None:
+        """Keep what has been copied up to a number of answers; later copies may not be done."""
+        # What was copied earlier is done too, and its own call may come later, or never if its run was cancelled.
+        answers = [self._copied.popleft() for _ in range(taken - self._kept)]
+        self._kept = max(self._kept, taken)
         if self.is_full:
             return
         self._unsaved += [tuple(map(unpinned, answer)) if isinstance(answer, tuple) else answer for answer in answers]
@@ -187,7 +197,7 @@ class StateSaver:
         if self._left_bytes < 0:
             self.is_full, self._unsaved = True, []
             log.warning("the state of a run is larger than resume.max_bytes; its further steps are not kept")
-        elif saves:
+        elif saves and self._unsaved:
             self._save()
 
     def _save(self) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
+from multiprocessing import get_context
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load, save
 
 from serve_app.engine import run_state
 from serve_app.engine.run_state import Answer, RunStateCounters, StateSaver, from_bytes, to_bytes
@@ -31,14 +33,37 @@ def run(trajectory: Trajectory) -> torch.Tensor:
     return trajectory.result.latents
 
 
-def interrupted(backbone: Callable[[], TinyBackbone], asked: SamplingRequest) -> list[str]:
+def cases() -> Iterator[tuple[Callable[[], TinyBackbone], SamplingRequest]]:
+    """Yield runs of every sampler: of images, of a part of some, and of a part of a video on a flow's levels."""
+    mask = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    flow_mask = torch.rand(1, 1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    for name in SAMPLERS:
+        yield TinyBackbone, request(sampler=name, steps=5, seed=3)
+        yield TinyBackbone, request(sampler=name, steps=3, shape=(2, 4, 4, 4), noise_mask=mask)
+        yield tiny_flow, request(sampler=name, steps=3, shape=(1, 3, 3, 4, 4), noise_mask=flow_mask)
+
+
+def whole(backbone: Callable[[], TinyBackbone], asked: SamplingRequest) -> tuple[bytes, list[bytes]]:
+    """Return the latents of a run that is not interrupted, and its answers, each as bytes."""
+    trajectory = Trajectory(backbone(), asked, keeps_answers=True)  # type: ignore[arg-type]
+    latents = run(trajectory)
+    assert trajectory.answers
+    return save({"latents": latents}), [to_bytes(number, [answer]) for number, answer in enumerate(trajectory.answers)]
+
+
+def every_whole() -> list[tuple[bytes, list[bytes]]]:
+    return [whole(*case) for case in cases()]
+
+
+def interrupted(
+    backbone: Callable[[], TinyBackbone], asked: SamplingRequest, recorded: tuple[bytes, list[bytes]]
+) -> list[str]:
     """Return the answers after which a run that goes on does not end with the bits of one that was not interrupted."""
-    whole = Trajectory(backbone(), asked, keeps_answers=True)  # type: ignore[arg-type]
-    wanted, answers = run(whole), whole.answers
-    assert answers
+    wanted, answers = load(recorded[0])["latents"], from_bytes(recorded[1])
+    assert len(answers) == len(recorded[1])
     wrong = []
     for kept in range(1, len(answers) + 1):
-        # As saved after every third answer, and read by another process.
+        # As saved after every third answer.
         parts = [to_bytes(first, answers[first : min(first + 3, kept)]) for first in range(0, kept, 3)]
         network = backbone()
         resumed = Trajectory(network, asked, state=from_bytes(parts))  # type: ignore[arg-type]
@@ -49,32 +74,28 @@ def interrupted(backbone: Callable[[], TinyBackbone], asked: SamplingRequest) ->
     return wrong
 
 
-def test_a_run_of_any_sampler_that_goes_on_after_any_answer_ends_with_the_same_bits() -> None:
-    wrong = []
-    mask = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
-    flow_mask = torch.rand(1, 1, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    for name in SAMPLERS:
-        wrong += interrupted(TinyBackbone, request(sampler=name, steps=5, seed=3))
-        wrong += interrupted(TinyBackbone, request(sampler=name, steps=3, shape=(2, 4, 4, 4), noise_mask=mask))
-        wrong += interrupted(tiny_flow, request(sampler=name, steps=3, shape=(1, 3, 3, 4, 4), noise_mask=flow_mask))
-    assert wrong == []
+def test_a_run_of_any_sampler_that_goes_on_after_any_answer_in_another_process_ends_with_the_same_bits() -> None:
+    with ProcessPoolExecutor(1, get_context("spawn")) as other:
+        recorded = other.submit(every_whole).result()
+    assert [wrong for case, each in zip(cases(), recorded, strict=True) for wrong in interrupted(*case, each)] == []
 
 
 @pytest.mark.parametrize(
     "patch", [AdaptiveProjection(0.5, 5.0, -0.5), EasyCache(0.5, 0.1, 0.9), EasyCache(0.5, 0.1, 0.9, whole=True)]
 )
 def test_guidance_that_remembers_goes_on_with_what_it_remembered(patch: Any) -> None:
-    assert interrupted(TinyBackbone, request(sampler="dpmpp_2m", steps=8, backbone=RECIPE.with_patch(patch))) == []
+    asked = request(sampler="dpmpp_2m", steps=8, backbone=RECIPE.with_patch(patch))
+    assert interrupted(TinyBackbone, asked, whole(TinyBackbone, asked)) == []
 
 
 def test_progress_goes_on_at_the_step_and_a_nodes_own_function_sees_every_step() -> None:
     asked = request(sampler="heun", steps=6)
-    whole = Trajectory(TinyBackbone(), asked, keeps_answers=True)
-    run(whole)
+    trajectory = Trajectory(TinyBackbone(), asked, keeps_answers=True)
+    run(trajectory)
     seen: list[int] = []
     steps: list[tuple[int, int]] = []
     again = replace(asked, after_step=lambda step, denoised, x, total: seen.append(step))
-    run(Trajectory(TinyBackbone(), again, lambda *step: steps.append(step), state=(whole.answers or [])[:7]))
+    run(Trajectory(TinyBackbone(), again, lambda *step: steps.append(step), state=(trajectory.answers or [])[:7]))
     assert steps == [(3, 6), (4, 6), (5, 6), (6, 6)]
     assert seen == [0, 1, 2, 3, 4, 5]
 
@@ -181,6 +202,20 @@ def test_a_full_store_fails_nothing_and_what_could_not_be_saved_is_saved_later(
     assert saving.step(run_state.RETRY_S)
     assert saving.saved() == [1.0, 3.0]
     assert (saving.counters.failures, saving.counters.saves) == (1, 1)
+
+
+def test_copies_that_are_done_out_of_turn_or_never_reported_keep_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    saving = Saving(monkeypatch)
+    first, second, third = (saving.saver.take([(torch.full((1,), number),)], now=True) for number in (1.0, 2.0, 3.0))
+    second().result()
+    first().result()
+    assert saving.saved() == [1.0, 2.0]
+    # The first of these is of a step that was enqueued as its run was cancelled.
+    saving.saver.take([(torch.full((1,), 4.0),)])
+    saving.saver.take([], now=True)().result()
+    third().result()
+    assert saving.saved() == [1.0, 2.0, 3.0, 4.0]
+    assert len(saving.files.parts) == 2
 
 
 def test_large_answers_are_copied_from_the_device_at_each_step_and_saved_when_a_save_is_due(

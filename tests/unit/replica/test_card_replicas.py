@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -20,6 +21,8 @@ from PIL import Image
 from k8s.generate import files
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
+from serve_app.config.resume import ResumeConfig
+from serve_app.engine import run_state
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.replica.assemble import device_of, memory_of
 from serve_app.scheduler.protocol.client import JobView
@@ -70,10 +73,10 @@ def shipped() -> list[Any]:
 
 
 @asynccontextmanager
-async def replicas(root: Path, pools: tuple[PoolConfig, ...]) -> AsyncIterator[Cluster]:
+async def replicas(root: Path, pools: tuple[PoolConfig, ...], **settings: Any) -> AsyncIterator[Cluster]:
     """Replicas whose threads all begin here, so that they use the card that there is now."""
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
-    async with cluster(root, pools) as running:
+    async with cluster(root, pools, **settings) as running:
         try:
             yield running
         finally:
@@ -220,3 +223,40 @@ def test_the_shares_of_one_card_and_their_contexts_fit_it() -> None:
             memory_of(pool, device_of(pool))
             taken += CONTEXT_BYTES + int(driver.fraction * driver.total_bytes)
     assert 23 * GB < taken <= 24 * GB
+
+
+@asynccontextmanager
+async def a_replica(root: Path, kind: str) -> AsyncIterator[Cluster]:
+    """A replica of the card or of a CPU, which keeps the state of its runs at each step."""
+    settings: dict[str, Any] = {"resume": ResumeConfig(after_s=0.0), "cache": "none"}
+    if kind == "cpu":
+        async with cluster(root, (PoolConfig(name="gpu", device="cpu", threads=1),), **settings) as running:
+            yield running
+    else:
+        with a_card():
+            async with replicas(root, (GPU,), **settings) as running:
+                yield running
+
+
+@pytest.mark.parametrize("kinds", [("gpu", "cpu"), ("cpu", "gpu")])
+async def test_a_run_goes_on_on_another_kind_of_device(
+    root: Path, kinds: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_state, "SHARE", 1e9)
+    first, second = kinds
+    async with a_replica(root, first) as running:
+        job_id = await running.submit(prompt(5, steps=60), ("6",))
+        async with asyncio.timeout(120):
+            while (models := running.runners["gpu"].models) is None or models.counters.evaluations < 15:
+                await asyncio.sleep(0.002)
+        await running.runners["gpu"].leave()
+    async with a_replica(root, second) as running:
+        view = await running.finish(job_id)
+        assert view.state == "success", view.failure
+        models = running.runners["gpu"].models
+        assert models.weights.device.type == ("cuda" if second == "gpu" else "cpu")
+        assert (models.run_states.resumed, models.run_states.steps >= 14) == (1, True)
+        undisturbed = await picture(running, 5, steps=60)
+        # Their dtypes differ, so rounding does.
+        one, other = (np.frombuffer(each, np.uint8).astype(int) for each in (pixels(running, view), undisturbed))
+        assert np.abs(one - other).mean() < 2
