@@ -15,7 +15,7 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends wget \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt/* \
     && useradd --uid 1000 --create-home --shell /bin/bash app \
-    && mkdir -p /app/models /app/input /app/output /app/temp /app/user /app/state /app/files \
+    && mkdir -p /app/models /app/input /app/output /app/temp /app/work /app/user /app/state /app/files \
     && chmod 700 /app/state /app/user \
     && chown --recursive app:app /app
 ENV PATH=/opt/serve-app/bin:$PATH \

@@ -1,4 +1,4 @@
-"""`serve-app drain`: a replica or host takes no more tasks and finishes what it has."""
+"""`serve-app drain`: a replica or host takes no more tasks; it finishes or hands over what it has."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from serve_app.cli.server import ServerClient
 EVERY_S = 1.0
 
 
-def drain(server: ServerClient, kind: str, name: str, *, undo: bool) -> list[str]:
+def drain(server: ServerClient, kind: str, name: str, *, undo: bool, hand_over: bool = False) -> list[str]:
     """Drain a replica or a host, or undo that; return what is drained then. kind: "replica" or "host"."""
-    drained: list[str] = server.post("/undrain" if undo else "/drain", {kind: name})["drained"]
+    asked = {kind: name} | ({"hand_over": True} if hand_over else {})
+    drained: list[str] = server.post("/undrain" if undo else "/drain", asked)["drained"]
     return drained
 
 

@@ -27,6 +27,7 @@ from serve_app.config.mistakes import mistakes
 from serve_app.config.pool import NOT_STRICT, SHARED, PoolConfig
 from serve_app.config.preemption import PreemptionConfig
 from serve_app.config.quotas import Quotas
+from serve_app.config.results import ResultsConfig
 from serve_app.config.resume import ResumeConfig
 from serve_app.config.retention import RetentionConfig
 from serve_app.config.section import Seconds, Section
@@ -66,8 +67,13 @@ class AppConfig(Section):
     input_dir: Path = Path("input")
     output_dir: Path = Path("output")
     temp_dir: Path = Path("temp")
+    work_dir: Path | None = None
+    """Files of the server's own that may be lost: states of runs, and results of nodes. None is `work` beside temp_dir.
+    """
     temp_age_s: Annotated[float, Field(ge=60)] = 86_400.0
-    """How old previews in temp_dir get; a server that starts removes all but those of unfinished jobs."""
+    """How old previews in temp_dir get; without `results` a server that starts removes all but those of
+    unfinished jobs.
+    """
     user_dir: Path = Path("user")
     """Settings and files of the web page's users."""
     preview_method: PreviewMethod = "none"
@@ -115,6 +121,8 @@ class AppConfig(Section):
     """Which jobs and files are deleted; none by default."""
     resume: ResumeConfig | None = ResumeConfig()
     """Which sampler runs go on where they stopped if their replica is lost; None: all start again."""
+    results: ResultsConfig | None = ResultsConfig()
+    """Which results of nodes outlive a restart; None, or `cache: none`: none does."""
     preemption: PreemptionConfig = PreemptionConfig()
     """How replicas learn that their machine will be taken away."""
     limits: SizeLimits = SizeLimits()
@@ -165,9 +173,15 @@ class AppConfig(Section):
         return int(count) if kind == "lru" else None
 
     @property
-    def directories(self) -> dict[Literal["input", "output", "temp"], Path]:
-        """The three directories clients know."""
-        return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir}
+    def stored_results(self) -> ResultsConfig | None:
+        """Which results of nodes outlive a restart; None: none does."""
+        return None if self.cache == "none" else self.results
+
+    @property
+    def directories(self) -> dict[Literal["input", "output", "temp", "work"], Path]:
+        """The directories of the areas: the three that clients know, and the server's own."""
+        work = self.temp_dir.with_name("work") if self.work_dir is None else self.work_dir
+        return {"input": self.input_dir, "output": self.output_dir, "temp": self.temp_dir, "work": work}
 
     def on(self, gpus: float) -> AppConfig:
         """Return the configuration for a cluster with this many GPUs, which decides `num_gpus: auto` of its pools.
@@ -203,6 +217,8 @@ class AppConfig(Section):
             if make and name != "models_dir" and not remote:
                 _make(name, path)
             update[name] = path
+        if self.work_dir is not None:
+            update["work_dir"] = self.work_dir.expanduser().absolute()
         update["pools"] = tuple(
             pool if pool.comfyui is None else pool.model_copy(update={"comfyui": pool.comfyui.absolute()})
             for pool in self.pools

@@ -10,7 +10,7 @@ from serve_app.config.section import Section
 
 
 class ResumeConfig(Section):
-    """Which sampler runs keep a state in temp_dir, from which another replica goes on if theirs is lost.
+    """Which sampler runs keep a state in work_dir, from which another replica goes on if theirs is lost.
 
     Saving takes at most 1 % of a run's time. States of jobs that have ended are deleted, others after temp_age_s.
     """

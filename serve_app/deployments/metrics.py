@@ -19,6 +19,7 @@ from serve_app.scheduler.protocol.cluster_view import Load, TenantLoad
 
 if TYPE_CHECKING:
     # It imports torch, which the scheduler's process has no need of.
+    from serve_app.execution.stored_results import StoredResultCounters
     from serve_app.replica.models import Models
 
 READ_S = 2.0
@@ -103,6 +104,14 @@ METRICS = (
     ),
     Metric("serve_app_vae_failures", "counter", "short", ("pool", "replica"), "VAE work the device had no memory for"),
     Metric(
+        "serve_app_moved_tasks",
+        "counter",
+        "short",
+        ("how",),
+        "Tasks that went on on another replica: `handed_over`, or `lost` with theirs, which counts as an attempt",
+    ),
+    Metric("serve_app_repeated_steps", "counter", "short", (), "Steps that those tasks computed again"),
+    Metric(
         "serve_app_run_states",
         "counter",
         "short",
@@ -111,6 +120,14 @@ METRICS = (
     ),
     Metric("serve_app_run_state_bytes", "counter", "bytes", ("pool", "replica"), "Bytes of saved states of runs"),
     Metric("serve_app_resumed_steps", "counter", "short", ("pool", "replica"), "Steps that resumed runs left out"),
+    Metric(
+        "serve_app_stored_results",
+        "counter",
+        "short",
+        ("pool", "replica", "event"),
+        "Results of nodes for after a restart: `kept`, `found`, and `failed` reads or writes",
+    ),
+    Metric("serve_app_stored_result_bytes", "counter", "bytes", ("pool", "replica"), "Bytes of results that were kept"),
     Metric("serve_app_vae_tiled", "counter", "short", ("pool", "replica"), "VAE work done in tiles because of that"),
     Metric(
         "serve_app_refusals",
@@ -150,6 +167,9 @@ def scheduler_figures(load: Load, counters: JobCounters) -> Iterator[Figure]:
         yield "serve_app_jobs_ended", count, {"state": state}
     for state, count in counters.nodes.items():
         yield "serve_app_nodes", count, {"state": state}
+    for how, count in load.moved.items():
+        yield "serve_app_moved_tasks", count, {"how": how}
+    yield "serve_app_repeated_steps", load.repeated_steps, {}
     yield from (("serve_app_job_wait_seconds", seconds, {}) for seconds in read(counters.waits_s))
     yield from (("serve_app_job_run_seconds", seconds, {}) for seconds in read(counters.runs_s))
 
@@ -159,6 +179,14 @@ def node_figures(pool: str, replica: str, times: NodeTimes) -> Iterator[Figure]:
     yield "serve_app_result_hits", times.held, {"pool": pool, "replica": replica}
     for class_type, seconds in times.read():
         yield "serve_app_node_seconds", seconds, {"pool": pool, "class_type": class_type}
+
+
+def stored_figures(pool: str, replica: str, counters: StoredResultCounters) -> Iterator[Figure]:
+    """Yield the figures of a replica's stored results."""
+    labels = {"pool": pool, "replica": replica}
+    for event, count in (("kept", counters.kept), ("found", counters.found), ("failed", counters.failures)):
+        yield "serve_app_stored_results", count, {**labels, "event": event}
+    yield "serve_app_stored_result_bytes", counters.bytes, labels
 
 
 def model_figures(pool: str, replica: str, models: Models) -> Iterator[Figure]:

@@ -87,6 +87,8 @@ class Replica:
     def _figures(self, pool: str, replica_id: str) -> Iterator[metrics.Figure]:
         yield from metrics.node_figures(pool, replica_id, self._runner.times)
         yield from metrics.limit_figures({}, REFUSALS)
+        if (stored := self._runner.stored) is not None:
+            yield from metrics.stored_figures(pool, replica_id, stored.counters)
         if (models := self._runner.models) is not None:
             yield from metrics.model_figures(pool, replica_id, models)
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
-from typing import TypeAlias, TypeVar
+from threading import Event
+from typing import Any, TypeAlias, TypeVar
 
 from torch import Tensor
 
@@ -48,6 +49,9 @@ T = TypeVar("T")
 
 Load: TypeAlias = Callable[[Recipe, Hold], M]
 """Returns a recipe's model, whose weights a hold keeps; a method of Weights."""
+
+STOPPING_S = 1.0
+"""The most that forwards wait for runs that are handed over to be cancelled."""
 
 Loading: TypeAlias = Callable[[], AbstractContextManager[None]]
 """Makes a context that is entered while a node waits for weights to be loaded."""
@@ -242,10 +246,30 @@ class EngineRuntime:
         after_s, max_bytes = resume.after_s, resume.max_bytes
         return StateSaver(state, self._writer, self.run_states, after_s=after_s, max_bytes=max_bytes)
 
-    async def save_runs(self) -> None:
-        """Save the state of every run, as this replica is about to end and others are to go on with them."""
+    async def hand_over(self, stop: Callable[[], object]) -> None:
+        """Save the states of all runs, for other replicas to go on with them. stop: cancels them, in the event loop.
+
+        Nothing is computed between the two, so no step is repeated.
+        """
+        taken: Future[list[Callable[[], Future[None]]]] = Future()
+        stopped, runs = Event(), [*self._sampling]
+
+        def take() -> None:
+            found = [run.take_all() for run in runs]
+            taken.set_result([save for save in found if save is not None])
+            stopped.wait(STOPPING_S)
+
+        done: asyncio.Future[None] = asyncio.wrap_future(self.engine.call(take))
+        futures: set[asyncio.Future[Any]] = {done, asyncio.wrap_future(taken)}
+        try:
+            await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stop()
+            stopped.set()
         with suppress(UnavailableError):
-            await asyncio.gather(*(run.save() for run in self._sampling))
+            # The device has done the copies then.
+            await done
+            await asyncio.gather(*(asyncio.wrap_future(save()) for save in taken.result()))
 
     async def generate_text(
         self,

@@ -163,7 +163,7 @@ class SamplingRun:
             self._pictures.make(trajectory.shown, self._picture)
         if done == trajectory.resumed_at and self._saver is not None:
             self._saver.resumed(done)
-            text = f"goes on after step {done} of {steps}, where another replica stopped"
+            text = f"went on at step {done + 1} of {steps} on another replica"
             self._loop.call_soon_threadsafe(self._remark, text)
         return partial(self._report, done, steps, self._taken(trajectory) if done < steps else None)
 
@@ -182,19 +182,16 @@ class SamplingRun:
             return saver.take(answers)
         return None
 
-    async def save(self) -> None:
-        """Save all of its state that there is, as its replica is about to end. Errors: UnavailableError."""
+    def take_all(self) -> Callable[[], Future[None]] | None:
+        """Take all of its state that is not saved; return what saves it once the device has done the copies.
 
-        def take() -> Callable[[], Future[None]] | None:
-            trajectory = self._trajectory
-            if self._saver is None or trajectory is None or trajectory.answers is None:
-                return None
-            answers, trajectory.answers = trajectory.answers, None
-            return self._saver.take(answers, now=True)
-
-        saves = await asyncio.wrap_future(self._engine.call(take))
-        if saves is not None:
-            await asyncio.wrap_future(saves())
+        Called in the engine's thread, as another replica is to go on with it.
+        """
+        trajectory = self._trajectory
+        if self._saver is None or trajectory is None or trajectory.answers is None:
+            return None
+        answers, trajectory.answers = trajectory.answers, None
+        return self._saver.take(answers, now=True)
 
     def forget(self) -> None:
         """Delete its state: the run has ended."""

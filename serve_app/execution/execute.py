@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from time import perf_counter
 from typing import Any, NoReturn, Protocol
 
 from serve_app.config.limits import SizeLimits
@@ -71,8 +72,22 @@ class Observer(Protocol):
         """A node has ended. computed: it ran here, and is not from a cache."""
         ...
 
+    def cached(self, nodes: tuple[str, ...]) -> None:
+        """These nodes need not run, since a result is stored."""
+        ...
+
     def blocked(self, node_id: str, class_type: str, message: str) -> None:
         """A node was blocked, with a message for the client."""
+        ...
+
+
+class Stored(Protocol):
+    """The results of nodes that outlive a restart, as far as the task may use them."""
+
+    async def find(self, signature: str) -> NodeResult | None: ...
+
+    def keep(self, signature: str, result: NodeResult, took_s: float) -> None:
+        """Store a result if that is worth it. took_s: how long it took to compute; of an output, with its ancestors."""
         ...
 
 
@@ -92,7 +107,10 @@ class Execution:
         observer: Observer,
         fetch: Fetch,
         limits: SizeLimits | None = None,
+        stored: Stored | None = None,
     ) -> None:
+        self._stored = stored
+        self._call_s: dict[str, float] = {}
         self._task = task
         self._limits = limits or SizeLimits()
         self._shown_bytes = 0
@@ -182,10 +200,18 @@ class Execution:
                 fetched = await self._fetch(signature)
                 if fetched is not None:
                     return fetched
+            if self._stored is not None and (found := await self._stored.find(signature)) is not None:
+                self._observer.cached(self._left_out(node_id))
+                return found
             if node_id not in self._nodes:
                 raise LostValueError(f"the value of node {node_id} is gone, and its node is not in this task")
             computed = True
-            return await self._compute(self._nodes[node_id], group)
+            began_s = perf_counter()
+            made = await self._compute(self._nodes[node_id], group)
+            if self._stored is not None:
+                took_s = self._call_s.get(node_id, 0.0) if made.ui is None else perf_counter() - began_s
+                self._stored.keep(signature, made, took_s)
+            return made
 
         result = await self._held.make(signature, make)
         if node_id in self._targets and (node_id in self._lasting or self._rounds.queued):
@@ -193,6 +219,17 @@ class Execution:
         elif computed or node_id in self._targets:
             self._tell_finished(node_id, signature, result, computed=computed)
         return result
+
+    def _left_out(self, node_id: str) -> tuple[str, ...]:
+        """Return a node whose result is stored, and the nodes before it of which none has begun."""
+        found: dict[str, None] = {}
+        stack = [node_id]
+        while stack:
+            source = stack.pop()
+            if source in self._nodes and source not in found and (source == node_id or source not in self._values):
+                found[source] = None
+                stack.extend(link.node_id for _, link in self._nodes[source].links())
+        return tuple(found)
 
     def _joined(self, node_id: str, result: NodeResult) -> NodeResult:
         """Return a target's result with its outputs of all rounds so far concatenated."""
@@ -228,7 +265,9 @@ class Execution:
             await self._lazy(node, spec, instance, inputs, lazy, executing, group)
             # Late, as the nodes that it waited for have made values.
             executing = replace(executing, made_bytes=self._made_bytes)
+            called_s = perf_counter()
             returned = await call(instance, spec, inputs, executing, lambda blocker: self._blocked(node, blocker))
+            self._call_s[node.id] = perf_counter() - called_s
             slots = () if spec.python_module.startswith(PACKS) else spec.outputs
             made = [one.values or () for one in returned]
             check_results(made, slots, self._limits)

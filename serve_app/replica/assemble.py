@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+import serve_app
 from serve_app import log
 from serve_app.config import AppConfig
-from serve_app.config.pool import PoolConfig
+from serve_app.config.pool import OPTIMIZATIONS, PoolConfig
 from serve_app.engine.memory import CardMemory, Memory
 from serve_app.engine.timeline import timeline_of
 from serve_app.errors import ConfigError
+from serve_app.execution.stored_results import StoredResults
 from serve_app.execution.time_limit import NodeLimits
 from serve_app.graph.plan import Pool, takes_pack
 from serve_app.models.kernels.cuda_graphs import replays_of
@@ -34,7 +38,9 @@ from serve_app.replica.runner import Runner
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import exit_unless_done_within
 from serve_app.scheduler.protocol.messages import ReplicaInfo, SchedulerForReplicas
+from serve_app.store.files.store import WholeStore
 from serve_app.store.models.catalog import Catalog
+from serve_app.store.work.node_results import NodeResultFiles
 
 if TYPE_CHECKING:
     from serve_app.models.ranks.leader import Leader
@@ -96,9 +102,28 @@ def assemble(
         cancelled_time_s=pool.cancelled_time_s,
         exit=exit,
         warm=pool.warm,
+        stored=_stored_results(config, pool, device, store),
     )
     PromptServer.instance.send_to_client = runner.send_to_client
     return runner
+
+
+def _stored_results(
+    config: AppConfig, pool: PoolConfig, device: torch.device, store: WholeStore
+) -> StoredResults | None:
+    """Return the results from before a restart that a replica may use, if results outlive it."""
+    if config.stored_results is None:
+        return None
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    settings = pool.model_dump_json(include={*OPTIMIZATIONS, "dtype", "vae_dtype", "devices_per_replica", "parallel"})
+
+    def files() -> NodeResultFiles:
+        code = hashlib.sha256(f"{card} {torch.__version__} {settings}".encode())
+        for module in sorted(Path(serve_app.__file__).parent.rglob("*.py")):
+            code.update(module.read_bytes())
+        return NodeResultFiles(store, code.hexdigest()[:24])
+
+    return StoredResults(files, config.stored_results)
 
 
 def device_of(pool: PoolConfig) -> torch.device:

@@ -48,6 +48,7 @@ from serve_app.scheduler.protocol.messages import (
     Export,
     Forget,
     Free,
+    HandOver,
     Interrupt,
     Message,
     ReplicaInfo,
@@ -58,6 +59,7 @@ from serve_app.scheduler.protocol.messages import (
     SocketFrame,
     TaskCancelled,
     TaskFinished,
+    TaskHandedOver,
     TaskStopped,
 )
 from serve_app.scheduler.protocol.request_ids import ids_of
@@ -134,6 +136,7 @@ class ComfyUIRunner:
         self._frames: asyncio.Queue[str | bytes] = asyncio.Queue()
         self._running: dict[TaskId, asyncio.Task[None]] = {}
         self._vacated: set[TaskId] = set()
+        self._handed_over: set[TaskId] = set()
         self._errands: set[asyncio.Task[None]] = set()
         self._telling: asyncio.Task[None] | None = None
         self._past: list[str] = []
@@ -328,6 +331,10 @@ class ComfyUIRunner:
             case Interrupt(task_id):
                 if (asked := self._running.get(task_id)) is not None:
                     asked.cancel()
+            case HandOver():  # its ComfyUI cannot go on where another one stopped, so they start again there
+                self._handed_over.update(self._running)
+                for running in self._running.values():
+                    running.cancel()
             case Free(weights, results):
                 self._errand(self._free(weights=weights, results=results))
             case Export(signature):  # it has no values for others
@@ -445,6 +452,8 @@ class ComfyUIRunner:
         task_id = task.id
         self._running.pop(task_id, None)
         self._vacated.discard(task_id)
+        handed_over = task_id in self._handed_over
+        self._handed_over.discard(task_id)
         self.times.over(task_id)
         error = asyncio.CancelledError() if running.cancelled() else running.exception()
         if isinstance(error, ComfyUIError) and not isinstance(error, RefusedGraphError):
@@ -459,7 +468,7 @@ class ComfyUIRunner:
             case None:
                 self._send(TaskFinished(task_id))
             case asyncio.CancelledError():
-                self._send(TaskStopped(task_id))
+                self._send(TaskHandedOver(task_id) if handed_over else TaskStopped(task_id))
             case ForeignInterruptError():
                 self._send(TaskCancelled(task_id))
             case GraphFailedError(data=data):

@@ -70,7 +70,7 @@ class Models(Protocol):
     @property
     def run_states(self) -> RunStateCounters: ...
 
-    async def save_runs(self) -> None: ...
+    async def hand_over(self, stop: Callable[[], object]) -> None: ...
 
     def resident(self) -> tuple[str, ...]: ...
 
@@ -138,10 +138,12 @@ class ReplicaModels:
         fetched = (asyncio.to_thread(self._fetch, folder, name) for folder, name in files)
         await asyncio.gather(*fetched, return_exceptions=True)
 
-    async def save_runs(self) -> None:
-        """Save the states of the sampler runs, for another replica to go on with them."""
-        if self.made is not None:
-            await self.made.save_runs()
+    async def hand_over(self, stop: Callable[[], object]) -> None:
+        """Save the states of the sampler runs, for another replica to go on with them. stop: cancels them."""
+        if self.made is None:
+            stop()
+        else:
+            await self.made.hand_over(stop)
 
     async def release(self) -> None:
         """Free unused weights."""

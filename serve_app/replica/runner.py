@@ -24,6 +24,7 @@ from serve_app.execution.prevalidation import run_hooks
 from serve_app.execution.result_cache import ResultCache
 from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.execution.size import allow_output
+from serve_app.execution.stored_results import StoredResults
 from serve_app.execution.time_limit import NodeLimits, TimeLimit
 from serve_app.graph.files import named_files
 from serve_app.graph.graph import Origin
@@ -35,7 +36,6 @@ from serve_app.replica.membership import Membership
 from serve_app.replica.models import Models, ReplicaModels
 from serve_app.replica.node_times import NodeTimes
 from serve_app.replica.replacement import ReplicaReplacement
-from serve_app.replica.run_states import JobStates, RunStateFiles
 from serve_app.replica.task_scope import TaskScope
 from serve_app.replica.transfer import Transfer
 from serve_app.replica.watchdog import free_unused
@@ -54,6 +54,7 @@ from serve_app.scheduler.protocol.messages import (
     Exported,
     Forget,
     Free,
+    HandOver,
     Interrupt,
     Message,
     NodePreviewed,
@@ -64,6 +65,7 @@ from serve_app.scheduler.protocol.messages import (
     SocketFrame,
     TaskCancelled,
     TaskFinished,
+    TaskHandedOver,
     TaskStopped,
     Want,
     Warm,
@@ -72,6 +74,7 @@ from serve_app.scheduler.protocol.request_ids import ids_of
 from serve_app.store.files.reserved import Contents
 from serve_app.store.files.store import AREAS, Store
 from serve_app.store.tenants.tenants import placed_key, store_of
+from serve_app.store.work.run_states import JobStates, RunStateFiles
 from serve_app.tracing import TRACEPARENT
 from serve_app.values import PreviewMethod
 
@@ -86,7 +89,8 @@ class Runner:
 
     models: creates them, in a thread once the replica has joined, since it takes seconds; tasks that need them wait.
     None is a worker, whose nodes cannot use RUNTIME. warm: models to load at the start. limits: sizes of values.
-    node_limits: times of nodes. stop_s, finish_s, cancelled_time_s, exit: as `ReplicaReplacement`'.
+    node_limits: times of nodes. stop_s, finish_s, cancelled_time_s, exit: as `ReplicaReplacement`'. stored: results of
+    nodes that outlive a restart.
     """
 
     def __init__(
@@ -112,7 +116,9 @@ class Runner:
         cancelled_time_s: float,
         exit: Callable[[int], object],
         warm: tuple[str, ...] = (),
+        stored: StoredResults | None = None,
     ) -> None:
+        self.stored = stored
         self._ahead = warm
         self._limits = limits
         self._scheduler = scheduler
@@ -145,6 +151,7 @@ class Runner:
         self._work: dict[TaskId, WorkTime] = {}
         self._signatures: dict[TaskId, frozenset[str]] = {}
         self._run_states: dict[TaskId, JobStates] = {}
+        self._handed_over: set[TaskId] = set()
         self._wanted: dict[str, asyncio.Future[Any]] = {}
         self._wishes: list[Free] = []
         self._prefetching: asyncio.Task[None] | None = None
@@ -184,7 +191,7 @@ class Runner:
     async def leave(self) -> None:
         """Leave the scheduler's registry; unfinished tasks are given to other replicas at once."""
         self._membership.leaving = True
-        await self._models.save_runs()
+        await self._models.hand_over(self._cancel_tasks)
         await self.drop_all()
         await self._membership.leave()
 
@@ -210,6 +217,8 @@ class Runner:
             case Interrupt(task_id):
                 if (running := self.running.get(task_id)) and (stopped := self.replacement.cancel(running)):
                     self._run_errand(self._delete_states(self.run_states(stopped)))
+            case HandOver():
+                self._run_errand(self._hand_over())
             case Free():
                 self._wishes.append(message)
                 self._free()
@@ -221,6 +230,8 @@ class Runner:
                 self._prefetching = self._run_errand(self._models.prefetch(recipes, frozenset(spare)))
             case Forget(signatures):
                 self.results.forget(signatures)
+                if self.stored is not None:
+                    self.stored.forget(signatures)
             case Export(signature):
                 if (value := self.results.get(signature)) is None:
                     self.send(Evicted((signature,)))
@@ -238,6 +249,23 @@ class Runner:
                 self.replacement.watch(checking, underway)
                 checking.add_done_callback(self.replacement.over)
 
+    async def _hand_over(self) -> None:
+        """Save the states of all runs, and stop the tasks for other replicas to go on with them."""
+        running = dict(self.running)
+        self._handed_over.update(running)
+        await self._models.hand_over(self._cancel_tasks)
+        if running:
+            _, left = await asyncio.wait(running.values(), timeout=self._stop_s)
+            self.replacement.left(left)
+        for task_id in self._handed_over.intersection(running):
+            self._handed_over.discard(task_id)
+            self.send(TaskHandedOver(task_id))
+
+    def _cancel_tasks(self) -> None:
+        self.replacement.blame_nobody()
+        for running in self.running.values():
+            running.cancel()
+
     def _run_errand(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a coroutine beside the tasks; it is stopped with them."""
         self._errands.add(errand := asyncio.create_task(work))
@@ -253,6 +281,8 @@ class Runner:
     async def _let_go(self, wishes: list[Free]) -> None:
         if any(wish.results for wish in wishes):
             self.results.clear()
+            if self.stored is not None:
+                self.stored.forget()
         if any(wish.weights for wish in wishes):
             await self._models.release()
 
@@ -275,7 +305,7 @@ class Runner:
         self.results.begin(frozenset().union(*self._signatures.values()))
         self._work[task.id] = WorkTime()
         scope = TaskScope(self, task)
-        execution = Execution(task, self.classes, self.results, scope, scope, scope.fetch, self._limits)
+        execution = Execution(task, self.classes, self.results, scope, scope, scope.fetch, self._limits, scope)
         # Everything that the task starts, threads too, inherits this context.
         with log.about(**ids_of(task)):
             self.running[task.id] = running = asyncio.create_task(self._run(task, execution))
@@ -293,6 +323,12 @@ class Runner:
         async with self._lasting if execution.lasts else contextlib.nullcontext():
             with tracing.span("task", task.extra_data.get(TRACEPARENT), **ids_of(task)):
                 await execution.run()
+
+    def is_all_own(self, task: Task) -> bool:
+        """Whether a task's workflow has no node of a pack."""
+        classes = (str(node.get("class_type")) for node in task.prompt.values() if isinstance(node, Mapping))
+        specs = map(self._specs.get, classes)
+        return all(spec is not None and not spec.python_module.startswith(PACKS) for spec in specs)
 
     def _may_need_models(self, task: Task) -> bool:
         """Whether a node uses RUNTIME, or is of a pack, whose code may use it or return nodes that do."""
@@ -327,6 +363,9 @@ class Runner:
             case None:
                 # With no other running task there is no end to batch with, and the scheduler may have more tasks.
                 self._membership.send(TaskFinished(task_id, took_s), deferrable=task.deferrable and bool(self.running))
+            case asyncio.CancelledError() if task_id in self._handed_over:
+                # It is reported once its state is saved.
+                return
             case asyncio.CancelledError() | LostValueError():
                 self.send(TaskStopped(task_id))
             case CancelledJobError():
@@ -335,6 +374,7 @@ class Runner:
                 self.send(failed(task, error.node_id, error.class_type, error.exception, error.inputs))
             case _:
                 self.send(failed(task, "", "", original_error(error)))
+        self._handed_over.discard(task_id)
 
     def underway(self) -> list[str]:
         """Return which nodes of which jobs run here. Callable from any thread."""
@@ -411,7 +451,7 @@ class Runner:
     def run_states(self, task: Task) -> JobStates:
         """Return the states of a running task's sampler runs."""
         if task.id not in self._run_states:
-            self._run_states[task.id] = JobStates(store_of(self._store, task.tenant), task.id.job_id)
+            self._run_states[task.id] = JobStates(self._store, task.id.job_id)
         return self._run_states[task.id]
 
     async def _delete_states(self, states: JobStates) -> None:

@@ -7,10 +7,12 @@ import contextlib
 import itertools
 import time
 from collections.abc import Awaitable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from serve_app import tracing
+from serve_app.execution.call import NodeResult
 from serve_app.execution.executing import Progress, SendMessage
 from serve_app.execution.runtime import NodeStore, Runtime
 from serve_app.execution.time_limit import TimeLimit
@@ -18,15 +20,16 @@ from serve_app.graph.graph import Origin
 from serve_app.graph.plan import Task
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
-from serve_app.replica.run_states import RunStateFiles
 from serve_app.scheduler.protocol.messages import (
     NodeBlocked,
     NodeFinished,
     NodeProgressed,
+    NodesCached,
     NodeSentMessage,
     NodeStarted,
 )
 from serve_app.store.tenants.credentials import scrubbed
+from serve_app.store.work.run_states import RunStateFiles
 
 if TYPE_CHECKING:
     from serve_app.replica.runner import Runner
@@ -42,6 +45,17 @@ class TaskScope:
         self._began_s: dict[str, float] = {}
         self._drawing: dict[str, asyncio.Task[None]] = {}
         self._loop = asyncio.get_running_loop()
+
+    async def find(self, signature: str) -> NodeResult | None:
+        """Return a stored result of a node."""
+        stored = self._runner.stored
+        return None if stored is None else await stored.find(signature, self._task.tenant)
+
+    def keep(self, signature: str, result: NodeResult, took_s: float) -> None:
+        """Store a node's result, unless a pack's code may have had a part in it, which no signature has."""
+        if (stored := self._runner.stored) is not None and self._runner.is_all_own(self._task):
+            shown = scrubbed(result.ui, self._task.extra_data)
+            stored.keep(signature, replace(result, ui=shown), took_s, self._task.tenant)
 
     def runtime(self, node_id: str) -> Runtime | None:
         progress, show, remark = (partial(f, node_id) for f in (self._progressed, self._show, self._remark))
@@ -113,6 +127,9 @@ class TaskScope:
             tracing.record("node", began_s, time.time(), tracing.traceparent(), **about)
         shown = scrubbed(ui, self._task.extra_data)
         self._runner.send(NodeFinished(self._task.id, node_id, signature, shown, origin, computed))
+
+    def cached(self, nodes: tuple[str, ...]) -> None:
+        self._runner.send(NodesCached(self._task.id, nodes))
 
     def blocked(self, node_id: str, class_type: str, message: str) -> None:
         shown = scrubbed(message, self._task.extra_data)

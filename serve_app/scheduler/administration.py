@@ -12,7 +12,7 @@ from serve_app.graph.plan import Pool
 from serve_app.scheduler.core.events import PausesChanged
 from serve_app.scheduler.core.replicas import Replicas
 from serve_app.scheduler.core.results import Results
-from serve_app.scheduler.protocol.messages import Free, Warm
+from serve_app.scheduler.protocol.messages import Free, HandOver, Warm
 from serve_app.scheduler.replicas.registry import ReplicaRegistry
 from serve_app.store.database.queries import Query
 from serve_app.store.tenants.pauses import AllPauses, Pause, SetPause
@@ -67,6 +67,12 @@ class Administration:
         self.paused = {pause: since_s for pause, since_s in pauses.items() if not pause.drains}
         self.drained = {pause: since_s for pause, since_s in pauses.items() if pause.drains}
         self._apply(PausesChanged(frozenset(pauses)))
+
+    def hand_over(self, drain: Pause) -> None:
+        """As `SchedulerClient.hand_over`."""
+        for name, replica in self._replicas.items():
+            if drain.name == (name if drain.kind == "replica" else replica.host):
+                self._registry.mail(name, HandOver())
 
     def warm(self, models: Sequence[str], pool: str | None) -> tuple[str, ...]:
         """As `SchedulerClient.warm`."""

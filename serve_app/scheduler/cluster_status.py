@@ -102,7 +102,10 @@ class ClusterStatus:
         oldest = jobs.oldest_waiting()
         oldest_s = 0.0 if oldest is None else max(0.0, time.time() - oldest.row.created_s)
         pools = tuple(map(self._pool_load, self._pools))
-        return Load(len(jobs.waiting), len(jobs.running), oldest_s, pools, dict(self._counters.ended))
+        moves = self._machine.moves
+        moved = {how: moves[how] for how in ("handed_over", "lost")}
+        ended = dict(self._counters.ended)
+        return Load(len(jobs.waiting), len(jobs.running), oldest_s, pools, ended, moved, moves["steps"])
 
     def _pool_load(self, pool: str) -> PoolLoad:
         demand = self._machine.backlog(pool)

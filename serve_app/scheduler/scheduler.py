@@ -362,6 +362,10 @@ class Scheduler:
     async def pause(self, pause: Pause, paused: bool) -> tuple[Pause, ...]:
         return await self._administration.pause(pause, paused)
 
+    async def hand_over(self, drain: Pause) -> None:
+        self._check_ready()
+        self._administration.hand_over(drain)
+
     async def deliver_pack_frame(self, replica_id: str, frame: SocketFrame) -> None:
         self._check_alive()
         self.registry.pass_on(replica_id, frame)

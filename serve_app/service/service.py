@@ -262,11 +262,17 @@ class Service:
                     raise InvalidSubmissionError(f"there is no model {abbreviated(known)}{did_you_mean(name, names)}")
         return await self._scheduler.warm(models, pool)
 
-    async def pause(self, pause: Pause, *, paused: bool) -> tuple[Pause, ...]:
-        """Pause, drain or undo that; as `SchedulerClient.pause`. Errors: also for a tenant that is nobody."""
+    async def pause(self, pause: Pause, *, paused: bool, hand_over: bool = False) -> tuple[Pause, ...]:
+        """Pause, drain or undo that; as `SchedulerClient.pause`. Errors: also for a tenant that is nobody.
+
+        hand_over: what is drained hands its tasks over rather than to end them.
+        """
         if paused and pause.kind == "tenant":
             await self._check_tenant(pause.name)
-        return await self._scheduler.pause(pause, paused)
+        pauses = await self._scheduler.pause(pause, paused)
+        if hand_over:
+            await self._scheduler.hand_over(pause)
+        return pauses
 
     async def _check_tenant(self, name: str) -> None:
         """Check that somebody has this name: by a key, a job or a quota. Errors: InvalidSubmissionError."""

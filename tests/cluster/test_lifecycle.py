@@ -118,8 +118,12 @@ def test_each_process_has_loaded_only_what_it_needs(place: Place):
     wait_for(lambda: libraries(driver) == {""}, "the driver to leave")
 
 
-def test_jobs_that_sigkill_interrupts_finish_after_the_next_start(place: Place):
+def test_jobs_that_sigkill_interrupts_finish_after_the_next_start_and_equal_ones_are_cached(place: Place):
     server = place.server
+    # It takes longer than results.after_s.
+    long = txt2img(77, steps=150, side=128, prefix="long")
+    before = server.finished(server.submit(long))["outputs"]
+    wait_for(lambda: list(place.root.glob("work/results/*/*")), "its result to be stored")
     jobs = [server.submit(txt2img(seed, steps=60, side=128, prefix="killed/image")) for seed in range(JOBS)]
     wait_for(lambda: server.get("/queue")["running"], "a job that runs")
 
@@ -138,6 +142,11 @@ def test_jobs_that_sigkill_interrupts_finish_after_the_next_start(place: Place):
         names |= {image["filename"] for image in entry["outputs"]["6"]["images"]}
     assert names == server.saved("killed")
     assert len(names) == len(jobs)
+    again = server.submit(long)
+    assert server.finished(again)["outputs"] == before
+    told = server.get(f"/jobs/{again}/events")["events"]
+    assert "executing" not in {event["kind"] for event in told}
+    assert {node for event in told if event["kind"] == "cached" for node in event["data"]["nodes"]} == set(long)
 
 
 def test_the_older_of_two_servers_works_again_when_the_newer_has_gone_and_jobs_of_both_are_there(place: Place):

@@ -45,7 +45,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> WholeStore:
     """An empty store, of each kind in turn."""
     if request.param == "s3":
         return S3(request.getfixturevalue("bucket"))
-    return Volume({area: tmp_path / area for area in AREAS})
+    return Volume({area: tmp_path / area for area in (*AREAS, "work")})
 
 
 @pytest.fixture(scope="session")

@@ -173,12 +173,20 @@ async def _set_pause(request: Request, service: Service, *, paused: bool) -> Res
 
 
 async def _set_drain(request: Request, service: Service, *, drained: bool) -> Response:
-    """Drain or undo that, and return what is drained. The body is {"replica": ID} or {"host": NAME}."""
+    """Drain or undo that, and return what is drained. The body is {"replica": ID} or {"host": NAME}.
+
+    A drain's may have "hand_over": true.
+    """
     body = await read_object(request, service.limits.command)
+    hand_over = body.pop("hand_over", False) if drained else False
+    if not isinstance(hand_over, bool):
+        raise InvalidSubmissionError(f"hand_over must be true or false, not {short_repr(hand_over)}")
     if len(body) != 1 or any(key not in DRAINS for key in body):
         raise InvalidSubmissionError(f"the body must name one {' or '.join(DRAINS)}")
     pause = _named(body, DRAINS)
-    return JsonResponse({"drained": [str(each) for each in await service.pause(pause, paused=drained)]})
+    return JsonResponse(
+        {"drained": [str(each) for each in await service.pause(pause, paused=drained, hand_over=hand_over)]}
+    )
 
 
 def _named(body: Mapping[str, Any], kinds: Sequence[PauseKind]) -> Pause:

@@ -90,20 +90,23 @@ def drain(
     replica: Annotated[str | None, typer.Argument(help="its id, as status lists it")] = None,
     host: Annotated[str | None, typer.Option(metavar="NAME", help="all replicas of a host")] = None,
     undo: Annotated[bool, typer.Option("--undo", help="let it take tasks again")] = False,
-    wait: Annotated[bool, typer.Option("--wait", help="return once it has finished its tasks")] = False,
+    hand_over: Annotated[bool, typer.Option("--hand-over", help="other replicas go on with its tasks at once")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="return once it has no task")] = False,
     as_json: options.Json = False,
     server: options.Server = SERVER,
     patience: options.Patience = PATIENCE_S,
 ) -> int:
-    """Give a replica or host no more tasks; it finishes what it has, also over restarts."""
+    """Give a replica or host no more tasks, also over restarts; it finishes or hands over what it has."""
     from serve_app.cli import drain
     from serve_app.cli.server import ServerClient
 
     if (replica is None) == (host is None):
         raise typer.BadParameter("give a replica or --host NAME")
+    if undo and hand_over:
+        raise typer.BadParameter("--hand-over is of a drain, and --undo undoes one")
     kind, name = ("replica", replica or "") if host is None else ("host", host)
     with ServerClient(server, patience) as client:
-        drained = drain.drain(client, kind, name, undo=undo)
+        drained = drain.drain(client, kind, name, undo=undo, hand_over=hand_over)
         if wait and not undo:
             drain.wait_until_idle(client, kind, name)
     if as_json:

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from serve_app.config.limits import BackoffRules
 from serve_app.config.quotas import NO_QUOTAS, Quota
@@ -104,6 +104,7 @@ from serve_app.scheduler.protocol.messages import (
     TaskCancelled,
     TaskFailed,
     TaskFinished,
+    TaskHandedOver,
     TaskStopped,
     Want,
 )
@@ -142,6 +143,8 @@ class Machine:
         self.backoff = Backoff(BackoffRules()) if backoff is None else backoff
         self.replicas = Replicas()
         self.results = Results()
+        self.moves: Counter[str] = Counter()
+        """Tasks that replicas have `handed_over`, that were `lost` with one, and the `steps` that were repeated."""
         self.costs = Costs() if costs is None else costs
         self._journal = Journal(epoch)
         self._max_attempts = max_attempts
@@ -177,13 +180,13 @@ class Machine:
                 else:  # its end is not published yet: it could not be recorded, or the job not be planned again
                     self._journal.ended(job_id, "error", failure, since_s)
             case ReplicaJoined(info, host):
-                self._replica_gone(info.replica_id)
+                self._replica_gone(info.replica_id, "lost")
                 self.replicas.join(info, host, drained=self._drained(info.replica_id, host))
             case ReplicaLeft(replica_id):
-                self._replica_gone(replica_id)
+                self._replica_gone(replica_id, "handed_over")
             case ReplicaLost(replica_id, checking, why):
                 self._charge(replica_id, checking=checking, why=why)
-                self._replica_gone(replica_id)
+                self._replica_gone(replica_id, "lost")
             case Reported(replica_id, report):
                 if replica_id in self.replicas:
                     self._reported(self.replicas[replica_id], report)
@@ -503,6 +506,11 @@ class Machine:
                 self._end_task(replica, task_id)
                 if current := self._current(task_id):
                     self._stopped(*current)
+            case TaskHandedOver(task_id):
+                self._end_task(replica, task_id)
+                if current := self._current(task_id):
+                    self.moves["handed_over"] += 1
+                    self._try_again(*current)
             case SlotReleased(task_id):
                 self._bill(replica, task_id)
                 self.replicas.release_slot(replica, task_id)
@@ -534,8 +542,12 @@ class Machine:
             case ResidentWeights(recipes, loads):
                 self.costs.learn_loads(replica.info.pool, load_times(loads))
                 self.replicas.hold(replica, recipes)
-            case NodeStarted() | NodesCached() | NodeProgressed() | NodeBlocked() | NodeSentMessage() | NodePreviewed():
+            case NodesCached(task_id, nodes):
+                if current := self._current(task_id):
+                    self._journal.cached(current[0], nodes)
+            case NodeStarted() | NodeProgressed() | NodeBlocked() | NodeSentMessage() | NodePreviewed():
                 if current := self._current(report.task_id):
+                    self.moves["steps"] += node_reports.steps_repeated(current[0], report)
                     self._journal.publish(current[0], *node_reports.event_of(current[0], report))
 
     def _node_finished(
@@ -693,8 +705,8 @@ class Machine:
         self._journal.lost_replica(job)
         self._try_again(job, task)
 
-    def _replica_gone(self, replica_id: str) -> None:
-        """Retry a lost replica's tasks, and find other sources for its values."""
+    def _replica_gone(self, replica_id: str, how: Literal["handed_over", "lost"]) -> None:
+        """Retry the tasks of a replica that is gone, and find other sources for its values."""
         replica = self.replicas.drop(replica_id)
         if replica is None:
             return
@@ -704,6 +716,7 @@ class Machine:
             self._bill(replica, task_id)
             orphans |= self.results.release(task_id)
             if current := self._current(task_id):
+                self.moves[how] += 1
                 self._try_again(*current)
         stranded = [s for s, waiters in self._waiters.items() if waiters and not self.results.holders(s)]
         self._orphan(orphans | set(stranded))
@@ -722,4 +735,6 @@ class Machine:
         task.attempt += 1
         for node_id in [n for n, real in job.executing.items() if real in task.plan.nodes]:
             del job.executing[node_id]
+            if (steps := job.steps.pop(node_id, None)) is not None:
+                job.reached[node_id] = steps
         self._make_ready(job, task)

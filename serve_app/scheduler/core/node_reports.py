@@ -11,12 +11,18 @@ from serve_app.scheduler.protocol.messages import (
     NodeBlocked,
     NodePreviewed,
     NodeProgressed,
-    NodesCached,
     NodeSentMessage,
     NodeStarted,
 )
 
-NodeReport: TypeAlias = NodeStarted | NodesCached | NodeProgressed | NodeBlocked | NodeSentMessage | NodePreviewed
+NodeReport: TypeAlias = NodeStarted | NodeProgressed | NodeBlocked | NodeSentMessage | NodePreviewed
+
+
+def steps_repeated(job: JobRecord, report: NodeReport) -> int:
+    """Return how many steps a node computes again whose replica is gone, at the first report of another one."""
+    if not isinstance(report, NodeProgressed):
+        return 0
+    return max(0, int(job.reached.pop(report.node_id, report.value) - report.value))
 
 
 def event_of(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any]]:
@@ -25,10 +31,8 @@ def event_of(job: JobRecord, report: NodeReport) -> tuple[Kind, Mapping[str, Any
         case NodeStarted(_, node_id, origin):
             job.executing[node_id] = node_id if origin is None else origin.real
             return "executing", placed(node_id, origin)
-        case NodesCached(_, nodes):
-            job.finished.update(nodes)
-            return "cached", {"nodes": list(nodes)}
         case NodeProgressed(_, node_id, value, maximum, origin):
+            job.steps[node_id] = value
             job.progress[node_id] = min(1.0, value / maximum) if maximum > 0 else 0.0
             return "progress", {**placed(node_id, origin), "value": value, "max": maximum}
         case NodeBlocked(_, node_id, class_type, message):

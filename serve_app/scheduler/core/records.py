@@ -49,7 +49,8 @@ class JobRecord:
     task has requested beyond the tasks' targets. executing: the running nodes in order of their start, each with the
     submitted node that it comes from. losses: replicas lost while other jobs ran there; lone_losses: while it ran there
     alone. alone: whether it runs alone because of its owner's losses. unexplained: whether it may have ended a replica
-    on which other jobs ran. expected_s: the GPU seconds that it is expected to take.
+    on which other jobs ran. expected_s: the GPU seconds that it is expected to take. steps: how many each node has
+    reported; reached: those of nodes whose replica is gone.
     """
 
     row: JobRow
@@ -64,6 +65,8 @@ class JobRecord:
     finished: set[str] = field(default_factory=set)
     cached: tuple[str, ...] = ()
     progress: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, float] = field(default_factory=dict)
+    reached: dict[str, float] = field(default_factory=dict)
     losses: int = 0
     lone_losses: int = 0
     alone: bool = False

@@ -5,7 +5,7 @@ The one place that assigns cursors. An event that clients may rely on is a Persi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serve_app.events import Ending, Event, Failure, Kind
@@ -14,6 +14,7 @@ from serve_app.scheduler.core.records import JobRecord
 from serve_app.store.database.changes import (
     Claims,
     JobAccepted,
+    JobCached,
     JobEnded,
     JobLostReplica,
     JobRow,
@@ -64,6 +65,13 @@ class Journal:
         started = Event(job.row.job_id, seq, "started", job.started_s)
         self._add(Persist(JobStarted(job.row.job_id, job.started_s, seq, job.cached)), Publish(started))
         self.publish(job, "cached", {"nodes": list(job.cached)})
+
+    def cached(self, job: JobRecord, nodes: Sequence[str]) -> None:
+        """Record and publish that more nodes of a running job need not run."""
+        job.finished.update(nodes)
+        job.cached = tuple(dict.fromkeys((*job.cached, *nodes)))
+        self._add(Persist(JobCached(job.row.job_id, job.cached)))
+        self.publish(job, "cached", {"nodes": list(nodes)})
 
     def output(self, job: JobRecord, node_id: str, ui: Mapping[str, Any], where: Mapping[str, Any]) -> None:
         """Record an output. where: the fields by which the event names its node."""

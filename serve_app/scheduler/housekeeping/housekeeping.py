@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from serve_app.config.results import ResultsConfig
 from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.expiry import Expiry
 from serve_app.scheduler.housekeeping.storage_count import StorageCount
@@ -21,12 +22,16 @@ from serve_app.store.retention.sweep import Sweep
 
 @dataclass(frozen=True, slots=True)
 class KeptFiles:
-    """The files of a server. temp_age_s: the largest age of previews. user_data: also counted."""
+    """The files of a server. temp_age_s: the largest age of previews. user_data: also counted.
+
+    results: which results of nodes outlive a restart; None: none does.
+    """
 
     store: WholeStore
     temp_age_s: float
     retention: RetentionRules = field(default_factory=RetentionRules)
     user_data: UserData | None = None
+    results: ResultsConfig | None = None
 
 
 class Housekeeping:
@@ -49,7 +54,9 @@ class Housekeeping:
         store = files.store
         self._count = StorageCount(count_bytes, jobs, store, files.user_data, lease, in_database)
         deleted = self._count.deleted
-        self._tidying = Tidying(Sweep(jobs, store, files.temp_age_s, deleted), jobs, lease, results, in_database)
+        self._tidying = Tidying(
+            Sweep(jobs, store, files.temp_age_s, deleted), jobs, lease, results, in_database, files.results
+        )
         self._expiry: Expiry | None = None
         if files.retention.concern(*KINDS):
             self._expiry = Expiry(

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+from serve_app.config.results import ResultsConfig
 from serve_app.scheduler.durability.lease import SchedulerLease
 from serve_app.scheduler.housekeeping.rounds import repeat
 from serve_app.store.database.jobs import Jobs
@@ -21,11 +22,14 @@ from serve_app.store.retention.sweep import BATCH_SIZE, SETTLED_S, Sweep
 EVERY_S = 60.0
 """The interval of sweeps."""
 LOOK_S = 3600.0
-"""The interval at which half-written files are searched."""
+"""The interval at which whole areas are searched for half-written and old files."""
 
 
 class Tidying:
-    """The sweeps of one store. results: the cached ui dicts, whose files stay. in_database: as `SchedulerLease`'s."""
+    """The sweeps of one store. results: the cached ui dicts, whose files stay. in_database: as `SchedulerLease`'s.
+
+    stored: which results of nodes outlive a restart, and so the previews that they name; None: none does.
+    """
 
     def __init__(
         self,
@@ -34,7 +38,9 @@ class Tidying:
         lease: SchedulerLease,
         results: Callable[[], Iterable[Any]],
         in_database: Callable[..., Awaitable[Any]],
+        stored: ResultsConfig | None = None,
     ) -> None:
+        self._stored = stored
         self._sweep = sweep
         self._jobs = jobs
         self._lease = lease
@@ -61,12 +67,13 @@ class Tidying:
         if started_s is not None or time.monotonic() >= self._looked_s + LOOK_S:
             await asyncio.to_thread(self._sweep.half_written)
             await asyncio.to_thread(self._sweep.run_states)
+            await asyncio.to_thread(self._sweep.results, self._stored or ResultsConfig(max_bytes=0))
             await asyncio.to_thread(self._sweep.abandoned_uploads)
             self._looked_s = time.monotonic()
         expired = await self._in_database(self._jobs.query, self._lease.epoch, ExpireAssets())
         await asyncio.to_thread(self._sweep.delete, expired)
         await self.doomed()
-        await asyncio.to_thread(self._sweep.previews, started_s, chain(needed, self._kept()))
+        await asyncio.to_thread(self._sweep.previews, None if self._stored else started_s, chain(needed, self._kept()))
         while True:
             await self._in_database(self._jobs.renew, self._lease.epoch)
             before_s = time.time() - SETTLED_S

@@ -254,6 +254,10 @@ class SchedulerClient(Protocol):
         """
         ...
 
+    async def hand_over(self, drain: Pause) -> None:
+        """Have a drained replica or host stop its tasks, for others to go on with them."""
+        ...
+
     async def deliver_pack_frame(self, replica_id: str, frame: SocketFrame) -> None:
         """Send a client's websocket frame to the replica that serves the socket."""
         ...

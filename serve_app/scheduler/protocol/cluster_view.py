@@ -46,7 +46,8 @@ class PoolLoad:
 class Load:
     """The load of the queue. oldest_s: the longest waiting time of a job, 0 if none waits.
 
-    ended: jobs of this epoch, by how they ended.
+    Of this epoch: ended: jobs, by how they ended. moved: tasks that replicas have `handed_over`, or that were `lost`
+    with one. repeated_steps: of the nodes that ran there.
     """
 
     queued: int = 0
@@ -54,6 +55,8 @@ class Load:
     oldest_s: float = 0.0
     pools: tuple[PoolLoad, ...] = ()
     ended: Mapping[str, int] = field(default_factory=dict)
+    moved: Mapping[str, int] = field(default_factory=dict)
+    repeated_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,11 @@ class Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
+class HandOver:
+    """Message: save the states of all runs, and stop every task; each is answered by TaskHandedOver."""
+
+
+@dataclass(frozen=True, slots=True)
 class Free:
     """Message: once no task runs, evict weights, results or both."""
 
@@ -126,7 +131,7 @@ class SocketFrame:
 
 
 Message: TypeAlias = (
-    Assign | Interrupt | Export | Deliver | Compute | Check | Free | Warm | Prefetch | Forget | SocketFrame
+    Assign | Interrupt | HandOver | Export | Deliver | Compute | Check | Free | Warm | Prefetch | Forget | SocketFrame
 )
 
 
@@ -167,7 +172,7 @@ class NodeFinished:
 
 @dataclass(frozen=True, slots=True)
 class NodesCached:
-    """Nodes that need not run, since their values are cached by a ComfyUI that runs the task."""
+    """Nodes that need not run, since their values are stored, or cached by a ComfyUI that runs the task."""
 
     task_id: TaskId
     nodes: tuple[str, ...]
@@ -240,6 +245,13 @@ class TaskFailed:
 @dataclass(frozen=True, slots=True)
 class TaskStopped:
     """An interrupted task has ended."""
+
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class TaskHandedOver:
+    """A task has stopped so that another replica can go on with it."""
 
     task_id: TaskId
 
@@ -336,6 +348,7 @@ Report: TypeAlias = (
     | TaskFinished
     | TaskFailed
     | TaskStopped
+    | TaskHandedOver
     | SlotReleased
     | TaskCancelled
     | Want

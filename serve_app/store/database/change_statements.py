@@ -19,6 +19,7 @@ from serve_app.store.database.changes import (
     Change,
     CountersReserved,
     JobAccepted,
+    JobCached,
     JobEnded,
     JobLostReplica,
     JobStarted,
@@ -52,7 +53,7 @@ def _update(*columns: str) -> sa.Update:
 
 _UPDATES = {
     kind: _update(*(field.name for field in fields(kind) if field.name != "job_id"))
-    for kind in (JobStarted, JobLostReplica, JobEnded)
+    for kind in (JobStarted, JobCached, JobLostReplica, JobEnded)
 }
 """The statements of changes whose fields are columns of their job."""
 _CLEAR = _update("extra_data")
@@ -72,6 +73,7 @@ def apply(connection: sa.Connection, changes: Sequence[Change]) -> None:
     _insert(connection, JOBS, ACCEPTED_COLUMNS, [_row_of(change) for change in accepted])
     _claim(connection, accepted)
     _set(connection, JobStarted, changes)
+    _set(connection, JobCached, changes)
     _set(connection, JobLostReplica, changes)
     reserve(connection, _of(CountersReserved, changes))
     outputs = [

@@ -142,7 +142,7 @@ class JobAccepted:
 class JobStarted:
     """A job has started. cached: the nodes whose values are known; their event has the next cursor.
 
-    The fields of this change, of JobLostReplica and of JobEnded are the columns that they set.
+    The fields of this change, of JobCached, JobLostReplica and JobEnded are the columns that they set.
     """
 
     job_id: str
@@ -188,6 +188,14 @@ class CountersReserved:
     contents: Contents
     first: int = 0
     again: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobCached:
+    """More nodes of a running job need not run. cached: all of them, as JobStarted's."""
+
+    job_id: str
+    cached: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,7 +273,15 @@ class ListCount(NamedTuple):
 
 
 Change: TypeAlias = (
-    JobAccepted | JobStarted | JobLostReplica | CountersReserved | OutputRecorded | JobEnded | TenantUsed | OwnerCharged
+    JobAccepted
+    | JobStarted
+    | JobCached
+    | JobLostReplica
+    | CountersReserved
+    | OutputRecorded
+    | JobEnded
+    | TenantUsed
+    | OwnerCharged
 )
 
 JobKey: TypeAlias = tuple[str, int | None]

@@ -1,4 +1,4 @@
-"""A store on an S3-compatible server: the three areas as folders of one bucket, which every host reaches."""
+"""A store on an S3-compatible server: the areas as folders of one bucket, which every host reaches."""
 
 from __future__ import annotations
 

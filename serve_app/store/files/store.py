@@ -1,4 +1,5 @@
-"""The store protocol: the three directories clients know (input, output, temp), on a volume or an object store.
+"""The store protocol: the three areas clients know (input, output, temp) and the server's own, on a volume or an object
+store.
 
 Names come from clients and are checked here: one that would leave its area counts as absent, since ComfyUI answers 404
 for both. Everything is synchronous; callers on an event loop use a thread.
@@ -13,8 +14,9 @@ from typing import BinaryIO, Literal, Protocol, TypeAlias
 
 from serve_app.errors import FileMissingError
 
-Area: TypeAlias = Literal["input", "output", "temp"]
+Area: TypeAlias = Literal["input", "output", "temp", "work"]
 AREAS: tuple[Area, ...] = ("input", "output", "temp")
+"""The areas that clients know. The other one has files of the server's own that may be lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""A store on a file system: three directories, on one host's disk or on a volume that every host mounts.
+"""A store on a file system: a directory for each area, on one host's disk or on a volume that every host mounts.
 
 Names are checked twice: their text, as for every store, and where their real path ends up.
 """
@@ -19,7 +19,7 @@ from serve_app.store.files.store import Area, Content, FileRef, FileStat
 
 
 class Volume:
-    """The three areas as directories. They are created at the first write."""
+    """The areas as directories. They are created at the first write."""
 
     def __init__(self, directories: Mapping[Area, Path]) -> None:
         self._roots = {area: Path(os.path.realpath(directory)) for area, directory in directories.items()}
@@ -49,7 +49,7 @@ class Volume:
         return file
 
     def write(self, ref: FileRef, data: Content, *, replace: bool = True) -> None:
-        """Store the whole content or nothing, and return once it is on the disk, except previews.
+        """Store the whole content or nothing, and return once it is on the disk, except previews and the server's own.
 
         Errors: FileMissingError for a name that leaves its area or is a folder's; FileExistsError for a name that is
         taken, without `replace`; OSError when the disk refuses.
@@ -62,7 +62,7 @@ class Volume:
                 path.parent.mkdir(parents=True, exist_ok=True)
             except (FileExistsError, NotADirectoryError) as error:
                 raise ref.missing("a part of its subfolder is a file") from error
-            write_file(path, data, replace=replace, durable=ref.area != "temp")
+            write_file(path, data, replace=replace, durable=ref.area not in ("temp", "work"))
         except OSError as error:
             if error.errno == errno.ENAMETOOLONG:
                 raise ref.missing("it is longer than the file system's names") from error

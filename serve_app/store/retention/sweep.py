@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Iterable
 
 from serve_app import log
+from serve_app.config.results import ResultsConfig
 from serve_app.errors import FileMissingError
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.atomic_write import UNFINISHED
 from serve_app.store.files.reserved import Reservation, is_own
-from serve_app.store.files.store import AREAS, FileRef, Store
+from serve_app.store.files.store import AREAS, Area, FileRef, WholeStore
 from serve_app.store.page.assets import FOLDER, NAME, KnownFiles
 from serve_app.store.retention.named_files import NeededFiles, StoredPath, ref_of
 from serve_app.store.tenants.tenants import named_by_tenant
+from serve_app.store.work import run_states
+from serve_app.store.work.node_results import trim
 
 SETTLED_S = 90.0
 """How long after a job's end nothing of it is still on its way: longer than a silent replica is waited for."""
@@ -27,9 +30,6 @@ BATCH_SIZE = 200
 UNFINISHED_S = 3600.0
 """No file takes so long to write."""
 PREVIEW = re.compile(r"_[a-z]{12}_[0-9]{5,}_[^/]*$")
-RUN_STATES = "run-states"
-"""The folder of the temp area with the states of runs."""
-_STATE = re.compile(r"^[0-9a-f]{24}-[0-9]+_v[0-9]+-[0-9a-f]{24}_[0-9]{8}\.safetensors$")
 _HALF = re.compile(r"\.[0-9a-f]{32}" + re.escape(UNFINISHED))
 _log = log.get("store")
 
@@ -40,7 +40,7 @@ class Sweep:
     """
 
     def __init__(
-        self, jobs: Jobs, store: Store, temp_age_s: float, deleted: Callable[[FileRef], None] = lambda ref: None
+        self, jobs: Jobs, store: WholeStore, temp_age_s: float, deleted: Callable[[FileRef], None] = lambda ref: None
     ) -> None:
         self._jobs = jobs
         self._store = store
@@ -75,7 +75,15 @@ class Sweep:
 
     def run_states(self) -> int:
         """Remove states of runs that nobody has gone on with; return their number."""
-        return self._aged("temp", _STATE, time.time() - self._temp_age_s, ())
+        before_s = time.time() - self._temp_age_s
+        old = [ref for ref, at_s in self._store.files("work", run_states.FOLDER) if at_s < before_s]
+        for ref in old:
+            self._store.delete(ref)
+        return len(old)
+
+    def results(self, results: ResultsConfig) -> int:
+        """Remove results of nodes that are too old or too many; return their number."""
+        return trim(self._store, results.max_bytes, results.age_s)
 
     def abandoned_uploads(self) -> int:
         """Remove uploads without an asset, which a process left behind as it ended."""
@@ -101,10 +109,10 @@ class Sweep:
     def half_written(self) -> int:
         """Remove files that a killed process left half written; return their number."""
         before_s = time.time() - UNFINISHED_S
-        return sum(self._aged(area, _HALF, before_s, ()) for area in AREAS)
+        return sum(self._aged(area, _HALF, before_s, ()) for area in (*AREAS, "work"))
 
-    def _aged(self, area: str, pattern: re.Pattern[str], before_s: float, kept: Iterable[FileRef]) -> int:
-        found = self._store.files(next(known for known in AREAS if known == area))
+    def _aged(self, area: Area, pattern: re.Pattern[str], before_s: float, kept: Iterable[FileRef]) -> int:
+        found = self._store.files(area)
         aged = [ref for ref, at_s in found if at_s < before_s and pattern.search(ref.filename)]
         kept = _among({named_by_tenant(ref) for ref in aged}, kept)
         old = [ref for ref in aged if named_by_tenant(ref) not in kept]

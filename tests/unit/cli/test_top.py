@@ -17,6 +17,8 @@ def status(**changes: Any) -> dict[str, Any]:
         "running": 3,
         "oldest_s": 42.4,
         "ended": {"success": 5, "error": 1},
+        "moved": {"handed_over": 3, "lost": 0},
+        "repeated_steps": 2,
         "pools": [{"pool": "denoise", "replicas": 1, "waiting": 7, "running": 16}],
     }
     gpu = {"name": "H100", "vram_used_mb": 20, "vram_free_mb": 60, "vram_total_mb": 80}
@@ -45,6 +47,7 @@ def shown(*arguments: Any) -> str:
 def test_jobs_pools_replicas_hosts_and_cards_are_on_the_screen():
     text = " ".join(shown(status()).split())
     assert "3 jobs running, 2 waiting (the oldest for 42 s) · ended: 1 error, 5 success" in text
+    assert "went on elsewhere: 3 handed over, 2 steps again" in text
     assert "denoise 1 7 16" in text
     assert "r1 denoise gpu-1 16/16 backbone a/b" in text
     assert "gpu-1 memory 25 % 4" in text

@@ -16,6 +16,7 @@ from serve_app.deployments.metrics import (
     model_figures,
     node_figures,
     scheduler_figures,
+    stored_figures,
     tenant_figures,
 )
 from tests.unit.replica.cluster import cluster
@@ -83,7 +84,8 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
         models = model_figures("gpu", "r", runner.models)
         limits = limit_figures(running.scheduler.status.use(), {"max_queue": 1})
         tenants = tenant_figures(running.scheduler.status.tenant_loads())
-        figures = [*waiting, *tenants, *node_figures("gpu", "r", runner.times), *models, *limits]
+        stored = stored_figures("gpu", "r", runner.stored.counters)
+        figures = [*waiting, *tenants, *node_figures("gpu", "r", runner.times), *models, *limits, *stored]
 
     assert {name for name, _, _ in figures} == set(TABLE)
     for name, _, labels in figures:

@@ -69,6 +69,8 @@ class OneReplica:
         assert signature in self.held
         self.finished_nodes.append((node_id, ui))
 
+    def cached(self, nodes: tuple[str, ...]) -> None: ...
+
     def blocked(self, node_id: str, class_type: str, message: str) -> None:
         self.blocked_nodes.append((node_id, class_type, message))
 

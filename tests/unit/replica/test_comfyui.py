@@ -21,6 +21,7 @@ from serve_app.replica.comfyui_runner import ComfyUIRunner
 from serve_app.store.database.changes import Submission
 from serve_app.store.files.store import FileRef
 from serve_app.store.files.volume import Volume
+from serve_app.store.tenants.pauses import Pause
 from tests.comfyui.pools import STANDIN, graph, standin
 from tests.unit.replica.cluster import Cluster, cluster
 
@@ -165,6 +166,22 @@ async def test_a_cancelled_graph_stops_and_the_next_runs_in_the_same_process(tmp
         assert (await running.finish(job_id)).state == "cancelled"
         assert (await running.finish(await submit(running, graph()))).state == "success"
         assert runner.process is process
+
+
+async def test_a_job_that_a_drained_replica_hands_over_starts_again_and_has_lost_no_replica(tmp_path: Path) -> None:
+    async with pool(tmp_path) as running:
+        job_id = await submit(running, graph(StandInWork={"seconds": 2.0, "steps": 20}))
+        await begun(running, job_id, "2")
+        [name] = running.runners
+        drain = Pause("replica", name)
+        await running.scheduler.pause(drain, True)
+        await running.scheduler.hand_over(drain)
+        while running.scheduler.status.load().moved["handed_over"] == 0:
+            await asyncio.sleep(0.02)
+        assert (await running.scheduler.job(job_id)).state == "running"
+        await running.scheduler.pause(drain, False)
+        assert (await running.finish(job_id)).state == "success"
+        assert running.scheduler.status.load().moved == {"handed_over": 1, "lost": 0}
 
 
 async def test_the_next_graph_begins_while_what_the_last_has_made_is_stored(

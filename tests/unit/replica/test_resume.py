@@ -14,9 +14,10 @@ from serve_app.config.pool import PoolConfig
 from serve_app.config.resume import ResumeConfig
 from serve_app.engine import run_state
 from serve_app.errors import UnavailableError
-from serve_app.replica.run_states import JobStates
 from serve_app.scheduler.protocol.client import JobView
 from serve_app.store.files.volume import Volume
+from serve_app.store.tenants.pauses import Pause
+from serve_app.store.work.run_states import JobStates
 from tests import workflows
 from tests.unit.replica.cluster import Cluster, cluster
 
@@ -32,7 +33,7 @@ def job(seed: int, sampler: str = "dpmpp_2m_sde") -> dict[str, Any]:
 
 def states(running: Cluster) -> list[str]:
     """Return the names of the saved parts."""
-    return sorted(path.name for path in running.config.temp_dir.rglob("*.safetensors"))
+    return sorted(path.name for path in (running.config.directories["work"] / "run-states").rglob("*.safetensors"))
 
 
 def evaluations(running: Cluster, name: str) -> int:
@@ -64,16 +65,22 @@ def at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("at_each_step")
-async def test_a_lost_replicas_run_and_a_leaving_ones_go_on_at_their_steps_with_the_same_picture(root: Path) -> None:
+async def test_runs_of_a_lost_a_leaving_and_a_drained_replica_go_on_at_their_steps_with_the_same_picture(
+    root: Path,
+) -> None:
     async with cluster(root, (ONE,), resume=ResumeConfig(after_s=0.0)) as running:
         wanted = await picture(running, await running.finish(await running.submit(job(5), ("6",))))
         assert states(running) == [], "the states of jobs that have ended are deleted"
-    for ends in ("lost", "leaves"):
+    for ends in ("lost", "leaves", "drained"):
         async with cluster(root, (ONE,), resume=ResumeConfig(after_s=0.0), cache="none") as running:
             job_id = await running.submit(job(5), ("6",), job_id=f"00000000-0000-4000-8000-00000000000{len(ends)}")
             await sampled(running, 20)
             if ends == "leaves":
                 await running.runners["gpu"].leave()
+            if ends == "drained":
+                await running.scheduler.pause(Pause("replica", "gpu"), True)
+                await running.scheduler.hand_over(Pause("replica", "gpu"))
+                await until(lambda: running.scheduler.status.load().moved["handed_over"] == 1)
             first = evaluations(running, "gpu")
             await running.lose("gpu")
             assert states(running)
@@ -81,12 +88,15 @@ async def test_a_lost_replicas_run_and_a_leaving_ones_go_on_at_their_steps_with_
             view = await running.finish(job_id)
             assert await picture(running, view) == wanted
             # Of a run that is handed over at most one step is computed twice; of a lost one those since the last save.
-            assert first + evaluations(running, "second") - STEPS <= (1 if ends == "leaves" else 20)
+            assert first + evaluations(running, "second") - STEPS <= (20 if ends == "lost" else 1)
             counters = running.runners["second"].models.run_states
             assert (counters.resumed, counters.steps >= 5) == (1, True)
             assert states(running) == []
+            load = running.scheduler.status.load()
+            assert load.moved == {"handed_over": int(ends != "lost"), "lost": int(ends == "lost")}
+            assert load.repeated_steps <= (20 if ends == "lost" else 1)
             texts = [str(event.data) for event in await running.events(job_id)]
-            assert any("goes on after step" in text for text in texts)
+            assert any("went on at step" in text for text in texts)
 
 
 async def test_a_replica_with_a_notice_ends_what_it_can_in_time_and_hands_the_rest_over(root: Path) -> None:
@@ -133,7 +143,7 @@ async def test_runs_keep_no_state_where_none_is_configured(root: Path) -> None:
 
 
 def test_a_part_that_is_written_as_its_job_is_cancelled_is_deleted(tmp_path: Path) -> None:
-    job_states = JobStates(Volume({"temp": tmp_path}), "job")
+    job_states = JobStates(Volume({"work": tmp_path}), "job")
     files = job_states.of("3", 0, "recipe")
     files.write(0, b"a")
     job_states.delete()

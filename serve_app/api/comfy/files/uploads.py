@@ -23,7 +23,6 @@ from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import FileMissingError, InvalidSubmissionError
 from serve_app.service.service import Service
 from serve_app.store.files.store import AREAS, FileRef, Store
-from serve_app.store.retention.sweep import RUN_STATES
 
 router = Routes()
 
@@ -107,8 +106,6 @@ def _wanted(form: FormData, filename: str) -> FileRef | None:
     path = posixpath.normpath(posixpath.join(_text(form, "subfolder"), filename))
     if path.startswith(("/", "..")):
         return None
-    if area == "temp" and path.startswith(f"{RUN_STATES}/"):
-        raise InvalidSubmissionError(f"subfolder={RUN_STATES} of temp is the server's own, for the states of runs")
     subfolder, _, name = path.rpartition("/")
     return FileRef(area, subfolder, name)
 

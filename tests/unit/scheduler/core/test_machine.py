@@ -5,6 +5,7 @@ from __future__ import annotations
 from unittest.mock import ANY
 
 from serve_app.events import Failure
+from serve_app.graph.plan import Task
 from serve_app.scheduler.core.demand import Demand
 from serve_app.scheduler.core.events import (
     CancelAsked,
@@ -29,6 +30,7 @@ from serve_app.scheduler.protocol.messages import (
     Interrupt,
     NodeFinished,
     NodeProgressed,
+    NodesCached,
     NodesLinger,
     NodeStarted,
     Reopened,
@@ -40,7 +42,7 @@ from serve_app.scheduler.protocol.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.store.database.changes import JobAccepted, JobEnded, JobLostReplica, OutputRecorded
+from serve_app.store.database.changes import JobAccepted, JobCached, JobEnded, JobLostReplica, OutputRecorded
 from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id, twins, two_outputs
 
@@ -806,3 +808,32 @@ def test_a_job_that_may_not_start_has_no_pool_wait_for_it():
     script.job("a")
 
     assert script.machine.backlog("gpu").next_s is None
+
+
+def test_steps_that_another_replica_repeats_and_how_tasks_came_to_it_are_counted():
+    script = Script()
+    script.job("a")
+    [(_, task)] = assigned(script.replica("r1"))
+    script.replica("r2")
+
+    def steps(replica: str, task: Task, *done: int) -> None:
+        for report in (NodeStarted(task.id, "2"), *(NodeProgressed(task.id, "2", value, 50) for value in done)):
+            script.report(replica, report)
+
+    steps("r1", task, 30)
+    [(_, again)] = assigned(script.apply(ReplicaLeft("r1")))
+    steps("r2", again, 28, 29, 40)
+    # One that joins again has dropped what it ran.
+    [(_, lost)] = assigned(script.replica("r2"))
+    steps("r2", lost, 40)
+    assert script.machine.moves == {"lost": 1, "handed_over": 1, "steps": 2}
+
+
+def test_nodes_that_a_replica_finds_stored_are_cached_in_the_jobs_record_too():
+    script = Script()
+    script.job("a")
+    [(_, task)] = assigned(script.replica("r1"))
+    commands = script.report("r1", NodesCached(task.id, ("1", "2")))
+    assert [c.change for c in commands if isinstance(c, Persist)] == [JobCached("a", ("1", "2"))]
+    assert events(commands, "a") == ["cached"]
+    assert script.machine.jobs["a"].cached == ("1", "2")

@@ -43,7 +43,7 @@ class Site:
 
     def __init__(self, root: Path) -> None:
         self.url = f"sqlite:///{root}/jobs.sqlite"
-        self.store = Volume({area: root / area for area in AREAS})
+        self.store = Volume({area: root / area for area in (*AREAS, "work")})
 
     def scheduler(self, holder: str) -> Scheduler:
         jobs = Jobs(self.url)

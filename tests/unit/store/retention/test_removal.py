@@ -9,7 +9,7 @@ import pytest
 
 from serve_app.store.database.changes import JobAccepted, OutputRecorded
 from serve_app.store.database.jobs import Jobs
-from serve_app.store.files.store import FileRef, Store
+from serve_app.store.files.store import FileRef, WholeStore
 from serve_app.store.page.assets import Asset, MintAsset
 from serve_app.store.retention.named_files import FEW, NeededFiles, StoredPath, places
 from serve_app.store.retention.removal import Doomed, RemoveJobs, SettleDoomed
@@ -18,7 +18,7 @@ from tests.unit.store.retention.test_sweep import ROW, Saves
 
 
 @pytest.fixture
-def saves(database_url: str, store: Store) -> Iterator[Saves]:
+def saves(database_url: str, store: WholeStore) -> Iterator[Saves]:
     made = Saves(database_url, store)
     yield made
     made.jobs.close()

@@ -12,17 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from serve_app.config.results import ResultsConfig
 from serve_app.events import Failure
 from serve_app.execution.files import NodeFiles
-from serve_app.replica.run_states import JobStates
 from serve_app.store.database.changes import JobAccepted, JobEnded, JobRow, OutputRecorded
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.reserved import Contents, shown
-from serve_app.store.files.store import AREAS, FileRef, Store
+from serve_app.store.files.store import AREAS, FileRef, WholeStore
 from serve_app.store.files.volume import Volume
-from serve_app.store.retention.sweep import RUN_STATES, Sweep
+from serve_app.store.retention.sweep import Sweep
+from serve_app.store.work.node_results import NodeResultFiles
+from serve_app.store.work.run_states import JobStates
 from tests.unit.store import reserving
 
+SIGNATURE = "0" * 64
 ROW = JobRow("", 0.0, 0, {}, ("1",), None, {}, created_s=5.0, queued_seq=1)
 LATER_S = 100.0
 
@@ -30,7 +33,7 @@ LATER_S = 100.0
 class Saves:
     """Jobs whose node 1 saves files, by a database and a store as a server has them."""
 
-    def __init__(self, url: str, store: Store) -> None:
+    def __init__(self, url: str, store: WholeStore) -> None:
         self.jobs = Jobs(url)
         self.store = store
         self.epoch = self.jobs.acquire("test")
@@ -62,7 +65,7 @@ class Saves:
 
 
 @pytest.fixture
-def saves(tmp_path: Path, store: Store) -> Iterator[Saves]:
+def saves(tmp_path: Path, store: WholeStore) -> Iterator[Saves]:
     made = Saves(f"sqlite:///{tmp_path}/jobs.sqlite", store)
     yield made
     made.jobs.close()
@@ -126,7 +129,7 @@ def test_reservations_from_before_contents_were_written_down_are_let_go_of_with_
     assert saves.jobs.unsettled(LATER_S, None) == []
 
 
-async def preview(store: Store) -> FileRef:
+async def preview(store: WholeStore) -> FileRef:
     files = NodeFiles(store, str(uuid.uuid4()), "1", None)  # type: ignore[arg-type]
     (ref,) = shown({"images": await files.save("temp", "ComfyUI_temp_abcde", ".png", [b"x"])})
     return ref
@@ -145,7 +148,7 @@ async def test_previews_go_by_age_but_those_still_needed_and_other_peoples_files
 
 
 def test_half_written_files_go_once_no_one_can_be_writing_them(tmp_path, saves):
-    volume = Volume({area: tmp_path / area for area in AREAS})
+    volume = Volume({area: tmp_path / area for area in (*AREAS, "work")})
     names = [f".{uuid.uuid4().hex}.part" for _ in range(2)]
     for name in (*names, ".mine.part"):
         (tmp_path / "output" / "sub").mkdir(parents=True, exist_ok=True)
@@ -155,12 +158,20 @@ def test_half_written_files_go_once_no_one_can_be_writing_them(tmp_path, saves):
     assert sorted(os.listdir(tmp_path / "output" / "sub")) == sorted([names[1], ".mine.part"])
 
 
-def test_states_of_runs_go_once_they_are_old_and_nothing_else_does(saves: Saves) -> None:
+def test_states_of_runs_and_results_of_nodes_go_once_they_are_old_and_nothing_else_does(saves: Saves) -> None:
     files = JobStates(saves.store, "a").of("3", 0, "recipe")
     files.write(0, b"state")
-    other = FileRef("temp", RUN_STATES, "a.safetensors")
+    results = NodeResultFiles(saves.store, "code")
+    for signature in (SIGNATURE, "f" * 64):
+        results.write(signature, b"result")
+    other = FileRef("work", "", "a.safetensors")
     saves.store.write(other, b"a person's")
-    assert Sweep(saves.jobs, saves.store, 1e9).run_states() == 0
+    keep = ResultsConfig(age_s=1e9)
+    young = Sweep(saves.jobs, saves.store, 1e9)
+    assert (young.run_states(), young.results(keep)) == (0, 0)
     assert (files.read(5), files.read(4)) == ([b"state"], [])
+    assert young.results(ResultsConfig(max_bytes=11)) == 1
+    assert len(results.signatures()) == 1
     assert Sweep(saves.jobs, saves.store, -60).run_states() == 1
-    assert saves.there() == {other}
+    assert young.results(ResultsConfig(max_bytes=0)) == 1
+    assert [ref for ref, _ in saves.store.files("work")] == [other]

@@ -1,4 +1,4 @@
-"""Where the states of a job's sampler runs are kept: files in the store's temp area, which every replica reads."""
+"""Where the states of jobs' sampler runs are kept: files in the area `work`, which every replica reads."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from hashlib import sha256
 
 from serve_app import log
 from serve_app.store.files.store import FileRef, Store
-from serve_app.store.retention.sweep import RUN_STATES
 
 _log = log.get("replica")
 
+FOLDER = "run-states"
 VERSION = 1
 """Of the files' content."""
 
 
 class JobStates:
-    """The states of one job's runs. store: that of the job's tenant."""
+    """The states of one job's runs."""
 
     def __init__(self, store: Store, job_id: str) -> None:
         self.store = store
-        self.folder = f"{RUN_STATES}/{_digest(job_id)}"
+        self.folder = f"{FOLDER}/{_digest(job_id)}"
         self.over = False
         """Whether the job has ended: what is still being written is deleted too."""
 
@@ -31,8 +31,8 @@ class JobStates:
     def delete(self) -> None:
         """Delete all of them: the job has ended. Errors: StoreError, or a disk's OSError."""
         self.over = True
-        for name in [*self.store.names("temp", self.folder)]:
-            self.store.delete(FileRef("temp", self.folder, name))
+        for name in [*self.store.names("work", self.folder)]:
+            self.store.delete(FileRef("work", self.folder, name))
 
 
 class RunStateFiles:
@@ -59,7 +59,7 @@ class RunStateFiles:
 
     def write(self, first: int, part: bytes) -> None:
         name = f"{self._run}_{self._recipe}_{first:08}.safetensors"
-        self._store.write(FileRef("temp", self._folder, name), part)
+        self._store.write(FileRef("work", self._folder, name), part)
         if self._job.over:
             self.delete()
 
@@ -68,9 +68,9 @@ class RunStateFiles:
             self._store.delete(ref)
 
     def _files(self) -> Iterator[FileRef]:
-        for name in self._store.names("temp", self._folder):
+        for name in self._store.names("work", self._folder):
             if name.startswith(f"{self._run}_"):
-                yield FileRef("temp", self._folder, name)
+                yield FileRef("work", self._folder, name)
 
 
 def _digest(text: str) -> str:
