@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import mkdtemp
@@ -40,14 +39,10 @@ class Rank:
         self._config, self._pool, self._rank = config, pool, rank
 
     def check(self) -> str | None:
-        """Return why this rank cannot compute, in a sentence; None if it can."""
-        from serve_app.replica.assemble import device_of
+        """Return why this rank cannot compute, in a line; None if it can."""
+        from serve_app.replica.ranks import reason_against
 
-        try:
-            device_of(self._pool)
-        except ConfigError as error:
-            return f"rank {self._rank} on host {socket.gethostname()}: {error}"
-        return None
+        return reason_against(self._pool, self._rank)
 
     def follow(self, folder: Path) -> None:
         """Carry out the first rank's orders, until that ends or something fails."""

@@ -27,6 +27,17 @@ INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 _log = log.get("replica")
 
 
+def reason_against(pool: PoolConfig, rank: int) -> str | None:
+    """Return why this process cannot be a rank of a pool's replica, in a line that says which; None if it can."""
+    from serve_app.replica.assemble import device_of
+
+    try:
+        device_of(pool)
+    except ConfigError as error:
+        return f"rank {rank} on host {socket.gethostname()}: {error}"
+    return None
+
+
 def lead(pool: PoolConfig, folder: Path) -> Leader:
     """Join the ranks of a replica as the first, once the others have joined. folder: of all of them and nobody else.
 

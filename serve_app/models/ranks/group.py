@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
@@ -56,8 +56,9 @@ class RankGroup:
         with lost_ranks():
             # Before it meets the others, which connect as soon as they have met.
             listener = Listener(path, "AF_UNIX", backlog=2 * size) if rank == 0 else None
-            self._meet(folder / "meeting", timeout_s)
-            self._connections = _connections(path, rank) if listener is None else _accepted(listener, size)
+            with nullcontext() if listener is None else listener:
+                self._meet(folder / "meeting", timeout_s)
+                self._connections = _connections(path, rank) if listener is None else _accepted(listener, size)
 
     def _meet(self, meeting: Path, timeout_s: float) -> None:
         """Join torch's process group, and make those of ranks that share tokens."""
@@ -167,10 +168,9 @@ def _connections(path: str, rank: int) -> dict[tuple[Kind, int], Connection]:
 def _accepted(listener: Listener, size: int) -> dict[tuple[Kind, int], Connection]:
     """Return rank 0's connections to the others, all of which are about to connect."""
     made: dict[tuple[Kind, int], Connection] = {}
-    with listener:
-        while len(made) < len(KINDS) * (size - 1):
-            connection = listener.accept()
-            made[connection.recv()] = connection
+    while len(made) < len(KINDS) * (size - 1):
+        connection = listener.accept()
+        made[connection.recv()] = connection
     return made
 
 

@@ -102,6 +102,10 @@ class ZImage(OneStream):
         """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 8 * share for share in AXES)
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def build(self) -> nn.Module:
         network = ZImageTransformer2DModel(
             in_channels=self.latent_channels,

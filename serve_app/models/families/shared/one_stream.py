@@ -21,6 +21,7 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     Transformer,
     angles,
+    by_heads,
     check_text,
     from_tokens,
     grid,
@@ -31,6 +32,8 @@ from serve_app.models.families.shared.dit import (
     within,
 )
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
@@ -151,8 +154,12 @@ class OneStream(Transformer):
             text = text.through(layer)
         reference_tokens = self.reference_tokens(network, given, time)
         whole = (image if reference_tokens is None else image.followed_by(reference_tokens)).followed_by(text)
-        whole = whole.through_all(network.layers, time, LAYERS, controls)
-        return self.last(network, whole.tokens, time)
+        count = image.tokens.shape[1]
+        shards = sharding(count, whole.tokens.shape[1] - count)
+        with attention_over(shards.of_attention):
+            whole = whole.sharded(shards).through_all(network.layers, time, LAYERS, controls)
+        made = self.last(network, whole.tokens, time)
+        return made if shards.of_attention is None else shards.gather(made[:, : shards.count(0)], 0)
 
     def split_output(self, made: Tensor, rows: Sequence[Rows]) -> list[Tensor]:
         split_output, counts = [], [r.count for r in rows]
@@ -212,6 +219,13 @@ class Stream:
             for control in controls:
                 control.after(stack, number, stream.tokens)
         return stream
+
+    def sharded(self, shards: Sharding) -> Stream:
+        """Return a rank's shard of the tokens; the mask stays that of all, as attention over the ranks takes it."""
+        if shards.of_attention is None:
+            return self
+        known = shards.mask(by_heads(self.there))
+        return Stream(shards.shard(self.tokens), shards.shard(self.turns), None if known is None else known[:, 0, 0])
 
     def followed_by(self, other: Stream) -> Stream:
         tokens, turns = (torch.cat(pair, dim=1) for pair in ((self.tokens, other.tokens), (self.turns, other.turns)))

@@ -42,8 +42,8 @@ SMALL: Mapping[str, BackboneFamily] = {
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 CONTROLLED = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
 LTX = json.loads((GOLDEN / "ltx_keys.json").read_text())
-SHARDED = ("flux", "qwen", "flux2", "chroma", "krea2")
-NETS = (*SHARDED, "zimage", "lumina2", "sd35", "omnigen2", "anima", "hidream", "auraflow", "pixart", "sample")
+SHARDED = ("flux", "qwen", "flux2", "chroma", "krea2", "zimage")
+NETS = (*SHARDED, "lumina2", "sd35", "omnigen2", "anima", "hidream", "auraflow", "pixart", "sample")
 """Families of which rows are divided, with two heads: those of which tokens are sharded too, and the others."""
 AXES = {
     "qwen4": (16, 1),
@@ -134,7 +134,7 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
     texts = {f"texts of two lengths of {net}": [job(net), job(net, words=4)] for net in SHARDED}
     of_each = {
         "one row of flux": [job("flux4")],
-        **{f"one row of {net}": [job(net)] for net in ("flux2", "chroma", "krea2")},
+        **{f"one row of {net}": [job(net)] for net in ("flux2", "chroma", "krea2", "zimage")},
         "references of qwen": [job("qwen4", 3.0, **frames)],
         "a video": [job("wan4", 3.0, **image)],
         "a video with sound of ltx23": [job("ltx23", latents=sound)],
