@@ -17,6 +17,7 @@ from serve_app import log
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import CapturableCall, Inputs, Replays
+from serve_app.models.kernels.attention import dispatched
 from serve_app.models.kernels.compiled_blocks import CompiledBlocks, reason_against
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.kernels.packing import weights_of
@@ -110,7 +111,7 @@ class LoadedNetwork:
         if self._ranks is not None and self._ranks.computes(self.family, rows):
             return self._ranks.answer(self, rows)
         asked, rows = len(rows), self._padded(rows)
-        with self.prepared(rows) as call:
+        with nullcontext() if self.family.dispatches else dispatched(), self.prepared(rows) as call:
             if call is None:
                 return self.family.forward(self.module, rows)
             output = self.run(call)

@@ -131,6 +131,8 @@ class BackboneFamily(Family):
     """Whether a run's rows are the frames of one video, which the network reads together."""
     keeps_clean: ClassVar[bool] = False
     """Whether masked-out latents reach the network without noise; by default they have the level of the rest."""
+    dispatches: ClassVar[bool] = True
+    """Whether its layers ask diffusers' dispatcher for attention, and not torch itself."""
     functions: ClassVar[frozenset[str]] = frozenset()
     """Names of the node packs' functions that its forward calls, as ComfyUI names them."""
     text_prefixes: ClassVar[Mapping[str, str]] = {}

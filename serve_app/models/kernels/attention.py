@@ -2,14 +2,14 @@
 
 diffusers' dispatcher knows how each package is called. Networks call the dispatcher's default, torch's, which is
 replaced by one that asks the package where that can compute the call: without a mask, in sixteen bits, for heads that
-are narrow enough. Sources: Shah et al. 2024, arXiv:2407.08608 (FlashAttention 3); Zhang et al. 2024, arXiv:2411.10958
-(SageAttention 2).
+are narrow enough. Of families whose layers call torch, `dispatched` has them call that default. Sources: Shah et al.
+2024, arXiv:2407.08608 (FlashAttention 3); Zhang et al. 2024, arXiv:2411.10958 (SageAttention 2).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from diffusers.models.attention_dispatch import (
     dispatch_attention_fn,
 )
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from serve_app.models.ranks.sharding import Sharding
 
@@ -36,7 +38,7 @@ class Package(NamedTuple):
     widest: int
 
 
-PACKAGES: Mapping[str, Package] = {
+PACKAGES: dict[str, Package] = {
     "flash3": Package(AttentionBackendName._FLASH_3, 256),
     "sage": Package(AttentionBackendName.SAGE, 128),
 }
@@ -48,6 +50,30 @@ def use_attention(name: str) -> None:
     """Compute attention by a package from now on wherever it can, and by torch elsewhere; TORCH: everywhere."""
     chosen = _torch if name == TORCH else _by_package(PACKAGES[name])
     _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(chosen)
+
+
+def dispatched() -> AbstractContextManager[object]:
+    """Return a context in which layers that call torch's attention call the dispatcher's default."""
+    computed = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
+    return nullcontext() if computed is _torch else _Dispatched(computed)
+
+
+class _Dispatched(TorchFunctionMode):
+    """Has attention without a mask, of queries (R,H,n,d), be computed by what takes them as (R,n,H,d)."""
+
+    def __init__(self, computed: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self._computed = computed
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        options = dict(kwargs or {})
+        if func is scaled_dot_product_attention and len(args) == len("qkv") and options.get("attn_mask") is None:
+            options.pop("attn_mask", None)
+            query, key, value = (tensor.transpose(1, 2) for tensor in args)
+            return self._computed(query, key, value, **options).transpose(1, 2)
+        return func(*args, **options)
 
 
 @contextmanager

@@ -97,6 +97,7 @@ class AuraFlow(Transformer):
     """
 
     title = "AuraFlow"
+    dispatches = False
     trained_as = Flow(SHIFT, 1.0)
     latent_format = SDXL
     dtypes = (torch.bfloat16, torch.float16)

@@ -81,6 +81,7 @@ class HiDream(BackboneFamily):
     """
 
     title = "HiDream"
+    dispatches = False
     trained_as = Flow(1.0, TIMES)
     latent_format = FLUX
     dtypes = (torch.bfloat16,)

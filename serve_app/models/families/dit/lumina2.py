@@ -53,6 +53,7 @@ class Lumina2(OneStream):
     """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "Lumina 2"
+    dispatches = False
     trained_as = Flow(SHIFT, 1.0)
     theta = THETA
 

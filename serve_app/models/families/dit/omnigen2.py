@@ -72,6 +72,7 @@ class OmniGen2(OneStream):
     """A backbone. width: of a token; heads: of queries, shared: of keys and values."""
 
     title = "OmniGen2"
+    dispatches = False
     trained_as = Flow(SHIFT, 1.0)
     theta = THETA
 

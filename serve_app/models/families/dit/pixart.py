@@ -92,6 +92,7 @@ class PixArt(Transformer):
     """A backbone, Σ's. width: of a token; stretch: divisor of positions, 0: derived from x."""
 
     title = "PixArt"
+    dispatches = False
     trained_as = Discrete(even=True)
     latent_format = SDXL
 

@@ -100,6 +100,7 @@ class Sd3(Transformer):
     """
 
     title = "Stable Diffusion 3"
+    dispatches = False
     trained_as = Flow(SHIFT, TIMES)
     latent_format = SD3
     dtypes = (torch.bfloat16, torch.float16)

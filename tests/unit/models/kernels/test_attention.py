@@ -10,11 +10,16 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils._pytree import tree_map_only
 
-from serve_app.models.families import Flux, Sd
+from serve_app.models.families import Flux, PixArt, Sd
 from serve_app.models.families.unet.unet import UnetInputs
-from serve_app.models.kernels.attention import TORCH, reason_against, use_attention
+from serve_app.models.kernels.attention import PACKAGES, TORCH, reason_against, use_attention
 from serve_app.models.network import LoadedNetwork
+from serve_app.recipe.training import Flow
+from serve_app.sampling.forward import Canvas
+from tests.parity.dit_cases import TEXT_WIDTH
+from tests.unit.models.families.test_transformers import TINY
 from tests.unit.models.kernels.blocks import flux_rows, network, rows_of
 
 BF16 = torch.bfloat16
@@ -58,6 +63,26 @@ def test_each_attention_of_a_transformer_and_of_a_unet_is_asked_of_the_package(a
     asked.clear()
     assert torch.equal(packages[0], answers(flux, rows)[0])
     assert torch.equal(of_unet[0], answers(unet, [rows_of(x, inputs)])[0])
+    assert asked == []
+
+
+@pytest.mark.parametrize("name", ["sd3", "auraflow", "pixart", "hidream", "lumina2", "omnigen2"])
+def test_layers_that_call_torchs_attention_ask_the_package_too(
+    asked: list[tuple[int, ...]], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # AuraFlow's heads are as wide as FlashAttention takes, and PixArt's have to be of eights.
+    monkeypatch.setitem(PACKAGES, "sage", PACKAGES["sage"]._replace(widest=PACKAGES["flash3"].widest))
+    use_attention("sage")
+    family = PixArt(128, 2, TEXT_WIDTH) if name == "pixart" else TINY[name]
+    made = network(family, BF16)
+    latents = torch.randn(1, family.latent_format.channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    cond, options = tree_map_only(Tensor, lambda blank: torch.ones_like(blank, device="cpu"), family.blank_text(6))
+    inputs = family.inputs(cond, options, "positive", Canvas(latents, latents), torch.device("cpu"), Flow(1.0))
+    [by_package] = answers(made, [rows_of(latents, inputs)])
+    assert asked
+    use_attention(TORCH)
+    asked.clear()
+    assert torch.equal(by_package, answers(made, [rows_of(latents, inputs)])[0])
     assert asked == []
 
 
