@@ -22,6 +22,7 @@ OF_OTHERS = {
     "torch.compile's settings": {"_config", "_dynamo"},
     "attention packages that are not installed": {"_AttentionBackendRegistry", "_backends"},
     "what Ray makes of our settings": {"_deployment_config", "_generate_config_file_internal"},
+    "diffusers' own pipeline, beside which texts are encoded": {"_get_qwen3_vl_prompt_embeds"},
     "the figures of ComfyUI that are recorded": {"_denoise_mask_values"},
     "named tuples": {"_asdict", "_fields", "_replace"},
 }
