@@ -63,10 +63,10 @@ class TimedSaver(StateSaver):
         finally:
             self._timed(began_s)
 
-    def _keep(self, taken: int, saves: bool) -> None:
+    def _keep(self, taken: int, saves: bool, took_s: float) -> None:
         began_s = thread_time()
         try:
-            super()._keep(taken, saves)
+            super()._keep(taken, saves, took_s)
         finally:
             self._timed(began_s)
 

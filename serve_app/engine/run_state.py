@@ -134,6 +134,7 @@ class StateSaver:
         # Copies that may not be done, and how many answers were copied and how many of these are done.
         self._copied: deque[Answer] = deque()
         self._taken = self._kept = 0
+        self._spent_s = 0.0
         # Answers whose save failed; only the writer's thread touches them.
         self._unsaved: list[Answer] = []
         self._exists = False
@@ -174,19 +175,21 @@ class StateSaver:
 
         now: they are saved even if a save is not due.
         """
-        saves = now or perf_counter() >= self._due_s
+        began_s = perf_counter()
+        saves = now or began_s >= self._due_s
         if saves:
             self._due_s = inf
         self._copied += [tuple(map(to_host, answer)) if isinstance(answer, tuple) else answer for answer in answers]
         self._taken += len(answers)
-        return partial(self._writer.submit, self._keep, self._taken, saves)
+        return partial(self._writer.submit, self._keep, self._taken, saves, perf_counter() - began_s)
 
     def delete(self) -> None:
         """Delete what was saved, once saves under way are done: the run has ended."""
         self._writer.submit(self._delete)
 
-    def _keep(self, taken: int, saves: bool) -> None:
-        """Keep what has been copied up to a number of answers; later copies may not be done."""
+    def _keep(self, taken: int, saves: bool, took_s: float) -> None:
+        """Keep what has been copied up to a number of answers; later copies may not be done. took_s: to copy them."""
+        began_s = perf_counter()
         # What was copied earlier is done too, and its own call may come later, or never if its run was cancelled.
         answers = [self._copied.popleft() for _ in range(taken - self._kept)]
         self._kept = max(self._kept, taken)
@@ -199,9 +202,12 @@ class StateSaver:
             log.warning("the state of a run is larger than resume.max_bytes; its further steps are not kept")
         elif saves and self._unsaved:
             self._save()
+        now_s = perf_counter()
+        self._spent_s += took_s + now_s - began_s
+        if saves and not self._unsaved:
+            self._due_s, self._spent_s = now_s + self._spent_s / SHARE, 0.0
 
     def _save(self) -> None:
-        began_s = perf_counter()
         part = to_bytes(self._first, self._unsaved)
         self._exists = True
         try:
@@ -215,8 +221,6 @@ class StateSaver:
         self._unsaved = []
         self._counters.saves += 1
         self._counters.bytes += len(part)
-        now_s = perf_counter()
-        self._due_s = now_s + (now_s - began_s) / SHARE
 
     def _delete(self) -> None:
         if not self._exists:
