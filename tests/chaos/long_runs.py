@@ -55,8 +55,8 @@ class Run(threading.Thread):
     problems: list[str] = field(default_factory=list)
     fault: str = ""
     """What was done last."""
-    again: bool = False
-    """Whether another replica has begun it, and no step is reported."""
+    again: str = ""
+    """After what another replica has begun it; "" once a step of that is reported."""
     heard: int = 0
 
     def __post_init__(self) -> None:
@@ -84,12 +84,13 @@ class Run(threading.Thread):
     def _take(self, kind: str, data: dict[str, Any]) -> None:
         if kind == "progress" and data["node"] == "3":
             if self.again:
-                self.repeated.append((self.fault, max(0, self.done - int(data["value"]))))
-                self.again = False
+                self.repeated.append((self.again, max(0, self.done - int(data["value"]))))
+                self.again = ""
             self.done = int(data["value"])
             self.heard += 1
         else:
-            self.again |= kind == "executing" and data["node"] == "3" and self.done > 0
+            if kind == "executing" and data["node"] == "3" and self.done > 0:
+                self.again = self.fault
             self.kinds.append(kind)
 
     @property
@@ -210,8 +211,12 @@ def _strike(attack: Attack, kind: str, runs: list[Run], rng: random.Random) -> N
     for run in running:
         run.fault = kind
     attack.kinds[kind]()
-    heard = {run: run.heard for run in running}
-    wait_for(lambda: all(run.heard > heard[run] + 1 or not run.is_alive() for run in running), "the runs to go on")
+    heard = {run: run.heard + 4 for run in running}
+
+    def go_on() -> bool:
+        return all(not run.is_alive() or (run.heard > heard[run] and not run.again) for run in running)
+
+    wait_for(go_on, "the runs to go on")
 
 
 def _picture(site: Site, caller: Caller, job_id: str) -> bytes:
