@@ -50,12 +50,8 @@ def configuration() -> str:
 
 def command_line() -> str:
     """Return the page of every command, with its arguments and options."""
-    from serve_app.cli.commands import app
-
     text = [f"# Command line\n\n{MADE} `serve-app COMMAND --help` says the same.\n"]
-    group = typer.main.get_command(app)
-    assert isinstance(group, typer.core.TyperGroup)
-    for name, command in sorted(_commands(group)):
+    for name, command in commands():
         rows = []
         for each in command.params:
             if each.name == "help":
@@ -101,6 +97,13 @@ def http() -> str:
 
 
 PAGES = {"configuration": configuration, "command-line": command_line, "http": http}
+
+
+def commands() -> list[tuple[str, Any]]:
+    """Return every command by its whole name, such as "keys create"."""
+    from serve_app.cli.commands import app
+
+    return sorted(_commands(typer.main.get_command(app)))
 
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

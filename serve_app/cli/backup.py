@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-from serve_app.cli.lines import print_line
+from serve_app.cli.lines import print_json, print_line
 from serve_app.config import AppConfig
 from serve_app.errors import BackupError, ConfigError, DatabaseDamagedError
 from serve_app.replica.files import open_store
@@ -16,7 +17,7 @@ from serve_app.store.files.store import WholeStore
 from serve_app.store.transfer.backup import Summary, restore_backup, restore_over_damaged, write_backup
 
 
-def backup_database(config: AppConfig, file: Path, *, files: bool) -> int:
+def backup_database(config: AppConfig, file: Path, *, files: bool, as_json: bool = False) -> int:
     """Write a copy of the database. files: with the list of stored files. Errors: BackupError, and `write_backup`'s."""
     jobs = Jobs(config.database_url)
     try:
@@ -25,11 +26,16 @@ def backup_database(config: AppConfig, file: Path, *, files: bool) -> int:
         raise BackupError(f"{file} cannot be written: {error}") from error
     finally:
         jobs.close()
-    print_line(f"{file}: {_said(summary)}")
+    if as_json:
+        print_json(_contents(summary))
+    else:
+        print_line(f"{file}: {_said(summary)}")
     return 0
 
 
-def restore_database(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool) -> int:
+def restore_database(
+    config: AppConfig, file: Path, *, replace: bool, keep_keys: bool, as_json: bool = False
+) -> int:
     """Replace the database by a copy; print its files that the store lacks. Returns 1 if any are missing.
 
     Errors: BackupError, ConfigError, and `restore_backup`'s. A running server is detected as in `serve-app check`.
@@ -58,6 +64,9 @@ def restore_database(config: AppConfig, file: Path, *, replace: bool, keep_keys:
             "make new ones, or restore with --keep-keys",
             error=True,
         )
+    if as_json:
+        print_json(_contents(summary) | {"absent": [f"{area}/{path}" for area, path in summary.absent or ()]})
+        return 1 if summary.absent else 0
     for area, path in summary.absent or ():
         print_line(f"{area}/{path} is missing, or of another size")
     return 1 if summary.absent else 0
@@ -75,6 +84,10 @@ def _restored(url: str, file: Path, store: WholeStore, *, replace: bool, keep_ke
         return restore_backup(jobs, file, store, replace=replace, keep_keys=keep_keys)
     finally:
         jobs.close()
+
+
+def _contents(summary: Summary) -> dict[str, Any]:
+    return {"made_s": summary.made_s, "rows": dict(summary.rows), "files": dict(summary.files)}
 
 
 def _said(summary: Summary) -> str:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from serve_app.cli.lines import print_line
+from serve_app.cli.lines import print_json, print_line
 from serve_app.cli.progress import progress
 from serve_app.cli.server import ServerClient
 from serve_app.cli.submit import VIEW, follow, node_files
@@ -40,33 +40,63 @@ class FileDifference:
         return self.largest is not None and self.largest <= tolerance
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a comparison found in one place, in words. same: whether within the tolerance.
+
+    largest, mean: as of `FileDifference`. picture: the path of the drawn difference, "" without one.
+    """
+
+    words: str
+    same: bool
+    largest: float | None = None
+    mean: float | None = None
+    picture: str = ""
+
+
 def compare_pools(
-    server: ServerClient, body: Mapping[str, Any], pools: Sequence[str], tolerance: float, directory: Path
+    server: ServerClient,
+    body: Mapping[str, Any],
+    pools: Sequence[str],
+    tolerance: float,
+    directory: Path,
+    *,
+    as_json: bool = False,
 ) -> int:
     """Run the body on both pools, print a line for each file, return the exit status: 1 if one differs by more."""
+    found = []
+    for each in _comparisons(server, body, pools, tolerance, directory):
+        found.append(each)
+        if not as_json:
+            print_line(each.words + (f"  {each.picture}" if each.picture else ""))
+    if as_json:
+        print_json([asdict(each) for each in found])
+    return int(not all(each.same for each in found))
+
+
+def _comparisons(
+    server: ServerClient, body: Mapping[str, Any], pools: Sequence[str], tolerance: float, directory: Path
+) -> Iterator[Comparison]:
     left, right = (run_on_pool(server, body, pool) for pool in pools)
-    alike = left.keys() == right.keys()
-    if not alike:
-        print_line(f"outputs differ: {', '.join(sorted(left))} of {pools[0]}, {', '.join(sorted(right))} of {pools[1]}")
+    if left.keys() != right.keys():
+        outputs = (f"{', '.join(sorted(nodes))} of {pool}" for nodes, pool in zip((left, right), pools, strict=True))
+        yield Comparison(f"outputs differ: {', '.join(outputs)}", same=False)
     for node_id in sorted(left.keys() & right.keys()):
         ours, theirs = list(node_files(left[node_id])), list(node_files(right[node_id]))
         if len(ours) != len(theirs):
-            alike = False
-            print_line(f"node {node_id}: {len(ours)} files of {pools[0]}, {len(theirs)} of {pools[1]}")
+            words = f"node {node_id}: {len(ours)} files of {pools[0]}, {len(theirs)} of {pools[1]}"
+            yield Comparison(words, same=False)
         for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
             found = file_difference(server.download(VIEW, **one), server.download(VIEW, **other))
-            alike &= found.within(tolerance)
-            where = ""
+            path = directory / f"compare_{node_id.replace('/', '_')}_{number}.png"
             if found.picture is not None:
-                path = directory / f"compare_{node_id.replace('/', '_')}_{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 found.picture.save(path)
-                where = f"  {path}"
-            print_line(f"node {node_id}, file {number}: {_line(found, tolerance)}{where}")
+            words = f"node {node_id}, file {number}: {_line(found, tolerance)}"
+            picture = "" if found.picture is None else str(path)
+            yield Comparison(words, found.within(tolerance), found.largest, found.mean, picture)
         if not ours and not theirs and left[node_id] != right[node_id]:
-            alike = False
-            print_line(f"node {node_id}: what is shown differs")
-    return int(not alike)
+            yield Comparison(f"node {node_id}: what is shown differs", same=False)
 
 
 def run_on_pool(server: ServerClient, body: Mapping[str, Any], pool: str) -> dict[str, Any]:

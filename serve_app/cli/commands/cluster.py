@@ -170,6 +170,7 @@ def remove_model(
     model: Annotated[
         str, typer.Argument(metavar="FOLDER/NAME", help="as models lists it: checkpoints/sd15.safetensors")
     ],
+    as_json: options.Json = False,
     server: options.Server = SERVER,
     patience: options.Patience = PATIENCE_S,
 ) -> int:
@@ -177,8 +178,11 @@ def remove_model(
     from serve_app.cli.server import ServerClient
 
     with ServerClient(server, patience) as client:
-        client.delete(f"/models/{quote(model)}")
-    print_line(f"{model} is deleted")
+        answer = client.delete(f"/models/{quote(model)}")
+    if as_json:
+        print_json(answer)
+    else:
+        print_line(f"{model} is deleted")
     return 0
 
 

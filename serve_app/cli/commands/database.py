@@ -22,26 +22,29 @@ def check(
     output_dir: Annotated[
         Path | None, typer.Option(metavar="DIR", help="saved images (default: as configured)")
     ] = None,
+    as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
 ) -> int:
     """Compare the database with the stored files, while no server runs."""
     from serve_app.cli.check import check_files
 
-    return check_files(options.settings(config, output_dir=output_dir, database_url=database_url), mend=mend)
+    found = options.settings(config, output_dir=output_dir, database_url=database_url)
+    return check_files(found, mend=mend, as_json=as_json)
 
 
 @app.command()
 def backup(
     file: Copy,
     files: Annotated[bool, typer.Option("--files", help="also list the stored files, which restore looks for")] = False,
+    as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
 ) -> int:
     """Copy the database into a file, also while a server works on it."""
     from serve_app.cli.backup import backup_database
 
-    return backup_database(options.settings(config, database_url=database_url), file, files=files)
+    return backup_database(options.settings(config, database_url=database_url), file, files=files, as_json=as_json)
 
 
 @app.command()
@@ -51,6 +54,7 @@ def restore(
     keep_keys: Annotated[
         bool, typer.Option("--keep-keys", help="let API keys hold that the database does not know")
     ] = False,
+    as_json: options.Json = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
 ) -> int:
@@ -60,4 +64,4 @@ def restore(
     if not file.is_file():
         raise BackupError(f"there is no backup {file}")
     changed = options.settings(config, new=True, database_url=database_url)
-    return restore_database(changed, file, replace=replace, keep_keys=keep_keys)
+    return restore_database(changed, file, replace=replace, keep_keys=keep_keys, as_json=as_json)

@@ -88,6 +88,7 @@ def compare(
     ] = ("shared", "comfyui"),
     tolerance: Annotated[float, typer.Option(metavar="N", help="largest difference, of 255")] = 1.0,
     out: Annotated[Path, typer.Option(metavar="DIR", help="for the pictures")] = Path("."),
+    as_json: options.Json = False,
     server: options.Server = SERVER,
     patience: options.Patience = PATIENCE_S,
 ) -> int:
@@ -98,7 +99,8 @@ def compare(
     from serve_app.cli.workflow import read_workflow
 
     with ServerClient(server, patience) as client:
-        return compare_pools(client, read_workflow(workflow, lambda: served_classes(client)), pools, tolerance, out)
+        body = read_workflow(workflow, lambda: served_classes(client))
+        return compare_pools(client, body, pools, tolerance, out, as_json=as_json)
 
 
 @app.command()

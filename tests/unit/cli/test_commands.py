@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from docs.reference_pages import commands
 from serve_app.cli import main
 from serve_app.cli.pages import event_lines, model_lines, node_lines, status_lines
 from serve_app.cli.progress import BarProgress, LineProgress
 from serve_app.cli.workflow import read_workflow, with_assignments
 from serve_app.errors import WorkflowFileError
+from serve_app.store.database.jobs import Jobs
 
 
 def test_models_nodes_and_status_are_listed(url, capsys):
@@ -36,6 +38,33 @@ def test_answers_are_printed_as_json_for_programs(url, capsys):
         assert key in json.loads(capsys.readouterr().out)
     assert main(["pause", "--json", "--server", url]) == 0
     assert json.loads(capsys.readouterr().out) == {"paused": ["queue"]}
+
+
+WITHOUT_JSON = {"up", "demo", "convert", "keys revoke"}
+"""Commands that print no answer of their own: servers, a workflow that is JSON already, nothing."""
+
+
+def test_every_command_that_answers_can_answer_in_json():
+    found = {name: [opt for each in command.params for opt in each.opts] for name, command in commands()}
+    assert {name for name, options in found.items() if "--json" not in options} == WITHOUT_JSON
+
+
+def test_the_database_commands_answer_in_json(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Jobs(url := f"sqlite:///{tmp_path}/jobs.sqlite").close()
+    assert main(["check", "--json", "--database-url", url]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert main(["backup", "jobs.gz", "--json", "--database-url", url]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"]["lease"] == 1
+
+
+def test_a_reader_that_has_read_enough_ends_a_command_in_silence():
+    command = [sys.executable, "-m", "serve_app.cli", "examples", "lora"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    assert process.communicate(timeout=60)[1] == b""
 
 
 def test_wrong_arguments_end_with_2_and_say_what_is_allowed(capsys):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,9 @@ def test_the_exit_status_says_whether_a_file_is_above_the_tolerance(tmp_path: Pa
     assert run(server, 2, tmp_path) == 0
     assert run(server, 1, tmp_path) == 1
     lines = capsys.readouterr().out.splitlines()
+    assert compare_pools(server, BODY, ["shared", "comfyui"], 1, tmp_path, as_json=True) == 1  # type: ignore[arg-type]
+    [found] = json.loads(capsys.readouterr().out)
+    assert (found["same"], found["largest"], found["picture"]) == (False, 2.0, f"{tmp_path}/compare_9_0.png")
     assert lines[0].startswith("node 9, file 0: 4×3: largest difference 2 of 255, mean 0.04167")
     assert lines[1].endswith(f", above 1  {tmp_path}/compare_9_0.png")
     assert Image.open(tmp_path / "compare_9_0.png").size == (12, 3)
