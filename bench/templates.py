@@ -16,7 +16,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,8 +27,8 @@ from serve_app.config.pool import LATENTS
 from serve_app.errors import WorkflowFileError
 from serve_app.graph.bounds import within_bounds
 from serve_app.graph.parse import parse
+from serve_app.graph.saved.classes import needed_classes
 from serve_app.graph.saved.convert import convert
-from serve_app.graph.saved.page_nodes import PAGE_ONLY
 from serve_app.graph.validate import validate
 from serve_app.nodes.registry import specs
 from serve_app.nodes.unsupported import NOT_THERE
@@ -113,22 +113,8 @@ def _turned(prompt: Mapping[str, Any], node: Mapping[str, Any]) -> bool | None:
 
 
 def lacking(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> list[str]:
-    """Return the classes that a saved workflow has, and that are not among some."""
-    subgraphs = {str(found["id"]) for found in _definitions(workflow)}
-    used = {str(node["type"]) for node in _nodes(workflow) if node.get("mode") not in (2, 4)}
-    return sorted(used - classes.keys() - subgraphs - PAGE_ONLY)
-
-
-def _definitions(workflow: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    for subgraph in (workflow.get("definitions") or {}).get("subgraphs") or ():
-        yield subgraph
-        yield from _definitions(subgraph)
-
-
-def _nodes(workflow: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    yield from workflow.get("nodes") or ()
-    for subgraph in _definitions(workflow):
-        yield from subgraph.get("nodes") or ()
+    """Return the classes that a saved workflow lacks."""
+    return sorted(needed_classes(workflow) - classes.keys())
 
 
 def said_by_comfyui(templates: Mapping[str, Any], folder: str, python: str) -> dict[str, list[str]]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from serve_app.errors import ModelFileError, ServeAppError
 from serve_app.execution.call import PACKS
 from serve_app.graph.model_files import LOADERS
-from serve_app.graph.saved.page_nodes import PAGE_ONLY
+from serve_app.graph.saved.classes import needed_classes
 from serve_app.models.files.tensor_pickle import load_tensors
 from serve_app.nodes.registry import specs
 from serve_app.nodes.unsupported import UNSUPPORTED
@@ -91,7 +91,7 @@ class Classes:
     """Where node classes run. packs: those that were loaded. pool: whether there is a pool that is the ComfyUI."""
 
     def __init__(self, packs: Packs, *, pool: bool) -> None:
-        self._own = specs().keys() | PAGE_ONLY
+        self._own = specs().keys()
         self._packs = packs
         self._elsewhere: Place = "pool" if pool else "nowhere"
 
@@ -126,22 +126,9 @@ class Classes:
         for path in sorted(folder.glob("user/*/workflows/**/*.json")):
             name = str(path.relative_to(folder))
             try:
-                places = [self.place(each) for each in sorted(classes_of(json.loads(path.read_text("utf-8"))))]
+                places = [self.place(each) for each in sorted(needed_classes(json.loads(path.read_text("utf-8"))))]
             except (OSError, ValueError, ServeAppError) as error:
                 yield Found("workflow", name, "nowhere", f"it cannot be read: {error}")
                 continue
             worst = next((place for place in WORST_FIRST if any(place == each for each, _ in places)), HERE)
             yield Found("workflow", name, worst, "; ".join(why for place, why in places if place == worst and why))
-
-
-def classes_of(workflow: Any) -> Collection[str]:
-    """Return the node classes of a workflow in either of ComfyUI's formats. Errors: ServeAppError if it is none."""
-    if not isinstance(workflow, Mapping):
-        raise ServeAppError("it is no workflow")
-    if not isinstance(workflow.get("nodes"), list):
-        return {
-            str(node["class_type"]) for node in workflow.values() if isinstance(node, Mapping) and "class_type" in node
-        }
-    subgraphs = (workflow.get("definitions") or {}).get("subgraphs") or []
-    nodes = [*workflow["nodes"], *(node for each in subgraphs for node in each.get("nodes", []))]
-    return {str(node.get("type")) for node in nodes} - {str(each.get("id")) for each in subgraphs}

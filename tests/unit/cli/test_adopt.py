@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from serve_app.cli.adopting.places import classes_of, convert
+from serve_app.cli.adopting.places import convert
 from serve_app.config import load
 from serve_app.errors import ModelFileError
 from serve_app.store.models.catalog import Catalog
@@ -115,10 +115,3 @@ def test_a_pickle_of_tensors_becomes_a_file_of_the_same_tensors_though_they_shar
     torch.save([shared], tmp_path / "list.ckpt")
     with pytest.raises(ModelFileError, match="holds no tensors by name"):
         convert(tmp_path / "list.ckpt", tmp_path / "none.safetensors")
-
-
-def test_the_classes_of_a_workflow_are_those_inside_its_subgraphs_too():
-    inside = {"id": "sub", "nodes": [{"type": "VAEDecode"}]}
-    page = {"nodes": [{"type": "sub"}, {"type": "KSampler"}], "definitions": {"subgraphs": [inside]}}
-    assert classes_of(page) == {"KSampler", "VAEDecode"}
-    assert classes_of({"1": {"class_type": "KSampler"}}) == {"KSampler"}
