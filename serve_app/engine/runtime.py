@@ -32,6 +32,7 @@ from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.models.forward import ReplayCounters
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.tiling import Tiles
+from serve_app.models.weights.load_progress import LoadProgress
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
 from serve_app.models.weights.weights import LoadCounters, Weights
@@ -183,6 +184,11 @@ class EngineRuntime:
     def resident(self) -> tuple[str, ...]:
         """Return short names of the resident weights, as `Weights.resident`."""
         return self.weights.resident()
+
+    @property
+    def load_under_way(self) -> LoadProgress | None:
+        """How far the model is read that is loaded at the moment; None without one."""
+        return self.weights.load_under_way
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
         """Return the loads since the last call, as `Weights.load_times`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from functools import partial
 from typing import Any, get_args
 
@@ -32,6 +32,7 @@ from serve_app.graph.plan import Task, TaskId
 from serve_app.graph.spec import NodeSpec
 from serve_app.packs.routes import PackFrame
 from serve_app.replica.failure import failed, state_of
+from serve_app.replica.load_reports import reported
 from serve_app.replica.membership import Membership
 from serve_app.replica.models import Models, ReplicaModels
 from serve_app.replica.node_times import NodeTimes
@@ -437,7 +438,12 @@ class Runner:
         asked = task.extra_data.get("preview_method")
         # ComfyUI reads any other value, "default" included, as its own default.
         previews = next((method for method in get_args(PreviewMethod) if method == asked), self._previews)
-        loading = self._work[task.id].loading
+
+        @contextlib.contextmanager
+        def loading() -> Iterator[None]:
+            with self._work[task.id].loading(), reported(lambda: models.load_under_way, remark):
+                yield
+
         return models.bind(
             progress,
             strict=task.strict,

@@ -21,6 +21,7 @@ from serve_app.graph.plan import Task
 from serve_app.graph.spec import NodeSpec
 from serve_app.images import to_preview
 from serve_app.scheduler.protocol.messages import (
+    PROGRESS_TEXT,
     NodeBlocked,
     NodeFinished,
     NodeProgressed,
@@ -90,7 +91,7 @@ class TaskScope:
 
     def _remark(self, node_id: str, text: str) -> None:
         """Send the job's client a text about a node."""
-        self._runner.send(NodeSentMessage(self._task.id, node_id, "progress_text", {"text": text}))
+        self._runner.send(NodeSentMessage(self._task.id, node_id, PROGRESS_TEXT, {"text": text}))
 
     def _show(self, node_id: str, picture: Any) -> None:
         """Send an image (h,w,3) in 0…255 as a preview, unless the node's last one is still being encoded."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +23,19 @@ from serve_app.errors import ModelFileError
 
 PIECE = 1 << 21
 """Numbers read at once when converting dtypes: they fit a processor's cache."""
+
+
+_NOTE_READ: ContextVar[Callable[[int], object] | None] = ContextVar("note_read", default=None)
+
+
+@contextmanager
+def noting_reads(note: Callable[[int], object]) -> Iterator[None]:
+    """Inside the context call `note` with the number of bytes of each read of this thread."""
+    token = _NOTE_READ.set(note)
+    try:
+        yield
+    finally:
+        _NOTE_READ.reset(token)
 
 
 class OpenFile:
@@ -52,6 +67,8 @@ class OpenFile:
             if not (count := os.preadv(self._descriptor, [left], at)):
                 break
             left, at = left[count:], at + count
+            if (note := _NOTE_READ.get()) is not None:
+                note(count)
         if left or self._look() != self._state:
             size = os.fstat(self._descriptor).st_size
             raise ModelFileError(

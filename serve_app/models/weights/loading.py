@@ -31,7 +31,7 @@ from serve_app.models.families.family import (
 )
 from serve_app.models.families.text_family import TextFamily, TextResources
 from serve_app.models.files.checkpoint import Checkpoint
-from serve_app.models.files.file_tensor import FileTensor
+from serve_app.models.files.file_tensor import FileTensor, noting_reads
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.parts import PART_NAMES
 from serve_app.models.kernels.compiled_blocks import reason_against
@@ -54,6 +54,7 @@ from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.deallocation import free_network
 from serve_app.models.weights.dtypes import dtype_of
+from serve_app.models.weights.load_progress import LoadProgress, unread_bytes
 from serve_app.models.weights.mixture import Adapted, Mixture, added
 from serve_app.models.weights.recipes import Change, WeightFiles
 from serve_app.models.weights.streaming import Streaming
@@ -180,6 +181,8 @@ class Loader:
             dtype_of(name, part, device)
         self._text_dtype = torch.float16 if dtype == "auto" else dtype_of(dtype, "clip", device)
         self.ring = Ring(device) if device.type == "cuda" else None
+        self.under_way: LoadProgress | None = None
+        """How far the part is read that a thread loads at the moment."""
 
     def nbytes(self, recipe: Recipe, files: WeightFiles) -> int:
         """Return how many bytes a part will take."""
@@ -237,6 +240,17 @@ class Loader:
                 return replace(loaded, module=module)
         training = file.training() if recipe.part == "backbone" else UNSAID
         mixed = mixture(recipe, files)
+        self.under_way = LoadProgress(recipe.name, unread_bytes(mixed.module.modules()))
+        try:
+            with noting_reads(self.under_way.add):
+                return self._on_device(replace(loaded, trained_as=training), recipe, files, mixed, stream)
+        finally:
+            self.under_way = None
+
+    def _on_device(
+        self, loaded: Loaded, recipe: Recipe, files: WeightFiles, mixed: Mixture, stream: Stream | None
+    ) -> Loaded:
+        """Return what is loaded with a mixture's network on the device, as `load`."""
         dtype = self._dtype(recipe, mixed.family)
         is_text = recipe.part == "clip"
         module = mixed.module
@@ -254,7 +268,7 @@ class Loader:
             # Inductor has no code for packed weights.
             move_to(module, self.device, dtype, self.ring, staying, packs=not compiles)
         else:
-            streaming, sources = self._streamed(module, dtype, staying, stream, name)
+            streaming, sources = self._streamed(module, dtype, staying, stream, loaded.name)
         if self._fp8_matmul is not False and recipe.part == "backbone":
             for layer in module.modules():
                 if isinstance(layer, QuantizedLinear):
@@ -264,7 +278,6 @@ class Loader:
             loaded,
             module=module,
             family=mixed.family,
-            trained_as=training,
             remarks=remarks,
             streaming=streaming,
             sources=sources,

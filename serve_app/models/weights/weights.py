@@ -35,6 +35,7 @@ from serve_app.models.upscaler import Upscaler
 from serve_app.models.vae import Vae
 from serve_app.models.vision import ImageEncoder, StyleModel
 from serve_app.models.weights.host_weights import HostWeights
+from serve_app.models.weights.load_progress import LoadProgress
 from serve_app.models.weights.loading import Loader, control_file
 from serve_app.models.weights.needs import Needs
 from serve_app.models.weights.recipes import Need, WeightFiles, of_weights, part_files
@@ -328,6 +329,11 @@ class Weights:
             *(held.loads, held.seconds, held.evictions, held.releases, held.nbytes),
             *(host.nbytes, host.hits, host.misses, host.streamed.nbytes),
         )
+
+    @property
+    def load_under_way(self) -> LoadProgress | None:
+        """How far the part is read that is loaded at the moment; None without one."""
+        return self._loader.under_way
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
         """Return weights loaded since the last call, named as in `resident`, with load times in seconds."""

@@ -11,6 +11,7 @@ from serve_app.events import Event, JobState, data_bytes
 from serve_app.scheduler.core.records import JobRecord
 from serve_app.scheduler.jobs.unfinished_jobs import UnfinishedJobs
 from serve_app.scheduler.protocol.client import JobProgress, JobView, QueueBounds, QueueCount, QueueItem, QueueView
+from serve_app.scheduler.protocol.messages import PROGRESS_TEXT
 from serve_app.store.database.changes import JobQuery, JobRow, made_from
 from serve_app.store.tenants.credentials import without_credentials
 from serve_app.store.tenants.pauses import Pause
@@ -78,8 +79,10 @@ def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -
     # The last event may be of another running node.
     stepping = "max" in said and node in (said.get("node"), said.get("display_node"))
     steps = (int(said["value"]), int(said["max"])) if stepping else (None, None)
+    about = (e.data for e in reversed(events) if e.kind == "message" and e.data.get("type") == PROGRESS_TEXT)
+    text = next((str(data["data"].get("text", "")) for data in about if data["node"] == node), "")
     class_type = job.plan.graph.nodes[node].class_type if node in job.plan.graph.nodes else None
-    return JobProgress(position, job.percent, done, len(nodes), node, class_type, *steps)
+    return JobProgress(position, job.percent, done, len(nodes), node, class_type, *steps, text=text)
 
 
 def success_view(job: JobRecord, ended_s: float) -> JobView:

@@ -64,8 +64,8 @@ class JobProgress:
     """A snapshot of an unfinished job's progress.
 
     position: in the queue, from 1, while it waits. percent: 0–99. done, total: of the nodes that it may run. node: a
-    running one, as submitted, with its class; step of steps: its last report. preview: the cursor of the newest
-    preview, 0 for none.
+    running one, as submitted, with its class; step of steps: its last report. text: what it last said of itself, such
+    as how far its models are loaded. preview: the cursor of the newest preview, 0 for none.
     """
 
     position: int | None
@@ -76,6 +76,7 @@ class JobProgress:
     class_type: str | None = None
     step: int | None = None
     steps: int | None = None
+    text: str = ""
     preview: int = 0
 
 

@@ -188,6 +188,10 @@ class NodeBlocked:
     message: str
 
 
+PROGRESS_TEXT = "progress_text"
+"""The type of the message with a text about a node, {"text": TEXT}, which ComfyUI's page shows on it."""
+
+
 @dataclass(frozen=True, slots=True)
 class NodeSentMessage:
     """A message from a node to its job's client. data: a JSON value."""
