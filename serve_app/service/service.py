@@ -10,15 +10,16 @@ import copy
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 from cachetools import LRUCache
 
 from serve_app import log
+from serve_app.config.pool import SHARED
 from serve_app.errors import (
     InvalidSubmissionError,
     JobMissingError,
@@ -97,6 +98,14 @@ class JobEvents:
 
     events: tuple[Event, ...]
     last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class WhereItRuns:
+    """Where a workflow runs, judged by its node classes alone. lacks: those that this server's own pools have not."""
+
+    place: Literal["here", "pool", "nowhere"]
+    lacks: tuple[str, ...] = ()
 
 
 class Service:
@@ -413,6 +422,14 @@ class Service:
         unknown = "it is of no node pack that is installed here"
         return {name: f"Here {NOT_THERE.get(name, unknown)}. {elsewhere}" for name in names if name not in known}
 
+    async def where_workflows_run(self, needed: Mapping[str, frozenset[str]]) -> dict[str, WhereItRuns]:
+        """Return where workflows run, by name. needed: the node classes that each needs."""
+        known, _ = await self._check.known()
+        here = known.pop(SHARED).keys()
+        return {
+            name: _where(classes, here, [specs.keys() for specs in known.values()]) for name, classes in needed.items()
+        }
+
     async def routes(self) -> Mapping[str, tuple[PackRoute, ...]]:
         """Return the routes of node packs by pool; as `SchedulerClient.routes`."""
         return await self._scheduler.routes()
@@ -472,3 +489,10 @@ async def _as_it_is(value: Any) -> Any:
 
 def _listed(item: QueueItem) -> QueueItem:
     return item._replace(extra_data=without_credentials(item.extra_data)) if item.extra_data else item
+
+
+def _where(classes: frozenset[str], here: Set[str], pools: Sequence[Set[str]]) -> WhereItRuns:
+    """Return where a workflow of these classes runs. pools: the classes of each that is a ComfyUI."""
+    if not (lacks := tuple(sorted(classes - here))):
+        return WhereItRuns("here")
+    return WhereItRuns("pool" if any(classes <= pool for pool in pools) else "nowhere", lacks)

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
@@ -23,11 +22,8 @@ from serve_app.api.request import Current, query_number
 from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import JobMissingError, short_repr
-from serve_app.graph.first_model import first_model
-from serve_app.scheduler.protocol.client import QueueItem
-from serve_app.service.service import Service
+from serve_app.service.queued_jobs import queued_jobs
 from serve_app.store.database.activity import DAY_S, ReadActivity, ReadTenantDays
-from serve_app.store.tenants.tenants import tenant_of
 
 router = Routes("/operator")
 
@@ -42,8 +38,6 @@ HEADERS = {
 }
 SLOT_S = 1800
 """The width of a bar of the page's charts, which show a day."""
-SHOWN_JOBS = 200
-"""The most jobs of one answer: those that run, then those that start next."""
 DAYS = 31
 
 
@@ -65,11 +59,7 @@ async def get_file(request: Request, _: Admin) -> Response:
 @router.read("/jobs")
 async def get_jobs(service: Current, _: Admin) -> Response:
     """Return unfinished jobs of all tenants: those that run, then those that wait, in the order of their start."""
-    view = await service.queue()
-    items = [*(("running", item) for item in view.running), *(("pending", item) for item in view.pending)]
-    jobs = [await _job(service, state, item) for state, item in items[:SHOWN_JOBS]]
-    count = view.count
-    return JsonResponse({"jobs": jobs, "running": count.running, "pending": count.pending})
+    return JsonResponse(asdict(await queued_jobs(service)))
 
 
 @router.read("/jobs/{job_id}/preview")
@@ -102,17 +92,3 @@ async def get_use(request: Request, service: Current, _: Admin) -> Response:
             (datetime.fromtimestamp(each.day * DAY_S, UTC).date(), each.tenant, each.jobs, f"{each.gpu_s:.3f}")
         )
     return Response(text.getvalue(), media_type="text/csv", headers={"Cache-Control": "no-store"})
-
-
-async def _job(service: Service, state: str, item: QueueItem) -> dict[str, Any]:
-    progress = await service.progress(item.job_id)
-    return {
-        "job_id": item.job_id,
-        "tenant": tenant_of(item.job_id),
-        "client_id": item.client_id,
-        "state": state,
-        "created_s": item.created_s,
-        "model": first_model(item.prompt),
-        "nodes": len(item.prompt),
-        "progress": None if progress is None else asdict(progress),
-    }

@@ -142,6 +142,7 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     ("GET", "/status"): Entry("metrics"),
     ("GET", "/metrics"): Entry("metrics"),
     ("GET", "/object_info"): own(),
+    ("GET", "/serve_app/queue"): own(),
     ("GET", "/object_info/{node_class}"): own("/object_info/Load"),
     **{
         ("GET", path): SHARED
@@ -152,10 +153,11 @@ ENTRIES: dict[tuple[str, str], Entry] = {
                 "/experiment/models/preview/{folder}/{index}/{name:path}",
                 "/extensions",
                 "/serve_app/missing_classes",
+                "/serve_app/templates",
                 "/extensions/{pack}/{file:path}",
             ),
             *("/extensions/serve_app/first_workflow.js", "/extensions/serve_app/log_out.js"),
-            "/extensions/serve_app/missing_classes.js",
+            *(f"/extensions/serve_app/{name}.js" for name in ("missing_classes", "templates", "jobs")),
             *("/global_subgraphs", "/global_subgraphs/{id}", "/i18n"),
             *("/workflow_templates", "/workflow_templates/{pack}/{file}", "/internal/folder_paths"),
             *("/internal/logs", "/internal/logs/raw"),

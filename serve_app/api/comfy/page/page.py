@@ -10,10 +10,8 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
-from pkgutil import iter_modules
 from typing import Any
 
 from starlette.applications import Starlette
@@ -21,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, PlainTextResponse, Response
 from starlette.staticfiles import StaticFiles
 
+from serve_app.api.comfy.page import templates
 from serve_app.api.routing import READ
 from serve_app.api.strict_json import JsonResponse
 from serve_app.models.shipped import CHECKPOINT
@@ -28,15 +27,16 @@ from serve_app.service.service import Service
 from serve_app.store.models.catalog import no_models
 
 PACKAGE = "comfyui_frontend_package"
-TEMPLATES = "comfyui_workflow_templates_"
-"""The name prefix of the packages whose `templates` hold workflows, their thumbnails and the index of them."""
 DOCS = "comfyui_embedded_docs"
 """The package whose `docs` hold a page of help on every node of ComfyUI's."""
 HERE = Path(__file__).parent
-SCRIPT, LOG_OUT = "/extensions/serve_app/first_workflow.js", "/extensions/serve_app/log_out.js"
-"""The URL paths of the scripts that load the first workflow, and log out."""
-MISSING = "/extensions/serve_app/missing_classes.js"
-"""The URL path of the script that says why node classes are not here."""
+SCRIPTS = tuple(
+    f"/extensions/serve_app/{name}.js" for name in ("first_workflow", "missing_classes", "templates", "jobs")
+)
+"""The URL paths of the scripts that load the first workflow, say why node classes are not here, mark templates by where
+they run, and show the queue."""
+LOG_OUT = "/extensions/serve_app/log_out.js"
+"""The URL path of the script that logs out, for pages that somebody has logged in to."""
 PACK, FIRST = "serve_app", "first_workflow"
 """The first workflow among the templates: its pack, and its name."""
 FRESH = {"Cache-Control": "no-cache"}
@@ -76,7 +76,7 @@ def install(app: Starlette, page: Path | None, hosts: Sequence[str] = ()) -> Non
     app.add_route("/", index, methods=READ)
     if page is None:
         return
-    for script in (SCRIPT, LOG_OUT, MISSING):
+    for script in (*SCRIPTS, LOG_OUT):
         app.add_route(script, _sender(HERE / script.rpartition("/")[2]), methods=READ)
     for entry in sorted(page.iterdir()):
         if entry.name == "index.html":
@@ -88,9 +88,8 @@ def install(app: Starlette, page: Path | None, hosts: Sequence[str] = ()) -> Non
                 app.mount(f"/extensions/{own.name}", _Files(FRESH, own))
         else:
             app.mount(f"/{entry.name}", _Files(HASHED if entry.name == "assets" else FRESH, entry))
-    found = [name for _, name, _ in iter_modules() if name.startswith(TEMPLATES)]
-    if templates := [(name, "templates") for name in found if (Path(str(files(name))) / "templates").is_dir()]:
-        app.mount("/templates", _Files(FRESH, packages=templates))
+    if there := [(name, "templates") for name in templates.packages()]:
+        app.mount("/templates", _Files(FRESH, packages=there))
     if find_spec(DOCS) is not None:
         help_on_nodes = _Files(FRESH, packages=[(DOCS, "docs")])
 

@@ -2,20 +2,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
 
 from serve_app.api.app import create_app
-from serve_app.api.comfy.page.page import MISSING, SCRIPT, policy
+from serve_app.api.comfy.page.page import SCRIPTS, policy
 from serve_app.cli.convert import own_classes
+from serve_app.config.pool import SHARED
 from serve_app.graph.parse import parse
 from serve_app.graph.saved.convert import convert
 from serve_app.graph.validate import validate
 from serve_app.models.shipped import CHECKPOINT
 from serve_app.nodes.registry import specs
 from serve_app.nodes.unsupported import NOT_THERE
-from serve_app.service.service import Service
+from serve_app.service.service import Service, WhereItRuns
+from serve_app.service.submissions import SubmissionCheck
 from tests.unit.api.conftest import FILES
 
 
@@ -89,8 +92,8 @@ async def test_without_the_page_the_root_says_how_to_install_it(service):
 
 
 async def test_the_page_is_given_a_script_that_loads_the_first_workflow(client):
-    assert (await client.get("/api/extensions")).json() == [SCRIPT, MISSING]
-    script = await client.get(SCRIPT)
+    assert (await client.get("/api/extensions")).json() == [*SCRIPTS]
+    script = await client.get(SCRIPTS[0])
     assert "javascript" in script.headers["Content-Type"]
     [[pack, [name]]] = (await client.get("/api/workflow_templates")).json().items()
     assert f"/workflow_templates/{pack}/{name}.json" in script.text
@@ -157,6 +160,19 @@ async def test_a_class_that_is_missing_is_explained_and_one_that_is_there_is_not
     assert found.keys() == {"EmptyHunyuanVideo15Latent", "OfSomePack"}
     assert NOT_THERE["EmptyHunyuanVideo15Latent"] in found["EmptyHunyuanVideo15Latent"]
     assert found["OfSomePack"].startswith("Here it is of no node pack that is installed here. A pool that is a ComfyUI")
+
+
+async def test_templates_say_where_they_run_and_what_they_lack(client, service, monkeypatch):
+    known = {SHARED: specs(), "comfyui": {**specs(), "OfThePool": specs()["KSampler"]}}
+    monkeypatch.setattr(SubmissionCheck, "known", AsyncMock(side_effect=lambda: (dict(known), {})))
+    found = (await client.get("/api/serve_app/templates")).json()
+    assert found["image_z_image_turbo"] == {"place": "here", "lacks": []}
+    assert found["video_hunyuan_video_1.5_720p_t2v"]["place"] == "nowhere"
+    assert "EmptyHunyuanVideo15Latent" in found["video_hunyuan_video_1.5_720p_t2v"]["lacks"]
+    places = await service.where_workflows_run(
+        {"one": frozenset({"OfThePool"}), "other": frozenset({"Of", "KSampler"})}
+    )
+    assert places == {"one": WhereItRuns("pool", ("OfThePool",)), "other": WhereItRuns("nowhere", ("Of",))}
 
 
 def test_the_pages_policy_names_this_server_and_the_configured_hosts_alone():
