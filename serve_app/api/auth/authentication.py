@@ -39,7 +39,7 @@ from serve_app.errors import (
     UnavailableError,
 )
 from serve_app.service.service import Service
-from serve_app.store.tenants.api_keys import AddKey, ApiKey, EndKey, FindKeys, new_session, parts
+from serve_app.store.tenants.api_keys import PREFIX, AddKey, ApiKey, EndKey, FindKeys, new_session, parts
 from serve_app.store.tenants.tenants import is_tenant
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Authenticator:
         if (key := parts(credential)) is not None:
             return await self._of_key(*key)
         if self._tokens is None:
-            raise UnauthenticatedError("the key has not the form of one")
+            raise UnauthenticatedError(f"this is no key: a key begins with {PREFIX}_ and has 59 characters")
         return await self._of_token(self._tokens, credential)
 
     async def _of_key(self, key_id: str, secret: str) -> Principal:
