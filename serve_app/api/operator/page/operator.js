@@ -74,7 +74,7 @@ function progress(job) {
   if (job.state === "pending" || at === null) return ""
   const made = element("div")
   made.append(element("progress", "", { max: 100, value: at.percent }))
-  const step = at.steps ? `, step ${at.step} of ${at.steps}` : ""
+  const step = at.text ? `: ${at.text}` : at.steps ? `, step ${at.step} of ${at.steps}` : ""
   made.append(element("div", `${at.class_type ?? ""}${step}`))
   if (at.preview) {
     const source = `${BASE}/operator/jobs/${encodeURIComponent(job.job_id)}/preview?${at.preview}`
@@ -91,9 +91,7 @@ function reason(job, status) {
   const backoff = status.backoffs.find(one => one.tenant === job.tenant && one.wait_s > 0)
   if (backoff) return `its owner waits ${duration(backoff.wait_s)}: jobs of it ended replicas`
   if (status.load.pools.some(pool => pool.waiting > 0 && pool.replicas === 0)) return "a pool has no replica"
-  const expected = Math.max(0, ...status.load.pools.map(pool => pool.waiting_s / Math.max(1, pool.replicas)))
-  const share = expected * place / Math.max(1, status.load.queued)
-  return place ? `place ${place}${share >= 1 ? `, about ${duration(share)}` : ""}` : ""
+  return place ? `place ${place}${job.wait_s === null ? "" : `, about ${duration(job.wait_s)}`}` : ""
 }
 
 function showJobs(found, status) {
@@ -101,6 +99,7 @@ function showJobs(found, status) {
   fill("jobs", [
     ["job", job => element("code", job.job_id.split("@")[0].slice(0, 8), { title: job.job_id })],
     ["owner", job => job.tenant || job.client_id?.slice(0, 8) || "–"],
+    ["workflow", job => job.name || `${job.nodes} nodes`],
     ["model", job => job.model || "–"],
     ["state", job => job.state],
     ["progress", progress],
@@ -132,6 +131,7 @@ function showStatus(status) {
     ["waiting", pool => String(pool.waiting), true],
     ["work that waits", pool => duration(pool.waiting_s), true],
   ], load.pools, "no pool")
+  fillChoices("pool-names", load.pools.map(pool => pool.pool))
   const troubles = new Map(status.troubles.map(one => [one.replica_id, one.why]))
   fill("replicas", [
     ["replica", replica => element("code", replica.replica_id.slice(0, 12), { title: replica.replica_id })],
@@ -208,9 +208,75 @@ async function refreshCharts() {
       ["", one => one.tenant ? button("Pause", () => post("/pause", { tenant: one.tenant })) : ""],
     ], tenants, "no tenant yet")
     byId("tenants-section").hidden = false
+    await refreshKeys(tenants)
   } catch {
     // A server without tenants has no such route.
   }
+}
+
+async function refreshKeys(tenants) {
+  const { keys } = await ask("/tenants/keys")
+  const names = [...new Set([...tenants, ...keys].map(one => one.tenant))].filter(Boolean).sort()
+  fillChoices("tenant-names", names)
+  fill("keys", [
+    ["key", key => element("code", key.shown)],
+    ["tenant", key => key.tenant || "(operator)"],
+    ["name", key => key.name],
+    ["allows", key => key.scopes.join(", ")],
+    ["made", key => new Date(key.created_s * 1000).toLocaleDateString()],
+    ["holds until", key => key.ends_s === null ? "it is revoked" : new Date(key.ends_s * 1000).toLocaleString()],
+    ["", keyButtons],
+  ], keys.filter(key => key.ends_s === null || key.ends_s > Date.now() / 1000), "no key")
+}
+
+function keyButtons(key) {
+  const path = `/tenants/keys/${key.key_id}`
+  const buttons = element("span")
+  buttons.append(
+    button("Rotate", () => post(`${path}/rotate`).then(showKey)),
+    button("Revoke", async () => {
+      if (!confirm(`Revoke ${key.shown}? Whoever uses it is refused within seconds.`)) return
+      await post(`${path}/revoke`)
+      await refreshCharts()
+    }),
+  )
+  return buttons
+}
+
+// A key is shown once: the server has its hash alone.
+async function showKey({ key }) {
+  byId("new-key").replaceChildren("The new key, shown this once: ", element("code", key))
+  byId("new-key").hidden = false
+  await refreshCharts()
+}
+
+function fillChoices(id, values) {
+  byId(id).replaceChildren(...values.map(value => element("option", "", { value })))
+}
+
+byId("make-key").onsubmit = event => {
+  event.preventDefault()
+  const form = new FormData(event.target)
+  const body = { tenant: form.get("tenant"), name: form.get("name"), scopes: form.getAll("scopes") }
+  post("/tenants/keys", body).then(showKey).catch(report)
+}
+
+// The folders whose files are models by themselves: text encoders need a type, which the command line takes.
+const WARMED = ["checkpoints", "diffusion_models", "unet_gguf", "vae"]
+
+async function refreshModels() {
+  const catalog = await ask("/catalog")
+  fillChoices("model-names", WARMED.flatMap(folder => (catalog[folder] ?? []).map(name => `${folder}/${name}`)))
+}
+
+byId("warm").onsubmit = event => {
+  event.preventDefault()
+  const form = new FormData(event.target)
+  const pool = form.get("pool")
+  post("/warm", { models: [form.get("model")], ...(pool ? { pool } : {}) }).then(({ replicas }) => {
+    byId("warmed").textContent = replicas.length ? `loads in ${replicas.join(", ")}` : "no replica has models"
+    return refresh()
+  }).catch(report)
 }
 
 async function refresh() {
@@ -235,3 +301,4 @@ async function keepOn(work, everyMs) {
 
 keepOn(refresh, EVERY_MS)
 keepOn(refreshCharts, CHARTS_EVERY_MS)
+keepOn(refreshModels, CHARTS_EVERY_MS)
