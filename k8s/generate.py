@@ -21,7 +21,7 @@ CLUSTER = ROOT / "configs" / "cluster.yaml"
 MONITORING = ROOT / "k8s" / "components" / "monitoring"
 
 SECTIONS = {
-    "Jobs": ("serve_app_job", "serve_app_queue", "serve_app_nodes"),
+    "Jobs": ("serve_app_job", "serve_app_queue", "serve_app_nodes", "serve_app_last_backup"),
     "Pools": (
         "serve_app_replicas",
         "serve_app_tasks",

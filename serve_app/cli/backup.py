@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from serve_app.replica.files import open_store
 from serve_app.scheduler.durability.lease import RENEW_S
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import WholeStore
+from serve_app.store.tenants.audit import BACKUP, AuditEntry, WriteAudit
 from serve_app.store.transfer.backup import Summary, restore_backup, restore_over_damaged, write_backup
 
 
@@ -22,6 +24,8 @@ def backup_database(config: AppConfig, file: Path, *, files: bool, as_json: bool
     jobs = Jobs(config.database_url)
     try:
         summary = write_backup(jobs, file, open_store(config) if files else None)
+        made = AuditEntry(summary.made_s, secrets.token_hex(8), 1, "", "", BACKUP, "command line", 0)
+        jobs.administer(WriteAudit((made,), before_s=0.0))
     except OSError as error:
         raise BackupError(f"{file} cannot be written: {error}") from error
     finally:
@@ -33,9 +37,7 @@ def backup_database(config: AppConfig, file: Path, *, files: bool, as_json: bool
     return 0
 
 
-def restore_database(
-    config: AppConfig, file: Path, *, replace: bool, keep_keys: bool, as_json: bool = False
-) -> int:
+def restore_database(config: AppConfig, file: Path, *, replace: bool, keep_keys: bool, as_json: bool = False) -> int:
     """Replace the database by a copy; print its files that the store lacks. Returns 1 if any are missing.
 
     Errors: BackupError, ConfigError, and `restore_backup`'s. A running server is detected as in `serve-app check`.

@@ -47,6 +47,13 @@ class Metric:
 METRICS = (
     Metric("serve_app_jobs", "gauge", "short", ("state",), "Jobs that have not ended, by state: queued or running"),
     Metric("serve_app_queue_oldest_seconds", "gauge", "s", (), "How long the job that has waited longest has waited"),
+    Metric(
+        "serve_app_last_backup_timestamp_seconds",
+        "gauge",
+        "s",
+        (),
+        "When `serve-app backup` last copied the database, in Unix time; nothing if it never did",
+    ),
     Metric("serve_app_jobs_ended", "counter", "short", ("state",), "Jobs by how they ended: success, error, cancelled"),
     Metric("serve_app_job_wait_seconds", "histogram", "s", (), "From a job's submission to its start"),
     Metric("serve_app_job_run_seconds", "histogram", "s", (), "From a job's start to its end"),
@@ -172,6 +179,12 @@ def scheduler_figures(load: Load, counters: JobCounters) -> Iterator[Figure]:
     yield "serve_app_repeated_steps", load.repeated_steps, {}
     yield from (("serve_app_job_wait_seconds", seconds, {}) for seconds in read(counters.waits_s))
     yield from (("serve_app_job_run_seconds", seconds, {}) for seconds in read(counters.runs_s))
+
+
+def backup_figures(last_s: float | None) -> Iterator[Figure]:
+    """Yield the time of the last backup, if there was one."""
+    if last_s is not None:
+        yield "serve_app_last_backup_timestamp_seconds", last_s, {}
 
 
 def node_figures(pool: str, replica: str, times: NodeTimes) -> Iterator[Figure]:

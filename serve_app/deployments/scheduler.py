@@ -23,6 +23,7 @@ from serve_app.deployments.process import clock
 from serve_app.deployments.rpc import Address, Peer, RpcServer
 from serve_app.deployments.verbs import VERBS
 from serve_app.deployments.webhook_sender import WebhookSenderHandle
+from serve_app.errors import ServeAppError
 from serve_app.graph.plan import Pool
 from serve_app.limits import REFUSALS
 from serve_app.replica import collector
@@ -36,9 +37,12 @@ from serve_app.scheduler.scheduler import Scheduler
 from serve_app.store.database.jobs import Jobs
 from serve_app.store.page.userdata import UserData
 from serve_app.store.retention.rules import RetentionRules
+from serve_app.store.tenants.audit import ReadLastBackup
 
 ORPHANED_S = 120.0
 """How long the actor stays without calls: longer than any restart of its callers."""
+BACKUP_EVERY_S = 60.0
+"""How often it is read when the last backup was made."""
 PULSE_S = 1.0
 _log = log.get("deployments.scheduler")
 
@@ -83,6 +87,7 @@ class SchedulerEndpoint:
         self._tasks: list[asyncio.Task[None]] = []
         self._pulses: dict[str, asyncio.Task[None]] = {}
         self._actors: dict[str, str] = {}
+        self._last_backup_s: float | None = None
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Call a method of SchedulerClient or SchedulerForReplicas."""
@@ -91,6 +96,7 @@ class SchedulerEndpoint:
             self._tasks = [
                 asyncio.create_task(self._exit_when_done()),
                 asyncio.create_task(metrics.show(self._figures)),
+                asyncio.create_task(self._read_last_backup()),
                 asyncio.create_task(clock.watch()),
             ]
         scheduler = await self._succession.scheduler()
@@ -126,7 +132,16 @@ class SchedulerEndpoint:
         if (scheduler := self._succession.current) is not None:
             yield from metrics.scheduler_figures(scheduler.status.load(), scheduler.counters)
             yield from metrics.tenant_figures(scheduler.status.tenant_loads())
+            yield from metrics.backup_figures(self._last_backup_s)
             yield from metrics.limit_figures(scheduler.status.use(), REFUSALS)
+
+    async def _read_last_backup(self) -> None:
+        """Keep the time of the last backup as the database has it, which the command line writes."""
+        while True:
+            if (scheduler := self._succession.current) is not None:
+                with contextlib.suppress(ServeAppError):
+                    self._last_backup_s = await scheduler.query(ReadLastBackup())
+            await asyncio.sleep(BACKUP_EVERY_S)
 
     async def _join(self, scheduler: Scheduler, info: ReplicaInfo, specs: Any, host: Any, actor: str) -> int:
         epoch = await scheduler.registry.join(info, specs, host)

@@ -11,6 +11,9 @@ from serve_app.store.database.insert_once import insert_once
 from serve_app.store.database.query_scope import ServerScoped
 from serve_app.store.database.schema import AUDIT
 
+BACKUP = "serve-app backup"
+"""What an entry says of a backup. Such entries stay, so that the last one's age is known however long ago it was."""
+
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
@@ -44,7 +47,19 @@ class WriteAudit(ServerScoped):
         """Insert and delete them."""
         rows = [{f.name: getattr(entry, f.name) for f in fields(entry)} for entry in self.entries]
         insert_once(connection, AUDIT, ("ingress", "number"), rows)
-        connection.execute(sa.delete(AUDIT).where(AUDIT.c.at_s < self.before_s))
+        connection.execute(sa.delete(AUDIT).where(AUDIT.c.at_s < self.before_s, AUDIT.c.what != BACKUP))
+
+
+@dataclass(frozen=True, slots=True)
+class ReadLastBackup(ServerScoped):
+    """The Unix time of the last backup that the command line made; None without one."""
+
+    writes: ClassVar[bool] = False
+
+    def execute(self, connection: sa.Connection) -> float | None:
+        """Return it."""
+        found = sa.select(sa.func.max(AUDIT.c.at_s)).where(AUDIT.c.what == BACKUP)
+        return connection.execute(found).scalar()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,7 @@ ALERTED = [
         },
         "30m",
     ),
+    ("ServeAppBackupIsOld", {"ray_serve_app_last_backup_timestamp_seconds": "-180000x60"}, "30m"),
     (
         "ServeAppDiskIsFull",
         {

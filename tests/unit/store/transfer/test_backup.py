@@ -24,7 +24,7 @@ from serve_app.store.database.jobs import Jobs
 from serve_app.store.files.store import AREAS, FileRef, WholeStore
 from serve_app.store.files.volume import Volume
 from serve_app.store.tenants.api_keys import AddKey, EndKey, FindKey, FindKeys, ListKeys, minted, new_session
-from serve_app.store.tenants.audit import AuditEntry, ReadAudit, WriteAudit
+from serve_app.store.tenants.audit import AuditEntry, ReadAudit, ReadLastBackup, WriteAudit
 from serve_app.store.tenants.pauses import THE_QUEUE, AllPauses, SetPause
 from serve_app.store.transfer.backup import restore_backup, write_backup
 from tests.unit.store.retention.test_sweep import ROW
@@ -180,6 +180,17 @@ def test_keys_that_only_the_copy_knows_end_as_it_is_restored_unless_they_are_to_
     assert keys["operators"] == operators
     assert began_s <= (keys["held"].ends_s or 0.0) <= time.time()
     other.close()
+
+
+def test_the_time_of_the_last_backup_is_kept_for_good(database_url, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = filled(database_url)
+    assert jobs.query(0, ReadLastBackup()) is None
+    before_s = time.time()
+    assert main(["backup", "jobs.gz", "--database-url", database_url]) == 0
+    jobs.administer(WriteAudit((), before_s=time.time() + 1))
+    assert before_s <= jobs.query(0, ReadLastBackup()) <= time.time()
+    jobs.close()
 
 
 @pytest.mark.parametrize("damage", ["cut", "no gzip", "of others", "of another version", "a row less"])
