@@ -1,13 +1,18 @@
 """Writes the reference pages that are made from the code: configuration keys, the command line, HTTP routes.
 
 python -m docs.reference_pages
+
+Beside them an OpenAPI 3.1 document of each dialect.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import json
+import re
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from textwrap import dedent
 from types import UnionType
@@ -19,6 +24,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from starlette.routing import Route, WebSocketRoute
 
+from serve_app import __version__
+from serve_app.api.routing import Routes
 from serve_app.config import AppConfig
 
 FOLDER = Path(__file__).parent / "reference"
@@ -67,6 +74,17 @@ def command_line() -> str:
 
 def http() -> str:
     """Return the page of every HTTP route, by dialect."""
+    text = [f"# HTTP routes\n\n{MADE} What they are for, and clients: [clients.md](../clients.md).\n"]
+    named = ", ".join(f"[{name}](openapi-{name}.json)" for name in documents())
+    text.append(f"An OpenAPI document of each dialect: {named}.\n")
+    for title, about, prefix, routers in parts():
+        rows = [_row(*_of_route(prefix, route)) for router in routers for route in router.routes]
+        text.append(f"## {title}\n\n{about}\n\n{_table('method', 'path', 'what it does', rows=sorted(set(rows)))}\n")
+    return "\n".join(text)
+
+
+def parts() -> list[tuple[str, str, str, list[Routes]]]:
+    """Return the routes by dialect: a title, a sentence about them, their prefix and their routers."""
     from serve_app.api import webhooks
     from serve_app.api.auth import login
     from serve_app.api.comfy import routes as native
@@ -74,26 +92,58 @@ def http() -> str:
     from serve_app.api.operator import admin, model_changes, operator, overview
     from serve_app.api.v2 import routes as v2
 
-    text = [f"# HTTP routes\n\n{MADE} What they are for, and clients: [clients.md](../clients.md).\n"]
-    parts = [
-        (
-            "The contract, at the root",
-            "Its OpenAPI document is at `/openapi.json`.",
-            "",
-            [routes.router, document.router],
-        ),
-        ("Comfy API v2", "Its OpenAPI document is at `/api/v2/openapi.json`.", "/api/v2", v2.ROUTERS),
-        ("ComfyUI's, below `/api`", "At the root too, where the contract has none.", "/api", native.ROUTERS),
-        ("ComfyUI's, at the root only", "", "", native.UNPREFIXED),
-        ("ComfyUI's, below `/api` only", "", "/api", native.PREFIXED),
+    contract = "Its OpenAPI document is at `/openapi.json`."
+    return [
+        ("The contract, at the root", contract, "", [routes.router, document.router]),
+        ("Comfy API v2", "Its OpenAPI document is at `/api/v2/openapi.json`.", "/api/v2", [*v2.ROUTERS]),
+        ("ComfyUI's, below `/api`", "At the root too, where the contract has none.", "/api", [*native.ROUTERS]),
+        ("ComfyUI's, at the root only", "", "", [*native.UNPREFIXED]),
+        ("ComfyUI's, below `/api` only", "", "/api", [*native.PREFIXED]),
         ("Webhooks", "", "/api", [webhooks.router]),
         ("For operators", "", "", [operator.router, overview.router, model_changes.router]),
         ("For operators, with tenants", "", "", [admin.router, login.router]),
     ]
-    for title, about, prefix, routers in parts:
-        rows = [_row(*_of_route(prefix, route)) for router in routers for route in router.routes]
-        text.append(f"## {title}\n\n{about}\n\n{_table('method', 'path', 'what it does', rows=sorted(set(rows)))}\n")
-    return "\n".join(text)
+
+
+def documents() -> dict[str, dict[str, Any]]:
+    """Return an OpenAPI document of each dialect: those that are served, and of the other routes their table."""
+    from serve_app.api.v2.document import DOCUMENT
+
+    contract = json.loads(files("serve_app.api.contract").joinpath("openapi.json").read_text())
+    return {
+        "contract": contract,
+        "v2": DOCUMENT,
+        "comfyui": _document(
+            "ComfyUI's routes", "ComfyUI's, below `/api`", "ComfyUI's, at", "ComfyUI's, below", "Webhooks"
+        ),
+        "operator": _document("Routes for operators", "For operators"),
+    }
+
+
+def _document(title: str, *of_parts: str) -> dict[str, Any]:
+    """Return the document of the parts whose titles begin so. A websocket is the GET that opens it."""
+    paths: dict[str, dict[str, Any]] = {}
+    for part, _, prefix, routers in parts():
+        for route in (route for router in routers for route in router.routes if part.startswith(of_parts)):
+            methods = {"GET"} if isinstance(route, WebSocketRoute) else {*(route.methods or ())} - {"HEAD"}
+            path = re.sub(r":path}", "}", f"{prefix}{route.path}")
+            named = [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in re.findall(r"{(\w+)}", path)
+            ]
+            for method in sorted(methods):
+                summary = _first(getattr(route.endpoint, "_handler", route.endpoint))
+                answers = {
+                    "200": {"description": "as the summary says"},
+                    "default": {"description": "a refusal, with its reason"},
+                }
+                paths.setdefault(path, {})[method.lower()] = {
+                    "summary": summary,
+                    "parameters": named,
+                    "responses": answers,
+                }
+    about = {"title": f"serve-app: {title}", "version": __version__, "description": MADE}
+    return {"openapi": "3.1.0", "info": about, "paths": dict(sorted(paths.items()))}
 
 
 PAGES = {"configuration": configuration, "command-line": command_line, "http": http}
@@ -208,3 +258,5 @@ if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
     for name, made in PAGES.items():
         (FOLDER / f"{name}.md").write_text(made())
+    for name, document in documents().items():
+        (FOLDER / f"openapi-{name}.json").write_text(f"{json.dumps(document, indent=1)}\n")

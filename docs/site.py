@@ -77,7 +77,7 @@ def stage(folder: Path) -> None:
     """Write the site's source into a folder: every page, with links as the site has them."""
     for path in sorted((ROOT / "docs").rglob("*")):
         place = folder / path.relative_to(ROOT / "docs")
-        if path.suffix in (".md", ".png"):
+        if path.suffix in (".md", ".png", ".json"):
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(_page(path, place, folder).encode() if path.suffix == ".md" else path.read_bytes())
     for name, page in AT_ROOT.items():
@@ -125,7 +125,7 @@ def _page(path: Path, place: Path, folder: Path) -> str:
         text, to, anchor = found[1], (path.parent / found[2]).resolve(), found[3] or ""
         if to.parent == ROOT and to.stem in AT_ROOT:
             there = folder / f"{AT_ROOT[to.stem]}.md"
-        elif to.suffix == ".md" and to.is_relative_to(ROOT / "docs"):
+        elif to.suffix in (".md", ".json") and to.is_relative_to(ROOT / "docs"):
             there = folder / to.relative_to(ROOT / "docs")
         else:
             return text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,13 @@ def test_a_link_to_an_anchor_that_is_not_there_ends_the_build(tmp_path: Path, mo
 def test_a_reference_page_is_made_from_the_code(name: str):
     page = reference_pages.FOLDER / f"{name}.md"
     assert page.read_text() == reference_pages.PAGES[name](), "python -m docs.reference_pages writes it"
+
+
+@pytest.mark.parametrize("name", ["contract", "v2", "comfyui", "operator"])
+def test_the_openapi_document_of_a_dialect_is_made_from_its_routes(name: str):
+    document = json.loads((reference_pages.FOLDER / f"openapi-{name}.json").read_text())
+    assert document == reference_pages.documents()[name], "python -m docs.reference_pages writes it"
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            named = {each["name"] for each in operation.get("parameters", ()) if each.get("in") == "path"}
+            assert name in ("contract", "v2") or named == set(re.findall(r"{(\w+)}", path))
