@@ -9,8 +9,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from serve_app.errors import ConfigError, DeviceMemoryError, ModelFileError, WeightsFreedError
 from serve_app.models.families import AutoencoderKL, ClipText, Sd
 from serve_app.models.families.unet.unet import UnetInputs
+from serve_app.models.weights import loading
 from serve_app.models.weights.deallocation import tensors_of
 from serve_app.models.weights.dtypes import dtype_of
+from serve_app.models.weights.load_progress import LoadProgress
 from serve_app.models.weights.loading import Loader
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import ClipSkip
@@ -361,3 +363,21 @@ def test_a_text_encoder_of_a_wider_file_has_its_numbers_in_half_precision(tmp_pa
     wide, half = (held.clip(Recipe("clip", "checkpoints", f"{name}.safetensors")) for name in ("wide", "half"))
     [(ours, _)], [(theirs, _)] = wide.encode(["a fox"])[0], half.encode(["a fox"])[0]
     assert torch.equal(ours, theirs)
+
+
+def test_a_load_counts_what_it_reads_up_to_all_of_the_part(catalog, monkeypatch):
+    seen = []
+
+    class Watched(LoadProgress):
+        def add(self, count):
+            super().add(count)
+            seen.append((made.load_under_way is self, self.done, self.total))
+
+    monkeypatch.setattr(loading, "LoadProgress", Watched)
+    made = weights(catalog)
+    made.backbone(backbone("a"))
+    assert len(seen) > 10
+    in_file = ONE // 2  # sixteen bits each
+    assert seen[-1] == (True, in_file, in_file)
+    assert made.load_under_way is None
+    assert str(LoadProgress("sd15", 4_000_000_000, 2_100_000_000)) == "loading sd15, 2.1 of 4.0 GB"
