@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-KEY = "workflow_name"
+NAME_KEY = "workflow_name"
 """The key of the name: in `extra_data`, or in the `extra` of the saved workflow, where the web page has it."""
 LONGEST = 200
 
@@ -16,5 +16,5 @@ def workflow_name(extra_data: Mapping[str, Any]) -> str:
     for key in ("extra_pnginfo", "workflow", "extra"):
         found = found.get(key) if isinstance(found, Mapping) else None
     places = [place for place in (extra_data, found) if isinstance(place, Mapping)]
-    names = (place.get(KEY) for place in places)
+    names = (place.get(NAME_KEY) for place in places)
     return next((name[:LONGEST] for name in names if isinstance(name, str)), "")

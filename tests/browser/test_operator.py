@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 
 from serve_app.models.shipped import CHECKPOINT
-from tests.browser.conftest import refusals
+from tests.browser.conftest import PHONE, refusals
 from tests.cluster.server import wait_for
 from tests.cluster.tenants import TenantServer
 
@@ -15,7 +15,6 @@ NAP = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 1}},
     "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
 }
-PHONE = {"width": 390, "height": 900}
 
 
 def test_an_admin_sees_pauses_and_cancels_every_tenants_jobs(site: TenantServer, tab: Any, keep: Any) -> None:

@@ -56,11 +56,14 @@ def submit(
     from serve_app.cli.server import ServerClient
     from serve_app.cli.submit import submit_job
     from serve_app.cli.workflow import read_workflow, with_assignments
+    from serve_app.graph.workflow_name import NAME_KEY
 
     with ServerClient(server, patience) as client:
         body = with_assignments(read_workflow(workflow, lambda: served_classes(client)), assignments or [])
+        # Lists of jobs show the name.
+        body["extra_data"] = {NAME_KEY: workflow.stem, **(body.get("extra_data") or {})}
         if strict:
-            body["extra_data"] = {**(body.get("extra_data") or {}), "strict": True}
+            body["extra_data"]["strict"] = True
         return submit_job(client, body, out, detach=detach, as_json=as_json)
 
 

@@ -68,12 +68,13 @@ def test_a_whole_body_keeps_its_other_members(url, server, volume, workflow, tmp
     assert (job.job_id, job.client_id) == (example["prompt_id"], "client-001")
 
 
-def test_the_strict_option_is_added_to_the_body(url, server, volume, workflow, tmp_path, example):
+def test_the_strict_option_and_the_files_name_are_added_to_the_body(url, server, volume, workflow, tmp_path, example):
     workflow.write_text(json.dumps({**example, "extra_data": {"extra_pnginfo": {}}}))
     server.next_job(makes(volume))
     assert main(["submit", str(workflow), "--server", url, "--out", str(tmp_path / "out"), "--strict"]) == 0
     [job] = server.jobs().values()
-    assert job.extra_data == {"extra_pnginfo": {}, "strict": True, "request_id": ANY}
+    named = {"workflow_name": workflow.stem}
+    assert job.extra_data == {"extra_pnginfo": {}, "strict": True, "request_id": ANY, **named}
 
 
 def test_inputs_are_set_from_the_command_line(url, server, volume, workflow, tmp_path):
