@@ -49,6 +49,8 @@ class LineProgress:
             print_line(_name(self._prompt, data["node"]), error=True)
         elif kind == "blocked":
             print_line(f"{_name(self._prompt, data['node'])} is passed over: {data['message']}", error=True)
+        elif text := _text(kind, data):
+            print_line(f"{_name(self._prompt, data['node'])}: {text}", error=True)
         elif kind not in NODE_KINDS:
             print_line(kind, error=True)
 
@@ -70,8 +72,15 @@ class BarProgress:
             self._display.update(self._bars[node], completed=data["value"], total=data["max"])
         elif kind == "executing":
             self._display.update(self._state, description=_name(self._prompt, data["node"]))
+        elif text := _text(kind, data):
+            self._display.update(self._state, description=printable(f"{_name(self._prompt, data['node'])}: {text}"))
         elif kind not in NODE_KINDS:
             self._display.update(self._state, description=printable(kind))
+
+
+def _text(kind: str, data: Mapping[str, Any]) -> str:
+    """Return what a node says of itself, such as how far its models are loaded; "" of other events."""
+    return str(data["data"].get("text", "")) if kind == "message" and data["type"] == "progress_text" else ""
 
 
 def _name(prompt: Mapping[str, Any], node: str) -> str:

@@ -242,10 +242,12 @@ def test_lines_say_each_tenth_of_a_nodes_progress_once(capsys):
     for value in range(1, 101):
         lines.show("progress", {"node": "3", "value": value, "max": 100})
     lines.show("executing", {"node": "8"})
+    lines.show("message", {"node": "3", "type": "progress_text", "data": {"text": "loading sd15, 2.1 of 4.0 GB"}})
+    lines.show("message", {"node": "3", "type": "of_a_pack", "data": 7})
     printed = capsys.readouterr().err.splitlines()
     assert printed[0] == "KSampler 3: 1/100"
     assert printed[1:11] == [f"KSampler 3: {value}/100" for value in range(10, 101, 10)]
-    assert printed[11:] == ["node 8"]
+    assert printed[11:] == ["node 8", "KSampler 3: loading sd15, 2.1 of 4.0 GB"]
 
 
 def test_bars_follow_each_node():
