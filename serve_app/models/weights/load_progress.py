@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
 from serve_app.models.files.file_tensor import FileTensor
 from serve_app.models.kernels.packing import weights_of
@@ -31,8 +31,4 @@ class LoadProgress:
 
 def unread_bytes(layers: Iterable[nn.Module]) -> int:
     """Return how many bytes of layers' weights are still in their files."""
-    return sum(_nbytes(tensor) for tensor in weights_of(layers) if isinstance(tensor, FileTensor))
-
-
-def _nbytes(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.itemsize
+    return sum(tensor.nbytes for tensor in weights_of(layers) if isinstance(tensor, FileTensor))

@@ -333,7 +333,7 @@ class Weights:
     @property
     def load_under_way(self) -> LoadProgress | None:
         """How far the part is read that is loaded at the moment; None without one."""
-        return self._loader.under_way
+        return self.loader.under_way
 
     def load_times(self) -> tuple[tuple[str, float], ...]:
         """Return weights loaded since the last call, named as in `resident`, with load times in seconds."""
