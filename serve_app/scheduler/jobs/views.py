@@ -78,11 +78,11 @@ def progress_of(job: JobRecord, position: int | None, events: Sequence[Event]) -
     said = next((e.data for e in reversed(events) if e.kind in ("progress", "executing")), {})
     # The last event may be of another running node.
     stepping = "max" in said and node in (said.get("node"), said.get("display_node"))
-    steps = (int(said["value"]), int(said["max"])) if stepping else (None, None)
+    step, steps = (int(said["value"]), int(said["max"])) if stepping else (None, None)
     about = (e.data for e in reversed(events) if e.kind == "message" and e.data.get("type") == PROGRESS_TEXT)
     text = next((str(data["data"].get("text", "")) for data in about if data["node"] == node), "")
     class_type = job.plan.graph.nodes[node].class_type if node in job.plan.graph.nodes else None
-    return JobProgress(position, job.percent, done, len(nodes), node, class_type, *steps, text=text)
+    return JobProgress(position, job.percent, done, len(nodes), node, class_type, step, steps, text)
 
 
 def success_view(job: JobRecord, ended_s: float) -> JobView:
