@@ -241,6 +241,10 @@ class NodeRuntime:
         )
         return unpinned(tokens)
 
+    async def lora_metadata(self, name: str) -> Mapping[str, str]:
+        """Return the metadata of a LoRA's file."""
+        return await asyncio.to_thread(self._weights.lora_metadata, name)
+
     async def saved_conditioning(self, name: str) -> tuple[Mapping[str, Tensor], Mapping[str, str]]:
         """Return the tensors and the metadata of a file of the folder "embeddings"."""
         return await asyncio.to_thread(self._weights.saved_conditioning, name)
@@ -250,6 +254,19 @@ class NodeRuntime:
         return await self._shared.use_tiled(
             upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress, self._loading
         )
+
+    async def upscale_latents(self, upscaler: Recipe, vae: Recipe, latents: Tensor) -> Tensor:
+        """Return latents (B,c,T',h',w') enlarged by a latent upscaler. vae: the autoencoder whose latents they are."""
+        self._check_cells(latents)
+        statistics = await self._shared.use(vae, self._weights.vae, lambda model: model.statistics(), self._loading)
+        mean, deviation = await asyncio.to_thread(lambda: [unpinned(one) for one in statistics])
+        made = await self._shared.use(
+            upscaler,
+            self._weights.latent_upscaler,
+            lambda model: model.enlarged(latents, mean, deviation),
+            self._loading,
+        )
+        return await asyncio.to_thread(unpinned, made)
 
     async def model_files(
         self, model: Recipe | None, clip: Recipe | None, vae: Recipe | None, metadata: Mapping[str, str]

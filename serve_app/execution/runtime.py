@@ -111,12 +111,23 @@ class Runtime(Protocol):
         """
         ...
 
+    async def lora_metadata(self, name: str) -> Mapping[str, str]:
+        """Return the metadata of a LoRA's file; empty where its authors wrote none."""
+        ...
+
     async def saved_conditioning(self, name: str) -> tuple[Mapping[str, torch.Tensor], Mapping[str, str]]:
         """Return the tensors and the metadata of a file of the folder "embeddings"."""
         ...
 
     async def upscale(self, upscaler: Recipe, images: torch.Tensor) -> torch.Tensor:
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale. Reports a progress value a tile."""
+        ...
+
+    async def upscale_latents(self, upscaler: Recipe, vae: Recipe, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents (B,c,T',h',w') enlarged by a latent upscaler. vae: the autoencoder whose latents they are.
+
+        Errors: NodeError for latents of other channels, or a VAE whose latents have no statistics.
+        """
         ...
 
     async def model_files(

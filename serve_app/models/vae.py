@@ -46,6 +46,11 @@ class Vae:
         pixels = self._decoded_in_slices(self._with_time(latents), slice_pixels)
         return ((pixels + 1) / 2).clamp_(0, 1).movedim(1, -1)
 
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and the deviation of its latents, on the host by `to_host`, as `VaeFamily.statistics`."""
+        mean, deviation = self.family.statistics(self.network)
+        return to_host(mean.float()), to_host(deviation.float())
+
     def picture(self, latents: Tensor) -> Tensor:
         """Return the first image of latents (B,c,h,w) as (H,W,C) uint8 on the host, by `to_host`."""
         pixels = self._decoded(to_device(self._with_time(latents[:1]), self._device).to(self._dtype)).float()

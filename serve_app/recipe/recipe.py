@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 P = TypeVar("P")
 Part: TypeAlias = Literal[
-    "backbone", "clip", "vae", "audio_vae", "upscaler", "controlnet", "model_patch", "clip_vision", "style_model"
+    "backbone",
+    "clip",
+    "vae",
+    "audio_vae",
+    "upscaler",
+    "latent_upscaler",
+    "controlnet",
+    "model_patch",
+    "clip_vision",
+    "style_model",
 ]
 
 

@@ -9,6 +9,7 @@ from serve_app.models.families.autoencoders.kl import AutoencoderKL
 from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.ltx2 import Ltx2Vae
 from serve_app.models.families.autoencoders.ltx2_audio import Ltx2AudioVae
+from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
@@ -36,7 +37,14 @@ from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.dit.sd3 import Sd3
 from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.dit.zimage import ZImage
-from serve_app.models.families.family import AudioVaeFamily, BackboneFamily, StyleFamily, VaeFamily, VisionFamily
+from serve_app.models.families.family import (
+    AudioVaeFamily,
+    BackboneFamily,
+    LatentUpscalerFamily,
+    StyleFamily,
+    VaeFamily,
+    VisionFamily,
+)
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -74,6 +82,7 @@ VAES: Sequence[type[VaeFamily]] = (
     *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
+LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -109,6 +118,7 @@ __all__ = [
     "AUDIO_VAES",
     "BACKBONES",
     "IMAGE_ENCODERS",
+    "LATENT_UPSCALERS",
     "STYLE_MODELS",
     "TEXT_ENCODERS",
     "TEXT_ENSEMBLES",
@@ -135,6 +145,7 @@ __all__ = [
     "Ltx2AudioVae",
     "Ltx2Projection",
     "Ltx2Text",
+    "Ltx2Upscaler",
     "Ltx2Vae",
     "Lumina2",
     "MiniMaxH3",

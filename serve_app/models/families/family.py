@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from serve_app.errors import NodeError
 from serve_app.models.control.model_control import ActiveModelControl
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Shape, Tensors
@@ -280,6 +281,13 @@ class VaeFamily(Family):
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
         """Return the mean latents of pixels."""
 
+    def statistics(self, network: Any) -> tuple[Tensor, Tensor]:
+        """Return the mean and the deviation (c,) by which latents are normalised, as the network has them.
+
+        Errors: NodeError for an autoencoder that has none.
+        """
+        raise NodeError("the VAE has no statistics of its latents, which latent upscalers need; LTX-2's has them")
+
 
 class VideoVaeFamily(VaeFamily):
     """A family of video autoencoders, which process a video piece by piece: by default causally, frame by frame.
@@ -342,6 +350,19 @@ class AudioVaeFamily(Family):
     @abstractmethod
     def encode(self, network: Any, waveform: Tensor) -> Tensor:
         """Return the mean latents of sounds (B,C,T) of `rate`."""
+
+
+class LatentUpscalerFamily(Family):
+    """A family of networks that enlarge the latents of an autoencoder. title: its name in errors."""
+
+    title: ClassVar[str]
+    dtypes = (torch.bfloat16,)
+
+    latent_channels: int
+
+    @abstractmethod
+    def enlarged(self, network: Any, latents: Tensor) -> Tensor:
+        """Return latents (B,c,T',h',w') from some (B,c,T,h,w), before normalisation both."""
 
 
 class VisionFamily(Family):

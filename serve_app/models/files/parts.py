@@ -11,6 +11,7 @@ from serve_app.models.families import (
     AUDIO_VAES,
     BACKBONES,
     IMAGE_ENCODERS,
+    LATENT_UPSCALERS,
     STYLE_MODELS,
     TEXT_ENCODERS,
     TEXT_ENSEMBLES,
@@ -28,6 +29,7 @@ PART_NAMES: Mapping[Part, str] = {
     "backbone": "diffusion network",
     "vae": "VAE",
     "audio_vae": "audio VAE",
+    "latent_upscaler": "latent upscaler",
     "clip": "text encoder",
     "clip_vision": "image encoder",
     "style_model": "style model",
@@ -38,6 +40,7 @@ _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
     "backbone": BACKBONES,
     "vae": (*VAES, *AUDIO_VAES),
     "audio_vae": AUDIO_VAES,
+    "latent_upscaler": LATENT_UPSCALERS,
     "clip_vision": IMAGE_ENCODERS,
     "style_model": STYLE_MODELS,
 }

@@ -38,18 +38,19 @@ class Tensors:
         """Whether any name starts with the prefix, which ends with a dot."""
         return prefix in self._prefixes
 
-    def config(self, section: str) -> Mapping[str, Any]:
+    def config(self, section: str = "") -> Mapping[str, Any]:
         """Return a section of the configuration in the metadata, which some authors write; empty without one.
 
-        Errors: ModelFileError for one that is no JSON object.
+        section: "" for the whole. Errors: ModelFileError for one that is no JSON object.
         """
         try:
             whole = json.loads(self._metadata.get("config", "{}"))
-            found = whole.get(section) or {}
+            found = (whole.get(section) or {}) if section else whole
         except (ValueError, AttributeError) as error:
             raise self.unsupported(f"has a 'config' in its metadata that is no JSON object: {error}") from error
         if not isinstance(found, dict):
-            raise self.unsupported(f"has a 'config' in its metadata whose '{section}' is no JSON object")
+            whose = f" whose '{section}'" if section else " that"
+            raise self.unsupported(f"has a 'config' in its metadata{whose} is no JSON object")
         return found
 
     def count(self, prefix: str) -> int:

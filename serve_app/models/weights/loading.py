@@ -25,6 +25,7 @@ from serve_app.models.families.family import (
     AudioVaeFamily,
     BackboneFamily,
     Family,
+    LatentUpscalerFamily,
     StyleFamily,
     VaeFamily,
     VisionFamily,
@@ -43,6 +44,7 @@ from serve_app.models.kernels.packing import (
     upload,
     weights_of,
 )
+from serve_app.models.latent_upscaler import LatentUpscaler
 from serve_app.models.lora.adapters import Adapter, Other, WeightScale
 from serve_app.models.lora.layers import LoraSet, parameters, with_merged
 from serve_app.models.lora.layouts import read
@@ -134,6 +136,8 @@ class Loaded:
                 return Vae(family, self.module)
             case AudioVaeFamily() as family:
                 return AudioVae(family, self.module)
+            case LatentUpscalerFamily() as family:
+                return LatentUpscaler(family, self.module)
             case VisionFamily() as family:
                 return ImageEncoder(family, self.module)
             case StyleFamily() as family:
@@ -149,10 +153,10 @@ class Loaded:
 class Loader:
     """Loads parts onto one device.
 
-    dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype: of VAEs. Text encoders always compute
-    in float32, as ComfyUI's; their weights are rounded to dtype, for auto to float16. fp8_matmul: whether fp8 layers of
-    backbones multiply in fp8, where files allow it; None: where files mark their layers. options: of
-    backbones' forwards. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
+    dtype: of all parts but VAEs and upscalers, as `dtype_of` reads it; vae_dtype: of VAEs and latent
+    upscalers. Text encoders always compute in float32, as ComfyUI's; their weights are rounded to dtype, for auto to
+    float16. fp8_matmul: whether fp8 layers of backbones multiply in fp8, where files allow it; None: where files mark
+    their layers. options: of backbones' forwards. Errors: ConfigError for dtypes; of what reads files: ModelFileError.
     """
 
     def __init__(
@@ -171,6 +175,7 @@ class Loader:
             "clip": dtype,
             "vae": vae_dtype,
             "audio_vae": "fp32",
+            "latent_upscaler": vae_dtype,
             "controlnet": dtype,
             "clip_vision": dtype,
             "style_model": dtype,

@@ -27,6 +27,7 @@ from serve_app.models.files import saving
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.kernels.cuda_graphs import replays_of
+from serve_app.models.latent_upscaler import LatentUpscaler
 from serve_app.models.lora import extraction
 from serve_app.models.network import ForwardOptions, LoadedNetwork
 from serve_app.models.text_encoder import Clip
@@ -189,6 +190,11 @@ class Weights:
         upscaler: Upscaler = self._model(recipe, Upscaler, hold)[0]
         return upscaler
 
+    def latent_upscaler(self, recipe: Recipe, hold: Hold | None = None) -> LatentUpscaler:
+        """Return the recipe's latent upscaler."""
+        upscaler: LatentUpscaler = self._model(recipe, LatentUpscaler, hold)[0]
+        return upscaler
+
     def control_net(self, recipe: Recipe, hold: Hold | None = None) -> ControlNet:
         """Return the ControlNet or T2I-Adapter of a recipe that `with_base` gave."""
         net: ControlNet = self._model(recipe, ControlNet, hold)[0]
@@ -244,6 +250,10 @@ class Weights:
     def saved_conditioning(self, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """Return the tensors and the metadata of a file of the folder "embeddings". Errors: ModelFileError."""
         return self._lexicon.conditioning(name)
+
+    def lora_metadata(self, name: str) -> Mapping[str, str]:
+        """Return the metadata of a file of the folder "loras". Errors: ModelFileError."""
+        return Checkpoint(self._catalog.path("loras", name)).metadata
 
     def lora_file(
         self, model: Recipe | None, clip: Recipe | None, asked: Extraction, progress: saving.Progress

@@ -25,6 +25,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "controlnet": ("controlnet", "t2i_adapter"),
     "gligen": ("gligen",),
     "upscale_models": ("upscale_models",),
+    "latent_upscale_models": ("latent_upscale_models",),
     "hypernetworks": ("hypernetworks",),
     "photomaker": ("photomaker",),
     "model_patches": ("model_patches",),

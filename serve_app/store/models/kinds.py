@@ -244,6 +244,10 @@ _SEEING = (
     _lacking("DINOv2", "encoder.layer.0.layer_scale2.lambda1"),
     _lacking("DINOv3", "layer.9.attention.o_proj.bias", "layer.23.attention.o_proj.bias"),
 )
+_LATENT_UPSCALERS = (
+    _known("LTX-2", "post_upsample_res_blocks.0.conv2.bias"),
+    _lacking("HunyuanVideo 1.5", "blocks.0.block.0.conv.weight", "up.0.block.0.conv1.conv.weight"),
+)
 _STYLES = (_known("Flux.1 Redux", "redux_down.weight"), _known("T2I-Adapters", "style_embedding"))
 
 ROLES: Mapping[str, Role] = {
@@ -254,6 +258,7 @@ ROLES: Mapping[str, Role] = {
     "controlnet": Role("ControlNet", ("",), _CONTROLS, open=True),
     "model_patch": Role("model patch", ("",), _PATCHES),
     "clip_vision": Role("image encoder", VISION_PREFIXES, _SEEING),
+    "latent_upscaler": Role("latent upscaler", ("",), _LATENT_UPSCALERS),
     "style_model": Role("style model", ("",), _STYLES),
 }
 """What loaders need, by the part of a recipe."""
@@ -277,7 +282,16 @@ def looks_like(shapes: Shapes) -> str:
     """Return the kind of a file, in any role; "" if unknown."""
     if any(part in name for name in shapes for part in _LORA):
         return "a LoRA"
-    for part in ("controlnet", "model_patch", "backbone", "vae", "style_model", "clip_vision", "clip"):
+    for part in (
+        "controlnet",
+        "model_patch",
+        "backbone",
+        "vae",
+        "latent_upscaler",
+        "style_model",
+        "clip_vision",
+        "clip",
+    ):
         if (kind := ROLES[part].kind(shapes)) is not None:
             return f"{ROLES[part].one} of {kind.title}"
     return ""

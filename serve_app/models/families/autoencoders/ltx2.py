@@ -136,6 +136,9 @@ class Ltx2Vae(VideoVaeFamily):
         latents: Tensor = (made - mean) / spread
         return latents
 
+    def statistics(self, network: Any) -> tuple[Tensor, Tensor]:
+        return network.mean, network.spread
+
     def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         pixels = self.decode(network, torch.cat(list(latents), dim=2))
         yield pixels[:, :, :1]
