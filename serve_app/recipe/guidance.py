@@ -128,13 +128,26 @@ class SkippedBlocks:
 
 
 @dataclass(frozen=True, slots=True)
+class PerturbedStreams:
+    """What rows of a video with its sound do without.
+
+    stilled: blocks in whose self-attention each token sees only itself. apart: the streams do not attend to each other.
+    unreferenced: the sound has no reference.
+    """
+
+    stilled: tuple[int, ...] = ()
+    apart: bool = False
+    unreferenced: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SkipLayerGuidance:
-    """Guide away from the positive with some blocks skipped, between two shares of the sampling (SLG).
+    """Guide away from the positive with some blocks skipped or perturbed, between two shares of the sampling (SLG).
 
     rescaling: share by which the result is brought to the positive's standard deviation.
     """
 
-    skipped: SkippedBlocks
+    skipped: SkippedBlocks | PerturbedStreams
     scale: float
     start_percent: float
     end_percent: float
