@@ -150,7 +150,8 @@ class GenerationRequest:
     """A prompt for a language model to continue.
 
     max_tokens: limit on the new tokens. sampling: None: greedy. thinking: the model may reason first; use_template: put
-    the prompt into the chat template. Both apply only to models with such a mode.
+    the prompt into the chat template. Both apply only to models with such a mode. image: (1,H,W,3) in 0…1, which the
+    model sees.
     """
 
     text: str
@@ -158,6 +159,7 @@ class GenerationRequest:
     sampling: TokenSampling | None = None
     thinking: bool = False
     use_template: bool = True
+    image: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +195,17 @@ class Cfg:
 
 
 @dataclass(frozen=True, slots=True)
+class PartsCfg:
+    """Classifier-free guidance of a latent of several parts: by `scale` of the first, by `others_scale` of the others.
+
+    A latent of one part is guided as by `Cfg`.
+    """
+
+    scale: float
+    others_scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class DualCfg:
     """Guidance from "negative" to "middle" by middle_scale, and from there to "positive" by scale.
 
@@ -224,7 +237,7 @@ class Guider:
 
     backbone: Recipe
     conds: Mapping[str, Conditioning]
-    rule: Cfg | DualCfg | PerpNeg
+    rule: Cfg | PartsCfg | DualCfg | PerpNeg
     negative_backbone: Recipe | None = None
 
 

@@ -178,7 +178,7 @@ class Trajectory:
             )
         recipe, seeded = r.guider.backbone, partial(after_noise, layout.shapes_of(given), r.noise.seed, r.batch_index)
         layers = LayerPatches(recipe.patches, levels, seeded)
-        rule, caches = rule_of(r.guider, levels), recipe.all(EasyCache)
+        rule, caches = rule_of(r.guider, levels, layout), recipe.all(EasyCache)
         hooks = None
         if (variant := self._variant) is not None:
             hooks = HookSchedule(levels, float(sigmas.max()), lambda further: variant(further).during(sigmas))

@@ -12,7 +12,7 @@ from serve_app.nodes.inputs import Choice, Float, InputType
 from serve_app.nodes.sampling.ksampler import CfgScale
 from serve_app.nodes.sockets import CONDITIONING, GUIDER, MODEL
 from serve_app.recipe.recipe import Recipe
-from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PerpNeg
+from serve_app.values import Cfg, Conditioning, DualCfg, Guider, PartsCfg, PerpNeg
 
 CATEGORY = "model/sampling/guiders"
 NO_TEXT: Conditioning = [(torch.zeros(1, 0, 0), {})]
@@ -49,6 +49,23 @@ def dual_cfg_guider(
     """
     rule = DualCfg(cfg_conds, cfg_cond2_negative, nested=style == "nested")
     return Guider(model, {"positive": cond1, "middle": cond2, "negative": negative}, rule)
+
+
+@node(
+    "LTXVDualCFGGuider",
+    "LTXV Dual CFG Guider",
+    category=CATEGORY,
+    description="Separate CFG scales for the video and audio modalities of a packed LTXV-AV latent.",
+)
+def ltxv_dual_cfg_guider(
+    model: MODEL,
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    video_cfg: Annotated[float, Float(3.0, min=0.0, max=100.0, step=0.1, round=0.01)],
+    audio_cfg: Annotated[float, Float(7.0, min=0.0, max=100.0, step=0.1, round=0.01)],
+) -> GUIDER:
+    """Guidance of a video and of its sound by scales of their own. A video alone is guided by its scale."""
+    return Guider(model, {"positive": positive, "negative": negative}, PartsCfg(video_cfg, audio_cfg))
 
 
 @node("DualModelGuider", "Dual Model CFG Guider", category=CATEGORY, function="get_guider", experimental=True)

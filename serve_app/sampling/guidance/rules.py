@@ -7,15 +7,18 @@ a rule.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from math import isclose
+from dataclasses import dataclass, replace
+from math import isclose, prod
 from typing import Any, Protocol
 
+import torch
+
 from serve_app.sampling.guidance.guidance_patches import NO_PATCHES, Branches, GuidancePatches, GuidedBy
+from serve_app.sampling.latents.layout import ONE_PART, LatentLayout
 from serve_app.sampling.lazy_sum import Latents, LazySum, mixed, value
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import Levels
-from serve_app.values import Cfg, DualCfg, Guider, PerpNeg
+from serve_app.values import Cfg, DualCfg, Guider, PartsCfg, PerpNeg
 
 
 class Rule(Protocol):
@@ -76,6 +79,35 @@ class CfgRule:
         scale = self.patches.scale(self.given.scale, evaluation.sigma)
         guided = self.patches.before(_guided(means, evaluation, self, scale, branches))
         return self.patches.combined(guided), guided.uncond
+
+
+@dataclass(frozen=True, slots=True)
+class PartsCfgRule:
+    """Classifier-free guidance by two scales. first: how many numbers of packed latents are of the first part."""
+
+    given: PartsCfg
+    first: int
+    patches: GuidancePatches = NO_PATCHES
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        return "positive", "negative"
+
+    @property
+    def linear(self) -> bool:
+        return False
+
+    def asks(self, evaluation: Evaluation) -> tuple[str, ...]:
+        return self.ends
+
+    def combine(
+        self, means: Mapping[Any, Latents], evaluation: Evaluation, branches: Branches | None = None
+    ) -> tuple[Latents, Latents]:
+        scales = self.given.scale, self.given.others_scale
+        guided = self.patches.before(_guided(means, evaluation, self, max(scales), branches))
+        parts = [replace(guided, scale=scale).plain() for scale in scales]
+        denoised = torch.cat([value(parts[0])[..., : self.first], value(parts[1])[..., self.first :]], dim=-1)
+        return self.patches.after(guided, denoised), guided.uncond
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +204,19 @@ def _whole(patches: GuidancePatches, evaluation: Evaluation) -> bool:
     return evaluation.want_uncond or patches.both
 
 
-def rule_of(guider: Guider, levels: Levels) -> Rule:
-    """Return the rule of a GUIDER, with the patches of its backbone, for a run over a model's levels."""
+def rule_of(guider: Guider, levels: Levels, layout: LatentLayout = ONE_PART) -> Rule:
+    """Return the rule of a GUIDER, with the patches of its backbone, for a run over a model's levels.
+
+    layout: of the run's latents.
+    """
     patches = GuidancePatches(guider.backbone.patches, levels)
     match guider.rule:
         case Cfg():
             return CfgRule(guider.rule, patches)
+        case PartsCfg(scale, others_scale):
+            if not layout.joint or isclose(scale, others_scale):
+                return CfgRule(Cfg(scale), patches)
+            return PartsCfgRule(guider.rule, prod(layout.shapes[0]), patches)
         case DualCfg():
             return DualCfgRule(guider.rule, patches)
         case PerpNeg():
