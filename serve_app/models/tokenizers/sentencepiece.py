@@ -21,6 +21,7 @@ _KEPT = 4
 def sentence_pieces(model: bytes, special: Mapping[str, int] | None = None) -> Tokenizer:
     """Return the tokeniser of a model. special: further tokens with their ids.
 
+    A text with special tokens loses its first token, as in ComfyUI, which takes that for the mark of a text's start.
     Errors: ModelFileError if the library is not installed or cannot read the model.
     """
     processor = _processor(model)
@@ -28,7 +29,9 @@ def sentence_pieces(model: bytes, special: Mapping[str, int] | None = None) -> T
     divider = re.compile("(" + "|".join(map(re.escape, known)) + ")") if known else None
 
     def ids(text: str) -> list[int]:
-        return [number for part in _parts(text, divider) for number in _ids(processor, part, known)]
+        parts = list(_parts(text, divider))
+        found = [number for part in parts for number in _ids(processor, part, known)]
+        return found[1:] if known.keys() & set(parts) else found
 
     def text(numbers: Sequence[int]) -> str:
         decoded: str = processor.decode([number for number in numbers if number not in known.values()])

@@ -63,14 +63,21 @@ async def text_generate(
     video: IMAGE | None = None,
     audio: AUDIO | None = None,
 ) -> STRING:
-    """Text from a language model. It reads text alone.
+    """Text from a language model, which may see an image.
 
-    Return the text. Errors: NodeError for an encoder that generates none, or where it is to see or hear.
+    Return the text. Errors: NodeError for an encoder that generates none, or is blind, or where it is to hear or to see
+    a video.
     """
-    for name, value in {"image": image, "video": video, "audio": audio}.items():
+    for name, value in {"video": video, "audio": audio}.items():
         if value is not None:
-            raise NodeError(f"language models read text alone here; '{name}' is linked, so take the link away")
+            raise NodeError(f"language models read texts and images here; '{name}' is linked, so take the link away")
+    if image is not None and not getattr(await runtime.family(clip), "sees", False):
+        raise NodeError(
+            f"'{clip.name}' reads text alone here, and 'image' is linked: LTX-2's Gemma 3 sees images if its file has "
+            "the part for them, 'vision_model.'"
+        )
     numbers = {name: value for name, value in sampling_mode.items() if name != "sampling_mode"}
     sampling = TokenSampling(**numbers) if sampling_mode["sampling_mode"] == "on" else None
-    request = GenerationRequest(prompt, max_length, sampling, thinking, use_default_template)
+    seen = None if image is None else image[:1, ..., :3]
+    request = GenerationRequest(prompt, max_length, sampling, thinking, use_default_template, seen)
     return await runtime.generate_text(clip, request)

@@ -248,7 +248,7 @@ class DecoderEncoder(SequenceEncoder):
     def generation(self, request: GenerationRequest) -> Generation:
         """Return a new text generation. Errors: NodeError if the model cannot generate."""
         if not self.family.stop:
-            raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3-VL or Gemma 2")
+            raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3-VL, Gemma 2 or LTX-2's Gemma 3")
         if not self.family.final_norm:
             raise NodeError(f"the file of {self.family.title} ends before the last layer and generates no text")
         prompt = [token for token, _ in self.prompt(request)]
@@ -279,11 +279,11 @@ class DecoderEncoder(SequenceEncoder):
         rotation = rotated(positions / family.stretch, family.head, family.theta, family.sections, x.dtype)
         near = None
         if family.window:
-            if most + count > family.window:
-                raise NodeError(
-                    f"{family.title} generates texts of up to {family.window:,} tokens here, the prompt's included"
-                )
-            near = mask, rotated(positions, family.head, family.window_theta, (), x.dtype)
+            within = mask
+            if (whole := most + count) > family.window:
+                last = torch.ones(count, whole, dtype=torch.bool, device=device).triu(whole - count + 1 - family.window)
+                within = last[None, None] if mask is None else mask & last
+            near = within, rotated(positions, family.head, family.window_theta, (), x.dtype)
         for states in self.network(x, mask, rotation, family.layers, cache, near=near):
             last = states
         last = self.network.norm(last[:, -1])

@@ -7,26 +7,46 @@ Texts have no template and no weights. What the connectors of the network make o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from transformers.models.gemma3.configuration_gemma3 import Gemma3TextConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer, Gemma3RMSNorm
 
 from serve_app.errors import ModelFileError
+from serve_app.images import resize, vision_pixels
 from serve_app.models.families.family import Located
 from serve_app.models.families.text.decoder import DecoderEncoder, DecoderText
 from serve_app.models.families.text.sequences import Encoded, PromptFormat
 from serve_app.models.families.text_family import Encoder, TextEnsemble, TextFamily, TextResources
+from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
+from serve_app.models.tokenizers.prompt import Weighted
 from serve_app.models.tokenizers.sentencepiece import brought_pieces, sentence_pieces
+from serve_app.sampling.transfer import to_device
+from serve_app.values import GenerationRequest
 
-START, PAD, END, END_OF_TURN = 2, 0, 1, 106
+START, PAD, END_OF_TURN = 2, 0, 106
+TURN = "<start_of_turn>"
+CHAT = f"{TURN}system\nYou are a helpful assistant.<end_of_turn>\n{TURN}user\n{{}}<end_of_turn>\n{TURN}model\n"
+"""The template of texts to be answered."""
+IMAGE_MARK, IMAGE = "<image_soft_token>", 262144
+SEEN_SIDE, SEEN_PIXELS = 16, 896**2
+"""An image becomes squares of this many vectors, of this many pixels before its middle is cut out."""
+ILLUSTRATED = CHAT.replace(f"{{}}<end_of_turn>\n{TURN}", f"\n{IMAGE_MARK}{{}}<end_of_turn>\n\n{TURN}")
+"""The template of texts about an image."""
+_PROJECTOR = {
+    "multi_modal_projector.mm_input_projection_weight": "projection",
+    "multi_modal_projector.mm_soft_emb_norm": "projection_norm",
+}
+PROMPT_LEAST = 1024
+"""Tokens of a text to be answered; a shorter one begins with padding, which the model reads, as in ComfyUI."""
 EPS = 1e-6
 SPREAD = 8.0
 """LTX-2.0's states fill this range."""
@@ -37,7 +57,7 @@ LOADED_BY = "LTXAVTextEncoderLoader loads Gemma 3 with a checkpoint of LTX-2, wh
 
 @dataclass(frozen=True, slots=True)
 class Gemma3Text(DecoderText):
-    """Gemma 3, of any size. Five of six layers see a window."""
+    """Gemma 3, of any size. Five of six layers see a window. tower: what sees images; None: the file has none."""
 
     name = "Gemma 3"
     prefixes = ("text_encoders.gemma3_12b.transformer.", "")
@@ -48,14 +68,48 @@ class Gemma3Text(DecoderText):
     window_theta = 1e4
     global_every = 6
     scaled = True
-    stop = (END, END_OF_TURN)
+    stop = (END_OF_TURN,)
     vocabulary_name = "spiece_model"
+
+    tower: ClipVision | None = None
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
         # Gemma 4 has layers without values of their own.
         marks = ("0.self_attn.q_norm", "0.post_feedforward_layernorm", "5.self_attn.v_proj")
         return all(f"layers.{mark}.weight" in inner.shapes for mark in marks)
+
+    @classmethod
+    def probe(cls, tensors: Tensors) -> Gemma3Text:
+        found = super(Gemma3Text, cls).probe(tensors)
+        return replace(found, tower=ClipVision.probe(tensors)) if tensors.has("vision_model.encoder.") else found
+
+    def table(self, tensors: Tensors | None = None) -> Table:
+        table = {**super(Gemma3Text, self).table(tensors), **_PROJECTOR}
+        if self.tower is not None:
+            table |= {theirs: f"tower.{ours}" for theirs, ours in self.tower.table().items()}
+        return table
+
+    def build(self) -> nn.Module:
+        network = super(Gemma3Text, self).build()
+        if self.tower is not None:
+            network.tower = self.tower.build()
+            network.projection = nn.Parameter(torch.empty(self.tower.width, self.width))
+            network.projection_norm = Gemma3RMSNorm(self.tower.width, self.eps)
+        return network
+
+    def see(self, network: Any, image: Tensor) -> Tensor:
+        """Return the vectors (N,D) of an image (1,H,W,3) in 0…1, as the first layer reads them, on its device."""
+        tower = self.tower
+        assert tower is not None
+        scale = sqrt(SEEN_PIXELS / (image.shape[1] * image.shape[2]))
+        height, width = (round(side * scale) for side in image.shape[1:3])
+        pixels = vision_pixels(resize(image, width, height, "area"), tower.image_size, tower.mean, tower.spread)
+        states = tower.see(network.tower, to_device(pixels, network.projection.device)).last_hidden_state
+        squares = torch.unflatten(states.transpose(1, 2), 2, (tower.side, tower.side))
+        pooled = avg_pool2d(squares, tower.side // SEEN_SIDE).flatten(2).transpose(1, 2)
+        vectors: Tensor = network.projection_norm(pooled)[0] @ network.projection
+        return vectors
 
     def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         taps = tuple(range(self.layers + 1))
@@ -67,7 +121,7 @@ class Gemma3Text(DecoderText):
 
     def tokenizer(self, vocabulary: bytes | None, lexicon: TextResources) -> Tokenizer:
         model = brought_pieces(vocabulary, self.name, "gemma3.spiece.model", lexicon.vocabulary)
-        return sentence_pieces(model, {"<end_of_turn>": END_OF_TURN})
+        return sentence_pieces(model, {"<end_of_turn>": END_OF_TURN, IMAGE_MARK: IMAGE})
 
     def encoder(self, network: Any, lexicon: TextResources) -> DecoderEncoder:
         raise ModelFileError(f"{self.title} alone encodes no texts; {LOADED_BY}")
@@ -152,6 +206,11 @@ class Ltx2Text(TextEnsemble):
     gemma: Gemma3Text
     projection: Ltx2Projection
 
+    @property
+    def sees(self) -> bool:
+        """Whether it sees images that texts are about."""
+        return self.gemma.tower is not None
+
     def encoder(self, network: Any, lexicon: TextResources) -> Ltx2Encoder:
         if (states := self.gemma.width * (self.gemma.layers + 1)) != self.projection.read:
             raise ModelFileError(
@@ -169,6 +228,22 @@ class Ltx2Encoder(DecoderEncoder):
         super().__init__(gemma.family, gemma.prompt_format, gemma.tokenizer, gemma.network, gemma.vectors)
         self._projected = family.projection
         self._projection = network["projection"]
+
+    def prompt(self, request: GenerationRequest) -> Weighted:
+        """Return the prompt's tokens, in the template unless it has turns of its own."""
+        template = CHAT if request.image is None else ILLUSTRATED
+        bare = request.text.startswith(TURN) or not request.use_template
+        whole = request.text if bare else template.replace("{}", request.text)
+        tokens = self.framed(whole)
+        padded = [(PAD, 1.0)] * (PROMPT_LEAST - len(tokens)) + tokens
+        at = next((at for at, (token, _) in enumerate(padded) if token == IMAGE), None)
+        if request.image is None or at is None:
+            return padded
+        gemma = self.family
+        assert isinstance(gemma, Gemma3Text)
+        # The vectors of tokens are scaled later on, those of images are not.
+        vectors = gemma.see(self.network, request.image) / gemma.width**0.5
+        return [*padded[:at], *((vector, 1.0) for vector in vectors), *padded[at + 1 :]]
 
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
         states = torch.stack(encoded.states.chunk(self.family.layers + 1, dim=-1))
