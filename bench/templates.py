@@ -40,6 +40,7 @@ UNSUPPORTED = {
     "kandinsky5": "Kandinsky 5",
     "lens": "Lens",
     "longcat": "LongCat-Image",
+    "ltx-2.5": "LTX-2.5",
     "ltx-video-2b": "LTX-Video",
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",

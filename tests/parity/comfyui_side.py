@@ -242,6 +242,7 @@ def main() -> None:
         "vae_approx",
         "diffusion_models",
         "upscale_models",
+        "latent_upscale_models",
         "embeddings",
         "text_encoders",
         "ipadapter",

@@ -47,7 +47,9 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
     files = [load_file(Path(FILES) / "text_encoders" / f"{name}.safetensors") for name in case["files"]]
     data = {name: file.pop(name) for file in files for name in BROUGHT if name in file}
     made = getattr(module, case["clip"])
-    if case["tower"] is not None:
+    if case["tower"] is not None and case["module"] == "lt":
+        comfy.text_encoders.llama.GEMMA3_VISION_CONFIG.update(case["tower"])
+    elif case["tower"] is not None:
         see = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer
         sizes = case["tower"]
         vision = comfy.text_encoders.qwen3vl
@@ -132,7 +134,8 @@ def main() -> None:
         for i, asked in enumerate(case.get("generations", ())):
             clip.reset_clip_options()
             clip.set_clip_options({"layer": None, "execution_device": torch.device("cpu")})
-            tokens = tokenizer.tokenize_with_weights(asked["text"], min_length=1, **asked["modes"])
+            seen = {} if asked["image"] is None else {"image": image(*asked["image"])}
+            tokens = tokenizer.tokenize_with_weights(asked["text"], min_length=1, **asked["modes"], **seen)
             with torch.inference_mode():
                 generated = clip.generate(tokens, max_length=asked["max_tokens"], **asked["sampling"])
             arrays[f"{name}|{i}|tokens"] = np.array(generated, np.int32)

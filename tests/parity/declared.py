@@ -14,7 +14,8 @@ from tests.parity.figures import LATER_SAMPLERS
 
 WORDED_OTHERWISE = frozenset(
     {"BuildJsonPromptIdeogram", "ColorTransfer", "CustomCombo", "ModelAttentionBackend", "Painter"}
-    | {"ResizeImageMaskNode", "SaveAudioAdvanced", "SaveImageAdvanced", "SaveVideo", "TextGenerate"}
+    | {"ResizeImageMaskNode", "SaveAudioAdvanced", "SaveImageAdvanced", "SaveVideo"}
+    | {"TextGenerate", "TextGenerateLTX2Prompt"}
 )
 """Classes whose choices change with another input, are files, or what is installed.
 

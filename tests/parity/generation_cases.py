@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.ltx2_text import Gemma3Text
 from serve_app.models.families.text.qwen import Qwen3Text
+from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.values import GenerationRequest, TokenSampling
-from tests.parity.text_cases import DECODER_SIZES, EMBEDDING, TextCase
+from tests.parity.text_cases import CASES as TEXTS
+from tests.parity.text_cases import DECODER_SIZES, EMBEDDING, TextCase, image
 
 USUAL = TokenSampling(temperature=0.7, top_k=64, top_p=0.95, min_p=0.05, repetition_penalty=1.05)
 """What the node offers."""
@@ -28,6 +31,16 @@ MODES = (
     GenerationRequest("<|im_start|>user\na fox<|im_end|>\n", 24, VARIED),
     GenerationRequest(f"a fox, embedding:{EMBEDDING} of old", 24, VARIED),
 )
+TURNS = (
+    GenerationRequest("<start_of_turn>user\na fox<end_of_turn>\n<start_of_turn>model\n", 24, VARIED),
+    GenerationRequest("a fox", 24, VARIED, use_template=False),
+    GenerationRequest("a fox " * 600, 24, VARIED),
+)
+"""The last is longer than the window of most layers."""
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "image_size": 448}
+SEEING = Gemma3Text(7, 32, 48, 2, 1, 256, 256000, tower=ClipVision(27, 32, 48, 32, 14, siglip=True))
+"""A Gemma 3 that sees images, by the sizes of ComfyUI's."""
+_SHOWN = GenerationRequest("<start_of_turn>user\n<image_soft_token>a fox<end_of_turn>\n", 24, VARIED)
 _QWEN3 = Qwen3Text(layers=3, width=32, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
 _SIZES = {**DECODER_SIZES, "num_hidden_layers": 3}
 
@@ -51,6 +64,7 @@ def _asked(request: GenerationRequest) -> dict[str, Any]:
         "max_tokens": request.max_tokens,
         "sampling": {"do_sample": request.sampling is not None, **sampling},
         "modes": {"thinking": request.thinking, "skip_template": not request.use_template},
+        "image": None if request.image is None else list(request.image.shape[1:3]),
     }
 
 
@@ -74,6 +88,14 @@ CASES: Mapping[str, GenerationCase] = {
     ),
     "krea2": GenerationCase(
         _case("qwen3", _QWEN3, "krea2", "krea2", "te", "Krea2Tokenizer", "qwen3vl_4b"), REQUESTS + MODES
+    ),
+    "ltx2": GenerationCase(
+        TEXTS["ltx23"],
+        REQUESTS + TURNS,
+    ),
+    "ltx2 seeing": GenerationCase(
+        replace(TEXTS["ltx23"], files={"gemma3_seeing": SEEING, "ltx23": TEXTS["ltx23"].files["ltx23"]}, tower=TOWER),
+        tuple(replace(request, image=image(40, 64)) for request in (REQUESTS[1], _SHOWN)),
     ),
     "lumina2": GenerationCase(
         _case(

@@ -65,7 +65,8 @@ TEXTS = {"ltx2": 40, "ltx23": 80}
 class Case:
     """A forward. size: of the video's latents, (F,h,w); sound: latents of sound, 0 for a video without.
 
-    mask: "" for none, "frames" for a level for each frame, "cells" for one for each cell.
+    mask: "" for none, "frames" for a level for each frame, "cells" for one for each cell. reference: tokens of a sound
+    whose speaker the sound has, 0 for none.
     """
 
     net: str
@@ -74,10 +75,17 @@ class Case:
     mask: str = ""
     frame_rate: float = 25.0
     tokens: int = 9
+    reference: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.net} {self.size} {self.sound} {self.mask} {self.frame_rate:g} {self.tokens}"
+        given = f"{self.net} {self.size} {self.sound} {self.mask} {self.frame_rate:g} {self.tokens}"
+        return f"{given} {self.reference}" if self.reference else given
+
+    def options(self) -> dict[str, Any]:
+        """Return the options of a conditioning."""
+        tokens = noise(f"{self.name} reference", (1, self.reference, 128))
+        return {"frame_rate": self.frame_rate, **({"ref_audio": {"tokens": tokens}} if self.reference else {})}
 
 
 CASES = (
@@ -88,6 +96,8 @@ CASES = (
     Case("ltx23", (2, 3, 2), 4, "cells"),
     Case("ltx23", (2, 2, 3), 0),
     Case("ltx23", (1, 2, 2), 3, tokens=1030),
+    Case("ltx23", (2, 2, 3), 5, reference=4),
+    Case("ltx23", (2, 2, 3), 5, "frames", reference=4),
 )
 
 
@@ -208,6 +218,13 @@ VOCODERS: dict[str, dict[str, Any]] = {
     },
 }
 """The arguments of small vocoders, which are in a file with the autoencoder of sounds."""
+_ENLARGING: dict[str, Any] = {"in_channels": 128, "mid_channels": 32, "num_blocks_per_stage": 1, "dims": 3}
+UPSCALERS: dict[str, dict[str, Any]] = {
+    "sides": _ENLARGING,
+    "a fraction": {**_ENLARGING, "spatial_scale": 1.5, "rational_resampler": True},
+    "frames": {**_ENLARGING, "spatial_upsample": False, "temporal_upsample": True},
+}
+"""The arguments of small latent upscalers, each of which is a file."""
 LATENT_FRAMES = (1, 3)
 SPECTRA = (1, 2, 13, 64)
 

@@ -24,6 +24,7 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.ldm.lightricks.av_model  # noqa: E402
+import comfy.ldm.lightricks.latent_upsampler  # noqa: E402
 import comfy.ldm.lightricks.vae.audio_vae  # noqa: E402
 import comfy.ldm.lightricks.vae.causal_video_autoencoder  # noqa: E402
 import comfy.ops  # noqa: E402
@@ -58,7 +59,8 @@ def transformers(figures: dict[str, Any], keys: dict[str, Shapes]) -> None:
             times, options = (of_video, of_sound), {"denoise_mask": video, "audio_denoise_mask": sound}
         text = net.preprocess_text_embeds(asked.text, unprocessed=True)
         x = [asked.video.clone(), asked.sound.clone()] if case.sound else [asked.video.clone()]
-        made = net(x, times, text, None, case.frame_rate, **options)
+        given = {name: value for name, value in case.options().items() if name != "frame_rate"}
+        made = net(x, times, text, None, case.frame_rate, **options, **given)
         for part, tensor in zip(("video", "sound"), made if isinstance(made, list) else [made], strict=False):
             figures[f"{case.name} {part}"] = tensor.numpy()
 
@@ -78,12 +80,21 @@ def autoencoders(figures: dict[str, Any], keys: dict[str, Shapes]) -> None:
     figures["spectra encoded"] = sounds.normalizer.normalize(made).numpy()
 
 
+def upscalers(figures: dict[str, Any], keys: dict[str, Shapes]) -> None:
+    """Make the figures of latent upscalers."""
+    module = comfy.ldm.lightricks.latent_upsampler.LatentUpsampler
+    for name, config in ltx_cases.UPSCALERS.items():
+        network = loaded(module.from_config(config, comfy.ops.disable_weight_init), keys, f"upscaler of {name}")
+        figures[f"{name} enlarged"] = thinned(network(noise("small", (1, 128, 2, 2, 3))).numpy())
+
+
 @torch.inference_mode()
 def main() -> None:
     figures: dict[str, Any] = {}
     keys: dict[str, Shapes] = {}
     transformers(figures, keys)
     autoencoders(figures, keys)
+    upscalers(figures, keys)
     (GOLDEN / "ltx_keys.json").write_text(json.dumps(keys, indent=0) + "\n")
     np.savez_compressed(GOLDEN / "ltx.npz", **figures)
 

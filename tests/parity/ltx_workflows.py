@@ -14,11 +14,12 @@ from torch import Tensor
 
 from tests.parity import ltx_cases
 from tests.parity.cases import Case
+from tests.parity.dit_cases import weights
 from tests.parity.figures import GOLDEN
 from tests.parity.workflow import Nodes
 
 NET = "ltx23"
-FILE = "ltx23.safetensors"
+FILE, UPSCALER, LORA = "ltx23.safetensors", "ltx_upscaler.safetensors", "ltx_ic_lora.safetensors"
 FRAMES, RATE = 17, 24.0
 
 _TEXT = {"kind": "unprocessed text", "shape": f"1,7,{ltx_cases.TEXTS[NET]}", "extra": "8"}
@@ -63,6 +64,69 @@ def _sampled(**changes: Any) -> tuple[str, dict[str, Any]]:
     return ("KSampler", {**settings, "cfg": 1.0, "denoise": 1.0, **links, **changes})
 
 
+def _guide(frame: int, strength: float, after: str = "", **changes: Any) -> tuple[str, dict[str, Any]]:
+    """Return a node that adds a guide. after: the guide before it; "" for none."""
+    texts, latent = (after or "texts"), [after, 2] if after else ["video", 0]
+    return (
+        "LTXVAddGuide",
+        {
+            "positive": [texts, 0],
+            "negative": [texts, 1],
+            "vae": ["file", 2],
+            "latent": latent,
+            "image": ["image", 0],
+            "frame_idx": frame,
+            "strength": strength,
+            **changes,
+        },
+    )
+
+
+def _guided(target: str, **nodes: tuple[str, dict[str, Any]]) -> Case:
+    """Return a sampling with guides, of which `last` is the last."""
+    texts = {"positive": ["last", 0], "negative": ["last", 1]}
+    made: Nodes = {
+        "whole": ("LTXVConcatAVLatent", {"video_latent": ["last", 2], "audio_latent": ["sound", 0]}),
+        "guider": ("CFGGuider", {"model": ["file", 0], **texts, "cfg": 2.0}),
+        "apart": ("LTXVSeparateAVLatent", {"av_latent": ["k", 0]}),
+        "cropped": ("LTXVCropGuides", {**texts, "latent": ["apart", 0]}),
+        "left": ("LatentMultiply", {"samples": ["cropped", 2], "multiplier": 1.0}),
+    }
+    return _case(target, **{**made, **nodes})
+
+
+def _guided_by(node: str, **settings: Any) -> Case:
+    """Return a sampling whose model a node changes."""
+    return _case(
+        "k",
+        changed=(node, {"model": ["file", 0], **settings}),
+        guider=(
+            "CFGGuider",
+            {"model": ["changed", 0], "positive": ["texts", 0], "negative": ["texts", 1], "cfg": 2.0},
+        ),
+    )
+
+
+def _enlarged(target: str) -> Case:
+    """Return a video that is sampled, enlarged and sampled again."""
+    return _case(
+        target,
+        apart=("LTXVSeparateAVLatent", {"av_latent": ["k", 0]}),
+        upscaler=("LatentUpscaleModelLoader", {"model_name": UPSCALER}),
+        larger=(
+            "LTXVLatentUpsampler",
+            {"samples": ["apart", 0], "upscale_model": ["upscaler", 0], "vae": ["file", 2]},
+        ),
+        joined=("LTXVConcatAVLatent", {"video_latent": ["larger", 0], "audio_latent": ["apart", 1]}),
+        few=("ManualSigmas", {"sigmas": "0.85, 0.4219, 0.0"}),
+        again=(
+            "SamplerCustomAdvanced",
+            {name: [name, 0] for name in ("noise", "guider", "sampler")}
+            | {"sigmas": ["few", 0], "latent_image": ["joined", 0]},
+        ),
+    )
+
+
 def _heard(node: str, **vae: Any) -> Case:
     """Return the decoding of a drawn latent."""
     return _case(
@@ -102,6 +166,56 @@ WORKFLOWS: dict[str, Case] = {
             | {"sigmas": ["last", 0], "latent_image": ["joined", 0]},
         ),
     ),
+    "an enlarged video": _enlarged("larger"),
+    "a second stage of an enlarged video": _enlarged("again"),
+    "a guide at the end": _guided("k", last=_guide(-1, 0.7)),
+    "a first and a last frame": _guided("left", first=_guide(0, 1.0), last=_guide(-1, 0.6, after="first")),
+    "a clip in the middle": _guided(
+        "k",
+        clip=("Fixed", {"kind": "image", "seed": 4, "shape": "12,70,90,3"}),
+        heeded=("Fixed", {"kind": "soft mask", "seed": 5, "shape": "12,70,90"}),
+        last=_guide(10, 1.5, image=["clip", 0], attention_mask=["heeded", 0]),
+    ),
+    "an IC-LoRA's reference": _guided(
+        "k",
+        with_lora=("LoraLoaderModelOnly", {"model": ["file", 0], "lora_name": LORA, "strength_model": 0.8}),
+        said=("GetICLoRAParameters", {"iclora_model": ["with_lora", 0]}),
+        video=("EmptyLTXVLatentVideo", {"width": 128, "height": 64, "length": FRAMES, "batch_size": 1}),
+        clip=("Fixed", {"kind": "image", "seed": 4, "shape": "17,32,64,3"}),
+        last=_guide(0, 0.9, image=["clip", 0], iclora_parameters=["said", 0]),
+        guider=(
+            "CFGGuider",
+            {"model": ["with_lora", 0], "positive": ["last", 0], "negative": ["last", 1], "cfg": 2.0},
+        ),
+    ),
+    "guidance of each part": _case(
+        "k",
+        guider=(
+            "LTXVDualCFGGuider",
+            {
+                "model": ["file", 0],
+                "positive": ["texts", 0],
+                "negative": ["texts", 1],
+                "video_cfg": 1.0,
+                "audio_cfg": 4.0,
+            },
+        ),
+    ),
+    "guidance by stilled blocks": _guided_by(
+        "LTXVSpatioTemporalGuidance", scale=1.5, blocks="1, 7", start_percent=0.0, end_percent=0.5
+    ),
+    "guidance by streams apart": _guided_by(
+        "LTXVModalityGuidance", modality_scale=3.0, start_percent=0.0, end_percent=1.0
+    ),
+    "guidance by a skipped block": _guided_by(
+        "SkipLayerGuidanceDiT",
+        double_layers="1",
+        single_layers="",
+        scale=2.0,
+        start_percent=0.0,
+        end_percent=1.0,
+        rescaling_scale=0.0,
+    ),
     "LTX's schedule": _case(
         "k",
         sigmas=(
@@ -128,18 +242,31 @@ WORKFLOWS: dict[str, Case] = {
 }
 
 
-def tensors() -> dict[str, Tensor]:
+def tensors(net: str = NET) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, as it is published: the network, both autoencoders and the vocoder."""
     keys = json.loads((GOLDEN / "ltx_keys.json").read_text())
     made = {}
-    for name, prefix in ((NET, "model.diffusion_model."), ("vae", "vae."), (f"{NET} sounds", "")):
+    for name, prefix in ((net, "model.diffusion_model."), ("vae", "vae."), (f"{net} sounds", "")):
         for key, tensor in ltx_cases.autoencoder_weights(keys[name]).items():
             made[prefix + key.replace("autoencoder.", "audio_vae.")] = tensor
     return made
 
 
+def upscaler() -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors and the metadata of a latent upscaler's file."""
+    shapes = json.loads((GOLDEN / "ltx_keys.json").read_text())["upscaler of sides"]
+    return ltx_cases.autoencoder_weights(shapes), {"config": json.dumps(ltx_cases.UPSCALERS["sides"])}
+
+
 def write(models: Path) -> None:
-    """Write the checkpoint."""
+    """Write the checkpoint, a latent upscaler and an IC-LoRA."""
+    for name in ("latent_upscale_models", "loras"):
+        (models / name).mkdir(parents=True, exist_ok=True)
+    made, metadata = upscaler()
+    save_file(made, models / "latent_upscale_models" / UPSCALER, metadata)
+    layer = "diffusion_model.transformer_blocks.0.attn1.to_q"
+    factors = weights({f"{layer}.lora_A.weight": (2, 48), f"{layer}.lora_B.weight": (48, 2)})
+    save_file(factors, models / "loras" / LORA, {"reference_downscale_factor": "2"})
     folder = models / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors(), folder / FILE, ltx_cases.metadata(NET))

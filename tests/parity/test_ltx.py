@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from serve_app.models.audio_vae import AudioVae
+from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
 from serve_app.models.families.dit.ltx2 import Ltx2
 from serve_app.models.families.family import Rows
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.nested_tensor import NestedTensor
+from serve_app.recipe.guidance import PerturbedStreams
 from serve_app.recipe.recipe import Part
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
@@ -61,8 +64,7 @@ def rows(family: Ltx2, case: Case) -> list[Rows]:
             own = [m[i : i + 1].expand_as(part) for m, part in zip(asked.masks, parts, strict=True)]
             mask = layout.pack(NestedTensor(own))
         canvas = Canvas(x, x, mask, layout=layout)
-        options = {"frame_rate": case.frame_rate}
-        inputs = family.inputs(asked.text[i : i + 1], options, "positive", canvas, CPU, Discrete())
+        inputs = family.inputs(asked.text[i : i + 1], case.options(), "positive", canvas, CPU, Discrete())
         made.append(Rows(x, float(levels[i]), levels[i : i + 1], inputs))
     return made
 
@@ -85,6 +87,17 @@ def test_a_video_is_encoded_and_decoded_as_by_comfyui(folder: Path, count: int) 
     made = family.decode(module, noise(f"latents {count}", (1, 128, count, 2, 3)))
     assert made.shape == (1, 3, 8 * count - 7, 64, 96)
     FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"vae {count} decoded", MODULE_TOLERANCE)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("name", ltx_cases.UPSCALERS)
+def test_latents_are_enlarged_as_by_comfyui(folder: Path, name: str) -> None:
+    path = folder / f"{name}.safetensors"
+    save_file(autoencoder_weights(KEYS[f"upscaler of {name}"]), path, {"config": json.dumps(ltx_cases.UPSCALERS[name])})
+    family, module = Checkpoint(path).load("latent_upscaler")
+    assert isinstance(family, Ltx2Upscaler)
+    made = family.enlarged(module, noise("small", (1, 128, 2, 2, 3)))
+    FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"{name} enlarged", MODULE_TOLERANCE)
 
 
 @torch.inference_mode()
@@ -124,3 +137,14 @@ def test_a_forward_is_comfyuis(folder: Path, case: Case) -> None:
     made = torch.cat(family.forward(module, asked))
     for part, tensor in zip(("video", "sound"), asked[0].inputs.layout.parts(made), strict=False):
         FIGURES.assert_agrees(tensor, f"{case.name} {part}", MODULE_TOLERANCE)
+
+
+@torch.inference_mode()
+def test_a_row_without_its_reference_is_as_if_there_were_none(folder: Path) -> None:
+    case = next(case for case in CASES if case.reference)
+    family, module = transformer(folder, case.net)
+    asked = rows(family, case)
+    bare = [replace(row, inputs=replace(row.inputs, reference=None)) for row in asked]
+    without = [replace(row, layers=(PerturbedStreams(unreferenced=True),)) for row in asked]
+    for made, wanted in zip(family.forward(module, [without[0], asked[1]]), (bare[0], asked[1]), strict=True):
+        torch.testing.assert_close(made, family.forward(module, [wanted])[0])

@@ -20,6 +20,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 from serve_app.graph.spec import NodeSpec
+from serve_app.media.audio_file import encode
 from serve_app.media.video_file import Style
 from serve_app.models.control.dit_control import SideFamily
 from serve_app.models.control.qwen_controlnet import QwenControlFamily, QwenFunControlFamily
@@ -159,7 +160,10 @@ def whole(backbone: BackboneFamily, vae: VaeFamily, **texts: TextFamily) -> Tens
 
 
 GEMMA3 = Gemma3Text(7, 32, 48, 2, 1, 256, 256000)
-PROJECTED = {f"{PREFIX}video_aggregate_embed.weight": 48, f"{PREFIX}audio_aggregate_embed.weight": 32}
+PROJECTED = {
+    "ltx2": {f"{PREFIX}aggregate_embed.weight": ltx_cases.TEXTS["ltx2"]},
+    "ltx23": {f"{PREFIX}video_aggregate_embed.weight": 48, f"{PREFIX}audio_aggregate_embed.weight": 32},
+}
 """The layers that make a text of the states, and how wide each stream's is."""
 
 
@@ -243,7 +247,11 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
-    r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint(),
+    r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
+    r"checkpoints/ltx-2-19b.*": lambda: ltx_checkpoint("ltx2"),
+    r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[0],
+    r"loras/ltx.*": lambda: lora("diffusion_model.transformer_blocks.0.attn1.to_q", 48, 48),
+    r"loras/gemma-3.*": lambda: lora("text_encoders.gemma3_12b.transformer.model.layers.0.self_attn.q_proj", 512, 32),
     r"text_encoders/gemma_3_12B.*": lambda: text_tensors(GEMMA3),
     r"text_encoders/umt5_xxl.*": lambda: {**text_tensors(UMT5), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
@@ -262,16 +270,20 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
 }
 """What a file holds, by its folder and name; the first that fits."""
 METADATA: Mapping[str, Callable[[], dict[str, str]]] = {
-    r"checkpoints/ltx-2\.3.*": lambda: ltx_cases.metadata(ltx_workflows.NET)
+    r"checkpoints/ltx-2\.3.*": lambda: ltx_cases.metadata("ltx23"),
+    r"checkpoints/ltx-2-19b.*": lambda: ltx_cases.metadata("ltx2"),
+    r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[1],
+    r"loras/ltx.*-ic-lora.*": lambda: {"reference_downscale_factor": "2"},
 }
 """What a file's metadata says, where its authors write any."""
 
 
-def ltx_checkpoint() -> Tensors:
-    """Return a checkpoint of LTX-2.3, with the projection of its text encoder's states."""
+def ltx_checkpoint(net: str) -> Tensors:
+    """Return a checkpoint of an edition of LTX-2, with the projection of its text encoder's states."""
+    states = GEMMA3.width * (GEMMA3.layers + 1)
     return {
-        **ltx_workflows.tensors(),
-        **{name: drawn_by_name(name, (width, GEMMA3.width * (GEMMA3.layers + 1))) for name, width in PROJECTED.items()},
+        **ltx_workflows.tensors(net),
+        **{name: drawn_by_name(name, (width, states)) for name, width in PROJECTED[net].items()},
     }
 
 
@@ -332,6 +344,9 @@ def write_inputs(folder: Path, prompt: Mapping[str, Any], specs: Mapping[str, No
         assert kind == "input"
         if name.endswith(".mp4"):
             (folder / name).write_bytes(video())
+        elif name.endswith(".mp3"):
+            tone = torch.sin(torch.arange(2 * 16000) * 0.1).expand(2, -1)
+            (folder / name).write_bytes(encode(tone, 16000, "mp3", "128k", {}))
         else:
             picture.save(folder / name, "PNG")
 

@@ -25,7 +25,7 @@ PACK = """
     import comfy.utils
     from comfy.ldm.modules.attention import CrossAttention, BasicTransformerBlock
     from comfy_extras.nodes_mask import MaskComposite
-    from comfy_extras.nodes_lt import LTXVAddGuide
+    from comfy_extras.nodes_lt import LTXVDurationPredictor
     from .inner import Inner, helper
     import node_helpers
 
@@ -80,7 +80,7 @@ PACK = """
 
     class Video(Base):
         def go(self):
-            return (LTXVAddGuide,)
+            return (LTXVDurationPredictor,)
 
     class Samples(Base):
         def go(self):
@@ -120,7 +120,7 @@ LACKS = {
     "ByClosure": ("comfy.model_patcher.AutoPatcherEjector",),
     "BySubclass": ("comfy.ldm.modules.attention.BasicTransformerBlock",),
     "Masks": (),
-    "Video": ("comfy_extras.nodes_lt.LTXVAddGuide",),
+    "Video": ("comfy_extras.nodes_lt.LTXVDurationPredictor",),
     "Samples": (),
     "Annotated": ("comfy.sd.StyleModel",),
 }

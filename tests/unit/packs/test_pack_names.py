@@ -21,7 +21,7 @@ PACK = """
     from comfy.k_diffusion.utils import FolderOfImages
     from comfy.ldm.modules.attention import wrap_attn, attention_pytorch
     from comfy.model_sampling import *
-    from comfy_extras.nodes_lt import LTXVAddGuide
+    from comfy_extras.nodes_lt import LTXVDurationPredictor
     from comfy_extras.nodes_mask import composite
 
     try:
@@ -99,7 +99,7 @@ PACK = """
         def INPUT_TYPES(cls):
             return {"required": {"text": ("STRING", {"default": "how to", "multiline": True})}}
 
-    class Guides(LTXVAddGuide):
+    class Guides(LTXVDurationPredictor):
         @classmethod
         def define_schema(cls):
             return None
@@ -208,7 +208,7 @@ async def test_a_class_without_a_function_loads_and_says_so_if_it_is_to_run(pack
 
 
 def test_a_class_that_is_left_out_is_named_with_the_reason(packs: Packs) -> None:
-    reason = "it extends comfy_extras.nodes_lt.LTXVAddGuide of ComfyUI, which is not here"
+    reason = "it extends comfy_extras.nodes_lt.LTXVDurationPredictor of ComfyUI, which is not here"
     assert packs.left_out == {"one": {"Guides": reason}}
     shown = list(report_lines(packs))
     assert shown[1].split()[:3] == ["one", "12", "10"]

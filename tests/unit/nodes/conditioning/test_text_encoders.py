@@ -39,6 +39,9 @@ class Oracle:
     async def encode(self, vae, images):
         return images
 
+    async def family(self, recipe):
+        return recipe
+
 
 ORACLE: Any = Oracle()
 
@@ -82,7 +85,9 @@ async def test_a_language_model_generates_with_the_nodes_settings():
     assert sampled == GenerationRequest("a fox", 9, sampling, thinking=True, use_template=False)
     greedy: Any = await text_generate(CLIP, "a fox", 9, {"sampling_mode": "off"}, ORACLE)
     assert greedy == GenerationRequest("a fox", 9)
-    with pytest.raises(NodeError, match="language models read text alone here; 'image' is linked"):
+    with pytest.raises(NodeError, match="language models read texts and images here; 'video' is linked"):
+        await text_generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, video=torch.zeros(1, 8, 8, 3))
+    with pytest.raises(NodeError, match=r"'a\.safetensors' reads text alone here, and 'image' is linked"):
         await text_generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, image=torch.zeros(1, 8, 8, 3))
 
 
