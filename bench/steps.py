@@ -27,10 +27,10 @@ from bench.step_jobs import JOBS, StepJob
 from serve_app.models.families import Flux, QwenImage, Sd, Sdxl, Wan, ZImage
 from serve_app.models.families.dit.flux import FluxInputs
 from serve_app.models.families.dit.qwen_image import QwenImageInputs
-from serve_app.models.families.dit.wan import WanInputs
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.one_stream import TextInputs
 from serve_app.models.families.unet.unet import UnetInputs
+from serve_app.models.families.video.wan import WanInputs
 from serve_app.models.kernels import comfy_kitchen
 from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.models.quantization.quantized_linear import QuantizedLinear

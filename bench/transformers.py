@@ -21,9 +21,9 @@ from bench.series import Ratio, Series, ratio
 from bench.servers import Contender, running
 from bench.workflows import drawn
 from serve_app.models.families.dit.flux import Flux
-from serve_app.models.families.dit.wan import Wan
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily
+from serve_app.models.families.video.wan import Wan
 from serve_app.models.files.layout import reverse, translate
 from serve_app.recipe.recipe import Recipe
 

@@ -15,7 +15,7 @@ from serve_app.graph.spec import NodeSpec
 _ORDER = """
 loaders.models loaders.gguf loaders.kjnodes loaders.lora conditioning.encode conditioning.region conditioning.properties
 conditioning.hooks conditioning.sdxl conditioning.text_encoders conditioning.qwen conditioning.qwen21 conditioning.edit
-conditioning.flux conditioning.wan conditioning.wan_control conditioning.files conditioning.controlnet
+conditioning.flux video.wan video.wan_control conditioning.files conditioning.controlnet
 conditioning.gligen model.training sampling.ksampler sampling.custom sampling.samplers sampling.schedules
 sampling.sigmas sampling.guiders model.patches model.controls model.attention_scale model.merging model.saving
 model.guidance_patches model.layer_patches latent.latents latent.empty latent.batch latent.transform latent.math

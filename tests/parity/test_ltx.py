@@ -16,8 +16,8 @@ from torch import nn
 
 from serve_app.models.audio_vae import AudioVae
 from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
-from serve_app.models.families.dit.ltx2 import Ltx2
 from serve_app.models.families.family import Rows
+from serve_app.models.families.video.ltx2 import Ltx2
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.nested_tensor import NestedTensor
 from serve_app.recipe.guidance import PerturbedStreams

@@ -23,7 +23,7 @@ from serve_app.models.quantization.quantized_linear import QuantizedLinear
 from serve_app.models.tokenizers.lexicon import Lexicon
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.nested_tensor import NestedTensor, parts_of
-from serve_app.nodes.conditioning.minimax_h3 import Kind, interleaved, minimax_h3_sigma_shift
+from serve_app.nodes.video.minimax_h3 import Kind, interleaved, minimax_h3_sigma_shift
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import AudioVideoFlow
 from serve_app.sampling.forward import Canvas

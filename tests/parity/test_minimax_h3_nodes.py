@@ -16,7 +16,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.tokenizers.vocabularies import packaged
 from serve_app.nested_tensor import parts_of
 from serve_app.nodes.audio.latents import ltxv_audio_vae_encode, vae_decode_audio, vae_encode_audio
-from serve_app.nodes.conditioning.minimax_h3 import (
+from serve_app.nodes.video.minimax_h3 import (
     empty_minimax_h3_latent_av,
     minimax_h3_add_guide,
     minimax_h3_image_to_video,

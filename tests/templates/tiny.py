@@ -45,7 +45,6 @@ from serve_app.models.families.dit.omnigen2 import OmniGen2, OmniGen2Text
 from serve_app.models.families.dit.qwen_image import NEGATIVE_INDEX, QwenImage
 from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.dit.sd3 import Sd3
-from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
@@ -59,6 +58,7 @@ from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.families.text_family import TextFamily
 from serve_app.models.families.unet.svd import Svd
+from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters

@@ -27,15 +27,12 @@ from serve_app.models.families.dit.flux3 import Flux3
 from serve_app.models.families.dit.hidream import HiDream
 from serve_app.models.families.dit.ideogram4 import Ideogram4
 from serve_app.models.families.dit.krea2 import Krea2
-from serve_app.models.families.dit.ltx2 import Ltx2
 from serve_app.models.families.dit.lumina2 import Lumina2
-from serve_app.models.families.dit.minimax_h3 import MiniMaxH3
 from serve_app.models.families.dit.omnigen2 import OmniGen2, OmniGen2Text
 from serve_app.models.families.dit.pixart import PixArt, PixArtAlpha
 from serve_app.models.families.dit.qwen_image import QwenImage
 from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.dit.sd3 import Sd3
-from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import (
     AudioVaeFamily,
@@ -69,6 +66,9 @@ from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.unet.unclip import Unclip
 from serve_app.models.families.unet.unet import Unet
+from serve_app.models.families.video.ltx2 import Ltx2
+from serve_app.models.families.video.minimax_h3 import MiniMaxH3
+from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 

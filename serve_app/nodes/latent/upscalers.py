@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from serve_app.nodes.conditioning.wan import video_vae
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import File
 from serve_app.nodes.sockets import LATENT, LATENT_UPSCALE_MODEL, RUNTIME, VAE
+from serve_app.nodes.video.wan import video_vae
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents.latent_formats import LTX2
 

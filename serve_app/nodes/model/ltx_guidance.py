@@ -10,11 +10,11 @@ from math import isclose
 from typing import Annotated, TypeAlias
 
 from serve_app.nodes.audio.latents import encoded
-from serve_app.nodes.conditioning.ltx import CATEGORY as CONDITIONING_CATEGORY
-from serve_app.nodes.conditioning.wan import both
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Float, InputType, Text
 from serve_app.nodes.sockets import AUDIO, CONDITIONING, MODEL, RUNTIME
+from serve_app.nodes.video.ltx import CATEGORY as CONDITIONING_CATEGORY
+from serve_app.nodes.video.wan import both
 from serve_app.recipe.guidance import PerturbedStreams, SkipLayerGuidance
 from serve_app.recipe.recipe import Recipe
 

@@ -1,1 +1,1 @@
-"""Node classes of VIDEO, and the value that they hand on."""
+"""Node classes of video models, of VIDEO, and the value that these hand on."""

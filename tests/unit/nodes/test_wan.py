@@ -14,10 +14,10 @@ from torch import Tensor
 from serve_app.config.limits import SizeLimits
 from serve_app.errors import NodeError
 from serve_app.execution.executing import Executing, enter
-from serve_app.nodes.conditioning.wan_camera import wan_camera_embedding
-from serve_app.nodes.conditioning.wan_tracks import generate_tracks, wan_move_concat_track
 from serve_app.nodes.latent.transform import trim_video_latent
 from serve_app.nodes.registry import BUILTIN
+from serve_app.nodes.video.wan_camera import wan_camera_embedding
+from serve_app.nodes.video.wan_tracks import generate_tracks, wan_move_concat_track
 from serve_app.values import Conditioning
 
 

@@ -15,9 +15,9 @@ from serve_app.models.control.control import ActiveControl, ControlNet, Hint, Ro
 from serve_app.models.families.dit.anima import IDS
 from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.dit.sd3 import BLOCKS
-from serve_app.models.families.dit.wan import Wan, Wan22
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.one_call import OneCall
+from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.forward import EAGER, ROW_BUCKETS, Replays
 from serve_app.models.network import LoadedNetwork
 from serve_app.recipe.guidance import SkippedBlocks

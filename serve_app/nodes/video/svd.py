@@ -7,10 +7,10 @@ from typing import Annotated, TypeAlias
 import torch
 
 from serve_app.execution.size import allow
-from serve_app.nodes.conditioning.wan import PAIR_AND_LATENT, sized
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, File, Float, Int
 from serve_app.nodes.sockets import CLIP_VISION, CONDITIONING, IMAGE, LATENT, MODEL, RUNTIME, VAE
+from serve_app.nodes.video.wan import PAIR_AND_LATENT, sized
 from serve_app.recipe.guidance import CfgByFrame
 from serve_app.recipe.recipe import Recipe
 

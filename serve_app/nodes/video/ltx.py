@@ -18,11 +18,11 @@ from serve_app.execution.executing import check_cancelled
 from serve_app.execution.runtime import Runtime
 from serve_app.execution.size import allow
 from serve_app.media.container import pyav
-from serve_app.nodes.conditioning.wan import both, sized, video_vae
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Float, Int
 from serve_app.nodes.sampling.ksampler import FACTOR
 from serve_app.nodes.sockets import CONDITIONING, IMAGE, LATENT, RUNTIME, VAE
+from serve_app.nodes.video.wan import both, sized, video_vae
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.latents.latent_formats import LTX2
 from serve_app.values import Latent

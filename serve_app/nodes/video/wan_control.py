@@ -14,7 +14,12 @@ from torch.nn.functional import interpolate, pad, pixel_unshuffle
 from serve_app.errors import NodeError
 from serve_app.execution.runtime import Runtime
 from serve_app.execution.size import allow
-from serve_app.nodes.conditioning.wan import (
+from serve_app.nodes.declare import node
+from serve_app.nodes.image.match_size import as_planes, resize
+from serve_app.nodes.inputs import Float
+from serve_app.nodes.latent.empty import BatchSize, cells_in_time, empty_video
+from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, MASK, RUNTIME, VAE
+from serve_app.nodes.video.wan import (
     CATEGORY,
     GREY,
     PAIR_AND_LATENT,
@@ -27,11 +32,6 @@ from serve_app.nodes.conditioning.wan import (
     unknown,
     video_vae,
 )
-from serve_app.nodes.declare import node
-from serve_app.nodes.image.match_size import as_planes, resize
-from serve_app.nodes.inputs import Float
-from serve_app.nodes.latent.empty import BatchSize, cells_in_time, empty_video
-from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, MASK, RUNTIME, VAE
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_more
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22

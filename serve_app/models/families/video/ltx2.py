@@ -20,17 +20,6 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from serve_app.errors import NodeError
-from serve_app.models.families.dit.ltx2_blocks import (
-    Blocks,
-    Stilled,
-    Times,
-    Tokens,
-    finished,
-    normed,
-    perturbed,
-    rotations,
-)
-from serve_app.models.families.dit.ltx2_guides import Guides
 from serve_app.models.families.family import File, Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
@@ -42,6 +31,17 @@ from serve_app.models.families.shared.dit import (
     stacked,
     within,
 )
+from serve_app.models.families.video.ltx2_blocks import (
+    Blocks,
+    Stilled,
+    Times,
+    Tokens,
+    finished,
+    normed,
+    perturbed,
+    rotations,
+)
+from serve_app.models.families.video.ltx2_guides import Guides
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs

@@ -17,7 +17,11 @@ from torch.nn.functional import grid_sample, pad
 
 from serve_app.errors import NodeError
 from serve_app.execution.size import allow
-from serve_app.nodes.conditioning.wan import (
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Bool, Combo, Float, InputType, Int, Text
+from serve_app.nodes.latent.empty import FRAMES, BatchSize, empty_video
+from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, MASK, RUNTIME, VAE
+from serve_app.nodes.video.wan import (
     CATEGORY,
     GREY,
     PAIR_AND_LATENT,
@@ -29,10 +33,6 @@ from serve_app.nodes.conditioning.wan import (
     video_vae,
     wan_image_to_video,
 )
-from serve_app.nodes.declare import node
-from serve_app.nodes.inputs import Bool, Combo, Float, InputType, Int, Text
-from serve_app.nodes.latent.empty import FRAMES, BatchSize, empty_video
-from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, MASK, RUNTIME, VAE
 from serve_app.sampling.latents.latent_formats import WAN
 
 MOVE = f"{CATEGORY}/move"

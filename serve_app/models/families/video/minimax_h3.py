@@ -18,26 +18,6 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from serve_app.errors import NodeError
-from serve_app.models.families.dit.minimax_h3_masks import (
-    KEPT_SOUND,
-    KEPT_VIDEO,
-    LEAST_SIGMA,
-    kept,
-    levels,
-    shifted,
-    sound_shares,
-    video_shares,
-)
-from serve_app.models.families.dit.minimax_h3_sequence import (
-    PATCH,
-    STEREO,
-    Given,
-    Segment,
-    Size,
-    even,
-    segments,
-)
-from serve_app.models.families.dit.minimax_h3_sparse import Tiles, is_sparse, sequenced, sparse_attention, tiles_of
 from serve_app.models.families.family import File, Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
@@ -51,6 +31,26 @@ from serve_app.models.families.shared.dit import (
 )
 from serve_app.models.families.shared.fused_blocks import attention_output
 from serve_app.models.families.text.minimax_h3_text import TAGS, TEXT_TAG, VISION_TAG
+from serve_app.models.families.video.minimax_h3_masks import (
+    KEPT_SOUND,
+    KEPT_VIDEO,
+    LEAST_SIGMA,
+    kept,
+    levels,
+    shifted,
+    sound_shares,
+    video_shares,
+)
+from serve_app.models.families.video.minimax_h3_sequence import (
+    PATCH,
+    STEREO,
+    Given,
+    Segment,
+    Size,
+    even,
+    segments,
+)
+from serve_app.models.families.video.minimax_h3_sparse import Tiles, is_sparse, sequenced, sparse_attention, tiles_of
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs

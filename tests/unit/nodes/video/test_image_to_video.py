@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from serve_app.nodes.conditioning.ltx import empty_ltxv_latent_video, ltxv_img_to_video, ltxv_img_to_video_inplace
-from serve_app.nodes.conditioning.svd import (
+from serve_app.nodes.video.ltx import empty_ltxv_latent_video, ltxv_img_to_video, ltxv_img_to_video_inplace
+from serve_app.nodes.video.svd import (
     image_only_checkpoint_loader,
     svd_image_to_video,
     video_linear_cfg_guidance,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from serve_app.models.families.dit.minimax_h3_sequence import PATCH, Size
+from serve_app.models.families.video.minimax_h3_sequence import PATCH, Size
 from serve_app.models.kernels.comfy_kitchen import has_kernels, is_installed
 from serve_app.recipe.layers import SparseAttention
 

@@ -9,7 +9,7 @@ import torch
 
 from serve_app.errors import ModelFileError, NodeError
 from serve_app.models.families import Wan, Wan22
-from serve_app.models.families.dit.wan import WanInputs
+from serve_app.models.families.video.wan import WanInputs
 from serve_app.models.files.parts import find_part
 from serve_app.models.files.tensors import Tensors
 from serve_app.recipe.training import Flow

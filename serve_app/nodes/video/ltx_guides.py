@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
-from serve_app.nodes.conditioning.ltx import CATEGORY, FRAMES, PIXELS, mask_of
-from serve_app.nodes.conditioning.wan import sized, video_vae
 from serve_app.nodes.declare import node
 from serve_app.nodes.inputs import Float, Int
 from serve_app.nodes.sockets import CONDITIONING, IC_LORA_PARAMETERS, IMAGE, LATENT, MASK, MODEL, RUNTIME, VAE
+from serve_app.nodes.video.ltx import CATEGORY, FRAMES, PIXELS, mask_of
+from serve_app.nodes.video.wan import sized, video_vae
 from serve_app.recipe.weights import Lora
 from serve_app.sampling.guidance.conditioning import with_options
 from serve_app.sampling.latents.latent_formats import LTX2

@@ -21,12 +21,12 @@ from serve_app.execution.size import allow
 from serve_app.images import Crop
 from serve_app.nested_tensor import NestedTensor, parts_of
 from serve_app.nodes.audio.latents import encoded
-from serve_app.nodes.conditioning.wan import video_vae
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
 from serve_app.nodes.inputs import MAX_RESOLUTION, Autogrow, Combo, Float, InputType, Int, Text
 from serve_app.nodes.model.training import patched
 from serve_app.nodes.sockets import CLIP, CONDITIONING, IMAGE, JOINT_LATENT, LATENT, MODEL, RUNTIME, VAE
+from serve_app.nodes.video.wan import video_vae
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import AudioVideoFlow
 from serve_app.sampling.guidance.conditioning import with_options

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d, pad
 
-from serve_app.models.families.dit.minimax_h3_sequence import PATCH
+from serve_app.models.families.video.minimax_h3_sequence import PATCH
 from serve_app.nested_tensor import NestedTensor
 from serve_app.recipe.training import AudioVideoFlow
 from serve_app.sampling.forward import Canvas

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 from serve_app.execution.size import allow
-from serve_app.nodes.conditioning.wan import (
+from serve_app.nodes.declare import node
+from serve_app.nodes.inputs import Combo, Float, InputType
+from serve_app.nodes.latent.empty import FRAMES, BatchSize, empty_video
+from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, RUNTIME, VAE
+from serve_app.nodes.video.wan import (
     CATEGORY,
     PAIR_AND_LATENT,
     Height,
@@ -26,10 +30,6 @@ from serve_app.nodes.conditioning.wan import (
     unknown,
     video_vae,
 )
-from serve_app.nodes.declare import node
-from serve_app.nodes.inputs import Combo, Float, InputType
-from serve_app.nodes.latent.empty import FRAMES, BatchSize, empty_video
-from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, RUNTIME, VAE
 from serve_app.sampling.latents.latent_formats import WAN
 
 CAMERA = f"{CATEGORY}/camera"

@@ -20,7 +20,6 @@ from torch import Tensor, addcmul, nn
 from torch.nn.functional import pad
 
 from serve_app.errors import NodeError
-from serve_app.models.families.dit.wan_camera import CELL, CameraAdapter
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.concat import frames_and_mask
 from serve_app.models.families.shared.dit import (
@@ -42,6 +41,7 @@ from serve_app.models.families.shared.dit import (
 )
 from serve_app.models.families.shared.fused_blocks import attention_output
 from serve_app.models.families.shared.references import scaled_references
+from serve_app.models.families.video.wan_camera import CELL, CameraAdapter
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from serve_app.errors import NodeError
-from serve_app.nodes.conditioning.ltx_guides import get_ic_lora_parameters, ltxv_add_guide, ltxv_crop_guides
 from serve_app.nodes.latent.upscalers import ltxv_latent_upsampler
+from serve_app.nodes.video.ltx_guides import get_ic_lora_parameters, ltxv_add_guide, ltxv_crop_guides
 from serve_app.recipe.recipe import Recipe
 from serve_app.values import Conditioning
 

@@ -8,12 +8,12 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from serve_app.nodes.conditioning.wan import PAIR_AND_LATENT, Height, Length, Width, both, video_vae
 from serve_app.nodes.declare import node
 from serve_app.nodes.image.match_size import resize
 from serve_app.nodes.inputs import MAX_RESOLUTION, Autogrow, InputType, Int
 from serve_app.nodes.latent.empty import BatchSize, empty_video
 from serve_app.nodes.sockets import CONDITIONING, IMAGE, LATENT, RUNTIME, VAE
+from serve_app.nodes.video.wan import PAIR_AND_LATENT, Height, Length, Width, both, video_vae
 from serve_app.sampling.latents.latent_formats import WAN
 
 IMAGES = 8

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from serve_app.errors import NodeError
-from serve_app.models.families.dit.minimax_h3 import TRAINING, MiniMaxH3
-from serve_app.models.families.dit.minimax_h3_sparse import BLOCK, is_sparse, sequenced, sparse_attention, tiles_of
 from serve_app.models.families.family import Rows
+from serve_app.models.families.video.minimax_h3 import TRAINING, MiniMaxH3
+from serve_app.models.families.video.minimax_h3_sparse import BLOCK, is_sparse, sequenced, sparse_attention, tiles_of
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.nested_tensor import NestedTensor
 from serve_app.nodes.model.layer_patches import block_sparse_attention, scale_rope
