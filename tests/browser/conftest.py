@@ -29,6 +29,8 @@ FLAGS = [
 ]
 SCREENSHOTS = "SERVE_APP_SCREENSHOTS"
 """The environment variable that names a directory to keep screenshots in."""
+PHONE = {"width": 390, "height": 900}
+"""The size of a phone's window."""
 PATIENCE_MS = 120_000
 LOOK_MS = 100
 SHOWN = "window.comfyAPI?.app?.app?.graph?.nodes?.length > 0"

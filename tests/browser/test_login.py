@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serve_app.api.auth.authentication import COOKIE
-from tests.browser.conftest import COMMANDS, EXECUTE, LOG_OUT, SHOWN, refusals
+from tests.browser.conftest import COMMANDS, EXECUTE, LOG_OUT, PHONE, SHOWN, refusals
 from tests.cluster.server import wait_for
 from tests.cluster.tenants import TenantServer
 
@@ -52,7 +52,10 @@ def test_a_visitor_logs_in_by_key_draws_a_picture_of_its_own_and_logs_out(site, 
 
 
 def test_the_page_says_that_a_key_is_wrong(site, tab, keep):
+    tab.set_viewport_size(PHONE)
     tab.goto(f"{site.server.url}/login")
+    assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    keep("login-on-a-phone")
     tab.get_by_label("Key or token").fill(site.keys["a"][:-3] + "xyz")
     tab.get_by_role("button", name="Log in").click()
     tab.get_by_role("alert").filter(has_text="is wrong").wait_for()

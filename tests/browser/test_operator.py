@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.browser.conftest import refusals
+import httpx
+
+from serve_app.models.shipped import CHECKPOINT
+from tests.browser.conftest import PHONE, refusals
 from tests.cluster.server import wait_for
 from tests.cluster.tenants import TenantServer
 
@@ -12,7 +15,6 @@ NAP = {
     "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 1}},
     "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
 }
-PHONE = {"width": 390, "height": 900}
 
 
 def test_an_admin_sees_pauses_and_cancels_every_tenants_jobs(site: TenantServer, tab: Any, keep: Any) -> None:
@@ -42,6 +44,18 @@ def test_an_admin_sees_pauses_and_cancels_every_tenants_jobs(site: TenantServer,
         tab.get_by_text("1 waiting").wait_for()
         tab.get_by_role("button", name="Resume the queue").click()
         wait_for(lambda: c.get("/api/jobs", status="completed")["jobs"], "the other job's end")
+
+    tab.get_by_label("Load a model ahead of jobs").fill(f"checkpoints/{CHECKPOINT}")
+    tab.get_by_role("button", name="Warm").click()
+    tab.get_by_text("loads in ").wait_for()
+    tab.get_by_label("Make a key for tenant").fill("e")
+    tab.get_by_role("button", name="Make a key").click()
+    key = tab.locator("#new-key code").inner_text()
+    assert httpx.get(f"{url}/api/jobs", headers={"Authorization": f"Bearer {key}"}).is_success
+    tab.on("dialog", lambda dialog: dialog.accept())
+    of_e = tab.locator("#keys tbody tr").filter(has=tab.get_by_role("cell", name="e", exact=True))
+    of_e.get_by_role("button", name="Revoke").click()
+    of_e.wait_for(state="detached")
 
     tab.set_viewport_size(PHONE)
     tab.reload()

@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 
 from serve_app.models.shipped import CHECKPOINT
-from tests.browser.conftest import SHOWN, refusals, wait_in
+from tests.browser.conftest import EXECUTE, SHOWN, refusals, wait_in
 from tests.cluster.server import Server, wait_for
 
+NAP = {
+    "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 1}},
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+"""A workflow that takes no time."""
 PICTURE = "window.comfyAPI.app.app.graph.getNodeById(9).imgs?.[0]?.naturalWidth > 0"
 
 
@@ -93,6 +98,31 @@ def test_the_page_asks_no_other_host_for_anything(server, tab, keep):
     elsewhere = {url for url in (*answered, *failed) if url.startswith("http") and not url.startswith(server.url)}
     # What its policy forbids is reported as a request that failed for that, and never leaves the browser.
     assert {url: failed.get(url, "was answered") for url in elsewhere if failed.get(url) != "csp"} == {}
+
+
+def test_templates_say_where_they_run_and_the_servers_queue_whose_each_job_is_and_its_place(server, tab, keep):
+    tab.goto(server.url)
+    tab.wait_for_function(SHOWN)
+    tab.evaluate(EXECUTE, "Comfy.BrowseTemplates")
+    tab.get_by_text("runs here").first.wait_for()
+    keep("templates")
+    tab.keyboard.press("Escape")
+    server.http.post("/pause", json={})
+    try:
+        tab.get_by_test_id("queue-button").click()
+        wait_for(lambda: server.get("/api/queue")["queue_pending"], "the page's job")
+        other = server.submit(NAP, client_id="another")
+        tab.get_by_test_id("serve-app-queue-tab-button").click()
+        rows = tab.locator(".serve-app-queue li")
+        rows.nth(1).wait_for()
+        assert ["yours" in text for text in rows.all_inner_texts()] == [True, False]
+        assert ["first" in text for text in rows.all_inner_texts()] == [True, False]
+        tab.get_by_text("An operator has paused: queue").wait_for()
+        keep("servers-queue")
+        server.http.post(f"/jobs/{other}/cancel")
+    finally:
+        server.http.post("/resume", json={})
+    tab.get_by_text("0 running, 0 waiting").wait_for()
 
 
 def test_a_missing_class_is_explained_with_the_reason_and_where_it_would_run(server, tab, keep):

@@ -73,7 +73,7 @@ class RankGroup:
                 ranks = list(range(first, first + degree))
                 # Every rank makes every group, in one order, as torch.distributed demands.
                 group = dist.new_group(ranks)
-                if self.rank in ranks:
+                if isinstance(group, dist.ProcessGroup):  # of which this rank is a member
                     self._sequences[degree] = SequenceGroup(group, self.rank - first, degree, self.sent)
 
     def sequence(self, degree: int) -> SequenceGroup | None:
