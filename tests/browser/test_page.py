@@ -122,7 +122,7 @@ def test_templates_say_where_they_run_and_the_servers_queue_whose_each_job_is_an
         server.http.post(f"/jobs/{other}/cancel")
     finally:
         server.http.post("/resume", json={})
-    tab.get_by_text("0 running, 0 waiting").wait_for()
+    tab.get_by_text("Nothing runs and nothing waits").wait_for()
 
 
 def test_a_missing_class_is_explained_with_the_reason_and_where_it_would_run(server, tab, keep):
