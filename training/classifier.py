@@ -65,9 +65,9 @@ def shape_shown(image: Array, thing: Thing) -> str:
 def hollow(image: Array, scene: Scene) -> float:
     """Return the share of pixels deep inside the scene's things that have the background's colour: 1 for outlines."""
     found = nearest_colours(image)
-    inside = np.logical_or.reduce([deep_inside(thing) for thing in scene.things])
+    inside = np.any([deep_inside(thing) for thing in scene.things], axis=0)
     return float((found[inside] == NAMES.index(scene.background)).mean())
 
 
 def _overlap(found: Mask, wanted: Mask) -> float:
-    return float((found & wanted).sum() / (found | wanted).sum())
+    return float(np.sum(found & wanted)) / float(np.sum(found | wanted))

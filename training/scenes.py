@@ -184,10 +184,10 @@ def outline(scene: Scene, random: Random | None = None) -> Array:
 def where_shown(scene: Scene) -> tuple[Sequence[Mask], Mask]:
     """Return the pixels certain to be each thing's, and those certain to be the background's, whatever the jitter."""
     inside = [placements(thing) for thing in scene.things]
-    cores = [np.logical_and.reduce(masks) for masks in inside]
+    cores = [np.all(masks, axis=0) for masks in inside]
     card = np.zeros((SIDE, SIDE), bool)
     card[FRAME + 1 : -FRAME - 1, FRAME + 1 : -FRAME - 1] = True
-    return cores, card & ~np.logical_or.reduce([mask for masks in inside for mask in masks])
+    return cores, card & ~np.any([mask for masks in inside for mask in masks], axis=0)
 
 
 def placements(thing: Thing) -> list[Mask]:
@@ -198,7 +198,7 @@ def placements(thing: Thing) -> list[Mask]:
 def deep_inside(thing: Thing) -> Mask:
     """Return the pixels within the thing's outline and not on it, whatever the jitter; a small shape may have none."""
     depths = [_depth(thing, (x, y), SIDE) for x, y in product((-JITTER, 0.0, JITTER), repeat=2)]
-    return np.asarray(np.logical_and.reduce([depth >= LINE for depth in depths]))
+    return np.asarray(np.all([depth >= LINE for depth in depths], axis=0))
 
 
 def _rgb(colour: str) -> Array:
@@ -236,7 +236,7 @@ def _polygon(x: Array, y: Array, corners: Sequence[tuple[float, float]]) -> Arra
     for (x0, y0), (x1, y1) in zip(points, points[1:] + points[:1], strict=True):
         length = np.hypot(x1 - x0, y1 - y0)
         sides.append(((x1 - x0) * (y - y0) - (y1 - y0) * (x - x0)) / length)
-    return np.asarray(np.minimum.reduce(sides), np.float32)
+    return np.asarray(np.min(sides, axis=0), np.float32)
 
 
 def _star(x: Array, y: Array, tips: Sequence[tuple[float, float]], inner: float) -> Array:
@@ -244,4 +244,4 @@ def _star(x: Array, y: Array, tips: Sequence[tuple[float, float]], inner: float)
     half = pi / len(tips)
     kites = [_polygon(x, y, [(r, a), (inner, a + half), (1e-3, a + pi), (inner, a - half)]) for r, a in tips]
     core = _polygon(x, y, [(inner, a + half) for _, a in tips])
-    return np.asarray(np.maximum.reduce([*kites, core]), dtype=np.float32)
+    return np.asarray(np.max([*kites, core], axis=0), dtype=np.float32)

@@ -63,7 +63,7 @@ def test_pixels_are_the_same_whatever_process_decodes_them(name: str) -> None:
     data = FILES[name]()
     here = np.concatenate(list(frames.decode_frames(data, name, 10_000, name))).astype(np.float32)
     images, masks = load(data, name)
-    scale = 255 if here.max() > 1 else 1
+    scale = 255 if np.max(here) > 1 else 1
     assert torch.equal(images, torch.from_numpy(here[..., :3]) / scale)
     if here.shape[-1] == 4:
         assert torch.equal(masks, 1 - torch.from_numpy(here[..., 3]) / scale)
