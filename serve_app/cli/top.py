@@ -70,7 +70,8 @@ def _jobs(now: Status, earlier: Status | None, since_s: float) -> Text:
     if earlier is not None and since_s > 0 and earlier["epoch"] == now["epoch"]:
         more = sum(load["ended"].values()) - sum(earlier["load"]["ended"].values())
         line += f" · {60 * more / since_s:.1f} a minute"
-    if moved := {how: count for how, count in load["moved"].items() if count}:
+    # A server of an earlier release has none.
+    if moved := {how: count for how, count in load.get("moved", {}).items() if count}:
         tasks = ", ".join(f"{count} {how.replace('_', ' ')}" for how, count in sorted(moved.items()))
         line += f" · went on elsewhere: {tasks}, {load['repeated_steps']} steps again"
     return Text(printable(line), style="bold")

@@ -157,7 +157,8 @@ class Database:
 
 def exists(url: str) -> bool:
     """Whether SQLite's file is there, which opening it would make; another database answers for itself."""
-    path = SqliteFile(sa.make_url(url)).path
+    where = sa.make_url(url)
+    path = SqliteFile(where).path if where.get_backend_name() == "sqlite" else None
     return path is None or path.is_file()
 
 

@@ -92,7 +92,7 @@ def test_a_container_is_bounded_and_writes_to_mounts_alone():
     assert {"mem_limit", "pids_limit"} <= served.keys()
     written = [mount.partition(":")[0] for mount in served["tmpfs"]]
     written += [mount.rpartition(":/app/")[2].partition(":")[0] for mount in served["volumes"] if mount[-3:] != ":ro"]
-    assert set(written) == {"/tmp", "/home/app", "output", "input", "temp", "user", "state"}
+    assert set(written) == {"/tmp", "/home/app", "output", "input", "temp", "work", "user", "state"}
 
 
 def test_the_image_says_whether_it_works_at_the_port_that_the_server_has():

@@ -15,6 +15,7 @@ from serve_app.store.database.changes import (
     Change,
     CountersReserved,
     JobAccepted,
+    JobCached,
     JobEnded,
     JobLostReplica,
     JobRow,
@@ -42,6 +43,7 @@ def life(order: int, ending: str) -> tuple[Change, ...]:
     return (
         JobAccepted(row),
         JobStarted(job_id, 2.1, seq + 1, ("4",)),
+        JobCached(job_id, ("4", "5")),
         JobLostReplica(job_id, order, 1),
         CountersReserved(job_id, "1", f"output/{order}", 1, Contents("_.png", ("0",))),
         *recorded,
