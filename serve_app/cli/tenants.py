@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from serve_app.cli.lines import print_line
+from serve_app.cli.lines import print_json, print_line
 from serve_app.cli.server import ServerClient
 from serve_app.config import AppConfig
 from serve_app.config.quotas import Quotas
@@ -130,7 +130,7 @@ def database_tenants(settings: AppConfig) -> Iterator[TenantAdmin]:
         jobs.close()
 
 
-def export_rows(config: AppConfig, tenant: str, file: Path) -> int:
+def export_rows(config: AppConfig, tenant: str, file: Path, *, as_json: bool = False) -> int:
     """Move a tenant into a file. Errors: BackupError if it cannot be written, and `export_tenant`'s."""
     jobs = Jobs(config.database_url)
     try:
@@ -139,11 +139,11 @@ def export_rows(config: AppConfig, tenant: str, file: Path) -> int:
         raise BackupError(f"{file} cannot be written: {error}; nothing is changed") from error
     finally:
         jobs.close()
-    print_line(f"{file}: {_moved(moved)}")
+    _print_moved(moved, as_json=as_json, before=f"{file}: ")
     return 0
 
 
-def import_rows(config: AppConfig, file: Path, *, without_files: bool) -> int:
+def import_rows(config: AppConfig, file: Path, *, without_files: bool, as_json: bool = False) -> int:
     """Move a tenant from a file into the database. Errors: BackupError if it cannot be read, and `import_tenant`'s."""
     jobs = Jobs(config.database_url)
     try:
@@ -152,12 +152,17 @@ def import_rows(config: AppConfig, file: Path, *, without_files: bool) -> int:
         raise BackupError(f"{file} cannot be read: {error}; nothing is changed") from error
     finally:
         jobs.close()
-    print_line(_moved(moved))
+    _print_moved(moved, as_json=as_json)
     return 0
 
 
-def _moved(moved: Moved) -> str:
-    return f"{moved.tenant}: {moved.rows['jobs']} jobs, {moved.rows.total()} rows, {moved.files.total()} files listed"
+def _print_moved(moved: Moved, *, as_json: bool, before: str = "") -> None:
+    """Print what was moved. before: what its line begins with."""
+    if as_json:
+        print_json({"tenant": moved.tenant, "rows": moved.rows, "files": moved.files})
+        return
+    jobs, rows, files = moved.rows["jobs"], moved.rows.total(), moved.files.total()
+    print_line(f"{before}{moved.tenant}: {jobs} jobs, {rows} rows, {files} files listed")
 
 
 def key_line(key: dict[str, Any]) -> str:

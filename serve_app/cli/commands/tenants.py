@@ -131,11 +131,12 @@ def export_tenant(
     file: Annotated[Path, typer.Argument(help="the file to make, such as studio.tenant.gz")],
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
+    as_json: options.Json = False,
 ) -> int:
     """Move a tenant's jobs, keys and all its rows out of the database into a file, also while a server runs."""
     from serve_app.cli.tenants import export_rows
 
-    return export_rows(options.settings(config, database_url=database_url), tenant, file)
+    return export_rows(options.settings(config, database_url=database_url), tenant, file, as_json=as_json)
 
 
 @app.command("import-tenant")
@@ -146,11 +147,13 @@ def import_tenant(
     ] = False,
     database_url: options.DatabaseUrl = None,
     config: options.Config = None,
+    as_json: options.Json = False,
 ) -> int:
     """Move a tenant from a file into the database, also while a server runs."""
     from serve_app.cli.tenants import import_rows
 
-    return import_rows(options.settings(config, database_url=database_url), file, without_files=without_files)
+    settings = options.settings(config, database_url=database_url)
+    return import_rows(settings, file, without_files=without_files, as_json=as_json)
 
 
 @contextmanager

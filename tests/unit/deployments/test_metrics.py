@@ -12,6 +12,7 @@ from serve_app.config.pool import PoolConfig
 from serve_app.deployments.metrics import (
     METRICS,
     Meters,
+    backup_figures,
     limit_figures,
     model_figures,
     node_figures,
@@ -85,7 +86,15 @@ async def test_a_cluster_that_ran_two_jobs_fills_the_whole_table_and_nothing_bes
         limits = limit_figures(running.scheduler.status.use(), {"max_queue": 1})
         tenants = tenant_figures(running.scheduler.status.tenant_loads())
         stored = stored_figures("gpu", "r", runner.stored.counters)
-        figures = [*waiting, *tenants, *node_figures("gpu", "r", runner.times), *models, *limits, *stored]
+        figures = [
+            *waiting,
+            *backup_figures(1.0),
+            *tenants,
+            *node_figures("gpu", "r", runner.times),
+            *models,
+            *limits,
+            *stored,
+        ]
 
     assert {name for name, _, _ in figures} == set(TABLE)
     for name, _, labels in figures:
