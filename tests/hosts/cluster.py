@@ -87,6 +87,8 @@ class Cluster:
             "custom_nodes_dir": str(PACKS),
             "webhooks": {"hosts": {"role": HEAD}, "allowed_networks": [f"{self.network.here}/32"], "retry_s": 0.2},
             "backoff": {"first_s": 1.0, "longest_s": 5.0, "forgiven_s": 60.0},
+            # What takes replicas away here are hosts and links, and one job may meet several of them.
+            "max_attempts": 10,
         }
         for pool in args["pools"]:
             pool |= {"idle_s": IDLE_S, "max_replicas": min(2, pool["max_replicas"]), "threads": 1}
