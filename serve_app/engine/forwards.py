@@ -62,10 +62,14 @@ class Forwards:
         self._weights = weights
         self._pool = pool or SideStreamPool()
 
-    def plan(self, piece: Piece, row_bytes: int) -> None:
-        """Take it that a forward of one row like a piece's takes so many bytes, until one is measured; 0: unknown."""
-        if row_bytes:
-            self._budget.plan(_key(piece), -(-row_bytes * piece.rows // piece.cells))
+    def plan(self, piece: Piece, activation_bytes: int) -> None:
+        """Set the memory of a forward like a piece's until one is measured.
+
+        activation_bytes: of one of its rows, or of all where they go together; 0: unknown.
+        """
+        if activation_bytes:
+            rows = 1 if piece.backbone.takes_rows_together else piece.rows
+            self._budget.plan(_key(piece), -(-activation_bytes * rows // piece.cells))
 
     def limit(self, piece: Piece) -> int:
         """Return how many cells of pieces like one a forward may hold, so that it also fits once it is padded."""

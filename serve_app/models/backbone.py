@@ -139,10 +139,13 @@ class RecipeBackbone:
             recipe=self.recipe,
         )
 
+    @property
+    def takes_rows_together(self) -> bool:
+        return bool(self.functions or self.controls or self.network.family.rows_are_frames)
+
     def apart(self, piece: Piece) -> list[Piece]:
         """Return one piece for each row, in order, or the piece itself where its rows depend on each other."""
-        together = self.functions or self.controls or self.network.family.rows_are_frames
-        return [piece] if together else split_batch(piece)
+        return [piece] if self.takes_rows_together else split_batch(piece)
 
     def fed(self, piece: Piece) -> Tensor:
         """Return the piece's x as the network reads it, times c_in, float32."""

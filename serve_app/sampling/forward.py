@@ -175,6 +175,11 @@ class Backbone(Protocol):
         """Return D(x, sigma) from the network's output for a piece, float32, shaped as its x."""
         ...
 
+    @property
+    def takes_rows_together(self) -> bool:
+        """Whether all rows of a run must go into one forward, as they depend on each other."""
+        ...
+
     def apart(self, piece: Piece) -> list[Piece]:
         """Return one piece for each row, in order, or the piece itself where its rows depend on each other."""
         ...

@@ -76,6 +76,8 @@ class Needs:
     ) -> int:
         """Return what a forward of one of a run's rows takes of the GPU beside weights; 0 on a CPU.
 
+        Of all rows where they go into one forward.
+
         latents, factor: as in a SamplingRequest.
         """
         if self._device.type != "cuda":

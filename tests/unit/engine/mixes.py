@@ -92,6 +92,10 @@ class TinyBackbone:
     def sigmas(self) -> torch.Tensor | None:
         return None
 
+    @property
+    def takes_rows_together(self) -> bool:
+        return False
+
     def apart(self, piece: Piece) -> list[Piece]:
         return split_batch(piece)
 

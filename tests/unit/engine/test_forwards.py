@@ -290,3 +290,21 @@ def test_padded_forwards_fit_and_their_durations_are_learned_by_padded_size(room
     assert (engine.counters.failures, allocator.failures) == (0, [])
     assert max(backbone.calls)[0] == max(backbone.calls[3:])[0] == most
     assert max(filled for _, filled in backbone.calls) <= room
+
+
+class OfFrames(TinyBackbone):
+    """A backbone whose rows are frames of one video."""
+
+    takes_rows_together = True
+
+
+@pytest.mark.parametrize("backbone", [TinyBackbone(), OfFrames()], ids=["rows apart", "rows together"])
+def test_what_is_planned_is_of_one_row_or_of_all_that_go_together(backbone: TinyBackbone) -> None:
+    rows = 4
+    piece = Piece(backbone, torch.zeros(rows, 4, 4, 4), 1.0, UnetInputs(torch.zeros(rows, 1, 4)))
+    together = backbone.takes_rows_together
+    # Twice what is assumed of a cell, so that it is the plan that counts.
+    card = Allocator(rows * CELLS * 2 * CELL_BYTES)
+    forwards = Forwards(MAX_CELLS, Counters(), card, IdleWeights(card, []))
+    forwards.plan(piece, (rows if together else 1) * CELLS * 2 * CELL_BYTES)
+    assert forwards.limit(piece) == piece.cells
