@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
 
 # A shell that runs the tests in its background has them ignore SIGINT, and the commands they start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_exit, _pid = os._exit, os.getpid()
+
+
+def _exit_another(status: int) -> None:
+    """End this process, if it is not the one of the tests: pytest would end unseen, with that status."""
+    assert os.getpid() != _pid, f"a test ends pytest with status {status}"
+    _exit(status)
+
+
+os._exit = _exit_another  # type: ignore[assignment]
 
 examples.register()
 
