@@ -64,7 +64,7 @@ class Budget:
         return min(most, _cells_in(room_bytes, learned.points()) if learned.taken else room_bytes // learned.cell_bytes)
 
     def plan(self, key: Hashable, cell_bytes: int) -> None:
-        """Take it that a cell takes so many bytes until forwards are measured."""
+        """Set the bytes of a cell until forwards are measured."""
         self._use(key).cell_bytes = cell_bytes
 
     def needs(self, key: Hashable, cells: int) -> int | None:

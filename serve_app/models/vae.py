@@ -229,7 +229,7 @@ class Vae:
         return self._sliced(self._encoded, pixels, self._rows(pixels, 1, slice_pixels))
 
     def _sliced(self, work: Callable[[Tensor], Tensor], batch: Tensor, rows: int) -> Tensor:
-        """Apply work to a batch, so many rows at a time; the result is float32 on the device."""
+        """Apply work to slices of this number of rows of a batch; the result is float32 on the device."""
         return torch.cat([work(self._given(part)).float() for part in torch.split(batch, rows)])
 
     def _rows(self, batch: Tensor, pixels_per_cell: int, slice_pixels: int) -> int:

@@ -1,4 +1,4 @@
-"""Follower: what all ranks but the first do, until they are told to end: load weights and compute their parts."""
+"""Follower: the loop of every rank but the first: load weights and compute its parts of forwards, until the end."""
 
 from __future__ import annotations
 

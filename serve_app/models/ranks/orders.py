@@ -1,4 +1,4 @@
-"""What rank 0 tells the others to compute: orders, which are pickled, and tensors, which follow them.
+"""Messages from rank 0 to the others: orders of what to compute, which are pickled, and the tensors that follow.
 
 An order has the rows of a call without their numbers, on the meta device: a call reads its input tensors, and of rows
 only what its variant contains (`one_call`).

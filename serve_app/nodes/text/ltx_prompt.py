@@ -1,4 +1,4 @@
-"""The node by which a language model writes LTX-2's prompts. Source of what it is told: Lightricks, LTX-2."""
+"""The node by which a language model writes LTX-2's prompts. Source of its system prompts: Lightricks, LTX-2."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def text_generate_ltx2_prompt(
     Errors: NodeError as of TextGenerate.
     """
     turns = (
-        f"<start_of_turn>system\n{told(of_image=image is not None)}<end_of_turn>\n<start_of_turn>user\n"
+        f"<start_of_turn>system\n{system_prompt(of_image=image is not None)}<end_of_turn>\n<start_of_turn>user\n"
         f"{'' if image is None else IMAGE_MARK}\nUser Raw Input Prompt: {prompt}.<end_of_turn>\n<start_of_turn>model\n"
     )
     given = (clip, turns, max_length, sampling_mode, runtime, thinking, use_default_template, image, video, audio)
@@ -49,8 +49,8 @@ IMAGE_MARK = "\n<image_soft_token>\n"
 
 
 @lru_cache
-def told(*, of_image: bool) -> str:
-    """Return what the model is told before a text; of_image: the video begins with an image that it sees.
+def system_prompt(*, of_image: bool) -> str:
+    """Return the model's system prompt. of_image: for a video that begins with an image.
 
     It is diffusers' copy with its paragraphs in one line each, as the authors and ComfyUI have them.
     """

@@ -1,4 +1,4 @@
-"""The front of several cells sends a tenant to its cell by host name or by key, and can be told another meanwhile."""
+"""The front of several cells sends a tenant to its cell by host name or by key, and its map can change meanwhile."""
 
 from __future__ import annotations
 

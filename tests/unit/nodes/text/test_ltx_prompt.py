@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from serve_app.nodes.text.ltx_prompt import text_generate_ltx2_prompt, told
+from serve_app.nodes.text.ltx_prompt import system_prompt, text_generate_ltx2_prompt
 from serve_app.recipe.recipe import encoders
 from serve_app.values import GenerationRequest
 
@@ -34,14 +34,14 @@ class Says:
 
 @pytest.mark.parametrize("of_image", TOLD)
 def test_the_model_is_told_what_comfyui_tells_it(of_image: bool) -> None:
-    assert sha256(told(of_image=of_image).encode()).hexdigest() == TOLD[of_image]
+    assert sha256(system_prompt(of_image=of_image).encode()).hexdigest() == TOLD[of_image]
 
 
 async def test_the_short_prompt_is_a_turn_after_what_the_model_is_told() -> None:
     runtime: Any = Says("a red fox in snow")
     assert await text_generate_ltx2_prompt(CLIP, "a fox", 9, OFF, runtime) == "a red fox in snow"
     [asked] = runtime.asked
-    assert asked.text.startswith(f"<start_of_turn>system\n{told(of_image=False)}<end_of_turn>\n")
+    assert asked.text.startswith(f"<start_of_turn>system\n{system_prompt(of_image=False)}<end_of_turn>\n")
     assert asked.text.endswith("\nUser Raw Input Prompt: a fox.<end_of_turn>\n<start_of_turn>model\n")
 
 
