@@ -85,6 +85,32 @@ TEMPLATES = {
     "image_ideogram4_t2i": None,
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
+AGAIN = {
+    "image_z_image",
+    "image_z_image_turbo",
+    "flux_dev_full_text_to_image",
+    "flux_schnell",
+    "flux1_krea_dev",
+    "flux_fill_inpaint_example",
+    "sd3.5_simple_example",
+    "sd3.5_large_blur",
+    "image_krea2_turbo_t2i_int8",
+    "image_qwen_image",
+    "image_qwen_Image_2512",
+    "image_qwen_image_edit_2509",
+    "image_anima_base_v1",
+    "image_qwen_image_2_1_t2i",
+    "image_qwen_image_2_1_turbo_image_edit",
+    "image_qwen_image_2_1_background_removal",
+    "image_flux2_klein_text_to_image",
+    "image_flux2_klein_image_edit_4b_base",
+    "image_flux2_klein_image_edit_4b_distilled",
+    "image_flux2_text_to_image_9b",
+    "image_flux2",
+    "image_flux2_fp8",
+    "image_flux3_klein_t2i",
+}
+"""Templates that need no class and no network that another one does not: long tests alone run them too."""
 LAYERS = {"image_qwen_image_layered": 2}
 """How many pictures, with transparent parts, a template makes that takes one apart; Qwen-Image 2.1's have such too."""
 PICTURES = {"image_qwen_image_instantx_inpainting_controlnet": 2}
@@ -188,7 +214,9 @@ def shrink(prompt: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("own_size", [False, pytest.param(True, marks=pytest.mark.long)], ids=["small", "own size"])
-@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in AGAIN else name for name in TEMPLATES]
+)
 async def test_a_template_makes_its_pictures(name: str, own_size: bool, tmp_path: Path) -> None:
     prompt = prompt_of(name)
     if not own_size:
