@@ -10,6 +10,7 @@ from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.ltx2 import Ltx2Vae
 from serve_app.models.families.autoencoders.ltx2_audio import Ltx2AudioVae
 from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
+from serve_app.models.families.autoencoders.ltx25 import Ltx25Vae
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
@@ -79,7 +80,8 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
 )
 VAES: Sequence[type[VaeFamily]] = (
-    *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
+    *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
+    PixelSpace,
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
@@ -147,6 +149,7 @@ __all__ = [
     "Ltx2Text",
     "Ltx2Upscaler",
     "Ltx2Vae",
+    "Ltx25Vae",
     "Lumina2",
     "MiniMaxH3",
     "MiniMaxH3AudioVae",
