@@ -46,9 +46,11 @@ from serve_app.models.families.family import (
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.gemma4 import Gemma4Text
 from serve_app.models.families.text.hidream_text import HiDreamText
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import Gemma3Text, Ltx2Projection, Ltx2Text
+from serve_app.models.families.text.ltx25_text import Ltx25Text
 from serve_app.models.families.text.mistral import MinistralText, MistralText
 from serve_app.models.families.text.qwen import (
     Flux3Text,
@@ -99,6 +101,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         OmniGen2Text,
         Gemma2Text,
         Gemma3Text,
+        Gemma4Text,
         Ltx2Projection,
         MinistralText,
         MistralText,
@@ -113,7 +116,7 @@ UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "mage": (Qwen3Text, "Mage-Flow"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
@@ -140,6 +143,7 @@ __all__ = [
     "Flux2Vae",
     "Flux3",
     "Gemma3Text",
+    "Gemma4Text",
     "HiDream",
     "Ideogram4",
     "Krea2",
@@ -149,6 +153,7 @@ __all__ = [
     "Ltx2Text",
     "Ltx2Upscaler",
     "Ltx2Vae",
+    "Ltx25Text",
     "Ltx25Vae",
     "Lumina2",
     "MiniMaxH3",

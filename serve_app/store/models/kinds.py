@@ -157,22 +157,8 @@ _TEXTS = (
     _known("T5, UMT5 and Pile-T5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
     _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
-    FileKind(
-        "Gemma 3",
-        (
-            (
-                "layers.0.post_feedforward_layernorm.weight",
-                f"{_FIRST}.q_norm.weight",
-                "layers.5.self_attn.v_proj.weight",
-                "layers.0.pre_feedforward_layernorm.weight",
-            ),
-        ),
-    ),
-    FileKind(
-        "Gemma 4",
-        (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),),
-        known=False,
-    ),
+    _known("Gemma 4", "layers.0.layer_scalar"),
+    FileKind("Gemma 3", (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),)),
     _known("Gemma 2", "layers.0.post_feedforward_layernorm.weight"),
     _lacking("GPT-OSS", f"{_FIRST}.sinks"),
     _lacking("Qwen3.5", "layers.0.linear_attn.A_log"),
