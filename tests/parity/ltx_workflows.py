@@ -244,12 +244,15 @@ WORKFLOWS: dict[str, Case] = {
 
 def tensors(net: str = NET) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, as it is published: the network, both autoencoders and the vocoder."""
-    keys = json.loads((GOLDEN / "ltx_keys.json").read_text())
-    made = {}
-    for name, prefix in ((net, "model.diffusion_model."), ("vae", "vae."), (f"{net} sounds", "")):
-        for key, tensor in ltx_cases.autoencoder_weights(keys[name]).items():
-            made[prefix + key.replace("autoencoder.", "audio_vae.")] = tensor
-    return made
+    parts = ((net, "model.diffusion_model."), ("vae", "vae."), (f"{net} sounds", ""))
+    return {prefix + key: tensor for name, prefix in parts for key, tensor in part(name).items()}
+
+
+def part(name: str) -> dict[str, Tensor]:
+    """Return the tensors of a network, as its own file has them."""
+    shapes = json.loads((GOLDEN / "ltx_keys.json").read_text())[name]
+    made = ltx_cases.autoencoder_weights(shapes)
+    return {key.replace("autoencoder.", "audio_vae."): tensor for key, tensor in made.items()}
 
 
 def upscaler() -> tuple[dict[str, Tensor], dict[str, str]]:

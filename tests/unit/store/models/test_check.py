@@ -20,7 +20,6 @@ FOLDER = {
     "controlnet": "controlnet",
     "model_patch": "model_patches",
 }
-GEMMA = ("post_feedforward_layernorm", "self_attn.q_norm")
 
 
 @pytest.fixture
