@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from serve_app.errors import NodeError
+from serve_app.models.quantization.eight_bit import rotated
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import LoadedAs
 from serve_app.store.models.catalog import Catalog
@@ -76,3 +77,31 @@ def test_texts_are_generated_as_by_comfyui(folder: Path, name: str) -> None:
 def test_gemma_4_alone_says_that_it_encodes_no_texts(folder: Path) -> None:
     with pytest.raises(NodeError, match=r"Gemma 4 alone encodes no texts: LTX-2\.5's file has a projection"):
         loaded(folder, "E2B", "ltxv").encode(["a fox"])
+
+
+@torch.inference_mode()
+def test_tables_and_layers_of_an_int8_file_are_what_its_numbers_stand_for(tmp_path: Path) -> None:
+    tensors = {**weights(KEYS["E2B"]), "tokenizer_json": gemma4_cases.tokenizer_tensor()}
+    settings = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}
+    marked = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+    stored, wide = dict(tensors), dict(tensors)
+    for name in tensors:
+        layer = name.removesuffix(".weight")
+        if layer.rpartition(".")[2] not in ("embed_tokens", "embed_tokens_per_layer", "q_proj", "gate_proj"):
+            continue
+        if "vision_model" in name:
+            continue
+        numbers, scale = (tensors[name] * 50).clamp(-127, 127).to(torch.int8), 0.02
+        stored |= {name: numbers, f"{layer}.weight_scale": torch.tensor(scale), f"{layer}.comfy_quant": marked.clone()}
+        wide[name] = rotated(numbers.float() * scale, 16)
+    (tmp_path / "text_encoders").mkdir()
+    made = []
+    for name, file in (("stored", stored), ("wide", wide)):
+        save_file(file, tmp_path / "text_encoders" / f"{name}.safetensors")
+        clip = loaded(tmp_path, name, "stable_diffusion")
+        generation = clip.generation(GenerationRequest("a fox", 6))
+        while not generation.over:
+            clip.generate([generation])
+        made.append(generation.tokens)
+    loaded.cache_clear()
+    assert made[0] == made[1]

@@ -215,7 +215,8 @@ def _features(decoder: Any, latents: Tensor) -> Tensor:
             x = x + block.mlp(block.norm2(x))
         x = upsample(x)
     enlarged = prod(upsample.stride[0] for upsample in decoder.upsamples)
-    return x[:, : x.shape[1] - repeated * enlarged]
+    kept: Tensor = x[:, : x.shape[1] - repeated * enlarged]
+    return kept
 
 
 def _drawn(decoder: Any, features: Tensor, noise: Tensor) -> Tensor:
@@ -236,6 +237,6 @@ def _drawn(decoder: Any, features: Tensor, noise: Tensor) -> Tensor:
 
 def _attended(layer: Any, x: Tensor) -> Tensor:
     """Return what cells (B,F,h,w,C) find in their windows."""
-    found = neighborhood_attention(*layer.project_qkv(x), layer.kernel_size).flatten(4)
-    out: Tensor = layer.to_out[0](found)
+    q, k, v = layer.project_qkv(x)
+    out: Tensor = layer.to_out[0](neighborhood_attention(q, k, v, layer.kernel_size).flatten(4))
     return out

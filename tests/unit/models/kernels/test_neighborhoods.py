@@ -31,9 +31,9 @@ def test_a_cell_sees_a_window_that_is_moved_inwards(sides: tuple[int, int, int],
         first = [min(max(c - w // 2, 0), max(s - w, 0)) for c, w, s in zip(cell, window, sides, strict=True)]
         for j, other in enumerate(cells):
             seen[i, j] = all(f <= o < f + w for f, o, w in zip(first, other, window, strict=True))
-    flat = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
-    wanted = scaled_dot_product_attention(*flat, attn_mask=seen, scale=1.0).transpose(1, 2).reshape(q.shape)
-    torch.testing.assert_close(neighborhood_attention(q, k, v, window), wanted)
+    own, keys, values = (x.flatten(1, 3).transpose(1, 2) for x in (q, k, v))
+    wanted = scaled_dot_product_attention(own, keys, values, attn_mask=seen, scale=1.0)
+    torch.testing.assert_close(neighborhood_attention(q, k, v, window), wanted.transpose(1, 2).reshape(q.shape))
 
 
 @pytest.mark.skipif(not is_installed(), reason="comfy_kitchen is not installed")
