@@ -155,10 +155,14 @@ class DecoderText(TextFamily):
         return names
 
     def build(self) -> nn.Module:
-        network: nn.Module = CausalLM(self, *self.parts())
+        network: nn.Module = self.language_model()
         if self.vocabulary_bytes:
             network.register_buffer(VOCABULARY, torch.empty(self.vocabulary_bytes, dtype=torch.uint8))
         return network
+
+    def language_model(self) -> CausalLM:
+        """Return the empty language model, without what else its file has."""
+        return CausalLM(self, *self.parts())
 
     @abstractmethod
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:

@@ -144,12 +144,13 @@ class Gemma4Text(DecoderText):
         return table
 
     def build(self) -> nn.Module:
-        network = Gemma4LM(self, *self.parts())
+        network = super(Gemma4Text, self).build()
         if self.tower is not None:
             network.add_module("tower", self.tower.build(self.width))
-        if self.vocabulary_bytes:
-            network.register_buffer("vocabulary", torch.empty(self.vocabulary_bytes, dtype=torch.uint8))
         return network
+
+    def language_model(self) -> Gemma4LM:
+        return Gemma4LM(self, *self.parts())
 
     def prompt_format_for(self, loaded_as: str) -> PromptFormat:
         least = PROMPT_LEAST if loaded_as == PADDED_BY else 1
@@ -243,11 +244,11 @@ class Gemma4LM(CausalLM):
         """Return the vectors of tokens for each layer, (N,T,L,d)."""
         if not self._layer_width:
             return None
-        made = self.per_layer_model_projection(x) * self._width**-0.5
+        made: Tensor = self.per_layer_model_projection(x) * self._width**-0.5
         made = self.per_layer_projection_norm(torch.unflatten(made, 2, (-1, self._layer_width)))
         if tokens is None:
             return made
-        own = self.embed_tokens_per_layer(tokens).to(made) * self._layer_width**0.5
+        own: Tensor = self.embed_tokens_per_layer(tokens).to(made) * self._layer_width**0.5
         return (made + torch.unflatten(own, 2, (-1, self._layer_width))) * 0.5**0.5
 
 

@@ -31,6 +31,11 @@ class Ltx25Text(TextEnsemble):
     gemma: Gemma4Text
     projection: Ltx2Projection
 
+    @classmethod
+    def fits(cls, titles: Sequence[str], loaded_as: str) -> bool:
+        # The file itself says what it is for: ComfyUI reads it so whatever the loader's type.
+        return super(Ltx25Text, cls).fits(titles, "")
+
     @property
     def turn(self) -> str:
         """As `DecoderText.turn`."""
