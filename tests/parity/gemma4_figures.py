@@ -43,19 +43,19 @@ def variant(name: str) -> Any:
             for key, value in gemma4_cases.SIZES[name].items():
                 setattr(self, key, value)
 
-    # What is asked of the class itself.
-    Small.audio_config = gemma4_cases.SIZES[name]["audio_config"]
-    if name == "E2B":
-        return gemma4._make_variant(Small)
+    part, published = {
+        "E2B": (gemma4.Gemma4Base, gemma4.Gemma4_E2B),
+        "12B": (gemma4.Gemma4UnifiedBase, gemma4.Gemma4_12B),
+    }[name]
 
-    class Unified(gemma4.Gemma4UnifiedBase):
-        tokenizer = gemma4.Gemma4UnifiedTokenizer
+    class Variant(part):  # type: ignore[misc, valid-type]
+        tokenizer = published.tokenizer
 
         def __init__(self, config_dict: Any, dtype: Any, device: Any, operations: Any) -> None:
             torch.nn.Module.__init__(self)
             self._init_model(Small(), dtype, device, operations)
 
-    return Unified
+    return Variant
 
 
 def main() -> None:

@@ -307,7 +307,7 @@ class DecoderEncoder(SequenceEncoder):
         for states in self.network(x, mask, rotation, family.layers, cache, near=near, **beside):
             last = states
         logits = self.logits(self.network.norm(last[:, -1]))
-        for one, of_one, caches in zip(rows, logits.split(1), cache.grown(), strict=True):
+        for one, of_one, caches in zip(rows, torch.split(logits, 1), cache.grown(), strict=True):
             one.add(of_one, caches)
 
     def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Rotation, Rotation | None]:

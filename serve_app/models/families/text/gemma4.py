@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import sqrt
 from typing import Any
 
 import torch
@@ -244,12 +245,12 @@ class Gemma4LM(CausalLM):
         """Return the vectors of tokens for each layer, (N,T,L,d)."""
         if not self._layer_width:
             return None
-        made: Tensor = self.per_layer_model_projection(x) * self._width**-0.5
-        made = self.per_layer_projection_norm(torch.unflatten(made, 2, (-1, self._layer_width)))
+        of_x: Tensor = self.per_layer_model_projection(x) / sqrt(self._width)
+        made: Tensor = self.per_layer_projection_norm(torch.unflatten(of_x, 2, (-1, self._layer_width)))
         if tokens is None:
             return made
-        own: Tensor = self.embed_tokens_per_layer(tokens).to(made) * self._layer_width**0.5
-        return (made + torch.unflatten(own, 2, (-1, self._layer_width))) * 0.5**0.5
+        own: Tensor = self.embed_tokens_per_layer(tokens).to(made) * sqrt(self._layer_width)
+        return (made + torch.unflatten(own, 2, (-1, self._layer_width))) * sqrt(0.5)
 
 
 class Gemma4Encoder(DecoderEncoder):
@@ -267,12 +268,10 @@ class Gemma4Encoder(DecoderEncoder):
         return super().framed(text, T5Padding(pads=0, length=1))
 
     def forward(self, x: Tensor, seen: Tensor | None, stop_at: int | None) -> Tensor:
-        count = x.shape[1]
-        positions = torch.arange(count, device=x.device)[None]
-        # ComfyUI pads on the left, and positions are rounded.
-        lengths = count if seen is None else seen.sum(dim=1, keepdim=True)
-        before = torch.as_tensor(self.prompt_format.least - lengths, device=x.device).clamp(min=0)
-        return self.states(self.scaled(x), seen, positions + before, stop_at)
+        count, least = x.shape[1], self.prompt_format.least
+        # ComfyUI pads on the left, and angles of positions are rounded.
+        before = max(0, least - count) if seen is None else (least - seen.sum(dim=1, keepdim=True)).clamp(min=0)
+        return self.states(self.scaled(x), seen, torch.arange(count, device=x.device)[None] + before, stop_at)
 
     def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Rotation, Rotation | None]:
         family = self.gemma
