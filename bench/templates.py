@@ -40,14 +40,13 @@ UNSUPPORTED = {
     "kandinsky5": "Kandinsky 5",
     "lens": "Lens",
     "longcat": "LongCat-Image",
-    "ltx-2.5": "LTX-2.5",
     "ltx-video-2b": "LTX-Video",
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",
     "ovis_image": "Ovis-Image",
 }
 """Families that are not supported, by how the names of their networks begin."""
-WRITERS = {"qwen3.5": "Qwen3.5", "gemma4": "Gemma 4"}
+WRITERS = {"qwen3.5": "Qwen3.5", "gemma4_e4b": "Gemma 4 that hears"}
 """The same of language models that write texts."""
 MOST_CLASSES = 4
 """How many missing classes a row names."""

@@ -64,7 +64,7 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
-from tests.parity import dit_cases, ltx_cases, ltx_workflows, minimax_h3_cases
+from tests.parity import dit_cases, gemma4_cases, ltx_cases, ltx_workflows, minimax_h3_cases
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
@@ -249,6 +249,11 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
     r"checkpoints/ltx-2-19b.*": lambda: ltx_checkpoint("ltx2"),
+    r"diffusion_models/ltx-2\.5.*": lambda: ltx_workflows.part("ltx25"),
+    r"vae/ltx-2\.5-video-vae.*": lambda: ltx_workflows.part("vae 2.5"),
+    r"vae/ltx-2\.5-audio-vae.*": lambda: ltx_workflows.part("ltx23 sounds"),
+    r"text_encoders/gemma4-12b.*": lambda: gemma4("12B", PROJECTED["ltx23"]),
+    r"text_encoders/gemma4_e2b.*": lambda: gemma4("E2B"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[0],
     r"loras/ltx.*": lambda: lora("diffusion_model.transformer_blocks.0.attn1.to_q", 48, 48),
     r"loras/gemma-3.*": lambda: lora("text_encoders.gemma3_12b.transformer.model.layers.0.self_attn.q_proj", 512, 32),
@@ -272,6 +277,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
 METADATA: Mapping[str, Callable[[], dict[str, str]]] = {
     r"checkpoints/ltx-2\.3.*": lambda: ltx_cases.metadata("ltx23"),
     r"checkpoints/ltx-2-19b.*": lambda: ltx_cases.metadata("ltx2"),
+    r"(diffusion_models|vae)/ltx-2\.5.*": lambda: ltx_cases.metadata("ltx25"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[1],
     r"loras/ltx.*-ic-lora.*": lambda: {"reference_downscale_factor": "2"},
 }
@@ -285,6 +291,14 @@ def ltx_checkpoint(net: str) -> Tensors:
         **ltx_workflows.tensors(net),
         **{name: drawn_by_name(name, (width, states)) for name, width in PROJECTED[net].items()},
     }
+
+
+def gemma4(name: str, projected: Mapping[str, int] | None = None) -> Tensors:
+    """Return a Gemma 4 of the parity tests. projected: how wide its projections' texts are, by their names."""
+    shapes = json.loads((GOLDEN / "gemma4_keys.json").read_text())[name]
+    for layer, width in (projected or {}).items():
+        shapes[layer][0] = shapes[f"{layer.removesuffix('weight')}bias"][0] = width
+    return {**weights(shapes), "tokenizer_json": gemma4_cases.tokenizer_tensor()}
 
 
 def svd_checkpoint() -> Tensors:

@@ -10,6 +10,7 @@ from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.ltx2 import Ltx2Vae
 from serve_app.models.families.autoencoders.ltx2_audio import Ltx2AudioVae
 from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
+from serve_app.models.families.autoencoders.ltx25 import Ltx25Vae
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
@@ -45,9 +46,11 @@ from serve_app.models.families.family import (
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.gemma4 import Gemma4Text
 from serve_app.models.families.text.hidream_text import HiDreamText
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import Gemma3Text, Ltx2Projection, Ltx2Text
+from serve_app.models.families.text.ltx25_text import Ltx25Text
 from serve_app.models.families.text.mistral import MinistralText, MistralText
 from serve_app.models.families.text.qwen import (
     Flux3Text,
@@ -79,7 +82,8 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
 )
 VAES: Sequence[type[VaeFamily]] = (
-    *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
+    *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
+    PixelSpace,
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
@@ -97,6 +101,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         OmniGen2Text,
         Gemma2Text,
         Gemma3Text,
+        Gemma4Text,
         Ltx2Projection,
         MinistralText,
         MistralText,
@@ -111,7 +116,7 @@ UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "mage": (Qwen3Text, "Mage-Flow"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
@@ -138,6 +143,7 @@ __all__ = [
     "Flux2Vae",
     "Flux3",
     "Gemma3Text",
+    "Gemma4Text",
     "HiDream",
     "Ideogram4",
     "Krea2",
@@ -147,6 +153,8 @@ __all__ = [
     "Ltx2Text",
     "Ltx2Upscaler",
     "Ltx2Vae",
+    "Ltx25Text",
+    "Ltx25Vae",
     "Lumina2",
     "MiniMaxH3",
     "MiniMaxH3AudioVae",

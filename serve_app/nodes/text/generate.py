@@ -73,8 +73,8 @@ async def text_generate(
             raise NodeError(f"language models read texts and images here; '{name}' is linked, so take the link away")
     if image is not None and not getattr(await runtime.family(clip), "sees", False):
         raise NodeError(
-            f"'{clip.name}' reads text alone here, and 'image' is linked: LTX-2's Gemma 3 sees images if its file has "
-            "the part for them, 'vision_model.'"
+            f"'{clip.name}' reads text alone here, and 'image' is linked: LTX-2's Gemma 3 and Gemma 4 E2B and E4B see "
+            "images if their file has the part for them, 'vision_model.'"
         )
     numbers = {name: value for name, value in sampling_mode.items() if name != "sampling_mode"}
     sampling = TokenSampling(**numbers) if sampling_mode["sampling_mode"] == "on" else None

@@ -73,7 +73,10 @@ def _joined(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValu
 
 
 class Generation:
-    """A text being generated from a prompt. stop: tokens that end it; decode: from tokens to text."""
+    """A text being generated from a prompt. stop: tokens that end it; decode: from tokens to text.
+
+    before: tokens that count for penalties as if they were generated.
+    """
 
     def __init__(
         self,
@@ -82,6 +85,7 @@ class Generation:
         stop: frozenset[int],
         decode: Callable[[Sequence[int]], str],
         device: torch.device,
+        before: Sequence[int] = (),
     ) -> None:
         self.request = request
         self.tokens: list[int] = []
@@ -89,6 +93,7 @@ class Generation:
         self._prompt = prompt
         self._stop = stop
         self._decode = decode
+        self._before = before
         sampling = request.sampling
         self._generator = None if sampling is None else torch.Generator(device).manual_seed(sampling.seed)
 
@@ -114,5 +119,5 @@ class Generation:
 
     def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
         """Sample the next token. logits: (1,V); cache: including the unread tokens."""
-        self.tokens.append(next_token(logits, self.request.sampling, self.tokens, self._generator))
+        self.tokens.append(next_token(logits, self.request.sampling, [*self._before, *self.tokens], self._generator))
         self.cache = cache
