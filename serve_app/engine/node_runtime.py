@@ -241,6 +241,15 @@ class NodeRuntime:
         )
         return unpinned(tokens)
 
+    async def own_texts(self, backbone: Recipe) -> Mapping[str, Tensor]:
+        """Return the texts that a backbone's file holds, by role."""
+        texts = await self._shared.use(backbone, self._weights.backbone, lambda model: model.own_texts(), self._loading)
+        return await asyncio.to_thread(lambda: {role: unpinned(text) for role, text in texts.items()})
+
+    async def most_cells(self) -> int | None:
+        """Return how many cells one run's latents may have."""
+        return self._shared.latent_cells
+
     async def lora_metadata(self, name: str) -> Mapping[str, str]:
         """Return the metadata of a LoRA's file."""
         return await asyncio.to_thread(self._weights.lora_metadata, name)

@@ -101,7 +101,11 @@ _BACKBONES = (
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
     _lacking("PixelDiT", "core.pixel_embedder.proj.weight"),
     _lacking("CogVideoX", "blocks.0.norm1.linear.weight"),
-    _lacking("SeedVR2", "blocks.31.mlp.all.proj_in_gate.weight"),
+    _known(
+        "SeedVR2",
+        "blocks.0.attn.proj_qkv.vid.weight",
+        "blocks.0.attn.proj_qkv.all.weight",
+    ),
     _lacking("Wan S2V", "casual_audio_encoder.encoder.final_linear.weight"),
     _lacking("Wan HuMo", "audio_proj.audio_proj_glob_1.layer.bias"),
     _lacking("Wan Animate", "face_adapter.fuser_blocks.0.k_norm.weight"),
@@ -196,6 +200,7 @@ _SOUNDS = (
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 _VAES = (
+    _known("SeedVR2", "decoder.up_blocks.2.upsamplers.0.upscale_conv.weight"),
     FileKind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),)),
     _known("Qwen-Image 2.1", _NESTED),
     _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
