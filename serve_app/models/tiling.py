@@ -131,7 +131,7 @@ def _fade(length: int, feather: int) -> Tensor:
 
 
 def _fade_inside(length: int, feather: int, begins: bool, ends: bool) -> Tensor:
-    """Return weights (length,) that rise along half a wave at the begin, and fall at the end, where these are inside."""
+    """Return weights (length,) that rise at the begin and fall at the end along half a wave, where these are inside."""
     weights = torch.ones(length)
     feather = min(feather, length // 2)
     if feather > 0:

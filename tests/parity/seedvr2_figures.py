@@ -76,10 +76,18 @@ def main() -> None:
     models = {name: network(name, keys) for name in cases.NETS}
     x, condition, text = cases.asked()
     for name, base in models.items():
-        levels = torch.tensor([300.0, 900.0])
-        options = {"cond_or_uncond": [0]}
-        made = base.diffusion_model(x, levels, text, condition=condition, transformer_options=options)
-        figures[name] = thinned(made.numpy())
+        # One by one: of several texts in a batch the smaller network reads the first's queries and keys for all.
+        made = [
+            base.diffusion_model(
+                x[i : i + 1],
+                torch.tensor([level]),
+                text[i : i + 1],
+                condition=condition[i : i + 1],
+                transformer_options={"cond_or_uncond": [0]},
+            )
+            for i, level in enumerate((300.0, 900.0))
+        ]
+        figures[name] = thinned(torch.cat(made).numpy())
     vae = autoencoder(keys)
     images = (noise("pixels", (9, 32, 48, 3)).sigmoid() * 0.8 + 0.1).contiguous()
     latents = vae.encode(images)

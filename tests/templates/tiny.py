@@ -225,6 +225,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.2_fun_inpaint_5B.*": lambda: single_file(replace(WAN_22_5B, fed=100)),
     r"diffusion_models/wan2\.2_fun_control_5B.*": lambda: single_file(WAN_22_5B_CONTROL),
     r"diffusion_models/minimax_h3.*": lambda: minimax_h3_cases.file("pruned"),
+    r"diffusion_models/seedvr2_(3b|7b).*": lambda: seedvr2("3b"),
     r"loras/minimax_h3.*": lambda: lora("diffusion_model.blocks.0.attn.qkv_proj", 768, 64),
     r"loras/([Ww]an_?2|wan_alpha|lightx2v).*": lambda: few_steps(WAN.width, WAN.inside),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
@@ -258,6 +259,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/sdxl.*": lambda: network(SDXL_VAE),
+    r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
     r"vae/minimax_h3_audio_vae.*": lambda: minimax_h3_cases.file("audio_vae"),
     r"vae/ae\..*": lambda: network(VAE),
@@ -285,6 +287,11 @@ def ltx_checkpoint(net: str) -> Tensors:
         **ltx_workflows.tensors(net),
         **{name: drawn_by_name(name, (width, states)) for name, width in PROJECTED[net].items()},
     }
+
+
+def seedvr2(name: str) -> Tensors:
+    """Return a network of SeedVR2 that the parity tests compare with ComfyUI's, or its autoencoder."""
+    return weights(json.loads((GOLDEN / "seedvr2_keys.json").read_text())[name])
 
 
 def svd_checkpoint() -> Tensors:

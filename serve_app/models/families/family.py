@@ -182,6 +182,10 @@ class BackboneFamily(Family):
         """Return a conditioning of a text, cond (1,T,D) and options, without numbers, to count a forward's cost."""
         return torch.empty(1, tokens, self.text_width, device="meta"), {}
 
+    def needed_options(self, latents: Any) -> Mapping[str, Any]:
+        """Return the options without which it samples no such latents, without numbers; empty by default."""
+        return {}
+
     def saved_as(self) -> Mapping[str, str]:
         """Return metadata that ComfyUI writes to saved files of this family; empty by default."""
         return {}

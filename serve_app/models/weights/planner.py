@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import Sd, Wan
+from serve_app.models.families import Sd, SeedVr2, Wan
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.forward_cost import META, ForwardCost, forward_cost
@@ -87,7 +87,9 @@ class Model:
     def cost(self, size: Size) -> ForwardCost:
         """Return the cost of a forward of one row. Errors: NodeError for a size that the model cannot make."""
         cond, options = self.family.blank_text(TEXT_TOKENS)
-        return forward_cost(self.family, self.network, size.latents(self.family.latent_format), cond, options)
+        latents = size.latents(self.family.latent_format)
+        options = {**options, **self.family.needed_options(latents)}
+        return forward_cost(self.family, self.network, latents, cond, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +197,8 @@ def usual_size(family: BackboneFamily) -> Size:
             return Size(832, 480, 81)
         case Sd():
             return Size(512, 512)
+        case SeedVr2():
+            return Size(1280, 720, 21)
     return Size(1024, 1024)
 
 

@@ -99,7 +99,7 @@ class SeedVr2(Transformer):
     """
 
     title = "SeedVR2"
-    trained_as: Training = Flow(1.0)
+    trained_as = Flow(1.0)
     latent_format = SEEDVR2
     dtypes = (torch.bfloat16,)
 
@@ -186,6 +186,9 @@ class SeedVr2(Transformer):
     def own_texts(self, network: Any) -> Mapping[str, Tensor]:
         return {role: getattr(network, name).float()[None] for role, name in TEXTS.items()}
 
+    def needed_options(self, latents: Tensor) -> Mapping[str, Any]:
+        return {CONDITION: latents.new_empty(len(latents), latents.shape[1] + 1, *latents.shape[2:])}
+
     def inputs(
         self,
         cond: Tensor,
@@ -203,7 +206,9 @@ class SeedVr2(Transformer):
         condition: Tensor | None = options.get(CONDITION)
         wanted = (self.latent_format.channels + 1, *canvas.latents.shape[2:])
         if condition is None:
-            raise NodeError(f"{self.title} enlarges a video, and the conditioning has none; SeedVR2Conditioning adds it")
+            raise NodeError(
+                f"{self.title} goes by latents, and the conditioning has none; SeedVR2Conditioning adds them"
+            )
         if tuple(condition.shape[1:]) != wanted:
             raise NodeError(
                 f"the conditioning's video is {tuple(condition.shape[1:])} channels, latent frames, rows and columns, "
@@ -222,7 +227,7 @@ class SeedVr2(Transformer):
         """Return the call's input tensors. Rows may differ in level, text and LoRAs."""
         dtype, device = network.vid_out.proj.weight.dtype, rows[0].x.device
         size, tokens = self._size(rows[0].x), rows[0].inputs.text.shape[1]
-        frequencies = network.frequencies.detach().float().cpu() if self.has_frequencies else frequencies_of(self.head)
+        frequencies = network.frequencies if self.has_frequencies else to_device(frequencies_of(self.head), device)
         given: dict[Any, Tensor] = {
             "x": torch.cat([r.x for r in rows]).to(dtype),
             "condition": torch.cat([r.inputs.condition for r in rows]).to(dtype),
@@ -230,7 +235,7 @@ class SeedVr2(Transformer):
             "text": torch.cat([r.inputs.text for r in rows]).to(dtype),
         }
         if self.normed:
-            given["text turns"] = turns_of(to_device(text_angles(tokens, frequencies, self.head), device))
+            given["text turns"] = turns_of(text_angles(tokens, frequencies, self.head))
         for moved in (False, True):
             order = []
             for number, (shape, starts) in enumerate(cut(size, moved)):
@@ -239,9 +244,9 @@ class SeedVr2(Transformer):
                 if self.normed:
                     angles = grid_angles(shape, tokens, frequencies, self.head)
                 else:
-                    angles = pixel_angles(shape, self.head)
+                    angles = to_device(pixel_angles(shape, self.head), device)
                 given[OfGroup("at", moved, number)] = to_device(at, device)
-                given[OfGroup("turns", moved, number)] = turns_of(to_device(angles, device))
+                given[OfGroup("turns", moved, number)] = turns_of(angles)
             given[Back(moved)] = to_device(torch.cat(order).argsort(), device)
         return given | passed(rows)
 

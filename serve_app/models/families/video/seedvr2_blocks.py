@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import pairwise
 from math import ceil, pi, sqrt
 from typing import NamedTuple, TypeAlias
 
@@ -222,7 +223,7 @@ def _spans(whole: int, side: int, moved: bool) -> list[tuple[int, int]]:
     count = ceil((whole - moves) / side) + (1 if moves else 0)
     ends = (int((number - moves) * side) for number in range(count + 1))
     points = [min(max(end, 0), whole) for end in ends]
-    return [(first, last) for first, last in zip(points, points[1:], strict=False) if last > first]
+    return [(first, last) for first, last in pairwise(points) if last > first]
 
 
 def tokens_of(size: Size, shape: Size, starts: Sequence[tuple[int, int, int]]) -> Tensor:
@@ -242,14 +243,14 @@ def pixel_angles(shape: Size, head: int) -> Tensor:
 
 def grid_angles(shape: Size, first: int, frequencies: Tensor, head: int) -> Tensor:
     """Return the angles (n,D/2) of a window's tokens by frame, row and column; frames are counted from `first`."""
-    places = [torch.arange(side).float() for side in shape]
+    places = [torch.arange(side, device=frequencies.device).float() for side in shape]
     places[0] += first
     return _angles(places, frequencies, head)
 
 
 def text_angles(tokens: int, frequencies: Tensor, head: int) -> Tensor:
     """Return the angles (T,D/2) of a text's tokens, each with its number along all axes."""
-    turned = torch.arange(tokens).float()[:, None] * frequencies
+    turned = torch.arange(tokens, device=frequencies.device).float()[:, None] * frequencies
     return _filled(turned.repeat(1, 3), head)
 
 
