@@ -429,7 +429,8 @@ def _shape(latents: Samples) -> str:
 def _cells(latents: Samples, factor: int | None) -> int:
     """Return how many cells latents (B,C,…) have, in all parts. factor: as `NodeRuntime._check_cells`'s."""
     cells = sum(part[:, 0].numel() for part in parts_of(latents))
-    return cells if factor is None else max(cells, cells * factor**2 // PIXELS_A_CELL)
+    # A sound's factor is of its length.
+    return cells if factor is None or latents.ndim == 3 else max(cells, cells * factor**2 // PIXELS_A_CELL)
 
 
 def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:

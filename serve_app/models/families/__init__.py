@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from serve_app.models.families.audio.stable_audio3 import StableAudio3
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
 from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
@@ -14,6 +15,7 @@ from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
+from serve_app.models.families.autoencoders.same import SameVae
 from serve_app.models.families.autoencoders.seedvr2 import SeedVr2Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.families.autoencoders.wan import WanVae
@@ -61,6 +63,7 @@ from serve_app.models.families.text.qwen import (
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextEnsemble, TextFamily
 from serve_app.models.families.unet.sd import Sd
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
@@ -78,13 +81,13 @@ UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2),
+    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
 )
 VAES: Sequence[type[VaeFamily]] = (
     SeedVr2Vae,
     *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
 )
-AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
+AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
@@ -104,6 +107,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         MinistralText,
         MistralText,
         LlamaText,
+        T5GemmaText,
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text)
@@ -162,6 +166,7 @@ __all__ = [
     "QwenImage21",
     "QwenImage21Vae",
     "Redux",
+    "SameVae",
     "Sd",
     "Sd3",
     "Sdxl",
@@ -169,6 +174,7 @@ __all__ = [
     "SdxlText",
     "SeedVr2",
     "SeedVr2Vae",
+    "StableAudio3",
     "StyleAdapter",
     "Taesd",
     "Unclip",

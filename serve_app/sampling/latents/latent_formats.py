@@ -187,6 +187,9 @@ WAN = LatentFormat(
 )
 """Wan 2.1's video autoencoder, also Qwen-Image's. Source: Wan team 2025, arXiv:2503.20314."""
 
+STABLE_AUDIO_3 = LatentFormat(channels=256, factor=4096, sound=True)
+"""Stable Audio 3's sounds. Source: Stability AI 2026, arXiv:2605.17991."""
+
 SEEDVR2 = LatentFormat(channels=16, frames=4)
 """SeedVR2's, which scales its latents itself. Source: Wang et al. 2025, arXiv:2506.05301."""
 

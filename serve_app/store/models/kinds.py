@@ -15,7 +15,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
 """The key prefixes of backbones: in a checkpoint, as saved by trainers, and alone."""
-VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+VAE_PREFIXES = ("first_stage_model.", "vae.", "pretransform.model.", "")
 VISION_PREFIXES = ("visual.", "embedder.model.visual.", "conditioner.embedders.0.open_clip.model.visual.", "")
 """The key prefixes of image encoders: in OpenCLIP's files, in checkpoints of unCLIP and of SVD, and alone."""
 
@@ -83,6 +83,7 @@ def _lacking(title: str, *marks: FileMark) -> FileKind:
 
 
 _BACKBONES = (
+    _known("Stable Audio 3", "transformer.global_cond_embedder.0.weight"),
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),
     _known("Stable Video Diffusion", "input_blocks.1.0.time_stack.emb_layers.1.weight"),
@@ -161,7 +162,7 @@ _TEXTS = (
     _lacking("ByT5, of HunyuanImage", ("encoder.block.0.layer.0.SelfAttention.k.weight", 384)),
     _known("T5, UMT5 and Pile-T5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
-    _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
+    _known("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
     FileKind(
         "Gemma 3",
         (
@@ -196,6 +197,7 @@ _TEXTS = (
 _SOUNDS = (
     _known("LTX-2's sounds", "vocoder.resblocks.0.convs1.0.weight", "vocoder.vocoder.resblocks.0.convs1.0.weight"),
     _known("MiniMax H3's sounds", "pre_block.attn.zero_k_bias"),
+    _known("Stable Audio 3's sounds", "decoder.layers.3.transformers.0.pre_norm.alpha"),
 )
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"

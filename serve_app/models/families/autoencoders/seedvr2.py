@@ -60,8 +60,8 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, seen: Seen | None) -> Tensor:
         made = self.conv1(silu(_normed(self.norm1, x)), seen)
         made = self.conv2(silu(_normed(self.norm2, made)), seen)
-        made = made + (x if self.conv_shortcut is None else self.conv_shortcut(x))
-        return made
+        out: Tensor = made + (x if self.conv_shortcut is None else self.conv_shortcut(x))
+        return out
 
 
 class Downsampler(nn.Module):
@@ -128,7 +128,7 @@ class Middle(nn.Module):
         x = self.resnets[0](x, seen)
         frames = x.transpose(1, 2)
         attended = self.attentions[0](frames.flatten(0, 1))
-        x = attended.unflatten(0, frames.shape[:2]).transpose(1, 2)
+        x = attended.view(frames.shape).transpose(1, 2)
         out: Tensor = self.resnets[1](x, seen)
         return out
 
@@ -160,7 +160,7 @@ class Half(nn.Module):
 class SeedVr2Vae(VideoVaeFamily):
     """An autoencoder of videos. widths: of its levels, from the finest."""
 
-    dtypes = (torch.float16, torch.bfloat16)
+    dtypes = (torch.float16,)
     frames = 4
     fades_inside = True
 
@@ -246,4 +246,5 @@ class SeedVr2Vae(VideoVaeFamily):
 def _normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """Return frames (B,C,T,H,W), each normed alone."""
     frames = x.transpose(1, 2)
-    return norm(frames.flatten(0, 1)).unflatten(0, frames.shape[:2]).transpose(1, 2)
+    made: Tensor = norm(frames.flatten(0, 1)).view(frames.shape).transpose(1, 2)
+    return made

@@ -257,7 +257,7 @@ class SeedVr2(Transformer):
         video = network.vid_in(_by_video(x))
         text = network.txt_in(given["text"])
         waves = get_timestep_embedding(given["level"], WAVES, flip_sin_to_cos=False, downscale_freq_shift=0)
-        time = network.emb_in(waves.to(x.dtype)).unflatten(1, (-1, 2, 3))
+        time = torch.unflatten(network.emb_in(waves.to(x.dtype)), 1, (-1, 2, 3))
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.blocks):
             tell = partial(block, time=time, windows=windows[number % 2], text_turns=given.get("text turns"))
@@ -267,9 +267,9 @@ class SeedVr2(Transformer):
             ends, of_attn = network.vid_out_ada, time[:, None, :, 0]
             scale = of_attn[..., 1] + ends.out_scale
             video = addcmul(of_attn[..., 0] + ends.out_shift, network.vid_out_norm(video), scale)
-        made = network.vid_out(video).unflatten(1, (size[0], -1)).flatten(0, 1)
+        made = torch.unflatten(network.vid_out(video), 1, (size[0], -1)).flatten(0, 1)
         frames = from_tokens(made, *x.shape[-2:], channels_last=True)
-        return frames.unflatten(0, (-1, size[0])).movedim(1, 2)
+        return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)
 
     def _size(self, x: Tensor) -> Size:
         """Return the frames, rows and columns of tokens of latents (R,C,F,h,w)."""
@@ -286,4 +286,4 @@ class SeedVr2(Transformer):
 def _by_video(x: Tensor) -> Tensor:
     """Return latents (R,C,F,h,w) as tokens (R,F·n,4C), frame by frame."""
     frames = to_tokens(x.movedim(2, 1).flatten(0, 1), channels_last=True)
-    return frames.unflatten(0, (len(x), -1)).flatten(1, 2)
+    return frames.reshape(len(x), -1, frames.shape[2])

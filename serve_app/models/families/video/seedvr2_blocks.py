@@ -85,13 +85,13 @@ class Attention(nn.Module):
         text_sum: Tensor | None = None
         for at, turns in windows.groups:
             count, length = at.shape
-            q, k, v = (heads[:, at.flatten()].unflatten(1, (count, length)).flatten(0, 1) for heads in of_video)
+            q, k, v = (torch.unflatten(heads[:, at.flatten()], 1, (count, length)).flatten(0, 1) for heads in of_video)
             q, k = rotated(q, k, turns)
             whole = (
                 torch.cat([own, beside[:, None].expand(-1, count, -1, -1, -1).flatten(0, 1)], dim=1)
                 for own, beside in zip((q, k, v), of_text, strict=True)
             )
-            made = attention_output(*whole).unflatten(0, (rows, count))
+            made = torch.unflatten(attention_output(*whole), 0, (rows, count))
             found.append(made[:, :, :length].flatten(1, 2))
             of_group = made[:, :, length:].sum(1)
             text_sum = of_group if text_sum is None else text_sum + of_group
@@ -102,7 +102,7 @@ class Attention(nn.Module):
         return out_video, out_text
 
     def _heads(self, x: Tensor, stream: str) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = self.proj_qkv.of(stream)(x).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = torch.unflatten(self.proj_qkv.of(stream)(x), -1, (3, self.heads, -1)).unbind(2)
         return self.norm_q.of(stream)(q), self.norm_k.of(stream)(k), v
 
 
