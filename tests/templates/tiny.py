@@ -56,6 +56,7 @@ from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextFamily
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.video.wan import Wan, Wan22
@@ -64,7 +65,7 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
-from tests.parity import dit_cases, ltx_cases, ltx_workflows, minimax_h3_cases
+from tests.parity import dit_cases, ltx_cases, ltx_workflows, minimax_h3_cases, stable_audio3_cases
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
@@ -132,6 +133,7 @@ QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, 
 """Two heads of keys, by which it is told from the 7B."""
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
 UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
+T5GEMMA = T5GemmaText(1, stable_audio3_cases.TEXT, 48, heads=1, kv_heads=1, vocabulary=8192)
 WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
 WAN_I2V = replace(WAN, fed=36)
 WAN_SEEING = replace(WAN_I2V, image_width=VIT_H.width)
@@ -248,6 +250,9 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
+    r"checkpoints/stable_audio_3.*": lambda: stable_audio3(),
+    r"text_encoders/t5gemma.*": lambda: {**single_file(T5GEMMA), "spiece_model": bytes_of(llama2_pieces())},
+    r"text_encoders/qwen3.5_2b.*": lambda: {"unread": torch.zeros(1)},
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
     r"checkpoints/ltx-2-19b.*": lambda: ltx_checkpoint("ltx2"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[0],
@@ -286,6 +291,17 @@ def ltx_checkpoint(net: str) -> Tensors:
     return {
         **ltx_workflows.tensors(net),
         **{name: drawn_by_name(name, (width, states)) for name, width in PROJECTED[net].items()},
+    }
+
+
+def stable_audio3() -> Tensors:
+    """Return a checkpoint of Stable Audio 3 as published: with its autoencoder and what embeds lengths."""
+    keys = json.loads((GOLDEN / "stable_audio3_keys.json").read_text())
+    prefixes = {"net": "model.model.", "vae": "pretransform.model.", "conditioners": "conditioner.conditioners."}
+    return {
+        prefix + name: tensor
+        for part, prefix in prefixes.items()
+        for name, tensor in stable_audio3_cases.weights(keys[part]).items()
     }
 
 
