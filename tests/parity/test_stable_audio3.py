@@ -21,13 +21,13 @@ from serve_app.models.families.autoencoders.same import SameVae
 from serve_app.models.families.family import Rows
 from serve_app.models.families.text.t5gemma import T5GemmaEncoder, T5GemmaText
 from serve_app.models.files.checkpoint import Checkpoint
-from serve_app.nodes.audio.latents import empty_latent_audio
+from serve_app.nodes.audio.latents import conditioning_stable_audio, empty_latent_audio
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents.latent_formats import STABLE_AUDIO_3
 from serve_app.sampling.request import SamplingRequest, Steps
 from serve_app.store.models.catalog import Catalog
-from serve_app.values import Cfg, Guider, Noise, SamplerChoice
+from serve_app.values import Cfg, Conditioning, Guider, Noise, SamplerChoice
 from tests.parity import stable_audio3_cases as cases
 from tests.parity.dit_cases import noise
 from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, Figures, thinned
@@ -132,6 +132,16 @@ def runs(root: Path) -> dict[str, Tensor]:
 @pytest.mark.parametrize("figure", cases.RUNS)
 def test_a_run_batched_with_another_matches_comfyui(runs: dict[str, Tensor], figure: str) -> None:
     FIGURES.assert_agrees(runs[figure], figure)
+
+
+def test_a_conditionings_own_length_is_read_and_latents_of_another_length_are_not_needed() -> None:
+    text: Conditioning = [(noise("positive", (1, 6, cases.TEXT)), {})]
+    positive, negative = conditioning_stable_audio(text, text, 0.0, 192.0)
+    assert positive[0][1] == negative[0][1] == {"seconds_start": 0.0, "seconds_total": 192.0}
+    family = StableAudio3(128, 64, 2, 96, 4, cases.TEXT)
+    x = noise("x", (1, 256, cases.LENGTH))
+    inputs = family.inputs(*positive[0], "positive", Canvas(x, x), CPU, family.trained_as)
+    assert inputs.length.tolist() == [0.5]
 
 
 def test_empty_latents_of_a_sound_become_the_models_own() -> None:

@@ -28,6 +28,7 @@ BATCH = "model/latent/batch"
     "SeedVR2Preprocess",
     "Pre-Process SeedVR2 Input",
     category="image/pre-processors",
+    return_names=("images",),
     description="Fills images up to what SeedVR2 reads; Post-Process SeedVR2 Output cuts it off again.",
     search_aliases=("seedvr2", "upscale", "video upscale", "pad", "preprocess"),
 )
