@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +23,10 @@ from serve_app.models.families.autoencoders.same import SameVae
 from serve_app.models.families.family import Rows
 from serve_app.models.families.text.t5gemma import T5GemmaEncoder, T5GemmaText
 from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.weights.memory_plan import PartSize
+from serve_app.models.weights.planner import Model, Size, usual_size
 from serve_app.nodes.audio.latents import conditioning_stable_audio, empty_latent_audio
+from serve_app.nodes.image.match_size import allow_decoded
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents.latent_formats import STABLE_AUDIO_3
@@ -61,6 +66,12 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def encoder_table(network: Any) -> Tensor:
+    """Return the vectors of a text encoder's tokens."""
+    table: Tensor = network.encoder.embed_tokens.weight
+    return table
+
+
 def texts() -> dict[str, Tensor]:
     return {"positive": noise("positive", (1, 6, cases.TEXT)), "negative": noise("negative", (1, 1, cases.TEXT)) * 0}
 
@@ -97,10 +108,10 @@ def test_sounds_are_decoded_and_encoded_as_by_comfyui(root: Path) -> None:
 def test_texts_are_encoded_as_by_comfyui_the_padding_as_zeros(root: Path) -> None:
     family, network = Checkpoint(root / "text_encoders" / "t5gemma.safetensors").load("clip")
     assert isinstance(family, T5GemmaText)
-    encoder = T5GemmaEncoder(lambda text: [], network.encoder, lambda name, width, key: None)  # type: ignore[arg-type]
+    encoder = T5GemmaEncoder(lambda text: [], cast("Any", network).encoder, lambda name, width, key: None)  # type: ignore[arg-type]
     tokens = torch.tensor(cases.TOKENS)
     seen = tokens != 0
-    states = encoder.forward(network.encoder.embed_tokens(tokens), seen, None)
+    states = encoder.forward(torch.nn.functional.embedding(tokens, encoder_table(network)), seen, None)
     FIGURES.assert_agrees(states * seen[..., None], "text", MODULE_TOLERANCE)
 
 
@@ -150,6 +161,19 @@ def test_empty_latents_of_a_sound_become_the_models_own() -> None:
     assert STABLE_AUDIO_3.accept(latent["samples"], latent["downscale_ratio_temporal"]).shape == (2, 256, 1615)
     with pytest.raises(NodeError, match=r"this model samples latents \(batch,256,time\)"):
         STABLE_AUDIO_3.accept(torch.zeros(1, 4, 8, 8))
+
+
+async def test_images_are_not_decoded_of_a_sound() -> None:
+    with pytest.raises(NodeError, match=r"are of a sound, \(1, 256, 20\); VAEDecodeAudio decodes these"):
+        await allow_decoded(torch.zeros(1, 256, 20), Recipe("vae", "checkpoints", NAME), cast("Any", None))
+
+
+def test_a_plan_of_a_sound_is_of_its_length() -> None:
+    family = StableAudio3(128, 64, 1, 96, 4, cases.TEXT)
+    size = usual_size(family)
+    model = Model(family, family.empty(), PartSize(0, lambda room: 0), PartSize(0, lambda room: 0))
+    assert 0 < model.cost(replace(size, samples=size.samples // 2)).flops < model.cost(size).flops
+    assert Size.of(size.latents(family.latent_format), family.latent_format) == size
 
 
 def test_a_file_without_what_embeds_lengths_is_refused(tmp_path: Path) -> None:

@@ -285,5 +285,6 @@ class StableAudio3(Transformer):
                 num_memory_tokens=self.memory,
             )
             (sound,) = passing.through(number, tell, sound)
-        made: Tensor = network.proj_out(sound[:, self.memory :]).transpose(1, 2)
-        return network.postprocess_conv(made) + made
+        made = network.proj_out(sound[:, self.memory :]).transpose(1, 2)
+        out: Tensor = network.postprocess_conv(made) + made
+        return out
