@@ -18,11 +18,14 @@ from serve_app.models.families.family import Rows
 from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.seedvr2_blocks import frequencies_of
 from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.models.kernels.packing import move_to
+from serve_app.models.quantization.eight_bit import EightBitWeight
 from serve_app.sampling.forward import Canvas
 from tests.parity import seedvr2_cases as cases
 from tests.parity.dit_cases import noise
 from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, TOLERANCE, Figures, thinned
 from tests.parity.stack import Stack
+from tests.parity.test_minimax_h3 import rotated_int8
 from tests.parity.workflow import Nodes
 
 FIGURES = Figures("seedvr2")
@@ -138,6 +141,29 @@ def test_the_network_answers_as_comfyuis_does_for_several_videos_at_once(root: P
         rows.append(Rows(x[own], level / 1000, torch.tensor([level]), inputs))
     made = torch.cat(family.forward(network, rows))
     FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), name, MODULE_TOLERANCE)
+
+
+LAYERS = ("blocks.0.attn.proj_qkv.vid", "blocks.1.mlp.txt.proj_out", "blocks.3.mlp.all.proj_in")
+
+
+@torch.inference_mode()
+def test_layers_in_int8_answer_as_the_weights_that_they_stand_for(tmp_path: Path) -> None:
+    stored = rotated_int8(tensors("3b"), LAYERS)
+    wide = tensors("3b")
+    for layer in LAYERS:
+        kept = EightBitWeight(stored[f"{layer}.weight"], stored[f"{layer}.weight_scale"], 16)
+        wide[f"{layer}.weight"] = kept.wide()
+    x, condition, text = cases.asked()
+    made = []
+    for name, file in (("stored", stored), ("wide", wide)):
+        save_file({key: tensor.contiguous() for key, tensor in file.items()}, tmp_path / f"{name}.safetensors")
+        family, network = Checkpoint(tmp_path / f"{name}.safetensors").load("backbone")
+        assert isinstance(family, SeedVr2)
+        move_to(network, CPU, torch.float32)
+        canvas = Canvas(x, x)
+        inputs = family.inputs(text, {"condition": condition}, "positive", canvas, CPU, family.trained_as)
+        made += family.forward(network, [Rows(x, 0.3, torch.full((2,), 300.0), inputs)])
+    torch.testing.assert_close(made[0], made[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
