@@ -44,6 +44,7 @@ UNSUPPORTED = {
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",
     "ovis_image": "Ovis-Image",
+    "stable-audio-open": "Stable Audio Open",
 }
 """Families that are not supported, by how the names of their networks begin."""
 WRITERS = {"qwen3.5": "Qwen3.5", "gemma4_e4b": "Gemma 4 that hears"}

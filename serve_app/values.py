@@ -23,7 +23,8 @@ auto is latent2rgb.
 
 Latent: TypeAlias = dict[str, Any]
 """LATENT: {"samples": (B,C,h,w), or (B,C,T,h,w) of a video's autoencoder, unscaled; optional "batch_index": list[int],
-"noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}. A video
+"noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}. Of a
+sound the samples are (B,C,T), and empty ones have "downscale_ratio_temporal": samples of it that one covers. A video
 with its sound has NestedTensors of both as samples and noise_mask.
 """
 

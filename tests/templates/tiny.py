@@ -56,6 +56,7 @@ from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextFamily
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.video.wan import Wan, Wan22
@@ -64,7 +65,7 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
-from tests.parity import dit_cases, gemma4_cases, ltx_cases, ltx_workflows, minimax_h3_cases
+from tests.parity import dit_cases, gemma4_cases, ltx_cases, ltx_workflows, minimax_h3_cases, stable_audio3_cases
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
@@ -132,6 +133,7 @@ QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, 
 """Two heads of keys, by which it is told from the 7B."""
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
 UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
+T5GEMMA = T5GemmaText(1, stable_audio3_cases.TEXT, 48, heads=1, kv_heads=1, vocabulary=8192)
 WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
 WAN_I2V = replace(WAN, fed=36)
 WAN_SEEING = replace(WAN_I2V, image_width=VIT_H.width)
@@ -225,6 +227,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.2_fun_inpaint_5B.*": lambda: single_file(replace(WAN_22_5B, fed=100)),
     r"diffusion_models/wan2\.2_fun_control_5B.*": lambda: single_file(WAN_22_5B_CONTROL),
     r"diffusion_models/minimax_h3.*": lambda: minimax_h3_cases.file("pruned"),
+    r"diffusion_models/seedvr2_(3b|7b).*": lambda: seedvr2("3b"),
     r"loras/minimax_h3.*": lambda: lora("diffusion_model.blocks.0.attn.qkv_proj", 768, 64),
     r"loras/([Ww]an_?2|wan_alpha|lightx2v).*": lambda: few_steps(WAN.width, WAN.inside),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
@@ -247,6 +250,9 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
+    r"checkpoints/stable_audio_3.*": lambda: stable_audio3(),
+    r"text_encoders/t5gemma.*": lambda: {**single_file(T5GEMMA), "spiece_model": bytes_of(llama2_pieces())},
+    r"text_encoders/qwen3.5_2b.*": lambda: {"unread": torch.zeros(1)},
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
     r"checkpoints/ltx-2-19b.*": lambda: ltx_checkpoint("ltx2"),
     r"diffusion_models/ltx-2\.5.*": lambda: ltx_workflows.part("ltx25"),
@@ -263,6 +269,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/sdxl.*": lambda: network(SDXL_VAE),
+    r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
     r"vae/minimax_h3_audio_vae.*": lambda: minimax_h3_cases.file("audio_vae"),
     r"vae/ae\..*": lambda: network(VAE),
@@ -299,6 +306,22 @@ def gemma4(name: str, projected: Mapping[str, int] | None = None) -> Tensors:
     for layer, width in (projected or {}).items():
         shapes[layer][0] = shapes[f"{layer.removesuffix('weight')}bias"][0] = width
     return {**weights(shapes), "tokenizer_json": gemma4_cases.tokenizer_tensor()}
+
+
+def stable_audio3() -> Tensors:
+    """Return a checkpoint of Stable Audio 3 as published: with its autoencoder and what embeds lengths."""
+    keys = json.loads((GOLDEN / "stable_audio3_keys.json").read_text())
+    prefixes = {"net": "model.model.", "vae": "pretransform.model.", "conditioners": "conditioner.conditioners."}
+    return {
+        prefix + name: tensor
+        for part, prefix in prefixes.items()
+        for name, tensor in stable_audio3_cases.weights(keys[part]).items()
+    }
+
+
+def seedvr2(name: str) -> Tensors:
+    """Return a network of SeedVR2 that the parity tests compare with ComfyUI's, or its autoencoder."""
+    return weights(json.loads((GOLDEN / "seedvr2_keys.json").read_text())[name])
 
 
 def svd_checkpoint() -> Tensors:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from serve_app.models.families.audio.stable_audio3 import StableAudio3
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
 from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
@@ -15,6 +16,8 @@ from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
+from serve_app.models.families.autoencoders.same import SameVae
+from serve_app.models.families.autoencoders.seedvr2 import SeedVr2Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
@@ -63,6 +66,7 @@ from serve_app.models.families.text.qwen import (
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextEnsemble, TextFamily
 from serve_app.models.families.unet.sd import Sd
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
@@ -71,6 +75,7 @@ from serve_app.models.families.unet.unclip import Unclip
 from serve_app.models.families.unet.unet import Unet
 from serve_app.models.families.video.ltx2 import Ltx2
 from serve_app.models.families.video.minimax_h3 import MiniMaxH3
+from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
@@ -79,13 +84,14 @@ UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
+    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
 )
 VAES: Sequence[type[VaeFamily]] = (
+    SeedVr2Vae,
     *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
     PixelSpace,
 )
-AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
+AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
@@ -106,6 +112,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         MinistralText,
         MistralText,
         LlamaText,
+        T5GemmaText,
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text)
@@ -167,11 +174,15 @@ __all__ = [
     "QwenImage21",
     "QwenImage21Vae",
     "Redux",
+    "SameVae",
     "Sd",
     "Sd3",
     "Sdxl",
     "SdxlRefiner",
     "SdxlText",
+    "SeedVr2",
+    "SeedVr2Vae",
+    "StableAudio3",
     "StyleAdapter",
     "Taesd",
     "Unclip",

@@ -187,6 +187,12 @@ WAN = LatentFormat(
 )
 """Wan 2.1's video autoencoder, also Qwen-Image's. Source: Wan team 2025, arXiv:2503.20314."""
 
+STABLE_AUDIO_3 = LatentFormat(channels=256, factor=4096, sound=True)
+"""Stable Audio 3's sounds. Source: Stability AI 2026, arXiv:2605.17991."""
+
+SEEDVR2 = LatentFormat(channels=16, frames=4)
+"""SeedVR2's, which scales its latents itself. Source: Wang et al. 2025, arXiv:2506.05301."""
+
 _WAN_22_MEANS = (
     *(-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557),
     *(-0.1382, 0.0542, 0.2813, 0.0891, 0.1570, -0.0098, 0.0375, -0.1825),

@@ -15,7 +15,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
 """The key prefixes of backbones: in a checkpoint, as saved by trainers, and alone."""
-VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+VAE_PREFIXES = ("first_stage_model.", "vae.", "pretransform.model.", "")
 VISION_PREFIXES = ("visual.", "embedder.model.visual.", "conditioner.embedders.0.open_clip.model.visual.", "")
 """The key prefixes of image encoders: in OpenCLIP's files, in checkpoints of unCLIP and of SVD, and alone."""
 
@@ -83,6 +83,7 @@ def _lacking(title: str, *marks: FileMark) -> FileKind:
 
 
 _BACKBONES = (
+    _known("Stable Audio 3", "transformer.global_cond_embedder.0.weight"),
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),
     _known("Stable Video Diffusion", "input_blocks.1.0.time_stack.emb_layers.1.weight"),
@@ -100,7 +101,11 @@ _BACKBONES = (
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
     _lacking("PixelDiT", "core.pixel_embedder.proj.weight"),
     _lacking("CogVideoX", "blocks.0.norm1.linear.weight"),
-    _lacking("SeedVR2", "blocks.31.mlp.all.proj_in_gate.weight"),
+    _known(
+        "SeedVR2",
+        "blocks.0.attn.proj_qkv.vid.weight",
+        "blocks.0.attn.proj_qkv.all.weight",
+    ),
     _lacking("Wan S2V", "casual_audio_encoder.encoder.final_linear.weight"),
     _lacking("Wan HuMo", "audio_proj.audio_proj_glob_1.layer.bias"),
     _lacking("Wan Animate", "face_adapter.fuser_blocks.0.k_norm.weight"),
@@ -156,7 +161,7 @@ _TEXTS = (
     _lacking("ByT5, of HunyuanImage", ("encoder.block.0.layer.0.SelfAttention.k.weight", 384)),
     _known("T5, UMT5 and Pile-T5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
-    _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
+    _known("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
     _known("Gemma 4", "layers.0.layer_scalar"),
     FileKind("Gemma 3", (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),)),
     _known("Gemma 2", "layers.0.post_feedforward_layernorm.weight"),
@@ -177,10 +182,12 @@ _TEXTS = (
 _SOUNDS = (
     _known("LTX-2's sounds", "vocoder.resblocks.0.convs1.0.weight", "vocoder.vocoder.resblocks.0.convs1.0.weight"),
     _known("MiniMax H3's sounds", "pre_block.attn.zero_k_bias"),
+    _known("Stable Audio 3's sounds", "decoder.layers.3.transformers.0.pre_norm.alpha"),
 )
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 _VAES = (
+    _known("SeedVR2", "decoder.up_blocks.2.upsamplers.0.upscale_conv.weight"),
     FileKind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),)),
     _known("Qwen-Image 2.1", _NESTED),
     _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
