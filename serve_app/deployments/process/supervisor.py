@@ -41,6 +41,8 @@ STEADY_S = 60.0
 LONGEST_WAIT_S = 30.0
 STOP_S = 8.0
 """The timeout of a server's stop."""
+KILLED_S = 30.0
+"""How long the system may take to end a process that was killed."""
 _log = log.get("up")
 
 
@@ -142,7 +144,10 @@ class _Life:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._ready)
-        self._process.wait()
+        # It has been given its time, or an error leaves it running, which nothing else would end.
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILLED_S)
 
     @property
     def status(self) -> int | None:
@@ -170,8 +175,8 @@ class _Life:
 
     def end(self) -> None:
         """Stop it; the reaper kills it if it does not end in time."""
-        print("stopping", flush=True)
         self._process.send_signal(signal.SIGTERM)
+        log.announce("stopping")
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
