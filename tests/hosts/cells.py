@@ -29,6 +29,11 @@ TENANTS = {"studio": "north", "neighbour": "north", "southerner": "south"}
 MOVES = "studio"
 AREAS = ("input", "output", "temp")
 JOBS = {"studio": 90, "neighbour": 30, "southerner": 30}
+ARGUMENTS = {
+    "tenants": {},
+    "pools": [{"name": "cpu", "runtime": False, "min_replicas": 2, "max_replicas": 2, "tasks_per_replica": 4}],
+}
+"""Of either cell: no models, whose processes take minutes to start where five hosts share two cores."""
 WIDTH = 60
 """How many jobs one client has in hand: more than its cell runs at once, so that some wait."""
 ENDED_S = 300.0
@@ -82,7 +87,7 @@ def moved(root: Path, seed: int) -> Moved:
         cells = {}
         for name, (head, worker) in hosts.items():
             cells[name] = Cluster(
-                root, network, shared, f"http://{addresses[name]}", head, [worker], Cell(name, name), {"tenants": {}}
+                root, network, shared, f"http://{addresses[name]}", head, [worker], Cell(name, name), ARGUMENTS
             )
             undo.callback(cells[name].close)
         for cell in cells.values():
