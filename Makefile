@@ -66,6 +66,7 @@ cluster: $(VENV)/installed
 	$(RUN)/python -m tests.hosts
 	$(RUN)/python -m tests.hosts --scale
 	$(RUN)/python -m tests.hosts --upgrade
+	$(RUN)/python -m tests.hosts --cells
 
 # Builds the image and runs it as compose.yaml has it, without Docker: by podman, as root, with the packages of Debian that
 # tests/image/__main__.py names. IMAGE_ARGUMENTS: more for it, such as --build=--build-arg=TORCH_INDEX=URL.
