@@ -68,8 +68,6 @@ FILES = (
     Files("z_image", "lumina2", ("qwen_3_4b",)),
 )
 CHECKPOINTS = ("tiny", "sd3.5", "sd_xl")
-EAGER = {"hidream_i1"}
-"""Whose forwards the host reads, so that they are not captured."""
 CLIP_LOADERS = {1: "CLIPLoader", 2: "DualCLIPLoader", 4: "QuadrupleCLIPLoader"}
 
 
@@ -151,6 +149,8 @@ TEMPLATES = (
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
+EAGER = {"hidream_i1", *TEMPLATES, *OF_NO_FILE}
+"""Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
     **{name: partial(prompt, 1, name, STEPS) for name in CHECKPOINTS},
@@ -194,7 +194,7 @@ SHOWN: Mapping[str, str] = {
     "sdxl_refiner_prompt_example": "SdxlRefiner",
     "txt_to_image_to_video": "Svd TemporalKL",
     "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",
-    "video_ltx2_t2v_distilled": "Ltx2 Ltx2AudioVae Ltx2Text Ltx2Upscaler Ltx2Vae",
+    "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
     "style": "StyleAdapter",
     "unclip": "Unclip",
     "pixel_space": "PixelSpace",
@@ -202,8 +202,6 @@ SHOWN: Mapping[str, str] = {
 }
 """The families that each workflow shows, by the names of their classes; what others show may be left out."""
 NOT_SHOWN: Mapping[str, str] = {
-    "Gemma3Text": "a part of Ltx2Text",
-    "Ltx2Projection": "a part of Ltx2Text",
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
     "PileT5Text": "a file of one layer is read as T5Text",
 }
