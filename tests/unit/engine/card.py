@@ -452,25 +452,17 @@ class _Bindings(TorchFunctionMode):
             # As for `type_as`.
             device = CARD if isinstance(args[1], OnCard) else args[1].device
             return args[0].to(device, args[1].dtype, *args[2:], **kwargs)
-        if func is torch.where and any(isinstance(value, OnCard) for value in args):
-            # The number would be made where torch's own code takes the others to be.
-            [dtype, *_] = [value.dtype for value in args[1:] if isinstance(value, Tensor)] or [None]
-            args = (args[0], *(_as_tensor(value, dtype) for value in args[1:]))
         if func is Tensor.tolist and isinstance(args[0], OnCard):
             return args[0].cpu().tolist()
         if func is Tensor.__setitem__ and isinstance(args[0], OnCard) and not isinstance(args[2], Tensor):
             # The number would be made where torch's own code takes the tensor to be.
             args = (*args[:2], OnCard(torch.tensor(args[2], dtype=args[0].dtype)))
-        if func in (scaled_dot_product_attention, rms_norm, torch.rms_norm):
+        mine = any(isinstance(value, OnCard) for value in args)
+        if func is scaled_dot_product_attention or (mine and func in (rms_norm, torch.rms_norm, torch.where)):
             # Outside of inference mode torch's own code makes tensors where it takes the card's to be.
             with self._card.apart():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)
-
-
-def _as_tensor(value: Any, dtype: torch.dtype | None) -> Tensor:
-    """Return what `where` is given as a tensor: a number as one on the card."""
-    return value if isinstance(value, Tensor) else OnCard(torch.tensor(value, dtype=dtype))
 
 
 def _pinned(tensor: Tensor) -> Tensor:
