@@ -132,8 +132,16 @@ class Application:
             return False
 
     def get(self, path: str, **query: Any) -> Any:
-        """Return the JSON answer to a GET that succeeds."""
-        response = self.http.get(path, params=query)
+        """Return the JSON answer to a GET that succeeds, asking again while the server says to come back.
+
+        It says so of any request while its scheduler, or the process that has the request, is starved or replaced.
+        """
+
+        def answered() -> list[httpx.Response]:
+            response = self.http.get(path, params=query)
+            return [] if response.status_code == 503 and "retry-after" in response.headers else [response]
+
+        [response] = wait_for(answered, f"an answer to GET {path}")
         assert response.status_code == 200, response.text
         return response.json()
 

@@ -36,10 +36,8 @@ USUAL = ("video_ltx2_3_ia2v", "video_ltx2_3_flf2v", "video_ltx2_t2v_distilled", 
 LTX-2.5, with a prompt that another model writes of its image."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.long) for name in TEMPLATES]
-)
-async def test_a_template_of_ltx_makes_its_video_with_sound(name: str, tmp_path: Path) -> None:
+def small_prompt(name: str) -> dict[str, Any]:
+    """Return a template's workflow of a small, short video."""
     prompt = prompt_of(name)
     shrink(prompt)
     for node in prompt.values():
@@ -47,7 +45,14 @@ async def test_a_template_of_ltx_makes_its_video_with_sound(name: str, tmp_path:
             node["inputs"]["value"] = CUT[title]
         if node["class_type"] == "EmptyImage":
             node["inputs"] |= {"width": SIDE, "height": SIDE}
-    async with ran(prompt, tmp_path) as (client, outputs):
+    return prompt
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.long) for name in TEMPLATES]
+)
+async def test_a_template_of_ltx_makes_its_video_with_sound(name: str, tmp_path: Path) -> None:
+    async with ran(small_prompt(name), tmp_path) as (client, outputs):
         [saved] = saved_of(outputs)
         made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
     rate = TEMPLATES[name]

@@ -27,7 +27,16 @@ from serve_app.models.control.qwen_controlnet import QwenControlFamily, QwenFunC
 from serve_app.models.control.qwen_diffsynth import QwenDiffSynth
 from serve_app.models.control.uso import Uso
 from serve_app.models.control.zimage_control import ZImageControl
-from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Redux, Sdxl
+from serve_app.models.families import (
+    AutoencoderKL,
+    ClipText,
+    ClipVision,
+    Redux,
+    Sdxl,
+    SdxlRefiner,
+    StyleAdapter,
+    Unclip,
+)
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
@@ -35,6 +44,7 @@ from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
 from serve_app.models.families.dit.anima import Anima, AnimaText, LlmAdapter
 from serve_app.models.families.dit.auraflow import PileT5Text
+from serve_app.models.families.dit.ernie_image import ErnieImage
 from serve_app.models.families.dit.flux import Flux
 from serve_app.models.families.dit.flux2 import Flux2
 from serve_app.models.families.dit.flux3 import Flux3
@@ -65,7 +75,16 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
-from tests.parity import dit_cases, gemma4_cases, ltx_cases, ltx_workflows, minimax_h3_cases, stable_audio3_cases
+from tests.parity import (
+    dit_cases,
+    families,
+    gemma4_cases,
+    ltx_cases,
+    ltx_workflows,
+    minimax_h3_cases,
+    stable_audio3_cases,
+    vision_cases,
+)
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
@@ -103,6 +122,7 @@ DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
 KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH)
 FLUX2 = replace(KLEIN, guided=True)
 FLUX3 = Flux3(width=32, heads=1, layers=1, singles=1, text_width=8 * TEXT_WIDTH)
+ERNIE_IMAGE = ErnieImage(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
 IDEOGRAM4 = Ideogram4(width=128, heads=1, layers=1, inside=48, text_width=13 * TEXT_WIDTH, modulation=16)
 KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
 QWEN_IMAGE = QwenImage(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
@@ -113,13 +133,17 @@ SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, norme
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 SDXL = Sdxl((32, 64), (1, 1), (0, 1), 1, context_dim=128, linear=True, vector_dim=64 + 6 * 256)
+REFINER = SdxlRefiner((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=64 + 5 * 256)
+UNCLIP = Unclip((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=2 * 768)
 SDXL_VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
 SVD = Svd((64, 64), (1, 1), (1, 0), 1, context_dim=64, linear=True, concat_channels=4, vector_dim=768)
 SVD_VAE = TemporalKL(channels=(32,) * 4, res_blocks=2, latent_channels=4, image_channels=3, quantized=False)
 VIT_H = ClipVision(layers=32, width=32, hidden_width=48, side=16, patch=14, projection=64)
+VIT_L = ClipVision(layers=24, width=32, hidden_width=48, side=16, patch=14, projection=768)
 VIT_G = ClipVision(layers=48, width=32, hidden_width=48, side=16, patch=14, projection=64)
 SIGLIP = ClipVision(layers=27, width=32, hidden_width=48, side=27, patch=14, siglip=True)
 REDUX = Redux(reads=SIGLIP.width, hidden_width=48, writes=TEXT_WIDTH)
+STYLE_ADAPTER = StyleAdapter(reads=VIT_L.width, hidden_width=48, layers=1, count=2, writes=64)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
 WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
 WAN_22_VAE = Wan22Vae(width=4, decoder_width=4)
@@ -179,11 +203,15 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
     r"checkpoints/svd.*": lambda: svd_checkpoint(),
+    r"checkpoints/sd_xl_refiner.*": lambda: whole(REFINER, SDXL_VAE, clip_g=CLIP_G),
+    r"checkpoints/unclip.*": lambda: unclip_checkpoint(),
     r"checkpoints/sd_xl.*": lambda: whole(SDXL, SDXL_VAE, clip_l=CLIP_L, clip_g=CLIP_G),
     r"clip_vision/clip_vision_g.*": lambda: single_file(VIT_G),
+    r"clip_vision/clip_vision_l.*": lambda: single_file(VIT_L),
     r"clip_vision/clip_vision_h.*": lambda: single_file(VIT_H),
     r"clip_vision/sigclip.*": lambda: single_file(SIGLIP),
     r"style_models/flux1-redux.*": lambda: single_file(REDUX),
+    r"style_models/t2iadapter_style.*": lambda: single_file(STYLE_ADAPTER),
     r"controlnet/Qwen-Image-InstantX-ControlNet-Inpainting.*": lambda: network(QwenControlFamily(QWEN_IMAGE, True)),
     r"controlnet/Qwen-Image-2512-Fun.*": lambda: network(QwenFunControlFamily(QWEN_IMAGE.width, 1, 1)),
     r"model_patches/Z-Image-Turbo-Fun-Controlnet-Union.*": lambda: network(ZImageControl(Z_IMAGE.width, 3, 1, 1)),
@@ -203,6 +231,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
     r"diffusion_models/flux3-image-klein-base.*": lambda: network(FLUX3),
     r"diffusion_models/flux3-image-klein.*": lambda: network(replace(FLUX3, flow_map=True)),
+    r"diffusion_models/ernie-image.*": lambda: network(ERNIE_IMAGE),
     r"diffusion_models/ideogram4.*": lambda: network(IDEOGRAM4),
     r"diffusion_models/wan2\.2_fun_camera.*": lambda: single_file(WAN_CAMERA),
     r"diffusion_models/fast.*h3.*": lambda: fast_h3(),
@@ -332,6 +361,12 @@ def svd_checkpoint() -> Tensors:
         "conditioner.embedders.0.open_clip.model.visual.": single_file(VIT_H),
     }
     return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+
+
+def unclip_checkpoint() -> Tensors:
+    """Return a checkpoint of SD 2.1 unCLIP with its image encoder."""
+    seen = vision_cases.open_clip(dict(single_file(VIT_L)), "embedder.model.visual.")
+    return {**whole(UNCLIP, SDXL_VAE), **families.open_clip("cond_stage_model.model."), **seen}
 
 
 def fast_h3() -> Tensors:

@@ -23,6 +23,7 @@ from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN, JobPlan, Pa
 from serve_app.models.weights.recipes import WeightFiles
 from serve_app.models.weights.roofline import CARDS, GIB, Card, forward_s
 from serve_app.models.weights.streaming import streamed_blocks
+from serve_app.nested_tensor import Samples
 from serve_app.recipe.recipe import Part, Recipe
 from serve_app.sampling.latents.latents import LatentFormat
 
@@ -63,13 +64,13 @@ class Size:
         over_time = latents.ndim == _VIDEO and latent_format.frames
         return cls(width, height, (latents.shape[2] - 1) * latent_format.frames + 1 if over_time else 1)
 
-    def latents(self, latent_format: LatentFormat) -> Tensor:
-        """Return the latents of one row, without numbers."""
+    def latents(self, latent_format: LatentFormat) -> Samples:
+        """Return the empty latents of one row, with those of a sound where a video has one."""
         if latent_format.sound:
-            return torch.empty(1, latent_format.channels, self.samples // latent_format.factor, device=META)
+            return torch.zeros(1, latent_format.channels, self.samples // latent_format.factor)
         sides = self.height // latent_format.factor, self.width // latent_format.factor
         time = ((self.frames - 1) // latent_format.frames + 1,) if latent_format.frames else ()
-        return torch.empty(1, latent_format.channels, *time, *sides, device=META)
+        return latent_format.accept(torch.zeros(1, latent_format.channels, *time, *sides))
 
     def smaller(self, share: float) -> Size | None:
         """Return the largest size of a share of its cells: a video of fewer frames, a smaller image; None: no size."""
