@@ -47,7 +47,7 @@ UNSUPPORTED = {
     "ovis_image": "Ovis-Image",
 }
 """Families that are not supported, by how the names of their networks begin."""
-WRITERS = {"qwen3.5": "Qwen3.5", "gemma4": "Gemma 4"}
+WRITERS = {"gemma4": "Gemma 4"}
 """The same of language models that write texts."""
 MOST_CLASSES = 4
 """How many missing classes a row names."""

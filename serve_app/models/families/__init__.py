@@ -57,6 +57,7 @@ from serve_app.models.families.text.qwen import (
     Qwen3Text,
     QwenImage21Text,
 )
+from serve_app.models.families.text.qwen35 import Qwen35Text
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
@@ -91,6 +92,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         T5Text,
         UMT5Text,
         PileT5Text,
+        Qwen35Text,
         Qwen3Text,
         AnimaText,
         QwenVlText,
@@ -155,6 +157,7 @@ __all__ = [
     "PixArt",
     "PixArtAlpha",
     "PixelSpace",
+    "Qwen35Text",
     "QwenImage",
     "QwenImage21",
     "QwenImage21Vae",

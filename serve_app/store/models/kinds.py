@@ -176,7 +176,7 @@ _TEXTS = (
     ),
     _known("Gemma 2", "layers.0.post_feedforward_layernorm.weight"),
     _lacking("GPT-OSS", f"{_FIRST}.sinks"),
-    _lacking("Qwen3.5", "layers.0.linear_attn.A_log"),
+    _known("Qwen3.5", "layers.0.linear_attn.A_log"),
     _known("Qwen2.5-VL", f"{_FIRST}.k_proj.bias"),
     _lacking("Qwen3 2B, of Ovis-Image", (_NORM, 2048)),
     _known("Qwen3", f"{_FIRST}.q_norm.weight"),

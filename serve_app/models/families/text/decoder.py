@@ -23,13 +23,12 @@ from serve_app.models.families.text_family import TextFamily, TextResources, Vec
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
-from serve_app.models.tokenizers.prompt import Weighted
+from serve_app.models.tokenizers.prompt import Token, Weighted
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
 from serve_app.values import GenerationRequest
 
-_FIRST = "layers.0.self_attn.q_proj.weight"
 _ROOTS = ("model.", "model.language_model.")
 _HEADS = ("lm_head", "model.lm_head")
 _VOCABULARIES = ("spiece_model", "tekken_model", "tokenizer_json")
@@ -52,6 +51,7 @@ class DecoderText(TextFamily):
     """
 
     prefixes: ClassVar[tuple[str, ...]]
+    first: ClassVar[str] = "layers.0.self_attn.q_proj.weight"
     head_width: ClassVar[int] = 128
     theta: ClassVar[float]
     eps: ClassVar[float] = 1e-6
@@ -81,10 +81,15 @@ class DecoderText(TextFamily):
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         for number, whole in enumerate(files):
-            found = marked(whole, cls.prefixes, [root + _FIRST for root in _ROOTS])
-            if found is not None and cls.recognises(_inner(found[1])):
+            found = marked(whole, cls.prefixes, [root + cls.first for root in _ROOTS])
+            if found is not None and cls.recognises(cls.inner(found[1])):
                 prefix, tensors = found
                 yield Located(cls.probe(tensors), tensors, number, prefix)
+
+    @classmethod
+    def inner(cls, tensors: Tensors) -> Tensors:
+        """Return a file's tensors of the language model, their names as `recognises` takes them."""
+        return next(tensors.within(root) for root in _ROOTS if root + cls.first in tensors.shapes)
 
     @classmethod
     @abstractmethod
@@ -94,7 +99,7 @@ class DecoderText(TextFamily):
     @classmethod
     def probe(cls: type[F], tensors: Tensors) -> F:
         """Read the network's size off its tensors. Errors: ModelFileError for another layout."""
-        inner = _inner(tensors)
+        inner = cls.inner(tensors)
         tokens, width = inner.shape("embed_tokens.weight")
         attention = "layers.0.self_attn"
         head = inner.shapes.get(f"{attention}.q_norm.weight", (cls.head_width,))[0]
@@ -118,6 +123,11 @@ class DecoderText(TextFamily):
     def published(self, prefix: str) -> Table:
         others = [name for name in _VOCABULARIES if name != self.vocabulary_name]
         return {theirs: ours for theirs, ours in self.table().items() if theirs not in others}
+
+    @property
+    def rotary(self) -> int:
+        """How many numbers of a head are rotated by its position."""
+        return self.head
 
     def sees_window(self, layer: int) -> bool:
         """Whether a layer, by its number, sees a window of the tokens only."""
@@ -179,10 +189,6 @@ class DecoderText(TextFamily):
         brought = network.get_buffer(VOCABULARY).cpu().numpy().tobytes() if self.vocabulary_bytes else None
         prompt_format = self.prompt_format or self.prompt_format_for("")
         return DecoderEncoder(self, prompt_format, self.tokenizer(brought, lexicon), network, lexicon.vectors)
-
-
-def _inner(tensors: Tensors) -> Tensors:
-    return next(tensors.within(root) for root in _ROOTS if root + _FIRST in tensors.shapes)
 
 
 class CausalLM(nn.Module):
@@ -247,12 +253,16 @@ class DecoderEncoder(SequenceEncoder):
 
     def generation(self, request: GenerationRequest) -> Generation:
         """Return a new text generation. Errors: NodeError if the model cannot generate."""
+        return self.begun(request, [token for token, _ in self.prompt(request)])
+
+    def begun(self, request: GenerationRequest, prompt: Sequence[Token], positions: Tensor | None = None) -> Generation:
+        """Return a new text generation of a prompt, as `Generation`. Errors: as `generation`."""
         if not self.family.stop:
-            raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3-VL, Gemma 2 or LTX-2's Gemma 3")
+            raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3.5, Gemma 2 or LTX-2's Gemma 3")
         if not self.family.final_norm:
             raise NodeError(f"the file of {self.family.title} ends before the last layer and generates no text")
-        prompt = [token for token, _ in self.prompt(request)]
-        return Generation(request, prompt, frozenset(self.family.stop), self.tokenizer.decode, self._table.device)
+        stop = frozenset(self.family.stop)
+        return Generation(request, prompt, stop, self.tokenizer.decode, self._table.device, positions)
 
     def prompt(self, request: GenerationRequest) -> Weighted:
         """Return the prompt's tokens. As in ComfyUI, most models have one template and one mode."""
@@ -267,7 +277,8 @@ class DecoderEncoder(SequenceEncoder):
         x = x.to(self._generates_in)
         count, most = x.shape[1], max(lengths)
         device = x.device
-        positions = to_device(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
+        by_axis = to_device(torch.stack([one.positions for one in rows], dim=1), device)
+        positions = by_axis[0] if len(by_axis) == 1 else by_axis
         mask = None
         if count > 1:
             mask = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, None]
@@ -276,14 +287,16 @@ class DecoderEncoder(SequenceEncoder):
             mask = pad(torch.stack(there), (0, count), value=True)[:, None, None]
         cache = Cache([one.cache for one in rows])
         family = self.family
-        rotation = rotated(positions / family.stretch, family.head, family.theta, family.sections, x.dtype)
+        rotation = rotated(
+            positions / family.stretch, family.rotary, family.theta, family.sections, x.dtype, family.interleaved
+        )
         near = None
         if family.window:
             within = mask
             if (whole := most + count) > family.window:
                 last = torch.ones(count, whole, dtype=torch.bool, device=device).triu(whole - count + 1 - family.window)
                 within = last[None, None] if mask is None else mask & last
-            near = within, rotated(positions, family.head, family.window_theta, (), x.dtype)
+            near = within, rotated(positions, family.rotary, family.window_theta, (), x.dtype)
         for states in self.network(x, mask, rotation, family.layers, cache, near=near):
             last = states
         last = self.network.norm(last[:, -1])
@@ -316,11 +329,11 @@ class DecoderEncoder(SequenceEncoder):
         wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]
         family = self.family
         shrunk = positions / family.stretch if family.stretch != 1 else positions
-        rotation = rotated(shrunk, family.head, family.theta, family.sections, x.dtype, family.interleaved)
+        rotation = rotated(shrunk, family.rotary, family.theta, family.sections, x.dtype, family.interleaved)
         near = None
         if family.window:
             within = mask & torch.ones_like(causal).triu(1 - family.window)
-            near = within, rotated(positions, family.head, family.window_theta, (), x.dtype)
+            near = within, rotated(positions, family.rotary, family.window_theta, (), x.dtype)
         states = self.network(x, mask, rotation, max(wanted), deeper=deeper, near=near)
         kept = {i: state for i, state in enumerate(states) if i in wanted}
         # A single tap by number is taken as it is; the last of several, or the default, is normalised.

@@ -49,7 +49,6 @@ def written(models: Path, part: str, *names: str, rows: int = 1) -> str | None:
             "Gemma 4",
             (f"model.layers.0.{n}.weight" for n in ("post_feedforward_layernorm", "self_attn.q_norm")),
         ),
-        ("clip", "Qwen3.5", ("model.language_model.layers.0.linear_attn.A_log",)),
         ("vae", "LTX-Video or HunyuanVideo", ("decoder.conv_in.conv.weight",)),
         ("model_patch", "Uni3C's of Wan", ("controlnet_patch_embedding.weight",)),
         ("controlnet", "Hunyuan-DiT", ("after_proj_list.18.bias", "controlnet_blocks.0.weight")),
