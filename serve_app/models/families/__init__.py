@@ -70,6 +70,7 @@ from serve_app.models.families.unet.unet import Unet
 from serve_app.models.families.video.ltx2 import Ltx2
 from serve_app.models.families.video.minimax_h3 import MiniMaxH3
 from serve_app.models.families.video.wan import Wan, Wan22
+from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
@@ -77,7 +78,7 @@ UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
+    *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
 )
 VAES: Sequence[type[VaeFamily]] = (
     *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
@@ -174,6 +175,7 @@ __all__ = [
     "Wan",
     "Wan22",
     "Wan22Vae",
+    "WanScail",
     "WanVae",
     "ZImage",
 ]
