@@ -79,8 +79,15 @@ def _stages(cfg: float, steps: int, switch: int, sampler: str = "euler") -> Node
     }
 
 
-def _one(kind: str, file: str, *patches: tuple[str, dict[str, Any]], target: str = "k", **inputs: Any) -> Case:
-    settings = {**_SAMPLED, "seed": 9, "steps": 4, "cfg": 3.0, "sampler_name": "uni_pc", "denoise": 1.0}
+def _one(
+    kind: str,
+    file: str,
+    *patches: tuple[str, dict[str, Any]],
+    target: str = "k",
+    sampler: str = "uni_pc",
+    **inputs: Any,
+) -> Case:
+    settings = {**_SAMPLED, "seed": 9, "steps": 4, "cfg": 3.0, "sampler_name": sampler, "denoise": 1.0}
     nodes = _models(*patches, model=file)
     k = ("KSampler", {**settings, "model": ["model", 0], "latent_image": ["wan", 2]})
     return Case({**_NODES, **nodes, "wan": (kind, {**TOLD, **inputs}), "k": k}, target)
@@ -173,6 +180,7 @@ WORKFLOWS: dict[str, Case] = {
         "WanSCAILToVideo",
         "scail",
         **{**_SCAIL, "pose_start": 0.2, "pose_end": 0.8, "video_frame_offset": 9, "length": 13, "width": 64},
+        sampler="euler",
         replacement_mode=True,
         previous_frames=["end", 0],
     ),

@@ -94,13 +94,15 @@ async def wan_scail_to_video(
     poses, pose_masks = (_from(video, video_frame_offset) for video in (pose_video, pose_video_mask))
     if there := [len(video) for video in (poses, pose_masks) if video is not None]:
         kept = (min(*there, length) - 1) // FRAMES * FRAMES + 1
-        half = width // 2, height // 2, "area", "center"
+        poses, pose_masks = (
+            None if video is None else resize(video[:kept, ..., :3], width // 2, height // 2, "area", "center")
+            for video in (poses, pose_masks)
+        )
         if poses is not None:
-            found = await runtime.encode(vae, resize(poses[:kept, ..., :3], *half)) * pose_strength
+            found = await runtime.encode(vae, poses) * pose_strength
             positive, negative = (_within(one, pose_start, pose_end, found) for one in (positive, negative))
         if pose_masks is not None:
-            driving = by_colour(resize(pose_masks[:kept, ..., :3], *half))
-            positive, negative = both(positive, negative, driving_mask_28ch=driving)
+            positive, negative = both(positive, negative, driving_mask_28ch=by_colour(pose_masks))
     if before is not None:
         begun = await runtime.encode(vae, resize(before[..., :3], width, height, "bicubic", "center"))
         count = min(begun.shape[2], latents.shape[2])
