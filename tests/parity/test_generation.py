@@ -55,6 +55,6 @@ def test_a_language_model_that_writes_encodes_texts_as_comfyui_does(tmp_path, na
     with torch.inference_mode():
         encoded = cpu_weights(Catalog(tmp_path), dtype="fp32").clip(recipe).encode(case.encoded)
     for i, [(cond, options)] in enumerate(encoded):
-        figure = torch.from_numpy(FIGURES[f"{name}|{i}|cond"])
+        figure = FIGURES[f"{name}|{i}|cond"]
         assert (cond - figure).norm() <= 1e-5 * figure.norm()
         assert options["attention_mask"].tolist() == FIGURES[f"{name}|{i}|attention_mask"].tolist()

@@ -100,7 +100,7 @@ def encodings(
             known = f"read are {', '.join(_FORMATS)}"
             raise ModelFileError(f"{where} has weights in {kind}{lacking} ('{name}'); {known}")
         may_multiply = marked if layer not in said else not settings.get("full_precision_matrix_mult")
-        group = _group({"convrot": kind == _W4A8, **settings}, name, where)
+        group = _group(settings, name, where, always=kind == _W4A8)
         found[name] = Encoding(kind, scale, group, second, inputs, input_scale, may_multiply, table)
     return found
 
@@ -182,10 +182,13 @@ def _said(
             yield name.removesuffix(".comfy_quant"), json.loads(bytes(tensor(name).tolist()))
 
 
-def _group(settings: Mapping[str, Any], name: str, where: str) -> int:
-    """Return the number of inputs rotated together. Errors: ModelFileError for an impossible number."""
+def _group(settings: Mapping[str, Any], name: str, where: str, *, always: bool) -> int:
+    """Return the number of inputs rotated together. always: the format rotates them, said or not.
+
+    Errors: ModelFileError for an impossible number.
+    """
     settings = {**(settings.get("params") or {}), **settings}
-    if not settings.get("convrot"):
+    if not (always or settings.get("convrot")):
         return 0
     group = int(settings.get("convrot_groupsize", _GROUP))
     if group < 4 or group & (group - 1) or group.bit_length() % 2 == 0:
