@@ -47,7 +47,7 @@ UNSUPPORTED = {
     "stable-audio-open": "Stable Audio Open",
 }
 """Families that are not supported, by how the names of their networks begin."""
-WRITERS = {"qwen3.5": "Qwen3.5", "gemma4_e4b": "Gemma 4 that hears"}
+WRITERS = {"gemma4_e4b": "Gemma 4 that hears"}
 """The same of language models that write texts."""
 MOST_CLASSES = 4
 """How many missing classes a row names."""

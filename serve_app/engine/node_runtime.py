@@ -127,7 +127,7 @@ class NodeRuntime:
 
         Errors: NodeError for a text that is too long, or would become so.
         """
-        self._check_text(request.text)
+        self._check_text(request.system_prompt + request.text)
         if request.max_tokens > (most := self._shared.limits.generated_tokens):
             refused("limits.generated_tokens")
             raise NodeError(

@@ -88,6 +88,7 @@ from tests.parity import (
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
+from tests.parity.generation_cases import SEEING_QWEN35
 from tests.parity.qwen21_cases import drawn, file_of
 from tests.parity.text_cases import bytes_of, llama2_pieces
 from tests.parity.text_cases import tensors as text_tensors
@@ -271,8 +272,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
-    # It refines prompts where a switch says so, and is not read where it is off.
-    r"text_encoders/qwen3.5_9b.*": lambda: {"unread": torch.zeros(1)},
+    r"text_encoders/qwen3\.5.*": lambda: text_tensors(SEEING_QWEN35),
     r"text_encoders/qwen3vl_32b_minimax_h3.*": lambda: minimax_h3_cases.file("text"),
     r"text_encoders/qwen3vl_8b.*": lambda: text_tensors(QWEN3_VL_8B),
     r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),

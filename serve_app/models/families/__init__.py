@@ -63,6 +63,7 @@ from serve_app.models.families.text.qwen import (
     Qwen3Text,
     QwenImage21Text,
 )
+from serve_app.models.families.text.qwen35 import Qwen35Text
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
@@ -77,6 +78,7 @@ from serve_app.models.families.video.ltx2 import Ltx2
 from serve_app.models.families.video.minimax_h3 import MiniMaxH3
 from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
+from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
@@ -84,7 +86,7 @@ UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
+    *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
 )
 VAES: Sequence[type[VaeFamily]] = (
     SeedVr2Vae,
@@ -101,6 +103,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         T5Text,
         UMT5Text,
         PileT5Text,
+        Qwen35Text,
         Qwen3Text,
         AnimaText,
         QwenVlText,
@@ -170,6 +173,7 @@ __all__ = [
     "PixArt",
     "PixArtAlpha",
     "PixelSpace",
+    "Qwen35Text",
     "QwenImage",
     "QwenImage21",
     "QwenImage21Vae",
@@ -190,6 +194,7 @@ __all__ = [
     "Wan",
     "Wan22",
     "Wan22Vae",
+    "WanScail",
     "WanVae",
     "ZImage",
 ]

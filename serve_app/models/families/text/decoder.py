@@ -29,7 +29,6 @@ from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
 from serve_app.values import GenerationRequest
 
-_FIRST = "layers.0.self_attn.q_proj.weight"
 _ROOTS = ("model.", "model.language_model.")
 _HEADS = ("lm_head", "model.lm_head")
 _VOCABULARIES = ("spiece_model", "tekken_model", "tokenizer_json")
@@ -54,6 +53,7 @@ class DecoderText(TextFamily):
     """
 
     prefixes: ClassVar[tuple[str, ...]]
+    first: ClassVar[str] = "layers.0.self_attn.q_proj.weight"
     head_width: ClassVar[int] = 128
     theta: ClassVar[float]
     eps: ClassVar[float] = 1e-6
@@ -83,10 +83,15 @@ class DecoderText(TextFamily):
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         for number, whole in enumerate(files):
-            found = marked(whole, cls.prefixes, [root + _FIRST for root in _ROOTS])
-            if found is not None and cls.recognises(inner_of(found[1])):
+            found = marked(whole, cls.prefixes, [root + cls.first for root in _ROOTS])
+            if found is not None and cls.recognises(cls.inner(found[1])):
                 prefix, tensors = found
                 yield Located(cls.probe(tensors), tensors, number, prefix)
+
+    @classmethod
+    def inner(cls, tensors: Tensors) -> Tensors:
+        """Return a file's tensors of the language model, their names as `recognises` takes them."""
+        return next(tensors.within(root) for root in _ROOTS if root + cls.first in tensors.shapes)
 
     @classmethod
     @abstractmethod
@@ -96,7 +101,7 @@ class DecoderText(TextFamily):
     @classmethod
     def probe(cls: type[F], tensors: Tensors) -> F:
         """Read the network's size off its tensors. Errors: ModelFileError for another layout."""
-        inner = inner_of(tensors)
+        inner = cls.inner(tensors)
         tokens, width = inner.shape("embed_tokens.weight")
         attention = "layers.0.self_attn"
         head = inner.shapes.get(f"{attention}.q_norm.weight", (cls.head_width,))[0]
@@ -125,6 +130,11 @@ class DecoderText(TextFamily):
     def window(self) -> int:
         """Tokens that a layer sees, its own among them; 0 for all."""
         return 0
+
+    @property
+    def rotary(self) -> int:
+        """How many numbers of a head are rotated by its position."""
+        return self.head
 
     def sees_window(self, layer: int) -> bool:
         """Whether a layer, by its number, sees a window of the tokens only."""
@@ -192,11 +202,6 @@ class DecoderText(TextFamily):
         return DecoderEncoder(self, prompt_format, self.tokenizer(brought, lexicon), network, lexicon.vectors)
 
 
-def inner_of(tensors: Tensors) -> Tensors:
-    """Return the tensors of the language model in a file, the names beginning with "layers." and so on."""
-    return next(tensors.within(root) for root in _ROOTS if root + _FIRST in tensors.shapes)
-
-
 class CausalLM(nn.Module):
     """A language model. Its output layer for the next token is tied to the embeddings unless the file has its own."""
 
@@ -259,15 +264,19 @@ class DecoderEncoder(SequenceEncoder):
 
     def generation(self, request: GenerationRequest) -> Generation:
         """Return a new text generation. Errors: NodeError if the model cannot generate."""
+        return self.begun(request, [token for token, _ in self.prompt(request)])
+
+    def begun(self, request: GenerationRequest, prompt: Sequence[Token], positions: Tensor | None = None) -> Generation:
+        """Return a new text generation of a prompt, as `Generation`. Errors: as `generation`."""
         if not self.family.stop:
             raise NodeError(
-                f"{self.family.title} generates no text; load Qwen3, Qwen3-VL, Gemma 2, LTX-2's Gemma 3 or Gemma 4"
+                f"{self.family.title} generates no text; load Qwen3, Qwen3-VL, Qwen3.5, Gemma 2, LTX-2's Gemma 3 or "
+                "Gemma 4"
             )
         if not self.family.final_norm:
             raise NodeError(f"the file of {self.family.title} ends before the last layer and generates no text")
-        prompt = [token for token, _ in self.prompt(request)]
         stop, before = frozenset(self.family.stop), self.penalized(prompt)
-        return Generation(request, prompt, stop, self.tokenizer.decode, self._table.device, before)
+        return Generation(request, prompt, stop, self.tokenizer.decode, self._table.device, before, positions)
 
     def penalized(self, prompt: Sequence[Token]) -> Sequence[int]:
         """Return the tokens of a prompt that penalties count, as in ComfyUI: few models' do."""
@@ -286,7 +295,8 @@ class DecoderEncoder(SequenceEncoder):
         x = self.scaled(embedded(self._table, unread_tokens, self.prompt_format.pad)).to(self._generates_in)
         count, most = x.shape[1], max(lengths)
         device = x.device
-        positions = to_device(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
+        by_axis = to_device(torch.stack([one.positions for one in rows], dim=1), device)
+        positions = by_axis[0] if len(by_axis) == 1 else by_axis
         mask = None
         if count > 1:
             mask = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, None]
@@ -314,10 +324,10 @@ class DecoderEncoder(SequenceEncoder):
         """Return the rotations of positions, as `states` has them, and those of layers that see a window, if any do."""
         family = self.family
         shrunk = positions / family.stretch if family.stretch != 1 else positions
-        whole = rotated(shrunk, family.head, family.theta, family.sections, dtype, family.interleaved)
+        whole = rotated(shrunk, family.rotary, family.theta, family.sections, dtype, family.interleaved)
         if not family.window:
             return whole, None
-        return whole, rotated(positions, family.head, family.window_theta, (), dtype)
+        return whole, rotated(positions, family.rotary, family.window_theta, (), dtype)
 
     def beside(self, rows: Sequence[Sequence[Token]]) -> dict[str, Any]:
         """Return what the network takes beside the vectors of rows of tokens; nothing by default."""
@@ -356,6 +366,13 @@ class DecoderEncoder(SequenceEncoder):
         near = None
         if near_rotation is not None:
             near = mask & torch.ones_like(causal).triu(1 - self.family.window), near_rotation
+        family = self.family
+        shrunk = positions / family.stretch if family.stretch != 1 else positions
+        rotation = rotated(shrunk, family.rotary, family.theta, family.sections, x.dtype, family.interleaved)
+        near = None
+        if family.window:
+            within = mask & torch.ones_like(causal).triu(1 - family.window)
+            near = within, rotated(positions, family.rotary, family.window_theta, (), x.dtype)
         states = self.network(x, mask, rotation, max(wanted), deeper=deeper, near=near)
         kept = {i: state for i, state in enumerate(states) if i in wanted}
         # A single tap by number is taken as it is; the last of several, or the default, is normalised.

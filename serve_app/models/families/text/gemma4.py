@@ -20,7 +20,7 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm, Gemma4TextDecoderLayer
 
 from serve_app.errors import ModelFileError, NodeError
-from serve_app.models.families.text.decoder import CausalLM, DecoderEncoder, DecoderText, Rotation, inner_of
+from serve_app.models.families.text.decoder import CausalLM, DecoderEncoder, DecoderText, Rotation
 from serve_app.models.families.text.gemma4_vision import Gemma4Tower, see, seen_pixels
 from serve_app.models.families.text.generation import Cache, as_cache
 from serve_app.models.families.text.sequences import PromptFormat
@@ -90,7 +90,7 @@ class Gemma4Text(DecoderText):
     def probe(cls, tensors: Tensors) -> Gemma4Text:
         """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         found = super(Gemma4Text, cls).probe(tensors)
-        inner = inner_of(tensors)
+        inner = cls.inner(tensors)
         if inner.has("layers.0.experts."):
             raise tensors.unsupported("holds a Gemma 4 with experts, which is not supported")
 

@@ -257,7 +257,7 @@ class Ltx2Encoder(DecoderEncoder):
         gemma = self.family
         assert isinstance(gemma, Gemma3Text)
         # The vectors of tokens are scaled later on, those of images are not.
-        vectors = gemma.see(self.network, request.image) / gemma.width**0.5
+        vectors = gemma.see(self.network, request.image[:1]) / gemma.width**0.5
         return [*padded[:at], *((vector, 1.0) for vector in vectors), *padded[at + 1 :]]
 
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:

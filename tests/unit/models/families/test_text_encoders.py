@@ -160,7 +160,7 @@ def test_a_generated_text_ends_with_a_token_that_stops_it_or_at_its_limit():
     for token in (5, 7):
         assert not ended.over
         add(ended, token)
-    assert (ended.over, ended.text, ended.unread, ended.length) == (True, "[5, 7]", [7], 3)
+    assert (ended.over, ended.text, ended.unread, ended.length) == (True, "[5, 7]", [7], 4)
     for token in (5, 6):
         assert not cut.over
         add(cut, token)
