@@ -13,10 +13,13 @@ from serve_app.recipe.text import ClipSkip, LoadedAs, T5Padding
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import IllustratedText, Texts
 from tests.parity.figures import Figures
-from tests.parity.text_cases import CASES, SMALL, image, write
+from tests.parity.networks.text_cases import NETWORK_TEXTS
+from tests.parity.text_cases import CASES as TEXTS
+from tests.parity.text_cases import SMALL, image, write
 from tests.unit.models.sample import cpu_weights
 
-FIGURES = Figures("texts")
+FIGURES = Figures("texts", "network_texts")
+CASES = {**TEXTS, **NETWORK_TEXTS}
 LED_BY_PADS = ("ltx2", "ltx23")
 """Cases whose rows ComfyUI pads at their start; here they are as long as they are."""
 

@@ -42,6 +42,9 @@ from serve_app.models.families.family import (
     VaeFamily,
     VisionFamily,
 )
+from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo, HunyuanVideo15
+from serve_app.models.families.hunyuan_video.text import ByT5Text, HunyuanVideo15Text, HunyuanVideoText
+from serve_app.models.families.hunyuan_video.vae15 import HunyuanVideo15Vae
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -75,11 +78,14 @@ from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
+    # Before Flux.1, whose names some of its layers have.
+    *(HunyuanVideo, HunyuanVideo15),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
 )
 VAES: Sequence[type[VaeFamily]] = (
     *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
+    HunyuanVideo15Vae,
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
@@ -91,6 +97,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         T5Text,
         UMT5Text,
         PileT5Text,
+        ByT5Text,
         Qwen3Text,
         AnimaText,
         QwenVlText,
@@ -111,7 +118,9 @@ UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "mage": (Qwen3Text, "Mage-Flow"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
+    *(SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, HunyuanVideoText, HunyuanVideo15Text),
+)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
@@ -139,6 +148,9 @@ __all__ = [
     "Flux3",
     "Gemma3Text",
     "HiDream",
+    "HunyuanVideo",
+    "HunyuanVideo15",
+    "HunyuanVideo15Vae",
     "Ideogram4",
     "Krea2",
     "Ltx2",
