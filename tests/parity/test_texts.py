@@ -92,7 +92,9 @@ def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
 @pytest.mark.parametrize("name", [name for name in CASES if isinstance(CASES[name].texts[0], str)])
 def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
     clip = clip_of(name)
-    encoders = [e for e in (clip.encoder, *vars(clip.encoder).values()) if isinstance(e, SequenceEncoder)]
+    every = [e for e in (clip.encoder, *vars(clip.encoder).values()) if isinstance(e, SequenceEncoder)]
+    # Of a text it reads what is quoted alone.
+    encoders = [encoder for encoder in every if encoder.prompt_format.key != "byt5_small"]
     plain = [(i, text) for i, text in enumerate(CASES[name].texts) if not (isinstance(text, dict) and "images" in text)]
     for i, text in plain:
         for encoder in encoders:

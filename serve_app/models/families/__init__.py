@@ -45,6 +45,11 @@ from serve_app.models.families.family import (
 from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo, HunyuanVideo15
 from serve_app.models.families.hunyuan_video.text import ByT5Text, HunyuanVideo15Text, HunyuanVideoText
 from serve_app.models.families.hunyuan_video.vae15 import HunyuanVideo15Vae
+from serve_app.models.families.longcat_image.backbone import LongCatImage
+from serve_app.models.families.longcat_image.text import LongCatText
+from serve_app.models.families.mage_flow.backbone import MageFlow
+from serve_app.models.families.mage_flow.text import MageFlowText
+from serve_app.models.families.mage_flow.vae import MageFlowVae
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -64,6 +69,7 @@ from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.families.text_family import TextEnsemble, TextFamily
+from serve_app.models.families.unet.lotus import Lotus
 from serve_app.models.families.unet.sd import Sd
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.unet.svd import Svd
@@ -75,17 +81,19 @@ from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
-UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
+UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     # Before Flux.1, whose names some of its layers have.
-    *(HunyuanVideo, HunyuanVideo15),
+    *(HunyuanVideo, HunyuanVideo15, LongCatImage),
+    # Before Qwen-Image, whose layers it has.
+    MageFlow,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
 )
 VAES: Sequence[type[VaeFamily]] = (
     *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
-    HunyuanVideo15Vae,
+    *(HunyuanVideo15Vae, MageFlowVae),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
@@ -110,12 +118,13 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         LlamaText,
     ),
 )
-TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text)
+TEXT_READERS: Sequence[type[TextFamily]] = (
+    *(MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text, LongCatText, MageFlowText),
+)
 """Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "boogu": (Qwen3Text, "Boogu-Image"),
     "joyimage": (Qwen3Text, "JoyImage"),
-    "mage": (Qwen3Text, "Mage-Flow"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
@@ -153,6 +162,8 @@ __all__ = [
     "HunyuanVideo15Vae",
     "Ideogram4",
     "Krea2",
+    "LongCatImage",
+    "Lotus",
     "Ltx2",
     "Ltx2AudioVae",
     "Ltx2Projection",
@@ -160,6 +171,8 @@ __all__ = [
     "Ltx2Upscaler",
     "Ltx2Vae",
     "Lumina2",
+    "MageFlow",
+    "MageFlowVae",
     "MiniMaxH3",
     "MiniMaxH3AudioVae",
     "MiniMaxH3Vae",

@@ -37,6 +37,57 @@ _HUNYUAN: dict[str, Any] = {
 }
 BACKBONES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_video": ("comfy.ldm.hunyuan_video.model.HunyuanVideo", _HUNYUAN),
+    "longcat_image": (
+        "comfy.ldm.flux.model.Flux",
+        {
+            "in_channels": 16,
+            "out_channels": 16,
+            "vec_in_dim": None,
+            "context_in_dim": 48,
+            "hidden_size": 64,
+            "mlp_ratio": 4.0,
+            "num_heads": 2,
+            "depth": 2,
+            "depth_single_blocks": 2,
+            "axes_dim": [4, 14, 14],
+            "theta": 10000,
+            "patch_size": 2,
+            "qkv_bias": True,
+            "guidance_embed": False,
+            "txt_ids_dims": [1, 2],
+        },
+    ),
+    "mage_flow": (
+        "comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",
+        {
+            "num_layers": 2,
+            "attention_head_dim": 32,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 48,
+            "axes_dims_rope": (4, 14, 14),
+        },
+    ),
+    "lotus": (
+        "comfy.ldm.modules.diffusionmodules.openaimodel.UNetModel",
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 64,
+            "num_res_blocks": [1, 1],
+            "channel_mult": [1, 2],
+            "num_head_channels": 64,
+            "use_spatial_transformer": True,
+            "use_linear_in_transformer": True,
+            "context_dim": 64,
+            "adm_in_channels": 4,
+            "num_classes": "sequential",
+            "transformer_depth": [1, 0],
+            "transformer_depth_output": [1, 1, 0, 0],
+            "transformer_depth_middle": 1,
+            "use_temporal_attention": False,
+        },
+    ),
     "hunyuan_video15": (
         "comfy.ldm.hunyuan_video.model.HunyuanVideo",
         {
@@ -55,7 +106,7 @@ BACKBONES: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """The class and the arguments of each network."""
-MULTIPLIERS: Mapping[str, float] = {"hunyuan_video": 1000.0, "hunyuan_video15": 1000.0}
+MULTIPLIERS: Mapping[str, float] = {"hunyuan_video": 1000.0, "hunyuan_video15": 1000.0, "lotus": 999.0}
 """What a network reads as the time, as a multiple of the level; 1 where none is named."""
 
 
@@ -86,6 +137,11 @@ class Case:
 
 SIGMAS = (0.3, 0.9)
 CASES: Sequence[Case] = (
+    Case("mage_flow", (2, 128, 5, 4), (2, 5, 48)),
+    Case("mage_flow", (2, 128, 5, 4), (2, 9, 48), {"reference_latents": (1, 128, 3, 6)}),
+    Case("longcat_image", (2, 16, 8, 6), (2, 5, 48)),
+    Case("longcat_image", (2, 16, 7, 6), (2, 9, 48), {"reference_latents": (1, 16, 6, 8)}),
+    Case("lotus", (2, 4, 8, 8), (2, 2, 64)),
     Case("hunyuan_video", (2, 16, 3, 4, 6), (2, 5, 48), {"pooled_output": (2, 768), "guidance": 6.0}),
     Case("hunyuan_video15", (2, 32, 3, 4, 5), (2, 5, 48)),
     Case(
@@ -112,11 +168,20 @@ _HUNYUAN_VAE = {
     "upsample_match_channel": True,
     "z_channels": 32,
 }
-VAES: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "hunyuan_video15": ("comfy.ldm.hunyuan_video.vae_refiner", _HUNYUAN_VAE)
+MAGE_FLOW_VAE: Mapping[str, dict[str, Any]] = {
+    "encoder": {"z_ch": 128, "hidden_size": 64, "num_blocks": 2, "head_size": 96, "num_head_blocks": 1},
+    "decoder": {"hidden_size": 64, "hidden_size_x": 8, "num_blocks": 3, "num_cond_blocks": 2},
 }
-"""The module with the classes Encoder and Decoder, and their arguments."""
-IMAGES: Mapping[str, Sequence[tuple[int, ...]]] = {"hunyuan_video15": ((1, 3, 9, 32, 48), (1, 3, 1, 32, 32))}
+"""The arguments of the halves of Mage-Flow's."""
+VAES: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "hunyuan_video15": ("comfy.ldm.hunyuan_video.vae_refiner", _HUNYUAN_VAE),
+    "mage_flow": ("comfy.ldm.mage_flow.vae", {}),
+}
+"""The module with the classes Encoder and Decoder, and their arguments; of Mage-Flow's they are above."""
+IMAGES: Mapping[str, Sequence[tuple[int, ...]]] = {
+    "hunyuan_video15": ((1, 3, 9, 32, 48), (1, 3, 1, 32, 32)),
+    "mage_flow": ((1, 3, 32, 48),),
+}
 """Shapes of the pixels that each encodes."""
 
-__all__ = ["BACKBONES", "CASES", "IMAGES", "MULTIPLIERS", "SIGMAS", "VAES", "Case", "noise", "weights"]
+__all__ = ["BACKBONES", "CASES", "IMAGES", "MAGE_FLOW_VAE", "MULTIPLIERS", "SIGMAS", "VAES", "Case", "noise", "weights"]

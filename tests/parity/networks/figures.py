@@ -34,6 +34,7 @@ from tests.parity.networks.cases import (  # noqa: E402
     BACKBONES,
     CASES,
     IMAGES,
+    MAGE_FLOW_VAE,
     MULTIPLIERS,
     SIGMAS,
     VAES,
@@ -75,7 +76,60 @@ def hunyuan(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, option
     return net(x, level, text, y=options.get("pooled_output"), guidance=guidance, **beside)
 
 
-CALLS = {"hunyuan_video": hunyuan, "hunyuan_video15": hunyuan}
+def lotus(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.Lotus."""
+    vector = found("comfy.model_base.Lotus").extra_conds(None, cross_attn=text, device="cpu")["y"].cond
+    return net(x, level, context=text, y=vector.expand(len(x), -1))
+
+
+def longcat(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.LongCatImage."""
+    length = float(text.shape[1])
+    given = {"rope_options": {"shift_t": 1.0, "shift_y": length, "shift_x": length}}
+    references = options.get("reference_latents")
+    if references is not None:
+        scaled = comfy.latent_formats.Flux().process_in(references)
+        given_references = {"ref_latents": [scaled.expand(2, -1, -1, -1)], "ref_latents_method": "index"}
+    else:
+        given_references = {}
+    return net(x, level, text, transformer_options=given, **given_references)
+
+
+def mage(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.MageFlow; Flux.2's latents are not scaled."""
+    references = options.get("reference_latents")
+    given = {} if references is None else {"ref_latents": [references.expand(2, -1, -1, -1)]}
+    return net(x, level.bfloat16(), text, **given)
+
+
+CALLS = {
+    "mage_flow": mage,
+    "longcat_image": longcat,
+    "lotus": lotus,
+    "hunyuan_video": hunyuan,
+    "hunyuan_video15": hunyuan,
+}
+
+
+def mage_flow_vae(figures: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Add the figures of Mage-Flow's autoencoder, whose class makes no small ones."""
+    module = importlib.import_module("comfy.ldm.mage_flow.vae")
+    net = torch.nn.Module()
+    net.latent_channels, net.downsample_factor = module.MageVAE.latent_channels, module.MageVAE.downsample_factor
+    net.dconv_encoder = module.DConvEncoder(**MAGE_FLOW_VAE["encoder"])
+    net.decoder_model = module.DConvDenoiser(**MAGE_FLOW_VAE["decoder"])
+    named = {"dconv_encoder.": "student.dconv_encoder.", "decoder_model.": "pipeline."}
+    renamed = {
+        name: next(name.replace(ours, theirs, 1) for ours, theirs in named.items() if name.startswith(ours))
+        for name in net.state_dict()
+    }
+    keys["mage_flow vae"] = {renamed[name]: [*tensor.shape] for name, tensor in net.state_dict().items()}
+    drawn = weights(keys["mage_flow vae"])
+    net.load_state_dict({name: drawn[theirs] for name, theirs in renamed.items()})
+    for shape in IMAGES["mage_flow"]:
+        latents = module.MageVAE.encode(net, noise(f"mage_flow {shape}", shape))
+        figures[f"mage_flow vae {shape} encoded"] = latents.numpy()
+        figures[f"mage_flow vae {shape} decoded"] = module.MageVAE.decode(net, latents).numpy()
 
 
 @torch.inference_mode()
@@ -95,6 +149,9 @@ def main() -> None:
             figures[case.name] = CALLS[name](case, net, x, level, text, options).float().numpy()
     for name, (module, arguments) in VAES.items():
         if WANTED and name not in WANTED:
+            continue
+        if name == "mage_flow":
+            mage_flow_vae(figures, keys)
             continue
         net = torch.nn.ModuleDict(
             {half: found(f"{module}.{half.title()}")(**arguments) for half in ("encoder", "decoder")}

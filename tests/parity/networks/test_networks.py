@@ -54,6 +54,8 @@ def rows(family: BackboneFamily, case: Case) -> list[Rows]:
         if "clip_vision_output" in own:
             seen = own["clip_vision_output"]
             own["clip_vision_output"] = ClipVisionOutput(seen, seen, seen)
+        if "reference_latents" in own:
+            own |= {"reference_latents": [own["reference_latents"]], "reference_latents_method": "index"}
         one = x[i : i + 1]
         inputs = family.inputs(text[i : i + 1], own, "positive", Canvas(one, one), CPU, Discrete())
         level = torch.tensor([sigma * MULTIPLIERS.get(case.net, 1.0)])
