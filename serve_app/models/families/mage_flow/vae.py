@@ -107,7 +107,7 @@ class MageFlowVae(VaeFamily):
 
 
 class _Block(nn.Module):
-    """Convolutions with channel attention, then a feed-forward layer. Only modulated blocks have norms of no weights."""
+    """Convolutions with channel attention, then a feed-forward layer. Norms of modulated blocks have no weights."""
 
     def __init__(self, width: int, *, modulated: bool) -> None:
         super().__init__()
