@@ -36,10 +36,9 @@ from serve_app.nodes.unsupported import NOT_THERE
 SPECS = specs()
 UNSUPPORTED = {
     "boogu": "Boogu-Image",
-    "hunyuan_video": "HunyuanVideo",
+    "hunyuan_video_t2v": "HunyuanVideo 1",
     "kandinsky5": "Kandinsky 5",
     "lens": "Lens",
-    "longcat": "LongCat-Image",
     "ltx-video-2b": "LTX-Video",
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",

@@ -30,6 +30,7 @@ comfy.options.enable_args_parsing()
 import comfy.text_encoders.llama  # noqa: E402
 import comfy.text_encoders.qwen3vl  # noqa: E402
 import comfy.text_encoders.qwen_vl  # noqa: E402
+import comfy.text_encoders.t5  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
@@ -135,7 +136,7 @@ def main() -> None:
                 count = max(len(tokens["l"]), len(tokens["g"]))
                 tokens |= {key: tokens[key] + empty[key] * (count - len(tokens[key])) for key in "lg"}
             for key, rows in tokens.items():
-                whole = [(t if isinstance(t, int) else -1, w) for row in rows for t, w in row]
+                whole = [(t if isinstance(t, int) else -1, w) for row in rows for t, w, *_ in row]
                 arrays[f"{name}|{i}|ids|{key}"] = np.array([t for t, _ in whole], np.int32)
                 arrays[f"{name}|{i}|weights|{key}"] = np.array([w for _, w in whole], np.float32)
             clip.reset_clip_options()

@@ -46,6 +46,14 @@ from serve_app.models.families.family import (
     VaeFamily,
     VisionFamily,
 )
+from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo, HunyuanVideo15
+from serve_app.models.families.hunyuan_video.text import ByT5Text, HunyuanVideo15Text, HunyuanVideoText
+from serve_app.models.families.hunyuan_video.vae15 import HunyuanVideo15Vae
+from serve_app.models.families.longcat_image.backbone import LongCatImage
+from serve_app.models.families.longcat_image.text import LongCatText
+from serve_app.models.families.mage_flow.backbone import MageFlow
+from serve_app.models.families.mage_flow.text import MageFlowText
+from serve_app.models.families.mage_flow.vae import MageFlowVae
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -69,6 +77,7 @@ from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextEnsemble, TextFamily
+from serve_app.models.families.unet.lotus import Lotus
 from serve_app.models.families.unet.sd import Sd
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.unet.svd import Svd
@@ -82,9 +91,13 @@ from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
-UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
+UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
+    # Before Flux.1, whose names some of its layers have.
+    *(HunyuanVideo, HunyuanVideo15, LongCatImage),
+    # Before Qwen-Image, whose layers it has.
+    MageFlow,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
 )
@@ -92,6 +105,7 @@ VAES: Sequence[type[VaeFamily]] = (
     SeedVr2Vae,
     *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
     PixelSpace,
+    *(HunyuanVideo15Vae, MageFlowVae),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
@@ -104,6 +118,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         UMT5Text,
         PileT5Text,
         Qwen35Text,
+        ByT5Text,
         Qwen3Text,
         AnimaText,
         QwenVlText,
@@ -118,15 +133,18 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         T5GemmaText,
     ),
 )
-TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text)
+TEXT_READERS: Sequence[type[TextFamily]] = (
+    *(MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text, LongCatText, MageFlowText),
+)
 """Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "boogu": (Qwen3Text, "Boogu-Image"),
     "joyimage": (Qwen3Text, "JoyImage"),
-    "mage": (Qwen3Text, "Mage-Flow"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
+    *(SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text, HunyuanVideoText, HunyuanVideo15Text),
+)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
@@ -155,8 +173,13 @@ __all__ = [
     "Gemma3Text",
     "Gemma4Text",
     "HiDream",
+    "HunyuanVideo",
+    "HunyuanVideo15",
+    "HunyuanVideo15Vae",
     "Ideogram4",
     "Krea2",
+    "LongCatImage",
+    "Lotus",
     "Ltx2",
     "Ltx2AudioVae",
     "Ltx2Projection",
@@ -166,6 +189,8 @@ __all__ = [
     "Ltx25Text",
     "Ltx25Vae",
     "Lumina2",
+    "MageFlow",
+    "MageFlowVae",
     "MiniMaxH3",
     "MiniMaxH3AudioVae",
     "MiniMaxH3Vae",

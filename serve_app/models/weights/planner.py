@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import Sd, SeedVr2, StableAudio3, Wan
+from serve_app.models.families import HunyuanVideo, Sd, SeedVr2, StableAudio3, Wan
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.forward_cost import META, ForwardCost, forward_cost
@@ -208,6 +208,8 @@ def usual_size(family: BackboneFamily) -> Size:
     match family:
         case Wan():
             return Size(832, 480, 81)
+        case HunyuanVideo():
+            return Size(848, 480, 81)
         case Sd():
             return Size(512, 512)
         case StableAudio3():

@@ -82,13 +82,15 @@ def _lacking(title: str, *marks: FileMark) -> FileKind:
     return FileKind(title, tuple((mark,) for mark in marks), known=False)
 
 
+_REFINED = "txt_in.individual_token_refiner.blocks.0.norm1.weight"
 _BACKBONES = (
     _known("Stable Audio 3", "transformer.global_cond_embedder.0.weight"),
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),
     _known("Stable Video Diffusion", "input_blocks.1.0.time_stack.emb_layers.1.weight"),
     _lacking("Hunyuan-DiT", "mlp_t5.0.weight"),
-    _lacking("HunyuanVideo or HunyuanImage", "txt_in.individual_token_refiner.blocks.0.norm1.weight"),
+    FileKind("HunyuanVideo", ((_REFINED, "vision_in.proj.0.weight"), (_REFINED, "vector_in.in_layer.weight"))),
+    _lacking("HunyuanImage", _REFINED),
     _lacking("Mochi", "t5_yproj.weight"),
     _known("MiniMax H3", "video_patch_proj.weight"),
     FileKind(
@@ -135,6 +137,7 @@ _BACKBONES = (
     _known("Flux.3", "content_mode_blocks.image.0.q_proj.weight", "mode_blocks.image.0.attn.to_q.weight"),
     _known("Flux.2", "double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight"),
     _known("Flux.1", "vector_in.in_layer.weight", "single_transformer_blocks.0.attn.norm_k.weight"),
+    _known("LongCat-Image", "double_blocks.0.img_mlp.0.weight"),
     _known("Z-Image", "layers.0.adaLN_modulation.0.weight"),
     _known("Lumina 2", "layers.0.adaLN_modulation.1.weight"),
     _known("Krea 2", "txtfusion.projector.weight", "text_fusion.projector.weight"),
@@ -159,7 +162,7 @@ _TEXTS = (
         "token_embedding.weight",
     ),
     _lacking("Jina CLIP 2", "encoder.layers.0.mixer.Wqkv.weight"),
-    _lacking("ByT5, of HunyuanImage", ("encoder.block.0.layer.0.SelfAttention.k.weight", 384)),
+    FileKind("ByT5", ((("encoder.block.0.layer.0.SelfAttention.k.weight", 384),),)),
     _known("T5, UMT5 and Pile-T5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
     _known("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
@@ -195,6 +198,8 @@ _VAES = (
     _known("LTX-2", "decoder.up_blocks.0.res_blocks.0.conv1.conv.weight", "decoder.conv_in_x_t.weight"),
     _known("MiniMax H3", "decoder.transformer_blocks.0.scale1"),
     *_SOUNDS,
+    _known("HunyuanVideo 1.5", "decoder.up.0.upsample.conv.conv.weight"),
+    _known("Mage-Flow", "student.dconv_encoder.proj_out.weight"),
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),
     _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),
     _lacking("Stable Audio", "decoder.layers.1.layers.0.beta"),

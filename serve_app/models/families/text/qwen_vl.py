@@ -188,9 +188,15 @@ class QwenVlEncoder(QwenImageEncoder):
 
     def seeing(self, text: IllustratedText, stop_at: int | None) -> tuple[Encoded, list[tuple[int, int]]]:
         """Encode a text with images; also return each image's span of tokens. Errors: NodeError without a tower."""
-        images = iter(text.images)
+        return self.seen_among(self.framed(self.around(text.text, text.template)), text.images, stop_at)
+
+    def seen_among(
+        self, tokens: Weighted, pictures: Sequence[Tensor], stop_at: int | None
+    ) -> tuple[Encoded, list[tuple[int, int]]]:
+        """As `seeing`, of a text's tokens with a placeholder for each image."""
+        images = iter(pictures)
         row: list[tuple[Token, float] | Seen] = []
-        for token, weight in self.framed(self.around(text.text, text.template)):
+        for token, weight in tokens:
             image = next(images, None) if isinstance(token, int) and token == IMAGE_PAD else None
             row.append((token, weight) if image is None else self.see(image))
         return self.spliced(row, stop_at)
@@ -206,8 +212,10 @@ class QwenVlEncoder(QwenImageEncoder):
         for (start, end), seen in images:
             for where, vectors in zip(added, seen.deeper, strict=True):
                 where[0, start:end] = vectors
-        states = self.states(x, None, to_device(positions, x.device)[:, None], stop_at, added)[0].float()
-        return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool)), spans
+        real = torch.tensor(self.prompt_format.seen(tokens))
+        mask = None if bool(real.all()) else to_device(real, x.device)[None]
+        states = self.states(x, mask, to_device(positions, x.device)[:, None], stop_at, added)[0].float()
+        return Encoded(tokens, states, real), spans
 
     def see(self, image: Tensor) -> Seen:
         """Return the features of an image (1,H,W,3). Errors: as `looked`."""

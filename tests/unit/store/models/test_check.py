@@ -41,7 +41,7 @@ def written(models: Path, part: str, *names: str, rows: int = 1) -> str | None:
     [
         ("backbone", "Wan Dancer", ("head.modulation", "patch_embedding_global.weight")),
         ("backbone", "LTX-Video", ("model.diffusion_model.adaln_single.emb.timestep_embedder.linear_1.bias",)),
-        ("backbone", "HunyuanVideo or HunyuanImage", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
+        ("backbone", "HunyuanImage", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
         ("backbone", "Chroma Radiance", ("nerf_blocks.0.norm.scale", "distilled_guidance_layer.norms.0.scale")),
         ("vae", "LTX-Video or HunyuanVideo", ("decoder.conv_in.conv.weight",)),
         ("model_patch", "Uni3C's of Wan", ("controlnet_patch_embedding.weight",)),
