@@ -74,9 +74,10 @@ def test_an_admin_sees_pauses_and_cancels_every_tenants_jobs(site: TenantServer,
     of_e.get_by_role("button", name="Rotate").click()
     wait_in(tab, lambda: tab.locator("#new-key code").inner_text() != key, "the rotated key")
     assert of_e.count() == 2
-    for left in (1, 0):
-        of_e.first.get_by_role("button", name="Revoke").click()
-        wait_in(tab, lambda left=left: of_e.count() == left, "the end of a key")
+    of_e.first.get_by_role("button", name="Revoke").click()
+    wait_in(tab, lambda: of_e.count() == 1, "the end of a key")
+    of_e.first.get_by_role("button", name="Revoke").click()
+    wait_in(tab, lambda: of_e.count() == 0, "the end of the other key")
     headers = {"Authorization": f"Bearer {key}"}
     # Processes learn of it within seconds.
     wait_for(lambda: httpx.get(f"{url}/api/jobs", headers=headers).status_code == 401, "the refusal of a revoked key")

@@ -173,7 +173,9 @@ def test_a_plan_of_a_sound_is_of_its_length() -> None:
     size = replace(usual_size(family), samples=40 * 4096)
     model = Model(family, family.empty(), PartSize(0, lambda room: 0), PartSize(0, lambda room: 0))
     assert 0 < model.cost(replace(size, samples=size.samples // 2)).flops < model.cost(size).flops
-    assert Size.of(size.latents(family.latent_format), family.latent_format) == size
+    latents = size.latents(family.latent_format)
+    assert isinstance(latents, torch.Tensor)
+    assert Size.of(latents, family.latent_format) == size
 
 
 def test_a_file_without_what_embeds_lengths_is_refused(tmp_path: Path) -> None:

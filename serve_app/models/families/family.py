@@ -258,7 +258,7 @@ class BackboneFamily(Family):
 class VaeFamily(Family):
     """A family of autoencoders between images and latents."""
 
-    dtypes = (torch.bfloat16,)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16,)
     """fp16 overflows in some published ones."""
 
     frames: ClassVar[int] = 0
@@ -340,7 +340,7 @@ class AudioVaeFamily(Family):
     """
 
     title: ClassVar[str]
-    dtypes = (torch.float32,)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
     channels: ClassVar[int] = 2
 
     latent_axes: ClassVar[int] = 4
@@ -367,7 +367,7 @@ class LatentUpscalerFamily(Family):
     """A family of networks that enlarge the latents of an autoencoder. title: its name in errors."""
 
     title: ClassVar[str]
-    dtypes = (torch.bfloat16,)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16,)
 
     latent_channels: int
 

@@ -18,7 +18,8 @@ from serve_app.nodes.sockets import CONDITIONING
 
 @cache
 def _empty_text() -> Tensor:
-    return load_file(Path(__file__).with_name("lotus.safetensors"))["cond"].float()
+    empty: Tensor = load_file(Path(__file__).with_name("lotus.safetensors"))["cond"]
+    return empty.float()
 
 
 @node("LotusConditioning", category="model/conditioning/lotus", return_names=("conditioning",))

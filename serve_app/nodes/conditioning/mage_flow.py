@@ -71,5 +71,5 @@ def _seen(image: Tensor) -> Tensor:
     height, width = image.shape[1:3]
     if (longest := max(height, width)) <= SEEN_SIDE:
         return image
-    smaller = (max(1, round(side * (SEEN_SIDE / longest))) for side in (width, height))
-    return resize(image, *smaller, "bicubic")
+    columns, rows = (max(1, round(side * (SEEN_SIDE / longest))) for side in (width, height))
+    return resize(image, columns, rows, "bicubic")

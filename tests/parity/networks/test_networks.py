@@ -15,6 +15,7 @@ from torch import nn
 
 from serve_app.models.families.family import BackboneFamily, Rows, VaeFamily
 from serve_app.models.files.checkpoint import Checkpoint
+from serve_app.recipe.recipe import Part
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas
 from serve_app.values import ClipVisionOutput
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @lru_cache(1)
-def network(folder: Path, name: str, part: str) -> tuple[Any, nn.Module]:
+def network(folder: Path, name: str, part: Part) -> tuple[Any, nn.Module]:
     path = folder / f"{name}.safetensors"
     save_file(weights(KEYS[name]), path)
     family, module = Checkpoint(path).load(part)

@@ -122,12 +122,17 @@ def unclip() -> dict[str, Any]:
     """Return a workflow whose text stands beside an image."""
     made = prompt(1, "unclip", STEPS)
     made["1"]["class_type"] = "unCLIPCheckpointLoader"
-    inputs = {"clip_vision": ["1", 3], "image": ["7", 0], "crop": "center"}
+    encoded = {"clip_vision": ["1", 3], "image": ["7", 0], "crop": "center"}
     made |= {
         "7": {"class_type": "LoadImage", "inputs": {"image": "seen.png"}},
-        "8": {"class_type": "CLIPVisionEncode", "inputs": inputs},
+        "8": {"class_type": "CLIPVisionEncode", "inputs": encoded},
     }
-    inputs = {"conditioning": ["2", 0], "clip_vision_output": ["8", 0], "strength": 1.0, "noise_augmentation": 0.1}
+    inputs: dict[str, object] = {
+        "conditioning": ["2", 0],
+        "clip_vision_output": ["8", 0],
+        "strength": 1.0,
+        "noise_augmentation": 0.1,
+    }
     made["9"] = {"class_type": "unCLIPConditioning", "inputs": inputs}
     made["3"]["inputs"]["positive"] = ["9", 0]
     return made

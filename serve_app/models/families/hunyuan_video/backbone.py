@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.embeddings import PixArtAlphaTextProjection, TimestepEmbedding, Timesteps
@@ -103,7 +103,7 @@ class HunyuanVideo(Transformer):
     title = "HunyuanVideo"
     trained_as = Flow(SHIFT)
     latent_format = HUNYUAN_VIDEO
-    dtypes = (torch.bfloat16,)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16,)
 
     width: int
     doubles: int
@@ -241,7 +241,8 @@ class HunyuanVideo(Transformer):
             image = both[:, length:]
         made = network.proj_out(network.norm_out(image, time))
         cut = made.view(len(x), *grid, -1, self.patch, self.patch).permute(0, 4, 1, 2, 5, 3, 6)
-        return cut.flatten(5, 6).flatten(3, 4)[..., : size[1], : size[2]]
+        cells: Tensor = cut.flatten(5, 6).flatten(3, 4)
+        return cells[..., : size[1], : size[2]]
 
 
 @dataclass(frozen=True, slots=True)

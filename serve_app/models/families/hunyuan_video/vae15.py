@@ -107,7 +107,7 @@ class HunyuanVideo15Vae(VideoVaeFamily):
             seen = seen.after()
             made.append(x)
         x = _middle(encoder.mid_block, torch.cat(made, dim=2))
-        around = x.unflatten(1, (-1, encoder.group_size)).mean(dim=2)
+        around = torch.unflatten(x, 1, (-1, encoder.group_size)).mean(dim=2)
         moments = _Seen().conv(encoder.conv_out, silu(encoder.norm_out(x))) + around
         yield moments[:, : self.latent_channels]
 
@@ -165,14 +165,14 @@ class _Seen:
         """Return frames with half the rows and columns, and half the frames after a video's first."""
         made, group = self.conv(layer.conv, x), layer.group_size
         if not layer.add_temporal_downsample:
-            return _smaller(made) + _smaller(x).unflatten(1, (-1, group)).mean(dim=2)
+            return _smaller(made) + torch.unflatten(_smaller(x), 1, (-1, group)).mean(dim=2)
         parts = []
         if self.first:
-            around = _smaller(x[:, :, :1]).unflatten(1, (-1, group // 2)).mean(dim=2)
+            around = torch.unflatten(_smaller(x[:, :, :1]), 1, (-1, group // 2)).mean(dim=2)
             parts.append(_smaller(made[:, :, :1]).repeat(1, 2, 1, 1, 1) + around)
             made, x = made[:, :, 1:], x[:, :, 1:]
         if x.shape[2]:
-            parts.append(_smaller(made, 2) + _smaller(x, 2).unflatten(1, (-1, group)).mean(dim=2))
+            parts.append(_smaller(made, 2) + torch.unflatten(_smaller(x, 2), 1, (-1, group)).mean(dim=2))
         return torch.cat(parts, dim=2)
 
 
@@ -192,13 +192,13 @@ def _middle(block: Any, x: Tensor) -> Tensor:
 
 def _larger(x: Tensor, frames: int = 1) -> Tensor:
     """Return (B,f·4·C,T,h,w) as (B,C,T·f,2h,2w)."""
-    cut = x.unflatten(1, (frames, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
+    cut = torch.unflatten(x, 1, (frames, 2, 2, -1)).permute(0, 4, 5, 1, 6, 2, 7, 3)
     return cut.flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
 
 def _smaller(x: Tensor, frames: int = 1) -> Tensor:
     """Return (B,C,T·f,2h,2w) as (B,f·4·C,T,h,w): undo `_larger`."""
-    cut = x.unflatten(4, (-1, 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, frames))
+    cut = torch.unflatten(torch.unflatten(torch.unflatten(x, 4, (-1, 2)), 3, (-1, 2)), 2, (-1, frames))
     return cut.permute(0, 3, 5, 7, 1, 2, 4, 6).flatten(1, 4)
 
 

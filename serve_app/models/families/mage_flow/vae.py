@@ -178,7 +178,7 @@ class _Encoder(nn.Module):
         for block in self.head_blocks:
             seen = block(seen)
         # Of latents that are zero, the projection is its bias.
-        nothing = self.z_proj.bias.view(1, -1, 1, 1).expand(len(seen), -1, *seen.shape[2:])
+        nothing = self.get_parameter("z_proj.bias").view(1, -1, 1, 1).expand(len(seen), -1, *seen.shape[2:])
         x, time = self.fuse_proj(torch.cat([self.proj_down(seen), nothing], dim=1)), self.t_embedder(pixels)
         for block in self.blocks:
             x = block(x, time)
@@ -192,20 +192,20 @@ class _Decoder(nn.Module):
     def __init__(self, family: MageFlowVae) -> None:
         super().__init__()
         width, pixel, channels = family.width, family.pixel, family.latent_channels
-        self.y_embedder = nn.Module()
+        self.y_embedder: Any = nn.Module()
         self.y_embedder.decoder = _Features(width, channels)
         self.t_embedder = _Time(width)
         self.y_embedder_x = nn.Conv2d(width, pixel * PATCH**2, 1)
-        self.x_embedder = nn.Module()
+        self.x_embedder: Any = nn.Module()
         self.x_embedder.embedder = nn.Sequential(nn.Linear(family.image_channels + pixel + WAVES**2, pixel))
-        self.s_embedder = nn.Module()
+        self.s_embedder: Any = nn.Module()
         self.s_embedder.proj2 = nn.Conv2d(channels + width, width, 1)
         self.blocks = nn.ModuleList(_Block(width, modulated=True) for _ in range(family.decoding))
-        self.dec_net = nn.Module()
+        self.dec_net: Any = nn.Module()
         self.dec_net.cond_embed = nn.Linear(width, PATCH**2 * pixel)
         self.dec_net.input_proj = nn.Linear(pixel, pixel)
         self.dec_net.res_blocks = nn.ModuleList(_Drawing(pixel) for _ in range(family.drawing))
-        self.final_layer = nn.Module()
+        self.final_layer: Any = nn.Module()
         self.final_layer.norm = nn.RMSNorm(pixel, EPS)
         self.final_layer.linear = nn.Linear(pixel, family.image_channels)
         self._channels, self._pixel, self._colours = channels, pixel, family.image_channels
@@ -273,10 +273,12 @@ class _Window(nn.Module):
         beyond = (0, across * WINDOW - columns, 0, down * WINDOW - rows)
 
         def windows(cells: Tensor) -> Tensor:
-            cut = pad(cells, beyond, mode="replicate").unflatten(3, (across, WINDOW)).unflatten(2, (down, WINDOW))
+            across_cut = torch.unflatten(pad(cells, beyond, mode="replicate"), 3, (across, WINDOW))
+            cut = torch.unflatten(across_cut, 2, (down, WINDOW))
             return cut.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(0, 2)[:, None]
 
-        found = scaled_dot_product_attention(*(windows(to(normed)) for to in (self.q, self.k, self.v)))
+        q, k, v = (windows(to(normed)) for to in (self.q, self.k, self.v))
+        found = scaled_dot_product_attention(q, k, v)
         whole = found.view(len(x), down, across, WINDOW, WINDOW, -1).permute(0, 5, 1, 3, 2, 4)
         joined = whole.flatten(4, 5).flatten(2, 3)[..., :rows, :columns]
         added: Tensor = self.proj_out(joined)
