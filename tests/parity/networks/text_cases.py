@@ -37,7 +37,7 @@ NETWORK_TEXTS: Mapping[str, TextCase] = {
         "LongCatImageTokenizer",
         {"qwen25_7b": {**DECODER_SIZES, "num_hidden_layers": 2, "vocab_size": 151936}},
         texts=(
-            *("a sign 'Open' and “ä b”, isn't it", "", "<|im_start|>user\nof my own", "word " * 600),
+            *("a sign 'Open' and “ä b”, rock'n'roll 'x'", "", "<|im_start|>user\nof my own", "word " * 600),
             {"text": 'write "Hi"', "images": [[60, 100]], "template": None},
         ),
         tower={"hidden_size": 80, "num_layers": 9, "num_heads": 1, "intermediate_size": 96},
