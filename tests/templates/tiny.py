@@ -106,7 +106,7 @@ MISTRAL = MistralText(
     layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
 )
 QWEN_VL = QwenVlText(
-    layers=1,
+    layers=4,
     width=TEXT_WIDTH,
     hidden_width=48,
     heads=2,
@@ -159,6 +159,7 @@ OMNIGEN2 = OmniGen2(width=48, heads=1, shared=1, layers=1, refiners=1, text_widt
 QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=2, head=128, tokens=151936)
 """Two heads of keys, by which it is told from the 7B."""
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
+BYT5 = ByT5Text(layers=1, width=1472, hidden_width=48, heads=6, head_width=64, buckets=32, vocabulary=384)
 UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
 T5GEMMA = T5GemmaText(1, stable_audio3_cases.TEXT, 48, heads=1, kv_heads=1, vocabulary=8192)
 WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
@@ -205,9 +206,15 @@ def of_parity(name: str) -> Tensors:
     return weights(json.loads((GOLDEN / "dit_keys.json").read_text())[name])
 
 
-def of_package(name: str) -> Tensors:
-    """Return a network of a family with a package of its own, as the parity tests compare it with ComfyUI's."""
-    return weights(json.loads((GOLDEN / "networks_keys.json").read_text())[name])
+def of_networks(name: str) -> Tensors:
+    """Return a network that `tests.parity.networks` compares with ComfyUI's, for texts as wide as these here."""
+    shapes = json.loads((GOLDEN / "networks_keys.json").read_text())[name]
+    return weights(
+        {
+            name: tuple(TEXT_WIDTH if name.startswith("txt_") and size == PARITY_WIDTH else size for size in shape)
+            for name, shape in shapes.items()
+        }
+    )
 
 
 FILES: Mapping[str, Callable[[], Tensors]] = {
@@ -234,10 +241,9 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
         rf"diffusion_models/{name}\..*": partial(of_parity, name)
         for name in ("auraflow", "chroma", "lumina2", "pixart", "pixart_alpha")
     },
-    **{
-        rf"diffusion_models/{name}.*": partial(of_package, name)
-        for name in ("hunyuan_video15", "longcat_image", "mage_flow")
-    },
+    r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
+    r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
+    r"diffusion_models/hunyuanvideo1\.5.*": lambda: of_networks("hunyuan_video15"),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
     r"diffusion_models/flux1-fill.*": lambda: network(FILL),
@@ -281,6 +287,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
+    r"text_encoders/byt5_small.*": lambda: text_tensors(BYT5),
     r"text_encoders/gemma_2.*": lambda: text_tensors(GEMMA),
     r"text_encoders/pile_t5.*": lambda: text_tensors(PILE_T5),
     r"text_encoders/t5xxl_48.*": lambda: text_tensors(PARITY_T5),
@@ -316,8 +323,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
-    r"vae/hunyuanvideo15_vae.*": lambda: of_package("hunyuan_video15 vae"),
-    r"vae/mage_flow_vae.*": lambda: of_package("mage_flow vae"),
+    r"vae/mage_flow_vae.*": lambda: of_networks("mage_flow vae"),
+    r"vae/hunyuanvideo15_vae.*": lambda: of_networks("hunyuan_video15 vae"),
     r"vae/sdxl.*": lambda: network(SDXL_VAE),
     r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
