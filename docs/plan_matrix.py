@@ -53,7 +53,8 @@ from serve_app.models.families.dit.anima import LlmAdapter
 from serve_app.models.families.dit.krea2 import Attention
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.unet.svd import Svd
-from serve_app.models.families.video.ltx2 import Connector, Stream
+from serve_app.models.families.video.ltx2 import Stream
+from serve_app.models.families.video.ltx2_connectors import Connector
 from serve_app.models.families.video.minimax_h3 import MiniMaxH3
 from serve_app.models.quantization.block_scales import Nvfp4Weight
 from serve_app.models.quantization.eight_bit import EightBitWeight
