@@ -61,9 +61,9 @@ _MARKS = re.compile(r"<\|channel>\w*\n?|<channel\|>|<\|turn>\w*\n?|<turn\|>")
 class Gemma4Text(DecoderText):
     """Gemma 4 of any size without experts.
 
-    every: of so many layers the last sees all; wide_head, wide_kv_heads: of those. keys_only: their values are their
-    keys. layer_width: of each token's vectors for layers, 0 for none. shared: last layers that read others' keys and
-    values; doubled: they are twice as wide inside. tower: what sees images; None: the file has none.
+    every: layers whose number this divides see all tokens; wide_head, wide_kv_heads: of those. keys_only: their values
+    are their keys. layer_width: of each token's vectors for layers, 0 for none. shared: last layers that read others'
+    keys and values; doubled: they are twice as wide inside. tower: what sees images; None: the file has none.
     """
 
     name = "Gemma 4"
