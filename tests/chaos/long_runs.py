@@ -214,7 +214,7 @@ def _place(arguments: argparse.Namespace, root: Path, slots: int, *, scales: boo
 
 def _strike(attack: Attack, kind: str, runs: Sequence[Run], rng: random.Random) -> bool:
     """Do something once every run is under way, and wait until each goes on. Return False if one has ended before."""
-    wait_for(lambda: all(run.samples or not run.is_alive() for run in runs), "the runs to be under way")
+    wait_for(lambda: all(run.samples or not run.is_alive() for run in runs), "the runs to be under way", RUN_S)
     time.sleep(rng.uniform(1.0, 3.0))
     running = [run for run in runs if run.samples]
     if not running:
@@ -228,7 +228,7 @@ def _strike(attack: Attack, kind: str, runs: Sequence[Run], rng: random.Random) 
     def go_on() -> bool:
         return all(not run.is_alive() or (run.heard > heard[run] and not run.again) for run in running)
 
-    wait_for(go_on, "the runs to go on")
+    wait_for(go_on, "the runs to go on", RUN_S)
     return True
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -64,6 +65,8 @@ def serve_on_own_ray(
     needed = sum(p.num_cpus * p.max_replicas for p in settings.pools) + ingress.num_cpus * ingress.max_replicas
     # A worker each for Serve's controller, the scheduler, the ingress and the first replicas.
     actors = 2 + ingress.max_replicas + sum(p.min_replicas for p in settings.pools)
+    # Ray warns that it asks for a token, which nobody needs to know of a Ray on this machine only.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     context = lean_ray.init(max(actors, math.ceil(needed)), dashboard=dashboard, **QUIET)
     # Elsewhere hosts with GPUs may be yet to come.
     for lack in lacking_gpus(settings, gpus()):
@@ -109,6 +112,8 @@ def _stop_on_signals(stop: threading.Event) -> None:
 def _deploy(application: Any, options: dict[str, Any], deployed: Future[None]) -> None:
     try:
         serve.start(**options)
+        # Of the second call it says that the options of the first are not applied.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.run(application, name=APPLICATION, route_prefix="/", blocking=False)
     except Exception as error:
         for name, deployment in _deployments():
