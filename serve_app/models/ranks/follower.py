@@ -12,6 +12,7 @@ from torch import Tensor
 
 from serve_app.errors import RankLostError
 from serve_app.models.backbone import RecipeBackbone
+from serve_app.models.kernels.attention import uninterrupted
 from serve_app.models.ranks.group import RankGroup
 from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, unpacked
 from serve_app.models.ranks.sharding import sharded_over
@@ -81,5 +82,6 @@ class Follower:
             call = stack.enter_context(network.prepared(rows, unpacked(buffer, order.inputs)))
             assert call is not None
             sharded = order.part.degree > 1
+            stack.enter_context(uninterrupted(network.family.dispatches))
             stack.enter_context(sharded_over(self._group.sequence(order.part.degree)))
             return network.run(replace(call, variant=None) if sharded else call)

@@ -129,7 +129,9 @@ class SequenceGroup:
         dtype, bytes_sent = sent[0].dtype, [tensor.nbytes for tensor in sent]
         self._sent.exchanged += sum(bytes_sent) - bytes_sent[self.rank]
         bytes_received = [prod(shape) * dtype.itemsize for shape in received]
-        source = torch.cat([as_bytes(one) for one in sent])
+        source = sent[0].new_empty(sum(bytes_sent), dtype=torch.uint8)
+        for place, one in zip(torch.split(source, bytes_sent), sent, strict=True):
+            place.view(dtype).view(one.shape).copy_(one)
         flat = source.new_empty(sum(bytes_received))
         with lost_ranks():
             dist.all_to_all_single(flat, source, bytes_received, bytes_sent, group=self._group)

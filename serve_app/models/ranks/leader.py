@@ -20,6 +20,7 @@ from serve_app.models.batch_inputs import is_batched, map_rows
 from serve_app.models.families.family import BackboneFamily, Rows
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import CapturableCall, Inputs
+from serve_app.models.kernels.attention import uninterrupted
 from serve_app.models.ranks.division import Parallel, Part, degrees, divide
 from serve_app.models.ranks.group import KINDS, RankGroup, SentBytes
 from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, outline, packed, shapes_of
@@ -137,7 +138,7 @@ class Leader:
             return network.run(call)
         try:
             # The ranks that shard its tokens cannot know that nobody waits for it any more: it is not stopped.
-            with torch._C.DisableTorchFunction(), sharded_over(self.group.sequence(degree)):
+            with uninterrupted(network.family.dispatches), sharded_over(self.group.sequence(degree)):
                 return network.run(replace(call, variant=None))
         except RankLostError:
             raise
