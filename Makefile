@@ -66,6 +66,7 @@ cluster: $(VENV)/installed
 	$(RUN)/python -m tests.hosts
 	$(RUN)/python -m tests.hosts --scale
 	$(RUN)/python -m tests.hosts --upgrade
+	$(RUN)/python -m tests.hosts --cells
 
 # Builds the image and runs it as compose.yaml has it, without Docker: by podman, as root, with the packages of Debian that
 # tests/image/__main__.py names. IMAGE_ARGUMENTS: more for it, such as --build=--build-arg=TORCH_INDEX=URL.
@@ -105,9 +106,10 @@ format: $(VENV)/installed
 	$(RUN)/ruff check --fix .
 
 # What serving needs. pip shows each download; `make demo PIP_ARGUMENTS=...` passes on more, such as an index of torch.
+# Modules are compiled as they are imported: the byte code of all packages is 390 MB.
 $(VENV)/serving: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(RUN)/pip install $(PIP_ARGUMENTS) --editable .
+	$(RUN)/pip install --no-compile $(PIP_ARGUMENTS) --editable .
 	touch $@
 
 $(VENV)/installed: pyproject.toml vocabularies.txt

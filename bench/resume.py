@@ -1,8 +1,9 @@
 """What it costs to keep the states of sampler runs: `python -m bench.resume`.
 
-Each round samples the same request with a state and without one, in turn, in one process on the shipped network: a long
-run, whose state is kept on a disk, and one shorter than `resume.after_s`. Time is the process's own, since others may
-compute beside it; `saving` is the part of it that was spent in keeping the state, measured in its threads.
+Each round samples the same request with a state and without one, in one process on the shipped network: a long run,
+whose state is kept on a disk, and one shorter than `resume.after_s`. Which is first alternates. It prints the ratios of
+the two, by the clock and by the process's own time, and `saving`: the part of the latter that threads spent in keeping
+the state. Others that compute beside it make the first two noisy, not the last.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class TimedSaver(StateSaver):
 def main() -> int:
     """Print a row for each kind of run; return 1 if a state costs more than it may."""
     parser = argparse.ArgumentParser(prog="python -m bench.resume", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=10, help="(default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=12.0, help="of a long run (default: %(default)s)")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -96,26 +97,33 @@ async def _measured(rounds: int, seconds: float) -> dict[str, list[float]]:
             await _run(without, None, 10)
             step_s = (await _run(without, None, 100))[0] / 100
             for kind, steps in (("long", round(seconds / step_s)), ("short", round(0.8 / step_s))):
-                pairs, shares, walls = [], costs.setdefault(kind, []), []
+                shares = costs.setdefault(kind, [])
+                clock: list[float] = []
+                own: list[float] = []
                 saves, began_bytes = kept.run_states.saves, kept.run_states.bytes
                 for turn in range(rounds):
                     states = JobStates(store, f"{kind} {turn}")
                     TimedSaver.seconds = 0.0
-                    plain_s, _ = await _run(without, None, steps)
-                    with_s, wall_s = await _run(kept, states, steps)
-                    pairs.append(with_s / plain_s - 1)
-                    shares.append(TimedSaver.seconds / with_s)
-                    walls.append(wall_s)
+                    plain_s = await _run(without, None, steps) if turn % 2 else None
+                    with_s = await _run(kept, states, steps)
+                    plain_s = plain_s or await _run(without, None, steps)
+                    own.append(with_s[0] / plain_s[0])
+                    clock.append(with_s[1] / plain_s[1])
+                    shares.append(TimedSaver.seconds / with_s[0])
                 print(
-                    f"{kind}: {steps} steps, {median(walls):.1f} s; process time over that without a state, a round: "
-                    f"{', '.join(f'{pair:+.1%}' for pair in pairs)}; saving: median {median(shares):.3%}, "
-                    f"most {max(shares):.3%}; {(kept.run_states.saves - saves) / rounds:.1f} saves of "
+                    f"{kind}: {steps} steps, {with_s[1]:.1f} s; with a state over without: clock {_middle(clock)}, "
+                    f"process {_middle(own)}; saving: median {median(shares):.3%}, most {max(shares):.3%}; "
+                    f"{(kept.run_states.saves - saves) / rounds:.1f} saves of "
                     f"{(kept.run_states.bytes - began_bytes) / rounds / 1000:.0f} kB a run",
                     flush=True,
                 )
     finally:
         engine.close()
     return costs
+
+
+def _middle(ratios: Sequence[float]) -> str:
+    return f"{median(ratios):.3f} ({min(ratios):.3f} … {max(ratios):.3f})"
 
 
 async def _run(runtime: EngineRuntime, states: JobStates | None, steps: int) -> tuple[float, float]:

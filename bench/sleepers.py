@@ -13,6 +13,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -52,9 +53,9 @@ def main() -> int:
 
 def _run(server: Server, replicas: int, seconds: float, steps: int = 1) -> tuple[float, dict[str, float]]:
     """Return the efficiency of jobs so long, and the milliseconds of processor time a job by kind of process."""
-    jobs, before = ROUNDS * replicas, _cpu_ms(server)
+    jobs, before = ROUNDS * replicas, cpu_ms(server.processes())
     took_s = server.client.run([sleep(seconds, steps) for _ in range(jobs)], ROUNDS * seconds)
-    of_a_job = {name: (ms - before.get(name, 0.0)) / jobs for name, ms in _cpu_ms(server).items()}
+    of_a_job = {name: (ms - before.get(name, 0.0)) / jobs for name, ms in cpu_ms(server.processes()).items()}
     efficiency = ROUNDS * seconds / took_s
     shares = ", ".join(f"{name} {ms:.1f}" for name, ms in of_a_job.items() if ms >= 0.1)
     print(
@@ -70,10 +71,10 @@ def _all_joined(server: Server, replicas: int) -> None:
         time.sleep(1.0)
 
 
-def _cpu_ms(server: Server) -> dict[str, float]:
-    """Return the processor time that the server's processes have taken, by kind."""
+def cpu_ms(processes: Iterable[psutil.Process]) -> dict[str, float]:
+    """Return the processor time that processes have taken, by kind."""
     taken: dict[str, float] = {}
-    for process in server.processes():
+    for process in processes:
         with contextlib.suppress(psutil.Error):
             found, times = TITLES.search(" ".join(process.cmdline())), process.cpu_times()
             name = found[1] if found else process.name()

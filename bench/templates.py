@@ -36,18 +36,17 @@ from serve_app.nodes.unsupported import NOT_THERE
 SPECS = specs()
 UNSUPPORTED = {
     "boogu": "Boogu-Image",
-    "hunyuan_video": "HunyuanVideo",
+    "hunyuan_video_t2v": "HunyuanVideo 1",
     "kandinsky5": "Kandinsky 5",
     "lens": "Lens",
-    "longcat": "LongCat-Image",
-    "ltx-2.5": "LTX-2.5",
     "ltx-video-2b": "LTX-Video",
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",
     "ovis_image": "Ovis-Image",
+    "stable-audio-open": "Stable Audio Open",
 }
 """Families that are not supported, by how the names of their networks begin."""
-WRITERS = {"qwen3.5": "Qwen3.5", "gemma4": "Gemma 4"}
+WRITERS = {"gemma4_e4b": "Gemma 4 that hears"}
 """The same of language models that write texts."""
 MOST_CLASSES = 4
 """How many missing classes a row names."""

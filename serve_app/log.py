@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
+import sys
 from collections.abc import Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -20,6 +22,16 @@ Level: TypeAlias = Literal["debug", "info", "warning", "error"]
 
 _about: ContextVar[dict[str, str] | None] = ContextVar("about", default=None)
 _process: dict[str, str] = {}
+
+
+def announce(line: str) -> None:
+    """Print a line to standard output, for whoever started the server and may have stopped reading."""
+    try:
+        print(line, flush=True)
+    except OSError:
+        # What print keeps of the line would fail again, and be the exit status, as the process ends.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
 def get(name: str) -> logging.Logger:

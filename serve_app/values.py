@@ -23,7 +23,8 @@ auto is latent2rgb.
 
 Latent: TypeAlias = dict[str, Any]
 """LATENT: {"samples": (B,C,h,w), or (B,C,T,h,w) of a video's autoencoder, unscaled; optional "batch_index": list[int],
-"noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}. A video
+"noise_mask", and of empty ones "downscale_ratio_spacial": pixels that a cell of theirs covers along one side}. Of a
+sound the samples are (B,C,T), and empty ones have "downscale_ratio_temporal": samples of it that one covers. A video
 with its sound has NestedTensors of both as samples and noise_mask.
 """
 
@@ -150,8 +151,8 @@ class GenerationRequest:
     """A prompt for a language model to continue.
 
     max_tokens: limit on the new tokens. sampling: None: greedy. thinking: the model may reason first; use_template: put
-    the prompt into the chat template. Both apply only to models with such a mode. image: (1,H,W,3) in 0…1, which the
-    model sees.
+    the prompt into the chat template; system_prompt: what the model is told before it, "" for nothing. These apply only
+    to models with such a mode. image: (B,H,W,3) in 0…1, which the model sees; some see the first alone.
     """
 
     text: str
@@ -160,6 +161,7 @@ class GenerationRequest:
     thinking: bool = False
     use_template: bool = True
     image: torch.Tensor | None = None
+    system_prompt: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 import psutil
 import psycopg
 
+COMMAND_S = 120.0
+"""How long a start or an end of a server may take, both of which wait for it."""
+
 
 def binaries() -> Path | None:
     """Return the folder of the newest PostgreSQL's programs, or None where none is installed."""
@@ -30,11 +33,12 @@ class Postgres:
     """One server. It refuses to run as root, so root runs it as the user postgres.
 
     address: where it also listens, for whoever is in the same network. within: what its commands are prefixed with.
+    root: an empty folder for its files and its socket, by default a new one.
     """
 
-    def __init__(self, programs: Path, address: str = "", within: Sequence[str] = ()) -> None:
+    def __init__(self, programs: Path, address: str = "", within: Sequence[str] = (), root: Path | None = None) -> None:
         self._programs, self._address, self._within = programs, address, list(within)
-        self._root = Path(tempfile.mkdtemp(prefix="pg-"))
+        self._root = root or Path(tempfile.mkdtemp(prefix="pg-"))
         if os.geteuid() == 0:
             shutil.chown(self._root, "postgres")
         self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", "-D", f"{self._root}/data")
@@ -46,11 +50,18 @@ class Postgres:
     def _run(self, program: str, *arguments: str) -> None:
         as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
         command = [*self._within, *as_user, str(self._programs / program), *arguments]
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=self._root)
-        assert done.returncode == 0, done.stderr.decode()
+        with (self._root / "commands.log").open("w+b") as said:
+            # What it starts keeps the file open, and would keep a pipe open as well.
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=said, stderr=said, cwd=self._root, timeout=COMMAND_S
+            )
+            said.seek(0)
+            assert done.returncode == 0, said.read().decode()
 
     def start(self) -> None:
         options = f"-c listen_addresses={self._address} -c unix_socket_directories={self._root} -c fsync=off"
+        # In its own folder: shared memory would outlive a server that is killed.
+        options += " -c dynamic_shared_memory_type=mmap"
         self._run("pg_ctl", "-w", "-D", f"{self._root}/data", "-l", f"{self._root}/log", "-o", options, "start")
 
     def stop(self) -> None:
@@ -81,10 +92,14 @@ class Postgres:
 
     def execute(self, statement: LiteralString) -> None:
         """Carry a statement out, as the superuser in a database that no test uses."""
+        with self.connect() as connection:
+            connection.execute(statement)
+
+    def connect(self) -> psycopg.Connection[tuple[object, ...]]:
+        """Connect as the superuser to a database that no test uses; each statement takes effect by itself."""
         writes = "-c default_transaction_read_only=off"
         at = f"host={self._root} user=postgres dbname=postgres options='{writes}'"
-        with psycopg.connect(at, autocommit=True) as connection:
-            connection.execute(statement)
+        return psycopg.connect(at, autocommit=True)
 
     def close(self) -> None:
         self.stop()

@@ -20,6 +20,8 @@ from serve_app.models.shipped import provide
 MODELS = Path("models")
 OUTPUT = Path("output")
 START_S = 120.0
+STOP_S = 60.0
+"""How long the server may take to stop, which gives its own parts 8 s."""
 
 
 def run_demo() -> int:
@@ -53,7 +55,10 @@ def _running(port: int, log: Path) -> Iterator[None]:
         raise
     finally:
         server.send_signal(signal.SIGTERM)
-        server.wait()
+        try:
+            server.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            server.kill()  # what it has started notices, and ends
 
 
 def _free_port() -> int:

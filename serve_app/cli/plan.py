@@ -78,6 +78,10 @@ def found(name: str, catalog: Catalog) -> Path:
 def size_of(asked: Asked, family: BackboneFamily) -> Size:
     """Return the size asked for. Errors: ConfigError for a video of a family of images, or sides of no whole cells."""
     usual, factor = usual_size(family), family.latent_format.factor
+    if usual.samples:
+        if asked.width or asked.height or asked.frames:
+            raise ConfigError(f"{family.title} makes sounds, which have no --size and no --frames; leave them out")
+        return usual
     width, height, frames = asked.width or usual.width, asked.height or usual.height, asked.frames or usual.frames
     if frames > 1 and usual.frames == 1:
         raise ConfigError(f"--frames is {frames}, and {family.title} makes images; leave it out")

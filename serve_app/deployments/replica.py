@@ -22,6 +22,7 @@ from serve_app.config.preemption import PreemptionConfig
 from serve_app.deployments import metrics, telemetry
 from serve_app.deployments.handles import own_actor, scheduler_client
 from serve_app.deployments.preemption import notice
+from serve_app.deployments.process.stop_notice import leave_at_stop
 from serve_app.deployments.process.torch_environment import runtime_env
 from serve_app.deployments.proxy.loopback import keep_to_the_node
 from serve_app.deployments.ranks import Ranks
@@ -79,6 +80,7 @@ class Replica:
             self._ranks.watch()
         self._life = asyncio.create_task(self._runner.run())
         self._leaving = asyncio.create_task(self._leave_in_time(config.preemption))
+        self._stopping = asyncio.create_task(leave_at_stop(self._runner.leave))
         self._showing = asyncio.create_task(metrics.show(partial(self._figures, pool.name, replica_id)))
 
     async def _leave_in_time(self, preemption: PreemptionConfig) -> None:
@@ -109,6 +111,7 @@ class Replica:
         if life := getattr(self, "_life", None):
             self._showing.cancel()
             self._leaving.cancel()
+            self._stopping.cancel()
             self._watchdog.stop()
             await self._runner.leave()
             life.cancel()

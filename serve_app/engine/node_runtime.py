@@ -127,7 +127,7 @@ class NodeRuntime:
 
         Errors: NodeError for a text that is too long, or would become so.
         """
-        self._check_text(request.text)
+        self._check_text(request.system_prompt + request.text)
         if request.max_tokens > (most := self._shared.limits.generated_tokens):
             refused("limits.generated_tokens")
             raise NodeError(
@@ -240,6 +240,15 @@ class NodeRuntime:
             style_model, self._weights.style_model, lambda model: model.tokens(seen.last_hidden_state), self._loading
         )
         return unpinned(tokens)
+
+    async def own_texts(self, backbone: Recipe) -> Mapping[str, Tensor]:
+        """Return the texts that a backbone's file holds, by role."""
+        texts = await self._shared.use(backbone, self._weights.backbone, lambda model: model.own_texts(), self._loading)
+        return await asyncio.to_thread(lambda: {role: unpinned(text) for role, text in texts.items()})
+
+    async def most_cells(self) -> int | None:
+        """Return how many cells one run's latents may have."""
+        return self._shared.latent_cells
 
     async def lora_metadata(self, name: str) -> Mapping[str, str]:
         """Return the metadata of a LoRA's file."""
@@ -420,7 +429,8 @@ def _shape(latents: Samples) -> str:
 def _cells(latents: Samples, factor: int | None) -> int:
     """Return how many cells latents (B,C,…) have, in all parts. factor: as `NodeRuntime._check_cells`'s."""
     cells = sum(part[:, 0].numel() for part in parts_of(latents))
-    return cells if factor is None else max(cells, cells * factor**2 // PIXELS_A_CELL)
+    # A sound's factor is of its length.
+    return cells if factor is None or latents.ndim == 3 else max(cells, cells * factor**2 // PIXELS_A_CELL)
 
 
 def _joined(parts: Sequence[ClipVisionOutput]) -> ClipVisionOutput:

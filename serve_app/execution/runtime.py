@@ -61,6 +61,14 @@ class Runtime(Protocol):
         """
         ...
 
+    async def own_texts(self, backbone: Recipe) -> Mapping[str, torch.Tensor]:
+        """Return the texts (1,T,D) that a backbone's file holds, by role. Errors: NodeError for one without any."""
+        ...
+
+    async def most_cells(self) -> int | None:
+        """Return how many cells one run's latents may have; None without a limit."""
+        ...
+
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler. Reports a progress value a step."""
         ...

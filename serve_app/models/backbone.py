@@ -27,7 +27,7 @@ from serve_app.sampling.denoiser import Prediction, trained
 from serve_app.sampling.forward import Canvas, Injection, Inputs, Piece
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.schedules.levels import Levels
-from serve_app.sampling.transfer import to_device
+from serve_app.sampling.transfer import to_device, to_host
 from serve_app.values import Conditioning
 
 
@@ -108,6 +108,10 @@ class RecipeBackbone:
         network = self.network
         controlled = control.activated(conds, nets, network.family, self.levels, vaes)
         return gligen.activated(controlled, patches, network.family, network.module) if patches else controlled
+
+    def own_texts(self) -> dict[str, Tensor]:
+        """Return the texts that its file holds, as `BackboneFamily.own_texts`, on the host by `to_host`."""
+        return {role: to_host(text) for role, text in self.network.family.own_texts(self.network.module).items()}
 
     def inputs(self, cond: Tensor, options: Mapping[str, Any], role: str, canvas: Canvas) -> Inputs:
         """Return an entry's conditioning inputs for the network.

@@ -50,11 +50,13 @@ def in_passes(
     overlap: int,
     scale: float,
     time: Axis | None = None,
+    *,
+    fades_inside: bool = False,
 ) -> Tiles:
     """Process a batch (B,C,…,H,W) once per tile shape and return the mean, float32 (B,c,…,H·scale,W·scale).
 
-    work: a tile (1,C,…,h,w) to (1,c,…,h·scale,w·scale). overlap: in cells. time: for a batch (B,C,T,H,W). Errors:
-    NodeError for an overlap as large as a tile.
+    work: a tile (1,C,…,h,w) to (1,c,…,h·scale,w·scale). overlap: in cells. time: for a batch (B,C,T,H,W).
+    fades_inside: as `VaeFamily`. Errors: NodeError for an overlap as large as a tile.
     """
 
     def scaled(cells: int) -> int:
@@ -84,7 +86,12 @@ def in_passes(
                 for n, axis, part in zip(range(-count, 0), axes, cut, strict=True):
                     start, length = axis.place(part.start), tile.shape[n]
                     into += (slice(start, start + length),)
-                    fade = _fade(length, axis.length(axis.overlap) if tiles > 1 else 0)
+                    overlap_there = axis.length(axis.overlap) if tiles > 1 else 0
+                    if fades_inside:
+                        inside = part.start > 0, part.stop < batch.shape[n]
+                        fade = _fade_inside(length, overlap_there, *inside)
+                    else:
+                        fade = _fade(length, overlap_there)
                     fades.append(fade.view(-1, *(1,) * (-n - 1)))
                 weight = prod(fades[1:], start=fades[0])
                 blended[into] += tile * weight
@@ -120,4 +127,17 @@ def _fade(length: int, feather: int) -> Tensor:
         ramp = torch.arange(1, feather + 1) / feather
         weights[:feather] *= ramp
         weights[length - feather :] *= ramp.flip(0)
+    return weights
+
+
+def _fade_inside(length: int, feather: int, begins: bool, ends: bool) -> Tensor:
+    """Return weights (length,) that rise at the begin and fall at the end along half a wave, where these are inside."""
+    weights = torch.ones(length)
+    feather = min(feather, length // 2)
+    if feather > 0:
+        ramp = 0.5 - 0.5 * torch.cos(torch.linspace(0, 1, feather) * torch.pi)
+        if begins:
+            weights[:feather] = ramp
+        if ends:
+            weights[length - feather :] = 1 - ramp
     return weights

@@ -84,7 +84,7 @@ class Vae:
         if self.family.tiles_itself:
             return (yield from self._by_itself("decode", latents))
         latents, time = self._with_time(latents), None
-        if (frames := self.family.frames) and latents.shape[2] > 1:
+        if (frames := self.family.frames) and latents.shape[2] > 1 and not self.family.fades_inside:
             tile = max(2, tiling.frames // frames) if tiling.frames else latents.shape[2]
             shared = max(1, min(tile // 2, tiling.shared_frames // frames))
             time = Axis(
@@ -100,6 +100,7 @@ class Vae:
             tiling.overlap // self.factor,
             self.factor,
             time,
+            fades_inside=self.family.fades_inside,
         )
         return pixels.add_(1).div_(2).clamp_(0, 1).movedim(1, -1)
 
@@ -108,7 +109,7 @@ class Vae:
         if self.family.tiles_itself:
             return (yield from self._by_itself("encode", images))
         time = None
-        if (frames := self.family.frames) and len(images) > 1:
+        if (frames := self.family.frames) and len(images) > 1 and not self.family.fades_inside:
             images = images[: (len(images) - 1) // frames * frames + 1]
 
             def latent_frames(count: int) -> int:
@@ -120,7 +121,9 @@ class Vae:
             time = Axis(tile, shared, latent_frames, lambda image: image // frames)
         pixels = self._pixels(images)
         shapes = self._shapes(tiling.size)
-        return (yield from in_passes(pixels, self._encoded_in_slices, shapes, tiling.overlap, 1 / self.factor, time))
+        inside = self.family.fades_inside
+        work = self._encoded_in_slices
+        return (yield from in_passes(pixels, work, shapes, tiling.overlap, 1 / self.factor, time, fades_inside=inside))
 
     def pixels(self, work: Work, batch: Tensor) -> int:
         """Return pixels of the images of a batch that are processed at once: one, or those that one latent frame covers

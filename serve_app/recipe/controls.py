@@ -27,11 +27,11 @@ class DiffControlNetBase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ModelControl:
-    """A model patch (folder "model_patches") that reads images and adds to the backbone's features on all rows.
+    """A model patch (folder "model_patches") that reads images and changes the backbone's features on all rows.
 
-    It acts on all noise levels. vae: encodes the images. image, inpaint_image: IMAGE (N,H,W,3) in 0…1, to follow and to
-    paint into. mask: (N,H,W), 1 where to repaint. Each may be None. seen: image features, (N,P,D) each, from the first
-    layers to the last.
+    start_percent, end_percent: the part of the sampling in which it acts, in shares of 1. vae: encodes the images.
+    image, inpaint_image: IMAGE (N,H,W,3) in 0…1, to follow and to paint into. mask: (N,H,W), 1 where to repaint. Each
+    may be None. seen: image features, (N,P,D) each, from the first layers to the last.
     """
 
     recipe: Recipe
@@ -41,6 +41,8 @@ class ModelControl:
     inpaint_image: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     seen: tuple[torch.Tensor, ...] = ()
+    start_percent: float = 0.0
+    end_percent: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -128,10 +128,10 @@ def test_templates_say_where_they_run_and_the_servers_queue_whose_each_job_is_an
 def test_a_missing_class_is_explained_with_the_reason_and_where_it_would_run(server, tab, keep):
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
-    node = {"id": 1, "type": "EmptyHunyuanVideo15Latent", "pos": [0, 0], "size": [200, 80], "flags": {}, "order": 0}
+    node = {"id": 1, "type": "EmptyLatentHunyuan3Dv2", "pos": [0, 0], "size": [200, 80], "flags": {}, "order": 0}
     graph = {"nodes": [{**node, "mode": 0}], "links": [], "last_node_id": 1, "last_link_id": 0, "version": 0.4}
     tab.evaluate("graph => { window.comfyAPI.app.app.loadGraphData(graph) }", graph)
-    shown = tab.get_by_text("EmptyHunyuanVideo15Latent does not run on this server")
+    shown = tab.get_by_text("EmptyLatentHunyuan3Dv2 does not run on this server")
     shown.first.wait_for()
     tab.get_by_text("A pool that is a ComfyUI would run it").first.wait_for()
     keep("missing-class")

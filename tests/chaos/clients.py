@@ -32,10 +32,10 @@ TOLD = {"execution_success": "success", "execution_error": "error", "execution_i
 
 
 class Caller:
-    """Asks the server, again if need be. strange: counts answers that no fault excuses."""
+    """Asks the server, again if need be. strange: counts answers that no fault excuses. key: of its tenant, if any."""
 
-    def __init__(self, url: str, strange: Counter[str]) -> None:
-        self._http = httpx.Client(base_url=url, timeout=ASK_S)
+    def __init__(self, url: str, strange: Counter[str], key: str = "") -> None:
+        self._http = httpx.Client(base_url=url, timeout=ASK_S, headers=_headers(key))
         self._strange = strange
 
     def ask(self, method: str, path: str, body: Any = None, patience_s: float = PATIENCE_S) -> Any:
@@ -123,7 +123,7 @@ class Book:
 class Client(threading.Thread):
     """Submits its jobs, a few at a time, and cancels those that are to be cancelled; no new ones after until_s.
 
-    pace_s: the least time between two submissions.
+    pace_s: the least time between two submissions. key: of its tenant, if any.
     """
 
     def __init__(
@@ -135,9 +135,10 @@ class Client(threading.Thread):
         until_s: float,
         width: int = WIDTH,
         pace_s: float = 0.0,
+        key: str = "",
     ) -> None:
         super().__init__(name=name, daemon=True)
-        self._caller = Caller(url, book.strange)
+        self._caller = Caller(url, book.strange, key)
         self._jobs = list(jobs)
         self._book = book
         self._until_s = until_s
@@ -189,9 +190,9 @@ class Client(threading.Thread):
 class Watcher(threading.Thread):
     """Sees jobs end: one that was accepted and is not in the queue has to be at its end."""
 
-    def __init__(self, url: str, book: Book) -> None:
+    def __init__(self, url: str, book: Book, key: str = "") -> None:
         super().__init__(daemon=True)
-        self._caller = Caller(url, book.strange)
+        self._caller = Caller(url, book.strange, key)
         self._book = book
         self.start()
 
@@ -224,8 +225,9 @@ class Watcher(threading.Thread):
 class Listener(threading.Thread):
     """A client's websocket, opened again whenever it breaks. told: the endings heard of each job."""
 
-    def __init__(self, url: str, client: str, book: Book) -> None:
+    def __init__(self, url: str, client: str, book: Book, key: str = "") -> None:
         super().__init__(daemon=True)
+        self._headers = _headers(key)
         self._address = f"{url.replace('http', 'ws', 1)}/ws?clientId={client}"
         self._book = book
         self.told: dict[str, set[str]] = defaultdict(set)
@@ -235,7 +237,9 @@ class Listener(threading.Thread):
     def run(self) -> None:
         while not self._book.finished.is_set():
             try:
-                with connect(self._address, open_timeout=ASK_S, max_size=None) as socket:
+                with connect(
+                    self._address, open_timeout=ASK_S, max_size=None, additional_headers=self._headers
+                ) as socket:
                     self.connections += 1
                     self._listen(socket)
             except (OSError, WebSocketException, TimeoutError):
@@ -261,6 +265,10 @@ class Listener(threading.Thread):
             if (state := TOLD.get(frame["type"])) is not None:
                 self.told[job_id].add(state)
                 over.add(job_id)
+
+
+def _headers(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def _shape(path: str) -> str:

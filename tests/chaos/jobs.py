@@ -112,6 +112,11 @@ class Draw:
         kind, prompt, saves = self._plain()
         return Job(kind, prompt, self._uuid(), saves)
 
+    def nap(self) -> Job:
+        """Return a job that takes up to two seconds and nearly no processor, and saves nothing."""
+        kind, prompt, saves = self._nap()
+        return Job(kind, prompt, self._uuid(), saves)
+
     def batch(self, size: int) -> list[Job]:
         """Return jobs that succeed only if all of them run at the same time on one replica."""
         meeting = self._fresh()

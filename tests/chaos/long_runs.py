@@ -1,15 +1,17 @@
-"""`python -m tests.chaos.long_runs`: long sampler runs while their replicas are killed, drained and stopped.
+"""`python -m tests.chaos.long_runs`: long sampler runs while their replicas are killed, drained, scaled down, upgraded.
 
 Every run is strict, so that its picture has to have the bits of an undisturbed one. What a run computes twice is read
-from its job's progress: how far a client saw it go back. Exits with 1 if more than is promised was computed twice, or
+from its job's progress: how far a client saw it go back. A hand-over may cost one step; a kill the keeping interval,
+which is twice the longest stretch of steps that was seen between two saves. Exits with 1 if more was computed twice, or
 a job was lost, doubled or told out of order.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import math
 import random
+import shutil
 import signal
 import statistics
 import sys
@@ -17,25 +19,31 @@ import tempfile
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
+import httpx
 
 from serve_app.events import ENDINGS
+from serve_app.store.work.run_states import FOLDER
 from tests import workflows
 from tests.chaos.clients import Caller
-from tests.chaos.faults import PARTS
 from tests.chaos.jobs import CHECKPOINT
-from tests.chaos.site import Setting, Site
+from tests.chaos.moves import CLUSTER, UP, Attack, Deployed, Fillers, Place, Up
+from tests.chaos.site import Setting
 from tests.cluster.server import wait_for
 
 SAVED_S = 0.5
 """How long a run takes before its state is kept: these are shorter than real long ones."""
 NOTICE_S = 8.0
 POLL_S = 5.0
+RUN_S = 900.0
+"""How long a run may take, with all that is done to it."""
+LOOK_S = 0.5
+JOINED_S = 30.0
 
 
 @dataclass
@@ -72,8 +80,11 @@ class Run(threading.Thread):
         return self
 
     def run(self) -> None:
-        seq = 0
+        seq, deadline_s = 0, time.monotonic() + RUN_S
         while not (self.kinds and self.kinds[-1] in ENDINGS):
+            if time.monotonic() > deadline_s:
+                self.problems.append(f"it had not ended after {RUN_S:g} s, at step {self.done}")
+                return
             path = f"/jobs/{self.job_id}/events?after={seq}&timeout_s={POLL_S:g}"
             for event in self.caller.ask("GET", path)["events"]:
                 if event["seq"] <= seq:
@@ -109,90 +120,75 @@ class Run(threading.Thread):
             yield "its picture is not that of an undisturbed run"
 
 
-class Attack:
-    """What is done to the replicas of a server."""
+class Intervals(threading.Thread):
+    """Sees how many steps lie between two saves of a run's state, by the names of its parts."""
 
-    def __init__(self, site: Site, caller: Caller, notice: Path, rng: random.Random) -> None:
-        self._site, self._caller, self._notice, self._rng = site, caller, notice, rng
-        self.kinds: dict[str, Callable[[], None]] = {
-            "kill": self.kill,
-            "drain": self.drain,
-            "notice": self.notice,
-            "stop and start": self.stop,
-        }
+    def __init__(self, place: Place) -> None:
+        super().__init__(daemon=True)
+        self._place, self._over = place, threading.Event()
+        self._firsts: defaultdict[Path, set[int]] = defaultdict(set)
 
-    def _replicas(self) -> list[psutil.Process]:
-        return self._site.server.processes.found(PARTS["replica"].strip("^").partition(":(?!")[0] + ":gpu")
+    def run(self) -> None:
+        while not self._over.wait(LOOK_S):
+            for path in self._place.files("work"):
+                if path.suffix == ".safetensors" and path.parts[0] == FOLDER:
+                    self._firsts[path.parent].add(int(path.stem.rpartition("_")[2]))
 
-    def kill(self) -> None:
-        """SIGKILL one replica that runs something."""
-        self._rng.choice(self._replicas()).kill()
-
-    def drain(self) -> None:
-        """Have one replica hand over, then let it take tasks again."""
-        busy = [each for each in self._caller.ask("GET", "/status")["replicas"] if each["running"]]
-        name = self._rng.choice(busy)["replica_id"]
-        self._caller.ask("POST", "/drain", {"replica": name, "hand_over": True})
-
-        def idle() -> bool:
-            return not any(
-                each["running"] for each in self._caller.ask("GET", "/status")["replicas"] if each["replica_id"] == name
-            )
-
-        wait_for(idle, f"replica {name} to hand over")
-        self._caller.ask("POST", "/undrain", {"replica": name})
-
-    def notice(self) -> None:
-        """Give the host a notice that proves false: every replica leaves and is replaced."""
-        before = {process.pid for process in self._replicas()}
-        self._notice.touch()
-        wait_for(lambda: before.isdisjoint(process.pid for process in self._replicas()), "replicas to leave")
-        self._notice.unlink()
-
-    def stop(self) -> None:
-        """SIGTERM the server, and start it again."""
-        with self._site.stopped():
-            pass
+    def steps(self) -> list[int]:
+        """Return them, and look no more. The first of a run is as long as its state is not kept at all."""
+        self._over.set()
+        self.join(JOINED_S)
+        return [after - before for firsts in self._firsts.values() for before, after in pairwise(sorted(firsts))]
 
 
 def main() -> int:
     arguments = _arguments()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    rng = random.Random(arguments.seed)
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
-    settings = {
-        "resume": {"after_s": SAVED_S},
-        "preemption": {"notice": str(root / "notice"), "notice_s": NOTICE_S},
-        # Every run is computed.
-        "cache": "none",
-    }
-    site = Site(Setting(root, replicas=arguments.replicas, arguments=settings))
-    caller = Caller(site.url, Counter())
+    try:
+        return _campaign(arguments, root)
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def _campaign(arguments: argparse.Namespace, root: Path) -> int:
+    rng = random.Random(arguments.seed)
+    kinds = arguments.kinds or (CLUSTER if arguments.cluster else UP)
+    slots = math.ceil(arguments.jobs / arguments.replicas)
+    place = _place(arguments, root, slots, scales="scale down" in kinds)
+    caller = Caller(place.url, Counter())
     problems: list[str] = []
     struck: defaultdict[str, list[int]] = defaultdict(list)
+    intervals = Intervals(place)
+    intervals.start()
     try:
+        fillers = Fillers(place, caller, slots) if "scale down" in kinds else None
         runs = [Run(caller, seed, arguments.steps, arguments.side).submit() for seed in range(arguments.jobs)]
-        attack = Attack(site, caller, root / "notice", rng)
-        for kind in [kind for kind in attack.kinds for _ in range(arguments.faults)]:
-            with contextlib.suppress(StopIteration):
-                _strike(attack, kind, runs, rng)
-        for run in runs:
-            run.join()
+        attack = Attack(place, caller, root / "notice", fillers, rng)
+        # Replicas are only too many once.
+        times = {kind: 1 if kind == "scale down" else arguments.faults for kind in kinds}
+        for kind in Counter(times).elements():
+            if not _strike(attack, kind, runs, rng):
+                problems.append(f"no run was left for {kind}")
+        _join(runs)
         moved = caller.ask("GET", "/status")["load"]
         others = [Run(caller, seed, arguments.steps, arguments.side).submit() for seed in range(arguments.jobs)]
+        _join(others)
         for run, other in zip(runs, others, strict=True):
-            other.join()
-            pictures = [_picture(site, caller, each.job_id) for each in (run, other)]
+            pictures = [_picture(place, caller, each.job_id) for each in (run, other)]
             problems += [f"seed {run.seed}: {what}" for what in run.verdict(*pictures)]
             for fault, steps in run.repeated:
                 struck[fault].append(steps)
     finally:
-        site.close()
-    problems += site.violations
+        stretches = intervals.steps()
+        place.close()
+    problems += place.violations
+    interval = max(stretches, default=0)
+    print(f"steps between two saves: median {statistics.median(stretches or [0]):g}, most {interval}")
     for fault, again in struck.items():
         middle, most = statistics.median(again), max(again)
         print(f"{fault}: {len(again)} runs went on; steps computed again: median {middle:g}, most {most}")
-        if most > (allowed := arguments.interval if fault == "kill" else 1):
+        if most > (allowed := max(2 * interval, 1) if fault == "kill" else 1):
             problems.append(f"after {fault} {most} steps were computed again, and {allowed} may be")
     print(f"{arguments.jobs} runs of {arguments.steps} steps; {len(problems)} violations; at the end: {moved}")
     for problem in problems:
@@ -200,13 +196,29 @@ def main() -> int:
     return 1 if problems else 0
 
 
-def _strike(attack: Attack, kind: str, runs: list[Run], rng: random.Random) -> None:
-    """Do something once some run is under way, and wait until each that was goes on. Errors: StopIteration."""
-    wait_for(lambda: any(run.samples for run in runs) or not any(run.is_alive() for run in runs), "a run under way")
+def _place(arguments: argparse.Namespace, root: Path, slots: int, *, scales: bool) -> Up | Deployed:
+    """Start the server. scales: it begins with one replica, and has one more than it needs once it is full."""
+    least, most = (1, arguments.replicas + 1) if scales else (arguments.replicas, arguments.replicas)
+    replicas = {"min_replicas": least, "max_replicas": most, "tasks_per_replica": slots, "idle_s": 2.0, "drain_s": 1.0}
+    settings: dict[str, Any] = {
+        "pools": [{"name": "gpu", "num_cpus": 0.5, "num_gpus": 0, **replicas}],
+        "resume": {"after_s": SAVED_S},
+        "preemption": {"notice": str(root / "notice"), "notice_s": NOTICE_S},
+        # Every run is computed.
+        "cache": "none",
+    }
+    if arguments.cluster:
+        return Deployed(root, settings)
+    return Up(Setting(root, replicas=arguments.replicas, store=arguments.store, arguments=settings))
+
+
+def _strike(attack: Attack, kind: str, runs: Sequence[Run], rng: random.Random) -> bool:
+    """Do something once every run is under way, and wait until each goes on. Return False if one has ended before."""
+    wait_for(lambda: all(run.samples or not run.is_alive() for run in runs), "the runs to be under way")
     time.sleep(rng.uniform(1.0, 3.0))
     running = [run for run in runs if run.samples]
     if not running:
-        raise StopIteration
+        return False
     print(kind, [run.done for run in running], file=sys.stderr, flush=True)
     for run in running:
         run.fault = kind
@@ -217,12 +229,18 @@ def _strike(attack: Attack, kind: str, runs: list[Run], rng: random.Random) -> N
         return all(not run.is_alive() or (run.heard > heard[run] and not run.again) for run in running)
 
     wait_for(go_on, "the runs to go on")
+    return True
 
 
-def _picture(site: Site, caller: Caller, job_id: str) -> bytes:
+def _join(runs: Sequence[Run]) -> None:
+    for run in runs:
+        run.join(RUN_S + JOINED_S)
+
+
+def _picture(place: Place, caller: Caller, job_id: str) -> bytes:
     outputs = caller.ask("GET", f"/history/{job_id}")[job_id]["outputs"]
     [image] = outputs["6"]["images"]
-    return (site.output / image["subfolder"] / image["filename"]).read_bytes()
+    return httpx.get(f"{place.url}/view", params=image, timeout=60.0).raise_for_status().content
 
 
 def _arguments() -> argparse.Namespace:
@@ -231,8 +249,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=400, help="of each (default: %(default)s)")
     parser.add_argument("--side", type=int, default=256, help="of its picture, in pixels (default: %(default)s)")
     parser.add_argument("--faults", type=int, default=2, help="of each kind (default: %(default)s)")
-    parser.add_argument("--replicas", type=int, default=2, help="(default: %(default)s)")
-    parser.add_argument("--interval", type=int, default=20, help="steps that a kill may cost (default: %(default)s)")
+    parser.add_argument("--replicas", type=int, default=2, help="that the runs fill (default: %(default)s)")
+    parser.add_argument("--store", choices=("volume", "s3"), default="volume", help="(default: %(default)s)")
+    parser.add_argument("--cluster", action="store_true", help="on a Ray cluster, upgraded by `serve deploy`")
+    parser.add_argument("--kinds", nargs="+", choices=[*{*UP, *CLUSTER}], help="of faults (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments (default: %(default)s)")
     return parser.parse_args()
 

@@ -125,13 +125,17 @@ class Site:
 
     def saved(self) -> set[tuple[str, str]]:
         """Return (subfolder, filename) of every file that is stored as an output."""
-        if self.seaweed is not None:
-            pages = self._bucket().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix="output/")
-            paths = [Path(item["Key"]).relative_to("output") for page in pages for item in page.get("Contents", ())]
-        else:
-            paths = [path.relative_to(self.output) for path in self.output.rglob("*") if path.is_file()]
         # Unfinished ones go by age, as a server starts.
-        return {("/".join(path.parts[:-1]), path.name) for path in paths if path.suffix != ".part"}
+        paths = [path for path in self.files("output") if path.suffix != ".part"]
+        return {("/".join(path.parts[:-1]), path.name) for path in paths}
+
+    def files(self, area: str) -> list[Path]:
+        """Return the paths, within an area of the store, of what is there."""
+        if self.seaweed is not None:
+            pages = self._bucket().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{area}/")
+            return [Path(item["Key"]).relative_to(area) for page in pages for item in page.get("Contents", ())]
+        folder = self.root / area
+        return [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
 
     def set_clock(self, offset_s: int) -> None:
         """Let the server's wall clock go so far from this machine's."""

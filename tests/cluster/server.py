@@ -36,6 +36,8 @@ MARK = "SERVE_APP_TEST_MARK"
 CHECKPOINT = "sd15.safetensors"
 PATIENCE_S = 240.0
 """What a busy machine may need for anything here; a test that waits this long fails."""
+ENDED_S = 60.0
+"""What processes that were killed may need to end."""
 txt2img = partial(workflows.txt2img, CHECKPOINT)
 TITLES = {
     "scheduler": "ray::SchedulerActor",
@@ -47,11 +49,14 @@ TITLES = {
 
 
 class Processes:
-    """What carries one mark in its environment, however it came to be started."""
+    """What carries one mark in its environment, however it came to be started.
 
-    def __init__(self) -> None:
+    folder: where Ray keeps its files, by default a new one.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
         self._mark = str(uuid.uuid4())
-        self._ray = Path(tempfile.mkdtemp(prefix="ray-"))
+        self._ray = folder or Path(tempfile.mkdtemp(prefix="ray-"))
         self.environment = {
             **os.environ,
             MARK: self._mark,
@@ -92,8 +97,10 @@ class Processes:
             shutil.copytree(session / "logs", directory, dirs_exist_ok=True, ignore_dangling_symlinks=True)
 
     def close(self) -> None:
-        """End whatever is left."""
+        """End whatever is left. Errors: AssertionError if it does not end."""
+        deadline = time.monotonic() + ENDED_S
         while left := self.found():
+            assert time.monotonic() < deadline, f"processes that were killed do not end: {left}"
             for process in left:
                 with contextlib.suppress(psutil.Error):
                     process.kill()
@@ -125,8 +132,16 @@ class Application:
             return False
 
     def get(self, path: str, **query: Any) -> Any:
-        """Return the JSON answer to a GET that succeeds."""
-        response = self.http.get(path, params=query)
+        """Return the JSON answer to a GET that succeeds, asking again while the server says to come back.
+
+        It says so of any request while its scheduler, or the process that has the request, is starved or replaced.
+        """
+
+        def answered() -> list[httpx.Response]:
+            response = self.http.get(path, params=query)
+            return [] if response.status_code == 503 and "retry-after" in response.headers else [response]
+
+        [response] = wait_for(answered, f"an answer to GET {path}")
         assert response.status_code == 200, response.text
         return response.json()
 

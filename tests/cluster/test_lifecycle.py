@@ -15,6 +15,7 @@ import httpx
 import psutil
 import pytest
 
+from serve_app.engine.run_state import from_bytes
 from tests.cluster.server import PATIENCE_S, Server, running, txt2img, wait_for
 
 JOBS = 6
@@ -173,9 +174,21 @@ def test_jobs_are_there_again_though_the_databases_file_was_deleted(place: Place
     assert {job_id, *before} <= server.get("/history").keys()
 
 
-def test_a_server_that_is_stopped_ends_well_and_leaves_no_process(place: Place):
+def test_a_server_that_is_stopped_keeps_every_step_of_a_run_ends_well_and_leaves_no_process(place: Place):
+    place.server.wait_until_ready()
+    job_id = place.server.submit(txt2img(15, steps=10_000))
+
+    def steps() -> int:
+        events = place.server.get(f"/jobs/{job_id}/events")["events"]
+        return max((event["data"]["value"] for event in events if event["kind"] == "progress"), default=0)
+
+    wait_for(lambda: steps() > 20, "a run under way")
+    done = steps()
     place.server.up.send_signal(signal.SIGTERM)
     assert place.server.up.wait(PATIENCE_S) == 0
+    # The sampler needs one answer of its network for each step.
+    parts = sorted(place.root.glob("work/run-states/*/*.safetensors"))
+    assert len(from_bytes([part.read_bytes() for part in parts])) >= done
     wait_for(lambda: not place.server.processes.found(), "the end of the reaper, the last one")
     assert "Traceback" not in place.server.log.read_text()
 

@@ -83,3 +83,24 @@ def test_a_job_is_one_trace_from_its_request_to_its_file_within_the_clients_own(
     assert len(spans["forward"]) == 3
     assert job.start_time_unix_nano <= min(span.start_time_unix_nano for span in parts)
     assert max(span.end_time_unix_nano for span in parts) <= job.end_time_unix_nano
+    print("\n" + drawn([pair for pairs in spans.values() for pair in pairs]))
+
+
+def drawn(spans: list[tuple[str, Span]]) -> str:
+    """Return a trace as lines, each span below its parent, with when it began and how long it took."""
+    first = min(span.start_time_unix_nano for _, span in spans)
+    below: dict[bytes, list[tuple[str, Span]]] = {}
+    for service, span in sorted(spans, key=lambda pair: pair[1].start_time_unix_nano):
+        below.setdefault(span.parent_span_id, []).append((service, span))
+
+    def lines(parent: bytes, depth: int) -> Iterator[str]:
+        for service, span in below.get(parent, []):
+            began_ms = (span.start_time_unix_nano - first) / 1e6
+            took_ms = (span.end_time_unix_nano - span.start_time_unix_nano) / 1e6
+            about = ", ".join(
+                f"{each.key}={each.value.string_value or each.value.int_value}" for each in span.attributes
+            )
+            yield f"{began_ms:9.1f} ms {took_ms:9.1f} ms  {'  ' * depth}{span.name} ({service}) {about}".rstrip()
+            yield from lines(span.span_id, depth + 1)
+
+    return "\n".join(lines(bytes.fromhex(CLIENTS_SPAN), 0))

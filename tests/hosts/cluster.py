@@ -6,12 +6,12 @@ import contextlib
 import os
 import re
 import secrets
-import shutil
 import subprocess
 import sysconfig
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -22,7 +22,7 @@ from serve_app.deployments.proxy.haproxy import find
 from tests.chaos.site import PACKS
 from tests.cluster.server import Processes, wait_for
 from tests.hosts import data
-from tests.hosts.data import Data
+from tests.hosts.data import CELL, Cell, Data
 from tests.hosts.front import Front
 from tests.hosts.host import FOLDER, Host
 from tests.hosts.network import Network
@@ -41,6 +41,7 @@ OBJECTS = "--object-store-memory=200000000"
 IDLE_S = 20.0
 """How long a replica stays that has nothing to do."""
 DEPLOYED_S = 240.0
+COMMAND_S = 240.0
 
 
 def missing() -> str | None:
@@ -49,17 +50,30 @@ def missing() -> str | None:
 
 
 class Cluster:
-    """The hosts, and the application once it is deployed. A target of tests/chaos. url: where clients come in."""
+    """The hosts, and the application once it is deployed. A target of tests/chaos.
+
+    url: where clients come in. cell: what it has of the shared services. arguments: of its application.
+    """
 
     def __init__(
-        self, root: Path, network: Network, data: Data, url: str, head: str = HEAD, workers: Sequence[str] = WORKERS
+        self,
+        root: Path,
+        network: Network,
+        data: Data,
+        url: str,
+        head: str = HEAD,
+        workers: Sequence[str] = WORKERS,
+        cell: Cell = CELL,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.root, self.network, self.data, self.url = root, network, data, url
+        self.cell, self._arguments = cell, arguments
+        data.create(cell)
         self.violations: list[str] = []
         self.starts = 0
         self.replicas: int | None = None
         self.clock = False
-        self._processes = Processes()
+        self._processes = Processes(root / f"{head}-ray")
         self._token = secrets.token_hex(32)
         self.head = self._head(head)
         self.workers = {name: self._worker(name) for name in workers}
@@ -84,6 +98,7 @@ class Cluster:
         for area in ("models", "output", "input", "temp", "user"):
             args[f"{area}_dir"] = f"{FOLDER}/{area}"
         args |= {
+            "store": {**args["store"], "prefix": self.cell.prefix},
             "custom_nodes_dir": str(PACKS),
             "webhooks": {"hosts": {"role": HEAD}, "allowed_networks": [f"{self.network.here}/32"], "retry_s": 0.2},
             "backoff": {"first_s": 1.0, "longest_s": 5.0, "forgiven_s": 60.0},
@@ -94,7 +109,7 @@ class Cluster:
             pool |= {"idle_s": IDLE_S, "max_replicas": min(2, pool["max_replicas"]), "threads": 1}
             if pool.get("runtime", True):
                 pool["device"] = "cpu"
-        args |= arguments
+        args |= {**self._arguments, **arguments}
         return config
 
     def deploy(self, config: Mapping[str, Any]) -> None:
@@ -162,16 +177,25 @@ class Cluster:
 
     def check(self) -> tuple[int, str]:
         """Let `serve-app check` mend what it can."""
-        path = self.root / "check.yaml"
+        return self.command("check", "--mend")
+
+    def command(self, *arguments: str) -> tuple[int, str]:
+        """Run a command of `serve-app` on the database and the files. Return its exit status and what it said."""
+        path = self.root / f"{self.cell.database}.yaml"
         path.write_text(yaml.safe_dump(self.configuration()))
-        command = [_installed(f"{INSTALLED}/serve-app"), "check", "--config", str(path), "--mend"]
-        environment = {**os.environ, **self.data.database, **self.data.bucket}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [_installed(f"{INSTALLED}/serve-app"), *arguments, "--config", str(path)],
+            env={**os.environ, **self.data.database(self.cell), **self.data.bucket},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=COMMAND_S,
+        )
         return done.returncode, done.stdout + done.stderr
 
     def saved(self) -> set[tuple[str, str]]:
         """Return (subfolder, filename) of every output in the bucket."""
-        return self.data.saved()
+        return self.data.saved(self.cell)
 
     def close(self) -> None:
         """Turn all hosts off."""
@@ -207,7 +231,7 @@ class Cluster:
     def _head(self, name: str) -> Host:
         environment = {
             **self._environment(),
-            **self.data.database,
+            **self.data.database(self.cell),
             "RAY_REDIS_ADDRESS": self.data.redis,
             "RAY_external_storage_namespace": name,
         }
@@ -224,25 +248,37 @@ def _installed(command: str) -> str:
 
 
 @contextlib.contextmanager
-def started(root: Path, *, keep: bool = False) -> Iterator[Cluster]:
-    """Yield a cluster whose application runs, with all that it needs; end it afterwards, and remove the folder."""
-    # PostgreSQL's own user has to come through.
-    root.chmod(0o755)
-    began = time.monotonic()
+def surroundings(root: Path) -> Iterator[tuple[Network, Data]]:
+    """Yield a network with room for two clusters, and the services that they share; end it afterwards.
+
+    root: an empty folder that everybody may enter, for PostgreSQL has a user of its own.
+    """
     with contextlib.ExitStack() as undo:
-        if not keep:
-            undo.callback(shutil.rmtree, root, ignore_errors=True)
         network = Network([HEAD, *WORKERS, data.NAME, NEXT_HEAD, *NEXT_WORKERS])
         undo.callback(network.close)
         shared = Data(root / data.NAME, network)
         undo.callback(shared.close)
-        workers = (*WORKERS, *NEXT_WORKERS)
-        front = Front(root / "front", {name: f"{network.addresses[name]}:{SERVE}" for name in workers})
+        yield network, shared
+
+
+@contextlib.contextmanager
+def started(
+    root: Path, workers: Sequence[str] = WORKERS, arguments: Mapping[str, Any] = MappingProxyType({})
+) -> Iterator[Cluster]:
+    """Yield a cluster whose application runs, behind a load balancer; end it afterwards.
+
+    root: as surroundings'. workers, arguments: as Cluster's.
+    """
+    began = time.monotonic()
+    with surroundings(root) as (network, shared), contextlib.ExitStack() as undo:
+        behind = (*workers, *NEXT_WORKERS)
+        front = Front(root / "front", {name: f"{network.addresses[name]}:{SERVE}" for name in behind})
         undo.callback(front.close)
-        cluster = Cluster(root, network, shared, front.url)
+        cluster = Cluster(root, network, shared, front.url, workers=workers, arguments=arguments)
         undo.callback(cluster.close)
         cluster.wait_until_joined()
         joined = time.monotonic()
         cluster.deploy(cluster.configuration())
-        print(f"three hosts after {joined - began:.0f} s, the application {time.monotonic() - joined:.0f} s later")
+        deployed_s = time.monotonic() - joined
+        print(f"{len(cluster.hosts)} hosts after {joined - began:.0f} s, the application {deployed_s:.0f} s later")
         yield cluster

@@ -6,11 +6,13 @@ import contextlib
 import secrets
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import boto3
 from PIL import Image
+from psycopg import sql
 
 from tests.chaos.jobs import CARD
 from tests.chaos.site import MODELS
@@ -19,9 +21,8 @@ from tests.postgres import Postgres, binaries
 from tests.seaweed import ACCESS, SECRET, Seaweed
 
 NAME = "data"
-DATABASE = "serve-app"
-BUCKET, PREFIX = "serve-app", "files"
-"""As the s3 overlay's configuration has them."""
+BUCKET = "serve-app"
+"""As the s3 overlay's configuration has it, and the default cell's prefix."""
 POSTGRES, REDIS = 5432, 6379
 REGION = "us-east-1"
 
@@ -37,6 +38,16 @@ def missing() -> str | None:
     return None
 
 
+class Cell(NamedTuple):
+    """What one cluster has of it for itself: its database, and the beginning of its files' names in the bucket."""
+
+    database: str = "serve-app"
+    prefix: str = "files"
+
+
+CELL = Cell()
+
+
 class Data:
     """Its services, with an empty database, and a bucket with a small model and a picture."""
 
@@ -47,9 +58,9 @@ class Data:
         with contextlib.ExitStack() as undo:
             programs = binaries()
             assert programs is not None
-            self.postgres = Postgres(programs, self.address, self._within)
+            (root / "postgres").mkdir(parents=True)
+            self.postgres = Postgres(programs, self.address, self._within, root / "postgres")
             undo.callback(self.postgres.close)
-            self.postgres.execute('CREATE DATABASE "serve-app"')
             redis = self._redis()
             undo.callback(redis.wait)
             undo.callback(redis.kill)
@@ -60,10 +71,17 @@ class Data:
             self._fill()
             self._closing = undo.pop_all()
 
-    @property
-    def database(self) -> dict[str, str]:
-        """The environment of what reaches the database."""
-        return {"PGHOST": self.address, "PGUSER": "postgres", "PGDATABASE": DATABASE, "PGPASSWORD": "-"}
+    def create(self, cell: Cell) -> None:
+        """Make what a cell needs: its database, unless that is there, and the picture that clients may load."""
+        exists = "SELECT FROM pg_database WHERE datname = %s"
+        with self.postgres.connect() as connection:
+            if connection.execute(exists, [cell.database]).fetchone() is None:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(cell.database)))
+        self._s3().upload_file(str(self._root / CARD), BUCKET, f"{cell.prefix}/input/{CARD}")
+
+    def database(self, cell: Cell) -> dict[str, str]:
+        """Return the environment of what reaches a cell's database."""
+        return {"PGHOST": self.address, "PGUSER": "postgres", "PGDATABASE": cell.database, "PGPASSWORD": "-"}
 
     @property
     def bucket(self) -> dict[str, str]:
@@ -76,11 +94,26 @@ class Data:
         """Where Redis listens."""
         return f"{self.address}:{REDIS}"
 
-    def saved(self) -> set[tuple[str, str]]:
-        """Return (subfolder, filename) of every output in the bucket."""
-        outputs = f"{PREFIX}/output/"
-        pages = self._s3().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=outputs)
-        paths = [Path(item["Key"]).relative_to(outputs) for page in pages for item in page.get("Contents", ())]
+    def copy(self, one: Cell, other: Cell, folder: str) -> int:
+        """Copy what is in a folder of one cell to that of the other, as `aws s3 sync` does. Return how much was new."""
+        there = dict(self._listed(f"{other.prefix}/{folder}/"))
+        count = 0
+        for key, tag in self._listed(f"{one.prefix}/{folder}/"):
+            copied = f"{other.prefix}/{key.removeprefix(f'{one.prefix}/')}"
+            if there.get(copied) != tag:
+                self._s3().copy_object(Bucket=BUCKET, Key=copied, CopySource={"Bucket": BUCKET, "Key": key})
+                count += 1
+        return count
+
+    def _listed(self, prefix: str) -> Iterator[tuple[str, str]]:
+        """Yield the key and the tag of every object whose key begins so."""
+        for page in self._s3().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix):
+            yield from ((item["Key"], item["ETag"]) for item in page.get("Contents", ()))
+
+    def saved(self, cell: Cell) -> set[tuple[str, str]]:
+        """Return (subfolder, filename) of every output of a cell in the bucket."""
+        outputs = f"{cell.prefix}/output/"
+        paths = [Path(key).relative_to(outputs) for key, _ in self._listed(outputs)]
         return {("/".join(path.parts[:-1]), path.name) for path in paths}
 
     def close(self) -> None:
@@ -88,7 +121,7 @@ class Data:
         self._closing.close()
 
     def _redis(self) -> subprocess.Popen[bytes]:
-        (self._root / "redis").mkdir(parents=True)
+        (self._root / "redis").mkdir()
         settings = {
             "bind": self.address,
             "port": REDIS,
@@ -106,7 +139,6 @@ class Data:
         Image.new("RGB", (64, 64), (40, 90, 200)).save(self._root / CARD)
         bucket = self._s3()
         bucket.create_bucket(Bucket=BUCKET)
-        bucket.upload_file(str(self._root / CARD), BUCKET, f"{PREFIX}/input/{CARD}")
         for model in MODELS.rglob("*.safetensors"):
             bucket.upload_file(str(model), BUCKET, f"models/{model.relative_to(MODELS)}")
 

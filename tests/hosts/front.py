@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from serve_app.deployments.proxy.haproxy import error_pages, find
-from tests.cluster.server import free_port
+from tests.cluster.server import ENDED_S, free_port
 
 CONFIG = """
 defaults
@@ -17,6 +17,8 @@ defaults
     timeout server 1h
     retries 3
     option redispatch
+    # A request on a connection that its host is closing would be lost, and nobody could say whether it was taken.
+    option http-server-close
 {pages}
 frontend clients
     bind 127.0.0.1:{port}
@@ -24,7 +26,8 @@ frontend clients
     default_backend hosts
 backend hosts
     option httpchk GET /readyz
-    timeout check 3s
+    # A host that is gone refuses, or does not answer at all, within the time to connect. One that is slow is there.
+    timeout check 20s
     default-server check inter 1s fall 2 rise 1
 {servers}
 backend sockets
@@ -49,7 +52,9 @@ class Front:
         assert program is not None
         with (folder / "log").open("wb") as log:
             command = [program, "-db", "-f", str(path)]
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
 
     @property
     def url(self) -> str:
@@ -58,4 +63,4 @@ class Front:
 
     def close(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.wait(ENDED_S)

@@ -35,7 +35,7 @@ until [ "$ended" ]; do
 done
 """
 """The host's first process. It starts the service again 5 s after it has ended, as serve-app-worker.service has it."""
-STARTED_S = 20.0
+STARTED_S = ENDED_S = 20.0
 DRAINED_S = 60.0
 """As the unit's TimeoutStopSec."""
 
@@ -82,6 +82,7 @@ class Host:
             self._first = subprocess.Popen(
                 [*self._network.within(self.name), *unshared, "sh", "-c", SERVICE, "sh", *self._service],
                 env=self._environment,
+                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -91,7 +92,7 @@ class Host:
         """Turn it off: all of its processes end at once, and its files stay."""
         if self._first is not None:
             self._first.kill()
-            self._first.wait()
+            self._first.wait(ENDED_S)
             self._first = None
 
     def stop(self) -> None:

@@ -72,15 +72,17 @@ def _round(site: Cluster, draw: Draw, name: str, meanwhile: Callable[[], None] |
         while not over.wait(1.0):
             most.update({pool: max(0, site.replicas_of(pool) - most[pool]) for pool in POOLS})
 
-    watcher = threading.Thread(target=watch)
+    watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
-    if meanwhile is not None:
-        wait_for(lambda: site.replicas_of("denoise"), "a replica")
-        meanwhile()
-    states = Counter(verdict.ended(caller, str(job.job_id), ENDED_S) for job in jobs)
+    try:
+        if meanwhile is not None:
+            wait_for(lambda: site.replicas_of("denoise"), "a replica")
+            meanwhile()
+        states = Counter(verdict.ended(caller, str(job.job_id), ENDED_S) for job in jobs)
+    finally:
+        over.set()
     ended_s = time.monotonic() - began
-    over.set()
-    watcher.join()
+    watcher.join(ENDED_S)
     wait_for(lambda: not any(map(site.replicas_of, POOLS)), "pools without a replica", ENDED_S)
     none_s = time.monotonic() - began - ended_s
     seen = ", ".join(f"{pool} {most[pool]}" for pool in POOLS)

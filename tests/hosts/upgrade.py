@@ -98,7 +98,8 @@ class Senders:
                     self.streams.append(Stream(self._url, str(job.job_id)))
 
     def _submit(self, http: httpx.Client, job: Job, client: str) -> None:
-        while True:
+        deadline = time.monotonic() + ENDED_S
+        while time.monotonic() < deadline:
             began, phase = time.monotonic(), self.phase
             said = self._answered(http, {"prompt": job.prompt, "prompt_id": job.job_id, "client_id": client})
             phase.longest_s = max(phase.longest_s, time.monotonic() - began)
@@ -107,6 +108,7 @@ class Senders:
                 self._book.accepted(str(job.job_id), job, client)
                 return
             time.sleep(0.5)
+        self._book.wrong(f"job {job.job_id} was not accepted within {ENDED_S:.0f} s")
 
     @staticmethod
     def _answered(http: httpx.Client, body: dict[str, object]) -> str:

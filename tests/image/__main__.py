@@ -11,12 +11,14 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import resource
 import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,7 @@ def layers(image: str) -> list[dict[str, Any]]:
 
 
 def run(folder: Path) -> None:
-    """Start the image by compose.yaml over a folder, make a picture, fill the object store, stop it."""
+    """Start the image by compose.yaml over a folder, make a picture, stop it, fill its object store, stop it again."""
     (folder / "models" / "checkpoints").mkdir(parents=True)
     provide_checkpoint(folder)
     output = folder / "output"
@@ -117,15 +119,29 @@ def run(folder: Path) -> None:
         assert stat.S_IMODE(mode) == 0o644
         # Without systemd podman runs no health check by itself.
         _podman("healthcheck", "run", CONTAINER)
+        stop("with an empty object store")
+        _podman("start", CONTAINER)
+        wait_for(lambda: _running() and server.answers(), "the server to answer again")
         size, shared, put = map(int, _exec("python", "-c", FILL).split())
         print(f"object store of {size / 1e9:.2f} GB: {put / 1e9:.2f} GB put, {shared / 1e9:.2f} GB of shared memory")
         assert size * 0.89 < put <= shared, "the object store is not in shared memory"
-        begun = time.monotonic()
-        _podman("stop", CONTAINER)
-        status = json.loads(_podman("inspect", "--format={{json .State}}", CONTAINER).stdout)
-        print(f"stopped in {time.monotonic() - begun:.1f} s with status {status['ExitCode']}")
-        assert status["ExitCode"] in (0, 143), "it did not end by itself"
-        assert not status["OOMKilled"]
+        stop("with a full object store")
+
+
+def stop(what: str) -> None:
+    """Stop the container in good order, and print how long it took: its processes' end, and that of `podman stop`."""
+    begun_s = time.time()
+    _podman("stop", CONTAINER)
+    took_s = time.time() - begun_s
+    state = json.loads(_podman("inspect", "--format={{json .State}}", CONTAINER).stdout)
+    # Without the nanoseconds, which Python does not read.
+    ended_s = datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", state["FinishedAt"])).timestamp()
+    print(
+        f"stopped {what}: its processes after {ended_s - begun_s:.1f} s, `podman stop` after {took_s:.1f} s, "
+        f"status {state['ExitCode']}"
+    )
+    assert state["ExitCode"] in (0, 143), "it did not end by itself"
+    assert not state["OOMKilled"]
 
 
 @contextlib.contextmanager

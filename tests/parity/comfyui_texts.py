@@ -13,6 +13,7 @@ import importlib
 import json
 import os
 import sys
+from base64 import b64decode
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,9 +30,11 @@ comfy.options.enable_args_parsing()
 import comfy.text_encoders.llama  # noqa: E402
 import comfy.text_encoders.qwen3vl  # noqa: E402
 import comfy.text_encoders.qwen_vl  # noqa: E402
+import comfy.text_encoders.t5  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
+from transformers.convert_slow_tokenizer import bytes_to_unicode  # noqa: E402
 
 TURN = 151644
 """Qwen's token that begins a turn."""
@@ -77,8 +80,29 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
         # Its tokeniser reads a file that comes with ComfyUI, and no other.
         made_of = partial(tokenizer_module.SPieceTokenizer, data["spiece_model"])
         tokenizer_module.SPieceTokenizer = SimpleNamespace(from_pretrained=lambda path, **given: made_of(**given))
+    if case["module"] == "qwen35":
+        whole_tokenizer(tokenizer_module, Path(FILES), case["ranks"])
     tokenizer = getattr(tokenizer_module, case["tokenizer"])
     return clip, tokenizer(embedding_directory=str(Path(FILES) / "embeddings"), tokenizer_data=data)
+
+
+def whole_tokenizer(module: Any, folder: Path, ranks: str) -> None:
+    """Give Qwen3.5's tokeniser its vocabulary, a large file that a copy of ComfyUI may lack.
+
+    ranks: a file of lines with a byte string in base64 and its number.
+    """
+    there = Path(module.__file__).parent / "qwen35_tokenizer"
+    if (there / "vocab.json").is_file():
+        return
+    made = folder / there.name
+    made.mkdir()
+    for name in ("merges.txt", "tokenizer_config.json"):
+        (made / name).write_bytes((there / name).read_bytes())
+    letters = bytes_to_unicode()
+    pairs = (line.split() for line in Path(ranks).read_bytes().splitlines() if line)
+    words = {"".join(letters[byte] for byte in b64decode(word)): int(rank) for word, rank in pairs}
+    (made / "vocab.json").write_text(json.dumps(words))
+    module.__file__ = str(folder / "qwen35.py")
 
 
 def image(height: int, width: int) -> torch.Tensor:
@@ -112,7 +136,7 @@ def main() -> None:
                 count = max(len(tokens["l"]), len(tokens["g"]))
                 tokens |= {key: tokens[key] + empty[key] * (count - len(tokens[key])) for key in "lg"}
             for key, rows in tokens.items():
-                whole = [(t if isinstance(t, int) else -1, w) for row in rows for t, w in row]
+                whole = [(t if isinstance(t, int) else -1, w) for row in rows for t, w, *_ in row]
                 arrays[f"{name}|{i}|ids|{key}"] = np.array([t for t, _ in whole], np.int32)
                 arrays[f"{name}|{i}|weights|{key}"] = np.array([w for _, w in whole], np.float32)
             clip.reset_clip_options()

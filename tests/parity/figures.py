@@ -36,11 +36,11 @@ def module_tolerance(keys: Iterable[str]) -> float:
 
 
 class Figures:
-    """One file of figures, by name."""
+    """The figures of files, by name."""
 
-    def __init__(self, name: str) -> None:
-        self._arrays = np.load(GOLDEN / f"{name}.npz")
-        self.names: list[str] = self._arrays.files
+    def __init__(self, *files: str) -> None:
+        self._arrays = {name: array for file in files for name, array in np.load(GOLDEN / f"{file}.npz").items()}
+        self.names = [*self._arrays]
 
     def __getitem__(self, name: str) -> Tensor:
         return torch.from_numpy(self._arrays[name])

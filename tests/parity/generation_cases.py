@@ -9,7 +9,11 @@ from typing import Any
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.ltx2_text import Gemma3Text
 from serve_app.models.families.text.qwen import Qwen3Text
+from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower
+from serve_app.models.families.text.qwen35 import Qwen35Text
 from serve_app.models.families.vision.clip_vision import ClipVision
+from serve_app.models.tokenizers import qwen35
+from serve_app.models.tokenizers.vocabularies import no_file
 from serve_app.values import GenerationRequest, TokenSampling
 from tests.parity.text_cases import CASES as TEXTS
 from tests.parity.text_cases import DECODER_SIZES, EMBEDDING, TextCase, image
@@ -43,18 +47,50 @@ SEEING = Gemma3Text(7, 32, 48, 2, 1, 256, 256000, tower=ClipVision(27, 32, 48, 3
 _SHOWN = GenerationRequest("<start_of_turn>user\n<image_soft_token>a fox<end_of_turn>\n", 24, VARIED)
 _QWEN3 = Qwen3Text(layers=3, width=32, hidden_width=48, heads=2, kv_heads=1, head=128, tokens=151936)
 _SIZES = {**DECODER_SIZES, "num_hidden_layers": 3}
+QWEN35 = Qwen35Text(
+    layers=4,
+    width=32,
+    hidden_width=48,
+    heads=2,
+    kv_heads=1,
+    head=64,
+    tokens=248320,
+    separate_head=True,
+    key_heads=2,
+    value_heads=4,
+    state=16,
+)
+"""A Qwen3.5 of three recurrent layers and one that attends."""
+SEEING_QWEN35 = replace(QWEN35, tower=Qwen3VisionTower(2, 64, 96, 49))
+"""The same with a part that sees."""
+_QWEN35_SIZES = {
+    **DECODER_SIZES,
+    "num_hidden_layers": 4,
+    "head_dim": 64,
+    "lm_head": True,
+    "mrope_section": [3, 3, 2],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
+}
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationCase:
-    """A language model, as a case of text encoders, and what it is asked."""
+    """A language model, as a case of text encoders, and what it is asked. encoded: texts that it encodes."""
 
     encoder: TextCase
     requests: tuple[GenerationRequest, ...] = REQUESTS
+    encoded: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return what ComfyUI's side is asked."""
-        return {**self.encoder.as_json(), "texts": [], "generations": [_asked(request) for request in self.requests]}
+        return {
+            **self.encoder.as_json(),
+            "texts": self.encoded,
+            "generations": [_asked(request) for request in self.requests],
+            "ranks": str(qwen35.vocabulary(no_file)),
+        }
 
 
 def _asked(request: GenerationRequest) -> dict[str, Any]:
@@ -88,6 +124,18 @@ CASES: Mapping[str, GenerationCase] = {
     ),
     "krea2": GenerationCase(
         _case("qwen3", _QWEN3, "krea2", "krea2", "te", "Krea2Tokenizer", "qwen3vl_4b"), REQUESTS + MODES
+    ),
+    "qwen35": GenerationCase(
+        TextCase(
+            {"qwen35": QWEN35},
+            "stable_diffusion",
+            "qwen35",
+            "te",
+            "Qwen35ImageTokenizer",
+            {"qwen35_2b": _QWEN35_SIZES},
+        ),
+        (*REQUESTS, MODES[0], MODES[2], GenerationRequest("a fox " * 40, 12)),
+        ("a fox", "a (red:1.2) fox, ünïcode 写一只狐狸 हिन्दी"),
     ),
     "ltx2": GenerationCase(
         TEXTS["ltx23"],

@@ -57,8 +57,9 @@ NETS: dict[str, dict[str, Any]] = {
         "audio_connector_attention_head_dim": 16,
     },
 }
+NETS["ltx25"] = {**NETS["ltx23"], "ff_bias": False, "use_keyframes_abs_pos_embedding": True}
 """The transformers' arguments. LTX-2.0's leaves settings of positions out, which are then the defaults."""
-TEXTS = {"ltx2": 40, "ltx23": 80}
+TEXTS = {"ltx2": 40, "ltx23": 80, "ltx25": 80}
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ CASES = (
     Case("ltx23", (1, 2, 2), 3, tokens=1030),
     Case("ltx23", (2, 2, 3), 5, reference=4),
     Case("ltx23", (2, 2, 3), 5, "frames", reference=4),
+    Case("ltx25", (3, 2, 3), 5, frame_rate=24.0),
+    Case("ltx25", (2, 3, 2), 4, "cells"),
 )
 
 
@@ -162,6 +165,38 @@ VAE: dict[str, Any] = {
     "decoder_base_channels": 8,
 }
 """The arguments of a small autoencoder of videos."""
+VAE_25: dict[str, Any] = {
+    "_class_name": "CausalDiffusionVAE",
+    "dims": 3,
+    "model_output_type": "x0",
+    "encoder": {
+        "dims": 3,
+        "in_channels": 3,
+        "out_channels": 128,
+        "blocks": [*VAE["encoder_blocks"][:6], ["compress_all_res", {"multiplier": 1}], VAE["encoder_blocks"][7]],
+        "patch_size": 4,
+        "latent_log_var": "constant",
+        "norm_layer": "pixel_norm",
+        "base_channels": 8,
+        "spatial_padding_mode": "zeros",
+    },
+    "decoder": {
+        "in_channels": 128,
+        "out_channels": 3,
+        "patch_size": 4,
+        "head_dim": 16,
+        "stage_channels": [128, 64, 32, 32, 16],
+        "stage_depths": [1, 2, 1, 1, 2],
+        "stage_kernels": [[3, 3, 3], [3, 3, 5], [3, 5, 5], [3, 5, 5]],
+        "upsamples": [[[1, 2, 2], 2], [[2, 1, 1], 2], [[2, 2, 2], 1], [[2, 2, 2], 2]],
+        "stage5_kernel": [5, 7, 7],
+        "t_emb_dim": 24,
+        "timestep_scale_multiplier": 1000.0,
+        "default_num_inference_steps": 1,
+    },
+}
+"""The arguments of a small autoencoder of LTX-2.5's videos."""
+VAES = {"vae": VAE, "vae 2.5": VAE_25}
 _AUDIO: dict[str, Any] = {
     "double_z": True,
     "mel_bins": 64,
@@ -231,7 +266,8 @@ SPECTRA = (1, 2, 13, 64)
 
 def metadata(net: str) -> dict[str, str]:
     """Return the metadata that a checkpoint of an edition has."""
-    parts = {"transformer": NETS[net], "vae": VAE, "audio_vae": AUDIO_VAE, "vocoder": VOCODERS[net]}
+    vae, vocoder = (VAE_25, VOCODERS["ltx23"]) if net == "ltx25" else (VAE, VOCODERS[net])
+    parts = {"transformer": NETS[net], "vae": vae, "audio_vae": AUDIO_VAE, "vocoder": vocoder}
     return {"config": json.dumps(parts)}
 
 

@@ -27,6 +27,7 @@ import comfy.ldm.lightricks.av_model  # noqa: E402
 import comfy.ldm.lightricks.latent_upsampler  # noqa: E402
 import comfy.ldm.lightricks.vae.audio_vae  # noqa: E402
 import comfy.ldm.lightricks.vae.causal_video_autoencoder  # noqa: E402
+import comfy.ldm.lightricks.vae.na_diffusion_decoder  # noqa: E402
 import comfy.ops  # noqa: E402
 
 from tests.parity import ltx_cases  # noqa: E402
@@ -67,11 +68,17 @@ def transformers(figures: dict[str, Any], keys: dict[str, Shapes]) -> None:
 
 def autoencoders(figures: dict[str, Any], keys: dict[str, Shapes]) -> None:
     """Make the figures of the autoencoders of videos and of sounds, by `comfy.sd.VAE`."""
-    vae = loaded(comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE(config=ltx_cases.VAE), keys, "vae")
-    for count in ltx_cases.LATENT_FRAMES:
-        images = noise(f"images {count}", (1, 3, 8 * count - 7, 32, 64)).sigmoid() * 2 - 1
-        figures[f"vae {count} encoded"] = vae.encode(images).numpy()
-        figures[f"vae {count} decoded"] = thinned(vae.decode(noise(f"latents {count}", (1, 128, count, 2, 3))).numpy())
+    modules = {
+        "vae": comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE,
+        "vae 2.5": comfy.ldm.lightricks.vae.na_diffusion_decoder.CausalDiffusionVAE,
+    }
+    for name, module in modules.items():
+        vae = loaded(module(config=ltx_cases.VAES[name]), keys, name)
+        for count in ltx_cases.LATENT_FRAMES:
+            images = noise(f"images {count}", (1, 3, 8 * count - 7, 32, 64)).sigmoid() * 2 - 1
+            figures[f"{name} {count} encoded"] = vae.encode(images).numpy()
+            decoded = vae.decode(noise(f"latents {count}", (1, 128, count, 2, 3)))
+            figures[f"{name} {count} decoded"] = thinned(decoded.numpy())
     for net in ltx_cases.VOCODERS:
         metadata = ltx_cases.metadata(net)
         sounds = loaded(comfy.ldm.lightricks.vae.audio_vae.AudioVAE(metadata), keys, f"{net} sounds")

@@ -1,4 +1,4 @@
-"""Workflows of LTX-2.3 on a small random checkpoint, which are compared with ComfyUI's, by name.
+"""Workflows of LTX-2.3 and 2.5 on small random files, which are compared with ComfyUI's, by name.
 
 Texts are given: ComfyUI knows Gemma 3 of one size.
 """
@@ -20,6 +20,7 @@ from tests.parity.workflow import Nodes
 
 NET = "ltx23"
 FILE, UPSCALER, LORA = "ltx23.safetensors", "ltx_upscaler.safetensors", "ltx_ic_lora.safetensors"
+NETWORK_25, VAE_25, AUDIO_VAE_25 = "ltx25.safetensors", "ltx25_vae.safetensors", "ltx25_audio_vae.safetensors"
 FRAMES, RATE = 17, 24.0
 
 _TEXT = {"kind": "unprocessed text", "shape": f"1,7,{ltx_cases.TEXTS[NET]}", "extra": "8"}
@@ -56,6 +57,26 @@ _NODES: Nodes = {
 
 def _case(target: str, **nodes: tuple[str, dict[str, Any]]) -> Case:
     return Case({**_NODES, **nodes}, target)
+
+
+def _of_25(target: str, **nodes: tuple[str, dict[str, Any]]) -> Case:
+    """Return a workflow of LTX-2.5, whose parts are in files of their own, guided and sampled as its templates do."""
+    guided = {"model": ["network", 0], "positive": ["texts", 0], "negative": ["texts", 1]}
+    made: Nodes = {
+        "network": ("UNETLoader", {"unet_name": NETWORK_25, "weight_dtype": "default"}),
+        "vae": ("VAELoader", {"vae_name": VAE_25}),
+        "audio vae": ("VAELoader", {"vae_name": AUDIO_VAE_25}),
+        "guider": ("LTXVDualCFGGuider", {**guided, "video_cfg": 1.0, "audio_cfg": 1.0}),
+        "sampler": ("KSamplerSelect", {"sampler_name": "euler_ancestral"}),
+        **nodes,
+    }
+    whole = {name: node for name, node in (_NODES | made).items() if name != "file"}
+    # The others are of a checkpoint with all parts.
+    return Case({name: node for name, node in whole.items() if name in nodes or not _reads(node, "file")}, target)
+
+
+def _reads(node: tuple[str, dict[str, Any]], name: str) -> bool:
+    return any(isinstance(value, list) and value[0] == name for value in node[1].values())
 
 
 def _sampled(**changes: Any) -> tuple[str, dict[str, Any]]:
@@ -238,18 +259,75 @@ WORKFLOWS: dict[str, Case] = {
     "images": _case("images", images=("VAEDecode", {"samples": ["k", 0], "vae": ["file", 2]})),
     "a sound": _heard("LTXVAudioVAEDecode", audio_vae=["audio vae", 0]),
     "a quieter sound": _heard("VAEDecodeAudio", vae=["audio vae", 0]),
+    "text to video of LTX-2.5": _of_25("k"),
+    "an image of LTX-2.5, enlarged and sampled again": _of_25(
+        "again",
+        begun=(
+            "LTXVImgToVideoInplace",
+            {"vae": ["vae", 0], "image": ["image", 0], "latent": ["video", 0], "strength": 0.7, "bypass": False},
+        ),
+        whole=("LTXVConcatAVLatent", {"video_latent": ["begun", 0], "audio_latent": ["sound", 0]}),
+        apart=("LTXVSeparateAVLatent", {"av_latent": ["k", 0]}),
+        upscaler=("LatentUpscaleModelLoader", {"model_name": UPSCALER}),
+        larger=("LTXVLatentUpsampler", {"samples": ["apart", 0], "upscale_model": ["upscaler", 0], "vae": ["vae", 0]}),
+        joined=("LTXVConcatAVLatent", {"video_latent": ["larger", 0], "audio_latent": ["apart", 1]}),
+        few=("ManualSigmas", {"sigmas": "0.85, 0.4219, 0.0"}),
+        again=(
+            "SamplerCustomAdvanced",
+            {name: [name, 0] for name in ("noise", "guider", "sampler")}
+            | {"sigmas": ["few", 0], "latent_image": ["joined", 0]},
+        ),
+    ),
+    "a first and a last frame of LTX-2.5": _of_25(
+        "left",
+        first=_guide(0, 0.7, vae=["vae", 0]),
+        last=_guide(-1, 0.7, after="first", vae=["vae", 0]),
+        whole=("LTXVConcatAVLatent", {"video_latent": ["last", 2], "audio_latent": ["sound", 0]}),
+        guider=(
+            "LTXVDualCFGGuider",
+            {
+                "model": ["network", 0],
+                "positive": ["last", 0],
+                "negative": ["last", 1],
+                "video_cfg": 2.0,
+                "audio_cfg": 1.0,
+            },
+        ),
+        sampler=("SamplerEulerAncestral", {"eta": 0.0, "s_noise": 1.0}),
+        apart=("LTXVSeparateAVLatent", {"av_latent": ["k", 0]}),
+        cropped=("LTXVCropGuides", {"positive": ["last", 0], "negative": ["last", 1], "latent": ["apart", 0]}),
+        left=("LatentMultiply", {"samples": ["cropped", 2], "multiplier": 1.0}),
+    ),
+    "images of LTX-2.5": _of_25("images", images=("VAEDecode", {"samples": ["k", 0], "vae": ["vae", 0]})),
+    "images of LTX-2.5 in tiles": _of_25(
+        "images",
+        images=(
+            "VAEDecodeTiled",
+            {
+                "samples": ["k", 0],
+                "vae": ["vae", 0],
+                "tile_size": 64,
+                "overlap": 32,
+                "temporal_size": 16,
+                "temporal_overlap": 8,
+            },
+        ),
+    ),
     "compressed": _case("made", made=("LTXVPreprocess", {"image": ["image", 0], "img_compression": 18})),
 }
 
 
 def tensors(net: str = NET) -> dict[str, Tensor]:
     """Return the tensors of a checkpoint, as it is published: the network, both autoencoders and the vocoder."""
-    keys = json.loads((GOLDEN / "ltx_keys.json").read_text())
-    made = {}
-    for name, prefix in ((net, "model.diffusion_model."), ("vae", "vae."), (f"{net} sounds", "")):
-        for key, tensor in ltx_cases.autoencoder_weights(keys[name]).items():
-            made[prefix + key.replace("autoencoder.", "audio_vae.")] = tensor
-    return made
+    parts = ((net, "model.diffusion_model."), ("vae", "vae."), (f"{net} sounds", ""))
+    return {prefix + key: tensor for name, prefix in parts for key, tensor in part(name).items()}
+
+
+def part(name: str) -> dict[str, Tensor]:
+    """Return the tensors of a network, as its own file has them."""
+    shapes = json.loads((GOLDEN / "ltx_keys.json").read_text())[name]
+    made = ltx_cases.autoencoder_weights(shapes)
+    return {key.replace("autoencoder.", "audio_vae."): tensor for key, tensor in made.items()}
 
 
 def upscaler() -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -259,7 +337,12 @@ def upscaler() -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write(models: Path) -> None:
-    """Write the checkpoint, a latent upscaler and an IC-LoRA."""
+    """Write the checkpoint, a latent upscaler, an IC-LoRA and LTX-2.5's files."""
+    parts = {"diffusion_models": [("ltx25", NETWORK_25)], "vae": [("vae 2.5", VAE_25), ("ltx23 sounds", AUDIO_VAE_25)]}
+    for kind, files in parts.items():
+        (models / kind).mkdir(parents=True, exist_ok=True)
+        for of, name in files:
+            save_file(part(of), models / kind / name, ltx_cases.metadata("ltx25"))
     for name in ("latent_upscale_models", "loras"):
         (models / name).mkdir(parents=True, exist_ok=True)
     made, metadata = upscaler()

@@ -38,8 +38,9 @@ from tests.parity.media_cases import FILES, SOUND_FILES, VIDEO_RATE, VIDEO_SOUND
 from tests.parity.mini15_cases import MINI15, SD15
 from tests.parity.network_figures import MAKERS as NETWORKS
 from tests.parity.network_figures import maker
+from tests.parity.networks.text_cases import NETWORK_TEXTS
 from tests.parity.text_cases import CASES as TEXTS
-from tests.parity.text_cases import write
+from tests.parity.text_cases import TextCase, write
 
 
 def _rows(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -167,10 +168,19 @@ def nodes(comfyui: ComfyUI) -> None:
 
 def texts(comfyui: ComfyUI) -> None:
     """Make texts.npz."""
+    _save_texts("texts", TEXTS, comfyui)
+
+
+def network_texts(comfyui: ComfyUI) -> None:
+    """Make network_texts.npz."""
+    _save_texts("network_texts", NETWORK_TEXTS, comfyui)
+
+
+def _save_texts(name: str, cases: Mapping[str, TextCase], comfyui: ComfyUI) -> None:
     with TemporaryDirectory() as models:
-        for case in TEXTS.values():
+        for case in cases.values():
             write(Path(models), case)
-        _save("texts", comfyui.texts({name: case.as_json() for name, case in TEXTS.items()}, Path(models)))
+        _save(name, comfyui.texts({name: case.as_json() for name, case in cases.items()}, Path(models)))
 
 
 def generations(comfyui: ComfyUI) -> None:
@@ -268,7 +278,7 @@ def conditioning(comfyui: ComfyUI) -> None:
 _MAKERS = (
     *(mini15, sd15, nodes_tiled, taesd, pixel_space, model_sampling, conditioning),
     *(samplers, grid, flow_grid, flow_runs, sampler_options, wan_workflows, ltx_workflows),
-    *(nodes, sounds, media, files, texts, generations),
+    *(nodes, sounds, media, files, texts, network_texts, generations),
 )
 MAKERS: dict[str, Callable[[ComfyUI], None]] = {
     **{make.__name__: make for make in _MAKERS},

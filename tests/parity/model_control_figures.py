@@ -25,6 +25,8 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.ldm.anima.lllite  # noqa: E402
+import comfy.ldm.anima.model  # noqa: E402
 import comfy.ldm.flux.model  # noqa: E402
 import comfy.ldm.lumina.controlnet  # noqa: E402
 import comfy.ldm.lumina.model  # noqa: E402
@@ -32,15 +34,27 @@ import comfy.ldm.qwen_image.model  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy_extras.nodes_model_patch as patches  # noqa: E402
 
-from tests.parity.dit_cases import weights  # noqa: E402
+from tests.parity.dit_cases import ADAPTER, weights  # noqa: E402
 from tests.parity.dit_control_cases import Vae  # noqa: E402
-from tests.parity.model_control_cases import CASES, NETS, PATCHES, SIGMAS, Asked, Case, asked, file  # noqa: E402
+from tests.parity.model_control_cases import (  # noqa: E402
+    CASES,
+    NETS,
+    PATCHES,
+    SAID,
+    SIGMAS,
+    Asked,
+    Case,
+    asked,
+    file,
+    lllite,
+)
 
 WHERE = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
 MODULES: dict[str, Any] = {
     "qwen": comfy.ldm.qwen_image.model.QwenImageTransformer2DModel,
     "zimage": comfy.ldm.lumina.model.NextDiT,
     "flux": comfy.ldm.flux.model.Flux,
+    "anima": comfy.ldm.anima.model.Anima,
 }
 PATCH_MODULES: dict[str, Any] = {
     "qwen": patches.QwenImageBlockWiseControlNet,
@@ -75,6 +89,22 @@ class Model:
         """Take one down."""
         self.patches.setdefault("post_input", []).append(patch)
 
+    def get_model_object(self, name: str) -> Any:
+        """Return what tells levels: a share of the sampling is one less of it."""
+        return SimpleNamespace(percent_to_sigma=lambda share: 1 - share)
+
+    def set_model_attn1_patch(self, patch: Any) -> None:
+        """Take one down."""
+        self.patches.setdefault("attn1_patch", []).append(patch)
+
+    def set_model_attn2_patch(self, patch: Any) -> None:
+        """Take one down."""
+        self.patches.setdefault("attn2_patch", []).append(patch)
+
+    def set_model_patch(self, patch: Any, name: str) -> None:
+        """Take one down."""
+        self.patches.setdefault(name, []).append(patch)
+
     def set_model_noise_refiner_patch(self, patch: Any) -> None:
         """Take one down."""
         self.patches.setdefault("noise_refiner", []).append(patch)
@@ -94,16 +124,36 @@ def answer(net: Any, case: Case, a: Asked, options: dict[str, Any]) -> Any:
         )
     if case.net == "zimage":
         return net(a.x, sigma, a.text, a.text.shape[1], transformer_options=options)
+    if case.net == "anima":
+        # It reads one level of all rows.
+        each = [
+            net(
+                a.x[i : i + 1], sigma[i : i + 1], a.text[i : i + 1], transformer_options={**options, "sigmas": sigma[i]}
+            )
+            for i in range(2)
+        ]
+        return torch.cat(each)
     return net(a.x, sigma, a.text, transformer_options=options)
+
+
+def patch_module(name: str) -> Any:
+    """Return a patch, with its weights."""
+    if name.startswith("anima"):
+        tensors = file(name, lllite(**PATCHES[name]))
+        net = comfy.ldm.anima.lllite.AnimaLLLite(tensors, SAID[name], **WHERE)
+        net.load_state_dict(tensors)
+        return net
+    net = PATCH_MODULES[name.partition("_")[0]](**PATCHES[name], **WHERE)
+    net.load_state_dict(file(name, shapes(net)))
+    return net
 
 
 def main() -> None:
     nets = {name: MODULES[name](**arguments, **WHERE) for name, arguments in NETS.items()}
-    beside = {name: PATCH_MODULES[name.partition("_")[0]](**PATCHES[name], **WHERE) for name in PATCHES}
+    beside = {name: patch_module(name) for name in PATCHES}
+    nets["anima"].llm_adapter = comfy.ldm.anima.model.LLMAdapter(**ADAPTER, **WHERE)
     for net in nets.values():
         net.load_state_dict(weights(shapes(net)))
-    for name, net in beside.items():
-        net.load_state_dict(file(name, shapes(net)))
     answers: dict[str, Any] = {}
     with torch.inference_mode():
         for case in CASES:
@@ -116,6 +166,11 @@ def main() -> None:
                     seen = SimpleNamespace(all_hidden_states=layers, penultimate_hidden_states=high)
                     patches.USOStyleReference().apply_patch(model, SimpleNamespace(model=beside[name]), seen)
                     continue
+                if case.net == "anima":
+                    patches.AnimaLLLiteApply().apply_patch(
+                        model, SimpleNamespace(model=beside[name]), a.image, case.strength, *case.span, mask=a.mask
+                    )
+                    continue
                 patches.ZImageFunControlnet().diffsynth_controlnet(
                     model,
                     SimpleNamespace(model=beside[name]),
@@ -127,7 +182,7 @@ def main() -> None:
                 )
             answers[case.name] = answer(nets[case.net], case, a, {"patches": model.patches}).numpy()
             answers[f"{case.name} without"] = answer(nets[case.net], case, a, {}).numpy()
-    keys = {name: shapes(net) for name, net in (nets | beside).items()}
+    keys = {name: shapes(net) for name, net in (nets | beside).items() if name not in SAID}
     (GOLDEN / "model_control_keys.json").write_text(json.dumps(keys, indent=0))
     np.savez_compressed(GOLDEN / "model_controls.npz", **answers)
 

@@ -16,6 +16,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from comfy_kitchen.tensor import (  # type: ignore[import-not-found]  # noqa: E402
+    AsymW4A8Int8Layout,
     QuantizedTensor,
     TensorCoreFP8Layout,
     TensorCoreMXFP8Layout,
@@ -36,6 +37,8 @@ FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 BLOCKS_SHAPE = (160, 192)
 BLOCKS: dict[str, Any] = {"nvfp4": TensorCoreNVFP4Layout, "mxfp8": TensorCoreMXFP8Layout}
+
+CODED = {"w4a8": {"convrot_groupsize": 64}, "w4a8_even": {"convrot_groupsize": 16, "group_size": 32, "codebook": False}}
 
 
 def main() -> None:
@@ -59,6 +62,16 @@ def main() -> None:
         }
         if name == "nvfp4":
             arrays[f"{name}|second"] = parameters.scale.numpy()
+    for name, settings in CODED.items():
+        stored, parameters = AsymW4A8Int8Layout.quantize(noise("quantized", SHAPE) / 10, **settings)
+        arrays |= {
+            f"{name}|stored": stored.view(torch.uint8).numpy(),
+            f"{name}|scales": parameters.scale.view(torch.uint8).numpy(),
+            f"{name}|channels": parameters.s_channel.numpy(),
+            f"{name}|wide": AsymW4A8Int8Layout.dequantize(stored, parameters).float().numpy(),
+        }
+        if parameters.codebook is not None:
+            arrays[f"{name}|table"] = parameters.codebook.numpy()
     np.savez_compressed(HERE / "golden" / "quantized.npz", **arrays)
 
 

@@ -45,3 +45,16 @@ def test_a_language_model_generates_comfyuis_tokens(tmp_path, name, together):
     for i, generation in enumerate(generations):
         assert generation.tokens == FIGURES[f"{name}|{i}|tokens"].tolist(), case.requests[i]
         assert generation.text == bytes(FIGURES[f"{name}|{i}|text"].tolist()).decode(), case.requests[i]
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.encoded])
+def test_a_language_model_that_writes_encodes_texts_as_comfyui_does(tmp_path, name):
+    case = CASES[name]
+    first, *others = write(tmp_path, case.encoder)
+    recipe = Recipe("clip", "text_encoders", first, (LoadedAs(case.encoder.type),), tuple(others))
+    with torch.inference_mode():
+        encoded = cpu_weights(Catalog(tmp_path), dtype="fp32").clip(recipe).encode(case.encoded)
+    for i, [(cond, options)] in enumerate(encoded):
+        figure = FIGURES[f"{name}|{i}|cond"]
+        assert (cond - figure).norm() <= 1e-5 * figure.norm()
+        assert options["attention_mask"].tolist() == FIGURES[f"{name}|{i}|attention_mask"].tolist()

@@ -33,6 +33,8 @@ from tests.parity.ltx_cases import CASES, Case, autoencoder_weights
 CPU = torch.device("cpu")
 FIGURES = Figures("ltx")
 KEYS = json.loads((GOLDEN / "ltx_keys.json").read_text())
+NETS_OF = {"vae": "ltx2", "vae 2.5": "ltx25"}
+"""Editions whose metadata has an autoencoder."""
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +76,20 @@ def autoencoder(folder: Path, name: str, part: Part) -> tuple[Any, nn.Module]:
     """Return an autoencoder of the networks that a name of KEYS stands for."""
     path = folder / f"{name} {part}.safetensors"
     named = {key.replace("autoencoder.", "audio_vae."): t for key, t in autoencoder_weights(KEYS[name]).items()}
-    save_file(named, path, ltx_cases.metadata(name.partition(" ")[0] if name != "vae" else "ltx2"))
+    save_file(named, path, ltx_cases.metadata(NETS_OF.get(name) or name.partition(" ")[0]))
     return Checkpoint(path).load(part)
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("name", ltx_cases.VAES)
 @pytest.mark.parametrize("count", ltx_cases.LATENT_FRAMES)
-def test_a_video_is_encoded_and_decoded_as_by_comfyui(folder: Path, count: int) -> None:
-    family, module = autoencoder(folder, "vae", "vae")
+def test_a_video_is_encoded_and_decoded_as_by_comfyui(folder: Path, count: int, name: str) -> None:
+    family, module = autoencoder(folder, name, "vae")
     images = noise(f"images {count}", (1, 3, 8 * count - 7, 32, 64)).sigmoid() * 2 - 1
-    FIGURES.assert_agrees(family.encode(module, images), f"vae {count} encoded", MODULE_TOLERANCE)
+    FIGURES.assert_agrees(family.encode(module, images), f"{name} {count} encoded", MODULE_TOLERANCE)
     made = family.decode(module, noise(f"latents {count}", (1, 128, count, 2, 3)))
     assert made.shape == (1, 3, 8 * count - 7, 64, 96)
-    FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"vae {count} decoded", MODULE_TOLERANCE)
+    FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), f"{name} {count} decoded", MODULE_TOLERANCE)
 
 
 @torch.inference_mode()
@@ -148,3 +151,18 @@ def test_a_row_without_its_reference_is_as_if_there_were_none(folder: Path) -> N
     without = [replace(row, layers=(PerturbedStreams(unreferenced=True),)) for row in asked]
     for made, wanted in zip(family.forward(module, [without[0], asked[1]]), (bare[0], asked[1]), strict=True):
         torch.testing.assert_close(made, family.forward(module, [wanted])[0])
+
+
+@torch.inference_mode()
+def test_a_text_is_modulated_by_tables_alone_where_its_modulation_follows_no_level(tmp_path: Path) -> None:
+    case = next(case for case in CASES if case.net == "ltx25")
+    tensors = autoencoder_weights(KEYS["ltx25"])
+    timed = {n: t * 0 if "prompt_adaln_single.linear" in n else t for n, t in tensors.items()}
+    bare = {n: t for n, t in tensors.items() if "prompt_adaln_single" not in n}
+    made = []
+    for name, weights in (("timed", timed), ("bare", bare)):
+        save_file(weights, path := tmp_path / f"{name}.safetensors", ltx_cases.metadata("ltx25"))
+        family, module = Checkpoint(path).load("backbone")
+        assert isinstance(family, Ltx2)
+        made.append(torch.cat(family.forward(module, rows(family, case))))
+    torch.testing.assert_close(*made)

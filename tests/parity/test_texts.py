@@ -13,10 +13,13 @@ from serve_app.recipe.text import ClipSkip, LoadedAs, T5Padding
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import IllustratedText, Texts
 from tests.parity.figures import Figures
-from tests.parity.text_cases import CASES, SMALL, image, write
+from tests.parity.networks.text_cases import NETWORK_TEXTS
+from tests.parity.text_cases import CASES as TEXTS
+from tests.parity.text_cases import SMALL, image, write
 from tests.unit.models.sample import cpu_weights
 
-FIGURES = Figures("texts")
+FIGURES = Figures("texts", "network_texts")
+CASES = {**TEXTS, **NETWORK_TEXTS}
 LED_BY_PADS = ("ltx2", "ltx23")
 """Cases whose rows ComfyUI pads at their start; here they are as long as they are."""
 
@@ -89,7 +92,9 @@ def test_an_encoder_gives_comfyuis_conditioning(clip_of, name):
 @pytest.mark.parametrize("name", [name for name in CASES if isinstance(CASES[name].texts[0], str)])
 def test_an_encoder_reads_comfyuis_tokens(clip_of, name):
     clip = clip_of(name)
-    encoders = [e for e in (clip.encoder, *vars(clip.encoder).values()) if isinstance(e, SequenceEncoder)]
+    every = [e for e in (clip.encoder, *vars(clip.encoder).values()) if isinstance(e, SequenceEncoder)]
+    # Of a text it reads what is quoted alone.
+    encoders = [encoder for encoder in every if encoder.prompt_format.key != "byt5_small"]
     plain = [(i, text) for i, text in enumerate(CASES[name].texts) if not (isinstance(text, dict) and "images" in text)]
     for i, text in plain:
         for encoder in encoders:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.models.families import Wan, Wan22
+from serve_app.models.families import Wan, Wan22, WanScail
 from tests.parity.make_checkpoint import normal
 from tests.unit.models.sample import random_tensors
 
@@ -30,6 +30,7 @@ NETS: Mapping[str, Wan] = {
     "vace": Wan(WIDTH, 4, INSIDE, TEXT, vace=2, vace_channels=96),
     "camera": Wan(WIDTH, 1, INSIDE, TEXT, 32, SEEN, camera=24),
     "camera_22": Wan(WIDTH, 1, INSIDE, TEXT, 36, camera=24),
+    "scail": WanScail(WIDTH, 2, INSIDE, TEXT, 20, SEEN),
 }
 STEPS, SEED, CFG = 3, 7, 3.0
 SAMPLER, SCHEDULE = "euler", "simple"
@@ -63,6 +64,16 @@ def _mask(channels: int, *size: int) -> dict[str, Any]:
 
 def _seen(count: int) -> dict[str, Any]:
     return {"clip_vision_output": (1, count, SEEN)}
+
+
+def _scail(references: int, frames: int) -> dict[str, Any]:
+    """Return references of videos (3,4,6), poses of some frames of half the size, and masks of both."""
+    return {
+        "reference_latents": [(1, 16, 1, 4, 6)] * references,
+        "pose_video_latent": (1, 16, frames, 2, 4),
+        "ref_mask_28ch": ("mask", (1, references + 3, 28, 4, 6)),
+        "driving_mask_28ch": ("mask", (1, frames, 28, 2, 4)),
+    }
 
 
 RUNS = (
@@ -101,6 +112,9 @@ RUNS = (
             "vace_strength": [0.8, 0.3],
         },
     ),
+    Run("scail", (3, 4, 6)),
+    Run("scail", (3, 4, 6), _scail(1, 2) | _seen(5)),
+    Run("scail", (3, 4, 6), _scail(2, 3) | {"ref_mask_flag": False}, (1, 1, 3, 4, 6)),
 )
 
 

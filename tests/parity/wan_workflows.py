@@ -32,6 +32,8 @@ _NODES: Nodes = {
     "end": ("Fixed", {"kind": "image", "seed": 4, "shape": "2,40,48,3"}),
     "control": ("Fixed", {"kind": "image", "seed": 5, "shape": "7,40,48,3"}),
     "masks": ("Fixed", {"kind": "soft mask", "seed": 6, "shape": "7,40,48"}),
+    "poses": ("Fixed", {"kind": "image", "seed": 10, "shape": "19,40,48,3"}),
+    "colours": ("Fixed", {"kind": "image", "seed": 11, "shape": "17,24,32,3"}),
     "seen": ("Fixed", {"kind": "seen", "seed": 7, "shape": f"1,5,{wan_cases.SEEN}"}),
     "seen last": ("Fixed", {"kind": "seen", "seed": 8, "shape": f"1,5,{wan_cases.SEEN}"}),
     "images": ("VAEDecode", {"samples": ["k", 0], "vae": ["vae", 0]}),
@@ -77,8 +79,15 @@ def _stages(cfg: float, steps: int, switch: int, sampler: str = "euler") -> Node
     }
 
 
-def _one(kind: str, file: str, *patches: tuple[str, dict[str, Any]], target: str = "k", **inputs: Any) -> Case:
-    settings = {**_SAMPLED, "seed": 9, "steps": 4, "cfg": 3.0, "sampler_name": "uni_pc", "denoise": 1.0}
+def _one(
+    kind: str,
+    file: str,
+    *patches: tuple[str, dict[str, Any]],
+    target: str = "k",
+    sampler: str = "uni_pc",
+    **inputs: Any,
+) -> Case:
+    settings = {**_SAMPLED, "seed": 9, "steps": 4, "cfg": 3.0, "sampler_name": sampler, "denoise": 1.0}
     nodes = _models(*patches, model=file)
     k = ("KSampler", {**settings, "model": ["model", 0], "latent_image": ["wan", 2]})
     return Case({**_NODES, **nodes, "wan": (kind, {**TOLD, **inputs}), "k": k}, target)
@@ -107,6 +116,9 @@ _TRACKS = {"width": 48, "height": 32, "start_x": 0.1, "start_y": 0.3, "end_x": 0
 _TRACKS |= {"num_tracks": 1, "track_spread": 0.3, "bezier": False, "mid_x": 0.5, "mid_y": 0.1}
 _SKIPPED = {"double_layers": "1", "single_layers": "1", "scale": 3.0, "start_percent": 0.01, "end_percent": 0.8}
 _TEMPORAL = dict.fromkeys(("self_structural", "self_temporal"), 1.0) | {"cross_structural": 1.2, "cross_temporal": 1.3}
+_SCAIL: dict[str, Any] = {"pose_strength": 0.9, "pose_start": 0.0, "pose_end": 1.0, "width": 64, "height": 32}
+_SCAIL |= {"pose_video": ["poses", 0], "pose_video_mask": ["colours", 0], "video_frame_offset": 0}
+_SCAIL |= {"reference_image": ["end", 0], "reference_image_mask": ["colours", 0], "previous_frame_count": 1}
 
 WORKFLOWS: dict[str, Case] = {
     "two stages": _two("WanImageToVideo", _stages(3.5, 6, 3), _SHIFTED, **_START),
@@ -162,6 +174,15 @@ WORKFLOWS: dict[str, Case] = {
         curve=("GenerateTracks", {**_TRACKS, "num_tracks": 2, "bezier": True, "interpolation": "ease_in"}),
         straight=("GenerateTracks", {**_TRACKS, "end_y": 0.1, "interpolation": "ease_in_out", "num_tracks": 1}),
         tracks=("WanMoveConcatTrack", {"tracks_1": ["curve", 0], "tracks_2": ["straight", 0]}),
+    ),
+    "SCAIL": _one("WanSCAILToVideo", "scail", **_SCAIL, replacement_mode=False, clip_vision_output=["seen", 0]),
+    "SCAIL, replacing, further": _one(
+        "WanSCAILToVideo",
+        "scail",
+        **{**_SCAIL, "pose_start": 0.2, "pose_end": 0.8, "video_frame_offset": 9, "length": 13, "width": 64},
+        sampler="euler",
+        replacement_mode=True,
+        previous_frames=["end", 0],
     ),
     "VACE, trimmed": Case(
         {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,24 +26,33 @@ TEMPLATES = {
     "video_ltx2_3_id_lora": 25,
     "video_ltx2_i2v": 24,
     "video_ltx2_canny_to_video": 24,
+    "video_ltx2_5_i2v": 24,
+    "video_ltx2_5_t2v": 24,
+    "video_ltx2_5_flf2v": 24,
 }
 """Templates, and their images a second."""
-USUAL = ("video_ltx2_3_ia2v", "video_ltx2_3_flf2v", "video_ltx2_t2v_distilled")
-"""From a sound and a prompt that the text encoder writes; from two images; of LTX-2.0, enlarged by its upscaler."""
+USUAL = ("video_ltx2_3_ia2v", "video_ltx2_3_flf2v", "video_ltx2_t2v_distilled", "video_ltx2_5_i2v")
+"""From a sound and a prompt that the text encoder writes; from two images; of LTX-2.0, enlarged by its upscaler; of
+LTX-2.5, with a prompt that another model writes of its image."""
+
+
+def small_prompt(name: str) -> dict[str, Any]:
+    """Return a template's workflow of a small, short video."""
+    prompt = prompt_of(name)
+    shrink(prompt)
+    for node in prompt.values():
+        if (title := node["_meta"]["title"]) in CUT and is_number(prompt, node["inputs"]["value"]):
+            node["inputs"]["value"] = CUT[title]
+        if node["class_type"] == "EmptyImage":
+            node["inputs"] |= {"width": SIDE, "height": SIDE}
+    return prompt
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in USUAL else pytest.mark.long) for name in TEMPLATES]
 )
 async def test_a_template_of_ltx_makes_its_video_with_sound(name: str, tmp_path: Path) -> None:
-    prompt = prompt_of(name)
-    shrink(prompt)
-    for node in prompt.values():
-        if (title := node["_meta"]["title"]) in CUT and not isinstance(node["inputs"]["value"], list):
-            node["inputs"]["value"] = CUT[title]
-        if node["class_type"] == "EmptyImage":
-            node["inputs"] |= {"width": SIDE, "height": SIDE}
-    async with ran(prompt, tmp_path) as (client, outputs):
+    async with ran(small_prompt(name), tmp_path) as (client, outputs):
         [saved] = saved_of(outputs)
         made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
     rate = TEMPLATES[name]
@@ -55,3 +65,8 @@ async def test_a_template_of_ltx_makes_its_video_with_sound(name: str, tmp_path:
     # An encoder fills the last packet up.
     assert abs(heard.shape[2] / made.audio["sample_rate"] - SECONDS) < 0.15
     assert heard.std() > 0.01, "it is silent"
+
+
+def is_number(prompt: dict[str, Any], value: Any) -> bool:
+    """Whether an input is given as a number, or by the node where a person chooses a resolution."""
+    return not isinstance(value, list) or prompt[value[0]]["class_type"] == "ResolutionSelector"

@@ -27,7 +27,16 @@ from serve_app.models.control.qwen_controlnet import QwenControlFamily, QwenFunC
 from serve_app.models.control.qwen_diffsynth import QwenDiffSynth
 from serve_app.models.control.uso import Uso
 from serve_app.models.control.zimage_control import ZImageControl
-from serve_app.models.families import AutoencoderKL, ClipText, ClipVision, Redux, Sdxl
+from serve_app.models.families import (
+    AutoencoderKL,
+    ClipText,
+    ClipVision,
+    Redux,
+    Sdxl,
+    SdxlRefiner,
+    StyleAdapter,
+    Unclip,
+)
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
@@ -35,6 +44,7 @@ from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
 from serve_app.models.families.dit.anima import Anima, AnimaText, LlmAdapter
 from serve_app.models.families.dit.auraflow import PileT5Text
+from serve_app.models.families.dit.ernie_image import ErnieImage
 from serve_app.models.families.dit.flux import Flux
 from serve_app.models.families.dit.flux2 import Flux2
 from serve_app.models.families.dit.flux3 import Flux3
@@ -56,6 +66,7 @@ from serve_app.models.families.text.qwen import Qwen3Text, QwenImage21Text
 from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
 from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextFamily
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.video.wan import Wan, Wan22
@@ -64,10 +75,20 @@ from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
-from tests.parity import dit_cases, ltx_cases, ltx_workflows, minimax_h3_cases
+from tests.parity import (
+    dit_cases,
+    families,
+    gemma4_cases,
+    ltx_cases,
+    ltx_workflows,
+    minimax_h3_cases,
+    stable_audio3_cases,
+    vision_cases,
+)
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
+from tests.parity.generation_cases import SEEING_QWEN35
 from tests.parity.qwen21_cases import drawn, file_of
 from tests.parity.text_cases import bytes_of, llama2_pieces
 from tests.parity.text_cases import tensors as text_tensors
@@ -102,6 +123,7 @@ DEPTH, FILL = replace(FLUX, extra_channels=16), replace(FLUX, extra_channels=80)
 KLEIN = Flux2(width=16, heads=1, doubles=1, singles=1, text_width=3 * TEXT_WIDTH)
 FLUX2 = replace(KLEIN, guided=True)
 FLUX3 = Flux3(width=32, heads=1, layers=1, singles=1, text_width=8 * TEXT_WIDTH)
+ERNIE_IMAGE = ErnieImage(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
 IDEOGRAM4 = Ideogram4(width=128, heads=1, layers=1, inside=48, text_width=13 * TEXT_WIDTH, modulation=16)
 KREA2 = Krea2(Attention(32, 2, 1, 48), Attention(TEXT_WIDTH, 2, 2, 48), layers=1, states=12)
 QWEN_IMAGE = QwenImage(width=32, heads=1, layers=1, text_width=TEXT_WIDTH)
@@ -112,13 +134,17 @@ SD3 = Sd3(width=64, layers=1, text_width=WIDE, pooled_width=128, side=192, norme
 VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_channels=3, quantized=False)
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 SDXL = Sdxl((32, 64), (1, 1), (0, 1), 1, context_dim=128, linear=True, vector_dim=64 + 6 * 256)
+REFINER = SdxlRefiner((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=64 + 5 * 256)
+UNCLIP = Unclip((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=2 * 768)
 SDXL_VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
 SVD = Svd((64, 64), (1, 1), (1, 0), 1, context_dim=64, linear=True, concat_channels=4, vector_dim=768)
 SVD_VAE = TemporalKL(channels=(32,) * 4, res_blocks=2, latent_channels=4, image_channels=3, quantized=False)
 VIT_H = ClipVision(layers=32, width=32, hidden_width=48, side=16, patch=14, projection=64)
+VIT_L = ClipVision(layers=24, width=32, hidden_width=48, side=16, patch=14, projection=768)
 VIT_G = ClipVision(layers=48, width=32, hidden_width=48, side=16, patch=14, projection=64)
 SIGLIP = ClipVision(layers=27, width=32, hidden_width=48, side=27, patch=14, siglip=True)
 REDUX = Redux(reads=SIGLIP.width, hidden_width=48, writes=TEXT_WIDTH)
+STYLE_ADAPTER = StyleAdapter(reads=VIT_L.width, hidden_width=48, layers=1, count=2, writes=64)
 FLUX2_VAE = Flux2Vae(KL, decoder_channels=KL.channels)
 WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
 WAN_22_VAE = Wan22Vae(width=4, decoder_width=4)
@@ -132,6 +158,7 @@ QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, 
 """Two heads of keys, by which it is told from the 7B."""
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
 UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
+T5GEMMA = T5GemmaText(1, stable_audio3_cases.TEXT, 48, heads=1, kv_heads=1, vocabulary=8192)
 WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
 WAN_I2V = replace(WAN, fed=36)
 WAN_SEEING = replace(WAN_I2V, image_width=VIT_H.width)
@@ -177,11 +204,15 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/sd3.5.*": lambda: whole(SD3, VAE, clip_l=CLIP_L, clip_g=CLIP_G, t5xxl=replace(T5, width=WIDE)),
     r"checkpoints/svd.*": lambda: svd_checkpoint(),
+    r"checkpoints/sd_xl_refiner.*": lambda: whole(REFINER, SDXL_VAE, clip_g=CLIP_G),
+    r"checkpoints/unclip.*": lambda: unclip_checkpoint(),
     r"checkpoints/sd_xl.*": lambda: whole(SDXL, SDXL_VAE, clip_l=CLIP_L, clip_g=CLIP_G),
     r"clip_vision/clip_vision_g.*": lambda: single_file(VIT_G),
+    r"clip_vision/clip_vision_l.*": lambda: single_file(VIT_L),
     r"clip_vision/clip_vision_h.*": lambda: single_file(VIT_H),
     r"clip_vision/sigclip.*": lambda: single_file(SIGLIP),
     r"style_models/flux1-redux.*": lambda: single_file(REDUX),
+    r"style_models/t2iadapter_style.*": lambda: single_file(STYLE_ADAPTER),
     r"controlnet/Qwen-Image-InstantX-ControlNet-Inpainting.*": lambda: network(QwenControlFamily(QWEN_IMAGE, True)),
     r"controlnet/Qwen-Image-2512-Fun.*": lambda: network(QwenFunControlFamily(QWEN_IMAGE.width, 1, 1)),
     r"model_patches/Z-Image-Turbo-Fun-Controlnet-Union.*": lambda: network(ZImageControl(Z_IMAGE.width, 3, 1, 1)),
@@ -201,6 +232,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/flux-2-klein.*": lambda: network(KLEIN),
     r"diffusion_models/flux3-image-klein-base.*": lambda: network(FLUX3),
     r"diffusion_models/flux3-image-klein.*": lambda: network(replace(FLUX3, flow_map=True)),
+    r"diffusion_models/ernie-image.*": lambda: network(ERNIE_IMAGE),
     r"diffusion_models/ideogram4.*": lambda: network(IDEOGRAM4),
     r"diffusion_models/wan2\.2_fun_camera.*": lambda: single_file(WAN_CAMERA),
     r"diffusion_models/fast.*h3.*": lambda: fast_h3(),
@@ -225,6 +257,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.2_fun_inpaint_5B.*": lambda: single_file(replace(WAN_22_5B, fed=100)),
     r"diffusion_models/wan2\.2_fun_control_5B.*": lambda: single_file(WAN_22_5B_CONTROL),
     r"diffusion_models/minimax_h3.*": lambda: minimax_h3_cases.file("pruned"),
+    r"diffusion_models/seedvr2_(3b|7b).*": lambda: seedvr2("3b"),
     r"loras/minimax_h3.*": lambda: lora("diffusion_model.blocks.0.attn.qkv_proj", 768, 64),
     r"loras/([Ww]an_?2|wan_alpha|lightx2v).*": lambda: few_steps(WAN.width, WAN.inside),
     r"loras/Qwen-Image.*": lambda: lora("transformer_blocks.0.attn.to_q", 32, 32),
@@ -239,16 +272,23 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
-    # It refines prompts where a switch says so, and is not read where it is off.
-    r"text_encoders/qwen3.5_9b.*": lambda: {"unread": torch.zeros(1)},
+    r"text_encoders/qwen3\.5.*": lambda: text_tensors(SEEING_QWEN35),
     r"text_encoders/qwen3vl_32b_minimax_h3.*": lambda: minimax_h3_cases.file("text"),
     r"text_encoders/qwen3vl_8b.*": lambda: text_tensors(QWEN3_VL_8B),
     r"text_encoders/qwen3vl_4b.*": lambda: text_tensors(QWEN3_VL),
     r"text_encoders/qwen_2.5_vl_fp16.*": lambda: text_tensors(QWEN_VL_3B),
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
+    r"checkpoints/stable_audio_3.*": lambda: stable_audio3(),
+    r"text_encoders/t5gemma.*": lambda: {**single_file(T5GEMMA), "spiece_model": bytes_of(llama2_pieces())},
+    r"text_encoders/qwen3.5_2b.*": lambda: {"unread": torch.zeros(1)},
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
     r"checkpoints/ltx-2-19b.*": lambda: ltx_checkpoint("ltx2"),
+    r"diffusion_models/ltx-2\.5.*": lambda: ltx_workflows.part("ltx25"),
+    r"vae/ltx-2\.5-video-vae.*": lambda: ltx_workflows.part("vae 2.5"),
+    r"vae/ltx-2\.5-audio-vae.*": lambda: ltx_workflows.part("ltx23 sounds"),
+    r"text_encoders/gemma4-12b.*": lambda: gemma4("12B", PROJECTED["ltx23"]),
+    r"text_encoders/gemma4_e2b.*": lambda: gemma4("E2B"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[0],
     r"loras/ltx.*": lambda: lora("diffusion_model.transformer_blocks.0.attn1.to_q", 48, 48),
     r"loras/gemma-3.*": lambda: lora("text_encoders.gemma3_12b.transformer.model.layers.0.self_attn.q_proj", 512, 32),
@@ -258,6 +298,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/sdxl.*": lambda: network(SDXL_VAE),
+    r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
     r"vae/minimax_h3_audio_vae.*": lambda: minimax_h3_cases.file("audio_vae"),
     r"vae/ae\..*": lambda: network(VAE),
@@ -272,6 +313,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
 METADATA: Mapping[str, Callable[[], dict[str, str]]] = {
     r"checkpoints/ltx-2\.3.*": lambda: ltx_cases.metadata("ltx23"),
     r"checkpoints/ltx-2-19b.*": lambda: ltx_cases.metadata("ltx2"),
+    r"(diffusion_models|vae)/ltx-2\.5.*": lambda: ltx_cases.metadata("ltx25"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[1],
     r"loras/ltx.*-ic-lora.*": lambda: {"reference_downscale_factor": "2"},
 }
@@ -287,6 +329,30 @@ def ltx_checkpoint(net: str) -> Tensors:
     }
 
 
+def gemma4(name: str, projected: Mapping[str, int] | None = None) -> Tensors:
+    """Return a Gemma 4 of the parity tests. projected: how wide its projections' texts are, by their names."""
+    shapes = json.loads((GOLDEN / "gemma4_keys.json").read_text())[name]
+    for layer, width in (projected or {}).items():
+        shapes[layer][0] = shapes[f"{layer.removesuffix('weight')}bias"][0] = width
+    return {**weights(shapes), "tokenizer_json": gemma4_cases.tokenizer_tensor()}
+
+
+def stable_audio3() -> Tensors:
+    """Return a checkpoint of Stable Audio 3 as published: with its autoencoder and what embeds lengths."""
+    keys = json.loads((GOLDEN / "stable_audio3_keys.json").read_text())
+    prefixes = {"net": "model.model.", "vae": "pretransform.model.", "conditioners": "conditioner.conditioners."}
+    return {
+        prefix + name: tensor
+        for part, prefix in prefixes.items()
+        for name, tensor in stable_audio3_cases.weights(keys[part]).items()
+    }
+
+
+def seedvr2(name: str) -> Tensors:
+    """Return a network of SeedVR2 that the parity tests compare with ComfyUI's, or its autoencoder."""
+    return weights(json.loads((GOLDEN / "seedvr2_keys.json").read_text())[name])
+
+
 def svd_checkpoint() -> Tensors:
     """Return a checkpoint of Stable Video Diffusion with its image encoder."""
     parts = {
@@ -295,6 +361,12 @@ def svd_checkpoint() -> Tensors:
         "conditioner.embedders.0.open_clip.model.visual.": single_file(VIT_H),
     }
     return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
+
+
+def unclip_checkpoint() -> Tensors:
+    """Return a checkpoint of SD 2.1 unCLIP with its image encoder."""
+    seen = vision_cases.open_clip(dict(single_file(VIT_L)), "embedder.model.visual.")
+    return {**whole(UNCLIP, SDXL_VAE), **families.open_clip("cond_stage_model.model."), **seen}
 
 
 def fast_h3() -> Tensors:

@@ -1,7 +1,7 @@
 """The operator's page at `/operator`, and the figures that only it shows; its other data come from `/status`.
 
-The page is HTML and a script without a build step, and asks no other host for anything. Source of its policy: CSP
-level 3.
+The page is HTML and scripts without a build step, with two libraries for tables and charts that come with the package
+(`page/libraries`), and asks no other host for anything. Source of its policy: CSP level 3.
 """
 
 from __future__ import annotations
@@ -23,12 +23,18 @@ from serve_app.api.routing import Routes
 from serve_app.api.strict_json import JsonResponse
 from serve_app.errors import JobMissingError, short_repr
 from serve_app.service.queued_jobs import queued_jobs
-from serve_app.store.database.activity import DAY_S, ReadActivity, ReadTenantDays
+from serve_app.service.service import Service
+from serve_app.store.database.activity import DAY_S, ReadActivity, ReadTenantDays, TenantDay
 
 router = Routes("/operator")
 
 PAGE = Path(__file__).with_name("page")
-FILES: Mapping[str, str] = {"operator.js": "text/javascript", "operator.css": "text/css"}
+LIBRARIES = PAGE / "libraries"
+FILES: Mapping[str, Path] = {
+    **{name: PAGE / name for name in ("operator.js", "tables.js", "charts.js", "operator.css")},
+    **{name: LIBRARIES / name for name in ("tabulator.js", "tabulator.css", "uplot.js", "uplot.css")},
+}
+TYPES: Mapping[str, str] = {".js": "text/javascript", ".css": "text/css"}
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' data:; form-action 'none'; frame-ancestors 'none'; base-uri 'none'",
@@ -49,11 +55,11 @@ async def get_page(_: Admin) -> Response:
 
 @router.read("/files/{name}")
 async def get_file(request: Request, _: Admin) -> Response:
-    """Return the page's script or style sheet."""
+    """Return a script or style sheet of the page."""
     name = request.path_params["name"]
     if name not in FILES:
         raise JobMissingError(f"the page has no file {short_repr(name)}; it has {', '.join(FILES)}")
-    return FileResponse(PAGE / name, headers=HEADERS, media_type=FILES[name])
+    return FileResponse(FILES[name], headers=HEADERS, media_type=TYPES[FILES[name].suffix])
 
 
 @router.read("/jobs")
@@ -79,16 +85,31 @@ async def get_activity(service: Current, _: Admin) -> Response:
     return JsonResponse({"since_s": since_s, "slot_s": SLOT_S, "slots": list(map(asdict, slots))})
 
 
-@router.read("/use.csv")
+@router.read("/use")
 async def get_use(request: Request, service: Current, _: Admin) -> Response:
-    """Return each tenant's jobs and GPU-seconds by UTC day, of the last `days`, as CSV."""
-    days = min(366, max(1, int(query_number(request, "days", int, DAYS))))
-    found = await service.for_tenant("").query(ReadTenantDays(int(time.time() // DAY_S) - days + 1))
+    """Return each tenant's jobs, GPU-seconds and saved bytes by UTC day, of the last `days`, the oldest first."""
+    found = await _use(request, service)
+    return JsonResponse({"days": [{**asdict(each), "day": _date(each)} for each in found]})
+
+
+@router.read("/use.csv")
+async def get_use_as_csv(request: Request, service: Current, _: Admin) -> Response:
+    """Return each tenant's jobs, GPU-seconds and saved bytes by UTC day, of the last `days`, as CSV."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("day", "tenant", "jobs", "gpu_seconds"))
-    for each in found:
-        rows.writerow(
-            (datetime.fromtimestamp(each.day * DAY_S, UTC).date(), each.tenant, each.jobs, f"{each.gpu_s:.3f}")
-        )
+    rows.writerow(("day", "tenant", "jobs", "gpu_seconds", "saved_bytes"))
+    for each in await _use(request, service):
+        rows.writerow((_date(each), each.tenant, each.jobs, f"{each.gpu_s:.3f}", each.saved_bytes))
     return Response(text.getvalue(), media_type="text/csv", headers={"Cache-Control": "no-store"})
+
+
+async def _use(request: Request, service: Service) -> tuple[TenantDay, ...]:
+    days = min(366, max(1, int(query_number(request, "days", int, DAYS))))
+    found: tuple[TenantDay, ...] = await service.for_tenant("").query(
+        ReadTenantDays(int(time.time() // DAY_S) - days + 1)
+    )
+    return found
+
+
+def _date(use: TenantDay) -> str:
+    return datetime.fromtimestamp(use.day * DAY_S, UTC).date().isoformat()

@@ -22,7 +22,10 @@ def up(
     port: Annotated[
         int | None,
         typer.Option(
-            min=0, max=65_535, help="port to listen on (default: as configured, else 8188)", envvar="SERVE_APP_PORT"
+            min=0,
+            max=65_535,
+            help="port to listen on, 0 for a free one (default: as configured, else 8188)",
+            envvar="SERVE_APP_PORT",
         ),
     ] = None,
     insecure: Annotated[
@@ -114,7 +117,8 @@ def up(
 def doctor(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="port to listen on (default: as configured, else 8188)")
+        int | None,
+        typer.Option(min=0, max=65_535, help="port to listen on, 0 for a free one (default: as configured, else 8188)"),
     ] = None,
     models_dir: Annotated[Path | None, _folder("model files in ComfyUI's folders")] = None,
     output_dir: Annotated[Path | None, _folder("saved images")] = None,

@@ -48,7 +48,7 @@ def serve_on_cluster(settings: AppConfig, host: str, port: int, stop: threading.
     served = _serve(settings, host, port, None, context, stop)
     if served:
         stop.wait()
-    print("stopping", flush=True)
+    log.announce("stopping")
     _withdraw()
     return 0 if served or stop.is_set() else 1
 
@@ -83,12 +83,12 @@ def _serve(
     deploying = (bind(settings, sockets), {**proxy, "http_options": {"host": host, "port": port}}, deployed)
     threading.Thread(target=_deploy, args=deploying, daemon=True).start()
     if context.dashboard_url:
-        print(f"dashboard: http://{context.dashboard_url}", flush=True)
+        log.announce(f"dashboard: http://{context.dashboard_url}")
     works = _wait_until_ready(stop, deployed)
     if works:
-        print(f"server:    http://{host}:{port}", flush=True)
+        log.announce(f"server:    http://{host}:{port}")
         if _has_no_models(settings):
-            print(f"models:    {no_models(settings.models_dir)}", flush=True)
+            log.announce(f"models:    {no_models(settings.models_dir)}")
     elif not stop.is_set():
         print("serve-app up: the application could not be deployed; see the log above", file=sys.stderr)
     return works

@@ -26,6 +26,7 @@ import psutil
 
 from serve_app import log
 from serve_app.deployments.process import reaper
+from serve_app.deployments.process.stop_notice import StopNotice
 from serve_app.deployments.proxy.haproxy import HAProxy
 
 STDIN = 0
@@ -41,6 +42,10 @@ STEADY_S = 60.0
 LONGEST_WAIT_S = 30.0
 STOP_S = 8.0
 """The timeout of a server's stop."""
+KILLED_S = 30.0
+"""How long the system may take to end a process that was killed."""
+KEEPING_S = 8.0
+"""How long a stop waits for replicas that keep the states of their runs."""
 _log = log.get("up")
 
 
@@ -75,12 +80,14 @@ def supervise(
     """
     mark = str(uuid.uuid4())
     reaping = reaper.watch(mark)
-    environment = {**environment, **reaper.marked(mark)}
+    notice = StopNotice()
+    environment = {**environment, **reaper.marked(mark), **notice.environment}
     try:
         if haproxy is not None:
             haproxy.start(environment)
-        return _keep(command, given, environment, mark, stop, haproxy)
+        return _keep(command, given, environment, mark, stop, notice, haproxy)
     finally:
+        notice.close()
         if haproxy is not None:
             haproxy.end()
         reaper.reap(mark)
@@ -93,6 +100,7 @@ def _keep(
     environment: Mapping[str, str],
     mark: str,
     stop: threading.Event,
+    notice: StopNotice,
     haproxy: HAProxy | None,
 ) -> int:
     worked = False
@@ -103,6 +111,8 @@ def _keep(
                 if haproxy is not None:
                     haproxy.keep()
             if fault is None:
+                print("stopping", flush=True)
+                notice.give(KEEPING_S)
                 life.end()
                 break
             reaper.reap(mark, spared=() if haproxy is None else {haproxy.pid})
@@ -142,7 +152,10 @@ class _Life:
 
     def __exit__(self, *_: object) -> None:
         os.close(self._ready)
-        self._process.wait()
+        # It has been given its time, or an error leaves it running, which nothing else would end.
+        self._process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(KILLED_S)
 
     @property
     def status(self) -> int | None:
@@ -170,8 +183,8 @@ class _Life:
 
     def end(self) -> None:
         """Stop it; the reaper kills it if it does not end in time."""
-        print("stopping", flush=True)
         self._process.send_signal(signal.SIGTERM)
+        log.announce("stopping")
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -142,7 +143,8 @@ def planned(arguments: UpOptions, *, looking: bool = False) -> Start:
     """Return what these options start. looking: only to look at it, which makes no folder. Errors: ConfigError."""
     settings = settings_of(arguments).resolved(make=not looking)
     own_ray = "RAY_ADDRESS" not in os.environ
-    return Start(settings, arguments.host, _port(arguments), own_ray, arguments.insecure, looking)
+    port = _port(arguments) or _free_port(arguments.host, own_ray)
+    return Start(settings, arguments.host, port, own_ray, arguments.insecure, looking)
 
 
 def raise_descriptors() -> None:
@@ -194,11 +196,23 @@ def settings_of(arguments: UpOptions) -> AppConfig:
 
 
 def _port(arguments: UpOptions) -> int:
-    """Return the port of the command line, else the file's, else the usual one. Errors: ConfigError."""
+    """Return the port of the command line, else the file's, else the usual one; 0 for any. Errors: ConfigError."""
     if arguments.port is not None:
         return arguments.port
     configured = config.port_of(arguments.config) if arguments.config else None
     return PORT if configured is None else configured
+
+
+def _free_port(host: str, own_ray: bool) -> int:
+    """Return a port that is free now: what listens is started again on the same one. Errors: ConfigError."""
+    if not own_ray:
+        raise ConfigError("port 0 means one that is free on this machine, and RAY_ADDRESS names a cluster: give --port")
+    with socket.socket() as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise ConfigError(f"cannot listen on {host}: {error.strerror}; give another --host") from error
+        return int(probe.getsockname()[1])
 
 
 def _may_start(start: Start) -> bool:
@@ -223,4 +237,4 @@ def _provide(settings: AppConfig) -> None:
     except OSError as error:
         raise ConfigError(f"--demo cannot fill models_dir {settings.models_dir}: {error.strerror}") from error
     for path in provided:
-        print(f"demo:      {path}", flush=True)
+        log.announce(f"demo:      {path}")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from serve_app import log
+from serve_app.models.control.anima_lllite import AnimaLLLite
 from serve_app.models.control.controlnet_file import ControlFile
 from serve_app.models.control.dit_control import DitControlFamily, SideFamily
 from serve_app.models.control.flux_controlnet import FluxControlFamily
@@ -28,7 +29,7 @@ FAMILIES: Sequence[type[DitControlFamily]] = (
     *(QwenControlFamily, QwenFunControlFamily),
 )
 """All known families of ControlNets."""
-MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl, Uso, Gligen)
+MODEL_PATCHES: Sequence[type[SideFamily]] = (QwenDiffSynth, ZImageControl, Uso, AnimaLLLite, Gligen)
 """All model patches."""
 
 _log = log.get("models")
@@ -99,7 +100,7 @@ def open_model_patch(file: Checkpoint) -> SideFile:
     tensors = Tensors(file.shapes, file.where)
     raise tensors.unsupported(
         f"holds no model patch of a known layout{tensors.family()}; supported are DiffSynth's of Qwen-Image, the Fun "
-        "union ControlNets of Z-Image, USO's of Flux.1, and GLIGEN's"
+        "union ControlNets of Z-Image, USO's of Flux.1, Anima's LLLite, and GLIGEN's"
     )
 
 

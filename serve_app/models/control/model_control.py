@@ -1,15 +1,17 @@
 """Applies model patches: networks of the folder "model_patches" that read a backbone's tokens and add to them.
 
-A ControlNet runs before the backbone; these run block by block, on the backbone's intermediate tokens. Others add image
-features to the text's tokens. Images are encoded once per run and size. Rows of many jobs with the same network share
-its forward.
+A ControlNet runs before the backbone; these run block by block, on the backbone's intermediate tokens. Others steer
+what layers read, or add image features to the text's tokens. Images are encoded once per run and size. Rows of many
+jobs with the same network share its forward.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from serve_app.images import resize
 from serve_app.models.control.control import Autoencoder
 from serve_app.recipe.controls import ModelControl
 from serve_app.sampling.forward import to_batch
+from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.transfer import to_device
 
 if TYPE_CHECKING:
@@ -79,6 +82,24 @@ class AtWork(ABC):
         """Add to the output of a block, in place."""
 
 
+class InputsAtWork(AtWork):
+    """A network that changes what layers of a backbone's blocks read."""
+
+    def before(self, stack: str, tokens: Tensor) -> None:
+        """Do nothing."""
+
+    def after(self, stack: str, number: int, tokens: Tensor) -> None:
+        """Do nothing."""
+
+    @abstractmethod
+    def places(self) -> Iterable[tuple[int, str]]:
+        """Return the layers, as the number of a block and a name within it."""
+
+    @abstractmethod
+    def steered(self, place: tuple[int, str], tokens: Tensor) -> Tensor:
+        """Return what a layer reads instead of tokens (R,n,D)."""
+
+
 class ModelPatchNetwork(nn.Module, ABC):
     """A model patch on its device."""
 
@@ -109,11 +130,13 @@ class ModelPatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ActiveModelControl:
-    """One model control in one run."""
+    """One model control in one run. It acts on noise levels from `first` down to `last`."""
 
     patch: ModelPatch
     strength: float
     images: ControlImages
+    first: float = inf
+    last: float = 0.0
     _read: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     def read(self, height: int, width: int) -> Tensor:
@@ -122,12 +145,19 @@ class ActiveModelControl:
             self._read[height, width] = self.patch.network.read(self.images, height, width)
         return self._read[height, width]
 
+    def acts(self, sigma: float) -> bool:
+        """Return whether it acts at a noise level."""
+        return self.last <= sigma <= self.first
 
-def activated(control: ModelControl, patch: ModelPatch, vae: Autoencoder | None, backbone: Any) -> ActiveModelControl:
+
+def activated(
+    control: ModelControl, patch: ModelPatch, vae: Autoencoder | None, backbone: Any, levels: Levels
+) -> ActiveModelControl:
     """Return a control bound to a run. backbone: the one that it acts on. Errors: NodeError as `check`."""
     images = ControlImages(vae, control.image, control.inpaint_image, control.mask, control.seen)
     patch.network.check(patch.name, images, backbone)
-    return ActiveModelControl(patch, control.strength, images)
+    first, last = levels.at_progress(control.start_percent), levels.at_progress(control.end_percent)
+    return ActiveModelControl(patch, control.strength, images, first, last)
 
 
 def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
@@ -140,7 +170,7 @@ def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
         under: dict[ModelPatch, list[tuple[int, ActiveModelControl, Rows]]] = {}
         first = 0
         for r in rows:
-            if place < len(r.controls):
+            if place < len(r.controls) and r.controls[place].acts(r.sigma):
                 control = r.controls[place]
                 under.setdefault(control.patch, []).append((first, control, r))
             first += r.count
@@ -153,6 +183,25 @@ def all_at_work(rows: Sequence[Rows], call: Any) -> list[AtWork]:
             assert isinstance(patch.network, BlockwiseNetwork), "check lets no other act on this backbone"
             acting.append(patch.network.at_work(of_rows, call))
     return acting
+
+
+@contextmanager
+def steering(blocks: nn.ModuleList, acting: Sequence[AtWork]) -> Iterator[None]:
+    """Let those networks that change layers' inputs do so in the blocks of a backbone, in order."""
+    with ExitStack() as hooks:
+        for network in acting:
+            if isinstance(network, InputsAtWork):
+                for number, name in network.places():
+                    layer = blocks[number].get_submodule(name)
+                    hooks.callback(layer.register_forward_pre_hook(_before(network, (number, name))).remove)
+        yield
+
+
+def _before(network: InputsAtWork, place: tuple[int, str]) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    def steer(layer: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return network.steered(place, arguments[0]), *arguments[1:]
+
+    return steer
 
 
 def text_tokens(row: Rows) -> list[Tensor]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from serve_app.models.families.audio.stable_audio3 import StableAudio3
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
 from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.ltx2 import Ltx2Vae
 from serve_app.models.families.autoencoders.ltx2_audio import Ltx2AudioVae
 from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
+from serve_app.models.families.autoencoders.ltx25 import Ltx25Vae
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
+from serve_app.models.families.autoencoders.same import SameVae
+from serve_app.models.families.autoencoders.seedvr2 import SeedVr2Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
@@ -42,12 +46,22 @@ from serve_app.models.families.family import (
     VaeFamily,
     VisionFamily,
 )
+from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo, HunyuanVideo15
+from serve_app.models.families.hunyuan_video.text import ByT5Text, HunyuanVideo15Text, HunyuanVideoText
+from serve_app.models.families.hunyuan_video.vae15 import HunyuanVideo15Vae
+from serve_app.models.families.longcat_image.backbone import LongCatImage
+from serve_app.models.families.longcat_image.text import LongCatText
+from serve_app.models.families.mage_flow.backbone import MageFlow
+from serve_app.models.families.mage_flow.text import MageFlowText
+from serve_app.models.families.mage_flow.vae import MageFlowVae
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
+from serve_app.models.families.text.gemma4 import Gemma4Text
 from serve_app.models.families.text.hidream_text import HiDreamText
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import Gemma3Text, Ltx2Projection, Ltx2Text
+from serve_app.models.families.text.ltx25_text import Ltx25Text
 from serve_app.models.families.text.mistral import MinistralText, MistralText
 from serve_app.models.families.text.qwen import (
     Flux3Text,
@@ -57,10 +71,13 @@ from serve_app.models.families.text.qwen import (
     Qwen3Text,
     QwenImage21Text,
 )
+from serve_app.models.families.text.qwen35 import Qwen35Text
 from serve_app.models.families.text.qwen_vl import QwenVlText
 from serve_app.models.families.text.sd3_text import Sd3Text
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
+from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextEnsemble, TextFamily
+from serve_app.models.families.unet.lotus import Lotus
 from serve_app.models.families.unet.sd import Sd
 from serve_app.models.families.unet.sdxl import Sdxl, SdxlRefiner, SdxlText
 from serve_app.models.families.unet.svd import Svd
@@ -68,20 +85,29 @@ from serve_app.models.families.unet.unclip import Unclip
 from serve_app.models.families.unet.unet import Unet
 from serve_app.models.families.video.ltx2 import Ltx2
 from serve_app.models.families.video.minimax_h3 import MiniMaxH3
+from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
+from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
-UNETS: Sequence[type[Unet]] = (Svd, Unclip, SdxlRefiner, Sdxl, Sd)
+UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
+    # Before Flux.1, whose names some of its layers have.
+    *(HunyuanVideo, HunyuanVideo15, LongCatImage),
+    # Before Qwen-Image, whose layers it has.
+    MageFlow,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage),
+    *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
 )
 VAES: Sequence[type[VaeFamily]] = (
-    *(Flux2Vae, Ltx2Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd, PixelSpace),
+    SeedVr2Vae,
+    *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
+    PixelSpace,
+    *(HunyuanVideo15Vae, MageFlowVae),
 )
-AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae)
+AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
@@ -91,27 +117,34 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         T5Text,
         UMT5Text,
         PileT5Text,
+        Qwen35Text,
+        ByT5Text,
         Qwen3Text,
         AnimaText,
         QwenVlText,
         OmniGen2Text,
         Gemma2Text,
         Gemma3Text,
+        Gemma4Text,
         Ltx2Projection,
         MinistralText,
         MistralText,
         LlamaText,
+        T5GemmaText,
     ),
 )
-TEXT_READERS: Sequence[type[TextFamily]] = (MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text)
+TEXT_READERS: Sequence[type[TextFamily]] = (
+    *(MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text, LongCatText, MageFlowText),
+)
 """Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
     "boogu": (Qwen3Text, "Boogu-Image"),
     "joyimage": (Qwen3Text, "JoyImage"),
-    "mage": (Qwen3Text, "Mage-Flow"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
-TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text)
+TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
+    *(SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text, HunyuanVideoText, HunyuanVideo15Text),
+)
 """Encoders that go together, and are read side by side."""
 
 __all__ = [
@@ -138,16 +171,26 @@ __all__ = [
     "Flux2Vae",
     "Flux3",
     "Gemma3Text",
+    "Gemma4Text",
     "HiDream",
+    "HunyuanVideo",
+    "HunyuanVideo15",
+    "HunyuanVideo15Vae",
     "Ideogram4",
     "Krea2",
+    "LongCatImage",
+    "Lotus",
     "Ltx2",
     "Ltx2AudioVae",
     "Ltx2Projection",
     "Ltx2Text",
     "Ltx2Upscaler",
     "Ltx2Vae",
+    "Ltx25Text",
+    "Ltx25Vae",
     "Lumina2",
+    "MageFlow",
+    "MageFlowVae",
     "MiniMaxH3",
     "MiniMaxH3AudioVae",
     "MiniMaxH3Vae",
@@ -155,15 +198,20 @@ __all__ = [
     "PixArt",
     "PixArtAlpha",
     "PixelSpace",
+    "Qwen35Text",
     "QwenImage",
     "QwenImage21",
     "QwenImage21Vae",
     "Redux",
+    "SameVae",
     "Sd",
     "Sd3",
     "Sdxl",
     "SdxlRefiner",
     "SdxlText",
+    "SeedVr2",
+    "SeedVr2Vae",
+    "StableAudio3",
     "StyleAdapter",
     "Taesd",
     "Unclip",
@@ -171,6 +219,7 @@ __all__ = [
     "Wan",
     "Wan22",
     "Wan22Vae",
+    "WanScail",
     "WanVae",
     "ZImage",
 ]

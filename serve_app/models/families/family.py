@@ -174,9 +174,17 @@ class BackboneFamily(Family):
     def probe(cls, tensors: Tensors) -> BackboneFamily:
         """Return the network that a backbone's tensors describe. Errors: ModelFileError for an unsupported variant."""
 
+    def own_texts(self, network: Any) -> Mapping[str, Tensor]:
+        """Return the texts (1,T,D) that its files hold, by role. Errors: NodeError for a family without any."""
+        raise NodeError(f"a backbone of {self.title} has no texts of its own; one of SeedVR2 has them")
+
     def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
         """Return a conditioning of a text, cond (1,T,D) and options, without numbers, to count a forward's cost."""
         return torch.empty(1, tokens, self.text_width, device="meta"), {}
+
+    def needed_options(self, latents: Any) -> Mapping[str, Any]:
+        """Return the options without which it samples no such latents, without numbers; empty by default."""
+        return {}
 
     def saved_as(self) -> Mapping[str, str]:
         """Return metadata that ComfyUI writes to saved files of this family; empty by default."""
@@ -250,7 +258,7 @@ class BackboneFamily(Family):
 class VaeFamily(Family):
     """A family of autoencoders between images and latents."""
 
-    dtypes = (torch.bfloat16,)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16,)
     """fp16 overflows in some published ones."""
 
     frames: ClassVar[int] = 0
@@ -261,6 +269,9 @@ class VaeFamily(Family):
 
     tiles_itself: ClassVar[bool] = False
     """Whether it works in tiles of its own, with which it was trained, so that others are not made."""
+
+    fades_inside: ClassVar[bool] = False
+    """Whether tiles, which are not cut in time then, fade along half a wave, and only where others are beside them."""
 
     latent_channels: int
     image_channels: int
@@ -329,7 +340,7 @@ class AudioVaeFamily(Family):
     """
 
     title: ClassVar[str]
-    dtypes = (torch.float32,)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.float32,)
     channels: ClassVar[int] = 2
 
     latent_axes: ClassVar[int] = 4
@@ -356,7 +367,7 @@ class LatentUpscalerFamily(Family):
     """A family of networks that enlarge the latents of an autoencoder. title: its name in errors."""
 
     title: ClassVar[str]
-    dtypes = (torch.bfloat16,)
+    dtypes: ClassVar[tuple[torch.dtype, ...]] = (torch.bfloat16,)
 
     latent_channels: int
 

@@ -17,7 +17,7 @@ from serve_app.models.quantization.quantized_linear import QuantizedLinear, Quan
 
 ITEMSIZE = torch.float16.itemsize
 
-_TABLES = ("embed_tokens", "token_embedding")
+_TABLES = ("embed_tokens", "embed_tokens_per_layer", "token_embedding")
 """transformers' names of token embeddings, of which only the rows read are widened."""
 
 

@@ -16,26 +16,28 @@ from serve_app.errors import ModelFileError
 from serve_app.models.files.tensors import Shape
 from serve_app.models.quantization.block_scales import MXFP8_BLOCK, NVFP4_BLOCK, Mxfp8Weight, Nvfp4Weight, untiled
 from serve_app.models.quantization.eight_bit import EightBitWeight
+from serve_app.models.quantization.four_bit_codes import CODES, CodedWeight
 from serve_app.models.quantization.quantized_linear import QuantizedWeight
 
 _SCALES = (".weight_scale", ".scale_weight")
 _SECOND, _INPUTS = ".weight_scale_2", ".pre_quant_scale"
 _INPUT_SCALES = (".input_scale", ".scale_input")
+_GROUP_SCALES, _OUTPUT_SCALES, _TABLE = ".weight_s_rel", ".weight_s_channel", ".weight_codebook"
 _BESIDE = (
     *_SCALES,
     *_INPUT_SCALES,
     *(".comfy_quant", _INPUTS, _SECOND),
-    *(".weight_s_rel", ".weight_s_channel", ".weight_codebook"),
+    *(_GROUP_SCALES, _OUTPUT_SCALES, _TABLE),
 )
 """Names of the tensors that belong to a quantized weight."""
 
 _MARK = "scaled_fp8"
 _METADATA = "_quantization_metadata"
-_INT8, _NVFP4, _MXFP8 = "int8_tensorwise", "nvfp4", "mxfp8"
-_FORMATS = ("float8_e4m3fn", "float8_e5m2", _INT8, _NVFP4, _MXFP8)
+_INT8, _NVFP4, _MXFP8, _W4A8 = "int8_tensorwise", "nvfp4", "mxfp8", "asym_w4a8_int8"
+_FORMATS = ("float8_e4m3fn", "float8_e5m2", _INT8, _NVFP4, _MXFP8, _W4A8)
 _STORED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "I8": _INT8}
 """Safetensors' names of dtypes, and the formats of weights in them without further marks."""
-_DTYPES = {_NVFP4: ("U8",), _MXFP8: ("F8_E4M3", "U8")}
+_DTYPES = {_NVFP4: ("U8",), _MXFP8: ("F8_E4M3", "U8"), _W4A8: ("I8", "U8")}
 """The dtypes in which formats without a dtype of their own are stored."""
 _GROUP = 256
 _EXACT = 2
@@ -45,8 +47,9 @@ _EXACT = 2
 class Encoding(NamedTuple):
     """How a weight is stored. scale: the name of its scale; group: number of inputs rotated together.
 
-    second: NVFP4's scale of all scales; inputs: factors of the inputs, or None. input_scale: the inputs' scale in
-    products of eight bits, or None; may_multiply: whether the file allows such products; None: it does not say.
+    second: NVFP4's scale of all scales, or W4A8's of outputs; inputs: factors of the inputs, or None. input_scale: the
+    inputs' scale in products of eight bits, or None; may_multiply: whether the file allows such products; None: it does
+    not say. table: the numbers of W4A8's codes.
     """
 
     format: str
@@ -56,10 +59,11 @@ class Encoding(NamedTuple):
     inputs: str | None = None
     input_scale: str | None = None
     may_multiply: bool | None = None
+    table: str | None = None
 
     def shape(self, stored: Shape) -> Shape:
         """Return the weight's shape from that of the stored tensor."""
-        return (stored[0], stored[1] * 2) if self.format == _NVFP4 else stored
+        return (stored[0], stored[1] * 2) if self.format in (_NVFP4, _W4A8) else stored
 
 
 def is_scale(name: str) -> bool:
@@ -88,20 +92,24 @@ def encodings(
         if dtype == "I8" and not settings and scale is None:
             continue  # Not a quantized weight: other numbers in eight bits.
         kind = settings.get("format", _STORED.get(dtype))
-        second, inputs = (layer + end if layer + end in dtypes else None for end in (_SECOND, _INPUTS))
+        second, inputs, table = (layer + end if layer + end in dtypes else None for end in (_SECOND, _INPUTS, _TABLE))
+        if kind == _W4A8:
+            scale, second = (layer + end if layer + end in dtypes else None for end in (_GROUP_SCALES, _OUTPUT_SCALES))
         lacking = _lacking(kind, scale, second)
         if kind not in _FORMATS or dtype not in _DTYPES.get(kind, tuple(_STORED)) or lacking:
             known = f"read are {', '.join(_FORMATS)}"
             raise ModelFileError(f"{where} has weights in {kind}{lacking} ('{name}'); {known}")
         may_multiply = marked if layer not in said else not settings.get("full_precision_matrix_mult")
-        group = _group(settings, name, where)
-        found[name] = Encoding(kind, scale, group, second, inputs, input_scale, may_multiply)
+        group = _group(settings, name, where, always=kind == _W4A8)
+        found[name] = Encoding(kind, scale, group, second, inputs, input_scale, may_multiply, table)
     return found
 
 
 def weight_of(name: str, encoding: Encoding, read: Callable[[str], Tensor], where: str) -> QuantizedWeight:
     """Return a quantized weight. read: reads a tensor of the file. Errors: ModelFileError for missing scales."""
     stored = read(name)
+    if encoding.format == _W4A8:
+        return _coded(name, encoding, stored, read, where)
     scale = None if encoding.scale is None else read(encoding.scale)
     if encoding.format not in (_NVFP4, _MXFP8) or scale is None:
         inputs = torch.ones(()) if encoding.may_multiply else None
@@ -130,10 +138,30 @@ def weight_of(name: str, encoding: Encoding, read: Callable[[str], Tensor], wher
     return Nvfp4Weight(stored, scales, read(encoding.second).float().reshape(()), inputs)
 
 
+def _coded(name: str, encoding: Encoding, stored: Tensor, read: Callable[[str], Tensor], where: str) -> CodedWeight:
+    """Return a weight in W4A8. Errors: ModelFileError for tensors that do not fit it."""
+    assert encoding.scale is not None
+    assert encoding.second is not None
+    scales, scale = read(encoding.scale), read(encoding.second).float()
+    table = None if encoding.table is None else read(encoding.table).float()
+    rows, columns = encoding.shape(tuple(stored.shape))
+    fits = len(scales) == rows == scale.numel() and columns % scales.shape[-1] == 0 == columns % encoding.group
+    if not fits or (table is not None and table.numel() != CODES):
+        raise ModelFileError(
+            f"{where} has '{name}' of shape {(rows, columns)} in {_W4A8} with scales {tuple(scales.shape)} of groups "
+            f"and {scale.numel()} of outputs, rotated by {encoding.group} inputs; groups and rotations divide the "
+            "inputs, each output has a scale, and there are 16 codes"
+        )
+    scales = scales.view(torch.float8_e4m3fn) if scales.dtype == torch.uint8 else scales
+    return CodedWeight(stored.view(torch.uint8), scales, scale.reshape(-1, 1), encoding.group, table)
+
+
 def _lacking(kind: str | None, scale: str | None, second: str | None) -> str:
     """Return the tensors that a format needs and the file lacks, as the end of an error; "" if none."""
-    if scale is None and kind in (_INT8, _NVFP4, _MXFP8):
+    if scale is None and kind in (_INT8, _NVFP4, _MXFP8, _W4A8):
         return " without a scale"
+    if kind == _W4A8:
+        return " without scales of its outputs" if second is None else ""
     return " without a scale of its scales" if kind == _NVFP4 and second is None else ""
 
 
@@ -154,10 +182,13 @@ def _said(
             yield name.removesuffix(".comfy_quant"), json.loads(bytes(tensor(name).tolist()))
 
 
-def _group(settings: Mapping[str, Any], name: str, where: str) -> int:
-    """Return the number of inputs rotated together. Errors: ModelFileError for an impossible number."""
+def _group(settings: Mapping[str, Any], name: str, where: str, *, always: bool) -> int:
+    """Return the number of inputs rotated together. always: the format rotates them, said or not.
+
+    Errors: ModelFileError for an impossible number.
+    """
     settings = {**(settings.get("params") or {}), **settings}
-    if not settings.get("convrot"):
+    if not (always or settings.get("convrot")):
         return 0
     group = int(settings.get("convrot_groupsize", _GROUP))
     if group < 4 or group & (group - 1) or group.bit_length() % 2 == 0:

@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 
-from serve_app.models.tokenizers import llama, llama2, qwen, t5
+from serve_app.models.tokenizers import llama, llama2, qwen, qwen35, t5
 from serve_app.models.tokenizers.vocabularies import UserFile
 
 _FILES: Mapping[str, tuple[Callable[[UserFile], Path | None], str]] = {
     "T5-XXL": (t5.vocabulary, t5.INSTALL),
     "Qwen": (qwen.vocabulary, qwen.INSTALL),
+    "Qwen3.5": (qwen35.vocabulary, qwen.INSTALL),
     "Llama 3.1": (llama.vocabulary, llama.INSTALL),
     "Llama 2": (llama2.vocabulary, llama2.INSTALL),
 }

@@ -21,10 +21,8 @@ STOP = (PAD, 151645)
 """The tokens that end a generated text: <|endoftext|>, and <|im_end|>, of a turn."""
 
 _RANKS, _JSON = "qwen.tiktoken", "qwen.tokenizer.json"
-_WORD = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SPECIAL = (
+WORD = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -40,7 +38,7 @@ _SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_DECODED = (
+DECODED = (
     "<tool_call>",
     "</tool_call>",
     "<|fim_prefix|>",
@@ -72,5 +70,5 @@ def tokenizer(user_file: UserFile) -> Tokenizer:
 def _read(path: Path) -> Tokenizer:
     if path.suffix == ".json":
         return of_library(tokenizers.Tokenizer.from_file(str(path)))
-    special = {word: PAD + i for i, word in enumerate((*_SPECIAL, *_DECODED))}
-    return byte_pairs(read_ranks(path), _WORD, special, composed=True, decoded=_DECODED)
+    special = {word: PAD + i for i, word in enumerate((*SPECIAL, *DECODED))}
+    return byte_pairs(read_ranks(path), WORD, special, composed=True, decoded=DECODED)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from math import prod, sqrt
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from serve_app.errors import ModelFileError
-from serve_app.models.families import Sd, Wan
+from serve_app.models.families import HunyuanVideo, Sd, SeedVr2, StableAudio3, Wan
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.forward_cost import META, ForwardCost, forward_cost
@@ -23,6 +23,7 @@ from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN, JobPlan, Pa
 from serve_app.models.weights.recipes import WeightFiles
 from serve_app.models.weights.roofline import CARDS, GIB, Card, forward_s
 from serve_app.models.weights.streaming import streamed_blocks
+from serve_app.nested_tensor import Samples
 from serve_app.recipe.recipe import Part, Recipe
 from serve_app.sampling.latents.latents import LatentFormat
 
@@ -39,30 +40,42 @@ PARTS: tuple[Part, ...] = ("backbone", "clip", "vae")
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The size of what is drawn. width, height: in pixels; frames: images of a video, 1 for an image."""
+    """The size of what is made. width, height: in pixels; frames: images of a video, 1 for an image.
+
+    samples: of a sound alone, which has no other size; 0 for what is drawn.
+    """
 
     width: int
     height: int
     frames: int = 1
+    samples: int = 0
 
     def __str__(self) -> str:
+        if self.samples:
+            return f"a sound of {self.samples:,} samples"
         return f"{self.width}×{self.height}" + (f", {self.frames} frames" if self.frames > 1 else "")
 
     @classmethod
     def of(cls, latents: Tensor, latent_format: LatentFormat) -> Size:
-        """Return the size of what latents (B,C,h,w) or (B,C,T,h,w) are of."""
+        """Return the size of what latents (B,C,h,w), (B,C,T,h,w) or, of a sound, (B,C,T) are of."""
+        if latent_format.sound:
+            return cls(0, 0, samples=latents.shape[2] * latent_format.factor)
         height, width = (side * latent_format.factor for side in latents.shape[-2:])
         over_time = latents.ndim == _VIDEO and latent_format.frames
         return cls(width, height, (latents.shape[2] - 1) * latent_format.frames + 1 if over_time else 1)
 
-    def latents(self, latent_format: LatentFormat) -> Tensor:
-        """Return the latents of one row, without numbers."""
+    def latents(self, latent_format: LatentFormat) -> Samples:
+        """Return the empty latents of one row, with those of a sound where a video has one."""
+        if latent_format.sound:
+            return torch.zeros(1, latent_format.channels, self.samples // latent_format.factor)
         sides = self.height // latent_format.factor, self.width // latent_format.factor
         time = ((self.frames - 1) // latent_format.frames + 1,) if latent_format.frames else ()
-        return torch.empty(1, latent_format.channels, *time, *sides, device=META)
+        return latent_format.accept(torch.zeros(1, latent_format.channels, *time, *sides))
 
     def smaller(self, share: float) -> Size | None:
         """Return the largest size of a share of its cells: a video of fewer frames, a smaller image; None: no size."""
+        if self.samples:
+            return replace(self, samples=int(share * self.samples))
         if self.frames > 1:
             frames = int(share * self.frames) // 4 * 4 - 3
             return Size(self.width, self.height, frames) if frames > 1 else None
@@ -87,7 +100,9 @@ class Model:
     def cost(self, size: Size) -> ForwardCost:
         """Return the cost of a forward of one row. Errors: NodeError for a size that the model cannot make."""
         cond, options = self.family.blank_text(TEXT_TOKENS)
-        return forward_cost(self.family, self.network, size.latents(self.family.latent_format), cond, options)
+        latents = size.latents(self.family.latent_format)
+        options = {**options, **self.family.needed_options(latents)}
+        return forward_cost(self.family, self.network, latents, cond, options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +208,14 @@ def usual_size(family: BackboneFamily) -> Size:
     match family:
         case Wan():
             return Size(832, 480, 81)
+        case HunyuanVideo():
+            return Size(848, 480, 81)
         case Sd():
             return Size(512, 512)
+        case StableAudio3():
+            return Size(0, 0, samples=120 * 44100)
+        case SeedVr2():
+            return Size(1280, 720, 21)
     return Size(1024, 1024)
 
 

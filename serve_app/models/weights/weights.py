@@ -131,6 +131,7 @@ class Weights:
                 self._model(control.recipe, ModelPatch, hold)[0],
                 None if control.vae is None else self.vae(control.vae, hold),
                 network.family,
+                trained(training or network.trained_as)[0],
             )
             for control in recipe.all(ModelControl)
         )

@@ -13,14 +13,17 @@ from serve_app.execution.size import allow
 from serve_app.media.resampling import resample
 from serve_app.nested_tensor import parts_of
 from serve_app.nodes.declare import node
-from serve_app.nodes.inputs import InputType, Int
+from serve_app.nodes.inputs import Float, InputType, Int
 from serve_app.nodes.loaders.models import CheckpointFile
-from serve_app.nodes.sockets import AUDIO, JOINT_LATENT, LATENT, RUNTIME, VAE
+from serve_app.nodes.sockets import AUDIO, CONDITIONING, JOINT_LATENT, LATENT, RUNTIME, VAE
 from serve_app.recipe.recipe import Recipe
+from serve_app.sampling.guidance.conditioning import with_options
 from serve_app.values import Audio, Latent
 
 LOUDEST_DEVIATION = 5.0
 """VAEDecodeAudio divides a sound by this many of its deviations, where they are more than 1."""
+SAMPLES = 2048
+"""Of a sound at 44.1 kHz that an empty latent covers."""
 LTX = "model/latent/ltxv"
 _VAE = InputType("VAE", {"display_name": "Audio VAE"})
 
@@ -60,6 +63,33 @@ async def vae_decode_audio(samples: JOINT_LATENT, vae: VAE, runtime: RUNTIME) ->
 async def vae_encode_audio(audio: AUDIO | None, vae: VAE, runtime: RUNTIME) -> LATENT:
     """Sound to latents. Return the latents of the sound at the VAE's rate."""
     return await encoded(runtime, vae, audio)
+
+
+@node("EmptyLatentAudio", "Empty Latent Audio", category="model/latent", essentials_category="Audio")
+def empty_latent_audio(
+    seconds: Annotated[float, Float(47.6, min=1.0, max=1000.0, step=0.1)],
+    batch_size: Annotated[int, Int(1, min=1, max=4096)],
+) -> LATENT:
+    """Empty latents of a sound. Return as many as Stable Audio Open has; another model converts them."""
+    shape = batch_size, 64, round(seconds * 44100 / SAMPLES / 2) * 2
+    allow(*shape)
+    return {"samples": torch.zeros(shape), "type": "audio", "downscale_ratio_temporal": SAMPLES}
+
+
+@node(
+    "ConditioningStableAudio",
+    category="model/conditioning/stable audio",
+    return_names=("positive", "negative"),
+)
+def conditioning_stable_audio(
+    positive: CONDITIONING,
+    negative: CONDITIONING,
+    seconds_start: Annotated[float, Float(0.0, min=0.0, max=1000.0, step=0.1)],
+    seconds_total: Annotated[float, Float(47.0, min=0.0, max=1000.0, step=0.1)],
+) -> tuple[CONDITIONING, CONDITIONING]:
+    """The length of a sound, for both conditionings; without it, it is that of the latents."""
+    said = {"seconds_start": seconds_start, "seconds_total": seconds_total}
+    return with_options(positive, **said), with_options(negative, **said)
 
 
 @node("LTXVAudioVAELoader", "Load LTXV Audio VAE", category="model/loaders", return_names=("Audio VAE",))

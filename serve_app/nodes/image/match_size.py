@@ -9,6 +9,7 @@ from torch import Tensor, arange, split
 from torch.nn.functional import interpolate
 
 from serve_app import images
+from serve_app.errors import NodeError
 from serve_app.execution.executing import check_cancelled
 from serve_app.execution.runtime import Runtime
 from serve_app.execution.size import allow
@@ -43,7 +44,9 @@ def resize(x: Tensor, width: int, height: int, method: str, crop: Crop = "disabl
 
 
 async def allow_decoded(latents: Tensor, vae: Recipe, runtime: Runtime) -> None:
-    """Refuse latents (B,C,…,h,w) whose images would be too large. Errors: NodeError."""
+    """Refuse latents (B,C,…,h,w) whose images would be too large, or of a sound. Errors: NodeError."""
+    if latents.ndim == 3:
+        raise NodeError(f"the latents are of a sound, {tuple(latents.shape)}; VAEDecodeAudio decodes these")
     factor, images = PIXELS_PER_LATENT, latents.shape[0]
     if latents.ndim == 5:
         # Of images alone the file is not looked at, for the sake of the time that takes.

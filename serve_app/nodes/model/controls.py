@@ -88,3 +88,29 @@ def uso_style_reference(model: MODEL, model_patch: MODEL_PATCH, clip_vision_outp
         raise NodeError("style is read from what SigLIP sees; load an image encoder of that kind, such as sigclip")
     seen = (*clip_vision_output.style_hidden_states.unbind(1), clip_vision_output.penultimate_hidden_states)
     return model.with_patch(ModelControl(model_patch, None, 1.0, seen=seen))
+
+
+@node(
+    "AnimaLLLiteApply",
+    "Apply Anima LLLite",
+    category="model_patches/anima",
+    function="apply_patch",
+    experimental=True,
+    required=("strength", "start_percent", "end_percent"),
+)
+def anima_lllite_apply(
+    model: MODEL,
+    model_patch: MODEL_PATCH,
+    image: IMAGE,
+    strength: Strength = 1.0,
+    start_percent: Annotated[float, Float(0.0, min=0.0, max=1.0, step=0.001)] = 0.0,
+    end_percent: Annotated[float, Float(1.0, min=0.0, max=1.0, step=0.001)] = 1.0,
+    mask: MASK | None = None,
+) -> MODEL:
+    """Let an Anima follow an image by an LLLite. mask: 1 where to paint anew, for those that read one."""
+    if strength == 0:
+        return model
+    control = ModelControl(
+        model_patch, None, strength, image[..., :3], mask=mask, start_percent=start_percent, end_percent=end_percent
+    )
+    return model.with_patch(control)

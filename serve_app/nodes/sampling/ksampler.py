@@ -20,6 +20,8 @@ Seed: TypeAlias = Annotated[int, Int(0, min=0, max=0xFFFFFFFFFFFFFFFF, control_a
 StepCount: TypeAlias = Annotated[int, Int(20, min=1, max=10000)]
 FACTOR = "downscale_ratio_spacial"
 """A member of empty LATENTs: pixels that a cell covers along one side."""
+LENGTH_FACTOR = "downscale_ratio_temporal"
+"""A member of empty LATENTs of a sound: samples that a latent covers."""
 CfgScale: TypeAlias = Annotated[float, Float(8.0, min=0.0, max=100.0, step=0.1, round=0.01)]
 
 
@@ -35,14 +37,14 @@ async def run(
         noise,
         latent.get("batch_index"),
         latent.get("noise_mask"),
-        latent.get(FACTOR),
+        latent.get(FACTOR, latent.get(LENGTH_FACTOR)),
     )
     return await runtime.sample(request)
 
 
 def with_samples(latent: Latent, samples: Samples) -> Latent:
     """Return a LATENT with sampled samples in place of its own; of empty ones' factor nothing is left to say."""
-    return {name: value for name, value in latent.items() if name != FACTOR} | {"samples": samples}
+    return {name: value for name, value in latent.items() if name not in (FACTOR, LENGTH_FACTOR)} | {"samples": samples}
 
 
 @node(

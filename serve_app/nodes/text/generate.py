@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeAlias
 from serve_app.errors import NodeError
 from serve_app.graph.dynamic import DYNAMIC_COMBO
 from serve_app.nodes.declare import node
-from serve_app.nodes.inputs import Bool, Float, InputType, Int, Text
+from serve_app.nodes.inputs import Bool, Combo, Float, InputType, Int, Text
 from serve_app.nodes.sockets import AUDIO, CLIP, IMAGE, RUNTIME, STRING
 from serve_app.values import GenerationRequest, TokenSampling
 
@@ -42,6 +42,23 @@ SamplingMode: TypeAlias = Annotated[
     ),
 ]
 
+Speculation: TypeAlias = Annotated[
+    str,
+    Combo(
+        ["auto", "off", "2", "3", "4", "5"],
+        default="auto",
+        tooltip="How many tokens a file's draft head guesses ahead. Nothing is guessed here, which changes no text.",
+    ),
+]
+SystemPrompt: TypeAlias = Annotated[
+    str,
+    Text(
+        forceInput=True,
+        tooltip="What the model is told before the prompt, in its chat template; nothing where the prompt has its own.",
+    ),
+]
+"""Inputs of ComfyUI 0.36 and later."""
+
 
 @node(
     "TextGenerate",
@@ -62,22 +79,31 @@ async def text_generate(
     image: IMAGE | None = None,
     video: IMAGE | None = None,
     audio: AUDIO | None = None,
+    mtp: Speculation = "auto",
+    system_prompt: SystemPrompt | None = None,
 ) -> STRING:
-    """Text from a language model, which may see an image.
+    """Text from a language model, which may see images.
 
-    Return the text. Errors: NodeError for an encoder that generates none, or is blind, or where it is to hear or to see
-    a video.
+    Return the text. Errors: NodeError for an encoder that generates none, is blind, or takes no system prompt, or where
+    it is to hear or to see a video.
     """
     for name, value in {"video": video, "audio": audio}.items():
         if value is not None:
             raise NodeError(f"language models read texts and images here; '{name}' is linked, so take the link away")
-    if image is not None and not getattr(await runtime.family(clip), "sees", False):
+    system_prompt = (system_prompt or "") if use_default_template else ""
+    family = await runtime.family(clip) if image is not None or system_prompt else None
+    if image is not None and not getattr(family, "sees", False):
         raise NodeError(
-            f"'{clip.name}' reads text alone here, and 'image' is linked: LTX-2's Gemma 3 sees images if its file has "
-            "the part for them, 'vision_model.'"
+            f"'{clip.name}' reads text alone here, and 'image' is linked: Qwen3.5, LTX-2's Gemma 3 and Gemma 4 E2B and "
+            "E4B see images if their file has the part for them, 'visual.' or 'vision_model.'"
+        )
+    if system_prompt and not getattr(family, "obeys", False):
+        raise NodeError(
+            f"'{clip.name}' takes no system prompt here, and 'system_prompt' has {len(system_prompt)} characters; "
+            "Qwen3.5 takes one. Write it before the prompt, or take the link away"
         )
     numbers = {name: value for name, value in sampling_mode.items() if name != "sampling_mode"}
     sampling = TokenSampling(**numbers) if sampling_mode["sampling_mode"] == "on" else None
-    seen = None if image is None else image[:1, ..., :3]
-    request = GenerationRequest(prompt, max_length, sampling, thinking, use_default_template, seen)
+    seen = None if image is None else image[..., :3]
+    request = GenerationRequest(prompt, max_length, sampling, thinking, use_default_template, seen, system_prompt)
     return await runtime.generate_text(clip, request)

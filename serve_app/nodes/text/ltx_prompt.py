@@ -37,15 +37,34 @@ async def text_generate_ltx2_prompt(
 
     Errors: NodeError as of TextGenerate.
     """
-    turns = (
-        f"<start_of_turn>system\n{system_prompt(of_image=image is not None)}<end_of_turn>\n<start_of_turn>user\n"
-        f"{'' if image is None else IMAGE_MARK}\nUser Raw Input Prompt: {prompt}.<end_of_turn>\n<start_of_turn>model\n"
-    )
+    of_image = image is not None
+    if getattr(await runtime.family(clip), "turn", "") == GEMMA4_TURN:
+        turns = gemma4_turns(prompt, of_image=of_image, thinking=thinking)
+    else:
+        turns = (
+            f"<start_of_turn>system\n{system_prompt(of_image=of_image)}<end_of_turn>\n<start_of_turn>user\n"
+            f"{IMAGE_MARK if of_image else ''}\nUser Raw Input Prompt: {prompt}.<end_of_turn>\n<start_of_turn>model\n"
+        )
     given = (clip, turns, max_length, sampling_mode, runtime, thinking, use_default_template, image, video, audio)
     return THOUGHT.sub("", await text_generate(*given)).strip() or prompt
 
 
 IMAGE_MARK = "\n<image_soft_token>\n"
+GEMMA4_TURN = "<|turn>"
+
+
+def gemma4_turns(prompt: str, *, of_image: bool, thinking: bool) -> str:
+    """Return what Gemma 4 is told, for LTX-2.5."""
+    # Imported here: diffusers' pipelines take seconds, of every replica's start.
+    from diffusers.pipelines.ltx2.utils import LTX2_5_I2V_DEFAULT_SYSTEM_PROMPT, LTX2_5_T2V_DEFAULT_SYSTEM_PROMPT
+
+    system = (LTX2_5_I2V_DEFAULT_SYSTEM_PROMPT if of_image else LTX2_5_T2V_DEFAULT_SYSTEM_PROMPT).strip()
+    asked = f"User Raw Input Prompt: {prompt}." if of_image else f"user prompt: {prompt}"
+    return (
+        f"<|turn>system\n{'<|think|>' + chr(10) if thinking else ''}{system}<turn|>\n<|turn>user\n"
+        f"{'<|image><|image|><image|>' + chr(10) * 2 if of_image else ''}{asked}<turn|>\n<|turn>model\n"
+        f"{'' if thinking else '<|channel>final' + chr(10)}"
+    )
 
 
 @lru_cache

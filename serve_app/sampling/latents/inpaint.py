@@ -121,9 +121,14 @@ def joint_mask(masks: Samples, latents: Tensor, layout: LatentLayout) -> Tensor:
 def latent_mask(mask: Tensor, latents: Tensor) -> Tensor:
     """Return a pixel mask (H,W), (N,H,W) or (N,1,H,W) as (B,1,h,w), repeated or cut to the latents' batch.
 
+    For latents of a sound, (B,C,T), its columns are the time, and the mask is (B,1,T), the mean of its rows.
+
     For latents with a time axis, N is that axis, and the mask is (B,1,T,h,w); one of five axes has these itself.
     """
-    if latents.ndim == 5:
+    if latents.ndim == 3:
+        rows = mask.float().reshape(-1, *mask.shape[-2:]).mean(1, keepdim=True)
+        scaled = interpolate(rows, size=latents.shape[2:], mode="linear")
+    elif latents.ndim == 5:
         planes = mask.float() if mask.ndim == 5 else mask.float().reshape(1, 1, -1, *mask.shape[-2:])
         scaled = interpolate(planes, size=latents.shape[2:], mode="trilinear")
     else:

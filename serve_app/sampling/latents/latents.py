@@ -38,8 +38,9 @@ class LatentFormat:
 
     factor: pixels per latent cell along one side. scale, shift: per channel, the inverse deviation and the mean.
     frames: images of a video that one latent frame covers, for latents with a time axis, (B,C,T,h,w); 0 without,
-    (B,C,h,w). preview: shows latents without the autoencoder. tiny: prefix of the files of the tiny autoencoder that
-    decodes them too. others: formats of the parts that may be sampled with it, such as the sound of a video.
+    (B,C,h,w). sound: latents are of a sound, (B,C,T), and factor is of its samples. preview: shows latents without the
+    autoencoder. tiny: prefix of the files of the tiny autoencoder that decodes them too. others: formats of the parts
+    that may be sampled with it, such as the sound of a video.
     """
 
     channels: int
@@ -47,6 +48,7 @@ class LatentFormat:
     scale: PerChannel = 1.0
     shift: PerChannel = 0.0
     frames: int = 0
+    sound: bool = False
     preview: PreviewMap | None = None
     tiny: str = ""
     others: tuple[LatentFormat, ...] = ()
@@ -77,11 +79,15 @@ class LatentFormat:
 
     def _accepted(self, latents: Tensor, factor: int | None) -> Tensor:
         shape = list(latents.shape)
-        if len(shape) in (4, 5) and not latents.any():
+        if self.sound and len(shape) == 3 and not latents.any():
+            length = shape[2] if factor is None else max(1, round(shape[2] * (factor / self.factor)))
+            latents = latents.new_zeros(shape[0], self.channels, length)
+        elif len(shape) in (4, 5) and not self.sound and not latents.any():
             shape[1] = self.channels
             if factor is not None:
                 shape[-2:] = [max(1, round(side * (factor / self.factor))) for side in shape[-2:]]
             latents = latents.new_zeros(shape)
+        shape = list(latents.shape)
         if self.frames and len(shape) == 4:
             latents = latents.unsqueeze(2)
         self.check(latents.shape)
@@ -89,9 +95,10 @@ class LatentFormat:
 
     def check(self, shape: Sequence[int]) -> None:
         """Errors: NodeError for the shape of latents of another number of channels or axes."""
-        axes = 5 if self.frames else 4
+        axes = 3 if self.sound else 5 if self.frames else 4
         if len(shape) != axes or shape[1] != self.channels:
-            expected = f"(batch,{self.channels},{'time,' if self.frames else ''}height,width)"
+            of_one = "time" if self.sound else f"{'time,' if self.frames else ''}height,width"
+            expected = f"(batch,{self.channels},{of_one})"
             given = ",".join(map(str, shape))
             raise NodeError(f"the latents are ({given}); this model samples latents {expected}")
 

@@ -342,11 +342,11 @@ class Machine:
 
     def _end(self, job: JobRecord, state: Ending, failure: Failure, by: TaskId | None = None) -> None:
         """End a job and interrupt its running tasks, except the one that reports the end."""
+        if by is not None and (replica := self.replicas.get(job.tasks[by.index].replica_id or "")) is not None:
+            self._bill(replica, by, whole=True)
         if job.tenant:
-            if by is not None and (replica := self.replicas.get(job.tasks[by.index].replica_id or "")) is not None:
-                self._bill(replica, by, whole=True)
             self.usage.expect(job.tenant, -job.expected_s)
-            self._journal.used(self.usage.total(job.tenant, job.row.job_id))
+        self._journal.used(self.usage.total(job.tenant, job.row.job_id))
         del self.jobs[job.row.job_id]
         self._count(job, -1)
         if job.unexplained and state != "success":
@@ -626,10 +626,9 @@ class Machine:
         self.dispatch.end(pool, work, had_s)
         if whole and not work.owed_s:
             self.costs.learn_shares(pool, work.file, work.steps, had_s)
-        if work.tenant:
-            self.usage.add(work.tenant, had_s * self._gpus_of(pool))
-            if task_id.job_id not in self.jobs:
-                self._journal.used(self.usage.total(work.tenant, task_id.job_id))
+        self.usage.add(work.tenant, had_s * self._gpus_of(pool))
+        if task_id.job_id not in self.jobs:
+            self._journal.used(self.usage.total(work.tenant, task_id.job_id))
 
     def _gpus_of(self, pool: str) -> float:
         return self._gpus.get(pool, 1.0)

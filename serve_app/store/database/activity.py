@@ -72,17 +72,21 @@ class ReadActivity(ServerScoped):
 
 @dataclass(frozen=True, slots=True)
 class TenantDay:
-    """What a tenant has used on one UTC day, counted in days since 1970; tenant "": the operator."""
+    """What a tenant has used on one UTC day, counted in days since 1970; tenant "": the operator.
+
+    saved_bytes: of files that its jobs saved, whether or not they have been deleted since.
+    """
 
     day: int
     tenant: str
     jobs: int
     gpu_s: float
+    saved_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReadTenantDays(ServerScoped):
-    """Reads ended jobs and GPU-seconds by tenant and UTC day, from a day on. Jobs that were deleted do not count."""
+    """Reads ended jobs, GPU-seconds and saved bytes by tenant and UTC day, from a day on. Deleted jobs do not count."""
 
     writes: ClassVar[bool] = False
 
@@ -97,8 +101,7 @@ class ReadTenantDays(ServerScoped):
             for number, tenant, count in connection.execute(ended.group_by(day, JOBS.c.tenant))
         }
         rows = connection.execute(sa.select(USAGE).where(USAGE.c.day >= self.since_day))
-        used = {(int(row.day), row.tenant): float(row.gpu_s) for row in rows}
+        used = {(int(row.day), row.tenant): (float(row.gpu_s), int(row.saved_bytes)) for row in rows}
         return tuple(
-            TenantDay(number, tenant, jobs.get((number, tenant), 0), used.get((number, tenant), 0.0))
-            for number, tenant in sorted(jobs.keys() | used.keys())
+            TenantDay(*key, jobs.get(key, 0), *used.get(key, (0.0, 0))) for key in sorted(jobs.keys() | used.keys())
         )

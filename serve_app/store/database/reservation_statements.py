@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,12 @@ from serve_app.store.database.changes import CountersReserved
 from serve_app.store.database.execute import execute
 from serve_app.store.database.schema import COUNTERS, RESERVATIONS
 from serve_app.store.files.reserved import Reservation
+from serve_app.store.tenants import usage
+from serve_app.store.tenants.tenants import tenant_of
 
+SAVED = "output/"
+"""What the keys of files begin with that count as saved: others are previews, which go by themselves."""
+DAY_S = 86_400
 _NAMED = sa.and_(*(RESERVATIONS.c[name] == sa.bindparam(f"the_{name}") for name in ("job_id", "node_id", "key")))
 _COUNTER = COUNTERS.c.key == sa.bindparam("the_key")
 _EARLIER = sa.select(RESERVATIONS).where(_NAMED)
@@ -77,6 +83,8 @@ def _reserve(connection: sa.Connection, change: CountersReserved) -> None:
         "digests": json.dumps([[digest] for digest in change.contents.digests]),
     }
     execute(connection, sa.insert(RESERVATIONS), [new])
+    if change.key.startswith(SAVED):
+        usage.add_saved(connection, tenant_of(change.job_id), int(time.time() // DAY_S), change.contents.size)
 
 
 def _named(of: CountersReserved | Reservation) -> dict[str, str]:

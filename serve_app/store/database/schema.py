@@ -256,13 +256,14 @@ STORED_BYTES = sa.Table(
     sa.Column("tenant", sa.String(64), primary_key=True),
     sa.Column("bytes", sa.BigInteger, nullable=False),
 )
-# What each tenant has used of GPUs, by day of UTC since 1970.
+# What each tenant has used of GPUs and its jobs have saved, by day of UTC since 1970.
 USAGE = sa.Table(
     "usage",
     METADATA,
     sa.Column("tenant", sa.String(64), primary_key=True),
     sa.Column("day", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("gpu_s", sa.Float, nullable=False),
+    sa.Column("saved_bytes", sa.BigInteger, nullable=False, server_default="0"),
 )
 # Who has ended replicas and waits for it. owner: a hash of tenant and client, whose id may be too long for an index.
 BACKOFFS = sa.Table(
@@ -286,7 +287,7 @@ EXPORTS = sa.Table(
     sa.Column("missing", sa.Text, nullable=False),
 )
 
-REVISION = "0002"
+REVISION = "0003"
 """The newest revision of `migrations`, which the tables here are of."""
 ADOPTED = 25
 """The last version that databases had in a table `schema`, before Alembic kept it. Its tables are those of 0001."""

@@ -19,15 +19,20 @@ LONGEST_KEY = 767
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """The contents to save under one prefix: the part of each name after the counter, and a digest of each file."""
+    """The contents to save under one prefix: the part of each name after the counter, and a digest of each file.
+
+    size: of all of them, in bytes.
+    """
 
     ending: str
     digests: tuple[str, ...]
+    size: int = 0
 
     @classmethod
     def of(cls, ending: str, contents: Sequence[Content]) -> Contents:
-        """Return the digests of contents."""
-        return cls(ending, tuple(_digest(pieces(content)) for content in contents))
+        """Return the digests and the size of contents."""
+        size = sum(memoryview(piece).nbytes for content in contents for piece in pieces(content))
+        return cls(ending, tuple(_digest(pieces(content)) for content in contents), size)
 
     def __len__(self) -> int:
         return len(self.digests)

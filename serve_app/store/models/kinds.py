@@ -15,7 +15,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 BACKBONE_PREFIXES = ("model.diffusion_model.", "model.model.", "net.", "model.", "diffusion_model.", "")
 """The key prefixes of backbones: in a checkpoint, as saved by trainers, and alone."""
-VAE_PREFIXES = ("first_stage_model.", "vae.", "")
+VAE_PREFIXES = ("first_stage_model.", "vae.", "pretransform.model.", "")
 VISION_PREFIXES = ("visual.", "embedder.model.visual.", "conditioner.embedders.0.open_clip.model.visual.", "")
 """The key prefixes of image encoders: in OpenCLIP's files, in checkpoints of unCLIP and of SVD, and alone."""
 
@@ -82,30 +82,37 @@ def _lacking(title: str, *marks: FileMark) -> FileKind:
     return FileKind(title, tuple((mark,) for mark in marks), known=False)
 
 
+_REFINED = "txt_in.individual_token_refiner.blocks.0.norm1.weight"
 _BACKBONES = (
+    _known("Stable Audio 3", "transformer.global_cond_embedder.0.weight"),
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),
     _known("Stable Video Diffusion", "input_blocks.1.0.time_stack.emb_layers.1.weight"),
     _lacking("Hunyuan-DiT", "mlp_t5.0.weight"),
-    _lacking("HunyuanVideo or HunyuanImage", "txt_in.individual_token_refiner.blocks.0.norm1.weight"),
+    FileKind("HunyuanVideo", ((_REFINED, "vision_in.proj.0.weight"), (_REFINED, "vector_in.in_layer.weight"))),
+    _lacking("HunyuanImage", _REFINED),
     _lacking("Mochi", "t5_yproj.weight"),
     _known("MiniMax H3", "video_patch_proj.weight"),
     FileKind(
         "PixArt",
         (("t_block.1.weight",), ("adaln_single.emb.timestep_embedder.linear_1.bias", "pos_embed.proj.bias")),
     ),
-    _lacking("LTX-2.5", "keyframes_abs_pos_embedding"),
     _known("LTX-2", "audio_adaln_single.linear.weight"),
     _lacking("LTX-Video", "adaln_single.emb.timestep_embedder.linear_1.bias"),
     _lacking("ACE-Step", "genre_embedder.weight", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
     _lacking("PixelDiT", "core.pixel_embedder.proj.weight"),
     _lacking("CogVideoX", "blocks.0.norm1.linear.weight"),
-    _lacking("SeedVR2", "blocks.31.mlp.all.proj_in_gate.weight"),
+    _known(
+        "SeedVR2",
+        "blocks.0.attn.proj_qkv.vid.weight",
+        "blocks.0.attn.proj_qkv.all.weight",
+    ),
     _lacking("Wan S2V", "casual_audio_encoder.encoder.final_linear.weight"),
     _lacking("Wan HuMo", "audio_proj.audio_proj_glob_1.layer.bias"),
     _lacking("Wan Animate", "face_adapter.fuser_blocks.0.k_norm.weight"),
-    _lacking("Wan SCAIL", "patch_embedding_mask.weight", "patch_embedding_pose.weight"),
+    _known("Wan SCAIL 2", "patch_embedding_mask.weight"),
+    _lacking("Wan SCAIL", "patch_embedding_pose.weight"),
     _lacking("Wan Dancer", "patch_embedding_global.weight"),
     _known("Wan", "head.modulation"),
     _lacking("Hunyuan3D", "latent_in.weight"),
@@ -130,6 +137,7 @@ _BACKBONES = (
     _known("Flux.3", "content_mode_blocks.image.0.q_proj.weight", "mode_blocks.image.0.attn.to_q.weight"),
     _known("Flux.2", "double_stream_modulation_img.lin.weight", "double_stream_modulation_img.linear.weight"),
     _known("Flux.1", "vector_in.in_layer.weight", "single_transformer_blocks.0.attn.norm_k.weight"),
+    _known("LongCat-Image", "double_blocks.0.img_mlp.0.weight"),
     _known("Z-Image", "layers.0.adaLN_modulation.0.weight"),
     _known("Lumina 2", "layers.0.adaLN_modulation.1.weight"),
     _known("Krea 2", "txtfusion.projector.weight", "text_fusion.projector.weight"),
@@ -154,29 +162,15 @@ _TEXTS = (
         "token_embedding.weight",
     ),
     _lacking("Jina CLIP 2", "encoder.layers.0.mixer.Wqkv.weight"),
-    _lacking("ByT5, of HunyuanImage", ("encoder.block.0.layer.0.SelfAttention.k.weight", 384)),
+    FileKind("ByT5", ((("encoder.block.0.layer.0.SelfAttention.k.weight", 384),),)),
     _known("T5, UMT5 and Pile-T5", "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"),
     _lacking("T5 1.0, of Cosmos and of audio", "encoder.block.0.layer.1.DenseReluDense.wi.weight"),
-    _lacking("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
-    FileKind(
-        "Gemma 3",
-        (
-            (
-                "layers.0.post_feedforward_layernorm.weight",
-                f"{_FIRST}.q_norm.weight",
-                "layers.5.self_attn.v_proj.weight",
-                "layers.0.pre_feedforward_layernorm.weight",
-            ),
-        ),
-    ),
-    FileKind(
-        "Gemma 4",
-        (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),),
-        known=False,
-    ),
+    _known("T5Gemma", "encoder.layers.0.pre_self_attn_layernorm.weight"),
+    _known("Gemma 4", "layers.0.layer_scalar"),
+    FileKind("Gemma 3", (("layers.0.post_feedforward_layernorm.weight", f"{_FIRST}.q_norm.weight"),)),
     _known("Gemma 2", "layers.0.post_feedforward_layernorm.weight"),
     _lacking("GPT-OSS", f"{_FIRST}.sinks"),
-    _lacking("Qwen3.5", "layers.0.linear_attn.A_log"),
+    _known("Qwen3.5", "layers.0.linear_attn.A_log"),
     _known("Qwen2.5-VL", f"{_FIRST}.k_proj.bias"),
     _lacking("Qwen3 2B, of Ovis-Image", (_NORM, 2048)),
     _known("Qwen3", f"{_FIRST}.q_norm.weight"),
@@ -192,16 +186,20 @@ _TEXTS = (
 _SOUNDS = (
     _known("LTX-2's sounds", "vocoder.resblocks.0.convs1.0.weight", "vocoder.vocoder.resblocks.0.convs1.0.weight"),
     _known("MiniMax H3's sounds", "pre_block.attn.zero_k_bias"),
+    _known("Stable Audio 3's sounds", "decoder.layers.3.transformers.0.pre_norm.alpha"),
 )
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
 _VAES = (
+    _known("SeedVR2", "decoder.up_blocks.2.upsamplers.0.upscale_conv.weight"),
     FileKind("Wan 2.2", ((_NESTED, ("conv2.weight", 48)),)),
     _known("Qwen-Image 2.1", _NESTED),
     _known("Wan 2.1 and Qwen-Image", "decoder.middle.0.residual.0.gamma"),
-    _known("LTX-2", "decoder.up_blocks.0.res_blocks.0.conv1.conv.weight"),
+    _known("LTX-2", "decoder.up_blocks.0.res_blocks.0.conv1.conv.weight", "decoder.conv_in_x_t.weight"),
     _known("MiniMax H3", "decoder.transformer_blocks.0.scale1"),
     *_SOUNDS,
+    _known("HunyuanVideo 1.5", "decoder.up.0.upsample.conv.conv.weight"),
+    _known("Mage-Flow", "student.dconv_encoder.proj_out.weight"),
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),
     _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),
     _lacking("Stable Audio", "decoder.layers.1.layers.0.beta"),
@@ -213,7 +211,7 @@ _VAES = (
 _PATCHES = (
     _known("DiffSynth's of Qwen-Image", "controlnet_blocks.0.y_rms.weight"),
     _known("Fun's of Z-Image", "control_all_x_embedder.2-1.weight"),
-    _lacking("Anima's LLLite", "lllite_conditioning1.conv1.weight"),
+    _known("Anima's LLLite", "lllite_conditioning1.conv1.weight"),
     _known("GLIGEN", "position_net.null_positive_feature"),
     _known("USO's of Flux.1", "feature_embedder.mid_layer_norm.bias"),
     _lacking("Uni3C's of Wan", "controlnet_patch_embedding.weight"),

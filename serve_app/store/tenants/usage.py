@@ -1,4 +1,8 @@
-"""The GPU time of tenants: a row for each tenant and UTC day, written with the ends of jobs."""
+"""The GPU time of tenants and the bytes that their jobs saved: a row for each tenant and UTC day.
+
+The time is written with the ends of jobs, the bytes with the names that files are given, once however often a node
+runs.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,14 @@ def write(connection: sa.Connection, used: Sequence[TenantUsed]) -> None:
     newer = {"gpu_s": statement.excluded.gpu_s}
     statement = statement.on_conflict_do_update(index_elements=["tenant", "day"], set_=newer)
     connection.execute(statement, list(totals.values()))
+
+
+def add_saved(connection: sa.Connection, tenant: str, day: int, size: int) -> None:
+    """Add the bytes of files that a job saves to its tenant's day."""
+    insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+    adding = insert(USAGE).values(tenant=tenant, day=day, gpu_s=0.0, saved_bytes=size)
+    summed = {"saved_bytes": USAGE.c.saved_bytes + adding.excluded.saved_bytes}
+    connection.execute(adding.on_conflict_do_update(index_elements=["tenant", "day"], set_=summed))
 
 
 def read(connection: sa.Connection, since_day: int) -> list[TenantUsed]:

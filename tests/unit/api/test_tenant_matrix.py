@@ -206,6 +206,7 @@ ENTRIES: dict[tuple[str, str], Entry] = {
     ("GET", "/operator/jobs"): ADMIN,
     ("GET", "/operator/jobs/{job_id}/preview"): ADMIN,
     ("GET", "/operator/activity"): ADMIN,
+    ("GET", "/operator/use"): ADMIN,
     ("GET", "/operator/use.csv"): ADMIN,
 }
 

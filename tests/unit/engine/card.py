@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -447,13 +447,19 @@ class _Bindings(TorchFunctionMode):
                 return args[0]
             # Torch would take it to where it takes the card's tensors to be.
             return args[0].to(CARD, args[1].dtype)
+        pair = args[:2] if func is Tensor.to and len(args) > 1 else ()
+        if all(isinstance(one, Tensor) for one in pair) and any(isinstance(one, OnCard) for one in pair):
+            # As for `type_as`.
+            device = CARD if isinstance(args[1], OnCard) else args[1].device
+            return args[0].to(device, args[1].dtype, *args[2:], **kwargs)
         if func is Tensor.tolist and isinstance(args[0], OnCard):
             return args[0].cpu().tolist()
         if func is Tensor.__setitem__ and isinstance(args[0], OnCard) and not isinstance(args[2], Tensor):
             # The number would be made where torch's own code takes the tensor to be.
             args = (*args[:2], OnCard(torch.tensor(args[2], dtype=args[0].dtype)))
-        if func is scaled_dot_product_attention:
-            # Outside of inference mode torch's own code makes a mask's numbers where it takes the card's tensors to be.
+        mine = any(isinstance(value, OnCard) for value in args)
+        if func is scaled_dot_product_attention or (mine and func in (rms_norm, torch.rms_norm, torch.where)):
+            # Outside of inference mode torch's own code makes tensors where it takes the card's to be.
             with self._card.apart():
                 return func(*args, **kwargs)
         return func(*args, **kwargs)

@@ -48,6 +48,13 @@ WITHOUT_IMAGES: dict[str, dict[str, Any]] = {
     "WanVaceToVideo": {"strength": 1.0},
     "WanCameraImageToVideo": {},
     "Wan22ImageToVideoLatent": {},
+    "WanSCAILToVideo": {
+        "pose_strength": 1.0,
+        "pose_start": 0.0,
+        "pose_end": 1.0,
+        "video_frame_offset": 0,
+        "previous_frame_count": 5,
+    },
 }
 
 
@@ -107,6 +114,12 @@ def made(node: str, vae: Vae, **given: Any) -> Any:
     ("node", "vae", "given", "words"),
     [
         ("WanImageToVideo", Vae(4, frames=0), {"start_image": PICTURE}, "one of images alone and makes 4 channels"),
+        (
+            "WanSCAILToVideo",
+            Vae(48, 16),
+            WITHOUT_IMAGES["WanSCAILToVideo"],
+            "videos and makes 48 channels with cells of",
+        ),
         ("WanFirstLastFrameToVideo", Vae(frames=0), {}, "this node takes one of videos$"),
         ("WanFunInpaintToVideo", Vae(frames=0), {}, "one of images alone"),
         ("WanFunControlToVideo", Vae(48, 16), {"control_video": PICTURE}, "videos and makes 48 channels with cells of"),
@@ -159,6 +172,28 @@ def test_a_video_over_the_limits_is_refused_before_it_takes_the_memory(node: str
 
     with pytest.raises(NodeError, match=r"limits\.value_bytes of the configuration allows"):
         contextvars.copy_context().run(call)
+
+
+def test_a_further_part_begins_with_the_end_of_the_last_and_follows_poses_from_there() -> None:
+    given = {
+        **WITHOUT_IMAGES["WanSCAILToVideo"],
+        "length": 9,
+        "video_frame_offset": 11,
+        "pose_start": 0.25,
+        "pose_end": 0.5,
+        "previous_frames": torch.rand(20, 16, 32, 3),
+        "pose_video": torch.rand(14, 16, 32, 3),
+        "pose_video_mask": torch.tensor([1.0, 1.0, 0.0]).expand(30, 16, 32, 3),
+    }
+    positive, _, latent, further = made("WanSCAILToVideo", Vae(), **given)
+    assert further == 15
+    assert latent["noise_mask"].mean(dim=(0, 1, 3, 4)).tolist() == [0.0, 0.0, 1.0]
+    ranges = [(said.get("start_percent"), said.get("end_percent"), "pose_video_latent" in said) for _, said in positive]
+    assert ranges == [(0.0, 0.25 - 1e-5, False), (0.25, 0.5, True), (0.5 + 1e-5, 1.0, False)]
+    # Of 14 frames 8 are after the sixth, where the part begins; five of those fill latent frames.
+    assert positive[1][1]["pose_video_latent"].shape == (1, 16, 2, 1, 2)
+    mask = positive[1][1]["driving_mask_28ch"]
+    assert (mask.shape, mask.sum(dim=(0, 1, 3, 4)).nonzero().flatten().tolist()) == ((1, 2, 28, 1, 2), [4, 11, 18, 25])
 
 
 def test_as_many_cells_are_trimmed_as_a_reference_takes() -> None:

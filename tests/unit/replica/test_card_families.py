@@ -1,16 +1,31 @@
-"""Every family of networks in whole replicas on a card that only claims to be one: it loads, draws by graphs, saves."""
+"""Every family of networks in whole replicas on a card that only claims to be one: it loads, draws by graphs, saves.
+
+A new family is a line in FILES, or any other workflow in PROMPTS, and in SHOWN, where each workflow names the families
+that it loads. One that no workflow here can load is in NOT_SHOWN, with the reason.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 from PIL import Image
 
+from serve_app.models import families
+from serve_app.models.families.family import Family
+from serve_app.models.weights.loading import Loaded
 from serve_app.nodes.registry import specs
+from serve_app.nodes.video.value import VideoFromFile
+from tests.parity import taesd_cases
 from tests.templates import tiny
+from tests.templates.test_ltx import small_prompt as small_ltx
+from tests.templates.test_templates import cut, prompt_of, shrink
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster
 from tests.unit.replica.test_card_replicas import GPU, a_card, prompt, replicas
@@ -34,10 +49,13 @@ FILES = (
     Files("anima", "stable_diffusion", ("qwen_3_06b",), "qwen_image_vae"),
     Files("auraflow", "stable_diffusion", ("pile_t5",), "sdxl", "EmptyLatentImage"),
     Files("chroma", "chroma", ("t5xxl_48",)),
+    Files("ernie-image", "stable_diffusion", ("t5xxl",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("flux1", "flux", ("clip_l", "t5xxl")),
     Files("flux2_dev", "flux2", ("mistral_3",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("flux-2-klein", "flux2", ("qwen_3_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
+    Files("flux3-image-klein-base", "flux3", ("qwen3vl_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("hidream_i1", "", ("clip_l", "clip_g", "t5xxl", "llama_3.1")),
+    Files("ideogram4", "ideogram4", ("qwen3vl_8b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("krea2", "krea2", ("qwen3vl_4b",), "qwen_image_vae"),
     Files("lumina2", "lumina2", ("gemma_2",)),
     Files("omnigen2", "omnigen2", ("qwen_2.5_vl_fp16",)),
@@ -50,8 +68,6 @@ FILES = (
     Files("z_image", "lumina2", ("qwen_3_4b",)),
 )
 CHECKPOINTS = ("tiny", "sd3.5", "sd_xl")
-EAGER = {"hidream_i1"}
-"""Whose forwards the host reads, so that they are not captured."""
 CLIP_LOADERS = {1: "CLIPLoader", 2: "DualCLIPLoader", 4: "QuadrupleCLIPLoader"}
 
 
@@ -79,19 +95,168 @@ def drawing(files: Files) -> dict[str, Any]:
     return made
 
 
-PROMPTS: Mapping[str, dict[str, Any]] = {
-    **{files.network: drawing(files) for files in FILES},
-    **{name: prompt(1, name, STEPS) for name in CHECKPOINTS},
+def of_template(name: str) -> dict[str, Any]:
+    """Return an official template's workflow, small."""
+    made = prompt_of(name)
+    cut(made)
+    shrink(made)
+    return made
+
+
+def styled() -> dict[str, Any]:
+    """Return a workflow whose text is styled by an image."""
+    made = prompt(1, "tiny", STEPS)
+    made |= {
+        "7": {"class_type": "LoadImage", "inputs": {"image": "style.png"}},
+        "8": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "clip_vision_l.safetensors"}},
+        "9": {"class_type": "CLIPVisionEncode", "inputs": {"clip_vision": ["8", 0], "image": ["7", 0], "crop": "none"}},
+        "10": {"class_type": "StyleModelLoader", "inputs": {"style_model_name": "t2iadapter_style.safetensors"}},
+    }
+    inputs = {"conditioning": ["2", 0], "style_model": ["10", 0], "clip_vision_output": ["9", 0]}
+    made["11"] = {"class_type": "StyleModelApply", "inputs": {**inputs, "strength": 1.0, "strength_type": "multiply"}}
+    made["3"]["inputs"]["positive"] = ["11", 0]
+    return made
+
+
+def unclip() -> dict[str, Any]:
+    """Return a workflow whose text stands beside an image."""
+    made = prompt(1, "unclip", STEPS)
+    made["1"]["class_type"] = "unCLIPCheckpointLoader"
+    encoded = {"clip_vision": ["1", 3], "image": ["7", 0], "crop": "center"}
+    made |= {
+        "7": {"class_type": "LoadImage", "inputs": {"image": "seen.png"}},
+        "8": {"class_type": "CLIPVisionEncode", "inputs": encoded},
+    }
+    inputs: dict[str, object] = {
+        "conditioning": ["2", 0],
+        "clip_vision_output": ["8", 0],
+        "strength": 1.0,
+        "noise_augmentation": 0.1,
+    }
+    made["9"] = {"class_type": "unCLIPConditioning", "inputs": inputs}
+    made["3"]["inputs"]["positive"] = ["9", 0]
+    return made
+
+
+def through(vae: str) -> dict[str, Any]:
+    """Return a workflow in which an autoencoder takes an image, and another's latents."""
+    made = {
+        "1": {"class_type": "VAELoader", "inputs": {"vae_name": vae}},
+        "2": {"class_type": "LoadImage", "inputs": {"image": "taken.png"}},
+        "3": {"class_type": "VAEEncode", "inputs": {"vae": ["1", 0], "pixels": ["2", 0]}},
+        "5": {"class_type": "VAEDecode", "inputs": {"vae": ["1", 0], "samples": ["3", 0]}},
+    }
+    return made | {"6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": vae}}}
+
+
+TEMPLATES = (
+    *("flux_redux_model_example", "sdxl_refiner_prompt_example", "txt_to_image_to_video", "video_minimax_h3_t2v"),
+)
+OF_NO_FILE = ("pixel_space", "taesdxl")
+"""Autoencoders that have no file of their name."""
+EAGER = {"hidream_i1", *TEMPLATES, *OF_NO_FILE}
+"""Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
+PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
+    **{files.network: partial(drawing, files) for files in FILES},
+    **{name: partial(prompt, 1, name, STEPS) for name in CHECKPOINTS},
+    **{name: partial(of_template, name) for name in TEMPLATES},
+    "video_ltx2_t2v_distilled": partial(small_ltx, "video_ltx2_t2v_distilled"),
+    "style": styled,
+    "unclip": unclip,
+    **{name: partial(through, name) for name in OF_NO_FILE},
 }
+
+KINDS: Sequence[Sequence[type[Family]]] = (
+    *(families.BACKBONES, families.VAES, families.AUDIO_VAES, families.LATENT_UPSCALERS, families.IMAGE_ENCODERS),
+    *(families.STYLE_MODELS, families.TEXT_ENCODERS, families.TEXT_READERS, families.TEXT_ENSEMBLES),
+)
+KNOWN = {family.__name__ for kind in KINDS for family in kind}
+SHOWN: Mapping[str, str] = {
+    "anima": "Anima AnimaText WanVae",
+    "auraflow": "AuraFlow AutoencoderKL",
+    "chroma": "Chroma T5Text",
+    "ernie-image": "ErnieImage Flux2Vae",
+    "flux1": "ClipText Flux FluxText",
+    "flux2_dev": "Flux2 MistralText",
+    "flux-2-klein": "Flux2 Qwen3Text",
+    "flux3-image-klein-base": "Flux3 Flux3Text",
+    "hidream_i1": "HiDream HiDreamText LlamaText",
+    "ideogram4": "Ideogram4 Ideogram4Text",
+    "krea2": "Krea2 Krea2Text",
+    "lumina2": "Gemma2Text Lumina2",
+    "omnigen2": "OmniGen2 OmniGen2Text",
+    "pixart_alpha": "PixArtAlpha",
+    "pixart": "PixArt",
+    "qwen_image": "QwenImage QwenVlText",
+    "qwen_image_2.1": "QwenImage21 QwenImage21Text QwenImage21Vae",
+    "wan2.1_t2v": "UMT5Text Wan WanVae",
+    "wan2.2_ti2v_5B": "Wan22 Wan22Vae",
+    "z_image": "Qwen3Text ZImage",
+    "tiny": "Sd",
+    "sd3.5": "Sd3 Sd3Text",
+    "sd_xl": "Sdxl SdxlText",
+    "flux_redux_model_example": "ClipVision Redux",
+    "sdxl_refiner_prompt_example": "SdxlRefiner",
+    "txt_to_image_to_video": "Svd TemporalKL",
+    "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",
+    "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
+    "style": "StyleAdapter",
+    "unclip": "Unclip",
+    "pixel_space": "PixelSpace",
+    "taesdxl": "Taesd",
+}
+"""The families that each workflow shows, by the names of their classes; what others show may be left out."""
+NOT_SHOWN: Mapping[str, str] = {
+    "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
+    "PileT5Text": "a file of one layer is read as T5Text",
+}
+"""Families that no workflow here loads, and why."""
+
+
+def test_every_family_is_shown_on_the_card_or_it_is_said_why_not() -> None:
+    shown = {name for names in SHOWN.values() for name in names.split()}
+    assert shown.isdisjoint(NOT_SHOWN)
+    assert SHOWN.keys() == PROMPTS.keys()
+    assert shown | NOT_SHOWN.keys() == KNOWN, (
+        "a new family has a workflow in PROMPTS and SHOWN, or a reason in NOT_SHOWN"
+    )
+
+
+@contextmanager
+def noted() -> Iterator[set[str]]:
+    """Yield the names of the families of all that is loaded meanwhile, and of those that go together in one."""
+    found: set[str] = set()
+    model = Loaded.model
+
+    def noting(loaded: Loaded, *arguments: Any) -> Any:
+        family = loaded.family
+        found.add(type(family).__name__)
+        if is_dataclass(family):
+            found.update(type(getattr(family, field.name)).__name__ for field in fields(family))
+        return model(loaded, *arguments)
+
+    with mock.patch.object(Loaded, "model", noting):
+        yield found
 
 
 async def trouble(running: Cluster, prompt: dict[str, Any]) -> str:
     """Return what is wrong with a job of a prompt, or nothing."""
-    view = await running.finish(await running.submit(prompt, ("6",)))
+    targets = tuple(key for key, node in prompt.items() if node["class_type"].startswith("Save"))
+    view = await running.finish(await running.submit(prompt, targets))
     if view.state != "success":
         return f"{view.failure.class_type}: {view.failure.message}\n{''.join(view.failure.traceback)}"
-    pictures = [Image.open(running.config.output_dir / one["filename"]) for one in view.outputs["6"]["images"]]
-    return "" if all(len(one.convert("L").getcolors(256) or ()) > 8 for one in pictures) else "it is of one colour"
+    saved = [
+        running.config.output_dir / one["subfolder"] / one["filename"]
+        for key in targets
+        for one in view.outputs[key]["images"]
+    ]
+    return "" if all(map(has_colours, saved)) else "it is of one colour"
+
+
+def has_colours(path: Path) -> bool:
+    if path.suffix == ".png":
+        return len(Image.open(path).convert("L").getcolors(256) or ()) > 8
+    return bool(VideoFromFile(path.read_bytes()).get_components().images.std() > 0.01)
 
 
 FEW = ("auraflow", "chroma", "flux1", "lumina2", "pixart", "tiny", "wan2.1_t2v", "z_image")
@@ -100,16 +265,25 @@ FEW = ("auraflow", "chroma", "flux1", "lumina2", "pixart", "tiny", "wan2.1_t2v",
 
 @pytest.mark.parametrize("names", [FEW, pytest.param(tuple(PROMPTS), marks=pytest.mark.long)], ids=["few", "all"])
 async def test_every_family_loads_draws_and_saves(tmp_path: Path, names: Sequence[str]) -> None:
-    prompts = {name: PROMPTS[name] for name in names}
+    prompts = {name: PROMPTS[name]() for name in names}
     write_sample_checkpoint(tmp_path / "models" / "checkpoints" / "tiny.safetensors")
-    for made in prompts.values():
-        tiny.write(tmp_path / "models", made, specs())
+    taesd_cases.write(tmp_path / "models")
+    for name, made in prompts.items():
+        if name not in OF_NO_FILE:
+            tiny.write(tmp_path / "models", made, specs())
+        tiny.write_inputs(tmp_path / "input", made, specs())
     with a_card() as (card, driver):
         async with replicas(tmp_path, (GPU,)) as running:
             found = {}
+            loaded: set[str] = set()
             for name, made in prompts.items():
                 replayed = driver.asked["replay"]
-                found[name] = await trouble(running, made)
+                with noted() as own:
+                    found[name] = await trouble(running, made)
+                loaded |= own
+                # Weights that an earlier workflow loaded are not loaded again.
+                if missing := set(SHOWN[name].split()) - loaded:
+                    found[name] += f"it did not load {missing}"
                 if name not in EAGER and driver.asked["replay"] == replayed:
                     found[name] += "no forward was replayed"
             counts = running.runners["gpu"].models.replays

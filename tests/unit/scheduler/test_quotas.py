@@ -91,13 +91,14 @@ def test_what_a_cancelled_job_goes_on_to_use_counts_too() -> None:
     assert changes(script.commands, TenantUsed)[-1].gpu_s == 1.0
 
 
-def test_no_job_without_a_tenant_is_counted() -> None:
+def test_what_jobs_without_a_tenant_use_is_recorded_for_the_operator_and_limits_nobody() -> None:
     script = Limited()
     script.replica("r1")
     script.job("job", 1)
     script.at_s += 2.0
     script.finish("job")
-    assert changes(script.commands, TenantUsed) == []
+    assert changes(script.commands, TenantUsed) == [TenantUsed("job", "", 0, 1.0)]
+    assert script.machine.usage.loads(Quotas(), {}) == Usage().loads(Quotas(), {})
 
 
 def refusal(usage: Usage, at_s: float = 0.0, **quota: float) -> QuotaError:

@@ -44,7 +44,6 @@ class JobFrames:
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
         self._nodes: dict[str, dict[str, Any]] = {}
-        self._cached: frozenset[str] = frozenset()
         self._finished: dict[str, None] = {}
         self._unsent = 0
         self._begun = False
@@ -61,7 +60,6 @@ class JobFrames:
                 self._begun, self.started_s = True, event.at_s
                 yield text_message("execution_start", stamp)
             case "cached":
-                self._cached = frozenset(event.data["nodes"])
                 yield text_message("execution_cached", {"nodes": list(event.data["nodes"]), **stamp})
             case "executing":
                 node = self._node(event, "running", 0, 1)

@@ -1,9 +1,10 @@
 // The operator's page: tables of what the server says every two seconds, and charts of its last day.
 
+import { chart } from "./charts.js"
+import { Table, element } from "./tables.js"
+
 const EVERY_MS = 2000
 const CHARTS_EVERY_MS = 60000
-const DAY_S = 86400
-const SVG = "http://www.w3.org/2000/svg"
 const BASE = location.pathname.replace(/\/operator\/?$/, "")
 
 const byId = id => document.getElementById(id)
@@ -19,37 +20,6 @@ async function ask(path, options = {}) {
 const post = (path, body = {}) =>
   ask(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } })
 
-function element(name, text = "", attributes = {}) {
-  const made = document.createElement(name)
-  made.textContent = text
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value)
-  return made
-}
-
-// columns: [title, row => text or node, whether it is a number]
-function fill(id, columns, rows, empty) {
-  const head = element("tr")
-  for (const [title, , number] of columns) head.append(element("th", title, number ? { class: "number" } : {}))
-  const body = rows.map(row => {
-    const line = element("tr")
-    for (const [, show, number] of columns) {
-      const cell = element("td", "", number ? { class: "number" } : {})
-      cell.append(show(row) ?? "")
-      line.append(cell)
-    }
-    return line
-  })
-  if (!rows.length) {
-    const line = element("tr")
-    line.append(element("td", empty, { class: "empty", colspan: columns.length }))
-    body.push(line)
-  }
-  const [top, rest] = [element("thead"), element("tbody")]
-  top.append(head)
-  rest.append(...body)
-  byId(id).replaceChildren(top, rest)
-}
-
 function duration(seconds) {
   if (seconds < 90) return `${Math.round(seconds)} s`
   if (seconds < 5400) return `${Math.round(seconds / 60)} min`
@@ -57,6 +27,13 @@ function duration(seconds) {
 }
 
 const gigabytes = megabytes => (megabytes / 1024).toFixed(1)
+
+function bytes(count) {
+  const [unit, size] = [["GB", 1e9], ["MB", 1e6], ["kB", 1e3]].find(([, size]) => count >= size) ?? ["B", 1]
+  return `${size === 1 ? count : (count / size).toFixed(1)} ${unit}`
+}
+
+const code = (text, title) => element("code", text, { title })
 
 function button(text, act) {
   const made = element("button", text, { type: "button" })
@@ -71,8 +48,8 @@ function report(error) {
 
 function progress(job) {
   const at = job.progress
-  if (job.state === "pending" || at === null) return ""
   const made = element("div")
+  if (job.state === "pending" || at === null) return made
   made.append(element("progress", "", { max: 100, value: at.percent }))
   const step = at.text ? `: ${at.text}` : at.steps ? `, step ${at.step} of ${at.steps}` : ""
   made.append(element("div", `${at.class_type ?? ""}${step}`))
@@ -94,22 +71,51 @@ function reason(job, status) {
   return place ? `place ${place}${job.wait_s === null ? "" : `, about ${duration(job.wait_s)}`}` : ""
 }
 
+const jobsTable = new Table("jobs", job => job.job_id, [
+  { title: "job", value: job => job.job_id, show: job => code(job.job_id.split("@")[0].slice(0, 8), job.job_id) },
+  { title: "owner", value: job => job.tenant || job.client_id?.slice(0, 8) || "–" },
+  { title: "workflow", value: job => job.name || `${job.nodes} nodes` },
+  { title: "model", value: job => job.model || "–" },
+  { title: "state", value: job => job.state },
+  { title: "progress", value: job => JSON.stringify([job.state, job.progress]), show: progress, sortable: false },
+  { title: "why it waits", value: job => job.why },
+  { title: "age", value: job => Math.round(job.age_s), show: job => element("span", duration(job.age_s)), number: true },
+  { title: "", value: () => "Cancel", show: job => button("Cancel", () => post(`/jobs/${encodeURIComponent(job.job_id)}/cancel`)) },
+], "nothing runs and nothing waits")
+
 function showJobs(found, status) {
   const now = Date.now() / 1000
-  fill("jobs", [
-    ["job", job => element("code", job.job_id.split("@")[0].slice(0, 8), { title: job.job_id })],
-    ["owner", job => job.tenant || job.client_id?.slice(0, 8) || "–"],
-    ["workflow", job => job.name || `${job.nodes} nodes`],
-    ["model", job => job.model || "–"],
-    ["state", job => job.state],
-    ["progress", progress],
-    ["why it waits", job => reason(job, status)],
-    ["age", job => duration(now - job.created_s), true],
-    ["", job => button("Cancel", () => post(`/jobs/${encodeURIComponent(job.job_id)}/cancel`))],
-  ], found.jobs, "nothing runs and nothing waits")
   const more = found.running + found.pending - found.jobs.length
-  if (more > 0) byId("jobs").append(element("caption", `and ${more} more`))
+  byId("more-jobs").textContent = `and ${more} more`
+  byId("more-jobs").hidden = more <= 0
+  return jobsTable.show(found.jobs.map(job => ({ ...job, why: reason(job, status), age_s: now - job.created_s })))
 }
+
+const poolsTable = new Table("pools", pool => pool.pool, [
+  { title: "pool", value: pool => pool.pool },
+  { title: "replicas", value: pool => pool.replicas, number: true },
+  { title: "running", value: pool => pool.running, number: true },
+  { title: "waiting", value: pool => pool.waiting, number: true },
+  { title: "work that waits", value: pool => Math.round(pool.waiting_s), show: pool => element("span", duration(pool.waiting_s)), number: true },
+], "no pool")
+
+const replicasTable = new Table("replicas", replica => replica.replica_id, [
+  { title: "replica", value: replica => replica.replica_id, show: replica => code(replica.replica_id.slice(0, 12), replica.replica_id) },
+  { title: "pool", value: replica => replica.pool },
+  { title: "host", value: replica => replica.host },
+  { title: "tasks", value: replica => `${replica.running} of ${replica.slots}` },
+  { title: "holds", value: replica => replica.recipes.join(", ") || "no model" },
+  { title: "notes", value: replica => replica.said },
+  { title: "", value: replica => replica.drain, show: replica => drainButton("replica", replica.replica_id, replica.drain) },
+], "no replica")
+
+const hostsTable = new Table("hosts", host => host.host, [
+  { title: "host", value: host => host.host },
+  { title: "memory, GB", value: host => `${gigabytes(host.ram_available_mb)} of ${gigabytes(host.ram_total_mb)} free` },
+  { title: "GPUs", value: host => host.gpus.map(gpu =>
+    `${gpu.name}: ${gigabytes(gpu.vram_free_mb)} of ${gigabytes(gpu.vram_total_mb)} GB free`).join("; ") || "none" },
+  { title: "", value: host => host.drain, show: host => host.drain ? drainButton("host", host.host, host.drain) : element("span") },
+], "no host")
 
 function showStatus(status) {
   const { load } = status
@@ -124,109 +130,102 @@ function showStatus(status) {
   byId("pause").textContent = whole ? "Resume the queue" : "Pause the queue"
   byId("pause").onclick = () => post(whole ? "/resume" : "/pause").then(refresh, report)
   byId("pause").hidden = byId("cancel-all").hidden = false
-  fill("pools", [
-    ["pool", pool => pool.pool],
-    ["replicas", pool => String(pool.replicas), true],
-    ["running", pool => String(pool.running), true],
-    ["waiting", pool => String(pool.waiting), true],
-    ["work that waits", pool => duration(pool.waiting_s), true],
-  ], load.pools, "no pool")
   fillChoices("pool-names", load.pools.map(pool => pool.pool))
   const troubles = new Map(status.troubles.map(one => [one.replica_id, one.why]))
-  fill("replicas", [
-    ["replica", replica => element("code", replica.replica_id.slice(0, 12), { title: replica.replica_id })],
-    ["pool", replica => replica.pool],
-    ["tasks", replica => `${replica.running} of ${replica.slots}`],
-    ["holds", replica => replica.recipes.join(", ") || "no model"],
-    ["", replica => [
+  const drain = (kind, name) => status.drained.some(one => one.kind === kind && one.name === name) ? "Undo drain" : "Drain"
+  const replicas = status.replicas.map(replica => ({
+    ...replica,
+    drain: drain("replica", replica.replica_id),
+    said: [
       troubles.get(replica.replica_id) && `cannot work: ${troubles.get(replica.replica_id)}`,
       replica.quarantined && "kept for one job alone",
       replica.draining && "takes no more tasks",
       replica.drained && (replica.running ? "drains" : "drained"),
       ...replica.notes,
-    ].filter(Boolean).join("; ")],
-    ["", replica => drainButton("replica", replica.replica_id, status)],
-  ], status.replicas, "no replica")
-  fill("hosts", [
-    ["host", host => host.host],
-    ["memory, GB", host => `${gigabytes(host.ram_available_mb)} of ${gigabytes(host.ram_total_mb)} free`],
-    ["GPUs", host => host.gpus.map(gpu =>
-      `${gpu.name}: ${gigabytes(gpu.vram_free_mb)} of ${gigabytes(gpu.vram_total_mb)} GB free`).join("; ") || "none"],
-    ["", host => status.replicas.some(replica => replica.host === host.host) ? drainButton("host", host.host, status) : ""],
-  ], status.hosts, "no host")
+    ].filter(Boolean).join("; "),
+  }))
+  const working = new Set(status.replicas.map(replica => replica.host))
+  const hosts = status.hosts.map(host => ({ ...host, drain: working.has(host.host) ? drain("host", host.host) : "" }))
+  return Promise.all([poolsTable.show(load.pools), replicasTable.show(replicas), hostsTable.show(hosts)])
 }
 
-function drainButton(kind, name, status) {
-  const drained = status.drained.some(one => one.kind === kind && one.name === name)
-  return button(drained ? "Undo drain" : "Drain", () => post(drained ? "/undrain" : "/drain", { [kind]: name }))
+function drainButton(kind, name, label) {
+  return button(label, () => post(label === "Drain" ? "/drain" : "/undrain", { [kind]: name }))
 }
 
-// kinds: [name in a slot, class]; the bars of a slot stand on each other.
-function chart(title, activity, kinds, show) {
-  const heights = activity.slots.map(slot => kinds.reduce((sum, [name]) => sum + slot[name], 0))
-  const highest = Math.max(...heights, 0)
-  const count = DAY_S / activity.slot_s
-  const drawing = document.createElementNS(SVG, "svg")
-  drawing.setAttribute("viewBox", `0 0 ${count} 100`)
-  drawing.setAttribute("preserveAspectRatio", "none")
-  drawing.setAttribute("role", "img")
-  drawing.setAttribute("aria-label", `${title}, at most ${show(highest)}`)
-  for (const slot of activity.slots) {
-    let below = 0
-    for (const [name, kind] of kinds) {
-      const bar = document.createElementNS(SVG, "rect")
-      const height = highest ? slot[name] / highest * 96 : 0
-      const at = { x: (slot.begins_s - activity.since_s) / activity.slot_s + 0.1, y: 100 - below - height, width: 0.8, height }
-      for (const [key, value] of Object.entries(at)) bar.setAttribute(key, value)
-      bar.setAttribute("class", kind)
-      drawing.append(bar)
-      below += height
-    }
-  }
-  const figure = element("figure")
-  figure.append(element("figcaption", `${title}: at most ${show(highest)} in ${duration(activity.slot_s)}`), drawing)
-  return figure
+const ENDED = [
+  { name: "success", label: "succeeded", color: "good" },
+  { name: "error", label: "failed", color: "bad" },
+  { name: "cancelled", label: "cancelled", color: "gone" },
+]
+const MEANS = [
+  { name: "wait_s", label: "wait", color: "bar", line: true },
+  { name: "run_s", label: "duration", color: "good", line: true },
+]
+const WHOLE = count => Number.isInteger(count) ? String(count) : ""
+
+const useTable = new Table("use", use => `${use.day} ${use.tenant}`, [
+  { title: "day", value: use => use.day },
+  { title: "tenant", value: use => use.tenant || "(operator)" },
+  { title: "jobs", value: use => use.jobs, number: true },
+  { title: "GPU-seconds", value: use => Number(use.gpu_s.toFixed(1)), number: true },
+  { title: "saved", value: use => use.saved_bytes, show: use => element("span", bytes(use.saved_bytes)), number: true },
+], "no job has ended in this time")
+
+const tenantsTable = new Table("tenants", one => one.tenant, [
+  { title: "tenant", value: one => one.tenant || "(operator)" },
+  { title: "keys", value: one => one.keys, number: true },
+  { title: "waiting", value: one => one.jobs.queued ?? 0, number: true },
+  { title: "running", value: one => one.jobs.running ?? 0, number: true },
+  { title: "GPU-seconds today", value: one => Number(one.gpu_s_today.toFixed(1)), number: true },
+  { title: "stored", value: one => one.bytes_stored, show: one => element("span", bytes(one.bytes_stored)), number: true },
+  { title: "", value: one => one.pause, show: pauseButton },
+], "no tenant yet")
+
+const keysTable = new Table("keys", key => key.key_id, [
+  { title: "key", value: key => key.shown, show: key => element("code", key.shown) },
+  { title: "tenant", value: key => key.tenant || "(operator)" },
+  { title: "name", value: key => key.name },
+  { title: "allows", value: key => key.scopes.join(", ") },
+  { title: "made", value: key => new Date(key.created_s * 1000).toLocaleDateString() },
+  { title: "holds until", value: key => key.ends_s === null ? "it is revoked" : new Date(key.ends_s * 1000).toLocaleString() },
+  { title: "", value: () => "", show: keyButtons },
+], "no key")
+
+function pauseButton(one) {
+  if (!one.tenant) return element("span")
+  return button(one.pause, () => post(one.pause === "Pause" ? "/pause" : "/resume", { tenant: one.tenant }).then(refreshTenants))
 }
 
 async function refreshCharts() {
-  const activity = await ask("/operator/activity")
-  byId("charts").replaceChildren(
-    chart("jobs that ended", activity, [["success", "success"], ["error", "error"], ["cancelled", "cancelled"]], String),
-    chart("errors", activity, [["error", "error"]], String),
-    chart("mean wait", activity, [["wait_s", "mean"]], duration),
-    chart("mean duration", activity, [["run_s", "mean"]], duration),
-  )
+  const [activity, { days }] = await Promise.all([ask("/operator/activity"), ask("/operator/use")])
+  const place = byId("charts")
+  chart(place, "jobs that ended", activity, ENDED, WHOLE)
+  chart(place, "errors", activity, [ENDED[1]], WHOLE)
+  chart(place, "mean wait and duration", activity, MEANS, duration)
+  await useTable.show(days.reverse())
+  await refreshTenants()
+}
+
+async function refreshTenants() {
+  let tenants
   try {
-    const { tenants } = await ask("/tenants")
-    fill("tenants", [
-      ["tenant", one => one.tenant || "(operator)"],
-      ["keys", one => String(one.keys), true],
-      ["waiting", one => String(one.jobs.queued ?? 0), true],
-      ["running", one => String(one.jobs.running ?? 0), true],
-      ["GPU-seconds today", one => one.gpu_s_today.toFixed(1), true],
-      ["bytes stored", one => one.bytes_stored.toLocaleString(), true],
-      ["", one => one.tenant ? button("Pause", () => post("/pause", { tenant: one.tenant })) : ""],
-    ], tenants, "no tenant yet")
-    byId("tenants-section").hidden = false
-    await refreshKeys(tenants)
+    tenants = (await ask("/tenants")).tenants
   } catch {
-    // A server without tenants has no such route.
+    return // A server without tenants has no such route.
   }
+  byId("tenants-section").hidden = false
+  const { paused } = await ask("/status")
+  const pauses = new Set(paused.filter(pause => pause.kind === "tenant").map(pause => pause.name))
+  await tenantsTable.show(tenants.map(one => ({ ...one, pause: pauses.has(one.tenant) ? "Resume" : "Pause" })))
+  await refreshKeys(tenants)
 }
 
 async function refreshKeys(tenants) {
   const { keys } = await ask("/tenants/keys")
   const names = [...new Set([...tenants, ...keys].map(one => one.tenant))].filter(Boolean).sort()
   fillChoices("tenant-names", names)
-  fill("keys", [
-    ["key", key => element("code", key.shown)],
-    ["tenant", key => key.tenant || "(operator)"],
-    ["name", key => key.name],
-    ["allows", key => key.scopes.join(", ")],
-    ["made", key => new Date(key.created_s * 1000).toLocaleDateString()],
-    ["holds until", key => key.ends_s === null ? "it is revoked" : new Date(key.ends_s * 1000).toLocaleString()],
-    ["", keyButtons],
-  ], keys.filter(key => key.ends_s === null || key.ends_s > Date.now() / 1000), "no key")
+  await keysTable.show(keys.filter(key => key.ends_s === null || key.ends_s > Date.now() / 1000))
 }
 
 function keyButtons(key) {
@@ -237,7 +236,7 @@ function keyButtons(key) {
     button("Revoke", async () => {
       if (!confirm(`Revoke ${key.shown}? Whoever uses it is refused within seconds.`)) return
       await post(`${path}/revoke`)
-      await refreshCharts()
+      await refreshTenants()
     }),
   )
   return buttons
@@ -247,7 +246,7 @@ function keyButtons(key) {
 async function showKey({ key }) {
   byId("new-key").replaceChildren("The new key, shown this once: ", element("code", key))
   byId("new-key").hidden = false
-  await refreshCharts()
+  await refreshTenants()
 }
 
 function fillChoices(id, values) {
@@ -282,8 +281,7 @@ byId("warm").onsubmit = event => {
 async function refresh() {
   const [status, jobs] = await Promise.all([ask("/status"), ask("/operator/jobs")])
   byId("trouble").hidden = true
-  showStatus(status)
-  showJobs(jobs, status)
+  await Promise.all([showStatus(status), showJobs(jobs, status)])
 }
 
 byId("cancel-all").onclick = async () => {

@@ -8,35 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl_ltx2 import (
-    LTX2VideoCausalConv3d,
-    LTX2VideoDownsampler3d,
-    LTX2VideoResnetBlock3d,
-    LTX2VideoUpsampler3d,
-    PerChannelRMSNorm,
-)
+from diffusers.models.autoencoders.autoencoder_kl_ltx2 import LTX2VideoUpsampler3d
 from torch import Tensor, nn
-from torch.nn.functional import silu
 
+from serve_app.models.families.autoencoders.ltx2_layers import (
+    DOWN,
+    LAYERS,
+    PATCH,
+    UP,
+    Blocks,
+    Half,
+    Layers,
+    blocks_of,
+    encoded,
+    encoder,
+    factor_of,
+    unpatched,
+)
 from serve_app.models.families.family import Located, VideoVaeFamily, marked
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
 
-Blocks: TypeAlias = tuple[tuple[str, int], ...]
-"""Kinds of blocks, each with its number of layers, or with what it multiplies or divides channels by."""
-
 MARKS = ("decoder.up_blocks.0.res_blocks.0.conv1.conv.weight",)
-PATCH = 4
-"""Pixels along each side that are merged into one, as channels."""
-STRIDES = {"all": (2, 2, 2), "space": (1, 2, 2), "time": (2, 1, 1)}
-"""By how much blocks change frames, rows and columns, by what they compress."""
-LAYERS = "res_x"
-_DOWN = {f"compress_{what}_res": stride for what, stride in STRIDES.items()}
-_UP = {f"compress_{what}": stride for what, stride in STRIDES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +61,7 @@ class Ltx2Vae(VideoVaeFamily):
 
     @property
     def factor(self) -> int:
-        factor = PATCH
-        for kind, _ in self.encoder:
-            factor *= _DOWN[kind][1] if kind in _DOWN else 1
-        return factor
+        return factor_of(self.encoder)
 
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
@@ -89,9 +83,9 @@ class Ltx2Vae(VideoVaeFamily):
             raise tensors.unsupported(
                 f"holds an LTX VAE of an unknown kind; its norms are {config.get('norm_layer')!r}"
             )
-        encoder = _blocks(tensors, config.get("encoder_blocks"), _DOWN)
+        encoder = blocks_of(tensors, config.get("encoder_blocks"), DOWN)
         # The decoder's are listed from its end.
-        decoder = _blocks(tensors, config.get("decoder_blocks"), _UP)[::-1]
+        decoder = blocks_of(tensors, config.get("decoder_blocks"), UP)[::-1]
         residual = tuple(
             bool(kind == "compress_all" and isinstance(said, Mapping) and said.get("residual"))
             for kind, said in config["decoder_blocks"][::-1]
@@ -119,7 +113,9 @@ class Ltx2Vae(VideoVaeFamily):
 
     def build(self) -> nn.Module:
         network = nn.Module()
-        network.add_module("encoder", self._encoder())
+        network.add_module(
+            "encoder", encoder(self.encoder, self.image_channels, self.width, self.encoded, self.paddings[0])
+        )
         network.add_module("decoder", self._decoder())
         network.register_buffer("mean", torch.empty(self.latent_channels))
         network.register_buffer("spread", torch.empty(self.latent_channels))
@@ -127,14 +123,10 @@ class Ltx2Vae(VideoVaeFamily):
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:
         spread, mean = (part.to(latents).view(-1, 1, 1, 1) for part in (network.spread, network.mean))
-        return _unpatched(network.decoder(latents * spread + mean, causal=self.causal))
+        return unpatched(network.decoder(latents * spread + mean, causal=self.causal))
 
     def encode(self, network: Any, pixels: Tensor) -> Tensor:
-        kept = max(1, 1 + (pixels.shape[2] - 1) // self.frames * self.frames)
-        made = network.encoder(_patched(pixels[:, :, :kept]), causal=True)[:, : self.latent_channels]
-        spread, mean = (part.to(made).view(-1, 1, 1, 1) for part in (network.spread, network.mean))
-        latents: Tensor = (made - mean) / spread
-        return latents
+        return encoded(network, pixels, self.latent_channels)
 
     def statistics(self, network: Any) -> tuple[Tensor, Tensor]:
         return network.mean, network.spread
@@ -147,92 +139,14 @@ class Ltx2Vae(VideoVaeFamily):
     def encode_frames(self, network: Any, pixels: Iterable[Tensor]) -> Iterator[Tensor]:
         yield from torch.split(self.encode(network, torch.cat(list(pixels), dim=2)), 1, dim=2)
 
-    def _encoder(self) -> nn.Module:
-        padding, width = self.paddings[0], self.width
-        blocks: list[nn.Module] = []
-        for kind, number in self.encoder:
-            if kind == LAYERS:
-                blocks.append(_Layers(width, number, padding))
-            else:
-                blocks.append(LTX2VideoDownsampler3d(width, width * number, _DOWN[kind], padding))
-                width *= number
-        given = self.image_channels * PATCH**2
-        return _Half(given, self.width, blocks, "down_blocks", width, self.encoded, padding)
-
     def _decoder(self) -> nn.Module:
         padding, width = self.paddings[1], self.decoder_width
         blocks: list[nn.Module] = []
         for (kind, number), residual in zip(self.decoder, self.residual, strict=True):
             if kind == LAYERS:
-                blocks.append(_Layers(width, number, padding))
+                blocks.append(Layers(width, number, padding))
             else:
-                blocks.append(LTX2VideoUpsampler3d(width, width, _UP[kind], residual, number, padding))
+                blocks.append(LTX2VideoUpsampler3d(width, width, UP[kind], residual, number, padding))
                 width //= number
         made = self.image_channels * PATCH**2
-        return _Half(self.latent_channels, self.decoder_width, blocks, "up_blocks", width, made, padding)
-
-
-class _Layers(nn.Module):
-    """Residual layers of one width."""
-
-    def __init__(self, width: int, count: int, padding: str) -> None:
-        super().__init__()
-        self.res_blocks = nn.ModuleList(
-            LTX2VideoResnetBlock3d(width, width, spatial_padding_mode=padding) for _ in range(count)
-        )
-
-    def forward(self, x: Tensor, causal: bool = True) -> Tensor:
-        for layer in self.res_blocks:
-            x = layer(x, causal=causal)
-        return x
-
-
-class _Half(nn.Module):
-    """An encoder or decoder, whose blocks have the file's name."""
-
-    def __init__(
-        self, given: int, width: int, blocks: Sequence[nn.Module], name: str, last: int, made: int, padding: str
-    ) -> None:
-        super().__init__()
-        self.conv_in = LTX2VideoCausalConv3d(given, width, 3, spatial_padding_mode=padding)
-        self.add_module(name, nn.ModuleList(blocks))
-        self.norm = PerChannelRMSNorm()
-        self.conv_out = LTX2VideoCausalConv3d(last, made, 3, spatial_padding_mode=padding)
-        self._name = name
-
-    def forward(self, x: Tensor, causal: bool) -> Tensor:
-        x = self.conv_in(x, causal=causal)
-        for block in getattr(self, self._name):
-            x = block(x, causal=causal)
-        made: Tensor = self.conv_out(silu(self.norm(x)), causal=causal)
-        return made
-
-
-def _blocks(tensors: Tensors, given: Any, known: Mapping[str, Any]) -> Blocks:
-    """Return blocks as the metadata lists them. Errors: ModelFileError for an unknown kind."""
-    found = []
-    for kind, said in given or ():
-        if kind != LAYERS and kind not in known:
-            raise tensors.unsupported(
-                f"holds an LTX VAE with a block {kind!r}; supported are {', '.join((LAYERS, *known))}"
-            )
-        settings = said if isinstance(said, Mapping) else {"num_layers": said}
-        if settings.get("inject_noise"):
-            raise tensors.unsupported("holds a VAE of LTX-Video that adds noise; supported is LTX-2's")
-        usual = 2 if kind in _DOWN else 1
-        found.append((kind, int(settings["num_layers"] if kind == LAYERS else settings.get("multiplier", usual))))
-    if not found:
-        raise tensors.unsupported("holds an LTX VAE whose metadata lists no blocks")
-    return tuple(found)
-
-
-def _patched(pixels: Tensor) -> Tensor:
-    """Return images (B,C,F,H,W) with squares of pixels as channels, (B,C·16,F,H/4,W/4): column by column."""
-    squares = torch.unflatten(torch.unflatten(pixels, 4, (-1, PATCH)), 3, (-1, PATCH))
-    return squares.permute(0, 1, 6, 4, 2, 3, 5).flatten(1, 3)
-
-
-def _unpatched(squares: Tensor) -> Tensor:
-    """Undo `_patched`."""
-    pixels = torch.unflatten(squares, 1, (-1, PATCH, PATCH)).permute(0, 1, 4, 5, 3, 6, 2)
-    return pixels.flatten(5, 6).flatten(3, 4)
+        return Half(self.latent_channels, self.decoder_width, blocks, "up_blocks", width, made, padding)

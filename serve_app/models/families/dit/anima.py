@@ -16,6 +16,8 @@ from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3D
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from serve_app.errors import NodeError
+from serve_app.models.control.model_control import all_at_work, steering
 from serve_app.models.families.dit.qwen_image import frame_tokens
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
@@ -236,11 +238,16 @@ class Anima(Transformer):
         image = network.patch_embed.proj(pad(frame_tokens(x), (0, PATCH**2)))
         # Time reaches the sinusoids in single precision, as in ComfyUI.
         modulated, time = network.time_embed(image, given["level"])
-        turns = self._turns(size, image.device)
-        shards, of_text = sharding(image.shape[1]), [(block.attn2, None) for block in network.transformer_blocks]
+        turns, blocks = self._turns(size, image.device), network.transformer_blocks
+        controls = all_at_work(rows, given)
+        if controls and size[0] > 1:
+            raise NodeError(f"a model patch of {self.title} acts on images, and the latents have {size[0]} frames")
+        # Rows with a model patch, which reads all tokens, are not shared over ranks (`is_steady`).
+        shards = sharding(image.shape[1])
         image, cos, sin = shards.shard(image), *(shards.shard(turn, dim=0) for turn in turns)
-        with attention_over(shards.of_attention, apart=of_text):
-            for block in network.transformer_blocks:
+        of_text = [(block.attn2, None) for block in blocks]
+        with attention_over(shards.of_attention, apart=of_text), steering(blocks, controls):
+            for block in blocks:
                 image = block(image, text, time, modulated, (cos, sin), attention_mask=given.get("mask"))
         made = shards.gather(network.proj_out(network.norm_out(image, time, modulated)), 0)
         cells = made.reshape(len(made) * size[0], -1, made.shape[2])

@@ -146,8 +146,7 @@ class FluxCall:
         if self.guidance is not None and hasattr(embed, "guidance_embedder"):
             guidance = self.guidance.to(dtype) * TIMES
             time = time + embed.guidance_embedder(embed.time_proj(guidance).to(dtype))
-        pooled: Tensor = embed.text_embedder(self.pooled.to(dtype))
-        return time + pooled
+        return time + embed.text_embedder(self.pooled.to(dtype)) if hasattr(embed, "text_embedder") else time
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +202,7 @@ class Flux(Transformer):
             tensors.count(doubles),
             tensors.count(singles),
             tensors.shape(f"{text}.weight")[1],
-            tensors.shape(f"{pooled}.weight")[1],
+            tensors.shapes.get(f"{pooled}.weight", (0, 0))[1],
             channels,
             extra,
             f"{guidance}.weight" in tensors.shapes,
@@ -333,7 +332,7 @@ class Flux(Transformer):
         length = text.shape[1] + (0 if behind is None else behind.shape[1])
         of_image = positions(size)
         images = reference_positions((size[0], size[1]), inputs[0].references, inputs[0].method)
-        at = torch.cat([torch.zeros(length, 3), of_image, *images])
+        at = self.placed(length, [of_image, *images])
         biases = [(r.count, r.inputs.bias) for r in rows]
         bias = added_logits(known, length, size, len(at) - length - len(of_image), biases)
         tensors = {
@@ -386,6 +385,10 @@ class Flux(Transformer):
                     both[:, length : length + count] += shards.shard(residual, IMAGE_TOKENS).to(both.dtype)
         image = both[:, length : length + count]
         return from_tokens(shards.gather(network.proj_out(network.norm_out(image, time)), IMAGE_TOKENS), *size)
+
+    def placed(self, text: int, images: Sequence[Tensor]) -> Tensor:
+        """Return the positions of tokens (n,3). text: number of its tokens; images: positions of theirs."""
+        return torch.cat([torch.zeros(text, 3), *images])
 
     def turns(self, at: Tensor) -> Tensor:
         """Return the rotary positions of tokens at (n,3)."""

@@ -116,6 +116,34 @@ def frames_and_mask(
     return torch.cat([image[:, :at], kept, image[:, at:]], dim=1)
 
 
+def image_and_kept(
+    options: Mapping[str, Any], latents: Tensor, mask: Tensor | None, latent_format: LatentFormat
+) -> Tensor:
+    """Return images and which latent frames to keep, for latents (B,C,F,h,w) of a video, (B,C+1,F,h,w).
+
+    The images are the options' "concat_latent_image" (unscaled), zeros without. mask: (B,1,F,h,w) of the run, or None;
+    the options' "concat_mask" (0 where to keep) takes precedence; without either nothing is kept. Errors: NodeError as
+    `frames_and_mask`.
+    """
+    batch = latents.shape[0]
+    given: Tensor | None = options.get("concat_latent_image")
+    image = torch.zeros_like(latents)
+    if given is not None:
+        image = latent_format.to_model(_frames_resized(to_device(given, latents.device).float(), latents))
+        image = _spread(image, batch)
+        if image.shape[1:3] != latents.shape[1:3]:
+            raise NodeError(
+                f"the images to concatenate with the latents have {image.shape[1]} channels and {image.shape[2]} "
+                f"latent frames, and the latents have {latents.shape[1]} and {latents.shape[2]}"
+            )
+    mask = options.get("concat_mask", mask)
+    if mask is None:
+        return torch.cat([image, torch.zeros_like(latents[:, :1])], dim=1)
+    kept = _frames_resized(1.0 - to_device(mask[:, :1], latents.device).float(), latents)
+    kept = pad(kept, (0, 0) * 2 + (0, latents.shape[2] - kept.shape[2]))
+    return torch.cat([image, _spread(kept, batch)], dim=1)
+
+
 def _frames_resized(frames: Tensor, latents: Tensor) -> Tensor:
     """Return frames (N,C,F,h,w) at the size of latents.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,12 @@ from serve_app.models.families.text_family import TextFamily, TextResources, Vec
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.tokenizers import Tokenizer
-from serve_app.models.tokenizers.prompt import Weighted
+from serve_app.models.tokenizers.prompt import Token, Weighted
 from serve_app.models.weights.dtypes import dtype_of
 from serve_app.recipe.text import T5Padding
 from serve_app.sampling.transfer import to_device
 from serve_app.values import GenerationRequest
 
-_FIRST = "layers.0.self_attn.q_proj.weight"
 _ROOTS = ("model.", "model.language_model.")
 _HEADS = ("lm_head", "model.lm_head")
 _VOCABULARIES = ("spiece_model", "tekken_model", "tokenizer_json")
@@ -37,6 +36,8 @@ VOCABULARY = "vocabulary"
 """The buffer of a network with the bytes of its tokeniser's file."""
 
 F = TypeVar("F", bound="DecoderText")
+Rotation: TypeAlias = "tuple[Tensor, Tensor]"
+"""Cosines and sines (…,T,head) of rotary positions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +47,13 @@ class DecoderText(TextFamily):
     final_norm: it has the last norm; vocabulary_bytes: size of the tokeniser in the file, or 0; separate_head: the file
     has an output layer, not tied to the token embeddings. head_width: of a head where no norm's length shows it. theta:
     of rotary positions; eps: of norms. sections: frequencies of a head for each axis of an image; interleaved: the axes
-    alternate. scaled: embeddings times √width. stretch: positions are divided by it. window: tokens that a layer sees,
-    its own among them, 0 for all; every `global_every`th layer sees all; window_theta: theta of the others. stop:
-    tokens that end a generated text; empty: it cannot generate.
+    alternate. scaled: embeddings times √width. stretch: positions are divided by it. every `global_every`th layer sees
+    all, where the others see a window; window_theta: theta of those. stop: tokens that end a generated text; empty: it
+    cannot generate. turn: what a turn of a conversation begins with, where prompts of LTX-2 are written in turns.
     """
 
     prefixes: ClassVar[tuple[str, ...]]
+    first: ClassVar[str] = "layers.0.self_attn.q_proj.weight"
     head_width: ClassVar[int] = 128
     theta: ClassVar[float]
     eps: ClassVar[float] = 1e-6
@@ -59,10 +61,10 @@ class DecoderText(TextFamily):
     interleaved: ClassVar[bool] = False
     scaled: ClassVar[bool] = False
     stretch: ClassVar[float] = 1.0
-    window: ClassVar[int] = 0
     window_theta: ClassVar[float] = 1e4
     global_every: ClassVar[int] = 1
     stop: ClassVar[tuple[int, ...]] = ()
+    turn: ClassVar[str] = ""
     vocabulary_name: ClassVar[str] = "tokenizer_json"
     """Name of the tokeniser in saved files."""
 
@@ -81,10 +83,15 @@ class DecoderText(TextFamily):
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         for number, whole in enumerate(files):
-            found = marked(whole, cls.prefixes, [root + _FIRST for root in _ROOTS])
-            if found is not None and cls.recognises(_inner(found[1])):
+            found = marked(whole, cls.prefixes, [root + cls.first for root in _ROOTS])
+            if found is not None and cls.recognises(cls.inner(found[1])):
                 prefix, tensors = found
                 yield Located(cls.probe(tensors), tensors, number, prefix)
+
+    @classmethod
+    def inner(cls, tensors: Tensors) -> Tensors:
+        """Return a file's tensors of the language model, their names as `recognises` takes them."""
+        return next(tensors.within(root) for root in _ROOTS if root + cls.first in tensors.shapes)
 
     @classmethod
     @abstractmethod
@@ -94,7 +101,7 @@ class DecoderText(TextFamily):
     @classmethod
     def probe(cls: type[F], tensors: Tensors) -> F:
         """Read the network's size off its tensors. Errors: ModelFileError for another layout."""
-        inner = _inner(tensors)
+        inner = cls.inner(tensors)
         tokens, width = inner.shape("embed_tokens.weight")
         attention = "layers.0.self_attn"
         head = inner.shapes.get(f"{attention}.q_norm.weight", (cls.head_width,))[0]
@@ -118,6 +125,16 @@ class DecoderText(TextFamily):
     def published(self, prefix: str) -> Table:
         others = [name for name in _VOCABULARIES if name != self.vocabulary_name]
         return {theirs: ours for theirs, ours in self.table().items() if theirs not in others}
+
+    @property
+    def window(self) -> int:
+        """Tokens that a layer sees, its own among them; 0 for all."""
+        return 0
+
+    @property
+    def rotary(self) -> int:
+        """How many numbers of a head are rotated by its position."""
+        return self.head
 
     def sees_window(self, layer: int) -> bool:
         """Whether a layer, by its number, sees a window of the tokens only."""
@@ -148,10 +165,14 @@ class DecoderText(TextFamily):
         return names
 
     def build(self) -> nn.Module:
-        network: nn.Module = CausalLM(self, *self.parts())
+        network: nn.Module = self.language_model()
         if self.vocabulary_bytes:
             network.register_buffer(VOCABULARY, torch.empty(self.vocabulary_bytes, dtype=torch.uint8))
         return network
+
+    def language_model(self) -> CausalLM:
+        """Return the empty language model, without what else its file has."""
+        return CausalLM(self, *self.parts())
 
     @abstractmethod
     def parts(self) -> tuple[Callable[[int], nn.Module], nn.Module]:
@@ -181,10 +202,6 @@ class DecoderText(TextFamily):
         return DecoderEncoder(self, prompt_format, self.tokenizer(brought, lexicon), network, lexicon.vectors)
 
 
-def _inner(tensors: Tensors) -> Tensors:
-    return next(tensors.within(root) for root in _ROOTS if root + _FIRST in tensors.shapes)
-
-
 class CausalLM(nn.Module):
     """A language model. Its output layer for the next token is tied to the embeddings unless the file has its own."""
 
@@ -193,7 +210,7 @@ class CausalLM(nn.Module):
         self.embed_tokens = nn.Embedding(family.tokens, family.width)
         self.layers = nn.ModuleList([layer(i) for i in range(family.layers)])
         self.norm = norm if family.final_norm else nn.Identity()
-        self._sees_window = [family.sees_window(i) for i in range(family.layers)]
+        self.sees_window = [family.sees_window(i) for i in range(family.layers)]
         if family.separate_head:
             self.lm_head = nn.Linear(family.width, family.tokens, bias=False)
 
@@ -201,11 +218,11 @@ class CausalLM(nn.Module):
         self,
         x: Tensor,
         mask: Tensor | None,
-        rotation: tuple[Tensor, Tensor],
+        rotation: Rotation,
         last: int,
         cache: Cache | None = None,
         deeper: Sequence[Tensor] = (),
-        near: tuple[Tensor | None, tuple[Tensor, Tensor]] | None = None,
+        near: tuple[Tensor | None, Rotation] | None = None,
     ) -> Iterator[Tensor]:
         """Yield the states (N,T,D): the input of the first layer, and the output of each up to number `last`.
 
@@ -215,7 +232,7 @@ class CausalLM(nn.Module):
         """
         yield x
         for number, layer in enumerate(self.layers[:last]):
-            seen, turned = near if near is not None and self._sees_window[number] else (mask, rotation)
+            seen, turned = near if near is not None and self.sees_window[number] else (mask, rotation)
             out = layer(x, attention_mask=seen, position_embeddings=turned, **as_cache(cache))
             x = out[0] if isinstance(out, tuple) else out
             if number < len(deeper):
@@ -247,12 +264,23 @@ class DecoderEncoder(SequenceEncoder):
 
     def generation(self, request: GenerationRequest) -> Generation:
         """Return a new text generation. Errors: NodeError if the model cannot generate."""
+        return self.begun(request, [token for token, _ in self.prompt(request)])
+
+    def begun(self, request: GenerationRequest, prompt: Sequence[Token], positions: Tensor | None = None) -> Generation:
+        """Return a new text generation of a prompt, as `Generation`. Errors: as `generation`."""
         if not self.family.stop:
-            raise NodeError(f"{self.family.title} generates no text; load Qwen3, Qwen3-VL, Gemma 2 or LTX-2's Gemma 3")
+            raise NodeError(
+                f"{self.family.title} generates no text; load Qwen3, Qwen3-VL, Qwen3.5, Gemma 2, LTX-2's Gemma 3 or "
+                "Gemma 4"
+            )
         if not self.family.final_norm:
             raise NodeError(f"the file of {self.family.title} ends before the last layer and generates no text")
-        prompt = [token for token, _ in self.prompt(request)]
-        return Generation(request, prompt, frozenset(self.family.stop), self.tokenizer.decode, self._table.device)
+        stop, before = frozenset(self.family.stop), self.penalized(prompt)
+        return Generation(request, prompt, stop, self.tokenizer.decode, self._table.device, before, positions)
+
+    def penalized(self, prompt: Sequence[Token]) -> Sequence[int]:
+        """Return the tokens of a prompt that penalties count, as in ComfyUI: few models' do."""
+        return ()
 
     def prompt(self, request: GenerationRequest) -> Weighted:
         """Return the prompt's tokens. As in ComfyUI, most models have one template and one mode."""
@@ -263,11 +291,12 @@ class DecoderEncoder(SequenceEncoder):
         unread = next((one for one in generations if not one.cache), None)
         rows = generations if unread is None else (unread,)
         lengths = [one.length for one in rows]
-        x = self.scaled(embedded(self._table, [one.unread for one in rows], self.prompt_format.pad))
-        x = x.to(self._generates_in)
+        unread_tokens = [one.unread for one in rows]
+        x = self.scaled(embedded(self._table, unread_tokens, self.prompt_format.pad)).to(self._generates_in)
         count, most = x.shape[1], max(lengths)
         device = x.device
-        positions = to_device(torch.tensor(lengths), device)[:, None] + torch.arange(count, device=device)
+        by_axis = to_device(torch.stack([one.positions for one in rows], dim=1), device)
+        positions = by_axis[0] if len(by_axis) == 1 else by_axis
         mask = None
         if count > 1:
             mask = torch.ones(count, count, dtype=torch.bool, device=device).tril()[None, None]
@@ -276,20 +305,39 @@ class DecoderEncoder(SequenceEncoder):
             mask = pad(torch.stack(there), (0, count), value=True)[:, None, None]
         cache = Cache([one.cache for one in rows])
         family = self.family
-        rotation = rotated(positions / family.stretch, family.head, family.theta, family.sections, x.dtype)
+        rotation, near_rotation = self.turns(positions, x.dtype)
         near = None
-        if family.window:
+        if near_rotation is not None:
             within = mask
             if (whole := most + count) > family.window:
                 last = torch.ones(count, whole, dtype=torch.bool, device=device).triu(whole - count + 1 - family.window)
                 within = last[None, None] if mask is None else mask & last
-            near = within, rotated(positions, family.head, family.window_theta, (), x.dtype)
-        for states in self.network(x, mask, rotation, family.layers, cache, near=near):
+            near = within, near_rotation
+        beside = self.beside(unread_tokens)
+        for states in self.network(x, mask, rotation, family.layers, cache, near=near, **beside):
             last = states
-        last = self.network.norm(last[:, -1])
-        logits = self.network.lm_head(last) if self.family.separate_head else linear(last, self._table.to(last.dtype))
-        for one, of_one, caches in zip(rows, logits.split(1), cache.grown(), strict=True):
+        logits = self.logits(self.network.norm(last[:, -1]))
+        for one, of_one, caches in zip(rows, torch.split(logits, 1), cache.grown(), strict=True):
             one.add(of_one, caches)
+
+    def turns(self, positions: Tensor, dtype: torch.dtype) -> tuple[Rotation, Rotation | None]:
+        """Return the rotations of positions, as `states` has them, and those of layers that see a window, if any do."""
+        family = self.family
+        shrunk = positions / family.stretch if family.stretch != 1 else positions
+        whole = rotated(shrunk, family.rotary, family.theta, family.sections, dtype, family.interleaved)
+        if not family.window:
+            return whole, None
+        return whole, rotated(positions, family.rotary, family.window_theta, (), dtype)
+
+    def beside(self, rows: Sequence[Sequence[Token]]) -> dict[str, Any]:
+        """Return what the network takes beside the vectors of rows of tokens; nothing by default."""
+        return {}
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits (N,V) of the next tokens from states (N,D)."""
+        made: Tensor
+        made = self.network.lm_head(states) if self.family.separate_head else linear(states, self._table.to(states))
+        return made
 
     def states(
         self,
@@ -314,13 +362,17 @@ class DecoderEncoder(SequenceEncoder):
             back = from_the_end(stop_at, count)
             taps = () if back is None else (back,)
         wanted = [count + 1 + tap if tap < 0 else tap for tap in taps] or [count]
+        rotation, near_rotation = self.turns(positions, x.dtype)
+        near = None
+        if near_rotation is not None:
+            near = mask & torch.ones_like(causal).triu(1 - self.family.window), near_rotation
         family = self.family
         shrunk = positions / family.stretch if family.stretch != 1 else positions
-        rotation = rotated(shrunk, family.head, family.theta, family.sections, x.dtype, family.interleaved)
+        rotation = rotated(shrunk, family.rotary, family.theta, family.sections, x.dtype, family.interleaved)
         near = None
         if family.window:
             within = mask & torch.ones_like(causal).triu(1 - family.window)
-            near = within, rotated(positions, family.head, family.window_theta, (), x.dtype)
+            near = within, rotated(positions, family.rotary, family.window_theta, (), x.dtype)
         states = self.network(x, mask, rotation, max(wanted), deeper=deeper, near=near)
         kept = {i: state for i, state in enumerate(states) if i in wanted}
         # A single tap by number is taken as it is; the last of several, or the default, is normalised.

@@ -20,7 +20,10 @@ from serve_app.sampling.tokens import next_token
 from serve_app.values import GenerationRequest
 
 KeysValues: TypeAlias = "tuple[Tensor, Tensor]"
-"""Keys and values of one layer for one text, (1,H,T,D) each."""
+"""Of one layer for one text: keys and values, (1,H,T,D) each.
+
+Of a recurrent layer: the last inputs of its convolution, (1,C,K), and its state, (1,H,D,D).
+"""
 
 _ARGUMENT = "cache" if "cache" in signature(Qwen2DecoderLayer.forward).parameters else "past_key_values"
 """The cache argument of a layer in this version of transformers."""
@@ -31,11 +34,13 @@ class Cache:
 
     def __init__(self, texts: Sequence[Sequence[KeysValues]]) -> None:
         self._texts = texts
-        self._added: list[KeysValues] = []
+        self._added: dict[int, KeysValues] = {}
+        self._inputs: dict[int, Tensor] = {}
+        self._states: dict[int, Tensor] = {}
 
     def update(self, keys: Tensor, values: Tensor, layer: int, *_: Any, **__: Any) -> KeysValues:
         """Return a layer's keys and values of all tokens (N,H,S,D). Shorter texts are padded on the left."""
-        self._added.append((keys, values))
+        self._added[layer] = keys, values
         before = [text[layer] for text in self._texts if text]
         if not before:
             return keys, values
@@ -44,15 +49,45 @@ class Cache:
             torch.cat([_aligned([v for _, v in before]), values], dim=2),
         )
 
+    def get_conv_state(self, layer: int, *_: Any, **__: Any) -> Tensor | None:
+        """Return the last inputs (N,C,K) of a recurrent layer's convolution, which the layer may replace in place."""
+        before = [text[layer][0] for text in self._texts if text]
+        if before:
+            self._inputs[layer] = torch.cat(before)
+        return self._inputs.get(layer)
+
+    def update_conv_state(self, inputs: Tensor, layer: int, *_: Any, conv_kernel_size: int, **__: Any) -> Tensor:
+        """Return a convolution's inputs with those before them, and keep the last ones."""
+        before = self._inputs.get(layer)
+        missing = max(0, conv_kernel_size - inputs.shape[-1])
+        whole = pad(inputs, (missing, 0)) if before is None else torch.cat([before, inputs], dim=-1)
+        self._inputs[layer] = whole[..., -conv_kernel_size:]
+        return whole
+
+    def get_recurrent_state(self, layer: int, *_: Any, **__: Any) -> Tensor | None:
+        """Return the state (N,H,D,D) of a recurrent layer, None before the first token."""
+        before = [text[layer][1] for text in self._texts if text]
+        return torch.cat(before) if before else None
+
+    def update_recurrent_state(self, state: Tensor, layer: int, *_: Any, **__: Any) -> None:
+        """Keep a recurrent layer's state (N,H,D,D)."""
+        self._states[layer] = state
+
+    def is_recording_past(self, layer: int) -> bool:
+        """Whether a layer may have to return to an earlier state; none has."""
+        return False
+
     def grown(self) -> list[list[KeysValues]]:
         """Return each text's keys and values, by layer, including those that a forward added."""
-        return [
-            [
-                _joined(text[layer] if text else None, k[i : i + 1], v[i : i + 1])
-                for layer, (k, v) in enumerate(self._added)
-            ]
-            for i, text in enumerate(self._texts)
-        ]
+        layers = range(len(self._added) + len(self._states))
+        return [[self._of_text(i, text, layer) for layer in layers] for i, text in enumerate(self._texts)]
+
+    def _of_text(self, i: int, text: Sequence[KeysValues], layer: int) -> KeysValues:
+        row = slice(i, i + 1)
+        if layer in self._states:
+            return self._inputs[layer][row].clone(), self._states[layer][row].clone()
+        keys, values = self._added[layer]
+        return _joined(text[layer] if text else None, keys[row], values[row])
 
 
 def as_cache(cache: Cache | None) -> dict[str, Cache]:
@@ -73,7 +108,11 @@ def _joined(before: KeysValues | None, keys: Tensor, values: Tensor) -> KeysValu
 
 
 class Generation:
-    """A text being generated from a prompt. stop: tokens that end it; decode: from tokens to text."""
+    """A text being generated from a prompt. stop: tokens that end it; decode: from tokens to text.
+
+    before: tokens that count for penalties as if they were generated.
+    positions: of the prompt, (axes,T), None: one after another.
+    """
 
     def __init__(
         self,
@@ -82,20 +121,31 @@ class Generation:
         stop: frozenset[int],
         decode: Callable[[Sequence[int]], str],
         device: torch.device,
+        before: Sequence[int] = (),
+        positions: Tensor | None = None,
     ) -> None:
         self.request = request
         self.tokens: list[int] = []
         self.cache: list[KeysValues] = []
         self._prompt = prompt
+        self._positions = torch.arange(len(prompt))[None] if positions is None else positions
         self._stop = stop
         self._decode = decode
+        self._before = before
         sampling = request.sampling
         self._generator = None if sampling is None else torch.Generator(device).manual_seed(sampling.seed)
 
     @property
     def length(self) -> int:
         """Number of tokens in the cache."""
-        return self.cache[0][0].shape[2] if self.cache else 0
+        return len(self._prompt) + len(self.tokens) - 1 if self.cache else 0
+
+    @property
+    def positions(self) -> Tensor:
+        """Positions (axes,T) of the unread tokens, on the host."""
+        if not self.cache:
+            return self._positions
+        return self._positions.max().reshape(1, 1) + len(self.tokens)
 
     @property
     def unread(self) -> Sequence[Token]:
@@ -114,5 +164,5 @@ class Generation:
 
     def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
         """Sample the next token. logits: (1,V); cache: including the unread tokens."""
-        self.tokens.append(next_token(logits, self.request.sampling, self.tokens, self._generator))
+        self.tokens.append(next_token(logits, self.request.sampling, [*self._before, *self.tokens], self._generator))
         self.cache = cache

@@ -47,6 +47,7 @@ _PROJECTOR = {
 }
 PROMPT_LEAST = 1024
 """Tokens of a text to be answered; a shorter one begins with padding, which the model reads, as in ComfyUI."""
+WINDOW = 1024
 EPS = 1e-6
 SPREAD = 8.0
 """LTX-2.0's states fill this range."""
@@ -64,7 +65,6 @@ class Gemma3Text(DecoderText):
     head_width = 256
     theta = 1e6
     stretch = 8.0
-    window = 1024
     window_theta = 1e4
     global_every = 6
     scaled = True
@@ -73,11 +73,17 @@ class Gemma3Text(DecoderText):
 
     tower: ClipVision | None = None
 
+    @property
+    def window(self) -> int:
+        return WINDOW
+
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
-        # Gemma 4 has layers without values of their own.
-        marks = ("0.self_attn.q_norm", "0.post_feedforward_layernorm", "5.self_attn.v_proj")
-        return all(f"layers.{mark}.weight" in inner.shapes for mark in marks)
+        # Gemma 4 scales its layers' outputs.
+        marks = ("self_attn.q_norm", "post_feedforward_layernorm")
+        return all(f"layers.0.{mark}.weight" in inner.shapes for mark in marks) and (
+            "layers.0.layer_scalar" not in inner.shapes
+        )
 
     @classmethod
     def probe(cls, tensors: Tensors) -> Gemma3Text:
@@ -178,6 +184,19 @@ class Ltx2Projection(TextFamily):
     def encoder(self, network: Any, lexicon: TextResources) -> Encoder:
         raise ModelFileError(f"the checkpoint of LTX-2 has no whole text encoder; {LOADED_BY}")
 
+    def check(self, model: DecoderText) -> None:
+        """Errors: ModelFileError for the states of a model that it does not read."""
+        if (states := model.width * (model.layers + 1)) != self.read:
+            raise ModelFileError(
+                f"the text encoder has {model.layers + 1} states of {model.width}, {states:,} in all; the projection "
+                f"reads {self.read:,}: LTX-2 goes with Gemma 3 12B, LTX-2.5 with Gemma 4 12B"
+            )
+
+    def entry(self, network: Any, encoded: Encoded, states: int) -> tuple[Tensor, dict[str, Any]]:
+        """Return the conditioning of a text. states: how many each token has, side by side."""
+        text = self.text(network, torch.stack(encoded.states.chunk(states, dim=-1))).float()
+        return text[None], {}
+
     def text(self, network: Any, states: Tensor) -> Tensor:
         """Return a text (T,D) of the states of all layers (L,T,W)."""
         layers = states.permute(1, 2, 0)
@@ -212,11 +231,7 @@ class Ltx2Text(TextEnsemble):
         return self.gemma.tower is not None
 
     def encoder(self, network: Any, lexicon: TextResources) -> Ltx2Encoder:
-        if (states := self.gemma.width * (self.gemma.layers + 1)) != self.projection.read:
-            raise ModelFileError(
-                f"the text encoder has {self.gemma.layers + 1} states of {self.gemma.width}, {states:,} in all; "
-                f"the checkpoint's projection reads {self.projection.read:,}: LTX-2 goes with Gemma 3 12B"
-            )
+        self.projection.check(self.gemma)
         return Ltx2Encoder(self, network, lexicon)
 
 
@@ -242,10 +257,8 @@ class Ltx2Encoder(DecoderEncoder):
         gemma = self.family
         assert isinstance(gemma, Gemma3Text)
         # The vectors of tokens are scaled later on, those of images are not.
-        vectors = gemma.see(self.network, request.image) / gemma.width**0.5
+        vectors = gemma.see(self.network, request.image[:1]) / gemma.width**0.5
         return [*padded[:at], *((vector, 1.0) for vector in vectors), *padded[at + 1 :]]
 
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
-        states = torch.stack(encoded.states.chunk(self.family.layers + 1, dim=-1))
-        text = self._projected.text(self._projection, states).float()
-        return text[None], {}
+        return self._projected.entry(self._projection, encoded, self.family.layers + 1)

@@ -188,9 +188,15 @@ class QwenVlEncoder(QwenImageEncoder):
 
     def seeing(self, text: IllustratedText, stop_at: int | None) -> tuple[Encoded, list[tuple[int, int]]]:
         """Encode a text with images; also return each image's span of tokens. Errors: NodeError without a tower."""
-        images = iter(text.images)
+        return self.seen_among(self.framed(self.around(text.text, text.template)), text.images, stop_at)
+
+    def seen_among(
+        self, tokens: Weighted, pictures: Sequence[Tensor], stop_at: int | None
+    ) -> tuple[Encoded, list[tuple[int, int]]]:
+        """As `seeing`, of a text's tokens with a placeholder for each image."""
+        images = iter(pictures)
         row: list[tuple[Token, float] | Seen] = []
-        for token, weight in self.framed(self.around(text.text, text.template)):
+        for token, weight in tokens:
             image = next(images, None) if isinstance(token, int) and token == IMAGE_PAD else None
             row.append((token, weight) if image is None else self.see(image))
         return self.spliced(row, stop_at)
@@ -199,30 +205,17 @@ class QwenVlEncoder(QwenImageEncoder):
         self, row: Sequence[tuple[Token, float] | Seen], stop_at: int | None
     ) -> tuple[Encoded, list[tuple[int, int]]]:
         """Encode tokens with images among them; also return each image's span of tokens."""
-        tokens: Weighted = []
-        positions: list[tuple[int, int, int]] = []
-        spans: list[tuple[int, int]] = []
-        deeper: list[Sequence[Tensor]] = []
-        at = 0
-        for piece in row:
-            if not isinstance(piece, Seen):
-                tokens.append(piece)
-                positions.append((at, at, at))
-                at += 1
-                continue
-            spans.append((len(tokens), len(tokens) + len(piece.vectors)))
-            tokens += [(vector, 1.0) for vector in piece.vectors]
-            deeper.append(piece.deeper)
-            positions += [(at, at + y, at + x) for y in range(piece.rows) for x in range(piece.columns)]
-            at += max(piece.rows, piece.columns)
+        tokens, positions, images = laid_out(row)
+        spans = [span for span, _ in images]
         x = embedded(self._table, [[token for token, _ in tokens]], self.prompt_format.pad)
-        of_axes = to_device(torch.tensor(positions), x.device).t()[:, None]
-        added = [torch.zeros_like(x) for _ in (deeper[0] if deeper else ())]
-        for (start, end), of_image in zip(spans, deeper, strict=True):
-            for where, vectors in zip(added, of_image, strict=True):
+        added = [torch.zeros_like(x) for _ in (images[0][1].deeper if images else ())]
+        for (start, end), seen in images:
+            for where, vectors in zip(added, seen.deeper, strict=True):
                 where[0, start:end] = vectors
-        states = self.states(x, None, of_axes, stop_at, added)[0].float()
-        return Encoded(tokens, states, torch.ones(len(tokens), dtype=torch.bool)), spans
+        real = torch.tensor(self.prompt_format.seen(tokens))
+        mask = None if bool(real.all()) else to_device(real, x.device)[None]
+        states = self.states(x, mask, to_device(positions, x.device)[:, None], stop_at, added)[0].float()
+        return Encoded(tokens, states, real), spans
 
     def see(self, image: Tensor) -> Seen:
         """Return the features of an image (1,H,W,3). Errors: as `looked`."""
@@ -239,6 +232,30 @@ class QwenVlEncoder(QwenImageEncoder):
             visual.rotary_pos_emb = type(visual.rotary_pos_emb)(visual.config)
         grid = to_device(torch.tensor([[1, rows, columns]]), self._table.device)
         return rows // _MERGED, columns // _MERGED, visual(to_device(cut, self._table.device), grid_thw=grid)
+
+
+def laid_out(
+    row: Sequence[tuple[Token, float] | Seen],
+) -> tuple[Weighted, Tensor, list[tuple[tuple[int, int], Seen]]]:
+    """Return tokens with the vectors of images among them, their positions (3,T), and each image's span of tokens.
+
+    An image's tokens share their place in the text, and have one of their own in each column and row.
+    """
+    tokens: Weighted = []
+    positions: list[tuple[int, int, int]] = []
+    images: list[tuple[tuple[int, int], Seen]] = []
+    at = 0
+    for piece in row:
+        if not isinstance(piece, Seen):
+            tokens.append(piece)
+            positions.append((at, at, at))
+            at += 1
+            continue
+        images.append(((len(tokens), len(tokens) + len(piece.vectors)), piece))
+        tokens += [(vector, 1.0) for vector in piece.vectors]
+        positions += [(at, at + y, at + x) for y in range(piece.rows) for x in range(piece.columns)]
+        at += max(piece.rows, piece.columns)
+    return tokens, torch.tensor(positions).t(), images
 
 
 def _before_words(tokens: Sequence[Any], length: int) -> int:

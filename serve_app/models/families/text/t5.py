@@ -28,6 +28,8 @@ _ATTENTION = "encoder.block.{}.layer.0.SelfAttention"
 _BIAS = f"{_ATTENTION}.relative_attention_bias.weight"
 _GATE = "encoder.block.0.layer.1.DenseReluDense.wi_1.weight"
 _PIECES = "spiece_model"
+BYT5_KEYS = 384
+"""Width of the keys of ByT5, which is read otherwise."""
 
 PADDED = PromptFormat("t5xxl", end=t5.END, pad=t5.PAD, least=256, empty=(t5.END,))
 """Flux.1's format: padding is not masked."""
@@ -79,8 +81,12 @@ class T5Text(TextFamily):
 
     @classmethod
     def recognises(cls, tensors: Tensors) -> bool:
-        """Whether the encoder is of this kind: T5 has one table of positions, UMT5 one for each layer."""
-        return _BIAS.format(1) not in tensors.shapes
+        """Whether the encoder is of this kind: T5 has one table of positions, UMT5 one for each layer.
+
+        ByT5's keys are narrower.
+        """
+        keys = tensors.shape(f"{_ATTENTION.format(0)}.k.weight")[0]
+        return _BIAS.format(1) not in tensors.shapes and keys != BYT5_KEYS
 
     @classmethod
     def probe(cls, tensors: Tensors) -> T5Text:

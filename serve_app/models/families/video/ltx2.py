@@ -1,4 +1,4 @@
-"""LTX-2.0 and 2.3: a video and its sound, sampled together, from a text, with frames to keep or to follow.
+"""LTX-2.0, 2.3 and 2.5: a video and its sound, sampled together, from a text, with frames to keep or to follow.
 
 Reads the authors' single file, whose metadata says what its tensors do not; run by the layers of diffusers'
 LTX2VideoTransformer3DModel and of its text connectors. Source: HaCohen et al. 2026, arXiv:2601.03233; the numbers are
@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_ltx2 import LTX2Attention, LTX2VideoTransformer3DModel
-from diffusers.pipelines.ltx2.connectors import LTX2ConnectorTransformer1d
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -37,10 +36,10 @@ from serve_app.models.families.video.ltx2_blocks import (
     Times,
     Tokens,
     finished,
-    normed,
     perturbed,
     rotations,
 )
+from serve_app.models.families.video.ltx2_connectors import PLACES, Connector, connected
 from serve_app.models.families.video.ltx2_guides import Guides
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
@@ -68,11 +67,9 @@ TIME_SCALE = 1000.0
 """A time reaches its sinusoids multiplied by this."""
 QK_EPS = 1e-5
 """Epsilon of the norms of queries and keys."""
-REGISTERS_LEAST = 1024
-"""Texts are filled up with registers to at least this length."""
-CONNECTOR_SPAN = 4096.0
-"""Tokens whose positions fill the rotation's range in the connectors."""
 CONNECTOR_HEADS = 30
+MARK = "keyframes_abs_pos_embedding"
+"""What LTX-2.5 adds to cells that are of one image."""
 BASE, BESIDES_TEXT = 6, 9
 """Rows of a block's modulation, without and with those of its queries for the text."""
 
@@ -94,8 +91,8 @@ _TOP = {
     "audio_scale_shift_table": "audio_scale_shift_table",
     "proj_out": "proj_out",
     "audio_proj_out": "audio_proj_out",
+    MARK: MARK,
 }
-_CONNECTORS = {"video_embeddings_connector": "video_connector", "audio_embeddings_connector": "audio_connector"}
 _ATTENTIONS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn")
 
 
@@ -132,24 +129,14 @@ class Stream:
 
 
 @dataclass(frozen=True, slots=True)
-class Connector:
-    """The network that reads a text for one stream. width: of a token."""
-
-    width: int
-    heads: int
-    layers: int
-    registers: int
-    gated: bool
-
-
-@dataclass(frozen=True, slots=True)
 class Ltx2(Transformer):
     """A backbone. text_width: of a text row; gated: attention is gated by head; modulates_text: as LTX-2.3's.
 
-    projects_text: the network widens texts itself, as LTX-2.0's, which reads one text for both streams. halves: a
-    head's numbers are rotated in pairs of its halves, else of neighbours. double: rotation frequencies are computed in
-    double precision. middle: positions are those of tokens' middles; causal: the first latent frame is one frame.
-    cross_time_scale: multiplies times of gates between the streams.
+    times_text: the text's modulation follows the level. biases: of the feed-forward layers of each stream. marks: cells
+    of the first image are marked, as LTX-2.5's. projects_text: the network widens texts itself, as LTX-2.0's, which
+    reads one text for both streams. halves: a head's numbers are rotated in pairs of its halves, else of neighbours.
+    double: rotation frequencies are computed in double precision. middle: positions are those of tokens' middles;
+    causal: the first latent frame is one frame. cross_time_scale: multiplies times of gates between the streams.
     """
 
     title = "LTX-2"
@@ -166,6 +153,9 @@ class Ltx2(Transformer):
     audio_connector: Connector
     gated: bool
     modulates_text: bool
+    times_text: bool
+    biases: tuple[bool, bool]
+    marks: bool
     projects_text: bool
     halves: bool
     double: bool
@@ -189,12 +179,10 @@ class Ltx2(Transformer):
         block = "transformer_blocks.0."
         if "caption_projection.linear_1.weight" in tensors.shapes and config.get("caption_proj_before_connector"):
             raise tensors.unsupported("projects its texts before its connectors, which is not supported")
-        if "keyframes_abs_pos_embedding" in tensors.shapes or f"{block}ff.net.2.bias" not in tensors.shapes:
-            raise tensors.unsupported("holds an LTX-2.5 backbone; supported are LTX-2.0 and 2.3")
         heads = int(config.get("connector_num_attention_heads", CONNECTOR_HEADS))
-        video = _connector(tensors, "video_embeddings_connector", heads)
+        video = Connector.probe(tensors, "video_embeddings_connector", heads)
         audio_heads = int(config.get("audio_connector_num_attention_heads", heads))
-        audio = _connector(tensors, "audio_embeddings_connector", audio_heads)
+        audio = Connector.probe(tensors, "audio_embeddings_connector", audio_heads)
         projects = "caption_projection.linear_1.weight" in tensors.shapes
         return cls(
             Stream(tensors.shape("patchify_proj.weight")[0], int(config.get("num_attention_heads", HEADS))),
@@ -205,6 +193,9 @@ class Ltx2(Transformer):
             audio,
             gated=f"{block}attn1.to_gate_logits.weight" in tensors.shapes,
             modulates_text=tensors.shape(f"{block}scale_shift_table")[0] == BESIDES_TEXT,
+            times_text="prompt_adaln_single.linear.weight" in tensors.shapes,
+            biases=(f"{block}ff.net.2.bias" in tensors.shapes, f"{block}audio_ff.net.2.bias" in tensors.shapes),
+            marks=MARK in tensors.shapes,
             projects_text=projects,
             halves=config.get("rope_type", "interleaved") == "split",
             double=config.get("frequencies_precision", "float32") == "float64",
@@ -219,7 +210,7 @@ class Ltx2(Transformer):
             (f"transformer_blocks.{number}", f"transformer_blocks.{number}", _ATTENTIONS)
             for number in range(self.layers)
         ]
-        for theirs, ours in _CONNECTORS.items():
+        for theirs, ours in PLACES.items():
             table |= {theirs: ours, f"{theirs}.transformer_1d_blocks": f"{ours}.transformer_blocks"}
             count = max(self.video_connector.layers, self.audio_connector.layers)
             blocks += [
@@ -256,17 +247,13 @@ class Ltx2(Transformer):
             cross_attn_mod=self.modulates_text,
             audio_cross_attn_mod=self.modulates_text,
             use_prompt_embeddings=self.projects_text,
+            use_prompt_adaln_single=self.times_text,
+            ff_bias=self.biases[0],
+            audio_ff_bias=self.biases[1],
+            use_keyframes_abs_pos_embedding=self.marks,
         )
         for name, connector in (("video_connector", self.video_connector), ("audio_connector", self.audio_connector)):
-            reads = LTX2ConnectorTransformer1d(
-                num_attention_heads=connector.heads,
-                attention_head_dim=connector.width // connector.heads,
-                num_layers=connector.layers,
-                num_learnable_registers=connector.registers,
-                rope_type=rope,
-                gated_attention=connector.gated,
-            )
-            network.add_module(name, reads)
+            network.add_module(name, connector.build(rope))
         for layer in network.modules():
             if isinstance(layer, LTX2Attention):
                 layer.norm_q.eps = layer.norm_k.eps = QK_EPS
@@ -350,8 +337,7 @@ class Ltx2(Transformer):
 
     def _filled(self, tokens: int) -> int:
         """Return the length of a text with registers."""
-        registers = self.video_connector.registers
-        return -(-max(REGISTERS_LEAST, tokens) // registers) * registers
+        return self.video_connector.filled(tokens)
 
     def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
         """Return the call's input tensors. Rows may differ in level, text and its length, and LoRAs."""
@@ -413,8 +399,13 @@ class Ltx2(Transformer):
         audio_width = self.audio.width
         crossing = given["at"][:, :1], given["audio at"]
         cells, kept = given["video"].flatten(2).transpose(1, 2), given.get("kept")
+        embedded = network.proj_in(cells)
+        if self.marks:
+            # A latent frame of one image is the first; of guides ComfyUI marks none.
+            first = embedded[:, : size[1] * size[2]] + network.get_parameter(MARK)
+            embedded = torch.cat([first, embedded[:, size[1] * size[2] :]], dim=1)
         video = Tokens(
-            network.proj_in(cells if kept is None else cells[:, kept]),
+            embedded if kept is None else embedded[:, kept],
             self._turns(given["at"], self.video, self.video.width, self.middle),
             self._turns(crossing[0], self.audio, audio_width, True),
             given.get("heed"),
@@ -466,35 +457,8 @@ class Ltx2(Transformer):
         text = given["text"]
         widths = self.video_connector.width, self.audio_connector.width
         of_each = (text, text) if self.projects_text else torch.split(text, list(widths), dim=2)
-        video, audio = (
-            self._connected(blocks, connector, own, given["is text"])
-            for connector, own in zip((network.video_connector, network.audio_connector), of_each, strict=True)
-        )
+        connectors = network.video_connector, network.audio_connector
+        video, audio = (connected(blocks, *each, given["is text"]) for each in zip(connectors, of_each, strict=True))
         if self.projects_text:
             return network.caption_projection(video), network.audio_caption_projection(audio)
         return video, audio
-
-    def _connected(self, blocks: Blocks, connector: Any, text: Tensor, is_text: Tensor) -> Tensor:
-        """Return a text (R,L,W) after its connector, which fills it up with registers."""
-        registers = connector.learnable_registers.to(text.dtype)
-        whole = registers.repeat(text.shape[1] // len(registers), 1)
-        tokens = torch.where(is_text[..., None], text, whole)
-        at = torch.arange(text.shape[1], dtype=torch.float32, device=text.device)[:, None] / CONNECTOR_SPAN
-        turns = rotations(at, connector.num_attention_heads, text.shape[2], double=True)
-        for block in connector.transformer_blocks:
-            tokens = tokens + blocks.attention(block.attn1, normed(tokens), turns=turns)
-            tokens = tokens + block.ff(normed(tokens))
-        return normed(tokens)
-
-
-def _connector(tensors: Tensors, name: str, heads: int) -> Connector:
-    registers, width = tensors.shape(f"{name}.learnable_registers")
-    first = f"{name}.transformer_1d_blocks.0.attn1.to_gate_logits.weight"
-    gated = first in tensors.shapes
-    return Connector(
-        width,
-        tensors.shape(first)[0] if gated else heads,
-        tensors.count(f"{name}.transformer_1d_blocks."),
-        registers,
-        gated,
-    )

@@ -259,9 +259,13 @@ class Times:
         self.audio_gate, _ = of(network.av_cross_attn_audio_v2a_gate, most * cross_time_scale)
         self.video_text: Tensor | None = None
         self.audio_text: Tensor | None = None
-        if network.prompt_modulation:
+        if network.prompt_modulation and network.config.use_prompt_adaln_single:
             self.video_text, _ = of(network.prompt_adaln, most)
             self.audio_text, _ = of(network.audio_prompt_adaln, audio_most)
+        elif network.prompt_modulation:
+            # The text is modulated by the blocks' tables alone, so that its keys are the same at every level.
+            self.video_text = self.video[1].new_zeros(*most.shape, 2 * self.video[1].shape[2])
+            self.audio_text = self.audio[1].new_zeros(*audio_most.shape, 2 * self.audio[1].shape[2])
 
 
 def _own_levels(level: Tensor, shards: Sharding) -> Tensor:

@@ -262,8 +262,7 @@ class Wan(Transformer):
         not fit the latents or the network.
         """
         check_text(cond, self.text_width, self.title)
-        rows, extra = canvas.rows, self.fed - self.latent_format.channels
-        concat = frames_and_mask(options, canvas.latents, canvas.mask, extra, self.latent_format) if extra else None
+        rows, concat = canvas.rows, self._concat(options, canvas)
         return WanInputs(
             to_batch(to_device(cond, device).float(), rows),
             None if concat is None else to_device(concat, device),
@@ -275,6 +274,11 @@ class Wan(Transformer):
             self._context(options, canvas, device),
             options.get(ScaledPositions.OPTION),
         )
+
+    def _concat(self, options: Mapping[str, Any], canvas: Canvas) -> Tensor | None:
+        """Return what is concatenated with x, (B,E,F,h,w), if the network reads any."""
+        extra = self.fed - self.latent_format.channels
+        return frames_and_mask(options, canvas.latents, canvas.mask, extra, self.latent_format) if extra else None
 
     def _seen(self, output: ClipVisionOutput | None, rows: int, device: torch.device) -> Tensor | None:
         if output is None or self.image_width is None:
@@ -382,14 +386,12 @@ class Wan(Transformer):
             own = [getattr(i, name) for i in inputs]
             return None if own[0] is None else torch.cat(own).to(dtype)
 
-        # A reference is a frame before the first.
-        shown = [(size[0] + (first.reference is not None), *size[1:]), *(one.shape[2:] for one in first.context)]
         tensors: dict[Any, Tensor | None] = {
             "x": x.to(dtype),
             "level": level if first.noisy is None else level * torch.cat([i.noisy for i in inputs]),
             "text": stacked(texts),
             "mask": by_heads(there(texts)),
-            "at": to_device(_positions(shown, first.placed), x.device),
+            "at": to_device(self._positions(size, first), x.device),
             "concat": together("concat"),
             "seen": together("seen"),
             "reference": together("reference"),
@@ -403,17 +405,27 @@ class Wan(Transformer):
             tensors[OfVace("strength", number)] = torch.cat([one.strength for one in controls]).to(dtype)
         return tensors | passed(rows)
 
-    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
-        x, size, embed = given["x"], given["x"].shape[2:], network.condition_embedder
+    def _positions(self, size: Sequence[int], inputs: Any) -> Tensor:
+        """Return the positions of all tokens, as `_angles` takes them. size: of x, (F,h,w)."""
+        # A reference is a frame before the first.
+        own = (size[0] + (inputs.reference is not None), *size[1:])
+        return _of_videos([own, *(one.shape[2:] for one in inputs.context)], inputs.placed)
+
+    def embedded(self, network: Any, given: Inputs) -> tuple[Tensor, int]:
+        """Return all tokens (R,n,W), and where those of x end."""
+        x = given["x"]
         fed = torch.cat([x, given["concat"]], dim=1) if "concat" in given else x
         patches = network.patch_embedding(whole_patches(fed))
-        image = _tokens(patches + network.control_adapter(given["camera"]) if "camera" in given else patches)
+        image = tokens_of(patches + network.control_adapter(given["camera"]) if "camera" in given else patches)
         if "reference" in given:
-            image = torch.cat([_tokens(network.ref_conv(whole_patches(given["reference"]))), image], dim=1)
-        own = image.shape[1]
+            image = torch.cat([tokens_of(network.ref_conv(whole_patches(given["reference"]))), image], dim=1)
         context = [tensor for name, tensor in given.items() if isinstance(name, OfContext)]
-        embedded = [_tokens(network.patch_embedding(whole_patches(one))) for one in context]
-        image = torch.cat([image, *embedded], dim=1) if embedded else image
+        further = [tokens_of(network.patch_embedding(whole_patches(one))) for one in context]
+        return (torch.cat([image, *further], dim=1) if further else image), image.shape[1]
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, size, embed = given["x"], given["x"].shape[2:], network.condition_embedder
+        image, own = self.embedded(network, given)
         shards = sharding(image.shape[1])
         image = shards.shard(image)
         # Time reaches the sinusoids in single precision, as in ComfyUI. (R,G,W): of all tokens, or of each frame's.
@@ -428,7 +440,7 @@ class Wan(Transformer):
         turns = shards.shard(turns_of(_angles(given["at"])), dim=0)
         tell = partial(_block, time=by_block, read=read, turns=turns, shards=shards)
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
-        hint_tokens = [_tokens(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
+        hint_tokens = [tokens_of(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
         vace_tokens, beginning = [*map(shards.shard, hint_tokens)], image
         every = self.layers // self.vace if self.vace else 0
         passing = Passing(rows, DOUBLES, given)
@@ -477,7 +489,7 @@ class OfContext(NamedTuple):
     number: int
 
 
-def _positions(sizes: Sequence[Sequence[int]], placed: ScaledPositions | None) -> Tensor:
+def _of_videos(sizes: Sequence[Sequence[int]], placed: ScaledPositions | None) -> Tensor:
     """Return the positions of videos' tokens, (n,3): frame, row, column; of several (n,4), with which video it is.
 
     sizes: latent frames, rows and columns of each; the first is the video to sample.
@@ -565,6 +577,6 @@ def _of_images(embedder: Any, seen: Tensor) -> Tensor:
     return tokens
 
 
-def _tokens(cells: Tensor) -> Tensor:
+def tokens_of(cells: Tensor) -> Tensor:
     """Return patches (R,W,…) as tokens (R,n,W)."""
     return cells.flatten(2).transpose(1, 2)

@@ -155,10 +155,10 @@ async def test_blueprints_are_listed_with_their_names_and_read_one_by_one(client
 
 
 async def test_a_class_that_is_missing_is_explained_and_one_that_is_there_is_not(client):
-    names = ["EmptyHunyuanVideo15Latent", "OfSomePack", "KSampler"]
+    names = ["EmptyLatentHunyuan3Dv2", "OfSomePack", "KSampler"]
     found = (await client.get("/api/serve_app/missing_classes", params={"name": names})).json()
-    assert found.keys() == {"EmptyHunyuanVideo15Latent", "OfSomePack"}
-    assert NOT_THERE["EmptyHunyuanVideo15Latent"] in found["EmptyHunyuanVideo15Latent"]
+    assert found.keys() == {"EmptyLatentHunyuan3Dv2", "OfSomePack"}
+    assert NOT_THERE["EmptyLatentHunyuan3Dv2"] in found["EmptyLatentHunyuan3Dv2"]
     assert found["OfSomePack"].startswith("Here it is of no node pack that is installed here. A pool that is a ComfyUI")
 
 
@@ -167,8 +167,8 @@ async def test_templates_say_where_they_run_and_what_they_lack(client, service, 
     monkeypatch.setattr(SubmissionCheck, "known", AsyncMock(side_effect=lambda: (dict(known), {})))
     found = (await client.get("/api/serve_app/templates")).json()
     assert found["image_z_image_turbo"] == {"place": "here", "lacks": []}
-    assert found["video_hunyuan_video_1.5_720p_t2v"]["place"] == "nowhere"
-    assert "EmptyHunyuanVideo15Latent" in found["video_hunyuan_video_1.5_720p_t2v"]["lacks"]
+    assert found["3d_hunyuan3d-v2.1"]["place"] == "nowhere"
+    assert "EmptyLatentHunyuan3Dv2" in found["3d_hunyuan3d-v2.1"]["lacks"]
     places = await service.where_workflows_run(
         {"one": frozenset({"OfThePool"}), "other": frozenset({"Of", "KSampler"})}
     )

@@ -168,6 +168,27 @@ def test_a_process_that_becomes_a_supervisor_keeps_its_pid_and_nothing_it_has_im
     assert "sqlalchemy" not in maps
 
 
+def test_a_stop_reaches_the_server_also_when_nobody_reads_what_it_prints(tmp_path):
+    lives, program = tmp_path / "lives", PROGRAM + "part('raylet'); " + SLEEP
+    code = (
+        "import os, sys; from serve_app.deployments.process import supervisor;"
+        "supervisor.become(sys.argv[1:], b'hello', os.environ, None)"
+    )
+    command = [sys.executable, "-c", code, sys.executable, "-c", program, str(lives)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    run = Run.__new__(Run)
+    run.lives_file = lives
+    try:
+        run.named("raylet")
+        assert process.stdout is not None
+        process.stdout.close()
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+    assert run.processes() == []
+
+
 def test_a_supervisor_needs_no_more_than_psutil():
     code = (
         "import sys, serve_app.deployments.process.supervisor;"
@@ -190,7 +211,7 @@ def test_a_supervisor_that_is_killed_takes_everything_with_it(tmp_path):
     run.lives_file = lives
     child = run.named("raylet")
     outer.kill()
-    outer.wait()
+    outer.wait(PATIENCE_S)
     deadline = time.monotonic() + PATIENCE_S
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline

@@ -63,7 +63,8 @@ def test_encoders_that_do_not_go_together_are_refused_with_those_that_do(root):
     assert str(error.value) == (
         "'l.safetensors' and 'g.safetensors' hold CLIP-L and CLIP-G, which type 'flux' does not read together; text "
         "encoders that go together are CLIP-L and CLIP-G (SDXL), CLIP-L and T5-XXL (Flux.1), CLIP-L and CLIP-G and "
-        "T5-XXL (SD 3), CLIP-L and CLIP-G and T5-XXL and Llama 3.1 (HiDream), Gemma 3 and LTX-2's projection (LTX-2)"
+        "T5-XXL (SD 3), CLIP-L and CLIP-G and T5-XXL and Llama 3.1 (HiDream), Gemma 3 and LTX-2's projection (LTX-2), "
+        "Gemma 4 and LTX-2's projection (LTX-2.5)"
     )
     with pytest.raises(ModelFileError, match="hold T5-XXL and T5-XXL, which type 'sd3' does not read together"):
         found(root, "sd3", "t5", "t5")
@@ -159,7 +160,7 @@ def test_a_generated_text_ends_with_a_token_that_stops_it_or_at_its_limit():
     for token in (5, 7):
         assert not ended.over
         add(ended, token)
-    assert (ended.over, ended.text, ended.unread, ended.length) == (True, "[5, 7]", [7], 3)
+    assert (ended.over, ended.text, ended.unread, ended.length) == (True, "[5, 7]", [7], 4)
     for token in (5, 6):
         assert not cut.over
         add(cut, token)

@@ -12,6 +12,7 @@ from serve_app.models.forward import EAGER
 from serve_app.models.kernels.cuda_graphs import GraphRecorder
 from serve_app.models.quantization.block_scales import Mxfp8Weight, Nvfp4Weight
 from serve_app.models.quantization.eight_bit import EightBitWeight
+from serve_app.models.quantization.four_bit_codes import CodedWeight
 from serve_app.models.quantization.ggml_blocks import TYPES, BlockWeight
 from serve_app.models.quantization.half_precision_text import SixteenBitWeight
 from serve_app.models.quantization.quantized_linear import QuantizedLinear, QuantizedWeight
@@ -33,6 +34,9 @@ KINDS: dict[str, QuantizedWeight] = {
     "fp8": EightBitWeight(eight_bits(OUT, INSIDE), torch.tensor([0.5])),
     "nvfp4": Nvfp4Weight(random_bytes(OUT, INSIDE // 2), random_bytes(OUT, INSIDE // 16), torch.tensor(0.5)),
     "mxfp8": Mxfp8Weight(eight_bits(OUT, INSIDE), random_bytes(OUT, INSIDE // 32)),
+    "w4a8": CodedWeight(
+        random_bytes(OUT, INSIDE // 2), eight_bits(OUT, INSIDE // 16), torch.ones(OUT, 1), 16, torch.linspace(-1, 1, 16)
+    ),
     "sixteen bits": SixteenBitWeight(torch.ones(OUT, INSIDE, dtype=torch.float16)),
     **{name: BlockWeight(random_bytes(OUT, INSIDE // t.size * t.nbytes), name) for name, t in TYPES.items()},
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 from bench.counted import Counting
 from serve_app.models.quantization.block_scales import Mxfp8Weight, Nvfp4Weight
 from serve_app.models.quantization.eight_bit import EightBitWeight
+from serve_app.models.quantization.four_bit_codes import CodedWeight
 from serve_app.models.quantization.ggml_blocks import TYPES, BlockWeight
 from serve_app.models.quantization.quantized_linear import QuantizedWeight
 
@@ -22,12 +23,14 @@ def meta(*shape: int, dtype: torch.dtype = torch.uint8) -> Tensor:
 
 
 FP8 = meta(SIDE, SIDE, dtype=torch.float8_e4m3fn)
+GROUPS = meta(SIDE, SIDE // 16, dtype=torch.float8_e4m3fn)
 WEIGHTS: dict[str, tuple[QuantizedWeight, int]] = {
     "fp8": (EightBitWeight(FP8), 4),
     "fp8 with a scale": (EightBitWeight(FP8, meta(1, 1, dtype=torch.float32), largest=0.5), 4),
     "fp8 with scales": (EightBitWeight(FP8, meta(SIDE, 1, dtype=torch.float32), largest=0.5), 4),
     "int8": (EightBitWeight(meta(SIDE, SIDE, dtype=torch.int8), meta(SIDE, 1, dtype=torch.float32), largest=0.5), 4),
     "nvfp4": (Nvfp4Weight(meta(SIDE, SIDE // 2), meta(SIDE, SIDE // 16), meta(dtype=torch.float32)), 12),
+    "w4a8": (CodedWeight(meta(SIDE, SIDE // 2), GROUPS, meta(SIDE, 1, dtype=torch.float32), 256), 48),
     "mxfp8": (Mxfp8Weight(FP8, meta(SIDE, SIDE // 32)), 12),
     **{kind: (BlockWeight(meta(SIDE, SIDE // known.size * known.nbytes), kind), 12) for kind, known in TYPES.items()},
 }

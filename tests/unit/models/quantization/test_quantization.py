@@ -198,8 +198,8 @@ def test_a_lora_changes_the_widened_weight(tmp_path: Path, after: int) -> None:
     ("settings", "message"),
     [
         (
-            {"format": "asym_w4a8_int8"},
-            r"'a\.safetensors' has weights in asym_w4a8_int8 \('txt_in\.weight'\); read are",
+            {"format": "convrot_w4a4"},
+            r"'a\.safetensors' has weights in convrot_w4a4 \('txt_in\.weight'\); read are",
         ),
         ({"format": "nvfp4"}, r"has weights in nvfp4 without a scale \('txt_in\.weight'\); read are float8_e4m3fn"),
         ({"format": "int8_tensorwise"}, "has weights in int8_tensorwise without a scale"),

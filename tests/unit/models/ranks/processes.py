@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -25,8 +27,12 @@ from serve_app.models.weights.weights import Weights
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog
 
-LATE_S = 120.0
+LATE_S = 60.0
 """How long ranks wait for each other, on a busy machine."""
+ANSWER_S = 120.0
+"""How long one group of ranks may take for all that it is asked."""
+END_S = 10.0
+"""How long ranks that have nothing left to do may take to end."""
 CPU = torch.device("cpu")
 
 
@@ -38,7 +44,8 @@ def weights_of(models: Path, leader: Leader | None = None) -> Weights:
 def run_ranks(folder: Path, sizes: Sequence[int], lead: Callable[[Path, Leader], Any]) -> dict[int, Any]:
     """Return what `lead` returns on rank 0 of groups of these sizes, one after the other.
 
-    folder: with the folder models. The largest group is first.
+    folder: with the folder models. The largest group is first. Errors: AssertionError for ranks that do not answer in
+    time, or fail; none of them is left running.
     """
     folder = Path(mkdtemp(dir=folder))
     (folder / "models").symlink_to(folder.parent / "models")
@@ -46,20 +53,41 @@ def run_ranks(folder: Path, sizes: Sequence[int], lead: Callable[[Path, Leader],
         (folder / f"ranks of {size}").mkdir()
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__, lead.__module__])
-    results = context.SimpleQueue()
+    receiver, sender = context.Pipe(duplex=False)
     ranks = [
-        context.Process(target=_rank, args=(folder, rank, sizes, lead, results), daemon=True)
-        for rank in range(sizes[0])
+        context.Process(target=_rank, args=(folder, rank, sizes, lead, sender), daemon=True) for rank in range(sizes[0])
     ]
-    for rank in ranks:
-        rank.start()
-    found = {size: results.get() for size in sizes}
-    for rank in ranks:
-        rank.join()
+    try:
+        for rank in ranks:
+            rank.start()
+        # Without this process's end, the pipe ends with the ranks.
+        sender.close()
+        found = {size: _answer(receiver, size) for size in sizes}
+        end = time.monotonic() + END_S
+        for rank in ranks:
+            rank.join(max(0.0, end - time.monotonic()))
+    finally:
+        for rank in ranks:
+            if rank.is_alive():
+                rank.kill()
+                rank.join(END_S)
+        receiver.close()
     return found
 
 
-def _rank(folder: Path, rank: int, sizes: Sequence[int], lead: Callable[[Path, Leader], Any], results: Any) -> None:
+def _answer(receiver: Connection, size: int) -> Any:
+    assert receiver.poll(ANSWER_S), f"{size} ranks have not answered in {ANSWER_S:.0f} seconds"
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        raise AssertionError(f"{size} ranks ended without an answer") from None
+    assert not isinstance(answer, BaseException), f"{size} ranks failed: {answer!r}"
+    return answer
+
+
+def _rank(
+    folder: Path, rank: int, sizes: Sequence[int], lead: Callable[[Path, Leader], Any], results: Connection
+) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     for size in sizes[: sum(rank < size for size in sizes)]:
@@ -70,9 +98,9 @@ def _rank(folder: Path, rank: int, sizes: Sequence[int], lead: Callable[[Path, L
             continue
         leader = Leader(group)
         try:
-            results.put(lead(folder / "models", leader))
+            results.send(lead(folder / "models", leader))
         except BaseException as error:
-            results.put(error)
+            results.send(AssertionError(repr(error)))
             raise
         with suppress(RankLostError):
             leader.close()

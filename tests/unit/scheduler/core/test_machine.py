@@ -42,7 +42,14 @@ from serve_app.scheduler.protocol.messages import (
     TaskStopped,
     Want,
 )
-from serve_app.store.database.changes import JobAccepted, JobCached, JobEnded, JobLostReplica, OutputRecorded
+from serve_app.store.database.changes import (
+    JobAccepted,
+    JobCached,
+    JobEnded,
+    JobLostReplica,
+    OutputRecorded,
+    TenantUsed,
+)
 from serve_app.store.tenants.pauses import THE_QUEUE, Pause
 from tests.unit.scheduler.script import TWO_POOLS, Script, assigned, changes, events, sent, task_id, twins, two_outputs
 
@@ -87,7 +94,7 @@ def test_an_output_and_the_end_of_its_job_are_one_batch_so_history_never_shows_h
     script.replica("r1")
     [(_, task)] = assigned(script.job("a"))
     commands = script.report("r1", NodeFinished(task.id, "3", task.signatures["3"], {"images": ["x"]}))
-    assert [type(c.change) for c in commands if isinstance(c, Persist)] == [OutputRecorded, JobEnded]
+    assert [type(c.change) for c in commands if isinstance(c, Persist)] == [OutputRecorded, TenantUsed, JobEnded]
 
 
 def test_jobs_start_by_number_then_by_order_of_submission():

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from serve_app.events import Ending, Failure
 from serve_app.store.database.activity import DAY_S, ActivitySlot, ReadActivity, ReadTenantDays, TenantDay
-from serve_app.store.database.changes import Change, JobAccepted, JobEnded, JobRow, JobStarted, TenantUsed
+from serve_app.store.database.changes import (
+    Change,
+    CountersReserved,
+    JobAccepted,
+    JobEnded,
+    JobRow,
+    JobStarted,
+    TenantUsed,
+)
 from serve_app.store.database.jobs import Jobs
+from serve_app.store.files.reserved import Contents
 
 NOON_S = 20_000 * DAY_S + 43_200.0
 
@@ -48,8 +58,21 @@ def test_ended_jobs_are_counted_by_slot_and_use_by_day(jobs: Jobs) -> None:
         ActivitySlot(NOON_S + 300.0, success=1, run_s=300.0),
     )
     assert jobs.query(epoch, ReadTenantDays(19_999)) == (
-        TenantDay(19_999, "a", 1, 0.0),
-        TenantDay(20_000, "a", 2, 7.5),
-        TenantDay(20_000, "b", 2, 0.0),
+        TenantDay(19_999, "a", 1, 0.0, 0),
+        TenantDay(20_000, "a", 2, 7.5, 0),
+        TenantDay(20_000, "b", 2, 0.0, 0),
     )
     assert jobs.query(epoch, ReadTenantDays(20_001)) == ()
+
+
+def test_what_jobs_save_counts_once_for_its_tenants_day_and_previews_do_not(jobs: Jobs) -> None:
+    epoch, today = jobs.acquire("me"), int(time.time() // DAY_S)
+
+    def saves(job_id: str, key: str, size: int) -> CountersReserved:
+        return CountersReserved(job_id, "9", key, 1, Contents("_.png", ("digest",), size))
+
+    jobs.write(epoch, [saves("1@a", "output/@a/x", 100), saves("2@a", "output/@a/x", 20), saves("3", "output/x", 7)])
+    jobs.write(epoch, [saves("1@a", "output/@a/x", 100), saves("2@a", "temp/@a/x", 1000)])
+    jobs.write(epoch, [TenantUsed("1@a", "a", today, 2.5)])
+    found = jobs.query(epoch, ReadTenantDays(today))
+    assert [(use.tenant, use.gpu_s, use.saved_bytes) for use in found] == [("", 0.0, 7), ("a", 2.5, 120)]

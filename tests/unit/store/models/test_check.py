@@ -20,7 +20,6 @@ FOLDER = {
     "controlnet": "controlnet",
     "model_patch": "model_patches",
 }
-GEMMA = ("post_feedforward_layernorm", "self_attn.q_norm")
 
 
 @pytest.fixture
@@ -42,14 +41,8 @@ def written(models: Path, part: str, *names: str, rows: int = 1) -> str | None:
     [
         ("backbone", "Wan Dancer", ("head.modulation", "patch_embedding_global.weight")),
         ("backbone", "LTX-Video", ("model.diffusion_model.adaln_single.emb.timestep_embedder.linear_1.bias",)),
-        ("backbone", "HunyuanVideo or HunyuanImage", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
+        ("backbone", "HunyuanImage", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
         ("backbone", "Chroma Radiance", ("nerf_blocks.0.norm.scale", "distilled_guidance_layer.norms.0.scale")),
-        (
-            "clip",
-            "Gemma 4",
-            (f"model.layers.0.{n}.weight" for n in ("post_feedforward_layernorm", "self_attn.q_norm")),
-        ),
-        ("clip", "Qwen3.5", ("model.language_model.layers.0.linear_attn.A_log",)),
         ("vae", "LTX-Video or HunyuanVideo", ("decoder.conv_in.conv.weight",)),
         ("model_patch", "Uni3C's of Wan", ("controlnet_patch_embedding.weight",)),
         ("controlnet", "Hunyuan-DiT", ("after_proj_list.18.bias", "controlnet_blocks.0.weight")),

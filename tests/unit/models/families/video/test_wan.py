@@ -65,6 +65,11 @@ def test_the_published_networks_have_their_size(family: Wan, billions: float) ->
             {f"vace_blocks.{number}.after_proj.weight": (8,) for number in range(3)},
             "has 3 blocks of VACE for 2 of Wan; supported is a number that divides those",
         ),
+        ({"patch_embedding_pose.weight": (256, 20, 1, 2, 2)}, "it looks like a diffusion network of Wan SCAIL"),
+        (
+            {"patch_embedding_pose.weight": (256, 20, 1, 2, 2), "patch_embedding_mask.weight": (256, 28, 1, 2, 2)},
+            "reads 16 channels of videos, 20 of poses and 28 of masks; supported are 20, 20 and 28",
+        ),
         ({"patch_embedding.weight": (200, 16, 1, 2, 2)}, "a Wan backbone 200 wide; supported are multiples of 128"),
     ],
 )
@@ -105,6 +110,17 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
             {"vace_frames": [torch.zeros(1, 32, 2, 4, 6)] * 2, "vace_strength": [1.0]},
             "is given 2 videos with 2 masks and 1 strengths",
         ),
+        ("scail", {"reference_latents": [torch.zeros(1, 16, 1, 4, 4)]}, r"a reference is \(4, 4\) latent cells"),
+        (
+            "scail",
+            {"reference_latents": [torch.zeros(1, 16, 1, 4, 6)], "ref_mask_28ch": torch.zeros(1, 2, 28, 4, 6)},
+            r"'ref_mask_28ch' is \(28, 2, 4, 6\) .*; what it masks takes \(28, 3, 4, 6\)",
+        ),
+        (
+            "scail",
+            {"pose_video_latent": torch.zeros(1, 16, 2, 2, 2), "driving_mask_28ch": torch.zeros(1, 2, 28, 2, 4)},
+            r"'driving_mask_28ch' is \(28, 2, 2, 4\) .*; what it masks takes \(28, 2, 2, 2\)",
+        ),
         ("vace", {"vace_frames": [torch.zeros(1, 16, 2, 4, 6)]}, "is given 80 channels, and this Wan reads 96"),
     ],
 )
@@ -129,6 +145,18 @@ def test_what_is_concatenated_to_x_is_cropped_with_the_area() -> None:
         assert part is not None
         assert whole is not None
         assert torch.equal(part, whole[..., 1:3, 2:5])
+
+
+def test_poses_of_half_the_size_are_cropped_with_half_the_area() -> None:
+    cells = torch.arange(24.0).view(1, 1, 1, 4, 6)
+    options = {
+        "reference_latents": [cells.expand(1, 16, 1, 4, 6)],
+        "pose_video_latent": torch.arange(6.0).view(1, 1, 1, 2, 3).expand(1, 16, 2, 2, 3),
+    }
+    whole: Any = inputs(NETS["scail"], options)
+    part: Any = whole.within((2, 4, 2, 2))
+    assert torch.equal(part.subjects, whole.subjects[..., 2:4, 2:6])
+    assert torch.equal(part.pose, whole.pose[..., 1:2, 1:3])
 
 
 def test_the_small_model_gets_a_timestep_for_each_frame() -> None:

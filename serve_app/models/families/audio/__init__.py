@@ -1,0 +1,1 @@
+"""Families of backbones that sample sounds alone."""

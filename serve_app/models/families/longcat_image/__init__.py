@@ -1,0 +1,1 @@
+"""LongCat-Image: its backbone and its way to read texts."""

@@ -1,0 +1,1 @@
+"""Mage-Flow: its backbone, its autoencoder and its way to read texts."""

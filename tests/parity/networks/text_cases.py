@@ -1,0 +1,29 @@
+"""Text encoders of families in sub-packages of their own, as `tests.parity.text_cases`; golden/network_texts.npz."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from serve_app.models.families.hunyuan_video.text import ByT5Text
+from serve_app.models.families.text.qwen_vl import QwenVlText
+from tests.parity.text_cases import AWKWARD, DECODER_SIZES, TextCase
+
+_BYT5 = {"d_model": 32, "d_kv": 64, "d_ff": 48, "num_heads": 6, "num_layers": 2, "vocab_size": 384}
+_FEW = tuple(AWKWARD[i] for i in (0, 5, 7))
+
+NETWORK_TEXTS: Mapping[str, TextCase] = {
+    "hunyuan_video_15": TextCase(
+        {
+            "qwen_vl_deep": QwenVlText(4, 32, 48, 2, 1, 128, 151936),
+            "byt5": ByT5Text(layers=2, width=32, hidden_width=48, heads=6, head_width=64, buckets=32, vocabulary=384),
+        },
+        "hunyuan_video_15",
+        "hunyuan_image",
+        "te",
+        "HunyuanVideo15Tokenizer",
+        {"qwen25_7b": {**DECODER_SIZES, "num_hidden_layers": 4, "vocab_size": 151936}, "": _BYT5},
+        texts=(*_FEW, "", 'a sign "Open (late:1.2)" and “schöne Grüße”'),
+        tokenizer_module="hunyuan_video",
+        every=3,
+    ),
+}

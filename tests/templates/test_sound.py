@@ -1,0 +1,46 @@
+"""Templates of sounds alone over HTTP, with tiny files under the published names: saved, listed and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from serve_app.execution.size import allow, bounds
+from serve_app.media.loading import load_sound
+from tests.templates.test_templates import prompt_of, ran
+
+SECONDS = 3.0
+SET = {"Float (Duration)": SECONDS, "Boolean (Enable_Reprompt)": False}
+"""Values by the titles of the nodes that give them: templates' own sounds are longer."""
+TEMPLATES = ("audio_stable_audio_3_medium", "audio_stable_audio_3_medium_base")
+RATE = 44100
+
+
+@pytest.mark.parametrize("name", [TEMPLATES[0], pytest.param(TEMPLATES[1], marks=pytest.mark.long)])
+async def test_a_template_makes_its_sound(name: str, tmp_path: Path) -> None:
+    prompt = prompt_of(name)
+    for node in prompt.values():
+        if (title := node["_meta"]["title"]) in SET:
+            node["inputs"]["value"] = SET[title]
+    async with ran(prompt, tmp_path) as (client, outputs):
+        [saved] = [sound for output in outputs.values() for sound in output.get("audio", ())]
+        assert saved["filename"].endswith(".mp3")
+        await listed(client, saved["filename"])
+        file = await client.get("/api/view", params=saved)
+    assert file.headers["content-type"] == "audio/mpeg"
+    waveform, rate = load_sound(file.content, "the file", bounds(), allow)
+    assert rate == RATE
+    assert waveform.shape[:2] == (1, 2)
+    # Whole latents, and an encoder fills the last packet up.
+    assert abs(waveform.shape[2] / rate - SECONDS) < 0.2
+    assert waveform.std() > 0.01, "it is silent"
+
+
+async def listed(client: httpx.AsyncClient, filename: str) -> None:
+    """Assert that the list of jobs shows the sound as the job's preview, and the job's own answer has it as output."""
+    [job] = (await client.get("/api/jobs")).json()["jobs"]
+    assert (job["preview_output"]["filename"], job["preview_output"]["mediaType"]) == (filename, "audio")
+    whole = (await client.get(f"/api/jobs/{job['id']}")).json()
+    assert filename in str(whole["outputs"])
