@@ -14,10 +14,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, RankLostError, UnavailableError
-from serve_app.models.families import BACKBONES, Flux, Flux3, QwenImage, Unet, Wan, Wan22
+from serve_app.models.families import (
+    BACKBONES,
+    Flux,
+    Flux3,
+    HunyuanVideo,
+    MageFlow,
+    QwenImage,
+    SeedVr2,
+    StableAudio3,
+    Unet,
+    Wan,
+    Wan22,
+)
 from serve_app.models.families.dit.anima import IDS
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.families.family import BackboneFamily
+from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo15
 from serve_app.models.ranks.leader import Leader
 from serve_app.nested_tensor import NestedTensor
 from serve_app.recipe.recipe import Recipe
@@ -79,7 +92,8 @@ def write_models(models: Path) -> None:
     write_sample_checkpoint(models / "checkpoints" / "sample.safetensors")
     files = {name: weights(KEYS[name]) for name in TRANSFORMERS if name not in SMALL}
     for name, family in SMALL.items():
-        files[name] = by_own_names(family) if name == "flux4" else random_tensors(family, torch.float32)
+        files[name] = by_own_names(family) if name in ("flux4", "flux3") else random_tensors(family, torch.float32)
+    files["qwen21"] = qwen21_cases.file_of(SMALL["qwen21"], qwen21_cases.drawn(SMALL["qwen21"]))
     files |= {"controlled": weights(CONTROLLED["flux"]), "h3": minimax_h3_cases.file("pruned")}
     for name, tensors in files.items():
         save_file(tensors, models / "diffusion_models" / f"{name}.safetensors")
@@ -241,9 +255,20 @@ def test_ranks_share_the_tokens_of_one_row(found: dict[int, Any], size: int) -> 
     assert [name for name in alone if name.startswith(("one row", "four heads", "a video with sound"))] == []
 
 
-def test_the_tokens_of_every_transformer_can_be_shared() -> None:
+ROWS_ONLY: Mapping[type[BackboneFamily], str] = {
+    HunyuanVideo: "new; its shards are not written yet",
+    HunyuanVideo15: "new; its shards are not written yet",
+    MageFlow: "new; its shards are not written yet",
+    SeedVr2: "its attention is within windows of the video, not over all tokens",
+    StableAudio3: "new; its shards are not written yet",
+}
+"""Transformers whose tokens are not shared, and why."""
+
+
+def test_the_tokens_of_every_other_transformer_can_be_shared() -> None:
     others = [family for family in BACKBONES if not issubclass(family, Unet)]
-    assert [family for family in others if family.sharded_heads is BackboneFamily.sharded_heads] == []
+    alone = {family for family in others if family.sharded_heads is BackboneFamily.sharded_heads}
+    assert alone == ROWS_ONLY.keys()
 
 
 def faults(models: Path, leader: Leader) -> tuple[str, str, str]:
