@@ -80,7 +80,7 @@ AXES = {
     "ernie_image": (128,),
     "ideogram4": (128,),
     "flux3": (128,),
-    "qwen21": (64, 1),
+    "qwen21": (64,),
 }
 CONTROLNET = Recipe("controlnet", "controlnet", "flux_xlabs.safetensors")
 
@@ -174,7 +174,7 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
         **(rows if size == 2 else texts),
         "references of flux": [job("flux4", 3.0, lora=0.7, **reference)],
         "references of omnigen2": [job("omnigen2", **reference)],
-        "references of qwen21": [job("qwen21", reference_latents=[noise("of 2.1", (1, 64, 1, 4, 6))])],
+        "references of qwen21": [job("qwen21", reference_latents=[noise("of 2.1", (1, 64, 4, 6))])],
         "references of flux3": [job("flux3", reference_latents=[noise("of 3", (1, 128, 4, 6))])],
         "an image to edit": [job("hidream", concat_latent_image=noise("edited", (1, 16, 6, 10)))],
         "texts of two lengths, with and without a LoRA": [job("flux4", words=3), job("flux4", words=9, lora=0.5)],
@@ -186,7 +186,8 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
         "a video that follows another": [job("vace", vace_frames=[noise("vace", (1, 32, 3, 6, 10))])],
         "a video with sound of ltx2": [job("ltx2", latents=sound)],
         "a video with sound of h3": [job("h3", latents=sounding)],
-        "a video with sound, guided": [job("ltx23", 3.0, latents=sound)],
+        "a video with sound of ltx25": [job("ltx25", latents=sound)],
+        "rows of a video with sound": [job("ltx23", 3.0, latents=sound)],
     }
 
 
