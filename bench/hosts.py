@@ -1,6 +1,6 @@
 """What one cluster carries, by its hosts: `python -m bench.hosts`, as root.
 
-Each cluster is one of tests/hosts: a head and so many worker hosts in network namespaces of this machine, with
+Each cluster is one of tests/hosts: a head and one or more worker hosts in network namespaces of this machine, with
 PostgreSQL, Redis and a bucket on a host of their own. Measured are jobs that save a small picture, from the first
 submission until the last has ended, and then jobs that tell of many steps: jobs and events a second, the bytes that
 hosts send each other, and processor time by kind of process. All hosts share this machine's processors, so what they
@@ -69,7 +69,7 @@ class Load(NamedTuple):
 
 
 def main() -> int:
-    """Measure clusters of so many worker hosts, and print what was found."""
+    """Measure a cluster for each number of worker hosts, and print the figures."""
     parser = argparse.ArgumentParser(prog="python -m bench.hosts", description=__doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="worker hosts (default: 1 and 2)")
     parser.add_argument("--jobs", type=int, default=400, help="that save a picture (default: %(default)s)")
@@ -109,7 +109,7 @@ def _measure(root: Path, workers: Sequence[str], jobs: int, telling: int) -> Non
 
 
 def _loaded(site: Cluster, http: httpx.Client, idle: Counters, jobs: int, make: Callable[[], dict[str, Any]]) -> Load:
-    """Run so many jobs and return what they took beyond the idle cluster."""
+    """Run jobs and return the resources that they took beyond those of the idle cluster."""
     before = _counted(site)
     events = _run(site, http, jobs, make)
     taken = _less(_counted(site), before)
@@ -119,7 +119,7 @@ def _loaded(site: Cluster, http: httpx.Client, idle: Counters, jobs: int, make: 
 
 
 def _run(site: Cluster, http: httpx.Client, jobs: int, make: Callable[[], dict[str, Any]]) -> int:
-    """Submit so many jobs by a few connections and return once all have ended: how many events there were."""
+    """Submit jobs by a few connections, wait until all have ended, and return the number of events."""
 
     def submit(prompts: Sequence[dict[str, Any]]) -> str:
         with httpx.Client(base_url=site.url, timeout=60.0) as own:

@@ -23,10 +23,15 @@ from serve_app.models.families import (
     Flux2,
     Flux3,
     HiDream,
+    HunyuanVideo,
+    HunyuanVideo15,
     Ideogram4,
     Krea2,
+    LongCatImage,
+    Lotus,
     Ltx2,
     Lumina2,
+    MageFlow,
     OmniGen2,
     PixArt,
     PixArtAlpha,
@@ -36,16 +41,20 @@ from serve_app.models.families import (
     Sd3,
     Sdxl,
     SdxlRefiner,
+    SeedVr2,
+    StableAudio3,
     Unclip,
     Wan,
     Wan22,
+    WanScail,
     ZImage,
 )
 from serve_app.models.families.dit.anima import LlmAdapter
 from serve_app.models.families.dit.krea2 import Attention
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.unet.svd import Svd
-from serve_app.models.families.video.ltx2 import Connector, Stream
+from serve_app.models.families.video.ltx2 import Stream
+from serve_app.models.families.video.ltx2_connectors import Connector
 from serve_app.models.families.video.minimax_h3 import MiniMaxH3
 from serve_app.models.quantization.block_scales import Nvfp4Weight
 from serve_app.models.quantization.eight_bit import EightBitWeight
@@ -153,11 +162,18 @@ QWEN = QwenImage(3072, 24, 60, 3584)
 KREA2 = Krea2(Attention(6144, 48, 12, 16384), Attention(2560, 20, 20, 6912), 28, 12)
 ANIMA = Anima(2048, 16, 28, 256, LlmAdapter(1024, 16, 6, 1024, 32128))
 WAN = Wan(5120, 40, 13824, 4096)
+SCAIL = WanScail(5120, 40, 13824, 4096, fed=20, image_width=1280)
+HUNYUAN_15 = HunyuanVideo15(2048, 54, 0, 3584, 65, patch=1, glyphs=1472, image_width=1152)
+SEEDVR2_3B = SeedVr2(2560, 20, 128, 32, 6912, 5120, (58, 64), apart=10, gated=True, normed=True)
+SEEDVR2_7B = SeedVr2(3072, 24, 128, 36, 12288, 5120, (58, 64), apart=36, gated=False, normed=False)
 CONNECTOR = Connector(3840, 30, 2, 128, gated=False)
 LTX2 = Ltx2(
     *(Stream(4096, 32), Stream(2048, 32), 48, 3840, CONNECTOR, CONNECTOR),
     gated=False,
     modulates_text=False,
+    times_text=False,
+    biases=(True, True),
+    marks=False,
     projects_text=True,
     halves=False,
     double=True,
@@ -166,6 +182,7 @@ LTX2 = Ltx2(
     cross_time_scale=1.0,
 )
 SMALL, IMAGE = (Size(512, 512),), (Size(1024, 1024),)
+SHARP = Size(1280, 720, 21)
 VIDEO, VIDEOS = (Size(832, 480, 81),), (Size(832, 480, 81), Size(1280, 720, 81))
 
 MODELS: Mapping[str, Planned] = {
@@ -190,6 +207,8 @@ MODELS: Mapping[str, Planned] = {
     "Flux.2 dev, fp8, Mistral in fp8": Planned(FLUX2, 23.6, 340, IMAGE, in_eight_bits, itemsize=1),
     "Flux.2 dev, GGUF Q4_K": Planned(FLUX2, 23.6, 340, IMAGE, in_q4_k, itemsize=0.5625),
     "Flux.3 klein, 8 bits": Planned(Flux3(3072, 24, 5, 28, 20480), 4.4, 340, IMAGE, in_eight_bits, itemsize=1),
+    "LongCat-Image, bf16, Qwen in fp8": Planned(LongCatImage(3072, 24, 10, 20, 3584, 0), 8.3, 170, IMAGE, itemsize=1),
+    "Mage-Flow, 8 bits": Planned(MageFlow(3072, 24, 12, 2560), 4.4, 280, IMAGE, in_eight_bits, itemsize=1),
     "Krea 2, 8 bits": Planned(KREA2, 4.4, 250, IMAGE, in_eight_bits, itemsize=1),
     "Ideogram 4, fp8": Planned(Ideogram4(4608, 18, 34, 12288, 53248), 8.8, 340, IMAGE, in_eight_bits, itemsize=1),
     "HiDream, fp8, texts in fp8": Planned(HIDREAM, 13.7, 170, IMAGE, in_eight_bits, itemsize=1),
@@ -200,6 +219,10 @@ MODELS: Mapping[str, Planned] = {
     "Wan 14B, fp8": Planned(WAN, 5.7, 250, VIDEOS, in_eight_bits, itemsize=1),
     "Wan 14B, fp16": Planned(WAN, 5.7, 250, VIDEO),
     "Wan 14B, GGUF Q4_K": Planned(WAN, 5.7, 250, VIDEO, in_q4_k, itemsize=0.5625),
+    "Wan SCAIL 2, 8 bits": Planned(SCAIL, 5.7, 250, VIDEO, in_eight_bits, itemsize=1),
+    "HunyuanVideo 1.5, fp16, Qwen in fp8": Planned(HUNYUAN_15, 8.3, 2520, VIDEOS, itemsize=1),
+    "SeedVR2 3B, 8 bits": Planned(SEEDVR2_3B, 0, 500, (SHARP,), in_eight_bits),
+    "SeedVR2 7B, 8 bits": Planned(SEEDVR2_7B, 0, 500, (SHARP,), in_eight_bits),
     "LTX-2 19B, fp8, Gemma in fp8": Planned(LTX2, 12.2, 2550, VIDEOS, in_eight_bits, itemsize=1),
     # How long and wide its table of times is, no source says; it is small.
     "MiniMax H3 pruned, 8 bits, its text in 4": Planned(
@@ -212,6 +235,9 @@ MODELS: Mapping[str, Planned] = {
 NOT_PLANNED: Mapping[type[BackboneFamily], str] = {
     PixArtAlpha: "the network is PixArt Σ's",
     ErnieImage: "its published sizes are not known here",
+    StableAudio3: "its published sizes are not known here",
+    Lotus: "the network is that of SD 2.1 unCLIP but for one layer",
+    HunyuanVideo: "no autoencoder of its videos is known here",
     Svd: "its forward cannot be counted without numbers",
 }
 """Backbones that have no row, and why."""

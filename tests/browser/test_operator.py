@@ -73,7 +73,7 @@ def test_an_admin_sees_pauses_and_cancels_every_tenants_jobs(site: TenantServer,
     of_e = tab.locator("#keys .tabulator-row").filter(has=tab.get_by_role("gridcell", name="e", exact=True))
     of_e.get_by_role("button", name="Rotate").click()
     wait_in(tab, lambda: tab.locator("#new-key code").inner_text() != key, "the rotated key")
-    assert of_e.count() == 2
+    wait_in(tab, lambda: of_e.count() == 2, "the row of the rotated key")
     of_e.first.get_by_role("button", name="Revoke").click()
     wait_in(tab, lambda: of_e.count() == 1, "the end of a key")
     of_e.first.get_by_role("button", name="Revoke").click()

@@ -41,6 +41,7 @@ TURN = 151644
 UNREAD = ("logit_scale", "text_projection.weight", "model.lm_head.weight")
 """Weights that no conditioning is made of."""
 TOWERS = ("visual.", "vision_model.", "multi_modal_projector.")
+LOOKS = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer
 BROUGHT = ("spiece_model", "tekken_model")
 
 
@@ -53,12 +54,11 @@ def encoder(case: dict[str, Any]) -> tuple[Any, Any]:
     if case["tower"] is not None and case["module"] == "lt":
         comfy.text_encoders.llama.GEMMA3_VISION_CONFIG.update(case["tower"])
     elif case["tower"] is not None:
-        see = comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer
         sizes = case["tower"]
         vision = comfy.text_encoders.qwen3vl
-        for known in (vision.QWEN3VL_VISION["qwen3vl_8b"], vision.QWEN3VL_VISION_COMMON):
+        for known in (*vision.QWEN3VL_VISION.values(), vision.QWEN3VL_VISION_COMMON):
             known.update({size: value for size, value in sizes.items() if size in known})
-        comfy.text_encoders.llama.qwen_vl.Qwen2VLVisionTransformer = lambda **given: see(**{**given, **sizes})
+        comfy.text_encoders.llama.qwen_vl.Qwen2VLVisionTransformer = lambda **given: LOOKS(**{**given, **sizes})
     if case["called"] is not None:
         made = made(**case["called"])
     options = {f"{name}_model_config": sizes for name, sizes in case["sizes"].items()}

@@ -83,6 +83,8 @@ TEMPLATES = {
     "image_flux3_klein_t2i": (1024, 1024),
     "image_flux3_klein_distilled_image_edit": None,
     "image_ideogram4_t2i": None,
+    "image_longcat_text_to_image": (1024, 1024),
+    "image_mage_flow_t2i_int8": (1024, 1024),
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 AGAIN = {
@@ -120,6 +122,7 @@ VIDEOS = {
     "video_wan2_2_14B_i2v": 16,
     "video_wan2_2_14B_fun_control": 16,
     "video_wan2_2_5B_ti2v": 24,
+    "video_hunyuan_video_1.5_720p_t2v": 24,
     "wan2.1_fun_inp": 16,
     "video_wan_vace_flf2v": 16,
     "video_wan2_2_14B_fun_camera": 16,

@@ -57,6 +57,7 @@ from serve_app.models.families.dit.qwen_image21 import QwenImage21
 from serve_app.models.families.dit.sd3 import Sd3
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
+from serve_app.models.families.hunyuan_video.text import ByT5Text
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.llama import LlamaText
@@ -70,6 +71,7 @@ from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextFamily
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.video.wan import Wan, Wan22
+from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
 from serve_app.models.tokenizers.byte_pairs import byte_letters
@@ -104,7 +106,7 @@ MISTRAL = MistralText(
     layers=30, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=tekken.TOKENS, final_norm=False
 )
 QWEN_VL = QwenVlText(
-    layers=1,
+    layers=4,
     width=TEXT_WIDTH,
     hidden_width=48,
     heads=2,
@@ -157,6 +159,7 @@ OMNIGEN2 = OmniGen2(width=48, heads=1, shared=1, layers=1, refiners=1, text_widt
 QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=2, head=128, tokens=151936)
 """Two heads of keys, by which it is told from the 7B."""
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
+BYT5 = ByT5Text(layers=1, width=1472, hidden_width=48, heads=6, head_width=64, buckets=32, vocabulary=384)
 UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
 T5GEMMA = T5GemmaText(1, stable_audio3_cases.TEXT, 48, heads=1, kv_heads=1, vocabulary=8192)
 WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
@@ -167,11 +170,15 @@ WAN_FUN_CONTROL = replace(WAN_SEEING, fed=48)
 WAN_22_FUN_CONTROL = replace(WAN, fed=52, reference_channels=16)
 WAN_VACE = replace(WAN, vace=1, vace_channels=96)
 WAN_CAMERA = replace(WAN_I2V, camera=24)
+WAN_SCAIL = WanScail(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=20, image_width=VIT_H.width)
 WAN_22_5B = Wan22(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=48)
 WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
 PARITY_WIDTH = dit_cases.TEXT_WIDTH
 """Of the texts of networks that are those of the parity tests: files have layers joined that the network has apart."""
 PARITY_T5 = replace(T5, width=PARITY_WIDTH)
+PARITY_QWEN_VL = replace(QWEN_VL, layers=4, width=PARITY_WIDTH)
+PARITY_QWEN3_VL = replace(QWEN3_VL_8B, width=PARITY_WIDTH)
+BYT5 = ByT5Text(1, 1472, 48, heads=6, head_width=64, buckets=32, vocabulary=384)
 GEMMA = Gemma2Text(2, PARITY_WIDTH, 48, 2, 1, 256, 256000)
 PILE_T5 = PileT5Text(1, PARITY_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=32128, pieces=1)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
@@ -199,6 +206,17 @@ def of_parity(name: str) -> Tensors:
     return weights(json.loads((GOLDEN / "dit_keys.json").read_text())[name])
 
 
+def of_networks(name: str) -> Tensors:
+    """Return a network that `tests.parity.networks` compares with ComfyUI's, for texts as wide as these here."""
+    shapes = json.loads((GOLDEN / "networks_keys.json").read_text())[name]
+    return weights(
+        {
+            name: tuple(TEXT_WIDTH if name.startswith("txt_") and size == PARITY_WIDTH else size for size in shape)
+            for name, shape in shapes.items()
+        }
+    )
+
+
 FILES: Mapping[str, Callable[[], Tensors]] = {
     r"checkpoints/flux1-schnell.*": lambda: whole(SCHNELL, VAE, clip_l=CLIP_L, t5xxl=T5),
     r"checkpoints/flux1-dev.*": lambda: whole(FLUX, VAE, clip_l=CLIP_L, t5xxl=T5),
@@ -223,6 +241,9 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
         rf"diffusion_models/{name}\..*": partial(of_parity, name)
         for name in ("auraflow", "chroma", "lumina2", "pixart", "pixart_alpha")
     },
+    r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
+    r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
+    r"diffusion_models/hunyuanvideo1\.5.*": lambda: of_networks("hunyuan_video15"),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
     r"diffusion_models/flux1-fill.*": lambda: network(FILL),
@@ -249,6 +270,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.1_flf2v.*": lambda: single_file(WAN_FIRST_LAST),
     r"diffusion_models/wan2\.1_fun_inp.*": lambda: single_file(WAN_SEEING),
     r"diffusion_models/wan2\.1_fun_control.*": lambda: single_file(WAN_FUN_CONTROL),
+    r"diffusion_models/wan2\.1_14B_SCAIL_2.*": lambda: single_file(WAN_SCAIL),
     r"diffusion_models/wan2\.1_vace.*": lambda: single_file(WAN_VACE),
     r"diffusion_models/wan2\.2_t2v.*": lambda: single_file(WAN),
     r"diffusion_models/wan2\.2_(i2v|fun_inpaint)_.*_14B.*": lambda: single_file(WAN_I2V),
@@ -265,9 +287,13 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
+    r"text_encoders/byt5_small.*": lambda: text_tensors(BYT5),
     r"text_encoders/gemma_2.*": lambda: text_tensors(GEMMA),
     r"text_encoders/pile_t5.*": lambda: text_tensors(PILE_T5),
     r"text_encoders/t5xxl_48.*": lambda: text_tensors(PARITY_T5),
+    r"text_encoders/qwen_2.5_vl_48.*": lambda: text_tensors(PARITY_QWEN_VL),
+    r"text_encoders/qwen3vl_48.*": lambda: text_tensors(PARITY_QWEN3_VL),
+    r"text_encoders/byt5.*": lambda: text_tensors(BYT5),
     r"text_encoders/qwen_3_06b.*": lambda: {k: t.bfloat16() for k, t in text_tensors(QWEN3_06B).items()},
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
@@ -297,6 +323,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/clip_l.*": lambda: text_tensors(CLIP_L),
     r"text_encoders/t5xxl.*": lambda: text_tensors(T5),
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
+    r"vae/mage_flow_vae.*": lambda: of_networks("mage_flow vae"),
+    r"vae/hunyuanvideo15_vae.*": lambda: of_networks("hunyuan_video15 vae"),
     r"vae/sdxl.*": lambda: network(SDXL_VAE),
     r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),

@@ -1,4 +1,4 @@
-"""How `serve-app up` tells the replicas of its own Ray that it stops, and waits until they have kept their runs.
+"""The notice by which `serve-app up` tells its replicas that it stops, so that they save the states of their runs.
 
 Two named pipes in a folder, whose name Ray's processes inherit. The supervisor holds one open for writing: its end,
 also by a SIGKILL, is the notice. Each replica holds the other open for writing until it has nothing left to keep.
@@ -56,7 +56,7 @@ class StopNotice:
         return False
 
     def close(self) -> None:
-        """Remove it, and give notice if that was not done."""
+        """Give notice if that was not done, and remove the pipes."""
         if self._stops is not None:
             os.close(self._stops)
             self._stops = None

@@ -111,7 +111,7 @@ def _keep(
                 if haproxy is not None:
                     haproxy.keep()
             if fault is None:
-                print("stopping", flush=True)
+                log.announce("stopping")
                 notice.give(KEEPING_S)
                 life.end()
                 break
@@ -184,7 +184,6 @@ class _Life:
     def end(self) -> None:
         """Stop it; the reaper kills it if it does not end in time."""
         self._process.send_signal(signal.SIGTERM)
-        log.announce("stopping")
         try:
             self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:

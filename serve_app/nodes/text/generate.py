@@ -59,6 +59,9 @@ SystemPrompt: TypeAlias = Annotated[
 ]
 """Inputs of ComfyUI 0.36 and later."""
 
+MOST_IMAGES = 16
+"""How many images a language model is shown: each may be 16,000 tokens of one prompt, which others wait for."""
+
 
 @node(
     "TextGenerate",
@@ -90,6 +93,8 @@ async def text_generate(
     for name, value in {"video": video, "audio": audio}.items():
         if value is not None:
             raise NodeError(f"language models read texts and images here; '{name}' is linked, so take the link away")
+    if image is not None and len(image) > MOST_IMAGES:
+        raise NodeError(f"'image' is a batch of {len(image)}; a language model is shown at most {MOST_IMAGES} images")
     system_prompt = (system_prompt or "") if use_default_template else ""
     family = await runtime.family(clip) if image is not None or system_prompt else None
     if image is not None and not getattr(family, "sees", False):

@@ -1,4 +1,4 @@
-"""The colours of an enlarged image made those of the image it was made from. Pure functions of frames (H,W,3) in 0…1.
+"""Color transfer from an image to its enlargement. Pure functions of frames (H,W,3) in 0…1.
 
 Sources: Wang et al. 2023 (StableSR), arXiv:2305.07015, for the wavelets; Huang and Belongie 2017, arXiv:1703.06868, for
 means and deviations.

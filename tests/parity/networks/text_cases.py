@@ -5,13 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from serve_app.models.families.hunyuan_video.text import ByT5Text
-from serve_app.models.families.text.qwen_vl import QwenVlText
+from serve_app.models.families.text.qwen import QwenImage21Text
+from serve_app.models.families.text.qwen3_vl import Qwen3VisionTower as DeepTower
+from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from tests.parity.text_cases import AWKWARD, DECODER_SIZES, TextCase
 
 _BYT5 = {"d_model": 32, "d_kv": 64, "d_ff": 48, "num_heads": 6, "num_layers": 2, "vocab_size": 384}
 _FEW = tuple(AWKWARD[i] for i in (0, 5, 7))
 
 NETWORK_TEXTS: Mapping[str, TextCase] = {
+    "mage_flow": TextCase(
+        {"qwen3_vl_mage": QwenImage21Text(4, 32, 48, 2, 1, 128, 151936, tower=DeepTower(24, 64, 96, 49))},
+        "mage",
+        "mage_flow",
+        "te",
+        "MageFlowTokenizer",
+        {"qwen3vl_4b": {**DECODER_SIZES, "num_hidden_layers": 4, "vocab_size": 151936}},
+        texts=(
+            *(*_FEW, "", "<|im_start|>user\nof my own"),
+            {"text": "make it blue", "images": [[60, 100]], "template": None},
+            {"text": "as {both}", "images": [[64, 64], [96, 64]], "template": None},
+        ),
+        tower={"hidden_size": 64, "intermediate_size": 96, "num_position_embeddings": 49},
+        every=5,
+    ),
+    "longcat_image": TextCase(
+        {"qwen_vl_longcat": QwenVlText(2, 32, 48, 2, 1, 128, 151936, tower=QwenVisionTower(9, 80, 96))},
+        "longcat_image",
+        "longcat_image",
+        "te",
+        "LongCatImageTokenizer",
+        {"qwen25_7b": {**DECODER_SIZES, "num_hidden_layers": 2, "vocab_size": 151936}},
+        texts=(
+            *("a sign 'Open' and “ä b”, rock'n'roll 'x'", "", "<|im_start|>user\nof my own", "word " * 600),
+            {"text": 'write "Hi"', "images": [[60, 100]], "template": None},
+        ),
+        tower={"hidden_size": 80, "num_layers": 9, "num_heads": 1, "intermediate_size": 96},
+        every=11,
+    ),
     "hunyuan_video_15": TextCase(
         {
             "qwen_vl_deep": QwenVlText(4, 32, 48, 2, 1, 128, 151936),

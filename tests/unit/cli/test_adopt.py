@@ -54,7 +54,7 @@ def comfyui(tmp_path: Path) -> Path:
     write_sample_checkpoint(folder / "models/checkpoints/sd15.safetensors")
     (folder / "custom_nodes/good.py").write_text(dedent(PACK.format(name="Good")))
     (folder / "custom_nodes/broken.py").write_text("import a_module_that_is_nowhere")
-    saved = {"native": ["KSampler", "Good", "Note"], "videos": ["KSampler", "EmptyHunyuanVideo15Latent"]}
+    saved = {"native": ["KSampler", "Good", "Note"], "videos": ["KSampler", "EmptyLatentHunyuan3Dv2"]}
     for name, types in saved.items():
         workflow = {"nodes": [{"id": number, "type": each} for number, each in enumerate(types)]}
         (folder / f"user/default/workflows/{name}.json").write_text(json.dumps(workflow))
@@ -78,7 +78,7 @@ def test_what_runs_here_in_the_pool_and_nowhere_is_said_and_the_configuration_wr
         "user/default/workflows/native.json": "here",
         "user/default/workflows/videos.json": "pool",
     }
-    assert "EmptyHunyuanVideo15Latent" in found["user/default/workflows/videos.json"]["why"]
+    assert "EmptyLatentHunyuan3Dv2" in found["user/default/workflows/videos.json"]["why"]
     assert "'evil.ckpt' holds more than tensors" in done.stderr
     assert "this ran" not in done.stdout
     written = load(comfyui.parent / "c.yaml")

@@ -15,7 +15,7 @@ from tests.unit.cli.conftest import makes
 
 MISTAKES = [
     ("up --port 99999", "less than or equal to 65535"),
-    ("up --port 0 --host nosuch.invalid", "cannot listen on nosuch.invalid:0"),
+    ("up --port 0 --host nosuch.invalid", "cannot listen on nosuch.invalid: Name or service not known"),
     ("up --port 0 --output-dir a_file", "output_dir: {here}/a_file is a file; give a folder"),
     ("up --port 0 --user-dir a_file/user", "user_dir: the folder {here}/a_file/user cannot be made: Not a directory"),
     ("up --port 0 --database-url foo", "must be sqlite:///FILE or postgresql://USER@HOST/NAME"),

@@ -25,6 +25,7 @@ from serve_app.nodes.video.value import VideoFromFile
 from tests.parity import taesd_cases
 from tests.templates import tiny
 from tests.templates.test_ltx import small_prompt as small_ltx
+from tests.templates.test_seedvr2 import resize
 from tests.templates.test_templates import cut, prompt_of, shrink
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster
@@ -55,14 +56,21 @@ FILES = (
     Files("flux-2-klein", "flux2", ("qwen_3_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("flux3-image-klein-base", "flux3", ("qwen3vl_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("hidream_i1", "", ("clip_l", "clip_g", "t5xxl", "llama_3.1")),
+    Files(
+        *("hunyuan_video15", "hunyuan_video_15", ("qwen_2.5_vl_48", "byt5"), "hunyuanvideo15_vae"),
+        latent="EmptyHunyuanVideo15Latent",
+    ),
     Files("ideogram4", "ideogram4", ("qwen3vl_8b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("krea2", "krea2", ("qwen3vl_4b",), "qwen_image_vae"),
+    Files("longcat_image", "longcat_image", ("qwen_2.5_vl_48",)),
     Files("lumina2", "lumina2", ("gemma_2",)),
+    Files("mage_flow", "mage", ("qwen3vl_48",), "mage_flow_vae", "EmptyFlux2LatentImage"),
     Files("omnigen2", "omnigen2", ("qwen_2.5_vl_fp16",)),
     Files("pixart_alpha", "pixart", ("t5xxl_48",), "sdxl", "EmptyLatentImage"),
     Files("pixart", "pixart", ("t5xxl_48",), "sdxl", "EmptyLatentImage"),
     Files("qwen_image", "qwen_image", ("qwen_2.5_vl_7b",), "qwen_image_vae"),
     Files("qwen_image_2.1", "qwen_image", ("qwen3vl_8b",), "qwen_image_2.1_vae", "EmptyLatentImage"),
+    Files("wan2.1_14B_SCAIL_2", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
     Files("wan2.1_t2v", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
     Files("wan2.2_ti2v_5B", "wan", ("umt5_xxl",), "wan2.2_vae", "Wan22ImageToVideoLatent"),
     Files("z_image", "lumina2", ("qwen_3_4b",)),
@@ -100,6 +108,13 @@ def of_template(name: str) -> dict[str, Any]:
     made = prompt_of(name)
     cut(made)
     shrink(made)
+    return made
+
+
+def sharp() -> dict[str, Any]:
+    """Return SeedVR2's template of a picture, which it makes no larger."""
+    made = prompt_of("utility_seedvr2_3b_int8_upscale_image")
+    resize(made)
     return made
 
 
@@ -154,13 +169,14 @@ TEMPLATES = (
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
-EAGER = {"hidream_i1", *TEMPLATES, *OF_NO_FILE}
+EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *OF_NO_FILE}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
     **{name: partial(prompt, 1, name, STEPS) for name in CHECKPOINTS},
     **{name: partial(of_template, name) for name in TEMPLATES},
     "video_ltx2_t2v_distilled": partial(small_ltx, "video_ltx2_t2v_distilled"),
+    "seedvr2": sharp,
     "style": styled,
     "unclip": unclip,
     **{name: partial(through, name) for name in OF_NO_FILE},
@@ -181,14 +197,18 @@ SHOWN: Mapping[str, str] = {
     "flux-2-klein": "Flux2 Qwen3Text",
     "flux3-image-klein-base": "Flux3 Flux3Text",
     "hidream_i1": "HiDream HiDreamText LlamaText",
+    "hunyuan_video15": "ByT5Text HunyuanVideo15 HunyuanVideo15Text HunyuanVideo15Vae",
     "ideogram4": "Ideogram4 Ideogram4Text",
     "krea2": "Krea2 Krea2Text",
+    "longcat_image": "LongCatImage LongCatText",
     "lumina2": "Gemma2Text Lumina2",
+    "mage_flow": "MageFlow MageFlowText MageFlowVae",
     "omnigen2": "OmniGen2 OmniGen2Text",
     "pixart_alpha": "PixArtAlpha",
     "pixart": "PixArt",
     "qwen_image": "QwenImage QwenVlText",
     "qwen_image_2.1": "QwenImage21 QwenImage21Text QwenImage21Vae",
+    "wan2.1_14B_SCAIL_2": "WanScail",
     "wan2.1_t2v": "UMT5Text Wan WanVae",
     "wan2.2_ti2v_5B": "Wan22 Wan22Vae",
     "z_image": "Qwen3Text ZImage",
@@ -200,6 +220,7 @@ SHOWN: Mapping[str, str] = {
     "txt_to_image_to_video": "Svd TemporalKL",
     "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",
     "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
+    "seedvr2": "SeedVr2 SeedVr2Vae",
     "style": "StyleAdapter",
     "unclip": "Unclip",
     "pixel_space": "PixelSpace",
@@ -207,6 +228,14 @@ SHOWN: Mapping[str, str] = {
 }
 """The families that each workflow shows, by the names of their classes; what others show may be left out."""
 NOT_SHOWN: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("HunyuanVideo", "HunyuanVideoText"), "no autoencoder of its videos is supported, so that none is saved"
+    ),
+    **dict.fromkeys(("SameVae", "StableAudio3", "T5GemmaText"), "what they make has no colours to look at: a sound"),
+    **dict.fromkeys(
+        ("Gemma4Text", "Lotus", "Ltx25Text", "Ltx25Vae"), "their workflows do not pass on the card double yet"
+    ),
+    "Qwen35Text": "it writes prompts and steers no network",
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
     "PileT5Text": "a file of one layer is read as T5Text",
 }

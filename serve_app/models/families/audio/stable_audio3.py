@@ -34,9 +34,9 @@ LONGEST_S = 384.0
 """A length of this many seconds is 1; longer ones are too."""
 LATENTS_A_SECOND = 10.7666
 TEXT_TOKENS = 256
-"""A text is filled up to so many tokens with one that the file has."""
-LEAST_TURNED = 32
-"""Numbers of a head that are turned: half of them, and at least so many."""
+"""The length in tokens that texts are padded to, with an embedding that the file has."""
+LEAST_ROTATED = 32
+"""Rotary positions rotate half of a head's numbers, and at least this many."""
 _CONDITIONERS = "conditioner.conditioners."
 _LENGTH, _PADDING = "seconds_total.embedder.embedding.1", "prompt.padding_embedding"
 _TOP = {
@@ -70,7 +70,7 @@ class DifferenceAttention:
             k, other_k, v = self._heads(attn, attn.to_kv(context), 3)
         pairs = [(attn.q_norm(one), attn.k_norm(other)) for one, other in ((q, k), (other_q, other_k))]
         if rope is not None:
-            pairs = [(half_turned(one, rope), half_turned(other, rope)) for one, other in pairs]
+            pairs = [(half_rotated(one, rope), half_rotated(other, rope)) for one, other in pairs]
         found, less = (dispatch_attention_fn(one, other, v) for one, other in pairs)
         out: Tensor = attn.to_out((found - less).flatten(2))
         return out
@@ -79,8 +79,8 @@ class DifferenceAttention:
         return torch.unflatten(fused, -1, (count, attn.heads, attn.dim_heads)).unbind(2)
 
 
-def half_turned(heads: Tensor, angles: Tensor) -> Tensor:
-    """Return heads (R,n,H,D) whose first d numbers are turned, in pairs of their halves. angles: (n,d)."""
+def half_rotated(heads: Tensor, angles: Tensor) -> Tensor:
+    """Return heads (R,n,H,D), their first d numbers rotated in pairs of their halves. angles: (n,d)."""
     turned, rest = heads[..., : angles.shape[-1]].float(), heads[..., angles.shape[-1] :]
     first, second = turned.chunk(2, dim=-1)
     of_all = angles[:, None]
@@ -89,7 +89,7 @@ def half_turned(heads: Tensor, angles: Tensor) -> Tensor:
 
 
 def angles_of(count: int, width: int, device: torch.device) -> Tensor:
-    """Return the angles (n,width) of places, for `half_turned`."""
+    """Return the angles (n,width) of places, for `half_rotated`."""
     steps = 1.0 / 10000.0 ** (torch.arange(0, width, 2, device=device).float() / width)
     return torch.outer(torch.arange(count, device=device).float(), steps).repeat(1, 2)
 
@@ -257,7 +257,7 @@ class StableAudio3(Transformer):
             "text": torch.cat([r.inputs.text for r in rows]).to(dtype),
             "length": waves_of(torch.cat([r.inputs.length for r in rows])),
             "local": torch.cat([r.inputs.local for r in rows]).to(dtype).transpose(1, 2),
-            "turns": angles_of(self.memory + x.shape[-1], max(self.head // 2, LEAST_TURNED), x.device),
+            "turns": angles_of(self.memory + x.shape[-1], max(self.head // 2, LEAST_ROTATED), x.device),
         }
         return given | passed(rows)
 

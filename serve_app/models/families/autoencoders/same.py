@@ -16,7 +16,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.autoencoders.autoencoder_same import AutoencoderSAME
 from torch import Tensor, nn
 
-from serve_app.models.families.audio.stable_audio3 import angles_of, half_turned
+from serve_app.models.families.audio.stable_audio3 import angles_of, half_rotated
 from serve_app.models.families.family import AudioVaeFamily, Located, marked
 from serve_app.models.files.layout import Table, inside
 from serve_app.models.files.tensors import Tensors
@@ -48,7 +48,7 @@ class DifferenceAttention:
         turns = angles_of(hidden_states.shape[1], attn.dim_heads // 2, hidden_states.device)
         found, less = (
             dispatch_attention_fn(
-                half_turned(attn.q_norm(one), turns), half_turned(attn.k_norm(other), turns), v, attn_mask=attn_mask
+                half_rotated(attn.q_norm(one), turns), half_rotated(attn.k_norm(other), turns), v, attn_mask=attn_mask
             )
             for one, other in ((q, k), (other_q, other_k))
         )
@@ -58,7 +58,7 @@ class DifferenceAttention:
 
 @dataclass(frozen=True, slots=True)
 class SameVae(AudioVaeFamily):
-    """An autoencoder of sounds. width: of its tokens, in so many channels a multiple."""
+    """An autoencoder of stereo sound. width: of a token of its transformers."""
 
     title = "Stable Audio 3"
     dtypes = (torch.bfloat16,)

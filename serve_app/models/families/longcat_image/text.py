@@ -36,7 +36,7 @@ _EDITS = (
 _END = "<|im_end|>\n<|im_start|>assistant\n"
 _OWN_TEMPLATES = ("<|im_start|>", "<|start_header_id|>")
 _QUOTED = re.compile("""('[^']*?'|"[^"]*?"|‘[^‘’]*?’|“[^“”]*?”)""")
-_APOSTROPHE = re.compile("(?<=[a-zA-Z])'(?=[a-zA-Z])")
+_APOSTROPHE = re.compile("([a-zA-Z]+)'([a-zA-Z]+)")
 _HIDDEN = "\ue000"
 """Stands for an apostrophe within a word, which quotes nothing."""
 
@@ -57,11 +57,14 @@ class LongCatText(QwenVlText):
 class LongCatEncoder(QwenVlEncoder):
     """Qwen2.5-VL on its device. Of its states those of the template are removed, before and after the text's."""
 
+    unseen_at = 1
+
     def row(self, text: Text, padding: T5Padding | None = None) -> Weighted:
         return self._framed(own_text(text, self.prompt_format.key), _CAPTIONS)
 
     def illustrated(self, text: IllustratedText, stop_at: int | None) -> tuple[Tensor, dict[str, Any]]:
-        return self.entry(self.seen_among(self._framed(text.text, _EDITS), text.images, stop_at)[0])
+        images = () if text.text.startswith(_OWN_TEMPLATES) else text.images
+        return self.entry(self.seen_among(self._framed(text.text, _EDITS), images, stop_at)[0])
 
     def entry(self, encoded: Encoded) -> tuple[Tensor, dict[str, Any]]:
         tokens = [token for token, _ in encoded.tokens]
@@ -79,7 +82,10 @@ class LongCatEncoder(QwenVlEncoder):
 
 
 def _parts(text: str) -> Iterator[str]:
-    """Yield the parts of a text that are tokenised one by one."""
-    for number, part in enumerate(_QUOTED.split(_APOSTROPHE.sub(_HIDDEN, text))):
+    """Yield the parts of a text that are tokenised one by one.
+
+    Of several words with an apostrophe within ComfyUI's repeats one in the place of another; here each stays.
+    """
+    for number, part in enumerate(_QUOTED.split(_APOSTROPHE.sub(rf"\1{_HIDDEN}\2", text))):
         shown = part.replace(_HIDDEN, "'")
         yield from shown if number % 2 else [shown] if shown else []

@@ -14,7 +14,7 @@ from serve_app.models.families.text.sequences import PromptFormat
 from serve_app.models.families.text_family import TextResources
 from serve_app.values import EDIT_TEMPLATE, SEEN, IllustratedText
 
-MAGE_FLOW = replace(QWEN_IMAGE, key="qwen3vl_4b")
+MAGE_FLOW = replace(QWEN_IMAGE, key="qwen3vl_4b", embeds=True)
 
 
 @dataclass(frozen=True, slots=True)

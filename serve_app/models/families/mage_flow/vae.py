@@ -222,7 +222,7 @@ class _Decoder(nn.Module):
         by_pixel = self.y_embedder_x(features).unflatten(1, (self._pixel, PATCH**2))
         by_pixel = by_pixel.permute(0, 3, 4, 2, 1).flatten(0, 2)
         black = by_pixel.new_zeros(*by_pixel.shape[:2], self._colours)
-        at = _places(latents).expand(len(by_pixel), -1, -1)
+        at = _position_embedding(latents).expand(len(by_pixel), -1, -1)
         x = self.x_embedder.embedder(torch.cat([black, by_pixel, at], dim=-1))
         x = self.dec_net.input_proj(x)
         told = self.dec_net.cond_embed(of_cells).view(len(x), PATCH**2, -1)
@@ -305,8 +305,8 @@ def _normed(norm: nn.Module, x: Tensor) -> Tensor:
     return normed.movedim(-1, 1)
 
 
-def _places(like: Tensor) -> Tensor:
-    """Return what tells the places of a cell's pixels, (1,PATCH²,WAVES²): products of cosines, slower ones stronger."""
+def _position_embedding(like: Tensor) -> Tensor:
+    """Return the embedding of pixels' positions in a cell, (1,PATCH²,WAVES²): products of cosines, slow ones larger."""
     at = torch.linspace(0, 1, PATCH, device=like.device, dtype=like.dtype)
     waves = torch.linspace(0, WAVES, WAVES, device=like.device, dtype=like.dtype)
     along = torch.cos(at[:, None] * waves * pi)

@@ -366,13 +366,6 @@ class DecoderEncoder(SequenceEncoder):
         near = None
         if near_rotation is not None:
             near = mask & torch.ones_like(causal).triu(1 - self.family.window), near_rotation
-        family = self.family
-        shrunk = positions / family.stretch if family.stretch != 1 else positions
-        rotation = rotated(shrunk, family.rotary, family.theta, family.sections, x.dtype, family.interleaved)
-        near = None
-        if family.window:
-            within = mask & torch.ones_like(causal).triu(1 - family.window)
-            near = within, rotated(positions, family.rotary, family.window_theta, (), x.dtype)
         states = self.network(x, mask, rotation, max(wanted), deeper=deeper, near=near)
         kept = {i: state for i, state in enumerate(states) if i in wanted}
         # A single tap by number is taken as it is; the last of several, or the default, is normalised.

@@ -61,9 +61,9 @@ _MARKS = re.compile(r"<\|channel>\w*\n?|<channel\|>|<\|turn>\w*\n?|<turn\|>")
 class Gemma4Text(DecoderText):
     """Gemma 4 of any size without experts.
 
-    every: of so many layers the last sees all; wide_head, wide_kv_heads: of those. keys_only: their values are their
-    keys. layer_width: of each token's vectors for layers, 0 for none. shared: last layers that read others' keys and
-    values; doubled: they are twice as wide inside. tower: what sees images; None: the file has none.
+    every: layers whose number this divides see all tokens; wide_head, wide_kv_heads: of those. keys_only: their values
+    are their keys. layer_width: of each token's vectors for layers, 0 for none. shared: last layers that read others'
+    keys and values; doubled: they are twice as wide inside. tower: what sees images; None: the file has none.
     """
 
     name = "Gemma 4"
@@ -148,6 +148,8 @@ class Gemma4Text(DecoderText):
         network = super(Gemma4Text, self).build()
         if self.tower is not None:
             network.add_module("tower", self.tower.build(self.width))
+        for part in network.children():
+            _as_weights(part)
         return network
 
     def language_model(self) -> Gemma4LM:
@@ -188,6 +190,14 @@ class Gemma4Text(DecoderText):
     def encoder(self, network: Any, lexicon: TextResources) -> Gemma4Encoder:
         plain = super(Gemma4Text, self).encoder(network, lexicon)
         return Gemma4Encoder(self, plain.prompt_format, plain.tokenizer, network, lexicon.vectors)
+
+
+def _as_weights(network: nn.Module) -> None:
+    """Make the numbers that transformers' layers hold as buffers weights of theirs, which go to the device."""
+    for layer in network.modules():
+        for name, numbers in list(layer.named_buffers(recurse=False)):
+            delattr(layer, name)
+            layer.register_parameter(name, nn.Parameter(numbers, requires_grad=False))
 
 
 def _ids(tokens: Sequence[Token]) -> list[int]:

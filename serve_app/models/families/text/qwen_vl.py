@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -161,7 +161,12 @@ class Seen(NamedTuple):
 
 
 class QwenVlEncoder(QwenImageEncoder):
-    """Qwen2.5-VL on its device."""
+    """Qwen2.5-VL on its device.
+
+    unseen_at: position of masked tokens in a text with images, along each axis; None: where they stand.
+    """
+
+    unseen_at: ClassVar[int | None] = None
 
     def encode(
         self, texts: Sequence[Text], stop_at: int | None = None, padding: T5Padding | None = None
@@ -213,6 +218,8 @@ class QwenVlEncoder(QwenImageEncoder):
             for where, vectors in zip(added, seen.deeper, strict=True):
                 where[0, start:end] = vectors
         real = torch.tensor(self.prompt_format.seen(tokens))
+        if images and self.unseen_at is not None:
+            positions = torch.where(real, positions, self.unseen_at)
         mask = None if bool(real.all()) else to_device(real, x.device)[None]
         states = self.states(x, mask, to_device(positions, x.device)[:, None], stop_at, added)[0].float()
         return Encoded(tokens, states, real), spans

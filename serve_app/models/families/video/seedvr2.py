@@ -1,4 +1,4 @@
-"""SeedVR2: enlarged images and videos made sharp in one step, of latents of the enlarged ones.
+"""SeedVR2, super-resolution of images and videos: it restores detail of enlarged ones in one step of diffusion.
 
 Files hold the two texts it reads beside the network, as ComfyUI's do. Of 3 B (video and text apart in its first blocks)
 and of 7 B. Source: Wang et al. 2025, arXiv:2506.05301; the numbers are ComfyUI's.

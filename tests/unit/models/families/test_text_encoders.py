@@ -64,7 +64,8 @@ def test_encoders_that_do_not_go_together_are_refused_with_those_that_do(root):
         "'l.safetensors' and 'g.safetensors' hold CLIP-L and CLIP-G, which type 'flux' does not read together; text "
         "encoders that go together are CLIP-L and CLIP-G (SDXL), CLIP-L and T5-XXL (Flux.1), CLIP-L and CLIP-G and "
         "T5-XXL (SD 3), CLIP-L and CLIP-G and T5-XXL and Llama 3.1 (HiDream), Gemma 3 and LTX-2's projection (LTX-2), "
-        "Gemma 4 and LTX-2's projection (LTX-2.5)"
+        "Gemma 4 and LTX-2's projection (LTX-2.5), CLIP-L and Llama 3.1 (HunyuanVideo), Qwen2.5-VL and ByT5 "
+        "(HunyuanVideo 1.5)"
     )
     with pytest.raises(ModelFileError, match="hold T5-XXL and T5-XXL, which type 'sd3' does not read together"):
         found(root, "sd3", "t5", "t5")

@@ -89,6 +89,8 @@ async def test_a_language_model_generates_with_the_nodes_settings():
         await text_generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, video=torch.zeros(1, 8, 8, 3))
     with pytest.raises(NodeError, match=r"'a\.safetensors' reads text alone here, and 'image' is linked"):
         await text_generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, image=torch.zeros(1, 8, 8, 3))
+    with pytest.raises(NodeError, match="'image' is a batch of 17; a language model is shown at most 16 images"):
+        await text_generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, image=torch.zeros(17, 8, 8, 3))
     with pytest.raises(NodeError, match=r"'a\.safetensors' takes no system prompt here, .* has 9 characters"):
         await text_generate(CLIP, "", 9, {"sampling_mode": "off"}, ORACLE, system_prompt="Be brief.")
 

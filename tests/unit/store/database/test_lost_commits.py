@@ -82,7 +82,8 @@ def test_changes_written_again_after_a_lost_commit_leave_what_they_would_have_le
                     jobs.write(epoch, batch)
                 jobs.write(epoch, batch)
         assert [jobs.job(changes[0].job_id) for changes in LIVES] == expected
-        assert sorted(jobs.usage(DAY), key=lambda used: used.tenant) == used
+        # Beside the tenants' there is the row of the day on which these jobs, of no tenant, saved their files.
+        assert [each for each in jobs.usage(DAY) if each.tenant] == used
     jobs.close()
 
 
