@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from serve_app.engine.engine import Engine
+from serve_app.engine.node_runtime import NodeRuntime
 from serve_app.engine.runtime import EngineRuntime
 from serve_app.engine.timeline import HostTimeline
 from serve_app.errors import RankLostError
@@ -26,6 +27,8 @@ from serve_app.models.ranks.leader import Leader
 from serve_app.models.weights.weights import Weights
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog
+
+T = TypeVar("T")
 
 LATE_S = 60.0
 """How long ranks wait for each other, on a busy machine."""
@@ -108,13 +111,21 @@ def _rank(
 
 def drawn(weights: Weights, jobs: Sequence[SamplingRequest]) -> list[Any]:
     """Return the latents of jobs that run together in an engine of their own."""
-    engine = Engine(2**16, HostTimeline())
 
-    async def together() -> Any:
-        runtime = EngineRuntime(engine, weights).bind(lambda done, steps: None)
+    async def together(runtime: NodeRuntime) -> list[Any]:
         return await asyncio.gather(*(runtime.sample(job) for job in jobs))
 
+    return [sampled.latents for sampled in in_engine(weights, together)]
+
+
+def in_engine(weights: Weights, work: Callable[[NodeRuntime], Awaitable[T]]) -> T:
+    """Return what work makes with an engine of its own."""
+    engine = Engine(2**16, HostTimeline())
+
+    async def made() -> T:
+        return await work(EngineRuntime(engine, weights).bind(lambda done, steps: None))
+
     try:
-        return [sampled.latents for sampled in asyncio.run(together())]
+        return asyncio.run(made())
     finally:
         engine.close()

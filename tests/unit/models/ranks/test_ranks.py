@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,22 +27,24 @@ from serve_app.models.families import (
     Unet,
     Wan,
     Wan22,
+    WanVae,
 )
 from serve_app.models.families.dit.anima import IDS
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo15
 from serve_app.models.ranks.leader import Leader
+from serve_app.models.weights.weights import Weights
 from serve_app.nested_tensor import NestedTensor
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.weights import Lora
 from serve_app.sampling.request import SamplingRequest
-from serve_app.values import ClipVisionOutput, Conditioning, Control
+from serve_app.values import ClipVisionOutput, Conditioning, Control, Tiling
 from tests.parity import dit_control_cases, ltx_cases, minimax_h3_cases, qwen21_cases
 from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine.mixes import relative_error, request
-from tests.unit.models.ranks.processes import drawn, run_ranks, weights_of
+from tests.unit.models.ranks.processes import drawn, in_engine, run_ranks, weights_of
 from tests.unit.models.sample import by_own_names, random_tensors, write_sample_checkpoint
 
 SIZES = (4, 3, 2)
@@ -87,7 +90,7 @@ CONTROLNET = Recipe("controlnet", "controlnet", "flux_xlabs.safetensors")
 
 def write_models(models: Path) -> None:
     """Write small files of each family, a LoRA and a ControlNet."""
-    for folder in ("checkpoints", "diffusion_models", "loras", "controlnet"):
+    for folder in ("checkpoints", "diffusion_models", "loras", "controlnet", "vae"):
         (models / folder).mkdir(parents=True)
     write_sample_checkpoint(models / "checkpoints" / "sample.safetensors")
     files = {name: weights(KEYS[name]) for name in TRANSFORMERS if name not in SMALL}
@@ -97,6 +100,7 @@ def write_models(models: Path) -> None:
     files |= {"controlled": weights(CONTROLLED["flux"]), "h3": minimax_h3_cases.file("pruned")}
     for name, tensors in files.items():
         save_file(tensors, models / "diffusion_models" / f"{name}.safetensors")
+    save_file(random_tensors(WanVae(8, latent_channels=16, image_channels=3), torch.float32), models / "vae" / VAE.name)
     for name in ltx_cases.NETS:
         path = models / "checkpoints" / f"{name}.safetensors"
         save_file(ltx_cases.autoencoder_weights(LTX[name]), path, ltx_cases.metadata(name))
@@ -208,16 +212,55 @@ class Case(NamedTuple):
 
 def lead(models: Path, leader: Leader) -> dict[str, Case]:
     """Return what becomes of each case."""
-    together, alone, found = weights_of(models, leader), weights_of(models), {}
-    for name, jobs in cases(leader.size).items():
+    together, alone = weights_of(models, leader), weights_of(models)
+    made: dict[str, Callable[[Weights], list[Any]]] = {
+        name: partial(drawn, jobs=jobs) for name, jobs in cases(leader.size).items()
+    }
+    found = {}
+    for name, make in {**made, **AUTOENCODED}.items():
         before = replace(leader.sent)
-        pairs = zip(drawn(together, jobs), drawn(alone, jobs), strict=True)
+        pairs = zip(make(together), make(alone), strict=True)
         error = max(relative_error(flat(ours), flat(theirs)) for ours, theirs in pairs)
         sent = leader.sent
         found[name] = Case(
             error, sent.sent - before.sent, sent.exchanged - before.exchanged, sent.gathered - before.gathered
         )
     return found
+
+
+VAE = Recipe("vae", "vae", "wan.safetensors")
+VIDEO = noise("video to decode", (1, 16, 3, 9, 4))
+IMAGES = noise("images to encode", (9, 72, 32, 3)).sigmoid()
+
+
+def decoded(weights: Weights) -> list[Tensor]:
+    return [in_engine(weights, lambda runtime: runtime.decode(VAE, VIDEO))]
+
+
+def encoded(weights: Weights) -> list[Tensor]:
+    return [in_engine(weights, lambda runtime: runtime.encode(VAE, IMAGES))]
+
+
+def tiled(weights: Weights) -> list[Tensor]:
+    return [in_engine(weights, lambda runtime: runtime.decode(VAE, VIDEO[:, :, :1], Tiling(64, 8)))]
+
+
+def abandoned(weights: Weights) -> list[Tensor]:
+    """Return an image, after a video of which nobody waits for more than the first moment."""
+    with weights.open(VAE) as hold:
+        steps = weights.vae_of_ranks(VAE, hold).by_latent_frames("decode", VIDEO)
+        next(steps)
+        steps.close()
+    return [*drawn(weights, [job("flux4")]), *decoded(weights)]
+
+
+AUTOENCODED: Mapping[str, Callable[[Weights], list[Any]]] = {
+    "a video decoded": decoded,
+    "a video encoded": encoded,
+    "an image decoded in tiles": tiled,
+    "a video abandoned": abandoned,
+}
+"""What a VAE makes, of whose images ranks have strips."""
 
 
 def flat(latents: Any) -> Tensor:
@@ -241,7 +284,7 @@ def found(models: Path) -> dict[int, Any]:
 @pytest.mark.parametrize("size", SIZES)
 def test_several_ranks_draw_what_one_process_draws(found: dict[int, Any], size: int) -> None:
     errors = {name: case.error for name, case in found[size].items()}
-    assert errors.keys() == cases(size).keys()
+    assert errors.keys() == cases(size).keys() | AUTOENCODED.keys()
     assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
 
 
@@ -254,6 +297,11 @@ def test_each_rank_has_a_row_where_there_are_enough(found: dict[int, Any]) -> No
 def test_ranks_share_the_tokens_of_one_row(found: dict[int, Any], size: int) -> None:
     alone = [name for name, case in found[size].items() if "rows of" not in name and case.by in ("rows", "one rank")]
     assert [name for name in alone if name.startswith(("one row", "four heads", "a video with sound"))] == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_exchange_the_rows_beside_their_strips_of_images(found: dict[int, Any], size: int) -> None:
+    assert {name: found[size][name].by for name in AUTOENCODED} == dict.fromkeys(AUTOENCODED, "Ulysses")
 
 
 ROWS_ONLY: Mapping[type[BackboneFamily], str] = {
