@@ -105,14 +105,14 @@ def pool_deployment(pool: PoolConfig, silence_s: float) -> Any:
 
 
 def _bundles(pool: PoolConfig) -> dict[str, Any]:
-    """Return the placement of a replica with several devices: a bundle for each, on one host."""
+    """Return the placement of a replica with several devices: a bundle for each, on one host unless it spans them."""
     if pool.devices_per_replica == 1:
         return {}
     each = {"CPU": pool.num_cpus, "GPU": pool.gpus, **pool.resources}
     bundle = {name: count for name, count in each.items() if count}
     placement: dict[str, Any] = {
         "placement_group_bundles": [bundle] * pool.devices_per_replica,
-        "placement_group_strategy": "STRICT_PACK",
+        "placement_group_strategy": "PACK" if pool.spans_hosts else "STRICT_PACK",
     }
     if pool.hosts:
         placement["placement_group_bundle_label_selector"] = [dict(pool.hosts)] * pool.devices_per_replica

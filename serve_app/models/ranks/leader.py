@@ -23,7 +23,8 @@ from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import CapturableCall, Inputs
 from serve_app.models.kernels.attention import uninterrupted
 from serve_app.models.ranks.division import Parallel, Part, degrees, divide
-from serve_app.models.ranks.group import KINDS, RankGroup, SentBytes
+from serve_app.models.ranks.group import RankGroup, SentBytes
+from serve_app.models.ranks.meeting import KINDS
 from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, outline, packed, shapes_of
 from serve_app.models.ranks.sharding import sharded_over
 from serve_app.models.ranks.vaes import VaeLeader

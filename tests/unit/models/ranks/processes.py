@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -24,6 +24,7 @@ from serve_app.models.network import ForwardOptions
 from serve_app.models.ranks.follower import Follower
 from serve_app.models.ranks.group import RankGroup
 from serve_app.models.ranks.leader import Leader
+from serve_app.models.ranks.meeting import Address, Meeting
 from serve_app.models.weights.weights import Weights
 from serve_app.sampling.request import SamplingRequest
 from serve_app.store.models.catalog import Catalog
@@ -39,26 +40,39 @@ END_S = 10.0
 CPU = torch.device("cpu")
 
 
-def weights_of(models: Path, leader: Leader | None = None) -> Weights:
-    options = ForwardOptions(ranks=leader)
-    return Weights(Catalog(models), CPU, dtype="auto", vae_dtype="auto", budget_bytes=10**9, options=options)
+def weights_of(models: Path, leader: Leader | None = None, device: torch.device = CPU) -> Weights:
+    """Return the weights of a rank, which compute in fp32. leader: of the first one, whose device it is."""
+    device, options = device if leader is None else leader.group.device, ForwardOptions(ranks=leader)
+    return Weights(Catalog(models), device, dtype="fp32", vae_dtype="fp32", budget_bytes=10**9, options=options)
 
 
-def run_ranks(folder: Path, sizes: Sequence[int], lead: Callable[[Path, Leader], Any]) -> dict[int, Any]:
+def run_ranks(
+    folder: Path,
+    sizes: Sequence[int],
+    lead: Callable[[Path, Leader], Any],
+    *,
+    by_network: bool = False,
+    cards: bool = False,
+) -> dict[int, Any]:
     """Return what `lead` returns on rank 0 of groups of these sizes, one after the other.
 
-    folder: with the folder models. The largest group is first. Errors: AssertionError for ranks that do not answer in
-    time, or fail; none of them is left running.
+    folder: with the folder models. The largest group is first. by_network: they meet as ranks on several hosts do.
+    cards: each has a GPU. Errors: AssertionError for ranks that do not answer in time, or fail; none of them is left
+    running.
     """
     folder = Path(mkdtemp(dir=folder))
     (folder / "models").symlink_to(folder.parent / "models")
+    meetings: dict[int, Meeting] = {}
     for size in sizes:
-        (folder / f"ranks of {size}").mkdir()
+        meetings[size] = Address.on("127.0.0.1") if by_network else folder / f"ranks of {size}"
+        if isinstance(meetings[size], Path):
+            (folder / f"ranks of {size}").mkdir()
     context = get_context("forkserver")
     context.set_forkserver_preload([__name__, lead.__module__])
     receiver, sender = context.Pipe(duplex=False)
     ranks = [
-        context.Process(target=_rank, args=(folder, rank, sizes, lead, sender), daemon=True) for rank in range(sizes[0])
+        context.Process(target=_rank, args=(folder, rank, meetings, lead, sender, cards), daemon=True)
+        for rank in range(sizes[0])
     ]
     try:
         for rank in ranks:
@@ -89,14 +103,24 @@ def _answer(receiver: Connection, size: int) -> Any:
 
 
 def _rank(
-    folder: Path, rank: int, sizes: Sequence[int], lead: Callable[[Path, Leader], Any], results: Connection
+    folder: Path,
+    rank: int,
+    meetings: Mapping[int, Meeting],
+    lead: Callable[[Path, Leader], Any],
+    results: Connection,
+    cards: bool,
 ) -> None:
     torch.set_num_threads(1)
+    device = torch.device("cuda", rank) if cards else CPU
+    if cards:
+        torch.cuda.set_device(device)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    for size in sizes[: sum(rank < size for size in sizes)]:
-        group = RankGroup(folder / f"ranks of {size}", rank, size, CPU, LATE_S)
+    for size, meeting in meetings.items():
+        if rank >= size:
+            break
+        group = RankGroup(meeting, rank, size, device, LATE_S)
         if rank:
-            Follower(group, weights_of(folder / "models")).run()
+            Follower(group, weights_of(folder / "models", device=device)).run()
             group.close()
             continue
         leader = Leader(group)

@@ -212,7 +212,7 @@ class Case(NamedTuple):
 
 def lead(models: Path, leader: Leader) -> dict[str, Case]:
     """Return what becomes of each case."""
-    together, alone = weights_of(models, leader), weights_of(models)
+    together, alone = weights_of(models, leader), weights_of(models, device=leader.group.device)
     made: dict[str, Callable[[Weights], list[Any]]] = {
         name: partial(drawn, jobs=jobs) for name, jobs in cases(leader.size).items()
     }
@@ -338,7 +338,7 @@ def faults(models: Path, leader: Leader) -> tuple[str, str, str]:
 def test_a_rank_that_cannot_load_is_an_error_of_the_load_and_one_that_ends_is_no_error_of_the_job(
     models: Path,
 ) -> None:
-    missing, lost, again = run_ranks(models.parent, (2,), faults)[2]
+    missing, lost, again = run_ranks(models.parent, (2,), faults, by_network=True)[2]
     assert missing.startswith("'none' is not loaded on every device: rank 1: ")
     assert lost == "the engine has closed"
     assert again.startswith("another rank of this replica is lost: ")
