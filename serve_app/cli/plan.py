@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from serve_app.cli.lines import print_json, print_line
 from serve_app.config import AppConfig
@@ -55,7 +56,9 @@ def print_plan(asked: Asked, config: AppConfig, *, as_json: bool = False) -> int
     made = estimate(model, size, model.cost(size), card, card_bytes, process_bytes, max_cells)
     together = _together(asked, model, size, card, made)
     if as_json:
-        plans = {"devices": [asdict(plan) for plan in together]} if together else {}
+        plans: dict[str, Any] = {"devices": [asdict(plan) for plan in together]} if together else {}
+        if together:
+            plans["recommended"] = asdict(recommended(together))
         print_json({"family": model.family.title, "size": asdict(size), "card": card.name, **asdict(made), **plans})
     else:
         for line in (*lines(model.family.title, size, card, made), *_lines_together(asked, together)):

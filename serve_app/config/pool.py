@@ -58,11 +58,14 @@ class PoolConfig(Section):
     auto is one for a pool that holds models, if the cluster has one as the application is deployed; pools share what
     there is. One that is asked for by a number and is not there is an error.
     """
-    devices_per_replica: Annotated[int, Field(ge=1, le=64)] = 1
+    devices_per_replica: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
     """How many devices compute each forward of a replica together, for a video that takes minutes on one.
 
     Each takes num_cpus, num_gpus (a whole one or none) and resources, and has the backbones' weights. To all others
     they are one replica, on the first device; that has everything else. If one is lost, all are replaced.
+
+    auto: as many as `serve-app plan` finds worth it for the first backbone of `warm` at its family's usual size, of the
+    GPUs that a host has and other pools leave. Without such a model, or a second GPU, one.
     """
     parallel: Literal["auto", "rows", "ulysses"] = "auto"
     """How those devices divide a forward. rows: by rows, such as a positive and its negative, or those of several jobs.
@@ -192,6 +195,11 @@ class PoolConfig(Section):
     def gpus(self) -> float:
         """GPUs per replica; 0 for auto until `AppConfig.on` has resolved it."""
         return 0.0 if self.num_gpus == "auto" else self.num_gpus
+
+    @property
+    def devices(self) -> int:
+        """Devices per replica; 1 for auto until `deployments.devices` has resolved it."""
+        return 1 if self.devices_per_replica == "auto" else self.devices_per_replica
 
     @property
     def memory_fraction(self) -> float | None:

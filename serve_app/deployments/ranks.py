@@ -80,7 +80,7 @@ class Ranks:
                 runtime_env=environment,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             ).remote(config, pool, replica_id, rank)
-            for rank in range(1, pool.devices_per_replica)
+            for rank in range(1, pool.devices)
         ]
         ranks = cls(actors, _meeting(pool))
         try:

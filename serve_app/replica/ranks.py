@@ -89,13 +89,13 @@ def _join(pool: PoolConfig, rank: int, meeting: Meeting, device: torch.device) -
         interface = "lo" if isinstance(meeting, Path) else interface_to(meeting.host)
         for name in INTERFACES:
             os.environ.setdefault(name, interface)
-        group = RankGroup(meeting, rank, pool.devices_per_replica, device, pool.forward_time_s)
+        group = RankGroup(meeting, rank, pool.devices, device, pool.forward_time_s)
     except (RankLostError, OSError) as error:
         given = " or ".join(dict.fromkeys(os.environ.get(name, "none") for name in INTERFACES))
         raise ConfigError(
             f"pool {pool.name}: rank {rank} on host {socket.gethostname()} does not reach the others{at} of "
-            f"devices_per_replica {pool.devices_per_replica} by the interface {given}; {INTERFACES[0]} and "
+            f"devices_per_replica {pool.devices} by the interface {given}; {INTERFACES[0]} and "
             f"{INTERFACES[1]} name another one: {error}"
         ) from None
-    _log.info("pool=%s rank=%d of %d device=%s has joined", pool.name, rank, pool.devices_per_replica, device)
+    _log.info("pool=%s rank=%d of %d device=%s has joined", pool.name, rank, pool.devices, device)
     return group
