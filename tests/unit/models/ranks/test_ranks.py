@@ -19,20 +19,18 @@ from serve_app.models.families import (
     BACKBONES,
     Flux,
     Flux3,
-    HunyuanVideo,
-    MageFlow,
     QwenImage,
     SeedVr2,
     StableAudio3,
     Unet,
     Wan,
     Wan22,
+    WanScail,
     WanVae,
 )
 from serve_app.models.families.dit.anima import IDS
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.families.family import BackboneFamily
-from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo15
 from serve_app.models.ranks.leader import Leader
 from serve_app.models.weights.weights import Weights
 from serve_app.nested_tensor import NestedTensor
@@ -57,14 +55,17 @@ SMALL: Mapping[str, BackboneFamily] = {
     "vace": Wan(256, 2, 96, TEXT_WIDTH, vace=1, vace_channels=96),
     "flux3": Flux3(64, 2, 2, 2, TEXT_WIDTH, flow_map=True),
     "qwen21": qwen21_cases.BACKBONE,
+    "scail": WanScail(256, 2, 96, TEXT_WIDTH, 20),
 }
 """Networks of which ComfyUI's or the authors' names are not needed; those with a 4 have four heads."""
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 CONTROLLED = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
 LTX = json.loads((GOLDEN / "ltx_keys.json").read_text())
+NETWORKS = json.loads((GOLDEN / "networks_keys.json").read_text())
+OF_NETWORKS = ("longcat_image", "hunyuan_video", "hunyuan_video15", "mage_flow")
 TRANSFORMERS = (
     *("flux", "qwen", "flux2", "chroma", "krea2", "zimage", "lumina2", "sd35", "omnigen2", "anima", "hidream"),
-    *("auraflow", "pixart", "ernie_image", "ideogram4", "flux3", "qwen21"),
+    *("auraflow", "pixart", "ernie_image", "ideogram4", "flux3", "qwen21", "scail", *OF_NETWORKS),
 )
 NETS = (*TRANSFORMERS, "sample")
 """Families of which rows are divided. Tokens of the transformers are sharded too; most have two heads."""
@@ -84,6 +85,10 @@ AXES = {
     "ideogram4": (128,),
     "flux3": (128,),
     "qwen21": (64,),
+    "scail": (16, 3),
+    "mage_flow": (128,),
+    "hunyuan_video": (16, 3),
+    "hunyuan_video15": (32, 3),
 }
 CONTROLNET = Recipe("controlnet", "controlnet", "flux_xlabs.safetensors")
 
@@ -93,7 +98,8 @@ def write_models(models: Path) -> None:
     for folder in ("checkpoints", "diffusion_models", "loras", "controlnet", "vae"):
         (models / folder).mkdir(parents=True)
     write_sample_checkpoint(models / "checkpoints" / "sample.safetensors")
-    files = {name: weights(KEYS[name]) for name in TRANSFORMERS if name not in SMALL}
+    keys = {**KEYS, **NETWORKS}
+    files = {name: weights(keys[name]) for name in TRANSFORMERS if name not in SMALL}
     for name, family in SMALL.items():
         files[name] = by_own_names(family) if name in ("flux4", "flux3") else random_tensors(family, torch.float32)
     files["qwen21"] = qwen21_cases.file_of(SMALL["qwen21"], qwen21_cases.drawn(SMALL["qwen21"]))
@@ -118,7 +124,7 @@ def text(net: str, seed: int, length: int, **options: Any) -> Conditioning:
         options[STATES] = noise(f"states {seed}", (1, LLAMA_STATES, length, TEXT_WIDTH))
     if net == "anima":
         options[IDS] = torch.arange(length + 2)[None] + seed
-    options["pooled_output"] = noise(f"pooled {seed}", (1, POOLED_WIDTH))
+    options["pooled_output"] = noise(f"pooled {seed}", (1, 768 if net == "hunyuan_video" else POOLED_WIDTH))
     return [(noise(f"text {seed}", (1, length, width)), options)]
 
 
@@ -142,6 +148,11 @@ def job(
     )
 
 
+def _seen(width: int) -> ClipVisionOutput:
+    features = noise("features", (1, 4, width))
+    return ClipVisionOutput(features, features, features)
+
+
 def cases(size: int) -> dict[str, list[SamplingRequest]]:
     """Return jobs that run together, by what they show on a number of ranks."""
     reference: dict[str, Any] = {"reference_latents": [noise("one", (1, 16, 4, 6)), noise("two", (1, 16, 5, 3))]}
@@ -160,6 +171,8 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
     sound = NestedTensor([noise("video", (1, 128, 3, 2, 3)), noise("sound", (1, 8, 5, 16))])
     sounding = NestedTensor([noise(name, (1, *shape)) for name, shape in (("h3", (24, 7, 6, 8)), ("h3s", (32, 2, 13)))])
     first = {"resolved_frame_index": 0, "latent": noise("first", (1, 24, 1, 6, 8))}
+    shown, poses = noise("shown", (1, 16, 1, 6, 10)), noise("poses", (1, 16, 3, 3, 5))
+    glyphs = {"conditioning_byt5small": noise("glyphs", (1, 3, 1472)), "clip_vision_output": _seen(40)}
     # Two rows: a rank has each, or three share the tokens of both.
     rows = {f"rows of {net}": [job(net, 3.0, words=5)] for net in NETS}
     texts = {f"texts of two lengths of {net}": [job(net), job(net, words=4)] for net in TRANSFORMERS}
@@ -188,6 +201,9 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
         "texts of two lengths": [job("qwen4"), job("qwen4", words=4)],
         "a video of which a frame is kept": [job("wan22", noise_mask=later)],
         "a video that follows another": [job("vace", vace_frames=[noise("vace", (1, 32, 3, 6, 10))])],
+        "references of mage_flow": [job("mage_flow", reference_latents=[noise("of mage", (1, 128, 4, 6))])],
+        "references and poses of scail": [job("scail", reference_latents=[shown], pose_video_latent=poses)],
+        "a video of which images and glyphs are read": [job("hunyuan_video15", **glyphs)],
         "a video with sound of ltx2": [job("ltx2", latents=sound)],
         "a video with sound of h3": [job("h3", latents=sounding)],
         "a video with sound of ltx25": [job("ltx25", latents=sound)],
@@ -305,9 +321,6 @@ def test_ranks_exchange_the_rows_beside_their_strips_of_images(found: dict[int, 
 
 
 ROWS_ONLY: Mapping[type[BackboneFamily], str] = {
-    HunyuanVideo: "new; its shards are not written yet",
-    HunyuanVideo15: "new; its shards are not written yet",
-    MageFlow: "new; its shards are not written yet",
     SeedVr2: "its attention is within windows of the video, not over all tokens",
     StableAudio3: "new; its shards are not written yet",
 }
