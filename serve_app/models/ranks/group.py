@@ -106,10 +106,10 @@ class RankGroup:
             dist.send(flat, rank, group=self._sequences[self.size].group)
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, rank: int) -> Tensor:
-        """Return a tensor that a rank sends."""
-        tensor = torch.empty(*shape, dtype=dtype, device=self.device)
-        flat = as_bytes(tensor)
-        with lost_ranks():
+        """Return a tensor that a rank sends. Function modes do not see it: what was sent has to be received."""
+        with lost_ranks(), torch._C.DisableTorchFunction():
+            tensor = torch.empty(*shape, dtype=dtype, device=self.device)
+            flat = as_bytes(tensor)
             dist.recv(flat, rank, group=self._sequences[self.size].group)
         return tensor
 

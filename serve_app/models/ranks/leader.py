@@ -141,12 +141,14 @@ class Leader:
             for (part, rows), given in zip(parts, inputs, strict=True)
         ]
         self._vaes.forget()
-        self.group.order("forwards", orders)
-        for (part, _), given in zip(parts, inputs, strict=True):
-            if receivers := [rank for rank in part.ranks if rank != self.group.rank]:
-                buffer = packed(given)
-                for rank in receivers:
-                    self.group.send(buffer, rank)
+        # From here on the others wait for what is sent: cancelled jobs do not end it (`engine.stopping`).
+        with torch._C.DisableTorchFunction():
+            self.group.order("forwards", orders)
+            for (part, _), given in zip(parts, inputs, strict=True):
+                if receivers := [rank for rank in part.ranks if rank != self.group.rank]:
+                    buffer = packed(given)
+                    for rank in receivers:
+                        self.group.send(buffer, rank)
 
     def _run(self, network: LoadedNetwork, call: CapturableCall, degree: int) -> Tensor:
         """Return the output of this rank's part."""
