@@ -21,8 +21,10 @@ from serve_app.models.ranks.sharding import SequenceRanks
 MIN_ROWS = 2
 """The fewest rows of latents in a strip: what a 3×3 convolution of a border that is reflected reads."""
 
-_PADDING_AT: Mapping[Any, int] = {conv2d: 4, conv3d: 4, torch.ops.mkldnn._convolution_pointwise: 3}
-"""Convolutions, the third of which packed layers call on a CPU, and where their arguments have the padding."""
+_PACKED: Any = getattr(torch.ops.mkldnn, "_convolution_pointwise", None)
+"""What packed layers call on a CPU; None in a torch without oneDNN."""
+_PADDING_AT: Mapping[Any, int] = {conv2d: 4, conv3d: 4, _PACKED: 3}
+"""Convolutions, and where their arguments have the padding."""
 
 
 def strip_rows(rows: int, size: int) -> list[int] | None:
