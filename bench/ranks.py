@@ -2,8 +2,8 @@
 
 The family's own forward runs on the meta device as one rank of several, with collectives that only count. So bytes and
 operations are those of the code, for published sizes. Times are a roofline's and no measurements: of each rank's
-kernels, and of what it sends, one after the other. `python -m bench.ranks` prints docs/scale.md's table, and
-`python -m bench.ranks --overhead` what the path of ranks costs with one, beside a forward without it.
+kernels, and of what it sends, one after the other. `python -m bench.ranks` prints docs/scale.md's table of forwards,
+`--vae` that of video autoencoders, and `--overhead` what the path of ranks costs with one, beside a forward without it.
 """
 
 from __future__ import annotations
@@ -11,34 +11,36 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from serve_app.models.families import Flux, QwenImage, Wan
+from serve_app.models.families import Flux, QwenImage, Wan, Wan22Vae, WanVae
 from serve_app.models.families.dit.flux import FluxInputs
-from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.family import BackboneFamily, Rows, VideoVaeFamily
 from serve_app.models.forward_cost import ForwardCost, forward_cost
 from serve_app.models.network import ForwardOptions, LoadedNetwork
 from serve_app.models.ranks.group import RankGroup
 from serve_app.models.ranks.leader import Leader
+from serve_app.models.ranks.planning import LINKS, REACHED, Counted
 from serve_app.models.ranks.sharding import sharded_over
+from serve_app.models.ranks.strips import Strips, strip_rows
+from serve_app.models.vae import pieces
 from serve_app.models.weights.memory_plan import PartPlan
 from serve_app.models.weights.roofline import CARDS, forward_s
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.training import Discrete
 
 MIB = 2**20
+VIDEO_AXES = 5
 RESIDENT = PartPlan(0, 0)
-REACHED = 0.8
-"""The part of a link's data sheet that collectives of some megabytes reach."""
-LINKS = {"H100 SXM": ("NVLink", 450e9), "L40S": ("PCIe 4", 32e9)}
-"""Bytes a second that a card sends to others of its host, by data sheet."""
+CARDS_BY_LINK = {"H100 SXM": ("NVLink", LINKS["nvlink"]), "L40S": ("PCIe 4", LINKS["pcie4"])}
+"""Cards with the name of their link, and the bytes a second that one sends to others of its host, by data sheet."""
 
 
 @dataclass(frozen=True)
@@ -67,24 +69,6 @@ CASES: Sequence[Case] = (
 )
 
 
-class Counted:
-    """The first of a number of ranks, whose collectives count what it sends."""
-
-    def __init__(self, size: int) -> None:
-        self.rank, self.size = 0, size
-        self.exchanged = self.gathered = 0
-
-    def all_to_all(self, sent: Sequence[Tensor], received: Sequence[Sequence[int]]) -> list[Tensor]:
-        self.exchanged += sum(prod(one.shape) * one.dtype.itemsize for one in sent[1:])
-        return [sent[0].new_empty(tuple(shape)) for shape in received]
-
-    def all_gather(self, own: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
-        self.gathered += prod(own.shape) * own.dtype.itemsize * (self.size - 1)
-        shape = list(own.shape)
-        shape[dim] = sum(sizes)
-        return own.new_empty(shape)
-
-
 def counted(case: Case, size: int) -> tuple[ForwardCost, Counted]:
     """Return what a rank of a forward computes, and what it sends."""
     network = case.family.empty().to(torch.bfloat16)
@@ -105,8 +89,8 @@ def formula(case: Case, size: int) -> tuple[str, float]:
 
 def table() -> str:
     """Return the table in Markdown."""
-    cards = [next(card for card in CARDS if card.name == name) for name in LINKS]
-    heads = [f"{card.name}, {LINKS[card.name][0]}: step, speed-up" for card in cards]
+    cards = [next(card for card in CARDS if card.name == name) for name in CARDS_BY_LINK]
+    heads = [f"{card.name}, {CARDS_BY_LINK[card.name][0]}: step, speed-up" for card in cards]
     lines = [
         f"| forward of one row | ranks | by | MiB sent a rank | by formula | {' | '.join(heads)} |",
         "|---|---|---|---|---|---|---|",
@@ -116,11 +100,89 @@ def table() -> str:
         for size in (2, 3, 4, 8):
             cost, ranks = counted(case, size)
             by, expected = formula(case, size)
-            sent = ranks.exchanged + ranks.gathered
-            times = [forward_s(cost, RESIDENT, card) + sent / (REACHED * LINKS[card.name][1]) for card in cards]
+            sent = ranks.sent
+            times = [forward_s(cost, RESIDENT, card) + sent / (REACHED * CARDS_BY_LINK[card.name][1]) for card in cards]
             shown = " | ".join(f"{took:.2f} s, {one / took:.1f}" for took, one in zip(times, alone, strict=True))
             lines.append(f"| {case.name} | {size} | {by} | {sent / MIB:,.0f} | {expected / MIB:,.0f} | {shown} |")
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video that an autoencoder decodes. latents: (channels, frames, rows, columns)."""
+
+    name: str
+    family: VideoVaeFamily
+    latents: tuple[int, int, int, int]
+
+
+VIDEOS: Sequence[Video] = (
+    Video("Wan 2.1, 832×480, 81 frames", WanVae(96, 16, 3), (16, 21, 60, 104)),
+    Video("Wan 2.1, 1280×720, 81 frames", WanVae(96, 16, 3), (16, 21, 90, 160)),
+    Video("Wan 2.2, 1280×704, 121 frames", Wan22Vae(160, 256), (48, 31, 44, 80)),
+)
+
+
+class Formula:
+    """What a rank would send by what layers are given, from outside of them.
+
+    rows: those at one border of its strip that convolutions of the next rank read, for each layer that reads any. keys:
+    keys and values of attention, for one other rank.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.rows = self.keys = 0
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d | nn.Conv3d):
+                layer.register_forward_pre_hook(self._convolved)
+            elif type(layer).__name__ == "WanAttentionBlock":
+                layer.register_forward_pre_hook(self._attended)
+
+    def _convolved(self, layer: Any, given: tuple[Tensor, ...]) -> None:
+        rows = layer.kernel_size[-2] // 2
+        before = given[1].shape[2] if len(given) > 1 and given[1] is not None else 0
+        x = given[0]
+        frames = x.shape[2] + before if x.ndim == VIDEO_AXES else x.shape[0]
+        self.rows += rows * x.shape[-1] * x.shape[1] * frames * x.dtype.itemsize
+
+    def _attended(self, layer: Any, given: tuple[Tensor, ...]) -> None:
+        self.keys += 2 * given[0].nbytes
+
+
+def vae_table() -> str:
+    """Return the table of autoencoders in Markdown."""
+    lines = [
+        "| video decoded | ranks | MiB sent a rank | by formula | over NVLink, PCIe 4 |",
+        "|---|---|---|---|---|",
+    ]
+    for video in VIDEOS:
+        for size in (2, 4, 8):
+            counted, expected = (round(made / MIB) for made in decoded(video, size))
+            nvlink, pcie = (f"{counted * MIB / (REACHED * LINKS[link]):.2g} s" for link in ("nvlink", "pcie4"))
+            lines.append(f"| {video.name} | {size} | {counted:,} | {expected:,} | {nvlink}, {pcie} |")
+    return "\n".join(lines)
+
+
+def decoded(video: Video, size: int) -> tuple[int, int]:
+    """Return the bytes that the second rank sends, and those by formula."""
+    network = video.family.empty().to(torch.bfloat16)
+    channels, frames, rows, columns = video.latents
+    strips_of = strip_rows(rows, size)
+    assert strips_of is not None
+    ranks = Counted(size, rank=1)
+    strips, formula = Strips(ranks, strips_of), Formula(network)
+    own = torch.empty(1, channels, 1, strips_of[ranks.rank], columns, dtype=torch.bfloat16, device="meta")
+    # Those after the second are as that.
+    made, sent = pieces(video.family, network, "decode_frames", [own] * 2), []
+    borders, others = min(2, size - 1), size - 1
+    with torch.inference_mode():
+        for _ in range(2):
+            with strips.working():
+                next(made)
+            sent.append((ranks.sent, borders * formula.rows + others * formula.keys))
+    first, both = sent
+    counted, expected = (one + (frames - 1) * (two - one) for one, two in zip(first, both, strict=True))
+    return counted, expected
 
 
 def overhead(rounds: int = 21) -> float:
@@ -152,4 +214,7 @@ def _row(family: Flux, number: int) -> Rows:
 
 
 if __name__ == "__main__":
-    print(f"{overhead():.3f}" if "--overhead" in sys.argv else table())
+    if "--overhead" in sys.argv:
+        print(f"{overhead():.3f}")
+    else:
+        print(vae_table() if "--vae" in sys.argv else table())

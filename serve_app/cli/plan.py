@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from serve_app.cli.lines import print_json, print_line
 from serve_app.config import AppConfig
 from serve_app.config.pool import PoolConfig
 from serve_app.errors import ConfigError, ModelFileError
 from serve_app.models.families.family import BackboneFamily
-from serve_app.models.weights.planner import Estimate, Size, estimate, model_of, usual_size
+from serve_app.models.ranks.planning import COUNTS, LINKS, DevicesPlan, plan_devices, recommended
+from serve_app.models.weights.planner import Estimate, Model, Size, estimate, model_of, usual_size
 from serve_app.models.weights.roofline import GIB, Card, assumed_card
 from serve_app.replica.files import open_catalog
 from serve_app.replica.host import OWN_SHARE
@@ -24,13 +26,15 @@ FOLDERS = (
 )
 """Where models are looked for by name."""
 GB = 10**9
+ROWS = 2
+"""Of a step: with its text and with a negative."""
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([GM])(?:i?B)?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The command's arguments. gpu, ram: as `size_bytes`; None: usual for the family."""
+    """The command's arguments. gpu, ram: as `size_bytes`; None: usual for the family. link: as `planning.LINKS`."""
 
     models: tuple[str, ...]
     gpu: str
@@ -38,6 +42,8 @@ class Asked:
     width: int | None = None
     height: int | None = None
     frames: int | None = None
+    devices: int = 1
+    link: str = "nvlink"
 
 
 def print_plan(asked: Asked, config: AppConfig, *, as_json: bool = False) -> int:
@@ -48,10 +54,14 @@ def print_plan(asked: Asked, config: AppConfig, *, as_json: bool = False) -> int
     size, card = size_of(asked, model.family), assumed_card(card_bytes)
     process_bytes, max_cells = round(OWN_SHARE * ram_bytes), PoolConfig(name="plan").max_cells
     made = estimate(model, size, model.cost(size), card, card_bytes, process_bytes, max_cells)
+    together = _together(asked, model, size, card, made)
     if as_json:
-        print_json({"family": model.family.title, "size": asdict(size), "card": card.name, **asdict(made)})
+        plans: dict[str, Any] = {"devices": [asdict(plan) for plan in together]} if together else {}
+        if together:
+            plans["recommended"] = asdict(recommended(together))
+        print_json({"family": model.family.title, "size": asdict(size), "card": card.name, **asdict(made), **plans})
     else:
-        for line in lines(model.family.title, size, card, made):
+        for line in (*lines(model.family.title, size, card, made), *_lines_together(asked, together)):
             print_line(line)
     return int(made.job.outcome == "too large")
 
@@ -111,6 +121,32 @@ def lines(title: str, size: Size, card: Card, made: Estimate) -> Iterator[str]:
         yield f"a step takes about {made.row_s:.2g} s, with a negative twice that (roofline of an assumed {card.name})"
     if job.outcome == "too large":
         yield f"what would fit: {made.change or 'nothing near; take a smaller size'}"
+
+
+def _together(asked: Asked, model: Model, size: Size, card: Card, made: Estimate) -> list[DevicesPlan]:
+    """Return how several of these cards compute a step with a negative. Errors: ConfigError for an unknown link."""
+    if asked.link not in LINKS:
+        raise ConfigError(f"--link is {asked.link!r}; allowed are {', '.join(LINKS)}")
+    if asked.devices == 1 or made.job.outcome == "too large":
+        return []
+    counts = [count for count in COUNTS if count <= asked.devices]
+    heads = model.family.sharded_heads
+    return plan_devices(lambda: model.cost(size), heads, ROWS, card, asked.link, made.job.backbone, counts)
+
+
+def _lines_together(asked: Asked, plans: Sequence[DevicesPlan]) -> Iterator[str]:
+    if not plans:
+        return
+    yield f"a step with a negative on several such cards, connected by {asked.link}:"
+    for plan in plans:
+        yield (
+            f"  {plan.devices}: {plan.step_s:.2g} s, {plan.speed_up:.1f} times as fast, by {plan.by}"
+            f"{f', each sends {_gb(plan.sent_bytes)}' if plan.sent_bytes else ''}"
+        )
+    best = recommended(plans)
+    yield f"recommended: devices_per_replica: {best.devices}" + (
+        f", parallel: {best.parallel}" if best.devices > 1 else ""
+    )
 
 
 _OUTCOMES = {

@@ -189,12 +189,12 @@ class AppConfig(Section):
         Errors: ConfigError if it has some, and fewer than pools with `devices_per_replica` need.
         """
         auto = [pool for pool in self.pools if pool.num_gpus == "auto" and pool.takes_a_gpu]
-        given = {pool.name: 1.0 for pool in auto if gpus and pool.devices_per_replica > 1}
-        left = gpus - sum(given.get(pool.name, pool.gpus) * pool.devices_per_replica for pool in self.pools)
+        given = {pool.name: 1.0 for pool in auto if gpus and pool.devices > 1}
+        left = gpus - sum(given.get(pool.name, pool.gpus) * pool.devices for pool in self.pools)
         if given and left < 0:
             [first, *_] = (pool for pool in auto if pool.name in given)
             raise ConfigError(
-                f"pool {first.name}: devices_per_replica is {first.devices_per_replica}, and the cluster has {gpus:g} "
+                f"pool {first.name}: devices_per_replica is {first.devices}, and the cluster has {gpus:g} "
                 f"GPUs, {-left:g} fewer than its pools need; give less, or `device: cpu`"
             )
         alone = [pool.name for pool in auto if pool.name not in given]

@@ -58,17 +58,25 @@ class PoolConfig(Section):
     auto is one for a pool that holds models, if the cluster has one as the application is deployed; pools share what
     there is. One that is asked for by a number and is not there is an error.
     """
-    devices_per_replica: Annotated[int, Field(ge=1, le=64)] = 1
-    """How many devices of one host compute each forward of a replica together, for a video that takes minutes on one.
+    devices_per_replica: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """How many devices compute each forward of a replica together, for a video that takes minutes on one.
 
     Each takes num_cpus, num_gpus (a whole one or none) and resources, and has the backbones' weights. To all others
     they are one replica, on the first device; that has everything else. If one is lost, all are replaced.
+
+    auto: as many as `serve-app plan` finds worth it for the first backbone of `warm` at its family's usual size, of the
+    GPUs that a host has and other pools leave. Without such a model, or a second GPU, one.
     """
     parallel: Literal["auto", "rows", "ulysses"] = "auto"
     """How those devices divide a forward. rows: by rows, such as a positive and its negative, or those of several jobs.
 
     auto: devices that are left over also divide the tokens of a row, in families that can: by Ulysses if they divide
     the attention heads, else by gathering keys and values. ulysses: never by gathering. Pictures differ by rounding.
+    """
+    spans_hosts: bool = False
+    """Whether those devices may be on several hosts, for models of which a host has too few devices.
+
+    Tensors and orders then go over the network of Ray, unencrypted; only who has the replica's key can give orders.
     """
     device: Literal["auto", "cpu"] = "auto"
     """Where its models are: auto is on its GPU, if it has one; cpu is on the CPU, whatever num_gpus reserves."""
@@ -189,6 +197,11 @@ class PoolConfig(Section):
         return 0.0 if self.num_gpus == "auto" else self.num_gpus
 
     @property
+    def devices(self) -> int:
+        """Devices per replica; 1 for auto until `deployments.devices` has resolved it."""
+        return 1 if self.devices_per_replica == "auto" else self.devices_per_replica
+
+    @property
     def memory_fraction(self) -> float | None:
         """The share of a card's memory that one replica may take; None for all of it."""
         return self.gpus if 0 < self.gpus < 1 else None
@@ -220,6 +233,8 @@ class PoolConfig(Section):
         if self.devices_per_replica == 1:
             if self.parallel != "auto":
                 raise ValueError(f"pool {self.name}: parallel is for a pool with devices_per_replica of 2 or more")
+            if self.spans_hosts:
+                raise ValueError(f"pool {self.name}: spans_hosts is for a pool with devices_per_replica of 2 or more")
             return self
         if not self.runtime or self.comfyui is not None:
             raise ValueError(f"pool {self.name}: devices_per_replica is for a pool whose replicas hold models")

@@ -12,6 +12,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from serve_app.config import AppConfig, parse
 from serve_app.config.pool import PoolConfig
+from serve_app.deployments import devices
 from serve_app.deployments.comfyui_replica import ComfyUIReplica
 from serve_app.deployments.ingress import Ingress
 from serve_app.deployments.process.torch_environment import runtime_env
@@ -35,7 +36,7 @@ def bind(config: AppConfig, sockets: Path | None = None) -> Application:
     """Bind the ingress and every pool's deployment for the cluster's GPUs. sockets: the folder in which ingress
     replicas listen themselves.
     """
-    config = config.on(gpus())
+    config = devices.resolved(config).on(gpus())
     pools = [pool_deployment(pool, config.silence_s).bind(config, pool) for pool in config.pools]
     return ingress_deployment(config, direct=sockets is not None).bind(config, sockets, *pools)
 
@@ -91,7 +92,7 @@ def pool_deployment(pool: PoolConfig, silence_s: float) -> Any:
             "num_gpus": pool.gpus,
             "resources": dict(pool.resources),
             # Of several devices, the bundles are what is placed.
-            "label_selector": dict(pool.hosts) if pool.devices_per_replica == 1 else {},
+            "label_selector": dict(pool.hosts) if pool.devices == 1 else {},
             "runtime_env": runtime_env(),
         },
         max_ongoing_requests=CALLS,
@@ -105,17 +106,17 @@ def pool_deployment(pool: PoolConfig, silence_s: float) -> Any:
 
 
 def _bundles(pool: PoolConfig) -> dict[str, Any]:
-    """Return the placement of a replica with several devices: a bundle for each, on one host."""
-    if pool.devices_per_replica == 1:
+    """Return the placement of a replica with several devices: a bundle for each, on one host unless it spans them."""
+    if pool.devices == 1:
         return {}
     each = {"CPU": pool.num_cpus, "GPU": pool.gpus, **pool.resources}
     bundle = {name: count for name, count in each.items() if count}
     placement: dict[str, Any] = {
-        "placement_group_bundles": [bundle] * pool.devices_per_replica,
-        "placement_group_strategy": "STRICT_PACK",
+        "placement_group_bundles": [bundle] * pool.devices,
+        "placement_group_strategy": "PACK" if pool.spans_hosts else "STRICT_PACK",
     }
     if pool.hosts:
-        placement["placement_group_bundle_label_selector"] = [dict(pool.hosts)] * pool.devices_per_replica
+        placement["placement_group_bundle_label_selector"] = [dict(pool.hosts)] * pool.devices
     return placement
 
 

@@ -1,7 +1,8 @@
 """The ranks of a replica as Ray actors: one for each device but the first, which the replica itself has.
 
-They are in the replica's placement group, on one host, and end with it: Ray ends the actors of an owner that is gone.
-The other way round the replica ends its own process once a rank has ended, so its tasks go to other replicas at once.
+They are in the replica's placement group, on one host or several, and end with it: Ray ends the actors of an owner that
+is gone. The other way round the replica ends its own process once a rank has ended, so its tasks go to other replicas
+at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from serve_app.errors import ConfigError
 
 if TYPE_CHECKING:
     from serve_app.models.ranks.leader import Leader
+    from serve_app.models.ranks.meeting import Meeting
 
 _log = log.get("replica")
 
@@ -44,20 +46,20 @@ class Rank:
 
         return reason_against(self._pool, self._rank)
 
-    def follow(self, folder: Path) -> None:
+    def follow(self, meeting: Meeting) -> None:
         """Carry out the first rank's orders, until that ends or something fails."""
         from serve_app.replica.ranks import follow
 
-        follow(self._config, self._pool, self._rank, folder)
+        follow(self._config, self._pool, self._rank, meeting)
 
 
 class Ranks:
     """The other ranks of a replica, from their start to their end."""
 
-    def __init__(self, actors: Sequence[Any], folder: Path) -> None:
+    def __init__(self, actors: Sequence[Any], meeting: Meeting) -> None:
         self.leader: Leader | None = None
         self._actors = actors
-        self._folder = folder
+        self._meeting = meeting
         self._ending: list[asyncio.Task[str]] = []
         self._watching: asyncio.Task[None] | None = None
 
@@ -78,9 +80,9 @@ class Ranks:
                 runtime_env=environment,
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             ).remote(config, pool, replica_id, rank)
-            for rank in range(1, pool.devices_per_replica)
+            for rank in range(1, pool.devices)
         ]
-        ranks = cls(actors, Path(mkdtemp(prefix="serve-app-ranks-")))
+        ranks = cls(actors, _meeting(pool))
         try:
             await ranks._join(pool)
         except BaseException:
@@ -94,8 +96,8 @@ class Ranks:
         reasons = await asyncio.gather(*(actor.check.remote() for actor in self._actors))
         if reason := next((reason for reason in reasons if reason is not None), None):
             raise ConfigError(reason)
-        self._ending = [asyncio.create_task(_end(actor.follow.remote(self._folder))) for actor in self._actors]
-        leading = asyncio.create_task(asyncio.to_thread(lead, pool, self._folder))
+        self._ending = [asyncio.create_task(_end(actor.follow.remote(self._meeting))) for actor in self._actors]
+        leading = asyncio.create_task(asyncio.to_thread(lead, pool, self._meeting))
         done, _ = await asyncio.wait([leading, *self._ending], return_when=asyncio.FIRST_COMPLETED)
         if leading not in done:
             raise ConfigError(self._ended())
@@ -122,7 +124,17 @@ class Ranks:
                 task.cancel()
         for actor in self._actors:
             ray.kill(actor)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if isinstance(self._meeting, Path):
+            shutil.rmtree(self._meeting, ignore_errors=True)
+
+
+def _meeting(pool: PoolConfig) -> Meeting:
+    """Return where the ranks of a replica whose first is this process meet."""
+    if not pool.spans_hosts:
+        return Path(mkdtemp(prefix="serve-app-ranks-"))
+    from serve_app.models.ranks.meeting import Address
+
+    return Address.on(ray.util.get_node_ip_address())
 
 
 async def _end(following: Any) -> str:

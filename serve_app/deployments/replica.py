@@ -53,7 +53,7 @@ class Replica:
             from serve_app.packs.server import PromptServer
             from serve_app.replica.assemble import assemble
 
-            if pool.devices_per_replica > 1:
+            if pool.devices > 1:
                 self._ranks = await Ranks.start(config, pool, replica_id, runtime_env())
             leader = None if self._ranks is None else self._ranks.leader
             self._runner = assemble(config, pool, replica_id, scheduler, ObjectStore(), ranks=leader)

@@ -69,6 +69,7 @@ class Autoencoding:
         """
         key, pixels = (vae, work), model.pixels(work, batch)
         self._check_fits(key, pixels)
+        model = self._in_room(key, model, pixels)
         while True:
             slice_pixels = self._slice_pixels(key)
             made = self._try(key, model, batch, slice_pixels, pixels)
@@ -84,6 +85,7 @@ class Autoencoding:
         """
         key, pixels = (vae, work), model.pixels(work, batch)
         self._check_fits(key, pixels)
+        model = self._in_room(key, model, pixels)
         while True:
             made = yield from _until_it_runs_out(model.by_latent_frames(work, batch))
             if isinstance(made, Tensor):
@@ -98,6 +100,8 @@ class Autoencoding:
         Errors: DeviceMemoryError where the smallest tiles do not fit.
         """
         tilings, found = TILES[work], self._found.setdefault((vae, work), _Found(0))
+        # Tiles may run out of memory too, which no other device must wait for.
+        model = model.alone
         found.used += 1
         self.in_tiles += 1
         if found.used >= TRIED_AGAIN:
@@ -113,6 +117,14 @@ class Autoencoding:
             if tiling is tilings[-1]:
                 raise DeviceMemoryError(f"tiles of {tiling.size}×{tiling.size} do not fit the device's memory: {made}")
             found.tiling = tilings.index(tiling) + 1
+
+    def _in_room(self, key: tuple[Recipe, Work], model: Vae, pixels: int) -> Vae:
+        """Return a VAE as this device's alone where others would compute with it, and a whole image might not fit one.
+
+        The others wait for a device that runs out of memory, so the replica would end.
+        """
+        room = None if self._memory is None else room_bytes(self._memory, self._weights)
+        return model if room is None or self._budget.expects(key, pixels) <= room else model.alone
 
     def _check_fits(self, key: tuple[Recipe, Work], pixels: int) -> None:
         """Errors: DeviceMemoryError where an image of `pixels` is known not to fit as a whole."""

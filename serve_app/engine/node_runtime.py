@@ -45,7 +45,7 @@ from serve_app.values import (
 
 if TYPE_CHECKING:
     from serve_app.engine.run_state import StateFiles
-    from serve_app.engine.runtime import EngineRuntime, Loading
+    from serve_app.engine.runtime import EngineRuntime, Load, Loading
     from serve_app.engine.sampling_run import Show
 
 IMAGES_TOGETHER = 16
@@ -171,7 +171,7 @@ class NodeRuntime:
         if tiling is not None:
             return await self._shared.use_tiled(
                 vae,
-                self._weights.vae,
+                self._load_vae,
                 lambda model: model.decode_tiled(latents, tiling),
                 self._progress,
                 self._loading,
@@ -184,7 +184,7 @@ class NodeRuntime:
         if tiling is not None:
             return await self._shared.use_tiled(
                 vae,
-                self._weights.vae,
+                self._load_vae,
                 lambda model: model.encode_tiled(images, tiling),
                 self._progress,
                 self._loading,
@@ -368,6 +368,11 @@ class NodeRuntime:
                 f"a text has {longest:,} bytes or tokens; limits.prompt_bytes of the configuration allows {allowed:,}"
             )
 
+    @property
+    def _load_vae(self) -> Load[Vae]:
+        """How a VAE is loaded: a strict job's picture is that of one device."""
+        return self._weights.vae if self._strict else self._weights.vae_of_ranks
+
     async def _with_vae(self, vae: Recipe, work: Work, batch: Tensor, pixels: int) -> Tensor:
         """Run a VAE on a batch (B,…), together with batches of other nodes of its shape. pixels: of one image.
 
@@ -386,7 +391,7 @@ class NodeRuntime:
             if has_latent_frames(work, batch) and isinstance(await self.family(vae), VideoVaeFamily):
                 return await shared.use_tiled(
                     vae,
-                    self._weights.vae,
+                    self._load_vae,
                     lambda model: autoencoding.by_latent_frames(vae, model, work, batch),
                     self._progress,
                     self._loading,
@@ -394,14 +399,14 @@ class NodeRuntime:
             if self._strict:
                 made = await shared.use(
                     vae,
-                    self._weights.vae,
+                    self._load_vae,
                     lambda model: autoencoding.whole(vae, model, work, batch),
                     self._loading,
                 )
             else:
                 made = await shared.use_together(
                     vae,
-                    self._weights.vae,
+                    self._load_vae,
                     of_all,
                     batch,
                     (work, batch.shape[1:], batch.dtype),
@@ -415,7 +420,7 @@ class NodeRuntime:
             self._remark(f"'{vae.name}' {work}s in tiles here: the device has not the memory for a whole image")
         return await shared.use_tiled(
             vae,
-            self._weights.vae,
+            self._load_vae,
             lambda model: autoencoding.tiled(vae, model, work, batch),
             self._progress,
             self._loading,

@@ -101,20 +101,22 @@ class LoadedNetwork:
 
     def padded_rows(self, rows: int) -> int:
         """Return the batch size that a batch of `rows` is padded to, or would be if it is not padded."""
-        return self.replays.padded_rows(rows) if isinstance(self.family, OneCall) else rows
+        pads = isinstance(self.family, OneCall) and self.family.padded
+        return self.replays.padded_rows(rows) if pads else rows
 
     def answer(self, rows: Sequence[Rows]) -> list[Tensor]:
         """Return the network's output for each of the rows, float32, from one forward; their group keys are equal.
 
         Exclusive rows come alone, and their outputs do not depend on earlier forwards.
         """
-        if self._ranks is not None and self._ranks.computes(self.family, rows):
-            return self._ranks.answer(self, rows)
-        asked, rows = len(rows), self._padded(rows)
-        with nullcontext() if self.family.dispatches else dispatched(), self.prepared(rows) as call:
-            if call is None:
-                return self.family.forward(self.module, rows)
-            output = self.run(call)
+        with nullcontext() if self.family.dispatches else dispatched():
+            if self._ranks is not None and self._ranks.computes(self.family, rows):
+                return self._ranks.answer(self, rows)
+            asked, rows = len(rows), self._padded(rows)
+            with self.prepared(rows) as call:
+                if call is None:
+                    return self.family.forward(self.module, rows)
+                output = self.run(call)
         return self.family.split_output(output, rows)[:asked]
 
     @contextmanager

@@ -5,7 +5,8 @@ Source: Rombach et al. 2022, arXiv:2112.10752. Latents here are the VAE's own: u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -18,6 +19,10 @@ from serve_app.sampling.transfer import to_device, to_host
 from serve_app.values import Tiling
 
 Work: TypeAlias = Literal["decode", "encode"]
+PieceWork: TypeAlias = Literal["decode", "encode", "decode_frames", "encode_frames"]
+"""What a family does, by its method: with a batch, or with the pieces of a video."""
+Pieces: TypeAlias = Callable[[PieceWork, Iterable[Tensor]], Iterator[Tensor]]
+"""As `pieces`, of one VAE."""
 
 SLICE_PIXELS = 1024 * 1024
 """A batch is decoded and encoded in slices of about this many pixels, which bounds memory."""
@@ -26,12 +31,32 @@ HOST_SLICE_PIXELS = 128 * 128
 """The limit on a CPU, which is fully used by this many pixels; more would only take memory."""
 
 
-class Vae:
-    """A VAE on its device. network: as its family builds it."""
+def pieces(family: VaeFamily, network: nn.Module, work: PieceWork, given: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield what a family makes of pieces, or the one tensor that it makes of one."""
+    match work:
+        case "decode":
+            yield from (family.decode(network, latents) for latents in given)
+        case "encode":
+            yield from (family.encode(network, pixels) for pixels in given)
+        case _:
+            assert isinstance(family, VideoVaeFamily), "it has no moments"
+            frames = family.decode_frames if work == "decode_frames" else family.encode_frames
+            yield from frames(network, given)
 
-    def __init__(self, family: VaeFamily, network: nn.Module) -> None:
+
+class Vae:
+    """A VAE on its device. network: as its family builds it. ranks: how several devices compute; None: one does."""
+
+    def __init__(
+        self,
+        family: VaeFamily,
+        network: nn.Module,
+        ranks: Pieces | None = None,
+    ) -> None:
         self.family = family
         self.network = network
+        self._ranks = ranks
+        self._pieces: Pieces = ranks or partial(pieces, family, network)
         parameter = next(network.parameters())
         self._device, self._dtype = parameter.device, parameter.dtype
 
@@ -135,6 +160,15 @@ class Vae:
         frames = max(frames, min(len(batch), self._together(batch)))
         return batch.shape[-1] * batch.shape[-2] * self.factor**2 * frames
 
+    def with_ranks(self, ranks: Pieces) -> Vae:
+        """Return this VAE as one that others compute with. ranks: how."""
+        return Vae(self.family, self.network, ranks)
+
+    @property
+    def alone(self) -> Vae:
+        """This VAE as one that this process alone computes with."""
+        return self if self._ranks is None else Vae(self.family, self.network)
+
     @property
     def of_videos(self) -> bool:
         """Whether this is a video autoencoder, which encodes a batch of images as one video."""
@@ -152,10 +186,10 @@ class Vae:
         return self.decode(batch) if work == "decode" else self.encode(batch)
 
     def _decoded(self, latents: Tensor) -> Tensor:
-        return self.family.decode(self.network, latents)
+        return next(self._pieces("decode", [latents]))
 
     def _encoded(self, pixels: Tensor) -> Tensor:
-        return self.family.encode(self.network, pixels)
+        return next(self._pieces("encode", [pixels]))
 
     def _decoded_by_latent_frames(self, latents: Tensor) -> Tiles:
         count, _, latent_frames, *sides = latents.shape
@@ -174,7 +208,7 @@ class Vae:
 
         for i, video in enumerate(torch.split(latents, 1)):
             at = 0
-            for pixels in self._videos.decode_frames(self.network, next_frames(video)):
+            for pixels in self._pieces("decode_frames", next_frames(video)):
                 shown = ((pixels[0].float() + 1) / 2).clamp_(0, 1).permute(1, 2, 3, 0).contiguous()
                 # Both sides are contiguous; otherwise a copy from a GPU would synchronise.
                 images[i, at : at + len(shown)].copy_(shown, non_blocking=True)
@@ -185,7 +219,7 @@ class Vae:
     def _encoded_by_latent_frames(self, images: Tensor) -> Tiles:
         latent_frames, made = [*self._videos.latent_frames(len(images))], []
         given = (self._given(self._pixels(images[latent_frame])) for latent_frame in latent_frames)
-        for latent in self._videos.encode_frames(self.network, given):
+        for latent in self._pieces("encode_frames", given):
             made.append(latent.float())
             yield len(made), len(latent_frames)
         return to_host(torch.cat(made, 2))

@@ -21,7 +21,13 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     root = Path(tempfile.mkdtemp(prefix="chaos-"))
     setting = Setting(
-        root, arguments.replicas, arguments.database, arguments.store, arguments.clock, keep=arguments.keep
+        root,
+        arguments.replicas,
+        arguments.database,
+        arguments.store,
+        arguments.clock,
+        keep=arguments.keep,
+        devices=arguments.devices,
     )
     plan = Plan(
         arguments.jobs,
@@ -50,6 +56,9 @@ def _arguments() -> argparse.Namespace:
         "--minutes", type=float, default=math.inf, help="after these nothing new comes (default: no end)"
     )
     parser.add_argument("--replicas", type=int, default=1, help="of the one pool (default: %(default)s)")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="of a replica: processes, which are killed too (default: %(default)s)"
+    )
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--store", choices=("volume", "s3"), default="volume")
     parser.add_argument("--clock", action="store_true", help="let the wall clock jump instead, by up to an hour")

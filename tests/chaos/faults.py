@@ -31,6 +31,7 @@ PARTS = {
     "controller": r"^ray::ServeController",
     "replica": r"^ray::ServeReplica:serve-app:(?!ingress)",
     "ingress": r"^ray::ServeReplica:serve-app:ingress",
+    "rank": r"^ray::Rank",
     "scheduler": r"^ray::SchedulerActor",
     "gcs": r"/gcs/gcs_server ",
     "raylet": r"/raylet/raylet ",
@@ -70,6 +71,8 @@ class Struck:
 def faults(site: Site, *, short: bool = False) -> list[Fault]:
     """Return what can be done to this server. short: only what is mended within seconds."""
     kills = [("replica", 5), ("scheduler", 3), ("ingress", 2), ("controller", 2)]
+    if site.setting.devices > 1:
+        kills.append(("rank", 5))
     found = [Fault(part, "kill", partial(killed, site, part), weight) for part, weight in kills]
     if site.setting.clock:
         return [*found[:2], Fault("clock", "jump", partial(_jump, site), 20)]

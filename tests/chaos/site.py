@@ -42,7 +42,8 @@ GONE_S = 60.0
 class Setting:
     """What a campaign runs on. clock: the server's wall clock can be set, by libfaketime.
 
-    arguments: of the application, beside those that every campaign has.
+    devices: of a replica, each a process of its own. arguments: of the application, beside those that every campaign
+    has.
     """
 
     root: Path
@@ -51,12 +52,14 @@ class Setting:
     store: Literal["volume", "s3"] = "volume"
     clock: bool = False
     keep: bool = False
+    devices: int = 1
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
         """What to call it in a report."""
-        return f"{self.database}, {self.store}, {self.replicas} replicas"
+        devices = f" of {self.devices} devices" if self.devices > 1 else ""
+        return f"{self.database}, {self.store}, {self.replicas} replicas{devices}"
 
 
 class Site:
@@ -225,7 +228,7 @@ class Site:
                 self.server = self._start()
 
     def _arguments(self) -> dict[str, Any]:
-        pool = {
+        pool: dict[str, Any] = {
             "name": "gpu",
             "min_replicas": self.setting.replicas,
             "max_replicas": self.setting.replicas,
@@ -233,6 +236,8 @@ class Site:
             "memory_bytes": MEMORY_BYTES,
             "node_time_s": NODE_TIME_S,
         }
+        if self.setting.devices > 1:
+            pool |= {"devices_per_replica": self.setting.devices, "device": "cpu", "num_cpus": 0.1, "threads": 1}
         places = {f"{area}_dir": str(self.root / area) for area in ("input", "output", "temp", "user")}
         self._database_url = f"sqlite:///{self.root}/jobs.sqlite" if self.postgres is None else self.postgres.database()
         arguments: dict[str, Any] = {

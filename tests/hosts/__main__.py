@@ -2,7 +2,7 @@
 
 Jobs run while hosts are cut off, deaf, slow, turned off and drained, the head, the database and the bucket among them.
 `--upgrade` instead counts what clients see of upgrades, `--scale` has pools go from no replica to several and back,
-`--cells` moves a tenant from one cluster to another.
+`--cells` moves a tenant from one cluster to another, `--ranks` has a replica's two ranks on two hosts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tests.hosts.cells import Moved, moved
 from tests.hosts.cluster import Cluster
 from tests.hosts.faults import faults
 from tests.hosts.scaling import Scaled, scaled
+from tests.hosts.spanning import Spanned, spanned
 from tests.hosts.upgrade import Upgraded, upgraded
 
 
@@ -40,7 +41,9 @@ def main() -> int:
     return 1 if report.violations else 0
 
 
-def _reported(root: Path, arguments: argparse.Namespace) -> Report | Upgraded | Scaled | Moved:
+def _reported(root: Path, arguments: argparse.Namespace) -> Report | Upgraded | Scaled | Moved | Spanned:
+    if arguments.ranks:
+        return spanned(root)
     if arguments.cells:
         return moved(root, arguments.seed)
     with cluster.started(root) as site:
@@ -78,6 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scale", action="store_true", help="scale from zero and back instead")
     parser.add_argument("--upgrade", action="store_true", help="upgrade under load instead")
     parser.add_argument("--cells", action="store_true", help="move a tenant between two clusters instead")
+    parser.add_argument("--ranks", action="store_true", help="run one replica on two hosts instead")
     parser.add_argument("--rate", type=float, default=20.0, help="submissions a second then (default: %(default)s)")
     parser.add_argument("--keep", action="store_true", help="keep its directory, the hosts' logs included")
     parser.add_argument("--limit", type=int, default=7200, help="seconds it may take (default: %(default)s)")

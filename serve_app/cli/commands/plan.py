@@ -22,11 +22,17 @@ def plan(
     width: Annotated[int | None, typer.Option(min=1, help="pixels (default: usual for the family)")] = None,
     height: Annotated[int | None, typer.Option(min=1, help="pixels (default: usual for the family)")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="images of a video (default: usual for the family)")] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, max=8, help="plan replicas of up to so many of these cards too (devices_per_replica)")
+    ] = 1,
+    link: Annotated[
+        str, typer.Option(metavar="LINK", help="how these cards are connected: nvlink, pcie5, pcie4 or 100g")
+    ] = "nvlink",
     as_json: options.Json = False,
     config: options.Config = None,
 ) -> int:
     """Say whether models fit a card, which of them stream, and about how long a step takes. Reads headers alone."""
     from serve_app.cli.plan import Asked, print_plan
 
-    asked = Asked(tuple(models), gpu, ram, width, height, frames)
+    asked = Asked(tuple(models), gpu, ram, width, height, frames, devices, link)
     return print_plan(asked, options.configured(config), as_json=as_json)

@@ -273,6 +273,11 @@ class VaeFamily(Family):
     fades_inside: ClassVar[bool] = False
     """Whether tiles, which are not cut in time then, fade along half a wave, and only where others are beside them."""
 
+    strips: ClassVar[bool] = False
+    """Whether ranks can have strips of an image's rows each (`ranks.strips`): it has convolutions, norms of single
+    cells, and attention of all cells of a frame that lie row by row.
+    """
+
     latent_channels: int
     image_channels: int
 

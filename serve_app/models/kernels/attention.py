@@ -8,8 +8,8 @@ are narrow enough. Of families whose layers call torch, `dispatched` has them ca
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from diffusers.models.attention_dispatch import (
     attention_backend,
     dispatch_attention_fn,
 )
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -54,39 +54,68 @@ def use_attention(name: str) -> None:
 
 def dispatched() -> AbstractContextManager[object]:
     """Return a context in which layers that call torch's attention call the dispatcher's default."""
-    computed = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
-    return nullcontext() if computed is _torch else _Dispatched(computed)
+    return nullcontext() if _default() is _torch else _Dispatched()
+
+
+@contextmanager
+def uninterrupted(dispatches: bool) -> Iterator[None]:
+    """Let no torch function mode outside see what runs inside, as `engine.stopping` would end it.
+
+    dispatches: its layers call the dispatcher; those that call torch's attention do so too inside.
+    """
+    with torch._C.DisableTorchFunction():
+        if dispatches:
+            yield
+        else:
+            with torch._C._EnableTorchFunction(), _Dispatched(alone=True):
+                yield
 
 
 class _Dispatched(TorchFunctionMode):
-    """Has attention without a mask, of queries (R,H,n,d), be computed by what takes them as (R,n,H,d)."""
+    """Has attention of queries (R,H,n,d) be computed by the dispatcher's default, which takes them as (R,n,H,d).
 
-    def __init__(self, computed: Callable[..., Tensor]) -> None:
+    alone: modes outside see no operation.
+    """
+
+    def __init__(self, *, alone: bool = False) -> None:
         super().__init__()
-        self._computed = computed
+        self._alone = alone
 
     def __torch_function__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        options = dict(kwargs or {})
-        if func is scaled_dot_product_attention and len(args) == len("qkv") and options.get("attn_mask") is None:
-            options.pop("attn_mask", None)
-            query, key, value = (tensor.transpose(1, 2) for tensor in args)
-            return self._computed(query, key, value, **options).transpose(1, 2)
-        return func(*args, **options)
+        options, computed = dict(kwargs or {}), _default()
+        with torch._C.DisableTorchFunction() if self._alone else nullcontext():
+            if func is scaled_dot_product_attention and len(args) == len("qkv") and computed is not _torch:
+                mask = options.pop("attn_mask", None)
+                query, key, value = (tensor.transpose(1, 2) for tensor in args)
+                return computed(query, key, value, mask, **options).transpose(1, 2)
+            return func(*args, **options)
+
+
+def _default() -> Callable[..., Tensor]:
+    """Return what the dispatcher computes attention by where no other is named."""
+    computed: Callable[..., Tensor] = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
+    return computed
 
 
 @contextmanager
-def attention_over(sharding: Sharding | None, keys: Sharding | None = None) -> Iterator[None]:
+def attention_over(
+    sharding: Sharding | None,
+    keys: Sharding | None = None,
+    apart: Iterable[tuple[nn.Module, Sharding | None]] = (),
+) -> Iterator[None]:
     """Let attention inside be over the tokens of all ranks, of which queries, keys and values are this rank's shards.
 
     sharding: of the tokens, as `Sharding.of_attention`; a mask is of all tokens, by `Sharding.mask`. keys: of keys and
-    values, where those are of other tokens. One thread at a time computes attention.
+    values, where those are of other tokens. apart: layers whose attention is over another sharding, or, with None, to
+    keys that each rank has whole. One thread at a time computes attention.
     """
     if sharding is None:
         yield
         return
-    computed = _AttentionBackendRegistry._backends[AttentionBackendName.NATIVE]
+    computed = _default()
+    over: list[Sharding | None] = [sharding]
 
     @wraps(_torch)
     def attention(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
@@ -94,13 +123,26 @@ def attention_over(sharding: Sharding | None, keys: Sharding | None = None) -> I
             found: Tensor = computed(q, k, v, mask, **options)
             return found
 
-        return sharding.attention(query, key, value, attn_mask, attend, keys)
+        if (by := over[-1]) is None:
+            return attend(query, key, value, attn_mask)
+        return by.attention(query, key, value, attn_mask, attend, keys if by is sharding else None)
 
-    _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(attention)
-    try:
-        yield
-    finally:
-        _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(computed)
+    def leave(*_: Any) -> None:
+        over.pop()
+
+    with ExitStack() as hooks:
+        for layer, other in apart:
+
+            def enter(*_: Any, other: Sharding | None = other) -> None:
+                over.append(other)
+
+            hooks.callback(layer.register_forward_pre_hook(enter).remove)
+            hooks.callback(layer.register_forward_hook(leave, always_call=True).remove)
+        _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(attention)
+        try:
+            yield
+        finally:
+            _AttentionBackendRegistry.register(AttentionBackendName.NATIVE)(computed)
 
 
 def reason_against(name: str, device: torch.device) -> str | None:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from serve_app.errors import RankLostError
 from serve_app.models.backbone import RecipeBackbone
+from serve_app.models.kernels.attention import uninterrupted
 from serve_app.models.ranks.group import RankGroup
-from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, unpacked
+from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, VaeEnds, VaeOrder, VaeStep, unpacked
 from serve_app.models.ranks.sharding import sharded_over
+from serve_app.models.ranks.vaes import VaeFollower
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Recipe
 
@@ -29,14 +31,19 @@ class Follower:
     def __init__(self, group: RankGroup, weights: Weights) -> None:
         self._group = group
         self._weights = weights
+        self._vaes = VaeFollower(group, weights)
 
     def run(self) -> None:
         """Carry out orders until rank 0 closes. Errors: RankLostError once rank 0 is lost, and those of a forward."""
         loads = Thread(target=self._load, name="loads", daemon=True)
         loads.start()
         with torch.inference_mode():
-            while (orders := self._group.hear("forwards")) is not None:
-                self._compute(orders)
+            while (order := self._group.hear("forwards")) is not None:
+                match order:
+                    case VaeOrder() | VaeStep() | VaeEnds():
+                        self._vaes.carry_out(order)
+                    case _:
+                        self._compute(order)
         loads.join()
 
     def _load(self) -> None:
@@ -81,5 +88,6 @@ class Follower:
             call = stack.enter_context(network.prepared(rows, unpacked(buffer, order.inputs)))
             assert call is not None
             sharded = order.part.degree > 1
+            stack.enter_context(uninterrupted(network.family.dispatches))
             stack.enter_context(sharded_over(self._group.sequence(order.part.degree)))
             return network.run(replace(call, variant=None) if sharded else call)

@@ -1,35 +1,28 @@
 """RankGroup: the processes that compute one replica's forwards, and what goes between them.
 
 Rank 0 leads: it alone has the engine, and all others do what it says. Tensors go by NCCL between GPUs and by gloo
-between CPUs, which authenticate nobody and carry numbers alone. Orders are pickled, so they go by Unix sockets in a
-folder that is the replica's own. Once a rank has ended, whatever waits for it raises RankLostError. Nothing is mended
-then: ranks that are left cannot know how far it came.
+between CPUs, which authenticate nobody and carry numbers alone. Orders are pickled, so they go by the connections of
+`meeting`. Once a rank has ended, whatever waits for it raises RankLostError. Nothing is mended then: ranks that are
+left cannot know how far it came.
 """
 
 from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from math import prod
-from multiprocessing.connection import Client, Connection, Listener
-from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from multiprocessing import AuthenticationError
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from serve_app.errors import RankLostError
-
-Kind: TypeAlias = Literal["forwards", "loads"]
-KINDS: Sequence[Kind] = ("forwards", "loads")
-"""What orders are about: those of a kind have a connection, and a thread of their own on each rank."""
-
-MEET_S = 120.0
-"""How long ranks wait for the others to be there."""
+from serve_app.models.ranks.meeting import MEET_S, Kind, Meeting, accepted, connected, listening, store, wait_for_all
 
 
 @dataclass(slots=True)
@@ -44,35 +37,39 @@ class SentBytes:
 class RankGroup:
     """The ranks of one replica, as each of them sees it. One a process, and one thread at a time uses its tensors.
 
-    folder: where they meet, which nobody else may enter. timeout_s: how long one waits for another within a forward.
-    Errors: RankLostError if the others do not come.
+    meeting: where they meet. timeout_s: how long one waits for another within a forward. Errors: RankLostError if the
+    others do not come.
     """
 
-    def __init__(self, folder: Path, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
+    def __init__(self, meeting: Meeting, rank: int, size: int, device: torch.device, timeout_s: float) -> None:
         self.rank, self.size, self.device = rank, size, device
         self.sent = SentBytes()
         self._sequences: dict[int, SequenceGroup] = {}
-        path = str(folder / "orders")
         with lost_ranks():
-            # Before it meets the others, which connect as soon as they have met.
-            listener = Listener(path, "AF_UNIX", backlog=2 * size) if rank == 0 else None
-            with nullcontext() if listener is None else listener:
-                self._meet(folder / "meeting", timeout_s)
-                self._connections = _connections(path, rank) if listener is None else _accepted(listener, size)
+            if rank:
+                self._meet(meeting, timeout_s)
+                self._connections = connected(meeting, rank)
+            else:
+                # Before it meets the others, which connect as soon as they have met.
+                with listening(meeting, size) as listener:
+                    self._meet(meeting, timeout_s)
+                    self._connections = accepted(listener, meeting, size)
 
-    def _meet(self, meeting: Path, timeout_s: float) -> None:
+    def _meet(self, meeting: Meeting, timeout_s: float) -> None:
         """Join torch's process group, and make those of ranks that share tokens."""
-        store = dist.FileStore(str(meeting), self.size)  # type: ignore[attr-defined]
-        store.set_timeout(timedelta(seconds=MEET_S))
+        met = store(meeting, self.rank, self.size)
+        wait_for_all(met, self.rank, self.size)
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         dist.init_process_group(
-            backend, store=store, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=timeout_s)
+            backend, store=met, rank=self.rank, world_size=self.size, timeout=timedelta(seconds=MEET_S)
         )
+        # NCCL connects with the first collective: what is wrong shall be known now.
+        dist.all_reduce(torch.zeros(1, device=self.device))
         for degree in range(2, self.size + 1):
             for first in range(0, self.size, degree) if self.size % degree == 0 else ():
                 ranks = list(range(first, first + degree))
                 # Every rank makes every group, in one order, as torch.distributed demands.
-                group = dist.new_group(ranks)
+                group = dist.new_group(ranks, timeout=timedelta(seconds=timeout_s))
                 if isinstance(group, dist.ProcessGroup):  # of which this rank is a member
                     self._sequences[degree] = SequenceGroup(group, self.rank - first, degree, self.sent)
 
@@ -106,14 +103,14 @@ class RankGroup:
         self.sent.sent += tensor.nbytes
         flat = as_bytes(tensor)
         with lost_ranks():
-            dist.send(flat, rank)
+            dist.send(flat, rank, group=self._sequences[self.size].group)
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, rank: int) -> Tensor:
-        """Return a tensor that a rank sends."""
-        tensor = torch.empty(*shape, dtype=dtype, device=self.device)
-        flat = as_bytes(tensor)
-        with lost_ranks():
-            dist.recv(flat, rank)
+        """Return a tensor that a rank sends. Function modes do not see it: what was sent has to be received."""
+        with lost_ranks(), torch._C.DisableTorchFunction():
+            tensor = torch.empty(*shape, dtype=dtype, device=self.device)
+            flat = as_bytes(tensor)
+            dist.recv(flat, rank, group=self._sequences[self.size].group)
         return tensor
 
 
@@ -122,17 +119,19 @@ class SequenceGroup:
 
     def __init__(self, group: dist.ProcessGroup, rank: int, size: int, sent: SentBytes) -> None:
         self.rank, self.size = rank, size
-        self._group = group
+        self.group = group
         self._sent = sent
 
     def all_to_all(self, sent: Sequence[Tensor], received: Sequence[Sequence[int]]) -> list[Tensor]:
         dtype, bytes_sent = sent[0].dtype, [tensor.nbytes for tensor in sent]
         self._sent.exchanged += sum(bytes_sent) - bytes_sent[self.rank]
         bytes_received = [prod(shape) * dtype.itemsize for shape in received]
-        source = torch.cat([as_bytes(one) for one in sent])
+        source = sent[0].new_empty(sum(bytes_sent), dtype=torch.uint8)
+        for place, one in zip(torch.split(source, bytes_sent), sent, strict=True):
+            place.view(dtype).view(one.shape).copy_(one)
         flat = source.new_empty(sum(bytes_received))
         with lost_ranks():
-            dist.all_to_all_single(flat, source, bytes_received, bytes_sent, group=self._group)
+            dist.all_to_all_single(flat, source, bytes_received, bytes_sent, group=self.group)
         return [
             part.view(dtype).view(*shape)
             for part, shape in zip(torch.split(flat, bytes_received), received, strict=True)
@@ -147,7 +146,7 @@ class SequenceGroup:
         whole = [torch.empty_like(padded) for _ in range(self.size)]
         into, source = [as_bytes(one) for one in whole], as_bytes(padded)
         with lost_ranks():
-            dist.all_gather(into, source, group=self._group)
+            dist.all_gather(into, source, group=self.group)
         return torch.cat([one[:size] for one, size in zip(whole, sizes, strict=True)]).movedim(0, dim)
 
 
@@ -156,29 +155,11 @@ def as_bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 
-def _connections(path: str, rank: int) -> dict[tuple[Kind, int], Connection]:
-    """Return a rank's connections to rank 0."""
-    made: dict[tuple[Kind, int], Connection] = {}
-    for kind in KINDS:
-        made[kind, 0] = Client(path, "AF_UNIX")
-        made[kind, 0].send((kind, rank))
-    return made
-
-
-def _accepted(listener: Listener, size: int) -> dict[tuple[Kind, int], Connection]:
-    """Return rank 0's connections to the others, all of which are about to connect."""
-    made: dict[tuple[Kind, int], Connection] = {}
-    while len(made) < len(KINDS) * (size - 1):
-        connection = listener.accept()
-        made[connection.recv()] = connection
-    return made
-
-
 @contextmanager
 def lost_ranks() -> Iterator[None]:
     """Raise RankLostError for what torch.distributed and connections raise inside once a rank is lost."""
     try:
         yield
-    except (RuntimeError, OSError, EOFError) as error:
+    except (RuntimeError, OSError, EOFError, AuthenticationError) as error:
         reason = f"{error}".partition("\n")[0] or type(error).__name__
         raise RankLostError(f"another rank of this replica is lost: {reason}") from None

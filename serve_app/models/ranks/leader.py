@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,13 +18,17 @@ from torch import Tensor
 
 from serve_app.errors import ModelFileError, RankLostError
 from serve_app.models.batch_inputs import is_batched, map_rows
-from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.family import BackboneFamily, Family, Rows, VaeFamily
 from serve_app.models.families.shared.one_call import OneCall
 from serve_app.models.forward import CapturableCall, Inputs
+from serve_app.models.kernels.attention import uninterrupted
 from serve_app.models.ranks.division import Parallel, Part, degrees, divide
-from serve_app.models.ranks.group import KINDS, RankGroup, SentBytes
+from serve_app.models.ranks.group import RankGroup, SentBytes
+from serve_app.models.ranks.meeting import KINDS
 from serve_app.models.ranks.orders import Failure, PartOrder, TensorShape, outline, packed, shapes_of
 from serve_app.models.ranks.sharding import sharded_over
+from serve_app.models.ranks.vaes import VaeLeader
+from serve_app.models.vae import Vae
 from serve_app.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -39,6 +44,7 @@ class Leader:
     def __init__(self, group: RankGroup, parallel: Parallel = "auto") -> None:
         self.group = group
         self._parallel: Parallel = parallel
+        self._vaes = VaeLeader(group)
 
     @property
     def size(self) -> int:
@@ -58,7 +64,7 @@ class Leader:
 
     @contextmanager
     def loading(self, recipe: Recipe) -> Iterator[None]:
-        """Have all ranks load a backbone while this one loads it inside. Errors: ModelFileError of another rank."""
+        """Have all ranks load a model while this one loads it inside. Errors: ModelFileError of another rank."""
         self.group.order("loads", recipe)
         failed: list[str] = []
         try:
@@ -78,6 +84,16 @@ class Leader:
                 f"this {family.title} has {heads} attention heads, which devices_per_replica {self.size} does not "
                 f"divide; with `parallel: ulysses` allowed are {able}, and `parallel: auto` takes any"
             )
+
+    def shares(self, family: Family) -> bool:
+        """Whether the ranks compute with a VAE: each with strips of its images."""
+        return isinstance(family, VaeFamily) and family.strips and self._parallel != "rows" and self.size > 1
+
+    def vae(self, recipe: Recipe, vae: Vae) -> Vae:
+        """Return a VAE that is loaded on all ranks as one that they compute with, if they share it."""
+        if not self.shares(vae.family):
+            return vae
+        return vae.with_ranks(partial(self._vaes.pieces, recipe, vae.family, vae.network))
 
     def computes(self, family: BackboneFamily, rows: Sequence[Rows]) -> bool:
         """Whether the ranks can compute these rows: nothing but inputs, weights and plain patches makes their output.
@@ -124,12 +140,15 @@ class Leader:
             PartOrder(part, tuple(map(outline, rows)), shapes_of(given))
             for (part, rows), given in zip(parts, inputs, strict=True)
         ]
-        self.group.order("forwards", orders)
-        for (part, _), given in zip(parts, inputs, strict=True):
-            if receivers := [rank for rank in part.ranks if rank != self.group.rank]:
-                buffer = packed(given)
-                for rank in receivers:
-                    self.group.send(buffer, rank)
+        self._vaes.forget()
+        # From here on the others wait for what is sent: cancelled jobs do not end it (`engine.stopping`).
+        with torch._C.DisableTorchFunction():
+            self.group.order("forwards", orders)
+            for (part, _), given in zip(parts, inputs, strict=True):
+                if receivers := [rank for rank in part.ranks if rank != self.group.rank]:
+                    buffer = packed(given)
+                    for rank in receivers:
+                        self.group.send(buffer, rank)
 
     def _run(self, network: LoadedNetwork, call: CapturableCall, degree: int) -> Tensor:
         """Return the output of this rank's part."""
@@ -137,7 +156,7 @@ class Leader:
             return network.run(call)
         try:
             # The ranks that shard its tokens cannot know that nobody waits for it any more: it is not stopped.
-            with torch._C.DisableTorchFunction(), sharded_over(self.group.sequence(degree)):
+            with uninterrupted(network.family.dispatches), sharded_over(self.group.sequence(degree)):
                 return network.run(replace(call, variant=None))
         except RankLostError:
             raise

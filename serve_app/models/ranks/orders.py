@@ -19,6 +19,8 @@ from serve_app.models.families.family import Rows
 from serve_app.models.forward import Inputs
 from serve_app.models.ranks.division import Part
 from serve_app.models.ranks.group import as_bytes
+from serve_app.models.vae import PieceWork
+from serve_app.recipe.recipe import Recipe
 
 ALIGNED = 16
 """Bytes to whose multiples tensors are padded in one buffer, as kernels read them."""
@@ -48,6 +50,30 @@ class PartOrder:
     def nbytes(self) -> int:
         """The bytes of all inputs in one buffer."""
         return sum(_padded(shape.nbytes) for shape in self.inputs.values())
+
+
+@dataclass(frozen=True, slots=True)
+class VaeOrder:
+    """A VAE's work on strips of images begins. number: names it. rows: of latents, by rank."""
+
+    number: int
+    recipe: Recipe
+    work: PieceWork
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VaeStep:
+    """The next piece of a VAE's work is made."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class VaeEnds:
+    """VAEs' works have ended, or nobody waits for them."""
+
+    numbers: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

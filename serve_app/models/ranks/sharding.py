@@ -128,15 +128,13 @@ class Sharding:
         """
         assert self._ranks is not None
         keys = keys or self
-        if not self._divides(q.shape[2]):
-            k, v = self._ranks.all_gather(torch.stack([k, v]), keys.totals, 2)
+        if not (self._divides(q.shape[2]) and self._divides(k.shape[2])):
+            k, v = (self._ranks.all_gather(one, keys.totals, 1) for one in (k, v))
             if mask is not None and mask.shape[-2] > 1:
                 mask = mask.narrow(-2, sum(self.totals[: self._ranks.rank]), q.shape[1])
             return attend(q, k, v, mask)
-        if keys is self:
-            q, k, v = self._to_heads(q, k, v)
-        else:
-            [q], [k, v] = self._to_heads(q), keys._to_heads(k, v)
+        # One after the other: of three exchanged together, all shards and all that arrives would be there at once.
+        q, k, v = self._to_heads(q), keys._to_heads(k), keys._to_heads(v)
         return self._to_tokens(attend(q, k, v, mask))
 
     def _divides(self, heads: int) -> bool:
@@ -154,13 +152,12 @@ class Sharding:
                 order.append(torch.arange(first, first + sizes[rank]))
         return torch.cat(order)
 
-    def _to_heads(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Return tensors of this rank's tokens (R,n,H,d) as those of its heads, (R,L,H/N,d)."""
+    def _to_heads(self, own: Tensor) -> Tensor:
+        """Return a tensor of this rank's tokens (R,n,H,d) as that of its heads, (R,L,H/N,d)."""
         assert self._ranks is not None
-        size, both = self._ranks.size, torch.stack(tensors)
-        count, rows, _, heads, width = both.shape
-        shapes = [(count, rows, tokens, heads // size, width) for tokens in self.totals]
-        return torch.cat(self._ranks.all_to_all(both.chunk(size, dim=3), shapes), dim=2).unbind()
+        size, (rows, _, heads, width) = self._ranks.size, own.shape
+        shapes = [(rows, tokens, heads // size, width) for tokens in self.totals]
+        return torch.cat(self._ranks.all_to_all(own.chunk(size, dim=2), shapes), dim=1)
 
     def _to_tokens(self, found: Tensor) -> Tensor:
         """Return what this rank's heads found, (R,L,H/N,d), as what its tokens found, (R,n,H,d)."""

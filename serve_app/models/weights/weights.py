@@ -171,6 +171,11 @@ class Weights:
         vae: Vae = self._model(recipe, Vae, hold)[0]
         return vae
 
+    def vae_of_ranks(self, recipe: Recipe, hold: Hold | None = None) -> Vae:
+        """Return the recipe's VAE as one that all ranks compute with, if there are several and they share it."""
+        vae = self.vae(recipe, hold)
+        return vae if self._ranks is None else self._ranks.vae(of_weights(recipe), vae)
+
     def audio_vae(self, recipe: Recipe, hold: Hold | None = None) -> AudioVae:
         """Return the recipe's audio VAE."""
         vae: AudioVae = self._model(recipe, AudioVae, hold)[0]
@@ -440,9 +445,10 @@ class Weights:
 
     def _on_all_ranks(self, recipe: Recipe) -> AbstractContextManager[None]:
         """Have the other ranks load a recipe too, if there are any and they compute with it."""
-        if self._ranks is None or recipe.part != "backbone":
+        if self._ranks is None:
             return nullcontext()
-        return self._ranks.loading(of_weights(recipe))
+        shared = recipe.part == "backbone" or (recipe.part == "vae" and self._ranks.shares(self.family(recipe)))
+        return self._ranks.loading(of_weights(recipe)) if shared else nullcontext()
 
     def _load_set(self, recipe: Recipe, base: ResidentWeights, files: WeightFiles) -> ResidentWeights:
         """Return the LoRA set of a part: low-rank layers for a backbone, merged weights for a text encoder."""

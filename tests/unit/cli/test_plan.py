@@ -119,3 +119,16 @@ def test_bad_input_is_an_error_that_names_what_is_allowed(
         status, printed = run(capsys, *arguments)
         assert status == 1
         assert said in printed
+
+
+def test_a_plan_for_several_cards_says_how_they_divide_a_step_and_how_many_are_worth_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wan = write(tmp_path / "wan.safetensors", Wan(1536, 30, 8960, 4096), "bf16")
+    status, text = run(capsys, wan, "--gpu", "80G", "--ram", "256G", "--devices", 4)
+    assert status == 0, text
+    assert re.search(r"  2: .* s, 2\.0 times as fast, by rows\n", text), text
+    assert re.search(r"  4: .* times as fast, by rows and Ulysses, each sends \d\.\d GB\n", text), text
+    assert text.rstrip().endswith("recommended: devices_per_replica: 4, parallel: auto")
+    status, text = run(capsys, wan, "--gpu", "80G", "--ram", "256G", "--devices", 4, "--link", "string")
+    assert (status, "--link is 'string'; allowed are nvlink, pcie5, pcie4, 100g" in text) == (1, True), text

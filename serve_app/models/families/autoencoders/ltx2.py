@@ -46,6 +46,7 @@ class Ltx2Vae(VideoVaeFamily):
     """
 
     frames = 8
+    strips = True
     dtypes = (torch.bfloat16,)
 
     latent_channels: int

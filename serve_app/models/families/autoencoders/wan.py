@@ -42,6 +42,7 @@ class WanVideos(VideoVaeFamily):
     """How Wan's autoencoders process a video: causal layers cache their input from one latent frame to the next."""
 
     frames = 4
+    strips = True
     patch: ClassVar[int] = 1
     """Pixels along each side that are merged into one, as channels."""
 

@@ -40,6 +40,8 @@ from serve_app.models.families.text_family import TextResources, Vectors, own_te
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.models.tokenizers import Tokenize, Tokenizer, t5
 from serve_app.models.tokenizers.prompt import Weighted, runs
 from serve_app.recipe.text import T5Padding
@@ -172,6 +174,10 @@ class Anima(Transformer):
         built: nn.Module = network
         return built
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def inputs(
         self,
         cond: Tensor,
@@ -236,10 +242,14 @@ class Anima(Transformer):
         controls = all_at_work(rows, given)
         if controls and size[0] > 1:
             raise NodeError(f"a model patch of {self.title} acts on images, and the latents have {size[0]} frames")
-        with steering(blocks, controls):
+        # Rows with a model patch, which reads all tokens, are not shared over ranks (`is_steady`).
+        shards = sharding(image.shape[1])
+        image, cos, sin = shards.shard(image), *(shards.shard(turn, dim=0) for turn in turns)
+        of_text = [(block.attn2, None) for block in blocks]
+        with attention_over(shards.of_attention, apart=of_text), steering(blocks, controls):
             for block in blocks:
-                image = block(image, text, time, modulated, turns, attention_mask=given.get("mask"))
-        made = network.proj_out(network.norm_out(image, time, modulated))
+                image = block(image, text, time, modulated, (cos, sin), attention_mask=given.get("mask"))
+        made = shards.gather(network.proj_out(network.norm_out(image, time, modulated)), 0)
         cells = made.reshape(len(made) * size[0], -1, made.shape[2])
         frames = from_tokens(cells, size[1], size[2], channels_last=True)
         return frames.view(-1, size[0], *frames.shape[1:]).movedim(1, 2)

@@ -20,8 +20,10 @@ from torch.nn.functional import interpolate
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
     PATCH,
     SINGLES,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     check_text,
@@ -36,6 +38,8 @@ from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.models.tokenizers import Tokenize, llama2
 from serve_app.models.tokenizers.sentencepiece import sentence_pieces
 from serve_app.recipe.training import Flow, Training
@@ -160,6 +164,10 @@ class AuraFlow(Transformer):
         )
         return network
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // HEAD
+
     def inputs(
         self,
         cond: Tensor,
@@ -194,13 +202,16 @@ class AuraFlow(Transformer):
         text = network.context_embedder(given["text"])
         text = torch.cat([network.register_tokens.to(x.dtype).expand(len(text), -1, -1), text], dim=1)
         doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
-        for number, block in enumerate(network.joint_transformer_blocks):
-            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=time)
-            text, image = doubles.through(number, call_block, text, image)
-        both = torch.cat([text, image], dim=1)
-        for number, block in enumerate(network.single_transformer_blocks):
-            [both] = singles.through(number, partial(block, hidden_states=both, temb=time), both)
-        made = network.proj_out(network.norm_out(both[:, text.shape[1] :], time))
+        shards = sharding(text.shape[1], image.shape[1])
+        text, image = shards.shard(text, TEXT_TOKENS), shards.shard(image, IMAGE_TOKENS)
+        with attention_over(shards.of_attention):
+            for number, block in enumerate(network.joint_transformer_blocks):
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=time)
+                text, image = doubles.through(number, call_block, text, image)
+            both = torch.cat([text, image], dim=1)
+            for number, block in enumerate(network.single_transformer_blocks):
+                [both] = singles.through(number, partial(block, hidden_states=both, temb=time), both)
+        made = shards.gather(network.proj_out(network.norm_out(both[:, text.shape[1] :], time)), IMAGE_TOKENS)
         return from_tokens(made, *size, channels_last=True)
 
     def places(self, table: Tensor, size: Sequence[int]) -> Tensor:

@@ -21,6 +21,8 @@ from serve_app.models.families.shared.one_stream import TextInputs
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX2
@@ -83,6 +85,10 @@ class ErnieImage(Transformer):
         )
         return network
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // HEAD
+
     def inputs(
         self,
         cond: Tensor,
@@ -115,18 +121,20 @@ class ErnieImage(Transformer):
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x, text = given["x"], given["text"]
         words = text if network.text_proj is None else network.text_proj(text)
-        stream = torch.cat([network.x_embedder(x), words], dim=1)
-        turns, passing = network.pos_embed(given["at"][None]), Passing(rows, DOUBLES, given)
+        image, passing = network.x_embedder(x), Passing(rows, DOUBLES, given)
+        shards = sharding(image.shape[1], words.shape[1])
+        stream = shards.shard(torch.cat([image, words], dim=1))
+        turns = network.pos_embed(shards.shard(given["at"], dim=0)[None])
         time = network.time_embedding(network.time_proj(given["level"]).to(x.dtype))
         modulation = network.adaLN_modulation(time)[None].chunk(6, dim=-1)
-        for number, layer in enumerate(network.layers):
+        with attention_over(shards.of_attention):
+            for number, layer in enumerate(network.layers):
 
-            def call(layer: Any = layer, stream: Tensor = stream) -> Tensor:
-                made: Tensor = layer(stream.transpose(0, 1), turns, modulation).transpose(0, 1)
-                return made
+                def call(layer: Any = layer, stream: Tensor = stream) -> Tensor:
+                    made: Tensor = layer(stream.transpose(0, 1), turns, modulation).transpose(0, 1)
+                    return made
 
-            (stream,) = passing.through(number, call, stream)
-        cells = x.shape[-2] * x.shape[-1]
-        made = network.final_linear(network.final_norm(stream[:, :cells].transpose(0, 1), time))
-        output: Tensor = made.permute(1, 2, 0).reshape(x.shape)
+                (stream,) = passing.through(number, call, stream)
+        made = network.final_linear(network.final_norm(stream[:, : shards.count(0)].transpose(0, 1), time))
+        output: Tensor = shards.gather(made.transpose(0, 1), 0).transpose(1, 2).reshape(x.shape)
         return output

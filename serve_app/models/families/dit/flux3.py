@@ -13,20 +13,23 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux3 import Flux3Transformer2DModel
 from torch import Tensor, nn
-from torch.nn.functional import pad
+from torch.nn.functional import pad, silu
 
 from serve_app.models.families.family import Rows
-from serve_app.models.families.shared.dit import Transformer, check_text, positions
+from serve_app.models.families.shared.dit import IMAGE_TOKENS, Transformer, check_text, positions
 from serve_app.models.families.shared.references import references_of, references_together, scaled_references
 from serve_app.models.files.layout import Place, Table, inside
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX2
 from serve_app.sampling.transfer import to_device
 
 SHIFT = 6.93
+TIMES = 1000.0
 AXES = 4
 """A head is in this many equal parts, rotated by plane, row, column, and the text's token or the reference."""
 APART = 0.5
@@ -156,6 +159,10 @@ class Flux3(Transformer):
         )
         return network
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def inputs(
         self,
         cond: Tensor,
@@ -195,19 +202,47 @@ class Flux3(Transformer):
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x, references = given["x"], [*map(_tokens, references_of(given))]
-        [made] = network(
-            hidden_states=_tokens(x),
-            encoder_hidden_states=given["text"],
-            timestep=given["level"],
-            img_ids=given["at"],
-            txt_ids=given["text at"],
-            image_cond_hidden_states=torch.cat(references, dim=1) if references else None,
-            image_cond_ids=given.get("references at"),
-            target_timestep=given.get("ends at"),
-            return_dict=False,
-        )
-        output: Tensor = made.transpose(1, 2).reshape(len(x), -1, *x.shape[-2:])
+        time, still = self._times(network, given)
+        streams = {"txt": (network.context_embedder(given["text"]), given["text at"], network.txt_mode_blocks, still)}
+        modes = {"image": (_tokens(x), given["at"], time)}
+        if references:
+            modes["image_cond"] = torch.cat(references, dim=1), given["references at"], still
+        for mode, (tokens, at, level) in modes.items():
+            streams[mode] = network.x_embedders[mode](tokens), at, network.mode_blocks[mode], level
+        shards = sharding(*(tokens.shape[1] for tokens, *_ in streams.values()))
+        modulated, turns, modulations = [], [], []
+        for number, (mode, (tokens, at, blocks, level)) in enumerate(streams.items()):
+            of_mode, early = sharding(tokens.shape[1]), network.early_stream_modulations[mode](silu(level))
+            own, turned = of_mode.shard(tokens), network.pos_embed(shards.shard(at, number, dim=0))
+            with attention_over(of_mode.of_attention):
+                for block in blocks:
+                    own = block(own, early, turned)
+            modulated.append(own)
+            turns.append(turned)
+            modulations.append(network.single_stream_modulations[mode](silu(level)).expand(-1, own.shape[1], -1))
+        text, image, of_image = modulated[0], torch.cat(modulated[1:], dim=1), torch.cat(modulations[1:], dim=1)
+        cos, sin = (torch.cat(both) for both in zip(*turns, strict=True))
+        with attention_over(shards.of_attention):
+            for block in network.single_transformer_blocks:
+                text, image = block(image, text, of_image, modulations[0], (cos, sin))
+        made = network.proj_out(network.norm_out(image[:, : shards.count(IMAGE_TOKENS)], time))
+        output: Tensor = shards.gather(made, IMAGE_TOKENS).transpose(1, 2).reshape(len(x), -1, *x.shape[-2:])
         return output
+
+    def _times(self, network: Any, given: Inputs) -> tuple[Tensor, Tensor]:
+        """Return the embedded levels (R,1,W) of the image, and of text and references, which have no noise."""
+        dtype = given["x"].dtype
+
+        def embedded(level: Tensor, embed: Any) -> Tensor:
+            made: Tensor = embed(network.time_proj(level.to(dtype) * TIMES).to(dtype))[:, None]
+            return made
+
+        levels = given["level"], torch.zeros_like(given["level"])
+        time, still = (embedded(level, network.timestep_embedder) for level in levels)
+        if not self.flow_map:
+            return time, still
+        ends = embedded(given["ends at"], network.target_timestep_embedder)
+        return time + ends, still + ends
 
 
 def _tokens(latents: Tensor) -> Tensor:

@@ -18,18 +18,21 @@ from diffusers.models.transformers.transformer_hidream_image import (
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
-from serve_app.models.families.family import BackboneFamily, Rows
+from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     PATCH,
+    Transformer,
     check_text,
     from_tokens,
-    lora_names,
     pooled_text,
     positions,
     to_tokens,
 )
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
+from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX
@@ -72,16 +75,18 @@ class HiDreamInputs:
 
 
 @dataclass(frozen=True, slots=True)
-class HiDream(BackboneFamily):
+class HiDream(Transformer):
     """A backbone. width: of a token; doubles, singles: number of blocks of each kind.
 
     text_width, states_width, pooled_width: of T5's, Llama's and both CLIPs' outputs. experts: number in a block.
 
-    A forward is not a capturable call (see `Experts`).
+    A forward synchronises with the device (see `Experts`), so it is neither padded nor recorded.
     """
 
     title = "HiDream"
     dispatches = False
+    padded = False
+    steady = ()
     trained_as = Flow(1.0, TIMES)
     latent_format = FLUX
     dtypes = (torch.bfloat16,)
@@ -141,8 +146,9 @@ class HiDream(BackboneFamily):
         built: nn.Module = network
         return built
 
-    def lora_names(self, parameters: Sequence[str]) -> Table:
-        return lora_names(parameters, self.table())
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // HEAD
 
     def inputs(
         self,
@@ -193,39 +199,53 @@ class HiDream(BackboneFamily):
         reference = 0 if inputs.reference is None else inputs.reference[:, 0].numel()
         return super(HiDream, self).cells(x, inputs) + reference
 
-    def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
-        """Return the network's output for each of the rows, which may differ in level, texts and LoRAs."""
-        dtype, inputs, size = network.x_embedder.proj.bias.dtype, [r.inputs for r in rows], rows[0].x.shape[-2:]
-        x = torch.cat([r.x for r in rows])
-        if inputs[0].reference is not None:
-            x = torch.cat([x, torch.cat([i.reference for i in inputs])], dim=-1)
-        image = network.x_embedder(to_tokens(x.to(dtype), channels_last=True))
-        count = image.shape[1]
-        # Time reaches the sinusoids in single precision, as in ComfyUI.
-        time = network.t_embedder(torch.cat([r.timestep for r in rows]), dtype)
-        time = time + network.p_embedder(torch.cat([i.pooled for i in inputs]).to(dtype))
-        *projected, of_t5 = self._projected(network, inputs, dtype)
-        text = torch.cat([of_t5, projected[-1]], dim=1)
-        kept, own = text.shape[1], projected[0].shape[1]
-        at = to_device(torch.cat([positions(x.shape[-2:]), torch.zeros(kept + own, 3)]), image.device)
-        turns = network.pe_embedder(at[None])
-        for block, state in zip(network.double_stream_blocks, projected, strict=False):
-            image, text = block(image, None, torch.cat([text, state], dim=1), time, turns)
-            text = text[:, :kept]
-        both = torch.cat([image, text], dim=1)
-        for block, state in zip(network.single_stream_blocks, projected[self.doubles :], strict=True):
-            both = block(torch.cat([both, state], dim=1), None, None, time, turns)[:, : count + kept]
-        made = network.final_layer(both[:, :count], time)
-        output = from_tokens(made, *x.shape[-2:], channels_last=True)[..., : size[1]]
-        return list(torch.split(-output.float(), [r.count for r in rows]))
+    def variant(self, rows: Sequence[Rows]) -> Hashable | None:
+        return None
 
-    def _projected(self, network: Any, inputs: Sequence[HiDreamInputs], dtype: torch.dtype) -> list[Tensor]:
+    def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
+        """Return the call's input tensors. Rows may differ in level, texts and LoRAs."""
+        dtype, inputs = network.x_embedder.proj.bias.dtype, [r.inputs for r in rows]
+        references = [i.reference for i in inputs if i.reference is not None]
+        return {
+            "x": torch.cat([r.x for r in rows]).to(dtype),
+            "reference": torch.cat(references).to(dtype) if references else None,
+            "level": torch.cat([r.timestep for r in rows]),
+            "pooled": torch.cat([i.pooled for i in inputs]).to(dtype),
+            "text": torch.cat([i.text for i in inputs]).to(dtype),
+            "states": torch.cat([i.states for i in inputs]).to(dtype),
+        }
+
+    def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
+        x, width = given["x"], given["x"].shape[-1]
+        if "reference" in given:
+            x = torch.cat([x, given["reference"]], dim=-1)
+        image = network.x_embedder(to_tokens(x, channels_last=True))
+        # Time reaches the sinusoids in single precision, as in ComfyUI.
+        time = network.t_embedder(given["level"], x.dtype) + network.p_embedder(given["pooled"])
+        *projected, of_t5 = self._projected(network, given)
+        text = torch.cat([of_t5, projected[-1]], dim=1)
+        shards = sharding(image.shape[1], text.shape[1], projected[0].shape[1])
+        image, text = shards.shard(image, 0), shards.shard(text, 1)
+        states, (count, kept) = [shards.shard(state, 2) for state in projected], (image.shape[1], text.shape[1])
+        at = torch.cat([positions(x.shape[-2:]), torch.zeros(sum(shards.lengths[1:]), 3)])
+        turns = network.pe_embedder(shards.shard(to_device(at, image.device), dim=0)[None])
+        with attention_over(shards.of_attention):
+            for block, state in zip(network.double_stream_blocks, states, strict=False):
+                image, text = block(image, None, torch.cat([text, state], dim=1), time, turns)
+                text = text[:, :kept]
+            both = torch.cat([image, text], dim=1)
+            for block, state in zip(network.single_stream_blocks, states[self.doubles :], strict=True):
+                both = block(torch.cat([both, state], dim=1), None, None, time, turns)[:, : count + kept]
+        made = shards.gather(network.final_layer(both[:, :count], time), 0)
+        return -from_tokens(made, *x.shape[-2:], channels_last=True)[..., :width]
+
+    def _projected(self, network: Any, given: Inputs) -> list[Tensor]:
         """Return each block's text states (R,S,width), the last of Llama's where it has too few, then T5's."""
-        states = torch.cat([i.states for i in inputs]).to(dtype)
+        states = given["states"]
         last = states.shape[1] - 1
         *of_blocks, of_t5 = network.caption_projection
         projected: list[Tensor] = [project(states[:, min(number, last)]) for number, project in enumerate(of_blocks)]
-        projected.append(of_t5(torch.cat([i.text for i in inputs]).to(dtype)))
+        projected.append(of_t5(given["text"]))
         return projected
 
 

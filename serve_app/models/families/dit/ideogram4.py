@@ -23,7 +23,9 @@ from torch.nn.functional import silu
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
     PATCH,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     attended,
@@ -39,6 +41,8 @@ from serve_app.models.families.shared.one_stream import TextInputs
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import FLUX2
@@ -115,6 +119,10 @@ class Ideogram4(Transformer):
         built: nn.Module = network
         return built
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def inputs(
         self,
         cond: Tensor,
@@ -155,16 +163,19 @@ class Ideogram4(Transformer):
         modulation = silu(network.adaln_proj(embedded))[:, None]
         of_text, of_image = network.embed_image_indicator.weight
         words = network.llm_cond_proj(network.llm_cond_norm(text)) + of_text
-        stream = torch.cat([words, network.input_proj(_tokens(x)) + of_image], dim=1)
-        passing, turns = Passing(rows, DOUBLES, given), (given["cos"], given["sin"])
-        for number, layer in enumerate(network.layers):
+        image, passing = network.input_proj(_tokens(x)) + of_image, Passing(rows, DOUBLES, given)
+        shards = sharding(words.shape[1], image.shape[1])
+        stream, mask = shards.shard(torch.cat([words, image], dim=1)), shards.mask(given.get("mask"))
+        turns = shards.shard(given["cos"]), shards.shard(given["sin"])
+        with attention_over(shards.of_attention):
+            for number, layer in enumerate(network.layers):
 
-            def call(layer: Any = layer, stream: Tensor = stream) -> Any:
-                return layer(stream, given.get("mask"), turns, modulation)
+                def call(layer: Any = layer, stream: Tensor = stream) -> Any:
+                    return layer(stream, mask, turns, modulation)
 
-            (stream,) = passing.through(number, call, stream)
-        made = network.final_layer(stream[:, text.shape[1] :], modulation)
-        return -_latents(made, *x.shape[-2:])
+                (stream,) = passing.through(number, call, stream)
+        made = network.final_layer(stream[:, shards.count(TEXT_TOKENS) :], modulation)
+        return -_latents(shards.gather(made, IMAGE_TOKENS), *x.shape[-2:])
 
 
 @lru_cache(maxsize=8)

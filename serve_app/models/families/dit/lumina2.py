@@ -93,6 +93,10 @@ class Lumina2(OneStream):
     def axes(self) -> tuple[int, ...]:
         return (self.width // self.heads // AXES,) * AXES
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def table(self, tensors: Tensors | None = None) -> Table:
         table: dict[str, str | tuple[Place, ...]] = dict(_ENDS)
         keys = self.width // self.heads * self.shared

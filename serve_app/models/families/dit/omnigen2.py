@@ -110,6 +110,10 @@ class OmniGen2(OneStream):
     def axes(self) -> tuple[int, ...]:
         return (self.width // self.heads // AXES,) * AXES
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def table(self, tensors: Tensors | None = None) -> Table:
         return {name: name for name in _MODULES}
 

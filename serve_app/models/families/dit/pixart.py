@@ -31,6 +31,8 @@ from serve_app.models.families.shared.dit import (
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Discrete, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import SD, SDXL
@@ -172,6 +174,10 @@ class PixArt(Transformer):
         by_peft = {name: found for name, found in names.items() if name.startswith("base_model.model.")}
         return names | {f"unet.{name}": found for name, found in by_peft.items()}
 
+    @property
+    def sharded_heads(self) -> int:
+        return HEADS
+
     def inputs(
         self,
         cond: Tensor,
@@ -211,10 +217,13 @@ class PixArt(Transformer):
         time = self.time(network.adaln_single.emb, given, x.dtype)
         modulated = network.adaln_single.linear(nn.functional.silu(time))
         text, mask = network.caption_projection(given["text"]), given.get("mask")
-        for block in network.transformer_blocks:
-            image = block(image, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=modulated)
+        shards = sharding(image.shape[1])
+        image, of_text = shards.shard(image), [(block.attn2, None) for block in network.transformer_blocks]
+        with attention_over(shards.of_attention, apart=of_text):
+            for block in network.transformer_blocks:
+                image = block(image, encoder_hidden_states=text, encoder_attention_mask=mask, timestep=modulated)
         shift, scale = (network.scale_shift_table[None] + time[:, None]).chunk(2, dim=1)
-        made = network.proj_out(network.norm_out(image) * (1 + scale) + shift)
+        made = shards.gather(network.proj_out(network.norm_out(image) * (1 + scale) + shift), 0)
         # The other channels are a variance, which samplers ignore.
         return from_tokens(made, *x.shape[-2:], channels_last=True)[:, : SDXL.channels]
 

@@ -22,6 +22,8 @@ from serve_app.models.families.shared.references import references_of, reference
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import FluxFlow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import QWEN_IMAGE_21
@@ -123,6 +125,10 @@ class QwenImage21(Transformer):
         """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
     def inputs(
         self,
         cond: Tensor,
@@ -177,11 +183,19 @@ class QwenImage21(Transformer):
         time = self._time(network, given["level"], x.dtype)
         modulation = network.modulation(time)
         sampled = torch.arange(sequence.shape[1], device=x.device) >= before
-        segments = [(run.start, run.start + run.length, run.image is None) for run in runs[:-1]]
-        for block in network.transformer_blocks:
-            sequence = block(sequence, modulation, turns, target_token_mask=sampled, segments=segments)
-        output = network.proj_out(network.norm_out(sequence[:, before:], time[:-1]))
-        latents: Tensor = output.transpose(1, 2).reshape(x.shape)
+        shards = sharding(before, sequence.shape[1] - before)
+        # On one device, an attention for each run, without a mask but for texts; over ranks, one with a mask.
+        options: dict[str, Any] = (
+            {"segments": [(run.start, run.start + run.length, run.image is None) for run in runs[:-1]]}
+            if shards.of_attention is None
+            else {"attention_mask": shards.mask(_seen(runs, x.device))}
+        )
+        sequence, turns, sampled = shards.shard(sequence), shards.shard(turns, dim=0), shards.shard(sampled, dim=0)
+        with attention_over(shards.of_attention):
+            for block in network.transformer_blocks:
+                sequence = block(sequence, modulation, turns, target_token_mask=sampled, **options)
+        output = network.proj_out(network.norm_out(sequence[:, shards.count(0) :], time[:-1]))
+        latents: Tensor = shards.gather(output, 1).transpose(1, 2).reshape(x.shape)
         return latents
 
     def _time(self, network: Any, level: Tensor, dtype: torch.dtype) -> Tensor:
@@ -214,6 +228,19 @@ def _runs_of(rows: Sequence[Rows]) -> list[_Run]:
     x, inputs = rows[0].x, rows[0].inputs
     sizes = [(image.shape[-2], image.shape[-1]) for image in (*inputs.references, x)]
     return sequence_runs(inputs.text.shape[1], inputs.slots, sizes)
+
+
+def _seen(runs: Sequence[_Run], device: torch.device) -> Tensor:
+    """Return which tokens (1,1,L,L) each token of a sequence attends to: those before it, and all of its image."""
+    ends = torch.cat(
+        [
+            torch.arange(run.start + 1, run.start + run.length + 1, device=device)
+            if run.image is None
+            else torch.full((run.length,), run.start + run.length, device=device)
+            for run in runs
+        ]
+    )
+    return (torch.arange(len(ends), device=device) < ends[:, None])[None, None]
 
 
 def sequence_runs(text: int, slots: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[_Run]:

@@ -21,7 +21,9 @@ from serve_app.models.control.control import ActiveControl
 from serve_app.models.families.family import Rows, spec_of
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
     PATCH,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     added_after,
@@ -37,6 +39,8 @@ from serve_app.models.families.shared.dit import (
 from serve_app.models.files.layout import Place, Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, to_batch
 from serve_app.sampling.latents.latent_formats import SD3
@@ -210,6 +214,10 @@ class Sd3(Transformer):
         built: nn.Module = network
         return built
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // HEAD
+
     def inputs(
         self,
         cond: Tensor,
@@ -255,13 +263,21 @@ class Sd3(Transformer):
         # The time reaches the sinusoids in single precision.
         time = embed.timestep_embedder(embed.time_proj(call.timestep).to(dtype)) + call.pooled_embedding
         text, image = network.context_embedder(call.text), call.patches + self.places(network.pos_embed.pos_embed, size)
-        passing = Passing(rows, DOUBLES, given)
-        for number, block in enumerate(network.transformer_blocks):
-            call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=time)
-            text, image = passing.through(number, call_block, text, image)
-            for residual in added_after(given, BLOCKS, number):
-                image = image + residual.to(dtype)
-        return from_tokens(network.proj_out(network.norm_out(image, time)), *size, channels_last=True)
+        passing, shards, of_image = (
+            Passing(rows, DOUBLES, given),
+            sharding(text.shape[1], image.shape[1]),
+            sharding(image.shape[1]).of_attention,
+        )
+        text, image = shards.shard(text, TEXT_TOKENS), shards.shard(image, IMAGE_TOKENS)
+        second = [(block.attn2, of_image) for block in network.transformer_blocks[: self.dual]]
+        with attention_over(shards.of_attention, apart=second):
+            for number, block in enumerate(network.transformer_blocks):
+                call_block = partial(block, hidden_states=image, encoder_hidden_states=text, temb=time)
+                text, image = passing.through(number, call_block, text, image)
+                for residual in added_after(given, BLOCKS, number):
+                    image = image + shards.shard(residual, IMAGE_TOKENS).to(dtype)
+        made = shards.gather(network.proj_out(network.norm_out(image, time)), IMAGE_TOKENS)
+        return from_tokens(made, *size, channels_last=True)
 
     def _call(self, network: Any, given: Inputs) -> Sd3Call:
         x, pooled = given["x"], given["pooled"]

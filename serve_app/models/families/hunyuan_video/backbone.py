@@ -32,7 +32,9 @@ from serve_app.models.families.hunyuan_video.names import all_names
 from serve_app.models.families.shared.concat import image_and_kept
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
     SINGLES,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     angles,
@@ -46,7 +48,9 @@ from serve_app.models.families.shared.fused_blocks import fused
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import turns_of
+from serve_app.models.ranks.sharding import sharding
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
 from serve_app.sampling.latents.latent_formats import HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
@@ -164,6 +168,10 @@ class HunyuanVideo(Transformer):
     def build(self) -> nn.Module:
         return fused(_Network(self))
 
+    @property
+    def sharded_heads(self) -> int:
+        return self.width // HEAD
+
     def inputs(
         self,
         cond: Tensor,
@@ -226,20 +234,22 @@ class HunyuanVideo(Transformer):
         grid, image = image.shape[2:], image.flatten(2).transpose(1, 2)
         time = network.time_text_embed(given["level"], given.get("pooled"), given.get("guidance"), x.dtype)
         text = network.text(given, x.dtype)
+        shards = sharding(text.shape[1], image.shape[1])
         of_text = given["at"].new_zeros(text.shape[1], 3)
-        turns = turns_of(angles(torch.cat([of_text, given["at"]]), AXES, THETA))
-        shared = {"temb": silu(time), "image_rotary_emb": turns}
+        at = shards.shard(torch.cat([of_text, given["at"]]), dim=0)
+        text, image = shards.shard(text, TEXT_TOKENS), shards.shard(image, IMAGE_TOKENS)
+        shared = {"temb": silu(time), "image_rotary_emb": turns_of(angles(at, AXES, THETA))}
         doubles, singles = (Passing(rows, kind, given) for kind in (DOUBLES, SINGLES))
-        for number, block in enumerate(network.transformer_blocks):
-            call = partial(block, hidden_states=image, encoder_hidden_states=text, **shared)
-            text, image = doubles.through(number, call, text, image)
-        length = text.shape[1]
-        if self.singles:
-            both = torch.cat([text, image], dim=1)
-            for number, block in enumerate(network.single_transformer_blocks):
-                [both] = singles.through(number, partial(block, hidden_states=both, **shared), both)
-            image = both[:, length:]
-        made = network.proj_out(network.norm_out(image, time))
+        with attention_over(shards.of_attention):
+            for number, block in enumerate(network.transformer_blocks):
+                call = partial(block, hidden_states=image, encoder_hidden_states=text, **shared)
+                text, image = doubles.through(number, call, text, image)
+            if self.singles:
+                both = torch.cat([text, image], dim=1)
+                for number, block in enumerate(network.single_transformer_blocks):
+                    [both] = singles.through(number, partial(block, hidden_states=both, **shared), both)
+                image = both[:, shards.count(TEXT_TOKENS) :]
+        made = shards.gather(network.proj_out(network.norm_out(image, time)), IMAGE_TOKENS)
         cut = made.view(len(x), *grid, -1, self.patch, self.patch).permute(0, 4, 1, 2, 5, 3, 6)
         cells: Tensor = cut.flatten(5, 6).flatten(3, 4)
         return cells[..., : size[1], : size[2]]

@@ -41,6 +41,7 @@ class HunyuanVideo15Vae(VideoVaeFamily):
     """An autoencoder of videos. widths: of its levels, the finest first; all but the last halve the resolution."""
 
     frames = FRAMES
+    strips = True
     dtypes = (torch.float16, torch.bfloat16)
 
     latent_channels: int

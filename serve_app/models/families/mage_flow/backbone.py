@@ -21,6 +21,9 @@ from serve_app.models.families.dit.qwen_image import AXES, THETA, QwenImageInput
 from serve_app.models.families.family import Rows
 from serve_app.models.families.shared.dit import (
     DOUBLES,
+    IMAGE_TOKENS,
+    REFERENCE_TOKENS,
+    TEXT_TOKENS,
     Passing,
     Transformer,
     angles,
@@ -38,7 +41,9 @@ from serve_app.models.families.shared.references import references_of, reference
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
+from serve_app.models.kernels.attention import attention_over
 from serve_app.models.kernels.rotary import turns_of
+from serve_app.models.ranks.sharding import sharding
 from serve_app.models.unequal_texts import JointAttention
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Canvas, to_batch
@@ -100,6 +105,10 @@ class MageFlow(Transformer):
         return fused(network)
 
     @property
+    def sharded_heads(self) -> int:
+        return self.heads
+
+    @property
     def axes(self) -> tuple[int, ...]:
         """Numbers of a head rotated by each coordinate."""
         return tuple(self.width // self.heads // 16 * share for share in AXES)
@@ -145,20 +154,25 @@ class MageFlow(Transformer):
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x, text = given["x"], network.txt_in(network.txt_norm(given["text"]))
         tokens = [image.flatten(2).transpose(1, 2) for image in (x, *references_of(given))]
-        image, count = network.img_in(torch.cat(tokens, dim=1)), tokens[0].shape[1]
+        whole, count = torch.cat(tokens, dim=1), tokens[0].shape[1]
+        shards = sharding(text.shape[1], count, whole.shape[1] - count)
+        image = network.img_in(shards.shard(whole, IMAGE_TOKENS, REFERENCE_TOKENS))
+        text = shards.shard(text, TEXT_TOKENS)
         time = network.time_text_embed.timestep_embedder(_sinusoids(given["level"]).to(x.dtype))
-        words = given["at"].new_zeros(text.shape[1], 3)
-        turns = tuple(turns_of(angles(at, self.axes, THETA)) for at in (given["at"], words))
+        of_images = shards.shard(given["at"], IMAGE_TOKENS, REFERENCE_TOKENS, dim=0)
+        words = of_images.new_zeros(text.shape[1], 3)
         shared = {
-            "attention_mask": by_heads(attended(given.get("there"), image.shape[1])),
+            "attention_mask": shards.mask(by_heads(attended(given.get("there"), whole.shape[1]))),
             "temb": silu(time),
-            "image_rotary_emb": turns,
+            "image_rotary_emb": tuple(turns_of(angles(at, self.axes, THETA)) for at in (of_images, words)),
         }
         passing = Passing(rows, DOUBLES, given)
-        for number, block in enumerate(network.transformer_blocks):
-            call = partial(block, hidden_states=image, encoder_hidden_states=text, **shared)
-            text, image = passing.through(number, call, text, image)
-        made: Tensor = network.proj_out(network.norm_out(image[:, :count], time))
+        with attention_over(shards.of_attention):
+            for number, block in enumerate(network.transformer_blocks):
+                call = partial(block, hidden_states=image, encoder_hidden_states=text, **shared)
+                text, image = passing.through(number, call, text, image)
+        own = network.proj_out(network.norm_out(image[:, : shards.count(IMAGE_TOKENS)], time))
+        made: Tensor = shards.gather(own, IMAGE_TOKENS)
         return made.transpose(1, 2).reshape(x.shape)
 
 

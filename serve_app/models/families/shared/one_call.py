@@ -25,6 +25,8 @@ class OneCall(BackboneFamily):
     """
 
     steady: ClassVar[tuple[type, ...]] = ()
+    padded: ClassVar[bool] = True
+    """Whether batches are padded to few sizes, so that shapes repeat and recorded calls can be replayed."""
 
     @abstractmethod
     def call_inputs(self, network: Any, rows: Sequence[Rows]) -> Mapping[Any, Tensor | None]:
@@ -37,8 +39,8 @@ class OneCall(BackboneFamily):
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         """Return the output of all R rows, (R,…), for their inputs.
 
-        It copies nothing from the host and does not synchronise. Of the rows it may read only what `variant` contains:
-        shapes, options, layer patches.
+        Where `variant` has a key, it copies nothing from the host and does not synchronise. Of the rows it may read
+        only what `variant` contains: shapes, options, layer patches.
         """
 
     def is_steady(self, row: Rows) -> bool:
@@ -54,8 +56,8 @@ class OneCall(BackboneFamily):
         return self.group_key(rows[0].x, rows[0].inputs), layers
 
     def pad_rows(self, rows: Sequence[Rows], count: int) -> Rows | None:
-        """Return the last row repeated; None where rows are not independent."""
-        if not all(map(self.is_steady, rows)):
+        """Return the last row repeated; None where rows are not independent, or not padded."""
+        if not (self.padded and all(map(self.is_steady, rows))):
             return None
 
         def many(tensor: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,20 +15,34 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.errors import ModelFileError, RankLostError, UnavailableError
-from serve_app.models.families import Flux, QwenImage, Wan, Wan22
+from serve_app.models.families import (
+    BACKBONES,
+    Flux,
+    Flux3,
+    QwenImage,
+    SeedVr2,
+    StableAudio3,
+    Unet,
+    Wan,
+    Wan22,
+    WanScail,
+    WanVae,
+)
+from serve_app.models.families.dit.anima import IDS
 from serve_app.models.families.dit.hidream import STATES
 from serve_app.models.families.family import BackboneFamily
 from serve_app.models.ranks.leader import Leader
+from serve_app.models.weights.weights import Weights
 from serve_app.nested_tensor import NestedTensor
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.weights import Lora
 from serve_app.sampling.request import SamplingRequest
-from serve_app.values import ClipVisionOutput, Conditioning, Control
-from tests.parity import dit_control_cases, ltx_cases, minimax_h3_cases
+from serve_app.values import ClipVisionOutput, Conditioning, Control, Tiling
+from tests.parity import dit_control_cases, ltx_cases, minimax_h3_cases, qwen21_cases
 from tests.parity.dit_cases import LLAMA_STATES, POOLED_WIDTH, TEXT_WIDTH, noise, weights
 from tests.parity.figures import GOLDEN
 from tests.unit.engine.mixes import relative_error, request
-from tests.unit.models.ranks.processes import drawn, run_ranks, weights_of
+from tests.unit.models.ranks.processes import drawn, in_engine, run_ranks, weights_of
 from tests.unit.models.sample import by_own_names, random_tensors, write_sample_checkpoint
 
 SIZES = (4, 3, 2)
@@ -37,14 +53,22 @@ SMALL: Mapping[str, BackboneFamily] = {
     "wan4": Wan(512, 2, 96, TEXT_WIDTH, 36, SEEN),
     "wan22": Wan22(256, 2, 96, TEXT_WIDTH, 48),
     "vace": Wan(256, 2, 96, TEXT_WIDTH, vace=1, vace_channels=96),
+    "flux3": Flux3(64, 2, 2, 2, TEXT_WIDTH, flow_map=True),
+    "qwen21": qwen21_cases.BACKBONE,
+    "scail": WanScail(256, 2, 96, TEXT_WIDTH, 20),
 }
-"""Families whose tokens are sharded, with heads that two and four ranks divide."""
+"""Networks of which ComfyUI's or the authors' names are not needed; those with a 4 have four heads."""
 KEYS = json.loads((GOLDEN / "dit_keys.json").read_text())
 CONTROLLED = json.loads((GOLDEN / "dit_controlled_keys.json").read_text())
 LTX = json.loads((GOLDEN / "ltx_keys.json").read_text())
-SHARDED = ("flux", "qwen", "flux2", "chroma", "krea2", "zimage")
-NETS = (*SHARDED, "lumina2", "sd35", "omnigen2", "anima", "hidream", "auraflow", "pixart", "sample")
-"""Families of which rows are divided, with two heads: those of which tokens are sharded too, and the others."""
+NETWORKS = json.loads((GOLDEN / "networks_keys.json").read_text())
+OF_NETWORKS = ("longcat_image", "hunyuan_video", "hunyuan_video15", "mage_flow")
+TRANSFORMERS = (
+    *("flux", "qwen", "flux2", "chroma", "krea2", "zimage", "lumina2", "sd35", "omnigen2", "anima", "hidream"),
+    *("auraflow", "pixart", "ernie_image", "ideogram4", "flux3", "qwen21", "scail", *OF_NETWORKS),
+)
+NETS = (*TRANSFORMERS, "sample")
+"""Families of which rows are divided. Tokens of the transformers are sharded too; most have two heads."""
 AXES = {
     "qwen4": (16, 1),
     "wan4": (16, 3),
@@ -57,21 +81,32 @@ AXES = {
     "anima": (16, 1),
     "auraflow": (4,),
     "pixart": (4,),
+    "ernie_image": (128,),
+    "ideogram4": (128,),
+    "flux3": (128,),
+    "qwen21": (64,),
+    "scail": (16, 3),
+    "mage_flow": (128,),
+    "hunyuan_video": (16, 3),
+    "hunyuan_video15": (32, 3),
 }
 CONTROLNET = Recipe("controlnet", "controlnet", "flux_xlabs.safetensors")
 
 
 def write_models(models: Path) -> None:
     """Write small files of each family, a LoRA and a ControlNet."""
-    for folder in ("checkpoints", "diffusion_models", "loras", "controlnet"):
+    for folder in ("checkpoints", "diffusion_models", "loras", "controlnet", "vae"):
         (models / folder).mkdir(parents=True)
     write_sample_checkpoint(models / "checkpoints" / "sample.safetensors")
-    files = {name: weights(KEYS[name]) for name in NETS if name != "sample"}
+    keys = {**KEYS, **NETWORKS}
+    files = {name: weights(keys[name]) for name in TRANSFORMERS if name not in SMALL}
     for name, family in SMALL.items():
-        files[name] = by_own_names(family) if name == "flux4" else random_tensors(family, torch.float32)
+        files[name] = by_own_names(family) if name in ("flux4", "flux3") else random_tensors(family, torch.float32)
+    files["qwen21"] = qwen21_cases.file_of(SMALL["qwen21"], qwen21_cases.drawn(SMALL["qwen21"]))
     files |= {"controlled": weights(CONTROLLED["flux"]), "h3": minimax_h3_cases.file("pruned")}
     for name, tensors in files.items():
         save_file(tensors, models / "diffusion_models" / f"{name}.safetensors")
+    save_file(random_tensors(WanVae(8, latent_channels=16, image_channels=3), torch.float32), models / "vae" / VAE.name)
     for name in ltx_cases.NETS:
         path = models / "checkpoints" / f"{name}.safetensors"
         save_file(ltx_cases.autoencoder_weights(LTX[name]), path, ltx_cases.metadata(name))
@@ -84,10 +119,12 @@ def write_models(models: Path) -> None:
 
 
 def text(net: str, seed: int, length: int, **options: Any) -> Conditioning:
-    width = ltx_cases.TEXTS.get(net, 64 if net == "sample" else TEXT_WIDTH)
+    width = ltx_cases.TEXTS.get(net, {"sample": 64, "qwen21": 32}.get(net, TEXT_WIDTH))
     if net == "hidream":
         options[STATES] = noise(f"states {seed}", (1, LLAMA_STATES, length, TEXT_WIDTH))
-    options["pooled_output"] = noise(f"pooled {seed}", (1, POOLED_WIDTH))
+    if net == "anima":
+        options[IDS] = torch.arange(length + 2)[None] + seed
+    options["pooled_output"] = noise(f"pooled {seed}", (1, 768 if net == "hunyuan_video" else POOLED_WIDTH))
     return [(noise(f"text {seed}", (1, length, width)), options)]
 
 
@@ -111,6 +148,11 @@ def job(
     )
 
 
+def _seen(width: int) -> ClipVisionOutput:
+    features = noise("features", (1, 4, width))
+    return ClipVisionOutput(features, features, features)
+
+
 def cases(size: int) -> dict[str, list[SamplingRequest]]:
     """Return jobs that run together, by what they show on a number of ranks."""
     reference: dict[str, Any] = {"reference_latents": [noise("one", (1, 16, 4, 6)), noise("two", (1, 16, 5, 3))]}
@@ -129,12 +171,14 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
     sound = NestedTensor([noise("video", (1, 128, 3, 2, 3)), noise("sound", (1, 8, 5, 16))])
     sounding = NestedTensor([noise(name, (1, *shape)) for name, shape in (("h3", (24, 7, 6, 8)), ("h3s", (32, 2, 13)))])
     first = {"resolved_frame_index": 0, "latent": noise("first", (1, 24, 1, 6, 8))}
+    shown, poses = noise("shown", (1, 16, 1, 6, 10)), noise("poses", (1, 16, 3, 3, 5))
+    glyphs = {"conditioning_byt5small": noise("glyphs", (1, 3, 1472)), "clip_vision_output": _seen(40)}
     # Two rows: a rank has each, or three share the tokens of both.
     rows = {f"rows of {net}": [job(net, 3.0, words=5)] for net in NETS}
-    texts = {f"texts of two lengths of {net}": [job(net), job(net, words=4)] for net in SHARDED}
+    texts = {f"texts of two lengths of {net}": [job(net), job(net, words=4)] for net in TRANSFORMERS}
     of_each = {
-        "one row of flux": [job("flux4")],
-        **{f"one row of {net}": [job(net)] for net in ("flux2", "chroma", "krea2", "zimage")},
+        **{f"one row of {net}": [job(net)] for net in TRANSFORMERS},
+        "four heads of flux": [job("flux4")],
         "references of qwen": [job("qwen4", 3.0, **frames)],
         "a video": [job("wan4", 3.0, **image)],
         "a video with sound of ltx23": [job("ltx23", latents=sound)],
@@ -146,6 +190,10 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
         **of_each,
         **(rows if size == 2 else texts),
         "references of flux": [job("flux4", 3.0, lora=0.7, **reference)],
+        "references of omnigen2": [job("omnigen2", **reference)],
+        "references of qwen21": [job("qwen21", reference_latents=[noise("of 2.1", (1, 64, 4, 6))])],
+        "references of flux3": [job("flux3", reference_latents=[noise("of 3", (1, 128, 4, 6))])],
+        "an image to edit": [job("hidream", concat_latent_image=noise("edited", (1, 16, 6, 10)))],
         "texts of two lengths, with and without a LoRA": [job("flux4", words=3), job("flux4", words=9, lora=0.5)],
         "three rows and a mask": [job("flux4", rows=3, noise_mask=half)],
         "a bias of attention": [job("flux4", **bias)],
@@ -153,21 +201,82 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
         "texts of two lengths": [job("qwen4"), job("qwen4", words=4)],
         "a video of which a frame is kept": [job("wan22", noise_mask=later)],
         "a video that follows another": [job("vace", vace_frames=[noise("vace", (1, 32, 3, 6, 10))])],
+        "references of mage_flow": [job("mage_flow", reference_latents=[noise("of mage", (1, 128, 4, 6))])],
+        "references and poses of scail": [job("scail", reference_latents=[shown], pose_video_latent=poses)],
+        "a video of which images and glyphs are read": [job("hunyuan_video15", **glyphs)],
         "a video with sound of ltx2": [job("ltx2", latents=sound)],
         "a video with sound of h3": [job("h3", latents=sounding)],
-        "a video with sound, guided": [job("ltx23", 3.0, latents=sound)],
+        "a video with sound of ltx25": [job("ltx25", latents=sound)],
+        "rows of a video with sound": [job("ltx23", 3.0, latents=sound)],
     }
 
 
-def lead(models: Path, leader: Leader) -> dict[str, tuple[float, int, int]]:
-    """Return of each case the largest error beside one process, and the bytes that were sent and exchanged."""
-    together, alone, found = weights_of(models, leader), weights_of(models), {}
-    for name, jobs in cases(leader.size).items():
-        before = leader.sent.sent, leader.sent.exchanged + leader.sent.gathered
-        pairs = zip(drawn(together, jobs), drawn(alone, jobs), strict=True)
+class Case(NamedTuple):
+    """error: the largest one beside one process. sent, exchanged, gathered: bytes that rank 0 sent, as `SentBytes`."""
+
+    error: float
+    sent: int
+    exchanged: int
+    gathered: int
+
+    @property
+    def by(self) -> str:
+        """How ranks divided the forwards."""
+        ways = {"Ulysses": self.exchanged, "gathered keys": self.gathered and not self.exchanged, "rows": self.sent}
+        return next((way for way, used in ways.items() if used), "one rank")
+
+
+def lead(models: Path, leader: Leader) -> dict[str, Case]:
+    """Return what becomes of each case."""
+    together, alone = weights_of(models, leader), weights_of(models, device=leader.group.device)
+    made: dict[str, Callable[[Weights], list[Any]]] = {
+        name: partial(drawn, jobs=jobs) for name, jobs in cases(leader.size).items()
+    }
+    found = {}
+    for name, make in {**made, **AUTOENCODED}.items():
+        before = replace(leader.sent)
+        pairs = zip(make(together), make(alone), strict=True)
         error = max(relative_error(flat(ours), flat(theirs)) for ours, theirs in pairs)
-        found[name] = error, leader.sent.sent - before[0], leader.sent.exchanged + leader.sent.gathered - before[1]
+        sent = leader.sent
+        found[name] = Case(
+            error, sent.sent - before.sent, sent.exchanged - before.exchanged, sent.gathered - before.gathered
+        )
     return found
+
+
+VAE = Recipe("vae", "vae", "wan.safetensors")
+VIDEO = noise("video to decode", (1, 16, 3, 9, 4))
+IMAGES = noise("images to encode", (9, 72, 32, 3)).sigmoid()
+
+
+def decoded(weights: Weights) -> list[Tensor]:
+    return [in_engine(weights, lambda runtime: runtime.decode(VAE, VIDEO))]
+
+
+def encoded(weights: Weights) -> list[Tensor]:
+    return [in_engine(weights, lambda runtime: runtime.encode(VAE, IMAGES))]
+
+
+def tiled(weights: Weights) -> list[Tensor]:
+    return [in_engine(weights, lambda runtime: runtime.decode(VAE, VIDEO[:, :, :1], Tiling(64, 8)))]
+
+
+def abandoned(weights: Weights) -> list[Tensor]:
+    """Return an image, after a video of which nobody waits for more than the first moment."""
+    with weights.open(VAE) as hold:
+        steps = weights.vae_of_ranks(VAE, hold).by_latent_frames("decode", VIDEO)
+        next(steps)
+        steps.close()
+    return [*drawn(weights, [job("flux4")]), *decoded(weights)]
+
+
+AUTOENCODED: Mapping[str, Callable[[Weights], list[Any]]] = {
+    "a video decoded": decoded,
+    "a video encoded": encoded,
+    "an image decoded in tiles": tiled,
+    "a video abandoned": abandoned,
+}
+"""What a VAE makes, of whose images ranks have strips."""
 
 
 def flat(latents: Any) -> Tensor:
@@ -190,23 +299,38 @@ def found(models: Path) -> dict[int, Any]:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_several_ranks_draw_what_one_process_draws(found: dict[int, Any], size: int) -> None:
-    errors = {name: error for name, (error, _, _) in found[size].items()}
-    assert errors.keys() == cases(size).keys()
+    errors = {name: case.error for name, case in found[size].items()}
+    assert errors.keys() == cases(size).keys() | AUTOENCODED.keys()
     assert {name: error for name, error in errors.items() if not error <= 1e-5} == {}
 
 
 def test_each_rank_has_a_row_where_there_are_enough(found: dict[int, Any]) -> None:
     by_rows = [*(f"rows of {net}" for net in NETS), "references of flux", "a ControlNet", "a video"]
-    sent = {name: found[2][name][1:] for name in by_rows}
-    # HiDream's forward chooses experts on its way, so it is no call that another rank could make.
-    assert [name for name, (nbytes, _) in sent.items() if not nbytes] == ["rows of hidream"]
-    assert not any(exchanged for _, exchanged in sent.values())
+    assert {name: found[2][name].by for name in by_rows} == dict.fromkeys(by_rows, "rows")
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("case", ["one row of flux", "one row of krea2", "a video with sound of ltx23"])
-def test_ranks_share_the_tokens_of_one_row(found: dict[int, Any], size: int, case: str) -> None:
-    assert found[size][case][2] > 0
+def test_ranks_share_the_tokens_of_one_row(found: dict[int, Any], size: int) -> None:
+    alone = [name for name, case in found[size].items() if "rows of" not in name and case.by in ("rows", "one rank")]
+    assert [name for name in alone if name.startswith(("one row", "four heads", "a video with sound"))] == []
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_ranks_exchange_the_rows_beside_their_strips_of_images(found: dict[int, Any], size: int) -> None:
+    assert {name: found[size][name].by for name in AUTOENCODED} == dict.fromkeys(AUTOENCODED, "Ulysses")
+
+
+ROWS_ONLY: Mapping[type[BackboneFamily], str] = {
+    SeedVr2: "its attention is within windows of the video, not over all tokens",
+    StableAudio3: "new; its shards are not written yet",
+}
+"""Transformers whose tokens are not shared, and why."""
+
+
+def test_the_tokens_of_every_other_transformer_can_be_shared() -> None:
+    others = [family for family in BACKBONES if not issubclass(family, Unet)]
+    alone = {family for family in others if family.sharded_heads is BackboneFamily.sharded_heads}
+    assert alone == ROWS_ONLY.keys()
 
 
 def faults(models: Path, leader: Leader) -> tuple[str, str, str]:
@@ -227,7 +351,7 @@ def faults(models: Path, leader: Leader) -> tuple[str, str, str]:
 def test_a_rank_that_cannot_load_is_an_error_of_the_load_and_one_that_ends_is_no_error_of_the_job(
     models: Path,
 ) -> None:
-    missing, lost, again = run_ranks(models.parent, (2,), faults)[2]
+    missing, lost, again = run_ranks(models.parent, (2,), faults, by_network=True)[2]
     assert missing.startswith("'none' is not loaded on every device: rank 1: ")
     assert lost == "the engine has closed"
     assert again.startswith("another rank of this replica is lost: ")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,43 +13,18 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from serve_app.models.ranks.sharding import sharded_over, sharding
-
-
-class Threads:
-    """Ranks that exchange tensors through lists."""
-
-    def __init__(self, rank: int, board: list[Any], barrier: Barrier) -> None:
-        self.rank, self.size = rank, len(board)
-        self._board, self._barrier = board, barrier
-
-    def _shown(self, mine: Any) -> list[Any]:
-        self._board[self.rank] = mine
-        self._barrier.wait()
-        shown = list(self._board)
-        self._barrier.wait()
-        return shown
-
-    def all_to_all(self, sent: Sequence[Tensor], received: Sequence[Sequence[int]]) -> list[Tensor]:
-        found = [of_rank[self.rank] for of_rank in self._shown(sent)]
-        assert [tuple(one.shape) for one in found] == [tuple(shape) for shape in received]
-        return found
-
-    def all_gather(self, own: Tensor, sizes: Sequence[int], dim: int) -> Tensor:
-        shown = self._shown(own)
-        assert [one.shape[dim] for one in shown] == list(sizes)
-        return torch.cat(shown, dim)
+from tests.unit.models.ranks import threads
+from tests.unit.models.ranks.threads import Threads
 
 
 def on_ranks(size: int, work: Callable[[], Any]) -> list[Any]:
     """Return what a function returns on each rank of a forward."""
-    board, barrier = [None] * size, Barrier(size)
 
-    def run(rank: int) -> Any:
-        with sharded_over(Threads(rank, board, barrier)):
+    def sharded(ranks: Threads) -> Any:
+        with sharded_over(ranks):
             return work()
 
-    with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(run, range(size)))
+    return threads.on_ranks(size, sharded)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
