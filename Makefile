@@ -3,24 +3,26 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: site demo test test-all test-servers test-computing test-one-server test-keeping-time test-hosts check bench chaos cluster image nightly lock sbom clients format clean
+.PHONY: site demo test test-all test-servers test-computing test-parity test-one-server test-keeping-time test-hosts check bench chaos cluster image nightly lock sbom clients format clean
 
 # A server, one picture: without what development needs. About 100 packages; torch for CUDA is the largest of them.
 demo: $(VENV)/serving
 	$(RUN)/serve-app demo
 
-# Five groups of tests: three at once keep two processors busy, for those with servers wait for much of their time. Tests that
-# share one server are one group, and so one process. It ends first; then those that keep time begin, which have a processor
-# before all others. The cluster of hosts, some 7 GB of memory, comes last, when most of the others have ended.
+# Six groups of tests: three at once keep two processors busy, for those with servers wait for much of their time. The longest
+# begin first: those that compute are two groups, so that no processor is left idle at the end. Tests that share one server are
+# one group, and so one process. Those that keep time have a processor before all others. The cluster of hosts, some 7 GB of
+# memory, comes last, when most of the others have ended.
 ONE_SERVER := $(addprefix tests/,browser clients contract $(addprefix cluster/test_,kills.py sockets.py supervision.py webhooks.py))
 SERVERS := $(addprefix tests/,chaos cluster fuzz $(addprefix unit/,api cli comfyui deployments))
 KEEPING_TIME := $(addprefix tests/unit/,replica scheduler store)
+PARITY := $(addprefix tests/,content parity templates)
 HOSTS := tests/hosts
 # Ray would run its workers at nice 15, after those that compute.
 PYTEST := RAY_worker_niceness=0 OMP_NUM_THREADS=1 nice -n 5 $(RUN)/python -m pytest $(PYTEST_ARGUMENTS)
 
 test: $(VENV)/installed
-	$(MAKE) --jobs=3 --keep-going test-servers test-computing test-one-server test-keeping-time test-hosts
+	$(MAKE) --jobs=3 --keep-going test-servers test-computing test-parity test-one-server test-keeping-time test-hosts
 
 # The long forms too: pictures at their own sizes, and more examples of every property.
 test-all:
@@ -30,7 +32,10 @@ test-servers: $(VENV)/installed
 	$(PYTEST) $(addprefix --ignore=,$(ONE_SERVER)) $(SERVERS)
 
 test-computing: $(VENV)/installed
-	$(PYTEST) $(addprefix --ignore=,$(ONE_SERVER) $(SERVERS) $(KEEPING_TIME) $(HOSTS))
+	$(PYTEST) $(addprefix --ignore=,$(ONE_SERVER) $(SERVERS) $(KEEPING_TIME) $(PARITY) $(HOSTS))
+
+test-parity: $(VENV)/installed
+	$(PYTEST) $(PARITY)
 
 test-one-server: $(VENV)/installed
 	$(PYTEST) $(ONE_SERVER)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -30,6 +32,22 @@ def _exit_another(status: int) -> None:
 os._exit = _exit_another  # type: ignore[assignment]
 
 examples.register()
+gc.disable()
+# What tests leave is collected before the modules go that its finalizers need.
+atexit.register(gc.unfreeze)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect no garbage until all tests are imported, and leave out what they imported from then on.
+
+    These are more than half a million objects that stay. Looking through them took a fifth of the time of the imports.
+    """
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

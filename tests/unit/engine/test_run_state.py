@@ -22,6 +22,9 @@ from serve_app.sampling.request import SamplingRequest
 from serve_app.sampling.samplers.samplers import SAMPLERS
 from tests.unit.engine.mixes import RECIPE, TinyBackbone, request, tiny_flow
 
+OTHER_S = 300.0
+"""What another process may need to record the runs."""
+
 
 def run(trajectory: Trajectory) -> torch.Tensor:
     """Answer a run to its end; return its latents."""
@@ -56,15 +59,22 @@ def every_whole() -> list[tuple[bytes, list[bytes]]]:
 
 
 def interrupted(
-    backbone: Callable[[], TinyBackbone], asked: SamplingRequest, recorded: tuple[bytes, list[bytes]]
+    backbone: Callable[[], TinyBackbone],
+    asked: SamplingRequest,
+    recorded: tuple[bytes, list[bytes]],
+    first: int = 1,
+    every: int = 1,
 ) -> list[str]:
-    """Return the answers after which a run that goes on does not end with the bits of one that was not interrupted."""
+    """Return the answers after which a run that goes on does not end with the bits of one that was not interrupted.
+
+    It is interrupted after the first of these, and after so many more each.
+    """
     wanted, answers = load(recorded[0])["latents"], from_bytes(recorded[1])
     assert len(answers) == len(recorded[1])
     wrong = []
-    for kept in range(1, len(answers) + 1):
+    for kept in range(first, len(answers) + 1, every):
         # As saved after every third answer.
-        parts = [to_bytes(first, answers[first : min(first + 3, kept)]) for first in range(0, kept, 3)]
+        parts = [to_bytes(start, answers[start : min(start + 3, kept)]) for start in range(0, kept, 3)]
         network = backbone()
         resumed = Trajectory(network, asked, state=from_bytes(parts))  # type: ignore[arg-type]
         ended = run(resumed)
@@ -74,10 +84,17 @@ def interrupted(
     return wrong
 
 
-def test_a_run_of_any_sampler_that_goes_on_after_any_answer_in_another_process_ends_with_the_same_bits() -> None:
+# Each of a sampler's three runs is interrupted after a third of its answers, another third each; the long form has all.
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.long)])
+def test_a_run_of_any_sampler_that_goes_on_after_any_answer_in_another_process_ends_with_the_same_bits(
+    every: int,
+) -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as other:
-        recorded = other.submit(every_whole).result()
-    assert [wrong for case, each in zip(cases(), recorded, strict=True) for wrong in interrupted(*case, each)] == []
+        recorded = other.submit(every_whole).result(OTHER_S)
+    wrong = []
+    for number, (case, each) in enumerate(zip(cases(), recorded, strict=True)):
+        wrong += interrupted(*case, each, first=1 + number % every, every=every)
+    assert wrong == []
 
 
 @pytest.mark.parametrize(

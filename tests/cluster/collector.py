@@ -1,19 +1,17 @@
-"""A job's trace, as a collector gets it from the processes of a real server."""
+"""A collector of traces, and how a trace is shown."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from tests.cluster.server import Server, configure, provide_checkpoint, running, txt2img, wait_for
-
 TRACE, CLIENTS_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+"""Of the client that asks for the job whose trace is shown."""
 
 
 class Collector(ThreadingHTTPServer):
@@ -43,47 +41,15 @@ class _Taking(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def collector() -> Iterator[Collector]:
+@contextlib.contextmanager
+def collecting() -> Iterator[Collector]:
+    """Yield a collector that takes what comes; end it afterwards."""
     with Collector() as found:
         threading.Thread(target=found.serve_forever, daemon=True).start()
-        yield found
-        found.shutdown()
-
-
-@pytest.fixture
-def server(tmp_path: Path, collector: Collector) -> Iterator[Server]:
-    provide_checkpoint(tmp_path)
-    configure(tmp_path, {"traces": {"endpoint": collector.endpoint}})
-    with running(tmp_path) as found:
-        yield found
-
-
-def test_a_job_is_one_trace_from_its_request_to_its_file_within_the_clients_own(server: Server, collector: Collector):
-    headers = {"traceparent": f"00-{TRACE}-{CLIENTS_SPAN}-01"}
-    answer = server.http.post("/prompt", json={"prompt": txt2img(1, steps=3)}, headers=headers)
-    server.finished(answer.json()["prompt_id"])
-
-    def whole() -> dict[str, list[tuple[str, Span]]] | None:
-        found: dict[str, list[tuple[str, Span]]] = {}
-        for service, span in collector.spans:
-            if span.trace_id.hex() == TRACE:
-                found.setdefault(span.name, []).append((service, span))
-        return found if found.keys() >= {"POST", "wait", "job", "task", "node", "forward", "store"} else None
-
-    spans = wait_for(whole, "all spans of the job")
-    [(ingress, request)], [(scheduler, job)] = spans["POST"], spans["job"]
-    assert (ingress, scheduler) == ("serve-app-ingress", "serve-app-scheduler")
-    assert request.parent_span_id.hex() == CLIENTS_SPAN
-    assert {span.parent_span_id for name in ("wait", "job", "task") for _, span in spans[name]} == {request.span_id}
-    [(replica, task)] = spans["task"]
-    assert replica == "serve-app-replica"
-    parts = [span for name in ("node", "forward", "store") for _, span in spans[name]]
-    assert {span.parent_span_id for span in parts} == {task.span_id}
-    assert len(spans["forward"]) == 3
-    assert job.start_time_unix_nano <= min(span.start_time_unix_nano for span in parts)
-    assert max(span.end_time_unix_nano for span in parts) <= job.end_time_unix_nano
-    print("\n" + drawn([pair for pairs in spans.values() for pair in pairs]))
+        try:
+            yield found
+        finally:
+            found.shutdown()
 
 
 def drawn(spans: list[tuple[str, Span]]) -> str:
