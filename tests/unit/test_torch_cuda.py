@@ -95,16 +95,18 @@ def replaced(path: Path) -> Iterator[str]:
             yield from (name for target in node.targets if (name := dotted(target)).startswith("torch."))
         elif isinstance(node, ast.Call) and node.args and SETTERS.search(dotted(node.func)):
             first, *others = node.args
-            if isinstance(first, ast.Constant):
-                name = str(first.value)
-            else:
-                attribute = others[0].value if others and isinstance(others[0], ast.Constant) else "…"
-                name = f"{dotted(first)}.{attribute}"
+            attribute = literal(others[0]) if others else ""
+            name = literal(first) or f"{dotted(first)}.{attribute}"
             if name.startswith("torch."):
                 yield name
 
 
 SETTERS = re.compile(r"(^|\.)(setattr|patch|patch\.object)$")
+
+
+def literal(node: ast.expr) -> str:
+    """Return a string that stands there as it is, or nothing."""
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def dotted(node: ast.expr) -> str:
