@@ -38,8 +38,8 @@ class RecipeBackbone:
     training: overrides the training that the file states. loras: applied to the rows of this recipe only. functions: of
     node packs; controls: model patches that read images. references: how reference images are placed where a
     conditioning does not say; None: the family's default. positions: changes of tokens' positions. own_key: if set, its
-    rows share a forward with no others. sigmas: noise levels of the current run, for functions. recipe: of the weights,
-    for other ranks.
+    rows share a forward with no others. sigmas: noise levels of the current run, for functions; run_levels: the same on
+    the host. recipe: of the weights, for other ranks.
     """
 
     network: LoadedNetwork
@@ -51,6 +51,7 @@ class RecipeBackbone:
     own_key: object | None = None
     functions: tuple[PackFunctions, ...] = ()
     sigmas: Tensor | None = None
+    run_levels: tuple[float, ...] = ()
     recipe: Recipe | None = None
     levels: Levels = field(init=False)
     prediction: Prediction = field(init=False)
@@ -141,6 +142,7 @@ class RecipeBackbone:
             sigmas=self.sigmas,
             training=self.training,
             recipe=self.recipe,
+            steps_left=sum(level < piece.sigma for level in self.run_levels),
         )
 
     @property
@@ -167,7 +169,7 @@ class RecipeBackbone:
 
     def during(self, sigmas: Tensor) -> RecipeBackbone:
         """Return a copy for a run over these noise levels."""
-        return replace(self, sigmas=to_device(sigmas, self.device))
+        return replace(self, sigmas=to_device(sigmas, self.device), run_levels=tuple(sigmas.tolist()))
 
     def with_functions(self, functions: PackFunctions) -> RecipeBackbone:
         """Return a copy whose rows call these functions of a node pack instead.

@@ -126,7 +126,8 @@ class LoadedNetwork:
         given: its input tensors, if they are made already, as by another rank.
         """
         merging = not any(r.exclusive for r in rows)
-        with with_loras([(r.count, r.loras) for r in rows], merging=merging) as read:
+        steps_left = max(r.steps_left for r in rows)
+        with with_loras([(r.count, r.loras) for r in rows], merging=merging, steps_left=steps_left) as read:
             call = (
                 self.family.prepared_call(self.module, rows, given)
                 if given is not None and isinstance(self.family, OneCall)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -18,6 +18,7 @@ from serve_app.engine.timeline import timeline_of
 from serve_app.engine.trajectory import Trajectory
 from serve_app.models.weights.weights import Weights
 from serve_app.recipe.recipe import Recipe
+from serve_app.sampling.request import Sampled
 from serve_app.sampling.transfer import to_host, unpinned
 from serve_app.store.models.catalog import Catalog
 from tests.gpu.bench import Bench
@@ -68,6 +69,14 @@ def _images(bench: Bench, engine: Engine, model: Model) -> Callable[[int], Tenso
     return image
 
 
+def _await(running: Future[Sampled], reached: Callable[[], bool]) -> None:
+    """Return once a job has reached something. Errors: the job's, or RuntimeError, if it ends before."""
+    while not reached():
+        if running.done():
+            raise RuntimeError("the job has ended too early") from running.exception()
+        sleep(0.001)
+
+
 def loaded(bench: Bench, folder: Path) -> tuple[float, float, Weights]:
     """Load "diffusion_models/model.safetensors", which is in the page cache, while jobs of a model run.
 
@@ -82,16 +91,14 @@ def loaded(bench: Bench, folder: Path) -> tuple[float, float, Weights]:
         return lambda: told.append(perf_counter())
 
     running = engine.submit(Trajectory(backbone, model.request(1, steps=10_000), on_step))
-    while len(told) < 4:
-        sleep(0.001)
+    _await(running, lambda: len(told) >= 4)
     weights = Weights(Catalog(folder), bench.device, dtype="auto", vae_dtype="auto", budget_bytes=32 * 2**30)
     began = perf_counter()
     with torch.no_grad(), timeline.enqueueing():
         weights.backbone(Recipe("backbone", "diffusion_models", "model.safetensors"))
         timeline.mark().wait()
     ended = perf_counter()
-    while told[-1] < ended:
-        sleep(0.001)
+    _await(running, lambda: told[-1] >= ended)
     running.cancel()
     engine.close()
     steps = list(pairwise(told))

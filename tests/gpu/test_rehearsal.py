@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from math import isfinite
 from pathlib import Path
 
@@ -23,12 +24,14 @@ from tests.gpu.results import Failure, Figure, Results, Stage
 ROOT = Path(__file__).parents[2]
 BESIDE_COMFYUI = {"SD 1.5, euler, eight jobs over ComfyUI's speed", "SDXL, loaded by ComfyUI"}
 """What is measured where a ComfyUI is named."""
+PART_S = 840.0
+"""How long a part may take: a test has 15 minutes."""
 SAME = 1e-5
 """How far a CPU's results may be from its own, where other kernels give them."""
 
 
-def rehearsed(out: Path, *arguments: str) -> dict[str, float]:
-    """Return the figures of a rehearsal by name. Errors: where any of it failed."""
+def rehearsed(out: Path, *arguments: str, limit_s: float = 600) -> dict[str, float]:
+    """Return the figures of a rehearsal by name. Errors: where any of it failed, or took longer."""
     ran = subprocess.run(
         [sys.executable, "-m", "tests.gpu", "--rehearse", "--out", out, *arguments],
         cwd=ROOT,
@@ -36,6 +39,7 @@ def rehearsed(out: Path, *arguments: str) -> dict[str, float]:
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=limit_s,
     )
     assert ran.returncode == 0, ran.stdout
     return {row.name: row.value for row in Results(out).rows() if isinstance(row, Figure)}
@@ -48,14 +52,27 @@ def test_a_stage_runs_and_writes_what_it_measured_and_that_it_measured_nothing(t
     assert "no figure means anything" in (tmp_path / "rehearsed.md").read_text()
 
 
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, float]]:
+    """Return what rehearses a part, once, and returns its figures."""
+    folder = tmp_path_factory.mktemp("rehearsed")
+    return cache(lambda part: rehearsed(folder / f"{part}.jsonl", part, limit_s=PART_S))
+
+
 @pytest.mark.long
-def test_all_of_it_runs(tmp_path: Path) -> None:
-    found = rehearsed(tmp_path / "rehearsed.jsonl")
-    assert set(PREDICTED) - set(found) == BESIDE_COMFYUI
+@pytest.mark.parametrize("part", command.PARTS)
+def test_each_part_runs(parts: Callable[[str], dict[str, float]], part: str) -> None:
+    found = parts(part)
     rows = (", 16 rows in another order", ", 2 rows alone and among 16")
     compared = [value for name, value in found.items() if ", off a CPU's" in name or name.endswith(rows)]
-    assert max(compared) <= SAME
+    assert max(compared, default=0) <= SAME
     assert all(isfinite(value) for name, value in found.items() if "attention by" not in name)
+
+
+@pytest.mark.long
+def test_all_that_was_predicted_is_measured(parts: Callable[[str], dict[str, float]]) -> None:
+    found = {name for part in command.PARTS for name in parts(part)}
+    assert set(PREDICTED) - found == BESIDE_COMFYUI
 
 
 @pytest.mark.comfyui

@@ -80,6 +80,12 @@ def autoencoder(folder: Path, name: str, part: Part) -> tuple[Any, nn.Module]:
     return Checkpoint(path).load(part)
 
 
+@pytest.mark.parametrize("name", [*ltx_cases.VAES, "ltx2 sounds", "ltx23 sounds"])
+def test_all_numbers_of_an_autoencoder_are_weights_which_go_to_a_device(folder: Path, name: str) -> None:
+    _, module = autoencoder(folder, name, "audio_vae" if "sounds" in name else "vae")
+    assert [buffer for buffer, _ in module.named_buffers()] == []
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("name", ltx_cases.VAES)
 @pytest.mark.parametrize("count", ltx_cases.LATENT_FRAMES)

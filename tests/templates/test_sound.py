@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -18,13 +19,18 @@ TEMPLATES = ("audio_stable_audio_3_medium", "audio_stable_audio_3_medium_base")
 RATE = 44100
 
 
-@pytest.mark.parametrize("name", [TEMPLATES[0], pytest.param(TEMPLATES[1], marks=pytest.mark.long)])
-async def test_a_template_makes_its_sound(name: str, tmp_path: Path) -> None:
+def short_prompt(name: str) -> dict[str, Any]:
+    """Return a template's workflow of a short sound."""
     prompt = prompt_of(name)
     for node in prompt.values():
         if (title := node["_meta"]["title"]) in SET:
             node["inputs"]["value"] = SET[title]
-    async with ran(prompt, tmp_path) as (client, outputs):
+    return prompt
+
+
+@pytest.mark.parametrize("name", [TEMPLATES[0], pytest.param(TEMPLATES[1], marks=pytest.mark.long)])
+async def test_a_template_makes_its_sound(name: str, tmp_path: Path) -> None:
+    async with ran(short_prompt(name), tmp_path) as (client, outputs):
         [saved] = [sound for output in outputs.values() for sound in output.get("audio", ())]
         assert saved["filename"].endswith(".mp3")
         await listed(client, saved["filename"])

@@ -69,6 +69,7 @@ from serve_app.models.families.text.qwen_vl import QwenVisionTower, QwenVlText
 from serve_app.models.families.text.t5 import T5Text, UMT5Text
 from serve_app.models.families.text.t5gemma import T5GemmaText
 from serve_app.models.families.text_family import TextFamily
+from serve_app.models.families.unet.lotus import Lotus
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.video.wan_scail import WanScail
@@ -137,6 +138,7 @@ VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=16, image_
 KL = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=32, image_channels=3, quantized=True)
 SDXL = Sdxl((32, 64), (1, 1), (0, 1), 1, context_dim=128, linear=True, vector_dim=64 + 6 * 256)
 REFINER = SdxlRefiner((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=64 + 5 * 256)
+LOTUS = Lotus((32, 64), (1, 1), (0, 1), 1, context_dim=1024, linear=True, vector_dim=4)
 UNCLIP = Unclip((32, 64), (1, 1), (0, 1), 1, context_dim=64, linear=True, vector_dim=2 * 768)
 SDXL_VAE = AutoencoderKL(channels=(32,) * 4, res_blocks=1, latent_channels=4, image_channels=3, quantized=True)
 SVD = Svd((64, 64), (1, 1), (1, 0), 1, context_dim=64, linear=True, concat_channels=4, vector_dim=768)
@@ -159,7 +161,6 @@ OMNIGEN2 = OmniGen2(width=48, heads=1, shared=1, layers=1, refiners=1, text_widt
 QWEN_VL_3B = OmniGen2Text(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=2, kv_heads=2, head=128, tokens=151936)
 """Two heads of keys, by which it is told from the 7B."""
 LLAMA = LlamaText(layers=2, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=128256)
-BYT5 = ByT5Text(layers=1, width=1472, hidden_width=48, heads=6, head_width=64, buckets=32, vocabulary=384)
 UMT5 = UMT5Text(2, TEXT_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=8192)
 T5GEMMA = T5GemmaText(1, stable_audio3_cases.TEXT, 48, heads=1, kv_heads=1, vocabulary=8192)
 WAN = Wan(width=128, layers=1, inside=48, text_width=TEXT_WIDTH)
@@ -176,11 +177,9 @@ WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
 PARITY_WIDTH = dit_cases.TEXT_WIDTH
 """Of the texts of networks that are those of the parity tests: files have layers joined that the network has apart."""
 PARITY_T5 = replace(T5, width=PARITY_WIDTH)
-PARITY_QWEN_VL = replace(QWEN_VL, layers=4, width=PARITY_WIDTH)
-PARITY_QWEN3_VL = replace(QWEN3_VL_8B, width=PARITY_WIDTH)
 BYT5 = ByT5Text(1, 1472, 48, heads=6, head_width=64, buckets=32, vocabulary=384)
 GEMMA = Gemma2Text(2, PARITY_WIDTH, 48, 2, 1, 256, 256000)
-PILE_T5 = PileT5Text(1, PARITY_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=32128, pieces=1)
+PILE_T5 = PileT5Text(2, PARITY_WIDTH, 48, heads=2, head_width=16, buckets=32, vocabulary=32128)
 SMALL_DECODER = Flux2Vae(replace(KL, channels=(64,) * 4), decoder_channels=KL.channels)
 
 Tensors = Mapping[str, Tensor]
@@ -243,6 +242,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     },
     r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
     r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
+    r"diffusion_models/lotus.*": lambda: network(LOTUS),
+    r"diffusion_models/hunyuan_video\..*": lambda: of_networks("hunyuan_video"),
     r"diffusion_models/hunyuanvideo1\.5.*": lambda: of_networks("hunyuan_video15"),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
@@ -287,14 +288,12 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"loras/anima.*": lambda: lora("diffusion_model.blocks.0.self_attn.q_proj", 64, 64),
     r"loras/krea2.*": lambda: lora("diffusion_model.blocks.0.attn.wq", 32, 32),
     r"loras/Flux_?2.*": lambda: lora("diffusion_model.double_blocks.0.img_attn.qkv", 48, 16),
-    r"text_encoders/byt5_small.*": lambda: text_tensors(BYT5),
     r"text_encoders/gemma_2.*": lambda: text_tensors(GEMMA),
-    r"text_encoders/pile_t5.*": lambda: text_tensors(PILE_T5),
+    r"text_encoders/pile_t5.*": lambda: {**text_tensors(PILE_T5), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/t5xxl_48.*": lambda: text_tensors(PARITY_T5),
-    r"text_encoders/qwen_2.5_vl_48.*": lambda: text_tensors(PARITY_QWEN_VL),
-    r"text_encoders/qwen3vl_48.*": lambda: text_tensors(PARITY_QWEN3_VL),
     r"text_encoders/byt5.*": lambda: text_tensors(BYT5),
     r"text_encoders/qwen_3_06b.*": lambda: {k: t.bfloat16() for k, t in text_tensors(QWEN3_06B).items()},
+    r"text_encoders/clip_l_768.*": lambda: text_tensors(replace(CLIP_L, width=768)),
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
@@ -325,7 +324,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/mage_flow_vae.*": lambda: of_networks("mage_flow vae"),
     r"vae/hunyuanvideo15_vae.*": lambda: of_networks("hunyuan_video15 vae"),
-    r"vae/sdxl.*": lambda: network(SDXL_VAE),
+    r"vae/(sdxl|vae-ft-mse).*": lambda: network(SDXL_VAE),
     r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
     r"vae/minimax_h3_audio_vae.*": lambda: minimax_h3_cases.file("audio_vae"),

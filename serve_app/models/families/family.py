@@ -99,7 +99,7 @@ class Rows:
     layers, as in `sampling.guidance.layers`. exclusive: they share no forward, and their outputs do not depend, to the
     bit, on earlier ones. role: of their branch. functions: of node packs, as `PackFunctions.network`, in order. sigmas:
     noise levels of the run, for functions. training: what a patch of the recipe sets; None: the file's. recipe: by
-    which another rank finds the weights and LoRAs; None: it cannot.
+    which another rank finds the weights and LoRAs; None: it cannot. steps_left: of the run, with this one; 0: unknown.
     """
 
     x: Tensor
@@ -115,6 +115,7 @@ class Rows:
     sigmas: Tensor | None = None
     training: Training | None = None
     recipe: Recipe | None = None
+    steps_left: int = 0
 
     @property
     def count(self) -> int:

@@ -33,13 +33,13 @@ class _Span:
 
 @contextmanager
 def with_loras(
-    pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = True
+    pieces: Sequence[tuple[int, LoraSet | None]], *, merging: bool = True, steps_left: int = 0
 ) -> Iterator[tuple[Tensor, ...] | None]:
     """Apply each piece's LoRA set to its rows in forwards inside the context.
 
     pieces: (rows, set) in the batch's order. The rows of a batch lie along dim 0 of every layer's input; further
     entries there repeat the same rows, from the first on. merging False: outputs do not depend, to the bit, on earlier
-    forwards. One thread at a time may use a network.
+    forwards. steps_left: of the run that has most. One thread at a time may use a network.
 
     Yields the LoRA slot tensors that the forward reads. A CUDA graph may be replayed as long as these are the same
     objects. None: the changes are not only in tensors, do not record.
@@ -53,7 +53,7 @@ def with_loras(
     on_gpu, alone = any(loras.on_gpu for loras in sets.values()), len(spans) == 1
     if merging:
         for loras in sets.values():
-            loras.merge(alone)
+            loras.merge(alone, steps_left)
         [first, *_] = sets.values()
         if on_gpu and alone and (merged := first.merged_layers()):
             with _in_place(first, merged):

@@ -36,6 +36,12 @@ MERGED_AT_ONCE = 16
 MERGED_ON_GPU_AFTER = 64
 """Forwards that a set has to itself before it is merged on a GPU: merging and recording forwards anew takes five."""
 
+STEPS_FOR_MERGING, STEPS_FOR_RECORDING = 10, 50
+"""Steps that a run must have left so that merging pays on a GPU, where each then takes a tenth less.
+
+Merging takes up to one forward; where forwards with slots are recorded, recording those with merged weights four more.
+"""
+
 _log = log.get("models")
 
 
@@ -105,12 +111,14 @@ class LoraSet:
             if first + MERGED_AT_ONCE < len(whole):
                 yield
 
-    def merge(self, alone: bool) -> None:
+    def merge(self, alone: bool, steps_left: int = 0) -> None:
         """Record a forward with this set alone or not; merge layers once that is worth it, or unmerge all.
 
         On a CPU a few are merged; on a GPU all, of what is there, unless some weights stream or are quantized.
+        steps_left: of the longest run among the forward's.
         """
-        if not self._policy.forward(alone):
+        enough = STEPS_FOR_RECORDING if self.slots_of_network else STEPS_FOR_MERGING
+        if not self._policy.forward(alone, self.on_gpu and steps_left >= enough):
             if self._merges:
                 self._unmerge_layers()
             return
@@ -289,12 +297,12 @@ class LoraLayer:
         return whole
 
     def merge_pair(self) -> None:
-        """Merge the low-rank layer's weights, in single precision, as they are on the device."""
+        """Merge the low-rank layer's weights as they are on the device, where products add up in single precision."""
         down, up = self.pair()
         own = _parameter(self.base, "weight")
-        weight = own.float() + (up.flatten(1).float() @ down.flatten(1).float()).view(own.shape)
+        weight = torch.addmm(own.flatten(1), up.flatten(1), down.flatten(1)).view(own.shape)
         layer = _copied(self.base)
-        layer._parameters["weight"] = nn.Parameter(weight.to(own.dtype), requires_grad=False)
+        layer._parameters["weight"] = nn.Parameter(weight, requires_grad=False)
         self._whole = layer
 
     def unmerge(self) -> None:

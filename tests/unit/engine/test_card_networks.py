@@ -167,7 +167,7 @@ class Answers:
         weight: Any = runs.module.get_submodule(name).weight
         self.whole = LoraSet("whole", runs.module, [({f"{name}.weight": WeightDelta(torch.ones(weight.shape))}, 0.1)])
 
-    def __call__(self, seed: int, *sets: LoraSet | None) -> tuple[int, int]:
+    def __call__(self, seed: int, *sets: LoraSet | None, steps_left: int = 0) -> tuple[int, int]:
         """Answer a row for each set, which is to be the same to the bit; return recordings and replays."""
         with torch.inference_mode(), self.card.used():
             rows = [
@@ -177,6 +177,7 @@ class Answers:
                     self.card.place(torch.full((1,), 10.0 * seed)),
                     UnetInputs(self.card.place(normal(seed + i + 100, 1, 7, 16))),
                     loras,
+                    steps_left=steps_left,
                 )
                 for i, loras in enumerate(sets)
             ]
@@ -226,7 +227,7 @@ def test_a_set_that_is_long_alone_is_merged_and_costs_no_more_than_none(monkeypa
     for name, layer in merged.items():
         own, pair = one.layers[name].base, one.layers[name].pair()
         down, up, weight, theirs = (held_by(t) for t in (pair.down, pair.up, own.weight, layer.weight))
-        assert torch.equal(theirs, weight + up @ down)
+        torch.testing.assert_close(theirs, weight + up @ down, rtol=1e-6, atol=1e-6)
     # The same job, were it to be repeated to the bit, would not depend on what ran before.
     with torch.inference_mode(), answers.card.used():
         with with_loras([(2, one)], merging=False) as reads:
@@ -244,6 +245,29 @@ def test_a_set_that_is_long_alone_is_merged_and_costs_no_more_than_none(monkeypa
     assert seen() is None
     assert answers.replays.counters.recordings == 3
     assert len(answers.recorder.recorded) == 2
+
+
+@pytest.mark.parametrize(("steps", "merges"), [(layers.STEPS_FOR_MERGING, True), (layers.STEPS_FOR_MERGING - 1, False)])
+def test_a_set_alone_in_a_run_of_many_steps_is_merged_before_its_first_forward(steps: int, merges: bool) -> None:
+    card = Card()
+    engine, runs = CardEngine(card), Runs(card)
+    loras, before = runs.loras(0), card.counts.copy()
+    own = RecipeBackbone(runs.plain.network, loras=loras)
+    conds = {role: [(normal(seed, 1, 7, 16), {})] for seed, role in enumerate(("positive", "negative"))}
+    ran_together(engine, [(own, request(shape=(1, 4, 8, 8), steps=steps, seed=1, **conds))])
+    engine.close()
+    assert (loras.merged_layers() is not None) is merges
+    assert (loras.slots is None) is merges
+    assert card.counts.since(before).waits == 0
+
+
+def test_a_set_whose_forwards_are_recorded_is_merged_only_for_a_longer_run() -> None:
+    answers = Answers()
+    one, two, _ = answers.sets
+    answers(1, one, two, steps_left=layers.STEPS_FOR_RECORDING)
+    for steps_left, merges in ((layers.STEPS_FOR_RECORDING - 1, False), (layers.STEPS_FOR_RECORDING, True)):
+        answers(2, one, one, steps_left=steps_left)
+        assert (one.merged_layers() is not None) is merges
 
 
 def held_by(tensor: Any) -> Tensor:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from serve_app.models.families.family import Rows
+from serve_app.models.network import LoadedNetwork
+from serve_app.scheduler.protocol.client import JobView
 from tests.parity import tiled_cases
 from tests.parity.lora_cases import drawn
 from tests.parity.make_checkpoint import weight
+from tests.unit.engine.card_driver import Driver
 from tests.unit.engine.test_card_loads import loras
 from tests.unit.models.sample import write_sample_checkpoint
-from tests.unit.replica.test_card_replicas import GPU, a_card, prompt, replicas
+from tests.unit.replica.cluster import Cluster
+from tests.unit.replica.test_card_replicas import GPU, a_card, difference, prompt, replicas
 
 JOBS = 8
 HINT = ((16, 3), (16, 16), (32, 16), (32, 32), (96, 32), (96, 96), (256, 96), (32, 256))
@@ -83,6 +91,56 @@ def enlarged() -> dict[str, Any]:
     inputs = {"upscale_model": ["8", 0], "image": ["7", 0]}
     made["9"] = {"class_type": "ImageUpscaleWithModel", "inputs": inputs}
     return made | {"6": {"class_type": "SaveImage", "inputs": {"images": ["9", 0], "filename_prefix": "large"}}}
+
+
+def pixels(running: Cluster, view: JobView) -> list[bytes]:
+    """Return the pixels of each image that a job has saved."""
+    folder = running.config.output_dir
+    return [Image.open(folder / image["filename"]).tobytes() for image in view.outputs["6"]["images"]]
+
+
+@contextmanager
+def no_memory_once(driver: Driver) -> Iterator[None]:
+    """Have the first allocation of the next forward fail."""
+    answer, left = LoadedNetwork.answer, [True]
+
+    def failing(network: LoadedNetwork, rows: Sequence[Rows]) -> list[Tensor]:
+        if left:
+            left.clear()
+            driver.fails_at = driver.allocations + 1
+        return answer(network, rows)
+
+    with mock.patch.object(LoadedNetwork, "answer", failing):
+        yield
+    assert driver.fails_at is not None
+    assert driver.allocations >= driver.fails_at
+
+
+async def test_graphs_go_with_slots_of_loras_and_as_memory_runs_out_and_are_made_again(
+    tmp_path: Path, models: Path
+) -> None:
+    (tmp_path / "models").symlink_to(models)
+    # More rows take larger slots, in place of those before. What was dropped for want of memory is not recorded again.
+    batches, lacking = (1, 2, 1, 1, 3), 3
+    found: dict[bool, list[bytes]] = {True: [], False: []}
+    recorded: dict[bool, list[tuple[int, int, int]]] = {True: [], False: []}
+    for graphs, pictures in found.items():
+        with a_card() as (card, driver):
+            async with replicas(tmp_path, (GPU.model_copy(update={"graphs": graphs}),)) as running:
+                for seed, images in enumerate(batches):
+                    made = with_lora("thin", seed)
+                    made["4"]["inputs"]["batch_size"] = images
+                    with no_memory_once(driver) if seed == lacking else nullcontext():
+                        view = await running.finish(await running.submit(made, ("6",)))
+                        assert view.state == "success", view.failure
+                    pictures += pixels(running, view)
+                    counts = running.runners["gpu"].models.replays
+                    recorded[graphs].append((counts.recordings, counts.dropped, counts.failures))
+            assert card.order.early == []
+    assert recorded[True] == [(1, 0, 0), (2, 0, 0), (3, 0, 0), (3, 2, 0), (4, 2, 0)]
+    assert recorded[False] == [(0, 0, 0)] * len(batches)
+    # Without graphs to drop, the forward that had no memory was split, and rows that are fewer round otherwise.
+    assert max(map(difference, found[True], found[False])) <= 2
 
 
 ADDED = [*(with_lora(name, seed) for seed, name in enumerate(("thin", "whole", "text"))), controlled(9), enlarged()]

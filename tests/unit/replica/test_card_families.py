@@ -15,8 +15,13 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load as tensors_of
+from torch import Tensor
 
+from serve_app.execution.size import allow, bounds
+from serve_app.media.loading import load_sound
 from serve_app.models import families
 from serve_app.models.families.family import Family
 from serve_app.models.weights.loading import Loaded
@@ -26,6 +31,8 @@ from tests.parity import taesd_cases
 from tests.templates import tiny
 from tests.templates.test_ltx import small_prompt as small_ltx
 from tests.templates.test_seedvr2 import resize
+from tests.templates.test_sound import TEMPLATES as SOUNDS
+from tests.templates.test_sound import short_prompt as short_sound
 from tests.templates.test_templates import cut, prompt_of, shrink
 from tests.unit.models.sample import write_sample_checkpoint
 from tests.unit.replica.cluster import Cluster
@@ -37,7 +44,10 @@ STEPS = 4
 
 
 class Files(NamedTuple):
-    """The files that one workflow draws with, by names as `tiny` knows them, and what is particular in it."""
+    """The files that one workflow draws with, by names as `tiny` knows them, and what is particular in it.
+
+    vae: "" where none is supported, so that latents are saved.
+    """
 
     network: str
     kind: str
@@ -56,15 +66,16 @@ FILES = (
     Files("flux-2-klein", "flux2", ("qwen_3_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("flux3-image-klein-base", "flux3", ("qwen3vl_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("hidream_i1", "", ("clip_l", "clip_g", "t5xxl", "llama_3.1")),
+    Files("hunyuan_video", "hunyuan_video", ("clip_l_768", "llama_3.1"), "", "EmptyHunyuanLatentVideo"),
     Files(
-        *("hunyuan_video15", "hunyuan_video_15", ("qwen_2.5_vl_48", "byt5"), "hunyuanvideo15_vae"),
+        *("hunyuanvideo1.5", "hunyuan_video_15", ("qwen_2.5_vl_7b", "byt5"), "hunyuanvideo15_vae"),
         latent="EmptyHunyuanVideo15Latent",
     ),
     Files("ideogram4", "ideogram4", ("qwen3vl_8b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("krea2", "krea2", ("qwen3vl_4b",), "qwen_image_vae"),
-    Files("longcat_image", "longcat_image", ("qwen_2.5_vl_48",)),
+    Files("longcat_image", "longcat_image", ("qwen_2.5_vl_7b",)),
     Files("lumina2", "lumina2", ("gemma_2",)),
-    Files("mage_flow", "mage", ("qwen3vl_48",), "mage_flow_vae", "EmptyFlux2LatentImage"),
+    Files("mage_flow", "mage", ("qwen3vl_4b",), "mage_flow_vae", "EmptyFlux2LatentImage"),
     Files("omnigen2", "omnigen2", ("qwen_2.5_vl_fp16",)),
     Files("pixart_alpha", "pixart", ("t5xxl_48",), "sdxl", "EmptyLatentImage"),
     Files("pixart", "pixart", ("t5xxl_48",), "sdxl", "EmptyLatentImage"),
@@ -93,10 +104,14 @@ def drawing(files: Files) -> dict[str, Any]:
         "inputs": texts | ({"type": files.kind} if files.kind else {}),
     }
     made["7"] = {"class_type": "UNETLoader", "inputs": {"unet_name": named(files.network), "weight_dtype": "default"}}
-    made["8"] = {"class_type": "VAELoader", "inputs": {"vae_name": named(files.vae)}}
     made["2"]["inputs"]["clip"] = ["1", 0]
     made["3"]["inputs"]["model"] = ["7", 0]
-    made["5"]["inputs"]["vae"] = ["8", 0]
+    if files.vae:
+        made["8"] = {"class_type": "VAELoader", "inputs": {"vae_name": named(files.vae)}}
+        made["5"]["inputs"]["vae"] = ["8", 0]
+    else:
+        del made["5"]
+        made["6"] = {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": files.network}}
     made["4"]["class_type"] = files.latent
     if "Video" in files.latent:
         made["4"]["inputs"] |= {"length": 5} | ({"vae": ["8", 0]} if "Image" in files.latent else {})
@@ -166,16 +181,18 @@ def through(vae: str) -> dict[str, Any]:
 
 TEMPLATES = (
     *("flux_redux_model_example", "sdxl_refiner_prompt_example", "txt_to_image_to_video", "video_minimax_h3_t2v"),
+    *("image_lotus_depth_v1_1", "llm_qwen3_5_text_gen"),
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
-EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *OF_NO_FILE}
+EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *SOUNDS, *OF_NO_FILE}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
     **{name: partial(prompt, 1, name, STEPS) for name in CHECKPOINTS},
     **{name: partial(of_template, name) for name in TEMPLATES},
-    "video_ltx2_t2v_distilled": partial(small_ltx, "video_ltx2_t2v_distilled"),
+    **{name: partial(small_ltx, name) for name in ("video_ltx2_t2v_distilled", "video_ltx2_5_i2v")},
+    SOUNDS[0]: partial(short_sound, SOUNDS[0]),
     "seedvr2": sharp,
     "style": styled,
     "unclip": unclip,
@@ -189,7 +206,7 @@ KINDS: Sequence[Sequence[type[Family]]] = (
 KNOWN = {family.__name__ for kind in KINDS for family in kind}
 SHOWN: Mapping[str, str] = {
     "anima": "Anima AnimaText WanVae",
-    "auraflow": "AuraFlow AutoencoderKL",
+    "auraflow": "AuraFlow AutoencoderKL PileT5Text",
     "chroma": "Chroma T5Text",
     "ernie-image": "ErnieImage Flux2Vae",
     "flux1": "ClipText Flux FluxText",
@@ -197,7 +214,8 @@ SHOWN: Mapping[str, str] = {
     "flux-2-klein": "Flux2 Qwen3Text",
     "flux3-image-klein-base": "Flux3 Flux3Text",
     "hidream_i1": "HiDream HiDreamText LlamaText",
-    "hunyuan_video15": "ByT5Text HunyuanVideo15 HunyuanVideo15Text HunyuanVideo15Vae",
+    "hunyuan_video": "HunyuanVideo HunyuanVideoText",
+    "hunyuanvideo1.5": "ByT5Text HunyuanVideo15 HunyuanVideo15Text HunyuanVideo15Vae",
     "ideogram4": "Ideogram4 Ideogram4Text",
     "krea2": "Krea2 Krea2Text",
     "longcat_image": "LongCatImage LongCatText",
@@ -219,7 +237,11 @@ SHOWN: Mapping[str, str] = {
     "sdxl_refiner_prompt_example": "SdxlRefiner",
     "txt_to_image_to_video": "Svd TemporalKL",
     "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",
+    "image_lotus_depth_v1_1": "Lotus",
+    "llm_qwen3_5_text_gen": "Qwen35Text",
     "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
+    "video_ltx2_5_i2v": "Gemma4Text Ltx25Text Ltx25Vae",
+    "audio_stable_audio_3_medium": "SameVae StableAudio3 T5GemmaText",
     "seedvr2": "SeedVr2 SeedVr2Vae",
     "style": "StyleAdapter",
     "unclip": "Unclip",
@@ -227,18 +249,7 @@ SHOWN: Mapping[str, str] = {
     "taesdxl": "Taesd",
 }
 """The families that each workflow shows, by the names of their classes; what others show may be left out."""
-NOT_SHOWN: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("HunyuanVideo", "HunyuanVideoText"), "no autoencoder of its videos is supported, so that none is saved"
-    ),
-    **dict.fromkeys(("SameVae", "StableAudio3", "T5GemmaText"), "what they make has no colours to look at: a sound"),
-    **dict.fromkeys(
-        ("Gemma4Text", "Lotus", "Ltx25Text", "Ltx25Vae"), "their workflows do not pass on the card double yet"
-    ),
-    "Qwen35Text": "it writes prompts and steers no network",
-    "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
-    "PileT5Text": "a file of one layer is read as T5Text",
-}
+NOT_SHOWN: Mapping[str, str] = {"MinistralText": "its width, by which it is told, makes its vocabulary 800 MB"}
 """Families that no workflow here loads, and why."""
 
 
@@ -270,22 +281,36 @@ def noted() -> Iterator[set[str]]:
 
 async def trouble(running: Cluster, prompt: dict[str, Any]) -> str:
     """Return what is wrong with a job of a prompt, or nothing."""
-    targets = tuple(key for key, node in prompt.items() if node["class_type"].startswith("Save"))
+    known = specs()
+    shows = [key for key, node in prompt.items() if known[node["class_type"]].output_node]
+    targets = tuple(key for key in shows if prompt[key]["class_type"].startswith("Save")) or tuple(shows)
     view = await running.finish(await running.submit(prompt, targets))
     if view.state != "success":
         return f"{view.failure.class_type}: {view.failure.message}\n{''.join(view.failure.traceback)}"
-    saved = [
-        running.config.output_dir / one["subfolder"] / one["filename"]
-        for key in targets
-        for one in view.outputs[key]["images"]
-    ]
-    return "" if all(map(has_colours, saved)) else "it is of one colour"
+    outputs = [view.outputs[key] for key in targets]
+    if texts := [text for output in outputs for text in output.get("text", ())]:
+        return "" if all(texts) else "it has written nothing"
+    saved = [one for output in outputs for kind in ("images", "audio", "latents") for one in output.get(kind, ())]
+    paths = [running.config.output_dir / one["subfolder"] / one["filename"] for one in saved]
+    return "" if paths and all(map(says_something, paths)) else "what it saved is of one value"
 
 
-def has_colours(path: Path) -> bool:
+def says_something(path: Path) -> bool:
+    """Whether what a file holds differs, and is finite."""
     if path.suffix == ".png":
         return len(Image.open(path).convert("L").getcolors(256) or ()) > 8
-    return bool(VideoFromFile(path.read_bytes()).get_components().images.std() > 0.01)
+    values = values_of(path)
+    return bool(values.isfinite().all()) and bool(values.std() > 0.01)
+
+
+def values_of(path: Path) -> Tensor:
+    """Return the numbers of a file of a video, a sound or latents."""
+    content = path.read_bytes()
+    if path.suffix == ".mp3":
+        return torch.as_tensor(load_sound(content, "the file", bounds(), allow)[0])
+    if path.suffix == ".latent":
+        return tensors_of(content)["latent_tensor"]
+    return VideoFromFile(content).get_components().images
 
 
 FEW = ("auraflow", "chroma", "flux1", "lumina2", "pixart", "tiny", "wan2.1_t2v", "z_image")

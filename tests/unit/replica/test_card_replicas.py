@@ -6,6 +6,8 @@ Torch's own Python runs over a driver that is not there (`tests.unit.engine.card
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -62,19 +64,35 @@ def pools_of(text: str) -> tuple[PoolConfig, ...]:
 
 
 def shipped() -> list[Any]:
-    """Return the pools of each shipped configuration and manifest, those of several that are equal once."""
+    """Return the pools of each shipped configuration and manifest, and of none; equal ones once."""
     names: dict[str, list[str]] = {}
     pools: dict[str, tuple[PoolConfig, ...]] = {}
-    for name, text in (CONFIGS | MANIFESTS).items():
-        found = pools_of(text)
+    for name, found in {"none": AppConfig().on(1).pools, **of_files()}.items():
         pools[repr(found)] = found
         names.setdefault(repr(found), []).append(name)
     return [pytest.param(found, id=", ".join(names[key])) for key, found in pools.items()]
 
 
+def of_files() -> dict[str, tuple[PoolConfig, ...]]:
+    return {name: pools_of(text) for name, text in (CONFIGS | MANIFESTS).items()}
+
+
+def test_the_image_starts_without_a_configuration_or_with_a_shipped_one() -> None:
+    commands = re.findall(r"^CMD (.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    assert commands
+    for command in commands:
+        said = json.loads(command)
+        assert said[:2] == ["serve-app", "up"]
+        assert "--config" not in said or Path(said[said.index("--config") + 1]).stem in CONFIGS
+
+
 @asynccontextmanager
 async def replicas(root: Path, pools: tuple[PoolConfig, ...], **settings: Any) -> AsyncIterator[Cluster]:
-    """Replicas whose threads all begin here, so that they use the card that there is now."""
+    """Replicas whose threads all begin here, so that they use the card that there is now.
+
+    They draw anew what others of the folder have drawn, unless the settings say otherwise.
+    """
+    settings.setdefault("results", None)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     async with cluster(root, pools, **settings) as running:
         try:

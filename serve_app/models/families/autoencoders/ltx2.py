@@ -118,8 +118,8 @@ class Ltx2Vae(VideoVaeFamily):
             "encoder", encoder(self.encoder, self.image_channels, self.width, self.encoded, self.paddings[0])
         )
         network.add_module("decoder", self._decoder())
-        network.register_buffer("mean", torch.empty(self.latent_channels))
-        network.register_buffer("spread", torch.empty(self.latent_channels))
+        for name in ("mean", "spread"):
+            network.register_parameter(name, nn.Parameter(torch.empty(self.latent_channels), requires_grad=False))
         return network
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:

@@ -167,8 +167,8 @@ class Ltx25Vae(VideoVaeFamily):
             timestep_scale_multiplier=self.time_scale,
         )
         network.add_module("decoder", decoder)
-        network.register_buffer("mean", torch.empty(self.latent_channels))
-        network.register_buffer("spread", torch.empty(self.latent_channels))
+        for name in ("mean", "spread"):
+            network.register_parameter(name, nn.Parameter(torch.empty(self.latent_channels), requires_grad=False))
         return network
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:

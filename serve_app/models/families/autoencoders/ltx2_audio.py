@@ -23,6 +23,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from serve_app.media.resampling import resample
 from serve_app.models.families.family import AudioVaeFamily, Located
+from serve_app.models.families.shared.buffers import buffers_as_weights
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 
@@ -152,16 +153,8 @@ class Ltx2AudioVae(AudioVaeFamily):
         for name in ("latents_mean", "latents_std"):
             autoencoder.register_buffer(name, torch.empty(self.latent_channels * self.latent_bins))
         network.add_module("audio_vae", autoencoder)
-        if "bwe" not in vocoder:
-            network.add_module("vocoder", _vocoder(vocoder))
-            return network
-        both = nn.Module()
-        both.add_module("vocoder", _vocoder(vocoder["vocoder"]))
-        both.add_module("bwe_generator", _vocoder({**vocoder["bwe"], "apply_final_activation": False}))
-        widening = vocoder["bwe"]
-        stft = MelSTFT(widening["n_fft"], widening["hop_length"], widening["n_fft"], widening["num_mels"])
-        both.add_module("mel_stft", stft)
-        network.add_module("vocoder", both)
+        network.add_module("vocoder", _widening(vocoder) if "bwe" in vocoder else _vocoder(vocoder))
+        buffers_as_weights(network)
         return network
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:
@@ -212,6 +205,16 @@ class Ltx2AudioVae(AudioVaeFamily):
         filters = _mel_filters(self.mel_rate, self.window // 2 + 1, self.bins).to(spectra)
         mel = (spectra.transpose(1, 2) @ filters).clamp(min=LEAST).log()
         return torch.unflatten(mel, 0, tuple(waveform.shape[:2]))
+
+
+def _widening(sizes: Mapping[str, Any]) -> nn.Module:
+    """Return a vocoder with the one that adds high frequencies to its sounds."""
+    both, widening = nn.Module(), sizes["bwe"]
+    both.add_module("vocoder", _vocoder(sizes["vocoder"]))
+    both.add_module("bwe_generator", _vocoder({**widening, "apply_final_activation": False}))
+    stft = MelSTFT(widening["n_fft"], widening["hop_length"], widening["n_fft"], widening["num_mels"])
+    both.add_module("mel_stft", stft)
+    return both
 
 
 @lru_cache(maxsize=8)

@@ -24,6 +24,7 @@ from torch.nn.utils import remove_weight_norm
 from serve_app.errors import NodeError
 from serve_app.models.families.autoencoders.minimax_h3 import STATISTICS, statistics
 from serve_app.models.families.family import AudioVaeFamily, Located, marked
+from serve_app.models.families.shared.buffers import buffers_as_weights
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
@@ -97,10 +98,7 @@ class MiniMaxH3AudioVae(AudioVaeFamily):
         for layer in network.modules():
             if hasattr(layer, "weight_g"):
                 remove_weight_norm(layer)
-            # The file has these, and only parameters go to the device.
-            for name, buffer in list(layer.named_buffers(recurse=False)):
-                delattr(layer, name)
-                layer.register_parameter(name, nn.Parameter(buffer, requires_grad=False))
+        buffers_as_weights(network)
         built: nn.Module = network
         return built
 

@@ -20,6 +20,7 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 from transformers.models.gemma4.modeling_gemma4 import Gemma4RMSNorm, Gemma4TextDecoderLayer
 
 from serve_app.errors import ModelFileError, NodeError
+from serve_app.models.families.shared.buffers import buffers_as_weights
 from serve_app.models.families.text.decoder import CausalLM, DecoderEncoder, DecoderText, Rotation
 from serve_app.models.families.text.gemma4_vision import Gemma4Tower, see, seen_pixels
 from serve_app.models.families.text.generation import Cache, as_cache
@@ -149,7 +150,7 @@ class Gemma4Text(DecoderText):
         if self.tower is not None:
             network.add_module("tower", self.tower.build(self.width))
         for part in network.children():
-            _as_weights(part)
+            buffers_as_weights(part)
         return network
 
     def language_model(self) -> Gemma4LM:
@@ -190,14 +191,6 @@ class Gemma4Text(DecoderText):
     def encoder(self, network: Any, lexicon: TextResources) -> Gemma4Encoder:
         plain = super(Gemma4Text, self).encoder(network, lexicon)
         return Gemma4Encoder(self, plain.prompt_format, plain.tokenizer, network, lexicon.vectors)
-
-
-def _as_weights(network: nn.Module) -> None:
-    """Make the numbers that transformers' layers hold as buffers weights of theirs, which go to the device."""
-    for layer in network.modules():
-        for name, numbers in list(layer.named_buffers(recurse=False)):
-            delattr(layer, name)
-            layer.register_parameter(name, nn.Parameter(numbers, requires_grad=False))
 
 
 def _ids(tokens: Sequence[Token]) -> list[int]:

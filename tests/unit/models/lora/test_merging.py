@@ -9,6 +9,11 @@ def test_a_set_that_has_many_forwards_to_itself_is_merged():
     assert decisions(MergePolicy(after=3), "aaaaaa") == "...MMM"
 
 
+def test_a_set_of_a_run_with_enough_left_is_merged_at_once():
+    policy = MergePolicy(after=3)
+    assert [policy.forward(alone, pays=True) for alone in (False, True, True, False)] == [False, True, True, True]
+
+
 def test_one_shared_forward_restarts_the_count():
     assert decisions(MergePolicy(after=3), "aaaxaaaaa") == ".......MM"
 
