@@ -37,6 +37,7 @@ from serve_app.values import (
     GenerationRequest,
     IllustratedText,
     PreviewMethod,
+    SongText,
     Text,
     Texts,
     Tiling,
@@ -128,6 +129,8 @@ class NodeRuntime:
         Errors: NodeError for a text that is too long, or would become so.
         """
         self._check_text(request.system_prompt + request.text)
+        if request.guidance is not None:
+            self._check_text(request.guidance.away_from)
         if request.max_tokens > (most := self._shared.limits.generated_tokens):
             refused("limits.generated_tokens")
             raise NodeError(
@@ -348,6 +351,8 @@ class NodeRuntime:
                 parts = [text]
             case Texts():
                 parts = [part for part in (text.l, text.g, text.t5xxl, text.llama) if part is not None]
+            case SongText():
+                parts = [text.description, text.lyrics]
             case TokenizedText():
                 tokens = max([tokens, *(sum(map(len, of_one)) for of_one in text.chunks.values())])
             case _:

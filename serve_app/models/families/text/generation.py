@@ -162,6 +162,11 @@ class Generation:
         """The text so far."""
         return self._decode(self.tokens)
 
+    @property
+    def rows(self) -> Sequence[Generation]:
+        """What a forward reads for its next token: itself, and others where several prompts are continued as one."""
+        return (self,)
+
     def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
         """Sample the next token. logits: (1,V); cache: including the unread tokens."""
         self.tokens.append(next_token(logits, self.request.sampling, [*self._before, *self.tokens], self._generator))
