@@ -105,7 +105,8 @@ def test_the_network_answers_as_comfyuis_does(root: Path) -> None:
 
 
 def test_a_text_without_lyrics_and_a_reference_of_another_autoencoder_are_refused(root: Path) -> None:
-    family, _ = Checkpoint(root / "diffusion_models" / NAME).find("backbone").family, None
+    family = Checkpoint(root / "diffusion_models" / NAME).find("backbone").family
+    assert isinstance(family, AceStep15)
     canvas = Canvas(noise("x", (1, 64, 8)), noise("x", (1, 64, 8)))
     text = noise("positive", (1, 6, cases.TEXT))
     with pytest.raises(NodeError, match=r"no lyrics.*TextEncodeAceStepAudio1\.5"):
@@ -113,6 +114,16 @@ def test_a_text_without_lyrics_and_a_reference_of_another_autoencoder_are_refuse
     [(_, said)] = reference_timbre_audio(conditioning("alone"), {"samples": torch.zeros(1, 8, 16, 4)})
     with pytest.raises(NodeError, match=r"the reference is \(1,8,16,4\).*\(batch,64,time\)"):
         family.inputs(text, said, "positive", canvas, CPU, family.trained_as)
+
+
+def test_loras_name_layers_with_and_without_the_decoder(root: Path) -> None:
+    family = Checkpoint(root / "diffusion_models" / NAME).find("backbone").family
+    assert isinstance(family, AceStep15)
+    names = family.lora_names([name for name, _ in family.empty().named_parameters()])
+    ours = "decoder.layers.1.self_attn.to_q.weight"
+    layer = "layers.1.self_attn.q_proj"
+    assert names[f"diffusion_model.decoder.{layer}"] == names[f"base_model.model.{layer}"] == ours
+    assert names["lycoris_layers_1_self_attn_q_proj"] == ours
 
 
 @torch.inference_mode()
@@ -240,4 +251,6 @@ def test_a_plan_of_a_song_is_of_its_length(root: Path) -> None:
     size = usual_size(family)
     model = Model(family, family.empty(), PartSize(0, lambda room: 0), PartSize(0, lambda room: 0))
     assert 0 < model.cost(replace(size, samples=size.samples // 2)).flops < model.cost(size).flops
-    assert Size.of(size.latents(family.latent_format), family.latent_format) == size
+    latents = size.latents(family.latent_format)
+    assert isinstance(latents, Tensor)
+    assert Size.of(latents, family.latent_format) == size

@@ -231,7 +231,11 @@ NOT_SHOWN: Mapping[str, str] = {
     **dict.fromkeys(
         ("HunyuanVideo", "HunyuanVideoText"), "no autoencoder of its videos is supported, so that none is saved"
     ),
-    **dict.fromkeys(("SameVae", "StableAudio3", "T5GemmaText"), "what they make has no colours to look at: a sound"),
+    **dict.fromkeys(
+        ("AceStep15", "AceStep15Vae", "AceStepText", "SameVae", "StableAudio3", "StableAudioOpenVae", "T5GemmaText"),
+        "what they make has no colours to look at: a sound",
+    ),
+    "AceStepWriter": "it writes codes of sound, of a vocabulary of 217,204",
     **dict.fromkeys(
         ("Gemma4Text", "Lotus", "Ltx25Text", "Ltx25Vae"), "their workflows do not pass on the card double yet"
     ),

@@ -7,7 +7,7 @@ the encoders attend to all, are ComfyUI's.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -48,18 +48,20 @@ SILENT_CODE = 35847
 """Stands for the sound after the last code."""
 _ATTENTION = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "o_proj": "to_out.0"}
 _ATTENTION |= {"q_norm": "norm_q", "k_norm": "norm_k"}
-_LAYERS = {
-    "decoder.layers": "decoder.layers",
-    "encoder.lyric_encoder.layers": "encoder.lyric_encoder.layers",
-    "encoder.timbre_encoder.layers": "encoder.timbre_encoder.layers",
-    "tokenizer.attention_pooler.layers": "tokenizer.attention_pooler.layers",
-    "detokenizer.layers": "detokenizer.layers",
-}
+_STACKS = (
+    "decoder.layers",
+    "encoder.lyric_encoder.layers",
+    "encoder.timbre_encoder.layers",
+    "tokenizer.attention_pooler.layers",
+    "detokenizer.layers",
+)
+"""Prefixes of stacks of layers."""
 
 
 @cache
 def _silence() -> Tensor:
-    return load_file(Path(__file__).with_name("silence.safetensors"))["latents"]
+    latents: Tensor = load_file(Path(__file__).with_name("silence.safetensors"))["latents"]
+    return latents
 
 
 def silence(count: int) -> Tensor:
@@ -168,16 +170,14 @@ class AceStep15(Transformer):
     @classmethod
     def probe(cls, tensors: Tensors) -> AceStep15:
         """Read the network's size off its tensors. Errors: ModelFileError for a file without a part."""
-        return cls(
-            *(Sizes.of(tensors, f"{layers}.") for layers in _LAYERS),
-            tensors.shape("encoder.text_projector.weight")[1],
-        )
+        main, lyric, timbre, pooler, unpooler = (Sizes.of(tensors, f"{layers}.") for layers in _STACKS)
+        return cls(main, lyric, timbre, pooler, unpooler, tensors.shape("encoder.text_projector.weight")[1])
 
     def table(self, tensors: Tensors | None = None) -> Table:
         table: dict[str, str] = {name: name for name in ("decoder", "encoder", "tokenizer", "detokenizer")}
         table |= {"null_condition_emb": "encoder.null_condition_emb"}
         table |= {"decoder.proj_in.1": "decoder.proj_in_conv", "decoder.proj_out.1": "decoder.proj_out_conv"}
-        for layers, sizes in zip(_LAYERS, self._stacks, strict=True):
+        for layers, sizes in zip(_STACKS, self._stacks, strict=True):
             for number in range(sizes.layers):
                 for attention in ("self_attn", "cross_attn") if layers == "decoder.layers" else ("self_attn",):
                     name = f"{layers}.{number}.{attention}"
@@ -210,29 +210,30 @@ class AceStep15(Transformer):
             encoder_hidden_size=self.lyric.width,
         )
         # Its two encoders are of the lyrics' sizes, but of as many layers as the file has.
-        network.encoder = AceStepConditionEncoder(
+        encoder = AceStepConditionEncoder(
             **self.lyric.named,
             text_hidden_dim=self.text_width,
             timbre_hidden_dim=channels,
             num_lyric_encoder_hidden_layers=self.lyric.layers,
             num_timbre_encoder_hidden_layers=self.timbre.layers,
         )
-        network.tokenizer = AceStepAudioTokenizer(
+        tokenizer = AceStepAudioTokenizer(
             **self.pooler.named,
             audio_acoustic_hidden_dim=channels,
             fsq_dim=self.pooler.width,
             num_attention_pooler_hidden_layers=self.pooler.layers,
         )
-        network.detokenizer = AceStepAudioTokenDetokenizer(
+        detokenizer = AceStepAudioTokenDetokenizer(
             **self.unpooler.named,
             audio_acoustic_hidden_dim=channels,
             num_attention_pooler_hidden_layers=self.unpooler.layers,
         )
-        network.detokenizer.norm.eps = WHOLE_EPS
+        detokenizer.norm.eps = WHOLE_EPS
         # Tables that are computed where they are needed.
-        del network.encoder.silence_latent
+        del encoder.silence_latent
         for name in ("_levels", "_basis", "scales"):
-            delattr(network.tokenizer.quantizer, name)
+            delattr(tokenizer.quantizer, name)
+        network.encoder, network.tokenizer, network.detokenizer = encoder, tokenizer, detokenizer
         return network
 
     def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
@@ -253,7 +254,7 @@ class AceStep15(Transformer):
         lyrics: Tensor | None = options.get(LYRICS)
         if lyrics is None:
             raise NodeError(
-                "the conditioning has no lyrics, which ACE-Step 1.5 reads; TextEncodeAceStepAudio1.5 makes one with them"
+                "the conditioning has no lyrics, which ACE-Step 1.5 reads; that of TextEncodeAceStepAudio1.5 has them"
             )
         rows, count = canvas.rows, canvas.latents.shape[-1]
         like, references = silence(count), options.get(REFERENCES)
@@ -285,7 +286,7 @@ class AceStep15(Transformer):
         )
 
     def group_key(self, x: Tensor, inputs: Any) -> Hashable:
-        """Return the shape of x, the lengths of the texts, which all tokens attend to, and what is known of the sound."""
+        """Return the shape of x, the lengths of texts, which all tokens attend to, and what is known of the sound."""
         kind = inputs.codes is not None, inputs.source is not None
         return tuple(x.shape[1:]), inputs.text.shape[1], inputs.lyrics.shape[1], kind
 
@@ -345,12 +346,12 @@ def _read(encoder: Any, given: Inputs) -> Tensor:
 
 def _coded(tokenizer: Any, sounds: Tensor, levels: Tensor) -> Tensor:
     """Return the numbers (R,c,6) of the codes of sounds (R,n,64), filled up with zeros."""
-    sounds = pad(sounds, (0, 0, 0, -sounds.shape[1] % POOLED)).unflatten(1, (-1, POOLED))
+    sounds = torch.unflatten(pad(sounds, (0, 0, 0, -sounds.shape[1] % POOLED)), 1, (-1, POOLED))
     pooler = tokenizer.attention_pooler
     tokens = pooler.embed_tokens(tokenizer.audio_acoustic_proj(sounds))
     first = pooler.special_token.to(tokens.dtype).expand(*tokens.shape[:2], -1, -1)
     tokens = torch.cat([first, tokens], dim=2)
-    made = _through(pooler, tokens.flatten(0, 1))[:, 0].unflatten(0, tokens.shape[:2])
+    made = torch.unflatten(_through(pooler, tokens.flatten(0, 1))[:, 0], 0, tokens.shape[:2])
     return nearest(tokenizer.quantizer.project_in(made), levels)
 
 
@@ -360,7 +361,7 @@ def _sounding(network: Any, numbers: Tensor) -> Tensor:
     tokens = detokenizer.embed_tokens(network.tokenizer.quantizer.project_out(numbers))
     spread = tokens[:, :, None] + detokenizer.special_tokens.to(tokens.dtype)[:, None]
     made: Tensor = detokenizer.proj_out(_through(detokenizer, spread.flatten(0, 1)))
-    return made.unflatten(0, tokens.shape[:2]).flatten(1, 2)
+    return torch.unflatten(made, 0, tokens.shape[:2]).flatten(1, 2)
 
 
 def _timed(embed: Any, level: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -150,7 +150,7 @@ class CodeGeneration(Generation):
         super().__init__(request, prompts[0], frozenset(), written, device)
         self._guidance, self._sampling, self._vocabulary = guidance, sampling, vocabulary
         self._rows = [_Row(self, prompt, device) for prompt in prompts]
-        self._generator = torch.Generator(device).manual_seed(sampling.seed)
+        self._draws = torch.Generator(device).manual_seed(sampling.seed)
 
     @property
     def rows(self) -> Sequence[Generation]:
@@ -164,7 +164,7 @@ class CodeGeneration(Generation):
         guided = logits[0]
         if len(logits) > 1:
             guided = logits[1] + self._guidance.scale * (guided - logits[1])
-        code = next_code(guided, self._sampling, self._vocabulary, self._generator)
+        code = next_code(guided, self._sampling, self._vocabulary, self._draws)
         self.tokens.append(code + FIRST_CODE)
         for row in self._rows:
             row.logits = None
