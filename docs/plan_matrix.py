@@ -34,6 +34,7 @@ from serve_app.models.families import (
     Ltx2,
     Lumina2,
     MageFlow,
+    MiniMaxMusic3,
     OmniGen2,
     PixArt,
     PixArtAlpha,
@@ -236,6 +237,9 @@ MODELS: Mapping[str, Planned] = {
     "SeedVR2 7B, 8 bits": Planned(SEEDVR2_7B, 0, 500, (SHARP,), in_eight_bits),
     "LTX-2 19B, fp8, Gemma in fp8": Planned(LTX2, 12.2, 2550, VIDEOS, in_eight_bits, itemsize=1),
     "ACE-Step 1.5, bf16": Planned(ACE_STEP_15, 2.3, 340, (SONG,)),
+    "MiniMax Music 3, fp16, its text in 8 bits": Planned(
+        MiniMaxMusic3(2048, 36, 8192, 4096, 2048, 256, 32), 8.3, 240, (SONG,), itemsize=1
+    ),
     # How long and wide its table of times is, no source says; it is small.
     "MiniMax H3 pruned, 8 bits, its text in 4": Planned(
         MiniMaxH3(5376, 50, 2, 56, 128, 14336, 5120, time_width=64, curve=1025),

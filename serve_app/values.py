@@ -283,6 +283,14 @@ class Tiling:
     shared_frames: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class SoundTiling:
+    """How long sounds are cut for an audio VAE: length of a tile and of the overlap, in latents."""
+
+    length: int
+    overlap: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Control:
     """One application of a ControlNet or T2I-Adapter, in the option "control" of a conditioning entry.

@@ -14,18 +14,19 @@ from tests.templates.test_templates import prompt_of, ran
 SECONDS = 3.0
 SET = {"Float (Duration)": SECONDS, "Boolean (Enable_Reprompt)": False}
 """Values by the titles of the nodes that give them: templates' own sounds are longer."""
-LENGTHS = ("seconds", "duration")
+LENGTHS = ("seconds", "duration", "max_duration")
 """Inputs of nodes that say them, where no node does."""
 TYPES = {".mp3": "audio/mpeg", ".flac": "audio/flac"}
 TEMPLATES = {
     "audio_stable_audio_3_medium": 44100,
     "audio_ace_step_1_5_checkpoint": 48000,
-    "audio_ace_step_1_5_split": 48000,
+    "audio_minimax_music_3": 44100,
 }
 """Templates and the rates of their sounds."""
 AGAIN = {
     "audio_stable_audio_3_medium_base": 44100,
-    **dict.fromkeys(("audio_ace_step_1_5_split_4b", "audio_ace_step1_5_xl_turbo", "audio_ace_step1_5_xl_base"), 48000),
+    **dict.fromkeys(("audio_ace_step_1_5_split", "audio_ace_step_1_5_split_4b"), 48000),
+    **dict.fromkeys(("audio_ace_step1_5_xl_turbo", "audio_ace_step1_5_xl_base"), 48000),
     "audio_ace_step1_5_xl_sft": 48000,
 }
 """Those that are like one of the others."""

@@ -87,6 +87,7 @@ from tests.parity import (
     ltx_cases,
     ltx_workflows,
     minimax_h3_cases,
+    minimax_music_cases,
     stable_audio3_cases,
     vision_cases,
 )
@@ -311,6 +312,9 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"checkpoints/stable_audio_3.*": lambda: stable_audio3(),
+    r"diffusion_models/minimax_music3.*": lambda: minimax_music3("net"),
+    r"text_encoders/minimax_music3.*": lambda: minimax_music3("text"),
+    r"vae/minimax_music3.*": lambda: minimax_music3("vae"),
     r"checkpoints/ace_step_1\.5.*": lambda: ace_step("aio"),
     r"diffusion_models/acestep_v1\.5.*": lambda: ace_step("net"),
     r"vae/ace_1\.5_vae.*": lambda: ace_step("ace"),
@@ -406,6 +410,17 @@ def ace_step(part: str) -> Tensors:
         if name in shapes:
             shapes[name][1] = ACE_READER.width
     return ace_step_cases.weights(shapes)
+
+
+def minimax_music3(part: str) -> Tensors:
+    """Return a part of MiniMax Music 3 of the parity tests, the network for states as narrow as the others'."""
+    shapes = json.loads((GOLDEN / "minimax_music_keys.json").read_text())[part]
+    if part == "vae":
+        return minimax_music_cases.vae_file(shapes)
+    if part == "net":
+        shapes["latent_conditioners.0.weight"][1] = minimax_music_cases.SIZES["hidden_size"]
+    beside = {"tokenizer_json": minimax_music_cases.tokenizer_tensor()} if part == "text" else {}
+    return {**minimax_music_cases.weights(shapes), **beside}
 
 
 def seedvr2(name: str) -> Tensors:

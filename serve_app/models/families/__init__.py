@@ -57,6 +57,9 @@ from serve_app.models.families.longcat_image.text import LongCatText
 from serve_app.models.families.mage_flow.backbone import MageFlow
 from serve_app.models.families.mage_flow.text import MageFlowText
 from serve_app.models.families.mage_flow.vae import MageFlowVae
+from serve_app.models.families.minimax_music.backbone import MiniMaxMusic3
+from serve_app.models.families.minimax_music.text import MiniMaxMusic3Text
+from serve_app.models.families.minimax_music.vae import MiniMaxMusic3Vae
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -103,7 +106,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     MageFlow,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
-    AceStep15,
+    *(AceStep15, MiniMaxMusic3),
 )
 VAES: Sequence[type[VaeFamily]] = (
     SeedVr2Vae,
@@ -112,7 +115,7 @@ VAES: Sequence[type[VaeFamily]] = (
     *(HunyuanVideo15Vae, MageFlowVae),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (
-    *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae),
+    *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae),
 )
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
@@ -138,6 +141,7 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         LlamaText,
         T5GemmaText,
         AceStepWriter,
+        MiniMaxMusic3Text,
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (
@@ -206,6 +210,9 @@ __all__ = [
     "MiniMaxH3",
     "MiniMaxH3AudioVae",
     "MiniMaxH3Vae",
+    "MiniMaxMusic3",
+    "MiniMaxMusic3Text",
+    "MiniMaxMusic3Vae",
     "OmniGen2",
     "PixArt",
     "PixArtAlpha",

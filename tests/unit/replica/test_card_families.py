@@ -232,7 +232,10 @@ NOT_SHOWN: Mapping[str, str] = {
         ("HunyuanVideo", "HunyuanVideoText"), "no autoencoder of its videos is supported, so that none is saved"
     ),
     **dict.fromkeys(
-        ("AceStep15", "AceStep15Vae", "AceStepText", "SameVae", "StableAudio3", "StableAudioOpenVae", "T5GemmaText"),
+        (
+            *("AceStep15", "AceStep15Vae", "AceStepText", "SameVae", "StableAudio3", "StableAudioOpenVae"),
+            *("T5GemmaText", "MiniMaxMusic3", "MiniMaxMusic3Text", "MiniMaxMusic3Vae"),
+        ),
         "what they make has no colours to look at: a sound",
     ),
     "AceStepWriter": "it writes codes of sound, of a vocabulary of 217,204",

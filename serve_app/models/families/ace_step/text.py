@@ -18,7 +18,7 @@ from serve_app.errors import NodeError
 from serve_app.models.families.ace_step.backbone import LYRICS
 from serve_app.models.families.dit.anima import AnimaText
 from serve_app.models.families.text.decoder import DecoderEncoder
-from serve_app.models.families.text.generation import Generation, KeysValues
+from serve_app.models.families.text.generation import Generation, JointGeneration
 from serve_app.models.families.text.qwen import WITH_CODES, Qwen3Text
 from serve_app.models.families.text.sequences import PromptFormat, embedded
 from serve_app.models.families.text_family import TextEnsemble, TextResources
@@ -46,7 +46,7 @@ class AceStepWriter(Qwen3Text):
 
     @classmethod
     def recognises(cls, inner: Tensors) -> bool:
-        return inner.shapes.get("embed_tokens.weight", (0,))[0] == WITH_CODES
+        return inner.shape("embed_tokens.weight")[0] == WITH_CODES
 
     @classmethod
     def probe(cls, tensors: Tensors) -> AceStepWriter:
@@ -135,7 +135,7 @@ class _Writer(DecoderEncoder):
         return linear(states, self._table[FIRST_CODE : FIRST_CODE + CODES].to(states))
 
 
-class CodeGeneration(Generation):
+class CodeGeneration(JointGeneration):
     """Codes being written, as many as were asked for. prompts: what is continued, and what is guided away from."""
 
     def __init__(
@@ -147,41 +147,19 @@ class CodeGeneration(Generation):
         vocabulary: int,
         device: torch.device,
     ) -> None:
-        super().__init__(request, prompts[0], frozenset(), written, device)
+        super().__init__(request, prompts, device)
         self._guidance, self._sampling, self._vocabulary = guidance, sampling, vocabulary
-        self._rows = [_Row(self, prompt, device) for prompt in prompts]
         self._draws = torch.Generator(device).manual_seed(sampling.seed)
 
     @property
-    def rows(self) -> Sequence[Generation]:
-        return self._rows
+    def text(self) -> str:
+        return written([token for token in self.tokens if isinstance(token, int)])
 
-    def draw(self) -> None:
-        """Draw the next code, once all rows have been read."""
-        logits = [row.logits for row in self._rows if row.logits is not None]
-        if len(logits) < len(self._rows):
-            return
-        guided = logits[0]
-        if len(logits) > 1:
-            guided = logits[1] + self._guidance.scale * (guided - logits[1])
-        code = next_code(guided, self._sampling, self._vocabulary, self._draws)
-        self.tokens.append(code + FIRST_CODE)
-        for row in self._rows:
-            row.logits = None
-
-
-class _Row(Generation):
-    """A prompt that is continued by codes of a generation, and its last logits (1,V)."""
-
-    def __init__(self, of: CodeGeneration, prompt: Sequence[Token], device: torch.device) -> None:
-        super().__init__(of.request, prompt, frozenset(), written, device)
-        self.tokens = of.tokens
-        self.logits: Tensor | None = None
-        self._of = of
-
-    def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
-        self.cache, self.logits = cache, logits
-        self._of.draw()
+    def drawn(self, outputs: Sequence[Tensor]) -> int:
+        guided, *others = outputs
+        for away in others:
+            guided = away + self._guidance.scale * (guided - away)
+        return next_code(guided, self._sampling, self._vocabulary, self._draws) + FIRST_CODE
 
 
 def written(tokens: Sequence[int]) -> str:

@@ -84,7 +84,9 @@ class DecoderText(TextFamily):
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         for number, whole in enumerate(files):
             found = marked(whole, cls.prefixes, [root + cls.first for root in _ROOTS])
-            if found is not None and cls.recognises(cls.inner(found[1])):
+            if found is None or "embed_tokens.weight" not in (inner := cls.inner(found[1])).shapes:
+                continue
+            if cls.recognises(inner):
                 prefix, tensors = found
                 yield Located(cls.probe(tensors), tensors, number, prefix)
 
