@@ -187,9 +187,11 @@ LTX2 = Ltx2(
 )
 ACE_ENCODER = Sizes(2048, 16, 8, 128, 6144, 8)
 ACE_STEP_15 = AceStep15(
-    replace(ACE_ENCODER, layers=24),
-    ACE_ENCODER,
-    *(replace(ACE_ENCODER, layers=layers) for layers in (4, 2, 2)),
+    main=replace(ACE_ENCODER, layers=24),
+    lyric=ACE_ENCODER,
+    timbre=replace(ACE_ENCODER, layers=4),
+    pooler=replace(ACE_ENCODER, layers=2),
+    unpooler=replace(ACE_ENCODER, layers=2),
     text_width=1024,
 )
 SONG = Size(0, 0, samples=120 * 44100)

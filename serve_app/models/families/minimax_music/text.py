@@ -137,9 +137,11 @@ class MiniMaxMusic3Text(Qwen3Text):
             "model.norm": "norm",
             "tokenizer_json": "vocabulary",
         }
-        stacks = (("layers", self.layers, (self.heads, self.kv_heads, self.kv_heads), self.head, self.hidden_width),)
         own = self.width // _HEADS_INSIDE
-        stacks += (("audio_decoder.layers", self.inner_layers, (_HEADS_INSIDE,) * 3, own, self.inner_inside),)
+        stacks = (
+            ("layers", self.layers, (self.heads, self.kv_heads, self.kv_heads), self.head, self.hidden_width),
+            ("audio_decoder.layers", self.inner_layers, (_HEADS_INSIDE,) * 3, own, self.inner_inside),
+        )
         for stack, count, heads, head, inside in stacks:
             for number in range(count):
                 theirs = f"model.{stack}.{number}"
@@ -253,7 +255,8 @@ class Song(JointGeneration):
         # The first frame of all is before the song's beginning.
         if self.tokens:
             self._frames.append(torch.cat([states[0], *kept]))
-        return (first[0] + more) * (MORE + 1) ** -0.5
+        following: Tensor = (first[0] + more) * (MORE + 1) ** -0.5
+        return following
 
     def _further(self, states: Tensor, first: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Draw a frame's further codes. Return the sum (W,) of their embeddings, and the state (W,) before each."""

@@ -66,12 +66,12 @@ class MiniMaxMusic3Vae(AudioVaeFamily):
     def build(self) -> nn.Module:
         network = nn.Module()
         network.dec_in_proj = nn.Conv1d(self.latent_channels // 2, self.inside, 1)
-        network.decoder = DacDecoder(
-            DacConfig(hidden_size=self.inside, decoder_hidden_size=self.width, upsampling_ratios=list(STRIDES))
-        )
-        for layer in network.decoder.modules():
+        config = DacConfig(hidden_size=self.inside, decoder_hidden_size=self.width, upsampling_ratios=list(STRIDES))
+        decoder = DacDecoder(config)
+        for layer in decoder.modules():
             if isinstance(layer, nn.Conv1d | nn.ConvTranspose1d):
                 weight_norm(layer)
+        network.decoder = decoder
         return network
 
     def decode(self, network: Any, latents: Tensor) -> Tensor:

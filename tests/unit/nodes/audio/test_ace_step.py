@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import yaml
 
@@ -13,6 +15,7 @@ from serve_app.nodes.audio.ace_step import (
     text_encode_ace_step_audio_15,
 )
 from serve_app.nodes.conditioning.encode import conditioning_zero_out
+from serve_app.recipe.recipe import Recipe
 
 
 def test_empty_latents_are_twenty_five_a_second() -> None:
@@ -78,19 +81,13 @@ async def test_codes_are_asked_for_five_a_second_where_they_are_wanted() -> None
         "top_k": 5,
         "min_p": 0.1,
     }
+    clip = Recipe("clip", "text_encoders", "a.safetensors")
     for wanted in (True, False):
-        runtime = Written()
-        [(_, options)] = await text_encode_ace_step_audio_15(
-            None,
-            "soul",
-            "la",
-            generate_audio_codes=wanted,
-            runtime=runtime,
-            **given,  # type: ignore[arg-type]
-        )
+        runtime: Any = Written()
+        told: Any = {**given, "generate_audio_codes": wanted}
+        [(_, options)] = await text_encode_ace_step_audio_15(clip, "soul", "la", runtime=runtime, **told)
         assert len(runtime.asked) == 1 + wanted
         assert options == ({"audio_codes": [[7, 63999]]} if wanted else {})
         if wanted:
             request = runtime.asked[1]
-            assert request.max_tokens == 15  # type: ignore[attr-defined]
-            assert request.guidance.scale == 2.0  # type: ignore[attr-defined]
+            assert (request.max_tokens, request.guidance.scale) == (15, 2.0)
