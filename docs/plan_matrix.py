@@ -6,6 +6,7 @@ python -m docs.plan_matrix
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch import nn
 
 from serve_app.config.pool import PoolConfig
 from serve_app.models.families import (
+    AceStep15,
     Anima,
     AuraFlow,
     Chroma,
@@ -32,6 +34,7 @@ from serve_app.models.families import (
     Ltx2,
     Lumina2,
     MageFlow,
+    MiniMaxMusic3,
     OmniGen2,
     PixArt,
     PixArtAlpha,
@@ -49,6 +52,7 @@ from serve_app.models.families import (
     WanScail,
     ZImage,
 )
+from serve_app.models.families.ace_step.backbone import Sizes
 from serve_app.models.families.dit.anima import LlmAdapter
 from serve_app.models.families.dit.krea2 import Attention
 from serve_app.models.families.family import BackboneFamily
@@ -181,6 +185,16 @@ LTX2 = Ltx2(
     causal=True,
     cross_time_scale=1.0,
 )
+ACE_ENCODER = Sizes(2048, 16, 8, 128, 6144, 8)
+ACE_STEP_15 = AceStep15(
+    main=replace(ACE_ENCODER, layers=24),
+    lyric=ACE_ENCODER,
+    timbre=replace(ACE_ENCODER, layers=4),
+    pooler=replace(ACE_ENCODER, layers=2),
+    unpooler=replace(ACE_ENCODER, layers=2),
+    text_width=1024,
+)
+SONG = Size(0, 0, samples=120 * 44100)
 SMALL, IMAGE = (Size(512, 512),), (Size(1024, 1024),)
 SHARP = Size(1280, 720, 21)
 VIDEO, VIDEOS = (Size(832, 480, 81),), (Size(832, 480, 81), Size(1280, 720, 81))
@@ -224,6 +238,10 @@ MODELS: Mapping[str, Planned] = {
     "SeedVR2 3B, 8 bits": Planned(SEEDVR2_3B, 0, 500, (SHARP,), in_eight_bits),
     "SeedVR2 7B, 8 bits": Planned(SEEDVR2_7B, 0, 500, (SHARP,), in_eight_bits),
     "LTX-2 19B, fp8, Gemma in fp8": Planned(LTX2, 12.2, 2550, VIDEOS, in_eight_bits, itemsize=1),
+    "ACE-Step 1.5, bf16": Planned(ACE_STEP_15, 2.3, 340, (SONG,)),
+    "MiniMax Music 3, fp16, its text in 8 bits": Planned(
+        MiniMaxMusic3(2048, 36, 8192, 4096, 2048, 256, 32), 8.3, 240, (SONG,), itemsize=1
+    ),
     # How long and wide its table of times is, no source says; it is small.
     "MiniMax H3 pruned, 8 bits, its text in 4": Planned(
         MiniMaxH3(5376, 50, 2, 56, 128, 14336, 5120, time_width=64, curve=1025),

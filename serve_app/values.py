@@ -114,6 +114,14 @@ class InterleavedText:
         return [part for part in self.parts if not isinstance(part, str)]
 
 
+@dataclass(frozen=True, slots=True)
+class SongText:
+    """What a song is like, and its lyrics, as a model of songs reads them."""
+
+    description: str
+    lyrics: str
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenizedText:
     """Tokens for CLIP's encoders, in chunks of their length: by encoder ("l", "h", "g"), with weights.
@@ -124,7 +132,7 @@ class TokenizedText:
     chunks: Mapping[str, Sequence[Sequence[tuple[Any, float]]]]
 
 
-Text: TypeAlias = "str | Texts | IllustratedText | InterleavedText | TokenizedText"
+Text: TypeAlias = "str | Texts | IllustratedText | InterleavedText | SongText | TokenizedText"
 """Input of text encoders."""
 
 
@@ -147,12 +155,21 @@ class TokenSampling:
 
 
 @dataclass(frozen=True, slots=True)
+class TextGuidance:
+    """Classifier-free guidance of each token, away from what would continue another prompt."""
+
+    away_from: str
+    scale: float
+
+
+@dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """A prompt for a language model to continue.
 
     max_tokens: limit on the new tokens. sampling: None: greedy. thinking: the model may reason first; use_template: put
     the prompt into the chat template; system_prompt: what the model is told before it, "" for nothing. These apply only
     to models with such a mode. image: (B,H,W,3) in 0…1, which the model sees; some see the first alone.
+    guidance: None: none.
     """
 
     text: str
@@ -162,6 +179,7 @@ class GenerationRequest:
     use_template: bool = True
     image: torch.Tensor | None = None
     system_prompt: str = ""
+    guidance: TextGuidance | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +281,14 @@ class Tiling:
     overlap: int
     frames: int = 0
     shared_frames: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SoundTiling:
+    """How long sounds are cut for an audio VAE: length of a tile and of the overlap, in latents."""
+
+    length: int
+    overlap: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

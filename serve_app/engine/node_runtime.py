@@ -37,6 +37,8 @@ from serve_app.values import (
     GenerationRequest,
     IllustratedText,
     PreviewMethod,
+    SongText,
+    SoundTiling,
     Text,
     Texts,
     Tiling,
@@ -127,7 +129,22 @@ class NodeRuntime:
 
         Errors: NodeError for a text that is too long, or would become so.
         """
+        made = await self._generate(clip, request)
+        if not isinstance(made, str):
+            raise NodeError(f"'{clip.name}' writes songs and no text; load a language model such as Qwen3")
+        return made
+
+    async def write_song(self, clip: Recipe, request: GenerationRequest) -> Tensor:
+        """Return the states (1,frames,D) of a song; reports each frame. Errors: as `generate_text`."""
+        made = await self._generate(clip, request)
+        if not isinstance(made, Tensor):
+            raise NodeError(f"'{clip.name}' writes text and no songs; load MiniMax Music 3's language model")
+        return made
+
+    async def _generate(self, clip: Recipe, request: GenerationRequest) -> Any:
         self._check_text(request.system_prompt + request.text)
+        if request.guidance is not None:
+            self._check_text(request.guidance.away_from)
         if request.max_tokens > (most := self._shared.limits.generated_tokens):
             refused("limits.generated_tokens")
             raise NodeError(
@@ -192,8 +209,17 @@ class NodeRuntime:
         self._check_cells(images[:1, ::8, ::8].movedim(-1, 1))
         return await self._with_vae(vae, "encode", images, images[:1, ..., 0].numel())
 
-    async def decode_audio(self, vae: Recipe, latents: Tensor) -> Tensor:
+    async def decode_audio(self, vae: Recipe, latents: Tensor, tiling: SoundTiling | None = None) -> Tensor:
         """Return sounds (B,C,T) from latents (B,c,…)."""
+        if tiling is not None:
+            made = await self._shared.use_tiled(
+                vae,
+                self._weights.audio_vae,
+                lambda model: model.decode_tiled(latents, tiling),
+                self._progress,
+                self._loading,
+            )
+            return await asyncio.to_thread(unpinned, made)
         self._check_cells(latents)
         made = await self._shared.use(vae, self._weights.audio_vae, lambda model: model.decode(latents), self._loading)
         return await asyncio.to_thread(unpinned, made)
@@ -348,6 +374,8 @@ class NodeRuntime:
                 parts = [text]
             case Texts():
                 parts = [part for part in (text.l, text.g, text.t5xxl, text.llama) if part is not None]
+            case SongText():
+                parts = [text.description, text.lyrics]
             case TokenizedText():
                 tokens = max([tokens, *(sum(map(len, of_one)) for of_one in text.chunks.values())])
             case _:

@@ -285,8 +285,8 @@ class EngineRuntime:
         *,
         strict: bool,
         loading: Loading = uncounted,
-    ) -> str:
-        """Generate a text token by token, batched with others of the same model; forwards run in between."""
+    ) -> Any:
+        """Return what a model writes token by token, batched with others of the same model; forwards run in between."""
         loop = asyncio.get_running_loop()
         job = Job(request, lambda done: loop.call_soon_threadsafe(progress, done, request.max_tokens))
         hold = await self._hold(clip, loading)

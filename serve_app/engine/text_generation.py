@@ -41,11 +41,17 @@ class Job:
 
 
 def add_token(jobs: Sequence[Job], clip: Clip) -> list[Any]:
-    """Add a token to texts of one model. Return the text of each that is complete, PAUSED for the others."""
+    """Add a token to texts of one model. Return what each that is complete results in, PAUSED for the others."""
     generations = [job.generation(clip) for job in jobs]
     wanted = [one for job, one in zip(jobs, generations, strict=True) if not job.cancelled]
     if wanted:
         clip.generate(wanted)
     for job, one in zip(jobs, generations, strict=True):
         job.report(len(one.tokens))
-    return [one.text if one.over or job.cancelled else PAUSED for job, one in zip(jobs, generations, strict=True)]
+    return [_outcome(job, one) for job, one in zip(jobs, generations, strict=True)]
+
+
+def _outcome(job: Job, generation: Generation) -> Any:
+    if job.cancelled:
+        return None
+    return generation.result if generation.over else PAUSED

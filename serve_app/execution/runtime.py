@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.files.store import Area, Content, Pieces
-from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, Text, Tiling
+from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, SoundTiling, Text, Tiling
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,13 @@ class Runtime(Protocol):
         """Return what a language model generates after a text. Reports a progress value a token.
 
         Errors: NodeError for a text encoder that cannot generate.
+        """
+        ...
+
+    async def write_song(self, clip: Recipe, request: GenerationRequest) -> torch.Tensor:
+        """Return the states (1,frames,D) of a song that a language model writes; reports a progress value a frame.
+
+        Errors: NodeError for a text encoder that writes none.
         """
         ...
 
@@ -87,8 +94,10 @@ class Runtime(Protocol):
         """
         ...
 
-    async def decode_audio(self, vae: Recipe, latents: torch.Tensor) -> torch.Tensor:
+    async def decode_audio(self, vae: Recipe, latents: torch.Tensor, tiling: SoundTiling | None = None) -> torch.Tensor:
         """Return sounds (B,C,T) float32 of an audio VAE's `output_rate` from latents (B,c,…).
+
+        tiling: None works on the whole.
 
         Errors: NodeError for another kind of VAE, and for latents of another.
         """

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from serve_app.errors import NodeError
 from serve_app.models.families.family import AudioVaeFamily
+from serve_app.models.tiling import Tiles
 from serve_app.sampling.transfer import to_device, to_host
+from serve_app.values import SoundTiling
 
 
 class AudioVae:
@@ -30,6 +33,29 @@ class AudioVae:
                 f"{self.family.latent_axes} axes with {self.family.latent_channels} channels"
             )
         return to_host(self.family.decode(self.network, to_device(latents, self._device).to(self._dtype)).float())
+
+    def decode_tiled(self, latents: Tensor, tiling: SoundTiling) -> Tiles:
+        """Decode latents (B,c,…,T) tile by tile, faded linearly into each other, as ComfyUI does."""
+        count, factor = latents.shape[-1], 0
+        overlap = min(tiling.overlap, tiling.length - 1)
+        starts = range(0, count - overlap, tiling.length - overlap) if count > tiling.length else [0]
+        total, weights = torch.zeros(0), torch.zeros(0)
+        for number, start in enumerate(starts, 1):
+            part = latents[..., start : start + tiling.length]
+            made = self.decode(part)
+            if not factor:
+                factor = made.shape[-1] // part.shape[-1]
+                total, weights = made.new_zeros(*made.shape[:2], count * factor), made.new_zeros(count * factor)
+            fade = torch.ones(made.shape[-1])
+            if 0 < (faded := overlap * factor) < len(fade):
+                ramp = torch.arange(1, faded + 1) / faded
+                fade[:faded] *= ramp
+                fade[-faded:] *= ramp.flip(0)
+            at = slice(start * factor, start * factor + len(fade))
+            total[..., at] += made[..., : total[..., at].shape[-1]] * fade[: len(weights[at])]
+            weights[at] += fade[: len(weights[at])]
+            yield number, len(starts)
+        return total / weights
 
     def encode(self, waveform: Tensor) -> Tensor:
         """Return the mean latents of sounds (B,C,T) of the family's `rate`, float32 on the host.

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from serve_app.errors import NodeError
-from serve_app.models.families.text.decoder import DecoderEncoder
 from serve_app.models.families.text.generation import Generation
 from serve_app.models.families.text_family import Encoder, TokenEncoder
 from serve_app.recipe.text import T5Padding
 from serve_app.sampling.guidance.conditioning import with_tensors
 from serve_app.sampling.transfer import to_host
 from serve_app.values import Conditioning, GenerationRequest, Text
+
+
+@runtime_checkable
+class LanguageModel(Encoder, Protocol):
+    """A text encoder that generates text."""
+
+    def generation(self, request: GenerationRequest) -> Generation:
+        """Return a new text generation. Errors: NodeError for a request that it cannot meet."""
+        ...
+
+    def generate(self, generations: Sequence[Generation]) -> None:
+        """Generate at most one token for each of several texts."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +53,10 @@ class Clip:
         return self._language_model().generation(request)
 
     def generate(self, generations: Sequence[Generation]) -> None:
-        """Generate at most one token for each of several texts, as `DecoderEncoder.generate`."""
+        """Generate at most one token for each of several texts."""
         self._language_model().generate(generations)
 
-    def _language_model(self) -> DecoderEncoder:
-        if not isinstance(self.encoder, DecoderEncoder):
+    def _language_model(self) -> LanguageModel:
+        if not isinstance(self.encoder, LanguageModel):
             raise NodeError("the text encoder is no language model and generates no text; load one such as Qwen3")
         return self.encoder

@@ -27,7 +27,7 @@ from serve_app.recipe.text import LoadedAs
 from serve_app.sampling.forward import Canvas
 from serve_app.sampling.latents.layout import LatentLayout
 from serve_app.store.models.catalog import Catalog
-from serve_app.values import Conditioning, Latent, Text
+from serve_app.values import Conditioning, Latent, SoundTiling, Text
 from tests.parity import minimax_h3_cases as cases
 from tests.parity.dit_cases import noise
 from tests.unit.models.sample import cpu_weights
@@ -62,7 +62,7 @@ class Direct:
     async def encode_audio(self, vae: Recipe, waveform: Tensor) -> Tensor:
         return self._weights.audio_vae(vae).encode(waveform)
 
-    async def decode_audio(self, vae: Recipe, latents: Tensor) -> Tensor:
+    async def decode_audio(self, vae: Recipe, latents: Tensor, tiling: SoundTiling | None = None) -> Tensor:
         return self._weights.audio_vae(vae).decode(latents)
 
 

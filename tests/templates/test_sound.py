@@ -15,29 +15,43 @@ from tests.templates.test_templates import prompt_of, ran
 SECONDS = 3.0
 SET = {"Float (Duration)": SECONDS, "Boolean (Enable_Reprompt)": False}
 """Values by the titles of the nodes that give them: templates' own sounds are longer."""
-TEMPLATES = ("audio_stable_audio_3_medium", "audio_stable_audio_3_medium_base")
-RATE = 44100
+LENGTHS = ("seconds", "duration", "max_duration")
+"""Inputs of nodes that say them, where no node does."""
+TYPES = {".mp3": "audio/mpeg", ".flac": "audio/flac"}
+TEMPLATES = {
+    "audio_stable_audio_3_medium": 44100,
+    "audio_ace_step_1_5_checkpoint": 48000,
+    "audio_minimax_music_3": 44100,
+}
+"""Templates and the rates of their sounds."""
+AGAIN = {
+    "audio_stable_audio_3_medium_base": 44100,
+    **dict.fromkeys(("audio_ace_step_1_5_split", "audio_ace_step_1_5_split_4b"), 48000),
+    **dict.fromkeys(("audio_ace_step1_5_xl_turbo", "audio_ace_step1_5_xl_base"), 48000),
+    "audio_ace_step1_5_xl_sft": 48000,
+}
+"""Those that are like one of the others."""
 
 
 def short_prompt(name: str) -> dict[str, Any]:
     """Return a template's workflow of a short sound."""
     prompt = prompt_of(name)
     for node in prompt.values():
+        node["inputs"] |= {name: SECONDS for name in LENGTHS if isinstance(node["inputs"].get(name), int | float)}
         if (title := node["_meta"]["title"]) in SET:
             node["inputs"]["value"] = SET[title]
     return prompt
 
 
-@pytest.mark.parametrize("name", [TEMPLATES[0], pytest.param(TEMPLATES[1], marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", [*TEMPLATES, *(pytest.param(name, marks=pytest.mark.long) for name in AGAIN)])
 async def test_a_template_makes_its_sound(name: str, tmp_path: Path) -> None:
     async with ran(short_prompt(name), tmp_path) as (client, outputs):
         [saved] = [sound for output in outputs.values() for sound in output.get("audio", ())]
-        assert saved["filename"].endswith(".mp3")
         await listed(client, saved["filename"])
         file = await client.get("/api/view", params=saved)
-    assert file.headers["content-type"] == "audio/mpeg"
+    assert file.headers["content-type"] == TYPES[Path(saved["filename"]).suffix]
     waveform, rate = load_sound(file.content, "the file", bounds(), allow)
-    assert rate == RATE
+    assert rate == {**TEMPLATES, **AGAIN}[name]
     assert waveform.shape[:2] == (1, 2)
     # Whole latents, and an encoder fills the last packet up.
     assert abs(waveform.shape[2] / rate - SECONDS) < 0.2

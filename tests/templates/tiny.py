@@ -37,6 +37,7 @@ from serve_app.models.families import (
     StyleAdapter,
     Unclip,
 )
+from serve_app.models.families.ace_step.text import AceStepWriter
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
@@ -59,6 +60,7 @@ from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.families.hunyuan_video.text import ByT5Text
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
+from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.llama import LlamaText
 from serve_app.models.families.text.ltx2_text import PREFIX, Gemma3Text
@@ -79,12 +81,14 @@ from serve_app.models.tokenizers.byte_pairs import byte_letters
 from serve_app.nodes.video.value import VideoComponents, VideoFromComponents
 from serve_app.store.models.catalog import FOLDERS
 from tests.parity import (
+    ace_step_cases,
     dit_cases,
     families,
     gemma4_cases,
     ltx_cases,
     ltx_workflows,
     minimax_h3_cases,
+    minimax_music_cases,
     stable_audio3_cases,
     vision_cases,
 )
@@ -154,6 +158,8 @@ WAN_VAE = WanVae(width=4, latent_channels=16, image_channels=3)
 WAN_22_VAE = Wan22Vae(width=4, decoder_width=4)
 QWEN_21_VAE = QwenImage21Vae(width=8, decoder_width=8)
 ANIMA = Anima(width=64, heads=1, layers=1, lora_width=16, adapter=LlmAdapter(32, 1, 1, 1024, 32128))
+ACE_READER = AnimaText(layers=1, width=1024, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=151669)
+ACE_WRITER = AceStepWriter(layers=1, width=TEXT_WIDTH, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=217204)
 QWEN3_06B = AnimaText(layers=1, width=1024, hidden_width=48, heads=1, kv_heads=1, head=128, tokens=151936)
 """Its width says what it is."""
 HIDREAM = HiDream(128, doubles=1, singles=1, text_width=TEXT_WIDTH, states_width=TEXT_WIDTH, pooled_width=128)
@@ -305,6 +311,14 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"checkpoints/stable_audio_3.*": lambda: stable_audio3(),
+    r"diffusion_models/minimax_music3.*": lambda: minimax_music3("net"),
+    r"text_encoders/minimax_music3.*": lambda: minimax_music3("text"),
+    r"vae/minimax_music3.*": lambda: minimax_music3("vae"),
+    r"checkpoints/ace_step_1\.5.*": lambda: ace_step("aio"),
+    r"diffusion_models/acestep_v1\.5.*": lambda: ace_step("net"),
+    r"vae/ace_1\.5_vae.*": lambda: ace_step("ace"),
+    r"text_encoders/qwen_0\.6b_ace15.*": lambda: many_tokens(ACE_READER),
+    r"text_encoders/qwen_(1\.7|4)b_ace15.*": lambda: many_tokens(ACE_WRITER),
     r"text_encoders/t5gemma.*": lambda: {**single_file(T5GEMMA), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/qwen3.5_2b.*": lambda: {"unread": torch.zeros(1)},
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
@@ -373,6 +387,39 @@ def stable_audio3() -> Tensors:
         for part, prefix in prefixes.items()
         for name, tensor in stable_audio3_cases.weights(keys[part]).items()
     }
+
+
+def many_tokens(family: DecoderText) -> Tensors:
+    """Return an encoder in half precision, whose tokens have a thousand vectors in turn: to draw all takes long."""
+    tensors = text_tensors(replace(family, tokens=1000))
+    table = tensors["model.embed_tokens.weight"]
+    every = table[torch.arange(family.tokens) % len(table)]
+    return {name: tensor.bfloat16() for name, tensor in {**tensors, "model.embed_tokens.weight": every}.items()}
+
+
+def ace_step(part: str) -> Tensors:
+    """Return a part of ACE-Step 1.5 of the parity tests, for texts of 1,024 numbers; or all parts."""
+    if part == "aio":
+        parts = {"model.diffusion_model.": ace_step("net"), "vae.": ace_step("ace")}
+        texts = {"qwen3_06b": ACE_READER, "qwen3_2b": ACE_WRITER}
+        parts |= {f"text_encoders.{name}.transformer.": many_tokens(one) for name, one in texts.items()}
+        return {prefix + name: tensor for prefix, of_one in parts.items() for name, tensor in of_one.items()}
+    shapes = json.loads((GOLDEN / "ace_step_keys.json").read_text())[part]
+    for name in ("encoder.text_projector.weight", "encoder.lyric_encoder.embed_tokens.weight"):
+        if name in shapes:
+            shapes[name][1] = ACE_READER.width
+    return ace_step_cases.weights(shapes)
+
+
+def minimax_music3(part: str) -> Tensors:
+    """Return a part of MiniMax Music 3 of the parity tests, the network for states as narrow as the others'."""
+    shapes = json.loads((GOLDEN / "minimax_music_keys.json").read_text())[part]
+    if part == "vae":
+        return minimax_music_cases.vae_file(shapes)
+    if part == "net":
+        shapes["latent_conditioners.0.weight"][1] = minimax_music_cases.SIZES["hidden_size"]
+    beside = {"tokenizer_json": minimax_music_cases.tokenizer_tensor()} if part == "text" else {}
+    return {**minimax_music_cases.weights(shapes), **beside}
 
 
 def seedvr2(name: str) -> Tensors:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from serve_app.models.families.ace_step.backbone import AceStep15
+from serve_app.models.families.ace_step.text import AceStepText, AceStepWriter
 from serve_app.models.families.audio.stable_audio3 import StableAudio3
 from serve_app.models.families.autoencoders.flux2 import Flux2Vae
 from serve_app.models.families.autoencoders.kl import AutoencoderKL
@@ -14,6 +16,7 @@ from serve_app.models.families.autoencoders.ltx2_upscaler import Ltx2Upscaler
 from serve_app.models.families.autoencoders.ltx25 import Ltx25Vae
 from serve_app.models.families.autoencoders.minimax_h3 import MiniMaxH3Vae
 from serve_app.models.families.autoencoders.minimax_h3_audio import MiniMaxH3AudioVae
+from serve_app.models.families.autoencoders.oobleck import AceStep15Vae, StableAudioOpenVae
 from serve_app.models.families.autoencoders.pixel_space import PixelSpace
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.same import SameVae
@@ -54,6 +57,9 @@ from serve_app.models.families.longcat_image.text import LongCatText
 from serve_app.models.families.mage_flow.backbone import MageFlow
 from serve_app.models.families.mage_flow.text import MageFlowText
 from serve_app.models.families.mage_flow.vae import MageFlowVae
+from serve_app.models.families.minimax_music.backbone import MiniMaxMusic3
+from serve_app.models.families.minimax_music.text import MiniMaxMusic3Text
+from serve_app.models.families.minimax_music.vae import MiniMaxMusic3Vae
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -100,6 +106,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     MageFlow,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
+    *(AceStep15, MiniMaxMusic3),
 )
 VAES: Sequence[type[VaeFamily]] = (
     SeedVr2Vae,
@@ -107,7 +114,9 @@ VAES: Sequence[type[VaeFamily]] = (
     PixelSpace,
     *(HunyuanVideo15Vae, MageFlowVae),
 )
-AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
+AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (
+    *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae),
+)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
@@ -131,6 +140,8 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
         MistralText,
         LlamaText,
         T5GemmaText,
+        AceStepWriter,
+        MiniMaxMusic3Text,
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (
@@ -144,6 +155,7 @@ UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
 """Loader types for which an encoder is read as by a family that is not supported."""
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
     *(SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text, HunyuanVideoText, HunyuanVideo15Text),
+    AceStepText,
 )
 """Encoders that go together, and are read side by side."""
 
@@ -159,6 +171,10 @@ __all__ = [
     "UNETS",
     "UNSUPPORTED_TYPES",
     "VAES",
+    "AceStep15",
+    "AceStep15Vae",
+    "AceStepText",
+    "AceStepWriter",
     "Anima",
     "AuraFlow",
     "AutoencoderKL",
@@ -194,6 +210,9 @@ __all__ = [
     "MiniMaxH3",
     "MiniMaxH3AudioVae",
     "MiniMaxH3Vae",
+    "MiniMaxMusic3",
+    "MiniMaxMusic3Text",
+    "MiniMaxMusic3Vae",
     "OmniGen2",
     "PixArt",
     "PixArtAlpha",
@@ -212,6 +231,7 @@ __all__ = [
     "SeedVr2",
     "SeedVr2Vae",
     "StableAudio3",
+    "StableAudioOpenVae",
     "StyleAdapter",
     "Taesd",
     "Unclip",

@@ -17,7 +17,7 @@ from serve_app.models.families.family import Family, Located
 from serve_app.models.files.layout import Table
 from serve_app.models.files.tensors import Tensors
 from serve_app.recipe.text import T5Padding
-from serve_app.values import Conditioning, IllustratedText, InterleavedText, Text, TokenizedText
+from serve_app.values import Conditioning, IllustratedText, InterleavedText, SongText, Text, TokenizedText
 
 Vectors: TypeAlias = Callable[[str, int, str], "Tensor | None"]
 """From an embedding's name, an encoder's width D and its key to vectors (N,D), or None if none fits."""
@@ -71,6 +71,8 @@ def own_text(text: Text, key: str) -> str:
             return text.text
         case InterleavedText():
             raise NodeError(f"the text encoder '{key}' reads no texts with images among them; MiniMax H3's does")
+        case SongText():
+            raise NodeError(f"the text encoder '{key}' reads no songs; load ACE-Step's with the type 'ace'")
         case TokenizedText():
             raise NodeError(f"the text encoder '{key}' reads texts, not tokens that a node pack gives it")
     own: str | None = getattr(text, key, None)

@@ -18,7 +18,7 @@ from serve_app.nodes.loaders.models import CheckpointFile
 from serve_app.nodes.sockets import AUDIO, CONDITIONING, JOINT_LATENT, LATENT, RUNTIME, VAE
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.guidance.conditioning import with_options
-from serve_app.values import Audio, Latent
+from serve_app.values import Audio, Latent, SoundTiling
 
 LOUDEST_DEVIATION = 5.0
 """VAEDecodeAudio divides a sound by this many of its deviations, where they are more than 1."""
@@ -36,10 +36,12 @@ async def audio_vae(runtime: Runtime, vae: Recipe) -> Any:
     return family
 
 
-async def decoded(runtime: Runtime, vae: Recipe, latent: Latent) -> tuple[Tensor, int]:
+async def decoded(
+    runtime: Runtime, vae: Recipe, latent: Latent, tiling: SoundTiling | None = None
+) -> tuple[Tensor, int]:
     """Return the sound (B,C,T) of a latent and its rate. Errors: NodeError as `audio_vae`."""
     family = await audio_vae(runtime, vae)
-    return await runtime.decode_audio(vae, parts_of(latent["samples"])[-1]), family.output_rate
+    return await runtime.decode_audio(vae, parts_of(latent["samples"])[-1], tiling), family.output_rate
 
 
 async def encoded(runtime: Runtime, vae: Recipe, audio: Audio | None) -> Latent:
@@ -54,7 +56,22 @@ async def encoded(runtime: Runtime, vae: Recipe, audio: Audio | None) -> Latent:
 @node("VAEDecodeAudio", "VAE Decode Audio", category="model/latent")
 async def vae_decode_audio(samples: JOINT_LATENT, vae: VAE, runtime: RUNTIME) -> AUDIO:
     """Latents to sound. Return a sound as loud as most of it allows, at the VAE's rate or that of the latents."""
-    waveform, rate = await decoded(runtime, vae, samples)
+    return _bounded(*await decoded(runtime, vae, samples), samples)
+
+
+@node("VAEDecodeAudioTiled", "VAE Decode Audio (Tiled)", category="model/latent", search_aliases=("latent to audio",))
+async def vae_decode_audio_tiled(
+    samples: JOINT_LATENT,
+    vae: VAE,
+    tile_size: Annotated[int, Int(512, min=32, max=8192, step=8)],
+    overlap: Annotated[int, Int(64, min=0, max=1024, step=8)],
+    runtime: RUNTIME,
+) -> AUDIO:
+    """Latents to sound, tile by tile. Return a sound as VAEDecodeAudio does."""
+    return _bounded(*await decoded(runtime, vae, samples, SoundTiling(tile_size, overlap)), samples)
+
+
+def _bounded(waveform: Tensor, rate: int, samples: Latent) -> Audio:
     loudness = (waveform.std(dim=(1, 2), keepdim=True) * LOUDEST_DEVIATION).clamp(min=1.0)
     return {"waveform": waveform / loudness, "sample_rate": samples.get("sample_rate", rate)}
 

@@ -83,12 +83,13 @@ def conditioning_concat(conditioning_to: CONDITIONING, conditioning_from: CONDIT
 
 @node("ConditioningZeroOut", "Conditioning Zero Out", category="model/conditioning/transform", function="zero_out")
 def conditioning_zero_out(conditioning: CONDITIONING) -> CONDITIONING:
-    """Entries that say nothing: all zeros. Return the entries with zeros for their texts and pooled outputs."""
+    """Entries that say nothing: all zeros. Return the entries with zeros for texts, pooled outputs and lyrics."""
     made = []
     for cond, options in conditioning:
         zeroed = dict(options)
-        if options.get("pooled_output") is not None:
-            zeroed["pooled_output"] = torch.zeros_like(options["pooled_output"])
+        for name in ("pooled_output", "conditioning_lyrics", "conditioning_scale"):
+            if options.get(name) is not None:
+                zeroed[name] = torch.zeros_like(options[name])
         made.append((torch.zeros_like(cond), zeroed))
     return made
 

@@ -190,6 +190,12 @@ WAN = LatentFormat(
 STABLE_AUDIO_3 = LatentFormat(channels=256, factor=4096, sound=True)
 """Stable Audio 3's sounds. Source: Stability AI 2026, arXiv:2605.17991."""
 
+ACE_STEP_15 = LatentFormat(channels=64, factor=1764, sound=True)
+"""ACE-Step 1.5's sounds, by samples at 44.1 kHz; its own are at 48 kHz. Source: Gong et al. 2026, arXiv:2602.00744."""
+
+MINIMAX_MUSIC_3 = LatentFormat(channels=128, factor=512, sound=True)
+"""MiniMax Music 3's sounds. Source: MiniMax 2026."""
+
 SEEDVR2 = LatentFormat(channels=16, frames=4)
 """SeedVR2's, which scales its latents itself. Source: Wang et al. 2025, arXiv:2506.05301."""
 

@@ -99,7 +99,9 @@ _BACKBONES = (
     ),
     _known("LTX-2", "audio_adaln_single.linear.weight"),
     _lacking("LTX-Video", "adaln_single.emb.timestep_embedder.linear_1.bias"),
-    _lacking("ACE-Step", "genre_embedder.weight", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
+    _lacking("ACE-Step", "genre_embedder.weight"),
+    _known("MiniMax Music 3", "latent_conditioners.0.weight"),
+    _known("ACE-Step 1.5", "encoder.lyric_encoder.layers.0.input_layernorm.weight"),
     _lacking("Cosmos", "blocks.block0.blocks.0.block.attn.to_q.0.weight"),
     _lacking("PixelDiT", "core.pixel_embedder.proj.weight"),
     _lacking("CogVideoX", "blocks.0.norm1.linear.weight"),
@@ -172,6 +174,8 @@ _TEXTS = (
     _lacking("GPT-OSS", f"{_FIRST}.sinks"),
     _known("Qwen3.5", "layers.0.linear_attn.A_log"),
     _known("Qwen2.5-VL", f"{_FIRST}.k_proj.bias"),
+    _known("MiniMax Music 3's language model", "audio_decoder.projection.weight"),
+    FileKind("ACE-Step 1.5's language model", ((("embed_tokens.weight", 217204),),)),
     _lacking("Qwen3 2B, of Ovis-Image", (_NORM, 2048)),
     _known("Qwen3", f"{_FIRST}.q_norm.weight"),
     FileKind("Ministral 3", (((_NORM, 3072),),)),
@@ -187,6 +191,8 @@ _SOUNDS = (
     _known("LTX-2's sounds", "vocoder.resblocks.0.convs1.0.weight", "vocoder.vocoder.resblocks.0.convs1.0.weight"),
     _known("MiniMax H3's sounds", "pre_block.attn.zero_k_bias"),
     _known("Stable Audio 3's sounds", "decoder.layers.3.transformers.0.pre_norm.alpha"),
+    _known("MiniMax Music 3's sounds", "dec_in_proj.weight"),
+    _known("ACE-Step 1.5's and Stable Audio Open's sounds", "decoder.layers.1.layers.0.beta"),
 )
 
 _NESTED = "decoder.upsamples.0.upsamples.0.residual.2.weight"
@@ -202,7 +208,6 @@ _VAES = (
     _known("Mage-Flow", "student.dconv_encoder.proj_out.weight"),
     _lacking("LTX-Video or HunyuanVideo", "decoder.conv_in.conv.weight"),
     _lacking("ACE-Step", "vocoder.backbone.channel_layers.0.0.bias"),
-    _lacking("Stable Audio", "decoder.layers.1.layers.0.beta"),
     _known("Stable Video Diffusion", "decoder.mid.block_1.mix_factor"),
     _known("Stable Diffusion, Flux.1 and Flux.2", "decoder.conv_in.weight"),
     _known("pixels", "pixel_space_vae"),

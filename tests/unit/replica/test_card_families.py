@@ -192,7 +192,7 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{name: partial(prompt, 1, name, STEPS) for name in CHECKPOINTS},
     **{name: partial(of_template, name) for name in TEMPLATES},
     **{name: partial(small_ltx, name) for name in ("video_ltx2_t2v_distilled", "video_ltx2_5_i2v")},
-    SOUNDS[0]: partial(short_sound, SOUNDS[0]),
+    **{name: partial(short_sound, name) for name in SOUNDS},
     "seedvr2": sharp,
     "style": styled,
     "unclip": unclip,
@@ -241,6 +241,8 @@ SHOWN: Mapping[str, str] = {
     "llm_qwen3_5_text_gen": "Qwen35Text",
     "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
     "video_ltx2_5_i2v": "Gemma4Text Ltx25Text Ltx25Vae",
+    "audio_ace_step_1_5_checkpoint": "AceStep15 AceStep15Vae AceStepText",
+    "audio_minimax_music_3": "MiniMaxMusic3 MiniMaxMusic3Text MiniMaxMusic3Vae",
     "audio_stable_audio_3_medium": "SameVae StableAudio3 T5GemmaText",
     "seedvr2": "SeedVr2 SeedVr2Vae",
     "style": "StyleAdapter",
@@ -249,7 +251,11 @@ SHOWN: Mapping[str, str] = {
     "taesdxl": "Taesd",
 }
 """The families that each workflow shows, by the names of their classes; what others show may be left out."""
-NOT_SHOWN: Mapping[str, str] = {"MinistralText": "its width, by which it is told, makes its vocabulary 800 MB"}
+NOT_SHOWN: Mapping[str, str] = {
+    "AceStepWriter": "it writes codes of sound, of a vocabulary of 217,204",
+    "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
+    "StableAudioOpenVae": "AceStep15Vae is the same at another rate",
+}
 """Families that no workflow here loads, and why."""
 
 
@@ -306,7 +312,7 @@ def says_something(path: Path) -> bool:
 def values_of(path: Path) -> Tensor:
     """Return the numbers of a file of a video, a sound or latents."""
     content = path.read_bytes()
-    if path.suffix == ".mp3":
+    if path.suffix in (".mp3", ".flac"):
         return torch.as_tensor(load_sound(content, "the file", bounds(), allow)[0])
     if path.suffix == ".latent":
         return tensors_of(content)["latent_tensor"]

@@ -319,8 +319,8 @@ class AnimaText(Qwen3Text):
     def reads(cls, width: int) -> bool:
         return not Qwen3Text.reads(width)
 
-    def as_type(self, loaded_as: str) -> AnimaText:
-        return replace(self, prompt_format=READING)
+    def prompt_format_for(self, loaded_as: str) -> PromptFormat:
+        return READING
 
     def encoder(self, network: Any, lexicon: TextResources) -> AnimaTextEncoder:
         of_t5 = t5.tokenizer(lexicon.vocabulary)

@@ -84,7 +84,9 @@ class DecoderText(TextFamily):
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         for number, whole in enumerate(files):
             found = marked(whole, cls.prefixes, [root + cls.first for root in _ROOTS])
-            if found is not None and cls.recognises(cls.inner(found[1])):
+            if found is None or "embed_tokens.weight" not in (inner := cls.inner(found[1])).shapes:
+                continue
+            if cls.recognises(inner):
                 prefix, tensors = found
                 yield Located(cls.probe(tensors), tensors, number, prefix)
 
@@ -288,8 +290,9 @@ class DecoderEncoder(SequenceEncoder):
 
     def generate(self, generations: Sequence[Generation]) -> None:
         """Add a token to each text, in one forward; while some prompts are unread, only the first of those is read."""
-        unread = next((one for one in generations if not one.cache), None)
-        rows = generations if unread is None else (unread,)
+        rows: Sequence[Generation] = [row for one in generations for row in one.rows]
+        if (unread := next((row for row in rows if not row.cache), None)) is not None:
+            rows = (unread,)
         lengths = [one.length for one in rows]
         unread_tokens = [one.unread for one in rows]
         x = self.scaled(embedded(self._table, unread_tokens, self.prompt_format.pad)).to(self._generates_in)

@@ -6,6 +6,7 @@ they grow after it, and a failed forward may be retried.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from inspect import signature
 from typing import Any, TypeAlias
@@ -125,7 +126,7 @@ class Generation:
         positions: Tensor | None = None,
     ) -> None:
         self.request = request
-        self.tokens: list[int] = []
+        self.tokens: list[Token] = []
         self.cache: list[KeysValues] = []
         self._prompt = prompt
         self._positions = torch.arange(len(prompt))[None] if positions is None else positions
@@ -160,9 +161,60 @@ class Generation:
     @property
     def text(self) -> str:
         """The text so far."""
-        return self._decode(self.tokens)
+        return self._decode([token for token in self.tokens if isinstance(token, int)])
+
+    @property
+    def result(self) -> Any:
+        """What is made of the tokens: the text."""
+        return self.text
+
+    @property
+    def rows(self) -> Sequence[Generation]:
+        """What a forward reads for its next token: itself, and others where several prompts are continued as one."""
+        return (self,)
 
     def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
         """Sample the next token. logits: (1,V); cache: including the unread tokens."""
-        self.tokens.append(next_token(logits, self.request.sampling, [*self._before, *self.tokens], self._generator))
+        before = [*self._before, *(token for token in self.tokens if isinstance(token, int))]
+        self.tokens.append(next_token(logits, self.request.sampling, before, self._generator))
         self.cache = cache
+
+
+class JointGeneration(Generation, ABC):
+    """Tokens that continue several prompts at once, each drawn from what the model says of all."""
+
+    def __init__(self, request: GenerationRequest, prompts: Sequence[Sequence[Token]], device: torch.device) -> None:
+        super().__init__(request, prompts[0], frozenset(), lambda tokens: "", device)
+        self._rows = [_Row(self, prompt, device) for prompt in prompts]
+
+    @property
+    def rows(self) -> Sequence[Generation]:
+        return self._rows
+
+    @abstractmethod
+    def drawn(self, outputs: Sequence[Tensor]) -> Token | None:
+        """Return the next token for the output of each prompt, (1,…); None at the end."""
+
+    def draw(self) -> None:
+        """Draw the next token, once the model has read all rows."""
+        outputs = [row.output for row in self._rows if row.output is not None]
+        if len(outputs) < len(self._rows):
+            return
+        if (token := self.drawn(outputs)) is not None:
+            self.tokens.append(token)
+        for row in self._rows:
+            row.output = None
+
+
+class _Row(Generation):
+    """A prompt that is continued by the tokens of a joint generation, and the model's last output for it."""
+
+    def __init__(self, of: JointGeneration, prompt: Sequence[Token], device: torch.device) -> None:
+        super().__init__(of.request, prompt, frozenset(), lambda tokens: "", device)
+        self.tokens = of.tokens
+        self.output: Tensor | None = None
+        self._of = of
+
+    def add(self, logits: Tensor, cache: list[KeysValues]) -> None:
+        self.cache, self.output = cache, logits
+        self._of.draw()

@@ -44,6 +44,8 @@ IDEOGRAM4 = replace(QWEN_IMAGE, key="qwen3vl_8b", template=_USER, embeds=True, t
 _KEYS = ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b", "qwen3vl_32b")
 WIDTH_06B, _WIDTH_OVIS = 1024, 2048
 """Widths of models used otherwise: Anima's, and one of an unsupported family."""
+WITH_CODES = 217204
+"""Tokens of one that writes codes of sound, ACE-Step 1.5's."""
 _WIDTH_8B = 4096
 """From this width on it is Flux.2 klein 9B's encoder, whatever the type."""
 
@@ -78,7 +80,8 @@ class Qwen3Text(DecoderText):
         attention, norm = "layers.0.self_attn.q_norm.weight", "layers.0.post_feedforward_layernorm.weight"
         if attention not in inner.shapes or norm in inner.shapes:
             return False
-        return cls.reads(inner.shape("embed_tokens.weight")[1])
+        tokens, width = inner.shape("embed_tokens.weight")
+        return tokens != WITH_CODES and cls.reads(width)
 
     @classmethod
     def reads(cls, width: int) -> bool:

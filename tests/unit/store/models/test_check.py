@@ -65,7 +65,7 @@ def test_similar_text_encoders_are_distinguished_by_their_width(models: Path) ->
 
 def test_a_file_of_no_family_says_what_it_looks_like_and_what_is_wanted(models: Path) -> None:
     reason = str(written(models, "backbone", "some.weight"))
-    assert reason.startswith("holds no diffusion network that is known; supported are Anima, ")
+    assert reason.startswith("holds no diffusion network that is known; supported are ACE-Step 1.5, Anima, ")
     lora = str(written(models, "backbone", "diffusion_model.blocks.0.lora_A.weight"))
     assert "no diffusion network that is known (it looks like a LoRA)" in lora
     vae = str(written(models, "backbone", "decoder.conv_in.weight"))
