@@ -77,6 +77,11 @@ class RankGroup:
         """Return this rank among as many neighbouring ones that share tokens, a divisor of `size`; None for one."""
         return None if degree == 1 else self._sequences[degree]
 
+    @property
+    def everyone(self) -> SequenceGroup:
+        """This rank among all, of whom there are several."""
+        return self._sequences[self.size]
+
     def close(self) -> None:
         """Leave the group; the others lose this rank."""
         for connection in self._connections.values():
@@ -103,14 +108,14 @@ class RankGroup:
         self.sent.sent += tensor.nbytes
         flat = as_bytes(tensor)
         with lost_ranks():
-            dist.send(flat, rank, group=self._sequences[self.size].group)
+            dist.send(flat, rank, group=self.everyone.group)
 
     def receive(self, shape: Sequence[int], dtype: torch.dtype, rank: int) -> Tensor:
         """Return a tensor that a rank sends. Function modes do not see it: what was sent has to be received."""
         with lost_ranks(), torch._C.DisableTorchFunction():
             tensor = torch.empty(*shape, dtype=dtype, device=self.device)
             flat = as_bytes(tensor)
-            dist.recv(flat, rank, group=self._sequences[self.size].group)
+            dist.recv(flat, rank, group=self.everyone.group)
         return tensor
 
 

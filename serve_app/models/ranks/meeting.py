@@ -21,7 +21,8 @@ from secrets import token_bytes
 from time import monotonic
 from typing import Literal, TypeAlias
 
-import torch.distributed as dist
+# torch.distributed has them too, but not for type checkers.
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from serve_app.errors import RankLostError
 
@@ -58,13 +59,13 @@ class Address:
 Meeting: TypeAlias = Path | Address
 
 
-def store(meeting: Meeting, rank: int, size: int) -> dist.Store:
+def store(meeting: Meeting, rank: int, size: int) -> Store:
     """Return the store where the ranks of torch's process group find each other. Errors: as torch's."""
     if isinstance(meeting, Path):
-        found = dist.FileStore(str(meeting / "meeting"), size)  # type: ignore[attr-defined]
+        found = FileStore(str(meeting / "meeting"), size)
         found.set_timeout(timedelta(seconds=MEET_S))
         return found
-    return dist.TCPStore(
+    return TCPStore(
         meeting.host,
         meeting.store_port,
         size,
@@ -74,7 +75,7 @@ def store(meeting: Meeting, rank: int, size: int) -> dist.Store:
     )
 
 
-def wait_for_all(store: dist.Store, rank: int, size: int) -> None:
+def wait_for_all(store: Store, rank: int, size: int) -> None:
     """Wait until all ranks have come. Errors: RankLostError for those that have not in time."""
     keys = [f"rank {number}" for number in range(size)]
     store.set(keys[rank], socket.gethostname())

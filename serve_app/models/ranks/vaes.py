@@ -49,7 +49,7 @@ class VaeLeader:
         if rows is None:
             yield from pieces(family, network, work, given)
             return
-        number, strips = next(self._numbers), Strips(self._group.sequence(self._group.size), rows)
+        number, strips = next(self._numbers), Strips(self._group.everyone, rows)
         self.forget()
         self._group.order("forwards", VaeOrder(number, recipe, work, tuple(rows)))
         made = pieces(family, network, work, self._sent(strips, given))
@@ -134,7 +134,7 @@ class VaeFollower:
     def _begin(self, recipe: Recipe, work: PieceWork, rows: Sequence[int]) -> _Begun:
         held = ExitStack()
         vae = self._weights.vae(recipe, held.enter_context(self._weights.open(recipe)))
-        strips = Strips(self._group.sequence(self._group.size), rows)
+        strips = Strips(self._group.everyone, rows)
         return _Begun(strips, pieces(vae.family, vae.network, work, self._received()), held)
 
     def _received(self) -> Iterator[Tensor]:

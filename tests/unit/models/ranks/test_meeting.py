@@ -46,7 +46,9 @@ def test_whoever_does_not_know_the_key_gives_no_orders_and_gets_none(monkeypatch
         made = connected(at, 1)
         found = leading.result(LATE_S)
     assert found.keys() == {(kind, 1) for kind in KINDS}
-    for connection in (silent, stranger, *made.values(), *found.values()):
+    for link in (silent, stranger):
+        link.close()
+    for connection in (*made.values(), *found.values()):
         connection.close()
 
 

@@ -172,7 +172,7 @@ def cases(size: int) -> dict[str, list[SamplingRequest]]:
     sounding = NestedTensor([noise(name, (1, *shape)) for name, shape in (("h3", (24, 7, 6, 8)), ("h3s", (32, 2, 13)))])
     first = {"resolved_frame_index": 0, "latent": noise("first", (1, 24, 1, 6, 8))}
     shown, poses = noise("shown", (1, 16, 1, 6, 10)), noise("poses", (1, 16, 3, 3, 5))
-    glyphs = {"conditioning_byt5small": noise("glyphs", (1, 3, 1472)), "clip_vision_output": _seen(40)}
+    glyphs: dict[str, Any] = {"conditioning_byt5small": noise("glyphs", (1, 3, 1472)), "clip_vision_output": _seen(40)}
     # Two rows: a rank has each, or three share the tokens of both.
     rows = {f"rows of {net}": [job(net, 3.0, words=5)] for net in NETS}
     texts = {f"texts of two lengths of {net}": [job(net), job(net, words=4)] for net in TRANSFORMERS}
