@@ -33,6 +33,7 @@ from serve_app.sampling.transfer import unpinned
 from serve_app.values import (
     ClipVisionOutput,
     Conditioning,
+    Detection,
     Extraction,
     GenerationRequest,
     IllustratedText,
@@ -41,6 +42,7 @@ from serve_app.values import (
     Texts,
     Tiling,
     TokenizedText,
+    Tracking,
 )
 
 if TYPE_CHECKING:
@@ -245,6 +247,12 @@ class NodeRuntime:
         """Return the texts that a backbone's file holds, by role."""
         texts = await self._shared.use(backbone, self._weights.backbone, lambda model: model.own_texts(), self._loading)
         return await asyncio.to_thread(lambda: {role: unpinned(text) for role, text in texts.items()})
+
+    async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
+        """Return what a request asks to segment; other work runs between two images."""
+        return await self._shared.use_tiled(
+            backbone, self._weights.backbone, lambda model: model.segmented(request), self._progress, self._loading
+        )
 
     async def most_cells(self) -> int | None:
         """Return how many cells one run's latents may have."""
