@@ -72,6 +72,7 @@ FILES = (
     Files("qwen_image_2.1", "qwen_image", ("qwen3vl_8b",), "qwen_image_2.1_vae", "EmptyLatentImage"),
     Files("wan2.1_14B_SCAIL_2", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
     Files("wan2.1_t2v", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
+    Files("wan_animate_2", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
     Files("wan2.2_ti2v_5B", "wan", ("umt5_xxl",), "wan2.2_vae", "Wan22ImageToVideoLatent"),
     Files("z_image", "lumina2", ("qwen_3_4b",)),
 )
@@ -210,6 +211,7 @@ SHOWN: Mapping[str, str] = {
     "qwen_image_2.1": "QwenImage21 QwenImage21Text QwenImage21Vae",
     "wan2.1_14B_SCAIL_2": "WanScail",
     "wan2.1_t2v": "UMT5Text Wan WanVae",
+    "wan_animate_2": "WanAnimate2",
     "wan2.2_ti2v_5B": "Wan22 Wan22Vae",
     "z_image": "Qwen3Text ZImage",
     "tiny": "Sd",
@@ -235,6 +237,7 @@ NOT_SHOWN: Mapping[str, str] = {
     **dict.fromkeys(
         ("Gemma4Text", "Lotus", "Ltx25Text", "Ltx25Vae"), "their workflows do not pass on the card double yet"
     ),
+    **dict.fromkeys(("Sam31", "Sam3Text"), "it segments images and samples none, so that no workflow draws with it"),
     "Qwen35Text": "it writes prompts and steers no network",
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
     "PileT5Text": "a file of one layer is read as T5Text",
