@@ -26,6 +26,8 @@ NET: dict[str, Any] = {
 LAYERS = 1
 """Of each of its other transformers."""
 TOKENS = 5
+TEXTS = ("a red cat, (two dogs): 2", "(a red cat) " * 12)
+"""Two things, and one of more tokens than are read at once."""
 FRAMES = 3
 THRESHOLD = 0.02
 POINTS = ((0.3, 0.4), (0.6, 0.7), (0.8, 0.2))

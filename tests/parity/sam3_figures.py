@@ -32,6 +32,8 @@ import comfy.ldm.sam3.sam as seeing  # noqa: E402
 import comfy.ldm.sam3.tracker as tracker  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
+import comfy.text_encoders.sam3_clip as texts  # noqa: E402
+import comfy.utils  # noqa: E402
 import comfy_extras.nodes_sam3 as nodes  # noqa: E402
 import comfy_extras.nodes_scail as scail  # noqa: E402
 
@@ -124,7 +126,27 @@ def followed(name: str, net: Any, model: Any) -> dict[str, Any]:
     return {**figures, f"{name}: mask": thinned(mask_of.numpy())}
 
 
+def read(net: Any, model: Any) -> dict[str, Any]:
+    """Return what the text encoder makes of several things, and of one."""
+    sizes = {"hidden_size": cases.WIDTH, "intermediate_size": 2 * cases.WIDTH, "num_attention_heads": 1}
+    texts.SAM3_CLIP_CONFIG.update(**sizes, num_hidden_layers=2)
+    encoder = texts.SAM3ClipModelWrapper(dtype=torch.float32)
+    prefix = "detector.backbone.language_backbone."
+    state = {name.removeprefix(prefix): tensor for name, tensor in cases.text_encoder().items()}
+    state = comfy.utils.clip_text_transformers_convert(state, "encoder.", "sam3_clip.transformer.")
+    # Which is not square, and of which nothing is read.
+    encoder.load_state_dict({name: t for name, t in state.items() if "text_projection" not in name}, strict=False)
+    tokenizer = texts.SAM3TokenizerWrapper()
+    cond, pooled, several = encoder.encode_token_weights(tokenizer.tokenize_with_weights(cases.TEXTS[0]))
+    figures = {"text encoded": thinned(cond.numpy()), "text pooled": pooled.numpy()}
+    second = several["sam3_multi_cond"][1]
+    figures |= {"second encoded": thinned(second["cond"].numpy()), "second mask": second["attention_mask"].numpy()}
+    one, _, said = encoder.encode_token_weights(tokenizer.tokenize_with_weights(cases.TEXTS[1]))
+    return figures | {"one encoded": thinned(one.numpy()), "one mask": said["attention_mask"].numpy()}
+
+
 PARTS = {
+    "read": read,
     "prompted": prompted,
     "detected": detected,
     "followed": partial(followed, "followed"),

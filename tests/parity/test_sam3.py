@@ -7,7 +7,8 @@ import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,15 +17,19 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 from serve_app.errors import NodeError
+from serve_app.models.families import Wan
 from serve_app.models.families.sam3.backbone import Sam31
 from serve_app.models.families.sam3.detector import Prompt
 from serve_app.models.families.sam3.prompts import CORNERS, INSIDE, NONE, OUTSIDE
+from serve_app.models.families.sam3.text import Sam3Text, things
 from serve_app.models.families.sam3.tracker import Masks, Tracker
+from serve_app.models.families.text_family import TextResources
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.kernels.packing import move_to
 from serve_app.nodes.video.sam3 import sam3_detect, sam3_track_to_mask, sam3_video_track
 from serve_app.nodes.video.wan_scail import scail2_colored_mask
 from serve_app.recipe.recipe import Recipe
+from serve_app.store.models.kinds import refusal
 from serve_app.values import Conditioning, Detection, Tracking
 from tests.parity import sam3_cases as cases
 from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, Figures, thinned
@@ -43,6 +48,7 @@ class Runtime:
     network: Any
 
     async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
+        self.family.check_segmenting(request)
         return finished(self.family.segmented(self.network, request))
 
 
@@ -164,12 +170,51 @@ def test_things_are_followed_as_in_comfyui(
         assert (ours - FIGURES[f"{name}: {sort}"]).abs().max() < 1e-3
 
 
-async def test_what_is_followed_must_be_said(runtime: Any) -> None:
-    with pytest.raises(NodeError, match="neither initial_mask nor conditioning"):
-        await sam3_video_track(cases.images(2), MODEL, 0.5, 4, 1, runtime)
+async def test_texts_of_another_encoder_are_refused(runtime: Any) -> None:
+    wide = [(torch.zeros(1, 4, 768), {})]
+    with pytest.raises(NodeError, match="768 wide"):
+        await sam3_detect(MODEL, cases.images(1), 0.5, 2, False, runtime, conditioning=wide)
 
 
-@pytest.mark.parametrize("given", ["10, 20", '[{"x": 1}]', "7"])
-async def test_points_that_are_none_are_refused(given: str, runtime: Any) -> None:
-    with pytest.raises(NodeError, match="positive_coords is"):
-        await sam3_detect(MODEL, cases.images(1), 0.5, 2, False, runtime, positive_coords=given)
+def test_another_backbone_segments_nothing() -> None:
+    request = Tracking(cases.images(1), None, cases.initial(), 0.5, 4, 1)
+    with pytest.raises(NodeError, match="a backbone of Wan segments nothing"):
+        Wan(128, 1, 48, 32).check_segmenting(request)
+
+
+@pytest.mark.parametrize(
+    ("text", "listed"),
+    [
+        ("a (red) cat", [("a (red) cat", 1)]),
+        ("cat: 3", [("cat", 3)]),
+        ("a (red) cat, dog : 2.4,, bird:0", [("a red cat", 1), ("dog", 2), ("bird", 1)]),
+        ("", [("", 1)]),
+    ],
+)
+def test_a_text_lists_things(text: str, listed: list[tuple[str, int]]) -> None:
+    assert things(text) == listed
+
+
+@torch.inference_mode()
+def test_texts_agree(tmp_path: Path) -> None:
+    path = tmp_path / MODEL.name
+    save_file(cases.text_encoder(), path)
+    family, network = Checkpoint(path).load("clip")
+    assert isinstance(family, Sam3Text)
+    move_to(network, CPU, torch.float32)
+    encoder = family.encoder(network, cast(TextResources, SimpleNamespace(vectors=lambda *_: None)))
+    [(cond, said)], [(one, of_one)] = encoder.encode(cases.TEXTS)
+    first, second = said["sam3_multi_cond"]
+    assert [text["max_detections"] for text in (first, second)] == [1, 2]
+    assert torch.equal(first["cond"], cond)
+    for made, name in ((cond, "text encoded"), (second["cond"], "second encoded"), (one, "one encoded")):
+        FIGURES.assert_agrees(torch.from_numpy(thinned(made.numpy())), name, MODULE_TOLERANCE)
+    FIGURES.assert_agrees(said["pooled_output"], "text pooled", MODULE_TOLERANCE)
+    assert torch.equal(second["attention_mask"], FIGURES["second mask"])
+    assert torch.equal(of_one["attention_mask"], FIGURES["one mask"])
+
+
+def test_sam3_before_multiplex_is_refused() -> None:
+    found = refusal("backbone", {"detector.backbone.vision_backbone.trunk.blocks.0.attn.qkv.weight": (3, 1)})
+    assert found is not None
+    assert "SAM 3, which is not supported" in found

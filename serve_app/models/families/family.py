@@ -178,9 +178,16 @@ class BackboneFamily(Family):
         """Return the texts (1,T,D) that its files hold, by role. Errors: NodeError for a family without any."""
         raise NodeError(f"a backbone of {self.title} has no texts of its own; one of SeedVR2 has them")
 
-    def segmented(self, network: Any, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
-        """Yield (images done, images in all), and return what is segmented, as `Runtime.segment`. Errors: NodeError."""
+    def check_segmenting(self, request: Detection | Tracking) -> None:
+        """Errors: NodeError for a family that segments nothing, and for what it cannot segment by."""
         raise NodeError(f"a backbone of {self.title} segments nothing; SAM 3.1 does")
+
+    def segmented(self, network: Any, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
+        """Yield (images done, images in all), and return what is segmented, as `Runtime.segment`.
+
+        request: one that `check_segmenting` allows.
+        """
+        raise NotImplementedError
 
     def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
         """Return a conditioning of a text, cond (1,T,D) and options, without numbers, to count a forward's cost."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.nested_tensor import Samples
 from serve_app.recipe.context import ContextWindows
 from serve_app.sampling.forward import Inputs, Piece
 from serve_app.sampling.samplers.evaluation import Evaluation
@@ -112,6 +113,14 @@ def needed_windows(patch: ContextWindows, latents: Tensor) -> Callable[[Evaluati
     if total <= patch.length:
         return None
     return lambda evaluation: WindowedEvaluation(patch, evaluation.step, total)
+
+
+def longest_window(patch: ContextWindows | None, latents: Samples) -> Samples:
+    """Return as many frames of latents (B,C,T,h,w) as one evaluation reads at most; all without windows."""
+    if patch is None or latents.ndim != FRAMES + 3:
+        return latents
+    # A stride leaves out frames, and adds none.
+    return latents[:, :, : patch.length + patch.anchored]
 
 
 def weights_of(patch: ContextWindows, window: Window) -> list[float]:

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from serve_app.errors import NodeError
 from serve_app.models.families.family import BackboneFamily, Located, Rows
 from serve_app.models.families.sam3.detector import Detector, Sizes
-from serve_app.models.families.sam3.segmenting import detected, tracked
+from serve_app.models.families.sam3.segmenting import detected, text_tokens, tracked
 from serve_app.models.families.sam3.tracker import Tracker, TrackerSizes
 from serve_app.models.families.sam3.vision import Vision
+from serve_app.models.families.shared.dit import check_text
 from serve_app.models.files.layout import Place, Table, places
 from serve_app.models.files.tensors import Tensors
 from serve_app.recipe.training import Flow, Training
@@ -181,6 +182,10 @@ class Sam31(BackboneFamily):
         network.detector = Detector(self.detecting)
         network.tracker = Tracker(self.following)
         return network
+
+    def check_segmenting(self, request: Detection | Tracking) -> None:
+        for tokens in text_tokens(request.conditioning):
+            check_text(tokens, self.detecting.text, self.title)
 
     def segmented(self, network: Any, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
         return detected(network, request) if isinstance(request, Detection) else tracked(network, request)

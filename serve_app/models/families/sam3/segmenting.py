@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,17 +28,27 @@ resize = partial(interpolate, mode="bilinear", align_corners=False)
 
 def texts_of(conditioning: Conditioning | None, like: Tensor) -> list[tuple[Prompt, int]]:
     """Return what a conditioning's texts look for, and how many of each at most. like: of their device and dtype."""
-    if not conditioning:
-        return []
-    cond, options = conditioning[0]
-    alone = options.get(ALONE) or [{"cond": cond, "attention_mask": options.get("attention_mask")}]
     found = []
-    for text in alone:
+    for text in _alone(conditioning):
         tokens = to_device(text["cond"], like.device).to(like.dtype)
         counts = text["attention_mask"]
         counts = tokens.new_ones(tokens.shape[:2]) if counts is None else to_device(counts, like.device)
         found.append((Prompt(tokens, counts.bool()), text.get("max_detections", 1)))
     return found
+
+
+def text_tokens(conditioning: Conditioning | None) -> list[Tensor]:
+    """Return the tokens (1,T,D) of a conditioning's texts."""
+    return [text["cond"] for text in _alone(conditioning)]
+
+
+def _alone(conditioning: Conditioning | None) -> Sequence[Mapping[str, Any]]:
+    """Return a conditioning's texts one by one."""
+    if not conditioning:
+        return ()
+    cond, options = conditioning[0]
+    alone: Sequence[Mapping[str, Any]] | None = options.get(ALONE)
+    return alone or [{"cond": cond, "attention_mask": options.get("attention_mask")}]
 
 
 def detected(network: Any, request: Detection) -> Generator[tuple[int, int], None, list[Detected]]:

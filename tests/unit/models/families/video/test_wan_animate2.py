@@ -12,9 +12,11 @@ from serve_app.errors import NodeError
 from serve_app.models.families import WanAnimate2
 from serve_app.models.families.family import Rows
 from serve_app.models.families.video.wan_animate2 import Animate2Inputs
+from serve_app.models.forward_cost import forward_cost
+from serve_app.recipe.context import ContextWindows
 from serve_app.recipe.training import Flow
 from serve_app.sampling.forward import Canvas
-from serve_app.sampling.guidance.windows import Window
+from serve_app.sampling.guidance.windows import Window, longest_window
 
 FAMILY = WanAnimate2(128, 2, 48, 32, 36, 24)
 SIZE = (3, 4, 6)
@@ -88,3 +90,20 @@ def test_a_window_has_the_poses_of_its_frames() -> None:
 def test_a_window_that_goes_on_at_the_beginning_is_refused() -> None:
     with pytest.raises(NodeError, match="goes on at the video's beginning"):
         inputs(1, frames=9).in_window(Window((7, 8, 0), 9), ())
+
+
+def test_a_forward_costs_what_its_longest_window_does() -> None:
+    patch = ContextWindows(3, 1, "standard_static", 1, False, "pyramid", False)
+    told = {"pose_video_latent": drawn(1, 1, 16, 8, *SIZE[1:])}
+
+    def peak(frames: int, options: dict[str, Tensor], windows: ContextWindows | None = None) -> int:
+        latents = torch.zeros(1, 16, frames, *SIZE[1:])
+        text = torch.zeros(1, 3, 32)
+        return forward_cost(FAMILY, FAMILY.empty(), latents, text, options, windows).peak_bytes
+
+    short = {"pose_video_latent": drawn(1, 1, 16, 3, *SIZE[1:])}
+    assert peak(9, told, patch) == pytest.approx(peak(4, short), rel=0.3)
+    assert peak(9, told) > 1.5 * peak(9, told, patch)
+    long = torch.zeros(1, 16, 9, 2, 2)
+    assert longest_window(patch, long).shape[2] == 4
+    assert longest_window(None, long) is long
