@@ -117,7 +117,7 @@ def needed_windows(patch: ContextWindows, latents: Tensor) -> Callable[[Evaluati
 
 def longest_window(patch: ContextWindows | None, latents: Samples) -> Samples:
     """Return as many frames of latents (B,C,T,h,w) as one evaluation reads at most; all without windows."""
-    if patch is None or latents.ndim != FRAMES + 3:
+    if patch is None or not isinstance(latents, Tensor) or latents.ndim != FRAMES + 3:
         return latents
     # A stride leaves out frames, and adds none.
     return latents[:, :, : patch.length + patch.anchored]

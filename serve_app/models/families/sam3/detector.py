@@ -7,7 +7,7 @@ arXiv:2511.16719.
 from __future__ import annotations
 
 from math import log2
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -181,7 +181,7 @@ class Scoring(nn.Module):
 
     def __init__(self, width: int, inside: int) -> None:
         super().__init__()
-        self.prompt_mlp = Perceptron(width, inside, width)
+        self.prompt_mlp: Any = Perceptron(width, inside, width)
         self.prompt_mlp.out_norm = nn.LayerNorm(width)
         self.prompt_proj, self.hs_proj = nn.Linear(width, width), nn.Linear(width, width)
 

@@ -7,7 +7,7 @@ arXiv:2408.00714; Carion et al. 2025, arXiv:2511.16719; numbers are ComfyUI's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,12 @@ class MemoryEncoder(nn.Module):
             (nn.Conv2d(before, after, 3, stride=2, padding=1), MapNorm(after), nn.GELU())
             for before, after in zip(channels, steps, strict=False)
         )
-        self.mask_downsampler = nn.Module()
+        self.mask_downsampler: Any = nn.Module()
         self.mask_downsampler.encoder = nn.Sequential(
             *(layer for layers in halved for layer in layers), nn.Conv2d(steps[-1], width, 1)
         )
         self.pix_feat_proj = nn.Conv2d(width, width, 1)
-        self.fuser = nn.Module()
+        self.fuser: Any = nn.Module()
         self.fuser.layers = nn.Sequential(*(FuserBlock(width) for _ in range(fusers)))
 
     def forward(self, image: Tensor, masks: Tensor) -> Tensor:
@@ -95,10 +95,12 @@ class MemoryLayer(nn.Module):
 
     def __init__(self, width: int, inside: int) -> None:
         super().__init__()
-        for of in ("self_attn", "cross_attn"):
-            for name in ("q", "k", "v", "out"):
-                self.add_module(f"{of}_{name}_proj", nn.Linear(width, width))
-        self.image_cross_attn_q_proj, self.image_cross_attn_k_proj = (nn.Linear(width, width) for _ in range(2))
+        self.self_attn_q_proj, self.self_attn_k_proj, self.self_attn_v_proj = (nn.Linear(width, width) for _ in "qkv")
+        self.cross_attn_q_proj, self.cross_attn_k_proj, self.cross_attn_v_proj = (
+            nn.Linear(width, width) for _ in "qkv"
+        )
+        self.image_cross_attn_q_proj, self.image_cross_attn_k_proj = (nn.Linear(width, width) for _ in "qk")
+        self.self_attn_out_proj, self.cross_attn_out_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.linear1, self.linear2 = nn.Linear(width, inside), nn.Linear(inside, width)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 

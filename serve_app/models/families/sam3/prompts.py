@@ -66,7 +66,8 @@ class PromptEncoder(nn.Module):
         """Return tokens (B,N,C) of places (B,N,2) in pixels. kinds: (B,N)."""
         tokens = self.pe_layer((places + 0.5) / SIDE)
         for kind, embedding in enumerate(self.point_embeddings):
-            tokens = torch.where((kinds == kind)[..., None], tokens + embedding.weight, tokens)
+            moved: Tensor = tokens + embedding.get_parameter("weight")
+            tokens = torch.where((kinds == kind)[..., None], moved, tokens)
         return torch.where((kinds == NONE)[..., None], self.not_a_point_embed.weight, tokens)
 
     def mask(self, masks: Tensor | None) -> Tensor:

@@ -54,11 +54,11 @@ def _alone(conditioning: Conditioning | None) -> Sequence[Mapping[str, Any]]:
 def detected(network: Any, request: Detection) -> Generator[tuple[int, int], None, list[Detected]]:
     """Yield (images done, images in all), and return what was found in each."""
     like = network.vision.trunk.pos_embed
-    texts, made = texts_of(request.conditioning, like), []
+    texts = texts_of(request.conditioning, like)
+    made: list[Detected] = []
     for number, image in enumerate(request.images):
         boxes = request.boxes[number] if request.boxes else None
-        with torch.inference_mode():
-            made.append(_in_image(network, request, image, boxes, texts))
+        made.append(_in_image(network, request, image, boxes, texts))
         yield number + 1, len(request.images)
     return made
 
@@ -70,7 +70,8 @@ def _in_image(
     like = network.vision.trunk.pos_embed
     pixels = to_device(image[None, ..., :3].movedim(-1, 1), like.device).to(like.dtype)
     seen = network.vision.trunk(resize(pixels, (SIDE, SIDE)))
-    masks, found = [], []
+    masks: list[Tensor] = []
+    found: list[dict[str, float]] = []
     shown = [_points(request, like)] if request.inside or request.outside else []
     if boxes is not None:
         boxes = to_device(boxes, like.device).to(like.dtype)
@@ -155,13 +156,12 @@ def tracked(network: Any, request: Tracking) -> Generator[tuple[int, int], None,
     )
     made: list[Tensor | None] = []
     for number, image in enumerate(request.images):
-        with torch.inference_mode():
-            pixels = to_device(image[None, ..., :3].movedim(-1, 1), like.device).to(like.dtype)
-            pixels = interpolate(pixels, (SIDE, SIDE), mode="bicubic", align_corners=False)
-            first = request.initial if number == 0 else None
-            initial = None if first is None else to_device(first[:, None], like.device).to(like.dtype)
-            bits = tracks.follow(number, pixels, initial)
-            made.append(None if bits is None else bits.cpu())
+        pixels = to_device(image[None, ..., :3].movedim(-1, 1), like.device).to(like.dtype)
+        pixels = interpolate(pixels, (SIDE, SIDE), mode="bicubic", align_corners=False)
+        first = request.initial if number == 0 else None
+        initial = None if first is None else to_device(first[:, None], like.device).to(like.dtype)
+        bits = tracks.follow(number, pixels, initial)
+        made.append(None if bits is None else bits.cpu())
         yield number + 1, frames
     things = len(tracks.scores)
     if not things:

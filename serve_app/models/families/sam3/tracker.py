@@ -164,7 +164,10 @@ class Tracker(nn.Module):
 
         given: frames whose masks were given, by number; others: those before, as far as they are kept.
         """
-        memory, positions, images, of_images = [], [], [], []
+        memory: list[Tensor] = []
+        positions: list[Tensor] = []
+        images: list[Tensor] = []
+        of_images: list[Tensor] = []
         placed = [(frame, FRAMES - 1 - (number - at if 0 < number - at < FRAMES else 0)) for at, frame in given.items()]
         placed += [(others[number - ago], ago - 1) for ago in range(FRAMES - 1, 0, -1) if number - ago in others]
         for frame, place in placed:
