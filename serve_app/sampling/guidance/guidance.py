@@ -248,15 +248,16 @@ class Guidance:
 
     def _in_windows(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
         """Return pieces cut into the windows of the evaluation, if it has any."""
-        return tuple(pieces if self._cut is None else (part for piece in pieces for part in self._cut.cut(piece)))
+        if (cut := self._cut) is None:
+            return tuple(pieces)
+        return tuple(part for piece in pieces for part in cut.cut(piece))
 
     def _blended(self, answers: Sequence[Latents]) -> Sequence[Latents]:
         """Return the outputs of what `_in_windows` cut."""
-        if self._cut is None:
+        if (cut := self._cut) is None:
             return answers
-        count = self._cut.count
-        of_piece = (answers[first : first + count] for first in range(0, len(answers), count))
-        return [self._cut.blended([value(part) for part in parts]) for parts in of_piece]
+        of_piece = (answers[first : first + cut.count] for first in range(0, len(answers), cut.count))
+        return [cut.blended([value(part) for part in parts]) for parts in of_piece]
 
     def _by_branch(self) -> list[tuple[Any, Piece]]:
         return [((asked.to, id(asked.entry.inputs)), asked.piece) for asked in self._asked]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -67,8 +68,8 @@ class Sam31(BackboneFamily):
     @classmethod
     def find(cls, files: Sequence[Tensors]) -> Iterator[Located]:
         for one in super(Sam31, cls).find(files):
-            names = set(one.family.empty().state_dict())
-            table = one.family.table(one.tensors)
+            assert isinstance(one.family, Sam31)
+            names, table = _names(one.family), one.family.table(one.tensors)
             # Heads that segment all of a kind at once or read points, and rotations, are unused here as in ComfyUI.
             used = {
                 name: shape
@@ -203,6 +204,12 @@ class Sam31(BackboneFamily):
 
     def forward(self, network: Any, rows: Sequence[Rows]) -> list[Tensor]:
         raise AssertionError("no inputs are made for it")
+
+
+@lru_cache(maxsize=4)
+def _names(family: Sam31) -> frozenset[str]:
+    """Return the names of a network's tensors, kept as every look at a file asks for them."""
+    return frozenset(family.empty().state_dict())
 
 
 def _apart(file: str, network: str, width: int) -> Iterator[tuple[str, tuple[Place, ...]]]:
