@@ -20,6 +20,7 @@ from serve_app.nested_tensor import Samples
 from serve_app.recipe.context import ContextWindows
 from serve_app.sampling.forward import Inputs, Piece
 from serve_app.sampling.samplers.evaluation import Evaluation
+from serve_app.sampling.transfer import to_device
 
 FRAMES = 2
 """The axis of a video's frames."""
@@ -95,7 +96,7 @@ class WindowedEvaluation:
         weights = first.new_zeros(total, *(1,) * (first.ndim - FRAMES - 1))
         for window, output in zip(self._windows, outputs, strict=True):
             own = output[:, :, output.shape[FRAMES] - len(window.frames) :]
-            weight = torch.tensor(weights_of(self._patch, window), dtype=first.dtype, device=first.device)
+            weight = to_device(torch.tensor(weights_of(self._patch, window)), first.device).to(first.dtype)
             weight = weight.view(-1, *(1,) * (first.ndim - FRAMES - 1))
             made[:, :, list(window.frames)] += own * weight
             weights[list(window.frames)] += weight

@@ -114,7 +114,7 @@ def _points(request: Detection, like: Tensor) -> tuple[Tensor, Tensor]:
 def _corners(box: Tensor) -> tuple[Tensor, Tensor]:
     """Return the places (1,3,2) and kinds (1,3) of no point and a box's corners. box: centre and size in 0…1."""
     corners = box_convert(box, "cxcywh", "xyxy").view(2, 2) * SIDE
-    return pad(corners, (0, 0, 1, 0))[None], torch.tensor([[NONE, *CORNERS]]).to(box.device)
+    return pad(corners, (0, 0, 1, 0))[None], to_device(torch.tensor([[NONE, *CORNERS]]), box.device)
 
 
 def _refined(network: Any, pixels: Tensor, mask: Tensor, box: tuple[float, float, float, float], times: int) -> Tensor:

@@ -26,6 +26,7 @@ from serve_app.models.families.sam3.memory import (
 )
 from serve_app.models.families.sam3.prompts import MASK_SIDE, NONE, Fourier, MaskDecoder, PromptEncoder
 from serve_app.models.families.sam3.vision import SIDE
+from serve_app.sampling.transfer import to_device
 
 ABSENT = -1024.0
 """What a mask is everywhere of a thing that is not in the image."""
@@ -182,7 +183,7 @@ class Tracker(nn.Module):
         pointed = [(number - at, frame) for at, frame in given.items() if at <= number]
         pointed += [(ago, others[number - ago]) for ago in range(1, most) if number - ago in others]
         pointers = torch.stack([with_buckets(frame.pointers, buckets) for _, frame in pointed], 1).flatten(1, 2)
-        agos = torch.tensor([ago for ago, _ in pointed], dtype=torch.float32, device=pointers.device)
+        agos = to_device(torch.tensor([float(ago) for ago, _ in pointed]), pointers.device)
         when = self._when(agos / max(most - 1, 1)).repeat_interleave(BUCKET, 0)
         return Remembered(
             torch.cat((*memory, pointers), 1),

@@ -20,6 +20,7 @@ from serve_app.models.families.sam3.layers import map_positions, tokens_of
 from serve_app.models.families.sam3.memory import BUCKET, FRAMES, MASK_SIDE, POINTERS, bucketed
 from serve_app.models.families.sam3.tracker import ABSENT, Frame, Masks, Tracker, enlarged
 from serve_app.models.families.sam3.vision import Vision
+from serve_app.sampling.transfer import to_device
 
 MOST_THINGS = 64
 SAME = 0.5
@@ -75,12 +76,12 @@ def _small(there: Tensor, most: Tensor) -> Tensor:
         small = np.bincount(labels.ravel()) <= limit
         small[0] = False
         found[number, 0] = small[labels]
-    return torch.from_numpy(found).to(there.device)
+    return to_device(torch.from_numpy(found), there.device)
 
 
 def packed(masks: Tensor) -> Tensor:
     """Return masks (…,w), w a multiple of 8, as bits (…,w/8) uint8, the first in the lowest."""
-    bits = torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8, device=masks.device)
+    bits = to_device(torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8), masks.device)
     return ((masks > 0).unflatten(-1, (-1, 8)).to(torch.uint8) * bits).sum(-1, dtype=torch.uint8)
 
 
@@ -130,7 +131,7 @@ class Tracks:
                 self._match(frame, found, scores, pyramid[-1])
         masks = frame.large[:, 0]
         if self.texts:
-            shown = torch.tensor([trust > 0 for trust in self._trust], device=masks.device)
+            shown = to_device(torch.tensor([trust > 0 for trust in self._trust]), masks.device)
             masks = torch.where(shown[:, None, None], masks, ABSENT)
         return packed(masks)
 
@@ -191,7 +192,7 @@ class Tracks:
         for thing, none in enumerate(empty):
             if none or thing in unbelieved:
                 self._hidden[thing] = number
-        out = torch.tensor([thing in unbelieved for thing in range(len(masks))], device=masks.device)
+        out = to_device(torch.tensor([thing in unbelieved for thing in range(len(masks))]), masks.device)
         return torch.where(out[:, None, None, None], OUT, masks)
 
     def _remember(self, frame: Frame, new: int, coarsest: Tensor) -> None:
