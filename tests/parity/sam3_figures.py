@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -145,7 +145,7 @@ def read(net: Any, model: Any) -> dict[str, Any]:
     return figures | {"one encoded": thinned(one.numpy()), "one mask": said["attention_mask"].numpy()}
 
 
-PARTS = {
+PARTS: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     "read": read,
     "prompted": prompted,
     "detected": detected,

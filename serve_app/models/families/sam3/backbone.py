@@ -85,7 +85,7 @@ class Sam31(BackboneFamily):
         transformer = "detector.transformer"
         tracker = next(prefix for prefix in _TRACKER if tensors.has(f"{prefix}.sam_mask_decoder."))
         masks = f"{tracker}.maskmem_backbone.mask_downsampler.encoder."
-        steps = []
+        steps: list[int] = []
         while len(shape := tensors.shape(f"{masks}{3 * len(steps)}.weight")) == 4 and shape[-1] == 3:
             steps.append(shape[0])
         drawing = f"{tracker}.sam_mask_decoder.transformer.layers.0.mlp"

@@ -101,8 +101,8 @@ class Geometry(nn.Module):
     def forward(self, features: Tensor, boxes: Tensor | None) -> Tensor:
         """Return tokens (1,N+1,C), the image's last. features: maps (1,C,h,w); boxes: (N,4), centre and size in 0…1."""
         image, positions = tokens_of(features), tokens_of(map_positions(features))
-        whole = self.norm(self.final_proj(self.cls_embed.weight[None]))
-        whole = self.encode_norm(self._through(whole, image, positions))
+        first = self.norm(self.final_proj(self.cls_embed.weight[None]))
+        whole: Tensor = self.encode_norm(self._through(first, image, positions))
         if boxes is None:
             return whole
         shown = self._through(self.norm(self._of_boxes(features, boxes)), image, torch.zeros_like(image))
@@ -121,7 +121,7 @@ class Geometry(nn.Module):
         x, y, across, down = boxes.unbind(-1)
         half = features.shape[1] // 2
         placed = torch.cat((waves(y, half), waves(x, half), down[:, None], across[:, None]), 1).to(boxes.dtype)
-        made = self.boxes_direct_project(boxes) + pooled + self.boxes_pos_enc_project(placed)
+        made: Tensor = self.boxes_direct_project(boxes) + pooled + self.boxes_pos_enc_project(placed)
         return (made + self.label_embed.weight[1])[None]
 
 
@@ -190,7 +190,7 @@ class Scoring(nn.Module):
         tokens = self.prompt_mlp.out_norm(self.prompt_mlp(prompt.tokens) + prompt.tokens)
         counts = prompt.counts[..., None].to(tokens.dtype)
         mean = (tokens * counts).sum(1) / counts.sum(1).clamp(min=1)
-        scores = self.hs_proj(things) @ self.prompt_proj(mean)[..., None] / things.shape[-1] ** 0.5
+        scores: Tensor = self.hs_proj(things) @ self.prompt_proj(mean)[..., None] / things.shape[-1] ** 0.5
         return scores[..., 0].clamp(-MOST, MOST)
 
 

@@ -70,14 +70,14 @@ def grid_turns(side: int, head: int, scale: float, device: torch.device) -> Turn
 def rotated(x: Tensor, turns: Turns) -> Tensor:
     """Return heads (B,H,N,D) rotated by turns."""
     cos, sin = turns
-    pairs = x.float().unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(x.float(), -1, (-1, 2))
     across = torch.stack((-pairs[..., 1], pairs[..., 0]), -1).flatten(-2)
     return (x.float() * cos + across * sin).to(x.dtype)
 
 
 def heads_of(x: Tensor) -> Tensor:
     """Return tokens (B,N,C) as heads (B,HEADS,N,C/HEADS)."""
-    return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+    return torch.unflatten(x, -1, (HEADS, -1)).transpose(1, 2)
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def tokens_of(maps: Tensor) -> Tensor:
 
 def maps_of(tokens: Tensor, like: Tensor) -> Tensor:
     """Return tokens (B,h·w,C) as maps (B,C,h,w) of the size of others."""
-    return tokens.transpose(1, 2).unflatten(2, like.shape[-2:])
+    return torch.unflatten(tokens.transpose(1, 2), 2, like.shape[-2:])
 
 
 def with_sdpa(config: Any) -> Any:

@@ -29,7 +29,7 @@ POINTERS = 16
 def bucketed(of_things: Tensor) -> Tensor:
     """Return what (N,…) is of things in buckets (K,BUCKET,…), the last filled up with zeros."""
     lacking = -len(of_things) % BUCKET
-    return pad(of_things, (0, 0) * (of_things.ndim - 1) + (0, lacking)).unflatten(0, (-1, BUCKET))
+    return torch.unflatten(pad(of_things, (0, 0) * (of_things.ndim - 1) + (0, lacking)), 0, (-1, BUCKET))
 
 
 def with_buckets(buckets: Tensor, count: int) -> Tensor:
@@ -49,7 +49,8 @@ class FuserBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         changed = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
-        return x + (self.pwconv2(gelu(self.pwconv1(changed))) * self.gamma).permute(0, 3, 1, 2)
+        made: Tensor = self.pwconv2(gelu(self.pwconv1(changed))) * self.gamma
+        return x + made.permute(0, 3, 1, 2)
 
 
 class MemoryEncoder(nn.Module):

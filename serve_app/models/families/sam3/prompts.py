@@ -130,7 +130,7 @@ class MaskDecoder(nn.Module):
         prompt: tokens (B,N,C). more: (B,M,C), added to the tokens of each thing's masks.
         """
         rows = max(len(image), 1 if prompt is None else len(prompt))
-        of_masks = self.mask_tokens.weight.unflatten(0, (self.things, self.masks)).expand(rows, -1, -1, -1)
+        of_masks = torch.unflatten(self.mask_tokens.weight, 0, (self.things, self.masks)).expand(rows, -1, -1, -1)
         if more is not None:
             of_masks = of_masks + more[:, :, None]
         firsts = torch.cat((self.obj_score_token.weight, self.iou_token.weight)).expand(rows, -1, -1)
@@ -145,7 +145,7 @@ class MaskDecoder(nn.Module):
         scores, qualities, drawing = told[:, : len(firsts[0]) + self.things * self.masks].split(
             (self.things, self.things, self.things * self.masks), 1
         )
-        drawing = drawing.unflatten(1, (self.things, self.masks))
+        drawing = torch.unflatten(drawing, 1, (self.things, self.masks))
         by_mask = [mlp(drawing[:, :, number]) for number, mlp in enumerate(self.output_hypernetworks_mlps)]
         masks = torch.einsum("bmtc,bchw->bmthw", torch.stack(by_mask, 2), maps)
         return Drawn(masks, self.iou_prediction_head(qualities), drawing, self.pred_obj_score_head(scores))

@@ -82,7 +82,7 @@ def _small(there: Tensor, most: Tensor) -> Tensor:
 def packed(masks: Tensor) -> Tensor:
     """Return masks (…,w), w a multiple of 8, as bits (…,w/8) uint8, the first in the lowest."""
     bits = to_device(torch.tensor([1 << bit for bit in range(8)], dtype=torch.uint8), masks.device)
-    return ((masks > 0).unflatten(-1, (-1, 8)).to(torch.uint8) * bits).sum(-1, dtype=torch.uint8)
+    return (torch.unflatten(masks > 0, -1, (-1, 8)).to(torch.uint8) * bits).sum(-1, dtype=torch.uint8)
 
 
 @dataclass(slots=True)

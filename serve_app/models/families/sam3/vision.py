@@ -87,7 +87,8 @@ class Trunk(nn.Module):
         in_window = grid_turns(WINDOW, HEAD, 1.0, x.device)
         for block in self.blocks:
             x = block(x, in_window if block.window else whole)
-        return x.permute(0, 3, 1, 2)
+        made: Tensor = x.permute(0, 3, 1, 2)
+        return made
 
 
 class Vision(nn.Module):
