@@ -308,3 +308,45 @@ class Control:
     previous: Control | None = None
     vae: Recipe | None = None
     mask: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detection:
+    """What is to be segmented in images (B,H,W,C) in 0…1, each by itself.
+
+    conditioning: of texts that name it. boxes: of each image around it, (N,4), centre and size in 0…1, or None; (): of
+    none. inside, outside: points (x, y) in 0…1 that are of it, and that are not. threshold: the least score of what a
+    text names; refinements: how often a mask is drawn again.
+    """
+
+    images: torch.Tensor
+    conditioning: Conditioning | None
+    boxes: Sequence[torch.Tensor | None]
+    inside: Sequence[tuple[float, float]]
+    outside: Sequence[tuple[float, float]]
+    threshold: float
+    refinements: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Detected:
+    """What was segmented in an image. masks: (N,H,W), of 0 and 1; boxes: of what texts name, with scores, in pixels."""
+
+    masks: torch.Tensor
+    boxes: list[dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Tracking:
+    """What is to be followed through a video (B,H,W,C) in 0…1.
+
+    conditioning: of texts that name it. initial: masks (N,h,w) of things in the first frame. threshold: the least score
+    of what a text names; most: things at most, 0 for as many as can be; every: frames from one search to the next.
+    """
+
+    images: torch.Tensor
+    conditioning: Conditioning | None
+    initial: torch.Tensor | None
+    threshold: float
+    most: int
+    every: int

@@ -16,16 +16,18 @@ from torch import Tensor
 from serve_app.engine.text_generation import TEXTS_TOGETHER
 from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.limits import describe_levels, levels_of, refused
-from serve_app.models.families.family import Family, VideoVaeFamily
+from serve_app.models.families.family import BackboneFamily, Family, VideoVaeFamily
 from serve_app.models.files.safetensors_file import SafetensorsFile
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_latent_frames
 from serve_app.models.vision import ImageEncoder
 from serve_app.nested_tensor import Samples, parts_of
+from serve_app.recipe.context import ContextWindows
 from serve_app.recipe.hooks import ClipHooks
 from serve_app.recipe.recipe import Recipe
 from serve_app.recipe.text import T5Padding
 from serve_app.sampling.guidance.conditioning import attended_latents, with_options, with_tensors
 from serve_app.sampling.guidance.hooks import changes, clip_ranges
+from serve_app.sampling.guidance.windows import longest_window
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.request import Sampled, SamplingRequest, Steps
 from serve_app.sampling.schedules.levels import Levels
@@ -33,6 +35,7 @@ from serve_app.sampling.transfer import unpinned
 from serve_app.values import (
     ClipVisionOutput,
     Conditioning,
+    Detection,
     Extraction,
     GenerationRequest,
     IllustratedText,
@@ -43,6 +46,7 @@ from serve_app.values import (
     Texts,
     Tiling,
     TokenizedText,
+    Tracking,
 )
 
 if TYPE_CHECKING:
@@ -169,8 +173,9 @@ class NodeRuntime:
     async def sample(self, request: SamplingRequest) -> Sampled:
         """Run a sampler; reports each step. Errors: NodeError for work that would take too long."""
         self._check_levels(request.sigmas)
-        self._check_cells(request.latents, request.factor)
-        self._check_pairs(request.latents, request.factor)
+        at_once = longest_window(request.guider.backbone.last(ContextWindows), request.latents)
+        self._check_cells(at_once, request.factor)
+        self._check_pairs(at_once, request.factor)
         self._check_attended(request)
         return await self._shared.sample(
             request,
@@ -271,6 +276,18 @@ class NodeRuntime:
         """Return the texts that a backbone's file holds, by role."""
         texts = await self._shared.use(backbone, self._weights.backbone, lambda model: model.own_texts(), self._loading)
         return await asyncio.to_thread(lambda: {role: unpinned(text) for role, text in texts.items()})
+
+    async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
+        """Return what a request asks to segment; other work runs between two images.
+
+        Errors: NodeError for a backbone that segments nothing, or texts of another encoder, before it is loaded.
+        """
+        family = await self.family(backbone)
+        assert isinstance(family, BackboneFamily)
+        family.check_segmenting(request)
+        return await self._shared.use_tiled(
+            backbone, self._weights.backbone, lambda model: model.segmented(request), self._progress, self._loading
+        )
 
     async def most_cells(self) -> int | None:
         """Return how many cells one run's latents may have."""

@@ -8,14 +8,13 @@ node that awaits cancels its work. The work of a strict node shares no forward, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from threading import Event
-from typing import Any, TypeAlias, TypeVar
-
-from torch import Tensor
+from typing import Any, Generic, TypeAlias, TypeVar
 
 from serve_app.config.limits import SizeLimits
 from serve_app.config.resume import ResumeConfig
@@ -31,7 +30,6 @@ from serve_app.engine.text_generation import TEXTS_TOGETHER, Job, add_token
 from serve_app.errors import DeviceMemoryError, UnavailableError
 from serve_app.models.forward import ReplayCounters
 from serve_app.models.kernels.cuda_graphs import replays_of
-from serve_app.models.tiling import Tiles
 from serve_app.models.weights.load_progress import LoadProgress
 from serve_app.models.weights.recipes import Need
 from serve_app.models.weights.residency import Hold
@@ -312,18 +310,18 @@ class EngineRuntime:
         self,
         recipe: Recipe,
         load: Load[M],
-        work: Callable[[M], Tiles],
+        work: Callable[[M], Generator[tuple[int, int], None, T]],
         progress: Callable[[int, int], None],
         loading: Loading = uncounted,
-    ) -> Tensor:
+    ) -> T:
         """Return what `work` makes with a recipe's model, tile by tile; forwards run in between."""
         with await self._hold(recipe, loading) as hold:
             tiles = await self._call(hold.share(), lambda: work(load(recipe, hold)))
             while True:
                 call = self.engine.call(partial(_next_tile, tiles), side_stream=True, uses=hold.share())
                 made = await asyncio.wrap_future(call)
-                if isinstance(made, Tensor):
-                    return made
+                if isinstance(made, _Whole):
+                    return made.made
                 progress(*made)
 
     async def use_together(
@@ -410,9 +408,15 @@ def _close_hold(room: Future[Hold]) -> None:
         room.result().close()
 
 
-def _next_tile(tiles: Tiles) -> tuple[int, int] | Tensor:
+@dataclass(frozen=True, slots=True)
+class _Whole(Generic[T]):
+    """What tiles made."""
+
+    made: T
+
+
+def _next_tile(tiles: Generator[tuple[int, int], None, T]) -> tuple[int, int] | _Whole[T]:
     try:
         return next(tiles)
     except StopIteration as end:
-        whole: Tensor = end.value
-        return whole
+        return _Whole(end.value)

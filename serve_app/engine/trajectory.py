@@ -17,6 +17,7 @@ from serve_app.engine.run_state import Answer, check_outputs
 from serve_app.errors import NodeError, RunStateError
 from serve_app.log import get
 from serve_app.nested_tensor import Samples
+from serve_app.recipe.context import ContextWindows
 from serve_app.recipe.layers import EasyCache
 from serve_app.sampling.beginning import Beginning, beginning_of
 from serve_app.sampling.forward import Backbone, Canvas, ModelInput, Piece, denoised_by, model_inputs
@@ -184,7 +185,8 @@ class Trajectory:
             hooks = HookSchedule(levels, float(sigmas.max()), lambda further: variant(further).during(sigmas))
         others = {} if self._negative is None else {"negative": self._negative.during(sigmas)}
         backbone = self.backbone.during(sigmas)
-        self._guidance = Guidance(backbone, r.guider.conds, rule, canvas, layers, caches, hooks, others)
+        windows = recipe.last(ContextWindows)
+        self._guidance = Guidance(backbone, r.guider.conds, rule, canvas, layers, caches, hooks, others, windows)
         self._denoised = x
         if self.steps < 1:
             self._end(x, sigma)

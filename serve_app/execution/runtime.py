@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from serve_app.recipe.recipe import Recipe
 from serve_app.sampling.request import Sampled, SamplingRequest
 from serve_app.store.files.store import Area, Content, Pieces
-from serve_app.values import ClipVisionOutput, Conditioning, Extraction, GenerationRequest, SoundTiling, Text, Tiling
+from serve_app.values import (
+    ClipVisionOutput,
+    Conditioning,
+    Detection,
+    Extraction,
+    GenerationRequest,
+    SoundTiling,
+    Text,
+    Tiling,
+    Tracking,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -125,6 +135,14 @@ class Runtime(Protocol):
         """Return the text tokens (1,T,D) that a style model makes of an image encoder's output.
 
         Errors: NodeError for the output of another image encoder.
+        """
+        ...
+
+    async def segment(self, backbone: Recipe, request: Detection | Tracking) -> Any:
+        """Return what a request asks to segment: of a Detection a list with a Detected for each image, of a Tracking
+        SAM3_TRACK_DATA without "orig_size". Reports a progress value an image.
+
+        Errors: NodeError for a backbone that segments nothing.
         """
         ...
 

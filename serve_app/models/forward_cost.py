@@ -22,9 +22,12 @@ from serve_app.models.families.family import BackboneFamily
 from serve_app.models.forward import Replays
 from serve_app.models.network import LoadedNetwork
 from serve_app.nested_tensor import Samples
+from serve_app.recipe.context import ContextWindows
 from serve_app.recipe.training import Discrete
 from serve_app.sampling.forward import Canvas, Piece, denoise
+from serve_app.sampling.guidance.windows import FRAMES, needed_windows
 from serve_app.sampling.latents.layout import LatentLayout
+from serve_app.sampling.samplers.evaluation import Evaluation
 
 META = torch.device("meta")
 
@@ -61,12 +64,18 @@ class ForwardCost:
 
 
 def forward_cost(
-    family: BackboneFamily, network: nn.Module, samples: Samples, cond: Tensor, options: Mapping[str, Any]
+    family: BackboneFamily,
+    network: nn.Module,
+    samples: Samples,
+    cond: Tensor,
+    options: Mapping[str, Any],
+    windows: ContextWindows | None = None,
 ) -> ForwardCost:
     """Return the cost of a forward of a conditioning entry.
 
     network: on the meta device, in its dtypes. samples: as of a LATENT; cond: (N,T,D); options: as of a
-    conditioning. Only shapes are read. Errors: NodeError as `BackboneFamily.inputs`.
+    conditioning. windows: in which a long video is evaluated; the cost is of the longest. Only shapes are read.
+    Errors: NodeError as `BackboneFamily.inputs`.
     """
     backbone = RecipeBackbone(LoadedNetwork("counted", family, network, Discrete(), Replays()))
     with torch.inference_mode(), Counting() as counting:
@@ -74,7 +83,10 @@ def forward_cost(
         x, cond = layout.pack(samples.to(META)), cond.to(META)
         canvas = Canvas(x, x, layout=layout)
         inputs = backbone.inputs(cond, tree_map_only(Tensor, _without_numbers, {**options}), "positive", canvas)
-        denoise([Piece(backbone, x, 0.5, inputs)])
+        piece = Piece(backbone, x, 0.5, inputs)
+        if windows is not None and (cut := needed_windows(windows, x)) is not None:
+            piece = max(cut(Evaluation(x, 0.5, 0)).cut(piece), key=lambda part: part.x.shape[FRAMES])
+        denoise([piece])
     return ForwardCost(counting.peak_bytes, dict(counting.kernels))
 
 

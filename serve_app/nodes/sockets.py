@@ -70,6 +70,10 @@ MODEL: TypeAlias = Annotated[Recipe, InputType("MODEL")]
 MODEL_PATCH: TypeAlias = Annotated[Recipe, InputType("MODEL_PATCH")]
 NOISE: TypeAlias = Annotated[Noise, InputType("NOISE")]
 SAMPLER: TypeAlias = Annotated[SamplerChoice, InputType("SAMPLER")]
+SAM3_TRACK_DATA: TypeAlias = Annotated[dict[str, Any], InputType("SAM3_TRACK_DATA")]
+"""What was followed through T images: "packed_masks" (T,N,h,w/8) uint8, bits of the masks of N things, None without
+any; "n_frames": T; "scores": of each thing; "orig_size": (H,W) of the images.
+"""
 SIGMAS: TypeAlias = Annotated[Tensor, InputType("SIGMAS")]
 STRING: TypeAlias = Annotated[str, InputType("STRING")]
 STYLE_MODEL: TypeAlias = Annotated[Recipe, InputType("STYLE_MODEL")]

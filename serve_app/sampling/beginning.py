@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from serve_app.recipe.context import ContextWindows
+from serve_app.sampling.guidance.windows import shuffled
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.sampling.latents.layout import ONE_PART, LatentLayout
 from serve_app.sampling.lazy_sum import value
@@ -19,6 +21,9 @@ from serve_app.sampling.samplers.evaluation import SamplerSpec
 from serve_app.sampling.samplers.samplers import SAMPLERS
 from serve_app.sampling.schedules.levels import Levels
 from serve_app.sampling.schedules.sigmas import sigmas_for
+
+VIDEO_AXES = 5
+"""Axes of a video's latents, with those of the batch and of channels."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +54,9 @@ def beginning_of(request: SamplingRequest, levels: Levels, latent_format: Latent
     if not len(sigmas):
         return Beginning(spec, sigmas, latents, latents, layout=layout)
     added, kept = layout.pack(drawn(request.noise, samples, request.batch_index)), None
+    windows = request.guider.backbone.last(ContextWindows)
+    if windows is not None and windows.shuffled and added.ndim == VIDEO_AXES:
+        added = shuffled(added, windows, request.noise.seed)
     if request.noise_mask is not None and spec.fresh_inpaint_noise:
         kept = noise(latents.shape, request.noise.seed + 1)
     return Beginning(spec, sigmas, latents, added, kept, layout)

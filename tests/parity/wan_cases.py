@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from serve_app.models.families import Wan, Wan22, WanScail
+from serve_app.models.families import Wan, Wan22, WanAnimate2, WanScail
 from tests.parity.make_checkpoint import normal
 from tests.unit.models.sample import random_tensors
 
@@ -31,7 +31,10 @@ NETS: Mapping[str, Wan] = {
     "camera": Wan(WIDTH, 1, INSIDE, TEXT, 32, SEEN, camera=24),
     "camera_22": Wan(WIDTH, 1, INSIDE, TEXT, 36, camera=24),
     "scail": WanScail(WIDTH, 2, INSIDE, TEXT, 20, SEEN),
+    "animate2": WanAnimate2(WIDTH, 2, INSIDE, TEXT, 36, SEEN),
 }
+METADATA = {"animate2": {"config": json.dumps({"transformer": {"model_type": "animate2"}})}}
+"""What files say of networks that tensors alone do not tell from others."""
 STEPS, SEED, CFG = 3, 7, 3.0
 SAMPLER, SCHEDULE = "euler", "simple"
 
@@ -115,6 +118,20 @@ RUNS = (
     Run("scail", (3, 4, 6)),
     Run("scail", (3, 4, 6), _scail(1, 2) | _seen(5)),
     Run("scail", (3, 4, 6), _scail(2, 3) | {"ref_mask_flag": False}, (1, 1, 3, 4, 6)),
+    Run("animate2", (3, 4, 6), _image(16, 3, 4, 6) | _mask(1, 3, 4, 6)),
+    Run(
+        "animate2",
+        (3, 5, 6),
+        _image(16, 3, 5, 6)
+        | _mask(1, 3, 5, 6)
+        | _seen(5)
+        | {
+            "pose_video_latent": (1, 16, 2, 5, 6),
+            "cross_attn_pose": (1, 9, TEXT),
+            "pose_strength": 0.7,
+            "reference_strength": 1.3,
+        },
+    ),
 )
 
 
@@ -158,4 +175,4 @@ def text(role: str) -> Tensor:
 def write(root: Path) -> None:
     """Write a file of each edition, as they are published."""
     for name, family in NETS.items():
-        save_file(random_tensors(family, torch.float32), root / f"{name}.safetensors")
+        save_file(random_tensors(family, torch.float32), root / f"{name}.safetensors", METADATA.get(name))

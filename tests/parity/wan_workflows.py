@@ -120,6 +120,16 @@ _SCAIL: dict[str, Any] = {"pose_strength": 0.9, "pose_start": 0.0, "pose_end": 1
 _SCAIL |= {"pose_video": ["poses", 0], "pose_video_mask": ["colours", 0], "video_frame_offset": 0}
 _SCAIL |= {"reference_image": ["end", 0], "reference_image_mask": ["colours", 0], "previous_frame_count": 1}
 
+_ANIMATE: dict[str, Any] = {"pose_video": ["poses", 0], "reference_image": ["end", 0], "video_frame_offset": 0}
+_ANIMATE |= {"pose_strength": 1.0, "pose_start_percent": 0.0, "pose_end_percent": 1.0, "reference_image_strength": 1.0}
+_WINDOWS: dict[str, Any] = {"context_length": 3, "context_overlap": 1, "context_schedule": "standard_static"}
+_WINDOWS |= {"context_stride": 1, "closed_loop": False, "fuse_method": "pyramid", "dim": 2, "freenoise": True}
+_WINDOWS |= {"cond_retain_index_list": "0", "split_conds_to_windows": False, "latent_retain_index_list": ""}
+_WINDOWS |= {"causal_window_fix": True}
+_OF_WAN: dict[str, Any] = {"context_length": 13, "context_overlap": 5, "context_schedule": "standard_uniform"}
+_OF_WAN |= {"context_stride": 2, "closed_loop": False, "fuse_method": "relative", "freenoise": False}
+_OF_WAN |= {"retain_first_frame": True, "split_conds_to_windows": False}
+
 WORKFLOWS: dict[str, Case] = {
     "two stages": _two("WanImageToVideo", _stages(3.5, 6, 3), _SHIFTED, **_START),
     "two stages of few steps": _two("WanImageToVideo", _stages(1.0, 4, 2), _LORA, _SHIFTED, **_START),
@@ -183,6 +193,26 @@ WORKFLOWS: dict[str, Case] = {
         sampler="euler",
         replacement_mode=True,
         previous_frames=["end", 0],
+    ),
+    "animated": _one(
+        "WanAnimate2ToVideo",
+        "animate2",
+        **{**_ANIMATE, "pose_strength": 0.8, "pose_end_percent": 0.6, "reference_image_strength": 1.2},
+        sampler="euler",
+        clip_vision_output=["seen", 0],
+        clip_vision_output_pose=["seen last", 0],
+        positive_pose=["other", 0],
+    ),
+    "animated in windows": _one(
+        "WanAnimate2ToVideo",
+        "animate2",
+        ("ContextWindowsManual", _WINDOWS),
+        **{**_ANIMATE, "length": 25, "video_frame_offset": 3},
+        sampler="euler",
+        continue_motion=["control", 0],
+    ),
+    "an image in windows": _one(
+        "WanImageToVideo", "i2v_22", ("WanContextWindowsManual", _OF_WAN), sampler="euler", length=29, **_START
     ),
     "VACE, trimmed": Case(
         {

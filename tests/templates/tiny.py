@@ -74,6 +74,7 @@ from serve_app.models.families.text_family import TextFamily
 from serve_app.models.families.unet.lotus import Lotus
 from serve_app.models.families.unet.svd import Svd
 from serve_app.models.families.video.wan import Wan, Wan22
+from serve_app.models.families.video.wan_animate2 import WanAnimate2
 from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.tokenizers import tekken
@@ -89,8 +90,10 @@ from tests.parity import (
     ltx_workflows,
     minimax_h3_cases,
     minimax_music_cases,
+    sam3_cases,
     stable_audio3_cases,
     vision_cases,
+    wan_cases,
 )
 from tests.parity.dit_cases import weights
 from tests.parity.dit_control_keys import sd3_large
@@ -178,6 +181,7 @@ WAN_22_FUN_CONTROL = replace(WAN, fed=52, reference_channels=16)
 WAN_VACE = replace(WAN, vace=1, vace_channels=96)
 WAN_CAMERA = replace(WAN_I2V, camera=24)
 WAN_SCAIL = WanScail(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=20, image_width=VIT_H.width)
+WAN_ANIMATE2 = WanAnimate2(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=36, image_width=VIT_H.width)
 WAN_22_5B = Wan22(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=48)
 WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
 PARITY_WIDTH = dit_cases.TEXT_WIDTH
@@ -278,6 +282,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/wan2\.1_fun_inp.*": lambda: single_file(WAN_SEEING),
     r"diffusion_models/wan2\.1_fun_control.*": lambda: single_file(WAN_FUN_CONTROL),
     r"diffusion_models/wan2\.1_14B_SCAIL_2.*": lambda: single_file(WAN_SCAIL),
+    r"diffusion_models/wan_animate_2.*": lambda: single_file(WAN_ANIMATE2),
     r"diffusion_models/wan2\.1_vace.*": lambda: single_file(WAN_VACE),
     r"diffusion_models/wan2\.2_t2v.*": lambda: single_file(WAN),
     r"diffusion_models/wan2\.2_(i2v|fun_inpaint)_.*_14B.*": lambda: single_file(WAN_I2V),
@@ -319,6 +324,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"vae/ace_1\.5_vae.*": lambda: ace_step("ace"),
     r"text_encoders/qwen_0\.6b_ace15.*": lambda: many_tokens(ACE_READER),
     r"text_encoders/qwen_(1\.7|4)b_ace15.*": lambda: many_tokens(ACE_WRITER),
+    r"checkpoints/sam3\.1.*": lambda: sam3_cases.checkpoint(json.loads((GOLDEN / "sam3_keys.json").read_text())["net"]),
     r"text_encoders/t5gemma.*": lambda: {**single_file(T5GEMMA), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/qwen3.5_2b.*": lambda: {"unread": torch.zeros(1)},
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
@@ -345,7 +351,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"vae/ae\..*": lambda: network(VAE),
     r"vae/qwen_image_vae.*": lambda: single_file(WAN_VAE),
     r"vae/qwen_image_layered_vae.*": lambda: single_file(replace(WAN_VAE, image_channels=4)),
-    r"vae/wan_(alpha_)?2\.1_vae.*": lambda: single_file(WAN_VAE),
+    r"vae/(wan_(alpha_)?2\.1_vae|Wan2_1_VAE).*": lambda: single_file(WAN_VAE),
     r"vae/wan2\.2_vae.*": lambda: single_file(WAN_22_VAE),
     r"vae/flux2-vae.*": lambda: network(FLUX2_VAE),
     r"vae/full_encoder_small_decoder.*": lambda: network(SMALL_DECODER),
@@ -356,6 +362,7 @@ METADATA: Mapping[str, Callable[[], dict[str, str]]] = {
     r"checkpoints/ltx-2-19b.*": lambda: ltx_cases.metadata("ltx2"),
     r"(diffusion_models|vae)/ltx-2\.5.*": lambda: ltx_cases.metadata("ltx25"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[1],
+    r"diffusion_models/wan_animate_2.*": lambda: wan_cases.METADATA["animate2"],
     r"loras/ltx.*-ic-lora.*": lambda: {"reference_downscale_factor": "2"},
 }
 """What a file's metadata says, where its authors write any."""

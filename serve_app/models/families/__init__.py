@@ -60,6 +60,8 @@ from serve_app.models.families.mage_flow.vae import MageFlowVae
 from serve_app.models.families.minimax_music.backbone import MiniMaxMusic3
 from serve_app.models.families.minimax_music.text import MiniMaxMusic3Text
 from serve_app.models.families.minimax_music.vae import MiniMaxMusic3Vae
+from serve_app.models.families.sam3.backbone import Sam31
+from serve_app.models.families.sam3.text import Sam3Text
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -93,6 +95,7 @@ from serve_app.models.families.video.ltx2 import Ltx2
 from serve_app.models.families.video.minimax_h3 import MiniMaxH3
 from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
+from serve_app.models.families.video.wan_animate2 import WanAnimate2
 from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
@@ -105,8 +108,8 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     # Before Qwen-Image, whose layers it has.
     MageFlow,
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
-    *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
-    *(AceStep15, MiniMaxMusic3),
+    *(PixArtAlpha, PixArt, WanScail, WanAnimate2, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2),
+    *(StableAudio3, AceStep15, MiniMaxMusic3, Sam31),
 )
 VAES: Sequence[type[VaeFamily]] = (
     SeedVr2Vae,
@@ -122,6 +125,7 @@ IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
     *(
+        Sam3Text,
         ClipText,
         T5Text,
         UMT5Text,
@@ -222,6 +226,7 @@ __all__ = [
     "QwenImage21",
     "QwenImage21Vae",
     "Redux",
+    "Sam31",
     "SameVae",
     "Sd",
     "Sd3",
@@ -239,6 +244,7 @@ __all__ = [
     "Wan",
     "Wan22",
     "Wan22Vae",
+    "WanAnimate2",
     "WanScail",
     "WanVae",
     "ZImage",

@@ -7,7 +7,7 @@ tensors imply. Only `families/__init__.py` lists families.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -26,7 +26,7 @@ from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Canvas, Injection, Inputs
 from serve_app.sampling.latents.latents import LatentFormat
 from serve_app.store.models.kinds import BACKBONE_PREFIXES, ROLES
-from serve_app.values import ClipVisionOutput
+from serve_app.values import ClipVisionOutput, Detection, Tracking
 
 
 class Located(NamedTuple):
@@ -178,6 +178,17 @@ class BackboneFamily(Family):
     def own_texts(self, network: Any) -> Mapping[str, Tensor]:
         """Return the texts (1,T,D) that its files hold, by role. Errors: NodeError for a family without any."""
         raise NodeError(f"a backbone of {self.title} has no texts of its own; one of SeedVR2 has them")
+
+    def check_segmenting(self, request: Detection | Tracking) -> None:
+        """Errors: NodeError for a family that segments nothing, and for what it cannot segment by."""
+        raise NodeError(f"a backbone of {self.title} segments nothing; SAM 3.1 does")
+
+    def segmented(self, network: Any, request: Detection | Tracking) -> Generator[tuple[int, int], None, Any]:
+        """Yield (images done, images in all), and return what is segmented, as `Runtime.segment`.
+
+        request: one that `check_segmenting` allows.
+        """
+        raise NotImplementedError
 
     def blank_text(self, tokens: int) -> tuple[Tensor, Mapping[str, Any]]:
         """Return a conditioning of a text, cond (1,T,D) and options, without numbers, to count a forward's cost."""

@@ -58,9 +58,15 @@ def runs(
             yield [(token, weight) for token in run]
 
 
-def chunks(text: str, length: int, embedding: EmbeddingLookup, padding: int = END) -> list[Chunk]:
-    """Return the text as one or more of CLIP's chunks of `length` tokens. padding: the token after the end token."""
-    return [_chunk(tokens, length, padding) for tokens in filled(runs(text, token_ids, embedding), length - 2)]
+def chunks(
+    text: str, length: int, embedding: EmbeddingLookup, padding: int = END, *, weighs: bool = True
+) -> list[Chunk]:
+    """Return the text as one or more of CLIP's chunks of `length` tokens.
+
+    padding: the token after the end token. weighs: as `runs`.
+    """
+    of_text = runs(text, token_ids, embedding, weighs=weighs)
+    return [_chunk(tokens, length, padding) for tokens in filled(of_text, length - 2)]
 
 
 def numbered_chunks(

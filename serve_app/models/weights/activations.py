@@ -17,6 +17,7 @@ from serve_app.models.forward_cost import forward_cost
 from serve_app.models.weights.memory_plan import ACTIVATIONS_MARGIN
 from serve_app.models.weights.recipes import WeightFiles
 from serve_app.nested_tensor import Samples, parts_of
+from serve_app.recipe.context import ContextWindows
 from serve_app.recipe.controls import ModelControl
 from serve_app.recipe.pack_functions import PackFunctions
 from serve_app.recipe.recipe import Recipe
@@ -60,13 +61,14 @@ class Activations:
         """
         outline = partial(self._outlines.outline, backbone, files)
         rows = latents if self._are_together(backbone, files) else latents[:1]
-        of_rows = files.key, *(part.shape for part in parts_of(rows)), bool(rows.any()), factor
+        windows = backbone.last(ContextWindows)
+        of_rows = files.key, *(part.shape for part in parts_of(rows)), bool(rows.any()), factor, windows
         largest = 0
         for cond, options in (entry for own in conds.values() for entry in own):
             read = {name: value for name, value in options.items() if name not in BOUND}
             key = *of_rows, cond.shape, _shapes(read)
             if key not in self._counted:
-                self._counted[key] = _counted(outline, rows, factor, cond, read)
+                self._counted[key] = _counted(outline, rows, factor, cond, read, windows)
                 if len(self._counted) > KEPT:
                     self._counted.popitem(last=False)
             largest = max(largest, self._counted[key])
@@ -88,12 +90,13 @@ def _counted(
     factor: int | None,
     cond: Tensor,
     options: Mapping[str, Any],
+    windows: ContextWindows | None,
 ) -> int:
     family, network = outline()
     assert isinstance(family, BackboneFamily)
     try:
         samples = family.latent_format.accept(latents.to("cpu", torch.float32), factor)
-        cost = forward_cost(family, network, samples, cond, options)
+        cost = forward_cost(family, network, samples, cond, options, windows)
     except (NodeError, RuntimeError) as error:
         # What is wrong with a job is said where it runs.
         _log.info("a forward could not be counted: family=%s error=%s", family.title, repr(error))

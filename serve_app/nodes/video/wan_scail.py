@@ -1,18 +1,30 @@
-"""The node of SCAIL 2: who is to be seen, how they move, and which of them is which by the colours of masks."""
+"""The nodes of SCAIL 2: who is to be seen, how they move, and which of them is which by the colours of masks."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from serve_app.execution.size import allow
 from serve_app.nodes.declare import node
-from serve_app.nodes.image.match_size import resize
-from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Float, Int
+from serve_app.nodes.image.match_size import as_planes, resize
+from serve_app.nodes.inputs import MAX_RESOLUTION, Bool, Combo, Float, InputType, Int, Text
 from serve_app.nodes.latent.empty import FRAMES, BatchSize, empty_video
-from serve_app.nodes.sockets import CLIP_VISION_OUTPUT, CONDITIONING, IMAGE, INT, LATENT, RUNTIME, VAE
+from serve_app.nodes.sockets import (
+    CLIP_VISION_OUTPUT,
+    CONDITIONING,
+    IMAGE,
+    INT,
+    LATENT,
+    RUNTIME,
+    SAM3_TRACK_DATA,
+    VAE,
+)
+from serve_app.nodes.video.sam3 import things_of, with_order, with_things
 from serve_app.nodes.video.wan import CATEGORY, PAIR_AND_LATENT, both, video_vae
 from serve_app.sampling.guidance.conditioning import with_more
 from serve_app.sampling.latents.latent_formats import WAN
@@ -24,6 +36,10 @@ _LIT, _SEEN = 225 / 255, 0.1
 """From which value on a channel of a mask is lit; above which a pixel shows someone."""
 _COLOURS = ((1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, 0), (1, 0, 1), (0, 1, 1))
 """The colours that the network tells apart, in its order."""
+_PALETTE = ((0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 0, 1), (0, 1, 1), (1, 1, 0))
+"""The colours that it was trained with for the first person, the second and so on."""
+_SHOWN = 0.5
+"""Above which a mask shows someone."""
 _GAP = 1e-5
 """Between ranges of a schedule, so that no level is in two."""
 
@@ -142,3 +158,68 @@ def _within(conditioning: Conditioning, start: float, end: float, poses: Tensor)
         if last < whole[1]:
             made.append((cond, {**said, "start_percent": last + _GAP, "end_percent": whole[1]}))
     return made
+
+
+@node(
+    "SCAIL2ColoredMask",
+    "Create SCAIL-2 Colored Mask",
+    category=f"{CATEGORY}/scail",
+    return_names=("pose_video_mask", "reference_image_mask"),
+    experimental=True,
+)
+def scail2_colored_mask(
+    driving_track_data: SAM3_TRACK_DATA,
+    object_indices: Annotated[str, Text("", multiline=False)],
+    sort_by: Annotated[str, Combo(["none", "left_to_right", "area"], default="left_to_right")],
+    replacement_mode: Annotated[bool, Bool(False)],
+    ref_track_data: Annotated[Any, InputType("SAM3_TRACK_DATA,MASK", {"display_name": "reference_masks"})] = None,
+) -> tuple[IMAGE, IMAGE]:
+    """Who was followed in a video and in reference images, each in a colour of their own.
+
+    Return masks (T,H,W,3) of the video and of the references. object_indices: as SAM3_TrackToMask's, after sorting.
+    sort_by: in which order of their first images people get colours; of those first seen together from left to right,
+    or the largest first. ref_track_data: people followed in the references, or a mask of one; None: no one.
+    """
+    behind, behind_references = (1.0, 0.0) if replacement_mode else (0.0, 1.0)
+    people = with_things(_sorted(driving_track_data, sort_by), object_indices)
+    driven = _coloured(people, behind)
+    if isinstance(ref_track_data, Tensor):
+        one = as_planes(ref_track_data)
+        allow(*one.shape, 3)
+        return driven, _painted((one > _SHOWN)[:, None], behind_references)
+    if ref_track_data is None:
+        height, width = people["orig_size"]
+        return driven, torch.full((1, height, width, 3), behind_references)
+    return driven, _coloured(with_things(_sorted(ref_track_data, sort_by), object_indices), behind_references)
+
+
+def _sorted(track_data: Mapping[str, Any], by: str) -> dict[str, Any]:
+    """Return SAM3_TRACK_DATA with its things in an order, as `scail2_colored_mask`'s."""
+    bits = track_data["packed_masks"]
+    if by == "none" or bits is None:
+        return dict(track_data)
+    keys: dict[int, tuple[int, float]] = {}
+    for number, of_frame in enumerate(bits):
+        for thing, mask in enumerate(things_of(of_frame).float()):
+            if thing not in keys and (area := float(mask.sum())):
+                middle = float((mask.sum(0) * torch.arange(mask.shape[1])).sum()) / area
+                keys[thing] = (number, middle if by == "left_to_right" else -area)
+    last = (len(bits), 0.0)
+    return with_order(track_data, sorted(range(bits.shape[1]), key=lambda thing: keys.get(thing, last)))
+
+
+def _coloured(track_data: Mapping[str, Any], behind: float) -> Tensor:
+    """Return the masks (T,H,W,3) of things, each in its colour. behind: the value of what is around them."""
+    (height, width), bits = track_data["orig_size"], track_data["packed_masks"]
+    allow(track_data["n_frames"], height, width, 3)
+    if bits is None:
+        return torch.full((track_data["n_frames"], height, width, 3), behind)
+    frames = (interpolate(things_of(of_frame)[None].float(), (height, width)) > _SHOWN for of_frame in bits)
+    return torch.cat([_painted(frame, behind) for frame in frames])
+
+
+def _painted(shown: Tensor, behind: float) -> Tensor:
+    """Return images (T,H,W,3) of masks (T,N,H,W), of which the first has a cell."""
+    colours = torch.tensor(_PALETTE, dtype=torch.float32)
+    of_cell = colours[shown.to(torch.uint8).argmax(1) % len(_PALETTE)]
+    return torch.where(shown.any(1)[..., None], of_cell, behind)

@@ -70,12 +70,18 @@ def with_more(conditioning: Conditioning, **items: Any) -> Conditioning:
 
 
 def with_tensors(conditioning: Conditioning, change: Callable[[Tensor], Tensor]) -> Conditioning:
-    """Return the entries with a function applied to their tensors, those in the options too."""
+    """Return the entries with a function applied to their tensors, those in the options too, and in lists there."""
 
-    def changed(options: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: change(value) if isinstance(value, Tensor) else value for name, value in options.items()}
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        if isinstance(value, list):
+            return [
+                {name: changed(part) for name, part in one.items()} if isinstance(one, dict) else one for one in value
+            ]
+        return value
 
-    return [(change(cond), changed(options)) for cond, options in conditioning]
+    return [(change(cond), {name: changed(value) for name, value in options.items()}) for cond, options in conditioning]
 
 
 def resolved(conds: Mapping[str, Conditioning], height: int, width: int) -> dict[str, Conditioning]:

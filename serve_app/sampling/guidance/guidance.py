@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from serve_app.errors import NodeError
+from serve_app.recipe.context import ContextWindows
 from serve_app.recipe.guidance import SelfAttentionGuidance
 from serve_app.recipe.hooks import Hooks
 from serve_app.recipe.layers import EasyCache
@@ -38,6 +39,7 @@ from serve_app.sampling.guidance.layers import AttentionMap, LayerPatches, Oppos
 from serve_app.sampling.guidance.perturbation import blurrable, blurred
 from serve_app.sampling.guidance.rules import Rule
 from serve_app.sampling.guidance.step_cache import BranchCache, WholeCache
+from serve_app.sampling.guidance.windows import WindowedEvaluation, needed_windows
 from serve_app.sampling.lazy_sum import Latents, LazySum, value
 from serve_app.sampling.samplers.evaluation import Evaluation
 from serve_app.sampling.schedules.levels import single
@@ -112,7 +114,8 @@ class Guidance:
     """The guidance of one run: its branches by role, and the rule that combines them.
 
     layers: patches of layers for all rows. caches: of `step_cache`. hooks: makes the backbones of entries with hooks.
-    others: backbones of branches, by role, that have one of their own.
+    others: backbones of branches, by role, that have one of their own. windows: in which a long video is evaluated.
+    Errors: NodeError for windows of what is no video.
     """
 
     def __init__(
@@ -125,8 +128,11 @@ class Guidance:
         caches: Sequence[EasyCache] = (),
         hooks: HookSchedule | None = None,
         others: Mapping[str, Backbone] = MappingProxyType({}),
+        windows: ContextWindows | None = None,
     ) -> None:
         self.backbone = backbone
+        self._windows = None if windows is None else needed_windows(windows, canvas.latents)
+        self._cut: WindowedEvaluation | None = None
         self._others = others
         self._rule = rule
         self._layers = layers
@@ -162,7 +168,8 @@ class Guidance:
     def is_sum(self) -> bool:
         """Whether outputs enter linear combinations only, so that they may stay pending."""
         placed = any(entry.area is not None for branch in self._entries.values() for entry in branch)
-        return self._rule.linear and self._branches is None and self._whole is None and not placed
+        cached = self._branches is not None or self._whole is not None
+        return self._rule.linear and not cached and not placed and self._windows is None
 
     def pieces(self, evaluation: Evaluation, model_input: ModelInput | None = None) -> tuple[Piece, ...]:
         """Return the pieces of an evaluation; () if no entry is active.
@@ -170,6 +177,7 @@ class Guidance:
         model_input: the model input for the evaluation's x, if already computed.
         """
         self._asked, self._answers, self._model_input = [], {}, model_input
+        self._cut = None if self._windows is None else self._windows(evaluation)
         self._reused = None if self._whole is None else self._whole.known(evaluation)
         if self._reused is not None:
             return ()
@@ -181,7 +189,7 @@ class Guidance:
                 self._asked.append(_Asked(look.patch, entry, piece))
         if self._branches is not None:
             self._answers = {**self._branches.known(self._by_branch())}
-        return self._unanswered()
+        return self._in_windows(self._unanswered())
 
     def take(self, evaluation: Evaluation, answers: Sequence[Latents]) -> tuple[Piece, ...]:
         """Take the outputs of the pieces returned last, in order; return pieces that depend on them, else ().
@@ -189,7 +197,7 @@ class Guidance:
         Self-attention guidance (SAG) needs a second forward: the uncond image with its most-attended cells blurred.
         """
         computed = [place for place in range(len(self._asked)) if place not in self._answers]
-        self._answers |= dict(zip(computed, answers, strict=True))
+        self._answers |= dict(zip(computed, self._blended(answers), strict=True))
         if any(isinstance(asked.to, _Blurred) for asked in self._asked):
             return ()
         if computed and self._branches is not None:
@@ -205,7 +213,7 @@ class Guidance:
             seen = replace(evaluation, x=to.degraded + evaluation.latents - uncond)
             for entry in _taking_part(self._entries[negative], evaluation):
                 self._asked.append(_Asked(to, entry, self._piece(entry, seen)))
-        return self._unanswered()
+        return self._in_windows(self._unanswered())
 
     def combine(self, evaluation: Evaluation) -> tuple[Latents, Latents]:
         """Return (denoised, uncond) once all outputs are taken.
@@ -228,13 +236,28 @@ class Guidance:
         functions: used instead of the backbone's.
         """
         evaluation = Evaluation(x, sigma, 0)
+        self._cut = self._cut or (None if self._windows is None else self._windows(evaluation))
         answered: list[tuple[ConditioningEntry, Latents]] = []
         for entry in _taking_part(self._entries.get(role, ()), evaluation):
             piece = self._piece(entry, evaluation)
             if functions is not None:
                 piece = replace(piece, backbone=piece.backbone.with_functions(functions))
-            answered += [(entry, denoised) for denoised in denoise([piece])]
+            made = [denoise([part])[0] for part in self._in_windows([piece])]
+            answered += [(entry, denoised) for denoised in self._blended(made)]
         return value(self._mean(role, x, answered))
+
+    def _in_windows(self, pieces: Sequence[Piece]) -> tuple[Piece, ...]:
+        """Return pieces cut into the windows of the evaluation, if it has any."""
+        if (cut := self._cut) is None:
+            return tuple(pieces)
+        return tuple(part for piece in pieces for part in cut.cut(piece))
+
+    def _blended(self, answers: Sequence[Latents]) -> Sequence[Latents]:
+        """Return the outputs of what `_in_windows` cut."""
+        if (cut := self._cut) is None:
+            return answers
+        of_piece = (answers[first : first + cut.count] for first in range(0, len(answers), cut.count))
+        return [cut.blended([value(part) for part in parts]) for parts in of_piece]
 
     def _by_branch(self) -> list[tuple[Any, Piece]]:
         return [((asked.to, id(asked.entry.inputs)), asked.piece) for asked in self._asked]

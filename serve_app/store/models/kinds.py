@@ -84,6 +84,8 @@ def _lacking(title: str, *marks: FileMark) -> FileKind:
 
 _REFINED = "txt_in.individual_token_refiner.blocks.0.norm1.weight"
 _BACKBONES = (
+    _known("SAM 3.1", "detector.backbone.vision_backbone.propagation_convs.0.conv_1x1.weight"),
+    _lacking("SAM 3", "detector.backbone.vision_backbone.trunk.blocks.0.attn.qkv.weight"),
     _known("Stable Audio 3", "transformer.global_cond_embedder.0.weight"),
     _lacking("Stable Audio", "transformer.rotary_pos_emb.inv_freq"),
     _lacking("Stable Cascade", "clf.1.weight"),
@@ -157,6 +159,7 @@ _FIRST = "layers.0.self_attn"
 _ROOTS = ("model.", "model.language_model.", "")
 _NORM = "layers.0.post_attention_layernorm.weight"
 _TEXTS = (
+    _known("SAM 3.1's text", "detector.backbone.language_backbone.encoder.token_embedding.weight"),
     _known(
         "CLIP",
         "text_model.embeddings.token_embedding.weight",

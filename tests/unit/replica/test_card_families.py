@@ -83,6 +83,7 @@ FILES = (
     Files("qwen_image_2.1", "qwen_image", ("qwen3vl_8b",), "qwen_image_2.1_vae", "EmptyLatentImage"),
     Files("wan2.1_14B_SCAIL_2", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
     Files("wan2.1_t2v", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
+    Files("wan_animate_2", "wan", ("umt5_xxl",), "wan_2.1_vae", "EmptyHunyuanLatentVideo"),
     Files("wan2.2_ti2v_5B", "wan", ("umt5_xxl",), "wan2.2_vae", "Wan22ImageToVideoLatent"),
     Files("z_image", "lumina2", ("qwen_3_4b",)),
 )
@@ -228,6 +229,7 @@ SHOWN: Mapping[str, str] = {
     "qwen_image_2.1": "QwenImage21 QwenImage21Text QwenImage21Vae",
     "wan2.1_14B_SCAIL_2": "WanScail",
     "wan2.1_t2v": "UMT5Text Wan WanVae",
+    "wan_animate_2": "WanAnimate2",
     "wan2.2_ti2v_5B": "Wan22 Wan22Vae",
     "z_image": "Qwen3Text ZImage",
     "tiny": "Sd",
@@ -254,6 +256,7 @@ SHOWN: Mapping[str, str] = {
 NOT_SHOWN: Mapping[str, str] = {
     "AceStepWriter": "it writes codes of sound, of a vocabulary of 217,204",
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
+    **dict.fromkeys(("Sam31", "Sam3Text"), "it segments images and samples none, so that no workflow draws with it"),
     "StableAudioOpenVae": "AceStep15Vae is the same at another rate",
 }
 """Families that no workflow here loads, and why."""

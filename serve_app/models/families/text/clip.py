@@ -313,6 +313,10 @@ class TextEncoder:
         vectors = self._vectors(name, self._family.width, f"clip_{self._family.kind}")
         return None if vectors is None else list(vectors)
 
+    def _attention(self, batch: Sequence[Chunk]) -> Tensor:
+        """Return what chunks' tokens attend to, as a bias (1 or N,1,T,T): those before them."""
+        return self._mask
+
     def _forward(self, batch: list[Chunk], stop_at: int | None) -> tuple[Tensor, Tensor]:
         """Return the layer's rows (N,T,D) and each chunk's pooled row (N,P), float32."""
         network = self.network
@@ -323,8 +327,9 @@ class TextEncoder:
         back = from_the_end(self._default if stop_at is None else stop_at, layers)
         stop = None if back is None else layers + back
         taken: Tensor | None = None
+        mask = self._attention(batch)
         for index, layer in enumerate(network.encoder.layers):
-            x = layer(x, self._mask)
+            x = layer(x, mask)
             if index == stop:
                 taken = x
         last = network.final_layer_norm(x)

@@ -7,11 +7,11 @@ arXiv:2503.20314; Jiang et al. 2025 (VACE), arXiv:2503.07598; the numbers are Co
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from diffusers.models.normalization import FP32LayerNorm
@@ -51,6 +51,7 @@ from serve_app.models.ranks.sharding import Sharding, sharding
 from serve_app.recipe.layers import ScaledPositions
 from serve_app.recipe.training import Flow, Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.sampling.guidance.windows import Window
 from serve_app.sampling.latents.latent_formats import WAN, WAN_22
 from serve_app.sampling.transfer import to_device
 from serve_app.store.models.kinds import ROLES
@@ -125,6 +126,18 @@ class WanInputs:
         pixels = (area[0] * CELL, area[1] * CELL, area[2] * CELL, area[3] * CELL)
         camera = None if self.camera is None else crop(self.camera, pixels)
         return replace(self, concat=concat, reference=reference, vace=vace, camera=camera)
+
+    def in_window(self, window: Window, kept: Sequence[int]) -> WanInputs:
+        """Return the inputs for a context window: of all that has the video's frames, those of the window."""
+
+        def own(rows: Tensor) -> Tensor:
+            return window.cut(rows, kept) if rows.shape[2] == window.total else rows
+
+        concat, camera = (None if rows is None else own(rows) for rows in (self.concat, self.camera))
+        vace = tuple(replace(one, frames=own(one.frames)) for one in self.vace)
+        noisy = None if self.noisy is None else self.noisy[:, list(window.read)]
+        context = tuple(map(own, self.context))
+        return replace(self, concat=concat, camera=camera, vace=vace, noisy=noisy, context=context)
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,29 +436,44 @@ class Wan(Transformer):
         further = [tokens_of(network.patch_embedding(whole_patches(one))) for one in context]
         return (torch.cat([image, *further], dim=1) if further else image), image.shape[1]
 
+    def beside(self, network: Any, given: Inputs) -> Callable[[Any], Attend]:
+        """Return what is called with each block before it runs, and says how its tokens attend to each other."""
+        return lambda block: attention_output
+
+    def read(self, network: Any, text: Tensor, mask: Tensor | None, seen: Tensor | None) -> list[Read]:
+        """Return what blocks read. text: (R,T,D), with a mask of real keys, None: all; seen: image features (R,N,V)."""
+        embed = network.condition_embedder
+        read: list[Read] = [(embed.text_embedder(text), mask)]
+        if self.image_width is not None:
+            # Without image features, the text is used, as in ComfyUI.
+            read.append(read[0] if seen is None else (_of_images(embed.image_embedder, seen), None))
+        return read
+
+    def times(self, network: Any, level: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the embeddings (R,G,W) of levels (R,G), and what they make for blocks, (R,G,6,W)."""
+        embed = network.condition_embedder
+        # Time reaches the sinusoids in single precision, as in ComfyUI.
+        time = embed.time_embedder(embed.timesteps_proj(level.flatten()).to(dtype)).view(*level.shape, -1)
+        return time, embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
+
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
-        x, size, embed = given["x"], given["x"].shape[2:], network.condition_embedder
+        x, size = given["x"], given["x"].shape[2:]
         image, own = self.embedded(network, given)
         shards = sharding(image.shape[1])
         image = shards.shard(image)
-        # Time reaches the sinusoids in single precision, as in ComfyUI. (R,G,W): of all tokens, or of each frame's.
-        time = embed.time_embedder(embed.timesteps_proj(given["level"].flatten()).to(x.dtype))
-        time = time.view(*given["level"].shape, -1)
-        text = embed.text_embedder(given["text"])
-        read = [(text, given.get("mask"))]
-        if self.image_width is not None:
-            # Without image features, the text is used, as in ComfyUI.
-            read.append((_of_images(embed.image_embedder, given["seen"]), None) if "seen" in given else read[0])
-        by_block = embed.time_proj(embed.act_fn(time)).unflatten(2, (6, -1))
-        turns = shards.shard(turns_of(_angles(given["at"])), dim=0)
-        tell = partial(_block, time=by_block, read=read, turns=turns, shards=shards)
+        # Of all tokens, or of each frame's.
+        time, by_block = self.times(network, given["level"], x.dtype)
+        read = self.read(network, given["text"], given.get("mask"), given.get("seen"))
+        turns = shards.shard(turns_of(token_angles(given["at"])), dim=0)
+        tell = partial(through_block, time=by_block, read=read, turns=turns, shards=shards)
+        beside = self.beside(network, given)
         hints = [given[OfVace("frames", number)] for number in range(len(rows[0].inputs.vace))]
         hint_tokens = [tokens_of(network.vace_patch_embedding(whole_patches(hint))) for hint in hints]
         vace_tokens, beginning = [*map(shards.shard, hint_tokens)], image
         every = self.layers // self.vace if self.vace else 0
         passing = Passing(rows, DOUBLES, given)
         for number, block in enumerate(network.blocks):
-            (image,) = passing.through(number, partial(tell, block, image), image)
+            (image,) = passing.through(number, partial(tell, block, image, attend=beside(block)), image)
             if not every or number % every:
                 continue
             of_vace = network.vace_blocks[number // every]
@@ -483,6 +511,12 @@ def _side(tensors: Tensors, name: str, axis: int) -> int | None:
     return None if shape is None else shape[axis]
 
 
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From queries, keys and values (R,n,H,d) to what is found, (R,n,W)."""
+Read: TypeAlias = "tuple[Tensor, Tensor | None]"
+"""Tokens (R,T,W) that others attend to, and a mask of real keys (R,1,1,T); None: all."""
+
+
 class OfContext(NamedTuple):
     """Name of a call's input: one of the videos and images of a context, (R,C,f,h,w)."""
 
@@ -502,7 +536,7 @@ def _of_videos(sizes: Sequence[Sequence[int]], placed: ScaledPositions | None) -
     return torch.cat(videos)
 
 
-def _angles(at: Tensor) -> Tensor:
+def token_angles(at: Tensor) -> Tensor:
     """Return the rotary angles of positions; the number of a video turns all of a head."""
     turned = angles(at[:, :3], AXES, THETA)
     return turned if at.shape[1] == 3 else turned + angles(at[:, 3:], (HEAD,), THETA)
@@ -515,18 +549,19 @@ class OfVace(NamedTuple):
     number: int
 
 
-def _block(
+def through_block(
     block: Any,
     image: Tensor,
     time: Tensor,
     read: Sequence[tuple[Tensor, Tensor | None]],
     turns: Tensor,
     shards: Sharding,
+    attend: Attend = attention_output,
 ) -> Tensor:
     """Return a block's output for tokens (R,n,W). time: (R,G,6,W).
 
     read: the text (R,T,W), and image features if the network reads them; each with a mask of real keys, (R,1,1,m),
-    None: all. turns: of `turns_of`. shards: of the tokens.
+    None: all. turns: of `turns_of`. shards: of the tokens. attend: how these attend to each other.
     """
     shift, scale, gate, inner_shift, inner_scale, inner_gate = (
         _by_token(part, shards) for part in _modulation(block, time)
@@ -536,7 +571,7 @@ def _block(
     q, k = (_heads(norm(to(modulated))) for norm, to in ((own.norm_q, own.to_q), (own.norm_k, own.to_k)))
     q, k = rotated(q, k, turns)
     with attention_over(shards.of_attention):
-        found = attention_output(q, k, _heads(own.to_v(modulated)))
+        found = attend(q, k, _heads(own.to_v(modulated)))
     image = addcmul(image, own.to_out[0](found), gate)
     q = _heads(others.norm_q(others.to_q(block.norm2(image))))
     text, *seen = read

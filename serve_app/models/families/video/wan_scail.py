@@ -24,6 +24,7 @@ from serve_app.models.files.tensors import Tensors
 from serve_app.models.forward import Inputs
 from serve_app.recipe.training import Training
 from serve_app.sampling.forward import Area, Canvas, crop, to_batch
+from serve_app.sampling.guidance.windows import Window
 from serve_app.sampling.transfer import to_device
 
 COLOURS = 28
@@ -58,6 +59,9 @@ class ScailInputs(WanInputs):
         own = {name: crop(rows, of) for name, of in areas if (rows := getattr(self, name)) is not None}
         found: ScailInputs = replace(inner, **own)
         return found
+
+    def in_window(self, window: Window, kept: Sequence[int]) -> ScailInputs:
+        raise NodeError("context windows are not supported for Wan SCAIL 2, whose references are frames too")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from serve_app.recipe.training import Flow
 from serve_app.sampling.forward import Canvas
 from serve_app.store.models.kinds import refusal
 from serve_app.values import ClipVisionOutput
-from tests.parity.wan_cases import NETS
+from tests.parity.wan_cases import METADATA, NETS
 from tests.unit.models.sample import random_tensors
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def inputs(family: Wan, options: dict[str, Any], frames: int = 2, mask: torch.Te
 
 @pytest.mark.parametrize("net", NETS)
 def test_an_edition_is_read_off_names_and_shapes(net: str) -> None:
-    of_file = Tensors(shapes(NETS[net]), "'a.safetensors'")
+    of_file = Tensors(shapes(NETS[net]), "'a.safetensors'", METADATA.get(net, {}))
     found = find_part("backbone", [of_file])
     assert found.family == NETS[net]
     assert not found.unused
@@ -109,6 +109,16 @@ def test_another_edition_is_refused_with_what_it_does(changed: dict[str, tuple[i
             "vace",
             {"vace_frames": [torch.zeros(1, 32, 2, 4, 6)] * 2, "vace_strength": [1.0]},
             "is given 2 videos with 2 masks and 1 strengths",
+        ),
+        (
+            "animate2",
+            {"pose_video_latent": torch.zeros(1, 16, 2, 4, 6)},
+            r"the pose video is \(2, 4, 6\) latent frames, rows and columns, and the latents to sample take \(1, ",
+        ),
+        (
+            "animate2",
+            {"pose_video_latent": torch.zeros(1, 16, 1, 4, 6), "cross_attn_pose": torch.zeros(1, 2, 8)},
+            "8 wide",
         ),
         ("scail", {"reference_latents": [torch.zeros(1, 16, 1, 4, 4)]}, r"a reference is \(4, 4\) latent cells"),
         (
