@@ -21,6 +21,7 @@ Part: TypeAlias = Literal[
     "audio_vae",
     "upscaler",
     "latent_upscaler",
+    "depth_estimator",
     "controlnet",
     "model_patch",
     "clip_vision",

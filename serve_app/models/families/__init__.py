@@ -41,6 +41,7 @@ from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import (
     AudioVaeFamily,
     BackboneFamily,
+    ImageModelFamily,
     LatentUpscalerFamily,
     StyleFamily,
     VaeFamily,
@@ -89,6 +90,7 @@ from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.clip_vision import ClipVision
+from serve_app.models.families.vision.depth_anything3 import DepthAnything3
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
 UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
@@ -109,6 +111,7 @@ VAES: Sequence[type[VaeFamily]] = (
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
+DEPTH_ESTIMATORS: Sequence[type[ImageModelFamily]] = (DepthAnything3,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -150,6 +153,7 @@ TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
 __all__ = [
     "AUDIO_VAES",
     "BACKBONES",
+    "DEPTH_ESTIMATORS",
     "IMAGE_ENCODERS",
     "LATENT_UPSCALERS",
     "STYLE_MODELS",
@@ -165,6 +169,7 @@ __all__ = [
     "Chroma",
     "ClipText",
     "ClipVision",
+    "DepthAnything3",
     "ErnieImage",
     "Flux",
     "Flux2",

@@ -10,6 +10,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.families import (
     AUDIO_VAES,
     BACKBONES,
+    DEPTH_ESTIMATORS,
     IMAGE_ENCODERS,
     LATENT_UPSCALERS,
     STYLE_MODELS,
@@ -30,6 +31,7 @@ PART_NAMES: Mapping[Part, str] = {
     "vae": "VAE",
     "audio_vae": "audio VAE",
     "latent_upscaler": "latent upscaler",
+    "depth_estimator": "depth estimator",
     "clip": "text encoder",
     "clip_vision": "image encoder",
     "style_model": "style model",
@@ -41,6 +43,7 @@ _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
     "vae": (*VAES, *AUDIO_VAES),
     "audio_vae": AUDIO_VAES,
     "latent_upscaler": LATENT_UPSCALERS,
+    "depth_estimator": DEPTH_ESTIMATORS,
     "clip_vision": IMAGE_ENCODERS,
     "style_model": STYLE_MODELS,
 }

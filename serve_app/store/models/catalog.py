@@ -26,6 +26,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "gligen": ("gligen",),
     "upscale_models": ("upscale_models",),
     "latent_upscale_models": ("latent_upscale_models",),
+    "geometry_estimation": ("geometry_estimation",),
     "hypernetworks": ("hypernetworks",),
     "photomaker": ("photomaker",),
     "model_patches": ("model_patches",),

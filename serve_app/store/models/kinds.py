@@ -246,6 +246,7 @@ _LATENT_UPSCALERS = (
     _known("LTX-2", "post_upsample_res_blocks.0.conv2.bias"),
     _lacking("HunyuanVideo 1.5", "blocks.0.block.0.conv.weight", "up.0.block.0.conv1.conv.weight"),
 )
+_DEPTHS = (_known("Depth Anything 3", "backbone.embeddings.patch_embeddings.projection.weight"),)
 _STYLES = (_known("Flux.1 Redux", "redux_down.weight"), _known("T2I-Adapters", "style_embedding"))
 
 ROLES: Mapping[str, Role] = {
@@ -258,6 +259,7 @@ ROLES: Mapping[str, Role] = {
     "clip_vision": Role("image encoder", VISION_PREFIXES, _SEEING),
     "latent_upscaler": Role("latent upscaler", ("",), _LATENT_UPSCALERS),
     "style_model": Role("style model", ("",), _STYLES),
+    "depth_estimator": Role("depth estimator", ("",), _DEPTHS),
 }
 """What loaders need, by the part of a recipe."""
 
@@ -287,6 +289,7 @@ def looks_like(shapes: Shapes) -> str:
         "vae",
         "latent_upscaler",
         "style_model",
+        "depth_estimator",
         "clip_vision",
         "clip",
     ):

@@ -118,6 +118,15 @@ def sharp() -> dict[str, Any]:
     return made
 
 
+def seen(name: str) -> dict[str, Any]:
+    """Return an official template's workflow that saves what others show."""
+    made = prompt_of(name)
+    for node in made.values():
+        if node["class_type"] == "PreviewImage":
+            node |= {"class_type": "SaveImage", "inputs": {**node["inputs"], "filename_prefix": name}}
+    return made
+
+
 def styled() -> dict[str, Any]:
     """Return a workflow whose text is styled by an image."""
     made = prompt(1, "tiny", STEPS)
@@ -169,13 +178,16 @@ TEMPLATES = (
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
-EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *OF_NO_FILE}
+SEEING = ("utility_depth_anything3_image_depth_estimation",)
+"""Templates that show what a network sees in a picture."""
+EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *OF_NO_FILE, *SEEING}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
     **{name: partial(prompt, 1, name, STEPS) for name in CHECKPOINTS},
     **{name: partial(of_template, name) for name in TEMPLATES},
     "video_ltx2_t2v_distilled": partial(small_ltx, "video_ltx2_t2v_distilled"),
+    **{name: partial(seen, name) for name in SEEING},
     "seedvr2": sharp,
     "style": styled,
     "unclip": unclip,
@@ -184,6 +196,7 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 KINDS: Sequence[Sequence[type[Family]]] = (
     *(families.BACKBONES, families.VAES, families.AUDIO_VAES, families.LATENT_UPSCALERS, families.IMAGE_ENCODERS),
+    families.DEPTH_ESTIMATORS,
     *(families.STYLE_MODELS, families.TEXT_ENCODERS, families.TEXT_READERS, families.TEXT_ENSEMBLES),
 )
 KNOWN = {family.__name__ for kind in KINDS for family in kind}
@@ -220,6 +233,7 @@ SHOWN: Mapping[str, str] = {
     "txt_to_image_to_video": "Svd TemporalKL",
     "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",
     "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
+    "utility_depth_anything3_image_depth_estimation": "DepthAnything3",
     "seedvr2": "SeedVr2 SeedVr2Vae",
     "style": "StyleAdapter",
     "unclip": "Unclip",

@@ -1,0 +1,71 @@
+"""Make golden/seeing.npz and golden/seeing_keys.json: what ComfyUI's nodes answer in `cases`.
+
+Run it in ComfyUI's environment: COMFYUI_DIR=… python -m tests.parity.seeing.figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+sys.path.insert(0, os.environ["COMFYUI_DIR"])
+sys.argv = [sys.argv[0], "--cpu"]
+
+import comfy.options  # noqa: E402
+
+comfy.options.enable_args_parsing()
+
+import comfy.ldm.depth_anything_3.model as da3  # noqa: E402
+import comfy.model_management  # noqa: E402
+import comfy.ops  # noqa: E402
+import comfy_extras.nodes_depth_anything_3 as da3_nodes  # noqa: E402
+
+from tests.parity.figures import thinned  # noqa: E402
+from tests.parity.seeing import cases  # noqa: E402
+
+WHERE: dict[str, Any] = {"dtype": torch.float32, "device": "cpu", "operations": comfy.ops.disable_weight_init}
+
+
+def loaded(network: Any, keys: dict[str, Any], name: str) -> Any:
+    """Return a network with weights drawn from their names, of which the shapes are kept."""
+    keys[name] = {key: [*value.shape] for key, value in network.state_dict().items()}
+    network.load_state_dict(cases.weights(keys[name]))
+    return network.eval()
+
+
+def depths(figures: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Make the figures of Depth Anything 3."""
+    da3._BACKBONE_PRESETS["tiny"] = cases.DA3_LAYERS
+    nets = {name: loaded(da3.DepthAnything3Net(**given, **WHERE), keys, name) for name, given in cases.DA3.items()}
+    made = {}
+    for name, (net, inputs) in cases.DEPTHS.items():
+        model = SimpleNamespace(model=SimpleNamespace(diffusion_model=nets[net]))
+        made[name] = da3_nodes.DA3Inference.execute(model, cases.pictures(), **inputs).args[0]
+        for part in ("depth", "sky", "confidence", "extrinsics", "intrinsics"):
+            if part in made[name]:
+                figures[f"{name}|{part}"] = thinned(made[name][part].numpy())
+    for name, (case, output) in cases.DA3_DRAWN.items():
+        figures[name] = thinned(da3_nodes.DA3Render.execute(made[case], output).args[0].numpy())
+
+
+@torch.inference_mode()
+def main() -> None:
+    comfy.model_management.load_model_gpu = lambda patcher: None
+    figures: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
+    depths(figures, keys)
+    np.savez_compressed(GOLDEN / "seeing.npz", **figures)
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in keys.items())
+    (GOLDEN / "seeing_keys.json").write_text("{\n" + lines + "\n}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Templates of networks that look at pictures, over HTTP, with tiny files under the published names."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serve_app.nodes.video.value import VideoFromFile
+from tests.templates.test_templates import prompt_of, ran, saved_of
+
+PICTURES = {"utility_depth_anything3_image_depth_estimation": 1}
+"""Templates that make pictures, and how many."""
+
+
+@pytest.mark.parametrize("name", PICTURES)
+async def test_a_template_draws_what_a_network_sees_in_a_picture(name: str, tmp_path: Path) -> None:
+    async with ran(prompt_of(name), tmp_path) as (client, outputs):
+        drawn = [image for output in outputs.values() for image in output.get("images", ())]
+        assert len(drawn) == PICTURES[name]
+        for one in drawn:
+            picture = await client.get("/api/view", params=one)
+            with Image.open(io.BytesIO(picture.content)) as image:
+                assert image.size == (256, 256)
+                assert len(image.convert("L").getcolors(256) or ()) > 8, "it is of one colour"
+
+
+async def test_a_template_draws_the_depths_of_a_video(tmp_path: Path) -> None:
+    prompt = prompt_of("utility_depth_anything3_video_depth_estimation")
+    for node in prompt.values():
+        if node["class_type"] == "DA3Inference":
+            node["inputs"]["resolution"] = 140
+    async with ran(prompt, tmp_path) as (client, outputs):
+        [saved] = saved_of(outputs)
+        made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
+    assert len(made.images) == 20
+    assert made.images.std() > 0.01, "it is of one colour"
