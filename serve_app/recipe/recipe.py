@@ -22,6 +22,7 @@ Part: TypeAlias = Literal[
     "upscaler",
     "latent_upscaler",
     "depth_estimator",
+    "geometry_estimator",
     "controlnet",
     "model_patch",
     "clip_vision",

@@ -91,6 +91,7 @@ from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.depth_anything3 import DepthAnything3
+from serve_app.models.families.vision.moge import MoGe
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
 UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
@@ -112,6 +113,7 @@ VAES: Sequence[type[VaeFamily]] = (
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 DEPTH_ESTIMATORS: Sequence[type[ImageModelFamily]] = (DepthAnything3,)
+GEOMETRY_ESTIMATORS: Sequence[type[ImageModelFamily]] = (MoGe,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -154,6 +156,7 @@ __all__ = [
     "AUDIO_VAES",
     "BACKBONES",
     "DEPTH_ESTIMATORS",
+    "GEOMETRY_ESTIMATORS",
     "IMAGE_ENCODERS",
     "LATENT_UPSCALERS",
     "STYLE_MODELS",
@@ -199,6 +202,7 @@ __all__ = [
     "MiniMaxH3",
     "MiniMaxH3AudioVae",
     "MiniMaxH3Vae",
+    "MoGe",
     "OmniGen2",
     "PixArt",
     "PixArtAlpha",

@@ -11,6 +11,7 @@ from serve_app.models.families import (
     AUDIO_VAES,
     BACKBONES,
     DEPTH_ESTIMATORS,
+    GEOMETRY_ESTIMATORS,
     IMAGE_ENCODERS,
     LATENT_UPSCALERS,
     STYLE_MODELS,
@@ -32,6 +33,7 @@ PART_NAMES: Mapping[Part, str] = {
     "audio_vae": "audio VAE",
     "latent_upscaler": "latent upscaler",
     "depth_estimator": "depth estimator",
+    "geometry_estimator": "geometry estimator",
     "clip": "text encoder",
     "clip_vision": "image encoder",
     "style_model": "style model",
@@ -44,6 +46,7 @@ _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
     "audio_vae": AUDIO_VAES,
     "latent_upscaler": LATENT_UPSCALERS,
     "depth_estimator": DEPTH_ESTIMATORS,
+    "geometry_estimator": GEOMETRY_ESTIMATORS,
     "clip_vision": IMAGE_ENCODERS,
     "style_model": STYLE_MODELS,
 }

@@ -181,6 +181,7 @@ class Loader:
             "audio_vae": "fp32",
             "latent_upscaler": vae_dtype,
             "depth_estimator": dtype,
+            "geometry_estimator": dtype,
             "controlnet": dtype,
             "clip_vision": dtype,
             "style_model": dtype,

@@ -247,6 +247,10 @@ _LATENT_UPSCALERS = (
     _lacking("HunyuanVideo 1.5", "blocks.0.block.0.conv.weight", "up.0.block.0.conv1.conv.weight"),
 )
 _DEPTHS = (_known("Depth Anything 3", "backbone.embeddings.patch_embeddings.projection.weight"),)
+_GEOMETRIES = (
+    _lacking("MoGe 3", "refiner.encoder_fuse.weight"),
+    _known("MoGe", "encoder.output_projections.0.weight", "head.upsample_blocks.0.0.0.weight"),
+)
 _STYLES = (_known("Flux.1 Redux", "redux_down.weight"), _known("T2I-Adapters", "style_embedding"))
 
 ROLES: Mapping[str, Role] = {
@@ -260,6 +264,7 @@ ROLES: Mapping[str, Role] = {
     "latent_upscaler": Role("latent upscaler", ("",), _LATENT_UPSCALERS),
     "style_model": Role("style model", ("",), _STYLES),
     "depth_estimator": Role("depth estimator", ("",), _DEPTHS),
+    "geometry_estimator": Role("geometry estimator", ("",), _GEOMETRIES),
 }
 """What loaders need, by the part of a recipe."""
 
@@ -290,6 +295,7 @@ def looks_like(shapes: Shapes) -> str:
         "latent_upscaler",
         "style_model",
         "depth_estimator",
+        "geometry_estimator",
         "clip_vision",
         "clip",
     ):

@@ -82,3 +82,85 @@ def weights(shapes: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def pictures(count: int = SHAPE[0]) -> Tensor:
     return image((count, *SHAPE[1:]))
+
+
+_MOGE: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 1,
+    "layer_norm_eps": 1e-6,
+    "use_swiglu_ffn": False,
+}
+_NORMED = {"res_block_in_norm": "layer_norm", "res_block_hidden_norm": "group_norm"}
+
+
+def _stack(reads: list[int], writes: list[int | None], **more: Any) -> dict[str, Any]:
+    return {
+        "dim_in": reads,
+        "dim_res_blocks": [32, 16, 8, 8, 8],
+        "dim_out": writes,
+        "resamplers": ["conv_transpose", "conv_transpose", "bilinear", "bilinear"],
+        "num_res_blocks": [1, 2, 1, 0, 1],
+        **more,
+    }
+
+
+MOGE: Mapping[str, dict[str, Any]] = {
+    "moge 1": {"backbone": _MOGE, "dim_upsample": [16, 8, 8], "num_res_blocks": 1, "dim_times_res_block_hidden": 2},
+    "moge 2": {
+        "encoder": {"backbone": _MOGE, "intermediate_layers": [1, 3, 5, 7], "dim_out": 24},
+        "neck": _stack([26, 2, 2, 2, 2], [None] * 5, **_NORMED),
+        **{
+            f"{head}_head": _stack([32, 16, 8, 8, 8], [None] * 4 + [writes], **_NORMED)
+            for head, writes in {"points": 3, "mask": 1, "normal": 3}.items()
+        },
+        "scale_head": {"dims": [64, 32, 1]},
+    },
+}
+"""Arguments of MoGe, of ComfyUI's classes."""
+MOGE_ASKED: Mapping[str, tuple[str, dict[str, Any]]] = {
+    "moge 1|estimated": ("moge 1", {"fov_x_degrees": 0.0, "force_projection": True, "apply_mask": True}),
+    "moge 2|estimated": ("moge 2", {"fov_x_degrees": 0.0, "force_projection": False, "apply_mask": True}),
+    "moge 2|known": ("moge 2", {"fov_x_degrees": 60.0, "force_projection": True, "apply_mask": False}),
+}
+"""What MoGeInference is asked: a network, and the inputs but for the image, 2 at level 0."""
+MOGE_DRAWN = (
+    *(("moge 2|known", output) for output in ("depth", "depth_colored", "normal_opengl", "normal_directx", "mask")),
+    ("moge 1|estimated", "normal_opengl"),
+)
+"""What MoGeRender is asked: the geometry of a case, and the output."""
+MESHES = {"moge 2|known": (2, 0.0), "moge 1|estimated": (1, 0.5)}
+"""What MoGePointMapToMesh is asked: of which case, and decimation and threshold."""
+TOKENS = (80, 160)
+"""The fewest and the most patches here: ComfyUI's 1200 take long."""
+PANORAMA = {"resolution_level": 0, "split_resolution": 256, "merge_resolution": 300, "batch_size": 6}
+
+
+def panorama() -> Tensor:
+    return image((1, 140, 280, 3))
+
+
+def by_authors(shapes: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return the names and shapes that DINOv2's authors give the layers of an encoder, of ComfyUI's."""
+    made: dict[str, list[int]] = {}
+    for name, shape in shapes.items():
+        for old, new in _BY_AUTHORS.items():
+            name = name.replace(old, new)
+        if ".attention.attention.query." in name:
+            made[name.replace("attention.attention.query", "attn.qkv")] = [3 * shape[0], *shape[1:]]
+        elif ".attention.attention." not in name:
+            made[name] = shape
+    return made
+
+
+_BY_AUTHORS = {
+    "embeddings.patch_embeddings.projection": "patch_embed.proj",
+    "embeddings.cls_token": "cls_token",
+    "embeddings.position_embeddings": "pos_embed",
+    "embeddings.mask_token": "mask_token",
+    "layernorm.": "norm.",
+    "encoder.layer.": "blocks.",
+    "layer_scale1.lambda1": "ls1.gamma",
+    "layer_scale2.lambda1": "ls2.gamma",
+    "attention.output.dense": "attn.proj",
+}

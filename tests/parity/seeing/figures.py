@@ -24,9 +24,11 @@ import comfy.options  # noqa: E402
 comfy.options.enable_args_parsing()
 
 import comfy.ldm.depth_anything_3.model as da3  # noqa: E402
+import comfy.ldm.moge.model as moge  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy_extras.nodes_depth_anything_3 as da3_nodes  # noqa: E402
+import comfy_extras.nodes_moge as moge_nodes  # noqa: E402
 
 from tests.parity.figures import thinned  # noqa: E402
 from tests.parity.seeing import cases  # noqa: E402
@@ -56,12 +58,51 @@ def depths(figures: dict[str, Any], keys: dict[str, Any]) -> None:
         figures[name] = thinned(da3_nodes.DA3Render.execute(made[case], output).args[0].numpy())
 
 
+def geometry(figures: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Make the figures of MoGe. Files have the authors' names of the encoder's layers, which ComfyUI renames."""
+    models = {}
+    for name, given in cases.MOGE.items():
+        net = (moge.MoGeModelV1 if name == "moge 1" else moge.MoGeModelV2)(**given, **WHERE)
+        shapes = {key: [*value.shape] for key, value in net.state_dict().items() if "image_" not in key}
+        keys[name] = cases.by_authors(shapes)
+        state = cases.weights(keys[name]) | {k: v for k, v in net.state_dict().items() if "image_" in k}
+        models[name] = moge.MoGeModel(state)
+        models[name].num_tokens_range = cases.TOKENS
+        raw = models[name].model(cases.pictures(2).movedim(-1, 1).contiguous(), cases.TOKENS[0])
+        for part, tensor in raw.items():
+            figures[f"raw {name}|{part}"] = thinned(tensor.numpy())
+    made = {}
+    for name, (net, inputs) in cases.MOGE_ASKED.items():
+        asked = {"resolution_level": 0, "batch_size": 1, **inputs}
+        found = moge_nodes.MoGeInference.execute(models[net], cases.pictures(2), **asked).args[0]
+        made[name] = found
+        for part in ("points", "depth", "intrinsics", "mask", "normal"):
+            if part in found:
+                figures[f"{name}|{part}"] = thinned(found[part].float().numpy())
+    for name, output in cases.MOGE_DRAWN:
+        figures[f"{name}|drawn {output}"] = thinned(moge_nodes.MoGeRender.execute(made[name], output).args[0].numpy())
+    for name, (decimation, threshold) in cases.MESHES.items():
+        mesh = moge_nodes.MoGePointMapToMesh.execute(made[name], 1, decimation, threshold, True).args[0]
+        for part in ("vertices", "faces", "uvs"):
+            figures[f"{name}|mesh {part}"] = thinned(getattr(mesh, part)[0].float().numpy())
+    fov, focal = moge_nodes.MoGeGeometryToFOV.execute(made["moge 2|known"], "diagonal", "degrees").args
+    figures["fov"] = np.array([fov, focal])
+    around = moge_nodes.MoGePanoramaInference.execute(models["moge 2"], cases.panorama(), **cases.PANORAMA).args[0]
+    for part in ("points", "depth", "mask"):
+        figures[f"panorama|{part}"] = thinned(around[part].float().numpy())
+    mesh = moge_nodes.MoGePointMapToMesh.execute(around, 0, 4, 0.0, False).args[0]
+    figures["panorama|mesh"] = thinned(mesh.vertices[0].numpy())
+
+
 @torch.inference_mode()
 def main() -> None:
     comfy.model_management.load_model_gpu = lambda patcher: None
+    # Weights of some of these networks are rounded to sixteen bits on a CPU too.
+    comfy.model_management.text_encoder_dtype = lambda device=None: torch.float32
     figures: dict[str, Any] = {}
     keys: dict[str, Any] = {}
     depths(figures, keys)
+    geometry(figures, keys)
     np.savez_compressed(GOLDEN / "seeing.npz", **figures)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in keys.items())
     (GOLDEN / "seeing_keys.json").write_text("{\n" + lines + "\n}\n")

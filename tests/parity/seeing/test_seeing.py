@@ -16,14 +16,22 @@ from torch import Tensor
 from serve_app.models.families.family import Family, ImageModelFamily
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.image_model import ImageModel
+from serve_app.nodes.geometry import moge
 from serve_app.nodes.geometry.depth_anything3 import da3_inference, da3_render
+from serve_app.nodes.geometry.moge import (
+    moge_geometry_to_fov,
+    moge_inference,
+    moge_panorama_inference,
+    moge_point_map_to_mesh,
+    moge_render,
+)
 from serve_app.recipe.recipe import Part, Recipe
 from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, Figures, thinned
 from tests.parity.seeing import cases
 
 FIGURES = Figures("seeing")
 KEYS = json.loads((GOLDEN / "seeing_keys.json").read_text())
-PARTS: dict[str, Part] = {"da3": "depth_estimator"}
+PARTS: dict[str, Part] = {"da3": "depth_estimator", "moge": "geometry_estimator"}
 """By the first word of a network's name."""
 
 
@@ -79,3 +87,67 @@ async def test_depths_are_comfyuis(name: str, runtime: Any) -> None:
 async def test_depths_are_drawn_as_by_comfyui(name: str, runtime: Any) -> None:
     case, output = cases.DA3_DRAWN[name]
     agrees(da3_render(await depths(case, runtime), output), name, 1e-4)
+
+
+@pytest.fixture(autouse=True)
+def _few_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moge, "TOKENS", dict.fromkeys((1, 2), cases.TOKENS))
+
+
+@pytest.mark.parametrize("name", cases.MOGE)
+async def test_what_networks_say_of_geometry_is_comfyuis(name: str, runtime: Any) -> None:
+    pixels = cases.pictures(2).movedim(-1, 1).contiguous()
+    model = Recipe("geometry_estimator", "", name)
+    [found] = await runtime.ask_image_model(model, [pixels], tokens=cases.TOKENS[0])
+    for part, ours in found.items():
+        agrees(ours, f"raw {name}|{'metric_scale' if part == 'scale' else part}")
+
+
+async def geometry(name: str, runtime: Any) -> dict[str, Any]:
+    net, inputs = cases.MOGE_ASKED[name]
+    model = Recipe("geometry_estimator", "", net)
+    return await moge_inference(model, cases.pictures(2), 0, batch_size=1, **inputs, runtime=runtime)
+
+
+def close(ours: Tensor, name: str, tolerance: float = 1e-4) -> None:
+    """Hold ours to the tolerance, and to be infinite where theirs are."""
+    flat, theirs = torch.from_numpy(thinned(ours.float().numpy())), FIGURES[name]
+    assert torch.equal(flat.isfinite(), theirs.isfinite())
+    there = theirs.isfinite()
+    assert there.any()
+    error = float((flat[there] - theirs[there]).norm() / theirs[there].norm())
+    assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+@pytest.mark.parametrize("name", cases.MOGE_ASKED)
+async def test_geometry_is_comfyuis(name: str, runtime: Any) -> None:
+    found = await geometry(name, runtime)
+    assert ("normal" in found) == name.startswith("moge 2")
+    for part in found.keys() - {"image"}:
+        close(found[part], f"{name}|{part}")
+
+
+@pytest.mark.parametrize(("name", "output"), cases.MOGE_DRAWN)
+async def test_geometry_is_drawn_as_by_comfyui(name: str, output: str, runtime: Any) -> None:
+    close(moge_render(await geometry(name, runtime), output), f"{name}|drawn {output}")
+
+
+@pytest.mark.parametrize("name", cases.MESHES)
+async def test_surfaces_are_comfyuis(name: str, runtime: Any) -> None:
+    mesh = moge_point_map_to_mesh(await geometry(name, runtime), 1, *cases.MESHES[name], True)
+    assert mesh.picture is not None
+    for part in ("vertices", "faces", "uvs"):
+        close(getattr(mesh, part), f"{name}|mesh {part}")
+
+
+async def test_an_angle_of_view_is_comfyuis(runtime: Any) -> None:
+    found = moge_geometry_to_fov(await geometry("moge 2|known", runtime), "diagonal", "degrees")
+    assert found == pytest.approx(FIGURES["fov"].tolist(), rel=1e-5)
+
+
+async def test_the_geometry_of_a_panorama_is_comfyuis(runtime: Any) -> None:
+    model = Recipe("geometry_estimator", "", "moge 2")
+    found = await moge_panorama_inference(model, cases.panorama(), **cases.PANORAMA, runtime=runtime)
+    for part in ("mask", "depth", "points"):
+        close(found[part], f"panorama|{part}", 1e-3)
+    close(moge_point_map_to_mesh(found, 0, 4, 0.0, False).vertices, "panorama|mesh", 1e-3)

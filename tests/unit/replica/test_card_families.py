@@ -122,6 +122,9 @@ def seen(name: str) -> dict[str, Any]:
     """Return an official template's workflow that saves what others show."""
     made = prompt_of(name)
     for node in made.values():
+        if node["inputs"].get("output") == "mask":
+            # Which has two colours.
+            node["inputs"]["output"] = "depth"
         if node["class_type"] == "PreviewImage":
             node |= {"class_type": "SaveImage", "inputs": {**node["inputs"], "filename_prefix": name}}
     return made
@@ -178,7 +181,7 @@ TEMPLATES = (
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
-SEEING = ("utility_depth_anything3_image_depth_estimation",)
+SEEING = ("utility_depth_anything3_image_depth_estimation", "utility_moge_depth_estimation")
 """Templates that show what a network sees in a picture."""
 EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *OF_NO_FILE, *SEEING}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
@@ -196,7 +199,7 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 KINDS: Sequence[Sequence[type[Family]]] = (
     *(families.BACKBONES, families.VAES, families.AUDIO_VAES, families.LATENT_UPSCALERS, families.IMAGE_ENCODERS),
-    families.DEPTH_ESTIMATORS,
+    *(families.DEPTH_ESTIMATORS, families.GEOMETRY_ESTIMATORS),
     *(families.STYLE_MODELS, families.TEXT_ENCODERS, families.TEXT_READERS, families.TEXT_ENSEMBLES),
 )
 KNOWN = {family.__name__ for kind in KINDS for family in kind}
@@ -234,6 +237,7 @@ SHOWN: Mapping[str, str] = {
     "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",
     "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
     "utility_depth_anything3_image_depth_estimation": "DepthAnything3",
+    "utility_moge_depth_estimation": "MoGe",
     "seedvr2": "SeedVr2 SeedVr2Vae",
     "style": "StyleAdapter",
     "unclip": "Unclip",

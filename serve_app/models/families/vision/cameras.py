@@ -17,9 +17,9 @@ def decoded_cameras(encoded: Tensor, height: int, width: int) -> dict[str, Tenso
     place, turn = encoded[:, :3].float(), encoded[:, 3:7].float()
     angles = encoded[:, 7:9].float()
     rotation = _rotations(turn / turn.norm(dim=-1, keepdim=True).clamp(min=LEAST)).transpose(1, 2)
-    focal = torch.tensor([height / 2, width / 2], device=encoded.device) / (angles / 2).tan().clamp(min=LEAST)
+    slopes = (angles / 2).tan().clamp(min=LEAST)
     intrinsics = torch.eye(3, device=encoded.device).repeat(len(encoded), 1, 1)
-    intrinsics[:, 0, 0], intrinsics[:, 1, 1] = focal[:, 1], focal[:, 0]
+    intrinsics[:, 0, 0], intrinsics[:, 1, 1] = width / 2 / slopes[:, 1], height / 2 / slopes[:, 0]
     intrinsics[:, 0, 2], intrinsics[:, 1, 2] = width / 2, height / 2
     extrinsics = torch.cat([rotation, -rotation @ place[..., None]], dim=-1)
     return {"extrinsics": extrinsics, "intrinsics": intrinsics}
