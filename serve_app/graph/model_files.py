@@ -46,6 +46,7 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "LatentUpscaleModelLoader": {"model_name": ("latent_upscaler", "latent_upscale_models")},
     "LoadDA3Model": {"model_name": ("depth_estimator", "geometry_estimation")},
     "LoadMoGeModel": {"model_name": ("geometry_estimator", "geometry_estimation")},
+    "LoadBackgroundRemovalModel": {"bg_removal_name": ("background_remover", "background_removal")},
     "StyleModelLoader": {"style_model_name": ("style_model", "style_models")},
 }
 """The loaders whose files are checked, and the part and folder of each of their inputs."""

@@ -23,6 +23,7 @@ Part: TypeAlias = Literal[
     "latent_upscaler",
     "depth_estimator",
     "geometry_estimator",
+    "background_remover",
     "controlnet",
     "model_patch",
     "clip_vision",

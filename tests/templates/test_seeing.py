@@ -8,11 +8,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from serve_app.models.families.vision.birefnet import BiRefNet
 from serve_app.nodes.video.value import VideoFromFile
+from tests.parity.seeing.cases import BIREFNET_SIDE
 from tests.templates.test_templates import prompt_of, ran, saved_of
 
-PICTURES = {"utility_depth_anything3_image_depth_estimation": 1, "utility_moge_depth_estimation": 3}
+PICTURES = {
+    "utility_depth_anything3_image_depth_estimation": 1,
+    "utility_moge_depth_estimation": 3,
+    "utility_birefnet_remove_background": 2,
+}
 """Templates that make pictures, and how many."""
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BiRefNet, "image_size", BIREFNET_SIDE)
 
 
 @pytest.mark.parametrize("name", PICTURES)

@@ -319,6 +319,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[0],
     r"geometry_estimation/depth_anything_3_mono.*": lambda: seeing("da3 mono"),
     r"geometry_estimation/moge_2.*": lambda: seeing("moge 2"),
+    r"background_removal/birefnet.*": lambda: seeing("birefnet"),
     r"loras/ltx.*": lambda: lora("diffusion_model.transformer_blocks.0.attn1.to_q", 48, 48),
     r"loras/gemma-3.*": lambda: lora("text_encoders.gemma3_12b.transformer.model.layers.0.self_attn.q_proj", 512, 32),
     r"text_encoders/gemma_3_12B.*": lambda: text_tensors(GEMMA3),
@@ -386,7 +387,7 @@ def seedvr2(name: str) -> Tensors:
 
 def seeing(name: str) -> Tensors:
     """Return a network that looks at pictures, which the parity tests compare with ComfyUI's."""
-    return seeing_cases.weights(json.loads((GOLDEN / "seeing_keys.json").read_text())[name])
+    return seeing_cases.positive(seeing_cases.weights(json.loads((GOLDEN / "seeing_keys.json").read_text())[name]))
 
 
 def svd_checkpoint() -> Tensors:

@@ -89,6 +89,7 @@ from serve_app.models.families.video.minimax_h3 import MiniMaxH3
 from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.video.wan_scail import WanScail
+from serve_app.models.families.vision.birefnet import BiRefNet
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.depth_anything3 import DepthAnything3
 from serve_app.models.families.vision.moge import MoGe
@@ -112,6 +113,7 @@ VAES: Sequence[type[VaeFamily]] = (
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
+BACKGROUND_REMOVERS: Sequence[type[ImageModelFamily]] = (BiRefNet,)
 DEPTH_ESTIMATORS: Sequence[type[ImageModelFamily]] = (DepthAnything3,)
 GEOMETRY_ESTIMATORS: Sequence[type[ImageModelFamily]] = (MoGe,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
@@ -155,6 +157,7 @@ TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
 __all__ = [
     "AUDIO_VAES",
     "BACKBONES",
+    "BACKGROUND_REMOVERS",
     "DEPTH_ESTIMATORS",
     "GEOMETRY_ESTIMATORS",
     "IMAGE_ENCODERS",
@@ -169,6 +172,7 @@ __all__ = [
     "Anima",
     "AuraFlow",
     "AutoencoderKL",
+    "BiRefNet",
     "Chroma",
     "ClipText",
     "ClipVision",

@@ -10,6 +10,7 @@ from serve_app.errors import ModelFileError
 from serve_app.models.families import (
     AUDIO_VAES,
     BACKBONES,
+    BACKGROUND_REMOVERS,
     DEPTH_ESTIMATORS,
     GEOMETRY_ESTIMATORS,
     IMAGE_ENCODERS,
@@ -34,6 +35,7 @@ PART_NAMES: Mapping[Part, str] = {
     "latent_upscaler": "latent upscaler",
     "depth_estimator": "depth estimator",
     "geometry_estimator": "geometry estimator",
+    "background_remover": "background remover",
     "clip": "text encoder",
     "clip_vision": "image encoder",
     "style_model": "style model",
@@ -47,6 +49,7 @@ _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
     "latent_upscaler": LATENT_UPSCALERS,
     "depth_estimator": DEPTH_ESTIMATORS,
     "geometry_estimator": GEOMETRY_ESTIMATORS,
+    "background_remover": BACKGROUND_REMOVERS,
     "clip_vision": IMAGE_ENCODERS,
     "style_model": STYLE_MODELS,
 }

@@ -182,6 +182,7 @@ class Loader:
             "latent_upscaler": vae_dtype,
             "depth_estimator": dtype,
             "geometry_estimator": dtype,
+            "background_remover": dtype,
             "controlnet": dtype,
             "clip_vision": dtype,
             "style_model": dtype,

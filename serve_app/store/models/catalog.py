@@ -27,6 +27,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "upscale_models": ("upscale_models",),
     "latent_upscale_models": ("latent_upscale_models",),
     "geometry_estimation": ("geometry_estimation",),
+    "background_removal": ("background_removal",),
     "hypernetworks": ("hypernetworks",),
     "photomaker": ("photomaker",),
     "model_patches": ("model_patches",),

@@ -251,6 +251,7 @@ _GEOMETRIES = (
     _lacking("MoGe 3", "refiner.encoder_fuse.weight"),
     _known("MoGe", "encoder.output_projections.0.weight", "head.upsample_blocks.0.0.0.weight"),
 )
+_BACKGROUNDS = (_known("BiRefNet", "bb.layers.1.blocks.0.attn.relative_position_bias_table"),)
 _STYLES = (_known("Flux.1 Redux", "redux_down.weight"), _known("T2I-Adapters", "style_embedding"))
 
 ROLES: Mapping[str, Role] = {
@@ -265,6 +266,7 @@ ROLES: Mapping[str, Role] = {
     "style_model": Role("style model", ("",), _STYLES),
     "depth_estimator": Role("depth estimator", ("",), _DEPTHS),
     "geometry_estimator": Role("geometry estimator", ("",), _GEOMETRIES),
+    "background_remover": Role("background remover", ("",), _BACKGROUNDS),
 }
 """What loaders need, by the part of a recipe."""
 
@@ -296,6 +298,7 @@ def looks_like(shapes: Shapes) -> str:
         "style_model",
         "depth_estimator",
         "geometry_estimator",
+        "background_remover",
         "clip_vision",
         "clip",
     ):

@@ -164,3 +164,14 @@ _BY_AUTHORS = {
     "layer_scale2.lambda1": "ls2.gamma",
     "attention.output.dense": "attn.proj",
 }
+
+
+BIREFNET: Mapping[str, Any] = {"embed_dim": 32, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}
+"""Arguments of BiRefNet's encoder, of ComfyUI's class."""
+BIREFNET_SIDE = 128
+"""Of what it looks at here: ComfyUI's 1024 take long."""
+
+
+def positive(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a network's weights with variances that are above zero."""
+    return {name: t.abs() + 0.5 if name.endswith("running_var") else t for name, t in tensors.items()}

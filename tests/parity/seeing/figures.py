@@ -23,6 +23,8 @@ import comfy.options  # noqa: E402
 
 comfy.options.enable_args_parsing()
 
+import comfy.background_removal.birefnet as birefnet  # noqa: E402
+import comfy.bg_removal_model  # noqa: E402
 import comfy.ldm.depth_anything_3.model as da3  # noqa: E402
 import comfy.ldm.moge.model as moge  # noqa: E402
 import comfy.model_management  # noqa: E402
@@ -94,6 +96,24 @@ def geometry(figures: dict[str, Any], keys: dict[str, Any]) -> None:
     figures["panorama|mesh"] = thinned(mesh.vertices[0].numpy())
 
 
+def background(figures: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Make the figures of BiRefNet, whose class knows one size alone."""
+    net = birefnet.BiRefNet.__new__(birefnet.BiRefNet)
+    torch.nn.Module.__init__(net)
+    net.bb = birefnet.SwinTransformer(**cases.BIREFNET, **WHERE)
+    widths = [2 * cases.BIREFNET["embed_dim"] << stage for stage in (3, 2, 1, 0)]
+    net.squeeze_module = torch.nn.Sequential(birefnet.BasicDecBlk(sum(widths), widths[0], **WHERE))
+    net.decoder = birefnet.Decoder(widths, **WHERE)
+    state = net.state_dict()
+    left = ("relative_position_index", "num_batches_tracked")
+    keys["birefnet"] = {name: [*value.shape] for name, value in state.items() if not name.endswith(left)}
+    net.load_state_dict(state | cases.positive(cases.weights(keys["birefnet"])))
+    model = comfy.bg_removal_model.BackgroundRemovalModel.__new__(comfy.bg_removal_model.BackgroundRemovalModel)
+    model.image_size, model.image_mean, model.image_std = cases.BIREFNET_SIDE, [0.0] * 3, [1.0] * 3
+    model.load_device, model.model, model.patcher = torch.device("cpu"), net.eval(), None
+    figures["birefnet|mask"] = thinned(model.encode_image(cases.pictures(2)).numpy())
+
+
 @torch.inference_mode()
 def main() -> None:
     comfy.model_management.load_model_gpu = lambda patcher: None
@@ -103,6 +123,7 @@ def main() -> None:
     keys: dict[str, Any] = {}
     depths(figures, keys)
     geometry(figures, keys)
+    background(figures, keys)
     np.savez_compressed(GOLDEN / "seeing.npz", **figures)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in keys.items())
     (GOLDEN / "seeing_keys.json").write_text("{\n" + lines + "\n}\n")

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from serve_app.models.families.family import Family, ImageModelFamily
+from serve_app.models.families.vision.birefnet import BiRefNet
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.image_model import ImageModel
 from serve_app.nodes.geometry import moge
@@ -25,20 +26,21 @@ from serve_app.nodes.geometry.moge import (
     moge_point_map_to_mesh,
     moge_render,
 )
+from serve_app.nodes.image.background import remove_background
 from serve_app.recipe.recipe import Part, Recipe
 from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, Figures, thinned
 from tests.parity.seeing import cases
 
 FIGURES = Figures("seeing")
 KEYS = json.loads((GOLDEN / "seeing_keys.json").read_text())
-PARTS: dict[str, Part] = {"da3": "depth_estimator", "moge": "geometry_estimator"}
+PARTS: dict[str, Part] = {"da3": "depth_estimator", "moge": "geometry_estimator", "birefnet": "background_remover"}
 """By the first word of a network's name."""
 
 
 @lru_cache
 def loaded(folder: Path, name: str) -> ImageModel:
     path = folder / f"{name}.safetensors"
-    save_file(cases.weights(KEYS[name]), path)
+    save_file(cases.positive(cases.weights(KEYS[name])), path)
     family, network = Checkpoint(path).load(PARTS[name.partition(" ")[0]])
     assert isinstance(family, ImageModelFamily)
     return ImageModel(family, network)
@@ -151,3 +153,9 @@ async def test_the_geometry_of_a_panorama_is_comfyuis(runtime: Any) -> None:
     for part in ("mask", "depth", "points"):
         close(found[part], f"panorama|{part}", 1e-3)
     close(moge_point_map_to_mesh(found, 0, 4, 0.0, False).vertices, "panorama|mesh", 1e-3)
+
+
+async def test_the_foreground_is_comfyuis(runtime: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BiRefNet, "image_size", cases.BIREFNET_SIDE)
+    mask = await remove_background(Recipe("background_remover", "", "birefnet"), cases.pictures(2), runtime)
+    agrees(mask, "birefnet|mask")

@@ -199,7 +199,7 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 KINDS: Sequence[Sequence[type[Family]]] = (
     *(families.BACKBONES, families.VAES, families.AUDIO_VAES, families.LATENT_UPSCALERS, families.IMAGE_ENCODERS),
-    *(families.DEPTH_ESTIMATORS, families.GEOMETRY_ESTIMATORS),
+    *(families.DEPTH_ESTIMATORS, families.GEOMETRY_ESTIMATORS, families.BACKGROUND_REMOVERS),
     *(families.STYLE_MODELS, families.TEXT_ENCODERS, families.TEXT_READERS, families.TEXT_ENSEMBLES),
 )
 KNOWN = {family.__name__ for kind in KINDS for family in kind}
@@ -253,6 +253,7 @@ NOT_SHOWN: Mapping[str, str] = {
     **dict.fromkeys(
         ("Gemma4Text", "Lotus", "Ltx25Text", "Ltx25Vae"), "their workflows do not pass on the card double yet"
     ),
+    "BiRefNet": "it looks at 1024×1024 pixels, whatever the picture's size, which take a processor long",
     "Qwen35Text": "it writes prompts and steers no network",
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
     "PileT5Text": "a file of one layer is read as T5Text",
