@@ -24,6 +24,7 @@ Part: TypeAlias = Literal[
     "depth_estimator",
     "geometry_estimator",
     "background_remover",
+    "frame_interpolator",
     "controlnet",
     "model_patch",
     "clip_vision",

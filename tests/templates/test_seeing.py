@@ -62,3 +62,11 @@ async def test_a_template_saves_the_surface_of_a_picture(tmp_path: Path) -> None
         [saved] = [one for output in outputs.values() for one in output.get("3d", ())]
         made = (await client.get("/api/view", params=saved)).content
     assert made[:4] == b"glTF"
+
+
+async def test_a_template_makes_frames_between_those_of_a_video(tmp_path: Path) -> None:
+    async with ran(prompt_of("utility_video_frame_interpolation"), tmp_path) as (client, outputs):
+        [saved] = saved_of(outputs)
+        made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
+    assert len(made.images) == 2 * 20 - 1
+    assert made.images.std() > 0.01, "it is of one colour"

@@ -320,6 +320,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"geometry_estimation/depth_anything_3_mono.*": lambda: seeing("da3 mono"),
     r"geometry_estimation/moge_2.*": lambda: seeing("moge 2"),
     r"background_removal/birefnet.*": lambda: seeing("birefnet"),
+    r"frame_interpolation/film_net.*": lambda: seeing("film"),
+    r"frame_interpolation/rife.*": lambda: seeing("rife"),
     r"loras/ltx.*": lambda: lora("diffusion_model.transformer_blocks.0.attn1.to_q", 48, 48),
     r"loras/gemma-3.*": lambda: lora("text_encoders.gemma3_12b.transformer.model.layers.0.self_attn.q_proj", 512, 32),
     r"text_encoders/gemma_3_12B.*": lambda: text_tensors(GEMMA3),

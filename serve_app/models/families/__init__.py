@@ -92,7 +92,9 @@ from serve_app.models.families.video.wan_scail import WanScail
 from serve_app.models.families.vision.birefnet import BiRefNet
 from serve_app.models.families.vision.clip_vision import ClipVision
 from serve_app.models.families.vision.depth_anything3 import DepthAnything3
+from serve_app.models.families.vision.film import Film
 from serve_app.models.families.vision.moge import MoGe
+from serve_app.models.families.vision.rife import Rife
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
 UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
@@ -115,6 +117,7 @@ AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, S
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
 BACKGROUND_REMOVERS: Sequence[type[ImageModelFamily]] = (BiRefNet,)
 DEPTH_ESTIMATORS: Sequence[type[ImageModelFamily]] = (DepthAnything3,)
+FRAME_INTERPOLATORS: Sequence[type[ImageModelFamily]] = (Film, Rife)
 GEOMETRY_ESTIMATORS: Sequence[type[ImageModelFamily]] = (MoGe,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
@@ -159,6 +162,7 @@ __all__ = [
     "BACKBONES",
     "BACKGROUND_REMOVERS",
     "DEPTH_ESTIMATORS",
+    "FRAME_INTERPOLATORS",
     "GEOMETRY_ESTIMATORS",
     "IMAGE_ENCODERS",
     "LATENT_UPSCALERS",
@@ -178,6 +182,7 @@ __all__ = [
     "ClipVision",
     "DepthAnything3",
     "ErnieImage",
+    "Film",
     "Flux",
     "Flux2",
     "Flux2Vae",
@@ -216,6 +221,7 @@ __all__ = [
     "QwenImage21",
     "QwenImage21Vae",
     "Redux",
+    "Rife",
     "SameVae",
     "Sd",
     "Sd3",

@@ -12,6 +12,7 @@ from serve_app.models.families import (
     BACKBONES,
     BACKGROUND_REMOVERS,
     DEPTH_ESTIMATORS,
+    FRAME_INTERPOLATORS,
     GEOMETRY_ESTIMATORS,
     IMAGE_ENCODERS,
     LATENT_UPSCALERS,
@@ -36,6 +37,7 @@ PART_NAMES: Mapping[Part, str] = {
     "depth_estimator": "depth estimator",
     "geometry_estimator": "geometry estimator",
     "background_remover": "background remover",
+    "frame_interpolator": "frame interpolator",
     "clip": "text encoder",
     "clip_vision": "image encoder",
     "style_model": "style model",
@@ -50,6 +52,7 @@ _FAMILIES: Mapping[Part, Sequence[type[Family]]] = {
     "depth_estimator": DEPTH_ESTIMATORS,
     "geometry_estimator": GEOMETRY_ESTIMATORS,
     "background_remover": BACKGROUND_REMOVERS,
+    "frame_interpolator": FRAME_INTERPOLATORS,
     "clip_vision": IMAGE_ENCODERS,
     "style_model": STYLE_MODELS,
 }

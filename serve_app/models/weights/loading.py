@@ -183,6 +183,7 @@ class Loader:
             "depth_estimator": dtype,
             "geometry_estimator": dtype,
             "background_remover": dtype,
+            "frame_interpolator": dtype,
             "controlnet": dtype,
             "clip_vision": dtype,
             "style_model": dtype,

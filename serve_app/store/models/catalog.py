@@ -28,6 +28,7 @@ FOLDERS: Mapping[str, tuple[str, ...]] = {
     "latent_upscale_models": ("latent_upscale_models",),
     "geometry_estimation": ("geometry_estimation",),
     "background_removal": ("background_removal",),
+    "frame_interpolation": ("frame_interpolation",),
     "hypernetworks": ("hypernetworks",),
     "photomaker": ("photomaker",),
     "model_patches": ("model_patches",),

@@ -252,6 +252,10 @@ _GEOMETRIES = (
     _known("MoGe", "encoder.output_projections.0.weight", "head.upsample_blocks.0.0.0.weight"),
 )
 _BACKGROUNDS = (_known("BiRefNet", "bb.layers.1.blocks.0.attn.relative_position_bias_table"),)
+_FRAME_INTERPOLATORS = (
+    _known("FILM", "extract.extract_sublevels.convs.0.0.conv.weight"),
+    _known("RIFE", "encode.cnn3.weight"),
+)
 _STYLES = (_known("Flux.1 Redux", "redux_down.weight"), _known("T2I-Adapters", "style_embedding"))
 
 ROLES: Mapping[str, Role] = {
@@ -267,6 +271,9 @@ ROLES: Mapping[str, Role] = {
     "depth_estimator": Role("depth estimator", ("",), _DEPTHS),
     "geometry_estimator": Role("geometry estimator", ("",), _GEOMETRIES),
     "background_remover": Role("background remover", ("",), _BACKGROUNDS),
+    "frame_interpolator": Role(
+        "frame interpolator", ("", "module.", "flownet.", "module.flownet."), _FRAME_INTERPOLATORS
+    ),
 }
 """What loaders need, by the part of a recipe."""
 
@@ -299,6 +306,7 @@ def looks_like(shapes: Shapes) -> str:
         "depth_estimator",
         "geometry_estimator",
         "background_remover",
+        "frame_interpolator",
         "clip_vision",
         "clip",
     ):

@@ -175,3 +175,11 @@ BIREFNET_SIDE = 128
 def positive(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a network's weights with variances that are above zero."""
     return {name: t.abs() + 0.5 if name.endswith("running_var") else t for name, t in tensors.items()}
+
+
+FILM: Mapping[str, Any] = {"filters": 4, "flow_filters": (8, 8, 12, 16), "flow_convs": (2, 3, 3, 3)}
+"""Arguments of FILM, of ComfyUI's class."""
+RIFE: Mapping[str, Any] = {"head_ch": 4, "channels": (16, 16, 12, 8, 8)}
+FRAMES = (3, 70, 90, 3)
+INTERPOLATED = {"film": 3, "rife": 2}
+"""What FrameInterpolate is asked: by which network, and by how much more."""

@@ -30,6 +30,7 @@ import comfy.ldm.moge.model as moge  # noqa: E402
 import comfy.model_management  # noqa: E402
 import comfy.ops  # noqa: E402
 import comfy_extras.nodes_depth_anything_3 as da3_nodes  # noqa: E402
+import comfy_extras.nodes_frame_interpolation as frame_nodes  # noqa: E402
 import comfy_extras.nodes_moge as moge_nodes  # noqa: E402
 
 from tests.parity.figures import thinned  # noqa: E402
@@ -114,6 +115,17 @@ def background(figures: dict[str, Any], keys: dict[str, Any]) -> None:
     figures["birefnet|mask"] = thinned(model.encode_image(cases.pictures(2)).numpy())
 
 
+def interpolated(figures: dict[str, Any], keys: dict[str, Any]) -> None:
+    """Make the figures of FILM and RIFE."""
+    comfy.model_management.load_models_gpu = lambda *patchers, **options: None
+    nets = {"film": frame_nodes.FILMNet(**cases.FILM), "rife": frame_nodes.IFNet(**cases.RIFE)}
+    for name, net in nets.items():
+        network = loaded(net, keys, name)
+        patcher = SimpleNamespace(load_device="cpu", model=network, model_dtype=lambda: torch.float32)
+        made = frame_nodes.FrameInterpolate.execute(patcher, cases.image(cases.FRAMES), cases.INTERPOLATED[name])
+        figures[f"{name}|frames"] = thinned(made.args[0].numpy())
+
+
 @torch.inference_mode()
 def main() -> None:
     comfy.model_management.load_model_gpu = lambda patcher: None
@@ -124,6 +136,7 @@ def main() -> None:
     depths(figures, keys)
     geometry(figures, keys)
     background(figures, keys)
+    interpolated(figures, keys)
     np.savez_compressed(GOLDEN / "seeing.npz", **figures)
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(shapes)}" for name, shapes in keys.items())
     (GOLDEN / "seeing_keys.json").write_text("{\n" + lines + "\n}\n")

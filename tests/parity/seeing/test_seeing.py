@@ -27,13 +27,20 @@ from serve_app.nodes.geometry.moge import (
     moge_render,
 )
 from serve_app.nodes.image.background import remove_background
+from serve_app.nodes.video.interpolation import frame_interpolate
 from serve_app.recipe.recipe import Part, Recipe
 from tests.parity.figures import GOLDEN, MODULE_TOLERANCE, Figures, thinned
 from tests.parity.seeing import cases
 
 FIGURES = Figures("seeing")
 KEYS = json.loads((GOLDEN / "seeing_keys.json").read_text())
-PARTS: dict[str, Part] = {"da3": "depth_estimator", "moge": "geometry_estimator", "birefnet": "background_remover"}
+PARTS: dict[str, Part] = {
+    "da3": "depth_estimator",
+    "moge": "geometry_estimator",
+    "birefnet": "background_remover",
+    "film": "frame_interpolator",
+    "rife": "frame_interpolator",
+}
 """By the first word of a network's name."""
 
 
@@ -159,3 +166,11 @@ async def test_the_foreground_is_comfyuis(runtime: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(BiRefNet, "image_size", cases.BIREFNET_SIDE)
     mask = await remove_background(Recipe("background_remover", "", "birefnet"), cases.pictures(2), runtime)
     agrees(mask, "birefnet|mask")
+
+
+@pytest.mark.parametrize(("name", "multiplier"), cases.INTERPOLATED.items())
+async def test_frames_between_are_comfyuis(name: str, multiplier: int, runtime: Any) -> None:
+    frames = cases.image(cases.FRAMES)
+    made = await frame_interpolate(Recipe("frame_interpolator", "", name), frames, multiplier, runtime)
+    assert torch.equal(made[::multiplier], frames)
+    agrees(made, f"{name}|frames")

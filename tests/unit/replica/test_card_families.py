@@ -130,6 +130,21 @@ def seen(name: str) -> dict[str, Any]:
     return made
 
 
+def between(name: str) -> dict[str, Any]:
+    """Return a workflow that saves a frame between two pictures."""
+    pictures = {str(i): {"class_type": "LoadImage", "inputs": {"image": f"{i}.png"}} for i in (1, 2)}
+    return {
+        **pictures,
+        "3": {"class_type": "ImageBatch", "inputs": {"image1": ["1", 0], "image2": ["2", 0]}},
+        "4": {"class_type": "FrameInterpolationModelLoader", "inputs": {"model_name": named(name)}},
+        "5": {
+            "class_type": "FrameInterpolate",
+            "inputs": {"interp_model": ["4", 0], "images": ["3", 0], "multiplier": 2},
+        },
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": name}},
+    }
+
+
 def styled() -> dict[str, Any]:
     """Return a workflow whose text is styled by an image."""
     made = prompt(1, "tiny", STEPS)
@@ -183,7 +198,9 @@ OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
 SEEING = ("utility_depth_anything3_image_depth_estimation", "utility_moge_depth_estimation")
 """Templates that show what a network sees in a picture."""
-EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *OF_NO_FILE, *SEEING}
+BETWEEN = ("film_net", "rife")
+"""Networks that make frames between two."""
+EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *OF_NO_FILE, *SEEING, *BETWEEN}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
@@ -191,6 +208,7 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{name: partial(of_template, name) for name in TEMPLATES},
     "video_ltx2_t2v_distilled": partial(small_ltx, "video_ltx2_t2v_distilled"),
     **{name: partial(seen, name) for name in SEEING},
+    **{name: partial(between, name) for name in BETWEEN},
     "seedvr2": sharp,
     "style": styled,
     "unclip": unclip,
@@ -199,7 +217,12 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 KINDS: Sequence[Sequence[type[Family]]] = (
     *(families.BACKBONES, families.VAES, families.AUDIO_VAES, families.LATENT_UPSCALERS, families.IMAGE_ENCODERS),
-    *(families.DEPTH_ESTIMATORS, families.GEOMETRY_ESTIMATORS, families.BACKGROUND_REMOVERS),
+    *(
+        families.DEPTH_ESTIMATORS,
+        families.GEOMETRY_ESTIMATORS,
+        families.BACKGROUND_REMOVERS,
+        families.FRAME_INTERPOLATORS,
+    ),
     *(families.STYLE_MODELS, families.TEXT_ENCODERS, families.TEXT_READERS, families.TEXT_ENSEMBLES),
 )
 KNOWN = {family.__name__ for kind in KINDS for family in kind}
@@ -238,6 +261,8 @@ SHOWN: Mapping[str, str] = {
     "video_ltx2_t2v_distilled": "Gemma3Text Ltx2 Ltx2AudioVae Ltx2Projection Ltx2Text Ltx2Upscaler Ltx2Vae",
     "utility_depth_anything3_image_depth_estimation": "DepthAnything3",
     "utility_moge_depth_estimation": "MoGe",
+    "film_net": "Film",
+    "rife": "Rife",
     "seedvr2": "SeedVr2 SeedVr2Vae",
     "style": "StyleAdapter",
     "unclip": "Unclip",
