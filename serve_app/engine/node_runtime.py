@@ -271,7 +271,8 @@ class NodeRuntime:
         for done, pixels in enumerate(batches, 1):
             work = partial(ImageModel.answer, pixels=pixels, **asked)
             found = await self._shared.use(model, self._weights.image_model, work, self._loading)
-            made.append(await asyncio.to_thread(lambda found=found: {n: unpinned(one) for n, one in found.items()}))
+            kept = await asyncio.to_thread(lambda tensors: [unpinned(one) for one in tensors], found.values())
+            made.append(dict(zip(found, kept, strict=True)))
             self._progress(done, len(batches))
         return made
 

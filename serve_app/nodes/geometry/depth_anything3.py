@@ -106,7 +106,7 @@ async def da3_inference(
     if together:
         found = await runtime.ask_image_model(da3_model, [pixels], views=True, strategy=mode["ref_view_strategy"])
     else:
-        found = await runtime.ask_image_model(da3_model, pixels.split(1))
+        found = await runtime.ask_image_model(da3_model, torch.split(pixels, 1))
     geometry: dict[str, Any] = {
         name: await asyncio.to_thread(_enlarged, [one[name] for one in found], height, width)
         for name in ("depth", "sky", "confidence")
@@ -141,16 +141,16 @@ def da3_render(
         return turbo(depths) if chosen == "depth_colored" else grey(depths)
     name = "sky" if chosen == "sky_mask" else chosen
     if name not in da3_geometry:
-        _lacks(name)
+        raise _lacking(name)
     found: Tensor = da3_geometry[name]
     if name == "confidence":
         found = torch.stack([_whole_range(one) for one in found])
     return turbo(found) if output["colored"] else grey(found)
 
 
-def _lacks(name: str) -> None:
+def _lacking(name: str) -> NodeError:
     of = "Mono and Metric" if name == "sky" else "Small, Base and Large"
-    raise NodeError(f"da3_geometry has no {name}; the {of} models of Depth Anything 3 find it")
+    return NodeError(f"da3_geometry has no {name}; the {of} models of Depth Anything 3 find it")
 
 
 async def _check_views(model: Recipe, pose_method: str, runtime: RUNTIME) -> None:
@@ -187,7 +187,7 @@ def _drawn_depths(geometry: Mapping[str, Any], normalization: str, *, cuts_sky: 
     sky: Tensor | None = geometry.get("sky")
     if cuts_sky:
         if sky is None:
-            _lacks("sky")
+            raise _lacking("sky")
         depths = torch.stack([_without_sky(*pair) for pair in zip(depths, sky, strict=True)])
     if normalization == "raw":
         return depths

@@ -68,7 +68,7 @@ async def moge_inference(
     images = image[..., :3]
     pixels = images.movedim(-1, 1).contiguous().float()
     tokens = tokens_of((await runtime.family(moge_model)).edition, resolution_level)
-    found = await runtime.ask_image_model(moge_model, pixels.split(batch_size), tokens=tokens)
+    found = await runtime.ask_image_model(moge_model, torch.split(pixels, batch_size), tokens=tokens)
     raw = {name: torch.cat([one[name] for one in found]) for name in found[0]}
     made = []
     for i in range(len(images)):
@@ -105,7 +105,7 @@ async def moge_panorama_inference(
     size = (max(int(height * scale), LEAST_SIDE), max(int(width * scale), LEAST_SIDE))
     tokens = tokens_of((await runtime.family(moge_model)).edition, resolution_level)
     views = await asyncio.to_thread(split, panorama[0], split_resolution)
-    found = await runtime.ask_image_model(moge_model, views.split(batch_size), tokens=tokens)
+    found = await runtime.ask_image_model(moge_model, torch.split(views, batch_size), tokens=tokens)
     raw = [{name: one[name][i] for name in one} for one in found for i in range(len(one["mask"]))]
     distances, masks = [], []
     for one in raw:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
+from typing import Any
 
 import numpy as np
 import torch
@@ -149,7 +150,7 @@ def _in_panorama(points: Floats, log: Floats, mask: Flags) -> tuple[Floats, Flag
     return np.where(inside, sampled, 0).astype(np.float32), inside & known
 
 
-def _around(values: NDArray[np.generic]) -> NDArray[np.generic]:
+def _around(values: NDArray[Any]) -> NDArray[Any]:
     """Return a panorama with one pixel more on each side."""
     return np.pad(np.pad(values, ((1, 1), (0, 0)), mode="edge"), ((0, 0), (1, 1)), mode="wrap")
 
@@ -169,7 +170,7 @@ class _Means:
         self._sum: Floats = np.zeros(1, np.float32)
         self._count: NDArray[np.int64] = np.zeros(1, np.int64)
 
-    def add(self, values: NDArray[np.generic], known: Flags) -> None:
+    def add(self, values: NDArray[Any], known: Flags) -> None:
         self._sum = self._sum + values * known
         self._count = self._count + known
 
@@ -177,7 +178,7 @@ class _Means:
     def known(self) -> Flags:
         return self._count > 0
 
-    def mean(self) -> Floats:
+    def mean(self) -> NDArray[np.float64]:
         """Return the means of what any map knows, flat."""
-        made: Floats = self._sum[self.known] / self._count[self.known]
+        made: NDArray[np.float64] = self._sum[self.known].astype(np.float64) / self._count[self.known]
         return made

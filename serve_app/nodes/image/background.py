@@ -41,7 +41,7 @@ async def remove_background(bg_removal_model: BACKGROUND_REMOVAL, image: IMAGE, 
     """The foreground of images, as masks (B,H,W)."""
     side = (await runtime.family(bg_removal_model)).image_size
     pixels = await asyncio.to_thread(vision_pixels, image, side, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), crop=False)
-    found = await runtime.ask_image_model(bg_removal_model, pixels.split(1))
+    found = await runtime.ask_image_model(bg_removal_model, torch.split(pixels, 1))
     height, width = image.shape[1:3]
     return await asyncio.to_thread(_masks, [one["mask"] for one in found], (height, width))
 

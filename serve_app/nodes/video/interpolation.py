@@ -64,6 +64,6 @@ async def frame_interpolate(
 
 def _joined(frames: Tensor, between: Sequence[Tensor]) -> Tensor:
     """Return frames (B,H,W,3) with those between, S (3,H,W) after each but the last."""
-    made = torch.cat(list(between)).movedim(1, -1).unflatten(0, (len(frames) - 1, -1))
+    made = torch.unflatten(torch.cat(list(between)).movedim(1, -1), 0, (len(frames) - 1, -1))
     whole = torch.cat([frames[:-1].unsqueeze(1), made], dim=1).flatten(0, 1)
     return torch.cat([whole, frames[-1:]]).clamp(0, 1)

@@ -183,3 +183,7 @@ RIFE: Mapping[str, Any] = {"head_ch": 4, "channels": (16, 16, 12, 8, 8)}
 FRAMES = (3, 70, 90, 3)
 INTERPOLATED = {"film": 3, "rife": 2}
 """What FrameInterpolate is asked: by which network, and by how much more."""
+
+
+def frames() -> Tensor:
+    return image(FRAMES)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -48,8 +49,8 @@ def loaded(network: Any, keys: dict[str, Any], name: str) -> Any:
 
 def depths(figures: dict[str, Any], keys: dict[str, Any]) -> None:
     """Make the figures of Depth Anything 3."""
-    da3._BACKBONE_PRESETS["tiny"] = cases.DA3_LAYERS
-    nets = {name: loaded(da3.DepthAnything3Net(**given, **WHERE), keys, name) for name, given in cases.DA3.items()}
+    with mock.patch.dict("comfy.ldm.depth_anything_3.model._BACKBONE_PRESETS", tiny=cases.DA3_LAYERS):
+        nets = {name: loaded(da3.DepthAnything3Net(**given, **WHERE), keys, name) for name, given in cases.DA3.items()}
     made = {}
     for name, (net, inputs) in cases.DEPTHS.items():
         model = SimpleNamespace(model=SimpleNamespace(diffusion_model=nets[net]))
@@ -122,7 +123,7 @@ def interpolated(figures: dict[str, Any], keys: dict[str, Any]) -> None:
     for name, net in nets.items():
         network = loaded(net, keys, name)
         patcher = SimpleNamespace(load_device="cpu", model=network, model_dtype=lambda: torch.float32)
-        made = frame_nodes.FrameInterpolate.execute(patcher, cases.image(cases.FRAMES), cases.INTERPOLATED[name])
+        made = frame_nodes.FrameInterpolate.execute(patcher, cases.frames(), cases.INTERPOLATED[name])
         figures[f"{name}|frames"] = thinned(made.args[0].numpy())
 
 

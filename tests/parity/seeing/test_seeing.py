@@ -170,7 +170,7 @@ async def test_the_foreground_is_comfyuis(runtime: Any, monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(("name", "multiplier"), cases.INTERPOLATED.items())
 async def test_frames_between_are_comfyuis(name: str, multiplier: int, runtime: Any) -> None:
-    frames = cases.image(cases.FRAMES)
+    frames = cases.frames()
     made = await frame_interpolate(Recipe("frame_interpolator", "", name), frames, multiplier, runtime)
     assert torch.equal(made[::multiplier], frames)
     agrees(made, f"{name}|frames")

@@ -93,7 +93,7 @@ class BiRefNet(ImageModelFamily):
 
     def build(self) -> nn.Module:
         network = nn.Module()
-        network.encoder = SwinBackbone(
+        encoder: Any = SwinBackbone(
             SwinConfig(
                 image_size=self.image_size,
                 embed_dim=self.width,
@@ -104,7 +104,8 @@ class BiRefNet(ImageModelFamily):
             )
         )
         # The last norm of transformers' network is not among those that the stages' outputs have.
-        network.encoder.swin.layernorm = nn.Identity()
+        encoder.swin.layernorm = nn.Identity()
+        network.encoder = encoder
         network.squeeze = _Block(sum(self.widths), self.widths[0])
         network.decoder = _Decoder(self.widths)
         return network
@@ -279,7 +280,7 @@ class _Decoder(nn.Module):
     def _with_image(self, x: Tensor, pixels: Tensor, number: int) -> Tensor:
         """Return maps (B,C,h,w) with what is seen in the image, cut in parts of that size, column by column."""
         height, width = x.shape[2:]
-        parts = torch.cat([p for c in pixels.split(width, dim=3) for p in c.split(height, dim=2)], dim=1)
+        parts = torch.cat([p for c in torch.split(pixels, width, dim=3) for p in torch.split(c, height, dim=2)], dim=1)
         return torch.cat([x, self.get_submodule(f"ipt_blk{number}")(_sized(parts, (height, width)))], dim=1)
 
 

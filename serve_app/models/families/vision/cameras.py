@@ -30,7 +30,8 @@ def _rotations(quaternions: Tensor) -> Tensor:
     vector, real = quaternions[:, :3], quaternions[:, 3:, None]
     x, y, z = vector.unbind(-1)
     nothing = torch.zeros_like(x)
-    cross = torch.stack([nothing, -z, y, z, nothing, -x, -y, x, nothing], dim=-1).unflatten(-1, (3, 3))
+    cross = torch.unflatten(torch.stack([nothing, -z, y, z, nothing, -x, -y, x, nothing], dim=-1), -1, (3, 3))
     scale = 2 / (quaternions**2).sum(-1)[:, None, None]
     # Rodrigues: R = 1 + 2(w·K + K²) / |q|².
-    return torch.eye(3, device=quaternions.device) + scale * (real * cross + cross @ cross)
+    made: Tensor = torch.eye(3, device=quaternions.device) + scale * (real * cross + cross @ cross)
+    return made

@@ -152,7 +152,7 @@ class DepthAnything3(ImageModelFamily):
         Those are (B,S,D).
         """
         batch, views = scenes.shape[:2]
-        x = embedded(backbone, scenes.flatten(0, 1)).unflatten(0, (batch, views))
+        x = torch.unflatten(embedded(backbone, scenes.flatten(0, 1)), 0, (batch, views))
         start = self.encoder.normed_from if self.encoder.normed_from is not None else self.encoder.layers
         alone, jointly = _rotations(scenes, x.dtype) if self.together else (None, None)
         order, own, found = None, x, []
@@ -161,14 +161,15 @@ class DepthAnything3(ImageModelFamily):
                 order = _reference_first(x, strategy)
                 x, own = _ordered(x, order), _ordered(own, order)
             if number == start:
-                first, others = backbone.embeddings.camera_token.to(x.dtype).split(1, dim=1)
+                first, others = torch.split(backbone.embeddings.camera_token.to(x.dtype), 1, dim=1)
                 tokens = torch.cat([first, others.expand(-1, views - 1, -1)], dim=1)
                 x = torch.cat([tokens.expand(batch, -1, -1).unsqueeze(2), x[:, :, 1:]], dim=2)
             turned = number >= start
             if turned and number % 2:
-                x = attended(layer, x.flatten(1, 2), jointly).unflatten(1, (views, -1))
+                x = torch.unflatten(attended(layer, x.flatten(1, 2), jointly), 1, (views, -1))
             else:
-                x = attended(layer, x.flatten(0, 1), alone if turned else None).unflatten(0, (batch, views))
+                x = attended(layer, x.flatten(0, 1), alone if turned else None)
+                x = torch.unflatten(x, 0, (batch, views))
                 own = x
             if number in self.taps:
                 seen = torch.cat([own, x], dim=-1) if self.together else x
@@ -177,7 +178,7 @@ class DepthAnything3(ImageModelFamily):
 
     def _normed(self, backbone: Any, seen: Tensor) -> Tensor:
         """Return states with the encoder's last norm: of those that all views share in, where there are two halves."""
-        own, shared = seen.split([seen.shape[-1] - self.encoder.width, self.encoder.width], dim=-1)
+        own, shared = torch.split(seen, [seen.shape[-1] - self.encoder.width, self.encoder.width], dim=-1)
         return torch.cat([own, backbone.layernorm(shared)], dim=-1)
 
 

@@ -158,7 +158,7 @@ def _positions(positions: Tensor, rows: int, columns: int) -> Tensor:
     if rows * columns == count:
         return positions
     side = isqrt(count)
-    grid = positions[:, 1:].float().unflatten(1, (side, side)).movedim(-1, 1)
+    grid = torch.unflatten(positions[:, 1:].float(), 1, (side, side)).movedim(-1, 1)
     scales = ((rows + _OFFSET) / side, (columns + _OFFSET) / side)
     grid = interpolate(grid, scale_factor=scales, mode="bicubic")
     return torch.cat([positions[:, :1].float(), grid.flatten(2).transpose(1, 2)], dim=1)
@@ -168,7 +168,7 @@ def attended(layer: Any, x: Tensor, rotation: Rotation | None = None) -> Tensor:
     """Return a layer's states (B,N,D) after it."""
     own, normed = layer.attention, layer.norm1(x)
     query, key, value = (
-        made(normed).unflatten(-1, (-1, HEAD)).transpose(1, 2) for made in (own.q_proj, own.k_proj, own.v_proj)
+        torch.unflatten(made(normed), -1, (-1, HEAD)).transpose(1, 2) for made in (own.q_proj, own.k_proj, own.v_proj)
     )
     if hasattr(own, "q_norm"):
         query, key = own.q_norm(query), own.k_norm(key)
@@ -192,7 +192,7 @@ def rotation_of(positions: Tensor, dtype: torch.dtype) -> Rotation:
 def _rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """Return queries or keys (B,heads,N,HEAD) rotated."""
     cosines, sines = (one.unsqueeze(-3) for one in rotation)
-    first, second = x.unflatten(-1, (2, 2, -1)).unbind(-2)
+    first, second = torch.unflatten(x, -1, (2, 2, -1)).unbind(-2)
     turned = torch.stack([-second, first], dim=-2).flatten(-3)
     return x * cosines + turned * sines
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,9 +95,9 @@ class Film(ImageModelFamily):
 
         asked: `shares`, the S times of each, in 0…1 of the way.
         """
-        levels = [_seen(network.extract.extract_sublevels.convs, one) for one in pixels.split(1)]
+        levels = [_seen(network.extract.extract_sublevels.convs, one) for one in torch.split(pixels, 1)]
         made = []
-        for first, second in zip(levels, levels[1:], strict=False):
+        for first, second in pairwise(levels):
             there = _motion(network.predict_flow, first, second)
             back = _motion(network.predict_flow, second, first)
             for share in asked["shares"]:

@@ -213,7 +213,7 @@ def _normalised(pixels: Tensor) -> Tensor:
 def _projected(layers: nn.ModuleList, states: Sequence[Tensor], rows: int, columns: int) -> Tensor:
     """Return the sum (B,C,rows,columns) of layers' states (B,N,D), each projected by its own layer."""
     made = [
-        project(x.transpose(1, 2).unflatten(2, (rows, columns)).contiguous())
+        project(torch.unflatten(x.transpose(1, 2), 2, (rows, columns)).contiguous())
         for project, x in zip(layers, states, strict=True)
     ]
     return torch.stack(made, dim=1).sum(1)
@@ -221,6 +221,6 @@ def _projected(layers: nn.ModuleList, states: Sequence[Tensor], rows: int, colum
 
 def _in_space(maps: Tensor) -> Tensor:
     """Return points (B,H,W,3) of maps (B,3,H,W) of slopes and of the logarithms of depths."""
-    slopes, depth = maps.movedim(1, -1).split([2, 1], dim=-1)
+    slopes, depth = torch.split(maps.movedim(1, -1), [2, 1], dim=-1)
     depth = depth.exp()
     return torch.cat([slopes * depth, depth], dim=-1)

@@ -76,10 +76,10 @@ class Rife(ImageModelFamily):
 
     def answer(self, network: Any, pixels: Tensor, **asked: Any) -> Mapping[str, Tensor]:
         """Return frames as `Film.answer` does, of sides that are multiples of 64."""
-        features = [_encoded(network.encode, one) for one in pixels.split(1)]
+        features = [_encoded(network.encode, one) for one in torch.split(pixels, 1)]
         made = []
         for i in range(len(pixels) - 1):
-            frames = pixels[i : i + 2].split(1)
+            frames = torch.split(pixels[i : i + 2], 1)
             for share in asked["shares"]:
                 made.append(_between(network.blocks, frames, features[i : i + 2], share))
         return {"frames": torch.cat(made)}
@@ -113,7 +113,7 @@ class _Block(nn.Module):
             x = torch.cat([x, interpolate(motion, scale_factor=1 / scale, mode="bilinear") / scale], dim=1)
         made = pixel_shuffle(self.lastconv(self.convblock(self.conv0(x))), 2)
         made = interpolate(made, scale_factor=scale, mode="bilinear")
-        change, mask, features = made.split([4, 1, _WRITES - 5], dim=1)
+        change, mask, features = torch.split(made, [4, 1, _WRITES - 5], dim=1)
         return change * scale, mask, features
 
 
@@ -128,12 +128,14 @@ def _encoded(encode: Any, frame: Tensor) -> Tensor:
 def _between(blocks: nn.ModuleList, frames: Sequence[Tensor], features: Sequence[Tensor], share: float) -> Tensor:
     """Return the frame (1,3,H,W) at a share of the way between two."""
     time = torch.full_like(frames[0][:, :1], share)
-    motion, last, moved = None, (), (*frames, *features)
+    motion: Tensor | None = None
+    last: list[Tensor] = []
+    moved: list[Tensor] = [*frames, *features]
     for block, scale in zip(blocks, SCALES, strict=True):
         change, *last = block(torch.cat([*moved, time, *last], dim=1), motion, scale)
         motion = change if motion is None else motion + change
-        there = motion.split(2, dim=1)
-        moved = tuple(_moved(image, there[i % 2]) for i, image in enumerate((*frames, *features)))
+        there = torch.split(motion, 2, dim=1)
+        moved = [_moved(image, there[i % 2]) for i, image in enumerate((*frames, *features))]
     return torch.lerp(moved[1], moved[0], last[0].sigmoid())
 
 
