@@ -48,6 +48,8 @@ UNSUPPORTED = {
 """Families that are not supported, by how the names of their networks begin."""
 WRITERS = {"gemma4_e4b": "Gemma 4 that hears"}
 """The same of language models that write texts."""
+GEOMETRIES = {"moge_3": "MoGe 3"}
+"""The same of networks that estimate the geometry of pictures."""
 MOST_CLASSES = 4
 """How many missing classes a row names."""
 
@@ -78,7 +80,11 @@ def families(prompt: Mapping[str, Any]) -> list[str]:
             if isinstance(name := node["inputs"].get(declared.name), str) and declared.folder:
                 loaded.setdefault(declared.folder, set()).add(name.lower())
     networks = loaded.get("diffusion_models", set()) | loaded.get("checkpoints", set())
-    named = ((UNSUPPORTED, networks), (WRITERS, loaded.get("text_encoders", set())))
+    named = (
+        (UNSUPPORTED, networks),
+        (WRITERS, loaded.get("text_encoders", set())),
+        (GEOMETRIES, loaded.get("geometry_estimation", set())),
+    )
     return sorted(
         family
         for table, names in named

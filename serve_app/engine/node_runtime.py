@@ -18,6 +18,7 @@ from serve_app.errors import DeviceMemoryError, NodeError
 from serve_app.limits import describe_levels, levels_of, refused
 from serve_app.models.families.family import BackboneFamily, Family, VideoVaeFamily
 from serve_app.models.files.safetensors_file import SafetensorsFile
+from serve_app.models.image_model import ImageModel
 from serve_app.models.vae import SLICE_PIXELS, Vae, Work, has_latent_frames
 from serve_app.models.vision import ImageEncoder
 from serve_app.nested_tensor import Samples, parts_of
@@ -306,6 +307,17 @@ class NodeRuntime:
         return await self._shared.use_tiled(
             upscaler, self._weights.upscaler, lambda model: model.upscale(images), self._progress, self._loading
         )
+
+    async def ask_image_model(self, model: Recipe, batches: Sequence[Tensor], **asked: Any) -> list[dict[str, Tensor]]:
+        """Return what a network makes of each batch of pixels (B,3,H,W), by name; reports a progress value a batch."""
+        made = []
+        for done, pixels in enumerate(batches, 1):
+            work = partial(ImageModel.answer, pixels=pixels, **asked)
+            found = await self._shared.use(model, self._weights.image_model, work, self._loading)
+            kept = await asyncio.to_thread(lambda tensors: [unpinned(one) for one in tensors], found.values())
+            made.append(dict(zip(found, kept, strict=True)))
+            self._progress(done, len(batches))
+        return made
 
     async def upscale_latents(self, upscaler: Recipe, vae: Recipe, latents: Tensor) -> Tensor:
         """Return latents (B,c,T',h',w') enlarged by a latent upscaler. vae: the autoencoder whose latents they are."""

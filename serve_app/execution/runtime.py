@@ -158,6 +158,15 @@ class Runtime(Protocol):
         """Return images (B,H·s,W·s,3) in 0…1; s is the upscaler's own scale. Reports a progress value a tile."""
         ...
 
+    async def ask_image_model(
+        self, model: Recipe, batches: Sequence[torch.Tensor], **asked: Any
+    ) -> list[dict[str, torch.Tensor]]:
+        """Return what a network makes of each batch of pixels (B,3,H,W), by name, float32. Reports progress per batch.
+
+        asked: options of the network's family (`models/families/vision`).
+        """
+        ...
+
     async def upscale_latents(self, upscaler: Recipe, vae: Recipe, latents: torch.Tensor) -> torch.Tensor:
         """Return latents (B,c,T',h',w') enlarged by a latent upscaler. vae: the autoencoder whose latents they are.
 

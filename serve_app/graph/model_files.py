@@ -44,6 +44,10 @@ LOADERS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "ImageOnlyCheckpointLoader": {"ckpt_name": ("backbone", "checkpoints")},
     "CLIPVisionLoader": {"clip_name": ("clip_vision", "clip_vision")},
     "LatentUpscaleModelLoader": {"model_name": ("latent_upscaler", "latent_upscale_models")},
+    "LoadDA3Model": {"model_name": ("depth_estimator", "geometry_estimation")},
+    "LoadMoGeModel": {"model_name": ("geometry_estimator", "geometry_estimation")},
+    "LoadBackgroundRemovalModel": {"bg_removal_name": ("background_remover", "background_removal")},
+    "FrameInterpolationModelLoader": {"model_name": ("frame_interpolator", "frame_interpolation")},
     "StyleModelLoader": {"style_model_name": ("style_model", "style_models")},
 }
 """The loaders whose files are checked, and the part and folder of each of their inputs."""

@@ -15,7 +15,7 @@ from tests.parity.figures import LATER_SAMPLERS
 WORDED_OTHERWISE = frozenset(
     {"BuildJsonPromptIdeogram", "ColorTransfer", "CustomCombo", "ModelAttentionBackend", "Painter"}
     | {"ResizeImageMaskNode", "SaveAudioAdvanced", "SaveImageAdvanced", "SaveVideo"}
-    | {"SeedVR2TemporalChunk"}
+    | {"DA3Inference", "DA3Render", "SeedVR2TemporalChunk"}
     | {"TextGenerate", "TextGenerateLTX2Prompt"}
 )
 """Classes whose choices change with another input, are files, or what is installed.

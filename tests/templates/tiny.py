@@ -100,6 +100,7 @@ from tests.parity.dit_control_keys import sd3_large
 from tests.parity.figures import GOLDEN
 from tests.parity.generation_cases import SEEING_QWEN35
 from tests.parity.qwen21_cases import drawn, file_of
+from tests.parity.seeing import cases as seeing_cases
 from tests.parity.text_cases import bytes_of, llama2_pieces
 from tests.parity.text_cases import tensors as text_tensors
 from tests.parity.wan_workflows import few_steps
@@ -335,6 +336,11 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/gemma4-12b.*": lambda: gemma4("12B", PROJECTED["ltx23"]),
     r"text_encoders/gemma4_e2b.*": lambda: gemma4("E2B"),
     r"latent_upscale_models/ltx-2.*": lambda: ltx_workflows.upscaler()[0],
+    r"geometry_estimation/depth_anything_3_mono.*": lambda: seeing("da3 mono"),
+    r"geometry_estimation/moge_2.*": lambda: seeing("moge 2"),
+    r"background_removal/birefnet.*": lambda: seeing("birefnet"),
+    r"frame_interpolation/film_net.*": lambda: seeing("film"),
+    r"frame_interpolation/rife.*": lambda: seeing("rife"),
     r"loras/ltx.*": lambda: lora("diffusion_model.transformer_blocks.0.attn1.to_q", 48, 48),
     r"loras/gemma-3.*": lambda: lora("text_encoders.gemma3_12b.transformer.model.layers.0.self_attn.q_proj", 512, 32),
     r"text_encoders/gemma_3_12B.*": lambda: text_tensors(GEMMA3),
@@ -432,6 +438,11 @@ def minimax_music3(part: str) -> Tensors:
 def seedvr2(name: str) -> Tensors:
     """Return a network of SeedVR2 that the parity tests compare with ComfyUI's, or its autoencoder."""
     return weights(json.loads((GOLDEN / "seedvr2_keys.json").read_text())[name])
+
+
+def seeing(name: str) -> Tensors:
+    """Return a network that looks at pictures, which the parity tests compare with ComfyUI's."""
+    return seeing_cases.positive(seeing_cases.weights(json.loads((GOLDEN / "seeing_keys.json").read_text())[name]))
 
 
 def svd_checkpoint() -> Tensors:

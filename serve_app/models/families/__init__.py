@@ -44,6 +44,7 @@ from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import (
     AudioVaeFamily,
     BackboneFamily,
+    ImageModelFamily,
     LatentUpscalerFamily,
     StyleFamily,
     VaeFamily,
@@ -97,7 +98,12 @@ from serve_app.models.families.video.seedvr2 import SeedVr2
 from serve_app.models.families.video.wan import Wan, Wan22
 from serve_app.models.families.video.wan_animate2 import WanAnimate2
 from serve_app.models.families.video.wan_scail import WanScail
+from serve_app.models.families.vision.birefnet import BiRefNet
 from serve_app.models.families.vision.clip_vision import ClipVision
+from serve_app.models.families.vision.depth_anything3 import DepthAnything3
+from serve_app.models.families.vision.film import Film
+from serve_app.models.families.vision.moge import MoGe
+from serve_app.models.families.vision.rife import Rife
 from serve_app.models.families.vision.style_models import Redux, StyleAdapter
 
 UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
@@ -121,6 +127,10 @@ AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (
     *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae),
 )
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
+BACKGROUND_REMOVERS: Sequence[type[ImageModelFamily]] = (BiRefNet,)
+DEPTH_ESTIMATORS: Sequence[type[ImageModelFamily]] = (DepthAnything3,)
+FRAME_INTERPOLATORS: Sequence[type[ImageModelFamily]] = (Film, Rife)
+GEOMETRY_ESTIMATORS: Sequence[type[ImageModelFamily]] = (MoGe,)
 IMAGE_ENCODERS: Sequence[type[VisionFamily]] = (ClipVision,)
 STYLE_MODELS: Sequence[type[StyleFamily]] = (Redux, StyleAdapter)
 TEXT_ENCODERS: Sequence[type[TextFamily]] = (
@@ -166,6 +176,10 @@ TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
 __all__ = [
     "AUDIO_VAES",
     "BACKBONES",
+    "BACKGROUND_REMOVERS",
+    "DEPTH_ESTIMATORS",
+    "FRAME_INTERPOLATORS",
+    "GEOMETRY_ESTIMATORS",
     "IMAGE_ENCODERS",
     "LATENT_UPSCALERS",
     "STYLE_MODELS",
@@ -182,10 +196,13 @@ __all__ = [
     "Anima",
     "AuraFlow",
     "AutoencoderKL",
+    "BiRefNet",
     "Chroma",
     "ClipText",
     "ClipVision",
+    "DepthAnything3",
     "ErnieImage",
+    "Film",
     "Flux",
     "Flux2",
     "Flux2Vae",
@@ -217,6 +234,7 @@ __all__ = [
     "MiniMaxMusic3",
     "MiniMaxMusic3Text",
     "MiniMaxMusic3Vae",
+    "MoGe",
     "OmniGen2",
     "PixArt",
     "PixArtAlpha",
@@ -227,6 +245,7 @@ __all__ = [
     "QwenImage21Vae",
     "Redux",
     "Sam31",
+    "Rife",
     "SameVae",
     "Sd",
     "Sd3",

@@ -393,6 +393,19 @@ class LatentUpscalerFamily(Family):
         """Return latents (B,c,T',h',w') from some (B,c,T,h,w), before normalisation both."""
 
 
+class ImageModelFamily(Family):
+    """A family of networks that read images and answer in tensors, such as depths. title: its name in errors."""
+
+    title: ClassVar[str]
+
+    @abstractmethod
+    def answer(self, network: Any, pixels: Tensor, **asked: Any) -> Mapping[str, Tensor]:
+        """Return what the network makes of pixels (B,3,H,W), as the family's nodes prepare them, on their device.
+
+        asked: the nodes' options, by name.
+        """
+
+
 class VisionFamily(Family):
     """A family of image encoders. title: its name in errors.
 

@@ -25,6 +25,7 @@ from serve_app.models.families.family import (
     AudioVaeFamily,
     BackboneFamily,
     Family,
+    ImageModelFamily,
     LatentUpscalerFamily,
     StyleFamily,
     VaeFamily,
@@ -35,6 +36,7 @@ from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.file_tensor import FileTensor, noting_reads
 from serve_app.models.files.layout import reverse, translate
 from serve_app.models.files.parts import PART_NAMES
+from serve_app.models.image_model import ImageModel
 from serve_app.models.kernels.compiled_blocks import reason_against
 from serve_app.models.kernels.packing import (
     move_to,
@@ -138,6 +140,8 @@ class Loaded:
                 return AudioVae(family, self.module)
             case LatentUpscalerFamily() as family:
                 return LatentUpscaler(family, self.module)
+            case ImageModelFamily() as family:
+                return ImageModel(family, self.module)
             case VisionFamily() as family:
                 return ImageEncoder(family, self.module)
             case StyleFamily() as family:
@@ -176,6 +180,10 @@ class Loader:
             "vae": vae_dtype,
             "audio_vae": "fp32",
             "latent_upscaler": vae_dtype,
+            "depth_estimator": dtype,
+            "geometry_estimator": dtype,
+            "background_remover": dtype,
+            "frame_interpolator": dtype,
             "controlnet": dtype,
             "clip_vision": dtype,
             "style_model": dtype,

@@ -26,6 +26,7 @@ from serve_app.models.families.text_family import Encoder
 from serve_app.models.files import saving
 from serve_app.models.files.checkpoint import Checkpoint
 from serve_app.models.files.safetensors_file import SafetensorsFile
+from serve_app.models.image_model import ImageModel
 from serve_app.models.kernels.cuda_graphs import replays_of
 from serve_app.models.latent_upscaler import LatentUpscaler
 from serve_app.models.lora import extraction
@@ -200,6 +201,11 @@ class Weights:
         """Return the recipe's latent upscaler."""
         upscaler: LatentUpscaler = self._model(recipe, LatentUpscaler, hold)[0]
         return upscaler
+
+    def image_model(self, recipe: Recipe, hold: Hold | None = None) -> ImageModel:
+        """Return the recipe's network that reads images."""
+        model: ImageModel = self._model(recipe, ImageModel, hold)[0]
+        return model
 
     def control_net(self, recipe: Recipe, hold: Hold | None = None) -> ControlNet:
         """Return the ControlNet or T2I-Adapter of a recipe that `with_base` gave."""

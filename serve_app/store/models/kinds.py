@@ -254,6 +254,16 @@ _LATENT_UPSCALERS = (
     _known("LTX-2", "post_upsample_res_blocks.0.conv2.bias"),
     _lacking("HunyuanVideo 1.5", "blocks.0.block.0.conv.weight", "up.0.block.0.conv1.conv.weight"),
 )
+_DEPTHS = (_known("Depth Anything 3", "backbone.embeddings.patch_embeddings.projection.weight"),)
+_GEOMETRIES = (
+    _lacking("MoGe 3", "refiner.encoder_fuse.weight"),
+    _known("MoGe", "encoder.output_projections.0.weight", "head.upsample_blocks.0.0.0.weight"),
+)
+_BACKGROUNDS = (_known("BiRefNet", "bb.layers.1.blocks.0.attn.relative_position_bias_table"),)
+_FRAME_INTERPOLATORS = (
+    _known("FILM", "extract.extract_sublevels.convs.0.0.conv.weight"),
+    _known("RIFE", "encode.cnn3.weight"),
+)
 _STYLES = (_known("Flux.1 Redux", "redux_down.weight"), _known("T2I-Adapters", "style_embedding"))
 
 ROLES: Mapping[str, Role] = {
@@ -266,6 +276,12 @@ ROLES: Mapping[str, Role] = {
     "clip_vision": Role("image encoder", VISION_PREFIXES, _SEEING),
     "latent_upscaler": Role("latent upscaler", ("",), _LATENT_UPSCALERS),
     "style_model": Role("style model", ("",), _STYLES),
+    "depth_estimator": Role("depth estimator", ("",), _DEPTHS),
+    "geometry_estimator": Role("geometry estimator", ("",), _GEOMETRIES),
+    "background_remover": Role("background remover", ("",), _BACKGROUNDS),
+    "frame_interpolator": Role(
+        "frame interpolator", ("", "module.", "flownet.", "module.flownet."), _FRAME_INTERPOLATORS
+    ),
 }
 """What loaders need, by the part of a recipe."""
 
@@ -295,6 +311,10 @@ def looks_like(shapes: Shapes) -> str:
         "vae",
         "latent_upscaler",
         "style_model",
+        "depth_estimator",
+        "geometry_estimator",
+        "background_remover",
+        "frame_interpolator",
         "clip_vision",
         "clip",
     ):

@@ -134,6 +134,33 @@ def sharp() -> dict[str, Any]:
     return made
 
 
+def seen(name: str) -> dict[str, Any]:
+    """Return an official template's workflow that saves what others show."""
+    made = prompt_of(name)
+    for node in made.values():
+        if node["inputs"].get("output") == "mask":
+            # Which has two colours.
+            node["inputs"]["output"] = "depth"
+        if node["class_type"] == "PreviewImage":
+            node |= {"class_type": "SaveImage", "inputs": {**node["inputs"], "filename_prefix": name}}
+    return made
+
+
+def between(name: str) -> dict[str, Any]:
+    """Return a workflow that saves a frame between two pictures."""
+    pictures = {str(i): {"class_type": "LoadImage", "inputs": {"image": f"{i}.png"}} for i in (1, 2)}
+    return {
+        **pictures,
+        "3": {"class_type": "ImageBatch", "inputs": {"image1": ["1", 0], "image2": ["2", 0]}},
+        "4": {"class_type": "FrameInterpolationModelLoader", "inputs": {"model_name": named(name)}},
+        "5": {
+            "class_type": "FrameInterpolate",
+            "inputs": {"interp_model": ["4", 0], "images": ["3", 0], "multiplier": 2},
+        },
+        "6": {"class_type": "SaveImage", "inputs": {"images": ["5", 0], "filename_prefix": name}},
+    }
+
+
 def styled() -> dict[str, Any]:
     """Return a workflow whose text is styled by an image."""
     made = prompt(1, "tiny", STEPS)
@@ -186,7 +213,11 @@ TEMPLATES = (
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
-EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *SOUNDS, *OF_NO_FILE}
+SEEING = ("utility_depth_anything3_image_depth_estimation", "utility_moge_depth_estimation")
+"""Templates that show what a network sees in a picture."""
+BETWEEN = ("film_net", "rife")
+"""Networks that make frames between two."""
+EAGER = {"hidream_i1", "seedvr2", *TEMPLATES, *SOUNDS, *OF_NO_FILE, *SEEING, *BETWEEN}
 """Workflows of which no forward need be captured: the host reads HiDream's, templates take two steps, others none."""
 PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{files.network: partial(drawing, files) for files in FILES},
@@ -194,6 +225,8 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
     **{name: partial(of_template, name) for name in TEMPLATES},
     **{name: partial(small_ltx, name) for name in ("video_ltx2_t2v_distilled", "video_ltx2_5_i2v")},
     **{name: partial(short_sound, name) for name in SOUNDS},
+    **{name: partial(seen, name) for name in SEEING},
+    **{name: partial(between, name) for name in BETWEEN},
     "seedvr2": sharp,
     "style": styled,
     "unclip": unclip,
@@ -202,6 +235,12 @@ PROMPTS: Mapping[str, Callable[[], dict[str, Any]]] = {
 
 KINDS: Sequence[Sequence[type[Family]]] = (
     *(families.BACKBONES, families.VAES, families.AUDIO_VAES, families.LATENT_UPSCALERS, families.IMAGE_ENCODERS),
+    *(
+        families.DEPTH_ESTIMATORS,
+        families.GEOMETRY_ESTIMATORS,
+        families.BACKGROUND_REMOVERS,
+        families.FRAME_INTERPOLATORS,
+    ),
     *(families.STYLE_MODELS, families.TEXT_ENCODERS, families.TEXT_READERS, families.TEXT_ENSEMBLES),
 )
 KNOWN = {family.__name__ for kind in KINDS for family in kind}
@@ -246,6 +285,10 @@ SHOWN: Mapping[str, str] = {
     "audio_ace_step_1_5_checkpoint": "AceStep15 AceStep15Vae AceStepText",
     "audio_minimax_music_3": "MiniMaxMusic3 MiniMaxMusic3Text MiniMaxMusic3Vae",
     "audio_stable_audio_3_medium": "SameVae StableAudio3 T5GemmaText",
+    "utility_depth_anything3_image_depth_estimation": "DepthAnything3",
+    "utility_moge_depth_estimation": "MoGe",
+    "film_net": "Film",
+    "rife": "Rife",
     "seedvr2": "SeedVr2 SeedVr2Vae",
     "style": "StyleAdapter",
     "unclip": "Unclip",
@@ -254,6 +297,7 @@ SHOWN: Mapping[str, str] = {
 }
 """The families that each workflow shows, by the names of their classes; what others show may be left out."""
 NOT_SHOWN: Mapping[str, str] = {
+    "BiRefNet": "it looks at 1024×1024 pixels, whatever the picture's size, which take a processor long",
     "AceStepWriter": "it writes codes of sound, of a vocabulary of 217,204",
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
     **dict.fromkeys(("Sam31", "Sam3Text"), "it segments images and samples none, so that no workflow draws with it"),

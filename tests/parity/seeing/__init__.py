@@ -1,0 +1,1 @@
+"""Networks that look at pictures, and their nodes, beside ComfyUI's with the same small random weights."""

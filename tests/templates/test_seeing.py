@@ -1,0 +1,72 @@
+"""Templates of networks that look at pictures, over HTTP, with tiny files under the published names."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from serve_app.models.families.vision.birefnet import BiRefNet
+from serve_app.nodes.video.value import VideoFromFile
+from tests.parity.seeing.cases import BIREFNET_SIDE
+from tests.templates.test_templates import prompt_of, ran, saved_of
+
+PICTURES = {
+    "utility_depth_anything3_image_depth_estimation": 1,
+    "utility_moge_depth_estimation": 3,
+    "utility_birefnet_remove_background": 2,
+}
+"""Templates that make pictures, and how many."""
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BiRefNet, "image_size", BIREFNET_SIDE)
+
+
+@pytest.mark.parametrize("name", PICTURES)
+async def test_a_template_draws_what_a_network_sees_in_a_picture(name: str, tmp_path: Path) -> None:
+    async with ran(prompt_of(name), tmp_path) as (client, outputs):
+        drawn = [image for output in outputs.values() for image in output.get("images", ())]
+        assert len(drawn) == PICTURES[name]
+        for one in drawn:
+            picture = await client.get("/api/view", params=one)
+            with Image.open(io.BytesIO(picture.content)) as image:
+                assert image.size == (256, 256)
+                assert len(image.convert("L").getcolors(256) or ()) > 1, "it is of one colour"
+
+
+async def test_a_template_draws_the_depths_of_a_video(tmp_path: Path) -> None:
+    prompt = prompt_of("utility_depth_anything3_video_depth_estimation")
+    for node in prompt.values():
+        if node["class_type"] == "DA3Inference":
+            node["inputs"]["resolution"] = 140
+    async with ran(prompt, tmp_path) as (client, outputs):
+        [saved] = saved_of(outputs)
+        made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
+    assert len(made.images) == 20
+    assert made.images.std() > 0.01, "it is of one colour"
+
+
+async def test_a_template_saves_the_surface_of_a_picture(tmp_path: Path) -> None:
+    prompt = prompt_of("3d_moge_perspective_to_mesh")
+    for node in prompt.values():
+        if node["class_type"] == "MoGeInference":
+            node["inputs"]["resolution_level"] = 0
+        if node["class_type"] == "MoGePointMapToMesh":
+            # The surface of a network that knows nothing is all jumps.
+            node["inputs"]["discontinuity_threshold"] = 0.0
+    async with ran(prompt, tmp_path) as (client, outputs):
+        [saved] = [one for output in outputs.values() for one in output.get("3d", ())]
+        made = (await client.get("/api/view", params=saved)).content
+    assert made[:4] == b"glTF"
+
+
+async def test_a_template_makes_frames_between_those_of_a_video(tmp_path: Path) -> None:
+    async with ran(prompt_of("utility_video_frame_interpolation"), tmp_path) as (client, outputs):
+        [saved] = saved_of(outputs)
+        made = VideoFromFile((await client.get("/api/view", params=saved)).content).get_components()
+    assert len(made.images) == 2 * 20 - 1
+    assert made.images.std() > 0.01, "it is of one colour"
