@@ -42,6 +42,7 @@ from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
+from serve_app.models.families.boogu.backbone import Boogu
 from serve_app.models.families.dit.anima import Anima, AnimaText, LlmAdapter
 from serve_app.models.families.dit.auraflow import PileT5Text
 from serve_app.models.families.dit.ernie_image import ErnieImage
@@ -58,6 +59,7 @@ from serve_app.models.families.dit.sd3 import Sd3
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.families.hunyuan_video.text import ByT5Text
+from serve_app.models.families.kandinsky5.backbone import Kandinsky5, Kandinsky5Image
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.text.gemma import Gemma2Text
 from serve_app.models.families.text.llama import LlamaText
@@ -173,6 +175,12 @@ WAN_CAMERA = replace(WAN_I2V, camera=24)
 WAN_SCAIL = WanScail(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=20, image_width=VIT_H.width)
 WAN_22_5B = Wan22(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=48)
 WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
+LLAVA = replace(LLAMA, tokens=128320)
+POOLED = weights({"vector_in.in_layer.weight": (256, CLIP_L.width)})
+"""The layer of HunyuanVideo that reads a pooled text, as wide as that is here."""
+KANDINSKY5 = Kandinsky5(64, 64, 48, blocks=1, refiners=1, fed=33, text_width=TEXT_WIDTH, pooled_width=64, time_width=32)
+KANDINSKY5_IMAGE = Kandinsky5Image(64, 64, 48, 1, 1, fed=16, text_width=TEXT_WIDTH, pooled_width=64, time_width=32)
+BOOGU = Boogu(width=48, heads=1, shared=1, layers=1, refiners=1, text_width=TEXT_WIDTH, doubles=1)
 PARITY_WIDTH = dit_cases.TEXT_WIDTH
 """Of the texts of networks that are those of the parity tests: files have layers joined that the network has apart."""
 PARITY_T5 = replace(T5, width=PARITY_WIDTH)
@@ -244,6 +252,10 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
     r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
     r"diffusion_models/hunyuanvideo1\.5.*": lambda: of_networks("hunyuan_video15"),
+    r"diffusion_models/hunyuan_video_t2v.*": lambda: of_networks("hunyuan_video") | POOLED,
+    r"diffusion_models/kandinsky5lite_t2i.*": lambda: network(KANDINSKY5_IMAGE),
+    r"diffusion_models/kandinsky5.*": lambda: network(KANDINSKY5),
+    r"diffusion_models/boogu.*": lambda: single_file(BOOGU),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
     r"diffusion_models/flux1-fill.*": lambda: network(FILL),
@@ -295,6 +307,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen3vl_48.*": lambda: text_tensors(PARITY_QWEN3_VL),
     r"text_encoders/byt5.*": lambda: text_tensors(BYT5),
     r"text_encoders/qwen_3_06b.*": lambda: {k: t.bfloat16() for k, t in text_tensors(QWEN3_06B).items()},
+    r"text_encoders/llava_llama3.*": lambda: text_tensors(LLAVA),
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
@@ -325,6 +338,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"vae/qwen_image_2\.1_vae.*": lambda: file_of(QWEN_21_VAE, drawn(QWEN_21_VAE)),
     r"vae/mage_flow_vae.*": lambda: of_networks("mage_flow vae"),
     r"vae/hunyuanvideo15_vae.*": lambda: of_networks("hunyuan_video15 vae"),
+    r"vae/hunyuan_video_vae.*": lambda: of_networks("hunyuan_video vae"),
     r"vae/sdxl.*": lambda: network(SDXL_VAE),
     r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
@@ -470,7 +484,7 @@ def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]
         path.parent.mkdir(parents=True, exist_ok=True)
         said = next((of for pattern, of in METADATA.items() if re.fullmatch(pattern, f"{folder}/{name}")), None)
         save_file(dict(make()), path, None if said is None else said())
-        if name.startswith("llama"):
+        if name.startswith(("llama", "llava")):
             (path.parent / "llama3.tokenizer.json").write_text(letters())
 
 

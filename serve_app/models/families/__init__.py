@@ -21,6 +21,8 @@ from serve_app.models.families.autoencoders.seedvr2 import SeedVr2Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
+from serve_app.models.families.boogu.backbone import Boogu
+from serve_app.models.families.boogu.text import BooguText
 from serve_app.models.families.dit.anima import Anima, AnimaText
 from serve_app.models.families.dit.auraflow import AuraFlow, PileT5Text
 from serve_app.models.families.dit.chroma import Chroma
@@ -48,12 +50,17 @@ from serve_app.models.families.family import (
 )
 from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo, HunyuanVideo15
 from serve_app.models.families.hunyuan_video.text import ByT5Text, HunyuanVideo15Text, HunyuanVideoText
+from serve_app.models.families.hunyuan_video.vae import HunyuanVideoVae
 from serve_app.models.families.hunyuan_video.vae15 import HunyuanVideo15Vae
+from serve_app.models.families.kandinsky5.backbone import Kandinsky5, Kandinsky5Image
+from serve_app.models.families.kandinsky5.text import Kandinsky5ImageText, Kandinsky5Text
 from serve_app.models.families.longcat_image.backbone import LongCatImage
 from serve_app.models.families.longcat_image.text import LongCatText
 from serve_app.models.families.mage_flow.backbone import MageFlow
 from serve_app.models.families.mage_flow.text import MageFlowText
 from serve_app.models.families.mage_flow.vae import MageFlowVae
+from serve_app.models.families.ovis_image.backbone import OvisImage
+from serve_app.models.families.ovis_image.text import OvisText
 from serve_app.models.families.text.clip import ClipText
 from serve_app.models.families.text.flux_text import FluxText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -95,17 +102,18 @@ UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     # Before Flux.1, whose names some of its layers have.
-    *(HunyuanVideo, HunyuanVideo15, LongCatImage),
-    # Before Qwen-Image, whose layers it has.
-    MageFlow,
+    *(HunyuanVideo, HunyuanVideo15, OvisImage, LongCatImage),
+    # Before Qwen-Image and OmniGen2, whose layers they have.
+    *(MageFlow, Boogu),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
+    *(Kandinsky5, Kandinsky5Image),
 )
 VAES: Sequence[type[VaeFamily]] = (
     SeedVr2Vae,
     *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
     PixelSpace,
-    *(HunyuanVideo15Vae, MageFlowVae),
+    *(HunyuanVideo15Vae, HunyuanVideoVae, MageFlowVae),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (Ltx2AudioVae, MiniMaxH3AudioVae, SameVae)
 LATENT_UPSCALERS: Sequence[type[LatentUpscalerFamily]] = (Ltx2Upscaler,)
@@ -134,16 +142,26 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (
-    *(MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text, LongCatText, MageFlowText),
+    *(
+        MiniMaxH3Text,
+        Krea2Text,
+        Flux3Text,
+        Ideogram4Text,
+        QwenImage21Text,
+        LongCatText,
+        MageFlowText,
+        OvisText,
+        BooguText,
+    ),
 )
 """Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
-    "boogu": (Qwen3Text, "Boogu-Image"),
     "joyimage": (Qwen3Text, "JoyImage"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
     *(SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text, HunyuanVideoText, HunyuanVideo15Text),
+    *(Kandinsky5Text, Kandinsky5ImageText),
 )
 """Encoders that go together, and are read side by side."""
 
@@ -162,6 +180,7 @@ __all__ = [
     "Anima",
     "AuraFlow",
     "AutoencoderKL",
+    "Boogu",
     "Chroma",
     "ClipText",
     "ClipVision",
@@ -176,7 +195,10 @@ __all__ = [
     "HunyuanVideo",
     "HunyuanVideo15",
     "HunyuanVideo15Vae",
+    "HunyuanVideoVae",
     "Ideogram4",
+    "Kandinsky5",
+    "Kandinsky5Image",
     "Krea2",
     "LongCatImage",
     "Lotus",
@@ -195,6 +217,7 @@ __all__ = [
     "MiniMaxH3AudioVae",
     "MiniMaxH3Vae",
     "OmniGen2",
+    "OvisImage",
     "PixArt",
     "PixArtAlpha",
     "PixelSpace",

@@ -35,28 +35,55 @@ _HUNYUAN: dict[str, Any] = {
     "vision_in_dim": None,
     "meanflow_sum": False,
 }
+_KANDINSKY5: dict[str, Any] = {
+    "in_text_dim": 48,
+    "in_text_dim2": 32,
+    "time_dim": 24,
+    "model_dim": 128,
+    "ff_dim": 96,
+    "visual_embed_dim": 132,
+    "num_text_blocks": 1,
+    "num_visual_blocks": 2,
+}
+_FLUX_WITHOUT_POOLED: dict[str, Any] = {
+    "in_channels": 16,
+    "out_channels": 16,
+    "vec_in_dim": None,
+    "context_in_dim": 48,
+    "hidden_size": 64,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 2,
+    "axes_dim": [4, 14, 14],
+    "theta": 10000,
+    "patch_size": 2,
+    "qkv_bias": True,
+    "guidance_embed": False,
+    "txt_ids_dims": [1, 2],
+}
 BACKBONES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_video": ("comfy.ldm.hunyuan_video.model.HunyuanVideo", _HUNYUAN),
-    "longcat_image": (
-        "comfy.ldm.flux.model.Flux",
+    "boogu": (
+        "comfy.ldm.boogu.model.BooguTransformer2DModel",
         {
-            "in_channels": 16,
-            "out_channels": 16,
-            "vec_in_dim": None,
-            "context_in_dim": 48,
-            "hidden_size": 64,
-            "mlp_ratio": 4.0,
-            "num_heads": 2,
-            "depth": 2,
-            "depth_single_blocks": 2,
-            "axes_dim": [4, 14, 14],
-            "theta": 10000,
-            "patch_size": 2,
-            "qkv_bias": True,
-            "guidance_embed": False,
-            "txt_ids_dims": [1, 2],
+            "hidden_size": 96,
+            "num_layers": 2,
+            "num_double_stream_layers": 2,
+            "num_refiner_layers": 1,
+            "num_attention_heads": 4,
+            "num_kv_heads": 2,
+            "axes_dim_rope": (8, 8, 8),
+            "instruction_feat_dim": 48,
         },
     ),
+    "kandinsky5": ("comfy.ldm.kandinsky5.model.Kandinsky5", _KANDINSKY5),
+    "kandinsky5_image": (
+        "comfy.ldm.kandinsky5.model.Kandinsky5",
+        {**_KANDINSKY5, "visual_embed_dim": 64, "axes_dims": (32, 48, 48), "rope_scale_factor": (1.0, 1.0, 1.0)},
+    ),
+    "longcat_image": ("comfy.ldm.flux.model.Flux", _FLUX_WITHOUT_POOLED),
+    "ovis_image": ("comfy.ldm.flux.model.Flux", {**_FLUX_WITHOUT_POOLED, "yak_mlp": True, "txt_norm": True}),
     "mage_flow": (
         "comfy.ldm.mage_flow.model.MageFlowTransformer2DModel",
         {
@@ -106,7 +133,10 @@ BACKBONES: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """The class and the arguments of each network."""
-MULTIPLIERS: Mapping[str, float] = {"hunyuan_video": 1000.0, "hunyuan_video15": 1000.0, "lotus": 999.0}
+MULTIPLIERS: Mapping[str, float] = {
+    **dict.fromkeys(("hunyuan_video", "hunyuan_video15", "kandinsky5", "kandinsky5_image"), 1000.0),
+    "lotus": 999.0,
+}
 """What a network reads as the time, as a multiple of the level; 1 where none is named."""
 
 
@@ -141,7 +171,18 @@ CASES: Sequence[Case] = (
     Case("mage_flow", (2, 128, 5, 4), (2, 9, 48), {"reference_latents": (1, 128, 3, 6)}),
     Case("longcat_image", (2, 16, 8, 6), (2, 5, 48)),
     Case("longcat_image", (2, 16, 7, 6), (2, 9, 48), {"reference_latents": (1, 16, 6, 8)}),
+    Case("boogu", (2, 16, 7, 6), (2, 9, 48)),
+    Case("boogu", (2, 16, 8, 6), (2, 9, 48), {"reference_latents": (1, 16, 6, 8)}),
+    Case("ovis_image", (2, 16, 7, 6), (2, 9, 48)),
     Case("lotus", (2, 4, 8, 8), (2, 2, 64)),
+    Case("kandinsky5_image", (2, 16, 4, 6), (2, 5, 48), {"pooled_output": (2, 32)}),
+    Case("kandinsky5", (2, 16, 3, 4, 6), (2, 5, 48), {"pooled_output": (2, 32)}),
+    Case(
+        "kandinsky5",
+        (2, 16, 3, 4, 8),
+        (2, 5, 48),
+        {"pooled_output": (2, 32), "time_dim_replace": (1, 16, 1, 4, 8), "concat_mask": (1, 1, 3, 4, 8)},
+    ),
     Case("hunyuan_video", (2, 16, 3, 4, 6), (2, 5, 48), {"pooled_output": (2, 768), "guidance": 6.0}),
     Case("hunyuan_video15", (2, 32, 3, 4, 5), (2, 5, 48)),
     Case(
@@ -168,6 +209,20 @@ _HUNYUAN_VAE = {
     "upsample_match_channel": True,
     "z_channels": 32,
 }
+_HUNYUAN_1_VAE = {
+    "double_z": True,
+    "z_channels": 16,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 2, 2, 2],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+    "conv3d": True,
+    "time_compress": 4,
+}
 MAGE_FLOW_VAE: Mapping[str, dict[str, Any]] = {
     "encoder": {"z_ch": 128, "hidden_size": 64, "num_blocks": 2, "head_size": 96, "num_head_blocks": 1},
     "decoder": {"hidden_size": 64, "hidden_size_x": 8, "num_blocks": 3, "num_cond_blocks": 2},
@@ -175,11 +230,15 @@ MAGE_FLOW_VAE: Mapping[str, dict[str, Any]] = {
 """The arguments of the halves of Mage-Flow's."""
 VAES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_video15": ("comfy.ldm.hunyuan_video.vae_refiner", _HUNYUAN_VAE),
+    "hunyuan_video": ("comfy.ldm.models.autoencoder", _HUNYUAN_1_VAE),
     "mage_flow": ("comfy.ldm.mage_flow.vae", {}),
 }
-"""The module with the classes Encoder and Decoder, and their arguments; of Mage-Flow's they are above."""
+"""The module with the classes Encoder and Decoder, and their arguments; of Mage-Flow's they are above.
+
+Of HunyuanVideo 1 it is AutoencoderKL, that has both."""
 IMAGES: Mapping[str, Sequence[tuple[int, ...]]] = {
     "hunyuan_video15": ((1, 3, 9, 32, 48), (1, 3, 1, 32, 32)),
+    "hunyuan_video": ((1, 3, 17, 32, 48), (1, 3, 6, 32, 32)),
     "mage_flow": ((1, 3, 32, 48),),
 }
 """Shapes of the pixels that each encodes."""

@@ -48,6 +48,7 @@ class Files(NamedTuple):
 
 FILES = (
     Files("anima", "stable_diffusion", ("qwen_3_06b",), "qwen_image_vae"),
+    Files("boogu", "boogu", ("qwen3vl_8b",), latent="EmptyLatentImage"),
     Files("auraflow", "stable_diffusion", ("pile_t5",), "sdxl", "EmptyLatentImage"),
     Files("chroma", "chroma", ("t5xxl_48",)),
     Files("ernie-image", "stable_diffusion", ("t5xxl",), "flux2-vae", "EmptyFlux2LatentImage"),
@@ -60,7 +61,16 @@ FILES = (
         *("hunyuan_video15", "hunyuan_video_15", ("qwen_2.5_vl_48", "byt5"), "hunyuanvideo15_vae"),
         latent="EmptyHunyuanVideo15Latent",
     ),
+    Files(
+        *("hunyuan_video_t2v", "hunyuan_video", ("clip_l", "llava_llama3"), "hunyuan_video_vae"),
+        latent="EmptyHunyuanLatentVideo",
+    ),
     Files("ideogram4", "ideogram4", ("qwen3vl_8b",), "flux2-vae", "EmptyFlux2LatentImage"),
+    Files(
+        *("kandinsky5lite_t2v", "kandinsky5", ("qwen_2.5_vl_7b", "clip_l"), "hunyuan_video_vae"),
+        latent="EmptyHunyuanLatentVideo",
+    ),
+    Files("kandinsky5lite_t2i", "kandinsky5_image", ("qwen_2.5_vl_7b", "clip_l"), latent="EmptyLatentImage"),
     Files("krea2", "krea2", ("qwen3vl_4b",), "qwen_image_vae"),
     Files("longcat_image", "longcat_image", ("qwen_2.5_vl_48",)),
     Files("lumina2", "lumina2", ("gemma_2",)),
@@ -190,6 +200,7 @@ KNOWN = {family.__name__ for kind in KINDS for family in kind}
 SHOWN: Mapping[str, str] = {
     "anima": "Anima AnimaText WanVae",
     "auraflow": "AuraFlow AutoencoderKL",
+    "boogu": "Boogu BooguText",
     "chroma": "Chroma T5Text",
     "ernie-image": "ErnieImage Flux2Vae",
     "flux1": "ClipText Flux FluxText",
@@ -198,7 +209,10 @@ SHOWN: Mapping[str, str] = {
     "flux3-image-klein-base": "Flux3 Flux3Text",
     "hidream_i1": "HiDream HiDreamText LlamaText",
     "hunyuan_video15": "ByT5Text HunyuanVideo15 HunyuanVideo15Text HunyuanVideo15Vae",
+    "hunyuan_video_t2v": "HunyuanVideo HunyuanVideoText HunyuanVideoVae",
     "ideogram4": "Ideogram4 Ideogram4Text",
+    "kandinsky5lite_t2v": "Kandinsky5 Kandinsky5Text",
+    "kandinsky5lite_t2i": "Kandinsky5Image Kandinsky5ImageText",
     "krea2": "Krea2 Krea2Text",
     "longcat_image": "LongCatImage LongCatText",
     "lumina2": "Gemma2Text Lumina2",
@@ -229,7 +243,7 @@ SHOWN: Mapping[str, str] = {
 """The families that each workflow shows, by the names of their classes; what others show may be left out."""
 NOT_SHOWN: Mapping[str, str] = {
     **dict.fromkeys(
-        ("HunyuanVideo", "HunyuanVideoText"), "no autoencoder of its videos is supported, so that none is saved"
+        ("OvisImage", "OvisText"), "the text encoder's width, by which it is told, makes its vocabulary 1.2 GB"
     ),
     **dict.fromkeys(("SameVae", "StableAudio3", "T5GemmaText"), "what they make has no colours to look at: a sound"),
     **dict.fromkeys(
