@@ -252,7 +252,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
     r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
     r"diffusion_models/hunyuanvideo1\.5.*": lambda: of_networks("hunyuan_video15"),
-    r"diffusion_models/hunyuan_video_t2v.*": lambda: of_networks("hunyuan_video") | POOLED,
+    r"diffusion_models/hunyuan_video_t2v.*": lambda: {**of_networks("hunyuan_video"), **POOLED},
     r"diffusion_models/kandinsky5lite_t2i.*": lambda: network(KANDINSKY5_IMAGE),
     r"diffusion_models/kandinsky5.*": lambda: network(KANDINSKY5),
     r"diffusion_models/boogu.*": lambda: single_file(BOOGU),

@@ -76,20 +76,23 @@ class _Layer(nn.Module):
 
     def forward(self, image: Stream, text: Stream, time: Tensor) -> tuple[Stream, Stream]:
         """Return both streams after the layer. time: (R,W)."""
-        of_image, image_gate, image_scale, image_fed_gate = self.img_norm1(image.tokens, time)
-        again, again_gate, _, _ = self.img_norm3(image.tokens, time)
-        of_text, text_gate, text_scale, text_fed_gate = self.instruct_norm1(text.tokens, time)
-        image_input, image_shift, _, _ = self.img_norm2(image.tokens, time)
-        text_input, text_shift, _, _ = self.instruct_norm2(text.tokens, time)
-        found_image, found_text = self.img_instruct_attn(replace(image, tokens=of_image), replace(text, tokens=of_text))
-        itself = self.img_self_attn(replace(image, tokens=again))
-        tokens = image.tokens + _opened(image_gate, self.img_attn_norm(found_image))
-        tokens = tokens + _opened(again_gate, self.img_self_attn_norm(itself))
-        inner = self.img_ffn_norm1((1 + image_scale[:, None]) * image_input + image_shift[:, None])
-        tokens = tokens + _opened(image_fed_gate, self.img_ffn_norm2(self.img_feed_forward(inner)))
-        words = text.tokens + _opened(text_gate, self.instruct_attn_norm(found_text))
-        inner = self.instruct_ffn_norm1((1 + text_scale[:, None]) * text_input + text_shift[:, None])
-        words = words + _opened(text_fed_gate, self.instruct_ffn_norm2(self.instruct_feed_forward(inner)))
+        layer: Any = self
+        of_image, image_gate, image_scale, image_fed_gate = layer.img_norm1(image.tokens, time)
+        again, again_gate, _, _ = layer.img_norm3(image.tokens, time)
+        of_text, text_gate, text_scale, text_fed_gate = layer.instruct_norm1(text.tokens, time)
+        image_input, image_shift, _, _ = layer.img_norm2(image.tokens, time)
+        text_input, text_shift, _, _ = layer.instruct_norm2(text.tokens, time)
+        found_image, found_text = layer.img_instruct_attn(
+            replace(image, tokens=of_image), replace(text, tokens=of_text)
+        )
+        itself = layer.img_self_attn(replace(image, tokens=again))
+        tokens = image.tokens + _opened(image_gate, layer.img_attn_norm(found_image))
+        tokens = tokens + _opened(again_gate, layer.img_self_attn_norm(itself))
+        inner = layer.img_ffn_norm1((1 + image_scale[:, None]) * image_input + image_shift[:, None])
+        tokens = tokens + _opened(image_fed_gate, layer.img_ffn_norm2(layer.img_feed_forward(inner)))
+        words = text.tokens + _opened(text_gate, layer.instruct_attn_norm(found_text))
+        inner = layer.instruct_ffn_norm1((1 + text_scale[:, None]) * text_input + text_shift[:, None])
+        words = words + _opened(text_fed_gate, layer.instruct_ffn_norm2(layer.instruct_feed_forward(inner)))
         return replace(image, tokens=tokens), replace(text, tokens=words)
 
 
@@ -143,10 +146,10 @@ class _Joint(nn.Module):
 
 def _found(layer: Any, q: Tensor, k: Tensor, v: Tensor, where: Stream) -> Tensor:
     """Return what attention finds, (R,S,W), for queries, keys and values (R,S,…) of tokens that are so placed."""
-    q, k, v = (part.unflatten(-1, (-1, layer.head)) for part in (q, k, v))
+    q, k, v = (torch.unflatten(part, -1, (-1, layer.head)) for part in (q, k, v))
     q, k = rotated(layer.norm_q(q), layer.norm_k(k), where.turns)
-    heads = (part.transpose(1, 2) for part in (q, k, v))
-    found = scaled_dot_product_attention(*heads, attn_mask=by_heads(where.there), enable_gqa=True)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    found = scaled_dot_product_attention(q, k, v, attn_mask=by_heads(where.there), enable_gqa=True)
     return found.transpose(1, 2).flatten(2)
 
 

@@ -75,7 +75,7 @@ class HunyuanVideoVae(VideoVaeFamily):
         return dict(_names(self.res_blocks))
 
     def build(self) -> nn.Module:
-        network = nn.Module()
+        network: Any = nn.Module()
         shared = {
             "block_out_channels": self.widths,
             "layers_per_block": self.res_blocks,
@@ -88,7 +88,8 @@ class HunyuanVideoVae(VideoVaeFamily):
             half.mid_block.attentions = nn.ModuleList([_Attention(self.widths[-1])])
         network.quant_conv = nn.Conv3d(2 * self.latent_channels, 2 * self.latent_channels, 1)
         network.post_quant_conv = nn.Conv3d(self.latent_channels, self.latent_channels, 1)
-        return network
+        built: nn.Module = network
+        return built
 
     def decode_frames(self, network: Any, latents: Iterable[Tensor]) -> Iterator[Tensor]:
         decoder, z = network.decoder, network.post_quant_conv(torch.cat([*latents], dim=2))
