@@ -36,7 +36,6 @@ from serve_app.nodes.unsupported import NOT_THERE
 SPECS = specs()
 UNSUPPORTED = {
     "lens": "Lens",
-    "ltx-video-2b": "LTX-Video",
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",
     "stable-audio-open": "Stable Audio Open",

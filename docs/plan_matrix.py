@@ -33,6 +33,7 @@ from serve_app.models.families import (
     LongCatImage,
     Lotus,
     Ltx2,
+    LtxVideo,
     Lumina2,
     MageFlow,
     OmniGen2,
@@ -237,6 +238,7 @@ MODELS: Mapping[str, Planned] = {
     "HunyuanVideo 1.5, fp16, Qwen in fp8": Planned(HUNYUAN_15, 8.3, 2520, VIDEOS, itemsize=1),
     "SeedVR2 3B, 8 bits": Planned(SEEDVR2_3B, 0, 500, (SHARP,), in_eight_bits),
     "SeedVR2 7B, 8 bits": Planned(SEEDVR2_7B, 0, 500, (SHARP,), in_eight_bits),
+    "LTX-Video 2B, bf16, T5 in fp16": Planned(LtxVideo(Stream(2048, 32), 28, 4096), 4.8, 840, VIDEO),
     "LTX-2 19B, fp8, Gemma in fp8": Planned(LTX2, 12.2, 2550, VIDEOS, in_eight_bits, itemsize=1),
     # How long and wide its table of times is, no source says; it is small.
     "MiniMax H3 pruned, 8 bits, its text in 4": Planned(

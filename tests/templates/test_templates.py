@@ -129,6 +129,8 @@ VIDEOS = {
     "video_hunyuan_video_1.5_720p_t2v": 24,
     "hunyuan_video_text_to_video": 24,
     "video_kandinsky5_i2v": 24,
+    "ltxv_text_to_video": 24,
+    "ltxv_image_to_video": 24,
     "wan2.1_fun_inp": 16,
     "video_wan_vace_flf2v": 16,
     "video_wan2_2_14B_fun_camera": 16,

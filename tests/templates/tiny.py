@@ -214,12 +214,16 @@ def of_parity(name: str) -> Tensors:
     return weights(json.loads((GOLDEN / "dit_keys.json").read_text())[name])
 
 
+TEXTS = ("txt_", "caption_projection.linear_1.")
+"""What the layers that read texts are called."""
+
+
 def of_networks(name: str) -> Tensors:
     """Return a network that `tests.parity.networks` compares with ComfyUI's, for texts as wide as these here."""
     shapes = json.loads((GOLDEN / "networks_keys.json").read_text())[name]
     return weights(
         {
-            name: tuple(TEXT_WIDTH if name.startswith("txt_") and size == PARITY_WIDTH else size for size in shape)
+            name: tuple(TEXT_WIDTH if name.startswith(TEXTS) and size == PARITY_WIDTH else size for size in shape)
             for name, shape in shapes.items()
         }
     )
@@ -319,6 +323,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_2.5_vl_7b.*": lambda: text_tensors(QWEN_VL),
     r"text_encoders/mistral_3.*": lambda: text_tensors(MISTRAL),
     r"checkpoints/stable_audio_3.*": lambda: stable_audio3(),
+    r"checkpoints/ltx-video-2b-v0\.9\.5.*": lambda: ltx_video("ltx_video_timed vae"),
+    r"checkpoints/ltx-video.*": lambda: ltx_video("ltx_video vae"),
     r"text_encoders/t5gemma.*": lambda: {**single_file(T5GEMMA), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/qwen3.5_2b.*": lambda: {"unread": torch.zeros(1)},
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
@@ -388,6 +394,12 @@ def stable_audio3() -> Tensors:
         for part, prefix in prefixes.items()
         for name, tensor in stable_audio3_cases.weights(keys[part]).items()
     }
+
+
+def ltx_video(vae: str) -> Tensors:
+    """Return a checkpoint of LTX-Video. vae: what `tests.parity.networks` calls its autoencoder."""
+    parts = {"model.diffusion_model.": of_networks("ltx_video"), "vae.": of_networks(vae)}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def seedvr2(name: str) -> Tensors:

@@ -56,6 +56,8 @@ from serve_app.models.families.kandinsky5.backbone import Kandinsky5, Kandinsky5
 from serve_app.models.families.kandinsky5.text import Kandinsky5ImageText, Kandinsky5Text
 from serve_app.models.families.longcat_image.backbone import LongCatImage
 from serve_app.models.families.longcat_image.text import LongCatText
+from serve_app.models.families.ltx_video.backbone import LtxVideo
+from serve_app.models.families.ltx_video.vae import LtxVideoVae
 from serve_app.models.families.mage_flow.backbone import MageFlow
 from serve_app.models.families.mage_flow.text import MageFlowText
 from serve_app.models.families.mage_flow.vae import MageFlowVae
@@ -108,9 +110,12 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
     *(Kandinsky5, Kandinsky5Image),
+    # After LTX-2, whose layers it has.
+    LtxVideo,
 )
 VAES: Sequence[type[VaeFamily]] = (
-    SeedVr2Vae,
+    # Before LTX-2's, whose layers it has.
+    *(SeedVr2Vae, LtxVideoVae),
     *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
     PixelSpace,
     *(HunyuanVideo15Vae, HunyuanVideoVae, MageFlowVae),
@@ -210,6 +215,8 @@ __all__ = [
     "Ltx2Vae",
     "Ltx25Text",
     "Ltx25Vae",
+    "LtxVideo",
+    "LtxVideoVae",
     "Lumina2",
     "MageFlow",
     "MageFlowVae",

@@ -77,6 +77,10 @@ BACKBONES: Mapping[str, tuple[str, dict[str, Any]]] = {
             "instruction_feat_dim": 48,
         },
     ),
+    "ltx_video": (
+        "comfy.ldm.lightricks.model.LTXVModel",
+        {"cross_attention_dim": 256, "attention_head_dim": 8, "caption_channels": 48, "num_layers": 2},
+    ),
     "kandinsky5": ("comfy.ldm.kandinsky5.model.Kandinsky5", _KANDINSKY5),
     "kandinsky5_image": (
         "comfy.ldm.kandinsky5.model.Kandinsky5",
@@ -173,6 +177,8 @@ CASES: Sequence[Case] = (
     Case("longcat_image", (2, 16, 7, 6), (2, 9, 48), {"reference_latents": (1, 16, 6, 8)}),
     Case("boogu", (2, 16, 7, 6), (2, 9, 48)),
     Case("boogu", (2, 16, 8, 6), (2, 9, 48), {"reference_latents": (1, 16, 6, 8)}),
+    Case("ltx_video", (2, 128, 3, 4, 6), (2, 5, 48)),
+    Case("ltx_video", (2, 128, 3, 4, 6), (2, 9, 48), {"frame_rate": 24.0, "masked": 6}),
     Case("ovis_image", (2, 16, 7, 6), (2, 9, 48)),
     Case("lotus", (2, 4, 8, 8), (2, 2, 64)),
     Case("kandinsky5_image", (2, 16, 4, 6), (2, 5, 48), {"pooled_output": (2, 32)}),
@@ -223,6 +229,40 @@ _HUNYUAN_1_VAE = {
     "conv3d": True,
     "time_compress": 4,
 }
+_LTX_VIDEO_VAE = {
+    "dims": 3,
+    "latent_channels": 128,
+    "norm_layer": "pixel_norm",
+    "patch_size": 4,
+    "latent_log_var": "uniform",
+    "causal_decoder": False,
+    "encoder_base_channels": 16,
+    "decoder_base_channels": 16,
+}
+_TWICE = {"multiplier": 2}
+LTX_VIDEO_VAES: Mapping[str, dict[str, Any]] = {
+    "ltx_video": {
+        **_LTX_VIDEO_VAE,
+        "blocks": [
+            *(["res_x", 1], ["compress_all", 1], ["res_x_y", 1], ["res_x", 1], ["compress_all", 1]),
+            *(["compress_all", 1], ["res_x", 2]),
+        ],
+    },
+    "ltx_video_timed": {
+        **_LTX_VIDEO_VAE,
+        "timestep_conditioning": True,
+        "encoder_blocks": [
+            *(["res_x", {"num_layers": 1}], ["compress_space_res", _TWICE], ["compress_time_res", _TWICE]),
+            *(["compress_all_res", _TWICE], ["compress_all_res", _TWICE], ["res_x", {"num_layers": 1}]),
+        ],
+        "decoder_blocks": [
+            *(["res_x", {"num_layers": 1}], ["compress_all", {"residual": True, "multiplier": 2}]),
+            *(["res_x", {"num_layers": 1}], ["compress_all", {"residual": True, "multiplier": 2}]),
+            *(["compress_all", {"residual": True, "multiplier": 2}], ["res_x", {"num_layers": 2}]),
+        ],
+    },
+}
+"""The arguments of LTX-Video's: of 0.9, and from 0.9.5 on."""
 MAGE_FLOW_VAE: Mapping[str, dict[str, Any]] = {
     "encoder": {"z_ch": 128, "hidden_size": 64, "num_blocks": 2, "head_size": 96, "num_head_blocks": 1},
     "decoder": {"hidden_size": 64, "hidden_size_x": 8, "num_blocks": 3, "num_cond_blocks": 2},
@@ -230,6 +270,10 @@ MAGE_FLOW_VAE: Mapping[str, dict[str, Any]] = {
 """The arguments of the halves of Mage-Flow's."""
 VAES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "hunyuan_video15": ("comfy.ldm.hunyuan_video.vae_refiner", _HUNYUAN_VAE),
+    **{
+        name: ("comfy.ldm.lightricks.vae.causal_video_autoencoder", {"config": config})
+        for name, config in LTX_VIDEO_VAES.items()
+    },
     "hunyuan_video": ("comfy.ldm.models.autoencoder", _HUNYUAN_1_VAE),
     "mage_flow": ("comfy.ldm.mage_flow.vae", {}),
 }
@@ -239,6 +283,7 @@ Of HunyuanVideo 1 it is AutoencoderKL, that has both."""
 IMAGES: Mapping[str, Sequence[tuple[int, ...]]] = {
     "hunyuan_video15": ((1, 3, 9, 32, 48), (1, 3, 1, 32, 32)),
     "hunyuan_video": ((1, 3, 17, 32, 48), (1, 3, 6, 32, 32)),
+    **dict.fromkeys(LTX_VIDEO_VAES, ((1, 3, 17, 64, 96), (1, 3, 1, 64, 64))),
     "mage_flow": ((1, 3, 32, 48),),
 }
 """Shapes of the pixels that each encodes."""

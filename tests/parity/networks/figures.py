@@ -128,7 +128,16 @@ def boogu(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options:
     return net(x, level, text, text.shape[1], **given)
 
 
+def ltx_video(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.LTXV."""
+    mask = None
+    if "masked" in options:
+        mask = (torch.arange(text.shape[1]) < options["masked"]).long().expand(2, -1)
+    return net(x, level, text, mask, frame_rate=options.get("frame_rate", 25))
+
+
 CALLS = {
+    "ltx_video": ltx_video,
     "boogu": boogu,
     "kandinsky5": kandinsky,
     "kandinsky5_image": kandinsky,
@@ -173,6 +182,18 @@ def hunyuan_video_vae(figures: dict[str, Any], keys: dict[str, Any], arguments: 
         figures[f"hunyuan_video vae {shape} decoded"] = net.decoder(net.post_quant_conv(latents)).numpy()
 
 
+def ltx_video_vae(figures: dict[str, Any], keys: dict[str, Any], name: str, arguments: dict[str, Any]) -> None:
+    """Add the figures of one of LTX-Video's autoencoders; what it decodes has the noise of seed 0."""
+    net = found("comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE")(**arguments).eval()
+    keys[f"{name} vae"] = shapes(net)
+    net.load_state_dict(weights(keys[f"{name} vae"]))
+    for shape in IMAGES[name]:
+        latents = net.encode(noise(f"{name} {shape}", shape))
+        figures[f"{name} vae {shape} encoded"] = latents.numpy()
+        torch.manual_seed(0)
+        figures[f"{name} vae {shape} decoded"] = net.decode(latents).numpy()
+
+
 @torch.inference_mode()
 def main() -> None:
     figures = dict(np.load(GOLDEN / "networks.npz")) if (GOLDEN / "networks.npz").exists() else {}
@@ -193,6 +214,9 @@ def main() -> None:
             continue
         if name == "mage_flow":
             mage_flow_vae(figures, keys)
+            continue
+        if name.startswith("ltx_video"):
+            ltx_video_vae(figures, keys, name, arguments)
             continue
         if name == "hunyuan_video":
             hunyuan_video_vae(figures, keys, arguments)

@@ -40,10 +40,10 @@ def written(models: Path, part: str, *names: str, rows: int = 1) -> str | None:
     ("part", "title", "names"),
     [
         ("backbone", "Wan Dancer", ("head.modulation", "patch_embedding_global.weight")),
-        ("backbone", "LTX-Video", ("model.diffusion_model.adaln_single.emb.timestep_embedder.linear_1.bias",)),
+        ("backbone", "PixelDiT", ("core.pixel_embedder.proj.weight",)),
         ("backbone", "HunyuanImage", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
         ("backbone", "Chroma Radiance", ("nerf_blocks.0.norm.scale", "distilled_guidance_layer.norms.0.scale")),
-        ("vae", "LTX-Video or CogVideoX", ("decoder.conv_in.conv.weight",)),
+        ("vae", "CogVideoX", ("decoder.conv_in.conv.weight",)),
         ("model_patch", "Uni3C's of Wan", ("controlnet_patch_embedding.weight",)),
         ("controlnet", "Hunyuan-DiT", ("after_proj_list.18.bias", "controlnet_blocks.0.weight")),
     ],
