@@ -38,6 +38,7 @@ UNSUPPORTED = {
     "lens": "Lens",
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",
+    "pixeldit": "PixelDiT",
     "stable-audio-open": "Stable Audio Open",
 }
 """Families that are not supported, by how the names of their networks begin."""

@@ -19,6 +19,7 @@ from serve_app.models.families import (
     AuraFlow,
     Boogu,
     Chroma,
+    ChromaRadiance,
     ErnieImage,
     Flux,
     Flux2,
@@ -249,6 +250,7 @@ MODELS: Mapping[str, Planned] = {
 }
 """Models by name and format, and the sizes that they are asked for. What is beside a network is by its file size."""
 NOT_PLANNED: Mapping[type[BackboneFamily], str] = {
+    ChromaRadiance: "the network is Chroma's but for its first and last layers",
     PixArtAlpha: "the network is PixArt Σ's",
     ErnieImage: "its published sizes are not known here",
     StableAudio3: "its published sizes are not known here",

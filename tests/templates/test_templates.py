@@ -88,6 +88,7 @@ TEMPLATES = {
     "image_kandinsky5_t2i": (1024, 1024),
     "image_boogu_image_0_1_turbo_t2i": (1024, 1024),
     "image_boogu_image_0_1_edit": None,
+    "image_chroma1_radiance_text_to_image": (1024, 1024),
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 AGAIN = {

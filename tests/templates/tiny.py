@@ -214,6 +214,8 @@ def of_parity(name: str) -> Tensors:
     return weights(json.loads((GOLDEN / "dit_keys.json").read_text())[name])
 
 
+PIXEL_SPACE = "pixel_space"
+"""An autoencoder that has no file."""
 TEXTS = ("txt_", "caption_projection.linear_1.")
 """What the layers that read texts are called."""
 
@@ -253,6 +255,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
         rf"diffusion_models/{name}\..*": partial(of_parity, name)
         for name in ("auraflow", "chroma", "lumina2", "pixart", "pixart_alpha")
     },
+    r"diffusion_models/chroma-radiance.*": lambda: of_networks("chroma_radiance_conv"),
     r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
     r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
     r"diffusion_models/hunyuanvideo1\.5.*": lambda: of_networks("hunyuan_video15"),
@@ -489,6 +492,8 @@ def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]
     for folder, name in named(prompt, specs, FOLDERS):
         path = models / FOLDERS[folder][0] / name
         if path.exists():
+            continue
+        if name == PIXEL_SPACE:
             continue
         make = next((make for pattern, make in FILES.items() if re.fullmatch(pattern, f"{folder}/{name}")), None)
         if make is None:

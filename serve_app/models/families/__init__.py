@@ -23,6 +23,7 @@ from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
 from serve_app.models.families.boogu.backbone import Boogu
 from serve_app.models.families.boogu.text import BooguText
+from serve_app.models.families.chroma_radiance.backbone import ChromaRadiance
 from serve_app.models.families.dit.anima import Anima, AnimaText
 from serve_app.models.families.dit.auraflow import AuraFlow, PileT5Text
 from serve_app.models.families.dit.chroma import Chroma
@@ -109,7 +110,7 @@ BACKBONES: Sequence[type[BackboneFamily]] = (
     *(MageFlow, Boogu),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2, StableAudio3),
-    *(Kandinsky5, Kandinsky5Image),
+    *(Kandinsky5, Kandinsky5Image, ChromaRadiance),
     # After LTX-2, whose layers it has.
     LtxVideo,
 )
@@ -187,6 +188,7 @@ __all__ = [
     "AutoencoderKL",
     "Boogu",
     "Chroma",
+    "ChromaRadiance",
     "ClipText",
     "ClipVision",
     "ErnieImage",

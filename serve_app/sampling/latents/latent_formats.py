@@ -441,6 +441,11 @@ HUNYUAN_VIDEO_15 = LatentFormat(
     ),
 )
 
+PIXELS = LatentFormat(
+    channels=3, factor=1, preview=PreviewMap(((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)), (0.0, 0.0, 0.0))
+)
+"""Images themselves, in −1…1."""
+
 LTX_VIDEO = LatentFormat(
     channels=128,
     factor=32,

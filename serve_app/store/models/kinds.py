@@ -129,7 +129,7 @@ _BACKBONES = (
     _known("ERNIE-Image", "layers.0.mlp.linear_fc2.weight"),
     _lacking("JoyImage", "double_blocks.0.attn.img_attn_qkv.weight"),
     _known("AuraFlow", "double_layers.0.attn.w1q.weight", "joint_transformer_blocks.0.attn.add_k_proj.weight"),
-    _lacking("Chroma Radiance", "nerf_blocks.0.norm.scale", "nerf_blocks.0.norm.weight"),
+    _known("Chroma Radiance", "nerf_blocks.0.norm.scale", "nerf_blocks.0.norm.weight"),
     _known("Ovis-Image", "double_blocks.0.img_mlp.gate_proj.weight"),
     _known("Anima", "llm_adapter.blocks.0.cross_attn.q_proj.weight"),
     _lacking("Cosmos-Predict2", "blocks.0.mlp.layer1.weight"),

@@ -136,7 +136,14 @@ def ltx_video(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, opti
     return net(x, level, text, mask, frame_rate=options.get("frame_rate", 25))
 
 
+def radiance(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.ChromaRadiance."""
+    return net(x, level, text, torch.full((len(x),), options["guidance"]))
+
+
 CALLS = {
+    "chroma_radiance_linear": radiance,
+    "chroma_radiance_conv": radiance,
     "ltx_video": ltx_video,
     "boogu": boogu,
     "kandinsky5": kandinsky,

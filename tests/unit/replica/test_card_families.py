@@ -176,7 +176,7 @@ def through(vae: str) -> dict[str, Any]:
 
 TEMPLATES = (
     *("flux_redux_model_example", "ltxv_text_to_video", "sdxl_refiner_prompt_example", "txt_to_image_to_video"),
-    "video_minimax_h3_t2v",
+    *("video_minimax_h3_t2v", "image_chroma1_radiance_text_to_image"),
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
@@ -232,6 +232,7 @@ SHOWN: Mapping[str, str] = {
     "sd_xl": "Sdxl SdxlText",
     "flux_redux_model_example": "ClipVision Redux",
     "ltxv_text_to_video": "LtxVideo LtxVideoVae",
+    "image_chroma1_radiance_text_to_image": "ChromaRadiance",
     "sdxl_refiner_prompt_example": "SdxlRefiner",
     "txt_to_image_to_video": "Svd TemporalKL",
     "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",

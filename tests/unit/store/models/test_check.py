@@ -42,7 +42,7 @@ def written(models: Path, part: str, *names: str, rows: int = 1) -> str | None:
         ("backbone", "Wan Dancer", ("head.modulation", "patch_embedding_global.weight")),
         ("backbone", "PixelDiT", ("core.pixel_embedder.proj.weight",)),
         ("backbone", "HunyuanImage", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
-        ("backbone", "Chroma Radiance", ("nerf_blocks.0.norm.scale", "distilled_guidance_layer.norms.0.scale")),
+        ("backbone", "Lens", ("transformer_blocks.0.img_mlp.w1.weight",)),
         ("vae", "CogVideoX", ("decoder.conv_in.conv.weight",)),
         ("model_patch", "Uni3C's of Wan", ("controlnet_patch_embedding.weight",)),
         ("controlnet", "Hunyuan-DiT", ("after_proj_list.18.bias", "controlnet_blocks.0.weight")),
