@@ -137,7 +137,10 @@ class ChromaRadiance(Chroma):
         tokens: Tensor = network.x_embedder(self._whole(x)).flatten(2).transpose(1, 2)
         return tokens
 
-    def made(self, network: Any, tokens: Tensor, modulation: Tensor, given: Inputs) -> Tensor:
+    def ended(self, network: Any, tokens: Tensor, modulation: Tensor) -> Tensor:
+        return tokens
+
+    def made(self, network: Any, tokens: Tensor, given: Inputs) -> Tensor:
         x = self._whole(given["x"])
         cut = unfold(x, self.side, stride=self.side).transpose(1, 2)
         pixels = torch.unflatten(cut, 2, (x.shape[1], -1)).transpose(2, 3).flatten(0, 1)

@@ -209,10 +209,14 @@ class Chroma(Transformer):
         tokens: Tensor = network.x_embedder(to_tokens(x))
         return tokens
 
-    def made(self, network: Any, tokens: Tensor, modulation: Tensor, given: Inputs) -> Tensor:
-        """Return the output (R,C,h,w) that tokens (R,n,W) become. modulation: all vectors; given: the call's inputs."""
-        output = network.proj_out(network.norm_out(tokens, modulation[:, -LAST:]))
-        return from_tokens(output, *given["x"].shape[-2:])
+    def ended(self, network: Any, tokens: Tensor, modulation: Tensor) -> Tensor:
+        """Return what is made of each of an image's tokens (R,n,W) by itself. modulation: of the output, (R,LAST,W)."""
+        output: Tensor = network.proj_out(network.norm_out(tokens, modulation))
+        return output
+
+    def made(self, network: Any, tokens: Tensor, given: Inputs) -> Tensor:
+        """Return the output (R,C,h,w) of all tokens after `ended`. given: the call's inputs."""
+        return from_tokens(tokens, *given["x"].shape[-2:])
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x = given["x"]
@@ -239,7 +243,8 @@ class Chroma(Transformer):
             for number, block in enumerate(network.single_transformer_blocks):
                 own = modulation[:, SINGLE * number : SINGLE * (number + 1)]
                 [both] = singles.through(number, partial(block, hidden_states=both, temb=own, **shared), both)
-        return self.made(network, shards.gather(both[:, text.shape[1] :], IMAGE_TOKENS), modulation, given)
+        output = self.ended(network, both[:, text.shape[1] :], modulation[:, -LAST:])
+        return self.made(network, shards.gather(output, IMAGE_TOKENS), given)
 
     def _modulations(self, level: Tensor, guidance: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the modulation network's input for each vector, (R,MODULATIONS,embedding_width).
