@@ -159,7 +159,9 @@ class ChromaRadiance(Chroma):
     def _field(self, network: Any, pixels: Tensor, tokens: Tensor) -> Tensor:
         """Return what the small networks of patches (N,W) make of their pixels (N,P,C), (N,P,field)."""
         known = self._waves(pixels.device).expand(len(pixels), -1, -1)
-        x = network.get_submodule(_EMBEDDER).embedder(torch.cat([pixels.float(), known], dim=2)).to(pixels.dtype)
+        x: Tensor = (
+            network.get_submodule(_EMBEDDER).embedder(torch.cat([pixels.float(), known], dim=2)).to(pixels.dtype)
+        )
         for block in network.nerf_blocks:
             x = block(x, tokens)
         return x
@@ -193,4 +195,5 @@ class _Block(nn.Module):
         gate, value = (normalize(torch.unflatten(part, 1, (narrow, -1)), dim=1) for part in (gate, value))
         out = normalize(torch.unflatten(out, 1, (-1, narrow)), dim=1)
         inner = self.norm(x)
-        return x + (silu(inner @ gate) * (inner @ value)) @ out
+        added: Tensor = (silu(inner @ gate) * (inner @ value)) @ out
+        return x + added
