@@ -35,14 +35,10 @@ from serve_app.nodes.unsupported import NOT_THERE
 
 SPECS = specs()
 UNSUPPORTED = {
-    "boogu": "Boogu-Image",
-    "hunyuan_video_t2v": "HunyuanVideo 1",
-    "kandinsky5": "Kandinsky 5",
     "lens": "Lens",
-    "ltx-video-2b": "LTX-Video",
     "ming_image": "Ming-Image",
     "newbie": "NewBie-Image",
-    "ovis_image": "Ovis-Image",
+    "pixeldit": "PixelDiT",
     "stable-audio-open": "Stable Audio Open",
 }
 """Families that are not supported, by how the names of their networks begin."""

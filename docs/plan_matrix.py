@@ -19,7 +19,9 @@ from serve_app.models.families import (
     AceStep15,
     Anima,
     AuraFlow,
+    Boogu,
     Chroma,
+    ChromaRadiance,
     ErnieImage,
     Flux,
     Flux2,
@@ -28,14 +30,18 @@ from serve_app.models.families import (
     HunyuanVideo,
     HunyuanVideo15,
     Ideogram4,
+    Kandinsky5,
+    Kandinsky5Image,
     Krea2,
     LongCatImage,
     Lotus,
     Ltx2,
+    LtxVideo,
     Lumina2,
     MageFlow,
     MiniMaxMusic3,
     OmniGen2,
+    OvisImage,
     PixArt,
     PixArtAlpha,
     QwenImage,
@@ -170,6 +176,11 @@ ANIMA = Anima(2048, 16, 28, 256, LlmAdapter(1024, 16, 6, 1024, 32128))
 WAN = Wan(5120, 40, 13824, 4096)
 SCAIL = WanScail(5120, 40, 13824, 4096, fed=20, image_width=1280)
 HUNYUAN_15 = HunyuanVideo15(2048, 54, 0, 3584, 65, patch=1, glyphs=1472, image_width=1152)
+HUNYUAN = HunyuanVideo(3072, 20, 40, 4096, 16, 768, guided=True)
+KANDINSKY5 = Kandinsky5(1792, 64, 7168, 32, 2, 33, 3584, 768, 512)
+KANDINSKY5_IMAGE = Kandinsky5Image(2560, 128, 10240, 50, 2, 16, 3584, 768, 512)
+BOOGU = Boogu(3360, 28, 7, 32, 2, 4096, doubles=8)
+OVIS = OvisImage(3072, 24, 6, 27, 2048, 0, guided=False)
 SEEDVR2_3B = SeedVr2(2560, 20, 128, 32, 6912, 5120, (58, 64), apart=10, gated=True, normed=True)
 SEEDVR2_7B = SeedVr2(3072, 24, 128, 36, 12288, 5120, (58, 64), apart=36, gated=False, normed=False)
 CONNECTOR = Connector(3840, 30, 2, 128, gated=False)
@@ -225,6 +236,9 @@ MODELS: Mapping[str, Planned] = {
     "Flux.3 klein, 8 bits": Planned(Flux3(3072, 24, 5, 28, 20480), 4.4, 340, IMAGE, in_eight_bits, itemsize=1),
     "LongCat-Image, bf16, Qwen in fp8": Planned(LongCatImage(3072, 24, 10, 20, 3584, 0), 8.3, 170, IMAGE, itemsize=1),
     "Mage-Flow, 8 bits": Planned(MageFlow(3072, 24, 12, 2560), 4.4, 280, IMAGE, in_eight_bits, itemsize=1),
+    "Ovis-Image, bf16": Planned(OVIS, 1.7, 170, IMAGE),
+    "Boogu-Image, fp8, Qwen in fp8": Planned(BOOGU, 8.8, 170, IMAGE, in_eight_bits, itemsize=1),
+    "Kandinsky 5 Image, bf16, Qwen in fp8": Planned(KANDINSKY5_IMAGE, 8.4, 170, IMAGE, itemsize=1),
     "Krea 2, 8 bits": Planned(KREA2, 4.4, 250, IMAGE, in_eight_bits, itemsize=1),
     "Ideogram 4, fp8": Planned(Ideogram4(4608, 18, 34, 12288, 53248), 8.8, 340, IMAGE, in_eight_bits, itemsize=1),
     "HiDream, fp8, texts in fp8": Planned(HIDREAM, 13.7, 170, IMAGE, in_eight_bits, itemsize=1),
@@ -236,9 +250,12 @@ MODELS: Mapping[str, Planned] = {
     "Wan 14B, fp16": Planned(WAN, 5.7, 250, VIDEO),
     "Wan 14B, GGUF Q4_K": Planned(WAN, 5.7, 250, VIDEO, in_q4_k, itemsize=0.5625),
     "Wan SCAIL 2, 8 bits": Planned(SCAIL, 5.7, 250, VIDEO, in_eight_bits, itemsize=1),
+    "Kandinsky 5, bf16, Qwen in fp8": Planned(KANDINSKY5, 8.4, 490, VIDEO, itemsize=1),
+    "HunyuanVideo, bf16, Llama in fp8": Planned(HUNYUAN, 8.2, 490, VIDEO, itemsize=1),
     "HunyuanVideo 1.5, fp16, Qwen in fp8": Planned(HUNYUAN_15, 8.3, 2520, VIDEOS, itemsize=1),
     "SeedVR2 3B, 8 bits": Planned(SEEDVR2_3B, 0, 500, (SHARP,), in_eight_bits),
     "SeedVR2 7B, 8 bits": Planned(SEEDVR2_7B, 0, 500, (SHARP,), in_eight_bits),
+    "LTX-Video 2B, bf16, T5 in fp16": Planned(LtxVideo(Stream(2048, 32), 28, 4096), 4.8, 840, VIDEO),
     "LTX-2 19B, fp8, Gemma in fp8": Planned(LTX2, 12.2, 2550, VIDEOS, in_eight_bits, itemsize=1),
     "ACE-Step 1.5, bf16": Planned(ACE_STEP_15, 2.3, 340, (SONG,)),
     "MiniMax Music 3, fp16, its text in 8 bits": Planned(
@@ -253,13 +270,13 @@ MODELS: Mapping[str, Planned] = {
 }
 """Models by name and format, and the sizes that they are asked for. What is beside a network is by its file size."""
 NOT_PLANNED: Mapping[type[BackboneFamily], str] = {
+    ChromaRadiance: "the network is Chroma's but for its first and last layers",
     PixArtAlpha: "the network is PixArt Σ's",
     ErnieImage: "its published sizes are not known here",
     StableAudio3: "its published sizes are not known here",
     Sam31: "it segments images and samples none",
     WanAnimate2: "the network is Wan 14B's for images; its pose video takes as much again",
     Lotus: "the network is that of SD 2.1 unCLIP but for one layer",
-    HunyuanVideo: "no autoencoder of its videos is known here",
     Svd: "its forward cannot be counted without numbers",
 }
 """Backbones that have no row, and why."""

@@ -60,13 +60,15 @@ class ClipVisionOutput:
 class Texts:
     """Different texts for several text encoders; None: no text for that encoder.
 
-    l: CLIP-L's; g: OpenCLIP bigG's; t5xxl: T5's; llama: Llama's. skip_empty: leave out an encoder whose text is empty.
+    l: CLIP-L's; g: OpenCLIP bigG's; t5xxl: T5's; llama: Llama's; qwen25_7b: Qwen2.5-VL's. skip_empty: leave out an
+    encoder whose text is empty.
     """
 
     l: str | None = None  # noqa: E741
     g: str | None = None
     t5xxl: str | None = None
     llama: str | None = None
+    qwen25_7b: str | None = None
     skip_empty: bool = False
 
 

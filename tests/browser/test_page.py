@@ -114,7 +114,11 @@ def test_templates_say_where_they_run_and_the_servers_queue_whose_each_job_is_an
     tab.goto(server.url)
     tab.wait_for_function(SHOWN)
     tab.evaluate(EXECUTE, "Comfy.BrowseTemplates")
-    for mark in (re.compile("^runs here$"), re.compile("^runs in a ComfyUI pool$"), re.compile(r"^lacks \d+ class(es)?$")):
+    for mark in (
+        re.compile("^runs here$"),
+        re.compile("^runs in a ComfyUI pool$"),
+        re.compile(r"^lacks \d+ class(es)?$"),
+    ):
         tab.get_by_text(mark).first.wait_for()
     keep("templates")
     tab.keyboard.press("Escape")

@@ -13,7 +13,7 @@ from serve_app.recipe.text import ClipSkip, LoadedAs, T5Padding
 from serve_app.store.models.catalog import Catalog
 from serve_app.values import IllustratedText, Texts
 from tests.parity.figures import Figures
-from tests.parity.networks.text_cases import NETWORK_TEXTS
+from tests.parity.networks.text_cases import NETWORK_TEXTS, OVIS_WIDTH
 from tests.parity.text_cases import CASES as TEXTS
 from tests.parity.text_cases import SMALL, image, write
 from tests.unit.models.sample import cpu_weights
@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def small_models(monkeypatch):
     monkeypatch.setattr("serve_app.models.families.text.qwen.WIDTH_06B", SMALL)
+    monkeypatch.setattr("serve_app.models.families.ovis_image.text.WIDTH_OVIS", OVIS_WIDTH)
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,10 @@ TEMPLATES = {
     "image_ideogram4_t2i": None,
     "image_longcat_text_to_image": (1024, 1024),
     "image_mage_flow_t2i_int8": (1024, 1024),
+    "image_kandinsky5_t2i": (1024, 1024),
+    "image_boogu_image_0_1_turbo_t2i": (1024, 1024),
+    "image_boogu_image_0_1_edit": None,
+    "image_chroma1_radiance_text_to_image": (1024, 1024),
 }
 """The templates, and the size of the picture that each makes; None where it follows from its input."""
 AGAIN = {
@@ -111,6 +115,7 @@ AGAIN = {
     "image_flux2",
     "image_flux2_fp8",
     "image_flux3_klein_t2i",
+    "image_boogu_image_0_1_turbo_t2i",
 }
 """Templates that need no class and no network that another one does not: long tests alone run them too."""
 LAYERS = {"image_qwen_image_layered": 2}
@@ -123,6 +128,10 @@ VIDEOS = {
     "video_wan2_2_14B_fun_control": 16,
     "video_wan2_2_5B_ti2v": 24,
     "video_hunyuan_video_1.5_720p_t2v": 24,
+    "hunyuan_video_text_to_video": 24,
+    "video_kandinsky5_i2v": 24,
+    "ltxv_text_to_video": 24,
+    "ltxv_image_to_video": 24,
     "wan2.1_fun_inp": 16,
     "video_wan_vace_flf2v": 16,
     "video_wan2_2_14B_fun_camera": 16,

@@ -43,6 +43,7 @@ from serve_app.models.families.autoencoders.kl_temporal import TemporalKL
 from serve_app.models.families.autoencoders.qwen_image21 import QwenImage21Vae
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
+from serve_app.models.families.boogu.backbone import Boogu
 from serve_app.models.families.dit.anima import Anima, AnimaText, LlmAdapter
 from serve_app.models.families.dit.auraflow import PileT5Text
 from serve_app.models.families.dit.ernie_image import ErnieImage
@@ -59,6 +60,7 @@ from serve_app.models.families.dit.sd3 import Sd3
 from serve_app.models.families.dit.zimage import ZImage
 from serve_app.models.families.family import BackboneFamily, Family, VaeFamily
 from serve_app.models.families.hunyuan_video.text import ByT5Text
+from serve_app.models.families.kandinsky5.backbone import Kandinsky5, Kandinsky5Image
 from serve_app.models.families.shared.references import INDEX_TIMESTEP_ZERO
 from serve_app.models.families.text.decoder import DecoderText
 from serve_app.models.families.text.gemma import Gemma2Text
@@ -185,6 +187,12 @@ WAN_SCAIL = WanScail(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=
 WAN_ANIMATE2 = WanAnimate2(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=36, image_width=VIT_H.width)
 WAN_22_5B = Wan22(width=128, layers=1, inside=48, text_width=TEXT_WIDTH, fed=48)
 WAN_22_5B_CONTROL = replace(WAN_22_5B, fed=148, reference_channels=48)
+LLAVA = replace(LLAMA, tokens=128320)
+POOLED = weights({"vector_in.in_layer.weight": (256, CLIP_L.width)})
+"""The layer of HunyuanVideo that reads a pooled text, as wide as that is here."""
+KANDINSKY5 = Kandinsky5(64, 64, 48, blocks=1, refiners=1, fed=33, text_width=TEXT_WIDTH, pooled_width=64, time_width=32)
+KANDINSKY5_IMAGE = Kandinsky5Image(64, 64, 48, 1, 1, fed=16, text_width=TEXT_WIDTH, pooled_width=64, time_width=32)
+BOOGU = Boogu(width=48, heads=1, shared=1, layers=1, refiners=1, text_width=TEXT_WIDTH, doubles=1)
 PARITY_WIDTH = dit_cases.TEXT_WIDTH
 """Of the texts of networks that are those of the parity tests: files have layers joined that the network has apart."""
 PARITY_T5 = replace(T5, width=PARITY_WIDTH)
@@ -216,12 +224,18 @@ def of_parity(name: str) -> Tensors:
     return weights(json.loads((GOLDEN / "dit_keys.json").read_text())[name])
 
 
+PIXEL_SPACE = "pixel_space"
+"""An autoencoder that has no file."""
+TEXTS = ("txt_", "caption_projection.linear_1.")
+"""What the layers that read texts are called."""
+
+
 def of_networks(name: str) -> Tensors:
     """Return a network that `tests.parity.networks` compares with ComfyUI's, for texts as wide as these here."""
     shapes = json.loads((GOLDEN / "networks_keys.json").read_text())[name]
     return weights(
         {
-            name: tuple(TEXT_WIDTH if name.startswith("txt_") and size == PARITY_WIDTH else size for size in shape)
+            name: tuple(TEXT_WIDTH if name.startswith(TEXTS) and size == PARITY_WIDTH else size for size in shape)
             for name, shape in shapes.items()
         }
     )
@@ -251,11 +265,15 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
         rf"diffusion_models/{name}\..*": partial(of_parity, name)
         for name in ("auraflow", "chroma", "lumina2", "pixart", "pixart_alpha")
     },
+    r"diffusion_models/chroma-radiance.*": lambda: of_networks("chroma_radiance_conv"),
     r"diffusion_models/longcat_image.*": lambda: of_networks("longcat_image"),
     r"diffusion_models/mage_flow.*": lambda: of_networks("mage_flow"),
     r"diffusion_models/lotus.*": lambda: network(LOTUS),
-    r"diffusion_models/hunyuan_video\..*": lambda: of_networks("hunyuan_video"),
     r"diffusion_models/hunyuanvideo1\.5.*": lambda: of_networks("hunyuan_video15"),
+    r"diffusion_models/hunyuan_video_t2v.*": lambda: {**of_networks("hunyuan_video"), **POOLED},
+    r"diffusion_models/kandinsky5lite_t2i.*": lambda: network(KANDINSKY5_IMAGE),
+    r"diffusion_models/kandinsky5.*": lambda: network(KANDINSKY5),
+    r"diffusion_models/boogu.*": lambda: single_file(BOOGU),
     r"diffusion_models/z_image.*": lambda: network(Z_IMAGE),
     r"diffusion_models/flux1-schnell.*": lambda: network(SCHNELL),
     r"diffusion_models/flux1-fill.*": lambda: network(FILL),
@@ -305,7 +323,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/t5xxl_48.*": lambda: text_tensors(PARITY_T5),
     r"text_encoders/byt5.*": lambda: text_tensors(BYT5),
     r"text_encoders/qwen_3_06b.*": lambda: {k: t.bfloat16() for k, t in text_tensors(QWEN3_06B).items()},
-    r"text_encoders/clip_l_768.*": lambda: text_tensors(replace(CLIP_L, width=768)),
+    r"text_encoders/llava_llama3.*": lambda: text_tensors(LLAVA),
     r"text_encoders/llama_3.1.*": lambda: text_tensors(LLAMA),
     r"text_encoders/clip_g.*": lambda: text_tensors(CLIP_G),
     r"text_encoders/qwen_3_[48]b.*": lambda: text_tensors(QWEN3),
@@ -326,6 +344,8 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"text_encoders/qwen_0\.6b_ace15.*": lambda: many_tokens(ACE_READER),
     r"text_encoders/qwen_(1\.7|4)b_ace15.*": lambda: many_tokens(ACE_WRITER),
     r"checkpoints/sam3\.1.*": lambda: sam3_cases.checkpoint(json.loads((GOLDEN / "sam3_keys.json").read_text())["net"]),
+    r"checkpoints/ltx-video-2b-v0\.9\.5.*": lambda: ltx_video("ltx_video_timed vae"),
+    r"checkpoints/ltx-video.*": lambda: ltx_video("ltx_video vae"),
     r"text_encoders/t5gemma.*": lambda: {**single_file(T5GEMMA), "spiece_model": bytes_of(llama2_pieces())},
     r"text_encoders/qwen3.5_2b.*": lambda: {"unread": torch.zeros(1)},
     r"checkpoints/ltx-2\.3.*": lambda: ltx_checkpoint("ltx23"),
@@ -351,6 +371,7 @@ FILES: Mapping[str, Callable[[], Tensors]] = {
     r"vae/mage_flow_vae.*": lambda: of_networks("mage_flow vae"),
     r"vae/hunyuanvideo15_vae.*": lambda: of_networks("hunyuan_video15 vae"),
     r"vae/(sdxl|vae-ft-mse).*": lambda: network(SDXL_VAE),
+    r"vae/hunyuan_video_vae.*": lambda: of_networks("hunyuan_video vae"),
     r"vae/seedvr2.*": lambda: seedvr2("vae"),
     r"vae/minimax_h3_video_vae.*": lambda: minimax_h3_cases.file("vae"),
     r"vae/minimax_h3_audio_vae.*": lambda: minimax_h3_cases.file("audio_vae"),
@@ -433,6 +454,12 @@ def minimax_music3(part: str) -> Tensors:
         shapes["latent_conditioners.0.weight"][1] = minimax_music_cases.SIZES["hidden_size"]
     beside = {"tokenizer_json": minimax_music_cases.tokenizer_tensor()} if part == "text" else {}
     return {**minimax_music_cases.weights(shapes), **beside}
+
+
+def ltx_video(vae: str) -> Tensors:
+    """Return a checkpoint of LTX-Video. vae: what `tests.parity.networks` calls its autoencoder."""
+    parts = {"model.diffusion_model.": of_networks("ltx_video"), "vae.": of_networks(vae)}
+    return {prefix + name: tensor for prefix, part in parts.items() for name, tensor in part.items()}
 
 
 def seedvr2(name: str) -> Tensors:
@@ -528,13 +555,15 @@ def write(models: Path, prompt: Mapping[str, Any], specs: Mapping[str, NodeSpec]
         path = models / FOLDERS[folder][0] / name
         if path.exists():
             continue
+        if name == PIXEL_SPACE:
+            continue
         make = next((make for pattern, make in FILES.items() if re.fullmatch(pattern, f"{folder}/{name}")), None)
         if make is None:
             raise LookupError(f"no tiny file is known for {folder}/{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         said = next((of for pattern, of in METADATA.items() if re.fullmatch(pattern, f"{folder}/{name}")), None)
         save_file(dict(make()), path, None if said is None else said())
-        if name.startswith("llama"):
+        if name.startswith(("llama", "llava")):
             (path.parent / "llama3.tokenizer.json").write_text(letters())
 
 

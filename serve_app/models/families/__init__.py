@@ -24,6 +24,9 @@ from serve_app.models.families.autoencoders.seedvr2 import SeedVr2Vae
 from serve_app.models.families.autoencoders.taesd import Taesd
 from serve_app.models.families.autoencoders.wan import WanVae
 from serve_app.models.families.autoencoders.wan22 import Wan22Vae
+from serve_app.models.families.boogu.backbone import Boogu
+from serve_app.models.families.boogu.text import BooguText
+from serve_app.models.families.chroma_radiance.backbone import ChromaRadiance
 from serve_app.models.families.dit.anima import Anima, AnimaText
 from serve_app.models.families.dit.auraflow import AuraFlow, PileT5Text
 from serve_app.models.families.dit.chroma import Chroma
@@ -52,15 +55,22 @@ from serve_app.models.families.family import (
 )
 from serve_app.models.families.hunyuan_video.backbone import HunyuanVideo, HunyuanVideo15
 from serve_app.models.families.hunyuan_video.text import ByT5Text, HunyuanVideo15Text, HunyuanVideoText
+from serve_app.models.families.hunyuan_video.vae import HunyuanVideoVae
 from serve_app.models.families.hunyuan_video.vae15 import HunyuanVideo15Vae
+from serve_app.models.families.kandinsky5.backbone import Kandinsky5, Kandinsky5Image
+from serve_app.models.families.kandinsky5.text import Kandinsky5ImageText, Kandinsky5Text
 from serve_app.models.families.longcat_image.backbone import LongCatImage
 from serve_app.models.families.longcat_image.text import LongCatText
+from serve_app.models.families.ltx_video.backbone import LtxVideo
+from serve_app.models.families.ltx_video.vae import LtxVideoVae
 from serve_app.models.families.mage_flow.backbone import MageFlow
 from serve_app.models.families.mage_flow.text import MageFlowText
 from serve_app.models.families.mage_flow.vae import MageFlowVae
 from serve_app.models.families.minimax_music.backbone import MiniMaxMusic3
 from serve_app.models.families.minimax_music.text import MiniMaxMusic3Text
 from serve_app.models.families.minimax_music.vae import MiniMaxMusic3Vae
+from serve_app.models.families.ovis_image.backbone import OvisImage
+from serve_app.models.families.ovis_image.text import OvisText
 from serve_app.models.families.sam3.backbone import Sam31
 from serve_app.models.families.sam3.text import Sam3Text
 from serve_app.models.families.text.clip import ClipText
@@ -110,18 +120,21 @@ UNETS: Sequence[type[Unet]] = (Svd, Unclip, Lotus, SdxlRefiner, Sdxl, Sd)
 BACKBONES: Sequence[type[BackboneFamily]] = (
     *UNETS,
     # Before Flux.1, whose names some of its layers have.
-    *(HunyuanVideo, HunyuanVideo15, LongCatImage),
-    # Before Qwen-Image, whose layers it has.
-    MageFlow,
+    *(HunyuanVideo, HunyuanVideo15, OvisImage, LongCatImage),
+    # Before Qwen-Image and OmniGen2, whose layers they have.
+    *(MageFlow, Boogu),
     *(ZImage, Flux, Flux2, Chroma, Sd3, Lumina2, Krea2, QwenImage, QwenImage21, Anima, HiDream, AuraFlow, OmniGen2),
     *(PixArtAlpha, PixArt, WanScail, WanAnimate2, Wan, Wan22, Ltx2, MiniMaxH3, Flux3, Ideogram4, ErnieImage, SeedVr2),
-    *(StableAudio3, AceStep15, MiniMaxMusic3, Sam31),
+    *(StableAudio3, AceStep15, MiniMaxMusic3, Sam31, Kandinsky5, Kandinsky5Image, ChromaRadiance),
+    # After LTX-2, whose layers it has.
+    LtxVideo,
 )
 VAES: Sequence[type[VaeFamily]] = (
-    SeedVr2Vae,
+    # Before LTX-2's, whose layers it has.
+    *(SeedVr2Vae, LtxVideoVae),
     *(Flux2Vae, Ltx2Vae, Ltx25Vae, TemporalKL, AutoencoderKL, QwenImage21Vae, Wan22Vae, WanVae, MiniMaxH3Vae, Taesd),
     PixelSpace,
-    *(HunyuanVideo15Vae, MageFlowVae),
+    *(HunyuanVideo15Vae, HunyuanVideoVae, MageFlowVae),
 )
 AUDIO_VAES: Sequence[type[AudioVaeFamily]] = (
     *(Ltx2AudioVae, MiniMaxH3AudioVae, SameVae, AceStep15Vae, StableAudioOpenVae, MiniMaxMusic3Vae),
@@ -159,17 +172,27 @@ TEXT_ENCODERS: Sequence[type[TextFamily]] = (
     ),
 )
 TEXT_READERS: Sequence[type[TextFamily]] = (
-    *(MiniMaxH3Text, Krea2Text, Flux3Text, Ideogram4Text, QwenImage21Text, LongCatText, MageFlowText),
+    *(
+        MiniMaxH3Text,
+        Krea2Text,
+        Flux3Text,
+        Ideogram4Text,
+        QwenImage21Text,
+        LongCatText,
+        MageFlowText,
+        OvisText,
+        BooguText,
+    ),
 )
 """Encoders that are found as one of the families above, and are another kind of it by the loader's type."""
 UNSUPPORTED_TYPES: Mapping[str, tuple[type[TextFamily], str]] = {
-    "boogu": (Qwen3Text, "Boogu-Image"),
     "joyimage": (Qwen3Text, "JoyImage"),
 }
 """Loader types for which an encoder is read as by a family that is not supported."""
 TEXT_ENSEMBLES: Sequence[type[TextEnsemble]] = (
     *(SdxlText, FluxText, Sd3Text, HiDreamText, Ltx2Text, Ltx25Text, HunyuanVideoText, HunyuanVideo15Text),
     AceStepText,
+    *(Kandinsky5Text, Kandinsky5ImageText),
 )
 """Encoders that go together, and are read side by side."""
 
@@ -197,7 +220,9 @@ __all__ = [
     "AuraFlow",
     "AutoencoderKL",
     "BiRefNet",
+    "Boogu",
     "Chroma",
+    "ChromaRadiance",
     "ClipText",
     "ClipVision",
     "DepthAnything3",
@@ -213,7 +238,10 @@ __all__ = [
     "HunyuanVideo",
     "HunyuanVideo15",
     "HunyuanVideo15Vae",
+    "HunyuanVideoVae",
     "Ideogram4",
+    "Kandinsky5",
+    "Kandinsky5Image",
     "Krea2",
     "LongCatImage",
     "Lotus",
@@ -225,6 +253,8 @@ __all__ = [
     "Ltx2Vae",
     "Ltx25Text",
     "Ltx25Vae",
+    "LtxVideo",
+    "LtxVideoVae",
     "Lumina2",
     "MageFlow",
     "MageFlowVae",
@@ -236,6 +266,7 @@ __all__ = [
     "MiniMaxMusic3Vae",
     "MoGe",
     "OmniGen2",
+    "OvisImage",
     "PixArt",
     "PixArtAlpha",
     "PixelSpace",
@@ -244,8 +275,8 @@ __all__ = [
     "QwenImage21",
     "QwenImage21Vae",
     "Redux",
-    "Sam31",
     "Rife",
+    "Sam31",
     "SameVae",
     "Sd",
     "Sd3",

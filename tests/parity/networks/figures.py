@@ -102,7 +102,53 @@ def mage(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: 
     return net(x, level.bfloat16(), text, **given)
 
 
+def ovis(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.Flux."""
+    return net(x, level, text)
+
+
+def kandinsky(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.Kandinsky5 and Kandinsky5Image."""
+    given = {}
+    if case.net == "kandinsky5":
+        concat = found("comfy.model_base.Kandinsky5").concat_cond(None, noise=x, device="cpu", **options)
+        if "time_dim_replace" in options:
+            begin = comfy.latent_formats.HunyuanVideo().process_in(options["time_dim_replace"])
+            given = {"time_dim_replace": begin.expand(2, -1, -1, -1, -1)}
+        x = torch.cat([x, concat], dim=1)
+    return net(x, level, text, options["pooled_output"], **given)
+
+
+def boogu(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.Omnigen2."""
+    references = options.get("reference_latents")
+    given = {}
+    if references is not None:
+        given = {"ref_latents": [comfy.latent_formats.Flux().process_in(references).expand(2, -1, -1, -1)]}
+    return net(x, level, text, text.shape[1], **given)
+
+
+def ltx_video(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.LTXV."""
+    mask = None
+    if "masked" in options:
+        mask = (torch.arange(text.shape[1]) < options["masked"]).long().expand(2, -1)
+    return net(x, level, text, mask, frame_rate=options.get("frame_rate", 25))
+
+
+def radiance(case: Case, net: Any, x: Tensor, level: Tensor, text: Tensor, options: dict[str, Any]) -> Tensor:
+    """As comfy.model_base.ChromaRadiance."""
+    return net(x, level, text, torch.full((len(x),), options["guidance"]))
+
+
 CALLS = {
+    "chroma_radiance_linear": radiance,
+    "chroma_radiance_conv": radiance,
+    "ltx_video": ltx_video,
+    "boogu": boogu,
+    "kandinsky5": kandinsky,
+    "kandinsky5_image": kandinsky,
+    "ovis_image": ovis,
     "mage_flow": mage,
     "longcat_image": longcat,
     "lotus": lotus,
@@ -132,6 +178,29 @@ def mage_flow_vae(figures: dict[str, Any], keys: dict[str, Any]) -> None:
         figures[f"mage_flow vae {shape} decoded"] = module.MageVAE.decode(net, latents).numpy()
 
 
+def hunyuan_video_vae(figures: dict[str, Any], keys: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """Add the figures of HunyuanVideo 1's autoencoder."""
+    net = found("comfy.ldm.models.autoencoder.AutoencoderKL")(ddconfig=arguments, embed_dim=16).eval()
+    keys["hunyuan_video vae"] = shapes(net)
+    net.load_state_dict(weights(keys["hunyuan_video vae"]))
+    for shape in IMAGES["hunyuan_video"]:
+        latents = net.quant_conv(net.encoder(noise(f"hunyuan_video {shape}", shape)))[:, :16]
+        figures[f"hunyuan_video vae {shape} encoded"] = latents.numpy()
+        figures[f"hunyuan_video vae {shape} decoded"] = net.decoder(net.post_quant_conv(latents)).numpy()
+
+
+def ltx_video_vae(figures: dict[str, Any], keys: dict[str, Any], name: str, arguments: dict[str, Any]) -> None:
+    """Add the figures of one of LTX-Video's autoencoders; what it decodes has the noise of seed 0."""
+    net = found("comfy.ldm.lightricks.vae.causal_video_autoencoder.VideoVAE")(**arguments).eval()
+    keys[f"{name} vae"] = shapes(net)
+    net.load_state_dict(weights(keys[f"{name} vae"]))
+    for shape in IMAGES[name]:
+        latents = net.encode(noise(f"{name} {shape}", shape))
+        figures[f"{name} vae {shape} encoded"] = latents.numpy()
+        torch.manual_seed(0)
+        figures[f"{name} vae {shape} decoded"] = net.decode(latents).numpy()
+
+
 @torch.inference_mode()
 def main() -> None:
     figures = dict(np.load(GOLDEN / "networks.npz")) if (GOLDEN / "networks.npz").exists() else {}
@@ -152,6 +221,12 @@ def main() -> None:
             continue
         if name == "mage_flow":
             mage_flow_vae(figures, keys)
+            continue
+        if name.startswith("ltx_video"):
+            ltx_video_vae(figures, keys, name, arguments)
+            continue
+        if name == "hunyuan_video":
+            hunyuan_video_vae(figures, keys, arguments)
             continue
         net = torch.nn.ModuleDict(
             {half: found(f"{module}.{half.title()}")(**arguments) for half in ("encoder", "decoder")}

@@ -55,6 +55,8 @@ def rows(family: BackboneFamily, case: Case) -> list[Rows]:
         if "clip_vision_output" in own:
             seen = own["clip_vision_output"]
             own["clip_vision_output"] = ClipVisionOutput(seen, seen, seen)
+        if "masked" in own:
+            own["attention_mask"] = (torch.arange(text.shape[1]) < own["masked"]).long()[None]
         if "reference_latents" in own:
             own |= {"reference_latents": [own["reference_latents"]], "reference_latents_method": "index"}
         one = x[i : i + 1]

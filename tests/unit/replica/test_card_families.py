@@ -17,7 +17,6 @@ from unittest import mock
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load as tensors_of
 from torch import Tensor
 
 from serve_app.execution.size import allow, bounds
@@ -44,10 +43,7 @@ STEPS = 4
 
 
 class Files(NamedTuple):
-    """The files that one workflow draws with, by names as `tiny` knows them, and what is particular in it.
-
-    vae: "" where none is supported, so that latents are saved.
-    """
+    """The files that one workflow draws with, by names as `tiny` knows them, and what is particular in it."""
 
     network: str
     kind: str
@@ -58,6 +54,7 @@ class Files(NamedTuple):
 
 FILES = (
     Files("anima", "stable_diffusion", ("qwen_3_06b",), "qwen_image_vae"),
+    Files("boogu", "boogu", ("qwen3vl_8b",), latent="EmptyLatentImage"),
     Files("auraflow", "stable_diffusion", ("pile_t5",), "sdxl", "EmptyLatentImage"),
     Files("chroma", "chroma", ("t5xxl_48",)),
     Files("ernie-image", "stable_diffusion", ("t5xxl",), "flux2-vae", "EmptyFlux2LatentImage"),
@@ -66,12 +63,20 @@ FILES = (
     Files("flux-2-klein", "flux2", ("qwen_3_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("flux3-image-klein-base", "flux3", ("qwen3vl_4b",), "flux2-vae", "EmptyFlux2LatentImage"),
     Files("hidream_i1", "", ("clip_l", "clip_g", "t5xxl", "llama_3.1")),
-    Files("hunyuan_video", "hunyuan_video", ("clip_l_768", "llama_3.1"), "", "EmptyHunyuanLatentVideo"),
     Files(
         *("hunyuanvideo1.5", "hunyuan_video_15", ("qwen_2.5_vl_7b", "byt5"), "hunyuanvideo15_vae"),
         latent="EmptyHunyuanVideo15Latent",
     ),
+    Files(
+        *("hunyuan_video_t2v", "hunyuan_video", ("clip_l", "llava_llama3"), "hunyuan_video_vae"),
+        latent="EmptyHunyuanLatentVideo",
+    ),
     Files("ideogram4", "ideogram4", ("qwen3vl_8b",), "flux2-vae", "EmptyFlux2LatentImage"),
+    Files(
+        *("kandinsky5lite_t2v", "kandinsky5", ("qwen_2.5_vl_7b", "clip_l"), "hunyuan_video_vae"),
+        latent="EmptyHunyuanLatentVideo",
+    ),
+    Files("kandinsky5lite_t2i", "kandinsky5_image", ("qwen_2.5_vl_7b", "clip_l"), latent="EmptyLatentImage"),
     Files("krea2", "krea2", ("qwen3vl_4b",), "qwen_image_vae"),
     Files("longcat_image", "longcat_image", ("qwen_2.5_vl_7b",)),
     Files("lumina2", "lumina2", ("gemma_2",)),
@@ -107,12 +112,8 @@ def drawing(files: Files) -> dict[str, Any]:
     made["7"] = {"class_type": "UNETLoader", "inputs": {"unet_name": named(files.network), "weight_dtype": "default"}}
     made["2"]["inputs"]["clip"] = ["1", 0]
     made["3"]["inputs"]["model"] = ["7", 0]
-    if files.vae:
-        made["8"] = {"class_type": "VAELoader", "inputs": {"vae_name": named(files.vae)}}
-        made["5"]["inputs"]["vae"] = ["8", 0]
-    else:
-        del made["5"]
-        made["6"] = {"class_type": "SaveLatent", "inputs": {"samples": ["3", 0], "filename_prefix": files.network}}
+    made["8"] = {"class_type": "VAELoader", "inputs": {"vae_name": named(files.vae)}}
+    made["5"]["inputs"]["vae"] = ["8", 0]
     made["4"]["class_type"] = files.latent
     if "Video" in files.latent:
         made["4"]["inputs"] |= {"length": 5} | ({"vae": ["8", 0]} if "Image" in files.latent else {})
@@ -210,6 +211,7 @@ def through(vae: str) -> dict[str, Any]:
 TEMPLATES = (
     *("flux_redux_model_example", "sdxl_refiner_prompt_example", "txt_to_image_to_video", "video_minimax_h3_t2v"),
     *("image_lotus_depth_v1_1", "llm_qwen3_5_text_gen"),
+    *("ltxv_text_to_video", "image_chroma1_radiance_text_to_image"),
 )
 OF_NO_FILE = ("pixel_space", "taesdxl")
 """Autoencoders that have no file of their name."""
@@ -247,6 +249,7 @@ KNOWN = {family.__name__ for kind in KINDS for family in kind}
 SHOWN: Mapping[str, str] = {
     "anima": "Anima AnimaText WanVae",
     "auraflow": "AuraFlow AutoencoderKL PileT5Text",
+    "boogu": "Boogu BooguText",
     "chroma": "Chroma T5Text",
     "ernie-image": "ErnieImage Flux2Vae",
     "flux1": "ClipText Flux FluxText",
@@ -254,9 +257,11 @@ SHOWN: Mapping[str, str] = {
     "flux-2-klein": "Flux2 Qwen3Text",
     "flux3-image-klein-base": "Flux3 Flux3Text",
     "hidream_i1": "HiDream HiDreamText LlamaText",
-    "hunyuan_video": "HunyuanVideo HunyuanVideoText",
+    "hunyuan_video_t2v": "HunyuanVideo HunyuanVideoText HunyuanVideoVae",
     "hunyuanvideo1.5": "ByT5Text HunyuanVideo15 HunyuanVideo15Text HunyuanVideo15Vae",
     "ideogram4": "Ideogram4 Ideogram4Text",
+    "kandinsky5lite_t2v": "Kandinsky5 Kandinsky5Text",
+    "kandinsky5lite_t2i": "Kandinsky5Image Kandinsky5ImageText",
     "krea2": "Krea2 Krea2Text",
     "longcat_image": "LongCatImage LongCatText",
     "lumina2": "Gemma2Text Lumina2",
@@ -275,6 +280,8 @@ SHOWN: Mapping[str, str] = {
     "sd3.5": "Sd3 Sd3Text",
     "sd_xl": "Sdxl SdxlText",
     "flux_redux_model_example": "ClipVision Redux",
+    "ltxv_text_to_video": "LtxVideo LtxVideoVae",
+    "image_chroma1_radiance_text_to_image": "ChromaRadiance",
     "sdxl_refiner_prompt_example": "SdxlRefiner",
     "txt_to_image_to_video": "Svd TemporalKL",
     "video_minimax_h3_t2v": "MiniMaxH3 MiniMaxH3AudioVae MiniMaxH3Text MiniMaxH3Vae",
@@ -299,6 +306,9 @@ SHOWN: Mapping[str, str] = {
 NOT_SHOWN: Mapping[str, str] = {
     "BiRefNet": "it looks at 1024×1024 pixels, whatever the picture's size, which take a processor long",
     "AceStepWriter": "it writes codes of sound, of a vocabulary of 217,204",
+    **dict.fromkeys(
+        ("OvisImage", "OvisText"), "the text encoder's width, by which it is told, makes its vocabulary 1.2 GB"
+    ),
     "MinistralText": "its width, by which it is told, makes its vocabulary 800 MB",
     **dict.fromkeys(("Sam31", "Sam3Text"), "it segments images and samples none, so that no workflow draws with it"),
     "StableAudioOpenVae": "AceStep15Vae is the same at another rate",
@@ -343,7 +353,7 @@ async def trouble(running: Cluster, prompt: dict[str, Any]) -> str:
     outputs = [view.outputs[key] for key in targets]
     if texts := [text for output in outputs for text in output.get("text", ())]:
         return "" if all(texts) else "it has written nothing"
-    saved = [one for output in outputs for kind in ("images", "audio", "latents") for one in output.get(kind, ())]
+    saved = [one for output in outputs for kind in ("images", "audio") for one in output.get(kind, ())]
     paths = [running.config.output_dir / one["subfolder"] / one["filename"] for one in saved]
     return "" if paths and all(map(says_something, paths)) else "what it saved is of one value"
 
@@ -357,12 +367,10 @@ def says_something(path: Path) -> bool:
 
 
 def values_of(path: Path) -> Tensor:
-    """Return the numbers of a file of a video, a sound or latents."""
+    """Return the numbers of a file of a video or a sound."""
     content = path.read_bytes()
     if path.suffix in (".mp3", ".flac"):
         return torch.as_tensor(load_sound(content, "the file", bounds(), allow)[0])
-    if path.suffix == ".latent":
-        return tensors_of(content)["latent_tensor"]
     return VideoFromFile(content).get_components().images
 
 

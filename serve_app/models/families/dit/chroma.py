@@ -56,10 +56,10 @@ SINGLE, DOUBLE, LAST = 3, 6, 2
 """How many of them a single block takes, each stream of a double block, and the output."""
 
 _OTHERS = ("nerf_blocks.",)
-_APPROXIMATOR = "distilled_guidance_layer"
+APPROXIMATOR = "distilled_guidance_layer"
 _MODULES = (
     *("x_embedder", "context_embedder", "transformer_blocks", "single_transformer_blocks", "proj_out"),
-    _APPROXIMATOR,
+    APPROXIMATOR,
 )
 
 
@@ -115,7 +115,7 @@ class Chroma(Transformer):
         head = tensors.shape(f"{norm}.{leaf}")[0]
         if head % 32 or width % head:
             raise tensors.unsupported(f"has a Chroma backbone {width} wide with heads of {head}, no multiple of 32")
-        inside, outside = tensors.shape(f"{_APPROXIMATOR}.in_proj.weight")
+        inside, outside = tensors.shape(f"{APPROXIMATOR}.in_proj.weight")
         return cls(
             width,
             width // head,
@@ -124,7 +124,7 @@ class Chroma(Transformer):
             tensors.shape(f"{text}.weight")[1],
             outside,
             inside,
-            tensors.count(f"{_APPROXIMATOR}.layers."),
+            tensors.count(f"{APPROXIMATOR}.layers."),
             fed // PATCH**2,
         )
 
@@ -136,11 +136,11 @@ class Chroma(Transformer):
             table |= flux_names.double_block(number, self.width)
         for number in range(self.singles):
             table |= flux_names.single_block(number, self.width, 4 * self.width)
-        table |= {f"{_APPROXIMATOR}.{name}": f"{_APPROXIMATOR}.{name}" for name in ("in_proj", "out_proj")}
+        table |= {f"{APPROXIMATOR}.{name}": f"{APPROXIMATOR}.{name}" for name in ("in_proj", "out_proj")}
         for layer in range(self.layers):
-            here = f"{_APPROXIMATOR}.layers.{layer}"
+            here = f"{APPROXIMATOR}.layers.{layer}"
             table |= {f"{here}.{theirs}": f"{here}.{ours}" for theirs, ours in flux_names.TWO_LAYERS.items()}
-            norm = f"{_APPROXIMATOR}.norms.{layer}"
+            norm = f"{APPROXIMATOR}.norms.{layer}"
             table |= {f"{norm}.{leaf}": f"{norm}.weight" for leaf in flux_names.NORM_LEAVES}
         return table
 
@@ -188,22 +188,41 @@ class Chroma(Transformer):
         """Return the call's input tensors. Rows may differ in level, text and its length."""
         dtype, size = network.x_embedder.bias.dtype, rows[0].x.shape[-2:]
         texts = [r.inputs.text.to(dtype) for r in rows]
-        text, places = stacked(texts), positions(size)
+        text = stacked(texts)
+        at = self.places(text.shape[1], size)
         given = {
             "x": torch.cat([r.x for r in rows]).to(dtype),
             "level": torch.cat([r.timestep for r in rows]),
             "guidance": torch.cat([r.inputs.guidance for r in rows]),
             "text": text,
-            "at": to_device(torch.cat([torch.zeros(text.shape[1], 3), places]), text.device),
-            "there": attended(there(texts), len(places)),
+            "at": to_device(at, text.device),
+            "there": attended(there(texts), len(at) - text.shape[1]),
         }
         return given | passed(rows)
+
+    def places(self, text: int, size: Sequence[int]) -> Tensor:
+        """Return the positions (n,3) of a text's tokens and an image's of a size (h,w)."""
+        return torch.cat([torch.zeros(text, 3), positions(size)])
+
+    def embedded(self, network: Any, x: Tensor) -> Tensor:
+        """Return the tokens (R,n,W) of an image (R,C,h,w)."""
+        tokens: Tensor = network.x_embedder(to_tokens(x))
+        return tokens
+
+    def ended(self, network: Any, tokens: Tensor, modulation: Tensor) -> Tensor:
+        """Return what is made of each of an image's tokens (R,n,W) by itself. modulation: of the output, (R,LAST,W)."""
+        output: Tensor = network.proj_out(network.norm_out(tokens, modulation))
+        return output
+
+    def made(self, network: Any, tokens: Tensor, given: Inputs) -> Tensor:
+        """Return the output (R,C,h,w) of all tokens after `ended`. given: the call's inputs."""
+        return from_tokens(tokens, *given["x"].shape[-2:])
 
     def run(self, network: Any, rows: Sequence[Rows], given: Inputs) -> Tensor:
         x = given["x"]
         numbers = self._modulations(given["level"], given["guidance"], x.dtype)
         modulation = network.distilled_guidance_layer(numbers.to(x.dtype))
-        text, image = network.context_embedder(given["text"]), network.x_embedder(to_tokens(x))
+        text, image = network.context_embedder(given["text"]), self.embedded(network, x)
         shards, (cos, sin) = sharding(text.shape[1], image.shape[1]), network.pos_embed(given["at"])
         known = shards.mask(by_heads(given.get("there")))
         shared = {
@@ -224,8 +243,8 @@ class Chroma(Transformer):
             for number, block in enumerate(network.single_transformer_blocks):
                 own = modulation[:, SINGLE * number : SINGLE * (number + 1)]
                 [both] = singles.through(number, partial(block, hidden_states=both, temb=own, **shared), both)
-        output = network.proj_out(network.norm_out(both[:, text.shape[1] :], modulation[:, -LAST:]))
-        return from_tokens(shards.gather(output, IMAGE_TOKENS), *x.shape[-2:])
+        output = self.ended(network, both[:, text.shape[1] :], modulation[:, -LAST:])
+        return self.made(network, shards.gather(output, IMAGE_TOKENS), given)
 
     def _modulations(self, level: Tensor, guidance: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the modulation network's input for each vector, (R,MODULATIONS,embedding_width).

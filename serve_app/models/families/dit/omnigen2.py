@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from diffusers.models.transformers.transformer_lumina2 import Lumina2Transformer2DModel, Lumina2TransformerBlock
@@ -37,10 +37,10 @@ TIMES = 1000.0
 """Scale of time in the network."""
 MOST_REFERENCES = 5
 
-_EPS = 1e-5
+EPS = 1e-5
 _MODULES = (
     *("x_embedder", "ref_image_patch_embedder", "image_index_embedding", "time_caption_embed", "norm_out"),
-    *("layers", "noise_refiner", "ref_image_refiner", "context_refiner"),
+    *("noise_refiner", "ref_image_refiner", "context_refiner"),
 )
 
 READING = PromptFormat(
@@ -75,6 +75,8 @@ class OmniGen2(OneStream):
     dispatches = False
     trained_as = Flow(SHIFT, 1.0)
     theta = THETA
+    stack: ClassVar[str] = "layers"
+    """Files' name of the layers that read text and images together."""
 
     width: int
     heads: int
@@ -88,19 +90,19 @@ class OmniGen2(OneStream):
     def probe(cls, tensors: Tensors) -> OmniGen2:
         """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
         width, fed = tensors.shape("x_embedder.weight")
-        head = tensors.shape("layers.0.attn.norm_q.weight")[0]
-        keys = tensors.shape("layers.0.attn.to_k.weight")[0]
-        wide = tensors.shape("layers.0.feed_forward.linear_1.weight")[0]
+        head = tensors.shape(f"{cls.stack}.0.attn.norm_q.weight")[0]
+        keys = tensors.shape(f"{cls.stack}.0.attn.to_k.weight")[0]
+        wide = tensors.shape(f"{cls.stack}.0.feed_forward.linear_1.weight")[0]
         if width % head or head % (2 * AXES) or keys % head or wide != inside(width):
             raise tensors.unsupported(
-                f"has an OmniGen2 backbone {width} wide with heads of {head} and {wide} inside; supported are heads of "
-                f"a multiple of {2 * AXES} and {inside(width)} inside"
+                f"has a backbone of {cls.title} {width} wide with heads of {head} and {wide} inside; supported are "
+                f"heads of a multiple of {2 * AXES} and {inside(width)} inside"
             )
         return cls(
             width,
             width // head,
             keys // head,
-            tensors.count("layers."),
+            tensors.count(f"{cls.stack}."),
             tensors.count("noise_refiner."),
             tensors.shape("time_caption_embed.caption_embedder.1.weight")[1],
             fed // PATCH**2,
@@ -115,7 +117,7 @@ class OmniGen2(OneStream):
         return self.heads
 
     def table(self, tensors: Tensors | None = None) -> Table:
-        return {name: name for name in _MODULES}
+        return {**{name: name for name in _MODULES}, self.stack: "layers"}
 
     def build(self) -> nn.Module:
         network = Lumina2Transformer2DModel(
@@ -128,12 +130,12 @@ class OmniGen2(OneStream):
             multiple_of=MULTIPLE,
             axes_dim_rope=self.axes,
             cap_feat_dim=self.text_width,
-            norm_eps=_EPS,
+            norm_eps=EPS,
         )
         network.ref_image_patch_embedder = nn.Linear(self.latent_channels * PATCH**2, self.width)
         network.image_index_embedding = nn.Parameter(torch.zeros(MOST_REFERENCES, self.width))
         network.ref_image_refiner = nn.ModuleList(
-            Lumina2TransformerBlock(self.width, self.heads, self.shared, MULTIPLE, None, _EPS)
+            Lumina2TransformerBlock(self.width, self.heads, self.shared, MULTIPLE, None, EPS)
             for _ in range(self.refiners)
         )
         built: nn.Module = network

@@ -1,8 +1,7 @@
 """The autoencoder of HunyuanVideo 1.5: a latent frame covers four images, the first one image, a cell 16 pixels a side.
 
-Reads the authors' file; run by the layers of diffusers' AutoencoderKLHunyuanVideo15. Its middle attends over the whole
-video, as ComfyUI's does, and its other layers are causal: each keeps the last two frames that it read, so that a video
-is processed piece by piece. Source: Wu et al. 2025, arXiv:2511.18870.
+Reads the authors' file; run by the layers of diffusers' AutoencoderKLHunyuanVideo15. Source: Wu et al. 2025,
+arXiv:2511.18870.
 """
 
 from __future__ import annotations
@@ -17,9 +16,10 @@ from diffusers.models.autoencoders.autoencoder_kl_hunyuanvideo15 import (
     HunyuanVideo15Encoder3D,
 )
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention, silu
+from torch.nn.functional import silu
 
 from serve_app.models.families.family import Located, VideoVaeFamily, marked
+from serve_app.models.families.hunyuan_video.causal import TOGETHER, Seen, middle
 from serve_app.models.files.layout import Table, inside
 from serve_app.models.files.tensors import Tensors
 from serve_app.store.models.kinds import VAE_PREFIXES
@@ -27,10 +27,6 @@ from serve_app.store.models.kinds import VAE_PREFIXES
 MARKS = ("decoder.up.0.upsample.conv.conv.weight",)
 FACTOR, FRAMES = 16, 4
 RES_BLOCKS = 2
-BEFORE = 2
-"""Frames before its own that a convolution reads."""
-TOGETHER = 2
-"""Latent frames that are processed at once."""
 
 _RES_BLOCK = {"nin_shortcut": "conv_shortcut"}
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v"}
@@ -86,7 +82,7 @@ class HunyuanVideo15Vae(VideoVaeFamily):
         decoder, z = network.decoder, torch.cat([*latents], dim=2)
         begun = _Seen()
         x = begun.conv(decoder.conv_in, z) + z.repeat_interleave(decoder.repeat, dim=1)
-        x = _middle(decoder.mid_block, x)
+        x = middle(decoder.mid_block, x)
         seen = _Seen()
         for piece in torch.split(x, TOGETHER, dim=2):
             for block in decoder.up_blocks:
@@ -107,43 +103,14 @@ class HunyuanVideo15Vae(VideoVaeFamily):
                     x = seen.downsampled(down, x)
             seen = seen.after()
             made.append(x)
-        x = _middle(encoder.mid_block, torch.cat(made, dim=2))
+        x = middle(encoder.mid_block, torch.cat(made, dim=2))
         around = torch.unflatten(x, 1, (-1, encoder.group_size)).mean(dim=2)
         moments = _Seen().conv(encoder.conv_out, silu(encoder.norm_out(x))) + around
         yield moments[:, : self.latent_channels]
 
 
-class _Seen:
-    """What the causal layers read last, in the order in which they run. before: of the piece before; None: none."""
-
-    def __init__(self, before: Sequence[Tensor] | None = None) -> None:
-        self._before = None if before is None else iter(before)
-        self._kept: list[Tensor] = []
-
-    def after(self) -> _Seen:
-        """Return what the layers have read for the piece that follows."""
-        return _Seen(self._kept)
-
-    @property
-    def first(self) -> bool:
-        """Whether it is a video's first piece."""
-        return self._before is None
-
-    def conv(self, layer: Any, x: Tensor) -> Tensor:
-        """Return a causal convolution's output for frames (B,C,f,h,w)."""
-        before = next(self._before) if self._before is not None else x[:, :, :1].expand(-1, -1, BEFORE, -1, -1)
-        x = torch.cat([before, x], dim=2)
-        self._kept.append(x[:, :, -BEFORE:].clone())
-        made: Tensor = layer.conv(pad(x, (1, 1, 1, 1, 0, 0), mode="replicate"))
-        return made
-
-    def blocks(self, blocks: Iterable[Any], x: Tensor) -> Tensor:
-        """Return the output of residual blocks."""
-        for block in blocks:
-            inner = self.conv(block.conv1, silu(block.norm1(x)))
-            inner = self.conv(block.conv2, silu(block.norm2(inner)))
-            x = inner + (x if block.conv_shortcut is None else block.conv_shortcut(x))
-        return x
+class _Seen(Seen):
+    """What the causal layers read last, with those between resolutions."""
 
     def upsampled(self, layer: Any, x: Tensor) -> Tensor:
         """Return frames with twice the rows and columns, and twice the frames after a video's first."""
@@ -175,20 +142,6 @@ class _Seen:
         if x.shape[2]:
             parts.append(_smaller(made, 2) + torch.unflatten(_smaller(x, 2), 1, (-1, group)).mean(dim=2))
         return torch.cat(parts, dim=2)
-
-
-def _middle(block: Any, x: Tensor) -> Tensor:
-    """Return the output of the middle for a whole video (B,C,T,h,w)."""
-    seen = _Seen()
-    x = seen.blocks(block.resnets[:1], x)
-    for attention, resnet in zip(block.attentions, block.resnets[1:], strict=True):
-        normed = attention.norm(x)
-        q, k, v = (
-            to(normed).flatten(2).transpose(1, 2)[:, None] for to in (attention.to_q, attention.to_k, attention.to_v)
-        )
-        found = scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(x.shape)
-        x = seen.blocks([resnet], x + attention.proj_out(found))
-    return x
 
 
 def _larger(x: Tensor, frames: int = 1) -> Tensor:

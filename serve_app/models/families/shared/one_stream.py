@@ -115,6 +115,10 @@ class OneStream(Transformer):
         """Return further tokens that image and text attend to; None by default."""
         return None
 
+    def together(self, network: Any, image: Stream, text: Stream, time: Tensor) -> Stream:
+        """Return image and references, and the text, as one stream; unchanged by default."""
+        return image.followed_by(text)
+
     def inputs(
         self,
         cond: Tensor,
@@ -153,8 +157,9 @@ class OneStream(Transformer):
         for layer in network.context_refiner:
             text = text.through(layer)
         reference_tokens = self.reference_tokens(network, given, time)
-        whole = (image if reference_tokens is None else image.followed_by(reference_tokens)).followed_by(text)
         count = image.tokens.shape[1]
+        images = image if reference_tokens is None else image.followed_by(reference_tokens)
+        whole = self.together(network, images, text, time)
         shards = sharding(count, whole.tokens.shape[1] - count)
         with attention_over(shards.of_attention):
             whole = whole.sharded(shards).through_all(network.layers, time, LAYERS, controls)

@@ -42,8 +42,8 @@ FLUX3 = replace(PLAIN, key="qwen3vl_4b", template=_USER, multiple=80, returns_ma
 IDEOGRAM4 = replace(QWEN_IMAGE, key="qwen3vl_8b", template=_USER, embeds=True, taps=(*range(1, 35, 3), 36))
 
 _KEYS = ("qwen3_4b", "qwen3_8b", "qwen3vl_4b", "qwen3vl_8b", "qwen3vl_32b")
-WIDTH_06B, _WIDTH_OVIS = 1024, 2048
-"""Widths of models used otherwise: Anima's, and one of an unsupported family."""
+WIDTH_06B, WIDTH_OVIS = 1024, 2048
+"""Widths of models used otherwise: Anima's and Ovis-Image's."""
 WITH_CODES = 217204
 """Tokens of one that writes codes of sound, ACE-Step 1.5's."""
 _WIDTH_8B = 4096
@@ -67,10 +67,7 @@ class Qwen3Text(DecoderText):
     @classmethod
     def probe(cls, tensors: Tensors) -> Qwen3Text:
         """Read the network's size off its tensors. Errors: ModelFileError for an unsupported variant."""
-        probed = replace(super(Qwen3Text, cls).probe(tensors), tower=Qwen3VisionTower.probe(tensors))
-        if probed.width == _WIDTH_OVIS and probed.tower is None:
-            raise tensors.unsupported("holds the text encoder of Ovis-Image, a family that is not supported")
-        return probed
+        return replace(super(Qwen3Text, cls).probe(tensors), tower=Qwen3VisionTower.probe(tensors))
 
     def table(self, tensors: Tensors | None = None) -> Table:
         return {**super(Qwen3Text, self).table(tensors), "model.visual": "visual", "visual": "visual"}

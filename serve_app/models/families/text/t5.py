@@ -54,7 +54,12 @@ class T5Text(TextFamily):
         "",
     )
     name = "T5-XXL"
-    prompt_formats: ClassVar[Mapping[str, PromptFormat]] = {"pixart": UNPADDED, "chroma": UNPADDED, "sd3": PADDED_77}
+    prompt_formats: ClassVar[Mapping[str, PromptFormat]] = {
+        "pixart": UNPADDED,
+        "chroma": UNPADDED,
+        "sd3": PADDED_77,
+        "ltxv": replace(MASKED, least=128),
+    }
     usual: ClassVar[PromptFormat] = MASKED
 
     layers: int

@@ -312,13 +312,7 @@ class Ltx2(Transformer):
             return None, None
         mask = to_batch(canvas.mask, canvas.rows)
         video, *audio = canvas.layout.parts(mask)
-        if kept is not None:
-            each = video[:, 0].flatten(1)[:, kept.to(video.device)]
-        elif bool((video[:1, :1] != video[:1, :1, :, :1, :1]).any()):
-            each = video[:, 0].flatten(1)
-        else:
-            each = video[:, 0, :, 0, 0]
-        return each, audio[0][:, 0, :, 0] if audio else None
+        return noise_levels(video, kept), audio[0][:, 0, :, 0] if audio else None
 
     def group_key(self, x: Tensor, inputs: Ltx2Inputs) -> Hashable:
         """Return the shapes of x and of noise levels, the frame rate, guides, and the length of filled texts."""
@@ -462,3 +456,15 @@ class Ltx2(Transformer):
         if self.projects_text:
             return network.caption_projection(video), network.audio_caption_projection(audio)
         return video, audio
+
+
+def noise_levels(mask: Tensor, kept: Tensor | None) -> Tensor:
+    """Return the noise levels of a video's tokens: of each frame (B,F) where they are equal, else of each, (B,n).
+
+    mask: (B,1,F,h,w). kept: as `Guides`.
+    """
+    if kept is not None:
+        return mask[:, 0].flatten(1)[:, kept.to(mask.device)]
+    if bool((mask[:1, :1] != mask[:1, :1, :, :1, :1]).any()):
+        return mask[:, 0].flatten(1)
+    return mask[:, 0, :, 0, 0]

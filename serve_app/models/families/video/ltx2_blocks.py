@@ -57,7 +57,7 @@ class Blocks:
         if sounds:
             self._crossed(block, video, audio, times)
         for stream, prefix, (time, _), _of_text, _text in streams:
-            parts = _modulation(getattr(block, f"{prefix}scale_shift_table"), time, stream.tokens, slice(3, 6))
+            parts = modulation(getattr(block, f"{prefix}scale_shift_table"), time, stream.tokens, slice(3, 6))
             inner = addcmul(parts[0], normed(stream.tokens), 1 + parts[1])
             stream.tokens = addcmul(stream.tokens, getattr(block, f"{prefix}ff")(inner), parts[2])
         return video.tokens, audio.tokens
@@ -74,7 +74,7 @@ class Blocks:
     ) -> None:
         """Let a stream's tokens attend to each other, then to the text."""
         table = getattr(block, f"{prefix}scale_shift_table")
-        shift, scale, gate = _modulation(table, time, stream.tokens, slice(0, 3))
+        shift, scale, gate = modulation(table, time, stream.tokens, slice(0, 3))
         inner = addcmul(shift, normed(stream.tokens), 1 + scale)
         layer = getattr(block, f"{prefix}attn1")
         found = self.attention(
@@ -85,9 +85,9 @@ class Blocks:
         if of_text is None:
             stream.tokens = stream.tokens + self.attention(reads, normed(stream.tokens), text)
             return
-        shift, scale, gate = _modulation(table, time, stream.tokens, slice(6, 9))
+        shift, scale, gate = modulation(table, time, stream.tokens, slice(6, 9))
         of_keys = getattr(block, f"{prefix}prompt_scale_shift_table")
-        key_shift, key_scale = _modulation(of_keys, of_text, text, slice(0, 2))
+        key_shift, key_scale = modulation(of_keys, of_text, text, slice(0, 2))
         inner = addcmul(shift, normed(stream.tokens), 1 + scale)
         found = self.attention(reads, inner, addcmul(key_shift, text, 1 + key_scale))
         stream.tokens = addcmul(stream.tokens, found, gate)
@@ -297,7 +297,7 @@ def normed(tokens: Tensor) -> Tensor:
     return rms_norm(tokens, tokens.shape[-1:], eps=EPS)
 
 
-def _modulation(table: Tensor, time: Tensor, tokens: Tensor, rows: slice) -> list[Tensor]:
+def modulation(table: Tensor, time: Tensor, tokens: Tensor, rows: slice) -> list[Tensor]:
     """Return rows of a modulation for tokens (R,n,W), (R,1 or n,W) each. time: (R,G,K·W)."""
     parts = table[rows] + torch.unflatten(time, 2, (len(table), -1))[:, :, rows]
     return [_by_token(part, tokens.shape[1]) for part in parts.unbind(dim=2)]
@@ -305,7 +305,7 @@ def _modulation(table: Tensor, time: Tensor, tokens: Tensor, rows: slice) -> lis
 
 def _crossing(table: Tensor, time: Tensor, tokens: Tensor) -> list[Tensor]:
     """Return scale and shift to read the other stream, then to be read by it. table: with a last row for the gate."""
-    return _modulation(table[:4], time, tokens, slice(0, 4))
+    return modulation(table[:4], time, tokens, slice(0, 4))
 
 
 def _by_token(of_groups: Tensor, count: int) -> Tensor:

@@ -40,10 +40,10 @@ def written(models: Path, part: str, *names: str, rows: int = 1) -> str | None:
     ("part", "title", "names"),
     [
         ("backbone", "Wan Dancer", ("head.modulation", "patch_embedding_global.weight")),
-        ("backbone", "LTX-Video", ("model.diffusion_model.adaln_single.emb.timestep_embedder.linear_1.bias",)),
+        ("backbone", "PixelDiT", ("core.pixel_embedder.proj.weight",)),
         ("backbone", "HunyuanImage", ("txt_in.individual_token_refiner.blocks.0.norm1.weight",)),
-        ("backbone", "Chroma Radiance", ("nerf_blocks.0.norm.scale", "distilled_guidance_layer.norms.0.scale")),
-        ("vae", "LTX-Video or HunyuanVideo", ("decoder.conv_in.conv.weight",)),
+        ("backbone", "Lens", ("transformer_blocks.0.img_mlp.w1.weight",)),
+        ("vae", "CogVideoX", ("decoder.conv_in.conv.weight",)),
         ("model_patch", "Uni3C's of Wan", ("controlnet_patch_embedding.weight",)),
         ("controlnet", "Hunyuan-DiT", ("after_proj_list.18.bias", "controlnet_blocks.0.weight")),
     ],
@@ -57,10 +57,10 @@ def test_a_family_that_is_known_and_lacking_is_refused_by_name(
     assert reason.startswith(f"holds a {wanted} of {title}, which is not supported; supported are ")
 
 
-def test_similar_text_encoders_are_distinguished_by_their_width(models: Path) -> None:
+def test_similar_text_encoders_are_distinguished_by_their_tensors(models: Path) -> None:
     names = ("model.layers.0.post_attention_layernorm.weight", "model.layers.0.self_attn.q_norm.weight")
     assert written(models, "clip", *names, rows=2560) is None
-    assert "Ovis-Image, which is not supported" in str(written(models, "clip", *names, rows=2048))
+    assert "GPT-OSS, which is not supported" in str(written(models, "clip", *names, "model.layers.0.self_attn.sinks"))
 
 
 def test_a_file_of_no_family_says_what_it_looks_like_and_what_is_wanted(models: Path) -> None:

@@ -1,0 +1,1 @@
+"""Boogu-Image: its backbone and its way to read texts."""

@@ -1,0 +1,1 @@
+"""Chroma1-Radiance: its backbone."""

@@ -1,0 +1,1 @@
+"""Kandinsky 5: its backbones and its way to read texts."""

@@ -1,0 +1,1 @@
+"""Ovis-Image: its backbone and its way to read texts."""
