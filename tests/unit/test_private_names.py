@@ -23,7 +23,7 @@ OF_OTHERS = {
     "attention packages that are not installed": {"_AttentionBackendRegistry", "_backends"},
     "what Ray makes of our settings": {"_deployment_config", "_generate_config_file_internal"},
     "diffusers' own pipeline, beside which texts are encoded": {"_get_qwen3_vl_prompt_embeds"},
-    "the figures of ComfyUI that are recorded": {"_denoise_mask_values", "_forward_propagation"},
+    "the figures of ComfyUI that are recorded": {"_denoise_mask_values", "_forward_propagation", "_weight_norm_conv"},
     "named tuples": {"_asdict", "_fields", "_replace"},
 }
 """Private names of other libraries that tests read, by the reason."""

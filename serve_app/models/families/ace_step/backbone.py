@@ -72,7 +72,7 @@ def silence(count: int) -> Tensor:
 
 def numbers_of(codes: Tensor) -> Tensor:
     """Return the numbers (…,6) in −1…1 of codes (…)."""
-    levels = torch.tensor(CODE_LEVELS, device=codes.device)
+    levels = to_device(torch.tensor(CODE_LEVELS), codes.device)
     basis = torch.cumprod(torch.cat([levels.new_ones(1), levels[:-1]]), 0)
     return (codes[..., None] // basis % levels).float() * (2.0 / (levels - 1).float()) - 1.0
 

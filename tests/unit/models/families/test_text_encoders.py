@@ -65,7 +65,8 @@ def test_encoders_that_do_not_go_together_are_refused_with_those_that_do(root):
         "encoders that go together are CLIP-L and CLIP-G (SDXL), CLIP-L and T5-XXL (Flux.1), CLIP-L and CLIP-G and "
         "T5-XXL (SD 3), CLIP-L and CLIP-G and T5-XXL and Llama 3.1 (HiDream), Gemma 3 and LTX-2's projection (LTX-2), "
         "Gemma 4 and LTX-2's projection (LTX-2.5), CLIP-L and Llama 3.1 (HunyuanVideo), Qwen2.5-VL and ByT5 "
-        "(HunyuanVideo 1.5), Qwen2.5-VL and CLIP-L (Kandinsky 5), Qwen2.5-VL and CLIP-L (Kandinsky 5 Image)"
+        "(HunyuanVideo 1.5), Qwen3 0.6B and ACE-Step 1.5's language model (ACE-Step 1.5), "
+        "Qwen2.5-VL and CLIP-L (Kandinsky 5), Qwen2.5-VL and CLIP-L (Kandinsky 5 Image)"
     )
     with pytest.raises(ModelFileError, match="hold T5-XXL and T5-XXL, which type 'sd3' does not read together"):
         found(root, "sd3", "t5", "t5")
