@@ -37,6 +37,11 @@ class Boogu(OmniGen2):
 
     doubles: int = 0
 
+    @property
+    def sharded_heads(self) -> None:  # type: ignore[override]
+        """None: its layers over ranks are compared with nothing."""
+        return None
+
     @classmethod
     def probe(cls, tensors: Tensors) -> Boogu:
         found = super(Boogu, cls).probe(tensors)

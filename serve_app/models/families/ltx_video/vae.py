@@ -51,6 +51,8 @@ NOISE, TIME = 0.025, 0.05
 class LtxVideoVae(Ltx2Vae):
     """An autoencoder of videos. timed: its decoder reads a time. noise, time: as above."""
 
+    strips = False
+
     timed: bool = False
     noise: float = NOISE
     time: float = TIME

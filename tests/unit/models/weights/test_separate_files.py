@@ -219,7 +219,7 @@ def test_a_file_in_eight_bits_is_read_as_the_numbers_it_holds(tmp_path):
 @pytest.mark.parametrize(
     ("name", "family"),
     [
-        ("nerf_blocks.0.norm.scale", "Chroma Radiance"),
+        ("core.pixel_embedder.proj.weight", "PixelDiT"),
         ("clf.1.weight", "Stable Cascade"),
         ("patch_embedding_pose.weight", "Wan SCAIL"),
     ],
