@@ -256,12 +256,22 @@ async def test_the_server_notices_that_a_caller_has_ended() -> None:
 
 
 async def test_a_slow_call_is_awaited_while_its_server_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rpc, "LOOK_S", 0.01)
+    monkeypatch.setattr(rpc, "LOOK_S", 0.5)
+    pings, take = asyncio.Semaphore(0), RpcServer._take
+
+    def counted(server: RpcServer, message: list[bytes]) -> None:
+        if decode(message[-1])[1] == rpc.PING:
+            pings.release()
+        take(server, message)
+
+    monkeypatch.setattr(RpcServer, "_take", counted)
     async with served() as (scheduler, _, address):
         connection = await connected(address)
         call = asyncio.create_task(connection.call("hold"))
         await scheduler.held.wait()
-        await asyncio.sleep(0.2)
+        # Two pings that nobody answered would end the connection at the third.
+        for _ in range(4):
+            await asyncio.wait_for(pings.acquire(), PATIENCE_S)
         assert not call.done()
         scheduler.release.set()
         assert await call == "released"
